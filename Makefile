@@ -1,0 +1,39 @@
+# Each target makes .venv first where it is missing or older than what it is made from.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup train test lint bench clean
+
+help:
+	@echo "make setup   create .venv and install the project with the tested versions"
+	@echo "make train   train configs/digits.py in runs/digits (about a minute)"
+	@echo "make test    all tests"
+	@echo "make lint    ruff"
+	@echo "make bench   training, forward, data and start-up beside PyTorch (installs it into .venv-bench)"
+	@echo "make clean   remove .venv and caches; runs/ stays"
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed, this is %d.%d; try make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: $(READY)
+
+train: $(READY)
+	$(BIN)/python -m train --config=configs/digits.py --workdir=runs/digits
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(READY)
+	$(BIN)/python -m ruff check .
+
+bench: $(READY)
+	$(BIN)/python -m experiments.bench
+
+clean:
+	rm -rf $(VENV) .venv-bench build *.egg-info .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,73 @@
+"""Networks: pure functions of fields, variables and images, which know nothing of training.
+
+  model = models.create("resnet50", norm="group", num_classes=10)
+  variables = models.initialize(model, jax.random.key(0), (1, 224, 224, 3))
+  logits = model.apply(variables, images)
+"""
+
+import dataclasses
+import importlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models.errors import UserError, choice_error, nearest
+from models.layers.conv import lowering
+
+# Beginning of a name: the module of its family, imported when it is needed. Such a module has a table VARIANTS of
+# partial applications of module classes to fields.
+FAMILIES = {
+    "plain": "models.resnet",
+    "preresnet": "models.resnet",
+    "resnet": "models.resnet",
+    "resnext": "models.resnet",
+    "wide_resnet": "models.resnet",
+}
+# A field by the name that users give it, where flax has taken that name.
+_FIELD_OF = {"init": "kernel_init"}
+
+
+def names() -> list[str]:
+    """Every registered name, sorted."""
+    return sorted({name for module in set(FAMILIES.values()) for name in importlib.import_module(module).VARIANTS})
+
+
+def create(name: str, **overrides: Any) -> nn.Module:
+    """Makes the network `name`: apply(variables, images [N, H, W, C], train=False) gives logits [N, num_classes].
+
+    Args:
+      name: one of `names()`.
+      **overrides: fields of its class, for other values than the variant's; `init` is the initialization of kernels.
+
+    Raises:
+      UserError: unknown name, field, or value of a field.
+    """
+    families = [start for start in FAMILIES if name.startswith(start)]
+    variants = importlib.import_module(FAMILIES[max(families, key=len)]).VARIANTS if families else {}
+    if name not in variants:
+        raise choice_error("model", name, names())
+    factory = variants[name]
+    users = {field: user for user, field in _FIELD_OF.items()}
+    fields = [users.get(f.name, f.name) for f in dataclasses.fields(factory.func) if f.name not in ("parent", "name")]
+    for field in overrides:
+        if field not in fields:
+            raise UserError(f"unknown field '{field}' of model {name}{nearest(field, fields) or ';'} "
+                            f"allowed: {', '.join(fields)}")
+    return factory(**{_FIELD_OF.get(field, field): value for field, value in overrides.items()})
+
+
+def initialize(
+    model: nn.Module, rng: jax.Array, input_shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> dict[str, Any]:
+    """Draws a model's variables in one jitted call: {"params": ..., "batch_stats": ... where there is batch norm}.
+
+    Args:
+      model: from `create`, or any module that takes images.
+      rng: a key; each parameter's draw depends on it and on the parameter's path alone.
+      input_shape: [N, H, W, C] of images; of these only C matters to most networks.
+      dtype: of the images.
+    """
+    with lowering("plain"):
+        return jax.jit(lambda rng: model.init(rng, jnp.zeros(input_shape, dtype)))(rng)

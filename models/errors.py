@@ -1,0 +1,21 @@
+"""A user's mistake: one line that names the thing and what is allowed."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. Entry points print it as one line, without a traceback, and exit with 2."""
+
+
+def nearest(value: str, allowed: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the closest of `allowed`, or "" where none is close."""
+    close = difflib.get_close_matches(value, list(allowed), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def choice_error(kind: str, value: object, allowed: Iterable[str]) -> UserError:
+    """An error for a `value` that is none of `allowed`: "unknown norm 'grop'; did you mean 'group'? allowed: batch, …"."""
+    allowed = list(allowed)
+    hint = nearest(str(value), allowed) or ";"
+    return UserError(f"unknown {kind} '{value}'{hint} allowed: {', '.join(allowed)}")

@@ -1,0 +1,103 @@
+"""The fields that every classifier has, and what they resolve to: the ingredients that studies exchange."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from models.errors import UserError, choice_error
+from models.layers.activation import activation
+from models.layers.conv import Conv, Dense
+from models.layers.init import init
+from models.layers.norm import norm
+
+SYNC_AXIS = "batch"  # the device axis of a training step
+
+
+class Ingredients(NamedTuple):
+    """Constructors of the layers of one call of a model, the model's fields bound; only `act` is a function of arrays.
+
+    Attributes:
+      conv: conv(features, kernel_size, strides=1, ..., name=...), with a bias only where there is no normalization.
+      dense: dense(features, name=...), with a bias.
+      norm: norm(name=..., scale_init=...).
+      act: of an array.
+    """
+
+    conv: Callable
+    dense: Callable
+    norm: Callable
+    act: Callable
+
+
+class Classifier(nn.Module):
+    """Base of the networks from images [N, H, W, C] to logits [N, num_classes], float32.
+
+    Attributes:
+      num_classes: of the logits.
+      norm: see layers/norm.py.
+      act: see layers/activation.py.
+      kernel_init: of every kernel, stem and head included, see layers/init.py; biases start at zero. `models.create`
+        and configs call it `init`, a name that flax modules have taken.
+      conv, dense: "standard", or a class with the fields of layers/conv.py's Conv and Dense, for every such layer.
+      sync_norm: whether batch statistics are averaged over the devices of a training step.
+      dtype: of the computation, e.g. "bfloat16"; None for float32. Parameters, statistics and logits stay float32.
+
+    Raises:
+      UserError: a field has a value that it cannot have, or that other fields leave without effect.
+    """
+
+    num_classes: int = 1000
+    norm: str | Callable = "batch"
+    act: str | Callable = "relu"
+    kernel_init: str | Callable = "msra"
+    conv: str | Callable = "standard"
+    dense: str | Callable = "standard"
+    sync_norm: bool = False
+    dtype: Any = None
+
+    def __post_init__(self):
+        self.ingredients(train=False)
+        if self.sync_norm and isinstance(self.norm, str) and self.norm != "batch":
+            raise UserError(f"sync_norm=True is for norm 'batch'; norm '{self.norm}' has nothing to synchronize")
+        self.check()
+        super().__post_init__()
+
+    def check(self) -> None:
+        """Raises UserError where the fields of a family contradict each other."""
+
+    @property
+    def resolution(self) -> int:
+        """Height and width of the images that the network was designed for."""
+        return 224
+
+    def ingredients(self, train: bool) -> Ingredients:
+        """Resolves the fields for one call."""
+        kernels = {"kernel_init": init(self.kernel_init), "dtype": _dtype(self.dtype)}
+        axis_name = SYNC_AXIS if self.sync_norm and train else None
+        return Ingredients(
+            conv=functools.partial(_layer("conv", self.conv, Conv), use_bias=self.norm == "none", **kernels),
+            dense=functools.partial(_layer("dense", self.dense, Dense), **kernels),
+            norm=norm(self.norm, train=train, dtype=kernels["dtype"], axis_name=axis_name),
+            act=activation(self.act),
+        )
+
+
+def _layer(field: str, spec: str | Callable, standard: Callable) -> Callable:
+    if callable(spec):
+        return spec
+    if spec != "standard":
+        raise choice_error(field, spec, ("standard",))
+    return standard
+
+
+def _dtype(spec: Any) -> Any:
+    try:
+        dtype = None if spec is None else jnp.dtype(spec)
+    except TypeError:
+        dtype = None
+    if spec is not None and (dtype is None or not jnp.issubdtype(dtype, jnp.floating)):
+        raise choice_error("dtype", spec, ("float32", "bfloat16", "float16"))
+    return dtype

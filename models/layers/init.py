@@ -1,0 +1,146 @@
+"""Initialization of kernels: by name, and from data (LSUV).
+
+Kernels are [kh, kw, C / groups, D] for convolutions and [C, D] for dense layers, so fan-in is kh kw C / groups, the
+number of inputs of one output. Fan-out is kh kw D, as PyTorch counts it: groups are not divided out.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models.errors import UserError, choice_error
+
+_scaled = nn.initializers.variance_scaling
+# Standard deviation of a standard normal cut at -2 and 2.
+_STD_CUT_AT_2 = 0.87962566103423978
+
+
+def _truncated_normal(std: float) -> Callable:
+    """Normal, cut at two standard deviations and widened so that `std` is the deviation of what is drawn."""
+    return nn.initializers.truncated_normal(std / _STD_CUT_AT_2)
+
+
+INITS = {
+    # He et al. 2015, arXiv 1502.01852, eq. 10 and 14: zero-mean Gaussian of variance 2 / fan; not truncated.
+    "msra": _scaled(2.0, "fan_in", "normal"),
+    "msra_fan_in": _scaled(2.0, "fan_in", "normal"),
+    "msra_fan_out": _scaled(2.0, "fan_out", "normal"),
+    # Glorot & Bengio 2010, eq. 16: variance 2 / (fan_in + fan_out).
+    "xavier_uniform": _scaled(1.0, "fan_avg", "uniform"),
+    "xavier_normal": _scaled(1.0, "fan_avg", "normal"),
+    # LeCun et al. 1998, Efficient BackProp, eq. 16: variance 1 / fan_in.
+    "lecun": _scaled(1.0, "fan_in", "normal"),
+    # Saxe et al. 2014, arXiv 1312.6120: columns of the [kh kw C, D] matrix orthonormal (rows, where D is larger).
+    "orthogonal": nn.initializers.orthogonal(),
+}
+# With a standard deviation, as in "normal:0.01", and the one that is taken without.
+_WITH_STD = {"normal": (nn.initializers.normal, 0.01), "truncated_normal": (_truncated_normal, 0.02)}
+
+
+def init(spec: str | Callable) -> Callable[..., jax.Array]:
+    """Resolves `spec` to an initializer (key, shape, dtype) -> array.
+
+    Args:
+      spec: a name in INITS, "normal:STD", "truncated_normal:STD" (STD is the deviation of the values drawn, which are
+        cut at about 2.27 STD), or an initializer.
+
+    Raises:
+      UserError: neither a name nor an initializer, or STD is no positive number.
+    """
+    if callable(spec):
+        return spec
+    if spec in INITS:
+        return INITS[spec]
+    kind, colon, number = str(spec).partition(":")
+    if kind not in _WITH_STD:
+        raise choice_error("init", spec, (*INITS, "normal:STD", "truncated_normal:STD"))
+    make, std = _WITH_STD[kind]
+    if colon:
+        try:
+            std = float(number)
+        except ValueError:
+            std = 0.0
+        if not 0 < std < float("inf"):
+            raise UserError(f"init '{spec}': '{number}' is no positive standard deviation; write e.g. '{kind}:0.01'")
+    return make(std)
+
+
+def lsuv(
+    model: nn.Module,
+    variables: Any,
+    images: jax.Array,
+    rng: jax.Array,
+    tolerance: float = 0.1,
+    max_trials: int = 10,
+) -> dict[str, Any]:
+    """Layer-sequential unit-variance initialization (Mishkin & Matas 2016, arXiv 1511.06422, algorithm 1).
+
+    In the order of the computation, every layer with a kernel gets an orthonormal one, divided by the standard
+    deviation of the layer's output on `images` until its variance is within `tolerance` of 1; layers after it see the
+    result. Works for any model, one jitted pass; the model runs in training mode, and its other variables stay.
+
+    Args:
+      model: a module with `__call__(images, train)`.
+      variables: as `models.initialize` gives them; kernels are replaced, nothing else.
+      images: [N, H, W, C], a batch of training images.
+      rng: key for the orthonormal matrices (and for dropout, if the model has it).
+      tolerance, max_trials: of the paper.
+
+    Returns:
+      New variables.
+    """
+    orthonormal = nn.initializers.orthogonal()
+    inside = False  # a layer that `rescale` itself calls is not to be rescaled again
+
+    def rescale(call, args, kwargs, context):
+        layer = context.module
+        own = {} if inside or context.method_name != "__call__" else layer.variables.get("params", {})
+        kernel = own.get("kernel")
+        if not isinstance(kernel, jax.Array) or kernel.ndim < 2:
+            return call(*args, **kwargs)
+        free = layer.clone(parent=None, name=None)
+
+        def output(kernel):
+            nonlocal inside
+            inside = True
+            try:
+                return free.apply({"params": {**own, "kernel": kernel}}, *args, **kwargs)
+            finally:
+                inside = False
+
+        def variance(kernel):
+            return jnp.var(output(kernel).astype(jnp.float32))
+
+        def unsettled(state):
+            trial, _, var = state
+            return (trial < max_trials) & (jnp.abs(var - 1) > tolerance) & (var > 0)
+
+        def divide(state):
+            trial, kernel, var = state
+            kernel = kernel / jnp.sqrt(var).astype(kernel.dtype)
+            return trial + 1, kernel, variance(kernel)
+
+        if layer.has_variable("lsuv", "kernel"):  # a layer that is used a second time
+            return output(layer.get_variable("lsuv", "kernel"))
+        kernel = orthonormal(layer.make_rng("lsuv"), kernel.shape, kernel.dtype)
+        _, kernel, _ = jax.lax.while_loop(unsettled, divide, (0, kernel, variance(kernel)))
+        layer.put_variable("lsuv", "kernel", kernel)
+        return output(kernel)
+
+    @jax.jit
+    def kernels(variables, images, rng):
+        keys = dict(zip(("lsuv", "dropout"), jax.random.split(rng), strict=True))
+        with nn.intercept_methods(rescale):
+            _, changed = model.apply(variables, images, train=True, rngs=keys, mutable=["batch_stats", "lsuv"])
+        return changed["lsuv"]
+
+    return {**variables, "params": _merge(variables["params"], kernels(variables, images, rng))}
+
+
+def _merge(params: Any, changed: Any) -> Any:
+    if not isinstance(changed, dict):
+        return changed
+    return {name: _merge(old, changed[name]) if name in changed else old for name, old in params.items()}

@@ -1,0 +1,220 @@
+"""Normalization: batch, layer, instance, group, channel, none. One formula, which differs in what it averages over.
+
+  y = (x - mean) / sqrt(var + epsilon) * scale + bias                       x [N, ..., C], scale and bias [C]
+
+  batch      over the batch and space, for each channel       Ioffe & Szegedy 2015, arXiv 1502.03167
+  layer      over space and channels, for each example        Ba et al. 2016, arXiv 1607.06450, as Wu & He draw it
+  instance   over space, for each example and channel         Ulyanov et al. 2016, arXiv 1607.08022
+  group      over space and the channels of a group           Wu & He 2018, arXiv 1803.08494, fig. 2
+  channel    over the channels, for each place                the LayerNorm of transformers and ConvNeXt
+
+scale and bias are per channel in all of them, as in Wu & He, so that parameters do not depend on the resolution.
+PyTorch's LayerNorm([C, H, W]) has one of each for every element; the two agree where those are constant over space.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from models.errors import UserError, choice_error
+
+NORMS = ("batch", "layer", "instance", "group", "group:G", "channel", "none")
+_ones, _zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+
+
+def norm(spec: str | Callable, *, train: bool, dtype: Any = None, axis_name: str | None = None) -> Callable:
+    """Resolves `spec` to a constructor of layers, `make(name=..., scale_init=..., epsilon=...)`, all arguments optional.
+
+    Args:
+      spec: one of NORMS; "group" has 32 groups, or one a channel in layers of fewer channels (the first stages of
+        CIFAR networks), "group:8" exactly 8. Or a callable, which gets the keywords train, dtype and axis_name besides
+        those of `make` and returns a function of x.
+      train: whether batch statistics are used and running ones updated.
+      dtype: of the output; None for that of the input. Statistics are float32 whatever it is.
+      axis_name: the device axis that batch statistics are averaged over; None for each device's own.
+
+    Raises:
+      UserError: unknown spec.
+    """
+    if callable(spec):
+        return functools.partial(spec, train=train, dtype=dtype, axis_name=axis_name)
+    kind, colon, count = str(spec).partition(":")
+    if kind == "batch" and not colon:
+        return functools.partial(BatchNorm, train=train, dtype=dtype, axis_name=axis_name)
+    if kind == "group" and (not colon or count.isdecimal() and int(count) > 0):
+        return functools.partial(GroupNorm, groups=int(count) if colon else None, dtype=dtype)
+    plain = {"layer": functools.partial(GroupNorm, groups=1), "instance": InstanceNorm, "channel": ChannelNorm}
+    if kind in plain and not colon:
+        return functools.partial(plain[kind], dtype=dtype)
+    if spec == "none":
+        return NoNorm
+    raise choice_error("norm", spec, NORMS)
+
+
+def _mean(x: jax.Array, axes: tuple[int, ...], axis_name: str | None) -> jax.Array:
+    mean = x.mean(axes, keepdims=True)
+    return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def normalize(x, scale, bias, axes, epsilon, axis_name, dtype):
+    """Normalizes x over `axes` (and over the devices of `axis_name`), then scales and shifts.
+
+    Two passes, the variance from differences to the mean: mean of squares minus square of mean loses every digit of
+    the variance of inputs whose mean is large. Of x-sized arrays, only x itself, in its own type, is kept for the
+    gradient.
+
+    Args:
+      x: [..., *channels], any floating type; the sums are float32.
+      scale, bias: float32 [*channels], over the last axes of x.
+      axes, epsilon, axis_name, dtype: see above; dtype is the output's.
+
+    Returns:
+      y of x's shape; mean and biased variance, float32, of x's shape with `axes` reduced to 1.
+    """
+    return _forward(x, scale, bias, axes, epsilon, axis_name, dtype)[0]
+
+
+def _forward(x, scale, bias, axes, epsilon, axis_name, dtype):
+    x32 = x.astype(jnp.float32)
+    mean = _mean(x32, axes, axis_name)
+    var = _mean(jnp.square(x32 - mean), axes, axis_name)
+    y = (x32 - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    return (y.astype(dtype), mean, var), (x, scale, mean, var)
+
+
+def _backward(axes, epsilon, axis_name, dtype, residuals, cotangents):
+    x, scale, mean, var = residuals
+    dy, dmean, dvar = cotangents
+    dy = dy.astype(jnp.float32)
+    rstd = lax.rsqrt(var + epsilon)
+    places = tuple(range(x.ndim - scale.ndim))
+    common = tuple(axis for axis in axes if axis in places)  # summed once, for the parameters and for the input
+    rest = tuple(axis for axis in axes if axis not in places)
+    centred = x.astype(jnp.float32) - mean
+    sum_dy = dy.sum(common, keepdims=True)
+    sum_dy_x = (dy * centred).sum(common, keepdims=True)
+    dscale, dbias = (sum_dy_x * rstd).sum(places), sum_dy.sum(places)
+    count = math.prod(x.shape[axis] for axis in axes)
+    mean_g = (scale * sum_dy).sum(rest, keepdims=True) / count
+    mean_g_x = (scale * sum_dy_x).sum(rest, keepdims=True) / count
+    dmean, dvar = dmean / count, dvar / count
+    if axis_name is not None:  # what one device puts in reaches the losses of all
+        mean_g, mean_g_x, dmean, dvar = lax.pmean((mean_g, mean_g_x, dmean, dvar), axis_name)
+    dx = dy * (scale * rstd) - centred * (mean_g_x * rstd**3 - 2 * dvar) - (mean_g * rstd - dmean)
+    return dx.astype(x.dtype), dscale, dbias
+
+
+normalize.defvjp(_forward, _backward)
+
+
+def _affine(module: nn.Module, channels: int) -> tuple[jax.Array, jax.Array]:
+    scale = module.param("scale", module.scale_init, (channels,), jnp.float32)
+    return scale, module.param("bias", _zeros, (channels,), jnp.float32)
+
+
+def _output(dtype: Any, x: jax.Array) -> Any:
+    return x.dtype if dtype is None else dtype
+
+
+class BatchNorm(nn.Module):
+    """Normalizes each channel over the batch and space; by running statistics where `train` is False.
+
+    The collection "batch_stats" holds "mean" and "var", float32 [C]: 0.9 of the old plus 0.1 of the batch's, the
+    variance unbiased, as PyTorch has it. Where the collection "batch_moments" is mutable, a training call leaves the
+    batch's "mean", biased "var" and mean "square" there, from which running statistics can be recomputed.
+    """
+
+    train: bool
+    dtype: Any = None
+    axis_name: str | None = None
+    scale_init: Callable = _ones
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        scale, bias = _affine(self, channels)
+        running_mean = self.variable("batch_stats", "mean", _zeros, None, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", _ones, None, (channels,), jnp.float32)
+        dtype = _output(self.dtype, x)
+        if not self.train:
+            factor = lax.rsqrt(running_var.value + self.epsilon) * scale
+            return ((x.astype(jnp.float32) - running_mean.value) * factor + bias).astype(dtype)
+        axes = tuple(range(x.ndim - 1))
+        axis_name = None if self.is_initializing() else self.axis_name
+        y, mean, var = normalize(x, scale, bias, axes, self.epsilon, axis_name, dtype)
+        if not self.is_initializing():
+            mean, var = lax.stop_gradient((mean.reshape(channels), var.reshape(channels)))
+            count = x.size // channels * (lax.axis_size(axis_name) if axis_name else 1)
+            if self.is_mutable_collection("batch_stats"):
+                unbiased = var * (count / max(count - 1, 1))
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+            for name, value in (("mean", mean), ("var", var), ("square", var + jnp.square(mean))):
+                self.sow("batch_moments", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+        return y
+
+
+class GroupNorm(nn.Module):
+    """Normalizes each example over space and the channels of a group; groups=None: 32, or C where C is smaller."""
+
+    groups: int | None = None
+    dtype: Any = None
+    scale_init: Callable = _ones
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        groups = min(32, channels) if self.groups is None else self.groups
+        if channels % groups:
+            raise UserError(f"norm 'group:{groups}' at {'/'.join(self.path)}: the {channels} channels of this layer "
+                            f"cannot be dealt into {groups} groups; use a divisor of {channels}")
+        shape = (groups, channels // groups)
+        scale, bias = (p.reshape(shape) for p in _affine(self, channels))
+        grouped = x.reshape(*x.shape[:-1], *shape)  # [N, ..., C] -> [N, ..., G, C / G]
+        axes = (*range(1, x.ndim - 1), x.ndim)
+        return normalize(grouped, scale, bias, axes, self.epsilon, None, _output(self.dtype, x))[0].reshape(x.shape)
+
+
+class InstanceNorm(nn.Module):
+    """Normalizes each channel of each example over space."""
+
+    dtype: Any = None
+    scale_init: Callable = _ones
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        axes = tuple(range(1, x.ndim - 1))
+        return normalize(x, *_affine(self, x.shape[-1]), axes, self.epsilon, None, _output(self.dtype, x))[0]
+
+
+class ChannelNorm(nn.Module):
+    """Normalizes over the channels, at each place of each example."""
+
+    dtype: Any = None
+    scale_init: Callable = _ones
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return normalize(x, *_affine(self, x.shape[-1]), (x.ndim - 1,), self.epsilon, None, _output(self.dtype, x))[0]
+
+
+class NoNorm(nn.Module):
+    """The identity; scale_init and epsilon are for the layers that have them."""
+
+    scale_init: Callable | None = None
+    epsilon: float | None = None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x

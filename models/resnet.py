@@ -1,0 +1,249 @@
+"""Residual networks, and the plain ones they are compared with.
+
+  He et al. 2016       Deep residual learning for image recognition, arXiv 1512.03385       plain*, resnet*
+  He et al. 2016b      Identity mappings in deep residual networks, arXiv 1603.05027        preresnet*
+  Zagoruyko 2016       Wide residual networks, arXiv 1605.07146                             wide_resnet*
+  Xie et al. 2017      Aggregated residual transformations, arXiv 1611.05431                resnext*
+  Huang et al. 2016    Deep networks with stochastic depth, arXiv 1603.09382                stochastic_depth=
+  Goyal et al. 2017    Accurate, large minibatch SGD, arXiv 1706.02677, section 5.1         zero_gamma=True
+
+ImageNet networks are laid out as torchvision's: padding k // 2, the stride of a bottleneck in its 3x3 ("v1.5").
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models.errors import UserError, choice_error
+from models.layers.endpoint import Endpoint
+from models.layers.ingredients import Classifier, Ingredients
+from models.layers.regularize import Dropout, StochasticDepth
+
+CHOICES = {"stem": ("imagenet", "cifar"), "shortcut": ("A", "B", "C", "none"), "stride_in": ("3x3", "1x1")}
+EXPANSION = 4  # channels of a bottleneck's output per channel inside; He 2016, table 1
+_ones, _zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+
+
+class Block(nn.Module):
+    """One unit: x [N, H, W, C] -> shortcut(x) + branch(x), [N, H / stride, W / stride, features].
+
+    The branch is two 3x3 convolutions, or 1x1, 3x3, 1x1. Normalization and activation follow each, the last activation
+    comes after the sum (He 2016, fig. 2 and 5); with `preact` they precede each (He 2016b, fig. 1b).
+
+    Attributes:
+      layers: constructors of the ingredients.
+      features: channels of the output.
+      inner: channels between the convolutions.
+      stride: in the first 3x3; of a bottleneck, in the convolution that `stride_in` names.
+      groups: of a bottleneck's 3x3.
+      shortcut: see ResNet.
+      preact_first: False for the one preact block whose input the stem has normalized and activated.
+      zero: what starts at zero so that the branch does: "scale" (of the last norm), "kernel" (the last one) or "".
+      dropout: rate before the last convolution (Zagoruyko 2016, section 2.4).
+      drop_branch: probability of dropping the branch of an example.
+      train: whether these two act.
+    """
+
+    layers: Ingredients
+    features: int
+    inner: int
+    stride: int
+    bottleneck: bool
+    groups: int
+    stride_in: str
+    shortcut: str
+    preact: bool
+    preact_first: bool
+    zero: str
+    dropout: float
+    drop_branch: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv, _, norm, act = self.layers
+        if self.bottleneck:
+            strides = (self.stride, 1) if self.stride_in == "1x1" else (1, self.stride)
+            branch = [(self.inner, 1, strides[0], 1), (self.inner, 3, strides[1], self.groups), (self.features, 1, 1, 1)]
+        else:
+            branch = [(self.inner, 3, self.stride, 1), (self.features, 3, 1, 1)]
+        source = y = x
+        for i, (features, size, stride, groups) in enumerate(branch, 1):
+            last = i == len(branch)
+            if self.preact and (i > 1 or self.preact_first):
+                y = act(norm(name=f"norm{i}")(y))
+                source = y if i == 1 else source
+            if last:
+                y = Dropout(self.dropout, deterministic=not self.train)(y)
+            zero = {"kernel_init": _zeros} if last and self.zero == "kernel" else {}
+            y = conv(features, size, stride, groups=groups, name=f"conv{i}", **zero)(y)
+            if not self.preact:
+                y = norm(name=f"norm{i}", scale_init=_zeros if last and self.zero == "scale" else _ones)(y)
+                y = y if last else act(y)
+        if self.shortcut != "none":
+            y = self._shortcut(x, source) + StochasticDepth(self.drop_branch, deterministic=not self.train)(y)
+        return y if self.preact else act(y)
+
+    def _shortcut(self, x: jax.Array, source: jax.Array) -> jax.Array:
+        """He 2016, section 4.1; a projection of preact blocks starts from the activated input (He 2016b, appendix)."""
+        conv, _, norm, _ = self.layers
+        changes = self.stride != 1 or x.shape[-1] != self.features
+        if self.shortcut == "C" or (self.shortcut == "B" and changes):
+            x = conv(self.features, 1, self.stride, name="downsample_conv")(source)
+            return x if self.preact else norm(name="downsample_norm")(x)
+        if changes:
+            x = x[:, :: self.stride, :: self.stride]  # [N, H, W, C] -> [N, H / stride, W / stride, C]
+            x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.features - x.shape[-1])))
+        return x
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, each an endpoint."""
+
+    blocks: Sequence
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i, block in enumerate(self.blocks):
+            x = Endpoint(f"block{i}")(block(name=f"block{i}")(x))
+        return x
+
+
+class ResNet(Classifier):
+    """Plain and residual networks of He et al. and their descendants; the fields of `Classifier`, and these.
+
+    Endpoints: "stem", "stage1", "stage1/block0", ..., "pre_logits". `kernel_init` is for every kernel, the head's too
+    (torchvision's head starts from another distribution, Goyal 2017's from normal:0.01).
+
+    Attributes:
+      stage_sizes: blocks of each stage; each stage but the first halves the resolution, and has twice the channels.
+      bottleneck: 1x1, 3x3, 1x1 blocks instead of two 3x3.
+      stem: "imagenet": 7x7 with stride 2 and 3x3 max-pooling with stride 2; "cifar": 3x3.
+      width: channels of the stem, and of the first stage (inside, for bottlenecks).
+      widen: factor on the channels of the stages, not of the stem (Zagoruyko's k).
+      groups, base_width: of bottlenecks: groups of the 3x3, and channels of each in the first stage where width is 64
+        (ResNeXt's 32x4d is 32, 4; a wide_resnet50_2 is 1, 128).
+      stride_in: which convolution of a bottleneck has its stride, "3x3", or "1x1" as He 2016 has it.
+      shortcut: He 2016, section 4.1. "A": subsampling, zeros for new channels, no parameters; "B": projections where
+        shapes change; "C": projections everywhere; "none": a plain network.
+      preact: normalization and activation before each convolution (He 2016b).
+      zero_gamma: residual branches start at zero, by the scale of their last normalization, or by their last kernel
+        where none follows it (preact=True, norm="none").
+      stochastic_depth: probability of dropping the last block's branch, growing linearly to it from the first's.
+      dropout: rate between the convolutions of a block.
+      remat: whether blocks are computed again for the gradient, instead of kept.
+    """
+
+    stage_sizes: Sequence[int] = (2, 2, 2, 2)
+    bottleneck: bool = False
+    stem: str = "imagenet"
+    width: int = 64
+    widen: int = 1
+    groups: int = 1
+    base_width: int = 64
+    stride_in: str = "3x3"
+    shortcut: str = "B"
+    preact: bool = False
+    zero_gamma: bool = False
+    stochastic_depth: float = 0.0
+    dropout: float = 0.0
+    remat: bool = False
+
+    def check(self) -> None:
+        for field, allowed in CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise choice_error(field, getattr(self, field), allowed)
+        for field in ("stochastic_depth", "dropout"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"{field}={getattr(self, field)} must be at least 0 and below 1")
+        if not self.bottleneck and (self.groups, self.base_width, self.stride_in) != (1, 64, "3x3"):
+            raise UserError("groups, base_width and stride_in are for networks of bottlenecks")
+        if self.shortcut == "none" and (self.zero_gamma or self.stochastic_depth):
+            raise UserError("zero_gamma and stochastic_depth are for networks with shortcuts")
+        if self._inner(0) < 1:
+            raise UserError(f"width={self.width} with base_width={self.base_width} leaves no channels in a bottleneck")
+
+    @property
+    def resolution(self) -> int:
+        return 224 if self.stem == "imagenet" else 32
+
+    def _planes(self, stage: int) -> int:
+        return self.width * self.widen * 2**stage
+
+    def _inner(self, stage: int) -> int:
+        return self._planes(stage) * self.base_width // 64 * self.groups
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        layers = self.ingredients(train)
+        x = self._stem(layers, images)
+        zero = ("kernel" if self.preact or self.norm == "none" else "scale") if self.zero_gamma else ""
+        drop_slope = self.stochastic_depth / sum(self.stage_sizes)
+        block = functools.partial(
+            nn.remat(Block) if self.remat else Block, layers, bottleneck=self.bottleneck, groups=self.groups,
+            stride_in=self.stride_in, shortcut=self.shortcut, preact=self.preact, zero=zero, dropout=self.dropout,
+            train=train,
+        )
+        for stage, size in enumerate(self.stage_sizes):
+            shape = {"features": self._planes(stage) * (EXPANSION if self.bottleneck else 1), "inner": self._inner(stage)}
+            blocks = [
+                functools.partial(block, **shape, stride=2 if stage > 0 and i == 0 else 1,
+                                  preact_first=stage > 0 or i > 0,
+                                  drop_branch=drop_slope * (sum(self.stage_sizes[:stage]) + i + 1))
+                for i in range(size)
+            ]
+            x = Endpoint(f"stage{stage + 1}")(Stage(blocks, name=f"stage{stage + 1}")(x))
+        if self.preact:
+            x = layers.act(layers.norm(name="final_norm")(x))
+        x = Endpoint("pre_logits")(x.mean((1, 2)))  # [N, H, W, C] -> [N, C]
+        return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
+
+    def _stem(self, layers: Ingredients, images: jax.Array) -> jax.Array:
+        size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+        x = layers.conv(self.width, size, stride, name="stem_conv")(images)
+        x = layers.act(layers.norm(name="stem_norm")(x))
+        if self.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        return Endpoint("stem")(x)
+
+
+_net = functools.partial
+_CIFAR = {"stem": "cifar", "width": 16, "num_classes": 10}
+_SIZES = {  # depth: (blocks of each stage, bottleneck); He 2016, table 1; 200: He 2016b, table 5
+    18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True), 101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True), 200: ((3, 24, 36, 3), True),
+}
+
+
+def _imagenet(depth: int, **fields) -> functools.partial:
+    stage_sizes, bottleneck = _SIZES[depth]
+    return _net(ResNet, stage_sizes=stage_sizes, bottleneck=bottleneck, **fields)
+
+
+def _cifar(depth: int, **fields) -> functools.partial:
+    """He 2016, section 4.2: 6n + 2 layers, parameter-free shortcuts."""
+    return _net(ResNet, stage_sizes=((depth - 2) // 6,) * 3, **{**_CIFAR, "shortcut": "A", **fields})
+
+
+VARIANTS = {
+    **{f"plain{d}": _imagenet(d, shortcut="none") for d in (18, 34)},
+    **{f"resnet{d}": _imagenet(d) for d in (18, 34, 50, 101, 152)},
+    **{f"preresnet{d}": _imagenet(d, preact=True) for d in (18, 34, 50, 101, 152, 200)},
+    **{f"wide_resnet{d}_2": _imagenet(d, base_width=128) for d in (50, 101)},
+    "resnext50_32x4d": _imagenet(50, groups=32, base_width=4),
+    "resnext101_32x8d": _imagenet(101, groups=32, base_width=8),
+    **{f"plain{d}": _cifar(d, shortcut="none") for d in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{d}": _cifar(d) for d in (8, 14, 20, 32, 44, 56, 110, 1202)},
+    **{f"preresnet{d}": _cifar(d, preact=True) for d in (20, 32, 44, 56, 110)},
+    # He 2016b, section 3 and table 4: 9n + 2 layers, bottlenecks.
+    **{f"preresnet{9 * n + 2}": _net(ResNet, stage_sizes=(n,) * 3, bottleneck=True, preact=True, **_CIFAR)
+       for n in (18, 111)},
+    # Zagoruyko 2016, table 1: 6n + 4 layers, WRN-depth-k.
+    **{f"wide_resnet{6 * n + 4}_{k}": _net(ResNet, stage_sizes=(n,) * 3, widen=k, preact=True, **_CIFAR)
+       for n, k in ((2, 4), (2, 8), (4, 10), (6, 2), (6, 4))},
+}

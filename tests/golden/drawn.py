@@ -1,0 +1,24 @@
+"""Weights and images drawn by name, the same in the script that records a reference and in the test that reads it.
+
+Needs numpy alone. Arrays are in our layouts and by our paths; only outputs have to be stored.
+"""
+
+import zlib
+
+import numpy as np
+
+
+def images(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal float32 of `shape`, by `name`."""
+    return np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
+
+
+def weight(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The array at `path` ("stage1/block0/conv1/kernel"), float32: none is zero or one, variances are positive."""
+    drawn = images(path, shape)
+    kind = path.rsplit("/", 1)[-1]
+    if kind == "kernel":
+        return drawn * np.float32(np.sqrt(2 / np.prod(shape[:-1])))
+    if kind in ("scale", "var"):
+        return np.float32(0.5) + np.float32(0.5) * np.square(drawn)
+    return np.float32(0.2) * drawn  # bias, mean

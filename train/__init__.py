@@ -1,0 +1,1 @@
+"""How networks learn: one loop, and what plugs into it."""

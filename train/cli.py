@@ -1,0 +1,75 @@
+"""What the entry points share: absl flags, the config file, and errors that are one line."""
+
+import os
+import sys
+from collections.abc import Callable
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from models.errors import UserError
+
+flags.disclaim_key_flags()  # flags defined through this module are the entry point's, and --help lists them as such
+
+
+def run(main: Callable[[], int | None], usage: str) -> None:
+    """Parses the flags, runs `main`, and exits: 0 done, 2 a user's mistake (one line), 1 a fault (with its traceback).
+
+    Args:
+      main: takes no arguments; returns an exit code, None for 0.
+      usage: what --help prints above the flags.
+    """
+    sys.modules["__main__"].__doc__ = usage  # absl's --help prints the main module's docstring
+
+    def parse(argv):
+        if {"-h", "-help", "--help"} & set(argv):  # absl would exit with 1, and only after the config is read
+            app.define_help_flags()
+            app.usage(shorthelp=True, writeto_stdout=True)
+            sys.exit(0)
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            text = str(error)
+            if "Error whilst parsing config file" in text:  # with a traceback inside; the last line says what is wrong
+                kind, _, text = text.strip().splitlines()[-1].partition(": ")
+                if kind != "ValueError":  # how a config file refuses its arguments; anything else is a fault in it
+                    raise
+            raise UserError(text) from None
+        if len(rest) > 1:
+            raise UserError(f"unexpected argument '{rest[1]}'; flags start with --, see --help")
+        return rest
+
+    def guarded(argv):
+        del argv
+        sys.exit(main() or 0)
+
+    try:
+        app.run(guarded, flags_parser=parse)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def define_config(name: str = "config") -> Callable[[], ml_collections.ConfigDict]:
+    """Defines --config=FILE.py[:ARGUMENTS] with --config.KEY=VALUE, and returns what reads it once flags are parsed.
+
+    A key that the file does not set is accepted here: it may be a field of the model. What nothing reads is refused
+    when the run is set up (`train.config.Reader`).
+    """
+    holder = config_flags.DEFINE_config_file(
+        name, None, f"Config file with its arguments, e.g. configs/cifar10.py:resnet56,norm=group; "
+        f"--{name}.KEY=VALUE changes one key, e.g. --{name}.optimizer.learning_rate=0.05.",
+        lock_config=False, accept_new_attributes=True)
+
+    def read() -> ml_collections.ConfigDict:
+        if holder.value is None:
+            raise UserError(f"--{name} is missing, e.g. --{name}=configs/digits.py")
+        path = flags.FLAGS[name].config_filename.split(":")[0]
+        if not os.path.isfile(path):
+            raise UserError(f"--{name}={path}: there is no such file")
+        if not isinstance(holder.value, ml_collections.ConfigDict):
+            raise UserError(f"--{name}={path}: its get_config returns no ConfigDict")
+        return holder.value
+
+    return read

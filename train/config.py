@@ -1,0 +1,102 @@
+"""Strict configs: a key that nobody knows fails, and so does a key that nobody read."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+from models.errors import UserError, choice_error, nearest
+
+
+class Reader:
+    """A read-only view of a config that remembers which keys were read.
+
+    Attribute access reads one key (`reader.optimizer.name`), `to_dict()` reads all. When everything is set up,
+    `check_all_read` fails on what is left over: a misspelt or dead key never passes silently.
+    """
+
+    def __init__(self, values: Mapping[str, Any], path: str = ""):
+        self._values = {}
+        self._path = path
+        self._read: set[str] = set()
+        for key, value in values.items():
+            is_section = isinstance(value, (Mapping, ml_collections.ConfigDict))
+            self._values[key] = Reader(value, f"{path}{key}.") if is_section else value
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__"):
+            raise AttributeError(key)
+        if key not in self._values:
+            raise choice_error("config key", f"{self._path}{key}", [f"{self._path}{k}" for k in self._values])
+        self._read.add(key)
+        return self._values[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def to_dict(self, without: tuple[str, ...] = ()) -> dict[str, Any]:
+        """All keys of this section but `without`, as read."""
+        keys = [k for k in self._values if k not in without]
+        self._read.update(keys)
+        return {k: v.to_dict() if isinstance(v := self._values[k], Reader) else v for k in keys}
+
+    def unread(self) -> Iterator[str]:
+        """Full paths of the keys that were never read."""
+        for key, value in self._values.items():
+            if isinstance(value, Reader):
+                yield from value.unread()
+            elif key not in self._read:
+                yield f"{self._path}{key}"
+
+    def known(self) -> Iterator[str]:
+        """Full paths of the keys that were read."""
+        for key, value in self._values.items():
+            if isinstance(value, Reader):
+                yield from value.known()
+            elif key in self._read:
+                yield f"{self._path}{key}"
+
+    def check_all_read(self) -> None:
+        """Raises UserError for the first key that nothing read, with the nearest one that something did."""
+        for key in self.unread():
+            raise UserError(f"config key '{key}' is read by nothing{nearest(key, self.known())}")
+
+
+def steps(duration: str, *, batch_size: int, examples: int, total: int | None = None) -> int:
+    """Optimizer steps in a duration: "64000 steps", "90 epochs", "1.28e6 examples" or, of `total` steps, "50%".
+
+    The one place where durations are turned into steps. Fractions round to the nearest step. "0 steps" is 0.
+
+    Args:
+      duration: number and unit.
+      batch_size: examples a step, over all devices and processes.
+      examples: examples an epoch.
+      total: steps of the whole training, for "%".
+    Raises:
+      UserError: for any other text.
+    """
+    text = str(duration).strip()
+    number, unit = (text[:-1], "%") if text.endswith("%") else (text.split() + ["", ""])[:2]
+    per_unit = {"step": 1.0, "epoch": examples / batch_size, "example": 1.0 / batch_size}
+    if total is not None:
+        per_unit["%"] = total / 100
+    try:
+        value = float(number) * per_unit[unit.removesuffix("s")]
+        if len(text.split()) <= 2 and 0 <= value < float("inf"):
+            return round(value)
+    except (KeyError, ValueError):
+        pass
+    allowed = "'N steps', 'N epochs', 'N examples'" + (", 'N%'" if total is not None else "")
+    raise UserError(f"cannot read the duration '{duration}': write {allowed}")
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """Lines that say how two nested configs differ, e.g. "batch_size: 128 -> 64"; empty where they are equal."""
+    lines = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += difference(before, after, f"{path}{key}.")
+        elif before != after:
+            lines.append(f"{path}{key}: {before} -> {after}")
+    return lines

@@ -1,0 +1,49 @@
+"""The order of training examples: which example stands at which position, as a pure function of the seed."""
+
+import functools
+
+import numpy as np
+
+
+class Order:
+    """Maps positions 0, 1, 2, … of a training run to example indices.
+
+    Position p lies in epoch e = p // n, at place p % n of that epoch's permutation, which depends on (seed, e) alone.
+    Batch t of size B is positions t*B … t*B + B-1, so it depends on (seed, t) alone: not on workers, processes or
+    restarts. A batch may straddle two epochs: no remainder is dropped, and every epoch has every example once.
+    """
+
+    def __init__(self, n: int, seed: int, shuffle: bool = True):
+        """`n` examples; `seed` is any integer; without `shuffle`, epochs are 0 … n-1 in order."""
+        if n < 1:
+            raise ValueError(f"an order needs at least one example, got n={n}")
+        self.n, self.seed, self.shuffle = n, seed, shuffle
+
+    def indices(self, position: int, count: int) -> np.ndarray:
+        """Example indices, int64 [count], of the positions position … position+count-1."""
+        positions = np.arange(position, position + count, dtype=np.int64)
+        epochs, places = np.divmod(positions, self.n)
+        if not self.shuffle:
+            return places
+        result = np.empty(count, np.int64)
+        for epoch in np.unique(epochs):
+            rows = epochs == epoch
+            result[rows] = _permutation(self.n, self.seed, int(epoch))[places[rows]]
+        return result
+
+
+# The current epoch and the next: a batch that straddles the boundary needs both, again and again.
+@functools.lru_cache(maxsize=2)
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    permutation = philox(seed, epoch, stream=0).permutation(n)
+    permutation.setflags(write=False)
+    return permutation
+
+
+def philox(seed: int, number: int, stream: int) -> np.random.Generator:
+    """A generator that depends on (seed, number, stream) alone (Salmon 2011: counter-based, so making one is cheap).
+
+    `stream` separates the uses: 0 orders epoch `number`, 1 crops the example at position `number`.
+    """
+    key = np.array([seed % 2**64, number], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], np.uint64)))

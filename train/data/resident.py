@@ -1,0 +1,59 @@
+"""The resident pipeline: a data set that is small enough lives on the device, decoded once.
+
+Which examples make batch t comes from the same `order.Order` as in streaming; the batch is gathered from the device's
+own memory inside the compiled step, so a step moves B indices to the device instead of B images.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.errors import UserError, choice_error
+from train.data.source import Source
+
+PIPELINES = ("auto", "resident", "stream")
+LIMIT_BYTES = 2 << 30
+
+
+class Resident:
+    """A source decoded once. arrays: {"image": uint8 [N, H, W, C], "label": int32 [N]}, for the caller to put on the
+    device. mask: float32 [N], 0 where an image could not be decoded (skipped: their number; data.on_error=skip).
+
+    With `replace`, as in training, the next readable example stands in for such an image, and mask is all ones.
+    """
+
+    def __init__(self, source: Source, replace: bool = False):
+        if source.random_crop:
+            raise UserError("data.pipeline=resident decodes once, so it cannot do data.crop=random_resized: use stream")
+        arrays = source.arrays()
+        self.arrays = {key: arrays[key] for key in ("image", "label")}
+        self.mask, self.skipped = arrays["mask"], arrays["skipped"]
+        if replace and self.skipped:
+            readable = np.flatnonzero(self.mask)
+            if not len(readable):
+                raise UserError("none of the images can be decoded")
+            following = np.searchsorted(readable, np.arange(len(source))) % len(readable)
+            self.arrays = {key: value[readable[following]] for key, value in self.arrays.items()}
+            self.mask = np.ones_like(self.mask)
+
+    @staticmethod
+    def gather(arrays: dict[str, jax.Array], indices: jax.Array) -> dict[str, jax.Array]:
+        """The examples at `indices` [B], as a batch; pure, for use inside the compiled step."""
+        # Order gives valid indices only, so the gather need not check them.
+        return {key: jnp.take(value, indices, axis=0, mode="clip") for key, value in arrays.items()}
+
+
+def fits(source: Source, limit_bytes: int = LIMIT_BYTES) -> bool:
+    """Whether to keep the source on the device: images of one size, no random crop, at most `limit_bytes` of pixels."""
+    return source.fixed_size and not source.random_crop and len(source) * int(np.prod(source.image_shape)) <= limit_bytes
+
+
+def choose(pipeline: Any, source: Source, limit_bytes: int = LIMIT_BYTES) -> str:
+    """ "resident" or "stream", for config.data.pipeline "auto", "resident" or "stream"."""
+    if pipeline not in PIPELINES:
+        raise choice_error("data.pipeline", pipeline, PIPELINES)
+    if pipeline == "auto":
+        return "resident" if fits(source, limit_bytes) else "stream"
+    return pipeline

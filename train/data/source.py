@@ -1,0 +1,250 @@
+"""Sources of labelled images with random access, and `load`, which makes one from `config.data`.
+
+A source decodes example `index` to pixels of one size. It knows nothing of batches, order or devices.
+"""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.errors import UserError, choice_error
+from train.data.decode import CROPS, Decoder
+
+KINDS = ("digits", "tfds:NAME", "folder:PATH", "arrays:FILE.npz")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The fields of `config.data` that a source reads.
+
+    The others belong to the pipeline: `workers` (processes that decode; 0: threads), `pipeline` ("auto", "resident",
+    "stream": resident.choose), `augment` (augment.build), `mean` and `std` per channel on the scale 0..1.
+
+    source: "digits", "tfds:NAME" (NAME as TFDS has it: name, name/config, name:version), "folder:PATH" or
+        "arrays:FILE.npz" (arrays SPLIT_image uint8 [N, H, W, C] and SPLIT_label, for notebooks and tests).
+    dir: where TFDS sets lie; "" is $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    train_split, test_split: TFDS splits ("train", "train[:90%]", "validation"); digits and folders have "train",
+        "test", and "train_fit" and "validation", which part "train" so that choices need not see the test set.
+    image_size: height and width after the crop; 0: as the images are, for sources whose images have one size.
+    crop: "none", "resize" or "random_resized" (decode.Decoder). crop_scale, crop_ratio: ranges of the random crop's
+        share of the area and of its width / height. eval_crop: the central crop's share of the shorter side.
+    on_error: an image that cannot be decoded is named and stops the run ("fail"), or is skipped and counted ("skip").
+    """
+
+    source: str
+    dir: str = ""
+    train_split: str = "train"
+    test_split: str = "test"
+    image_size: int = 0
+    crop: str = "none"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    eval_crop: float = 0.875
+    on_error: str = "fail"
+
+    @classmethod
+    def read(cls, config: Any) -> "Options":
+        """Reads every field from an attribute-style section and checks what can be checked without the data."""
+        values = {field.name: getattr(config, field.name) for field in dataclasses.fields(cls)}
+        for name in ("crop_scale", "crop_ratio"):
+            values[name] = low, high = tuple(values[name])
+            if not 0 < low <= high:
+                raise UserError(f"data.{name}={values[name]}: want 0 < low <= high")
+        options = cls(**values)
+        if options.crop not in CROPS:
+            raise choice_error("data.crop", options.crop, CROPS)
+        if options.on_error not in ("fail", "skip"):
+            raise choice_error("data.on_error", options.on_error, ("fail", "skip"))
+        if options.image_size < 0:
+            raise UserError(f"data.image_size={options.image_size}: want a size in pixels, or 0 for as they are")
+        if not 0 < options.eval_crop <= 1:
+            raise UserError(f"data.eval_crop={options.eval_crop}: want a share of the shorter side in (0, 1]")
+        return options
+
+
+class Unreadable(UserError):
+    """An image that cannot be decoded."""
+
+
+class Source:
+    """N labelled images, by index. A kind of source provides `fetch` and `name`; pickling one copies no images.
+
+    classes: names, by label. image_shape: (H, W, C) after decoding. fixed_size: all stored images have that size.
+    random_crop: training crops at random while decoding, so the pixels cannot be decoded once and kept.
+    """
+
+    def __init__(self, count: int, classes: Sequence[str], stored: tuple[int | None, int | None, int], options: Options):
+        """`stored` is the shape (H, W, C) of the stored images, H and W None where they vary."""
+        height, width, channels = stored
+        size, crop, what = options.image_size, options.crop, f"data.source={options.source}"
+        if count < 1:
+            raise UserError(f"{what}: the split has no examples")
+        if not size and (height is None or width is None):
+            raise UserError(f"{what}: its images vary in size: set data.image_size, and data.crop to resize them")
+        if not size and crop != "none":
+            if height != width:
+                raise UserError(f"{what}: data.crop={crop} needs data.image_size: its images are {height}x{width}")
+            size = height
+        if crop == "none" and size and height is not None and (height, width) != (size, size):
+            raise UserError(f"{what}: data.image_size={size} but its images are {height}x{width}: set data.crop to resize")
+        self.count, self.classes, self.on_error = count, tuple(classes), options.on_error
+        self.image_shape = (size or height, size or width, channels)
+        self.fixed_size = crop == "none" or height is not None
+        self.random_crop = crop == "random_resized"
+        self.decoder = Decoder(crop, size, channels, options.crop_scale, options.crop_ratio, options.eval_crop)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def fetch(self, indices: Sequence[int]) -> list[tuple[bytes | Path | np.ndarray, int]]:
+        """The stored images (bytes, files or pixels) and labels at `indices`. Reading many at once may be faster."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What a user calls example `index`: a file name or an id."""
+        raise NotImplementedError
+
+    def example(self, index: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
+        """{"image": uint8 [H, W, C], "label": int32}; with `rng` the training crop, without it the evaluation crop.
+
+        Raises Unreadable, whatever `on_error` is: to replace or to mask is for `read` to decide.
+        """
+        ((stored, label),) = self.fetch([index])
+        return {"image": self._decode(index, stored, rng), "label": np.int32(label)}
+
+    def read(
+        self, indices: Sequence[int], rng: Callable[[int], np.random.Generator] | None = None, replace: bool = False
+    ) -> dict[str, Any]:
+        """The examples at `indices` as {"image": uint8 [B, H, W, C], "label": int32 [B], "mask": float32 [B],
+        "skipped": int}.
+
+        `rng(row)` gives the generator of a row's training crop. With on_error="skip", an image that cannot be decoded
+        counts as skipped; with `replace` the next readable example of the source stands in for it (training), else
+        its image is black and its mask 0 (evaluation).
+        """
+        images = np.zeros((len(indices), *self.image_shape), np.uint8)
+        labels, mask = np.zeros(len(indices), np.int32), np.ones(len(indices), np.float32)
+        skipped = 0
+        for row, (index, (stored, label)) in enumerate(zip(indices, self.fetch(indices), strict=True)):
+            generator = rng(row) if rng else None
+            labels[row] = label
+            try:
+                images[row] = self._decode(int(index), stored, generator)
+            except Unreadable:
+                if self.on_error == "fail":
+                    raise
+                skipped += 1
+                if replace:
+                    other = self._next_readable(int(index), generator)
+                    images[row], labels[row] = other["image"], other["label"]
+                else:
+                    mask[row] = 0
+        return {"image": images, "label": labels, "mask": mask, "skipped": skipped}
+
+    def arrays(self, threads: int = 4) -> dict[str, Any]:
+        """The whole source with the evaluation crop, in order: as `read`, with B = N. Decodes in `threads` threads."""
+        chunk = 512
+        starts = range(0, self.count, chunk)
+        indices = np.arange(self.count)
+        batch = {
+            "image": np.empty((self.count, *self.image_shape), np.uint8),
+            "label": np.empty(self.count, np.int32),
+            "mask": np.empty(self.count, np.float32),
+            "skipped": 0,
+        }
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            for start, part in zip(starts, pool.map(lambda s: self.read(indices[s : s + chunk]), starts), strict=True):
+                for key in ("image", "label", "mask"):
+                    batch[key][start : start + chunk] = part[key]
+                batch["skipped"] += part["skipped"]
+        return batch
+
+    def _decode(self, index: int, stored: bytes | Path | np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        try:
+            pixels = self.decoder(stored, rng)
+        except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, … for a damaged file
+            raise Unreadable(
+                f"cannot decode image {self.name(index)}: {error} (data.on_error=skip leaves such images out)"
+            ) from error
+        if pixels.shape != self.image_shape:
+            raise UserError(
+                f"image {self.name(index)} is {'x'.join(map(str, pixels.shape[:2]))}, not "
+                f"{'x'.join(map(str, self.image_shape[:2]))}: set data.crop to resize"
+            )
+        return pixels
+
+    def _next_readable(self, index: int, rng: np.random.Generator | None) -> dict[str, Any]:
+        for step in range(1, self.count):
+            try:
+                return self.example((index + step) % self.count, rng)
+            except Unreadable:
+                continue
+        raise UserError("none of the images can be decoded")
+
+
+class ArraySource(Source):
+    """Images that are in memory: uint8 [N, H, W, C], with integer labels [N]."""
+
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str] | None = None, options: Options | None = None
+    ):
+        """Without `classes`, they are named by their numbers. Raises UserError for the wrong type or shape."""
+        options = options or Options(source="arrays")
+        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+            raise UserError(
+                f"data.source={options.source}: want images uint8 [N, H, W, C] and labels [N], "
+                f"got {images.dtype} {list(images.shape)} and {list(labels.shape)}"
+            )
+        if options.crop != "none" and images.shape[3] not in (1, 3):
+            raise UserError(f"data.crop={options.crop}: wants images of 1 or 3 channels, not {images.shape[3]}")
+        classes = classes or [str(label) for label in range(int(labels.max(initial=0)) + 1)]
+        super().__init__(len(images), classes, images.shape[1:], options)
+        self.images, self.labels, self.title = images, labels.astype(np.int32), options.source
+
+    def fetch(self, indices: Sequence[int]) -> list[tuple[np.ndarray, int]]:
+        return [(self.images[index], self.labels[index]) for index in indices]
+
+    def name(self, index: int) -> str:
+        return f"{self.title} {index}"
+
+
+def load(config: Any, split: str) -> Source:
+    """The source that `config` (an attribute-style section with the fields of `Options`) describes.
+
+    `split`: "train" and "test" stand for config.train_split and config.test_split; any other is taken as it is.
+    Raises UserError for an unknown source or split, a missing folder, and a data set that is not prepared.
+    """
+    options = Options.read(config)
+    split = {"train": options.train_split, "test": options.test_split}.get(split, split)
+    kind, _, argument = options.source.partition(":")
+    # Imported here: scikit-learn and TFDS are slow to import, and a run needs one of them at most.
+    if options.source == "digits":
+        from train.data import digits
+
+        return digits.source(split, options)
+    if kind == "tfds" and argument:
+        from train.data.tfds_source import TfdsSource
+
+        return TfdsSource(argument, split, options)
+    if kind == "folder" and argument:
+        from train.data.folder import FolderSource
+
+        return FolderSource(argument, split, options)
+    if kind == "arrays" and argument:
+        return _from_npz(argument, split, options)
+    raise choice_error("data.source", options.source, KINDS)
+
+
+def _from_npz(path: str, split: str, options: Options) -> ArraySource:
+    try:
+        with np.load(Path(path).expanduser()) as arrays:
+            splits = [key.removesuffix("_image") for key in arrays.files if key.endswith("_image")]
+            if split not in splits:
+                raise choice_error(f"split of {path}", split, splits)
+            return ArraySource(arrays[f"{split}_image"], arrays[f"{split}_label"], options=options)
+    except (OSError, KeyError) as error:
+        raise UserError(f"data.source={options.source}: {error}") from error

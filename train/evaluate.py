@@ -1,0 +1,53 @@
+"""Exact evaluation: every example once, sums and weights, never a mean of means."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def add(total: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds metrics {name: (sum, weight)} in float64."""
+    metrics = jax.tree.map(lambda x: np.asarray(x, np.float64), dict(metrics))
+    return metrics if total is None else jax.tree.map(np.add, dict(total), metrics)
+
+
+def ratios(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """{name: sum / weight}, lists for vectors; NaN where nothing was weighed."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {name: (total / weight).tolist() for name, (total, weight) in metrics.items()}
+
+
+def evaluate(call: Callable, state: Any, calls: Iterable[Any], expected: Callable[[], int]) -> dict[str, Any]:
+    """The metrics of one split.
+
+    Args:
+      call: `train.step.evaluation_call`, lifted.
+      state: on the devices.
+      calls: items of every evaluation call.
+      expected: tells, afterwards, how many examples must have been counted.
+    Raises:
+      AssertionError: another number was counted.
+    """
+    total = None
+    for items in calls:
+        total = add(total, call(state, {}, items))
+    counted = round(float(total["loss"][1])) if total else 0
+    assert counted == expected(), f"evaluation counted {counted} examples of {expected()}"
+    return ratios(total)
+
+
+def predictions(
+    task: Any, variables: Any, prepare: Callable, batches: Iterable[Mapping[str, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Outputs of `task.predict`, labels, and places in the set, one row an unmasked example, on one device."""
+    predict = jax.jit(lambda variables, batch: task.predict(variables, prepare(batch)))
+    outputs, labels, index, start = [], [], [], 0
+    for batch in batches:
+        real = np.asarray(batch["mask"]) > 0
+        outputs.append(np.asarray(predict(variables, {k: v for k, v in batch.items() if k != "skipped"}))[real])
+        labels.append(np.asarray(batch["label"])[real])
+        index.append(start + np.flatnonzero(real))
+        start += len(real)
+    return np.concatenate(outputs), np.concatenate(labels), np.concatenate(index)

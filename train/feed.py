@@ -1,0 +1,139 @@
+"""What goes into each dispatch: from a resident data set its indices, from a streamed one the batches themselves."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.errors import UserError
+from train.data import augment, order, resident, source, stream
+from train.parallel import Parallel
+
+
+class Feed:
+    """The data of one run: items of every call, and how the compiled call makes batches of them.
+
+    Attributes:
+      train, test: the sources.
+      data: what lives on the devices all the time, {} for a stream.
+      gather: (data, item of one step) -> batch, inside the compiled call.
+      prepare: (key, batch, index of the first example in the global batch) -> batch to train on: augmented, normalized.
+      prepare_evaluation: batch -> batch to evaluate: normalized.
+      skipped: {"train", "test"}: corrupt images that data.on_error=skip left out so far, or in the last pass.
+    """
+
+    def __init__(
+        self, config: Any, parallel: Parallel, *, batch_size: int, eval_batch_size: int, steps_per_call: int, seed: int
+    ):
+        """Opens the data set.
+
+        Args:
+          config: the section `data`; see `train.data.source.Options`.
+          parallel: the devices.
+          batch_size: examples a step, over all devices.
+          eval_batch_size: examples an evaluation call, over all devices.
+          steps_per_call: steps a dispatch.
+          seed: of the order and of crops while decoding.
+
+        Raises:
+          UserError: for a data set that is not there, sizes that do not fit, a pipeline that cannot do what is asked.
+        """
+        parallel.check_batch("batch_size", batch_size)
+        parallel.check_batch("eval_batch_size", eval_batch_size)
+        self._parallel, self._seed, self._workers = parallel, seed, config.workers
+        self._batch_size, self._eval_batch_size, self._steps_per_call = batch_size, eval_batch_size, steps_per_call
+        self._shard = (jax.process_index(), jax.process_count())
+        self.train, self.test = source.load(config, "train"), source.load(config, "test")
+        if self.train.classes != self.test.classes:
+            raise UserError(f"data.source={config.source}: its splits have different classes")
+        self._is_resident = resident.choose(config.pipeline, self.train) == "resident"
+        if steps_per_call < 1 or (steps_per_call > 1 and not self._is_resident):
+            raise UserError(
+                f"steps_per_call={steps_per_call}: must be 1 where data are streamed, 1 or more elsewhere")
+        self._order = order.Order(len(self.train), seed)
+        self.skipped = {"train": 0, "test": 0}
+        self.data, self.gather = {}, lambda data, item: item
+        if self._is_resident:
+            kept = resident.Resident(self.train, replace=True)
+            self.skipped["train"] = kept.skipped
+            self.data, self.gather = parallel.replicate(kept.arrays), _gather
+        augmentation = augment.build(config.augment, len(self.train.classes), self.train.image_shape)
+        normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
+
+        def prepare(key, batch, first):
+            batch = augmentation(key, batch, first)
+            return {**batch, "image": normalize(batch["image"])}
+
+        self.prepare = prepare
+        self.prepare_evaluation = lambda batch: {**batch, "image": normalize(batch["image"])}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.train.classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what the network sees."""
+        return self.train.image_shape
+
+    def calls(self, step: int, total: int) -> Iterator[tuple[int, Any]]:
+        """Pairs (steps, items on the devices) from `step` to `total`.
+
+        Calls start at multiples of steps_per_call, so that a run which goes on from a checkpoint dispatches the same
+        programs as one that was never interrupted.
+        """
+        return self._resident_calls(step, total) if self._is_resident else self._streamed_calls(step, total)
+
+    def _resident_calls(self, step, total):
+        process, processes = self._shard
+        rows = self._batch_size // processes
+        while step < total:
+            count = min(self._steps_per_call, total - step)
+            index = self._order.indices(step * self._batch_size, count * self._batch_size)
+            index = index.reshape(count, self._batch_size)[:, process * rows:(process + 1) * rows]
+            yield count, self._parallel.shard(index.astype(np.int32))
+            step += count
+
+    def _streamed_calls(self, step, total):
+        for batch in stream.stream(self.train, self._order, self._batch_size, step, total - step, self._workers,
+                                   self._shard, self._seed):
+            self.skipped["train"] += batch.pop("skipped")
+            yield 1, self._parallel.shard(jax.tree.map(lambda x: x[None], batch))
+
+    def evaluation_calls(self) -> Iterator[Any]:
+        """Items of the evaluation calls: each test example once, padded by masked ones."""
+        self.skipped["test"] = 0
+        for batch in self._kept_test_batches if self._is_resident else self._test_batches(self._shard):
+            self.skipped["test"] += batch["skipped"]
+            batch = {name: batch[name][None] for name in ("image", "label", "mask")}
+            yield self._parallel.shard(batch)
+
+    def test_count(self) -> int:
+        """Examples that the last pass over `evaluation_calls` had to count."""
+        return len(self.test) - self.skipped["test"]
+
+    def test_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """The test set as numpy batches {"image", "label", "mask"}, in order, whole on every process."""
+        for batch in self._test_batches((0, 1)):
+            yield {name: batch[name] for name in ("image", "label", "mask")}
+
+    def _test_batches(self, shard):
+        return stream.evaluation_batches(self.test, self._eval_batch_size, self._workers, shard)
+
+    @functools.cached_property
+    def _kept_test_batches(self):
+        return list(self._test_batches(self._shard))  # small sets are decoded once
+
+    def training_images(self, count: int) -> Iterator[jax.Array]:
+        """`count` batches of training images in training order, not augmented, normalized, whole on every process."""
+        for t in range(count):
+            batch = self.train.read(self._order.indices(t * self._batch_size, self._batch_size), replace=True)
+            yield self.prepare_evaluation({"image": jnp.asarray(batch["image"])})["image"]
+
+
+def _gather(data: dict[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:
+    return {**resident.Resident.gather(data, index), "mask": jnp.ones(index.shape, jnp.float32)}

@@ -1,0 +1,94 @@
+"""Pictures of how training went."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+TRAIN, TEST = "#4878a8", "#c8553d"
+
+
+def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Loss, accuracy and learning rate against the step, training and test.
+
+    Args:
+      lines: of metrics.jsonl.
+      path: PNG to write.
+    """
+    names = [name for name in ("loss", "accuracy", "learning_rate") if any(name in line for line in lines)]
+    figure = Figure(figsize=(4.6 * len(names), 3.4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for split, color in (("train", TRAIN), ("test", TEST)):
+            points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=color, label=split, marker="." if len(points) < 40 else "")
+        axes.set(xlabel="step", ylabel=name.replace("_", " "))
+        if name == "loss":
+            axes.set_yscale("log")
+            axes.set_ylabel("loss (nats)")
+        if name != "learning_rate":
+            axes.legend(frameon=False)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Counts [true class, predicted class] of logits [N, classes] and labels [N]."""
+    matrix = np.zeros((logits.shape[1], logits.shape[1]), np.int64)
+    np.add.at(matrix, (labels, logits.argmax(1)), 1)
+    return matrix
+
+
+def most_confident_errors(logits: np.ndarray, labels: np.ndarray, count: int) -> list[tuple[int, int, float]]:
+    """(row, predicted class, its probability) of the wrong predictions, the most confident first."""
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = shifted / shifted.sum(1, keepdims=True)
+    predicted = probabilities.argmax(1)
+    wrong = np.flatnonzero(predicted != labels)
+    confidence = probabilities[wrong, predicted[wrong]]
+    order = wrong[np.argsort(-confidence, kind="stable")][:count]
+    return [(int(row), int(predicted[row]), float(probabilities[row, predicted[row]])) for row in order]
+
+
+def mistakes(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path,
+             image: Callable[[int], np.ndarray], count: int = 16) -> None:
+    """The confusion matrix beside the most confident errors.
+
+    Args:
+      logits: [N, classes].
+      labels: [N].
+      classes: their names.
+      path: PNG to write.
+      image: from a row to uint8 [H, W, C].
+      count: errors to show, at most 16.
+    """
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    left, right = figure.subfigures(1, 2)
+    matrix = confusion(logits, labels)
+    axes = left.subplots()
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    few = len(classes) <= 20
+    if few:
+        axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
+        axes.set_yticks(range(len(classes)), classes)
+        for true, predicted in zip(*np.nonzero(matrix), strict=True):
+            axes.text(predicted, true, matrix[true, predicted], ha="center", va="center", fontsize=8,
+                      color="white" if share[true, predicted] > 0.5 else "black")
+    axes.set(xlabel="predicted class", ylabel="true class",
+             title=f"Confusion matrix ({np.trace(matrix)} of {matrix.sum()} right)")
+    left.colorbar(drawn, ax=axes, label="share of the true class", shrink=0.8)
+    errors = most_confident_errors(logits, labels, count)
+    right.suptitle("Most confident errors: true class, predicted class and its probability"
+                   if errors else "No errors")
+    panels = right.subplots(4, 4).ravel()
+    for axes in panels:
+        axes.axis("off")
+    for axes, (row, predicted, probability) in zip(panels, errors, strict=False):
+        pixels = np.asarray(image(row))
+        axes.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(f"{classes[labels[row]]}, not {classes[predicted]} ({probability:.0%})", fontsize=9)
+    figure.savefig(path, dpi=110)

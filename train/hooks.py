@@ -1,0 +1,68 @@
+"""What a run does besides training, named in the config: hooks="recalibrate(200)|figures"."""
+
+from pathlib import Path
+from typing import Any
+
+from models.errors import UserError
+from train import calls, evaluate, figures, workdir
+from train.recalibrate import recalibrate_batch_norm
+
+
+class Hook:
+    """Called by the loop; a hook overrides what it needs."""
+
+    def at_end(self, run: Any, state: Any) -> Any:
+        """After the last step, before the last evaluation and checkpoint: may return another state (on the devices)."""
+        del run
+        return state
+
+    def finished(self, run: Any, state: Any, folder: Path) -> None:
+        """After everything else, on the process that writes: `state` is numpy, `folder` the workdir."""
+
+
+class Recalibrate(Hook):
+    """Recomputes batch-norm statistics over `batches` training batches, by default one epoch of unaugmented images."""
+
+    def __init__(self, batches: int = 0):
+        if batches < 0:
+            raise UserError(f"hook recalibrate: batches={batches} must be 0 (an epoch) or more")
+        self._batches = batches
+
+    def at_end(self, run, state):
+        host = run.parallel.fetch(state)
+        size = run.config["batch_size"]
+        count = self._batches or -(-len(run.feed.train) // size)
+
+        def recalibrated(variables):
+            fresh = recalibrate_batch_norm(run.task.model, variables, run.feed.training_images(count))
+            return {name: value for name, value in fresh.items() if name != "params"}
+
+        host = host.replace(model_state=recalibrated(host.variables()))
+        if host.ema:
+            host = host.replace(ema={**host.ema, "model_state": recalibrated(host.evaluation_variables())})
+        return run.parallel.replicate(host)
+
+
+class Figures(Hook):
+    """Draws curves.png, and mistakes.png (confusion matrix, most confident errors) for classifiers."""
+
+    def finished(self, run, state, folder):
+        figures.curves(workdir.read_metrics(folder / "metrics.jsonl"), folder / "curves.png")
+        feed = run.feed
+        logits, labels, index = evaluate.predictions(
+            run.task, state.evaluation_variables(), feed.prepare_evaluation, feed.test_batches())
+        figures.mistakes(
+            logits, labels, feed.classes, folder / "mistakes.png",
+            image=lambda row: feed.test.example(int(index[row]), None)["image"])
+
+
+HOOKS = {"recalibrate": Recalibrate, "figures": Figures}
+
+
+def create(spec: str) -> list[Hook]:
+    """The hooks that a config's text names.
+
+    Raises:
+      UserError: for an unknown one.
+    """
+    return [calls.resolve("hook", call, HOOKS) for call in calls.parse("hooks", spec)]

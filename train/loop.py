@@ -1,0 +1,190 @@
+"""THE training loop: every experiment, task, pruning run and study goes through `train`."""
+
+import functools
+import json
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import rich.console
+
+import models
+from models.errors import UserError, choice_error
+from models.layers import init
+from train import checkpoint, evaluate, hooks, metrics, optimizer, step, summary, tasks
+from train import config as config_lib
+from train import state as state_lib
+from train import workdir as workdir_lib
+from train.feed import Feed
+from train.parallel import Parallel
+
+DATA_INITS = ("none", "lsuv")
+PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # of the computation; parameters and statistics are float32
+
+
+class Run(NamedTuple):
+    """What a config means, before anything is trained or written."""
+
+    config: dict[str, Any]
+    parallel: Parallel
+    feed: Feed
+    task: Any
+    hooks: list[Any]
+    total: int  # steps
+    every: dict[str, int]  # steps between "log", "evaluate", "checkpoint"
+    keep: int  # checkpoints
+    train_call: Any
+    evaluation_call: Any
+    state: state_lib.TrainState  # before the first step
+
+    def evaluate(self, state: state_lib.TrainState) -> dict[str, Any]:
+        """Metrics on the test set under `state` (on the devices)."""
+        return evaluate.evaluate(self.evaluation_call, state, self.feed.evaluation_calls(), self.feed.test_count)
+
+
+def setup(config: Mapping[str, Any]) -> Run:
+    """Builds model, data, task, optimizer and lifted calls from a config (see configs/base.py).
+
+    Raises:
+      UserError: anything in the config that is unknown, unread, or does not fit.
+    """
+    reader = config_lib.Reader(config)
+    if reader.precision not in PRECISIONS:
+        raise choice_error("precision", reader.precision, PRECISIONS)
+    if not 0 <= reader.ema_decay < 1:
+        raise UserError(f"ema_decay={reader.ema_decay} must be in [0, 1)")
+    parallel = Parallel(reader.parallel, reader.devices)
+    feed = Feed(reader.data, parallel, batch_size=reader.batch_size, eval_batch_size=reader.eval_batch_size,
+                steps_per_call=reader.steps_per_call, seed=reader.seed)
+    share = reader.batch_size // len(parallel.devices)
+    if reader.accumulate < 1 or share % reader.accumulate:
+        raise UserError(f"accumulate={reader.accumulate} must divide the {share} examples of a device")
+    to_steps = functools.partial(config_lib.steps, batch_size=reader.batch_size, examples=len(feed.train))
+    total = to_steps(reader.duration)
+    if total < 1:
+        raise UserError(f"duration='{reader.duration}' is less than one step")
+    to_steps = functools.partial(to_steps, total=total)
+    every = {"log": reader.log_every, "evaluate": reader.evaluate_every, "checkpoint": reader.checkpoint_every}
+
+    model = models.create(reader.model.name, **{
+        "num_classes": len(feed.classes), "dtype": PRECISIONS[reader.precision],
+        **reader.model.to_dict(without=("name",))})
+    task = tasks.create(reader.task, model, len(feed.classes))
+    variables, task_state = task.init(jax.random.key(reader.seed), feed.image_shape)
+    if reader.data_init not in DATA_INITS:
+        raise choice_error("data_init", reader.data_init, DATA_INITS)
+    if reader.data_init == "lsuv":
+        variables = init.lsuv(model, variables, next(feed.training_images(1)), jax.random.key(reader.seed))
+    tx, learning_rate = optimizer.create(reader.optimizer, variables["params"], to_steps, total)
+    train_call = functools.partial(
+        step.train_call, gather=feed.gather, prepare=feed.prepare, task=task, optimizer=tx,
+        learning_rate=learning_rate, accumulate=reader.accumulate, ema_decay=reader.ema_decay)
+    evaluation_call = functools.partial(step.evaluation_call, prepare=feed.prepare_evaluation, task=task)
+    run = Run(
+        config=workdir_lib.plain(config), parallel=parallel, feed=feed, task=task, hooks=hooks.create(reader.hooks),
+        total=total, every={name: max(1, to_steps(duration)) for name, duration in every.items()},
+        keep=reader.keep_checkpoints, train_call=parallel.lift(train_call, donate=True),
+        evaluation_call=parallel.lift(evaluation_call),
+        state=state_lib.create(variables, task_state, tx, reader.seed, with_ema=reader.ema_decay > 0))
+    reader.check_all_read()
+    return run
+
+
+def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.Console | None = None,
+          started: float | None = None) -> dict[str, Any]:
+    """Trains the run that `config` describes in `workdir`, or goes on with it, and evaluates it.
+
+    Whatever ended an earlier run of the same config there, the result is that of an uninterrupted one.
+
+    Args:
+      config: complete; see configs/base.py.
+      workdir: folder of this run alone.
+      console: for progress; silent where None.
+      started: when the process started, by time.time(), for "seconds_to_first_step".
+    Returns:
+      The summary, as in summary.json; {"interrupted": signal, "step": …} where SIGTERM or SIGINT ended it early.
+    Raises:
+      UserError: a mistake in the config, a workdir of another config, a loss that is not finite, a full disk.
+    """
+    started = started or time.time()
+    console = console or rich.console.Console(quiet=True)
+    folder = Path(workdir).absolute()
+    run = setup(config)
+    parallel, feed, total = run.parallel, run.feed, run.total
+    is_primary = jax.process_index() == 0  # the one process that writes what all share
+    if is_primary:
+        workdir_lib.claim(folder, run.config)
+    saved = checkpoint.Checkpoints(folder / "checkpoints", run.keep, run.task.headline)
+    state, about = run.state, {"step": 0, "seconds": 0.0}
+    found = saved.restore_newest(warn=lambda text: console.print(f"warning: {text}", soft_wrap=True))
+    if found:
+        leaves, about = found
+        if about["step"] == total and (folder / "summary.json").exists():
+            console.print(f"{folder} is finished; its summary stands", soft_wrap=True)
+            return json.loads((folder / "summary.json").read_text())
+        state = checkpoint.unflatten(run.state, leaves, f"checkpoint {about['step']} in {folder}")
+        console.print(f"going on from step {about['step']} of {total}", soft_wrap=True)
+    state, done, results = parallel.replicate(state), about["step"], {}
+    began = time.time() - about["seconds"]  # as if the earlier, interrupted runs had been one with this
+    recorder = metrics.Recorder(folder if is_primary else None, console, total=total, step=done,
+                                batch_size=run.config["batch_size"], log_every=run.every["log"])
+    try:
+        with Interruption() as interruption:
+            for count, items in feed.calls(done, total):
+                state, computed = run.train_call(state, feed.data, items)
+                recorder.add(count, computed)
+                before, done, results = done, done + count, {}
+                due = {name: done == total or done // every > before // every for name, every in run.every.items()}
+                if not (due["evaluate"] or due["checkpoint"] or interruption.signal):
+                    continue
+                recorder.flush()  # nothing that is not finite is evaluated or saved
+                if done == total:
+                    for hook in run.hooks:
+                        state = hook.at_end(run, state)
+                if due["evaluate"]:
+                    results = run.evaluate(state)
+                    recorder.evaluated(done, results)
+                if due["checkpoint"] or interruption.signal:
+                    saved.save(done, parallel.fetch(state), {"seconds": time.time() - began}, results)
+                if interruption.signal and done < total:
+                    recorder.say(f"{interruption.signal}: saved at step {done} of {total}; the same command goes on")
+                    return {"interrupted": interruption.signal, "step": done}
+                recorder.resume()
+        saved.wait()
+        results = results or run.evaluate(state)  # killed between the last checkpoint and the summary
+    finally:
+        recorder.close()
+        saved.close()
+    result = summary.create(run, results, seconds=time.time() - began, recorder=recorder, started=started)
+    if is_primary:
+        for hook in run.hooks:
+            hook.finished(run, parallel.fetch(state), folder)
+        checkpoint.write_json(folder / "summary.json", result)
+    return result
+
+
+class Interruption:
+    """Within it, a SIGTERM (preemption) or a first SIGINT (ctrl-C) is only noted, so that the loop can save and end."""
+
+    signal: str | None = None
+
+    def __enter__(self):
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number, frame):
+        del frame
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+    def __exit__(self, *error):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

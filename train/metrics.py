@@ -1,0 +1,137 @@
+"""From the metrics of every step to numbers: checked, averaged, shown while training runs, and kept in files."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+import tensorboardX
+
+from models.errors import UserError
+from train import evaluate, workdir
+
+SHOWN = ("loss", "accuracy", "learning_rate")  # what the bar and the log lines show, where it is there
+
+
+class NonFiniteError(UserError):
+    """The loss or the gradient is no longer finite."""
+
+
+class Recorder:
+    """Checks and averages training metrics; writes metrics.jsonl and event files; shows progress.
+
+    Args:
+      folder: the workdir; None on processes that write nothing.
+      console: where to; a bar on a terminal, plain lines elsewhere.
+      total: steps of the whole training.
+      step: where this run starts.
+      batch_size: examples a step.
+      log_every: steps between lines.
+    """
+
+    def __init__(self, folder: Path | None, console: rich.console.Console, *, total: int, step: int, batch_size: int,
+                 log_every: int):
+        self._file = workdir.MetricsFile(folder / "metrics.jsonl", step) if folder else None
+        self._events = tensorboardX.SummaryWriter(str(folder), purge_step=step + 1) if folder else None
+        self._console, self._total, self._batch_size, self._log_every = console, total, batch_size, log_every
+        self._sums, self._step, self._logged, self._shown = None, step, step, {}
+        self._pending, self._since, self._steps_timed, self._seconds_timed = None, None, 0, 0.0
+        self.first_step: float | None = None  # when the first dispatch of this process was through, by time.time()
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("[bold]{task.description}"), rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(), rich.progress.TextColumn("{task.fields[values]}"),
+            rich.progress.TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("training", total=total, completed=step, values="compiling")
+        self._bar.start()
+
+    @property
+    def images_per_second(self) -> float:
+        """Over this run, without compilation, evaluation and saving; NaN before the second dispatch is through."""
+        return self._steps_timed * self._batch_size / self._seconds_timed if self._steps_timed else float("nan")
+
+    def resume(self) -> None:
+        """Training goes on after something else; the time in between does not count in images/s."""
+        self._since = time.perf_counter()
+
+    def add(self, count: int, metrics: Mapping[str, Any]) -> None:
+        """Takes the metrics of the `count` steps just dispatched, leaves [count], and treats those taken before.
+
+        One dispatch late, so that the device never waits for Python.
+
+        Raises:
+          NonFiniteError: naming the step.
+        """
+        self.flush()
+        self._pending = (count, metrics)
+
+    def flush(self) -> None:
+        """Treats what was taken; returns when it is computed."""
+        if self._pending is None:
+            return
+        count, metrics = self._pending
+        self._pending = None
+        metrics = jax.tree.map(np.asarray, dict(metrics))
+        if self._since is None:  # the first dispatch, which was compiled before it ran
+            self.first_step = time.time()
+        else:
+            self._seconds_timed += time.perf_counter() - self._since
+            self._steps_timed += count
+        self.resume()
+        for name in ("loss", "gradient_norm"):
+            values = metrics[name][0]
+            if not np.isfinite(values).all():
+                bad = int(np.argmin(np.isfinite(values)))
+                raise NonFiniteError(
+                    f"the {name.replace('_', ' ')} is {values[bad]} at step {self._step + bad + 1}; the checkpoint "
+                    "before it is kept: lower optimizer.learning_rate or set optimizer.clip_norm")
+        self._sums = evaluate.add(self._sums, jax.tree.map(lambda x: x.sum(0), metrics))
+        self._step += count
+        self._bar.update(self._task, completed=self._step, values=self._describe(evaluate.ratios(self._sums)))
+        if self._step // self._log_every > self._logged // self._log_every or self._step == self._total:
+            self._log()
+
+    def _log(self) -> None:
+        values = evaluate.ratios(self._sums)
+        speed = self.images_per_second
+        self.write(self._step, "train", values | ({"images_per_second": round(speed, 1)} if speed == speed else {}))
+        if not self._console.is_terminal:
+            self.say(f"step {self._step}/{self._total}  {self._describe(values)}{self._left()}")
+        self._sums, self._logged = None, self._step
+
+    def _describe(self, values: Mapping[str, Any]) -> str:
+        text = "  ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
+        speed = self.images_per_second
+        return text + (f"  {speed:,.0f} images/s" if speed == speed else "")
+
+    def _left(self) -> str:
+        speed = self.images_per_second
+        return f"  {(self._total - self._step) * self._batch_size / speed:.0f} s left" if speed == speed else ""
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Keeps numbers (and lists) in metrics.jsonl, and the numbers in event files as split/name."""
+        if self._file:
+            self._file.write(step, split, values)
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def evaluated(self, step: int, results: Mapping[str, Any]) -> None:
+        """Keeps and shows the metrics of the test set."""
+        self.write(step, "test", results)
+        values = ", ".join(f"{name} {value:.4g}" for name, value in results.items() if isinstance(value, float))
+        self.say(f"step {step}: test {values}")
+
+    def say(self, text: str) -> None:
+        """One line, above the bar."""
+        self._console.print(text, soft_wrap=True, highlight=False)
+
+    def close(self) -> None:
+        """Ends the bar and closes the files."""
+        self._bar.stop()
+        if self._file:
+            self._file.close()
+            self._events.close()

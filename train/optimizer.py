@@ -1,0 +1,181 @@
+"""Optimizers from a config, by optax: schedules, and masks by regular expression for decay and learning rates."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from models.errors import UserError
+from train import calls
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def parameter_name(path: tuple[Any, ...]) -> str:
+    """The name that regular expressions see, e.g. "stage1/block0/conv1/kernel"."""
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+
+
+def parameter_names(params: Any) -> list[str]:
+    """Names of all leaves, in the order of `jax.tree.leaves`."""
+    return [parameter_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+
+
+# Each takes (learning_rate, weight_decay, decay_mask) and its own arguments from the config.
+
+def sgd(learning_rate, weight_decay, decay_mask, momentum=0.9, nesterov=False):
+    """Stochastic gradient descent; the decay is added to the gradient (coupled), as in He 2016 and Goyal 2017."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, decay_mask),
+        optax.sgd(learning_rate, momentum or None, nesterov),
+    )
+
+
+def adam(learning_rate, weight_decay, decay_mask, b1=0.9, b2=0.999, eps=1e-8):
+    """Adam (Kingma 2015); the decay is added to the gradient (coupled)."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, decay_mask),
+        optax.adam(learning_rate, b1, b2, eps),
+    )
+
+
+def adamw(learning_rate, weight_decay, decay_mask, b1=0.9, b2=0.999, eps=1e-8):
+    """AdamW (Loshchilov 2019); the decay is decoupled and multiplied by the learning rate."""
+    return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=decay_mask)
+
+
+def lars(learning_rate, weight_decay, decay_mask, momentum=0.9, nesterov=False, trust=0.001):
+    """LARS (You 2017); the trust ratio, too, is applied only where weights decay."""
+    return optax.lars(
+        learning_rate, weight_decay, decay_mask, trust_coefficient=trust, trust_ratio_mask=decay_mask,
+        momentum=momentum, nesterov=nesterov,
+    )
+
+
+def lamb(learning_rate, weight_decay, decay_mask, b1=0.9, b2=0.999, eps=1e-6):
+    """LAMB (You 2020)."""
+    return optax.lamb(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=decay_mask)
+
+
+OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw, "lars": lars, "lamb": lamb}
+
+
+# Each takes (to_steps, warmup, total) and its own arguments, and returns step -> factor of the base learning rate.
+
+def constant(to_steps, warmup, total):
+    """1 throughout."""
+    del to_steps, warmup, total
+    return lambda step: jnp.ones(())
+
+
+def step(to_steps, warmup, total, factor, *boundaries):
+    """Multiplied by `factor` at each boundary, e.g. step(0.1, '32000 steps', '48000 steps')."""
+    del warmup, total
+    at = jnp.asarray([to_steps(boundary) for boundary in boundaries])
+    return lambda step: jnp.asarray(factor, jnp.float32) ** jnp.sum(step >= at)
+
+
+def cosine(to_steps, warmup, total, final=0.0):
+    """Half a cosine from 1 to `final` between the end of the warm-up and the end of training (Loshchilov 2017)."""
+    del to_steps
+    return lambda step: final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * _progress(step, warmup, total)))
+
+
+def linear(to_steps, warmup, total, final=0.0):
+    """A straight line from 1 to `final` between the end of the warm-up and the end of training."""
+    del to_steps
+    return lambda step: 1 + (final - 1) * _progress(step, warmup, total)
+
+
+def inverse_sqrt(to_steps, warmup, total):
+    """sqrt(warmup / step) after the warm-up (Vaswani 2017, section 5.3)."""
+    del to_steps, total
+    return lambda step: jnp.sqrt(max(warmup, 1) / jnp.maximum(step + 1, max(warmup, 1)))
+
+
+def _progress(step, warmup, total):
+    return jnp.clip((step - warmup) / max(total - warmup, 1), 0, 1)
+
+
+SCHEDULES = {"constant": constant, "step": step, "cosine": cosine, "linear": linear, "inverse_sqrt": inverse_sqrt}
+
+
+def schedule(config: Any, to_steps: Callable[[str], int], total: int) -> Schedule:
+    """Learning rate by step: `config.learning_rate` x a linear warm-up x `config.schedule`.
+
+    The warm-up rises linearly from `warmup_from` (a fraction of the learning rate) and reaches 1 after `warmup`.
+    """
+    base, warmup, start = config.learning_rate, to_steps(config.warmup), config.warmup_from
+    main = calls.resolve_one("schedule", config.schedule, SCHEDULES, to_steps, warmup, total)
+
+    def learning_rate(count):
+        ramp = start + (1 - start) * jnp.minimum(1.0, (count + 1) / max(warmup, 1)) if warmup else 1.0
+        return jnp.asarray(base * ramp * main(count), jnp.float32)
+
+    return learning_rate
+
+
+def create(
+    config: Any, params: Any, to_steps: Callable[[str], int], total: int
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """The optimizer that `config` (the section `optimizer`) describes, and its learning-rate schedule.
+
+    Every parameter must be covered by `config.groups`, pairs (regular expression, multiplier of the learning rate);
+    the first that matches the whole name counts, 0 freezes. `config.decay` is the expression of what decays.
+    Frozen parameters have no optimizer state and no part in the gradient norm that `clip_norm` bounds.
+
+    Raises:
+      UserError: a parameter that no group covers, an expression that matches nothing, an unknown name.
+    """
+    names = parameter_names(params)
+    decays = _compile("optimizer.decay", config.decay)
+    weight_decay = config.weight_decay
+    if weight_decay and not any(decays.fullmatch(name) for name in names):
+        raise UserError(f"optimizer.decay '{config.decay}' matches no parameter, e.g. {names[0]}")
+    factors = _assign(names, config.groups)
+
+    # A callable, because `partition` shows the inner optimizer only the trainable part of the tree.
+    def decay_mask(tree):
+        return jax.tree_util.tree_map_with_path(lambda path, _: bool(decays.fullmatch(parameter_name(path))), tree)
+
+    learning_rate = schedule(config, to_steps, total)
+    optimizer = calls.resolve_one("optimizer", config.name, OPTIMIZERS, learning_rate, weight_decay, decay_mask)
+    if config.clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if set(factors.values()) != {1.0}:
+        # After the optimizer, since Adam and LARS undo a factor that is put on the gradient.
+        optimizer = optax.chain(optimizer, optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(
+            lambda path, update: factors[parameter_name(path)] * update, updates)))
+    if 0 in factors.values():
+        optimizer = optax.partition(
+            {"trained": optimizer, "frozen": optax.set_to_zero()},
+            lambda tree: jax.tree_util.tree_map_with_path(
+                lambda path, _: "trained" if factors[parameter_name(path)] else "frozen", tree),
+        )
+    return optimizer, learning_rate
+
+
+def _compile(key: str, expression: str) -> re.Pattern:
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        raise UserError(f"{key} '{expression}' is no regular expression: {error}") from None
+
+
+def _assign(names: Sequence[str], groups: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Multiplier by parameter name; every name is covered and every expression is the first match of some name."""
+    patterns = [(_compile("optimizer.groups", expression), float(factor)) for expression, factor in groups]
+    factors, used = {}, set()
+    for name in names:
+        match = next((i for i, (pattern, _) in enumerate(patterns) if pattern.fullmatch(name)), None)
+        if match is None:
+            raise UserError(f"optimizer.groups cover no parameter '{name}'; end them with ('.*', 1.0)")
+        used.add(match)
+        factors[name] = patterns[match][1]
+    for i, (pattern, _) in enumerate(patterns):
+        if i not in used:
+            raise UserError(f"optimizer.groups '{pattern.pattern}' is the first match of no parameter, e.g. {names[0]}")
+    return factors

@@ -1,0 +1,91 @@
+"""A step is written for one device, with the axis name "batch", and lifted over all devices here.
+
+Two ways, same step, same result: `jax.pmap` (the default) and `jax.shard_map` under `jax.jit`. Either way the state is
+one replicated array a leaf, without a leading device axis, so nothing outside this file knows which one is used.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from models.errors import UserError, choice_error
+
+AXIS = "batch"
+KINDS = ("pmap", "shard_map")
+
+
+class Parallel:
+    """The devices, and how a per-device program runs on all of them.
+
+    Args:
+      kind: "pmap" or "shard_map".
+      count: devices to use over all processes; 0 for all.
+    Raises:
+      UserError: unknown kind, or more devices than there are.
+    """
+
+    def __init__(self, kind: str = "pmap", count: int = 0):
+        if kind not in KINDS:
+            raise choice_error("parallel", kind, KINDS)
+        present = jax.devices()
+        if count > len(present) or count < 0:
+            raise UserError(f"devices={count} asked for, but there are {len(present)} ({present[0].platform})")
+        if count and jax.process_count() > 1 and count != len(present):
+            raise UserError(f"devices={count}: with several processes all {len(present)} devices are used; set 0")
+        self.kind = kind
+        self.devices: Sequence[jax.Device] = present[: count or len(present)]
+        self.mesh = Mesh(np.array(self.devices), (AXIS,))
+        self.local = [d for d in self.devices if d.process_index == jax.process_index()]
+        self._replicated = NamedSharding(self.mesh, PartitionSpec())
+        # pmap splits a device axis off, [k, D, B / D, …]; shard_map cuts the batch axis in place, [k, B, …].
+        self._split = NamedSharding(self.mesh, PartitionSpec(None, AXIS))
+
+    def check_batch(self, name: str, size: int) -> None:
+        """Raises UserError where `size` examples cannot be dealt out evenly."""
+        if size <= 0 or size % len(self.devices):
+            raise UserError(f"{name}={size} must be a positive multiple of the number of devices, {len(self.devices)}")
+
+    def lift(self, function: Callable, donate: bool = False, **jit_options: Any) -> Callable:
+        """Lifts `function(state, data, items) -> replicated outputs` over the devices.
+
+        Per device it sees the state and the data whole, and its share [k, B / D, …] of items [k, B, …]; what it
+        returns must be the same on every device (averaged or summed over the axis "batch").
+
+        Args:
+          function: the per-device program.
+          donate: whether the state's buffers are reused for the result.
+          **jit_options: passed on to `jax.jit`, e.g. compiler_options; not for pmap, which has none.
+        """
+        donated = (0,) if donate else ()
+        if self.kind == "pmap":
+            return jax.pmap(
+                function, axis_name=AXIS, in_axes=(None, None, 1), out_axes=None, devices=self.devices,
+                donate_argnums=donated,
+            )
+        mapped = jax.shard_map(
+            function, mesh=self.mesh, in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(None, AXIS)),
+            out_specs=PartitionSpec(), check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=donated, **jit_options)
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts one copy of every leaf on every device."""
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(
+            self._replicated, np.asarray(leaf), np.shape(leaf)), tree)
+
+    def shard(self, items: Any) -> Any:
+        """Deals this process's rows of items [k, B / P, …] out to its devices, as `lift` expects them."""
+        def put(leaf):
+            leaf = np.asarray(leaf)
+            if self.kind == "pmap":
+                leaf = leaf.reshape(leaf.shape[0], len(self.local), -1, *leaf.shape[2:])
+            return jax.make_array_from_process_local_data(self._split, leaf)
+
+        return jax.tree.map(put, items)
+
+    def fetch(self, tree: Any) -> Any:
+        """One copy of every replicated leaf as numpy, safe from later donation."""
+        return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)), tree)

@@ -1,0 +1,108 @@
+"""The training and the evaluation step: pure functions of one device's share of a batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from train.parallel import AXIS
+from train.state import TrainState
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight), summed over examples and devices
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    task: Any,
+    optimizer: optax.GradientTransformation,
+    learning_rate: Callable[[jax.Array], jax.Array],
+    prepare: Callable[..., dict[str, jax.Array]],
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step.
+
+    Args:
+      state: replicated.
+      batch: this device's examples; leaves [B / D, …].
+      task: owner of the loss, see train/tasks.
+      optimizer: optax transformation over state.params.
+      learning_rate: by step, for the record only.
+      prepare: augmentation and normalization: (key, batch, index of the first example in the global batch) -> batch.
+      accumulate: the share is cut into so many parts, gradients averaged over them (normalization sees one part).
+      ema_decay: of the averaged variables; 0 where there are none.
+    Returns:
+      The next state and the metrics, both equal on all devices.
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    augment_key, model_key = jax.random.split(key)
+    size = jax.tree.leaves(batch)[0].shape[0]
+    # Augmentation is keyed by the place in the global batch, so it does not depend on the number of devices;
+    # dropout masks are drawn a device.
+    batch = prepare(augment_key, batch, lax.axis_index(AXIS) * size)
+    model_key = jax.random.fold_in(model_key, lax.axis_index(AXIS))
+
+    def gradients(carry, part):
+        index, part = part
+        gradient = jax.value_and_grad(task.loss, has_aux=True)
+        (_, (metrics, model_state, task_state)), grads = gradient(
+            state.params, *carry, part, jax.random.fold_in(model_key, index), state.step)
+        return (model_state, task_state), (grads, metrics)
+
+    carry = (state.model_state, state.task_state)
+    if accumulate == 1:
+        carry, (grads, metrics) = gradients(carry, (0, batch))
+    else:
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, size // accumulate, *x.shape[1:]), batch)
+        carry, (grads, metrics) = lax.scan(gradients, carry, (jnp.arange(accumulate), parts))
+        grads = jax.tree.map(lambda x: jnp.mean(x, 0), grads)
+        metrics = jax.tree.map(lambda x: jnp.sum(x, 0), metrics)
+    # Running statistics are averaged here, once a step: what normalizes in training stays a device's own.
+    grads, (model_state, task_state) = lax.pmean((grads, carry), AXIS)
+    metrics = lax.psum(metrics, AXIS)
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema_decay:
+        ema = jax.tree.map(
+            lambda old, new: ema_decay * old + (1 - ema_decay) * new,
+            ema, {"params": params, "model_state": model_state})
+    one = jnp.ones(())
+    metrics |= {"gradient_norm": (optax.global_norm(grads), one), "learning_rate": (learning_rate(state.step), one)}
+    return state.replace(
+        step=state.step + 1, params=params, model_state=model_state, task_state=task_state, opt_state=opt_state,
+        ema=ema), metrics
+
+
+def train_call(state: TrainState, data: Any, items: Any, *, gather: Callable, **options: Any):
+    """k steps in one dispatch.
+
+    Args:
+      state: replicated.
+      data: what lives on the device (a resident data set), or {}.
+      items: leaves [k, B / D, …]; `gather(data, item)` makes one step's batch of item.
+      gather: see `items`.
+      **options: of `train_step`.
+    Returns:
+      The state after k steps, and metrics with leaves [k].
+    """
+    def one(state, item):
+        return train_step(state, gather(data, item), **options)
+
+    if jax.tree.leaves(items)[0].shape[0] == 1:  # no loop around a single step: XLA optimizes straight code better
+        state, metrics = one(state, jax.tree.map(lambda x: x[0], items))
+        return state, jax.tree.map(lambda x: x[None], metrics)
+    return lax.scan(one, state, items)
+
+
+def evaluation_call(state: TrainState, data: Any, items: Any, *, task: Any, prepare: Callable) -> Metrics:
+    """Metrics {name: (sum, weight)} of one evaluation batch, items [1, B / D, …], summed over the devices."""
+    del data
+    batch = prepare(jax.tree.map(lambda x: x[0], items))
+    return lax.psum(task.evaluate(state.evaluation_variables(), state.task_state, batch), AXIS)

@@ -1,0 +1,110 @@
+"""What a finished run says of itself: summary.json, and the table in the terminal."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import rich.table
+
+from models import complexity
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def commit() -> str:
+    """The commit of this code, with "+changes" where the working tree differs; "unknown" outside a git checkout."""
+    def git(*arguments):
+        return subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD")[:12] + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def device(devices: Any) -> str:
+    """How many of what, e.g. "1 x NVIDIA H200", "1 x cpu (AMD EPYC, 2 cores)"."""
+    kind = devices[0].device_kind
+    if devices[0].platform == "cpu":
+        kind = f"cpu ({_processor()})"
+    return f"{len(devices)} x {kind}"
+
+
+def _processor() -> str:
+    try:
+        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                 if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def environment(devices: Any) -> dict[str, Any]:
+    """Where a number was measured: commit, device, versions."""
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"commit": commit(), "device": device(devices), "versions": versions}
+
+
+def create(run: Any, results: Mapping[str, Any], *, seconds: float, recorder: Any, started: float) -> dict[str, Any]:
+    """The content of summary.json.
+
+    Args:
+      run: of the loop.
+      results: metrics on the test set at the end.
+      seconds: from the start of training to the end, all runs of the workdir together, evaluation and saving included.
+      recorder: knows the speed.
+      started: when the process started.
+    """
+    cost = complexity.analyze(run.task.model, (1, *run.feed.image_shape))
+    speed, first = recorder.images_per_second, recorder.first_step
+    return {
+        "model": run.config["model"]["name"],
+        "data": run.config["data"]["source"],
+        **results,
+        "test_examples": run.feed.test_count(),
+        "skipped_images": run.feed.skipped,
+        "parameters": cost.params,
+        "mult_adds": cost.mult_adds,
+        "steps": run.total,
+        "seconds": round(seconds, 2),
+        "seconds_to_first_step": round(first - started, 2) if first else None,
+        "images_per_second": round(speed, 1) if speed == speed else None,
+        "seed": run.config["seed"],
+        **environment(run.parallel.devices),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def table(summary: Mapping[str, Any], folder: Path) -> rich.table.Table:
+    """The summary for the terminal."""
+    made = rich.table.Table(title=f"{summary['model']} on {summary['data']}", show_header=False, title_justify="left")
+    made.add_column()
+    made.add_column(justify="right")
+    shown = {
+        "test accuracy": f"{summary['accuracy']:.2%}" if "accuracy" in summary else None,
+        "test top-5": f"{summary['top5']:.2%}" if "top5" in summary else None,
+        "test loss": f"{summary['loss']:.4f}",
+        "test examples": f"{summary['test_examples']:,}",
+        "images skipped": f"{sum(summary['skipped_images'].values()):,}" if any(summary["skipped_images"].values())
+                          else None,
+        "parameters": f"{summary['parameters']:,}",
+        "mult-adds": f"{summary['mult_adds']:,}",
+        "steps": f"{summary['steps']:,}",
+        "wall time": f"{summary['seconds']:.1f} s",
+        "to the first step": f"{summary['seconds_to_first_step']:.1f} s" if summary["seconds_to_first_step"] else None,
+        "speed": f"{summary['images_per_second']:,.0f} images/s" if summary["images_per_second"] else None,
+        "device": summary["device"],
+        "files": str(folder),
+    }
+    for name, value in shown.items():
+        if value:
+            made.add_row(name, value)
+    return made

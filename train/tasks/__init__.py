@@ -1,0 +1,29 @@
+"""What is learned. A task owns the loss, the metrics, the prediction and any trained state besides the model's.
+
+A task is an object with
+  model                                               the flax module
+  init(key, image_shape) -> (variables, task_state)
+  loss(params, model_state, task_state, batch, key, step) -> (loss, (metrics, model_state, task_state))
+  evaluate(variables, task_state, batch) -> metrics
+  predict(variables, batch) -> outputs                one row an example
+  headline                                            name of the metric by which "best" is decided (higher is better)
+with metrics {name: (sum over examples, weight)}: never a mean, so that they add up over batches and devices.
+"""
+
+from typing import Any
+
+from models.errors import choice_error
+from train.tasks.classify import Classify
+
+TASKS = {"classify": Classify}
+
+
+def create(config: Any, model: Any, num_classes: int) -> Any:
+    """The task that `config` (the section `task`) names; its other keys are the task's arguments.
+
+    Raises:
+      UserError: for an unknown task.
+    """
+    if config.name not in TASKS:
+        raise choice_error("task", config.name, TASKS)
+    return TASKS[config.name](model, num_classes, config)

@@ -1,0 +1,80 @@
+"""The folder of one run: which config it belongs to, and what is written into it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.errors import UserError
+from train import config as config_lib
+from train.checkpoint import write_json
+
+# Keys that say how fast or how talkatively a run goes, not what comes out of it: these may change between reruns.
+OPERATIONAL = ("log_every", "data.workers", "data.dir", "data.prefetch", "checkpoint.keep")
+
+
+def plain(value: Any) -> Any:
+    """A config value as JSON holds it: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
+def claim(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes the folder this config's, or checks that it is.
+
+    Raises:
+      UserError: the folder belongs to another config (the difference is said), or cannot be written.
+    """
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not os.access(workdir, os.W_OK):
+            raise PermissionError(13, "not writable")
+        if not path.exists():
+            if (workdir / "checkpoints").exists():
+                raise UserError(f"{workdir} holds checkpoints but no config.json: choose another --workdir")
+            write_json(path, plain(config))
+            return
+        old = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot use --workdir={workdir}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}): choose another --workdir") from error
+    lines = [line for line in config_lib.difference(old, plain(config)) if line.split(":")[0] not in OPERATIONAL]
+    if lines:
+        raise UserError(
+            f"{workdir} belongs to a run with another config ({'; '.join(lines)}): choose another --workdir")
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, {"step": …, "split": "train" | "test", name: value, …}.
+
+    Opened at the step from which the run goes on: what an interrupted run wrote after it is dropped, so every step
+    is there once.
+    """
+
+    def __init__(self, path: Path, step: int):
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(path)
+        self._file = path.open("a", buffering=1)
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Appends one line."""
+        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics.jsonl; a last line cut short by a kill is passed over."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
