@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from models.errors import UserError, choice_error, nearest
 from models.layers.conv import lowering
+from models.layers.init import jit_once
 
 # Beginning of a name: the module of its family, imported when it is needed. Such a module has a table VARIANTS of
 # partial applications of module classes to fields.
@@ -70,4 +71,4 @@ def initialize(
       dtype: of the images.
     """
     with lowering("plain"):
-        return jax.jit(lambda rng: model.init(rng, jnp.zeros(input_shape, dtype)))(rng)
+        return jit_once(lambda rng: model.init(rng, jnp.zeros(input_shape, dtype)))(rng)

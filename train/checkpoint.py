@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
@@ -61,11 +62,12 @@ class Checkpoints:
         if keep < 1:
             raise UserError(f"checkpoint.keep={keep} must be at least 1")
         self.folder = Path(folder).absolute()
-        kept = [policies.LatestN(keep)]
-        if headline:
-            kept.append(policies.BestN(get_metric_fn=lambda metrics: metrics[headline], n=1))
+        def score(metrics):
+            return metrics.get(headline, -math.inf)
+
+        kept = [policies.LatestN(keep), policies.BestN(get_metric_fn=score, n=1)]
         self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True))
+            preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=score, cleanup_tmp_directories=True))
         self.headline = headline
 
     def steps(self) -> list[int]:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from models.errors import UserError
@@ -42,6 +42,7 @@ def run(main: Callable[[], int | None], usage: str) -> None:
 
     def guarded(argv):
         del argv
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every step of every save
         sys.exit(main() or 0)
 
     try:

@@ -14,9 +14,9 @@ from train.checkpoint import write_json
 OPERATIONAL = ("log_every", "data.workers", "data.dir", "data.prefetch", "checkpoint.keep")
 
 
-def plain(value: Any) -> Any:
-    """A config value as JSON holds it: tuples are lists."""
-    return json.loads(json.dumps(value))
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as JSON holds it: dictionaries, and lists for tuples."""
+    return json.loads(json.dumps(config, default=lambda section: section.to_dict()))
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:

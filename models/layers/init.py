@@ -68,6 +68,13 @@ def init(spec: str | Callable) -> Callable[..., jax.Array]:
     return make(std)
 
 
+def jit_once(function: Callable) -> Callable:
+    """`jax.jit` for what runs once. On a CPU, LLVM's optimization of the random draws takes 5 times as long as the rest
+    of the compilation, and much longer than it saves in one run."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=options)
+
+
 def lsuv(
     model: nn.Module,
     variables: Any,
@@ -130,7 +137,7 @@ def lsuv(
         layer.put_variable("lsuv", "kernel", kernel)
         return output(kernel)
 
-    @jax.jit
+    @jit_once
     def kernels(variables, images, rng):
         keys = dict(zip(("lsuv", "dropout"), jax.random.split(rng), strict=True))
         with nn.intercept_methods(rescale):

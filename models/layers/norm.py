@@ -37,7 +37,8 @@ def norm(spec: str | Callable, *, train: bool, dtype: Any = None, axis_name: str
         those of `make` and returns a function of x.
       train: whether batch statistics are used and running ones updated.
       dtype: of the output; None for that of the input. Statistics are float32 whatever it is.
-      axis_name: the device axis that batch statistics are averaged over; None for each device's own.
+      axis_name: the device axis that batch statistics are averaged over, where there is one of that name (a training
+        step lifted over devices); None for each device's own.
 
     Raises:
       UserError: unknown spec.
@@ -55,6 +56,14 @@ def norm(spec: str | Callable, *, train: bool, dtype: Any = None, axis_name: str
     if spec == "none":
         return NoNorm
     raise choice_error("norm", spec, NORMS)
+
+
+def _devices(axis_name: str | None) -> int:
+    """Size of the device axis; 0 outside of any program that has it."""
+    try:
+        return lax.axis_size(axis_name) if axis_name else 0
+    except NameError:
+        return 0
 
 
 def _mean(x: jax.Array, axes: tuple[int, ...], axis_name: str | None) -> jax.Array:
@@ -149,11 +158,12 @@ class BatchNorm(nn.Module):
             factor = lax.rsqrt(running_var.value + self.epsilon) * scale
             return ((x.astype(jnp.float32) - running_mean.value) * factor + bias).astype(dtype)
         axes = tuple(range(x.ndim - 1))
-        axis_name = None if self.is_initializing() else self.axis_name
+        devices = _devices(self.axis_name)
+        axis_name = self.axis_name if devices else None
         y, mean, var = normalize(x, scale, bias, axes, self.epsilon, axis_name, dtype)
         if not self.is_initializing():
             mean, var = lax.stop_gradient((mean.reshape(channels), var.reshape(channels)))
-            count = x.size // channels * (lax.axis_size(axis_name) if axis_name else 1)
+            count = x.size // channels * max(devices, 1)
             if self.is_mutable_collection("batch_stats"):
                 unbiased = var * (count / max(count - 1, 1))
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean

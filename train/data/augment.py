@@ -6,17 +6,16 @@ from the example's place in the global batch: results do not depend on how a bat
     crop(pad, mode="zero")       pad, then crop at random to the size before (He 2016, section 4.2); mode "reflect" too
     flip(p=0.5)                  left to right
     cutout(size)                 a square of the mean colour around a uniform pixel, cut at the border (DeVries 2017)
-    erase(p)                     a random rectangle of noise (Zhong 2020, "random erasing"; area 2-40%, aspect 0.3-3.3)
+    erase(p=0.5)                 a random rectangle of noise (Zhong 2020, "random erasing"; area 2-40%, aspect 0.3-3.3)
     randaugment(ops, magnitude)  Cubuk 2020; operations and magnitudes 0..30 as in torchvision
     jitter(b, c=0, s=0, h=0)     brightness, contrast, saturation, hue, in random order, as torchvision's ColorJitter
-    grayscale(p)                 three channels of luma
+    grayscale(p=0.1)             three channels of luma
     resize(size)                 bilinear, antialiased
     mixup(a), cutmix(a), mixup_cutmix(a, b)    once, at the end (mix.py): "image" becomes float, and "target" is made
 """
 
 import ast
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +28,16 @@ from models.errors import UserError, choice_error
 from train.data import mix, pixels
 from train.data.randaugment import BINS, randaugment
 
-Op = Callable[[jax.Array, jax.Array], jax.Array]  # (key, uint8 [H, W, C]) -> uint8 [H', W', C]
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """apply: (key, uint8 [H, W, C]) -> uint8 [H', W', C]. branches: it picks one of several operations. size: H' = W'
+    where the shape changes.
+    """
+
+    apply: Callable[[jax.Array, jax.Array], jax.Array]
+    branches: bool = False
+    size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Augment:
         keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
         for number, op in enumerate(self.ops):
             op_keys = jax.vmap(lambda example_key, n=number: jax.random.fold_in(example_key, n))(keys)
-            images = _each(op)(op_keys, images)
+            images = _each(op, op_keys, images)
         batch = batch | {"image": images}
         return batch | self._mixed(keys, images, batch["label"]) if self.mix else batch
 
@@ -75,55 +83,40 @@ def build(
     mean: the colour, on the scale 0..1, that cutout fills with (DeVries 2017 cuts normalized images, so the mean is
     their 0); None: black. Raises UserError that names the operation and its signature.
     """
-    shape, ops, mixer = tuple(image_shape), [], None
+    height, width, channels = image_shape
+    colour = np.broadcast_to(np.round(255 * np.array(0.0 if mean is None else mean)).astype(np.uint8), (channels,))
+    ops, mixer = [], None
     for name, arguments, keywords in _parse(spec):
-        if name not in _OPS and name not in _MIXERS:
-            raise choice_error("augmentation", name, [*_OPS, *_MIXERS])
         if mixer:
             raise UserError(f"augmentation {name}: mixup and cutmix come once, at the end of data.augment='{spec}'")
         if name in _MIXERS:
-            mixer = _bind(name, _MIXERS[name], arguments, keywords)()
-            continue
-        context = _Context(shape, _colour(mean, shape[2]))
-        op = _bind(name, _OPS[name], arguments, keywords)(context)
-        shape = (op.keywords["size"],) * 2 + shape[2:] if name == "resize" else shape
-        ops.append(op)
+            mixer = _make(name, _MIXERS[name], (), arguments, keywords)
+        elif name in _OPS:
+            site = Site(height, width, channels, colour)
+            ops.append(_make(name, _OPS[name], (site,), arguments, keywords))
+            height, width = (ops[-1].size,) * 2 if ops[-1].size else (height, width)
+        else:
+            raise choice_error("augmentation", name, [*_OPS, *_MIXERS])
     return Augment(spec, num_classes, tuple(ops), mixer)
 
 
-def normalize(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32
-) -> jax.Array:
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32) -> jax.Array:
     """(images / 255 - mean) / std, for images on the scale 0..255, mean and std per channel on 0..1; in float32."""
     images = images.astype(jnp.float32) / 255
     return ((images - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)).astype(dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Context:
-    """What operations are built for: the shape [H, W, C] at their place, and the colour [C] of holes."""
-
-    shape: tuple[int, int, int]
-    colour: np.ndarray
-
-
-def _colour(mean: Sequence[float] | None, channels: int) -> np.ndarray:
-    return np.broadcast_to(np.round(255 * np.array(mean if mean is not None else 0.0)).astype(np.uint8), (channels,))
-
-
-def _each(op: Op) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Applies an operation to every example. One that branches is mapped in turn on a CPU: there a branch not taken
-    costs nothing, where vmap computes all of them, which an accelerator does faster than it loops.
+def _each(op: Op, keys: jax.Array, images: jax.Array) -> jax.Array:
+    """Applies an operation to every example. One that branches is applied to one after the other on a CPU: there a
+    branch not taken costs nothing, where vmap computes all of them, which is what an accelerator is faster at.
     """
-    if op.func in (_randaugment, _jitter) and jax.default_backend() == "cpu":
-        return lambda keys, images: jax.lax.map(lambda example: op(*example), (keys, images))
-    return jax.vmap(op)
+    if op.branches and jax.default_backend() == "cpu":
+        return jax.lax.map(lambda example: op.apply(*example), (keys, images))
+    return jax.vmap(op.apply)(keys, images)
 
 
 def _parse(spec: str) -> list[tuple[str, list[Any], dict[str, Any]]]:
     """ "crop(4)|flip" -> [("crop", [4], {}), ("flip", [], {})], without evaluating anything."""
-    if not spec.strip():
-        return []
 
     def value(node: ast.expr) -> Any:
         return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
@@ -138,37 +131,186 @@ def _parse(spec: str) -> list[tuple[str, list[Any], dict[str, Any]]]:
         raise ValueError(ast.unparse(node))
 
     try:
-        return calls(ast.parse(spec.strip(), mode="eval").body)
+        return calls(ast.parse(spec.strip(), mode="eval").body) if spec.strip() else []
     except (SyntaxError, ValueError) as error:
         raise UserError(f"data.augment='{spec}': want operations joined by '|', as crop(4)|flip") from error
 
 
-def _bind(name: str, factory: Callable, arguments: list[Any], keywords: dict[str, Any]) -> Callable:
-    """`factory` with the arguments of a call in a specification, checked against its signature."""
+def _make(name: str, factory: Callable, leading: tuple, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    """factory(*leading, *arguments, **keywords), where the arguments come from a specification and may be wrong."""
     signature = inspect.signature(factory)
-    allowed = signature.replace(
-        parameters=[p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in signature.parameters.values() if p.name != "context"],
-        return_annotation=inspect.Signature.empty,
-    )
     try:
-        bound = allowed.bind(*arguments, **keywords).arguments
-        for argument, given in bound.items():
-            wanted = allowed.parameters[argument].annotation
-            number = isinstance(given, int | float) and not isinstance(given, bool)
-            if not (isinstance(given, wanted) or (wanted is float and number)) or (wanted is int and not number):
+        bound = signature.bind(*leading, *arguments, **keywords)
+        for argument, given in list(bound.arguments.items())[len(leading) :]:
+            wanted = signature.parameters[argument].annotation
+            if isinstance(given, bool) or not isinstance(given, (int, float) if wanted is float else wanted):
                 raise TypeError(f"{argument} must be {wanted.__name__}, not {given!r}")
-        return functools.partial(_checked, name, allowed, factory, bound)
-    except TypeError as error:
-        raise UserError(f"augmentation {name}: {error}; want {name}{allowed}") from error
-
-
-def _checked(name: str, signature: inspect.Signature, factory: Callable, bound: dict[str, Any], *context: Any) -> Op:
-    try:
-        return factory(*context, **bound)
-    except ValueError as error:
-        raise UserError(f"augmentation {name}: {error}; want {name}{signature}") from error
+        return factory(*bound.args, **bound.kwargs)
+    except (TypeError, ValueError) as error:
+        shown = ", ".join(str(parameter) for parameter in list(signature.parameters.values())[len(leading) :])
+        raise UserError(f"augmentation {name}: {error}; want {name}({shown})") from error
 
 
 def _want(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _share(p: float) -> None:
+    _want(0 <= p <= 1, f"p={p} is no probability")
+
+
+# The operations. Each takes the site it stands at, then the arguments of the specification; ValueError refuses them.
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """What an operation is built for: the shape of the images at its place in the chain, and the colour of holes."""
+
+    height: int
+    width: int
+    channels: int
+    colour: np.ndarray  # uint8 [C]
+
+
+def _crop(site: Site, pad: int, mode: str = "zero") -> Op:
+    _want(pad >= 0, f"pad={pad} is negative")
+    _want(mode in ("zero", "reflect"), f"mode '{mode}' is neither zero nor reflect")
+    _want(mode == "zero" or pad < min(site.height, site.width), f"cannot reflect {pad} pixels of {site.height}")
+
+    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
+        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), "reflect" if mode == "reflect" else "constant")
+        top, left = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+        return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+
+    return Op(apply)
+
+
+def _flip(site: Site, p: float = 0.5) -> Op:
+    _share(p)
+    return Op(lambda key, image: jnp.where(jax.random.bernoulli(key, p), image[:, ::-1], image))
+
+
+def _cutout(site: Site, size: int) -> Op:
+    _want(size >= 1, f"size={size} is not positive")
+
+    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
+        row_key, column_key = jax.random.split(key)
+        row = jax.random.randint(row_key, (), 0, site.height) - size // 2
+        column = jax.random.randint(column_key, (), 0, site.width) - size // 2
+        return jnp.where(_rectangle(site, row, column, size, size), site.colour, image)
+
+    return Op(apply)
+
+
+def _erase(site: Site, p: float = 0.5) -> Op:
+    _share(p)
+    area, aspect = (0.02, 0.4), (0.3, 1 / 0.3)  # Zhong 2020, section 4.2: s_l, s_h and r_1, r_2
+    tries = 10  # of which the first whose rectangle lies inside the image is taken, as in torchvision
+
+    def erase(key: jax.Array, image: jax.Array) -> jax.Array:
+        draw_key, noise_key = jax.random.split(key)
+        draws = jax.random.uniform(draw_key, (2 * tries + 2,))  # one call: each is slow to compile
+        areas = site.height * site.width * (area[0] + draws[:tries] * (area[1] - area[0]))
+        aspects = aspect[0] * (aspect[1] / aspect[0]) ** draws[tries : 2 * tries]  # log-uniform
+        heights = jnp.round(jnp.sqrt(areas * aspects)).astype(jnp.int32)
+        widths = jnp.round(jnp.sqrt(areas / aspects)).astype(jnp.int32)
+        inside = (heights < site.height) & (widths < site.width)
+        first = jnp.argmax(inside)
+        height, width = heights[first], widths[first]
+        # Uniform over the places where the rectangle lies inside.
+        row = jnp.floor(draws[-2] * (site.height - height + 1)).astype(jnp.int32)
+        column = jnp.floor(draws[-1] * (site.width - width + 1)).astype(jnp.int32)
+        erased = inside[first] & _rectangle(site, row, column, height, width)
+        words = jax.random.bits(noise_key, (-(-image.size // 4),))  # of four bytes, and flat: quicker in both senses
+        noise = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: image.size].reshape(image.shape)
+        return jnp.where(erased, noise, image)
+
+    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
+        apply_key, erase_key = jax.random.split(key)
+        return jax.lax.cond(jax.random.bernoulli(apply_key, p), erase, lambda _, same: same, erase_key, image)
+
+    return Op(apply, branches=True)
+
+
+def _rectangle(site: Site, row: jax.Array, column: jax.Array, height: jax.Array, width: jax.Array) -> jax.Array:
+    """bool [H, W, 1]: inside the rectangle whose upper left pixel is (row, column), which may lie outside."""
+    rows, columns = jnp.arange(site.height)[:, None, None], jnp.arange(site.width)[:, None]
+    return (rows >= row) & (rows < row + height) & (columns >= column) & (columns < column + width)
+
+
+def _randaugment(site: Site, ops: int, magnitude: int) -> Op:
+    _want(ops >= 1, f"ops={ops} is not positive")
+    _want(0 <= magnitude <= BINS, f"magnitude={magnitude} is not in 0..{BINS}")
+    _want(site.channels in (1, 3), f"wants images of 1 or 3 channels, not {site.channels}")
+    return Op(lambda key, image: randaugment(key, image, ops, magnitude), branches=True)
+
+
+def _jitter(site: Site, b: float, c: float = 0.0, s: float = 0.0, h: float = 0.0) -> Op:
+    _want(min(b, c, s, h) >= 0 and h <= 0.5, "wants b, c, s >= 0 and 0 <= h <= 0.5")
+    _want(site.channels in (1, 3), f"wants images of 1 or 3 channels, not {site.channels}")
+    _want(site.channels == 3 or s == h == 0, "saturation and hue want RGB images")
+    factor_ops = [(op, r) for op, r in ((pixels.brightness, b), (pixels.contrast, c), (pixels.saturation, s)) if r]
+    ops = [op for op, _ in factor_ops] + [pixels.hue] * (h > 0)
+    low = [max(0.0, 1 - r) for _, r in factor_ops] + [-h] * (h > 0)
+    high = [1 + r for _, r in factor_ops] + [h] * (h > 0)
+
+    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
+        order_key, strength_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, len(ops))
+        strengths = jax.random.uniform(strength_key, (len(ops),), minval=jnp.array(low), maxval=jnp.array(high))
+        return jax.lax.scan(lambda x, i: (jax.lax.switch(i, ops, x, strengths[i]), None), image, order)[0]
+
+    return Op(apply, branches=True) if ops else Op(lambda key, image: image)
+
+
+def _grayscale(site: Site, p: float = 0.1) -> Op:
+    _share(p)
+    _want(site.channels == 3, "wants RGB images")
+
+    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
+        return jnp.where(jax.random.bernoulli(key, p), pixels.grayscale(image), image)
+
+    return Op(apply)
+
+
+def _resize(site: Site, size: int) -> Op:
+    _want(size >= 1, f"size={size} is not positive")
+
+    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
+        resized = jax.image.resize(image.astype(jnp.float32), (size, size, site.channels), "bilinear")
+        return jnp.round(jnp.clip(resized, 0, 255)).astype(jnp.uint8)
+
+    return Op(apply, size=size)
+
+
+_OPS = {
+    "crop": _crop, "flip": _flip, "cutout": _cutout, "erase": _erase, "randaugment": _randaugment, "jitter": _jitter,
+    "grayscale": _grayscale, "resize": _resize,
+}  # fmt: skip
+
+
+# The mixers: (key, images [2, H, W, C], targets [2, classes]) -> the same.
+
+
+def _positive(**alphas: float) -> None:
+    for name, alpha in alphas.items():
+        _want(alpha > 0, f"{name}={alpha} is not positive")
+
+
+def _mixup(a: float) -> Callable:
+    _positive(a=a)
+    return lambda *pair: mix.mixup(*pair, a)
+
+
+def _cutmix(a: float) -> Callable:
+    _positive(a=a)
+    return lambda *pair: mix.cutmix(*pair, a)
+
+
+def _mixup_cutmix(a: float, b: float) -> Callable:
+    _positive(a=a, b=b)
+    return lambda *pair: mix.mixup_cutmix(*pair, a, b)
+
+
+_MIXERS = {"mixup": _mixup, "cutmix": _cutmix, "mixup_cutmix": _mixup_cutmix}

@@ -85,7 +85,7 @@ def random_box(
 def central_box(width: int, height: int, size: int, eval_crop: float) -> Box:
     """The box that "resize the shorter side to size / eval_crop, then crop the centre" reads.
 
-    Whole pixels are rounded where torchvision's Resize and CenterCrop round, so the result is theirs exactly.
+    Whole pixels are rounded where torchvision's Resize and CenterCrop round, so the result is theirs (to one level).
     """
     short = int(size / eval_crop)
     if width <= height:

@@ -85,13 +85,12 @@ def _images(root: Path, folder: Path, classes: list[str]) -> list[tuple[str, int
 def _hold_out(files: list[tuple[str, int]], what: str) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """Parts each class by a hash of its file names (a different one for each `what`): which side a file falls on
     depends on its name alone, so adding files moves no other, unless chance had left one side of its class empty.
+    A class's only image is kept.
     """
     kept, held = [], []
     for label in sorted({label for _, label in files}):
         ranked = sorted((_share(f"{what} {name}"), name, label) for name, of in files if of == label)
         count = sum(share < _HELD_OUT for share, _, _ in ranked)
-        if len(ranked) < 2:
-            raise UserError(f"class folder {Path(ranked[0][1]).parent} has one image: want at least 2 to part them")
         count = min(max(count, 1), len(ranked) - 1)
         held += [(name, label) for _, name, _ in ranked[:count]]
         kept += [(name, label) for _, name, _ in ranked[count:]]

@@ -47,7 +47,9 @@ class Resident:
 
 def fits(source: Source, limit_bytes: int = LIMIT_BYTES) -> bool:
     """Whether to keep the source on the device: images of one size, no random crop, at most `limit_bytes` of pixels."""
-    return source.fixed_size and not source.random_crop and len(source) * int(np.prod(source.image_shape)) <= limit_bytes
+    return (
+        source.fixed_size and not source.random_crop and len(source) * int(np.prod(source.image_shape)) <= limit_bytes
+    )
 
 
 def choose(pipeline: Any, source: Source, limit_bytes: int = LIMIT_BYTES) -> str:

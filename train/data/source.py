@@ -77,7 +77,9 @@ class Source:
     random_crop: training crops at random while decoding, so the pixels cannot be decoded once and kept.
     """
 
-    def __init__(self, count: int, classes: Sequence[str], stored: tuple[int | None, int | None, int], options: Options):
+    def __init__(
+        self, count: int, classes: Sequence[str], stored: tuple[int | None, int | None, int], options: Options
+    ):
         """`stored` is the shape (H, W, C) of the stored images, H and W None where they vary."""
         height, width, channels = stored
         size, crop, what = options.image_size, options.crop, f"data.source={options.source}"
@@ -90,7 +92,9 @@ class Source:
                 raise UserError(f"{what}: data.crop={crop} needs data.image_size: its images are {height}x{width}")
             size = height
         if crop == "none" and size and height is not None and (height, width) != (size, size):
-            raise UserError(f"{what}: data.image_size={size} but its images are {height}x{width}: set data.crop to resize")
+            raise UserError(
+                f"{what}: data.image_size={size} but its images are {height}x{width}: set data.crop to resize"
+            )
         self.count, self.classes, self.on_error = count, tuple(classes), options.on_error
         self.image_shape = (size or height, size or width, channels)
         self.fixed_size = crop == "none" or height is not None
@@ -190,7 +194,11 @@ class ArraySource(Source):
     """Images that are in memory: uint8 [N, H, W, C], with integer labels [N]."""
 
     def __init__(
-        self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str] | None = None, options: Options | None = None
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        classes: Sequence[str] | None = None,
+        options: Options | None = None,
     ):
         """Without `classes`, they are named by their numbers. Raises UserError for the wrong type or shape."""
         options = options or Options(source="arrays")

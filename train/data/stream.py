@@ -32,7 +32,9 @@ _AHEAD = 2  # batches that each worker has ready
 class _TrainingBatches(Sequence):
     """Batch start_step + i at index i: the rows of one process's shard."""
 
-    def __init__(self, source: Source, order: Order, batch_size: int, start_step: int, num_steps: int, rows: range, seed: int):
+    def __init__(
+        self, source: Source, order: Order, batch_size: int, start_step: int, num_steps: int, rows: range, seed: int
+    ):
         self.source, self.order, self.batch_size, self.seed = source, order, batch_size, seed
         self.start_step, self.num_steps, self.rows = start_step, num_steps, rows
 
@@ -80,7 +82,8 @@ def stream(
     batch_size: of the whole job; `shard` = (r, P) gives process r of P the rows r*B/P … (r+1)*B/P - 1 of every batch.
     workers: processes that decode (0: threads of this one). seed: of the random crops; that of the order is its own.
     Every batch has "image" uint8 [B/P, H, W, C], "label" int32 [B/P], "mask" float32 [B/P] of ones, and "skipped", the
-    number of images in it that could not be decoded and were replaced (data.on_error=skip). `close()` stops the workers.
+    number of images in it that could not be decoded and were replaced (data.on_error=skip). `close()` stops workers.
+    A script that starts workers needs the guard `if __name__ == "__main__"`: they import its module (as "spawn" does).
     """
     rows = _rows(batch_size, shard)
     return _iterate(_TrainingBatches(source, order, batch_size, start_step, num_steps, rows, seed), workers)

@@ -1,0 +1,297 @@
+"""What a network costs: parameters, mult-adds, activation memory, receptive fields, read from the traced program.
+
+  python -m models.complexity resnet50 --resolution=224 --norm=group --csv=cost.csv
+
+The program is the jaxpr of one forward pass of one example; nothing is computed or allocated. Each operation belongs to
+the innermost module whose name is on its name stack, so the numbers are right for any module, whatever its class.
+
+  mult-adds         of convolutions and matrix products (attention's included), one multiply-add counted as 1, products
+                    with padding included; a scan's body times its length, a while's body once, the costliest branch
+  output bytes      of the layers, forward
+  kept bytes        what `jax.vjp` of the training pass hands from forward to backward and depends on the images;
+                    XLA may keep less
+  receptive field   of one output pixel and its stride, in pixels, by the recurrence of Araujo, Norris & Sim (Distill
+                    2019, doi 10.23915/distill.00021): the largest over all paths through convolution, pooling and
+                    slicing. Statistics over the whole image (normalization, squeeze and excite) that scale a map do
+                    not count; what sees the whole image has no receptive field (None).
+"""
+
+import csv
+import dataclasses
+import sys
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.extend.core import Literal
+from rich.console import Console
+from rich.table import Table
+
+import models
+from models import traced
+from models.errors import UserError
+from models.layers.conv import lowering
+from models.layers.endpoint import Endpoint, capture
+
+Path = traced.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One module's own cost, without its submodules'.
+
+    Attributes:
+      path: names from the root, joined by slashes; "" for the model itself.
+      type: class name.
+      output_shape: of its (first) result, for one example: [1, ...].
+      params: parameters.
+      mult_adds: for one example.
+      output_bytes: of its results; 0 for a module that has submodules, whose outputs are counted there.
+      kept_bytes: kept for the backward pass, for one example.
+      receptive_field, stride: (height, width) in pixels of the input; None where an output sees the whole image.
+    """
+
+    path: str
+    type: str
+    output_shape: tuple[int, ...]
+    params: int
+    mult_adds: int
+    output_bytes: int
+    kept_bytes: int
+    receptive_field: tuple[int, int] | None
+    stride: tuple[int, int] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Complexity:
+    """Cost of one example through a model: `layers` in the order of the computation, `endpoints` by name (of a Layer,
+    only shape, receptive field and stride are set), and totals."""
+
+    name: str
+    input_shape: tuple[int, ...]
+    layers: tuple[Layer, ...]
+    endpoints: dict[str, Layer]
+
+    @property
+    def params(self) -> int:
+        return sum(layer.params for layer in self.layers)
+
+    @property
+    def mult_adds(self) -> int:
+        return sum(layer.mult_adds for layer in self.layers)
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(layer.output_bytes for layer in self.layers)
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(layer.kept_bytes for layer in self.layers)
+
+    @property
+    def receptive_field(self) -> tuple[int, int] | None:
+        """The largest of any layer or endpoint; None where none is limited."""
+        return max((r.receptive_field for r in self._rows() if r.receptive_field), default=None)
+
+    @property
+    def stride(self) -> tuple[int, int] | None:
+        return max((r.stride for r in self._rows() if r.stride), default=None)
+
+    def _rows(self) -> tuple[Layer, ...]:
+        return (*self.layers, *self.endpoints.values())
+
+    @property
+    def summary(self) -> str:
+        """The totals in one line."""
+        return (
+            f"{self.name} at {' x '.join(map(str, self.input_shape[1:]))}: {self.params:,} parameters, "
+            f"{_short(self.mult_adds)} mult-adds, activations {_short(self.output_bytes)}B forward and "
+            f"{_short(self.kept_bytes)}B kept for backward, receptive field {_pixels(self.receptive_field)}, "
+            f"stride {_pixels(self.stride)}"
+        )
+
+    def table(self) -> Table:
+        """A row a layer, a section a stage, totals at the bottom."""
+        table = Table(title=self.summary, title_justify="left", show_footer=True)
+        totals = ("total", "", "", f"{self.params:,}", _short(self.mult_adds), _short(self.output_bytes),
+                  _short(self.kept_bytes), _pixels(self.receptive_field), _pixels(self.stride))
+        heads = ("layer", "type", "output", "parameters", "mult-adds", "output B", "kept B", "field", "stride")
+        for head, total in zip(heads, totals, strict=True):
+            table.add_column(head, footer=total, justify="left" if head in heads[:3] else "right", overflow="fold")
+        for layer, following in zip(self.layers, (*self.layers[1:], None), strict=True):
+            stage = layer.path.split("/")[0]
+            table.add_row(
+                layer.path or "(model)", layer.type, " x ".join(map(str, layer.output_shape[1:])),
+                f"{layer.params:,}" if layer.params else "", _short(layer.mult_adds), _short(layer.output_bytes),
+                _short(layer.kept_bytes), _pixels(layer.receptive_field), _pixels(layer.stride),
+                end_section=following is not None and "/" in layer.path + following.path
+                and following.path.split("/")[0] != stage,
+            )
+        return table
+
+    def write_csv(self, file: str) -> None:
+        """Writes the layers, one a line, fields of `Layer` as columns."""
+        with open(file, "w", newline="") as out:
+            writer = csv.DictWriter(out, [field.name for field in dataclasses.fields(Layer)])
+            writer.writeheader()
+            for layer in self.layers:
+                row = dataclasses.asdict(layer)
+                writer.writerow({name: "x".join(map(str, v)) if isinstance(v, tuple) else v for name, v in row.items()})
+
+
+def _short(number: float) -> str:
+    """4089184256 -> "4.089 G"; "" for 0."""
+    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= scale:
+            return f"{number / scale:.4g} {unit}"
+    return f"{number:g} " if number else ""
+
+
+def _pixels(pair: tuple[int, int] | None) -> str:
+    if pair is None:
+        return "all"
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]} x {pair[1]}"
+
+
+def analyze(model: nn.Module, input_shape: Sequence[int], dtype: Any = jnp.float32) -> Complexity:
+    """Traces a model on abstract values and adds up its cost for one example.
+
+    Args:
+      model: a module with `__call__(images, train=False)`; rng streams "params" and "dropout" are there for it.
+      input_shape: [1, H, W, C] of images.
+      dtype: of the images.
+
+    Raises:
+      UserError: input_shape is not that of one example.
+    """
+    input_shape = tuple(input_shape)
+    if not input_shape or input_shape[0] != 1:
+        raise UserError(f"analyze: input_shape {input_shape} must begin with 1, a batch of one example")
+    images = jax.ShapeDtypeStruct(input_shape, dtype)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    modules: dict[Path, list] = {}  # path: [class name, shape, bytes], in the order of completion
+
+    def record(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if context.method_name == "__call__" and not isinstance(context.module, Endpoint):
+            leaves = jax.tree.leaves(result)
+            entry = modules.setdefault(context.module.path, [type(context.module).__name__, (), 0])
+            entry[1] = tuple(leaves[0].shape) if leaves else ()
+            entry[2] += sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        return result
+
+    def forward(variables, images):
+        logits, marks = capture(model, variables, images)
+        endpoints.update((name, mark.shape) for name, mark in marks.items())
+        return logits, list(marks.values())
+
+    endpoints: dict[str, tuple[int, ...]] = {}
+    with lowering("plain"):
+        variables = jax.eval_shape(model.init, key, images)
+        with nn.intercept_methods(record):
+            program = jax.make_jaxpr(forward)(variables, images)
+        kept = _kept_bytes(model, variables, images, key, modules)
+    walk = traced.Walk(modules)
+    views = walk.run(program, [None] * len(jax.tree.leaves(variables)) + [traced.View(axes=(1, 2))])
+    endpoint_views = dict(zip(endpoints, views[len(views) - len(endpoints) :], strict=True))
+    params = _params(variables["params"], modules)
+
+    def layer(path, kind, shape, output_bytes=0):
+        pixels = _limits(walk.views.get(path))
+        return Layer("/".join(path), kind, shape, params.get(path, 0), walk.mult_adds.get(path, 0), output_bytes,
+                     kept.get(path, 0), *pixels)
+
+    parents = {path[:depth] for path in modules for depth in range(len(path))}
+    return Complexity(
+        name=type(model).__name__,
+        input_shape=input_shape,
+        layers=tuple(
+            layer(path, kind, shape, 0 if path in parents else size)
+            for path, (kind, shape, size) in modules.items()
+            if any(path in costs for costs in (params, walk.mult_adds, kept))
+        ),
+        endpoints={
+            name: Layer(name, "Endpoint", shape, 0, 0, 0, 0, *_limits(endpoint_views[name]))
+            for name, shape in endpoints.items()
+        },
+    )
+
+
+def _limits(view: traced.View | None) -> tuple[Any, Any]:
+    return (None, None) if view is None or view.axes is None else (view.field, view.stride)
+
+
+def _params(tree: Any, modules: Collection[Path]) -> dict[Path, int]:
+    """Parameters by the innermost module that their path begins with."""
+    counts = defaultdict(int)
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = tuple(key.key for key in keys)
+        while path and path not in modules:
+            path = path[:-1]
+        counts[path] += leaf.size
+    return dict(counts)
+
+
+def _kept_bytes(model, variables, images, key, modules: Collection[Path]) -> dict[Path, int]:
+    """Bytes of what the training pass keeps for its gradient, by the module that made it.
+
+    Parameters, what is computed from them alone, and constants are not counted: they do not grow with the batch.
+    """
+    state = {name: tree for name, tree in variables.items() if name != "params"}
+
+    def residuals(images, key, params, state):
+        def apply(params):
+            return model.apply({"params": params, **state}, images, train=True, mutable=list(state), rngs={"dropout": key})
+
+        return jax.tree.leaves(jax.vjp(apply, params, has_aux=True)[1])
+
+    program = jax.make_jaxpr(residuals)(images, key, variables["params"], state).jaxpr
+    image, noise = program.invars[:2]
+    made_by = {image: ()}
+    grows = {image, noise}
+    walk = traced.Walk(modules)
+    for eqn in program.eqns:
+        if any(not isinstance(atom, Literal) and atom in grows for atom in eqn.invars):
+            grows.update(eqn.outvars)
+            made_by.update(dict.fromkeys(eqn.outvars, walk.module_of(eqn)))
+    kept = defaultdict(int)
+    for var in {atom for atom in program.outvars if not isinstance(atom, Literal)}:
+        if var in made_by:
+            kept[made_by[var]] += var.aval.size * var.aval.dtype.itemsize
+    return dict(kept)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code: 0 done, 2 a user's mistake."""
+    options = flags.FlagValues()
+    flags.DEFINE_integer("resolution", None, "height and width of the images; default: what the network was made for",
+                         lower_bound=1, flag_values=options)
+    flags.DEFINE_integer("channels", 3, "channels of the images", lower_bound=1, flag_values=options)
+    flags.DEFINE_string("norm", None, "normalization instead of the network's own, e.g. group:8", flag_values=options)
+    flags.DEFINE_string("csv", None, "file to write the layers to", flag_values=options)
+    flags.DEFINE_bool("help", False, "print this", short_name="h", flag_values=options)
+    try:
+        names = options(argv)[1:]
+        if options.help:
+            print(f"{__doc__}\nFlags:\n{options.get_help()}")
+            return 0
+        if len(names) != 1:
+            raise UserError(f"one model is needed, got {len(names)}: python -m models.complexity NAME")
+        model = models.create(names[0], **({"norm": options.norm} if options.norm else {}))
+        resolution = options.resolution or model.resolution
+        cost = analyze(model, (1, resolution, resolution, options.channels))
+        if options.csv:
+            cost.write_csv(options.csv)
+    except (UserError, flags.Error, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    Console(width=None if sys.stdout.isatty() else 160).print(cost.table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,286 @@
+"""Walks a traced program (jaxpr): mult-adds and receptive fields of each operation, by the module it belongs to."""
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+Path = tuple[str, ...]
+Pair = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How an array sees the image.
+
+    Attributes:
+      axes: which of its axes are the image's height and width; None where each element may see the whole image.
+      field, stride: of one element along these, in pixels of the image.
+    """
+
+    axes: Pair | None = None
+    field: Pair = (1, 1)
+    stride: Pair = (1, 1)
+
+
+WHOLE = View()
+
+
+class Walk:
+    """Adds up what `run` passes.
+
+    Attributes:
+      mult_adds: by module path, of that module's own operations.
+      views: by module path, the View of the last array that the module or its submodules made of the image.
+    """
+
+    def __init__(self, modules: Collection[Path]):
+        self._modules = set(modules)
+        self.mult_adds: dict[Path, int] = defaultdict(int)
+        self.views: dict[Path, View] = {}
+
+    def run(
+        self, jaxpr: Jaxpr | ClosedJaxpr, views: Sequence[View | None], path: Path = (), times: int = 1
+    ) -> list[View | None]:
+        """Walks a program that runs `times` times inside of the module `path`.
+
+        Args:
+          views: of its inputs; None for those that do not depend on the image.
+
+        Returns:
+          The views of its outputs.
+        """
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        seen = dict(zip(jaxpr.invars, views, strict=True))
+
+        def view(atom):
+            return None if isinstance(atom, Literal) else seen.get(atom)
+
+        for eqn in jaxpr.eqns:
+            inside = self.module_of(eqn, path)
+            results = self._operation(eqn, [view(atom) for atom in eqn.invars], inside, times)
+            seen.update(zip(eqn.outvars, results, strict=True))
+            made = next((v for v in results if v is not None), None)
+            if made is not None:
+                for depth in range(len(inside) + 1):
+                    self.views[inside[:depth]] = made
+        return [view(atom) for atom in jaxpr.outvars]
+
+    def module_of(self, eqn: JaxprEqn, path: Path = ()) -> Path:
+        """The innermost known module on the name stack of an operation that is itself inside of `path`.
+
+        Names on the stack that are no modules (transformations, methods, functions) are passed over.
+        """
+        for name in re.split(r"[/()]", str(eqn.source_info.name_stack)):
+            path = (*path, name) if (*path, name) in self._modules else path
+        return path
+
+    def _operation(self, eqn, views, path, times):
+        name, params = eqn.primitive.name, eqn.params
+        if name == "scan":
+            return self._scan(eqn, views, path, times)
+        if name == "cond":
+            return self._branches(params["branches"], views[1:], path, times)
+        if name == "while":
+            return self.run(params["body_jaxpr"], views[params["cond_nconsts"] :], path, times)
+        body = called(eqn)
+        if body is not None:
+            return self.run(body, views, path, times)
+        if name == "conv_general_dilated":
+            self.mult_adds[path] += times * conv_mult_adds(eqn)
+        elif name == "dot_general":
+            self.mult_adds[path] += times * dot_mult_adds(eqn)
+        if all(view is None for view in views):
+            return [None] * len(eqn.outvars)
+        if all(view is None or view.axes is None for view in views):
+            return [WHOLE] * len(eqn.outvars)
+        return [_RULES.get(name, _elementwise)(eqn, views)] * len(eqn.outvars)
+
+    def _scan(self, eqn, views, path, times):
+        consts, carries, length = (eqn.params[key] for key in ("num_consts", "num_carry", "length"))
+        fixed, carry = views[:consts], views[consts : consts + carries]
+        rows = [_shift(view, -1) for view in views[consts + carries :]]  # a scan takes and stacks rows of its arrays
+        body = Walk(self._modules)
+        stacked: list[View | None] = [None] * (len(eqn.outvars) - carries)
+        for _ in range(length):
+            body.mult_adds.clear()
+            results = body.run(eqn.params["jaxpr"], [*fixed, *carry, *rows], path, times * length)
+            before, carry, stacked = carry, results[:carries], results[carries:]
+            if carry == before:
+                break
+        self._take(body)
+        return [*carry, *(_shift(view, 1) for view in stacked)]
+
+    def _branches(self, branches, views, path, times):
+        walks = []
+        for branch in branches:
+            walk = Walk(self._modules)
+            results = walk.run(branch, views, path, times)
+            walks.append((sum(walk.mult_adds.values()), walk, results))
+        self._take(max(walks, key=lambda entry: entry[0])[1])
+        return [join(column) for column in zip(*(results for _, _, results in walks), strict=True)]
+
+    def _take(self, other: "Walk") -> None:
+        for path, count in other.mult_adds.items():
+            self.mult_adds[path] += count
+        self.views |= other.views
+
+
+def called(eqn: JaxprEqn) -> Jaxpr | ClosedJaxpr | None:
+    """The program that an operation calls on its own inputs (jit, remat, custom_vjp, ...); None for other operations."""
+    for value in eqn.params.values():
+        if isinstance(value, (Jaxpr, ClosedJaxpr)):
+            invars = getattr(value, "jaxpr", value).invars
+            if [v.aval.shape for v in invars] == [v.aval.shape for v in eqn.invars]:
+                return value
+    return None
+
+
+def conv_mult_adds(eqn: JaxprEqn) -> int:
+    """Output elements times the kernel's weights of one output channel; zeros that dilate the input not counted."""
+    numbers = eqn.params["dimension_numbers"]
+    kernel = eqn.invars[1].aval.shape
+    per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+    return math.prod(eqn.outvars[0].aval.shape) * per_output // math.prod(eqn.params["lhs_dilation"])
+
+
+def dot_mult_adds(eqn: JaxprEqn) -> int:
+    """Output elements times the length of the sums."""
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    shape = eqn.invars[0].aval.shape
+    return math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+
+
+def join(views: Sequence[View | None]) -> View | None:
+    """Of an element made of one element of each: the largest. A map that is combined with what saw the whole image
+    (statistics that normalize or gate it) keeps its own."""
+    maps = [view for view in views if view is not None and view.axes is not None]
+    if not maps:
+        return WHOLE if any(view is not None for view in views) else None
+    if len({view.axes for view in maps}) > 1:
+        return WHOLE
+    field, stride = (tuple(map(max, *(getattr(v, key) for v in (maps[0], *maps)))) for key in ("field", "stride"))
+    return View(maps[0].axes, field, stride)
+
+
+def _shift(view: View | None, by: int) -> View | None:
+    if view is None or view.axes is None:
+        return view
+    axes = tuple(axis + by for axis in view.axes)
+    return WHOLE if min(axes) < 0 else dataclasses.replace(view, axes=axes)
+
+
+def _moved(view: View | None, place: Callable[[int], int | None]) -> View | None:
+    """The view after axis a became place(a); None for an axis that is no more."""
+    if view is None or view.axes is None:
+        return view
+    axes = tuple(place(axis) for axis in view.axes)
+    return WHOLE if None in axes else dataclasses.replace(view, axes=axes)
+
+
+def _windowed(view, axes, sizes, strides, dilations, base_dilations):
+    """A window of `sizes` along the two `axes`, moved by `strides`."""
+    if view.axes != axes:
+        return WHOLE
+    steps = [step / base for step, base in zip(view.stride, base_dilations, strict=True)]
+    field = [f + (k - 1) * d * step for f, k, d, step in zip(view.field, sizes, dilations, steps, strict=True)]
+    stride = [step * s for step, s in zip(steps, strides, strict=True)]
+    return View(axes, *(tuple(int(v) if v == int(v) else v for v in pair) for pair in (field, stride)))
+
+
+def _elementwise(eqn, views):
+    shape = eqn.outvars[0].aval.shape
+    if any(v is not None and v.axes is not None and atom.aval.shape != shape
+           for atom, v in zip(eqn.invars, views, strict=True)):
+        return WHOLE
+    return join(views)
+
+
+def _same_axes(eqn, views):
+    return join(views)
+
+
+def _conv(eqn, views):
+    params, numbers = eqn.params, eqn.params["dimension_numbers"]
+    kernel = [eqn.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:]]
+    if views[1] is not None or len(kernel) != 2:
+        return WHOLE
+    seen = _windowed(views[0], tuple(numbers.lhs_spec[2:]), kernel, params["window_strides"], params["rhs_dilation"],
+                     params["lhs_dilation"])
+    return seen if seen.axes is None else dataclasses.replace(seen, axes=tuple(numbers.out_spec[2:]))
+
+
+def _reduce_window(eqn, views):
+    view, params = views[0], eqn.params
+    height, width = view.axes
+    keys = ("window_dimensions", "window_strides", "window_dilation", "base_dilation")
+    return _windowed(view, view.axes, *([params[key][height], params[key][width]] for key in keys))
+
+
+def _reduce(eqn, views):
+    axes = eqn.params["axes"]
+    return join([
+        _moved(view, lambda axis: None if axis in axes else axis - sum(other < axis for other in axes))
+        for view in views
+    ])
+
+
+def _broadcast(eqn, views):
+    return _moved(views[0], lambda axis: eqn.params["broadcast_dimensions"][axis])
+
+
+def _transpose(eqn, views):
+    return _moved(views[0], eqn.params["permutation"].index)
+
+
+def _squeeze(eqn, views):
+    gone = eqn.params["dimensions"]
+    return _moved(views[0], lambda axis: None if axis in gone else axis - sum(other < axis for other in gone))
+
+
+def _reshape(eqn, views):
+    old, new = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    before = {math.prod(new[:axis]): axis for axis in reversed(range(len(new))) if new[axis] > 1}
+
+    def place(axis):
+        target = before.get(math.prod(old[:axis]))
+        return target if target is not None and new[target] == old[axis] else None
+
+    return _moved(views[0], place)
+
+
+def _slice(eqn, views):
+    view, strides = views[0], eqn.params["strides"]
+    if strides is None:
+        return view
+    stride = tuple(step * strides[axis] for step, axis in zip(view.stride, view.axes, strict=True))
+    return dataclasses.replace(view, stride=stride)
+
+
+def _dot(eqn, views):
+    (contracted, batch), outputs = eqn.params["dimension_numbers"], []
+    free_before = len(batch[0])
+    for view, atom, contract, shared in zip(views, eqn.invars, contracted, batch, strict=True):
+        free = [axis for axis in range(atom.aval.ndim) if axis not in contract and axis not in shared]
+        places = {**dict(zip(shared, range(len(shared)), strict=True)),
+                  **{axis: free_before + i for i, axis in enumerate(free)}}
+        outputs.append(_moved(view, places.get))
+        free_before += len(free)
+    return join(outputs)
+
+
+_RULES = {
+    "conv_general_dilated": _conv,
+    "dot_general": _dot,
+    "broadcast_in_dim": _broadcast,
+    "transpose": _transpose,
+    "squeeze": _squeeze,
+    "reshape": _reshape,
+    "slice": _slice,
+    **dict.fromkeys(("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum"), _reduce_window),
+    **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin"), _reduce),
+    **dict.fromkeys(("pad", "concatenate", "dynamic_slice", "dynamic_update_slice", "rev"), _same_axes),
+}

@@ -1,0 +1,61 @@
+"""The same step on one device and on four, by pmap and by shard_map, whole and in accumulated parts."""
+
+import jax
+import numpy as np
+import pytest
+
+from models.errors import UserError
+from tests import tiny
+from train import loop
+from train.parallel import Parallel
+
+
+def parameters(**changes):
+    """After 6 steps. Without batch norm a batch means the same on any number of devices."""
+    run = loop.setup(tiny.config(**{"model__norm": "group:2", "data__augment": "crop(1)|mixup(0.5)", **changes}))
+    state = run.parallel.replicate(run.state)
+    for _, items in run.feed.calls(0, 6):
+        state, _ = run.train_call(state, run.feed.data, items)
+    return run.parallel.fetch(state).params
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return parameters()
+
+
+def assert_close(a, b, tolerance=1e-5):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * max(1.0, np.abs(y).max()), err_msg=str(path))
+
+
+def test_pmap_and_shard_map_agree_to_the_bit(reference):
+    tiny.assert_same(parameters(parallel="shard_map"), reference)
+
+
+@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+def test_four_devices_give_what_one_gives(reference, kind):
+    assert_close(parameters(devices=4, parallel=kind), reference)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(reference):
+    assert_close(parameters(accumulate=4), reference)
+
+
+def test_synchronized_batch_norm_on_four_devices_is_batch_norm_on_one():
+    one = parameters(model__norm="batch")
+    assert_close(parameters(model__norm="batch", model__sync_norm=True, devices=4), one, 1e-4)
+    apart = parameters(model__norm="batch", devices=4)
+    with pytest.raises(AssertionError):  # statistics of 8 images are not those of 32
+        assert_close(apart, one, 1e-4)
+
+
+def test_bad_devices():
+    with pytest.raises(UserError, match="unknown parallel 'pmapp'; did you mean 'pmap'"):
+        Parallel("pmapp")
+    with pytest.raises(UserError, match="devices=9 asked for, but there are 4"):
+        Parallel("pmap", 9)
+    with pytest.raises(UserError, match="batch_size=30 must be a positive multiple of the number of devices, 4"):
+        loop.setup(tiny.config(devices=4, batch_size=30))
+    with pytest.raises(UserError, match="accumulate=5 must divide the 32 examples"):
+        loop.setup(tiny.config(accumulate=5))

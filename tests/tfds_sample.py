@@ -1,0 +1,53 @@
+"""Writes a small TFDS set in array_record, without TensorFlow, as `tfds.builder` finds it."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+
+def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    """A file of uint8 pixels [H, W, 3]."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write(
+    data_dir: Path,
+    name: str,
+    splits: dict[str, list[tuple[bytes, int]]],
+    shape: tuple[int, int] | None = None,
+    file_format: str = "array_record",
+    features: tuple[str, str] = ("image", "label"),
+) -> None:
+    """Prepares set `name` of three classes in `data_dir`; splits: of encoded images and labels; shape: None: varying."""
+    folder = data_dir / name / "1.0.0"
+    folder.mkdir(parents=True)
+    dimensions = [*(str(side) for side in shape or (-1, -1)), "3"]
+    module = "tensorflow_datasets.core.features."
+    image = {"shape": {"dimensions": dimensions}, "dtype": "uint8", "encodingFormat": "png"}
+    fields = {
+        features[0]: {"pythonClassName": module + "image_feature.Image", "image": image},
+        features[1]: {"pythonClassName": module + "class_label_feature.ClassLabel", "classLabel": {"numClasses": "3"}},
+    }
+    spec = {"pythonClassName": module + "features_dict.FeaturesDict", "featuresDict": {"features": fields}}
+    (folder / "features.json").write_text(json.dumps(spec))
+    (folder / f"{features[1]}.labels.txt").write_text("ant\nbee\ncat\n")
+    infos = []
+    for split, examples in splits.items():
+        writer = ArrayRecordWriter(str(folder / f"{name}-{split}.{file_format}-00000-of-00001"), "group_size:1")
+        for encoded, label in examples:
+            example = tf_example_pb2.Example()
+            example.features.feature[features[0]].bytes_list.value.append(encoded)
+            example.features.feature[features[1]].int64_list.value.append(label)
+            writer.write(example.SerializeToString())
+        writer.close()
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        infos.append({"name": split, "shardLengths": [str(len(examples))], "filepathTemplate": template})
+    info = {"name": name, "version": "1.0.0", "fileFormat": file_format, "splits": infos}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
