@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import functools
 import importlib
 from typing import Any
 
@@ -13,9 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.errors import UserError, choice_error, nearest
+from models import runtime
+from models.errors import choice_error
 from models.layers.conv import lowering
 from models.layers.init import jit_once
+
+runtime.tune()
 
 # Beginning of a name: the module of its family, imported when it is needed. Such a module has a table VARIANTS of
 # partial applications of module classes to fields.
@@ -35,28 +39,36 @@ def names() -> list[str]:
     return sorted({name for module in set(FAMILIES.values()) for name in importlib.import_module(module).VARIANTS})
 
 
-def create(name: str, **overrides: Any) -> nn.Module:
+def fields(name: str) -> list[str]:
+    """The fields of the network `name` that `create` takes; UserError where there is no such network."""
+    users = {field: user for user, field in _FIELD_OF.items()}
+    return [users.get(field.name, field.name) for field in dataclasses.fields(_variant(name).func)
+            if field.name not in ("parent", "name")]
+
+
+def create(name: str, /, **overrides: Any) -> nn.Module:
     """Makes the network `name`: apply(variables, images [N, H, W, C], train=False) gives logits [N, num_classes].
 
     Args:
       name: one of `names()`.
-      **overrides: fields of its class, for other values than the variant's; `init` is the initialization of kernels.
+      **overrides: other values for some of `fields(name)`; `init` is the initialization of kernels.
 
     Raises:
       UserError: unknown name, field, or value of a field.
     """
+    factory, allowed = _variant(name), fields(name)
+    for field in overrides:
+        if field not in allowed:
+            raise choice_error(f"field of {name}", field, allowed)
+    return factory(**{_FIELD_OF.get(field, field): value for field, value in overrides.items()})
+
+
+def _variant(name: str) -> functools.partial:
     families = [start for start in FAMILIES if name.startswith(start)]
     variants = importlib.import_module(FAMILIES[max(families, key=len)]).VARIANTS if families else {}
     if name not in variants:
         raise choice_error("model", name, names())
-    factory = variants[name]
-    users = {field: user for user, field in _FIELD_OF.items()}
-    fields = [users.get(f.name, f.name) for f in dataclasses.fields(factory.func) if f.name not in ("parent", "name")]
-    for field in overrides:
-        if field not in fields:
-            raise UserError(f"unknown field '{field}' of model {name}{nearest(field, fields) or ';'} "
-                            f"allowed: {', '.join(fields)}")
-    return factory(**{_FIELD_OF.get(field, field): value for field, value in overrides.items()})
+    return variants[name]
 
 
 def initialize(

@@ -245,7 +245,8 @@ def _kept_bytes(model, variables, images, key, modules: Collection[Path]) -> dic
 
     def residuals(images, key, params, state):
         def apply(params):
-            return model.apply({"params": params, **state}, images, train=True, mutable=list(state), rngs={"dropout": key})
+            return model.apply(
+                {"params": params, **state}, images, train=True, mutable=list(state), rngs={"dropout": key})
 
         return jax.tree.leaves(jax.vjp(apply, params, has_aux=True)[1])
 

@@ -11,7 +11,6 @@ ImageNet networks are laid out as torchvision's: padding k // 2, the stride of a
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -68,7 +67,8 @@ class Block(nn.Module):
         conv, _, norm, act = self.layers
         if self.bottleneck:
             strides = (self.stride, 1) if self.stride_in == "1x1" else (1, self.stride)
-            branch = [(self.inner, 1, strides[0], 1), (self.inner, 3, strides[1], self.groups), (self.features, 1, 1, 1)]
+            middle = (self.inner, 3, strides[1], self.groups)
+            branch = [(self.inner, 1, strides[0], 1), middle, (self.features, 1, 1, 1)]
         else:
             branch = [(self.inner, 3, self.stride, 1), (self.features, 3, 1, 1)]
         source = y = x
@@ -190,9 +190,10 @@ class ResNet(Classifier):
             train=train,
         )
         for stage, size in enumerate(self.stage_sizes):
-            shape = {"features": self._planes(stage) * (EXPANSION if self.bottleneck else 1), "inner": self._inner(stage)}
+            features = self._planes(stage) * (EXPANSION if self.bottleneck else 1)
             blocks = [
-                functools.partial(block, **shape, stride=2 if stage > 0 and i == 0 else 1,
+                functools.partial(block, features=features, inner=self._inner(stage),
+                                  stride=2 if stage > 0 and i == 0 else 1,
                                   preact_first=stage > 0 or i > 0,
                                   drop_branch=drop_slope * (sum(self.stage_sizes[:stage]) + i + 1))
                 for i in range(size)

@@ -53,7 +53,8 @@ def keep_freed_memory() -> bool:
         libc.gnu_get_libc_version, mallopt = libc.gnu_get_libc_version, libc.mallopt
     except (OSError, AttributeError):
         return False
-    return all([mallopt(option, value) == 1 for option, value in _MALLOPT])
+    accepted = [mallopt(option, value) == 1 for option, value in _MALLOPT]  # every one is set, whatever the others say
+    return all(accepted)
 
 
 def xla_flags(flags: str) -> str:
@@ -78,7 +79,7 @@ def tune() -> None:
 
 
 def compiler_options(fusions: str) -> dict[str, str]:
-    """Options for `jax.jit(..., compiler_options=...)`: the kinds of operation that YNNPACK gets in this function alone.
+    """Options for `jax.jit(..., compiler_options=...)`: which kinds of operation YNNPACK gets in this function.
 
     fusions: comma-separated from "dot", "eltwise", "reduce". Returns {} where the settings are switched off, where
     XLA_FLAGS names the option without us, or where jaxlib has no such option.

@@ -130,7 +130,7 @@ class Walk:
 
 
 def called(eqn: JaxprEqn) -> Jaxpr | ClosedJaxpr | None:
-    """The program that an operation calls on its own inputs (jit, remat, custom_vjp, ...); None for other operations."""
+    """The program that an operation calls on its own inputs (jit, remat, custom_vjp, ...); None for others."""
     for value in eqn.params.values():
         if isinstance(value, (Jaxpr, ClosedJaxpr)):
             invars = getattr(value, "jaxpr", value).invars
@@ -193,9 +193,11 @@ def _windowed(view, axes, sizes, strides, dilations, base_dilations):
 
 def _elementwise(eqn, views):
     shape = eqn.outvars[0].aval.shape
-    if any(v is not None and v.axes is not None and atom.aval.shape != shape
-           for atom, v in zip(eqn.invars, views, strict=True)):
-        return WHOLE
+    for atom, view in zip(eqn.invars, views, strict=True):
+        if view is not None and view.axes is not None:  # other axes may be broadcast
+            own = atom.aval.shape
+            if len(own) != len(shape) or any(own[axis] != shape[axis] for axis in view.axes):
+                return WHOLE
     return join(views)
 
 

@@ -40,8 +40,6 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert store.steps() == [2, 5, 6] and store.best() == 2
     store.close()
     assert checkpoint.Checkpoints(tmp_path, headline="accuracy").best() == 2
-    with pytest.raises(UserError, match="keep=0"):
-        checkpoint.Checkpoints(tmp_path, keep=0)
 
 
 def largest_file(folder):

@@ -42,7 +42,7 @@ def test_digits_have_a_fixed_stratified_split():
     assert train.images.max() == 255 and len(np.unique(train.images)) == 17
     # Recorded: results of different versions are of the same test set.
     assert test.arrays()["label"][:10].tolist() == [7, 6, 3, 7, 7, 3, 2, 8, 9, 3]
-    with pytest.raises(UserError, match="unknown split of digits 'tset'; did you mean 'test'"):
+    with pytest.raises(UserError, match=r"unknown split of digits 'tset'; did you mean 'test'"):
         load(Options("digits"), "tset")
 
 
@@ -53,9 +53,9 @@ def test_arrays(tmp_path):
     example = source.example(3)
     assert (example["image"] == images[3]).all() and example["label"] == 3 and example["label"].dtype == np.int32
     assert len(load(Options(f"arrays:{tmp_path}/a.npz"), "test")) == 2
-    with pytest.raises(UserError, match="unknown split of .* 'val'"):
+    with pytest.raises(UserError, match=r"unknown split of .* 'val'"):
         load(Options(f"arrays:{tmp_path}/a.npz"), "val")
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match=r"No such file"):
         load(Options(f"arrays:{tmp_path}/b.npz"), "train")
     with pytest.raises(UserError, match=r"want images uint8 \[N, H, W, C\].*got float64 \[2, 4, 4\]"):
         ArraySource(np.zeros((2, 4, 4)), np.zeros(2))
@@ -67,14 +67,14 @@ def test_arrays(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(source="digit"), "unknown data.source 'digit'; did you mean 'digits'"),
-        (dict(source="tfds:"), "unknown data.source 'tfds:'"),
-        (dict(crop="random"), "unknown data.crop 'random'; did you mean 'random_resized'"),
-        (dict(on_error="ignore"), "unknown data.on_error 'ignore'"),
-        (dict(image_size=32), "data.image_size=32 but its images are 8x8"),
-        (dict(image_size=-1), "data.image_size=-1"),
-        (dict(eval_crop=0.0), "data.eval_crop=0.0"),
-        (dict(crop_scale=(1.0, 0.5)), r"data.crop_scale=\(1.0, 0.5\): want 0 < low <= high"),
+        ({"source": "digit"}, "unknown data.source 'digit'; did you mean 'digits'"),
+        ({"source": "tfds:"}, "unknown data.source 'tfds:'"),
+        ({"crop": "random"}, "unknown data.crop 'random'; did you mean 'random_resized'"),
+        ({"on_error": "ignore"}, "unknown data.on_error 'ignore'"),
+        ({"image_size": 32}, "data.image_size=32 but its images are 8x8"),
+        ({"image_size": -1}, "data.image_size=-1"),
+        ({"eval_crop": 0.0}, "data.eval_crop=0.0"),
+        ({"crop_scale": (1.0, 0.5)}, r"data.crop_scale=\(1.0, 0.5\): want 0 < low <= high"),
     ],
 )
 def test_wrong_options_are_named(change, message):
@@ -170,9 +170,9 @@ def test_tfds_set_of_any_make(tfds_dir):
     assert (copy.example(7)["image"] == arrays["image"][7]).all()
     assert len(pickle.dumps(source)) < 1500
     assert source.name(7) == "insects train[:75%] 7"
-    with pytest.raises(UserError, match="unknown split of insects 'trian'; did you mean 'train'"):
+    with pytest.raises(UserError, match=r"unknown split of insects 'trian'; did you mean 'train'"):
         load(options, "trian")
-    with pytest.raises(UserError, match="split 'train\\[:200%\\]' of insects"):
+    with pytest.raises(UserError, match=r"split 'train\[:200%\]' of insects"):
         load(options, "train[:200%]")
 
 
@@ -327,7 +327,7 @@ def test_a_damaged_image_is_named(damaged):
     with pytest.raises(Unreadable, match=r"cannot decode image .*train/ant/2.png: .*data.on_error=skip") as error:
         source.read(range(8))
     assert "\n" not in str(error.value) and isinstance(pickle.loads(pickle.dumps(error.value)), Unreadable)
-    with pytest.raises(Unreadable, match="ant/3.png"):
+    with pytest.raises(Unreadable, match=r"ant/3.png"):
         source.example(3)
 
 
@@ -342,5 +342,5 @@ def test_a_damaged_image_is_replaced_in_training_and_masked_in_evaluation(damage
     assert evaluation["label"].tolist() == [0, 0, 0, 1] and not evaluation["image"][1:3].any()
     for path in (damaged / "train").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="none of the images can be decoded"):
+    with pytest.raises(UserError, match=r"none of the images can be decoded"):
         load(options_of(damaged, on_error="skip"), "train").read([0], replace=True)

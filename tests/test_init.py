@@ -8,7 +8,7 @@ import pytest
 
 import models
 from models.errors import UserError
-from models.layers.init import INITS, init, lsuv
+from models.layers.init import INITS, init, jit_once, lsuv
 from tests.golden import drawn
 
 CONV, GROUPED, DENSE = (3, 3, 64, 128), (3, 3, 4, 128), (256, 512)
@@ -32,8 +32,9 @@ ENDS = {"xavier_uniform": 3**0.5, "truncated_normal": 2 / 0.8796, "truncated_nor
 
 @pytest.mark.parametrize("spec", VARIANCES)
 def test_statistics(spec):
-    for shape in (CONV, GROUPED, DENSE):
-        kernel = np.asarray(init(spec)(jax.random.key(1), shape, jnp.float32))
+    shapes = (CONV, GROUPED, DENSE)
+    draw = jit_once(lambda key: [init(spec)(key, shape, jnp.float32) for shape in shapes])
+    for shape, kernel in zip(shapes, map(np.asarray, draw(jax.random.key(1))), strict=True):
         std = VARIANCES[spec](shape) ** 0.5
         assert abs(kernel.mean()) < 5 * std / kernel.size**0.5
         assert kernel.std() == pytest.approx(std, rel=0.03)
@@ -89,7 +90,7 @@ def test_lsuv_gives_every_layer_unit_variance(fields):
             variances["/".join(context.module.path)] = jnp.var(y)
         return y
 
-    @jax.jit
+    @jit_once
     def forward(variables):
         with nn.intercept_methods(read):
             plain.apply(variables, images, train=True, mutable=["batch_stats"],

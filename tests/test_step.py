@@ -135,4 +135,4 @@ def test_one_dispatch_of_several_steps_is_the_steps_one_by_one():
             counts.append(count)
         states.append((counts, made.parallel.fetch(state)))
     assert states[0][0] == [4, 2] and states[1][0] == [1] * 6
-    assert optax.global_norm(states[0][1].params) == pytest.approx(float(optax.global_norm(states[1][1].params)), rel=1e-5)
+    assert optax.tree.norm(states[0][1].params) == pytest.approx(float(optax.tree.norm(states[1][1].params)), rel=1e-5)

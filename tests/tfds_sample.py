@@ -25,7 +25,7 @@ def write(
     file_format: str = "array_record",
     features: tuple[str, str] = ("image", "label"),
 ) -> None:
-    """Prepares set `name` of three classes in `data_dir`; splits: of encoded images and labels; shape: None: varying."""
+    """Prepares set `name` of three classes in `data_dir`. splits: encoded images and labels. shape: None: varying."""
     folder = data_dir / name / "1.0.0"
     folder.mkdir(parents=True)
     dimensions = [*(str(side) for side in shape or (-1, -1)), "3"]

@@ -59,8 +59,6 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2, headline: str | None = None):
-        if keep < 1:
-            raise UserError(f"checkpoint.keep={keep} must be at least 1")
         self.folder = Path(folder).absolute()
         def score(metrics):
             return metrics.get(headline, -math.inf)

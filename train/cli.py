@@ -36,6 +36,8 @@ def run(main: Callable[[], int | None], usage: str) -> None:
                 if kind != "ValueError":  # how a config file refuses its arguments; anything else is a fault in it
                     raise
             raise UserError(text) from None
+        except KeyError as error:  # config_flags: a section that the config does not have
+            raise UserError(f"unknown config key {error.args[0]}") from None
         if len(rest) > 1:
             raise UserError(f"unexpected argument '{rest[1]}'; flags start with --, see --help")
         return rest

@@ -4,8 +4,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
+from ml_collections.config_flags import config_flags
 
 from models.errors import UserError, choice_error, nearest
+
+
+def load(spec: str) -> ml_collections.ConfigDict:
+    """The config of "FILE.py" or "FILE.py:ARGUMENTS", as --config takes it, for programs that make runs."""
+    return config_flags.ConfigFileFlagParser("config", lock_config=False).parse(spec)
 
 
 class Reader:

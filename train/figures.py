@@ -1,5 +1,6 @@
 """Pictures of how training went."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def mistakes(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], pat
     errors = most_confident_errors(logits, labels, count)
     right.suptitle("Most confident errors: true class, predicted class and its probability"
                    if errors else "No errors")
-    panels = right.subplots(4, 4).ravel()
+    side = max(2, math.ceil(len(errors) ** 0.5))
+    panels = right.subplots(side, side).ravel()
     for axes in panels:
         axes.axis("off")
     for axes, (row, predicted, probability) in zip(panels, errors, strict=False):

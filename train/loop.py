@@ -56,6 +56,8 @@ def setup(config: Mapping[str, Any]) -> Run:
     reader = config_lib.Reader(config)
     if reader.precision not in PRECISIONS:
         raise choice_error("precision", reader.precision, PRECISIONS)
+    if reader.keep_checkpoints < 1:
+        raise UserError(f"keep_checkpoints={reader.keep_checkpoints} must be at least 1")
     if not 0 <= reader.ema_decay < 1:
         raise UserError(f"ema_decay={reader.ema_decay} must be in [0, 1)")
     parallel = Parallel(reader.parallel, reader.devices)

@@ -74,7 +74,7 @@ def train_step(
             lambda old, new: ema_decay * old + (1 - ema_decay) * new,
             ema, {"params": params, "model_state": model_state})
     one = jnp.ones(())
-    metrics |= {"gradient_norm": (optax.global_norm(grads), one), "learning_rate": (learning_rate(state.step), one)}
+    metrics |= {"gradient_norm": (optax.tree.norm(grads), one), "learning_rate": (learning_rate(state.step), one)}
     return state.replace(
         step=state.step + 1, params=params, model_state=model_state, task_state=task_state, opt_state=opt_state,
         ema=ema), metrics

@@ -108,3 +108,14 @@ def table(summary: Mapping[str, Any], folder: Path) -> rich.table.Table:
         if value:
             made.add_row(name, value)
     return made
+
+
+def describe(config: Mapping[str, Any], run: Any, console: Any) -> None:
+    """What --dry_run prints: the network's table, the resolved config, and what the durations come to in steps."""
+    console.print(complexity.analyze(run.task.model, (1, *run.feed.image_shape)).table())
+    console.print("config:")
+    console.print(str(config).rstrip(), highlight=False, soft_wrap=True)
+    every = ", ".join(f"{name} every {steps}" for name, steps in run.every.items())
+    console.print(
+        f"{run.total:,} steps of {config['batch_size']} images on {device(run.parallel.devices)}; {every} steps; "
+        f"{len(run.feed.train):,} training images, {len(run.feed.test):,} test images", soft_wrap=True)

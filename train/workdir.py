@@ -11,7 +11,7 @@ from train import config as config_lib
 from train.checkpoint import write_json
 
 # Keys that say how fast or how talkatively a run goes, not what comes out of it: these may change between reruns.
-OPERATIONAL = ("log_every", "data.workers", "data.dir", "data.prefetch", "checkpoint.keep")
+OPERATIONAL = ("log_every", "data.workers", "data.dir", "keep_checkpoints")
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:

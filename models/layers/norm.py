@@ -29,7 +29,7 @@ _ones, _zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
 
 
 def norm(spec: str | Callable, *, train: bool, dtype: Any = None, axis_name: str | None = None) -> Callable:
-    """Resolves `spec` to a constructor of layers, `make(name=..., scale_init=..., epsilon=...)`, all arguments optional.
+    """Resolves `spec` to a constructor of layers, `make(name=..., scale_init=..., epsilon=...)`, all of them optional.
 
     Args:
       spec: one of NORMS; "group" has 32 groups, or one a channel in layers of fewer channels (the first stages of
@@ -48,7 +48,7 @@ def norm(spec: str | Callable, *, train: bool, dtype: Any = None, axis_name: str
     kind, colon, count = str(spec).partition(":")
     if kind == "batch" and not colon:
         return functools.partial(BatchNorm, train=train, dtype=dtype, axis_name=axis_name)
-    if kind == "group" and (not colon or count.isdecimal() and int(count) > 0):
+    if kind == "group" and (not colon or (count.isdecimal() and int(count) > 0)):
         return functools.partial(GroupNorm, groups=int(count) if colon else None, dtype=dtype)
     plain = {"layer": functools.partial(GroupNorm, groups=1), "instance": InstanceNorm, "channel": ChannelNorm}
     if kind in plain and not colon:

@@ -1,6 +1,6 @@
 """Records logits and running statistics of torchvision's ResNets with drawn weights, in resnet.npz.
 
-  PYTHONPATH=/work/shared/tools /work/venv-torch/bin/python -m tests.golden.make_resnet
+  PYTHONPATH=../shared/tools ../venv-torch/bin/python -m tests.golden.make_resnet
   (torch 2.13 and torchvision 0.28; torchvision_cpu is needed beside a CPU build of torch only)
 """
 
@@ -23,13 +23,18 @@ CASES = {
     "wide_resnet50_2": (Bottleneck, [1, 1, 1, 1], {"width_per_group": 128}),
     "resnext50_32x4d": (Bottleneck, [1, 1, 1, 1], {"groups": 32, "width_per_group": 4}),
 }
-SIZES = {"resnet18": ((2, 64, 64, 3), (3, 96, 80, 3)), "resnet50": ((4, 64, 64, 3),)}
-NORMS = {"stem_norm": "bn1", "stage2/block0/downsample_norm": "layer2.0.downsample.1", "stage4/block0/norm2": "layer4.0.bn2"}
+SIZES = {"resnet18": ((2, 64, 64, 3), (3, 96, 80, 3)), "resnet50": ((4, 96, 96, 3),)}
+NORMS = {
+    "stem_norm": "bn1",
+    "stage2/block0/downsample_norm": "layer2.0.downsample.1",
+    "stage4/block0/norm2": "layer4.0.bn2",
+}
 
 
 def our_path(name: str) -> str:
     """Ours for a name of torchvision's: layer2.0.downsample.1.running_var -> stage2/block0/downsample_norm/var."""
-    name = re.sub(r"^(conv1|bn1)\.", r"stem_\1.", name).replace("stem_conv1", "stem_conv").replace("stem_bn1", "stem_norm")
+    name = re.sub(r"^conv1\.", "stem_conv.", name)
+    name = re.sub(r"^bn1\.", "stem_norm.", name)
     name = re.sub(r"^layer(\d)\.(\d+)\.", r"stage\1.block\2.", name)
     name = name.replace("downsample.0", "downsample_conv").replace("downsample.1", "downsample_norm")
     name = name.replace(".bn", ".norm").replace("running_", "").replace("fc.", "head.")
@@ -64,5 +69,6 @@ if __name__ == "__main__":
                 arrays[f"{key}/train"] = model.train()(images).numpy()
             for ours, theirs in NORMS.items():
                 layer = model.get_submodule(theirs)
-                arrays |= {f"{key}/{ours}/mean": layer.running_mean.numpy(), f"{key}/{ours}/var": layer.running_var.numpy()}
+                arrays[f"{key}/{ours}/mean"] = layer.running_mean.numpy()
+                arrays[f"{key}/{ours}/var"] = layer.running_var.numpy()
     np.savez_compressed(pathlib.Path(__file__).with_name("resnet.npz"), **arrays)

@@ -101,7 +101,14 @@ def build(
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32) -> jax.Array:
-    """(images / 255 - mean) / std, for images on the scale 0..255, mean and std per channel on 0..1; in float32."""
+    """(images / 255 - mean) / std, for images on the scale 0..255, mean and std on 0..1, one for each
+    channel or one for all; computed in float32. Raises UserError for another number of them.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, images.shape[-1]):  # three would broadcast one channel to three
+            raise UserError(
+                f"data.{name} has {len(values)} values: want 1, or one for each of {images.shape[-1]} channels"
+            )
     images = images.astype(jnp.float32) / 255
     return ((images - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)).astype(dtype)
 

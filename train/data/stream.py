@@ -119,9 +119,11 @@ def _iterate(batches: Sequence, workers: int) -> Iterator[Batch]:
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads its flags, which nobody parsed in a test or a notebook
-        if not _fits_shared_memory(batches, workers):
-            options = grain.experimental.DatasetOptions(min_shm_size=2**62)
-            dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
+        # Labels and masks are quicker through a pipe than as files of shared memory.
+        options = grain.experimental.DatasetOptions(
+            min_shm_size=2**16 if _fits_shared_memory(batches, workers) else 2**62
+        )
+        dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=min(workers, max(1, len(batches))), per_worker_buffer_size=_AHEAD),
             worker_init_fn=_start_worker,
@@ -132,7 +134,10 @@ def _iterate(batches: Sequence, workers: int) -> Iterator[Batch]:
 def _until_closed(dataset: grain.IterDataset) -> Iterator[Batch]:
     iterator = iter(dataset)
     try:
-        yield from iterator
+        for batch in iterator:
+            # A worker's arrays lie in shared memory that goes with them; copies may outlive the stream.
+            yield {key: np.array(value) if isinstance(value, np.ndarray) else value for key, value in batch.items()}
+            del batch
     finally:
         iterator.close()
         # grain's iterators are in reference cycles, which hold the last batches' shared memory and 25 semaphores.

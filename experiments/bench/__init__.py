@@ -1,0 +1,1 @@
+"""How fast: ours beside PyTorch, interleaved in one run. `python -m experiments.bench`."""

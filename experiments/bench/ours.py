@@ -1,0 +1,100 @@
+"""Our worker: the same work as `peer`, and what the loop adds to a bare step.
+
+    python -m experiments.bench.ours '{"case": "steps", "model": "resnet20", "batch": 128, "size": 32}'
+"""
+
+import contextlib
+import functools
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import models
+from experiments.bench.serve import serve
+from models.layers.conv import lowering
+from train import config as config_lib
+from train import loop
+from train.data import order, source, stream
+
+
+def steps(case: dict) -> None:
+    """Training step (SGD with momentum and decay) and forward pass on one fixed batch, without the loop."""
+    dtype = jnp.bfloat16 if case.get("precision") == "bfloat16" else None
+    model = models.create(case["model"], dtype=dtype)
+    shape = (case["batch"], case["size"], case["size"], 3)
+    variables = models.initialize(model, jax.random.key(0), shape)
+    rng = np.random.default_rng(0)
+    x, y = jnp.asarray(rng.normal(size=shape), jnp.float32), jnp.asarray(rng.integers(0, 10, shape[0]))
+    optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train(state, x, y):
+        params, stats, opt = state
+
+        def loss(params):
+            logits, new = model.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new["batch_stats"]
+
+        grads, new_stats = jax.grad(loss, has_aux=True)(params)
+        updates, opt = optimizer.update(grads, opt, params)
+        return optax.apply_updates(params, updates), new_stats, opt
+
+    infer = jax.jit(lambda state, x: model.apply({"params": state[0], "batch_stats": state[1]}, x))
+    state = [(variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))]
+
+    def step():
+        state[0] = jax.block_until_ready(train(state[0], x, y))
+
+    def forward():
+        jax.block_until_ready(infer(state[0], x))
+
+    with lowering("plain") if case.get("plain") else contextlib.nullcontext():
+        for _ in range(2):
+            step()
+            forward()
+    serve({"step": step, "forward": forward})
+
+
+def loop_steps(case: dict) -> None:
+    """Four steps of the real loop: data of the pipeline asked for, augmentation, metrics, as configs/cifar10.py."""
+    config = config_lib.load(f"configs/cifar10.py:{case['model']}")
+    config.data.source, config.data.dir = f"arrays:{case['arrays']}", ""
+    config.data.pipeline, config.data.workers = case["pipeline"], case.get("workers", 0)
+    config.data.augment = case.get("augment", config.data.augment)
+    config.batch_size, config.parallel, config.devices = case["batch"], case.get("parallel", "pmap"), 1
+    run = loop.setup(config)
+    state = [run.parallel.replicate(run.state)]
+    calls = run.feed.calls(0, 10**6)
+
+    def four_steps():
+        for _ in range(4):
+            _, items = next(calls)
+            state[0], metrics = run.train_call(state[0], run.feed.data, items)
+        jax.block_until_ready(metrics)
+
+    four_steps()
+    serve({"steps": four_steps})
+
+
+def data(case: dict) -> None:
+    """One pass over a folder of JPEGs: decode, random-resized crop, batch, by the streaming pipeline."""
+    options = source.Options(source=f"folder:{case['folder']}", image_size=case["size"], crop="random_resized")
+    images = source.load(options, "train")
+    count = len(images) // case["batch"]
+    batches = stream.stream(images, order.Order(len(images), 0), case["batch"], 0, 10**6, case["workers"])
+
+    def one_pass():
+        for _ in range(count):
+            next(batches)
+
+    one_pass()
+    serve({"pass": one_pass})
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    {"steps": steps, "loop": loop_steps, "data": data}[asked["case"]](asked)

@@ -1,0 +1,214 @@
+"""models/complexity.py and models/traced.py: against published costs and small programs whose cost is known."""
+
+import csv
+import functools
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+import models
+from models import complexity
+from models.complexity import analyze
+from models.errors import UserError
+from models.layers.conv import Conv, Dense
+from models.layers.endpoint import Endpoint
+from models.traced import View, Walk
+from tests.test_models import PARAMETERS
+
+# architectures.csv: convolutions and matrix products at 224 x 224, in 1e9.
+MULT_ADDS = {"resnet18": 1.814, "resnet34": 3.664, "resnet50": 4.089, "resnet101": 7.801, "resnet152": 11.514,
+             "wide_resnet50_2": 11.398, "resnext50_32x4d": 4.230, "resnext101_32x8d": 16.414}
+# Araujo, Norris & Sim 2019, table of the authors' library, for the stride in the first 1x1; the same recurrence for the
+# others. After each stage, the last the network's.
+FIELDS = {
+    ("resnet50", "1x1"): (483, (35, 99, 291, 483)),
+    ("resnet101", "1x1"): (1027, None),
+    ("resnet152", "1x1"): (1507, None),
+    ("resnet50", "3x3"): (427, None),
+    ("resnet101", "3x3"): (971, None),
+    ("resnet152", "3x3"): (1451, None),
+    ("resnet18", "3x3"): (435, (43, 99, 211, 435)),
+    ("resnet34", "3x3"): (899, None),
+}
+
+
+@functools.cache
+def at_224(name, stride_in="3x3"):
+    return analyze(models.create(name, stride_in=stride_in), (1, 224, 224, 3))
+
+
+@pytest.mark.parametrize("name", MULT_ADDS)
+def test_mult_adds_of_the_reference(name):
+    cost = at_224(name)
+    assert cost.mult_adds / 1e9 == pytest.approx(MULT_ADDS[name], abs=0.0006)
+    assert cost.params == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name,stride_in", FIELDS)
+def test_receptive_fields_of_araujo(name, stride_in):
+    whole, stages = FIELDS[name, stride_in]
+    cost = at_224(name, stride_in)
+    assert cost.receptive_field == (whole, whole) and cost.stride == (32, 32)
+    assert [cost.endpoints[f"stage{i}"].stride for i in (1, 2, 3, 4)] == [(s, s) for s in (4, 8, 16, 32)]
+    if stages:
+        assert [cost.endpoints[f"stage{i}"].receptive_field[0] for i in (1, 2, 3, 4)] == list(stages)
+    assert cost.endpoints["pre_logits"].receptive_field is None
+
+
+@pytest.mark.parametrize("fields", [{"norm": "group"}, {"norm": "layer"}, {"norm": "channel"}, {"norm": "instance"},
+                                    {"remat": True}, {"sync_norm": True, "dropout": 0.1, "stochastic_depth": 0.1}])
+def test_numbers_do_not_depend_on_how_it_is_computed(fields):
+    base, other = (analyze(models.create("resnet8", **f), (1, 32, 32, 3)) for f in ({}, fields))
+    rows = {row.path: row for row in other.layers}
+    for row in base.layers:
+        if row.type in ("Conv", "Dense"):
+            assert (row.mult_adds, row.params, row.output_shape, row.receptive_field) == (
+                rows[row.path].mult_adds, rows[row.path].params, rows[row.path].output_shape,
+                rows[row.path].receptive_field)
+    assert (other.params, other.mult_adds, other.receptive_field) == (base.params, base.mult_adds, base.receptive_field)
+
+
+class Known(nn.Module):
+    """A network small enough to count by hand."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = Conv(4, 3, name="a")(x)  # [1, 8, 6, 2] -> [1, 8, 6, 4]: 8*6*4 * 9*2
+        x = Endpoint("a")(nn.relu(x))
+        x = Conv(8, (5, 1), strides=2, groups=2, use_bias=True, name="b")(x)  # -> [1, 4, 3, 8]: 4*3*8 * 5*2
+        return Dense(3, name="c")(jnp.tanh(x).mean((1, 2)))  # 8 * 3
+
+
+def test_counts_by_hand():
+    cost = analyze(Known(), (1, 8, 6, 2))
+    a, b, c = (next(row for row in cost.layers if row.path == path) for path in "abc")
+    assert (a.mult_adds, b.mult_adds, c.mult_adds) == (8 * 6 * 4 * 18, 4 * 3 * 8 * 10, 24)
+    assert (a.params, b.params, c.params) == (72, 5 * 2 * 8 + 8, 27)
+    assert (a.receptive_field, a.stride) == ((3, 3), (1, 1))
+    assert (b.receptive_field, b.stride) == ((7, 3), (2, 2))
+    assert (c.receptive_field, c.stride) == (None, None)
+    assert (a.output_bytes, b.output_bytes, c.output_bytes) == (4 * 192, 4 * 96, 4 * 3)
+    assert cost.endpoints["a"].output_shape == (1, 8, 6, 4)
+    # Kept: the image for a's gradient, the ReLU's output for b's and its mask, tanh's output twice (y, and 1 - y^2 or
+    # so) and the mean for c's.
+    kept = sum(row.kept_bytes for row in cost.layers)
+    assert 4 * (96 + 192 + 96 + 8) + 192 <= kept <= 4 * (96 + 192 + 2 * 96 + 8) + 192
+    assert (cost.params, cost.mult_adds) == (a.params + b.params + c.params, a.mult_adds + b.mult_adds + c.mult_adds)
+
+
+def test_remat_keeps_less_and_bfloat16_half():
+    base, remat, half = (analyze(models.create("resnet20", **fields), (1, 32, 32, 3))
+                         for fields in ({}, {"remat": True}, {"dtype": "bfloat16"}))
+    assert remat.kept_bytes < 0.4 * base.kept_bytes
+    assert 0.5 <= half.kept_bytes / base.kept_bytes < 0.62  # the masks stay bytes, the image float32
+    assert half.output_bytes < 0.51 * base.output_bytes
+
+
+def walked(function, *args, image=0):
+    """Mult-adds of `function` and the view of its (first) output; argument `image` is the image [N, H, W, C]."""
+    walk = Walk({()})
+    views = walk.run(jax.make_jaxpr(function)(*args), [View((1, 2)) if i == image else None for i in range(len(args))])
+    return walk.mult_adds[()], views[0]
+
+
+X, W = jnp.zeros((1, 16, 16, 4)), jnp.zeros((4, 4))
+K = jnp.zeros((3, 3, 4, 4))
+
+
+def conv(x, k=K, strides=(1, 1), **kwargs):
+    return lax.conv_general_dilated(x, k, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), **kwargs)
+
+
+@jax.custom_vjp
+def own_gradient(x):
+    return conv(x)
+
+
+own_gradient.defvjp(lambda x: (conv(x), None), lambda residuals, dy: (dy,))
+ONE = 16 * 16 * 4 * 36  # one such convolution
+
+
+@pytest.mark.parametrize("function,mult_adds,view", [
+    (lambda x: conv(conv(x)), 2 * ONE, View((1, 2), (5, 5))),
+    (jax.jit(conv), ONE, View((1, 2), (3, 3))),
+    (jax.checkpoint(conv), ONE, View((1, 2), (3, 3))),
+    (own_gradient, ONE, View((1, 2), (3, 3))),
+    (lambda x: conv(x, rhs_dilation=(2, 2)), ONE, View((1, 2), (5, 5))),
+    (lambda x: lax.scan(lambda c, _: (conv(c), None), x, length=5)[0], 5 * ONE, View((1, 2), (11, 11))),
+    (lambda x: lax.scan(lambda c, row: (c, conv(row)), 0, x[None])[1][0], ONE, View((1, 2), (3, 3))),
+    (lambda x: lax.fori_loop(0, x.shape[0] + 6, lambda i, c: conv(c), x), 7 * ONE, View((1, 2), (15, 15))),
+    (lambda x: lax.while_loop(lambda c: c.sum() < 9, conv, x), ONE, View((1, 2), (3, 3))),
+    (lambda x: lax.cond(x.sum() > 0, lambda x: conv(conv(x)), jnp.sin, x), 2 * ONE, View((1, 2), (5, 5))),
+    (lambda x: x @ W, 16 * 16 * 4 * 4, View((1, 2))),
+    (lambda x: conv(x).transpose(0, 3, 1, 2), ONE, View((2, 3), (3, 3))),
+    (lambda x: conv(x.reshape(1, 16, 16, 2, 2).reshape(1, 16, 16, 4)), ONE, View((1, 2), (3, 3))),
+    (lambda x: conv(x)[:, ::2, 1::4], ONE, View((1, 2), (3, 3), (2, 4))),
+    (lambda x: nn.avg_pool(nn.max_pool(x, (3, 3), (2, 2), "SAME"), (2, 2), (2, 2)), 0, View((1, 2), (5, 5), (4, 4))),
+    (lambda x: x + jnp.pad(conv(x), ((0, 0), (0, 0), (0, 0), (0, 0))), ONE, View((1, 2), (3, 3))),
+    (lambda x: jnp.concatenate([x, conv(x)], -1), ONE, View((1, 2), (3, 3))),
+    (lambda x: x * nn.sigmoid(conv(x).mean((1, 2), keepdims=True)), ONE, View((1, 2))),  # squeeze and excite
+    (lambda x: (x - x.mean((1, 2, 3), keepdims=True)), 0, View((1, 2))),  # layer normalization
+    (lambda x: x.mean((1, 2)), 0, View()),
+    (lambda x: x.reshape(1, 256, 4), 0, View()),
+    (lambda x: jnp.einsum("nhwc,nijc->nhwij", x, x).mean((1, 2, 3)), 16**4 * 4, View()),  # attention
+    (lambda x: lax.conv_transpose(x, jnp.zeros((4, 4, 4, 4)), (2, 2), "SAME"), 32 * 32 * 4 * 64 // 4,
+     View((1, 2), (2.5, 2.5), (0.5, 0.5))),
+    (lambda x: jnp.zeros(3), 0, None),
+])
+def test_walk(function, mult_adds, view):
+    assert walked(function, X) == (mult_adds, view)
+
+
+def test_nothing_is_allocated():
+    class Huge(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return Dense(10**7, name="d")(Dense(10**7, name="c")(x.mean((1, 2))))
+
+    assert analyze(Huge(), (1, 8, 8, 3)).params == 4 * 10**7 + (10**7 + 1) * 10**7
+
+
+def test_input_is_one_example():
+    with pytest.raises(UserError, match="batch of one"):
+        analyze(models.create("resnet8"), (8, 32, 32, 3))
+
+
+def test_table_and_csv(tmp_path):
+    cost = analyze(models.create("resnet8"), (1, 32, 32, 3))
+    assert len(cost.table().rows) == len(cost.layers)
+    assert cost.summary.startswith("ResNet at 32 x 32 x 3: 75,290 parameters, 12.")
+    cost.write_csv(tmp_path / "cost.csv")
+    with open(tmp_path / "cost.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["params"]) for row in rows) == 75_290
+    assert rows[0]["path"] == "stem_conv" and rows[0]["receptive_field"] == "3x3"
+
+
+def test_command_line(tmp_path, capsys):
+    assert complexity.main(["complexity", "resnet20", "--norm=group:8", f"--csv={tmp_path}/cost.csv"]) == 0
+    shown = capsys.readouterr().out
+    assert "stage3/block2/conv2" in shown and "GroupNorm" in shown and "269,722" in shown
+    assert (tmp_path / "cost.csv").exists()
+    for argv, message in (
+        (["resnet5"], "unknown model 'resnet5'"), ([], "one model is needed"), (["resnet8", "x"], "got 2"),
+        (["resnet8", "--norm=grop"], "did you mean 'group'"), (["resnet8", "--resolution=0"], "resolution"),
+        (["resnet8", "--nrom=batch"], "nrom"), (["resnet8", "--norm=group:7"], "16 channels"),
+        (["resnet8", f"--csv={tmp_path}/no/where"], "No such file"),
+    ):
+        assert complexity.main(["complexity", *argv]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert complexity.main(["complexity", "--help"]) == 0
+    assert "--resolution" in capsys.readouterr().out
+
+
+def test_module_runs_as_a_program():
+    command = [sys.executable, "-m", "models.complexity", "resnet8"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0 and "75,290" in done.stdout, done.stderr
+    assert not done.stderr

@@ -1,0 +1,161 @@
+"""Every lowering of models.layers.conv against lax.conv_general_dilated: value and both gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.errors import UserError
+from models.layers import conv
+
+# x shape, kernel size, features, strides, padding, dilation, groups, lowering on a CPU
+CASES = [
+    ((2, 8, 8, 16), (3, 3), 16, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "two_columns"),
+    ((2, 7, 10, 3), (3, 3), 5, (1, 1), ((0, 2), (1, 1)), (1, 1), 1, "two_columns"),
+    ((2, 6, 8, 4), (3, 3), 8, (1, 1), ((0, 0), (0, 2)), (1, 1), 1, "two_columns"),
+    ((2, 9, 9, 8), (3, 3), 8, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "plain"),
+    ((2, 8, 12, 16), (3, 3), 32, (2, 2), ((1, 1), (1, 1)), (1, 1), 1, "four_phases"),
+    ((2, 8, 9, 16), (3, 3), 32, (2, 2), ((1, 1), (1, 1)), (1, 1), 1, "plain"),
+    ((2, 9, 11, 24), (3, 3), 20, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "plain"),
+    ((1, 23, 23, 3), (7, 7), 24, (2, 2), ((3, 3), (3, 3)), (1, 1), 1, "plain"),
+    ((1, 27, 27, 3), (11, 11), 8, (4, 4), ((2, 2), (2, 2)), (1, 1), 1, "plain"),
+    ((2, 8, 8, 16), (3, 3), 16, (1, 1), ((2, 2), (2, 2)), (2, 2), 1, "plain"),
+    ((2, 5, 7, 12), (1, 1), 9, (1, 1), ((0, 0), (0, 0)), (1, 1), 1, "matmul"),
+    ((2, 5, 8, 12), (1, 1), 9, (2, 2), ((0, 0), (0, 0)), (1, 1), 1, "matmul"),
+    ((3, 9, 8, 6), (3, 3), 6, (1, 1), ((1, 1), (1, 1)), (1, 1), 6, "depthwise"),
+    ((3, 9, 8, 6), (3, 3), 6, (2, 2), ((1, 1), (1, 1)), (1, 1), 6, "depthwise"),
+    ((2, 10, 7, 4), (5, 5), 12, (2, 1), ((2, 2), (2, 2)), (1, 1), 4, "depthwise"),
+    ((2, 9, 9, 5), (7, 7), 5, (1, 1), ((3, 3), (3, 3)), (1, 1), 5, "depthwise"),
+    ((2, 11, 12, 5), (3, 3), 5, (2, 2), ((2, 1), (0, 3)), (2, 2), 5, "depthwise"),
+    ((2, 8, 8, 4), (2, 2), 4, (3, 3), ((0, 0), (0, 0)), (1, 1), 4, "depthwise"),
+    ((2, 8, 8, 64), (3, 3), 64, (1, 1), ((1, 1), (1, 1)), (1, 1), 16, "grouped"),
+    ((2, 8, 9, 12), (3, 3), 24, (2, 2), ((1, 1), (1, 1)), (1, 1), 3, "grouped"),
+    ((2, 7, 7, 96), (5, 5), 80, (1, 1), ((2, 2), (2, 2)), (1, 1), 2, "grouped"),
+    ((2, 4, 6, 64), (1, 1), 32, (1, 1), ((0, 0), (0, 0)), (1, 1), 8, "grouped"),
+]
+# one of each lowering: compilation is what these tests take their time for
+SMALL = [CASES[i] for i in (2, 4, 11, 13, 19)]
+
+
+def _inputs(case, dtype=np.float32):
+    x_shape, size, features, *_, groups, _ = case
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=x_shape), rng.normal(size=(*size, x_shape[-1] // groups, features))
+    return x.astype(dtype), kernel.astype(dtype)
+
+
+def _value_and_gradients(case, x, kernel):
+    """y, and the gradients of sum(y * c) for a fixed, irregular c."""
+    y, pull = jax.vjp(lambda x, k: conv.conv2d(x, k, *case[3:7]), x, kernel)
+    return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype))
+
+
+def _plain_value_and_gradients(case, x, kernel):
+    with conv.lowering("plain"):
+        return _value_and_gradients(case, x, kernel)
+
+
+def _assert_close(ours, reference, tolerance):
+    for a, b in zip(ours, reference, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+
+
+@pytest.fixture(autouse=True)
+def _cpu():
+    if jax.default_backend() != "cpu":
+        pytest.skip("other backends have the plain lowering alone")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_agrees_with_the_plain_convolution(case):
+    x, kernel = _inputs(case)
+    assert conv.chosen_lowering(x.shape, kernel.shape, *case[3:7], "cpu") == case[-1]
+    assert conv.chosen_lowering(x.shape, kernel.shape, *case[3:7], "tpu") == "plain"
+    both = jax.jit(lambda *a: (_value_and_gradients(case, *a), _plain_value_and_gradients(case, *a)))
+    _assert_close(*both(x, kernel), 1e-5)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_under_vmap_scan_and_remat(case):
+    x, kernel = _inputs(case)
+    run = functools.partial(_value_and_gradients, case)
+
+    @jax.jit
+    def ways(xs, kernel):
+        convolve = jax.checkpoint(lambda x: jnp.sin(conv.conv2d(x, kernel, *case[3:7])))
+        plain = functools.partial(_plain_value_and_gradients, case)
+        reference = jax.vmap(plain, (0, None))(xs, kernel)
+        remat = jax.grad(lambda x: convolve(x).sum())(xs[0])
+        with conv.lowering("plain"):
+            kept = jax.grad(lambda x: jnp.sin(conv.conv2d(x, kernel, *case[3:7])).sum())(xs[0])
+        scanned = jax.lax.map(lambda x: run(x, kernel), xs)
+        return (*jax.vmap(run, (0, None))(xs, kernel), *scanned, remat), (*reference, *reference, kept)
+
+    # the sine doubles what rounding moved: a little more room
+    _assert_close(*ways(np.stack([x, 2 * x + 1]), kernel / kernel[..., 0].size), 3e-5)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_bfloat16(case):
+    x, kernel = _inputs(case, jnp.bfloat16)
+
+    @jax.jit
+    def both(x, kernel):
+        exact = _plain_value_and_gradients(case, x.astype(jnp.float32), kernel.astype(jnp.float32))
+        return _value_and_gradients(case, x, kernel), [value.astype(jnp.bfloat16) for value in exact]
+
+    _assert_close(*both(x, kernel), 0.03)
+
+
+def test_the_same_bits_every_time():
+    case = ((32, 16, 16, 16), (3, 3), 16, (1, 1), ((1, 1), (1, 1)), (1, 1))
+    inputs = _inputs((*case, 1, "two_columns"))
+    run = jax.jit(functools.partial(_value_and_gradients, (*case, 1)))
+    first, second = run(*inputs), run(*inputs)
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_forward_mode_through_the_plain_lowering():
+    case = CASES[0]
+    x, kernel = _inputs(case)
+    with conv.lowering("plain"):
+        y, tangent = jax.jvp(lambda x: conv.conv2d(x, kernel, *case[3:7]), (x,), (x,))
+    _assert_close([tangent], [y], 1e-5)  # linear in x
+
+
+def test_lowering_is_named_and_restored():
+    with pytest.raises(UserError, match="unknown lowering 'plan'; did you mean 'plain'"), conv.lowering("plan"):
+        pass
+    case = CASES[0]
+    with conv.lowering("plain"), conv.lowering("auto"):
+        inner = jax.make_jaxpr(lambda *a: conv.conv2d(*a, *case[3:7]))(*_inputs(case))
+    with conv.lowering("plain"):
+        plain = jax.make_jaxpr(lambda *a: conv.conv2d(*a, *case[3:7]))(*_inputs(case))
+    assert "custom_vjp" in str(inner) and "custom_vjp" not in str(plain)
+
+
+def test_layers():
+    x = np.random.default_rng(0).normal(size=(2, 9, 9, 6)).astype(np.float32)
+    layer = conv.Conv(12, (5, 3), strides=2, groups=3, use_bias=True)
+    y, variables = layer.init_with_output(jax.random.key(1), x)
+    assert y.shape == (2, 5, 5, 12)
+    assert jax.tree.map(jnp.shape, variables) == {"params": {"kernel": (5, 3, 2, 12), "bias": (12,)}}
+
+    def shape(**fields):
+        return jax.eval_shape(conv.Conv(4, 3, **fields).init_with_output, jax.random.key(1), x)[0].shape
+
+    assert shape(padding=0) == (2, 7, 7, 4)
+    assert shape(padding=((1, 0), (2, 0))) == (2, 8, 9, 4)
+    assert shape(dilation=2) == (2, 9, 9, 4)
+    half = conv.Conv(4, 3, dtype=jnp.bfloat16)
+    y, variables = jax.eval_shape(half.init_with_output, jax.random.key(1), x)
+    assert y.dtype == jnp.bfloat16 and variables["params"]["kernel"].dtype == jnp.float32
+    y, variables = conv.Dense(4).init_with_output(jax.random.key(1), x)
+    params = variables["params"]
+    np.testing.assert_allclose(y, x @ params["kernel"] + params["bias"], rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="6 channels in and 10 out cannot be dealt into 4 groups"):
+        conv.Conv(10, 3, groups=4).init(jax.random.key(0), x)
