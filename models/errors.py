@@ -15,7 +15,7 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
 
 
 def choice_error(kind: str, value: object, allowed: Iterable[str]) -> UserError:
-    """An error for a `value` that is none of `allowed`: "unknown norm 'grop'; did you mean 'group'? allowed: batch, …"."""
+    """An error for a `value` that is none of `allowed`: "unknown norm 'grop'; did you mean 'group'? …"."""
     allowed = list(allowed)
     hint = nearest(str(value), allowed) or ";"
     return UserError(f"unknown {kind} '{value}'{hint} allowed: {', '.join(allowed)}")

@@ -1,10 +1,13 @@
 """Process settings that make JAX fast on a CPU; set before JAX starts a backend, switched off by ABLATE_CPU_TUNING=0.
 
-Two things, measured in ../shared/reference/CPU_SPEED.md (ResNet-20 training step, 2 cores):
+Two things, measured on the training step of ResNet-20 (32x32, batch 128, 2 cores with AVX-512, jax 0.10.2):
   memory   XLA's CPU client frees its large buffers after every step and glibc returns them to the kernel, so each
-           step faults in hundreds of megabytes again. Told to keep them, the stock step falls from 670 to 560 ms.
+           step faults in hundreds of megabytes again. Told to keep them, the stock step falls from 670 to 560 ms. The
+           price: a process never shrinks below its peak.
   YNNPACK  jaxlib carries this library for matrix products, convolutions, reductions and elementwise chains, but does
-           not use it by default: 560 to 300 ms.
+           not give it all of them by default. With "dot" 323 -> 285 ms, "dot,reduce" 238, "dot,eltwise,reduce" 186.
+           The last is the best for ResNet-50 at 224x224 too (0.86 of the time with "dot,reduce"); models/layers/conv.py
+           keeps the one kind of loop from it that it slows down.
 """
 
 import ctypes
@@ -26,6 +29,7 @@ _MALLOPT = (
     (-1, 2**31 - 1),  # M_TRIM_THRESHOLD, bytes
     (-2, 64 * 2**20),  # M_TOP_PAD, bytes that the heap grows by at least
 )
+_ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 
 
 def enabled() -> bool:
@@ -41,9 +45,19 @@ def _has_ynn() -> bool:
     return tuple(int(part) for part in version.split(".")[:2]) in _YNN_RELEASES
 
 
+def _computes_on_cpu() -> bool:
+    """Judged without JAX: by JAX_PLATFORMS, or else by the device files of GPUs and TPUs."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    return platforms == "cpu" if platforms else not any(map(os.path.exists, _ACCELERATORS))
+
+
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory in the process. Returns whether it could (not glibc: it changes nothing)."""
-    if not sys.platform.startswith("linux"):
+    """Tells glibc to keep freed memory in the process; returns whether it does.
+
+    Nothing changes where the C library is another, where the user has set the allocator, or where an accelerator
+    computes: there the host's many threads are better off with an arena each.
+    """
+    if not sys.platform.startswith("linux") or not _computes_on_cpu():
         return False
     # a user's own choice of allocator settings stands
     if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
@@ -67,8 +81,8 @@ def xla_flags(flags: str) -> str:
 def tune() -> None:
     """Applies the settings to this process. Call it before JAX starts a backend; it does not import JAX.
 
-    On a machine with an accelerator they act on the host alone: the allocator's on the input pipeline, the XLA flag on
-    what is compiled for the CPU backend.
+    What the user has set in XLA_FLAGS stays as it is. The flag concerns programs for the CPU backend alone, so that it
+    does nothing to those of an accelerator.
     """
     if not enabled():
         return
@@ -76,14 +90,3 @@ def tune() -> None:
     flags = xla_flags(os.environ.get("XLA_FLAGS", ""))
     if flags:
         os.environ["XLA_FLAGS"] = flags
-
-
-def compiler_options(fusions: str) -> dict[str, str]:
-    """Options for `jax.jit(..., compiler_options=...)`: which kinds of operation YNNPACK gets in this function.
-
-    fusions: comma-separated from "dot", "eltwise", "reduce". Returns {} where the settings are switched off, where
-    XLA_FLAGS names the option without us, or where jaxlib has no such option.
-    """
-    if not enabled() or not _has_ynn() or f"{_YNN_OPTION}={_YNN_DEFAULT}" not in os.environ.get("XLA_FLAGS", ""):
-        return {}
-    return {_YNN_OPTION: ",".join(f"LIBRARY_FUSION_TYPE_{kind.strip().upper()}" for kind in fusions.split(","))}

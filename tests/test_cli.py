@@ -16,7 +16,7 @@ def test_dry_run_prints_the_table_and_the_config_and_writes_nothing(tmp_path):
     done = tiny.run("--config=configs/digits.py:resnet8,norm=group", "--dry_run", f"--workdir={tmp_path / 'run'}",
                     "--config.optimizer.learning_rate=0.0625", env={"COLUMNS": "200"})
     assert done.returncode == 0, done.stderr
-    for text in ("stage1/block0/conv1", "mult-adds", "learning_rate: 0.0625", "norm: group", "1,437 training images"):
+    for text in ("stage1/block0/conv1", "mult-adds", "optimizer.learning_rate: 0.0625", "model.norm: 'group'", "1,437 training images"):
         assert text in done.stdout
     assert not (tmp_path / "run").exists()
 

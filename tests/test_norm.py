@@ -153,7 +153,7 @@ def test_moments_are_left_for_recalibration_only_when_asked():
     variables = layer("batch").init(jax.random.key(0), x)
     assert set(variables) == {"params", "batch_stats"}
     moments = layer("batch").apply(variables, x, mutable=["batch_moments"])[1]["batch_moments"]
-    for key, expected in (("mean", x.mean((0, 1, 2))), ("var", x.var((0, 1, 2))), ("square", (x**2).mean((0, 1, 2)))):
+    for key, expected in (("mean", x.mean((0, 1, 2))), ("var", x.var((0, 1, 2)))):
         np.testing.assert_allclose(moments[key], expected, rtol=1e-5)
 
 

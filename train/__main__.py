@@ -36,7 +36,7 @@ def main() -> int:
     from train import loop, summary  # JAX is imported only when the flags are known to be right
 
     if DRY_RUN.value:
-        summary.describe(config, loop.setup(config), console)
+        summary.describe(config, loop.setup, console)
         return 0
     result = loop.train(config, WORKDIR.value, console, started)
     if "interrupted" in result:

@@ -30,35 +30,46 @@ def parse(kind: str, text: str) -> tuple[Call, ...]:
 
 
 def _parse_one(kind: str, text: str) -> Call:
+    def value(node: ast.expr) -> Any:
+        return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)  # a bare word is a text
+
     try:
         node = ast.parse(text, mode="eval").body
         if isinstance(node, ast.Name):
             return Call(node.id)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
-            kwargs = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
-            return Call(node.func.id, tuple(ast.literal_eval(arg) for arg in node.args), kwargs)
+            kwargs = {k.arg: value(k.value) for k in node.keywords}
+            return Call(node.func.id, tuple(value(argument) for argument in node.args), kwargs)
     except (SyntaxError, ValueError):
         pass
     raise UserError(f"cannot read {kind} '{text}': write name, or name(value, key=value), with '|' between several")
 
 
 def resolve(kind: str, call: Call, table: Mapping[str, Callable], *leading: Any) -> Any:
-    """Calls `table[call.name](*leading, *call.args, **call.kwargs)`.
+    """Calls `table[call.name](*leading, *call.args, **call.kwargs)`, arguments checked against its annotations.
 
     Raises:
-      UserError: for a name that the table lacks (with the nearest), or arguments that do not fit its signature.
+      UserError: for a name that the table lacks (with the nearest), arguments that do not fit the signature, and what
+        the function refuses by a ValueError.
     """
     if call.name not in table:
         raise choice_error(kind, call.name, table)
     function = table[call.name]
     signature = inspect.signature(function)
+    parameters = signature.parameters
     try:
-        signature.bind(*leading, *call.args, **call.kwargs)
-    except TypeError as error:
-        own = list(signature.parameters.values())[len(leading):]
-        takes = str(signature.replace(parameters=own, return_annotation=inspect.Signature.empty))
-        raise UserError(f"{kind} '{call.name}' takes {takes}: {error}") from None
-    return function(*leading, *call.args, **call.kwargs)
+        bound = signature.bind(*leading, *call.args, **call.kwargs)
+        for name, given in list(bound.arguments.items())[len(leading):]:
+            wanted = parameters[name].annotation
+            if wanted in (int, float, str) and (
+                    isinstance(given, bool) or not isinstance(given, (int, float) if wanted is float else wanted)):
+                raise TypeError(f"{name} must be {wanted.__name__}, not {given!r}")
+        return function(*bound.args, **bound.kwargs)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        own = ", ".join(str(parameter) for parameter in list(parameters.values())[len(leading):])
+        raise UserError(f"{kind} {call.name}: {error}; want {call.name}({own})") from error
 
 
 def resolve_one(kind: str, text: str, table: Mapping[str, Callable], *leading: Any) -> Any:

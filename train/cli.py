@@ -13,12 +13,14 @@ from models.errors import UserError
 flags.disclaim_key_flags()  # flags defined through this module are the entry point's, and --help lists them as such
 
 
-def run(main: Callable[[], int | None], usage: str) -> None:
+def run(main: Callable[..., int | None], usage: str, positional: bool = False) -> None:
     """Parses the flags, runs `main`, and exits: 0 done, 2 a user's mistake (one line), 1 a fault (with its traceback).
 
     Args:
-      main: takes no arguments; returns an exit code, None for 0.
+      main: returns an exit code, None for 0. It takes no arguments or, if `positional`, what is left of the command
+        line without the flags, [program, …].
       usage: what --help prints above the flags.
+      positional: whether there may be anything but flags.
     """
     sys.modules["__main__"].__doc__ = usage  # absl's --help prints the main module's docstring
 
@@ -38,14 +40,13 @@ def run(main: Callable[[], int | None], usage: str) -> None:
             raise UserError(text) from None
         except KeyError as error:  # config_flags: a section that the config does not have
             raise UserError(f"unknown config key {error.args[0]}") from None
-        if len(rest) > 1:
+        if len(rest) > 1 and not positional:
             raise UserError(f"unexpected argument '{rest[1]}'; flags start with --, see --help")
         return rest
 
     def guarded(argv):
-        del argv
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every step of every save
-        sys.exit(main() or 0)
+        sys.exit((main(argv) if positional else main()) or 0)
 
     try:
         app.run(guarded, flags_parser=parse)

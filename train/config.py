@@ -96,6 +96,15 @@ def steps(duration: str, *, batch_size: int, examples: int, total: int | None = 
     raise UserError(f"cannot read the duration '{duration}': write {allowed}")
 
 
+def lines(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """ "optimizer.learning_rate: 0.1" and so on: keys as the command line takes them."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from lines(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}: {value!r}"
+
+
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
     """Lines that say how two nested configs differ, e.g. "batch_size: 128 -> 64"; empty where they are equal."""
     lines = []

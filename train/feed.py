@@ -60,7 +60,8 @@ class Feed:
             kept = resident.Resident(self.train, replace=True)
             self.skipped["train"] = kept.skipped
             self.data, self.gather = parallel.replicate(kept.arrays), _gather
-        augmentation = augment.build(config.augment, len(self.train.classes), self.train.image_shape)
+        augmentation = augment.build(
+            config.augment, len(self.train.classes), self.train.image_shape, config.mean)
         normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
 
         def prepare(key, batch, first):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
-from train import calls, evaluate, figures, workdir
+from train import calls, evaluate, workdir
 from train.recalibrate import recalibrate_batch_norm
 
 
@@ -47,6 +47,8 @@ class Figures(Hook):
     """Draws curves.png, and mistakes.png (confusion matrix, most confident errors) for classifiers."""
 
     def finished(self, run, state, folder):
+        from train import figures  # Matplotlib is needed at the end alone, and the first step should not wait for it
+
         figures.curves(workdir.read_metrics(folder / "metrics.jsonl"), folder / "curves.png")
         feed = run.feed
         logits, labels, index = evaluate.predictions(

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -13,9 +14,9 @@ from models.errors import UserError
 def recalibrate_batch_norm(model: nn.Module, variables: Any, images: Iterable[jax.Array]) -> Any:
     """Replaces running averages by the moments of the whole of `images` under the final weights.
 
-    Every batch passes through the network as in training (normalized by its own statistics). The moments of its
-    activations are averaged over batches by their size, and the variance is that of all values together, the spread
-    of the batch means included: mean of squares minus square of the mean.
+    Every batch passes through the network as in training (normalized by its own statistics). Means and variances of
+    its activations are averaged over batches by their size; the variance is that of all values together, so the
+    variance of the batch means is added.
 
     Args:
       model: any module with batch norm.
@@ -35,20 +36,28 @@ def recalibrate_batch_norm(model: nn.Module, variables: Any, images: Iterable[ja
                                  rngs={"dropout": jax.random.key(0)})
         return updated["batch_moments"]
 
-    total, weight = None, 0
+    mean = variance = between = None
+    weight = 0
     for batch in images:
-        size = batch.shape[0]
-        found = jax.tree.map(lambda x: x * size, moments(variables, jnp.asarray(batch)))
-        total = found if total is None else jax.tree.map(jnp.add, total, found)
-        weight += size
-    if total is None:
+        found = moments(variables, jnp.asarray(batch))
+        means, variances = _named(found, "mean"), _named(found, "var")
+        weight += batch.shape[0]
+        share = batch.shape[0] / weight
+        if mean is None:
+            mean, variance, between = means, variances, jax.tree.map(jnp.zeros_like, means)
+            continue
+        # Welford's update, with weights: no difference of large numbers
+        between = jax.tree.map(lambda b, m, new: (1 - share) * (b + share * (new - m) ** 2), between, mean, means)
+        mean = jax.tree.map(lambda m, new: m + share * (new - m), mean, means)
+        variance = jax.tree.map(lambda v, new: v + share * (new - v), variance, variances)
+    if mean is None:
         raise UserError("recalibrate_batch_norm: no images")
-    means = jax.tree.map(lambda x: x / weight, total)
+    variance = jax.tree.map(jnp.add, variance, between)
+    stats = {**{(*path, "mean"): value for path, value in mean.items()},
+             **{(*path, "var"): value for path, value in variance.items()}}
+    return {**variables, "batch_stats": flax.traverse_util.unflatten_dict(stats)}
 
-    def stored(moments, old):
-        if "mean" in old:
-            mean, square = moments["mean"], moments["square"]
-            return {"mean": mean, "var": jnp.maximum(square - mean**2, 0)}
-        return {name: stored(moments[name], old[name]) for name in old}
 
-    return {**variables, "batch_stats": stored(means, variables["batch_stats"])}
+def _named(tree: Any, name: str) -> dict[tuple[str, ...], jax.Array]:
+    """The leaves called `name`, by the path of the module that they belong to."""
+    return {path[:-1]: leaf for path, leaf in flax.traverse_util.flatten_dict(tree).items() if path[-1] == name}

@@ -5,13 +5,16 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import rich.table
 
+import models
 from models import complexity
+from train import config as config_lib
+from train import workdir as workdir_lib
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -110,11 +113,39 @@ def table(summary: Mapping[str, Any], folder: Path) -> rich.table.Table:
     return made
 
 
-def describe(config: Mapping[str, Any], run: Any, console: Any) -> None:
-    """What --dry_run prints: the network's table, the resolved config, and what the durations come to in steps."""
-    console.print(complexity.analyze(run.task.model, (1, *run.feed.image_shape)).table())
+def describe(config: Mapping[str, Any], setup: Callable[[Mapping[str, Any]], Any], console: Any) -> None:
+    """What --dry_run prints: the network's table, the resolved config, and what the durations come to in steps.
+
+    Where a TFDS set is not prepared, the network is shown as it would be, and then it is said how to prepare the set.
+
+    Args:
+      config: of the run.
+      setup: `train.loop.setup`.
+      console: a rich console.
+
+    Raises:
+      UserError: what is wrong with the config.
+    """
+    from train.data.source import Options  # no run needs TFDS for its summary
+    from train.data.tfds_source import NotPrepared, described
+
+    try:
+        run = setup(config)
+        model, image_shape, problem = run.task.model, run.feed.image_shape, None
+    except NotPrepared as error:
+        options = Options.read(config["data"])
+        found = described(options.source.partition(":")[2], options)
+        if not found:
+            raise
+        (classes, image_shape), run, problem = found, None, error
+        fields = {name: value for name, value in config["model"].items() if name != "name"}
+        model = models.create(config["model"]["name"], **{"num_classes": classes, **fields})
+    console.print(complexity.analyze(model, (1, *image_shape)).table())
     console.print("config:")
-    console.print(str(config).rstrip(), highlight=False, soft_wrap=True)
+    for line in config_lib.lines(workdir_lib.plain(config)):
+        console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+    if problem:
+        raise problem
     every = ", ".join(f"{name} every {steps}" for name, steps in run.every.items())
     console.print(
         f"{run.total:,} steps of {config['batch_size']} images on {device(run.parallel.devices)}; {every} steps; "

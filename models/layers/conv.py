@@ -148,6 +148,9 @@ def _matmul(x, kernel, strides):
 def _by_two_columns(x, kernel, padding):
     right, left = (jnp.pad(kernel, ((0, 0), pad, (0, 0), (0, 0))) for pad in ((0, 1), (1, 0)))
     y = _plain(x, jnp.concatenate([right, left], -1), (1, 2), padding)  # [N, H', W' / 2, 2 D]
+    # To its own precision, so the identity: it keeps YNNPACK from fusing the convolution with what follows the reshape,
+    # which it then computes with one thread (with scale, bias and ReLU 4.6 -> 3.4 ms).
+    y = lax.reduce_precision(y, jnp.finfo(y.dtype).nexp, jnp.finfo(y.dtype).nmant)
     return y.reshape(*y.shape[:2], -1, kernel.shape[-1])
 
 

@@ -137,7 +137,7 @@ class BatchNorm(nn.Module):
 
     The collection "batch_stats" holds "mean" and "var", float32 [C]: 0.9 of the old plus 0.1 of the batch's, the
     variance unbiased, as PyTorch has it. Where the collection "batch_moments" is mutable, a training call leaves the
-    batch's "mean", biased "var" and mean "square" there, from which running statistics can be recomputed.
+    batch's "mean" and biased "var" there, from which running statistics can be recomputed.
     """
 
     train: bool
@@ -168,7 +168,7 @@ class BatchNorm(nn.Module):
                 unbiased = var * (count / max(count - 1, 1))
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
-            for name, value in (("mean", mean), ("var", var), ("square", var + jnp.square(mean))):
+            for name, value in (("mean", mean), ("var", var)):
                 self.sow("batch_moments", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         return y
 

@@ -14,9 +14,7 @@ from the example's place in the global batch: results do not depend on how a bat
     mixup(a), cutmix(a), mixup_cutmix(a, b)    once, at the end (mix.py): "image" becomes float, and "target" is made
 """
 
-import ast
 import dataclasses
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.errors import UserError, choice_error
+from train import calls
 from train.data import mix, pixels
 from train.data.randaugment import BINS, randaugment
 
@@ -86,17 +85,16 @@ def build(
     height, width, channels = image_shape
     colour = np.broadcast_to(np.round(255 * np.array(0.0 if mean is None else mean)).astype(np.uint8), (channels,))
     ops, mixer = [], None
-    for name, arguments, keywords in _parse(spec):
+    for call in calls.parse("augmentation", spec):
         if mixer:
-            raise UserError(f"augmentation {name}: mixup and cutmix come once, at the end of data.augment='{spec}'")
-        if name in _MIXERS:
-            mixer = _make(name, _MIXERS[name], (), arguments, keywords)
-        elif name in _OPS:
-            site = Site(height, width, channels, colour)
-            ops.append(_make(name, _OPS[name], (site,), arguments, keywords))
+            raise UserError(f"augmentation {call.name}: mixup and cutmix come once, at the end of '{spec}'")
+        if call.name in _MIXERS:
+            mixer = calls.resolve("augmentation", call, _MIXERS)
+        elif call.name in _OPS:
+            ops.append(calls.resolve("augmentation", call, _OPS, Site(height, width, channels, colour)))
             height, width = (ops[-1].size,) * 2 if ops[-1].size else (height, width)
         else:
-            raise choice_error("augmentation", name, [*_OPS, *_MIXERS])
+            raise choice_error("augmentation", call.name, [*_OPS, *_MIXERS])
     return Augment(spec, num_classes, tuple(ops), mixer)
 
 
@@ -120,42 +118,6 @@ def _each(op: Op, keys: jax.Array, images: jax.Array) -> jax.Array:
     if op.branches and jax.default_backend() == "cpu":
         return jax.lax.map(lambda example: op.apply(*example), (keys, images))
     return jax.vmap(op.apply)(keys, images)
-
-
-def _parse(spec: str) -> list[tuple[str, list[Any], dict[str, Any]]]:
-    """ "crop(4)|flip" -> [("crop", [4], {}), ("flip", [], {})], without evaluating anything."""
-
-    def value(node: ast.expr) -> Any:
-        return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
-
-    def calls(node: ast.expr) -> list[tuple[str, list[Any], dict[str, Any]]]:
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-            return calls(node.left) + calls(node.right)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            return [(node.func.id, [value(a) for a in node.args], {k.arg: value(k.value) for k in node.keywords})]
-        if isinstance(node, ast.Name):
-            return [(node.id, [], {})]
-        raise ValueError(ast.unparse(node))
-
-    try:
-        return calls(ast.parse(spec.strip(), mode="eval").body) if spec.strip() else []
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"data.augment='{spec}': want operations joined by '|', as crop(4)|flip") from error
-
-
-def _make(name: str, factory: Callable, leading: tuple, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-    """factory(*leading, *arguments, **keywords), where the arguments come from a specification and may be wrong."""
-    signature = inspect.signature(factory)
-    try:
-        bound = signature.bind(*leading, *arguments, **keywords)
-        for argument, given in list(bound.arguments.items())[len(leading) :]:
-            wanted = signature.parameters[argument].annotation
-            if isinstance(given, bool) or not isinstance(given, (int, float) if wanted is float else wanted):
-                raise TypeError(f"{argument} must be {wanted.__name__}, not {given!r}")
-        return factory(*bound.args, **bound.kwargs)
-    except (TypeError, ValueError) as error:
-        shown = ", ".join(str(parameter) for parameter in list(signature.parameters.values())[len(leading) :])
-        raise UserError(f"augmentation {name}: {error}; want {name}({shown})") from error
 
 
 def _want(condition: bool, message: str) -> None:

@@ -6,13 +6,13 @@ The set is written as array_record; training then reads it without TensorFlow as
 """
 
 import errno
-import sys
 from collections.abc import Sequence
 from types import ModuleType
 
 from absl import flags
 
 from models.errors import UserError
+from train import cli
 from train.data.tfds_source import data_dir, known_names, unknown_name
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "where to write; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
@@ -62,21 +62,12 @@ def _line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Prints the folder and the splits, and returns 0; for a user's mistake prints one line on stderr and returns 2."""
-    if {"-h", "--help"} & set(argv):
-        print(__doc__, flags.FLAGS.module_help(sys.modules[__name__]), sep="\n")
-        return 0
-    try:
-        names = flags.FLAGS(list(argv))[1:]
-        if len(names) != 1:
-            raise UserError("want the name of one TFDS data set, as in: python -m train.data.prepare cifar10")
-        print(prepare(names[0], data_dir(_DATA_DIR.value)))
-    except (UserError, flags.Error) as error:
-        print(f"error: {_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+def main(argv: Sequence[str]) -> None:
+    """Prints the folder and the splits."""
+    if len(argv) != 2:
+        raise UserError("want the name of one TFDS data set, as in: python -m train.data.prepare cifar10")
+    print(prepare(argv[1], data_dir(_DATA_DIR.value)))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    cli.run(main, __doc__, positional=True)

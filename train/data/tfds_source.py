@@ -65,6 +65,25 @@ class TfdsSource(Source):
         return f"{self.title} {self.split} {index}{known}"
 
 
+class NotPrepared(UserError):
+    """A set that TFDS knows, but that does not lie in the folder."""
+
+
+def described(name: str, options: Options) -> tuple[int, tuple[int, int, int]] | None:
+    """(classes, (H, W, C) after decoding) of a set that is not prepared, from what TFDS knows of it.
+
+    None where that is not enough, or where the crop leaves the size open.
+    """
+    try:
+        info = tfds.builder(name, data_dir=data_dir(options.dir)).info
+        image, label = _keys(name, info)
+        height, width, channels = info.features[image].shape
+    except Exception:  # whatever a set's script comes up with: this is a courtesy
+        return None
+    height, width = options.image_size or height, options.image_size or width
+    return (info.features[label].num_classes, (height, width, channels)) if height and width else None
+
+
 def data_dir(configured: str) -> str:
     """The folder of the prepared sets: as configured, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     return str(Path(configured or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser())
@@ -116,7 +135,7 @@ def _builder(name: str, folder: str) -> tfds.core.DatasetBuilder:
 
 
 def _not_prepared(name: str, folder: str, searched: os.PathLike) -> UserError:
-    return UserError(f"data set '{name}' is not prepared: nothing in {searched}; run: {prepare_command(name, folder)}")
+    return NotPrepared(f"data set '{name}' is not prepared: nothing in {searched}; run: {prepare_command(name, folder)}")
 
 
 def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
