@@ -18,7 +18,6 @@ def get_config(text: str = ""):
     c.duration = f"{a.epochs} epochs"
     c.batch_size = 64
     c.eval_batch_size = 360
-    c.steps_per_call = 10
     c.evaluate_every = "5 epochs"
     c.checkpoint_every = "5 epochs"
     c.optimizer.learning_rate = 0.1

@@ -16,7 +16,8 @@ def test_dry_run_prints_the_table_and_the_config_and_writes_nothing(tmp_path):
     done = tiny.run("--config=configs/digits.py:resnet8,norm=group", "--dry_run", f"--workdir={tmp_path / 'run'}",
                     "--config.optimizer.learning_rate=0.0625", env={"COLUMNS": "200"})
     assert done.returncode == 0, done.stderr
-    for text in ("stage1/block0/conv1", "mult-adds", "optimizer.learning_rate: 0.0625", "model.norm: 'group'", "1,437 training images"):
+    for text in ("stage1/block0/conv1", "mult-adds", "optimizer.learning_rate: 0.0625", "model.norm: 'group'",
+                 "1,437 training images"):
         assert text in done.stdout
     assert not (tmp_path / "run").exists()
 
@@ -28,7 +29,8 @@ def test_dry_run_prints_the_table_and_the_config_and_writes_nothing(tmp_path):
     ((), "--config is missing"),
     (("--confg=x",), "Unknown command line flag 'confg'"),
     (("--config=configs/digits.py", "--config.batch_size=many"), "--config.batch_size=many"),
-    (("--config=configs/digits.py", "--config.modle.name=x", "--workdir=W"), "unknown config key 'modle' Did you mean \"model\""),
+    (("--config=configs/digits.py", "--config.modle.name=x", "--workdir=W"),
+     "unknown config key 'modle' Did you mean \"model\""),
     (("--config=configs/cifar10.py", "--config.data.dir=/nowhere", "--workdir=W"),
      "data set 'cifar10' is not prepared: nothing in /nowhere/cifar10; run: python -m train.data.prepare cifar10"),
     (("--config=configs/folder.py:images=/nowhere", "--workdir=W"), "/nowhere"),

@@ -45,7 +45,8 @@ def test_every_key_is_known_and_read(config, images):
 
 def test_the_recipes_are_those_of_the_papers():
     c = cifar10.get_config()
-    assert (c.duration, c.batch_size, c.optimizer.learning_rate, c.optimizer.weight_decay) == ("64000 steps", 128, 0.1, 1e-4)
+    assert (c.duration, c.batch_size) == ("64000 steps", 128)
+    assert (c.optimizer.learning_rate, c.optimizer.weight_decay) == (0.1, 1e-4)
     assert c.optimizer.schedule == "step(0.1, '32000 steps', '48000 steps')" and c.data.augment == "crop(4)|flip"
     c = imagenet.get_config("batch=8192")
     assert c.optimizer.learning_rate == pytest.approx(3.2)

@@ -1,6 +1,7 @@
 """Every lowering of models.layers.conv against lax.conv_general_dilated: value and both gradients."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,13 @@ CASES = [
     ((2, 8, 8, 16), (3, 3), 16, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "two_columns"),
     ((2, 7, 10, 3), (3, 3), 5, (1, 1), ((0, 2), (1, 1)), (1, 1), 1, "two_columns"),
     ((2, 6, 8, 4), (3, 3), 8, (1, 1), ((0, 0), (0, 2)), (1, 1), 1, "two_columns"),
-    ((2, 9, 9, 8), (3, 3), 8, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "plain"),
+    ((2, 9, 9, 8), (3, 3), 8, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "dense"),
     ((2, 8, 12, 16), (3, 3), 32, (2, 2), ((1, 1), (1, 1)), (1, 1), 1, "four_phases"),
-    ((2, 8, 9, 16), (3, 3), 32, (2, 2), ((1, 1), (1, 1)), (1, 1), 1, "plain"),
-    ((2, 9, 11, 24), (3, 3), 20, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "plain"),
-    ((1, 23, 23, 3), (7, 7), 24, (2, 2), ((3, 3), (3, 3)), (1, 1), 1, "plain"),
-    ((1, 27, 27, 3), (11, 11), 8, (4, 4), ((2, 2), (2, 2)), (1, 1), 1, "plain"),
-    ((2, 8, 8, 16), (3, 3), 16, (1, 1), ((2, 2), (2, 2)), (2, 2), 1, "plain"),
+    ((2, 8, 9, 16), (3, 3), 32, (2, 2), ((1, 1), (1, 1)), (1, 1), 1, "dense"),
+    ((2, 9, 11, 24), (3, 3), 20, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "dense"),
+    ((1, 23, 23, 3), (7, 7), 24, (2, 2), ((3, 3), (3, 3)), (1, 1), 1, "dense"),
+    ((1, 27, 27, 3), (11, 11), 8, (4, 4), ((2, 2), (2, 2)), (1, 1), 1, "dense"),
+    ((2, 8, 8, 16), (3, 3), 16, (1, 1), ((2, 2), (2, 2)), (2, 2), 1, "dense"),
     ((2, 5, 7, 12), (1, 1), 9, (1, 1), ((0, 0), (0, 0)), (1, 1), 1, "matmul"),
     ((2, 5, 8, 12), (1, 1), 9, (2, 2), ((0, 0), (0, 0)), (1, 1), 1, "matmul"),
     ((3, 9, 8, 6), (3, 3), 6, (1, 1), ((1, 1), (1, 1)), (1, 1), 6, "depthwise"),
@@ -159,3 +160,17 @@ def test_layers():
     np.testing.assert_allclose(y, x @ params["kernel"] + params["bias"], rtol=1e-5, atol=1e-5)
     with pytest.raises(UserError, match="6 channels in and 10 out cannot be dealt into 4 groups"):
         conv.Conv(10, 3, groups=4).init(jax.random.key(0), x)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_gradients_in_a_loop_are_convolutions_that_xla_has_kernels_for(strides):
+    """Inside loops XLA's CPU compiler leaves permuted dimensions as they are and takes 50 times as long."""
+    def step(kernel, x):
+        y, pull = jax.vjp(lambda k, x: conv.conv2d(x, k, strides, ((1, 1), (1, 1))), kernel, x)
+        dk, dx = pull(jnp.cos(y))
+        return kernel + dk, dx
+
+    program = jax.jit(lambda k, xs: jax.lax.scan(step, k, xs))
+    text = program.lower(jnp.zeros((3, 3, 24, 24)), jnp.zeros((2, 4, 9, 9, 24))).compile().as_text()
+    layouts = re.findall(r"dim_labels=(\w+->\w+)", text)
+    assert layouts and set(layouts) == {"b01f_01io->b01f"}

@@ -116,7 +116,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"model__nrm": "batch"}, "unknown field of resnet8 'nrm'; did you mean 'norm'"),
-    ({"optimizer__lerning_rate": 1.0}, "'optimizer.lerning_rate' is read by nothing; did you mean 'optimizer.learning_rate'"),
+    ({"optimizer__lerning_rate": 1.0},
+     "'optimizer.lerning_rate' is read by nothing; did you mean 'optimizer.learning_rate'"),
     ({"model__name": "resnet21"}, "unknown model 'resnet21'; did you mean 'resnet"),
     ({"model__norm": "bach"}, "unknown norm 'bach'; did you mean 'batch'"),
     ({"model__init": "msar"}, "unknown init 'msar'; did you mean 'msra'"),

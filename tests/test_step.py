@@ -29,7 +29,8 @@ def test_metrics_of_a_step_are_sums_over_all_devices():
 
 
 def test_learning_rate_is_that_of_the_schedule():
-    _, _, metrics = first_step(optimizer__schedule="constant", optimizer__warmup="0 steps", optimizer__learning_rate=0.25)
+    _, _, metrics = first_step(
+        optimizer__schedule="constant", optimizer__warmup="0 steps", optimizer__learning_rate=0.25)
     assert metrics["learning_rate"][0][0] == 0.25
 
 
@@ -86,7 +87,8 @@ def test_evaluation_is_exact_on_uneven_batches():
     labels, mask = np.array([0, 1, 0, 2, 4, 0]), np.array([1, 1, 1, 1, 1, 0], np.float32)
     total = None
     for rows in (slice(0, 3), slice(3, 6)):
-        batch = {"image": jnp.asarray(logits[rows]), "label": jnp.asarray(labels[rows]), "mask": jnp.asarray(mask[rows])}
+        batch = {"image": logits[rows], "label": labels[rows], "mask": mask[rows]}
+        batch = jax.tree.map(jnp.asarray, batch)
         total = evaluate.add(total, task.evaluate({"params": {"shift": 0.0}}, {}, batch))
     results = evaluate.ratios(total)
     assert total["accuracy"][1] == 5

@@ -135,7 +135,8 @@ def _builder(name: str, folder: str) -> tfds.core.DatasetBuilder:
 
 
 def _not_prepared(name: str, folder: str, searched: os.PathLike) -> UserError:
-    return NotPrepared(f"data set '{name}' is not prepared: nothing in {searched}; run: {prepare_command(name, folder)}")
+    return NotPrepared(
+        f"data set '{name}' is not prepared: nothing in {searched}; run: {prepare_command(name, folder)}")
 
 
 def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
