@@ -1,0 +1,64 @@
+"""One config under several seeds: mean and spread of the result, kept with the device and the commit. See --help."""
+
+import statistics
+from pathlib import Path
+
+import rich.console
+import rich.table
+from absl import flags
+
+from models.errors import UserError
+from train import cli
+
+USAGE = """Runs a config under several seeds by the one training loop, and keeps what came out.
+
+    python -m experiments.seeds --config=configs/digits.py --workdir=runs/seeds --out=experiments/results/digits.json
+
+Each seed has a workdir of its own; finished ones are not run again.
+"""
+
+CONFIG = cli.define_config()
+SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds 0, 1, … of this number.", lower_bound=2)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.")
+OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+KEPT = ("seed", "accuracy", "loss", "seconds", "seconds_to_first_step", "images_per_second")
+
+
+def main() -> None:
+    """Runs what is missing, prints and writes the result."""
+    for flag in (WORKDIR, OUT):
+        if not flag.value:
+            raise UserError(f"--{flag.name} is missing")
+    config, console, runs = CONFIG(), rich.console.Console(), []
+    from train import checkpoint, loop, workdir
+
+    for seed in range(SEEDS.value):
+        config.seed = seed
+        result = loop.train(config, Path(WORKDIR.value) / f"seed{seed}", console)
+        if "interrupted" in result:
+            raise UserError(f"{result['interrupted']} at seed {seed}: the same command goes on")
+        runs.append(result)
+    accuracies = [run["accuracy"] for run in runs]
+    table = rich.table.Table(title=f"{runs[0]['model']} on {runs[0]['data']}", title_justify="left")
+    for name in KEPT:
+        table.add_column(name.replace("_", " "), justify="right")
+    for run in runs:
+        table.add_row(*(f"{run[name]:.4g}" for name in KEPT))
+    mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
+    console.print(table)
+    console.print(f"accuracy {mean:.2%}, standard deviation {spread:.2%} over {len(runs)} seeds")
+    shared = {name: runs[0][name] for name in ("model", "data", "test_examples", "parameters", "mult_adds", "steps")}
+    environments = [{name: run[name] for name in ("commit", "device", "versions")} for run in runs]
+    if any(environment != environments[0] for environment in environments):
+        raise UserError(f"the runs in {WORKDIR.value} are of several commits, devices or versions: choose another")
+    out = Path(OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(out, {
+        **shared, "accuracy_mean": mean, "accuracy_std": spread,
+        "runs": [{name: run[name] for name in KEPT} for run in runs], **environments[0],
+        "config": workdir.plain(config)})
+    console.print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main, USAGE)
