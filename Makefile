@@ -11,7 +11,7 @@ help:
 	@echo "make train   train configs/digits.py in runs/digits (about a minute)"
 	@echo "make test    all tests"
 	@echo "make lint    ruff"
-	@echo "make bench   training, forward, data and start-up beside PyTorch (installs it into .venv-bench)"
+	@echo "make bench   training, forward, data and start-up beside PyTorch (installed by the extra bench)"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -32,8 +32,9 @@ lint: $(READY)
 	$(BIN)/python -m ruff check .
 
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m experiments.bench
 
 clean:
-	rm -rf $(VENV) .venv-bench build *.egg-info .ruff_cache
+	rm -rf $(VENV) build *.egg-info .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,7 +21,7 @@ CONFIG = cli.define_config()
 SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds 0, 1, … of this number.", lower_bound=2)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.")
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")
-KEPT = ("seed", "accuracy", "loss", "seconds", "seconds_to_first_step", "images_per_second")
+KEPT = ("seed", "accuracy", "loss", "seconds", "images_per_second")
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 
     for seed in range(SEEDS.value):
         config.seed = seed
-        result = loop.train(config, Path(WORKDIR.value) / f"seed{seed}", console)
+        result = loop.train(config.copy_and_resolve_references(), Path(WORKDIR.value) / f"seed{seed}", console)
         if "interrupted" in result:
             raise UserError(f"{result['interrupted']} at seed {seed}: the same command goes on")
         runs.append(result)
@@ -43,7 +43,7 @@ def main() -> None:
     for name in KEPT:
         table.add_column(name.replace("_", " "), justify="right")
     for run in runs:
-        table.add_row(*(f"{run[name]:.4g}" for name in KEPT))
+        table.add_row(*(f"{run[name] or float('nan'):.4g}" if name != "seed" else str(run[name]) for name in KEPT))
     mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
     console.print(table)
     console.print(f"accuracy {mean:.2%}, standard deviation {spread:.2%} over {len(runs)} seeds")

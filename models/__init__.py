@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from models import runtime
-from models.errors import choice_error
+from models.errors import UserError, choice_error, has_type
 from models.layers.conv import lowering
 from models.layers.init import jit_once
 
@@ -57,9 +57,13 @@ def create(name: str, /, **overrides: Any) -> nn.Module:
       UserError: unknown name, field, or value of a field.
     """
     factory, allowed = _variant(name), fields(name)
-    for field in overrides:
+    types = {field.name: field.type for field in dataclasses.fields(factory.func)}
+    for field, value in overrides.items():
         if field not in allowed:
             raise choice_error(f"field of {name}", field, allowed)
+        wanted = types[_FIELD_OF.get(field, field)]
+        if wanted in (int, float, bool, str) and not has_type(value, wanted):
+            raise UserError(f"model field {field}={value!r} must be of type {wanted.__name__}")
     return factory(**{_FIELD_OF.get(field, field): value for field, value in overrides.items()})
 
 

@@ -19,3 +19,10 @@ def choice_error(kind: str, value: object, allowed: Iterable[str]) -> UserError:
     allowed = list(allowed)
     hint = nearest(str(value), allowed) or ";"
     return UserError(f"unknown {kind} '{value}'{hint} allowed: {', '.join(allowed)}")
+
+
+def has_type(value: object, wanted: type) -> bool:
+    """Whether a value from a config is of the type; a whole number is a float as well, a bool is no number."""
+    if isinstance(value, bool) or wanted is bool:
+        return isinstance(value, bool) and wanted is bool
+    return isinstance(value, (int, float) if wanted is float else wanted)

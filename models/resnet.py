@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.errors import UserError, choice_error
+from models.errors import UserError, choice_error, has_type
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.regularize import Dropout, StochasticDepth
@@ -164,6 +164,12 @@ class ResNet(Classifier):
             raise UserError("groups, base_width and stride_in are for networks of bottlenecks")
         if self.shortcut == "none" and (self.zero_gamma or self.stochastic_depth):
             raise UserError("zero_gamma and stochastic_depth are for networks with shortcuts")
+        sizes = self.stage_sizes
+        if not isinstance(sizes, (tuple, list)) or not sizes or any(not has_type(n, int) or n < 1 for n in sizes):
+            raise UserError(f"stage_sizes={sizes} must be the numbers of blocks of the stages, as (2, 2, 2, 2)")
+        for field in ("width", "widen", "num_classes", "groups", "base_width"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field}={getattr(self, field)} must be at least 1")
         if self._inner(0) < 1:
             raise UserError(f"width={self.width} with base_width={self.base_width} leaves no channels in a bottleneck")
 

@@ -29,7 +29,7 @@ def _difference(ours: jax.Array, theirs: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     "name",
     ["brightness", "contrast", "saturation", "sharpness", "posterize", "solarize", "grayscale", "autocontrast"]
-    + ["equalize", "hue", "resize"],
+    + ["equalize", "hue"],
 )
 def test_pixel_operation_equals_torchvision(name):
     unary, exact = name in ("grayscale", "autocontrast", "equalize"), name in ("posterize", "solarize", "equalize")
@@ -37,10 +37,7 @@ def test_pixel_operation_equals_torchvision(name):
     assert cases
     for strength, channels, theirs in cases:
         image = jnp.asarray(GOLDEN[f"image/{channels}"])
-        if name == "resize":
-            size = int(strength)
-            ours = build(f"resize({size})", 2, image.shape).ops[0].apply(jax.random.key(0), image)
-        elif name == "posterize":
+        if name == "posterize":
             ours = pixels.posterize(image, int(strength))
         else:
             ours = jax.jit(getattr(pixels, name))(image, *([] if unary else [strength]))
@@ -91,7 +88,7 @@ def _batch(shape=(32, 32, 3), size=16, seed=0):
     return {"image": jnp.asarray(images), "label": jnp.arange(size) % 10, "mask": jnp.ones(size)}
 
 
-EVERYTHING = "crop(2)|flip|cutout(4)|randaugment(2,9)|jitter(0.4,0.4,0.4,0.1)|grayscale(0.5)|erase(0.5)|resize(12)"
+EVERYTHING = "crop(2)|flip|cutout(4)|randaugment(2,9)|jitter(0.4,0.4,0.4,0.1)|grayscale(0.5)|erase(0.5)"
 
 
 def _overlap(spec: str, shape: tuple[int, int, int], size: int, start: int) -> None:
@@ -234,5 +231,5 @@ def test_normalize():
     assert result.dtype == jnp.bfloat16
     np.testing.assert_allclose(result.astype(np.float32)[0, :, 0], [[-1, -1, 0], [1, 3, 0.5]])
     assert normalize(images, (0.5,), (0.5,)).shape == images.shape
-    with pytest.raises(UserError, match=r"data.std has 3 values: want 1, or one for each of 1 channels"):
+    with pytest.raises(UserError, match=r"data.std=.*: want 1 number, or one for each of 1 channels"):
         normalize(images[..., :1], (0.5,), (0.5, 0.5, 0.5))

@@ -74,7 +74,7 @@ def test_arrays(tmp_path):
         ({"image_size": 32}, "data.image_size=32 but its images are 8x8"),
         ({"image_size": -1}, "data.image_size=-1"),
         ({"eval_crop": 0.0}, "data.eval_crop=0.0"),
-        ({"crop_scale": (1.0, 0.5)}, r"data.crop_scale=\(1.0, 0.5\): want 0 < low <= high"),
+        ({"crop_scale": (1.0, 0.5)}, r"data.crop_scale=\(1.0, 0.5\): want .low, high. with 0 < low <= high <= 1.0"),
     ],
 )
 def test_wrong_options_are_named(change, message):

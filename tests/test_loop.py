@@ -18,6 +18,12 @@ def final(folder):
     return leaves, about
 
 
+def told(folder):
+    """The lines of metrics.jsonl but for the speed."""
+    lines = workdir.read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One whole run, with pictures and recalibrated statistics."""
@@ -99,10 +105,6 @@ def test_a_lost_checkpoint_is_made_up_for_to_the_bit(tmp_path):
     assert (tmp_path / "broken" / "damaged-checkpoint-12").is_dir()
     tiny.assert_same(final(whole)[0], final(broken)[0])
 
-    def told(folder):
-        lines = workdir.read_metrics(folder / "metrics.jsonl")
-        return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
-
     assert told(whole) == told(broken)
 
 
@@ -132,11 +134,103 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     ({"ema_decay": 1.0}, "ema_decay=1.0 must be in"),
     ({"data__pipeline": "stream"}, "steps_per_call=2: must be 1 where data are streamed"),
     ({"keep_checkpoints": 0}, "keep_checkpoints=0"),
+    ({"seed": -1}, "seed=-1"),
+    ({"hooks": "recalibrate", "model__norm": "group:2"}, "recalibrate is for networks with batch norm"),
+    ({"hooks": "recalibrate(-1)"}, "hook recalibrate: batches=-1"),
+    ({"data__augment": "mixup(0.2)", "batch_size": 31, "steps_per_call": 1}, "must be even, not 31"),
+    ({"data__mean": (0.1, 0.2, 0.3)}, "data.mean=.*want 1 number, or one for each of 1 channels"),
+    ({"data__std": (0.0,)}, "data.std=.*must be positive"),
+    ({"model__num_classes": 5}, "model.num_classes: the data set says how many"),
+    ({"model__dtype": "float32"}, "model.dtype: set precision"),
+    ({"model__dropout": "abc"}, "model field dropout='abc' must be of type float"),
+    ({"model__stage_sizes": 3}, "stage_sizes=3 must be"),
+    ({"model__width": 0}, "width=0 must be at least 1"),
+    ({"optimizer__clip_norm": -1.0}, "optimizer.clip_norm=-1.0 must be at least 0"),
+    ({"optimizer__learning_rate": -1.0}, "optimizer.learning_rate=-1.0 must be at least 0"),
+    ({"optimizer__name": "sgd(momentum='a')"}, "optimizer sgd: momentum must be float, not 'a'"),
+    ({"optimizer__name": "sgd(momentum=2.5)"}, "optimizer sgd: momentum=2.5 must be in"),
+    ({"optimizer__schedule": "step(a, '3 steps')"}, "schedule step: factor must be float"),
+    ({"optimizer__warmup": "200%"}, "optimizer.warmup=200% is longer than the training"),
+    ({"optimizer__groups": (".*", 1.0)}, "optimizer.groups=.*want pairs"),
+    ({"optimizer__groups": ((".*", -1.0),)}, "a multiplier must be 0"),
 ])
 def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         loop.train(tiny.config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_explodes_on_the_last_step_is_no_result(tmp_path):
+    """The update after a finite loss ruins the parameters: neither they nor their evaluation are kept."""
+    config = tiny.config(optimizer__learning_rate=1e-3, optimizer__schedule="step(1e38, '11 steps')",
+                         optimizer__warmup="0 steps", model__norm="none", steps_per_call=1)
+    with pytest.raises(UserError, match="at step 12; the checkpoint before it is kept"):
+        loop.train(config, tmp_path)
+    assert final(tmp_path)[1]["step"] == 8 and not (tmp_path / "summary.json").exists()
+
+
+def test_a_run_that_saved_nothing_has_no_claim_to_its_folder(tmp_path):
+    hopeless = tiny.config(optimizer__learning_rate=1e30, optimizer__warmup="0 steps", model__norm="none")
+    with pytest.raises(UserError, match="is (nan|inf) at step"):
+        loop.train(hopeless, tmp_path)
+    assert loop.train(tiny.config(duration="2 steps"), tmp_path)["steps"] == 2
+
+
+def test_data_that_changed_are_refused(tmp_path):
+    def arrays(count):
+        rng = np.random.default_rng(0)
+        images, labels = rng.integers(0, 256, (count, 8, 8, 1), np.uint8), np.arange(count) % 10
+        np.savez(tmp_path / "set.npz", train_image=images, train_label=labels, test_image=images, test_label=labels)
+
+    config = tiny.config(data__source=f"arrays:{tmp_path / 'set.npz'}", duration="4 steps", eval_batch_size=10)
+    arrays(40)
+    summary = loop.train(config, tmp_path / "run")
+    arrays(50)
+    with pytest.raises(UserError, match=r"changed since \(test images: 40 -> 50; training images: 40 -> 50\)"):
+        loop.train(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+
+
+def test_a_disk_that_fills_up_is_one_line(tmp_path, monkeypatch):
+    def full(self, *arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(workdir.MetricsFile, "write", full)
+    with pytest.raises(UserError, match="no disk space in .*No space left on device"):
+        loop.train(tiny.config(), tmp_path)
+
+
+def test_a_class_without_test_images_is_null_in_json(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (30, 8, 8, 2), np.uint8)  # two channels: no picture, but no fault either
+    np.savez(tmp_path / "set.npz", train_image=images, train_label=np.arange(30) % 3,
+             test_image=images[:20], test_label=np.append(np.arange(19) % 2, 2))
+    source = f"arrays:{tmp_path / 'set.npz'}"
+    config = tiny.config(data__source=source, duration="2 steps", eval_batch_size=10, hooks="figures")
+    loop.train(config, tmp_path / "run")
+    text = (tmp_path / "run" / "summary.json").read_text()
+    json.loads(text, parse_constant=pytest.fail)  # called for NaN and Infinity, which are no JSON
+
+
+def test_only_at_the_end():
+    run = loop.setup(tiny.config(evaluate_every="0 steps", checkpoint_every="0 steps", log_every="0 steps"))
+    assert run.every == {"log": 0, "evaluate": 0, "checkpoint": 0}
+
+
+@pytest.mark.parametrize("changes", [
+    dict(steps_per_call=1, data__pipeline="stream", data__workers=2),
+    dict(devices=4, parallel="shard_map", accumulate=2),
+    dict(precision="bfloat16", log_every="5 steps"),
+], ids=["stream", "devices", "bfloat16"])
+def test_going_on_is_exact_in_every_mode(tmp_path, changes):
+    """As above, for streams with workers, several devices, accumulation, bfloat16, lines between checkpoints."""
+    config = tiny.config(data__augment="crop(1)", **changes)
+    loop.train(config, tmp_path / "whole")
+    loop.train(config, tmp_path / "broken")
+    (tmp_path / "broken" / "checkpoints" / "12" / "about" / "metadata").write_text("")
+    loop.train(config, tmp_path / "broken")
+    tiny.assert_same(final(tmp_path / "whole")[0], final(tmp_path / "broken")[0])
+    assert told(tmp_path / "whole") == told(tmp_path / "broken")
 
 
 def test_lsuv_as_data_init():

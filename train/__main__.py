@@ -1,7 +1,5 @@
 """Trains, resumes or describes what a config says. See `python -m train --help`."""
 
-
-
 from absl import flags
 
 from train import cli
@@ -19,7 +17,6 @@ Exit code: 0 done (or SIGTERM: saved), 2 a mistake in what was asked for, 1 a fa
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: config, metrics, checkpoints, pictures, summary.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the network's table and the resolved config; train nothing.")
 CONFIG = cli.define_config()
-
 
 def main() -> int:
     """One run."""
@@ -43,7 +40,6 @@ def main() -> int:
         return 130 if result["interrupted"] == "SIGINT" else 0
     console.print(summary.table(result, WORKDIR.value))
     return 0
-
 
 if __name__ == "__main__":
     cli.run(main, USAGE)

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from models.errors import UserError, choice_error
+from models.errors import UserError, choice_error, has_type
 
 
 class Call(NamedTuple):
@@ -61,9 +61,10 @@ def resolve(kind: str, call: Call, table: Mapping[str, Callable], *leading: Any)
         bound = signature.bind(*leading, *call.args, **call.kwargs)
         for name, given in list(bound.arguments.items())[len(leading):]:
             wanted = parameters[name].annotation
-            if wanted in (int, float, str) and (
-                    isinstance(given, bool) or not isinstance(given, (int, float) if wanted is float else wanted)):
-                raise TypeError(f"{name} must be {wanted.__name__}, not {given!r}")
+            several = parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+            for value in given if several else (given,):
+                if wanted in (int, float, str, bool) and not has_type(value, wanted):
+                    raise TypeError(f"{name} must be {wanted.__name__}, not {value!r}")
         return function(*bound.args, **bound.kwargs)
     except UserError:
         raise

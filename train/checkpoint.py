@@ -14,14 +14,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from models.errors import UserError
+from train.optimizer import parameter_name
 
 policies = ocp.checkpoint_managers
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
     """Leaves by path, e.g. {"params/stem/conv/kernel": …}: a layout that any reader of the file can use."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    return {parameter_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any:
@@ -31,7 +33,7 @@ def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any
       UserError: where names, shapes or types differ, listing up to five of them, - (missing) and + (unexpected).
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(template)
-    wanted = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+    wanted = {parameter_name(path): leaf for path, leaf in paths}
     faults = [f"- {name}" for name in wanted.keys() - leaves.keys()]
     faults += [f"+ {name}" for name in leaves.keys() - wanted.keys()]
     faults += [
@@ -122,7 +124,7 @@ class Checkpoints:
 
     def _explain(self, step: int | str, error: Exception) -> None:
         """Raises UserError where the cause is a full disk."""
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = isinstance(error, OSError) and error.errno in DISK_FULL
         if full or "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
             raise self._no_space(step, "no space left on the device") from error
 
@@ -180,4 +182,4 @@ def write_atomically(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON for people: indented, keys as given."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
+    write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

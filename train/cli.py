@@ -35,7 +35,9 @@ def run(main: Callable[..., int | None], usage: str, positional: bool = False) -
             text = str(error)
             if "Error whilst parsing config file" in text:  # with a traceback inside; the last line says what is wrong
                 kind, _, text = text.strip().splitlines()[-1].partition(": ")
-                if kind != "ValueError":  # how a config file refuses its arguments; anything else is a fault in it
+                if "get_config" in text or kind == "IsADirectoryError":
+                    text = f"{text}: a config file defines get_config(arguments)"
+                elif kind != "ValueError":  # how a config refuses its arguments; anything else is a fault in the file
                     raise
             raise UserError(text) from None
         except KeyError as error:  # config_flags: a section that the config does not have
@@ -50,6 +52,8 @@ def run(main: Callable[..., int | None], usage: str, positional: bool = False) -
 
     try:
         app.run(guarded, flags_parser=parse)
+    except KeyboardInterrupt:  # before the loop takes care of it
+        sys.exit(130)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -37,9 +37,6 @@ class Reader:
         self._read.add(key)
         return self._values[key]
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._values
-
     def to_dict(self, without: tuple[str, ...] = ()) -> dict[str, Any]:
         """All keys of this section but `without`, as read."""
         keys = [k for k in self._values if k not in without]

@@ -14,9 +14,13 @@ def add(total: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> dict[str
 
 
 def ratios(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """{name: sum / weight}, lists for vectors; NaN where nothing was weighed."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {name: (total / weight).tolist() for name, (total, weight) in metrics.items()}
+    """{name: sum / weight}, lists for vectors; None where nothing was weighed, such as a class without examples."""
+    def ratio(total, weight):
+        if total.ndim:
+            return [ratio(*pair) for pair in zip(total, weight, strict=True)]
+        return float(total / weight) if weight else None
+
+    return {name: ratio(np.asarray(total), np.asarray(weight)) for name, (total, weight) in metrics.items()}
 
 
 def evaluate(call: Callable, state: Any, calls: Iterable[Any], expected: Callable[[], int]) -> dict[str, Any]:
@@ -42,6 +46,7 @@ def predictions(
     task: Any, variables: Any, prepare: Callable, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Outputs of `task.predict`, labels, and places in the set, one row an unmasked example, on one device."""
+    variables = jax.device_put(variables)
     predict = jax.jit(lambda variables, batch: task.predict(variables, prepare(batch)))
     outputs, labels, index, start = [], [], [], 0
     for batch in batches:

@@ -1,12 +1,14 @@
 """What goes into each dispatch: from a resident data set its indices, from a streamed one the batches themselves."""
 
 import functools
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from models.errors import UserError
 from train.data import augment, order, resident, source, stream
@@ -114,8 +116,25 @@ class Feed:
             yield self._parallel.shard(batch)
 
     def test_count(self) -> int:
-        """Examples that the last pass over `evaluation_calls` had to count."""
-        return len(self.test) - self.skipped["test"]
+        """Examples, of all processes, that the last pass over `evaluation_calls` had to count."""
+        return len(self.test) - int(np.sum(multihost_utils.process_allgather(np.asarray(self.skipped["test"]))))
+
+    def shapes(self) -> tuple[Any, Any]:
+        """Shapes of the items of a training call and of an evaluation call, as `Parallel.lift` takes them."""
+        def batch(size):
+            image = jax.ShapeDtypeStruct((1, size, *self.image_shape), np.uint8)
+            return {"image": image, "label": jax.ShapeDtypeStruct((1, size), np.int32),
+                    "mask": jax.ShapeDtypeStruct((1, size), np.float32)}
+
+        index = jax.ShapeDtypeStruct((self._steps_per_call, self._batch_size), np.int32)
+        items = index if self._is_resident else batch(self._batch_size)
+        return self._parallel.shapes(items), self._parallel.shapes(batch(self._eval_batch_size))
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change between an interrupted run and its continuation."""
+        names = "\n".join([*self.classes, *map(str, getattr(self.train, "files", ()))])
+        return {"training images": len(self.train), "test images": len(self.test),
+                "names of classes and files": f"{zlib.crc32(names.encode()):08x}"}
 
     def test_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """The test set as numpy batches {"image", "label", "mask"}, in order, whole on every process."""
@@ -129,10 +148,10 @@ class Feed:
     def _kept_test_batches(self):
         return list(self._test_batches(self._shard))  # small sets are decoded once
 
-    def training_images(self, count: int) -> Iterator[jax.Array]:
-        """`count` batches of training images in training order, not augmented, normalized, whole on every process."""
+    def training_images(self, count: int, size: int) -> Iterator[jax.Array]:
+        """`count` batches of `size` training images in training order, not augmented, normalized, on every process."""
         for t in range(count):
-            batch = self.train.read(self._order.indices(t * self._batch_size, self._batch_size), replace=True)
+            batch = self.train.read(self._order.indices(t * size, size), replace=True)
             yield self.prepare_evaluation({"image": jnp.asarray(batch["image"])})["image"]
 
 

@@ -91,6 +91,6 @@ def mistakes(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], pat
         axes.axis("off")
     for axes, (row, predicted, probability) in zip(panels, errors, strict=False):
         pixels = np.asarray(image(row))
-        axes.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
+        axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
         axes.set_title(f"{classes[labels[row]]}, not {classes[predicted]} ({probability:.0%})", fontsize=9)
     figure.savefig(path, dpi=110)

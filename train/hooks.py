@@ -11,6 +11,9 @@ from train.recalibrate import recalibrate_batch_norm
 class Hook:
     """Called by the loop; a hook overrides what it needs."""
 
+    def check(self, run: Any) -> None:
+        """Before anything is trained: raises UserError where the hook cannot do its work on this run."""
+
     def at_end(self, run: Any, state: Any) -> Any:
         """After the last step, before the last evaluation and checkpoint: may return another state (on the devices)."""
         del run
@@ -21,20 +24,28 @@ class Hook:
 
 
 class Recalibrate(Hook):
-    """Recomputes batch-norm statistics over `batches` training batches, by default one epoch of unaugmented images."""
+    """Recomputes batch-norm statistics over `batches` training batches, by default one epoch of unaugmented images.
+
+    Batch norm sees as many images at a time as it did in training: a device's share of a batch, or a part of it.
+    """
 
     def __init__(self, batches: int = 0):
         if batches < 0:
-            raise UserError(f"hook recalibrate: batches={batches} must be 0 (an epoch) or more")
+            raise ValueError(f"batches={batches} must be 0 (an epoch) or more")
         self._batches = batches
+
+    def check(self, run):
+        if "batch_stats" not in run.state.model_state:
+            raise UserError("hooks: recalibrate is for networks with batch norm (model.norm=batch)")
 
     def at_end(self, run, state):
         host = run.parallel.fetch(state)
-        size = run.config["batch_size"]
-        count = self._batches or -(-len(run.feed.train) // size)
+        batch_size = run.config["batch_size"]
+        part = batch_size // len(run.parallel.devices) // run.config["accumulate"]
+        count = self._batches * (batch_size // part) or -(-len(run.feed.train) // part)
 
         def recalibrated(variables):
-            fresh = recalibrate_batch_norm(run.task.model, variables, run.feed.training_images(count))
+            fresh = recalibrate_batch_norm(run.task.model, variables, run.feed.training_images(count, part))
             return {name: value for name, value in fresh.items() if name != "params"}
 
         host = host.replace(model_state=recalibrated(host.variables()))

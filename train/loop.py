@@ -36,7 +36,7 @@ class Run(NamedTuple):
     task: Any
     hooks: list[Any]
     total: int  # steps
-    every: dict[str, int]  # steps between "log", "evaluate", "checkpoint"
+    every: dict[str, int]  # steps between "log", "evaluate", "checkpoint"; 0: only at the end
     keep: int  # checkpoints
     train_call: Any
     evaluation_call: Any
@@ -71,6 +71,12 @@ def setup(config: Mapping[str, Any]) -> Run:
     if total < 1:
         raise UserError(f"duration='{reader.duration}' is less than one step")
     to_steps = functools.partial(to_steps, total=total)
+    if not 0 <= reader.seed < 2**32:
+        raise UserError(f"seed={reader.seed} must be in [0, 2**32)")
+    for field in ("num_classes", "dtype"):
+        if field in reader.model.to_dict():
+            raise UserError(f"model.{field}: " + ("the data set says how many" if field == "num_classes"
+                                                  else "set precision=bfloat16 or float32"))
     every = {"log": reader.log_every, "evaluate": reader.evaluate_every, "checkpoint": reader.checkpoint_every}
 
     model = models.create(reader.model.name, **{
@@ -81,7 +87,8 @@ def setup(config: Mapping[str, Any]) -> Run:
     if reader.data_init not in DATA_INITS:
         raise choice_error("data_init", reader.data_init, DATA_INITS)
     if reader.data_init == "lsuv":
-        variables = init.lsuv(model, variables, next(feed.training_images(1)), jax.random.key(reader.seed))
+        images = next(feed.training_images(1, share // reader.accumulate))
+        variables = init.lsuv(model, variables, images, jax.random.fold_in(jax.random.key(reader.seed), 2))
     tx, learning_rate = optimizer.create(reader.optimizer, variables["params"], to_steps, total)
     train_call = functools.partial(
         step.train_call, gather=feed.gather, prepare=feed.prepare, task=task, optimizer=tx,
@@ -89,11 +96,17 @@ def setup(config: Mapping[str, Any]) -> Run:
     evaluation_call = functools.partial(step.evaluation_call, prepare=feed.prepare_evaluation, task=task)
     run = Run(
         config=workdir_lib.plain(config), parallel=parallel, feed=feed, task=task, hooks=hooks.create(reader.hooks),
-        total=total, every={name: max(1, to_steps(duration)) for name, duration in every.items()},
+        total=total, every={name: to_steps(duration) for name, duration in every.items()},
         keep=reader.keep_checkpoints, train_call=parallel.lift(train_call, donate=True),
         evaluation_call=parallel.lift(evaluation_call),
         state=state_lib.create(variables, task_state, tx, reader.seed, with_ema=reader.ema_decay > 0))
     reader.check_all_read()
+    for hook in run.hooks:
+        hook.check(run)
+    # Traced once without computing: what does not fit together is said now, before anything is written.
+    items, evaluation_items = feed.shapes()
+    jax.eval_shape(run.train_call, run.state, feed.data, items)
+    jax.eval_shape(run.evaluation_call, run.state, {}, evaluation_items)
     return run
 
 
@@ -122,26 +135,32 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
     if is_primary:
         workdir_lib.claim(folder, run.config)
     saved = checkpoint.Checkpoints(folder / "checkpoints", run.keep, run.task.headline)
-    state, about = run.state, {"step": 0, "seconds": 0.0}
-    found = saved.restore_newest(warn=lambda text: console.print(f"warning: {text}", soft_wrap=True))
+    state, about, identity = run.state, {"step": 0, "seconds": 0.0, "recorder": None}, feed.identity()
+    found = saved.restore_newest(warn=lambda text: console.print(f"warning: {text}", soft_wrap=True, markup=False))
     if found:
         leaves, about = found
+        changed = config_lib.difference(about["data"], identity)
+        if changed:
+            raise UserError(f"the data of the run in {folder} changed since ({'; '.join(changed)}): "
+                            "choose another --workdir")
         if about["step"] == total and (folder / "summary.json").exists():
-            console.print(f"{folder} is finished; its summary stands", soft_wrap=True)
+            console.print(f"{folder} is finished; its summary stands", soft_wrap=True, markup=False)
             return json.loads((folder / "summary.json").read_text())
         state = checkpoint.unflatten(run.state, leaves, f"checkpoint {about['step']} in {folder}")
-        console.print(f"going on from step {about['step']} of {total}", soft_wrap=True)
+        console.print(f"going on from step {about['step']} of {total}", soft_wrap=True, markup=False)
     state, done, results = parallel.replicate(state), about["step"], {}
     began = time.time() - about["seconds"]  # as if the earlier, interrupted runs had been one with this
-    recorder = metrics.Recorder(folder if is_primary else None, console, total=total, step=done,
-                                batch_size=run.config["batch_size"], log_every=run.every["log"])
+    recorder = metrics.Recorder(
+        folder if is_primary else None, console, total=total, step=done, batch_size=run.config["batch_size"],
+        log_every=run.every["log"], before=about["recorder"])
     try:
         with Interruption() as interruption:
             for count, items in feed.calls(done, total):
                 state, computed = run.train_call(state, feed.data, items)
                 recorder.add(count, computed)
                 before, done, results = done, done + count, {}
-                due = {name: done == total or done // every > before // every for name, every in run.every.items()}
+                due = {name: done == total or (every > 0 and done // every > before // every)
+                       for name, every in run.every.items()}
                 if not (due["evaluate"] or due["checkpoint"] or interruption.signal):
                     continue
                 recorder.flush()  # nothing that is not finite is evaluated or saved
@@ -152,21 +171,28 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
                     results = run.evaluate(state)
                     recorder.evaluated(done, results)
                 if due["checkpoint"] or interruption.signal:
-                    saved.save(done, parallel.fetch(state), {"seconds": time.time() - began}, results)
+                    saved.save(done, metrics.check_finite(done, parallel.fetch(state)), {
+                        "seconds": time.time() - began, "data": identity, "recorder": recorder.state()}, results)
                 if interruption.signal and done < total:
                     recorder.say(f"{interruption.signal}: saved at step {done} of {total}; the same command goes on")
                     return {"interrupted": interruption.signal, "step": done}
                 recorder.resume()
         saved.wait()
         results = results or run.evaluate(state)  # killed between the last checkpoint and the summary
+        result = summary.create(run, results, seconds=time.time() - began, recorder=recorder, started=started)
+        recorder.close()
+        if is_primary:
+            for hook in run.hooks:
+                hook.finished(run, parallel.fetch(state), folder)
+            checkpoint.write_json(folder / "summary.json", result)
+    except OSError as error:
+        if error.errno not in checkpoint.DISK_FULL:
+            raise
+        raise UserError(f"no disk space in {folder}: {error.strerror}; the last checkpoint is kept, and the same "
+                        "command goes on from it") from error
     finally:
         recorder.close()
         saved.close()
-    result = summary.create(run, results, seconds=time.time() - began, recorder=recorder, started=started)
-    if is_primary:
-        for hook in run.hooks:
-            hook.finished(run, parallel.fetch(state), folder)
-        checkpoint.write_json(folder / "summary.json", result)
     return result
 
 

@@ -1,5 +1,6 @@
 """From the metrics of every step to numbers: checked, averaged, shown while training runs, and kept in files."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +14,27 @@ import tensorboardX
 
 from models.errors import UserError
 from train import evaluate, workdir
+from train.optimizer import parameter_name
 
 SHOWN = ("loss", "accuracy", "learning_rate")  # what the bar and the log lines show, where it is there
 
 
 class NonFiniteError(UserError):
     """The loss or the gradient is no longer finite."""
+
+
+def _not_finite(what: str, value: float, step: int) -> NonFiniteError:
+    return NonFiniteError(
+        f"the {what} is {value} at step {step}; the checkpoint before it is kept: lower optimizer.learning_rate or set "
+        "optimizer.clip_norm, in another --workdir")
+
+
+def check_finite(step: int, state: Any) -> Any:
+    """Returns `state` (numpy leaves), or raises NonFiniteError where a number in it is not finite."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+            raise _not_finite(parameter_name(path), leaf[~np.isfinite(leaf)].flat[0], step)
+    return state
 
 
 class Recorder:
@@ -30,15 +46,18 @@ class Recorder:
       total: steps of the whole training.
       step: where this run starts.
       batch_size: examples a step.
-      log_every: steps between lines.
+      log_every: steps between lines; 0: one at the end.
+      before: `state()` at the checkpoint that this run goes on from; None where it starts.
     """
 
     def __init__(self, folder: Path | None, console: rich.console.Console, *, total: int, step: int, batch_size: int,
-                 log_every: int):
+                 log_every: int, before: Mapping[str, Any] | None):
         self._file = workdir.MetricsFile(folder / "metrics.jsonl", step) if folder else None
         self._events = tensorboardX.SummaryWriter(str(folder), purge_step=step + 1) if folder else None
         self._console, self._total, self._batch_size, self._log_every = console, total, batch_size, log_every
-        self._sums, self._step, self._logged, self._shown = None, step, step, {}
+        before = before or {"sums": None, "logged": 0}
+        self._sums = before["sums"] and {name: tuple(pair) for name, pair in before["sums"].items()}
+        self._step, self._logged = step, before["logged"]
         self._pending, self._since, self._steps_timed, self._seconds_timed = None, None, 0, 0.0
         self.first_step: float | None = None  # when the first dispatch of this process was through, by time.time()
         self._bar = rich.progress.Progress(
@@ -85,14 +104,19 @@ class Recorder:
             values = metrics[name][0]
             if not np.isfinite(values).all():
                 bad = int(np.argmin(np.isfinite(values)))
-                raise NonFiniteError(
-                    f"the {name.replace('_', ' ')} is {values[bad]} at step {self._step + bad + 1}; the checkpoint "
-                    "before it is kept: lower optimizer.learning_rate or set optimizer.clip_norm")
+                raise _not_finite(name.replace("_", " "), values[bad], self._step + bad + 1)
         self._sums = evaluate.add(self._sums, jax.tree.map(lambda x: x.sum(0), metrics))
+        self._sums["learning_rate"] = (metrics["learning_rate"][0][-1], 1.0)  # where it is, not an average
         self._step += count
         self._bar.update(self._task, completed=self._step, values=self._describe(evaluate.ratios(self._sums)))
-        if self._step // self._log_every > self._logged // self._log_every or self._step == self._total:
+        due = self._log_every and self._step // self._log_every > self._logged // self._log_every
+        if due or self._step == self._total:
             self._log()
+
+    def state(self) -> dict[str, Any]:
+        """What is summed up since the last line, for a checkpoint: lines do not depend on interruptions."""
+        sums = self._sums and {name: [float(total), float(weight)] for name, (total, weight) in self._sums.items()}
+        return {"sums": sums, "logged": self._logged}
 
     def _log(self) -> None:
         values = evaluate.ratios(self._sums)
@@ -120,18 +144,28 @@ class Recorder:
                     self._events.add_scalar(f"{split}/{name}", value, step)
 
     def evaluated(self, step: int, results: Mapping[str, Any]) -> None:
-        """Keeps and shows the metrics of the test set."""
+        """Keeps and shows the metrics of the test set.
+
+        Raises:
+          NonFiniteError: where one of them is not finite.
+        """
+        for name, value in results.items():
+            if isinstance(value, float) and not np.isfinite(value):
+                raise _not_finite(f"test {name}", value, step)
         self.write(step, "test", results)
         values = ", ".join(f"{name} {value:.4g}" for name, value in results.items() if isinstance(value, float))
         self.say(f"step {step}: test {values}")
 
     def say(self, text: str) -> None:
         """One line, above the bar."""
-        self._console.print(text, soft_wrap=True, highlight=False)
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def close(self) -> None:
-        """Ends the bar and closes the files."""
+        """Ends the bar and closes the files; what is already closed, or cannot be written any more, is let go."""
         self._bar.stop()
         if self._file:
-            self._file.close()
-            self._events.close()
+            file, events, self._file = self._file, self._events, None
+            with contextlib.suppress(OSError):
+                file.close()
+            with contextlib.suppress(OSError):
+                events.close()

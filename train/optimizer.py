@@ -1,5 +1,6 @@
 """Optimizers from a config, by optax: schedules, and masks by regular expression for decay and learning rates."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 def parameter_name(path: tuple[Any, ...]) -> str:
     """The name that regular expressions see, e.g. "stage1/block0/conv1/kernel"."""
-    return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def parameter_names(params: Any) -> list[str]:
@@ -26,37 +27,48 @@ def parameter_names(params: Any) -> list[str]:
 
 # Each takes (learning_rate, weight_decay, decay_mask) and its own arguments from the config.
 
-def sgd(learning_rate, weight_decay, decay_mask, momentum=0.9, nesterov=False):
+def _check_fractions(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}={value} must be in [0, 1)")
+
+
+def sgd(learning_rate, weight_decay, decay_mask, momentum: float = 0.9, nesterov: bool = False):
     """Stochastic gradient descent; the decay is added to the gradient (coupled), as in He 2016 and Goyal 2017."""
+    _check_fractions(momentum=momentum)
     return optax.chain(
         optax.add_decayed_weights(weight_decay, decay_mask),
         optax.sgd(learning_rate, momentum or None, nesterov),
     )
 
 
-def adam(learning_rate, weight_decay, decay_mask, b1=0.9, b2=0.999, eps=1e-8):
+def adam(learning_rate, weight_decay, decay_mask, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
     """Adam (Kingma 2015); the decay is added to the gradient (coupled)."""
+    _check_fractions(b1=b1, b2=b2)
     return optax.chain(
         optax.add_decayed_weights(weight_decay, decay_mask),
         optax.adam(learning_rate, b1, b2, eps),
     )
 
 
-def adamw(learning_rate, weight_decay, decay_mask, b1=0.9, b2=0.999, eps=1e-8):
+def adamw(learning_rate, weight_decay, decay_mask, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
     """AdamW (Loshchilov 2019); the decay is decoupled and multiplied by the learning rate."""
+    _check_fractions(b1=b1, b2=b2)
     return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=decay_mask)
 
 
-def lars(learning_rate, weight_decay, decay_mask, momentum=0.9, nesterov=False, trust=0.001):
+def lars(learning_rate, weight_decay, decay_mask, momentum: float = 0.9, nesterov: bool = False, trust: float = 0.001):
     """LARS (You 2017); the trust ratio, too, is applied only where weights decay."""
+    _check_fractions(momentum=momentum)
     return optax.lars(
         learning_rate, weight_decay, decay_mask, trust_coefficient=trust, trust_ratio_mask=decay_mask,
         momentum=momentum, nesterov=nesterov,
     )
 
 
-def lamb(learning_rate, weight_decay, decay_mask, b1=0.9, b2=0.999, eps=1e-6):
+def lamb(learning_rate, weight_decay, decay_mask, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6):
     """LAMB (You 2020)."""
+    _check_fractions(b1=b1, b2=b2)
     return optax.lamb(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=decay_mask)
 
 
@@ -71,20 +83,20 @@ def constant(to_steps, warmup, total):
     return lambda step: jnp.ones(())
 
 
-def step(to_steps, warmup, total, factor, *boundaries):
+def step(to_steps, warmup, total, factor: float, *boundaries: str):
     """Multiplied by `factor` at each boundary, e.g. step(0.1, '32000 steps', '48000 steps')."""
     del warmup, total
     at = jnp.asarray([to_steps(boundary) for boundary in boundaries])
     return lambda step: jnp.asarray(factor, jnp.float32) ** jnp.sum(step >= at)
 
 
-def cosine(to_steps, warmup, total, final=0.0):
+def cosine(to_steps, warmup, total, final: float = 0.0):
     """Half a cosine from 1 to `final` between the end of the warm-up and the end of training (Loshchilov 2017)."""
     del to_steps
     return lambda step: final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * _progress(step, warmup, total)))
 
 
-def linear(to_steps, warmup, total, final=0.0):
+def linear(to_steps, warmup, total, final: float = 0.0):
     """A straight line from 1 to `final` between the end of the warm-up and the end of training."""
     del to_steps
     return lambda step: 1 + (final - 1) * _progress(step, warmup, total)
@@ -109,6 +121,10 @@ def schedule(config: Any, to_steps: Callable[[str], int], total: int) -> Schedul
     The warm-up rises linearly from `warmup_from` (a fraction of the learning rate) and reaches 1 after `warmup`.
     """
     base, warmup, start = config.learning_rate, to_steps(config.warmup), config.warmup_from
+    _check_range("learning_rate", base, 0)
+    _check_range("warmup_from", start, 0, 1)
+    if warmup > total:
+        raise UserError(f"optimizer.warmup={config.warmup} is longer than the training")
     main = calls.resolve_one("schedule", config.schedule, SCHEDULES, to_steps, warmup, total)
 
     def learning_rate(count):
@@ -133,6 +149,8 @@ def create(
     names = parameter_names(params)
     decays = _compile("optimizer.decay", config.decay)
     weight_decay = config.weight_decay
+    _check_range("weight_decay", weight_decay, 0)
+    _check_range("clip_norm", config.clip_norm, 0)
     if weight_decay and not any(decays.fullmatch(name) for name in names):
         raise UserError(f"optimizer.decay '{config.decay}' matches no parameter, e.g. {names[0]}")
     factors = _assign(names, config.groups)
@@ -165,9 +183,21 @@ def _compile(key: str, expression: str) -> re.Pattern:
         raise UserError(f"{key} '{expression}' is no regular expression: {error}") from None
 
 
+def _check_range(key: str, value: float, low: float, high: float = math.inf) -> None:
+    if not low <= value <= high:
+        raise UserError(f"optimizer.{key}={value} must be at least {low}" + (f", at most {high}" * (high < math.inf)))
+
+
 def _assign(names: Sequence[str], groups: Sequence[tuple[str, float]]) -> dict[str, float]:
     """Multiplier by parameter name; every name is covered and every expression is the first match of some name."""
-    patterns = [(_compile("optimizer.groups", expression), float(factor)) for expression, factor in groups]
+    try:
+        patterns = [(_compile("optimizer.groups", expression), float(factor)) for expression, factor in groups]
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"optimizer.groups={groups}: want pairs (expression, multiplier), as (('.*', 1.0),)") from None
+    if any(not 0 <= factor < math.inf for _, factor in patterns):
+        raise UserError(f"optimizer.groups={groups}: a multiplier must be 0 (frozen) or positive")
     factors, used = {}, set()
     for name in names:
         match = next((i for i, (pattern, _) in enumerate(patterns) if pattern.fullmatch(name)), None)

@@ -48,7 +48,7 @@ class Parallel:
         if size <= 0 or size % len(self.devices):
             raise UserError(f"{name}={size} must be a positive multiple of the number of devices, {len(self.devices)}")
 
-    def lift(self, function: Callable, donate: bool = False, **jit_options: Any) -> Callable:
+    def lift(self, function: Callable, donate: bool = False) -> Callable:
         """Lifts `function(state, data, items) -> replicated outputs` over the devices.
 
         Per device it sees the state and the data whole, and its share [k, B / D, …] of items [k, B, …]; what it
@@ -57,7 +57,6 @@ class Parallel:
         Args:
           function: the per-device program.
           donate: whether the state's buffers are reused for the result.
-          **jit_options: passed on to `jax.jit`, e.g. compiler_options; not for pmap, which has none.
         """
         donated = (0,) if donate else ()
         if self.kind == "pmap":
@@ -69,7 +68,7 @@ class Parallel:
             function, mesh=self.mesh, in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(None, AXIS)),
             out_specs=PartitionSpec(), check_vma=False,
         )
-        return jax.jit(mapped, donate_argnums=donated, **jit_options)
+        return jax.jit(mapped, donate_argnums=donated)
 
     def replicate(self, tree: Any) -> Any:
         """Puts one copy of every leaf on every device."""
@@ -85,6 +84,14 @@ class Parallel:
             return jax.make_array_from_process_local_data(self._split, leaf)
 
         return jax.tree.map(put, items)
+
+    def shapes(self, items: Any) -> Any:
+        """Shapes of items [k, B, …] as they are after `shard`, B being that of all processes."""
+        def shape(leaf):
+            split = (len(self.devices), leaf.shape[1] // len(self.devices)) if self.kind == "pmap" else leaf.shape[1:2]
+            return jax.ShapeDtypeStruct((leaf.shape[0], *split, *leaf.shape[2:]), leaf.dtype)
+
+        return jax.tree.map(shape, items)
 
     def fetch(self, tree: Any) -> Any:
         """One copy of every replicated leaf as numpy, safe from later donation."""

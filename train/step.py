@@ -63,7 +63,7 @@ def train_step(
         grads = jax.tree.map(lambda x: jnp.mean(x, 0), grads)
         metrics = jax.tree.map(lambda x: jnp.sum(x, 0), metrics)
     # Running statistics are averaged here, once a step: what normalizes in training stays a device's own.
-    grads, (model_state, task_state) = lax.pmean((grads, carry), AXIS)
+    grads, (model_state, task_state) = jax.tree.map(_mean_over_devices, (grads, carry))
     metrics = lax.psum(metrics, AXIS)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -71,13 +71,18 @@ def train_step(
     ema = state.ema
     if ema_decay:
         ema = jax.tree.map(
-            lambda old, new: ema_decay * old + (1 - ema_decay) * new,
+            lambda old, new: ema_decay * old + (1 - ema_decay) * new if jnp.issubdtype(new, jnp.inexact) else new,
             ema, {"params": params, "model_state": model_state})
     one = jnp.ones(())
     metrics |= {"gradient_norm": (optax.tree.norm(grads), one), "learning_rate": (learning_rate(state.step), one)}
     return state.replace(
         step=state.step + 1, params=params, model_state=model_state, task_state=task_state, opt_state=opt_state,
         ema=ema), metrics
+
+
+def _mean_over_devices(leaf: jax.Array) -> jax.Array:
+    """The mean of numbers; counters and the like are the same on every device already."""
+    return lax.pmean(leaf, AXIS) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
 
 def train_call(state: TrainState, data: Any, items: Any, *, gather: Callable, **options: Any):

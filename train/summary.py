@@ -93,7 +93,7 @@ def table(summary: Mapping[str, Any], folder: Path) -> rich.table.Table:
     made.add_column(justify="right")
     shown = {
         "test accuracy": f"{summary['accuracy']:.2%}" if "accuracy" in summary else None,
-        "test top-5": f"{summary['top5']:.2%}" if "top5" in summary else None,
+        "test top-5": f"{summary['top5']:.2%}" if len(summary.get("accuracy_by_class", ())) > 5 else None,
         "test loss": f"{summary['loss']:.4f}",
         "test examples": f"{summary['test_examples']:,}",
         "images skipped": f"{sum(summary['skipped_images'].values()):,}" if any(summary["skipped_images"].values())

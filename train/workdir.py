@@ -11,7 +11,7 @@ from train import config as config_lib
 from train.checkpoint import write_json
 
 # Keys that say how fast or how talkatively a run goes, not what comes out of it: these may change between reruns.
-OPERATIONAL = ("log_every", "data.workers", "data.dir", "keep_checkpoints")
+OPERATIONAL = ("log_every", "checkpoint_every", "data.workers", "data.dir", "keep_checkpoints")
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes the folder this config's, or checks that it is.
+    """Makes the folder this config's, or checks that it is. A run that saved nothing has no claim to it.
 
     Raises:
       UserError: the folder belongs to another config (the difference is said), or cannot be written.
@@ -30,9 +30,10 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         if not os.access(workdir, os.W_OK):
             raise PermissionError(13, "not writable")
-        if not path.exists():
-            if (workdir / "checkpoints").exists():
-                raise UserError(f"{workdir} holds checkpoints but no config.json: choose another --workdir")
+        has_checkpoints = any(entry.name.isdecimal() for entry in (workdir / "checkpoints").glob("*"))
+        if has_checkpoints and not path.exists():
+            raise UserError(f"{workdir} holds checkpoints but no config.json: choose another --workdir")
+        if not has_checkpoints:
             write_json(path, plain(config))
             return
         old = json.loads(path.read_text())
@@ -62,7 +63,7 @@ class MetricsFile:
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Appends one line."""
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self._file.write(json.dumps({"step": step, "split": split, **values}, allow_nan=False) + "\n")
 
     def close(self) -> None:
         """Closes the file."""

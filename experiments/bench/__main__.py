@@ -145,9 +145,9 @@ def pipeline(folder: Path) -> list[dict[str, Any]]:
         Image.fromarray(photo[top:top + 375, left:left + 500]).save(target, quality=90)
     case = {"case": "data", "folder": str(folder / "photos" / "train"), "size": 224, "batch": 64, "workers": 2}
     ours = {**case, "folder": str(folder / "photos")}
+    (folder / "photos" / "test").symlink_to(folder / "photos" / "train")
     workers = [Worker("torch DataLoader, 2 workers", "peer", case), Worker("ours, 2 workers", "ours", ours),
                Worker("ours, threads", "ours", {**ours, "workers": 0})]
-    (folder / "photos" / "test").symlink_to(folder / "photos" / "train")
     return [{"case": "JPEG 500x375 to crops of 224, an image", **row} for row in interleaved(workers, {"pass": count})]
 
 

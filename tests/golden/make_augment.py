@@ -57,8 +57,6 @@ def main() -> None:
             record("grayscale", 0, F.rgb_to_grayscale(tensor))
             for shift in (-0.5, -0.21, 0.0, 0.1, 0.4):
                 record("hue", shift, F.adjust_hue(tensor, shift))
-        for size in (8, 15, 24):
-            record("resize", size, F.resize(tensor, [size, size], antialias=True))
         # RandAugment's own operations at magnitude 9 and 17 of 30, in both directions.
         for magnitude in (9, 17):
             for sign in (1, -1):

@@ -10,7 +10,6 @@ from the example's place in the global batch: results do not depend on how a bat
     randaugment(ops, magnitude)  Cubuk 2020; operations and magnitudes 0..30 as in torchvision
     jitter(b, c=0, s=0, h=0)     brightness, contrast, saturation, hue, in random order, as torchvision's ColorJitter
     grayscale(p=0.1)             three channels of luma
-    resize(size)                 bilinear, antialiased
     mixup(a), cutmix(a), mixup_cutmix(a, b)    once, at the end (mix.py): "image" becomes float, and "target" is made
 """
 
@@ -22,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.errors import UserError, choice_error
+from models.errors import UserError, choice_error, has_type
 from train import calls
 from train.data import mix, pixels
 from train.data.randaugment import BINS, randaugment
@@ -30,13 +29,10 @@ from train.data.randaugment import BINS, randaugment
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """apply: (key, uint8 [H, W, C]) -> uint8 [H', W', C]. branches: it picks one of several operations. size: H' = W'
-    where the shape changes.
-    """
+    """apply: (key, uint8 [H, W, C]) -> uint8 [H, W, C]. branches: it picks one of several operations."""
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]
     branches: bool = False
-    size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +79,8 @@ def build(
     their 0); None: black. Raises UserError that names the operation and its signature.
     """
     height, width, channels = image_shape
+    if mean is not None:
+        check_color("mean", mean, channels)
     colour = np.broadcast_to(np.round(255 * np.array(0.0 if mean is None else mean)).astype(np.uint8), (channels,))
     ops, mixer = [], None
     for call in calls.parse("augmentation", spec):
@@ -92,7 +90,6 @@ def build(
             mixer = calls.resolve("augmentation", call, _MIXERS)
         elif call.name in _OPS:
             ops.append(calls.resolve("augmentation", call, _OPS, Site(height, width, channels, colour)))
-            height, width = (ops[-1].size,) * 2 if ops[-1].size else (height, width)
         else:
             raise choice_error("augmentation", call.name, [*_OPS, *_MIXERS])
     return Augment(spec, num_classes, tuple(ops), mixer)
@@ -103,12 +100,18 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
     channel or one for all; computed in float32. Raises UserError for another number of them.
     """
     for name, values in (("mean", mean), ("std", std)):
-        if len(values) not in (1, images.shape[-1]):  # three would broadcast one channel to three
-            raise UserError(
-                f"data.{name} has {len(values)} values: want 1, or one for each of {images.shape[-1]} channels"
-            )
+        check_color(name, values, images.shape[-1])
+    if min(std) <= 0:
+        raise UserError(f"data.std={tuple(std)} must be positive")
     images = images.astype(jnp.float32) / 255
     return ((images - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)).astype(dtype)
+
+
+def check_color(name: str, values: Sequence[float], channels: int) -> None:
+    """Raises UserError unless `values` are one number, or one for each channel (three would make three of one)."""
+    numbers = isinstance(values, (tuple, list)) and all(has_type(value, float) for value in values)
+    if not numbers or len(values) not in (1, channels):
+        raise UserError(f"data.{name}={values}: want 1 number, or one for each of {channels} channels, as a tuple")
 
 
 def _each(op: Op, keys: jax.Array, images: jax.Array) -> jax.Array:
@@ -243,19 +246,9 @@ def _grayscale(site: Site, p: float = 0.1) -> Op:
     return Op(apply)
 
 
-def _resize(site: Site, size: int) -> Op:
-    _want(size >= 1, f"size={size} is not positive")
-
-    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        resized = jax.image.resize(image.astype(jnp.float32), (size, size, site.channels), "bilinear")
-        return jnp.round(jnp.clip(resized, 0, 255)).astype(jnp.uint8)
-
-    return Op(apply, size=size)
-
-
 _OPS = {
     "crop": _crop, "flip": _flip, "cutout": _cutout, "erase": _erase, "randaugment": _randaugment, "jitter": _jitter,
-    "grayscale": _grayscale, "resize": _resize,
+    "grayscale": _grayscale,
 }  # fmt: skip
 
 

@@ -5,13 +5,14 @@ A source decodes example `index` to pixels of one size. It knows nothing of batc
 
 import concurrent.futures
 import dataclasses
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from models.errors import UserError, choice_error
+from models.errors import UserError, choice_error, has_type
 from train.data.decode import CROPS, Decoder
 
 KINDS = ("digits", "tfds:NAME", "folder:PATH", "arrays:FILE.npz")
@@ -51,9 +52,11 @@ class Options:
         """Reads every field from an attribute-style section and checks what can be checked without the data."""
         values = {field.name: getattr(config, field.name) for field in dataclasses.fields(cls)}
         for name in ("crop_scale", "crop_ratio"):
-            values[name] = low, high = tuple(values[name])
-            if not 0 < low <= high:
-                raise UserError(f"data.{name}={values[name]}: want 0 < low <= high")
+            limits, most = values[name], 1.0 if name == "crop_scale" else float("inf")
+            if not (isinstance(limits, (tuple, list)) and len(limits) == 2 and all(has_type(v, float) for v in limits)
+                    and 0 < limits[0] <= limits[1] <= most):
+                raise UserError(f"data.{name}={limits}: want (low, high) with 0 < low <= high <= {most}")
+            values[name] = tuple(limits)
         options = cls(**values)
         if options.crop not in CROPS:
             raise choice_error("data.crop", options.crop, CROPS)
@@ -202,10 +205,11 @@ class ArraySource(Source):
     ):
         """Without `classes`, they are named by their numbers. Raises UserError for the wrong type or shape."""
         options = options or Options(source="arrays")
-        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+        whole = np.issubdtype(labels.dtype, np.integer) and labels.min(initial=0) >= 0
+        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1] or not whole:
             raise UserError(
-                f"data.source={options.source}: want images uint8 [N, H, W, C] and labels [N], "
-                f"got {images.dtype} {list(images.shape)} and {list(labels.shape)}"
+                f"data.source={options.source}: want images uint8 [N, H, W, C] and labels, whole numbers, [N]; "
+                f"got {images.dtype} {list(images.shape)} and {labels.dtype} {list(labels.shape)}"
             )
         if options.crop != "none" and images.shape[3] not in (1, 3):
             raise UserError(f"data.crop={options.crop}: wants images of 1 or 3 channels, not {images.shape[3]}")
@@ -254,5 +258,7 @@ def _from_npz(path: str, split: str, options: Options) -> ArraySource:
             if split not in splits:
                 raise choice_error(f"split of {path}", split, splits)
             return ArraySource(arrays[f"{split}_image"], arrays[f"{split}_label"], options=options)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"data.source={options.source}: {error}") from error
