@@ -69,13 +69,13 @@ class Worker:
         return peak
 
 
-def interleaved(workers: list[Worker], calls: dict[str, int]) -> list[dict[str, Any]]:
+def interleaved(workers: list[Worker], calls: dict[str, int], inner: int | None = None) -> list[dict[str, Any]]:
     """Rows {"what", "who", "ms", "ratio", "peak_mib", …}; ratios to the first worker; `calls` with units of work."""
     samples = {(call, worker.name): [] for call in calls for worker in workers}
     for _ in range(ROUNDS.value):
         for call in calls:
             for worker in workers:
-                samples[call, worker.name] += worker.run(call, INNER.value)
+                samples[call, worker.name] += worker.run(call, inner or INNER.value)
     peaks = {worker.name: worker.close() for worker in workers}
     rows = []
     for call, units in calls.items():
@@ -143,12 +143,14 @@ def pipeline(folder: Path) -> list[dict[str, Any]]:
         target = folder / "photos" / "train" / f"class{i % 2}" / f"{i}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo[top:top + 375, left:left + 500]).save(target, quality=90)
-    case = {"case": "data", "folder": str(folder / "photos" / "train"), "size": 224, "batch": 64, "workers": 2}
+    case = {"case": "data", "folder": str(folder / "photos" / "train"), "size": 224, "batch": 32, "batches": 30,
+            "workers": 2}
     ours = {**case, "folder": str(folder / "photos")}
     (folder / "photos" / "test").symlink_to(folder / "photos" / "train")
     workers = [Worker("torch DataLoader, 2 workers", "peer", case), Worker("ours, 2 workers", "ours", ours),
                Worker("ours, threads", "ours", {**ours, "workers": 0})]
-    return [{"case": "JPEG 500x375 to crops of 224, an image", **row} for row in interleaved(workers, {"pass": count})]
+    return [{"case": "JPEG 500x375 to crops of 224, an image", **row}
+            for row in interleaved(workers, {"pass": case["batch"] * case["batches"]}, inner=1)]
 
 
 def start(folder: Path) -> list[dict[str, Any]]:

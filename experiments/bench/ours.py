@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import models
-from experiments.bench.serve import serve
+from experiments.bench.serve import WARM, after_warm_up, serve
 from models.layers.conv import lowering
 from train import config as config_lib
 from train import loop
@@ -81,15 +81,14 @@ def loop_steps(case: dict) -> None:
 
 
 def data(case: dict) -> None:
-    """One pass over a folder of JPEGs: decode, random-resized crop, batch, by the streaming pipeline."""
+    """A folder of JPEGs: decode, random-resized crop, batch, by the streaming pipeline; from the tenth batch on."""
     options = source.Options(source=f"folder:{case['folder']}", image_size=case["size"], crop="random_resized")
     images = source.load(options, "train")
-    count = len(images) // case["batch"]
-    batches = stream.stream(images, order.Order(len(images), 0), case["batch"], 0, 10**6, case["workers"])
 
     def one_pass():
-        for _ in range(count):
-            next(batches)
+        batches = stream.stream(
+            images, order.Order(len(images), 0), case["batch"], 0, WARM + case["batches"], case["workers"])
+        return after_warm_up(batches)
 
     one_pass()
     serve({"pass": one_pass})

@@ -204,7 +204,31 @@ def _two_columns_backward(padding, residuals, dy):
     x, kernel = residuals
     (top, bottom), (left, right) = padding
     dx = _by_two_columns(dy, _flipped(kernel), ((2 - top, 2 - bottom), (2 - left, 2 - right)))
-    return dx, _dense_dk(x, kernel, dy, (1, 1), padding, (1, 1))
+    return dx, _few_channels_dk(x, kernel, dy, padding)
+
+
+# The kernel gradient as one product of three rows of x with three columns of dy, [3 C, places] x [places, 3 D], for so
+# many images at a time that both stay in the cache: ResNet-20's training step 162 -> 158 ms.
+_PLACES = 8192
+
+
+def _few_channels_dk(x, kernel, dy, padding):
+    """dk[i, j] = sum of x[h + i - top, u] dy[h, u - j + left] over h, u: x shifted by rows, dy by columns."""
+    (top, bottom), (left, right) = padding
+    batch, _, width, channels = x.shape
+    height, features = dy.shape[1], dy.shape[3]
+
+    def product(x, dy):
+        x, dy = _pad(x, ((top, bottom), (0, 0))), _pad(dy, ((0, 0), (2 - left, 2 - right)))
+        rows = jnp.concatenate([x[:, i : i + height] for i in range(3)], -1).reshape(-1, 3 * channels)
+        columns = jnp.concatenate([dy[:, :, 2 - j : 2 - j + width] for j in range(3)], -1).reshape(-1, 3 * features)
+        return lax.dot_general(rows, columns, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+    images = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * height * width <= _PLACES))
+    parts = (x.reshape(-1, images, *x.shape[1:]), dy.reshape(-1, images, *dy.shape[1:]))
+    zero = jnp.zeros((3 * channels, 3 * features), jnp.float32)
+    total = lax.scan(lambda total, part: (total + product(*part), None), zero, parts)[0]
+    return total.reshape(3, channels, 3, features).transpose(0, 2, 1, 3).astype(kernel.dtype)
 
 
 _two_columns.defvjp(
