@@ -1,5 +1,6 @@
 """Runs the cases of the benchmark, ours and the peer's in turn, and writes the table. See --help."""
 
+import collections
 import json
 import os
 import statistics
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ to something else are left out where enough others remain.
 
 CASES = ("resnet20", "resnet50", "loop", "data", "start")
 CASE_LIST = flags.DEFINE_list("cases", list(CASES), f"Which: {', '.join(CASES)}.")
-ROUNDS = flags.DEFINE_integer("rounds", 8, "Rounds; in each, every worker runs every call `--inner` times.")
+PROCESSES = flags.DEFINE_integer("processes", 3, "How often all workers of a case are started afresh.")
+ROUNDS = flags.DEFINE_integer("rounds", 4, "Rounds a start; in each, every worker runs every call --inner times.")
 INNER = flags.DEFINE_integer("inner", 3, "Calls a round.")
 BATCH = flags.DEFINE_integer("batch", 0, "Images a step; 0: 128 for ResNet-20, 16 for ResNet-50.")
 PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16"], "Of the computation, for both.")
@@ -69,26 +72,38 @@ class Worker:
         return peak
 
 
-def interleaved(workers: list[Worker], calls: dict[str, int], inner: int | None = None) -> list[dict[str, Any]]:
-    """Rows {"what", "who", "ms", "ratio", "peak_mib", …}; ratios to the first worker; `calls` with units of work."""
-    samples = {(call, worker.name): [] for call in calls for worker in workers}
-    for _ in range(ROUNDS.value):
-        for call in calls:
-            for worker in workers:
-                samples[call, worker.name] += worker.run(call, inner or INNER.value)
-    peaks = {worker.name: worker.close() for worker in workers}
+def interleaved(
+    start_workers: Callable[[], list[Worker]], calls: dict[str, int], inner: int | None = None
+) -> list[dict[str, Any]]:
+    """Rows {"what", "who", "ms", "ratio", "peak_mib", …}; ratios to the first worker.
+
+    Args:
+      start_workers: starts all workers of the case. Done `--processes` times: where a process's memory happens to lie
+        changes its speed by more than its own samples differ.
+      calls: with the units of work in each.
+      inner: calls a round; None for `--inner`.
+    """
+    samples, peaks = collections.defaultdict(list), collections.defaultdict(float)
+    for _ in range(PROCESSES.value):
+        workers = start_workers()
+        for _ in range(ROUNDS.value):
+            for call in calls:
+                for worker in workers:
+                    samples[call, worker.name] += worker.run(call, inner or INNER.value)
+        for worker in workers:
+            peaks[worker.name] = max(peaks[worker.name], worker.close())
     rows = []
     for call, units in calls.items():
         base = None
-        for worker in workers:
-            all_of_them = samples[call, worker.name]
+        for name in peaks:
+            all_of_them = samples[call, name]
             quiet = [s["ms"] for s in all_of_them if s["preempted"] < 25]
             kept = quiet if len(quiet) >= 5 else [s["ms"] for s in all_of_them]
             median = statistics.median(kept) / units
             base = base or median
             rows.append({
-                "what": call, "who": worker.name, "ms": round(median, 2), "min_ms": round(min(kept) / units, 2),
-                "ratio": round(median / base, 3), "samples": len(kept), "peak_mib": round(peaks[worker.name])})
+                "what": call, "who": name, "ms": round(median, 2), "min_ms": round(min(kept) / units, 2),
+                "ratio": round(median / base, 3), "samples": len(kept), "peak_mib": round(peaks[name])})
     return rows
 
 
@@ -96,13 +111,17 @@ def network(name: str) -> list[dict[str, Any]]:
     """Training step and forward pass: PyTorch, ours, and ours without the settings and lowerings of this project."""
     case = {"case": "steps", "model": name, "size": 32 if name == "resnet20" else 224, "precision": PRECISION.value,
             "batch": BATCH.value or (128 if name == "resnet20" else 16)}
-    workers = [Worker("PyTorch", "peer", case), Worker("ours", "ours", case)]
-    if COMPILE.value:
-        workers.insert(1, Worker("torch.compile", "peer", {**case, "compile": True}))
-    if PRECISION.value == "float32":
-        workers.append(Worker("stock XLA", "ours", {**case, "plain": True}, {"ABLATE_CPU_TUNING": "0"}))
+
+    def start_workers():
+        workers = [Worker("PyTorch", "peer", case), Worker("ours", "ours", case)]
+        if COMPILE.value:
+            workers.insert(1, Worker("torch.compile", "peer", {**case, "compile": True}))
+        if PRECISION.value == "float32":
+            workers.append(Worker("stock XLA", "ours", {**case, "plain": True}, {"ABLATE_CPU_TUNING": "0"}))
+        return workers
+
     return [{"case": f"{name}, batch {case['batch']}, {case['precision']}", **row}
-            for row in interleaved(workers, {"step": 1, "forward": 1})]
+            for row in interleaved(start_workers, {"step": 1, "forward": 1})]
 
 
 def loop_overhead(folder: Path) -> list[dict[str, Any]]:
@@ -121,14 +140,16 @@ def loop_overhead(folder: Path) -> list[dict[str, Any]]:
             return [{"ms": sum(s["ms"] for s in four), "preempted": sum(s["preempted"] for s in four)}
                     for four in (super(FourBareSteps, self).run("step", 4) for _ in range(count))]
 
-    workers = [
-        FourBareSteps("bare step", "ours", {**case, "case": "steps", "size": 32}),
-        Worker("resident, no augmentation", "ours", {**case, "pipeline": "resident", "augment": ""}),
-        Worker("resident, crop and flip", "ours", {**case, "pipeline": "resident"}),
-        Worker("resident, shard_map", "ours", {**case, "pipeline": "resident", "parallel": "shard_map"}),
-        Worker("streamed, threads", "ours", {**case, "pipeline": "stream"}),
-    ]
-    return [{"case": "ResNet-20 in the loop", **row} for row in interleaved(workers, {"steps": 4})]
+    def start_workers():
+        return [
+            FourBareSteps("bare step", "ours", {**case, "case": "steps", "size": 32}),
+            Worker("resident, no augmentation", "ours", {**case, "pipeline": "resident", "augment": ""}),
+            Worker("resident, crop and flip", "ours", {**case, "pipeline": "resident"}),
+            Worker("resident, shard_map", "ours", {**case, "pipeline": "resident", "parallel": "shard_map"}),
+            Worker("streamed, threads", "ours", {**case, "pipeline": "stream"}),
+        ]
+
+    return [{"case": "ResNet-20 in the loop", **row} for row in interleaved(start_workers, {"steps": 4})]
 
 
 def pipeline(folder: Path) -> list[dict[str, Any]]:
@@ -147,10 +168,13 @@ def pipeline(folder: Path) -> list[dict[str, Any]]:
             "workers": 2}
     ours = {**case, "folder": str(folder / "photos")}
     (folder / "photos" / "test").symlink_to(folder / "photos" / "train")
-    workers = [Worker("torch DataLoader, 2 workers", "peer", case), Worker("ours, 2 workers", "ours", ours),
-               Worker("ours, threads", "ours", {**ours, "workers": 0})]
+
+    def start_workers():
+        return [Worker("torch DataLoader, 2 workers", "peer", case), Worker("ours, 2 workers", "ours", ours),
+                Worker("ours, threads", "ours", {**ours, "workers": 0})]
+
     return [{"case": "JPEG 500x375 to crops of 224, an image", **row}
-            for row in interleaved(workers, {"pass": case["batch"] * case["batches"]}, inner=1)]
+            for row in interleaved(start_workers, {"pass": case["batch"] * case["batches"]}, inner=1)]
 
 
 def start(folder: Path) -> list[dict[str, Any]]:
@@ -193,8 +217,9 @@ def main() -> None:
             console.print(f"{name} …")
             made = {"loop": loop_overhead, "data": pipeline, "start": start}.get(name)
             rows += made(Path(folder)) if made else network(name)
-    result = {"rows": rows, "rounds": ROUNDS.value, "peer": f"PyTorch {found.stdout.strip()}",
-              **summary.environment(jax.devices()), "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    result = {"rows": rows, "processes": PROCESSES.value, "rounds": ROUNDS.value,
+              "peer": f"PyTorch {found.stdout.strip()}", **summary.environment(jax.devices()),
+              "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     columns = {"case": "case", "what": "call", "who": "who", "ms": "median ms", "min_ms": "min ms",
                "ratio": "ratio to the first", "peak_mib": "peak MiB"}
     table = rich.table.Table(title=f"{result['peer']} and ours, {result['device']}", title_justify="left")
@@ -208,7 +233,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
     lines = ["| " + " | ".join(line) + " |" for line in (list(columns.values()), ["---"] * len(columns), *cells)]
-    head = ", ".join(result[name] for name in ("device", "commit", "peer", "measured")) + f"; {ROUNDS.value} rounds."
+    head = ", ".join(result[name] for name in ("device", "commit", "peer", "measured"))
+    head += f"; {PROCESSES.value} starts of {ROUNDS.value} rounds."
     (out / "bench.md").write_text("\n".join(["# Benchmark", "", head, "", *lines]) + "\n")
     console.print(f"written to {out}/bench.json and bench.md")
 
