@@ -54,6 +54,11 @@ def most_confident_errors(logits: np.ndarray, labels: np.ndarray, count: int) ->
     return [(int(row), int(predicted[row]), float(probabilities[row, predicted[row]])) for row in order]
 
 
+def _short(name: str, limit: int = 17) -> str:
+    """Names of classes can be longer than the pictures above which they stand."""
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
+
+
 def mistakes(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path,
              image: Callable[[int], np.ndarray], count: int = 16) -> None:
     """The confusion matrix beside the most confident errors.
@@ -92,5 +97,6 @@ def mistakes(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], pat
     for axes, (row, predicted, probability) in zip(panels, errors, strict=False):
         pixels = np.asarray(image(row))
         axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
-        axes.set_title(f"{classes[labels[row]]}, not {classes[predicted]} ({probability:.0%})", fontsize=9)
+        names = _short(classes[labels[row]]), f"not {_short(classes[predicted])}", f"{probability:.0%}"
+        axes.set_title("\n".join(names), fontsize=7.5)
     figure.savefig(path, dpi=110)
