@@ -199,5 +199,5 @@ def test_the_pipeline_is_chosen_by_size_and_crop(insects):
         Resident(wild)
     with pytest.raises(UserError, match=r"unknown data.pipeline 'residents'; did you mean 'resident'"):
         choose("residents", digits)
-    big = ArraySource(np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (3, 30000, 30000, 1), (0,) * 4), np.zeros(3))  # noqa: E501  # fmt: skip
+    big = ArraySource(np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (3, 30000, 30000, 1), (0,) * 4), np.zeros(3, int))  # noqa: E501  # fmt: skip
     assert not fits(big)
