@@ -51,7 +51,7 @@ def predictions(
     outputs, labels, index, start = [], [], [], 0
     for batch in batches:
         real = np.asarray(batch["mask"]) > 0
-        outputs.append(np.asarray(predict(variables, {k: v for k, v in batch.items() if k != "skipped"}))[real])
+        outputs.append(np.asarray(predict(variables, batch))[real])
         labels.append(np.asarray(batch["label"])[real])
         index.append(start + np.flatnonzero(real))
         start += len(real)

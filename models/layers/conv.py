@@ -158,12 +158,16 @@ def _dense_backward(strides, padding, dilation, residuals, dy):
 _dense.defvjp(lambda x, kernel, *how: (_plain(x, kernel, *how), (x, kernel)), _dense_backward)
 
 
+def _axes(x, kernel, dy, strides, padding, dilation):
+    """By axis of the image: (taps, dilation, padding, size of x, size of dy, stride)."""
+    return zip(kernel.shape[:2], dilation, padding, x.shape[1:3], dy.shape[1:3], strides, strict=True)
+
+
 def _dense_dx(x, kernel, dy, strides, padding, dilation):
     """dx[i] = sum of dy[o] k[t] over o stride + t dilation - low = i: a convolution of dy spread out by the stride."""
     pads = [
         ((taps - 1) * far - low, size - 1 + low - (out - 1) * stride)
-        for taps, far, (low, _), size, out, stride in zip(
-            kernel.shape[:2], dilation, padding, x.shape[1:3], dy.shape[1:3], strides, strict=True)
+        for taps, far, (low, _), size, out, stride in _axes(x, kernel, dy, strides, padding, dilation)
     ]
     return lax.conv_general_dilated(dy, _flipped(kernel), (1, 1), pads, strides, dilation, _DIMENSIONS)
 
@@ -172,8 +176,7 @@ def _dense_dk(x, kernel, dy, strides, padding, dilation):
     """dk[t] = sum of x[o stride + t dilation - low] dy[o]: channels as images, dy as the kernel, summed."""
     pads = [
         (low, (taps - 1) * far + (out - 1) * stride + 1 - size - low)
-        for taps, far, (low, _), size, out, stride in zip(
-            kernel.shape[:2], dilation, padding, x.shape[1:3], dy.shape[1:3], strides, strict=True)
+        for taps, far, (low, _), size, out, stride in _axes(x, kernel, dy, strides, padding, dilation)
     ]
     x, dy = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)  # [C, H, W, N], [H', W', N, D] -> [C, kh, kw, D]
     dk = lax.conv_general_dilated(x, dy, dilation, pads, None, strides, _DIMENSIONS)

@@ -27,16 +27,9 @@ class Resident:
     def __init__(self, source: Source, replace: bool = False):
         if source.random_crop:
             raise UserError("data.pipeline=resident decodes once, so it cannot do data.crop=random_resized: use stream")
-        arrays = source.arrays()
+        arrays = source.arrays(replace=replace)
         self.arrays = {key: arrays[key] for key in ("image", "label")}
         self.mask, self.skipped = arrays["mask"], arrays["skipped"]
-        if replace and self.skipped:
-            readable = np.flatnonzero(self.mask)
-            if not len(readable):
-                raise UserError("none of the images can be decoded")
-            following = np.searchsorted(readable, np.arange(len(source))) % len(readable)
-            self.arrays = {key: value[readable[following]] for key, value in self.arrays.items()}
-            self.mask = np.ones_like(self.mask)
 
     @staticmethod
     def gather(arrays: dict[str, jax.Array], indices: jax.Array) -> dict[str, jax.Array]:

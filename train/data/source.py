@@ -152,7 +152,7 @@ class Source:
                     mask[row] = 0
         return {"image": images, "label": labels, "mask": mask, "skipped": skipped}
 
-    def arrays(self, threads: int = 4) -> dict[str, Any]:
+    def arrays(self, threads: int = 4, replace: bool = False) -> dict[str, Any]:
         """The whole source with the evaluation crop, in order: as `read`, with B = N. Decodes in `threads` threads."""
         chunk = 512
         starts = range(0, self.count, chunk)
@@ -163,8 +163,12 @@ class Source:
             "mask": np.empty(self.count, np.float32),
             "skipped": 0,
         }
+
+        def read(start: int) -> dict[str, Any]:
+            return self.read(indices[start : start + chunk], replace=replace)
+
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            for start, part in zip(starts, pool.map(lambda s: self.read(indices[s : s + chunk]), starts), strict=True):
+            for start, part in zip(starts, pool.map(read, starts), strict=True):
                 for key in ("image", "label", "mask"):
                     batch[key][start : start + chunk] = part[key]
                 batch["skipped"] += part["skipped"]
