@@ -8,6 +8,7 @@
 import dataclasses
 import functools
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,10 +25,19 @@ runtime.tune()
 # Beginning of a name: the module of its family, imported when it is needed. Such a module has a table VARIANTS of
 # partial applications of module classes to fields.
 FAMILIES = {
+    "alexnet": "models.alexnet",
+    "convnext": "models.convnext",
+    "densenet": "models.densenet",
+    "lenet": "models.lenet",
+    "mobilenet": "models.mobilenet",
     "plain": "models.resnet",
     "preresnet": "models.resnet",
     "resnet": "models.resnet",
     "resnext": "models.resnet",
+    "swin": "models.swin",
+    "transformer": "models.transformer",
+    "vgg": "models.vgg",
+    "vit": "models.vit",
     "wide_resnet": "models.resnet",
 }
 # A field by the name that users give it, where flax has taken that name.
@@ -76,15 +86,22 @@ def _variant(name: str) -> functools.partial:
 
 
 def initialize(
-    model: nn.Module, rng: jax.Array, input_shape: tuple[int, ...], dtype: Any = jnp.float32
+    model: nn.Module, rng: jax.Array, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStruct]
 ) -> dict[str, Any]:
     """Draws a model's variables in one jitted call: {"params": ..., "batch_stats": ... where there is batch norm}.
 
     Args:
       model: from `create`, or any module that takes images.
       rng: a key; each parameter's draw depends on it and on the parameter's path alone.
-      input_shape: [N, H, W, C] of images; of these only C matters to most networks.
-      dtype: of the images.
+      inputs: [N, H, W, C] of float32 images, of which only C matters to most networks; or shapes and types of
+        everything the model is called with, as `model.example()` gives them.
     """
     with lowering("plain"):
-        return jit_once(lambda rng: model.init(rng, jnp.zeros(input_shape, dtype)))(rng)
+        return jit_once(lambda rng: model.init(rng, *(jnp.zeros(x.shape, x.dtype) for x in abstract(inputs))))(rng)
+
+
+def abstract(inputs: Sequence[int] | Sequence[jax.ShapeDtypeStruct]) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes and types of a model's inputs; a plain shape is one of float32 images."""
+    if all(isinstance(x, jax.ShapeDtypeStruct) for x in inputs) and inputs:
+        return tuple(inputs)
+    return (jax.ShapeDtypeStruct(tuple(inputs), jnp.float32),)

@@ -167,15 +167,11 @@ class ResNet(Classifier):
         sizes = self.stage_sizes
         if not isinstance(sizes, (tuple, list)) or not sizes or any(not has_type(n, int) or n < 1 for n in sizes):
             raise UserError(f"stage_sizes={sizes} must be the numbers of blocks of the stages, as (2, 2, 2, 2)")
-        for field in ("width", "widen", "num_classes", "groups", "base_width"):
+        for field in ("width", "widen", "groups", "base_width"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} must be at least 1")
         if self._inner(0) < 1:
             raise UserError(f"width={self.width} with base_width={self.base_width} leaves no channels in a bottleneck")
-
-    @property
-    def resolution(self) -> int:
-        return 224 if self.stem == "imagenet" else 32
 
     def _planes(self, stage: int) -> int:
         return self.width * self.widen * 2**stage
@@ -220,7 +216,7 @@ class ResNet(Classifier):
 
 
 _net = functools.partial
-_CIFAR = {"stem": "cifar", "width": 16, "num_classes": 10}
+_CIFAR = {"stem": "cifar", "width": 16, "num_classes": 10, "image_size": 32}
 _SIZES = {  # depth: (blocks of each stage, bottleneck); He 2016, table 1; 200: He 2016b, table 5
     18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True), 101: ((3, 4, 23, 3), True),
     152: ((3, 8, 36, 3), True), 200: ((3, 24, 36, 3), True),

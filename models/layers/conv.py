@@ -61,6 +61,11 @@ def lowering(name: str) -> Iterator[None]:
         _lowering.reset(token)
 
 
+def plain_wanted() -> bool:
+    """Whether the program that is being traced is inside of `lowering("plain")`."""
+    return _lowering.get() == "plain"
+
+
 def chosen_lowering(x_shape, kernel_shape, strides, padding, dilation, groups, backend: str) -> str:
     """Names the formulation (module docstring) of a convolution of these shapes on `backend` ("cpu", "gpu", ...)."""
     _, height, width, channels = x_shape
@@ -105,7 +110,7 @@ def conv2d(
     strides, dilation = tuple(strides), tuple(dilation)
     padding = tuple((int(low), int(high)) for low, high in padding)
     name = "plain"
-    if _lowering.get() == "auto":
+    if not plain_wanted():
         backend = jax.default_backend()
         name = chosen_lowering(x.shape, kernel.shape, strides, padding, dilation, groups, backend)
     if name == "matmul":
@@ -431,11 +436,29 @@ class Conv(nn.Module):
             raise UserError(f"convolution {'/'.join(self.path)}: {x.shape[-1]} channels in and {self.features} out "
                             f"cannot be dealt into {self.groups} groups")
         shape = (*size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        kernel = self.effective(self.param("kernel", self.kernel_init, shape, self.param_dtype))
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv2d(x, kernel, strides, padding, dilation, self.groups)
         return y if bias is None else y + bias
+
+    def effective(self, kernel: jax.Array) -> jax.Array:
+        """The kernel to convolve with, of the kernel that is learned."""
+        return kernel
+
+
+class StandardizedConv(Conv):
+    """Convolution by kernels of zero mean and unit variance for each output feature: weight standardization.
+
+    Qiao et al. 2019, arXiv 1903.10520, eq. 4 to 6, with the epsilon of BiT's published networks.
+    """
+
+    epsilon: float = 1e-8
+
+    def effective(self, kernel: jax.Array) -> jax.Array:
+        """kernel [kh, kw, C / groups, D], standardized over all axes but D."""
+        centred = kernel - kernel.mean((0, 1, 2))
+        return centred * lax.rsqrt(jnp.square(centred).mean((0, 1, 2)) + self.epsilon)
 
 
 class Dense(nn.Module):

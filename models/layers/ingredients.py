@@ -5,15 +5,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from models.errors import UserError, choice_error
 from models.layers.activation import activation
-from models.layers.conv import Conv, Dense
+from models.layers.conv import Conv, Dense, StandardizedConv
 from models.layers.init import init
 from models.layers.norm import norm
 
 SYNC_AXIS = "batch"  # the device axis of a training step
+CONVS = {"standard": Conv, "standardized": StandardizedConv}
+DENSES = {"standard": Dense}
 
 
 class Ingredients(NamedTuple):
@@ -37,11 +40,14 @@ class Classifier(nn.Module):
 
     Attributes:
       num_classes: of the logits.
+      image_size: height and width of the images that the network is made for. Networks whose parameters depend on it
+        say so; all others take any size, and this is what tools choose where nobody says.
       norm: see layers/norm.py.
       act: see layers/activation.py.
       kernel_init: of every kernel, stem and head included, see layers/init.py; biases start at zero. `models.create`
         and configs call it `init`, a name that flax modules have taken.
-      conv, dense: "standard", or a class with the fields of layers/conv.py's Conv and Dense, for every such layer.
+      conv, dense: "standard", for conv also "standardized" (weight standardization), or a class with the fields of
+        layers/conv.py's Conv and Dense, for every such layer.
       sync_norm: whether batch statistics are averaged over the devices of a training step.
       dtype: of the computation, e.g. "bfloat16"; None for float32. Parameters, statistics and logits stay float32.
 
@@ -50,6 +56,7 @@ class Classifier(nn.Module):
     """
 
     num_classes: int = 1000
+    image_size: int = 224
     norm: str | Callable = "batch"
     act: str | Callable = "relu"
     kernel_init: str | Callable = "msra"
@@ -62,35 +69,38 @@ class Classifier(nn.Module):
         self.ingredients(train=False)
         if self.sync_norm and isinstance(self.norm, str) and self.norm != "batch":
             raise UserError(f"sync_norm=True is for norm 'batch'; norm '{self.norm}' has nothing to synchronize")
+        for field in ("num_classes", "image_size"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field}={getattr(self, field)} must be at least 1")
         self.check()
         super().__post_init__()
 
     def check(self) -> None:
         """Raises UserError where the fields of a family contradict each other."""
 
-    @property
-    def resolution(self) -> int:
-        """Height and width of the images that the network was designed for."""
-        return 224
+    def example(self, size: int | None = None, channels: int = 3) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Abstract inputs of one example: images [1, size, size, channels], size `image_size` if None."""
+        size = self.image_size if size is None else size
+        return (jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32),)
 
     def ingredients(self, train: bool) -> Ingredients:
         """Resolves the fields for one call."""
         kernels = {"kernel_init": init(self.kernel_init), "dtype": _dtype(self.dtype)}
         axis_name = SYNC_AXIS if self.sync_norm and train else None
         return Ingredients(
-            conv=functools.partial(_layer("conv", self.conv, Conv), use_bias=self.norm == "none", **kernels),
-            dense=functools.partial(_layer("dense", self.dense, Dense), **kernels),
+            conv=functools.partial(_layer("conv", self.conv, CONVS), use_bias=self.norm == "none", **kernels),
+            dense=functools.partial(_layer("dense", self.dense, DENSES), **kernels),
             norm=norm(self.norm, train=train, dtype=kernels["dtype"], axis_name=axis_name),
             act=activation(self.act),
         )
 
 
-def _layer(field: str, spec: str | Callable, standard: Callable) -> Callable:
+def _layer(field: str, spec: str | Callable, known: dict[str, Callable]) -> Callable:
     if callable(spec):
         return spec
-    if spec != "standard":
-        raise choice_error(field, spec, ("standard",))
-    return standard
+    if spec not in known:
+        raise choice_error(field, spec, known)
+    return known[spec]
 
 
 def _dtype(spec: Any) -> Any:
