@@ -25,7 +25,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from absl import flags
 from jax.extend.core import Literal
 from rich.console import Console
@@ -157,21 +156,21 @@ def _pixels(pair: tuple[int, int] | None) -> str:
     return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]} x {pair[1]}"
 
 
-def analyze(model: nn.Module, input_shape: Sequence[int], dtype: Any = jnp.float32) -> Complexity:
+def analyze(model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStruct]) -> Complexity:
     """Traces a model on abstract values and adds up its cost for one example.
 
     Args:
-      model: a module with `__call__(images, train=False)`; rng streams "params" and "dropout" are there for it.
-      input_shape: [1, H, W, C] of images.
-      dtype: of the images.
+      model: a module with `__call__(*inputs, train=False)`; rng streams "params" and "dropout" are there for it.
+      inputs: [1, H, W, C] of float32 images; or shapes and types of all that the model is called with, as
+        `model.example()` gives them. Receptive fields are of the first, where it has four axes.
 
     Raises:
-      UserError: input_shape is not that of one example.
+      UserError: the inputs are not those of one example.
     """
-    input_shape = tuple(input_shape)
-    if not input_shape or input_shape[0] != 1:
+    inputs = models.abstract(inputs)
+    input_shape = inputs[0].shape
+    if not input_shape or any(x.shape[0] != 1 for x in inputs):
         raise UserError(f"analyze: input_shape {input_shape} must begin with 1, a batch of one example")
-    images = jax.ShapeDtypeStruct(input_shape, dtype)
     key = jax.eval_shape(lambda: jax.random.key(0))
     modules: dict[Path, list] = {}  # path: [class name, shape, bytes], in the order of completion
 
@@ -184,19 +183,20 @@ def analyze(model: nn.Module, input_shape: Sequence[int], dtype: Any = jnp.float
             entry[2] += sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         return result
 
-    def forward(variables, images):
-        logits, marks = capture(model, variables, images)
+    def forward(variables, *inputs):
+        logits, marks = capture(model, variables, *inputs)
         endpoints.update((name, mark.shape) for name, mark in marks.items())
         return logits, list(marks.values())
 
     endpoints: dict[str, tuple[int, ...]] = {}
     with lowering("plain"):
-        variables = jax.eval_shape(model.init, key, images)
+        variables = jax.eval_shape(model.init, key, *inputs)
         with nn.intercept_methods(record):
-            program = jax.make_jaxpr(forward)(variables, images)
-        kept = _kept_bytes(model, variables, images, key, modules)
+            program = jax.make_jaxpr(forward)(variables, *inputs)
+        kept = _kept_bytes(model, variables, inputs, key, modules)
     walk = traced.Walk(modules)
-    views = walk.run(program, [None] * len(jax.tree.leaves(variables)) + [traced.View(axes=(1, 2))])
+    seen = [traced.View(axes=(1, 2)) if len(input_shape) == 4 else traced.WHOLE] + [traced.WHOLE] * (len(inputs) - 1)
+    views = walk.run(program, [None] * len(jax.tree.leaves(variables)) + seen)
     endpoint_views = dict(zip(endpoints, views[len(views) - len(endpoints) :], strict=True))
     params = _params(variables["params"], modules)
 
@@ -236,24 +236,24 @@ def _params(tree: Any, modules: Collection[Path]) -> dict[Path, int]:
     return dict(counts)
 
 
-def _kept_bytes(model, variables, images, key, modules: Collection[Path]) -> dict[Path, int]:
+def _kept_bytes(model, variables, inputs, key, modules: Collection[Path]) -> dict[Path, int]:
     """Bytes of what the training pass keeps for its gradient, by the module that made it.
 
     Parameters, what is computed from them alone, and constants are not counted: they do not grow with the batch.
     """
     state = {name: tree for name, tree in variables.items() if name != "params"}
 
-    def residuals(images, key, params, state):
+    def residuals(inputs, key, params, state):
         def apply(params):
             return model.apply(
-                {"params": params, **state}, images, train=True, mutable=list(state), rngs={"dropout": key})
+                {"params": params, **state}, *inputs, train=True, mutable=list(state), rngs={"dropout": key})
 
         return jax.tree.leaves(jax.vjp(apply, params, has_aux=True)[1])
 
-    program = jax.make_jaxpr(residuals)(images, key, variables["params"], state).jaxpr
-    image, noise = program.invars[:2]
-    made_by = {image: ()}
-    grows = {image, noise}
+    program = jax.make_jaxpr(residuals)(inputs, key, variables["params"], state).jaxpr
+    examples, noise = program.invars[: len(inputs)], program.invars[len(inputs)]
+    made_by = dict.fromkeys(examples, ())
+    grows = {*examples, noise}
     walk = traced.Walk(modules)
     for eqn in program.eqns:
         if any(not isinstance(atom, Literal) and atom in grows for atom in eqn.invars):
@@ -282,9 +282,10 @@ def main(argv: Sequence[str]) -> int:
             return 0
         if len(names) != 1:
             raise UserError(f"one model is needed, got {len(names)}: python -m models.complexity NAME")
-        model = models.create(names[0], **({"norm": options.norm} if options.norm else {}))
-        resolution = options.resolution or model.resolution
-        cost = analyze(model, (1, resolution, resolution, options.channels))
+        asked = {"norm": options.norm, "image_size": options.resolution}
+        model = models.create(names[0], **{field: value for field, value in asked.items() if value})
+        is_of_images = "image_size" in models.fields(names[0])
+        cost = analyze(model, model.example(channels=options.channels) if is_of_images else model.example())
         if options.csv:
             cost.write_csv(options.csv)
     except (UserError, flags.Error, OSError) as error:

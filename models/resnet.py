@@ -21,6 +21,7 @@ from models.errors import UserError, choice_error, has_type
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.regularize import Dropout, StochasticDepth
+from models.weights.layouts import Layout
 
 CHOICES = {"stem": ("imagenet", "cifar"), "shortcut": ("A", "B", "C", "none"), "stride_in": ("3x3", "1x1")}
 EXPANSION = 4  # channels of a bottleneck's output per channel inside; He 2016, table 1
@@ -250,3 +251,17 @@ VARIANTS = {
     **{f"wide_resnet{6 * n + 4}_{k}": _net(ResNet, stage_sizes=(n,) * 3, widen=k, preact=True, **_CIFAR)
        for n, k in ((2, 4), (2, 8), (4, 10), (6, 2), (6, 4))},
 }
+
+
+def layouts(model: ResNet) -> dict[str, Layout]:
+    """torchvision's and timm's, which are the same, of networks with their stem and activations after the sum."""
+    if model.stem != "imagenet" or model.preact:
+        return {}
+    layout = Layout(rules=[
+        ("stem_conv", "conv1"), ("stem_norm", "bn1"), ("head", "fc"),
+        (r"stage(\d)/block(\d+)/conv(\d)", r"layer\1.\2.conv\3"),
+        (r"stage(\d)/block(\d+)/norm(\d)", r"layer\1.\2.bn\3"),
+        (r"stage(\d)/block(\d+)/downsample_conv", r"layer\1.\2.downsample.0"),
+        (r"stage(\d)/block(\d+)/downsample_norm", r"layer\1.\2.downsample.1"),
+    ])
+    return {"torchvision": layout, "timm": layout}

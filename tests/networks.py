@@ -19,14 +19,15 @@ PARAMETERS = {
     "wide_resnet16_4": 2_748_890, "wide_resnet16_8": 10_961_370, "wide_resnet28_10": 36_479_194,  # Z: 36.5M (the last)
     "wide_resnet40_2": 2_243_546, "wide_resnet40_4": 8_949_210,
 }
-SMALL = {  # one small network of each kind of block, to run
+# One small network of each kind of block, to run on images of 32 x 32.
+SMALL = {
     "basic": ("resnet8", {"stage_sizes": (1, 1), "width": 8}),
     "bottleneck": ("resnext50_32x4d", {"stage_sizes": (1, 1), "width": 8, "groups": 4, "base_width": 16,
                                        "num_classes": 10}),
     "preact": ("wide_resnet16_4", {"stage_sizes": (1, 1), "width": 4, "widen": 2, "shortcut": "A"}),
 }
-# One other value for each field of a class of networks, and the kind of SMALL to try it on; each must change the
-# parameters' shapes, their values or the output in training.
+# For each class of networks one other value for each of its fields, and the kind of SMALL to try it on; each must
+# change the parameters' shapes, their values or the output in training. "spy" is replaced by the spy for that field.
 PERTURBED = {
     "ResNet": {
         "num_classes": ("basic", 7), "norm": ("basic", "group:2"), "act": ("basic", "silu"),
@@ -38,3 +39,6 @@ PERTURBED = {
         "zero_gamma": ("basic", True), "stochastic_depth": ("basic", 0.5), "dropout": ("basic", 0.5),
     },
 }
+# Fields that change neither on one device: they act on several devices (test_norm), on memory, or, image_size, only
+# where a family's parameters depend on it.
+ELSEWHERE = {"sync_norm", "remat", "image_size"}

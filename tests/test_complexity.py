@@ -18,7 +18,7 @@ from models.errors import UserError
 from models.layers.conv import Conv, Dense
 from models.layers.endpoint import Endpoint
 from models.traced import View, Walk
-from tests.test_models import PARAMETERS
+from tests.networks import PARAMETERS
 
 # architectures.csv: convolutions and matrix products at 224 x 224, in 1e9.
 MULT_ADDS = {"resnet18": 1.814, "resnet34": 3.664, "resnet50": 4.089, "resnet101": 7.801, "resnet152": 11.514,

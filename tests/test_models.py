@@ -12,9 +12,11 @@ import pytest
 import models
 from models.errors import UserError
 from models.layers.conv import Conv, Dense, lowering
+from models.layers.ingredients import Classifier
 from models.layers.init import jit_once
-from models.layers.norm import NoNorm
+from models.layers.norm import BatchNorm, ChannelNorm, GroupNorm, InstanceNorm, NoNorm
 from tests.golden import drawn
+from tests.networks import ELSEWHERE, PARAMETERS, PERTURBED, SMALL
 
 IMAGES = jnp.asarray(drawn.images("models", (4, 32, 32, 3)))
 
@@ -23,8 +25,8 @@ def count(tree):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def small(family, **fields):
-    name, own = FAMILIES[family]
+def small(kind, **fields):
+    name, own = SMALL[kind]
     return models.create(name, **{**own, **fields})
 
 
@@ -38,14 +40,15 @@ def test_the_table_holds_every_registered_name():
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_and_logits_of_every_network(name):
-    """Abstractly, at the network's own resolution: the count, the collections, shape and type of the logits."""
+    """Abstractly, for the network's own example: the count, the collections, shape and type of the logits."""
     model = models.create(name)
-    images = jax.ShapeDtypeStruct((1, model.resolution, model.resolution, 3), jnp.float32)
     with lowering("plain"):
-        logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+        logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), *model.example())
     assert count(variables["params"]) == PARAMETERS[name]
     assert set(variables) <= {"params", "batch_stats"}
-    assert logits.shape == (1, model.num_classes) and logits.dtype == jnp.float32
+    assert logits.dtype == jnp.float32
+    if isinstance(model, Classifier):
+        assert logits.shape == (1, model.num_classes)
 
 
 def test_initialize_gives_the_variables_and_nothing_else():
@@ -57,16 +60,18 @@ def test_initialize_gives_the_variables_and_nothing_else():
     jax.tree.map(np.testing.assert_array_equal, variables, again)
 
 
-@pytest.mark.parametrize("family,dtype", [("basic", "bfloat16"), ("bottleneck", None), ("preact", "bfloat16")])
-def test_every_parameter_learns_and_statistics_change_in_training_alone(family, dtype):
-    model = small(family, dtype=dtype, stochastic_depth=0.1, dropout=0.1)
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("kind", SMALL)
+def test_every_parameter_learns_and_statistics_change_in_training_alone(kind, dtype):
+    regularized = {field: 0.1 for field in ("stochastic_depth", "dropout") if field in models.fields(SMALL[kind][0])}
+    model = small(kind, dtype=dtype, num_classes=10, **regularized)
     variables = models.initialize(model, jax.random.key(0), IMAGES.shape)
-    params, state = variables["params"], variables["batch_stats"]
+    params, state = variables["params"], variables.get("batch_stats", {})
 
     def loss(params, train):
         logits, updated = model.apply({"params": params, "batch_stats": state}, IMAGES, train=train,
                                       mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})
-        return -jax.nn.log_softmax(logits)[:, 3].mean(), (logits, updated["batch_stats"])
+        return -jax.nn.log_softmax(logits)[:, 3].mean(), (logits, updated.get("batch_stats", {}))
 
     gradient_of = jit_once(jax.value_and_grad(functools.partial(loss, train=True), has_aux=True))
     (_, (logits, updated)), gradient = gradient_of(params)
@@ -81,24 +86,39 @@ def test_every_parameter_learns_and_statistics_change_in_training_alone(family, 
     jax.tree.map(np.testing.assert_array_equal, same, state)
 
 
-def primitives(model, train=False):
-    """Names of all operations of the forward pass with the names of the modules they are in."""
-    found = []
-
-    def walk(jaxpr, outer):
+def operations(model, train=False):
+    """All operations of the forward pass; those that call a program are there besides what they call."""
+    def walk(jaxpr):
         for eqn in jaxpr.eqns:
-            stack = f"{outer}/{eqn.source_info.name_stack}"
-            bodies = list(jax.extend.core.jaxprs_in_params(eqn.params))
-            found.append((eqn.primitive.name, stack))
-            for body in bodies:
-                walk(body, stack)
+            yield eqn
+            for body in jax.extend.core.jaxprs_in_params(eqn.params):
+                yield from walk(body)
 
     def forward(variables, images):
         return model.apply(variables, images, train=train, mutable=["batch_stats"])
 
     with lowering("plain"):
-        walk(jax.make_jaxpr(forward)(abstract(model), IMAGES).jaxpr, "")
-    return found
+        return list(walk(jax.make_jaxpr(forward)(abstract(model), IMAGES).jaxpr))
+
+
+def layer_calls(model):
+    """How often the model calls a Conv, a Dense, a norm and `act`."""
+    calls = dict.fromkeys(("conv", "dense", "norm", "act"), 0)
+    kinds = {"conv": Conv, "dense": Dense, "norm": (BatchNorm, GroupNorm, InstanceNorm, ChannelNorm)}
+
+    def read(call, args, kwargs, context):
+        for field, kind in kinds.items():
+            calls[field] += isinstance(context.module, kind) and context.method_name == "__call__"
+        return call(*args, **kwargs)
+
+    def act(x):
+        calls["act"] += 1
+        return x
+
+    variables = abstract(model)
+    with nn.intercept_methods(read):
+        jax.eval_shape(model.clone(act=act).apply, variables, IMAGES)
+    return calls
 
 
 class SpyConv(nn.Module):
@@ -107,15 +127,18 @@ class SpyConv(nn.Module):
     features: int
     kernel_size: int
     strides: int = 1
+    padding: int | None = None
     groups: int = 1
     use_bias: bool = False
     kernel_init: object = None
+    bias_init: object = None
     dtype: object = None
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        x = x[:, :: self.strides, :: self.strides]
+        size, padding = self.kernel_size, self.kernel_size // 2 if self.padding is None else self.padding
+        x = nn.avg_pool(x, (size, size), (self.strides, self.strides), ((padding, padding), (padding, padding)))
         return jnp.tanh((x[..., None] * kernel).sum(-2))
 
 
@@ -135,96 +158,91 @@ class SpyNorm(nn.Module):
     dtype: object = None
     axis_name: str | None = None
     scale_init: object = None
+    epsilon: float = 0.0
 
     def __call__(self, x):
         return jnp.cos(x)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_no_other_op_than_the_ingredients(family):
+SPIES = {"conv": SpyConv, "dense": SpyDense, "norm": SpyNorm, "act": jnp.arctan}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_no_other_op_than_the_ingredients(kind):
     """With a spy for each ingredient, none of the operations of the standard ones is left, and all spies are used."""
-    names = [name for name, _ in primitives(small(family))]
-    assert {"conv_general_dilated", "dot_general", "max", "rsqrt"} <= set(names)
-    convolutions = names.count("conv_general_dilated")
-    activations = names.count("max")
-    norms = names.count("rsqrt")
-
-    spied = [name for name, _ in primitives(
-        small(family, norm=SpyNorm, act=jnp.exp, conv=SpyConv, dense=SpyDense))]
-    assert not {"conv_general_dilated", "dot_general", "max", "rsqrt", "custom_vjp_call"} & set(spied)
-    assert spied.count("tanh") == convolutions
-    assert spied.count("sin") == 1
-    assert spied.count("exp") == activations
-    assert spied.count("cos") == norms
+    calls = layer_calls(small(kind))
+    assert calls["conv"] + calls["dense"] and calls["act"]
+    spied = operations(small(kind, **SPIES))
+    names = [eqn.primitive.name for eqn in spied]
+    assert not {"conv_general_dilated", "max", "erf", "erfc", "logistic", "custom_vjp_call"} & set(names)
+    for eqn in spied:  # products are attention's: of activations with activations, for each example
+        if eqn.primitive.name == "dot_general":
+            assert all(eqn.params["dimension_numbers"][1])
+    spy_ops = {"conv": "tanh", "dense": "sin", "norm": "cos", "act": "atan"}
+    assert {field: names.count(op) for field, op in spy_ops.items()} == calls
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_without_norm_there_is_none(family):
-    model = small(family, norm="none")
+@pytest.mark.parametrize("kind", SMALL)
+def test_without_norm_there_is_none(kind):
+    model = small(kind, norm="none")
     variables = abstract(model)
     assert set(variables) == {"params"}
-    assert "rsqrt" not in [name for name, _ in primitives(model, train=True)]
-    convolutions = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])
-                    if path[-1].key == "kernel"]
-    biases = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"]) if path[-1].key == "bias"]
-    assert len(biases) == len(convolutions)  # nothing else could shift what a convolution gives
+    assert layer_calls(model)["norm"] == 0
+    paths = [tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])]
+    kernels, biases = ({path[:-1] for path in paths if path[-1] == leaf} for leaf in ("kernel", "bias"))
+    assert biases == kernels  # nothing else could shift what a convolution gives
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_kernel_is_drawn_by_init(family):
+@pytest.mark.parametrize("kind", SMALL)
+def test_every_kernel_is_drawn_by_init(kind):
     seen = []
 
     def spy(key, shape, dtype):
         seen.append(shape)
         return jnp.full(shape, 0.5, dtype)
 
-    variables = jax.jit(small(family, init=spy).init)(jax.random.key(0), IMAGES)
+    variables = jax.jit(small(kind, init=spy).init)(jax.random.key(0), IMAGES)
     kernels = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
                if path[-1].key == "kernel"]
     assert kernels and all((kernel == 0.5).all() for kernel in kernels)
     assert sorted(seen) == sorted(kernel.shape for kernel in kernels)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_dtype_reaches_every_convolution_and_product(family):
-    model = small(family, dtype="bfloat16")
-    with lowering("plain"):
-        text = str(jax.make_jaxpr(lambda v: model.apply(v, IMAGES))(abstract(model)))
-    lines = [line for line in text.splitlines() if "= conv_general_dilated[" in line or "= dot_general[" in line]
-    assert lines and all(":bf16[" in line for line in lines)
+@pytest.mark.parametrize("kind", SMALL)
+def test_dtype_reaches_every_convolution_and_product(kind):
+    found = [eqn for eqn in operations(small(kind, dtype="bfloat16"))
+             if eqn.primitive.name in ("conv_general_dilated", "dot_general")]
+    assert found and all(atom.aval.dtype == jnp.bfloat16 for eqn in found for atom in eqn.invars)
 
 
-# One other value for each field of ResNet; each must change the parameters' shapes, their values or the output.
-PERTURBED = {
-    "num_classes": ("basic", 7), "norm": ("basic", "group:2"), "act": ("basic", "silu"),
-    "init": ("basic", "xavier_normal"), "conv": ("basic", SpyConv), "dense": ("basic", SpyDense),
-    "dtype": ("basic", "bfloat16"),
-    "stage_sizes": ("basic", (1, 2, 1)), "bottleneck": ("basic", True), "stem": ("basic", "imagenet"),
-    "width": ("basic", 4), "widen": ("basic", 2), "groups": ("bottleneck", 2), "base_width": ("bottleneck", 32),
-    "stride_in": ("bottleneck", "1x1"), "shortcut": ("basic", "B"), "preact": ("basic", True),
-    "zero_gamma": ("basic", True), "stochastic_depth": ("basic", 0.5), "dropout": ("basic", 0.5),
-}
-ELSEWHERE = {"sync_norm", "remat"}  # act on several devices and on memory: test_norm, test_resnet
+@pytest.mark.parametrize("family", PERTURBED)
+def test_every_field_is_perturbed(family):
+    kinds = {kind for kind, _ in PERTURBED[family].values()}
+    for kind in kinds:
+        assert type(small(kind)).__name__ == family
+    fields = models.fields(SMALL[min(kinds)][0])
+    assert set(fields) - ELSEWHERE <= set(PERTURBED[family]) <= set(fields)
 
 
-def test_every_field_is_perturbed():
-    assert set(models.fields("resnet8")) == set(PERTURBED) | ELSEWHERE
+def test_every_class_of_networks_is_perturbed():
+    assert {type(small(kind)).__name__ for kind in SMALL} == set(PERTURBED)
 
 
 @functools.cache
-def trained_output(family, **fields):
-    """Training-mode logits, as a function of the parameters' shapes and values, of a small network."""
-    model = small(family, **{"stage_sizes": (1, 1), **fields})
-    variables = models.initialize(model, jax.random.key(0), (1, 8, 8, 3))
-    run = jit_once(lambda variables: model.apply(variables, IMAGES[:, :8, :8], train=True, mutable=["batch_stats"],
+def trained_output(kind, **fields):
+    """Variables, and training-mode logits, of a small network."""
+    model = small(kind, **fields)
+    variables = models.initialize(model, jax.random.key(0), IMAGES.shape)
+    run = jit_once(lambda variables: model.apply(variables, IMAGES, train=True, mutable=["batch_stats"],
                                                  rngs={"dropout": jax.random.key(1)})[0])
     return variables, run(variables)
 
 
-@pytest.mark.parametrize("field", PERTURBED)
-def test_every_field_changes_something(field):
-    family, value = PERTURBED[field]
-    (base, base_logits), (changed, logits) = trained_output(family), trained_output(family, **{field: value})
+@pytest.mark.parametrize("family,field", [(family, field) for family in PERTURBED for field in PERTURBED[family]])
+def test_every_field_changes_something(family, field):
+    kind, value = PERTURBED[family][field]
+    value = SPIES[field] if value == "spy" else value
+    (base, base_logits), (changed, logits) = trained_output(kind), trained_output(kind, **{field: value})
     if jax.tree.map(jnp.shape, base) == jax.tree.map(jnp.shape, changed) and base_logits.shape == logits.shape:
         assert not np.allclose(logits, base_logits, rtol=1e-4, atol=1e-5)
 

@@ -1,6 +1,4 @@
-"""models/resnet.py: equal to torchvision's networks (golden/make_resnet.py), and what each field does."""
-
-import pathlib
+"""models/resnet.py: what each field does. test_parity.py has the comparison with torchvision."""
 
 import flax.linen as nn
 import jax
@@ -15,53 +13,9 @@ from models.layers.init import jit_once
 from models.layers.regularize import StochasticDepth
 from tests.golden import drawn
 
-GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "resnet.npz")
-SHORT = {"wide_resnet50_2": {"stage_sizes": (1, 1, 1, 1)}, "resnext50_32x4d": {"stage_sizes": (1, 1, 1, 1)}}
-CASES = sorted({tuple(key.split("/")[:2]) for key in GOLDEN.files})
-
-
-def abstract(model, channels=3):
-    size = model.resolution
-    images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), images)
-
-
-def drawn_variables(model):
-    def draw(path, leaf):
-        return jnp.asarray(drawn.weight("/".join(key.key for key in path[1:]), leaf.shape))
-
-    return jax.tree_util.tree_map_with_path(draw, abstract(model))
-
-
-@pytest.mark.parametrize("name", sorted({name for name, _ in CASES}))
-def test_equals_torchvision(name):
-    """Logits in both modes and the statistics that training updates, with drawn weights and statistics."""
-    model = models.create(name, num_classes=10, **SHORT.get(name, {}))
-    variables = drawn_variables(model)
-
-    @jit_once
-    def run(variables, images):
-        trained, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        return model.apply(variables, images), trained, updated["batch_stats"]
-
-    for size in (size for case, size in CASES if case == name):
-        images = jnp.asarray(drawn.images(f"{(shape := tuple(map(int, size.split('x'))))}", shape))
-        evaluated, trained, stats = run(variables, images)
-        for mode, logits in (("eval", evaluated), ("train", trained)):
-            expected = GOLDEN[f"{name}/{size}/{mode}"]
-            np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max(), err_msg=mode)
-        recorded = [key for key in GOLDEN.files if key.startswith(f"{name}/{size}/s")]
-        assert len(recorded) == 6
-        for key in recorded:
-            value = stats
-            for part in key.split("/")[2:]:
-                value = value[part]
-            expected = GOLDEN[key]
-            np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max(), err_msg=key)
-
 
 def test_parameters_have_the_names_that_weights_are_mapped_by():
-    params = abstract(models.create("resnet50"))["params"]
+    params = drawn.abstract(models.create("resnet50"))["params"]
     assert set(params) == {"stem_conv", "stem_norm", "stage1", "stage2", "stage3", "stage4", "head"}
     assert set(params["stage2"]) == {"block0", "block1", "block2", "block3"}
     block = {"conv1", "norm1", "conv2", "norm2", "conv3", "norm3"}
@@ -70,7 +24,7 @@ def test_parameters_have_the_names_that_weights_are_mapped_by():
 
 
 def projections(name, **fields):
-    leaves = jax.tree_util.tree_leaves_with_path(abstract(models.create(name, **fields))["params"])
+    leaves = jax.tree_util.tree_leaves_with_path(drawn.abstract(models.create(name, **fields))["params"])
     return sum("downsample_conv" in jax.tree_util.keystr(path) for path, _ in leaves)
 
 
@@ -124,7 +78,7 @@ def test_stochastic_depth_grows_linearly_to_the_last_block():
         return call(*args, **kwargs)
 
     with nn.intercept_methods(read):
-        abstract(models.create("resnet50", stochastic_depth=0.2, stage_sizes=(1, 2, 1)))
+        drawn.abstract(models.create("resnet50", stochastic_depth=0.2, stage_sizes=(1, 2, 1)))
     assert rates == pytest.approx([0.05, 0.1, 0.15, 0.2])
 
 
@@ -133,7 +87,7 @@ def test_remat_changes_nothing_but_what_is_kept():
 
     def gradient(remat):
         model = models.create("resnet8", width=4, act="silu", dropout=0.3, remat=remat, stage_sizes=(1, 1))
-        state = drawn_variables(model)
+        state = drawn.variables(model)
 
         def loss(params):
             logits, _ = model.apply({**state, "params": params}, x, train=True, mutable=["batch_stats"],
@@ -152,7 +106,7 @@ def test_remat_changes_nothing_but_what_is_kept():
 def test_preactivation_is_that_of_the_paper():
     """He 2016b, fig. 1b and appendix: an identity path from the stem's activation to the final normalization."""
     model = models.create("preresnet20", width=4, zero_gamma=True, shortcut="A", stage_sizes=(2,))
-    params = abstract(model)["params"]
+    params = drawn.abstract(model)["params"]
     assert set(params["stage1"]["block0"]) == {"conv1", "norm2", "conv2"}  # the stem has done its first normalization
     assert set(params["stage1"]["block1"]) == {"norm1", "conv1", "norm2", "conv2"}
     assert "final_norm" in params

@@ -80,7 +80,7 @@ def setup(config: Mapping[str, Any]) -> Run:
     every = {"log": reader.log_every, "evaluate": reader.evaluate_every, "checkpoint": reader.checkpoint_every}
 
     model = models.create(reader.model.name, **{
-        "num_classes": len(feed.classes), "dtype": PRECISIONS[reader.precision],
+        "num_classes": len(feed.classes), "image_size": feed.image_shape[0], "dtype": PRECISIONS[reader.precision],
         **reader.model.to_dict(without=("name",))})
     task = tasks.create(reader.task, model, len(feed.classes))
     variables, task_state = task.init(jax.random.key(reader.seed), feed.image_shape)

@@ -29,7 +29,7 @@ class Endpoint(nn.Module):
 def capture(
     model: nn.Module,
     variables: Any,
-    images: jax.Array,
+    *inputs: jax.Array,
     names: Iterable[str] | None = None,
     add: Mapping[str, jax.Array] | None = None,
     **kwargs: Any,
@@ -37,7 +37,7 @@ def capture(
     """Applies a model and returns its activations as well.
 
     Args:
-      model, variables, images, **kwargs: as for `model.apply`; with `mutable`, the first result is what that returns.
+      model, variables, *inputs, **kwargs: as for `model.apply`; with `mutable`, the first result is what that returns.
       names: the endpoints to return; None for all.
       add: {name: array} added to these activations before the network goes on, so that the gradient by such an array
         of zeros is the gradient by the activation. What is returned has it added.
@@ -62,7 +62,7 @@ def capture(
         return x
 
     with nn.intercept_methods(read):
-        output = model.apply(variables, images, **kwargs)
+        output = model.apply(variables, *inputs, **kwargs)
     for name in (*(wanted or ()), *add):
         if name not in found:
             raise choice_error("endpoint", name, found)

@@ -1,4 +1,4 @@
-"""The fields that every classifier has, and what they resolve to: the ingredients that studies exchange."""
+"""The fields that every network has, and what they resolve to: the ingredients that studies exchange."""
 
 import functools
 from collections.abc import Callable
@@ -23,7 +23,8 @@ class Ingredients(NamedTuple):
     """Constructors of the layers of one call of a model, the model's fields bound; only `act` is a function of arrays.
 
     Attributes:
-      conv: conv(features, kernel_size, strides=1, ..., name=...), with a bias only where there is no normalization.
+      conv: conv(features, kernel_size, strides=1, ..., name=...), with a bias only where there is no normalization,
+        unless the network says `use_bias`; None in a network that has no convolutions.
       dense: dense(features, name=...), with a bias.
       norm: norm(name=..., scale_init=...).
       act: of an array.
@@ -35,64 +36,91 @@ class Ingredients(NamedTuple):
     act: Callable
 
 
-class Classifier(nn.Module):
-    """Base of the networks from images [N, H, W, C] to logits [N, num_classes], float32.
+class Network(nn.Module):
+    """Base of every network: the ingredients that all of them have.
 
     Attributes:
-      num_classes: of the logits.
-      image_size: height and width of the images that the network is made for. Networks whose parameters depend on it
-        say so; all others take any size, and this is what tools choose where nobody says.
       norm: see layers/norm.py.
       act: see layers/activation.py.
       kernel_init: of every kernel, stem and head included, see layers/init.py; biases start at zero. `models.create`
         and configs call it `init`, a name that flax modules have taken.
-      conv, dense: "standard", for conv also "standardized" (weight standardization), or a class with the fields of
-        layers/conv.py's Conv and Dense, for every such layer.
-      sync_norm: whether batch statistics are averaged over the devices of a training step.
+      dense: "standard", or a class with the fields of layers/conv.py's Dense, for every such layer.
       dtype: of the computation, e.g. "bfloat16"; None for float32. Parameters, statistics and logits stay float32.
 
     Raises:
       UserError: a field has a value that it cannot have, or that other fields leave without effect.
     """
 
-    num_classes: int = 1000
-    image_size: int = 224
     norm: str | Callable = "batch"
     act: str | Callable = "relu"
     kernel_init: str | Callable = "msra"
-    conv: str | Callable = "standard"
     dense: str | Callable = "standard"
-    sync_norm: bool = False
     dtype: Any = None
 
     def __post_init__(self):
         self.ingredients(train=False)
-        if self.sync_norm and isinstance(self.norm, str) and self.norm != "batch":
-            raise UserError(f"sync_norm=True is for norm 'batch'; norm '{self.norm}' has nothing to synchronize")
-        for field in ("num_classes", "image_size"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field}={getattr(self, field)} must be at least 1")
         self.check()
         super().__post_init__()
 
     def check(self) -> None:
         """Raises UserError where the fields of a family contradict each other."""
 
-    def example(self, size: int | None = None, channels: int = 3) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Abstract inputs of one example: images [1, size, size, channels], size `image_size` if None."""
-        size = self.image_size if size is None else size
-        return (jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32),)
+    def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes and types of what the network is called with, for one example."""
+        raise NotImplementedError
 
     def ingredients(self, train: bool) -> Ingredients:
         """Resolves the fields for one call."""
         kernels = {"kernel_init": init(self.kernel_init), "dtype": _dtype(self.dtype)}
-        axis_name = SYNC_AXIS if self.sync_norm and train else None
         return Ingredients(
-            conv=functools.partial(_layer("conv", self.conv, CONVS), use_bias=self.norm == "none", **kernels),
+            conv=None,
             dense=functools.partial(_layer("dense", self.dense, DENSES), **kernels),
-            norm=norm(self.norm, train=train, dtype=kernels["dtype"], axis_name=axis_name),
+            norm=norm(self.norm, train=train, dtype=kernels["dtype"], axis_name=self._norm_axis(train)),
             act=activation(self.act),
         )
+
+    def _norm_axis(self, train: bool) -> str | None:
+        return None
+
+
+class Classifier(Network):
+    """Base of the networks from images [N, H, W, C] to logits [N, num_classes], float32; the fields of Network, and:
+
+    Attributes:
+      num_classes: of the logits.
+      image_size: height and width of the images that the network is made for. Networks whose parameters depend on it
+        say so; all others take any size, and this is what tools choose where nobody says.
+      conv: "standard", "standardized" (weight standardization), or a class with the fields of layers/conv.py's Conv,
+        for every convolution.
+      sync_norm: whether batch statistics are averaged over the devices of a training step.
+    """
+
+    num_classes: int = 1000
+    image_size: int = 224
+    conv: str | Callable = "standard"
+    sync_norm: bool = False
+
+    def __post_init__(self):
+        if self.sync_norm and isinstance(self.norm, str) and self.norm != "batch":
+            raise UserError(f"sync_norm=True is for norm 'batch'; norm '{self.norm}' has nothing to synchronize")
+        for field in ("num_classes", "image_size"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field}={getattr(self, field)} must be at least 1")
+        super().__post_init__()
+
+    def example(self, size: int | None = None, channels: int = 3) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Images [1, size, size, channels]; size `image_size` if None."""
+        size = self.image_size if size is None else size
+        return (jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32),)
+
+    def ingredients(self, train: bool) -> Ingredients:
+        layers = super().ingredients(train)
+        conv = _layer("conv", self.conv, CONVS)
+        return layers._replace(
+            conv=functools.partial(conv, use_bias=self.norm == "none", **layers.dense.keywords))
+
+    def _norm_axis(self, train: bool) -> str | None:
+        return SYNC_AXIS if self.sync_norm and train else None
 
 
 def _layer(field: str, spec: str | Callable, known: dict[str, Callable]) -> Callable:

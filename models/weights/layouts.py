@@ -3,7 +3,8 @@
 A family's module has `layouts(model) -> {"torchvision": Layout(...), "timm": ...}`. A Layout's rules are tried in order
 on the path of each of our arrays; the first that matches gives the name on the other side. Most rules match a layer:
 
-  (r"stage(\\d)/block(\\d+)/conv(\\d)", lambda m: f"layer{m[1]}.{m[2]}.conv{m[3]}")      or, as here, r"layer\\1.\\2.conv\\3"
+  (r"stage(\\d)/block(\\d+)/conv(\\d)", lambda m: f"layer{m[1]}.{m[2]}.conv{m[3]}")
+  (r"stage(\\d)/block(\\d+)/conv(\\d)", r"layer\\1.\\2.conv\\3")
 
 and the arrays in it follow by the library's own convention (kernel -> weight, transposed). A rule that matches a whole
 path, with the array's name in it, gives the whole name. A rule's third item, if any, says how the shapes of the kernel

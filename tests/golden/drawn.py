@@ -1,9 +1,10 @@
 """Weights and images drawn by name, the same in the script that records a reference and in the test that reads it.
 
-Needs numpy alone. Arrays are in our layouts and by our paths; only outputs have to be stored.
+Arrays are in our layouts and by our paths; only outputs have to be stored.
 """
 
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -21,4 +22,31 @@ def weight(path: str, shape: tuple[int, ...]) -> np.ndarray:
         return drawn * np.float32(np.sqrt(2 / np.prod(shape[:-1])))
     if kind in ("scale", "var"):
         return np.float32(0.5) + np.float32(0.5) * np.square(drawn)
-    return np.float32(0.2) * drawn  # bias, mean
+    return np.float32(0.2) * drawn  # bias, mean, positions, ...
+
+
+def abstract(model: Any) -> Any:
+    """Shapes of a model's variables, for its own example."""
+    import jax
+
+    from models.layers.conv import lowering
+
+    with lowering("plain"):
+        return jax.eval_shape(model.init, jax.random.key(0), *model.example())
+
+
+def variables(model: Any) -> Any:
+    """A model's variables, each array by `weight`."""
+    return _filled(model, weight)
+
+
+def zeros(model: Any) -> Any:
+    """A model's variables, zeros that take no memory."""
+    return _filled(model, lambda path, shape: np.broadcast_to(np.float32(0), shape))
+
+
+def _filled(model, array):
+    import jax
+
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: array("/".join(key.key for key in path[1:]), leaf.shape), dict(abstract(model)))

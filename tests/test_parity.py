@@ -1,0 +1,57 @@
+"""Networks equal other libraries' with the same weights: the records that golden/make_FAMILY.py made."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models.layers.init import jit_once
+from models.weights.layouts import flatten
+from tests.golden import drawn
+from tests.golden.parity import manifest, projections, shapes_of
+
+GOLDEN = {path.stem: dict(np.load(path)) for path in sorted((pathlib.Path(__file__).parent / "golden").glob("*.npz"))}
+ABOUT = {family: json.loads(str(arrays["about"])) for family, arrays in GOLDEN.items() if "about" in arrays}
+CASES = [(family, label) for family, about in ABOUT.items() for label in about["cases"]]
+MANIFESTS = {name: entry for about in ABOUT.values() for name, entry in about["manifests"].items()}
+
+
+def close(ours, theirs, what):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max(), err_msg=what)
+
+
+@pytest.mark.parametrize("family,label", CASES)
+def test_equal(family, label):
+    """Logits in both modes and the statistics that training updates, with drawn weights and statistics."""
+    case, golden = ABOUT[family]["cases"][label], GOLDEN[family]
+    model = models.create(case["name"], **{
+        field: tuple(value) if isinstance(value, list) else value for field, value in case["fields"].items()})
+    variables = drawn.variables(model)
+    state = [name for name in variables if name != "params"]
+
+    @jit_once
+    def run(variables, images):
+        trained, updated = model.apply(variables, images, train=True, mutable=state,
+                                       rngs={"dropout": jax.random.key(0)}) if state else (None, {})
+        return model.apply(variables, images), trained, updated
+
+    assert case["shapes"]
+    for shape in map(tuple, case["shapes"]):
+        key = f"{label}|{'x'.join(map(str, shape))}"
+        logits, trained, updated = run(variables, jnp.asarray(drawn.images(key, shape)))
+        close(logits, golden[f"{key}|eval"], f"{key} eval")
+        assert (f"{key}|train" in golden) == ("batch_stats" in variables)
+        if "batch_stats" in variables:
+            close(trained, golden[f"{key}|train"], f"{key} train")
+            close(projections(flatten(updated)), golden[f"{key}|stats"], f"{key} statistics")
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_exported_names_and_shapes_are_those_of_the_library(name):
+    layout, digest, count = MANIFESTS[name]
+    shapes = shapes_of(models.create(name), layout)
+    assert len(shapes) == count and manifest(shapes) == digest
