@@ -11,37 +11,46 @@ import pytest
 from models.errors import UserError
 from models.layers import conv
 
-# x shape, kernel size, features, strides, padding, dilation, groups, lowering on a CPU
+# x shape, kernel size, features, strides, padding, dilation, groups, lowering on a CPU with and without the library
 CASES = [
-    ((2, 8, 8, 16), (3, 3), 16, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "two_columns"),
-    ((2, 7, 10, 3), (3, 3), 5, (1, 1), ((0, 2), (1, 1)), (1, 1), 1, "two_columns"),
-    ((2, 6, 8, 4), (3, 3), 8, (1, 1), ((0, 0), (0, 2)), (1, 1), 1, "two_columns"),
-    ((2, 9, 9, 8), (3, 3), 8, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "dense"),
-    ((2, 8, 12, 16), (3, 3), 32, (2, 2), ((1, 1), (1, 1)), (1, 1), 1, "four_phases"),
-    ((2, 8, 9, 16), (3, 3), 32, (2, 2), ((1, 1), (1, 1)), (1, 1), 1, "dense"),
-    ((2, 9, 11, 24), (3, 3), 20, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "dense"),
-    ((1, 23, 23, 3), (7, 7), 24, (2, 2), ((3, 3), (3, 3)), (1, 1), 1, "dense"),
-    ((1, 27, 27, 3), (11, 11), 8, (4, 4), ((2, 2), (2, 2)), (1, 1), 1, "dense"),
-    ((2, 8, 8, 16), (3, 3), 16, (1, 1), ((2, 2), (2, 2)), (2, 2), 1, "dense"),
-    ((2, 5, 7, 12), (1, 1), 9, (1, 1), ((0, 0), (0, 0)), (1, 1), 1, "matmul"),
-    ((2, 5, 8, 12), (1, 1), 9, (2, 2), ((0, 0), (0, 0)), (1, 1), 1, "matmul"),
-    ((3, 9, 8, 6), (3, 3), 6, (1, 1), ((1, 1), (1, 1)), (1, 1), 6, "depthwise"),
-    ((3, 9, 8, 6), (3, 3), 6, (2, 2), ((1, 1), (1, 1)), (1, 1), 6, "depthwise"),
-    ((2, 10, 7, 4), (5, 5), 12, (2, 1), ((2, 2), (2, 2)), (1, 1), 4, "depthwise"),
-    ((2, 9, 9, 5), (7, 7), 5, (1, 1), ((3, 3), (3, 3)), (1, 1), 5, "depthwise"),
-    ((2, 11, 12, 5), (3, 3), 5, (2, 2), ((2, 1), (0, 3)), (2, 2), 5, "depthwise"),
-    ((2, 8, 8, 4), (2, 2), 4, (3, 3), ((0, 0), (0, 0)), (1, 1), 4, "depthwise"),
-    ((2, 8, 8, 64), (3, 3), 64, (1, 1), ((1, 1), (1, 1)), (1, 1), 16, "grouped"),
-    ((2, 8, 9, 12), (3, 3), 24, (2, 2), ((1, 1), (1, 1)), (1, 1), 3, "grouped"),
-    ((2, 7, 7, 96), (5, 5), 80, (1, 1), ((2, 2), (2, 2)), (1, 1), 2, "grouped"),
-    ((2, 4, 6, 64), (1, 1), 32, (1, 1), ((0, 0), (0, 0)), (1, 1), 8, "grouped"),
+    ((2, 8, 8, 16), (3, 3), 16, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "native", "dense"),
+    ((2, 7, 10, 3), (3, 3), 5, (1, 1), ((0, 2), (1, 1)), (1, 1), 1, "dense", "dense"),
+    ((2, 8, 12, 16), (3, 3), 32, (2, 2), ((1, 1), (1, 1)), (1, 1), 1, "native", "dense"),
+    ((3, 9, 11, 32), (3, 3), 48, (2, 2), ((1, 1), (1, 1)), (1, 1), 1, "native", "dense"),
+    ((2, 9, 11, 24), (3, 3), 20, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "dense", "dense"),
+    ((1, 23, 23, 3), (7, 7), 32, (2, 2), ((3, 3), (3, 3)), (1, 1), 1, "native", "dense"),
+    ((1, 27, 27, 3), (11, 11), 16, (4, 4), ((2, 2), (2, 2)), (1, 1), 1, "native", "dense"),
+    ((2, 13, 12, 21), (5, 3), 16, (3, 2), ((2, 1), (0, 2)), (1, 2), 1, "native", "dense"),
+    ((2, 8, 8, 16), (3, 3), 16, (1, 1), ((2, 2), (2, 2)), (2, 2), 1, "native", "dense"),
+    ((2, 5, 5, 16), (3, 3), 64, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "native", "dense"),
+    ((18, 4, 3, 16), (2, 2), 16, (3, 3), ((0, 0), (0, 0)), (1, 1), 1, "native", "dense"),
+    ((3, 6, 6, 128), (3, 3), 160, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "native", "dense"),
+    ((1, 5, 5, 256), (3, 3), 256, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "native", "dense"),
+    ((2, 5, 7, 12), (1, 1), 9, (1, 1), ((0, 0), (0, 0)), (1, 1), 1, "matmul", "matmul"),
+    ((2, 5, 8, 12), (1, 1), 9, (2, 2), ((0, 0), (0, 0)), (1, 1), 1, "matmul", "matmul"),
+    ((2, 8, 12, 3), (4, 4), 16, (4, 4), ((0, 0), (0, 0)), (1, 1), 1, "matmul", "matmul"),
+    ((2, 9, 12, 3), (4, 4), 16, (4, 4), ((0, 0), (0, 0)), (1, 1), 1, "native", "dense"),
+    ((3, 9, 8, 6), (3, 3), 6, (1, 1), ((1, 1), (1, 1)), (1, 1), 6, "depthwise", "depthwise"),
+    ((3, 9, 8, 16), (3, 3), 16, (1, 1), ((1, 1), (1, 1)), (1, 1), 16, "native", "depthwise"),
+    ((3, 9, 8, 40), (3, 3), 40, (2, 2), ((1, 1), (1, 1)), (1, 1), 40, "native", "depthwise"),
+    ((2, 10, 7, 4), (5, 5), 12, (2, 1), ((2, 2), (2, 2)), (1, 1), 4, "depthwise", "depthwise"),
+    ((2, 9, 9, 17), (7, 7), 17, (1, 1), ((3, 3), (3, 3)), (1, 1), 17, "native", "depthwise"),
+    ((2, 1, 2, 48), (7, 7), 48, (1, 1), ((3, 3), (3, 3)), (1, 1), 48, "native", "depthwise"),
+    ((2, 11, 12, 20), (3, 3), 20, (2, 2), ((2, 1), (0, 3)), (2, 2), 20, "native", "depthwise"),
+    ((2, 8, 8, 4), (2, 2), 4, (3, 3), ((0, 0), (0, 0)), (1, 1), 4, "depthwise", "depthwise"),
+    ((2, 8, 8, 64), (3, 3), 64, (1, 1), ((1, 1), (1, 1)), (1, 1), 16, "native", "grouped"),
+    ((2, 7, 8, 32), (3, 3), 32, (2, 2), ((1, 1), (1, 1)), (1, 1), 4, "native", "grouped"),
+    ((2, 8, 7, 64), (3, 3), 96, (2, 1), ((1, 1), (1, 1)), (1, 1), 2, "native", "grouped"),
+    ((2, 8, 9, 12), (3, 3), 24, (2, 2), ((1, 1), (1, 1)), (1, 1), 3, "grouped", "grouped"),
+    ((2, 7, 7, 96), (5, 5), 80, (1, 1), ((2, 2), (2, 2)), (1, 1), 2, "grouped", "grouped"),
+    ((2, 4, 6, 64), (1, 1), 32, (1, 1), ((0, 0), (0, 0)), (1, 1), 8, "grouped", "grouped"),
 ]
 # one of each lowering: compilation is what these tests take their time for
-SMALL = [CASES[i] for i in (2, 4, 11, 13, 19)]
+SMALL = [CASES[i] for i in (0, 4, 13, 17, 19, 25, 28)]
 
 
 def _inputs(case, dtype=np.float32):
-    x_shape, size, features, *_, groups, _ = case
+    x_shape, size, features, *_, groups, _, _ = case
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=x_shape), rng.normal(size=(*size, x_shape[-1] // groups, features))
     return x.astype(dtype), kernel.astype(dtype)
@@ -71,11 +80,19 @@ def _cpu():
         pytest.skip("other backends have the plain lowering alone")
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_agrees_with_the_plain_convolution(case):
+def test_agrees_with_the_plain_convolution(case, compiled, monkeypatch):
     x, kernel = _inputs(case)
-    assert conv.chosen_lowering(x.shape, kernel.shape, *case[3:7], "cpu") == case[-1]
+    names = [conv.chosen_lowering(x.shape, kernel.shape, *case[3:7], "cpu", compiled=c) for c in (True, False)]
+    assert names == list(case[-2:])
     assert conv.chosen_lowering(x.shape, kernel.shape, *case[3:7], "tpu") == "plain"
+    if not compiled and names[0] == names[1]:
+        pytest.skip("the same without the library")
+    if compiled and names[0] == "native" and not conv.native.available():
+        pytest.skip("no C++ compiler here")
+    if not compiled:
+        monkeypatch.setattr(conv.native, "available", lambda: False)
     both = jax.jit(lambda *a: (_value_and_gradients(case, *a), _plain_value_and_gradients(case, *a)))
     _assert_close(*both(x, kernel), 1e-5)
 
@@ -112,12 +129,31 @@ def test_bfloat16(case):
     _assert_close(*both(x, kernel), 0.03)
 
 
-def test_the_same_bits_every_time():
-    case = ((32, 16, 16, 16), (3, 3), 16, (1, 1), ((1, 1), (1, 1)), (1, 1))
-    inputs = _inputs((*case, 1, "two_columns"))
-    run = jax.jit(functools.partial(_value_and_gradients, (*case, 1)))
-    first, second = run(*inputs), run(*inputs)
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+@pytest.mark.parametrize("case", [case for case in CASES if case[-2] == "native"], ids=str)
+def test_the_same_bits_every_time(case):
+    """Sums are cut by shape, not by the threads that happen to be free."""
+    inputs = _inputs(case)
+    run = jax.jit(functools.partial(_value_and_gradients, case))
+    first = run(*inputs)
+    for _ in range(3):
+        assert all(np.array_equal(a, b) for a, b in zip(first, run(*inputs), strict=True))
+
+
+@pytest.mark.parametrize("dtype,wanted", [("float32", "native"), ("bfloat16", "dense"), ("float16", "dense")])
+def test_the_library_is_for_float32(dtype, wanted):
+    shape = ((2, 8, 8, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "cpu")
+    assert conv.chosen_lowering(*shape, dtype=jnp.dtype(dtype)) == wanted
+    negative = (*shape[:3], ((-1, 1), (1, 1)), *shape[4:])
+    assert conv.chosen_lowering(*negative) == "dense"
+
+
+def test_on_several_devices():
+    """As in the training loop: each device's program calls the library at the same time."""
+    case = CASES[0]
+    x, kernel = _inputs(case)
+    xs = np.stack([x * (i + 1) for i in range(4)])
+    lifted = jax.pmap(lambda x: _value_and_gradients(case, x, kernel))(xs)
+    _assert_close(lifted, jax.vmap(lambda x: _plain_value_and_gradients(case, x, kernel))(xs), 1e-5)
 
 
 def test_forward_mode_through_the_plain_lowering():

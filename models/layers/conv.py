@@ -1,18 +1,18 @@
-"""Convolution and dense layers: ONE convolution, with the lowering picked by backend and shape.
+"""Convolution and dense layers: ONE convolution, with the lowering picked by backend, type and shape.
 
 On accelerators it is lax.conv_general_dilated. XLA's CPU backend lowers some shapes so badly that other formulations of
-the same sums are up to a hundred times faster there. `chosen_lowering` names the formulation that a shape gets:
+the same sums are up to a hundred times faster there. `chosen_lowering` names the formulation that a convolution gets:
 
-  plain        lax.conv_general_dilated
-  dense        the same, with gradients written as convolutions of the one layout that XLA has kernels for
-  matmul       1x1: a matrix product (strided: slice first)
-  depthwise    a sum of shifted products, with its own gradient
-  grouped      groups merged into blocks of up to 32 channels, each a dense convolution with a block-diagonal kernel
-  two_columns  up to 16 channels in and out, 3 wide: two neighbouring columns as one place with twice the features
-  four_phases  up to 16 channels in, 3x3, stride 2: only the gradient of the input differs from plain
+  plain      lax.conv_general_dilated
+  matmul     1x1, and patches that do not overlap: a matrix product
+  native     float32, channels by the vector: the loops of conv.cc, compiled on the machine (native.py); gradients of
+             wide kernels as in dense
+  dense      without those: the plain one, its gradients as convolutions of the one layout that XLA has kernels for
+  depthwise  likewise: a sum of shifted products
+  grouped    likewise: groups merged into blocks of up to 32 channels, dense convolutions of block-diagonal kernels
 
-All agree with the plain one in value and both gradients to 1e-5 and depend on backend and shapes alone. All but plain
-and matmul have a custom reverse-mode gradient: forward-mode derivatives through them need `lowering("plain")`.
+All agree with the plain one in value and both gradients to 1e-5 and depend on the machine and on shapes alone. All but
+plain and matmul have a custom reverse-mode gradient: forward-mode derivatives through them need `lowering("plain")`.
 Measurements: 2 cores with AVX-512, jax 0.10.2, float32, with the settings of models/runtime.py.
 """
 
@@ -29,14 +29,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from models.errors import UserError, choice_error
+from models.layers import native
 
 LOWERINGS = ("auto", "plain")
 _lowering = contextvars.ContextVar("lowering", default="auto")
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-# YNNPACK takes convolutions of more than 16 channels; up to 16 go to Eigen kernels of half the speed.
-_FEW_CHANNELS = 16
 # Channels of a block of merged groups: the arithmetic grows with it, and so does its speed, up to about here.
 _BLOCK_CHANNELS = 32
+
+# Channels of a vector of conv.cc, and the kernel sizes (C D) up to which its gradient by the kernel is the faster one.
+_VECTOR = 16
+_WIDE = 256 * 256
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -66,25 +69,40 @@ def plain_wanted() -> bool:
     return _lowering.get() == "plain"
 
 
-def chosen_lowering(x_shape, kernel_shape, strides, padding, dilation, groups, backend: str) -> str:
-    """Names the formulation (module docstring) of a convolution of these shapes on `backend` ("cpu", "gpu", ...)."""
-    _, height, width, channels = x_shape
-    kh, kw, _, features = kernel_shape
+def chosen_lowering(
+    x_shape, kernel_shape, strides, padding, dilation, groups, backend: str, dtype=jnp.float32, compiled: bool = True
+) -> str:
+    """Names the formulation (module docstring) of a convolution of these shapes.
+
+    Args:
+      x_shape to groups: as for `conv2d`.
+      backend: "cpu", "gpu", ...
+      dtype: of x and kernel.
+      compiled: whether there is a library for "native".
+    """
+    channels, features = x_shape[3], kernel_shape[3]
     if backend != "cpu" or 0 in (*x_shape, *kernel_shape):
         return "plain"
+    unpadded = padding == ((0, 0), (0, 0)) and dilation == (1, 1) and groups == 1
+    if unpadded and (kernel_shape[:2] == (1, 1) or _are_patches(x_shape, kernel_shape, strides)):
+        return "matmul"
+    if compiled and dtype == jnp.float32 and min(itertools.chain(*padding)) >= 0:
+        inside, outside = channels // groups, features // groups
+        by_vector = (
+            (groups == 1 and features % _VECTOR == 0)
+            or (groups == channels == features and channels >= _VECTOR)
+            or (inside == outside in (4, 8) and channels % _VECTOR == 0)
+            or (inside % _VECTOR == 0 and outside % _VECTOR == 0)
+        )
+        if by_vector:
+            return "native"
     if groups > 1:
         return "depthwise" if groups == channels else "grouped"
-    if kernel_shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
-        return "matmul"
-    if channels <= _FEW_CHANNELS and (kh, kw) == (3, 3) and dilation == (1, 1):
-        pads = [pad for side in padding for pad in side]
-        if strides == (1, 1) and features <= _FEW_CHANNELS and min(height + sum(pads[:2]), width + sum(pads[2:])) > 2:
-            # x and y of even width, so that the gradient is of the same kind
-            even = width % 2 == 0 and sum(pads[2:]) % 2 == 0
-            return "two_columns" if even and min(pads) >= 0 and max(pads) <= 2 else "dense"
-        if strides == (2, 2) and set(pads) == {1} and height % 2 == width % 2 == 0:
-            return "four_phases"
     return "dense"
+
+
+def _are_patches(x_shape, kernel_shape, strides) -> bool:
+    return kernel_shape[:2] == strides and all(size % k == 0 for size, k in zip(x_shape[1:3], strides, strict=True))
 
 
 def conv2d(
@@ -112,19 +130,20 @@ def conv2d(
     name = "plain"
     if not plain_wanted():
         backend = jax.default_backend()
-        name = chosen_lowering(x.shape, kernel.shape, strides, padding, dilation, groups, backend)
+        how = (x.shape, kernel.shape, strides, padding, dilation, groups, backend, x.dtype)
+        name = chosen_lowering(*how, compiled=True)
+        if name == "native" and not native.available():
+            name = chosen_lowering(*how, compiled=False)
     if name == "matmul":
         return _matmul(x, kernel, strides)
+    if name == "native":
+        return _native(x, kernel, strides, padding, dilation, groups)
     if name == "dense":
         return _dense(x, kernel, strides, padding, dilation)
     if name == "depthwise":
         return _depthwise(x, kernel, strides, padding, dilation)
     if name == "grouped":
         return _grouped(x, kernel, strides, padding, dilation, groups)
-    if name == "two_columns":
-        return _two_columns(x, kernel, padding)
-    if name == "four_phases":
-        return _four_phases(x, kernel)
     return _plain(x, kernel, strides, padding, dilation, groups)
 
 
@@ -134,13 +153,58 @@ def _plain(x, kernel, strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1),
     )
 
 
+def _output_size(size, taps, stride, padding, dilation):
+    return (size + sum(padding) - dilation * (taps - 1) - 1) // stride + 1
+
+
 def _flipped(kernel):
     return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
 def _matmul(x, kernel, strides):
-    x = x[:, :: strides[0], :: strides[1]]
-    return jnp.matmul(x, kernel[0, 0])
+    kh, kw, channels, features = kernel.shape
+    if (kh, kw) == (1, 1):
+        x = x[:, :: strides[0], :: strides[1]]
+    else:  # [N, H, W, C] -> [N, H / kh, W / kw, kh kw C]
+        batch, height, width, _ = x.shape
+        x = x.reshape(batch, height // kh, kh, width // kw, kw, channels).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(batch, height // kh, width // kw, kh * kw * channels)
+    return jnp.matmul(x, kernel.reshape(-1, features))
+
+
+# -- native ----------------------------------------------------------------------------------------------
+# Milliseconds for the value, the gradient by x, the gradient by the kernel; in brackets what XLA took for all three by the
+# formulations below, and PyTorch's oneDNN:
+#   3x3, 16 channels, 32x32, batch 128               3.1   3.2   3.2     (17.3;  9.7)
+#   3x3, 64 channels, 56x56, batch 8                 8.8   8.8  10.4     (35.1; 26.1)
+#   3x3 depthwise, 144 channels, 56x56, batch 8      2.0   1.9   1.6     (19.3; 18.0)
+#   7x7 depthwise, 384 channels, 14x14, batch 8      0.8   0.8   0.6     (21.4;  5.4)
+#   3x3, 32 groups of 4, 32x32, batch 64             5.0   5.0   9.1     (  - ; 60.9)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _native(x, kernel, strides, padding, dilation, groups):
+    how = (strides, padding, dilation)
+    shape = (x.shape[0], *map(_output_size, x.shape[1:3], kernel.shape[:2], *how), kernel.shape[3])
+    return native.call("conv_forward", x, kernel, shape, groups, *how)
+
+
+def _native_backward(strides, padding, dilation, groups, residuals, dy):
+    x, kernel = residuals
+    how = (strides, padding, dilation)
+    kh, kw, inputs, features = kernel.shape
+    if groups == 1 and inputs % _VECTOR:
+        dx = _dense_dx(x, kernel, dy, *how)
+    else:  # [kh, kw, C / g, g D / g] -> [kh, kw, D / g, g C / g]
+        swapped = kernel.reshape(kh, kw, inputs, groups, features // groups).transpose(0, 1, 4, 3, 2)
+        swapped = swapped.reshape(kh, kw, features // groups, groups * inputs)
+        dx = native.call("conv_input_gradient", dy, swapped, x.shape, groups, *how)
+    if groups == 1 and inputs * features >= _WIDE:
+        return dx, _dense_dk(x, kernel, dy, *how)
+    return dx, native.call("conv_kernel_gradient", x, dy, kernel.shape, groups, *how)
+
+
+_native.defvjp(lambda x, kernel, *how: (_native(x, kernel, *how), (x, kernel)), _native_backward)
 
 
 # -- dense -----------------------------------------------------------------------------------------------
@@ -188,87 +252,6 @@ def _dense_dk(x, kernel, dy, strides, padding, dilation):
     return dk.transpose(1, 2, 0, 3)
 
 
-# -- few channels ----------------------------------------------------------------------------------------
-# 16 output features are one vector register, and the matrix kernels want several. Two columns as one output place of
-# 2 D features, read through a kernel 4 wide at stride 2, is a third more arithmetic at twice the speed or more. The
-# 16-channel 32x32 convolution of ResNet-20 at batch 128: 3.3 -> 2.8 ms; its training step 182 -> 173 ms.
-
-
-def _by_two_columns(x, kernel, padding):
-    right, left = (jnp.pad(kernel, ((0, 0), pad, (0, 0), (0, 0))) for pad in ((0, 1), (1, 0)))
-    y = _plain(x, jnp.concatenate([right, left], -1), (1, 2), padding)  # [N, H', W' / 2, 2 D]
-    # To its own precision, so the identity: it keeps YNNPACK from fusing the convolution with what follows the reshape,
-    # which it then computes with one thread (with scale, bias and ReLU 4.6 -> 3.4 ms).
-    y = lax.reduce_precision(y, jnp.finfo(y.dtype).nexp, jnp.finfo(y.dtype).nmant)
-    return y.reshape(*y.shape[:2], -1, kernel.shape[-1])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _two_columns(x, kernel, padding):
-    return _by_two_columns(x, kernel, padding)
-
-
-def _two_columns_backward(padding, residuals, dy):
-    x, kernel = residuals
-    (top, bottom), (left, right) = padding
-    dx = _by_two_columns(dy, _flipped(kernel), ((2 - top, 2 - bottom), (2 - left, 2 - right)))
-    return dx, _few_channels_dk(x, kernel, dy, padding)
-
-
-# The kernel gradient as one product of three rows of x with three columns of dy, [3 C, places] x [places, 3 D], for so
-# many images at a time that both stay in the cache: ResNet-20's training step 162 -> 158 ms.
-_PLACES = 8192
-
-
-def _few_channels_dk(x, kernel, dy, padding):
-    """dk[i, j] = sum of x[h + i - top, u] dy[h, u - j + left] over h, u: x shifted by rows, dy by columns."""
-    (top, bottom), (left, right) = padding
-    batch, _, width, channels = x.shape
-    height, features = dy.shape[1], dy.shape[3]
-
-    def product(x, dy):
-        x, dy = _pad(x, ((top, bottom), (0, 0))), _pad(dy, ((0, 0), (2 - left, 2 - right)))
-        rows = jnp.concatenate([x[:, i : i + height] for i in range(3)], -1).reshape(-1, 3 * channels)
-        columns = jnp.concatenate([dy[:, :, 2 - j : 2 - j + width] for j in range(3)], -1).reshape(-1, 3 * features)
-        return lax.dot_general(rows, columns, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-
-    images = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * height * width <= _PLACES))
-    parts = (x.reshape(-1, images, *x.shape[1:]), dy.reshape(-1, images, *dy.shape[1:]))
-    zero = jnp.zeros((3 * channels, 3 * features), jnp.float32)
-    total = lax.scan(lambda total, part: (total + product(*part), None), zero, parts)[0]
-    return total.reshape(3, channels, 3, features).transpose(0, 2, 1, 3).astype(kernel.dtype)
-
-
-_two_columns.defvjp(
-    lambda x, kernel, padding: (_by_two_columns(x, kernel, padding), (x, kernel)), _two_columns_backward
-)
-
-
-# The gradient of a strided convolution's input is a convolution over dy with zeros between its places, for which XLA
-# has no good kernel. The four phases of dx, each from the taps that reach it, are one 2x2 convolution of dy to 4 C
-# channels: 6.2 -> 2.3 ms for 16 -> 32 channels at 32x32; from 32 channels on the plain one is as good.
-
-
-@jax.custom_vjp
-def _four_phases(x, kernel):
-    return _plain(x, kernel, (2, 2), ((1, 1), (1, 1)))
-
-
-def _four_phases_backward(residuals, dy):
-    x, kernel = residuals
-    batch, height, width, channels = x.shape
-    # x[2 h + a, 2 w + b] reaches dy[h + r, w + s] through the tap [a + 1 - 2 r, b + 1 - 2 s], where there is one
-    taps = jnp.pad(_flipped(kernel), ((0, 1), (0, 1), (0, 0), (0, 0)))  # rows 2, 1, 0 of the kernel, and zeros
-    phases = [[taps[1 - a :: 2, 1 - b :: 2] for b in (0, 1)] for a in (0, 1)]
-    merged = jnp.concatenate([phase for row in phases for phase in row], -1)  # [2, 2, D, 4 C]
-    dx = _plain(dy, merged, (1, 1), ((0, 1), (0, 1))).reshape(batch, height // 2, width // 2, 2, 2, channels)
-    dx = dx.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
-    return dx, _dense_dk(x, kernel, dy, (2, 2), ((1, 1), (1, 1)), (1, 1))
-
-
-_four_phases.defvjp(lambda x, kernel: (_four_phases(x, kernel), (x, kernel)), _four_phases_backward)
-
-
 # -- depthwise -------------------------------------------------------------------------------------------
 # XLA's CPU kernel for feature_group_count = C takes 100 times as long as a sum over the taps of x, shifted, times the
 # tap's channel weights, which compiles to one loop (3x3, 128 channels, 32x32, batch 32: 290 -> 4 ms).
@@ -295,10 +278,6 @@ def _window(x, top, left, shape, strides):
     """What a tap at (top, left) sees of the padded x: [N, H', W', C]."""
     limits = (top + (shape[0] - 1) * strides[0] + 1, left + (shape[1] - 1) * strides[1] + 1)
     return lax.slice(x, (0, top, left, 0), (x.shape[0], *limits, x.shape[3]), (1, *strides, 1))
-
-
-def _output_size(size, taps, stride, padding, dilation):
-    return (size + sum(padding) - dilation * (taps - 1) - 1) // stride + 1
 
 
 def _sum_of_products(terms):
