@@ -1,1 +1,143 @@
-VARIANTS = {}
+"""AlexNet.
+
+  Krizhevsky et al. 2012    ImageNet classification with deep convolutional neural networks (NIPS)    alexnet_original
+  Krizhevsky 2014           One weird trick for parallelizing CNNs, arXiv 1404.5997                   alexnet
+
+`alexnet_original` is the paper's figure 2: two towers that meet in conv3 and in the dense layers, as convolutions of
+two groups; local response normalization; 227 x 227 pixels, from which conv1 makes the figure's 55 x 55 (the 224 of its
+text would not). `alexnet` is torchvision's: one tower, fewer maps, no response normalization.
+
+Dropout follows the hidden layers, as in the paper (torchvision drops their inputs). The paper draws kernels by
+init="normal:0.01" and starts the biases of conv2, conv4, conv5 and the hidden layers at one; biases here start at zero.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from models.errors import UserError, has_type
+from models.layers.endpoint import Endpoint
+from models.layers.ingredients import Classifier
+from models.layers.pooling import adaptive_avg_pool
+from models.layers.regularize import Dropout
+from models.weights.layouts import Layout, flattened
+
+MAP_SIZE = 6  # of the flattened map, whatever the images' size; the paper's at 227 x 227
+
+
+def local_response_norm(x: jax.Array, n: int, k: float, alpha: float) -> jax.Array:
+    """x [..., C] -> x / (k + alpha sum(x^2))^0.75, the sum over the n channels around each (Krizhevsky 2012, eq. 1).
+
+    alpha is the paper's, of the sum. PyTorch's and Caffe's is n times as large: they take it of the sum divided by n.
+    Sums and powers are float32, whatever x is.
+    """
+    x32 = x.astype(jnp.float32)
+    window, ones = (1,) * (x.ndim - 1) + (n,), (1,) * x.ndim
+    padding = ((0, 0),) * (x.ndim - 1) + ((n // 2, n - 1 - n // 2),)
+    scale = lax.rsqrt(k + alpha * lax.reduce_window(jnp.square(x32), 0.0, lax.add, window, ones, padding))
+    return (x32 * scale * jnp.sqrt(scale)).astype(x.dtype)  # s^-3/4 without a power, which costs more than the sum
+
+
+def _whole(numbers: object, at_least: int) -> bool:
+    return isinstance(numbers, (tuple, list)) and all(has_type(n, int) and n >= at_least for n in numbers)
+
+
+class AlexNet(Classifier):
+    """Five convolutions and three dense layers; the fields of `Classifier`, and these.
+
+    Takes images of any size that leaves something after pool5. Endpoints: "conv1" to "conv5" (activations), "pool5",
+    "pre_logits".
+
+    Attributes:
+      stem: kernel size, stride and padding of conv1.
+      widths: channels of conv1 to conv5.
+      groups: of conv2, conv4 and conv5.
+      local_response: n, k and alpha of `local_response_norm`, after the activations of conv1 and conv2; None for none.
+      classifier: features of the dense layers before the head.
+      dropout: rate after each of these.
+    """
+
+    norm: str | Callable = "none"
+    image_size: int = 227
+    stem: Sequence[int] = (11, 4, 0)
+    widths: Sequence[int] = (96, 256, 384, 384, 256)
+    groups: int = 2
+    local_response: Sequence[float] | None = (5, 2.0, 1e-4)  # Krizhevsky 2012, section 3.3
+    classifier: Sequence[int] = (4096, 4096)
+    dropout: float = 0.5
+
+    def check(self) -> None:
+        if not _whole(self.stem, 0) or len(self.stem) != 3 or 0 in self.stem[:2]:
+            raise UserError(f"stem={self.stem} must be kernel size, stride and padding, as (11, 4, 0)")
+        if not _whole(self.widths, 1) or len(self.widths) != 5:
+            raise UserError(f"widths={self.widths} must be the channels of five convolutions")
+        if not _whole(self.classifier, 1):
+            raise UserError(f"classifier={self.classifier} must be the features of its layers, as (4096, 4096)")
+        if self.groups < 1:
+            raise UserError(f"groups={self.groups} must be at least 1")
+        response = self.local_response
+        if response is not None and (
+            not isinstance(response, (tuple, list)) or len(response) != 3 or not has_type(response[0], int)
+            or any(not has_type(value, float) or value <= 0 for value in response)
+        ):
+            raise UserError(f"local_response={response} must be n, k and alpha, as (5, 2.0, 1e-4), or None")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout} must be at least 0 and below 1")
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        layers = self.ingredients(train)
+
+        def conv(i, x, size, stride=1, padding=None, groups=1):
+            x = layers.conv(self.widths[i - 1], size, stride, padding=padding, groups=groups, name=f"conv{i}")(x)
+            return Endpoint(f"conv{i}")(layers.act(layers.norm(name=f"norm{i}")(x)))
+
+        def pool(x):  # overlapping: section 3.4
+            return nn.max_pool(x, (3, 3), (2, 2))
+
+        def respond(x):
+            return x if self.local_response is None else local_response_norm(x, *self.local_response)
+
+        x = conv(1, images, *self.stem)
+        x = conv(2, pool(respond(x)), 5, groups=self.groups)
+        x = conv(3, pool(respond(x)), 3)
+        x = conv(4, x, 3, groups=self.groups)
+        x = conv(5, x, 3, groups=self.groups)
+        x = Endpoint("pool5")(pool(x))
+        x = adaptive_avg_pool(x, MAP_SIZE).reshape(x.shape[0], -1)  # [N, H, W, C] -> [N, 36 C]
+        for i, features in enumerate(self.classifier, 1):
+            x = layers.act(layers.dense(features, name=f"hidden{i}")(x))
+            x = Dropout(self.dropout, deterministic=not train)(x)
+        x = Endpoint("pre_logits")(x)
+        return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
+
+
+VARIANTS = {
+    "alexnet_original": functools.partial(AlexNet),
+    "alexnet": functools.partial(AlexNet, image_size=224, stem=(11, 4, 2), widths=(64, 192, 384, 256, 256), groups=1,
+                                 local_response=None),
+}
+_TORCHVISION = {"conv1": "features.0", "conv2": "features.3", "conv3": "features.6", "conv4": "features.8",
+                "conv5": "features.10", "hidden1": "classifier.1", "hidden2": "classifier.4", "head": "classifier.6"}
+_CAFFE = {**{f"conv{i}": f"conv{i}" for i in range(1, 6)}, "hidden1": "fc6", "hidden2": "fc7", "head": "fc8"}
+
+
+def layouts(model: AlexNet) -> dict[str, Layout]:
+    """torchvision's, and the names of Caffe's reference network, with "weight" and "bias" for its blobs 0 and 1.
+
+    Caffe's own weights are for images of other channels and means, and for local_response=(5, 1.0, 2e-5).
+    """
+    if model.norm != "none" or len(model.classifier) != 2:
+        return {}
+
+    def layout(names):
+        return Layout(rules=[(ours, theirs, flattened(MAP_SIZE, MAP_SIZE)) if ours == "hidden1" else (ours, theirs)
+                             for ours, theirs in names.items()])
+
+    torchvision = {} if model.local_response or model.groups > 1 else {"torchvision": layout(_TORCHVISION)}
+    return {**torchvision, "caffe": layout(_CAFFE)}

@@ -1,1 +1,191 @@
-VARIANTS = {}
+"""Densely connected networks: Huang et al. 2017, arXiv 1608.06993, and their memory-efficient computation.
+
+  densenet121 ...         on ImageNet (table 1), laid out as torchvision's
+  densenetL_kK            on CIFAR (section 3), of L layers, with K new channels in each
+  densenet_bcL_kK         the same with bottlenecks and compression
+  remat=True              Pleiss et al. 2017, arXiv 1707.06990
+"""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from models.errors import UserError, choice_error, has_type
+from models.layers.endpoint import Endpoint
+from models.layers.ingredients import Classifier, Ingredients
+from models.layers.regularize import Dropout
+from models.weights.layouts import Layout
+
+STEMS = ("imagenet", "cifar")
+_KEPT = "output of a convolution"  # what is kept of a layer for its gradient, under `remat`
+
+
+class DenseLayer(nn.Module):
+    """New channels from all earlier ones: maps [N, H, W, C_i] -> [N, H, W, growth].
+
+    Normalization and activation precede the convolutions: 3x3, or 1x1 to `bottleneck` times `growth` channels and 3x3
+    (section 3). `dropout` follows each, if `train`.
+    """
+
+    layers: Ingredients
+    growth: int
+    bottleneck: int
+    dropout: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, features: Sequence[jax.Array]) -> jax.Array:
+        conv, _, norm, act = self.layers
+        sizes = [(self.bottleneck * self.growth, 1)] if self.bottleneck else []
+        x = jnp.concatenate(features, -1)
+        for i, (channels, size) in enumerate([*sizes, (self.growth, 3)], 1):
+            x = conv(channels, size, name=f"conv{i}")(act(norm(name=f"norm{i}")(x)))
+            x = Dropout(self.dropout, deterministic=not self.train)(checkpoint_name(x, _KEPT))
+        return x
+
+
+class DenseBlock(nn.Module):
+    """`size` layers at one resolution, each an endpoint: [N, H, W, C] -> [N, H, W, C + size growth]."""
+
+    layer: functools.partial
+    size: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = [x]
+        for i in range(self.size):
+            features.append(Endpoint(f"layer{i}")(self.layer(name=f"layer{i}")(features)))
+        return jnp.concatenate(features, -1)
+
+
+class Transition(nn.Module):
+    """Between blocks: [N, H, W, C] -> [N, H / 2, W / 2, features], by a 1x1 convolution and a mean over 2x2."""
+
+    layers: Ingredients
+    features: int
+    dropout: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv, _, norm, act = self.layers
+        x = conv(self.features, 1, name="conv")(act(norm(name="norm")(x)))
+        return nn.avg_pool(Dropout(self.dropout, deterministic=not self.train)(x), (2, 2), (2, 2))
+
+
+class DenseNet(Classifier):
+    """The fields of `Classifier`, and these. Endpoints: "stem", "stage1", "stage1/layer0", ..., "pre_logits".
+
+    A stage is a dense block; an endpoint of a layer has its new channels alone.
+
+    Attributes:
+      stage_sizes: layers of each dense block.
+      growth: channels that each layer adds (the paper's k).
+      stem: "imagenet": 7x7 with stride 2, normalization, activation and 3x3 max-pooling with stride 2; "cifar": 3x3.
+      width: channels of the stem.
+      bottleneck: channels of the 1x1 convolution in a layer, as a multiple of `growth`; 0: no such convolution.
+      compression: channels after a transition, as a fraction of those before (the paper's theta).
+      dropout: rate after each convolution but the stem's. The paper trains with 0.2 on CIFAR and SVHN without
+        augmentation.
+      remat: whether concatenations, normalizations and activations are computed again for the gradient, instead of
+        kept: of a block of L layers, O(L) memory instead of O(L^2). Outputs of convolutions are kept.
+    """
+
+    stage_sizes: Sequence[int] = (6, 12, 24, 16)
+    growth: int = 32
+    stem: str = "imagenet"
+    width: int = 64
+    bottleneck: int = 4
+    compression: float = 0.5
+    dropout: float = 0.0
+    remat: bool = False
+
+    def check(self) -> None:
+        if self.stem not in STEMS:
+            raise choice_error("stem", self.stem, STEMS)
+        sizes = self.stage_sizes
+        if not isinstance(sizes, (tuple, list)) or not sizes or any(not has_type(n, int) or n < 1 for n in sizes):
+            raise UserError(f"stage_sizes={sizes} must be the numbers of layers of the blocks, as (6, 12, 24, 16)")
+        for field, least in (("growth", 1), ("width", 1), ("bottleneck", 0)):
+            if getattr(self, field) < least:
+                raise UserError(f"{field}={getattr(self, field)} must be at least {least}")
+        if not 0 < self.compression <= 1:
+            raise UserError(f"compression={self.compression} must be above 0 and at most 1")
+        if 0 in self._transitions():
+            raise UserError(f"compression={self.compression} leaves no channels after a transition")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout} must be at least 0 and below 1")
+
+    def _transitions(self) -> list[int]:
+        """Channels after each transition, rounded down (section 3)."""
+        channels = [self.width]
+        for size in self.stage_sizes[:-1]:
+            channels.append(int(self.compression * (channels[-1] + size * self.growth)))
+        return channels[1:]
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        layers = self.ingredients(train)
+        noise = {"dropout": self.dropout, "train": train}
+        kind = DenseLayer
+        if self.remat:
+            kind = nn.remat(kind, policy=jax.checkpoint_policies.save_only_these_names(_KEPT))
+        layer = functools.partial(kind, layers, self.growth, self.bottleneck, **noise)
+        x = self._stem(layers, images)
+        for stage, size in enumerate(self.stage_sizes, 1):
+            if stage > 1:
+                features = self._transitions()[stage - 2]
+                x = Transition(layers, features, **noise, name=f"transition{stage - 1}")(x)
+            x = Endpoint(f"stage{stage}")(DenseBlock(layer, size, name=f"stage{stage}")(x))
+        x = layers.act(layers.norm(name="final_norm")(x))
+        x = Endpoint("pre_logits")(x.mean((1, 2)))  # [N, H, W, C] -> [N, C]
+        return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
+
+    def _stem(self, layers: Ingredients, images: jax.Array) -> jax.Array:
+        if self.stem == "cifar":
+            return Endpoint("stem")(layers.conv(self.width, 3, name="stem_conv")(images))
+        x = layers.conv(self.width, 7, 2, name="stem_conv")(images)
+        x = layers.act(layers.norm(name="stem_norm")(x))
+        return Endpoint("stem")(nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
+
+
+_net = functools.partial
+
+
+def _cifar(per_block: int, growth: int, **fields) -> functools.partial:
+    """Section 3: three blocks, and 16 channels in the stem, or with bottlenecks and compression 2k."""
+    return _net(DenseNet, stage_sizes=(per_block,) * 3, growth=growth, stem="cifar", num_classes=10, image_size=32,
+                **fields)
+
+
+VARIANTS = {
+    # Table 1; 161, of growth 48, as torchvision has it.
+    "densenet121": _net(DenseNet),
+    "densenet161": _net(DenseNet, stage_sizes=(6, 12, 36, 24), growth=48, width=96),
+    "densenet169": _net(DenseNet, stage_sizes=(6, 12, 32, 32)),
+    "densenet201": _net(DenseNet, stage_sizes=(6, 12, 48, 32)),
+    "densenet264": _net(DenseNet, stage_sizes=(6, 12, 64, 48)),
+    # Table 2. Of L layers, 4 are the stem, two transitions and the head.
+    **{f"densenet{depth}_k{k}": _cifar((depth - 4) // 3, k, width=16, bottleneck=0, compression=1.0)
+       for depth, k in ((40, 12), (100, 12), (100, 24))},
+    **{f"densenet_bc{depth}_k{k}": _cifar((depth - 4) // 6, k, width=2 * k)
+       for depth, k in ((100, 12), (250, 24), (190, 40))},
+}
+
+
+def layouts(model: DenseNet) -> dict[str, Layout]:
+    """torchvision's and timm's, which are the same, of networks with their stem and bottlenecks."""
+    if model.stem != "imagenet" or not model.bottleneck:
+        return {}
+    layout = Layout(rules=[
+        ("stem_conv", "features.conv0"), ("stem_norm", "features.norm0"),
+        (r"stage(\d+)/layer(\d+)/(\w+)", lambda m: f"features.denseblock{m[1]}.denselayer{int(m[2]) + 1}.{m[3]}"),
+        (r"transition(\d+)/(\w+)", r"features.transition\1.\2"),
+        ("final_norm", "features.norm5"), ("head", "classifier"),
+    ])
+    return {"torchvision": layout, "timm": layout}

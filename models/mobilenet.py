@@ -1,1 +1,248 @@
-VARIANTS = {}
+"""MobileNets: depthwise separable convolutions, and inverted residuals.
+
+  Howard et al. 2017     MobileNets, arXiv 1704.04861                                  mobilenet_v1*
+  Sandler et al. 2018    MobileNetV2, inverted residuals and linear bottlenecks,
+                         arXiv 1801.04381                                              mobilenet_v2*
+
+Laid out as timm's and torchvision's: padding k // 2, and ReLU6 in both, as in the authors' code (the text of the first
+paper says ReLU).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models.errors import UserError, has_type
+from models.layers.endpoint import Endpoint
+from models.layers.ingredients import Classifier, Ingredients
+from models.layers.regularize import Dropout
+from models.weights.layouts import Layout
+
+V2_STAGES = ((16, 1), (24, 2), (32, 2), (64, 2), (96, 1), (160, 2), (320, 1))  # channels, stride: Sandler 2018, table 2
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple of `divisor`, at least one, and not below nine tenths of `channels`: the authors' rule."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * channels else rounded + divisor
+
+
+class Separable(nn.Module):
+    """A 3x3 convolution in two: of each channel by itself, then 1x1. Howard 2017, fig. 3; or whole.
+
+    x [N, H, W, C] -> [N, H / stride, W / stride, features].
+    """
+
+    layers: Ingredients
+    features: int
+    stride: int
+    separable: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv, _, norm, act = self.layers
+        if not self.separable:
+            return act(norm(name="conv_norm")(conv(self.features, 3, self.stride, name="conv")(x)))
+        x = conv(x.shape[-1], 3, self.stride, groups=x.shape[-1], name="depthwise")(x)
+        x = act(norm(name="depthwise_norm")(x))
+        x = conv(self.features, 1, name="pointwise")(x)
+        return act(norm(name="pointwise_norm")(x))
+
+
+class InvertedResidual(nn.Module):
+    """Wide inside and narrow outside, a shortcut between the narrow ends. Sandler 2018, table 1 and fig. 3b.
+
+    x [N, H, W, C] -> [N, H / stride, W / stride, features]; 1x1 to `expansion` C channels (none for expansion 1), 3x3
+    of each channel by itself, 1x1 to `features`, with no activation after it where `linear`. `shortcut` is whether
+    there is one where shapes allow it.
+    """
+
+    layers: Ingredients
+    features: int
+    stride: int
+    expansion: int
+    linear: bool
+    shortcut: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv, _, norm, act = self.layers
+        inner, y = x.shape[-1] * self.expansion, x
+        if self.expansion != 1:
+            y = act(norm(name="expand_norm")(conv(inner, 1, name="expand")(y)))
+        y = conv(inner, 3, self.stride, groups=inner, name="depthwise")(y)
+        y = act(norm(name="depthwise_norm")(y))
+        y = norm(name="project_norm")(conv(self.features, 1, name="project")(y))
+        y = y if self.linear else act(y)
+        return x + y if self.shortcut and x.shape == y.shape else y
+
+
+class Stage(nn.Module):
+    """Blocks of as many channels, the first with the stride; each is an endpoint."""
+
+    block: Callable
+    size: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(self.size):
+            x = Endpoint(f"block{i}")(self.block(stride=self.stride if i == 0 else 1, name=f"block{i}")(x))
+        return x
+
+
+class MobileNet(Classifier):
+    """What the two have in common; the fields of `Classifier`, and these.
+
+    Endpoints: "stem", "stage1", "stage1/block0", ..., "pre_logits".
+
+    Attributes:
+      stage_sizes: blocks of each stage.
+      width_multiplier: factor on the channels of every layer, which are then rounded to multiples of 8.
+      dropout: rate before the head.
+    """
+
+    act: str | Callable = "relu6"
+    stage_sizes: Sequence[int] = ()
+    width_multiplier: float = 1.0
+    dropout: float = 0.0
+
+    def check(self) -> None:
+        sizes = self.stage_sizes
+        if not isinstance(sizes, (tuple, list)) or not sizes or any(not has_type(n, int) or n < 1 for n in sizes):
+            raise UserError(f"stage_sizes={sizes} must be the numbers of blocks of the stages, as (1, 2, 2, 6, 2)")
+        if self.width_multiplier <= 0:
+            raise UserError(f"width_multiplier={self.width_multiplier} must be above 0")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout} must be at least 0 and below 1")
+
+    def _channels(self, channels: int) -> int:
+        """Channels of a layer that has `channels` at width 1."""
+        return make_divisible(channels * self.width_multiplier)
+
+    def _stem(self, layers: Ingredients, images: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> [N, H / 2, W / 2, 32 width_multiplier]."""
+        x = layers.conv(self._channels(32), 3, 2, name="stem_conv")(images)
+        return Endpoint("stem")(layers.act(layers.norm(name="stem_norm")(x)))
+
+    def _head(self, layers: Ingredients, x: jax.Array, train: bool) -> jax.Array:
+        """[N, H, W, C] -> logits [N, num_classes], float32."""
+        x = Endpoint("pre_logits")(x.mean((1, 2)))
+        x = Dropout(self.dropout, deterministic=not train)(x)
+        return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
+
+
+class MobileNetV1(MobileNet):
+    """Stages of separable convolutions (Howard 2017, table 1); the fields of `MobileNet`, and this.
+
+    The first stage keeps the stem's resolution; each further one halves it, and has twice the channels.
+
+    Attributes:
+      separable: whether the convolutions are; False for the "Conv MobileNet" of table 4.
+    """
+
+    stage_sizes: Sequence[int] = (1, 2, 2, 6, 2)
+    separable: bool = True
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        layers = self.ingredients(train)
+        x = self._stem(layers, images)
+        for stage, size in enumerate(self.stage_sizes):
+            block = functools.partial(Separable, layers, self._channels(64 * 2**stage), separable=self.separable)
+            x = Stage(block, size, 1 if stage == 0 else 2, name=f"stage{stage + 1}")(x)
+            x = Endpoint(f"stage{stage + 1}")(x)
+        return self._head(layers, x, train)
+
+
+class MobileNetV2(MobileNet):
+    """Stages of inverted residuals (Sandler 2018, table 2), then 1x1 to 1280 channels.
+
+    The fields of `MobileNet`, and these; `width_multiplier` below 1 leaves the 1280 as they are.
+
+    Attributes:
+      expansion: of all blocks but the first stage's, which have 1.
+      linear: whether the narrow ends have no activation (section 3.2, fig. 6a).
+      shortcut: whether blocks have shortcuts where shapes allow them (fig. 6b).
+    """
+
+    stage_sizes: Sequence[int] = (1, 2, 3, 4, 3, 3, 1)
+    dropout: float = 0.2
+    expansion: int = 6
+    linear: bool = True
+    shortcut: bool = True
+
+    def check(self) -> None:
+        super().check()
+        if len(self.stage_sizes) > len(V2_STAGES):
+            raise UserError(f"stage_sizes={self.stage_sizes} must be of at most {len(V2_STAGES)} stages")
+        if self.expansion < 1:
+            raise UserError(f"expansion={self.expansion} must be at least 1")
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        layers = self.ingredients(train)
+        x = self._stem(layers, images)
+        for stage, (size, (channels, stride)) in enumerate(zip(self.stage_sizes, V2_STAGES, strict=False), 1):
+            block = functools.partial(
+                InvertedResidual, layers, self._channels(channels), expansion=1 if stage == 1 else self.expansion,
+                linear=self.linear, shortcut=self.shortcut)
+            x = Endpoint(f"stage{stage}")(Stage(block, size, stride, name=f"stage{stage}")(x))
+        x = layers.conv(make_divisible(1280 * max(1.0, self.width_multiplier)), 1, name="last_conv")(x)
+        x = layers.act(layers.norm(name="last_norm")(x))
+        return self._head(layers, x, train)
+
+
+_v1, _v2 = functools.partial(MobileNetV1), functools.partial(MobileNetV2)
+VARIANTS = {
+    "mobilenet_v1": _v1,
+    **{f"mobilenet_v1_{round(100 * width):03}": functools.partial(_v1, width_multiplier=width)
+       for width in (0.25, 0.5, 0.75)},
+    "mobilenet_v1_conv": functools.partial(_v1, separable=False),  # Howard 2017, table 4
+    "mobilenet_v1_shallow": functools.partial(_v1, stage_sizes=(1, 2, 2, 1, 2)),  # Howard 2017, table 5
+    "mobilenet_v2": _v2,
+    **{f"mobilenet_v2_{round(100 * width):03}": functools.partial(_v2, width_multiplier=width)
+       for width in (0.35, 0.5, 0.75, 1.3, 1.4)},
+}
+# Layers of a block in torchvision's layout and in timm's; blocks of the first stage do not expand.
+_FIRST_STAGE = {"depthwise": ("0.0", "conv_dw"), "depthwise_norm": ("0.1", "bn1"), "project": ("1", "conv_pw"),
+                "project_norm": ("2", "bn2")}
+_OTHER_STAGES = {"expand": ("0.0", "conv_pw"), "expand_norm": ("0.1", "bn1"), "depthwise": ("1.0", "conv_dw"),
+                 "depthwise_norm": ("1.1", "bn2"), "project": ("2", "conv_pwl"), "project_norm": ("3", "bn3")}
+_SEPARABLE = {"depthwise": "conv_dw", "depthwise_norm": "bn1", "pointwise": "conv_pw", "pointwise_norm": "bn2"}
+
+
+def layouts(model: MobileNet) -> dict[str, Layout]:
+    """timm's, and of the second version torchvision's; none of networks that these do not have."""
+
+    def timm(rules):
+        return Layout(rules=[("stem_conv", "conv_stem"), ("stem_norm", "bn1"), ("last_conv", "conv_head"),
+                             ("last_norm", "bn2"), ("head", "classifier"), *rules])
+
+    def timm_block(layer):
+        return lambda match: f"blocks.{int(match[1]) - 1}.{match[2]}.{layer}"
+
+    if isinstance(model, MobileNetV1):
+        rules = [(rf"stage(\d+)/block(\d+)/{ours}", timm_block(theirs)) for ours, theirs in _SEPARABLE.items()]
+        return {"timm": timm(rules)} if model.separable else {}
+    if model.expansion == 1 or not model.linear:
+        return {}
+
+    def features(layer):
+        return lambda match: f"features.{1 + sum(model.stage_sizes[: int(match[1]) - 1]) + int(match[2])}.conv.{layer}"
+
+    blocks = [(rf"stage({stages})/block(\d+)/{ours}", theirs)
+              for stages, layers in (("1", _FIRST_STAGE), (r"\d+", _OTHER_STAGES)) for ours, theirs in layers.items()]
+    last = f"features.{1 + sum(model.stage_sizes)}"
+    return {
+        "torchvision": Layout(rules=[
+            ("stem_conv", "features.0.0"), ("stem_norm", "features.0.1"), ("last_conv", f"{last}.0"),
+            ("last_norm", f"{last}.1"), ("head", "classifier.1"),
+            *((pattern, features(layer)) for pattern, (layer, _) in blocks)]),
+        "timm": timm([(pattern, timm_block(layer)) for pattern, (_, layer) in blocks]),
+    }

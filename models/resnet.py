@@ -4,6 +4,7 @@
   He et al. 2016b      Identity mappings in deep residual networks, arXiv 1603.05027        preresnet*
   Zagoruyko 2016       Wide residual networks, arXiv 1605.07146                             wide_resnet*
   Xie et al. 2017      Aggregated residual transformations, arXiv 1611.05431                resnext*
+  Kolesnikov 2020      Big transfer (BiT), arXiv 1912.11370                                 resnetv2_*_bit
   Huang et al. 2016    Deep networks with stochastic depth, arXiv 1603.09382                stochastic_depth=
   Goyal et al. 2017    Accurate, large minibatch SGD, arXiv 1706.02677, section 5.1         zero_gamma=True
 
@@ -21,9 +22,9 @@ from models.errors import UserError, choice_error, has_type
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.regularize import Dropout, StochasticDepth
-from models.weights.layouts import Layout
+from models.weights.layouts import DENSE_AS_CONV, SAME, Conversion, Layout
 
-CHOICES = {"stem": ("imagenet", "cifar"), "shortcut": ("A", "B", "C", "none"), "stride_in": ("3x3", "1x1")}
+CHOICES = {"stem": ("imagenet", "cifar", "bit"), "shortcut": ("A", "B", "C", "none"), "stride_in": ("3x3", "1x1")}
 EXPANSION = 4  # channels of a bottleneck's output per channel inside; He 2016, table 1
 _ones, _zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
 
@@ -41,7 +42,7 @@ class Block(nn.Module):
       stride: in the first 3x3; of a bottleneck, in the convolution that `stride_in` names.
       groups: of a bottleneck's 3x3.
       shortcut: see ResNet.
-      preact_first: False for the one preact block whose input the stem has normalized and activated.
+      preact_first: False for the one preact block whose input the stem has normalized and activated, if it has.
       zero: what starts at zero so that the branch does: "scale" (of the last norm), "kernel" (the last one) or "".
       dropout: rate before the last convolution (Zagoruyko 2016, section 2.4).
       drop_branch: probability of dropping the branch of an example.
@@ -123,7 +124,8 @@ class ResNet(Classifier):
     Attributes:
       stage_sizes: blocks of each stage; each stage but the first halves the resolution, and has twice the channels.
       bottleneck: 1x1, 3x3, 1x1 blocks instead of two 3x3.
-      stem: "imagenet": 7x7 with stride 2 and 3x3 max-pooling with stride 2; "cifar": 3x3.
+      stem: "imagenet": 7x7 with stride 2 and 3x3 max-pooling with stride 2; "cifar": 3x3. "bit": as
+        "imagenet", for preact networks, but the first block normalizes, and the pooling's padding is zeros.
       width: channels of the stem, and of the first stage (inside, for bottlenecks).
       widen: factor on the channels of the stages, not of the stem (Zagoruyko's k).
       groups, base_width: of bottlenecks: groups of the 3x3, and channels of each in the first stage where width is 64
@@ -161,6 +163,8 @@ class ResNet(Classifier):
         for field in ("stochastic_depth", "dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} must be at least 0 and below 1")
+        if self.stem == "bit" and not self.preact:
+            raise UserError("stem='bit' has no normalization of its own: it is for preact=True")
         if not self.bottleneck and (self.groups, self.base_width, self.stride_in) != (1, 64, "3x3"):
             raise UserError("groups, base_width and stride_in are for networks of bottlenecks")
         if self.shortcut == "none" and (self.zero_gamma or self.stochastic_depth):
@@ -197,7 +201,7 @@ class ResNet(Classifier):
             blocks = [
                 functools.partial(block, features=features, inner=self._inner(stage),
                                   stride=2 if stage > 0 and i == 0 else 1,
-                                  preact_first=stage > 0 or i > 0,
+                                  preact_first=stage > 0 or i > 0 or self.stem == "bit",
                                   drop_branch=drop_slope * (sum(self.stage_sizes[:stage]) + i + 1))
                 for i in range(size)
             ]
@@ -208,9 +212,12 @@ class ResNet(Classifier):
         return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
 
     def _stem(self, layers: Ingredients, images: jax.Array) -> jax.Array:
-        size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+        size, stride = (3, 1) if self.stem == "cifar" else (7, 2)
         x = layers.conv(self.width, size, stride, name="stem_conv")(images)
-        x = layers.act(layers.norm(name="stem_norm")(x))
+        if self.stem == "bit":  # zeros count in the maximum here, as in the authors' code
+            x = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+        else:
+            x = layers.act(layers.norm(name="stem_norm")(x))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         return Endpoint("stem")(x)
@@ -229,6 +236,11 @@ def _imagenet(depth: int, **fields) -> functools.partial:
     return _net(ResNet, stage_sizes=stage_sizes, bottleneck=bottleneck, **fields)
 
 
+def _bit(depth: int, factor: int) -> functools.partial:
+    """Kolesnikov 2020: group normalization and weight standardization, every layer `factor` as wide."""
+    return _imagenet(depth, preact=True, stem="bit", width=64 * factor, norm="group:32", conv="standardized")
+
+
 def _cifar(depth: int, **fields) -> functools.partial:
     """He 2016, section 4.2: 6n + 2 layers, parameter-free shortcuts."""
     return _net(ResNet, stage_sizes=((depth - 2) // 6,) * 3, **{**_CIFAR, "shortcut": "A", **fields})
@@ -240,7 +252,11 @@ VARIANTS = {
     **{f"preresnet{d}": _imagenet(d, preact=True) for d in (18, 34, 50, 101, 152, 200)},
     **{f"wide_resnet{d}_2": _imagenet(d, base_width=128) for d in (50, 101)},
     "resnext50_32x4d": _imagenet(50, groups=32, base_width=4),
+    "resnext101_32x4d": _imagenet(101, groups=32, base_width=4),
     "resnext101_32x8d": _imagenet(101, groups=32, base_width=8),
+    "resnext101_64x4d": _imagenet(101, groups=64, base_width=4),
+    **{f"resnetv2_{d}x{factor}_bit": _bit(d, factor)
+       for d, factor in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))},
     **{f"plain{d}": _cifar(d, shortcut="none") for d in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{d}": _cifar(d) for d in (8, 14, 20, 32, 44, 56, 110, 1202)},
     **{f"preresnet{d}": _cifar(d, preact=True) for d in (20, 32, 44, 56, 110)},
@@ -253,15 +269,45 @@ VARIANTS = {
 }
 
 
+# Ours of a dense layer [C, D] <-> theirs of a 1x1 convolution [1, 1, C, D].
+_AS_1X1 = Conversion(lambda ours: ours[None, None], lambda theirs: theirs[0, 0])
+
+
 def layouts(model: ResNet) -> dict[str, Layout]:
-    """torchvision's and timm's, which are the same, of networks with their stem and activations after the sum."""
-    if model.stem != "imagenet" or model.preact:
+    """torchvision's and timm's, which are the same, of networks with their stem and activations after the sum.
+
+    Of BiT's: timm's, and "bit", the names in the authors' .npz files. timm's resnetv2_50 and the like, with batch
+    normalization, have neither our preresnets' stem nor BiT's.
+    """
+    block = r"stage(\d)/block(\d+)/"
+    if model.stem == "imagenet" and not model.preact:
+        layout = Layout(rules=[
+            ("stem_conv", "conv1"), ("stem_norm", "bn1"), ("head", "fc"),
+            (rf"{block}conv(\d)", r"layer\1.\2.conv\3"), (rf"{block}norm(\d)", r"layer\1.\2.bn\3"),
+            (rf"{block}downsample_conv", r"layer\1.\2.downsample.0"),
+            (rf"{block}downsample_norm", r"layer\1.\2.downsample.1"),
+        ])
+        return {"torchvision": layout, "timm": layout}
+    if model.stem != "bit" or not model.bottleneck:
         return {}
-    layout = Layout(rules=[
-        ("stem_conv", "conv1"), ("stem_norm", "bn1"), ("head", "fc"),
-        (r"stage(\d)/block(\d+)/conv(\d)", r"layer\1.\2.conv\3"),
-        (r"stage(\d)/block(\d+)/norm(\d)", r"layer\1.\2.bn\3"),
-        (r"stage(\d)/block(\d+)/downsample_conv", r"layer\1.\2.downsample.0"),
-        (r"stage(\d)/block(\d+)/downsample_norm", r"layer\1.\2.downsample.1"),
-    ])
-    return {"torchvision": layout, "timm": layout}
+
+    def timm(name: str):  # stages counted from 0
+        return lambda match: match.expand(rf"stages.{int(match[1]) - 1}.blocks.\2.{name}")
+
+    def bit(name: str):  # units counted from 1
+        return lambda match: f"resnet/block{match[1]}/unit{int(match[2]) + 1:02}/{name}"
+
+    conv, leaves = "standardized_conv2d", {"kernel": "kernel", "scale": "gamma", "bias": "beta"}
+    return {
+        "timm": Layout(rules=[
+            ("stem_conv", "stem.conv"), ("final_norm", "norm"), ("head", "head.fc", DENSE_AS_CONV),
+            (rf"{block}downsample_conv", timm("downsample.conv")), (rf"{block}(\w+)", timm(r"\3")),
+        ]),
+        "bit": Layout(separator="/", kernels=SAME, leaves=leaves, rules=[
+            ("stem_conv", f"resnet/root_block/{conv}"), ("final_norm", "resnet/group_norm"),
+            ("head/kernel", "resnet/head/conv2d/kernel", _AS_1X1), ("head/bias", "resnet/head/conv2d/bias"),
+            *((rf"{block}conv{i}", bit(f"{unit}/{conv}")) for i, unit in enumerate("abc", 1)),
+            *((rf"{block}norm{i}", bit(f"{unit}/group_norm")) for i, unit in enumerate("abc", 1)),
+            (rf"{block}downsample_conv", bit(f"a/proj/{conv}")),
+        ]),
+    }

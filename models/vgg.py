@@ -1,1 +1,130 @@
-VARIANTS = {}
+"""VGG: one pattern, repeated.
+
+  Simonyan & Zisserman 2015    Very deep convolutional networks for large-scale image recognition, arXiv 1409.1556
+
+3x3 convolutions padded by 1 keep the resolution, each with an activation; a stage of them ends in 2x2 max-pooling,
+which halves the resolution, and the next stage has twice the channels, up to 512. Depth is all that differs between
+the networks (table 1). Convolutions have biases, with normalization as well, as in torchvision's *_bn.
+
+The *_cifar networks have the same stages for images of 32 x 32, of which these leave 1 x 1, with normalization and
+nothing but the head after them: the VGG of the literature on pruning.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models.errors import UserError, has_type
+from models.layers.endpoint import Endpoint
+from models.layers.ingredients import Classifier, Ingredients
+from models.layers.pooling import adaptive_avg_pool
+from models.layers.regularize import Dropout
+from models.weights.layouts import DENSE_AS_CONV, Conversion, Layout, flattened
+
+MAP_SIZE = 7  # of the map that the classifier flattens, whatever the images' size; table 1's at 224 x 224
+
+
+class Stage(nn.Module):
+    """Convolutions at one resolution, then half of it: x [N, H, W, C] -> [N, H // 2, W // 2, features]."""
+
+    layers: Ingredients
+    depth: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv, _, norm, act = self.layers
+        for i in range(1, self.depth + 1):
+            x = conv(self.features, 3, padding=1, use_bias=True, name=f"conv{i}")(x)
+            x = Endpoint(f"conv{i}")(act(norm(name=f"norm{i}")(x)))
+        return nn.max_pool(x, (2, 2), (2, 2))
+
+
+class VGG(Classifier):
+    """Stages of 3x3 convolutions and a dense classifier; the fields of `Classifier`, and these.
+
+    Takes images of any size from 32. Endpoints: "stage1/conv1", ... (activations), "stage1", ... (pooled),
+    "pre_logits".
+
+    Attributes:
+      stage_sizes: convolutions of each stage.
+      width: channels of the first stage; each further one has twice those of the one before, up to 8 times these.
+      classifier: features of the dense layers before the head, which see a flattened map of 7 x 7; () for none, the
+        head then sees the map's average.
+      dropout: rate after each of these.
+    """
+
+    norm: str | Callable = "none"
+    stage_sizes: Sequence[int] = (2, 2, 3, 3, 3)
+    width: int = 64
+    classifier: Sequence[int] = (4096, 4096)
+    dropout: float = 0.5
+
+    def check(self) -> None:
+        for field in ("stage_sizes", "classifier"):
+            numbers = getattr(self, field)
+            if not isinstance(numbers, (tuple, list)) or any(not has_type(n, int) or n < 1 for n in numbers):
+                raise UserError(f"{field}={numbers} must be whole numbers of at least 1, as (2, 2, 3, 3, 3)")
+        if not self.stage_sizes or self.width < 1:
+            raise UserError(f"stage_sizes={self.stage_sizes}, width={self.width}: a stage and a channel are needed")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout} must be at least 0 and below 1")
+        if self.dropout and not self.classifier:
+            raise UserError(f"dropout={self.dropout} is for the layers of `classifier`, and there are none")
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        layers = self.ingredients(train)
+        x = images
+        for stage, depth in enumerate(self.stage_sizes, 1):
+            features = self.width * min(2 ** (stage - 1), 8)
+            x = Endpoint(f"stage{stage}")(Stage(layers, depth, features, name=f"stage{stage}")(x))
+        x = adaptive_avg_pool(x, MAP_SIZE if self.classifier else 1)
+        x = x.reshape(x.shape[0], -1)  # [N, H, W, C] -> [N, H W C]
+        for i, features in enumerate(self.classifier, 1):
+            x = layers.act(layers.dense(features, name=f"hidden{i}")(x))
+            x = Dropout(self.dropout, deterministic=not train)(x)
+        x = Endpoint("pre_logits")(x)
+        return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
+
+
+_SIZES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # table 1: A, B, D, E
+VARIANTS = {
+    **{f"vgg{depth}": functools.partial(VGG, stage_sizes=sizes) for depth, sizes in _SIZES.items()},
+    **{f"vgg{depth}_bn": functools.partial(VGG, stage_sizes=sizes, norm="batch") for depth, sizes in _SIZES.items()},
+    **{f"vgg{depth}_cifar": functools.partial(VGG, stage_sizes=_SIZES[depth], norm="batch", classifier=(), dropout=0.0,
+                                              num_classes=10, image_size=32) for depth in (11, 13, 16)},
+}
+# timm's first dense layer is a 7x7 convolution: ours [H W C, D] <-> [D, C, H, W]
+_MAP_AS_CONV = Conversion(
+    lambda ours: ours.reshape(MAP_SIZE, MAP_SIZE, -1, ours.shape[-1]).transpose(3, 2, 0, 1),
+    lambda theirs: theirs.transpose(2, 3, 1, 0).reshape(-1, theirs.shape[0]),
+)
+
+
+def layouts(model: VGG) -> dict[str, Layout]:
+    """torchvision's and timm's, of networks with two hidden layers; timm's equals ours for images up to 224 x 224."""
+    if len(model.classifier) != 2:
+        return {}
+
+    def features(offset):
+        """Name of a layer by its place in one sequence of convolutions, norms, activations and poolings."""
+        period = 2 if model.norm == "none" else 3
+
+        def name(match):
+            stage, i = int(match[1]) - 1, int(match[2]) - 1
+            return f"features.{period * (sum(model.stage_sizes[:stage]) + i) + stage + offset}"
+
+        return name
+
+    convs = [(r"stage(\d+)/conv(\d+)", features(0)), (r"stage(\d+)/norm(\d+)", features(1))]
+    return {
+        "torchvision": Layout(rules=[*convs, ("hidden1", "classifier.0", flattened(MAP_SIZE, MAP_SIZE)),
+                                     ("hidden2", "classifier.3"), ("head", "classifier.6")]),
+        "timm": Layout(rules=[*convs, ("hidden1", "pre_logits.fc1", _MAP_AS_CONV),
+                              ("hidden2", "pre_logits.fc2", DENSE_AS_CONV), ("head", "head.fc")]),
+    }

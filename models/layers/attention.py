@@ -5,6 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from models.layers.conv import plain_wanted
 
@@ -21,22 +22,26 @@ def attend(
       q: [N, T, H, D].
       k, v: [N, S, H, D].
       bias: added to the logits, any shape that broadcasts to [N, H, T, S].
-      mask: bool, likewise; False where a query does not see a key.
+      mask: bool, likewise; False where a query does not see a key. A query that sees none sees all.
 
     Returns:
       [N, T, H, D], of q's type; the softmax is float32.
     """
-    implementation = "cudnn" if _flash(q, k, bias) else "xla"
+    lengths = (1, 1, q.shape[1], k.shape[1])  # cuDNN broadcasts over N and H alone
+    bias, mask = (None if x is None else jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, lengths))
+                  for x in (bias, mask))
     bias = None if bias is None else bias.astype(q.dtype)
+    implementation = "cudnn" if _flash(q, k, biased=bias is not None or mask is not None) else "xla"
     return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation=implementation)
 
 
-def _flash(q, k, bias) -> bool:
-    """Whether cuDNN has kernels: heads of a multiple of 8 and at most 128; gradients of a bias want even lengths."""
+def _flash(q, k, biased) -> bool:
+    """Whether cuDNN has kernels: heads of a multiple of 8 and at most 128; gradients with a bias or a mask, which it
+    takes as a bias, want even lengths."""
     if jax.default_backend() != "gpu" or plain_wanted() or q.dtype not in (jnp.bfloat16, jnp.float16):
         return False
     even = q.shape[1] % 2 == k.shape[1] % 2 == 0
-    return q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and (bias is None or even)
+    return q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and (even or not biased)
 
 
 class SelfAttention(nn.Module):
@@ -52,9 +57,63 @@ class SelfAttention(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
-        """bias, mask: as in `attend`."""
+    def __call__(
+        self,
+        x: jax.Array,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        place: int | jax.Array | None = None,
+    ) -> jax.Array:
+        """Attends to x; or, where `place` is given, to what is remembered and x.
+
+        Args:
+          x: [N, T, C].
+          bias, mask: as in `attend`.
+          place: of x's first token in the sequence that the collection "cache" (mutable) remembers, keys and values
+            [N, S, H, C / H]: x's are put there, and `mask` [..., S] says which of them are seen. S is the mask's in
+            the first call, which starts the cache.
+        """
         batch, length, channels = x.shape
         qkv = self.dense(3 * channels, name="qkv")(x).reshape(batch, length, 3, self.heads, channels // self.heads)
-        y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias, mask)  # [N, T, H, C / H]
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [N, T, H, C / H] each
+        if place is not None:
+            shape = (batch, mask.shape[-1], *k.shape[2:])
+            k, v = (self._remembered(name, new, shape, place) for name, new in (("keys", k), ("values", v)))
+        y = attend(q, k, v, bias, mask)  # [N, T, H, C / H]
         return self.dense(channels, name="out")(y.reshape(batch, length, channels))
+
+    def _remembered(self, name, new, shape, place) -> jax.Array:
+        cached = self.variable("cache", name, jnp.zeros, shape, new.dtype)
+        cached.value = lax.dynamic_update_slice_in_dim(cached.value, new, place, 1)
+        return cached.value
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of x [N, T, C] to a memory [N, S, M]: -> [N, T, C].
+
+    Attributes:
+      dense: constructor of dense layers: "q" [C, C], "kv" [M, 2 C], in the order key, value, each of them by head, and
+        "out" [C, C].
+      heads: their number, a divisor of C.
+    """
+
+    dense: Callable
+    heads: int
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, memory: jax.Array | None, mask: jax.Array | None = None, remember: bool = False
+    ) -> jax.Array:
+        """Attends to `memory`, whose keys and values `remember` puts into the collection "cache"; None: to those."""
+        batch, length, channels = x.shape
+        heads = (self.heads, channels // self.heads)
+        q = self.dense(channels, name="q")(x).reshape(batch, length, *heads)
+        if memory is None:
+            k, v = self.get_variable("cache", "keys"), self.get_variable("cache", "values")  # [N, S, H, C / H]
+        else:
+            kv = self.dense(2 * channels, name="kv")(memory).reshape(batch, -1, 2, *heads)
+            k, v = kv[:, :, 0], kv[:, :, 1]
+        if remember:
+            self.put_variable("cache", "keys", k)
+            self.put_variable("cache", "values", v)
+        return self.dense(channels, name="out")(attend(q, k, v, mask=mask).reshape(batch, length, channels))

@@ -4,7 +4,7 @@ On accelerators it is lax.conv_general_dilated. XLA's CPU backend lowers some sh
 the same sums are up to a hundred times faster there. `chosen_lowering` names the formulation that a convolution gets:
 
   plain      lax.conv_general_dilated
-  matmul     1x1, and patches that do not overlap: a matrix product
+  matmul     1x1, and patches that do not overlap: a matrix product, see `product`
   native     float32, channels by the vector: the loops of conv.cc, compiled on the machine (native.py); gradients of
              wide kernels as in dense
   dense      without those: the plain one, its gradients as convolutions of the one layout that XLA has kernels for
@@ -12,7 +12,7 @@ the same sums are up to a hundred times faster there. `chosen_lowering` names th
   grouped    likewise: groups merged into blocks of up to 32 channels, dense convolutions of block-diagonal kernels
 
 All agree with the plain one in value and both gradients to 1e-5 and depend on the machine and on shapes alone. All but
-plain and matmul have a custom reverse-mode gradient: forward-mode derivatives through them need `lowering("plain")`.
+plain have a custom reverse-mode gradient: forward-mode derivatives through them need `lowering("plain")`.
 Measurements: 2 cores with AVX-512, jax 0.10.2, float32, with the settings of models/runtime.py.
 """
 
@@ -169,12 +169,51 @@ def _matmul(x, kernel, strides):
         batch, height, width, _ = x.shape
         x = x.reshape(batch, height // kh, kh, width // kw, kw, channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(batch, height // kh, width // kw, kh * kw * channels)
-    return jnp.matmul(x, kernel.reshape(-1, features))
+    return product(x, kernel.reshape(-1, features))
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Matrix product of x [..., C] with a kernel [C, D].
+
+    On a CPU the gradient by a small kernel, a product of two narrow and very long matrices, is taken by conv.cc where
+    it can be: for 16 to 96 channels at 112x112, batch 8, 3 ms instead of 41.
+    """
+    if (
+        x.ndim in (3, 4) and x.dtype == jnp.float32 and kernel.size < _WIDE and _vector_side(kernel.shape) is not None
+        and not plain_wanted() and jax.default_backend() == "cpu" and native.available()
+    ):
+        return _product(x, kernel)
+    return jnp.matmul(x, kernel)
+
+
+def _vector_side(shape) -> int | None:
+    """The last axis of a kernel [C, D] that is whole vectors; None where neither is."""
+    return next((axis for axis in (1, 0) if shape[axis] % _VECTOR == 0), None)
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+    return jnp.matmul(x, kernel)
+
+
+def _product_backward(residuals, dy):
+    x, kernel = residuals
+    dx = jnp.matmul(dy, kernel.T)
+    if x.ndim == 3:  # [N, T, C] -> [N, 1, T, C]
+        x, dy = x[:, None], dy[:, None]
+    flip = _vector_side(kernel.shape) == 0
+    a, b = (dy, x) if flip else (x, dy)
+    shape = (1, 1, a.shape[-1], b.shape[-1])
+    dk = native.call("conv_kernel_gradient", a, b, shape, 1, (1, 1), ((0, 0), (0, 0)), (1, 1))[0, 0]
+    return dx, dk.T if flip else dk
+
+
+_product.defvjp(lambda x, kernel: (jnp.matmul(x, kernel), (x, kernel)), _product_backward)
 
 
 # -- native ----------------------------------------------------------------------------------------------
-# Milliseconds for the value, the gradient by x, the gradient by the kernel; in brackets what XLA took for all three by the
-# formulations below, and PyTorch's oneDNN:
+# Milliseconds for the value, the gradient by x, the gradient by the kernel; in brackets what the best formulation that
+# XLA compiles took for all three, and PyTorch's oneDNN:
 #   3x3, 16 channels, 32x32, batch 128               3.1   3.2   3.2     (17.3;  9.7)
 #   3x3, 64 channels, 56x56, batch 8                 8.8   8.8  10.4     (35.1; 26.1)
 #   3x3 depthwise, 144 channels, 56x56, batch 8      2.0   1.9   1.6     (19.3; 18.0)
@@ -455,5 +494,9 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = jnp.matmul(x, kernel)
+        y = product(x, kernel)
+        if jax.default_backend() == "cpu" and not plain_wanted():
+            # To its own precision, so the identity: it keeps YNNPACK from fusing products that follow each other, where
+            # it computes the first one again for every block of the second (VGG-16's classifier: 1150 -> 40 ms).
+            y = lax.reduce_precision(y, jnp.finfo(y.dtype).nexp, jnp.finfo(y.dtype).nmant)
         return y if bias is None else y + bias

@@ -1,0 +1,204 @@
+"""The ladder from ResNet-50 to ConvNeXt-T, one change a step: Liu et al. 2022, arXiv 2201.03545, figure 2, table 10.
+
+Names carry the number of the table's row. Row 1 changes the training recipe alone, so the network of row 0 is its
+network too; row 9 stands for the kernel sizes 7 (kept), 9 and 11. Row 0 is models/resnet.py's ResNet-50, down to the
+names of its layers, and row 14 the function of models/convnext.py's ConvNeXt-T without layer scale.
+
+The paper describes the steps in words. The reading here is the one whose mult-adds are those of the table, in rows 2 to
+12 (and in table 11's, of the larger networks, to the end): tests/test_convnext.py. It does not give table 10's 4.46e9
+for row 13 and 4.49e9 for row 14. Exchanging batch for channel normalization changes no convolution, so row 13 costs
+4.15e9 as row 12 does, and row 14, which is ConvNeXt-T, 4.46e9. Table 11 has it so: 14.81e9 before and after the
+exchange, and 15.35e9 at the end.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models.convnext import check_stages, drop_rates
+from models.errors import UserError
+from models.layers.endpoint import Endpoint
+from models.layers.ingredients import Classifier, Ingredients
+from models.layers.regularize import StochasticDepth
+
+
+class Block(nn.Module):
+    """One unit: x [N, H, W, C] -> shortcut(x) + branch(x), [N, H / stride, W / stride, features].
+
+    Attributes:
+      layers: from `Ladder.ingredients`.
+      depthwise, inverted, moved_up, kernel_size, fewer_acts, fewer_norms: see Ladder.
+      features: channels of the output.
+      stride: of the convolution over space.
+      drop_branch: probability of dropping the branch of an example.
+      train: whether that acts.
+    """
+
+    layers: Ingredients
+    depthwise: bool
+    inverted: bool
+    moved_up: bool
+    kernel_size: int
+    fewer_acts: bool
+    fewer_norms: bool
+    features: int
+    stride: int
+    drop_branch: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv, _, norm, act = self.layers
+        channels = x.shape[-1]
+        inner = 4 * self.features if self.inverted else self.features // 4
+        spatial = channels if self.moved_up else inner
+        space = (spatial, self.kernel_size, self.stride, spatial if self.depthwise else 1)
+        widen, narrow = (inner, 1, 1, 1), (self.features, 1, 1, 1)
+        y = x
+        for i, how in enumerate((space, widen, narrow) if self.moved_up else (widen, space, narrow), 1):
+            features, size, stride, groups = how
+            normed = i == 1 or not self.fewer_norms  # what is left precedes the 1x1 convolutions
+            y = conv(features, size, stride, groups=groups, normed=normed, name=f"conv{i}")(y)
+            y = norm(name=f"norm{i}")(y) if normed else y
+            if i == 2 or (i == 1 and not self.fewer_acts):  # what is left is between the 1x1 convolutions
+                y = act(y)
+        if self.stride != 1 or channels != self.features:
+            normed = not self.fewer_norms
+            x = conv(self.features, 1, self.stride, normed=normed, name="downsample_conv")(x)
+            x = norm(name="downsample_norm")(x) if normed else x
+        y = x + StochasticDepth(self.drop_branch, deterministic=not self.train)(y)
+        return y if self.fewer_acts else act(y)
+
+
+class Stage(nn.Module):
+    """With `downsample`, halves the resolution to so many channels; then blocks, each an endpoint."""
+
+    layers: Ingredients
+    downsample: int
+    blocks: Sequence[Callable]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.downsample:
+            x = self.layers.norm(name="downsample_norm")(x)
+            x = self.layers.conv(self.downsample, 2, 2, padding=0, normed=False, name="downsample_conv")(x)
+        for i, block in enumerate(self.blocks):
+            x = Endpoint(f"block{i}")(block(name=f"block{i}")(x))
+        return x
+
+
+class Ladder(Classifier):
+    """ResNet-50 with any of the changes that lead to ConvNeXt-T; the fields of `Classifier`, and these.
+
+    Rows 10 and 13 of the table are the fields `act` and `norm`. `kernel_init` stays one for all rows.
+    Endpoints: "stem", "stage1", "stage1/block0", ..., "pre_logits".
+
+    Attributes:
+      stage_sizes: blocks of each stage; each stage but the first halves the resolution, and has twice the channels.
+      patchify: the stem is a 4x4 convolution with stride 4, instead of 7x7 and max-pooling with stride 2 each.
+      depthwise: the convolution over space has as many groups as channels.
+      width: channels of the stem; the first stage's blocks have 4 width -> width -> 4 width.
+      inverted: blocks have width -> 4 width -> width. A block that halves the resolution has four times the width of
+        its output inside.
+      moved_up: the convolution over space comes first in a block, at the block's input's width.
+      kernel_size: of the convolution over space.
+      fewer_acts: one activation in a block, between the 1x1 convolutions; none after the sum, none in the stem.
+      fewer_norms: one normalization in a block, after its first convolution; none after the shortcut's projection.
+        Convolutions without one have biases, and so do those whose normalization does not take biases out again.
+      separate_downsampling: normalization and a 2x2 convolution with stride 2 between stages, instead of strides and
+        projections in blocks, and normalization before the head.
+      stochastic_depth: as of ConvNeXt; the recipe of row 1 and later has 0.1.
+    """
+
+    stage_sizes: Sequence[int] = (3, 4, 6, 3)
+    patchify: bool = False
+    depthwise: bool = False
+    width: int = 64
+    inverted: bool = False
+    moved_up: bool = False
+    kernel_size: int = 3
+    fewer_acts: bool = False
+    fewer_norms: bool = False
+    separate_downsampling: bool = False
+    stochastic_depth: float = 0.0
+
+    def check(self) -> None:
+        check_stages(self.stage_sizes)
+        if self.width < 1:
+            raise UserError(f"width={self.width} must be at least 1")
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise UserError(f"kernel_size={self.kernel_size} must be odd, so that blocks keep the resolution")
+        if not 0 <= self.stochastic_depth < 1:
+            raise UserError(f"stochastic_depth={self.stochastic_depth} must be at least 0 and below 1")
+
+    def ingredients(self, train: bool) -> Ingredients:
+        """Those of the fields; `conv` takes `normed` besides, whether normalization follows it."""
+        layers = super().ingredients(train)
+        biases, cancelling = self.fewer_norms, self.norm in ("batch", "instance")
+
+        def conv(*args, normed: bool, **kwargs):
+            bias = {"use_bias": True} if biases and not (normed and cancelling) else {}
+            return layers.conv(*args, **bias, **kwargs)
+
+        epsilon = 1e-6 if self.norm == "channel" else 1e-5  # ConvNeXt's, ResNet's
+        return layers._replace(conv=conv, norm=functools.partial(layers.norm, epsilon=epsilon))
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        layers = self.ingredients(train)
+        x = Endpoint("stem")(self._stem(layers, images))
+        block = functools.partial(Block, layers, self.depthwise, self.inverted, self.moved_up, self.kernel_size,
+                                  self.fewer_acts, self.fewer_norms, train=train)
+        for stage, rates in enumerate(drop_rates(self.stochastic_depth, self.stage_sizes)):
+            features = self.width * 2**stage * (1 if self.inverted else 4)
+            halves = stage > 0 and not self.separate_downsampling
+            blocks = [functools.partial(block, features=features, stride=2 if halves and i == 0 else 1,
+                                        drop_branch=rate) for i, rate in enumerate(rates)]
+            downsample = features if stage > 0 and self.separate_downsampling else 0
+            x = Endpoint(f"stage{stage + 1}")(Stage(layers, downsample, blocks, name=f"stage{stage + 1}")(x))
+        x = x.mean((1, 2))  # [N, H, W, C] -> [N, C]
+        if self.separate_downsampling:
+            x = layers.norm(name="final_norm")(x)
+        return layers.dense(self.num_classes, name="head")(Endpoint("pre_logits")(x)).astype(jnp.float32)
+
+    def _stem(self, layers: Ingredients, images: jax.Array) -> jax.Array:
+        shape = {"kernel_size": 4, "strides": 4, "padding": 0} if self.patchify else {"kernel_size": 7, "strides": 2}
+        x = layers.conv(self.width, **shape, normed=True, name="stem_conv")(images)
+        x = layers.norm(name="stem_norm")(x)
+        x = x if self.fewer_acts else layers.act(x)
+        return x if self.patchify else nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+def _steps() -> dict[str, functools.partial]:
+    """By name; each row has the fields of the row before, and its own."""
+    steps, fields = {}, {}
+
+    def step(name: str, **change: Any) -> None:
+        fields.update(change)
+        steps[f"convnext_ladder{name}"] = functools.partial(Ladder, **fields)
+
+    step("00_resnet50")
+    step("02_stage_ratio", stage_sizes=(3, 3, 9, 3))
+    step("03_patchify_stem", patchify=True)
+    step("04_depthwise", depthwise=True)
+    step("05_width96", width=96)
+    step("06_inverted_bottleneck", inverted=True)
+    step("07_depthwise_first", moved_up=True)
+    step("08_kernel5", kernel_size=5)
+    step("09b_kernel9", kernel_size=9)  # this and the next were not kept: row 9 overwrites them
+    step("09c_kernel11", kernel_size=11)
+    step("09_kernel7", kernel_size=7)
+    step("10_gelu", act="gelu")
+    step("11_fewer_activations", fewer_acts=True)
+    step("12_fewer_norms", fewer_norms=True)
+    step("13_layer_norm", norm="channel")
+    step("14_separate_downsampling", separate_downsampling=True)
+    return steps
+
+
+VARIANTS = _steps()

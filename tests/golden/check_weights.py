@@ -1,0 +1,166 @@
+"""Whole networks of torchvision and timm through our files and commands, and back. Needs PyTorch; see parity.py.
+
+  PYTHONPATH=../shared/tools ../venv-torch/bin/python -m tests.golden.check_weights [NAME ...]
+
+For every network that they and we have, up to LIMIT parameters: theirs, drawn, is saved as .pth and as .safetensors,
+imported by the command line from each, and gives the logits of a random image; the export of that loads in theirs and
+is equal bitwise. Without names, all are checked and experiments/results/parity.{json,md} are written: some 30 minutes.
+"""
+
+import contextlib
+import importlib.metadata
+import io
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import models
+from models import weights
+from models.layers.init import jit_once
+from models.weights.__main__ import main as command
+from tests.golden import drawn
+from train import checkpoint, summary
+
+with contextlib.suppress(ImportError):
+    import torchvision_cpu  # noqa: F401
+
+LIMIT = 150e6
+TOLERANCE = 1e-4  # of the largest logit
+RESULTS = pathlib.Path(__file__).parents[2] / "experiments/results"
+# Theirs where it is not the same; of the others, whatever has our name.
+TORCHVISION = {f"vit_{size}_patch{patch}": f"vit_{size[0]}_{patch}" for size, patch in (
+    ("base", 16), ("base", 32), ("large", 16), ("large", 32), ("huge", 14))}
+TIMM = {
+    **{f"vit_{size}_patch{patch}": f"vit_{size}_patch{patch}_224" for size, patch in (
+        ("tiny", 16), ("small", 16), ("small", 32), ("base", 16), ("base", 32), ("large", 14), ("large", 16),
+        ("large", 32), ("huge", 14))},
+    **{f"swin_{size[0]}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")},
+    "mobilenet_v1": "mobilenetv1_100", "mobilenet_v2": "mobilenetv2_100",
+    **{f"mobilenet_v2_{width}": f"mobilenetv2_{width}" for width in ("035", "050", "075", "140")},
+}
+
+
+def pairs() -> dict[str, dict[str, str]]:
+    """{our name: {layout: their name}}, networks up to LIMIT."""
+    import timm
+    import torchvision.models as tv
+
+    found: dict[str, dict[str, str]] = {}
+    for name in models.names():
+        model = models.create(name)
+        for layout, table, known in (("torchvision", TORCHVISION, tv.list_models(module=tv)),
+                                     ("timm", TIMM, timm.list_models())):
+            theirs = table.get(name, name)
+            if theirs in known and layout in weights.layouts(model):
+                found.setdefault(name, {})[layout] = theirs
+    return {name: theirs for name, theirs in found.items() if parameters(models.create(name)) <= LIMIT}
+
+
+def parameters(model: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(drawn.abstract(model)["params"]))
+
+
+def create(layout: str, name: str) -> Any:
+    """Their network as it is drawn, with what is constant in it moved, so that nothing is without effect."""
+    import timm
+    import torch
+    import torchvision.models as tv
+
+    torch.manual_seed(0)
+    net = (getattr(tv, name)() if layout == "torchvision" else timm.create_model(name)).eval()
+    for array in net.state_dict().values():
+        if array.is_floating_point() and array.min() == array.max():
+            array += 0.2 * torch.rand_like(array)
+    return net
+
+
+def check(name: str, theirs: dict[str, str], folder: pathlib.Path) -> list[dict[str, Any]]:
+    """A row for each layout; raises where arrays differ."""
+    import torch
+    from safetensors.torch import save_file
+
+    model = models.create(name)
+    run, rows = jit_once(model.apply), []
+    image = drawn.images(name, (1, model.image_size, model.image_size, 3))
+    for layout, their_name in theirs.items():
+        net = create(layout, their_name)
+        state = net.state_dict()
+        with torch.no_grad():
+            expected = net(torch.from_numpy(image).permute(0, 3, 1, 2)).numpy()
+        imported = []
+        for suffix in (".pth", ".safetensors"):
+            file, ours = str(folder / f"theirs{suffix}"), str(folder / "ours.safetensors")
+            if suffix == ".pth":
+                torch.save(state, file)
+            else:
+                save_file({key: value.contiguous() for key, value in state.items()}, file)
+            run_command("import", file, f"--from={layout}", f"--model={name}", f"--out={ours}")
+            imported.append(weights.load(ours, model))
+        jax.tree.map(np.testing.assert_array_equal, *imported)
+        back = str(folder / "back.pth")
+        run_command("export", ours, f"--to={layout}", f"--out={back}")
+        exported = torch.load(back, weights_only=True)
+        net.load_state_dict(exported, strict=True)
+        assert all(torch.equal(exported[key], value) for key, value in state.items()), f"{name}: export differs"
+        logits = np.asarray(run(imported[0], jnp.asarray(image)))
+        rows.append({
+            "network": name, "layout": layout, "theirs": their_name, "parameters": parameters(model),
+            "arrays": len(state), "largest_logit": float(np.abs(expected).max()),
+            "relative_error": float(np.abs(logits - expected).max() / np.abs(expected).max())})
+    return rows
+
+
+def run_command(*arguments: str) -> None:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = command(["weights", *arguments])
+    assert code == 0, said.getvalue()
+
+
+def main(names: list[str]) -> int:
+    """Prints a line a network, writes the results where all were checked; 1 where any differs."""
+    table, failed = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, theirs in pairs().items():
+            if names and name not in names:
+                continue
+            for row in check(name, theirs, pathlib.Path(folder)):
+                table.append(row)
+                failed += [row] * (not row["relative_error"] < TOLERANCE)
+                print(*row.values(), flush=True)
+    print(f"{len(table)} checked, {len(failed)} differ: {failed}")
+    if not names:
+        write(table)
+    return 1 if failed or not table else 0
+
+
+def write(table: list[dict[str, Any]]) -> None:
+    """experiments/results/parity.json and .md."""
+    about = summary.environment(jax.devices())
+    about["versions"] |= {package: importlib.metadata.version(package) for package in ("torch", "torchvision", "timm")}
+    checkpoint.write_json(RESULTS / "parity.json", {"networks": table, "tolerance": TOLERANCE, **about})
+    rows = "\n".join(
+        f"| {row['network']} | {row['layout']} | {row['theirs']} | {row['parameters']:,} | {row['arrays']} | "
+        f"{row['largest_logit']:.3g} | {row['relative_error']:.1e} |" for row in table)
+    versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("torch", "torchvision", "timm", "jax"))
+    checkpoint.write_atomically(RESULTS / "parity.md", f"""# Weights of other libraries in our networks
+
+{about["device"]}, {about["commit"]}; {versions}. Written by `python -m tests.golden.check_weights`.
+
+Their network, drawn at random, goes through a .pth and a .safetensors file and `python -m models.weights import` into
+ours, and by `export` back, bitwise equal. The error is the largest difference of the two networks' logits of one random
+image, relative to the largest logit; it is below {TOLERANCE:g} for all that pass.
+
+| network | layout | theirs | parameters | arrays | largest logit | relative error |
+| --- | --- | --- | --- | --- | --- | --- |
+{rows}
+""")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
