@@ -42,10 +42,6 @@ def local_response_norm(x: jax.Array, n: int, k: float, alpha: float) -> jax.Arr
     return (x32 * scale * jnp.sqrt(scale)).astype(x.dtype)  # s^-3/4 without a power, which costs more than the sum
 
 
-def _whole(numbers: object, at_least: int) -> bool:
-    return isinstance(numbers, (tuple, list)) and all(has_type(n, int) and n >= at_least for n in numbers)
-
-
 class AlexNet(Classifier):
     """Five convolutions and three dense layers; the fields of `Classifier`, and these.
 
@@ -71,22 +67,19 @@ class AlexNet(Classifier):
     dropout: float = 0.5
 
     def check(self) -> None:
-        if not _whole(self.stem, 0) or len(self.stem) != 3 or 0 in self.stem[:2]:
+        self._need_numbers("stem", (11, 4, 0), count=3, least=0)
+        if 0 in self.stem[:2]:
             raise UserError(f"stem={self.stem} must be kernel size, stride and padding, as (11, 4, 0)")
-        if not _whole(self.widths, 1) or len(self.widths) != 5:
-            raise UserError(f"widths={self.widths} must be the channels of five convolutions")
-        if not _whole(self.classifier, 1):
-            raise UserError(f"classifier={self.classifier} must be the features of its layers, as (4096, 4096)")
-        if self.groups < 1:
-            raise UserError(f"groups={self.groups} must be at least 1")
+        self._need_numbers("widths", (64, 192, 384, 256, 256), count=5)
+        self._need_numbers("classifier", (4096, 4096), empty=True)
+        self._need_at_least(1, "groups")
+        self._need_rates("dropout")
         response = self.local_response
         if response is not None and (
             not isinstance(response, (tuple, list)) or len(response) != 3 or not has_type(response[0], int)
             or any(not has_type(value, float) or value <= 0 for value in response)
         ):
             raise UserError(f"local_response={response} must be n, k and alpha, as (5, 2.0, 1e-4), or None")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout={self.dropout} must be at least 0 and below 1")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

@@ -1,6 +1,6 @@
 """What a network costs: parameters, mult-adds, activation memory, receptive fields, read from the traced program.
 
-  python -m models.complexity resnet50 --resolution=224 --norm=group --csv=cost.csv
+  python -m models.complexity resnet50 --resolution=224 --norm=group --csv=cost.csv --chart=cost.png
 
 The program is the jaxpr of one forward pass of one example; nothing is computed or allocated. Each operation belongs to
 the innermost module whose name is on its name stack, so the numbers are right for any module, whatever its class.
@@ -9,7 +9,7 @@ the innermost module whose name is on its name stack, so the numbers are right f
                     with padding included; a scan's body times its length, a while's body once, the costliest branch
   output bytes      of the layers, forward
   kept bytes        what `jax.vjp` of the training pass hands from forward to backward and depends on the images;
-                    XLA may keep less
+                    XLA may keep less. What is between two layers (activations, pooling, sums) counts with the first
   receptive field   of one output pixel and its stride, in pixels, by the recurrence of Araujo, Norris & Sim (Distill
                     2019, doi 10.23915/distill.00021): the largest over all paths through convolution, pooling and
                     slicing. Statistics over the whole image (normalization, squeeze and excite) that scale a map do
@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 import models
-from models import traced
+from models import command, traced
 from models.errors import UserError
 from models.layers.conv import lowering
 from models.layers.endpoint import Endpoint, capture
@@ -108,16 +108,16 @@ class Complexity:
         """The totals in one line."""
         return (
             f"{self.name} at {' x '.join(map(str, self.input_shape[1:]))}: {self.params:,} parameters, "
-            f"{_short(self.mult_adds)} mult-adds, activations {_short(self.output_bytes)}B forward and "
-            f"{_short(self.kept_bytes)}B kept for backward, receptive field {_pixels(self.receptive_field)}, "
+            f"{short(self.mult_adds)} mult-adds, activations {short(self.output_bytes)}B forward and "
+            f"{short(self.kept_bytes)}B kept for backward, receptive field {_pixels(self.receptive_field)}, "
             f"stride {_pixels(self.stride)}"
         )
 
     def table(self) -> Table:
         """A row a layer, a section a stage, totals at the bottom."""
         table = Table(title=self.summary, title_justify="left", show_footer=True)
-        totals = ("total", "", "", f"{self.params:,}", _short(self.mult_adds), _short(self.output_bytes),
-                  _short(self.kept_bytes), _pixels(self.receptive_field), _pixels(self.stride))
+        totals = ("total", "", "", f"{self.params:,}", short(self.mult_adds), short(self.output_bytes),
+                  short(self.kept_bytes), _pixels(self.receptive_field), _pixels(self.stride))
         heads = ("layer", "type", "output", "parameters", "mult-adds", "output B", "kept B", "field", "stride")
         for head, total in zip(heads, totals, strict=True):
             table.add_column(head, footer=total, justify="left" if head in heads[:3] else "right", overflow="fold")
@@ -125,8 +125,8 @@ class Complexity:
             stage = layer.path.split("/")[0]
             table.add_row(
                 layer.path or "(model)", layer.type, " x ".join(map(str, layer.output_shape[1:])),
-                f"{layer.params:,}" if layer.params else "", _short(layer.mult_adds), _short(layer.output_bytes),
-                _short(layer.kept_bytes), _pixels(layer.receptive_field), _pixels(layer.stride),
+                f"{layer.params:,}" if layer.params else "", short(layer.mult_adds), short(layer.output_bytes),
+                short(layer.kept_bytes), _pixels(layer.receptive_field), _pixels(layer.stride),
                 end_section=following is not None and "/" in layer.path + following.path
                 and following.path.split("/")[0] != stage,
             )
@@ -142,11 +142,11 @@ class Complexity:
                 writer.writerow({name: "x".join(map(str, v)) if isinstance(v, tuple) else v for name, v in row.items()})
 
 
-def _short(number: float) -> str:
-    """4089184256 -> "4.089 G"; "" for 0."""
-    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+def short(number: float) -> str:
+    """4089184256 -> "4.089 G", to put a unit after; "" for 0."""
+    for scale, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= scale:
-            return f"{number / scale:.4g} {unit}"
+            return f"{number / scale:.4g} {prefix}"
     return f"{number:g} " if number else ""
 
 
@@ -193,19 +193,20 @@ def analyze(model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStr
         variables = jax.eval_shape(model.init, key, *inputs)
         with nn.intercept_methods(record):
             program = jax.make_jaxpr(forward)(variables, *inputs)
-        kept = _kept_bytes(model, variables, inputs, key, modules)
     walk = traced.Walk(modules)
     seen = [traced.View(axes=(1, 2)) if len(input_shape) == 4 else traced.WHOLE] + [traced.WHOLE] * (len(inputs) - 1)
     views = walk.run(program, [None] * len(jax.tree.leaves(variables)) + seen)
     endpoint_views = dict(zip(endpoints, views[len(views) - len(endpoints) :], strict=True))
     params = _params(variables["params"], modules)
+    parents = {path[:depth] for path in modules for depth in range(len(path))}
+    with lowering("plain"):
+        kept = _kept_bytes(model, variables, inputs, key, modules, {*modules} - parents | {*walk.mult_adds})
 
     def layer(path, kind, shape, output_bytes=0):
         pixels = _limits(walk.views.get(path))
         return Layer("/".join(path), kind, shape, params.get(path, 0), walk.mult_adds.get(path, 0), output_bytes,
                      kept.get(path, 0), *pixels)
 
-    parents = {path[:depth] for path in modules for depth in range(len(path))}
     return Complexity(
         name=type(model).__name__,
         input_shape=input_shape,
@@ -236,8 +237,11 @@ def _params(tree: Any, modules: Collection[Path]) -> dict[Path, int]:
     return dict(counts)
 
 
-def _kept_bytes(model, variables, inputs, key, modules: Collection[Path]) -> dict[Path, int]:
+def _kept_bytes(model, variables, inputs, key, modules: Collection[Path], layers: Collection[Path]) -> dict[Path, int]:
     """Bytes of what the training pass keeps for its gradient, by the module that made it.
+
+    What is made outside of any of `layers` counts with the one before: those without submodules, and with products of
+    their own, as attention.
 
     Parameters, what is computed from them alone, and constants are not counted: they do not grow with the batch.
     """
@@ -254,11 +258,14 @@ def _kept_bytes(model, variables, inputs, key, modules: Collection[Path]) -> dic
     examples, noise = program.invars[: len(inputs)], program.invars[len(inputs)]
     made_by = dict.fromkeys(examples, ())
     grows = {*examples, noise}
-    walk = traced.Walk(modules)
+    walk, layer = traced.Walk(modules), ()
     for eqn in program.eqns:
         if any(not isinstance(atom, Literal) and atom in grows for atom in eqn.invars):
+            module = walk.module_of(eqn)
+            if module in layers:
+                layer = module
             grows.update(eqn.outvars)
-            made_by.update(dict.fromkeys(eqn.outvars, walk.module_of(eqn)))
+            made_by.update(dict.fromkeys(eqn.outvars, layer or module))
     kept = defaultdict(int)
     for var in {atom for atom in program.outvars if not isinstance(atom, Literal)}:
         if var in made_by:
@@ -266,33 +273,36 @@ def _kept_bytes(model, variables, inputs, key, modules: Collection[Path]) -> dic
     return dict(kept)
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit code: 0 done, 2 a user's mistake."""
-    options = flags.FlagValues()
+def _define(options: flags.FlagValues) -> None:
     flags.DEFINE_integer("resolution", None, "height and width of the images; default: what the network was made for",
                          lower_bound=1, flag_values=options)
     flags.DEFINE_integer("channels", 3, "channels of the images", lower_bound=1, flag_values=options)
-    flags.DEFINE_string("norm", None, "normalization instead of the network's own, e.g. group:8", flag_values=options)
+    flags.DEFINE_string("norm", None, "the same as --set norm=…", flag_values=options)
     flags.DEFINE_string("csv", None, "file to write the layers to", flag_values=options)
-    flags.DEFINE_bool("help", False, "print this", short_name="h", flag_values=options)
-    try:
-        names = options(argv)[1:]
-        if options.help:
-            print(f"{__doc__}\nFlags:\n{options.get_help()}")
-            return 0
-        if len(names) != 1:
-            raise UserError(f"one model is needed, got {len(names)}: python -m models.complexity NAME")
-        asked = {"norm": options.norm, "image_size": options.resolution}
-        model = models.create(names[0], **{field: value for field, value in asked.items() if value})
-        is_of_images = "image_size" in models.fields(names[0])
-        cost = analyze(model, model.example(channels=options.channels) if is_of_images else model.example())
-        if options.csv:
-            cost.write_csv(options.csv)
-    except (UserError, flags.Error, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    flags.DEFINE_string("chart", None, "picture to write (.png, .svg, .pdf): where the cost is", flag_values=options)
+    command.define_set(options)
+
+
+def _act(options: flags.FlagValues, names: list[str]) -> None:
+    if len(names) != 1:
+        raise UserError(f"one model is needed, got {len(names)}: python -m models.complexity NAME")
+    asked = {"norm": options.norm, "image_size": options.resolution}
+    fields = command.fields(options) | {field: value for field, value in asked.items() if value}
+    model = models.create(names[0], **fields)
+    is_of_images = "image_size" in models.fields(names[0])
+    cost = analyze(model, model.example(channels=options.channels) if is_of_images else model.example())
+    if options.csv:
+        cost.write_csv(options.csv)
+    if options.chart:
+        from models import chart
+
+        chart.draw(cost, options.chart, names[0])
     Console(width=None if sys.stdout.isatty() else 160).print(cost.table())
-    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code: 0 done, 2 a user's mistake."""
+    return command.run(argv, __doc__, _define, _act)
 
 
 if __name__ == "__main__":

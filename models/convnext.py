@@ -11,10 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.errors import UserError, has_type
+from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
-from models.layers.regularize import StochasticDepth
+from models.layers.regularize import StochasticDepth, drop_rates
 from models.weights.layouts import TRAILING_ONES, Layout
 
 EPSILON = 1e-6  # of the normalization, in the authors' code
@@ -93,15 +93,13 @@ class ConvNeXt(Classifier):
     remat: bool = False
 
     def check(self) -> None:
-        check_stages(self.stage_sizes)
-        if self.width < 1:
-            raise UserError(f"width={self.width} must be at least 1")
+        self._need_numbers("stage_sizes", (3, 3, 9, 3))
+        self._need_at_least(1, "width")
+        self._need_rates("stochastic_depth")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise UserError(f"kernel_size={self.kernel_size} must be odd, so that blocks keep the resolution")
         if self.layer_scale < 0:
             raise UserError(f"layer_scale={self.layer_scale} must be positive, or 0 for none")
-        if not 0 <= self.stochastic_depth < 1:
-            raise UserError(f"stochastic_depth={self.stochastic_depth} must be at least 0 and below 1")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -118,19 +116,6 @@ class ConvNeXt(Classifier):
             x = Endpoint(f"stage{stage + 1}")(Stage(layers, features, blocks, name=f"stage{stage + 1}")(x))
         x = layers.norm(name="final_norm")(x.mean((1, 2)))  # [N, H, W, C] -> [N, C]
         return layers.dense(self.num_classes, name="head")(Endpoint("pre_logits")(x)).astype(jnp.float32)
-
-
-def check_stages(sizes: Sequence[int]) -> None:
-    """UserError where `sizes` are not the numbers of blocks of stages."""
-    if not isinstance(sizes, (tuple, list)) or not sizes or any(not has_type(n, int) or n < 1 for n in sizes):
-        raise UserError(f"stage_sizes={sizes} must be the numbers of blocks of the stages, as (3, 3, 9, 3)")
-
-
-def drop_rates(last: float, stage_sizes: Sequence[int]) -> list[list[float]]:
-    """For each block of each stage, growing linearly from 0 for the first block to `last` for the last."""
-    steps = max(sum(stage_sizes) - 1, 1)
-    starts = [sum(stage_sizes[:stage]) for stage in range(len(stage_sizes))]
-    return [[last * (start + i) / steps for i in range(size)] for start, size in zip(starts, stage_sizes, strict=True)]
 
 
 _net = functools.partial

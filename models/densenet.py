@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from models.errors import UserError, choice_error, has_type
+from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.regularize import Dropout
@@ -105,20 +105,15 @@ class DenseNet(Classifier):
     remat: bool = False
 
     def check(self) -> None:
-        if self.stem not in STEMS:
-            raise choice_error("stem", self.stem, STEMS)
-        sizes = self.stage_sizes
-        if not isinstance(sizes, (tuple, list)) or not sizes or any(not has_type(n, int) or n < 1 for n in sizes):
-            raise UserError(f"stage_sizes={sizes} must be the numbers of layers of the blocks, as (6, 12, 24, 16)")
-        for field, least in (("growth", 1), ("width", 1), ("bottleneck", 0)):
-            if getattr(self, field) < least:
-                raise UserError(f"{field}={getattr(self, field)} must be at least {least}")
+        self._need_choice("stem", STEMS)
+        self._need_numbers("stage_sizes", (6, 12, 24, 16))
+        self._need_at_least(1, "growth", "width")
+        self._need_at_least(0, "bottleneck")
+        self._need_rates("dropout")
         if not 0 < self.compression <= 1:
             raise UserError(f"compression={self.compression} must be above 0 and at most 1")
         if 0 in self._transitions():
             raise UserError(f"compression={self.compression} leaves no channels after a transition")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout={self.dropout} must be at least 0 and below 1")
 
     def _transitions(self) -> list[int]:
         """Channels after each transition, rounded down (section 3)."""

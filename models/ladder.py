@@ -19,11 +19,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.convnext import check_stages, drop_rates
 from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
-from models.layers.regularize import StochasticDepth
+from models.layers.regularize import StochasticDepth, drop_rates
 
 
 class Block(nn.Module):
@@ -127,13 +126,11 @@ class Ladder(Classifier):
     stochastic_depth: float = 0.0
 
     def check(self) -> None:
-        check_stages(self.stage_sizes)
-        if self.width < 1:
-            raise UserError(f"width={self.width} must be at least 1")
+        self._need_numbers("stage_sizes", (3, 3, 9, 3))
+        self._need_at_least(1, "width")
+        self._need_rates("stochastic_depth")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise UserError(f"kernel_size={self.kernel_size} must be odd, so that blocks keep the resolution")
-        if not 0 <= self.stochastic_depth < 1:
-            raise UserError(f"stochastic_depth={self.stochastic_depth} must be at least 0 and below 1")
 
     def ingredients(self, train: bool) -> Ingredients:
         """Those of the fields; `conv` takes `normed` besides, whether normalization follows it."""

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.errors import UserError, has_type
+from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier
 from models.weights.layouts import Layout, flattened
@@ -40,10 +40,8 @@ class LeNet(Classifier):
     hidden: Sequence[int] = (300, 100)
 
     def check(self) -> None:
-        for field in ("convs", "hidden"):
-            widths = getattr(self, field)
-            if not isinstance(widths, (tuple, list)) or any(not has_type(n, int) or n < 1 for n in widths):
-                raise UserError(f"{field}={widths} must be the features of these layers, as (300, 100)")
+        self._need_numbers("convs", (20, 50), empty=True)
+        self._need_numbers("hidden", (300, 100), empty=True)
         if self.norm == "instance" and self.hidden:
             raise UserError("norm='instance' averages over space, which the hidden layers of a LeNet do not have")
         if self.map_size() < 1:

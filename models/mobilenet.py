@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.errors import UserError, has_type
+from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.regularize import Dropout
@@ -111,13 +111,10 @@ class MobileNet(Classifier):
     dropout: float = 0.0
 
     def check(self) -> None:
-        sizes = self.stage_sizes
-        if not isinstance(sizes, (tuple, list)) or not sizes or any(not has_type(n, int) or n < 1 for n in sizes):
-            raise UserError(f"stage_sizes={sizes} must be the numbers of blocks of the stages, as (1, 2, 2, 6, 2)")
+        self._need_numbers("stage_sizes", (1, 2, 2, 6, 2))
+        self._need_rates("dropout")
         if self.width_multiplier <= 0:
             raise UserError(f"width_multiplier={self.width_multiplier} must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout={self.dropout} must be at least 0 and below 1")
 
     def _channels(self, channels: int) -> int:
         """Channels of a layer that has `channels` at width 1."""
@@ -180,8 +177,7 @@ class MobileNetV2(MobileNet):
         super().check()
         if len(self.stage_sizes) > len(V2_STAGES):
             raise UserError(f"stage_sizes={self.stage_sizes} must be of at most {len(V2_STAGES)} stages")
-        if self.expansion < 1:
-            raise UserError(f"expansion={self.expansion} must be at least 1")
+        self._need_at_least(1, "expansion")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

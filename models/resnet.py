@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.errors import UserError, choice_error, has_type
+from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.regularize import Dropout, StochasticDepth
@@ -158,23 +158,16 @@ class ResNet(Classifier):
 
     def check(self) -> None:
         for field, allowed in CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise choice_error(field, getattr(self, field), allowed)
-        for field in ("stochastic_depth", "dropout"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"{field}={getattr(self, field)} must be at least 0 and below 1")
+            self._need_choice(field, allowed)
+        self._need_rates("stochastic_depth", "dropout")
+        self._need_numbers("stage_sizes", (2, 2, 2, 2))
+        self._need_at_least(1, "width", "widen", "groups", "base_width")
         if self.stem == "bit" and not self.preact:
             raise UserError("stem='bit' has no normalization of its own: it is for preact=True")
         if not self.bottleneck and (self.groups, self.base_width, self.stride_in) != (1, 64, "3x3"):
             raise UserError("groups, base_width and stride_in are for networks of bottlenecks")
         if self.shortcut == "none" and (self.zero_gamma or self.stochastic_depth):
             raise UserError("zero_gamma and stochastic_depth are for networks with shortcuts")
-        sizes = self.stage_sizes
-        if not isinstance(sizes, (tuple, list)) or not sizes or any(not has_type(n, int) or n < 1 for n in sizes):
-            raise UserError(f"stage_sizes={sizes} must be the numbers of blocks of the stages, as (2, 2, 2, 2)")
-        for field in ("width", "widen", "groups", "base_width"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field}={getattr(self, field)} must be at least 1")
         if self._inner(0) < 1:
             raise UserError(f"width={self.width} with base_width={self.base_width} leaves no channels in a bottleneck")
 

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.errors import UserError, has_type
+from models.errors import UserError
 from models.layers.attention import SelfAttention
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
-from models.layers.regularize import StochasticDepth
+from models.layers.regularize import StochasticDepth, drop_rates
 from models.weights.layouts import Conversion, Layout
 
 EXPANSION = 4  # of the hidden layer of an MLP; section 3.3
@@ -174,21 +174,16 @@ class Swin(Classifier):
     remat: bool = False
 
     def check(self) -> None:
-        for field, example in (("stage_sizes", (2, 2, 6, 2)), ("heads", (3, 6, 12, 24))):
-            value = getattr(self, field)
-            if not isinstance(value, (tuple, list)) or not value or any(not has_type(n, int) or n < 1 for n in value):
-                raise UserError(f"{field}={value} must be a number for each stage, as {example}")
+        self._need_numbers("stage_sizes", (2, 2, 6, 2))
+        self._need_numbers("heads", (3, 6, 12, 24))
         if len(self.heads) != len(self.stage_sizes):
             raise UserError(f"heads={self.heads} must have as many numbers as stage_sizes={self.stage_sizes}")
-        for field in ("width", "patch_size", "window"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field}={getattr(self, field)} must be at least 1")
+        self._need_at_least(1, "width", "patch_size", "window")
+        self._need_rates("stochastic_depth")
         for stage, heads in enumerate(self.heads):
             if self.width * 2**stage % heads:
                 raise UserError(f"heads={self.heads}: the {self.width * 2**stage} channels of stage {stage + 1} cannot "
                                 f"be dealt to {heads} heads")
-        if not 0 <= self.stochastic_depth < 1:
-            raise UserError(f"stochastic_depth={self.stochastic_depth} must be at least 0 and below 1")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -198,11 +193,10 @@ class Swin(Classifier):
         x = layers.conv(self.width, patch, patch, padding=0, use_bias=True, name="stem_conv")(images)
         x = Endpoint("stem")(layers.norm(name="stem_norm")(x))  # [N, H / patch, W / patch, width]
         block = functools.partial(nn.remat(Block) if self.remat else Block, layers, window=self.window, train=train)
-        slope = self.stochastic_depth / max(sum(self.stage_sizes) - 1, 1)
-        for stage, (size, heads) in enumerate(zip(self.stage_sizes, self.heads, strict=True)):
-            first = sum(self.stage_sizes[:stage])
-            blocks = [functools.partial(block, heads=heads, shifted=i % 2 == 1, drop_branch=slope * (first + i))
-                      for i in range(size)]
+        rates_of = drop_rates(self.stochastic_depth, self.stage_sizes)
+        for stage, (rates, heads) in enumerate(zip(rates_of, self.heads, strict=True)):
+            blocks = [functools.partial(block, heads=heads, shifted=i % 2 == 1, drop_branch=rate)
+                      for i, rate in enumerate(rates)]
             x = Endpoint(f"stage{stage + 1}")(Stage(layers, stage > 0, blocks, name=f"stage{stage + 1}")(x))
         x = layers.norm(name="final_norm")(x).mean((1, 2))  # [N, H, W, C] -> [N, C]
         return layers.dense(self.num_classes, name="head")(Endpoint("pre_logits")(x)).astype(jnp.float32)

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.errors import UserError, has_type
+from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.pooling import adaptive_avg_pool
@@ -64,14 +64,10 @@ class VGG(Classifier):
     dropout: float = 0.5
 
     def check(self) -> None:
-        for field in ("stage_sizes", "classifier"):
-            numbers = getattr(self, field)
-            if not isinstance(numbers, (tuple, list)) or any(not has_type(n, int) or n < 1 for n in numbers):
-                raise UserError(f"{field}={numbers} must be whole numbers of at least 1, as (2, 2, 3, 3, 3)")
-        if not self.stage_sizes or self.width < 1:
-            raise UserError(f"stage_sizes={self.stage_sizes}, width={self.width}: a stage and a channel are needed")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout={self.dropout} must be at least 0 and below 1")
+        self._need_numbers("stage_sizes", (2, 2, 3, 3, 3))
+        self._need_numbers("classifier", (4096, 4096), empty=True)
+        self._need_at_least(1, "width")
+        self._need_rates("dropout")
         if self.dropout and not self.classifier:
             raise UserError(f"dropout={self.dropout} is for the layers of `classifier`, and there are none")
 

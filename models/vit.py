@@ -1,1 +1,295 @@
-VARIANTS = {}
+"""Vision Transformers: patches as the tokens of a transformer's encoder.
+
+  Dosovitskiy et al. 2021  An image is worth 16x16 words, arXiv 2010.11929                  vit_*_patch*
+  Chen et al. 2021         An empirical study of training self-supervised ViTs, 2104.02057  positions="sincos2d"
+  Xiao et al. 2021         Early convolutions help transformers see better, 2106.14881      vit_p_*, vit_c_*
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.errors import UserError
+from models.layers.activation import activation
+from models.layers.attention import SelfAttention
+from models.layers.endpoint import Endpoint
+from models.layers.ingredients import Classifier, Ingredients
+from models.layers.norm import norm
+from models.layers.regularize import Dropout, StochasticDepth, drop_rates
+from models.weights.layouts import TRANSPOSED, Layout, count_batches
+
+CHOICES = {"pool": ("token", "mean"), "positions": ("learned", "sincos2d")}
+EPSILON = 1e-6  # of the normalization, in the authors' code (flax's default)
+
+
+def sincos2d(height: int, width: int, channels: int) -> np.ndarray:
+    """Fixed positions of a grid of patches, float32 [height * width, channels], rows first (Chen 2021, appendix A).
+
+    Four parts of channels / 4 each: sine and cosine of the row, sine and cosine of the column, each at the frequencies
+    10000^(-4 i / channels).
+    """
+    frequencies = 10000.0 ** -(np.arange(channels // 4) / (channels // 4))
+    rows, columns = (place.reshape(-1, 1) * frequencies for place in np.mgrid[:height, :width])  # [H W, C / 4]
+    waves = [np.sin(rows), np.cos(rows), np.sin(columns), np.cos(columns)]
+    return np.concatenate(waves, 1).astype(np.float32)
+
+
+def resize_positions(positions: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
+    """Learned positions for another grid of patches (Dosovitskiy 2021, section 3.2), as timm resamples them.
+
+    Args:
+      positions: [1, P + H W, C], the first P of tokens that are no patches (the class token), which stay.
+      old, new: (H, W) of the grids; bicubic, with antialiasing where the new one is smaller.
+
+    Raises:
+      UserError: there are fewer positions than the old grid has patches.
+    """
+    prefix = positions.shape[1] - old[0] * old[1]
+    if prefix < 0:
+        raise UserError(f"{positions.shape[1]} positions are not those of {old[0]} x {old[1]} patches")
+    if old == new:
+        return positions
+    channels = positions.shape[-1]
+    grid = positions[:, prefix:].reshape(1, *old, channels)  # [1, H W, C] -> [1, H, W, C]
+    grid = jax.image.resize(grid, (1, *new, channels), "cubic", antialias=True)
+    return jnp.concatenate([positions[:, :prefix], grid.reshape(1, -1, channels)], 1)
+
+
+def at_image_size(model: "ViT", variables: Mapping[str, Any], image_size: int) -> tuple["ViT", dict[str, Any]]:
+    """The network for images of another size, and its variables: those of `model`, learned positions resized.
+
+    Weights of another size are imported into the network that they were made for, and taken on from there.
+    """
+    other, params = model.clone(image_size=image_size), dict(variables["params"])
+    if "positions" in params:
+        params["positions"] = resize_positions(params["positions"], (model.grid,) * 2, (other.grid,) * 2)
+    return other, {**variables, "params": params}
+
+
+class Block(nn.Module):
+    """One unit: x + attention(norm(x)), then x + mlp(norm(x)); x [N, T, C] -> [N, T, C] (fig. 1, eq. 2 and 3).
+
+    Attributes:
+      layers: constructors of the ingredients.
+      heads, mlp_width, dropout: see ViT.
+      drop_branch: probability of dropping a branch of an example.
+      train: whether these two act.
+    """
+
+    layers: Ingredients
+    heads: int
+    mlp_width: int
+    dropout: float
+    drop_branch: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        _, dense, norm, act = self.layers
+        dropout = functools.partial(Dropout, self.dropout, deterministic=not self.train)
+        drop_branch = functools.partial(StochasticDepth, self.drop_branch, deterministic=not self.train)
+        y = SelfAttention(dense, self.heads, name="attention")(norm(name="norm1", epsilon=EPSILON)(x))
+        x = x + drop_branch()(dropout()(y))
+        y = dense(self.mlp_width, name="expand")(norm(name="norm2", epsilon=EPSILON)(x))
+        y = dense(x.shape[-1], name="reduce")(dropout()(act(y)))
+        return x + drop_branch()(dropout()(y))
+
+
+class ViT(Classifier):
+    """The fields of `Classifier`, and these. Endpoints: "stem" (a map), "block0", ..., "pre_logits".
+
+    `image_size` fixes the number of tokens, so images of another size are refused; `at_image_size` converts weights.
+    Dense kernels are drawn as later codes do, truncated_normal:0.02, not as the authors' (xavier_uniform, head at 0).
+
+    Attributes:
+      patch_size: of the patches, whose pixels the stem projects; a divisor of image_size.
+      width: channels of each token, a multiple of heads.
+      depth: blocks.
+      heads: of the attention.
+      mlp_width: channels of an MLP's hidden layer.
+      pool: what is classified after the last normalization: "token" (a class token that is learned) or "mean" (of all
+        tokens, which are the patches alone).
+      positions: "learned", or "sincos2d" (fixed, zero for the class token; width a multiple of 4).
+      stem_channels: of the 3x3 convolutions of Xiao 2021's stem, each with normalization and activation, which a 1x1
+        convolution follows; those with more channels than their input have stride 2, all strides together make
+        patch_size. () for none of it: patches.
+      stem_norm, stem_act: of that stem, as `norm` and `act`, which they are where None.
+      dropout: rate, of the tokens with their positions, in the MLPs, and at the end of each branch.
+      stochastic_depth: probability of dropping the last block's branches, growing linearly to it from 0 for the first.
+      remat: whether blocks are computed again for the gradient, instead of kept.
+    """
+
+    norm: str | Callable = "channel"
+    act: str | Callable = "gelu"
+    kernel_init: str | Callable = "truncated_normal:0.02"
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+    pool: str = "token"
+    positions: str = "learned"
+    stem_channels: Sequence[int] = ()
+    stem_norm: str | Callable | None = None
+    stem_act: str | Callable | None = None
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    remat: bool = False
+
+    @property
+    def grid(self) -> int:
+        """Patches along each side of an image."""
+        return self.image_size // self.patch_size
+
+    def check(self) -> None:
+        for field, allowed in CHOICES.items():
+            self._need_choice(field, allowed)
+        self._need_at_least(1, "patch_size", "width", "depth", "heads", "mlp_width")
+        self._need_rates("dropout", "stochastic_depth")
+        self._need_numbers("stem_channels", (48, 96), empty=True)
+        if self.width % self.heads:
+            raise UserError(f"heads={self.heads} must divide width={self.width}")
+        if self.positions == "sincos2d" and self.width % 4:
+            raise UserError(f"positions='sincos2d' is for widths that are multiples of 4, not width={self.width}")
+        if self.image_size % self.patch_size:
+            raise UserError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}")
+        stem = self.stem_channels
+        if not stem and (self.stem_norm, self.stem_act) != (None, None):
+            raise UserError("stem_norm and stem_act are for a stem of convolutions: set stem_channels")
+        if stem and math.prod(self._stem_strides()) != self.patch_size:
+            raise UserError(f"stem_channels={stem} have strides {self._stem_strides()}, which do not make "
+                            f"patch_size={self.patch_size}")
+        self._stem_ingredients(train=False)
+
+    def _norms(self):
+        return (self.norm, self.stem_norm)
+
+    def _stem_strides(self) -> list[int]:
+        """Xiao 2021, section 3: a convolution of stride 2 doubles the channels, one of stride 1 keeps them."""
+        return [1 if i and channels == self.stem_channels[i - 1] else 2
+                for i, channels in enumerate(self.stem_channels)]
+
+    def _stem_ingredients(self, train: bool) -> Ingredients:
+        layers = self.ingredients(train)
+        kind = self.norm if self.stem_norm is None else self.stem_norm
+        return layers._replace(
+            norm=norm(kind, train=train, dtype=layers.dense.keywords["dtype"], axis_name=self._norm_axis(train)),
+            act=layers.act if self.stem_act is None else activation(self.stem_act),
+            conv=functools.partial(layers.conv, use_bias=kind == "none"),
+        )
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it.
+
+        Raises:
+          UserError: the images are not image_size x image_size.
+        """
+        if images.shape[1:3] != (self.image_size,) * 2:
+            raise UserError(f"images of {images.shape[1]} x {images.shape[2]}: image_size={self.image_size} fixes the "
+                            "positions of this network; set image_size, and resize imported positions")
+        layers = self.ingredients(train)
+        x = Endpoint("stem")(self._stem(images, train))
+        x = x.reshape(x.shape[0], -1, self.width)  # [N, H', W', C] -> [N, H' W', C]
+        x = Dropout(self.dropout, deterministic=not train)(self._with_positions(x))
+        block = functools.partial(nn.remat(Block) if self.remat else Block, layers, self.heads, self.mlp_width,
+                                  self.dropout, train=train)
+        for i, drop_branch in enumerate(drop_rates(self.stochastic_depth, [self.depth])[0]):
+            x = Endpoint(f"block{i}")(block(drop_branch=drop_branch, name=f"block{i}")(x))
+        x = layers.norm(name="final_norm", epsilon=EPSILON)(x)
+        x = Endpoint("pre_logits")(x[:, 0] if self.pool == "token" else x.mean(1))  # [N, T, C] -> [N, C]
+        return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
+
+    def _stem(self, images: jax.Array, train: bool) -> jax.Array:
+        """[N, H, W, C] -> [N, H / patch_size, W / patch_size, width]."""
+        conv, _, norm, act = self._stem_ingredients(train)
+        if not self.stem_channels:
+            size = self.patch_size
+            return conv(self.width, size, size, padding=0, use_bias=True, name="stem_conv")(images)
+        x = images
+        for i, (features, stride) in enumerate(zip(self.stem_channels, self._stem_strides(), strict=True), 1):
+            x = act(norm(name=f"stem_norm{i}")(conv(features, 3, stride, name=f"stem_conv{i}")(x)))
+        return conv(self.width, 1, use_bias=True, name="stem_out")(x)
+
+    def _with_positions(self, x: jax.Array) -> jax.Array:
+        """Tokens [N, T, C] of the patches -> the same plus positions, after the class token where there is one."""
+        prefix = int(self.pool == "token")
+        if prefix:
+            token = self.param("class_token", nn.initializers.zeros_init(), (1, 1, self.width), jnp.float32)
+            token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.width))
+            x = jnp.concatenate([token, x], 1)
+        if self.positions == "learned":
+            shape = (1, prefix + self.grid**2, self.width)
+            positions = self.param("positions", nn.initializers.normal(0.02), shape, jnp.float32)
+        else:
+            positions = self.fixed_positions()
+        return x + jnp.asarray(positions, x.dtype)
+
+    def fixed_positions(self) -> np.ndarray:
+        """Those of positions="sincos2d": [1, T, C], zero for the class token."""
+        return np.pad(sincos2d(self.grid, self.grid, self.width), ((int(self.pool == "token"), 0), (0, 0)))[None]
+
+
+_net = functools.partial
+_SIZES = {  # Dosovitskiy 2021, table 1; tiny, small: Touvron et al. 2021, arXiv 2012.12877, table 1
+    "tiny": {"depth": 12, "width": 192, "mlp_width": 768, "heads": 3},
+    "small": {"depth": 12, "width": 384, "mlp_width": 1536, "heads": 6},
+    "base": {"depth": 12, "width": 768, "mlp_width": 3072, "heads": 12},
+    "large": {"depth": 24, "width": 1024, "mlp_width": 4096, "heads": 16},
+    "huge": {"depth": 32, "width": 1280, "mlp_width": 5120, "heads": 16},
+}
+_EARLY = {  # Xiao 2021, table 1 (of ViT_P), and the channels of ViT_C's stem, section 3
+    "1gf": ({"depth": 12, "width": 192, "mlp_width": 3 * 192, "heads": 3}, (24, 48, 96, 192)),
+    "4gf": ({"depth": 12, "width": 384, "mlp_width": 3 * 384, "heads": 6}, (48, 96, 192, 384)),
+    "18gf": ({"depth": 12, "width": 768, "mlp_width": 4 * 768, "heads": 12}, (64, 128, 128, 256, 256, 512)),
+    "36gf": ({"depth": 14, "width": 1024, "mlp_width": 4 * 1024, "heads": 16}, (64, 128, 128, 256, 256, 512)),
+}
+VARIANTS = {
+    **{f"vit_{size}_patch{patch}": _net(ViT, patch_size=patch, **fields)
+       for size, fields in _SIZES.items() for patch in (32, 16, 14)},
+    **{f"vit_p_{size}": _net(ViT, **fields) for size, (fields, _) in _EARLY.items()},
+    # The stem takes the place of one block.
+    **{f"vit_c_{size}": _net(ViT, **{**fields, "depth": fields["depth"] - 1}, stem_channels=channels,
+                             stem_norm="batch", stem_act="relu") for size, (fields, channels) in _EARLY.items()},
+}
+
+
+def layouts(model: ViT) -> dict[str, Layout]:
+    """torchvision's, of networks with a class token, and timm's, of those with patches.
+
+    Both libraries keep fixed positions as if they were learned. Pool "mean" is timm's class_token=False,
+    global_pool="avg", fc_norm=False, its vit_*_gap_*.
+    """
+
+    def extra(name: str) -> Callable:
+        fixed = {} if model.positions == "learned" else {name: model.fixed_positions()}
+        return lambda names: count_batches(names) | fixed
+
+    block, tv = r"block(\d+)/", r"encoder.layers.encoder_layer_\1."
+    torchvision = Layout(rules=[
+        ("class_token", "class_token"), ("positions", "encoder.pos_embedding"),
+        ("stem_conv", "conv_proj"), ("stem_out", "conv_proj.conv_last"),
+        (r"stem_conv(\d)", lambda match: f"conv_proj.conv_bn_relu_{int(match[1]) - 1}.0"),
+        (r"stem_norm(\d)", lambda match: f"conv_proj.conv_bn_relu_{int(match[1]) - 1}.1"),
+        (f"{block}norm(\\d)", rf"{tv}ln_\2"),
+        (f"{block}attention/qkv/kernel", f"{tv}self_attention.in_proj_weight", TRANSPOSED),
+        (f"{block}attention/qkv/bias", f"{tv}self_attention.in_proj_bias"),
+        (f"{block}attention/out", f"{tv}self_attention.out_proj"),
+        (f"{block}expand", f"{tv}mlp.0"), (f"{block}reduce", f"{tv}mlp.3"),
+        ("final_norm", "encoder.ln"), ("head", "heads.head"),
+    ], extra=extra("encoder.pos_embedding"))
+    timm = Layout(rules=[
+        ("class_token", "cls_token"), ("positions", "pos_embed"), ("stem_conv", "patch_embed.proj"),
+        (f"{block}norm(\\d)", r"blocks.\1.norm\2"),
+        (f"{block}attention/qkv", r"blocks.\1.attn.qkv"), (f"{block}attention/out", r"blocks.\1.attn.proj"),
+        (f"{block}expand", r"blocks.\1.mlp.fc1"), (f"{block}reduce", r"blocks.\1.mlp.fc2"),
+        ("final_norm", "norm"), ("head", "head"),
+    ], extra=extra("pos_embed"))
+    known = {"torchvision": torchvision} if model.pool == "token" else {}
+    return known if model.stem_channels else {**known, "timm": timm}

@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 import models
-from models import complexity
+from models import chart, complexity, formulas
 from models.complexity import analyze
 from models.errors import UserError
 from models.layers.conv import Conv, Dense
@@ -22,7 +22,12 @@ from tests.networks import PARAMETERS
 
 # architectures.csv: convolutions and matrix products at 224 x 224, in 1e9.
 MULT_ADDS = {"resnet18": 1.814, "resnet34": 3.664, "resnet50": 4.089, "resnet101": 7.801, "resnet152": 11.514,
-             "wide_resnet50_2": 11.398, "resnext50_32x4d": 4.230, "resnext101_32x8d": 16.414}
+             "wide_resnet50_2": 11.398, "resnext50_32x4d": 4.230, "resnext101_32x8d": 16.414,
+             "densenet121": 2.834, "densenet161": 7.728, "densenet201": 4.291,
+             "convnext_tiny": 4.456, "convnext_base": 15.355, "swin_t": 4.491, "swin_b": 15.431,
+             "alexnet": 0.714, "vgg11": 7.609, "vgg16": 15.470, "vgg19": 19.632, "vgg16_bn": 15.470,
+             "mobilenet_v1": 0.569, "mobilenet_v1_conv": 4.867, "mobilenet_v2": 0.301,
+             "vit_base_patch16": 17.564, "vit_large_patch16": 61.555}
 # Araujo, Norris & Sim 2019, table of the authors' library, for the stride in the first 1x1; the same recurrence for the
 # others. After each stage, the last the network's.
 FIELDS = {
@@ -35,11 +40,17 @@ FIELDS = {
     ("resnet18", "3x3"): (435, (43, 99, 211, 435)),
     ("resnet34", "3x3"): (899, None),
 }
+# The same table, by endpoint, the last the network's; of mobilenet_v2 and densenet121 by the recurrence.
+FIELDS_AT = {
+    "alexnet_original": {"conv1": 11, "conv2": 51, "conv3": 99, "conv4": 131, "conv5": 163, "pool5": 195},
+    "vgg16": {"stage5": 212}, "mobilenet_v1": {"stage5": 315}, "mobilenet_v1_conv": {"stage5": 315},
+    "mobilenet_v2": {"stage7": 491}, "densenet121": {"stage1": 59, "stage2": 255, "stage3": 1031, "stage4": 2071},
+}
 
 
 @functools.cache
-def at_224(name, stride_in="3x3"):
-    return analyze(models.create(name, stride_in=stride_in), (1, 224, 224, 3))
+def at_224(name, **fields):
+    return analyze(models.create(name, **fields), (1, 224, 224, 3))
 
 
 @pytest.mark.parametrize("name", MULT_ADDS)
@@ -52,11 +63,20 @@ def test_mult_adds_of_the_reference(name):
 @pytest.mark.parametrize("name,stride_in", FIELDS)
 def test_receptive_fields_of_araujo(name, stride_in):
     whole, stages = FIELDS[name, stride_in]
-    cost = at_224(name, stride_in)
+    cost = at_224(name, stride_in=stride_in)
     assert cost.receptive_field == (whole, whole) and cost.stride == (32, 32)
     assert [cost.endpoints[f"stage{i}"].stride for i in (1, 2, 3, 4)] == [(s, s) for s in (4, 8, 16, 32)]
     if stages:
         assert [cost.endpoints[f"stage{i}"].receptive_field[0] for i in (1, 2, 3, 4)] == list(stages)
+    assert cost.endpoints["pre_logits"].receptive_field is None
+
+
+@pytest.mark.parametrize("name", FIELDS_AT)
+def test_receptive_fields_of_araujo_by_endpoint(name):
+    cost, fields = at_224(name), FIELDS_AT[name]
+    assert {endpoint: cost.endpoints[endpoint].receptive_field for endpoint in fields} == {
+        endpoint: (field, field) for endpoint, field in fields.items()}
+    assert cost.receptive_field == (max(fields.values()),) * 2 and cost.stride == (32, 32)
     assert cost.endpoints["pre_logits"].receptive_field is None
 
 
@@ -189,16 +209,74 @@ def test_table_and_csv(tmp_path):
     assert rows[0]["path"] == "stem_conv" and rows[0]["receptive_field"] == "3x3"
 
 
+@pytest.mark.parametrize("block", formulas.BLOCKS, ids=lambda block: block.kind)
+def test_formulas_equal_the_counts(block):
+    assert formulas.counted(block) == block.expected
+
+
+def test_formulas_of_known_sizes():
+    """He 2016's bottleneck and Xie 2017's aggregated one are of about 70k parameters (Xie 2017, fig. 1 and eq. 4)."""
+    assert formulas.bottleneck(256, 64) == 69_632 and formulas.plain(3, 256) == 589_824
+    assert 2 * 256 * 128 + formulas.grouped(3, 128, 32) == 70_144
+    assert formulas.grouped(3, 64, 1) == formulas.plain(3, 64) == 36_864
+    assert formulas.separable(3, 64) == formulas.grouped(3, 64, 64) + formulas.plain(1, 64) == 4_672
+
+
+def test_command_line_of_formulas(capsys):
+    assert formulas.main(["formulas"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("218,365,952") == 2 and "cd + 9d² + dc" in shown
+    assert formulas.main(["formulas", "x"]) == 2
+    assert capsys.readouterr().err == "error: unexpected argument 'x'\n"
+
+
+class Between(nn.Module):
+    """Activations and pooling are of no layer."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.max_pool(nn.relu(Conv(4, 3, name="a")(x)), (2, 2), (2, 2))
+        return Dense(3, name="b")(jnp.tanh(x).mean((1, 2)))
+
+
+def test_what_is_between_layers_counts_with_the_one_before():
+    kept = {row.path: row.kept_bytes for row in analyze(Between(), (1, 8, 6, 2)).layers}
+    assert set(kept) == {"", "a", "b"}
+    assert kept[""] == 4 * 96 and kept["b"] == 0  # the image; nothing follows b
+    assert kept["a"] >= 4 * (192 + 48 + 4)  # what pooling takes, tanh and the mean give
+
+
+def test_chart_has_all_costs_in_the_order_of_the_computation(tmp_path):
+    cost = analyze(models.create("resnet8"), (1, 32, 32, 3))
+    bars = chart.groups(cost.layers)
+    assert list(bars)[:3] == ["", "stem_conv", "stem_norm"] and list(bars)[-1] == "head"
+    assert sum(len(layers) for layers in bars.values()) == len(cost.layers)
+    deep = chart.groups(analyze(models.create("resnet110"), (1, 32, 32, 3)).layers)
+    assert "stage3/block17" in deep and "stage3/block17/conv1" not in deep and len(deep) <= chart.BARS
+    chart.draw(cost, tmp_path / "cost.png", "resnet8")
+    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_command_line(tmp_path, capsys):
     assert complexity.main(["complexity", "resnet20", "--norm=group:8", f"--csv={tmp_path}/cost.csv"]) == 0
     shown = capsys.readouterr().out
     assert "stage3/block2/conv2" in shown and "GroupNorm" in shown and "269,722" in shown
     assert (tmp_path / "cost.csv").exists()
+    set_it = ["--set", "norm=none", "--set", "num_classes=3", "--set=stage_sizes=(1, 1)"]
+    assert complexity.main(["complexity", "resnet20", f"--chart={tmp_path}/cost.svg", *set_it]) == 0
+    shown = capsys.readouterr().out
+    assert "stage2/block0/conv2" in shown and "stage2/block1" not in shown and "Norm" not in shown and " 3 " in shown
+    assert "<svg" in (tmp_path / "cost.svg").read_text()
     for argv, message in (
         (["resnet5"], "unknown model 'resnet5'"), ([], "one model is needed"), (["resnet8", "x"], "got 2"),
         (["resnet8", "--norm=grop"], "did you mean 'group'"), (["resnet8", "--resolution=0"], "resolution"),
         (["resnet8", "--nrom=batch"], "nrom"), (["resnet8", "--norm=group:7"], "16 channels"),
         (["resnet8", f"--csv={tmp_path}/no/where"], "No such file"),
+        (["resnet8", f"--chart={tmp_path}/no/where.png"], "No such file"),
+        (["resnet8", f"--chart={tmp_path}/cost.xyz"], "xyz"),
+        (["resnet8", "--set", "norm"], "--set norm: write FIELD=VALUE"),
+        (["resnet8", "--set", "depth=3"], "unknown field of resnet8 'depth'"),
+        (["resnet8", "--set", "width=wide"], "width='wide' must be of type int"),
     ):
         assert complexity.main(["complexity", *argv]) == 2
         error = capsys.readouterr().err

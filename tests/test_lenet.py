@@ -54,7 +54,7 @@ def test_norm_follows_convolutions_and_hidden_layers():
 
 @pytest.mark.parametrize("name,fields,message", [
     ("lenet5", {"image_size": 12}, "image_size=12 leaves nothing after 2 convolutions"),
-    ("lenet_300_100", {"hidden": (0,)}, "hidden=.* must be the features"),
+    ("lenet_300_100", {"hidden": (0,)}, "hidden=.* must be whole numbers"),
     ("lenet5", {"convs": 20}, "convs=20 must be"),
     ("lenet_300_100", {"norm": "instance"}, "norm='instance' averages over space"),
 ])

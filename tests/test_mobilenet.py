@@ -104,7 +104,7 @@ def test_bottlenecks_are_linear():
 
 
 @pytest.mark.parametrize("name,fields,message", [
-    ("mobilenet_v1", {"stage_sizes": (1, 0)}, r"stage_sizes=\(1, 0\) must be the numbers of blocks"),
+    ("mobilenet_v1", {"stage_sizes": (1, 0)}, r"stage_sizes=\(1, 0\) must be whole numbers"),
     ("mobilenet_v1", {"width_multiplier": 0.0}, "width_multiplier=0.0 must be above 0"),
     ("mobilenet_v2", {"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
     ("mobilenet_v2", {"expansion": 0}, "expansion=0 must be at least 1"),

@@ -153,8 +153,8 @@ def test_weights_come_back_from_the_layouts(layout):
 
 
 @pytest.mark.parametrize("fields,message", [
-    ({"stage_sizes": 2}, "stage_sizes=2 must be a number for each stage"),
-    ({"heads": (3, 6, 12, 0)}, "heads=.* must be a number for each stage"),
+    ({"stage_sizes": 2}, "stage_sizes=2 must be whole numbers"),
+    ({"heads": (3, 6, 12, 0)}, "heads=.* must be whole numbers"),
     ({"heads": (3, 6)}, "heads=.* must have as many numbers as stage_sizes"),
     ({"width": 100}, "the 100 channels of stage 1 cannot be dealt to 3 heads"),
     ({"window": 0}, "window=0 must be at least 1"),

@@ -24,18 +24,30 @@ USAGE = """Measures speed, ours beside PyTorch (the extra `bench`), interleaved:
 
     python -m experiments.bench                                       everything, on what is there
     python -m experiments.bench --cases=resnet20,loop --rounds=20
-    python -m experiments.bench --cases=resnet50 --batch=256 --precision=bfloat16 --compile       on a GPU
+    python -m experiments.bench --cases=mobilenet_v2,convnext_tiny --sizes=224 --peer_python=../venv-torch/bin/python
+    python -m experiments.bench --cases=resnet50 --sizes=224 --batch=256 --precision=bfloat16 --compile       on a GPU
+
+Networks but ResNet-20 are torchvision's and timm's on the peer's side, whose Python must have them.
 
 Writes bench.json and bench.md to --out. Only one worker computes at a time; samples in which the machine gave its cores
 to something else are left out where enough others remain.
 """
 
-CASES = ("resnet20", "resnet50", "loop", "data", "start")
-CASE_LIST = flags.DEFINE_list("cases", list(CASES), f"Which: {', '.join(CASES)}.")
+# Networks, and the sizes of images with the batches that they are measured at.
+NETWORKS = {
+    "resnet20": {32: 128},
+    **{name: {32: 64, 224: 8} for name in ("mobilenet_v2", "convnext_tiny", "resnext50_32x4d", "densenet121", "vgg16",
+                                           "vit_small_patch16", "swin_t")},
+    "resnet50": {224: 16},
+}
+CASES = (*NETWORKS, "loop", "data", "start")
+CASE_LIST = flags.DEFINE_list("cases", ["resnet20", "resnet50", "loop", "data", "start"], f"Any of {', '.join(CASES)}.")
+SIZES = flags.DEFINE_list("sizes", ["32", "224"], "Sizes of images at which networks are measured.")
+STOCK = flags.DEFINE_bool("stock", False, "Also measure ours without the settings and lowerings of this project.")
 PROCESSES = flags.DEFINE_integer("processes", 3, "How often all workers of a case are started afresh.")
 ROUNDS = flags.DEFINE_integer("rounds", 4, "Rounds a start; in each, every worker runs every call --inner times.")
 INNER = flags.DEFINE_integer("inner", 3, "Calls a round.")
-BATCH = flags.DEFINE_integer("batch", 0, "Images a step; 0: 128 for ResNet-20, 16 for ResNet-50.")
+BATCH = flags.DEFINE_integer("batch", 0, "Images a step; 0: 8 to 128, by network and size.")
 PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16"], "Of the computation, for both.")
 COMPILE = flags.DEFINE_bool("compile", False, "Also measure torch.compile.")
 PEER = flags.DEFINE_string("peer_python", sys.executable, "Python that has PyTorch.")
@@ -107,20 +119,20 @@ def interleaved(
     return rows
 
 
-def network(name: str) -> list[dict[str, Any]]:
+def network(name: str, size: int) -> list[dict[str, Any]]:
     """Training step and forward pass: PyTorch, ours, and ours without the settings and lowerings of this project."""
-    case = {"case": "steps", "model": name, "size": 32 if name == "resnet20" else 224, "precision": PRECISION.value,
-            "batch": BATCH.value or (128 if name == "resnet20" else 16)}
+    case = {"case": "steps", "model": name, "size": size, "precision": PRECISION.value,
+            "batch": BATCH.value or NETWORKS[name][size]}
 
     def start_workers():
         workers = [Worker("PyTorch", "peer", case), Worker("ours", "ours", case)]
         if COMPILE.value:
             workers.insert(1, Worker("torch.compile", "peer", {**case, "compile": True}))
-        if PRECISION.value == "float32":
+        if STOCK.value:
             workers.append(Worker("stock XLA", "ours", {**case, "plain": True}, {"ABLATE_CPU_TUNING": "0"}))
         return workers
 
-    return [{"case": f"{name}, batch {case['batch']}, {case['precision']}", **row}
+    return [{"case": f"{name}, {size}x{size}, batch {case['batch']}, {case['precision']}", **row}
             for row in interleaved(start_workers, {"step": 1, "forward": 1})]
 
 
@@ -204,9 +216,10 @@ def main() -> None:
 
     from train import summary
 
-    for name in CASE_LIST.value:
-        if name not in CASES:
-            raise choice_error("case", name, CASES)
+    for flag, allowed in ((CASE_LIST, CASES), (SIZES, ("32", "224"))):
+        for name in flag.value:
+            if name not in allowed:
+                raise choice_error(flag.name, name, allowed)
     found = subprocess.run([PEER.value, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True,
                            check=False)
     if found.returncode:
@@ -215,8 +228,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in CASE_LIST.value:
             console.print(f"{name} …")
-            made = {"loop": loop_overhead, "data": pipeline, "start": start}.get(name)
-            rows += made(Path(folder)) if made else network(name)
+            if name in NETWORKS:
+                for size in NETWORKS[name]:
+                    rows += network(name, size) if str(size) in SIZES.value else []
+            else:
+                rows += {"loop": loop_overhead, "data": pipeline, "start": start}[name](Path(folder))
     result = {"rows": rows, "processes": PROCESSES.value, "rounds": ROUNDS.value,
               "peer": f"PyTorch {found.stdout.strip()}", **summary.environment(jax.devices()),
               "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}

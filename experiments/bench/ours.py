@@ -24,9 +24,9 @@ from train.data import order, source, stream
 def steps(case: dict) -> None:
     """Training step (SGD with momentum and decay) and forward pass on one fixed batch, without the loop."""
     dtype = jnp.bfloat16 if case.get("precision") == "bfloat16" else None
-    model = models.create(case["model"], dtype=dtype)
+    model = models.create(case["model"], image_size=case["size"], dtype=dtype)
     shape = (case["batch"], case["size"], case["size"], 3)
-    variables = models.initialize(model, jax.random.key(0), shape)
+    variables = {"batch_stats": {}, **models.initialize(model, jax.random.key(0), shape)}
     rng = np.random.default_rng(0)
     x, y = jnp.asarray(rng.normal(size=shape), jnp.float32), jnp.asarray(rng.integers(0, 10, shape[0]))
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9))
@@ -36,8 +36,9 @@ def steps(case: dict) -> None:
         params, stats, opt = state
 
         def loss(params):
-            logits, new = model.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new["batch_stats"]
+            logits, new = model.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"],
+                                      rngs={"dropout": jax.random.key(1)})
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new.get("batch_stats", {})
 
         grads, new_stats = jax.grad(loss, has_aux=True)(params)
         updates, opt = optimizer.update(grads, opt, params)

@@ -3,6 +3,7 @@
     python -m experiments.bench.peer '{"case": "steps", "model": "resnet20", "batch": 128, "size": 32}'
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -17,58 +18,53 @@ from experiments.bench.serve import WARM, after_warm_up, serve
 
 
 class Block(nn.Module):
-    """A residual block: two 3x3 convolutions with shortcut A, or a bottleneck with shortcut B, as `models.resnet`."""
+    """A residual block with shortcut A, as `models.resnet`."""
 
-    def __init__(self, before: int, inner: int, stride: int, bottleneck: bool):
+    def __init__(self, before: int, after: int, stride: int):
         super().__init__()
-        after = inner * 4 if bottleneck else inner
-        shapes = [(before, inner, 1, 1), (inner, inner, 3, stride), (inner, after, 1, 1)] if bottleneck else [
-            (before, inner, 3, stride), (inner, after, 3, 1)]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, k, s, k // 2, bias=False) for a, b, k, s in shapes)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b, _, _ in shapes)
-        self.stride, self.more, self.projection = stride, after - before, None
-        if bottleneck and (stride > 1 or self.more):
-            self.projection = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, after, 3, s, 1, bias=False) for a, s in ((before, stride), (after, 1)))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(after) for _ in range(2))
+        self.stride, self.more = stride, after - before
 
     def forward(self, x):
-        y = x
-        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), 1):
-            y = norm(conv(y))
-            y = F.relu(y, inplace=True) if i < len(self.convs) else y
-        if self.projection is not None:
-            x = self.projection(x)
-        elif self.stride > 1 or self.more:
+        y = F.relu(self.norms[0](self.convs[0](x)), inplace=True)
+        y = self.norms[1](self.convs[1](y))
+        if self.stride > 1 or self.more:
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
         return F.relu(y.add_(x), inplace=True)
 
 
-def resnet(name: str) -> nn.Module:
-    """ResNet-20 for CIFAR, or ResNet-50: timm's where timm is installed, else the same layers from here."""
-    if name != "resnet20":
-        try:
-            import timm
+def resnet20() -> nn.Module:
+    """He 2016, section 4.2."""
+    blocks, before = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(True)], 16
+    for stage, after in enumerate((16, 32, 64)):
+        for block in range(3):
+            blocks.append(Block(before, after, 2 if stage and not block else 1))
+            before = after
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
-            return timm.create_model(name)
-        except (ImportError, RuntimeError):  # timm needs a torchvision that fits this build of PyTorch
-            pass
-    cifar = name == "resnet20"
-    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(True)] if cifar else [
-        nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(True), nn.MaxPool2d(3, 2, 1)]
-    stages = ((16, 3), (32, 3), (64, 3)) if cifar else ((64, 3), (128, 4), (256, 6), (512, 3))
-    blocks, channels = [], stages[0][0]
-    for stage, (inner, count) in enumerate(stages):
-        for block in range(count):
-            blocks.append(Block(channels, inner, 2 if stage and not block else 1, bottleneck=not cifar))
-            channels = inner if cifar else inner * 4
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10 if cifar else 1000)]
-    return nn.Sequential(*stem, *blocks, *head)
+
+def network(name: str, size: int) -> nn.Module:
+    """ResNet-20 from here, the vision transformer from timm, anything else from torchvision."""
+    if name == "resnet20":
+        return resnet20()
+    with contextlib.suppress(ImportError):
+        import torchvision_cpu  # noqa: F401
+    if name.startswith("vit"):
+        import timm
+
+        return timm.create_model(f"{name}_224", img_size=size)
+    import torchvision
+
+    return getattr(torchvision.models, name)()
 
 
 def steps(case: dict) -> None:
     """Training step (SGD with momentum and decay) and forward pass on one fixed batch."""
     torch.set_num_threads(os.cpu_count())
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = resnet(case["model"]).to(device, memory_format=torch.channels_last).train()
+    net = network(case["model"], case["size"]).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-4)
     call = torch.compile(net) if case.get("compile") else net
     x = torch.randn(case["batch"], 3, case["size"], case["size"], device=device).to(memory_format=torch.channels_last)

@@ -1,14 +1,14 @@
 """The fields that every network has, and what they resolve to: the ingredients that studies exchange."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.errors import UserError, choice_error
+from models.errors import UserError, choice_error, has_type
 from models.layers.activation import activation
 from models.layers.conv import Conv, Dense, StandardizedConv
 from models.layers.init import init
@@ -63,7 +63,32 @@ class Network(nn.Module):
         super().__post_init__()
 
     def check(self) -> None:
-        """Raises UserError where the fields of a family contradict each other."""
+        """Raises UserError where the fields of a family contradict each other; the `_need_` methods are for it."""
+
+    def _need_at_least(self, least: int, *fields: str) -> None:
+        for field in fields:
+            if getattr(self, field) < least:
+                raise UserError(f"{field}={getattr(self, field)} must be at least {least}")
+
+    def _need_rates(self, *fields: str) -> None:
+        for field in fields:
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"{field}={getattr(self, field)} must be at least 0 and below 1")
+
+    def _need_choice(self, field: str, allowed: Collection[str]) -> None:
+        if getattr(self, field) not in allowed:
+            raise choice_error(field, getattr(self, field), allowed)
+
+    def _need_numbers(self, field: str, example: Sequence[int], *, empty: bool = False, count: int | None = None,
+                      least: int = 1) -> None:
+        """Whole numbers: `count` of them where given, and none at all only if `empty`."""
+        value = getattr(self, field)
+        if (
+            not isinstance(value, (tuple, list)) or any(not has_type(n, int) or n < least for n in value)
+            or (not value and not empty) or count not in (None, len(value))
+        ):
+            many = "" if count is None else f"{count} "
+            raise UserError(f"{field}={value} must be {many}whole numbers of at least {least}, as {tuple(example)}")
 
     def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes and types of what the network is called with, for one example."""
@@ -101,12 +126,14 @@ class Classifier(Network):
     sync_norm: bool = False
 
     def __post_init__(self):
-        if self.sync_norm and isinstance(self.norm, str) and self.norm != "batch":
+        if self.sync_norm and not any(norm == "batch" or callable(norm) for norm in self._norms()):
             raise UserError(f"sync_norm=True is for norm 'batch'; norm '{self.norm}' has nothing to synchronize")
-        for field in ("num_classes", "image_size"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field}={getattr(self, field)} must be at least 1")
+        self._need_at_least(1, "num_classes", "image_size")
         super().__post_init__()
+
+    def _norms(self) -> tuple[str | Callable | None, ...]:
+        """The normalizations that the fields ask for."""
+        return (self.norm,)
 
     def example(self, size: int | None = None, channels: int = 3) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Images [1, size, size, channels]; size `image_size` if None."""

@@ -1,5 +1,7 @@
 """Noise in training: dropout and stochastic depth. Both draw from the rng stream "dropout"."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,3 +27,10 @@ class StochasticDepth(nn.Module):
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape)
         return jnp.where(kept, x / (1 - self.rate), jnp.zeros_like(x))
+
+
+def drop_rates(last: float, stage_sizes: Sequence[int]) -> list[list[float]]:
+    """For each block of each stage, growing linearly from 0 for the first block to `last` for the last."""
+    steps = max(sum(stage_sizes) - 1, 1)
+    starts = [sum(stage_sizes[:stage]) for stage in range(len(stage_sizes))]
+    return [[last * (start + i) / steps for i in range(size)] for start, size in zip(starts, stage_sizes, strict=True)]

@@ -1,10 +1,13 @@
 """Weights of other libraries in, and out in their layouts.
 
-  arrays = weights.read("resnet50.safetensors")
-  variables = weights.from_arrays(model, arrays, "torchvision")
-  weights.write("out.safetensors", weights.to_arrays(model, variables, "torchvision"))
+  variables = weights.from_arrays(model, weights.read("resnet50.pth"), "torchvision")
+  weights.write("resnet50.safetensors", weights.to_arrays(model, variables, "timm"))
+
+and the same by command, `python -m models.weights --help`.
 """
 
+import ast
+import os
 import sys
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -15,7 +18,11 @@ import numpy as np
 
 import models
 from models.errors import UserError, choice_error
+from models.layers.conv import lowering
+from models.weights.files import metadata, read, write
 from models.weights.layouts import Layout, flatten
+
+__all__ = ["Mismatch", "about", "from_arrays", "layout", "layouts", "load", "read", "save", "to_arrays", "write"]
 
 # Our own names and shapes: "stage1/block0/conv1/kernel".
 OWN = Layout(rules=[(r".*", lambda match: match[0])], extra=lambda names: {})
@@ -23,8 +30,7 @@ OWN = Layout(rules=[(r".*", lambda match: match[0])], extra=lambda names: {})
 
 def layouts(model: nn.Module) -> dict[str, Layout]:
     """The layouts that the model's arrays have, by the library's name; "ablate" is our own."""
-    family = sys.modules[type(model).__module__]
-    return {"ablate": OWN, **getattr(family, "layouts", lambda model: {})(model)}
+    return {"ablate": OWN, **getattr(_family(model), "layouts", lambda model: {})(model)}
 
 
 def layout(model: nn.Module, name: str) -> Layout:
@@ -33,6 +39,10 @@ def layout(model: nn.Module, name: str) -> Layout:
     if name not in known:
         raise choice_error(f"layout of {type(model).__name__}", name, known)
     return known[name]
+
+
+def _family(model: nn.Module) -> Any:
+    return sys.modules[type(model).__module__]
 
 
 class Mismatch(UserError):
@@ -75,38 +85,82 @@ def from_arrays(
       Mismatch: arrays are missing, unexpected or of another shape; the list names each.
       UserError: unknown layout, or `new` names nothing of the model.
     """
-    how = layout(model, source)
-    template = flatten(jax.eval_shape(model.init, jax.random.key(0), *model.example()))
-    fresh = {path for path in template if any(f"{path}/".startswith(f"{start}/") for start in new)}
+    how, template = layout(model, source), _template(model)
+    leaves = flatten(template)
     for start in new:
-        if not any(f"{path}/".startswith(f"{start}/") for path in template):
-            raise choice_error("part", start, sorted({path.split("/")[0] for path in template}))
-    values, lines, known = {}, [], set()
-    for path, leaf in template.items():
+        if not any(_within(path, start) for path in leaves):
+            raise choice_error("part of the network", start, dict.fromkeys(path.split("/")[0] for path in leaves))
+    if adapt := getattr(_family(model), "adapt", None):
+        arrays = adapt(model, arrays, source)
+    values, misfits, known = {}, [], set()  # misfits: (our path or "", sign, what)
+    for path, leaf in leaves.items():
         name, conversion = how.place(path)
         known.add(name)
-        if path in fresh:
+        if any(_within(path, start) for start in new):
             continue
         if name not in arrays:
-            lines.append(f"- {name}: missing, for {path} {leaf.shape}")
+            misfits.append((path, "-", f"{name}: missing, for {path} {leaf.shape}"))
             continue
         wanted = conversion.out(np.broadcast_to(np.float32(0), leaf.shape)).shape
         if arrays[name].shape != wanted:
-            lines.append(f"! {name}: {arrays[name].shape}, not {wanted}, for {path} {leaf.shape}")
+            misfits.append((path, "!", f"{name}: {arrays[name].shape}, not {wanted}, for {path} {leaf.shape}"))
             continue
-        values[path] = np.ascontiguousarray(conversion.into(np.asarray(arrays[name])), np.float32)
+        values[path] = np.asarray(conversion.into(np.asarray(arrays[name])), np.float32, order="C")
     known |= set(how.extra(sorted(known)))
-    lines += [f"+ {name}: {array.shape}, unexpected" for name, array in arrays.items() if name not in known]
-    if lines:
-        raise Mismatch(f"{len(lines)} arrays of these {source} weights do not fit this {type(model).__name__}:", lines)
-    if fresh:
+    misfits += [("", "+", f"{name}: {array.shape}, unexpected") for name, array in arrays.items() if name not in known]
+    if misfits:
+        summary = f"{len(misfits)} arrays of these {source} weights do not fit this {type(model).__name__}"
+        raise Mismatch(f"{summary}{_hint(model, misfits, arrays)}:",
+                       [f"{sign} {what}" for _, sign, what in misfits])
+    if new:
         drawn = flatten(models.initialize(model, jax.random.key(seed), model.example()))
-        values |= {path: np.asarray(drawn[path]) for path in fresh}
-    return _nested(jax.eval_shape(model.init, jax.random.key(0), *model.example()), values)
+        values = {path: values.get(path, np.asarray(drawn[path])) for path in leaves}
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: values["/".join(key.key for key in keys[1:])], template)
 
 
-def _nested(tree: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    def fill(keys, leaf):
-        return values["/".join(key.key for key in keys[1:])]
+def _template(model: nn.Module) -> dict[str, Any]:
+    """Shapes of the model's variables."""
+    with lowering("plain"):
+        return dict(jax.eval_shape(model.init, jax.random.key(0), *model.example()))
 
-    return jax.tree_util.tree_map_with_path(fill, dict(tree))
+
+def _within(path: str, start: str) -> bool:
+    return f"{path}/".startswith(f"{start}/")
+
+
+def _hint(model: nn.Module, misfits: list[tuple[str, str, str]], arrays: Mapping[str, Any]) -> str:
+    """What the user may have meant, or "": a new head, or another of the model's layouts."""
+    parts, signs = {path.split("/")[0] for path, _, _ in misfits}, {sign for _, sign, _ in misfits}
+    if len(parts) == 1 and signs == {"!"}:
+        part, = parts
+        keep = "num_classes=N" if part == "head" else "FIELD=VALUE"
+        return (f", by the shape of '{part}' alone: --new {part} draws it anew, and --set {keep} gives the network "
+                "the file's")
+    for name, how in layouts(model).items():
+        if "-" in signs and {how.place(path)[0] for path in flatten(_template(model))} <= set(arrays):
+            return f"; their names are those of the layout '{name}'"
+    return ""
+
+
+def save(
+    path: str | os.PathLike, model: nn.Module, variables: Mapping[str, Any], about: Mapping[str, Any] | None = None
+) -> None:
+    """Writes variables in our own layout, a .safetensors file, with Python literals `about` them.
+
+    They are one entry of its metadata, since the order of several is not kept, and the same goes in as comes out.
+    """
+    write(path, to_arrays(model, variables, "ablate"), {"ablate": repr(dict(about or {}))})
+
+
+def load(path: str | os.PathLike, model: nn.Module) -> dict[str, Any]:
+    """Variables of the model from a file in our own layout; Mismatch where they do not fit."""
+    return from_arrays(model, read(path), "ablate")
+
+
+def about(path: str | os.PathLike) -> dict[str, Any]:
+    """What `save` was given with the variables; {} for files that it did not write."""
+    text = metadata(path).get("ablate", "{}")
+    try:
+        return dict(ast.literal_eval(text))
+    except (ValueError, SyntaxError, TypeError):
+        raise UserError(f"{path}: its metadata 'ablate' is no dictionary of literals: {text}") from None

@@ -9,6 +9,10 @@ on the path of each of our arrays; the first that matches gives the name on the 
 and the arrays in it follow by the library's own convention (kernel -> weight, transposed). A rule that matches a whole
 path, with the array's name in it, gives the whole name. A rule's third item, if any, says how the shapes of the kernel
 (of the array, where the rule matches a whole path) differ.
+
+What the rules cannot say, because it depends on what is read, a family's module may do in
+`adapt(model, arrays, source) -> arrays`: it gets the arrays as they were read in the layout called `source`, before
+they are checked, and returns those that the model of this size takes, as with positions of another image size.
 """
 
 import dataclasses

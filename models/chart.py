@@ -1,0 +1,71 @@
+"""A picture of where a network's cost is: mult-adds, parameters and memory, in the order of the computation."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from models.complexity import Complexity, Layer, short
+from models.errors import UserError
+
+BARS = 60  # at most
+COLORS = "#4878a8", "#93b5d3"  # of stages in turn
+PANELS = (  # field of Layer, title, unit
+    ("mult_adds", "mult-adds", ""),
+    ("params", "parameters", ""),
+    ("output_bytes", "output memory", "B"),
+    ("kept_bytes", "kept for backward", "B"),
+)
+
+
+def groups(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
+    """Layers by the beginning of their path, as deep as leaves at most BARS of them, in the order of the computation.
+
+    What the network makes outside of any layer is the images it keeps and arrays of its own, at the beginning.
+    """
+    ordered = sorted(layers, key=lambda layer: layer.path != "")  # stable: the network itself, which ends last, first
+    for depth in range(max(layer.path.count("/") for layer in layers) + 1, 0, -1):
+        found: dict[str, list[Layer]] = {}
+        for layer in ordered:
+            found.setdefault("/".join(layer.path.split("/")[:depth]), []).append(layer)
+        if len(found) <= BARS:
+            break
+    return found
+
+
+def draw(cost: Complexity, path: str, name: str) -> None:
+    """Draws a bar for each layer or block.
+
+    Args:
+      cost: of the network.
+      path: file to write; its suffix says which kind, as .png.
+      name: of the network, for the title.
+
+    Raises:
+      UserError: the kind is unknown to matplotlib.
+    """
+    bars = groups(cost.layers)
+    stages = list(dict.fromkeys(bar.split("/")[0] for bar in bars))
+    colors = [COLORS[stages.index(bar.split("/")[0]) % 2] for bar in bars]
+    figure = Figure(figsize=(13, 1.7 + 0.21 * len(bars)), layout="constrained")
+    panels = figure.subplots(1, len(PANELS), sharey=True)
+    for axes, (field, title, unit) in zip(panels, PANELS, strict=True):
+        sizes = [sum(getattr(layer, field) for layer in layers) for layers in bars.values()]
+        shown = axes.barh(range(len(bars)), sizes, color=colors, height=0.78)
+        axes.bar_label(shown, [short(size) + unit if size > 0.005 * sum(sizes) else "" for size in sizes], padding=2,
+                       fontsize=7, color="#444444")
+        axes.set_title(f"{title}: {short(sum(sizes))}{unit}", fontsize=10)
+        axes.xaxis.set_major_formatter(EngFormatter(unit))
+        axes.locator_params(axis="x", nbins=4)
+        axes.margins(x=0.27, y=0.5 / len(bars))
+        axes.tick_params(labelsize=8, left=False)
+        axes.grid(axis="x", alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(bars)), [bar or "(model)" for bar in bars])
+    panels[0].invert_yaxis()
+    figure.suptitle(f"{name}, one example of {' x '.join(map(str, cost.input_shape[1:]))}", fontsize=11)
+    try:
+        figure.savefig(path, dpi=110)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None

@@ -1,0 +1,76 @@
+"""What the command lines of this package share: flags, --help, one-line errors, exit codes, fields of a network."""
+
+import ast
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from models.errors import UserError
+
+
+def run(
+    argv: Sequence[str],
+    usage: str,
+    define: Callable[[flags.FlagValues], None],
+    act: Callable[[flags.FlagValues, list[str]], None],
+) -> int:
+    """Parses a command line and acts on it.
+
+    Args:
+      argv: [program, ...]; flags and other arguments in any order.
+      usage: what --help prints above the flags.
+      define: defines the flags, as with `flag_values=` its argument.
+      act: gets the flags' values and the other arguments.
+
+    Returns:
+      The exit code: 0 done, 2 a user's mistake, one line on stderr. Anything else is a fault and goes through.
+    """
+    options = flags.FlagValues()
+    define(options)
+    flags.DEFINE_bool("help", False, "print this", short_name="h", flag_values=options)
+    try:
+        others = options(list(argv))[1:]
+        if options.help:
+            print(f"{usage.strip()}\n\nFlags:\n{_described(options)}")
+        else:
+            act(options, others)
+    except (UserError, flags.Error, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _described(options: flags.FlagValues) -> str:
+    """The flags, one a line where that is wide enough."""
+    lines = []
+    for flag in sorted({options[name] for name in options}, key=lambda flag: flag.name):
+        has_default = isinstance(flag.default, (int, str)) and flag.default is not False
+        default = f" (default: {flag.default})" if has_default else ""
+        text = " ".join(f"--{flag.name}: {flag.help}{default}".split())
+        lines += textwrap.wrap(text, 116, initial_indent="  ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def define_set(options: flags.FlagValues) -> None:
+    """Defines --set FIELD=VALUE, which `fields` reads."""
+    flags.DEFINE_multi_string(
+        "set", [],
+        "FIELD=VALUE, another value for a field of the network, e.g. --set norm=group:8 --set 'stage_sizes=(2, 2)'",
+        flag_values=options)
+
+
+def fields(options: flags.FlagValues) -> dict[str, Any]:
+    """{field: value} of every --set: Python's literals are what they say, all else is text."""
+    values = {}
+    for text in options.set:
+        field, equals, value = text.partition("=")
+        if not field or not equals:
+            raise UserError(f"--set {text}: write FIELD=VALUE, e.g. --set norm=group")
+        try:
+            values[field] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[field] = value
+    return values

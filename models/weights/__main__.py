@@ -1,0 +1,110 @@
+"""The command line of models/weights; see --help."""
+
+import sys
+from typing import Any
+
+import jax
+from absl import flags
+
+import models
+from models import command, weights
+from models.errors import UserError, choice_error
+
+USAGE = """Weights of other libraries in, and ours out.
+
+  python -m models.weights import --from torchvision resnet50.pth --model resnet50 --out resnet50.safetensors
+  python -m models.weights import --from timm model.safetensors --model resnet50 --new head --set num_classes=10 --out …
+  python -m models.weights export --to torchvision resnet50.safetensors --out resnet50.pth
+
+Files are .safetensors, .npz (BiT's) or, with PyTorch installed, .pth, .pt and .bin; nothing in them is executed. import
+writes a .safetensors file in our own names and shapes, with the network's name and fields in it, which export reads; a
+file of our names and shapes without these is imported --from safetensors (or ablate, which is the same). The other
+layouts are those of the network: torchvision, timm, bit, caffe, as it has them. Arrays that are missing (-), unexpected
+(+) or of another shape (!) are listed, and nothing is written.
+Exit code: 0 done, 2 a mistake, in one line after that list."""
+
+OWN = "safetensors"  # how the command line calls our own layout, which is read from and written to such files alone
+
+
+def _define(options: flags.FlagValues) -> None:
+    flags.DEFINE_string("from", None, "import: the layout of the file", flag_values=options)
+    flags.DEFINE_string("to", None, "export: the layout of --out", flag_values=options)
+    flags.DEFINE_string("model", None, "the network; export knows it from the file if import wrote that",
+                        flag_values=options)
+    flags.DEFINE_list("new", [], "import: parts to draw anew whatever the file has, e.g. head", flag_values=options)
+    flags.DEFINE_integer("seed", 0, "import: of these", flag_values=options)
+    flags.DEFINE_string("out", None, "file to write", flag_values=options)
+    command.define_set(options)
+
+
+def _act(options: flags.FlagValues, arguments: list[str]) -> None:
+    actions = {"import": (_import, "from", "to"), "export": (_export, "to", "from")}
+    if not arguments or arguments[0] not in actions:
+        raise choice_error("command", arguments[0] if arguments else "", actions)
+    action, needed, foreign = actions[arguments[0]]
+    if len(arguments) != 2:
+        raise UserError(f"{arguments[0]} takes one file, not {len(arguments) - 1}")
+    for name in (needed, "out"):
+        if not options[name].value:
+            raise UserError(f"--{name} is missing")
+    if options[foreign].present:
+        raise UserError(f"{arguments[0]} takes --{needed}, not --{foreign}")
+    try:
+        action(options, arguments[1])
+    except weights.Mismatch as mismatch:
+        print("\n".join(mismatch.lines), file=sys.stderr)
+        raise UserError(mismatch.summary.rstrip(":")) from None
+
+
+def _import(options: flags.FlagValues, file: str) -> None:
+    if not options.out.endswith(".safetensors"):
+        raise UserError(f"--out={options.out} must end in .safetensors")
+    if not options.model:
+        raise UserError("--model is missing")
+    name, fields, source = options.model, command.fields(options), options["from"].value
+    model = models.create(name, **fields)
+    arrays = weights.read(file)
+    variables = weights.from_arrays(model, arrays, _layout(model, source), new=options.new, seed=options.seed)
+    weights.save(options.out, model, variables, {"model": name, "fields": fields})
+    drawn = f", {', '.join(options.new)} drawn anew" if options.new else ""
+    _report(name, variables, f"from {file} ({source}){drawn}", f"to {options.out}")
+
+
+def _export(options: flags.FlagValues, file: str) -> None:
+    for name in ("new", "seed"):
+        if options[name].present:
+            raise UserError(f"--{name} is for import")
+    about = weights.about(file)
+    name, fields = options.model or about.get("model"), command.fields(options)
+    if not name:
+        raise UserError(f"--model is missing, and {file} does not say")
+    if name == about.get("model"):
+        fields = about.get("fields", {}) | fields
+    model = models.create(name, **fields)
+    layout = _layout(model, options.to)
+    variables = weights.load(file, model)
+    is_torch = options.out.endswith(".safetensors") and options.to != OWN
+    weights.write(options.out, weights.to_arrays(model, variables, layout), {"format": "pt"} if is_torch else None)
+    _report(name, variables, f"from {file}", f"to {options.out} ({options.to})")
+
+
+def _layout(model: Any, name: str) -> str:
+    """The layout by the name that the command line has for it; UserError where the model has none such."""
+    known = {OWN: "ablate", **{layout: layout for layout in weights.layouts(model)}}
+    if name not in known:
+        raise choice_error(f"layout of {type(model).__name__}", name, known)
+    return known[name]
+
+
+def _report(name: str, variables: Any, source: str, target: str) -> None:
+    leaves, params = (jax.tree.leaves(tree) for tree in (variables, variables["params"]))
+    print(f"{name}: {len(leaves)} arrays, {sum(leaf.size for leaf in params):,} parameters, {source}, {target}")
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code."""
+    return command.run(argv, USAGE, _define, _act)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
