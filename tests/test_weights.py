@@ -5,7 +5,6 @@ import io
 import subprocess
 import sys
 import zipfile
-import zlib
 
 import jax
 import numpy as np
@@ -204,7 +203,6 @@ def test_a_compressed_file_with_damage(tmp_path):
     (tmp_path / "w.npz").write_bytes(good[:start] + bytes(20) + good[start + 20:])
     with pytest.raises(UserError, match="damaged"):
         read(tmp_path / "w.npz")
-    assert zlib.crc32(good)  # the undamaged one is readable
     (tmp_path / "w.npz").write_bytes(good)
     assert read(tmp_path / "w.npz")["a"][-1] == 999
 

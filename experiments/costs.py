@@ -1,0 +1,277 @@
+"""Accuracy against cost: published top-1 of ImageNet beside what our networks cost, as counted. See --help."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import rich.console
+from absl import flags
+
+from models.errors import UserError
+from train import cli
+
+USAGE = """Writes costs.md, costs.json and pictures: accuracy against mult-adds, parameters and activation memory; what
+early downsampling saves; the textbook's formulas beside the counts.
+
+    python -m experiments.costs --out=experiments/results/costs
+
+Costs are read from the traced programs: no weights, no images, about two minutes.
+"""
+
+OUT = flags.DEFINE_string("out", None, "Folder to write to.")
+SIZE = 224
+TORCHVISION = "torchvision 0.28, IMAGENET1K_V1"
+HOWARD_4, HOWARD_6 = "Howard 2017, table 4", "Howard 2017, table 6"
+
+
+class Published(NamedTuple):
+    """Top-1 accuracy in percent on ImageNet's validation images, one crop of 224 x 224.
+
+    `modern` is for recipes with strong augmentation and regularization: by the weights' own descriptions DeiT's, Swin's
+    and torchvision's "new" one. The others are "simple" ones or older. Accuracies compare within each kind.
+    """
+
+    family: str
+    label: str
+    top1: float
+    source: str = TORCHVISION
+    modern: bool = False
+
+
+PUBLISHED = {
+    "alexnet": Published("AlexNet", "", 56.522),
+    "vgg11": Published("VGG", "11", 69.020), "vgg13": Published("VGG", "13", 69.928),
+    "vgg16": Published("VGG", "16", 71.592), "vgg19": Published("VGG", "19", 72.376),
+    "vgg11_bn": Published("VGG", "11 bn", 70.370), "vgg13_bn": Published("VGG", "13 bn", 71.586),
+    "vgg16_bn": Published("VGG", "16 bn", 73.360), "vgg19_bn": Published("VGG", "19 bn", 74.218),
+    "resnet18": Published("ResNet", "18", 69.758), "resnet34": Published("ResNet", "34", 73.314),
+    "resnet50": Published("ResNet", "50", 76.130), "resnet101": Published("ResNet", "101", 77.374),
+    "resnet152": Published("ResNet", "152", 78.312),
+    "wide_resnet50_2": Published("ResNet", "wide 50", 78.468),
+    "wide_resnet101_2": Published("ResNet", "wide 101", 78.848),
+    "resnext50_32x4d": Published("ResNeXt", "50 32x4d", 77.618),
+    "resnext101_32x8d": Published("ResNeXt", "101 32x8d", 79.312),
+    "resnext101_64x4d": Published("ResNeXt", "101 64x4d", 83.246, modern=True),
+    "densenet121": Published("DenseNet", "121", 74.434), "densenet169": Published("DenseNet", "169", 75.600),
+    "densenet201": Published("DenseNet", "201", 76.896), "densenet161": Published("DenseNet", "161", 77.138),
+    "mobilenet_v1_025": Published("MobileNet", "v1 0.25", 50.6, HOWARD_6),
+    "mobilenet_v1_050": Published("MobileNet", "v1 0.5", 63.7, HOWARD_6),
+    "mobilenet_v1_075": Published("MobileNet", "v1 0.75", 68.4, HOWARD_6),
+    "mobilenet_v1": Published("MobileNet", "v1", 70.6, HOWARD_4),
+    "mobilenet_v1_conv": Published("MobileNet", "v1, full convolutions", 71.7, HOWARD_4),
+    "mobilenet_v2": Published("MobileNet", "v2", 71.878),
+    "vit_base_patch32": Published("ViT", "B/32", 75.912, modern=True),
+    "vit_base_patch16": Published("ViT", "B/16", 81.072, modern=True),
+    "vit_large_patch32": Published("ViT", "L/32", 76.972, modern=True),
+    "vit_large_patch16": Published("ViT", "L/16", 79.662, modern=True),
+    "swin_t": Published("Swin", "T", 81.474, modern=True), "swin_s": Published("Swin", "S", 83.196, modern=True),
+    "swin_b": Published("Swin", "B", 83.582, modern=True),
+    "convnext_tiny": Published("ConvNeXt", "T", 82.520, modern=True),
+    "convnext_small": Published("ConvNeXt", "S", 83.616, modern=True),
+    "convnext_base": Published("ConvNeXt", "B", 84.062, modern=True),
+    "convnext_large": Published("ConvNeXt", "L", 84.414, modern=True),
+}
+COLORS = dict(zip(("AlexNet", "VGG", "ResNet", "ResNeXt", "DenseNet", "MobileNet", "ViT", "Swin", "ConvNeXt"), (
+    "#222222", "#c8553d", "#4878a8", "#7b4fa3", "#3d8f6b", "#c9a227", "#8c6239", "#d0679d", "#58b4c4"), strict=True))
+COSTS = {  # field of complexity.Layer and Complexity: (title, unit)
+    "mult_adds": ("mult-adds", ""),
+    "params": ("parameters", ""),
+    "output_bytes": ("memory of layers' outputs", "B"),
+    "kept_bytes": ("activation memory kept for backward", "B"),
+}
+# What downsampling early saves: the first two are drawn, the last is ResNet-50 without its stem's two halvings.
+EARLY = {"VGG-16": ("vgg16", {}), "ResNet-50": ("resnet50", {}), "VGG-19 with batch norm": ("vgg19_bn", {}),
+         "ResNet-34": ("resnet34", {}), "ResNet-50, stem without stride": ("resnet50", {"stem": "cifar"})}
+PLACES = ((6, 0, "left", "center"), (-6, 0, "right", "center"), (0, 5, "center", "bottom"), (0, -5, "center", "top"),
+          (4, 4, "left", "bottom"), (4, -4, "left", "top"), (-4, 4, "right", "bottom"), (-4, -4, "right", "top"))
+
+
+def count(name: str, fields: Mapping[str, Any] | None = None) -> Any:
+    """`complexity.analyze` of a network for one image of SIZE x SIZE."""
+    import models
+    from models import complexity
+
+    model = models.create(name, **(fields or {}))
+    return complexity.analyze(model, model.example(size=SIZE))
+
+
+def by_resolution(cost: Any, field: str) -> dict[int, int]:
+    """{height of the output: sum of the layers' `field`}; 1 for vectors; what the network itself keeps is its image."""
+    sums = dict.fromkeys((SIZE, SIZE // 2, SIZE // 4, SIZE // 8, SIZE // 16, SIZE // 32, 1), 0)
+    for layer in cost.layers:
+        height = layer.output_shape[1] if len(layer.output_shape) == 4 else 1
+        height = cost.input_shape[1] if layer.path == "" else height
+        sums[height] = sums.get(height, 0) + getattr(layer, field)
+    return sums
+
+
+def label(axes: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Writes (x, y, text, color) beside each point, where it covers the least of points and of the texts before it."""
+    from matplotlib.transforms import Bbox
+
+    def covered(box):
+        shared = [Bbox.intersection(box, other) for other in taken]
+        outside = box.x0 < inside.x0 or box.x1 > inside.x1
+        return sum(part.width * part.height for part in shared if part) + 1e6 * outside
+
+    axes.figure.draw_without_rendering()  # settles where the axes are
+    inside = axes.get_window_extent()
+    markers = axes.transData.transform([point[:2] for point in points])
+    taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in markers]
+    for x, y, text, hue in points:
+        notes = [axes.annotate(text, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, color=hue, fontsize=8)
+                 for dx, dy, ha, va in PLACES]
+        boxes = [note.get_window_extent() for note in notes]
+        best = min(range(len(boxes)), key=lambda i: covered(boxes[i]))
+        taken.append(boxes[best])
+        for note in notes[:best] + notes[best + 1:]:
+            note.remove()
+
+
+def draw_tradeoff(costs: Mapping[str, Any], field: str, path: Path) -> None:
+    """Published top-1 of every network against one of its costs, on a logarithmic axis."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    title, unit = COSTS[field]
+    figure = Figure(figsize=(9, 6), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    points = []
+    for family, color in COLORS.items():
+        for modern in (False, True):
+            names = [name for name, entry in PUBLISHED.items() if (entry.family, entry.modern) == (family, modern)]
+            xs, ys = [getattr(costs[name], field) for name in names], [PUBLISHED[name].top1 for name in names]
+            if names:
+                axes.plot(xs, ys, "o", color=color, markerfacecolor="white" if modern else color,
+                          label=f"{family}, modern recipe" if modern else family)
+            points += [(x, y, PUBLISHED[name].label, color) for x, y, name in zip(xs, ys, names, strict=True)]
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter(unit))
+    axes.set(xlabel=title if field == "params" else f"{title}, one image of {SIZE} x {SIZE}",
+             ylabel="published top-1, %")
+    axes.margins(x=0.08)
+    axes.grid(alpha=0.25, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    label(axes, points)
+    figure.savefig(path)
+
+
+def draw_early(costs: Mapping[str, Any], path: Path) -> None:
+    """Costs by the resolution at which they arise, VGG-16 and ResNet-50 side by side."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    from models.complexity import short
+
+    shown = list(EARLY)[:2]
+    figure = Figure(figsize=(11, 7), layout="constrained", dpi=110)
+    for axes, (field, (title, unit)) in zip(figure.subplots(2, 2).flat, COSTS.items(), strict=True):
+        for i, (name, color) in enumerate(zip(shown, (COLORS["VGG"], COLORS["ResNet"]), strict=True)):
+            sums = by_resolution(costs[name], field)
+            bars = axes.bar([x + 0.4 * i - 0.2 for x in range(len(sums))], sums.values(), 0.38, color=color,
+                            label=f"{name}: {short(sum(sums.values()))}{unit}")
+            axes.bar_label(bars, [f"{value / sum(sums.values()):.0%}" for value in sums.values()], fontsize=8,
+                           padding=1)
+        axes.set_xticks(range(len(sums)), ["vector" if height == 1 else f"{height}²" for height in sums])
+        axes.yaxis.set_major_formatter(EngFormatter(unit))
+        axes.set_title(title, fontsize=11)
+        axes.margins(y=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    figure.supxlabel("resolution of the layer's output")
+    figure.savefig(path)
+
+
+def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """The page."""
+    from models import formulas
+    from models.complexity import short
+
+    def table(heads, rows):
+        return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (heads, ["---"] * len(heads), *rows))
+
+    def cells(cost):
+        return [f"{cost.params:,}", *(short(getattr(cost, field)) + unit for field, (_, unit) in COSTS.items()
+                                      if field != "params")]
+
+    columns = ["parameters", "mult-adds", "outputs", "kept for backward"]
+    networks = [[name, entry.top1, *cells(costs[name]), entry.source, "modern" if entry.modern else ""]
+                for name, entry in PUBLISHED.items()]
+    shares = {
+        name: [f"{sum(v for height, v in sums.items() if height >= SIZE // 2) / sum(sums.values()):.0%}"
+               for field in ("kept_bytes", "mult_adds") if (sums := by_resolution(cost, field))]
+        for name, cost in early.items()}
+    (vgg_kept, vgg_work), (resnet_kept, resnet_work) = shares["VGG-16"], shares["ResNet-50"]
+    downsampling = [[name, *cells(cost), *shares[name]] for name, cost in early.items()]
+    resnet, late = early["ResNet-50"], early["ResNet-50, stem without stride"]
+    work, memory = late.mult_adds / resnet.mult_adds, late.kept_bytes / resnet.kept_bytes
+    pictures = "\n\n".join(f"![top-1 against {COSTS[field][0]}](tradeoff_{field}.png)" for field in
+                           ("mult_adds", "params", "kept_bytes"))
+    return f"""# What accuracy costs
+
+{about["device"]}, {about["commit"]}. Written by `python -m experiments.costs`.
+
+Costs are counted in the traced programs of our networks, for one image of {SIZE} x {SIZE} in float32. A multiply-add
+counts as 1; "outputs" are those of the layers in the forward pass; "kept for backward" is what training keeps of them
+and of what is between them. Accuracies are not ours but published, by the sources named, of one crop. Modern
+recipes have strong augmentation and regularization (DeiT's, Swin's, torchvision's "new" one, by the descriptions of the
+weights); compare these among themselves, and the others among themselves.
+
+{pictures}
+
+{table(["network", "top-1 %", *columns, "source", "recipe"], networks)}
+
+## Early downsampling
+
+![costs by resolution](early.png)
+
+Feature maps at high resolution take the memory. VGG-16 computes at full resolution: {vgg_kept} of what it keeps for the
+gradient, and {vgg_work} of its mult-adds, are of maps of {SIZE // 2} x {SIZE // 2} and larger. ResNet-50 divides the
+resolution by 4 before its first block, which leaves {resnet_kept} and {resnet_work} there. Without the two halvings of
+its stem it would need {work:.1f} times the mult-adds and {memory:.1f} times the memory. At about equal depth, both with
+batch norm, the ResNet keeps less: VGG-19 and ResNet-34.
+
+{table(["network", *columns, f"kept at {SIZE // 2}² and up", f"mult-adds at {SIZE // 2}² and up"], downsampling)}
+
+## Formulas and counts
+
+Of the convolutions of a block on h x w maps: kernel size k, c channels, d of them inside a bottleneck, g groups.
+
+{table(formulas.HEADS, formulas.rows())}
+"""
+
+
+def write(out: Path) -> None:
+    """Counts, draws, and writes the page into an existing folder."""
+    import jax
+
+    from train import checkpoint, summary
+
+    costs = {name: count(name) for name in PUBLISHED}
+    early = {name: count(*arguments) for name, arguments in EARLY.items()}
+    for field in ("mult_adds", "params", "kept_bytes"):
+        draw_tradeoff(costs, field, out / f"tradeoff_{field}.png")
+    draw_early(early, out / "early.png")
+    about = summary.environment(jax.devices())
+    checkpoint.write_json(out / "costs.json", {
+        "networks": {name: {**entry._asdict(), **{field: getattr(costs[name], field) for field in COSTS}}
+                     for name, entry in PUBLISHED.items()},
+        "early": {name: {field: by_resolution(cost, field) for field in COSTS} for name, cost in early.items()},
+        "image_size": SIZE, **about})
+    checkpoint.write_atomically(out / "costs.md", markdown(costs, early, about))
+
+
+def main() -> None:
+    """Writes the page where the flags say."""
+    if not OUT.value:
+        raise UserError("--out is missing")
+    out, console = Path(OUT.value), rich.console.Console()
+    out.mkdir(parents=True, exist_ok=True)
+    with console.status("counting"):
+        write(out)
+    console.print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main, USAGE)
