@@ -4,15 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup train test lint bench clean
+.PHONY: help setup train test test-all lint bench clean
 
 help:
-	@echo "make setup   create .venv and install the project with the tested versions"
-	@echo "make train   train configs/digits.py in runs/digits (about a minute)"
-	@echo "make test    all tests"
-	@echo "make lint    ruff"
-	@echo "make bench   training, forward, data and start-up beside PyTorch (installed by the extra bench)"
-	@echo "make clean   remove .venv and caches; runs/ stays"
+	@echo "make setup     create .venv and install the project with the tested versions"
+	@echo "make train     train configs/digits.py in runs/digits (about a minute)"
+	@echo "make test      all tests but those of the largest networks"
+	@echo "make test-all  those as well"
+	@echo "make lint      ruff"
+	@echo "make bench     training, forward, data and start-up beside PyTorch (installed by the extra bench)"
+	@echo "make clean     remove .venv and caches; runs/ stays"
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed, this is %d.%d; try make PYTHON=python3.12" % sys.version_info[:2])'
@@ -27,6 +28,9 @@ train: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

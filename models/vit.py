@@ -8,7 +8,6 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -61,17 +60,6 @@ def resize_positions(positions: jax.Array, old: tuple[int, int], new: tuple[int,
     return jnp.concatenate([positions[:, :prefix], grid.reshape(1, -1, channels)], 1)
 
 
-def at_image_size(model: "ViT", variables: Mapping[str, Any], image_size: int) -> tuple["ViT", dict[str, Any]]:
-    """The network for images of another size, and its variables: those of `model`, learned positions resized.
-
-    Weights of another size are imported into the network that they were made for, and taken on from there.
-    """
-    other, params = model.clone(image_size=image_size), dict(variables["params"])
-    if "positions" in params:
-        params["positions"] = resize_positions(params["positions"], (model.grid,) * 2, (other.grid,) * 2)
-    return other, {**variables, "params": params}
-
-
 class Block(nn.Module):
     """One unit: x + attention(norm(x)), then x + mlp(norm(x)); x [N, T, C] -> [N, T, C] (fig. 1, eq. 2 and 3).
 
@@ -104,7 +92,8 @@ class Block(nn.Module):
 class ViT(Classifier):
     """The fields of `Classifier`, and these. Endpoints: "stem" (a map), "block0", ..., "pre_logits".
 
-    `image_size` fixes the number of tokens, so images of another size are refused; `at_image_size` converts weights.
+    `image_size` fixes the number of tokens, so images of another size are refused; positions that were learned at
+    another are resized where weights are read.
     Dense kernels are drawn as later codes do, truncated_normal:0.02, not as the authors' (xavier_uniform, head at 0).
 
     Attributes:
@@ -293,3 +282,19 @@ def layouts(model: ViT) -> dict[str, Layout]:
     ], extra=extra("pos_embed"))
     known = {"torchvision": torchvision} if model.pool == "token" else {}
     return known if model.stem_channels else {**known, "timm": timm}
+
+
+_POSITIONS = {"ablate": "positions", "torchvision": "encoder.pos_embedding", "timm": "pos_embed"}
+
+
+def adapt(model: ViT, arrays: Mapping[str, np.ndarray], source: str) -> Mapping[str, np.ndarray]:
+    """Resizes learned positions of a square grid that are for images of another size; see models/weights/layouts.py."""
+    name = _POSITIONS[source]
+    if model.positions != "learned" or name not in arrays or arrays[name].ndim != 3:
+        return arrays
+    prefix = int(model.pool == "token")
+    old = math.isqrt(max(arrays[name].shape[1] - prefix, 0))
+    if old**2 + prefix != arrays[name].shape[1]:
+        return arrays  # whatever it is, it is refused for its shape
+    resized = resize_positions(jnp.asarray(arrays[name]), (old, old), (model.grid, model.grid))
+    return {**arrays, name: np.asarray(resized)}

@@ -53,14 +53,20 @@ def at_224(name, **fields):
     return analyze(models.create(name, **fields), (1, 224, 224, 3))
 
 
-@pytest.mark.parametrize("name", MULT_ADDS)
+LARGE = {"resnet101", "resnet152", "wide_resnet50_2", "vgg11", "vgg16_bn", "vgg19", "densenet161",
+         "densenet201", "resnext101_32x8d", "convnext_base", "swin_b", "vit_large_patch16"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.full] * (name in LARGE)) for name in MULT_ADDS])
 def test_mult_adds_of_the_reference(name):
     cost = at_224(name)
     assert cost.mult_adds / 1e9 == pytest.approx(MULT_ADDS[name], abs=0.0006)
     assert cost.params == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name,stride_in", FIELDS)
+@pytest.mark.parametrize("name,stride_in", [
+    pytest.param(*key, marks=[pytest.mark.full] * (key[0] == "resnet152")) for key in FIELDS])
 def test_receptive_fields_of_araujo(name, stride_in):
     whole, stages = FIELDS[name, stride_in]
     cost = at_224(name, stride_in=stride_in)

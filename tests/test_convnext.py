@@ -1,5 +1,6 @@
 """models/convnext.py and models/ladder.py: what each field does, and the costs of the published ladder."""
 
+import functools
 import itertools
 
 import flax.linen as nn
@@ -105,6 +106,7 @@ def test_the_ladder_ends_at_convnext_without_layer_scale():
 
 def test_what_is_left_in_the_blocks_of_the_ladder():
     """Names and kernels of a block that halves the resolution; biases where normalization does not cancel them."""
+    @functools.cache
     def block(row):
         return drawn.abstract(ladder(row))["params"]["stage2"]["block0"]
 
@@ -158,7 +160,7 @@ def test_layer_scale_is_the_first_factor_of_the_branches():
     def branch(scale):
         model = models.create("convnext_tiny", layer_scale=scale, init="msra", **TINY)
         variables = models.initialize(model, jax.random.key(0), IMAGES.shape)
-        found = capture(model, variables, IMAGES)[1]
+        found = jit_once(lambda variables: capture(model, variables, IMAGES)[1])(variables)
         return found["stage1/block0"] - found["stem"]
 
     whole = branch(0.0)  # no factor

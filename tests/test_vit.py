@@ -16,7 +16,7 @@ from models.layers.endpoint import capture
 from models.layers.init import jit_once
 from models.layers.norm import BatchNorm, ChannelNorm
 from models.layers.regularize import StochasticDepth
-from models.vit import at_image_size, resize_positions, sincos2d
+from models.vit import resize_positions, sincos2d
 from tests.golden import drawn
 from tests.golden.make_vit import RESIZED
 from tests.test_parity import GOLDEN, close
@@ -139,15 +139,15 @@ def test_positions_are_resized_as_timm_does(i):
         resize_positions(positions, (9, 9), new)
 
 
+@pytest.mark.parametrize("layout", ["ablate", "timm"])
 @pytest.mark.parametrize("positions", ["learned", "sincos2d"])
-def test_weights_serve_images_of_another_size(positions):
+def test_weights_serve_images_of_another_size(positions, layout):
     """With constant positions and images, the network does not see the size."""
-    model = tiny(positions=positions, pool="mean")
+    model, larger = (tiny(positions=positions, pool="mean", image_size=size) for size in (16, 24))
     variables = drawn.variables(model)
     if positions == "learned":
         variables["params"]["positions"] = np.broadcast_to(variables["params"]["positions"][:, :1], (1, 16, 8))
-    larger, resized = at_image_size(model, variables, 24)
-    assert larger.image_size == 24
+    resized = weights.from_arrays(larger, weights.to_arrays(model, variables, layout), layout)
     logits = larger.apply(resized, jnp.ones((1, 24, 24, 3)))
     if positions == "learned":
         np.testing.assert_allclose(logits, model.apply(variables, jnp.ones((1, 16, 16, 3))), rtol=1e-4, atol=1e-5)

@@ -4,6 +4,7 @@ Arrays are in our layouts and by our paths; only outputs have to be stored.
 """
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,16 +38,17 @@ def abstract(model: Any) -> Any:
 
 def variables(model: Any) -> Any:
     """A model's variables, each array by `weight`."""
-    return _filled(model, weight)
+    return filled(abstract(model), weight)
 
 
 def zeros(model: Any) -> Any:
     """A model's variables, zeros that take no memory."""
-    return _filled(model, lambda path, shape: np.broadcast_to(np.float32(0), shape))
+    return filled(abstract(model), lambda path, shape: np.broadcast_to(np.float32(0), shape))
 
 
-def _filled(model, array):
+def filled(shapes: Any, array: Callable[[str, tuple[int, ...]], np.ndarray]) -> Any:
+    """Variables of these shapes, each `array(path, shape)`."""
     import jax
 
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: array("/".join(key.key for key in path[1:]), leaf.shape), dict(abstract(model)))
+        lambda path, leaf: array("/".join(key.key for key in path[1:]), leaf.shape), dict(shapes))
