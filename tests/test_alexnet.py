@@ -92,7 +92,7 @@ def test_dropout_is_of_the_hidden_layers_in_training():
 
 
 @pytest.mark.parametrize("fields,message", [
-    ({"stem": (11, 4)}, r"stem=\(11, 4\) must be kernel size"), ({"stem": (0, 4, 0)}, "stem"), ({"stem": 11}, "stem"),
+    ({"stem": (11, 4)}, r"stem=.* must be 3 whole numbers"), ({"stem": (0, 4, 0)}, "stem"), ({"stem": 11}, "stem"),
     ({"widths": (8, 8, 8, 8, 0)}, "widths=.* must be 5 whole numbers"), ({"classifier": 4096}, "classifier=4096"),
     ({"groups": 0}, "groups=0 must be at least 1"), ({"local_response": (5, 2.0)}, "local_response=.* must be n, k"),
     ({"local_response": (5.5, 2.0, 1e-4)}, "local_response"), ({"local_response": 5}, "local_response=5"),
