@@ -178,17 +178,15 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     On a CPU the gradient by a small kernel, a product of two narrow and very long matrices, is taken by conv.cc where
     it can be: for 16 to 96 channels at 112x112, batch 8, 3 ms instead of 41.
     """
-    if (
-        x.ndim in (3, 4) and x.dtype == jnp.float32 and kernel.size < _WIDE and _vector_side(kernel.shape) is not None
-        and not plain_wanted() and jax.default_backend() == "cpu" and native.available()
-    ):
-        return _product(x, kernel)
-    return jnp.matmul(x, kernel)
+    if plain_wanted() or jax.default_backend() != "cpu":
+        return jnp.matmul(x, kernel)
+    return _product(x, kernel)
 
 
-def _vector_side(shape) -> int | None:
-    """The last axis of a kernel [C, D] that is whole vectors; None where neither is."""
-    return next((axis for axis in (1, 0) if shape[axis] % _VECTOR == 0), None)
+def unfused(x: jax.Array) -> jax.Array:
+    """The identity, to x's own precision. It keeps YNNPACK from fusing a product with what follows it, where it
+    computes the first of two products again for every block of the second (VGG-16's classifier: 1150 -> 40 ms)."""
+    return lax.reduce_precision(x, jnp.finfo(x.dtype).nexp, jnp.finfo(x.dtype).nmant)
 
 
 @jax.custom_vjp
@@ -199,13 +197,18 @@ def _product(x, kernel):
 def _product_backward(residuals, dy):
     x, kernel = residuals
     dx = jnp.matmul(dy, kernel.T)
+    # the last axis of the kernel that is whole vectors, if one is
+    side = next((axis for axis in (1, 0) if kernel.shape[axis] % _VECTOR == 0), None)
+    small = x.ndim in (3, 4) and x.dtype == jnp.float32 and kernel.size < _WIDE
+    if side is None or not small or not native.available():
+        axes = tuple(range(x.ndim - 1))
+        return dx, unfused(jnp.tensordot(x, dy, (axes, axes)))  # not with the optimizer's update
     if x.ndim == 3:  # [N, T, C] -> [N, 1, T, C]
         x, dy = x[:, None], dy[:, None]
-    flip = _vector_side(kernel.shape) == 0
-    a, b = (dy, x) if flip else (x, dy)
+    a, b = (x, dy) if side == 1 else (dy, x)
     shape = (1, 1, a.shape[-1], b.shape[-1])
     dk = native.call("conv_kernel_gradient", a, b, shape, 1, (1, 1), ((0, 0), (0, 0)), (1, 1))[0, 0]
-    return dx, dk.T if flip else dk
+    return dx, dk if side == 1 else dk.T
 
 
 _product.defvjp(lambda x, kernel: (jnp.matmul(x, kernel), (x, kernel)), _product_backward)
@@ -496,7 +499,5 @@ class Dense(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = product(x, kernel)
         if jax.default_backend() == "cpu" and not plain_wanted():
-            # To its own precision, so the identity: it keeps YNNPACK from fusing products that follow each other, where
-            # it computes the first one again for every block of the second (VGG-16's classifier: 1150 -> 40 ms).
-            y = lax.reduce_precision(y, jnp.finfo(y.dtype).nexp, jnp.finfo(y.dtype).nmant)
+            y = unfused(y)
         return y if bias is None else y + bias
