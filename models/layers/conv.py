@@ -215,13 +215,11 @@ _product.defvjp(lambda x, kernel: (jnp.matmul(x, kernel), (x, kernel)), _product
 
 
 # -- native ----------------------------------------------------------------------------------------------
-# Milliseconds for the value, the gradient by x, the gradient by the kernel; in brackets what the best formulation that
-# XLA compiles took for all three, and PyTorch's oneDNN:
-#   3x3, 16 channels, 32x32, batch 128               3.1   3.2   3.2     (17.3;  9.7)
-#   3x3, 64 channels, 56x56, batch 8                 8.8   8.8  10.4     (35.1; 26.1)
-#   3x3 depthwise, 144 channels, 56x56, batch 8      2.0   1.9   1.6     (19.3; 18.0)
-#   7x7 depthwise, 384 channels, 14x14, batch 8      0.8   0.8   0.6     (21.4;  5.4)
-#   3x3, 32 groups of 4, 32x32, batch 64             5.0   5.0   9.1     (  - ; 60.9)
+# Milliseconds for value and both gradients; the best formulation that XLA compiles, and PyTorch's oneDNN:
+#   3x3, 16 channels, 32x32, batch 128                9.5   (17.3;  9.7)
+#   3x3, 64 channels, 56x56, batch 8                 28.0   (35.1; 26.1)
+#   3x3 depthwise, 144 channels, 56x56, batch 8       5.5   (19.3; 18.0)
+#   7x7 depthwise, 384 channels, 14x14, batch 8       2.2   (21.4;  5.4)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
