@@ -1,5 +1,9 @@
 """Tables about the registered networks that tests hold them to; test_models.py reads them."""
 
+import re
+
+import pytest
+
 # Trained parameters. T: equal to torchvision 0.28's; t: to timm 1.0's resnetv2_*; He: He 2016, table 6, rounds to the
 # millions given; Z: Zagoruyko 2016 likewise; H: Huang 2017, table 2, likewise. The others have no outside reference
 # here: they guard against changes.
@@ -177,3 +181,11 @@ PERTURBED = {
 # Fields that change neither on one device: they act on several devices (test_norm), on memory, or, image_size, only
 # where a family's parameters depend on it.
 ELSEWHERE = {"sync_norm", "remat", "image_size"}
+# Deeper relatives of others in PARAMETERS, which take their time to trace: for `make test-all`.
+DEEP = re.compile(
+    "101|152|200|201|264|161|1202|1001|164|_bc(250|190)|large|huge|swin_[bl]|(18|36)gf|ladder(0[5-9]|1[0-2])")
+
+
+def deep_in_full(names):
+    """Parameters of a test: the names, those of deep networks marked."""
+    return [pytest.param(name, marks=[pytest.mark.full] * bool(DEEP.search(name))) for name in names]

@@ -17,7 +17,7 @@ from models.layers.ingredients import Classifier
 from models.layers.init import jit_once
 from models.layers.norm import BatchNorm, ChannelNorm, GroupNorm, InstanceNorm, NoNorm
 from tests.golden import drawn
-from tests.networks import ELSEWHERE, PARAMETERS, PERTURBED, SMALL
+from tests.networks import ELSEWHERE, PARAMETERS, PERTURBED, SMALL, deep_in_full
 
 IMAGES = jnp.asarray(drawn.images("models", (4, 32, 32, 3)))
 
@@ -39,13 +39,7 @@ def test_the_table_holds_every_registered_name():
     assert set(models.names()) == set(PARAMETERS)
 
 
-# Deeper relatives of others here, which take their time to trace.
-DEEP = re.compile(
-    "152|200|201|264|161|1202|1001|164|_bc(250|190)|101x[13]|large|huge|swin_[bl]|(18|36)gf|ladder(0[5-9]|1[0-2])")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.full] * bool(DEEP.search(name))) for name in PARAMETERS])
+@pytest.mark.parametrize("name", deep_in_full(PARAMETERS))
 def test_parameters_and_logits_of_every_network(name):
     """Abstractly, for the network's own example: the count, the collections, shape and type of the logits."""
     model = models.create(name)

@@ -13,6 +13,7 @@ from models.layers.init import jit_once
 from models.weights.layouts import flatten
 from tests.golden import drawn
 from tests.golden.parity import manifest, projections, shapes_of
+from tests.networks import deep_in_full
 
 GOLDEN = {path.stem: dict(np.load(path)) for path in sorted((pathlib.Path(__file__).parent / "golden").glob("*.npz"))}
 ABOUT = {family: json.loads(str(arrays["about"])) for family, arrays in GOLDEN.items() if "about" in arrays}
@@ -50,7 +51,7 @@ def test_equal(family, label):
             close(projections(flatten(updated)), golden[f"{key}|stats"], f"{key} statistics")
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.parametrize("name", deep_in_full(MANIFESTS))
 def test_exported_names_and_shapes_are_those_of_the_library(name):
     layout, digest, count = MANIFESTS[name]
     shapes = shapes_of(models.create(name), layout)
