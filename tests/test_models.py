@@ -62,7 +62,8 @@ def test_initialize_gives_the_variables_and_nothing_else():
 
 
 BFLOAT16 = ("basic", "inverted", "swin", "vit_c")  # for the others, `make test-all`
-LEARNING = [(kind, None) for kind in SMALL] + [
+RELATIVES = ("preact", "dense_imagenet", "ladder_start", "ladder_inverted")  # of kinds that learn in `make test`
+LEARNING = [pytest.param(kind, None, marks=[pytest.mark.full] * (kind in RELATIVES)) for kind in SMALL] + [
     pytest.param(kind, "bfloat16", marks=[pytest.mark.full] * (kind not in BFLOAT16)) for kind in SMALL]
 
 
