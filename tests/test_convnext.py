@@ -183,6 +183,7 @@ def test_stochastic_depth_grows_linearly_from_the_first_block(name):
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
 
 
+@pytest.mark.full
 def test_remat_changes_nothing_but_what_is_kept():
     def gradient(remat):
         model = models.create("convnext_tiny", stochastic_depth=0.5, remat=remat, **TINY)

@@ -269,7 +269,9 @@ def trained_output(kind, **fields):
     return run(variables)
 
 
-@pytest.mark.parametrize("family,field", [(family, field) for family in PERTURBED for field in PERTURBED[family]])
+@pytest.mark.parametrize("family,field", [
+    pytest.param(family, field, marks=[pytest.mark.full] * (family == "Ladder"))  # test_convnext.py has its steps
+    for family in PERTURBED for field in PERTURBED[family]])
 def test_every_field_changes_something(family, field):
     """The parameters' shapes, what is computed from them, or how they start."""
     kind, value = PERTURBED[family][field]

@@ -123,6 +123,7 @@ def test_stochastic_depth_grows_linearly_on_both_branches():
     assert rates == pytest.approx([0, 0, 0.1, 0.1, 0.2, 0.2])
 
 
+@pytest.mark.full
 def test_remat_changes_nothing_but_what_is_kept():
     images = jnp.asarray(drawn.images("remat", (2, 32, 32, 3)))
 
