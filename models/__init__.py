@@ -34,7 +34,6 @@ FAMILIES = {
     "plain": "models.resnet",
     "preresnet": "models.resnet",
     "resnet": "models.resnet",
-    "resnetv2": "models.resnet",
     "resnext": "models.resnet",
     "swin": "models.swin",
     "transformer": "models.transformer",

@@ -129,8 +129,7 @@ def conv2d(
     padding = tuple((int(low), int(high)) for low, high in padding)
     name = "plain"
     if not plain_wanted():
-        backend = jax.default_backend()
-        how = (x.shape, kernel.shape, strides, padding, dilation, groups, backend, x.dtype)
+        how = (x.shape, kernel.shape, strides, padding, dilation, groups, jax.default_backend(), x.dtype)
         name = chosen_lowering(*how, compiled=True)
         if name == "native" and not native.available():
             name = chosen_lowering(*how, compiled=False)
