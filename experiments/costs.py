@@ -133,6 +133,8 @@ def draw_tradeoff(costs: Mapping[str, Any], field: str, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
+    from train.figures import tidy
+
     title, unit = COSTS[field]
     figure = Figure(figsize=(9, 6), layout="constrained", dpi=110)
     axes = figure.subplots()
@@ -150,8 +152,7 @@ def draw_tradeoff(costs: Mapping[str, Any], field: str, path: Path) -> None:
     axes.set(xlabel=title if field == "params" else f"{title}, one image of {SIZE} x {SIZE}",
              ylabel="published top-1, %")
     axes.margins(x=0.08)
-    axes.grid(alpha=0.25, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes, grid="both")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     label(axes, points)
     figure.savefig(path)

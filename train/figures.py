@@ -11,6 +11,12 @@ from matplotlib.figure import Figure
 TRAIN, TEST = "#4878a8", "#c8553d"
 
 
+def tidy(axes: Any, grid: str = "major") -> None:
+    """The look that all plots share: a faint grid, no frame above and at the right."""
+    axes.grid(alpha=0.25, which=grid)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss, accuracy and learning rate against the step, training and test.
 
@@ -31,8 +37,7 @@ def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.set_ylabel("loss (nats)")
         if name != "learning_rate":
             axes.legend(frameon=False)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     figure.savefig(path, dpi=120)
 
 

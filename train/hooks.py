@@ -19,6 +19,11 @@ class Hook:
         del run
         return state
 
+    def measure(self, run: Any, state: Any) -> dict[str, Any]:
+        """After the last evaluation: numbers that join its results, in metrics.jsonl and in summary.json."""
+        del run, state
+        return {}
+
     def finished(self, run: Any, state: Any, folder: Path) -> None:
         """After everything else, on the process that writes: `state` is numpy, `folder` the workdir."""
 

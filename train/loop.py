@@ -42,9 +42,12 @@ class Run(NamedTuple):
     evaluation_call: Any
     state: state_lib.TrainState  # before the first step
 
-    def evaluate(self, state: state_lib.TrainState) -> dict[str, Any]:
-        """Metrics on the test set under `state` (on the devices)."""
-        return evaluate.evaluate(self.evaluation_call, state, self.feed.evaluation_calls(), self.feed.test_count)
+    def evaluate(self, state: state_lib.TrainState, last: bool = False) -> dict[str, Any]:
+        """Metrics on the test set under `state` (on the devices); the last time with what the hooks measure."""
+        results = evaluate.evaluate(self.evaluation_call, state, self.feed.evaluation_calls(), self.feed.test_count)
+        for hook in self.hooks if last else ():
+            results |= hook.measure(self, state)
+        return results
 
 
 def setup(config: Mapping[str, Any]) -> Run:
@@ -168,7 +171,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
                     for hook in run.hooks:
                         state = hook.at_end(run, state)
                 if due["evaluate"]:
-                    results = run.evaluate(state)
+                    results = run.evaluate(state, last=done == total)
                     recorder.evaluated(done, results)
                 if due["checkpoint"] or interruption.signal:
                     saved.save(done, metrics.check_finite(done, parallel.fetch(state)), {
@@ -178,7 +181,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
                     return {"interrupted": interruption.signal, "step": done}
                 recorder.resume()
         saved.wait()
-        results = results or run.evaluate(state)  # killed between the last checkpoint and the summary
+        results = results or run.evaluate(state, last=True)  # killed between the last checkpoint and the summary
         result = summary.create(run, results, seconds=time.time() - began, recorder=recorder, started=started)
         recorder.close()
         if is_primary:

@@ -32,6 +32,7 @@ def capture(
     *inputs: jax.Array,
     names: Iterable[str] | None = None,
     add: Mapping[str, jax.Array] | None = None,
+    layers: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Applies a model and returns its activations as well.
@@ -41,6 +42,8 @@ def capture(
       names: the endpoints to return; None for all.
       add: {name: array} added to these activations before the network goes on, so that the gradient by such an array
         of zeros is the gradient by the activation. What is returned has it added.
+      layers: whether the output of every layer with a kernel is an endpoint, too, by the layer's path:
+        "stage2/block3/conv1".
 
     Returns:
       What `model.apply` returns, and {name: activation} in the order of the computation.
@@ -54,8 +57,10 @@ def capture(
 
     def read(call, args, call_kwargs, context):
         x = call(*args, **call_kwargs)
-        if isinstance(context.module, Endpoint) and context.method_name == "__call__":
-            name = context.module.full_name()
+        module = context.module
+        marked = isinstance(module, Endpoint)
+        if context.method_name == "__call__" and (marked or (layers and module.has_variable("params", "kernel"))):
+            name = module.full_name() if marked else "/".join(module.path)
             if name in add:
                 x = x + add[name].astype(x.dtype)
             found[name] = x

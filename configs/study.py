@@ -1,0 +1,39 @@
+"""The recipe that the trials of a study share, by scale.
+
+    python -m train --config=configs/study.py:digits,model=plain20,norm=none,init=xavier_normal --workdir=runs/x
+
+digits    scikit-learn's 8x8 images, 1,437 to train and 360 to test; networks of a quarter of the width; seconds
+cifar10   configs/cifar10.py, shorter: a cosine over `epochs`; minutes on a GPU
+imagenet  configs/imagenet.py, the recipe of Goyal 2017
+"""
+
+from configs import cifar10, digits, imagenet
+from configs.base import arguments
+
+EPOCHS = {"digits": 12, "cifar10": 60, "imagenet": 90}
+
+
+def get_config(text: str = ""):
+    """Arguments: scale (digits | cifar10 | imagenet), model, norm, init, lr (0: the recipe's), epochs (0), seed."""
+    a = arguments(text, scale="digits", model="resnet20", norm="batch", init="msra", lr=0.0, epochs=0, seed=0)
+    if a.scale not in EPOCHS:
+        raise ValueError(f"unknown scale '{a.scale}'; allowed: {', '.join(EPOCHS)}")
+    c = {"digits": digits, "cifar10": cifar10, "imagenet": imagenet}[a.scale].get_config()
+    epochs = a.epochs or EPOCHS[a.scale]
+    c.model.name = a.model
+    c.model.norm = a.norm
+    c.model.init = a.init
+    c.seed = a.seed
+    c.hooks = ""
+    c.duration = f"{epochs} epochs"
+    c.log_every = "1 epoch"
+    c.checkpoint_every = "100%"
+    c.keep_checkpoints = 1
+    if a.scale == "digits":
+        c.model.width = 8
+        c.evaluate_every = "4 epochs"
+    if a.scale == "cifar10":
+        c.optimizer.schedule = "cosine"
+    if a.lr:
+        c.optimizer.learning_rate = a.lr
+    return c

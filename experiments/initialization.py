@@ -1,0 +1,280 @@
+"""Initialization: which scale of the first weights lets a deep network train, and what cures a bad one.
+
+  Glorot & Bengio 2010     Understanding the difficulty of training deep feedforward neural networks
+  He et al. 2015           Delving deep into rectifiers, arXiv 1502.01852
+  Mishkin & Matas 2016     All you need is a good init, arXiv 1511.06422 (LSUV)
+
+The gradient by an early layer is a product of the Jacobians of all later ones: where each shrinks it by a factor, it
+vanishes exponentially in the depth, where each stretches it, it explodes. At step 0 that is measured layer by layer.
+"""
+
+import functools
+import statistics
+from typing import Any
+
+from experiments.study import (
+    AGREES,
+    DISAGREES,
+    TOO_SMALL,
+    Claim,
+    Judgement,
+    Outcomes,
+    Picture,
+    Study,
+    Table,
+    Trial,
+    all_of,
+    compare,
+    spread,
+)
+from train.figures import tidy
+
+# label -> (model.init, data_init)
+INITS = {
+    "normal 0.01": ("normal:0.01", "none"), "Xavier": ("xavier_normal", "none"), "LeCun": ("lecun", "none"),
+    "MSRA fan-in": ("msra_fan_in", "none"), "MSRA fan-out": ("msra_fan_out", "none"),
+    "orthogonal": ("orthogonal", "none"), "LSUV": ("orthogonal", "lsuv"),
+}
+DEPTHS = (14, 20, 32, 44)
+DEEP = 44
+CURED = ("normal 0.01", "Xavier", "MSRA fan-in")
+NETWORKS = {  # label -> (model without its depth, norm)
+    "plain": ("plain", "none"), "plain, batch norm": ("plain", "batch"), "residual, no norm": ("resnet", "none"),
+    "residual, batch norm": ("resnet", "batch"),
+}
+SEEDS = (0, 1, 2)
+CONVERGED = 0.5  # test accuracy that is far from chance (10 %) and from the best
+COLORS = dict(zip(INITS, ("#c8553d", "#c9a227", "#8c6239", "#4878a8", "#58b4c4", "#7b4fa3", "#3d8f6b"), strict=True))
+
+
+def trials(scale: str) -> list[Trial]:
+    """All inits in plain networks by depth; the inits of CURED in the deepest ones with each cure; all at step 0."""
+    from train import config
+
+    made = []
+    for network, (family, norm) in NETWORKS.items():
+        for depth in DEPTHS if network == "plain" else (DEEP,):
+            for label in INITS if network == "plain" else CURED:
+                for seed in SEEDS:
+                    c = config.load(f"configs/study.py:{scale},model={family}{depth},norm={norm},seed={seed}")
+                    c.model.init, c.data_init = INITS[label]
+                    c.optimizer.learning_rate = 0.02 if norm == "none" else 0.1
+                    c.optimizer.warmup = "1 epoch"
+                    labels = {"network": network, "depth": depth, "init": label, "seed": seed}
+                    if depth == DEEP:
+                        made.append(Trial({**labels, "at": "step 0"}, c, train=False, measures=("signal",)))
+                    made.append(Trial({**labels, "at": "end"}, c))
+    return made
+
+
+def signal(run: Any, state: Any) -> dict[str, Any]:
+    """At the given state: by layer with a kernel, in order, the standard deviation of its output and of the gradient
+    of the loss by it, on one batch of training images."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from models.layers.endpoint import capture
+
+    model, variables = run.task.model, state.variables()
+    images = next(run.feed.training_images(1, 128))
+    labels = jnp.arange(len(images)) % len(run.feed.classes)  # at step 0 any labels have the same statistics
+    keys = {"dropout": jax.random.key(0)}
+    read = functools.partial(capture, model, variables, images, train=True, layers=True, rngs=keys,
+                             mutable=list(state.model_state))
+    _, shapes = jax.eval_shape(read)
+
+    @jax.jit
+    def measured():
+        def loss(add):
+            (logits, _), found = read(add=add)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), {name: jnp.std(x) for name, x in found.items()}
+
+        zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items() if "conv" in name}
+        gradients, forward = jax.grad(loss, has_aux=True)(zeros)
+        return {name: (forward[name], jnp.std(g)) for name, g in gradients.items()}
+
+    stds = measured()
+    order = [name for name in shapes if name in stds and "downsample" not in name]
+    return {"layers": order, "forward": [float(stds[name][0]) for name in order],
+            "backward": [float(stds[name][1]) for name in order]}
+
+
+# -- what is read off ----------------------------------------------------------------------------------------------
+
+
+def _end(outcomes: Outcomes, network: str, depth: int, init: str) -> Outcomes:
+    return outcomes.where(at="end", network=network, depth=depth, init=init)
+
+
+def _share(outcomes: Outcomes, network: str, depth: int, init: str) -> tuple[int, int]:
+    """How many of the runs converged, of how many."""
+    values = _end(outcomes, network, depth, init).values("accuracy")
+    return sum(value >= CONVERGED for value in values), len(values)
+
+
+def _factor(outcomes: Outcomes, init: str, direction: str, network: str = "plain") -> float:
+    """Geometric mean over layers and seeds of the change of the standard deviation from one layer to the next, in the
+    direction in which the signal travels."""
+    factors = []
+    for outcome in outcomes.where(at="step 0", network=network, init=init):
+        stds = outcome.measured["signal"][direction]
+        first, last = (stds[0], stds[-1]) if direction == "forward" else (stds[-1], stds[0])
+        factors.append((last / first) ** (1 / (len(stds) - 1)) if first and last else 0.0)
+    return statistics.geometric_mean(factors) if min(factors) > 0 else 0.0
+
+
+def _accuracies(outcomes: Outcomes, network: str, depth: int, *inits: str) -> str:
+    return "; ".join(f"{init} {spread(_end(outcomes, network, depth, init).values('accuracy'))}" for init in inits)
+
+
+def _rule(outcomes: Outcomes) -> Judgement:
+    factors = {init: _factor(outcomes, init, "forward") for init in ("MSRA fan-in", "Xavier")}
+    held = 0.95 <= factors["MSRA fan-in"] <= 1.05 and 0.67 <= factors["Xavier"] <= 0.745
+    return Judgement(AGREES if held else DISAGREES, f"a layer multiplies the standard deviation by "
+                     f"{factors['MSRA fan-in']:.3f} (MSRA) and {factors['Xavier']:.3f} (Xavier)")
+
+
+def _deepest(outcomes: Outcomes) -> Judgement:
+    good, bad = (_end(outcomes, "plain", DEEP, init) for init in ("MSRA fan-in", "Xavier"))
+    stalled = _share(outcomes, "plain", DEEP, "Xavier")[0] == 0
+    verdict = compare(_or_chance(good), _or_chance(bad), by=0.2)
+    return Judgement(verdict if stalled or verdict != AGREES else DISAGREES,
+                     _accuracies(outcomes, "plain", DEEP, "MSRA fan-in", "Xavier"))
+
+
+def _or_chance(outcomes: Outcomes) -> list[float]:
+    """Accuracies; a run that diverged knows no more than chance."""
+    return [0.1 if outcome.summary is None else outcome.get("accuracy") for outcome in outcomes]
+
+
+def _earlier(outcomes: Outcomes) -> Judgement:
+    """Mean training loss over the first third: lower where a run starts to learn earlier."""
+    def early(init):
+        losses = [o.history["train"]["loss"] for o in _end(outcomes, "plain", 20, init) if o.history]
+        return [statistics.mean(run[:max(1, len(run) // 3)]) for run in losses if run]
+
+    both = all(_share(outcomes, "plain", 20, init)[0] == len(SEEDS) for init in ("MSRA fan-in", "Xavier"))
+    verdict = compare(early("Xavier"), early("MSRA fan-in"))
+    numbers = "; ".join(f"{init} {spread(early(init), percent=False, digits=2)}" for init in ("MSRA fan-in", "Xavier"))
+    return Judgement(all_of([AGREES if both else DISAGREES, verdict]),
+                     f"accuracy {_accuracies(outcomes, 'plain', 20, 'MSRA fan-in', 'Xavier')}; "
+                     f"training loss over the first third {numbers}")
+
+
+def _shallow(outcomes: Outcomes) -> Judgement:
+    values = [_end(outcomes, "plain", 14, init).values("accuracy") for init in ("MSRA fan-in", "Xavier")]
+    same = all(min(run) >= CONVERGED for run in values) and compare(values[0], values[1]) == TOO_SMALL
+    apart = max(compare(*values, by=0.02) == AGREES, compare(*values[::-1], by=0.02) == AGREES)
+    return Judgement(DISAGREES if apart else AGREES if same else TOO_SMALL,
+                     _accuracies(outcomes, "plain", 14, "MSRA fan-in", "Xavier"))
+
+
+def _cured(network: str) -> Any:
+    def judge(outcomes):
+        shares = {init: _share(outcomes, network, DEEP, init) for init in ("normal 0.01", "Xavier")}
+        before = {init: _share(outcomes, "plain", DEEP, init) for init in shares}
+        fails = all(good == 0 for good, _ in before.values())
+        cured = all(good == count for good, count in shares.values())
+        text = "; ".join(f"{init}: {before[init][0]} of {before[init][1]} converge plain, "
+                         f"{shares[init][0]} of {shares[init][1]} with it" for init in shares)
+        return Judgement(AGREES if fails and cured else TOO_SMALL if not fails else DISAGREES, text)
+
+    return judge
+
+
+def tables(outcomes: Outcomes) -> list[Table]:
+    """Accuracy by init and depth; the cures; the factor a layer."""
+    plain = [[init, *(spread(_end(outcomes, "plain", depth, init).values("accuracy")) for depth in DEPTHS)]
+             for init in INITS]
+    cures = [[network, *(spread(_end(outcomes, network, DEEP, init).values("accuracy")) for init in CURED)]
+             for network in NETWORKS]
+    factors = [[network, init, f"{_factor(outcomes, init, 'forward', network):.3f}",
+                f"{_factor(outcomes, init, 'backward', network):.3f}"]
+               for (network, init), _ in outcomes.where(at="step 0").groups("network", "init")]
+    return [
+        Table("Test accuracy of plain networks without normalization", ["init", *(f"{d} layers" for d in DEPTHS)],
+              plain),
+        Table(f"Test accuracy of {DEEP} layers with a cure", ["network", *CURED], cures),
+        Table("Factor on the standard deviation from layer to layer at step 0",
+              ["network", "init", "activations forward", "gradients backward"], factors),
+    ]
+
+
+def _draw_signal(outcomes: Outcomes, figure: Any) -> None:
+    networks = list(NETWORKS)
+    panels = figure.subplots(2, len(networks), sharex=True, sharey="row", squeeze=False)
+    for column, network in enumerate(networks):
+        for row, direction in enumerate(("forward", "backward")):
+            axes = panels[row][column]
+            for (init,), group in outcomes.where(at="step 0", network=network).groups("init"):
+                runs = [outcome.measured["signal"][direction] for outcome in group]
+                mean = [statistics.mean(values) for values in zip(*runs, strict=True)]
+                axes.plot(range(1, len(mean) + 1), [value or None for value in mean], color=COLORS[init], label=init,
+                          linewidth=1.4)
+            axes.set_yscale("log")
+            tidy(axes)
+            if row == 0:
+                axes.set_title(network, fontsize=10)
+            else:
+                axes.set_xlabel("layer")
+    panels[0][0].set_ylabel("std of activations")
+    panels[1][0].set_ylabel("std of gradients")
+    handles, names = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
+
+
+def _draw_training(outcomes: Outcomes, figure: Any) -> None:
+    for axes, depth in zip(figure.subplots(1, len(DEPTHS), sharey=True), DEPTHS, strict=True):
+        for init in INITS:
+            for i, outcome in enumerate(_end(outcomes, "plain", depth, init)):
+                history = outcome.history.get("train", {"step": [], "loss": []})
+                axes.plot(history["step"], history["loss"], color=COLORS[init], alpha=0.8, linewidth=1.2,
+                          label=init if i == 0 else None)
+        axes.set(title=f"{depth} layers", xlabel="step")
+        tidy(axes)
+        if depth == DEPTHS[0]:
+            axes.set_ylabel("training loss (nats)")
+            handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
+
+
+STUDY = Study(
+    name="initialization",
+    title="Initialization",
+    question="Which scale of the initial weights lets a plain network of 14 to 44 layers train, and do batch "
+             "normalization and residual connections cure a bad one?",
+    cost={"digits": "about 5 minutes on 2 cores", "cifar10": "156 runs of 60 epochs: a day on one GPU"},
+    trials=trials,
+    claims=(
+        Claim("Behind a ReLU, a variance of 2 / fan-in keeps the signal's scale; Xavier's lowers it by 1/sqrt(2) a "
+              "layer.", "1/sqrt(2) = 0.707 a layer", "He 2015, eq. 10 and the discussion after it",
+              "the factor a layer is 0.95 to 1.05 with MSRA, 0.67 to 0.745 with Xavier", _rule),
+        Claim("Very deep plain networks converge with MSRA and stall with Xavier.",
+              "30 layers: MSRA converges, Xavier stalls", "He 2015, fig. 3",
+              f"at {DEEP} layers MSRA is more than 20 points above Xavier, which never reaches "
+              f"{CONVERGED:.0%}", _deepest),
+        Claim("Moderately deep ones converge with both, and with MSRA earlier.",
+              "22 layers: both converge, MSRA reduces its error earlier", "He 2015, fig. 2",
+              f"at 20 layers all runs reach {CONVERGED:.0%}, and the training loss over the first third is lower with "
+              "MSRA", _earlier),
+        Claim("In shallower ones the choice makes no clear difference.",
+              "14 layers: 33.82 % error with MSRA, 33.90 % with Xavier", "He 2015, section 2.2",
+              "at 14 layers all runs converge, and means differ by less than two standard errors", _shallow),
+        Claim("Batch normalization makes training insensitive to the initial scale.",
+              "larger learning rates and less careful initialization", "Ioffe & Szegedy 2015, abstract",
+              f"at {DEEP} layers normal 0.01 and Xavier never converge plain, and always with batch norm",
+              _cured("plain, batch norm")),
+        Claim("So do residual connections.", "gradients reach early layers through the identity",
+              "He 2016b, eq. 5", f"at {DEEP} layers they never converge plain, and always with residual connections "
+              "and no normalization", _cured("residual, no norm")),
+    ),
+    tables=tables,
+    pictures=(
+        Picture("signal", f"Standard deviation of each layer's output and of the gradient by it, {DEEP} layers at "
+                "step 0, mean of three seeds. Straight lines are exponential decay.", _draw_signal, (13, 6)),
+        Picture("training", "Training loss of plain networks without normalization; a line is a run. Lines at "
+                "ln 10 = 2.3 have not begun to learn.", _draw_training, (13, 4)),
+    ),
+)

@@ -1,0 +1,198 @@
+"""Runs a study: its trials by the one training loop, then tables, pictures and verdicts. See --help."""
+
+import csv
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.table
+from absl import flags
+
+from experiments import study, trials
+from models.errors import UserError, choice_error
+from train import cli
+
+USAGE = """Runs a study and writes what came out: tables (Markdown, CSV), figures (PNG), verdicts.
+
+    python -m experiments.run --list                             the studies, their questions and what they cost
+    python -m experiments.run initialization --scale=digits
+    python -m experiments.run all --scale=digits
+    python -m experiments.run my_study.py                        a file of yours that defines STUDY
+
+Each trial has a folder in --workdir, named by its config: what is finished is not run again, what was interrupted
+goes on. Results go to --out/STUDY/SCALE.
+"""
+
+SCALE = flags.DEFINE_enum("scale", "digits", study.SCALES, "How large: minutes on a CPU, a GPU, or many.")
+WORKDIR = flags.DEFINE_string("workdir", "runs/studies", "Folder of the trials.")
+OUT = flags.DEFINE_string("out", "experiments/results/studies", "Folder of the results.")
+JOBS = flags.DEFINE_integer("jobs", 0, "Trials at once; 0: one a core on a CPU (up to 8), one on an accelerator.",
+                            lower_bound=0)
+LIST = flags.DEFINE_bool("list", False, "Name the studies, and end.")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the studies that are asked for."""
+    console = rich.console.Console()
+    if LIST.value:
+        console.print(catalogue())
+        return
+    if len(arguments) != 2:
+        raise UserError("name one study, or all: " + ", ".join(study.STUDIES))
+    for spec in study.STUDIES if arguments[1] == "all" else arguments[1:]:
+        run(spec, SCALE.value, Path(WORKDIR.value), Path(OUT.value), JOBS.value, console)
+
+
+def catalogue() -> rich.table.Table:
+    """The studies with their questions and, by scale, costs."""
+    table = rich.table.Table(show_lines=True)
+    for column in ("study", "question", "cost"):
+        table.add_column(column)
+    for name in study.STUDIES:
+        about = study.module(name).STUDY
+        table.add_row(name, about.question, "\n".join(f"{scale}: {cost}" for scale, cost in about.cost.items()))
+    return table
+
+
+def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: rich.console.Console) -> dict[str, Any]:
+    """Runs what is missing of a study and writes its results.
+
+    Args:
+      spec: name or path of the study.
+      scale: one of its scales.
+      workdir: of the trials.
+      out: the results go to out/NAME/SCALE.
+      jobs: trials at once, 0 for the default.
+      console: for progress and results.
+    Returns:
+      The content of results.json.
+    Raises:
+      UserError: no such study or scale, a trial that cannot run, an interruption.
+    """
+    about = study.module(spec).STUDY
+    if scale not in about.cost:
+        raise choice_error(f"scale of study {about.name}", scale, about.cost)
+    console.print(f"[bold]{about.title}[/]: {about.question}")
+    for claim in about.claims:  # before anything runs
+        console.print(f"  expected: {claim.expected} [dim]({claim.source}: {claim.published})[/]", soft_wrap=True)
+    began, planned = time.time(), about.trials(scale)
+    jobs = jobs or default_jobs()
+    outcomes = study.Outcomes(trials.run_all(planned, spec, workdir / scale, jobs, console))
+    judgements = [claim.judge(outcomes) for claim in about.claims]
+    results = {
+        "study": about.name, "title": about.title, "question": about.question, "scale": scale,
+        "command": f"python -m experiments.run {spec} --scale={scale}",
+        "claims": [{**{field: getattr(claim, field) for field in ("statement", "published", "source", "expected")},
+                    **judgement._asdict()} for claim, judgement in zip(about.claims, judgements, strict=True)],
+        "tables": [table._asdict() for table in about.tables(outcomes)],
+        "figures": [{"file": f"{picture.name}.png", "caption": picture.caption} for picture in about.pictures],
+        "environments": environments(outcomes),
+        "trials_at_once": jobs,
+        "seconds_of_training": round(sum(o.summary["seconds"] for o in outcomes if o.summary), 1),
+        "seconds_of_this_command": round(time.time() - began, 1),
+        "trials": [kept(trial, outcome) for trial, outcome in zip(planned, outcomes, strict=True)],
+    }
+    write(about, results, outcomes, out / about.name / scale)
+    for table in results["tables"]:
+        console.print(terminal_table(table))
+    verdicts = rich.table.Table(title="verdicts", title_justify="left", show_lines=True)
+    for column in ("claim", "published", "ours", "verdict"):
+        verdicts.add_column(column)
+    for claim in results["claims"]:
+        verdicts.add_row(*(claim[name] for name in ("statement", "published", "ours", "verdict")))
+    console.print(verdicts)
+    console.print(f"written to {out / about.name / scale}", soft_wrap=True)
+    return results
+
+
+def default_jobs() -> int:
+    """One trial a core, up to 8, on a CPU; one at a time on an accelerator, which a trial has to itself."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+def environments(outcomes: study.Outcomes) -> list[dict[str, Any]]:
+    """The distinct (commit, device, versions) under which trials ran; where none trained, that of this process."""
+    import jax
+
+    from train import summary
+
+    found = [{name: o.summary[name] for name in ("commit", "device", "versions")} for o in outcomes if o.summary]
+    found = found or [summary.environment(jax.local_devices())]
+    return [entry for i, entry in enumerate(found) if entry not in found[:i]]
+
+
+def kept(trial: study.Trial, outcome: study.Outcome) -> dict[str, Any]:
+    """Of a trial, what results.json keeps."""
+    names = ("accuracy", "loss", "parameters", "mult_adds", "steps", "seconds")
+    summary = outcome.summary and {name: outcome.summary[name] for name in names if name in outcome.summary}
+    return {"labels": dict(outcome.labels), "folder": trials.address(trial), "summary": summary,
+            "diverged": outcome.diverged}
+
+
+def slug(text: str) -> str:
+    """A file name of a title."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
+def write(about: study.Study, results: Mapping[str, Any], outcomes: study.Outcomes, folder: Path) -> None:
+    """Writes results.json, results.md, a CSV a table and a PNG a picture."""
+    from matplotlib.figure import Figure
+
+    from train.checkpoint import write_json
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in about.pictures:
+        figure = Figure(figsize=picture.size, layout="constrained", dpi=120)
+        picture.draw(outcomes, figure)
+        figure.savefig(folder / f"{picture.name}.png")
+    for table in results["tables"]:
+        with (folder / f"{slug(table['title'])}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([table["columns"], *table["rows"]])
+    (folder / "results.md").write_text(markdown(results))
+    write_json(folder / "results.json", json.loads(json.dumps(results)))
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The results as a page."""
+    def lines(columns, rows):
+        def cell(value):
+            return str(value).replace("|", "\\|")
+
+        yield from ("| " + " | ".join(map(cell, row)) + " |" for row in (columns, ["---"] * len(columns), *rows))
+
+    where = "; ".join(f"{entry['device']}, commit {entry['commit']}" for entry in results["environments"])
+    text = [f"# {results['title']}", "", results["question"], "", f"    {results['command']}", "",
+            f"{len(results['trials'])} trials, {results['seconds_of_training']:.0f} s of training; {where}.", "",
+            "## Claims", ""]
+    columns = ("claim", "published", "source", "expected here", "ours", "verdict")
+    names = ("statement", "published", "source", "expected", "ours", "verdict")
+    text += [*lines(columns, [[claim[name] for name in names] for claim in results["claims"]]), ""]
+    for table in results["tables"]:
+        text += [f"## {table['title']}", "", *lines(table["columns"], table["rows"]), ""]
+    for figure in results["figures"]:
+        text += [f"![{figure['caption']}]({figure['file']})", "", figure["caption"], ""]
+    return "\n".join(text)
+
+
+def terminal_table(table: Mapping[str, Any]) -> rich.table.Table:
+    """A table for the terminal."""
+    made = rich.table.Table(title=table["title"], title_justify="left")
+    for i, column in enumerate(table["columns"]):
+        made.add_column(str(column), justify="left" if i == 0 else "right")
+    for row in table["rows"]:
+        made.add_row(*map(str, row))
+    return made
+
+
+if __name__ == "__main__":
+    cli.run(main, USAGE, positional=True)

@@ -1,0 +1,211 @@
+"""Runs trials: each in a folder named by its config, several at once where the machine is a CPU with several cores."""
+
+import hashlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.progress
+
+from experiments import study
+from models.errors import UserError
+
+KEPT = {"train": ("loss", "accuracy", "gradient_norm"), "test": ("loss", "accuracy")}  # of metrics.jsonl
+
+
+def address(trial: study.Trial) -> str:
+    """Name of the trial's folder: the model, and a digest of the config. Equal configs of two studies share it."""
+    from train import workdir
+
+    config = workdir.plain(trial.config)
+    text = json.dumps([config, trial.train], sort_keys=True)
+    return f"{config['model']['name']}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def run(trial: study.Trial, spec: str, folder: Path) -> dict[str, Any]:
+    """Trains and measures what is missing in `folder`, and returns the content of its outcome.json.
+
+    Returns:
+      {"summary", "diverged", "history", "measured"}; {"interrupted": signal} where SIGTERM or SIGINT ended it early.
+    """
+    from train import checkpoint, loop, metrics, workdir
+
+    path = folder / "outcome.json"
+    outcome = json.loads(path.read_text()) if path.exists() else None
+    if outcome is None:
+        outcome = {"summary": None, "diverged": None, "history": {}, "measured": {}}
+        if trial.train:
+            try:
+                outcome["summary"] = loop.train(trial.config, folder)
+            except metrics.NonFiniteError as error:
+                outcome["diverged"] = str(error).split(";")[0]
+            if "interrupted" in (outcome["summary"] or {}):
+                return outcome["summary"]
+            outcome["history"] = _history(workdir.read_metrics(folder / "metrics.jsonl"))
+    missing = [name for name in trial.measures if name not in outcome["measured"]]
+    if missing and not outcome["diverged"]:
+        prepared = loop.setup(trial.config)
+        state = prepared.state
+        if trial.train:
+            leaves, _ = checkpoint.Checkpoints(folder / "checkpoints").restore_newest()
+            state = checkpoint.unflatten(state, leaves, f"the checkpoint in {folder}")
+        for name in missing:
+            outcome["measured"][name] = getattr(study.module(spec), name)(prepared, state)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(path, outcome)
+    return outcome
+
+
+def _history(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:
+    history = {}
+    for split, names in KEPT.items():
+        rows = [line for line in lines if line["split"] == split]
+        history[split] = {name: [row.get(name) for row in rows] for name in ("step", *names)}
+    return history
+
+
+def _serve(connection: Any, cores: Sequence[int], cache: str) -> None:
+    """A worker: answers (trial, spec, folder) with (kind, outcome or text) until None comes."""
+    if cores:
+        os.sched_setaffinity(0, cores)  # before JAX looks how many threads it should start
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    while (work := connection.recv()) is not None:
+        try:
+            connection.send(("done", run(*work)))
+        except UserError as error:
+            connection.send(("mistake", str(error)))
+        except Exception:
+            connection.send(("fault", traceback.format_exc()))
+
+
+def run_all(trials: Sequence[study.Trial], spec: str, root: Path, jobs: int, console: rich.console.Console
+            ) -> list[study.Outcome]:
+    """Runs all trials in folders of `root`, those of equal configs once; finished ones are only read.
+
+    Args:
+      trials: of the study.
+      spec: its name or path.
+      root: of the folders.
+      jobs: trials at once; more than one in processes of their own, which share out the cores.
+      console: for progress: a bar on a terminal, a line for each trial elsewhere.
+    Raises:
+      UserError: a trial's; or SIGTERM or SIGINT ended it, and the same command goes on.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    work = {}
+    for trial in trials:  # of equal trials one runs, with the measures of all
+        name = address(trial)
+        measures = dict.fromkeys((*(work[name].measures if name in work else ()), *trial.measures))
+        work[name] = trial._replace(measures=tuple(measures))
+    found = {}
+    bar = rich.progress.Progress(
+        rich.progress.TextColumn("[bold]{task.description}"), rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(), rich.progress.TextColumn("{task.fields[last]}"),
+        rich.progress.TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    with bar:
+        task = bar.add_task("trials", total=len(work), last="")
+        run_each = _here if jobs == 1 else _in_processes
+        for name, outcome in run_each(work, spec, root, jobs):
+            found[name] = outcome
+            labels = ", ".join(f"{key} {value}" for key, value in work[name].labels.items())
+            result = outcome["diverged"] or (f"accuracy {outcome['summary']['accuracy']:.1%}"
+                                             if "accuracy" in (outcome["summary"] or {}) else "measured")
+            bar.update(task, advance=1, last=labels)
+            if not console.is_terminal:
+                console.print(f"{len(found)}/{len(work)}  {labels}: {result}", soft_wrap=True, highlight=False)
+    return [study.Outcome(trial.labels, **found[address(trial)]) for trial in trials]
+
+
+def _interrupted(name: str) -> UserError:
+    return UserError(f"{name}: what is done is kept; the same command goes on")
+
+
+def _here(work: dict[str, study.Trial], spec: str, root: Path, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    del jobs
+    for name, trial in work.items():
+        outcome = run(trial, spec, root / name)
+        if "interrupted" in outcome:
+            raise _interrupted(outcome["interrupted"])
+        yield name, outcome
+
+
+def _in_processes(work: dict[str, study.Trial], spec: str, root: Path, jobs: int
+                  ) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`jobs` workers, each given the next trial when it has answered."""
+    context = multiprocessing.get_context("spawn")
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    waiting, busy, workers = list(work), {}, []
+    for i in range(min(jobs, len(work))):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, cores[i::jobs], str(root / "compiled")), daemon=True)
+        process.start()
+        theirs.close()
+        workers.append((process, ours))
+
+    def give(connection):
+        if waiting:
+            busy[connection] = waiting.pop(0)
+            connection.send((work[busy[connection]], spec, root / busy[connection]))
+
+    with _Signals(lambda: [process.terminate() for process, _ in workers]) as signals:
+        for _, connection in workers:
+            give(connection)
+        while busy:
+            for connection in multiprocessing.connection.wait(list(busy)):
+                name = busy.pop(connection)
+                try:
+                    kind, outcome = connection.recv()
+                except (EOFError, ConnectionError):
+                    if signals.name:
+                        continue
+                    raise RuntimeError(f"the process that ran {name} died; the same command goes on") from None
+                if kind == "mistake":
+                    raise UserError(f"{name}: {outcome}")
+                if kind == "fault":
+                    raise RuntimeError(f"{name}: {outcome}")
+                if "interrupted" in outcome:
+                    signals.name = signals.name or outcome["interrupted"]
+                    waiting.clear()
+                    continue
+                yield name, outcome
+                if not signals.name:
+                    give(connection)
+        for process, connection in workers:
+            if process.is_alive():
+                connection.send(None)
+            process.join(20)
+    if signals.name:
+        raise _interrupted(signals.name)
+
+
+class _Signals:
+    """Within it SIGTERM and SIGINT are noted and passed on by `act`; the trials that run save and end."""
+
+    name: str | None = None
+
+    def __init__(self, act: Callable[[], Any]):
+        self._act = act
+
+    def __enter__(self):
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number, frame):
+        del frame
+        self.name = signal.Signals(number).name
+        self._act()
+
+    def __exit__(self, *error):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if error[0]:
+            self._act()
