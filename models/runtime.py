@@ -1,14 +1,14 @@
 """Process settings that make JAX fast on a CPU; set before JAX starts a backend, switched off by ABLATE_CPU_TUNING=0.
 
-Two things, measured on the training step of ResNet-20 (32x32, batch 128, 2 cores with AVX-512, jax 0.10.2):
+Two things, measured on training steps (2 cores with AVX-512, jax 0.10.2):
   memory   XLA's CPU client frees its large buffers after every step and glibc returns them to the kernel, so each
-           step faults in hundreds of megabytes again. Told to keep them, the stock step falls from 670 to 560 ms. The
+           step faults in hundreds of megabytes again. Told to keep them, ResNet-20's falls from 670 to 560 ms. The
            price: a process never shrinks below its peak. Kept memory is also asked for in pages of 2 MiB where the
            kernel gives them on request, as most do: a step of DenseNet-121 at 32x32 falls from 354 to 298 ms.
   YNNPACK  jaxlib carries this library for matrix products, convolutions, reductions and elementwise chains, but does
-           not give it all of them by default. With "dot" 323 -> 285 ms, "dot,reduce" 238, "dot,eltwise,reduce" 186.
-           The last is the best for ResNet-50 at 224x224 too (0.86 of the time with "dot,reduce"); models/layers/conv.py
-           keeps the one kind of loop from it that it slows down.
+           not give it all of them by default. Steps in ms with "dot", "dot,reduce", "dot,eltwise,reduce":
+             ResNet-20, 32x32, batch 128    247  209  231          DenseNet-121, 32x32, batch 64    279  241  297
+             ConvNeXt-T, 32x32, batch 64    263  250  320          ViT-S, 32x32, batch 64           263  259  300
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import sys
 
 SWITCH = "ABLATE_CPU_TUNING"
 _YNN_OPTION = "xla_cpu_experimental_ynn_fusion_type"
-_YNN_DEFAULT = "dot,eltwise,reduce"
+_YNN_DEFAULT = "dot,reduce"
 # jaxlib aborts the process on a flag that it does not know, so only releases where this one was tried get it.
 _YNN_RELEASES = ((0, 10), (0, 11))
 

@@ -46,9 +46,11 @@ CASES = [
     ((2, 8, 9, 12), (3, 3), 24, (2, 2), ((1, 1), (1, 1)), (1, 1), 3, "grouped", "grouped"),
     ((2, 7, 7, 96), (5, 5), 80, (1, 1), ((2, 2), (2, 2)), (1, 1), 2, "grouped", "grouped"),
     ((2, 4, 6, 64), (1, 1), 32, (1, 1), ((0, 0), (0, 0)), (1, 1), 8, "grouped", "grouped"),
+    ((2, 3, 4, 256), (3, 3), 256, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "patches", "patches"),
+    ((2, 9, 8, 256), (3, 2), 272, (2, 3), ((0, 1), (2, 1)), (2, 1), 1, "patches", "patches"),
 ]
 # one of each lowering: compilation is what these tests take their time for
-SMALL = [CASES[i] for i in (0, 4, 15, 16, 19, 21, 27, 30)]
+SMALL = [CASES[i] for i in (0, 4, 15, 16, 19, 21, 27, 30, 33)]
 
 
 def _inputs(case, dtype=np.float32):

@@ -32,12 +32,12 @@ FLAGS = LOAD + "runtime.tune(); print(os.environ.get('XLA_FLAGS', '-'), 'jax' in
 @pytest.mark.parametrize(
     ("env", "expected"),
     [
-        ({}, f"--{OPTION}=dot,eltwise,reduce"),
+        ({}, f"--{OPTION}=dot,reduce"),
         ({"ABLATE_CPU_TUNING": "0"}, "-"),
         ({"ABLATE_CPU_TUNING": "off", "XLA_FLAGS": "--xla_dump_to=/tmp/x"}, "--xla_dump_to=/tmp/x"),
         ({"XLA_FLAGS": f"--{OPTION}=dot"}, f"--{OPTION}=dot"),
         ({"XLA_FLAGS": "--xla_cpu_enable_fast_math=false"},
-         f"--xla_cpu_enable_fast_math=false --{OPTION}=dot,eltwise,reduce"),
+         f"--xla_cpu_enable_fast_math=false --{OPTION}=dot,reduce"),
     ],
 )
 def test_flags(env, expected):
@@ -55,7 +55,7 @@ print(float(jax.jit(lambda x: jnp.tanh(x @ x) * 2)(jnp.full((64, 64), 0.01))[0, 
 
 
 def test_unknown_release_gets_no_flag(monkeypatch):
-    for version, flags in (("0.9.1", ""), ("0.12.0", ""), ("0.11.2", f"--{OPTION}=dot,eltwise,reduce")):
+    for version, flags in (("0.9.1", ""), ("0.12.0", ""), ("0.11.2", f"--{OPTION}=dot,reduce")):
         monkeypatch.setattr(runtime.importlib.metadata, "version", lambda _, version=version: version)
         assert runtime.xla_flags("") == flags
 
