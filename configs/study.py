@@ -5,6 +5,8 @@
 digits    scikit-learn's 8x8 images, 1,437 to train and 360 to test; networks of a quarter of the width; seconds
 cifar10   configs/cifar10.py, shorter: a cosine over `epochs`; minutes on a GPU
 imagenet  configs/imagenet.py, the recipe of Goyal 2017
+
+Expected: what each study of experiments/ states before it runs. Cost: seconds a run, minutes on a GPU, days on many.
 """
 
 from configs import cifar10, digits, imagenet
@@ -30,7 +32,10 @@ def get_config(text: str = ""):
     c.checkpoint_every = "100%"
     c.keep_checkpoints = 1
     if a.scale == "digits":
-        c.model.width = 8
+        if a.model.startswith(("plain", "resnet", "preresnet")):
+            c.model.width = 8
+        else:
+            del c.model.width  # of configs/digits.py: other families have widths of their own, or none
         c.evaluate_every = "4 epochs"
     if a.scale == "cifar10":
         c.optimizer.schedule = "cosine"
