@@ -22,7 +22,7 @@ from models.layers.ingredients import Ingredients, Network
 from models.layers.regularize import Dropout
 
 PAD = 0
-POSITIONS = ("sine", "none")
+POSITIONS = ("sine", "learned", "none")
 # Others average over the places of a sequence, so that a decoder would see the tokens that it is to predict.
 NORMS_OF_PLACES = ("channel", "batch", "none")
 
@@ -137,7 +137,8 @@ class Transformer(Network):
       ff_width: channels of a feed-forward layer's hidden layer.
       dropout: rate, of embedded tokens with positions, and at the end of each sublayer.
       max_length: of source and target.
-      positions: "sine", or "none": the encoder is then a function of the set of tokens.
+      positions: "sine"; "learned" (table 3, row E), a vector for each place of source and target, drawn as those of
+        tokens are; or "none": the encoder is then a function of the set of tokens.
       prenorm: normalization before each sublayer, and at the end of encoder and decoder, instead of after each sum.
     """
 
@@ -171,6 +172,9 @@ class Transformer(Network):
     def setup(self) -> None:
         shape = (self.vocab_size, self.width)
         self.embedding = self.param("embedding", nn.initializers.normal(self.width**-0.5), shape, jnp.float32)
+        if self.positions == "learned":
+            self.places = self.param("positions", nn.initializers.normal(self.width**-0.5),
+                                     (self.max_length, self.width), jnp.float32)
         self.embedding_dropout = Dropout(self.dropout)
         fields = {"heads": self.heads, "ff_width": self.ff_width, "prenorm": self.prenorm, "dropout": self.dropout}
         encoder_block, decoder_block = (functools.partial(kind, **fields) for kind in (EncoderBlock, DecoderBlock))
@@ -237,8 +241,8 @@ class Transformer(Network):
         if length > self.max_length:
             raise UserError(f"a sequence of {length} tokens is longer than max_length={self.max_length}")
         x = self.embedding[tokens] * self.width**0.5
-        if self.positions == "sine":
-            table = jnp.asarray(sine(self.max_length, self.width))
+        if self.positions != "none":
+            table = self.places if self.positions == "learned" else jnp.asarray(sine(self.max_length, self.width))
             x = x + jax.lax.dynamic_slice_in_dim(table, place, length)
         return self.embedding_dropout(x.astype(self.dtype or jnp.float32), deterministic=not train)
 

@@ -23,7 +23,8 @@ def tiny(**fields):
     return model, drawn.variables(model)
 
 
-@pytest.mark.parametrize("fields", [{}, {"prenorm": True, "layers": 2}, {"positions": "none"}, {"norm": "batch"}])
+@pytest.mark.parametrize("fields", [{}, {"prenorm": True, "layers": 2}, {"positions": "none"}, {"positions": "learned"},
+                                    {"norm": "batch"}])
 def test_the_cache_equals_the_whole_decoder(fields):
     model, variables = tiny(**fields)
     whole = jit_once(model.apply)(variables, SOURCE, TARGET)

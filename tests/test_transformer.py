@@ -80,6 +80,16 @@ def test_self_attention_is_an_operation_on_sets(positions, prenorm):
         assert np.abs(here - there).max() > 0.1
 
 
+def test_learned_positions_are_a_vector_for_each_place():
+    model = small(positions="learned")
+    variables = drawn.variables(model)
+    table = variables["params"]["positions"]
+    assert table.shape == (12, 16)
+    variables["params"]["positions"] = sine(12, 16)
+    np.testing.assert_allclose(model.apply(variables, SOURCE, TARGET),
+                               small().apply(drawn.variables(small()), SOURCE, TARGET), rtol=1e-5, atol=1e-5)
+
+
 def test_no_place_sees_what_follows_and_none_sees_padding():
     model = tiny()
     variables, run = drawn.variables(model), jit_once(model.apply)

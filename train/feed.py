@@ -19,6 +19,7 @@ class Feed:
     """The data of one run: items of every call, and how the compiled call makes batches of them.
 
     Attributes:
+      unit: what an example is, for people.
       train, test: the sources.
       data: what lives on the devices all the time, {} for a stream.
       gather: (data, item of one step) -> batch, inside the compiled call.
@@ -26,6 +27,8 @@ class Feed:
       prepare_evaluation: batch -> batch to evaluate: normalized.
       skipped: {"train", "test"}: corrupt images that data.on_error=skip left out so far, or in the last pass.
     """
+
+    unit = "images"
 
     def __init__(
         self, config: Any, parallel: Parallel, *, batch_size: int, eval_batch_size: int, steps_per_call: int, seed: int
@@ -83,6 +86,16 @@ class Feed:
         """(H, W, C) of what the network sees."""
         return self.train.image_shape
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of the model that the data decide."""
+        return {"num_classes": len(self.classes), "image_size": self.image_shape[0]}
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """What the network is called with, for one example, as `models.initialize` takes it."""
+        return (1, *self.image_shape)
+
     def calls(self, step: int, total: int) -> Iterator[tuple[int, Any]]:
         """Pairs (steps, items on the devices) from `step` to `total`.
 
@@ -118,6 +131,10 @@ class Feed:
     def test_count(self) -> int:
         """Examples, of all processes, that the last pass over `evaluation_calls` had to count."""
         return len(self.test) - int(np.sum(multihost_utils.process_allgather(np.asarray(self.skipped["test"]))))
+
+    def test_weight(self) -> int:
+        """What the weights of the loss add up to over that pass."""
+        return self.test_count()
 
     def shapes(self) -> tuple[Any, Any]:
         """Shapes of the items of a training call and of an evaluation call, as `Parallel.lift` takes them."""

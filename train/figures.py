@@ -105,3 +105,32 @@ def mistakes(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], pat
         names = _short(classes[labels[row]]), f"not {_short(classes[predicted])}", f"{probability:.0%}"
         axes.set_title("\n".join(names), fontsize=7.5)
     figure.savefig(path, dpi=110)
+
+
+def attention(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Attention of the decoder to the source, a sentence a panel; see `draw_attention`.
+
+    Args:
+      maps: of `train.tasks.translate.attention`.
+      path: PNG to write.
+    """
+    figure = Figure(figsize=(13, 6.5 * math.ceil(len(maps) / 2)), layout="constrained")
+    draw_attention(maps, figure)
+    figure.savefig(path, dpi=110)
+
+
+def draw_attention(maps: Sequence[Mapping[str, Any]], figure: Figure) -> None:
+    """Draws maps {"source", "ours", "weights"}, the mean over heads of each, two in a row: a row of a panel is the
+    token that is written, a column one of the source."""
+    panels = figure.subplots(math.ceil(len(maps) / 2), min(2, len(maps)), squeeze=False).ravel()
+    for axes in panels[len(maps):]:
+        axes.axis("off")
+    drawn = None
+    for axes, found in zip(panels, maps, strict=False):
+        drawn = axes.imshow(np.mean(found["weights"], 0), cmap="Blues", vmin=0, vmax=1)  # [H, T, S] -> [T, S]
+        size = min(10, 260 / max(len(found["source"]), len(found["ours"])))
+        axes.set_xticks(range(len(found["source"])), found["source"], rotation=90, fontsize=size)
+        axes.set_yticks(range(len(found["ours"])), found["ours"], fontsize=size)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+    figure.colorbar(drawn, ax=list(panels), label="attention, mean of heads", shrink=0.5)

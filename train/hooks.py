@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
-from train import calls, evaluate, workdir
+from train import calls, checkpoint, evaluate, workdir
 from train.recalibrate import recalibrate_batch_norm
+from train.tasks import translate
 
 
 class Hook:
@@ -40,8 +41,8 @@ class Recalibrate(Hook):
         self._batches = batches
 
     def check(self, run):
-        if "batch_stats" not in run.state.model_state:
-            raise UserError("hooks: recalibrate is for networks with batch norm (model.norm=batch)")
+        if "batch_stats" not in run.state.model_state or run.feed.unit != "images":
+            raise UserError("hooks: recalibrate is for networks with batch norm (model.norm=batch) on images")
 
     def at_end(self, run, state):
         host = run.parallel.fetch(state)
@@ -60,13 +61,17 @@ class Recalibrate(Hook):
 
 
 class Figures(Hook):
-    """Draws curves.png, and mistakes.png (confusion matrix, most confident errors) for classifiers."""
+    """Draws curves.png, and mistakes.png (confusion matrix, most confident errors) for classifiers, attention.png (what
+    the decoder looks at, for the first test sentences) for translation."""
 
     def finished(self, run, state, folder):
         from train import figures  # Matplotlib is needed at the end alone, and the first step should not wait for it
 
         figures.curves(workdir.read_metrics(folder / "metrics.jsonl"), folder / "curves.png")
         feed = run.feed
+        if feed.unit == "sentences":
+            figures.attention(translate.attention(run, state, range(min(4, len(feed.test)))), folder / "attention.png")
+            return
         logits, labels, index = evaluate.predictions(
             run.task, state.evaluation_variables(), feed.prepare_evaluation, feed.test_batches())
         figures.mistakes(
@@ -74,7 +79,39 @@ class Figures(Hook):
             image=lambda row: feed.test.example(int(index[row]), None)["image"])
 
 
-HOOKS = {"recalibrate": Recalibrate, "figures": Figures}
+class Bleu(Hook):
+    """Translates the test split by beam search (1: greedily): BLEU of the whole as sacreBLEU has it (Post 2018, arXiv
+    1804.08771), with its signature, and the share of sentences that are the reference itself.
+
+    Writes translations.txt (source, reference and ours, a line each, an empty line between sentences) and
+    tokenizer.json, the vocabulary as the library `tokenizers` reads it.
+    """
+
+    def __init__(self, beam: int = 4):
+        if beam < 1:
+            raise ValueError(f"beam={beam} must be 1 or more")
+        self._beam, self._ours = beam, []
+
+    def check(self, run):
+        if run.feed.unit != "sentences":
+            raise UserError("hooks: bleu is for translation (data.source=text:FOLDER)")
+
+    def measure(self, run, state):
+        import sacrebleu  # needed at the end alone
+
+        self._ours = translate.translations(run, run.parallel.fetch(state), self._beam)
+        metric, references = sacrebleu.BLEU(), run.feed.test.texts[1]
+        return {"bleu": metric.corpus_score(self._ours, [references]).score,
+                "bleu_signature": f"{metric.get_signature()}|beam:{self._beam}",
+                "exact_match": sum(map(str.__eq__, self._ours, references)) / len(references)}
+
+    def finished(self, run, state, folder):
+        lines = ["\n".join(three) + "\n" for three in zip(*run.feed.test.texts, self._ours, strict=True)]
+        checkpoint.write_atomically(folder / "translations.txt", "\n".join(lines))
+        run.feed.tokenizer.save(str(folder / "tokenizer.json"))
+
+
+HOOKS = {"recalibrate": Recalibrate, "figures": Figures, "bleu": Bleu}
 
 
 def create(spec: str) -> list[Hook]:

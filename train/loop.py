@@ -20,8 +20,10 @@ from train import checkpoint, evaluate, hooks, metrics, optimizer, step, summary
 from train import config as config_lib
 from train import state as state_lib
 from train import workdir as workdir_lib
+from train.data import text
 from train.feed import Feed
 from train.parallel import Parallel
+from train.text_feed import TextFeed
 
 DATA_INITS = ("none", "lsuv")
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # of the computation; parameters and statistics are float32
@@ -32,7 +34,7 @@ class Run(NamedTuple):
 
     config: dict[str, Any]
     parallel: Parallel
-    feed: Feed
+    feed: Feed | TextFeed
     task: Any
     hooks: list[Any]
     total: int  # steps
@@ -44,7 +46,7 @@ class Run(NamedTuple):
 
     def evaluate(self, state: state_lib.TrainState, last: bool = False) -> dict[str, Any]:
         """Metrics on the test set under `state` (on the devices); the last time with what the hooks measure."""
-        results = evaluate.evaluate(self.evaluation_call, state, self.feed.evaluation_calls(), self.feed.test_count)
+        results = evaluate.evaluate(self.evaluation_call, state, self.feed.evaluation_calls(), self.feed.test_weight)
         for hook in self.hooks if last else ():
             results |= hook.measure(self, state)
         return results
@@ -64,8 +66,11 @@ def setup(config: Mapping[str, Any]) -> Run:
     if not 0 <= reader.ema_decay < 1:
         raise UserError(f"ema_decay={reader.ema_decay} must be in [0, 1)")
     parallel = Parallel(reader.parallel, reader.devices)
-    feed = Feed(reader.data, parallel, batch_size=reader.batch_size, eval_batch_size=reader.eval_batch_size,
-                steps_per_call=reader.steps_per_call, seed=reader.seed)
+    sizes = {key: getattr(reader, key) for key in ("batch_size", "eval_batch_size", "steps_per_call", "seed")}
+    if text.is_text(reader.data.source):
+        feed = TextFeed(reader.data.source, reader.text, parallel, **sizes)
+    else:
+        feed = Feed(reader.data, parallel, **sizes)
     share = reader.batch_size // len(parallel.devices)
     if reader.accumulate < 1 or share % reader.accumulate:
         raise UserError(f"accumulate={reader.accumulate} must divide the {share} examples of a device")
@@ -76,17 +81,19 @@ def setup(config: Mapping[str, Any]) -> Run:
     to_steps = functools.partial(to_steps, total=total)
     if not 0 <= reader.seed < 2**32:
         raise UserError(f"seed={reader.seed} must be in [0, 2**32)")
-    for field in ("num_classes", "dtype"):
+    for field, why in (("num_classes", "the data set says how many"), ("vocab_size", "the text says how many"),
+                       ("dtype", "set precision=bfloat16 or float32")):
         if field in reader.model.to_dict():
-            raise UserError(f"model.{field}: " + ("the data set says how many" if field == "num_classes"
-                                                  else "set precision=bfloat16 or float32"))
+            raise UserError(f"model.{field}: {why}")
+    for field in sorted(feed.fields.keys() - set(models.fields(reader.model.name))):
+        raise UserError(f"model.name={reader.model.name} is not for {feed.unit} (data.source={reader.data.source}): it "
+                        f"has no field {field}")
     every = {"log": reader.log_every, "evaluate": reader.evaluate_every, "checkpoint": reader.checkpoint_every}
 
     model = models.create(reader.model.name, **{
-        "num_classes": len(feed.classes), "image_size": feed.image_shape[0], "dtype": PRECISIONS[reader.precision],
-        **reader.model.to_dict(without=("name",))})
-    task = tasks.create(reader.task, model, len(feed.classes))
-    variables, task_state = task.init(jax.random.key(reader.seed), feed.image_shape)
+        **feed.fields, "dtype": PRECISIONS[reader.precision], **reader.model.to_dict(without=("name",))})
+    task = tasks.create(reader.task, model, len(feed.classes), feed.unit)
+    variables, task_state = task.init(jax.random.key(reader.seed), feed.inputs)
     if reader.data_init not in DATA_INITS:
         raise choice_error("data_init", reader.data_init, DATA_INITS)
     if reader.data_init == "lsuv":
@@ -155,7 +162,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
     began = time.time() - about["seconds"]  # as if the earlier, interrupted runs had been one with this
     recorder = metrics.Recorder(
         folder if is_primary else None, console, total=total, step=done, batch_size=run.config["batch_size"],
-        log_every=run.every["log"], before=about["recorder"])
+        unit=feed.unit, log_every=run.every["log"], before=about["recorder"])
     try:
         with Interruption() as interruption:
             for count, items in feed.calls(done, total):

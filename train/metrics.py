@@ -46,15 +46,17 @@ class Recorder:
       total: steps of the whole training.
       step: where this run starts.
       batch_size: examples a step.
+      unit: what an example is, e.g. "images".
       log_every: steps between lines; 0: one at the end.
       before: `state()` at the checkpoint that this run goes on from; None where it starts.
     """
 
     def __init__(self, folder: Path | None, console: rich.console.Console, *, total: int, step: int, batch_size: int,
-                 log_every: int, before: Mapping[str, Any] | None):
+                 unit: str, log_every: int, before: Mapping[str, Any] | None):
         self._file = workdir.MetricsFile(folder / "metrics.jsonl", step) if folder else None
         self._events = tensorboardX.SummaryWriter(str(folder), purge_step=step + 1) if folder else None
         self._console, self._total, self._batch_size, self._log_every = console, total, batch_size, log_every
+        self._unit = unit
         before = before or {"sums": None, "logged": 0}
         self._sums = before["sums"] and {name: tuple(pair) for name, pair in before["sums"].items()}
         self._step, self._logged = step, before["logged"]
@@ -68,12 +70,12 @@ class Recorder:
         self._bar.start()
 
     @property
-    def images_per_second(self) -> float:
+    def examples_per_second(self) -> float:
         """Over this run, without compilation, evaluation and saving; NaN before the second dispatch is through."""
         return self._steps_timed * self._batch_size / self._seconds_timed if self._steps_timed else float("nan")
 
     def resume(self) -> None:
-        """Training goes on after something else; the time in between does not count in images/s."""
+        """Training goes on after something else; the time in between does not count in examples/s."""
         self._since = time.perf_counter()
 
     def add(self, count: int, metrics: Mapping[str, Any]) -> None:
@@ -120,19 +122,20 @@ class Recorder:
 
     def _log(self) -> None:
         values = evaluate.ratios(self._sums)
-        speed = self.images_per_second
-        self.write(self._step, "train", values | ({"images_per_second": round(speed, 1)} if speed == speed else {}))
+        speed = self.examples_per_second
+        known = {f"{self._unit}_per_second": round(speed, 1)} if speed == speed else {}
+        self.write(self._step, "train", values | known)
         if not self._console.is_terminal:
             self.say(f"step {self._step}/{self._total}  {self._describe(values)}{self._left()}")
         self._sums, self._logged = None, self._step
 
     def _describe(self, values: Mapping[str, Any]) -> str:
         text = "  ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
-        speed = self.images_per_second
-        return text + (f"  {speed:,.0f} images/s" if speed == speed else "")
+        speed = self.examples_per_second
+        return text + (f"  {speed:,.0f} {self._unit}/s" if speed == speed else "")
 
     def _left(self) -> str:
-        speed = self.images_per_second
+        speed = self.examples_per_second
         return f"  {(self._total - self._step) * self._batch_size / speed:.0f} s left" if speed == speed else ""
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:

@@ -66,20 +66,20 @@ def create(run: Any, results: Mapping[str, Any], *, seconds: float, recorder: An
       recorder: knows the speed.
       started: when the process started.
     """
-    cost = complexity.analyze(run.task.model, (1, *run.feed.image_shape))
-    speed, first = recorder.images_per_second, recorder.first_step
+    cost, unit = complexity.analyze(run.task.model, run.feed.inputs), run.feed.unit
+    speed, first = recorder.examples_per_second, recorder.first_step
     return {
         "model": run.config["model"]["name"],
         "data": run.config["data"]["source"],
         **results,
         "test_examples": run.feed.test_count(),
-        "skipped_images": run.feed.skipped,
+        f"skipped_{unit}": run.feed.skipped,
         "parameters": cost.params,
         "mult_adds": cost.mult_adds,
         "steps": run.total,
         "seconds": round(seconds, 2),
         "seconds_to_first_step": round(first - started, 2) if first else None,
-        "images_per_second": round(speed, 1) if speed == speed else None,
+        f"{unit}_per_second": round(speed, 1) if speed == speed else None,
         "seed": run.config["seed"],
         **environment(run.parallel.devices),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -91,19 +91,21 @@ def table(summary: Mapping[str, Any], folder: Path) -> rich.table.Table:
     made = rich.table.Table(title=f"{summary['model']} on {summary['data']}", show_header=False, title_justify="left")
     made.add_column()
     made.add_column(justify="right")
+    unit = "images" if "skipped_images" in summary else "sentences"
+    skipped, speed = sum(summary[f"skipped_{unit}"].values()), summary[f"{unit}_per_second"]
     shown = {
+        "test BLEU": f"{summary['bleu']:.2f}" if "bleu" in summary else None,
         "test accuracy": f"{summary['accuracy']:.2%}" if "accuracy" in summary else None,
         "test top-5": f"{summary['top5']:.2%}" if len(summary.get("accuracy_by_class", ())) > 5 else None,
         "test loss": f"{summary['loss']:.4f}",
         "test examples": f"{summary['test_examples']:,}",
-        "images skipped": f"{sum(summary['skipped_images'].values()):,}" if any(summary["skipped_images"].values())
-                          else None,
+        f"{unit} skipped": f"{skipped:,}" if skipped else None,
         "parameters": f"{summary['parameters']:,}",
         "mult-adds": f"{summary['mult_adds']:,}",
         "steps": f"{summary['steps']:,}",
         "wall time": f"{summary['seconds']:.1f} s",
         "to the first step": f"{summary['seconds_to_first_step']:.1f} s" if summary["seconds_to_first_step"] else None,
-        "speed": f"{summary['images_per_second']:,.0f} images/s" if summary["images_per_second"] else None,
+        "speed": f"{speed:,.0f} {unit}/s" if speed else None,
         "device": summary["device"],
         "files": str(folder),
     }
@@ -131,16 +133,17 @@ def describe(config: Mapping[str, Any], setup: Callable[[Mapping[str, Any]], Any
 
     try:
         run = setup(config)
-        model, image_shape, problem = run.task.model, run.feed.image_shape, None
+        model, inputs, unit, problem = run.task.model, run.feed.inputs, run.feed.unit, None
     except NotPrepared as error:
         options = Options.read(config["data"])
         found = described(options.source.partition(":")[2], options)
         if not found:
             raise
         (classes, image_shape), run, problem = found, None, error
+        inputs = (1, *image_shape)
         fields = {name: value for name, value in config["model"].items() if name != "name"}
         model = models.create(config["model"]["name"], **{"num_classes": classes, **fields})
-    console.print(complexity.analyze(model, (1, *image_shape)).table())
+    console.print(complexity.analyze(model, inputs).table())
     console.print("config:")
     for line in config_lib.lines(workdir_lib.plain(config)):
         console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
@@ -148,5 +151,5 @@ def describe(config: Mapping[str, Any], setup: Callable[[Mapping[str, Any]], Any
         raise problem
     every = ", ".join(f"{name} every {steps}" for name, steps in run.every.items())
     console.print(
-        f"{run.total:,} steps of {config['batch_size']} images on {device(run.parallel.devices)}; {every} steps; "
-        f"{len(run.feed.train):,} training images, {len(run.feed.test):,} test images", soft_wrap=True)
+        f"{run.total:,} steps of {config['batch_size']} {unit} on {device(run.parallel.devices)}; {every} steps; "
+        f"{len(run.feed.train):,} training {unit}, {len(run.feed.test):,} test {unit}", soft_wrap=True)

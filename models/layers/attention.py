@@ -1,6 +1,8 @@
 """Attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2): an operation on sets of vectors."""
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -117,3 +119,50 @@ class CrossAttention(nn.Module):
             self.put_variable("cache", "keys", k)
             self.put_variable("cache", "values", v)
         return self.dense(channels, name="out")(attend(q, k, v, mask=mask).reshape(batch, length, channels))
+
+
+def attention_weights(
+    model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Applies a model, and computes again what its attentions weigh by, which `attend` does not give.
+
+    It reads their queries and keys, bias and mask, so the model is as it was; under jit as well. Not for blocks that
+    are rematerialized, nor for a decoder's cache.
+
+    Args:
+      model, variables, *inputs, **kwargs: as for `model.apply`.
+
+    Returns:
+      What `model.apply` returns, and {path of the module, "decoder/block0/cross": softmax(q k' / sqrt(D) + bias),
+      float32 [N, H, T, S]} in the order of the computation.
+    """
+    projected: dict[tuple[str, ...], jax.Array] = {}
+    found: dict[str, jax.Array] = {}
+
+    def read(call, args, call_kwargs, context):
+        module, y = context.module, call(*args, **call_kwargs)
+        if context.method_name != "__call__":
+            return y
+        if isinstance(module.parent, (SelfAttention, CrossAttention)):
+            projected[module.path] = y
+        if isinstance(module, (SelfAttention, CrossAttention)):
+            asked = inspect.signature(type(module).__call__).bind(module, *args, **call_kwargs).arguments
+            if isinstance(module, SelfAttention):
+                q, k, _ = jnp.split(projected[*module.path, "qkv"], 3, -1)  # [N, T, C] each
+            else:
+                q = projected[*module.path, "q"]
+                k, _ = jnp.split(projected[*module.path, "kv"], 2, -1)
+            q, k = (x.reshape(*x.shape[:2], module.heads, -1) for x in (q, k))
+            found["/".join(module.path)] = _weights(q, k, asked.get("bias"), asked.get("mask"))
+        return y
+
+    with nn.intercept_methods(read):
+        output = model.apply(variables, *inputs, **kwargs)
+    return output, found
+
+
+def _weights(q, k, bias, mask) -> jax.Array:
+    """The softmax of `attend`, [N, H, T, S]."""
+    logits = jnp.einsum("nthd,nshd->nhts", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
+    logits = logits if bias is None else logits + bias
+    return jax.nn.softmax(logits if mask is None else jnp.where(mask, logits, jnp.finfo(jnp.float32).min), -1)

@@ -43,7 +43,8 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 def philox(seed: int, number: int, stream: int) -> np.random.Generator:
     """A generator that depends on (seed, number, stream) alone (Salmon 2011: counter-based, so making one is cheap).
 
-    `stream` separates the uses: 0 orders epoch `number`, 1 crops the example at position `number`.
+    `stream` separates the uses: 0 orders epoch `number`, 1 crops the example at position `number`, 2 orders the
+    batches of pool `number` (text.Batches).
     """
     key = np.array([seed % 2**64, number], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], np.uint64)))

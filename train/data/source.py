@@ -15,7 +15,7 @@ import numpy as np
 from models.errors import UserError, choice_error, has_type
 from train.data.decode import CROPS, Decoder
 
-KINDS = ("digits", "tfds:NAME", "folder:PATH", "arrays:FILE.npz")
+KINDS = ("digits", "tfds:NAME", "folder:PATH", "arrays:FILE.npz", "grammar", "text:FOLDER")  # the last two: text.py
 
 
 @dataclasses.dataclass(frozen=True)

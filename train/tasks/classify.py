@@ -22,9 +22,9 @@ class Classify:
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"task.label_smoothing={self.label_smoothing} must be in [0, 1)")
 
-    def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> tuple[Any, Any]:
-        """Variables of the model for images [N, H, W, C], and the (empty) state of the task."""
-        return models.initialize(self.model, key, (1, *image_shape)), {}
+    def init(self, key: jax.Array, inputs: Any) -> tuple[Any, Any]:
+        """Variables of the model, and the (empty) state of the task."""
+        return models.initialize(self.model, key, inputs), {}
 
     def loss(self, params, model_state, task_state, batch, key, step):
         """Mean cross-entropy over this device's examples; see `train.tasks`."""

@@ -1,0 +1,115 @@
+"""Translation (Vaswani et al. 2017): cross-entropy of each next token with label smoothing; decoded by beam search."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import models
+from models.decode import BOS, beam_search, greedy
+from models.errors import UserError
+from models.layers.attention import attention_weights
+from models.transformer import PAD, Transformer
+
+LONGER = 50  # tokens by which a translation may be longer than its source (section 6.1)
+
+
+class Translate:
+    """Pairs of sentences, batches as `train.text_feed.TextFeed` makes them."""
+
+    headline = "accuracy"
+
+    def __init__(self, model: Any, num_classes: int, config: Any):
+        del num_classes
+        if not isinstance(model, Transformer):
+            raise UserError(f"task translate is for encoder-decoders (transformer_base), not {type(model).__name__}")
+        self.model = model
+        self.label_smoothing = config.label_smoothing
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"task.label_smoothing={self.label_smoothing} must be in [0, 1)")
+
+    def init(self, key: jax.Array, inputs: Any) -> tuple[Any, Any]:
+        """Variables of the model, and the (empty) state of the task."""
+        return models.initialize(self.model, key, inputs), {}
+
+    def loss(self, params, model_state, task_state, batch, key, step):
+        """Cross-entropy over this device's target tokens, by token of the global batch; see `train.tasks`."""
+        del step
+        logits, model_state = self.model.apply(
+            {"params": params, **model_state}, batch["source"], batch["target"][:, :-1], train=True,
+            rngs={"dropout": key}, mutable=list(model_state))
+        losses, metrics = self._measured(logits, batch, self.label_smoothing)
+        # Not by this share's own number of tokens: the mean of all shares' losses is then that of all tokens.
+        return jnp.sum(losses / batch["tokens"][:, None]) / len(losses), (metrics, model_state, task_state)
+
+    def evaluate(self, variables, task_state, batch):
+        """Loss without smoothing (the logarithm of the perplexity) and accuracy, by token of the reference."""
+        del task_state
+        logits = self.model.apply(variables, batch["source"], batch["target"][:, :-1], train=False)
+        return self._measured(logits, batch, 0.0)[1]
+
+    def _measured(self, logits, batch, smoothing):
+        """Losses of tokens [B, T], 0 for padding; metrics."""
+        label = batch["target"][:, 1:]  # [B, T]
+        weight = (label != PAD) * batch["mask"][:, None]
+        total = jax.nn.logsumexp(logits, -1)  # [B, T, V] -> [B, T]
+        own = jnp.take_along_axis(logits, label[..., None], -1)[..., 0]
+        # Against (1 - smoothing) on the label and smoothing / V on every token, without making that distribution.
+        losses = (total - (1 - smoothing) * own - smoothing * logits.mean(-1)) * weight
+        # Right is what is above all others: a network of equal logits is right by no luck of order.
+        right = (jnp.sum(~(logits < own[..., None]), -1) == 1) * weight
+        count = jnp.sum(weight)
+        return losses, {"loss": (jnp.sum(losses), count), "accuracy": (jnp.sum(right), count)}
+
+    def predict(self, variables, batch):
+        """Greedy translations, int32 [B, L], PAD after their EOS."""
+        return self.translate(variables, batch["source"])
+
+    def translate(self, variables: Any, source: jax.Array, beams: int = 1) -> jax.Array:
+        """Translations of source [N, S]: int32 [N, min(S + LONGER, max_length)]; by beam search where beams > 1."""
+        length = min(source.shape[1] + LONGER, self.model.max_length)
+        if beams == 1:
+            return greedy(self.model, variables, source, length=length)
+        return beam_search(self.model, variables, source, length=length, beams=beams)[0][:, 0]
+
+
+def translations(run: Any, state: Any, beams: int) -> list[str]:
+    """The test split of a run on text in the words of its network, in order; on one device, whatever the run's.
+
+    Args:
+      run: of the loop.
+      state: on the host.
+      beams: see `Translate.translate`.
+    """
+    variables = jax.device_put(state.evaluation_variables())
+    found: dict[int, list[int]] = {}
+    for batch in run.feed.test_batches():
+        tokens = np.asarray(run.task.translate(variables, batch["source"], beams))
+        found |= dict(zip(batch["index"].tolist(), tokens.tolist(), strict=True))
+    return run.feed.decode([found[i] for i in range(len(run.feed.test))])
+
+
+def attention(run: Any, state: Any, indices: Any, beams: int = 4) -> list[dict[str, Any]]:
+    """Where the decoder's last block looks while it writes its translations of these test sentences.
+
+    Args:
+      run, state, beams: as for `translations`.
+      indices: of pairs of the test split.
+
+    Returns:
+      For each {"source": its S tokens as texts, "ours": the T tokens that are written, "weights": [heads, T, S]}, of
+      which [h, t] is what head h sees while token t is chosen.
+    """
+    feed, model, variables = run.feed, run.task.model, jax.device_put(state.evaluation_variables())
+    indices = np.asarray(indices)
+    source = feed.test.source.padded(indices, feed.test.source.lengths[indices].max())  # [N, S]
+    ours = np.asarray(run.task.translate(variables, source, beams))  # [N, T]
+    read = np.pad(ours, ((0, 0), (1, 0)), constant_values=BOS)[:, :-1]
+    _, found = jax.jit(lambda variables, *inputs: attention_weights(model, variables, *inputs))(variables, source, read)
+    made = []
+    for row, there, weights in zip(source, ours, found[f"decoder/block{model.layers - 1}/cross"], strict=True):
+        there, row = there[there != PAD], row[row != PAD]
+        made.append({"source": feed.pieces(row), "ours": feed.pieces(there),
+                     "weights": np.asarray(weights[:, :len(there), :len(row)])})
+    return made
