@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup train test test-all lint bench clean
+.PHONY: help setup train test test-all lint bench studies report clean
 
 help:
 	@echo "make setup     create .venv and install the project with the tested versions"
@@ -13,6 +13,8 @@ help:
 	@echo "make test-all  those as well"
 	@echo "make lint      ruff"
 	@echo "make bench     training, forward, data and start-up beside PyTorch (installed by the extra bench)"
+	@echo "make studies   all studies at the smallest scale, in runs/studies; finished trials are not run again"
+	@echo "make report    report/index.html and report/report.md from all results"
 	@echo "make clean     remove .venv and caches; runs/ stays"
 
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -38,6 +40,12 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m experiments.bench
+
+studies: $(READY)
+	$(BIN)/python -m experiments.run all --scale=digits
+
+report: $(READY)
+	$(BIN)/python -m experiments.report
 
 clean:
 	rm -rf $(VENV) build *.egg-info .ruff_cache

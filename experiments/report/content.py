@@ -1,0 +1,246 @@
+"""What the report says, gathered from the folder of results: sections of blocks, which `render` writes in two forms.
+
+A block is a pair (kind, value):
+
+  text      a paragraph
+  command   a command line
+  missing   (what is not there, the command that makes it)
+  claims    Claims of a study at a scale
+  facts     pairs (name, value)
+  table     an experiments.study.Table
+  figure    a Figure
+  page      a Page: Markdown that another command has written
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import study
+from experiments.report import winners
+from models.errors import UserError
+
+COSTS = "python -m experiments.costs --out=experiments/results/costs"
+BENCH = "python -m experiments.bench"
+SEEDS = ("python -m experiments.seeds --config=configs/digits.py --workdir=runs/seeds "
+         "--out=experiments/results/digits.json")
+PARITY = "PYTHONPATH=../shared/tools ../venv-torch/bin/python -m tests.golden.check_weights"
+DATES = ("finished", "measured")  # keys that hold the time of a result
+
+
+class Figure(NamedTuple):
+    """A PNG; `name` is its own within the report."""
+
+    file: Path
+    name: str
+    alt: str
+    caption: str
+
+
+class Page(NamedTuple):
+    """Markdown without its title, and the folder that its pictures are in; `name` begins their names."""
+
+    text: str
+    folder: Path
+    name: str
+
+
+class Claim(NamedTuple):
+    """A claim with its verdict, as in results.json, and where it stands in the report."""
+
+    anchor: str
+    study: str
+    scale: str
+    statement: str
+    published: str
+    source: str
+    expected: str
+    ours: str
+    verdict: str
+
+
+class Section(NamedTuple):
+    """A heading, its blocks, the sections below it, and blocks after these."""
+
+    anchor: str
+    title: str
+    blocks: list[tuple[str, Any]]
+    children: list["Section"] = []
+    rest: list[tuple[str, Any]] = []
+
+
+class Report(NamedTuple):
+    """Everything; `date` is that of the newest result and `commit` that of the code that made the report."""
+
+    commit: str
+    date: str
+    devices: list[str]
+    claims: list[Claim]
+    sections: list[Section]
+
+
+def gather(results: Path, pictures: Path) -> Report:
+    """Reads the results.
+
+    Args:
+      results: their folder.
+      pictures: a folder for figures that are drawn here; made if missing.
+
+    Raises:
+      UserError: there is no such folder, or a file in it is not what its command writes.
+    """
+    from train import summary
+
+    if not results.is_dir():
+        raise UserError(f"--results={results}: there is no such folder; make studies writes experiments/results")
+    pictures.mkdir(parents=True, exist_ok=True)
+    studies = list(_studies(results / "studies"))
+    sections = [*studies, _winners(pictures), _costs(results / "costs"), _seeds(results / "digits.json"),
+                _speed(results / "bench"), _parity(results / "parity.md")]
+    found = [_read(path) for path in sorted(results.rglob("*.json"))]
+    devices = dict.fromkeys(value for one in found for value in _values(one, ("device",)))
+    date = max((value for one in found for value in _values(one, DATES)), default="")
+    claims = [claim for about in studies for part in about.children for kind, value in part.blocks if kind == "claims"
+              for claim in value]
+    return Report(summary.commit(), date[:10] or "unknown", list(devices), claims, sections)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: it is no JSON: {error}") from None
+
+
+def _values(value: Any, names: tuple[str, ...]) -> Iterator[str]:
+    """The texts that a tree of JSON has under these keys."""
+    if isinstance(value, dict):
+        yield from (text for name, text in value.items() if name in names and isinstance(text, str))
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _values(part, names)
+
+
+def anchor(*parts: Any) -> str:
+    """An id of a place in the report."""
+    return "-".join(re.sub(r"[^a-z0-9]+", "-", str(part).lower()).strip("-") for part in parts)
+
+
+# -- studies -------------------------------------------------------------------------------------------------------
+
+
+def _studies(root: Path) -> Iterator[Section]:
+    """Those of the catalogue, run or not, then those that users have added, by their results alone."""
+    found = {path.parent.parent.name for scale in study.SCALES for path in root.glob(f"*/{scale}/results.json")}
+    for name in (*study.STUDIES, *sorted(found - set(study.STUDIES))):
+        about = study.module(name).STUDY if name in study.STUDIES else None
+        paths = [path for scale in study.SCALES if (path := root / name / scale / "results.json").exists()]
+        runs = [(path, _read(path)) for path in paths]
+        try:
+            children = [_scale(result, path.parent) for path, result in runs]
+        except KeyError as error:
+            raise UserError(f"{root / name}: its results.json lacks {error}; remove it and run the study again"
+                            ) from None
+        command = f"python -m experiments.run {name} --scale="
+        missing = [("missing", (f"Not run at scale {scale} ({cost})", f"{command}{scale}"))
+                   for scale, cost in (about.cost if about else {}).items()
+                   if scale not in [path.parent.name for path in paths]]
+        title, question = (about.title, about.question) if about else (runs[-1][1]["title"], runs[-1][1]["question"])
+        yield Section(anchor(name), title, [("text", question)], children, missing)
+
+
+def _scale(result: Mapping[str, Any], folder: Path) -> Section:
+    """A study at one scale."""
+    name, scale = anchor(result["study"]), result["scale"]
+    fields = ("statement", "published", "source", "expected", "ours", "verdict")
+    claims = [Claim(anchor(name, scale, "claim", i), result["title"], scale, *(claim[field] for field in fields))
+              for i, claim in enumerate(result["claims"], 1)]
+    figures = [Figure(folder / figure["file"], f"{anchor(name, scale)}-{figure['file']}",
+                      f"Figure “{Path(figure['file']).stem}” of {result['title']}, scale {scale}", figure["caption"])
+               for figure in result["figures"]]
+    diverged = sum(bool(trial["diverged"]) for trial in result["trials"])
+    facts = [
+        ("trials", f"{len(result['trials'])}" + (f", of which {diverged} diverged" if diverged else "")),
+        ("training, all trials", duration(result["seconds_of_training"])),
+        ("the last command", f"{duration(result['seconds_of_this_command'])}, {result['trials_at_once']} at once; "
+                             "finished trials are not run again"),
+        *(("environment", f"{entry['device']}; commit {entry['commit']}; {_versions(entry['versions'])}")
+          for entry in result["environments"]),
+    ]
+    return Section(anchor(name, scale), f"Scale: {scale}", [
+        ("command", result["command"]), ("claims", claims), *(("figure", figure) for figure in figures),
+        *(("table", study.Table(**table)) for table in result["tables"]), ("facts", facts)])
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "41 s", "5 min 12 s", "3 h 20 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+# -- the other sections --------------------------------------------------------------------------------------------
+
+
+def _winners(pictures: Path) -> Section:
+    file = pictures / "imagenet-winners.png"
+    winners.draw(file)
+    figure = Figure(file, file.name, "Bars: " + ", ".join(f"{w.year} {w.team} {w.error} %" for w in winners.WINNERS) +
+                    f"; a line at {winners.HUMAN} % for one trained person", winners.CAPTION)
+    return Section("winners", "Winners of the ImageNet challenge", [
+        ("text", "Published numbers; nothing here was trained by us."), ("figure", figure), ("table", winners.table())])
+
+
+def _costs(folder: Path) -> Section:
+    return Section("costs", "What accuracy costs", _page(folder / "costs.md", "costs", COSTS))
+
+
+def _parity(path: Path) -> Section:
+    return Section("parity", "Weights of other libraries in our networks", _page(path, "parity", PARITY))
+
+
+def _page(path: Path, name: str, command: str) -> list[tuple[str, Any]]:
+    """The blocks of a page that the command has written, or that it is missing."""
+    if not path.exists():
+        return [("missing", ("Not there yet", command))]
+    return [("command", command), ("page", Page(path.read_text().partition("\n")[2].strip(), path.parent, name))]
+
+
+def _seeds(path: Path) -> Section:
+    title = "Digits, several seeds"
+    if not path.exists():
+        return Section("digits", title, [("missing", ("Not run yet", SEEDS))])
+    found = _read(path)
+    rows = [[run["seed"], f"{run['accuracy']:.2%}", f"{run['loss']:.4f}", f"{run['seconds']:.1f}"]
+            for run in found["runs"]]
+    facts = [("accuracy", f"{found['accuracy_mean']:.2%} ± {found['accuracy_std']:.2%}, mean and standard deviation of "
+                          f"{len(rows)} seeds; {found['test_examples']} test images"),
+             ("network", f"{found['model']}, {found['parameters']:,} parameters, {found['mult_adds']:,} mult-adds"),
+             ("environment", f"{found['device']}; commit {found['commit']}; {_versions(found['versions'])}")]
+    return Section("digits", title, [
+        ("text", "The first training, as in make train, under several seeds."), ("command", SEEDS), ("facts", facts),
+        ("table", study.Table("Runs", ["seed", "test accuracy", "test loss", "seconds"], rows))])
+
+
+def _speed(folder: Path) -> Section:
+    """The tables of the benchmark, newest first."""
+    title, parts = "Speed beside PyTorch", []
+    for path in sorted(folder.rglob("*.md")):
+        where = [part for part in path.relative_to(folder).with_suffix("").parts if part != "bench"]
+        name, data = " / ".join(where) or "all cases", path.with_suffix(".json")
+        date = max(_values(_read(data), DATES), default="") if data.exists() else ""
+        page = Page(path.read_text().partition("\n")[2].strip(), path.parent, anchor("bench", name))
+        parts.append((date, Section(anchor("bench", name), f"Benchmark: {name}", [("page", page)])))
+    parts = [part for _, part in sorted(parts, key=lambda pair: pair[0], reverse=True)]
+    if not parts:
+        return Section("bench", title, [("missing", ("Not measured yet", BENCH))])
+    return Section("bench", title, [
+        ("text", "Time of a call, ours beside PyTorch's on the same machine in turn; a ratio below 1 is faster than "
+                 "the first row of its group. Newest first; older measurements are of older code."),
+        ("command", BENCH)], parts)

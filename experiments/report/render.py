@@ -1,0 +1,149 @@
+"""Writes a report as one HTML page, complete in itself, and as Markdown with its pictures beside it."""
+
+import base64
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markdown_it
+import markupsafe
+from PIL import Image
+
+from experiments import study
+from experiments.report.content import Figure, Page, Report
+from models.errors import UserError
+
+PICTURES = "pictures"  # folder in that of the report, for the Markdown
+NUMBER = re.compile(r"[<>≈~]?[+−-]?\d[\d.,]*(e[+-]?\d+)?( ± [\d.,]+)?( ?(%|ms|s|[kMGT]?i?B|[kMGT]))?( \(.*diverged\))?")
+LONG = 24  # rows of a table from which on it gets a box of limited height
+BLANK = ("", "—", "-", "diverged")
+BADGES = dict(zip(study.VERDICTS, ("agrees", "disagrees", "unclear"), strict=True))  # classes in style.css
+
+
+def write(report: Report, out: Path) -> None:
+    """Writes index.html and report.md into the folder, and the pictures of the latter below it."""
+    from train.checkpoint import write_atomically
+
+    (out / PICTURES).mkdir(parents=True, exist_ok=True)
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, autoescape=lambda name: name.endswith(".html"))
+    pages.globals["long"] = LONG
+    pages.filters |= {
+        "zoomable": zoomable, "page_html": page_html, "badge": BADGES.__getitem__, "numeric": numeric,
+        "unbroken": unbroken, "escaped": escaped,
+        "copied": lambda figure: copied(figure.file, out / PICTURES / figure.name),
+        "page_markdown": lambda page, level: page_markdown(page, level, out / PICTURES)}
+    counts = [(verdict, sum(claim.verdict == verdict for claim in report.claims)) for verdict in study.VERDICTS]
+    for template, name in (("page.html", "index.html"), ("page.md", "report.md")):
+        write_atomically(out / name, pages.get_template(template).render(report=report, counts=counts))
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+def numeric(rows: Sequence[Sequence[Any]]) -> list[bool]:
+    """By column, whether its cells are numbers, with a unit or a spread at most."""
+    columns = [[str(cell).strip() for cell in column] for column in zip(*rows, strict=True)]
+    return [any(cell not in BLANK for cell in column) and
+            all(cell in BLANK or NUMBER.fullmatch(cell) for cell in column) for column in columns]
+
+
+def unbroken(text: str) -> str:
+    """Text in which no line ends between a number and its spread or percent sign."""
+    return re.sub(r"(?<=±) | (?=[±%])", "\N{NO-BREAK SPACE}", text)
+
+
+def escaped(text: Any) -> str:
+    """Text as it is, on one line, in Markdown and its tables."""
+    return re.sub(r"([\\`*_<>|\[\]])", r"\\\1", " ".join(str(text).split()))
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------
+
+
+def _picture(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path}: this picture of the results is missing; run again the command that draws it")
+    return path
+
+
+def embedded(path: Path) -> str:
+    """The picture as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(_picture(path).read_bytes()).decode()
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels."""
+    with Image.open(_picture(path)) as image:
+        return image.size
+
+
+def copied(path: Path, target: Path) -> str:
+    """Copies the picture, and returns its place beside the Markdown."""
+    if path.resolve() != target.resolve():
+        shutil.copyfile(_picture(path), target)
+    return f"{PICTURES}/{target.name}"
+
+
+# -- pages that other commands have written ------------------------------------------------------------------------
+
+
+def page_html(page: Page, level: int) -> markupsafe.Markup:
+    """The page as HTML: its "##" become headings of `level`, its tables and pictures like those of the report."""
+    parser = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = parser.parse(page.text)
+    for i, token in enumerate(tokens):
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(int(token.tag[1]) - 2 + level, 6)}"
+        if token.type == "table_open":
+            table = tokens[i:next(j for j in range(i, len(tokens)) if tokens[j].type == "table_close")]
+            token.meta["rows"] = _align(table)
+
+    def picture(rendered, index, *_):
+        image = rendered[index]
+        path = page.folder / image.attrs["src"]
+        return zoomable(Figure(path, path.name, image.content, ""))
+
+    def box(rendered, index, *_):
+        return f'<div class="scroll{" long" * (rendered[index].meta["rows"] > LONG)}" tabindex="0"><table>'
+
+    parser.renderer.rules |= {"table_open": box, "table_close": lambda *_: "</table></div>", "image": picture}
+    return markupsafe.Markup(parser.renderer.render(tokens, parser.options, {}))
+
+
+def _align(tokens: Sequence[Any]) -> int:
+    """Marks the cells of a table's numeric columns; returns how many rows it has."""
+    rows = []
+    for i, token in enumerate(tokens):
+        if token.type == "tr_open":
+            rows.append([])
+        if token.type in ("th_open", "td_open"):
+            rows[-1].append((token, tokens[i + 1].content))
+    for column, is_numeric in enumerate(numeric([[text for _, text in row] for row in rows[1:]])):
+        for row in rows if is_numeric else ():
+            row[column][0].attrJoin("class", "number")
+    return len(rows) - 1
+
+
+def zoomable(figure: Figure) -> markupsafe.Markup:
+    """The picture, embedded; a click or the space bar shows it at its full size."""
+    width, height = size(figure.file)
+    return markupsafe.Markup(
+        '<span class="card"><label><input type="checkbox" aria-label="full size: {alt}">'
+        '<img src="{source}" alt="{alt}" width="{width}" height="{height}"></label></span>'
+    ).format(alt=figure.alt, source=embedded(figure.file), width=width, height=height)
+
+
+def page_markdown(page: Page, level: int, pictures: Path) -> str:
+    """The page with its headings moved below `level`, and its pictures copied."""
+    def heading(match):
+        return "#" * (len(match[1]) - 2 + level) + " "
+
+    def picture(match):
+        return f"![{match[1]}]({copied(page.folder / match[2], pictures / f'{page.name}-{match[2]}')})"
+
+    return re.sub(r"!\[(.*?)\]\((.*?)\)", picture, re.sub(r"^(#{2,}) ", heading, page.text, flags=re.M))
