@@ -8,10 +8,10 @@ The gradient by an early layer is a product of the Jacobians of all later ones: 
 vanishes exponentially in the depth, where each stretches it, it explodes. At step 0 that is measured layer by layer.
 """
 
-import functools
 import statistics
 from typing import Any
 
+from experiments.measures import examples, layers
 from experiments.study import (
     AGREES,
     DISAGREES,
@@ -68,37 +68,37 @@ def trials(scale: str) -> list[Trial]:
 
 
 def signal(run: Any, state: Any) -> dict[str, Any]:
-    """At the given state: by layer with a kernel, in order, the standard deviation of its output and of the gradient
-    of the loss by it, on one batch of training images."""
+    """By layer with a kernel but the classifier, in order: the standard deviation of its output, and of the gradient of
+    the loss by it, on one batch of training images."""
+    import functools
+
     import jax
     import jax.numpy as jnp
     import optax
 
     from models.layers.endpoint import capture
 
-    model, variables = run.task.model, state.variables()
-    images = next(run.feed.training_images(1, 128))
-    labels = jnp.arange(len(images)) % len(run.feed.classes)  # at step 0 any labels have the same statistics
-    keys = {"dropout": jax.random.key(0)}
-    read = functools.partial(capture, model, variables, images, train=True, layers=True, rngs=keys,
-                             mutable=list(state.model_state))
-    _, shapes = jax.eval_shape(read)
+    batch = examples(run, 128)
+    order = [name for name in layers(run, state, batch["image"]) if name != "head"]
 
     @jax.jit
-    def measured():
+    def measured(variables, images, labels):
+        read = functools.partial(capture, run.task.model, variables, images, train=True, layers=True,
+                                 rngs={"dropout": jax.random.key(0)}, mutable=list(state.model_state))
+        _, shapes = jax.eval_shape(read)
+
         def loss(add):
             (logits, _), found = read(add=add)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), {name: jnp.std(x) for name, x in found.items()}
+            return losses.mean(), {name: jnp.std(found[name]) for name in order}
 
-        zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items() if "conv" in name}
-        gradients, forward = jax.grad(loss, has_aux=True)(zeros)
-        return {name: (forward[name], jnp.std(g)) for name, g in gradients.items()}
+        gradients, forward = jax.grad(loss, has_aux=True)(
+            {name: jnp.zeros(shapes[name].shape, shapes[name].dtype) for name in order})
+        return forward, {name: jnp.std(g) for name, g in gradients.items()}
 
-    stds = measured()
-    order = [name for name in shapes if name in stds and "downsample" not in name]
-    return {"layers": order, "forward": [float(stds[name][0]) for name in order],
-            "backward": [float(stds[name][1]) for name in order]}
+    forward, backward = measured(state.variables(), batch["image"], batch["label"])
+    return {"layers": order, "forward": [float(forward[name]) for name in order],
+            "backward": [float(backward[name]) for name in order]}
 
 
 # -- what is read off ----------------------------------------------------------------------------------------------

@@ -95,6 +95,8 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
         "trials_at_once": jobs,
         "seconds_of_training": round(sum(o.summary["seconds"] for o in outcomes if o.summary), 1),
         "seconds_of_this_command": round(time.time() - began, 1),
+        "finished": max((o.summary["finished"] for o in outcomes if o.summary),
+                        default=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
         "trials": [kept(trial, outcome) for trial, outcome in zip(planned, outcomes, strict=True)],
     }
     write(about, results, outcomes, out / about.name / scale)
@@ -133,7 +135,7 @@ def environments(outcomes: study.Outcomes) -> list[dict[str, Any]]:
 
 def kept(trial: study.Trial, outcome: study.Outcome) -> dict[str, Any]:
     """Of a trial, what results.json keeps."""
-    names = ("accuracy", "loss", "parameters", "mult_adds", "steps", "seconds")
+    names = ("accuracy", "loss", "bleu", "exact_match", "parameters", "mult_adds", "steps", "seconds")
     summary = outcome.summary and {name: outcome.summary[name] for name in names if name in outcome.summary}
     return {"labels": dict(outcome.labels), "folder": trials.address(trial), "summary": summary,
             "diverged": outcome.diverged}

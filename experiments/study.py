@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 from models.errors import UserError, choice_error
 
 SCALES = ("digits", "cifar10", "imagenet")
-STUDIES = {"initialization": "experiments.initialization"}
+STUDIES = {
+    "initialization": "experiments.initialization", "normalization": "experiments.normalization",
+    "depth": "experiments.depth",
+    "translation": "experiments.translation",
+    "cost": "experiments.cost", "attention": "experiments.attention",
+}
 AGREES, DISAGREES, TOO_SMALL = VERDICTS = ("agrees", "disagrees", "too small to tell")
 
 

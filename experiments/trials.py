@@ -54,13 +54,26 @@ def run(trial: study.Trial, spec: str, folder: Path) -> dict[str, Any]:
         prepared = loop.setup(trial.config)
         state = prepared.state
         if trial.train:
-            leaves, _ = checkpoint.Checkpoints(folder / "checkpoints").restore_newest()
-            state = checkpoint.unflatten(state, leaves, f"the checkpoint in {folder}")
+            state = _trained(state, folder)
         for name in missing:
             outcome["measured"][name] = getattr(study.module(spec), name)(prepared, state)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(path, outcome)
     return outcome
+
+
+def _trained(state: Any, folder: Path) -> Any:
+    """The state of the last checkpoint in the folder, of the structure of `state`."""
+    from train import checkpoint
+
+    saved = checkpoint.Checkpoints(folder / "checkpoints")
+    try:
+        leaves, _ = saved.restore(max(saved.steps()))
+    except ValueError as error:  # damaged, or no checkpoint at all
+        raise UserError(f"the checkpoint in {folder}: {error}; remove the folder to train it anew") from error
+    finally:
+        saved.close()
+    return checkpoint.unflatten(state, leaves, f"the checkpoint in {folder}")
 
 
 def _history(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:
@@ -132,7 +145,10 @@ def _interrupted(name: str) -> UserError:
 def _here(work: dict[str, study.Trial], spec: str, root: Path, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
     del jobs
     for name, trial in work.items():
-        outcome = run(trial, spec, root / name)
+        try:
+            outcome = run(trial, spec, root / name)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
         if "interrupted" in outcome:
             raise _interrupted(outcome["interrupted"])
         yield name, outcome

@@ -1,0 +1,176 @@
+"""What studies measure on a trained network, besides its accuracy: functions (run, state) -> what JSON can hold.
+
+A study imports those whose names its trials give. `state` is numpy; JAX is imported within, so that a study's file can
+be read without it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+STEPS = (0.5, 1.0, 2.0, 4.0)  # along the gradient, in learning rates
+
+
+def examples(run: Any, count: int, multiple: int = 1) -> dict[str, Any]:
+    """A batch {"image", "label", "mask"} of at most `count` images of a run's training set, as many as `multiple`
+    divides: always the same random ones, normalized, not augmented."""
+    import jax.numpy as jnp
+
+    size = min(count, len(run.feed.train)) // multiple * multiple
+    index = np.random.default_rng(0).permutation(len(run.feed.train))[:size]
+    found = run.feed.train.read(index, replace=True)
+    return run.feed.prepare_evaluation({name: jnp.asarray(found[name]) for name in ("image", "label", "mask")})
+
+
+def gap(run: Any, state: Any) -> dict[str, float]:
+    """Accuracy on training images with the statistics of the batch ("batch", as many images as in training) and as in
+    evaluation ("train"), on the test set ("test"), and there with statistics computed anew ("recalibrated", BN)."""
+    import jax
+
+    from train.hooks import Recalibrate
+
+    part = run.config["batch_size"] // len(run.parallel.devices) // run.config["accumulate"]
+    batch = examples(run, 2048, multiple=part)
+    parts = jax.tree.map(lambda x: x.reshape(-1, part, *x.shape[1:]), batch)
+
+    @jax.jit
+    def accuracies(state, parts):
+        def both(batch):
+            _, (training, *_) = run.task.loss(state.params, state.model_state, state.task_state, batch,
+                                              jax.random.key(0), state.step)
+            evaluation = run.task.evaluate(state.variables(), state.task_state, batch)
+            return training["accuracy"][0], evaluation["accuracy"][0]
+
+        return jax.tree.map(lambda x: x.sum() / batch["label"].size, jax.lax.map(both, parts))
+
+    in_training, in_evaluation = accuracies(state, parts)
+    found = {"batch": float(in_training), "train": float(in_evaluation)}
+    state = run.parallel.replicate(state)
+    found["test"] = run.evaluate(state)["accuracy"]
+    if "batch_stats" in run.state.model_state:
+        batches = max(1, min(200, len(run.feed.train) // run.config["batch_size"]))
+        found["recalibrated"] = run.evaluate(Recalibrate(batches).at_end(run, state))["accuracy"]
+    return found
+
+
+def along_gradient(loss: Callable, params: Any, arguments: Sequence[Any], steps: Sequence[float]
+                   ) -> dict[str, list[float]]:
+    """Santurkar 2018, fig. 4: what steps of these lengths times the gradient of loss(params, *arguments) meet.
+
+    Returns:
+      {"loss": before and after each step; "change": norm of the change of the gradient; "smoothness": that divided by
+      the distance}, after each.
+    """
+    import jax
+    import optax
+
+    @jax.jit
+    def at(params, gradient, step, *arguments):
+        there, new = jax.value_and_grad(loss)(jax.tree.map(lambda x, g: x - step * g, params, gradient), *arguments)
+        change = optax.tree.norm(optax.tree.sub(new, gradient))
+        return there, change, change / (step * optax.tree.norm(gradient))
+
+    before, gradient = jax.jit(jax.value_and_grad(loss))(params, *arguments)
+    found = [tuple(map(float, at(params, gradient, step, *arguments))) for step in steps]
+    return {"loss": [float(before), *(there for there, _, _ in found)], "change": [change for _, change, _ in found],
+            "smoothness": [smoothness for _, _, smoothness in found]}
+
+
+def smoothness(run: Any, state: Any) -> dict[str, list[float]]:
+    """`along_gradient` of the loss in training on one batch of training images, STEPS learning rates far."""
+    import jax
+
+    def loss(params, state, batch):
+        return run.task.loss(params, state.model_state, state.task_state, batch, jax.random.key(0), state.step)[0]
+
+    rate = run.config["optimizer"]["learning_rate"]
+    return along_gradient(loss, state.params, (state, examples(run, 128)), [rate * step for step in STEPS])
+
+
+def layers(run: Any, state: Any, images: Any) -> list[str]:
+    """Paths of the layers with a kernel, in the order of the computation, shortcuts left out."""
+    import jax
+
+    from models.layers.endpoint import capture
+
+    order = []
+
+    def trace(variables, images):  # what eval_shape returned would be in the order of the alphabet
+        order.extend(capture(run.task.model, variables, images, layers=True)[1])
+
+    jax.eval_shape(trace, state.variables(), images)
+    kernels = {"/".join(path) for path in _kernels(state.params)}
+    return [name for name in order if name in kernels and "downsample" not in name]
+
+
+def _kernels(params: Any) -> dict[tuple[str, ...], Any]:
+    """By the path of the layer."""
+    import flax.traverse_util
+
+    return {path[:-1]: x for path, x in flax.traverse_util.flatten_dict(params).items() if path[-1] == "kernel"}
+
+
+def gradients(run: Any, state: Any) -> dict[str, list]:
+    """By layer, see `layers`, the norm of the gradient of the training loss by its kernel on 128 images."""
+    import jax
+    import jax.numpy as jnp
+
+    batch = examples(run, 128)
+
+    @jax.jit
+    def norms(state, batch):
+        def loss(params):
+            return run.task.loss(params, state.model_state, state.task_state, batch, jax.random.key(0), state.step)[0]
+
+        return {"/".join(path): jnp.linalg.norm(g.ravel())
+                for path, g in _kernels(jax.grad(loss)(state.params)).items()}
+
+    found, names = norms(state, batch), layers(run, state, batch["image"])
+    return {"layers": names, "norms": [float(found[name]) for name in names]}
+
+
+def deletions(run: Any, state: Any) -> dict[str, Any]:
+    """Test accuracy after a block of the trained network is replaced by its shortcut, in a plain network by the
+    identity (where its input and output have one shape); Veit 2016, section 4.1.
+
+    Returns:
+      {"blocks": names in order, "halving": whether each halves the resolution, "accuracy": without each, "whole": of
+      the network as it is, "chance": of a guess}.
+    """
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    from models.layers.regularize import StochasticDepth
+    from models.resnet import Block
+
+    model = run.task.model
+    plain = model.shortcut == "none"
+    blocks = [f"stage{stage + 1}/block{i}" for stage, size in enumerate(model.stage_sizes) for i in range(size)
+              if not (plain and stage > 0 and i == 0)]
+
+    @jax.jit
+    def correct(variables, deleted, batch):
+        def delete(call, args, kwargs, context):
+            y, module = call(*args, **kwargs), context.module
+            if context.method_name != "__call__" or not isinstance(module, Block if plain else StochasticDepth):
+                return y
+            path = "/".join(module.path if plain else module.path[:-1])  # StochasticDepth is what ends a branch
+            if path not in blocks:
+                return y
+            return jnp.where(deleted == blocks.index(path), args[0] if plain else 0, y)
+
+        with nn.intercept_methods(delete):
+            metrics = run.task.evaluate(variables, state.task_state, run.feed.prepare_evaluation(batch))
+        return jnp.stack(metrics["accuracy"])
+
+    variables = jax.device_put(state.variables())
+    sums = np.zeros((len(blocks) + 1, 2))
+    for batch in run.feed.test_batches():
+        for deleted in range(-1, len(blocks)):  # -1: none
+            sums[deleted + 1] += np.asarray(correct(variables, deleted, batch))
+    whole, *accuracy = (sums[:, 0] / sums[:, 1]).tolist()
+    halving = [path.endswith("/block0") and path != "stage1/block0" for path in blocks]
+    return {"blocks": blocks, "halving": halving, "accuracy": accuracy, "whole": whole,
+            "chance": 1 / len(run.feed.classes)}

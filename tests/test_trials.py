@@ -1,0 +1,148 @@
+"""Running trials: once each, in the same folder, whatever ended them, on one process or on several."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import rich.console
+
+from experiments import trials
+from experiments.study import Trial
+from models.errors import UserError
+from tests import tiny
+
+STUDY = '''
+from experiments.study import Study
+
+def size(run, state):
+    return {"step": int(state.step), "head": float(abs(state.params["head"]["kernel"]).sum())}
+
+def again(run, state):
+    return run.total
+
+STUDY = Study("tiny", "Tiny", "?", {"digits": ""}, lambda scale: [], (), lambda outcomes: [], ())
+'''
+
+INTERRUPTED = '''
+import sys
+from pathlib import Path
+import rich.console
+from experiments import trials
+from experiments.study import Trial
+from models.errors import UserError
+from tests import test_trials
+
+if __name__ == "__main__":
+    try:
+        trials.run_all(test_trials.long(), sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), rich.console.Console())
+    except UserError as error:
+        sys.exit(f"UserError: {error}")
+'''
+
+
+@pytest.fixture
+def spec(tmp_path):
+    path = tmp_path / "tiny_study.py"
+    path.write_text(STUDY)
+    return str(path)
+
+
+def trial(seed, measures=(), train=True, **changes):
+    c = tiny.config(**{"duration": "4 steps", "log_every": "2 steps", "evaluate_every": "4 steps",
+                       "checkpoint_every": "100%", "seed": seed, **changes})
+    return Trial({"seed": seed, **changes}, c, train=train, measures=measures)
+
+
+def long():
+    """Of which the second lasts long enough to be interrupted."""
+    return [trial(0), trial(1, ("size",), duration="800 steps", log_every="50 steps", evaluate_every="100%"), trial(2)]
+
+
+def run_all(planned, spec, root, jobs=1):
+    output = io.StringIO()
+    found = trials.run_all(planned, spec, root, jobs, rich.console.Console(file=output))
+    return found, output.getvalue()
+
+
+def stamps(root):
+    return {path.parent.name: path.stat().st_mtime_ns for path in root.glob("*/summary.json")}
+
+
+def test_finished_trials_are_read_and_equal_ones_run_once(tmp_path, spec):
+    root = tmp_path / "runs"
+    same = trial(0, ("again",))._replace(labels={"part": "another"})
+    planned = [trial(0, ("size",)), trial(1), same, trial(0, ("size",), train=False)]
+    found, output = run_all(planned, spec, root)
+    assert output.count("\n") == 3 and "3/3" in output  # of four; the untrained one is another
+    assert [outcome.labels for outcome in found] == [t.labels for t in planned]
+    assert found[0].summary == found[2].summary and found[0].summary["steps"] == 4
+    assert found[0].measured["size"]["step"] == 4 and found[0].measured["again"] == 4
+    assert found[3].summary is None and found[3].measured["size"]["step"] == 0
+    assert found[3].measured["size"]["head"] != found[0].measured["size"]["head"]
+    assert found[0].history["train"]["step"] == [2, 4] and found[0].history["test"]["step"] == [4]
+    before = stamps(root)
+    assert len(before) == 2
+    again, _ = run_all([planned[0], trial(1, ("size",)), *planned[2:]], spec, root)  # a new measure of a finished trial
+    assert stamps(root) == before
+    assert again[0] == found[0] and again[1].measured["size"]["step"] == 4
+
+
+def test_one_process_and_two_agree(tmp_path, spec):
+    planned = [trial(seed, ("size",)) for seed in range(3)]
+    alone, _ = run_all(planned, spec, tmp_path / "one")
+    together, output = run_all(planned, spec, tmp_path / "two", jobs=2)
+    assert "3/3" in output
+    for one, two in zip(alone, together, strict=True):
+        assert one.labels == two.labels and one.history.keys() == two.history.keys()
+        assert one.summary["accuracy"] == pytest.approx(two.summary["accuracy"], abs=0.003)
+        np.testing.assert_allclose(one.history["train"]["loss"], two.history["train"]["loss"], rtol=1e-4)
+        assert one.measured["size"]["head"] == pytest.approx(two.measured["size"]["head"], rel=1e-4)
+
+
+def test_divergence_is_an_outcome(tmp_path, spec):
+    planned = [trial(0, ("size",), optimizer__learning_rate=1e30, optimizer__warmup="0 steps")]
+    for _ in range(2):  # the second time it is read
+        (outcome,), output = run_all(planned, spec, tmp_path / "runs")
+        assert outcome.summary is None and outcome.diverged and outcome.measured == {}
+        assert np.isnan(outcome.get("accuracy")) and outcome.diverged in output
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_mistake_names_the_trial(tmp_path, spec, jobs):
+    planned = [trial(0, optimizer__name="nonsense"), trial(1)]
+    with pytest.raises(UserError, match="nonsense") as error:
+        run_all(planned, spec, tmp_path / "runs", jobs)
+    assert trials.address(planned[0]) in str(error.value)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_interrupted_trials_go_on(tmp_path, spec, jobs):
+    root, script = tmp_path / "runs", tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    names = [trials.address(t) for t in long()]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tiny.ROOT), "COLUMNS": "200"}
+    process = subprocess.Popen([sys.executable, str(script), spec, str(root), str(jobs)], cwd=tiny.ROOT, text=True,
+                               env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    first, log, deadline = root / names[0] / "outcome.json", root / names[1] / "metrics.jsonl", time.time() + 100
+    while process.poll() is None and time.time() < deadline:
+        if first.exists() and log.exists() and log.read_text().count("\n") > 2:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "UserError: SIGTERM: what is done is kept" in errors
+    before = stamps(root)[names[0]]
+    assert not (root / names[1] / "outcome.json").exists()
+    steps = [int(path.name) for path in (root / names[1] / "checkpoints").iterdir() if path.name.isdecimal()]
+    assert len(steps) == 1 and 100 < steps[0] < 800
+    found, output = run_all(long(), spec, root)
+    assert "3/3" in output and stamps(root)[names[0]] == before
+    assert found[1].summary["steps"] == 800 and found[1].measured["size"]["step"] == 800
+    assert found[1].history["train"]["step"] == list(range(50, 801, 50))
+    assert json.loads((root / names[1] / "outcome.json").read_text())["summary"] == found[1].summary
