@@ -62,12 +62,13 @@ def initialization_world(sign, noise):
     """sign +1: as published, -1: the opposite; noise: between seeds."""
     def world(labels):
         xavier, n = labels["init"] == "Xavier", noise * (labels["seed"] - 1)
-        accuracy = {14: 0.97 if sign > 0 or not xavier else 0.7, 20: 0.9, 32: 0.9,
-                    44: 0.97 if sign > 0 and (labels["network"] != "plain" or "MSRA" in labels["init"]) else 0.1}
-        factor = {"MSRA fan-in": 1.0, "Xavier": 0.707}.get(labels["init"], 0.8) if sign > 0 else 0.9
-        stds = [factor**i for i in range(44)]
+        accuracy = {8: 0.97 if sign > 0 or not xavier else 0.7, 14: 0.9, 50: 0.0,
+                    20: 0.97 if sign > 0 and (labels["network"] != "plain" or "MSRA" in labels["init"]) else 0.1}
+        factor = {"MSRA fan-in": 1.0, "Xavier": 0.707}.get(labels["init"], 0.8) if sign > 0 else 0.85
+        stds = [factor**i for i in range(49)]
+        names = [f"stage{1 + i // 17}/block{i}/conv1" for i in range(49)]
         return {"accuracy": accuracy[labels["depth"]] + n, "loss": [1 + sign * 0.3 * xavier + n] * 6,
-                "signal": {"layers": [], "forward": stds, "backward": stds[::-1]}}
+                "signal": {"layers": names, "forward": stds, "backward": stds[::-1]}}
 
     return world
 
