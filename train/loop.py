@@ -40,6 +40,7 @@ class Run(NamedTuple):
     total: int  # steps
     every: dict[str, int]  # steps between "log", "evaluate", "checkpoint"; 0: only at the end
     keep: int  # checkpoints
+    program: Any  # of one device, which `train_call` lifts over all of them
     train_call: Any
     evaluation_call: Any
     state: state_lib.TrainState  # before the first step
@@ -100,14 +101,14 @@ def setup(config: Mapping[str, Any]) -> Run:
         images = next(feed.training_images(1, share // reader.accumulate))
         variables = init.lsuv(model, variables, images, jax.random.fold_in(jax.random.key(reader.seed), 2))
     tx, learning_rate = optimizer.create(reader.optimizer, variables["params"], to_steps, total)
-    train_call = functools.partial(
+    program = functools.partial(
         step.train_call, gather=feed.gather, prepare=feed.prepare, task=task, optimizer=tx,
         learning_rate=learning_rate, accumulate=reader.accumulate, ema_decay=reader.ema_decay)
     evaluation_call = functools.partial(step.evaluation_call, prepare=feed.prepare_evaluation, task=task)
     run = Run(
         config=workdir_lib.plain(config), parallel=parallel, feed=feed, task=task, hooks=hooks.create(reader.hooks),
         total=total, every={name: to_steps(duration) for name, duration in every.items()},
-        keep=reader.keep_checkpoints, train_call=parallel.lift(train_call, donate=True),
+        keep=reader.keep_checkpoints, program=program, train_call=parallel.lift(program, donate=True),
         evaluation_call=parallel.lift(evaluation_call),
         state=state_lib.create(variables, task_state, tx, reader.seed, with_ema=reader.ema_decay > 0))
     reader.check_all_read()

@@ -1,0 +1,144 @@
+"""Runs that differ in their seed alone, trained together in one compiled program or one after another. See --help."""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.table
+from absl import flags
+
+from models.errors import UserError
+from train import cli
+
+USAGE = """Measures whether runs that differ in their seed alone are faster in one program (vmap over the states).
+
+    python -m experiments.together --config=configs/study.py:digits,model=resnet8
+    python -m experiments.together --seeds=2,4,8,16 --config=configs/study.py:cifar10,model=resnet20        on a GPU
+
+The programs take turns; times are medians of a step of all runs. Results are added to
+together.json and together.md of --out, a config a row.
+"""
+
+CONFIG = cli.define_config()
+SEEDS = flags.DEFINE_list("seeds", ["3", "6"], "Numbers of runs.")
+ROUNDS = flags.DEFINE_integer("rounds", 15, "Steps of which the median is taken.", lower_bound=3)
+OUT = flags.DEFINE_string("out", "experiments/results/bench/together", "Folder of together.json and together.md.")
+
+
+def main() -> None:
+    """Measures, prints and adds to the results."""
+    config, console, counts = CONFIG(), rich.console.Console(), [int(n) for n in SEEDS.value if n.isdecimal()]
+    if len(counts) != len(SEEDS.value) or min(counts, default=0) < 2:
+        raise UserError(f"--seeds={','.join(SEEDS.value)}: numbers from 2 on are allowed")
+    rows = [measure(config, count, ROUNDS.value) for count in counts]
+    write(rows, Path(OUT.value))
+    console.print(table(rows))
+
+
+def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a step of `count` runs, one after another and together, and how long each took to compile.
+
+    Args:
+      config: of the loop; seeds 0, 1, … are set.
+      count: of the runs.
+      rounds: steps of which the median is taken.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from train import loop, summary
+
+    runs = []
+    for seed in range(count):
+        config.seed, config.steps_per_call = seed, 1
+        runs.append(loop.setup(config.copy_and_resolve_references()))
+    first = runs[0]
+    items = [next(run.feed.calls(0, 1))[1] for run in runs]
+    # What Run.train_call lifts, over one more axis: of states the first, of items the one before the examples.
+    axis = 2 if first.parallel.kind == "pmap" else 1
+    together = first.parallel.lift(jax.vmap(first.program, in_axes=(0, None, 1)))
+    alone = first.parallel.lift(first.program)
+    states = [run.parallel.replicate(run.state) for run in runs]
+    stacked = first.parallel.replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(run.state for run in runs)))
+    stacked_items = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *items)
+
+    def apart():
+        return [alone(state, first.feed.data, item) for state, item in zip(states, items, strict=True)]
+
+    def at_once():
+        return together(stacked, first.feed.data, stacked_items)
+
+    seconds = {}
+    for name, call in (("apart", apart), ("together", at_once)):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds[name] = [time.perf_counter() - began]
+    same = max(float(jnp.max(jnp.abs(ours[0] - theirs["loss"][0][0]))) for ours, theirs in zip(
+        at_once()[1]["loss"][0], (metrics for _, metrics in apart()), strict=True))
+    for _ in range(rounds):
+        for name, call in (("apart", apart), ("together", at_once)):
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds[name].append(time.perf_counter() - began)
+    medians = {name: 1000 * statistics.median(values[1:]) for name, values in seconds.items()}
+    return {
+        "model": first.config["model"]["name"], "width": first.config["model"].get("width"),
+        "image": list(first.feed.image_shape), "batch": first.config["batch_size"], "runs": count,
+        "milliseconds": {name: round(value, 3) for name, value in medians.items()},
+        "compile_seconds": {name: round(values[0], 2) for name, values in seconds.items()},
+        "ratio": round(medians["together"] / medians["apart"], 3), "difference_of_loss": same,
+        **summary.environment(first.parallel.devices), "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+
+def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Adds rows to the results in the folder; one of the same model, image, batch, runs and device takes the place of
+    the earlier."""
+    from train import checkpoint
+
+    def key(row):
+        return [row[name] for name in ("model", "width", "image", "batch", "runs", "device")]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "together.json"
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [*(row for row in before if key(row) not in [key(one) for one in rows]), *rows]
+    checkpoint.write_json(path, {"rows": rows})
+    columns = [*COLUMNS, "device, commit"]
+    lines = [columns, ["---"] * len(columns), *([*cells(row), f"{row['device']}, {row['commit']}"] for row in rows)]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    checkpoint.write_atomically(folder / "together.md", f"""# Runs of one shape, together in one program
+
+Time of one training step of all runs, which differ in their seed, one after another and by vmap over their states;
+medians, in turn. Compiling: the first call, nothing cached but what the machine's own loops are.
+
+{text}
+""")
+
+
+COLUMNS = ["network", "image", "batch", "runs", "one after another", "together", "ratio", "compiling"]
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row as texts."""
+    name = row["model"] + (f", width {row['width']}" if row["width"] else "")
+    return [name, "x".join(map(str, row["image"])), str(row["batch"]), str(row["runs"]),
+            *(f"{row['milliseconds'][how]:.1f} ms" for how in ("apart", "together")), f"{row['ratio']:.2f}",
+            " / ".join(f"{row['compile_seconds'][how]:.1f} s" for how in ("apart", "together"))]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> rich.table.Table:
+    """For the terminal."""
+    made = rich.table.Table(title=rows[0]["device"], title_justify="left")
+    for column in COLUMNS:
+        made.add_column(column)
+    for row in rows:
+        made.add_row(*cells(row))
+    return made
+
+
+if __name__ == "__main__":
+    cli.run(main, USAGE)

@@ -1,0 +1,18 @@
+"""Runs that train together in one program: the same losses as one after another, and what is kept of the measurement."""
+
+import json
+
+from experiments import together
+from tests import tiny
+
+
+def test_together_and_apart_have_the_same_losses(tmp_path):
+    row = together.measure(tiny.config(), 2, 3)
+    assert row["difference_of_loss"] < 1e-5 and row["runs"] == 2
+    assert row["ratio"] > 0 and set(row["milliseconds"]) == {"apart", "together"}
+    together.write([row], tmp_path)
+    together.write([{**row, "runs": 3}], tmp_path)
+    together.write([row], tmp_path)
+    kept = json.loads((tmp_path / "together.json").read_text())["rows"]
+    assert [one["runs"] for one in kept] == [3, 2]
+    assert (tmp_path / "together.md").read_text().count(row["device"]) == 2
