@@ -1,4 +1,4 @@
-"""Runs that train together in one program: the same losses as one after another, and what is kept of the measurement."""
+"""Runs that train together in one program: the losses of one after another, and what is kept of the measurement."""
 
 import json
 
