@@ -36,7 +36,7 @@ INITS = {
     "orthogonal": ("orthogonal", "none"), "LSUV": ("orthogonal", "lsuv"),
 }
 DEPTHS = {"digits": (8, 14, 20), "cifar10": (14, 20, 32)}  # the first is "shallow" below, the last "deep"
-STEP_0 = 50  # layers of the networks that are measured at step 0
+STEP_0 = 44  # layers of the networks that are measured at step 0
 CURED = ("normal 0.01", "Xavier", "MSRA fan-in")
 NETWORKS = {  # label -> (model without its depth, norm)
     "plain": ("plain", "none"), "plain, batch norm": ("plain", "batch"), "residual, no norm": ("resnet", "none"),

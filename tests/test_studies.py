@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import models
 from experiments import initialization, measures, study, trials
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes
 from tests import tiny
@@ -23,6 +24,7 @@ def test_trials_are_distinct_and_complete(name):
         assert len(set(labels)) == len(made)
         seeds = {tuple(pair for pair in pairs if pair[0] != "seed") for pairs in labels}
         assert len(made) == 3 * len(seeds)  # three of everything
+        assert {trial.config.model.name for trial in made} <= set(models.names())
         by_address = {}
         for trial in made:
             by_address.setdefault(trials.address(trial), []).append(trial)
@@ -62,11 +64,11 @@ def initialization_world(sign, noise):
     """sign +1: as published, -1: the opposite; noise: between seeds."""
     def world(labels):
         xavier, n = labels["init"] == "Xavier", noise * (labels["seed"] - 1)
-        accuracy = {8: 0.97 if sign > 0 or not xavier else 0.7, 14: 0.9, 50: 0.0,
+        accuracy = {8: 0.97 if sign > 0 or not xavier else 0.7, 14: 0.9, 44: 0.0,
                     20: 0.97 if sign > 0 and (labels["network"] != "plain" or "MSRA" in labels["init"]) else 0.1}
         factor = {"MSRA fan-in": 1.0, "Xavier": 0.707}.get(labels["init"], 0.8) if sign > 0 else 0.85
-        stds = [factor**i for i in range(49)]
-        names = [f"stage{1 + i // 17}/block{i}/conv1" for i in range(49)]
+        stds = [factor**i for i in range(43)]
+        names = [f"stage{1 + i // 15}/block{i}/conv1" for i in range(43)]
         return {"accuracy": accuracy[labels["depth"]] + n, "loss": [1 + sign * 0.3 * xavier + n] * 6,
                 "signal": {"layers": names, "forward": stds, "backward": stds[::-1]}}
 
