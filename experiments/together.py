@@ -1,6 +1,7 @@
 """Runs that differ in their seed alone, trained together in one compiled program or one after another. See --help."""
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -91,16 +92,17 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
         "milliseconds": {name: round(value, 3) for name, value in medians.items()},
         "compile_seconds": {name: round(values[0], 2) for name, values in seconds.items()},
         "ratio": round(medians["together"] / medians["apart"], 3), "difference_of_loss": same,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         **summary.environment(first.parallel.devices), "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 
 def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Adds rows to the results in the folder; one of the same model, image, batch, runs and device takes the place of
-    the earlier."""
+    """Adds rows to the results in the folder; one of the same model, image, batch, runs, cores and device takes the
+    place of the earlier."""
     from train import checkpoint
 
     def key(row):
-        return [row[name] for name in ("model", "width", "image", "batch", "runs", "device")]
+        return [row[name] for name in ("model", "width", "image", "batch", "runs", "cores", "device")]
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "together.json"
@@ -119,13 +121,13 @@ medians, in turn. Compiling: the first call, nothing cached but what the machine
 """)
 
 
-COLUMNS = ["network", "image", "batch", "runs", "one after another", "together", "ratio", "compiling"]
+COLUMNS = ["network", "image", "batch", "cores", "runs", "one after another", "together", "ratio", "compiling"]
 
 
 def cells(row: dict[str, Any]) -> list[str]:
     """A row as texts."""
     name = row["model"] + (f", width {row['width']}" if row["width"] else "")
-    return [name, "x".join(map(str, row["image"])), str(row["batch"]), str(row["runs"]),
+    return [name, "x".join(map(str, row["image"])), str(row["batch"]), str(row["cores"]), str(row["runs"]),
             *(f"{row['milliseconds'][how]:.1f} ms" for how in ("apart", "together")), f"{row['ratio']:.2f}",
             " / ".join(f"{row['compile_seconds'][how]:.1f} s" for how in ("apart", "together"))]
 
