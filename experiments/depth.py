@@ -328,7 +328,7 @@ STUDY = Study(
     question="Do plain networks get worse with depth and residual ones better, do gradients explain it, which details "
              "of the shortcuts matter, and how much does a network rely on a single block?",
     cost={
-        "digits": "about 6 minutes on 2 cores; 110 layers, which take another four, are left to cifar10",
+        "digits": "about 5 minutes on 2 cores; 110 layers, which take another four, are left to cifar10",
         "cifar10": "42 runs of 60 epochs, 20 to 110 layers: 1e15 mult-adds a run on average, half a day of one GPU",
         "imagenet": "24 runs of 90 epochs of 18 or 34 layers: 6e17 or 1.2e18 mult-adds, 4 to 8 hours of 8 GPUs, each",
     },

@@ -308,7 +308,7 @@ STUDY = Study(
     question="How do batch, layer, instance, group and no normalization depend on the images a device sees, and does "
              "batch normalization make the loss smoother?",
     cost={
-        "digits": "about 6 minutes on 2 cores",
+        "digits": "about 7 minutes on 2 cores",
         "cifar10": "123 runs, 99 of them 60 epochs of ResNet-20: some 20 hours of one GPU. 0.7 PFLOP a run is little; "
                    "it is the small batches, 375,000 steps at 2 images, that take the time",
         "imagenet": "129 runs, 105 of them 90 epochs of ResNet-50 on 8 GPUs: at 2.8e18 FLOP a run some 1,500 GPU hours",

@@ -179,7 +179,7 @@ STUDY = Study(
     title="Translation",
     question="What does a Transformer that translates English to German lose without positions, with one head, one "
              "layer, no dropout or no label smoothing?",
-    cost={"digits": "about 10 minutes on 2 cores", "cifar10": "21 runs of 60 epochs of Multi30k: hours on one GPU"},
+    cost={"digits": "about 5 minutes on 2 cores", "cifar10": "21 runs of 60 epochs of Multi30k: hours on one GPU"},
     trials=trials,
     claims=(
         Claim("Attention without positions is a function of the set of tokens; order must be put in.",
