@@ -18,7 +18,6 @@ early downsampling saves; the textbook's formulas beside the counts.
 Costs are read from the traced programs: no weights, no images, about two minutes.
 """
 
-OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 SIZE = 224
 TORCHVISION = "torchvision 0.28, IMAGENET1K_V1"
 HOWARD_4, HOWARD_6 = "Howard 2017, table 4", "Howard 2017, table 6"
@@ -274,5 +273,6 @@ def main() -> None:
     console.print(f"written to {out}")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
+    OUT = flags.DEFINE_string("out", None, "Folder to write to.")
     cli.run(main, USAGE)

@@ -24,11 +24,6 @@ The programs take turns; times are medians of a step of all runs. Results are ad
 together.json and together.md of --out, a config a row.
 """
 
-CONFIG = cli.define_config()
-SEEDS = flags.DEFINE_list("seeds", ["3", "6"], "Numbers of runs.")
-ROUNDS = flags.DEFINE_integer("rounds", 15, "Steps of which the median is taken.", lower_bound=3)
-OUT = flags.DEFINE_string("out", "experiments/results/bench/together", "Folder of together.json and together.md.")
-
 
 def main() -> None:
     """Measures, prints and adds to the results."""
@@ -142,5 +137,9 @@ def table(rows: Sequence[dict[str, Any]]) -> rich.table.Table:
     return made
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
+    CONFIG = cli.define_config()
+    SEEDS = flags.DEFINE_list("seeds", ["3", "6"], "Numbers of runs.")
+    ROUNDS = flags.DEFINE_integer("rounds", 15, "Steps of which the median is taken.", lower_bound=3)
+    OUT = flags.DEFINE_string("out", "experiments/results/bench/together", "Folder of together.json and together.md.")
     cli.run(main, USAGE)
