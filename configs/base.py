@@ -36,11 +36,14 @@ def base() -> ConfigDict:
     # `name` of models.names(); every other key is a field of that model: norm, act, init, conv, dense, dtype, …
     c.model = ConfigDict()
     c.model.name = "resnet20"
-    c.model.norm = "batch"  # batch | layer | channel | instance | group[:groups] | none
+    c.model.norm = "batch"  # batch | frozen_batch | layer | channel | instance | group[:groups] | none
     c.model.sync_norm = False  # batch norm over all devices instead of one
     c.model.act = "relu"  # relu | gelu | silu | relu6
     # msra | msra_fan_out | xavier_uniform | xavier_normal | lecun | orthogonal | normal:STD | truncated_normal:STD
     c.model.init = "msra"
+    # A run's folder (its newest checkpoint), or a .safetensors file by `python -m models.weights import`; "": scratch
+    c.init_from = ""
+    c.init_new = "head"  # with init_from: parts that are drawn anew whatever it has, "head|stage3"; "": none
     c.data_init = "none"  # lsuv: kernels orthonormal, then scaled so that each layer's output has variance 1 on a batch
 
     c.optimizer = ConfigDict()
@@ -52,18 +55,23 @@ def base() -> ConfigDict:
     c.optimizer.weight_decay = 0.0
     c.optimizer.decay = ".*"  # regular expression: the parameters that decay; '.*/kernel' leaves norms and biases out
     c.optimizer.clip_norm = 0.0  # bound of the global gradient norm; 0: none
-    c.optimizer.groups = ((".*", 1.0),)  # (regular expression, multiplier of the learning rate); 0 freezes; first match
+    # (regular expression, multiplier of the learning rate[, time from which it trains]); 0 freezes; first match
+    c.optimizer.groups = ((".*", 1.0),)
 
     c.data = ConfigDict()
     c.data.source = "digits"  # digits | tfds:NAME | folder:PATH | arrays:FILE.npz
     c.data.dir = ""  # of TFDS sets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
     c.data.train_split = "train"
     c.data.test_split = "test"
+    # What is taken of a split, "classes(0-4)|per_class(50)", and a cue painted on it (train/data/select.py)
+    c.data.select = ""  # of the training split
+    c.data.select_test = ""  # of the test split
+    c.data.channels = 0  # 3: gray images as RGB, 1: RGB as gray; 0: as they are
     c.data.pipeline = "auto"  # resident (on the device, uint8) | stream | auto
     c.data.workers = 0  # processes that decode for a stream; 0: threads
     c.data.on_error = "fail"  # of images that cannot be decoded: fail | skip
     c.data.image_size = 0  # 0: as they are
-    c.data.crop = "none"  # while decoding: none | resize | random_resized (training; evaluation: center)
+    c.data.crop = "none"  # while decoding: none | resize | random_resized (evaluation: center) | whole (BiT)
     c.data.crop_scale = (0.08, 1.0)  # random_resized: share of the area
     c.data.crop_ratio = (3 / 4, 4 / 3)  # random_resized: width / height
     c.data.eval_crop = 0.875  # share of the shorter side

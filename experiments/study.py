@@ -18,7 +18,7 @@ STUDIES = {
     "initialization": "experiments.initialization", "normalization": "experiments.normalization",
     "depth": "experiments.depth",
     "translation": "experiments.translation",
-    "cost": "experiments.cost", "attention": "experiments.attention",
+    "cost": "experiments.cost", "attention": "experiments.attention", "transfer": "experiments.transfer",
 }
 AGREES, DISAGREES, TOO_SMALL = VERDICTS = ("agrees", "disagrees", "too small to tell")
 
@@ -32,12 +32,15 @@ class Trial(NamedTuple):
       train: False: nothing is trained, only the initial state is measured.
       measures: names of functions of the study's file, (run, state) -> what JSON can hold. They see the
         `train.loop.Run` and the state, as numpy: the last one, or without training the first.
+      start: the trial whose trained network this one starts from (config.init_from is set to its folder); it is run
+        first, whether it is among the study's trials or not.
     """
 
     labels: Mapping[str, Any]
     config: Any
     train: bool = True
     measures: Sequence[str] = ()
+    start: "Trial | None" = None
 
 
 class Outcome(NamedTuple):

@@ -25,7 +25,8 @@ def address(trial: study.Trial) -> str:
     from train import workdir
 
     config = workdir.plain(trial.config)
-    text = json.dumps([config, trial.train], sort_keys=True)
+    start = [address(trial.start)] if trial.start else []
+    text = json.dumps([config, trial.train, *start], sort_keys=True)
     return f"{config['model']['name']}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -37,13 +38,21 @@ def run(trial: study.Trial, spec: str, folder: Path) -> dict[str, Any]:
     """
     from train import checkpoint, loop, metrics, workdir
 
+    config = trial.config
+    if trial.start:
+        before = folder.parent / address(trial.start)
+        if json.loads((before / "outcome.json").read_text())["diverged"]:
+            return {"summary": None, "diverged": f"{before.name}, that it starts from, diverged", "history": {},
+                    "measured": {}}
+        config = config.copy_and_resolve_references()
+        config.init_from = str(before)
     path = folder / "outcome.json"
     outcome = json.loads(path.read_text()) if path.exists() else None
     if outcome is None:
         outcome = {"summary": None, "diverged": None, "history": {}, "measured": {}}
         if trial.train:
             try:
-                outcome["summary"] = loop.train(trial.config, folder)
+                outcome["summary"] = loop.train(config, folder)
             except metrics.NonFiniteError as error:
                 outcome["diverged"] = str(error).split(";")[0]
             if "interrupted" in (outcome["summary"] or {}):
@@ -51,7 +60,7 @@ def run(trial: study.Trial, spec: str, folder: Path) -> dict[str, Any]:
             outcome["history"] = _history(workdir.read_metrics(folder / "metrics.jsonl"))
     missing = [name for name in trial.measures if name not in outcome["measured"]]
     if missing and not outcome["diverged"]:
-        prepared = loop.setup(trial.config)
+        prepared = loop.setup(config)
         state = prepared.state
         if trial.train:
             state = _trained(state, folder)
@@ -115,7 +124,8 @@ def run_all(trials: Sequence[study.Trial], spec: str, root: Path, jobs: int, con
     """
     root.mkdir(parents=True, exist_ok=True)
     work = {}
-    for trial in trials:  # of equal trials one runs, with the measures of all
+    for trial in (one for planned in trials for one in (*_starts(planned), planned)):
+        # Of equal trials one runs, with the measures of all
         name = address(trial)
         measures = dict.fromkeys((*(work[name].measures if name in work else ()), *trial.measures))
         work[name] = trial._replace(measures=tuple(measures))
@@ -136,6 +146,11 @@ def run_all(trials: Sequence[study.Trial], spec: str, root: Path, jobs: int, con
             if not console.is_terminal:
                 console.print(f"{len(found)}/{len(work)}  {labels}: {result}", soft_wrap=True, highlight=False)
     return [study.Outcome(trial.labels, **found[address(trial)]) for trial in trials]
+
+
+def _starts(trial: study.Trial) -> list[study.Trial]:
+    """Those that have to run before it, in order."""
+    return [*_starts(trial.start), trial.start] if trial.start else []
 
 
 def _interrupted(name: str) -> UserError:
@@ -159,7 +174,7 @@ def _in_processes(work: dict[str, study.Trial], spec: str, root: Path, jobs: int
     """`jobs` workers, each given the next trial when it has answered."""
     context = multiprocessing.get_context("spawn")
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    waiting, busy, workers = list(work), {}, []
+    waiting, busy, workers, done = list(work), {}, [], set()
     for i in range(min(jobs, len(work))):
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, cores[i::jobs], str(root / "compiled")), daemon=True)
@@ -167,14 +182,17 @@ def _in_processes(work: dict[str, study.Trial], spec: str, root: Path, jobs: int
         theirs.close()
         workers.append((process, ours))
 
-    def give(connection):
-        if waiting:
-            busy[connection] = waiting.pop(0)
-            connection.send((work[busy[connection]], spec, root / busy[connection]))
+    def give():
+        """To every idle worker the first trial that may start."""
+        for _, connection in workers:
+            ready = [name for name in waiting if not (start := work[name].start) or address(start) in done]
+            if connection not in busy and ready:
+                waiting.remove(ready[0])
+                busy[connection] = ready[0]
+                connection.send((work[ready[0]], spec, root / ready[0]))
 
     with _Signals(lambda: [process.terminate() for process, _ in workers]) as signals:
-        for _, connection in workers:
-            give(connection)
+        give()
         while busy:
             for connection in multiprocessing.connection.wait(list(busy)):
                 name = busy.pop(connection)
@@ -193,8 +211,9 @@ def _in_processes(work: dict[str, study.Trial], spec: str, root: Path, jobs: int
                     waiting.clear()
                     continue
                 yield name, outcome
+                done.add(name)
                 if not signals.name:
-                    give(connection)
+                    give()
         for process, connection in workers:
             if process.is_alive():
                 connection.send(None)

@@ -2,9 +2,12 @@
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
@@ -51,3 +54,27 @@ def write(
         infos.append({"name": split, "shardLengths": [str(len(examples))], "filepathTemplate": template})
     info = {"name": name, "version": "1.0.0", "fileFormat": file_format, "splits": infos}
     (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+def write_as(data_dir: Path, name: str, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Prepares TFDS's own set `name` in `data_dir`, of examples that are made: what TFDS itself would write of them.
+
+    splits: examples with all features that TFDS gives the set; images are bytes of files.
+    """
+    builder = tfds.builder(name, data_dir=data_dir)
+    features, folder, infos = builder.info.features, Path(builder.data_path), []
+    folder.mkdir(parents=True)
+    for split, examples in splits.items():
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=folder, dataset_name=builder.name, split=split, filetype_suffix="array_record")
+        writer = ArrayRecordWriter(str(template.sharded_filepath(shard_index=0, num_shards=1)), "group_size:1")
+        for example in examples:
+            images = {key: io.BytesIO(value) for key, value in example.items()
+                      if isinstance(features[key], tfds.features.Image)}
+            writer.write(features.serialize_example({**example, **images}))
+        writer.close()
+        infos.append(tfds.core.SplitInfo(
+            name=split, shard_lengths=[len(examples)], num_bytes=1, filename_template=template))
+    builder.info.set_splits(tfds.core.splits.SplitDict(infos))
+    builder.info.set_file_format("array_record", override=True)
+    builder.info.write_to_directory(folder)

@@ -58,16 +58,18 @@ class Checkpoints:
       folder: created if it is missing; what an interrupted save left there is removed.
       keep: so many of the latest are kept, and the best.
       headline: metric by which "best" is decided, higher is better.
+      read_only: the folder is another run's, which may be writing: nothing in it is made or removed.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, headline: str | None = None):
+    def __init__(self, folder: Path, keep: int = 2, headline: str | None = None, read_only: bool = False):
         self.folder = Path(folder).absolute()
         def score(metrics):
             return metrics.get(headline, -math.inf)
 
         kept = [policies.LatestN(keep), policies.BestN(get_metric_fn=score, n=1)]
         self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=score, cleanup_tmp_directories=True))
+            preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=score,
+            cleanup_tmp_directories=not read_only, create=not read_only))
         self.headline = headline
 
     def steps(self) -> list[int]:

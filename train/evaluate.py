@@ -24,7 +24,8 @@ def ratios(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(call: Callable, state: Any, calls: Iterable[Any], expected: Callable[[], int]) -> dict[str, Any]:
-    """The metrics of one split.
+    """The metrics of one split; where there is "accuracy_by_class", also the mean of it over the classes with examples,
+    "mean_class_accuracy", by which sets of uneven classes are judged (Caltech-101, FGVC-Aircraft).
 
     Args:
       call: `train.step.evaluation_call`, lifted.
@@ -39,13 +40,17 @@ def evaluate(call: Callable, state: Any, calls: Iterable[Any], expected: Callabl
         total = add(total, call(state, {}, items))
     counted = round(float(total["loss"][1])) if total else 0
     assert counted == expected(), f"evaluation counted {counted} examples of {expected()}"
-    return ratios(total)
+    results = ratios(total)
+    if "accuracy_by_class" in results:
+        known = [accuracy for accuracy in results["accuracy_by_class"] if accuracy is not None]
+        results["mean_class_accuracy"] = float(np.mean(known)) if known else None
+    return results
 
 
 def predictions(
     task: Any, variables: Any, prepare: Callable, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Outputs of `task.predict`, labels, and places in the set, one row an unmasked example, on one device."""
+    """Outputs of `task.predict`, labels [N, *label_shape], places in the set, a row an unmasked example; one device."""
     variables = jax.device_put(variables)
     predict = jax.jit(lambda variables, batch: task.predict(variables, prepare(batch)))
     outputs, labels, index, start = [], [], [], 0

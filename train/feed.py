@@ -67,6 +67,9 @@ class Feed:
             self.data, self.gather = parallel.replicate(kept.arrays), _gather
         augmentation = augment.build(
             config.augment, len(self.train.classes), self.train.image_shape, config.mean)
+        if self.label_shape and augmentation.mix:
+            raise UserError(f"data.augment='{config.augment}': mixup and cutmix are for images of one class, and "
+                            f"those of data.source={config.source} have several")
         normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
 
         def prepare(key, batch, first):
@@ -80,6 +83,11 @@ class Feed:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
         return self.train.classes
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """() for one class an image, (num_classes,) for several; see `train.data.source.Source`."""
+        return self.train.label_shape
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -140,7 +148,7 @@ class Feed:
         """Shapes of the items of a training call and of an evaluation call, as `Parallel.lift` takes them."""
         def batch(size):
             image = jax.ShapeDtypeStruct((1, size, *self.image_shape), np.uint8)
-            return {"image": image, "label": jax.ShapeDtypeStruct((1, size), np.int32),
+            return {"image": image, "label": jax.ShapeDtypeStruct((1, size, *self.label_shape), np.int32),
                     "mask": jax.ShapeDtypeStruct((1, size), np.float32)}
 
         index = jax.ShapeDtypeStruct((self._steps_per_call, self._batch_size), np.int32)

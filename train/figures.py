@@ -18,13 +18,13 @@ def tidy(axes: Any, grid: str = "major") -> None:
 
 
 def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss, accuracy and learning rate against the step, training and test.
+    """Loss, accuracy (or hits) and learning rate against the step, training and test.
 
     Args:
       lines: of metrics.jsonl.
       path: PNG to write.
     """
-    names = [name for name in ("loss", "accuracy", "learning_rate") if any(name in line for line in lines)]
+    names = [name for name in ("loss", "accuracy", "hit", "learning_rate") if any(name in line for line in lines)]
     figure = Figure(figsize=(4.6 * len(names), 3.4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for split, color in (("train", TRAIN), ("test", TEST)):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
-from train import calls, checkpoint, evaluate, workdir
+from train import calls, checkpoint, evaluate, ranking, workdir
 from train.recalibrate import recalibrate_batch_norm
 from train.tasks import translate
 
@@ -61,8 +61,8 @@ class Recalibrate(Hook):
 
 
 class Figures(Hook):
-    """Draws curves.png, and mistakes.png (confusion matrix, most confident errors) for classifiers, attention.png (what
-    the decoder looks at, for the first test sentences) for translation."""
+    """Draws curves.png, and mistakes.png (confusion matrix, most confident errors) where an image has one class,
+    attention.png (what the decoder looks at, for the first test sentences) for translation."""
 
     def finished(self, run, state, folder):
         from train import figures  # Matplotlib is needed at the end alone, and the first step should not wait for it
@@ -71,6 +71,8 @@ class Figures(Hook):
         feed = run.feed
         if feed.unit == "sentences":
             figures.attention(translate.attention(run, state, range(min(4, len(feed.test)))), folder / "attention.png")
+            return
+        if feed.label_shape:
             return
         logits, labels, index = evaluate.predictions(
             run.task, state.evaluation_variables(), feed.prepare_evaluation, feed.test_batches())
@@ -111,7 +113,27 @@ class Bleu(Hook):
         run.feed.tokenizer.save(str(folder / "tokenizer.json"))
 
 
-HOOKS = {"recalibrate": Recalibrate, "figures": Figures, "bleu": Bleu}
+class AveragePrecision(Hook):
+    """Ranks the whole test split by the score of each class (Everingham 2010): mean average precision by the area under
+    the precision-recall curve and by the 11 points of VOC 2007, and the former by class, null for a class that no image
+    has. An image counts for the classes that its label counts."""
+
+    def check(self, run):
+        if not run.feed.label_shape:
+            raise UserError("hooks: average_precision is for several classes an image (task.name=multi_label)")
+
+    def measure(self, run, state):
+        scores, labels, _ = evaluate.predictions(
+            run.task, run.parallel.fetch(state).evaluation_variables(), run.feed.prepare_evaluation,
+            run.feed.test_batches())
+        by_class = ranking.by_class(ranking.average_precision, scores, labels)
+        return {"mean_average_precision": ranking.mean(by_class),
+                "mean_average_precision_11": ranking.mean(
+                    ranking.by_class(ranking.average_precision_11, scores, labels)),
+                "average_precision_by_class": by_class}
+
+
+HOOKS = {"recalibrate": Recalibrate, "figures": Figures, "bleu": Bleu, "average_precision": AveragePrecision}
 
 
 def create(spec: str) -> list[Hook]:

@@ -16,7 +16,7 @@ import rich.console
 import models
 from models.errors import UserError, choice_error
 from models.layers import init
-from train import checkpoint, evaluate, hooks, metrics, optimizer, step, summary, tasks
+from train import checkpoint, evaluate, hooks, metrics, optimizer, pretrained, step, summary, tasks
 from train import config as config_lib
 from train import state as state_lib
 from train import workdir as workdir_lib
@@ -93,8 +93,11 @@ def setup(config: Mapping[str, Any]) -> Run:
 
     model = models.create(reader.model.name, **{
         **feed.fields, "dtype": PRECISIONS[reader.precision], **reader.model.to_dict(without=("name",))})
-    task = tasks.create(reader.task, model, len(feed.classes), feed.unit)
+    task = tasks.create(reader.task, model, len(feed.classes), feed.unit, feed.label_shape, reader.data.source)
     variables, task_state = task.init(jax.random.key(reader.seed), feed.inputs)
+    init_from, init_new = reader.init_from, [part for part in reader.init_new.split("|") if part]
+    if init_from:
+        variables = pretrained.start(model, variables, pretrained.load(init_from), init_new, feed.inputs)
     if reader.data_init not in DATA_INITS:
         raise choice_error("data_init", reader.data_init, DATA_INITS)
     if reader.data_init == "lsuv":

@@ -16,7 +16,7 @@ from models.errors import UserError
 from train import evaluate, workdir
 from train.optimizer import parameter_name
 
-SHOWN = ("loss", "accuracy", "learning_rate")  # what the bar and the log lines show, where it is there
+SHOWN = ("loss", "accuracy", "hit", "learning_rate")  # what the bar and the log lines show, where it is there
 
 
 class NonFiniteError(UserError):

@@ -141,7 +141,9 @@ def create(
 
     Every parameter must be covered by `config.groups`, pairs (regular expression, multiplier of the learning rate);
     the first that matches the whole name counts, 0 freezes. `config.decay` is the expression of what decays.
-    Frozen parameters have no optimizer state and no part in the gradient norm that `clip_norm` bounds.
+    Frozen parameters have no optimizer state and no part in the gradient norm that `clip_norm` bounds. A third entry is
+    the time from which a group trains (gradual unfreezing, Howard & Ruder 2018, section 3.3): until then the optimizer
+    sees its gradients, so that momentum and Adam's averages are right when it starts, but does not move it.
 
     Raises:
       UserError: a parameter that no group covers, an expression that matches nothing, an unknown name.
@@ -153,7 +155,9 @@ def create(
     _check_range("clip_norm", config.clip_norm, 0)
     if weight_decay and not any(decays.fullmatch(name) for name in names):
         raise UserError(f"optimizer.decay '{config.decay}' matches no parameter, e.g. {names[0]}")
-    factors = _assign(names, config.groups)
+    factors, starts = _assign(names, config.groups, to_steps)
+    if late := [start for start in starts.values() if start >= max(total, 1)]:
+        raise UserError(f"optimizer.groups={config.groups}: a group starts at step {max(late)} of {total}")
 
     # A callable, because `partition` shows the inner optimizer only the trainable part of the tree.
     def decay_mask(tree):
@@ -167,6 +171,8 @@ def create(
         # After the optimizer, since Adam and LARS undo a factor that is put on the gradient.
         optimizer = optax.chain(optimizer, optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(
             lambda path, update: factors[parameter_name(path)] * update, updates)))
+    if any(starts.values()):
+        optimizer = optax.chain(optimizer, _unfreeze(starts))
     if 0 in factors.values():
         optimizer = optax.partition(
             {"trained": optimizer, "frozen": optax.set_to_zero()},
@@ -174,6 +180,17 @@ def create(
                 lambda path, _: "trained" if factors[parameter_name(path)] else "frozen", tree),
         )
     return optimizer, learning_rate
+
+
+def _unfreeze(starts: dict[str, int]) -> optax.GradientTransformation:
+    """Updates of a parameter are 0 before its step."""
+    def update(updates, count, params=None):
+        del params
+        gated = jax.tree_util.tree_map_with_path(
+            lambda path, update: jnp.where(count >= starts[parameter_name(path)], update, 0), updates)
+        return gated, count + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
 
 def _compile(key: str, expression: str) -> re.Pattern:
@@ -188,24 +205,28 @@ def _check_range(key: str, value: float, low: float, high: float = math.inf) -> 
         raise UserError(f"optimizer.{key}={value} must be at least {low}" + (f", at most {high}" * (high < math.inf)))
 
 
-def _assign(names: Sequence[str], groups: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Multiplier by parameter name; every name is covered and every expression is the first match of some name."""
+def _assign(names: Sequence[str], groups: Sequence[Sequence[Any]], to_steps: Callable[[str], int]
+            ) -> tuple[dict[str, float], dict[str, int]]:
+    """Multiplier, and the step from which it trains, by parameter name; every name is covered and every expression is
+    the first match of some name."""
     try:
-        patterns = [(_compile("optimizer.groups", expression), float(factor)) for expression, factor in groups]
+        patterns = [(_compile("optimizer.groups", expression), float(factor), to_steps(*start) if start else 0)
+                    for expression, factor, *start in groups]
     except (TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"optimizer.groups={groups}: want pairs (expression, multiplier), as (('.*', 1.0),)") from None
-    if any(not 0 <= factor < math.inf for _, factor in patterns):
+        raise UserError(f"optimizer.groups={groups}: want pairs (expression, multiplier), or with "
+                        "the time from which it trains as a third entry, as (('.*', 1.0),)") from None
+    if any(not 0 <= factor < math.inf for _, factor, _ in patterns):
         raise UserError(f"optimizer.groups={groups}: a multiplier must be 0 (frozen) or positive")
-    factors, used = {}, set()
+    factors, starts, used = {}, {}, set()
     for name in names:
-        match = next((i for i, (pattern, _) in enumerate(patterns) if pattern.fullmatch(name)), None)
+        match = next((i for i, (pattern, *_) in enumerate(patterns) if pattern.fullmatch(name)), None)
         if match is None:
             raise UserError(f"optimizer.groups cover no parameter '{name}'; end them with ('.*', 1.0)")
         used.add(match)
-        factors[name] = patterns[match][1]
-    for i, (pattern, _) in enumerate(patterns):
+        _, factors[name], starts[name] = patterns[match]
+    for i, (pattern, *_) in enumerate(patterns):
         if i not in used:
             raise UserError(f"optimizer.groups '{pattern.pattern}' is the first match of no parameter, e.g. {names[0]}")
-    return factors
+    return factors, starts

@@ -96,6 +96,10 @@ def table(summary: Mapping[str, Any], folder: Path) -> rich.table.Table:
     shown = {
         "test BLEU": f"{summary['bleu']:.2f}" if "bleu" in summary else None,
         "test accuracy": f"{summary['accuracy']:.2%}" if "accuracy" in summary else None,
+        "mean class accuracy": _share(summary.get("mean_class_accuracy")),
+        "test mAP": _share(summary.get("mean_average_precision")),
+        "test mAP, 11 points": _share(summary.get("mean_average_precision_11")),
+        "top class is there": _share(summary.get("hit")),
         "test top-5": f"{summary['top5']:.2%}" if len(summary.get("accuracy_by_class", ())) > 5 else None,
         "test loss": f"{summary['loss']:.4f}",
         "test examples": f"{summary['test_examples']:,}",
@@ -113,6 +117,10 @@ def table(summary: Mapping[str, Any], folder: Path) -> rich.table.Table:
         if value:
             made.add_row(name, value)
     return made
+
+
+def _share(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2%}"
 
 
 def describe(config: Mapping[str, Any], setup: Callable[[Mapping[str, Any]], Any], console: Any) -> None:

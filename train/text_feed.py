@@ -26,6 +26,7 @@ class TextFeed:
     """
 
     unit = "sentences"
+    label_shape = ()
 
     def __init__(self, source: str, config: Any, parallel: Parallel, *, batch_size: int, eval_batch_size: int,
                  steps_per_call: int, seed: int):

@@ -7,6 +7,8 @@
   instance   over space, for each example and channel         Ulyanov et al. 2016, arXiv 1607.08022
   group      over space and the channels of a group           Wu & He 2018, arXiv 1803.08494, fig. 2
   channel    over the channels, for each place                the LayerNorm of transformers and ConvNeXt
+  frozen_batch   as batch at test time, in training too: what pretrained networks are fine-tuned with where batches are
+             small or their early stages stay as they are
 
 scale and bias are per channel in all of them, as in Wu & He, so that parameters do not depend on the resolution.
 PyTorch's LayerNorm([C, H, W]) has one of each for every element; the two agree where those are constant over space.
@@ -24,7 +26,7 @@ from jax import lax
 
 from models.errors import UserError, choice_error
 
-NORMS = ("batch", "layer", "instance", "group", "group:G", "channel", "none")
+NORMS = ("batch", "frozen_batch", "layer", "instance", "group", "group:G", "channel", "none")
 _ones, _zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
 
 
@@ -48,6 +50,8 @@ def norm(spec: str | Callable, *, train: bool, dtype: Any = None, axis_name: str
     kind, colon, count = str(spec).partition(":")
     if kind == "batch" and not colon:
         return functools.partial(BatchNorm, train=train, dtype=dtype, axis_name=axis_name)
+    if spec == "frozen_batch":
+        return functools.partial(BatchNorm, train=False, dtype=dtype)
     if kind == "group" and (not colon or (count.isdecimal() and int(count) > 0)):
         return functools.partial(GroupNorm, groups=int(count) if colon else None, dtype=dtype)
     plain = {"layer": functools.partial(GroupNorm, groups=1), "instance": InstanceNorm, "channel": ChannelNorm}

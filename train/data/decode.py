@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-CROPS = ("none", "resize", "random_resized")
+CROPS = ("none", "resize", "random_resized", "whole")
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original image
 
 
@@ -21,7 +21,8 @@ class Decoder:
     """Decodes and crops one image: `decoder(encoded, rng) -> uint8 [H, W, C]`.
 
     crop: "none" (as it is), "resize" (the evaluation crop, in training too), "random_resized" (Szegedy 2015, in
-    training). size: height and width after a crop. channels: 1 or 3. scale: range of the crop's share of the area.
+    training), "whole" (all of the image, squeezed to a square; in training a part of its shape: Kolesnikov 2020, 3.3).
+    size: height and width after a crop. channels: 1 or 3. scale: range of the crop's share of the area.
     ratio: range of its width / height. eval_crop: the central crop's share of the shorter side.
     """
 
@@ -38,9 +39,9 @@ class Decoder:
         Raises whatever PIL raises for what it cannot decode. EXIF orientation is not applied (as torchvision).
         """
         if isinstance(encoded, np.ndarray):
-            if self.crop == "none":
+            if self.crop == "none" and encoded.shape[-1] == self.channels:
                 return encoded
-            with Image.fromarray(encoded[..., 0] if self.channels == 1 else encoded) as image:
+            with Image.fromarray(encoded[..., 0] if encoded.shape[-1] == 1 else encoded) as image:
                 return self._pixels(image, rng)
         with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
             return self._pixels(image, rng)
@@ -48,12 +49,15 @@ class Decoder:
     def _pixels(self, image: Image.Image, rng: np.random.Generator | None) -> np.ndarray:
         box = None
         if self.crop != "none":
-            random = self.crop == "random_resized" and rng is not None
-            box = (
-                random_box(*image.size, rng, self.scale, self.ratio)
-                if random
-                else central_box(*image.size, self.size, self.eval_crop)
-            )
+            random = self.crop in ("random_resized", "whole") and rng is not None
+            if self.crop == "whole":
+                box = part_of_whole(*image.size, rng, self.scale) if random else (0, 0, *image.size)
+            else:
+                box = (
+                    random_box(*image.size, rng, self.scale, self.ratio)
+                    if random
+                    else central_box(*image.size, self.size, self.eval_crop)
+                )
             # Evaluation keeps twice the pixels it needs: ImageNet's are then decoded in full, as published results are.
             box = _scaled_decoding(image, box, self.size if random else 2 * self.size)
         mode = "L" if self.channels == 1 else "RGB"
@@ -80,6 +84,13 @@ def random_box(
     h = min(height, round(width / ratio[0]))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def part_of_whole(width: int, height: int, rng: np.random.Generator, scale: tuple[float, float]) -> Box:
+    """A crop of random area and the image's own aspect: that of a square to which all of it was squeezed."""
+    share = math.sqrt(rng.uniform(*scale))
+    left, top = ((1 - share) * rng.uniform(0, side) for side in (width, height))
+    return left, top, left + share * width, top + share * height
 
 
 def central_box(width: int, height: int, size: int, eval_crop: float) -> Box:

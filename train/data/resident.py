@@ -18,8 +18,9 @@ LIMIT_BYTES = 2 << 30
 
 
 class Resident:
-    """A source decoded once. arrays: {"image": uint8 [N, H, W, C], "label": int32 [N]}, for the caller to put on the
-    device. mask: float32 [N], 0 where an image could not be decoded (skipped: their number; data.on_error=skip).
+    """A source decoded once. arrays: {"image": uint8 [N, H, W, C], "label": int32 [N, *label_shape]}, for the caller to
+    put on the device. mask: float32 [N], 0 where an image could not be decoded (skipped: their number;
+    data.on_error=skip).
 
     With `replace`, as in training, the next readable example stands in for such an image, and mask is all ones.
     """

@@ -26,14 +26,17 @@ class Options:
     "stream": resident.choose), `augment` (augment.build), `mean` and `std` per channel on the scale 0..1.
 
     source: "digits", "tfds:NAME" (NAME as TFDS has it: name, name/config, name:version), "folder:PATH" or
-        "arrays:FILE.npz" (arrays SPLIT_image uint8 [N, H, W, C] and SPLIT_label, for notebooks and tests).
+        "arrays:FILE.npz" (arrays SPLIT_image uint8 [N, H, W, C] and SPLIT_label, for notebooks and tests; labels
+        [N, classes] are those of several classes an image).
     dir: where TFDS sets lie; "" is $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     train_split, test_split: TFDS splits ("train", "train[:90%]", "validation"); digits and folders have "train",
         "test", and "train_fit" and "validation", which part "train" so that choices need not see the test set.
     image_size: height and width after the crop; 0: as the images are, for sources whose images have one size.
-    crop: "none", "resize" or "random_resized" (decode.Decoder). crop_scale, crop_ratio: ranges of the random crop's
-        share of the area and of its width / height. eval_crop: the central crop's share of the shorter side.
+    crop: "none", "resize", "random_resized" or "whole" (decode.Decoder). crop_scale, crop_ratio: ranges of the random
+        crop's share of the area and of its width / height. eval_crop: the central crop's share of the shorter side.
     on_error: an image that cannot be decoded is named and stops the run ("fail"), or is skipped and counted ("skip").
+    select, select_test: what is taken of the training and of the test split (select.py); "" is all.
+    channels: 3 repeats gray images as RGB, 1 makes luma of RGB; 0: as they are.
     """
 
     source: str
@@ -46,6 +49,9 @@ class Options:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     eval_crop: float = 0.875
     on_error: str = "fail"
+    select: str = ""
+    select_test: str = ""
+    channels: int = 0
 
     @classmethod
     def read(cls, config: Any) -> "Options":
@@ -62,6 +68,8 @@ class Options:
             raise choice_error("data.crop", options.crop, CROPS)
         if options.on_error not in ("fail", "skip"):
             raise choice_error("data.on_error", options.on_error, ("fail", "skip"))
+        if options.channels not in (0, 1, 3):
+            raise choice_error("data.channels", options.channels, ("0", "1", "3"))
         if options.image_size < 0:
             raise UserError(f"data.image_size={options.image_size}: want a size in pixels, or 0 for as they are")
         if not 0 < options.eval_crop <= 1:
@@ -78,13 +86,18 @@ class Source:
 
     classes: names, by label. image_shape: (H, W, C) after decoding. fixed_size: all stored images have that size.
     random_crop: training crops at random while decoding, so the pixels cannot be decoded once and kept.
+    label_shape: () for one class an image, (num_classes,) for several; such a label says of every class 1 present,
+        0 absent, -1 not counted, neither in training nor in evaluation (VOC: what is there is marked as difficult).
     """
+
+    label_shape: tuple[int, ...] = ()
 
     def __init__(
         self, count: int, classes: Sequence[str], stored: tuple[int | None, int | None, int], options: Options
     ):
         """`stored` is the shape (H, W, C) of the stored images, H and W None where they vary."""
         height, width, channels = stored
+        channels = options.channels or channels
         size, crop, what = options.image_size, options.crop, f"data.source={options.source}"
         if count < 1:
             raise UserError(f"{what}: the split has no examples")
@@ -101,13 +114,13 @@ class Source:
         self.count, self.classes, self.on_error = count, tuple(classes), options.on_error
         self.image_shape = (size or height, size or width, channels)
         self.fixed_size = crop == "none" or height is not None
-        self.random_crop = crop == "random_resized"
+        self.random_crop = crop in ("random_resized", "whole")
         self.decoder = Decoder(crop, size, channels, options.crop_scale, options.crop_ratio, options.eval_crop)
 
     def __len__(self) -> int:
         return self.count
 
-    def fetch(self, indices: Sequence[int]) -> list[tuple[bytes | Path | np.ndarray, int]]:
+    def fetch(self, indices: Sequence[int]) -> list[tuple[bytes | Path | np.ndarray, int | np.ndarray]]:
         """The stored images (bytes, files or pixels) and labels at `indices`. Reading many at once may be faster."""
         raise NotImplementedError
 
@@ -115,8 +128,14 @@ class Source:
         """What a user calls example `index`: a file name or an id."""
         raise NotImplementedError
 
+    def all_labels(self) -> np.ndarray:
+        """The labels of all examples, int32 [N, *label_shape], without decoding an image."""
+        chunks = (range(start, min(start + 4096, self.count)) for start in range(0, self.count, 4096))
+        return np.array([label for chunk in chunks for _, label in self.fetch(chunk)], np.int32)
+
     def example(self, index: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """{"image": uint8 [H, W, C], "label": int32}; with `rng` the training crop, without it the evaluation crop.
+        """{"image": uint8 [H, W, C], "label": int32 [*label_shape]}; with `rng` the training crop, without it that of
+        evaluation.
 
         Raises Unreadable, whatever `on_error` is: to replace or to mask is for `read` to decide.
         """
@@ -126,15 +145,16 @@ class Source:
     def read(
         self, indices: Sequence[int], rng: Callable[[int], np.random.Generator] | None = None, replace: bool = False
     ) -> dict[str, Any]:
-        """The examples at `indices` as {"image": uint8 [B, H, W, C], "label": int32 [B], "mask": float32 [B],
-        "skipped": int}.
+        """The examples at `indices` as {"image": uint8 [B, H, W, C], "label": int32 [B, *label_shape], "mask":
+        float32 [B], "skipped": int}.
 
         `rng(row)` gives the generator of a row's training crop. With on_error="skip", an image that cannot be decoded
         counts as skipped; with `replace` the next readable example of the source stands in for it (training), else
         its image is black and its mask 0 (evaluation).
         """
         images = np.zeros((len(indices), *self.image_shape), np.uint8)
-        labels, mask = np.zeros(len(indices), np.int32), np.ones(len(indices), np.float32)
+        labels = np.zeros((len(indices), *self.label_shape), np.int32)
+        mask = np.ones(len(indices), np.float32)
         skipped = 0
         for row, (index, (stored, label)) in enumerate(zip(indices, self.fetch(indices), strict=True)):
             generator = rng(row) if rng else None
@@ -159,7 +179,7 @@ class Source:
         indices = np.arange(self.count)
         batch = {
             "image": np.empty((self.count, *self.image_shape), np.uint8),
-            "label": np.empty(self.count, np.int32),
+            "label": np.empty((self.count, *self.label_shape), np.int32),
             "mask": np.empty(self.count, np.float32),
             "skipped": 0,
         }
@@ -198,7 +218,7 @@ class Source:
 
 
 class ArraySource(Source):
-    """Images that are in memory: uint8 [N, H, W, C], with integer labels [N]."""
+    """Images that are in memory: uint8 [N, H, W, C], with integer labels [N], or [N, classes] for several an image."""
 
     def __init__(
         self,
@@ -209,19 +229,23 @@ class ArraySource(Source):
     ):
         """Without `classes`, they are named by their numbers. Raises UserError for the wrong type or shape."""
         options = options or Options(source="arrays")
-        whole = np.issubdtype(labels.dtype, np.integer) and labels.min(initial=0) >= 0
-        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1] or not whole:
+        low, high = (-1, 1) if labels.ndim == 2 else (0, np.inf)
+        whole = np.issubdtype(labels.dtype, np.integer) and np.all((low <= labels) & (labels <= high))
+        paired = labels.ndim in (1, 2) and labels.shape[:1] == images.shape[:1]
+        if images.dtype != np.uint8 or images.ndim != 4 or not paired or not whole:
             raise UserError(
-                f"data.source={options.source}: want images uint8 [N, H, W, C] and labels, whole numbers, [N]; "
-                f"got {images.dtype} {list(images.shape)} and {labels.dtype} {list(labels.shape)}"
+                f"data.source={options.source}: want images uint8 [N, H, W, C] and labels, whole numbers, [N] or, of "
+                f"-1, 0 and 1, [N, classes]; got {images.dtype} {list(images.shape)} and {labels.dtype} "
+                f"{list(labels.shape)}"
             )
         if options.crop != "none" and images.shape[3] not in (1, 3):
             raise UserError(f"data.crop={options.crop}: wants images of 1 or 3 channels, not {images.shape[3]}")
-        classes = classes or [str(label) for label in range(int(labels.max(initial=0)) + 1)]
+        self.label_shape = labels.shape[1:]
+        classes = classes or [str(label) for label in range(*self.label_shape or (int(labels.max(initial=0)) + 1,))]
         super().__init__(len(images), classes, images.shape[1:], options)
         self.images, self.labels, self.title = images, labels.astype(np.int32), options.source
 
-    def fetch(self, indices: Sequence[int]) -> list[tuple[np.ndarray, int]]:
+    def fetch(self, indices: Sequence[int]) -> list[tuple[np.ndarray, int | np.ndarray]]:
         return [(self.images[index], self.labels[index]) for index in indices]
 
     def name(self, index: int) -> str:
@@ -234,8 +258,14 @@ def load(config: Any, split: str) -> Source:
     `split`: "train" and "test" stand for config.train_split and config.test_split; any other is taken as it is.
     Raises UserError for an unknown source or split, a missing folder, and a data set that is not prepared.
     """
+    from train.data.select import select  # it is made of sources
+
     options = Options.read(config)
-    split = {"train": options.train_split, "test": options.test_split}.get(split, split)
+    part = {"train": options.select, "test": options.select_test}.get(split, "")
+    return select(_load({"train": options.train_split, "test": options.test_split}.get(split, split), options), part)
+
+
+def _load(split: str, options: Options) -> Source:
     kind, _, argument = options.source.partition(":")
     # Imported here: scikit-learn and TFDS are slow to import, and a run needs one of them at most.
     if options.source == "digits":

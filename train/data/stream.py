@@ -23,7 +23,7 @@ from models.errors import UserError
 from train.data.order import Order, philox
 from train.data.source import Source
 
-Batch = dict[str, Any]  # "image" uint8 [B, H, W, C], "label" int32 [B], "mask" float32 [B], "skipped" int
+Batch = dict[str, Any]  # "image" uint8 [B, H, W, C], "label" int32 [B, *label_shape], "mask" float32 [B], "skipped" int
 
 _CROPS = 1  # the use of philox that draws crops (0 is the order of examples)
 _AHEAD = 2  # batches that each worker has ready
@@ -81,9 +81,10 @@ def stream(
 
     batch_size: of the whole job; `shard` = (r, P) gives process r of P the rows r*B/P … (r+1)*B/P - 1 of every batch.
     workers: processes that decode (0: threads of this one). seed: of the random crops; that of the order is its own.
-    Every batch has "image" uint8 [B/P, H, W, C], "label" int32 [B/P], "mask" float32 [B/P] of ones, and "skipped", the
-    number of images in it that could not be decoded and were replaced (data.on_error=skip). `close()` stops workers.
-    A script that starts workers needs the guard `if __name__ == "__main__"`: they import its module (as "spawn" does).
+    Every batch has "image" uint8 [B/P, H, W, C], "label" int32 [B/P, *label_shape], "mask" float32 [B/P] of ones, and
+    "skipped", the number of images in it that could not be decoded and were replaced (data.on_error=skip). `close()`
+    stops workers. A script that starts workers needs the guard `if __name__ == "__main__"`: they import its module (as
+    "spawn" does).
     """
     rows = _rows(batch_size, shard)
     return _iterate(_TrainingBatches(source, order, batch_size, start_step, num_steps, rows, seed), workers)
@@ -150,7 +151,8 @@ def _fits_shared_memory(batches: Sequence, workers: int) -> bool:
     batches then travel through pipes, which is slower and always works.
     """
     rows = len(batches.rows)
-    needed = workers * (_AHEAD + 2) * (rows * (int(np.prod(batches.source.image_shape)) + 8) + 3 * 4096)
+    row = int(np.prod(batches.source.image_shape)) + 4 * int(np.prod(batches.source.label_shape)) + 4
+    needed = workers * (_AHEAD + 2) * (rows * row + 3 * 4096)
     try:
         return shutil.disk_usage("/dev/shm").free > 2 * needed
     except OSError:

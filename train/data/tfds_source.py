@@ -1,6 +1,11 @@
 """Any image classification set of TensorFlow Datasets, read through `tfds.data_source`: no TensorFlow is needed.
 
 The image is kept encoded by TFDS and decoded here (decode.Decoder): in one step with the crop, and much faster.
+Of a record nothing else is parsed but the label: segmentation masks and the like cost nothing.
+
+Where a set has a list of classes for each image, a label says of every class 1 present, 0 absent, -1 not counted. The
+last is for PASCAL VOC: of the classes in `labels`, those that `labels_no_difficult` lacks are there as objects marked
+"difficult" alone, which its evaluation passes over (Everingham 2010, section 4.1).
 """
 
 import os
@@ -17,6 +22,8 @@ from models.errors import UserError, choice_error
 from train.data.source import Options, Source
 
 _RANDOM_ACCESS = ("array_record", "parquet")
+_NAMES = ("file_name", "id", "image/filename", "image/file_name")  # features that name an example
+_CERTAIN = "_no_difficult"  # ends the name of the list without what is there as difficult objects alone
 
 
 class TfdsSource(Source):
@@ -26,25 +33,39 @@ class TfdsSource(Source):
         self.title, self.split, self.dir = name, split, data_dir(options.dir)
         builder = _builder(name, self.dir)
         self.image_key, self.label_key = _keys(name, builder.info)
-        splits = builder.info.splits
-        if re.split(r"[\[+]", split)[0] not in splits:
-            raise choice_error(f"split of {name}", split, splits)
+        features, splits = builder.info.features, builder.info.splits
+        for part in split.split("+"):  # "train+validation[:50%]"
+            if part.partition("[")[0].strip() not in splits:
+                raise choice_error(f"split of {name}", part, splits)
+        if isinstance(features[self.label_key], tfds.features.Sequence):
+            self.label_shape = (features[self.label_key].num_classes,)
         self._lock, self._opened = threading.Lock(), None
         try:
             count = len(self._data)
         except ValueError as error:
             raise UserError(f"split '{split}' of {name}: {' '.join(str(error).split())}") from error
-        features = builder.info.features
         super().__init__(count, features[self.label_key].names, features[self.image_key].shape, options)
 
     @property
-    def _data(self) -> Sequence[dict[str, Any]]:
-        """The open data source. Worker processes open their own: what is pickled is its name."""
+    def _data(self) -> Sequence[bytes]:
+        """The open data source of records. Worker processes open their own: what is pickled is its name."""
+        return self._open()[0]
+
+    def _parse(self, record: bytes, *keys: str) -> dict[str, Any]:
+        """Some features of a record; the image as it is stored. TFDS's own parser would decode all of them."""
+        _, features, parsers = self._open()
+        if keys not in parsers:  # what a parser works out once costs more than an image does
+            parsers[keys] = tfds.features.FeaturesDict({key: features[key] for key in keys if key in features})
+        skip = {self.image_key: tfds.decode.SkipDecoding()} if self.image_key in keys else None
+        return parsers[keys].deserialize_example_np(record, decoders=skip)
+
+    def _open(self) -> tuple[Sequence[bytes], tfds.features.FeaturesDict, dict[tuple[str, ...], Any]]:
+        """The records, the features of a whole one, and the parsers that `_parse` made."""
         with self._lock:
             if self._opened is None:
-                self._opened = _builder(self.title, self.dir).as_data_source(
-                    self.split, decoders={self.image_key: tfds.decode.SkipDecoding()}
-                )
+                builder = _builder(self.title, self.dir)
+                raw = tfds.decode.DeserializeMethod.RAW_BYTES
+                self._opened = builder.as_data_source(self.split, deserialize_method=raw), builder.info.features, {}
             return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
@@ -53,14 +74,24 @@ class TfdsSource(Source):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock(), _opened=None)
 
-    def fetch(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
+    def fetch(self, indices: Sequence[int]) -> list[tuple[bytes, int | np.ndarray]]:
         # All of a batch at once: array_record reads a list of records in threads of its own, 10 times faster.
         records = self._data.__getitems__([int(index) for index in indices])
-        return [(record[self.image_key], int(record[self.label_key])) for record in records]
+        return [self._example(record) for record in records]
+
+    def _example(self, record: bytes) -> tuple[bytes, int | np.ndarray]:
+        certain = self.label_key + _CERTAIN
+        found = self._parse(record, self.image_key, self.label_key, *(certain,) * bool(self.label_shape))
+        if not self.label_shape:
+            return found[self.image_key], int(found[self.label_key])
+        label = np.zeros(self.label_shape, np.int32)
+        label[np.asarray(found[self.label_key], int)] = -1 if certain in found else 1
+        label[np.asarray(found.get(certain, ()), int)] = 1
+        return found[self.image_key], label
 
     def name(self, index: int) -> str:
-        record = self._data[int(index)]
-        names = [record[key] for key in ("file_name", "id", "image/filename") if key in record]
+        record = self._parse(self._data[int(index)], *_NAMES)
+        names = [record[key] for key in _NAMES if key in record]
         known = f" ({names[0].decode() if isinstance(names[0], bytes) else names[0]})" if names else ""
         return f"{self.title} {self.split} {index}{known}"
 
@@ -140,13 +171,20 @@ def _not_prepared(name: str, folder: str, searched: os.PathLike) -> UserError:
 
 
 def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
-    """The names of the image and of the label: the supervised keys, else the only features of those types."""
+    """The names of the image and of the label (a class, or a list of classes): the supervised keys, else the only
+    features of those types.
+    """
     features = info.features
     candidates = [info.supervised_keys] if info.supervised_keys else []
     images = [key for key in features if isinstance(features[key], tfds.features.Image)]
     labels = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
-    if len(images) == len(labels) == 1:
-        candidates.append((images[0], labels[0]))
+    lists = [key for key in features if isinstance(features[key], tfds.features.Sequence)
+             and isinstance(features[key].feature, tfds.features.ClassLabel)]
+    lists = [key for key in lists if key.removesuffix(_CERTAIN) == key or key.removesuffix(_CERTAIN) not in lists]
+    for found in (labels, () if labels else lists):
+        if len(images) == len(found) == 1:
+            candidates.append((images[0], found[0]))
+    labels += lists
     for keys in candidates:
         if len(keys) == 2 and keys[0] in images and keys[1] in labels and features[keys[0]].np_dtype == np.uint8:
             return keys

@@ -7,26 +7,42 @@ A task is an object with
   evaluate(variables, task_state, batch) -> metrics
   predict(variables, batch) -> outputs                one row an example
   headline                                            name of the metric by which "best" is decided (higher is better)
+  multi_label                                         whether an image has several classes; absent: one
 with metrics {name: (sum over examples, weight)}: never a mean, so that they add up over batches and devices.
 """
 
 from typing import Any
 
-from models.errors import choice_error
+from models.errors import UserError, choice_error
 from train.tasks.classify import Classify
+from train.tasks.multi_label import MultiLabel
 from train.tasks.translate import Translate
 
-TASKS = {"classify": Classify}
+TASKS = {"classify": Classify, "multi_label": MultiLabel}
 TEXT_TASKS = {"translate": Translate}
 
 
-def create(config: Any, model: Any, num_classes: int, unit: str = "images") -> Any:
+def create(config: Any, model: Any, num_classes: int, unit: str = "images", label_shape: tuple[int, ...] = (),
+           source: str = "") -> Any:
     """The task on `unit` that `config` (the section `task`) names; its other keys are the task's arguments.
 
+    Args:
+      config: the section.
+      model: the flax module.
+      num_classes: of the data.
+      unit: what an example is.
+      label_shape: of the data, see `train.data.source.Source`.
+      source: data.source, for errors.
+
     Raises:
-      UserError: for an unknown task.
+      UserError: for an unknown task, and one for labels of another kind.
     """
     table = TASKS if unit == "images" else TEXT_TASKS
     if config.name not in table:
         raise choice_error("task", config.name, table)
+    several = bool(label_shape)
+    if getattr(table[config.name], "multi_label", False) != several:
+        kinds = ("one class", "several classes")
+        raise UserError(f"task.name={config.name} wants {kinds[not several]} an image, but data.source={source} has "
+                        f"{kinds[several]}" + ("; want task.name=multi_label" if several else ""))
     return table[config.name](model, num_classes, config)

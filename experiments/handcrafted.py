@@ -1,0 +1,288 @@
+"""Features from before networks learned them: HOG, dense SIFT, bags of words and Fisher vectors.
+
+What a pretrained network's features are compared with: until 2012 a linear classifier on these was the state of the
+art (Sanchez 2011 won the last ImageNet challenge before AlexNet with Fisher vectors of SIFT). Everything here is a pure
+function of images and a seed; the classifier is the study's.
+
+Needs scikit-image and OpenCV: pip install -e '.[classic]'.
+"""
+
+import importlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from models.errors import UserError, choice_error
+
+KINDS = {"hog": 0, "sift_fv": 64, "sift_bow": 512}  # -> visual words, where no number is given
+DIMENSIONS = 64  # of SIFT after PCA, as in Perronnin 2010
+SAMPLE = 100_000  # descriptors that a vocabulary is learned from
+_SAMPLE_IMAGES = 2000  # that these come from, at most
+_SMALLEST = 32  # pixels: smaller images are enlarged for SIFT, whose patches they would not hold
+# Of scale space; the last one for images of 64 pixels and more. On 1,500 training images of CIFAR-10 kept apart, a
+# linear classifier of Fisher vectors (16 words, 4,000 images) is right in 56.4% with the first two, 51.6% with all
+# three, 54.5% and 50.2% with the first and the second alone, and in 56.5% with four times as many patches.
+_OCTAVES = (-1, 0, 1)
+_CHUNK = 2 ** 22  # numbers held at once, roughly: 16 MiB
+
+
+def describe(kind: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features of training and test images; whatever is learned for them is learned from training images alone.
+
+    Args:
+      kind: "hog", "sift_fv" (Fisher vectors) or "sift_bow" (bag of words); "sift_fv:32" is with 32 words.
+      train, test: uint8 [N, height, width, 1 or 3], all images of one size.
+      seed: of the vocabulary.
+
+    Returns:
+      float32 [N, features] of each. Of 32x32 pixels: 324 (hog), 2 * 64 * words (sift_fv), words (sift_bow).
+
+    Raises:
+      UserError: unknown kind, images of another kind, too few of them for so many words, or a library is missing.
+    """
+    name, words = _parse(kind)
+    if name == "hog":
+        return hog(train), hog(test)
+    encoder = (FisherVector if name == "sift_fv" else BagOfWords)(words).fit(_sample(train, seed), seed)
+    return _encode(encoder, train), _encode(encoder, test)
+
+
+def hog(images: np.ndarray, cell: int = 0) -> np.ndarray:
+    """Histograms of oriented gradients (Dalal and Triggs 2005): 9 unsigned orientations, in blocks of 2x2 cells that
+    overlap by one, each block normalized by L2-Hys. Of three channels, every pixel's strongest gradient counts.
+
+    Args:
+      images: uint8 [N, height, width, 1 or 3].
+      cell: pixels to a side; 0: 8 where the shorter side has 32 or more, 4 from 16, otherwise 2.
+
+    Returns:
+      float32 [N, blocks down * blocks across * 2 * 2 * 9], in that order: 324 for 32x32, but 26,244 for 224x224.
+    """
+    feature = _library("skimage.feature", "HOG needs scikit-image")
+    _check(images)
+    height, width = images.shape[1:3]
+    side = min(height, width)
+    cell = cell or (8 if side >= 32 else 4 if side >= 16 else 2)
+    if side < 2 * cell:
+        raise UserError(f"HOG with cells of {cell} pixels needs images of {2 * cell}x{2 * cell}, not {height}x{width}")
+    options = {"orientations": 9, "pixels_per_cell": (cell, cell), "cells_per_block": (2, 2), "block_norm": "L2-Hys"}
+    if images.shape[3] == 1:
+        images = images[..., 0]
+    else:
+        options["channel_axis"] = -1
+    features = np.empty((len(images), (height // cell - 1) * (width // cell - 1) * 36), np.float32)
+    for row, image in zip(features, images, strict=True):
+        row[:] = feature.hog(image, **options)
+    return features
+
+
+def dense_sift(images: np.ndarray, stride: int = 0) -> np.ndarray:
+    """SIFT descriptors (Lowe 2004) of upright patches on a grid, as RootSIFT (Arandjelovic and Zisserman 2012): the
+    square roots of a descriptor that sums to 1, whose Euclidean distance is the Hellinger distance.
+
+    The scales are those of SIFT's octaves, so that blur and patch grow together: bins of 2.4 and 4.8 pixels, patches of
+    9.6 and 19.2; from 64 pixels to the shorter side on, patches of 38.4 as well. Images are gray; smaller ones are
+    enlarged to 32 pixels first. All N * P * 512 bytes are held: `describe` calls this with some images at a time.
+
+    Args:
+      images: uint8 [N, height, width, 1 or 3].
+      stride: pixels from patch to patch; 0: 4 where the shorter side is below 64, otherwise 8.
+
+    Returns:
+      float32 [N, P, 128], P = scales * rows * columns, in that order; L2 norm 1, or 0 where a patch is of one colour.
+    """
+    cv2 = _library("cv2", "SIFT needs OpenCV")
+    _check(images)
+    size = _sift_size(images)
+    keypoints = [cv2.KeyPoint(float(x), float(y), 2 * 1.6 * 2.0 ** octave, 0.0, 0.0, octave & 255)
+                 for octave, y, x in _grid(size, stride)]
+    expected = cv2.KeyPoint.convert(keypoints)
+    # Otherwise the enlarged image of octave -1 is a quarter of a pixel off.
+    sift = cv2.SIFT_create(enable_precise_upscale=True)
+    found = np.empty((len(images), len(keypoints), 128), np.float32)
+    for i, image in enumerate(images):
+        gray = image[..., 0] if image.shape[2] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        if gray.shape != size:
+            gray = cv2.resize(gray, size[::-1], interpolation=cv2.INTER_CUBIC)
+        kept, found[i] = sift.compute(np.ascontiguousarray(gray), keypoints)
+        assert np.array_equal(cv2.KeyPoint.convert(kept), expected), "OpenCV dropped or moved keypoints"
+    found /= np.maximum(found.sum(2, keepdims=True), 1e-9)
+    return np.sqrt(found, out=found)
+
+
+class FisherVector:
+    """How an image's descriptors would change a Gaussian mixture (Perronnin, Sanchez and Mensink 2010): the gradients
+    by its means and standard deviations, each in units of its own spread, then signed square roots and L2 norm 1.
+
+    The vectors are those of skimage.feature.fisher_vector, but: of many images at once (three times as fast),
+    without the gradients by the weights, and with the paper's sign of those by the deviations.
+    """
+
+    def __init__(self, words: int = KINDS["sift_fv"]):
+        self.words = words
+        self.features = 2 * words * DIMENSIONS
+
+    def fit(self, descriptors: np.ndarray, seed: int = 0) -> "FisherVector":
+        """Learns PCA to 64 dimensions and the mixture (`self.pca`, `self.mixture`) from a sample [M, 128]."""
+        from sklearn.decomposition import PCA
+        from sklearn.mixture import GaussianMixture
+
+        needed = max(self.words, DIMENSIONS)
+        if len(descriptors) < needed:
+            raise UserError(f"a Fisher vector of {self.words} words needs {needed} descriptors, not {len(descriptors)}")
+        with _reproducible():
+            self.pca = PCA(DIMENSIONS, svd_solver="full" if len(descriptors) < 1000 else "covariance_eigh")
+            reduced = self.pca.fit_transform(descriptors.astype(np.float64))
+            # No variance is below 1e-4 of the largest one, as in VLFeat: plain patches are all alike, and their word
+            # would otherwise outweigh all others.
+            self.mixture = GaussianMixture(self.words, covariance_type="diag", reg_covar=1e-4 * reduced.var(0).max(),
+                                           max_iter=50, tol=1e-3, random_state=seed)
+            _quietly(self.mixture.fit, reduced)
+        return self
+
+    def transform(self, descriptors: np.ndarray) -> np.ndarray:
+        """Of descriptors [N, P, 128], float32 [N, 2 * words * 64]: by the means [words, 64], then by the deviations;
+        L2 norm 1."""
+        weights, means, variances = self.mixture.weights_, self.mixture.means_, self.mixture.covariances_
+        # log of weight * density, less what all words share: linear in x and its square.
+        constant = np.log(weights) - 0.5 * (np.log(variances) + means ** 2 / variances).sum(1)
+        linear, square = (means / variances).T, (-0.5 / variances).T
+        project, shift = self.pca.components_.T, -self.pca.mean_ @ self.pca.components_.T
+        constant, linear, square, project, shift, mu, sigma, root = (
+            x.astype(np.float32) for x in (constant, linear, square, project, shift, means, np.sqrt(variances),
+                                           np.sqrt(weights)[:, None]))
+        count, points, _ = descriptors.shape
+        vectors = np.empty((count, 2, self.words, DIMENSIONS), np.float32)
+        step = max(1, _CHUNK // (points * (self.words + 2 * DIMENSIONS)))
+        for begin in range(0, count, step):
+            x = descriptors[begin:begin + step] @ project + shift  # [n, P, 64]
+            x2 = x * x
+            share = x @ linear + x2 @ square + constant  # [n, P, words]
+            share -= share.max(2, keepdims=True)
+            np.exp(np.maximum(share, -60, out=share), out=share)  # denormal numbers are slow
+            share /= share.sum(2, keepdims=True)
+            share = share.swapaxes(1, 2) / points
+            total, first, second = share.sum(2, keepdims=True), share @ x, share @ x2
+            vectors[begin:begin + step, 0] = (first - total * mu) / (sigma * root)
+            deviation = second - 2 * first * mu + total * (mu ** 2 - sigma ** 2)
+            vectors[begin:begin + step, 1] = deviation / (np.sqrt(2) * sigma ** 2 * root)
+        vectors = vectors.reshape(count, -1)
+        vectors = np.sign(vectors) * np.sqrt(np.abs(vectors))
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+class BagOfWords:
+    """How often each visual word, a cluster of descriptors, occurs in an image (Csurka 2004)."""
+
+    def __init__(self, words: int = KINDS["sift_bow"]):
+        self.words = self.features = words
+
+    def fit(self, descriptors: np.ndarray, seed: int = 0) -> "BagOfWords":
+        """Learns the words (`self.clusters`) from a sample [M, 128]."""
+        from sklearn.cluster import MiniBatchKMeans
+
+        if len(descriptors) < self.words:
+            raise UserError(f"a bag of {self.words} words needs {self.words} descriptors, not {len(descriptors)}")
+        with _reproducible():
+            self.clusters = MiniBatchKMeans(self.words, batch_size=4096, n_init=3, random_state=seed)
+            _quietly(self.clusters.fit, np.asarray(descriptors, np.float32))
+        return self
+
+    def transform(self, descriptors: np.ndarray) -> np.ndarray:
+        """Of descriptors [N, P, 128], float32 [N, words]: square roots of the shares of the words, so L2 norm 1."""
+        count, points, size = descriptors.shape
+        words = self.clusters.predict(np.asarray(descriptors, np.float32).reshape(-1, size)).reshape(count, points)
+        histogram = np.bincount((words + self.words * np.arange(count)[:, None]).ravel(), minlength=count * self.words)
+        return np.sqrt(histogram.reshape(count, self.words) / points).astype(np.float32)
+
+
+def _parse(kind: str) -> tuple[str, int]:
+    """("sift_fv", 32) of "sift_fv:32"."""
+    name, colon, words = kind.partition(":")
+    if name not in KINDS:
+        raise choice_error("kind of features", name, KINDS)
+    if not colon:
+        return name, KINDS[name]
+    if name == "hog":
+        raise UserError(f"features '{kind}': hog has no words")
+    if not words.isdecimal() or int(words) < 1:
+        raise UserError(f"features '{kind}': words must be a whole number from 1 on, as in '{name}:{KINDS[name]}'")
+    return name, int(words)
+
+
+def _check(images: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise UserError(f"handcrafted features are of uint8 images [N, height, width, 1 or 3], not {images.dtype} "
+                        f"{list(images.shape)}")
+
+
+def _library(name: str, what: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{what}, which is not here ({error}): pip install -e '.[classic]'") from error
+
+
+def _sift_size(images: np.ndarray) -> tuple[int, int]:
+    """Height and width at which descriptors are computed: the shorter side has 32 pixels or more."""
+    height, width = images.shape[1:3]
+    factor = max(1.0, _SMALLEST / min(height, width))
+    return round(height * factor), round(width * factor)
+
+
+def _grid(size: tuple[int, int], stride: int) -> Iterator[tuple[int, int, int]]:
+    """(octave, y, x) of every patch: as many centers as strides fit, in the middle of the image."""
+    large = min(size) >= 64
+    stride = stride or (8 if large else 4)
+    ys, xs = (np.arange(side // stride) * stride + (side - 1) % stride // 2 for side in size)
+    return itertools.product(_OCTAVES if large else _OCTAVES[:2], ys, xs)
+
+
+def _sample(images: np.ndarray, seed: int) -> np.ndarray:
+    """At most SAMPLE descriptors [M, 128] of random images, as many of each."""
+    rng = np.random.default_rng(seed)
+    chosen = images[np.sort(rng.permutation(len(images))[:_SAMPLE_IMAGES])]
+    each = -(-SAMPLE // len(chosen))
+    parts = []
+    for descriptors in _sift_parts(chosen):
+        order = rng.permuted(np.tile(np.arange(descriptors.shape[1]), (len(descriptors), 1)), axis=1)[:, :each]
+        parts.append(np.take_along_axis(descriptors, order[..., None], axis=1).reshape(-1, 128))
+    return np.concatenate(parts)[:SAMPLE]
+
+
+def _sift_parts(images: np.ndarray) -> Iterator[np.ndarray]:
+    """`dense_sift` of some images at a time: those of a whole training set would need many gigabytes."""
+    _check(images)
+    size = _sift_size(images)
+    step = max(1, _CHUNK // (128 * sum(1 for _ in _grid(size, 0))))
+    for begin in range(0, len(images), step):
+        yield dense_sift(images[begin:begin + step])
+
+
+def _encode(encoder: FisherVector | BagOfWords, images: np.ndarray) -> np.ndarray:
+    features = np.empty((len(images), encoder.features), np.float32)
+    begin = 0
+    for descriptors in _sift_parts(images):
+        features[begin:begin + len(descriptors)] = encoder.transform(descriptors)
+        begin += len(descriptors)
+    return features
+
+
+def _reproducible() -> Any:
+    """One thread: several add in an order that changes from run to run, and k-means makes other words of it."""
+    from threadpoolctl import threadpool_limits  # what scikit-learn itself depends on
+
+    return threadpool_limits(1)
+
+
+def _quietly(fit: Any, *arguments: Any) -> None:
+    """Fits without a warning that it has not converged: a vocabulary need not."""
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fit(*arguments)

@@ -1,0 +1,305 @@
+"""What is read off the trials of the study of transfer: values, verdicts, tables, pictures."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from experiments.study import TOO_SMALL, Judgement, Outcomes, Table, all_of, compare, spread
+from experiments.transfer_measures import ALL
+from train.figures import tidy
+
+# data set: (non-convolutional method, its result, pretrained + classifier, fine-tuned), accuracy or mAP in percent
+PUBLISHED = {
+    "Caltech-101": ("MKL", 84.3, 87.7, 88.4), "VOC 2007": ("SIFT+FK", 61.7, 79.7, 82.4),
+    "CUB-200": ("SIFT+FK", 18.8, 61.0, 70.4), "Aircraft": ("SIFT+FK", 61.0, 45.0, 74.1),
+    "Cars": ("SIFT+FK", 59.2, 36.5, 79.8),
+}
+COLORS = {"scratch": "#777777", "hand-crafted": "#c9a227", "classifier": "#4878a8", "fine-tuned": "#c8553d"}
+
+def _values(outcomes: Outcomes, target: str, how: str, count: Any) -> list[float]:
+    """Accuracies (or mean average precisions), by seed; for what has several methods, those of the best on average."""
+    own = outcomes.where(part="transfer", target=target, how=how)
+    if how == "hand-crafted":
+        kinds = [kind[str(count)] for o in own for kind in o.measured.get("handcrafted", {}).values()
+                 if str(count) in kind]
+        return max(kinds, key=statistics.mean, default=[])
+    if how == "classifier":
+        found = [o.measured["probe"][str(count)] for o in own if str(count) in o.measured.get("probe", {})]
+        kinds = [[_score(one[kind]) for one in found] for kind in (found[0] if found else ())]
+        return max(kinds, key=statistics.mean, default=[])
+    return [_score(o.summary) if o.summary else 0.0 for o in own.where(labels=count)]
+
+
+def _score(found: Any) -> float:
+    return found["mean_average_precision"] if "mean_average_precision" in found else found["accuracy"]
+
+
+def _first(outcomes: Outcomes) -> str:
+    return outcomes.where(part="transfer").distinct("target")[0]
+
+
+def _counts(outcomes: Outcomes, target: str) -> list[Any]:
+    return outcomes.where(part="transfer", target=target).distinct("labels")
+
+
+def better(high: str, low: str) -> Callable[[Outcomes], Judgement]:
+    """Whether one way is better than another on every target, with all labels."""
+    def judge(outcomes):
+        parts, texts = [], []
+        for target in outcomes.where(part="transfer").distinct("target"):
+            first, second = (_values(outcomes, target, how, ALL) for how in (high, low))
+            repeated = second * len(first) if len(second) == 1 else second  # what has no seed is a constant
+            parts.append(compare(first, repeated))
+            texts.append(f"{target}: {high} {spread(first)}, {low} {spread(second)}")
+        return Judgement(all_of(parts), "; ".join(texts))
+
+    return judge
+
+
+def few_labels(outcomes: Outcomes) -> Judgement:
+    target = _first(outcomes)
+    counts, gains = _counts(outcomes, target), {}
+    for count in counts:
+        tuned, scratch = (_values(outcomes, target, how, count) for how in ("fine-tuned", "scratch"))
+        gains[count] = [a - b for a, b in zip(tuned, scratch, strict=True)]
+    text = "gain of fine-tuning over scratch: " + ", ".join(
+        f"{spread(gain)} with {count} labels{'' if count == ALL else ' a class'}" for count, gain in gains.items())
+    few = max((count for count in counts if count != ALL), default=None, key=lambda n: statistics.mean(gains[n]))
+    if few is None:
+        return Judgement(TOO_SMALL, f"{text} (only all labels at this scale)")
+    return Judgement(all_of([compare(gains[few], gains[ALL]), compare(gains[few], [0.0] * len(gains[few]))]), text)
+
+
+def faster(outcomes: Outcomes) -> Judgement:
+    """Accuracy after the first tenth of the training."""
+    target = _first(outcomes)
+    early = {how: [o.history["test"]["accuracy"][0] for o in outcomes.where(part="transfer", target=target, how=how,
+                                                                           labels=ALL) if o.history.get("test")]
+             for how in ("fine-tuned", "scratch")}
+    return Judgement(compare(early["fine-tuned"], early["scratch"]),
+                     "after a tenth of the steps: " + ", ".join(f"{how} {spread(v)}" for how, v in early.items()))
+
+
+def _grid(outcomes: Outcomes, width: int, share: float) -> list[float]:
+    return [o.measured["logistic"]["accuracy"] for o in outcomes.where(part="grid", width=width, share=share)
+            if "logistic" in o.measured]
+
+
+def more_data(outcomes: Outcomes) -> Judgement:
+    grid = outcomes.where(part="grid")
+    if not len(grid):
+        return _not_here()
+    width, shares = max(grid.distinct("width")), sorted(grid.distinct("share"))
+    values = {share: _grid(outcomes, width, share) for share in shares}
+    return Judgement(compare(values[shares[-1]], values[shares[0]]), f"width {width}: " + ", ".join(
+        f"{spread(value)} from {share:.0%} of the source" for share, value in values.items()))
+
+
+def bigger(outcomes: Outcomes) -> Judgement:
+    grid = outcomes.where(part="grid")
+    if not len(grid):
+        return _not_here()
+    widths, share = sorted(grid.distinct("width")), max(grid.distinct("share"))
+    values = {width: _grid(outcomes, width, share) for width in widths}
+    return Judgement(compare(values[widths[-1]], values[widths[0]]), "from all of the source: " + ", ".join(
+        f"{spread(value)} with width {width}" for width, value in values.items()))
+
+
+def together(outcomes: Outcomes) -> Judgement:
+    grid = outcomes.where(part="grid")
+    if not len(grid):
+        return _not_here()
+    widths, shares = sorted(grid.distinct("width")), sorted(grid.distinct("share"))
+    gains = {width: [b - a for a, b in zip(_grid(outcomes, width, shares[0]), _grid(outcomes, width, shares[-1]),
+                                           strict=True)] for width in (widths[0], widths[-1])}
+    return Judgement(compare(gains[widths[-1]], gains[widths[0]]), "gain by more source data: " + ", ".join(
+        f"{spread(gain)} with width {width}" for width, gain in gains.items()))
+
+
+def _not_here() -> Judgement:
+    return Judgement(TOO_SMALL, "not part of this scale")
+
+
+def _logistic(outcomes: Outcomes, part: str, source: str, name: str = "accuracy") -> list[float]:
+    return [o.measured["logistic"][name] for o in outcomes.where(part=part, source=source, how="classifier")
+            if "logistic" in o.measured]
+
+
+def related(outcomes: Outcomes) -> Judgement:
+    if not len(outcomes.where(part="relation")):
+        return _not_here()
+    names = outcomes.where(part="relation").distinct("source")
+    values = {name: _logistic(outcomes, "relation", name) for name in names}
+    return Judgement(compare(values["near"], values["far"]),
+                     ", ".join(f"{name} {spread(v)}" for name, v in values.items()))
+
+
+def _lost(outcomes: Outcomes, source: str, how: str) -> list[float]:
+    """Accuracy that the cue on test images costs."""
+    measure = "logistic" if how == "classifier" else "cue"
+    return [o.measured[measure]["clean"] - o.measured[measure]["painted"]
+            for o in outcomes.where(part="bias", source=source, how=how) if measure in o.measured]
+
+
+def biased(how: str) -> Callable[[Outcomes], Judgement]:
+    def judge(outcomes):
+        if not len(outcomes.where(part="bias")):
+            return _not_here()
+        cued, clean = (_lost(outcomes, source, how) for source in ("cue", "clean"))
+        return Judgement(compare(cued, clean), f"the cue costs {spread(cued)} where the source had it, {spread(clean)} "
+                         "where it had not")
+
+    return judge
+
+
+def imbalanced(outcomes: Outcomes) -> Judgement:
+    if not len(outcomes.where(part="bias")):
+        return _not_here()
+    values = {name: _logistic(outcomes, "bias", name) for name in ("balanced", "imbalanced", "clean")}
+    return Judgement(compare(values["balanced"], values["imbalanced"]),
+                     ", ".join(f"{name} {spread(v)}" for name, v in values.items()))
+
+
+def tables(outcomes: Outcomes) -> list[Table]:
+    """The published table and ours of the same columns; by labels; the grid; parts and biases of the source."""
+    columns = ["data set", "non-convnet", "from scratch", "pretrained + classifier", "fine-tuned", "improvement"]
+    published = [[name, f"{base} ({method})", "—", first, tuned, f"{tuned - base:+.1f}"]
+                 for name, (method, base, first, tuned) in PUBLISHED.items()]
+    ours, by_labels = [], []
+    hows = ("hand-crafted", "scratch", "classifier", "fine-tuned")
+    for target in outcomes.where(part="transfer").distinct("target"):
+        for count in _counts(outcomes, target):
+            values = [_values(outcomes, target, how, count) for how in hows]
+            row = [spread(value) for value in values]
+            gain = statistics.mean(values[3]) - statistics.mean(values[0]) if values[0] and values[3] else None
+            by_labels.append([target, count, *row])
+            if count == ALL:
+                ours.append([target, *row, "—" if gain is None else f"{100 * gain:+.1f}"])
+    found = [Table("Transfer, published", columns, published), Table("Transfer, ours", columns, ours),
+             Table("Labels a class", ["data set", "labels a class", *columns[1:5]], by_labels), _methods(outcomes)]
+    grid = outcomes.where(part="grid")
+    if len(grid):
+        shares = sorted(grid.distinct("share"))
+        found.append(Table("Source data and size of the network",
+                           ["width", *(f"{share:.0%} of the source" for share in shares)],
+                           [[width, *(spread(_grid(outcomes, width, share)) for share in shares)]
+                            for width in sorted(grid.distinct("width"))]))
+    rows = []
+    for part in ("relation", "bias"):
+        for name in outcomes.where(part=part).distinct("source"):
+            tuned = _lost(outcomes, name, "fine-tuned")
+            read = [spread(_logistic(outcomes, part, name, what)) for what in ("accuracy", "painted", "changed")]
+            rows.append([part, name, *read, spread(tuned) if tuned else "—"])
+    if rows:
+        found.append(Table("Source of another kind", [
+            "part", "source", "accuracy on the target", "with the cue on test images", "predictions that it changes",
+            "accuracy that it costs after fine-tuning"], rows))
+    return found
+
+
+def _methods(outcomes: Outcomes) -> Table:
+    """Each classifier and each kind of hand-crafted features, with all labels."""
+    rows = []
+    for target in outcomes.where(part="transfer").distinct("target"):
+        own = outcomes.where(part="transfer", target=target)
+        probes = [o.measured["probe"][ALL] for o in own if "probe" in o.measured]
+        rows += [[target, "pretrained features", kind, spread([_score(one[kind]) for one in probes])]
+                 for kind in (probes[0] if probes else ())]
+        rows += [[target, kind, "svm", spread(found[ALL])]
+                 for o in own for kind, found in o.measured.get("handcrafted", {}).items()]
+    return Table("Methods, all labels", ["data set", "features", "classifier", "accuracy"], rows)
+
+
+def draw_labels(outcomes: Outcomes, figure: Any) -> None:
+    target = _first(outcomes)
+    counts = _counts(outcomes, target)
+    axes = figure.subplots()
+    for how, color in COLORS.items():
+        values = [_values(outcomes, target, how, count) for count in counts]
+        points = [(i, statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0)
+                  for i, v in enumerate(values) if v]
+        if points:
+            x, y, error = zip(*points, strict=True)
+            axes.errorbar(x, y, error, color=color, label=how, marker="o", capsize=3)
+    axes.set(xticks=range(len(counts)), xlabel="labels a class", ylabel=f"accuracy on {target}")
+    axes.set_xticklabels([str(count) for count in counts])
+    if axes.lines:
+        axes.legend(frameon=False)
+    tidy(axes)
+
+
+def draw_curves(outcomes: Outcomes, figure: Any) -> None:
+    target = _first(outcomes)
+    counts = [count for count in _counts(outcomes, target) if count in (ALL, *sorted(
+        count for count in _counts(outcomes, target) if count != ALL)[-1:])]
+    for axes, count in zip(figure.subplots(1, max(len(counts), 1), squeeze=False)[0], counts, strict=False):
+        for how in ("scratch", "fine-tuned"):
+            for i, o in enumerate(outcomes.where(part="transfer", target=target, how=how, labels=count)):
+                if o.history.get("test"):
+                    axes.plot(o.history["test"]["step"], o.history["test"]["accuracy"], color=COLORS[how], marker=".",
+                              label=how if i == 0 else None)
+        axes.set(xlabel="step", ylabel=f"test accuracy on {target}",
+                 title="all labels" if count == ALL else f"{count} labels a class")
+        if axes.lines:
+            axes.legend(frameon=False)
+        tidy(axes)
+
+
+def draw_grid(outcomes: Outcomes, figure: Any) -> None:
+    grid = outcomes.where(part="grid")
+    axes = figure.subplots()
+    if not len(grid):
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "not part of this scale", ha="center")
+        return
+    widths, shares = sorted(grid.distinct("width")), sorted(grid.distinct("share"))
+    means = [[100 * statistics.mean(_grid(outcomes, width, share) or [float("nan")]) for share in shares]
+             for width in widths]
+    image = axes.imshow(means, cmap="viridis", aspect="auto", origin="lower")
+    middle = (max(map(max, means)) + min(map(min, means))) / 2
+    for i, row in enumerate(means):
+        for j, value in enumerate(row):
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="white" if value < middle else "black")
+    axes.set(xticks=range(len(shares)), yticks=range(len(widths)), xlabel="share of the source",
+             ylabel="width of the network")
+    axes.set_xticklabels([f"{share:.0%}" for share in shares])
+    axes.set_yticklabels([str(width) for width in widths])
+    figure.colorbar(image, label=f"accuracy on {_first(outcomes)} (%)")
+
+
+def draw_sources(outcomes: Outcomes, figure: Any) -> None:
+    parts = [part for part in ("relation", "bias") if len(outcomes.where(part=part))] or ["relation"]
+    for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
+        names = outcomes.where(part=part).distinct("source")
+        for offset, (key, label, color) in enumerate((("accuracy", "test images as they are", "#4878a8"),
+                                                      ("painted", "with the cue", "#c8553d"))):
+            if key == "painted" and part == "relation":
+                continue
+            values = [_logistic(outcomes, part, name, key) for name in names]
+            x = [i + 0.36 * offset for i in range(len(names))]
+            axes.bar(x, [statistics.mean(v) if v else 0.0 for v in values], 0.34, color=color, label=label,
+                     yerr=[statistics.stdev(v) if len(v) > 1 else 0.0 for v in values], capsize=3)
+        axes.set(ylabel="accuracy on the target", title={"relation": "Its classes", "bias": "Its biases"}[part])
+        axes.set_xticks([i + (0.18 if part == "bias" else 0) for i in range(len(names))], names)
+        if part == "bias":
+            axes.legend(frameon=False, loc="lower right")
+        tidy(axes)
+
+
+def draw_embedding(outcomes: Outcomes, figure: Any) -> None:
+    shown = [(o.labels["how"], o.measured["embedding"]) for o in outcomes.where(part="transfer")
+             if "embedding" in o.measured]
+    order = {"scratch": 1, "classifier": 0, "fine-tuned": 2}
+    shown.sort(key=lambda pair: order[pair[0]])
+    titles = {"classifier": "pretrained, as it is", "scratch": "trained from scratch", "fine-tuned": "fine-tuned"}
+    for axes, (how, found) in zip(figure.subplots(1, max(len(shown), 1), squeeze=False)[0], shown, strict=False):
+        for label, name in enumerate(found["classes"]):
+            points = [point for point, own in zip(found["x"], found["labels"], strict=True) if own == label]
+            if points:
+                axes.scatter(*zip(*points, strict=True), s=6, color=f"C{label % 10}", label=name)
+        axes.set(xticks=[], yticks=[], title=titles[how])
+    if shown:
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=10, frameon=False,
+                      markerscale=2)
+
+

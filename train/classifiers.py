@@ -1,0 +1,185 @@
+"""Classifiers on fixed features, their one hyperparameter chosen on a validation part of the training set.
+
+    logistic   multinomial logistic regression, or one a class where labels are many an image; L-BFGS, in JAX
+    svm        linear support vector machines, one against the rest, squared hinge loss; L-BFGS, in JAX
+    knn        k nearest neighbours by the cosine, in JAX
+
+Features are standardized by the training set first (logistic, svm). Labels: int [N] below `classes`, or int
+[N, classes] with 1 present, 0 absent, -1 not counted.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from models.errors import UserError, choice_error
+from train import ranking
+from train.features import standardize
+
+# Weight of |W|^2 / 2 beside the mean loss; scikit-learn's C is 1 / (strength x N).
+STRENGTHS = tuple(10.0**exponent for exponent in (-6, -5, -4, -3, -2, -1, 0))
+SVM_STRENGTHS = tuple(10.0**exponent for exponent in (-4, -3, -2, -1, 0))
+NEIGHBOURS = (1, 3, 10, 30)
+HELD_OUT = 0.2  # of the training set, to choose by
+STEPS = 300  # of L-BFGS, at most
+TOLERANCE = 1e-5  # largest element of the gradient at which it ends
+
+Scorer = Callable[[np.ndarray], np.ndarray]  # features [N, D] -> scores [N, classes]
+
+
+def logistic(x: np.ndarray, y: np.ndarray, classes: int, strength: float) -> Scorer:
+    """Minimizes the mean cross-entropy + strength / 2 |W|^2; the biases are free, as scikit-learn has it."""
+    return _linear(_cross_entropy, x, y, classes, strength)
+
+
+def _cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
+    if y.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    return (optax.sigmoid_binary_cross_entropy(logits, jnp.maximum(y, 0)) * (y >= 0)).sum(-1)
+
+
+def _linear(losses: Callable, x: np.ndarray, y: np.ndarray, classes: int, strength: float) -> Scorer:
+    weights = np.zeros((x.shape[1], classes), np.float32), np.zeros(classes, np.float32)
+    kernel, bias = jax.tree.map(np.asarray, _minimize(losses, weights, jnp.asarray(x), jnp.asarray(y), strength))
+    return lambda x: x @ kernel + bias
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _minimize(losses: Callable, weights: Any, x: jax.Array, y: jax.Array, strength: float) -> Any:
+    """By L-BFGS with a zoom line search (Nocedal & Wright 2006, algorithms 7.4 and 3.5)."""
+    def loss(weights):
+        kernel, bias = weights
+        return losses(x @ kernel + bias, y).mean() + strength / 2 * jnp.sum(kernel**2)
+
+    optimizer = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(loss)
+
+    def more(carry):
+        _, state, count, largest = carry
+        return (count < STEPS) & (largest > TOLERANCE)
+
+    def step(carry):
+        weights, state, count, _ = carry
+        value, gradient = value_and_grad(weights, state=state)
+        updates, state = optimizer.update(gradient, state, weights, value=value, grad=gradient, value_fn=loss)
+        largest = jnp.max(jnp.array([jnp.max(jnp.abs(leaf)) for leaf in gradient]))
+        return optax.apply_updates(weights, updates), state, count + 1, largest
+
+    return jax.lax.while_loop(more, step, (weights, optimizer.init(weights), 0, jnp.inf))[0]
+
+
+def svm(x: np.ndarray, y: np.ndarray, classes: int, strength: float) -> Scorer:
+    """Minimizes the mean over images of the squared hinge losses of all classes, each against the rest, + strength / 2
+    |W|^2: what scikit-learn's LinearSVC does with C = 1 / (strength x N), but for the biases, which are free here."""
+    return _linear(_squared_hinge, x, y, classes, strength)
+
+
+def _squared_hinge(logits: jax.Array, y: jax.Array) -> jax.Array:
+    present = jax.nn.one_hot(y, logits.shape[1]) if y.ndim == 1 else y
+    return (jnp.square(jax.nn.relu(1 - (2 * jnp.maximum(present, 0) - 1) * logits)) * (present >= 0)).sum(-1)
+
+
+def knn(x: np.ndarray, y: np.ndarray, classes: int, k: int) -> Scorer:
+    """Votes of the k nearest, weighted by exp(cosine / 0.07) as in Wu 2018 (arXiv 1805.01978, section 3.4)."""
+    targets = np.eye(classes, dtype=np.float32)[y] if y.ndim == 1 else np.maximum(y, 0).astype(np.float32)
+    known = jnp.asarray(_unit(x))
+
+    @jax.jit
+    def votes(queries):
+        cosine, index = jax.lax.top_k(queries @ known.T, min(k, len(known)))
+        return jnp.einsum("nk,nkc->nc", jnp.exp((cosine - 1) / 0.07), jnp.asarray(targets)[index])
+
+    def score(x):
+        chunk = max(1, 2**24 // len(known))
+        return np.concatenate([np.asarray(votes(_unit(x[i:i + chunk]))) for i in range(0, len(x), chunk)])
+
+    return score
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+# name: (fit, values of its hyperparameter, whether features are standardized)
+CLASSIFIERS = {"logistic": (logistic, STRENGTHS, True), "svm": (svm, SVM_STRENGTHS, True),
+               "knn": (knn, NEIGHBOURS, False)}
+
+
+def evaluate(kind: str, train: Any, test: Any, classes: int, seed: int = 0) -> dict[str, Any]:
+    """Chooses the hyperparameter on a part of `train`, fits all of it, and measures on `test`.
+
+    Args:
+      kind: one of CLASSIFIERS.
+      train, test: `train.features.Features`.
+      classes: their number.
+      seed: of the part to choose by, a fifth, of each class where labels are one an image.
+
+    Returns:
+      {"chosen", "validation": {value: score}, and of the test set "accuracy", "mean_class_accuracy", or, where
+      labels are many an image, "mean_average_precision", "mean_average_precision_11"}.
+
+    Raises:
+      UserError: an unknown kind, labels that the classes do not have, features of different sizes.
+    """
+    if kind not in CLASSIFIERS:
+        raise choice_error("classifier", kind, CLASSIFIERS)
+    if train.x.shape[1] != test.x.shape[1]:
+        raise UserError(f"features of {train.x.shape[1]} and of {test.x.shape[1]} numbers do not fit")
+    if max(train.labels.max(), test.labels.max()) >= classes and train.labels.ndim == 1:
+        raise UserError(f"label {max(train.labels.max(), test.labels.max())} is none of {classes} classes")
+    fit, values, standardized = CLASSIFIERS[kind]
+    fitted, held = _split(train.labels, seed)
+    validation = {}
+    if len(held):
+        parts = train.x[fitted], train.x[held]
+        x, x_held = standardize(*parts) if standardized else parts
+        for value in values:
+            score = fit(x, train.labels[fitted], classes, value)
+            validation[value] = _headline(measure(score(x_held), train.labels[held], classes))
+    chosen = max(values, key=lambda value: (validation[value], value)) if validation else values[len(values) // 2]
+    x, x_test = standardize(train.x, test.x) if standardized else (train.x, test.x)
+    found = measure(fit(x, train.labels, classes, chosen)(x_test), test.labels, classes)
+    return {"chosen": chosen, "validation": {str(value): score for value, score in validation.items()}, **found}
+
+
+def measure(scores: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:
+    """Metrics of scores [N, classes]: see `evaluate`."""
+    if labels.ndim == 2:
+        formulas = {"mean_average_precision": ranking.average_precision,
+                    "mean_average_precision_11": ranking.average_precision_11}
+        return {name: ranking.mean(ranking.by_class(formula, scores, labels)) for name, formula in formulas.items()}
+    right = scores.argmax(1) == labels
+    own = [right[labels == label].mean() for label in range(classes) if (labels == label).any()]
+    return {"accuracy": float(right.mean()), "mean_class_accuracy": float(np.mean(own))}
+
+
+def _headline(found: dict[str, float]) -> float:
+    return found.get("accuracy", found.get("mean_average_precision"))
+
+
+def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to fit and to choose by; none of the latter where a class has a single example."""
+    from sklearn.model_selection import train_test_split
+
+    index = np.arange(len(labels))
+    if labels.ndim == 2:
+        return tuple(train_test_split(index, test_size=HELD_OUT, random_state=seed))
+    counts = np.bincount(labels)
+    if counts[counts > 0].min() < 2:
+        return index, index[:0]
+    held = max(round(HELD_OUT * len(labels)), int((counts > 0).sum()))
+    return tuple(train_test_split(index, test_size=held, stratify=labels, random_state=seed))
+
+
+def names(text: str | Sequence[str]) -> list[str]:
+    """Kinds from "logistic,svm"; UserError for an unknown one."""
+    found = [name.strip() for name in (text.split(",") if isinstance(text, str) else text)]
+    for name in found:
+        if name not in CLASSIFIERS:
+            raise choice_error("classifier", name, CLASSIFIERS)
+    return found

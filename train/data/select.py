@@ -1,0 +1,167 @@
+"""Parts of a split, and cues painted on it: data.select="classes(0-4)|per_class(50)", from left to right.
+
+    classes(a, 'b-c', …)         examples of these classes alone, by number or range; they are numbered anew
+    per_class(n, seed=0)         n random examples of each class; those of a smaller n are among them
+    share(p, seed=0)             a random share of all; those of a smaller share are among them
+    imbalance(r, seed=0)         class 0 keeps all, the last of C one in r, between them r^(-i / (C - 1)) (Cui 2019)
+    paint(classes='all', p=1.0, size=0.25, seed=0)    a yellow square, of that share of the side, in the lower right of
+                                 images of these classes, each with probability p (Salman 2022, arXiv 2207.02842)
+
+Which examples these are depends on the split and the seed alone, not on the seed of a run.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.errors import UserError
+from train import calls
+from train.data.source import Source
+
+YELLOW = (255, 255, 0)
+
+
+class Selected(Source):
+    """Some examples of `source`: those at `index`, int [n], whose classes `classes` are called 0, 1, …; of those where
+    `painted`, bool [n], is set, `size` of the side is painted."""
+
+    def __init__(self, source: Source, index: np.ndarray, classes: Sequence[int], painted: np.ndarray, size: float):
+        self.label_shape = getattr(source, "label_shape", ())
+        for name in ("on_error", "image_shape", "fixed_size", "random_crop", "decoder"):
+            setattr(self, name, getattr(source, name))
+        self.source, self.index, self.painted, self.size = source, index, painted, size
+        self.count, self.classes = len(index), tuple(source.classes[label] for label in classes)
+        self.label_of = {label: new for new, label in enumerate(classes)}
+        if hasattr(source, "files"):
+            self.files = [source.files[i] for i in index]
+
+    def fetch(self, indices: Sequence[int]) -> list[tuple[bytes | Path | np.ndarray, int]]:
+        found = self.source.fetch([int(self.index[i]) for i in indices])
+        return [(stored, self.label_of[label] if self.label_shape == () else label) for stored, label in found]
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.index[index]))
+
+    def _decode(self, index: int, stored: Any, rng: np.random.Generator | None) -> np.ndarray:
+        pixels = super()._decode(index, stored, rng)
+        if self.painted[index]:
+            height, width = (max(1, round(self.size * side)) for side in pixels.shape[:2])
+            pixels = pixels.copy()
+            pixels[-height:, -width:] = YELLOW if pixels.shape[2] == 3 else 255
+        return pixels
+
+
+class _Selection:
+    """What is selected so far of a source."""
+
+    def __init__(self, source: Source):
+        if source.label_shape != ():
+            raise UserError("data.select is for sets of one label an image")
+        self.source, self.labels = source, source.all_labels()  # int [N], of the whole split
+        self.index, self.kept = np.arange(len(source)), list(range(len(source.classes)))
+        self.painted, self.size = np.zeros(len(source), bool), 0.0
+
+    def own(self) -> np.ndarray:
+        """Labels of what is selected, numbered as `kept`."""
+        number = np.full(len(self.source.classes), -1)
+        number[self.kept] = np.arange(len(self.kept))
+        return number[self.labels[self.index]]
+
+    def rank(self, seed: int) -> np.ndarray:
+        """A random number for each selected example, that does not depend on what else is selected."""
+        return np.random.default_rng([seed, 71]).random(len(self.source))[self.index]
+
+    def keep(self, mask: np.ndarray) -> None:
+        self.index = self.index[mask]
+
+
+def classes(selection: _Selection, *which: Any) -> None:
+    """See the module."""
+    if not which:
+        raise ValueError("it names no class")
+    numbers = _numbers(which, len(selection.kept))
+    selection.keep(np.isin(selection.own(), numbers))
+    selection.kept = [selection.kept[number] for number in numbers]
+
+
+def per_class(selection: _Selection, n: int, seed: int = 0) -> None:
+    """See the module."""
+    if n < 1:
+        raise ValueError(f"n={n} must be 1 or more")
+    counts = np.bincount(selection.own(), minlength=len(selection.kept))
+    if counts.min() < n:
+        few = selection.source.classes[selection.kept[int(counts.argmin())]]
+        raise ValueError(f"class '{few}' has {counts.min()} examples, not {n}")
+    selection.keep(_rank_in_class(selection, seed) < n)
+
+
+def share(selection: _Selection, p: float, seed: int = 0) -> None:
+    """See the module."""
+    if not 0 < p <= 1:
+        raise ValueError(f"p={p} must be in (0, 1]")
+    order = selection.rank(seed).argsort().argsort()
+    selection.keep(order < round(p * len(order)))
+
+
+def imbalance(selection: _Selection, r: float, seed: int = 0) -> None:
+    """See the module."""
+    if r < 1:
+        raise ValueError(f"r={r} must be 1 or more")
+    own, count = selection.own(), len(selection.kept)
+    quota = np.bincount(own, minlength=count) * r ** (-np.arange(count) / max(count - 1, 1))
+    selection.keep(_rank_in_class(selection, seed) < np.maximum(1, np.round(quota))[own])
+
+
+def paint(selection: _Selection, classes: Any = "all", p: float = 1.0, size: float = 0.25, seed: int = 0) -> None:
+    """See the module."""
+    if not (0 < p <= 1 and 0 < size <= 1):
+        raise ValueError(f"p={p} and size={size} must be in (0, 1]")
+    count = len(selection.kept)
+    numbers = range(count) if classes == "all" else _numbers([classes], count)
+    chosen = np.isin(selection.own(), list(numbers)) & (selection.rank(seed + 1) < p)
+    selection.painted[selection.index[chosen]] = True
+    selection.size = size
+
+
+def _rank_in_class(selection: _Selection, seed: int) -> np.ndarray:
+    """0, 1, … among the selected examples of the same class, at random."""
+    own, rank = selection.own(), selection.rank(seed)
+    order, places = np.lexsort((rank, own)), np.empty(len(own), int)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(own, minlength=len(selection.kept)))])
+    places[order] = np.arange(len(own)) - starts[own[order]]
+    return places
+
+
+def _numbers(which: Sequence[Any], count: int) -> list[int]:
+    """Class numbers of 3, "3", "0-4"."""
+    found = []
+    for part in which:
+        low, _, high = str(part).partition("-")
+        if not low.isdecimal() or (high and not high.isdecimal()):
+            raise ValueError(f"cannot read the classes {part!r}: want a number, or a range as '0-4'")
+        found += range(int(low), int(high or low) + 1)
+    if not found or max(found) >= count or len(set(found)) != len(found):
+        raise ValueError(f"classes are 0 to {count - 1}, each once, not {', '.join(map(str, which))}")
+    return found
+
+
+OPERATIONS = {"classes": classes, "per_class": per_class, "share": share, "imbalance": imbalance, "paint": paint}
+
+
+def select(source: Source, spec: str) -> Source:
+    """The part of `source` that `spec` says, the source itself for "".
+
+    Raises:
+      UserError: an operation that there is not, or that does not fit the source.
+    """
+    found = calls.parse("selection", spec)
+    if not found:
+        return source
+    selection = _Selection(source)
+    for call in found:
+        calls.resolve("selection", call, OPERATIONS, selection)
+        if not len(selection.index):
+            raise UserError(f"data.select '{spec}' leaves no example")
+    return Selected(source, selection.index, selection.kept, selection.painted[selection.index], selection.size)

@@ -1,0 +1,159 @@
+"""A network as a fixed extractor of features: computed once a set, kept on disk by content, used by every classifier.
+
+What is kept is named by a digest of the network (its fields and the bits of its variables), the endpoint, the data
+(bits of the files, or names, sizes and times of a folder's) and the preprocessing. So another checkpoint, endpoint or
+data set is never mistaken for this one, and the same one is never computed twice, by whatever run it is asked for.
+"""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from models.errors import UserError, choice_error
+from models.layers.endpoint import capture
+from train.checkpoint import flatten
+from train.data import stream
+from train.data.select import Selected
+from train.data.source import Source
+
+ENDPOINT = "pre_logits"
+VERSION = 1  # of what is kept
+
+
+class Features(NamedTuple):
+    """x float32 [N, D]; labels int32 [N], or [N, classes] where there are many an image."""
+
+    x: np.ndarray
+    labels: np.ndarray
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/ablate/features, ~/.cache/ablate/features."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ablate" / "features"
+
+
+def extract(run: Any, state: Any, split: str, endpoint: str = ENDPOINT, folder: Path | None = None) -> Features:
+    """Features of the images of a split, in order, with the evaluation crop; of maps [N, H, W, C] and of tokens
+    [N, T, C] the mean over places.
+
+    Args:
+      run: of the loop (`train.loop.setup`): the network, the data, how images are normalized.
+      state: numpy; its evaluation variables.
+      split: "train" or "test".
+      endpoint: of the network.
+      folder: where features are kept; None for `cache_folder()`.
+
+    Raises:
+      UserError: the network has no such endpoint; those that it has are listed.
+    """
+    if split not in ("train", "test"):
+        raise choice_error("split", split, ("train", "test"))
+    if run.feed.unit != "images":
+        raise UserError(f"features are of images, not {run.feed.unit}")
+    check(run, endpoint)
+    return of_source(run, state, getattr(run.feed, split), endpoint, folder)
+
+
+def of_source(run: Any, state: Any, source: Source, endpoint: str = ENDPOINT, folder: Path | None = None) -> Features:
+    """As `extract`, of any source that the run's images could come from."""
+    folder, variables = folder or cache_folder(), state.evaluation_variables()
+    if isinstance(source, Selected) and not source.painted.any():  # of a set that is there whole, a part is there
+        whole = _read(folder / _name(run, variables, endpoint, source.source))
+        if whole:
+            labels = np.array([source.label_of[int(label)] for label in whole.labels[source.index]], np.int32)
+            return Features(whole.x[source.index], labels)
+    path = folder / _name(run, variables, endpoint, source)
+    found = _read(path)
+    if found is None:
+        found = _compute(run, variables, endpoint, source)
+        _write(path, found)
+    return found
+
+
+def check(run: Any, endpoint: str) -> None:
+    """Raises UserError where the network has no such endpoint, with those that it has."""
+    jax.eval_shape(lambda variables, image: capture(run.task.model, variables, image, names=[endpoint], train=False)[1],
+                   run.state.variables(), jax.ShapeDtypeStruct((1, *run.feed.image_shape), np.float32))
+
+
+def _compute(run: Any, variables: Any, endpoint: str, source: Source) -> Features:
+    @jax.jit
+    def pooled(variables, batch):
+        image = run.feed.prepare_evaluation(batch)["image"]
+        _, found = capture(run.task.model, variables, image, names=[endpoint], train=False)
+        x = found[endpoint]
+        return x.reshape(x.shape[0], -1, x.shape[-1]).mean(1).astype(np.float32)  # [N, …, C] -> [N, C]
+
+    variables, parts = jax.device_put(variables), []
+    for batch in stream.evaluation_batches(source, run.config["eval_batch_size"], run.config["data"]["workers"]):
+        real = batch["mask"] > 0
+        x = np.asarray(pooled(variables, {name: batch[name] for name in ("image", "label", "mask")}))
+        parts.append((x[real], batch["label"][real]))
+    return Features(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _name(run: Any, variables: Any, endpoint: str, source: Source) -> str:
+    """The file of these features."""
+    digest = hashlib.sha256()
+
+    def add(*values: Any) -> None:
+        for value in values:
+            digest.update(value if isinstance(value, bytes) else repr(value).encode())
+            digest.update(b"\0")
+
+    data = run.config["data"]
+    add(VERSION, run.task.model, endpoint, data["mean"], data["std"])
+    for path, leaf in sorted(flatten(variables).items()):
+        add(path, leaf.dtype, leaf.shape, np.ascontiguousarray(leaf).tobytes())
+    _add_source(add, source)
+    return f"{run.config['model']['name']}-{endpoint.replace('/', '.')}-{digest.hexdigest()[:24]}.npz"
+
+
+def _add_source(add: Any, source: Source) -> None:
+    add(source.image_shape, source.decoder, source.on_error, source.classes, len(source))
+    if isinstance(source, Selected):
+        add(source.painted.tobytes(), source.size)
+    for start in range(0, len(source), 1024):
+        for stored, label in source.fetch(range(start, min(start + 1024, len(source)))):
+            if isinstance(stored, Path):
+                about = stored.stat()
+                stored = (str(stored), about.st_size, about.st_mtime_ns)
+            add(stored.tobytes() if isinstance(stored, np.ndarray) else stored, np.asarray(label).tolist())
+
+
+def _read(path: Path) -> Features | None:
+    """What is kept there; None where nothing is, or where it is damaged."""
+    try:
+        with np.load(path) as arrays:
+            return Features(arrays["x"], arrays["labels"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _write(path: Path, found: Features) -> None:
+    """Atomically; a disk without space or a folder that cannot be written costs the file alone."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, x=found.x, labels=found.labels)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+def standardize(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Each feature minus its mean over `train`, divided by its standard deviation there; constant ones become 0."""
+    mean, std = train.mean(0), train.std(0)
+    scale = np.where(std > 1e-6 * (1 + np.abs(mean)), 1 / np.maximum(std, 1e-12), 0).astype(np.float32)
+    return tuple((x - mean) * scale for x in (train, *others))
+
+
+def summary(found: Mapping[str, Features]) -> str:
+    """ "train 1,437 x 128, test 360 x 128"."""
+    return ", ".join(f"{split} {len(part.x):,} x {part.x.shape[1]}" for split, part in found.items())

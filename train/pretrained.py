@@ -1,0 +1,96 @@
+"""Networks that were trained before, to start from: those of runs here, and imported weights of other libraries."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.traverse_util
+import numpy as np
+
+from models import weights
+from models.errors import UserError
+from train.checkpoint import Checkpoints
+
+SHOWN = 5  # arrays that do not fit, in an error
+
+
+class Pretrained(NamedTuple):
+    """Where it was found, the name of the network (None where a file does not say), and its arrays by our paths."""
+
+    where: str
+    name: str | None
+    arrays: dict[str, np.ndarray]
+
+
+def load(where: str | Path) -> Pretrained:
+    """Reads a run's folder, or a .safetensors file of `models.weights` (`python -m models.weights import`).
+
+    Of a run it is the newest checkpoint, there the averaged weights where it has them: what the run evaluates.
+
+    Raises:
+      UserError: there is nothing, or it is damaged.
+    """
+    path = Path(where).expanduser()
+    if path.is_dir():
+        return _of_run(path)
+    if not path.exists():
+        raise UserError(f"init_from={where}: there is no such run or file")
+    if path.suffix != ".safetensors":
+        raise UserError(f"init_from={where}: want a run's folder or a .safetensors file; other files become one by "
+                        "python -m models.weights import")
+    return Pretrained(str(where), weights.about(path).get("model"), weights.read(path))
+
+
+def _of_run(folder: Path) -> Pretrained:
+    try:
+        name = json.loads((folder / "config.json").read_text())["model"]["name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"init_from={folder}: it is no run's folder: its config.json cannot be read ({error})"
+                        ) from None
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"init_from={folder}: this run has no checkpoint yet")
+    saved = Checkpoints(folder / "checkpoints", read_only=True)
+    try:
+        if not saved.steps():
+            raise UserError(f"init_from={folder}: this run has no checkpoint yet")
+        leaves, _ = saved.restore(max(saved.steps()))
+    except ValueError as error:
+        raise UserError(f"init_from={folder}: its newest checkpoint is damaged: {error}") from error
+    finally:
+        saved.close()
+    start = "ema/" if any(path.startswith("ema/") for path in leaves) else ""
+    arrays = {}
+    for part in ("params/", "model_state/"):
+        # from_arrays knows them without the collection: "stem_norm/mean"
+        arrays |= {path.removeprefix(start + part): leaf for path, leaf in leaves.items()
+                   if path.startswith(start + part)}
+    return Pretrained(str(folder), name, {path.removeprefix("batch_stats/"): leaf for path, leaf in arrays.items()})
+
+
+def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collection[str], inputs: Any) -> Any:
+    """Variables to start from: the pretrained ones, but for the parts `new`, which stay as in `variables`.
+
+    Args:
+      model: the network that they are for.
+      variables: its own, as drawn.
+      pretrained: see `load`.
+      new: beginnings of paths, e.g. "head" where there are other classes.
+      inputs: what the network is called with, as `models.initialize` takes it.
+
+    Raises:
+      UserError: the arrays are of another network; some of those that are missing (-), unexpected (+) or of another
+        shape (!) are named. Or `new` names no part of the network.
+    """
+    try:
+        found = weights.from_arrays(model, pretrained.arrays, "ablate", new=new, inputs=inputs)
+    except weights.Mismatch as error:
+        more = f" and {len(error.lines) - SHOWN} more" if len(error.lines) > SHOWN else ""
+        raise UserError(
+            f"init_from={pretrained.where}, a {pretrained.name or 'network'}, does not fit this {type(model).__name__}"
+            f": {'; '.join(error.lines[:SHOWN])}{more} (parts of init_new are drawn anew)") from None
+    drawn, found = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (variables, found))
+    kept = {path: drawn[path] if any(f"{path.partition('/')[2]}/".startswith(f"{part}/") for part in new) else value
+            for path, value in found.items()}
+    return flax.traverse_util.unflatten_dict(kept, sep="/")
