@@ -26,11 +26,11 @@ def base() -> ConfigDict:
     c.evaluate_every = "1 epoch"
     c.checkpoint_every = "1 epoch"
     c.keep_checkpoints = 2  # the latest, besides the best
-    c.hooks = "figures"  # recalibrate(batches) | figures
+    c.hooks = "figures"  # recalibrate(batches) | figures | average_precision (multi_label)
 
     # What is trained, and by which loss (train/tasks).
     c.task = ConfigDict()
-    c.task.name = "classify"
+    c.task.name = "classify"  # classify | multi_label
     c.task.label_smoothing = 0.0
 
     # `name` of models.names(); every other key is a field of that model: norm, act, init, conv, dense, dtype, …

@@ -204,7 +204,8 @@ def described(where: str) -> dict[str, Any]:
             known["channels"] = data.get("channels") or (1 if data["source"] == "digits" else 3)
             return known
         with path.open("rb") as file:  # .safetensors: the length of a JSON header, and it
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+            length, = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, path.stat().st_size)))
         about = ast.literal_eval(header["__metadata__"]["ablate"])
         fields = {name: value for name, value in about.get("fields", {}).items() if name != "num_classes"}
         return {"model": {"name": about["model"], **fields}, "batch_norm": any(n.endswith("/var") for n in header)}

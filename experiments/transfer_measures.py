@@ -108,7 +108,11 @@ def embedding(run: Any, state: Any) -> dict[str, list]:
 
 
 def _counts(run: Any) -> tuple[Any, ...]:
-    return (*LABELS.get(run.feed.image_shape[0], ()), ALL) if run.feed.train.label_shape == () else (ALL,)
+    """Numbers of labels a class that every class has, and all of them."""
+    if run.feed.train.label_shape:
+        return (ALL,)
+    least = np.bincount(run.feed.train.all_labels()).min()
+    return (*(count for count in LABELS.get(run.feed.image_shape[0], ()) if count <= least), ALL)
 
 
 def _base(run: Any) -> Any:

@@ -110,8 +110,8 @@ def together(outcomes: Outcomes) -> Judgement:
     if not len(grid):
         return _not_here()
     widths, shares = sorted(grid.distinct("width")), sorted(grid.distinct("share"))
-    gains = {width: [b - a for a, b in zip(_grid(outcomes, width, shares[0]), _grid(outcomes, width, shares[-1]),
-                                           strict=True)] for width in (widths[0], widths[-1])}
+    gains = {width: [b - a for a, b in zip(*(_grid(outcomes, width, share) for share in (shares[0], shares[-1])),
+                                           strict=False)] for width in (widths[0], widths[-1])}
     return Judgement(compare(gains[widths[-1]], gains[widths[0]]), "gain by more source data: " + ", ".join(
         f"{spread(gain)} with width {width}" for width, gain in gains.items()))
 

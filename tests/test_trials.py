@@ -114,6 +114,27 @@ def test_divergence_is_an_outcome(tmp_path, spec):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
+def test_what_a_trial_starts_from_runs_first_and_once(tmp_path, spec, jobs):
+    first = trial(0)
+    planned = [trial(5)._replace(start=first, measures=("size",)), trial(5), trial(0, ("size",)),
+               trial(6, ("size",), train=False)._replace(start=trial(5)._replace(start=first))]
+    root = tmp_path / "runs"
+    found, output = run_all(planned, spec, root, jobs)
+    assert "4/4" in output  # one starts from another that starts from the first; one is in the list twice
+    assert len({trials.address(one) for one in planned}) == 4
+    configs = [json.loads((root / trials.address(one) / "config.json").read_text()) for one in planned[:3]]
+    assert [config["init_from"] for config in configs] == [str(root / trials.address(first)), "", ""]
+    assert found[0].summary["loss"] != found[1].summary["loss"]
+    assert found[3].measured["size"]["head"] > 0 and found[2].measured["size"]["step"] == 4
+
+
+def test_what_starts_from_a_run_that_diverged_says_so(tmp_path, spec):
+    bad = trial(0, optimizer__learning_rate=1e30, optimizer__warmup="0 steps")
+    (outcome,), _ = run_all([trial(1, ("size",))._replace(start=bad)], spec, tmp_path / "runs")
+    assert outcome.summary is None and outcome.diverged == f"{trials.address(bad)}, that it starts from, diverged"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_a_mistake_names_the_trial(tmp_path, spec, jobs):
     planned = [trial(0, optimizer__name="nonsense"), trial(1)]
     with pytest.raises(UserError, match="nonsense") as error:

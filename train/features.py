@@ -5,6 +5,7 @@ What is kept is named by a digest of the network (its fields and the bits of its
 data set is never mistaken for this one, and the same one is never computed twice, by whatever run it is asked for.
 """
 
+import contextlib
 import hashlib
 import os
 import zipfile
@@ -144,7 +145,8 @@ def _write(path: Path, found: Features) -> None:
         np.savez(temporary, x=found.x, labels=found.labels)
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def standardize(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:

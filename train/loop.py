@@ -96,6 +96,8 @@ def setup(config: Mapping[str, Any]) -> Run:
     task = tasks.create(reader.task, model, len(feed.classes), feed.unit, feed.label_shape, reader.data.source)
     variables, task_state = task.init(jax.random.key(reader.seed), feed.inputs)
     init_from, init_new = reader.init_from, [part for part in reader.init_new.split("|") if part]
+    if init_from and reader.data_init != "none":
+        raise UserError(f"data_init={reader.data_init} would undo init_from={init_from}")
     if init_from:
         variables = pretrained.start(model, variables, pretrained.load(init_from), init_new, feed.inputs)
     if reader.data_init not in DATA_INITS:
