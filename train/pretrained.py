@@ -69,6 +69,14 @@ def _of_run(folder: Path) -> Pretrained:
     return Pretrained(str(folder), name, {path.removeprefix("batch_stats/"): leaf for path, leaf in arrays.items()})
 
 
+def _check_head(pretrained: Pretrained, model: nn.Module, error: weights.Mismatch) -> None:
+    """Raises UserError where the number of classes is all that does not fit."""
+    bias = pretrained.arrays.get("head/bias")
+    if bias is not None and all(line.startswith("! head/") for line in error.lines):
+        raise UserError(f"init_from={pretrained.where} is of {len(bias)} classes, the data have {model.num_classes}: "
+                        "init_new=head draws its head anew") from None
+
+
 def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collection[str], inputs: Any) -> Any:
     """Variables to start from: the pretrained ones, but for the parts `new`, which stay as in `variables`.
 
@@ -86,6 +94,7 @@ def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collect
     try:
         found = weights.from_arrays(model, pretrained.arrays, "ablate", new=new, inputs=inputs)
     except weights.Mismatch as error:
+        _check_head(pretrained, model, error)
         more = f" and {len(error.lines) - SHOWN} more" if len(error.lines) > SHOWN else ""
         raise UserError(
             f"init_from={pretrained.where}, a {pretrained.name or 'network'}, does not fit this {type(model).__name__}"
