@@ -63,7 +63,7 @@ def base() -> ConfigDict:
     c.data.dir = ""  # of TFDS sets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
     c.data.train_split = "train"
     c.data.test_split = "test"
-    # What is taken of a split, "classes(0-4)|per_class(50)", and a cue painted on it (train/data/select.py)
+    # What is taken of a split, "classes('0-4')|per_class(50)", and a cue painted on it (train/data/select.py)
     c.data.select = ""  # of the training split
     c.data.select_test = ""  # of the test split
     c.data.channels = 0  # 3: gray images as RGB, 1: RGB as gray; 0: as they are

@@ -23,15 +23,15 @@ def probe(run: Any, state: Any) -> dict[str, dict[str, Any]]:
     found = {}
     for count in _counts(run):
         part = whole if count == ALL else features.of_source(
-            run, state, select(_base(run), f"{_classes(run)}per_class({count}, seed={run.config['seed']})"))
+            run, state, select(_base(run), _part(run, count, run.config["seed"])))
         found[str(count)] = {kind: classifiers.evaluate(kind, part, test, len(run.feed.classes), run.config["seed"])
                              for kind in CLASSIFIERS}
     return found
 
 
 def logistic(run: Any, state: Any) -> dict[str, Any]:
-    """What logistic regression finds on the features of the training set as the run has it, with the accuracy by class;
-    and, of the same regression, on test images with the cue ("painted") and how many predictions that changes."""
+    """What logistic regression finds on the features of the training set as the run has it; and, of the same
+    regression, on test images with the cue ("painted") and how many predictions that changes."""
     from train import classifiers, features
     from train.data.select import select
 
@@ -62,8 +62,7 @@ def cue(run: Any, state: Any) -> dict[str, Any]:
 def _cue(clean: np.ndarray, painted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     before, after = clean.argmax(1), painted.argmax(1)
     return {"clean": float((before == labels).mean()), "painted": float((after == labels).mean()),
-            "changed": float((before != after).mean()),
-            "by_class": [float((before == labels)[labels == label].mean()) for label in np.unique(labels)]}
+            "changed": float((before != after).mean())}
 
 
 def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
@@ -76,17 +75,21 @@ def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
     from train.data.select import select
 
     train, test = (getattr(run.feed, split).arrays() for split in ("train", "test"))
+    readable = train["mask"] > 0
+    test = {name: test[name][test["mask"] > 0] for name in ("image", "label")}
+    place = {index: place for place, index in enumerate(getattr(run.feed.train, "index", range(len(run.feed.train))))}
     found = {}
     for kind in HANDCRAFTED:
         x, x_test = describe(kind, train["image"], test["image"])
         tested = features.Features(x_test, test["label"])
         found[kind] = {}
         for count in _counts(run):
-            parts = [slice(None)] if count == ALL else [
-                select(run.feed.train, f"per_class({count}, seed={seed})").index for seed in SEEDS]
+            parts = [np.arange(len(x))] if count == ALL else [
+                np.array([place[i] for i in select(_base(run), _part(run, count, seed)).index]) for seed in SEEDS]
             found[kind][str(count)] = [
-                _score(classifiers.evaluate("svm", features.Features(x[part], train["label"][part]), tested,
-                                            len(run.feed.classes))) for part in parts]
+                _score(classifiers.evaluate(
+                    "svm", features.Features(*(array[part[readable[part]]] for array in (x, train["label"]))), tested,
+                    len(run.feed.classes))) for part in parts]
     return found
 
 
@@ -120,6 +123,7 @@ def _base(run: Any) -> Any:
     return getattr(run.feed.train, "source", run.feed.train)
 
 
-def _classes(run: Any) -> str:
-    """The part of the run's selection that says which classes there are."""
-    return "".join(f"{part}|" for part in run.config["data"]["select"].split("|") if part.startswith("classes"))
+def _part(run: Any, count: int, seed: int) -> str:
+    """The selection of `count` images of each of the run's classes."""
+    classes = [part for part in run.config["data"]["select"].split("|") if part.startswith("classes")]
+    return "|".join((*classes, f"per_class({count}, seed={seed})"))

@@ -1,10 +1,11 @@
 """What is read off the trials of the study of transfer: values, verdicts, tables, pictures."""
 
+import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.study import TOO_SMALL, Judgement, Outcomes, Table, all_of, compare, spread
+from experiments.study import TOO_SMALL, Judgement, Outcomes, Table, all_of, compare, finite, spread
 from experiments.transfer_measures import ALL
 from train.figures import tidy
 
@@ -14,24 +15,33 @@ PUBLISHED = {
     "CUB-200": ("SIFT+FK", 18.8, 61.0, 70.4), "Aircraft": ("SIFT+FK", 61.0, 45.0, 74.1),
     "Cars": ("SIFT+FK", 59.2, 36.5, 79.8),
 }
+HANDCRAFTED, CLASSIFIER = "sift_fv:16", "logistic"  # what stands for each in the table
+PER_CLASS = ("caltech101", "aircraft")  # reported as the mean over classes
+NAN = float("nan")
 COLORS = {"scratch": "#777777", "hand-crafted": "#c9a227", "classifier": "#4878a8", "fine-tuned": "#c8553d"}
 
 def _values(outcomes: Outcomes, target: str, how: str, count: Any) -> list[float]:
-    """Accuracies (or mean average precisions), by seed; for what has several methods, those of the best on average."""
+    """Accuracies (or mean average precisions), by seed, NaN for a run that diverged. Of hand-crafted features those of
+    Fisher vectors, of classifiers logistic regression: said before anything ran."""
     own = outcomes.where(part="transfer", target=target, how=how)
     if how == "hand-crafted":
-        kinds = [kind[str(count)] for o in own for kind in o.measured.get("handcrafted", {}).values()
-                 if str(count) in kind]
-        return max(kinds, key=statistics.mean, default=[])
+        found = [o.measured["handcrafted"][HANDCRAFTED] for o in own if "handcrafted" in o.measured]
+        return [value for one in found for value in one.get(str(count), [])]
     if how == "classifier":
-        found = [o.measured["probe"][str(count)] for o in own if str(count) in o.measured.get("probe", {})]
-        kinds = [[_score(one[kind]) for one in found] for kind in (found[0] if found else ())]
-        return max(kinds, key=statistics.mean, default=[])
-    return [_score(o.summary) if o.summary else 0.0 for o in own.where(labels=count)]
+        return [_score(o.measured["probe"][str(count)][CLASSIFIER], target) if "probe" in o.measured else NAN
+                for o in own if str(count) in o.measured.get("probe", {str(count): None})]
+    return [_score(o.summary, target) if o.summary else NAN for o in own.where(labels=count)]
 
 
-def _score(found: Any) -> float:
-    return found["mean_average_precision"] if "mean_average_precision" in found else found["accuracy"]
+def _score(found: Any, target: str) -> float:
+    """Mean average precision; the mean over classes where the field reports that; accuracy."""
+    names = ("mean_average_precision", *(("mean_class_accuracy",) if target in PER_CLASS else ()), "accuracy")
+    return next(found[name] for name in names if name in found)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of those that did not diverge."""
+    return statistics.mean(finite(values)) if finite(values) else NAN
 
 
 def _first(outcomes: Outcomes) -> str:
@@ -61,10 +71,10 @@ def few_labels(outcomes: Outcomes) -> Judgement:
     counts, gains = _counts(outcomes, target), {}
     for count in counts:
         tuned, scratch = (_values(outcomes, target, how, count) for how in ("fine-tuned", "scratch"))
-        gains[count] = [a - b for a, b in zip(tuned, scratch, strict=True)]
+        gains[count] = [a - b for a, b in zip(tuned, scratch, strict=True)]  # of the same seed
     text = "gain of fine-tuning over scratch: " + ", ".join(
         f"{spread(gain)} with {count} labels{'' if count == ALL else ' a class'}" for count, gain in gains.items())
-    few = max((count for count in counts if count != ALL), default=None, key=lambda n: statistics.mean(gains[n]))
+    few = min((count for count in counts if count != ALL), default=None)
     if few is None:
         return Judgement(TOO_SMALL, f"{text} (only all labels at this scale)")
     return Judgement(all_of([compare(gains[few], gains[ALL]), compare(gains[few], [0.0] * len(gains[few]))]), text)
@@ -81,8 +91,8 @@ def faster(outcomes: Outcomes) -> Judgement:
 
 
 def _grid(outcomes: Outcomes, width: int, share: float) -> list[float]:
-    return [o.measured["logistic"]["accuracy"] for o in outcomes.where(part="grid", width=width, share=share)
-            if "logistic" in o.measured]
+    return [o.measured["logistic"]["accuracy"] if "logistic" in o.measured else NAN
+            for o in outcomes.where(part="grid", width=width, share=share)]
 
 
 def more_data(outcomes: Outcomes) -> Judgement:
@@ -92,7 +102,7 @@ def more_data(outcomes: Outcomes) -> Judgement:
     width, shares = max(grid.distinct("width")), sorted(grid.distinct("share"))
     values = {share: _grid(outcomes, width, share) for share in shares}
     return Judgement(compare(values[shares[-1]], values[shares[0]]), f"width {width}: " + ", ".join(
-        f"{spread(value)} from {share:.0%} of the source" for share, value in values.items()))
+        f"{spread(value)} from {share:.1%} of the source" for share, value in values.items()))
 
 
 def bigger(outcomes: Outcomes) -> Judgement:
@@ -111,7 +121,7 @@ def together(outcomes: Outcomes) -> Judgement:
         return _not_here()
     widths, shares = sorted(grid.distinct("width")), sorted(grid.distinct("share"))
     gains = {width: [b - a for a, b in zip(*(_grid(outcomes, width, share) for share in (shares[0], shares[-1])),
-                                           strict=False)] for width in (widths[0], widths[-1])}
+                                           strict=True)] for width in (widths[0], widths[-1])}
     return Judgement(compare(gains[widths[-1]], gains[widths[0]]), "gain by more source data: " + ", ".join(
         f"{spread(gain)} with width {width}" for width, gain in gains.items()))
 
@@ -171,17 +181,17 @@ def tables(outcomes: Outcomes) -> list[Table]:
         for count in _counts(outcomes, target):
             values = [_values(outcomes, target, how, count) for how in hows]
             row = [spread(value) for value in values]
-            gain = statistics.mean(values[3]) - statistics.mean(values[0]) if values[0] and values[3] else None
+            gain = _mean(values[3]) - _mean(values[0])
             by_labels.append([target, count, *row])
             if count == ALL:
-                ours.append([target, *row, "—" if gain is None else f"{100 * gain:+.1f}"])
+                ours.append([target, *row, f"{100 * gain:+.1f}" if math.isfinite(gain) else "—"])
     found = [Table("Transfer, published", columns, published), Table("Transfer, ours", columns, ours),
              Table("Labels a class", ["data set", "labels a class", *columns[1:5]], by_labels), _methods(outcomes)]
     grid = outcomes.where(part="grid")
     if len(grid):
         shares = sorted(grid.distinct("share"))
         found.append(Table("Source data and size of the network",
-                           ["width", *(f"{share:.0%} of the source" for share in shares)],
+                           ["width", *(f"{share:.1%} of the source" for share in shares)],
                            [[width, *(spread(_grid(outcomes, width, share)) for share in shares)]
                             for width in sorted(grid.distinct("width"))]))
     rows = []
@@ -203,7 +213,7 @@ def _methods(outcomes: Outcomes) -> Table:
     for target in outcomes.where(part="transfer").distinct("target"):
         own = outcomes.where(part="transfer", target=target)
         probes = [o.measured["probe"][ALL] for o in own if "probe" in o.measured]
-        rows += [[target, "pretrained features", kind, spread([_score(one[kind]) for one in probes])]
+        rows += [[target, "pretrained features", kind, spread([_score(one[kind], target) for one in probes])]
                  for kind in (probes[0] if probes else ())]
         rows += [[target, kind, "svm", spread(found[ALL])]
                  for o in own for kind, found in o.measured.get("handcrafted", {}).items()]
@@ -216,8 +226,8 @@ def draw_labels(outcomes: Outcomes, figure: Any) -> None:
     axes = figure.subplots()
     for how, color in COLORS.items():
         values = [_values(outcomes, target, how, count) for count in counts]
-        points = [(i, statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0)
-                  for i, v in enumerate(values) if v]
+        points = [(i, _mean(v), statistics.stdev(finite(v)) if len(finite(v)) > 1 else 0.0)
+                  for i, v in enumerate(values) if finite(v)]
         if points:
             x, y, error = zip(*points, strict=True)
             axes.errorbar(x, y, error, color=color, label=how, marker="o", capsize=3)
@@ -253,8 +263,7 @@ def draw_grid(outcomes: Outcomes, figure: Any) -> None:
         axes.text(0.5, 0.5, "not part of this scale", ha="center")
         return
     widths, shares = sorted(grid.distinct("width")), sorted(grid.distinct("share"))
-    means = [[100 * statistics.mean(_grid(outcomes, width, share) or [float("nan")]) for share in shares]
-             for width in widths]
+    means = [[100 * _mean(_grid(outcomes, width, share)) for share in shares] for width in widths]
     image = axes.imshow(means, cmap="viridis", aspect="auto", origin="lower")
     middle = (max(map(max, means)) + min(map(min, means))) / 2
     for i, row in enumerate(means):
@@ -262,7 +271,7 @@ def draw_grid(outcomes: Outcomes, figure: Any) -> None:
             axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="white" if value < middle else "black")
     axes.set(xticks=range(len(shares)), yticks=range(len(widths)), xlabel="share of the source",
              ylabel="width of the network")
-    axes.set_xticklabels([f"{share:.0%}" for share in shares])
+    axes.set_xticklabels([f"{share:.1%}" for share in shares])
     axes.set_yticklabels([str(width) for width in widths])
     figure.colorbar(image, label=f"accuracy on {_first(outcomes)} (%)")
 

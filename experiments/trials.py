@@ -42,10 +42,13 @@ def run(trial: study.Trial, spec: str, folder: Path) -> dict[str, Any]:
     if trial.start:
         before = folder.parent / address(trial.start)
         if json.loads((before / "outcome.json").read_text())["diverged"]:
-            return {"summary": None, "diverged": f"{before.name}, that it starts from, diverged", "history": {},
-                    "measured": {}}
+            outcome = {"summary": None, "diverged": f"{before.name}, that it starts from, diverged", "history": {},
+                       "measured": {}}
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_json(folder / "outcome.json", outcome)
+            return outcome
         config = config.copy_and_resolve_references()
-        config.init_from = str(before)
+        config.init_from = str(before.resolve())
     path = folder / "outcome.json"
     outcome = json.loads(path.read_text()) if path.exists() else None
     if outcome is None:

@@ -85,14 +85,17 @@ def _squared_hinge(logits: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def knn(x: np.ndarray, y: np.ndarray, classes: int, k: int) -> Scorer:
-    """Votes of the k nearest, weighted by exp(cosine / 0.07) as in Wu 2018 (arXiv 1805.01978, section 3.4)."""
-    targets = np.eye(classes, dtype=np.float32)[y] if y.ndim == 1 else np.maximum(y, 0).astype(np.float32)
-    known = jnp.asarray(_unit(x))
+    """Share of the votes of the k nearest, weighted by exp(cosine / 0.07) as in Wu 2018 (arXiv 1805.01978, section
+    3.4)."""
+    labels = np.eye(classes, dtype=np.int32)[y] if y.ndim == 1 else y
+    present, counted, known = (jnp.asarray(array, jnp.float32) for array in (labels == 1, labels >= 0, _unit(x)))
 
     @jax.jit
     def votes(queries):
         cosine, index = jax.lax.top_k(queries @ known.T, min(k, len(known)))
-        return jnp.einsum("nk,nkc->nc", jnp.exp((cosine - 1) / 0.07), jnp.asarray(targets)[index])
+        weight = jnp.exp((cosine - 1) / 0.07)
+        votes, all_votes = (jnp.einsum("nk,nkc->nc", weight, what[index]) for what in (present, counted))
+        return votes / jnp.maximum(all_votes, 1e-30)
 
     def score(x):
         chunk = max(1, 2**24 // len(known))

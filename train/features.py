@@ -1,13 +1,16 @@
 """A network as a fixed extractor of features: computed once a set, kept on disk by content, used by every classifier.
 
-What is kept is named by a digest of the network (its fields and the bits of its variables), the endpoint, the data
-(bits of the files, or names, sizes and times of a folder's) and the preprocessing. So another checkpoint, endpoint or
-data set is never mistaken for this one, and the same one is never computed twice, by whatever run it is asked for.
+What is kept is named by a digest of the network (its code, its fields and the bits of its variables, but for the head,
+which no endpoint sees), the endpoint, the data (bits of the files, or names, sizes and times of a folder's) and the
+preprocessing. So another checkpoint, endpoint or data set is never mistaken for this one, and the same one is not
+computed twice, by whatever run it is asked for.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +19,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import models.layers
 from models.errors import UserError, choice_error
 from models.layers.endpoint import capture
 from train.checkpoint import flatten
-from train.data import stream
+from train.data import decode, stream
 from train.data.select import Selected
 from train.data.source import Source
 
 ENDPOINT = "pre_logits"
-VERSION = 1  # of what is kept
+VERSION = 2  # of what is kept
 
 
 class Features(NamedTuple):
@@ -55,8 +59,6 @@ def extract(run: Any, state: Any, split: str, endpoint: str = ENDPOINT, folder: 
     """
     if split not in ("train", "test"):
         raise choice_error("split", split, ("train", "test"))
-    if run.feed.unit != "images":
-        raise UserError(f"features are of images, not {run.feed.unit}")
     check(run, endpoint)
     return of_source(run, state, getattr(run.feed, split), endpoint, folder)
 
@@ -66,7 +68,7 @@ def of_source(run: Any, state: Any, source: Source, endpoint: str = ENDPOINT, fo
     folder, variables = folder or cache_folder(), state.evaluation_variables()
     if isinstance(source, Selected) and not source.painted.any():  # of a set that is there whole, a part is there
         whole = _read(folder / _name(run, variables, endpoint, source.source))
-        if whole:
+        if whole and len(whole.x) == len(source.source):  # none of its images was skipped
             labels = np.array([source.label_of[int(label)] for label in whole.labels[source.index]], np.int32)
             return Features(whole.x[source.index], labels)
     path = folder / _name(run, variables, endpoint, source)
@@ -78,7 +80,9 @@ def of_source(run: Any, state: Any, source: Source, endpoint: str = ENDPOINT, fo
 
 
 def check(run: Any, endpoint: str) -> None:
-    """Raises UserError where the network has no such endpoint, with those that it has."""
+    """Raises UserError where the network has no such endpoint, with those that it has, or is not for images."""
+    if run.feed.unit != "images":
+        raise UserError(f"features are of images, not {run.feed.unit}")
     jax.eval_shape(lambda variables, image: capture(run.task.model, variables, image, names=[endpoint], train=False)[1],
                    run.state.variables(), jax.ShapeDtypeStruct((1, *run.feed.image_shape), np.float32))
 
@@ -108,18 +112,27 @@ def _name(run: Any, variables: Any, endpoint: str, source: Source) -> str:
             digest.update(value if isinstance(value, bytes) else repr(value).encode())
             digest.update(b"\0")
 
-    data = run.config["data"]
-    add(VERSION, run.task.model, endpoint, data["mean"], data["std"])
+    data, model = run.config["data"], run.task.model
+    add(VERSION, _code(type(model).__module__), model.clone(num_classes=1), endpoint, data["mean"], data["std"])
     for path, leaf in sorted(flatten(variables).items()):
-        add(path, leaf.dtype, leaf.shape, np.ascontiguousarray(leaf).tobytes())
+        if not path.startswith("params/head/"):
+            add(path, leaf.dtype, leaf.shape, np.ascontiguousarray(leaf).tobytes())
     _add_source(add, source)
     return f"{run.config['model']['name']}-{endpoint.replace('/', '.')}-{digest.hexdigest()[:24]}.npz"
+
+
+@functools.cache
+def _code(family: str) -> bytes:
+    """The sources that decide what a network of this module gives for an image."""
+    layers = Path(models.layers.__file__).parent.glob("*.py")
+    files = [Path(sys.modules[family].__file__), Path(decode.__file__), *layers]
+    return b"".join(file.read_bytes() for file in sorted(files))
 
 
 def _add_source(add: Any, source: Source) -> None:
     add(source.image_shape, source.decoder, source.on_error, source.classes, len(source))
     if isinstance(source, Selected):
-        add(source.painted.tobytes(), source.size)
+        add(source.painted.tobytes())
     for start in range(0, len(source), 1024):
         for stored, label in source.fetch(range(start, min(start + 1024, len(source)))):
             if isinstance(stored, Path):

@@ -53,7 +53,8 @@ class Feed:
         self._shard = (jax.process_index(), jax.process_count())
         self.train, self.test = source.load(config, "train"), source.load(config, "test")
         if self.train.classes != self.test.classes:
-            raise UserError(f"data.source={config.source}: its splits have different classes")
+            raise UserError(f"data.source={config.source}: its splits have different classes"
+                            + " (data.select and data.select_test have to name the same)" * bool(config.select))
         self._is_resident = resident.choose(config.pipeline, self.train) == "resident"
         if steps_per_call < 1 or (steps_per_call > 1 and not self._is_resident):
             raise UserError(

@@ -44,6 +44,7 @@ class Run(NamedTuple):
     train_call: Any
     evaluation_call: Any
     state: state_lib.TrainState  # before the first step
+    start: str | None  # digest of the arrays that it starts from
 
     def evaluate(self, state: state_lib.TrainState, last: bool = False) -> dict[str, Any]:
         """Metrics on the test set under `state` (on the devices); the last time with what the hooks measure."""
@@ -98,8 +99,9 @@ def setup(config: Mapping[str, Any]) -> Run:
     init_from, init_new = reader.init_from, [part for part in reader.init_new.split("|") if part]
     if init_from and reader.data_init != "none":
         raise UserError(f"data_init={reader.data_init} would undo init_from={init_from}")
-    if init_from:
-        variables = pretrained.start(model, variables, pretrained.load(init_from), init_new, feed.inputs)
+    start = pretrained.load(init_from) if init_from else None
+    if start:
+        variables = pretrained.start(model, variables, start, init_new, feed.inputs)
     if reader.data_init not in DATA_INITS:
         raise choice_error("data_init", reader.data_init, DATA_INITS)
     if reader.data_init == "lsuv":
@@ -115,7 +117,8 @@ def setup(config: Mapping[str, Any]) -> Run:
         total=total, every={name: to_steps(duration) for name, duration in every.items()},
         keep=reader.keep_checkpoints, program=program, train_call=parallel.lift(program, donate=True),
         evaluation_call=parallel.lift(evaluation_call),
-        state=state_lib.create(variables, task_state, tx, reader.seed, with_ema=reader.ema_decay > 0))
+        state=state_lib.create(variables, task_state, tx, reader.seed, with_ema=reader.ema_decay > 0),
+        start=start and start.digest())
     reader.check_all_read()
     for hook in run.hooks:
         hook.check(run)
@@ -152,12 +155,14 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
         workdir_lib.claim(folder, run.config)
     saved = checkpoint.Checkpoints(folder / "checkpoints", run.keep, run.task.headline)
     state, about, identity = run.state, {"step": 0, "seconds": 0.0, "recorder": None}, feed.identity()
+    if run.start:
+        identity["arrays of init_from"] = run.start
     found = saved.restore_newest(warn=lambda text: console.print(f"warning: {text}", soft_wrap=True, markup=False))
     if found:
         leaves, about = found
         changed = config_lib.difference(about["data"], identity)
         if changed:
-            raise UserError(f"the data of the run in {folder} changed since ({'; '.join(changed)}): "
+            raise UserError(f"the data or the start of the run in {folder} changed since ({'; '.join(changed)}): "
                             "choose another --workdir")
         if about["step"] == total and (folder / "summary.json").exists():
             console.print(f"{folder} is finished; its summary stands", soft_wrap=True, markup=False)

@@ -1,5 +1,6 @@
 """Networks that were trained before, to start from: those of runs here, and imported weights of other libraries."""
 
+import hashlib
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -22,6 +23,13 @@ class Pretrained(NamedTuple):
     where: str
     name: str | None
     arrays: dict[str, np.ndarray]
+
+    def digest(self) -> str:
+        """Of names and bits."""
+        digest = hashlib.sha256()
+        for name, leaf in sorted(self.arrays.items()):
+            digest.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
 
 
 def load(where: str | Path) -> Pretrained:

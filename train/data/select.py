@@ -1,15 +1,18 @@
-"""Parts of a split, and cues painted on it: data.select="classes(0-4)|per_class(50)", from left to right.
+"""Parts of a split, and cues painted on it: data.select="classes('0-4')|per_class(50)", from left to right.
 
-    classes(a, 'b-c', …)         examples of these classes alone, by number or range; they are numbered anew
+    classes(a, 'b-c', 'd-e/2')   examples of these classes alone: a number, a range, every second of one; numbered anew
     per_class(n, seed=0)         n random examples of each class; those of a smaller n are among them
     share(p, seed=0)             a random share of all; those of a smaller share are among them
-    imbalance(r, seed=0)         class 0 keeps all, the last of C one in r, between them r^(-i / (C - 1)) (Cui 2019)
+    imbalance(r, seed=0)         of C classes, in random order, the first keeps all, the last one in r, the i-th between
+                                 them r^(-i / (C - 1)) (Cui 2019, arXiv 1901.05555, section 5)
     paint(classes='all', p=1.0, size=0.25, seed=0)    a yellow square, of that share of the side, in the lower right of
-                                 images of these classes, each with probability p (Salman 2022, arXiv 2207.02842)
+                                 images of these classes, each with probability p (Salman 2022, arXiv 2207.02842); it is
+                                 there before augmentation, which may flip or cut it
 
 Which examples these are depends on the split and the seed alone, not on the seed of a run.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +27,13 @@ YELLOW = (255, 255, 0)
 
 
 class Selected(Source):
-    """Some examples of `source`: those at `index`, int [n], whose classes `classes` are called 0, 1, …; of those where
-    `painted`, bool [n], is set, `size` of the side is painted."""
+    """Some examples of `source`: those at `index`, int [n], whose classes `classes` are called 0, 1, …; of example i
+    `painted[i]` of the side is painted, float [n], 0 for none."""
 
-    def __init__(self, source: Source, index: np.ndarray, classes: Sequence[int], painted: np.ndarray, size: float):
-        self.label_shape = getattr(source, "label_shape", ())
+    def __init__(self, source: Source, index: np.ndarray, classes: Sequence[int], painted: np.ndarray):
         for name in ("on_error", "image_shape", "fixed_size", "random_crop", "decoder"):
             setattr(self, name, getattr(source, name))
-        self.source, self.index, self.painted, self.size = source, index, painted, size
+        self.source, self.index, self.painted = source, index, painted
         self.count, self.classes = len(index), tuple(source.classes[label] for label in classes)
         self.label_of = {label: new for new, label in enumerate(classes)}
         if hasattr(source, "files"):
@@ -39,15 +41,15 @@ class Selected(Source):
 
     def fetch(self, indices: Sequence[int]) -> list[tuple[bytes | Path | np.ndarray, int]]:
         found = self.source.fetch([int(self.index[i]) for i in indices])
-        return [(stored, self.label_of[label] if self.label_shape == () else label) for stored, label in found]
+        return [(stored, self.label_of[label]) for stored, label in found]
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.index[index]))
 
     def _decode(self, index: int, stored: Any, rng: np.random.Generator | None) -> np.ndarray:
-        pixels = super()._decode(index, stored, rng)
+        pixels = self.source._decode(int(self.index[index]), stored, rng)
         if self.painted[index]:
-            height, width = (max(1, round(self.size * side)) for side in pixels.shape[:2])
+            height, width = (max(1, round(self.painted[index] * side)) for side in pixels.shape[:2])
             pixels = pixels.copy()
             pixels[-height:, -width:] = YELLOW if pixels.shape[2] == 3 else 255
         return pixels
@@ -61,7 +63,7 @@ class _Selection:
             raise UserError("data.select is for sets of one label an image")
         self.source, self.labels = source, source.all_labels()  # int [N], of the whole split
         self.index, self.kept = np.arange(len(source)), list(range(len(source.classes)))
-        self.painted, self.size = np.zeros(len(source), bool), 0.0
+        self.painted = np.zeros(len(source))
 
     def own(self) -> np.ndarray:
         """Labels of what is selected, numbered as `kept`."""
@@ -110,7 +112,9 @@ def imbalance(selection: _Selection, r: float, seed: int = 0) -> None:
     if r < 1:
         raise ValueError(f"r={r} must be 1 or more")
     own, count = selection.own(), len(selection.kept)
-    quota = np.bincount(own, minlength=count) * r ** (-np.arange(count) / max(count - 1, 1))
+    # In random order, since neighbours are alike in many sets: ImageNet's first classes are all animals
+    place = np.random.default_rng([seed, 72]).permutation(count)
+    quota = np.bincount(own, minlength=count) * r ** (-place / max(count - 1, 1))
     selection.keep(_rank_in_class(selection, seed) < np.maximum(1, np.round(quota))[own])
 
 
@@ -121,8 +125,7 @@ def paint(selection: _Selection, classes: Any = "all", p: float = 1.0, size: flo
     count = len(selection.kept)
     numbers = range(count) if classes == "all" else _numbers([classes], count)
     chosen = np.isin(selection.own(), list(numbers)) & (selection.rank(seed + 1) < p)
-    selection.painted[selection.index[chosen]] = True
-    selection.size = size
+    selection.painted[selection.index[chosen]] = size
 
 
 def _rank_in_class(selection: _Selection, seed: int) -> np.ndarray:
@@ -135,13 +138,14 @@ def _rank_in_class(selection: _Selection, seed: int) -> np.ndarray:
 
 
 def _numbers(which: Sequence[Any], count: int) -> list[int]:
-    """Class numbers of 3, "3", "0-4"."""
+    """Class numbers of 3, "3", "0-4", "0-9/2"."""
     found = []
     for part in which:
-        low, _, high = str(part).partition("-")
-        if not low.isdecimal() or (high and not high.isdecimal()):
-            raise ValueError(f"cannot read the classes {part!r}: want a number, or a range as '0-4'")
-        found += range(int(low), int(high or low) + 1)
+        match = re.fullmatch(r"(\d+)(?:-(\d+)(?:/([1-9]\d*))?)?", str(part))
+        if not match:
+            raise ValueError(f"cannot read the classes {part!r}: want a number, a range as '0-4', or '0-9/2'")
+        low, high, step = match.groups()
+        found += range(int(low), int(high or low) + 1, int(step or 1))
     if not found or max(found) >= count or len(set(found)) != len(found):
         raise ValueError(f"classes are 0 to {count - 1}, each once, not {', '.join(map(str, which))}")
     return found
@@ -164,4 +168,4 @@ def select(source: Source, spec: str) -> Source:
         calls.resolve("selection", call, OPERATIONS, selection)
         if not len(selection.index):
             raise UserError(f"data.select '{spec}' leaves no example")
-    return Selected(source, selection.index, selection.kept, selection.painted[selection.index], selection.size)
+    return Selected(source, selection.index, selection.kept, selection.painted[selection.index])
