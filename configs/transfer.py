@@ -13,9 +13,12 @@ rule=finetune  SGD with a low learning rate, `lr` (0: 0.01; from scratch 0.1), a
 rule=bit       the BiT hyper-rule (Kolesnikov 2020, section 3.3): SGD 0.003 at 512 images, 500, 10,000 or 20,000 steps
                by the number of examples, resolution by the size of images, mixup 0.1 from 20,000 examples on
 
-freeze=N       the stem and N stages stay as they are, statistics of batch norm included; freeze=all: all but the head
+freeze=N       the stem and N stages stay as they are; freeze=all: all but the head
 unfreeze=T     gradual: the head alone, then from each T on one more stage from the top, e.g. unfreeze=2 epochs
 decay=F        learning rate of each stage below the head is F times that of the one above
+
+With freeze or unfreeze, batch norm goes by the source's statistics everywhere (norm=frozen_batch): those of parts that
+do not train would drift. The three are for networks of stages, of which `stages` says how many where the name does not.
 
 Targets: digits, cifar10, cifar10_jpeg, cifar100 and those of the published table: caltech101, voc2007 (multi-label),
 cub200, cars, aircraft (a folder of train/VARIANT and test/VARIANT, --config.data.source=folder:PATH). Prepare them by
@@ -27,6 +30,7 @@ Cost: 30 epochs of the target's images; ResNet-50 at 224 is 4.1e9 mult-adds an i
 
 import ast
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,20 +64,30 @@ TARGETS = {
 }
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 SIZES = {**{target.source: target.size for target in TARGETS.values()}, "tfds:tiny_imagenet32": 32}
-STAGES = 4  # of most networks; CIFAR's have 3
+# Beginnings of names: the number of stages, (of CIFAR's networks) 0 for networks that have none.
+STAGES = {
+    r"(pre)?resnet(8|14|20|32|44|56|110|164|1001|1202)": 3, r"plain(8|14|20|32|44|56|110)": 3,
+    r"wide_resnet(16|28|40|22)_\d+": 3, r"densenet(40|100)_k\d+": 3, r"densenet_bc.*": 3, r"vgg.*": 5,
+    r"mobilenet_v1.*": 5, r"mobilenet_v2.*": 7, r"(alexnet|lenet|vit).*": 0, r".*": 4,
+}
+# Families whose norm is not batch where nobody sets it
+NO_BATCH_NORM = r"(alexnet|lenet|vit|swin|convnext|resnetv2|vgg(?!.*(bn|cifar))).*"
 
 
 def get_config(text: str = ""):
-    """Arguments: from, to, model (from scratch), labels (a class; 0: all), rule (finetune | bit), lr, epochs, steps (0:
-    epochs count), batch, size (of images; 0: what the network was trained on, or the target's), freeze, unfreeze,
-    decay, stages (of the network), seed."""
-    a = arguments(text, **{"from": ""}, to="cifar10", model="", labels=0, rule="finetune", lr=0.0, epochs=30, steps=0,
-                  batch=0, size=0, freeze="0", unfreeze="", decay=1.0, stages=STAGES, seed=0)
+    """Arguments: from, to, model (from scratch), labels (a class; 0: all), rule (finetune | bit), lr, epochs (0: 30),
+    steps (0: epochs count), batch, size (of images; 0: what the network was trained on, or the target's), freeze,
+    unfreeze, decay, stages (of the network; 0: by its name), seed."""
+    a = arguments(text, **{"from": ""}, to="cifar10", model="", labels=0, rule="finetune", lr=0.0, epochs=0, steps=0,
+                  batch=0, size=0, freeze="0", unfreeze="", decay=1.0, stages=0, seed=0)
     for name, allowed in (("to", TARGETS), ("rule", ("finetune", "bit"))):
         if a[name] not in allowed:
             raise ValueError(f"unknown {name} '{a[name]}'; allowed: {', '.join(allowed)}")
     if not a["from"] and not a.model:
         raise ValueError("want from=RUN (or a .safetensors file), or model=NAME to train from scratch")
+    for name in ("epochs", "steps", "size") if a.rule == "bit" else ():
+        if a[name]:
+            raise ValueError(f"{name}={a[name]}: rule=bit says that itself")
     target, c = TARGETS[a.to], base()
     known = described(a["from"]) if a["from"] else {"model": {"name": a.model}}
     if a.model and a.model != known["model"]["name"]:
@@ -101,7 +115,7 @@ def get_config(text: str = ""):
     c.evaluate_every = "10%"
     c.checkpoint_every = "10%"
     scratch = not a["from"]
-    c.duration = f"{a.steps} steps" if a.steps else f"{a.epochs} epochs"
+    c.duration = f"{a.steps} steps" if a.steps else f"{a.epochs or 30} epochs"
     c.optimizer.learning_rate = a.lr or (0.1 if scratch else 0.01)
     c.optimizer.schedule = "cosine"
     c.optimizer.warmup = "5%"
@@ -111,9 +125,9 @@ def get_config(text: str = ""):
     if a.rule == "bit":
         bit(c, examples, target.size, a.batch or 512)
         c.optimizer.learning_rate = a.lr or c.optimizer.learning_rate
-    c.optimizer.groups = groups(a.freeze, a.unfreeze, a.decay, a.stages)
-    if a.freeze != "0" and known.get("batch_norm"):
-        c.model.norm = "frozen_batch"  # else the statistics of frozen stages would go on changing
+    c.optimizer.groups = groups(a.freeze, a.unfreeze, a.decay, known["model"]["name"], a.stages)
+    if (a.freeze != "0" or a.unfreeze) and known.get("batch_norm"):
+        c.model.norm = "frozen_batch"
     return c
 
 
@@ -161,22 +175,30 @@ def bit(c: Any, examples: int, size: int, batch: int = 512) -> None:
         c.data.augment += ("|" if c.data.augment else "") + "mixup(0.1)"
 
 
-def groups(frozen: str, unfreeze: str, decay: float, stages: int) -> tuple[tuple[Any, ...], ...]:
+def groups(frozen: str, unfreeze: str, decay: float, model: str, stages: int) -> tuple[tuple[Any, ...], ...]:
     """config.optimizer.groups: `frozen` stages from below with the stem, or "all"; gradual unfreezing; decay by stage.
 
-    A stage is what a path of parameters begins with: "stem…", "stage1/…", …; all else goes with the head.
+    A stage is what a path of parameters begins with: "stem…", "stage1/…" (with "transition1/…"), …; all else goes with
+    the head.
     """
-    if frozen != "all" and not (frozen.isdecimal() and int(frozen) < stages):
-        raise ValueError(f"freeze={frozen} must be 0 to {stages - 1}, or all")
     if not 0 < decay <= 1:
         raise ValueError(f"decay={decay} must be in (0, 1]")
     if frozen == "all":
+        if unfreeze or decay != 1:
+            raise ValueError("freeze=all leaves nothing for unfreeze and decay")
         return ("head/.*", 1.0), (".*", 0.0)
     if frozen == "0" and not unfreeze and decay == 1:
         return ((".*", 1.0),)
+    stages = stages or next(count for name, count in STAGES.items() if re.fullmatch(name, model))
+    if not stages:
+        raise ValueError(f"freeze, unfreeze and decay are for networks of stages, not {model}; freeze=all, and "
+                         "--config.optimizer.groups, are for all")
+    if not (frozen.isdecimal() and int(frozen) <= stages):
+        raise ValueError(f"freeze={frozen} must be 0 to {stages}, or all")
     time, unit = (unfreeze[:-1], "%") if unfreeze.endswith("%") else (unfreeze.split() + ["", ""])[:2]
     found = []
-    for i, level in enumerate(["stem.*", *(f"stage{i}/.*" for i in range(1, stages + 1))]):
+    stem = () if model.startswith("vgg") else ("stem.*",)
+    for i, level in enumerate((*stem, *(f"(stage|transition){i}/.*" for i in range(1, stages + 1))), 1 - len(stem)):
         depth = stages + 1 - i  # below the head
         try:
             start = (f"{depth * float(time):g}{'' if unit == '%' else ' '}{unit}",) if unfreeze else ()
@@ -200,7 +222,9 @@ def described(where: str) -> dict[str, Any]:
             data, known = config["data"], {"model": config["model"]}
             known |= {name: data[name] for name in ("mean", "std")}
             known["size"] = data["image_size"] or SIZES.get(data["source"], 0)
-            known["batch_norm"] = config["model"].get("norm", "batch") == "batch"
+            known_by_name = "none" if re.fullmatch(NO_BATCH_NORM, config["model"]["name"]) else "batch"
+            norm = config["model"].get("norm", known_by_name)
+            known["batch_norm"] = norm == "batch"
             known["channels"] = data.get("channels") or (1 if data["source"] == "digits" else 3)
             return known
         with path.open("rb") as file:  # .safetensors: the length of a JSON header, and it

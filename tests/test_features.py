@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from models.errors import UserError
 from models.layers.endpoint import capture
@@ -41,8 +42,12 @@ def test_the_same_content_is_computed_once_and_other_content_is_not_mistaken_for
     again = features.extract(loop.setup(run.config), run.state, "test", folder=tmp_path)
     np.testing.assert_array_equal(again.x, first.x)
     assert files(tmp_path) == before
-    head = run.state.params["head"]["bias"] + 1
-    other_state = run.state.replace(params={**run.state.params, "head": {**run.state.params["head"], "bias": head}})
+    head, stem = run.state.params["head"], run.state.params["stem_conv"]
+    features.extract(run, run.state.replace(params={**run.state.params, "head": {"bias": head["bias"] + 1}}), "test",
+                     folder=tmp_path)
+    assert files(tmp_path) == before  # no endpoint sees the head
+    moved = {"kernel": np.nextafter(stem["kernel"], 1)}
+    other_state = run.state.replace(params={**run.state.params, "stem_conv": moved})
     others = [
         (run, other_state, {}),  # other variables
         (run, run.state, {"endpoint": "stage2"}),
@@ -67,6 +72,24 @@ def test_a_part_of_what_is_there_is_not_computed_again(run, tmp_path):
     alone = features.of_source(run, run.state, part, folder=tmp_path / "other")
     np.testing.assert_allclose(alone.x, found.x, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(alone.labels, found.labels)
+
+
+def test_a_set_of_which_images_were_skipped_has_no_parts(tmp_path):
+    for name in ("ant", "bee"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    run = loop.setup(tiny.config(data__source=f"folder:{tmp_path / 'images'}", data__image_size=16, data__crop="resize",
+                                 data__on_error="skip", batch_size=4, eval_batch_size=4, steps_per_call=1))
+    broken = run.feed.train.root / run.feed.train.files[0]
+    broken.write_bytes(broken.read_bytes()[:50])
+    run = loop.setup(run.config)
+    whole = features.extract(run, run.state, "train", folder=tmp_path / "kept")
+    assert len(whole.x) == len(run.feed.train) - 1
+    part = features.of_source(run, run.state, select(run.feed.train, "classes(1)"), folder=tmp_path / "kept")
+    assert part.labels.tolist() == [0] * 8 and len(part.x) == 8
+    np.testing.assert_allclose(part.x, whole.x[whole.labels == 1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_damaged_file_is_computed_again_and_a_folder_that_cannot_be_written_is_no_hindrance(run, tmp_path):

@@ -152,18 +152,18 @@ def test_interrupted_trials_go_on(tmp_path, spec, jobs):
                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     first, log, deadline = root / names[0] / "outcome.json", root / names[1] / "metrics.jsonl", time.time() + 100
     while process.poll() is None and time.time() < deadline:
-        if first.exists() and log.exists() and log.read_text().count("\n") > 2:
+        if (jobs == 2 or first.exists()) and log.exists() and log.read_text().count("\n") > 2:
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "UserError: SIGTERM: what is done is kept" in errors
-    before = stamps(root)[names[0]]
+    before = stamps(root).get(names[0])  # with two processes the first may be under way still
     assert not (root / names[1] / "outcome.json").exists()
     steps = [int(path.name) for path in (root / names[1] / "checkpoints").iterdir() if path.name.isdecimal()]
     assert len(steps) == 1 and 100 < steps[0] < 800
     found, output = run_all(long(), spec, root)
-    assert "3/3" in output and stamps(root)[names[0]] == before
+    assert "3/3" in output and before in (None, stamps(root)[names[0]])
     assert found[1].summary["steps"] == 800 and found[1].measured["size"]["step"] == 800
     assert found[1].history["train"]["step"] == list(range(50, 801, 50))
     assert json.loads((root / names[1] / "outcome.json").read_text())["summary"] == found[1].summary
