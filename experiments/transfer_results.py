@@ -290,9 +290,9 @@ def draw_sources(outcomes: Outcomes, figure: Any) -> None:
                      yerr=[statistics.stdev(v) if len(v) > 1 else 0.0 for v in values], capsize=3)
         axes.set(ylabel="accuracy on the target", title={"relation": "Its classes", "bias": "Its biases"}[part])
         axes.set_xticks([i + (0.18 if part == "bias" else 0) for i in range(len(names))], names)
-        if part == "bias":
-            axes.legend(frameon=False, loc="lower right")
         tidy(axes)
+        if part == "bias":
+            figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
 
 
 def draw_embedding(outcomes: Outcomes, figure: Any) -> None:
