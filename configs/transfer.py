@@ -64,7 +64,7 @@ TARGETS = {
 }
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 SIZES = {**{target.source: target.size for target in TARGETS.values()}, "tfds:tiny_imagenet32": 32}
-# Beginnings of names: the number of stages, (of CIFAR's networks) 0 for networks that have none.
+# Expressions of names: the number of stages of their networks, 0 for those that have none; the first that fits counts.
 STAGES = {
     r"(pre)?resnet(8|14|20|32|44|56|110|164|1001|1202)": 3, r"plain(8|14|20|32|44|56|110)": 3,
     r"wide_resnet(16|28|40|22)_\d+": 3, r"densenet(40|100)_k\d+": 3, r"densenet_bc.*": 3, r"vgg.*": 5,

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import rich.table
 from absl import flags
 
 from experiments import study, trials
+from models import runtime
 from models.errors import UserError, choice_error
 from train import cli
 
@@ -118,8 +118,7 @@ def default_jobs() -> int:
 
     if jax.default_backend() != "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
+    return min(runtime.cores(), 8)
 
 
 def environments(outcomes: study.Outcomes) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """Runs that differ in their seed alone, trained together in one compiled program or one after another. See --help."""
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import rich.console
 import rich.table
 from absl import flags
 
+from models import runtime
 from models.errors import UserError
 from train import cli
 
@@ -87,7 +87,7 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
         "milliseconds": {name: round(value, 3) for name, value in medians.items()},
         "compile_seconds": {name: round(values[0], 2) for name, values in seconds.items()},
         "ratio": round(medians["together"] / medians["apart"], 3), "difference_of_loss": same,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": runtime.cores(),
         **summary.environment(first.parallel.devices), "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 

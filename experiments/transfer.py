@@ -31,6 +31,7 @@ from experiments.transfer_measures import (  # noqa: F401  trials name measures 
     logistic,
     probe,
 )
+from models.errors import UserError
 
 SETS = {"cifar10": ("tfds:tiny_imagenet32", "validation")}  # source, and its split to test on
 PHOTOGRAPHS = ("caltech101", "voc2007", "cub200", "aircraft", "cars")
@@ -170,7 +171,6 @@ def _target(scale: str, labels: dict[str, Any], start: Trial | None, target: str
 
 def _imagenet() -> list[Trial]:
     """The published data sets, from weights that were trained elsewhere."""
-    from models.errors import UserError
     from train import config
 
     weights, found = os.environ.get("ABLATE_RESNET50", "resnet50.safetensors"), []

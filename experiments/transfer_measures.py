@@ -38,22 +38,19 @@ def logistic(run: Any, state: Any) -> dict[str, Any]:
     train, test = (features.extract(run, state, split) for split in ("train", "test"))
     painted = features.of_source(run, state, select(run.feed.test, PAINT))
     count = len(run.feed.classes)
-    found = classifiers.evaluate("logistic", train, test, count, run.config["seed"])
-    x, x_test, x_painted = features.standardize(train.x, test.x, painted.x)
-    score = classifiers.logistic(x, train.labels, count, found["chosen"])
-    return {**found, **_cue(score(x_test), score(x_painted), test.labels)}
+    fitted = classifiers.fit("logistic", train, count, run.config["seed"])
+    return {**classifiers.described(fitted, test, count),
+            **_cue(fitted.score(test.x), fitted.score(painted.x), test.labels)}
 
 
 def cue(run: Any, state: Any) -> dict[str, Any]:
     """Accuracy of a trained network on test images as they are and with the cue, and what it changes of predictions."""
     from train import evaluate
-    from train.data import stream
     from train.data.select import select
 
     def scores(source):
         return evaluate.predictions(run.task, state.evaluation_variables(), run.feed.prepare_evaluation,
-                                    ({name: batch[name] for name in ("image", "label", "mask")}
-                                     for batch in stream.evaluation_batches(source, run.config["eval_batch_size"])))
+                                    run.feed.batches(source))
 
     clean, labels, _ = scores(run.feed.test)
     return _cue(clean, scores(select(run.feed.test, PAINT))[0], labels)
@@ -87,14 +84,10 @@ def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
             parts = [np.arange(len(x))] if count == ALL else [
                 np.array([place[i] for i in select(_base(run), _part(run, count, seed)).index]) for seed in SEEDS]
             found[kind][str(count)] = [
-                _score(classifiers.evaluate(
+                classifiers.headline(classifiers.evaluate(
                     "svm", features.Features(*(array[part[readable[part]]] for array in (x, train["label"]))), tested,
                     len(run.feed.classes))) for part in parts]
     return found
-
-
-def _score(found: dict[str, Any]) -> float:
-    return found.get("accuracy", found.get("mean_average_precision"))
 
 
 def embedding(run: Any, state: Any) -> dict[str, list]:

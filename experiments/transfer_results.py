@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments.study import TOO_SMALL, Judgement, Outcomes, Table, all_of, compare, finite, spread
@@ -95,39 +95,51 @@ def _grid(outcomes: Outcomes, width: int, share: float) -> list[float]:
             for o in outcomes.where(part="grid", width=width, share=share)]
 
 
+def _where_part(part: str) -> Callable:
+    """Of judges: for scales that do not have the part."""
+    def wrap(judge):
+        def wrapped(outcomes):
+            if not len(outcomes.where(part=part)):
+                return Judgement(TOO_SMALL, "not part of this scale")
+            return judge(outcomes)
+
+        return wrapped
+
+    return wrap
+
+
+def _last_above_first(values: Mapping[str, Sequence[float]], start: str) -> Judgement:
+    """Of values by what was done for them, in ascending order."""
+    series = list(values.values())
+    return Judgement(compare(series[-1], series[0]),
+                     start + ", ".join(f"{spread(value)} {name}" for name, value in values.items()))
+
+
+def _axes_of_grid(outcomes: Outcomes) -> tuple[list[int], list[float]]:
+    grid = outcomes.where(part="grid")
+    return sorted(grid.distinct("width")), sorted(grid.distinct("share"))
+
+
+@_where_part("grid")
 def more_data(outcomes: Outcomes) -> Judgement:
-    grid = outcomes.where(part="grid")
-    if not len(grid):
-        return _not_here()
-    width, shares = max(grid.distinct("width")), sorted(grid.distinct("share"))
-    values = {share: _grid(outcomes, width, share) for share in shares}
-    return Judgement(compare(values[shares[-1]], values[shares[0]]), f"width {width}: " + ", ".join(
-        f"{spread(value)} from {share:.1%} of the source" for share, value in values.items()))
+    widths, shares = _axes_of_grid(outcomes)
+    return _last_above_first({f"from {share:.1%} of the source": _grid(outcomes, widths[-1], share)
+                              for share in shares}, f"width {widths[-1]}: ")
 
 
+@_where_part("grid")
 def bigger(outcomes: Outcomes) -> Judgement:
-    grid = outcomes.where(part="grid")
-    if not len(grid):
-        return _not_here()
-    widths, share = sorted(grid.distinct("width")), max(grid.distinct("share"))
-    values = {width: _grid(outcomes, width, share) for width in widths}
-    return Judgement(compare(values[widths[-1]], values[widths[0]]), "from all of the source: " + ", ".join(
-        f"{spread(value)} with width {width}" for width, value in values.items()))
+    widths, shares = _axes_of_grid(outcomes)
+    return _last_above_first({f"with width {width}": _grid(outcomes, width, shares[-1]) for width in widths},
+                             "from all of the source: ")
 
 
+@_where_part("grid")
 def together(outcomes: Outcomes) -> Judgement:
-    grid = outcomes.where(part="grid")
-    if not len(grid):
-        return _not_here()
-    widths, shares = sorted(grid.distinct("width")), sorted(grid.distinct("share"))
-    gains = {width: [b - a for a, b in zip(*(_grid(outcomes, width, share) for share in (shares[0], shares[-1])),
-                                           strict=True)] for width in (widths[0], widths[-1])}
-    return Judgement(compare(gains[widths[-1]], gains[widths[0]]), "gain by more source data: " + ", ".join(
-        f"{spread(gain)} with width {width}" for width, gain in gains.items()))
-
-
-def _not_here() -> Judgement:
-    return Judgement(TOO_SMALL, "not part of this scale")
+    widths, shares = _axes_of_grid(outcomes)
+    little, much = ({width: _grid(outcomes, width, share) for width in widths} for share in (shares[0], shares[-1]))
+    return _last_above_first({f"with width {width}": [b - a for a, b in zip(little[width], much[width], strict=True)]
+                              for width in (widths[0], widths[-1])}, "gain by more source data: ")
 
 
 def _logistic(outcomes: Outcomes, part: str, source: str, name: str = "accuracy") -> list[float]:
@@ -135,9 +147,8 @@ def _logistic(outcomes: Outcomes, part: str, source: str, name: str = "accuracy"
             if "logistic" in o.measured]
 
 
+@_where_part("relation")
 def related(outcomes: Outcomes) -> Judgement:
-    if not len(outcomes.where(part="relation")):
-        return _not_here()
     names = outcomes.where(part="relation").distinct("source")
     values = {name: _logistic(outcomes, "relation", name) for name in names}
     return Judgement(compare(values["near"], values["far"]),
@@ -152,9 +163,8 @@ def _lost(outcomes: Outcomes, source: str, how: str) -> list[float]:
 
 
 def biased(how: str) -> Callable[[Outcomes], Judgement]:
+    @_where_part("bias")
     def judge(outcomes):
-        if not len(outcomes.where(part="bias")):
-            return _not_here()
         cued, clean = (_lost(outcomes, source, how) for source in ("cue", "clean"))
         return Judgement(compare(cued, clean), f"the cue costs {spread(cued)} where the source had it, {spread(clean)} "
                          "where it had not")
@@ -162,9 +172,8 @@ def biased(how: str) -> Callable[[Outcomes], Judgement]:
     return judge
 
 
+@_where_part("bias")
 def imbalanced(outcomes: Outcomes) -> Judgement:
-    if not len(outcomes.where(part="bias")):
-        return _not_here()
     values = {name: _logistic(outcomes, "bias", name) for name in ("balanced", "imbalanced", "clean")}
     return Judgement(compare(values["balanced"], values["imbalanced"]),
                      ", ".join(f"{name} {spread(v)}" for name, v in values.items()))
@@ -187,13 +196,12 @@ def tables(outcomes: Outcomes) -> list[Table]:
                 ours.append([target, *row, f"{100 * gain:+.1f}" if math.isfinite(gain) else "—"])
     found = [Table("Transfer, published", columns, published), Table("Transfer, ours", columns, ours),
              Table("Labels a class", ["data set", "labels a class", *columns[1:5]], by_labels), _methods(outcomes)]
-    grid = outcomes.where(part="grid")
-    if len(grid):
-        shares = sorted(grid.distinct("share"))
+    widths, shares = _axes_of_grid(outcomes)
+    if widths:
         found.append(Table("Source data and size of the network",
                            ["width", *(f"{share:.1%} of the source" for share in shares)],
                            [[width, *(spread(_grid(outcomes, width, share)) for share in shares)]
-                            for width in sorted(grid.distinct("width"))]))
+                            for width in widths]))
     rows = []
     for part in ("relation", "bias"):
         for name in outcomes.where(part=part).distinct("source"):
@@ -256,13 +264,11 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_grid(outcomes: Outcomes, figure: Any) -> None:
-    grid = outcomes.where(part="grid")
-    axes = figure.subplots()
-    if not len(grid):
+    axes, (widths, shares) = figure.subplots(), _axes_of_grid(outcomes)
+    if not widths:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "not part of this scale", ha="center")
         return
-    widths, shares = sorted(grid.distinct("width")), sorted(grid.distinct("share"))
     means = [[100 * _mean(_grid(outcomes, width, share)) for share in shares] for width in widths]
     image = axes.imshow(means, cmap="viridis", aspect="auto", origin="lower")
     middle = (max(map(max, means)) + min(map(min, means))) / 2
@@ -310,5 +316,3 @@ def draw_embedding(outcomes: Outcomes, figure: Any) -> None:
     if shown:
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=10, frameon=False,
                       markerscale=2)
-
-

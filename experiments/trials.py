@@ -41,19 +41,15 @@ def run(trial: study.Trial, spec: str, folder: Path) -> dict[str, Any]:
     config = trial.config
     if trial.start:
         before = folder.parent / address(trial.start)
-        if json.loads((before / "outcome.json").read_text())["diverged"]:
-            outcome = {"summary": None, "diverged": f"{before.name}, that it starts from, diverged", "history": {},
-                       "measured": {}}
-            folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_json(folder / "outcome.json", outcome)
-            return outcome
         config = config.copy_and_resolve_references()
         config.init_from = str(before.resolve())
     path = folder / "outcome.json"
     outcome = json.loads(path.read_text()) if path.exists() else None
     if outcome is None:
         outcome = {"summary": None, "diverged": None, "history": {}, "measured": {}}
-        if trial.train:
+        if trial.start and json.loads((before / "outcome.json").read_text())["diverged"]:
+            outcome["diverged"] = f"{before.name}, that it starts from, diverged"
+        elif trial.train:
             try:
                 outcome["summary"] = loop.train(config, folder)
             except metrics.NonFiniteError as error:

@@ -15,6 +15,7 @@ import ctypes
 import importlib.metadata
 import os
 import sys
+from pathlib import Path
 
 SWITCH = "ABLATE_CPU_TUNING"
 _YNN_OPTION = "xla_cpu_experimental_ynn_fusion_type"
@@ -37,6 +38,16 @@ _ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 def enabled() -> bool:
     """Whether the settings are wanted: yes, unless ABLATE_CPU_TUNING is 0, false, off or no."""
     return os.environ.get(SWITCH, "1").strip().lower() not in ("0", "false", "off", "no")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache_folder() -> Path:
+    """Of what is made once a machine: $XDG_CACHE_HOME/ablate, ~/.cache/ablate."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ablate"
 
 
 def _has_ynn() -> bool:

@@ -9,8 +9,8 @@ Features are standardized by the training set first (logistic, svm). Labels: int
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import optax
 
 from models.errors import UserError, choice_error
 from train import ranking
-from train.features import standardize
+from train.features import standardizer
 
 # Weight of |W|^2 / 2 beside the mean loss; scikit-learn's C is 1 / (strength x N).
 STRENGTHS = tuple(10.0**exponent for exponent in (-6, -5, -4, -3, -2, -1, 0))
@@ -113,14 +113,53 @@ CLASSIFIERS = {"logistic": (logistic, STRENGTHS, True), "svm": (svm, SVM_STRENGT
                "knn": (knn, NEIGHBOURS, False)}
 
 
-def evaluate(kind: str, train: Any, test: Any, classes: int, seed: int = 0) -> dict[str, Any]:
-    """Chooses the hyperparameter on a part of `train`, fits all of it, and measures on `test`.
+class Fitted(NamedTuple):
+    """score: of features as they are extracted; the hyperparameter, and what each value of it reached on the part to
+    choose by, {} where a class has too few examples for one."""
+
+    score: Scorer
+    chosen: float
+    validation: dict[float, float]
+
+
+def fit(kind: str, train: Any, classes: int, seed: int = 0) -> Fitted:
+    """Chooses the hyperparameter on a fifth of `train` (of each class where labels are one an image); fits all of it.
 
     Args:
       kind: one of CLASSIFIERS.
-      train, test: `train.features.Features`.
+      train: `train.features.Features`.
       classes: their number.
-      seed: of the part to choose by, a fifth, of each class where labels are one an image.
+      seed: of the part to choose by.
+
+    Raises:
+      UserError: an unknown kind.
+    """
+    if kind not in CLASSIFIERS:
+        raise choice_error("classifier", kind, CLASSIFIERS)
+    function, values, standardized = CLASSIFIERS[kind]
+
+    def scorer(x, y, value):
+        if not standardized:
+            return function(x, y, classes, value)
+        scale = standardizer(x)
+        score = function(scale(x), y, classes, value)
+        return lambda x: score(scale(x))
+
+    fitted, held = _split(train.labels, seed)
+    validation = {}
+    for value in values if len(held) else ():
+        score = scorer(train.x[fitted], train.labels[fitted], value)
+        validation[value] = headline(measure(score(train.x[held]), train.labels[held], classes))
+    chosen = max(values, key=lambda value: (validation[value], value)) if validation else values[len(values) // 2]
+    return Fitted(scorer(train.x, train.labels, chosen), chosen, validation)
+
+
+def evaluate(kind: str, train: Any, test: Any, classes: int, seed: int = 0) -> dict[str, Any]:
+    """Fits `train` and measures on `test`.
+
+    Args:
+      kind, train, classes, seed: see `fit`.
+      test: `train.features.Features`.
 
     Returns:
       {"chosen", "validation": {value: score}, and of the test set "accuracy", "mean_class_accuracy", or, where
@@ -129,39 +168,30 @@ def evaluate(kind: str, train: Any, test: Any, classes: int, seed: int = 0) -> d
     Raises:
       UserError: an unknown kind, labels that the classes do not have, features of different sizes.
     """
-    if kind not in CLASSIFIERS:
-        raise choice_error("classifier", kind, CLASSIFIERS)
     if train.x.shape[1] != test.x.shape[1]:
         raise UserError(f"features of {train.x.shape[1]} and of {test.x.shape[1]} numbers do not fit")
     if max(train.labels.max(), test.labels.max()) >= classes and train.labels.ndim == 1:
         raise UserError(f"label {max(train.labels.max(), test.labels.max())} is none of {classes} classes")
-    fit, values, standardized = CLASSIFIERS[kind]
-    fitted, held = _split(train.labels, seed)
-    validation = {}
-    if len(held):
-        parts = train.x[fitted], train.x[held]
-        x, x_held = standardize(*parts) if standardized else parts
-        for value in values:
-            score = fit(x, train.labels[fitted], classes, value)
-            validation[value] = _headline(measure(score(x_held), train.labels[held], classes))
-    chosen = max(values, key=lambda value: (validation[value], value)) if validation else values[len(values) // 2]
-    x, x_test = standardize(train.x, test.x) if standardized else (train.x, test.x)
-    found = measure(fit(x, train.labels, classes, chosen)(x_test), test.labels, classes)
-    return {"chosen": chosen, "validation": {str(value): score for value, score in validation.items()}, **found}
+    return described(fit(kind, train, classes, seed), test, classes)
+
+
+def described(fitted: Fitted, test: Any, classes: int) -> dict[str, Any]:
+    """What `evaluate` returns, of a classifier that is fitted."""
+    return {"chosen": fitted.chosen, "validation": {str(value): score for value, score in fitted.validation.items()},
+            **measure(fitted.score(test.x), test.labels, classes)}
 
 
 def measure(scores: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:
     """Metrics of scores [N, classes]: see `evaluate`."""
     if labels.ndim == 2:
-        formulas = {"mean_average_precision": ranking.average_precision,
-                    "mean_average_precision_11": ranking.average_precision_11}
-        return {name: ranking.mean(ranking.by_class(formula, scores, labels)) for name, formula in formulas.items()}
+        return ranking.measure(scores, labels)
     right = scores.argmax(1) == labels
     own = [right[labels == label].mean() for label in range(classes) if (labels == label).any()]
     return {"accuracy": float(right.mean()), "mean_class_accuracy": float(np.mean(own))}
 
 
-def _headline(found: dict[str, float]) -> float:
+def headline(found: Mapping[str, float]) -> float:
+    """The one of the results by which classifiers are chosen and compared."""
     return found.get("accuracy", found.get("mean_average_precision"))
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from train import ranking
+
 
 def add(total: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Adds metrics {name: (sum, weight)} in float64."""
@@ -42,8 +44,7 @@ def evaluate(call: Callable, state: Any, calls: Iterable[Any], expected: Callabl
     assert counted == expected(), f"evaluation counted {counted} examples of {expected()}"
     results = ratios(total)
     if "accuracy_by_class" in results:
-        known = [accuracy for accuracy in results["accuracy_by_class"] if accuracy is not None]
-        results["mean_class_accuracy"] = float(np.mean(known)) if known else None
+        results["mean_class_accuracy"] = ranking.mean(results["accuracy_by_class"])
     return results
 
 

@@ -11,8 +11,9 @@ import functools
 import hashlib
 import os
 import sys
+import weakref
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +21,17 @@ import jax
 import numpy as np
 
 import models.layers
+from models import runtime
 from models.errors import UserError, choice_error
 from models.layers.endpoint import capture
 from train.checkpoint import flatten
-from train.data import decode, stream
+from train.data import decode
 from train.data.select import Selected
 from train.data.source import Source
 
 ENDPOINT = "pre_logits"
-VERSION = 2  # of what is kept
+VERSION = 3  # of what is kept
+_CONTENTS = weakref.WeakKeyDictionary()  # digests of sources: each is read once, whatever is extracted from it
 
 
 class Features(NamedTuple):
@@ -40,7 +43,7 @@ class Features(NamedTuple):
 
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/ablate/features, ~/.cache/ablate/features."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ablate" / "features"
+    return runtime.cache_folder() / "features"
 
 
 def extract(run: Any, state: Any, split: str, endpoint: str = ENDPOINT, folder: Path | None = None) -> Features:
@@ -96,28 +99,38 @@ def _compute(run: Any, variables: Any, endpoint: str, source: Source) -> Feature
         return x.reshape(x.shape[0], -1, x.shape[-1]).mean(1).astype(np.float32)  # [N, …, C] -> [N, C]
 
     variables, parts = jax.device_put(variables), []
-    for batch in stream.evaluation_batches(source, run.config["eval_batch_size"], run.config["data"]["workers"]):
+    for batch in run.feed.batches(source):
         real = batch["mask"] > 0
-        x = np.asarray(pooled(variables, {name: batch[name] for name in ("image", "label", "mask")}))
-        parts.append((x[real], batch["label"][real]))
+        parts.append((np.asarray(pooled(variables, batch))[real], batch["label"][real]))
     return Features(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+class _Digest:
+    """Of values one after another."""
+
+    def __init__(self):
+        self._digest = hashlib.sha256()
+
+    def add(self, *values: Any) -> None:
+        for value in values:
+            self._digest.update(value if isinstance(value, bytes) else repr(value).encode())
+            self._digest.update(b"\0")
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 def _name(run: Any, variables: Any, endpoint: str, source: Source) -> str:
     """The file of these features."""
-    digest = hashlib.sha256()
-
-    def add(*values: Any) -> None:
-        for value in values:
-            digest.update(value if isinstance(value, bytes) else repr(value).encode())
-            digest.update(b"\0")
-
     data, model = run.config["data"], run.task.model
-    add(VERSION, _code(type(model).__module__), model.clone(num_classes=1), endpoint, data["mean"], data["std"])
+    digest = _Digest()
+    digest.add(VERSION, _code(type(model).__module__), model.clone(num_classes=1), endpoint, data["mean"], data["std"])
     for path, leaf in sorted(flatten(variables).items()):
         if not path.startswith("params/head/"):
-            add(path, leaf.dtype, leaf.shape, np.ascontiguousarray(leaf).tobytes())
-    _add_source(add, source)
+            digest.add(path, leaf.dtype, leaf.shape, np.ascontiguousarray(leaf).tobytes())
+    if source not in _CONTENTS:
+        _CONTENTS[source] = _content(source)
+    digest.add(_CONTENTS[source])
     return f"{run.config['model']['name']}-{endpoint.replace('/', '.')}-{digest.hexdigest()[:24]}.npz"
 
 
@@ -129,16 +142,19 @@ def _code(family: str) -> bytes:
     return b"".join(file.read_bytes() for file in sorted(files))
 
 
-def _add_source(add: Any, source: Source) -> None:
-    add(source.image_shape, source.decoder, source.on_error, source.classes, len(source))
+def _content(source: Source) -> str:
+    """A digest of what the source holds: it reads all of it."""
+    digest = _Digest()
+    digest.add(source.image_shape, source.decoder, source.on_error, source.classes, len(source))
     if isinstance(source, Selected):
-        add(source.painted.tobytes())
+        digest.add(source.painted.tobytes())
     for start in range(0, len(source), 1024):
         for stored, label in source.fetch(range(start, min(start + 1024, len(source)))):
             if isinstance(stored, Path):
                 about = stored.stat()
                 stored = (str(stored), about.st_size, about.st_mtime_ns)
-            add(stored.tobytes() if isinstance(stored, np.ndarray) else stored, np.asarray(label).tolist())
+            digest.add(stored.tobytes() if isinstance(stored, np.ndarray) else stored, np.asarray(label).tolist())
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> Features | None:
@@ -162,11 +178,16 @@ def _write(path: Path, found: Features) -> None:
             temporary.unlink()
 
 
-def standardize(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+def standardizer(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Each feature minus its mean over `train`, divided by its standard deviation there; constant ones become 0."""
     mean, std = train.mean(0), train.std(0)
     scale = np.where(std > 1e-6 * (1 + np.abs(mean)), 1 / np.maximum(std, 1e-12), 0).astype(np.float32)
-    return tuple((x - mean) * scale for x in (train, *others))
+    return lambda x: (x - mean) * scale
+
+
+def standardize(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """`train` and others by `standardizer(train)`."""
+    return tuple(map(standardizer(train), (train, *others)))
 
 
 def summary(found: Mapping[str, Features]) -> str:

@@ -164,7 +164,11 @@ class Feed:
 
     def test_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """The test set as numpy batches {"image", "label", "mask"}, in order, whole on every process."""
-        for batch in self._test_batches((0, 1)):
+        return self.batches(self.test)
+
+    def batches(self, source: source.Source) -> Iterator[dict[str, np.ndarray]]:
+        """The images of any source that the run's could come from, as `test_batches`."""
+        for batch in stream.evaluation_batches(source, self._eval_batch_size, self._workers):
             yield {name: batch[name] for name in ("image", "label", "mask")}
 
     def _test_batches(self, shard):

@@ -126,11 +126,8 @@ class AveragePrecision(Hook):
         scores, labels, _ = evaluate.predictions(
             run.task, run.parallel.fetch(state).evaluation_variables(), run.feed.prepare_evaluation,
             run.feed.test_batches())
-        by_class = ranking.by_class(ranking.average_precision, scores, labels)
-        return {"mean_average_precision": ranking.mean(by_class),
-                "mean_average_precision_11": ranking.mean(
-                    ranking.by_class(ranking.average_precision_11, scores, labels)),
-                "average_precision_by_class": by_class}
+        return {**ranking.measure(scores, labels),
+                "average_precision_by_class": ranking.by_class(ranking.average_precision, scores, labels)}
 
 
 HOOKS = {"recalibrate": Recalibrate, "figures": Figures, "bleu": Bleu, "average_precision": AveragePrecision}

@@ -101,7 +101,7 @@ def setup(config: Mapping[str, Any]) -> Run:
         raise UserError(f"data_init={reader.data_init} would undo init_from={init_from}")
     start = pretrained.load(init_from) if init_from else None
     if start:
-        variables = pretrained.start(model, variables, start, init_new, feed.inputs)
+        variables = pretrained.start(model, variables, start, init_new)
     if reader.data_init not in DATA_INITS:
         raise choice_error("data_init", reader.data_init, DATA_INITS)
     if reader.data_init == "lsuv":

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.traverse_util
 import numpy as np
 
 from models import weights
@@ -85,7 +84,7 @@ def _check_head(pretrained: Pretrained, model: nn.Module, error: weights.Mismatc
                         "init_new=head draws its head anew") from None
 
 
-def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collection[str], inputs: Any) -> Any:
+def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collection[str]) -> Any:
     """Variables to start from: the pretrained ones, but for the parts `new`, which stay as in `variables`.
 
     Args:
@@ -93,21 +92,16 @@ def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collect
       variables: its own, as drawn.
       pretrained: see `load`.
       new: beginnings of paths, e.g. "head" where there are other classes.
-      inputs: what the network is called with, as `models.initialize` takes it.
 
     Raises:
       UserError: the arrays are of another network; some of those that are missing (-), unexpected (+) or of another
         shape (!) are named. Or `new` names no part of the network.
     """
     try:
-        found = weights.from_arrays(model, pretrained.arrays, "ablate", new=new, inputs=inputs)
+        return weights.from_arrays(model, pretrained.arrays, "ablate", new=new, drawn=variables)
     except weights.Mismatch as error:
         _check_head(pretrained, model, error)
         more = f" and {len(error.lines) - SHOWN} more" if len(error.lines) > SHOWN else ""
         raise UserError(
             f"init_from={pretrained.where}, a {pretrained.name or 'network'}, does not fit this {type(model).__name__}"
             f": {'; '.join(error.lines[:SHOWN])}{more} (parts of init_new are drawn anew)") from None
-    drawn, found = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (variables, found))
-    kept = {path: drawn[path] if any(f"{path.partition('/')[2]}/".startswith(f"{part}/") for part in new) else value
-            for path, value in found.items()}
-    return flax.traverse_util.unflatten_dict(kept, sep="/")

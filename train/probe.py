@@ -49,9 +49,9 @@ def main() -> None:
                                               run.config["seed"])
             rows.append({"endpoint": endpoint, "features": found["train"].x.shape[1], "classifier": kind, **result,
                          "seconds": round(time.time() - began, 2)})
-            score = "accuracy" if "accuracy" in result else "mean_average_precision"
+            score = "accuracy" if "accuracy" in result else "mean average precision"
             table.add_row(endpoint, str(rows[-1]["features"]), kind, f"{result['chosen']:g}",
-                          f"{score.replace('_', ' ')} {result[score]:.2%}")
+                          f"{score} {classifiers.headline(result):.2%}")
     console.print(table)
     if OUT.value:
         out = Path(OUT.value)

@@ -36,10 +36,8 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float | None:
       scores: [N] of one class.
       labels: [N] of 1, 0, -1.
     """
-    found, taken = precision_recall(scores, labels)
-    if not len(found) or not found[-1]:
-        return None
-    return float(np.sum(np.diff(found, prepend=0) / found[-1] * (found / taken)))
+    return _of_curve(lambda found, taken: np.sum(np.diff(found, prepend=0) / found[-1] * (found / taken)),
+                     scores, labels)
 
 
 def average_precision_11(scores: np.ndarray, labels: np.ndarray) -> float | None:
@@ -50,17 +48,26 @@ def average_precision_11(scores: np.ndarray, labels: np.ndarray) -> float | None
       scores: [N] of one class.
       labels: [N] of 1, 0, -1.
     """
-    found, taken = precision_recall(scores, labels)
-    if not len(found) or not found[-1]:
-        return None
-    precision = found / taken
     # In whole numbers: 3 of 10 is a recall of 0.3, which floating point can miss.
-    return float(np.mean([precision[10 * found >= tenth * found[-1]].max() for tenth in range(11)]))
+    return _of_curve(lambda found, taken: np.mean(
+        [(found / taken)[10 * found >= tenth * found[-1]].max() for tenth in range(11)]), scores, labels)
+
+
+def _of_curve(value: Callable, scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """`value` of what `precision_recall` gives; None where no image has the class."""
+    found, taken = precision_recall(scores, labels)
+    return float(value(found, taken)) if len(found) and found[-1] else None
 
 
 def by_class(formula: Callable, scores: np.ndarray, labels: np.ndarray) -> list[float | None]:
     """`formula` (one of the above) of each column of scores and labels [N, C]."""
     return [formula(*column) for column in zip(scores.T, labels.T, strict=True)]
+
+
+def measure(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    """The means over the classes of scores and labels [N, C] by both formulas, as results call them."""
+    formulas = {"mean_average_precision": average_precision, "mean_average_precision_11": average_precision_11}
+    return {name: mean(by_class(formula, scores, labels)) for name, formula in formulas.items()}
 
 
 def mean(values: Sequence[float | None]) -> float | None:

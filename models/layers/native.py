@@ -46,7 +46,7 @@ def _compiled() -> Path:
     compiler = os.environ.get("CXX", "g++")
     about = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
     key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), about, jaxlib.version.__version__.encode(), _processor()]))
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ablate"
+    folder = runtime.cache_folder()
     library = folder / f"conv-{key.hexdigest()[:16]}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)

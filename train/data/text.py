@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from models import runtime
 from models.decode import BOS, EOS
 from models.errors import UserError, choice_error
 from models.transformer import PAD
@@ -80,7 +81,7 @@ def vocabulary(texts: Sequence[Sequence[str]], size: int) -> Any:
     digest = hashlib.sha256(f"{tokenizers.__version__} {size} {SPECIAL}".encode())
     for line in itertools.chain(*texts):
         digest.update(line.encode() + b"\n")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ablate"
+    folder = runtime.cache_folder()
     path = folder / f"bpe-{digest.hexdigest()[:16]}.json"
     if path.exists():
         made = tokenizers.Tokenizer.from_file(str(path))

@@ -1,37 +1,21 @@
 """Classification: softmax cross-entropy with label smoothing, top-1 and top-5."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
-import models
-from models.errors import UserError
+from train.tasks.base import ImageTask
 
 
-class Classify:
+class Classify(ImageTask):
     """One label an image; or, where mixup or cutmix made them, a distribution over the classes ("target")."""
 
     headline = "accuracy"
 
-    def __init__(self, model: Any, num_classes: int, config: Any):
-        self.model = model
-        self.num_classes = num_classes
-        self.label_smoothing = config.label_smoothing
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"task.label_smoothing={self.label_smoothing} must be in [0, 1)")
-
-    def init(self, key: jax.Array, inputs: Any) -> tuple[Any, Any]:
-        """Variables of the model, and the (empty) state of the task."""
-        return models.initialize(self.model, key, inputs), {}
-
     def loss(self, params, model_state, task_state, batch, key, step):
         """Mean cross-entropy over this device's examples; see `train.tasks`."""
         del step
-        logits, model_state = self.model.apply(
-            {"params": params, **model_state}, batch["image"], train=True, rngs={"dropout": key},
-            mutable=list(model_state))
+        logits, model_state = self.forward(params, model_state, batch, key)
         target = batch.get("target")
         if target is None:
             target = jax.nn.one_hot(batch["label"], self.num_classes)
@@ -59,7 +43,3 @@ class Classify:
             "top5": (jnp.sum((rank < 5) * mask), weight),
             "accuracy_by_class": ((rank == 0).astype(jnp.float32) @ by_class, jnp.sum(by_class, 0)),
         }
-
-    def predict(self, variables, batch):
-        """Logits float32 [B, num_classes]."""
-        return self.model.apply(variables, batch["image"], train=False)

@@ -1,16 +1,12 @@
 """Several classes an image: a sigmoid and its cross-entropy for every class on its own."""
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import optax
 
-import models
-from models.errors import UserError
+from train.tasks.base import ImageTask
 
 
-class MultiLabel:
+class MultiLabel(ImageTask):
     """Labels [B, num_classes] of 1 present, 0 absent, -1 not counted (`train.data.source.Source.label_shape`).
 
     Label smoothing s makes 1 - s / 2 of a 1 and s / 2 of a 0.
@@ -19,23 +15,10 @@ class MultiLabel:
     headline = "hit"
     multi_label = True
 
-    def __init__(self, model: Any, num_classes: int, config: Any):
-        self.model = model
-        self.num_classes = num_classes
-        self.label_smoothing = config.label_smoothing
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"task.label_smoothing={self.label_smoothing} must be in [0, 1)")
-
-    def init(self, key: jax.Array, inputs: Any) -> tuple[Any, Any]:
-        """Variables of the model, and the (empty) state of the task."""
-        return models.initialize(self.model, key, inputs), {}
-
     def loss(self, params, model_state, task_state, batch, key, step):
         """Cross-entropy, the mean over an image's counted classes and over this device's images; see `train.tasks`."""
         del step
-        logits, model_state = self.model.apply(
-            {"params": params, **model_state}, batch["image"], train=True, rngs={"dropout": key},
-            mutable=list(model_state))
+        logits, model_state = self.forward(params, model_state, batch, key)
         metrics = self._measured(logits, batch, self.label_smoothing)
         # Divided by the full share, not by the weight: every device's mean then counts the same in the global mean.
         return metrics["loss"][0] / len(logits), (metrics, model_state, task_state)
@@ -58,7 +41,3 @@ class MultiLabel:
         absent = jnp.max(jnp.where(label == 0, logits, -jnp.inf), -1)
         weight = jnp.sum(mask)
         return {"loss": (jnp.sum(losses * mask), weight), "hit": (jnp.sum((present > absent) * mask), weight)}
-
-    def predict(self, variables, batch):
-        """Logits float32 [B, num_classes]."""
-        return self.model.apply(variables, batch["image"], train=False)

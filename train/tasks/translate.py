@@ -6,32 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import models
 from models.decode import BOS, beam_search, greedy
 from models.errors import UserError
 from models.layers.attention import attention_weights
 from models.transformer import PAD, Transformer
+from train.tasks.base import Task
 
 LONGER = 50  # tokens by which a translation may be longer than its source (section 6.1)
 
 
-class Translate:
+class Translate(Task):
     """Pairs of sentences, batches as `train.text_feed.TextFeed` makes them."""
 
     headline = "accuracy"
 
     def __init__(self, model: Any, num_classes: int, config: Any):
-        del num_classes
         if not isinstance(model, Transformer):
             raise UserError(f"task translate is for encoder-decoders (transformer_base), not {type(model).__name__}")
-        self.model = model
-        self.label_smoothing = config.label_smoothing
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"task.label_smoothing={self.label_smoothing} must be in [0, 1)")
-
-    def init(self, key: jax.Array, inputs: Any) -> tuple[Any, Any]:
-        """Variables of the model, and the (empty) state of the task."""
-        return models.initialize(self.model, key, inputs), {}
+        super().__init__(model, num_classes, config)
 
     def loss(self, params, model_state, task_state, batch, key, step):
         """Cross-entropy over this device's target tokens, by token of the global batch; see `train.tasks`."""
