@@ -26,7 +26,7 @@ def base() -> ConfigDict:
     c.evaluate_every = "1 epoch"
     c.checkpoint_every = "1 epoch"
     c.keep_checkpoints = 2  # the latest, besides the best
-    c.hooks = "figures"  # recalibrate(batches) | figures | average_precision (multi_label)
+    c.hooks = "figures"  # recalibrate(batches) | figures | average_precision | sparsity
 
     # What is trained, and by which loss (train/tasks).
     c.task = ConfigDict()
@@ -57,6 +57,8 @@ def base() -> ConfigDict:
     c.optimizer.clip_norm = 0.0  # bound of the global gradient norm; 0: none
     # (regular expression, multiplier of the learning rate[, time from which it trains]); 0 freezes; first match
     c.optimizer.groups = ((".*", 1.0),)
+    # Weights that go while training goes on, e.g. "magnitude(0.9, start='20%', end='60%', every='5%')" (train/prune.py)
+    c.optimizer.prune = ""
 
     c.data = ConfigDict()
     c.data.source = "digits"  # digits | tfds:NAME | folder:PATH | arrays:FILE.npz

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from models.compress.prune import sparsity
 from models.errors import UserError
-from train import calls, checkpoint, evaluate, ranking, workdir
+from train import calls, checkpoint, evaluate, prune, ranking, workdir
 from train.recalibrate import recalibrate_batch_norm
 from train.tasks import translate
 
@@ -130,7 +131,20 @@ class AveragePrecision(Hook):
                 "average_precision_by_class": ranking.by_class(ranking.average_precision, scores, labels)}
 
 
-HOOKS = {"recalibrate": Recalibrate, "figures": Figures, "bleu": Bleu, "average_precision": AveragePrecision}
+class Sparsity(Hook):
+    """What optimizer.prune has cut: "sparsity", the share of zeros of what may go, and "sparsity_by_layer"."""
+
+    def check(self, run):
+        if not prune.masks_of(run.state.opt_state):
+            raise UserError("hooks: sparsity is for runs with optimizer.prune")
+
+    def measure(self, run, state):
+        found = sparsity(prune.masks_of(run.parallel.fetch(state).opt_state))
+        return {"sparsity": found.pop("all"), "sparsity_by_layer": found}
+
+
+HOOKS = {"recalibrate": Recalibrate, "figures": Figures, "bleu": Bleu, "average_precision": AveragePrecision,
+         "sparsity": Sparsity}
 
 
 def create(spec: str) -> list[Hook]:

@@ -16,7 +16,7 @@ import rich.console
 import models
 from models.errors import UserError, choice_error
 from models.layers import init
-from train import checkpoint, evaluate, hooks, metrics, optimizer, pretrained, step, summary, tasks
+from train import checkpoint, evaluate, hooks, metrics, optimizer, pretrained, prune, step, summary, tasks
 from train import config as config_lib
 from train import state as state_lib
 from train import workdir as workdir_lib
@@ -108,6 +108,8 @@ def setup(config: Mapping[str, Any]) -> Run:
         images = next(feed.training_images(1, share // reader.accumulate))
         variables = init.lsuv(model, variables, images, jax.random.fold_in(jax.random.key(reader.seed), 2))
     tx, learning_rate = optimizer.create(reader.optimizer, variables["params"], to_steps, total)
+    if prune.masks_of(jax.eval_shape(tx.init, variables["params"])) and reader.ema_decay:
+        raise UserError(f"ema_decay={reader.ema_decay}: averages of weights that optimizer.prune cuts are not cut")
     program = functools.partial(
         step.train_call, gather=feed.gather, prepare=feed.prepare, task=task, optimizer=tx,
         learning_rate=learning_rate, accumulate=reader.accumulate, ema_decay=reader.ema_decay)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from models.errors import UserError
-from train import calls
+from train import calls, prune
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -144,6 +144,7 @@ def create(
     Frozen parameters have no optimizer state and no part in the gradient norm that `clip_norm` bounds. A third entry is
     the time from which a group trains (gradual unfreezing, Howard & Ruder 2018, section 3.3): until then the optimizer
     sees its gradients, so that momentum and Adam's averages are right when it starts, but does not move it.
+    `config.prune` cuts weights while all this goes on (train/prune.py).
 
     Raises:
       UserError: a parameter that no group covers, an expression that matches nothing, an unknown name.
@@ -179,6 +180,8 @@ def create(
             lambda tree: jax.tree_util.tree_map_with_path(
                 lambda path, _: "trained" if factors[parameter_name(path)] else "frozen", tree),
         )
+    if config.prune:
+        optimizer = prune.wrap(optimizer, prune.plan(config.prune, to_steps, total), parameter_names)
     return optimizer, learning_rate
 
 

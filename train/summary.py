@@ -102,6 +102,7 @@ def table(summary: Mapping[str, Any], folder: Path) -> rich.table.Table:
         "top class is there": _share(summary.get("hit")),
         "test top-5": f"{summary['top5']:.2%}" if len(summary.get("accuracy_by_class", ())) > 5 else None,
         "test loss": f"{summary['loss']:.4f}",
+        "weights cut": f"{summary['sparsity']:.2%}" if "sparsity" in summary else None,
         "test examples": f"{summary['test_examples']:,}",
         f"{unit} skipped": f"{skipped:,}" if skipped else None,
         "parameters": f"{summary['parameters']:,}",

@@ -1,0 +1,1 @@
+"""Compression: pure functions of parameters. See prune.py, codebook.py, huffman.py."""
