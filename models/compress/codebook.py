@@ -24,7 +24,7 @@ class Shared(NamedTuple):
 
 
 def initial(values: np.ndarray, count: int, init: str, seed: int = 0) -> np.ndarray:
-    """Centroids to start from, float64 [count] (section 3.2): linear: evenly from the smallest value to the largest, that
+    """Centroids to start from, float64 [count] (section 3.2): linear: evenly from the least to the largest value, which
     keeps the few large weights; density: at even steps of the distribution function; random: some of the values.
     """
     if init == "linear":

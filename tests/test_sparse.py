@@ -1,0 +1,35 @@
+"""Positions as jumps: they come back, fillers are where a jump is too short, and widths bound the jumps."""
+
+import numpy as np
+import pytest
+
+from models.compress import sparse
+from models.compress.huffman import Damaged
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 5, 8])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 1.0])
+def test_positions_come_back(bits, share):
+    size = 5000
+    kept = np.flatnonzero(RNG.random(size) < share)
+    jumps, filler = sparse.jumps(kept, bits)
+    assert ((jumps >= 1) & (jumps <= 2**bits)).all()
+    found = sparse.positions(jumps, size)
+    np.testing.assert_array_equal(found[~filler], kept)
+    assert (jumps[filler] == 2**bits).all()
+
+
+def test_the_papers_example():
+    """Fig. 2: entries at 1, 4 and 15 with jumps of 3 bits: 15 is 11 on from 4, so a filler comes at 12."""
+    jumps, filler = sparse.jumps(np.array([1, 4, 15]), 3)
+    assert jumps.tolist() == [2, 3, 8, 3] and filler.tolist() == [False, False, True, False]
+    assert sparse.positions(jumps, 16).tolist() == [1, 4, 12, 15]
+
+
+def test_jumps_that_lead_nowhere():
+    with pytest.raises(Damaged, match="beyond"):
+        sparse.positions([3, 3], 5)
+    with pytest.raises(Damaged):
+        sparse.positions([3, 0], 5)
