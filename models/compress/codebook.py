@@ -20,7 +20,7 @@ class Shared(NamedTuple):
 
     def weights(self) -> np.ndarray:
         """float32: codebook[index], 0 at -1."""
-        return np.where(self.index < 0, np.float32(0), self.codebook[self.index])
+        return np.append(self.codebook, np.float32(0))[self.index]
 
 
 def initial(values: np.ndarray, count: int, init: str, seed: int = 0) -> np.ndarray:

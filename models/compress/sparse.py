@@ -1,8 +1,8 @@
 """Positions of the weights that are left, as jumps of a fixed width with filler zeros (Han 2016, section 2, fig. 2).
 
-A jump says how many places on the next stored entry is. One that needs more than the width holds is made of several:
-the largest jump, to an entry whose value is 0 (a filler), until the rest fits. Convolutions are jumped over with 8 bits,
-dense layers with 5, in the paper.
+A jump says how many places on the next stored entry is. One that is longer than the width holds is made of several:
+the largest jump, to an entry whose value is 0 (a filler), until the rest fits. The paper has 8 bits for convolutions, 5
+for dense layers.
 """
 
 import numpy as np
