@@ -59,6 +59,8 @@ def base() -> ConfigDict:
     c.optimizer.groups = ((".*", 1.0),)
     # Weights that go while training goes on, e.g. "magnitude(0.9, start='20%', end='60%', every='5%')" (train/prune.py)
     c.optimizer.prune = ""
+    # Weights of a layer that share few values, the values trained, e.g. "linear(conv=8, dense=5)" (train/share.py)
+    c.optimizer.share = ""
 
     c.data = ConfigDict()
     c.data.source = "digits"  # digits | tfds:NAME | folder:PATH | arrays:FILE.npz
