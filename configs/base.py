@@ -53,6 +53,7 @@ def base() -> ConfigDict:
     c.optimizer.warmup = "0 steps"  # linear
     c.optimizer.warmup_from = 0.0  # as a fraction of the learning rate
     c.optimizer.weight_decay = 0.0
+    c.optimizer.l1 = 0.0  # times the sign of a weight that decays, added to its gradient
     c.optimizer.decay = ".*"  # regular expression: the parameters that decay; '.*/kernel' leaves norms and biases out
     c.optimizer.clip_norm = 0.0  # bound of the global gradient norm; 0: none
     # (regular expression, multiplier of the learning rate[, time from which it trains]); 0 freezes; first match

@@ -19,7 +19,8 @@ TO_STEPS = functools.partial(config_lib.steps, batch_size=10, examples=100, tota
 
 def section(**changes):
     defaults = dict(name="sgd(momentum=0.0)", learning_rate=0.1, schedule="constant", warmup="0 steps",
-                    warmup_from=0.0, weight_decay=0.0, decay=".*", clip_norm=0.0, groups=((".*", 1.0),))
+                    warmup_from=0.0, weight_decay=0.0, decay=".*", clip_norm=0.0, groups=((".*", 1.0),), l1=0.0, prune="",
+                    share="")
     return config_lib.Reader({**defaults, **changes})
 
 
@@ -34,6 +35,13 @@ def updates(grad=1.0, **changes):
 def test_decay_only_where_the_expression_matches():
     found = updates(grad=0.0, weight_decay=0.5, decay=".*/kernel")
     assert found == pytest.approx({"stem/kernel": -0.1, "stem/bias": 0.0, "head/kernel": -0.2})
+
+
+def test_l1_pulls_by_the_sign_where_the_expression_matches():
+    found = updates(grad=0.0, l1=0.5, decay=".*/kernel")
+    assert found == pytest.approx({"stem/kernel": -0.05, "stem/bias": 0.0, "head/kernel": -0.05})
+    with pytest.raises(UserError, match="optimizer.l1=-1.0 must be at least 0"):
+        updates(l1=-1.0)
 
 
 def test_groups_multiply_and_freeze():

@@ -16,7 +16,7 @@ import rich.console
 import models
 from models.errors import UserError, choice_error
 from models.layers import init
-from train import checkpoint, evaluate, hooks, metrics, optimizer, pretrained, prune, step, summary, tasks
+from train import checkpoint, evaluate, hooks, metrics, optimizer, pretrained, share, step, summary, tasks
 from train import config as config_lib
 from train import state as state_lib
 from train import workdir as workdir_lib
@@ -107,9 +107,13 @@ def setup(config: Mapping[str, Any]) -> Run:
     if reader.data_init == "lsuv":
         images = next(feed.training_images(1, share // reader.accumulate))
         variables = init.lsuv(model, variables, images, jax.random.fold_in(jax.random.key(reader.seed), 2))
+    if reader.optimizer.share:
+        variables = {**variables, "params": share.plan(reader.optimizer.share).snap(
+            variables["params"], optimizer.parameter_names)}
     tx, learning_rate = optimizer.create(reader.optimizer, variables["params"], to_steps, total)
-    if prune.masks_of(jax.eval_shape(tx.init, variables["params"])) and reader.ema_decay:
-        raise UserError(f"ema_decay={reader.ema_decay}: averages of weights that optimizer.prune cuts are not cut")
+    if reader.ema_decay and (reader.optimizer.prune or reader.optimizer.share):
+        raise UserError(f"ema_decay={reader.ema_decay}: averages of weights that optimizer.prune cuts or that "
+                        "optimizer.share lets share values are not cut and share none")
     program = functools.partial(
         step.train_call, gather=feed.gather, prepare=feed.prepare, task=task, optimizer=tx,
         learning_rate=learning_rate, accumulate=reader.accumulate, ema_decay=reader.ema_decay)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from models.errors import UserError
-from train import calls, prune
+from train import calls, prune, share
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -144,7 +144,8 @@ def create(
     Frozen parameters have no optimizer state and no part in the gradient norm that `clip_norm` bounds. A third entry is
     the time from which a group trains (gradual unfreezing, Howard & Ruder 2018, section 3.3): until then the optimizer
     sees its gradients, so that momentum and Adam's averages are right when it starts, but does not move it.
-    `config.prune` cuts weights while all this goes on (train/prune.py).
+    `config.l1` pulls what decays to 0 by a constant force. `config.prune` cuts weights while all this goes on
+    (train/prune.py), `config.share` lets the weights of a layer have few values (train/share.py).
 
     Raises:
       UserError: a parameter that no group covers, an expression that matches nothing, an unknown name.
@@ -153,8 +154,9 @@ def create(
     decays = _compile("optimizer.decay", config.decay)
     weight_decay = config.weight_decay
     _check_range("weight_decay", weight_decay, 0)
+    _check_range("l1", config.l1, 0)
     _check_range("clip_norm", config.clip_norm, 0)
-    if weight_decay and not any(decays.fullmatch(name) for name in names):
+    if (weight_decay or config.l1) and not any(decays.fullmatch(name) for name in names):
         raise UserError(f"optimizer.decay '{config.decay}' matches no parameter, e.g. {names[0]}")
     factors, starts = _assign(names, config.groups, to_steps)
     if late := [start for start in starts.values() if start >= max(total, 1)]:
@@ -166,6 +168,8 @@ def create(
 
     learning_rate = schedule(config, to_steps, total)
     optimizer = calls.resolve_one("optimizer", config.name, OPTIMIZERS, learning_rate, weight_decay, decay_mask)
+    if config.l1:
+        optimizer = optax.chain(optax.masked(_l1(config.l1), decay_mask), optimizer)
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     if set(factors.values()) != {1.0}:
@@ -180,9 +184,19 @@ def create(
             lambda tree: jax.tree_util.tree_map_with_path(
                 lambda path, _: "trained" if factors[parameter_name(path)] else "frozen", tree),
         )
+    if config.prune and config.share:
+        raise UserError("optimizer.prune and optimizer.share: prune first, and share in a run that starts from that one")
     if config.prune:
         optimizer = prune.wrap(optimizer, prune.plan(config.prune, to_steps, total), parameter_names)
+    if config.share:
+        optimizer = share.wrap(optimizer, share.plan(config.share), parameter_names)
     return optimizer, learning_rate
+
+
+def _l1(factor: float) -> optax.GradientTransformation:
+    """Adds the gradient of `factor` times the sum of absolute values."""
+    return optax.stateless(lambda gradients, params: jax.tree.map(
+        lambda gradient, weight: gradient + factor * jnp.sign(weight), gradients, params))
 
 
 def _unfreeze(starts: dict[str, int]) -> optax.GradientTransformation:

@@ -10,6 +10,7 @@ import numpy as np
 from models.errors import UserError, choice_error
 
 INITS = ("linear", "density", "random")
+MOST_BITS = 16  # of an index
 
 
 class Shared(NamedTuple):
@@ -65,8 +66,8 @@ def share(weights: np.ndarray, bits: int, init: str = "linear", seed: int = 0) -
     Raises:
       UserError: bits that are none of 1 to 16, an unknown `init`.
     """
-    if not 1 <= bits <= 16:
-        raise UserError(f"codebook: bits={bits} must be 1 to 16")
+    if not 1 <= bits <= MOST_BITS:
+        raise UserError(f"codebook: bits={bits} must be 1 to {MOST_BITS}")
     if init not in INITS:
         raise choice_error("codebook init", init, INITS)
     weights = np.asarray(weights, np.float32)

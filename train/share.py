@@ -1,0 +1,119 @@
+"""Weights that share few values, and the training of those values: trained quantization (Han 2016, arXiv 1510.00149,
+section 3).
+
+config.optimizer.share = "linear(conv=8, dense=5)"
+
+The text names how the centroids of k-means start (models/compress/codebook.py): linear, density, random. Its arguments:
+
+    conv, dense      bits of an index, for kernels of convolutions and of dense layers: 2^bits values a layer
+    what             regular expression of the parameters that share
+
+Before the first step every weight takes the nearest value of its layer's codebook. Then those that share a value have
+one gradient, the sum of theirs (section 3.3), and move together: a layer never has more values than it started with.
+A weight that is 0 was pruned, and stays 0. Usually a pruned run comes before (config.init_from, init_new="").
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from models.compress import codebook
+from models.errors import UserError
+from train import calls
+
+KERNELS = ".*/kernel"
+
+
+class ShareState(NamedTuple):
+    """index: {name: int32}, which of its layer's values a weight has; inner: of the optimizer."""
+
+    index: dict[str, jax.Array]
+    inner: Any
+
+
+class Plan(NamedTuple):
+    """What a text asks for."""
+
+    init: str
+    conv: int
+    dense: int
+    what: re.Pattern
+
+    def bits(self, weights: Any) -> int:
+        """Of an index into the codebook of these weights."""
+        return self.dense if weights.ndim <= 2 else self.conv
+
+    def chosen(self, params: Any, names: Callable[[Any], list[str]]) -> dict[str, Any]:
+        """The parameters that share, by name."""
+        return {name: leaf for name, leaf in zip(names(params), jax.tree.leaves(params), strict=True)
+                if self.what.fullmatch(name)}
+
+    def snap(self, params: Any, names: Callable[[Any], list[str]]) -> Any:
+        """The parameters, those that share at the nearest of their layer's values; UserError where none does."""
+        chosen = self.chosen(params, names)
+        if not chosen:
+            raise UserError(f"optimizer.share: what='{self.what.pattern}' matches no parameter, e.g. {names(params)[0]}")
+        shared = {name: codebook.share(np.asarray(weights), self.bits(weights), self.init).weights()
+                  for name, weights in chosen.items()}
+        return _put(params, names, shared)
+
+
+def plan(text: str) -> Plan:
+    """Reads `config.optimizer.share`; UserError where it cannot be read."""
+    def made(init: str) -> Callable[..., Plan]:
+        def share(conv: int = 8, dense: int = 5, what: str = KERNELS) -> Plan:
+            if not (1 <= conv <= codebook.MOST_BITS and 1 <= dense <= codebook.MOST_BITS):
+                raise ValueError(f"conv={conv}, dense={dense}: bits are 1 to {codebook.MOST_BITS}")
+            try:
+                return Plan(init, conv, dense, re.compile(what))
+            except re.error as error:
+                raise ValueError(f"what='{what}' is no regular expression: {error}") from None
+
+        return share
+
+    return calls.resolve_one("codebook init", text, {init: made(init) for init in codebook.INITS})
+
+
+def wrap(inner: optax.GradientTransformation, plan: Plan, names: Callable[[Any], list[str]]
+         ) -> optax.GradientTransformation:
+    """The optimizer of a network whose weights share values already: `plan.snap` made them.
+
+    Args:
+      inner: the optimizer.
+      plan: which share how many.
+      names: of the leaves of a tree, in its order.
+    """
+    def init(params):
+        index = {}
+        for name, weights in plan.chosen(params, names).items():
+            _, found = jnp.unique(weights, size=2 ** plan.bits(weights) + 1, fill_value=0, return_inverse=True)  # and 0
+            index[name] = found.reshape(weights.shape).astype(jnp.int32)
+        return ShareState(index, inner.init(params))
+
+    def update(gradients, state, params):
+        weights, slopes = plan.chosen(params, names), plan.chosen(gradients, names)
+        sums = {}
+        for name, slope in slopes.items():
+            index = state.index[name]
+            total = jnp.zeros(2 ** plan.bits(slope) + 1, slope.dtype).at[index].add(slope)
+            sums[name] = jnp.where(weights[name] == 0, 0, total[index])
+        updates, after = inner.update(_put(gradients, names, sums), state.inner, params)
+        moves = {}
+        for name, move in plan.chosen(updates, names).items():
+            index = state.index[name]
+            # One number a value, whatever the compiler made of equal sums: what is equal stays so to the bit
+            one = jnp.full(2 ** plan.bits(move) + 1, -jnp.inf, move.dtype).at[index].max(move)
+            moves[name] = jnp.where(weights[name] == 0, 0, one[index])
+        return _put(updates, names, moves), ShareState(state.index, after)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _put(tree: Any, names: Callable[[Any], list[str]], values: dict[str, Any]) -> Any:
+    leaves = [values.get(name, leaf) for name, leaf in zip(names(tree), jax.tree.leaves(tree), strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
