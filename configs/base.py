@@ -26,7 +26,7 @@ def base() -> ConfigDict:
     c.evaluate_every = "1 epoch"
     c.checkpoint_every = "1 epoch"
     c.keep_checkpoints = 2  # the latest, besides the best
-    c.hooks = "figures"  # recalibrate(batches) | figures | average_precision | sparsity
+    c.hooks = "figures"  # recalibrate(batches) | figures | average_precision | sparsity | sensitivity
 
     # What is trained, and by which loss (train/tasks).
     c.task = ConfigDict()

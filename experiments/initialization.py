@@ -11,7 +11,7 @@ vanishes exponentially in the depth, where each stretches it, it explodes. At st
 import statistics
 from typing import Any
 
-from experiments.measures import examples, layers
+from experiments.measures import layers
 from experiments.study import (
     AGREES,
     DISAGREES,
@@ -85,7 +85,7 @@ def signal(run: Any, state: Any) -> dict[str, Any]:
 
     from models.layers.endpoint import capture
 
-    batch = examples(run, 128)
+    batch = run.feed.examples(128)
     order = [name for name in layers(run, state, batch["image"]) if name != "head"]
 
     @jax.jit

@@ -12,17 +12,6 @@ import numpy as np
 STEPS = (0.5, 1.0, 2.0, 4.0)  # along the gradient, in learning rates
 
 
-def examples(run: Any, count: int, multiple: int = 1) -> dict[str, Any]:
-    """A batch {"image", "label", "mask"} of at most `count` images of a run's training set, as many as `multiple`
-    divides: always the same random ones, normalized, not augmented."""
-    import jax.numpy as jnp
-
-    size = min(count, len(run.feed.train)) // multiple * multiple
-    index = np.random.default_rng(0).permutation(len(run.feed.train))[:size]
-    found = run.feed.train.read(index, replace=True)
-    return run.feed.prepare_evaluation({name: jnp.asarray(found[name]) for name in ("image", "label", "mask")})
-
-
 def gap(run: Any, state: Any) -> dict[str, float]:
     """Accuracy on training images with the statistics of the batch ("batch", as many images as in training) and as in
     evaluation ("train"), on the test set ("test"), and there with statistics computed anew ("recalibrated", BN)."""
@@ -31,7 +20,7 @@ def gap(run: Any, state: Any) -> dict[str, float]:
     from train.hooks import Recalibrate
 
     part = run.config["batch_size"] // len(run.parallel.devices) // run.config["accumulate"]
-    batch = examples(run, 2048, multiple=part)
+    batch = run.feed.examples(2048, multiple=part)
     parts = jax.tree.map(lambda x: x.reshape(-1, part, *x.shape[1:]), batch)
 
     @jax.jit
@@ -85,7 +74,7 @@ def smoothness(run: Any, state: Any) -> dict[str, list[float]]:
         return run.task.loss(params, state.model_state, state.task_state, batch, jax.random.key(0), state.step)[0]
 
     rate = run.config["optimizer"]["learning_rate"]
-    return along_gradient(loss, state.params, (state, examples(run, 128)), [rate * step for step in STEPS])
+    return along_gradient(loss, state.params, (state, run.feed.examples(128)), [rate * step for step in STEPS])
 
 
 def layers(run: Any, state: Any, images: Any) -> list[str]:
@@ -116,7 +105,7 @@ def gradients(run: Any, state: Any) -> dict[str, list]:
     import jax
     import jax.numpy as jnp
 
-    batch = examples(run, 128)
+    batch = run.feed.examples(128)
 
     @jax.jit
     def norms(state, batch):

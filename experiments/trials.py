@@ -36,7 +36,7 @@ def run(trial: study.Trial, spec: str, folder: Path) -> dict[str, Any]:
     Returns:
       {"summary", "diverged", "history", "measured"}; {"interrupted": signal} where SIGTERM or SIGINT ended it early.
     """
-    from train import checkpoint, loop, metrics, workdir
+    from train import checkpoint, finished, loop, metrics, workdir
 
     config = trial.config
     if trial.start:
@@ -62,26 +62,12 @@ def run(trial: study.Trial, spec: str, folder: Path) -> dict[str, Any]:
         prepared = loop.setup(config)
         state = prepared.state
         if trial.train:
-            state = _trained(state, folder)
+            state = finished.restored(prepared, folder)
         for name in missing:
             outcome["measured"][name] = getattr(study.module(spec), name)(prepared, state)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(path, outcome)
     return outcome
-
-
-def _trained(state: Any, folder: Path) -> Any:
-    """The state of the last checkpoint in the folder, of the structure of `state`."""
-    from train import checkpoint
-
-    saved = checkpoint.Checkpoints(folder / "checkpoints")
-    try:
-        leaves, _ = saved.restore(max(saved.steps()))
-    except ValueError as error:  # damaged, or no checkpoint at all
-        raise UserError(f"the checkpoint in {folder}: {error}; remove the folder to train it anew") from error
-    finally:
-        saved.close()
-    return checkpoint.unflatten(state, leaves, f"the checkpoint in {folder}")
 
 
 def _history(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:

@@ -19,8 +19,8 @@ TO_STEPS = functools.partial(config_lib.steps, batch_size=10, examples=100, tota
 
 def section(**changes):
     defaults = dict(name="sgd(momentum=0.0)", learning_rate=0.1, schedule="constant", warmup="0 steps",
-                    warmup_from=0.0, weight_decay=0.0, decay=".*", clip_norm=0.0, groups=((".*", 1.0),), l1=0.0, prune="",
-                    share="")
+                    warmup_from=0.0, weight_decay=0.0, decay=".*", clip_norm=0.0, groups=((".*", 1.0),),
+                    l1=0.0, prune="", share="")
     return config_lib.Reader({**defaults, **changes})
 
 

@@ -19,42 +19,53 @@ def network():
     pruned[RNG.random(pruned.shape) < 0.9] = 0
     rare = np.zeros((50, 50), np.float32)
     rare[[3, 40], [7, 1]] = 1.5, -2.0
-    dense = RNG.normal(size=(3, 3, 4, 8)).astype(np.float32)
-    return {"a/kernel": codebook.share(pruned, 5), "b/kernel": pruned * 2, "c/kernel": codebook.share(dense, 8),
-            "c/bias": dense[0, 0, 0], "d/kernel": codebook.share(rare, 5), "e/kernel": np.zeros((4, 4), np.float32),
-            "f/kernel": codebook.share(np.zeros((4, 5)), 5), "g": np.float32(3.5)}
-
-
-def plain(arrays):
-    return {name: array.weights() if isinstance(array, codebook.Shared) else np.asarray(array)
-            for name, array in arrays.items()}
+    dense = RNG.normal(size=(3, 3, 4, 64)).astype(np.float32)
+    signs = np.where(RNG.random((3, 3, 16, 8)) < 0.5, -1, 1) * RNG.uniform(0.1, 1, 8)
+    return {
+        "shared/pruned": codebook.share(pruned, 5).weights(), "sparse": pruned * 2,
+        "shared/whole": codebook.share(dense, 5).weights(), "float32": dense[0, 0, 0], "rare": rare,
+        "ternary": RNG.choice(np.float32([-1, 0, 1]), (20, 30)), "signs": signs.astype(np.float32),
+        "zeros": np.zeros((40, 40), np.float32), "zero": np.float32(3.5), "nothing": np.zeros((0, 3), np.float32),
+        "odd": np.float32([[-0.0, np.nan, np.inf, 0.0]] * 20)}
 
 
 def packing(arrays=None):
     arrays = arrays or network()
-    data, parts = packed.pack({"model": "lenet5", "fields": {}}, arrays, {"a/kernel": 5, "d/kernel": 3})
-    return data, parts, plain(arrays), {name: array.shape for name, array in plain(arrays).items()}
+    data = packed.pack({"model": "lenet5", "fields": {}}, arrays)
+    return data, arrays, {name: array.shape for name, array in arrays.items()}
 
 
 def test_what_went_in_comes_out():
-    data, parts, arrays, shapes = packing()
+    data, arrays, shapes = packing()
     assert packed.about(data) == {"model": "lenet5", "fields": {}}
-    found = packed.unpack(data, shapes)
+    found, listed = packed.unpack(data, shapes), packed.contents(data)
     assert list(found) == list(arrays)
     for name, array in arrays.items():
-        assert found[name].dtype == np.float32 and found[name].tobytes() == array.tobytes(), name
+        assert found[name].dtype == np.float32 and found[name].shape == array.shape, name
+        assert found[name].tobytes() == array.tobytes(), name
     header = struct.unpack_from("<I", data, 10)[0]
-    assert sum(sum(sizes.values()) for sizes in parts.values()) + header + 14 + 4 == len(data)
-    assert set(parts["a/kernel"]) == {"codebook", "tables", "jumps", "indices"}
-    assert set(parts["c/bias"]) == {"values"} and parts["c/kernel"]["jumps"] == 0
+    assert sum(sum(one.parts.values()) for one in listed.values()) + header + 14 + 4 == len(data)
 
 
-def test_few_bits_make_a_small_file():
-    weights = RNG.normal(size=(400, 400)).astype(np.float32)
-    weights[np.abs(weights) < 1.6] = 0  # some 11% are left
-    shared, _, arrays, shapes = packing({"w": codebook.share(weights, 5)})
-    assert len(shared) < weights.nbytes / 25
-    np.testing.assert_array_equal(packed.unpack(shared, shapes)["w"], arrays["w"])
+@pytest.mark.parametrize(("name", "encoding", "most"), [
+    ("shared/pruned", "shared", 1200 * 0.12 * (5 + 5) / 8 + 4 * 32 + 64), ("sparse", "sparse", 1200 * 0.12 * 5.2 + 40),
+    ("shared/whole", "shared", 2304 * 5 / 8 + 4 * 32 + 64), ("ternary", "shared", 600 * 5 / 3 / 8 + 24),
+    ("signs", "signs", 1152 / 8 + 32), ("zeros", "shared", 40), ("float32", "float32", 256), ("rare", "shared", 60),
+])
+def test_every_array_takes_the_smallest_form(name, encoding, most):
+    one = packed.contents(packing()[0])[name]
+    assert one.encoding == encoding and sum(one.parts.values()) <= most
+
+
+def test_the_width_of_jumps_that_is_taken_is_the_best():
+    for share in (0.5, 0.9, 0.99, 0.999):
+        weights = np.where(RNG.random(20_000) < share, 0, RNG.choice(np.float32([1, 2, 3]), 20_000)).astype(np.float32)
+        kept = np.flatnonzero(weights)
+        index = weights[kept].astype(int)
+        one = packed.contents(packed.pack({}, {"w": weights}))["w"]
+        sizes = {bits: packed._size(weights.size, kept, index, bits) / 8 for bits in (0, *packed.JUMPS)}
+        assert abs(sum(one.parts.values()) - 12 - min(sizes.values())) < 80
+        assert one.jump_bits == min(sizes, key=sizes.get)
 
 
 def mutated(data):
@@ -78,7 +89,8 @@ def mutated(data):
 
 def test_ten_thousand_mutations_are_said_to_be_damaged_or_give_arrays_of_the_right_shapes():
     pruned = np.where(RNG.random((20, 20)) < 0.8, 0, RNG.normal(size=(20, 20))).astype(np.float32)
-    data, _, _, shapes = packing({"a": codebook.share(pruned, 3), "b": pruned, "c": pruned[0]})
+    signs = np.where(pruned < 0, np.float32(-2), np.float32(2))
+    data, _, shapes = packing({"a": codebook.share(pruned, 3).weights(), "b": pruned, "c": pruned[0], "d": signs})
     said = 0
     for _ in range(10_000):
         try:
@@ -90,30 +102,56 @@ def test_ten_thousand_mutations_are_said_to_be_damaged_or_give_arrays_of_the_rig
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda header: header["arrays"][0].update(shape=[10**9, 10**9]), "other arrays than its network"),
-    (lambda header: header["arrays"][0].update(count=10**12), "entries in an array of"),
-    (lambda header: header["arrays"][0].update(encoding="pickle"), "header cannot be"),
-    (lambda header: header["arrays"][0]["parts"].update(jumps=10**9), "longer than the file"),
-    (lambda header: header["arrays"][0].update(jump_bits=60), "jumps of 60 bits"),
-    (lambda header: header["arrays"].append(header["arrays"][0]), "other arrays than its network"),
-    (lambda header: header["arrays"].clear(), "other arrays than its network"),
+    (lambda header: header["arrays"][0].__setitem__(1, [10**9, 10**9]), "other arrays than its network"),
+    (lambda header: header["arrays"][0].__setitem__(4, 10**12), "entries in an array of"),
+    (lambda header: header["arrays"][0].__setitem__(2, "pickle"), "header cannot be read"),
+    (lambda header: header["arrays"][0][5].__setitem__(0, 10**9), "not as long as the file"),
+    (lambda header: header["arrays"][0].__setitem__(3, 60), "jumps of 60 bits"),
+    (lambda header: header["arrays"].append(header["arrays"][0]), "twice"),
+    (lambda header: header["arrays"].clear(), "not as long as the file"),
+    (lambda header: header["arrays"].append(3), "header cannot be read"),
     (lambda header: header.pop("about"), "header cannot be read"),
 ])
 def test_hostile_headers(change, message):
-    data, _, _, shapes = packing()
-    length = struct.unpack_from("<I", data, 10)[0]
-    header = json.loads(data[14:14 + length])
+    data, _, shapes = packing()
+    header = json.loads(zlib.decompress(data[14:14 + struct.unpack_from("<I", data, 10)[0]]))
     change(header)
-    made = json.dumps(header).encode()
-    hostile = data[:10] + struct.pack("<I", len(made)) + made + data[14 + length:-4]
     with pytest.raises(Damaged, match=message):
-        packed.unpack(hostile + struct.pack("<I", zlib.crc32(hostile)), shapes)
+        packed.unpack(with_header(data, zlib.compress(json.dumps(header).encode())), shapes)
+
+
+def with_header(data, made):
+    """The file with other bytes for its header, and a checksum that fits."""
+    length = struct.unpack_from("<I", data, 10)[0]
+    hostile = data[:10] + struct.pack("<I", len(made)) + made + data[14 + length:-4]
+    return hostile + struct.pack("<I", zlib.crc32(hostile))
+
+
+def test_a_header_that_inflates_without_end_is_refused():
+    data, _, shapes = packing()
+    with pytest.raises(Damaged, match="cut, or too many"):
+        packed.unpack(with_header(data, zlib.compress(b" " * (packed.MOST_HEADER + 1), 9)), shapes)
+
+
+def test_a_small_file_cannot_ask_for_a_large_array():
+    """An entry of a few bits stands for 256 places at most."""
+    data = packed.pack({}, {"w": np.zeros((300, 300), np.float32)})
+    length = struct.unpack_from("<I", data, 10)[0]
+    header = json.loads(zlib.decompress(data[14:14 + length]))
+    header["arrays"][0][1] = [10**6, 10**6]
+    with pytest.raises(Damaged, match="entries in an array of 1000000000000"):
+        packed.unpack(with_header(data, zlib.compress(json.dumps(header).encode())), {"w": (10**6, 10**6)})
 
 
 def test_other_files_and_versions():
-    data, _, _, shapes = packing()
+    data, _, shapes = packing()
     for bad, message in ((b"", "no file of a compressed network"), (b"PK" + data, "no file of a compressed network"),
                          (data[:-1], "checksum does not fit"),
                          (data[:8] + b"\x09\0" + data[10:], "its version is 9; this program reads 1")):
         with pytest.raises(Damaged, match=message):
             packed.unpack(bad, shapes)
+
+
+def test_other_types_than_float32_are_no_weights():
+    with pytest.raises(TypeError, match="w is float64, not float32"):
+        packed.pack({}, {"w": np.zeros(3)})

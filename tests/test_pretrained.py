@@ -103,7 +103,7 @@ def test_there_is_nothing_to_start_from(tmp_path):
     (tmp_path / "new" / "config.json").write_text('{"model": {"name": "resnet8"}}')
     (tmp_path / "notes.txt").write_text("")
     for name, message in (("none", "no such run or file"), ("", "it is no run's folder"), ("new", "no checkpoint yet"),
-                          ("notes.txt", "want a run's folder or a .safetensors file")):
+                          ("notes.txt", "want a run's folder, a .ablate or a .safetensors file")):
         with pytest.raises(UserError, match=message):
             pretrained.load(tmp_path / name)
 
@@ -139,8 +139,8 @@ def steps(text):
 def section(**changes):
     from ml_collections import ConfigDict
 
-    return ConfigDict({"name": "sgd(momentum=0.9)", "learning_rate": 0.1, "schedule": "constant", "warmup": "0 steps",
-                       "warmup_from": 0.0, "weight_decay": 0.0, "decay": ".*", "clip_norm": 0.0, **changes})
+    return ConfigDict({"name": "sgd(momentum=0.9)", "l1": 0.0, "prune": "", "share": "", "learning_rate": 0.1,
+                       "schedule": "constant", "warmup": "0 steps", "warmup_from": 0.0, "weight_decay": 0.0, "decay": ".*", "clip_norm": 0.0, **changes})
 
 
 @pytest.mark.parametrize("name", ["sgd(momentum=0.9)", "adamw"])

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import shutil
 
 import jax
@@ -14,7 +15,7 @@ import rich.console
 from models.compress import prune as functions
 from models.errors import UserError
 from tests import tiny
-from train import loop, pretrained, prune
+from train import finished, loop, pretrained, prune
 from train.optimizer import parameter_names
 
 RNG = np.random.default_rng(0)
@@ -199,3 +200,23 @@ def test_a_pruned_run_is_a_start_like_any_other(tmp_path):
 def test_what_does_not_go_together(changes, message):
     with pytest.raises(UserError, match=message):
         loop.setup(tiny.config(**changes))
+
+
+def test_sensitivity_of_each_layer_is_that_of_the_network_without_its_smallest_weights(tmp_path):
+    config = tiny.config(hooks="sensitivity(200)", duration="30 steps")
+    loop.train(config, tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "sensitivity.json").read_text())
+    assert (tmp_path / "run" / "sensitivity.png").stat().st_size > 1000
+    run, state = finished.load(tmp_path / "run")
+    assert set(found["layers"]) == {name for name in parameter_names(state.params) if name.endswith("kernel")}
+    curve = found["layers"]["stem_conv/kernel"]
+    assert curve["accuracy"][0] == found["whole"] > 0.2
+    share = curve["sparsity"][8]
+    kernel = state.params["stem_conv"]["kernel"].copy()
+    kernel.ravel()[np.argsort(np.abs(kernel).ravel(), kind="stable")[:round(share * kernel.size)]] = 0
+    state.params["stem_conv"]["kernel"] = kernel
+    batch = run.feed.examples(200)
+    logits = run.task.predict(state.variables(), batch)
+    assert curve["accuracy"][8] == pytest.approx(float((logits.argmax(1) == batch["label"]).mean()), abs=1e-6)
+    with pytest.raises(UserError, match="images=0 must be 1 or more"):
+        loop.setup(tiny.config(hooks="sensitivity(0)"))

@@ -178,6 +178,13 @@ class Feed:
     def _kept_test_batches(self):
         return list(self._test_batches(self._shard))  # small sets are decoded once
 
+    def examples(self, count: int, multiple: int = 1) -> dict[str, jax.Array]:
+        """A batch {"image", "label", "mask"} of at most `count` training images, as many as `multiple` divides: always
+        the same random ones, normalized, not augmented."""
+        size = min(count, len(self.train)) // multiple * multiple
+        found = self.train.read(np.random.default_rng(0).permutation(len(self.train))[:size], replace=True)
+        return self.prepare_evaluation({name: jnp.asarray(found[name]) for name in ("image", "label", "mask")})
+
     def training_images(self, count: int, size: int) -> Iterator[jax.Array]:
         """`count` batches of `size` training images in training order, not augmented, normalized, on every process."""
         for t in range(count):

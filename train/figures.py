@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 TRAIN, TEST = "#4878a8", "#c8553d"
@@ -38,6 +39,26 @@ def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         if name != "learning_rate":
             axes.legend(frameon=False)
         tidy(axes)
+    figure.savefig(path, dpi=120)
+
+
+def sensitivity(found: Mapping[str, Any], path: Path) -> None:
+    """Accuracy against the sparsity of one layer alone, a line a layer, the first ones dark.
+
+    Args:
+      found: what the hook `sensitivity` measures.
+      path: PNG to write.
+    """
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes, layers = figure.subplots(), found["layers"]
+    for i, (name, curve) in enumerate(layers.items()):
+        axes.plot([100 * share for share in curve["sparsity"]], curve["accuracy"], marker=".",
+                  color=colormaps["viridis"](i / max(1, len(layers) - 1)), label=name.removesuffix("/kernel"))
+    axes.axhline(found["whole"], color="0.6", linestyle=":")
+    axes.set(xlabel="weights of the layer that are gone (%)", ylabel="accuracy on training images")
+    axes.legend(frameon=False, fontsize=7 if len(layers) > 12 else 9, ncols=-(-len(layers) // 24), loc="center left",
+                bbox_to_anchor=(1, 0.5))
+    tidy(axes)
     figure.savefig(path, dpi=120)
 
 

@@ -73,9 +73,9 @@ def setup(config: Mapping[str, Any]) -> Run:
         feed = TextFeed(reader.data.source, reader.text, parallel, **sizes)
     else:
         feed = Feed(reader.data, parallel, **sizes)
-    share = reader.batch_size // len(parallel.devices)
-    if reader.accumulate < 1 or share % reader.accumulate:
-        raise UserError(f"accumulate={reader.accumulate} must divide the {share} examples of a device")
+    per_device = reader.batch_size // len(parallel.devices)
+    if reader.accumulate < 1 or per_device % reader.accumulate:
+        raise UserError(f"accumulate={reader.accumulate} must divide the {per_device} examples of a device")
     to_steps = functools.partial(config_lib.steps, batch_size=reader.batch_size, examples=len(feed.train))
     total = to_steps(reader.duration)
     if total < 1:
@@ -105,7 +105,7 @@ def setup(config: Mapping[str, Any]) -> Run:
     if reader.data_init not in DATA_INITS:
         raise choice_error("data_init", reader.data_init, DATA_INITS)
     if reader.data_init == "lsuv":
-        images = next(feed.training_images(1, share // reader.accumulate))
+        images = next(feed.training_images(1, per_device // reader.accumulate))
         variables = init.lsuv(model, variables, images, jax.random.fold_in(jax.random.key(reader.seed), 2))
     if reader.optimizer.share:
         variables = {**variables, "params": share.plan(reader.optimizer.share).snap(

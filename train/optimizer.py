@@ -185,7 +185,7 @@ def create(
                 lambda path, _: "trained" if factors[parameter_name(path)] else "frozen", tree),
         )
     if config.prune and config.share:
-        raise UserError("optimizer.prune and optimizer.share: prune first, and share in a run that starts from that one")
+        raise UserError("optimizer.prune and optimizer.share: prune first, and share in a run that starts from that")
     if config.prune:
         optimizer = prune.wrap(optimizer, prune.plan(config.prune, to_steps, total), parameter_names)
     if config.share:

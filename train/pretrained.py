@@ -10,6 +10,7 @@ import flax.linen as nn
 import numpy as np
 
 from models import weights
+from models.compress import file
 from models.errors import UserError
 from train.checkpoint import Checkpoints
 
@@ -32,7 +33,8 @@ class Pretrained(NamedTuple):
 
 
 def load(where: str | Path) -> Pretrained:
-    """Reads a run's folder, or a .safetensors file of `models.weights` (`python -m models.weights import`).
+    """Reads a run's folder, a .safetensors file (`python -m models.weights import`), or a compressed one (`python -m
+    train.export`).
 
     Of a run it is the newest checkpoint, there the averaged weights where it has them: what the run evaluates.
 
@@ -44,10 +46,21 @@ def load(where: str | Path) -> Pretrained:
         return _of_run(path)
     if not path.exists():
         raise UserError(f"init_from={where}: there is no such run or file")
+    if path.suffix == file.SUFFIX:
+        return _of_file(path)
     if path.suffix != ".safetensors":
-        raise UserError(f"init_from={where}: want a run's folder or a .safetensors file; other files become one by "
-                        "python -m models.weights import")
+        raise UserError(f"init_from={where}: want a run's folder, a {file.SUFFIX} or a .safetensors file; other files "
+                        "become one by python -m models.weights import")
     return Pretrained(str(where), weights.about(path).get("model"), weights.read(path))
+
+
+def _of_file(path: Path) -> Pretrained:
+    data = file.read(path)
+    try:
+        arrays = file.load(data, path)[1]
+    except UserError as error:
+        raise UserError(f"init_from={error}") from None
+    return Pretrained(str(path), file.about(data)["model"], weights.flatten(arrays))
 
 
 def _of_run(folder: Path) -> Pretrained:

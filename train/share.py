@@ -57,7 +57,8 @@ class Plan(NamedTuple):
         """The parameters, those that share at the nearest of their layer's values; UserError where none does."""
         chosen = self.chosen(params, names)
         if not chosen:
-            raise UserError(f"optimizer.share: what='{self.what.pattern}' matches no parameter, e.g. {names(params)[0]}")
+            raise UserError(f"optimizer.share: what='{self.what.pattern}' matches no parameter, e.g. "
+                            f"{names(params)[0]}")
         shared = {name: codebook.share(np.asarray(weights), self.bits(weights), self.init).weights()
                   for name, weights in chosen.items()}
         return _put(params, names, shared)

@@ -9,27 +9,24 @@ import numpy as np
 
 from models.compress.huffman import Damaged
 
-FILLER = 0  # of values in [0, K]: the zero
 
+def jumps(kept: np.ndarray, bits: int, size: int) -> np.ndarray:
+    """Jumps int64 [M] in [1, 2^bits], the first from the place before the first, that reach all of `kept`.
 
-def jumps(kept: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of flat positions (ascending) the jumps, int64 [M] in [1, 2^bits], and which entries are fillers, bool [M].
-
-    The first jump is from the place before the first.
+    After the last kept place fillers go on, so that fewer than 2^bits places follow the last entry.
 
     Args:
-      kept: int [N], where the weights are.
+      kept: int [N], ascending: flat positions of the weights.
       bits: width of a jump.
+      size: of the whole array.
     """
     largest = 1 << bits
     gaps = np.diff(kept, prepend=-1)
     fillers = (gaps - 1) // largest  # of each gap
-    made = np.full(len(gaps) + int(fillers.sum()), largest, np.int64)
-    last = np.cumsum(fillers + 1) - 1  # where each gap's own entry is
-    made[last] = gaps - fillers * largest
-    is_filler = np.ones(len(made), bool)
-    is_filler[last] = False
-    return made, is_filler
+    last = int(kept[-1]) if len(kept) else -1
+    made = np.full(len(gaps) + int(fillers.sum()) + (size - 1 - last) // largest, largest, np.int64)
+    made[np.cumsum(fillers + 1) - 1] = gaps - fillers * largest  # where each gap's own entry is
+    return made
 
 
 def positions(jumps: np.ndarray, size: int) -> np.ndarray:

@@ -22,7 +22,8 @@ from models.layers.conv import lowering
 from models.weights.files import metadata, read, write
 from models.weights.layouts import Layout, flatten
 
-__all__ = ["Mismatch", "about", "from_arrays", "layout", "layouts", "load", "read", "save", "to_arrays", "write"]
+__all__ = ["Mismatch", "about", "flatten", "from_arrays", "layout", "layouts", "load", "read", "save", "to_arrays",
+           "write"]
 
 # Our own names and shapes: "stage1/block0/conv1/kernel".
 OWN = Layout(rules=[(r".*", lambda match: match[0])], extra=lambda names: {})

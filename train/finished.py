@@ -1,0 +1,46 @@
+"""Runs that were trained: what their folders hold, to evaluate, export and look into."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from models.errors import UserError
+from train import checkpoint, loop, state
+
+
+def load(folder: str | Path) -> tuple[loop.Run, state.TrainState]:
+    """The run of a folder, set up again, and the state of its newest checkpoint, as numpy.
+
+    Raises:
+      UserError: there is no run or no checkpoint, one of them is damaged, or the run's data are not there.
+    """
+    folder = Path(folder)
+    try:
+        config = ml_collections.ConfigDict(_tuples(json.loads((folder / "config.json").read_text())))
+        config.init_from, config.data_init = "", "none"  # where it started; that network may be gone
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"--workdir={folder}: it is no run's folder: its config.json cannot be read ({error})"
+                        ) from None
+    run = loop.setup(config)
+    return run, restored(run, folder)
+
+
+def restored(run: loop.Run, folder: Path) -> state.TrainState:
+    """The state of the newest checkpoint in a run's folder, as numpy; UserError where it is damaged or missing."""
+    saved = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)
+    try:
+        leaves, _ = saved.restore(max(saved.steps()))
+    except ValueError as error:  # damaged, or no checkpoint at all
+        raise UserError(f"the checkpoint in {folder}: {error}; remove the folder to train it anew") from error
+    finally:
+        saved.close()
+    return checkpoint.unflatten(run.state, leaves, f"the checkpoint in {folder}")
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as the tuples that they were: fields of networks have to be hashable."""
+    if isinstance(value, dict):
+        return {name: _tuples(one) for name, one in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
