@@ -19,6 +19,7 @@ from flax import traverse_util
 
 from models.compress import xnor
 from models.layers.conv import Conv, Dense, packed_wanted
+from models.layers.init import jit_once
 
 
 class LowBit(nn.Module):
@@ -172,6 +173,7 @@ def stored(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> Any
     """The variables with every low-bit layer's kernel as its `stored` has it: few values, and the same outputs to the
     bit. Arguments as of `layers`."""
     params = traverse_util.flatten_dict(variables["params"])
-    for path, layer in layers(model, variables, *inputs, **kwargs).items():
-        params[*path, "kernel"] = layer.stored(params[*path, "kernel"])
+    found = {(*path, "kernel"): layer for path, layer in layers(model, variables, *inputs, **kwargs).items()}
+    few = jit_once(lambda kernels: {path: found[path].stored(kernel) for path, kernel in kernels.items()})
+    params |= few({path: params[path] for path in found})
     return {**variables, "params": traverse_util.unflatten_dict(params)}

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from models.layers import conv, lowerings, native
@@ -38,17 +39,28 @@ def _signs_derivative(primals, tangents):
     return signs(x), jnp.where(jnp.abs(x) <= 1, dx, 0)
 
 
+@jax.custom_jvp
 def filter_scale(kernel: jax.Array) -> jax.Array:
     """alpha of a kernel [..., D]: the mean magnitude of each filter, float32 [D] (eq. 6).
 
-    Exact where all magnitudes of a filter are equal: it is computed as the largest less the mean of what they lack of
-    it, which is then 0. So alpha sign(w) has the alpha of w, to the bit. (Not by shares in the largest: XLA divides by
-    a broadcast array as it multiplies by its rounded reciprocal.)
+    The same bits in every program: magnitudes are added in pairs, in an order that no compiler chooses. And exact where
+    all magnitudes of a filter are equal: it is the largest less the mean of what they lack of it, which is then 0. So
+    sign(w) alpha has the alpha of w.
     """
-    size = jnp.abs(lax.optimization_barrier(kernel).astype(jnp.float32))
-    axes = tuple(range(kernel.ndim - 1))
-    largest = lax.stop_gradient(size.max(axes))
-    return lax.optimization_barrier(largest - (largest - size).mean(axes))
+    size = jnp.abs(kernel.astype(jnp.float32)).reshape(-1, kernel.shape[-1])  # [n, D]
+    largest, count = size.max(0), size.shape[0]
+    lacking = jnp.pad(largest - size, ((0, (1 << (count - 1).bit_length()) - count), (0, 0)))
+    while len(lacking) > 1:
+        lacking = lacking[: len(lacking) // 2] + lacking[len(lacking) // 2 :]
+    # The minimum changes nothing; it keeps LLVM from one rounding for product and difference, in some programs.
+    return largest - jnp.minimum(lacking[0] * np.float32(1 / count), largest)
+
+
+@filter_scale.defjvp
+def _filter_scale_derivative(primals, tangents):
+    (kernel,), (d_kernel,) = primals, tangents
+    of_size = (jnp.sign(kernel) * d_kernel).astype(jnp.float32)
+    return filter_scale(kernel), of_size.mean(tuple(range(kernel.ndim - 1)))
 
 
 def window_scale(
