@@ -8,7 +8,11 @@ filter, and `window_scale` K, one for each place. sign(0) is 1. Padding is zeros
 
 Sums of signs are whole numbers and exact in float32, so the packed functions give the floats' bits: n signs with
 `different` of them unequal sum to n - 2 different, and unequal bits of 32 signs at once are a popcount of an xor. They
-are for the CPU, run in layers/signs.cc where there is a compiler, and have no gradients.
+run in layers/signs.cc where there is a compiler, and have no gradients.
+
+Milliseconds with kernels packed beforehand, 2 busy cores: floats' conv2d or product, packed, packed without a compiler:
+  3x3, 64 channels, 32x32, batch 16     7.8   0.98   1.6       3x3, 512 channels, 7x7, batch 1     2.0   0.16   1.4
+  3x3, 256 channels, 14x14, batch 16   18.8   1.4   23.0      dense, 4096 x 4096, batch 16        6.6   0.21   1.0
 """
 
 import functools
