@@ -38,7 +38,7 @@ def base() -> ConfigDict:
     c.model.name = "resnet20"
     c.model.norm = "batch"  # batch | frozen_batch | layer | channel | instance | group[:groups] | none
     c.model.sync_norm = False  # batch norm over all devices instead of one
-    c.model.act = "relu"  # relu | gelu | silu | relu6
+    c.model.act = "relu"  # relu | gelu | silu | relu6 | identity
     # msra | msra_fan_out | xavier_uniform | xavier_normal | lecun | orthogonal | normal:STD | truncated_normal:STD
     c.model.init = "msra"
     # A run's folder (its newest checkpoint), or a .safetensors file by `python -m models.weights import`; "": scratch

@@ -18,7 +18,7 @@ import numpy as np
 from models.errors import UserError
 from models.layers.attention import CrossAttention, SelfAttention
 from models.layers.endpoint import Endpoint
-from models.layers.ingredients import Ingredients, Network
+from models.layers.ingredients import Ingredients, Network, Sites
 from models.layers.regularize import Dropout
 
 PAD = 0
@@ -164,6 +164,10 @@ class Transformer(Network):
         if isinstance(self.norm, str) and self.norm not in NORMS_OF_PLACES:
             raise UserError(f"norm '{self.norm}' averages over a sequence, so that a decoder would see what it is to "
                             f"predict; allowed here: {', '.join(NORMS_OF_PLACES)}")
+
+    def ingredients(self, train: bool) -> Ingredients:
+        """Those of the fields. The first layer and the last are the embedding: low bits are for every dense layer."""
+        return self._ingredients(train, Sites(first=False))
 
     def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Source and target, [1, max_length] tokens each."""

@@ -154,7 +154,7 @@ class ViT(Classifier):
         if stem and math.prod(self._stem_strides()) != self.patch_size:
             raise UserError(f"stem_channels={stem} have strides {self._stem_strides()}, which do not make "
                             f"patch_size={self.patch_size}")
-        self._stem_ingredients(train=False)
+        self._stem_ingredients(self.ingredients(train=False), train=False)
 
     def _norms(self):
         return (self.norm, self.stem_norm)
@@ -164,8 +164,7 @@ class ViT(Classifier):
         return [1 if i and channels == self.stem_channels[i - 1] else 2
                 for i, channels in enumerate(self.stem_channels)]
 
-    def _stem_ingredients(self, train: bool) -> Ingredients:
-        layers = self.ingredients(train)
+    def _stem_ingredients(self, layers: Ingredients, train: bool) -> Ingredients:
         kind = self.norm if self.stem_norm is None else self.stem_norm
         return layers._replace(
             norm=norm(kind, train=train, dtype=layers.dense.keywords["dtype"], axis_name=self._norm_axis(train)),
@@ -184,7 +183,7 @@ class ViT(Classifier):
             raise UserError(f"images of {images.shape[1]} x {images.shape[2]}: image_size={self.image_size} fixes the "
                             "positions of this network; set image_size, and resize imported positions")
         layers = self.ingredients(train)
-        x = Endpoint("stem")(self._stem(images, train))
+        x = Endpoint("stem")(self._stem(layers, images, train))
         x = x.reshape(x.shape[0], -1, self.width)  # [N, H', W', C] -> [N, H' W', C]
         x = Dropout(self.dropout, deterministic=not train)(self._with_positions(x))
         block = functools.partial(nn.remat(Block) if self.remat else Block, layers, self.heads, self.mlp_width,
@@ -195,9 +194,9 @@ class ViT(Classifier):
         x = Endpoint("pre_logits")(x[:, 0] if self.pool == "token" else x.mean(1))  # [N, T, C] -> [N, C]
         return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
 
-    def _stem(self, images: jax.Array, train: bool) -> jax.Array:
+    def _stem(self, layers: Ingredients, images: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, H / patch_size, W / patch_size, width]."""
-        conv, _, norm, act = self._stem_ingredients(train)
+        conv, _, norm, act = self._stem_ingredients(layers, train)
         if not self.stem_channels:
             size = self.patch_size
             return conv(self.width, size, size, padding=0, use_bias=True, name="stem_conv")(images)

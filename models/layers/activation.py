@@ -21,6 +21,7 @@ ACTIVATIONS = {
     "gelu": gelu,
     "silu": nn.silu,  # x sigmoid(x): the same paper, section 4
     "relu6": nn.relu6,  # Howard et al. 2017: min(max(x, 0), 6)
+    "identity": lambda x: x,  # of networks whose layers are not linear themselves: conv="xnor"
 }
 
 

@@ -1,64 +1,13 @@
 // Convolutions of images [N, H, W, C] in float32 for the CPU: value, and gradients by input and by kernel.
 //
-// Called from conv.py through XLA's foreign function interface; native.py compiles it. The input of a band of rows is
-// copied once into a buffer with its padding, so that no loop has borders. Work is cut by shape alone, and sums over
-// parts are taken in order: results do not depend on the number of threads.
-#include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <mutex>
-#include <vector>
+// The input of a band of rows is copied once into a buffer with its padding, so that no loop has borders. Work is cut
+// by shape alone, and sums over parts are taken in order: results do not depend on the number of threads.
+#include "native.h"
 
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
-using I = int64_t;
-
-constexpr I kLanes = 16;  // one AVX-512 register, or two of AVX2
 constexpr I kScratch = 48 * 1024;  // floats of a band of input that should stay in the second cache
 constexpr I kParts = 16;  // of a sum over images
 constexpr I kLargeSums = 1 << 17;  // floats
 constexpr I kPlaces = 160;  // of a band in a sum: its x and dy of a block of channels stay in the first cache
-typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4)));
-typedef int32_t Lanes __attribute__((vector_size(4 * kLanes)));
-
-static inline Vec Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-static inline void Store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
-
-// Runs work(0) ... work(count - 1) on the pool and on this thread; returns when all have ended.
-template <class F>
-static void ParallelFor(ffi::ThreadPool& pool, I count, const F& work) {
-  struct State {
-    std::atomic<I> next{0};
-    I ended = 0;
-    std::mutex mutex;
-    std::condition_variable all;
-  };
-  auto state = std::make_shared<State>();
-  const F* shared = &work;  // a helper that starts late finds nothing left to do, and does not touch it
-  auto run = [state, shared, count] {
-    I mine = 0;
-    for (I i; (i = state->next.fetch_add(1)) < count; ++mine) (*shared)(i);
-    if (mine == 0) return;
-    std::lock_guard<std::mutex> lock(state->mutex);
-    state->ended += mine;
-    if (state->ended == count) state->all.notify_all();
-  };
-  for (I helper = 1; helper < std::min<I>(pool.num_threads(), count); ++helper) pool.Schedule(decltype(run)(run));
-  run();
-  std::unique_lock<std::mutex> lock(state->mutex);
-  state->all.wait(lock, [&] { return state->ended == count; });
-}
-
-struct Shape {  // of what is read, of what is written or matched with it, and how they meet
-  I n, h, w, c;        // read
-  I oh, ow, d;         // the other
-  I kh, kw, groups;
-  I stride[2], low[2], dilation[2];
-};
 
 // Rows [first, first + rows) of image `n`, rows and columns outside of it zero, each `width` pixels from column -left.
 static void CopyPadded(const float* x, const Shape& s, I n, I first, I rows, I left, I width, float* to) {
@@ -199,17 +148,6 @@ static void Run(ffi::ThreadPool& pool, const float* x, const Shape& s, const std
   if (inputs == 1) return Gather<kDepthwise>(pool, x, s, phases, y);
   if (inputs == 4) return Gather<kFours>(pool, x, s, phases, y);
   return Gather<kEights>(pool, x, s, phases, y);
-}
-
-using Array = ffi::Buffer<ffi::F32>;
-using Out = ffi::ResultBuffer<ffi::F32>;
-using Span = ffi::Span<const int64_t>;
-
-static Shape MakeShape(const Array& read, I oh, I ow, I d, I kh, I kw, I groups, Span strides, Span low,
-                       Span dilation) {
-  auto r = read.dimensions();
-  return {r[0], r[1], r[2], r[3], oh, ow, d, kh, kw, groups,
-          {strides[0], strides[1]}, {low[0], low[1]}, {dilation[0], dilation[1]}};
 }
 
 // x [N, H, W, C], kernel [kh, kw, C / groups, D] -> y [N, H', W', D]
@@ -400,10 +338,6 @@ static ffi::Error KernelGradient(ffi::ThreadPool pool, Array x, Array dy, Out dk
   return ffi::Error::Success();
 }
 
-#define HANDLER(name, function)                                                                          \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function, ffi::Ffi::Bind()                                          \
-      .Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>().Ret<Array>().Attr<int64_t>("groups")             \
-      .Attr<Span>("strides").Attr<Span>("low").Attr<Span>("dilation"))
-HANDLER(conv_forward, Forward);
-HANDLER(conv_input_gradient, InputGradient);
-HANDLER(conv_kernel_gradient, KernelGradient);
+HANDLER(conv_forward, Forward, Array);
+HANDLER(conv_input_gradient, InputGradient, Array);
+HANDLER(conv_kernel_gradient, KernelGradient, Array);

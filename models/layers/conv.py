@@ -30,11 +30,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from models.errors import UserError, choice_error
-from models.layers import native
+from models.layers import lowerings, native
 
-LOWERINGS = ("auto", "plain")
+LOWERINGS = ("auto", "plain", "packed")
 _lowering = contextvars.ContextVar("lowering", default="auto")
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Channels of a block of merged groups: the arithmetic grows with it, and so does its speed, up to about here.
 _BLOCK_CHANNELS = 32
 
@@ -51,10 +50,11 @@ Padding = tuple[Pair, Pair]
 
 @contextlib.contextmanager
 def lowering(name: str) -> Iterator[None]:
-    """Within the context, convolutions that are traced use "plain" (lax.conv_general_dilated) or "auto" (the choice).
+    """Within the context, layers that are traced use "plain" (lax.conv_general_dilated), "auto" (the choice), or
+    "packed": as auto, but XNOR layers (models/compress/lowbit.py) compute with packed bits, and have no gradients.
 
-    It acts while tracing: a function that was jitted and traced before keeps what it had. For programs that are traced
-    here to run on another backend (export), and for derivatives that a custom gradient does not have.
+    It acts while tracing: a function that was jitted and traced before keeps what it had. "plain" is for programs that
+    are traced here to run on another backend (export), and for derivatives that a custom gradient does not have.
 
     Raises:
       UserError: unknown name.
@@ -71,6 +71,11 @@ def lowering(name: str) -> Iterator[None]:
 def plain_wanted() -> bool:
     """Whether the program that is being traced is inside of `lowering("plain")`."""
     return _lowering.get() == "plain"
+
+
+def packed_wanted() -> bool:
+    """Whether the program that is being traced is inside of `lowering("packed")`."""
+    return _lowering.get() == "packed"
 
 
 def chosen_lowering(
@@ -90,7 +95,7 @@ def chosen_lowering(
     unpadded = padding == ((0, 0), (0, 0)) and dilation == (1, 1) and groups == 1
     if unpadded and (kernel_shape[:2] == (1, 1) or _are_patches(x_shape, kernel_shape, strides)):
         return "matmul"
-    places = _output_size(x_shape[2], kernel_shape[1], strides[1], padding[1], dilation[1])
+    places = lowerings.output_size(x_shape[2], kernel_shape[1], strides[1], padding[1], dilation[1])
     if groups == 1 and places <= _FEW and channels * features >= _WIDE and min(itertools.chain(*padding)) >= 0:
         return "patches"
     if compiled and dtype == jnp.float32 and min(itertools.chain(*padding)) >= 0:
@@ -147,26 +152,12 @@ def conv2d(
     if name == "native":
         return _native(x, kernel, strides, padding, dilation, groups)
     if name == "dense":
-        return _dense(x, kernel, strides, padding, dilation)
+        return lowerings.dense(x, kernel, strides, padding, dilation)
     if name == "depthwise":
-        return _depthwise(x, kernel, strides, padding, dilation)
+        return lowerings.depthwise(x, kernel, strides, padding, dilation)
     if name == "grouped":
         return _grouped(x, kernel, strides, padding, dilation, groups)
-    return _plain(x, kernel, strides, padding, dilation, groups)
-
-
-def _plain(x, kernel, strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1):
-    return lax.conv_general_dilated(
-        x, kernel, strides, padding, rhs_dilation=dilation, feature_group_count=groups, dimension_numbers=_DIMENSIONS
-    )
-
-
-def _output_size(size, taps, stride, padding, dilation):
-    return (size + sum(padding) - dilation * (taps - 1) - 1) // stride + 1
-
-
-def _flipped(kernel):
-    return kernel[::-1, ::-1].swapaxes(2, 3)
+    return lowerings.plain(x, kernel, strides, padding, dilation, groups)
 
 
 def _matmul(x, kernel, strides):
@@ -199,9 +190,9 @@ def unfused(x: jax.Array) -> jax.Array:
 
 def _patches(x, kernel, strides, padding, dilation):
     kh, kw, channels, features = kernel.shape
-    shape = tuple(map(_output_size, x.shape[1:3], (kh, kw), strides, padding, dilation))
-    padded = _pad(x, padding)
-    windows = [_window(padded, i * dilation[0], j * dilation[1], shape, strides)
+    shape = tuple(map(lowerings.output_size, x.shape[1:3], (kh, kw), strides, padding, dilation))
+    padded = lowerings.pad(x, padding)
+    windows = [lowerings.window(padded, i * dilation[0], j * dilation[1], shape, strides)
                for i, j in itertools.product(range(kh), range(kw))]
     return product(jnp.concatenate(windows, -1), kernel.reshape(kh * kw * channels, features))
 
@@ -242,7 +233,7 @@ _product.defvjp(lambda x, kernel: (jnp.matmul(x, kernel), (x, kernel)), _product
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _native(x, kernel, strides, padding, dilation, groups):
     how = (strides, padding, dilation)
-    shape = (x.shape[0], *map(_output_size, x.shape[1:3], kernel.shape[:2], *how), kernel.shape[3])
+    shape = (x.shape[0], *map(lowerings.output_size, x.shape[1:3], kernel.shape[:2], *how), kernel.shape[3])
     return native.call("conv_forward", x, kernel, shape, groups, *how)
 
 
@@ -251,155 +242,17 @@ def _native_backward(strides, padding, dilation, groups, residuals, dy):
     how = (strides, padding, dilation)
     kh, kw, inputs, features = kernel.shape
     if groups == 1 and inputs % _VECTOR:
-        dx = _dense_dx(x, kernel, dy, *how)
+        dx = lowerings.dense_dx(x, kernel, dy, *how)
     else:  # [kh, kw, C / g, g D / g] -> [kh, kw, D / g, g C / g]
         swapped = kernel.reshape(kh, kw, inputs, groups, features // groups).transpose(0, 1, 4, 3, 2)
         swapped = swapped.reshape(kh, kw, features // groups, groups * inputs)
         dx = native.call("conv_input_gradient", dy, swapped, x.shape, groups, *how)
     if groups == 1 and inputs * features >= _WIDE:
-        return dx, _dense_dk(x, kernel, dy, *how)
+        return dx, lowerings.dense_dk(x, kernel, dy, *how)
     return dx, native.call("conv_kernel_gradient", x, dy, kernel.shape, groups, *how)
 
 
 _native.defvjp(lambda x, kernel, *how: (_native(x, kernel, *how), (x, kernel)), _native_backward)
-
-
-# -- dense -----------------------------------------------------------------------------------------------
-# The gradients that JAX derives are convolutions with permuted dimensions. XLA's CPU compiler brings them into the
-# layout [N, H, W, C] of its kernels where it can, but not inside loops: there (several steps a call, accumulated
-# gradients) the kernel gradient runs 50 times slower (64 images of 8x8x32: 97 -> 1.8 ms a step). So they are written
-# out in that layout.
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _dense(x, kernel, strides, padding, dilation):
-    return _plain(x, kernel, strides, padding, dilation)
-
-
-def _dense_backward(strides, padding, dilation, residuals, dy):
-    how = (*residuals, dy, strides, padding, dilation)
-    return _dense_dx(*how), _dense_dk(*how)
-
-
-_dense.defvjp(lambda x, kernel, *how: (_plain(x, kernel, *how), (x, kernel)), _dense_backward)
-
-
-def _axes(x, kernel, dy, strides, padding, dilation):
-    """By axis of the image: (taps, dilation, padding, size of x, size of dy, stride)."""
-    return zip(kernel.shape[:2], dilation, padding, x.shape[1:3], dy.shape[1:3], strides, strict=True)
-
-
-def _dense_dx(x, kernel, dy, strides, padding, dilation):
-    """dx[i] = sum of dy[o] k[t] over o stride + t dilation - low = i: a convolution of dy spread out by the stride."""
-    pads = [
-        ((taps - 1) * far - low, size - 1 + low - (out - 1) * stride)
-        for taps, far, (low, _), size, out, stride in _axes(x, kernel, dy, strides, padding, dilation)
-    ]
-    return lax.conv_general_dilated(dy, _flipped(kernel), (1, 1), pads, strides, dilation, _DIMENSIONS)
-
-
-def _dense_dk(x, kernel, dy, strides, padding, dilation):
-    """dk[t] = sum of x[o stride + t dilation - low] dy[o]: channels as images, dy as the kernel, summed."""
-    pads = [
-        (low, (taps - 1) * far + (out - 1) * stride + 1 - size - low)
-        for taps, far, (low, _), size, out, stride in _axes(x, kernel, dy, strides, padding, dilation)
-    ]
-    x, dy = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)  # [C, H, W, N], [H', W', N, D] -> [C, kh, kw, D]
-    dk = lax.conv_general_dilated(x, dy, dilation, pads, None, strides, _DIMENSIONS)
-    return dk.transpose(1, 2, 0, 3)
-
-
-# -- depthwise -------------------------------------------------------------------------------------------
-# XLA's CPU kernel for feature_group_count = C takes 100 times as long as a sum over the taps of x, shifted, times the
-# tap's channel weights, which compiles to one loop (3x3, 128 channels, 32x32, batch 32: 290 -> 4 ms).
-
-
-def _depthwise(x, kernel, strides, padding, dilation):
-    channels, features = x.shape[-1], kernel.shape[-1]
-    if features != channels:  # D / C features of each channel
-        x = jnp.repeat(x, features // channels, -1)
-    return _shifted_products(x, kernel[:, :, 0], strides, padding, dilation)
-
-
-def _taps(kernel, dilation):
-    """(pixels down, pixels right, weights [C]) of every tap."""
-    places = itertools.product(*map(range, kernel.shape[:2]))
-    return [(i * dilation[0], j * dilation[1], kernel[i, j]) for i, j in places]
-
-
-def _pad(x, padding):
-    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)))
-
-
-def _window(x, top, left, shape, strides):
-    """What a tap at (top, left) sees of the padded x: [N, H', W', C]."""
-    limits = (top + (shape[0] - 1) * strides[0] + 1, left + (shape[1] - 1) * strides[1] + 1)
-    return lax.slice(x, (0, top, left, 0), (x.shape[0], *limits, x.shape[3]), (1, *strides, 1))
-
-
-def _sum_of_products(terms, dtype):
-    """Sum of a * b over (a, b) in terms, in float32 at least; XLA compiles it to one loop."""
-    wide = jnp.promote_types(dtype, jnp.float32)
-    return sum(a.astype(wide) * b.astype(wide) for a, b in terms).astype(dtype)
-
-
-def _sum_of_shifts(x, kernel, strides, padding, dilation):
-    shape = tuple(map(_output_size, x.shape[1:3], kernel.shape[:2], strides, padding, dilation))
-    padded = _pad(x, padding)
-    terms = [(_window(padded, i, j, shape, strides), tap) for i, j, tap in _taps(kernel, dilation)]
-    return _sum_of_products(terms, x.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _shifted_products(x, kernel, strides, padding, dilation):
-    return _sum_of_shifts(x, kernel, strides, padding, dilation)
-
-
-def _shifted_products_backward(strides, padding, dilation, residuals, dy):
-    how = (*residuals, dy, strides, padding, dilation)
-    return _depthwise_dx(*how), _depthwise_dw(*how)
-
-
-_shifted_products.defvjp(
-    lambda x, kernel, *how: (_sum_of_shifts(x, kernel, *how), (x, kernel)), _shifted_products_backward
-)
-
-
-def _depthwise_dx(x, kernel, dy, strides, padding, dilation):
-    """Padded x at stride q + r gets dy[q - i' // stride] through the taps i' (in pixels) with i' % stride = r."""
-    counts = [-(-(size + sum(pad)) // stride) for size, pad, stride in zip(x.shape[1:3], padding, strides, strict=True)]
-    reach = [(taps - 1) * far // stride for taps, far, stride in zip(kernel.shape[:2], dilation, strides, strict=True)]
-    grown = _pad(dy, [(r, count - size) for r, count, size in zip(reach, counts, dy.shape[1:3], strict=True)])
-    phases = []
-    for r, s in itertools.product(*map(range, strides)):
-        terms = [
-            (_window(grown, reach[0] - i // strides[0], reach[1] - j // strides[1], counts, (1, 1)), tap)
-            for i, j, tap in _taps(kernel, dilation)
-            if i % strides[0] == r and j % strides[1] == s
-        ]
-        zeros = jnp.zeros((dy.shape[0], *counts, dy.shape[3]), x.dtype)
-        phases.append(_sum_of_products(terms, x.dtype) if terms else zeros)
-    if len(phases) == 1:
-        dx = phases[0]
-    else:  # [phases, N, H / s, W / s, C] -> [N, H, W, C]
-        dx = jnp.stack(phases).reshape(*strides, dy.shape[0], *counts, dy.shape[3]).transpose(2, 3, 0, 4, 1, 5)
-        dx = dx.reshape(dy.shape[0], counts[0] * strides[0], counts[1] * strides[1], dy.shape[3])
-    (top, _), (left, _) = padding
-    extra = [c * s - size - low for c, s, size, low in zip(counts, strides, x.shape[1:3], (top, left), strict=True)]
-    return _pad(dx, ((-top, -extra[0]), (-left, -extra[1])))
-
-
-def _depthwise_dw(x, kernel, dy, strides, padding, dilation):
-    """Summed image by image: what the taps of one image read stays in the cache."""
-
-    def add_image(total, image):
-        x, dy = image
-        padded = _pad(x[None], padding)
-        seen = [_window(padded, i, j, dy.shape[:2], strides)[0] for i, j, _ in _taps(kernel, dilation)]
-        return total + jnp.stack([(window * dy).sum((0, 1)) for window in seen]).astype(total.dtype), None
-
-    zero = jnp.zeros((kernel.shape[0] * kernel.shape[1], kernel.shape[2]), jnp.float32)
-    return lax.scan(add_image, zero, (x, dy))[0].reshape(kernel.shape).astype(kernel.dtype)
 
 
 # -- groups ----------------------------------------------------------------------------------------------
@@ -462,15 +315,19 @@ class Conv(nn.Module):
             raise UserError(f"convolution {'/'.join(self.path)}: {x.shape[-1]} channels in and {self.features} out "
                             f"cannot be dealt into {self.groups} groups")
         shape = (*size, x.shape[-1] // self.groups, self.features)
-        kernel = self.effective(self.param("kernel", self.kernel_init, shape, self.param_dtype))
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = conv2d(x, kernel, strides, padding, dilation, self.groups)
-        return y if bias is None else y + bias
+        y = self.convolve(x, kernel, strides, padding, dilation)
+        return y if bias is None else y + bias.astype(y.dtype)
 
     def effective(self, kernel: jax.Array) -> jax.Array:
         """The kernel to convolve with, of the kernel that is learned."""
         return kernel
+
+    def convolve(self, x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, dilation: Pair) -> jax.Array:
+        """x with the kernel that is learned, in the type of the computation; without the bias."""
+        x, kernel = nn.dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
+        return conv2d(x, kernel, strides, padding, dilation, self.groups)
 
 
 class StandardizedConv(Conv):
@@ -501,8 +358,16 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = product(x, kernel)
+        y = self.multiply(x, kernel)
         if jax.default_backend() == "cpu" and not plain_wanted():
             y = unfused(y)
-        return y if bias is None else y + bias
+        return y if bias is None else y + bias.astype(y.dtype)
+
+    def effective(self, kernel: jax.Array) -> jax.Array:
+        """The kernel to multiply with, of the kernel that is learned."""
+        return kernel
+
+    def multiply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """x with the kernel that is learned, in the type of the computation; without the bias."""
+        x, kernel = nn.dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
+        return product(x, kernel)

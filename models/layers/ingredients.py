@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models.compress import lowbit
 from models.errors import UserError, choice_error, has_type
 from models.layers.activation import activation
 from models.layers.conv import Conv, Dense, StandardizedConv
@@ -15,8 +16,12 @@ from models.layers.init import init
 from models.layers.norm import norm
 
 SYNC_AXIS = "batch"  # the device axis of a training step
-CONVS = {"standard": Conv, "standardized": StandardizedConv}
-DENSES = {"standard": Dense}
+CONVS = {"standard": Conv, "standardized": StandardizedConv, "ternary": lowbit.TernaryConv,
+         "binary_weight": lowbit.BinaryWeightConv, "xnor": lowbit.XnorConv}
+DENSES = {"standard": Dense, "ternary": lowbit.TernaryDense, "binary_weight": lowbit.BinaryWeightDense,
+          "xnor": lowbit.XnorDense}
+LOW_BIT = ("ternary", "binary_weight", "xnor")  # of the two: see Sites
+HEAD = "head"  # the name of every network's last layer
 
 
 class Ingredients(NamedTuple):
@@ -36,6 +41,41 @@ class Ingredients(NamedTuple):
     act: Callable
 
 
+class Sites:
+    """Which layers of one call of a network are low-bit where a name asks for that: all but the first and the head,
+    which remain standard, as in the papers (Zhu 2017, section 5; Rastegari 2016, section 4.1).
+
+    Args:
+      first: whether a layer comes first; in some networks that is an embedding.
+    """
+
+    def __init__(self, first: bool = True):
+        self._first = first
+        self._wanted: dict[str, str] = {}  # fields that have made no low-bit layer yet
+
+    def constructor(self, field: str, spec: str | Callable, known: dict[str, Callable]) -> Callable:
+        """Of the layers that `spec`, a name in `known` or a class, asks for in `field`; UserError for other names."""
+        if not callable(spec) and spec not in known:
+            raise choice_error(field, spec, known)
+        chosen = spec if callable(spec) else known[spec]
+        low_bit = not callable(spec) and spec in LOW_BIT
+        if low_bit:
+            self._wanted[field] = spec
+
+        def construct(*args, name: str | None = None, **kwargs):
+            first, self._first = self._first, False
+            if low_bit and not first and name != HEAD:
+                self._wanted.pop(field, None)
+                return chosen(*args, name=name, **kwargs)
+            if name == HEAD and self._wanted:
+                field_left, spec_left = next(iter(self._wanted.items()))
+                raise UserError(f"{field_left}='{spec_left}' is without effect: the first layer and the head remain "
+                                "standard, and this network has no other of its kind")
+            return (known["standard"] if low_bit else chosen)(*args, name=name, **kwargs)
+
+        return construct
+
+
 class Network(nn.Module):
     """Base of every network: the ingredients that all of them have.
 
@@ -44,7 +84,8 @@ class Network(nn.Module):
       act: see layers/activation.py.
       kernel_init: of every kernel, stem and head included, see layers/init.py; biases start at zero. `models.create`
         and configs call it `init`, a name that flax modules have taken.
-      dense: "standard", or a class with the fields of layers/conv.py's Dense, for every such layer.
+      dense: "standard", or a class with the fields of layers/conv.py's Dense, for every such layer; "ternary",
+        "binary_weight" or "xnor" (compress/lowbit.py), for every one but the network's first layer and its head.
       dtype: of the computation, e.g. "bfloat16"; None for float32. Parameters, statistics and logits stay float32.
 
     Raises:
@@ -96,10 +137,13 @@ class Network(nn.Module):
 
     def ingredients(self, train: bool) -> Ingredients:
         """Resolves the fields for one call."""
+        return self._ingredients(train, Sites())
+
+    def _ingredients(self, train: bool, sites: Sites) -> Ingredients:
         kernels = {"kernel_init": init(self.kernel_init), "dtype": _dtype(self.dtype)}
         return Ingredients(
             conv=None,
-            dense=functools.partial(_layer("dense", self.dense, DENSES), **kernels),
+            dense=functools.partial(sites.constructor("dense", self.dense, DENSES), **kernels),
             norm=norm(self.norm, train=train, dtype=kernels["dtype"], axis_name=self._norm_axis(train)),
             act=activation(self.act),
         )
@@ -116,7 +160,10 @@ class Classifier(Network):
       image_size: height and width of the images that the network is made for. Networks whose parameters depend on it
         say so; all others take any size, and this is what tools choose where nobody says.
       conv: "standard", "standardized" (weight standardization), or a class with the fields of layers/conv.py's Conv,
-        for every convolution.
+        for every convolution; "ternary", "binary_weight" or "xnor" (compress/lowbit.py), for every one but the
+        network's first layer. An XNOR network's activation is the sign of its convolutions' input: with act="identity"
+        preresnets have the paper's block, normalize, binarize, convolve, pool (section 3.2), and so have networks that
+        pool what they have normalized, as the maximum commutes with norms of positive scale.
       sync_norm: whether batch statistics are averaged over the devices of a training step.
     """
 
@@ -140,22 +187,14 @@ class Classifier(Network):
         size = self.image_size if size is None else size
         return (jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32),)
 
-    def ingredients(self, train: bool) -> Ingredients:
-        layers = super().ingredients(train)
-        conv = _layer("conv", self.conv, CONVS)
+    def _ingredients(self, train: bool, sites: Sites) -> Ingredients:
+        layers = super()._ingredients(train, sites)
+        conv = sites.constructor("conv", self.conv, CONVS)
         return layers._replace(
             conv=functools.partial(conv, use_bias=self.norm == "none", **layers.dense.keywords))
 
     def _norm_axis(self, train: bool) -> str | None:
         return SYNC_AXIS if self.sync_norm and train else None
-
-
-def _layer(field: str, spec: str | Callable, known: dict[str, Callable]) -> Callable:
-    if callable(spec):
-        return spec
-    if spec not in known:
-        raise choice_error(field, spec, known)
-    return known[spec]
 
 
 def _dtype(spec: Any) -> Any:

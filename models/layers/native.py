@@ -1,4 +1,4 @@
-"""Compiles conv.cc, once a machine, and lets XLA's CPU programs call it.
+"""Compiles conv.cc and signs.cc, once a machine, and lets XLA's CPU programs call them.
 
 Wanted where the settings of models/runtime.py are wanted, and there where a C++ compiler is ($CXX, or g++). The library
 lies in $XDG_CACHE_HOME/ablate (~/.cache/ablate) under a name that changes with the source, jaxlib, the compiler and the
@@ -22,14 +22,15 @@ import numpy as np
 
 from models import runtime
 
-SOURCE = Path(__file__).with_name("conv.cc")
-TARGETS = ("conv_forward", "conv_input_gradient", "conv_kernel_gradient")
+SOURCES = [Path(__file__).with_name(name) for name in ("conv.cc", "signs.cc")]
+_HEADER = Path(__file__).with_name("native.h")
+TARGETS = ("conv_forward", "conv_input_gradient", "conv_kernel_gradient", "conv_signs")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
 
 
 @functools.cache
 def available() -> bool:
-    """Whether CPU programs can call the library; the first call compiles it where that was not done before (4 s)."""
+    """Whether CPU programs can call the library; the first call compiles it where that was not done before (8 s)."""
     if not runtime.enabled():
         return False
     try:
@@ -45,13 +46,14 @@ def available() -> bool:
 def _compiled() -> Path:
     compiler = os.environ.get("CXX", "g++")
     about = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
-    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), about, jaxlib.version.__version__.encode(), _processor()]))
+    sources = [path.read_bytes() for path in (_HEADER, *SOURCES)]
+    key = hashlib.sha256(b"\0".join([*sources, about, jaxlib.version.__version__.encode(), _processor()]))
     folder = runtime.cache_folder()
     library = folder / f"conv-{key.hexdigest()[:16]}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as made:  # others may be compiling it as well: the last one stays
-            command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE), "-o", f"{made}/conv.so"]
+            command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", *map(str, SOURCES), "-o", f"{made}/conv.so"]
             subprocess.run(command, check=True, capture_output=True, timeout=300)
             os.replace(f"{made}/conv.so", library)
     return library
@@ -74,6 +76,7 @@ def call(
     conv_forward          x [N, H, W, C], kernel [kh, kw, C / groups, D] -> y [N, H', W', D]
     conv_input_gradient   dy [N, H', W', D], kernel with its channels swapped [kh, kw, D / groups, C] -> dx
     conv_kernel_gradient  x, dy -> dk [kh, kw, C / groups, D]
+    conv_signs            x, bits of a kernel's signs uint32 [kh, kw, C / 32, D, rounded up to 16] -> y; 1 group
     """
     pairs = {"strides": strides, "low": [low for low, _ in padding], "dilation": dilation}
     run = jax.ffi.ffi_call(f"ablate_{target}", jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method="sequential")

@@ -1,0 +1,179 @@
+"""Layers whose kernels have one or two bits a weight, in place of Conv and Dense.
+
+  Zhu et al. 2017          Trained ternary quantization, arXiv 1612.01064                  Ternary*
+  Rastegari et al. 2016    XNOR-Net: ImageNet classification using binary convolutional
+                           neural networks, arXiv 1603.05279                               BinaryWeight*, Xnor*
+
+What learns is a kernel of floats, "kernel", of which each call makes the low-bit one. The names "ternary",
+"binary_weight" and "xnor" of the fields `conv` and `dense` (layers/ingredients.py) keep the first layer and the head
+in floats, as both papers do; the classes themselves do not.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from models.compress import xnor
+from models.layers.conv import Conv, Dense, packed_wanted
+from models.layers.init import jit_once
+
+
+class LowBit(nn.Module):
+    """Base of the layers here."""
+
+    def stored(self, kernel: jax.Array) -> jax.Array:
+        """A kernel of few values, for a file: loaded as this layer's "kernel", it has the effect of `kernel`, to the
+        bit."""
+        raise NotImplementedError
+
+
+# -- ternary ---------------------------------------------------------------------------------------------
+
+
+def _sides(kernel, threshold):
+    """Where a kernel is above and below the threshold, a fraction of its largest magnitude (Zhu 2017, eq. 9)."""
+    limit = threshold * jnp.abs(kernel).max(initial=0)
+    return kernel > limit, kernel < -limit
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def ternarized(kernel: jax.Array, positive: jax.Array, negative: jax.Array, threshold: float) -> jax.Array:
+    """positive where the kernel is above the threshold, -negative where it is below, else 0 (Zhu 2017, eq. 6).
+
+    The derivatives by the scales are the true ones (eq. 7). The kernel gets the derivative times the scale of its side,
+    and as it is in between (eq. 8).
+
+    Args:
+      kernel: of any shape.
+      positive, negative: scalars.
+      threshold: as a fraction of the largest magnitude.
+    """
+    above, below = _sides(kernel, threshold)
+    return jnp.where(above, positive, jnp.where(below, -negative, 0)).astype(kernel.dtype)
+
+
+@ternarized.defjvp
+def _ternarized_derivative(threshold, primals, tangents):
+    (kernel, positive, negative), (d_kernel, d_positive, d_negative) = primals, tangents
+    above, below = _sides(kernel, threshold)
+    beyond = jnp.where(above, positive * d_kernel + d_positive, negative * d_kernel - d_negative)
+    return ternarized(*primals, threshold), jnp.where(above | below, beyond, d_kernel).astype(kernel.dtype)
+
+
+class _Ternary(LowBit):
+    """Kernels of -negative, 0 and positive: two trained scales a layer, "positive" and "negative", float32.
+
+    They start at the mean magnitude of what is beyond the threshold.
+
+    Attributes:
+      threshold: below which a weight is 0, as a fraction of the kernel's largest magnitude. The paper's, section 3.2.
+    """
+
+    threshold: float = 0.05
+
+    def effective(self, kernel: jax.Array) -> jax.Array:
+        def start(_):
+            above, below = _sides(kernel, self.threshold)
+            beyond = above | below
+            return (jnp.abs(kernel) * beyond).sum(dtype=jnp.float32) / jnp.maximum(beyond.sum(), 1)
+
+        return ternarized(kernel, self.param("positive", start), self.param("negative", start), self.threshold)
+
+    def stored(self, kernel: jax.Array) -> jax.Array:
+        """-1, 0 and 1."""
+        above, below = _sides(kernel, self.threshold)
+        return above.astype(kernel.dtype) - below.astype(kernel.dtype)
+
+
+class TernaryConv(_Ternary, Conv):
+    __doc__ = _Ternary.__doc__
+
+
+class TernaryDense(_Ternary, Dense):
+    __doc__ = _Ternary.__doc__
+
+
+# -- binary ----------------------------------------------------------------------------------------------
+
+
+class _Binary(LowBit):
+    """Kernels of one magnitude a filter, the mean of its own: sign(w) mean|w| (Rastegari 2016, section 3.1).
+
+    The derivative goes through the sign where |w| <= 1, and through the mean as it is.
+    """
+
+    def effective(self, kernel: jax.Array) -> jax.Array:
+        return (xnor.signs(kernel) * xnor.filter_scale(kernel)).astype(kernel.dtype)
+
+    def stored(self, kernel: jax.Array) -> jax.Array:
+        """The effective kernel, of which the effective one is itself."""
+        return _Binary.effective(self, kernel)
+
+
+class BinaryWeightConv(_Binary, Conv):
+    __doc__ = _Binary.__doc__
+
+
+class BinaryWeightDense(_Binary, Dense):
+    __doc__ = _Binary.__doc__
+
+
+class XnorConv(_Binary, Conv):
+    """Binary kernels and inputs, with the scales of both: xnor.convolve (Rastegari 2016, section 3.2).
+
+    Computed in float32, so that sums of signs are exact, then brought to `dtype`. Inside of `lowering("packed")` by
+    packed bits, with the same result to the bit and without gradients; groups remain floats there.
+    """
+
+    def convolve(self, x, kernel, strides, padding, dilation):
+        dtype = nn.dtypes.canonicalize_dtype(x, kernel, dtype=self.dtype)
+        how = (strides, tuple(map(tuple, padding)), dilation)
+        if packed_wanted() and self.groups == 1:
+            return xnor.convolve_packed(x.astype(dtype), xnor.pack_conv(kernel), *how).astype(dtype)
+        return xnor.convolve(x.astype(dtype), kernel, *how, self.groups).astype(dtype)
+
+
+class XnorDense(_Binary, Dense):
+    """Binary kernels and inputs, with the scales of both: xnor.multiply; otherwise as XnorConv."""
+
+    def multiply(self, x, kernel):
+        dtype = nn.dtypes.canonicalize_dtype(x, kernel, dtype=self.dtype)
+        if packed_wanted():
+            return xnor.multiply_packed(x.astype(dtype), xnor.pack_dense(kernel)).astype(dtype)
+        return xnor.multiply(x.astype(dtype), kernel).astype(dtype)
+
+
+# -- networks --------------------------------------------------------------------------------------------
+
+
+def layers(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> dict[tuple[str, ...], LowBit]:
+    """The low-bit layers of a model, unbound, by path, in the order of the computation.
+
+    Args:
+      model, variables, *inputs, **kwargs: as for `model.apply`; shapes and types are enough.
+    """
+    found: dict[tuple[str, ...], LowBit] = {}
+
+    def read(call, args, call_kwargs, context):
+        layer = context.module
+        if context.method_name == "__call__" and isinstance(layer, LowBit):
+            found[layer.path] = layer.clone(parent=None, name=None)
+        return call(*args, **call_kwargs)
+
+    with nn.intercept_methods(read):
+        jax.eval_shape(functools.partial(model.apply, **kwargs), variables, *inputs)
+    return found
+
+
+def stored(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> Any:
+    """The variables with every low-bit layer's kernel as its `stored` has it: few values, and the same outputs to the
+    bit. Arguments as of `layers`."""
+    params = traverse_util.flatten_dict(variables["params"])
+    found = {(*path, "kernel"): layer for path, layer in layers(model, variables, *inputs, **kwargs).items()}
+    few = jit_once(lambda kernels: {path: found[path].stored(kernel) for path, kernel in kernels.items()})
+    params |= few({path: params[path] for path in found})
+    return {**variables, "params": traverse_util.unflatten_dict(params)}

@@ -1,0 +1,70 @@
+// What conv.cc and signs.cc share: vectors, threads, and how XLA's foreign function interface calls them (native.py).
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+using I = int64_t;
+
+constexpr I kLanes = 16;  // one AVX-512 register, or two of AVX2
+typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4)));
+typedef int32_t Lanes __attribute__((vector_size(4 * kLanes)));
+
+static inline Vec Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+static inline void Store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+
+// Runs work(0) ... work(count - 1) on the pool and on this thread; returns when all have ended.
+template <class F>
+static void ParallelFor(ffi::ThreadPool& pool, I count, const F& work) {
+  struct State {
+    std::atomic<I> next{0};
+    I ended = 0;
+    std::mutex mutex;
+    std::condition_variable all;
+  };
+  auto state = std::make_shared<State>();
+  const F* shared = &work;  // a helper that starts late finds nothing left to do, and does not touch it
+  auto run = [state, shared, count] {
+    I mine = 0;
+    for (I i; (i = state->next.fetch_add(1)) < count; ++mine) (*shared)(i);
+    if (mine == 0) return;
+    std::lock_guard<std::mutex> lock(state->mutex);
+    state->ended += mine;
+    if (state->ended == count) state->all.notify_all();
+  };
+  for (I helper = 1; helper < std::min<I>(pool.num_threads(), count); ++helper) pool.Schedule(decltype(run)(run));
+  run();
+  std::unique_lock<std::mutex> lock(state->mutex);
+  state->all.wait(lock, [&] { return state->ended == count; });
+}
+
+struct Shape {  // of what is read, of what is written or matched with it, and how they meet
+  I n, h, w, c;        // read
+  I oh, ow, d;         // the other
+  I kh, kw, groups;
+  I stride[2], low[2], dilation[2];
+};
+
+using Array = ffi::Buffer<ffi::F32>;
+using Out = ffi::ResultBuffer<ffi::F32>;
+using Span = ffi::Span<const int64_t>;
+
+static Shape MakeShape(const Array& read, I oh, I ow, I d, I kh, I kw, I groups, Span strides, Span low,
+                       Span dilation) {
+  auto r = read.dimensions();
+  return {r[0], r[1], r[2], r[3], oh, ow, d, kh, kw, groups,
+          {strides[0], strides[1]}, {low[0], low[1]}, {dilation[0], dilation[1]}};
+}
+
+#define HANDLER(name, function, kernel)                                                                  \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function, ffi::Ffi::Bind()                                          \
+      .Ctx<ffi::ThreadPool>().Arg<Array>().Arg<kernel>().Ret<Array>().Attr<int64_t>("groups")             \
+      .Attr<Span>("strides").Attr<Span>("low").Attr<Span>("dilation"))
