@@ -107,7 +107,8 @@ def setup(config: Mapping[str, Any]) -> Run:
     if reader.data_init == "lsuv":
         images = next(feed.training_images(1, share // reader.accumulate))
         variables = init.lsuv(model, variables, images, jax.random.fold_in(jax.random.key(reader.seed), 2))
-    tx, learning_rate = optimizer.create(reader.optimizer, variables["params"], to_steps, total)
+    coupled = functools.partial(prune.vectors, model, variables, feed.inputs)
+    tx, learning_rate = optimizer.create(reader.optimizer, variables["params"], to_steps, total, coupled)
     if prune.masks_of(jax.eval_shape(tx.init, variables["params"])) and reader.ema_decay:
         raise UserError(f"ema_decay={reader.ema_decay}: averages of weights that optimizer.prune cuts are not cut")
     program = functools.partial(

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -135,7 +135,8 @@ def schedule(config: Any, to_steps: Callable[[str], int], total: int) -> Schedul
 
 
 def create(
-    config: Any, params: Any, to_steps: Callable[[str], int], total: int
+    config: Any, params: Any, to_steps: Callable[[str], int], total: int,
+    coupled: Callable[[list[str]], Mapping[str, Sequence[str]]] | None = None,
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer that `config` (the section `optimizer`) describes, and its learning-rate schedule.
 
@@ -144,7 +145,8 @@ def create(
     Frozen parameters have no optimizer state and no part in the gradient norm that `clip_norm` bounds. A third entry is
     the time from which a group trains (gradual unfreezing, Howard & Ruder 2018, section 3.3): until then the optimizer
     sees its gradients, so that momentum and Adam's averages are right when it starts, but does not move it.
-    `config.prune` cuts weights while all this goes on (train/prune.py).
+    `config.prune` cuts weights while all this goes on (train/prune.py); `coupled` gives it, of the kernels whose
+    filters are to go, the vectors that go with them.
 
     Raises:
       UserError: a parameter that no group covers, an expression that matches nothing, an unknown name.
@@ -181,7 +183,10 @@ def create(
                 lambda path, _: "trained" if factors[parameter_name(path)] else "frozen", tree),
         )
     if config.prune:
-        optimizer = prune.wrap(optimizer, prune.plan(config.prune, to_steps, total), parameter_names)
+        plan, vectors = prune.plan(config.prune, to_steps, total), {}
+        if plan.structure == "filters" and coupled:
+            vectors = coupled([name for name in names if plan.what.fullmatch(name)])
+        optimizer = prune.wrap(optimizer, plan, parameter_names, vectors)
     return optimizer, learning_rate
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from flax import errors, traverse_util
 
 import models
-from models.errors import UserError, choice_error
+from models.errors import UserError, nearest
 
 TOLERANCE = 1e-4  # of logits, relative to the largest: several times what float32 sums in another order differ by
 
@@ -89,7 +89,7 @@ def _couplings(model, inputs, kernel: str, shapes: Shapes, logits: tuple[int, ..
     own, layer = f"params/{kernel}", kernel.removesuffix("/kernel")
     if own not in shapes or layer == kernel:
         kernels = [name.removeprefix("params/") for name in shapes if name.endswith("/kernel")]
-        raise choice_error("kernel", kernel, kernels)
+        raise UserError(f"{kernel} is no kernel of a layer{nearest(kernel, kernels)}")
 
     def refuse(why: object) -> UserError:
         return UserError(f"filters of {layer} cannot be removed: {str(why).splitlines()[0]}")
