@@ -146,7 +146,9 @@ def vectors(model: Any, variables: Any, inputs: Any, kernels: Sequence[str]) -> 
     if refused:
         paths = jax.tree_util.tree_leaves_with_path(variables["params"])
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-        good, bad = shrink.removable(model, variables, inputs, [name for name in names if re.fullmatch(KERNELS, name)])
+        others = [name for name in names if re.fullmatch(KERNELS, name) and name not in kernels]
+        more_found, more_refused = shrink.removable(model, variables, inputs, others)
+        good, bad = {**found, **more_found}, {**refused, **more_refused}
         more = f" (nor can those of {len(refused) - 1} more layers)" if len(refused) > 1 else ""
         hint = f"; what='{shrink.expression(good, bad)}' can be pruned" if good else "; nor can those of any layer"
         raise UserError(f"optimizer.prune: {next(iter(refused.values()))}{more}{hint}")

@@ -11,8 +11,9 @@ A filter whose kernel is 0 still gives the constant bias - mean scale / std afte
 where its bias, and the scale and bias of its normalization, are 0 as well: what is `Coupling.own`.
 """
 
+import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,6 +24,7 @@ from flax import errors, traverse_util
 
 import models
 from models.errors import UserError, nearest
+from models.layers.init import jit_once
 
 TOLERANCE = 1e-4  # of logits, relative to the largest: several times what float32 sums in another order differ by
 
@@ -137,14 +139,19 @@ def shrink(
       The model with other `widths`, and its variables, numpy arrays.
 
     Raises:
-      UserError: a mask that is not of whole filters, or of all of them; filters that cannot be removed, or without
-        which the logits of drawn inputs are others.
+      UserError: variables of another network; a mask that is not of whole filters, or of all of them; filters that
+        cannot be removed, or without which the logits of drawn inputs are others.
     """
+    shapes, _ = _shapes(model, inputs)
+    for name, leaf in _flat(variables).items():
+        if shapes.get(name) != np.shape(leaf):
+            raise UserError(f"{name} is {[*np.shape(leaf)]}, and the network for these inputs has "
+                            f"{[*shapes[name]] if name in shapes else 'none'}")
     stays = {kernel: _stays(kernel, np.asarray(mask)) for kernel, mask in masks.items()}
     stays = {kernel: kept for kernel, kept in stays.items() if not kept.all()}
     couplings = coupled(model, inputs, stays)
     for kernel, kept in stays.items():
-        if kept.size != (size := _flat(variables)[f"params/{kernel}"].shape[-1]):
+        if kept.size != (size := shapes[f"params/{kernel}"][-1]):
             raise UserError(f"mask of {kernel}: it is for {kept.size} filters, and there are {size}")
     smaller, fewer, apart = _cut(model, variables, stays, couplings, inputs)
     if not apart <= TOLERANCE:
@@ -185,7 +192,7 @@ def _cut(model, variables, stays, couplings, inputs) -> tuple[nn.Module, dict[st
     rng = np.random.default_rng(0)
     images = [jnp.asarray(rng.normal(size=(2, *x.shape[1:])), x.dtype) for x in models.abstract(inputs)]
     try:
-        a, b = (np.asarray(network.clone(dtype=None).apply(leaves, *images)) for network, leaves in
+        a, b = (np.asarray(jit_once(network.clone(dtype=None).apply)(leaves, *images)) for network, leaves in
                 ((model, traverse_util.unflatten_dict(masked, sep="/")), (smaller, fewer)))
     except MISFITS as error:
         raise UserError(f"filters of {', '.join(map(_layer, stays))} cannot be removed together: "
@@ -213,8 +220,7 @@ def removable(
             found[kernel] = _couplings(model, inputs, kernel, shapes, logits)
         except UserError as error:
             refused[kernel] = str(error)
-    rng = np.random.default_rng(0)
-    near = jax.tree.map(lambda leaf: leaf + 0.1 * np.abs(rng.normal(size=leaf.shape)).astype(leaf.dtype), variables)
+    near = jax.tree.map(functools.partial(_moved, np.random.default_rng(0)), variables)
 
     def exact(kernels: Iterable[str]) -> bool:
         """Whether the network computes the same without every other filter, the first one included."""
@@ -224,21 +230,37 @@ def removable(
         except UserError:
             return False
 
-    for kernel in () if exact(found) else tuple(found):
-        if not exact([kernel]):
-            del found[kernel]
-            refused[kernel] = (f"filters of {_layer(kernel)} cannot be removed: without them the network computes "
-                               "something else")
+    for kernel in _failing(exact, list(found)):
+        del found[kernel]
+        refused[kernel] = (f"filters of {_layer(kernel)} cannot be removed: without them the network computes "
+                           "something else")
     return found, refused
 
 
+def _failing(passes: Callable[[list[str]], bool], kernels: list[str]) -> list[str]:
+    """Those on which a trial of several fails, by halving: a trial of a deep network takes seconds."""
+    if not kernels or passes(kernels):
+        return []
+    if len(kernels) == 1:
+        return kernels
+    middle = len(kernels) // 2
+    return _failing(passes, kernels[:middle]) + _failing(passes, kernels[middle:])
+
+
+def _moved(rng: np.random.Generator, leaf: jax.Array) -> np.ndarray:
+    """An array moved by about a tenth, upwards where it could be a scale or a variance; kernels so that activations
+    keep their size."""
+    noise = rng.standard_normal(leaf.shape, np.float32)
+    return np.asarray(leaf) + (0.1 * np.abs(noise) if leaf.ndim < 2 else noise / np.sqrt(np.prod(leaf.shape[:-1])) / 3)
+
+
 def expression(names: Iterable[str], others: Iterable[str]) -> str:
-    """A regular expression that matches the names and none of the others, with counters before the last layer's name
+    """A regular expression that matches the names and none of the others, with counters before the layer's own name
     left open where that is possible."""
     others, parts = list(others), []
     for name in names:
         *modules, layer, leaf = name.split("/")
-        part = "/".join((*(re.sub(r"\d+", r"\\d+", module) for module in modules), layer, leaf))
+        part = "/".join((*(re.sub("[0-9]+", "[0-9]+", module) for module in modules), layer, leaf))
         if any(re.fullmatch(part, other) for other in others):
             part = name
         if part not in parts:
