@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from models.errors import UserError, choice_error, has_type
 
-
 _PARTS = re.compile(r"""(?:'[^']*'|"[^"]*"|[^|])+""")  # between bars that are in no quotes
 
 
