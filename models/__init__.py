@@ -65,7 +65,8 @@ def create(name: str, /, **overrides: Any) -> nn.Module:
       **overrides: other values for some of `fields(name)`; `init` is the initialization of kernels.
 
     Raises:
-      UserError: unknown name, field, or value of a field.
+      UserError: unknown name, field, or value of a field; `widths` of a layer that there is not, or that cannot have
+        them.
     """
     factory, allowed = _variant(name), fields(name)
     types = {field.name: field.type for field in dataclasses.fields(factory.func)}
@@ -75,7 +76,28 @@ def create(name: str, /, **overrides: Any) -> nn.Module:
         wanted = types[_FIELD_OF.get(field, field)]
         if wanted in (int, float, bool, str) and not has_type(value, wanted):
             raise UserError(f"model field {field}={value!r} must be of type {wanted.__name__}")
-    return factory(**{_FIELD_OF.get(field, field): value for field, value in overrides.items()})
+    model = factory(**{_FIELD_OF.get(field, field): value for field, value in overrides.items()})
+    if getattr(model, "widths", ()):
+        _check_widths(model)
+    return model
+
+
+def _check_widths(model: nn.Module) -> None:
+    """UserError where `model.widths` names no layer, or features that its layer does not get or cannot have."""
+    try:
+        logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), *model.example())
+    except (TypeError, ValueError) as error:  # what JAX raises for shapes that do not fit, and UserError
+        raise UserError(f"widths={model.widths} do not fit the network: {str(error).splitlines()[0]}") from None
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
+    kernels = {jax.tree_util.keystr(path[:-1], simple=True, separator="/"): leaf.shape for path, leaf in leaves
+               if path[-1].key == "kernel"}
+    for path, features in model.widths:
+        if path not in kernels:
+            raise choice_error("layer in widths", path, kernels)
+        if kernels[path][-1] != features:
+            raise UserError(f"widths: {path} has {kernels[path][-1]} features whatever is asked for, not {features}")
+    if logits.shape[-1] != model.num_classes:
+        raise UserError(f"widths={model.widths} leave {logits.shape[-1]} of {model.num_classes} classes")
 
 
 def _variant(name: str) -> functools.partial:

@@ -50,7 +50,7 @@ class AlexNet(Classifier):
 
     Attributes:
       stem: kernel size, stride and padding of conv1.
-      widths: channels of conv1 to conv5.
+      convs: channels of conv1 to conv5.
       groups: of conv2, conv4 and conv5.
       local_response: n, k and alpha of `local_response_norm`, after the activations of conv1 and conv2; None for none.
       classifier: features of the dense layers before the head.
@@ -60,7 +60,7 @@ class AlexNet(Classifier):
     norm: str | Callable = "none"
     image_size: int = 227
     stem: Sequence[int] = (11, 4, 0)
-    widths: Sequence[int] = (96, 256, 384, 384, 256)
+    convs: Sequence[int] = (96, 256, 384, 384, 256)
     groups: int = 2
     local_response: Sequence[float] | None = (5, 2.0, 1e-4)  # Krizhevsky 2012, section 3.3
     classifier: Sequence[int] = (4096, 4096)
@@ -70,7 +70,7 @@ class AlexNet(Classifier):
         self._need_numbers("stem", (11, 4, 0), count=3, least=0)
         if 0 in self.stem[:2]:
             raise UserError(f"stem={self.stem} must be kernel size, stride and padding, as (11, 4, 0)")
-        self._need_numbers("widths", (64, 192, 384, 256, 256), count=5)
+        self._need_numbers("convs", (64, 192, 384, 256, 256), count=5)
         self._need_numbers("classifier", (4096, 4096), empty=True)
         self._need_at_least(1, "groups")
         self._need_rates("dropout")
@@ -87,7 +87,7 @@ class AlexNet(Classifier):
         layers = self.ingredients(train)
 
         def conv(i, x, size, stride=1, padding=None, groups=1):
-            x = layers.conv(self.widths[i - 1], size, stride, padding=padding, groups=groups, name=f"conv{i}")(x)
+            x = layers.conv(self.convs[i - 1], size, stride, padding=padding, groups=groups, name=f"conv{i}")(x)
             return Endpoint(f"conv{i}")(layers.act(layers.norm(name=f"norm{i}")(x)))
 
         def pool(x):  # overlapping: section 3.4
@@ -112,7 +112,7 @@ class AlexNet(Classifier):
 
 VARIANTS = {
     "alexnet_original": functools.partial(AlexNet),
-    "alexnet": functools.partial(AlexNet, image_size=224, stem=(11, 4, 2), widths=(64, 192, 384, 256, 256), groups=1,
+    "alexnet": functools.partial(AlexNet, image_size=224, stem=(11, 4, 2), convs=(64, 192, 384, 256, 256), groups=1,
                                  local_response=None),
 }
 _TORCHVISION = {"conv1": "features.0", "conv2": "features.3", "conv3": "features.6", "conv4": "features.8",

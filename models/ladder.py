@@ -55,11 +55,12 @@ class Block(nn.Module):
         channels = x.shape[-1]
         inner = 4 * self.features if self.inverted else self.features // 4
         spatial = channels if self.moved_up else inner
-        space = (spatial, self.kernel_size, self.stride, spatial if self.depthwise else 1)
-        widen, narrow = (inner, 1, 1, 1), (self.features, 1, 1, 1)
+        space = (spatial, self.kernel_size, self.stride, self.depthwise)
+        widen, narrow = (inner, 1, 1, False), (self.features, 1, 1, False)
         y = x
         for i, how in enumerate((space, widen, narrow) if self.moved_up else (widen, space, narrow), 1):
-            features, size, stride, groups = how
+            features, size, stride, depthwise = how
+            features, groups = (y.shape[-1], y.shape[-1]) if depthwise else (features, 1)
             normed = i == 1 or not self.fewer_norms  # what is left precedes the 1x1 convolutions
             y = conv(features, size, stride, groups=groups, normed=normed, name=f"conv{i}")(y)
             y = norm(name=f"norm{i}")(y) if normed else y

@@ -73,7 +73,7 @@ class InvertedResidual(nn.Module):
         inner, y = x.shape[-1] * self.expansion, x
         if self.expansion != 1:
             y = act(norm(name="expand_norm")(conv(inner, 1, name="expand")(y)))
-        y = conv(inner, 3, self.stride, groups=inner, name="depthwise")(y)
+        y = conv(y.shape[-1], 3, self.stride, groups=y.shape[-1], name="depthwise")(y)
         y = act(norm(name="depthwise_norm")(y))
         y = norm(name="project_norm")(conv(self.features, 1, name="project")(y))
         y = y if self.linear else act(y)

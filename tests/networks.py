@@ -82,7 +82,7 @@ SMALL = {
     "swin": ("swin_t", {"stage_sizes": (2, 1), "heads": (2, 2), "width": 8, "window": 4, "init": "msra",
                         "num_classes": 10}),
     "lenet": ("lenet5", {"convs": (4, 6), "hidden": (16,), "image_size": 32, "norm": "layer"}),
-    "alexnet": ("alexnet_original", {"stem": (3, 1, 1), "widths": (8, 8, 8, 8, 8), "classifier": (16,),
+    "alexnet": ("alexnet_original", {"stem": (3, 1, 1), "convs": (8, 8, 8, 8, 8), "classifier": (16,),
                                      "norm": "layer", "num_classes": 10}),
     "vgg": ("vgg11", {"stage_sizes": (1, 2), "width": 4, "classifier": (16,), "norm": "layer", "num_classes": 10}),
     "separable": ("mobilenet_v1", {"stage_sizes": (1, 2), "width_multiplier": 0.25, "num_classes": 10}),
@@ -98,6 +98,7 @@ SMALL = {
 PERTURBED = {
     "ResNet": {
         "num_classes": ("basic", 7), "norm": ("basic", "group:2"), "act": ("basic", "silu"),
+        "widths": ("basic", (("stage1/block0/conv1", 5),)),
         "init": ("basic", "xavier_normal"), "conv": ("basic", "standardized"), "dense": ("basic", "spy"),
         "dtype": ("basic", "bfloat16"),
         "stage_sizes": ("basic", (1, 2)), "bottleneck": ("basic", True), "stem": ("basic", "imagenet"),
@@ -107,6 +108,7 @@ PERTURBED = {
     },
     "ConvNeXt": {
         "num_classes": ("convnext", 7), "norm": ("convnext", "batch"), "act": ("convnext", "relu"),
+        "widths": ("convnext", (("stage1/block0/expand", 9),)),
         "init": ("convnext", "msra"), "conv": ("convnext", "standardized"), "dense": ("convnext", "spy"),
         "dtype": ("convnext", "bfloat16"),
         "stage_sizes": ("convnext", (1, 2)), "width": ("convnext", 4), "kernel_size": ("convnext", 3),
@@ -114,6 +116,7 @@ PERTURBED = {
     },
     "Ladder": {
         "num_classes": ("ladder_start", 7), "norm": ("ladder_start", "group:2"), "act": ("ladder_start", "silu"),
+        "widths": ("ladder_start", (("stage1/block0/conv1", 5),)),
         "init": ("ladder_start", "xavier_normal"), "conv": ("ladder_start", "standardized"),
         "dense": ("ladder_start", "spy"), "dtype": ("ladder_start", "bfloat16"),
         "stage_sizes": ("ladder_start", (1, 2)), "patchify": ("ladder_start", True),
@@ -124,6 +127,7 @@ PERTURBED = {
     },
     "Swin": {
         "num_classes": ("swin", 7), "norm": ("swin", "batch"), "act": ("swin", "relu"),
+        "widths": ("swin", (("stage1/block0/expand", 9),)),
         "init": ("swin", "xavier_normal"), "conv": ("swin", "standardized"), "dense": ("swin", "spy"),
         "dtype": ("swin", "bfloat16"),
         "stage_sizes": ("swin", (1, 2)), "heads": ("swin", (1, 2)), "width": ("swin", 4), "patch_size": ("swin", 2),
@@ -131,25 +135,29 @@ PERTURBED = {
     },
     "LeNet": {
         "num_classes": ("lenet", 7), "norm": ("lenet", "batch"), "act": ("lenet", "silu"),
+        "widths": ("lenet", (("conv1", 3),)),
         "init": ("lenet", "xavier_normal"), "conv": ("lenet", "standardized"), "dense": ("lenet", "spy"),
         "dtype": ("lenet", "bfloat16"),
         "convs": ("lenet", (4,)), "hidden": ("lenet", (16, 8)),
     },
     "AlexNet": {
         "num_classes": ("alexnet", 7), "norm": ("alexnet", "batch"), "act": ("alexnet", "silu"),
+        "widths": ("alexnet", (("conv3", 6),)),
         "init": ("alexnet", "xavier_normal"), "conv": ("alexnet", "standardized"), "dense": ("alexnet", "spy"),
         "dtype": ("alexnet", "bfloat16"),
-        "stem": ("alexnet", (5, 1, 2)), "widths": ("alexnet", (8, 8, 8, 8, 4)), "groups": ("alexnet", 4),
+        "stem": ("alexnet", (5, 1, 2)), "convs": ("alexnet", (8, 8, 8, 8, 4)), "groups": ("alexnet", 4),
         "local_response": ("alexnet", None), "classifier": ("alexnet", (16, 8)), "dropout": ("alexnet", 0.2),
     },
     "VGG": {
         "num_classes": ("vgg", 7), "norm": ("vgg", "batch"), "act": ("vgg", "silu"),
+        "widths": ("vgg", (("stage1/conv1", 3),)),
         "init": ("vgg", "xavier_normal"), "conv": ("vgg", "standardized"), "dense": ("vgg", "spy"),
         "dtype": ("vgg", "bfloat16"),
         "stage_sizes": ("vgg", (1, 1)), "width": ("vgg", 2), "classifier": ("vgg", (16, 8)), "dropout": ("vgg", 0.2),
     },
     "MobileNetV1": {
         "num_classes": ("separable", 7), "norm": ("separable", "group:2"), "act": ("separable", "silu"),
+        "widths": ("separable", (("stage1/block0/pointwise", 9),)),
         "init": ("separable", "xavier_normal"), "conv": ("separable", "standardized"), "dense": ("separable", "spy"),
         "dtype": ("separable", "bfloat16"),
         "stage_sizes": ("separable", (1, 1)), "width_multiplier": ("separable", 0.5), "dropout": ("separable", 0.5),
@@ -157,6 +165,7 @@ PERTURBED = {
     },
     "MobileNetV2": {
         "num_classes": ("inverted", 7), "norm": ("inverted", "group:2"), "act": ("inverted", "silu"),
+        "widths": ("inverted", (("stage2/block0/expand", 9),)),
         "init": ("inverted", "xavier_normal"), "conv": ("inverted", "standardized"), "dense": ("inverted", "spy"),
         "dtype": ("inverted", "bfloat16"),
         "stage_sizes": ("inverted", (1, 1)), "width_multiplier": ("inverted", 0.5), "dropout": ("inverted", 0.5),
@@ -164,6 +173,7 @@ PERTURBED = {
     },
     "ViT": {
         "num_classes": ("vit", 7), "norm": ("vit", "batch"), "act": ("vit", "relu"), "init": ("vit", "xavier_normal"),
+        "widths": ("vit", (("block0/expand", 9),)),
         "conv": ("vit", "standardized"), "dense": ("vit", "spy"), "dtype": ("vit", "bfloat16"),
         "patch_size": ("vit", 16), "width": ("vit", 8), "depth": ("vit", 1), "heads": ("vit", 4),
         "mlp_width": ("vit", 16), "pool": ("vit", "mean"), "positions": ("vit", "sincos2d"),
@@ -172,6 +182,7 @@ PERTURBED = {
     },
     "DenseNet": {
         "num_classes": ("dense", 7), "norm": ("dense", "group:2"), "act": ("dense", "silu"),
+        "widths": ("dense", (("stage1/layer0/conv1", 5),)),
         "init": ("dense", "xavier_normal"), "conv": ("dense", "standardized"), "dense": ("dense", "spy"),
         "dtype": ("dense", "bfloat16"),
         "stage_sizes": ("dense", (1, 2)), "growth": ("dense", 2), "stem": ("dense", "imagenet"), "width": ("dense", 4),

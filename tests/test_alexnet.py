@@ -81,7 +81,7 @@ def test_images_that_leave_nothing_are_refused():
 
 
 def test_dropout_is_of_the_hidden_layers_in_training():
-    model = models.create("alexnet", stem=(3, 1, 1), widths=(4,) * 5, classifier=(2000,), num_classes=4, dropout=0.3)
+    model = models.create("alexnet", stem=(3, 1, 1), convs=(4,) * 5, classifier=(2000,), num_classes=4, dropout=0.3)
     variables = models.initialize(model, jax.random.key(0), (1, 32, 32, 3))
     images = jnp.asarray(drawn.images("dropout", (1, 32, 32, 3)))
     found = capture(model, variables, images)[1]["pre_logits"]
@@ -93,7 +93,7 @@ def test_dropout_is_of_the_hidden_layers_in_training():
 
 @pytest.mark.parametrize("fields,message", [
     ({"stem": (11, 4)}, r"stem=.* must be 3 whole numbers"), ({"stem": (0, 4, 0)}, "stem"), ({"stem": 11}, "stem"),
-    ({"widths": (8, 8, 8, 8, 0)}, "widths=.* must be 5 whole numbers"), ({"classifier": 4096}, "classifier=4096"),
+    ({"convs": (8, 8, 8, 8, 0)}, "convs=.* must be 5 whole numbers"), ({"classifier": 4096}, "classifier=4096"),
     ({"groups": 0}, "groups=0 must be at least 1"), ({"local_response": (5, 2.0)}, "local_response=.* must be n, k"),
     ({"local_response": (5.5, 2.0, 1e-4)}, "local_response"), ({"local_response": 5}, "local_response=5"),
     ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),

@@ -44,6 +44,7 @@ def test_calls():
     assert calls.parse("augment", "crop(4)|flip | mixup(alpha=0.2)") == (
         calls.Call("crop", (4,)), calls.Call("flip"), calls.Call("mixup", (), {"alpha": 0.2}))
     assert calls.parse("augment", "crop(4, reflect)") == (calls.Call("crop", (4, "reflect")),)
+    assert calls.parse("pruning", "a(what='b|c')|d") == (calls.Call("a", (), {"what": "b|c"}), calls.Call("d"))
     assert calls.parse("augment", "") == ()
     table = {"sgd": lambda rate, momentum=0.9, nesterov=False: (rate, momentum, nesterov)}
     assert calls.resolve_one("optimizer", "sgd(nesterov=True)", table, 0.1) == (0.1, 0.9, True)

@@ -27,7 +27,7 @@ LAID_OUT = {
     "imagenet": ("resnet18", {"stage_sizes": (1, 1), "width": 8, "num_classes": 10}),
     "preresnet": ("preresnet50", {"stage_sizes": (1, 1), "width": 8, "num_classes": 10}),
     "lenet_caffe": ("lenet5", {"convs": (4, 6), "hidden": (16,)}),
-    "alexnet_torchvision": ("alexnet", {"widths": (8,) * 5, "classifier": (16, 16), "num_classes": 10}),
+    "alexnet_torchvision": ("alexnet", {"convs": (8,) * 5, "classifier": (16, 16), "num_classes": 10}),
     "vgg_torchvision": ("vgg11_bn", {"stage_sizes": (1, 2), "width": 4, "classifier": (16, 16), "num_classes": 10}),
     "densenet_bottleneck": ("densenet121", {"stage_sizes": (2, 1), "growth": 4, "width": 8, "num_classes": 10}),
 }

@@ -6,10 +6,13 @@ that a different choice would leave unread. Parsed with `ast`; only literals are
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from models.errors import UserError, choice_error, has_type
+
+_PARTS = re.compile(r"""(?:'[^']*'|"[^"]*"|[^|])+""")  # between bars that are in no quotes
 
 
 class Call(NamedTuple):
@@ -21,12 +24,12 @@ class Call(NamedTuple):
 
 
 def parse(kind: str, text: str) -> tuple[Call, ...]:
-    """Parses "a(1)|b|c(x=2)" to calls; `kind` says in errors what the text is, e.g. "augment".
+    """Parses "a(1)|b|c(x='2|3')" to calls; `kind` says in errors what the text is, e.g. "augment".
 
     Raises:
       UserError: where the text is not of that form, or an argument is no literal.
     """
-    return tuple(_parse_one(kind, part.strip()) for part in text.split("|") if part.strip())
+    return tuple(_parse_one(kind, part.strip()) for part in _PARTS.findall(text) if part.strip())
 
 
 def _parse_one(kind: str, text: str) -> Call:

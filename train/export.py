@@ -13,9 +13,9 @@ from absl import flags
 
 import models
 from models import weights
-from models.compress import file
+from models.compress import file, lowbit, shrink
 from models.errors import UserError, choice_error
-from train import checkpoint, cli, finished, share, step
+from train import checkpoint, cli, finished, prune, share, step
 from train import evaluate as scoring
 from train.optimizer import parameter_names
 
@@ -55,9 +55,13 @@ def network(run: Any, state: Any) -> Network:
     Raises:
       UserError: filters that cannot be taken out.
     """
-    config = run.config["model"]
+    config, model = run.config["model"], run.task.model
     fields = {**run.feed.fields, **{name: value for name, value in config.items() if name != "name"}}
-    return Network(config["name"], fields, run.feed.inputs, state.evaluation_variables())
+    variables = lowbit.stored(model, state.evaluation_variables(), *models.abstract(run.feed.inputs))
+    if prune.structure(run.config["optimizer"]["prune"]) == "filters":
+        model, variables = shrink.shrink(model, variables, prune.masks_of(state.opt_state), run.feed.inputs)
+        fields["widths"] = model.widths
+    return Network(config["name"], fields, run.feed.inputs, variables)
 
 
 def shared(network: Network, text: str) -> Network:

@@ -16,7 +16,7 @@ import rich.console
 import models
 from models.errors import UserError, choice_error
 from models.layers import init
-from train import checkpoint, evaluate, hooks, metrics, optimizer, pretrained, share, step, summary, tasks
+from train import checkpoint, evaluate, hooks, metrics, optimizer, pretrained, prune, share, step, summary, tasks
 from train import config as config_lib
 from train import state as state_lib
 from train import workdir as workdir_lib
@@ -110,7 +110,8 @@ def setup(config: Mapping[str, Any]) -> Run:
     if reader.optimizer.share:
         variables = {**variables, "params": share.plan(reader.optimizer.share).snap(
             variables["params"], optimizer.parameter_names)}
-    tx, learning_rate = optimizer.create(reader.optimizer, variables["params"], to_steps, total)
+    coupled = functools.partial(prune.vectors, model, variables, feed.inputs)
+    tx, learning_rate = optimizer.create(reader.optimizer, variables["params"], to_steps, total, coupled)
     if reader.ema_decay and (reader.optimizer.prune or reader.optimizer.share):
         raise UserError(f"ema_decay={reader.ema_decay}: averages of weights that optimizer.prune cuts or that "
                         "optimizer.share lets share values are not cut and share none")

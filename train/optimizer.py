@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -135,7 +135,8 @@ def schedule(config: Any, to_steps: Callable[[str], int], total: int) -> Schedul
 
 
 def create(
-    config: Any, params: Any, to_steps: Callable[[str], int], total: int
+    config: Any, params: Any, to_steps: Callable[[str], int], total: int,
+    coupled: Callable[[list[str]], Mapping[str, Sequence[str]]] | None = None,
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer that `config` (the section `optimizer`) describes, and its learning-rate schedule.
 
@@ -145,7 +146,8 @@ def create(
     the time from which a group trains (gradual unfreezing, Howard & Ruder 2018, section 3.3): until then the optimizer
     sees its gradients, so that momentum and Adam's averages are right when it starts, but does not move it.
     `config.l1` pulls what decays to 0 by a constant force. `config.prune` cuts weights while all this goes on
-    (train/prune.py), `config.share` lets the weights of a layer have few values (train/share.py).
+    (train/prune.py; `coupled` gives it, of the kernels whose filters are to go, the vectors that go with them),
+    `config.share` lets the weights of a layer have few values (train/share.py).
 
     Raises:
       UserError: a parameter that no group covers, an expression that matches nothing, an unknown name.
@@ -187,7 +189,10 @@ def create(
     if config.prune and config.share:
         raise UserError("optimizer.prune and optimizer.share: prune first, and share in a run that starts from that")
     if config.prune:
-        optimizer = prune.wrap(optimizer, prune.plan(config.prune, to_steps, total), parameter_names)
+        plan, vectors = prune.plan(config.prune, to_steps, total), {}
+        if plan.structure == "filters" and coupled:
+            vectors = coupled([name for name in names if plan.what.fullmatch(name)])
+        optimizer = prune.wrap(optimizer, plan, parameter_names, vectors)
     if config.share:
         optimizer = share.wrap(optimizer, share.plan(config.share), parameter_names)
     return optimizer, learning_rate

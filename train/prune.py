@@ -8,24 +8,30 @@ The text names a score (models/compress/prune.py): magnitude, movement, snip, ra
     start            when the first go, a duration
     end              when the last go; "": all at once, at `start`
     every            between them, each time more by the cubic schedule, and the rest retrains
-    by               "global": all layers together; "layer": each on its own
+    by               "global": all layers together; "layer": each on its own; "std": together, in proportion to each
+                     layer's standard deviation; "runs/x/sensitivity.json": as much of each layer as costs all of them
+                     the same accuracy, by that file of the hook `sensitivity`
     structure        "weights", "filters" (whole outputs) or "2:4" (two of four neighbours; no sparsity)
     what             regular expression of the parameters that may go
+
+A filter takes its bias and the scale and bias of its normalization with it, so that the network equals the one without
+it (models/compress/shrink.py) at any step. Filters that cannot be removed like that are refused.
 
 What went stays 0: it has no gradient, and the optimizer's own state of it no more than fades. After a restart masks are
 what they were, since they are part of the state that a checkpoint holds.
 """
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from models.compress import prune
-from models.errors import UserError
+from models.compress import prune, shrink
+from models.errors import UserError, has_type
 from train import calls
 
 KERNELS = ".*/kernel"
@@ -52,15 +58,31 @@ class Plan(NamedTuple):
     by: str
     structure: str
     what: re.Pattern
+    sensitivity: Mapping[str, Any] | None  # what the file `by` holds: "layers", "whole"
 
     def due(self, step: jax.Array) -> jax.Array:
         """Whether masks are made anew at this step."""
         return (step >= self.start) & (step <= self.end) & ((step - self.start) % self.every == 0)
 
-    def share(self, step: jax.Array) -> jax.Array:
-        """Sparsity that a step brings: of the first event already some, of the last all."""
+    def share(self, step: jax.Array, sparsity: float) -> jax.Array:
+        """Sparsity that a step brings of the last one's: of the first event already some, of the last all."""
         events = (self.end - self.start) // self.every + 1
-        return prune.cubic(((step - self.start) // self.every + 1) / events, 0.0, self.sparsity)
+        return prune.cubic(((step - self.start) // self.every + 1) / events, 0.0, sparsity)
+
+    def keep(self, found: prune.Arrays, step: jax.Array, **known: Any) -> dict[str, jax.Array]:
+        """Masks that a step brings, by scores; `known` is what else `prune.keep` takes."""
+        if self.sensitivity is None:
+            return prune.keep(found, self.share(step, self.sparsity), self.by, self.structure, **known)
+        shares = {name: self.share(step, share) for name, share in self.allocated(found).items()}
+        return prune.keep(found, shares, "layer", self.structure, **known)
+
+    def allocated(self, arrays: prune.Arrays) -> dict[str, float]:
+        """Sparsities in the end by layer, where a file decides; of weights or of filters, whichever go."""
+        sizes = {name: array.shape[-1] if self.structure == "filters" else array.size for name, array in arrays.items()}
+        try:
+            return prune.allocate(self.sensitivity["layers"], self.sensitivity["whole"], sizes, self.sparsity)
+        except UserError as error:
+            raise UserError(f"optimizer.prune: by='{self.by}': {error}") from None
 
 
 def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan:
@@ -78,44 +100,102 @@ def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan:
             last = to_steps(end) if end else first
             if not first <= last < total:
                 raise ValueError(f"it goes from step {first} to step {last}; that has to be within {total} steps")
+            if by.endswith(".json") and structure == "2:4":
+                raise ValueError(f"by='{by}': structure 2:4 takes no sparsity")
             step = max(1, to_steps(every))
             try:
                 pattern = re.compile(what)
             except re.error as error:
                 raise ValueError(f"what='{what}' is no regular expression: {error}") from None
-            return Plan(name, sparsity, first, first + (last - first) // step * step, step, by, structure, pattern)
+            return Plan(name, sparsity, first, first + (last - first) // step * step, step, by, structure, pattern,
+                        _sensitivity(by) if by.endswith(".json") else None)
 
         return pruner
 
     return calls.resolve_one("pruning", text, {name: made(name) for name in prune.SCORES})
 
 
-def wrap(inner: optax.GradientTransformation, plan: Plan, names: Callable[[Any], list[str]]
-         ) -> optax.GradientTransformation:
+def structure(text: str) -> str:
+    """That of `config.optimizer.prune`; "" where nothing is pruned."""
+    return calls.parse("pruning", text)[0].kwargs.get("structure", "weights") if text else ""
+
+
+def _sensitivity(path: str) -> dict[str, Any]:
+    """What `sensitivity` wrote: {"layers": {name: {"sparsity": [...], "accuracy": [...]}}, "whole": accuracy}."""
+    try:
+        with open(path) as file:
+            found = json.load(file)
+    except OSError as error:
+        raise UserError(f"optimizer.prune: by='{path}' cannot be read: {error.strerror}") from None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("layers"), dict) or not has_type(
+            found.get("whole"), float):
+        raise UserError(f"optimizer.prune: by='{path}' is no file of the hook sensitivity, with 'layers' and 'whole'")
+    return found
+
+
+def vectors(model: Any, variables: Any, inputs: Any, kernels: Sequence[str]) -> dict[str, list[str]]:
+    """Names, for each kernel, the parameters with one entry a filter, which go to 0 with it.
+
+    Args:
+      model: from `models.create`.
+      variables: of the model.
+      inputs: as for `models.initialize`.
+      kernels: names of parameters.
+
+    Raises:
+      UserError: filters of some of them cannot be removed exactly; says which `what` can be pruned.
+    """
+    found, refused = shrink.removable(model, variables, inputs, kernels)
+    if refused:
+        paths = jax.tree_util.tree_leaves_with_path(variables["params"])
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+        others = [name for name in names if re.fullmatch(KERNELS, name) and name not in kernels]
+        more_found, more_refused = shrink.removable(model, variables, inputs, others)
+        good, bad = {**found, **more_found}, {**refused, **more_refused}
+        more = f" (nor can those of {len(refused) - 1} more layers)" if len(refused) > 1 else ""
+        hint = f"; what='{shrink.expression(good, bad)}' can be pruned" if good else "; nor can those of any layer"
+        raise UserError(f"optimizer.prune: {next(iter(refused.values()))}{more}{hint}")
+    return {kernel: [coupling.array.removeprefix("params/") for coupling in couplings[1:] if coupling.own]
+            for kernel, couplings in found.items()}
+
+
+def wrap(inner: optax.GradientTransformation, plan: Plan, names: Callable[[Any], list[str]],
+         vectors: Mapping[str, Sequence[str]] = {}) -> optax.GradientTransformation:
     """The optimizer with pruning.
 
     Args:
       inner: the optimizer.
       plan: what goes when.
       names: of the leaves of a tree, in its order.
+      vectors: for structure "filters", what goes with the filters of a kernel, as the function `vectors` gives it.
 
     Raises:
       UserError: on its first use, where the plan fits no parameter, or its structure none of their shapes.
     """
+    def named(tree: Any) -> dict[str, jax.Array]:
+        return dict(zip(names(tree), jax.tree.leaves(tree), strict=True))
+
     def chosen(tree: Any) -> dict[str, jax.Array]:
-        return {name: leaf for name, leaf in zip(names(tree), jax.tree.leaves(tree), strict=True)
-                if plan.what.fullmatch(name)}
+        return {name: leaf for name, leaf in named(tree).items() if plan.what.fullmatch(name)}
 
     def put(tree: Any, values: dict[str, jax.Array]) -> Any:
-        leaves = [values.get(name, leaf) for name, leaf in zip(names(tree), jax.tree.leaves(tree), strict=True)]
-        return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+        return jax.tree.unflatten(jax.tree.structure(tree), [*(named(tree) | values).values()])
+
+    def with_vectors(masks: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Masks of kernels, and of the vectors that go with their filters."""
+        found = dict(masks)
+        for kernel, owned in vectors.items():
+            found |= dict.fromkeys(owned, masks[kernel].reshape(-1, masks[kernel].shape[-1])[0])
+        return found
 
     def init(params):
         weights = chosen(params)
         if not weights:
             raise UserError(f"optimizer.prune: what='{plan.what.pattern}' matches no parameter, e.g. {names(params)[0]}"
                             )
-        jax.eval_shape(lambda: prune.keep(weights, plan.sparsity, plan.by, plan.structure))  # says what does not fit
+        jax.eval_shape(lambda: plan.keep(weights, plan.end, weights=weights))  # says what does not fit
         moved = {name: jnp.zeros_like(weight) for name, weight in weights.items()} if plan.score == "movement" else {}
         masks = {name: jnp.ones(weight.shape, bool) for name, weight in weights.items()}
         return PruneState(jnp.zeros((), jnp.int32), masks, moved, inner.init(params))
@@ -126,13 +206,14 @@ def wrap(inner: optax.GradientTransformation, plan: Plan, names: Callable[[Any],
 
         def again():
             found = prune.scores(plan.score, weights, slopes, moved)
-            return prune.keep(found, plan.share(state.count), plan.by, plan.structure, before=state.masks)
+            return plan.keep(found, state.count, before=state.masks, weights=weights)
 
         masks = jax.lax.cond(plan.due(state.count), again, lambda: state.masks)
-        gradients = put(gradients, {name: jnp.where(masks[name], slope, 0) for name, slope in slopes.items()})
+        cut, slopes, before = with_vectors(masks), named(gradients), named(params)
+        gradients = put(gradients, {name: jnp.where(mask, slopes[name], 0) for name, mask in cut.items()})
         updates, after = inner.update(gradients, state.inner, params)
-        updates = put(updates, {name: jnp.where(masks[name], step, -weights[name])
-                                for name, step in chosen(updates).items()})
+        steps = named(updates)
+        updates = put(updates, {name: jnp.where(mask, steps[name], -before[name]) for name, mask in cut.items()})
         return updates, PruneState(state.count + 1, masks, moved, after)
 
     return optax.GradientTransformation(init, update)

@@ -280,6 +280,11 @@ def _pair(value: int | Sequence[int]) -> Pair:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
+def width_of(layer: nn.Module) -> int:
+    """Output features of a layer: those that `layer.widths`, pairs (path, features), has for its path, or its own."""
+    return dict(layer.widths).get("/".join(layer.path), layer.features) if layer.widths else layer.features
+
+
 class Conv(nn.Module):
     """Convolution of images [N, H, W, C] to [N, H', W', features], by `conv2d`.
 
@@ -289,6 +294,7 @@ class Conv(nn.Module):
       padding: pixels on every side, or ((top, bottom), (left, right)); None: half the kernel, k // 2, on every side.
       groups: of channels; the kernel is [kh, kw, C / groups, features].
       dtype: of the computation; None for that of the input and the parameters.
+      widths: see `width_of`.
     """
 
     features: int
@@ -302,6 +308,7 @@ class Conv(nn.Module):
     bias_init: Callable[..., Any] = nn.initializers.zeros_init()
     dtype: Any = None
     param_dtype: Any = jnp.float32
+    widths: Sequence[tuple[str, int]] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -311,12 +318,13 @@ class Conv(nn.Module):
             padding = tuple((d * (k // 2),) * 2 for k, d in zip(size, dilation, strict=True))
         elif isinstance(padding, int):
             padding = ((padding, padding), (padding, padding))
-        if x.shape[-1] % self.groups or self.features % self.groups:
-            raise UserError(f"convolution {'/'.join(self.path)}: {x.shape[-1]} channels in and {self.features} out "
+        features = width_of(self)
+        if x.shape[-1] % self.groups or features % self.groups:
+            raise UserError(f"convolution {'/'.join(self.path)}: {x.shape[-1]} channels in and {features} out "
                             f"cannot be dealt into {self.groups} groups")
-        shape = (*size, x.shape[-1] // self.groups, self.features)
+        shape = (*size, x.shape[-1] // self.groups, features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
+        bias = self.param("bias", self.bias_init, (features,), self.param_dtype) if self.use_bias else None
         y = self.convolve(x, kernel, strides, padding, dilation)
         return y if bias is None else y + bias.astype(y.dtype)
 
@@ -353,11 +361,13 @@ class Dense(nn.Module):
     bias_init: Callable[..., Any] = nn.initializers.zeros_init()
     dtype: Any = None
     param_dtype: Any = jnp.float32
+    widths: Sequence[tuple[str, int]] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
-        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
+        features = width_of(self)
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], features), self.param_dtype)
+        bias = self.param("bias", self.bias_init, (features,), self.param_dtype) if self.use_bias else None
         y = self.multiply(x, kernel)
         if jax.default_backend() == "cpu" and not plain_wanted():
             y = unfused(y)

@@ -165,14 +165,18 @@ class Classifier(Network):
         preresnets have the paper's block, normalize, binarize, convolve, pool (section 3.2), and so have networks that
         pool what they have normalized, as the maximum commutes with norms of positive scale.
       sync_norm: whether batch statistics are averaged over the devices of a training step.
+      widths: output features of layers by path, (("stage1/block0/conv1", 12), ...), where the family has others; what
+        follows a layer takes what it gives. `models.create` checks that there are such layers.
     """
 
     num_classes: int = 1000
     image_size: int = 224
     conv: str | Callable = "standard"
     sync_norm: bool = False
+    widths: Sequence[tuple[str, int]] = ()
 
     def __post_init__(self):
+        self.widths = _pairs(self.widths)
         if self.sync_norm and not any(norm == "batch" or callable(norm) for norm in self._norms()):
             raise UserError(f"sync_norm=True is for norm 'batch'; norm '{self.norm}' has nothing to synchronize")
         self._need_at_least(1, "num_classes", "image_size")
@@ -189,12 +193,26 @@ class Classifier(Network):
 
     def _ingredients(self, train: bool, sites: Sites) -> Ingredients:
         layers = super()._ingredients(train, sites)
+        widths = {"widths": self.widths} if self.widths else {}  # a class of a user's may have no such field
+        dense = functools.partial(layers.dense, **widths)
         conv = sites.constructor("conv", self.conv, CONVS)
         return layers._replace(
-            conv=functools.partial(conv, use_bias=self.norm == "none", **layers.dense.keywords))
+            dense=dense, conv=functools.partial(conv, use_bias=self.norm == "none", **dense.keywords))
 
     def _norm_axis(self, train: bool) -> str | None:
         return SYNC_AXIS if self.sync_norm and train else None
+
+
+def _pairs(widths: Any) -> tuple[tuple[str, int], ...]:
+    """`Classifier.widths` as tuples, of which a config may have made lists."""
+    try:
+        pairs = tuple((path, features) for path, features in widths)
+    except (TypeError, ValueError):
+        pairs = None
+    if (pairs is None or len({path for path, _ in pairs}) < len(pairs)
+            or any(not isinstance(path, str) or not has_type(n, int) or n < 1 for path, n in pairs)):
+        raise UserError(f"widths={widths} must be pairs of a layer and its features, as (('stage1/block0/conv1', 12),)")
+    return pairs
 
 
 def _dtype(spec: Any) -> Any:

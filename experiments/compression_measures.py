@@ -1,0 +1,1 @@
+bits = centroids = cut = sensitivity = stored = None
