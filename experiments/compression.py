@@ -6,7 +6,7 @@
   Zhu et al. 2017          Trained ternary quantization, arXiv 1612.01064
   Li et al. 2017           Pruning filters for efficient ConvNets, arXiv 1608.08710
 
-digits     LeNets (at 28x28, as published: 266,610 and 431,080 parameters), VGG-11 and ResNet-20 on scikit-learn's digits
+digits     LeNets (at 28x28, as published: 266,610 and 431,080 numbers), VGG-11 and ResNet-20, on scikit-learn's digits
 cifar10    VGG-11 and ResNet-20 on cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (lossy; for
            CIFAR-10 itself change SETS); low bits with ResNet-20
 """
@@ -150,3 +150,58 @@ def _shared(subject: Subject, start: Trial, labels: dict[str, Any]) -> Trial:
     c = _after(start, subject.shared, 1e-3)
     c.optimizer.prune, c.optimizer.share = "", f"linear(conv={subject.conv}, dense={subject.bits})"
     return Trial(labels, c, measures=("stored",), start=start)
+
+
+CLAIMS = [
+    Claim("LeNet-300-100 is 40 times smaller with no loss.", "40x; error 1.64 before, 1.58 % after", "Han 2016, table 1",
+          "at least 35 times, at most half a point of accuracy lost", results.smaller("LeNet-300-100", 35)),
+    Claim("LeNet-5 is 39 times smaller with no loss.", "39x; error 0.80 before, 0.74 % after", "Han 2016, table 1",
+          "at least 35 times, at most half a point of accuracy lost", results.smaller("LeNet-5", 35)),
+    Claim("A VGG is tens of times smaller with no loss.", "VGG-16 49x, AlexNet 35x (most of both are dense layers)",
+          "Han 2016, table 1", "a VGG-11 of convolutions alone: at least 20 times, at most half a point lost",
+          results.smaller("VGG-11", 20)),
+    Claim("What is left has to be trained again.", "retraining is what keeps the accuracy (figure only)",
+          "Han 2015, figure 5", "over all sparsities, pruning step by step is better than cutting", results.retraining),
+    Claim("Without retraining, L1 is better than L2.", "L1 gives better accuracy after pruning (figure only)",
+          "Han 2015, section 3.1, figure 5", "over all sparsities, better", results.l1_before),
+    Claim("With retraining, L2 is better than L1.", "L2 gives the best pruning results (figure only)",
+          "Han 2015, section 3.1, figure 5", "over all sparsities, better", results.l2_after),
+    Claim("Pruning step by step is better than at once.", "5x at once, 9x in steps, of AlexNet", "Han 2015, section 3.4",
+          "over all sparsities, better", results.iterative),
+    Claim("Pruning and sharing together are smaller than either.", "accuracy falls below 8 % of the size with either "
+          "alone, at 3 % with both (figure only)", "Han 2016, section 5, figure 6",
+          "the smallest file with at most one point lost is that of both, without training the values", results.both),
+    Claim("k-means should start from even steps.", "linear initialization is better than density and random (figure "
+          "only)", "Han 2016, section 3.2, figure 8", "better with 2, 3 and 4 bits together", results.linear),
+    Claim("Ternary weights cost nearly nothing.", "CIFAR-10, ResNet-20 to 56: 0.64 worse, 0.04, 0.16, 0.36 better",
+          "Zhu 2017, table of CIFAR-10", "at most one point worse at every depth", results.ternary),
+    Claim("Binary weights cost little.", "AlexNet: full 56.6, binary weights 56.8 %; ResNet-18 69.3, 60.8 %",
+          "Rastegari 2016, tables 1 and 2", "at most two points worse at every depth", results.binary),
+    Claim("Binary inputs cost more than binary weights.", "AlexNet: 56.8 against 44.2 %; ResNet-18 60.8 against 51.2 %",
+          "Rastegari 2016, tables 1 and 2", "XNOR is worse at every depth", results.xnor),
+    Claim("A third of the work can go with whole filters.", "mult-adds of VGG-16 up to 34 %, of ResNet-110 up to 38 % "
+          "fewer, close to the accuracy", "Li 2017, abstract", "at most half a point worse, after as much retraining",
+          results.filters),
+]
+
+STUDY = Study(
+    name="compression",
+    title="Compression",
+    question="How small can the file of a network be, and what does that cost?",
+    cost={"digits": "20 minutes on 2 cores", "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 2 hours on 2 cores"},
+    trials=trials,
+    claims=CLAIMS,
+    tables=results.tables,
+    pictures=[
+        Picture("bytes", "What the bytes of the files are for, after pruning and after sharing; and how many times "
+                "smaller than float32 they are.", results.draw_bytes, (9.0, 4.0)),
+        Picture("curves", "Accuracy against the weights that are gone: cut, at once and step by step with retraining; "
+                "decay by L2 or L1. Mean over seeds.", results.draw_curves),
+        Picture("bits", "Accuracy against the size of the file: shared values alone (1 to 8 bits), pruning alone, both; "
+                "the values are not trained.", results.draw_bits),
+        Picture("low_bits", "Test error with full precision, ternary and binary weights, and binary inputs (XNOR).",
+                results.draw_low_bits),
+        Picture("sensitivity", "Accuracy after one layer alone loses its smallest weights; first layers dark.",
+                results.draw_sensitivity, (12.0, 3.6)),
+    ],
+)

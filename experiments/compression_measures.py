@@ -1,1 +1,84 @@
-bits = centroids = cut = sensitivity = stored = None
+"""What the study of compression measures on trained networks: functions (run, state) -> what JSON can hold."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BITS = (1, 2, 3, 4, 5, 6, 8)
+CUTS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+INITS = ("linear", "density", "random")
+SPARSITIES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # of one layer alone
+
+
+def stored(run: Any, state: Any) -> dict[str, Any]:
+    """Exports the network and reads it back: {"bytes", "float32", "ratio", "identical", "layers"} of
+    `train.export.compressed`, "accuracy" of what was read, "parameters" and "mult_adds" of it."""
+    import models
+    from models import complexity
+    from train import export
+
+    network = export.network(run, state)
+    with tempfile.TemporaryDirectory() as folder:
+        found = export.compressed(run, network, Path(folder) / "net.ablate")
+    loaded = found.pop("network")
+    cost = complexity.analyze(loaded.create(), models.abstract(loaded.inputs))
+    return {**found, "accuracy": export.evaluate(run, state, loaded)["accuracy"], "parameters": cost.params,
+            "mult_adds": cost.mult_adds}
+
+
+def bits(run: Any, state: Any) -> list[dict[str, float]]:
+    """What is left with so many bits a weight, without training: [{"bits" (0: as they are), "accuracy", "ratio"}]."""
+    import jax
+
+    from models.compress import file
+    from train import export
+
+    network, found = export.network(run, state), []
+    for count in (0, *BITS):
+        made = export.shared(network, f"linear(conv={count}, dense={count})") if count else network
+        size = len(file.dump(made.name, made.fields, made.variables, made.inputs))
+        whole = sum(4 * leaf.size for leaf in jax.tree.leaves(made.variables))
+        found.append({"bits": count, "accuracy": export.evaluate(run, state, made)["accuracy"], "ratio": whole / size})
+    return found
+
+
+def centroids(run: Any, state: Any) -> dict[str, list[float]]:
+    """Accuracy by how k-means starts, with 2, 3 and 4 bits a weight, without training."""
+    from train import export
+
+    def accuracy(init, count):
+        network = export.shared(export.network(run, state), f"{init}(conv={count}, dense={count})")
+        return export.evaluate(run, state, network)["accuracy"]
+
+    return {init: [accuracy(init, count) for count in (2, 3, 4)] for init in INITS}
+
+
+def cut(run: Any, state: Any) -> list[float]:
+    """Accuracy without the smallest weights, by Han 2015's thresholds, for each of CUTS; nothing is trained."""
+    import jax
+
+    from models.compress import prune
+    from train import export
+    from train.optimizer import parameter_names
+
+    network = export.network(run, state)
+    params = network.variables["params"]
+    names, (leaves, structure) = parameter_names(params), jax.tree.flatten(params)
+    kernels = {name: leaf for name, leaf in zip(names, leaves, strict=True) if name.endswith("/kernel")}
+    found = []
+    for share in CUTS:
+        masks = prune.keep(prune.scores("magnitude", kernels, {}, {}), share, "std", weights=kernels)
+        left = [np.where(masks[name], leaf, 0) if name in masks else leaf
+                for name, leaf in zip(names, leaves, strict=True)]
+        made = network._replace(variables={**network.variables, "params": jax.tree.unflatten(structure, left)})
+        found.append(export.evaluate(run, state, made)["accuracy"])
+    return found
+
+
+def sensitivity(run: Any, state: Any) -> dict[str, Any]:
+    """`train.hooks.sensitivity` on 1,000 training images."""
+    from train import hooks
+
+    return hooks.sensitivity(run, state.evaluation_variables(), state.task_state, 1000, SPARSITIES)

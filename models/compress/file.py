@@ -77,7 +77,7 @@ def table(data: bytes) -> list[dict[str, Any]]:
     """How the bytes of a file are spent, a row an array of two axes or more; then all others, and what frames them.
 
     Returns:
-      {"name", "weights", "kept" (not 0), "entries" (those and fillers), "values" (of the codebook; None where there is none), "index_bits" (of an
+      {"name", "weights", "kept" (not 0), "entries" (those and fillers), "values" (of the codebook), "index_bits" (of an
       index into it), "index_coded" (after Huffman, an entry), "jump_bits", "jump_coded", "bytes", "float32" (bytes that
       the weights would take), "parts" ({part: bytes})}; None where an array has no such thing.
     """

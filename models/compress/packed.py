@@ -84,7 +84,8 @@ def _smallest(array: np.ndarray) -> tuple[str, int, int, list[bytes]]:
     best = min(options, key=lambda bits: _size(raw.size, kept, symbols, bits))
     places, tables, jumps = _jumps(raw.size, kept, best)
     if best:
-        found.append(("sparse", best, len(places), [zlib.compress(tables, 9), jumps, raw[places].astype("<u4").tobytes()]))
+        values = raw[places].astype("<u4").tobytes()
+        found.append(("sparse", best, len(places), [zlib.compress(tables, 9), jumps, values]))
     if few:
         filled = np.zeros(raw.size, np.int64)
         filled[kept] = symbols
