@@ -83,7 +83,7 @@ def trials(scale: str) -> list[Trial]:
             found += [whole, gone, _shared(subject, gone, {**labels, "stage": "shared"})]
             if subject.filters:
                 found.append(_pruned(scale, subject, whole, {**labels, "part": "filters"}, FILTERS,
-                                     more=f", structure=filters, what='{subject.filters}'", by="global",
+                                     more=f", structure=filters, what='{subject.filters}'", by="",
                                      measures=("stored",)))
         found += _curves(scale, seed) + _low_bits(scale, seed)
     return found
@@ -142,7 +142,7 @@ def _pruned(scale: str, subject: Subject, start: Trial, labels: dict[str, Any], 
     """Weights go for half of the time, or all at once; by="std": Han 2015's thresholds."""
     c = _after(start, subject.pruned, subject.rate / 2)
     schedule = "" if once else ", end='50%', every='2%'"
-    c.optimizer.prune = f"magnitude({sparsity or subject.sparsity}{schedule}, by={by}{more})"
+    c.optimizer.prune = f"magnitude({sparsity or subject.sparsity}{schedule}{', by=' * bool(by)}{by}{more})"
     return Trial(labels, c, measures=measures, start=start)
 
 
@@ -153,8 +153,8 @@ def _shared(subject: Subject, start: Trial, labels: dict[str, Any]) -> Trial:
 
 
 CLAIMS = [
-    Claim("LeNet-300-100 is 40 times smaller with no loss.", "40x; error 1.64 before, 1.58 % after", "Han 2016, table 1",
-          "at least 35 times, at most half a point of accuracy lost", results.smaller("LeNet-300-100", 35)),
+    Claim("LeNet-300-100 is 40 times smaller with no loss.", "40x; error 1.64 before, 1.58 % after",
+          "Han 2016, table 1", "at least 35 times, at most half a point of accuracy lost", results.smaller("LeNet-300-100", 35)),
     Claim("LeNet-5 is 39 times smaller with no loss.", "39x; error 0.80 before, 0.74 % after", "Han 2016, table 1",
           "at least 35 times, at most half a point of accuracy lost", results.smaller("LeNet-5", 35)),
     Claim("A VGG is tens of times smaller with no loss.", "VGG-16 49x, AlexNet 35x (most of both are dense layers)",
@@ -166,8 +166,8 @@ CLAIMS = [
           "Han 2015, section 3.1, figure 5", "over all sparsities, better", results.l1_before),
     Claim("With retraining, L2 is better than L1.", "L2 gives the best pruning results (figure only)",
           "Han 2015, section 3.1, figure 5", "over all sparsities, better", results.l2_after),
-    Claim("Pruning step by step is better than at once.", "5x at once, 9x in steps, of AlexNet", "Han 2015, section 3.4",
-          "over all sparsities, better", results.iterative),
+    Claim("Pruning step by step is better than at once.", "5x at once, 9x in steps, of AlexNet",
+          "Han 2015, section 3.4", "over all sparsities, better", results.iterative),
     Claim("Pruning and sharing together are smaller than either.", "accuracy falls below 8 % of the size with either "
           "alone, at 3 % with both (figure only)", "Han 2016, section 5, figure 6",
           "the smallest file with at most one point lost is that of both, without training the values", results.both),
