@@ -100,7 +100,8 @@ def _curves(scale: str, seed: int) -> list[Trial]:
         whole = Trial({**labels, "how": "whole"}, c, measures=("cut",))
         found.append(whole)
         for sparsity in SPARSITIES[scale]:
-            for how in ("at once", "step by step") if decay == "L2" and scale in L1 else ("at once",):
+            hows = ("at once",) if decay == "L1" else ("at once", "step by step") if scale in L1 else ("step by step",)
+            for how in hows:
                 found.append(_pruned(scale, subject, whole, {**labels, "how": how, "sparsity": sparsity}, sparsity,
                                      once=how == "at once", measures=("bits",) if decay == "L2" else ()))
     return found
