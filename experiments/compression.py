@@ -155,7 +155,8 @@ def _shared(subject: Subject, start: Trial, labels: dict[str, Any]) -> Trial:
 
 CLAIMS = [
     Claim("LeNet-300-100 is 40 times smaller with no loss.", "40x; error 1.64 before, 1.58 % after",
-          "Han 2016, table 1", "at least 35 times, at most half a point of accuracy lost", results.smaller("LeNet-300-100", 35)),
+          "Han 2016, table 1", "at least 35 times, at most half a point of accuracy lost",
+          results.smaller("LeNet-300-100", 35)),
     Claim("LeNet-5 is 39 times smaller with no loss.", "39x; error 0.80 before, 0.74 % after", "Han 2016, table 1",
           "at least 35 times, at most half a point of accuracy lost", results.smaller("LeNet-5", 35)),
     Claim("A VGG is tens of times smaller with no loss.", "VGG-16 49x, AlexNet 35x (most of both are dense layers)",
@@ -198,8 +199,8 @@ STUDY = Study(
                 "smaller than float32 they are.", results.draw_bytes, (9.0, 4.0)),
         Picture("curves", "Accuracy against the weights that are gone: cut, at once and step by step with retraining; "
                 "decay by L2 or L1. Mean over seeds.", results.draw_curves),
-        Picture("bits", "Accuracy against the size of the file: shared values alone (1 to 8 bits), pruning alone, both; "
-                "the values are not trained.", results.draw_bits),
+        Picture("bits", "Accuracy against the size of the file: shared values alone (1 to 8 bits), pruning alone, "
+                "both; the values are not trained.", results.draw_bits),
         Picture("low_bits", "Test error with full precision, ternary and binary weights, and binary inputs (XNOR).",
                 results.draw_low_bits),
         Picture("sensitivity", "Accuracy after one layer alone loses its smallest weights; first layers dark.",

@@ -76,6 +76,31 @@ def test_a_file_is_a_start_like_any_other(runs, tmp_path):
                                data__select_test="classes('0-4')", eval_batch_size=36))
 
 
+def test_a_network_without_filters_is_exported_as_a_smaller_one(runs, tmp_path):
+    what = "magnitude(0.5, structure=filters, what='.*/conv1/kernel')"
+    train(tmp_path / "run", init_from=str(runs / "whole"), init_new="", optimizer__prune=what)
+    run, state, network, found = exported(tmp_path / "run", tmp_path / "net.ablate")
+    assert found["identical"] and found["ratio"] > 1.2 and dict(network.fields["widths"])
+    assert all(name.endswith("/conv1") for name, _ in network.fields["widths"])
+    before, after = run.evaluate(run.parallel.replicate(state)), export.evaluate(run, state, found["network"])
+    assert after["loss"] == pytest.approx(before["loss"], rel=1e-4) and after["accuracy"] == before["accuracy"]
+    again = loop.setup(tiny.config(init_from=str(tmp_path / "net.ablate"), init_new="",
+                                   model__widths=network.fields["widths"]))  # it trains on as the network that it is
+    tiny.assert_same(again.state.variables(), network.variables)
+
+
+@pytest.mark.parametrize("kind", ["ternary", "binary_weight", "xnor"])
+def test_low_bit_networks_are_stored_in_few_bits(kind, tmp_path):
+    more = {"model__act": "identity", "model__name": "preresnet20"} if kind == "xnor" else {}
+    train(tmp_path / "run", model__conv=kind, model__width=8, duration="4 steps", **more)
+    run, state, network, found = exported(tmp_path / "run", tmp_path / "net.ablate")
+    rows = {row["name"]: row for row in found["layers"]}
+    kernel = rows["stage2/block1/conv1/kernel"] if kind == "xnor" else rows["stage3/block0/conv2/kernel"]
+    assert found["identical"] and kernel["index_coded"] <= 2 and 8 * kernel["bytes"] < 2.4 * kernel["weights"]
+    before, after = run.evaluate(run.parallel.replicate(state)), export.evaluate(run, state, found["network"])
+    assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(before["loss"], rel=1e-6)
+
+
 def test_codebooks_without_training(runs):
     run, state = finished.load(runs / "pruned")
     network = export.shared(export.network(run, state), "density(conv=2, dense=3)")

@@ -108,7 +108,7 @@ def _deviation(weights: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 def _best_first(score: jax.Array) -> jax.Array:
     """score [D] with infinity for the highest, the first among equals."""
-    return score.at[jnp.argmax(score)].set(jnp.inf)
+    return jnp.asarray(score).at[jnp.argmax(score)].set(jnp.inf)
 
 
 def _highest(score: jax.Array, sparsity: float | jax.Array, least: int = 0) -> jax.Array:
