@@ -29,7 +29,7 @@ class Subject(NamedTuple):
       network, rate, dense: what is trained, with which learning rate, how long.
       sparsity, pruned: how much of it goes, in how long, the second half of which only retrains.
       conv, bits, shared: bits of indices of convolutions and of dense layers, and how long their values are trained.
-      filters: expression of the layers whose filters may go.
+      filters: expression of the layers whose filters go, and the share of each that does.
     """
 
     network: Network
@@ -40,28 +40,29 @@ class Subject(NamedTuple):
     conv: int
     bits: int
     shared: int
-    filters: str = ""
+    filters: tuple[str, float] = ("", 0.0)
 
 
-# Bits of the LeNets as published (sections 4 and 5); they keep 8 % there.
+VGG_FILTERS, RESNET_FILTERS = (".*/conv[0-9]/kernel", 0.2), (".*/conv1/kernel", 0.35)  # a third of the work of each
+# Bits and sparsity of the LeNets as published (sections 4 and 5, tables 2 and 3).
 SUBJECTS = {
     "digits": {
-        "LeNet-300-100": Subject(Network("lenet_300_100", {}, 28), 0.02, 30, 0.92, 30, 6, 6, 5),
-        "LeNet-5": Subject(Network("lenet5", {}, 28), 0.02, 30, 0.92, 30, 8, 5, 5),
-        "VGG-11": Subject(Network("vgg11_cifar", {"width": 16}, 32), 0.1, 12, 0.9, 12, 5, 5, 3, ".*/conv[0-9]/kernel"),
-        "ResNet-20": Subject(Network("resnet20", {"width": 16}), 0.1, 12, 0.8, 12, 5, 5, 3, ".*/conv1/kernel"),
+        "LeNet-300-100": Subject(Network("lenet_300_100", {}, 28), 0.02, 30, 0.92, 90, 6, 6, 5),
+        "LeNet-5": Subject(Network("lenet5", {}, 28), 0.02, 30, 0.92, 90, 8, 5, 5),
+        "VGG-11": Subject(Network("vgg11_cifar", {"width": 16}, 32), 0.1, 12, 0.9, 12, 5, 5, 3, VGG_FILTERS),
+        "ResNet-20": Subject(Network("resnet20", {"width": 16}), 0.1, 12, 0.8, 12, 5, 5, 3, RESNET_FILTERS),
     },
     "cifar10": {
-        "VGG-11": Subject(Network("vgg11_cifar", {"width": 32}), 0.1, 10, 0.9, 3, 5, 5, 1, ".*/conv[0-9]/kernel"),
-        "ResNet-20": Subject(Network("resnet20", {"width": 16}), 0.1, 10, 0.8, 3, 5, 5, 1, ".*/conv1/kernel"),
+        "VGG-11": Subject(Network("vgg11_cifar", {"width": 32}), 0.1, 10, 0.9, 3, 5, 5, 1, VGG_FILTERS),
+        "ResNet-20": Subject(Network("resnet20", {"width": 16}), 0.1, 10, 0.8, 3, 5, 5, 1, RESNET_FILTERS),
     },
 }
 SEEDS = {"digits": (0, 1, 2), "cifar10": (0,)}
 STUDIED = {"digits": "LeNet-300-100", "cifar10": "ResNet-20"}  # network of the curves
 SPARSITIES = {"digits": (0.8, 0.9, 0.95, 0.98, 0.99), "cifar10": (0.9, 0.95)}  # of what is retrained for them
 L1 = {"digits": 1e-4}  # its factor
-FILTERS = 0.35  # share of the filters that go
 DEPTHS = {"digits": (20, 32, 44, 56), "cifar10": (20,)}  # on a CPU; the paper's are (20, 32, 44, 56)
+LENGTHS = {"digits": 12, "cifar10": 10}  # epochs of each
 KINDS = {  # of weights; an XNOR network is a preresnet whose only nonlinearity is the sign (Rastegari 2016, fig. 2)
     "full": ("resnet", {}), "ternary": ("resnet", {"conv": "ternary"}),
     "binary weights": ("resnet", {"conv": "binary_weight"}),
@@ -81,10 +82,10 @@ def trials(scale: str) -> list[Trial]:
             gone = _pruned(scale, subject, whole, {**labels, "stage": "pruned"},
                            measures=("stored", *(("bits", "centroids") if studied else ())))
             found += [whole, gone, _shared(subject, gone, {**labels, "stage": "shared"})]
-            if subject.filters:
-                found.append(_pruned(scale, subject, whole, {**labels, "part": "filters"}, FILTERS,
-                                     more=f", structure=filters, what='{subject.filters}'", by="",
-                                     measures=("stored",)))
+            what, share = subject.filters
+            if what:  # the same share of each layer, as in the paper
+                found.append(_pruned(scale, subject, whole, {**labels, "part": "filters"}, share, by="layer",
+                                     more=f", structure=filters, what='{what}'", measures=("stored",)))
         found += _curves(scale, seed) + _low_bits(scale, seed)
     return found
 
@@ -108,16 +109,22 @@ def _curves(scale: str, seed: int) -> list[Trial]:
 
 
 def _low_bits(scale: str, seed: int) -> list[Trial]:
-    """ResNets whose weights, and XNOR ones whose activations, have few bits."""
-    found = []
+    """ResNets whose weights, and XNOR ones whose activations, have few bits; ternary ones start from the full network.
+    """
+    found, full = [], None
     for depth in DEPTHS[scale]:
         for kind, (family, fields) in KINDS.items():
             if scale == "cifar10" and kind == "full, preactivation":
                 continue
             network = Network(f"{family}{depth}", {"width": {"digits": 8, "cifar10": 16}[scale], **fields})
-            found.append(Trial({"part": "low bits", "depth": depth, "kind": kind, "seed": seed},
-                               _config(scale, network, seed, {"digits": 12, "cifar10": 10}[scale], 0.1),
-                               measures=("stored",)))
+            trial = Trial({"part": "low bits", "depth": depth, "kind": kind, "seed": seed},
+                          _config(scale, network, seed, LENGTHS[scale], 0.1), measures=("stored",))
+            full = trial if kind == "full" else full
+            if kind == "ternary":
+                c = _after(full, LENGTHS[scale], 0.05)
+                c.model.conv = fields["conv"]
+                trial = trial._replace(config=c, start=full)
+            found.append(trial)
     return found
 
 
@@ -143,7 +150,7 @@ def _pruned(scale: str, subject: Subject, start: Trial, labels: dict[str, Any], 
     """Weights go for half of the time, or all at once; by="std": Han 2015's thresholds."""
     c = _after(start, subject.pruned, subject.rate / 2)
     schedule = "" if once else ", end='50%', every='2%'"
-    c.optimizer.prune = f"magnitude({sparsity or subject.sparsity}{schedule}{', by=' * bool(by)}{by}{more})"
+    c.optimizer.prune = f"magnitude({sparsity or subject.sparsity}{schedule}, by={by}{more})"
     return Trial(labels, c, measures=measures, start=start)
 
 
@@ -176,7 +183,7 @@ CLAIMS = [
     Claim("k-means should start from even steps.", "linear initialization is better than density and random (figure "
           "only)", "Han 2016, section 3.2, figure 8", "better with 2, 3 and 4 bits together", results.linear),
     Claim("Ternary weights cost nearly nothing.", "CIFAR-10, ResNet-20 to 56: 0.64 worse, 0.04, 0.16, 0.36 better",
-          "Zhu 2017, table of CIFAR-10", "at most one point worse at every depth", results.ternary),
+          "Zhu 2017, table of CIFAR-10", "fine-tuned, at most one point worse at every depth", results.ternary),
     Claim("Binary weights cost little.", "AlexNet: full 56.6, binary weights 56.8 %; ResNet-18 69.3, 60.8 %",
           "Rastegari 2016, tables 1 and 2", "at most two points worse at every depth", results.binary),
     Claim("Binary inputs cost more than binary weights.", "AlexNet: 56.8 against 44.2 %; ResNet-18 60.8 against 51.2 %",

@@ -256,7 +256,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
         before, after = _filters(outcomes, network)
         rows += [[f"{network}, {name}", _error(_measured(own, "stored", "accuracy")), *(
             f"{own[0].measured['stored'][key]:,}" for key in ("parameters", "mult_adds"))]
-            for name, own in (("whole", before), ("without a third of its filters", after))]
+            for name, own in (("whole", before), ("without some of its filters", after))]
     return [*found, Table("Filters removed", ("network", "error", "parameters", "mult-adds"), rows)]
 
 
@@ -370,9 +370,9 @@ def draw_bytes(outcomes: Outcomes, figure: Any) -> None:
             share = 100 * _parts(outcome).get(part, 0) / whole
             axes.barh(i, share, left=left, color=color, label=part if i == 0 else None)
             left += share
-        axes.text(left, i, f"  {whole / outcome.measured['stored']['bytes']:.0f}x", va="center", fontsize=8)
+        axes.text(left, i, f" {whole / outcome.measured['stored']['bytes']:.0f}x", va="center", fontsize=8)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.invert_yaxis()
     axes.set_xlabel("bytes of the file, % of float32")
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     tidy(axes)

@@ -9,6 +9,7 @@ import numpy as np
 
 from models.compress.prune import keep, scores, sparsity
 from models.errors import UserError
+from models.layers.endpoint import capture
 from train import calls, checkpoint, evaluate, prune, ranking, workdir
 from train.optimizer import parameter_names
 from train.recalibrate import recalibrate_batch_norm
@@ -195,9 +196,13 @@ def sensitivity(run: Any, variables: Any, task_state: Any, images: int, sparsiti
         mask = keep(scores("magnitude", {names[i]: leaves[i]}, {}, {}), share)[names[i]]
         return float(accuracy([*leaves[:i], np.where(mask, leaves[i], 0), *leaves[i + 1:]]))
 
+    order = []
+    jax.eval_shape(lambda images: order.extend(capture(run.task.model, variables, images, layers=True)[1]),
+                   batch["image"])  # of the computation, not of the alphabet
+    kernels = [name for name in (f"{layer}/kernel" for layer in order) if name in names]
     return {"whole": float(accuracy(leaves)), "layers": {
-        name: {"sparsity": list(sparsities), "accuracy": [without(i, share) for share in sparsities]}
-        for i, name in enumerate(names) if name.endswith("/kernel")}}
+        name: {"sparsity": list(sparsities), "accuracy": [without(names.index(name), share) for share in sparsities]}
+        for name in kernels}}
 
 
 HOOKS = {"recalibrate": Recalibrate, "figures": Figures, "bleu": Bleu, "average_precision": AveragePrecision,

@@ -10,7 +10,7 @@ import flax.linen as nn
 import numpy as np
 
 from models import weights
-from models.compress import file
+from models.compress import file, lowbit
 from models.errors import UserError
 from train.checkpoint import Checkpoints
 
@@ -98,7 +98,8 @@ def _check_head(pretrained: Pretrained, model: nn.Module, error: weights.Mismatc
 
 
 def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collection[str]) -> Any:
-    """Variables to start from: the pretrained ones, but for the parts `new`, which stay as in `variables`.
+    """Variables to start from: the pretrained ones, but for the parts `new`, which stay as in `variables`. Ternary
+    layers take the kernels of full ones, and make their scales of them.
 
     Args:
       model: the network that they are for.
@@ -110,8 +111,9 @@ def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collect
       UserError: the arrays are of another network; some of those that are missing (-), unexpected (+) or of another
         shape (!) are named. Or `new` names no part of the network.
     """
+    arrays = lowbit.with_scales(pretrained.arrays, weights.flatten(variables))
     try:
-        return weights.from_arrays(model, pretrained.arrays, "ablate", new=new, drawn=variables)
+        return weights.from_arrays(model, arrays, "ablate", new=new, drawn=variables)
     except weights.Mismatch as error:
         _check_head(pretrained, model, error)
         more = f" and {len(error.lines) - SHOWN} more" if len(error.lines) > SHOWN else ""

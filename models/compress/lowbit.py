@@ -10,11 +10,13 @@ in floats, as both papers do; the classes themselves do not.
 """
 
 import functools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from models.compress import xnor
@@ -30,6 +32,8 @@ class LowBit(nn.Module):
         bit."""
         raise NotImplementedError
 
+
+SCALES = ("positive", "negative")  # parameters of ternary layers
 
 # -- ternary ---------------------------------------------------------------------------------------------
 
@@ -64,6 +68,13 @@ def _ternarized_derivative(threshold, primals, tangents):
     return ternarized(*primals, threshold), jnp.where(above | below, beyond, d_kernel).astype(kernel.dtype)
 
 
+def _scale(kernel, threshold):
+    """Mean magnitude of what is beyond the threshold."""
+    above, below = _sides(kernel, threshold)
+    beyond = above | below
+    return (jnp.abs(kernel) * beyond).sum(dtype=jnp.float32) / jnp.maximum(beyond.sum(), 1)
+
+
 class _Ternary(LowBit):
     """Kernels of -negative, 0 and positive: two trained scales a layer, "positive" and "negative", float32.
 
@@ -76,12 +87,8 @@ class _Ternary(LowBit):
     threshold: float = 0.05
 
     def effective(self, kernel: jax.Array) -> jax.Array:
-        def start(_):
-            above, below = _sides(kernel, self.threshold)
-            beyond = above | below
-            return (jnp.abs(kernel) * beyond).sum(dtype=jnp.float32) / jnp.maximum(beyond.sum(), 1)
-
-        return ternarized(kernel, self.param("positive", start), self.param("negative", start), self.threshold)
+        scales = [self.param(name, lambda _: _scale(kernel, self.threshold)) for name in SCALES]
+        return ternarized(kernel, *scales, self.threshold)
 
     def stored(self, kernel: jax.Array) -> jax.Array:
         """-1, 0 and 1."""
@@ -167,6 +174,22 @@ def layers(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> dic
     with nn.intercept_methods(read):
         jax.eval_shape(functools.partial(model.apply, **kwargs), variables, *inputs)
     return found
+
+
+def with_scales(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Arrays of a network in floats with the scales that its ternary layers start from.
+
+    Args:
+      arrays: by path.
+      names: paths of the network with ternary layers; scales among them that the arrays lack are made of the kernel
+        beside them, by the paper's threshold.
+    """
+    made = dict(arrays)
+    for name in names:
+        layer, _, leaf = name.rpartition("/")
+        if leaf in SCALES and name not in made and (kernel := arrays.get(f"{layer}/kernel")) is not None:
+            made[name] = np.asarray(_scale(jnp.asarray(kernel, jnp.float32), _Ternary.threshold))
+    return made
 
 
 def stored(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> Any:
