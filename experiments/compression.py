@@ -53,16 +53,16 @@ SUBJECTS = {
         "ResNet-20": Subject(Network("resnet20", {"width": 16}), 0.1, 12, 0.8, 12, 5, 5, 3, RESNET_FILTERS),
     },
     "cifar10": {
-        "VGG-11": Subject(Network("vgg11_cifar", {"width": 32}), 0.1, 10, 0.9, 3, 5, 5, 1, VGG_FILTERS),
+        "VGG-11": Subject(Network("vgg11_cifar", {"width": 32}), 0.1, 10, 0.86, 8, 5, 5, 1),
         "ResNet-20": Subject(Network("resnet20", {"width": 16}), 0.1, 10, 0.8, 3, 5, 5, 1, RESNET_FILTERS),
     },
 }
 SEEDS = {"digits": (0, 1, 2), "cifar10": (0,)}
 STUDIED = {"digits": "LeNet-300-100", "cifar10": "ResNet-20"}  # network of the curves
-SPARSITIES = {"digits": (0.8, 0.9, 0.95, 0.98, 0.99), "cifar10": (0.9, 0.95)}  # of what is retrained for them
+SPARSITIES = {"digits": (0.8, 0.9, 0.95, 0.98, 0.99), "cifar10": ()}  # of what is retrained for them
 L1 = {"digits": 1e-4}  # its factor
 DEPTHS = {"digits": (20, 32, 44, 56), "cifar10": (20,)}  # on a CPU; the paper's are (20, 32, 44, 56)
-LENGTHS = {"digits": 12, "cifar10": 10}  # epochs of each
+LENGTHS = {"digits": (12, 12), "cifar10": (10, 5)}  # epochs: from scratch, and of ternary weights from full ones
 KINDS = {  # of weights; an XNOR network is a preresnet whose only nonlinearity is the sign (Rastegari 2016, fig. 2)
     "full": ("resnet", {}), "ternary": ("resnet", {"conv": "ternary"}),
     "binary weights": ("resnet", {"conv": "binary_weight"}),
@@ -118,10 +118,10 @@ def _low_bits(scale: str, seed: int) -> list[Trial]:
                 continue
             network = Network(f"{family}{depth}", {"width": {"digits": 8, "cifar10": 16}[scale], **fields})
             trial = Trial({"part": "low bits", "depth": depth, "kind": kind, "seed": seed},
-                          _config(scale, network, seed, LENGTHS[scale], 0.1), measures=("stored",))
+                          _config(scale, network, seed, LENGTHS[scale][0], 0.1), measures=("stored",))
             full = trial if kind == "full" else full
             if kind == "ternary":
-                c = _after(full, LENGTHS[scale], 0.05)
+                c = _after(full, LENGTHS[scale][1], 0.05)
                 c.model.conv = fields["conv"]
                 trial = trial._replace(config=c, start=full)
             found.append(trial)

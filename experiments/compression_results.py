@@ -99,7 +99,8 @@ def _points(outcomes: Outcomes) -> dict[str, list[list[tuple[float, float]]]]:
     for (_,), own in outcomes.where(part="curves").groups("seed"):
         seed = own[0].labels["seed"]
         dense = [o for o in outcomes.where(part="stages", stage="dense", seed=seed) if "bits" in o.measured]
-        pruned = [o for o in own.where(decay="L2", how="step by step") if "bits" in o.measured]
+        stages = outcomes.where(part="stages", stage="pruned", seed=seed)
+        pruned = [o for o in (*own.where(decay="L2", how="step by step"), *stages) if "bits" in o.measured]
         if dense and pruned:
             found["sharing alone"].append(sorted((p["ratio"], p["accuracy"]) for p in dense[0].measured["bits"]))
             found["pruning alone"].append(sorted((o.measured["bits"][0]["ratio"], o.measured["bits"][0]["accuracy"])
