@@ -278,10 +278,10 @@ def _table_of_low_bits(outcomes: Outcomes) -> Table | None:
         def ratio(kind, depth=depth):
             return spread(_measured(own.where(depth=depth, kind=kind), "stored", "ratio")[:1], percent=False)
 
-        full, few = TERNARY[depth]
-        rows.append([depth, *(_error(_low(outcomes, depth, kind)) for kind in kinds), f"{full:.2f} / {few:.2f} %",
+        published = " / ".join(f"{error:.2f}" for error in TERNARY.get(depth, ())) or "—"
+        rows.append([depth, *(_error(_low(outcomes, depth, kind)) for kind in kinds), published,
                      " / ".join(ratio(kind) for kind in kinds)])
-    return Table("Few bits a weight: error", ("layers", *kinds, "Zhu 2017: full / ternary", "file, times smaller"),
+    return Table("Few bits a weight: error", ("layers", *kinds, "Zhu 2017: full / ternary, %", "file, times smaller"),
                  rows) if rows else None
 
 

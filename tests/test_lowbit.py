@@ -259,3 +259,17 @@ def test_ternary_layers_start_from_full_ones(tmp_path):
     magnitude = np.abs(kernel)
     mean = magnitude[magnitude > 0.05 * magnitude.max()].mean()
     np.testing.assert_allclose([layer["positive"], layer["negative"]], [mean, mean], rtol=1e-5)
+
+
+def test_a_network_packed_beforehand_computes_the_same_as_one_packed_in_the_call():
+    model = models.create("preresnet20", width=4, conv="xnor", act="identity")
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+    variables = models.initialize(model, jax.random.key(0), images.shape)
+    packed = lowbit.packed(model, variables, images)
+    assert len(traverse_util.flatten_dict(packed["packed"])) == 18  # all but the stem and the head
+    with lowering("packed"):
+        once, again = (np.asarray(jax.jit(model.apply)(v, images)) for v in (variables, packed))
+    np.testing.assert_allclose(again, once, rtol=1e-5, atol=1e-6)
+    flipped = {**packed, "packed": jax.tree.map(lambda x: ~x if x.dtype == jnp.uint32 else x, packed["packed"])}
+    with lowering("packed"):
+        assert np.abs(np.asarray(jax.jit(model.apply)(flipped, images)) - once).max() > 0.01  # they are what is used

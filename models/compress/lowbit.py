@@ -129,28 +129,44 @@ class BinaryWeightDense(_Binary, Dense):
     __doc__ = _Binary.__doc__
 
 
-class XnorConv(_Binary, Conv):
+PACKED = "packed"  # collection of packed kernels
+
+
+class _Xnor(_Binary):
+    """What XNOR layers share."""
+
+    def pack(self, kernel: jax.Array) -> xnor.Packed:
+        """Bits and scales of the layer's kernel."""
+        return xnor.pack_conv(kernel) if kernel.ndim == 4 else xnor.pack_dense(kernel)
+
+    def packed(self, kernel: jax.Array) -> xnor.Packed:
+        """As `pack`, or what the variables have."""
+        return self.get_variable(PACKED, "kernel") if self.has_variable(PACKED, "kernel") else self.pack(kernel)
+
+
+class XnorConv(_Xnor, Conv):
     """Binary kernels and inputs, with the scales of both: xnor.convolve (Rastegari 2016, section 3.2).
 
     Computed in float32, so that sums of signs are exact, then brought to `dtype`. Inside of `lowering("packed")` by
-    packed bits, with the same result to the bit and without gradients; groups remain floats there.
+    packed bits, with the same result to the bit and without gradients; groups remain floats there. The kernel is packed
+    in every call, but where the variables have it packed (`packed`).
     """
 
     def convolve(self, x, kernel, strides, padding, dilation):
         dtype = nn.dtypes.canonicalize_dtype(x, kernel, dtype=self.dtype)
         how = (strides, tuple(map(tuple, padding)), dilation)
         if packed_wanted() and self.groups == 1:
-            return xnor.convolve_packed(x.astype(dtype), xnor.pack_conv(kernel), *how).astype(dtype)
+            return xnor.convolve_packed(x.astype(dtype), self.packed(kernel), *how).astype(dtype)
         return xnor.convolve(x.astype(dtype), kernel, *how, self.groups).astype(dtype)
 
 
-class XnorDense(_Binary, Dense):
+class XnorDense(_Xnor, Dense):
     """Binary kernels and inputs, with the scales of both: xnor.multiply; otherwise as XnorConv."""
 
     def multiply(self, x, kernel):
         dtype = nn.dtypes.canonicalize_dtype(x, kernel, dtype=self.dtype)
         if packed_wanted():
-            return xnor.multiply_packed(x.astype(dtype), xnor.pack_dense(kernel)).astype(dtype)
+            return xnor.multiply_packed(x.astype(dtype), self.packed(kernel)).astype(dtype)
         return xnor.multiply(x.astype(dtype), kernel).astype(dtype)
 
 
@@ -190,6 +206,16 @@ def with_scales(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[
         if leaf in SCALES and name not in made and (kernel := arrays.get(f"{layer}/kernel")) is not None:
             made[name] = np.asarray(_scale(jnp.asarray(kernel, jnp.float32), _Ternary.threshold))
     return made
+
+
+def packed(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> Any:
+    """The variables with the kernels of XNOR layers packed as well, for calls inside of `lowering("packed")`. Arguments
+    as of `layers`."""
+    params = traverse_util.flatten_dict(variables["params"])
+    found = {(*path, "kernel"): layer for path, layer in layers(model, variables, *inputs, **kwargs).items()
+             if isinstance(layer, _Xnor) and getattr(layer, "groups", 1) == 1}
+    bits = jit_once(lambda kernels: {path: found[path].pack(kernel) for path, kernel in kernels.items()})
+    return {**variables, PACKED: traverse_util.unflatten_dict(bits({path: params[path] for path in found}))}
 
 
 def stored(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,228 @@
+"""What networks without filters, without weights, and of packed bits gain on this machine. See --help."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import rich.console
+import rich.table
+from absl import flags
+
+from models import runtime
+from models.errors import UserError
+from train import cli
+
+USAGE = """Times the forward pass of smaller networks beside the whole ones.
+
+    python -m experiments.smaller
+    python -m experiments.smaller --cases=filters --rounds=30
+
+filters   ResNet-20, VGG-11 and ResNet-50 without a quarter and a half of the filters that can go, the smaller dense
+          networks of models/compress/shrink.py; ResNet-50 with 90% of its weights 0, by the dense kernels there are
+binary    ResNet-20 and ResNet-18 with full precision; as XNOR networks by floats; by xor and popcount, packed beforehand
+layers    one convolution, and one dense layer, likewise
+
+The programs of a case take turns; times are medians, ratios to the first. smaller.json and smaller.md go to --out.
+"""
+CASES = ("filters", "binary", "layers")
+
+
+class Timed(NamedTuple):
+    """A program to time: `call()` waits for the result. Mult-adds are those of floats; None where there are none."""
+
+    name: str
+    call: Callable[[], Any]
+    mult_adds: int | None
+
+
+def main() -> None:
+    """Times, prints and writes."""
+    import jax
+
+    from train import checkpoint, summary
+
+    console, out = rich.console.Console(), Path(OUT.value)
+    for case in KINDS.value:
+        if case not in CASES:
+            raise UserError(f"--cases={case}: allowed are {', '.join(CASES)}")
+    rows = []
+    for kind in KINDS.value:
+        for title, programs in {"filters": filters, "binary": binary, "layers": layers}[kind]():
+            rows += [{"case": title, **row} for row in timed(programs, ROUNDS.value)]
+            console.print(f"{title}: " + ", ".join(
+                f"{row['program']} {row['milliseconds']:.2f} ms" for row in rows if row["case"] == title),
+                soft_wrap=True, highlight=False)
+    about = {"cores": runtime.cores(), **summary.environment(jax.devices())}
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(out / "smaller.json", {"rows": rows, **about})
+    checkpoint.write_atomically(out / "smaller.md", markdown(rows, about))
+    console.print(table(rows))
+
+
+def timed(programs: Sequence[Timed], rounds: int) -> list[dict[str, Any]]:
+    """Medians of the programs, which take turns."""
+    for program in programs:
+        program.call()
+        program.call()
+    seconds: dict[str, list[float]] = {program.name: [] for program in programs}
+    for _ in range(rounds):
+        for program in programs:
+            began = time.perf_counter()
+            program.call()
+            seconds[program.name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    first = programs[0]
+    return [{"program": program.name, "mult_adds": program.mult_adds,
+             "of_mult_adds": program.mult_adds / first.mult_adds if program.mult_adds and first.mult_adds else None,
+             "milliseconds": round(1000 * medians[program.name], 4),
+             "times_faster": round(medians[first.name] / medians[program.name], 3)} for program in programs]
+
+
+def network(name: str, model: Any, variables: Any, images: Any, packed: bool = False) -> Timed:
+    """The forward pass of a network."""
+    import jax
+
+    from models import complexity
+    from models.compress import lowbit
+    from models.layers.conv import lowering
+
+    cost = complexity.analyze(model, (1, *images.shape[1:])).mult_adds
+    if packed:
+        variables = lowbit.packed(model, variables, images)
+    variables = jax.device_put(variables)
+
+    def forward(variables, images):
+        with lowering("packed" if packed else "auto"):
+            return model.apply(variables, images)
+
+    compiled = jax.jit(forward)
+    return Timed(name, lambda: jax.block_until_ready(compiled(variables, images)), None if packed else cost)
+
+
+def _drawn(model: Any, shape: Sequence[int]) -> tuple[Any, Any]:
+    """Variables of the model, and images [N, H, W, C]."""
+    import jax
+
+    import models
+
+    images = jax.random.normal(jax.random.key(1), shape)
+    return models.initialize(model, jax.random.key(0), (1, *shape[1:])), images
+
+
+def filters() -> list[tuple[str, list[Timed]]]:
+    """Whole networks, and without filters."""
+    import jax
+    import numpy as np
+
+    import models
+    from models.compress import shrink
+
+    found = []
+    for name, size, batch, what in (("resnet20", 32, 64, "conv1/"), ("vgg11_cifar", 32, 16, "conv"),
+                                    ("resnet50", 224, 1, "conv1/|conv2/")):
+        model, shape = models.create(name), (batch, size, size, 3)
+        variables, images = _drawn(model, shape)
+        sizes = {path: leaf.shape[-1] for path, leaf in models.weights.flatten({"params": variables["params"]}).items()
+                 if path.endswith("/kernel") and "stage" in path and any(part in path for part in what.split("|"))}
+        programs = [network("whole", model, variables, images)]
+        for share in (0.25, 0.5):
+            masks = {path: np.arange(features) >= round(share * features) for path, features in sizes.items()}
+            programs.append(network(f"{share:.0%} of the filters gone", *shrink.shrink(
+                model, variables, masks, (1, *shape[1:])), images))
+        if name == "resnet50":
+            zeros = jax.tree.map(lambda x: np.where(np.random.default_rng(0).random(x.shape) < 0.9, 0, x)
+                                 if x.ndim > 1 else x, variables)
+            timed = network("90% of the weights 0", model, zeros, images)
+            programs.append(timed._replace(mult_adds=timed.mult_adds // 10))  # in principle
+        found.append((f"{name}, {size}x{size}, batch {batch}", programs))
+    return found
+
+
+def binary() -> list[tuple[str, list[Timed]]]:
+    """Networks of floats, and of signs."""
+    import models
+
+    found = []
+    for name, size, batch in (("preresnet20", 32, 1), ("preresnet20", 32, 64), ("preresnet18", 224, 1),
+                              ("preresnet18", 224, 8)):
+        full, signs = models.create(name), models.create(name, conv="xnor", act="identity")
+        variables, images = _drawn(full, (batch, size, size, 3))
+        found.append((f"{name}, {size}x{size}, batch {batch}", [
+            network("full precision", full, variables, images), network("XNOR by floats", signs, variables, images),
+            network("XNOR, packed", signs, variables, images, packed=True)]))
+    return found
+
+
+def layers() -> list[tuple[str, list[Timed]]]:
+    """A layer of floats, and of packed signs."""
+    import jax
+
+    from models.compress import xnor
+    from models.layers import conv
+
+    found = []
+    how = ((1, 1), ((1, 1), (1, 1)), (1, 1))
+    for channels, size, batch in ((64, 56, 1), (64, 56, 8), (256, 14, 1), (256, 14, 8), (512, 7, 1), (512, 7, 8)):
+        x = jax.random.normal(jax.random.key(0), (batch, size, size, channels))
+        kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, channels))
+        cost = size * size * 9 * channels**2
+        found.append((f"3x3 convolution, {channels} channels, {size}x{size}, batch {batch}", _layer(
+            lambda x, k: conv.conv2d(x, k, *how), lambda x, p: xnor.convolve_packed(x, p, *how),
+            xnor.pack_conv, x, kernel, cost)))
+    for batch in (1, 16):
+        x = jax.random.normal(jax.random.key(0), (batch, 4096))
+        kernel = jax.random.normal(jax.random.key(1), (4096, 4096))
+        found.append((f"dense, 4096 x 4096, batch {batch}", _layer(
+            conv.product, xnor.multiply_packed, xnor.pack_dense, x, kernel, 4096**2)))
+    return found
+
+
+def _layer(floats: Callable, signs: Callable, pack: Callable, x: Any, kernel: Any, cost: int) -> list[Timed]:
+    import jax
+
+    floats, signs, bits = jax.jit(floats), jax.jit(signs), jax.jit(pack)(kernel)
+    return [Timed("full precision", lambda: jax.block_until_ready(floats(x, kernel)), cost),
+            Timed("XNOR, packed", lambda: jax.block_until_ready(signs(x, bits)), None)]
+
+
+COLUMNS = ("case", "program", "mult-adds, one image", "of them", "time", "times faster")
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row as texts."""
+    return [row["case"], row["program"], f"{row['mult_adds']:,}" if row["mult_adds"] else "bits",
+            f"{row['of_mult_adds']:.0%}" if row["of_mult_adds"] else "", f"{row['milliseconds']:.2f} ms",
+            f"{row['times_faster']:.2f}"]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> rich.table.Table:
+    """For the terminal."""
+    made = rich.table.Table()
+    for column in COLUMNS:
+        made.add_column(column)
+    for row in rows:
+        made.add_row(*cells(row))
+    return made
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
+    """The results as a page."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"""# What smaller networks gain
+
+Forward pass, float32 and packed bits; the programs of a case took turns, medians; times faster than the case's first.
+Mult-adds are those in principle: of zeros none, of packed bits none. {about['device']}, commit {about['commit']}, on
+{about['cores']} cores.
+
+{text}
+"""
+
+
+if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
+    KINDS = flags.DEFINE_list("cases", list(CASES), f"Some of {', '.join(CASES)}.")
+    ROUNDS = flags.DEFINE_integer("rounds", 20, "Calls of which the median is taken.", lower_bound=3)
+    OUT = flags.DEFINE_string("out", "experiments/results/bench/smaller", "Folder of smaller.json and smaller.md.")
+    cli.run(main, USAGE)
