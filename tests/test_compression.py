@@ -1,14 +1,16 @@
-"""The study of compression on made outcomes and on tiny runs, and what times smaller networks."""
+"""The config and the study of compression, on made outcomes and on tiny runs, and what times smaller networks."""
 
 import numpy as np
 import pytest
 import rich.console
 from matplotlib.figure import Figure
 
+from configs import compression as config
 from experiments import compression, smaller, study, trials
 from experiments import compression_results as results
 from experiments.networks import Network
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes
+from tests import tiny
 from train import loop
 
 TINY = {"net": compression.Subject(Network("lenet_300_100", {"hidden": (30, 20)}, 8), 0.02, 6, 0.8, 4, 4, 4, 1,
@@ -187,3 +189,29 @@ def test_networks_are_timed_packed_and_not(monkeypatch):
     floats, bits = (smaller.network("n", model, variables, images, packed=packed) for packed in (False, True))
     np.testing.assert_allclose(floats.call(), bits.call(), rtol=1e-4, atol=1e-5)
     assert floats.mult_adds > 0 and bits.mult_adds is None
+
+
+# -- the config ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_pruned_and_then_shared_by_the_config(tmp_path):
+    loop.train(tiny.config(duration="6 steps"), tmp_path / "whole")
+    c = config.get_config(f"from={tmp_path / 'whole'},stage=prune,sparsity=0.8")
+    assert c.duration == "6 steps" and c.optimizer.learning_rate == 0.05 and c.model.width == 4
+    summary = loop.train(c, tmp_path / "pruned")
+    assert summary["sparsity"] == pytest.approx(0.8, abs=1e-3)
+    c = config.get_config(f"from={tmp_path / 'pruned'},stage=share,conv=4,dense=3,epochs=1")
+    assert c.optimizer.share == "linear(conv=4, dense=3)" and not c.optimizer.prune and "sparsity" not in c.hooks
+    assert c.duration == "1 epochs" and c.optimizer.learning_rate == pytest.approx(0.0005)
+    assert loop.setup(c).state.params["head"]["kernel"].shape == (16, 10)
+    assert config.get_config(f"from={tmp_path / 'pruned'},stage=share").duration == "1 steps"
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("from=/nowhere", r"from=/nowhere: want the folder of a run \(No such file or directory"),
+    ("from=/nowhere,stage=cut", "unknown stage 'cut'; allowed: prune, share"),
+    ("sparsity=0.5", "want the folder of a run"),
+])
+def test_a_config_of_nothing_is_one_line(text, message):
+    with pytest.raises(ValueError, match=message):
+        config.get_config(text)
