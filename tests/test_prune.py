@@ -203,6 +203,12 @@ def test_the_cubic_schedule_is_the_papers():
     np.testing.assert_allclose(ours, 0.9 + (0.1 - 0.9) * (1 - steps / n) ** 3, rtol=1e-6)
 
 
+def test_a_linear_schedule_goes_by_equal_steps():
+    found, _ = run_wrapper("magnitude(0.8, start='4 steps', end='12 steps', every='4 steps', schedule=linear)")
+    shares = [1 - sum(mask.sum() for mask in masks.values()) / 60 for masks in found]
+    np.testing.assert_allclose(shares, [0.0] * 4 + [0.8 / 3] * 4 + [1.6 / 3] * 4 + [0.8] * 8, atol=0.5 / 60 + 1e-6)
+
+
 def test_sparsity_counts_zeros():
     masks = {"a": np.array([True, False]), "b": np.array([[False, False]])}
     assert functions.sparsity(masks) == {"a": 0.5, "b": 1.0, "all": 0.75}
@@ -266,6 +272,7 @@ def test_what_stays_is_moved_by_the_optimizer_alone():
     ("magnitude(1.0)", r"sparsity=1.0 must be in \[0, 1\)"),
     ("magnitude(0.5, start='30 steps')", "it goes from step 30 to step 30; that has to be within 20 steps"),
     ("magnitude(0.5, start='9 steps', end='3 steps')", "it goes from step 9 to step 3"),
+    ("magnitude(0.5, schedule=square)", "unknown schedule 'square'"),
     ("magnitude(0.5, what='(')", r"what='\(' is no regular expression"),
     ("magnitude(0.5, structure='rows')", "unknown pruning structure 'rows'"),
     ("magnitude(0.5, by='all')", "unknown pruning by 'all'"),

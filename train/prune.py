@@ -7,7 +7,8 @@ The text names a score (models/compress/prune.py): magnitude, movement, snip, ra
     sparsity         share of the weights that go
     start            when the first go, a duration
     end              when the last go; "": all at once, at `start`
-    every            between them, each time more by the cubic schedule, and the rest retrains
+    every            between them, each time more, and the rest retrains
+    schedule         how much more: "cubic", fast at first, or "linear"
     by               "global": all layers together; "layer": each on its own; "std": together, in proportion to each
                      layer's standard deviation; "runs/x/sensitivity.json": as much of each layer as costs all of them
                      the same accuracy, by that file of the hook `sensitivity`
@@ -31,7 +32,7 @@ import jax.numpy as jnp
 import optax
 
 from models.compress import prune, shrink
-from models.errors import UserError, has_type
+from models.errors import UserError, choice_error, has_type
 from train import calls
 
 KERNELS = ".*/kernel"
@@ -58,6 +59,7 @@ class Plan(NamedTuple):
     by: str
     structure: str
     what: re.Pattern
+    schedule: str
     sensitivity: Mapping[str, Any] | None  # what the file `by` holds: "layers", "whole"
 
     def due(self, step: jax.Array) -> jax.Array:
@@ -67,7 +69,7 @@ class Plan(NamedTuple):
     def share(self, step: jax.Array, sparsity: float) -> jax.Array:
         """Sparsity that a step brings of the last one's: of the first event already some, of the last all."""
         events = (self.end - self.start) // self.every + 1
-        return prune.cubic(((step - self.start) // self.every + 1) / events, 0.0, sparsity)
+        return prune.SCHEDULES[self.schedule](((step - self.start) // self.every + 1) / events, 0.0, sparsity)
 
     def keep(self, found: prune.Arrays, step: jax.Array, **known: Any) -> dict[str, jax.Array]:
         """Masks that a step brings, by scores; `known` is what else `prune.keep` takes."""
@@ -93,13 +95,16 @@ def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan:
     """
     def made(name: str) -> Callable[..., Plan]:
         def pruner(sparsity: float = 0.5, start: str = "0 steps", end: str = "", every: str = "1 steps",
-                   by: str = "global", structure: str = "weights", what: str = KERNELS) -> Plan:
+                   by: str = "global", structure: str = "weights", what: str = KERNELS,
+                   schedule: str = "cubic") -> Plan:
             if not 0 <= sparsity < 1:
                 raise ValueError(f"sparsity={sparsity} must be in [0, 1)")
             first = to_steps(start)
             last = to_steps(end) if end else first
             if not first <= last < total:
                 raise ValueError(f"it goes from step {first} to step {last}; that has to be within {total} steps")
+            if schedule not in prune.SCHEDULES:
+                raise choice_error("schedule", schedule, prune.SCHEDULES)
             if by.endswith(".json") and structure == "2:4":
                 raise ValueError(f"by='{by}': structure 2:4 takes no sparsity")
             step = max(1, to_steps(every))
@@ -108,7 +113,7 @@ def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan:
             except re.error as error:
                 raise ValueError(f"what='{what}' is no regular expression: {error}") from None
             return Plan(name, sparsity, first, first + (last - first) // step * step, step, by, structure, pattern,
-                        _sensitivity(by) if by.endswith(".json") else None)
+                        schedule, _sensitivity(by) if by.endswith(".json") else None)
 
         return pruner
 

@@ -136,6 +136,14 @@ def cubic(progress: jax.Array, first: float, last: float) -> jax.Array:
     return last + (first - last) * (1 - jnp.clip(progress, 0, 1)) ** 3
 
 
+def linear(progress: jax.Array, first: float, last: float) -> jax.Array:
+    """As `cubic`, by equal steps (Han 2015: prune, retrain, repeat)."""
+    return last + (first - last) * (1 - jnp.clip(progress, 0, 1))
+
+
+SCHEDULES = {"cubic": cubic, "linear": linear}
+
+
 def allocate(curves: Mapping[str, Mapping[str, Sequence[float]]], whole: float, sizes: Mapping[str, int],
              sparsity: float) -> dict[str, float]:
     """Sparsity of each layer, so that no layer on its own costs more accuracy than it has to.
