@@ -61,7 +61,7 @@ SEEDS = {"digits": (0, 1, 2), "cifar10": (0,)}
 STUDIED = {"digits": "LeNet-300-100", "cifar10": "ResNet-20"}  # network of the curves
 SPARSITIES = {"digits": (0.8, 0.9, 0.95, 0.98, 0.99), "cifar10": ()}  # of what is retrained for them
 L1 = {"digits": 1e-4}  # its factor
-DEPTHS = {"digits": (20, 32, 44, 56), "cifar10": (20,)}  # on a CPU; the paper's are (20, 32, 44, 56)
+DEPTHS = {"digits": (20, 32, 56), "cifar10": (20,)}  # as many as a CPU can do; the paper's are 20, 32, 44, 56
 LENGTHS = {"digits": (12, 12), "cifar10": (10, 5)}  # epochs: from scratch, and of ternary weights from full ones
 KINDS = {  # of weights; an XNOR network is a preresnet whose only nonlinearity is the sign (Rastegari 2016, fig. 2)
     "full": ("resnet", {}), "ternary": ("resnet", {"conv": "ternary"}),
