@@ -78,7 +78,8 @@ def _scale(kernel, threshold):
 class _Ternary(LowBit):
     """Kernels of -negative, 0 and positive: two trained scales a layer, "positive" and "negative", float32.
 
-    They start at the mean magnitude of what is beyond the threshold.
+    They start at the mean magnitude of what is beyond the threshold. Their gradients are sums over the layer and want a
+    smaller learning rate than the weights, config.optimizer.groups = ((".*/(positive|negative)", 0.01), (".*", 1.0)).
 
     Attributes:
       threshold: below which a weight is 0, as a fraction of the kernel's largest magnitude. The paper's, section 3.2.
