@@ -9,6 +9,9 @@
 digits     LeNets (at 28x28, as published: 266,610 and 431,080 numbers), VGG-11 and ResNet-20, on scikit-learn's digits
 cifar10    VGG-11 and ResNet-20 on cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (lossy; for
            CIFAR-10 itself change SETS); low bits with ResNet-20
+
+A network that is pruned, or whose weights become ternary, is trained on for longer than the one that it is compared
+with, as in the papers.
 """
 
 from collections.abc import Sequence

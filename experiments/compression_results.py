@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.compression_measures import CUTS
-from experiments.study import TOO_SMALL, Judgement, Outcome, Outcomes, Table, all_of, compare, spread
+from experiments.study import AGREES, DISAGREES, TOO_SMALL, Judgement, Outcome, Outcomes, Table, all_of, compare, spread
 from train.figures import tidy
 
 # Han 2016, table 1: error before and after in percent, ratio
@@ -117,7 +117,7 @@ def _smallest(points: Sequence[tuple[float, float]], least: float) -> float:
 def both(outcomes: Outcomes) -> Judgement:
     """Which gets smallest with at most a point of accuracy lost."""
     points, best = _points(outcomes), {}
-    whole = [max(accuracy for _, accuracy in seed) for seed in points["sharing alone"]]
+    whole = [seed[0][1] for seed in points["sharing alone"]]  # the largest file: the weights as they are
     for method, seeds in points.items():
         best[method] = [_smallest(seed, least - 0.01) for seed, least in zip(seeds, whole, strict=True)]
     return Judgement(all_of([compare(best["both"], best[one]) for one in ("sharing alone", "pruning alone")]),
@@ -158,16 +158,20 @@ xnor = _low_bits("binary weights", "XNOR", 0.0)
 
 
 def _filters(outcomes: Outcomes, network: str) -> tuple[Outcomes, Outcomes]:
-    return _stage(outcomes, network, "dense"), outcomes.where(part="filters", network=network)
+    """Whole and without; those that did not diverge."""
+    both = _stage(outcomes, network, "dense"), outcomes.where(part="filters", network=network)
+    return tuple(Outcomes([outcome for outcome in own if "stored" in outcome.measured]) for own in both)
 
 
 def filters(outcomes: Outcomes) -> Judgement:
     parts, shown = [], []
     for network in outcomes.where(part="filters").distinct("network"):
         before, after = _filters(outcomes, network)
+        if not before or not after:
+            return Judgement(TOO_SMALL, f"{network}: diverged")
         saved = 1 - after[0].measured["stored"]["mult_adds"] / before[0].measured["stored"]["mult_adds"]
         accuracies = before.values("accuracy"), _measured(after, "stored", "accuracy")
-        parts.append(compare(accuracies[1], accuracies[0], by=-0.005))
+        parts += [compare(accuracies[1], accuracies[0], by=-0.005), AGREES if saved > 0.3 else DISAGREES]
         shown.append(f"{network}: {saved:.0%} fewer mult-adds, {spread(accuracies[0])} before, "
                      f"{spread(accuracies[1])} after")
     return Judgement(all_of(parts), "; ".join(shown))
@@ -180,14 +184,21 @@ def _error(values: Sequence[float]) -> str:
     return spread([1 - value for value in values], digits=2)
 
 
+def _index_bits(row: dict[str, Any]) -> int:
+    """Of an index as such: of the values, and of the zero where one is coded; 0 where there are none."""
+    if not row["values"]:
+        return 0
+    return max(1, math.ceil(math.log2(row["values"] + (row["entries"] > row["kept"]))))
+
+
 def _unhuffed(layers: Sequence[dict[str, Any]]) -> float:
     """Bytes of a file without Huffman coding: indices and jumps of fixed width."""
     total = 0.0
     for row in layers:
-        if row["index_bits"] and row["entries"]:
-            total += row["entries"] * (row["index_bits"] + (row["jump_bits"] or 0)) / 8 + 4 * row["values"]
-        else:
-            total += row["bytes"]
+        parts, entries = row["parts"], row["entries"] or 0
+        coded = parts.get("indices", 0) + parts.get("jumps", 0) + parts.get("tables", 0)
+        width = _index_bits(row) * ("indices" in parts) + (row["jump_bits"] or 0)
+        total += row["bytes"] - coded + entries * width / 8
     return total
 
 
@@ -202,7 +213,8 @@ def _row_of_network(outcomes: Outcomes, network: str) -> list[Any]:
         row["weights"] for row in one["layers"] if row["entries"]) for one in files["pruned"]]
     ratio = {stage: spread([one["ratio"] for one in found], percent=False) for stage, found in files.items()}
     unhuffed = spread([one["float32"] / _unhuffed(one["layers"]) for one in files["shared"]], percent=False)
-    return [network, f"{stages['dense'][0].summary['parameters']:,}",
+    dense = next((o.summary["parameters"] for o in stages["dense"] if o.summary), None)
+    return [network, f"{dense:,}" if dense else "diverged",
             *(_error(stages[stage].values("accuracy")) for stage in ("dense", "pruned")),
             _error([one["accuracy"] for one in files["shared"]]), spread(kept),
             *(_kilobytes([one[key] for one in files["shared"]]) for key in ("float32", "bytes")),
@@ -213,7 +225,7 @@ def _row_of_network(outcomes: Outcomes, network: str) -> list[Any]:
 def _layer_rows(outcome: Outcome) -> list[list[Any]]:
     """As Han 2016, tables 2 to 5."""
     def bits(row, name):
-        before, after = row[f"{name}_bits"], row[f"{name}_coded"]
+        before, after = _index_bits(row) if name == "index" else row["jump_bits"], row[f"{name}_coded"]
         return "" if not before else f"{before} / {after:.1f}"
 
     layers = outcome.measured["stored"]["layers"]
@@ -257,7 +269,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
         before, after = _filters(outcomes, network)
         rows += [[f"{network}, {name}", _error(_measured(own, "stored", "accuracy")), *(
             f"{own[0].measured['stored'][key]:,}" for key in ("parameters", "mult_adds"))]
-            for name, own in (("whole", before), ("without some of its filters", after))]
+            for name, own in (("whole", before), ("without some of its filters", after)) if own]
     return [*found, Table("Filters removed", ("network", "error", "parameters", "mult-adds"), rows)]
 
 
@@ -265,7 +277,8 @@ def _table_of_curves(outcomes: Outcomes) -> Table:
     columns = [("L2", "cut"), ("L1", "cut"), ("L2", "at once"), ("L1", "at once"), ("L2", "step by step")]
     columns = [c for c in columns if any(_curve(outcomes, *c, s) for s in _sparsities(outcomes))]
     network = outcomes.where(part="curves")
-    title = f"Accuracy by sparsity, {network[0].summary['parameters']:,} parameters" if len(network) else ""
+    numbers = next((o.summary["parameters"] for o in network if o.summary), 0)
+    title = f"Accuracy by sparsity, {numbers:,} parameters"
     return Table(title, ("weights gone", *(f"{decay}, {how}" for decay, how in columns)), [
         [f"{sparsity:.0%}", *(spread(_curve(outcomes, *column, sparsity)) for column in columns)]
         for sparsity in _sparsities(outcomes)])

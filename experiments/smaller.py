@@ -21,7 +21,7 @@ USAGE = """Times the forward pass of smaller networks beside the whole ones.
 
 filters   ResNet-20, VGG-11 and ResNet-50 without a quarter and a half of the filters that can go, the smaller dense
           networks of models/compress/shrink.py; ResNet-50 with 90% of its weights 0, by the dense kernels there are
-binary    ResNet-20 and ResNet-18 with full precision; as XNOR networks by floats, and by xor and popcount
+binary    preactivation ResNet-20 and ResNet-18 in floats; as XNOR networks by floats, and by xor and popcount
 layers    one convolution, and one dense layer, likewise
 
 The programs of a case take turns; times are medians, ratios to the first. smaller.json and smaller.md go to --out.

@@ -1,6 +1,7 @@
 """Exported networks: the file is small, gives back what the run computes to the bit, and a bad one is one line."""
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -102,6 +103,13 @@ def test_low_bit_networks_are_stored_in_few_bits(kind, tmp_path):
     assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(before["loss"], rel=1e-6)
 
 
+def test_a_run_that_saved_nothing_is_said(tmp_path):
+    loop.train(tiny.config(duration="4 steps"), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        finished.load(tmp_path / "run")
+
+
 def test_codebooks_without_training(runs):
     run, state = finished.load(runs / "pruned")
     network = export.shared(export.network(run, state), "density(conv=2, dense=3)")
@@ -170,9 +178,12 @@ def changed(data, change):
     (lambda about: about["fields"].update(hidden=[8] * 5000), "far more layers than the file"),
     (lambda about: about["fields"].update(hidden=[[[8]]]), "hidden="),
     (lambda about: about["fields"].update(hidden={"a": 1}), "a field of its network is"),
-    (lambda about: about.update(model="resnet8", fields={"stage_sizes": [100_000]}), "far more layers than the file"),
+    (lambda about: about.update(model="resnet8", fields={"stage_sizes": [990]}), "far more layers than the file"),
     (lambda about: about.update(model="resnet1202", fields={}), "far more layers than the file"),
-    (lambda about: about.update(inputs=[1, 10**6, 10**6, 3]), "other arrays than its network|cannot be made"),
+    (lambda about: about.update(model="resnet8", fields={"stage_sizes": [900], "widths": [["head", 10]]}),
+     "far more layers than the file"),
+    (lambda about: about.update(model="swin_tiny", fields={"window": 200}), "a field of its network is 200"),
+    (lambda about: about.update(inputs=[1, 10**6, 10**6, 3]), "a field of its network is 1000000"),
 ])
 def test_hostile_networks_are_one_line(change, message, tmp_path):
     data = changed(small(), change)

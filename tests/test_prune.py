@@ -404,3 +404,20 @@ def test_sensitivity_of_each_layer_is_that_of_the_network_without_its_smallest_w
     assert curve["accuracy"][8] == pytest.approx(float((logits.argmax(1) == batch["label"]).mean()), abs=1e-6)
     with pytest.raises(UserError, match="images=0 must be 1 or more"):
         loop.setup(tiny.config(hooks="sensitivity(0)"))
+
+
+def test_the_structure_is_read_by_place_as_well():
+    assert prune.structure("magnitude(0.5, '0 steps', '', '1 steps', 'layer', 'filters')") == "filters"
+    assert prune.structure("magnitude(0.5, by='/none/sensitivity.json')") == "weights" and prune.structure("") == ""
+
+
+def test_the_file_that_pruning_goes_by_belongs_to_the_run(tmp_path):
+    loop.train(tiny.config(hooks="sensitivity(100)", duration="4 steps"), tmp_path / "whole")
+    path = tmp_path / "whole" / "sensitivity.json"
+    config = tiny.config(optimizer__prune=f"magnitude(0.5, by='{path}')", duration="8 steps")
+    loop.train(config, tmp_path / "run")
+    path.write_text(path.read_text().replace("0.99", "0.98"))
+    with pytest.raises(UserError, match="file of optimizer.prune"):
+        loop.train(config, tmp_path / "run")
+    path.unlink()
+    assert prune.masks_of(finished.load(tmp_path / "run")[1].opt_state)  # to export it, the file is not needed

@@ -30,6 +30,7 @@ compressed    one file with a checksum: what is 0 is not stored, few values as H
               first, without training (config.optimizer.share trains them)
 safetensors   our names and shapes, for `python -m models.weights` and --config.init_from
 
+Files hold float32 numbers; a run in bfloat16 rounds what it computes, and what is read does not.
 Of a network with low-bit layers the weights are those that it computes with; of one whose filters were pruned, what is
 written is the smaller dense network. The file is read back, evaluated on the test set, and its logits compared.
 """
@@ -53,8 +54,10 @@ def network(run: Any, state: Any) -> Network:
     """The network that a run has trained, as it computes: low-bit weights as they are used, pruned filters gone.
 
     Raises:
-      UserError: filters that cannot be taken out.
+      UserError: filters that cannot be taken out; a network of sentences.
     """
+    if run.feed.unit != "images":
+        raise UserError(f"export is for networks that take images, not {run.feed.unit}")
     config, model = run.config["model"], run.task.model
     fields = {**run.feed.fields, **{name: value for name, value in config.items() if name != "name"}}
     variables = lowbit.stored(model, state.evaluation_variables(), *models.abstract(run.feed.inputs))

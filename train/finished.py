@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from models.errors import UserError
-from train import checkpoint, loop, state
+from train import checkpoint, loop, prune, state
 
 
 def load(folder: str | Path) -> tuple[loop.Run, state.TrainState]:
@@ -20,6 +20,7 @@ def load(folder: str | Path) -> tuple[loop.Run, state.TrainState]:
     try:
         config = ml_collections.ConfigDict(_tuples(json.loads((folder / "config.json").read_text())))
         config.init_from, config.data_init = "", "none"  # where it started; that network may be gone
+        config.optimizer.prune = prune.without_file(config.optimizer.prune)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"--workdir={folder}: it is no run's folder: its config.json cannot be read ({error})"
                         ) from None
@@ -31,9 +32,13 @@ def restored(run: loop.Run, folder: Path) -> state.TrainState:
     """The state of the newest checkpoint in a run's folder, as numpy; UserError where it is damaged or missing."""
     saved = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)
     try:
+        if not saved.steps():
+            raise UserError(f"the run in {folder} has no checkpoint yet")
         leaves, _ = saved.restore(max(saved.steps()))
-    except ValueError as error:  # damaged, or no checkpoint at all
-        raise UserError(f"the checkpoint in {folder}: {error}; remove the folder to train it anew") from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"the newest checkpoint in {folder} is damaged: {error}") from error
     finally:
         saved.close()
     return checkpoint.unflatten(run.state, leaves, f"the checkpoint in {folder}")

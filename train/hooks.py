@@ -184,23 +184,27 @@ def sensitivity(run: Any, variables: Any, task_state: Any, images: int, sparsiti
       {"whole": accuracy of the network as it is, "layers": {kernel: {"sparsity": […], "accuracy": […]}}}.
     """
     batch, params = run.feed.examples(images), variables["params"]
+    size, count = run.config["eval_batch_size"], len(batch["label"])
+    parts = [jax.tree.map(lambda x, i=i: x[i:i + size], batch) for i in range(0, count, size)]
     names, (leaves, structure) = parameter_names(params), jax.tree.flatten(params)
 
     @jax.jit
+    def correct(leaves, batch):
+        return run.task.evaluate({**variables, "params": jax.tree.unflatten(structure, leaves)}, task_state,
+                                 batch)["accuracy"][0]
+
     def accuracy(leaves):
-        total, weight = run.task.evaluate({**variables, "params": jax.tree.unflatten(structure, leaves)}, task_state,
-                                          batch)["accuracy"]
-        return total / weight
+        return sum(float(correct(leaves, part)) for part in parts) / count
 
     def without(i, share):
         mask = keep(scores("magnitude", {names[i]: leaves[i]}, {}, {}), share)[names[i]]
-        return float(accuracy([*leaves[:i], np.where(mask, leaves[i], 0), *leaves[i + 1:]]))
+        return accuracy([*leaves[:i], np.where(mask, leaves[i], 0), *leaves[i + 1:]])
 
     order = []
     jax.eval_shape(lambda images: order.extend(capture(run.task.model, variables, images, layers=True)[1]),
-                   batch["image"])  # of the computation, not of the alphabet
+                   parts[0]["image"])  # of the computation, not of the alphabet
     kernels = [name for name in (f"{layer}/kernel" for layer in order) if name in names]
-    return {"whole": float(accuracy(leaves)), "layers": {
+    return {"whole": accuracy(leaves), "layers": {
         name: {"sparsity": list(sparsities), "accuracy": [without(names.index(name), share) for share in sparsities]}
         for name in kernels}}
 

@@ -1,6 +1,7 @@
 """THE training loop: every experiment, task, pruning run and study goes through `train`."""
 
 import functools
+import hashlib
 import json
 import signal
 import threading
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import rich.console
 
 import models
+from models.compress import lowbit
 from models.errors import UserError, choice_error
 from models.layers import init
 from train import checkpoint, evaluate, hooks, metrics, optimizer, pretrained, prune, share, step, summary, tasks
@@ -107,6 +109,10 @@ def setup(config: Mapping[str, Any]) -> Run:
     if reader.data_init == "lsuv":
         images = next(feed.training_images(1, per_device // reader.accumulate))
         variables = init.lsuv(model, variables, images, jax.random.fold_in(jax.random.key(reader.seed), 2))
+    zeros = reader.optimizer.share or prune.structure(reader.optimizer.prune) in ("weights", "2:4")
+    if zeros and (kernels := lowbit.binary(model, variables, *models.abstract(feed.inputs))):
+        raise UserError(f"optimizer.prune and share are not for binary layers, where 0 counts as 1: {kernels[0]}; "
+                        "structure=filters is")
     if reader.optimizer.share:
         variables = {**variables, "params": share.plan(reader.optimizer.share).snap(
             variables["params"], optimizer.parameter_names)}
@@ -164,6 +170,8 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
     state, about, identity = run.state, {"step": 0, "seconds": 0.0, "recorder": None}, feed.identity()
     if run.start:
         identity["arrays of init_from"] = run.start
+    if path := prune.file_of(run.config["optimizer"]["prune"]):
+        identity["file of optimizer.prune"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
     found = saved.restore_newest(warn=lambda text: console.print(f"warning: {text}", soft_wrap=True, markup=False))
     if found:
         leaves, about = found

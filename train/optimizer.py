@@ -194,6 +194,9 @@ def create(
             vectors = coupled([name for name in names if plan.what.fullmatch(name)])
         optimizer = prune.wrap(optimizer, plan, parameter_names, vectors)
     if config.share:
+        if config.clip_norm or config.name.startswith(("lars", "lamb")):
+            raise UserError("optimizer.share: a value's gradient stands at each of its weights, so clip_norm, lars and "
+                            "lamb would count it many times; set clip_norm=0 and sgd, adam or adamw")
         optimizer = share.wrap(optimizer, share.plan(config.share), parameter_names)
     return optimizer, learning_rate
 

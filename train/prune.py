@@ -18,8 +18,8 @@ The text names a score (models/compress/prune.py): magnitude, movement, snip, ra
 A filter takes its bias and the scale and bias of its normalization with it, so that the network equals the one without
 it (models/compress/shrink.py) at any step. Filters that cannot be removed like that are refused.
 
-What went stays 0: it has no gradient, and the optimizer's own state of it no more than fades. After a restart masks are
-what they were, since they are part of the state that a checkpoint holds.
+What went stays 0: it has no gradient, and the optimizer's own state of it no more than fades. Binary layers, where 0
+counts as 1, are refused. After a restart masks are what they were: they are part of the state that a checkpoint holds.
 """
 
 import json
@@ -122,7 +122,17 @@ def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan:
 
 def structure(text: str) -> str:
     """That of `config.optimizer.prune`; "" where nothing is pruned."""
-    return calls.parse("pruning", text)[0].kwargs.get("structure", "weights") if text else ""
+    return plan(without_file(text), lambda duration: 0, 1).structure if text else ""
+
+
+def file_of(text: str) -> str | None:
+    """The file that `config.optimizer.prune` goes by, None where it goes by none."""
+    return found[2] if (found := re.search(r"""(['"])([^'"]*\.json)\1""", text)) else None
+
+
+def without_file(text: str) -> str:
+    """`config.optimizer.prune` by no file, for a network that is pruned already: its file may be gone."""
+    return re.sub(r"""(['"])[^'"]*\.json\1""", "'layer'", text)
 
 
 def _sensitivity(path: str) -> dict[str, Any]:

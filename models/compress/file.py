@@ -18,8 +18,10 @@ from models.errors import UserError
 from models.layers.conv import lowering
 
 SUFFIX = ".ablate"
-MOST = 1 << 20  # of a number in a network's fields
-_MODULES_OF_ARRAY = 50  # called modules for each array of a file, above which its network is not its own
+MOST = 1 << 16  # of a number in a network's fields
+# Of those whose square or fourth power is the size of a constant table
+MOSTS = {"image_size": 1024, "width": 8192, "window": 32, "stage_sizes": 1000, "depth": 1000}
+_MODULES_OF_ARRAY, _MODULES = 50, 50_000  # called modules, above which the network of a file is not its own
 
 
 def dump(name: str, fields: Mapping[str, Any], variables: Mapping[str, Any], inputs: Sequence[int] = ()) -> bytes:
@@ -70,6 +72,8 @@ def load(data: bytes, where: str | Path = "the file") -> tuple[nn.Module, dict[s
         arrays = packed.unpack(data, {path: leaf.shape for path, leaf in weights.flatten(drawn).items()})
     except (Damaged, UserError) as error:
         raise UserError(f"{where}: {error}") from None
+    except MemoryError:
+        raise UserError(f"{where}: there is not the memory for its network") from None
     return model, weights.from_arrays(model, arrays, "ablate", drawn=drawn)
 
 
@@ -94,9 +98,10 @@ def table(data: bytes) -> list[dict[str, Any]]:
             others["parts"] = dict(collections.Counter(others["parts"]) + collections.Counter(parts))
             continue
         values = {"shared": parts.get("codebook", 0) // 4, "signs": 2}.get(one.encoding)
+        symbols = values and values + (one.entries > row["kept"])  # a zero, or a filler, is one more
         coded = {part: 8 * parts.get(part, 0) / max(one.entries, 1) for part in ("indices", "signs", "jumps")}
         found.append({
-            **row, "values": values, "index_bits": values and max(1, math.ceil(math.log2(values))),
+            **row, "values": values, "index_bits": symbols and max(1, math.ceil(math.log2(symbols))),
             "index_coded": values and (coded["signs"] or coded["indices"]), "jump_bits": one.jump_bits or None,
             "jump_coded": coded["jumps"] if one.jump_bits else None})
     framing = len(data) - sum(row["bytes"] for row in found) - others["bytes"]
@@ -113,15 +118,16 @@ def _network(about: Mapping[str, Any], count: int) -> tuple[nn.Module, dict[str,
     def bounded(call, args, kwargs, context):
         nonlocal called
         called += 1
-        if called > _MODULES_OF_ARRAY * (count + 1):
+        if called > min(_MODULES_OF_ARRAY * (count + 1), _MODULES):
             raise Damaged("its network has far more layers than the file")
         return call(*args, **kwargs)
 
     try:
         name, fields = about["model"], _checked(about["fields"])
-        model, inputs = models.create(name, **fields), _checked(about["inputs"])
-        inputs = models.abstract(inputs) if inputs else model.example()
+        inputs = _checked(about["inputs"])
         with lowering("plain"), nn.intercept_methods(bounded):
+            model = models.create(name, **fields)  # which traces a network with `widths`
+            inputs = models.abstract(inputs) if inputs else model.example()
             variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     except (Damaged, UserError):
         raise
@@ -130,12 +136,12 @@ def _network(about: Mapping[str, Any], count: int) -> tuple[nn.Module, dict[str,
     return model, dict(variables)
 
 
-def _checked(value: Any, depth: int = 0) -> Any:
+def _checked(value: Any, depth: int = 0, most: int = MOST) -> Any:
     """Fields from JSON: lists as tuples; Damaged where a number or a list is beyond all networks."""
     if isinstance(value, dict) and not depth:
-        return {str(name): _checked(one, 1) for name, one in value.items()}
+        return {str(name): _checked(one, 1, MOSTS.get(name, MOST)) for name, one in value.items()}
     if isinstance(value, list) and len(value) <= 10_000 and depth < 4:
-        return tuple(_checked(one, depth + 1) for one in value)
-    if value is None or isinstance(value, (str, bool)) or (isinstance(value, (int, float)) and abs(value) <= MOST):
+        return tuple(_checked(one, depth + 1, most) for one in value)
+    if value is None or isinstance(value, (str, bool)) or (isinstance(value, (int, float)) and abs(value) <= most):
         return value
     raise Damaged(f"a field of its network is {str(value)[:40]}")

@@ -9,7 +9,8 @@ import itertools
 
 import numpy as np
 
-LONGEST = 48  # bits of a code; a count of 2^48 / 1.6 symbols would be needed for more
+LONGEST = 48  # bits of a code; the least counts that make a longer one are Fibonacci's numbers, some 10^10 in all
+_CHUNK = 1 << 20  # bits that are decoded at a time
 
 
 class Damaged(ValueError):
@@ -88,23 +89,31 @@ def decode(data: bytes, lengths: np.ndarray, count: int) -> np.ndarray:
         raise Damaged("too few bits")
     sizes, longest = lengths[order].astype(np.int64), int(lengths[order[-1]])
     left = codes(lengths)[order] << (longest - sizes).astype(np.uint64)  # left-justified: ascending
-    bits = np.unpackbits(np.frombuffer(data, np.uint8))
-    # What every place would decode to if a code began there, then from code to code.
-    window = np.zeros(len(bits), np.uint64)
-    padded = np.concatenate([bits, np.zeros(longest, np.uint8)])
-    for i in range(longest):
-        window = window << np.uint64(1) | padded[i:i + len(bits)]
-    which = np.searchsorted(left, window, side="right") - 1
-    spare = np.uint64(1) << np.uint64(longest - int(sizes[-1]))
-    valid = window < left[-1] + spare
-    jumps, places, place, end = sizes[which].tolist(), [], 0, len(bits)
-    for _ in range(count):
+    bound = left[-1] + (np.uint64(1) << np.uint64(longest - int(sizes[-1])))
+    raw, end = np.frombuffer(data, np.uint8), 8 * len(data)
+    found, place, left_over = [], 0, count
+    while left_over:
         if place >= end:
             raise Damaged("too few bits")
-        places.append(place)
-        place += jumps[place]
-    if place > end or end - place >= 8 or bits[place:].any():
-        raise Damaged("bits after the last symbol" if place <= end else "too few bits")
-    if not valid[places].all():
-        raise Damaged("bits that are no code")
-    return order[which[places]]
+        # What every place of a chunk would decode to if a code began there, then from code to code.
+        first = place // 8
+        bits = np.unpackbits(raw[first:first + (_CHUNK + longest) // 8 + 1])
+        width = min(_CHUNK, len(bits))
+        padded = np.concatenate([bits, np.zeros(longest, np.uint8)])
+        window = np.zeros(width, np.uint64)
+        for i in range(longest):
+            window = window << np.uint64(1) | padded[i:i + width]
+        which = np.searchsorted(left, window, side="right") - 1
+        jumps, inside, places = sizes[which].tolist(), place - 8 * first, []
+        while inside < width and len(places) < left_over:
+            places.append(inside)
+            inside += jumps[inside]
+        if not (window[places] < bound).all():
+            raise Damaged("bits that are no code")
+        found.append(order[which[places]])
+        place, left_over = 8 * first + inside, left_over - len(places)
+    if place > end:
+        raise Damaged("too few bits")
+    if end - place >= 8 or np.unpackbits(raw[place // 8:])[place % 8:].any():
+        raise Damaged("bits after the last symbol")
+    return np.concatenate(found)

@@ -209,6 +209,12 @@ def with_scales(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[
     return made
 
 
+def binary(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> list[str]:
+    """Paths of the kernels of binary layers. Arguments as of `layers`."""
+    return ["/".join((*path, "kernel")) for path, layer in layers(model, variables, *inputs, **kwargs).items()
+            if isinstance(layer, _Binary)]
+
+
 def packed(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> Any:
     """The variables with the kernels of XNOR layers packed as well, for calls inside of `lowering("packed")`. Arguments
     as of `layers`."""

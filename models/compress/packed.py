@@ -30,9 +30,9 @@ MAGIC, VERSION = b"ablate\0c", 1
 _HEAD = struct.Struct("<8sHI")
 PARTS = {"float32": ("values",), "sparse": ("tables", "jumps", "values"),
          "shared": ("codebook", "tables", "jumps", "indices"), "signs": ("scales", "signs")}
-JUMPS = range(2, 9)  # bits of a jump to choose from; an entry then spans 256 places at most, and so does a file's byte
+JUMPS = range(2, 9)  # bits of a jump to choose from; an entry, 2 bits of a file at least, then spans 256 places at most
 MOST_VALUES = 1 << 16  # of a codebook
-MOST_HEADER = 1 << 24  # bytes of the JSON
+MOST_HEADER = 1 << 20  # bytes of the JSON; ResNet-1202 takes a third of that
 
 
 class Packed(NamedTuple):
@@ -201,16 +201,19 @@ def _inflated(data: bytes, most: int) -> bytes:
     """What was deflated, of at most so many bytes."""
     inflate = zlib.decompressobj()
     try:
-        found = inflate.decompress(data, most)
+        found = inflate.decompress(data, most + 1)
     except zlib.error as error:
         raise Damaged(f"deflated bytes that cannot be: {error}") from None
-    if not inflate.eof or inflate.unused_data:
+    if not inflate.eof or inflate.unused_data or len(found) > most:
         raise Damaged("deflated bytes that are cut, or too many")
     return found
 
 
 def _array(name: str, packed: Packed, parts: Mapping[str, bytes]) -> np.ndarray:
     size, bits, count = int(np.prod(packed.shape, dtype=np.float64)), packed.jump_bits, packed.entries
+    coded = {"shared": parts.get("indices", b""), "sparse": parts.get("jumps", b"")}.get(packed.encoding)
+    if coded is not None and count > 8 * len(coded):  # of a code a bit is the least; said before anything is allocated
+        raise Damaged(f"{name}: {count} entries in {len(coded)} bytes")
     if count > size or (not bits and count != size) or (bits and bits not in JUMPS) or size > (count + 1) << bits:
         raise Damaged(f"{name}: {count} entries in an array of {size}, jumps of {bits} bits")
     if packed.encoding == "float32":
@@ -223,7 +226,7 @@ def _array(name: str, packed: Packed, parts: Mapping[str, bytes]) -> np.ndarray:
         return np.where(negative, -scales, scales)
     width = (1 << bits) if bits else 0
     tables = np.frombuffer(_inflated(parts["tables"], width + MOST_VALUES + 1), np.uint8)
-    place = np.arange(size)
+    place: Any = slice(None)
     if bits:
         place = sparse.positions(huffman.decode(parts["jumps"], tables[:width], count) + 1, size)
     elif parts["jumps"]:
