@@ -98,7 +98,7 @@ def test_a_run_shares_and_goes_on_to_the_bit(tmp_path):
     ({"optimizer__share": "linear(what='none')"}, "what='none' matches no parameter, e.g. head/bias"),
     ({"optimizer__share": "linear", "optimizer__prune": "magnitude(0.5)"}, "prune first, and share in a run that"),
     ({"optimizer__share": "linear", "optimizer__clip_norm": 1.0}, "clip_norm, lars and lamb would count it"),
-    ({"optimizer__share": "linear", "model__conv": "binary_weight"}, "not for binary layers, where 0 counts as 1: stage"),
+    ({"optimizer__share": "linear", "model__conv": "binary_weight"}, "not for binary layers, where 0 counts as 1: st"),
     ({"optimizer__prune": "magnitude", "model__conv": "binary_weight"}, "not for binary layers, where 0 counts as 1"),
     ({"optimizer__share": "linear", "ema_decay": 0.9}, "ema_decay=0.9: averages of weights that"),
 ])
