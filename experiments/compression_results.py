@@ -261,7 +261,8 @@ def tables(outcomes: Outcomes) -> list[Table]:
             found.append(Table(f"{network}, layer by layer", (
                 "layer", "weights", "kept", "index bits / coded", "jump bits / coded", "bytes", "of float32"),
                 _layer_rows(shared[0])))
-    found.append(_table_of_curves(outcomes))
+    if _sparsities(outcomes):
+        found.append(_table_of_curves(outcomes))
     if low := _table_of_low_bits(outcomes):
         found.append(low)
     rows = []
