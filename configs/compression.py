@@ -36,7 +36,7 @@ def get_config(text: str = ""):
         raise ValueError(f"unknown stage '{a.stage}'; allowed: {', '.join(STAGES)}")
     folder = Path(a["from"]).expanduser()
     try:
-        c = ConfigDict(_tuples(json.loads((folder / "config.json").read_text())))
+        c = ConfigDict(json.loads((folder / "config.json").read_text()))
         rate, duration = c.optimizer.learning_rate, c.duration
     except OSError as error:
         raise ValueError(f"from={a['from']}: want the folder of a run ({error.strerror}: config.json)") from None
@@ -62,10 +62,3 @@ def _tenth(duration: str) -> str:
     """Of "30 epochs", at least one of whatever it counts."""
     count, _, unit = duration.partition(" ")
     return f"{max(1.0, float(count) / 10):g} {unit}"
-
-
-def _tuples(value):
-    """Lists as the tuples that they were."""
-    if isinstance(value, dict):
-        return {name: _tuples(one) for name, one in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

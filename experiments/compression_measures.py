@@ -57,22 +57,17 @@ def centroids(run: Any, state: Any) -> dict[str, list[float]]:
 
 def cut(run: Any, state: Any) -> list[float]:
     """Accuracy without the smallest weights, by Han 2015's thresholds, for each of CUTS; nothing is trained."""
-    import jax
-
     from models.compress import prune
     from train import export
-    from train.optimizer import parameter_names
+    from train.parameters import KERNELS, named, pattern, put
 
     network = export.network(run, state)
     params = network.variables["params"]
-    names, (leaves, structure) = parameter_names(params), jax.tree.flatten(params)
-    kernels = {name: leaf for name, leaf in zip(names, leaves, strict=True) if name.endswith("/kernel")}
-    found = []
+    kernels, found = named(params, pattern(KERNELS)), []
     for share in CUTS:
         masks = prune.keep(prune.scores("magnitude", kernels, {}, {}), share, "std", weights=kernels)
-        left = [np.where(masks[name], leaf, 0) if name in masks else leaf
-                for name, leaf in zip(names, leaves, strict=True)]
-        made = network._replace(variables={**network.variables, "params": jax.tree.unflatten(structure, left)})
+        left = put(params, {name: np.where(masks[name], leaf, 0) for name, leaf in kernels.items()})
+        made = network._replace(variables={**network.variables, "params": left})
         found.append(export.evaluate(run, state, made)["accuracy"])
     return found
 

@@ -184,20 +184,13 @@ def _error(values: Sequence[float]) -> str:
     return spread([1 - value for value in values], digits=2)
 
 
-def _index_bits(row: dict[str, Any]) -> int:
-    """Of an index as such: of the values, and of the zero where one is coded; 0 where there are none."""
-    if not row["values"]:
-        return 0
-    return max(1, math.ceil(math.log2(row["values"] + (row["entries"] > row["kept"]))))
-
-
 def _unhuffed(layers: Sequence[dict[str, Any]]) -> float:
     """Bytes of a file without Huffman coding: indices and jumps of fixed width."""
     total = 0.0
     for row in layers:
         parts, entries = row["parts"], row["entries"] or 0
         coded = parts.get("indices", 0) + parts.get("jumps", 0) + parts.get("tables", 0)
-        width = _index_bits(row) * ("indices" in parts) + (row["jump_bits"] or 0)
+        width = (row["index_bits"] or 0) * ("indices" in parts) + (row["jump_bits"] or 0)
         total += row["bytes"] - coded + entries * width / 8
     return total
 
@@ -225,7 +218,7 @@ def _row_of_network(outcomes: Outcomes, network: str) -> list[Any]:
 def _layer_rows(outcome: Outcome) -> list[list[Any]]:
     """As Han 2016, tables 2 to 5."""
     def bits(row, name):
-        before, after = _index_bits(row) if name == "index" else row["jump_bits"], row[f"{name}_coded"]
+        before, after = row[f"{name}_bits"], row[f"{name}_coded"]
         return "" if not before else f"{before} / {after:.1f}"
 
     layers = outcome.measured["stored"]["layers"]

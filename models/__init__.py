@@ -76,10 +76,15 @@ def create(name: str, /, **overrides: Any) -> nn.Module:
         wanted = types[_FIELD_OF.get(field, field)]
         if wanted in (int, float, bool, str) and not has_type(value, wanted):
             raise UserError(f"model field {field}={value!r} must be of type {wanted.__name__}")
-    model = factory(**{_FIELD_OF.get(field, field): value for field, value in overrides.items()})
+    model = factory(**{_FIELD_OF.get(field, field): _tuples(value) for field, value in overrides.items()})
     if getattr(model, "widths", ()):
         _check_widths(model)
     return model
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, as JSON has them, as tuples: fields of flax modules have to be hashable."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _check_widths(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from experiments import compression, smaller, study, trials
 from experiments import compression_results as results
 from experiments.networks import Network
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes
+from models.compress import file, packed
 from tests import tiny
 from train import loop
 
@@ -148,10 +149,16 @@ def test_filters_have_to_save_a_third_and_lose_little():
 
 
 def test_bits_of_an_index_count_the_zero():
-    row = {"values": 2, "entries": 4096, "kept": 2700, "jump_bits": None, "bytes": 970,
-           "parts": {"codebook": 8, "tables": 12, "indices": 950}}
-    assert results._index_bits(row) == 2 and results._unhuffed([row]) == 8 + 4096 * 2 / 8
-    assert results._index_bits({**row, "kept": 4096}) == 1
+    def row(values):
+        weights = np.random.default_rng(0).choice(np.float32(values), (64, 64))
+        weights[0, :3] = [1, 1, -2]  # magnitudes that differ within a filter: no `signs`
+        return file.table(packed.pack({}, {"w": weights}), {"params": {"w": weights}})[0]
+
+    ternary, binary = row([-1, 0, 1]), row([-1, 1, -2])
+    assert ternary["index_bits"] == binary["index_bits"] == 2 and row([1, -2])["index_bits"] == 1
+    for one, values in ((ternary, 4), (binary, 3)):
+        assert one["values"] + (one["entries"] > one["kept"]) == values
+        assert results._unhuffed([one]) == 4 * one["values"] + 4096 * 2 / 8 < one["bytes"] + 1024
 
 
 def test_both_together_are_compared_where_a_point_is_lost():

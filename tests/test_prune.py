@@ -18,7 +18,7 @@ from models.compress import shrink
 from models.errors import UserError
 from tests import tiny
 from train import finished, loop, pretrained, prune
-from train.optimizer import parameter_names
+from train.parameters import parameter_names
 
 RNG = np.random.default_rng(0)
 
@@ -226,7 +226,7 @@ def run_wrapper(text, count=20, tx=None):
     params = {"a": {"kernel": jnp.asarray(RNG.normal(size=(4, 5)).astype(np.float32))},
               "b": {"kernel": jnp.asarray(RNG.normal(size=(8, 5)).astype(np.float32)), "bias": jnp.ones(5)}}
     gradient = jax.tree.map(lambda x: 0.1 * jnp.ones_like(x), params)
-    tx = prune.wrap(tx or optax.sgd(0.1, 0.9), prune.plan(text, steps, count), parameter_names)
+    tx = prune.wrap(tx or optax.sgd(0.1, 0.9), prune.plan(text, steps, count))
     state, found = tx.init(params), []
     update = jax.jit(tx.update)
     for _ in range(count):
@@ -255,7 +255,7 @@ def test_masks_come_on_schedule_and_weights_stay_0(score, tx):
 def test_what_stays_is_moved_by_the_optimizer_alone():
     _, whole = run_wrapper("magnitude(0.0)")
     params = {"a": jnp.arange(1.0, 9.0)}
-    tx = prune.wrap(optax.adam(0.1), prune.plan("magnitude(0.5, what='.*')", steps, 10), parameter_names)
+    tx = prune.wrap(optax.adam(0.1), prune.plan("magnitude(0.5, what='.*')", steps, 10))
     plain = optax.adam(0.1)
     state, plain_state, ours, theirs = tx.init(params), plain.init(params), params, params
     for _ in range(5):

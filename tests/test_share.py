@@ -12,7 +12,6 @@ from models.compress import codebook
 from models.errors import UserError
 from tests import tiny
 from train import loop, pretrained, share
-from train.optimizer import parameter_names
 
 RNG = np.random.default_rng(0)
 
@@ -31,7 +30,7 @@ def values(weights):
 def test_snapped_weights_are_those_of_the_codebook():
     drawn = params()
     plan = share.plan("linear(conv=3, dense=2)")
-    snapped = plan.snap(drawn, parameter_names)
+    snapped = plan.snap(drawn)
     np.testing.assert_array_equal(snapped["conv"]["kernel"], codebook.share(drawn["conv"]["kernel"], 3).weights())
     assert len(values(snapped["conv"]["kernel"])) == 8 and len(values(snapped["head"]["kernel"])) == 4
     np.testing.assert_array_equal(snapped["conv"]["bias"], drawn["conv"]["bias"])
@@ -41,13 +40,13 @@ def test_snapped_weights_are_those_of_the_codebook():
 def test_the_values_are_trained_as_if_they_were_the_parameters(tx):
     """Of loss(codebook[index]), by the same optimizer on the codebook itself."""
     plan = share.plan("linear(conv=3, dense=3)")
-    start = plan.snap(params(), parameter_names)
+    start = plan.snap(params())
     target = jax.tree.map(lambda x: jnp.asarray(RNG.normal(size=x.shape), jnp.float32), start)
 
     def loss(tree):
         return sum(jnp.square(a - b).sum() for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(target), strict=True))
 
-    wrapped = share.wrap(tx, plan, parameter_names)
+    wrapped = share.wrap(tx, plan)
     ours, state = start, wrapped.init(start)
     books = {name: jnp.asarray(values(layer["kernel"])) for name, layer in start.items()}
     index = {name: np.searchsorted(books[name], layer["kernel"]) for name, layer in start.items()}

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from models.errors import UserError
-from train.optimizer import parameter_name
+from train.parameters import parameter_name
 
 policies = ocp.checkpoint_managers
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -17,7 +17,6 @@ from models.compress import file, lowbit, shrink
 from models.errors import UserError, choice_error
 from train import checkpoint, cli, finished, prune, share, step
 from train import evaluate as scoring
-from train.optimizer import parameter_names
 
 USAGE = """Exports a trained network.
 
@@ -69,7 +68,7 @@ def network(run: Any, state: Any) -> Network:
 
 def shared(network: Network, text: str) -> Network:
     """The network with the weights of each layer at the values of a codebook, see train/share.py."""
-    params = share.plan(text).snap(network.variables["params"], parameter_names)
+    params = share.plan(text).snap(network.variables["params"])
     return network._replace(variables={**network.variables, "params": params})
 
 
@@ -106,7 +105,7 @@ def compressed(run: Any, network: Network, path: Path) -> dict[str, Any]:
     checkpoint.write_atomically(path, file.dump(network.name, network.fields, network.variables, network.inputs))
     data = file.read(path)
     _, variables = file.load(data, path)
-    loaded, layers = network._replace(variables=variables), file.table(data)
+    loaded, layers = network._replace(variables=variables), file.table(data, variables)
     whole = sum(row["float32"] for row in layers)
     return {"bytes": path.stat().st_size, "float32": whole, "ratio": whole / path.stat().st_size,
             "identical": outputs(run, loaded).tobytes() == outputs(run, network).tobytes(),

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import ml_collections
 
@@ -18,7 +17,7 @@ def load(folder: str | Path) -> tuple[loop.Run, state.TrainState]:
     """
     folder = Path(folder)
     try:
-        config = ml_collections.ConfigDict(_tuples(json.loads((folder / "config.json").read_text())))
+        config = ml_collections.ConfigDict(json.loads((folder / "config.json").read_text()))
         config.init_from, config.data_init = "", "none"  # where it started; that network may be gone
         config.optimizer.prune = prune.without_file(config.optimizer.prune)
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -42,10 +41,3 @@ def restored(run: loop.Run, folder: Path) -> state.TrainState:
     finally:
         saved.close()
     return checkpoint.unflatten(run.state, leaves, f"the checkpoint in {folder}")
-
-
-def _tuples(value: Any) -> Any:
-    """Lists as the tuples that they were: fields of networks have to be hashable."""
-    if isinstance(value, dict):
-        return {name: _tuples(one) for name, one in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -11,7 +11,7 @@ from models.compress.prune import keep, scores, sparsity
 from models.errors import UserError
 from models.layers.endpoint import capture
 from train import calls, checkpoint, evaluate, prune, ranking, workdir
-from train.optimizer import parameter_names
+from train.parameters import named, put
 from train.recalibrate import recalibrate_batch_norm
 from train.tasks import translate
 
@@ -186,26 +186,25 @@ def sensitivity(run: Any, variables: Any, task_state: Any, images: int, sparsiti
     batch, params = run.feed.examples(images), variables["params"]
     size, count = run.config["eval_batch_size"], len(batch["label"])
     parts = [jax.tree.map(lambda x, i=i: x[i:i + size], batch) for i in range(0, count, size)]
-    names, (leaves, structure) = parameter_names(params), jax.tree.flatten(params)
+    leaves = named(params)
 
     @jax.jit
-    def correct(leaves, batch):
-        return run.task.evaluate({**variables, "params": jax.tree.unflatten(structure, leaves)}, task_state,
-                                 batch)["accuracy"][0]
+    def correct(params, batch):
+        return run.task.evaluate({**variables, "params": params}, task_state, batch)["accuracy"][0]
 
-    def accuracy(leaves):
-        return sum(float(correct(leaves, part)) for part in parts) / count
+    def accuracy(params):
+        return sum(float(correct(params, part)) for part in parts) / count
 
-    def without(i, share):
-        mask = keep(scores("magnitude", {names[i]: leaves[i]}, {}, {}), share)[names[i]]
-        return accuracy([*leaves[:i], np.where(mask, leaves[i], 0), *leaves[i + 1:]])
+    def without(name, share):
+        mask = keep(scores("magnitude", {name: leaves[name]}, {}, {}), share)[name]
+        return accuracy(put(params, {name: np.where(mask, leaves[name], 0)}))
 
     order = []
     jax.eval_shape(lambda images: order.extend(capture(run.task.model, variables, images, layers=True)[1]),
                    parts[0]["image"])  # of the computation, not of the alphabet
-    kernels = [name for name in (f"{layer}/kernel" for layer in order) if name in names]
-    return {"whole": accuracy(leaves), "layers": {
-        name: {"sparsity": list(sparsities), "accuracy": [without(names.index(name), share) for share in sparsities]}
+    kernels = [name for name in (f"{layer}/kernel" for layer in order) if name in leaves]
+    return {"whole": accuracy(params), "layers": {
+        name: {"sparsity": list(sparsities), "accuracy": [without(name, share) for share in sparsities]}
         for name in kernels}}
 
 

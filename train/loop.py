@@ -114,8 +114,7 @@ def setup(config: Mapping[str, Any]) -> Run:
         raise UserError(f"optimizer.prune and share are not for binary layers, where 0 counts as 1: {kernels[0]}; "
                         "structure=filters is")
     if reader.optimizer.share:
-        variables = {**variables, "params": share.plan(reader.optimizer.share).snap(
-            variables["params"], optimizer.parameter_names)}
+        variables = {**variables, "params": share.plan(reader.optimizer.share).snap(variables["params"])}
     coupled = functools.partial(prune.vectors, model, variables, feed.inputs)
     tx, learning_rate = optimizer.create(reader.optimizer, variables["params"], to_steps, total, coupled)
     if reader.ema_decay and (reader.optimizer.prune or reader.optimizer.share):

@@ -14,7 +14,7 @@ import tensorboardX
 
 from models.errors import UserError
 from train import evaluate, workdir
-from train.optimizer import parameter_name
+from train.parameters import parameter_name
 
 SHOWN = ("loss", "accuracy", "hit", "learning_rate")  # what the bar and the log lines show, where it is there
 

@@ -11,18 +11,9 @@ import optax
 
 from models.errors import UserError
 from train import calls, prune, share
+from train.parameters import parameter_name, parameter_names
 
 Schedule = Callable[[jax.Array], jax.Array]
-
-
-def parameter_name(path: tuple[Any, ...]) -> str:
-    """The name that regular expressions see, e.g. "stage1/block0/conv1/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def parameter_names(params: Any) -> list[str]:
-    """Names of all leaves, in the order of `jax.tree.leaves`."""
-    return [parameter_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
 # Each takes (learning_rate, weight_decay, decay_mask) and its own arguments from the config.
@@ -192,12 +183,12 @@ def create(
         plan, vectors = prune.plan(config.prune, to_steps, total), {}
         if plan.structure == "filters" and coupled:
             vectors = coupled([name for name in names if plan.what.fullmatch(name)])
-        optimizer = prune.wrap(optimizer, plan, parameter_names, vectors)
+        optimizer = prune.wrap(optimizer, plan, vectors)
     if config.share:
         if config.clip_norm or config.name.startswith(("lars", "lamb")):
             raise UserError("optimizer.share: a value's gradient stands at each of its weights, so clip_norm, lars and "
                             "lamb would count it many times; set clip_norm=0 and sgd, adam or adamw")
-        optimizer = share.wrap(optimizer, share.plan(config.share), parameter_names)
+        optimizer = share.wrap(optimizer, share.plan(config.share))
     return optimizer, learning_rate
 
 

@@ -34,8 +34,7 @@ import optax
 from models.compress import prune, shrink
 from models.errors import UserError, choice_error, has_type
 from train import calls
-
-KERNELS = ".*/kernel"
+from train.parameters import KERNELS, named, parameter_names, pattern, put
 
 
 class PruneState(NamedTuple):
@@ -108,12 +107,8 @@ def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan:
             if by.endswith(".json") and structure == "2:4":
                 raise ValueError(f"by='{by}': structure 2:4 takes no sparsity")
             step = max(1, to_steps(every))
-            try:
-                pattern = re.compile(what)
-            except re.error as error:
-                raise ValueError(f"what='{what}' is no regular expression: {error}") from None
-            return Plan(name, sparsity, first, first + (last - first) // step * step, step, by, structure, pattern,
-                        schedule, _sensitivity(by) if by.endswith(".json") else None)
+            return Plan(name, sparsity, first, first + (last - first) // step * step, step, by, structure,
+                        pattern(what), schedule, _sensitivity(by) if by.endswith(".json") else None)
 
         return pruner
 
@@ -164,9 +159,7 @@ def vectors(model: Any, variables: Any, inputs: Any, kernels: Sequence[str]) -> 
     """
     found, refused = shrink.removable(model, variables, inputs, kernels)
     if refused:
-        paths = jax.tree_util.tree_leaves_with_path(variables["params"])
-        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-        others = [name for name in names if re.fullmatch(KERNELS, name) and name not in kernels]
+        others = [name for name in named(variables["params"], pattern(KERNELS)) if name not in kernels]
         more_found, more_refused = shrink.removable(model, variables, inputs, others)
         good, bad = {**found, **more_found}, {**refused, **more_refused}
         more = f" (nor can those of {len(refused) - 1} more layers)" if len(refused) > 1 else ""
@@ -176,28 +169,18 @@ def vectors(model: Any, variables: Any, inputs: Any, kernels: Sequence[str]) -> 
             for kernel, couplings in found.items()}
 
 
-def wrap(inner: optax.GradientTransformation, plan: Plan, names: Callable[[Any], list[str]],
+def wrap(inner: optax.GradientTransformation, plan: Plan,
          vectors: Mapping[str, Sequence[str]] = {}) -> optax.GradientTransformation:
     """The optimizer with pruning.
 
     Args:
       inner: the optimizer.
       plan: what goes when.
-      names: of the leaves of a tree, in its order.
       vectors: for structure "filters", what goes with the filters of a kernel, as the function `vectors` gives it.
 
     Raises:
       UserError: on its first use, where the plan fits no parameter, or its structure none of their shapes.
     """
-    def named(tree: Any) -> dict[str, jax.Array]:
-        return dict(zip(names(tree), jax.tree.leaves(tree), strict=True))
-
-    def chosen(tree: Any) -> dict[str, jax.Array]:
-        return {name: leaf for name, leaf in named(tree).items() if plan.what.fullmatch(name)}
-
-    def put(tree: Any, values: dict[str, jax.Array]) -> Any:
-        return jax.tree.unflatten(jax.tree.structure(tree), [*(named(tree) | values).values()])
-
     def with_vectors(masks: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Masks of kernels, and of the vectors that go with their filters."""
         found = dict(masks)
@@ -206,17 +189,17 @@ def wrap(inner: optax.GradientTransformation, plan: Plan, names: Callable[[Any],
         return found
 
     def init(params):
-        weights = chosen(params)
+        weights = named(params, plan.what)
         if not weights:
-            raise UserError(f"optimizer.prune: what='{plan.what.pattern}' matches no parameter, e.g. {names(params)[0]}"
-                            )
+            raise UserError(f"optimizer.prune: what='{plan.what.pattern}' matches no parameter, e.g. "
+                            f"{parameter_names(params)[0]}")
         jax.eval_shape(lambda: plan.keep(weights, plan.end, weights=weights))  # says what does not fit
         moved = {name: jnp.zeros_like(weight) for name, weight in weights.items()} if plan.score == "movement" else {}
         masks = {name: jnp.ones(weight.shape, bool) for name, weight in weights.items()}
         return PruneState(jnp.zeros((), jnp.int32), masks, moved, inner.init(params))
 
     def update(gradients, state, params):
-        weights, slopes = chosen(params), chosen(gradients)
+        weights, slopes = named(params, plan.what), named(gradients, plan.what)
         moved = {name: total - weights[name] * slopes[name] for name, total in state.moved.items()}
 
         def again():

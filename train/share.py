@@ -25,8 +25,7 @@ import optax
 from models.compress import codebook
 from models.errors import UserError
 from train import calls
-
-KERNELS = ".*/kernel"
+from train.parameters import KERNELS, named, parameter_names, pattern, put
 
 
 class ShareState(NamedTuple):
@@ -48,20 +47,15 @@ class Plan(NamedTuple):
         """Of an index into the codebook of these weights."""
         return self.dense if weights.ndim <= 2 else self.conv
 
-    def chosen(self, params: Any, names: Callable[[Any], list[str]]) -> dict[str, Any]:
-        """The parameters that share, by name."""
-        return {name: leaf for name, leaf in zip(names(params), jax.tree.leaves(params), strict=True)
-                if self.what.fullmatch(name)}
-
-    def snap(self, params: Any, names: Callable[[Any], list[str]]) -> Any:
+    def snap(self, params: Any) -> Any:
         """The parameters, those that share at the nearest of their layer's values; UserError where none does."""
-        chosen = self.chosen(params, names)
+        chosen = named(params, self.what)
         if not chosen:
             raise UserError(f"optimizer.share: what='{self.what.pattern}' matches no parameter, e.g. "
-                            f"{names(params)[0]}")
+                            f"{parameter_names(params)[0]}")
         shared = {name: codebook.share(np.asarray(weights), self.bits(weights), self.init).weights()
                   for name, weights in chosen.items()}
-        return _put(params, names, shared)
+        return put(params, shared)
 
 
 def plan(text: str) -> Plan:
@@ -70,51 +64,41 @@ def plan(text: str) -> Plan:
         def share(conv: int = 8, dense: int = 5, what: str = KERNELS) -> Plan:
             if not (1 <= conv <= codebook.MOST_BITS and 1 <= dense <= codebook.MOST_BITS):
                 raise ValueError(f"conv={conv}, dense={dense}: bits are 1 to {codebook.MOST_BITS}")
-            try:
-                return Plan(init, conv, dense, re.compile(what))
-            except re.error as error:
-                raise ValueError(f"what='{what}' is no regular expression: {error}") from None
+            return Plan(init, conv, dense, pattern(what))
 
         return share
 
     return calls.resolve_one("codebook init", text, {init: made(init) for init in codebook.INITS})
 
 
-def wrap(inner: optax.GradientTransformation, plan: Plan, names: Callable[[Any], list[str]]
-         ) -> optax.GradientTransformation:
+def wrap(inner: optax.GradientTransformation, plan: Plan) -> optax.GradientTransformation:
     """The optimizer of a network whose weights share values already: `plan.snap` made them.
 
     Args:
       inner: the optimizer.
       plan: which share how many.
-      names: of the leaves of a tree, in its order.
     """
     def init(params):
         index = {}
-        for name, weights in plan.chosen(params, names).items():
+        for name, weights in named(params, plan.what).items():
             _, found = jnp.unique(weights, size=2 ** plan.bits(weights) + 1, fill_value=0, return_inverse=True)  # and 0
             index[name] = found.reshape(weights.shape).astype(jnp.int32)
         return ShareState(index, inner.init(params))
 
     def update(gradients, state, params):
-        weights, slopes = plan.chosen(params, names), plan.chosen(gradients, names)
+        weights, slopes = named(params, plan.what), named(gradients, plan.what)
         sums = {}
         for name, slope in slopes.items():
             index = state.index[name]
             total = jnp.zeros(2 ** plan.bits(slope) + 1, slope.dtype).at[index].add(slope)
             sums[name] = jnp.where(weights[name] == 0, 0, total[index])
-        updates, after = inner.update(_put(gradients, names, sums), state.inner, params)
+        updates, after = inner.update(put(gradients, sums), state.inner, params)
         moves = {}
-        for name, move in plan.chosen(updates, names).items():
+        for name, move in named(updates, plan.what).items():
             index = state.index[name]
             # One number a value, whatever the compiler made of equal sums: what is equal stays so to the bit
             one = jnp.full(2 ** plan.bits(move) + 1, -jnp.inf, move.dtype).at[index].max(move)
             moves[name] = jnp.where(weights[name] == 0, 0, one[index])
-        return _put(updates, names, moves), ShareState(state.index, after)
+        return put(updates, moves), ShareState(state.index, after)
 
     return optax.GradientTransformation(init, update)
-
-
-def _put(tree: Any, names: Callable[[Any], list[str]], values: dict[str, Any]) -> Any:
-    leaves = [values.get(name, leaf) for name, leaf in zip(names(tree), jax.tree.leaves(tree), strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves)

@@ -77,8 +77,12 @@ def load(data: bytes, where: str | Path = "the file") -> tuple[nn.Module, dict[s
     return model, weights.from_arrays(model, arrays, "ablate", drawn=drawn)
 
 
-def table(data: bytes) -> list[dict[str, Any]]:
+def table(data: bytes, variables: Mapping[str, Any]) -> list[dict[str, Any]]:
     """How the bytes of a file are spent, a row an array of two axes or more; then all others, and what frames them.
+
+    Args:
+      data: of the file.
+      variables: what `load` made of it.
 
     Returns:
       {"name", "weights", "kept" (not 0), "entries" (those and fillers), "values" (of the codebook), "index_bits" (of an
@@ -86,9 +90,8 @@ def table(data: bytes) -> list[dict[str, Any]]:
       the weights would take), "parts" ({part: bytes})}; None where an array has no such thing.
     """
     found, others = [], {"name": "biases, norms", "weights": 0, "kept": 0, "bytes": 0, "float32": 0, "parts": {}}
-    listed = packed.contents(data)
-    arrays = packed.unpack(data, {name: one.shape for name, one in listed.items()})
-    for name, one in listed.items():
+    arrays = weights.flatten(variables)
+    for name, one in packed.contents(data).items():
         array, parts = arrays[name], {part: size for part, size in one.parts.items() if size}
         row = {"name": name, "weights": array.size, "kept": int(np.count_nonzero(array)),
                "entries": one.entries, "bytes": sum(parts.values()), "float32": 4 * array.size, "parts": parts}

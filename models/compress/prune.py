@@ -83,12 +83,10 @@ def keep(found: Arrays, sparsity: float | jax.Array | Mapping[str, float | jax.A
         found = {name: jnp.where(before[name], score, -jnp.inf) for name, score in found.items()}
     if structure == "2:4":
         return {name: _two_of_four(name, score) for name, score in found.items()}
-    units = found
+    units, least = found, 0
     if structure == "filters":
-        units = {name: score.sum(tuple(range(score.ndim - 1))) for name, score in found.items()}
-    least = 0
-    if structure == "filters":
-        units, least = {name: _best_first(unit) for name, unit in units.items()}, 1
+        sums = {name: score.sum(tuple(range(score.ndim - 1))) for name, score in found.items()}
+        units, least = {name: _best_first(unit) for name, unit in sums.items()}, 1
     if by == "layer":
         shares = sparsity if isinstance(sparsity, Mapping) else dict.fromkeys(units, sparsity)
         masks = {name: _highest(unit.ravel(), shares[name], least).reshape(unit.shape) for name, unit in units.items()}
