@@ -30,7 +30,8 @@ def base() -> ConfigDict:
 
     # What is trained, and by which loss (train/tasks).
     c.task = ConfigDict()
-    c.task.name = "classify"  # classify | multi_label
+    # classify | multi_label | gated(weight=2.0) | policy(penalty=5.0, curriculum='50%', joint=False) | multi_exit
+    c.task.name = "classify"
     c.task.label_smoothing = 0.0
 
     # `name` of models.names(); every other key is a field of that model: norm, act, init, conv, dense, dtype, …

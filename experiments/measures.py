@@ -136,8 +136,8 @@ def deletions(run: Any, state: Any) -> dict[str, Any]:
 
     model = run.task.model
     plain = model.shortcut == "none"
-    blocks = [f"stage{stage + 1}/block{i}" for stage, size in enumerate(model.stage_sizes) for i in range(size)
-              if not (plain and stage > 0 and i == 0)]
+    halves = {f"stage{stage}/block0" for stage in range(2, len(model.stage_sizes) + 1)}
+    blocks = [block for block in model.blocks if not (plain and block in halves)]
 
     @jax.jit
     def correct(variables, deleted, batch):
@@ -160,6 +160,5 @@ def deletions(run: Any, state: Any) -> dict[str, Any]:
         for deleted in range(-1, len(blocks)):  # -1: none
             sums[deleted + 1] += np.asarray(correct(variables, deleted, batch))
     whole, *accuracy = (sums[:, 0] / sums[:, 1]).tolist()
-    halving = [path.endswith("/block0") and path != "stage1/block0" for path in blocks]
-    return {"blocks": blocks, "halving": halving, "accuracy": accuracy, "whole": whole,
+    return {"blocks": blocks, "halving": [block in halves for block in blocks], "accuracy": accuracy, "whole": whole,
             "chance": 1 / len(run.feed.classes)}

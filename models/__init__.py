@@ -26,6 +26,8 @@ runtime.tune()
 # partial applications of module classes to fields.
 FAMILIES = {
     "alexnet": "models.alexnet",
+    "blockdrop": "models.gated",
+    "convnet_aig": "models.gated",
     "convnext": "models.convnext",
     "convnext_ladder": "models.ladder",
     "densenet": "models.densenet",

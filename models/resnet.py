@@ -12,7 +12,7 @@ ImageNet networks are laid out as torchvision's: padding k // 2, the stride of a
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,7 @@ from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.regularize import Dropout, StochasticDepth
+from models.layers.skipping import compacted
 from models.weights.layouts import DENSE_AS_CONV, SAME, Conversion, Layout
 
 CHOICES = {"stem": ("imagenet", "cifar", "bit"), "shortcut": ("A", "B", "C", "none"), "stride_in": ("3x3", "1x1")}
@@ -47,6 +48,7 @@ class Block(nn.Module):
       dropout: rate before the last convolution (Zagoruyko 2016, section 2.4).
       drop_branch: probability of dropping the branch of an example.
       train: whether these two act.
+      gate: constructor of a module that decides from x which examples need the branch (gated.py).
     """
 
     layers: Ingredients
@@ -63,9 +65,32 @@ class Block(nn.Module):
     dropout: float
     drop_branch: float
     train: bool
+    gate: Callable | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, keep: jax.Array | None = None) -> jax.Array:
+        """keep [N]: of the examples that need the branch, 1; of others, 0. None: the gate decides, or all do."""
+        _, _, norm, act = self.layers
+        source = act(norm(name="norm1")(x)) if self.preact and self.preact_first else x
+        if keep is None and self.gate is not None:
+            keep = self.gate(name="gate")(x)
+        if self.shortcut == "none":
+            y = self._branch(source)
+        elif keep is None:
+            y = self._branch(source)
+            y = self._shortcut(x, source) + StochasticDepth(self.drop_branch, deterministic=not self.train)(y)
+        else:
+            keep = Endpoint("gate")(keep)
+            y = self._shortcut(x, source)
+            if self.train:
+                drop = StochasticDepth(self.drop_branch, deterministic=False)
+                y += drop(self._branch(source)) * keep[:, None, None, None].astype(y.dtype)
+            else:
+                y += compacted(Block._branch, self, keep > 0, source, jnp.zeros_like(y))
+        return y if self.preact else act(y)
+
+    def _branch(self, y: jax.Array) -> jax.Array:
+        """The convolutions, of what is normalized and activated already where they begin with that."""
         conv, _, norm, act = self.layers
         if self.bottleneck:
             strides = (self.stride, 1) if self.stride_in == "1x1" else (1, self.stride)
@@ -73,12 +98,10 @@ class Block(nn.Module):
             branch = [(self.inner, 1, strides[0], 1), middle, (self.features, 1, 1, 1)]
         else:
             branch = [(self.inner, 3, self.stride, 1), (self.features, 3, 1, 1)]
-        source = y = x
         for i, (features, size, stride, groups) in enumerate(branch, 1):
             last = i == len(branch)
-            if self.preact and (i > 1 or self.preact_first):
+            if self.preact and i > 1:
                 y = act(norm(name=f"norm{i}")(y))
-                source = y if i == 1 else source
             if last:
                 y = Dropout(self.dropout, deterministic=not self.train)(y)
             zero = {"kernel_init": _zeros} if last and self.zero == "kernel" else {}
@@ -86,9 +109,7 @@ class Block(nn.Module):
             if not self.preact:
                 y = norm(name=f"norm{i}", scale_init=_zeros if last and self.zero == "scale" else _ones)(y)
                 y = y if last else act(y)
-        if self.shortcut != "none":
-            y = self._shortcut(x, source) + StochasticDepth(self.drop_branch, deterministic=not self.train)(y)
-        return y if self.preact else act(y)
+        return y
 
     def _shortcut(self, x: jax.Array, source: jax.Array) -> jax.Array:
         """He 2016, section 4.1; a projection of preact blocks starts from the activated input (He 2016b, appendix)."""
@@ -104,14 +125,14 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution, each an endpoint."""
+    """Blocks at one resolution, each an endpoint, and what `visit(block, x)` makes of them."""
 
     blocks: Sequence
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, visit: Callable) -> jax.Array:
         for i, block in enumerate(self.blocks):
-            x = Endpoint(f"block{i}")(block(name=f"block{i}")(x))
+            x = Endpoint(f"block{i}")(visit(block(name=f"block{i}"), x))
         return x
 
 
@@ -171,6 +192,11 @@ class ResNet(Classifier):
         if self._inner(0) < 1:
             raise UserError(f"width={self.width} with base_width={self.base_width} leaves no channels in a bottleneck")
 
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The names of all blocks, in order: "stage1/block0"."""
+        return tuple(f"stage{stage}/block{i}" for stage, size in enumerate(self.stage_sizes, 1) for i in range(size))
+
     def _planes(self, stage: int) -> int:
         return self.width * self.widen * 2**stage
 
@@ -180,6 +206,12 @@ class ResNet(Classifier):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        return self._forward(images, train)
+
+    def _forward(self, images: jax.Array, train: bool, visit: Callable = lambda block, x: block(x),
+                 gates: Sequence[Callable | None] = ()) -> jax.Array:
+        """The same. Networks that compute less for some examples give, of each block, what they make of it,
+        visit(block, x) -> x, or its gate."""
         layers = self.ingredients(train)
         x = self._stem(layers, images)
         zero = ("kernel" if self.preact or self.norm == "none" else "scale") if self.zero_gamma else ""
@@ -191,14 +223,15 @@ class ResNet(Classifier):
         )
         for stage, size in enumerate(self.stage_sizes):
             features = self._planes(stage) * (EXPANSION if self.bottleneck else 1)
+            before = sum(self.stage_sizes[:stage])
             blocks = [
                 functools.partial(block, features=features, inner=self._inner(stage),
                                   stride=2 if stage > 0 and i == 0 else 1,
                                   preact_first=stage > 0 or i > 0 or self.stem == "bit",
-                                  drop_branch=drop_slope * (sum(self.stage_sizes[:stage]) + i + 1))
+                                  drop_branch=drop_slope * (before + i + 1), gate=gates[before + i] if gates else None)
                 for i in range(size)
             ]
-            x = Endpoint(f"stage{stage + 1}")(Stage(blocks, name=f"stage{stage + 1}")(x))
+            x = Endpoint(f"stage{stage + 1}")(Stage(blocks, name=f"stage{stage + 1}")(x, visit))
         if self.preact:
             x = layers.act(layers.norm(name="final_norm")(x))
         x = Endpoint("pre_logits")(x.mean((1, 2)))  # [N, H, W, C] -> [N, C]
@@ -251,7 +284,7 @@ VARIANTS = {
     **{f"resnetv2_{d}x{factor}_bit": _bit(d, factor)
        for d, factor in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))},
     **{f"plain{d}": _cifar(d, shortcut="none") for d in (8, 14, 20, 32, 44, 56, 110)},
-    **{f"resnet{d}": _cifar(d) for d in (8, 14, 20, 32, 44, 56, 110, 1202)},
+    **{f"resnet{d}": _cifar(d) for d in (8, 14, 20, 32, 38, 44, 56, 74, 110, 1202)},
     **{f"preresnet{d}": _cifar(d, preact=True) for d in (20, 32, 44, 56, 110)},
     # He 2016b, section 3 and table 4: 9n + 2 layers, bottlenecks.
     **{f"preresnet{9 * n + 2}": _net(ResNet, stage_sizes=(n,) * 3, bottleneck=True, preact=True, **_CIFAR)

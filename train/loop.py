@@ -96,7 +96,8 @@ def setup(config: Mapping[str, Any]) -> Run:
 
     model = models.create(reader.model.name, **{
         **feed.fields, "dtype": PRECISIONS[reader.precision], **reader.model.to_dict(without=("name",))})
-    task = tasks.create(reader.task, model, len(feed.classes), feed.unit, feed.label_shape, reader.data.source)
+    task = tasks.create(reader.task, model, len(feed.classes), feed.unit, feed.label_shape, reader.data.source,
+                        to_steps)
     variables, task_state = task.init(jax.random.key(reader.seed), feed.inputs)
     init_from, init_new = reader.init_from, [part for part in reader.init_new.split("|") if part]
     if init_from and reader.data_init != "none":

@@ -1,5 +1,7 @@
 """What a network with several exits ends in, at each of them (Huang et al. 2018, arXiv 1703.09844, section 5)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,18 @@ class Exit(nn.Module):
         for i in (1, 2):
             x = act(norm(name=f"norm{i}")(conv(self.features or x.shape[-1], 3, 2, name=f"conv{i}")(x)))
         return dense(self.num_classes, name="head")(x.mean((1, 2))).astype(jnp.float32)
+
+
+def costs(cost: Any, num_exits: int) -> list[int]:
+    """Mult-adds until each exit, those of the exits before it included: of what `models.complexity.analyze` found for a
+    network whose exits are modules "exit1", "exit2", ...; the last one is the end of the network."""
+    found, total = [], 0
+    for layer, following in zip(cost.layers, (*cost.layers[1:], None), strict=True):
+        total += layer.mult_adds
+        name = f"exit{len(found) + 1}"
+        if layer.path.startswith(f"{name}/") and not (following and following.path.startswith(name)):
+            found.append(total)
+    return [*found[:num_exits - 1], cost.mult_adds]
 
 
 def confidence(logits: jax.Array) -> jax.Array:

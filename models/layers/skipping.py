@@ -1,9 +1,9 @@
 """Really skipping: examples of a batch that a layer is not needed for are not computed.
 
-A network that decides by example what to compute (gated.py, early_exit.py, msdnet.py) calls `compacted` for what may be
-skipped. By default everything is computed, and what is not wanted is masked: the program has no branches. Within
-`skipping()` the wanted examples are put next to each other, and one of a few programs for batches of fixed sizes runs on
-them, chosen on the device: nothing is compiled again, and the host waits for nothing.
+A network that decides by example what to compute (gated.py, early_exit.py, msdnet.py) calls `compacted` for what may
+be skipped. By default everything is computed, and what is not wanted is masked: the program has no branches. Within
+`skipping()` the wanted examples are put next to each other, and one of a few programs for batches of fixed sizes runs
+on them, chosen on the device: nothing is compiled again, and the host waits for nothing.
 """
 
 import contextlib

@@ -11,20 +11,25 @@ A task is an object with
 with metrics {name: (sum over examples, weight)}: never a mean, so that they add up over batches and devices.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-from models.errors import UserError, choice_error
+from models.errors import UserError
+from train import calls
 from train.tasks.classify import Classify
+from train.tasks.gated import Gated
+from train.tasks.multi_exit import MultiExit
 from train.tasks.multi_label import MultiLabel
+from train.tasks.policy import Policy
 from train.tasks.translate import Translate
 
-TASKS = {"classify": Classify, "multi_label": MultiLabel}
+TASKS = {"classify": Classify, "multi_label": MultiLabel, "gated": Gated, "policy": Policy, "multi_exit": MultiExit}
 TEXT_TASKS = {"translate": Translate}
 
 
 def create(config: Any, model: Any, num_classes: int, unit: str = "images", label_shape: tuple[int, ...] = (),
-           source: str = "") -> Any:
-    """The task on `unit` that `config` (the section `task`) names; its other keys are the task's arguments.
+           source: str = "", to_steps: Callable[[str], int] | None = None) -> Any:
+    """The task on `unit` that `config` (the section `task`) names, with its arguments: "policy(penalty=5.0)".
 
     Args:
       config: the section.
@@ -33,16 +38,16 @@ def create(config: Any, model: Any, num_classes: int, unit: str = "images", labe
       unit: what an example is.
       label_shape: of the data, see `train.data.source.Source`.
       source: data.source, for errors.
+      to_steps: durations to steps.
 
     Raises:
-      UserError: for an unknown task, and one for labels of another kind.
+      UserError: for an unknown task or argument, a network or labels that it is not for.
     """
     table = TASKS if unit == "images" else TEXT_TASKS
-    if config.name not in table:
-        raise choice_error("task", config.name, table)
+    task = calls.resolve_one("task", config.name, table, model, num_classes, config, to_steps)
     several = bool(label_shape)
-    if getattr(table[config.name], "multi_label", False) != several:
+    if getattr(task, "multi_label", False) != several:
         kinds = ("one class", "several classes")
         raise UserError(f"task.name={config.name} wants {kinds[not several]} an image, but data.source={source} has "
                         f"{kinds[several]}" + ("; want task.name=multi_label" if several else ""))
-    return table[config.name](model, num_classes, config)
+    return task

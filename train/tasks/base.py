@@ -1,5 +1,6 @@
 """What tasks share: label smoothing, variables; and of those on images, how a batch goes through the network."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,9 +10,13 @@ from models.errors import UserError
 
 
 class Task:
-    """Holds model, num_classes and label_smoothing, for which it reads the section `task`; has no state of its own."""
+    """Holds model, num_classes and label_smoothing, for which it reads the section `task`; has no state of its own.
 
-    def __init__(self, model: Any, num_classes: int, config: Any):
+    `to_steps` turns a duration into steps; keywords of a task are its arguments in the config's text.
+    """
+
+    def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Callable[[str], int] | None = None):
+        del to_steps
         self.model = model
         self.num_classes = num_classes
         self.label_smoothing = config.label_smoothing

@@ -20,10 +20,10 @@ class Translate(Task):
 
     headline = "accuracy"
 
-    def __init__(self, model: Any, num_classes: int, config: Any):
+    def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None):
         if not isinstance(model, Transformer):
             raise UserError(f"task translate is for encoder-decoders (transformer_base), not {type(model).__name__}")
-        super().__init__(model, num_classes, config)
+        super().__init__(model, num_classes, config, to_steps)
 
     def loss(self, params, model_state, task_state, batch, key, step):
         """Cross-entropy over this device's target tokens, by token of the global batch; see `train.tasks`."""

@@ -1,0 +1,218 @@
+"""What networks compute of each image that decide so themselves, and how right they are. See --help."""
+
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.table
+from absl import flags
+
+from models import budget
+from models.complexity import short
+from models.errors import UserError
+from models.gated import gates
+from models.layers.exit import confidence
+from train import checkpoint, cli, finished, summary
+from train import evaluate as scoring
+from train.data import source
+from train.tasks.gated import Skipping, block_costs
+from train.tasks.multi_exit import MultiExit, exit_costs
+
+USAGE = """Accuracy against average mult-adds of a finished run of a network that decides by image what to compute.
+
+    python -m train.adaptive --workdir=runs/aig                                   with gates or a policy
+    python -m train.adaptive --workdir=runs/msdnet                                each exit, and a range of budgets
+    python -m train.adaptive --workdir=runs/msdnet --budget=25e6,50e6             these, for the average image
+    python -m train.adaptive --workdir=runs/msdnet --budget=25e6 --anytime        for every image
+
+Thresholds of a budget are fitted on --validation, images that were neither trained on nor are the test set: by default
+what the run's data.train_split leaves, "validation" of "train_fit", "train[45000:]" of "train[:45000]".
+"""
+POINTS = 8  # budgets between the cheapest and the costliest exit, where none is asked for
+
+
+def outputs(predict: Any, run: Any, state: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> tuple[np.ndarray, ...]:
+    """predict(variables, batch) of all images of some batches, [N, ...], and their labels [N]."""
+    found, labels, _ = scoring.predictions(types.SimpleNamespace(predict=predict), state.evaluation_variables(),
+                                           run.feed.prepare_evaluation, batches)
+    return found, labels
+
+
+def blocks(run: Any, state: Any, everything: bool = False) -> dict[str, Any]:
+    """Of the test set: {"right" bool [N], "computed" bool [N, blocks], "mult_adds" [N], "labels" [N]}.
+
+    Args:
+      run: whose task is a `train.tasks.gated.Skipping`.
+      state: on the host.
+      everything: whether all blocks are computed, whatever the network decides.
+    """
+    model = run.task.model
+
+    def predict(variables, batch):
+        keep = {"keep": jnp.ones((len(batch["image"]), len(model.blocks)))} if everything else {}
+        logits, computed = gates(model, variables, batch["image"], **keep)
+        return jnp.concatenate([logits, computed], 1)
+
+    found, labels = outputs(predict, run, state, run.feed.test_batches())
+    logits, computed = np.split(found, [len(run.feed.classes)], 1)
+    always, each = block_costs(model, run.feed.image_shape)
+    return {"right": logits.argmax(1) == labels, "computed": computed > 0, "labels": labels,
+            "mult_adds": always + (computed > 0) @ np.asarray(each)}
+
+
+def exits(run: Any, state: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Of the images of some batches: {"right" bool [N, exits], "confidence" float32 [N, exits], "labels" [N]}."""
+    def predict(variables, batch):
+        logits = run.task.exits(variables, batch["image"])[1]
+        return jnp.stack([jnp.argmax(logits, -1).astype(jnp.float32), confidence(logits)], -1)
+
+    found, labels = outputs(predict, run, state, batches)
+    return {"right": found[..., 0] == labels[:, None], "confidence": found[..., 1], "labels": labels}
+
+
+def held_out(run: Any, split: str = "") -> Iterable[Mapping[str, np.ndarray]]:
+    """Batches of the images on which thresholds are fitted.
+
+    Args:
+      run: of a task on images.
+      split: of its data; "": what its training split leaves.
+
+    Raises:
+      UserError: it leaves none.
+    """
+    data = run.config["data"]
+    trained = data["train_split"]
+    name, _, part = trained.partition("[")
+    if not split and trained == "train_fit":
+        split = "validation"
+    elif not split and part.startswith(":"):
+        split = f"{name}[{part[1:-1]}:]"
+    if not split:
+        raise UserError(f"a budget for the average image needs images that were not trained on, and the run's "
+                        f"data.train_split='{trained}' leaves none: train with 'train[:90%]' (digits and folders: "
+                        "'train_fit'), or name some by --validation")
+    options = types.SimpleNamespace(**{**data, "test_split": split, "select_test": data["select"]})
+    return run.feed.batches(source.load(options, "test"))
+
+
+def budgeted(test: Mapping[str, np.ndarray], fitted: Mapping[str, np.ndarray], costs: Sequence[int], allowed: float
+             ) -> dict[str, Any]:
+    """What a budget for the average image gives on the test set.
+
+    Args:
+      test, fitted: of `exits`; thresholds are those of the second.
+      costs: mult-adds until each exit.
+      allowed: the budget.
+
+    Returns:
+      {"budget", "accuracy", "mult_adds" on average, "thresholds", "left": share of the images at each exit}.
+    """
+    limits = budget.thresholds(fitted["confidence"], budget.shares(allowed, costs))
+    left = budget.leave(test["confidence"], limits)
+    return {"budget": allowed, "accuracy": float(test["right"][np.arange(len(left)), left].mean()),
+            "mult_adds": float(np.asarray(costs)[left].mean()), "thresholds": limits.tolist(),
+            "left": (np.bincount(left, minlength=len(costs)) / len(left)).tolist()}
+
+
+def kind(run: Any) -> str:
+    """ "blocks" or "exits": what its network decides on.
+
+    Raises:
+      UserError: nothing.
+    """
+    if isinstance(run.task, Skipping):
+        return "blocks"
+    if isinstance(run.task, MultiExit):
+        return "exits"
+    raise UserError(f"this run's network, {run.config['model']['name']}, computes the same of every image: it was "
+                    "trained with neither gates, nor a policy, nor exits (task.name=gated, policy, multi_exit)")
+
+
+def measure(run: Any, state: Any, budgets: Sequence[float] = (), everyone: bool = False, validation: str = ""
+            ) -> list[dict[str, Any]]:
+    """Ways to use the network of a finished run, on its test set: [{"way", "accuracy", "mult_adds" on average, ...}].
+
+    Args:
+      run, state: of `train.finished.load`.
+      budgets: in mult-adds, of networks with exits.
+      everyone: whether budgets are those of every image, instead of the average one.
+      validation: see `held_out`.
+
+    Raises:
+      UserError: the network decides nothing; a budget below the cheapest exit.
+    """
+    if kind(run) == "blocks":
+        if budgets:
+            raise UserError("--budget is for networks with exits; what gates and policies compute is decided in "
+                            "training (task.name, model.target)")
+        rows = []
+        for way, everything in (("all blocks", True), ("as decided", False)):
+            found = blocks(run, state, everything)
+            rows.append({"way": way, "accuracy": float(found["right"].mean()),
+                         "mult_adds": float(found["mult_adds"].mean()),
+                         "blocks": float(found["computed"].sum(1).mean())})
+        return rows
+    costs = exit_costs(run.task.model, run.feed.image_shape)
+    for allowed in budgets:
+        budget.anytime(allowed, costs)  # refuses what is too small before anything is computed
+    test = exits(run, state, run.feed.test_batches())
+    each = [{"way": f"exit {k + 1}", "accuracy": float(test["right"][:, k].mean()), "mult_adds": float(cost)}
+            for k, cost in enumerate(costs)]
+    if everyone:
+        return [{**each[budget.anytime(allowed, costs)], "budget": allowed} for allowed in budgets] or each
+    try:
+        fitted = exits(run, state, held_out(run, validation))
+    except UserError:
+        if budgets or validation:
+            raise
+        return each  # nothing was asked for that needs them
+    budgets = budgets or np.linspace(costs[0], costs[-1], POINTS + 2)[1:-1].tolist()
+    return each + [{"way": "batch", **budgeted(test, fitted, costs, allowed)} for allowed in budgets]
+
+
+def table(rows: Sequence[Mapping[str, Any]], whole: int) -> rich.table.Table:
+    """For the terminal; `whole`: mult-adds of the whole network."""
+    made = rich.table.Table()
+    for i, column in enumerate(("way", "accuracy", "mult-adds on average", "of the whole", "")):
+        made.add_column(column, justify="right" if 0 < i < 4 else "left")
+    for row in rows:
+        more = {"budget": lambda x: f"budget {short(x)}", "blocks": lambda x: f"{x:.1f} blocks",
+                "left": lambda x: "left at " + " ".join(f"{share:.0%}" for share in x)}
+        made.add_row(row["way"], f"{row['accuracy']:.2%}", short(row["mult_adds"]), f"{row['mult_adds'] / whole:.1%}",
+                     ", ".join(say(row[name]) for name, say in more.items() if name in row))
+    return made
+
+
+def main() -> None:
+    """Loads the run, measures, prints and writes."""
+    import jax
+
+    if not WORKDIR.value:
+        raise UserError("--workdir is missing, e.g. --workdir=runs/aig")
+    if OUT.value and not Path(OUT.value).parent.is_dir():
+        raise UserError(f"--out={OUT.value}: there is no folder {Path(OUT.value).parent}")
+    try:
+        budgets = [float(text) for text in BUDGET.value]
+    except ValueError:
+        raise UserError(f"--budget={','.join(BUDGET.value)}: want mult-adds, e.g. 25e6 or 25e6,50e6") from None
+    run, state = finished.load(WORKDIR.value)
+    rows = measure(run, state, budgets, ANYTIME.value, VALIDATION.value)
+    costs = exit_costs(run.task.model, run.feed.image_shape) if kind(run) == "exits" else None
+    whole = costs[-1] if costs else round(rows[0]["mult_adds"])
+    rich.console.Console().print(table(rows, whole))
+    if OUT.value:
+        checkpoint.write_json(Path(OUT.value), {"workdir": WORKDIR.value, "model": run.config["model"]["name"],
+                                                "rows": rows, **summary.environment(jax.devices())})
+
+
+if __name__ == "__main__":  # only here: absl has one table of flags for the process
+    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    BUDGET = flags.DEFINE_list("budget", [], "Mult-adds, several with commas; of a network with exits.")
+    ANYTIME = flags.DEFINE_bool("anytime", False, "The budget is every image's, not that of the average image.")
+    VALIDATION = flags.DEFINE_string("validation", "", "Split on which thresholds are fitted.")
+    OUT = flags.DEFINE_string("out", "", "JSON file to write.")
+    cli.run(main, USAGE)

@@ -1,0 +1,68 @@
+"""ConvNet-AIG (Veit & Belongie 2018, arXiv 1711.11503): classification by blocks that are computed for some images."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+
+from models import complexity
+from models.errors import UserError
+from models.gated import Adaptive, GatedResNet, costs, gates
+from train.tasks.classify import Classify
+
+
+@functools.cache
+def block_costs(model: Adaptive, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Mult-adds of one image of that shape: what is always computed, and each block."""
+    return costs(model, complexity.analyze(model, (1, *shape)))
+
+
+class Skipping(Classify):
+    """What tasks of networks that skip blocks measure, besides accuracy:
+
+      blocks              computed for an image, on average
+      average_mult_adds   likewise
+      gate_rates          the share of the images for which each block is computed, in order
+    """
+
+    def used(self, computed, batch):
+        """Metrics of `computed` [B, blocks], 1 where a block was computed for an image."""
+        always, each = block_costs(self.model, batch["image"].shape[1:])
+        mask, weight = batch["mask"], jnp.sum(batch["mask"])
+        return {
+            "blocks": (jnp.sum(computed * mask[:, None]), weight),
+            "average_mult_adds": (jnp.sum((always + computed @ jnp.asarray(each, jnp.float32)) * mask), weight),
+            "gate_rates": (mask @ computed, jnp.full(computed.shape[1], weight)),
+        }
+
+    def evaluate(self, variables, task_state, batch):
+        """Those of `Classify`, and of `used`; nothing is sampled."""
+        logits, computed = gates(self.model, variables, batch["image"])
+        return {**self.measured(logits, batch), **self.used(computed, batch)}
+
+
+class Gated(Skipping):
+    """The loss of classification, and `weight` times the mean over all blocks of the squared difference between the
+    share of a device's images for which the block is computed and its rate (equation 5; the mean and the weight, 2 on
+    CIFAR and 1 on ImageNet, as in the authors' code: the paper adds up, without a weight)."""
+
+    def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None, *, weight: float = 2.0):
+        if not isinstance(model, GatedResNet):
+            raise UserError(f"task gated is for networks with gates (convnet_aig110), not {type(model).__name__}")
+        if weight < 0:
+            raise UserError(f"task gated: weight={weight} must be at least 0")
+        super().__init__(model, num_classes, config, to_steps)
+        self._weight = weight
+
+    def loss(self, params, model_state, task_state, batch, key, step):
+        """See the class and `train.tasks`."""
+        del step
+        (logits, model_state), computed = gates(
+            self.model, {"params": params, **model_state}, batch["image"], train=True, rngs={"dropout": key},
+            mutable=list(model_state))
+        loss, metrics = self.scored(logits, batch)
+        mask, weight = batch["mask"], jnp.sum(batch["mask"])
+        shares = mask @ computed / jnp.maximum(weight, 1)  # [blocks]; 1 where there is no gate
+        apart = jnp.mean((shares - jnp.asarray(self.model.block_rates)) ** 2)
+        metrics |= {"rate_loss": (apart * weight, weight), "blocks": (jnp.sum(shares) * weight, weight)}
+        return loss + self._weight * apart, (metrics, model_state, task_state)

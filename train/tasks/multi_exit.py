@@ -1,0 +1,54 @@
+"""Networks with several exits (Huang et al. 2018, arXiv 1703.09844): the sum of the losses of all of them."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+
+from models import complexity
+from models.errors import UserError
+from models.layers import exit
+from models.layers.endpoint import capture
+from train.tasks.classify import Classify, ranks
+
+
+@functools.cache
+def exit_costs(model: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Mult-adds until each exit, of one image of that shape."""
+    return tuple(exit.costs(complexity.analyze(model, (1, *shape)), model.num_exits))
+
+
+class MultiExit(Classify):
+    """Every exit classifies, and counts as much as the others (section 4, "loss functions"). Metrics are those of the
+    last one, "accuracy_by_exit" and "mult_adds_by_exit"."""
+
+    def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None):
+        if not getattr(model, "num_exits", 0):
+            raise UserError("task multi_exit is for networks with exits (msdnet_cifar_anytime, early_exit_resnet62), "
+                            f"not {type(model).__name__}")
+        super().__init__(model, num_classes, config, to_steps)
+
+    def exits(self, variables, images, **options):
+        """What `model.apply` returns, and the logits of all exits [B, exits, num_classes]."""
+        names = [f"exit{i + 1}" for i in range(self.model.num_exits)]
+        output, found = capture(self.model, variables, images, names=names, **options)
+        return output, jnp.stack([found[name] for name in names], 1)
+
+    def loss(self, params, model_state, task_state, batch, key, step):
+        """See the class and `train.tasks`."""
+        del step
+        (_, model_state), logits = self.exits({"params": params, **model_state}, batch["image"], train=True,
+                                              rngs={"dropout": key}, mutable=list(model_state))
+        losses, metrics = zip(*(self.scored(logits[:, i], batch) for i in range(logits.shape[1])), strict=True)
+        total = sum(losses)
+        return total, (metrics[-1] | {"loss": (total * len(logits), metrics[-1]["loss"][1])}, model_state, task_state)
+
+    def evaluate(self, variables, task_state, batch):
+        """See the class."""
+        del task_state
+        _, logits = self.exits(variables, batch["image"])
+        right = ranks(logits, jnp.repeat(batch["label"][:, None], logits.shape[1], 1)) == 0  # [B, exits]
+        weight = jnp.full(right.shape[1], jnp.sum(batch["mask"]))
+        spent = jnp.asarray(exit_costs(self.model, batch["image"].shape[1:]), jnp.float32)
+        return {**self.measured(logits[:, -1], batch), "accuracy_by_exit": (batch["mask"] @ right, weight),
+                "mult_adds_by_exit": (spent * weight, weight)}
