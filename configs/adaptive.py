@@ -1,0 +1,122 @@
+"""Adaptive inference: networks that decide by image what to compute.
+
+    python -m train --config=configs/adaptive.py:aig,scale=cifar10 --workdir=runs/aig
+    python -m train --config=configs/adaptive.py:blockdrop,scale=cifar10,from=runs/resnet110 --workdir=runs/policy
+    python -m train --config=configs/adaptive.py:blockdrop_joint,scale=cifar10,from=runs/policy --workdir=runs/blockdrop
+    python -m train --config=configs/adaptive.py:msdnet,scale=cifar100 --workdir=runs/msdnet
+    python -m train --config=configs/adaptive.py:early_exit,scale=cifar10 --workdir=runs/early_exit
+    python -m train.adaptive --workdir=runs/msdnet --budget=25e6
+
+aig               Veit & Belongie 2018, section 4 and the authors' code: 350 epochs of 256 on CIFAR, 100 on ImageNet;
+                  other targets by --config.model.target=0.5, rates of single blocks by --config.model.rates
+blockdrop         Wu et al. 2018, section 4.1 and the authors' code: the policy alone, of a network that is trained; the
+                  last block first, one more each epoch
+blockdrop_joint   then the policy and the network together; a higher penalty keeps more blocks and accuracy
+msdnet            Huang et al. 2018, section 5 and the PyTorch code beside it: 300 epochs of 64 on CIFAR, 90 of 256 on
+                  ImageNet; images for the thresholds of budgets are held out (5,000, 50,000)
+early_exit        the baseline there, a residual network with exits, likewise
+
+digits, on scikit-learn's 8x8 images, is for trying things out: narrow networks, minutes on a CPU.
+Published: AIG-110 5.76% error with 82% of its blocks, ResNet-110 6.61% (Veit 2018, table 1); BlockDrop 93.6% with 16.9
+of the 54 blocks of a ResNet-110 of 93.2%, 76.4% on ImageNet with 24.8 of 33 (Wu 2018, table 1, and the authors' page).
+"""
+
+from configs.base import arguments, base
+
+METHODS = ("aig", "blockdrop", "blockdrop_joint", "msdnet", "early_exit")
+SCALES = ("digits", "cifar10", "cifar100", "imagenet")
+NETWORKS = {
+    "aig": ("convnet_aig110", "convnet_aig50"), "msdnet": ("msdnet_cifar_budgeted", "msdnet_imagenet_step4"),
+    "early_exit": ("early_exit_resnet62", None), **dict.fromkeys(METHODS[1:3], ("blockdrop110", "blockdrop101")),
+}
+# Fields and epochs for digits
+SMALL = {
+    "aig": ({"width": 8, "stage_sizes": (2, 2, 2)}, 30),
+    "blockdrop": ({"width": 8, "stage_sizes": (2, 2, 2), "policy_width": 4}, 30),
+    "blockdrop_joint": ({"width": 8, "stage_sizes": (2, 2, 2), "policy_width": 4}, 30),
+    "msdnet": ({"num_exits": 3, "width": 8, "exit_width": 32}, 30),
+    "early_exit": ({"width": 8, "stage_sizes": (2, 2, 2), "exits": (2, 4), "exit_width": 32}, 30),
+}
+
+
+def get_config(text: str = ""):
+    """Arguments: method, scale (digits | cifar10 | cifar100 | imagenet), model ("": the paper's), from (of blockdrop: a
+    run's folder), data (a TFDS name; "": the scale's), epochs (0: the paper's)."""
+    a = arguments(text, method="aig", scale="digits", model="", **{"from": ""}, data="", epochs=0)
+    for name, value, allowed in (("method", a.method, METHODS), ("scale", a.scale, SCALES)):
+        if value not in allowed:
+            raise ValueError(f"unknown {name} '{value}'; allowed: {', '.join(allowed)}")
+    drops = a.method.startswith("blockdrop")
+    if drops != bool(a["from"]):
+        raise ValueError("blockdrop starts from a trained residual network, and blockdrop_joint from a run of blockdrop: "
+                         "from=runs/x" if drops else f"from={a['from']} is for blockdrop and blockdrop_joint")
+    if a.scale == "imagenet" and a.method == "early_exit" and not a.model:
+        raise ValueError("early_exit has no network for ImageNet; name one by model=")
+    c = base()
+    c.model.name = a.model or NETWORKS[a.method][a.scale == "imagenet"]
+    _data(c, a)
+    {"aig": _aig, "blockdrop": _blockdrop, "blockdrop_joint": _blockdrop_joint, "msdnet": _exits,
+     "early_exit": _exits}[a.method](c, a.scale)
+    if drops:
+        c.init_from, c.init_new = a["from"], "policy" if a.method == "blockdrop" else ""
+    if a.scale == "digits":
+        fields, epochs = SMALL[a.method]
+        for field, value in fields.items() if not a.model else ():
+            c.model[field] = value
+        c.duration, c.evaluate_every, c.checkpoint_every = f"{epochs} epochs", "5 epochs", "5 epochs"
+        c.batch_size = 64
+    if a.epochs:
+        c.duration = f"{a.epochs} epochs"
+    return c
+
+
+def _data(c, a):
+    images = a.scale == "imagenet"
+    c.data.source = "digits" if a.scale == "digits" else f"tfds:{a.data or ('imagenet2012' if images else a.scale)}"
+    c.data.augment = {"digits": "crop(1)", "imagenet": "flip"}.get(a.scale, "crop(4)|flip")
+    if a.scale == "digits":
+        c.eval_batch_size = 360
+    elif images:
+        c.data.image_size, c.data.crop = 224, "random_resized"
+        c.data.mean, c.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        c.data.test_split, c.data.pipeline, c.data.workers = "validation", "stream", 8
+    else:
+        c.eval_batch_size = 1000
+        c.data.mean, c.data.std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    held = {"digits": "train_fit", "imagenet": "train[:1231167]"}.get(a.scale, "train[:45000]")
+    if a.method in ("msdnet", "early_exit"):
+        c.data.train_split = held
+
+
+def _aig(c, scale):
+    c.optimizer.learning_rate, c.batch_size = 0.1, 256
+    if scale == "imagenet":
+        c.task.name, c.duration, c.optimizer.weight_decay = "gated(weight=1.0)", "100 epochs", 1e-4
+        c.optimizer.schedule = "step(0.1, '30 epochs', '60 epochs', '90 epochs')"
+    else:
+        c.task.name, c.duration, c.optimizer.weight_decay = "gated(weight=2.0)", "350 epochs", 5e-4
+        c.optimizer.schedule = "step(0.1, '43%', '71%')"  # 150 and 250 of 350 epochs
+
+
+def _blockdrop(c, scale):
+    c.optimizer.name, c.optimizer.learning_rate, c.batch_size = "adam", 1e-3, 2048
+    c.optimizer.groups = (("policy/.*", 1.0), (".*", 0.0))  # the network stays as it is
+    curriculum = {"imagenet": "33 epochs", "digits": "50%"}.get(scale, "54 epochs")
+    c.task.name = f"policy(penalty=1.0, curriculum='{curriculum}')"
+    c.duration = "45 epochs" if scale == "imagenet" else "5000 epochs"
+
+
+def _blockdrop_joint(c, scale):
+    c.optimizer.name, c.optimizer.learning_rate, c.batch_size = "adam", 1e-4, 320 if scale == "imagenet" else 256
+    c.task.name = f"policy(penalty={5.0 if scale == 'imagenet' else 10.0}, entropy=0.0, joint=True)"
+    c.duration = "10 epochs" if scale == "imagenet" else "1600 epochs"
+
+
+def _exits(c, scale):
+    c.task.name = "multi_exit"
+    c.optimizer.name, c.optimizer.learning_rate = "sgd(momentum=0.9, nesterov=True)", 0.1
+    c.optimizer.weight_decay, c.model.init = 1e-4, "msra_fan_out"
+    if scale == "imagenet":
+        c.duration, c.batch_size, c.optimizer.schedule = "90 epochs", 256, "step(0.1, '30 epochs', '60 epochs')"
+    else:
+        c.duration, c.batch_size, c.optimizer.schedule = "300 epochs", 64, "step(0.1, '50%', '75%')"
