@@ -33,6 +33,7 @@ FAMILIES = {
     "densenet": "models.densenet",
     "lenet": "models.lenet",
     "mobilenet": "models.mobilenet",
+    "msdnet": "models.msdnet",
     "plain": "models.resnet",
     "preresnet": "models.resnet",
     "resnet": "models.resnet",

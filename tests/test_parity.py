@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import models
+from models.layers.endpoint import capture
 from models.layers.init import jit_once
 from models.weights.layouts import flatten
 from tests.golden import drawn
@@ -32,13 +33,18 @@ def test_equal(family, label):
     model = models.create(case["name"], **{
         field: tuple(value) if isinstance(value, list) else value for field, value in case["fields"].items()})
     variables = drawn.variables(model)
-    state = [name for name in variables if name != "params"]
+    state, endpoints = [name for name in variables if name != "params"], case.get("endpoints", ())
+
+    def output(variables, images, **kwargs):
+        """Logits, or those of all exits [exits, N, num_classes]; and what is updated."""
+        found, at = capture(model, variables, images, mutable=state, names=endpoints, **kwargs)
+        return jnp.stack([at[name] for name in endpoints]) if endpoints else found[0], found[1]
 
     @jit_once
     def run(variables, images):
-        trained, updated = model.apply(variables, images, train=True, mutable=state,
-                                       rngs={"dropout": jax.random.key(0)}) if state else (None, {})
-        return model.apply(variables, images), trained, updated
+        trained, updated = output(variables, images, train=True, rngs={"dropout": jax.random.key(0)}
+                                  ) if state else (None, {})
+        return output(variables, images)[0], trained, updated
 
     assert case["shapes"]
     for shape in map(tuple, case["shapes"]):

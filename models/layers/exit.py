@@ -1,12 +1,16 @@
 """What a network with several exits ends in, at each of them (Huang et al. 2018, arXiv 1703.09844, section 5)."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models.errors import UserError
+from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Ingredients
+from models.layers.skipping import compacted
 
 
 class Exit(nn.Module):
@@ -19,32 +23,77 @@ class Exit(nn.Module):
       layers: constructors of the ingredients.
       num_classes: of the logits.
       features: channels of the convolutions; 0: as many as come in.
+      mark: what the dense layer's input goes through: an Endpoint of the network's, or None.
     """
 
     layers: Ingredients
     num_classes: int
     features: int
+    mark: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         conv, dense, norm, act = self.layers
+        features = self.features or x.shape[-1]
         for i in (1, 2):
-            x = act(norm(name=f"norm{i}")(conv(self.features or x.shape[-1], 3, 2, name=f"conv{i}")(x)))
-        return dense(self.num_classes, name="head")(x.mean((1, 2))).astype(jnp.float32)
-
-
-def costs(cost: Any, num_exits: int) -> list[int]:
-    """Mult-adds until each exit, those of the exits before it included: of what `models.complexity.analyze` found for a
-    network whose exits are modules "exit1", "exit2", ...; the last one is the end of the network."""
-    found, total = [], 0
-    for layer, following in zip(cost.layers, (*cost.layers[1:], None), strict=True):
-        total += layer.mult_adds
-        name = f"exit{len(found) + 1}"
-        if layer.path.startswith(f"{name}/") and not (following and following.path.startswith(name)):
-            found.append(total)
-    return [*found[:num_exits - 1], cost.mult_adds]
+            x = act(norm(name=f"norm{i}")(conv(features, 3, 2, name=f"conv{i}")(x)))
+        x = x.mean((1, 2))  # [N, H, W, C] -> [N, C]
+        return dense(self.num_classes, name="head")(self.mark(x) if self.mark else x).astype(jnp.float32)
 
 
 def confidence(logits: jax.Array) -> jax.Array:
     """The probability of the most probable class (section 5, budgeted batch): [..., num_classes] -> [...]."""
     return jnp.max(nn.softmax(logits), -1)
+
+
+def run(module: nn.Module, steps: Sequence[Callable], x: Any, leave: Any = None) -> jax.Array:
+    """From exit to exit, for all examples or, with `leave`, for those that have not left. Called in a network's call.
+
+    Endpoints: "exit1", ..., the logits of each exit; with `leave`, those of earlier exits for who left there, and
+    "left", int32 [N], the exit that each example left at, counted from 0.
+
+    Args:
+      module: the network, whose submodules the steps call.
+      steps: one an exit, step(module, x) -> (x for the next step, logits of this exit). Those after the first mark no
+        endpoints where there is `leave`: nothing may get out of what is computed for some.
+      x: what the first is called with.
+      leave: float [exits - 1]: an example leaves at the first exit where its `confidence` is at least this, else at
+        the last. None: all go to the last.
+
+    Returns:
+      Logits [N, num_classes] of the exit that each example left at.
+
+    Raises:
+      UserError: another number of thresholds.
+    """
+    if leave is not None and jnp.shape(leave) != (len(steps) - 1,):
+        raise UserError(f"leave must be {len(steps) - 1} thresholds, one for each exit but the last, not an array of "
+                        f"shape {jnp.shape(leave)}")
+    x, logits = steps[0](module, x)
+    logits = Endpoint("exit1")(logits)
+    stays, left = jnp.ones(len(logits), bool), jnp.zeros(len(logits), jnp.int32)
+    for i, step in enumerate(steps[1:]):
+        if leave is None:
+            x, logits = step(module, x)
+        else:
+            stays &= confidence(logits) < leave[i]
+            x, new = compacted(step, module, stays, x)
+            logits, left = jnp.where(stays[:, None], new, logits), left + stays
+        logits = Endpoint(f"exit{i + 2}")(logits)
+    if leave is not None:
+        Endpoint("left")(left)
+    return logits
+
+
+def costs(cost: Any, num_exits: int, of: str = "mult_adds") -> list[int]:
+    """What an example costs that leaves at exit 1, ..., exit `num_exits`, the earlier exits included.
+
+    Args:
+      cost: a Complexity of a network with modules "exit1", ...; the last exit may be what the network ends in.
+      of: what of each layer is added up, "mult_adds" or "params".
+    """
+    total, until = 0, {}
+    for layer in cost.layers:
+        total += getattr(layer, of)
+        until[layer.path.split("/")[0]] = total
+    return [*(until[f"exit{k}"] for k in range(1, num_exits)), total]

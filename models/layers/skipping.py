@@ -47,7 +47,7 @@ def sizes(count: int, parts: int) -> list[int]:
     return sorted({-(-count * i // parts) for i in range(parts + 1)})
 
 
-def compacted(function: Callable, module: nn.Module, keep: jax.Array, x: Any, otherwise: Any) -> Any:
+def compacted(function: Callable, module: nn.Module, keep: jax.Array, x: Any, otherwise: Any = None) -> Any:
     """function(module, x) for the examples to keep, `otherwise` for the rest.
 
     Args:
@@ -55,19 +55,24 @@ def compacted(function: Callable, module: nn.Module, keep: jax.Array, x: Any, ot
       module: whose submodules `function` calls.
       keep: bool [N].
       x: what it is called with.
-      otherwise: a tree of arrays as `function` returns.
+      otherwise: a tree of arrays as `function` returns; None for zeros.
 
     Returns:
       A tree of arrays [N, ...].
     """
-    parts = _parts.get()
+    parts, count = _parts.get(), len(keep)
+
+    def rest(new, otherwise):
+        if otherwise is None:
+            return jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape[1:]), leaf.dtype), new)
+        return otherwise
 
     def masked(module, x, otherwise):
-        return jax.tree.map(lambda new, old: jnp.where(_column(keep, new), new, old), function(module, x), otherwise)
+        new = function(module, x)
+        return jax.tree.map(lambda new, old: jnp.where(_column(keep, new), new, old), new, rest(new, otherwise))
 
     if not parts or module.is_initializing():
         return masked(module, x, otherwise)
-    count = len(keep)
     allowed = sizes(count, parts)
     rows = jnp.argsort(~keep, stable=True)  # those to keep first
 
@@ -81,9 +86,11 @@ def compacted(function: Callable, module: nn.Module, keep: jax.Array, x: Any, ot
                 new = jnp.where(_column(kept, new), new, old[first])
                 return old.at[first].set(new, unique_indices=True)
 
-            return jax.tree.map(put, new, otherwise)
+            return jax.tree.map(put, new, rest(new, otherwise))
 
-        return {0: lambda module, x, otherwise: otherwise, count: masked}.get(size, compute)
+        if size == 0 and otherwise is not None:  # without it, shapes are known by computing for no examples
+            return lambda module, x, otherwise: otherwise
+        return masked if size == count else compute
 
     chosen = jnp.searchsorted(jnp.asarray(allowed), jnp.sum(keep))
     return nn.switch(chosen, [of_size(size) for size in allowed], module, x, otherwise)

@@ -27,13 +27,17 @@ with contextlib.suppress(ImportError):
 
 
 class Case(NamedTuple):
-    """One comparison: `name` with `fields` of ours, and `theirs()`, their module with the same structure."""
+    """One comparison: `name` with `fields` of ours, and `theirs()`, their module with the same structure.
+
+    `theirs()` gives logits, or where there are several exits a list of what `endpoints` are of ours.
+    """
 
     name: str
     fields: dict[str, Any]  # JSON; num_classes=10 keeps the records small
     layout: str
     theirs: Callable[[], Any]
     shapes: Sequence[tuple[int, ...]] = ((2, 64, 64, 3), (3, 96, 80, 3))
+    endpoints: Sequence[str] = ()
 
 
 def manifest(names_and_shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -43,7 +47,8 @@ def manifest(names_and_shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def record(
-    family: str, cases: Mapping[str, Case], networks: Mapping[str, tuple[str, Callable[[], Any]]] | None = None
+    family: str, cases: Mapping[str, Case], networks: Mapping[str, tuple[str, Callable[[], Any]]] | None = None,
+    **more: Any,
 ) -> None:
     """Writes golden/FAMILY.npz.
 
@@ -52,6 +57,7 @@ def record(
       cases: by any label. Their network must load our weights with strict=True; its logits in evaluation and, where it
         has batch norm, in training, and the running statistics after that, are kept.
       networks: {our name: (layout, constructor of theirs)}: of these, whole, names and shapes of the state_dict.
+      **more: what else is to be known about the family, JSON.
     """
     import torch
 
@@ -62,15 +68,16 @@ def record(
         state = {name: torch.from_numpy(np.ascontiguousarray(array))
                  for name, array in weights.to_arrays(model, variables, case.layout).items()}
         theirs = case.theirs()
-        described[label] = {"name": case.name, "fields": case.fields, "layout": case.layout, "shapes": case.shapes}
+        described[label] = {"name": case.name, "fields": case.fields, "layout": case.layout, "shapes": case.shapes,
+                            "endpoints": case.endpoints}
         for shape in case.shapes:
             theirs.load_state_dict(state, strict=True)
             key = f"{label}|{'x'.join(map(str, shape))}"
             images = torch.from_numpy(drawn.images(key, shape)).permute(0, 3, 1, 2)
             with torch.no_grad():
-                arrays[f"{key}|eval"] = theirs.eval()(images).numpy()
+                arrays[f"{key}|eval"] = np.asarray(theirs.eval()(images))
                 if "batch_stats" in variables:
-                    arrays[f"{key}|train"] = theirs.train()(images).numpy()
+                    arrays[f"{key}|train"] = np.asarray(theirs.train()(images))
                     after = {name: value.numpy() for name, value in theirs.state_dict().items()}
                     found = flatten(weights.from_arrays(model, after, case.layout))
                     arrays[f"{key}|stats"] = projections(found)
@@ -89,7 +96,7 @@ def record(
                     print(name, key, ours[key], shapes[key])
             raise SystemExit(f"{name}: our names and shapes are not theirs")
         print(name, manifests[name])
-    about = {"cases": described, "manifests": manifests}
+    about = {"cases": described, "manifests": manifests, **more}
     np.savez_compressed(pathlib.Path(__file__).with_name(f"{family}.npz"), about=json.dumps(about), **arrays)
 
 

@@ -1,0 +1,308 @@
+"""Multi-scale dense networks: Huang et al. 2018, arXiv 1703.09844, laid out as github.com/kalviny/MSDNet-PyTorch.
+
+Every layer reads what all earlier ones made, at its own scale and at the next finer one, and after each block of them
+there is an exit that reads the coarsest scale. Fine scales are given up on the way ("network reduction", section 4).
+
+  msdnet_cifar_anytime      7 exits, at equal distances
+  msdnet_cifar_budgeted     5 exits, at growing distances
+  msdnet_imagenet_stepN     5 exits, N layers apart
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from models.errors import UserError
+from models.layers import exit
+from models.layers.endpoint import Endpoint
+from models.layers.ingredients import Classifier, Ingredients
+from models.weights.layouts import Layout
+
+CHOICES = {"stem": ("cifar", "imagenet"), "step_mode": ("even", "lin_grow"), "prune": ("max", "min")}
+
+
+class Step(NamedTuple):
+    """A layer: how many scales, the coarsest ones, it leaves; channels, as multiples of `growth_factors`, that a
+    transition after it leaves, or None where there is none."""
+
+    scales: int
+    transition: int | None
+
+
+class Stem(nn.Module):
+    """The first layer: images [N, H, W, 3] -> a map for each scale, each made of the next finer one.
+
+    The finest is [N, H, W, features[0]], or with `pooled` [N, H / 4, W / 4, features[0]]; each other one has half the
+    resolution of the one before.
+    """
+
+    layers: Ingredients
+    features: Sequence[int]
+    pooled: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
+        conv, _, norm, act = self.layers
+        maps = []
+        for scale, features in enumerate(self.features, 1):
+            size, stride = (3, 1 if scale == 1 else 2)
+            bias = {}
+            if scale == 1 and self.pooled:
+                size, stride, bias = 7, 2, {"use_bias": True}  # the reference has one here, and nowhere else
+            x = act(norm(name=f"norm{scale}")(conv(features, size, stride, name=f"conv{scale}", **bias)(x)))
+            if scale == 1 and self.pooled:
+                x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            maps.append(x)
+        return maps
+
+
+class Unit(nn.Module):
+    """1x1 to at most `bottleneck` times `features` channels and 3x3, normalized and activated after each (not before,
+    as a DenseNet): [N, H, W, C] -> [N, H / stride, W / stride, features]."""
+
+    layers: Ingredients
+    features: int
+    stride: int
+    bottleneck: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv, _, norm, act = self.layers
+        inner = min(x.shape[-1], self.bottleneck * self.features)
+        for i, (features, size, stride) in enumerate([(inner, 1, 1), (self.features, 3, self.stride)], 1):
+            x = act(norm(name=f"norm{i}")(conv(features, size, stride, name=f"conv{i}")(x)))
+        return x
+
+
+class Layer(nn.Module):
+    """Maps, finest first -> those of the `scales` coarsest, with new channels behind the old ones.
+
+    Half of the new channels are made of the next finer map, where there is one, and half of the scale's own.
+
+    Attributes:
+      growths: new channels of each scale, those given up included.
+      bottlenecks: of units that read each scale.
+    """
+
+    layers: Ingredients
+    growths: Sequence[int]
+    bottlenecks: Sequence[int]
+    scales: int
+
+    @nn.compact
+    def __call__(self, maps: list[jax.Array]) -> list[jax.Array]:
+        total, grown = len(self.growths), []
+        at = dict(zip(range(total - len(maps), total), maps, strict=True))
+        for scale in range(total - self.scales, total):
+            features, parts = self.growths[scale], [at[scale]]
+            if scale - 1 in at:
+                features //= 2
+                down = Unit(self.layers, features, 2, self.bottlenecks[scale - 1], name=f"down{scale + 1}")
+                parts.append(down(at[scale - 1]))
+            parts.append(Unit(self.layers, features, 1, self.bottlenecks[scale], name=f"same{scale + 1}")(at[scale]))
+            grown.append(jax.numpy.concatenate(parts, -1))
+        return grown
+
+
+class Transition(nn.Module):
+    """A 1x1 convolution at each scale that is left, of all `features`: channels of each scale."""
+
+    layers: Ingredients
+    features: Sequence[int]
+
+    @nn.compact
+    def __call__(self, maps: list[jax.Array]) -> list[jax.Array]:
+        conv, _, norm, act = self.layers
+        scales = range(len(self.features) - len(maps), len(self.features))
+        return [act(norm(name=f"norm{scale + 1}")(conv(self.features[scale], 1, name=f"conv{scale + 1}")(x)))
+                for scale, x in zip(scales, maps, strict=True)]
+
+
+class Block(nn.Module):
+    """Maps, or the image in the first block -> maps: what comes before an exit.
+
+    Attributes:
+      steps: its layers.
+      factors: channels of each scale as a multiple of those of the plan.
+      stem: constructor of what makes the maps of the image, or None.
+      layer: constructor of layers.
+      mark: what the stem's finest map goes through.
+    """
+
+    layers: Ingredients
+    steps: Sequence[Step]
+    factors: Sequence[int]
+    layer: Callable
+    stem: Callable | None
+    mark: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, maps: Any) -> list[jax.Array]:
+        if self.stem is not None:
+            maps = self.stem(name="stem")(maps)
+            maps[0] = self.mark(maps[0])
+        for i, step in enumerate(self.steps):
+            maps = self.layer(scales=step.scales, name=f"layer{i}")(maps)
+            if step.transition is not None:
+                features = [step.transition * factor for factor in self.factors]
+                maps = Transition(self.layers, features, name=f"transition{i}")(maps)
+        return maps
+
+
+class MSDNet(Classifier):
+    """The fields of `Classifier`, and these. Scales are counted from the finest, 1.
+
+    Endpoints: "stem" (the finest map of the first layer), "block1", "exit1", "block2", ...: the coarsest map that an
+    exit reads, and its logits; "pre_logits", of the last exit. With `leave`: see `models.layers.exit.run`.
+
+    Attributes:
+      stem: "imagenet": 7x7 with stride 2 and 3x3 max-pooling with stride 2; "cifar": 3x3.
+      num_exits: exits, and blocks.
+      base: layers of the first block.
+      step, step_mode: layers of the others: "even": `step`; "lin_grow": of the i-th from there, i step + 1.
+      width: channels of the first layer, at a scale of factor 1.
+      growth: new channels of each layer, likewise.
+      growth_factors: of each scale, what `width` and `growth` are multiplied by; there are as many scales.
+      bottleneck_factors: of each scale, channels of the 1x1 convolutions that read it as a multiple of the 3x3 ones',
+        though never more than they read.
+      reduction: channels after a transition as a fraction of those before; 0: there are no transitions.
+      prune: how fine scales are given up. "max": the layers are dealt evenly among the scales, and there is a
+        transition wherever one is given up; "min": as late as the last exit allows, with transitions after one and
+        two thirds of the layers.
+      exit_width: channels of the exits' convolutions; 0: as many as the coarsest scale has.
+    """
+
+    kernel_init: str | Callable = "msra_fan_out"
+    stem: str = "imagenet"
+    num_exits: int = 5
+    base: int = 4
+    step: int = 4
+    step_mode: str = "even"
+    width: int = 32
+    growth: int = 16
+    growth_factors: Sequence[int] = (1, 2, 4, 4)
+    bottleneck_factors: Sequence[int] = (1, 2, 4, 4)
+    reduction: float = 0.5
+    prune: str = "max"
+    exit_width: int = 0
+
+    def check(self) -> None:
+        for field, allowed in CHOICES.items():
+            self._need_choice(field, allowed)
+        self._need_at_least(1, "num_exits", "base", "step", "width", "growth")
+        self._need_at_least(0, "exit_width")
+        self._need_numbers("growth_factors", (1, 2, 4, 4))
+        self._need_numbers("bottleneck_factors", self.growth_factors, count=len(self.growth_factors))
+        if not 0 <= self.reduction <= 1:
+            raise UserError(f"reduction={self.reduction} must be at least 0 and at most 1")
+        if any(self.growth * factor % 2 for factor in self.growth_factors[1:]):
+            raise UserError(f"growth={self.growth} with growth_factors={self.growth_factors}: new channels must be even "
+                            "at all scales but the first, half of them are made of the next finer one")
+        if any(step.transition == 0 for steps in self.plan() for step in steps):
+            raise UserError(f"reduction={self.reduction} leaves no channels after a transition")
+
+    def plan(self) -> list[list[Step]]:
+        """The layers of each block."""
+        counts = [self.base, *(self.step if self.step_mode == "even" else self.step * i + 1
+                               for i in range(1, self.num_exits))]
+        total, scales = sum(counts), len(self.growth_factors)
+        steps, left, channels = [], scales, self.width
+        for number in range(1, total + 1):
+            before, channels, transition = left, channels + self.growth, None
+            if self.prune == "max":
+                left = scales - (number - 1) // math.ceil(total / scales)
+                reduces = left < before
+            else:
+                left = min(scales, total - number + 1)
+                reduces = number in (total // 3, 2 * total // 3)
+            if reduces and self.reduction:
+                transition = channels = math.floor(self.reduction * channels)
+            steps.append(Step(left, transition))
+        ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+        return [steps[end - count : end] for count, end in zip(counts, ends, strict=True)]
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False, leave: Any = None) -> jax.Array:
+        """images [N, H, W, C] -> logits [N, num_classes], float32: of the last exit, or with `leave` of that where
+        each example left.
+
+        Args:
+          leave: thresholds, float [num_exits - 1], see `models.layers.exit.run`; blocks after its exit are not computed
+            for an example within `models.layers.skipping.skipping()`.
+
+        Raises:
+          UserError: `leave` in training, or of another length.
+        """
+        if train and leave is not None:
+            raise UserError("leave: examples leave early in evaluation, in training (train=True) all exits learn")
+        layers = self.ingredients(train)
+        mark = Endpoint if leave is None else lambda label: lambda x: x
+        layer = functools.partial(Layer, layers, [self.growth * factor for factor in self.growth_factors],
+                                  self.bottleneck_factors)
+        stem = functools.partial(Stem, layers, [self.width * factor for factor in self.growth_factors],
+                                 self.stem == "imagenet")
+
+        def step(module, maps, number, steps):
+            first, last = number == 1, number == self.num_exits
+            block = Block(layers, steps, self.growth_factors, layer, stem if first else None, mark("stem"),
+                          name=f"block{number}")
+            *maps, coarsest = block(maps)
+            coarsest = mark(f"block{number}")(coarsest)
+            logits = exit.Exit(layers, self.num_classes, self.exit_width, mark("pre_logits") if last else None,
+                               name=f"exit{number}")(coarsest)
+            return [*maps, coarsest], logits
+
+        steps = [functools.partial(step, number=number, steps=steps) for number, steps in enumerate(self.plan(), 1)]
+        return exit.run(self, steps, images, leave)
+
+
+def _cifar(**fields) -> functools.partial:
+    return functools.partial(MSDNet, stem="cifar", width=16, growth=6, growth_factors=(1, 2, 4),
+                             bottleneck_factors=(1, 2, 4), exit_width=128, num_classes=10, image_size=32, **fields)
+
+
+# The configurations of the reference's README.md and run_imagenet.sh.
+VARIANTS = {
+    "msdnet_cifar_anytime": _cifar(num_exits=7, base=4, step=2),
+    "msdnet_cifar_budgeted": _cifar(num_exits=5, base=1, step=1, step_mode="lin_grow"),
+    **{f"msdnet_imagenet_step{n}": functools.partial(MSDNet, base=n, step=n) for n in (4, 6, 7)},
+}
+
+
+def layouts(model: MSDNet) -> dict[str, Layout]:
+    """The reference's, "msdnet_pytorch": places count what a block holds one after another, and scales what is left."""
+    scales, rules = len(model.growth_factors), []
+
+    def units(pattern: str, template: str) -> None:
+        """A convolution and the normalization after it, `template` with their place in a sequence of three a unit."""
+        for i in (1, 2):
+            rules.append((pattern.format(f"conv{i}"), template.format(3 * i - 3)))
+            rules.append((pattern.format(f"norm{i}"), template.format(3 * i - 2)))
+
+    for scale in range(scales):
+        net = "" if model.stem == "imagenet" and scale == 0 else "net."
+        for i, kind in enumerate(("conv", "norm")):
+            rules.append((f"block1/stem/{kind}{scale + 1}", f"blocks.0.0.layers.{scale}.{net}{i}"))
+    for number, steps in enumerate(model.plan()):
+        place = int(number == 0)
+        for i, step in enumerate(steps):
+            for scale in range(scales - step.scales, scales):
+                own, at = f"block{number + 1}/layer{i}", f"blocks.{number}.{place}.layers.{scale - scales + step.scales}"
+                units(f"{own}/same{scale + 1}/{{}}", f"{at}.conv_normal.net.{{}}")
+                units(f"{own}/down{scale + 1}/{{}}", f"{at}.conv_down.net.{{}}")
+            place += 1
+            if step.transition is not None:
+                for scale in range(scales - step.scales, scales):
+                    at = f"blocks.{number}.{place}.m.{scale - scales + step.scales}.net"
+                    for j, kind in enumerate(("conv", "norm")):
+                        rules.append((f"block{number + 1}/transition{i}/{kind}{scale + 1}", f"{at}.{j}"))
+                place += 1
+        for i in (1, 2):
+            rules.append((f"exit{number + 1}/conv{i}", f"classifier.{number}.m.{i - 1}.net.0"))
+            rules.append((f"exit{number + 1}/norm{i}", f"classifier.{number}.m.{i - 1}.net.1"))
+        rules.append((f"exit{number + 1}/head", f"classifier.{number}.linear"))
+    return {"msdnet_pytorch": Layout(rules)}
