@@ -48,8 +48,8 @@ def get_config(text: str = ""):
             raise ValueError(f"unknown {name} '{value}'; allowed: {', '.join(allowed)}")
     drops = a.method.startswith("blockdrop")
     if drops != bool(a["from"]):
-        raise ValueError("blockdrop starts from a trained residual network, and blockdrop_joint from a run of blockdrop: "
-                         "from=runs/x" if drops else f"from={a['from']} is for blockdrop and blockdrop_joint")
+        raise ValueError("blockdrop starts from a trained residual network, blockdrop_joint from a run of blockdrop: "
+                         "set from" if drops else f"from={a['from']} is for blockdrop and blockdrop_joint")
     if a.scale == "imagenet" and a.method == "early_exit" and not a.model:
         raise ValueError("early_exit has no network for ImageNet; name one by model=")
     c = base()

@@ -31,6 +31,7 @@ FAMILIES = {
     "convnext": "models.convnext",
     "convnext_ladder": "models.ladder",
     "densenet": "models.densenet",
+    "early_exit": "models.early_exit",
     "lenet": "models.lenet",
     "mobilenet": "models.mobilenet",
     "msdnet": "models.msdnet",

@@ -157,7 +157,7 @@ class MSDNet(Classifier):
     """The fields of `Classifier`, and these. Scales are counted from the finest, 1.
 
     Endpoints: "stem" (the finest map of the first layer), "block1", "exit1", "block2", ...: the coarsest map that an
-    exit reads, and its logits; "pre_logits", of the last exit. With `leave`: see `models.layers.exit.run`.
+    exit reads, and its logits; "pre_logits", of the last exit. With `leave`: see `models.layers.exit.Leaving`.
 
     Attributes:
       stem: "imagenet": 7x7 with stride 2 and 3x3 max-pooling with stride 2; "cifar": 3x3.
@@ -200,8 +200,8 @@ class MSDNet(Classifier):
         if not 0 <= self.reduction <= 1:
             raise UserError(f"reduction={self.reduction} must be at least 0 and at most 1")
         if any(self.growth * factor % 2 for factor in self.growth_factors[1:]):
-            raise UserError(f"growth={self.growth} with growth_factors={self.growth_factors}: new channels must be even "
-                            "at all scales but the first, half of them are made of the next finer one")
+            raise UserError(f"growth={self.growth} with growth_factors={self.growth_factors}: new channels must be "
+                            "even at all scales but the first, half of them are made of the next finer one")
         if any(step.transition == 0 for steps in self.plan() for step in steps):
             raise UserError(f"reduction={self.reduction} leaves no channels after a transition")
 
@@ -231,14 +231,12 @@ class MSDNet(Classifier):
         each example left.
 
         Args:
-          leave: thresholds, float [num_exits - 1], see `models.layers.exit.run`; blocks after its exit are not computed
-            for an example within `models.layers.skipping.skipping()`.
+          leave: thresholds, float [num_exits - 1], see `models.layers.exit.Leaving`; blocks after its exit are not
+            computed for an example within `models.layers.skipping.skipping()`.
 
         Raises:
           UserError: `leave` in training, or of another length.
         """
-        if train and leave is not None:
-            raise UserError("leave: examples leave early in evaluation, in training (train=True) all exits learn")
         layers = self.ingredients(train)
         mark = Endpoint if leave is None else lambda label: lambda x: x
         layer = functools.partial(Layer, layers, [self.growth * factor for factor in self.growth_factors],
@@ -257,7 +255,7 @@ class MSDNet(Classifier):
             return [*maps, coarsest], logits
 
         steps = [functools.partial(step, number=number, steps=steps) for number, steps in enumerate(self.plan(), 1)]
-        return exit.run(self, steps, images, leave)
+        return exit.run(self, steps, images, leave, train)
 
 
 def _cifar(**fields) -> functools.partial:
@@ -291,7 +289,8 @@ def layouts(model: MSDNet) -> dict[str, Layout]:
         place = int(number == 0)
         for i, step in enumerate(steps):
             for scale in range(scales - step.scales, scales):
-                own, at = f"block{number + 1}/layer{i}", f"blocks.{number}.{place}.layers.{scale - scales + step.scales}"
+                own = f"block{number + 1}/layer{i}"
+                at = f"blocks.{number}.{place}.layers.{scale - scales + step.scales}"
                 units(f"{own}/same{scale + 1}/{{}}", f"{at}.conv_normal.net.{{}}")
                 units(f"{own}/down{scale + 1}/{{}}", f"{at}.conv_down.net.{{}}")
             place += 1

@@ -1,5 +1,6 @@
 """What a network with several exits ends in, at each of them (Huang et al. 2018, arXiv 1703.09844, section 5)."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,42 +47,67 @@ def confidence(logits: jax.Array) -> jax.Array:
     return jnp.max(nn.softmax(logits), -1)
 
 
-def run(module: nn.Module, steps: Sequence[Callable], x: Any, leave: Any = None) -> jax.Array:
-    """From exit to exit, for all examples or, with `leave`, for those that have not left. Called in a network's call.
+class Leaving:
+    """Who leaves at which exit of a network, while it is called.
 
     Endpoints: "exit1", ..., the logits of each exit; with `leave`, those of earlier exits for who left there, and
     "left", int32 [N], the exit that each example left at, counted from 0.
+
+    Args:
+      module: the network.
+      leave: float [exits - 1]: an example leaves at the first exit where its `confidence` is at least this, else at
+        the last. None: all go to the last.
+      exits: how many there are.
+
+    Attributes:
+      stays: who is still there, bool [N]; None: all.
+
+    Raises:
+      UserError: another number of thresholds; any in training.
+    """
+
+    def __init__(self, module: nn.Module, leave: Any, exits: int, train: bool):
+        if train and leave is not None:
+            raise UserError("leave: examples leave early in evaluation, in training (train=True) all exits learn")
+        if leave is not None and jnp.shape(leave) != (exits - 1,):
+            raise UserError(f"leave must be {exits - 1} thresholds, one for each exit but the last, not an array of "
+                            f"shape {jnp.shape(leave)}")
+        self._mark, self._leave, self._exits = functools.partial(Endpoint, parent=module), leave, exits
+        self._number, self._logits, self._left, self.stays = 0, None, 0, None
+
+    def at(self, logits: jax.Array) -> jax.Array:
+        """The next exit says this, of those who stay: logits of all, [N, num_classes]."""
+        if self.stays is not None:
+            logits = jnp.where(self.stays[:, None], logits, self._logits)
+            self._left += self.stays.astype(jnp.int32)
+        self._logits = self._mark(f"exit{self._number + 1}")(logits)
+        self._number += 1
+        if self._leave is not None and self._number < self._exits:
+            unsure = confidence(self._logits) < self._leave[self._number - 1]
+            self.stays = unsure if self.stays is None else self.stays & unsure
+        elif self._leave is not None:
+            self._mark("left")(self._left + jnp.zeros(len(logits), jnp.int32))
+        return self._logits
+
+
+def run(module: nn.Module, steps: Sequence[Callable], x: Any, leave: Any, train: bool) -> jax.Array:
+    """From exit to exit, for all examples or, with `leave`, for those that have not left: see `Leaving`.
 
     Args:
       module: the network, whose submodules the steps call.
       steps: one an exit, step(module, x) -> (x for the next step, logits of this exit). Those after the first mark no
         endpoints where there is `leave`: nothing may get out of what is computed for some.
       x: what the first is called with.
-      leave: float [exits - 1]: an example leaves at the first exit where its `confidence` is at least this, else at
-        the last. None: all go to the last.
+      leave, train: see `Leaving`.
 
     Returns:
       Logits [N, num_classes] of the exit that each example left at.
-
-    Raises:
-      UserError: another number of thresholds.
     """
-    if leave is not None and jnp.shape(leave) != (len(steps) - 1,):
-        raise UserError(f"leave must be {len(steps) - 1} thresholds, one for each exit but the last, not an array of "
-                        f"shape {jnp.shape(leave)}")
-    x, logits = steps[0](module, x)
-    logits = Endpoint("exit1")(logits)
-    stays, left = jnp.ones(len(logits), bool), jnp.zeros(len(logits), jnp.int32)
-    for i, step in enumerate(steps[1:]):
-        if leave is None:
-            x, logits = step(module, x)
-        else:
-            stays &= confidence(logits) < leave[i]
-            x, new = compacted(step, module, stays, x)
-            logits, left = jnp.where(stays[:, None], new, logits), left + stays
-        logits = Endpoint(f"exit{i + 2}")(logits)
-    if leave is not None:
-        Endpoint("left")(left)
+    leaving = Leaving(module, leave, len(steps), train)
+    for step in steps:
+        stays = leaving.stays
+        x, logits = step(module, x) if stays is None else compacted(step, module, stays, x)
+        logits = leaving.at(logits)
     return logits
 
 

@@ -1,0 +1,68 @@
+"""Residual networks with exits, the baseline of Huang et al. 2018 (arXiv 1703.09844, section 5, ResNet with multiple
+classifiers): what multi-scale dense networks (msdnet.py) are compared with."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from models import resnet
+from models.errors import UserError
+from models.layers.exit import Exit, Leaving
+from models.layers.ingredients import Sites
+from models.layers.skipping import compacted
+from models.resnet import ResNet
+
+
+class EarlyExitResNet(ResNet):
+    """The fields of `ResNet`, and these. Endpoints: those of `ResNet`, and of `models.layers.exit.Leaving`.
+
+    Attributes:
+      exits: after how many blocks there is one, the end of the network not counted.
+      exit_width: channels of the exits' convolutions; 0: as many as the blocks before have.
+    """
+
+    exits: Sequence[int] = (2, 4)
+    exit_width: int = 128
+
+    def check(self) -> None:
+        super().check()
+        self._need_numbers("exits", (2, 4))
+        self._need_at_least(0, "exit_width")
+        if list(self.exits) != sorted(set(self.exits)) or self.exits[-1] >= len(self.blocks):
+            raise UserError(f"exits={self.exits} must ascend and be below {len(self.blocks)}, the number of blocks, at "
+                            "whose end there is one anyway")
+        if self.shortcut == "none":
+            raise UserError("shortcut='none' leaves nothing of a block that is not computed")
+
+    @property
+    def num_exits(self) -> int:
+        """How many there are, the last one included."""
+        return len(self.exits) + 1
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False, leave: Any = None) -> jax.Array:
+        """images [N, H, W, C] -> logits [N, num_classes], float32: of the last exit, or with `leave` of that where
+        each example left; leave, float [num_exits - 1], and errors: see `models.layers.exit.Leaving`."""
+        leaving = Leaving(self, leave, self.num_exits, train)
+        new_exit = functools.partial(Exit, self._ingredients(train, Sites(first=False)), self.num_classes,
+                                     self.exit_width, parent=self)
+        places = {self.blocks[after - 1]: number for number, after in enumerate(self.exits, 1)}
+
+        def visit(block, x):
+            x = block(x, leaving.stays)
+            if number := places.get("/".join(block.path[-2:])):
+                exit = new_exit(name=f"exit{number}")
+                leaving.at(exit(x) if leaving.stays is None else compacted(Exit.__call__, exit, leaving.stays, x))
+            return x
+
+        return leaving.at(self._forward(images, train, visit))
+
+
+VARIANTS = {
+    # 10 blocks at each of 3 resolutions, and exits after 4 and 8 of each.
+    "early_exit_resnet62": functools.partial(EarlyExitResNet, **{
+        **resnet.VARIANTS["resnet20"].keywords, "stage_sizes": (10, 10, 10), "exits": (4, 8, 14, 18, 24, 28)}),
+}
