@@ -19,7 +19,7 @@ STUDIES = {
     "depth": "experiments.depth",
     "translation": "experiments.translation",
     "cost": "experiments.cost", "attention": "experiments.attention", "transfer": "experiments.transfer",
-    "compression": "experiments.compression",
+    "compression": "experiments.compression", "adaptive": "experiments.adaptive",
 }
 AGREES, DISAGREES, TOO_SMALL = VERDICTS = ("agrees", "disagrees", "too small to tell")
 

@@ -1,0 +1,110 @@
+"""What the study of adaptive inference measures on trained networks: functions (run, state) -> what JSON can hold."""
+
+import base64
+from typing import Any
+
+import numpy as np
+
+SHOWN = 12  # images of a picture
+POINTS = 12  # budgets
+
+
+def decided(run: Any, state: Any) -> dict[str, Any]:
+    """Of a network with gates or a policy: {"rows": `train.adaptive.measure`, "blocks": names, "by_class": for each
+    class the share of its images for which each block is computed, "used": how many images use 0, 1, ... blocks,
+    "paths": different choices of blocks}."""
+    from train import adaptive
+
+    found = adaptive.blocks(run, state)
+    computed, labels = found["computed"], found["labels"]
+    return {"rows": adaptive.measure(run, state), "blocks": list(run.task.model.blocks), "classes": run.feed.classes,
+            "by_class": [computed[labels == label].mean(0).tolist() for label in range(len(run.feed.classes))],
+            "used": np.bincount(computed.sum(1), minlength=computed.shape[1] + 1).tolist(),
+            "paths": len(np.unique(computed, axis=0))}
+
+
+def leaving(run: Any, state: Any) -> dict[str, Any]:
+    """Of a network with exits: {"rows": `train.adaptive.measure` for POINTS budgets, "classes", "by_class": mult-adds
+    of an image of each class on average at the middle one}."""
+    from models import budget
+    from train import adaptive
+    from train.tasks.multi_exit import exit_costs
+
+    costs = exit_costs(run.task.model, run.feed.image_shape)
+    budgets = np.linspace(costs[0], costs[-1], POINTS + 2)[1:-1].tolist()
+    rows = adaptive.measure(run, state, budgets)
+    middle = rows[len(costs) + POINTS // 2]
+    test = adaptive.exits(run, state, run.feed.test_batches())
+    spent = np.asarray(costs)[budget.leave(test["confidence"], np.asarray(middle["thresholds"]))]
+    return {"rows": rows, "classes": run.feed.classes, "by_class": [
+        float(spent[test["labels"] == label].mean()) for label in range(len(run.feed.classes))]}
+
+
+def extremes(run: Any, state: Any) -> dict[str, list[dict[str, Any]]]:
+    """Images that are easy and hard for a network: {"easy", "hard": [{"image": PNG, base64, "label", "says"}]}.
+
+    With blocks: those that few and many are computed for, and are right. With exits: easy are those that the first exit
+    is surest of and right about, hard those that only the last is right about (Huang 2018, figure 9).
+    """
+    from train import adaptive
+
+    if adaptive.kind(run) == "blocks":
+        found = adaptive.blocks(run, state)
+        right, count = found["right"], found["computed"].sum(1)
+        order = np.lexsort((np.arange(len(count)), np.where(right, count, count.max() + 1)))
+        easy, hard = order[:SHOWN], order[:right.sum()][::-1][:SHOWN]
+        says = [f"{n} blocks" for n in count]
+    else:
+        found = adaptive.exits(run, state, run.feed.test_batches())
+        right, sure = found["right"], found["confidence"]
+        easy = np.argsort(np.where(right[:, 0], -sure[:, 0], 1.0), kind="stable")[:SHOWN]
+        late = right[:, -1] & ~right[:, :-1].any(1)
+        hard = np.argsort(np.where(late, -sure[:, -1], 1.0), kind="stable")[:min(SHOWN, int(late.sum()))]
+        says = [f"exit 1: {p:.0%}" for p in sure[:, 0]]
+    return {kind: [_example(run, int(i), says[i]) for i in indices] for kind, indices in (("easy", easy),
+                                                                                         ("hard", hard))}
+
+
+def _example(run: Any, index: int, says: str) -> dict[str, Any]:
+    import io
+
+    from PIL import Image
+
+    example, file = run.feed.test.example(index, None), io.BytesIO()
+    pixels = example["image"]
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    return {"image": base64.b64encode(file.getvalue()).decode(), "label": run.feed.classes[int(example["label"])],
+            "says": says}
+
+
+def heuristics(run: Any, state: Any) -> dict[str, Any]:
+    """Accuracy of the network of a policy with as many blocks as the policy takes on average, chosen otherwise (Wu
+    2018, section 4.2): {"blocks", "policy", "first", "random", "distributed"}; random blocks are others for each image.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from train import adaptive
+
+    found = adaptive.blocks(run, state)
+    model, total = run.task.model, found["computed"].shape[1]
+    count = round(found["computed"].sum(1).mean())
+    spaced = np.zeros(total)
+    spaced[np.linspace(0, total - 1, count).round().astype(int)] = 1
+
+    def accuracy(choose):
+        def predict(variables, batch):
+            return model.apply(variables, batch["image"], keep=choose(batch["image"]))
+
+        logits, labels = adaptive.outputs(predict, run, state, run.feed.test_batches())
+        return float((logits.argmax(1) == labels).mean())
+
+    def random(images):
+        noise = jax.random.uniform(jax.random.key(0), (len(images), total))
+        return (jnp.argsort(jnp.argsort(noise, -1), -1) < count).astype(jnp.float32)
+
+    def fixed(keep):
+        return lambda images: jnp.broadcast_to(jnp.asarray(keep, jnp.float32), (len(images), total))
+
+    return {"blocks": count, "policy": float(found["right"].mean()), "random": accuracy(random),
+            "first": accuracy(fixed(np.arange(total) < count)), "distributed": accuracy(fixed(spaced))}

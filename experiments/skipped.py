@@ -1,0 +1,202 @@
+"""What skipping gains in time on this machine. See --help."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.table
+from absl import flags
+
+from experiments.smaller import Timed, timed
+from models import runtime
+from models.complexity import short
+from models.errors import UserError
+from train import cli
+
+USAGE = """Times networks that decide by image what to compute: the whole network, masked, and really skipping.
+
+    python -m experiments.skipped                                          trains what is missing, 10 minutes on 2 cores
+    python -m experiments.skipped --workdirs=runs/aig,runs/msdnet          finished runs of yours
+
+whole      everything is computed of every image: of a network with exits the last exit, of one with gates all blocks
+masked     the network decides, and everything is computed
+skipping   the network decides, and what it does not want is not computed (models/layers/skipping.py)
+
+Of a network with exits, the thresholds are those of the smallest budget that loses at most --lost of the accuracy of
+the last exit, on images that were held out from training. The programs take turns on the same test images, one at a
+time and in batches; times are medians, an image's; accuracies are of the test set. Results go to --out.
+
+Without --workdirs: ConvNet-AIG 38, BlockDrop 32, MSDNet and a ResNet with exits, at their width on CIFAR, trained in
+--train on scikit-learn's digits at 32x32.
+"""
+PARTS = 8  # sizes of batches that are computed, see models.layers.skipping
+COLUMNS = ("network", "batch", "program", "accuracy", "mult-adds on average", "time an image", "times faster")
+
+
+def runs(folder: Path, console: rich.console.Console) -> list[Path]:
+    """Folders of the networks that are timed where nobody names others; those that are missing are trained."""
+    from train import config, loop
+
+    def trained(name, method, model, epochs, more=(), start=None):
+        workdir = folder / name
+        if not (workdir / "summary.json").exists():
+            console.print(f"training {name}", highlight=False)
+            where = f",from={start}" if start else ""
+            c = (config.load(f"configs/study.py:digits,model={model},epochs={epochs}") if method is None else
+                 config.load(f"configs/adaptive.py:{method},model={model},epochs={epochs}{where}"))
+            c.hooks = ""
+            c.data.image_size, c.data.crop, c.data.eval_crop, c.data.augment = 32, "resize", 1.0, "crop(4)"
+            c.data.train_split, c.checkpoint_every, c.eval_batch_size = "train_fit", "100%", 72
+            for key, value in more:
+                c.update_from_flattened_dict({key: value})
+            loop.train(c, workdir)
+        return workdir
+
+    plain = trained("resnet32", None, "resnet32", 8, [("model.width", 16)])
+    policy = trained("policy", "blockdrop", "blockdrop32", 8, start=plain)
+    return [trained("convnet_aig38", "aig", "convnet_aig38", 10, [("model.target", 0.4)]),
+            trained("blockdrop32", "blockdrop_joint", "blockdrop32", 6, [("optimizer.learning_rate", 1e-3)], policy),
+            trained("msdnet_cifar_budgeted", "msdnet", "msdnet_cifar_budgeted", 8),
+            trained("early_exit_resnet62", "early_exit", "early_exit_resnet62", 8)]
+
+
+def programs(run: Any, state: Any, lost: float) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """Of a run: {program: function (variables, images) -> logits}, and of each {"accuracy", "mult_adds"}."""
+    import jax.numpy as jnp
+
+    from models.layers.skipping import skipping
+    from train import adaptive
+    from train.tasks.multi_exit import exit_costs
+
+    model = run.task.model
+    if adaptive.kind(run) == "blocks":
+        rows = adaptive.measure(run, state)
+
+        def whole(variables, images):
+            return model.apply(variables, images, keep=jnp.ones((len(images), len(model.blocks))))
+
+        decide = model.apply
+    else:
+        costs = exit_costs(model, run.feed.image_shape)
+        fitted = adaptive.exits(run, state, adaptive.held_out(run))
+        test = adaptive.exits(run, state, run.feed.test_batches())
+        least = fitted["right"][:, -1].mean() - lost
+        budgets = np.linspace(costs[0], costs[-1], 40)
+        found = next(a for a in budgets if adaptive.budgeted(fitted, fitted, costs, a)["accuracy"] >= least)
+        row = adaptive.budgeted(test, fitted, costs, found)
+        rows = [{"accuracy": float(test["right"][:, -1].mean()), "mult_adds": float(costs[-1])}, row]
+        limits = jnp.asarray(row["thresholds"], jnp.float32)
+        whole = model.apply
+
+        def decide(variables, images):
+            return model.apply(variables, images, leave=limits)
+
+    def skip(variables, images):
+        with skipping(PARTS):
+            return decide(variables, images)
+
+    made = {"whole": whole, "masked": decide, "skipping": skip}
+    return made, {name: {key: rows[name != "whole"][key] for key in ("accuracy", "mult_adds")} for name in made}
+
+
+def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lost: float) -> list[dict[str, Any]]:
+    """Rows of the table of one run, and by how much logits differ when skipping."""
+    import jax
+
+    from train import finished
+
+    run, state = finished.load(workdir)
+    made, about = programs(run, state, lost)
+    variables = jax.device_put(state.evaluation_variables())
+    count = min(images, len(run.feed.test))
+    pixels = run.feed.test.read(np.arange(count))["image"]
+    data = f"{run.config['data']['source']} at {'x'.join(map(str, run.feed.image_shape[:2]))}"
+    shown = run.feed.prepare_evaluation({"image": jax.numpy.asarray(pixels)})["image"]
+    rows = []
+    for batch in batches:
+        parts = [jax.device_put(shown[i:i + batch]) for i in range(0, count - batch + 1, batch)]
+        if not parts:
+            raise UserError(f"--batches={batch}: there are {count} images (--images)")
+        compiled = {name: jax.jit(function) for name, function in made.items()}
+        logits = {name: np.concatenate([np.asarray(f(variables, part)) for part in parts])
+                  for name, f in compiled.items()}
+
+        def call(f, parts=parts):
+            return lambda: [jax.block_until_ready(f(variables, part)) for part in parts]
+
+        times = timed([Timed(name, call(f), round(about[name]["mult_adds"])) for name, f in compiled.items()], rounds)
+        apart = float(np.abs(logits["masked"] - logits["skipping"]).max())
+        for row in times:
+            rows.append({"network": run.config["model"]["name"], "data": data, "batch": batch, **row,
+                         **about[row["program"]], "milliseconds": row["milliseconds"] / (len(parts) * batch),
+                         "images": len(parts) * batch, "skipping_differs_by": apart})
+    return rows
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row as texts."""
+    return [row["network"], str(row["batch"]), row["program"], f"{row['accuracy']:.2%}",
+            f"{short(row['mult_adds'])}({row['of_mult_adds']:.0%})", f"{row['milliseconds']:.3f} ms",
+            f"{row['times_faster']:.2f}"]
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
+    """The results as a page."""
+    text = "\n".join("| " + " | ".join(line) + " |" for line in (COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)))
+    apart = max(row["skipping_differs_by"] for row in rows)
+    return f"""# What skipping gains
+
+Forward pass, float32; the programs of a network and batch took turns on the same test images; medians; times faster
+than the whole network. Accuracies are of the whole test set ({about['data']}). The largest difference of a logit
+between masked and skipping: {apart:.1e}. {about['device']}, commit {about['commit']}, on {about['cores']} cores.
+
+{text}
+"""
+
+
+def main() -> None:
+    """Trains what is missing, times, prints and writes."""
+    import jax
+
+    from train import checkpoint, summary
+
+    console, out = rich.console.Console(), Path(OUT.value)
+    try:
+        batches = [int(text) for text in BATCHES.value]
+    except ValueError:
+        batches = [0]
+    if min(batches, default=0) < 1:
+        raise UserError(f"--batches={','.join(BATCHES.value)}: want sizes, e.g. 1,64")
+    folders = [Path(name) for name in WORKDIRS.value] or runs(Path(TRAIN.value), console)
+    rows = []
+    for folder in folders:
+        found = time_run(folder, batches, IMAGES.value, ROUNDS.value, LOST.value)
+        for batch in batches:
+            console.print(f"{folder.name}, batch {batch}: " + ", ".join(
+                f"{row['program']} {row['milliseconds']:.3f} ms" for row in found if row["batch"] == batch),
+                soft_wrap=True, highlight=False)
+        rows += found
+    data = ", ".join(dict.fromkeys(row["data"] for row in rows))
+    about = {"cores": runtime.cores(), "data": data, **summary.environment(jax.devices())}
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(out / "skipped.json", {"rows": rows, **about})
+    checkpoint.write_atomically(out / "skipped.md", markdown(rows, about))
+    table = rich.table.Table()
+    for column in COLUMNS:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*cells(row))
+    console.print(table)
+
+
+if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
+    WORKDIRS = flags.DEFINE_list("workdirs", [], "Folders of finished runs.")
+    TRAIN = flags.DEFINE_string("train", "runs/skipped", "Folder of what is trained without --workdirs.")
+    BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Sizes of batches.")
+    IMAGES = flags.DEFINE_integer("images", 128, "Test images that a program is timed on.", lower_bound=1)
+    ROUNDS = flags.DEFINE_integer("rounds", 9, "Passes over them of which the median is taken.", lower_bound=3)
+    LOST = flags.DEFINE_float("lost", 0.005, "Accuracy that leaving early may lose on the images held out.")
+    OUT = flags.DEFINE_string("out", "experiments/results/bench/skipped", "Folder of skipped.json and skipped.md.")
+    cli.run(main, USAGE)
