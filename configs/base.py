@@ -44,7 +44,7 @@ def base() -> ConfigDict:
     c.model.init = "msra"
     # A run's folder (its newest checkpoint), or a .safetensors file by `python -m models.weights import`; "": scratch
     c.init_from = ""
-    c.init_new = "head"  # with init_from: parts that are drawn anew whatever it has, "head|stage3"; "": none
+    c.init_new = "head"  # with init_from: parts that are drawn anew whatever it has, "head|stage3", "*/gate"; "": none
     c.data_init = "none"  # lsuv: kernels orthonormal, then scaled so that each layer's output has variance 1 on a batch
 
     c.optimizer = ConfigDict()

@@ -7,6 +7,7 @@ and the same by command, `python -m models.weights --help`.
 """
 
 import ast
+import fnmatch
 import os
 import sys
 from collections.abc import Collection, Mapping
@@ -77,8 +78,8 @@ def from_arrays(
       model: from `models.create`.
       arrays: by the library's names.
       source: one of `layouts(model)`.
-      new: beginnings of our paths, as "head", whose arrays are drawn anew (by `seed`) whatever `arrays` has for them: a
-        new head for other classes.
+      new: beginnings of our paths, as "head" or "*/gate", whose arrays are drawn anew (by `seed`) whatever `arrays` has
+        for them: a new head for other classes.
       seed: of these.
       drawn: variables of the model that have them already; None draws them, for `model.example()`.
 
@@ -129,7 +130,7 @@ def _template(model: nn.Module) -> dict[str, Any]:
 
 
 def _within(path: str, start: str) -> bool:
-    return f"{path}/".startswith(f"{start}/")
+    return fnmatch.fnmatchcase(f"{path}/", f"{start}/*")
 
 
 def _hint(model: nn.Module, misfits: list[tuple[str, str, str]], arrays: Mapping[str, Any]) -> str:
