@@ -10,11 +10,13 @@ there is an exit that reads the coarsest scale. Fine scales are given up on the 
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from models.errors import UserError
 from models.layers import exit
@@ -104,7 +106,7 @@ class Layer(nn.Module):
                 down = Unit(self.layers, features, 2, self.bottlenecks[scale - 1], name=f"down{scale + 1}")
                 parts.append(down(at[scale - 1]))
             parts.append(Unit(self.layers, features, 1, self.bottlenecks[scale], name=f"same{scale + 1}")(at[scale]))
-            grown.append(jax.numpy.concatenate(parts, -1))
+            grown.append(jnp.concatenate(parts, -1))
         return grown
 
 
@@ -200,8 +202,8 @@ class MSDNet(Classifier):
         if not 0 <= self.reduction <= 1:
             raise UserError(f"reduction={self.reduction} must be at least 0 and at most 1")
         if any(self.growth * factor % 2 for factor in self.growth_factors[1:]):
-            raise UserError(f"growth={self.growth} with growth_factors={self.growth_factors}: new channels must be even "
-                            "at all scales but the first, half of them are made of the next finer one")
+            raise UserError(f"growth={self.growth} with growth_factors={self.growth_factors}: new channels must be "
+                            "even at all scales but the first, half of them are made of the next finer one")
         if any(step.transition == 0 for steps in self.plan() for step in steps):
             raise UserError(f"reduction={self.reduction} leaves no channels after a transition")
 
@@ -273,36 +275,47 @@ VARIANTS = {
 }
 
 
+_KINDS = ("conv", "norm")  # in the reference, 0 and 1 in a sequence of three
+
+
 def layouts(model: MSDNet) -> dict[str, Layout]:
-    """The reference's, "msdnet_pytorch": places count what a block holds one after another, and scales what is left."""
-    scales, rules = len(model.growth_factors), []
-
-    def units(pattern: str, template: str) -> None:
-        """A convolution and the normalization after it, `template` with their place in a sequence of three a unit."""
-        for i in (1, 2):
-            rules.append((pattern.format(f"conv{i}"), template.format(3 * i - 3)))
-            rules.append((pattern.format(f"norm{i}"), template.format(3 * i - 2)))
-
-    for scale in range(scales):
-        net = "" if model.stem == "imagenet" and scale == 0 else "net."
-        for i, kind in enumerate(("conv", "norm")):
-            rules.append((f"block1/stem/{kind}{scale + 1}", f"blocks.0.0.layers.{scale}.{net}{i}"))
-    for number, steps in enumerate(model.plan()):
-        place = int(number == 0)
+    """The reference's, "msdnet_pytorch", which counts what is there: layers and transitions of a block together, and
+    scales from the finest that is left."""
+    scales, places = len(model.growth_factors), {}
+    for number, steps in enumerate(model.plan(), 1):
+        place = int(number == 1)  # after the stem
         for i, step in enumerate(steps):
-            for scale in range(scales - step.scales, scales):
-                own, at = f"block{number + 1}/layer{i}", f"blocks.{number}.{place}.layers.{scale - scales + step.scales}"
-                units(f"{own}/same{scale + 1}/{{}}", f"{at}.conv_normal.net.{{}}")
-                units(f"{own}/down{scale + 1}/{{}}", f"{at}.conv_down.net.{{}}")
-            place += 1
-            if step.transition is not None:
-                for scale in range(scales - step.scales, scales):
-                    at = f"blocks.{number}.{place}.m.{scale - scales + step.scales}.net"
-                    for j, kind in enumerate(("conv", "norm")):
-                        rules.append((f"block{number + 1}/transition{i}/{kind}{scale + 1}", f"{at}.{j}"))
-                place += 1
-        for i in (1, 2):
-            rules.append((f"exit{number + 1}/conv{i}", f"classifier.{number}.m.{i - 1}.net.0"))
-            rules.append((f"exit{number + 1}/norm{i}", f"classifier.{number}.m.{i - 1}.net.1"))
-        rules.append((f"exit{number + 1}/head", f"classifier.{number}.linear"))
-    return {"msdnet_pytorch": Layout(rules)}
+            first = scales - step.scales
+            places[number, "layer", i], places[number, "transition", i] = (place, first), (place + 1, first)
+            place += 1 if step.transition is None else 2
+
+    def at(match: re.Match) -> tuple[str, int]:
+        """The layer or transition, and the scale in it."""
+        number, i, scale = (int(match[group]) for group in ("block", "i", "scale"))
+        place, first = places[number, match["kind"], i]
+        return f"blocks.{number - 1}.{place}", scale - 1 - first
+
+    def stem(match: re.Match) -> str:
+        inside = "" if model.stem == "imagenet" and match[2] == "1" else "net."
+        return f"blocks.0.0.layers.{int(match[2]) - 1}.{inside}{_KINDS.index(match[1])}"
+
+    def unit(match: re.Match) -> str:
+        layer, scale = at(match)
+        unit = {"same": "conv_normal", "down": "conv_down"}[match["unit"]]
+        return f"{layer}.layers.{scale}.{unit}.net.{3 * int(match['n']) - 3 + _KINDS.index(match['of'])}"
+
+    def transition(match: re.Match) -> str:
+        layer, scale = at(match)
+        return f"{layer}.m.{scale}.net.{_KINDS.index(match['of'])}"
+
+    def convolution(match: re.Match) -> str:
+        return f"classifier.{int(match[1]) - 1}.m.{int(match[3]) - 1}.net.{_KINDS.index(match[2])}"
+
+    block = r"block(?P<block>\d+)/(?P<kind>layer|transition)(?P<i>\d+)/"
+    return {"msdnet_pytorch": Layout([
+        (r"block1/stem/(conv|norm)(\d+)", stem),
+        (block + r"(?P<unit>same|down)(?P<scale>\d+)/(?P<of>conv|norm)(?P<n>\d)", unit),
+        (block + r"(?P<of>conv|norm)(?P<scale>\d+)", transition),
+        (r"exit(\d+)/(conv|norm)(\d)", convolution),
+        (r"exit(\d+)/head", lambda match: f"classifier.{int(match[1]) - 1}.linear"),
+    ])}

@@ -64,7 +64,7 @@ def run(module: nn.Module, steps: Sequence[Callable], x: Any, leave: Any = None)
       Logits [N, num_classes] of the exit that each example left at.
 
     Raises:
-      UserError: another number of thresholds.
+      UserError: another number of thresholds, or exits of unlike numbers of classes.
     """
     if leave is not None and jnp.shape(leave) != (len(steps) - 1,):
         raise UserError(f"leave must be {len(steps) - 1} thresholds, one for each exit but the last, not an array of "
@@ -74,12 +74,14 @@ def run(module: nn.Module, steps: Sequence[Callable], x: Any, leave: Any = None)
     stays, left = jnp.ones(len(logits), bool), jnp.zeros(len(logits), jnp.int32)
     for i, step in enumerate(steps[1:]):
         if leave is None:
-            x, logits = step(module, x)
+            x, new = step(module, x)
         else:
             stays &= confidence(logits) < leave[i]
+            left += stays
             x, new = compacted(step, module, stays, x)
-            logits, left = jnp.where(stays[:, None], new, logits), left + stays
-        logits = Endpoint(f"exit{i + 2}")(logits)
+        if new.shape != logits.shape:  # as `widths` may have it
+            raise UserError(f"exit{i + 2} gives {new.shape[1]} classes, and those before it {logits.shape[1]}")
+        logits = Endpoint(f"exit{i + 2}")(new if leave is None else jnp.where(stays[:, None], new, logits))
     if leave is not None:
         Endpoint("left")(left)
     return logits
