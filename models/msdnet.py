@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from models.errors import UserError
-from models.layers import exit
 from models.layers.endpoint import Endpoint
+from models.layers.exit import Exit, run_exits
 from models.layers.ingredients import Classifier, Ingredients
 from models.weights.layouts import Layout
 
@@ -51,13 +51,11 @@ class Stem(nn.Module):
         conv, _, norm, act = self.layers
         maps = []
         for scale, features in enumerate(self.features, 1):
-            size, stride = (3, 1 if scale == 1 else 2)
-            bias = {}
-            if scale == 1 and self.pooled:
-                size, stride, bias = 7, 2, {"use_bias": True}  # the reference has one here, and nowhere else
+            large = self.pooled and scale == 1
+            size, stride = (7, 2) if large else (3, 1 if scale == 1 else 2)
+            bias = {"use_bias": True} if large else {}  # as the reference has it here, and nowhere else
             x = act(norm(name=f"norm{scale}")(conv(features, size, stride, name=f"conv{scale}", **bias)(x)))
-            if scale == 1 and self.pooled:
-                x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if large else x
             maps.append(x)
         return maps
 
@@ -132,15 +130,15 @@ class Block(nn.Module):
       factors: channels of each scale as a multiple of those of the plan.
       stem: constructor of what makes the maps of the image, or None.
       layer: constructor of layers.
-      mark: what the stem's finest map goes through.
+      mark: what the stem's finest map goes through: an Endpoint of the network's.
     """
 
     layers: Ingredients
     steps: Sequence[Step]
     factors: Sequence[int]
     layer: Callable
-    stem: Callable | None
-    mark: Callable[[jax.Array], jax.Array]
+    stem: Callable | None = None
+    mark: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, maps: Any) -> list[jax.Array]:
@@ -159,7 +157,7 @@ class MSDNet(Classifier):
     """The fields of `Classifier`, and these. Scales are counted from the finest, 1.
 
     Endpoints: "stem" (the finest map of the first layer), "block1", "exit1", "block2", ...: the coarsest map that an
-    exit reads, and its logits; "pre_logits", of the last exit. With `leave`: see `models.layers.exit.run`.
+    exit reads, and its logits; "pre_logits", of the last exit. With `leave`: see `models.layers.exit.run_exits`.
 
     Attributes:
       stem: "imagenet": 7x7 with stride 2 and 3x3 max-pooling with stride 2; "cifar": 3x3.
@@ -233,8 +231,8 @@ class MSDNet(Classifier):
         each example left.
 
         Args:
-          leave: thresholds, float [num_exits - 1], see `models.layers.exit.run`; blocks after its exit are not computed
-            for an example within `models.layers.skipping.skipping()`.
+          leave: thresholds, float [num_exits - 1], see `models.layers.exit.run_exits`; within
+            `models.layers.skipping.skipping()` blocks after its exit are not computed for an example.
 
         Raises:
           UserError: `leave` in training, or of another length.
@@ -243,23 +241,23 @@ class MSDNet(Classifier):
             raise UserError("leave: examples leave early in evaluation, in training (train=True) all exits learn")
         layers = self.ingredients(train)
         mark = Endpoint if leave is None else lambda label: lambda x: x
-        layer = functools.partial(Layer, layers, [self.growth * factor for factor in self.growth_factors],
-                                  self.bottleneck_factors)
-        stem = functools.partial(Stem, layers, [self.width * factor for factor in self.growth_factors],
-                                 self.stem == "imagenet")
+        growths, widths = (tuple(channels * factor for factor in self.growth_factors)
+                           for channels in (self.growth, self.width))
+        stem = functools.partial(Stem, layers, widths, self.stem == "imagenet")
+        block = functools.partial(Block, layers, layer=functools.partial(Layer, layers, growths,
+                                                                         self.bottleneck_factors),
+                                  factors=self.growth_factors)
 
-        def step(module, maps, number, steps):
-            first, last = number == 1, number == self.num_exits
-            block = Block(layers, steps, self.growth_factors, layer, stem if first else None, mark("stem"),
-                          name=f"block{number}")
-            *maps, coarsest = block(maps)
+        def step(module, maps, number, plan):
+            first = {"stem": stem, "mark": mark("stem")} if number == 1 else {}
+            *maps, coarsest = block(steps=plan, **first, name=f"block{number}")(maps)
             coarsest = mark(f"block{number}")(coarsest)
-            logits = exit.Exit(layers, self.num_classes, self.exit_width, mark("pre_logits") if last else None,
-                               name=f"exit{number}")(coarsest)
-            return [*maps, coarsest], logits
+            last = {"mark": mark("pre_logits")} if number == self.num_exits else {}
+            leaving = Exit(layers, self.num_classes, self.exit_width, **last, name=f"exit{number}")
+            return [*maps, coarsest], leaving(coarsest)
 
-        steps = [functools.partial(step, number=number, steps=steps) for number, steps in enumerate(self.plan(), 1)]
-        return exit.run(self, steps, images, leave)
+        steps = [functools.partial(step, number=number, plan=plan) for number, plan in enumerate(self.plan(), 1)]
+        return run_exits(self, steps, images, leave)
 
 
 def _cifar(**fields) -> functools.partial:

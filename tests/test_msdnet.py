@@ -15,9 +15,9 @@ import models
 from models.complexity import analyze
 from models.compress import shrink
 from models.errors import UserError
-from models.layers import exit
 from models.layers.conv import Conv, Dense
 from models.layers.endpoint import capture
+from models.layers.exit import confidence, costs
 from models.layers.ingredients import CONVS
 from models.layers.init import jit_once
 from models.layers.skipping import skipping
@@ -57,7 +57,7 @@ def network():
     run = jit_once(lambda variables, images: capture(model, variables, images))
     _, found = run(variables, IMAGES)
     logits = np.stack([found[f"exit{i + 1}"] for i in range(EXITS)])
-    first, second = exit.confidence(logits[0]), exit.confidence(logits[1])
+    first, second = confidence(logits[0]), confidence(logits[1])
     leave = jnp.stack([jnp.quantile(first, 0.7), jnp.quantile(second[first < jnp.quantile(first, 0.7)], 0.5)])
     return model, variables, logits, leave
 
@@ -80,8 +80,8 @@ def test_each_exit_costs_what_the_authors_code_says(label):
     counts = COUNTS[label]
     model = models.create(counts["name"], **counts["fields"])
     cost = analyze(model, model.example())
-    assert exit.costs(cost, model.num_exits) == counts["products"]
-    assert exit.costs(cost, model.num_exits, "params") == counts["params"]
+    assert costs(cost, model.num_exits) == counts["products"]
+    assert costs(cost, model.num_exits, "params") == counts["params"]
 
 
 def test_the_plan_of_cifar():
@@ -158,7 +158,7 @@ def test_endpoints_are_what_exits_read_and_give():
 
 def by_hand(logits, leave):
     """Of each example, the exit and the logits there."""
-    sure = [np.asarray(exit.confidence(at)) >= threshold for at, threshold in zip(logits, leave, strict=False)]
+    sure = [np.asarray(confidence(at)) >= threshold for at, threshold in zip(logits, leave, strict=False)]
     left = np.argmax([*sure, np.ones(logits.shape[1], bool)], 0)
     return left, logits[left, np.arange(len(left))]
 

@@ -46,7 +46,7 @@ def confidence(logits: jax.Array) -> jax.Array:
     return jnp.max(nn.softmax(logits), -1)
 
 
-def run(module: nn.Module, steps: Sequence[Callable], x: Any, leave: Any = None) -> jax.Array:
+def run_exits(module: nn.Module, steps: Sequence[Callable], x: Any, leave: Any = None) -> jax.Array:
     """From exit to exit, for all examples or, with `leave`, for those that have not left. Called in a network's call.
 
     Endpoints: "exit1", ..., the logits of each exit; with `leave`, those of earlier exits for who left there, and
