@@ -10,15 +10,17 @@ there is an exit that reads the coarsest scale. Fine scales are given up on the 
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from models.errors import UserError
-from models.layers import exit
 from models.layers.endpoint import Endpoint
+from models.layers.exit import Exit, run_exits
 from models.layers.ingredients import Classifier, Ingredients
 from models.weights.layouts import Layout
 
@@ -49,13 +51,11 @@ class Stem(nn.Module):
         conv, _, norm, act = self.layers
         maps = []
         for scale, features in enumerate(self.features, 1):
-            size, stride = (3, 1 if scale == 1 else 2)
-            bias = {}
-            if scale == 1 and self.pooled:
-                size, stride, bias = 7, 2, {"use_bias": True}  # the reference has one here, and nowhere else
+            large = self.pooled and scale == 1
+            size, stride = (7, 2) if large else (3, 1 if scale == 1 else 2)
+            bias = {"use_bias": True} if large else {}  # as the reference has it here, and nowhere else
             x = act(norm(name=f"norm{scale}")(conv(features, size, stride, name=f"conv{scale}", **bias)(x)))
-            if scale == 1 and self.pooled:
-                x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if large else x
             maps.append(x)
         return maps
 
@@ -104,7 +104,7 @@ class Layer(nn.Module):
                 down = Unit(self.layers, features, 2, self.bottlenecks[scale - 1], name=f"down{scale + 1}")
                 parts.append(down(at[scale - 1]))
             parts.append(Unit(self.layers, features, 1, self.bottlenecks[scale], name=f"same{scale + 1}")(at[scale]))
-            grown.append(jax.numpy.concatenate(parts, -1))
+            grown.append(jnp.concatenate(parts, -1))
         return grown
 
 
@@ -130,15 +130,15 @@ class Block(nn.Module):
       factors: channels of each scale as a multiple of those of the plan.
       stem: constructor of what makes the maps of the image, or None.
       layer: constructor of layers.
-      mark: what the stem's finest map goes through.
+      mark: what the stem's finest map goes through: an Endpoint of the network's.
     """
 
     layers: Ingredients
     steps: Sequence[Step]
     factors: Sequence[int]
     layer: Callable
-    stem: Callable | None
-    mark: Callable[[jax.Array], jax.Array]
+    stem: Callable | None = None
+    mark: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, maps: Any) -> list[jax.Array]:
@@ -157,7 +157,7 @@ class MSDNet(Classifier):
     """The fields of `Classifier`, and these. Scales are counted from the finest, 1.
 
     Endpoints: "stem" (the finest map of the first layer), "block1", "exit1", "block2", ...: the coarsest map that an
-    exit reads, and its logits; "pre_logits", of the last exit. With `leave`: see `models.layers.exit.Leaving`.
+    exit reads, and its logits; "pre_logits", of the last exit. With `leave`: see `models.layers.exit.run_exits`.
 
     Attributes:
       stem: "imagenet": 7x7 with stride 2 and 3x3 max-pooling with stride 2; "cifar": 3x3.
@@ -231,31 +231,33 @@ class MSDNet(Classifier):
         each example left.
 
         Args:
-          leave: thresholds, float [num_exits - 1], see `models.layers.exit.Leaving`; blocks after its exit are not
-            computed for an example within `models.layers.skipping.skipping()`.
+          leave: thresholds, float [num_exits - 1], see `models.layers.exit.run_exits`; within
+            `models.layers.skipping.skipping()` blocks after its exit are not computed for an example.
 
         Raises:
           UserError: `leave` in training, or of another length.
         """
+        if train and leave is not None:
+            raise UserError("leave: examples leave early in evaluation, in training (train=True) all exits learn")
         layers = self.ingredients(train)
         mark = Endpoint if leave is None else lambda label: lambda x: x
-        layer = functools.partial(Layer, layers, [self.growth * factor for factor in self.growth_factors],
-                                  self.bottleneck_factors)
-        stem = functools.partial(Stem, layers, [self.width * factor for factor in self.growth_factors],
-                                 self.stem == "imagenet")
+        growths, widths = (tuple(channels * factor for factor in self.growth_factors)
+                           for channels in (self.growth, self.width))
+        stem = functools.partial(Stem, layers, widths, self.stem == "imagenet")
+        block = functools.partial(Block, layers, layer=functools.partial(Layer, layers, growths,
+                                                                         self.bottleneck_factors),
+                                  factors=self.growth_factors)
 
-        def step(module, maps, number, steps):
-            first, last = number == 1, number == self.num_exits
-            block = Block(layers, steps, self.growth_factors, layer, stem if first else None, mark("stem"),
-                          name=f"block{number}")
-            *maps, coarsest = block(maps)
+        def step(module, maps, number, plan):
+            first = {"stem": stem, "mark": mark("stem")} if number == 1 else {}
+            *maps, coarsest = block(steps=plan, **first, name=f"block{number}")(maps)
             coarsest = mark(f"block{number}")(coarsest)
-            logits = exit.Exit(layers, self.num_classes, self.exit_width, mark("pre_logits") if last else None,
-                               name=f"exit{number}")(coarsest)
-            return [*maps, coarsest], logits
+            last = {"mark": mark("pre_logits")} if number == self.num_exits else {}
+            leaving = Exit(layers, self.num_classes, self.exit_width, **last, name=f"exit{number}")
+            return [*maps, coarsest], leaving(coarsest)
 
-        steps = [functools.partial(step, number=number, steps=steps) for number, steps in enumerate(self.plan(), 1)]
-        return exit.run(self, steps, images, leave, train)
+        steps = [functools.partial(step, number=number, plan=plan) for number, plan in enumerate(self.plan(), 1)]
+        return run_exits(self, steps, images, leave)
 
 
 def _cifar(**fields) -> functools.partial:
@@ -271,37 +273,47 @@ VARIANTS = {
 }
 
 
+_KINDS = ("conv", "norm")  # in the reference, 0 and 1 in a sequence of three
+
+
 def layouts(model: MSDNet) -> dict[str, Layout]:
-    """The reference's, "msdnet_pytorch": places count what a block holds one after another, and scales what is left."""
-    scales, rules = len(model.growth_factors), []
-
-    def units(pattern: str, template: str) -> None:
-        """A convolution and the normalization after it, `template` with their place in a sequence of three a unit."""
-        for i in (1, 2):
-            rules.append((pattern.format(f"conv{i}"), template.format(3 * i - 3)))
-            rules.append((pattern.format(f"norm{i}"), template.format(3 * i - 2)))
-
-    for scale in range(scales):
-        net = "" if model.stem == "imagenet" and scale == 0 else "net."
-        for i, kind in enumerate(("conv", "norm")):
-            rules.append((f"block1/stem/{kind}{scale + 1}", f"blocks.0.0.layers.{scale}.{net}{i}"))
-    for number, steps in enumerate(model.plan()):
-        place = int(number == 0)
+    """The reference's, "msdnet_pytorch", which counts what is there: layers and transitions of a block together, and
+    scales from the finest that is left."""
+    scales, places = len(model.growth_factors), {}
+    for number, steps in enumerate(model.plan(), 1):
+        place = int(number == 1)  # after the stem
         for i, step in enumerate(steps):
-            for scale in range(scales - step.scales, scales):
-                own = f"block{number + 1}/layer{i}"
-                at = f"blocks.{number}.{place}.layers.{scale - scales + step.scales}"
-                units(f"{own}/same{scale + 1}/{{}}", f"{at}.conv_normal.net.{{}}")
-                units(f"{own}/down{scale + 1}/{{}}", f"{at}.conv_down.net.{{}}")
-            place += 1
-            if step.transition is not None:
-                for scale in range(scales - step.scales, scales):
-                    at = f"blocks.{number}.{place}.m.{scale - scales + step.scales}.net"
-                    for j, kind in enumerate(("conv", "norm")):
-                        rules.append((f"block{number + 1}/transition{i}/{kind}{scale + 1}", f"{at}.{j}"))
-                place += 1
-        for i in (1, 2):
-            rules.append((f"exit{number + 1}/conv{i}", f"classifier.{number}.m.{i - 1}.net.0"))
-            rules.append((f"exit{number + 1}/norm{i}", f"classifier.{number}.m.{i - 1}.net.1"))
-        rules.append((f"exit{number + 1}/head", f"classifier.{number}.linear"))
-    return {"msdnet_pytorch": Layout(rules)}
+            first = scales - step.scales
+            places[number, "layer", i], places[number, "transition", i] = (place, first), (place + 1, first)
+            place += 1 if step.transition is None else 2
+
+    def at(match: re.Match) -> tuple[str, int]:
+        """The layer or transition, and the scale in it."""
+        number, i, scale = (int(match[group]) for group in ("block", "i", "scale"))
+        place, first = places[number, match["kind"], i]
+        return f"blocks.{number - 1}.{place}", scale - 1 - first
+
+    def stem(match: re.Match) -> str:
+        inside = "" if model.stem == "imagenet" and match[2] == "1" else "net."
+        return f"blocks.0.0.layers.{int(match[2]) - 1}.{inside}{_KINDS.index(match[1])}"
+
+    def unit(match: re.Match) -> str:
+        layer, scale = at(match)
+        unit = {"same": "conv_normal", "down": "conv_down"}[match["unit"]]
+        return f"{layer}.layers.{scale}.{unit}.net.{3 * int(match['n']) - 3 + _KINDS.index(match['of'])}"
+
+    def transition(match: re.Match) -> str:
+        layer, scale = at(match)
+        return f"{layer}.m.{scale}.net.{_KINDS.index(match['of'])}"
+
+    def convolution(match: re.Match) -> str:
+        return f"classifier.{int(match[1]) - 1}.m.{int(match[3]) - 1}.net.{_KINDS.index(match[2])}"
+
+    block = r"block(?P<block>\d+)/(?P<kind>layer|transition)(?P<i>\d+)/"
+    return {"msdnet_pytorch": Layout([
+        (r"block1/stem/(conv|norm)(\d+)", stem),
+        (block + r"(?P<unit>same|down)(?P<scale>\d+)/(?P<of>conv|norm)(?P<n>\d)", unit),
+        (block + r"(?P<of>conv|norm)(?P<scale>\d+)", transition),
+        (r"exit(\d+)/(conv|norm)(\d)", convolution),
+        (r"exit(\d+)/head", lambda match: f"classifier.{int(match[1]) - 1}.linear"),
+    ])}

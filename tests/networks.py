@@ -30,6 +30,9 @@ PARAMETERS = {
     "densenet264": 33_337_704,
     "densenet40_k12": 1_019_722, "densenet100_k12": 6_979_642, "densenet100_k24": 27_249_082,  # H
     "densenet_bc100_k12": 769_162, "densenet_bc250_k24": 15_324_406, "densenet_bc190_k40": 25_624_430,  # H
+    # Those of the authors' PyTorch code (golden/msdnet.npz has its arrays).
+    "msdnet_cifar_anytime": 2_986_690, "msdnet_cifar_budgeted": 2_020_874, "msdnet_imagenet_step4": 23_958_440,
+    "msdnet_imagenet_step6": 56_529_304, "msdnet_imagenet_step7": 62_314_472,
     "lenet_300_100": 266_610, "lenet5": 431_080,  # Han 2015, table 1: 267K, 431K
     "alexnet_original": 60_965_224,  # Caffe's bvlc_alexnet has as many
     "alexnet": 61_100_840,  # T
@@ -75,6 +78,8 @@ SMALL = {
     "dense": ("densenet_bc100_k12", {"stage_sizes": (2, 1), "growth": 4, "width": 8, "bottleneck": 2}),
     "dense_imagenet": ("densenet121", {"stage_sizes": (1, 1), "growth": 4, "width": 8, "bottleneck": 0,
                                        "compression": 1.0, "num_classes": 10}),
+    "multi_scale": ("msdnet_cifar_anytime", {"num_exits": 2, "base": 2, "step": 1, "width": 4, "growth": 2,
+                                             "growth_factors": (1, 2), "bottleneck_factors": (1, 2), "exit_width": 8}),
     "convnext": ("convnext_tiny", {"stage_sizes": (1, 1), "width": 8, "layer_scale": 0.5, "num_classes": 10}),
     "ladder_start": ("convnext_ladder00_resnet50", {"stage_sizes": (1, 1), "width": 8, "num_classes": 10}),
     "ladder_inverted": ("convnext_ladder12_fewer_norms", {"stage_sizes": (1, 1), "width": 8, "num_classes": 10}),
@@ -188,13 +193,25 @@ PERTURBED = {
         "stage_sizes": ("dense", (1, 2)), "growth": ("dense", 2), "stem": ("dense", "imagenet"), "width": ("dense", 4),
         "bottleneck": ("dense", 0), "compression": ("dense", 0.75), "dropout": ("dense", 0.5),
     },
+    "MSDNet": {
+        "num_classes": ("multi_scale", 7), "norm": ("multi_scale", "group:1"), "act": ("multi_scale", "silu"),
+        "widths": ("multi_scale", (("block1/layer0/same1/conv1", 1),)),
+        "init": ("multi_scale", "xavier_normal"), "conv": ("multi_scale", "standardized"),
+        "dense": ("multi_scale", "spy"), "dtype": ("multi_scale", "bfloat16"),
+        "stem": ("multi_scale", "imagenet"), "num_exits": ("multi_scale", 3), "base": ("multi_scale", 1),
+        "step": ("multi_scale", 2), "step_mode": ("multi_scale", "lin_grow"), "width": ("multi_scale", 6),
+        "growth": ("multi_scale", 4), "growth_factors": ("multi_scale", (1, 1)),
+        "bottleneck_factors": ("multi_scale", (1, 1)), "reduction": ("multi_scale", 0.0),
+        "prune": ("multi_scale", "min"), "exit_width": ("multi_scale", 0),
+    },
 }
 # Fields that change neither on one device: they act on several devices (test_norm), on memory, or, image_size, only
 # where a family's parameters depend on it.
 ELSEWHERE = {"sync_norm", "remat", "image_size"}
 # Deeper relatives of others in PARAMETERS, which take their time to trace: for `make test-all`.
 DEEP = re.compile(
-    "101|152|200|201|264|161|1202|1001|164|_bc(250|190)|large|huge|swin_[bl]|(18|36)gf|ladder(0[5-9]|1[0-2])")
+    "101|152|200|201|264|161|1202|1001|164|_bc(250|190)|large|huge|swin_[bl]|(18|36)gf|ladder(0[5-9]|1[0-2])|"
+    "msdnet_imagenet_step[67]")
 
 
 def deep_in_full(names):

@@ -13,6 +13,7 @@ import pytest
 import models
 from models.errors import UserError
 from models.layers.conv import Conv, Dense, lowering
+from models.layers.endpoint import capture
 from models.layers.ingredients import Classifier
 from models.layers.init import jit_once
 from models.layers.norm import BatchNorm, ChannelNorm, GroupNorm, InstanceNorm, NoNorm
@@ -75,9 +76,11 @@ def test_every_parameter_learns_and_statistics_change_in_training_alone(kind, dt
     params, state = variables["params"], variables.get("batch_stats", {})
 
     def loss(params, train):
-        logits, updated = model.apply({"params": params, "batch_stats": state}, IMAGES, train=train,
-                                      mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})
-        return -jax.nn.log_softmax(logits)[:, 3].mean(), (logits, updated.get("batch_stats", {}))
+        (logits, updated), found = capture(model, {"params": params, "batch_stats": state}, IMAGES, train=train,
+                                           mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})
+        exits = [at for name, at in found.items() if re.fullmatch(r"exit\d+", name)] or [logits]
+        losses = [-jax.nn.log_softmax(at)[:, 3].mean() for at in exits]
+        return sum(losses), (logits, updated.get("batch_stats", {}))
 
     gradient_of = jit_once(jax.value_and_grad(functools.partial(loss, train=True), has_aux=True))
     (_, (logits, updated)), gradient = gradient_of(params)

@@ -88,9 +88,12 @@ def compacted(function: Callable, module: nn.Module, keep: jax.Array, x: Any, ot
 
             return jax.tree.map(put, new, rest(new, otherwise))
 
-        if size == 0 and otherwise is not None:  # without it, shapes are known by computing for no examples
-            return lambda module, x, otherwise: otherwise
-        return masked if size == count else compute
+        def nothing(module, x, otherwise):
+            # shapes are all that is used of this, and the compiler drops it
+            new = None if otherwise is not None else function(module, jax.tree.map(lambda leaf: leaf[:1], x))
+            return rest(new, otherwise)
+
+        return {0: nothing, count: masked}.get(size, compute)
 
     chosen = jnp.searchsorted(jnp.asarray(allowed), jnp.sum(keep))
     return nn.switch(chosen, [of_size(size) for size in allowed], module, x, otherwise)
