@@ -157,7 +157,7 @@ class MSDNet(Classifier):
     """The fields of `Classifier`, and these. Scales are counted from the finest, 1.
 
     Endpoints: "stem" (the finest map of the first layer), "block1", "exit1", "block2", ...: the coarsest map that an
-    exit reads, and its logits; "pre_logits", of the last exit. With `leave`: see `models.layers.exit.run_exits`.
+    exit reads, and its logits; "pre_logits", of the last exit. With `leave`: see `models.layers.exit.Leaving`.
 
     Attributes:
       stem: "imagenet": 7x7 with stride 2 and 3x3 max-pooling with stride 2; "cifar": 3x3.
@@ -231,14 +231,12 @@ class MSDNet(Classifier):
         each example left.
 
         Args:
-          leave: thresholds, float [num_exits - 1], see `models.layers.exit.run_exits`; within
+          leave: thresholds, float [num_exits - 1], see `models.layers.exit.Leaving`; within
             `models.layers.skipping.skipping()` blocks after its exit are not computed for an example.
 
         Raises:
           UserError: `leave` in training, or of another length.
         """
-        if train and leave is not None:
-            raise UserError("leave: examples leave early in evaluation, in training (train=True) all exits learn")
         layers = self.ingredients(train)
         mark = Endpoint if leave is None else lambda label: lambda x: x
         growths, widths = (tuple(channels * factor for factor in self.growth_factors)
@@ -257,7 +255,7 @@ class MSDNet(Classifier):
             return [*maps, coarsest], leaving(coarsest)
 
         steps = [functools.partial(step, number=number, plan=plan) for number, plan in enumerate(self.plan(), 1)]
-        return run_exits(self, steps, images, leave)
+        return run_exits(self, steps, images, leave, train)
 
 
 def _cifar(**fields) -> functools.partial:

@@ -63,7 +63,7 @@ class Leaving:
       stays: who is still there, bool [N]; None: all.
 
     Raises:
-      UserError: another number of thresholds; any in training.
+      UserError: another number of thresholds; any in training; exits of unlike numbers of classes.
     """
 
     def __init__(self, module: nn.Module, leave: Any, exits: int, train: bool):
@@ -77,6 +77,9 @@ class Leaving:
 
     def at(self, logits: jax.Array) -> jax.Array:
         """The next exit says this, of those who stay: logits of all, [N, num_classes]."""
+        if self._logits is not None and logits.shape != self._logits.shape:  # as `widths` may have it
+            raise UserError(f"exit{self._number + 1} gives {logits.shape[1]} classes, and those before it "
+                            f"{self._logits.shape[1]}")
         if self.stays is not None:
             logits = jnp.where(self.stays[:, None], logits, self._logits)
             self._left += self.stays.astype(jnp.int32)
@@ -90,7 +93,7 @@ class Leaving:
         return self._logits
 
 
-def run(module: nn.Module, steps: Sequence[Callable], x: Any, leave: Any, train: bool) -> jax.Array:
+def run_exits(module: nn.Module, steps: Sequence[Callable], x: Any, leave: Any, train: bool) -> jax.Array:
     """From exit to exit, for all examples or, with `leave`, for those that have not left: see `Leaving`.
 
     Args:
