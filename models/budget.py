@@ -54,7 +54,8 @@ def shares(budget: float, costs: Sequence[float]) -> np.ndarray:
 
 def thresholds(confidences: np.ndarray, leaving: Sequence[float]) -> np.ndarray:
     """Thresholds [exits - 1] by which these shares of the images leave at each exit, the most confident of those that
-    are still there; infinity where none is to leave."""
+    are still there; infinity where none is to leave. NaN is no confidence at all."""
+    confidences = np.where(np.isnan(confidences), -np.inf, confidences)
     count, exits = confidences.shape
     found, there = np.full(exits - 1, np.inf), np.ones(count, bool)
     for k in range(exits - 1):

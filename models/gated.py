@@ -76,6 +76,9 @@ class Adaptive(ResNet):
         super().check()
         if self.shortcut == "none":
             raise UserError("shortcut='none' leaves nothing of a block that is skipped")
+        if self.remat:
+            raise UserError("remat=True is not for networks that skip blocks: what a rematerialized one decided cannot "
+                            "be read")
 
     @property
     def gated(self) -> tuple[str, ...]:
@@ -98,7 +101,7 @@ def gates(model: Adaptive, variables: Any, images: jax.Array, **options: Any) ->
     Returns:
       What `model.apply` returns, and for each block whether it was computed: float32 [N, blocks].
     """
-    output, found = capture(model, variables, images, names=[f"{block}/gate" for block in model.gated], **options)
+    output, found = capture(model, variables, images, **options)  # with `keep`, every block has a gate
     on = jnp.ones(len(images))
     return output, jnp.stack([found.get(f"{block}/gate", on) for block in model.blocks], -1)
 
@@ -184,10 +187,15 @@ class BlockDrop(Adaptive):
         self._need_at_least(1, "policy_width", "policy_pool")
 
     def policy(self, **fields: Any) -> ResNet:
-        """The policy: images, `pooled`, to logits of computing each block, [N, blocks]."""
+        """The policy: images, `pooled`, to logits of computing each block, [N, blocks]. Alone, with parent=None, its
+        paths do not begin with "policy/"."""
         names = ("norm", "act", "kernel_init", "conv", "dense", "dtype", "sync_norm", "widths", "stem", "shortcut",
                  "preact")
         shared = {name: getattr(self, name) for name in names}
+        if "parent" in fields:
+            start = "policy/"
+            shared["widths"] = tuple((path.removeprefix(start), width) for path, width in self.widths
+                                     if path.startswith(start))
         return ResNet(num_classes=len(self.blocks), image_size=self.image_size // self.policy_pool,
                       stage_sizes=self.policy_sizes, width=self.policy_width, **shared, **fields)
 

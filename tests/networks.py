@@ -21,6 +21,7 @@ PARAMETERS = {
     "plain8": 75_290, "plain14": 172_506, "plain20": 269_722, "plain32": 464_154, "plain44": 658_586,
     "plain56": 853_018, "plain110": 1_727_962,
     "resnet8": 75_290, "resnet14": 172_506, "resnet20": 269_722, "resnet32": 464_154,  # He: the last two 0.27M, 0.46M
+    "resnet38": 561_370, "resnet74": 1_144_666,
     "resnet44": 658_586, "resnet56": 853_018, "resnet110": 1_727_962, "resnet1202": 19_421_274,  # He: .66 .85 1.7 19.4
     "preresnet20": 269_722, "preresnet32": 464_154, "preresnet44": 658_586, "preresnet56": 853_018,
     "preresnet110": 1_727_962, "preresnet164": 1_703_258, "preresnet1001": 10_327_706,
@@ -65,6 +66,11 @@ PARAMETERS = {
     # Xiao 2021, table 1: 4.8M, 18.5M, 86.7M (86.6M in table 2), 178.4M; 4.6M, 17.8M, 81.6M, 167.8M.
     "vit_p_1gf": 4_830_376, "vit_p_4gf": 18_507_112, "vit_p_18gf": 86_567_656, "vit_p_36gf": 178_364_392,
     "vit_c_1gf": 4_567_936, "vit_c_4gf": 17_754_136, "vit_c_18gf": 81_573_160, "vit_c_36gf": 167_796_008,
+    # The authors' ResNet110_cifar has as many (golden/gated.npz); Veit 2018, table 1: 1.78M.
+    "convnet_aig110": 1_766_630, "convnet_aig38": 575_582, "convnet_aig74": 1_171_106,
+    "convnet_aig50": 25_701_212, "convnet_aig101": 44_993_578,
+    "blockdrop32": 539_769, "blockdrop110": 1_806_112, "blockdrop101": 49_471_881,
+    "early_exit_resnet62": 2_103_830,
     # Vaswani 2017, table 3: 65M, 213M; models/transformer.py says which vocabularies those are of.
     "transformer_base": 63_082_496, "transformer_big": 214_245_376,
 }
@@ -75,6 +81,12 @@ SMALL = {
                                        "num_classes": 10}),
     "preact": ("wide_resnet16_4", {"stage_sizes": (1, 1), "width": 4, "widen": 2, "shortcut": "A"}),
     "bit": ("resnetv2_50x1_bit", {"stage_sizes": (1, 1), "width": 8, "norm": "group:4", "num_classes": 10}),
+    "gated": ("convnet_aig50", {"stage_sizes": (1, 1), "width": 8, "stem": "cifar", "rates": (None, 0.5),
+                                "gate_width": 6, "num_classes": 10}),
+    "blockdrop": ("blockdrop101", {"stage_sizes": (2, 1), "width": 8, "stem": "cifar", "policy_sizes": (1, 1),
+                                   "policy_width": 4, "num_classes": 10}),
+    "early_exit": ("early_exit_resnet62", {"stage_sizes": (2, 1), "width": 8, "bottleneck": True, "exits": (1,),
+                                           "exit_width": 6}),
     "dense": ("densenet_bc100_k12", {"stage_sizes": (2, 1), "growth": 4, "width": 8, "bottleneck": 2}),
     "dense_imagenet": ("densenet121", {"stage_sizes": (1, 1), "growth": 4, "width": 8, "bottleneck": 0,
                                        "compression": 1.0, "num_classes": 10}),
@@ -205,9 +217,20 @@ PERTURBED = {
         "prune": ("multi_scale", "min"), "exit_width": ("multi_scale", 0),
     },
 }
-# Fields that change neither on one device: they act on several devices (test_norm), on memory, or, image_size, only
-# where a family's parameters depend on it.
-ELSEWHERE = {"sync_norm", "remat", "image_size"}
+for _family, _kind, _fields in (  # residual networks with something more; their kinds are of bottlenecks
+    ("GatedResNet", "gated", {"stage_sizes": (2,), "shortcut": "A", "target": 1.0, "rates": (0.5, 1), "gate_width": 4}),
+    ("BlockDrop", "blockdrop", {"shortcut": "A", "policy_sizes": (1, 2), "policy_width": 8, "policy_pool": 4}),
+    ("EarlyExitResNet", "early_exit", {"exits": (1, 2), "exit_width": 0}),
+):
+    _shared = {field: value for field, (_, value) in PERTURBED["ResNet"].items()}
+    PERTURBED[_family] = {field: (_kind, value) for field, value in {**_shared, "bottleneck": False, **_fields}.items()}
+# Kernels that start as their paper has it, whatever `init` is: what a gate's logits start from.
+OWN_START = re.compile("gate/dense2/kernel")
+# Parameters that learn by a task of their own alone: what decides by a threshold has no gradient (test_adaptive_tasks).
+NO_GRADIENT = re.compile("policy/")
+# Fields that change neither on one device: they act on several devices (test_norm), on memory, on gradients
+# (test_gated), or, image_size, only where a family's parameters depend on it.
+ELSEWHERE = {"sync_norm", "remat", "temperature", "image_size"}
 # Deeper relatives of others in PARAMETERS, which take their time to trace: for `make test-all`.
 DEEP = re.compile(
     "101|152|200|201|264|161|1202|1001|164|_bc(250|190)|large|huge|swin_[bl]|(18|36)gf|ladder(0[5-9]|1[0-2])|"

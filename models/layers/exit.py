@@ -86,7 +86,7 @@ class Leaving:
         self._logits = self._mark(f"exit{self._number + 1}")(logits)
         self._number += 1
         if self._leave is not None and self._number < self._exits:
-            unsure = confidence(self._logits) < self._leave[self._number - 1]
+            unsure = ~(confidence(self._logits) >= self._leave[self._number - 1])  # NaN is
             self.stays = unsure if self.stays is None else self.stays & unsure
         elif self._leave is not None:
             self._mark("left")(self._left + jnp.zeros(len(logits), jnp.int32))
