@@ -18,7 +18,7 @@ def decided(run: Any, state: Any) -> dict[str, Any]:
     found = adaptive.blocks(run, state)
     computed, labels = found["computed"], found["labels"]
     return {"rows": adaptive.measure(run, state), "blocks": list(run.task.model.blocks), "classes": run.feed.classes,
-            "by_class": [computed[labels == label].mean(0).tolist() for label in range(len(run.feed.classes))],
+            "by_class": adaptive.by_class(computed, labels, len(run.feed.classes)),
             "used": np.bincount(computed.sum(1), minlength=computed.shape[1] + 1).tolist(),
             "paths": len(np.unique(computed, axis=0))}
 
@@ -36,33 +36,16 @@ def leaving(run: Any, state: Any) -> dict[str, Any]:
     middle = rows[len(costs) + POINTS // 2]
     test = adaptive.exits(run, state, run.feed.test_batches())
     spent = np.asarray(costs)[budget.leave(test["confidence"], np.asarray(middle["thresholds"]))]
-    return {"rows": rows, "classes": run.feed.classes, "by_class": [
-        float(spent[test["labels"] == label].mean()) for label in range(len(run.feed.classes))]}
+    return {"rows": rows, "classes": run.feed.classes,
+            "by_class": adaptive.by_class(spent, test["labels"], len(run.feed.classes))}
 
 
 def extremes(run: Any, state: Any) -> dict[str, list[dict[str, Any]]]:
-    """Images that are easy and hard for a network: {"easy", "hard": [{"image": PNG, base64, "label", "says"}]}.
-
-    With blocks: those that few and many are computed for, and are right. With exits: easy are those that the first exit
-    is surest of and right about, hard those that only the last is right about (Huang 2018, figure 9).
-    """
+    """`train.adaptive.extremes` with the images: {"easy", "hard": [{"image": PNG, base64, "label", "says"}]}."""
     from train import adaptive
 
-    if adaptive.kind(run) == "blocks":
-        found = adaptive.blocks(run, state)
-        right, count = found["right"], found["computed"].sum(1)
-        order = np.lexsort((np.arange(len(count)), np.where(right, count, count.max() + 1)))
-        easy, hard = order[:SHOWN], order[:right.sum()][::-1][:SHOWN]
-        says = [f"{n} blocks" for n in count]
-    else:
-        found = adaptive.exits(run, state, run.feed.test_batches())
-        right, sure = found["right"], found["confidence"]
-        easy = np.argsort(np.where(right[:, 0], -sure[:, 0], 1.0), kind="stable")[:SHOWN]
-        late = right[:, -1] & ~right[:, :-1].any(1)
-        hard = np.argsort(np.where(late, -sure[:, -1], 1.0), kind="stable")[:min(SHOWN, int(late.sum()))]
-        says = [f"exit 1: {p:.0%}" for p in sure[:, 0]]
-    return {kind: [_example(run, int(i), says[i]) for i in indices] for kind, indices in (("easy", easy),
-                                                                                         ("hard", hard))}
+    return {kind: [_example(run, index, said) for index, said in shown]
+            for kind, shown in adaptive.extremes(run, state, SHOWN).items()}
 
 
 def _example(run: Any, index: int, says: str) -> dict[str, Any]:

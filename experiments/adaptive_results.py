@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, Judgement, Outcome, Outcomes, Table, all_of, compare, spread
 from models.complexity import short
+from train import figures
 from train.figures import tidy
 
 COLORS = {"ResNet": "#777777", "ConvNet-AIG": "#4878a8", "BlockDrop": "#c8553d", "policy alone": "#e8a08c",
@@ -358,37 +359,30 @@ def _shade(share: float) -> Any:
 
 
 def draw_classes(outcomes: Outcomes, figure: Any) -> None:
-    """A panel a network, classes by blocks."""
-    own = [o for o in _first(outcomes) if "decided" in o.measured and o.labels["method"] != "policy alone"]
-    own = own[:1] + own[-1:] if len(own) > 1 else own
-    if not own:
+    """A panel a network, classes by blocks: the lowest target, and the joint training."""
+    own = _first(outcomes)
+    chosen = [next((o for o in own.where(method=method) if "decided" in o.measured), None)
+              for method in ("ConvNet-AIG", "BlockDrop")]
+    chosen = [outcome for outcome in chosen if outcome]
+    if not chosen:
         return
-    panels = figure.subplots(1, len(own), squeeze=False)[0]
-    for axes, outcome in zip(panels, own, strict=True):
+    panels = figure.subplots(1, len(chosen), squeeze=False)[0]
+    for axes, outcome in zip(panels, chosen, strict=True):
         found = outcome.measured["decided"]
-        image = axes.imshow([[100 * share for share in row] for row in found["by_class"]], vmin=0, vmax=100,
-                            aspect="auto", cmap="viridis")
-        axes.set(title=_name(outcome.labels), xlabel="block")
-        axes.set_yticks(range(len(found["classes"])), found["classes"])
-        axes.set_xticks(range(0, len(found["blocks"]), 2), range(1, len(found["blocks"]) + 1, 2))
-    figure.colorbar(image, ax=panels, label="images of the class for which it is computed (%)")
+        image = figures.classes_by_part(axes, found["by_class"], found["classes"], "block")
+        axes.set_title(_name(outcome.labels))
+    figure.colorbar(image, ax=panels, label="computed for (% of the class)")
 
 
 def draw_extremes(outcomes: Outcomes, figure: Any) -> None:
     """Two rows a network: easy and hard images."""
     from matplotlib.image import imread
 
-    own = [o for o in _first(outcomes) if "extremes" in o.measured]
-    chosen = {o.labels["method"]: o for o in own}  # the last of each method
-    rows = [(_name(o.labels), kind, o.measured["extremes"][kind]) for o in chosen.values() for kind in ("easy", "hard")]
-    if not rows:
-        return
-    grid = figure.subplots(len(rows), max(max(len(found) for *_, found in rows), 1), squeeze=False)
-    for (name, kind, found), line in zip(rows, grid, strict=True):
-        for axes in line:
-            axes.axis("off")
-        for axes, one in zip(line, found, strict=False):
-            pixels = imread(io.BytesIO(base64.b64decode(one["image"])))
-            axes.imshow(pixels, cmap="gray" if pixels.ndim == 2 else None)
-            axes.set_title(f"{one['label']}\n{one['says']}", fontsize=6, pad=2)
-        line[0].text(-0.25, 0.5, f"{name}\n{kind}", transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+    def example(one):
+        return imread(io.BytesIO(base64.b64decode(one["image"]))), f"{one['label']}\n{one['says']}"
+
+    # The first of each method
+    chosen = {o.labels["method"]: o for o in reversed(_first(outcomes)) if "extremes" in o.measured}
+    figures.images_in_rows(figure, [(f"{_name(outcome.labels)}\n{kind}", list(map(example, shown)))
+                                    for outcome in chosen.values()
+                                    for kind, shown in outcome.measured["extremes"].items()])

@@ -29,9 +29,11 @@ USAGE = """Accuracy against average mult-adds of a finished run of a network tha
     python -m train.adaptive --workdir=runs/msdnet --budget=25e6,50e6             these, for the average image
     python -m train.adaptive --workdir=runs/msdnet --budget=25e6 --anytime        for every image
 
+--out=DIR keeps the numbers, and draws what each class takes, and images that are easy and hard.
 Thresholds of a budget are fitted on --validation, images that were neither trained on nor are the test set: by default
 what the run's data.train_split leaves, "validation" of "train_fit", "train[45000:]" of "train[:45000]".
 """
+SHOWN = 12  # images that are easy, and hard
 POINTS = 8  # budgets between the cheapest and the costliest exit, where none is asked for
 
 
@@ -118,12 +120,34 @@ def budgeted(test: Mapping[str, np.ndarray], fitted: Mapping[str, np.ndarray], c
             "left": (np.bincount(left, minlength=len(costs)) / len(left)).tolist()}
 
 
-def kind(run: Any) -> str:
-    """ "blocks" or "exits": what its network decides on.
+def by_class(values: np.ndarray, labels: np.ndarray, classes: int) -> list[Any]:
+    """Of values [N, ...], the mean over the images of each class."""
+    return [values[labels == label].mean(0).tolist() for label in range(classes)]
 
-    Raises:
-      UserError: nothing.
+
+def extremes(run: Any, state: Any, count: int) -> dict[str, list[tuple[int, str]]]:
+    """Test images that are easy and hard: {"easy", "hard": at most `count` of (index, what is said of it)}.
+
+    With blocks: those that are right with the fewest and with the most. With exits: those that the first is surest of
+    and right about, and those that only the last is right about (Huang 2018, figure 9).
     """
+    if kind(run) == "blocks":
+        found = blocks(run, state)
+        used = found["computed"].sum(1)
+        right = np.flatnonzero(found["right"])
+        order = right[np.argsort(used[right], kind="stable")]
+        easy, hard, said = order, order[::-1], [f"{number} blocks" for number in used]
+    else:
+        found = exits(run, state, run.feed.test_batches())
+        right, sure = found["right"], found["confidence"]
+        first, late = np.flatnonzero(right[:, 0]), np.flatnonzero(right[:, -1] & ~right[:, :-1].any(1))
+        easy, hard = first[np.argsort(-sure[first, 0], kind="stable")], late[np.argsort(-sure[late, -1], kind="stable")]
+        said = [f"exit 1: {p:.0%}" for p in sure[:, 0]]
+    return {name: [(int(i), said[i]) for i in indices[:count]] for name, indices in (("easy", easy), ("hard", hard))}
+
+
+def kind(run: Any) -> str:
+    """What its network decides on, "blocks" or "exits"; UserError where it is nothing."""
     if isinstance(run.task, Skipping):
         return "blocks"
     if isinstance(run.task, MultiExit):
@@ -174,6 +198,25 @@ def measure(run: Any, state: Any, budgets: Sequence[float] = (), everyone: bool 
     return each + [{"way": "batch", **budgeted(test, fitted, costs, allowed)} for allowed in budgets]
 
 
+def draw(run: Any, state: Any, folder: Path) -> None:
+    """Pictures: classes.png, for how much of each class each block is computed, or how many of it each exit is right
+    about; images.png, easy and hard ones."""
+    from train import figures
+
+    if kind(run) == "blocks":
+        found = blocks(run, state)
+        values, what = found["computed"], "block"
+    else:
+        found = exits(run, state, run.feed.test_batches())
+        values, what = found["right"], "exit"
+    shares = by_class(values, found["labels"], len(run.feed.classes))
+    figures.of_classes(shares, run.feed.classes, what, folder / "classes.png")
+    rows = [(name, [(run.feed.test.example(i, None), text) for i, text in shown])
+            for name, shown in extremes(run, state, SHOWN).items()]
+    figures.of_images([(name, [(example["image"], f"{run.feed.classes[int(example['label'])]}\n{text}")
+                               for example, text in shown]) for name, shown in rows], folder / "images.png")
+
+
 def table(rows: Sequence[Mapping[str, Any]], whole: int) -> rich.table.Table:
     """For the terminal; `whole`: mult-adds of the whole network."""
     made = rich.table.Table()
@@ -193,8 +236,6 @@ def main() -> None:
 
     if not WORKDIR.value:
         raise UserError("--workdir is missing, e.g. --workdir=runs/aig")
-    if OUT.value and not Path(OUT.value).parent.is_dir():
-        raise UserError(f"--out={OUT.value}: there is no folder {Path(OUT.value).parent}")
     try:
         budgets = [float(text) for text in BUDGET.value]
     except ValueError:
@@ -205,8 +246,11 @@ def main() -> None:
     whole = costs[-1] if costs else round(rows[0]["mult_adds"])
     rich.console.Console().print(table(rows, whole))
     if OUT.value:
-        checkpoint.write_json(Path(OUT.value), {"workdir": WORKDIR.value, "model": run.config["model"]["name"],
-                                                "rows": rows, **summary.environment(jax.devices())})
+        out = Path(OUT.value)
+        out.mkdir(parents=True, exist_ok=True)
+        draw(run, state, out)
+        checkpoint.write_json(out / "adaptive.json", {"workdir": WORKDIR.value, "model": run.config["model"]["name"],
+                                                      "rows": rows, **summary.environment(jax.devices())})
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
@@ -214,5 +258,5 @@ if __name__ == "__main__":  # only here: absl has one table of flags for the pro
     BUDGET = flags.DEFINE_list("budget", [], "Mult-adds, several with commas; of a network with exits.")
     ANYTIME = flags.DEFINE_bool("anytime", False, "The budget is every image's, not that of the average image.")
     VALIDATION = flags.DEFINE_string("validation", "", "Split on which thresholds are fitted.")
-    OUT = flags.DEFINE_string("out", "", "JSON file to write.")
+    OUT = flags.DEFINE_string("out", "", "Folder for adaptive.json, classes.png and images.png.")
     cli.run(main, USAGE)

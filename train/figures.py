@@ -155,3 +155,48 @@ def draw_attention(maps: Sequence[Mapping[str, Any]], figure: Figure) -> None:
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
     figure.colorbar(drawn, ax=list(panels), label="attention, mean of heads", shrink=0.5)
+
+
+def classes_by_part(axes: Any, shares: Sequence[Sequence[float]], classes: Sequence[str], what: str) -> Any:
+    """A class a row, a block or an exit (`what`) a column, percent; returns the image, for a colorbar."""
+    image = axes.imshow([[100 * share for share in row] for row in shares], vmin=0, vmax=100, aspect="auto",
+                        cmap="viridis")
+    parts = len(shares[0])
+    axes.set_xlabel(what)
+    axes.set_xticks(range(0, parts, 1 + parts // 20), range(1, parts + 1, 1 + parts // 20))
+    if len(classes) <= 40:
+        axes.set_yticks(range(len(classes)), classes)
+    else:
+        axes.set_ylabel("class")
+    return image
+
+
+def of_classes(shares: Sequence[Sequence[float]], classes: Sequence[str], what: str, path: Path) -> None:
+    """`classes_by_part` as a PNG: blocks that are computed, or exits that are right."""
+    figure = Figure(figsize=(7.0, 1.5 + 0.25 * min(len(classes), 40)), layout="constrained")
+    axes = figure.subplots()
+    image = classes_by_part(axes, shares, classes, what)
+    label = {"block": "computed for (% of the class)", "exit": "right about (% of the class)"}[what]
+    figure.colorbar(image, label=label)
+    figure.savefig(path, dpi=120)
+
+
+def images_in_rows(figure: Any, rows: Sequence[tuple[str, Sequence[tuple[Any, str]]]]) -> None:
+    """Rows of (name, [(pixels [H, W, C] or [H, W], what is said above it)])."""
+    columns = max((len(shown) for _, shown in rows), default=0)
+    grid = figure.subplots(max(len(rows), 1), max(columns, 1), squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for (name, shown), line in zip(rows, grid, strict=False):
+        for axes, (pixels, text) in zip(line, shown, strict=False):
+            pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+            axes.imshow(pixels, cmap="gray" if pixels.ndim == 2 else None)
+            axes.set_title(text, fontsize=6, pad=2)
+        line[0].text(-0.2, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+
+
+def of_images(rows: Sequence[tuple[str, Sequence[tuple[Any, str]]]], path: Path) -> None:
+    """`images_in_rows` as a PNG."""
+    figure = Figure(figsize=(11.0, 0.4 + 1.3 * len(rows)), layout="constrained")
+    images_in_rows(figure, rows)
+    figure.savefig(path, dpi=120)
