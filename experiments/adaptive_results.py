@@ -336,7 +336,7 @@ def draw_used(outcomes: Outcomes, figure: Any) -> None:
                              alpha=0.7, linewidths=0)
     left.set_yticks(range(len(own)), [_name(o.labels) for o in own])
     left.set(xlabel="blocks computed (% of all); area: share of the images", xlim=(-5, 105),
-             ylim=(len(own) - 0.5, -0.5))
+             ylim=(max(len(own), 1) - 0.5, -0.5))
     tidy(left)
     found = [o.measured["leaving"]["rows"] for o in _first(outcomes).where(method="MSDNet") if "leaving" in o.measured]
     rows = [row for row in found[0] if "left" in row] if found else []
@@ -348,7 +348,8 @@ def draw_used(outcomes: Outcomes, figure: Any) -> None:
         base = [a + b for a, b in zip(base, shares, strict=True)]
     right.set_xticks(range(len(rows)), [f"{row['budget'] / 1e6:.2g}" for row in rows], fontsize=8)
     right.set(xlabel="budget for the average image (millions of mult-adds)", ylabel="images (%)")
-    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    if rows:
+        right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     tidy(right)
 
 
