@@ -6,7 +6,7 @@
 
 digits     scikit-learn's digits, 8x8; networks of half the width
 cifar10    cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (lossy; for CIFAR-10 itself change SETS);
-           networks of half the width, 6 epochs: what a CPU can do
+           networks of half the width, 4 epochs: what a CPU can do
 
 All networks learn from the same images for as long; those on which the thresholds of budgets are fitted are left out
 for all. A policy and its joint training come after that of the network, which is then trained twice as long, as in the
@@ -23,7 +23,7 @@ from experiments.study import Claim, Picture, Study, Trial
 SETS = {"cifar10": "tfds:cifar10_jpeg"}
 TRAINED = {"digits": "train_fit", "cifar10": "train[:45000]"}
 SEEDS = {"digits": (0, 1, 2), "cifar10": (0,)}
-EPOCHS = {"digits": 50, "cifar10": 6}
+EPOCHS = {"digits": 40, "cifar10": 4}
 WIDTH = 8
 DEPTHS = {"digits": (8, 20, 32, 38), "cifar10": (8, 14, 32, 38)}  # 38: that of the gates; 32: of the policy
 TARGETS = {"digits": (0.3, 0.5, 0.7, 0.9), "cifar10": (0.5,)}
