@@ -72,10 +72,12 @@ class Walk:
     def module_of(self, eqn: JaxprEqn, path: Path = ()) -> Path:
         """The innermost known module on the name stack of an operation that is itself inside of `path`.
 
-        Names on the stack that are no modules (transformations, methods, functions) are passed over.
+        Names on the stack that are no modules (transformations, methods, functions) are passed over; a module that is
+        called within another than its parent is found at its parent, as the exit of a network within a stage.
         """
         for name in re.split(r"[/()]", str(eqn.source_info.name_stack)):
-            path = (*path, name) if (*path, name) in self._modules else path
+            found = ((*path[:depth], name) for depth in range(len(path), -1, -1))
+            path = next((module for module in found if module in self._modules), path)
         return path
 
     def _operation(self, eqn, views, path, times):
