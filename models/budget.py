@@ -14,6 +14,8 @@ import numpy as np
 
 from models.errors import UserError
 
+NEVER = 2.0  # a threshold above every probability
+
 
 def _check(budget: float, costs: Sequence[float]) -> None:
     if not budget >= costs[0]:
@@ -54,10 +56,10 @@ def shares(budget: float, costs: Sequence[float]) -> np.ndarray:
 
 def thresholds(confidences: np.ndarray, leaving: Sequence[float]) -> np.ndarray:
     """Thresholds [exits - 1] by which these shares of the images leave at each exit, the most confident of those that
-    are still there; infinity where none is to leave. NaN is no confidence at all."""
-    confidences = np.where(np.isnan(confidences), -np.inf, confidences)
+    are still there; NEVER where none is to leave. NaN is no confidence at all."""
+    confidences = np.nan_to_num(confidences, nan=0.0)
     count, exits = confidences.shape
-    found, there = np.full(exits - 1, np.inf), np.ones(count, bool)
+    found, there = np.full(exits - 1, NEVER), np.ones(count, bool)
     for k in range(exits - 1):
         number = min(int(count * leaving[k]), int(there.sum()))
         if number:

@@ -9,7 +9,7 @@ shortcut alone goes on. A call with keep=[N, blocks] decides instead of the netw
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -106,15 +106,25 @@ def gates(model: Adaptive, variables: Any, images: jax.Array, **options: Any) ->
     return output, jnp.stack([found.get(f"{block}/gate", on) for block in model.blocks], -1)
 
 
-def costs(model: Adaptive, cost: Complexity) -> tuple[int, tuple[int, ...]]:
-    """Mult-adds of what is always computed (stem, shortcuts, gates or policy, head), and of the branch of each block,
-    of what `models.complexity.analyze` found for the network."""
-    branches = dict.fromkeys(model.blocks, 0)
+class Costs(NamedTuple):
+    """Mult-adds of an image: what is computed in any case (stem, shortcuts, head); what decides, gates or the policy,
+    unless a call says what to keep; the branch of each block."""
+
+    always: int
+    deciding: int
+    blocks: tuple[int, ...]
+
+
+def costs(model: Adaptive, cost: Complexity) -> Costs:
+    """Of what `models.complexity.analyze` found for the network."""
+    branches, deciding = dict.fromkeys(model.blocks, 0), 0
     for layer in cost.layers:
         block, _, name = layer.path.rpartition("/")
-        if block in branches and name.startswith("conv"):
+        if layer.path.startswith("policy/") or block.endswith("/gate"):
+            deciding += layer.mult_adds
+        elif block in branches and name.startswith("conv"):
             branches[block] += layer.mult_adds
-    return cost.mult_adds - sum(branches.values()), tuple(branches.values())
+    return Costs(cost.mult_adds - deciding - sum(branches.values()), deciding, tuple(branches.values()))
 
 
 class GatedResNet(Adaptive):

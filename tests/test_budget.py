@@ -53,7 +53,7 @@ def find_thresholds(confidences, shares):
     """Huang 2018's public code (dynamic_eval_find_threshold), in plain loops: from the most confident on, images that
     are still there are counted until as many as wanted have been seen."""
     count, exits = confidences.shape
-    gone, found = [False] * count, [math.inf] * (exits - 1)
+    gone, found = [False] * count, [budget.NEVER] * (exits - 1)
     for k in range(exits - 1):
         wanted, seen = math.floor(count * shares[k]), 0
         for i in sorted(range(count), key=lambda i: -confidences[i, k]):
@@ -89,7 +89,7 @@ def test_planned_shares_are_those_of_the_fitted_images(allowed):
 
 def test_none_leaves_where_none_is_to():
     limits = budget.thresholds(drawn(), [0, 0.5, 0, 0, 0.5])
-    assert np.isinf(limits[[0, 2, 3]]).all() and 0.2 < limits[1] < 1
+    assert (limits[[0, 2, 3]] == budget.NEVER).all() and 0.2 < limits[1] < 1
     assert set(budget.leave(drawn(), limits)) == {1, 4}
 
 

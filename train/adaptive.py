@@ -50,7 +50,7 @@ def blocks(run: Any, state: Any, everything: bool = False) -> dict[str, Any]:
     Args:
       run: whose task is a `train.tasks.gated.Skipping`.
       state: on the host.
-      everything: whether all blocks are computed, whatever the network decides.
+      everything: whether all blocks are computed, and nothing is decided.
     """
     model = run.task.model
 
@@ -61,9 +61,9 @@ def blocks(run: Any, state: Any, everything: bool = False) -> dict[str, Any]:
 
     found, labels = outputs(predict, run, state, run.feed.test_batches())
     logits, computed = np.split(found, [len(run.feed.classes)], 1)
-    always, each = block_costs(model, run.feed.image_shape)
-    return {"right": logits.argmax(1) == labels, "computed": computed > 0, "labels": labels,
-            "mult_adds": always + (computed > 0) @ np.asarray(each)}
+    cost = block_costs(model, run.feed.image_shape)
+    spent = cost.always + (0 if everything else cost.deciding) + (computed > 0) @ np.asarray(cost.blocks)
+    return {"right": logits.argmax(1) == labels, "computed": computed > 0, "labels": labels, "mult_adds": spent}
 
 
 def exits(run: Any, state: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from models import complexity
 from models.errors import UserError
-from models.gated import Adaptive, GatedResNet, costs, gates
+from models.gated import Adaptive, Costs, GatedResNet, costs, gates
 from train.tasks.classify import Classify
 
 
 @functools.cache
-def block_costs(model: Adaptive, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """Mult-adds of one image of that shape: what is always computed, and each block."""
+def block_costs(model: Adaptive, shape: tuple[int, ...]) -> Costs:
+    """Of one image of that shape."""
     return costs(model, complexity.analyze(model, (1, *shape)))
 
 
@@ -27,11 +27,12 @@ class Skipping(Classify):
 
     def used(self, computed, batch):
         """Metrics of `computed` [B, blocks], 1 where a block was computed for an image."""
-        always, each = block_costs(self.model, batch["image"].shape[1:])
+        cost = block_costs(self.model, batch["image"].shape[1:])
+        spent = cost.always + cost.deciding + computed @ jnp.asarray(cost.blocks, jnp.float32)
         mask, weight = batch["mask"], jnp.sum(batch["mask"])
         return {
             "blocks": (jnp.sum(computed * mask[:, None]), weight),
-            "average_mult_adds": (jnp.sum((always + computed @ jnp.asarray(each, jnp.float32)) * mask), weight),
+            "average_mult_adds": (jnp.sum(spent * mask), weight),
             "gate_rates": (mask @ computed, jnp.full(computed.shape[1], weight)),
         }
 
