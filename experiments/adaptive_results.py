@@ -5,7 +5,7 @@ import io
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, Judgement, Outcome, Outcomes, Table, all_of, compare, spread
@@ -45,6 +45,17 @@ def _saved(outcomes: Outcomes) -> list[float]:
     """The share of the mult-adds that is saved, by what the network with all of its blocks computes."""
     pairs = zip(_values(outcomes, "as decided", "mult_adds"), _values(outcomes, "all blocks", "mult_adds"), strict=True)
     return [1 - used / whole for used, whole in pairs]
+
+
+def _needs(method: str) -> Callable[[Callable[[Outcomes], Judgement]], Callable[[Outcomes], Judgement]]:
+    """Of a judge, for scales without that method."""
+    def wrap(judge):
+        def judge_where_there_is(outcomes):
+            return judge(outcomes) if outcomes.where(method=method) else Judgement(TOO_SMALL, "not part of this scale")
+
+        return judge_where_there_is
+
+    return wrap
 
 
 def _at_least(values: Sequence[float], least: float) -> str:
@@ -92,6 +103,7 @@ def _drop(outcomes: Outcomes) -> tuple[Outcomes, float]:
     return own.where(penalty=best), best
 
 
+@_needs("BlockDrop")
 def policy_saves(outcomes: Outcomes) -> Judgement:
     plain, shown, parts = outcomes.where(method="ResNet", depth=32).values("accuracy"), [], []
     own = outcomes.where(method="BlockDrop")
@@ -104,6 +116,7 @@ def policy_saves(outcomes: Outcomes) -> Judgement:
     return Judgement(verdict, f"ResNet-32 {spread(plain)}; " + "; ".join(shown))
 
 
+@_needs("BlockDrop")
 def joint_better(outcomes: Outcomes) -> Judgement:
     alone, (joint, penalty) = outcomes.where(method="policy alone"), _drop(outcomes)
     values = [_values(own, "as decided", "accuracy") for own in (joint, alone)]
@@ -112,6 +125,7 @@ def joint_better(outcomes: Outcomes) -> Judgement:
                      f"policy alone {spread(values[1])} with {blocks[1]}")
 
 
+@_needs("policy alone")
 def policy_better(outcomes: Outcomes) -> Judgement:
     found = [o.measured["heuristics"] for o in outcomes.where(method="policy alone") if "heuristics" in o.measured]
     values = {way: [one[way] for one in found] for way in ("policy", "first", "random", "distributed")}
@@ -120,6 +134,7 @@ def policy_better(outcomes: Outcomes) -> Judgement:
                      f"{blocks} of 15 blocks: " + ", ".join(f"{way} {spread(v)}" for way, v in values.items()))
 
 
+@_needs("BlockDrop")
 def penalties(outcomes: Outcomes) -> Judgement:
     own = outcomes.where(method="BlockDrop")
     used = {p: _values(own.where(penalty=p), "as decided", "blocks") for p in sorted(own.distinct("penalty"))}
