@@ -320,11 +320,11 @@ def test_a_policy_starts_from_a_trained_network_and_then_both_go_on(tmp_path):
     tiny.assert_same(network, state)
     start = loop.setup(alone).state.variables()
     assert not np.array_equal(start["params"]["policy"]["head"]["kernel"], policy["params"]["head"]["kernel"])
-    joint = config((name, fields), "policy(joint=True)", duration="2 steps", init_new="",
-                   init_from=str(tmp_path / "policy"))
-    tiny.assert_same(loop.setup(joint).state.variables(), finished.load(tmp_path / "policy")[1].variables())
-    loop.train(joint, tmp_path / "joint")
-    both = finished.load(tmp_path / "joint")[1]
+    run = loop.setup(config((name, fields), "policy(joint=True)", steps_per_call=1, init_new="",
+                            init_from=str(tmp_path / "policy")))
+    tiny.assert_same(run.state.variables(), finished.load(tmp_path / "policy")[1].variables())
+    _, items = next(run.feed.calls(0, 1))
+    both = run.parallel.fetch(run.train_call(run.parallel.replicate(run.state), run.feed.data, items)[0])
     assert not np.array_equal(both.params["stem_conv"]["kernel"], network["params"]["stem_conv"]["kernel"])
     assert int(both.task_state["learned"]) == 2
 
