@@ -14,7 +14,6 @@ import models
 from models import complexity
 from models.errors import UserError
 from models.gated import Gate, costs, gates, straight_through
-from models.layers.init import jit_once
 from models.layers.skipping import compacted, sizes, skipping
 from tests.golden import drawn, make_gated
 
@@ -37,6 +36,11 @@ def small(kind, **fields):
     return model, drawn.variables(model)
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("train", "mutable"))
+def decided(model, variables, images, **options):
+    return gates(model, variables, images, **options)
+
+
 # -- gates ---------------------------------------------------------------------------------------------------------
 
 
@@ -46,16 +50,16 @@ def test_blocks_that_are_always_computed_have_no_gate():
     params = variables["params"]
     assert "gate" not in params["stage1"]["block0"]
     assert set(params["stage2"]["block1"]["gate"]) == {"dense1", "norm", "dense2"}
-    computed = gates(model, variables, colored(13))[1]
+    computed = decided(model, variables, colored(13))[1]
     assert (computed[:, 0] == 1).all() and set(np.unique(computed)) == {0, 1}
 
 
 def test_in_evaluation_nothing_is_drawn_and_in_training_it_is():
     model, variables = small("basic")
-    (one, decided), (two, again) = (gates(model, variables, colored(13)) for _ in range(2))
+    (one, first), (two, again) = (decided(model, variables, colored(13)) for _ in range(2))
     np.testing.assert_array_equal(one, two)
-    np.testing.assert_array_equal(decided, again)
-    draws = [gates(model, variables, colored(13), train=True, mutable=["batch_stats"],
+    np.testing.assert_array_equal(first, again)
+    draws = [gates(model, variables, colored(13), train=True, mutable=("batch_stats",),
                    rngs={"dropout": jax.random.key(seed)})[1] for seed in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert (draws[0] != draws[2]).any()
@@ -70,32 +74,32 @@ def without_gates(params):
 def test_keep_decides_instead(kind):
     model, variables = small(kind)
     images, ones = colored(5), jnp.ones((5, 2))
-    whole, computed = gates(model, variables, images, keep=ones)
+    whole, computed = decided(model, variables, images, keep=ones)
     np.testing.assert_array_equal(computed, ones)
     plain = models.create("resnet38", stage_sizes=(1, 1), width=4, shortcut=model.shortcut)
     bare = {name: without_gates(tree) for name, tree in variables.items()}
     np.testing.assert_allclose(whole, plain.apply(bare, images), rtol=1e-5, atol=1e-5)
     keep = jnp.asarray([[1, 0], [0, 1], [0, 0], [1, 1], [1, 0]], jnp.float32)
-    some, computed = gates(model, variables, images, keep=keep)
+    some, computed = decided(model, variables, images, keep=keep)
     np.testing.assert_array_equal(computed, keep)
     np.testing.assert_allclose(some[3], whole[3], rtol=1e-5, atol=1e-5)
     assert all(np.abs(some[i] - whole[i]).max() > 1e-3 for i in (0, 1, 2, 4))
     other = jax.tree_util.tree_map_with_path(  # of what nobody keeps nothing is seen
         lambda path, leaf: leaf + ("conv" in str(path) and "stage2" in str(path) and "policy" not in str(path)
                                    and "downsample" not in str(path)), variables)
-    np.testing.assert_array_equal(gates(model, other, images, keep=keep)[0][0], some[0])
+    np.testing.assert_array_equal(decided(model, other, images, keep=keep)[0][0], some[0])
 
 
 def test_keep_is_said_of_blocks_without_a_gate_too():
     model, variables = small("basic", rates=(1, 0.5))
-    np.testing.assert_array_equal(gates(model, variables, colored(3), keep=jnp.zeros((3, 2)))[1], jnp.zeros((3, 2)))
+    np.testing.assert_array_equal(decided(model, variables, colored(3), keep=jnp.zeros((3, 2)))[1], jnp.zeros((3, 2)))
 
 
 def test_gates_start_open_for_87_of_100():
     model = models.create("convnet_aig38")
     gate = Gate(model.ingredients(train=True), 16, 1.0, train=True)
     x, keys = jnp.abs(jnp.asarray(drawn.images("gate", (8192, 1, 1, 16)))), jax.random.split(jax.random.key(0))
-    computed = gate.init_with_output({"params": keys[0], "dropout": keys[1]}, x)[0]
+    computed = jax.jit(gate.init_with_output)({"params": keys[0], "dropout": keys[1]}, x)[0]
     assert computed.shape == (8192,) and float(computed.mean()) == pytest.approx(0.87, abs=0.01)
 
 
@@ -111,8 +115,9 @@ def test_samples_are_0_or_1_and_gradients_those_of_the_soft_sample(temperature):
     hard = straight_through(logits, key, temperature)
     assert set(np.unique(hard)) == {0, 1}
     np.testing.assert_array_equal(hard, soft(logits) > 0.5)
-    ours = jax.grad(lambda logits: straight_through(logits, key, temperature) @ weight)(logits)
-    np.testing.assert_allclose(ours, jax.grad(lambda logits: soft(logits) @ weight)(logits), rtol=1e-4, atol=1e-6)
+    ours, theirs = (jax.jit(jax.grad(lambda logits, f=f: f(logits) @ weight))(logits) for f in (
+        lambda logits: straight_through(logits, key, temperature), soft))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_a_policy_alone_is_the_one_inside():
@@ -122,7 +127,7 @@ def test_a_policy_alone_is_the_one_inside():
     own = {name: tree["policy"] for name, tree in variables.items()}
     assert own["params"]["stage1"]["block0"]["conv1"]["kernel"].shape[-1] == 3
     logits = model.policy(parent=None).apply(own, model.pooled(colored(13)))
-    np.testing.assert_array_equal(logits >= 0, gates(model, variables, colored(13))[1])
+    np.testing.assert_array_equal(logits >= 0, decided(model, variables, colored(13))[1])
     pooled = colored(13).reshape(13, 4, 2, 4, 2, 3).mean((2, 4))
     np.testing.assert_allclose(model.pooled(colored(13)), pooled, rtol=1e-5, atol=1e-6)
 
@@ -132,8 +137,7 @@ def test_the_authors_network_decides_and_says_the_same():
     golden = np.load(Path(make_gated.__file__).with_name("gated.npz"))
     name, fields = json.loads(str(golden["network"]))
     model = models.create(name, **fields)
-    run = jit_once(lambda variables, images: gates(model, variables, images))
-    logits, computed = run(drawn.variables(model), jnp.asarray(make_gated.images()))
+    logits, computed = decided(model, drawn.variables(model), jnp.asarray(make_gated.images()))
     assert golden["margin"] > 1e-3 and len(np.unique(golden["gates"], axis=0)) > 4
     np.testing.assert_array_equal(computed, golden["gates"])
     np.testing.assert_allclose(logits, golden["logits"], rtol=1e-4, atol=1e-4 * np.abs(golden["logits"]).max())
@@ -185,16 +189,21 @@ def test_what_the_network_decides_is_skipped_likewise(kind):
 
 @pytest.fixture
 def executed():
-    """Rows that were computed: executed.mark(x) within a program, executed.rows() after it."""
+    """Rows that were computed: x = executed.mark(x) within a program, executed.rows(what it gave) after it. What the
+    compiler drops is not computed."""
     class Executed:
         def __init__(self):
             self.seen = []
 
         def mark(self, x):
-            jax.debug.callback(functools.partial(self.seen.append, len(x)))
+            def seen(x):
+                self.seen.append(len(x))
+                return x
 
-        def rows(self):
-            jax.effects_barrier()
+            return jax.pure_callback(seen, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+        def rows(self, found):
+            jax.block_until_ready(found)
             rows, self.seen[:] = sorted(self.seen), []
             return rows
 
@@ -217,8 +226,7 @@ class Doubling(nn.Module):
         layer = nn.Dense(2, use_bias=False, kernel_init=lambda *_: 2 * jnp.eye(2), name="double")
 
         def function(module, x):
-            self.mark(x["b"])
-            return layer(x["a"]), x["a"].sum(-1) + x["b"]
+            return layer(x["a"]), x["a"].sum(-1) + self.mark(x["b"])
 
         return compacted(function, self, keep, x, (-x["a"], -x["b"]) if self.otherwise else None)
 
@@ -228,7 +236,7 @@ def test_only_the_rows_of_a_size_are_computed(executed, otherwise):
     module = Doubling(executed.mark, otherwise)
     x = {"a": jnp.asarray(drawn.images("a", (13, 2))), "b": jnp.asarray(drawn.images("b", (13,)))}
     variables = module.init(jax.random.key(0), x, jnp.ones(13, bool))
-    executed.rows()
+    executed.rows(variables)
 
     @jax.jit
     def run(keep):
@@ -240,18 +248,18 @@ def test_only_the_rows_of_a_size_are_computed(executed, otherwise):
         keep = np.zeros(13, bool)
         keep[np.random.default_rng(wanted).permutation(13)[:wanted]] = True
         found = run(jnp.asarray(keep))
-        assert sum(executed.rows()) == computed
+        assert sum(executed.rows(found)) == computed
         rest = (-x["a"], -x["b"]) if otherwise else (0, 0)
         np.testing.assert_allclose(found[0], np.where(keep[:, None], 2 * x["a"], rest[0]), rtol=1e-6)
         np.testing.assert_allclose(found[1], np.where(keep, x["a"].sum(-1) + x["b"], rest[1]), rtol=1e-6)
-        np.testing.assert_array_equal(module.apply(variables, x, jnp.asarray(keep))[0], found[0])
-        assert executed.rows() == [13]  # masked: all
+        masked = module.apply(variables, x, jnp.asarray(keep))
+        assert executed.rows(masked) == [13]  # all
+        np.testing.assert_array_equal(masked[0], found[0])
 
 
 def test_a_network_computes_a_branch_for_no_more_than_a_size(executed):
     def act(x):
-        executed.mark(x)
-        return nn.relu(x)
+        return nn.relu(executed.mark(x))
 
     model, variables = small("policy", act=act)
 
@@ -263,8 +271,7 @@ def test_a_network_computes_a_branch_for_no_more_than_a_size(executed):
     always = [13] * 3  # the stem's activation, and after the sum of each block
     for first, second, rows in ((0, 0, [0, 0]), (13, 13, [13, 13]), (3, 9, [4, 10])):
         keep = jnp.stack([jnp.arange(13) < first, jnp.arange(13) >= 13 - second], -1).astype(jnp.float32)
-        jax.block_until_ready(run(keep))
-        assert executed.rows() == sorted(always + [row for row in rows if row])
+        assert executed.rows(run(keep)) == sorted(always + [row for row in rows if row])
     assert run._cache_size() == 1
 
 
