@@ -85,7 +85,11 @@ class Adaptive(ResNet):
         return self.blocks
 
     def _visit(self, keep: jax.Array | None) -> Callable:
-        """How a block is called where `keep` [N, blocks] is given."""
+        """How a block is called where `keep` [N, blocks] is given; UserError for another shape."""
+        if keep is not None and (keep.ndim != 2 or keep.shape[1] != len(self.blocks)):
+            raise UserError(f"keep must be of shape [N, {len(self.blocks)}], for each image and block, not "
+                            f"{list(keep.shape)}")
+
         def visit(block, x):
             return block(x, None if keep is None else keep[:, self.blocks.index("/".join(block.path[-2:]))])
 
@@ -195,6 +199,8 @@ class BlockDrop(Adaptive):
         super().check()
         self._need_numbers("policy_sizes", (1, 1, 1))
         self._need_at_least(1, "policy_width", "policy_pool")
+        if self.policy_pool > self.image_size:
+            raise UserError(f"policy_pool={self.policy_pool} is more than image_size={self.image_size}")
 
     def policy(self, **fields: Any) -> ResNet:
         """The policy: images, `pooled`, to logits of computing each block, [N, blocks]. Alone, with parent=None, its

@@ -243,8 +243,7 @@ def test_only_the_rows_of_a_size_are_computed(executed, otherwise):
         with skipping(parts=4):
             return module.apply(variables, x, keep)
 
-    # Without `otherwise` shapes are those of one example, which stays in the program for what marks it, here alone
-    for wanted, computed in ((0, 0 if otherwise else 1), (1, 4), (4, 4), (5, 7), (10, 10), (11, 13), (13, 13)):
+    for wanted, computed in ((0, 0), (1, 4), (4, 4), (5, 7), (10, 10), (11, 13), (13, 13)):
         keep = np.zeros(13, bool)
         keep[np.random.default_rng(wanted).permutation(13)[:wanted]] = True
         found = run(jnp.asarray(keep))
@@ -315,6 +314,7 @@ def test_all_blocks_cost_what_the_network_costs(kind):
 @pytest.mark.parametrize(("kind", "fields", "message"), [
     *(("basic", {"rates": (rate, 0.5)}, rf"in \[0, 1\], not {rate}") for rate in (1.5, -0.1, "half", True)),
     ("basic", {"rates": (float("nan"), 0.5)}, r"in \[0, 1\], not nan"),
+    ("policy", {"policy_pool": 99}, "policy_pool=99 is more than image_size=32"),
     ("basic", {"target": 1.01}, r"in \[0, 1\], not 1.01"),
     ("basic", {"target": float("nan")}, r"in \[0, 1\], not nan"),
     ("basic", {"target": "most"}, "target='most' must be of type float"),
@@ -343,3 +343,9 @@ def test_mistakes_are_one_line(kind, fields, message):
 def test_no_parts():
     with pytest.raises(UserError, match="parts=0 must be at least 1"), skipping(0):
         pass
+
+
+def test_keep_of_another_shape():
+    model, variables = small("policy")
+    with pytest.raises(UserError, match=r"keep must be of shape \[N, 2\], for each image and block, not \[3, 5\]"):
+        model.apply(variables, colored(3), keep=jnp.ones((3, 5)))

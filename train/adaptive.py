@@ -236,6 +236,9 @@ def main() -> None:
 
     if not WORKDIR.value:
         raise UserError("--workdir is missing, e.g. --workdir=runs/aig")
+    out = Path(OUT.value) if OUT.value else None
+    if out and out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file; want a folder")
     try:
         budgets = [float(text) for text in BUDGET.value]
     except ValueError:
@@ -245,8 +248,7 @@ def main() -> None:
     costs = exit_costs(run.task.model, run.feed.image_shape) if kind(run) == "exits" else None
     whole = costs[-1] if costs else round(rows[0]["mult_adds"])
     rich.console.Console().print(table(rows, whole))
-    if OUT.value:
-        out = Path(OUT.value)
+    if out:
         out.mkdir(parents=True, exist_ok=True)
         draw(run, state, out)
         checkpoint.write_json(out / "adaptive.json", {"workdir": WORKDIR.value, "model": run.config["model"]["name"],
