@@ -9,14 +9,16 @@
 
 aig               Veit & Belongie 2018, section 4 and the authors' code: 350 epochs of 256 on CIFAR, 100 on ImageNet;
                   other targets by --config.model.target=0.5, rates of single blocks by --config.model.rates
-blockdrop         Wu et al. 2018, section 4.1 and the authors' code: the policy alone, of a network that is trained; the
-                  last block first, one more each epoch
+blockdrop         Wu et al. 2018, section 4.1 and the authors' code: the policy alone, of a network that is trained (a
+                  run, or a .safetensors file); the last block first, all of them after 54 epochs (33 on ImageNet). The
+                  policy starts from scratch, theirs on ImageNet from a ResNet-18
 blockdrop_joint   then the policy and the network together; a higher penalty keeps more blocks and accuracy
 msdnet            Huang et al. 2018, section 5 and the PyTorch code beside it: 300 epochs of 64 on CIFAR, 90 of 256 on
                   ImageNet; images for the thresholds of budgets are held out (5,000, 50,000)
 early_exit        the baseline there, a residual network with exits, likewise
 
-digits, on scikit-learn's 8x8 images, is for trying things out: narrow networks, minutes on a CPU.
+digits, on scikit-learn's 8x8 images, is for trying things out: narrow networks, minutes on a CPU. A network for its
+blockdrop: --config=configs/study.py:digits,model=resnet20 --config.model.stage_sizes="(2,2,2)".
 Published: AIG-110 5.76% error with 82% of its blocks, ResNet-110 6.61% (Veit 2018, table 1); BlockDrop 93.6% with 16.9
 of the 54 blocks of a ResNet-110 of 93.2%, 76.4% on ImageNet with 24.8 of 33 (Wu 2018, table 1, and the authors' page).
 Cost: 350 epochs of AIG-110 are 1.75e7 images of 253M mult-adds, forward and backward: hours on a GPU. The budgeted
@@ -52,13 +54,15 @@ def get_config(text: str = ""):
     if drops != bool(a["from"]):
         raise ValueError("blockdrop starts from a trained residual network, blockdrop_joint from a run of blockdrop: "
                          "set from" if drops else f"from={a['from']} is for blockdrop and blockdrop_joint")
+    if a.data and a.scale == "digits":
+        raise ValueError(f"data={a.data} is for the other scales; digits are scikit-learn's")
     if a.scale == "imagenet" and a.method == "early_exit" and not a.model:
         raise ValueError("early_exit has no network for ImageNet; name one by model=")
     c = base()
     c.model.name = a.model or NETWORKS[a.method][a.scale == "imagenet"]
     _data(c, a)
     {"aig": _aig, "blockdrop": _blockdrop, "blockdrop_joint": _blockdrop_joint, "msdnet": _exits,
-     "early_exit": _exits}[a.method](c, a.scale)
+     "early_exit": _exits}[a.method](c, a.scale, a.epochs)
     if drops:
         c.init_from, c.init_new = a["from"], "policy" if a.method == "blockdrop" else ""
     if a.scale == "digits":
@@ -86,11 +90,13 @@ def _data(c, a):
         c.eval_batch_size = 1000
         c.data.mean, c.data.std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     held = {"digits": "train_fit", "imagenet": "train[:1231167]"}.get(a.scale, "train[:45000]")
+    if a.data:  # which may be of another size
+        held = "train[:90%]"
     if a.method in ("msdnet", "early_exit"):
         c.data.train_split = held
 
 
-def _aig(c, scale):
+def _aig(c, scale, epochs):
     c.optimizer.learning_rate, c.batch_size = 0.1, 256
     if scale == "imagenet":
         c.task.name, c.duration, c.optimizer.weight_decay = "gated(weight=1.0)", "100 epochs", 1e-4
@@ -100,21 +106,22 @@ def _aig(c, scale):
         c.optimizer.schedule = "step(0.1, '43%', '71%')"  # 150 and 250 of 350 epochs
 
 
-def _blockdrop(c, scale):
+def _blockdrop(c, scale, epochs):
     c.optimizer.name, c.optimizer.learning_rate, c.batch_size = "adam", 1e-3, 2048
     c.optimizer.groups = (("policy/.*", 1.0), (".*", 0.0))  # the network stays as it is
-    curriculum = {"imagenet": "33 epochs", "digits": "50%"}.get(scale, "54 epochs")
+    blocks = 33 if scale == "imagenet" else 54  # an epoch each
+    curriculum = "50%" if scale == "digits" or 0 < epochs < blocks else f"{blocks} epochs"
     c.task.name = f"policy(penalty=1.0, curriculum='{curriculum}')"
     c.duration = "45 epochs" if scale == "imagenet" else "5000 epochs"
 
 
-def _blockdrop_joint(c, scale):
+def _blockdrop_joint(c, scale, epochs):
     c.optimizer.name, c.optimizer.learning_rate, c.batch_size = "adam", 1e-4, 320 if scale == "imagenet" else 256
     c.task.name = f"policy(penalty={5.0 if scale == 'imagenet' else 10.0}, entropy=0.0, joint=True)"
     c.duration = "10 epochs" if scale == "imagenet" else "1600 epochs"
 
 
-def _exits(c, scale):
+def _exits(c, scale, epochs):
     c.task.name = "multi_exit"
     c.optimizer.name, c.optimizer.learning_rate = "sgd(momentum=0.9, nesterov=True)", 0.1
     c.optimizer.weight_decay, c.model.init = 1e-4, "msra_fan_out"

@@ -66,9 +66,10 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 SIZES = {**{target.source: target.size for target in TARGETS.values()}, "tfds:tiny_imagenet32": 32}
 # Expressions of names: the number of stages of their networks, 0 for those that have none; the first that fits counts.
 STAGES = {
-    r"(pre)?resnet(8|14|20|32|44|56|110|164|1001|1202)": 3, r"plain(8|14|20|32|44|56|110)": 3,
+    r"(pre)?resnet(8|14|20|32|38|44|56|74|110|164|1001|1202)": 3, r"(convnet_aig|blockdrop)(32|38|74|110)": 3,
+    r"early_exit.*": 3, r"plain(8|14|20|32|44|56|110)": 3,
     r"wide_resnet(16|28|40|22)_\d+": 3, r"densenet(40|100)_k\d+": 3, r"densenet_bc.*": 3, r"vgg.*": 5,
-    r"mobilenet_v1.*": 5, r"mobilenet_v2.*": 7, r"(alexnet|lenet|vit).*": 0, r".*": 4,
+    r"mobilenet_v1.*": 5, r"mobilenet_v2.*": 7, r"(alexnet|lenet|vit|msdnet).*": 0, r".*": 4,
 }
 # Families whose norm is not batch where nobody sets it
 NO_BATCH_NORM = r"(alexnet|lenet|vit|swin|convnext|resnetv2|vgg(?!.*(bn|cifar))).*"
@@ -105,6 +106,11 @@ def get_config(text: str = ""):
     if a.labels:
         c.data.select = f"per_class({a.labels}, seed={a.seed})"
         examples = min(examples, a.labels * target.classes)
+    name = known["model"]["name"]
+    for start, task, heads in (("msdnet", "multi_exit", "*/head"), ("early_exit", "multi_exit", "head|*/head"),
+                               ("convnet_aig", "gated", "head"), ("blockdrop", "policy(joint=True)", "head")):
+        if name.startswith(start):
+            c.task.name, c.init_new = task, heads
     if target.multi_label:
         c.task.name = "multi_label"
         c.hooks = "figures|average_precision"
@@ -125,7 +131,7 @@ def get_config(text: str = ""):
     if a.rule == "bit":
         bit(c, examples, target.size, a.batch or 512)
         c.optimizer.learning_rate = a.lr or c.optimizer.learning_rate
-    c.optimizer.groups = groups(a.freeze, a.unfreeze, a.decay, known["model"]["name"], a.stages)
+    c.optimizer.groups = groups(a.freeze, a.unfreeze, a.decay, name, a.stages)
     if (a.freeze != "0" or a.unfreeze) and known.get("batch_norm"):
         c.model.norm = "frozen_batch"
     return c

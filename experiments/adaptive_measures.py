@@ -1,6 +1,7 @@
 """What the study of adaptive inference measures on trained networks: functions (run, state) -> what JSON can hold."""
 
 import base64
+import math
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def heuristics(run: Any, state: Any) -> dict[str, Any]:
 
     found = adaptive.blocks(run, state)
     model, total = run.task.model, found["computed"].shape[1]
-    count = round(found["computed"].sum(1).mean())
+    count = math.ceil(found["computed"].sum(1).mean())
     spaced = np.zeros(total)
     spaced[np.linspace(0, total - 1, count).round().astype(int)] = 1
 
@@ -79,7 +80,7 @@ def heuristics(run: Any, state: Any) -> dict[str, Any]:
         def predict(variables, batch):
             return model.apply(variables, batch["image"], keep=choose(batch["image"]))
 
-        logits, labels = adaptive.outputs(predict, run, state, run.feed.test_batches())
+        logits, labels, _ = adaptive.outputs(predict, run, state, run.feed.test_batches())
         return float((logits.argmax(1) == labels).mean())
 
     def random(images):

@@ -20,7 +20,7 @@ USAGE = """Times networks that decide by image what to compute: the whole networ
     python -m experiments.skipped                                          trains what is missing, 10 minutes on 2 cores
     python -m experiments.skipped --workdirs=runs/aig,runs/msdnet          finished runs of yours
 
-whole      everything is computed of every image: of a network with exits the last exit, of one with gates all blocks
+whole      everything is computed of every image, and nothing decided: of a network with exits the last exit alone
 masked     the network decides, and everything is computed
 skipping   the network decides, and what it does not want is not computed (models/layers/skipping.py)
 
@@ -28,8 +28,8 @@ Of a network with exits, the thresholds are those of the smallest budget that lo
 the last exit, on images that were held out from training. The programs take turns on the same test images, one at a
 time and in batches; times are medians, an image's; accuracies are of the test set. Results go to --out.
 
-Without --workdirs: ConvNet-AIG 38, BlockDrop 32, MSDNet and a ResNet with exits, at their width on CIFAR, trained in
---train on scikit-learn's digits at 32x32.
+Without --workdirs: a ResNet-32 with gates, which start from a trained one, with a policy, and with exits, and an
+MSDNet, at their widths on CIFAR, trained in --train on scikit-learn's digits at 32x32.
 """
 PARTS = 8  # sizes of batches that are computed, see models.layers.skipping
 COLUMNS = ("network", "batch", "program", "accuracy", "mult-adds on average", "time an image", "times faster")
@@ -54,23 +54,31 @@ def runs(folder: Path, console: rich.console.Console) -> list[Path]:
             loop.train(c, workdir)
         return workdir
 
-    plain = trained("resnet32", None, "resnet32", 8, [("model.width", 16)])
-    policy = trained("policy", "blockdrop", "blockdrop32", 8, start=plain)
-    return [trained("convnet_aig38", "aig", "convnet_aig38", 10, [("model.target", 0.4)]),
-            trained("blockdrop32", "blockdrop_joint", "blockdrop32", 6, [("optimizer.learning_rate", 1e-3)], policy),
-            trained("msdnet_cifar_budgeted", "msdnet", "msdnet_cifar_budgeted", 8),
-            trained("early_exit_resnet62", "early_exit", "early_exit_resnet62", 8)]
+    plain, small, rate = ("model.width", 16), ("model.policy_width", 8), "optimizer.learning_rate"
+    whole = trained("resnet32", None, "resnet32", 10, [plain])
+    policy = trained("policy", "blockdrop", "blockdrop32", 20, [small, (rate, 3e-3)], whole)
+    gated = [("model.target", 0.5), ("model.shortcut", "A"), ("model.stage_sizes", (5, 5, 5)), (rate, 0.05),
+             ("init_from", str(whole)), ("init_new", "*/gate")]
+    shallow = [("model.stage_sizes", (5, 5, 5)), ("model.exits", (3, 6, 9, 12)), ("model.exit_width", 32)]
+    return [trained("convnet_aig32", "aig", "convnet_aig38", 20, gated),
+            trained("blockdrop32", "blockdrop_joint", "blockdrop32", 15, [
+                small, (rate, 1e-3), ("task.name", "policy(penalty=2.0, entropy=0.0, joint=True)")], policy),
+            trained("msdnet_cifar_budgeted", "msdnet", "msdnet_cifar_budgeted", 10),
+            trained("early_exit_resnet32", "early_exit", "early_exit_resnet62", 12, shallow)]
 
 
 def programs(run: Any, state: Any, lost: float) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """Of a run: {program: function (variables, images) -> logits}, and of each {"accuracy", "mult_adds"}."""
     import jax.numpy as jnp
 
+    from models import complexity
+    from models.layers.exit import last_alone
     from models.layers.skipping import skipping
     from train import adaptive
     from train.tasks.multi_exit import exit_costs
 
     model = run.task.model
+    cost = complexity.analyze(model, run.feed.inputs)
     if adaptive.kind(run) == "blocks":
         rows = adaptive.measure(run, state)
 
@@ -86,7 +94,7 @@ def programs(run: Any, state: Any, lost: float) -> tuple[dict[str, Any], dict[st
         budgets = np.linspace(costs[0], costs[-1], 40)
         found = next(a for a in budgets if adaptive.budgeted(fitted, fitted, costs, a)["accuracy"] >= least)
         row = adaptive.budgeted(test, fitted, costs, found)
-        rows = [{"accuracy": float(test["right"][:, -1].mean()), "mult_adds": float(costs[-1])}, row]
+        rows = [{"accuracy": float(test["right"][:, -1].mean()), "mult_adds": last_alone(cost, len(costs))}, row]
         limits = jnp.asarray(row["thresholds"], jnp.float32)
         whole = model.apply
 
@@ -98,7 +106,9 @@ def programs(run: Any, state: Any, lost: float) -> tuple[dict[str, Any], dict[st
             return decide(variables, images)
 
     made = {"whole": whole, "masked": decide, "skipping": skip}
-    return made, {name: {key: rows[name != "whole"][key] for key in ("accuracy", "mult_adds")} for name in made}
+    about = {name: {key: rows[name != "whole"][key] for key in ("accuracy", "mult_adds")} for name in made}
+    about["masked"]["mult_adds"] = cost.mult_adds
+    return made, about
 
 
 def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lost: float) -> list[dict[str, Any]]:
@@ -129,7 +139,7 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
         times = timed([Timed(name, call(f), round(about[name]["mult_adds"])) for name, f in compiled.items()], rounds)
         apart = float(np.abs(logits["masked"] - logits["skipping"]).max())
         for row in times:
-            rows.append({"network": run.config["model"]["name"], "data": data, "batch": batch, **row,
+            rows.append({"network": workdir.name, "data": data, "batch": batch, **row,
                          **about[row["program"]], "milliseconds": row["milliseconds"] / (len(parts) * batch),
                          "images": len(parts) * batch, "skipping_differs_by": apart})
     return rows
@@ -197,6 +207,7 @@ if __name__ == "__main__":  # only here: absl has one table of flags for the pro
     BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Sizes of batches.")
     IMAGES = flags.DEFINE_integer("images", 128, "Test images that a program is timed on.", lower_bound=1)
     ROUNDS = flags.DEFINE_integer("rounds", 9, "Passes over them of which the median is taken.", lower_bound=3)
-    LOST = flags.DEFINE_float("lost", 0.005, "Accuracy that leaving early may lose on the images held out.")
+    LOST = flags.DEFINE_float("lost", 0.005, "Accuracy that leaving early may lose on the images held out.",
+                              lower_bound=0.0)
     OUT = flags.DEFINE_string("out", "experiments/results/bench/skipped", "Folder of skipped.json and skipped.md.")
     cli.run(main, USAGE)

@@ -32,7 +32,8 @@ def shares(budget: float, costs: Sequence[float]) -> np.ndarray:
     """Which share of the images should leave at each exit, float64 [exits], so that they cost `budget` on average.
 
     Shares are q, q^2, q^3, ... normalized: of the images that come to an exit always the same part leaves (section 4,
-    there written with 1 - q), and q is what the budget asks for. Where it allows all images the last exit, all take it.
+    there with q at most 1; the authors' code goes on to 2), and q is what the budget asks for. Where it allows all
+    images the last exit, all take it.
 
     Raises:
       UserError: the budget is below the cheapest exit.

@@ -11,9 +11,9 @@ import jax
 from models import resnet
 from models.errors import UserError
 from models.layers.exit import Exit, Leaving
-from models.layers.ingredients import Sites
 from models.layers.skipping import compacted
 from models.resnet import ResNet
+from models.weights.layouts import Layout, with_own
 
 
 class EarlyExitResNet(ResNet):
@@ -46,9 +46,8 @@ class EarlyExitResNet(ResNet):
     def __call__(self, images: jax.Array, train: bool = False, leave: Any = None) -> jax.Array:
         """images [N, H, W, C] -> logits [N, num_classes], float32: of the last exit, or with `leave` of that where
         each example left; leave, float [num_exits - 1], and errors: see `models.layers.exit.Leaving`."""
-        leaving = Leaving(self, leave, self.num_exits, train)
-        new_exit = functools.partial(Exit, self._ingredients(train, Sites(first=False)), self.num_classes,
-                                     self.exit_width, parent=self)
+        leaving, layers = Leaving(self, leave, self.num_exits, train), self.ingredients(train)
+        new_exit = functools.partial(Exit, layers, self.num_classes, self.exit_width, parent=self)
         places = {self.blocks[after - 1]: number for number, after in enumerate(self.exits, 1)}
 
         def visit(block, x):
@@ -58,7 +57,7 @@ class EarlyExitResNet(ResNet):
                 leaving.at(exit(x) if leaving.stays is None else compacted(Exit.__call__, exit, leaving.stays, x))
             return x
 
-        return leaving.at(self._forward(images, train, visit))
+        return leaving.at(self._forward(layers, images, train, visit))
 
 
 VARIANTS = {
@@ -66,3 +65,8 @@ VARIANTS = {
     "early_exit_resnet62": functools.partial(EarlyExitResNet, **{
         **resnet.VARIANTS["resnet20"].keywords, "stage_sizes": (10, 10, 10), "exits": (4, 8, 14, 18, 24, 28)}),
 }
+
+
+def layouts(model: EarlyExitResNet) -> dict[str, Layout]:
+    """Those of the residual network; exits keep our names: new="exit*" draws them."""
+    return with_own(resnet.layouts(model), r"exit\d+/.*")

@@ -21,6 +21,7 @@ from models.errors import UserError, has_type
 from models.layers.endpoint import capture
 from models.layers.ingredients import Ingredients
 from models.resnet import ResNet
+from models.weights.layouts import Layout, with_own
 
 OPEN = (0.1, 2.0)  # what the two logits of a gate start from: open for 87% of the samples (Veit 2018, section 3.2: 85%)
 
@@ -159,8 +160,9 @@ class GatedResNet(Adaptive):
             raise UserError(f"target and rates are shares of the images in [0, 1], not {wrong[0]}")
         if not self.gated:
             raise UserError("rates of 1 alone leave no block with a gate")
-        if self.norm == "instance":
-            raise UserError("norm='instance' leaves nothing of what a gate sees, one number a channel")
+        if self.norm in ("instance", f"group:{self.gate_width}") or (self.norm == "group" and self.gate_width <= 32):
+            raise UserError(f"norm='{self.norm}' leaves nothing of what a gate sees, one number for each of its "
+                            f"gate_width={self.gate_width} features: want fewer groups, or more features")
 
     @property
     def block_rates(self) -> tuple[float, ...]:
@@ -177,13 +179,15 @@ class GatedResNet(Adaptive):
         overrides the gates."""
         layers = self.ingredients(train)
         gate = functools.partial(Gate, layers, self.gate_width, self.temperature, train)
-        return self._forward(images, train, self._visit(keep),
+        return self._forward(layers, images, train, self._visit(keep),
                              [gate if block in self.gated else None for block in self.blocks])
 
 
 class BlockDrop(Adaptive):
     """A residual network, and a policy that sees the image once and says which blocks to compute; the fields of
     `ResNet`, and these. The paths of the network are those of a ResNet, the policy's begin with "policy/".
+
+    A projection whose block is skipped is activated here, in the authors' code it is not: of blockdrop101, 4 blocks.
 
     Attributes:
       policy_sizes: blocks, of two 3x3 convolutions, of the stages of the policy, a residual network too (section 4.1).
@@ -226,7 +230,7 @@ class BlockDrop(Adaptive):
         decision, which is to compute what has a probability of at least 1/2."""
         if keep is None:
             keep = (self.policy(name="policy")(self.pooled(images), train) >= 0).astype(jnp.float32)
-        return self._forward(images, train, self._visit(keep))
+        return self._forward(self.ingredients(train), images, train, self._visit(keep))
 
 
 _T = None  # the rate `target`
@@ -249,3 +253,8 @@ VARIANTS = {
     **{f"blockdrop{depth}": _of(BlockDrop, f"resnet{depth}") for depth in (32, 110)},
     "blockdrop101": _of(BlockDrop, "resnet101", policy_sizes=(1, 1, 1, 1), policy_width=64, policy_pool=2),
 }
+
+
+def layouts(model: Adaptive) -> dict[str, Layout]:
+    """Those of the residual network; gates and policies keep our names: new="*/gate" draws them, or "policy"."""
+    return with_own(resnet.layouts(model), r".*/gate/.*|policy/.*")

@@ -206,13 +206,12 @@ class ResNet(Classifier):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
-        return self._forward(images, train)
+        return self._forward(self.ingredients(train), images, train)
 
-    def _forward(self, images: jax.Array, train: bool, visit: Callable = lambda block, x: block(x),
-                 gates: Sequence[Callable | None] = ()) -> jax.Array:
+    def _forward(self, layers: Ingredients, images: jax.Array, train: bool,
+                 visit: Callable = lambda block, x: block(x), gates: Sequence[Callable | None] = ()) -> jax.Array:
         """The same. Networks that compute less for some examples give, of each block, what they make of it,
         visit(block, x) -> x, or its gate."""
-        layers = self.ingredients(train)
         x = self._stem(layers, images)
         zero = ("kernel" if self.preact or self.norm == "none" else "scale") if self.zero_gamma else ""
         drop_slope = self.stochastic_depth / sum(self.stage_sizes)

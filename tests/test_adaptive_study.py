@@ -66,7 +66,7 @@ def test_heuristics_take_as_many_blocks(dropped, monkeypatch):
 
     def first_batch(predict, run, state, batches):
         batch = run.feed.prepare_evaluation(next(iter(batches)))
-        return np.asarray(predict(state.evaluation_variables(), batch)), np.zeros(360)
+        return np.asarray(predict(state.evaluation_variables(), batch)), np.zeros(360), np.arange(360)
 
     monkeypatch.setattr(adaptive, "outputs", first_batch)
     monkeypatch.setattr(type(run.task.model), "apply", spy)
@@ -137,6 +137,7 @@ def outcomes(better=0.0, seeds=3):
         noise = seed / 1000
         for depth, cost in ((8, 30), (32, 80), (38, 95)):
             found.append(made({"method": "ResNet", "depth": depth, "seed": seed}, 0.8 + noise, cost))
+        found.append(made({"method": "ResNet-32, twice as long", "seed": seed}, 0.8 + noise, 80))
         for target in (0.3, 0.7):
             accuracy = 0.8 + better + noise + (0.02 if (target > 0.5) == (better >= 0) else 0)
             found.append(of_blocks({"method": "ConvNet-AIG", "target": target, "seed": seed}, accuracy,

@@ -323,7 +323,8 @@ def test_all_blocks_cost_what_the_network_costs(kind):
     ("basic", {"rates": 0.5}, "must be one for each of the 2 blocks"),
     ("basic", {"rates": (1, 1.0)}, "rates of 1 alone leave no block with a gate"),
     ("basic", {"target": 1.0}, "leave no block with a gate"),
-    ("basic", {"norm": "instance"}, "norm='instance' leaves nothing of what a gate sees"),
+    *(("basic", {"norm": norm}, f"norm='{norm}' leaves nothing of what a gate sees")
+      for norm in ("instance", "group", "group:16")),
     ("basic", {"shortcut": "none"}, "shortcut='none' leaves nothing"),
     ("policy", {"shortcut": "none"}, "shortcut='none' leaves nothing"),
     ("policy", {"remat": True}, "remat=True is not for networks that skip blocks"),

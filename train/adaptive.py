@@ -1,5 +1,7 @@
 """What networks compute of each image that decide so themselves, and how right they are. See --help."""
 
+import math
+import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -38,14 +40,14 @@ POINTS = 8  # budgets between the cheapest and the costliest exit, where none is
 
 
 def outputs(predict: Any, run: Any, state: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> tuple[np.ndarray, ...]:
-    """predict(variables, batch) of all images of some batches, [N, ...], and their labels [N]."""
-    found, labels, _ = scoring.predictions(types.SimpleNamespace(predict=predict), state.evaluation_variables(),
-                                           run.feed.prepare_evaluation, batches)
-    return found, labels
+    """predict(variables, batch) of all images of some batches, [N, ...], their labels and places in the set, [N]."""
+    return scoring.predictions(types.SimpleNamespace(predict=predict), state.evaluation_variables(),
+                               run.feed.prepare_evaluation, batches)
 
 
 def blocks(run: Any, state: Any, everything: bool = False) -> dict[str, Any]:
-    """Of the test set: {"right" bool [N], "computed" bool [N, blocks], "mult_adds" [N], "labels" [N]}.
+    """Of the test set: {"right" bool [N], "computed" bool [N, blocks], "mult_adds" [N], "labels" [N], "places"
+    [N] in the set}.
 
     Args:
       run: whose task is a `train.tasks.gated.Skipping`.
@@ -55,25 +57,30 @@ def blocks(run: Any, state: Any, everything: bool = False) -> dict[str, Any]:
     model = run.task.model
 
     def predict(variables, batch):
-        keep = {"keep": jnp.ones((len(batch["image"]), len(model.blocks)))} if everything else {}
-        logits, computed = gates(model, variables, batch["image"], **keep)
+        if everything:
+            keep = jnp.ones((len(batch["image"]), len(model.blocks)))
+            logits, computed = gates(model, variables, batch["image"], keep=keep)
+        else:
+            logits, computed = run.task.decided(variables, state.task_state, batch["image"])
         return jnp.concatenate([logits, computed], 1)
 
-    found, labels = outputs(predict, run, state, run.feed.test_batches())
+    found, labels, places = outputs(predict, run, state, run.feed.test_batches())
     logits, computed = np.split(found, [len(run.feed.classes)], 1)
     cost = block_costs(model, run.feed.image_shape)
     spent = cost.always + (0 if everything else cost.deciding) + (computed > 0) @ np.asarray(cost.blocks)
-    return {"right": logits.argmax(1) == labels, "computed": computed > 0, "labels": labels, "mult_adds": spent}
+    return {"right": logits.argmax(1) == labels, "computed": computed > 0, "labels": labels, "mult_adds": spent,
+            "places": places}
 
 
 def exits(run: Any, state: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Of the images of some batches: {"right" bool [N, exits], "confidence" float32 [N, exits], "labels" [N]}."""
+    """Of the images of some batches: {"right" bool [N, exits], "confidence" float32 [N, exits], "labels" [N], "places"
+    [N] in the set}."""
     def predict(variables, batch):
         logits = run.task.exits(variables, batch["image"])[1]
         return jnp.stack([jnp.argmax(logits, -1).astype(jnp.float32), confidence(logits)], -1)
 
-    found, labels = outputs(predict, run, state, batches)
-    return {"right": found[..., 0] == labels[:, None], "confidence": found[..., 1], "labels": labels}
+    found, labels, places = outputs(predict, run, state, batches)
+    return {"right": found[..., 0] == labels[:, None], "confidence": found[..., 1], "labels": labels, "places": places}
 
 
 def held_out(run: Any, split: str = "") -> Iterable[Mapping[str, np.ndarray]]:
@@ -87,16 +94,17 @@ def held_out(run: Any, split: str = "") -> Iterable[Mapping[str, np.ndarray]]:
       UserError: it leaves none.
     """
     data = run.config["data"]
-    trained = data["train_split"]
-    name, _, part = trained.partition("[")
+    trained, part = data["train_split"], re.fullmatch(r"(\w+)\[:([\d%]+)\]", data["train_split"])
+    if split in (trained, data["test_split"]):
+        raise UserError(f"--validation={split} is what the run was {'trained' if split == trained else 'tested'} on")
     if not split and trained == "train_fit":
         split = "validation"
-    elif not split and part.startswith(":"):
-        split = f"{name}[{part[1:-1]}:]"
+    elif not split and part:
+        split = f"{part[1]}[{part[2]}:]"
     if not split:
-        raise UserError(f"a budget for the average image needs images that were not trained on, and the run's "
-                        f"data.train_split='{trained}' leaves none: train with 'train[:90%]' (digits and folders: "
-                        "'train_fit'), or name some by --validation")
+        raise UserError(f"a budget for the average image needs images that were not trained on, and what "
+                        f"data.train_split='{trained}' leaves cannot be told: train with 'train[:90%]' (digits and "
+                        "folders: 'train_fit'), or name some by --validation")
     options = types.SimpleNamespace(**{**data, "test_split": split, "select_test": data["select"]})
     return run.feed.batches(source.load(options, "test"))
 
@@ -121,12 +129,12 @@ def budgeted(test: Mapping[str, np.ndarray], fitted: Mapping[str, np.ndarray], c
 
 
 def by_class(values: np.ndarray, labels: np.ndarray, classes: int) -> list[Any]:
-    """Of values [N, ...], the mean over the images of each class."""
-    return [values[labels == label].mean(0).tolist() for label in range(classes)]
+    """Of values [N, ...], the mean over the images of each class; None for a class without images."""
+    return [values[labels == label].mean(0).tolist() if (labels == label).any() else None for label in range(classes)]
 
 
 def extremes(run: Any, state: Any, count: int) -> dict[str, list[tuple[int, str]]]:
-    """Test images that are easy and hard: {"easy", "hard": at most `count` of (index, what is said of it)}.
+    """Test images that are easy and hard: {"easy", "hard": at most `count` of (place in the set, what is said of it)}.
 
     With blocks: those that are right with the fewest and with the most. With exits: those that the first is surest of
     and right about, and those that only the last is right about (Huang 2018, figure 9).
@@ -143,7 +151,8 @@ def extremes(run: Any, state: Any, count: int) -> dict[str, list[tuple[int, str]
         first, late = np.flatnonzero(right[:, 0]), np.flatnonzero(right[:, -1] & ~right[:, :-1].any(1))
         easy, hard = first[np.argsort(-sure[first, 0], kind="stable")], late[np.argsort(-sure[late, -1], kind="stable")]
         said = [f"exit 1: {p:.0%}" for p in sure[:, 0]]
-    return {name: [(int(i), said[i]) for i in indices[:count]] for name, indices in (("easy", easy), ("hard", hard))}
+    return {name: [(int(found["places"][i]), said[i]) for i in indices[:count]]
+            for name, indices in (("easy", easy), ("hard", hard))}
 
 
 def kind(run: Any) -> str:
@@ -152,8 +161,9 @@ def kind(run: Any) -> str:
         return "blocks"
     if isinstance(run.task, MultiExit):
         return "exits"
-    raise UserError(f"this run's network, {run.config['model']['name']}, computes the same of every image: it was "
-                    "trained with neither gates, nor a policy, nor exits (task.name=gated, policy, multi_exit)")
+    name, task = run.config["model"]["name"], run.config["task"]["name"]
+    raise UserError(f"this run, of {name}, was trained by task.name={task}: want a network with gates, a policy or "
+                    "exits, and task.name=gated, policy or multi_exit")
 
 
 def measure(run: Any, state: Any, budgets: Sequence[float] = (), everyone: bool = False, validation: str = ""
@@ -170,9 +180,9 @@ def measure(run: Any, state: Any, budgets: Sequence[float] = (), everyone: bool 
       UserError: the network decides nothing; a budget below the cheapest exit.
     """
     if kind(run) == "blocks":
-        if budgets:
-            raise UserError("--budget is for networks with exits; what gates and policies compute is decided in "
-                            "training (task.name, model.target)")
+        if budgets or everyone or validation:
+            raise UserError("--budget, --anytime and --validation are for networks with exits; what gates and policies "
+                            "compute is decided in training (task.name, model.target)")
         rows = []
         for way, everything in (("all blocks", True), ("as decided", False)):
             found = blocks(run, state, everything)
@@ -186,14 +196,17 @@ def measure(run: Any, state: Any, budgets: Sequence[float] = (), everyone: bool 
     test = exits(run, state, run.feed.test_batches())
     each = [{"way": f"exit {k + 1}", "accuracy": float(test["right"][:, k].mean()), "mult_adds": float(cost)}
             for k, cost in enumerate(costs)]
+    if everyone and validation:
+        raise UserError("--validation is for budgets of the average image, whose thresholds are fitted on it, not for "
+                        "--anytime")
     if everyone:
         return [{**each[budget.anytime(allowed, costs)], "budget": allowed} for allowed in budgets] or each
     try:
         fitted = exits(run, state, held_out(run, validation))
-    except UserError:
+    except UserError as error:
         if budgets or validation:
             raise
-        return each  # nothing was asked for that needs them
+        return [*each[:-1], {**each[-1], "note": f"no budgets: {error}"}]  # nothing was asked for that needs them
     budgets = budgets or np.linspace(costs[0], costs[-1], POINTS + 2)[1:-1].tolist()
     return each + [{"way": "batch", **budgeted(test, fitted, costs, allowed)} for allowed in budgets]
 
@@ -224,7 +237,7 @@ def table(rows: Sequence[Mapping[str, Any]], whole: int) -> rich.table.Table:
         made.add_column(column, justify="right" if 0 < i < 4 else "left")
     for row in rows:
         more = {"budget": lambda x: f"budget {short(x)}", "blocks": lambda x: f"{x:.1f} blocks",
-                "left": lambda x: "left at " + " ".join(f"{share:.0%}" for share in x)}
+                "left": lambda x: "left at " + " ".join(f"{share:.0%}" for share in x), "note": str}
         made.add_row(row["way"], f"{row['accuracy']:.2%}", short(row["mult_adds"]), f"{row['mult_adds'] / whole:.1%}",
                      ", ".join(say(row[name]) for name, say in more.items() if name in row))
     return made
@@ -241,6 +254,8 @@ def main() -> None:
         raise UserError(f"--out={out} is a file; want a folder")
     try:
         budgets = [float(text) for text in BUDGET.value]
+        if not all(0 < value < math.inf for value in budgets):
+            raise ValueError
     except ValueError:
         raise UserError(f"--budget={','.join(BUDGET.value)}: want mult-adds, e.g. 25e6 or 25e6,50e6") from None
     run, state = finished.load(WORKDIR.value)

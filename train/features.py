@@ -86,8 +86,11 @@ def check(run: Any, endpoint: str) -> None:
     """Raises UserError where the network has no such endpoint, with those that it has, or is not for images."""
     if run.feed.unit != "images":
         raise UserError(f"features are of images, not {run.feed.unit}")
-    jax.eval_shape(lambda variables, image: capture(run.task.model, variables, image, names=[endpoint], train=False)[1],
-                   run.state.variables(), jax.ShapeDtypeStruct((1, *run.feed.image_shape), np.float32))
+    found = jax.eval_shape(
+        lambda variables, image: capture(run.task.model, variables, image, names=[endpoint], train=False)[1],
+        run.state.variables(), jax.ShapeDtypeStruct((1, *run.feed.image_shape), np.float32))
+    if found[endpoint].ndim < 2:
+        raise UserError(f"endpoint {endpoint} is one number an image, which is no feature vector")
 
 
 def _compute(run: Any, variables: Any, endpoint: str, source: Source) -> Features:
@@ -124,9 +127,10 @@ def _name(run: Any, variables: Any, endpoint: str, source: Source) -> str:
     """The file of these features."""
     data, model = run.config["data"], run.task.model
     digest = _Digest()
-    digest.add(VERSION, _code(type(model).__module__), model.clone(num_classes=1), endpoint, data["mean"], data["std"])
+    families = tuple(kind.__module__ for kind in type(model).__mro__ if kind.__module__.startswith("models."))
+    digest.add(VERSION, _code(families), model.clone(num_classes=1), endpoint, data["mean"], data["std"])
     for path, leaf in sorted(flatten(variables).items()):
-        if not path.startswith("params/head/"):
+        if not path.startswith("params/head/") or endpoint.startswith("exit"):  # the last exit's logits are the head's
             digest.add(path, leaf.dtype, leaf.shape, np.ascontiguousarray(leaf).tobytes())
     if source not in _CONTENTS:
         _CONTENTS[source] = _content(source)
@@ -135,10 +139,10 @@ def _name(run: Any, variables: Any, endpoint: str, source: Source) -> str:
 
 
 @functools.cache
-def _code(family: str) -> bytes:
-    """The sources that decide what a network of this module gives for an image."""
+def _code(families: tuple[str, ...]) -> bytes:
+    """The sources that decide what a network whose classes are in these modules gives for an image."""
     layers = Path(models.layers.__file__).parent.glob("*.py")
-    files = [Path(sys.modules[family].__file__), Path(decode.__file__), *layers]
+    files = {Path(decode.__file__), *layers, *(Path(sys.modules[family].__file__) for family in families)}
     return b"".join(file.read_bytes() for file in sorted(files))
 
 

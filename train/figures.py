@@ -159,9 +159,10 @@ def draw_attention(maps: Sequence[Mapping[str, Any]], figure: Figure) -> None:
 
 def classes_by_part(axes: Any, shares: Sequence[Sequence[float]], classes: Sequence[str], what: str) -> Any:
     """A class a row, a block or an exit (`what`) a column, percent; returns the image, for a colorbar."""
-    image = axes.imshow([[100 * share for share in row] for row in shares], vmin=0, vmax=100, aspect="auto",
+    parts = max(len(row) for row in shares if row is not None)
+    missing = [math.nan] * parts  # a class without images
+    image = axes.imshow([[100 * share for share in row or missing] for row in shares], vmin=0, vmax=100, aspect="auto",
                         cmap="viridis")
-    parts = len(shares[0])
     axes.set_xlabel(what)
     axes.set_xticks(range(0, parts, 1 + parts // 20), range(1, parts + 1, 1 + parts // 20))
     if len(classes) <= 40:

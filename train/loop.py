@@ -17,6 +17,7 @@ import rich.console
 import models
 from models.compress import lowbit
 from models.errors import UserError, choice_error
+from models.gated import GatedResNet
 from models.layers import init
 from train import checkpoint, evaluate, hooks, metrics, optimizer, pretrained, prune, share, step, summary, tasks
 from train import config as config_lib
@@ -107,6 +108,8 @@ def setup(config: Mapping[str, Any]) -> Run:
         variables = pretrained.start(model, variables, start, init_new)
     if reader.data_init not in DATA_INITS:
         raise choice_error("data_init", reader.data_init, DATA_INITS)
+    if reader.data_init == "lsuv" and isinstance(model, GatedResNet):
+        raise UserError("data_init=lsuv would scale the kernels of gates, which start near 0 so that they are open")
     if reader.data_init == "lsuv":
         images = next(feed.training_images(1, per_device // reader.accumulate))
         variables = init.lsuv(model, variables, images, jax.random.fold_in(jax.random.key(reader.seed), 2))

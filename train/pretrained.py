@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,10 +92,12 @@ def _of_run(folder: Path) -> Pretrained:
 
 def _check_head(pretrained: Pretrained, model: nn.Module, error: weights.Mismatch) -> None:
     """Raises UserError where the number of classes is all that does not fit."""
-    bias = pretrained.arrays.get("head/bias")
-    if bias is not None and all(line.startswith("! head/") for line in error.lines):
+    heads = {line.split("/")[0].removeprefix("! ") for line in error.lines if re.match(r"! (exit\d+/)?head/", line)}
+    bias = pretrained.arrays.get("head/bias", pretrained.arrays.get("exit1/head/bias"))
+    if bias is not None and all(re.match(r"! (exit\d+/)?head/", line) for line in error.lines):
+        new = "|".join(name for name, there in (("head", "head" in heads), ("*/head", heads - {"head"})) if there)
         raise UserError(f"init_from={pretrained.where} is of {len(bias)} classes, the data have {model.num_classes}: "
-                        "init_new=head draws its head anew") from None
+                        f"init_new={new} draws {'its head' if new == 'head' else 'its heads'} anew") from None
 
 
 def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collection[str]) -> Any:

@@ -1,4 +1,4 @@
-"""What a network with several exits ends in, at each of them (Huang et al. 2018, arXiv 1703.09844, section 5)."""
+"""What a network with several exits ends in, at each of them (Huang et al. 2018, arXiv 1703.09844)."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ class Exit(nn.Module):
 
 
 def confidence(logits: jax.Array) -> jax.Array:
-    """The probability of the most probable class (section 5, budgeted batch): [..., num_classes] -> [...]."""
+    """The probability of the most probable class (section 4): [..., num_classes] -> [...]."""
     return jnp.max(nn.softmax(logits), -1)
 
 
@@ -126,3 +126,9 @@ def costs(cost: Any, num_exits: int, of: str = "mult_adds") -> list[int]:
         total += getattr(layer, of)
         until[layer.path.split("/")[0]] = total
     return [*(until[f"exit{k}"] for k in range(1, num_exits)), total]
+
+
+def last_alone(cost: Any, num_exits: int) -> int:
+    """Mult-adds of an example for which no earlier exit is computed; arguments as of `costs`."""
+    earlier = {f"exit{k}" for k in range(1, num_exits)}
+    return sum(layer.mult_adds for layer in cost.layers if layer.path.split("/")[0] not in earlier)

@@ -107,6 +107,12 @@ def _expand(match: re.Match, template: Template) -> str:
     return template(match) if callable(template) else match.expand(template)
 
 
+def with_own(layouts: Mapping[str, Layout], own: str) -> dict[str, Layout]:
+    """The same for networks that have more: layers whose paths `own` matches keep them as names."""
+    return {name: dataclasses.replace(layout, rules=[(f"({own})", r"\1"), *layout.rules])
+            for name, layout in layouts.items()}
+
+
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
     """{"stage1/block0/conv1/kernel": array} of all collections; paths of different collections never coincide."""
     flat: dict[str, Any] = {}

@@ -36,16 +36,22 @@ class Skipping(Classify):
             "gate_rates": (mask @ computed, jnp.full(computed.shape[1], weight)),
         }
 
+    def decided(self, variables, task_state, images):
+        """Logits [B, num_classes], and for each block whether it was computed, [B, blocks]; nothing is sampled."""
+        del task_state
+        return gates(self.model, variables, images)
+
     def evaluate(self, variables, task_state, batch):
-        """Those of `Classify`, and of `used`; nothing is sampled."""
-        logits, computed = gates(self.model, variables, batch["image"])
+        """Metrics of `Classify`, and of `used`."""
+        logits, computed = self.decided(variables, task_state, batch["image"])
         return {**self.measured(logits, batch), **self.used(computed, batch)}
 
 
 class Gated(Skipping):
     """The loss of classification, and `weight` times the mean over all blocks of the squared difference between the
-    share of a device's images for which the block is computed and its rate (equation 5; the mean and the weight, 2 on
-    CIFAR and 1 on ImageNet, as in the authors' code: the paper adds up, without a weight)."""
+    share of a device's images (with accumulate, of a part of them) for which the block is computed and its rate
+    (equation 5; the mean and the weight, 2 on CIFAR and 1 on ImageNet, as in the authors' code: the paper adds up,
+    without a weight)."""
 
     def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None, *, weight: float = 2.0):
         if not isinstance(model, GatedResNet):

@@ -20,7 +20,7 @@ def exit_costs(model: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 class MultiExit(Classify):
     """Every exit classifies, and counts as much as the others (section 4, "loss functions"). Metrics are those of the
-    last one, "accuracy_by_exit" and "mult_adds_by_exit"."""
+    last one; in training "loss_of_exits", the sum; in evaluation "accuracy_by_exit" and "mult_adds_by_exit"."""
 
     def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None):
         if not getattr(model, "num_exits", 0):
@@ -41,7 +41,8 @@ class MultiExit(Classify):
                                               rngs={"dropout": key}, mutable=list(model_state))
         losses, metrics = zip(*(self.scored(logits[:, i], batch) for i in range(logits.shape[1])), strict=True)
         total = sum(losses)
-        return total, (metrics[-1] | {"loss": (total * len(logits), metrics[-1]["loss"][1])}, model_state, task_state)
+        return total, ({**metrics[-1], "loss_of_exits": (total * len(logits), metrics[-1]["loss"][1])}, model_state,
+                       task_state)
 
     def evaluate(self, variables, task_state, batch):
         """See the class."""

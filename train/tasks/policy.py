@@ -21,7 +21,8 @@ class Policy(Skipping):
       bound: probabilities p are sampled as bound * p + (1 - bound) * (1 - p) (alpha, equation 7).
       entropy: weight of the entropy of the policy, which keeps it exploring (beta in the authors' code).
       curriculum: time until which more and more blocks are the policy's to drop, the last ones first (section 3.3).
-      joint: whether the network learns, too, by the cross-entropy of what it says with the sampled blocks.
+      joint: whether the network learns, too, by the cross-entropy of what it says with the sampled blocks. If not, its
+        gradient is 0, and optimizer.groups has to keep decay from it: (('policy/.*', 1.0), ('.*', 0.0)).
     """
 
     def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None, *, penalty: float = 5.0,
@@ -34,6 +35,9 @@ class Policy(Skipping):
         super().__init__(model, num_classes, config, to_steps)
         self._penalty, self._bound, self._entropy, self._joint = penalty, bound, entropy, joint
         self._curriculum = to_steps(curriculum) if to_steps else 0
+        if to_steps and self._curriculum > to_steps("100%"):
+            raise UserError(f"task policy: curriculum='{curriculum}' is longer than the training, of "
+                            f"{to_steps('100%')} steps: some blocks would never be the policy's")
 
     def init(self, key, inputs):
         """The state is {"learned": how many blocks, the last ones, are the policy's}."""
@@ -66,7 +70,8 @@ class Policy(Skipping):
 
         said, state = predicted(sampled, params if self._joint else jax.lax.stop_gradient(params), self._joint)
         base, _ = predicted(greedy, jax.lax.stop_gradient(params), self._joint)
-        rewards = [reward(logits, batch["label"], keep, self._penalty)
+        label = jnp.argmax(batch["target"], -1) if "target" in batch else batch["label"]  # as `scored` has it
+        rewards = [reward(logits, label, keep, self._penalty)
                    for logits, keep in ((said, sampled), (base, greedy))]
         chosen = jnp.where(sampled > 0, jnp.log(bounded), jnp.log1p(-bounded)) * open_  # log of probabilities
         gain = -(rewards[0] - rewards[1]) * jnp.sum(chosen, -1)
@@ -80,13 +85,12 @@ class Policy(Skipping):
                        for name, tree in policy_state.items()}
         return loss, (metrics, model_state, {"learned": learned})
 
-    def evaluate(self, variables, task_state, batch):
+    def decided(self, variables, task_state, images):
         """As `Skipping`; while the curriculum goes on, the first blocks are always computed."""
-        _, decided = gates(self.model, variables, batch["image"])
-        first = jnp.arange(decided.shape[1]) < decided.shape[1] - task_state["learned"]
-        computed = jnp.maximum(decided, first)
-        logits = self.model.apply(variables, batch["image"], train=False, keep=computed)
-        return {**self.measured(logits, batch), **self.used(computed, batch)}
+        _, computed = gates(self.model, variables, images)
+        first = jnp.arange(computed.shape[1]) < computed.shape[1] - task_state["learned"]
+        computed = jnp.maximum(computed, first)
+        return self.model.apply(variables, images, train=False, keep=computed), computed
 
 
 def reward(logits: jax.Array, label: jax.Array, keep: jax.Array, penalty: float) -> jax.Array:
