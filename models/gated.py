@@ -234,7 +234,7 @@ class BlockDrop(Adaptive):
 
 
 _T = None  # the rate `target`
-# Rates as in the authors' README: early, downsampling and last blocks are always computed.
+# Rates of the authors: early blocks, of AIG-50 also some that halve the resolution and the last, are always computed.
 _AIG50 = (1, 1, 0.8, 1, _T, _T, _T, 1, _T, _T, _T, _T, _T, 1, 0.7, 1)
 _AIG101 = (1,) * 8 + (_T,) * 25
 

@@ -139,9 +139,16 @@ def test_thresholds_are_fitted_on_what_was_not_trained_on(monkeypatch, trained, 
     assert list(adaptive.held_out(run, asked)) == [(wanted, "classes('0-4')", "test")]
 
 
-@pytest.mark.parametrize("trained", ["train", "train[1000:]", "train[10:20]"])
+@pytest.mark.parametrize(("split", "what"), [("train_fit", "trained"), ("test", "tested")])
+def test_images_that_were_trained_or_tested_on_are_refused(split, what):
+    run = types.SimpleNamespace(config={"data": {"train_split": "train_fit", "test_split": "test"}})
+    with pytest.raises(UserError, match=f"--validation={split} is what the run was {what} on"):
+        adaptive.held_out(run, split)
+
+
+@pytest.mark.parametrize("trained", ["train", "train[1000:]", "train[10:20]", "train[:50%]+train[60%:]"])
 def test_without_such_images_it_says_so(trained):
-    run = types.SimpleNamespace(config={"data": {"train_split": trained}})
+    run = types.SimpleNamespace(config={"data": {"train_split": trained, "test_split": "test"}})
     with pytest.raises(UserError, match="images that were not trained on") as error:
         adaptive.held_out(run)
     assert f"data.train_split='{trained}'" in str(error.value) and "\n" not in str(error.value)
@@ -158,9 +165,9 @@ def test_budgets_that_make_no_sense(folders, gated, exits):
     for everyone in (False, True):
         with pytest.raises(UserError, match=f"budget=100 .* the cheapest exit costs, {costs[0]:,}"):
             adaptive.measure(*exits, [1e6, 100.0], everyone)
-    with pytest.raises(UserError, match="--budget is for networks with exits"):
+    with pytest.raises(UserError, match="--budget, --anytime and --validation are for networks with exits"):
         adaptive.measure(*gated, [1e6])
-    with pytest.raises(UserError, match="resnet8, computes the same of every image"):
+    with pytest.raises(UserError, match="of resnet8, was trained by task.name=classify: want a network with gates"):
         adaptive.measure(*finished.load(folders / "plain"))
 
 
@@ -191,7 +198,7 @@ def test_the_command(folders, tmp_path, kind, flags, ways):
     ((), "--workdir is missing"),
     (("--workdir=/nowhere", "--budget=much"), "--budget=much: want mult-adds"),
     (("--workdir=/nowhere",), "--workdir=/nowhere: it is no run's folder"),
-    (("--workdir={gated}", "--budget=1e6"), "--budget is for networks with exits"),
+    (("--workdir={gated}", "--budget=1e6"), "--anytime and --validation are for networks with exits"),
 ])
 def test_mistakes(folders, flags, message):
     done = command(*(flag.format(gated=folders / "gated") for flag in flags))

@@ -203,7 +203,9 @@ def test_what_skipping_gains_is_timed_at_equal_accuracy(dropped, early):
         assert [(row["batch"], row["program"]) for row in rows] == [
             (batch, name) for batch in (1, 8) for name in ("whole", "masked", "skipping")]
         assert all(row["skipping_differs_by"] < 1e-4 and row["milliseconds"] > 0 for row in rows)
-        assert rows[1]["accuracy"] == rows[2]["accuracy"] and rows[1]["mult_adds"] <= rows[0]["mult_adds"]
+        whole, masked, skipping = rows[:3]
+        assert masked["accuracy"] == skipping["accuracy"]
+        assert masked["mult_adds"] >= max(whole["mult_adds"], skipping["mult_adds"])
         page = skipped.markdown(rows, {"data": "digits", "device": "a", "commit": "b", "cores": 2})
         assert page.count("\n| ") == 1 + 1 + len(rows)
     assert sizes(8, skipped.PARTS) == list(range(9))

@@ -210,7 +210,9 @@ def test_the_curriculum_goes_from_the_last_block_to_all():
     model, variables = network("policy")
     variables = jax.tree.map(jnp.array, variables)
     variables["params"]["policy"]["head"]["bias"] = jnp.full(3, -100.0)  # drops what it may
-    task = create("policy(curriculum='2 epochs')", model, {"2 epochs": 30}.get)
+    task = create("policy(curriculum='2 epochs')", model, {"2 epochs": 30, "100%": 60}.get)
+    with pytest.raises(UserError, match="curriculum='2 epochs' is longer than the training, of 20 steps"):
+        create("policy(curriculum='2 epochs')", model, {"2 epochs": 30, "100%": 20}.get)
     assert task.init(jax.random.key(0), (1, 8, 8, 1))[1] == {"learned": 1}
     loss = jax.jit(lambda step: task.loss(variables["params"], {"batch_stats": variables["batch_stats"]}, {}, BATCH,
                                           jax.random.key(0), step)[1])

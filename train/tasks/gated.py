@@ -28,12 +28,12 @@ class Skipping(Classify):
     def used(self, computed, batch):
         """Metrics of `computed` [B, blocks], 1 where a block was computed for an image."""
         cost = block_costs(self.model, batch["image"].shape[1:])
-        spent = cost.always + cost.deciding + computed @ jnp.asarray(cost.blocks, jnp.float32)
+        spent = cost.always + cost.deciding + jnp.sum(computed * jnp.asarray(cost.blocks, jnp.float32), -1)
         mask, weight = batch["mask"], jnp.sum(batch["mask"])
         return {
             "blocks": (jnp.sum(computed * mask[:, None]), weight),
             "average_mult_adds": (jnp.sum(spent * mask), weight),
-            "gate_rates": (mask @ computed, jnp.full(computed.shape[1], weight)),
+            "gate_rates": (jnp.sum(computed * mask[:, None], 0), jnp.full(computed.shape[1], weight)),
         }
 
     def decided(self, variables, task_state, images):

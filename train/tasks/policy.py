@@ -19,7 +19,8 @@ class Policy(Skipping):
     Args, besides those of every task:
       penalty: the reward of a wrong prediction is minus this (gamma); of a right one, `reward`.
       bound: probabilities p are sampled as bound * p + (1 - bound) * (1 - p) (alpha, equation 7).
-      entropy: weight of the entropy of the policy, which keeps it exploring (beta in the authors' code).
+      entropy: weight of the entropy of what is sampled, which keeps it exploring (beta in the authors' code, whose term
+        is -p log p alone; here it is that of open and closed, of the blocks that are the policy's).
       curriculum: time until which more and more blocks are the policy's to drop, the last ones first (section 3.3).
       joint: whether the network learns, too, by the cross-entropy of what it says with the sampled blocks. If not, its
         gradient is 0, and optimizer.groups has to keep decay from it: (('policy/.*', 1.0), ('.*', 0.0)).
