@@ -114,7 +114,7 @@ CLAIMS = [
           "equal cost (figures only)", "Huang 2018, section 5", "more accurate over all budgets of a network",
           results.batch_better),
     Claim("An MSDNet is better than residual networks of its cost.", "above all ResNets of different depth (figure "
-          "only)", "Huang 2018, section 5, budgeted", "more accurate than each ResNet within its range, at that's cost",
+          "only)", "Huang 2018, section 5, budgeted", "at the cost of each ResNet within its range, more accurate",
           results.above_resnets),
 ]
 

@@ -193,6 +193,8 @@ def images_in_rows(figure: Any, rows: Sequence[tuple[str, Sequence[tuple[Any, st
             pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
             axes.imshow(pixels, cmap="gray" if pixels.ndim == 2 else None)
             axes.set_title(text, fontsize=6, pad=2)
+        if not shown:
+            line[0].text(0.5, 0.5, "none", transform=line[0].transAxes, ha="center", va="center", fontsize=8)
         line[0].text(-0.2, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
 
 
