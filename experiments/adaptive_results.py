@@ -249,8 +249,9 @@ def tables(outcomes: Outcomes) -> list[Table]:
     chosen = [o.measured["heuristics"] for o in outcomes if "heuristics" in o.measured]
     if chosen:
         blocks = spread([one["blocks"] for one in chosen], percent=False)
-        found.append(Table(f"The ResNet-32 with {blocks} of its 15 blocks, not trained on", ("blocks", "accuracy"), [
-            [way, spread([one[way] for one in chosen])] for way in ("policy", "first", "distributed", "random")]))
+        found.append(Table("Blocks chosen otherwise, of a ResNet-32 that is not trained on", (
+            "which blocks", "of 15", "accuracy"), [[way, blocks, spread([one[way] for one in chosen])]
+                                                   for way in ("policy", "first", "distributed", "random")]))
     first = [o for o in outcomes if o.labels["seed"] == outcomes[0].labels["seed"]]
     return [*found, _table_of_classes(first), Table("Published", ("network", "accuracy, %", "computed", "source"),
                                                     [list(row) for row in PUBLISHED])]
