@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 import models
+from configs import transfer
+from models import weights
 from models.errors import UserError
 from models.gated import gates
 from models.layers.endpoint import capture
 from tests import tiny
 from tests.golden import drawn
 from tests.test_loop import final
-from train import finished, loop, tasks
+from train import features, finished, loop, pretrained, tasks
 from train.tasks import gated as gated_module
 
 MASK = np.array([1, 1, 1, 1, 0, 0], np.float32)
@@ -352,3 +354,39 @@ def test_two_devices(kind):
             assert learned == 1 and learned.dtype == np.int32 and results["gate_rates"][0] == 1
     tiny.assert_same(*(params for params, _ in found))
     assert found[0][1] == found[1][1]
+
+
+# -- what else treats such networks --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "task", "new"), [
+    ("msdnet_cifar_budgeted", "multi_exit", "*/head"), ("early_exit_resnet62", "multi_exit", "head|*/head"),
+    ("convnet_aig38", "gated", "head"), ("blockdrop32", "policy(joint=True)", "head"), ("resnet20", "classify", "head"),
+])
+def test_transfer_has_their_task_and_heads(name, task, new):
+    c = transfer.get_config(f"model={name},to=digits")
+    assert (c.task.name, c.init_new) == (task, new)
+
+
+def test_other_classes_at_exits_are_said_with_what_to_do():
+    fields = {"width": 4, "stage_sizes": (1, 1), "exits": (1,), "exit_width": 4}
+    model, before = (models.create("early_exit_resnet62", **fields, num_classes=classes) for classes in (10, 7))
+    arrays = weights.flatten(models.initialize(before, jax.random.key(0), (1, 8, 8, 1)))
+    start = pretrained.Pretrained("x", "early_exit_resnet62", arrays)
+    variables = models.initialize(model, jax.random.key(1), (1, 8, 8, 1))
+    with pytest.raises(UserError, match=r"of 7 classes, the data have 10: init_new=head\|\*/head draws its heads anew"):
+        pretrained.start(model, variables, start, [])
+    found = weights.flatten(pretrained.start(model, variables, start, ["head", "*/head"]))
+    np.testing.assert_array_equal(found["exit1/conv1/kernel"], arrays["exit1/conv1/kernel"])
+    assert found["exit1/head/bias"].shape == found["head/bias"].shape == (10,)
+
+
+def test_lsuv_is_not_for_gates():
+    with pytest.raises(UserError, match="data_init=lsuv would scale the kernels of gates"):
+        loop.setup(config(NETWORKS["gated"], "gated", data_init="lsuv"))
+
+
+def test_one_number_an_image_is_no_feature():
+    run = loop.setup(config(NETWORKS["gated"], "gated"))
+    with pytest.raises(UserError, match="gate is one number an image"):
+        features.check(run, f"{run.task.model.gated[0]}/gate")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import models
-from models import complexity
+from models import complexity, weights
 from models.errors import UserError
 from models.gated import Gate, costs, gates, straight_through
 from models.layers.skipping import compacted, sizes, skipping
@@ -350,3 +350,27 @@ def test_keep_of_another_shape():
     model, variables = small("policy")
     with pytest.raises(UserError, match=r"keep must be of shape \[N, 2\], for each image and block, not \[3, 5\]"):
         model.apply(variables, colored(3), keep=jnp.ones((3, 5)))
+
+
+# -- weights of residual networks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "new"), [("basic", "*/gate"), ("policy", "policy")])
+def test_weights_of_a_residual_network_are_taken(kind, new):
+    model, variables = small(kind, shortcut="A", stem="imagenet")
+    plain = models.create("resnet38", stage_sizes=model.stage_sizes, width=model.width, stem="imagenet")
+    own = models.initialize(plain, jax.random.key(3), (1, 32, 32, 3))
+    theirs = weights.to_arrays(plain, own, "torchvision")
+    found = weights.flatten(weights.from_arrays(model, theirs, "torchvision", new=[new], drawn=variables))
+    for path, leaf in weights.flatten(own).items():
+        np.testing.assert_array_equal(found[path], leaf)
+    drawn_anew = set(found) - set(weights.flatten(own))
+    assert drawn_anew and all("gate/" in path or path.startswith("policy/") for path in drawn_anew)
+    again = weights.from_arrays(model, weights.to_arrays(model, variables, "torchvision"), "torchvision")
+    for path, leaf in weights.flatten(variables).items():
+        np.testing.assert_array_equal(weights.flatten(again)[path], leaf)
+
+
+def test_low_bits_are_those_of_gates_too():
+    _, variables = small("basic", dense="ternary")
+    assert {"positive", "negative"} < set(variables["params"]["stage1"]["block0"]["gate"]["dense1"])
