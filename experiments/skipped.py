@@ -64,7 +64,7 @@ def runs(folder: Path, console: rich.console.Console) -> list[Path]:
             trained("blockdrop32", "blockdrop_joint", "blockdrop32", 15, [
                 small, (rate, 1e-3), ("task.name", "policy(penalty=2.0, entropy=0.0, joint=True)")], policy),
             trained("msdnet_cifar_budgeted", "msdnet", "msdnet_cifar_budgeted", 10),
-            trained("early_exit_resnet32", "early_exit", "early_exit_resnet62", 12, shallow)]
+            trained("early_exit_resnet32", "early_exit", "early_exit_resnet62", 30, shallow)]
 
 
 def programs(run: Any, state: Any, lost: float) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:

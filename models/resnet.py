@@ -86,8 +86,12 @@ class Block(nn.Module):
                 drop = StochasticDepth(self.drop_branch, deterministic=False)
                 y += drop(self._branch(source)) * keep[:, None, None, None].astype(y.dtype)
             else:
-                y += compacted(Block._branch, self, keep > 0, source, jnp.zeros_like(y))
+                y = compacted(Block._added, self, keep > 0, (source, y), y)
         return y if self.preact else act(y)
+
+    def _added(self, both: tuple[jax.Array, jax.Array]) -> jax.Array:
+        source, shortcut = both
+        return shortcut + self._branch(source)
 
     def _branch(self, y: jax.Array) -> jax.Array:
         """The convolutions, of what is normalized and activated already where they begin with that."""

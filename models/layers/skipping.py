@@ -75,18 +75,15 @@ def compacted(function: Callable, module: nn.Module, keep: jax.Array, x: Any, ot
         return masked(module, x, otherwise)
     allowed = sizes(count, parts)
     rows = jnp.argsort(~keep, stable=True)  # those to keep first
+    place = jnp.cumsum(keep) - 1  # of each that is kept, among these
 
     def of_size(size):
         def compute(module, x, otherwise):
-            first = rows[:size]
+            first = rows[:size]  # some may be there to fill the size
             new = function(module, jax.tree.map(lambda leaf: leaf[first], x))
-            kept = keep[first]  # some are there to fill the size
-
-            def put(new, old):
-                new = jnp.where(_column(kept, new), new, old[first])
-                return old.at[first].set(new, unique_indices=True)
-
-            return jax.tree.map(put, new, rest(new, otherwise))
+            found = jnp.minimum(place, size - 1)  # gathered, not scattered: XLA's scatter is slow on a CPU
+            return jax.tree.map(lambda new, old: jnp.where(_column(keep, new), new[found], old), new,
+                                rest(new, otherwise))
 
         def nothing(module, x, otherwise):
             # shapes are all that is used of this, and the compiler drops it
