@@ -148,7 +148,7 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
 def cells(row: Mapping[str, Any]) -> list[str]:
     """A row as texts."""
     return [row["network"], str(row["batch"]), row["program"], f"{row['accuracy']:.2%}",
-            f"{short(row['mult_adds'])}({row['of_mult_adds']:.0%})", f"{row['milliseconds']:.3f} ms",
+            f"{short(row['mult_adds']).strip()} ({row['of_mult_adds']:.0%})", f"{row['milliseconds']:.3f} ms",
             f"{row['times_faster']:.2f}"]
 
 
