@@ -92,10 +92,10 @@ def _of_run(folder: Path) -> Pretrained:
 
 def _check_head(pretrained: Pretrained, model: nn.Module, error: weights.Mismatch) -> None:
     """Raises UserError where the number of classes is all that does not fit."""
-    heads = {line.split("/")[0].removeprefix("! ") for line in error.lines if re.match(r"! (exit\d+/)?head/", line)}
+    heads = [re.match(r"! (exit\d+/)?head/", line) for line in error.lines]
     bias = pretrained.arrays.get("head/bias", pretrained.arrays.get("exit1/head/bias"))
-    if bias is not None and all(re.match(r"! (exit\d+/)?head/", line) for line in error.lines):
-        new = "|".join(name for name, there in (("head", "head" in heads), ("*/head", heads - {"head"})) if there)
+    if bias is not None and all(heads):
+        new = "|".join(sorted({"*/head" if head[1] else "head" for head in heads}, reverse=True))
         raise UserError(f"init_from={pretrained.where} is of {len(bias)} classes, the data have {model.num_classes}: "
                         f"init_new={new} draws {'its head' if new == 'head' else 'its heads'} anew") from None
 
