@@ -32,8 +32,7 @@ def leaving(run: Any, state: Any) -> dict[str, Any]:
     from train.tasks.multi_exit import exit_costs
 
     costs = exit_costs(run.task.model, run.feed.image_shape)
-    budgets = np.linspace(costs[0], costs[-1], POINTS + 2)[1:-1].tolist()
-    rows = adaptive.measure(run, state, budgets)
+    rows = adaptive.measure(run, state, adaptive.between(costs, POINTS))
     middle = rows[len(costs) + POINTS // 2]
     test = adaptive.exits(run, state, run.feed.test_batches())
     spent = np.asarray(costs)[budget.leave(test["confidence"], np.asarray(middle["thresholds"]))]

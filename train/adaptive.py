@@ -109,6 +109,11 @@ def held_out(run: Any, split: str = "") -> Iterable[Mapping[str, np.ndarray]]:
     return run.feed.batches(source.load(options, "test"))
 
 
+def between(costs: Sequence[int], count: int) -> list[float]:
+    """Budgets at even steps between the cheapest and the costliest exit."""
+    return np.linspace(costs[0], costs[-1], count + 2)[1:-1].tolist()
+
+
 def budgeted(test: Mapping[str, np.ndarray], fitted: Mapping[str, np.ndarray], costs: Sequence[int], allowed: float
              ) -> dict[str, Any]:
     """What a budget for the average image gives on the test set.
@@ -133,20 +138,30 @@ def by_class(values: np.ndarray, labels: np.ndarray, classes: int) -> list[Any]:
     return [values[labels == label].mean(0).tolist() if (labels == label).any() else None for label in range(classes)]
 
 
-def extremes(run: Any, state: Any, count: int) -> dict[str, list[tuple[int, str]]]:
+def tested(run: Any, state: Any) -> dict[str, Any]:
+    """`blocks` as the network decides, or `exits`, of the test set."""
+    return blocks(run, state) if kind(run) == "blocks" else exits(run, state, run.feed.test_batches())
+
+
+def extremes(run: Any, state: Any, count: int, found: Mapping[str, Any] | None = None
+             ) -> dict[str, list[tuple[int, str]]]:
     """Test images that are easy and hard: {"easy", "hard": at most `count` of (place in the set, what is said of it)}.
 
     With blocks: those that are right with the fewest and with the most. With exits: those that the first is surest of
-    and right about, and those that only the last is right about (Huang 2018, figure 9).
+    and right about, and those that only the last is right about, as in Huang 2018.
+
+    Args:
+      run, state: of `train.finished.load`.
+      count: see above.
+      found: of `tested`, where it is there already.
     """
+    found = found or tested(run, state)
     if kind(run) == "blocks":
-        found = blocks(run, state)
         used = found["computed"].sum(1)
         right = np.flatnonzero(found["right"])
         order = right[np.argsort(used[right], kind="stable")]
         easy, hard, said = order, order[::-1], [f"{number} blocks" for number in used]
     else:
-        found = exits(run, state, run.feed.test_batches())
         right, sure = found["right"], found["confidence"]
         first, late = np.flatnonzero(right[:, 0]), np.flatnonzero(right[:, -1] & ~right[:, :-1].any(1))
         easy, hard = first[np.argsort(-sure[first, 0], kind="stable")], late[np.argsort(-sure[late, -1], kind="stable")]
@@ -207,7 +222,7 @@ def measure(run: Any, state: Any, budgets: Sequence[float] = (), everyone: bool 
         if budgets or validation:
             raise
         return [*each[:-1], {**each[-1], "note": f"no budgets: {error}"}]  # nothing was asked for that needs them
-    budgets = budgets or np.linspace(costs[0], costs[-1], POINTS + 2)[1:-1].tolist()
+    budgets = budgets or between(costs, POINTS)
     return each + [{"way": "batch", **budgeted(test, fitted, costs, allowed)} for allowed in budgets]
 
 
@@ -216,18 +231,16 @@ def draw(run: Any, state: Any, folder: Path) -> None:
     about; images.png, easy and hard ones."""
     from train import figures
 
-    if kind(run) == "blocks":
-        found = blocks(run, state)
-        values, what = found["computed"], "block"
-    else:
-        found = exits(run, state, run.feed.test_batches())
-        values, what = found["right"], "exit"
-    shares = by_class(values, found["labels"], len(run.feed.classes))
-    figures.of_classes(shares, run.feed.classes, what, folder / "classes.png")
-    rows = [(name, [(run.feed.test.example(i, None), text) for i, text in shown])
-            for name, shown in extremes(run, state, SHOWN).items()]
-    figures.of_images([(name, [(example["image"], f"{run.feed.classes[int(example['label'])]}\n{text}")
-                               for example, text in shown]) for name, shown in rows], folder / "images.png")
+    found, classes = tested(run, state), run.feed.classes
+    what, values = ("block", found["computed"]) if kind(run) == "blocks" else ("exit", found["right"])
+    figures.of_classes(by_class(values, found["labels"], len(classes)), classes, what, folder / "classes.png")
+
+    def shown(place, said):
+        example = run.feed.test.example(place, None)
+        return example["image"], f"{classes[int(example['label'])]}\n{said}"
+
+    figures.of_images([(name, [shown(*image) for image in images])
+                       for name, images in extremes(run, state, SHOWN, found).items()], folder / "images.png")
 
 
 def table(rows: Sequence[Mapping[str, Any]], whole: int) -> rich.table.Table:
