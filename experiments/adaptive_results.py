@@ -13,8 +13,7 @@ from models.complexity import short
 from train import figures
 from train.figures import tidy
 
-COLORS = {"ResNet": "#777777", "ConvNet-AIG": "#4878a8", "BlockDrop": "#c8553d", "ResNet-32, twice as long": "#777777",
-          "policy alone": "#e8a08c",
+COLORS = {"ResNet": "#777777", "ConvNet-AIG": "#4878a8", "BlockDrop": "#c8553d", "policy alone": "#e8a08c",
           "MSDNet": "#4878a8", "ResNet with exits": "#c9a227"}
 WITH_EXITS = ("MSDNet", "ResNet with exits")
 PUBLISHED = [  # network, accuracy in percent, of its blocks or mult-adds, source

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import rich.console
-import rich.table
 from absl import flags
 
-from experiments.smaller import Timed, timed
+from experiments.smaller import Timed, markdown_table, table, timed
 from models import runtime
 from models.complexity import short
 from models.errors import UserError
@@ -154,7 +153,6 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
     """The results as a page."""
-    text = "\n".join("| " + " | ".join(line) + " |" for line in (COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)))
     apart = max(row["skipping_differs_by"] for row in rows)
     return f"""# What skipping gains
 
@@ -162,7 +160,7 @@ Forward pass, float32; the programs of a network and batch took turns on the sam
 than the whole network. Accuracies are of the whole test set ({about['data']}). The largest difference of a logit
 between masked and skipping: {apart:.1e}. {about['device']}, commit {about['commit']}, on {about['cores']} cores.
 
-{text}
+{markdown_table(COLUMNS, list(map(cells, rows)))}
 """
 
 
@@ -193,12 +191,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(out / "skipped.json", {"rows": rows, **about})
     checkpoint.write_atomically(out / "skipped.md", markdown(rows, about))
-    table = rich.table.Table()
-    for column in COLUMNS:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*cells(row))
-    console.print(table)
+    console.print(table(COLUMNS, list(map(cells, rows))))
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module

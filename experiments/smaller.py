@@ -58,7 +58,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(out / "smaller.json", {"rows": rows, **about})
     checkpoint.write_atomically(out / "smaller.md", markdown(rows, about))
-    console.print(table(rows))
+    console.print(table(COLUMNS, list(map(cells, rows))))
 
 
 def timed(programs: Sequence[Timed], rounds: int) -> list[dict[str, Any]]:
@@ -197,27 +197,28 @@ def cells(row: Mapping[str, Any]) -> list[str]:
             f"{row['times_faster']:.2f}"]
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> rich.table.Table:
+def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> rich.table.Table:
     """For the terminal."""
-    made = rich.table.Table()
-    for column in COLUMNS:
-        made.add_column(column)
-    for row in rows:
-        made.add_row(*cells(row))
+    made = rich.table.Table(*columns)
+    for line in lines:
+        made.add_row(*line)
     return made
+
+
+def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """For a page."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *lines))
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
     """The results as a page."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"""# What smaller networks gain
 
 Forward pass, float32 and packed bits; the programs of a case took turns, medians; times faster than the case's first.
 Mult-adds are those in principle: of zeros none, of packed bits none. {about['device']}, commit {about['commit']}, on
 {about['cores']} cores.
 
-{text}
+{markdown_table(COLUMNS, list(map(cells, rows)))}
 """
 
 
