@@ -1,0 +1,153 @@
+"""What the methods share: which class is explained, at which endpoint, and how they are checked and compiled."""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.errors import UserError, choice_error
+from models.layers.endpoint import capture
+
+TOP1 = -1  # as a class: that which the network finds the most probable
+
+
+class Explanation(NamedTuple):
+    """What a method finds.
+
+    Attributes:
+      values: float32 [N, h, w], a map of the size of an endpoint, or [N, H, W, C], a number for each number of the
+        images.
+      logits: float32 [N, classes] of the images.
+      target: int32 [N], the class that is explained.
+    """
+
+    values: jax.Array
+    logits: jax.Array
+    target: jax.Array
+
+
+class Outline(NamedTuple):
+    """Of a network on images of one shape: how many classes its logits have, and {endpoint: shape}, in the order of
+    the computation."""
+
+    classes: int
+    endpoints: dict[str, tuple[int, ...]]
+
+
+def outline(model: nn.Module, variables: Any, images: jax.Array) -> Outline:
+    """Traces a network, without computing; once for each shape of images.
+
+    Raises:
+      UserError: the images are not [N, H, W, C], or the network gives no logits [N, classes] of them.
+    """
+    if images.ndim != 4:
+        raise UserError(f"images of shape {list(images.shape)}: want a batch [N, H, W, C]")
+    key = (model, images.shape, images.dtype)
+    if key not in _OUTLINES:
+        logits, found = jax.eval_shape(lambda variables, images: capture(model, variables, images), variables, images)
+        if getattr(logits, "ndim", 0) != 2:
+            raise UserError(f"{type(model).__name__} gives no logits [N, classes] of images")
+        _OUTLINES[key] = Outline(logits.shape[1], {name: x.shape for name, x in found.items()})
+    return _OUTLINES[key]
+
+
+_OUTLINES: dict[Any, Outline] = {}
+
+
+def grid(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """Of an activation: height, width, and tokens before those of places; None where it has no places.
+
+    Maps are [N, H, W, C], tokens [N, T, C] of a square grid, after a class token where T is no square.
+    """
+    if len(shape) == 4:
+        return shape[1], shape[2], 0
+    if len(shape) != 3:
+        return None
+    side = math.isqrt(shape[1])
+    before = shape[1] - side**2
+    return (side, side, before) if before in (0, 1) else None
+
+
+def as_maps(x: jax.Array) -> jax.Array:
+    """An activation [N, H, W, C] or [N, T, C] as float32 [N, H, W, C], without the class token; see `grid`."""
+    height, width, before = grid(x.shape)
+    return x.astype(jnp.float32) if x.ndim == 4 else x[:, before:].reshape(
+        x.shape[0], height, width, x.shape[2]).astype(jnp.float32)
+
+
+def map_endpoint(about: Outline, name: str | None = None) -> str:
+    """The endpoint `name`; None: the last one with more than one place whose places reach the logits (those of the
+    last tokens do not where a class token is read).
+
+    Raises:
+      UserError: unknown, or it is no map; those that are are listed.
+    """
+    maps = {endpoint: found for endpoint, shape in about.endpoints.items() if (found := grid(shape))}
+    if name is not None:
+        if name not in maps:
+            raise choice_error("endpoint" if name not in about.endpoints else "endpoint with places", name, maps)
+        return name
+    names = [endpoint for endpoint, (height, width, _) in maps.items() if height * width > 1]
+    if names and maps[names[-1]][2]:
+        names.pop()
+    if not names:
+        raise UserError("no endpoint of this network has more than one place, for images of this size")
+    return names[-1]
+
+
+def checked_target(target: Any, about: Outline, count: int) -> jax.Array:
+    """Classes as int32 [count]: of one for all images, one for each, or None for `TOP1`.
+
+    Raises:
+      UserError: out of range, or not as many as images; what is traced is not checked.
+    """
+    target = TOP1 if target is None else target
+    if not isinstance(target, jax.core.Tracer):
+        classes = np.asarray(target)
+        if not np.issubdtype(classes.dtype, np.integer) or classes.shape not in ((), (count,)):
+            raise UserError(f"target={target}: want a class, or one for each of the {count} images")
+        wrong = classes[(classes < TOP1) | (classes >= about.classes)]
+        if wrong.size:
+            raise UserError(f"target={wrong.flat[0]} is out of range: this network has classes 0 to "
+                            f"{about.classes - 1}")
+    return jnp.broadcast_to(jnp.asarray(target, jnp.int32), (count,))
+
+
+def resolved(target: jax.Array, logits: jax.Array) -> jax.Array:
+    """int32 [N] with the most probable class in the place of `TOP1`."""
+    return jnp.where(target == TOP1, logits.argmax(-1).astype(jnp.int32), target)
+
+
+def picked(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """The logit of each image's class, [N]: its score."""
+    return jnp.take_along_axis(logits, target[:, None], 1)[:, 0]
+
+
+def resized(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """[N, h, w] -> [N, *size], bilinear, as the maps of the papers are laid over their images."""
+    return jax.image.resize(maps, (maps.shape[0], *size), "linear")
+
+
+def explains(method: Callable) -> Callable:
+    """Makes a method of method(model, variables, images, target, *, …): checked, and compiled once for each model,
+    shape and value of what follows the star.
+
+    The result takes `target` as `checked_target` does. What is decorated gets int32 [N], some `TOP1`.
+    """
+    parameters = inspect.signature(method).parameters.values()
+    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    compiled = jax.jit(method, static_argnames=("model", *options))
+
+    @functools.wraps(method)
+    def checked(model: nn.Module, variables: Any, images: Any, target: Any = None, **kwargs: Any) -> Any:
+        images = jnp.asarray(images)
+        about = outline(model, variables, images)
+        return compiled(model, variables, images, checked_target(target, about, len(images)), **kwargs)
+
+    return checked
