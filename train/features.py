@@ -149,9 +149,7 @@ def _code(families: tuple[str, ...]) -> bytes:
 def _content(source: Source) -> str:
     """A digest of what the source holds: it reads all of it."""
     digest = _Digest()
-    digest.add(source.image_shape, source.decoder, source.on_error, source.classes, len(source))
-    if isinstance(source, Selected):
-        digest.add(source.painted.tobytes())
+    digest.add(source.image_shape, source.decoder, source.on_error, source.classes, len(source), source.how)
     for start in range(0, len(source), 1024):
         for stored, label in source.fetch(range(start, min(start + 1024, len(source)))):
             if isinstance(stored, Path):

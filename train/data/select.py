@@ -8,6 +8,8 @@
     paint(classes='all', p=1.0, size=0.25, seed=0)    a yellow square, of that share of the side, in the lower right of
                                  images of these classes, each with probability p (Salman 2022, arXiv 2207.02842); it is
                                  there before augmentation, which may flip or cut it
+    place(canvas, size='0.3-0.5', objects=1, clutter=4, copies=1, seed=0)    the images as objects on a larger canvas
+                                 (place.py); comes last
 
 Which examples these are depends on the split and the seed alone, not on the seed of a run.
 """
@@ -21,6 +23,7 @@ import numpy as np
 
 from models.errors import UserError
 from train import calls
+from train.data.place import Placed
 from train.data.source import Source
 
 YELLOW = (255, 255, 0)
@@ -38,6 +41,10 @@ class Selected(Source):
         self.label_of = {label: new for new, label in enumerate(classes)}
         if hasattr(source, "files"):
             self.files = [source.files[i] for i in index]
+
+    @property
+    def how(self) -> Any:
+        return self.painted.tobytes()
 
     def fetch(self, indices: Sequence[int]) -> list[tuple[bytes | Path | np.ndarray, int]]:
         found = self.source.fetch([int(self.index[i]) for i in indices])
@@ -64,6 +71,10 @@ class _Selection:
         self.source, self.labels = source, source.all_labels()  # int [N], of the whole split
         self.index, self.kept = np.arange(len(source)), list(range(len(source.classes)))
         self.painted = np.zeros(len(source))
+        self.placed: Placed | None = None
+
+    def selected(self) -> "Selected":
+        return Selected(self.source, self.index, self.kept, self.painted[self.index])
 
     def own(self) -> np.ndarray:
         """Labels of what is selected, numbered as `kept`."""
@@ -128,6 +139,17 @@ def paint(selection: _Selection, classes: Any = "all", p: float = 1.0, size: flo
     selection.painted[selection.index[chosen]] = size
 
 
+def place(selection: _Selection, canvas: int, size: str = "0.3-0.5", objects: int = 1, clutter: int = 4,
+          copies: int = 1, seed: int = 0) -> None:
+    """See the module."""
+    low, _, high = size.partition("-")
+    try:
+        limits = float(low), float(high or low)
+    except ValueError:
+        raise ValueError(f"size='{size}': want a range of shares of the canvas' side, as '0.3-0.5'") from None
+    selection.placed = Placed(selection.selected(), canvas, limits, objects, clutter, copies, seed)
+
+
 def _rank_in_class(selection: _Selection, seed: int) -> np.ndarray:
     """0, 1, … among the selected examples of the same class, at random."""
     own, rank = selection.own(), selection.rank(seed)
@@ -151,7 +173,8 @@ def _numbers(which: Sequence[Any], count: int) -> list[int]:
     return found
 
 
-OPERATIONS = {"classes": classes, "per_class": per_class, "share": share, "imbalance": imbalance, "paint": paint}
+OPERATIONS = {"classes": classes, "per_class": per_class, "share": share, "imbalance": imbalance, "paint": paint,
+              "place": place}
 
 
 def select(source: Source, spec: str) -> Source:
@@ -165,7 +188,9 @@ def select(source: Source, spec: str) -> Source:
         return source
     selection = _Selection(source)
     for call in found:
+        if selection.placed:
+            raise UserError(f"data.select '{spec}': place comes last")
         calls.resolve("selection", call, OPERATIONS, selection)
         if not len(selection.index):
             raise UserError(f"data.select '{spec}' leaves no example")
-    return Selected(source, selection.index, selection.kept, selection.painted[selection.index])
+    return selection.placed or selection.selected()

@@ -88,9 +88,11 @@ class Source:
     random_crop: training crops at random while decoding, so the pixels cannot be decoded once and kept.
     label_shape: () for one class an image, (num_classes,) for several; such a label says of every class 1 present,
         0 absent, -1 not counted, neither in training nor in evaluation (VOC: what is there is marked as difficult).
+    how: what else the pixels depend on than on what is stored and on `decoder`.
     """
 
     label_shape: tuple[int, ...] = ()
+    how: Any = ()
 
     def __init__(
         self, count: int, classes: Sequence[str], stored: tuple[int | None, int | None, int], options: Options

@@ -1,0 +1,122 @@
+"""Images put on a larger canvas, at known places: data with boxes, to see whether an explanation finds the object.
+
+The canvas is smooth gray noise, on it lie fragments of other images (so that what is no noise need not be the object),
+and on top the object, or two of different classes side by side or one above the other. Where everything is depends on
+the seed and the example's number alone.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from models.errors import UserError
+from train.data.source import Source
+
+NOISE = 4  # places of the noise along a side, between which it is smooth
+Box = tuple[int, int, int, int]  # top, left, bottom, right: the pixels [top:bottom, left:right]
+
+
+class Object(NamedTuple):
+    """Example `index` of the images, of class `label`, lies at `box`."""
+
+    index: int
+    label: int
+    box: Box
+
+
+class Placed(Source):
+    """`copies` canvases for each example of `source`, the label that of the (first) object.
+
+    canvas: height and width. size: range of an object's side, as a share of the canvas'. objects: 1 or 2. clutter:
+    fragments, of half an object's side. Example i is of image i modulo the number of images.
+    """
+
+    def __init__(self, source: Source, canvas: int, size: tuple[float, float] = (0.3, 0.5), objects: int = 1,
+                 clutter: int = 4, copies: int = 1, seed: int = 0):
+        """Raises ValueError for what is out of range."""
+        if objects not in (1, 2):
+            raise ValueError(f"objects={objects} must be 1 or 2")
+        if not 0 < size[0] <= size[1] <= 1 / objects:
+            raise ValueError(f"size={size[0]}-{size[1]} must be within 0 and {1 / objects:g} of the canvas")
+        if round(size[0] * canvas) < 2 or clutter < 0 or copies < 1:
+            raise ValueError(f"canvas={canvas}, clutter={clutter}, copies={copies}: want a canvas whose objects have "
+                             "at least 2 pixels, no negative clutter, at least 1 copy")
+        for name in ("on_error", "fixed_size", "random_crop", "decoder", "classes"):
+            setattr(self, name, getattr(source, name))
+        if source.label_shape != ():
+            raise UserError("data.select: place is for sets of one label an image")
+        self.source, self.labels = source, source.all_labels()
+        if objects == 2 and len(np.unique(self.labels)) < 2:
+            raise ValueError("objects=2 needs images of two classes")
+        self.count, self.image_shape = copies * len(source), (canvas, canvas, source.image_shape[2])
+        self.canvas, self.size, self.number, self.clutter, self.seed = canvas, size, objects, clutter, seed
+
+    def fetch(self, indices: Sequence[int]) -> list[tuple[bytes | Path | np.ndarray, int]]:
+        return self.source.fetch([int(i) % len(self.source) for i in indices])
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(index) % len(self.source))
+
+    @property
+    def how(self) -> Any:
+        return self.canvas, self.size, self.number, self.clutter, self.seed, self.source.how
+
+    def all_labels(self) -> np.ndarray:
+        return np.tile(self.labels, self.count // len(self.source))
+
+    def objects(self, index: int) -> list[Object]:
+        """What lies on canvas `index`, and where."""
+        return self._objects(index, self._rng(index))
+
+    def _rng(self, index):
+        return np.random.default_rng([self.seed, 73, int(index)])
+
+    def _objects(self, index, rng) -> list[Object]:
+        found = [int(index) % len(self.source)]
+        if self.number == 2:
+            found.append(int(rng.choice(np.flatnonzero(self.labels != self.labels[found[0]]))))
+        across, order = int(rng.integers(2)), rng.permutation(self.number)  # each in its half of the canvas
+        boxes = []
+        for place in order:
+            side = round(self.canvas * rng.uniform(*self.size))
+            room, corner = [self.canvas, self.canvas], [0, 0]
+            if self.number == 2:
+                room[across] //= 2
+                corner[across] = place * room[across]
+            side = min(side, *room)
+            top, left = (int(c + rng.integers(r - side + 1)) for c, r in zip(corner, room, strict=True))
+            boxes.append((top, left, top + side, left + side))
+        return [Object(i, int(self.labels[i]), box) for i, box in zip(found, boxes, strict=True)]
+
+    def _decode(self, index: int, stored: Any, rng: np.random.Generator | None) -> np.ndarray:
+        own = self._rng(index)
+        objects = self._objects(index, own)
+        levels = own.integers(0, 256, (NOISE, NOISE, 1), np.uint8)
+        canvas = np.repeat(_resized(levels, (self.canvas, self.canvas)), self.image_shape[2], 2)
+        for i in own.integers(len(self.source), size=self.clutter):
+            pixels = self._pixels(int(i))
+            height, width = half = [side // 2 for side in pixels.shape[:2]]
+            top, left = (int(own.integers(side - part + 1)) for side, part in zip(pixels.shape[:2], half, strict=True))
+            side = max(1, round(self.canvas * own.uniform(*self.size) / 2))
+            at = own.integers(self.canvas - side + 1, size=2)
+            _paste(canvas, pixels[top:top + height, left:left + width], (at[0], at[1], at[0] + side, at[1] + side))
+        for thing in objects[::-1]:
+            _paste(canvas, self.source._decode(thing.index, stored, rng) if thing.index == int(index) % len(self.source)
+                   else self._pixels(thing.index), thing.box)
+        return canvas
+
+    def _pixels(self, index: int) -> np.ndarray:
+        return self.source.example(index)["image"]
+
+
+def _paste(canvas, pixels, box) -> None:
+    top, left, bottom, right = box
+    canvas[top:bottom, left:right] = _resized(pixels, (bottom - top, right - left))
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    return np.array(image.resize(size[::-1], Image.Resampling.BILINEAR)).reshape(*size, pixels.shape[2])
