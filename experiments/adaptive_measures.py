@@ -1,10 +1,11 @@
 """What the study of adaptive inference measures on trained networks: functions (run, state) -> what JSON can hold."""
 
-import base64
 import math
 from typing import Any
 
 import numpy as np
+
+from experiments.measures import png
 
 SHOWN = 12  # images of a picture
 POINTS = 12  # budgets
@@ -49,15 +50,8 @@ def extremes(run: Any, state: Any) -> dict[str, list[dict[str, Any]]]:
 
 
 def _example(run: Any, index: int, says: str) -> dict[str, Any]:
-    import io
-
-    from PIL import Image
-
-    example, file = run.feed.test.example(index, None), io.BytesIO()
-    pixels = example["image"]
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
-    return {"image": base64.b64encode(file.getvalue()).decode(), "label": run.feed.classes[int(example["label"])],
-            "says": says}
+    example = run.feed.test.example(index, None)
+    return {"image": png(example["image"]), "label": run.feed.classes[int(example["label"])], "says": says}
 
 
 def heuristics(run: Any, state: Any) -> dict[str, Any]:

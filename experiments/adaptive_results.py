@@ -1,13 +1,12 @@
 """What is read off the trials of the study of adaptive inference: verdicts, tables, pictures."""
 
-import base64
-import io
 import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from experiments.measures import from_png
 from experiments.study import TOO_SMALL, Judgement, Outcome, Outcomes, Table, all_of, compare, spread
 from models.complexity import short
 from train import figures
@@ -389,10 +388,8 @@ def draw_classes(outcomes: Outcomes, figure: Any) -> None:
 
 def draw_extremes(outcomes: Outcomes, figure: Any) -> None:
     """Two rows a network: easy and hard images."""
-    from matplotlib.image import imread
-
     def example(one):
-        return imread(io.BytesIO(base64.b64decode(one["image"]))), f"{one['label']}\n{one['says']}"
+        return from_png(one["image"]), f"{one['label']}\n{one['says']}"
 
     # The first of each method
     chosen = {o.labels["method"]: o for o in reversed(_first(outcomes)) if "extremes" in o.measured}

@@ -4,10 +4,13 @@ A study imports those whose names its trials give. `state` is numpy; JAX is impo
 be read without it.
 """
 
+import base64
+import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 STEPS = (0.5, 1.0, 2.0, 4.0)  # along the gradient, in learning rates
 
@@ -162,3 +165,17 @@ def deletions(run: Any, state: Any) -> dict[str, Any]:
     whole, *accuracy = (sums[:, 0] / sums[:, 1]).tolist()
     return {"blocks": blocks, "halving": [block in halves for block in blocks], "accuracy": accuracy, "whole": whole,
             "chance": 1 / len(run.feed.classes)}
+
+
+def png(values: Any) -> str:
+    """Pixels uint8 [H, W, C], or numbers in [0, 1], [H, W] or [H, W, 3], as a PNG in base64."""
+    values, file = np.asarray(values), io.BytesIO()
+    pixels = values if values.dtype == np.uint8 else np.round(255 * values).astype(np.uint8)
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 and pixels.ndim == 3 else pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def from_png(text: str) -> np.ndarray:
+    """The pixels of `png`, uint8 [H, W] or [H, W, 3]."""
+    with Image.open(io.BytesIO(base64.b64decode(text))) as image:
+        return np.array(image)

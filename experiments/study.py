@@ -20,6 +20,7 @@ STUDIES = {
     "translation": "experiments.translation",
     "cost": "experiments.cost", "attention": "experiments.attention", "transfer": "experiments.transfer",
     "compression": "experiments.compression", "adaptive": "experiments.adaptive",
+    "explanation": "experiments.explanation",
 }
 AGREES, DISAGREES, TOO_SMALL = VERDICTS = ("agrees", "disagrees", "too small to tell")
 

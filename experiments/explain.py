@@ -1,0 +1,409 @@
+"""Pictures of what a trained network sees, and what it bases its decision on. See --help."""
+
+import itertools
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import rich.console
+import rich.table
+from absl import flags
+
+from models.errors import UserError, choice_error
+from train import calls, cli
+
+USAGE = """Looks inside the network of a finished run, and writes pictures.
+
+    python -m experiments.explain --workdir=runs/x --indices=0,5,9 --method="grad_cam|guided_grad_cam"
+    python -m experiments.explain --workdir=runs/x --image=cat.jpg --method="occlusion(size=32, stride=8)"
+    python -m experiments.explain --workdir=runs/x --image=both.jpg --target=cat,dog --method=grad_cam
+
+--method: one or several with | between them, with arguments as a function has them:
+
+of a decision, all in one picture, attributions.png, a row an image and class:
+    cam, attention_rollout, grad_cam(endpoint='stage3'), grad_cam_plus_plus(endpoint=…), counterfactual(endpoint=…),
+    saliency, smooth_grad(samples=32, noise=0.15, seed=0), integrated_gradients(steps=64, baseline=0.0),
+    guided_backprop, deconvnet, guided_grad_cam(endpoint=…)
+with a picture of their own:
+    occlusion(size=0, stride=0, color=0.5, endpoint='')      a square over the image: pixels (0: a quarter of the side,
+                                                             and an eighth of the square); color 0 black, 1 white
+    receptive_field(endpoint='', channel=-1, row=-1, column=-1)     which pixels a unit sees (box), and which matter to
+                                                             it; -1: all channels, the middle
+    top_patches(endpoint='', channels='0-7', k=9)            what activates channels most, over the whole --split
+
+--target: classes by name or number (several with commas: a row each), "top1" (what the network says), "label".
+Colors and baselines are those of the images; 0.0 of a baseline is the mean color where the run normalizes by it.
+"""
+
+
+class Subject(NamedTuple):
+    """An image to explain: uint8 [H, W, C], its name, and its class where that is known."""
+
+    pixels: np.ndarray
+    name: str
+    label: int | None
+
+
+class Job(NamedTuple):
+    """What every method gets.
+
+    Attributes:
+      run: `train.loop.Run`.
+      variables: of its network, on the device.
+      subjects: the images.
+      images: as the network gets them, [N, H, W, C].
+      source: of the split.
+      out: folder of the pictures.
+    """
+
+    run: Any
+    variables: Any
+    subjects: Sequence[Subject]
+    images: Any
+    source: Any
+    out: Path
+
+    @property
+    def model(self) -> Any:
+        return self.run.task.model
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.run.feed.classes
+
+
+# -- images --------------------------------------------------------------------------------------------------------
+
+
+def from_files(run: Any, files: Sequence[str]) -> list[Subject]:
+    """Images of files, as the run's evaluation crops them, or squeezed to their size where the run crops none.
+
+    Raises:
+      UserError: a file that is missing or cannot be decoded.
+    """
+    import dataclasses
+
+    height, width, channels = run.feed.image_shape
+    decoder = run.feed.test.decoder
+    if decoder.crop == "none" or height != decoder.size:
+        if height != width:
+            raise UserError(f"--image: this run's images are {height} x {width}, no squares: name some of its --split")
+        decoder = dataclasses.replace(decoder, crop="whole", size=height, channels=channels)
+    found = []
+    for file in files:
+        if not Path(file).is_file():
+            raise UserError(f"--image={file}: there is no such file")
+        try:
+            pixels = decoder(Path(file))
+        except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, … for a damaged file
+            raise UserError(f"--image={file}: it cannot be decoded: {error}") from None
+        found.append(Subject(pixels, Path(file).name, None))
+    return found
+
+
+def from_split(source: Any, split: str, indices: Sequence[int]) -> list[Subject]:
+    """Images of a split; UserError where it has no such index."""
+    found = []
+    for index in indices:
+        if not 0 <= index < len(source):
+            raise UserError(f"--indices={index} is out of range: split '{split}' has images 0 to {len(source) - 1}")
+        example = source.example(index, None)
+        found.append(Subject(example["image"], f"{split} {index}", int(example["label"])))
+    return found
+
+
+def load_split(run: Any, split: str) -> Any:
+    """The source of a split of the run's data."""
+    from train.data import source
+
+    if split in ("train", "test"):
+        return getattr(run.feed, split)
+    data = run.config["data"]
+    return source.load(types.SimpleNamespace(**{**data, "test_split": split}), "test")
+
+
+def targets(text: str, subjects: Sequence[Subject], classes: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs (number of the subject, class or -1 for the most probable), in the order of the subjects.
+
+    Raises:
+      UserError: an unknown class; "label" of an image without one.
+    """
+    found = []
+    for number, subject in enumerate(subjects):
+        for name in text.split(","):
+            if name == "label" and subject.label is None:
+                raise UserError(f"--target=label: {subject.name} has no label: name a class, or top1")
+            found.append((number, -1 if name == "top1" else subject.label if name == "label"
+                          else class_of(name, classes)))
+    return found
+
+
+def class_of(name: str, classes: Sequence[str]) -> int:
+    """A class by its name or its number."""
+    if name in classes:
+        return list(classes).index(name)
+    if name.isdigit() and int(name) < len(classes):
+        return int(name)
+    if name.lstrip("-").isdigit():
+        raise UserError(f"--target={name} is out of range: classes are 0 to {len(classes) - 1}")
+    raise choice_error("--target", name, (*classes, "top1", "label"))
+
+
+# -- methods -------------------------------------------------------------------------------------------------------
+
+
+def attributions(job: Job, wanted: Sequence[calls.Call], pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """attributions.png: a row an image and class, a column a method.
+
+    Returns:
+      Of each row {"image", "label", "target", "probability", "top1", "top1_probability"}.
+    """
+    import jax
+    from matplotlib.figure import Figure
+
+    from experiments import overlays
+    from models.explain import catalogue
+
+    numbers = [number for number, _ in pairs]
+    images, target = job.images[np.array(numbers)], np.array([kind for _, kind in pairs], np.int32)
+    columns, found = [], []
+    for call in wanted:
+        one = calls.resolve("method", call, catalogue.METHODS, job.model, job.variables, images, target)
+        columns.append(call.name.replace("_", " ") + "".join(f"\n{value}" for value in call.kwargs.values()))
+        found.append(one)
+    probabilities = np.asarray(jax.nn.softmax(found[0].logits))
+    target, rows, told = np.asarray(found[0].target), [], []
+    for i, number in enumerate(numbers):
+        subject, row = job.subjects[number], probabilities[i]
+        says = "" if subject.label is None else f"label: {job.classes[subject.label]}"
+        says += f"\n{job.classes[target[i]]} {row[target[i]]:.0%}"
+        if target[i] != row.argmax():
+            says += f", top {job.classes[row.argmax()]} {row.max():.0%}"
+        panels = [panel_of(call.name, one.values[i], images.shape[1:3])
+                  for call, one in zip(wanted, found, strict=True)]
+        rows.append(overlays.Row(subject.pixels, subject.name, says.strip(), panels))
+        told.append({"image": subject.name, "label": None if subject.label is None else job.classes[subject.label],
+                     "target": job.classes[target[i]], "probability": float(row[target[i]]),
+                     "top1": job.classes[row.argmax()], "top1_probability": float(row.max())})
+    figure = Figure(figsize=overlays.size_of(len(rows), len(columns)), layout="constrained", dpi=120)
+    overlays.draw_rows(figure, columns, rows)
+    figure.savefig(job.out / "attributions.png")
+    return told
+
+
+def panel_of(name: str, values: Any, size: tuple[int, int], says: str = "") -> Any:
+    """How a method's finding of one image, [h, w] or [H, W, C], is drawn."""
+    from experiments import overlays
+    from models.explain import catalogue
+
+    if name in ("guided_backprop", "deconvnet", "guided_grad_cam"):  # as the papers show them
+        return overlays.Panel(np.asarray(values), says, signed=True)
+    return overlays.Panel(np.asarray(catalogue.heat(values[None], size)[0]), says, over=name in catalogue.MAPS)
+
+
+def occlusion(job: Job, pairs: Sequence[tuple[int, int]], size: int = 0, stride: int = 0, color: float = 0.5,
+              endpoint: str = "") -> None:
+    """occlusion.png; see the module's help."""
+    from matplotlib.figure import Figure
+
+    from experiments import overlays
+    from models.explain import occlusion as method
+
+    if not 0 <= color <= 1:
+        raise ValueError(f"color={color} must be from 0, black, to 1, white")
+    if size < 0 or stride < 0:
+        raise ValueError(f"size={size} and stride={stride} must be at least 1, or 0 for the default")
+    size = size or max(1, min(job.images.shape[1:3]) // 4)
+    stride = stride or max(1, size // 8)
+    channels = job.images.shape[-1]
+    square = np.full((1, 1, 1, channels), round(255 * color), np.uint8)
+    painted = np.asarray(job.run.feed.prepare_evaluation({"image": square})["image"]).ravel()
+    numbers = np.array([number for number, _ in pairs])
+    found = method.occlusion(job.model, job.variables, job.images[numbers],
+                             np.array([kind for _, kind in pairs], np.int32), size=size, stride=stride,
+                             color=tuple(map(float, painted)), endpoint=endpoint or None)
+    figure = Figure(figsize=(11.5, 2.5 * len(pairs) + 0.6), layout="constrained", dpi=120)
+    overlays.draw_occlusion(
+        figure, [job.subjects[n].pixels for n in numbers], {k: np.asarray(v) for k, v in found._asdict().items()},
+        (size, size), job.classes, [job.subjects[n].name for n in numbers], np.full(channels, float(color)))
+    figure.savefig(job.out / "occlusion.png")
+
+
+def receptive_field(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channel: int = -1, row: int = -1,
+                    column: int = -1) -> None:
+    """receptive_field.png; see the module's help. The mean is over 64 images of the split."""
+    from matplotlib.figure import Figure
+
+    from experiments import overlays
+    from models.explain import method, receptive
+
+    name = method.map_endpoint(method.outline(job.model, job.variables, job.images), endpoint or None)
+    height, width, _ = method.grid(method.outline(job.model, job.variables, job.images).endpoints[name])
+    place = (height // 2 if row < 0 else row, width // 2 if column < 0 else column)
+    options = {"endpoint": name, "channel": None if channel < 0 else channel, "place": place}
+    field = receptive.theoretical(job.model, job.run.feed.inputs, name)
+    numbers = list(dict.fromkeys(number for number, _ in pairs))[:4]
+    own = [receptive.effective(job.model, job.variables, job.images[n:n + 1], **options) for n in numbers]
+    many = np.random.default_rng(0).permutation(len(job.source))[:64]
+    batch = job.run.feed.prepare_evaluation({"image": np.stack([job.source.example(int(i))["image"] for i in many])})
+    mean = np.asarray(receptive.effective(job.model, job.variables, batch["image"], **options))
+    unit = f"{name}, {'all channels' if channel < 0 else f'channel {channel}'}, unit {place} of {height} x {width}"
+    says = (f"{unit}: sees the whole image" if field is None else
+            f"{unit}: sees {field.size[0]} x {field.size[1]} pixels (box), stride {field.stride[0]}")
+    says += f"; the effective size is {receptive.effective_size(mean):.1f} (mean of {len(many)} images)"
+    figure = Figure(figsize=(2.0 * (2 * len(numbers) + 1), 2.6), layout="constrained", dpi=120)
+    overlays.draw_receptive(figure, [job.subjects[n].pixels for n in numbers], [job.subjects[n].name for n in numbers],
+                            None if field is None else field.box(*place), own, mean, says)
+    figure.savefig(job.out / "receptive_field.png")
+
+
+def top_patches(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channels: str = "0-7", k: int = 9
+                ) -> None:
+    """top_patches.png: a row a channel, patches and their projections; see the module's help."""
+    from matplotlib.figure import Figure
+
+    from experiments import overlays
+
+    name, rows = patches_of(job, endpoint, channels, k)
+    columns = (f"images that activate {name} most", "deconvnet", "guided backprop")
+    figure = Figure(figsize=(9.5, 3.1 * len(rows) + 0.4), layout="constrained", dpi=100)
+    overlays.draw_patches(figure, columns, rows)
+    figure.savefig(job.out / "top_patches.png")
+
+
+def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, list[tuple[str, list[np.ndarray]]]]:
+    """The endpoint, and for each channel (its name, montages of the k patches and of their two projections)."""
+    from experiments import overlays
+    from models.explain import method, patches, receptive
+
+    about = method.outline(job.model, job.variables, job.images[:1])
+    name = method.map_endpoint(about, endpoint or None)
+    wanted = numbers_of(channels, about.endpoints[name][-1])
+    if not 0 < k <= len(job.source):
+        raise ValueError(f"k={k} must be 1 to {len(job.source)}, the images of the split")
+    best = patches.top_patches(job.model, job.variables, batches(job), endpoint=name, channels=wanted, k=k)
+    best = type(best)(*map(np.asarray, best))
+    field = receptive.theoretical(job.model, job.run.feed.inputs, name)
+    height, width = job.run.feed.image_shape[:2]
+    rows = []
+    for c, channel in enumerate(wanted):
+        pixels = np.stack([job.source.example(int(i))["image"] for i in best.index[c]])
+        images = job.run.feed.prepare_evaluation({"image": pixels})["image"]
+        where = list(zip(best.row[c].tolist(), best.column[c].tolist(), strict=True))
+        boxes = [(0, 0, height, width) if field is None or min(field.size) >= max(height, width)
+                 else field.box(*place) for place in where]
+        shown = [patches.crop(pixels, boxes)]
+        for rule in ("deconvnet", "guided"):
+            found = patches.projections(job.model, job.variables, images, endpoint=name,
+                                        channels=np.full(k, channel), rows=best.row[c], columns=best.column[c],
+                                        rule=rule)
+            shown.append(patches.crop(np.stack([overlays.around_gray(one) for one in np.asarray(found)]), boxes))
+        side = int(np.ceil(np.sqrt(k)))
+        rows.append((f"channel {channel}\n{best.values[c, 0]:.2f} … {best.values[c, -1]:.2f}",
+                     [overlays.montage(list(some), side) for some in shown]))
+    return name, rows
+
+
+def batches(job: Job) -> Any:
+    """The images of the split as the network gets them, with their places in it and a mask."""
+    start = 0
+    for batch in job.run.feed.batches(job.source):
+        count = len(batch["mask"])
+        yield (job.run.feed.prepare_evaluation({"image": batch["image"]})["image"],
+               np.arange(start, start + count, dtype=np.int32), batch["mask"])
+        start += count
+
+
+def numbers_of(text: str, count: int) -> tuple[int, ...]:
+    """Channels of "3", "0-7", "0-3 9"."""
+    found = []
+    for part in text.replace(",", " ").split():
+        low, _, high = part.partition("-")
+        if not low.isdigit() or not (high or low).isdigit() or not int(low) <= int(high or low) < count:
+            raise ValueError(f"channels='{text}': want numbers or ranges of 0 to {count - 1}, as '0-7' or '3 9'")
+        found += range(int(low), int(high or low) + 1)
+    if not found:
+        raise ValueError(f"channels='{text}' names none of 0 to {count - 1}")
+    return tuple(dict.fromkeys(found))
+
+
+PICTURES: Mapping[str, Callable] = {"occlusion": occlusion, "receptive_field": receptive_field,
+                                    "top_patches": top_patches}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> rich.table.Table:
+    """What the network says of each image, for the terminal."""
+    made = rich.table.Table()
+    for column in ("image", "label", "explained", "most probable"):
+        made.add_column(column)
+    for row in rows:
+        made.add_row(row["image"], row["label"] or "", f"{row['target']} {row['probability']:.1%}",
+                     f"{row['top1']} {row['top1_probability']:.1%}")
+    return made
+
+
+def main() -> None:
+    """Loads the run, explains, writes, prints."""
+    if not WORKDIR.value:
+        raise UserError("--workdir is missing, e.g. --workdir=runs/x")
+    from models.explain import catalogue
+
+    wanted = calls.parse("method", METHOD.value)
+    known = (*catalogue.METHODS, *PICTURES)
+    if not wanted:
+        raise UserError(f"--method is empty; allowed: {', '.join(known)}")
+    for call in wanted:
+        if call.name not in known:
+            raise choice_error("method", call.name, known)
+    if IMAGE.value and INDICES.value:
+        raise UserError("--image and --indices: want one of them")
+    try:
+        indices = [int(text) for text in INDICES.value or ["0"]]
+    except ValueError:
+        raise UserError(f"--indices={','.join(INDICES.value)}: want numbers, e.g. 0,5,9") from None
+    out = Path(OUT.value or f"{WORKDIR.value}/explain")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file; want a folder")
+
+    import jax
+
+    from train import checkpoint, finished, summary
+
+    run, state = finished.load(WORKDIR.value)
+    if run.feed.unit != "images":
+        raise UserError(f"explain is for networks that take images, not {run.feed.unit}")
+    if run.feed.label_shape:
+        raise UserError("explain is for sets of one class an image")
+    split = load_split(run, SPLIT.value)
+    subjects = from_files(run, IMAGE.value) if IMAGE.value else from_split(split, SPLIT.value, indices)
+    pairs = targets(TARGET.value, subjects, run.feed.classes)
+    images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
+    job = Job(run, jax.device_put(state.evaluation_variables()), subjects, images, split, out)
+    out.mkdir(parents=True, exist_ok=True)
+    console, told, written = rich.console.Console(), [], []
+    decisions = [call for call in wanted if call.name in catalogue.METHODS]
+    if decisions:
+        told = attributions(job, decisions, pairs)
+        written.append("attributions.png")
+        console.print(table(told))
+    for name, some in itertools.groupby((call for call in wanted if call.name in PICTURES), lambda call: call.name):
+        for call in some:
+            calls.resolve("method", call, PICTURES, job, pairs)
+        written.append(f"{name}.png")
+    checkpoint.write_json(out / "explain.json", {
+        "workdir": WORKDIR.value, "model": run.config["model"]["name"], "methods": METHOD.value, "images": told,
+        "pictures": written, **summary.environment(jax.devices())})
+    console.print(f"written to {out}: {', '.join(written)}, explain.json", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
+    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    IMAGE = flags.DEFINE_list("image", [], "Files of images, with commas between.")
+    SPLIT = flags.DEFINE_string("split", "test", "Split of the run's data, for --indices and top_patches.")
+    INDICES = flags.DEFINE_list("indices", [], "Which images of the split; default 0.")
+    METHOD = flags.DEFINE_string("method", "grad_cam", "Methods, see above.")
+    TARGET = flags.DEFINE_string("target", "top1", "Classes that are explained, see above.")
+    OUT = flags.DEFINE_string("out", "", "Folder for the pictures; default: explain in that of the run.")
+    cli.run(main, USAGE)

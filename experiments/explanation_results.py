@@ -1,0 +1,257 @@
+"""What is read off the trials of the study of explanations: verdicts, tables, pictures."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from experiments import overlays
+from experiments.measures import from_png
+from experiments.study import Judgement, Outcome, Outcomes, Table, all_of, compare, spread
+from train.figures import tidy
+
+NAMES = {"cam": "CAM", "grad_cam": "Grad-CAM", "grad_cam_plus_plus": "Grad-CAM++",
+         "attention_rollout": "attention rollout", "saliency": "gradient", "smooth_grad": "SmoothGrad",
+         "integrated_gradients": "integrated gradients", "guided_backprop": "guided backprop", "deconvnet": "deconvnet",
+         "guided_grad_cam": "guided Grad-CAM", "occlusion": "occlusion", "random": "random order"}
+PUBLISHED = [  # what, numbers, source
+    ("localization error, ILSVRC val, GoogLeNet-GAP (CAM)", "56.40 % top-1, 43.00 % top-5", "Zhou 2016, table 2"),
+    ("the same, VGGnet-GAP (CAM)", "57.20 %, 45.14 %", "Zhou 2016, table 2"),
+    ("the same, backprop on GoogLeNet, VGGnet, AlexNet", "61.31, 61.12, 65.17 % top-1", "Zhou 2016, table 2"),
+    ("the same, Grad-CAM on VGG-16", "56.51 %, 46.41 %", "Selvaraju 2017, table 1"),
+    ("the same, Grad-CAM on AlexNet, GoogLeNet", "68.3, 60.09 % top-1", "Selvaraju 2017, table 1"),
+    ("pointing game, Grad-CAM and c-MWP", "70.58 %, 60.30 %", "Selvaraju 2017, section on the pointing game"),
+    ("rank correlation with occlusion", "Grad-CAM 0.254, guided Grad-CAM 0.261, guided backprop 0.168, c-MWP 0.220, "
+     "CAM 0.208", "Selvaraju 2017, section on faithfulness"),
+]
+
+
+def _of(outcomes: Outcomes, measure: str, network: str, *path: str) -> list[float]:
+    """A number of each trial of a network; NaN where training diverged or the network has not the method."""
+    found = []
+    for outcome in outcomes.where(network=network):
+        value: Any = outcome.measured.get(measure, {})
+        for key in path:
+            value = value.get(key, {})
+        found.append(value if isinstance(value, (int, float)) else float("nan"))
+    return found
+
+
+def _lower(outcomes: Outcomes, network: str, low: str, high: str) -> Judgement:
+    """Localization error."""
+    errors = [_of(outcomes, "localization", network, name, "error") for name in (low, high)]
+    return Judgement(compare(errors[1], errors[0]), "; ".join(
+        f"{NAMES[name]} {spread(values)}" for name, values in zip((low, high), errors, strict=True)) +
+        f"; {spread(_of(outcomes, 'localization', network, 'right'))} are classified right")
+
+
+def cam_localizes(outcomes: Outcomes) -> Judgement:
+    return _lower(outcomes, "ResNet", "cam", "saliency")
+
+
+def grad_cam_localizes(outcomes: Outcomes) -> Judgement:
+    return _lower(outcomes, "VGG", "grad_cam", "saliency")
+
+
+def tells_classes_apart(outcomes: Outcomes) -> Judgement:
+    values = {}
+    for name in ("guided_grad_cam", "guided_backprop"):
+        by_network = [_of(outcomes, "two_objects", network, name) for network in outcomes.distinct("network")]
+        values[name] = [statistics.mean(column) for column in zip(*by_network, strict=True)]  # one a seed
+    return Judgement(compare(values["guided_grad_cam"], values["guided_backprop"], by=0.1), "; ".join(
+        f"{NAMES[name]} {spread(found)}" for name, found in values.items()))
+
+
+def agrees_with_occlusion(outcomes: Outcomes) -> Judgement:
+    values = {name: _of(outcomes, "faithfulness", "VGG", name, "occlusion") for name in ("grad_cam", "guided_backprop")}
+    return Judgement(compare(*values.values()), "; ".join(
+        f"{NAMES[name]} {spread(found, percent=False, digits=3)}" for name, found in values.items()))
+
+
+def _half_way(outcome: Outcome, name: str) -> float:
+    """Rank correlation after the upper half of the layers is drawn anew."""
+    found = outcome.measured.get("sanity", {}).get(name)
+    return found[(len(found) - 1) // 2] if found else float("nan")
+
+
+def insensitive(outcomes: Outcomes) -> Judgement:
+    values = {name: [_half_way(o, name) for o in outcomes.where(network="VGG")] for name in ("guided_backprop",
+                                                                                             "grad_cam")}
+    return Judgement(compare(*values.values(), by=0.2), "; ".join(
+        f"{NAMES[name]} {spread(found, percent=False, digits=2)}" for name, found in values.items()))
+
+
+def effective_field(outcomes: Outcomes) -> Judgement:
+    own = [o.measured["effective"] for o in outcomes.where(network="ResNet") if "effective" in o.measured]
+    before, after = ([one[when]["size"] for one in own] for when in ("before", "after"))
+    whole = [statistics.mean(one["theoretical"]) for one in own]
+    limit = [2 / 3 * size for size in whole]
+    return Judgement(all_of([compare(limit, after), compare(after, before)]),
+                     f"theoretical {spread(whole, percent=False, digits=0)} pixels; effective "
+                     f"{spread(before, percent=False)} before and {spread(after, percent=False)} after training")
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+def _methods(outcomes: Outcomes, measure: str) -> list[str]:
+    """That were measured on some network, in the order of NAMES."""
+    return [name for name in NAMES if any(name in o.measured.get(measure, {}) for o in outcomes)]
+
+
+def _table(outcomes: Outcomes, title: str, measure: str, paths: Sequence[tuple[str, tuple[str, ...]]], percent: bool
+           ) -> Table:
+    """A method a row; for each network and (name, keys below the method) a column."""
+    networks, rows = outcomes.distinct("network"), []
+    for name in _methods(outcomes, measure):
+        row = [NAMES[name]]
+        for network in networks:
+            for _, path in paths:
+                values = _of(outcomes, measure, network, name, *path)
+                missing = all(v != v for v in values)
+                row.append("—" if missing else spread(values, percent=percent, digits=1 if percent else 3))
+        rows.append(row)
+    return Table(title, ["method", *(f"{network}{', ' if name else ''}{name}" for network in networks
+                                     for name, _ in paths)], rows)
+
+
+def tables(outcomes: Outcomes) -> list[Table]:
+    """Localization, two objects, faithfulness, sanity, published."""
+    accuracy = [[network, f"{outcomes.where(network=network)[0].get('parameters'):,.0f}",
+                 spread(outcomes.where(network=network).values("accuracy")),
+                 spread(_of(outcomes, "localization", network, "chance"))] for network in outcomes.distinct("network")]
+    half = Outcomes([o._replace(measured={**o.measured, "half": {
+        name: _half_way(o, name) for name in o.measured.get("sanity", {}) if name != "layers"}}) for o in outcomes])
+    return [
+        Table("Networks", ("network", "parameters", "accuracy", "area of the object (pointing by chance)"), accuracy),
+        _table(outcomes, "Pointing game, one object", "localization", [("", ("pointing",))], True),
+        _table(outcomes, "Pointing game, the one of two that is asked for", "two_objects", [("", ())], True),
+        _table(outcomes, "Top-1 localization error", "localization", [
+            ("fitted threshold", ("error",)), ("threshold 0.2", ("error_at_0.2",))], True),
+        _table(outcomes, "Area under the curve of deletion (lower is better) and insertion (higher is better)",
+               "faithfulness", [("deletion", ("deletion",)), ("insertion", ("insertion",))], False),
+        _table(outcomes, "Rank correlation with occlusion", "faithfulness", [("", ("occlusion",))], False),
+        _table(half, "Rank correlation with the trained network's map, upper half of the layers drawn anew", "half",
+               [("", ())], False),
+        Table("Published", ("what", "numbers", "source"), [list(row) for row in PUBLISHED]),
+    ]
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------
+
+
+def _color(name: str) -> Any:
+    from matplotlib import colormaps
+
+    names = list(NAMES)
+    return "0.55" if name == "random" else "black" if name == "occlusion" else colormaps["tab10"](names.index(name))
+
+
+def draw_gallery(outcomes: Outcomes, figure: Any) -> None:
+    """Three rows a network, a column a method."""
+    seed = outcomes.distinct("seed")[0]
+    own = [o for o in outcomes.where(seed=seed) if "gallery" in o.measured]
+    if not own:
+        return
+    columns = [name for name in NAMES if any(name in row["panels"] for o in own for row in o.measured["gallery"])]
+    rows = []
+    for outcome in own:
+        for row in outcome.measured["gallery"]:
+            panels = [_panel(name, row["panels"].get(name)) for name in columns]
+            image = from_png(row["image"])
+            image = image[..., None] if image.ndim == 2 else image
+            rows.append(overlays.Row(image, f"{outcome.labels['network']}: {row['class']}", row["says"], panels,
+                                     row["boxes"]))
+    overlays.draw_rows(figure, [NAMES[name].replace(" ", "\n") for name in columns], rows)
+
+
+def _panel(name: str, picture: str | None) -> overlays.Panel | None:
+    if picture is None:
+        return None
+    values = from_png(picture)
+    if values.ndim == 3:  # gray is 0
+        return overlays.Panel(values / 255 - 0.5, signed=True)
+    return overlays.Panel(values / 255)
+
+
+def draw_localization(outcomes: Outcomes, figure: Any) -> None:
+    """Bars: pointing with one object, and with two."""
+    networks, panels = outcomes.distinct("network"), figure.subplots(1, 2, sharey=True)
+    names = _methods(outcomes, "localization")
+    for axes, title, measure, path in ((panels[0], "one object", "localization", ("pointing",)),
+                                       (panels[1], "two objects: the one that is asked for", "two_objects", ())):
+        for i, network in enumerate(networks):
+            values = [_mean(_of(outcomes, measure, network, name, *path)) for name in names]
+            axes.barh([n + (i - 1) * 0.26 for n in range(len(names))], [100 * v for v in values], 0.24, label=network,
+                      color=("#4878a8", "#c8553d", "#c9a227")[i % 3])
+        axes.set(title=title, xlabel="highest place is on the object (%)", xlim=(0, 100))
+        axes.axvline(100 * _mean(_of(outcomes, "localization", networks[0], "chance")), color="0.5", linestyle=":")
+        tidy(axes)
+    panels[0].set_yticks(range(len(names)), [NAMES[name] for name in names])
+    panels[0].invert_yaxis()
+    panels[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5),
+                     title="dotted: by chance", title_fontsize=8)
+
+
+def _mean(values: Sequence[float]) -> float:
+    good = [value for value in values if value == value]
+    return statistics.mean(good) if good else float("nan")
+
+
+def draw_curves(outcomes: Outcomes, figure: Any) -> None:
+    """A row deletion and insertion, a column a network."""
+    networks = outcomes.distinct("network")
+    grid = figure.subplots(2, len(networks), sharex=True, sharey=True, squeeze=False)
+    for line, kind in zip(grid, ("deletion", "insertion"), strict=True):
+        for axes, network in zip(line, networks, strict=True):
+            own = [o.measured["faithfulness"] for o in outcomes.where(network=network) if "faithfulness" in o.measured]
+            for name in NAMES:
+                curves = [one[name][f"{kind}_curve"] for one in own if name in one]
+                if curves:
+                    points = [statistics.mean(same) for same in zip(*curves, strict=True)]
+                    axes.plot([100 * i / (len(points) - 1) for i in range(len(points))], points, label=NAMES[name],
+                              color=_color(name), linestyle="--" if name in ("random", "occlusion") else "-")
+            axes.set_title(f"{network}, {kind}", fontsize=9)
+            tidy(axes)
+        line[0].set_ylabel("probability of the class")
+    for axes in grid[-1]:
+        axes.set_xlabel("pixels changed (%)")
+    handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(),
+                                                                         strict=True)}
+    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc="outside right center")
+
+
+def draw_sanity(outcomes: Outcomes, figure: Any) -> None:
+    """A panel a network: rank correlation by how many layers are new."""
+    networks = outcomes.distinct("network")
+    panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
+    for axes, network in zip(panels, networks, strict=True):
+        own = [o.measured["sanity"] for o in outcomes.where(network=network) if "sanity" in o.measured]
+        for name in NAMES:
+            curves = [one[name] for one in own if name in one]
+            if curves:
+                points = [1.0, *(statistics.mean(same) for same in zip(*curves, strict=True))]
+                axes.plot(range(len(points)), points, label=NAMES[name], color=_color(name), marker=".")
+        axes.set(title=network, xlabel="layers drawn anew, from the logits down")
+        tidy(axes)
+    panels[0].set_ylabel("rank correlation with the trained network's map")
+    handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(),
+                                                                        strict=True)}
+    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc="outside right center")
+
+
+def draw_effective(outcomes: Outcomes, figure: Any) -> None:
+    """A column a network: before and after training."""
+    own = [o for o in outcomes.where(seed=outcomes.distinct("seed")[0]) if "effective" in o.measured]
+    grid = figure.subplots(2, max(len(own), 1), squeeze=False)
+    for line, when in zip(grid, ("before", "after"), strict=True):
+        for axes, outcome in zip(line, own, strict=False):
+            found = outcome.measured["effective"]
+            drawn = axes.imshow(from_png(found[when]["map"]) / 255, cmap="gray", vmin=0, vmax=1)
+            if found["box"]:
+                overlays.draw_box(axes, found["box"])
+            size = "the whole image" if found["theoretical"] is None else f"{found['theoretical'][0]} pixels"
+            axes.set_title(f"{outcome.labels['network']} {found['endpoint']}, {when} training\neffective "
+                           f"{found[when]['size']:.1f} pixels, theoretical {size}", fontsize=8)
+            axes.set_xticks([])
+            axes.set_yticks([])
+    figure.colorbar(drawn, ax=grid, shrink=0.6, label="|gradient| of the unit, share of the largest")

@@ -1,0 +1,234 @@
+"""Pictures of explanations: heat laid over images, the panels of occlusion, receptive fields, patches in a grid.
+
+All draw into a matplotlib Figure; images are uint8 [H, W, C] or numbers in [0, 1].
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Rectangle
+
+HEAT = "turbo"  # over an image
+ALPHA = 0.55
+BOXES = ("#39ff14", "#ff3df2", "#00e5ff")
+
+
+class Panel(NamedTuple):
+    """What one method found of one image.
+
+    Attributes:
+      values: [H, W], heat over the image, at least 0; or, `signed`, [H, W, C], drawn as a picture around gray.
+      says: above the panel.
+      over: whether heat is laid over the image; else it is drawn alone, bright where it is large.
+      boxes: (top, left, bottom, right).
+    """
+
+    values: Any
+    says: str = ""
+    over: bool = True
+    signed: bool = False
+    boxes: Sequence[tuple[int, int, int, int]] = ()
+
+
+def shown(pixels: Any) -> np.ndarray:
+    """An image for imshow: [H, W, 3]."""
+    pixels = np.asarray(pixels)
+    return np.repeat(pixels, 3, 2) if pixels.shape[-1] == 1 else pixels
+
+
+def around_gray(values: Any) -> np.ndarray:
+    """Signed numbers [H, W, C] as a picture, 0 gray, the largest magnitudes black and white; but for the outermost
+    0.5 %, by which single pixels would darken the rest."""
+    values = np.asarray(values, np.float32)
+    limit = np.quantile(np.abs(values), 0.995)
+    return shown(np.clip(0.5 + values / (2 * limit), 0, 1) if limit > 0 else np.full_like(values, 0.5))
+
+
+def share_of_largest(values: Any, quantile: float = 1.0) -> np.ndarray:
+    """Heat [H, W] from 0 to 1; zeros where there is none."""
+    values = np.maximum(np.asarray(values, np.float32), 0)
+    limit = np.quantile(values, quantile)
+    return np.clip(values / limit, 0, 1) if limit > 0 else np.zeros_like(values)
+
+
+def draw_box(axes: Any, box: Sequence[int], color: str = BOXES[0], style: str = "-") -> None:
+    """(top, left, bottom, right) around the pixels [top:bottom, left:right]."""
+    top, left, bottom, right = box
+    axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=color,
+                             linewidth=1.6, linestyle=style))
+
+
+def _bare(axes: Any) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def draw_panel(axes: Any, image: Any, panel: Panel) -> None:
+    """One method on one image."""
+    if panel.signed:
+        axes.imshow(around_gray(panel.values), interpolation="nearest")
+    elif panel.over:
+        axes.imshow(np.repeat(shown(image).mean(-1, keepdims=True), 3, 2).astype(int), interpolation="nearest")
+        axes.imshow(share_of_largest(panel.values), cmap=HEAT, vmin=0, vmax=1, alpha=ALPHA)
+    else:
+        axes.imshow(share_of_largest(panel.values, 0.995), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    for box, color in zip(panel.boxes, BOXES, strict=False):
+        draw_box(axes, box, color)
+    axes.set_title(panel.says, fontsize=8, pad=3)
+
+
+class Row(NamedTuple):
+    """An image, what is written at its left and above it, and a Panel (None: nothing) for each column."""
+
+    image: Any
+    name: str
+    says: str
+    panels: Sequence[Panel | None]
+    boxes: Sequence[tuple[int, int, int, int]] = ()
+
+
+def size_of(rows: int, columns: int, side: float = 1.75) -> tuple[float, float]:
+    """Inches of a Figure for `draw_rows`."""
+    return max(5.0, side * (columns + 1) + 1.6), (side + 0.35) * rows + 0.7
+
+
+def draw_rows(figure: Any, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """A row an image, a column a method; a colorbar where heat lies over images."""
+    grid = figure.subplots(len(rows), len(columns) + 1, squeeze=False)
+    for axes, title in zip(grid[0], ("image", *columns), strict=True):
+        axes.annotate(title, (0.5, 1), (0, 26), xycoords="axes fraction", textcoords="offset points", ha="center",
+                      fontsize=9, fontweight="bold")
+    for line, row in zip(grid, rows, strict=True):
+        for axes in line:
+            _bare(axes)
+        line[0].imshow(shown(row.image), interpolation="nearest")
+        line[0].set_title(row.says, fontsize=8, pad=3)
+        line[0].set_ylabel(row.name, fontsize=9)
+        for box, color in zip(row.boxes, BOXES, strict=False):
+            draw_box(line[0], box, color)
+        for axes, panel in zip(line[1:], row.panels, strict=True):
+            if panel is None:
+                axes.text(0.5, 0.5, "not for this\nnetwork", ha="center", va="center", fontsize=8, color="0.5",
+                          transform=axes.transAxes)
+            else:
+                draw_panel(axes, row.image, panel)
+    if any(panel and panel.over and not panel.signed for row in rows for panel in row.panels):
+        from matplotlib.cm import ScalarMappable
+
+        figure.colorbar(ScalarMappable(cmap=HEAT), ax=grid, shrink=min(1.0, 2.4 / len(rows) + 0.3), aspect=25,
+                        label="heat, share of the map's largest value", alpha=ALPHA, pad=0.01)
+
+
+# -- occlusion -----------------------------------------------------------------------------------------------------
+
+
+def draw_occlusion(figure: Any, images: Sequence[Any], found: Mapping[str, np.ndarray], square: tuple[int, int],
+                   classes: Sequence[str], names: Sequence[str], color: Any) -> None:
+    """Zeiler & Fergus 2014, figure 7: a row an image: itself with one square, the total activation of its strongest
+    feature map, the probability of the class, and the most probable class, by where the square's middle is.
+
+    Args:
+      found: the fields of `models.explain.occlusion.Occlusion` as numpy.
+      square: height and width, pixels.
+      color: of the square, as imshow takes an image of one pixel: [C] in [0, 1].
+    """
+    rows, columns = (np.asarray(found[name]) + (side - 1) / 2 for name, side in zip(("rows", "columns"), square,
+                                                                                 strict=True))
+    grid = figure.subplots(len(images), 4, squeeze=False)
+    titles = ("image, and the square", "strongest feature map", "probability", "most probable class")
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.annotate(title, (0.5, 1), (0, 26), xycoords="axes fraction", textcoords="offset points", ha="center",
+                      fontsize=9, fontweight="bold")
+    for i, (line, image) in enumerate(zip(grid, images, strict=True)):
+        target, probability = int(found["target"][i]), found["probability"][i]
+        height, width = np.shape(image)[:2]
+        for axes in line:
+            _bare(axes)
+            axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal")
+        line[0].imshow(shown(image), interpolation="nearest")
+        hardest = np.unravel_index(probability.argmin(), probability.shape)
+        corner = found["columns"][hardest[1]], found["rows"][hardest[0]]
+        line[0].add_patch(Rectangle((corner[0] - 0.5, corner[1] - 0.5), square[1], square[0], linewidth=0.8,
+                                    facecolor=shown(np.reshape(color, (1, 1, -1)))[0, 0], edgecolor="white"))
+        line[0].set_title("where it costs the class most", fontsize=8, pad=3)
+        line[0].set_ylabel(names[i], fontsize=9)
+        drawn = line[1].pcolormesh(columns, rows, found["strongest"][i], cmap=HEAT, shading="nearest")
+        line[1].set_title(f"channel {int(found['channel'][i])}, total activation", fontsize=8, pad=3)
+        figure.colorbar(drawn, ax=line[1], shrink=0.8)
+        drawn = line[2].pcolormesh(columns, rows, probability, cmap=HEAT, shading="nearest", vmin=0, vmax=1)
+        line[2].set_title(f"{classes[target]}; {_softmax(found['logits'][i])[target]:.0%} without the square",
+                          fontsize=8, pad=3)
+        figure.colorbar(drawn, ax=line[2], shrink=0.8)
+        top = found["top"][i]
+        kinds = sorted(np.unique(top).tolist(), key=lambda kind: -(top == kind).sum())
+        number = np.vectorize({kind: n for n, kind in enumerate(kinds)}.get)(top)
+        palette = ListedColormap([colormaps["tab20"](n % 20) for n in range(len(kinds))])
+        line[3].pcolormesh(columns, rows, number, cmap=palette, shading="nearest", vmin=-0.5, vmax=len(kinds) - 0.5)
+        line[3].legend(handles=[Rectangle((0, 0), 1, 1, color=palette(n)) for n in range(min(len(kinds), 10))],
+                       labels=[classes[kind] for kind in kinds[:10]], fontsize=7, frameon=False, loc="center left",
+                       bbox_to_anchor=(1.0, 0.5))
+
+
+def _softmax(logits: Any) -> np.ndarray:
+    shifted = np.exp(np.asarray(logits, np.float64) - np.max(logits))
+    return shifted / shifted.sum()
+
+
+# -- receptive fields and patches ----------------------------------------------------------------------------------
+
+
+def draw_receptive(figure: Any, images: Sequence[Any], names: Sequence[str], box: Sequence[int] | None,
+                   effective: Sequence[Any], mean: Any, says: str) -> None:
+    """A row an image: the theoretical field as a box, and the effective one of this image; at the end that of all.
+
+    Args:
+      box: (top, left, bottom, right), None where a unit sees the whole image.
+      effective: [H, W] for each image. mean: that over many.
+    """
+    count = len(images)
+    grid = figure.subplots(1, 2 * count + 1, squeeze=False)[0]
+    for axes in grid:
+        _bare(axes)
+    for i, (image, name) in enumerate(zip(images, names, strict=True)):
+        left, right = grid[2 * i:2 * i + 2]
+        left.imshow(shown(image), interpolation="nearest")
+        left.set_title(name, fontsize=8, pad=3)
+        draw_panel(right, image, Panel(effective[i], "effective, this image"))
+    grid[-1].imshow(share_of_largest(mean), cmap="gray", vmin=0, vmax=1)
+    grid[-1].set_title("effective, mean", fontsize=8, pad=3)
+    for axes in grid:
+        if box is not None:
+            draw_box(axes, box)
+    figure.suptitle(says, fontsize=9)
+
+
+def montage(patches: Sequence[Any], columns: int) -> np.ndarray:
+    """Images of one size as one, [H, W, 3] in [0, 1], `columns` a row, white between them."""
+    patches = [shown(patch).astype(np.float32) / (255 if np.asarray(patch).dtype == np.uint8 else 1)
+               for patch in patches]
+    height, width = patches[0].shape[:2]
+    gap = max(1, height // 24)
+    rows = math.ceil(len(patches) / columns)
+    whole = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), np.float32)
+    for i, patch in enumerate(patches):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        whole[top:top + height, left:left + width] = patch
+    return whole
+
+
+def draw_patches(figure: Any, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> None:
+    """A row a channel: (its name, a montage for each column)."""
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axes, title in zip(grid[0], columns, strict=True):
+        axes.set_title(title, fontsize=9, fontweight="bold")
+    for line, (name, montages) in zip(grid, rows, strict=True):
+        for axes, picture in zip(line, montages, strict=True):
+            _bare(axes)
+            axes.imshow(picture, interpolation="nearest")
+        line[0].set_ylabel(name, fontsize=9)

@@ -1,0 +1,43 @@
+"""The methods that say of an image where its evidence is, by name, and all of them as heat over its pixels."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.explain import cam, gradient, rollout
+from models.explain.method import Explanation, resized
+
+MAPS = {
+    "cam": cam.cam,
+    "grad_cam": cam.grad_cam,
+    "grad_cam_plus_plus": cam.grad_cam_plus_plus,
+    "counterfactual": functools.partial(cam.grad_cam, counterfactual=True),  # Selvaraju 2017, section 3.3
+    "attention_rollout": rollout.attention_rollout,
+}
+PIXELS = {
+    "saliency": gradient.saliency,
+    "smooth_grad": gradient.smooth_grad,
+    "integrated_gradients": gradient.integrated_gradients,
+    "guided_backprop": gradient.guided_backprop,
+    "deconvnet": gradient.deconvnet,
+    "guided_grad_cam": gradient.guided_grad_cam,
+}
+METHODS = {**MAPS, **PIXELS}
+
+
+def heat(values: Any, size: tuple[int, int]) -> jax.Array:
+    """What a method found as [N, H, W], at least 0: maps resized to the image, without what is negative; of a number
+    for each channel of a pixel, the largest magnitude (Simonyan 2014, section 3.1)."""
+    values = jnp.asarray(values)
+    if values.ndim == 4:
+        return jnp.abs(values).max(-1)
+    return jnp.maximum(resized(values, size), 0)
+
+
+def explain(name: str, model: Any, variables: Any, images: Any, target: Any = None, **options: Any
+            ) -> tuple[jax.Array, Explanation]:
+    """`heat` of METHODS[name], [N, H, W], and what the method found."""
+    found = METHODS[name](model, variables, images, target, **options)
+    return heat(found.values, images.shape[1:3]), found
