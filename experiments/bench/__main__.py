@@ -27,7 +27,9 @@ USAGE = """Measures speed, ours beside PyTorch (the extra `bench`), interleaved:
     python -m experiments.bench --cases=mobilenet_v2,convnext_tiny --sizes=224 --peer_python=../venv-torch/bin/python
     python -m experiments.bench --cases=resnet50 --sizes=224 --batch=256 --precision=bfloat16 --compile       on a GPU
 
-Networks but ResNet-20 are torchvision's and timm's on the peer's side, whose Python must have them.
+Networks but ResNet-20 are torchvision's and timm's on the peer's side, whose Python must have them. The case "explain"
+is Grad-CAM and occlusion beside pytorch-grad-cam's and captum's; their times are also given in forward passes of their
+own side: of the batch, and of the windows at full batch.
 
 Writes bench.json and bench.md to --out. Only one worker computes at a time; samples in which the machine gave its cores
 to something else are left out where enough others remain.
@@ -40,8 +42,11 @@ NETWORKS = {
                                            "vit_small_patch16", "swin_t")},
     "resnet50": {224: 16},
 }
-CASES = (*NETWORKS, "loop", "data", "start")
-CASE_LIST = flags.DEFINE_list("cases", ["resnet20", "resnet50", "loop", "data", "start"], f"Any of {', '.join(CASES)}.")
+# Of "explain": network: (size of images, batch, occluding square, its stride).
+EXPLAINED = {"resnet20": (32, 128, 8, 2), "resnet50": (224, 8, 32, 32)}
+CASES = (*NETWORKS, "explain", "loop", "data", "start")
+CASE_LIST = flags.DEFINE_list("cases", ["resnet20", "resnet50", "explain", "loop", "data", "start"],
+                              f"Any of {', '.join(CASES)}.")
 SIZES = flags.DEFINE_list("sizes", ["32", "224"], "Sizes of images at which networks are measured.")
 STOCK = flags.DEFINE_bool("stock", False, "Also measure ours without the settings and lowerings of this project.")
 PROCESSES = flags.DEFINE_integer("processes", 3, "How often all workers of a case are started afresh.")
@@ -134,6 +139,25 @@ def network(name: str, size: int) -> list[dict[str, Any]]:
 
     return [{"case": f"{name}, {size}x{size}, batch {case['batch']}, {case['precision']}", **row}
             for row in interleaved(start_workers, {"step": 1, "forward": 1})]
+
+
+def explanations(name: str) -> list[dict[str, Any]]:
+    """Grad-CAM of a batch, and the occlusion of one image, in forward passes as well."""
+    size, batch, square, stride = EXPLAINED[name]
+    batch = BATCH.value or batch
+    case = {"case": "explain", "model": name, "size": size, "batch": batch, "square": square, "stride": stride}
+    windows = ((size - square) // stride + 1) ** 2
+
+    def start_workers():
+        return [Worker("PyTorch", "peer", case), Worker("ours", "ours", case)]
+
+    rows = interleaved(start_workers, {"forward": 1, "grad_cam": 1, "occlusion": 1})
+    forward = {row["who"]: row["ms"] for row in rows if row["what"] == "forward"}
+    for row in rows:
+        passes = windows / batch if row["what"] == "occlusion" else 1
+        row["forwards"] = round(row["ms"] / (passes * forward[row["who"]]), 2)
+    about = f"{name}, {size}x{size}, batch {batch}, {windows} windows"
+    return [{"case": f"explain {about}", **row} for row in rows]
 
 
 def loop_overhead(folder: Path) -> list[dict[str, Any]]:
@@ -231,13 +255,16 @@ def main() -> None:
             if name in NETWORKS:
                 for size in NETWORKS[name]:
                     rows += network(name, size) if str(size) in SIZES.value else []
+            elif name == "explain":
+                for network_name, (size, *_) in EXPLAINED.items():
+                    rows += explanations(network_name) if str(size) in SIZES.value else []
             else:
                 rows += {"loop": loop_overhead, "data": pipeline, "start": start}[name](Path(folder))
     result = {"rows": rows, "processes": PROCESSES.value, "rounds": ROUNDS.value,
               "peer": f"PyTorch {found.stdout.strip()}", **summary.environment(jax.devices()),
               "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     columns = {"case": "case", "what": "call", "who": "who", "ms": "median ms", "min_ms": "min ms",
-               "ratio": "ratio to the first", "peak_mib": "peak MiB"}
+               "ratio": "ratio to the first", "forwards": "forward passes", "peak_mib": "peak MiB"}
     table = rich.table.Table(title=f"{result['peer']} and ours, {result['device']}", title_justify="left")
     for title in columns.values():
         table.add_column(title)

@@ -60,6 +60,27 @@ def steps(case: dict) -> None:
     serve({"step": step, "forward": forward})
 
 
+def explain(case: dict) -> None:
+    """Forward pass and Grad-CAM of a batch, and the occlusion of its first image, compiled; for the top classes."""
+    from models.explain.cam import grad_cam
+    from models.explain.occlusion import occlusion
+
+    model = models.create(case["model"], image_size=case["size"])
+    shape = (case["batch"], case["size"], case["size"], 3)
+    variables = models.initialize(model, jax.random.key(0), shape)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    infer = jax.jit(model.apply)
+    options = {"size": case["square"], "stride": case["stride"], "batch": case["batch"]}
+    calls = {
+        "forward": lambda: infer(variables, x),
+        "grad_cam": lambda: grad_cam(model, variables, x),
+        "occlusion": lambda: occlusion(model, variables, x[:1], **options),
+    }
+    for call in calls.values():
+        jax.block_until_ready(call())
+    serve({name: lambda call=call: jax.block_until_ready(call()) and None for name, call in calls.items()})
+
+
 def loop_steps(case: dict) -> None:
     """Four steps of the real loop: data of the pipeline asked for, augmentation, metrics, as configs/cifar10.py."""
     config = config_lib.load(f"configs/cifar10.py:{case['model']}")
@@ -97,4 +118,4 @@ def data(case: dict) -> None:
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    {"steps": steps, "loop": loop_steps, "data": data}[asked["case"]](asked)
+    {"steps": steps, "explain": explain, "loop": loop_steps, "data": data}[asked["case"]](asked)

@@ -93,6 +93,41 @@ def steps(case: dict) -> None:
     serve({"step": step, "forward": forward})
 
 
+def explain(case: dict) -> None:
+    """Forward pass and pytorch-grad-cam's Grad-CAM of a batch, and captum's occlusion of its first image."""
+    from captum.attr import Occlusion
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    torch.set_num_threads(os.cpu_count())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net = network(case["model"], case["size"]).to(device, memory_format=torch.channels_last).eval()
+    x = torch.randn(case["batch"], 3, case["size"], case["size"], device=device).to(memory_format=torch.channels_last)
+    cam = GradCAM(net, [net[-4] if case["model"] == "resnet20" else net.layer4[-1]])
+    sweep, square = Occlusion(net), (3, case["square"], case["square"])
+    finish = torch.cuda.synchronize if device == "cuda" else lambda: None
+
+    def forward():
+        with torch.no_grad():
+            net(x)
+        finish()
+
+    def grad_cam():
+        cam(x, [ClassifierOutputTarget(0)] * len(x))
+        finish()
+
+    def occlusion():
+        with torch.no_grad():
+            sweep.attribute(x[:1], square, strides=(3, case["stride"], case["stride"]), target=0,
+                            perturbations_per_eval=case["batch"])
+        finish()
+
+    calls = {"forward": forward, "grad_cam": grad_cam, "occlusion": occlusion}
+    for call in calls.values():
+        call()
+    serve(calls)
+
+
 def data(case: dict) -> None:
     """A folder of JPEGs: decode, random-resized crop, batch, by torch's DataLoader and Pillow; from the tenth batch."""
     from PIL import Image
@@ -126,4 +161,4 @@ def data(case: dict) -> None:
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    {"steps": steps, "data": data}[asked["case"]](asked)
+    {"steps": steps, "explain": explain, "data": data}[asked["case"]](asked)
