@@ -13,7 +13,7 @@ the innermost module whose name is on its name stack, so the numbers are right f
   receptive field   of one output pixel, its stride and its start, in pixels, by the recurrences of Araujo, Norris &
                     Sim (Distill 2019, doi 10.23915/distill.00021): the union over all paths through convolution,
                     pooling and slicing. Statistics over the whole image (normalization, squeeze and excite) that scale
-                    a map do not count; what sees the whole image, or is attended to, has no receptive field (None).
+                    a map do not count; what sees the whole image, as by attention, has no receptive field (None).
 """
 
 import csv

@@ -91,7 +91,8 @@ def test_fewer_images_than_asked_for():
 
 
 @pytest.mark.parametrize("kind,rule", [
-    ("basic", "gradient"), ("basic", "deconvnet"), ("inverted", "guided"), ("vit", "guided"), ("convnext", "deconvnet"),
+    ("basic", "gradient"), ("basic", "deconvnet"), ("inverted", "guided"), ("vit", "guided"),
+    pytest.param("convnext", "deconvnet", marks=pytest.mark.full),
 ])  # relu, relu6, gelu
 def test_projections_are_gradients_of_one_unit(kind, rule):
     model, variables = network(kind)
