@@ -10,10 +10,10 @@ the innermost module whose name is on its name stack, so the numbers are right f
   output bytes      of the layers, forward
   kept bytes        what `jax.vjp` of the training pass hands from forward to backward and depends on the images;
                     XLA may keep less. What is between two layers (activations, pooling, sums) counts with the first
-  receptive field   of one output pixel and its stride, in pixels, by the recurrence of Araujo, Norris & Sim (Distill
-                    2019, doi 10.23915/distill.00021): the largest over all paths through convolution, pooling and
-                    slicing. Statistics over the whole image (normalization, squeeze and excite) that scale a map do
-                    not count; what sees the whole image has no receptive field (None).
+  receptive field   of one output pixel, its stride and its start, in pixels, by the recurrences of Araujo, Norris &
+                    Sim (Distill 2019, doi 10.23915/distill.00021): the union over all paths through convolution,
+                    pooling and slicing. Statistics over the whole image (normalization, squeeze and excite) that scale
+                    a map do not count; what sees the whole image, as by attention, has no receptive field (None).
 """
 
 import csv
@@ -51,7 +51,8 @@ class Layer:
       mult_adds: for one example.
       output_bytes: of its results; 0 for a module that has submodules, whose outputs are counted there.
       kept_bytes: kept for the backward pass, for one example.
-      receptive_field, stride: (height, width) in pixels of the input; None where an output sees the whole image.
+      receptive_field, stride, start: (height, width) in pixels of the input, as in `traced.View`; None where an output
+        sees the whole image.
     """
 
     path: str
@@ -63,12 +64,13 @@ class Layer:
     kept_bytes: int
     receptive_field: tuple[int, int] | None
     stride: tuple[int, int] | None
+    start: tuple[int, int] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Complexity:
     """Cost of one example through a model: `layers` in the order of the computation, `endpoints` by name (of a Layer,
-    only shape, receptive field and stride are set), and totals."""
+    only shape, receptive field, stride and start are set), and totals."""
 
     name: str
     input_shape: tuple[int, ...]
@@ -222,8 +224,8 @@ def analyze(model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStr
     )
 
 
-def _limits(view: traced.View | None) -> tuple[Any, Any]:
-    return (None, None) if view is None or view.axes is None else (view.field, view.stride)
+def _limits(view: traced.View | None) -> tuple[Any, Any, Any]:
+    return (None,) * 3 if view is None or view.axes is None else (view.field, view.stride, view.start)
 
 
 def _params(tree: Any, modules: Collection[Path]) -> dict[Path, int]:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
@@ -18,12 +18,14 @@ class View:
 
     Attributes:
       axes: which of its axes are the image's height and width; None where each element may see the whole image.
-      field, stride: of one element along these, in pixels of the image.
+      field, stride, start: in pixels of the image: element i along one of these sees the `field` pixels from
+        start + i stride on. Padding of the image counts as pixels: start may be negative.
     """
 
     axes: Pair | None = None
     field: Pair = (1, 1)
     stride: Pair = (1, 1)
+    start: Pair = (0, 0)
 
 
 WHOLE = View()
@@ -157,15 +159,22 @@ def dot_mult_adds(eqn: JaxprEqn) -> int:
 
 
 def join(views: Sequence[View | None]) -> View | None:
-    """Of an element made of one element of each: the largest. A map that is combined with what saw the whole image
-    (statistics that normalize or gate it) keeps its own."""
+    """Of an element made of one element of each: all that any of them sees. A map that is combined with what saw the
+    whole image (statistics that normalize or gate it) keeps its own."""
     maps = [view for view in views if view is not None and view.axes is not None]
     if not maps:
         return WHOLE if any(view is not None for view in views) else None
-    if len({view.axes for view in maps}) > 1:
+    if len({(view.axes, view.stride) for view in maps}) > 1:
         return WHOLE
-    field, stride = (tuple(map(max, *(getattr(v, key) for v in (maps[0], *maps)))) for key in ("field", "stride"))
-    return View(maps[0].axes, field, stride)
+    starts, fields = ([getattr(view, key) for view in maps] for key in ("start", "field"))
+    start = tuple(map(min, zip(*starts, strict=True)))
+    end = [max(s[i] + f[i] for s, f in zip(starts, fields, strict=True)) for i in (0, 1)]
+    return View(maps[0].axes, _pair(e - s for e, s in zip(end, start, strict=True)), maps[0].stride, start)
+
+
+def _pair(numbers: Iterable[float]) -> Pair:
+    """Two numbers, as int where they are whole."""
+    return tuple(int(n) if n == int(n) else n for n in numbers)
 
 
 def _shift(view: View | None, by: int) -> View | None:
@@ -183,27 +192,28 @@ def _moved(view: View | None, place: Callable[[int], int | None]) -> View | None
     return WHOLE if None in axes else dataclasses.replace(view, axes=axes)
 
 
-def _windowed(view, axes, sizes, strides, dilations, base_dilations):
-    """A window of `sizes` along the two `axes`, moved by `strides`."""
+def _windowed(view, axes, sizes, strides, padding, dilations, base_dilations):
+    """A window of `sizes` along the two `axes`, moved by `strides` from `padding` (before, after) on."""
     if view.axes != axes:
         return WHOLE
     steps = [step / base for step, base in zip(view.stride, base_dilations, strict=True)]
     field = [f + (k - 1) * d * step for f, k, d, step in zip(view.field, sizes, dilations, steps, strict=True)]
     stride = [step * s for step, s in zip(steps, strides, strict=True)]
-    return View(axes, *(tuple(int(v) if v == int(v) else v for v in pair) for pair in (field, stride)))
+    start = [first - before * step for first, (before, _), step in zip(view.start, padding, steps, strict=True)]
+    return View(axes, _pair(field), _pair(stride), _pair(start))
 
 
 def _elementwise(eqn, views):
     shape = eqn.outvars[0].aval.shape
+    axes = next(view.axes for view in views if view is not None and view.axes is not None)
+    gate = eqn.invars[0] if eqn.primitive.name == "select_n" else None
     for atom, view in zip(eqn.invars, views, strict=True):
+        own = atom.aval.shape
         if view is not None and view.axes is not None:  # other axes may be broadcast
-            own = atom.aval.shape
             if len(own) != len(shape) or any(own[axis] != shape[axis] for axis in view.axes):
                 return WHOLE
-    return join(views)
-
-
-def _same_axes(eqn, views):
+        elif view is not None and atom is not gate and len(own) == len(shape) and any(own[a] > 1 for a in axes):
+            return WHOLE  # no statistics but another map, as attention gives one
     return join(views)
 
 
@@ -212,15 +222,15 @@ def _conv(eqn, views):
     kernel = [eqn.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:]]
     if views[1] is not None or len(kernel) != 2:
         return WHOLE
-    seen = _windowed(views[0], tuple(numbers.lhs_spec[2:]), kernel, params["window_strides"], params["rhs_dilation"],
-                     params["lhs_dilation"])
+    seen = _windowed(views[0], tuple(numbers.lhs_spec[2:]), kernel, params["window_strides"], params["padding"],
+                     params["rhs_dilation"], params["lhs_dilation"])
     return seen if seen.axes is None else dataclasses.replace(seen, axes=tuple(numbers.out_spec[2:]))
 
 
 def _reduce_window(eqn, views):
     view, params = views[0], eqn.params
     height, width = view.axes
-    keys = ("window_dimensions", "window_strides", "window_dilation", "base_dilation")
+    keys = ("window_dimensions", "window_strides", "padding", "window_dilation", "base_dilation")
     return _windowed(view, view.axes, *([params[key][height], params[key][width]] for key in keys))
 
 
@@ -257,11 +267,25 @@ def _reshape(eqn, views):
 
 
 def _slice(eqn, views):
-    view, strides = views[0], eqn.params["strides"]
-    if strides is None:
-        return view
-    stride = tuple(step * strides[axis] for step, axis in zip(view.stride, view.axes, strict=True))
-    return dataclasses.replace(view, stride=stride)
+    view, first = views[0], eqn.params["start_indices"]
+    strides = eqn.params["strides"] or (1,) * len(first)
+    start = _pair(s + first[axis] * step for s, axis, step in zip(view.start, view.axes, view.stride, strict=True))
+    stride = _pair(step * strides[axis] for step, axis in zip(view.stride, view.axes, strict=True))
+    return dataclasses.replace(view, stride=stride, start=start)
+
+
+def _pad(eqn, views):
+    padding = [eqn.params["padding_config"][axis] for axis in views[0].axes]
+    return join([_windowed(views[0], views[0].axes, (1, 1), (1, 1), [(low, high) for low, high, _ in padding], (1, 1),
+                           [between + 1 for _, _, between in padding]), *views[1:]])
+
+
+def _concatenate(eqn, views):
+    return WHOLE if any(eqn.params["dimension"] in view.axes for view in views if view and view.axes) else join(views)
+
+
+def _rev(eqn, views):
+    return WHOLE if set(eqn.params["dimensions"]) & set(views[0].axes) else views[0]
 
 
 def _dot(eqn, views):
@@ -286,5 +310,7 @@ _RULES = {
     "slice": _slice,
     **dict.fromkeys(("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum"), _reduce_window),
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin"), _reduce),
-    **dict.fromkeys(("pad", "concatenate", "dynamic_slice", "dynamic_update_slice", "rev"), _same_axes),
+    "pad": _pad,
+    "concatenate": _concatenate,
+    "rev": _rev,
 }

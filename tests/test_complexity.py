@@ -115,9 +115,9 @@ def test_counts_by_hand():
     a, b, c = (next(row for row in cost.layers if row.path == path) for path in "abc")
     assert (a.mult_adds, b.mult_adds, c.mult_adds) == (8 * 6 * 4 * 18, 4 * 3 * 8 * 10, 24)
     assert (a.params, b.params, c.params) == (72, 5 * 2 * 8 + 8, 27)
-    assert (a.receptive_field, a.stride) == ((3, 3), (1, 1))
-    assert (b.receptive_field, b.stride) == ((7, 3), (2, 2))
-    assert (c.receptive_field, c.stride) == (None, None)
+    assert (a.receptive_field, a.stride, a.start) == ((3, 3), (1, 1), (-1, -1))
+    assert (b.receptive_field, b.stride, b.start) == ((7, 3), (2, 2), (-3, -1))
+    assert (c.receptive_field, c.stride, c.start) == (None, None, None)
     assert (a.output_bytes, b.output_bytes, c.output_bytes) == (4 * 192, 4 * 96, 4 * 3)
     assert cost.endpoints["a"].output_shape == (1, 8, 6, 4)
     # Kept: the image for a's gradient, the ReLU's output for b's and its mask, tanh's output twice (y, and 1 - y^2 or
@@ -160,31 +160,43 @@ ONE = 16 * 16 * 4 * 36  # one such convolution
 
 
 @pytest.mark.parametrize("function,mult_adds,view", [
-    (lambda x: conv(conv(x)), 2 * ONE, View((1, 2), (5, 5))),
-    (jax.jit(conv), ONE, View((1, 2), (3, 3))),
-    (jax.checkpoint(conv), ONE, View((1, 2), (3, 3))),
-    (own_gradient, ONE, View((1, 2), (3, 3))),
-    (lambda x: conv(x, rhs_dilation=(2, 2)), ONE, View((1, 2), (5, 5))),
-    (lambda x: lax.scan(lambda c, _: (conv(c), None), x, length=5)[0], 5 * ONE, View((1, 2), (11, 11))),
-    (lambda x: lax.scan(lambda c, row: (c, conv(row)), 0, x[None])[1][0], ONE, View((1, 2), (3, 3))),
-    (lambda x: lax.fori_loop(0, x.shape[0] + 6, lambda i, c: conv(c), x), 7 * ONE, View((1, 2), (15, 15))),
-    (lambda x: lax.while_loop(lambda c: c.sum() < 9, conv, x), ONE, View((1, 2), (3, 3))),
-    (lambda x: lax.cond(x.sum() > 0, lambda x: conv(conv(x)), jnp.sin, x), 2 * ONE, View((1, 2), (5, 5))),
+    (lambda x: conv(conv(x)), 2 * ONE, View((1, 2), (5, 5), start=(-2, -2))),
+    (jax.jit(conv), ONE, View((1, 2), (3, 3), start=(-1, -1))),
+    (jax.checkpoint(conv), ONE, View((1, 2), (3, 3), start=(-1, -1))),
+    (own_gradient, ONE, View((1, 2), (3, 3), start=(-1, -1))),
+    (lambda x: conv(x, rhs_dilation=(2, 2)), ONE, View((1, 2), (5, 5), start=(-2, -2))),
+    (lambda x: lax.scan(lambda c, _: (conv(c), None), x, length=5)[0], 5 * ONE, View((1, 2), (11, 11), start=(-5, -5))),
+    (lambda x: lax.scan(lambda c, row: (c, conv(row)), 0, x[None])[1][0], ONE, View((1, 2), (3, 3), start=(-1, -1))),
+    (lambda x: lax.fori_loop(0, x.shape[0] + 6, lambda i, c: conv(c), x), 7 * ONE,
+     View((1, 2), (15, 15), start=(-7, -7))),
+    (lambda x: lax.while_loop(lambda c: c.sum() < 9, conv, x), ONE, View((1, 2), (3, 3), start=(-1, -1))),
+    (lambda x: lax.cond(x.sum() > 0, lambda x: conv(conv(x)), jnp.sin, x), 2 * ONE,
+     View((1, 2), (5, 5), start=(-2, -2))),
     (lambda x: x @ W, 16 * 16 * 4 * 4, View((1, 2))),
-    (lambda x: conv(x).transpose(0, 3, 1, 2), ONE, View((2, 3), (3, 3))),
-    (lambda x: conv(x.reshape(1, 16, 16, 2, 2).reshape(1, 16, 16, 4)), ONE, View((1, 2), (3, 3))),
-    (lambda x: conv(x)[:, ::2, 1::4], ONE, View((1, 2), (3, 3), (2, 4))),
+    (lambda x: conv(x).transpose(0, 3, 1, 2), ONE, View((2, 3), (3, 3), start=(-1, -1))),
+    (lambda x: conv(x.reshape(1, 16, 16, 2, 2).reshape(1, 16, 16, 4)), ONE, View((1, 2), (3, 3), start=(-1, -1))),
+    (lambda x: conv(x)[:, ::2, 1::4], ONE, View((1, 2), (3, 3), (2, 4), (-1, 0))),
     (lambda x: nn.avg_pool(nn.max_pool(x, (3, 3), (2, 2), "SAME"), (2, 2), (2, 2)), 0, View((1, 2), (5, 5), (4, 4))),
-    (lambda x: x + jnp.pad(conv(x), ((0, 0), (0, 0), (0, 0), (0, 0))), ONE, View((1, 2), (3, 3))),
-    (lambda x: jnp.concatenate([x, conv(x)], -1), ONE, View((1, 2), (3, 3))),
+    (lambda x: x + jnp.pad(conv(x), ((0, 0), (0, 0), (0, 0), (0, 0))), ONE, View((1, 2), (3, 3), start=(-1, -1))),
+    (lambda x: jnp.concatenate([x, conv(x)], -1), ONE, View((1, 2), (3, 3), start=(-1, -1))),
     (lambda x: x * nn.sigmoid(conv(x).mean((1, 2), keepdims=True)), ONE, View((1, 2))),  # squeeze and excite
     (lambda x: (x - x.mean((1, 2, 3), keepdims=True)), 0, View((1, 2))),  # layer normalization
     (lambda x: x.mean((1, 2)), 0, View()),
     (lambda x: x.reshape(1, 256, 4), 0, View()),
     (lambda x: jnp.einsum("nhwc,nijc->nhwij", x, x).mean((1, 2, 3)), 16**4 * 4, View()),  # attention
     (lambda x: lax.conv_transpose(x, jnp.zeros((4, 4, 4, 4)), (2, 2), "SAME"), 32 * 32 * 4 * 64 // 4,
-     View((1, 2), (2.5, 2.5), (0.5, 0.5))),
+     View((1, 2), (2.5, 2.5), (0.5, 0.5), (-1, -1))),
     (lambda x: jnp.zeros(3), 0, None),
+    (lambda x: x[:, 3:13:2, ::-1][:, 1:, ::-1], 0, View()),
+    (lambda x: x[:, 3:13:2, 5:][:, 1:], 0, View((1, 2), (1, 1), (2, 1), (5, 5))),
+    (lambda x: lax.pad(x, 0.0, ((0, 0, 0), (2, 0, 1), (-3, 4, 0), (0, 0, 0))), 0,
+     View((1, 2), (1, 1), (0.5, 1), (-1, 3))),
+    (lambda x: x[:, 1:9] + x[:, 4:12], 0, View((1, 2), (4, 1), (1, 1), (1, 0))),  # a union
+    (lambda x: x + jnp.roll(x, 1, 1), 0, View()),
+    (lambda x: lax.dynamic_slice(x, (0, 2, 0, 1), (1, 8, 16, 2)), 0, View()),
+    (lambda x: lax.dynamic_slice(x, (0, 0, 0, 1), (1, 16, 16, 2)), 0, View((1, 2))),
+    (lambda x: x + jnp.cumsum(x.reshape(1, 256, 4), 1).reshape(x.shape), 0, View()),  # a map of all places
+    (lambda x: jnp.where(x.mean() > 0, x, 2 * x), 0, View((1, 2))),  # a gate
 ])
 def test_walk(function, mult_adds, view):
     assert walked(function, X) == (mult_adds, view)
@@ -213,6 +225,7 @@ def test_table_and_csv(tmp_path):
         rows = list(csv.DictReader(file))
     assert sum(int(row["params"]) for row in rows) == 75_290
     assert rows[0]["path"] == "stem_conv" and rows[0]["receptive_field"] == "3x3"
+    assert rows[0]["start"] == "-1x-1"
 
 
 @pytest.mark.parametrize("block", formulas.BLOCKS, ids=lambda block: block.kind)
