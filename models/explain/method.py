@@ -50,10 +50,17 @@ def outline(model: nn.Module, variables: Any, images: jax.Array) -> Outline:
         raise UserError(f"images of shape {list(images.shape)}: want a batch [N, H, W, C]")
     key = (model, images.shape, images.dtype)
     if key not in _OUTLINES:
-        logits, found = jax.eval_shape(lambda variables, images: capture(model, variables, images), variables, images)
+        found = {}
+
+        def forward(variables, images):
+            logits, activations = capture(model, variables, images)
+            found.update((name, x.shape) for name, x in activations.items())  # what JAX returns is sorted by name
+            return logits
+
+        logits = jax.eval_shape(forward, variables, images)
         if getattr(logits, "ndim", 0) != 2:
             raise UserError(f"{type(model).__name__} gives no logits [N, classes] of images")
-        _OUTLINES[key] = Outline(logits.shape[1], {name: x.shape for name, x in found.items()})
+        _OUTLINES[key] = Outline(logits.shape[1], found)
     return _OUTLINES[key]
 
 
