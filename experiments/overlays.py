@@ -93,6 +93,15 @@ class Row(NamedTuple):
     boxes: Sequence[tuple[int, int, int, int]] = ()
 
 
+def _headings(figure: Any, axes_of_row: Sequence[Any], titles: Sequence[str]) -> None:
+    """Above the panels of the first row, and above what is written above these."""
+    lines = max(title.count("\n") for title in titles) + 1
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - (0.14 * lines + 0.1) / figure.get_figheight()))
+    for axes, title in zip(axes_of_row, titles, strict=True):
+        axes.annotate(title, (0.5, 1), (0, 26), xycoords="axes fraction", textcoords="offset points", ha="center",
+                      va="bottom", fontsize=9, fontweight="bold", annotation_clip=False)
+
+
 def size_of(rows: int, columns: int, side: float = 1.75) -> tuple[float, float]:
     """Inches of a Figure for `draw_rows`."""
     return max(5.0, side * (columns + 1) + 1.6), (side + 0.35) * rows + 0.7
@@ -101,9 +110,7 @@ def size_of(rows: int, columns: int, side: float = 1.75) -> tuple[float, float]:
 def draw_rows(figure: Any, columns: Sequence[str], rows: Sequence[Row]) -> None:
     """A row an image, a column a method; a colorbar where heat lies over images."""
     grid = figure.subplots(len(rows), len(columns) + 1, squeeze=False)
-    for axes, title in zip(grid[0], ("image", *columns), strict=True):
-        axes.annotate(title, (0.5, 1), (0, 26), xycoords="axes fraction", textcoords="offset points", ha="center",
-                      fontsize=9, fontweight="bold")
+    _headings(figure, grid[0], ("image", *columns))
     for line, row in zip(grid, rows, strict=True):
         for axes in line:
             _bare(axes)
@@ -141,10 +148,7 @@ def draw_occlusion(figure: Any, images: Sequence[Any], found: Mapping[str, np.nd
     rows, columns = (np.asarray(found[name]) + (side - 1) / 2 for name, side in zip(("rows", "columns"), square,
                                                                                  strict=True))
     grid = figure.subplots(len(images), 4, squeeze=False)
-    titles = ("image, and the square", "strongest feature map", "probability", "most probable class")
-    for axes, title in zip(grid[0], titles, strict=True):
-        axes.annotate(title, (0.5, 1), (0, 26), xycoords="axes fraction", textcoords="offset points", ha="center",
-                      fontsize=9, fontweight="bold")
+    _headings(figure, grid[0], ("image, and the square", "strongest feature map", "probability", "most probable class"))
     for i, (line, image) in enumerate(zip(grid, images, strict=True)):
         target, probability = int(found["target"][i]), found["probability"][i]
         height, width = np.shape(image)[:2]

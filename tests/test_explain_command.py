@@ -115,7 +115,7 @@ def test_images_of_files_are_seen_as_the_run_sees_its_own(job, tmp_path):
     (lambda job, tmp: explain.targets("label", [explain.Subject(None, "x.png", None)], job.classes), "has no label"),
     (lambda job, tmp: explain.class_of("10", job.classes), "--target=10 is out of range: classes are 0 to 9"),
     (lambda job, tmp: explain.class_of("cat", job.classes), "unknown --target 'cat'"),
-    (lambda job, tmp: act(job, "occlusion(size=40)"), "size=40 is larger than the images of 16 x 16"),
+    (lambda job, tmp: act(job, "occlusion(size=40)"), "size=40 x 40 is larger than the images of 16 x 16"),
     (lambda job, tmp: act(job, "occlusion(color=2.0)"), "color=2.0 must be from 0"),
     (lambda job, tmp: act(job, "occlusion(width=3)"), "unexpected keyword argument 'width'"),
     (lambda job, tmp: act(job, "top_patches(channels='0-99')"), "channels='0-99': want numbers or ranges of 0 to"),

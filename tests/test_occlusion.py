@@ -88,7 +88,7 @@ def test_captum():
 
 
 @pytest.mark.parametrize("asked,message", [
-    ({"size": 13}, r"size=\(13, 13\) is larger than the images of 16 x 12 pixels"),
+    ({"size": 13}, "size=13 x 13 is larger than the images of 16 x 12 pixels"),
     ({"size": 0}, "size=0 must be a number of pixels, or two, of at least 1"),
     ({"size": 2.5}, r"size=2.5 must be a number of pixels"),
     ({"stride": (1, 0)}, r"stride=\(1, 0\) must be a number of pixels, or two, of at least 1"),

@@ -84,7 +84,8 @@ def occlusion(
     endpoint = map_endpoint(outline(model, variables, images), endpoint)
     size, stride = _pair("size", size), _pair("stride", stride)
     if any(window > length for window, length in zip(size, images.shape[1:3], strict=True)):
-        raise UserError(f"size={size} is larger than the images of {images.shape[1]} x {images.shape[2]} pixels")
+        raise UserError(f"size={size[0]} x {size[1]} is larger than the images of {images.shape[1]} x "
+                        f"{images.shape[2]} pixels")
     if batch < 1:
         raise UserError(f"batch={batch} must be at least 1")
     color = np.asarray(color, np.float32)
