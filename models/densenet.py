@@ -78,7 +78,9 @@ class Transition(nn.Module):
 
 
 class DenseNet(Classifier):
-    """The fields of `Classifier`, and these. Endpoints: "stem", "stage1", "stage1/layer0", ..., "pre_logits".
+    """The fields of `Classifier`, and these.
+
+    Endpoints: "stem", "stage1", "stage1/layer0", ..., "last_map", "pre_logits".
 
     A stage is a dense block; an endpoint of a layer has its new channels alone.
 
@@ -138,7 +140,7 @@ class DenseNet(Classifier):
                 x = Transition(layers, features, **noise, name=f"transition{stage - 1}")(x)
             x = Endpoint(f"stage{stage}")(DenseBlock(layer, size, name=f"stage{stage}")(x))
         x = layers.act(layers.norm(name="final_norm")(x))
-        x = Endpoint("pre_logits")(x.mean((1, 2)))  # [N, H, W, C] -> [N, C]
+        x = Endpoint("pre_logits")(Endpoint("last_map")(x).mean((1, 2)))  # [N, H, W, C] -> [N, C]
         return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
 
     def _stem(self, layers: Ingredients, images: jax.Array) -> jax.Array:

@@ -95,7 +95,8 @@ class Ladder(Classifier):
     """ResNet-50 with any of the changes that lead to ConvNeXt-T; the fields of `Classifier`, and these.
 
     Rows 10 and 13 of the table are the fields `act` and `norm`. `kernel_init` stays one for all rows.
-    Endpoints: "stem", "stage1", "stage1/block0", ..., "pre_logits".
+    Endpoints: "stem", "stage1", "stage1/block0", ..., "last_map" (what is averaged, where the head follows),
+    "pre_logits".
 
     Attributes:
       stage_sizes: blocks of each stage; each stage but the first halves the resolution, and has twice the channels.
@@ -159,6 +160,8 @@ class Ladder(Classifier):
                                         drop_branch=rate) for i, rate in enumerate(rates)]
             downsample = features if stage > 0 and self.separate_downsampling else 0
             x = Endpoint(f"stage{stage + 1}")(Stage(layers, downsample, blocks, name=f"stage{stage + 1}")(x))
+        if not self.separate_downsampling:
+            x = Endpoint("last_map")(x)
         x = x.mean((1, 2))  # [N, H, W, C] -> [N, C]
         if self.separate_downsampling:
             x = layers.norm(name="final_norm")(x)

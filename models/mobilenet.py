@@ -97,7 +97,7 @@ class Stage(nn.Module):
 class MobileNet(Classifier):
     """What the two have in common; the fields of `Classifier`, and these.
 
-    Endpoints: "stem", "stage1", "stage1/block0", ..., "pre_logits".
+    Endpoints: "stem", "stage1", "stage1/block0", ..., "last_map", "pre_logits".
 
     Attributes:
       stage_sizes: blocks of each stage.
@@ -127,7 +127,7 @@ class MobileNet(Classifier):
 
     def _head(self, layers: Ingredients, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] -> logits [N, num_classes], float32."""
-        x = Endpoint("pre_logits")(x.mean((1, 2)))
+        x = Endpoint("pre_logits")(Endpoint("last_map")(x).mean((1, 2)))
         x = Dropout(self.dropout, deterministic=not train)(x)
         return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
 

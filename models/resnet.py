@@ -143,8 +143,9 @@ class Stage(nn.Module):
 class ResNet(Classifier):
     """Plain and residual networks of He et al. and their descendants; the fields of `Classifier`, and these.
 
-    Endpoints: "stem", "stage1", "stage1/block0", ..., "pre_logits". `kernel_init` is for every kernel, the head's too
-    (torchvision's head starts from another distribution, Goyal 2017's from normal:0.01).
+    Endpoints: "stem", "stage1", "stage1/block0", ..., "last_map" (what is averaged), "pre_logits".
+    `kernel_init` is for every kernel, the head's too (torchvision's head starts from another distribution, Goyal 2017's
+    from normal:0.01).
 
     Attributes:
       stage_sizes: blocks of each stage; each stage but the first halves the resolution, and has twice the channels.
@@ -237,7 +238,7 @@ class ResNet(Classifier):
             x = Endpoint(f"stage{stage + 1}")(Stage(blocks, name=f"stage{stage + 1}")(x, visit))
         if self.preact:
             x = layers.act(layers.norm(name="final_norm")(x))
-        x = Endpoint("pre_logits")(x.mean((1, 2)))  # [N, H, W, C] -> [N, C]
+        x = Endpoint("pre_logits")(Endpoint("last_map")(x).mean((1, 2)))  # [N, H, W, C] -> [N, C]
         return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
 
     def _stem(self, layers: Ingredients, images: jax.Array) -> jax.Array:

@@ -148,7 +148,9 @@ class Stage(nn.Module):
 
 
 class Swin(Classifier):
-    """The fields of `Classifier`, and these. Endpoints: "stem", "stage1", "stage1/block0", ..., "pre_logits".
+    """The fields of `Classifier`, and these.
+
+    Endpoints: "stem", "stage1", "stage1/block0", ..., "last_map", "pre_logits".
 
     Attributes:
       stage_sizes: blocks of each stage, of which every second one has shifted windows; each stage but the first halves
@@ -198,7 +200,7 @@ class Swin(Classifier):
             blocks = [functools.partial(block, heads=heads, shifted=i % 2 == 1, drop_branch=rate)
                       for i, rate in enumerate(rates)]
             x = Endpoint(f"stage{stage + 1}")(Stage(layers, stage > 0, blocks, name=f"stage{stage + 1}")(x))
-        x = layers.norm(name="final_norm")(x).mean((1, 2))  # [N, H, W, C] -> [N, C]
+        x = Endpoint("last_map")(layers.norm(name="final_norm")(x)).mean((1, 2))  # [N, H, W, C] -> [N, C]
         return layers.dense(self.num_classes, name="head")(Endpoint("pre_logits")(x)).astype(jnp.float32)
 
 

@@ -47,7 +47,7 @@ class VGG(Classifier):
     """Stages of 3x3 convolutions and a dense classifier; the fields of `Classifier`, and these.
 
     Takes images of any size from 32. Endpoints: "stage1/conv1", ... (activations), "stage1", ... (pooled),
-    "pre_logits".
+    "last_map" (where `classifier` is empty), "pre_logits".
 
     Attributes:
       stage_sizes: convolutions of each stage.
@@ -79,6 +79,8 @@ class VGG(Classifier):
         for stage, depth in enumerate(self.stage_sizes, 1):
             features = self.width * min(2 ** (stage - 1), 8)
             x = Endpoint(f"stage{stage}")(Stage(layers, depth, features, name=f"stage{stage}")(x))
+        if not self.classifier:
+            x = Endpoint("last_map")(x)
         x = adaptive_avg_pool(x, MAP_SIZE if self.classifier else 1)
         x = x.reshape(x.shape[0], -1)  # [N, H, W, C] -> [N, H W C]
         for i, features in enumerate(self.classifier, 1):

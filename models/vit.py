@@ -90,7 +90,9 @@ class Block(nn.Module):
 
 
 class ViT(Classifier):
-    """The fields of `Classifier`, and these. Endpoints: "stem" (a map), "block0", ..., "pre_logits".
+    """The fields of `Classifier`, and these.
+
+    Endpoints: "stem" (a map), "block0", ..., "last_map" (tokens; with pool="mean" alone), "pre_logits".
 
     `image_size` fixes the number of tokens, so images of another size are refused; positions that were learned at
     another are resized where weights are read.
@@ -191,8 +193,8 @@ class ViT(Classifier):
         for i, drop_branch in enumerate(drop_rates(self.stochastic_depth, [self.depth])[0]):
             x = Endpoint(f"block{i}")(block(drop_branch=drop_branch, name=f"block{i}")(x))
         x = layers.norm(name="final_norm", epsilon=EPSILON)(x)
-        x = Endpoint("pre_logits")(x[:, 0] if self.pool == "token" else x.mean(1))  # [N, T, C] -> [N, C]
-        return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
+        x = x[:, 0] if self.pool == "token" else Endpoint("last_map")(x).mean(1)  # [N, T, C] -> [N, C]
+        return layers.dense(self.num_classes, name="head")(Endpoint("pre_logits")(x)).astype(jnp.float32)
 
     def _stem(self, layers: Ingredients, images: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, H / patch_size, W / patch_size, width]."""

@@ -11,7 +11,8 @@ from models.layers.endpoint import capture
 from tests.golden import drawn
 
 IMAGES = jnp.asarray(drawn.images("endpoints", (2, 16, 16, 3)))
-NAMES = ["stem", "stage1/block0", "stage1", "stage2/block0", "stage2", "stage3/block0", "stage3", "pre_logits"]
+NAMES = ["stem", "stage1/block0", "stage1", "stage2/block0", "stage2", "stage3/block0", "stage3", "last_map",
+         "pre_logits"]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["kept", "remat"])

@@ -107,7 +107,8 @@ def test_merging_halves_the_resolution_rounded_up():
     model = models.create("swin_t", **TINY)
     found = capture(model, drawn.variables(model), jnp.asarray(drawn.images("odd", (1, 36, 28, 3))))[1]
     assert found["stage1"].shape == (1, 9, 7, 8) and found["stage2"].shape == (1, 5, 4, 16)
-    assert list(found) == ["stem", "stage1/block0", "stage1/block1", "stage1", "stage2/block0", "stage2", "pre_logits"]
+    assert list(found) == ["stem", "stage1/block0", "stage1/block1", "stage1", "stage2/block0", "stage2", "last_map",
+                           "pre_logits"]
 
 
 def test_stochastic_depth_grows_linearly_on_both_branches():

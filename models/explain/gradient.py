@@ -1,0 +1,151 @@
+"""Gradients of a class's score by the image, and what is made of them.
+
+  Simonyan et al. 2014            Deep inside convolutional networks, arXiv 1312.6034                        saliency
+  Zeiler & Fergus 2014            Visualizing and understanding convolutional networks, arXiv 1311.2901      deconvnet
+  Springenberg et al. 2015        Striving for simplicity, arXiv 1412.6806                           guided_backprop
+  Smilkov et al. 2017             SmoothGrad: removing noise by adding noise, arXiv 1706.03825           smooth_grad
+  Sundararajan et al. 2017        Axiomatic attribution for deep networks, arXiv 1703.01365     integrated_gradients
+  Selvaraju et al. 2017           Grad-CAM, arXiv 1610.02391                                         guided_grad_cam
+
+All take images [N, H, W, C], and `target`, a class for all, one for each, or None for the most probable; their values
+are float32 [N, H, W, C], signed and of no certain scale. The score is the logit. UserErrors: see method.py.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from models.errors import UserError
+from models.explain.cam import grad_cam
+from models.explain.method import Explanation, explains, picked, resized, resolved
+from models.explain.rules import with_rule
+
+
+@explains
+def saliency(model: nn.Module, variables: Any, images: jax.Array, target: jax.Array) -> Explanation:
+    """The gradient itself (Simonyan 2014, section 3.1, which draws the largest magnitude of the channels)."""
+    return gradient(model, variables, images, target)
+
+
+@explains
+def guided_backprop(model: nn.Module, variables: Any, images: jax.Array, target: jax.Array) -> Explanation:
+    """The gradient by the rule "guided" of rules.py (Springenberg 2015, section 3.4)."""
+    return gradient(with_rule(model, "guided"), variables, images, target)
+
+
+@explains
+def deconvnet(model: nn.Module, variables: Any, images: jax.Array, target: jax.Array) -> Explanation:
+    """The gradient by the rule "deconvnet" of rules.py (Zeiler & Fergus 2014, section 2.1), from the score down."""
+    return gradient(with_rule(model, "deconvnet"), variables, images, target)
+
+
+@explains
+def guided_grad_cam(
+    model: nn.Module, variables: Any, images: jax.Array, target: jax.Array, *, endpoint: str | None = None
+) -> Explanation:
+    """Guided backprop times Grad-CAM, resized to the image (Selvaraju 2017, section 3.2).
+
+    Args:
+      model, variables, images, target: see above.
+      endpoint: as of `models.explain.cam.grad_cam`.
+    """
+    found = grad_cam(model, variables, images, target, endpoint=endpoint)
+    guided = guided_backprop(model, variables, images, found.target)
+    return found._replace(values=guided.values * resized(found.values, images.shape[1:3])[..., None])
+
+
+@explains
+def smooth_grad(
+    model: nn.Module, variables: Any, images: jax.Array, target: jax.Array, *, samples: int = 32, noise: float = 0.15,
+    seed: int = 0,
+) -> Explanation:
+    """The mean gradient at images with normal noise, by the class of the image without (Smilkov 2017, section 3.1).
+
+    One sample of the batch is in memory at a time. All images of a batch get the same noise, each times its range, so
+    that what is found does not depend on the others.
+
+    Args:
+      model, variables, images, target: see above.
+      samples: how many (the paper's n).
+      noise: its standard deviation, as a part of an image's largest value less its smallest.
+      seed: of the noise.
+
+    Raises:
+      UserError: samples below 1, or noise below 0.
+    """
+    if samples < 1:
+        raise UserError(f"samples={samples} must be at least 1")
+    if noise < 0:
+        raise UserError(f"noise={noise} must be at least 0")
+    images, logits, target = _scored(model, variables, images, target)
+    spread = noise * (images.max((1, 2, 3), keepdims=True) - images.min((1, 2, 3), keepdims=True))
+
+    def at(key):
+        noisy = images + spread * jax.random.normal(key, images.shape[1:])
+        return gradient(model, variables, noisy, target).values
+
+    return Explanation(_total(at, jax.random.split(jax.random.key(seed), samples), images) / samples, logits, target)
+
+
+@explains
+def integrated_gradients(
+    model: nn.Module, variables: Any, images: jax.Array, target: jax.Array, *, steps: int = 64,
+    baseline: float | Sequence[float] = 0.0,
+) -> Explanation:
+    """(x - baseline) times the mean gradient between the two (Sundararajan 2017, eq. 1), by Gauss-Legendre's rule.
+
+    The values of an image sum to its score less that of the baseline (proposition 1: completeness), up to the error of
+    the rule, which has more places where the gradient jumps less often. One step of the batch is in memory at a time.
+
+    Args:
+      model, variables, images, target: see above.
+      steps: at how many images between.
+      baseline: of all pixels, in the images' units: a number, or a tuple with one for each channel.
+
+    Raises:
+      UserError: steps below 1, or a baseline of another shape.
+    """
+    if steps < 1:
+        raise UserError(f"steps={steps} must be at least 1")
+    start = np.asarray(baseline, np.float32)
+    if start.shape not in ((), images.shape[-1:]):
+        raise UserError(f"baseline={baseline} must be a number, or a tuple of {images.shape[-1]}, one for each channel")
+    images, logits, target = _scored(model, variables, images, target)
+    nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
+    path = images - start
+
+    def at(place):
+        share, weight = place
+        return weight * gradient(model, variables, start + share * path, target).values
+
+    places = jnp.asarray((nodes + 1) / 2, jnp.float32), jnp.asarray(weights / 2, jnp.float32)
+    return Explanation(path * _total(at, places, images), logits, target)
+
+
+def gradient(model: nn.Module, variables: Any, images: jax.Array, target: jax.Array) -> Explanation:
+    """d score / d images, float32 [N, H, W, C]; target int32 [N], some `TOP1`."""
+
+    def score(images):
+        logits = model.apply(variables, images)
+        chosen = resolved(target, logits)
+        return picked(logits, chosen).sum(), (logits, chosen)
+
+    values, (logits, chosen) = jax.grad(score, has_aux=True)(images.astype(jnp.float32))
+    return Explanation(values, logits, chosen)
+
+
+def _scored(model, variables, images, target) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Images as float32, their logits, and their classes."""
+    images = images.astype(jnp.float32)
+    logits = model.apply(variables, images)
+    return images, logits, resolved(target, logits)
+
+
+def _total(function: Callable[[Any], jax.Array], xs: Any, like: jax.Array) -> jax.Array:
+    """The sum of the function's values at each of xs, one after the other."""
+    return lax.scan(lambda total, x: (total + function(x), None), jnp.zeros_like(like), xs)[0]
