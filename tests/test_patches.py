@@ -135,6 +135,8 @@ def test_crop():
     for patch, image, (top, left, bottom, right) in zip(found, padded, boxes, strict=True):
         np.testing.assert_array_equal(patch, image[top + 9 : bottom + 9, left + 9 : right + 9])
     assert patches.crop(images[:1], [(-2, -2, 8, 7)], (7, 8, 9))[0, 0, 0].tolist() == [7, 8, 9]  # more than the image
+    beyond = patches.crop(np.zeros((1, 2, 2, 1), np.uint8), [(0, 0, 3, 3)])
+    assert beyond.ravel().tolist() == [0, 0, 128, 0, 0, 128, 128, 128, 128]
     with pytest.raises(UserError, match="want one for each of the 4 images, of one size"):
         patches.crop(images, [*boxes[:3], (0, 0, 1, 1)])
 
@@ -146,7 +148,7 @@ def test_crop():
     ({"batches": []}, "no images to find patches in"),
 ])
 def test_errors(asked, message):
-    asked = {"batches": batches(8), **asked}
+    asked = {"batches": batches(8), "endpoint": "stage2", **asked}
     with pytest.raises(UserError, match=message):
         patches.top_patches(*network("basic"), asked.pop("batches"), **asked)
 

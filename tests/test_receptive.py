@@ -152,5 +152,6 @@ def test_effective_is_the_mean_gradient():
 ])
 def test_errors(asked, message):
     model = models.create(SMALL["basic"][0], **SMALL["basic"][1])
+    asked = {"endpoint": "stage2", **asked}
     with pytest.raises(UserError, match=message):
         effective(model, drawn.variables(model), np.zeros((1, 16, 16, 3), np.float32), **asked)

@@ -183,13 +183,13 @@ def _check(name: str, numbers: Iterable[int], endpoint: str, limit: int) -> None
         raise UserError(f"{name}={wrong[0]} is out of range: {endpoint} has {name}s 0 to {limit - 1}")
 
 
-def crop(images: Any, boxes: Sequence[Box], color: float | Sequence[float] = 0.5) -> np.ndarray:
+def crop(images: Any, boxes: Sequence[Box], color: float | Sequence[float] | None = None) -> np.ndarray:
     """Patches of one size, of image i that in box i.
 
     Args:
       images: [N, H, W, C].
       boxes: N of (top, left, bottom, right), of `receptive.Field.box`: bottom and right are the first pixels outside.
-      color: of what is outside of an image, or one for each channel; gray for pictures of values 0 to 1.
+      color: of what is outside of an image, or one for each channel; None for gray: 0.5, or 128 of whole numbers.
 
     Returns:
       [N, bottom - top, right - left, C] of the images' type.
@@ -202,7 +202,7 @@ def crop(images: Any, boxes: Sequence[Box], color: float | Sequence[float] = 0.5
     if len(sizes) != 1 or len(boxes) != len(images):
         raise UserError(f"boxes of sizes {sorted(sizes)}: want one for each of the {len(images)} images, of one size")
     patches = np.empty((len(boxes), *sizes.pop(), images.shape[3]), images.dtype)
-    patches[:] = color
+    patches[:] = (128 if np.issubdtype(images.dtype, np.integer) else 0.5) if color is None else color
     height, width = images.shape[1:3]
     for patch, image, (top, left, bottom, right) in zip(patches, images, boxes, strict=True):
         rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
