@@ -29,10 +29,10 @@ train: $(READY)
 	$(BIN)/python -m train --config=configs/digits.py --workdir=runs/digits
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

@@ -1,19 +1,41 @@
 """Every test process has four CPU devices, so that what is lifted over devices can be tested anywhere.
 
-What one process compiles, the others of the same run load: half of the tests' time is compilation.
+Most of the tests' time is compilation. So what one process compiles, the others of the same run load, and LLVM does
+not optimize: a first run of 12 steps takes half the time, and what XLA makes of a program stays the same. XLA_FLAGS,
+where set, decide (`make test-all` compiles as users do).
 """
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tests of correctness compare with references made on a CPU
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and subprocesses inherit it
     folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ablate-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
+
+# Files of minutes: workers start with them, so that none is alone with one at the end (`make test` keeps this order).
+LONG = ("compression", "models", "trials", "adaptive_study", "export", "loop", "transfer", "multi_label",
+        "adaptive_tasks", "gated", "data_stream", "prune", "vit", "weights", "convnext", "msdnet", "resume",
+        "translate", "pretrained", "features", "adaptive", "parallel", "share")
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}.py": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def searched_for_garbage():
+    """What a file makes alone: streams and Orbax collect often, and modules and caches are a million objects."""
+    gc.collect()
+    gc.freeze()

@@ -215,7 +215,7 @@ def test_programs_take_turns_and_are_compared_to_the_first(monkeypatch):
 def test_networks_are_timed_packed_and_not(monkeypatch):
     import models
 
-    model = models.create("preresnet20", width=4, conv="xnor", act="identity")
+    model = models.create("preresnet20", stage_sizes=(1, 1), width=4, conv="xnor", act="identity")
     variables, images = smaller._drawn(model, (1, 8, 8, 3))
     floats, bits = (smaller.network("n", model, variables, images, packed=packed) for packed in (False, True))
     np.testing.assert_allclose(floats.call(), bits.call(), rtol=1e-4, atol=1e-5)

@@ -93,7 +93,8 @@ def test_a_network_without_filters_is_exported_as_a_smaller_one(runs, tmp_path):
 
 @pytest.mark.parametrize("kind", ["ternary", "binary_weight", "xnor"])
 def test_low_bit_networks_are_stored_in_few_bits(kind, tmp_path):
-    more = {"model__act": "identity", "model__name": "preresnet20"} if kind == "xnor" else {}
+    more = {} if kind != "xnor" else {"model__act": "identity", "model__name": "preresnet20",
+                                      "model__stage_sizes": (1, 2)}
     train(tmp_path / "run", model__conv=kind, model__width=8, duration="4 steps", **more)
     run, state, network, found = exported(tmp_path / "run", tmp_path / "net.ablate")
     rows = {row["name"]: row for row in found["layers"]}

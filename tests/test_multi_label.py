@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +172,7 @@ def test_a_run_and_its_continuation(tmp_path, data, pipeline):
     assert losses[-1] < losses[0] < 1.5  # it starts at log 2 and learns that most classes are never there
     assert (tmp_path / "whole" / "curves.png").exists() and not (tmp_path / "whole" / "mistakes.png").exists()
 
-    loop.train(made, tmp_path / "broken")
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     (tmp_path / "broken" / "checkpoints" / "12" / "about" / "metadata").write_text("")
     again = loop.train(made, tmp_path / "broken")
     assert again["average_precision_by_class"] == by_class and told(tmp_path / "broken") == lines

@@ -1,5 +1,7 @@
 """Studies without training: their trials, what they decide on made outcomes, what they draw, what they measure."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,10 +51,16 @@ def test_images_a_device_are_what_batch_norm_sees():
 # -- judging made outcomes -----------------------------------------------------------------------------------------
 
 
+@functools.cache
+def planned(name):
+    """The trials; listing them for each of the worlds anew takes seconds."""
+    return study.module(name).trials("digits")
+
+
 def made(name, world):
     """Outcomes of all trials, with {"accuracy", "loss" of training, measures…} of world(labels)."""
     found = []
-    for trial in study.module(name).trials("digits"):
+    for trial in planned(name):
         values = world(trial.labels)
         history = {"train": {"step": [10 * i for i in range(1, 7)], "loss": values["loss"]}} if trial.train else {}
         found.append(Outcome(trial.labels, {"accuracy": values["accuracy"], "loss": 1.0} if trial.train else None, None,

@@ -1,5 +1,6 @@
 """The config of transfer learning, and its study on made outcomes and on tiny runs."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -201,10 +202,13 @@ def test_the_command_of_features_and_classifiers(source, tmp_path):
 # -- the study on made outcomes ------------------------------------------------------------------------------------
 
 
+planned = functools.cache(MODULE.trials)  # seconds each: hundreds of configs
+
+
 def made(sign, scale="cifar10", noise=0.002):
     """Outcomes of all trials as published (sign 1), or of the opposite (-1)."""
     found = []
-    for trial in MODULE.trials(scale):
+    for trial in planned(scale):
         labels = trial.labels
         n = noise * (labels["seed"] - 1)
         if labels["part"] == "source":
@@ -237,7 +241,7 @@ def made(sign, scale="cifar10", noise=0.002):
 
 
 def diverged(scale="cifar10"):
-    return Outcomes([Outcome(trial.labels, None, "the loss is nan", {}, {}) for trial in MODULE.trials(scale)])
+    return Outcomes([Outcome(trial.labels, None, "the loss is nan", {}, {}) for trial in planned(scale)])
 
 
 @pytest.mark.parametrize("scale", ["digits", "cifar10"])
