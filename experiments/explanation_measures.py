@@ -14,9 +14,9 @@ from experiments.measures import png
 
 METHODS = ("cam", "grad_cam", "grad_cam_plus_plus", "attention_rollout", "saliency", "smooth_grad",
            "integrated_gradients", "guided_backprop", "deconvnet", "guided_grad_cam")
-OPTIONS = {"smooth_grad": {"samples": 16}, "integrated_gradients": {"steps": 32}}
-IMAGES = 192  # of the test set
-FEW = 64  # for what costs a sweep an image, or a method a layer
+OPTIONS = {"smooth_grad": {"samples": 8}, "integrated_gradients": {"steps": 16}}
+IMAGES = 96  # of the test set
+FEW = 48  # for what costs a sweep an image, or a method a layer
 STEPS = 16  # of deletion and insertion
 THRESHOLDS = np.linspace(0.05, 0.8, 16)  # of boxes
 SMOOTH = 1 / 16  # of the side: the deviation by which heat of single pixels is smoothed before a box is drawn around it
