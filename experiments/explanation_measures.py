@@ -50,13 +50,13 @@ def examples(run: Any, split: str, count: int, objects: int = 1) -> Examples:
     return Examples(pixels, images, [placed.objects(i) for i in range(count)])
 
 
-def explained(run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = METHODS
+def explained(run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
               ) -> Iterator[tuple[str, np.ndarray]]:
-    """Pairs (method, heat [N, H, W]) of the methods that the network has."""
+    """Pairs (method, heat [N, H, W]) of the methods, () for METHODS, that the network has."""
     from models.errors import UserError
     from models.explain import catalogue
 
-    for name in methods:
+    for name in methods or METHODS:
         try:
             heat, _ = catalogue.explain(name, run.task.model, variables, images, target, **OPTIONS.get(name, {}))
         except UserError:

@@ -242,9 +242,11 @@ def draw_sanity(outcomes: Outcomes, figure: Any) -> None:
 def draw_effective(outcomes: Outcomes, figure: Any) -> None:
     """A column a network: before and after training."""
     own = [o for o in outcomes.where(seed=outcomes.distinct("seed")[0]) if "effective" in o.measured]
-    grid = figure.subplots(2, max(len(own), 1), squeeze=False)
+    if not own:
+        return
+    grid = figure.subplots(2, len(own), squeeze=False)
     for line, when in zip(grid, ("before", "after"), strict=True):
-        for axes, outcome in zip(line, own, strict=False):
+        for axes, outcome in zip(line, own, strict=True):
             found = outcome.measured["effective"]
             drawn = axes.imshow(from_png(found[when]["map"]) / 255, cmap="gray", vmin=0, vmax=1)
             if found["box"]:
