@@ -26,7 +26,7 @@ from models.explain.method import checked_target, outline, resolved
 from models.layers.endpoint import Endpoint
 
 Box = tuple[int, int, int, int]
-BLUR = (11, 5.0)  # pixels and deviation of the blur of Petsiuk 2018's insertion, for images of 224 pixels
+BLUR = (5, 5.0)  # reach and deviation, in pixels, of the blur of Petsiuk 2018's code, for images of 224 pixels
 
 
 class Curve(NamedTuple):
@@ -52,8 +52,8 @@ def deletion(model: nn.Module, variables: Any, images: Any, maps: Any, target: A
       UserError: maps of another size than the images.
     """
     images = jnp.asarray(images)
-    return _change(model, variables, images, jnp.broadcast_to(jnp.asarray(color, images.dtype), images.shape), maps,
-                   target, steps)
+    return _change(model, variables, images, images, jnp.broadcast_to(jnp.asarray(color, images.dtype), images.shape),
+                   maps, target, steps)
 
 
 def insertion(model: nn.Module, variables: Any, images: Any, maps: Any, target: Any = None, *, steps: int = 32
@@ -63,26 +63,25 @@ def insertion(model: nn.Module, variables: Any, images: Any, maps: Any, target: 
     Args and errors as of `deletion`. The blur is the paper's, scaled to the images.
     """
     images = jnp.asarray(images)
-    return _change(model, variables, blurred(images), images, maps, target, steps)
+    return _change(model, variables, images, blurred(images), images, maps, target, steps)
 
 
-def _change(model, variables, before, after, maps, target, steps) -> Curve:
+def _change(model, variables, whole, before, after, maps, target, steps) -> Curve:
     about = outline(model, variables, before)
     if np.shape(maps) != before.shape[:3]:
         raise UserError(f"maps of shape {list(np.shape(maps))}: want {list(before.shape[:3])}, of the images")
     if steps < 1:
         raise UserError(f"steps={steps} must be at least 1")
     target = checked_target(target, about, len(before))
-    return _curve(model, variables, before, after, jnp.asarray(maps), target, steps)
+    return _curve(model, variables, whole, before, after, jnp.asarray(maps), target, steps)
 
 
 @jax.jit(static_argnames=("model", "steps"))
-def _curve(model, variables, before, after, maps, target, steps) -> Curve:
+def _curve(model, variables, whole, before, after, maps, target, steps) -> Curve:
     count, height, width, _ = before.shape
     order = jnp.argsort(-maps.reshape(count, -1), -1, stable=True)
     rank = jnp.argsort(order, -1).reshape(count, height, width, 1)
-    whole = model.apply(variables, before)
-    classes = resolved(target, whole)
+    classes = resolved(target, model.apply(variables, whole))
 
     def probability(step):
         changed = jnp.where(rank < jnp.round(step * height * width / steps), after, before)
@@ -94,8 +93,8 @@ def _curve(model, variables, before, after, maps, target, steps) -> Curve:
 
 def blurred(images: jax.Array) -> jax.Array:
     """Images [N, H, W, C] by a Gaussian, borders repeated."""
-    size, deviation = (scale * max(images.shape[1:3]) / 224 for scale in BLUR)
-    reach = max(1, round(size / 2))
+    reach, deviation = (value * max(images.shape[1:3]) / 224 for value in BLUR)
+    reach = max(1, round(reach))
     taps = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / deviation) ** 2)
     taps /= taps.sum()
     for axis in (1, 2):
