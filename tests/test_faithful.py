@@ -47,10 +47,11 @@ def test_deletion_and_insertion_equal_a_loop_over_pixels(network):
 
 
 def test_the_class_is_that_of_the_whole_image_unless_it_is_named(network):
-    images = np.concatenate([IMAGES, drawn.images("more", (13, 16, 16, 3))])
-    tops = [np.asarray(network[0].apply(network[1], x)).argmax(1) for x in (images, faithful.blurred(images))]
+    images = 2 * drawn.images("large", (6, 64, 64, 3))
+    tops = [np.asarray(network[0].apply(network[1], x)).argmax(1)
+            for x in (jnp.asarray(images), faithful.blurred(jnp.asarray(images)))]
     assert (tops[0] != tops[1]).any()
-    maps = np.random.default_rng(0).random((16, 16, 16))
+    maps = np.random.default_rng(0).random((6, 64, 64))
     for kind in (faithful.deletion, faithful.insertion):
         np.testing.assert_array_equal(kind(*network, images, maps, steps=2).probability,
                                       kind(*network, images, maps, tops[0], steps=2).probability)
