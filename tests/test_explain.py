@@ -94,6 +94,14 @@ def test_every_method_on_every_network(kind, fields):
         assert found.values.any() or name == "grad_cam_plus_plus", name  # of no negative weights: maps may be
 
 
+@pytest.mark.parametrize("kind", SMALL)
+def test_grad_cam_and_its_guided_gradient_on_every_network(kind):
+    model, variables, images = network(kind)
+    found = gradient.guided_grad_cam(model, variables, images)
+    assert found.values.shape == images.shape and jnp.isfinite(found.values).all()
+    np.testing.assert_array_equal(found.target, found.logits.argmax(-1))
+
+
 # -- class activation maps ---------------------------------------------------------------------------------------------
 
 AVERAGED = [("basic", {}), ("dense", {}), ("inverted", {}), ("swin", {}), ("vit", {"pool": "mean"})]
