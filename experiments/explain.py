@@ -239,13 +239,15 @@ def receptive_field(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = 
     from experiments import overlays
     from models.explain import method, receptive
 
-    name = method.map_endpoint(method.outline(job.model, job.variables, job.images), endpoint or None)
-    height, width, _ = method.grid(method.outline(job.model, job.variables, job.images).endpoints[name])
+    images = job.images
+    about = method.outline(job.model, job.variables, images)
+    name = method.map_endpoint(about, endpoint or None)
+    height, width, _ = method.grid(about.endpoints[name])
     place = (height // 2 if row < 0 else row, width // 2 if column < 0 else column)
     options = {"endpoint": name, "channel": None if channel < 0 else channel, "place": place}
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)
     numbers = list(dict.fromkeys(number for number, _ in pairs))[:4]
-    own = [receptive.effective(job.model, job.variables, job.images[n:n + 1], **options) for n in numbers]
+    own = [receptive.effective(job.model, job.variables, images[n:n + 1], **options) for n in numbers]
     many = np.random.default_rng(0).permutation(len(job.source))[:64]
     batch = job.run.feed.prepare_evaluation({"image": np.stack([job.source.example(int(i))["image"] for i in many])})
     mean = np.asarray(receptive.effective(job.model, job.variables, batch["image"], **options))
@@ -253,9 +255,10 @@ def receptive_field(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = 
     says = (f"{unit}: sees the whole image" if field is None else
             f"{unit}: sees {field.size[0]} x {field.size[1]} pixels (box), stride {field.stride[0]}")
     says += f"; the effective size is {receptive.effective_size(mean):.1f} (mean of {len(many)} images)"
-    figure = Figure(figsize=(2.0 * (2 * len(numbers) + 1), 2.6), layout="constrained", dpi=120)
+    figure = Figure(figsize=(max(8.0, 2.0 * (2 * len(numbers) + 1)), 2.8), layout="constrained", dpi=120)
     overlays.draw_receptive(figure, [job.subjects[n].pixels for n in numbers], [job.subjects[n].name for n in numbers],
-                            None if field is None else field.box(*place), own, mean, says)
+                            None if field is None else field.clipped(*place, images.shape[1:3]), own, mean,
+                            says)
     figure.savefig(job.out / "receptive_field.png")
 
 

@@ -84,16 +84,16 @@ CLAIMS: list[Any] = [
           "VGG, the upper half of the layers drawn anew: guided backprop keeps a rank correlation at least 0.2 higher",
           results.insensitive),
     Claim("The effective receptive field is smaller than the theoretical one, and grows in training.",
-          "figures only", "Luo 2016, section 4", "ResNet, last map: at most two thirds of the pixels across, and "
-          "larger after training than before", results.effective_field),
+          "figures only", "Luo 2016, section 4", "ResNet, the last map that sees no more than a canvas: at most two "
+          "thirds of the pixels across, and larger after training than before", results.effective_field),
 ]
 
 STUDY = Study(
     name="explanation",
     title="Explanations",
     question="Do the maps that explain a decision show what the network bases it on?",
-    cost={"digits": "20 minutes on 2 cores", "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 1 hour on 2 cores; one seed, "
-                                                       "so no verdicts"},
+    cost={"digits": "30 minutes on 2 cores",
+          "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; hours on 2 cores; one seed, so no verdicts"},
     trials=trials,
     claims=CLAIMS,
     tables=results.tables,
@@ -106,7 +106,8 @@ STUDY = Study(
                 "and inserted (right). Mean over images and seeds.", results.draw_curves, (13.0, 7.2)),
         Picture("sanity", "How alike the map remains as layers are drawn anew, from the logits down to the image: rank "
                 "correlation, mean over images and seeds.", results.draw_sanity, (13.0, 4.2)),
-        Picture("effective", "Effective receptive field of the middle unit of the last map, before and after training "
-                "(first seed); the box is the theoretical one.", results.draw_effective, (9.0, 6.4)),
+        Picture("effective", "Effective receptive field of the middle unit of the last map that sees no more than a "
+                "canvas, before and after training (first seed); the box is the theoretical one.",
+                results.draw_effective, (9.0, 6.4)),
     ],
 )

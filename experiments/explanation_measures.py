@@ -3,7 +3,6 @@
 Methods that a network has not (CAM of networks that end otherwise, rollout without attention) are left out.
 """
 
-import functools
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,10 +13,12 @@ from experiments.measures import png
 
 METHODS = ("cam", "grad_cam", "grad_cam_plus_plus", "attention_rollout", "saliency", "smooth_grad",
            "integrated_gradients", "guided_backprop", "deconvnet", "guided_grad_cam")
+SOME_HAVE = ("cam", "attention_rollout")  # networks that end in the mean of a map, and transformers
 OPTIONS = {"smooth_grad": {"samples": 8}, "integrated_gradients": {"steps": 16}}
 IMAGES = 96  # of the test set
 FEW = 48  # for what costs a sweep an image, or a method a layer
 STEPS = 16  # of deletion and insertion
+BLUR = 1 / 8  # of the side: what insertion starts from; a digit can be read through the paper's blur
 THRESHOLDS = np.linspace(0.05, 0.8, 16)  # of boxes
 SMOOTH = 1 / 16  # of the side: the deviation by which heat of single pixels is smoothed before a box is drawn around it
 
@@ -50,25 +51,34 @@ def examples(run: Any, split: str, count: int, objects: int = 1) -> Examples:
     return Examples(pixels, images, [placed.objects(i) for i in range(count)])
 
 
-def explained(run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
-              ) -> Iterator[tuple[str, np.ndarray]]:
-    """Pairs (method, heat [N, H, W]) of the methods, () for METHODS, that the network has."""
+def found_by(run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
+             ) -> Iterator[tuple[str, Any]]:
+    """Pairs (method, `Explanation`) of the methods, () for METHODS, that the network has."""
     from models.errors import UserError
     from models.explain import catalogue
 
     for name in methods or METHODS:
         try:
-            heat, _ = catalogue.explain(name, run.task.model, variables, images, target, **OPTIONS.get(name, {}))
+            yield name, catalogue.METHODS[name](run.task.model, variables, images, target, **OPTIONS.get(name, {}))
         except UserError:
-            continue
-        yield name, np.asarray(heat)
+            if name not in SOME_HAVE:
+                raise
+
+
+def explained(run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
+              ) -> Iterator[tuple[str, np.ndarray]]:
+    """Pairs (method, heat [N, H, W]) as of `found_by`."""
+    from models.explain import catalogue
+
+    for name, found in found_by(run, variables, images, target, methods):
+        yield name, np.asarray(catalogue.heat(found.values, images.shape[1:3]))
 
 
 def localization(run: Any, state: Any) -> dict[str, Any]:
     """Of test images, for their labels: {"right": share that is classified right, method: {"pointing": share whose
     highest place is on the object, "threshold": that of the best boxes on training images, "localized": share with IoU
-    0.5, "error": share that is not localized or not classified right, "error_at_0.2": with the threshold of Zhou 2016}}
-    """
+    0.5, "error": share that is not localized or not classified right, "error_at_0.2": with the threshold of Zhou 2016},
+    "chance": the object's area, "middle": share of the objects that cover the middle}"""
     import jax
     from scipy import ndimage
 
@@ -98,12 +108,28 @@ def localization(run: Any, state: Any) -> dict[str, Any]:
             "error_at_0.2": float(1 - (faithful.localized(heat, test.boxes(), 0.2) & right).mean())}
     area = np.array([(b - t) * (r - left) for t, left, b, r in test.boxes()])
     found["chance"] = float((area / np.prod(test.images.shape[1:3])).mean())
+    found["middle"] = at_middle(test)
     return found
+
+
+def at_middle(some: Examples, which: int = 0) -> float:
+    """How often the middle of the canvas is on the object: what pointing there would give (Zhang 2016)."""
+    from models.explain import faithful
+
+    peak = np.zeros(some.images.shape[:3])
+    peak[:, peak.shape[1] // 2, peak.shape[2] // 2] = 1
+    return float(faithful.pointing(peak, some.boxes(which)).mean())
+
+
+def mean_of_varied(correlations: np.ndarray) -> float:
+    """Over the images whose maps are not constant; 0 where all are, as a map of zeros says nothing of the other."""
+    good = correlations[np.isfinite(correlations)]
+    return float(good.mean()) if good.size else 0.0
 
 
 def two_objects(run: Any, state: Any) -> dict[str, Any]:
     """Of images with two objects of different classes: {method: share of (image, object) in which the highest place is
-    on the object whose class is asked for}."""
+    on the object whose class is asked for; "middle": in which the middle is}."""
     import jax
 
     from models.explain import faithful
@@ -113,6 +139,7 @@ def two_objects(run: Any, state: Any) -> dict[str, Any]:
     for which in (0, 1):
         for name, heat in explained(run, variables, both.images, both.labels(which)):
             found.setdefault(name, []).append(float(faithful.pointing(heat, both.boxes(which)).mean()))
+        found.setdefault("middle", []).append(at_middle(both, which))
     return {name: float(np.mean(shares)) for name, shares in found.items()}
 
 
@@ -152,12 +179,12 @@ def faithfulness(run: Any, state: Any) -> dict[str, Any]:
     found = {}
     for name, heat in heats.items():
         deleted = faithful.deletion(model, variables, test.images, heat, target, steps=STEPS)
-        inserted = faithful.insertion(model, variables, test.images, heat, target, steps=STEPS)
+        inserted = faithful.insertion(model, variables, test.images, heat, target, steps=STEPS, blur=BLUR)
         found[name] = {
             "deletion": float(deleted.area.mean()), "insertion": float(inserted.area.mean()),
             "deletion_curve": np.asarray(deleted.probability).mean(0).tolist(),
             "insertion_curve": np.asarray(inserted.probability).mean(0).tolist(),
-            "occlusion": float(faithful.rank_correlation(in_squares(heat), cost).mean())}
+            "occlusion": mean_of_varied(faithful.rank_correlation(in_squares(heat), cost))}
     return found
 
 
@@ -169,28 +196,29 @@ def sanity(run: Any, state: Any) -> dict[str, Any]:
     from models.explain import faithful
 
     trained, test = state.evaluation_variables(), examples(run, "test", FEW)
-    explain = functools.partial(explained, run, images=test.images, target=test.labels(),
-                                methods=[name for name in METHODS if name != "smooth_grad"])
-    whole = dict(explain(jax.device_put(trained)))
+    whole = dict(explained(run, jax.device_put(trained), test.images, test.labels(),
+                           [name for name in METHODS if name != "smooth_grad"]))
     found: dict[str, Any] = {"layers": [], **{name: [] for name in whole}}
     for layer, variables in faithful.randomized(run.task.model, trained, run.feed.inputs, seed=1):
         found["layers"].append(layer)
-        for name, heat in explain(jax.device_put(variables)):
-            found[name].append(float(faithful.rank_correlation(whole[name], heat).mean()))
+        for name, heat in explained(run, jax.device_put(variables), test.images, test.labels(), list(whole)):
+            found[name].append(mean_of_varied(faithful.rank_correlation(whole[name], heat)))
     return found
 
 
 def effective(run: Any, state: Any) -> dict[str, Any]:
-    """Of the middle unit of the last map: {"theoretical": size or None, "box", "before" and "after" training: {"size",
-    "map": PNG}}."""
+    """Of the middle unit of the last map, or, where it sees more than a canvas, of the last that sees no more:
+    {"theoretical": size or None for all of it, "box", "before" and "after" training: {"size", "map": PNG}}."""
     import jax
 
     from models.explain import method, receptive
 
     model, test = run.task.model, examples(run, "test", IMAGES)
-    name = method.map_endpoint(method.outline(model, state.evaluation_variables(), test.images))
-    field = receptive.theoretical(model, run.feed.inputs, name)
-    height, width, _ = method.grid(method.outline(model, state.evaluation_variables(), test.images).endpoints[name])
+    about = method.outline(model, state.evaluation_variables(), test.images)
+    fields, name = receptive.fields(model, run.feed.inputs), method.map_endpoint(about)
+    if fields[name]:
+        name = [one for one, field in fields.items() if field and max(field.size) <= min(test.images.shape[1:3])][-1]
+    field, (height, width, _) = fields[name], method.grid(about.endpoints[name])
     found: dict[str, Any] = {"theoretical": None if field is None else list(field.size), "endpoint": name,
                              "box": None if field is None else list(field.box(height // 2, width // 2))}
     for when, one in (("before", run.state), ("after", state)):
@@ -206,10 +234,9 @@ def gallery(run: Any, state: Any) -> list[dict[str, Any]]:
     import jax
 
     from experiments.overlays import around_gray, share_of_largest
-    from models.errors import UserError
     from models.explain import catalogue
 
-    model, variables, classes = run.task.model, jax.device_put(state.evaluation_variables()), run.feed.classes
+    variables, classes = jax.device_put(state.evaluation_variables()), run.feed.classes
     one, two = examples(run, "test", FEW), examples(run, "test", 2000 if "cat" in classes else FEW, objects=2)
     wanted = {classes.index("cat"), classes.index("dog")} if "cat" in classes else None
     pair = next(i for i, things in enumerate(two.objects)
@@ -217,12 +244,8 @@ def gallery(run: Any, state: Any) -> list[dict[str, Any]]:
     rows = []
     for some, i, which in ((one, 1, 0), (two, pair, 0), (two, pair, 1)):
         thing, image = some.objects[i][which], some.images[i:i + 1]
-        target, panels = np.array([thing.label], np.int32), {}
-        for name in METHODS:
-            try:
-                values = catalogue.METHODS[name](model, variables, image, target, **OPTIONS.get(name, {}))
-            except UserError:
-                continue
+        panels = {}
+        for name, values in found_by(run, variables, image, np.array([thing.label], np.int32)):
             heat = np.asarray(catalogue.heat(values.values, image.shape[1:3])[0])
             picture = around_gray(np.asarray(values.values[0])) if values.values.ndim == 4 else share_of_largest(heat)
             panels[name] = png(picture)

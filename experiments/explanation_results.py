@@ -1,7 +1,7 @@
 """What is read off the trials of the study of explanations: verdicts, tables, pictures."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import overlays
@@ -12,7 +12,8 @@ from train.figures import tidy
 NAMES = {"cam": "CAM", "grad_cam": "Grad-CAM", "grad_cam_plus_plus": "Grad-CAM++",
          "attention_rollout": "attention rollout", "saliency": "gradient", "smooth_grad": "SmoothGrad",
          "integrated_gradients": "integrated gradients", "guided_backprop": "guided backprop", "deconvnet": "deconvnet",
-         "guided_grad_cam": "guided Grad-CAM", "occlusion": "occlusion", "random": "random order"}
+         "guided_grad_cam": "guided Grad-CAM", "occlusion": "occlusion", "random": "random order",
+         "middle": "the middle, always"}
 PUBLISHED = [  # what, numbers, source
     ("localization error, ILSVRC val, GoogLeNet-GAP (CAM)", "56.40 % top-1, 43.00 % top-5", "Zhou 2016, table 2"),
     ("the same, VGGnet-GAP (CAM)", "57.20 %, 45.14 %", "Zhou 2016, table 2"),
@@ -31,7 +32,7 @@ def _of(outcomes: Outcomes, measure: str, network: str, *path: str) -> list[floa
     for outcome in outcomes.where(network=network):
         value: Any = outcome.measured.get(measure, {})
         for key in path:
-            value = value.get(key, {})
+            value = value.get(key, {}) if isinstance(value, Mapping) else None
         found.append(value if isinstance(value, (int, float)) else float("nan"))
     return found
 
@@ -103,13 +104,14 @@ def _table(outcomes: Outcomes, title: str, measure: str, paths: Sequence[tuple[s
     """A method a row; for each network and (name, keys below the method) a column."""
     networks, rows = outcomes.distinct("network"), []
     for name in _methods(outcomes, measure):
-        row = [NAMES[name]]
+        row, some = [NAMES[name]], False
         for network in networks:
             for _, path in paths:
                 values = _of(outcomes, measure, network, name, *path)
                 missing = all(v != v for v in values)
+                some |= not missing
                 row.append("—" if missing else spread(values, percent=percent, digits=1 if percent else 3))
-        rows.append(row)
+        rows += [row] if some else []
     return Table(title, ["method", *(f"{network}{', ' if name else ''}{name}" for network in networks
                                      for name, _ in paths)], rows)
 
@@ -118,11 +120,13 @@ def tables(outcomes: Outcomes) -> list[Table]:
     """Localization, two objects, faithfulness, sanity, published."""
     accuracy = [[network, f"{outcomes.where(network=network)[0].get('parameters'):,.0f}",
                  spread(outcomes.where(network=network).values("accuracy")),
-                 spread(_of(outcomes, "localization", network, "chance"))] for network in outcomes.distinct("network")]
+                 spread(_of(outcomes, "localization", network, "chance")),
+                 spread(_of(outcomes, "localization", network, "middle"))] for network in outcomes.distinct("network")]
     half = Outcomes([o._replace(measured={**o.measured, "half": {
         name: _half_way(o, name) for name in o.measured.get("sanity", {}) if name != "layers"}}) for o in outcomes])
     return [
-        Table("Networks", ("network", "parameters", "accuracy", "area of the object (pointing by chance)"), accuracy),
+        Table("Networks", ("network", "parameters", "accuracy", "area of the object (pointing by chance)",
+                           "pointing at the middle"), accuracy),
         _table(outcomes, "Pointing game, one object", "localization", [("", ("pointing",))], True),
         _table(outcomes, "Pointing game, the one of two that is asked for", "two_objects", [("", ())], True),
         _table(outcomes, "Top-1 localization error", "localization", [
@@ -176,7 +180,7 @@ def _panel(name: str, picture: str | None) -> overlays.Panel | None:
 def draw_localization(outcomes: Outcomes, figure: Any) -> None:
     """Bars: pointing with one object, and with two."""
     networks, panels = outcomes.distinct("network"), figure.subplots(1, 2, sharey=True)
-    names = _methods(outcomes, "localization")
+    names = [name for name in _methods(outcomes, "localization") if name != "middle"]
     for axes, title, measure, path in ((panels[0], "one object", "localization", ("pointing",)),
                                        (panels[1], "two objects: the one that is asked for", "two_objects", ())):
         for i, network in enumerate(networks):
@@ -184,12 +188,12 @@ def draw_localization(outcomes: Outcomes, figure: Any) -> None:
             axes.barh([n + (i - 1) * 0.26 for n in range(len(names))], [100 * v for v in values], 0.24, label=network,
                       color=("#4878a8", "#c8553d", "#c9a227")[i % 3])
         axes.set(title=title, xlabel="highest place is on the object (%)", xlim=(0, 100))
-        axes.axvline(100 * _mean(_of(outcomes, "localization", networks[0], "chance")), color="0.5", linestyle=":")
+        axes.axvline(100 * _mean(_of(outcomes, measure, networks[0], "middle")), color="0.5", linestyle=":")
         tidy(axes)
     panels[0].set_yticks(range(len(names)), [NAMES[name] for name in names])
     panels[0].invert_yaxis()
     panels[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5),
-                     title="dotted: by chance", title_fontsize=8)
+                     title="dotted: the middle", title_fontsize=8)
 
 
 def _mean(values: Sequence[float]) -> float:

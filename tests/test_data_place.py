@@ -69,8 +69,23 @@ def test_clutter_lies_outside_of_the_object_and_the_background_is_smooth():
     assert np.abs(np.diff(a, axis=1))[inner].max() <= 255 / 8 + 1  # bilinear between places that are 8 pixels apart
 
 
+def test_clutter_is_of_other_classes():
+    """Images of one color a class."""
+    colors = np.repeat(10 * np.arange(4, dtype=np.uint8) + 200, 6)[:, None, None, None]
+    images = ArraySource(colors * np.ones((1, 8, 8, 3), np.uint8), np.repeat(np.arange(4), 6))
+    for i in (0, 7, 20):
+        placed = select(images, "place(32, clutter=9, objects=2)")
+        objects, seen = placed.objects(i), placed.example(i)["image"].copy()
+        for thing in objects:
+            top, left, bottom, right = thing.box
+            seen[top:bottom, left:right] = 0
+        plain = select(images, "place(32, clutter=0, objects=2)").example(i)["image"]
+        colors = set(seen[(seen != plain).any(-1) & seen.any(-1)][:, 0].tolist())
+        assert colors and colors <= {200 + 10 * c for c in range(4)} - {200 + 10 * t.label for t in objects}
+
+
 def test_what_is_chosen_before_is_placed():
-    placed = select(source(), "classes('2-3')|place(32)")
+    placed = select(source(), "classes('2-3')|place(32)")  # clutter is of the other of the two
     assert placed.classes == ("2", "3") and len(placed) == 12 and set(placed.all_labels()) == {0, 1}
 
 
@@ -80,7 +95,8 @@ def test_what_is_chosen_before_is_placed():
     ("place(32, size='big')", "size='big': want a range"),
     ("place(3)", "at least 2 pixels"),
     ("place(32)|share(0.5)", "place comes last"),
-    ("classes(1)|place(32, objects=2)", "images of two classes"),
+    ("classes('1-2')|place(32, objects=2)", "objects=2 and clutter=4 need images of 3 classes, not 2"),
+    ("place(32, seed=-1)", "nothing negative"),
     ("place()", "missing a required argument"),
 ])
 def test_what_cannot_be_is_refused(spec, says):

@@ -16,8 +16,8 @@ from tests import tiny
 from train import finished, loop
 
 
-def made(sign, noise=0.001):
-    """Outcomes of all trials: sign 1 as published, -1 against; noise between seeds."""
+def made(sign, noise=0.001, after=12):
+    """Outcomes of all trials: sign 1 as published, -1 against; noise between seeds; the field's size after training."""
     found = []
     for trial in about.trials("digits"):
         network, n = trial.labels["network"], noise * (trial.labels["seed"] - 1)
@@ -27,16 +27,16 @@ def made(sign, noise=0.001):
         level = {m: 0.6 + 0.15 * sign * (1 if m in good else -1) + n * (1 if m in good else -1) for m in methods}
         picture = png(np.full((8, 8), 0.5))
         found.append(Outcome(trial.labels, {"accuracy": 0.9 + n, "parameters": 1000}, None, {}, {
-            "localization": {"right": 0.9, "chance": 0.1, **{m: {"pointing": v, "error": 1 - v, "error_at_0.2": 1 - v,
-                                                                  "threshold": 0.3, "localized": v}
-                                                             for m, v in level.items()}},
-            "two_objects": level,
+            "localization": {"right": 0.9, "chance": 0.1, "middle": 0.3, **{
+                m: {"pointing": v, "error": 1 - v, "error_at_0.2": 1 - v, "threshold": 0.3, "localized": v}
+                for m, v in level.items()}},
+            "two_objects": {**level, "middle": 0.15},
             "faithfulness": {m: {"deletion": 0.2, "insertion": 0.8, "occlusion": v, "deletion_curve": [1, 0.5, 0],
                                  "insertion_curve": [0, 0.5, 1]} for m, v in {**level, "random": 0.0}.items()},
             "sanity": {"layers": ["head", "b", "a"], **{m: [0.9, 1.2 - v, 0.1] for m, v in level.items()}},
             "effective": {"endpoint": "last_map", "theoretical": [40, 40], "box": [0, 0, 8, 8],
                           "before": {"size": 20 - 3 * sign + n, "map": picture},
-                          "after": {"size": 20 + 8 * (sign < 0) - 16 * (sign < 0) + n, "map": picture}},
+                          "after": {"size": (20 if sign > 0 else after) + n, "map": picture}},
             "gallery": [{"image": picture, "says": "3: 90%", "boxes": [[1, 1, 4, 4]], "class": "3",
                          "panels": {m: png(np.full((8, 8, 3), 0.5)) if m == "guided_backprop" else picture
                                     for m in methods}}] * 3,
@@ -44,9 +44,11 @@ def made(sign, noise=0.001):
     return Outcomes(found)
 
 
-@pytest.mark.parametrize("sign, noise, wanted", [(1, 0.001, AGREES), (-1, 0.001, DISAGREES), (1, 0.9, TOO_SMALL)])
-def test_verdicts_follow_the_outcomes(sign, noise, wanted):
-    outcomes = made(sign, noise)
+@pytest.mark.parametrize("sign, noise, after, wanted", [
+    (1, 0.001, 12, AGREES), (-1, 0.001, 12, DISAGREES), (-1, 0.001, 39, DISAGREES), (1, 0.9, 12, TOO_SMALL)])
+def test_verdicts_follow_the_outcomes(sign, noise, after, wanted):
+    """A field after training of 12 is smaller than before, one of 39 more than two thirds of the theoretical 40."""
+    outcomes = made(sign, noise, after)
     found = [claim.judge(outcomes) for claim in about.CLAIMS]
     if wanted != TOO_SMALL:
         assert [one.verdict for one in found] == [wanted] * 6, found
@@ -107,11 +109,11 @@ def test_examples_are_canvases_with_their_objects(placed):
 def test_measures(placed, small):
     run, state = placed
     found = measures.localization(run, state)
-    assert {"cam", "grad_cam", "saliency", "right", "chance"} == set(found)  # no rollout without attention
+    assert {"cam", "grad_cam", "saliency", "right", "chance", "middle"} == set(found)  # no rollout without attention
     for one in (found["cam"], found["saliency"]):
         assert one["error"] >= 1 - min(one["localized"], found["right"]) and 0 <= one["pointing"] <= 1
     assert 0.05 < found["chance"] < 0.26
-    assert set(measures.two_objects(run, state)) == {"cam", "grad_cam", "saliency"}
+    assert set(measures.two_objects(run, state)) == {"cam", "grad_cam", "saliency", "middle"}
     faithful = measures.faithfulness(run, state)
     assert set(faithful) == {"cam", "grad_cam", "saliency", "occlusion", "random"}
     whole = {one["deletion_curve"][0] for one in faithful.values()}
@@ -121,7 +123,8 @@ def test_measures(placed, small):
     assert sanity["layers"][0] == "head" and sanity["layers"][-1] == "stem_conv"
     assert all(len(sanity[name]) == len(sanity["layers"]) for name in ("cam", "saliency"))
     effective = measures.effective(run, state)
-    assert effective["theoretical"] == [25, 25] and 0 < effective["before"]["size"] <= 16
+    assert (effective["endpoint"], effective["theoretical"]) == ("stage2", [13, 13])  # of last_map: 25 of 16 pixels
+    assert 0 < effective["before"]["size"] <= 13
     rows = measures.gallery(run, state)
     assert len(rows) == 3 and set(rows[0]["panels"]) == {"cam", "grad_cam", "saliency"}
     assert rows[1]["image"] == rows[2]["image"] != rows[0]["image"] and rows[1]["class"] != rows[2]["class"]

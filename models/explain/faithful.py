@@ -26,7 +26,7 @@ from models.explain.method import checked_target, outline, resolved
 from models.layers.endpoint import Endpoint
 
 Box = tuple[int, int, int, int]
-BLUR = (5, 5.0)  # reach and deviation, in pixels, of the blur of Petsiuk 2018's code, for images of 224 pixels
+BLUR = 5 / 224  # deviation, as a share of the longer side; Petsiuk 2018: 11 x 11 of deviation 5, of 224 pixels
 
 
 class Curve(NamedTuple):
@@ -56,14 +56,15 @@ def deletion(model: nn.Module, variables: Any, images: Any, maps: Any, target: A
                    maps, target, steps)
 
 
-def insertion(model: nn.Module, variables: Any, images: Any, maps: Any, target: Any = None, *, steps: int = 32
-              ) -> Curve:
+def insertion(model: nn.Module, variables: Any, images: Any, maps: Any, target: Any = None, *, steps: int = 32,
+              blur: float = BLUR) -> Curve:
     """The probability as the most important pixels come back to a blurred image: the sooner it rises, the better.
 
-    Args and errors as of `deletion`. The blur is the paper's, scaled to the images.
+    Args and errors as of `deletion`, and `blur`, see `blurred`: small images need a stronger one than the paper's to
+    hide what is on them.
     """
     images = jnp.asarray(images)
-    return _change(model, variables, images, blurred(images), images, maps, target, steps)
+    return _change(model, variables, images, blurred(images, blur), images, maps, target, steps)
 
 
 def _change(model, variables, whole, before, after, maps, target, steps) -> Curve:
@@ -91,10 +92,11 @@ def _curve(model, variables, whole, before, after, maps, target, steps) -> Curve
     return Curve(found, jnp.trapezoid(found, dx=1 / steps, axis=1))
 
 
-def blurred(images: jax.Array) -> jax.Array:
-    """Images [N, H, W, C] by a Gaussian, borders repeated."""
-    reach, deviation = (value * max(images.shape[1:3]) / 224 for value in BLUR)
-    reach = max(1, round(reach))
+def blurred(images: jax.Array, blur: float = BLUR) -> jax.Array:
+    """Images [N, H, W, C] by a Gaussian whose deviation is that share of the longer side, and which is cut there;
+    borders are repeated."""
+    deviation = blur * max(images.shape[1:3])
+    reach = max(1, round(deviation))
     taps = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / deviation) ** 2)
     taps /= taps.sum()
     for axis in (1, 2):
@@ -143,8 +145,8 @@ def localized(maps: np.ndarray, boxes: Sequence[Box], threshold: float = 0.2, le
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's, of two maps each: [N, ...] and [N, ...] -> [N]; 0 where one of them is constant."""
-    found = np.zeros(len(a))
+    """Spearman's, of two maps each: [N, ...] and [N, ...] -> [N]; NaN where one of them is constant."""
+    found = np.full(len(a), np.nan)
     for i, (x, y) in enumerate(zip(np.asarray(a), np.asarray(b), strict=True)):
         if np.ptp(x) > 0 and np.ptp(y) > 0:
             found[i] = stats.spearmanr(x.ravel(), y.ravel()).statistic

@@ -1,8 +1,8 @@
 """Images put on a larger canvas, at known places: data with boxes, to see whether an explanation finds the object.
 
-The canvas is smooth gray noise, on it lie fragments of other images (so that what is no noise need not be the object),
-and on top the object, or two of different classes side by side or one above the other. Where everything is depends on
-the seed and the example's number alone.
+The canvas is smooth gray noise, on it lie fragments of images of other classes (so that what is no noise need not be
+the object), and on top the object, or two of different classes side by side or one above the other. Where everything is
+depends on the seed and the example's number alone.
 """
 
 from collections.abc import Sequence
@@ -41,16 +41,17 @@ class Placed(Source):
             raise ValueError(f"objects={objects} must be 1 or 2")
         if not 0 < size[0] <= size[1] <= 1 / objects:
             raise ValueError(f"size={size[0]}-{size[1]} must be within 0 and {1 / objects:g} of the canvas")
-        if round(size[0] * canvas) < 2 or clutter < 0 or copies < 1:
-            raise ValueError(f"canvas={canvas}, clutter={clutter}, copies={copies}: want a canvas whose objects have "
-                             "at least 2 pixels, no negative clutter, at least 1 copy")
+        if round(size[0] * canvas) < 2 or min(clutter, seed) < 0 or copies < 1:
+            raise ValueError(f"canvas={canvas}, clutter={clutter}, copies={copies}, seed={seed}: want a canvas whose "
+                             "objects have at least 2 pixels, at least 1 copy, and nothing negative")
         for name in ("on_error", "fixed_size", "random_crop", "decoder", "classes"):
             setattr(self, name, getattr(source, name))
         if source.label_shape != ():
             raise UserError("data.select: place is for sets of one label an image")
         self.source, self.labels = source, source.all_labels()
-        if objects == 2 and len(np.unique(self.labels)) < 2:
-            raise ValueError("objects=2 needs images of two classes")
+        kinds, needed = len(np.unique(self.labels)), objects + (clutter > 0)
+        if kinds < needed:
+            raise ValueError(f"objects={objects} and clutter={clutter} need images of {needed} classes, not {kinds}")
         self.count, self.image_shape = copies * len(source), (canvas, canvas, source.image_shape[2])
         self.canvas, self.size, self.number, self.clutter, self.seed = canvas, size, objects, clutter, seed
 
@@ -96,7 +97,8 @@ class Placed(Source):
         objects = self._objects(index, own)
         levels = own.integers(0, 256, (NOISE, NOISE, 1), np.uint8)
         canvas = np.repeat(_resized(levels, (self.canvas, self.canvas)), self.image_shape[2], 2)
-        for i in own.integers(len(self.source), size=self.clutter):
+        others = np.flatnonzero(~np.isin(self.labels, [thing.label for thing in objects]))
+        for i in own.choice(others, self.clutter) if self.clutter else ():
             pixels = self._pixels(int(i))
             height, width = half = [side // 2 for side in pixels.shape[:2]]
             top, left = (int(own.integers(side - part + 1)) for side, part in zip(pixels.shape[:2], half, strict=True))
