@@ -1,6 +1,5 @@
 """Pictures of what a trained network sees, and what it bases its decision on. See --help."""
 
-import itertools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,8 +32,11 @@ with a picture of their own:
                                                              it; -1: all channels, the middle
     top_patches(endpoint='', channels='0-7', k=9)            what activates channels most, over the whole --split
 
---target: classes by name or number (several with commas: a row each), "top1" (what the network says), "label".
-Colors and baselines are those of the images; 0.0 of a baseline is the mean color where the run normalizes by it.
+--target: classes by name or number (several with commas: a row each), "top1" (what the network says), "label". A class
+whose name has a comma is named by its number.
+A baseline is in the units of the normalized images: 0.0 is the mean color where the run normalizes by it.
+Endpoints: `python -m models.complexity NAME` lists them; a layer with a kernel is one by its path, stage2/block0/conv1.
+The deconvnet of a network without max-pooling hardly depends on the image.
 """
 
 
@@ -132,7 +134,7 @@ def targets(text: str, subjects: Sequence[Subject], classes: Sequence[str]) -> l
     """
     found = []
     for number, subject in enumerate(subjects):
-        for name in text.split(","):
+        for name in map(str.strip, text.split(",")):
             if name == "label" and subject.label is None:
                 raise UserError(f"--target=label: {subject.name} has no label: name a class, or top1")
             found.append((number, -1 if name == "top1" else subject.label if name == "label"
@@ -144,9 +146,9 @@ def class_of(name: str, classes: Sequence[str]) -> int:
     """A class by its name or its number."""
     if name in classes:
         return list(classes).index(name)
-    if name.isdigit() and int(name) < len(classes):
+    if name.isdecimal() and int(name) < len(classes):
         return int(name)
-    if name.lstrip("-").isdigit():
+    if name.lstrip("-").isdecimal():
         raise UserError(f"--target={name} is out of range: classes are 0 to {len(classes) - 1}")
     raise choice_error("--target", name, (*classes, "top1", "label"))
 
@@ -168,11 +170,12 @@ def attributions(job: Job, wanted: Sequence[calls.Call], pairs: Sequence[tuple[i
 
     numbers = [number for number, _ in pairs]
     images, target = job.images[np.array(numbers)], np.array([kind for _, kind in pairs], np.int32)
-    columns, found = [], []
+    columns, found, size = [], [], job.run.config["eval_batch_size"]
     for call in wanted:
-        one = calls.resolve("method", call, catalogue.METHODS, job.model, job.variables, images, target)
+        parts = [calls.resolve("method", call, catalogue.METHODS, job.model, job.variables, images[i:i + size],
+                               target[i:i + size]) for i in range(0, len(images), size)]
+        found.append(jax.tree.map(lambda *some: np.concatenate(some), *parts))
         columns.append(call.name.replace("_", " ") + "".join(f"\n{value}" for value in call.kwargs.values()))
-        found.append(one)
     probabilities = np.asarray(jax.nn.softmax(found[0].logits))
     target, rows, told = np.asarray(found[0].target), [], []
     for i, number in enumerate(numbers):
@@ -198,7 +201,7 @@ def panel_of(name: str, values: Any, size: tuple[int, int], says: str = "") -> A
     from experiments import overlays
     from models.explain import catalogue
 
-    if name in ("guided_backprop", "deconvnet", "guided_grad_cam"):  # as the papers show them
+    if name in catalogue.SIGNED:
         return overlays.Panel(np.asarray(values), says, signed=True)
     return overlays.Panel(np.asarray(catalogue.heat(values[None], size)[0]), says, over=name in catalogue.MAPS)
 
@@ -233,28 +236,31 @@ def occlusion(job: Job, pairs: Sequence[tuple[int, int]], size: int = 0, stride:
 
 def receptive_field(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channel: int = -1, row: int = -1,
                     column: int = -1) -> None:
-    """receptive_field.png; see the module's help. The mean is over 64 images of the split."""
+    """receptive_field.png; see the module's help. The mean is over the split's first 64 images."""
     from matplotlib.figure import Figure
 
     from experiments import overlays
     from models.explain import method, receptive
 
+    for option, value in (("channel", channel), ("row", row), ("column", column)):
+        if value < -1:
+            raise ValueError(f"{option}={value} must be at least 0, or -1 for the default")
     images = job.images
     about = method.outline(job.model, job.variables, images)
     name = method.map_endpoint(about, endpoint or None)
-    height, width, _ = method.grid(about.endpoints[name])
+    height, width, _ = method.grid(about.shape(name))
     place = (height // 2 if row < 0 else row, width // 2 if column < 0 else column)
     options = {"endpoint": name, "channel": None if channel < 0 else channel, "place": place}
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)
     numbers = list(dict.fromkeys(number for number, _ in pairs))[:4]
     own = [receptive.effective(job.model, job.variables, images[n:n + 1], **options) for n in numbers]
-    many = np.random.default_rng(0).permutation(len(job.source))[:64]
-    batch = job.run.feed.prepare_evaluation({"image": np.stack([job.source.example(int(i))["image"] for i in many])})
-    mean = np.asarray(receptive.effective(job.model, job.variables, batch["image"], **options))
+    batch, _, mask = next(batches(job))
+    many = batch[np.flatnonzero(mask)[:64]]
+    mean = np.asarray(receptive.effective(job.model, job.variables, many, **options))
     unit = f"{name}, {'all channels' if channel < 0 else f'channel {channel}'}, unit {place} of {height} x {width}"
     says = (f"{unit}: sees the whole image" if field is None else
             f"{unit}: sees {field.size[0]} x {field.size[1]} pixels (box), stride {field.stride[0]}")
-    says += f"; the effective size is {receptive.effective_size(mean):.1f} (mean of {len(many)} images)"
+    says += f"\nthe effective size is {receptive.effective_size(mean):.1f} (mean of {len(many)} images)"
     figure = Figure(figsize=(max(8.0, 2.0 * (2 * len(numbers) + 1)), 2.8), layout="constrained", dpi=120)
     overlays.draw_receptive(figure, [job.subjects[n].pixels for n in numbers], [job.subjects[n].name for n in numbers],
                             None if field is None else field.clipped(*place, images.shape[1:3]), own, mean,
@@ -283,11 +289,13 @@ def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, lis
 
     about = method.outline(job.model, job.variables, job.images[:1])
     name = method.map_endpoint(about, endpoint or None)
-    wanted = numbers_of(channels, about.endpoints[name][-1])
+    wanted = numbers_of(channels, about.shape(name)[-1])
     if not 0 < k <= len(job.source):
         raise ValueError(f"k={k} must be 1 to {len(job.source)}, the images of the split")
     best = patches.top_patches(job.model, job.variables, batches(job), endpoint=name, channels=wanted, k=k)
     best = type(best)(*map(np.asarray, best))
+    if (best.index < 0).any():
+        raise UserError(f"{name}: fewer than {k} images of the split give it a finite value")
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)
     height, width = job.run.feed.image_shape[:2]
     rows = []
@@ -324,7 +332,7 @@ def numbers_of(text: str, count: int) -> tuple[int, ...]:
     found = []
     for part in text.replace(",", " ").split():
         low, _, high = part.partition("-")
-        if not low.isdigit() or not (high or low).isdigit() or not int(low) <= int(high or low) < count:
+        if not low.isdecimal() or not (high or low).isdecimal() or not int(low) <= int(high or low) < count:
             raise ValueError(f"channels='{text}': want numbers or ranges of 0 to {count - 1}, as '0-7' or '3 9'")
         found += range(int(low), int(high or low) + 1)
     if not found:
@@ -366,9 +374,10 @@ def main() -> None:
         indices = [int(text) for text in INDICES.value or ["0"]]
     except ValueError:
         raise UserError(f"--indices={','.join(INDICES.value)}: want numbers, e.g. 0,5,9") from None
+    own = [call.name for call in wanted if call.name in PICTURES]
+    if len(set(own)) < len(own):
+        raise UserError(f"--method={METHOD.value}: {', '.join(PICTURES)} have a picture each: name them once")
     out = Path(OUT.value or f"{WORKDIR.value}/explain")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out} is a file; want a folder")
 
     import jax
 
@@ -379,22 +388,27 @@ def main() -> None:
         raise UserError(f"explain is for networks that take images, not {run.feed.unit}")
     if run.feed.label_shape:
         raise UserError("explain is for sets of one class an image")
+    if run.feed.image_shape[2] not in (1, 3):
+        raise UserError(f"explain draws images of 1 or 3 channels, not {run.feed.image_shape[2]}")
     split = load_split(run, SPLIT.value)
     subjects = from_files(run, IMAGE.value) if IMAGE.value else from_split(split, SPLIT.value, indices)
     pairs = targets(TARGET.value, subjects, run.feed.classes)
     images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
     job = Job(run, jax.device_put(state.evaluation_variables()), subjects, images, split, out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out}: {error.strerror}: want a folder") from None
     console, told, written = rich.console.Console(), [], []
     decisions = [call for call in wanted if call.name in catalogue.METHODS]
     if decisions:
         told = attributions(job, decisions, pairs)
         written.append("attributions.png")
         console.print(table(told))
-    for name, some in itertools.groupby((call for call in wanted if call.name in PICTURES), lambda call: call.name):
-        for call in some:
+    for call in wanted:
+        if call.name in PICTURES:
             calls.resolve("method", call, PICTURES, job, pairs)
-        written.append(f"{name}.png")
+            written.append(f"{call.name}.png")
     checkpoint.write_json(out / "explain.json", {
         "workdir": WORKDIR.value, "model": run.config["model"]["name"], "methods": METHOD.value, "images": told,
         "pictures": written, **summary.environment(jax.devices())})

@@ -7,7 +7,8 @@
 
 The images are canvases on which an object, or two of different classes, lies at a known place among fragments of
 others (train/data/place.py). Three kinds of network: ResNet, which ends in average pooling, VGG, which ends in dense
-layers, and ViT with a class token and a stem of convolutions.
+layers, and ViT with a class token and a stem of convolutions. Grad-CAM is that of the default endpoint: the last map,
+of the ViT the tokens that its last block reads.
 
 digits     scikit-learn's digits on canvases of 32x32
 cifar10    cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (for CIFAR-10 itself change SETS), on
@@ -99,7 +100,9 @@ STUDY = Study(
     tables=results.tables,
     pictures=[
         Picture("gallery", "All methods on the same two images by three networks (first seed): one object, and two of "
-                "different classes, explained for the one and for the other.", results.draw_gallery, (17.0, 15.6)),
+                "different classes, explained for the one and for the other (box). Negative evidence counts in "
+                "gradients, not in maps; the deconvnet without max-pooling hardly depends on the image.",
+                results.draw_gallery, (17.0, 15.6)),
         Picture("localization", "How often the highest place of the map is on the object (left), and on that of two "
                 "which is asked for (right). Mean over seeds.", results.draw_localization, (11.0, 4.6)),
         Picture("curves", "The probability of the class as the most important pixels are deleted (left of each pair) "

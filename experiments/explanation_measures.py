@@ -247,8 +247,8 @@ def gallery(run: Any, state: Any) -> list[dict[str, Any]]:
         panels = {}
         for name, values in found_by(run, variables, image, np.array([thing.label], np.int32)):
             heat = np.asarray(catalogue.heat(values.values, image.shape[1:3])[0])
-            picture = around_gray(np.asarray(values.values[0])) if values.values.ndim == 4 else share_of_largest(heat)
-            panels[name] = png(picture)
+            panels[name] = png(around_gray(np.asarray(values.values[0])) if name in catalogue.SIGNED else
+                               share_of_largest(heat, 1.0 if name in catalogue.MAPS else 0.995))
         probability = np.asarray(jax.nn.softmax(values.logits))[0]
         top = int(probability.argmax())
         says = f"{classes[thing.label]}: {probability[thing.label]:.0%}"

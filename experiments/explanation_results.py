@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments import overlays
 from experiments.measures import from_png
 from experiments.study import Judgement, Outcome, Outcomes, Table, all_of, compare, spread
@@ -169,12 +171,14 @@ def draw_gallery(outcomes: Outcomes, figure: Any) -> None:
 
 
 def _panel(name: str, picture: str | None) -> overlays.Panel | None:
+    from models.explain import catalogue  # imports JAX
+
     if picture is None:
         return None
     values = from_png(picture)
-    if values.ndim == 3:  # gray is 0
+    if name in catalogue.SIGNED:  # gray is 0
         return overlays.Panel(values / 255 - 0.5, signed=True)
-    return overlays.Panel(values / 255)
+    return overlays.Panel(values / 255, over=name in catalogue.MAPS)
 
 
 def draw_localization(outcomes: Outcomes, figure: Any) -> None:
@@ -252,12 +256,13 @@ def draw_effective(outcomes: Outcomes, figure: Any) -> None:
     for line, when in zip(grid, ("before", "after"), strict=True):
         for axes, outcome in zip(line, own, strict=True):
             found = outcome.measured["effective"]
-            drawn = axes.imshow(from_png(found[when]["map"]) / 255, cmap="gray", vmin=0, vmax=1)
-            if found["box"]:
-                overlays.draw_box(axes, found["box"])
-            size = "the whole image" if found["theoretical"] is None else f"{found['theoretical'][0]} pixels"
-            axes.set_title(f"{outcome.labels['network']} {found['endpoint']}, {when} training\neffective "
-                           f"{found[when]['size']:.1f} pixels, theoretical {size}", fontsize=8)
+            heat = from_png(found[when]["map"]) / 255
+            drawn = axes.imshow(heat, cmap="gray", vmin=0, vmax=1)
+            if found["box"]:  # within the canvas
+                overlays.draw_box(axes, np.clip(found["box"], 0, [*heat.shape, *heat.shape]))
+            size = "all of it" if found["theoretical"] is None else f"{found['theoretical'][0]} pixels"
+            axes.set_title(f"{outcome.labels['network']}, {found['endpoint']}, {when} training\n"
+                           f"effective {found[when]['size']:.1f} pixels,\ntheoretical {size}", fontsize=8)
             axes.set_xticks([])
             axes.set_yticks([])
     figure.colorbar(drawn, ax=grid, shrink=0.6, label="|gradient| of the unit, share of the largest")

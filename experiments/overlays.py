@@ -74,7 +74,8 @@ def draw_panel(axes: Any, image: Any, panel: Panel) -> None:
     if panel.signed:
         axes.imshow(around_gray(panel.values), interpolation="nearest")
     elif panel.over:
-        axes.imshow(np.repeat(shown(image).mean(-1, keepdims=True), 3, 2).astype(int), interpolation="nearest")
+        gray = shown(image).mean(-1) / (255 if np.asarray(image).dtype == np.uint8 else 1)
+        axes.imshow(gray, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.imshow(share_of_largest(panel.values), cmap=HEAT, vmin=0, vmax=1, alpha=ALPHA)
     else:
         axes.imshow(share_of_largest(panel.values, 0.995), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -130,6 +131,9 @@ def draw_rows(figure: Any, columns: Sequence[str], rows: Sequence[Row]) -> None:
 
         figure.colorbar(ScalarMappable(cmap=HEAT), ax=grid, shrink=min(1.0, 2.4 / len(rows) + 0.3), aspect=25,
                         label="heat, share of the map's largest value", alpha=ALPHA, pad=0.01)
+    if any(panel and (panel.signed or not panel.over) for row in rows for panel in row.panels):
+        figure.supxlabel("Without an image below: brightness is the share of the largest value; on a gray background "
+                         "gray is 0, black negative, white positive.", fontsize=7, color="0.35")
 
 
 # -- occlusion -----------------------------------------------------------------------------------------------------
@@ -145,8 +149,7 @@ def draw_occlusion(figure: Any, images: Sequence[Any], found: Mapping[str, np.nd
       square: height and width, pixels.
       color: of the square, as imshow takes an image of one pixel: [C] in [0, 1].
     """
-    rows, columns = (np.asarray(found[name]) + (side - 1) / 2 for name, side in zip(("rows", "columns"), square,
-                                                                                 strict=True))
+    edges = _edges(np.asarray(found["columns"]), square[1]), _edges(np.asarray(found["rows"]), square[0])
     grid = figure.subplots(len(images), 4, squeeze=False)
     _headings(figure, grid[0], ("image, and the square", "strongest feature map", "probability", "most probable class"))
     for i, (line, image) in enumerate(zip(grid, images, strict=True)):
@@ -162,10 +165,10 @@ def draw_occlusion(figure: Any, images: Sequence[Any], found: Mapping[str, np.nd
                                     facecolor=shown(np.reshape(color, (1, 1, -1)))[0, 0], edgecolor="white"))
         line[0].set_title("where it costs the class most", fontsize=8, pad=3)
         line[0].set_ylabel(names[i], fontsize=9)
-        drawn = line[1].pcolormesh(columns, rows, found["strongest"][i], cmap=HEAT, shading="nearest")
+        drawn = line[1].pcolormesh(*edges, found["strongest"][i], cmap=HEAT)
         line[1].set_title(f"channel {int(found['channel'][i])}, total activation", fontsize=8, pad=3)
         figure.colorbar(drawn, ax=line[1], shrink=0.8)
-        drawn = line[2].pcolormesh(columns, rows, probability, cmap=HEAT, shading="nearest", vmin=0, vmax=1)
+        drawn = line[2].pcolormesh(*edges, probability, cmap=HEAT, vmin=0, vmax=1)
         line[2].set_title(f"{classes[target]}; {_softmax(found['logits'][i])[target]:.0%} without the square",
                           fontsize=8, pad=3)
         figure.colorbar(drawn, ax=line[2], shrink=0.8)
@@ -173,10 +176,19 @@ def draw_occlusion(figure: Any, images: Sequence[Any], found: Mapping[str, np.nd
         kinds = sorted(np.unique(top).tolist(), key=lambda kind: -(top == kind).sum())
         number = np.vectorize({kind: n for n, kind in enumerate(kinds)}.get)(top)
         palette = ListedColormap([colormaps["tab20"](n % 20) for n in range(len(kinds))])
-        line[3].pcolormesh(columns, rows, number, cmap=palette, shading="nearest", vmin=-0.5, vmax=len(kinds) - 0.5)
+        line[3].pcolormesh(*edges, number, cmap=palette, vmin=-0.5, vmax=len(kinds) - 0.5)
         line[3].legend(handles=[Rectangle((0, 0), 1, 1, color=palette(n)) for n in range(min(len(kinds), 10))],
                        labels=[classes[kind] for kind in kinds[:10]], fontsize=7, frameon=False, loc="center left",
                        bbox_to_anchor=(1.0, 0.5))
+
+
+def _edges(corners: np.ndarray, side: int) -> np.ndarray:
+    """Between the middles of squares with these corners, in pixels, and as far outside of them."""
+    middles = corners + (side - 1) / 2
+    if len(middles) == 1:
+        return np.array([corners[0] - 0.5, corners[0] + side - 0.5])
+    inner = (middles[1:] + middles[:-1]) / 2
+    return np.concatenate([[2 * middles[0] - inner[0]], inner, [2 * middles[-1] - inner[-1]]])
 
 
 def _softmax(logits: Any) -> np.ndarray:
@@ -189,10 +201,11 @@ def _softmax(logits: Any) -> np.ndarray:
 
 def draw_receptive(figure: Any, images: Sequence[Any], names: Sequence[str], box: Sequence[int] | None,
                    effective: Sequence[Any], mean: Any, says: str) -> None:
-    """A row an image: the theoretical field as a box, and the effective one of this image; at the end that of all.
+    """Two panels an image, with the theoretical field as a box: itself, and the effective field; at the end that of
+    many images.
 
     Args:
-      box: (top, left, bottom, right), None where a unit sees the whole image.
+      box: (top, left, bottom, right), within the image; None where a unit sees all of it.
       effective: [H, W] for each image. mean: that over many.
     """
     count = len(images)
@@ -209,7 +222,7 @@ def draw_receptive(figure: Any, images: Sequence[Any], names: Sequence[str], box
     for axes in grid:
         if box is not None:
             draw_box(axes, box)
-    figure.suptitle(says, fontsize=9)
+    figure.suptitle(says, fontsize=8)
 
 
 def montage(patches: Sequence[Any], columns: int) -> np.ndarray:

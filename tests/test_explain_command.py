@@ -60,7 +60,7 @@ def test_the_command_refuses_in_one_line(folder):
 def test_rows_are_what_the_methods_find(job, monkeypatch):
     drawn = []
     monkeypatch.setattr(overlays, "draw_rows", lambda figure, columns, rows: drawn.append((columns, rows)))
-    pairs = explain.targets("label,4", job.subjects, job.classes)
+    pairs = explain.targets("label, 4", job.subjects, job.classes)
     assert pairs == [(0, job.subjects[0].label), (0, 4), (1, job.subjects[1].label), (1, 4)]
     told = explain.attributions(job, calls.parse("method", "grad_cam(endpoint=stage2)|saliency|guided_grad_cam"), pairs)
     ((columns, rows),) = drawn
@@ -76,7 +76,7 @@ def test_rows_are_what_the_methods_find(job, monkeypatch):
 
 def test_pictures_of_their_own(job):
     pairs = [(0, -1), (1, 3)]
-    for text in ("occlusion", "receptive_field(endpoint=stage2, channel=1, row=0, column=3)",
+    for text in ("occlusion(size=16)", "occlusion", "receptive_field(endpoint='stage2/block0/conv1', channel=1, row=0)",
                  "top_patches(endpoint=stage1, channels='0 2-3', k=4)"):
         calls.resolve("method", calls.parse("method", text)[0], explain.PICTURES, job, pairs)
         with Image.open(job.out / f"{text.partition('(')[0]}.png") as picture:
@@ -115,6 +115,8 @@ def test_images_of_files_are_seen_as_the_run_sees_its_own(job, tmp_path):
     (lambda job, tmp: explain.targets("label", [explain.Subject(None, "x.png", None)], job.classes), "has no label"),
     (lambda job, tmp: explain.class_of("10", job.classes), "--target=10 is out of range: classes are 0 to 9"),
     (lambda job, tmp: explain.class_of("cat", job.classes), "unknown --target 'cat'"),
+    (lambda job, tmp: explain.class_of("²", job.classes), "unknown --target '²'"),
+    (lambda job, tmp: act(job, "receptive_field(row=-2)"), "row=-2 must be at least 0, or -1"),
     (lambda job, tmp: act(job, "occlusion(size=40)"), "size=40 x 40 is larger than the images of 16 x 16"),
     (lambda job, tmp: act(job, "occlusion(color=2.0)"), "color=2.0 must be from 0"),
     (lambda job, tmp: act(job, "occlusion(width=3)"), "unexpected keyword argument 'width'"),
@@ -123,7 +125,7 @@ def test_images_of_files_are_seen_as_the_run_sees_its_own(job, tmp_path):
     (lambda job, tmp: act(job, "receptive_field(endpoint=stage9)"), "unknown endpoint 'stage9'.*stage1"),
     (lambda job, tmp: act(job, "receptive_field(row=99)"), "place=.* is out of range"),
     (lambda job, tmp: explain.attributions(job, calls.parse("method", "grad_cam(endpoint=head)"), [(0, -1)]),
-     "unknown endpoint 'head'.*stage1"),
+     "unknown endpoint with places 'head'.*stage1"),
     (lambda job, tmp: explain.attributions(job, calls.parse("method", "attention_rollout"), [(0, -1)]),
      "attention_rollout is for networks whose attentions see all tokens"),
 ])

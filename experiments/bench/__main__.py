@@ -142,7 +142,8 @@ def network(name: str, size: int) -> list[dict[str, Any]]:
 
 
 def explanations(name: str) -> list[dict[str, Any]]:
-    """Grad-CAM of a batch, and the occlusion of one image, in forward passes as well."""
+    """Grad-CAM of a batch, scaled to the size of its images, and the occlusion of one image, in forward passes as well;
+    float32, and PyTorch's side eager."""
     size, batch, square, stride = EXPLAINED[name]
     batch = BATCH.value or batch
     case = {"case": "explain", "model": name, "size": size, "batch": batch, "square": square, "stride": stride}
@@ -248,6 +249,9 @@ def main() -> None:
                            check=False)
     if found.returncode:
         raise UserError(f"{PEER.value} has no PyTorch: pip install -e '.[bench]', or name another by --peer_python")
+    if "explain" in CASE_LIST.value and subprocess.run([PEER.value, "-c", "import captum, pytorch_grad_cam"],
+                                                       capture_output=True, check=False).returncode:
+        raise UserError(f"case explain: {PEER.value} has no captum or pytorch-grad-cam: pip install -e '.[bench]'")
     console, rows = rich.console.Console(), []
     with tempfile.TemporaryDirectory() as folder:
         for name in CASE_LIST.value:

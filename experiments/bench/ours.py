@@ -63,6 +63,7 @@ def steps(case: dict) -> None:
 def explain(case: dict) -> None:
     """Forward pass and Grad-CAM of a batch, and the occlusion of its first image, compiled; for the top classes."""
     from models.explain.cam import grad_cam
+    from models.explain.catalogue import heat
     from models.explain.occlusion import occlusion
 
     model = models.create(case["model"], image_size=case["size"])
@@ -73,7 +74,7 @@ def explain(case: dict) -> None:
     options = {"size": case["square"], "stride": case["stride"], "batch": case["batch"]}
     calls = {
         "forward": lambda: infer(variables, x),
-        "grad_cam": lambda: grad_cam(model, variables, x),
+        "grad_cam": lambda: heat(grad_cam(model, variables, x).values, shape[1:3]),
         "occlusion": lambda: occlusion(model, variables, x[:1], **options),
     }
     for call in calls.values():

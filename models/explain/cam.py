@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from models.errors import UserError
-from models.explain.method import Explanation, as_maps, explains, grid, map_endpoint, outline, picked, resolved
+from models.explain.method import Explanation, as_maps, explains, grid, map_endpoint, outline, picked, read, resolved
 from models.layers.endpoint import capture
 from models.layers.ingredients import HEAD
 
@@ -35,8 +36,11 @@ def cam(model: nn.Module, variables: Any, images: Any, target: Any = None) -> Ex
         compared.
     """
     found, error, tolerance = _cam(model, variables, images, target)
-    if not isinstance(error, jax.core.Tracer) and error > tolerance:
-        raise _refused(model)
+    if not isinstance(error, jax.core.Tracer):
+        if not np.isfinite(error):
+            raise UserError("cam: the logits of these images are not finite numbers")
+        if error > tolerance:
+            raise _refused(model)
     return found
 
 
@@ -117,11 +121,11 @@ def _read(model, variables, images, target, endpoint) -> _Read:
     name = map_endpoint(about, endpoint)
 
     def score(add):
-        logits, found = capture(model, variables, images, names=[name], add={name: add})
+        logits, x = read(model, variables, images, name, add)
         chosen = resolved(target, logits)
-        return picked(logits, chosen).sum(), (found[name], logits, chosen)
+        return picked(logits, chosen).sum(), (x, logits, chosen)
 
-    zeros = jnp.zeros(about.endpoints[name], jnp.float32)
+    zeros = jnp.zeros(about.shape(name), jnp.float32)
     gradients, (x, logits, chosen) = jax.grad(score, has_aux=True)(zeros)
     return _Read(as_maps(x), as_maps(gradients), logits, chosen)
 

@@ -25,6 +25,7 @@ PIXELS = {
     "guided_grad_cam": gradient.guided_grad_cam,
 }
 METHODS = {**MAPS, **PIXELS}
+SIGNED = ("guided_backprop", "deconvnet", "guided_grad_cam")  # which the papers show as pictures, not as magnitudes
 
 
 def heat(values: Any, size: tuple[int, int]) -> jax.Array:

@@ -23,9 +23,9 @@ from scipy import ndimage, stats
 import models
 from models.errors import UserError
 from models.explain.method import checked_target, outline, resolved
+from models.explain.receptive import Box
 from models.layers.endpoint import Endpoint
 
-Box = tuple[int, int, int, int]
 BLUR = 5 / 224  # deviation, as a share of the longer side; Petsiuk 2018: 11 x 11 of deviation 5, of 224 pixels
 
 

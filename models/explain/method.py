@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -33,34 +34,46 @@ class Explanation(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """Of a network on images of one shape: how many classes its logits have, and {endpoint: shape}, in the order of
-    the computation."""
+    """Of a network on images of one shape: how many classes its logits have, and {name: shape} of its endpoints and of
+    the layers with a kernel, by path, in the order of the computation. A layer of an endpoint's name is left out."""
 
     classes: int
     endpoints: dict[str, tuple[int, ...]]
+    layers: dict[str, tuple[int, ...]]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of an endpoint or a layer."""
+        return {**self.layers, **self.endpoints}[name]
 
 
 def outline(model: nn.Module, variables: Any, images: jax.Array) -> Outline:
     """Traces a network, without computing; once for each shape of images.
 
     Raises:
-      UserError: the images are not [N, H, W, C], or the network gives no logits [N, classes] of them.
+      UserError: the images are not [N, H, W, C], or not such as the network's parameters are for, or it gives no logits
+        [N, classes] of them.
     """
     if images.ndim != 4:
         raise UserError(f"images of shape {list(images.shape)}: want a batch [N, H, W, C]")
     key = (model, images.shape, images.dtype)
     if key not in _OUTLINES:
-        found = {}
+        found = {}, {}
 
         def forward(variables, images):
-            logits, activations = capture(model, variables, images)
-            found.update((name, x.shape) for name, x in activations.items())  # what JAX returns is sorted by name
+            for shapes, layers in zip(found, (False, True), strict=True):
+                logits, activations = capture(model, variables, images, layers=layers)
+                shapes.update((name, x.shape) for name, x in activations.items())  # what JAX returns is sorted by name
             return logits
 
-        logits = jax.eval_shape(forward, variables, images)
+        try:
+            logits = jax.eval_shape(forward, variables, images)
+        except flax.errors.ScopeParamShapeError:
+            raise UserError(f"images of shape {list(images.shape)}: the parameters of this {type(model).__name__} are "
+                            "for others") from None
         if getattr(logits, "ndim", 0) != 2:
             raise UserError(f"{type(model).__name__} gives no logits [N, classes] of images")
-        _OUTLINES[key] = Outline(logits.shape[1], found)
+        endpoints, layers = found
+        _OUTLINES[key] = Outline(logits.shape[1], endpoints, {k: v for k, v in layers.items() if k not in endpoints})
     return _OUTLINES[key]
 
 
@@ -89,16 +102,17 @@ def as_maps(x: jax.Array) -> jax.Array:
 
 
 def map_endpoint(about: Outline, name: str | None = None) -> str:
-    """The endpoint `name`; None: the last one with more than one place whose places reach the logits (those of the
-    last tokens do not where a class token is read).
+    """The endpoint `name`, or the layer of that path; None: the last endpoint with more than one place whose places
+    reach the logits (those of the last tokens do not where a class token is read).
 
     Raises:
-      UserError: unknown, or it is no map; those that are are listed.
+      UserError: unknown, or it is no map; the endpoints that are are listed.
     """
     maps = {endpoint: found for endpoint, shape in about.endpoints.items() if (found := grid(shape))}
     if name is not None:
-        if name not in maps:
-            raise choice_error("endpoint" if name not in about.endpoints else "endpoint with places", name, maps)
+        known = {**about.layers, **about.endpoints}
+        if name not in known or not grid(known[name]):
+            raise choice_error("endpoint with places" if name in known else "endpoint", name, maps)
         return name
     names = [endpoint for endpoint, (height, width, _) in maps.items() if height * width > 1]
     if names and maps[names[-1]][2]:
@@ -106,6 +120,15 @@ def map_endpoint(about: Outline, name: str | None = None) -> str:
     if not names:
         raise UserError("no endpoint of this network has more than one place, for images of this size")
     return names[-1]
+
+
+def read(model: nn.Module, variables: Any, images: jax.Array, name: str, add: jax.Array | None = None
+         ) -> tuple[jax.Array, jax.Array]:
+    """Logits, and what is at the endpoint or layer `name`; `add` is added there first, see `capture`."""
+    layers = name not in outline(model, variables, images).endpoints
+    logits, found = capture(model, variables, images, names=[name], add=None if add is None else {name: add},
+                            layers=layers)
+    return logits, found[name]
 
 
 def checked_target(target: Any, about: Outline, count: int) -> jax.Array:
@@ -145,7 +168,8 @@ def explains(method: Callable) -> Callable:
     """Makes a method of method(model, variables, images, target, *, …): checked, and compiled once for each model,
     shape and value of what follows the star.
 
-    The result takes `target` as `checked_target` does. What is decorated gets int32 [N], some `TOP1`.
+    The result takes `target` as `checked_target` does. What is decorated gets int32 [N], some `TOP1`. Contexts that act
+    while tracing (`lowering`, `skipping`) act on the first call alone, as for any compiled function.
     """
     parameters = inspect.signature(method).parameters.values()
     options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -155,6 +179,7 @@ def explains(method: Callable) -> Callable:
     def checked(model: nn.Module, variables: Any, images: Any, target: Any = None, **kwargs: Any) -> Any:
         images = jnp.asarray(images)
         about = outline(model, variables, images)
+        kwargs = {name: tuple(value) if isinstance(value, list) else value for name, value in kwargs.items()}
         return compiled(model, variables, images, checked_target(target, about, len(images)), **kwargs)
 
     return checked

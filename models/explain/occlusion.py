@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.errors import UserError
-from models.explain.method import as_maps, explains, map_endpoint, outline, picked, resolved
-from models.layers.endpoint import capture
+from models.explain.method import as_maps, explains, map_endpoint, outline, picked, read, resolved
 
 Pair = tuple[int, int]
 
@@ -109,8 +108,8 @@ def _sweep(model, variables, images, target, *, size, stride, color, endpoint, b
     windows = len(rows) * len(columns)
 
     def forward(images):
-        logits, found = capture(model, variables, images, names=[endpoint])
-        return logits.astype(jnp.float32), as_maps(found[endpoint]).sum((1, 2))
+        logits, x = read(model, variables, images, endpoint)
+        return logits.astype(jnp.float32), as_maps(x).sum((1, 2))
 
     logits, totals = forward(images)
     target, channel = resolved(target, logits), totals.argmax(-1).astype(jnp.int32)

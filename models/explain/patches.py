@@ -17,10 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.errors import UserError, choice_error
-from models.explain.method import as_maps, grid, map_endpoint, outline
+from models.explain.method import as_maps, grid, map_endpoint, outline, read
 from models.explain.receptive import Box
 from models.explain.rules import RULES, with_rule
-from models.layers.endpoint import capture
 
 SHOWN = 16  # channels where nobody says which
 
@@ -70,7 +69,7 @@ def update(
       endpoint: a map.
       channels: of it.
     """
-    maps = as_maps(capture(model, variables, images, names=[endpoint])[1][endpoint])[..., jnp.asarray(channels)]
+    maps = as_maps(read(model, variables, images, endpoint)[1])[..., jnp.asarray(channels)]
     count, _, width, _ = maps.shape
     flat = maps.reshape(count, -1, len(channels))
     place = flat.argmax(1).astype(jnp.int32)  # [N, C]
@@ -116,8 +115,8 @@ def top_patches(
         about = outline(model, variables, images)
         endpoint = map_endpoint(about, endpoint)
         if best is None:
-            features = about.endpoints[endpoint][-1]
-            channels = tuple(range(min(features, SHOWN))) if channels is None else tuple(map(int, channels))
+            features = about.shape(endpoint)[-1]
+            channels = tuple(range(min(features, SHOWN))) if channels is None else tuple(channels)
             _check("channel", channels, endpoint, features)
             best = start(len(channels), k)
         best = update(model, variables, best, images, jnp.asarray(index), jnp.asarray(mask), endpoint=endpoint,
@@ -155,9 +154,9 @@ def projections(
     """
     if rule not in ("gradient", *RULES):
         raise choice_error("rule", rule, ("gradient", *RULES))
-    images = jnp.asarray(images)
+    images = jnp.asarray(images, jnp.float32)
     about = outline(model, variables, images)
-    shape = about.endpoints[map_endpoint(about, endpoint)]
+    shape = about.shape(map_endpoint(about, endpoint))
     height, width, _ = grid(shape)
     units = [np.asarray(unit) for unit in (rows, columns, channels)]
     for name, unit, limit in zip(("row", "column", "channel"), units, (height, width, shape[-1]), strict=True):
@@ -171,14 +170,16 @@ def projections(
 @functools.partial(jax.jit, static_argnames=("model", "endpoint"))
 def _projections(model, variables, images, rows, columns, channels, *, endpoint):
     def units(images):
-        maps = as_maps(capture(model, variables, images, names=[endpoint])[1][endpoint])
+        maps = as_maps(read(model, variables, images, endpoint)[1])
         return maps[jnp.arange(len(images)), rows, columns, channels].sum()
 
-    return jax.grad(units)(images).astype(jnp.float32)
+    return jax.grad(units)(images)
 
 
-def _check(name: str, numbers: Iterable[int], endpoint: str, limit: int) -> None:
-    wrong = [int(number) for number in numbers if not 0 <= number < limit]
+def _check(name: str, numbers: Sequence[int], endpoint: str, limit: int) -> None:
+    if not len(numbers):
+        raise UserError(f"no {name}s are named: {endpoint} has {name}s 0 to {limit - 1}")
+    wrong = [number for number in numbers if number != int(number) or not 0 <= number < limit]
     if wrong:
         raise UserError(f"{name}={wrong[0]} is out of range: {endpoint} has {name}s 0 to {limit - 1}")
 

@@ -18,7 +18,7 @@ import numpy as np
 import models
 from models import traced
 from models.errors import UserError, choice_error
-from models.explain.method import as_maps, grid, map_endpoint, outline
+from models.explain.method import as_maps, grid, map_endpoint, outline, read
 from models.layers.conv import lowering
 from models.layers.endpoint import capture
 
@@ -132,10 +132,10 @@ def effective(
     Raises:
       UserError: unknown endpoint; place or channel out of range.
     """
-    images = jnp.asarray(images)
+    images = jnp.asarray(images, jnp.float32)
     about = outline(model, variables, images)
     endpoint = map_endpoint(about, endpoint)
-    shape = about.endpoints[endpoint]
+    shape = about.shape(endpoint)
     height, width, _ = grid(shape)
     row, column = (height // 2, width // 2) if place is None else place
     if not (0 <= row < height and 0 <= column < width):
@@ -148,10 +148,10 @@ def effective(
 @functools.partial(jax.jit, static_argnames=("model", "endpoint"))
 def _gradient(model, variables, images, row, column, channel, *, endpoint):
     def unit(images):
-        units = as_maps(capture(model, variables, images, names=[endpoint])[1][endpoint])[:, row, column]  # [N, C]
+        units = as_maps(read(model, variables, images, endpoint)[1])[:, row, column]  # [N, C]
         return units.sum() if channel is None else units[:, channel].sum()
 
-    return jnp.abs(jax.grad(unit)(images).astype(jnp.float32)).mean((0, 3))
+    return jnp.abs(jax.grad(unit)(images)).mean((0, 3))
 
 
 def effective_size(values: Any) -> float:

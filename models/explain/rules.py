@@ -4,7 +4,8 @@
   Springenberg et al. 2015        Striving for simplicity: the all convolutional net, arXiv 1412.6806        "guided"
 
 Nothing else of the gradient changes. A convolution's is the deconvnet's transposed filter, and that of max-pooling goes
-to the place of the maximum, which is the deconvnet's unpooling by switches.
+to the place of the maximum, which is the deconvnet's unpooling by switches. In a network without max-pooling there are
+no switches, and what the deconvnet's rule projects hardly depends on the image (Springenberg 2015).
 """
 
 import dataclasses
