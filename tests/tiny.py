@@ -31,8 +31,12 @@ def config(**changes):
 
 
 def command(*arguments, devices=1, **options):
-    """`python -m train …` in a subprocess, from the root, not started yet as a Popen but with its arguments."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), **options.pop("env", {})}
+    """`python -m train …` in a subprocess, from the root, not started yet as a Popen but with its arguments.
+
+    It compiles as users do, which the tests' own process does not (conftest.py): such runs promise their bits.
+    """
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": "",
+                   **options.pop("env", {})}
     return dict(args=[sys.executable, "-m", "train", *arguments], cwd=ROOT, env=environment, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
