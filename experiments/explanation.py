@@ -105,8 +105,8 @@ STUDY = Study(
                 results.draw_gallery, (17.0, 15.6)),
         Picture("localization", "How often the highest place of the map is on the object (left), and on that of two "
                 "which is asked for (right). Mean over seeds.", results.draw_localization, (11.0, 4.6)),
-        Picture("curves", "The probability of the class as the most important pixels are deleted (left of each pair) "
-                "and inserted (right). Mean over images and seeds.", results.draw_curves, (13.0, 7.2)),
+        Picture("curves", "The probability of the class as the most important pixels are deleted (above) and inserted "
+                "(below). Mean over images and seeds.", results.draw_curves, (13.0, 7.2)),
         Picture("sanity", "How alike the map remains as layers are drawn anew, from the logits down to the image: rank "
                 "correlation, mean over images and seeds.", results.draw_sanity, (13.0, 4.2)),
         Picture("effective", "Effective receptive field of the middle unit of the last map that sees no more than a "
