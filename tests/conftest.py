@@ -37,5 +37,6 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="module", autouse=True)
 def searched_for_garbage():
     """What a file makes alone: streams and Orbax collect often, and modules and caches are a million objects."""
+    gc.unfreeze()  # what was alive when the last file began may be garbage now
     gc.collect()
     gc.freeze()
