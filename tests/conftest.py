@@ -35,8 +35,11 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def searched_for_garbage():
-    """What a file makes alone: streams and Orbax collect often, and modules and caches are a million objects."""
+def fresh_process():
+    """As far as it can be had, for each file: without the programs of the last ones, of which each maps memory (Linux
+    allows a process 65,530 maps, and LLVM aborts it there), and without searching for garbage in what lives on:
+    streams and Orbax collect often, and modules are a million objects."""
+    jax.clear_caches()
     gc.unfreeze()  # what was alive when the last file began may be garbage now
     gc.collect()
     gc.freeze()
