@@ -249,8 +249,9 @@ def main() -> None:
                            check=False)
     if found.returncode:
         raise UserError(f"{PEER.value} has no PyTorch: pip install -e '.[bench]', or name another by --peer_python")
-    if "explain" in CASE_LIST.value and subprocess.run([PEER.value, "-c", "import captum, pytorch_grad_cam"],
-                                                       capture_output=True, check=False).returncode:
+    looked = "from importlib.util import find_spec; assert find_spec('captum') and find_spec('pytorch_grad_cam')"
+    if "explain" in CASE_LIST.value and subprocess.run([PEER.value, "-c", looked], capture_output=True, check=False
+                                                       ).returncode:
         raise UserError(f"case explain: {PEER.value} has no captum or pytorch-grad-cam: pip install -e '.[bench]'")
     console, rows = rich.console.Console(), []
     with tempfile.TemporaryDirectory() as folder:

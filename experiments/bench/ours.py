@@ -77,9 +77,14 @@ def explain(case: dict) -> None:
         "grad_cam": lambda: heat(grad_cam(model, variables, x).values, shape[1:3]),
         "occlusion": lambda: occlusion(model, variables, x[:1], **options),
     }
-    for call in calls.values():
+
+    def finished(call):
         jax.block_until_ready(call())
-    serve({name: lambda call=call: jax.block_until_ready(call()) and None for name, call in calls.items()})
+
+    served = {name: functools.partial(finished, call) for name, call in calls.items()}
+    for call in served.values():
+        call()
+    serve(served)
 
 
 def loop_steps(case: dict) -> None:

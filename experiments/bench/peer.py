@@ -95,6 +95,8 @@ def steps(case: dict) -> None:
 
 def explain(case: dict) -> None:
     """Forward pass and pytorch-grad-cam's Grad-CAM of a batch, and captum's occlusion of its first image."""
+    with contextlib.suppress(ImportError):
+        import torchvision_cpu  # noqa: F401
     from captum.attr import Occlusion
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
