@@ -70,7 +70,7 @@ def test_is_a_loop_over_the_positions(kind, batch, target, endpoint, color):
 def test_captum():
     """Captum gives each pixel the mean of what is lost over the squares that cover it."""
     golden = np.load(pathlib.Path(__file__).parent / "golden/occlusion.npz")
-    about = json.loads(str(golden["about"]))
+    about = json.loads(str(golden["occluded"]))
     model = models.create("vgg11", **about["fields"])
     images, size = drawn.images("occlusion", about["shape"]), about["size"]
     for stride in about["strides"]:

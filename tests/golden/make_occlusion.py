@@ -35,4 +35,4 @@ if __name__ == "__main__":
             found[f"stride{stride}"] = Occlusion(net.eval()).attribute(
                 images, (3, SIZE, SIZE), (3, stride, stride), COLOR, TARGET, perturbations_per_eval=4)[:, 0].numpy()
     about = {"fields": FIELDS, "size": SIZE, "shape": SHAPE, "target": TARGET, "color": COLOR, "strides": STRIDES}
-    np.savez_compressed(pathlib.Path(__file__).with_name("occlusion.npz"), about=json.dumps(about), **found)
+    np.savez_compressed(pathlib.Path(__file__).with_name("occlusion.npz"), occluded=json.dumps(about), **found)
