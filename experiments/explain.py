@@ -1,6 +1,5 @@
 """Pictures of what a trained network sees, and what it bases its decision on. See --help."""
 
-import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,8 +121,7 @@ def load_split(run: Any, split: str) -> Any:
 
     if split in ("train", "test"):
         return getattr(run.feed, split)
-    data = run.config["data"]
-    return source.load(types.SimpleNamespace(**{**data, "test_split": split}), "test")
+    return source.load_test(run.config["data"], test_split=split)
 
 
 def targets(text: str, subjects: Sequence[Subject], classes: Sequence[str]) -> list[tuple[int, int]]:
@@ -196,14 +194,14 @@ def attributions(job: Job, wanted: Sequence[calls.Call], pairs: Sequence[tuple[i
     return told
 
 
-def panel_of(name: str, values: Any, size: tuple[int, int], says: str = "") -> Any:
+def panel_of(name: str, values: Any, size: tuple[int, int]) -> Any:
     """How a method's finding of one image, [h, w] or [H, W, C], is drawn."""
     from experiments import overlays
     from models.explain import catalogue
 
     if name in catalogue.SIGNED:
-        return overlays.Panel(np.asarray(values), says, signed=True)
-    return overlays.Panel(np.asarray(catalogue.heat(values[None], size)[0]), says, over=name in catalogue.MAPS)
+        return overlays.Panel(np.asarray(values), signed=True)
+    return overlays.Panel(np.asarray(catalogue.heat(values[None], size)[0]), over=name in catalogue.MAPS)
 
 
 def occlusion(job: Job, pairs: Sequence[tuple[int, int]], size: int = 0, stride: int = 0, color: float = 0.5,

@@ -3,7 +3,6 @@
 Methods that a network has not (CAM of networks that end otherwise, rollout without attention) are left out.
 """
 
-import types
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -43,8 +42,7 @@ def examples(run: Any, split: str, count: int, objects: int = 1) -> Examples:
 
     data = run.config["data"]
     select = data["select_test"] if objects == 1 else data["select_test"].replace(")", f", objects={objects})")
-    placed = source.load(types.SimpleNamespace(**{**data, "test_split": data[f"{split}_split"], "select_test": select}),
-                         "test")
+    placed = source.load_test(data, test_split=data[f"{split}_split"], select_test=select)
     count = min(count, len(placed))
     pixels = placed.read(np.arange(count))["image"]
     images = run.feed.prepare_evaluation({"image": pixels})["image"]

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
+from scipy.special import softmax
 
 HEAT = "turbo"  # over an image
 ALPHA = 0.55
@@ -24,14 +25,12 @@ class Panel(NamedTuple):
       values: [H, W], heat over the image, at least 0; or, `signed`, [H, W, C], drawn as a picture around gray.
       says: above the panel.
       over: whether heat is laid over the image; else it is drawn alone, bright where it is large.
-      boxes: (top, left, bottom, right).
     """
 
     values: Any
     says: str = ""
     over: bool = True
     signed: bool = False
-    boxes: Sequence[tuple[int, int, int, int]] = ()
 
 
 def shown(pixels: Any) -> np.ndarray:
@@ -55,11 +54,11 @@ def share_of_largest(values: Any, quantile: float = 1.0) -> np.ndarray:
     return np.clip(values / limit, 0, 1) if limit > 0 else np.zeros_like(values)
 
 
-def draw_box(axes: Any, box: Sequence[int], color: str = BOXES[0], style: str = "-") -> None:
+def draw_box(axes: Any, box: Sequence[int], color: str = BOXES[0]) -> None:
     """(top, left, bottom, right) around the pixels [top:bottom, left:right]."""
     top, left, bottom, right = box
     axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=color,
-                             linewidth=1.6, linestyle=style))
+                             linewidth=1.6))
 
 
 def _bare(axes: Any) -> None:
@@ -79,8 +78,6 @@ def draw_panel(axes: Any, image: Any, panel: Panel) -> None:
         axes.imshow(share_of_largest(panel.values), cmap=HEAT, vmin=0, vmax=1, alpha=ALPHA)
     else:
         axes.imshow(share_of_largest(panel.values, 0.995), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    for box, color in zip(panel.boxes, BOXES, strict=False):
-        draw_box(axes, box, color)
     axes.set_title(panel.says, fontsize=8, pad=3)
 
 
@@ -169,7 +166,7 @@ def draw_occlusion(figure: Any, images: Sequence[Any], found: Mapping[str, np.nd
         line[1].set_title(f"channel {int(found['channel'][i])}, total activation", fontsize=8, pad=3)
         figure.colorbar(drawn, ax=line[1], shrink=0.8)
         drawn = line[2].pcolormesh(*edges, probability, cmap=HEAT, vmin=0, vmax=1)
-        line[2].set_title(f"{classes[target]}; {_softmax(found['logits'][i])[target]:.0%} without the square",
+        line[2].set_title(f"{classes[target]}; {softmax(found['logits'][i])[target]:.0%} without the square",
                           fontsize=8, pad=3)
         figure.colorbar(drawn, ax=line[2], shrink=0.8)
         top = found["top"][i]
@@ -189,11 +186,6 @@ def _edges(corners: np.ndarray, side: int) -> np.ndarray:
         return np.array([corners[0] - 0.5, corners[0] + side - 0.5])
     inner = (middles[1:] + middles[:-1]) / 2
     return np.concatenate([[2 * middles[0] - inner[0]], inner, [2 * middles[-1] - inner[-1]]])
-
-
-def _softmax(logits: Any) -> np.ndarray:
-    shifted = np.exp(np.asarray(logits, np.float64) - np.max(logits))
-    return shifted / shifted.sum()
 
 
 # -- receptive fields and patches ----------------------------------------------------------------------------------

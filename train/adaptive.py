@@ -105,8 +105,7 @@ def held_out(run: Any, split: str = "") -> Iterable[Mapping[str, np.ndarray]]:
         raise UserError(f"a budget for the average image needs images that were not trained on, and what "
                         f"data.train_split='{trained}' leaves cannot be told: train with 'train[:90%]' (digits and "
                         "folders: 'train_fit'), or name some by --validation")
-    options = types.SimpleNamespace(**{**data, "test_split": split, "select_test": data["select"]})
-    return run.feed.batches(source.load(options, "test"))
+    return run.feed.batches(source.load_test(data, test_split=split, select_test=data["select"]))
 
 
 def between(costs: Sequence[int], count: int) -> list[float]:

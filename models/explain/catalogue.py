@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from models.explain import cam, gradient, rollout
-from models.explain.method import Explanation, resized
+from models.explain.method import resized
 
 MAPS = {
     "cam": cam.cam,
@@ -35,10 +35,3 @@ def heat(values: Any, size: tuple[int, int]) -> jax.Array:
     if values.ndim == 4:
         return jnp.abs(values).max(-1)
     return jnp.maximum(resized(values, size), 0)
-
-
-def explain(name: str, model: Any, variables: Any, images: Any, target: Any = None, **options: Any
-            ) -> tuple[jax.Array, Explanation]:
-    """`heat` of METHODS[name], [N, H, W], and what the method found."""
-    found = METHODS[name](model, variables, images, target, **options)
-    return heat(found.values, images.shape[1:3]), found

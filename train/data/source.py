@@ -5,8 +5,9 @@ A source decodes example `index` to pixels of one size. It knows nothing of batc
 
 import concurrent.futures
 import dataclasses
+import types
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,11 @@ def load(config: Any, split: str) -> Source:
     options = Options.read(config)
     part = {"train": options.select, "test": options.select_test}.get(split, "")
     return select(_load({"train": options.train_split, "test": options.test_split}.get(split, split), options), part)
+
+
+def load_test(data: Mapping[str, Any], **changes: Any) -> Source:
+    """The test source of a run's section `data`, with other values for some of its keys."""
+    return load(types.SimpleNamespace(**{**data, **changes}), "test")
 
 
 def _load(split: str, options: Options) -> Source:
