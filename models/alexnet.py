@@ -22,7 +22,7 @@ from jax import lax
 from models.errors import UserError, has_type
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier
-from models.layers.pooling import adaptive_avg_pool
+from models.layers.pooling import adaptive_avg_pool, max_pool
 from models.layers.regularize import Dropout
 from models.weights.layouts import Layout, flattened
 
@@ -91,7 +91,7 @@ class AlexNet(Classifier):
             return Endpoint(f"conv{i}")(layers.act(layers.norm(name=f"norm{i}")(x)))
 
         def pool(x):  # overlapping: section 3.4
-            return nn.max_pool(x, (3, 3), (2, 2))
+            return max_pool(x, 3, 2)
 
         def respond(x):
             return x if self.local_response is None else local_response_norm(x, *self.local_response)

@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
+from models.layers.pooling import avg_pool, max_pool
 from models.layers.regularize import Dropout
 from models.weights.layouts import Layout
 
@@ -74,7 +75,7 @@ class Transition(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         conv, _, norm, act = self.layers
         x = conv(self.features, 1, name="conv")(act(norm(name="norm")(x)))
-        return nn.avg_pool(Dropout(self.dropout, deterministic=not self.train)(x), (2, 2), (2, 2))
+        return avg_pool(Dropout(self.dropout, deterministic=not self.train)(x), 2)
 
 
 class DenseNet(Classifier):
@@ -148,7 +149,7 @@ class DenseNet(Classifier):
             return Endpoint("stem")(layers.conv(self.width, 3, name="stem_conv")(images))
         x = layers.conv(self.width, 7, 2, name="stem_conv")(images)
         x = layers.act(layers.norm(name="stem_norm")(x))
-        return Endpoint("stem")(nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
+        return Endpoint("stem")(max_pool(x, 3, 2, padding=1))
 
 
 _net = functools.partial

@@ -20,6 +20,7 @@ from models.complexity import Complexity
 from models.errors import UserError, has_type
 from models.layers.endpoint import capture
 from models.layers.ingredients import Ingredients
+from models.layers.pooling import avg_pool
 from models.resnet import ResNet
 from models.weights.layouts import Layout, with_own
 
@@ -221,8 +222,7 @@ class BlockDrop(Adaptive):
 
     def pooled(self, images: jax.Array) -> jax.Array:
         """The images as the policy sees them: [N, H / pool, W / pool, C]."""
-        cell = (self.policy_pool, self.policy_pool)
-        return nn.avg_pool(images, cell, cell) if self.policy_pool > 1 else images
+        return avg_pool(images, self.policy_pool) if self.policy_pool > 1 else images
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, keep: jax.Array | None = None) -> jax.Array:

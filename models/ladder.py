@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
+from models.layers.pooling import max_pool
 from models.layers.regularize import StochasticDepth, drop_rates
 
 
@@ -172,7 +173,7 @@ class Ladder(Classifier):
         x = layers.conv(self.width, **shape, normed=True, name="stem_conv")(images)
         x = layers.norm(name="stem_norm")(x)
         x = x if self.fewer_acts else layers.act(x)
-        return x if self.patchify else nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        return x if self.patchify else max_pool(x, 3, 2, padding=1)
 
 
 def _steps() -> dict[str, functools.partial]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier
+from models.layers.pooling import max_pool
 from models.weights.layouts import Layout, flattened
 
 
@@ -62,7 +63,7 @@ class LeNet(Classifier):
         x = images
         for i, features in enumerate(self.convs, 1):
             x = layers.norm(name=f"conv{i}_norm")(layers.conv(features, 5, padding=0, name=f"conv{i}")(x))
-            x = Endpoint(f"conv{i}")(nn.max_pool(x, (2, 2), (2, 2)))
+            x = Endpoint(f"conv{i}")(max_pool(x, 2, 2))
         x = x.reshape(x.shape[0], -1)  # [N, H, W, C] -> [N, H W C]
         for i, features in enumerate(self.hidden, 1):
             x = layers.dense(features, name=f"hidden{i}")(x)

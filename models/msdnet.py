@@ -22,6 +22,7 @@ from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.exit import Exit, run_exits
 from models.layers.ingredients import Classifier, Ingredients
+from models.layers.pooling import max_pool
 from models.weights.layouts import Layout
 
 CHOICES = {"stem": ("cifar", "imagenet"), "step_mode": ("even", "lin_grow"), "prune": ("max", "min")}
@@ -55,7 +56,7 @@ class Stem(nn.Module):
             size, stride = (7, 2) if large else (3, 1 if scale == 1 else 2)
             bias = {"use_bias": True} if large else {}  # as the reference has it here, and nowhere else
             x = act(norm(name=f"norm{scale}")(conv(features, size, stride, name=f"conv{scale}", **bias)(x)))
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if large else x
+            x = max_pool(x, 3, 2, padding=1) if large else x
             maps.append(x)
         return maps
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
+from models.layers.pooling import max_pool
 from models.layers.regularize import Dropout, StochasticDepth
 from models.layers.skipping import compacted
 from models.weights.layouts import DENSE_AS_CONV, SAME, Conversion, Layout
@@ -245,11 +246,11 @@ class ResNet(Classifier):
         size, stride = (3, 1) if self.stem == "cifar" else (7, 2)
         x = layers.conv(self.width, size, stride, name="stem_conv")(images)
         if self.stem == "bit":  # zeros count in the maximum here, as in the authors' code
-            x = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+            x = max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2)
         else:
             x = layers.act(layers.norm(name="stem_norm")(x))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = max_pool(x, 3, 2, padding=1)
         return Endpoint("stem")(x)
 
 

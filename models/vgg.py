@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
-from models.layers.pooling import adaptive_avg_pool
+from models.layers.pooling import adaptive_avg_pool, max_pool
 from models.layers.regularize import Dropout
 from models.weights.layouts import DENSE_AS_CONV, Conversion, Layout, flattened
 
@@ -40,7 +40,7 @@ class Stage(nn.Module):
         for i in range(1, self.depth + 1):
             x = conv(self.features, 3, padding=1, use_bias=True, name=f"conv{i}")(x)
             x = Endpoint(f"conv{i}")(act(norm(name=f"norm{i}")(x)))
-        return nn.max_pool(x, (2, 2), (2, 2))
+        return max_pool(x, 2, 2)
 
 
 class VGG(Classifier):

@@ -32,7 +32,7 @@ from jax import lax
 from models.errors import UserError, choice_error
 from models.layers import lowerings, native
 
-LOWERINGS = ("auto", "plain", "packed")
+LOWERINGS = ("auto", "plain", "packed", "onnx")
 _lowering = contextvars.ContextVar("lowering", default="auto")
 # Channels of a block of merged groups: the arithmetic grows with it, and so does its speed, up to about here.
 _BLOCK_CHANNELS = 32
@@ -50,8 +50,9 @@ Padding = tuple[Pair, Pair]
 
 @contextlib.contextmanager
 def lowering(name: str) -> Iterator[None]:
-    """Within the context, layers that are traced use "plain" (lax.conv_general_dilated), "auto" (the choice), or
-    "packed": as auto, but XNOR layers (models/compress/lowbit.py) compute with packed bits, and have no gradients.
+    """Within the context, layers that are traced use "plain" (lax.conv_general_dilated), "auto" (the choice),
+    "packed": as auto, but XNOR layers (models/compress/lowbit.py) compute with packed bits, and have no gradients; or
+    "onnx": as plain, in operations that jax2onnx converts right.
 
     It acts while tracing: a function that was jitted and traced before keeps what it had. "plain" is for programs that
     are traced here to run on another backend (export), and for derivatives that a custom gradient does not have.
@@ -69,8 +70,13 @@ def lowering(name: str) -> Iterator[None]:
 
 
 def plain_wanted() -> bool:
-    """Whether the program that is being traced is inside of `lowering("plain")`."""
-    return _lowering.get() == "plain"
+    """Whether the program that is being traced is inside of `lowering("plain")`, or "onnx"."""
+    return _lowering.get() in ("plain", "onnx")
+
+
+def onnx_wanted() -> bool:
+    """Whether the program that is being traced is inside of `lowering("onnx")`."""
+    return _lowering.get() == "onnx"
 
 
 def packed_wanted() -> bool:

@@ -1,10 +1,25 @@
-"""Pooling to a given size, whatever the input's."""
+"""Pooling: the largest or the mean of square windows, and means to a given size, whatever the input's."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from models.errors import UserError
+from models.layers.conv import onnx_wanted
+
+
+def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
+    """The largest of size x size windows of [N, H, W, C], with `padding` places around that are never the largest."""
+    around = ((padding, padding), (padding, padding))
+    if padding and onnx_wanted():  # jax2onnx 0.17 leaves the padding of a window out
+        x, padding = jnp.pad(x, ((0, 0), *around, (0, 0)), constant_values=-jnp.inf), 0
+    return nn.max_pool(x, window_shape=(size, size), strides=(stride, stride), padding=around if padding else "VALID")
+
+
+def avg_pool(x: jax.Array, size: int) -> jax.Array:
+    """The means of size x size windows of [N, H, W, C], which do not overlap."""
+    return nn.avg_pool(x, window_shape=(size, size), strides=(size, size), padding="VALID")
 
 
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:

@@ -60,7 +60,7 @@ def compacted(function: Callable, module: nn.Module, keep: jax.Array, x: Any, ot
     Returns:
       A tree of arrays [N, ...].
     """
-    parts, count = _parts.get(), len(keep)
+    parts, count = _parts.get(), keep.shape[0]  # not len(): the count may be a symbol, in a program for any
 
     def rest(new, otherwise):
         if otherwise is None:
