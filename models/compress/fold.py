@@ -1,0 +1,142 @@
+"""Batch normalization folded into the layer before it, for inference: one layer less to compute, and the same result.
+
+  norm(layer(x)) = ((x * kernel + b) - mean) g + bias,  g = scale / sqrt(var + epsilon)
+                 = x * (kernel g) + ((b - mean) g + bias)                  (Jacob et al. 2018, arXiv 1712.05877, 3.2)
+"""
+
+import collections
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from models.layers.conv import Conv, Dense, lowering
+from models.layers.norm import BatchNorm
+
+Path = tuple[str, ...]
+
+
+class Pair(NamedTuple):
+    """A batch normalization, and the layer whose output it normalizes."""
+
+    norm: Path
+    layer: Path
+    epsilon: float
+
+
+def pairs(model: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> list[Pair]:
+    """Those of a network in inference: the normalization is all that uses what the convolution or dense layer returns.
+
+    A network that normalizes before its convolutions, as pre-activation ones do, has them inside of its blocks alone.
+    Layers that make their kernels of others (standardized, low bits) are not among them.
+
+    Args:
+      model: the flax module.
+      variables: of it.
+      *inputs: arrays, or their shapes and types.
+    """
+    layers, norms = [], []  # paths; the traced program bears their numbers
+
+    def label(call, args, kwargs, context):
+        module = context.module
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        if type(module) is BatchNorm:
+            norms.append((module.path, module.epsilon))
+            return call(checkpoint_name(args[0], f"norm {len(norms) - 1}"))
+        y = call(*args, **kwargs)
+        if type(module) in (Conv, Dense):
+            layers.append(module.path)
+            y = checkpoint_name(y, f"layer {len(layers) - 1}")
+        return y
+
+    with lowering("plain"), nn.intercept_methods(label):
+        program = jax.make_jaxpr(lambda variables, *inputs: model.apply(variables, *inputs))(variables, *inputs)
+    found = []
+    for layer, norm in _only_uses(program.jaxpr):
+        path, epsilon = norms[norm]
+        if layers.count(layers[layer]) == 1 and [one for one, _ in norms].count(path) == 1:  # called once each
+            found.append(Pair(path, layers[layer], epsilon))
+    return found
+
+
+def _only_uses(jaxpr: Any) -> Iterator[tuple[int, int]]:
+    """Pairs (number of a layer, of a norm): what bears the layer's label is used once, to bear the norm's."""
+    uses = collections.defaultdict(list)
+    for eqn in jaxpr.eqns:
+        for variable in {id(variable): variable for variable in eqn.invars}:
+            uses[variable].append(eqn)
+    for variable in jaxpr.outvars:
+        uses[id(variable)].append(None)
+    for eqn in jaxpr.eqns:
+        kind, number = _label(eqn)
+        while kind != "norm" and eqn and eqn.primitive.name == "name":  # labels of others may lie between
+            users = uses[id(eqn.outvars[0])]
+            eqn = users[0] if len(users) == 1 else None
+            if kind == "layer" and _label(eqn)[0] == "norm":
+                yield number, _label(eqn)[1]
+    for eqn in jaxpr.eqns:
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from _only_uses(inner)
+
+
+def _label(eqn: Any) -> tuple[str, int]:
+    """"layer" or "norm" with its number, of an equation that labels; else ("", 0)."""
+    text = str(eqn.params.get("name", "")) if eqn and eqn.primitive.name == "name" else ""
+    kind, _, number = text.partition(" ")
+    return (kind, int(number)) if kind in ("layer", "norm") and number.isdecimal() else ("", 0)
+
+
+def fold(
+    model: nn.Module, variables: Mapping[str, Any], *inputs: Any
+) -> tuple[Callable[..., Any], dict[str, Any], list[Pair]]:
+    """A network without the batch normalizations that can be folded.
+
+    Args:
+      model: the flax module, called as `model.apply(variables, *inputs)` in inference.
+      variables: of it, numpy or JAX.
+      *inputs: arrays, or their shapes and types.
+
+    Returns:
+      apply(variables, *inputs), the variables that it takes, numpy float32, and what was folded.
+    """
+    found = pairs(model, variables, *inputs)
+    folded = jax.tree.map(np.asarray, dict(variables))  # dictionaries of its own
+    shifts, gone = {}, {pair.norm for pair in found}
+    for pair in found:
+        norm, layer = _at(folded["params"], pair.norm), _at(folded["params"], pair.layer)
+        running = {name: value.astype(np.float64) for name, value in _at(folded["batch_stats"], pair.norm).items()}
+        gain = norm["scale"] / np.sqrt(running["var"] + pair.epsilon)
+        before = layer.get("bias", 0.0)
+        layer["kernel"] = (layer["kernel"] * gain).astype(np.float32)
+        shift = ((before - running["mean"]) * gain + norm["bias"]).astype(np.float32)
+        if "bias" in layer:
+            layer["bias"] = shift
+        else:
+            shifts[pair.layer] = shift
+
+    def without(call, args, kwargs, context):
+        if type(context.module) is BatchNorm and context.module.path in gone:
+            return args[0]
+        y = call(*args, **kwargs)
+        if context.method_name == "__call__" and context.module.path in shifts:
+            y = y + shifts[context.module.path].astype(y.dtype)
+        return y
+
+    def apply(variables, *inputs):
+        with nn.intercept_methods(without):
+            return model.apply(variables, *inputs)
+
+    return apply, folded, found
+
+
+def _at(tree: Any, path: Path) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
