@@ -14,10 +14,10 @@ SPARSITIES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # of one layer alone
 
 def stored(run: Any, state: Any) -> dict[str, Any]:
     """Exports the network and reads it back: {"bytes", "float32", "ratio", "identical", "layers"} of
-    `train.export.compressed`, "accuracy" of what was read, "parameters" and "mult_adds" of it."""
+    `train.export.network.compressed`, "accuracy" of what was read, "parameters" and "mult_adds" of it."""
     import models
     from models import complexity
-    from train import export
+    from train.export import network as export
 
     network = export.network(run, state)
     with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +33,7 @@ def bits(run: Any, state: Any) -> list[dict[str, float]]:
     import jax
 
     from models.compress import file
-    from train import export
+    from train.export import network as export
 
     network, found = export.network(run, state), []
     for count in (0, *BITS):
@@ -46,7 +46,7 @@ def bits(run: Any, state: Any) -> list[dict[str, float]]:
 
 def centroids(run: Any, state: Any) -> dict[str, list[float]]:
     """Accuracy by how k-means starts, with 2, 3 and 4 bits a weight, without training."""
-    from train import export
+    from train.export import network as export
 
     def accuracy(init, count):
         network = export.shared(export.network(run, state), f"{init}(conv={count}, dense={count})")
@@ -58,7 +58,7 @@ def centroids(run: Any, state: Any) -> dict[str, list[float]]:
 def cut(run: Any, state: Any) -> list[float]:
     """Accuracy without the smallest weights, by Han 2015's thresholds, for each of CUTS; nothing is trained."""
     from models.compress import prune
-    from train import export
+    from train.export import network as export
     from train.parameters import KERNELS, named, pattern, put
 
     network = export.network(run, state)

@@ -11,6 +11,7 @@ from absl import flags
 
 from models.errors import UserError, choice_error
 from train import calls, cli
+from train.data import decode
 
 USAGE = """Looks inside the network of a finished run, and writes pictures.
 
@@ -79,29 +80,9 @@ class Job(NamedTuple):
 
 
 def from_files(run: Any, files: Sequence[str]) -> list[Subject]:
-    """Images of files, as the run's evaluation crops them, or squeezed to their size where the run crops none.
-
-    Raises:
-      UserError: a file that is missing or cannot be decoded.
-    """
-    import dataclasses
-
-    height, width, channels = run.feed.image_shape
-    decoder = run.feed.test.decoder
-    if decoder.crop == "none" or height != decoder.size:
-        if height != width:
-            raise UserError(f"--image: this run's images are {height} x {width}, no squares: name some of its --split")
-        decoder = dataclasses.replace(decoder, crop="whole", size=height, channels=channels)
-    found = []
-    for file in files:
-        if not Path(file).is_file():
-            raise UserError(f"--image={file}: there is no such file")
-        try:
-            pixels = decoder(Path(file))
-        except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, … for a damaged file
-            raise UserError(f"--image={file}: it cannot be decoded: {error}") from None
-        found.append(Subject(pixels, Path(file).name, None))
-    return found
+    """Images of files, see `train.data.decode.of_file`."""
+    return [Subject(decode.of_file(run.feed.test.decoder, run.feed.image_shape, file), Path(file).name, None)
+            for file in files]
 
 
 def from_split(source: Any, split: str, indices: Sequence[int]) -> list[Subject]:

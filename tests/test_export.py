@@ -16,7 +16,8 @@ from models import weights
 from models.compress import file, packed
 from models.errors import UserError
 from tests import tiny
-from train import export, finished, loop, pretrained
+from train import finished, loop, pretrained
+from train.export import network as export
 
 
 def train(folder, **changes):

@@ -203,3 +203,28 @@ def of_images(rows: Sequence[tuple[str, Sequence[tuple[Any, str]]]], path: Path)
     figure = Figure(figsize=(11.0, 0.4 + 1.3 * len(rows)), layout="constrained")
     images_in_rows(figure, rows)
     figure.savefig(path, dpi=120)
+
+
+def predictions(rows: Sequence[tuple[np.ndarray, str, Sequence[tuple[str, float]]]], path: Path | str) -> None:
+    """A row an image: its pixels, and bars of its most probable classes.
+
+    Args:
+      rows: (pixels uint8 [H, W, C], name, [(class, probability), …]).
+      path: PNG to write.
+    """
+    most = max(len(classes) for _, _, classes in rows)
+    figure = Figure(figsize=(7.5, (0.5 + 0.28 * max(most, 4)) * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), 2, squeeze=False, width_ratios=(1, 2))
+    for (pixels, name, classes), (left, right) in zip(rows, grid, strict=True):
+        left.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
+        left.set_title(_short(name, 30), fontsize=8)
+        left.axis("off")
+        shares = [100 * share for _, share in classes]
+        bars = right.barh(range(len(classes)), shares, color=TRAIN)
+        right.bar_label(bars, [f"{share:.1f}" for share in shares], padding=3, fontsize=8)
+        right.set_yticks(range(len(classes)), [_short(label, 30) for label, _ in classes], fontsize=8)
+        right.set_xlim(0, 112)
+        right.invert_yaxis()
+        tidy(right)
+    grid[-1, 1].set_xlabel("probability (%)")
+    figure.savefig(path, dpi=120)

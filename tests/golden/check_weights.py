@@ -22,6 +22,7 @@ import numpy as np
 import models
 from models import weights
 from models.layers.init import jit_once
+from models.weights import peers
 from models.weights.__main__ import main as command
 from tests.golden import drawn
 from train import checkpoint, summary
@@ -32,17 +33,7 @@ with contextlib.suppress(ImportError):
 LIMIT = 150e6
 TOLERANCE = 1e-4  # of the largest logit
 RESULTS = pathlib.Path(__file__).parents[2] / "experiments/results"
-# Theirs where it is not the same; of the others, whatever has our name.
-TORCHVISION = {f"vit_{size}_patch{patch}": f"vit_{size[0]}_{patch}" for size, patch in (
-    ("base", 16), ("base", 32), ("large", 16), ("large", 32), ("huge", 14))}
-TIMM = {
-    **{f"vit_{size}_patch{patch}": f"vit_{size}_patch{patch}_224" for size, patch in (
-        ("tiny", 16), ("small", 16), ("small", 32), ("base", 16), ("base", 32), ("large", 14), ("large", 16),
-        ("large", 32), ("huge", 14))},
-    **{f"swin_{size[0]}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")},
-    "mobilenet_v1": "mobilenetv1_100", "mobilenet_v2": "mobilenetv2_100",
-    **{f"mobilenet_v2_{width}": f"mobilenetv2_{width}" for width in ("035", "050", "075", "140")},
-}
+
 
 
 def pairs() -> dict[str, dict[str, str]]:
@@ -53,8 +44,8 @@ def pairs() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for name in models.names():
         model = models.create(name)
-        for layout, table, known in (("torchvision", TORCHVISION, tv.list_models(module=tv)),
-                                     ("timm", TIMM, timm.list_models())):
+        for layout, table, known in (("torchvision", peers.TORCHVISION, tv.list_models(module=tv)),
+                                     ("timm", peers.TIMM, timm.list_models())):
             theirs = table.get(name, name)
             if theirs in known and layout in weights.layouts(model):
                 found.setdefault(name, {})[layout] = theirs

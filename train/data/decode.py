@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from models.errors import UserError
+
 CROPS = ("none", "resize", "random_resized", "whole")
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original image
 
@@ -67,6 +69,26 @@ class Decoder:
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
         pixels = np.asarray(image)
         return pixels[..., None] if self.channels == 1 else pixels
+
+
+def of_file(decoder: Decoder, shape: tuple[int, int, int], path: str | Path) -> np.ndarray:
+    """The pixels of a user's file, uint8 of `shape` [H, W, C], as evaluation crops them, or squeezed to that size where
+    it crops none.
+
+    Raises:
+      UserError: no such file, one that cannot be decoded, or images that are no squares.
+    """
+    height, width, channels = shape
+    if decoder.crop == "none" or height != decoder.size:
+        if height != width:
+            raise UserError(f"{path}: files are made squares, and this network's images are {height} x {width}")
+        decoder = dataclasses.replace(decoder, crop="whole", size=height, channels=channels)
+    if not Path(path).is_file():
+        raise UserError(f"{path}: there is no such file")
+    try:
+        return decoder(Path(path))
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, … for a damaged file
+        raise UserError(f"{path}: it cannot be decoded: {error}") from None
 
 
 def random_box(

@@ -19,7 +19,7 @@ class MultiLabel(ImageTask):
         """Cross-entropy, the mean over an image's counted classes and over this device's images; see `train.tasks`."""
         del step
         logits, model_state = self.forward(params, model_state, batch, key)
-        metrics = self._measured(logits, batch, self.label_smoothing)
+        metrics = self.measured(logits, batch, self.label_smoothing)
         # Divided by the full share, not by the weight: every device's mean then counts the same in the global mean.
         return metrics["loss"][0] / len(logits), (metrics, model_state, task_state)
 
@@ -27,9 +27,10 @@ class MultiLabel(ImageTask):
         """Loss without smoothing, and "hit", the share of images whose highest score among the counted classes is that
         of a class that is present (an image without any is none); masked rows count nothing."""
         del task_state
-        return self._measured(self.predict(variables, batch), batch, 0.0)
+        return self.measured(self.predict(variables, batch), batch)
 
-    def _measured(self, logits, batch, smoothing):
+    def measured(self, logits, batch, smoothing=0.0):
+        """The metrics of logits."""
         label, mask = batch["label"], batch["mask"]
         counted = label >= 0  # [B, C]
         target = (label == 1) * (1 - smoothing) + smoothing / 2

@@ -1,0 +1,248 @@
+"""The formats of exported networks: how each is written into a folder, and opened as a function of images.
+
+  opened(pixels uint8 [N, H, W, C]) -> probabilities, logits: float32 [N, num_classes], numpy
+"""
+
+import importlib
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import models
+from models import weights
+from models.compress import file
+from models.errors import UserError
+from models.layers.conv import lowering
+from train import checkpoint
+from train.export import graph
+from train.export.network import Network
+
+Card = dict[str, Any]
+Opened = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+PLATFORMS = ("cpu", "cuda", "tpu")  # of one StableHLO file
+_ONE_FILE = 1_800_000_000  # bytes of arrays; a protocol buffer, and a flatbuffer, end at 2 GiB
+TORCH_SIDE = Path(__file__).with_name("torch_side.py")
+
+
+class Format(NamedTuple):
+    """One of FORMATS.
+
+    Attributes:
+      file: its name in the folder.
+      write: (network, card, path of the file) -> entries to add to the card.
+      open: (folder, card) -> a function of images, in this process.
+      exact: whether the logits are the network's to the bit.
+      folds: those of `graph.FOLDS` that it can have.
+      outside: (folder, card, pixels, Python to run) -> who ran it, and the logits there: in another process and by
+        another's code; None where `open` is that.
+    """
+
+    file: str
+    write: Callable[[Network, Card, Path], Card]
+    open: Callable[[Path, Card], Opened]
+    exact: bool = False
+    folds: tuple[str, ...] = ()
+    outside: Callable[[Path, Card, np.ndarray, str], tuple[str, np.ndarray]] | None = None
+
+
+def of_variables(model: Any, variables: Any, card: Mapping[str, Any]) -> Opened:
+    """A flax module as a function of pixels."""
+    variables = jax.device_put(dict(variables))
+
+    @jax.jit
+    def compute(variables, pixels):
+        logits = model.apply(variables, graph.normalized(pixels, card["preprocessing"]))
+        return graph.to_probabilities(logits, card["probabilities"]), logits
+
+    return lambda pixels: tuple(map(np.asarray, compute(variables, pixels)))
+
+
+# -- weights -------------------------------------------------------------------------------------------------------
+
+
+def _write_compressed(network, card, path):
+    checkpoint.write_atomically(path, file.dump(network.name, network.fields, network.variables, network.inputs))
+    return {"usage": "network and weights: models.compress.file.load; training from them: --config.init_from=FOLDER"}
+
+
+def _open_compressed(folder, card):
+    path = folder / card["file"]
+    return of_variables(*file.load(file.read(path), path), card)
+
+
+def _write_safetensors(network, card, path):
+    weights.save(path, network.create(), network.variables, {"model": network.name, "fields": network.fields})
+    return {"usage": "model = models.create(card['architecture'], **card['fields']); "
+                     "variables = models.weights.load('model.safetensors', model)"}
+
+
+def _open_safetensors(folder, card):
+    model = models.create(card["architecture"], **card["fields"])
+    return of_variables(model, weights.load(folder / card["file"], model), card)
+
+
+# -- PyTorch -------------------------------------------------------------------------------------------------------
+
+
+def _write_torch(network, card, path):
+    theirs = card["torch"]
+    weights.write(path, weights.to_arrays(network.create(), network.variables, theirs["library"]), {"format": "pt"})
+    made = {"torchvision": "torchvision.models.get_model", "timm": "timm.create_model"}[theirs["library"]]
+    options = "".join(f", {key}={value!r}" for key, value in theirs["arguments"].items())
+    return {"usage": f"net = {made}({theirs['name']!r}{options}); "
+                     f"net.load_state_dict(safetensors.torch.load_file({path.name!r}), strict=True)"}
+
+
+def _open_torch(folder, card):
+    model = models.create(card["architecture"], **card["fields"])
+    return of_variables(model, weights.from_arrays(
+        model, weights.read(folder / card["file"]), card["torch"]["library"]), card)
+
+
+def _torch_outside(folder, card, pixels, python):
+    """The logits of their network with the file's weights, load_state_dict(strict=True)."""
+    images = np.asarray(graph.normalized(pixels, card["preprocessing"]))
+    return _elsewhere([python, str(TORCH_SIDE), json.dumps(card["torch"]), str(folder / card["file"])], images,
+                      f"PyTorch ({python})")
+
+
+# -- programs ------------------------------------------------------------------------------------------------------
+
+
+def _abstract(network, card, batch):
+    dtype = np.uint8 if "normalization" in card["folded"] else np.float32
+    return jax.ShapeDtypeStruct((batch, *network.inputs[1:]), dtype)
+
+
+def _names(card):
+    return ["probabilities", "logits"] if "normalization" in card["folded"] else ["logits"]
+
+
+def _both(outputs, card):
+    """Probabilities and logits of what a program returns."""
+    *probabilities, logits = map(np.asarray, outputs)
+    return (*probabilities, logits) if probabilities else (
+        np.asarray(graph.to_probabilities(jnp.asarray(logits), card["probabilities"])), logits)
+
+
+def _fed(card, call):
+    """A program as a function of pixels."""
+    if "normalization" in card["folded"]:
+        return lambda pixels: _both(call(pixels), card)
+    return lambda pixels: _both(call(np.asarray(graph.normalized(pixels, card["preprocessing"]))), card)
+
+
+def _write_onnx(network, card, path):
+    convert, onnx = _needed("jax2onnx").to_onnx, _needed("onnx")
+    _needed("onnxruntime")  # without it, it could not be checked
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it tells of every constant of an unknown type
+    function = graph.program(network, card["preprocessing"], card["probabilities"], card["folded"])
+    with lowering("onnx"):
+        made = convert(function, inputs=[_abstract(network, card, "N")], model_name=network.name,
+                       input_names=["images"], output_names=_names(card))
+    known = ("architecture", "preprocessing", "labels", "probabilities", "license")
+    onnx.helper.set_model_props(made, {key: json.dumps(card[key]) for key in known})
+    apart = _bytes(network) > _ONE_FILE
+    onnx.save_model(made, path, save_as_external_data=apart, location=f"{path.name}.data" if apart else None)
+    return {"usage": f"session = onnxruntime.InferenceSession({path.name!r}); "
+                     f"session.run({_names(card)!r}, {{'images': images}})"}
+
+
+def _open_onnx(folder, card):
+    runtime = _needed("onnxruntime")
+    try:
+        session = runtime.InferenceSession(str(folder / card["file"]), providers=runtime.get_available_providers())
+    except Exception as error:  # onnxruntime raises classes of its own
+        raise UserError(f"{folder}: onnxruntime cannot read {card['file']}: {str(error).splitlines()[0]}") from None
+    return _fed(card, lambda images: session.run(_names(card), {"images": images}))
+
+
+def _needed(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"format onnx needs {name}, which cannot be imported ({error}): pip install -e '.[export]' "
+                        "and pip install --no-deps jax2onnx, which asks for an older orbax-checkpoint than it needs"
+                        ) from None
+
+
+def _write_stablehlo(network, card, path):
+    if _bytes(network) > _ONE_FILE:
+        raise UserError(f"format stablehlo holds its arrays in one file of at most 2 GiB, and {network.name} has "
+                        f"{_bytes(network):,} bytes; export safetensors or onnx")
+    function = jax.jit(graph.program(network, card["preprocessing"], card["probabilities"], card["folded"]))
+    with lowering("plain"):
+        batch, = jax.export.symbolic_shape("N")
+        made = jax.export.export(function, platforms=PLATFORMS)(_abstract(network, card, batch))
+    checkpoint.write_atomically(path, bytes(made.serialize()))
+    returned = ", ".join(_names(card))
+    return {"platforms": list(PLATFORMS),
+            "usage": f"program = jax.export.deserialize(bytearray(open({path.name!r}, 'rb').read())); "
+                     f"{returned}{',' * (returned == 'logits')} = program.call(images)"}
+
+
+def _open_stablehlo(folder, card):
+    try:
+        program = jax.export.deserialize(bytearray((folder / card["file"]).read_bytes()))
+    except Exception as error:  # flatbuffers raise whatever a damaged file makes them stumble over
+        raise UserError(f"{folder}: {card['file']} is damaged: {type(error).__name__} {error}") from None
+    if jax.default_backend() not in ("cpu", "gpu", "tpu"):
+        raise UserError(f"{folder}: this program is for {', '.join(PLATFORMS)}")
+    return _fed(card, jax.jit(program.call))
+
+
+_ALONE = """
+import sys
+for name in ("flax", "optax", "orbax", "models", "train"):
+    sys.modules[name] = None  # importing one of them fails
+import jax
+import jax.export
+import numpy
+program = jax.jit(jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read())).call)
+with numpy.load(sys.argv[2]) as given:
+    numpy.savez(sys.argv[3], logits=program(given["images"])[-1])
+print("a process with jax", jax.__version__, "alone")
+"""
+
+
+def _stablehlo_outside(folder, card, pixels, python):
+    del python
+    if "normalization" not in card["folded"]:
+        pixels = np.asarray(graph.normalized(pixels, card["preprocessing"]))
+    return _elsewhere([sys.executable, "-c", _ALONE, str(folder / card["file"])], pixels, "a process of jax")
+
+
+def _elsewhere(command: list[str], images: np.ndarray, who: str) -> tuple[str, np.ndarray]:
+    """What a command says last, and the logits that it makes of images: it gets the names of two .npz files."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = Path(folder) / "given.npz", Path(folder) / "found.npz"
+        np.savez(given, images=images)
+        done = subprocess.run([*command, str(given), str(found)], capture_output=True, text=True, check=False)
+        if done.returncode == 2 or not found.exists():
+            lines = [*done.stderr.strip().splitlines(), f"exit code {done.returncode}"]
+            raise UserError(f"{who} does not run it: {lines[-2] if len(lines) > 1 else lines[-1]}")
+        with np.load(found) as arrays:
+            return done.stdout.strip().splitlines()[-1], arrays["logits"]
+
+
+def _bytes(network: Network) -> int:
+    return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(network.variables))
+
+
+FORMATS = {
+    "safetensors": Format("model.safetensors", _write_safetensors, _open_safetensors, exact=True),
+    "torch": Format("model.safetensors", _write_torch, _open_torch, outside=_torch_outside),
+    "onnx": Format("model.onnx", _write_onnx, _open_onnx, folds=graph.FOLDS),
+    "stablehlo": Format("model.stablehlo", _write_stablehlo, _open_stablehlo, folds=graph.FOLDS,
+                        outside=_stablehlo_outside),
+    "compressed": Format(f"model{file.SUFFIX}", _write_compressed, _open_compressed, exact=True),
+}
