@@ -13,6 +13,7 @@ import numpy as np
 from models import weights
 from models.compress import file, lowbit
 from models.errors import UserError
+from train import card
 from train.checkpoint import Checkpoints
 
 SHOWN = 5  # arrays that do not fit, in an error
@@ -34,8 +35,8 @@ class Pretrained(NamedTuple):
 
 
 def load(where: str | Path) -> Pretrained:
-    """Reads a run's folder, a .safetensors file (`python -m models.weights import`), or a compressed one (`python -m
-    train.export`).
+    """Reads a run's folder, that of an exported network (`python -m train.export`, a format of weights), or a file:
+    .safetensors (`python -m models.weights import`) or compressed.
 
     Of a run it is the newest checkpoint, there the averaged weights where it has them: what the run evaluates.
 
@@ -44,15 +45,24 @@ def load(where: str | Path) -> Pretrained:
     """
     path = Path(where).expanduser()
     if path.is_dir():
-        return _of_run(path)
+        return _of_export(path) if card.is_in(path) else _of_run(path)
     if not path.exists():
         raise UserError(f"init_from={where}: there is no such run or file")
     if path.suffix == file.SUFFIX:
         return _of_file(path)
     if path.suffix != ".safetensors":
-        raise UserError(f"init_from={where}: want a run's folder, a {file.SUFFIX} or a .safetensors file; other files "
-                        "become one by python -m models.weights import")
+        raise UserError(f"init_from={where}: want the folder of a run or of an exported network, a {file.SUFFIX} or a "
+                        ".safetensors file; other files become one by python -m models.weights import")
     return Pretrained(str(where), weights.about(path).get("model"), weights.read(path))
+
+
+def _of_export(folder: Path) -> Pretrained:
+    try:
+        about = card.read(folder)
+        arrays = weights.flatten(card.network(folder, about)[1])
+    except UserError as error:
+        raise UserError(f"init_from={error}") from None
+    return Pretrained(str(folder), about["architecture"], arrays)
 
 
 def _of_file(path: Path) -> Pretrained:

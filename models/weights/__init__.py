@@ -70,7 +70,7 @@ def to_arrays(model: nn.Module, variables: Mapping[str, Any], to: str) -> dict[s
 
 def from_arrays(
     model: nn.Module, arrays: Mapping[str, np.ndarray], source: str, *, new: Collection[str] = (), seed: int = 0,
-    drawn: Mapping[str, Any] | None = None,
+    drawn: Mapping[str, Any] | None = None, inputs: Any = None,
 ) -> dict[str, Any]:
     """The model's variables from arrays that are named and shaped as the library `source` has them.
 
@@ -81,7 +81,8 @@ def from_arrays(
       new: beginnings of our paths, as "head" or "*/gate", whose arrays are drawn anew (by `seed`) whatever `arrays` has
         for them: a new head for other classes.
       seed: of these.
-      drawn: variables of the model that have them already; None draws them, for `model.example()`.
+      drawn: variables of the model that have them already; None draws them.
+      inputs: what the model is called with, as `models.initialize` takes it; None for `model.example()`.
 
     Returns:
       Variables as `models.initialize` gives them, float32.
@@ -90,7 +91,7 @@ def from_arrays(
       Mismatch: arrays are missing, unexpected or of another shape; the list names each.
       UserError: unknown layout, or `new` names nothing of the model.
     """
-    how, template = layout(model, source), drawn or _template(model)
+    how, template = layout(model, source), drawn or _template(model, inputs)
     leaves = flatten(template)
     for start in new:
         if not any(_within(path, start) for path in leaves):
@@ -118,15 +119,15 @@ def from_arrays(
         raise Mismatch(f"{summary}{_hint(model, misfits, arrays)}:",
                        [f"{sign} {what}" for _, sign, what in misfits])
     if new:
-        drawn = flatten(drawn or models.initialize(model, jax.random.key(seed), model.example()))
+        drawn = flatten(drawn or models.initialize(model, jax.random.key(seed), inputs or model.example()))
         values = {path: values.get(path, np.asarray(drawn[path])) for path in leaves}
     return jax.tree_util.tree_map_with_path(lambda keys, leaf: values["/".join(key.key for key in keys[1:])], template)
 
 
-def _template(model: nn.Module) -> dict[str, Any]:
+def _template(model: nn.Module, inputs: Any = None) -> dict[str, Any]:
     """Shapes of the model's variables."""
     with lowering("plain"):
-        return dict(jax.eval_shape(model.init, jax.random.key(0), *model.example()))
+        return dict(jax.eval_shape(model.init, jax.random.key(0), *models.abstract(inputs or model.example())))
 
 
 def _within(path: str, start: str) -> bool:

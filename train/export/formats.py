@@ -4,6 +4,7 @@
 """
 
 import importlib
+import importlib.metadata
 import json
 import logging
 import subprocess
@@ -17,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import models
 from models import weights
 from models.compress import file
 from models.errors import UserError
 from models.layers.conv import lowering
+from train import card as cards
 from train import checkpoint
 from train.export import graph
 from train.export.network import Network
@@ -42,8 +43,9 @@ class Format(NamedTuple):
       open: (folder, card) -> a function of images, in this process.
       exact: whether the logits are the network's to the bit.
       folds: those of `graph.FOLDS` that it can have.
-      outside: (folder, card, pixels, Python to run) -> who ran it, and the logits there: in another process and by
-        another's code; None where `open` is that.
+      by: whose code `open` runs.
+      outside: (folder, card, pixels, Python to run) -> who ran it, and the logits there: in another process, which has
+        nothing of this project; or None.
     """
 
     file: str
@@ -51,6 +53,7 @@ class Format(NamedTuple):
     open: Callable[[Path, Card], Opened]
     exact: bool = False
     folds: tuple[str, ...] = ()
+    by: Callable[[], str] = lambda: "this process"
     outside: Callable[[Path, Card, np.ndarray, str], tuple[str, np.ndarray]] | None = None
 
 
@@ -66,28 +69,23 @@ def of_variables(model: Any, variables: Any, card: Mapping[str, Any]) -> Opened:
     return lambda pixels: tuple(map(np.asarray, compute(variables, pixels)))
 
 
+_OURS = "train.export.loaded.load(FOLDER).run(pixels), or --config.init_from=FOLDER"
+
 # -- weights -------------------------------------------------------------------------------------------------------
 
 
 def _write_compressed(network, card, path):
     checkpoint.write_atomically(path, file.dump(network.name, network.fields, network.variables, network.inputs))
-    return {"usage": "network and weights: models.compress.file.load; training from them: --config.init_from=FOLDER"}
-
-
-def _open_compressed(folder, card):
-    path = folder / card["file"]
-    return of_variables(*file.load(file.read(path), path), card)
+    return {"usage": _OURS}
 
 
 def _write_safetensors(network, card, path):
     weights.save(path, network.create(), network.variables, {"model": network.name, "fields": network.fields})
-    return {"usage": "model = models.create(card['architecture'], **card['fields']); "
-                     "variables = models.weights.load('model.safetensors', model)"}
+    return {"usage": _OURS}
 
 
-def _open_safetensors(folder, card):
-    model = models.create(card["architecture"], **card["fields"])
-    return of_variables(model, weights.load(folder / card["file"], model), card)
+def _open_weights(folder, card):
+    return of_variables(*cards.network(folder, card), card)
 
 
 # -- PyTorch -------------------------------------------------------------------------------------------------------
@@ -100,12 +98,6 @@ def _write_torch(network, card, path):
     options = "".join(f", {key}={value!r}" for key, value in theirs["arguments"].items())
     return {"usage": f"net = {made}({theirs['name']!r}{options}); "
                      f"net.load_state_dict(safetensors.torch.load_file({path.name!r}), strict=True)"}
-
-
-def _open_torch(folder, card):
-    model = models.create(card["architecture"], **card["fields"])
-    return of_variables(model, weights.from_arrays(
-        model, weights.read(folder / card["file"]), card["torch"]["library"]), card)
 
 
 def _torch_outside(folder, card, pixels, python):
@@ -142,9 +134,10 @@ def _fed(card, call):
 
 
 def _write_onnx(network, card, path):
+    for name in ("jax2onnx", "onnx_ir"):  # they tell of every example of theirs and every constant that they skip
+        logging.getLogger(name).setLevel(logging.ERROR)
     convert, onnx = _needed("jax2onnx").to_onnx, _needed("onnx")
     _needed("onnxruntime")  # without it, it could not be checked
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it tells of every constant of an unknown type
     function = graph.program(network, card["preprocessing"], card["probabilities"], card["folded"])
     with lowering("onnx"):
         made = convert(function, inputs=[_abstract(network, card, "N")], model_name=network.name,
@@ -239,10 +232,11 @@ def _bytes(network: Network) -> int:
 
 
 FORMATS = {
-    "safetensors": Format("model.safetensors", _write_safetensors, _open_safetensors, exact=True),
-    "torch": Format("model.safetensors", _write_torch, _open_torch, outside=_torch_outside),
-    "onnx": Format("model.onnx", _write_onnx, _open_onnx, folds=graph.FOLDS),
+    "safetensors": Format("model.safetensors", _write_safetensors, _open_weights, exact=True),
+    "torch": Format("model.safetensors", _write_torch, _open_weights, outside=_torch_outside),
+    "onnx": Format("model.onnx", _write_onnx, _open_onnx, folds=graph.FOLDS,
+                   by=lambda: f"onnxruntime {importlib.metadata.version('onnxruntime')}"),
     "stablehlo": Format("model.stablehlo", _write_stablehlo, _open_stablehlo, folds=graph.FOLDS,
                         outside=_stablehlo_outside),
-    "compressed": Format(f"model{file.SUFFIX}", _write_compressed, _open_compressed, exact=True),
+    "compressed": Format(f"model{file.SUFFIX}", _write_compressed, _open_weights, exact=True),
 }

@@ -43,7 +43,7 @@ def verify(run: Any, network: Network, folder: Any, card: formats.Card, count: i
     size = run.config["eval_batch_size"]
     largest = difference = 0.0
     metrics: dict[str, Any] = {"network": None, "file": None}
-    by = "this process"
+    by = how.by()
 
     def compare(found, wanted, what):
         nonlocal largest, difference
