@@ -214,6 +214,15 @@ def groups(frozen: str, unfreeze: str, decay: float, model: str, stages: int) ->
     return (*found, (".*", 1.0))
 
 
+def exported(folder: Path) -> dict[str, Any] | None:
+    """The config of the run of an exported network (`python -m train.export`), with the network that was exported."""
+    if not (folder / "card.json").is_file():
+        return None
+    card = json.loads((folder / "card.json").read_text())
+    fields = {name: value for name, value in card["fields"].items() if name not in ("num_classes", "image_size")}
+    return {**card["config"], "model": {"name": card["architecture"], **fields}}
+
+
 def described(where: str) -> dict[str, Any]:
     """What a run or a file says of its network: {"model": its section, "batch_norm", and of a run's images "mean",
     "std", "size", "channels"}.
@@ -224,7 +233,7 @@ def described(where: str) -> dict[str, Any]:
     path = Path(where).expanduser()
     try:
         if path.is_dir():
-            config = json.loads((path / "config.json").read_text())
+            config = exported(path) or json.loads((path / "config.json").read_text())
             data, known = config["data"], {"model": config["model"]}
             known |= {name: data[name] for name in ("mean", "std")}
             known["size"] = data["image_size"] or SIZES.get(data["source"], 0)
@@ -240,7 +249,8 @@ def described(where: str) -> dict[str, Any]:
         fields = {name: value for name, value in about.get("fields", {}).items() if name != "num_classes"}
         return {"model": {"name": about["model"], **fields}, "batch_norm": any(n.endswith("/var") for n in header)}
     except OSError as error:
-        raise ValueError(f"from={where}: {error.strerror}; want a run's folder or a .safetensors file") from None
+        raise ValueError(f"from={where}: {error.strerror}; want the folder of a run or of an exported network, or a "
+                         ".safetensors file") from None
     except (ValueError, KeyError, TypeError, SyntaxError, struct.error):
         raise ValueError(f"from={where}: it does not say which network it is; want a run's folder or a .safetensors "
                          "file of python -m models.weights import") from None

@@ -1,6 +1,8 @@
 """Exported networks: the file is small, gives back what the run computes to the bit, and a bad one is one line."""
 
+import collections
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -12,11 +14,13 @@ import numpy as np
 import pytest
 
 import models
+from configs import transfer
 from models import weights
 from models.compress import file, packed
 from models.errors import UserError
 from tests import tiny
-from train import finished, loop, pretrained
+from train import finished, loop, predict, pretrained
+from train.export import formats, loaded, verify, write
 from train.export import network as export
 
 
@@ -120,35 +124,199 @@ def test_codebooks_without_training(runs):
             assert len(np.unique(leaf[leaf != 0])) <= (8 if leaf.ndim == 2 else 4)
 
 
-def command(*arguments):
-    return subprocess.run([sys.executable, "-m", "train.export", *arguments], cwd=tiny.ROOT, text=True,
-                          capture_output=True, timeout=300, check=False)
+# -- the folder ----------------------------------------------------------------------------------------------------
 
 
-def test_the_command(runs, tmp_path):
-    out = tmp_path / "net.ablate"
-    done = command(f"--workdir={runs / 'shared'}", f"--out={out}")
+def command(*arguments, module="train.export"):
+    return subprocess.run([sys.executable, "-m", module, *arguments], cwd=tiny.ROOT, text=True, capture_output=True,
+                          timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two images of the test set, as a user has them."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("files")
+    source = loop.setup(tiny.config()).feed.test
+    for index in (0, 7):
+        Image.fromarray(source.example(index)["image"][..., 0]).save(folder / f"{index}.png")
+    return [str(folder / "0.png"), str(folder / "7.png")]
+
+
+@pytest.fixture(scope="module")
+def out(runs, tmp_path_factory):
+    """The run "whole" in every format but torch, and their cards."""
+    folder = tmp_path_factory.mktemp("exported")
+    pytest.importorskip("jax2onnx")
+    run, state = finished.load(runs / "whole")
+    network, metrics = export.network(run, state), run.evaluate(run.parallel.replicate(state))
+    for format, how in formats.FORMATS.items():
+        if format != "torch":
+            write.export(run, network, format, folder / format, metrics, folds=how.folds, images=50)
+    return folder
+
+
+@pytest.mark.parametrize("format", [name for name in formats.FORMATS if name != "torch"])
+def test_every_format_says_what_the_run_says(runs, out, files, format):
+    card = json.loads((out / format / "card.json").read_text())
+    assert card["verified"]["images"] == 50 and card["metrics"]["accuracy"] == pytest.approx(
+        json.loads((runs / "whole" / "summary.json").read_text())["accuracy"])
+    found = card["verified"]["metrics"]
+    assert found["network"]["accuracy"] == found["file"]["accuracy"] > 0.1
+    assert card["ingredients"] == {"norm": "batch", "act": "relu", "init": "msra", "conv": "standard",
+                                   "dense": "standard"}
+    network, of_run = loaded.load(out / format), loaded.load(runs / "whole")
+    pixels = np.stack([network.pixels(file) for file in files])
+    probabilities, logits = network.run(pixels)
+    np.testing.assert_allclose(logits, of_run.run(pixels)[1], rtol=0, atol=1e-4 * np.abs(logits).max())
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    rows = predict.predict(network, files, 3)
+    assert [label for label, _ in rows[1]["classes"]] == [str(i) for i in np.argsort(-logits[1], kind="stable")[:3]]
+
+
+@pytest.mark.parametrize("format", ["onnx", "stablehlo"])
+def test_programs_hold_what_was_folded(out, runs, format, tmp_path):
+    def operations(folder):
+        if format == "onnx":
+            import onnx
+
+            graph = onnx.load(folder / "model.onnx").graph
+            return graph.input[0].type.tensor_type.elem_type, collections.Counter(node.op_type for node in graph.node)
+        program = jax.export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
+        assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+        text = program.mlir_module()
+        return program.in_avals[0].dtype, collections.Counter(re.findall(r"stablehlo\.(\w+)", text))
+
+    run, state = finished.load(runs / "whole")
+    network = export.network(run, state)
+    card = write.export(run, network, format, tmp_path / "plain", {}, images=20)
+    assert card["folded"] == []
+    (dtype, bare), (pixel_dtype, folded) = operations(tmp_path / "plain"), operations(out / format)
+    assert dtype != pixel_dtype
+    root = {"onnx": "Sqrt", "stablehlo": "rsqrt"}[format]
+    assert folded["Conv"] == bare["Conv"] and folded[root] == 0 and folded["convolution"] == bare["convolution"]
+    assert sum(folded.values()) < sum(bare.values())  # in spite of the pixels and the softmax
+
+
+def test_an_exported_network_is_a_start(out, runs):
+    starts = {where: loop.setup(tiny.config(init_from=str(where), init_new="")).state.variables()
+              for where in (runs / "whole", out / "safetensors", out / "compressed")}
+    first, *others = starts.values()
+    for other in others:
+        tiny.assert_same(other, first)
+    with pytest.raises(UserError, match="holds a program .onnx., in which weights have no names"):
+        loop.setup(tiny.config(init_from=str(out / "onnx")))
+    config = transfer.get_config(f"from={out / 'safetensors'},to=digits")
+    assert config.model.name == "resnet8" and config.model.width == 4 and config.init_from == str(out / "safetensors")
+
+
+def test_names_and_shapes_for_pytorch(runs, tmp_path, monkeypatch):
+    """What is written loads there by names and shapes; that PyTorch runs it is checked where there is one."""
+    train(tmp_path / "run", model__name="resnet18", model__width=8, data__channels=3, duration="2 steps")
+    run, state = finished.load(tmp_path / "run")
+    network = export.network(run, state)
+    seen = {}
+
+    def outside(folder, card, pixels, python):
+        seen.update(card["torch"], weights=weights.read(folder / card["file"]))
+        return "a double", formats.of_variables(network.create(), network.variables, card)(pixels)[1]
+
+    monkeypatch.setitem(formats.FORMATS, "torch", formats.FORMATS["torch"]._replace(outside=outside))
+    card = write.export(run, network, "torch", tmp_path / "out", {}, images=20)
+    assert (seen["library"], seen["name"], seen["arguments"]) == ("torchvision", "resnet18", {"num_classes": 10})
+    assert seen["weights"]["layer2.0.downsample.0.weight"].shape == (16, 8, 1, 1)
+    assert "strict=True" in card["usage"] and card["verified"]["by"] == "a double"
+    again = loop.setup(tiny.config(init_from=str(tmp_path / "out"), init_new="", model__name="resnet18",
+                                   model__width=8, data__channels=3))
+    tiny.assert_same(again.state.variables(), network.variables)
+    with pytest.raises(UserError, match="/nowhere/python. does not run: No such file"):
+        formats._torch_outside(tmp_path / "out", card, np.zeros((1, 8, 8, 3), np.uint8), "/nowhere/python")
+
+
+def test_a_network_that_pytorch_has_not(runs, tmp_path):
+    run, state = finished.load(runs / "whole")
+    with pytest.raises(UserError, match="resnet8 is in the layout of no PyTorch library"):
+        write.export(run, export.network(run, state), "torch", tmp_path / "out", {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda p, y: (p, y + 0.01 * np.abs(y).max()), "logits differ by"),
+    (lambda p, y: (p, y * np.nan), "not finite"),
+    (lambda p, y: (p[:, ::-1], y), "its probabilities are not those of its logits"),
+    (lambda p, y: (p, y + 0.01 * np.abs(y).max() * (len(y) == 1)), "logits differ .one image."),
+])
+def test_a_file_that_is_not_the_network_is_a_failed_export(runs, out, tmp_path, monkeypatch, change, message):
+    how = formats.FORMATS["stablehlo"]
+
+    def opened(folder, card):
+        run = how.open(folder, card)
+        return lambda pixels: change(*run(pixels))
+
+    monkeypatch.setitem(formats.FORMATS, "stablehlo", how._replace(open=opened, outside=None))
+    run, state = finished.load(runs / "whole")
+    with pytest.raises(verify.Failed, match=message):
+        write.export(run, export.network(run, state), "stablehlo", tmp_path / "out", {}, folds=how.folds, images=30)
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_classes_an_image_have_probabilities_of_their_own(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    labels = np.random.default_rng(1).integers(0, 2, (40, 3)).astype(np.int8)
+    np.savez(tmp_path / "a.npz", train_image=images, train_label=labels, test_image=images, test_label=labels)
+    train(tmp_path / "run", data__source=f"arrays:{tmp_path / 'a.npz'}", task__name="multi_label", eval_batch_size=20,
+          batch_size=8, duration="2 steps")
+    run, state = finished.load(tmp_path / "run")
+    card = write.export(run, export.network(run, state), "stablehlo", tmp_path / "out", {}, folds=["normalization"])
+    assert card["probabilities"] == "sigmoid" and set(card["verified"]["metrics"]["file"]) == {"loss", "hit"}
+    probabilities, logits = loaded.load(tmp_path / "out").run(images)
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), rtol=1e-4)
+
+
+def test_the_commands(runs, out, files, tmp_path):
+    done = command(f"--workdir={runs / 'shared'}", "--format=compressed", f"--out={tmp_path / 'net'}", "--images=100")
     assert done.returncode == 0, done.stderr
-    for text in ("stage1/block0/conv1", "total", "equal to the bit when read back", "of the file"):
+    for text in ("stage1/block0/conv1", "total", "logits of 100 test images equal to the bit", "of the file",
+                 "the card names no license"):
         assert text in done.stdout
-    done = command(f"--workdir={runs / 'shared'}", f"--out={tmp_path / 'net.safetensors'}", "--format=safetensors")
+    done = command(str(tmp_path / "net"), *files, "--json", "--top=2", f"--out={tmp_path / 'said.png'}",
+                   module="train.predict")
     assert done.returncode == 0, done.stderr
-    found, wanted = weights.read(tmp_path / "net.safetensors"), pretrained.load(out).arrays
-    assert found.keys() == wanted.keys() and all((found[name] == wanted[name]).all() for name in found)
-    assert weights.about(tmp_path / "net.safetensors")["model"] == "resnet8"
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["file"] for row in rows] == files and all(len(row["classes"]) == 2 for row in rows)
+    assert (tmp_path / "said.png").stat().st_size > 5000
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (("--out=x.ablate",), "--workdir is missing"),
-    (("--workdir=/nowhere", "--out=x.ablate"), "--workdir=/nowhere: it is no run's folder"),
-    (("--workdir=/nowhere", "--out=x.npz"), "--out=x.npz: a file of --format=compressed ends in .ablate"),
-    (("--workdir=/nowhere", "--out=/none/x.ablate"), "there is no folder /none"),
-    (("--workdir=/nowhere", "--out=x.ablate", "--format=zip"), "unknown --format 'zip'"),
+    (("--out=x",), "--workdir is missing"),
+    (("--workdir=/nowhere", "--out=x"), "--workdir=/nowhere: it is no run's folder"),
+    (("--workdir=/nowhere", "--out=tests"), "--out=tests is something else than an exported network"),
+    (("--workdir=/nowhere", "--out=/none/x"), "there is no folder /none"),
+    (("--workdir=/nowhere", "--out=x", "--format=zip"), "unknown --format 'zip'"),
+    (("--workdir=/nowhere", "--out=x", "--fold=batch_norm"), "the format safetensors holds weights, in which nothing"),
+    (("--workdir=/nowhere", "--out=x", "--format=onnx", "--fold=norm"), "unknown --fold 'norm'"),
 ])
 def test_mistakes(flags, message):
     done = command(*flags)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_mistakes_of_prediction(out, files, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
+    (tmp_path / "card.json").write_text("{}")
+    for where, message in ((tmp_path / "none", "there is no such folder"), (tmp_path, "does not say format, file")):
+        with pytest.raises(UserError, match=message):
+            loaded.load(where)
+    network = loaded.load(out / "safetensors")
+    with pytest.raises(UserError, match="broken.png: it cannot be decoded"):
+        predict.predict(network, [str(tmp_path / "broken.png")], 1)
+    shutil.copytree(out / "stablehlo", tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.stablehlo").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="model.stablehlo is damaged"):
+        loaded.load(tmp_path / "damaged")
 
 
 # -- hostile files -------------------------------------------------------------------------------------------------

@@ -219,10 +219,14 @@ def _elsewhere(command: list[str], images: np.ndarray, who: str) -> tuple[str, n
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder) / "given.npz", Path(folder) / "found.npz"
         np.savez(given, images=images)
-        done = subprocess.run([*command, str(given), str(found)], capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run([*command, str(given), str(found)], capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise UserError(f"{who} does not run: {error.strerror}; --torch_python names another") from None
         if done.returncode == 2 or not found.exists():
             lines = [*done.stderr.strip().splitlines(), f"exit code {done.returncode}"]
-            raise UserError(f"{who} does not run it: {lines[-2] if len(lines) > 1 else lines[-1]}")
+            more = "; --torch_python names another" if "ModuleNotFoundError" in done.stderr else ""
+            raise UserError(f"{who} does not run it: {lines[-2] if len(lines) > 1 else lines[-1]}{more}")
         with np.load(found) as arrays:
             return done.stdout.strip().splitlines()[-1], arrays["logits"]
 
