@@ -144,7 +144,7 @@ def interleaved(
     A worker that fails is left out from there on; its row says why.
     """
     samples: dict[tuple[str, str], list[dict[str, float]]] = collections.defaultdict(list)
-    peaks: dict[str, dict[str, float]] = collections.defaultdict(dict)
+    told: dict[str, dict[str, Any]] = collections.defaultdict(dict)  # what a worker says of itself, and its peaks
     failed: dict[str, str] = {}
     for _ in range(settings.processes):
         running: list[Worker] = []
@@ -156,41 +156,44 @@ def interleaved(
                 failed[worker.name] = str(error)
                 worker.kill()
                 running.remove(worker)
+                return ()  # neither samples nor anything told
 
         try:
             for spec in specs:
                 if spec.name in failed:
                     continue
-                running.append(Worker(spec, settings))
+                worker = Worker(spec, settings)
+                running.append(worker)
                 if not settings.overlap:
-                    attempt(running[-1], running[-1].ready)
+                    told[worker.name].update(attempt(worker, worker.ready))
             for worker in [*running] if settings.overlap else ():
-                attempt(worker, worker.ready)
+                told[worker.name].update(attempt(worker, worker.ready))
             for _ in range(settings.rounds):
                 for call in calls:
                     for worker in [*running]:
                         samples[call.name, worker.name] += attempt(
-                            worker, worker.run, call.name, inner or settings.inner) or []
+                            worker, worker.run, call.name, inner or settings.inner)
             for worker in [*running]:
-                for name, peak in (attempt(worker, worker.close) or {}).items():
-                    peaks[worker.name][name] = round(max(peaks[worker.name].get(name, 0), peak))
+                for name, peak in dict(attempt(worker, worker.close)).items():
+                    told[worker.name][name] = round(max(told[worker.name].get(name, 0), peak))
         finally:
             for worker in running:
                 worker.kill()
     if len(failed) == len(specs):
         raise UserError(f"no worker of the case ran: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
-    return table(specs, calls, samples, peaks, failed)
+    return table(specs, calls, samples, told, failed)
 
 
 def table(
     specs: Sequence[Spec], calls: Sequence[Call], samples: Mapping[tuple[str, str], Sequence[Mapping[str, float]]],
-    peaks: Mapping[str, Mapping[str, float]], failed: Mapping[str, str]
+    told: Mapping[str, Mapping[str, Any]], failed: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """A row a call and worker.
 
-    Keys: "what", "who", "side" ("ours", "peer"), "ms" (median of a unit), "min_ms", "samples", "peak_mib",
-    "device_peak_mib", "images_per_second"; how many times as fast as the first worker, "times_first", and, of ours, as
-    the fastest of the peer's, "times_best". A worker that failed has "failed", why, instead.
+    Keys: "what", "who", "side" ("ours", "peer"), "ms" (median of a unit), "min_ms", "samples", "images_per_second", and
+    what the worker has told ("peak_mib", "device_peak_mib", "params"); how many times as fast as the first worker,
+    "times_first", and, of ours, as the fastest of the peer's, "times_best". A worker that failed has "failed", why,
+    instead.
     """
     rows = []
     for call in calls:
@@ -206,7 +209,7 @@ def table(
             kept = quiet if len(quiet) >= _ENOUGH else [sample["ms"] for sample in taken]
             median = statistics.median(kept) / call.units
             found.append({**row, "ms": round(median, 4), "min_ms": round(min(kept) / call.units, 4),
-                          "samples": len(kept), **peaks.get(spec.name, {})})
+                          "samples": len(kept), **told.get(spec.name, {})})
             if call.images:
                 found[-1]["images_per_second"] = round(1e3 * call.images / median, 1)
         rows += with_ratios(found)
