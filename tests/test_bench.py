@@ -102,8 +102,8 @@ def test_what_a_killed_run_wrote_stays_and_is_replaced_case_by_case(tmp_path):
     rows = stamped([{"what": "step", "who": "PyTorch", "side": "peer", "ms": 2.0},
                     {"what": "step", "who": "torch.compile", "side": "peer", "failed": "no | compiler"},
                     {"what": "step", "who": "ours", "side": "ours", "ms": 1.6, "times_best": 1.25, "mfu": 0.4321}])
-    swept = stamped([{"what": "step", "who": "ours", "ms": float(n), "images_per_second": 9.0, "value": n,
-                      "sweep": "batch"} for n in (1, 2, 4)], "by batch", "resnet50/batch")
+    swept = stamped([{"what": "step", "who": "ours", "side": "ours", "ms": float(n), "images_per_second": 9.0,
+                      "value": n, "sweep": "batch"} for n in (1, 2, 4)], "by batch", "resnet50/batch")
     spent = [{"case": "resnet50, 224x224", "kind": "fusion", "share": 0.5, "ms": 1.0, "count": 3}]
     output.write(tmp_path, {**result, "rows": rows + swept, "profiles": spent})
     before = output.read(tmp_path)

@@ -28,7 +28,7 @@ def read(folder: Path) -> dict[str, Any]:
     """What is there from earlier: {"rows": […], "profiles": […]}; not of cases of which nothing ran."""
     path = folder / "bench.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    return {"rows": [row for row in found.get("rows", []) if row["side"]], "profiles": found.get("profiles", [])}
+    return {"rows": [row for row in found.get("rows", []) if row.get("side")], "profiles": found.get("profiles", [])}
 
 
 def merged(before: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
