@@ -158,16 +158,18 @@ def test_jpegs_are_photographs_where_there_is_no_data_set(tmp_path):
 
 def test_cases_are_checked():
     check = command.check
-    check(["resnet20", "cifar"], ["32"], "", [])
-    check(["resnet20"], ["224"], "batch", ["1", "16"])
+    check(["resnet20", "cifar"], ["32"], ["default"], "", [])
+    check(["resnet20"], ["224"], [], "batch", ["1", "16"])
     for arguments, message in (
-            ((["resnet21"], [], "", []), "did you mean 'resnet20'"), ((["data"], ["64"], "", []), "unknown size '64'"),
-            ((["data"], [], "batch", []), "--sweep=batch is of networks"), (([], [], "batch", []), "is of networks"),
-            ((["resnet20"], [], "batch", ["0"]), "whole numbers above 0")):
+            ((["resnet21"], [], [], "", []), "did you mean 'resnet20'"), (([], ["64"], [], "", []), "size '64'"),
+            (([], [], ["fast"], "", []), "unknown mode of torch.compile 'fast'"),
+            ((["data"], [], [], "batch", []), "--sweep=batch is of networks"),
+            (([], [], [], "batch", []), "--sweep=batch is of networks"),
+            ((["resnet20"], [], [], "batch", ["0"]), "whole numbers above 0")):
         with pytest.raises(UserError, match=message):
             check(*arguments)
     for accelerator in (True, False):
-        check(command.usual(accelerator), [], "", [])
+        check(command.usual(accelerator), [], [], "", [])
     assert command.slug("1 x cpu (AMD EPYC, 2 cores)") == "1-x-cpu-amd-epyc-2-cores"
 
 

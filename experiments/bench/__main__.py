@@ -35,13 +35,16 @@ worker computes at a time; samples in which the machine gave its cores to someth
 others remain. A worker that fails (no compiler, no memory) has a row that says so.
 """
 OTHERS = ("cifar", "data", "start", "loop", "explain")
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
-def check(cases: list[str], sizes: list[str], sweep: str, values: list[str]) -> None:
-    """Raises UserError for an unknown case or size, a sweep of what is no network, and values of it that are none."""
+def check(cases: list[str], sizes: list[str], modes: list[str], sweep: str, values: list[str]) -> None:
+    """Raises UserError for an unknown case, size or mode of torch.compile, a sweep of what is no network, and values of
+    it that are none."""
     from experiments.bench.networks import NETWORKS
 
-    for kind, names, known in (("case", cases, (*NETWORKS, *OTHERS)), ("size", sizes, ("32", "224"))):
+    for kind, names, known in (("case", cases, (*NETWORKS, *OTHERS)), ("size", sizes, ("32", "224")),
+                               ("mode of torch.compile", modes, MODES)):
         for name in names:
             if name not in known:
                 raise choice_error(kind, name, known)
@@ -126,7 +129,7 @@ def settings_from_flags(accelerator: bool) -> Any:
 
 def main() -> None:
     """Runs what was asked for, prints and writes it."""
-    check(CASES.value, SIZES.value, SWEEP.value, VALUES.value)
+    check(CASES.value, SIZES.value, COMPILE.value, SWEEP.value, VALUES.value)
     if VIRTUAL.value:
         os.environ["XLA_FLAGS"] = (
             f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={VIRTUAL.value}").strip()
@@ -221,8 +224,8 @@ if __name__ == "__main__":
     BATCH = flags.DEFINE_integer("batch", 0, "Images a step; 0: 8 to 256, by network, size and device.")
     PRECISION = flags.DEFINE_enum("precision", "auto", ["auto", "float32", "bfloat16"], "Of the computation, for both; "
                                   "auto: bfloat16 on an accelerator, float32 on a CPU.")
-    COMPILE = flags.DEFINE_list("compile", ["default"], "Modes of torch.compile to measure beside eager: default, "
-                                "reduce-overhead, max-autotune; empty: none.")
+    COMPILE = flags.DEFINE_list("compile", ["default"], f"Modes of torch.compile to measure beside eager, of "
+                                f"{', '.join(MODES)}; empty: none.")
     CORES = flags.DEFINE_integer("data_cores", 2, "Cores that every side of the case data is confined to.",
                                  lower_bound=1)
     DATA_DIR = flags.DEFINE_string("data_dir", "", "Where the TFDS set imagenet_sample lies, for the case data.")

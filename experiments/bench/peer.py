@@ -8,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,9 +86,9 @@ def autocast(case: dict) -> torch.autocast:
     return torch.autocast(DEVICE, torch.bfloat16, enabled=case.get("precision") == "bfloat16")
 
 
-def compiled(net: nn.Module, case: dict) -> Callable[[torch.Tensor], torch.Tensor]:
-    """torch.compile in the mode that the case names; the network itself where it names none."""
-    return torch.compile(net, mode=case["compile"]) if case.get("compile") else net
+def compiled(function: Callable[..., Any], case: dict) -> Callable[..., Any]:
+    """torch.compile in the mode that the case names; the function itself where it names none."""
+    return torch.compile(function, mode=case["compile"]) if case.get("compile") else function
 
 
 def steps(case: dict) -> Served:
@@ -178,17 +179,21 @@ _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 def _resident(images, labels, case):
     """Endless batches from tensors on the device."""
     mean, std = (torch.tensor(v, device=DEVICE).view(1, 3, 1, 1) * 255 for v in (_MEAN, _STD))
-    pixels = torch.from_numpy(images).to(DEVICE).permute(0, 3, 1, 2)  # channels last in memory
-    padded, labels, offsets = F.pad(pixels, (4,) * 4), labels.to(DEVICE), torch.arange(32, device=DEVICE)
+    pixels = F.pad(torch.from_numpy(images).to(DEVICE), (0, 0, 4, 4, 4, 4))
+    labels, offsets = labels.to(DEVICE), torch.arange(32, device=DEVICE)
+
+    def crop_and_flip(index):
+        top, left = torch.randint(0, 9, (2, len(index), 1), device=DEVICE)
+        columns = left + offsets
+        columns = torch.where(torch.rand(len(index), 1, device=DEVICE) < 0.5, columns, columns.flip(1))
+        x = pixels[index[:, None, None], (top + offsets)[:, :, None], columns[:, None, :]]
+        return (x.permute(0, 3, 1, 2).float() - mean) / std, labels[index]  # channels last in memory
+
+    batch_of = compiled(crop_and_flip, case)
     while True:
         order = torch.randperm(len(labels), device=DEVICE)
         for start in range(0, len(order) - case["batch"] + 1, case["batch"]):
-            index = order[start:start + case["batch"]]
-            top, left = torch.randint(0, 9, (2, len(index), 1), device=DEVICE)
-            columns = left + offsets
-            columns = torch.where(torch.rand(len(index), 1, device=DEVICE) < 0.5, columns, columns.flip(1))
-            x = padded.permute(0, 2, 3, 1)[index[:, None, None], (top + offsets)[:, :, None], columns[:, None, :]]
-            yield (x.permute(0, 3, 1, 2).float() - mean) / std, labels[index]
+            yield batch_of(order[start:start + case["batch"]])
 
 
 def _loaded(images, labels, case):
