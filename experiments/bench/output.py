@@ -95,7 +95,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def charts(folder: Path, rows: Sequence[Mapping[str, Any]], device: str) -> list[str]:
     """Draws bench.png, ours against the peer's best, and a chart a sweep; the names of those that there is data for."""
     drawn = []
-    compared = [row for row in rows if "times_best" in row and "sweep" not in row]
+    compared = [row for row in rows if "times_best" in row and "sweep" not in row and row["subject"] != "matmul"]
     if compared:
         ratios(compared, device).savefig(folder / "bench.png", dpi=110)
         drawn.append("bench.png")

@@ -11,13 +11,15 @@ import jax
 
 CALLS = 3  # traced
 KINDS = 12  # listed; the others are one row
+IDLE = "no operation runs"
+Event = tuple[float, float, str]  # start and duration in nanoseconds, name
 
 
 def traced(call: Callable[[], object]) -> list[dict[str, Any]]:
     """Rows {"kind", "share", "ms", "count"} of the operations of a compiled call, most time first.
 
-    `ms` and `count` are of one call, added up over the streams of a device, or over a CPU's threads. `share` is of the
-    time of all operations: pauses between them are no part of it, nor is Python.
+    `ms` and `count` are of one call, added up over the streams of a device, or over a CPU's threads. One row, IDLE, is
+    the time in which no operation runs: launches, Python, the host. `share` is of the sum of all rows.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -25,12 +27,14 @@ def traced(call: Callable[[], object]) -> list[dict[str, Any]]:
                 call()
         (file,) = Path(folder).rglob("*.xplane.pb")
         planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
-        return by_kind(operations(planes), CALLS)
+        threads = operations(planes)
+        own = [operation for events in threads for operation in own_times(events)]
+        return by_kind([*own, (IDLE, idle([event for events in threads for event in events]))], CALLS)
 
 
-def operations(planes: Iterable[Any]) -> list[tuple[str, float]]:
-    """(name, nanoseconds without what is nested in it) of what XLA ran: of accelerators where the trace has any, else
-    of the host. A kernel is called by its HLO operation where the trace names it."""
+def operations(planes: Iterable[Any]) -> list[list[Event]]:
+    """What XLA ran, by stream or thread: on accelerators where the trace has any, else on the host. A kernel is called
+    by its HLO operation where the trace names it."""
     planes = list(planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
     found = []
@@ -40,17 +44,25 @@ def operations(planes: Iterable[Any]) -> list[tuple[str, float]]:
         chosen = [line for line in lines if line.name.startswith("Stream")] or [
             line for line in lines if line.name == "XLA Ops"] or ([] if devices else lines)
         for line in chosen:
-            events = []
+            found.append([])
             for event in line.events:
                 operation = dict(event.stats).get("hlo_op")
                 if operation or devices:
-                    events.append((event.start_ns, event.duration_ns, str(operation or event.name)))
-            found += own_times(events)
+                    found[-1].append((event.start_ns, event.duration_ns, str(operation or event.name)))
     return found
 
 
-def own_times(events: Iterable[tuple[float, float, str]]) -> list[tuple[str, float]]:
-    """(name, time of its own) of events (start, duration, name) of one thread or stream, where they may be nested."""
+def idle(events: Iterable[Event]) -> float:
+    """The time between the first start and the last end in which none of the events goes on."""
+    waited, until = 0.0, None
+    for start, duration, _ in sorted(events):
+        waited += max(0.0, start - until) if until is not None else 0.0
+        until = max(start + duration, until or 0.0)
+    return waited
+
+
+def own_times(events: Iterable[Event]) -> list[tuple[str, float]]:
+    """(name, time without what is nested in it) of the events of one thread or stream."""
     own: list[list[Any]] = []
     inside: list[tuple[float, int]] = []  # (end, place in `own`) of those that the current one lies in
     for start, duration, name in sorted(events, key=lambda event: (event[0], -event[1])):
