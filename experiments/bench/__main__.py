@@ -67,7 +67,6 @@ def measured(names: list[str], sizes: list[str], sweep: str, values: list[int], 
              settings: Any) -> Iterator[tuple[str, Callable[[], list[dict[str, Any]]]]]:
     """(title, what measures its rows) of each part, in order."""
     from experiments.bench import mfu, networks, pipelines, start
-    from train.data.tfds_source import data_dir
 
     products: list[dict[str, Any]] = []
 
@@ -90,7 +89,8 @@ def measured(names: list[str], sizes: list[str], sweep: str, values: list[int], 
                 if str(size) in sizes:
                     yield f"explain {explained}", lambda name=explained: networks.explanations(name, settings)
         elif name == "data":
-            sample = pipelines.sample_folder(settings.data_dir, data_dir(""))
+            sample = pipelines.sample_folder(
+                settings.data_dir, os.environ.get("TFDS_DATA_DIR", ""), "~/tensorflow_datasets")
             yield name, lambda sample=sample: pipelines.data(folder, sample, settings)
         elif name == "start":
             for kind in start.KINDS:
@@ -156,7 +156,7 @@ def main() -> None:
     settings = settings_from_flags(accelerator)
     version = subprocess.run([PEER.value, "-c", "import torch; print(torch.__version__)"], text=True,
                              capture_output=True, check=True).stdout.strip()
-    result = {"device": about["device"], "commit": about["commit"], "versions": about["versions"],
+    result = {"device": about["device"], "commit": COMMIT.value or about["commit"], "versions": about["versions"],
               "peer": f"PyTorch {version}",
               "processes": settings.processes, "rounds": settings.rounds, "overlap": settings.overlap}
     out = Path(OUT.value or f"experiments/results/bench/{slug(about['device'])}")
@@ -165,7 +165,7 @@ def main() -> None:
 
     def keep(rows):
         measured_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        stamp = {"device": about["device"], "commit": about["commit"], "measured": measured_at}
+        stamp = {"device": about["device"], "commit": result["commit"], "measured": measured_at}
         new.extend({**row, **stamp} for row in rows)
         output.write(out, {**result, "measured": measured_at, "rows": output.merged(before["rows"], new),
                            "profiles": output.merged(before["profiles"], profiles)})
@@ -231,5 +231,6 @@ if __name__ == "__main__":
     DATA_DIR = flags.DEFINE_string("data_dir", "", "Where the TFDS set imagenet_sample lies, for the case data.")
     PEER = flags.DEFINE_string("peer_python", sys.executable, "Python that has PyTorch, timm, torchvision.")
     TF = flags.DEFINE_string("tf_python", "", "Python that has TensorFlow; default: this one, if it has.")
+    COMMIT = flags.DEFINE_string("commit", "", "That rows name, where this is a copy without its git folder.")
     OUT = flags.DEFINE_string("out", "", "Folder of the results; default: experiments/results/bench/DEVICE.")
     cli.run(main, USAGE)

@@ -12,18 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import rich.console
 
 import models
 from experiments.bench.serve import WARM, Served, after_warm_up, work
 from models.layers.conv import lowering
-from train import config as config_lib
-from train import loop, metrics, summary
-from train.data import order, source, stream
+
+# What trains and reads data is imported where it is used: bare steps need neither grain nor Orbax, which a machine that
+# is lent for an hour may not have.
+PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # as `train.loop` has them
 
 
 def about(case: dict) -> Served:
     """Where this runs."""
+    from train import summary
+
     devices = jax.devices()
     return Served({}, {**summary.environment(devices), "platform": devices[0].platform, "devices": len(devices)})
 
@@ -36,7 +38,7 @@ def device_peak() -> int | None:
 def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[str, Any]]:
     """Training step (SGD with momentum and decay) and forward pass on one fixed batch, without the loop, compiled; and
     the number of parameters. Each call does it `repeat` times and waits once."""
-    dtype = loop.PRECISIONS[case.get("precision", "float32")]
+    dtype = PRECISIONS[case.get("precision", "float32")]
     model = models.create(case["model"], image_size=case["size"], dtype=dtype)
     shape = (case["batch"], case["size"], case["size"], 3)
     variables = {"batch_stats": {}, **models.initialize(model, jax.random.key(0), shape)}
@@ -94,7 +96,7 @@ def profiled(case: dict) -> Served:
 
 def matmul(case: dict) -> Served:
     """Products of square matrices, a call for each size."""
-    dtype = loop.PRECISIONS[case["precision"]] or jnp.float32
+    dtype = PRECISIONS[case["precision"]] or jnp.float32
     product = jax.jit(jnp.matmul)
 
     def products(size):
@@ -136,6 +138,11 @@ def explain(case: dict) -> Served:
 def loop_steps(case: dict) -> Served:
     """`steps` steps as the real loop does them: data of the pipeline asked for, augmentation, metrics fetched one
     dispatch late; configs/cifar10.py but for the keys of the case."""
+    import rich.console
+
+    from train import config as config_lib
+    from train import loop, metrics
+
     config = config_lib.load("configs/cifar10.py")
     if case["model"] != config.model.name:
         config.model = type(config.model)({"name": case["model"]})  # norm and the like are the network's own
@@ -166,6 +173,8 @@ def loop_steps(case: dict) -> Served:
 
 def data(case: dict) -> Served:
     """A folder of JPEGs: decode, random-resized crop, batch, by the streaming pipeline; from the tenth batch on."""
+    from train.data import order, source, stream
+
     options = source.Options(source=f"folder:{case['folder']}", image_size=case["size"], crop="random_resized")
     images = source.load(options, "train")
 

@@ -13,11 +13,10 @@ SAMPLE = "imagenet_sample"  # a TFDS set of JPEGs at their original sizes
 CIFAR = 50_000  # images of an epoch
 
 
-def sample_folder(configured: str, environment: str) -> str | None:
-    """The folder of TFDS sets that has SAMPLE: as configured, $TFDS_DATA_DIR, or one shared beside the checkout."""
-    found = [folder for folder in (configured, environment, ROOT.parent / "shared" / "tfds")
-             if folder and (Path(folder).expanduser() / SAMPLE).is_dir()]
-    return str(Path(found[0]).expanduser()) if found else None
+def sample_folder(*folders: str) -> str | None:
+    """The first of the folders of TFDS sets that has SAMPLE ("" is none), or one shared beside the checkout."""
+    found = [Path(folder).expanduser() for folder in (*folders, ROOT.parent / "shared" / "tfds") if folder]
+    return next((str(folder) for folder in found if (folder / SAMPLE).is_dir()), None)
 
 
 def jpegs(folder: Path, tfds_folder: str | None) -> str:
