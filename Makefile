@@ -12,7 +12,7 @@ help:
 	@echo "make test      all tests but those of the largest networks"
 	@echo "make test-all  those as well"
 	@echo "make lint      ruff"
-	@echo "make bench     training, forward, explanations, data, start-up beside PyTorch (the extra bench); what skipping gains"
+	@echo "make bench     networks, CIFAR, data, start-up beside PyTorch and timm (the extra bench); what skipping gains"
 	@echo "make studies   all studies at the smallest scale, in runs/studies; finished trials are not run again"
 	@echo "make report    report/index.html and report/report.md from all results"
 	@echo "make clean     remove .venv and caches; runs/ stays"

@@ -1,5 +1,6 @@
 """What a finished run says of itself: summary.json, and the table in the terminal."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -14,7 +15,6 @@ import rich.table
 import models
 from models import complexity
 from train import config as config_lib
-from train import workdir as workdir_lib
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -52,7 +52,9 @@ def _processor() -> str:
 def environment(devices: Any) -> dict[str, Any]:
     """Where a number was measured: commit, device, versions."""
     versions = {"python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a bare step needs no Orbax
+            versions[name] = importlib.metadata.version(name)
     return {"commit": commit(), "device": device(devices), "versions": versions}
 
 
@@ -137,6 +139,7 @@ def describe(config: Mapping[str, Any], setup: Callable[[Mapping[str, Any]], Any
     Raises:
       UserError: what is wrong with the config.
     """
+    from train import workdir as workdir_lib  # needs Orbax, which the benchmark's bare steps do not
     from train.data.source import Options  # no run needs TFDS for its summary
     from train.data.tfds_source import NotPrepared, described
 

@@ -5,8 +5,8 @@
 
 import contextlib
 import functools
-import json
-import sys
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +14,31 @@ import numpy as np
 import optax
 
 import models
-from experiments.bench.serve import WARM, after_warm_up, serve
+from experiments.bench.serve import WARM, Served, after_warm_up, work
 from models.layers.conv import lowering
-from train import config as config_lib
-from train import loop
-from train.data import order, source, stream
+
+# What trains and reads data is imported where it is used: bare steps need neither grain nor Orbax, which a machine that
+# is lent for an hour may not have.
+PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # as `train.loop` has them
 
 
-def steps(case: dict) -> None:
-    """Training step (SGD with momentum and decay) and forward pass on one fixed batch, without the loop."""
-    dtype = jnp.bfloat16 if case.get("precision") == "bfloat16" else None
+def about(case: dict) -> Served:
+    """Where this runs."""
+    from train import summary
+
+    devices = jax.devices()
+    return Served({}, {**summary.environment(devices), "platform": devices[0].platform, "devices": len(devices)})
+
+
+def device_peak() -> int | None:
+    """Bytes; None where the backend does not tell, as on a CPU."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[str, Any]]:
+    """Training step (SGD with momentum and decay) and forward pass on one fixed batch, without the loop, compiled; and
+    the number of parameters. Each call does it `repeat` times and waits once."""
+    dtype = PRECISIONS[case.get("precision", "float32")]
     model = models.create(case["model"], image_size=case["size"], dtype=dtype)
     shape = (case["batch"], case["size"], case["size"], 3)
     variables = {"batch_stats": {}, **models.initialize(model, jax.random.key(0), shape)}
@@ -48,19 +63,52 @@ def steps(case: dict) -> None:
     state = [(variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))]
 
     def step():
-        state[0] = jax.block_until_ready(train(state[0], x, y))
+        for _ in range(case.get("repeat", 1)):
+            state[0] = train(state[0], x, y)
+        jax.block_until_ready(state[0])
 
     def forward():
-        jax.block_until_ready(infer(state[0], x))
+        for _ in range(case.get("repeat", 1)):
+            logits = infer(state[0], x)
+        jax.block_until_ready(logits)
 
+    known = {"step": step, "forward": forward}
+    calls = {name: known[name] for name in case.get("calls", known)}
     with lowering("plain") if case.get("plain") else contextlib.nullcontext():
         for _ in range(2):
-            step()
-            forward()
-    serve({"step": step, "forward": forward})
+            for call in calls.values():
+                call()
+    return calls, {"params": sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))}
 
 
-def explain(case: dict) -> None:
+def steps(case: dict) -> Served:
+    """`step_and_forward`."""
+    return Served(*step_and_forward(case), device_peak)
+
+
+def profiled(case: dict) -> Served:
+    """Says under "profile" where the time of `step_and_forward`'s calls goes, as `profile.traced` does."""
+    from experiments.bench import profile
+
+    calls, _ = step_and_forward(case)
+    return Served({}, {"profile": {name: profile.traced(call) for name, call in calls.items()}})
+
+
+def matmul(case: dict) -> Served:
+    """Products of square matrices, a call for each size."""
+    dtype = PRECISIONS[case["precision"]] or jnp.float32
+    product = jax.jit(jnp.matmul)
+
+    def products(size):
+        a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+        b = jax.random.normal(jax.random.key(1), (size, size), dtype)
+        product(a, b).block_until_ready()
+        return lambda: jax.block_until_ready([product(a, b) for _ in range(case["repeat"])]) and None
+
+    return Served({str(size): products(size) for size in case["sizes"]})
+
+
+def explain(case: dict) -> Served:
     """Forward pass and Grad-CAM of a batch, and the occlusion of its first image, compiled; for the top classes."""
     from models.explain.cam import grad_cam
     from models.explain.catalogue import heat
@@ -84,32 +132,49 @@ def explain(case: dict) -> None:
     served = {name: functools.partial(finished, call) for name, call in calls.items()}
     for call in served.values():
         call()
-    serve(served)
+    return Served(served, device_peak=device_peak)
 
 
-def loop_steps(case: dict) -> None:
-    """Four steps of the real loop: data of the pipeline asked for, augmentation, metrics, as configs/cifar10.py."""
-    config = config_lib.load(f"configs/cifar10.py:{case['model']}")
-    config.data.source, config.data.dir = f"arrays:{case['arrays']}", ""
-    config.data.pipeline, config.data.workers = case["pipeline"], case.get("workers", 0)
-    config.data.augment = case.get("augment", config.data.augment)
-    config.batch_size, config.parallel, config.devices = case["batch"], case.get("parallel", "pmap"), 1
+def loop_steps(case: dict) -> Served:
+    """`steps` steps as the real loop does them: data of the pipeline asked for, augmentation, metrics fetched one
+    dispatch late; configs/cifar10.py but for the keys of the case."""
+    import rich.console
+
+    from train import config as config_lib
+    from train import loop, metrics
+
+    config = config_lib.load("configs/cifar10.py")
+    if case["model"] != config.model.name:
+        config.model = type(config.model)({"name": case["model"]})  # norm and the like are the network's own
+    config.data.source = f"arrays:{case['arrays']}"
+    for name in ("pipeline", "workers", "augment"):
+        config.data[name] = case.get(name, config.data[name])
+    config.batch_size, config.devices = case["batch"], case.get("devices", 1)
+    config.eval_batch_size = config.batch_size
+    for name in ("parallel", "precision", "steps_per_call"):
+        config[name] = case.get(name, config[name])
+    endless, unit = 10**9, config.steps_per_call
     run = loop.setup(config)
-    state = [run.parallel.replicate(run.state)]
-    calls = run.feed.calls(0, 10**6)
+    recorder = metrics.Recorder(
+        None, rich.console.Console(quiet=True), total=endless, step=0, batch_size=config.batch_size,
+        unit="images", log_every=200, before=None)
+    state, calls = [run.parallel.replicate(run.state)], run.feed.calls(0, endless)
 
-    def four_steps():
-        for _ in range(4):
-            _, items = next(calls)
-            state[0], metrics = run.train_call(state[0], run.feed.data, items)
-        jax.block_until_ready(metrics)
+    def take(count):
+        for _ in range(count // unit):
+            done, items = next(calls)
+            state[0], computed = run.train_call(state[0], run.feed.data, items)
+            recorder.add(done, computed)
+        recorder.flush()
 
-    four_steps()
-    serve({"steps": four_steps})
+    take(2 * unit)
+    return Served({"step": lambda: take(case["steps"])}, device_peak=device_peak)
 
 
-def data(case: dict) -> None:
+def data(case: dict) -> Served:
     """A folder of JPEGs: decode, random-resized crop, batch, by the streaming pipeline; from the tenth batch on."""
+    from train.data import order, source, stream
+
     options = source.Options(source=f"folder:{case['folder']}", image_size=case["size"], crop="random_resized")
     images = source.load(options, "train")
 
@@ -119,9 +184,9 @@ def data(case: dict) -> None:
         return after_warm_up(batches)
 
     one_pass()
-    serve({"pass": one_pass})
+    return Served({"pass": one_pass})
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    {"steps": steps, "explain": explain, "loop": loop_steps, "data": data}[asked["case"]](asked)
+    work({"about": about, "steps": steps, "profile": profiled, "matmul": matmul, "explain": explain,
+          "loop": loop_steps, "data": data})

@@ -1,20 +1,26 @@
-"""The peer's worker: PyTorch, channels_last, all cores or the GPU. Imports nothing of this project but `serve`.
+"""The peer's worker: PyTorch, channels_last, all cores or the GPU. Imports nothing of this project but `serve`,
+since it runs in an environment of its own.
 
     python -m experiments.bench.peer '{"case": "steps", "model": "resnet20", "batch": 128, "size": 32}'
 """
 
 import contextlib
-import json
 import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experiments.bench.serve import WARM, after_warm_up, serve
+from experiments.bench.serve import WARM, Served, after_warm_up, work
+
+TIMM = {"mobilenet_v2": "mobilenetv2_100", "vit_small_patch16": "vit_small_patch16_224",
+        "vit_base_patch16": "vit_base_patch16_224", "swin_t": "swin_tiny_patch4_window7_224"}  # where names differ
+SIZED = ("vit", "swin")  # families that timm makes for one size of images
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Block(nn.Module):
@@ -46,54 +52,179 @@ def resnet20() -> nn.Module:
 
 
 def network(name: str, size: int) -> nn.Module:
-    """ResNet-20 from here, the vision transformer from timm, anything else from torchvision."""
+    """ResNet-20 from here, anything else from timm."""
     if name == "resnet20":
         return resnet20()
     with contextlib.suppress(ImportError):
         import torchvision_cpu  # noqa: F401
-    if name.startswith("vit"):
-        import timm
+    import timm
 
-        return timm.create_model(f"{name}_224", img_size=size)
-    import torchvision
-
-    return getattr(torchvision.models, name)()
+    name = TIMM.get(name, name)
+    return timm.create_model(name, **({"img_size": size} if name.startswith(SIZED) else {}))
 
 
-def steps(case: dict) -> None:
-    """Training step (SGD with momentum and decay) and forward pass on one fixed batch."""
-    torch.set_num_threads(os.cpu_count())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = network(case["model"], case["size"]).to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-4)
-    call = torch.compile(net) if case.get("compile") else net
-    x = torch.randn(case["batch"], 3, case["size"], case["size"], device=device).to(memory_format=torch.channels_last)
-    y = torch.randint(0, 10, (case["batch"],), device=device)
-    autocast = torch.autocast(device, torch.bfloat16, enabled=case.get("precision") == "bfloat16")
-    finish = torch.cuda.synchronize if device == "cuda" else lambda: None
+def prepare_torch() -> None:
+    """All cores; cuDNN tries its algorithms; float32 products as XLA has them on a GPU, in TF32."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+
+
+def finish() -> None:
+    """Waits for the device."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def device_peak() -> int | None:
+    """Bytes of tensors at most; None on a CPU."""
+    return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None
+
+
+def autocast(case: dict) -> torch.autocast:
+    """The context of a forward pass in the case's precision."""
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=case.get("precision") == "bfloat16")
+
+
+def compiled(function: Callable[..., Any], case: dict) -> Callable[..., Any]:
+    """torch.compile in the mode that the case names; the function itself where it names none."""
+    return torch.compile(function, mode=case["compile"]) if case.get("compile") else function
+
+
+def steps(case: dict) -> Served:
+    """Training step (SGD with momentum and decay, fused) and forward pass on one fixed batch."""
+    net = network(case["model"], case["size"]).to(DEVICE, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-4, fused=True)
+    call = compiled(net, case)
+    x = torch.randn(case["batch"], 3, case["size"], case["size"], device=DEVICE).to(memory_format=torch.channels_last)
+    y = torch.randint(0, 10, (case["batch"],), device=DEVICE)
 
     def step():
-        optimizer.zero_grad(set_to_none=True)
-        with autocast:
-            loss = F.cross_entropy(call(x), y)
-        loss.backward()
-        optimizer.step()
+        for _ in range(case.get("repeat", 1)):
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(case):
+                loss = F.cross_entropy(call(x), y)
+            loss.backward()
+            optimizer.step()
         finish()
 
     def forward():
         net.eval()
-        with torch.no_grad(), autocast:
-            call(x)
+        with torch.no_grad(), autocast(case):
+            for _ in range(case.get("repeat", 1)):
+                call(x)
         net.train()
         finish()
 
-    for _ in range(2):
-        step()
-        forward()
-    serve({"step": step, "forward": forward})
+    known = {"step": step, "forward": forward}
+    calls = {name: known[name] for name in case.get("calls", known)}
+    for _ in range(3):
+        for one in calls.values():
+            one()
+    return Served(calls, {"params": sum(p.numel() for p in net.parameters())}, device_peak)
 
 
-def explain(case: dict) -> None:
+def matmul(case: dict) -> Served:
+    """Products of square matrices, a call for each size."""
+    dtype = getattr(torch, case["precision"])
+
+    def products(size):
+        a, b = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
+
+        def call():
+            for _ in range(case["repeat"]):
+                a @ b
+            finish()
+
+        call()
+        return call
+
+    return Served({str(size): products(size) for size in case["sizes"]})
+
+
+def cifar(case: dict) -> Served:
+    """`steps` steps of ResNet-20 as configs/cifar10.py has them: crop of 4 padded pixels, flip, normalization, SGD.
+
+    "resident": the images are on the device, batches are cropped and flipped there at once; else torch's DataLoader
+    with torchvision's transforms.
+    """
+    arrays = np.load(case["arrays"])
+    images, labels = arrays["train_image"], torch.from_numpy(arrays["train_label"]).long()
+    batches = _resident if case["resident"] else _loaded
+    batches = batches(images, labels, case)
+    net = resnet20().to(DEVICE, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-4, fused=True)
+    call = compiled(net, case)
+    seen = torch.zeros(2, device=DEVICE)  # loss and hits, read at the end of a call
+
+    def take(count):
+        for _ in range(count):
+            x, y = next(batches)
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(case):
+                logits = call(x)
+                loss = F.cross_entropy(logits, y)
+            loss.backward()
+            optimizer.step()
+            seen.add_(torch.stack((loss.detach().float(), (logits.argmax(1) == y).float().mean())))
+        seen.tolist()
+
+    take(3)
+    return Served({"step": lambda: take(case["steps"])}, device_peak=device_peak)
+
+
+_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def _resident(images, labels, case):
+    """Endless batches from tensors on the device."""
+    mean, std = (torch.tensor(v, device=DEVICE).view(1, 3, 1, 1) * 255 for v in (_MEAN, _STD))
+    pixels = F.pad(torch.from_numpy(images).to(DEVICE), (0, 0, 4, 4, 4, 4))
+    labels, offsets = labels.to(DEVICE), torch.arange(32, device=DEVICE)
+
+    def crop_and_flip(index):
+        top, left = torch.randint(0, 9, (2, len(index), 1), device=DEVICE)
+        columns = left + offsets
+        columns = torch.where(torch.rand(len(index), 1, device=DEVICE) < 0.5, columns, columns.flip(1))
+        x = pixels[index[:, None, None], (top + offsets)[:, :, None], columns[:, None, :]]
+        return (x.permute(0, 3, 1, 2).float() - mean) / std, labels[index]  # channels last in memory
+
+    batch_of = compiled(crop_and_flip, case)
+    while True:
+        order = torch.randperm(len(labels), device=DEVICE)
+        for start in range(0, len(order) - case["batch"] + 1, case["batch"]):
+            yield batch_of(order[start:start + case["batch"]])
+
+
+def _loaded(images, labels, case):
+    """Endless batches from torch's DataLoader."""
+    with contextlib.suppress(ImportError):
+        import torchvision_cpu  # noqa: F401
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    transform = transforms.Compose([
+        transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+        transforms.Normalize(_MEAN, _STD)])
+
+    class Images(Dataset):
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, index):
+            return transform(Image.fromarray(images[index])), labels[index]
+
+    workers = case["workers"]
+    loader = DataLoader(Images(), case["batch"], shuffle=True, drop_last=True, num_workers=workers,
+                        persistent_workers=workers > 0, pin_memory=DEVICE == "cuda")
+    while True:
+        for x, y in loader:
+            yield (x.to(DEVICE, non_blocking=True, memory_format=torch.channels_last),
+                   y.to(DEVICE, non_blocking=True))
+
+
+def explain(case: dict) -> Served:
     """Forward pass and pytorch-grad-cam's Grad-CAM of a batch, and captum's occlusion of its first image."""
     with contextlib.suppress(ImportError):
         import torchvision_cpu  # noqa: F401
@@ -101,13 +232,10 @@ def explain(case: dict) -> None:
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    torch.set_num_threads(os.cpu_count())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = network(case["model"], case["size"]).to(device, memory_format=torch.channels_last).eval()
-    x = torch.randn(case["batch"], 3, case["size"], case["size"], device=device).to(memory_format=torch.channels_last)
+    net = network(case["model"], case["size"]).to(DEVICE, memory_format=torch.channels_last).eval()
+    x = torch.randn(case["batch"], 3, case["size"], case["size"], device=DEVICE).to(memory_format=torch.channels_last)
     cam = GradCAM(net, [net[-4] if case["model"] == "resnet20" else net.layer4[-1]])
     sweep, square = Occlusion(net), (3, case["square"], case["square"])
-    finish = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def forward():
         with torch.no_grad():
@@ -127,40 +255,41 @@ def explain(case: dict) -> None:
     calls = {"forward": forward, "grad_cam": grad_cam, "occlusion": occlusion}
     for call in calls.values():
         call()
-    serve(calls)
+    return Served(calls, device_peak=device_peak)
 
 
-def data(case: dict) -> None:
-    """A folder of JPEGs: decode, random-resized crop, batch, by torch's DataLoader and Pillow; from the tenth batch."""
+def data(case: dict) -> Served:
+    """A folder of JPEGs: decode, random-resized crop, batch, by torch's DataLoader with torchvision's transforms of
+    Pillow's images; from the tenth batch on."""
+    with contextlib.suppress(ImportError):
+        import torchvision_cpu  # noqa: F401
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
 
     files = sorted(Path(case["folder"]).rglob("*.jpg"))
+    transform = transforms.Compose([transforms.RandomResizedCrop(case["size"]), transforms.PILToTensor()])
 
     class Images(Dataset):
         def __len__(self):
             return (WARM + case["batches"]) * case["batch"]
 
-        def __getitem__(self, index):  # torchvision.transforms.RandomResizedCrop: area 0.08..1, ratio 3/4..4/3
-            rng = np.random.default_rng(index)
+        def __getitem__(self, index):
             with Image.open(files[index % len(files)]) as opened:
-                image = opened.convert("RGB")
-            width, height = image.size
-            area, ratio = width * height * rng.uniform(0.08, 1), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-            w, h = min(width, round((area * ratio) ** 0.5)), min(height, round((area / ratio) ** 0.5))
-            x, y = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
-            size = case["size"]
-            return torch.from_numpy(np.array(image.crop((x, y, x + w, y + h)).resize((size, size), Image.BILINEAR)))
+                return transform(opened.convert("RGB"))
 
-    loader = DataLoader(Images(), case["batch"], num_workers=case["workers"], persistent_workers=True)
+    workers = case["workers"]
+    if not workers:
+        torch.set_num_threads(1)  # Pillow works in the thread that asks for a batch
+    loader = DataLoader(Images(), case["batch"], num_workers=workers, persistent_workers=workers > 0)
 
     def one_pass():
         return after_warm_up(loader)
 
     one_pass()
-    serve({"pass": one_pass})
+    return Served({"pass": one_pass})
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    {"steps": steps, "explain": explain, "data": data}[asked["case"]](asked)
+    prepare_torch()
+    work({"steps": steps, "matmul": matmul, "cifar": cifar, "explain": explain, "data": data})

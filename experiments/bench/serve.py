@@ -1,16 +1,29 @@
 """The worker's side of a benchmark: times calls when it is told to. Needs the standard library alone.
 
-A worker prints "ready" when everything is compiled, then reads lines "CALL COUNT", answers each with COUNT lines of
-JSON {"ms": wall time, "preempted": involuntary context switches}, and ends with {"peak_mib": …} when its input closes.
+A worker answers by lines of JSON: when everything is compiled {"ready": what it says of itself}, or {"failed": why};
+then to each line "CALL COUNT" of its input COUNT lines {"ms": wall time, "preempted": involuntary context switches};
+and when its input closes {"peak_mib": of the process, "device_peak_mib": of an accelerator, where it can be read}.
 """
 
 import json
+import os
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 WARM = 10  # batches after which a pipeline runs at its pace: workers have started, and nothing is left from before
+
+
+class Served(NamedTuple):
+    """What a worker does: calls by name, each of which returns when its work is done (None, or the seconds of the part
+    that counts); what it says of itself; and what gives the peak of the accelerator's memory in bytes, None without."""
+
+    calls: Mapping[str, Callable[[], float | None]]
+    about: Mapping[str, Any] = {}
+    device_peak: Callable[[], int | None] = lambda: None
 
 
 def after_warm_up(batches: Iterable[object]) -> float:
@@ -24,17 +37,33 @@ def after_warm_up(batches: Iterable[object]) -> float:
     return time.perf_counter() - began
 
 
-def serve(calls: Mapping[str, Callable[[], object]]) -> None:
-    """Serves `calls`, each of which returns when its work is done: None, or the seconds of the part that counts."""
-    out = sys.stdout
-    sys.stdout = sys.stderr  # what a library prints is not an answer
-    print("ready", file=out, flush=True)
-    for line in sys.stdin:
-        call, count = line.split()
-        for _ in range(int(count)):
-            switched, began = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, time.perf_counter()
-            seconds = calls[call]()
-            elapsed = time.perf_counter() - began if seconds is None else seconds
-            switched = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switched
-            print(json.dumps({"ms": elapsed * 1e3, "preempted": switched}), file=out, flush=True)
-    print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}), file=out, flush=True)
+def work(cases: Mapping[str, Callable[[dict[str, Any]], Served]]) -> None:
+    """Sets up the case that the command line describes in JSON, by its "case", and serves it."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints, or a program that it starts, is no answer
+
+    def answer(**fields: Any) -> None:
+        print(json.dumps(fields), file=out, flush=True)
+
+    try:
+        asked = json.loads(sys.argv[1])
+        served = cases[asked["case"]](asked)
+        answer(ready=dict(served.about))
+        for line in sys.stdin:
+            call, count = line.split()
+            for _ in range(int(count)):
+                answer(**_timed(served.calls[call]))
+        used = served.device_peak()
+        peaks = {"device_peak_mib": used / 2**20} if used else {}
+        answer(peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, **peaks)
+    except Exception as error:  # whatever a library raises: out of memory, no compiler, a network that it does not have
+        traceback.print_exc()
+        answer(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        sys.exit(1)
+
+
+def _timed(call: Callable[[], float | None]) -> dict[str, float]:
+    switched, began = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, time.perf_counter()
+    seconds = call()
+    elapsed = time.perf_counter() - began if seconds is None else seconds
+    return {"ms": elapsed * 1e3, "preempted": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switched}

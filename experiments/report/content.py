@@ -241,6 +241,7 @@ def _speed(folder: Path) -> Section:
     if not parts:
         return Section("bench", title, [("missing", ("Not measured yet", BENCH))])
     return Section("bench", title, [
-        ("text", "Time of a call, ours beside PyTorch's on the same machine in turn; a ratio below 1 is faster than "
-                 "the first row of its group. Newest first; older measurements are of older code."),
+        ("text", "Time of a call, ours beside PyTorch's on the same machine in turn. Where a column is called ratio, "
+                 "below 1 is faster than the first row of its group; where it counts times, above 1 is faster. Newest "
+                 "first; older measurements are of older code."),
         ("command", BENCH)], parts)

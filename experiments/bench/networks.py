@@ -1,0 +1,159 @@
+"""Cases of networks: training step, forward pass, explanations, and what they cost by batch, resolution and devices."""
+
+import itertools
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.bench import mfu
+from experiments.bench.workers import Call, Settings, Spec, interleaved, one
+from models import runtime
+
+
+class Network(NamedTuple):
+    """Images a step by size of the images, on a CPU and on an accelerator. The largest on an accelerator are those that
+    two of PyTorch's workers and ours have room for beside each other in 80 GB."""
+
+    cpu: dict[int, int]
+    accelerator: dict[int, int]
+
+
+NETWORKS = {
+    "vit_base_patch16": Network({224: 8}, {224: 128}),
+    "resnet50": Network({224: 16}, {224: 256}),
+    "convnext_tiny": Network({32: 64, 224: 8}, {224: 128}),
+    "vit_small_patch16": Network({32: 64, 224: 8}, {224: 256}),
+    "mobilenet_v2": Network({32: 64, 224: 8}, {224: 256}),
+    "densenet121": Network({32: 64, 224: 8}, {224: 128}),
+    # timm's at 32x32 has smaller windows and fewer positions than the original's, so it is another network than ours.
+    "swin_t": Network({224: 8}, {224: 128}),
+    "resnet20": Network({32: 128}, {32: 128}),
+    "resnext50_32x4d": Network({32: 64, 224: 8}, {224: 128}),
+    "vgg16": Network({32: 64, 224: 8}, {224: 128}),
+}
+# Of "explain": network: (size of images, batch, occluding square, its stride).
+EXPLAINED = {"resnet20": (32, 128, 8, 2), "resnet50": (224, 8, 32, 32)}
+SWEEPS = ("batch", "resolution", "devices")
+_BATCHES = {True: (8, 32, 64, 128, 256), False: (1, 2, 4, 8, 16, 32)}  # by whether on an accelerator
+_RESOLUTIONS = {32: (16, 32, 64, 96), 224: (128, 160, 192, 224, 288)}  # by the size that a network is measured at
+
+
+def sizes(name: str, settings: Settings) -> dict[int, int]:
+    """Images a step by size of the images."""
+    network = NETWORKS[name]
+    found = network.accelerator if settings.accelerator else network.cpu
+    return {size: settings.batch or batch for size, batch in found.items()}
+
+
+def steps_case(name: str, size: int, batch: int, settings: Settings) -> dict[str, Any]:
+    """What the workers are asked for. On an accelerator ten steps are dispatched before anything waits, as in training:
+    a single step of a small network takes less than a wait."""
+    return {"case": "steps", "model": name, "size": size, "batch": batch, "precision": settings.precision,
+            "repeat": 10 if settings.accelerator else 1, "calls": ["step"] if settings.quick else ["step", "forward"]}
+
+
+def compared(case: dict[str, Any], settings: Settings) -> list[Spec]:
+    """PyTorch eager and compiled, ours, and ours without the settings and lowerings of this project if asked for."""
+    modes = [Spec(compiled_name(mode), "peer", {**case, "compile": mode}) for mode in settings.compile]
+    # Importing `models` has put this project's flags into the environment that workers inherit.
+    inherited = " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split() if "_ynn_" not in flag)
+    untuned = {runtime.SWITCH: "0", "XLA_FLAGS": inherited}
+    stock = [Spec("stock XLA", "ours", {**case, "plain": True}, untuned)] if settings.stock else []
+    return [Spec("PyTorch", "peer", case), *modes, Spec("ours", "ours", case), *stock]
+
+
+def compiled_name(mode: str) -> str:
+    """Of the worker with torch.compile in this mode."""
+    return "torch.compile" if mode == "default" else f"torch.compile {mode}"
+
+
+def network(name: str, size: int, batch: int, ceiling: float, settings: Settings) -> list[dict[str, Any]]:
+    """Rows of the training step and the forward pass, with "mfu", their share of the `ceiling` in flops/s."""
+    case = steps_case(name, size, batch, settings)
+    calls = [Call(call, case["repeat"], batch) for call in case["calls"]]
+    rows = interleaved(compared(case, settings), calls, settings)
+    for row in rows:
+        if "ms" in row:
+            flops = mfu.model_flops(row["what"], mfu.mult_adds(name, size), batch)
+            row["mfu"] = round(mfu.utilization(flops, row["ms"], ceiling), 4)
+    about = {"case": f"{name}, {size}x{size}, batch {batch}, {settings.precision}", "subject": f"{name}/{size}"}
+    return [{**about, **row} for row in rows]
+
+
+def profiled(name: str, size: int, batch: int, settings: Settings) -> dict[str, list[dict[str, Any]]]:
+    """Where our step's time goes: rows of `profile.traced`, by call."""
+    case = {**steps_case(name, size, batch, settings), "case": "profile", "repeat": 1, "calls": ["step"]}
+    return one(Spec("ours", "ours", case), settings)["profile"]
+
+
+def explanations(name: str, settings: Settings) -> list[dict[str, Any]]:
+    """Grad-CAM of a batch, scaled to the size of its images, and the occlusion of one image, in forward passes as well;
+    float32, and PyTorch's side eager."""
+    size, batch, square, stride = EXPLAINED[name]
+    batch = settings.batch or batch
+    case = {"case": "explain", "model": name, "size": size, "batch": batch, "square": square, "stride": stride}
+    windows = ((size - square) // stride + 1) ** 2
+    rows = interleaved([Spec("PyTorch", "peer", case), Spec("ours", "ours", case)],
+                       [Call(call) for call in ("forward", "grad_cam", "occlusion")], settings)
+    forward = {row["who"]: row["ms"] for row in rows if row["what"] == "forward" and "ms" in row}
+    for row in rows:
+        passes = windows / batch if row["what"] == "occlusion" else 1
+        if "ms" in row:
+            row["forwards"] = round(row["ms"] / (passes * forward[row["who"]]), 2)
+    about = f"explain {name}, {size}x{size}, batch {batch}, {windows} windows"
+    return [{"case": about, "subject": f"explain/{name}", **row} for row in rows]
+
+
+def sweep(
+    kind: str, name: str, devices: int, settings: Settings, values: Sequence[int] = ()
+) -> list[dict[str, Any]]:
+    """Rows of a network at several batches, resolutions or numbers of devices; "sweep" is the kind, "value" where.
+
+    Args:
+      kind: one of SWEEPS. Devices get a batch each (weak scaling), by the loop's own program, ours alone.
+      name: of the network.
+      devices: that there are, virtual ones included.
+      settings: of the measurement.
+      values: other ones than usual.
+    """
+    size, batch = list(sizes(name, settings).items())[-1]
+    if kind == "devices":
+        powers = itertools.takewhile(lambda n: n <= devices, (2**i for i in range(16)))
+        return _devices(name, size, batch, values or list(powers), settings)
+    rows = []
+    for value in values or (_BATCHES[settings.accelerator] if kind == "batch" else _RESOLUTIONS[size]):
+        at = {"batch": (size, value), "resolution": (value, batch)}[kind]
+        case = steps_case(name, *at, settings)
+        calls = [Call(call, case["repeat"], at[1]) for call in case["calls"]]
+        rows += [{"value": value, **row} for row in interleaved(compared(case, settings), calls, settings)]
+    fixed = f"{size}x{size}" if kind == "batch" else f"batch {batch}"
+    return [{"case": f"{name}, {fixed}, {settings.precision}, by {kind}", "subject": f"{name}/{kind}", "sweep": kind,
+             **row} for row in rows]
+
+
+def _devices(name, size, batch, values, settings):
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "made.npz"
+        made_images(path, size, 2 * batch * max(values))
+        case = {"case": "loop", "model": name, "arrays": str(path), "pipeline": "resident", "augment": "flip",
+                "precision": settings.precision, "steps": 10 if settings.accelerator else 2}
+        for value in values:
+            specs = [Spec(parallel, "ours", {**case, "devices": value, "batch": batch * value, "parallel": parallel})
+                     for parallel in ("pmap", "shard_map")]
+            calls = [Call("step", case["steps"], batch * value)]
+            rows += [{"value": value, **row} for row in interleaved(specs, calls, settings)]
+    return [{"case": f"{name}, {size}x{size}, batch {batch} a device, {settings.precision}, by devices",
+             "subject": f"{name}/devices", "sweep": "devices", **row} for row in rows]
+
+
+def made_images(path: Path, size: int, count: int) -> None:
+    """Writes an .npz as data.source=arrays reads it, of random pixels in ten classes."""
+    rng = np.random.default_rng(0)
+    arrays = {f"{split}_{name}": value for split, images in (("train", count), ("test", 100)) for name, value in (
+        ("image", rng.integers(0, 256, (images, size, size, 3), np.uint8)), ("label", rng.permutation(images) % 10))}
+    np.savez(path, **arrays)

@@ -1,0 +1,152 @@
+"""The results in a folder: bench.json, bench.md, charts. Rows of earlier runs stay where they are not measured anew."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from experiments.bench import targets
+
+COLUMNS = {  # key of a row: title
+    "case": "case", "value": "at", "what": "call", "who": "who", "ms": "median ms", "min_ms": "min ms",
+    "images_per_second": "images/s", "per_core": "images/s a core", "epoch_seconds": "s an epoch", "tflops": "Tflop/s",
+    "times_first": "times the first", "times_best": "times the peer's best", "mfu": "of the ceiling",
+    "forwards": "forward passes", "samples": "samples", "peak_mib": "peak MiB", "device_peak_mib": "device peak MiB",
+    "commit": "commit", "failed": "why not"}
+NOTE = """Programs take turns, a median each; columns that no row has are left out. "times the first": how many times as
+fast as the first row of the case; "times the peer's best": as the fastest of PyTorch's rows (or tf.data's); above 1 is
+faster. "of the ceiling": model flops utilization, 2 x mult-adds forward and twice that backward, over the fastest
+square matrix product of the run."""
+SWEPT = {"batch": "images a step", "resolution": "height and width, pixels", "devices": "devices"}
+COLORS = {"step": "#4878a8", "forward": "#93b5d3"}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What is there from earlier: {"rows": […], "profiles": […]}; not of cases of which nothing ran."""
+    path = folder / "bench.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {"rows": [row for row in found.get("rows", []) if row.get("side")], "profiles": found.get("profiles", [])}
+
+
+def merged(before: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows, without those before of a case that was measured anew."""
+    again = {row["case"] for row in new}
+    return [*(row for row in before if row["case"] not in again), *new]
+
+
+def write(folder: Path, result: Mapping[str, Any]) -> None:
+    """Writes bench.json, bench.md and the charts: `result` has "rows", "profiles" (rows with "case"), "device" and
+    whatever else is to be told in bench.json. Each file is complete at any instant."""
+    folder.mkdir(parents=True, exist_ok=True)
+    judged = targets.judged(result["rows"])
+    pictures = charts(folder, result["rows"], result["device"])
+    _replace(folder / "bench.json", json.dumps({**result, "targets": judged}, indent=2) + "\n")
+    _replace(folder / "bench.md", markdown(result, judged, pictures))
+
+
+def _replace(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that any of the rows has, in order."""
+    return [key for key in COLUMNS if any(row.get(key) not in (None, "") for row in rows)]
+
+
+def cell(key: str, row: Mapping[str, Any]) -> str:
+    """A value as a table shows it; "" where the row has none."""
+    value = row.get(key)
+    if value is None:
+        return ""
+    if key == "mfu":
+        return f"{value:.1%}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value).replace("|", "/")
+
+
+def markdown(result: Mapping[str, Any], judged: Sequence[Mapping[str, Any]], pictures: Sequence[str]) -> str:
+    """The page: charts, targets, rows, profiles."""
+    head = ", ".join(str(result[name]) for name in ("device", "commit", "peer", "measured") if result.get(name))
+    parts = ["# Benchmark", f"{head}.", NOTE, *(f"![{name}]({name})" for name in pictures)]
+    if judged:
+        parts += ["## Targets", _table(["target", "measured", "verdict"], [
+            [one["target"], cell("measured", one), one["verdict"]] for one in judged])]
+    shown = columns(result["rows"])
+    parts += ["## Measured", _table([COLUMNS[key] for key in shown], [
+        [cell(key, row) for key in shown] for row in result["rows"]])]
+    cases = dict.fromkeys(row["case"] for row in result.get("profiles", ()))
+    for case in cases:
+        rows = [row for row in result["profiles"] if row["case"] == case]
+        parts += [f"## Where the time goes: {case}", _table(["operation", "share", "ms a call", "times a call"], [
+            [row["kind"], f"{row['share']:.1%}", cell("ms", row), str(row["count"])] for row in rows])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (titles, ["---"] * len(titles), *rows))
+
+
+def charts(folder: Path, rows: Sequence[Mapping[str, Any]], device: str) -> list[str]:
+    """Draws bench.png, ours against the peer's best, and a chart a sweep; the names of those that there is data for."""
+    drawn = []
+    compared = [row for row in rows if "times_best" in row and "sweep" not in row and row["subject"] != "matmul"]
+    if compared:
+        ratios(compared, device).savefig(folder / "bench.png", dpi=110)
+        drawn.append("bench.png")
+    for case in dict.fromkeys(row["case"] for row in rows if "sweep" in row and "ms" in row):
+        swept = [row for row in rows if row["case"] == case and "ms" in row]
+        name = f"{swept[0]['subject'].replace('/', '-')}.png"
+        lines(swept, device).savefig(folder / name, dpi=110)
+        drawn.append(name)
+    return drawn
+
+
+def ratios(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
+    """A bar a row: how many times as fast as the peer's best."""
+    figure = Figure(figsize=(11, 1.5 + 0.28 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(range(len(rows)), [row["times_best"] for row in rows], height=0.75,
+                     color=[COLORS.get(row["what"], "#777777") for row in rows])
+    axes.bar_label(bars, [f"{row['times_best']:.2f}" for row in rows], padding=3, fontsize=8)
+    axes.set_yticks(range(len(rows)), [f"{row['case']}: {row['what']}, {row['who']}" for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_xlabel("times as fast as PyTorch's best (1: equal; to the right, ours is faster)")
+    axes.set_title(f"Speed beside PyTorch on {device}", fontsize=11)
+    axes.margins(x=0.1, y=0.01)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def lines(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
+    """Images/s, time of an image, and the accelerator's peak memory where it is known, at the values of a sweep."""
+    panels = {"images_per_second": "images/s", "ms": "ms a call"}
+    if any("device_peak_mib" in row for row in rows):
+        panels["device_peak_mib"] = "peak memory of the device, MiB"
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    for axes, (key, unit) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for what, who in dict.fromkeys((row["what"], row["who"]) for row in rows):
+            points = [(row["value"], row[key]) for row in rows
+                      if (row["what"], row["who"]) == (what, who) and key in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=f"{who}, {what}",
+                          linestyle="-" if what == "step" else "--")
+        values = sorted({row["value"] for row in rows})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(values, [str(value) for value in values])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(EngFormatter())
+        axes.set_xlabel(SWEPT[rows[0]["sweep"]])
+        axes.set_ylabel(unit)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8)
+    figure.suptitle(f"{rows[0]['case']}, on {device}", fontsize=10)
+    return figure

@@ -1,0 +1,133 @@
+"""Cases of data and of the loop: JPEGs to batches, CIFAR training from end to end, what the loop adds to a step."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.bench.networks import compiled_name, made_images
+from experiments.bench.workers import ROOT, Call, Settings, Spec, interleaved
+
+SAMPLE = "imagenet_sample"  # a TFDS set of JPEGs at their original sizes
+CIFAR = 50_000  # images of an epoch
+
+
+def sample_folder(*folders: str) -> str | None:
+    """The first of the folders of TFDS sets that has SAMPLE ("" is none), or one shared beside the checkout."""
+    found = [Path(folder).expanduser() for folder in (*folders, ROOT.parent / "shared" / "tfds") if folder]
+    return next((str(folder) for folder in found if (folder / SAMPLE).is_dir()), None)
+
+
+def jpegs(folder: Path, tfds_folder: str | None) -> str:
+    """Writes JPEGs below `folder`/train, a folder a class, with `folder`/test the same; returns what they are.
+
+    Those of SAMPLE where its folder is given, else crops of the two photographs that come with scikit-learn.
+    """
+    def write(images: Iterator[tuple[int, bytes]]) -> int:
+        count = 0
+        for count, (label, encoded) in enumerate(images, 1):
+            target = folder / "train" / f"class{label}" / f"{count:04}.jpg"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(encoded)
+        (folder / "test").symlink_to(folder / "train")
+        return count
+
+    if tfds_folder is None:
+        return f"{write(_photographs())} crops of 500x375 of two photographs"
+    from train.data.source import Options
+    from train.data.tfds_source import TfdsSource
+
+    options = Options(source=f"tfds:{SAMPLE}", dir=tfds_folder, image_size=224, crop="random_resized")
+    source = TfdsSource(SAMPLE, "validation", options)
+    count = write((label % 10, encoded) for encoded, label in source.fetch(range(len(source))))
+    return f"{count} ImageNet images at their sizes"
+
+
+def _photographs():
+    import io
+
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    photos, rng = load_sample_images().images, np.random.default_rng(0)
+    for i in range(256):
+        photo = photos[i % 2]
+        top, left = rng.integers(0, photo.shape[0] - 375), rng.integers(0, photo.shape[1] - 500)
+        file = io.BytesIO()
+        Image.fromarray(photo[top:top + 375, left:left + 500]).save(file, "jpeg", quality=90)
+        yield i % 2, file.getvalue()
+
+
+def data(folder: Path, tfds_folder: str | None, settings: Settings) -> list[dict[str, Any]]:
+    """JPEGs to random-resized crops at 224, a unit an image; all sides on the same few cores, "per_core" images/s."""
+    what, cores = jpegs(folder / "jpegs", tfds_folder), settings.cores
+    case = {"case": "data", "folder": str(folder / "jpegs" / "train"), "size": 224, "batch": 32,
+            "batches": 15 if settings.quick else 30}
+    ours = {**case, "folder": str(folder / "jpegs")}
+
+    def dataloader(workers):
+        return Spec(f"torch DataLoader, {workers} workers", "peer", {**case, "workers": workers}, cores=cores)
+
+    specs = [dataloader(cores), dataloader(0)]
+    specs += [Spec("tf.data", "tf_data", case, {"CUDA_VISIBLE_DEVICES": "-1"}, cores)] if settings.tf_python else []
+    cpu = {"JAX_PLATFORMS": "cpu"}
+    specs += [Spec("ours, threads", "ours", {**ours, "workers": 0}, cpu, cores),
+              Spec(f"ours, {cores} workers", "ours", {**ours, "workers": cores}, cpu, cores)]
+    rows = interleaved(specs, [Call("pass", case["batch"] * case["batches"], 1)], settings, inner=1)
+    if not settings.tf_python:
+        rows.insert(2, {"what": "pass", "who": "tf.data", "side": "peer", "failed": "no Python with TensorFlow: "
+                        "pip install tensorflow-cpu, or name one by --tf_python"})
+    for row in rows:
+        if "ms" in row:
+            row["per_core"] = round(row["images_per_second"] / cores, 1)
+    about = {"case": f"JPEGs to crops of 224, {what}, {cores} cores", "subject": "data/jpeg"}
+    return [{**about, **row} for row in rows]
+
+
+def cifar(folder: Path, settings: Settings) -> list[dict[str, Any]]:
+    """ResNet-20 by configs/cifar10.py inside the loop, and loops of PyTorch: the images on the device (eager and
+    compiled), and torch's DataLoader. "epoch_seconds" is of 50,000 images. On a CPU a few steps a call, else an epoch.
+    """
+    count, steps = (CIFAR, 390) if settings.accelerator else (5_000, 4)
+    path, batch = folder / "cifar.npz", settings.batch or 128
+    made_images(path, 32, count)
+    case = {"model": "resnet20", "batch": batch, "arrays": str(path), "precision": settings.precision, "steps": steps,
+            "workers": settings.cores}
+    # Small steps wait for their launches: what saves those belongs to PyTorch's best.
+    modes = dict.fromkeys([*settings.compile] + ["reduce-overhead"] * (settings.accelerator and bool(settings.compile)))
+    peer, ours = {**case, "case": "cifar", "resident": True}, {**case, "case": "loop"}
+    specs = [
+        Spec("PyTorch, DataLoader", "peer", {**peer, "resident": False}),
+        Spec("PyTorch, resident", "peer", peer),
+        *(Spec(f"PyTorch, resident, {compiled_name(mode)}", "peer", {**peer, "compile": mode})
+          for mode in modes),
+        Spec("ours, resident", "ours", {
+            **ours, "pipeline": "resident", "steps_per_call": 39 if settings.accelerator else 1}),
+        Spec("ours, streamed", "ours", {**ours, "pipeline": "stream", "workers": 0}),
+    ]
+    rows = interleaved(specs, [Call("step", steps, batch)], settings, inner=1)
+    for row in rows:
+        if "ms" in row:
+            row["epoch_seconds"] = round(CIFAR / row["images_per_second"], 3)
+    about = {"case": f"CIFAR training, ResNet-20, batch {batch}, {settings.precision}", "subject": "cifar/resnet20"}
+    return [{**about, **row} for row in rows]
+
+
+def loop_overhead(folder: Path, settings: Settings) -> list[dict[str, Any]]:
+    """The step inside the loop, resident and streamed, against the bare one."""
+    path, steps = folder / "made.npz", 40 if settings.accelerator else 4
+    made_images(path, 32, 20_000)
+    case = {"case": "loop", "model": "resnet20", "batch": settings.batch or 128, "arrays": str(path), "steps": steps,
+            "precision": settings.precision}
+    resident = {**case, "pipeline": "resident"}
+    bare = {**case, "case": "steps", "size": 32, "calls": ["step"], "repeat": steps}
+    specs = [
+        Spec("bare step", "ours", bare),
+        Spec("resident, no augmentation", "ours", {**resident, "augment": ""}),
+        Spec("resident, crop and flip", "ours", resident),
+        Spec("resident, shard_map", "ours", {**resident, "parallel": "shard_map"}),
+        Spec("streamed, threads", "ours", {**case, "pipeline": "stream"}),
+    ]
+    rows = interleaved(specs, [Call("step", steps, case["batch"])], settings)
+    return [{"case": f"ResNet-20 in the loop, {settings.precision}", "subject": "loop/resnet20", **row} for row in rows]

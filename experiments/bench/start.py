@@ -1,0 +1,72 @@
+"""From the command to the end of the first step: with an empty compilation cache, and with what that run left in it."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.bench.networks import made_images
+from experiments.bench.workers import ROOT, Settings, Spec, WorkerFailed, one, with_ratios
+from models.errors import UserError
+
+CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+
+
+KINDS = ("digits", "resnet50")
+
+
+def start(kind: str, folder: Path, settings: Settings) -> list[dict[str, Any]]:
+    """`python -m train`, imports, data and compilation included, and PyTorch's start until its third eager step.
+
+    Args:
+      kind: "digits", ResNet-8 (PyTorch: ResNet-20) on digits; "resnet50", ResNet-50 on 64 made images of 224x224.
+      folder: for data, caches, workdirs.
+      settings: medians of so many `processes`.
+    """
+    batch = 64 if kind == "digits" or settings.accelerator else 8
+    path = folder / "start.npz"
+    made_images(path, 224, 64)
+    title, arguments, network = {
+        "digits": ("ResNet-8 on digits", ["--config=configs/digits.py"], {"model": "resnet20", "size": 8}),
+        "resnet50": (f"ResNet-50, 224x224, batch {batch}",
+                     ["--config=configs/imagenet.py", f"--config.data.source=arrays:{path}",
+                      "--config.data.test_split=test", "--config.data.crop=none", "--config.data.image_size=0",
+                      "--config.data.pipeline=resident", f"--config.batch_size={batch}", "--config.eval_batch_size=8",
+                      "--config.optimizer.warmup=0 steps", "--config.optimizer.schedule=constant",
+                      f"--config.precision={settings.precision}"],
+                     {"model": "resnet50", "size": 224})}[kind]
+    case = {"case": "steps", "precision": settings.precision, "calls": ["step"], "batch": batch, **network}
+    peer, cold, warm = "PyTorch, eager", "ours, cold", "ours, warm"
+    seconds: dict[str, list[float]] = {peer: [], cold: [], warm: []}
+    failed = {}
+    for attempt in range(settings.processes):
+        try:
+            seconds[peer].append(one(Spec("PyTorch", "peer", case), settings)["ready_after"])
+        except WorkerFailed as error:
+            failed[peer] = str(error)
+        for who in (cold, warm):
+            workdir = folder / f"{kind}{attempt}{who[-4:]}"
+            seconds[who].append(first_step(arguments, workdir, folder / f"cache-{kind}{attempt}"))
+    rows = []
+    for who, taken in seconds.items():
+        row = {"what": "start", "who": who, "side": "peer" if who == peer else "ours"}
+        rows.append({**row, "failed": failed[who]} if who in failed else {
+            **row, "ms": round(1e3 * statistics.median(taken)), "min_ms": round(1e3 * min(taken)),
+            "samples": len(taken)})
+    about = {"case": f"command to first step, {title}", "subject": f"start/{kind}"}
+    return [{**about, **row} for row in with_ratios(rows)]
+
+
+def first_step(arguments: Sequence[str], workdir: Path, cache: Path) -> float:
+    """Seconds from the start of `python -m train` until its first step is through; programs are kept in `cache`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "train", *arguments, f"--workdir={workdir}", "--config.hooks=",
+         "--config.duration=2 steps"], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, **CACHE, "JAX_COMPILATION_CACHE_DIR": str(cache)})
+    if done.returncode:
+        raise UserError(f"python -m train failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+    return json.loads((workdir / "summary.json").read_text())["seconds_to_first_step"]

@@ -1,0 +1,89 @@
+"""What the project wants to reach, in one table, and what measured rows say about it."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+CPU = r"\bcpu\b"
+H200 = "H200"
+
+
+class Target(NamedTuple):
+    """A limit of a measured number.
+
+    subject, what, who: of the rows that it is about. measure: their key. limit: the least that reaches it, or, with
+    `at_most`, the most. device: pattern of the devices that it is for. against: the row that `measure` is relative to,
+    where it is not the first or the best of the peer's.
+    """
+
+    subject: str
+    what: str
+    measure: str
+    limit: float
+    device: str
+    at_most: bool = False
+    who: str = "ours"
+    against: str = ""
+
+
+def _beside_pytorch(name: str, sizes: Sequence[int], slower: float) -> Iterator[Target]:
+    """On a CPU, training step and forward pass may take so many times PyTorch's time."""
+    for size in sizes:
+        for what in ("step", "forward"):
+            yield Target(f"{name}/{size}", what, "times_first", round(1 / slower, 3), CPU)
+
+
+TARGETS = (
+    Target("vit_base_patch16/224", "step", "mfu", 0.5, H200),
+    *(Target(f"{name}/224", "step", "times_best", 1.2, H200) for name in (
+        "vit_base_patch16", "resnet50", "convnext_tiny", "vit_small_patch16", "mobilenet_v2", "densenet121", "swin_t")),
+    *(Target("cifar/resnet20", "step", "times", 5, H200, who="ours, resident", against=against)
+      for against in ("the fastest of PyTorch's", "PyTorch, DataLoader")),
+    *(Target(f"start/{kind}", "start", "ms", 10_000, device, at_most=True, who="ours, warm")
+      for kind in ("digits", "resnet50") for device in (H200, CPU)),
+    *_beside_pytorch("resnet20", (32,), 1.2),
+    *(target for name, slower in (("mobilenet_v2", 1.0), ("convnext_tiny", 1.0), ("resnext50_32x4d", 1.3),
+                                  ("densenet121", 1.3), ("vgg16", 1.1), ("vit_small_patch16", 1.1))
+      for target in _beside_pytorch(name, (32, 224), slower)),
+)
+SHOWN = {"times_first": "times as fast as PyTorch eager", "times_best": "times as fast as the fastest of PyTorch's",
+         "mfu": "of the measured ceiling", "ms": "ms", "times": "times as fast as"}
+
+
+def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """{"target", "measured", "met", "verdict", "subject"} of each target that is about one of the rows.
+
+    A target for an H200 is judged on any other accelerator, too, and the verdict then names that.
+    """
+    found = []
+    for target in TARGETS:
+        about = [row for row in rows if row["subject"] == target.subject and row["what"] == target.what and "ms" in row]
+        for row in about:
+            is_there = re.search(target.device, row["device"])
+            is_alike = is_there or (target.device == H200 and not re.search(CPU, row["device"]))
+            value = _value(target, row, about) if is_alike and row["who"] == target.who else None
+            if value is None:
+                continue
+            met = value <= target.limit if target.at_most else value >= target.limit
+            missed = value / target.limit - 1 if target.at_most else 1 - value / target.limit
+            where = "" if is_there else f" (on {row['device']}; the target is for an {target.device})"
+            found.append({
+                "subject": target.subject, "target": described(target), "measured": value, "met": met,
+                "verdict": ("met" if met else f"missed by {missed:.0%}") + where})
+    return found
+
+
+def described(target: Target) -> str:
+    """In words: "resnet50/224, step: at least 1.2 times as fast as …"."""
+    bound = "at most" if target.at_most else "at least"
+    return (f"{target.subject}, {target.what}, {target.who}: {bound} {target.limit:g} {SHOWN[target.measure]}"
+            + f" {target.against}" * bool(target.against))
+
+
+def _value(target: Target, row: Mapping[str, Any], about: Sequence[Mapping[str, Any]]) -> float | None:
+    if not target.against:
+        return row.get(target.measure)
+    if target.against == "the fastest of PyTorch's":
+        return row.get("times_best")
+    other = [one["ms"] for one in about if one["who"] == target.against and one["case"] == row["case"]]
+    return round(other[0] / row["ms"], 3) if other else None

@@ -1,0 +1,227 @@
+"""The workers of a case take turns: processes, samples, medians, ratios."""
+
+import collections
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from models.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+_QUIET = 25  # involuntary context switches in a sample that still counts as undisturbed
+_ENOUGH = 5  # undisturbed samples, with which the others are left out
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the command line asks of all cases.
+
+    peer_python, tf_python: have PyTorch, TensorFlow ("": nobody has). processes: how often all workers of a case are
+    started afresh: where a process's memory happens to lie changes its speed by more than its own samples differ.
+    rounds: a start; in each, every worker runs every call `inner` times. overlap: the workers of a case start, and
+    compile, at the same time. accelerator: whether ours runs on one. batch: images a step; 0 is each network's own.
+    precision: "float32" or "bfloat16", of the computation. compile: modes of torch.compile to measure. stock: ours
+    without the settings and lowerings of this project as well. quick: training steps alone, and fewer of them.
+    data_dir: of TFDS sets. cores: that a data pipeline gets.
+    """
+
+    peer_python: str = sys.executable
+    tf_python: str = ""
+    processes: int = 3
+    rounds: int = 4
+    inner: int = 3
+    overlap: bool = False
+    accelerator: bool = False
+    batch: int = 0
+    precision: str = "float32"
+    compile: tuple[str, ...] = ()
+    stock: bool = False
+    quick: bool = False
+    data_dir: str = ""
+    cores: int = 2
+
+
+class Spec(NamedTuple):
+    """A worker to be: its name in the table, its module (ours, peer, tf_data), the case in JSON's types, variables of
+    its environment, and cores that it is confined to (0: none)."""
+
+    name: str
+    module: str
+    case: Mapping[str, Any]
+    env: Mapping[str, str] = {}
+    cores: int = 0
+
+
+class Call(NamedTuple):
+    """What is timed: by name; units of work in a call, and images in a unit."""
+
+    name: str
+    units: int = 1
+    images: float = 0
+
+
+class WorkerFailed(Exception):
+    """A worker said why it cannot go on, or ended."""
+
+
+class Worker:
+    """A process that does a case's work when it is told to."""
+
+    def __init__(self, spec: Spec, settings: Settings):
+        pythons = {"ours": sys.executable, "peer": settings.peer_python, "tf_data": settings.tf_python}
+        confine = None
+        if spec.cores and hasattr(os, "sched_setaffinity"):
+            kept = sorted(os.sched_getaffinity(0))[:spec.cores]
+            confine = lambda: os.sched_setaffinity(0, kept)  # noqa: E731
+        # JAX would take most of an accelerator's memory at once, which the peer's worker wants as well.
+        env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **spec.env}
+        self._process = subprocess.Popen(
+            [pythons[spec.module], "-m", f"experiments.bench.{spec.module}", json.dumps(spec.case)], cwd=ROOT,
+            text=True, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=confine)
+        self._began, self.name = time.perf_counter(), spec.name
+
+    def ready(self) -> dict[str, Any]:
+        """Waits until it is; what it says of itself. `ready_after` is then how long it took, in seconds."""
+        about = self._answer()["ready"]
+        self.ready_after = time.perf_counter() - self._began
+        return about
+
+    def run(self, call: str, count: int) -> list[dict[str, float]]:
+        """Samples of `count` calls."""
+        self._process.stdin.write(f"{call} {count}\n")
+        self._process.stdin.flush()
+        return [self._answer() for _ in range(count)]
+
+    def close(self) -> dict[str, float]:
+        """Ends the process; its peaks of memory in MiB."""
+        self._process.stdin.close()
+        peaks = self._answer()
+        self._process.wait()
+        return peaks
+
+    def kill(self) -> None:
+        """Ends the process whatever it does."""
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        try:
+            answer = json.loads(self._process.stdout.readline())
+        except ValueError:
+            raise WorkerFailed(f"ended with exit code {self._process.wait()}") from None
+        if "failed" in answer:
+            raise WorkerFailed(answer["failed"])
+        return answer
+
+
+def one(spec: Spec, settings: Settings) -> dict[str, Any]:
+    """What a worker says of itself, which does nothing else; "ready_after" is how long that took, in seconds.
+
+    Raises:
+      WorkerFailed: with the reason.
+    """
+    worker = Worker(spec, settings)
+    try:
+        about = worker.ready()
+        worker.close()
+    finally:
+        worker.kill()
+    return {**about, "ready_after": worker.ready_after}
+
+
+def interleaved(
+    specs: Sequence[Spec], calls: Sequence[Call], settings: Settings, inner: int = 0
+) -> list[dict[str, Any]]:
+    """Rows of `table` for the workers, which take turns, `inner` (0: of the settings) calls a time.
+
+    A worker that fails is left out from there on; its row says why.
+    """
+    samples: dict[tuple[str, str], list[dict[str, float]]] = collections.defaultdict(list)
+    told: dict[str, dict[str, Any]] = collections.defaultdict(dict)  # what a worker says of itself, and its peaks
+    failed: dict[str, str] = {}
+    for _ in range(settings.processes):
+        running: list[Worker] = []
+
+        def attempt(worker, action, *arguments, running=running):
+            try:
+                return action(*arguments)
+            except (WorkerFailed, BrokenPipeError) as error:
+                failed[worker.name] = str(error)
+                worker.kill()
+                running.remove(worker)
+                return ()  # neither samples nor anything told
+
+        try:
+            for spec in specs:
+                if spec.name in failed:
+                    continue
+                worker = Worker(spec, settings)
+                running.append(worker)
+                if not settings.overlap:
+                    told[worker.name].update(attempt(worker, worker.ready))
+            for worker in [*running] if settings.overlap else ():
+                told[worker.name].update(attempt(worker, worker.ready))
+            for _ in range(settings.rounds):
+                for call in calls:
+                    for worker in [*running]:
+                        samples[call.name, worker.name] += attempt(
+                            worker, worker.run, call.name, inner or settings.inner)
+            for worker in [*running]:
+                for name, peak in dict(attempt(worker, worker.close)).items():
+                    told[worker.name][name] = round(max(told[worker.name].get(name, 0), peak))
+        finally:
+            for worker in running:
+                worker.kill()
+    if len(failed) == len(specs):
+        raise UserError(f"no worker of the case ran: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
+    return table(specs, calls, samples, told, failed)
+
+
+def table(
+    specs: Sequence[Spec], calls: Sequence[Call], samples: Mapping[tuple[str, str], Sequence[Mapping[str, float]]],
+    told: Mapping[str, Mapping[str, Any]], failed: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """A row a call and worker.
+
+    Keys: "what", "who", "side" ("ours", "peer"), "ms" (median of a unit), "min_ms", "samples", "images_per_second", and
+    what the worker has told ("peak_mib", "device_peak_mib", "params"); how many times as fast as the first worker,
+    "times_first", and, of ours, as the fastest of the peer's, "times_best". A worker that failed has "failed", why,
+    instead.
+    """
+    rows = []
+    for call in calls:
+        found = []
+        for spec in specs:
+            side = "ours" if spec.module == "ours" else "peer"
+            row = {"what": call.name, "who": spec.name, "side": side}
+            if spec.name in failed:
+                found.append({**row, "failed": failed[spec.name]})
+                continue
+            taken = samples[call.name, spec.name]
+            quiet = [sample["ms"] for sample in taken if sample["preempted"] < _QUIET]
+            kept = quiet if len(quiet) >= _ENOUGH else [sample["ms"] for sample in taken]
+            median = statistics.median(kept) / call.units
+            found.append({**row, "ms": round(median, 4), "min_ms": round(min(kept) / call.units, 4),
+                          "samples": len(kept), **told.get(spec.name, {})})
+            if call.images:
+                found[-1]["images_per_second"] = round(1e3 * call.images / median, 1)
+        rows += with_ratios(found)
+    return rows
+
+
+def with_ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of one call, with "times_first" and "times_best" where there is something to compare with."""
+    first, peers = rows[0].get("ms"), [row["ms"] for row in rows if row["side"] == "peer" and "ms" in row]
+    for row in rows:
+        if "ms" in row and first:
+            row["times_first"] = round(first / row["ms"], 3)
+        if "ms" in row and row["side"] == "ours" and peers:
+            row["times_best"] = round(min(peers) / row["ms"], 3)
+    return list(rows)
