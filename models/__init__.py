@@ -21,6 +21,7 @@ from models.layers.conv import lowering
 from models.layers.init import jit_once
 
 runtime.tune()
+runtime.keep_programs()
 
 # Beginning of a name: the module of its family, imported when it is needed. Such a module has a table VARIANTS of
 # partial applications of module classes to fields.
