@@ -26,6 +26,7 @@ runtime.keep_programs()
 # Beginning of a name: the module of its family, imported when it is needed. Such a module has a table VARIANTS of
 # partial applications of module classes to fields.
 FAMILIES = {
+    "airbench": "models.airbench",
     "alexnet": "models.alexnet",
     "blockdrop": "models.gated",
     "convnet_aig": "models.gated",
