@@ -52,5 +52,5 @@ def lookahead(to_steps, total, decay: float, power: float = 0.0, every: int = 1,
 
 
 def _moved(rate, fast, slow):
-    """Counters are not averaged."""
-    return rate * slow + (1 - rate) * fast if jnp.issubdtype(fast.dtype, jnp.inexact) else fast
+    """Counters are not averaged. So written that what does not move, a frozen kernel, stays as it is to the bit."""
+    return slow + (1 - rate) * (fast - slow) if jnp.issubdtype(fast.dtype, jnp.inexact) else fast
