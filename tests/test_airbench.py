@@ -126,3 +126,16 @@ def test_it_resumes_exactly_and_leaves_what_it_freezes(images, tmp_path):
     still = {name for name in old if np.array_equal(old[name], new[name])}
     assert still == {name for name in old if name.endswith("scale")} | {"stem_conv/kernel"}
     assert not np.array_equal(found.ema["params"]["head"]["kernel"], run.state.ema["params"]["head"]["kernel"])
+
+
+def test_streamed_batches_say_what_resident_ones_do(images):
+    found = []
+    for pipeline in ("resident", "stream"):
+        c = small(images)
+        c.data.pipeline = pipeline
+        run = loop.setup(c)
+        items = [jax.tree.map(np.asarray, item) for _, item in run.feed.calls(5, 8)]  # epoch 0 ends after 6
+        batches = [jax.tree.map(np.asarray, run.feed.gather(run.feed.data, jax.tree.map(lambda x: x[0, 0], item)))
+                   for item in items]
+        found.append([{name: batch[name] for name in ("image", "label", "mirrored")} for batch in batches])
+    tiny.assert_same(*found)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import rich.console
 
 import models
@@ -151,7 +152,8 @@ def setup(config: Mapping[str, Any]) -> Run:
     items, evaluation_items = feed.shapes()
     jax.eval_shape(run.train_call, run.state, feed.data, items)
     jax.eval_shape(run.evaluation_call, run.state, {}, evaluation_items)
-    return run
+    # As numpy: it goes to the devices when training starts. The parameters were being drawn while that was traced.
+    return run._replace(state=jax.tree.map(np.asarray, run.state))
 
 
 def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.Console | None = None,
