@@ -107,6 +107,9 @@ def test_programs_are_kept_for_the_next_process_of_the_same_kind_of_processor(tm
         PROGRAM, PROGRAM, PROGRAM.replace("runtime.keep", "runtime.processor = lambda: b'other'; runtime.keep")))
     assert first == second and Path(first).parent == tmp_path / "ablate" and any(Path(first).glob("*-cache"))
     assert none == again == "0" and int(hits) > 0
+    for time in Path(first).glob("*-atime"):  # as if that process had been killed while it wrote
+        time.unlink()
+    assert _run(PROGRAM, **env).split() == [first, "0"] and _run(PROGRAM, **env).split() == [first, hits]
     assert other != first
 
 

@@ -130,8 +130,9 @@ def setup(config: Mapping[str, Any]) -> Run:
     if lookahead and reader.ema_decay:
         raise UserError(f"lookahead='{reader.lookahead}' averages in its own way; set ema_decay=0")
     if (lookahead or reader.ema_decay) and (reader.optimizer.prune or reader.optimizer.share):
-        raise UserError(f"ema_decay={reader.ema_decay}, lookahead='{reader.lookahead}': averages of weights that "
-                        "optimizer.prune cuts or that optimizer.share lets share values are not cut and share none")
+        what = f"ema_decay={reader.ema_decay}" if reader.ema_decay else f"lookahead='{reader.lookahead}'"
+        raise UserError(f"{what}: averages of weights that optimizer.prune cuts or that optimizer.share lets share "
+                        "values are not cut and share none")
     program = functools.partial(
         step.train_call, gather=feed.gather, prepare=feed.prepare, task=task, optimizer=tx,
         learning_rate=learning_rate, accumulate=reader.accumulate, ema_decay=reader.ema_decay, lookahead=lookahead)
