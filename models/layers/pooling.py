@@ -1,4 +1,4 @@
-"""Pooling: averages to a given size, whatever the input's; maxima of blocks."""
+"""Pooling to a given size, whatever the input's."""
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,3 @@ def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
             bounds = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
             x = jnp.stack([lax.slice_in_dim(x, *cell, axis=axis).mean(axis) for cell in bounds], axis)
     return x
-
-
-def halve(x: jax.Array) -> jax.Array:
-    """Maxima of 2x2 blocks: [N, H, W, C] -> [N, H // 2, W // 2, C], an odd last row or column left out.
-
-    As max_pool, but for the gradient of equal maxima, which share it. It is elementwise work that XLA fuses, where that
-    of a reduce_window is a scatter.
-    """
-    batch, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
