@@ -20,6 +20,7 @@ def base() -> ConfigDict:
     c.steps_per_call = 1  # optimizer steps a dispatch (a scan); more than 1 only where the data are resident
     c.precision = "float32"  # of the computation: float32 | bfloat16; parameters and statistics stay float32
     c.ema_decay = 0.0  # of the averaged weights that are then evaluated, e.g. 0.9999; 0: off
+    c.lookahead = ""  # lookahead(decay, power=0, every=1, start='0 steps'): weights go back to averages of theirs
     c.parallel = "pmap"  # how a step is lifted over the devices: pmap | shard_map
     c.devices = 0  # 0: all
     c.log_every = "50 steps"
@@ -30,35 +31,41 @@ def base() -> ConfigDict:
 
     # What is trained, and by which loss (train/tasks).
     c.task = ConfigDict()
-    # classify | multi_label | gated(weight=2.0) | policy(penalty=5.0, curriculum='50%', joint=False) | multi_exit
+    # classify[(views=mirror | mirror_shift)] | multi_label |
+    # gated(weight=2.0) | policy(penalty=5.0, curriculum='50%', joint=False) | multi_exit
     c.task.name = "classify"
     c.task.label_smoothing = 0.0
 
     # `name` of models.names(); every other key is a field of that model: norm, act, init, conv, dense, dtype, …
     c.model = ConfigDict()
     c.model.name = "resnet20"
-    c.model.norm = "batch"  # batch | frozen_batch | layer | channel | instance | group[:groups] | none
+    c.model.norm = "batch"  # batch[:momentum] | frozen_batch | layer | channel | instance | group[:groups] | none
     c.model.sync_norm = False  # batch norm over all devices instead of one
     c.model.act = "relu"  # relu | gelu | silu | relu6 | identity
-    # msra | msra_fan_out | xavier_uniform | xavier_normal | lecun | orthogonal | normal:STD | truncated_normal:STD
+    # msra | msra_fan_out | xavier_uniform | xavier_normal | lecun | orthogonal | dirac | normal:STD |
+    # truncated_normal:STD
     c.model.init = "msra"
     # A run's folder (its newest checkpoint), or a .safetensors file by `python -m models.weights import`; "": scratch
     c.init_from = ""
     c.init_new = "head"  # with init_from: parts that are drawn anew whatever it has, "head|stage3", "*/gate"; "": none
-    c.data_init = "none"  # lsuv: kernels orthonormal, then scaled so that each layer's output has variance 1 on a batch
+    # lsuv: kernels orthonormal, then scaled so that each layer's output has variance 1 on a batch
+    # whiten: the first convolution gives whitened patches and their negatives, by 5,000 training images
+    c.data_init = "none"
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "sgd(momentum=0.9)"  # sgd | adam | adamw | lars | lamb
     c.optimizer.learning_rate = 0.1
-    c.optimizer.schedule = "constant"  # constant | step(factor, at, …) | cosine(final) | linear(final) | inverse_sqrt
+    c.optimizer.schedule = "constant"  # constant | step(factor, at, …) | cosine(final) | linear(final) |
+    # triangle(start, peak, final) | inverse_sqrt
     c.optimizer.warmup = "0 steps"  # linear
     c.optimizer.warmup_from = 0.0  # as a fraction of the learning rate
     c.optimizer.weight_decay = 0.0
     c.optimizer.l1 = 0.0  # times the sign of a weight that decays, added to its gradient
     c.optimizer.decay = ".*"  # regular expression: the parameters that decay; '.*/kernel' leaves norms and biases out
     c.optimizer.clip_norm = 0.0  # bound of the global gradient norm; 0: none
-    # (regular expression, multiplier of the learning rate[, time from which it trains]); 0 freezes; first match
+    # (regular expression, multiplier of the learning rate[, from when it trains[, until when]]); 0 freezes; first match
     c.optimizer.groups = ((".*", 1.0),)
+    c.optimizer.multiplied = "update"  # by that: update (with its decay) | gradient (all decay alike; sgd)
     # Weights that go while training goes on, e.g. "magnitude(0.9, start='20%', end='60%', every='5%')" (train/prune.py)
     c.optimizer.prune = ""
     # Weights of a layer that share few values, the values trained, e.g. "linear(conv=8, dense=5)" (train/share.py)

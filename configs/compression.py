@@ -46,7 +46,7 @@ def get_config(text: str = ""):
     c.init_from, c.init_new, c.data_init = a["from"], "", "none"
     c.optimizer.learning_rate = a.lr or rate / (100 if sharing else 2)
     c.duration = f"{a.epochs} epochs" if a.epochs else _tenth(duration) if sharing else duration
-    c.optimizer.warmup, c.ema_decay = "0 steps", 0.0
+    c.optimizer.warmup, c.ema_decay, c.lookahead = "0 steps", 0.0, ""
     c.optimizer.prune, c.optimizer.share = "", ""
     c.hooks = "|".join(hook for hook in c.hooks.split("|") if hook and hook != "sparsity")
     if sharing:

@@ -21,10 +21,12 @@ from models.layers.conv import lowering
 from models.layers.init import jit_once
 
 runtime.tune()
+runtime.keep_programs()
 
 # Beginning of a name: the module of its family, imported when it is needed. Such a module has a table VARIANTS of
 # partial applications of module classes to fields.
 FAMILIES = {
+    "airbench": "models.airbench",
     "alexnet": "models.alexnet",
     "blockdrop": "models.gated",
     "convnet_aig": "models.gated",

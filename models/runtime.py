@@ -1,6 +1,7 @@
-"""Process settings that make JAX fast on a CPU; set before JAX starts a backend, switched off by ABLATE_CPU_TUNING=0.
+"""Process settings: what makes JAX fast on a CPU, and the cache of compiled programs.
 
-Two things, measured on training steps (2 cores with AVX-512, jax 0.10.2):
+`tune` comes before JAX starts a backend and is switched off by ABLATE_CPU_TUNING=0. Two things, measured on training
+steps (2 cores with AVX-512, jax 0.10.2):
   memory   XLA's CPU client frees its large buffers after every step and glibc returns them to the kernel, so each
            step faults in hundreds of megabytes again. Told to keep them, ResNet-20's falls from 670 to 560 ms. The
            price: a process never shrinks below its peak. Kept memory is also asked for in pages of 2 MiB where the
@@ -9,11 +10,14 @@ Two things, measured on training steps (2 cores with AVX-512, jax 0.10.2):
            not give it all of them by default. Steps in ms with "dot", "dot,reduce", "dot,eltwise,reduce":
              ResNet-20, 32x32, batch 128    247  209  231          DenseNet-121, 32x32, batch 64    279  241  297
              ConvNeXt-T, 32x32, batch 64    263  250  320          ViT-S, 32x32, batch 64           263  259  300
+`keep_programs` turns JAX's persistent compilation cache on; JAX_ENABLE_COMPILATION_CACHE=false is its switch.
 """
 
 import ctypes
+import hashlib
 import importlib.metadata
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -32,6 +36,8 @@ _MALLOPT = (
     (-2, 64 * 2**20),  # M_TOP_PAD, bytes that the heap grows by at least
 )
 _MADV_HUGEPAGE, _HUGE_PAGE = 14, 2 * 2**20  # madvise(2) on Linux
+# Of compiled programs that are kept, those that were used last; a step of ResNet-50 takes 0.6 MB.
+_PROGRAM_BYTES = 2 * 2**30
 _ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 
 
@@ -48,6 +54,50 @@ def cores() -> int:
 def cache_folder() -> Path:
     """Of what is made once a machine: $XDG_CACHE_HOME/ablate, ~/.cache/ablate."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ablate"
+
+
+def processor() -> bytes:
+    """What machine code that was compiled for this machine depends on: the processor's model and features."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return b"\n".join(line for line in lines if line.startswith((b"model name", b"flags", b"Features")))[:8192]
+
+
+def keep_programs() -> None:
+    """Has JAX load the programs that an earlier process has compiled, from `cache_folder()`; imports JAX.
+
+    Nothing changes where the user has chosen a folder (JAX_COMPILATION_CACHE_DIR), has switched the cache off, or where
+    nothing can be written. The folder is that of a kind of processor: programs for a CPU are machine code, and machines
+    of several kinds may share a home.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+        return
+    folder = cache_folder() / f"xla-{hashlib.sha256(processor()).hexdigest()[:16]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if not os.access(folder, os.W_OK):
+        return
+    # JAX writes a program and then its time: one without was being written by a process that was killed, and JAX would
+    # fail on it whenever it looks for what to throw away.
+    names = set(os.listdir(folder))
+    for name in names:
+        if name.endswith("-cache") and name.removesuffix("-cache") + "-atime" not in names:
+            (folder / name).unlink(missing_ok=True)
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_max_size": _PROGRAM_BYTES,
+        # JAX's own is 1 s, and start-up is smaller programs; the smallest cost more to keep than to compile.
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    for name, value in settings.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
 
 
 def _has_ynn() -> bool:

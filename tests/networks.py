@@ -40,6 +40,7 @@ PARAMETERS = {
     "vgg11": 132_863_336, "vgg13": 133_047_848, "vgg16": 138_357_544, "vgg19": 143_667_240,  # T
     "vgg11_bn": 132_868_840, "vgg13_bn": 133_053_736, "vgg16_bn": 138_365_992, "vgg19_bn": 143_678_248,  # T
     "vgg11_cifar": 9_231_114, "vgg13_cifar": 9_416_010, "vgg16_cifar": 14_728_266,
+    "airbench94": 1_972_792,  # the authors' network (golden/airbench.npz)
     "mobilenet_v1": 4_231_976,  # timm's mobilenetv1_100; Howard 2017, table 6, for 1 to 0.25: 4.2M, 2.6M, 1.3M, 0.5M
     "mobilenet_v1_075": 2_585_560, "mobilenet_v1_050": 1_331_592, "mobilenet_v1_025": 470_072,
     "mobilenet_v1_conv": 29_294_088, "mobilenet_v1_shallow": 2_887_976,  # Howard 2017, tables 4 and 5: 29.3M, 2.9M
@@ -102,6 +103,7 @@ SMALL = {
     "alexnet": ("alexnet_original", {"stem": (3, 1, 1), "convs": (8, 8, 8, 8, 8), "classifier": (16,),
                                      "norm": "layer", "num_classes": 10}),
     "vgg": ("vgg11", {"stage_sizes": (1, 2), "width": 4, "classifier": (16,), "norm": "layer", "num_classes": 10}),
+    "airbench": ("airbench94", {"width": 4}),
     "separable": ("mobilenet_v1", {"stage_sizes": (1, 2), "width_multiplier": 0.25, "num_classes": 10}),
     "inverted": ("mobilenet_v2", {"stage_sizes": (1, 2), "width_multiplier": 0.25, "num_classes": 10}),
     "vit": ("vit_tiny_patch16", {"patch_size": 8, "depth": 2, "width": 16, "heads": 2, "mlp_width": 24, "init": "msra",
@@ -171,6 +173,13 @@ PERTURBED = {
         "init": ("vgg", "xavier_normal"), "conv": ("vgg", "standardized"), "dense": ("vgg", "spy"),
         "dtype": ("vgg", "bfloat16"),
         "stage_sizes": ("vgg", (1, 1)), "width": ("vgg", 2), "classifier": ("vgg", (16, 8)), "dropout": ("vgg", 0.2),
+    },
+    "Airbench": {
+        "num_classes": ("airbench", 7), "norm": ("airbench", "group:2"), "act": ("airbench", "silu"),
+        "widths": ("airbench", (("stage1/conv1", 3),)),
+        "init": ("airbench", "xavier_normal"), "conv": ("airbench", "standardized"), "dense": ("airbench", "spy"),
+        "dtype": ("airbench", "bfloat16"),
+        "patch_size": ("airbench", 3), "width": ("airbench", 6), "scale": ("airbench", 1.0),
     },
     "MobileNetV1": {
         "num_classes": ("separable", 7), "norm": ("separable", "group:2"), "act": ("separable", "silu"),

@@ -29,15 +29,15 @@ def small(config, images):
     config.data.source, config.data.train_split, config.data.test_split = f"folder:{images}", "train", "test"
     config.data.image_size, config.data.workers = 32, 0
     config.data.crop = "random_resized" if config.data.crop == "none" else config.data.crop
-    config.batch_size, config.eval_batch_size, config.devices = 8, 8, 1
+    config.batch_size, config.eval_batch_size, config.devices, config.steps_per_call = 8, 8, 1, 1
     config.model.width = 4
     return config
 
 
 @pytest.mark.parametrize("config", [
-    cifar10.get_config(), cifar10.get_config("resnet56,norm=group"), imagenet.get_config(),
-    imagenet.get_config("recipe=modern"), folder.get_config(),
-], ids=["cifar10", "cifar10-group", "imagenet-goyal", "imagenet-modern", "folder"])
+    cifar10.get_config(), cifar10.get_config("speedrun"), cifar10.get_config("resnet56,norm=group"),
+    imagenet.get_config(), imagenet.get_config("recipe=modern"), folder.get_config(),
+], ids=["cifar10", "speedrun", "cifar10-group", "imagenet-goyal", "imagenet-modern", "folder"])
 def test_every_key_is_known_and_read(config, images):
     run = loop.setup(small(config, images))
     assert run.total > 0

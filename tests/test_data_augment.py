@@ -155,6 +155,16 @@ def test_flip_mirrors_half_of_the_images():
     assert (flipped | same).all() and 150 < flipped.sum() < 250
 
 
+def test_alternate_flip_mirrors_what_the_batch_says():
+    batch = {**_batch((4, 4, 1)), "mirrored": jnp.asarray([True, False] * 2)}
+    batch = {name: array[:4] for name, array in batch.items()}
+    after = build("alternate_flip", 2, (4, 4, 1))(jax.random.key(0), batch)
+    images = np.asarray(batch["image"])
+    np.testing.assert_array_equal(after["image"][::2], images[::2, :, ::-1])
+    np.testing.assert_array_equal(after["image"][1::2], images[1::2])
+    assert "mirrored" not in after
+
+
 def test_cutout_fills_a_clipped_square_with_the_mean_colour():
     images = jnp.full((300, 8, 8, 3), 7, jnp.uint8)
     batch = {"image": images, "label": jnp.zeros(300, jnp.int32)}

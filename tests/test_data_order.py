@@ -24,6 +24,19 @@ def test_order_depends_on_seed_and_position_alone():
     assert (Order(100, seed=-1).indices(0, 100) != run[:100]).any()
 
 
+def test_mirrored_alternates_and_depends_on_seed_and_position_alone():
+    order, first = Order(50, seed=3), {}
+    for epoch in range(4):
+        seen = dict(zip(order.indices(50 * epoch, 50), order.mirrored(50 * epoch, 50), strict=True))
+        first = first or seen
+        assert seen == {index: flag ^ bool(epoch % 2) for index, flag in first.items()}
+    assert 10 < sum(first.values()) < 40
+    whole = order.mirrored(0, 200)
+    for position, count in ((130, 41), (5, 100), (48, 4)):
+        np.testing.assert_array_equal(Order(50, seed=3).mirrored(position, count), whole[position:position + count])
+    assert (Order(50, seed=4).mirrored(0, 50) != whole[:50]).any()
+
+
 def test_order_is_recorded():
     # A change here changes what every published seed trained on.
     np.testing.assert_array_equal(Order(8, seed=42).indices(0, 16), [7, 0, 4, 2, 1, 3, 5, 6, 5, 1, 4, 7, 3, 0, 2, 6])

@@ -8,7 +8,7 @@ import pytest
 
 import models
 from models.errors import UserError
-from models.layers.init import INITS, init, jit_once, lsuv
+from models.layers.init import INITS, init, jit_once, lsuv, whiten
 from tests.golden import drawn
 
 CONV, GROUPED, DENSE = (3, 3, 64, 128), (3, 3, 4, 128), (256, 512)
@@ -53,7 +53,7 @@ def test_orthogonal(shape):
 
 
 def test_every_name_is_checked():
-    assert set(INITS) - {"orthogonal"} <= set(VARIANCES)
+    assert set(INITS) - {"orthogonal", "dirac"} <= set(VARIANCES)
 
 
 def test_callable_is_taken_as_it_is():
@@ -109,3 +109,40 @@ def test_lsuv_gives_every_layer_unit_variance(fields):
         matrix = new.reshape(-1, new.shape[-1])  # orthonormal but for one factor
         gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
         np.testing.assert_allclose(gram / gram[0, 0], np.eye(len(gram)), atol=1e-4)
+
+
+def test_dirac_passes_its_channels_on():
+    kernel = np.asarray(init("dirac")(jax.random.key(0), (3, 3, 4, 64), jnp.float32))
+    expected = np.zeros((3, 3, 4, 4))
+    expected[1, 1] = np.eye(4)
+    np.testing.assert_array_equal(kernel[..., :4], expected)
+    x = jnp.asarray(drawn.images("dirac", (1, 5, 5, 4)))
+    y = jax.lax.conv_general_dilated(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(y[..., :4], x, rtol=1e-6)
+    bound = 1 / 36**0.5  # as torch.nn.Conv2d draws
+    assert 0.98 * bound < np.abs(kernel[..., 4:]).max() <= bound
+    assert kernel[..., 4:].std() == pytest.approx(bound / 3**0.5, rel=0.03)
+    narrow = np.asarray(init("dirac")(jax.random.key(0), (2, 2, 4, 3), jnp.float32))
+    np.testing.assert_array_equal(narrow[1, 1], np.eye(4, 3))
+    dense = np.asarray(init("dirac")(jax.random.key(0), (256, 64), jnp.float32))
+    assert np.abs(dense).max() <= 1 / 16 and dense.std() == pytest.approx(1 / 16 / 3**0.5, rel=0.03)
+
+
+def test_whitened_patches_are_white():
+    images = drawn.images("whiten", (32, 12, 12, 3)).cumsum(1).cumsum(2) * [1, 2, 3]
+    images = jnp.asarray(images, jnp.float32)
+    model = models.create("airbench94", width=4)
+    variables = models.initialize(model, jax.random.key(0), images.shape)
+    changed = whiten(model, variables, images, epsilon=1e-6)
+    kernel = np.asarray(changed["params"]["stem_conv"]["kernel"], np.float64)
+    patches = np.stack([np.asarray(images[:, i:i + 11, j:j + 11], np.float64) for i in (0, 1) for j in (0, 1)], -2)
+    features = patches.reshape(-1, 12) @ kernel.reshape(12, 24)
+    np.testing.assert_allclose(features[:, :12].T @ features[:, :12] / len(features), np.eye(12), atol=2e-2)
+    np.testing.assert_array_equal(kernel[..., 12:], -kernel[..., :12])
+    norms = np.linalg.norm(kernel.reshape(12, 24)[:, :12], axis=0)
+    assert (np.diff(norms) > 0).all()  # the largest eigenvalue first
+    jax.tree.map(np.testing.assert_array_equal, {**changed["params"], "stem_conv": 0},
+                 {**variables["params"], "stem_conv": 0})
+    with pytest.raises(UserError, match="stem_conv has 64 features of 3 channels; want an even number of at most 54"):
+        wide = models.create("resnet8", width=64)
+        whiten(wide, models.initialize(wide, jax.random.key(0), images.shape), images)

@@ -160,6 +160,7 @@ class SpyConv(nn.Module):
 
 class SpyDense(nn.Module):
     features: int
+    use_bias: bool = True
     kernel_init: object = None
     bias_init: object = None
     dtype: object = None

@@ -195,3 +195,11 @@ def test_groups_that_do_not_divide_name_the_layer():
 
     with pytest.raises(UserError, match=r"group:3.*norm1.*8 channels"):
         Net().init(jax.random.key(0), jnp.ones(SHAPE))
+
+
+def test_momentum_of_running_statistics():
+    x = jnp.asarray([[1.0], [3.0]])
+    module = layer("batch:0.6")
+    _, updated = module.apply(module.init(jax.random.key(0), x), x, mutable=["batch_stats"])
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.4 * 2)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.6 * 1 + 0.4 * 2)

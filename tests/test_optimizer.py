@@ -20,7 +20,7 @@ TO_STEPS = functools.partial(config_lib.steps, batch_size=10, examples=100, tota
 def section(**changes):
     defaults = dict(name="sgd(momentum=0.0)", learning_rate=0.1, schedule="constant", warmup="0 steps",
                     warmup_from=0.0, weight_decay=0.0, decay=".*", clip_norm=0.0, groups=((".*", 1.0),),
-                    l1=0.0, prune="", share="")
+                    l1=0.0, prune="", share="", multiplied="update")
     return config_lib.Reader({**defaults, **changes})
 
 
@@ -84,6 +84,9 @@ def test_schedules():
     assert rates([0, 4, 9, 10, 55], schedule="cosine", warmup="1 epoch") == [0.1, 0.5, 1, 1, 0.5]
     assert rates([0, 9], warmup="10 steps", warmup_from=0.5) == [0.55, 1]
     assert rates([0, 3, 15], schedule="inverse_sqrt", warmup="4 steps") == [0.25, 1, 0.5]
+    assert rates([0, 11.5, 23, 61.5, 100], schedule="triangle(0.2, '23%', 0.07)") == [0.2, 0.6, 1, 0.535, 0.07]
+    with pytest.raises(UserError, match="it rises by itself"):
+        rates([0], schedule="triangle(0.2, '23%', 0.07)", warmup="1 epoch")
     with pytest.raises(UserError, match="unknown schedule 'cosin'; did you mean 'cosine'"):
         rates([0], schedule="cosin")
 
@@ -118,3 +121,39 @@ def test_pytorch_sgd_by_hand():
         velocity = 0.9 * velocity + (1 + 0.5 * expected)
         expected -= 0.1 * velocity
     assert float(w["stem"]["kernel"][0]) == pytest.approx(expected)
+
+
+def test_a_multiplier_of_the_gradient_leaves_the_decay():
+    """Two steps of torch.optim.SGD(lr=0.1 k, momentum=0.5, nesterov=True, weight_decay=0.2 / k), worked by hand."""
+    tx, _ = optimizer.create(section(
+        name="sgd(momentum=0.5, nesterov=True)", weight_decay=0.2, multiplied="gradient",
+        groups=((".*/bias", 64.0), ("head/.*", 0.0), (".*", 1.0))), PARAMS, TO_STEPS, 100)
+    w, state = PARAMS, tx.init(PARAMS)
+    expected = {"kernel": [2.0, 0.0, 1.0], "bias": [3.0, 0.0, 64.0]}  # weight, velocity, multiplier k
+    for step in range(2):
+        update, state = tx.update(jax.tree.map(lambda x: jnp.full_like(x, step + 1.0), w), state, w)
+        w = optax.apply_updates(w, update)
+        for entry in expected.values():
+            weight, velocity, k = entry
+            gradient = step + 1 + 0.2 / k * weight
+            velocity = 0.5 * velocity + gradient
+            entry[:2] = weight - 0.1 * k * (gradient + 0.5 * velocity), velocity
+    for name, (weight, _, _) in expected.items():
+        np.testing.assert_allclose(w["stem"][name], weight, rtol=1e-5)
+    np.testing.assert_array_equal(w["head"]["kernel"], PARAMS["head"]["kernel"])
+    with pytest.raises(UserError, match="multiplied=gradient is for sgd; adam undoes"):
+        updates(name="adam", multiplied="gradient")
+    with pytest.raises(UserError, match="unknown optimizer.multiplied 'gradients'; did you mean 'gradient'"):
+        updates(multiplied="gradients")
+
+
+def test_a_group_trains_from_and_until_its_times():
+    tx, _ = optimizer.create(section(groups=(("stem/bias", 1.0, "1 steps", "3 steps"), (".*", 1.0))), PARAMS, TO_STEPS,
+                             100)
+    state, moved = tx.init(PARAMS), []
+    for _ in range(4):
+        update, state = tx.update(jax.tree.map(jnp.ones_like, PARAMS), state, PARAMS)
+        moved.append((float(update["stem"]["bias"][0]) != 0, float(update["head"]["kernel"][0]) != 0))
+    assert moved == [(False, True), (True, True), (True, True), (False, True)]
+    with pytest.raises(UserError, match="a group ends before it starts"):
+        updates(groups=((".*", 1.0, "3 steps", "3 steps"),))

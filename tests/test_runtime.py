@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def _run(code: str, **env: str) -> str:
-    clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", runtime.SWITCH)}
+    clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", runtime.SWITCH)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean | env, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -89,3 +89,35 @@ def test_the_user_s_allocator_settings_stand(monkeypatch):
 def test_no_allocator_settings_where_an_accelerator_computes(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
     assert not runtime.keep_freed_memory()
+
+
+PROGRAM = LOAD + """
+import jax, jax.monitoring
+hits = []
+jax.monitoring.register_event_listener(lambda name, **kwargs: hits.extend([name] * name.endswith("cache_hits")))
+runtime.keep_programs()
+jax.jit(lambda x: x * 3)(2.0)
+print(jax.config.jax_compilation_cache_dir, len(hits))
+"""
+
+
+def test_programs_are_kept_for_the_next_process_of_the_same_kind_of_processor(tmp_path):
+    env = {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)}
+    (first, none), (second, hits), (other, again) = (_run(code, **env).split() for code in (
+        PROGRAM, PROGRAM, PROGRAM.replace("runtime.keep", "runtime.processor = lambda: b'other'; runtime.keep")))
+    assert first == second and Path(first).parent == tmp_path / "ablate" and any(Path(first).glob("*-cache"))
+    assert none == again == "0" and int(hits) > 0
+    for time in Path(first).glob("*-atime"):  # as if that process had been killed while it wrote
+        time.unlink()
+    assert _run(PROGRAM, **env).split() == [first, "0"] and _run(PROGRAM, **env).split() == [first, hits]
+    assert other != first
+
+
+@pytest.mark.parametrize("env,folder", [
+    ({"JAX_COMPILATION_CACHE_DIR": "own"}, "own"), ({"JAX_ENABLE_COMPILATION_CACHE": "false"}, "None"),
+    ({"XDG_CACHE_HOME": "/dev/null"}, "None"),  # where nothing can be written
+])
+def test_the_user_s_choice_of_a_cache_stands(tmp_path, env, folder):
+    if folder == "own":
+        folder = env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "own")
+    assert _run(PROGRAM, JAX_PLATFORMS="cpu", **{"XDG_CACHE_HOME": str(tmp_path), **env}).split() == [folder, "0"]

@@ -71,6 +71,7 @@ class Feed:
         if self.label_shape and augmentation.mix:
             raise UserError(f"data.augment='{config.augment}': mixup and cutmix are for images of one class, and "
                             f"those of data.source={config.source} have several")
+        self._mirrors = "mirrored" in augmentation.given
         normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
 
         def prepare(key, batch, first):
@@ -118,15 +119,23 @@ class Feed:
         rows = self._batch_size // processes
         while step < total:
             count = min(self._steps_per_call, total - step)
-            index = self._order.indices(step * self._batch_size, count * self._batch_size)
-            index = index.reshape(count, self._batch_size)[:, process * rows:(process + 1) * rows]
-            yield count, self._parallel.shard(index.astype(np.int32))
+            positions = step * self._batch_size, count * self._batch_size
+            items = {"index": self._order.indices(*positions).astype(np.int32)}
+            if self._mirrors:
+                items["mirrored"] = self._order.mirrored(*positions)
+            yield count, self._parallel.shard({
+                name: item.reshape(count, self._batch_size)[:, process * rows:(process + 1) * rows]
+                for name, item in items.items()})
             step += count
 
     def _streamed_calls(self, step, total):
         for batch in stream.stream(self.train, self._order, self._batch_size, step, total - step, self._workers,
                                    self._shard, self._seed):
             self.skipped["train"] += batch.pop("skipped")
+            if self._mirrors:
+                rows = len(batch["mask"])
+                batch["mirrored"] = self._order.mirrored(step * self._batch_size + self._shard[0] * rows, rows)
+            step += 1
             yield 1, self._parallel.shard(jax.tree.map(lambda x: x[None], batch))
 
     def evaluation_calls(self) -> Iterator[Any]:
@@ -152,8 +161,12 @@ class Feed:
             return {"image": image, "label": jax.ShapeDtypeStruct((1, size, *self.label_shape), np.int32),
                     "mask": jax.ShapeDtypeStruct((1, size), np.float32)}
 
-        index = jax.ShapeDtypeStruct((self._steps_per_call, self._batch_size), np.int32)
-        items = index if self._is_resident else batch(self._batch_size)
+        leading = self._steps_per_call, self._batch_size
+        items = batch(self._batch_size)
+        if self._is_resident:
+            items = {"index": jax.ShapeDtypeStruct(leading, np.int32)}
+        if self._mirrors:
+            items["mirrored"] = jax.ShapeDtypeStruct(leading, np.bool_)
         return self._parallel.shapes(items), self._parallel.shapes(batch(self._eval_batch_size))
 
     def identity(self) -> dict[str, Any]:
@@ -192,5 +205,6 @@ class Feed:
             yield self.prepare_evaluation({"image": jnp.asarray(batch["image"])})["image"]
 
 
-def _gather(data: dict[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:
-    return {**resident.Resident.gather(data, index), "mask": jnp.ones(index.shape, jnp.float32)}
+def _gather(data: dict[str, jax.Array], item: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    index, given = item["index"], {name: array for name, array in item.items() if name != "index"}
+    return {**resident.Resident.gather(data, index), "mask": jnp.ones(index.shape, jnp.float32), **given}

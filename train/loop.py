@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import rich.console
 
 import models
@@ -21,6 +22,7 @@ from models.gated import GatedResNet
 from models.layers import init
 from train import checkpoint, evaluate, hooks, metrics, optimizer, pretrained, prune, share, step, summary, tasks
 from train import config as config_lib
+from train import lookahead as lookahead_lib
 from train import state as state_lib
 from train import workdir as workdir_lib
 from train.data import text
@@ -28,7 +30,8 @@ from train.feed import Feed
 from train.parallel import Parallel
 from train.text_feed import TextFeed
 
-DATA_INITS = ("none", "lsuv")
+DATA_INITS = ("none", "lsuv", "whiten")
+WHITENED_IMAGES = 5000  # whose patches data_init=whiten looks at
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # of the computation; parameters and statistics are float32
 
 
@@ -113,6 +116,8 @@ def setup(config: Mapping[str, Any]) -> Run:
     if reader.data_init == "lsuv":
         images = next(feed.training_images(1, per_device // reader.accumulate))
         variables = init.lsuv(model, variables, images, jax.random.fold_in(jax.random.key(reader.seed), 2))
+    if reader.data_init == "whiten":
+        variables = init.whiten(model, variables, next(feed.training_images(1, min(WHITENED_IMAGES, len(feed.train)))))
     zeros = reader.optimizer.share or prune.structure(reader.optimizer.prune) in ("weights", "2:4")
     if zeros and (kernels := lowbit.binary(model, variables, *models.abstract(feed.inputs))):
         raise UserError(f"optimizer.prune and share are not for binary layers, where 0 counts as 1: {kernels[0]}; "
@@ -121,19 +126,25 @@ def setup(config: Mapping[str, Any]) -> Run:
         variables = {**variables, "params": share.plan(reader.optimizer.share).snap(variables["params"])}
     coupled = functools.partial(prune.vectors, model, variables, feed.inputs)
     tx, learning_rate = optimizer.create(reader.optimizer, variables["params"], to_steps, total, coupled)
-    if reader.ema_decay and (reader.optimizer.prune or reader.optimizer.share):
-        raise UserError(f"ema_decay={reader.ema_decay}: averages of weights that optimizer.prune cuts or that "
-                        "optimizer.share lets share values are not cut and share none")
+    lookahead = lookahead_lib.create(reader.lookahead, to_steps, total)
+    if lookahead and reader.ema_decay:
+        raise UserError(f"lookahead='{reader.lookahead}' averages in its own way; set ema_decay=0")
+    if (lookahead or reader.ema_decay) and (reader.optimizer.prune or reader.optimizer.share):
+        what = f"ema_decay={reader.ema_decay}" if reader.ema_decay else f"lookahead='{reader.lookahead}'"
+        raise UserError(f"{what}: averages of weights that optimizer.prune cuts or that optimizer.share lets share "
+                        "values are not cut and share none")
     program = functools.partial(
         step.train_call, gather=feed.gather, prepare=feed.prepare, task=task, optimizer=tx,
-        learning_rate=learning_rate, accumulate=reader.accumulate, ema_decay=reader.ema_decay)
+        learning_rate=learning_rate, accumulate=reader.accumulate, ema_decay=reader.ema_decay, lookahead=lookahead)
     evaluation_call = functools.partial(step.evaluation_call, prepare=feed.prepare_evaluation, task=task)
+    # Traced once, below and by the first call: jit keeps what it traced, and inline leaves no call in the program.
+    traced = functools.partial(jax.jit, inline=True)
     run = Run(
         config=workdir_lib.plain(config), parallel=parallel, feed=feed, task=task, hooks=hooks.create(reader.hooks),
         total=total, every={name: to_steps(duration) for name, duration in every.items()},
-        keep=reader.keep_checkpoints, program=program, train_call=parallel.lift(program, donate=True),
-        evaluation_call=parallel.lift(evaluation_call),
-        state=state_lib.create(variables, task_state, tx, reader.seed, with_ema=reader.ema_decay > 0),
+        keep=reader.keep_checkpoints, program=program, train_call=parallel.lift(traced(program), donate=True),
+        evaluation_call=parallel.lift(traced(evaluation_call)),
+        state=state_lib.create(variables, task_state, tx, reader.seed, with_ema=bool(lookahead or reader.ema_decay)),
         start=start and start.digest())
     reader.check_all_read()
     for hook in run.hooks:
@@ -142,7 +153,8 @@ def setup(config: Mapping[str, Any]) -> Run:
     items, evaluation_items = feed.shapes()
     jax.eval_shape(run.train_call, run.state, feed.data, items)
     jax.eval_shape(run.evaluation_call, run.state, {}, evaluation_items)
-    return run
+    # As numpy: it goes to the devices when training starts. The parameters were being drawn while that was traced.
+    return run._replace(state=jax.tree.map(np.asarray, run.state))
 
 
 def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.Console | None = None,

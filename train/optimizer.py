@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from models.errors import UserError
+from models.errors import UserError, choice_error
 from train import calls, prune, share
 from train.parameters import parameter_name, parameter_names
 
 Schedule = Callable[[jax.Array], jax.Array]
+MULTIPLIED = ("update", "gradient")
+ALWAYS = (0, math.inf)  # the steps from and until which a group trains
 
 
 # Each takes (learning_rate, weight_decay, decay_mask) and its own arguments from the config.
@@ -99,11 +101,22 @@ def inverse_sqrt(to_steps, warmup, total):
     return lambda step: jnp.sqrt(max(warmup, 1) / jnp.maximum(step + 1, max(warmup, 1)))
 
 
+def triangle(to_steps, warmup, total, start: float, peak: str, final: float):
+    """A straight line from `start` to 1 at `peak`, and one to `final` at the end: triangle(0.2, '23%', 0.07)."""
+    if warmup:
+        raise ValueError("it rises by itself; set optimizer.warmup='0 steps'")
+    at = [0, to_steps(peak), total]
+    if not 0 < at[1] < total:
+        raise ValueError(f"peak='{peak}' is not within the training")
+    return lambda step: jnp.interp(step, jnp.asarray(at), jnp.asarray([start, 1.0, final]))
+
+
 def _progress(step, warmup, total):
     return jnp.clip((step - warmup) / max(total - warmup, 1), 0, 1)
 
 
-SCHEDULES = {"constant": constant, "step": step, "cosine": cosine, "linear": linear, "inverse_sqrt": inverse_sqrt}
+SCHEDULES = {"constant": constant, "step": step, "cosine": cosine, "linear": linear, "inverse_sqrt": inverse_sqrt,
+             "triangle": triangle}
 
 
 def schedule(config: Any, to_steps: Callable[[str], int], total: int) -> Schedule:
@@ -134,8 +147,10 @@ def create(
     Every parameter must be covered by `config.groups`, pairs (regular expression, multiplier of the learning rate);
     the first that matches the whole name counts, 0 freezes. `config.decay` is the expression of what decays.
     Frozen parameters have no optimizer state and no part in the gradient norm that `clip_norm` bounds. A third entry is
-    the time from which a group trains (gradual unfreezing, Howard & Ruder 2018, section 3.3): until then the optimizer
-    sees its gradients, so that momentum and Adam's averages are right when it starts, but does not move it.
+    the time from which a group trains (gradual unfreezing, Howard & Ruder 2018, section 3.3), a fourth the time until
+    which it does: before and after, the optimizer sees its gradients, so that momentum and Adam's averages are right
+    when it starts, but does not move it. `config.multiplied` says whether multipliers are of the whole update, decay
+    included, or of the gradient: then every parameter decays at the rate of multiplier 1 (of sgd alone).
     `config.l1` pulls what decays to 0 by a constant force. `config.prune` cuts weights while all this goes on
     (train/prune.py; `coupled` gives it, of the kernels whose filters are to go, the vectors that go with them),
     `config.share` lets the weights of a layer have few values (train/share.py).
@@ -151,8 +166,13 @@ def create(
     _check_range("clip_norm", config.clip_norm, 0)
     if (weight_decay or config.l1) and not any(decays.fullmatch(name) for name in names):
         raise UserError(f"optimizer.decay '{config.decay}' matches no parameter, e.g. {names[0]}")
-    factors, starts = _assign(names, config.groups, to_steps)
-    if late := [start for start in starts.values() if start >= max(total, 1)]:
+    factors, times = _assign(names, config.groups, to_steps)
+    if config.multiplied not in MULTIPLIED:
+        raise choice_error("optimizer.multiplied", config.multiplied, MULTIPLIED)
+    of_gradient = config.multiplied == "gradient"
+    if of_gradient and not config.name.startswith("sgd"):
+        raise UserError(f"optimizer.multiplied=gradient is for sgd; {config.name} undoes a factor of the gradient")
+    if late := [start for start, _ in times.values() if start >= max(total, 1)]:
         raise UserError(f"optimizer.groups={config.groups}: a group starts at step {max(late)} of {total}")
 
     # A callable, because `partition` shows the inner optimizer only the trainable part of the tree.
@@ -161,16 +181,18 @@ def create(
 
     learning_rate = schedule(config, to_steps, total)
     optimizer = calls.resolve_one("optimizer", config.name, OPTIMIZERS, learning_rate, weight_decay, decay_mask)
+    multiply = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(
+        lambda path, update: factors[parameter_name(path)] * update, updates))
+    if of_gradient:
+        optimizer = optax.chain(multiply, optimizer)
     if config.l1:
         optimizer = optax.chain(optax.masked(_l1(config.l1), decay_mask), optimizer)
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
-    if set(factors.values()) != {1.0}:
-        # After the optimizer, since Adam and LARS undo a factor that is put on the gradient.
-        optimizer = optax.chain(optimizer, optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(
-            lambda path, update: factors[parameter_name(path)] * update, updates)))
-    if any(starts.values()):
-        optimizer = optax.chain(optimizer, _unfreeze(starts))
+    if set(factors.values()) != {1.0} and not of_gradient:
+        optimizer = optax.chain(optimizer, multiply)
+    if set(times.values()) != {ALWAYS}:
+        optimizer = optax.chain(optimizer, _within(times))
     if 0 in factors.values():
         optimizer = optax.partition(
             {"trained": optimizer, "frozen": optax.set_to_zero()},
@@ -198,13 +220,16 @@ def _l1(factor: float) -> optax.GradientTransformation:
         lambda gradient, weight: gradient + factor * jnp.sign(weight), gradients, params))
 
 
-def _unfreeze(starts: dict[str, int]) -> optax.GradientTransformation:
-    """Updates of a parameter are 0 before its step."""
+def _within(times: dict[str, tuple[int, float]]) -> optax.GradientTransformation:
+    """Updates of a parameter are 0 before its first step and from its last on."""
     def update(updates, count, params=None):
         del params
-        gated = jax.tree_util.tree_map_with_path(
-            lambda path, update: jnp.where(count >= starts[parameter_name(path)], update, 0), updates)
-        return gated, count + 1
+
+        def gate(path, update):
+            start, end = times[parameter_name(path)]
+            return jnp.where((count >= start) & (count < end), update, 0)
+
+        return jax.tree_util.tree_map_with_path(gate, updates), count + 1
 
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
@@ -222,27 +247,32 @@ def _check_range(key: str, value: float, low: float, high: float = math.inf) -> 
 
 
 def _assign(names: Sequence[str], groups: Sequence[Sequence[Any]], to_steps: Callable[[str], int]
-            ) -> tuple[dict[str, float], dict[str, int]]:
-    """Multiplier, and the step from which it trains, by parameter name; every name is covered and every expression is
-    the first match of some name."""
+            ) -> tuple[dict[str, float], dict[str, tuple[int, float]]]:
+    """Multiplier, and the steps from and until which it trains, by parameter name; every name is covered and every
+    expression is the first match of some name."""
+    def steps(start="0 steps", *end):
+        return to_steps(start), to_steps(*end) if end else math.inf
+
     try:
-        patterns = [(_compile("optimizer.groups", expression), float(factor), to_steps(*start) if start else 0)
-                    for expression, factor, *start in groups]
+        patterns = [(_compile("optimizer.groups", expression), float(factor), steps(*given))
+                    for expression, factor, *given in groups]
     except (TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"optimizer.groups={groups}: want pairs (expression, multiplier), or with "
-                        "the time from which it trains as a third entry, as (('.*', 1.0),)") from None
+                        "the times from and until which it trains as well, as (('.*', 1.0),)") from None
     if any(not 0 <= factor < math.inf for _, factor, _ in patterns):
         raise UserError(f"optimizer.groups={groups}: a multiplier must be 0 (frozen) or positive")
-    factors, starts, used = {}, {}, set()
+    if any(start >= end for _, _, (start, end) in patterns):
+        raise UserError(f"optimizer.groups={groups}: a group ends before it starts")
+    factors, times, used = {}, {}, set()
     for name in names:
         match = next((i for i, (pattern, *_) in enumerate(patterns) if pattern.fullmatch(name)), None)
         if match is None:
             raise UserError(f"optimizer.groups cover no parameter '{name}'; end them with ('.*', 1.0)")
         used.add(match)
-        _, factors[name], starts[name] = patterns[match]
+        _, factors[name], times[name] = patterns[match]
     for i, (pattern, *_) in enumerate(patterns):
         if i not in used:
             raise UserError(f"optimizer.groups '{pattern.pattern}' is the first match of no parameter, e.g. {names[0]}")
-    return factors, starts
+    return factors, times

@@ -5,7 +5,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 
@@ -42,11 +41,11 @@ class TrainState(flax.struct.PyTreeNode):
 def create(
     variables: Any, task_state: Any, optimizer: optax.GradientTransformation, seed: int, with_ema: bool
 ) -> TrainState:
-    """The state before the first step, as numpy: it goes to the devices when training starts."""
+    """The state before the first step, where the variables are; dispatched, perhaps not computed yet."""
     model_state = dict(variables)
     params = model_state.pop("params")
-    return jax.tree.map(np.asarray, TrainState(
+    return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, model_state=model_state, task_state=task_state,
         opt_state=optimizer.init(params), ema={"params": params, "model_state": model_state} if with_ema else {},
         rng=jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1)),  # the key itself drew the parameters
-    ))
+    )

@@ -24,6 +24,7 @@ def train_step(
     prepare: Callable[..., dict[str, jax.Array]],
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    lookahead: Callable[..., tuple[Any, Any]] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step.
 
@@ -36,6 +37,7 @@ def train_step(
       prepare: augmentation and normalization: (key, batch, index of the first example in the global batch) -> batch.
       accumulate: the share is cut into so many parts, gradients averaged over them (normalization sees one part).
       ema_decay: of the averaged variables; 0 where there are none.
+      lookahead: averages them in its own way instead, and sets what is trained back to them (train/lookahead.py).
     Returns:
       The next state and the metrics, both equal on all devices.
     """
@@ -73,6 +75,9 @@ def train_step(
         ema = jax.tree.map(
             lambda old, new: ema_decay * old + (1 - ema_decay) * new if jnp.issubdtype(new, jnp.inexact) else new,
             ema, {"params": params, "model_state": model_state})
+    if lookahead:
+        fast, ema = lookahead(state.step + 1, {"params": params, "model_state": model_state}, ema)
+        params, model_state = fast["params"], fast["model_state"]
     one = jnp.ones(())
     metrics |= {"gradient_norm": (optax.tree.norm(grads), one), "learning_rate": (learning_rate(state.step), one)}
     return state.replace(

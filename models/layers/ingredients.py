@@ -177,7 +177,7 @@ class Classifier(Network):
 
     def __post_init__(self):
         self.widths = _pairs(self.widths)
-        if self.sync_norm and not any(norm == "batch" or callable(norm) for norm in self._norms()):
+        if self.sync_norm and not any(callable(norm) or str(norm).split(":")[0] == "batch" for norm in self._norms()):
             raise UserError(f"sync_norm=True is for norm 'batch'; norm '{self.norm}' has nothing to synchronize")
         self._need_at_least(1, "num_classes", "image_size")
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Initialization of kernels: by name, and from data (LSUV).
+"""Initialization of kernels: by name, and from data (LSUV, whitening).
 
 Kernels are [kh, kw, C / groups, D] for convolutions and [C, D] for dense layers, so fan-in is kh kw C / groups, the
 number of inputs of one output. Fan-out is kh kw D, as PyTorch counts it: groups are not divided out.
@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from models.errors import UserError, choice_error
 
@@ -21,6 +22,17 @@ _STD_CUT_AT_2 = 0.87962566103423978
 def _truncated_normal(std: float) -> Callable:
     """Normal, cut at two standard deviations and widened so that `std` is the deviation of what is drawn."""
     return nn.initializers.truncated_normal(std / _STD_CUT_AT_2)
+
+
+def _dirac(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Of a convolution [kh, kw, C, D]: feature d < C is channel d itself, what is left is uniform of variance
+    1 / (3 fan-in), PyTorch's default; of a dense layer, all is."""
+    kernel = _scaled(1 / 3, "fan_in", "uniform")(key, shape, dtype)
+    if len(shape) != 4:
+        return kernel
+    same = min(shape[2:])
+    identity = jnp.zeros((*shape[:3], same), dtype).at[shape[0] // 2, shape[1] // 2, :same].set(jnp.eye(same))
+    return kernel.at[..., :same].set(identity)
 
 
 INITS = {
@@ -35,6 +47,8 @@ INITS = {
     "lecun": _scaled(1.0, "fan_in", "normal"),
     # Saxe et al. 2014, arXiv 1312.6120: columns of the [kh kw C, D] matrix orthonormal (rows, where D is larger).
     "orthogonal": nn.initializers.orthogonal(),
+    # Jordan 2024, arXiv 2404.00498, section 3.2, after Zagoruyko & Komodakis 2017: features that are there stay.
+    "dirac": _dirac,
 }
 # With a standard deviation, as in "normal:0.01", and the one that is taken without.
 _WITH_STD = {"normal": (nn.initializers.normal, 0.01), "truncated_normal": (_truncated_normal, 0.02)}
@@ -151,3 +165,57 @@ def _merge(params: Any, changed: Any) -> Any:
     if not isinstance(changed, dict):
         return changed
     return {name: _merge(old, changed[name]) if name in changed else old for name, old in params.items()}
+
+
+def whiten(model: nn.Module, variables: Any, images: jax.Array, epsilon: float = 5e-4) -> dict[str, Any]:
+    """The first convolution's kernel whitens its patches (Jordan 2024, arXiv 2404.00498, section 3.1; Page 2019).
+
+    Features are the eigenvectors of the patches' second moments, each divided by sqrt(eigenvalue + epsilon), the
+    largest eigenvalue first, and then their negatives.
+
+    Args:
+      model: a module with `__call__(images)`.
+      variables: as `models.initialize` gives them; that kernel is replaced.
+      images: [N, H, W, C] of training.
+      epsilon: added to eigenvalues.
+
+    Returns:
+      New variables.
+
+    Raises:
+      UserError: there is no convolution, or its features are not pairs, or more than patches have directions.
+    """
+    found = []
+
+    def note(call, args, kwargs, context):
+        layer = context.module
+        if not found and context.method_name == "__call__" and layer.has_variable("params", "kernel"):
+            kernel = layer.get_variable("params", "kernel")
+            found.extend([(layer.path, kernel.shape)] * (kernel.ndim == 4))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(model.apply, variables, images[:1])
+    if not found:
+        raise UserError("data_init=whiten is for networks with a convolution")
+    path, (height, width, channels, features) = found[0]
+    size = height * width * channels
+    if channels != images.shape[-1] or features % 2 or features > 2 * size:
+        raise UserError(f"data_init=whiten: {'/'.join(path)} has {features} features of {channels} channels; want an "
+                        f"even number of at most {2 * height * width * images.shape[-1]}")
+
+    @jit_once
+    def second_moments(images):  # of patches [kh kw C], of all images and places
+        rows, columns = images.shape[1] - height + 1, images.shape[2] - width + 1
+        patches = jnp.concatenate([images[:, i:i + rows, j:j + columns] for i in range(height) for j in range(width)],
+                                  -1).reshape(-1, size)
+        return jnp.matmul(patches.T, patches, precision="highest") / len(patches)
+
+    values, vectors = np.linalg.eigh(np.asarray(second_moments(images), np.float64))
+    whitening = (vectors / np.sqrt(np.maximum(values, 0) + epsilon))[:, ::-1][:, : features // 2]  # [kh kw C, D / 2]
+    kernel = jnp.asarray(np.concatenate([whitening, -whitening], 1).reshape(height, width, channels, features),
+                         jnp.float32)
+    changed: Any = {"kernel": kernel}
+    for name in reversed(path):
+        changed = {name: changed}
+    return {**variables, "params": _merge(variables["params"], changed)}

@@ -9,7 +9,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -47,7 +46,7 @@ def _compiled() -> Path:
     compiler = os.environ.get("CXX", "g++")
     about = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
     sources = [path.read_bytes() for path in (_HEADER, *SOURCES)]
-    key = hashlib.sha256(b"\0".join([*sources, about, jaxlib.version.__version__.encode(), _processor()]))
+    key = hashlib.sha256(b"\0".join([*sources, about, jaxlib.version.__version__.encode(), runtime.processor()]))
     folder = runtime.cache_folder()
     library = folder / f"conv-{key.hexdigest()[:16]}.so"
     if not library.exists():
@@ -57,15 +56,6 @@ def _compiled() -> Path:
             subprocess.run(command, check=True, capture_output=True, timeout=300)
             os.replace(f"{made}/conv.so", library)
     return library
-
-
-def _processor() -> bytes:
-    """What -march=native depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    except OSError:
-        return platform.processor().encode()
-    return b"\n".join(line for line in lines if line.startswith((b"model name", b"flags", b"Features")))[:8192]
 
 
 def call(

@@ -7,6 +7,7 @@
   instance   over space, for each example and channel         Ulyanov et al. 2016, arXiv 1607.08022
   group      over space and the channels of a group           Wu & He 2018, arXiv 1803.08494, fig. 2
   channel    over the channels, for each place                the LayerNorm of transformers and ConvNeXt
+             ("batch:0.6": 0.6 of the running statistics and 0.4 of the batch's make the next ones; 0.9 without)
   frozen_batch   as batch at test time, in training too: what pretrained networks are fine-tuned with where batches are
              small or their early stages stay as they are
 
@@ -26,7 +27,7 @@ from jax import lax
 
 from models.errors import UserError, choice_error
 
-NORMS = ("batch", "frozen_batch", "layer", "instance", "group", "group:G", "channel", "none")
+NORMS = ("batch", "batch:M", "frozen_batch", "layer", "instance", "group", "group:G", "channel", "none")
 _ones, _zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
 
 
@@ -48,8 +49,9 @@ def norm(spec: str | Callable, *, train: bool, dtype: Any = None, axis_name: str
     if callable(spec):
         return functools.partial(spec, train=train, dtype=dtype, axis_name=axis_name)
     kind, colon, count = str(spec).partition(":")
-    if kind == "batch" and not colon:
-        return functools.partial(BatchNorm, train=train, dtype=dtype, axis_name=axis_name)
+    if kind == "batch" and (not colon or _is_fraction(count)):
+        momentum = {"momentum": float(count)} if colon else {}
+        return functools.partial(BatchNorm, train=train, dtype=dtype, axis_name=axis_name, **momentum)
     if spec == "frozen_batch":
         return functools.partial(BatchNorm, train=False, dtype=dtype)
     if kind == "group" and (not colon or (count.isdecimal() and int(count) > 0)):
@@ -60,6 +62,13 @@ def norm(spec: str | Callable, *, train: bool, dtype: Any = None, axis_name: str
     if spec == "none":
         return NoNorm
     raise choice_error("norm", spec, NORMS)
+
+
+def _is_fraction(text: str) -> bool:
+    try:
+        return 0 <= float(text) < 1
+    except ValueError:
+        return False
 
 
 def _devices(axis_name: str | None) -> int:
@@ -139,9 +148,9 @@ def _output(dtype: Any, x: jax.Array) -> Any:
 class BatchNorm(nn.Module):
     """Normalizes each channel over the batch and space; by running statistics where `train` is False.
 
-    The collection "batch_stats" holds "mean" and "var", float32 [C]: 0.9 of the old plus 0.1 of the batch's, the
-    variance unbiased, as PyTorch has it. Where the collection "batch_moments" is mutable, a training call leaves the
-    batch's "mean" and biased "var" there, from which running statistics can be recomputed.
+    The collection "batch_stats" holds "mean" and "var", float32 [C]: `momentum` of the old plus the rest of the
+    batch's, the variance unbiased, as PyTorch has it. Where the collection "batch_moments" is mutable, a training call
+    leaves the batch's "mean" and biased "var" there, from which running statistics can be recomputed.
     """
 
     train: bool

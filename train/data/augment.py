@@ -5,6 +5,7 @@ from the example's place in the global batch: results do not depend on how a bat
 
     crop(pad, mode="zero")       pad, then crop at random to the size before (He 2016, section 4.2); mode "reflect" too
     flip(p=0.5)                  left to right
+    alternate_flip               likewise, every example in every second epoch: what "mirrored" in the batch says
     cutout(size)                 a square of the mean colour around a uniform pixel, cut at the border (DeVries 2017)
     erase(p=0.5)                 a random rectangle of noise (Zhong 2020, "random erasing"; area 2-40%, aspect 0.3-3.3)
     randaugment(ops, magnitude)  Cubuk 2020; operations and magnitudes 0..30 as in torchvision
@@ -29,10 +30,12 @@ from train.data.randaugment import BINS, randaugment
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """apply: (key, uint8 [H, W, C]) -> uint8 [H, W, C]. branches: it picks one of several operations."""
+    """apply: (key, uint8 [H, W, C]) -> uint8 [H, W, C]. branches: it picks one of several operations. given: the entry
+    of the batch of which it gets the example's in place of a key."""
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]
     branches: bool = False
+    given: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,11 @@ class Augment:
     num_classes: int
     ops: tuple[Op, ...]
     mix: Callable | None
+
+    @property
+    def given(self) -> set[str]:
+        """Entries of the batch, besides the images, that operations act by; they are not passed on."""
+        return {op.given for op in self.ops} - {""}
 
     def __call__(self, key: jax.Array, batch: dict[str, jax.Array], first: jax.Array | int = 0) -> dict[str, jax.Array]:
         """Augments {"image": uint8 [B, H, W, C], "label": int32 [B], …}; `key` is of the step, `first` the place of
@@ -56,8 +64,8 @@ class Augment:
         keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
         for number, op in enumerate(self.ops):
             op_keys = jax.vmap(lambda example_key, n=number: jax.random.fold_in(example_key, n))(keys)
-            images = _each(op, op_keys, images)
-        batch = batch | {"image": images}
+            images = _each(op, batch[op.given] if op.given else op_keys, images)
+        batch = {name: array for name, array in batch.items() if name not in self.given} | {"image": images}
         return batch | self._mixed(keys, images, batch["label"]) if self.mix else batch
 
     def _mixed(self, keys: jax.Array, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
@@ -163,6 +171,11 @@ def _flip(site: Site, p: float = 0.5) -> Op:
     return Op(lambda key, image: jnp.where(jax.random.bernoulli(key, p), image[:, ::-1], image))
 
 
+def _alternate_flip(site: Site) -> Op:
+    del site
+    return Op(lambda mirrored, image: jnp.where(mirrored, image[:, ::-1], image), given="mirrored")
+
+
 def _cutout(site: Site, size: int) -> Op:
     _want(size >= 1, f"size={size} is not positive")
 
@@ -247,8 +260,8 @@ def _grayscale(site: Site, p: float = 0.1) -> Op:
 
 
 _OPS = {
-    "crop": _crop, "flip": _flip, "cutout": _cutout, "erase": _erase, "randaugment": _randaugment, "jitter": _jitter,
-    "grayscale": _grayscale,
+    "crop": _crop, "flip": _flip, "alternate_flip": _alternate_flip, "cutout": _cutout, "erase": _erase,
+    "randaugment": _randaugment, "jitter": _jitter, "grayscale": _grayscale,
 }  # fmt: skip
 
 

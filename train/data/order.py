@@ -32,6 +32,18 @@ class Order:
         return result
 
 
+    def mirrored(self, position: int, count: int) -> np.ndarray:
+        """bool [count]: whether the examples at these positions are shown mirrored. In epoch 0 half of them are, at
+        random, and from each epoch to the next every one changes (Jordan 2024, arXiv 2404.00498, section 3.6)."""
+        odd = np.arange(position, position + count, dtype=np.int64) // self.n % 2
+        return _first_mirrored(self.n, self.seed)[self.indices(position, count)] ^ (odd > 0)
+
+
+@functools.lru_cache(maxsize=2)
+def _first_mirrored(n: int, seed: int) -> np.ndarray:
+    return philox(seed, 0, stream=3).random(n) < 0.5
+
+
 # The current epoch and the next: a batch that straddles the boundary needs both, again and again.
 @functools.lru_cache(maxsize=2)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -44,7 +56,7 @@ def philox(seed: int, number: int, stream: int) -> np.random.Generator:
     """A generator that depends on (seed, number, stream) alone (Salmon 2011: counter-based, so making one is cheap).
 
     `stream` separates the uses: 0 orders epoch `number`, 1 crops the example at position `number`, 2 orders the
-    batches of pool `number` (text.Batches).
+    batches of pool `number` (text.Batches), 3 mirrors (`Order.mirrored`).
     """
     key = np.array([seed % 2**64, number], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], np.uint64)))

@@ -4,13 +4,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from models.errors import choice_error
 from train.tasks.base import ImageTask
+from train.tasks.views import VIEWS, averaged
 
 
 class Classify(ImageTask):
-    """One label an image; or, where mixup or cutmix made them, a distribution over the classes ("target")."""
+    """One label an image; or, where mixup or cutmix made them, a distribution over the classes ("target").
+
+    What it predicts is averaged over `views` of each image (views.py). UserError for others.
+    """
 
     headline = "accuracy"
+
+    def __init__(self, model, num_classes, config, to_steps=None, views: str = "one"):
+        super().__init__(model, num_classes, config, to_steps)
+        if views not in VIEWS:
+            raise choice_error("views of a task", views, VIEWS)
+        self.views = views
 
     def loss(self, params, model_state, task_state, batch, key, step):
         """Mean cross-entropy over this device's examples; see `train.tasks`."""
@@ -34,6 +45,13 @@ class Classify(ImageTask):
         """Top-1, top-5 and loss, and by class the examples that are right, [num_classes]; masked rows count nothing."""
         del task_state
         return self.measured(self.predict(variables, batch), batch)
+
+    def predict(self, variables, batch):
+        """Logits float32 [B, num_classes]."""
+        def logits(images):
+            return super(Classify, self).predict(variables, {"image": images})
+
+        return averaged(logits, batch["image"], self.views)
 
     def measured(self, logits, batch):
         """The metrics of logits in evaluation."""
