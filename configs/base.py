@@ -20,7 +20,7 @@ def base() -> ConfigDict:
     c.steps_per_call = 1  # optimizer steps a dispatch (a scan); more than 1 only where the data are resident
     c.precision = "float32"  # of the computation: float32 | bfloat16; parameters and statistics stay float32
     c.ema_decay = 0.0  # of the averaged weights that are then evaluated, e.g. 0.9999; 0: off
-    c.parallel = "pmap"  # how a step is lifted over the devices: pmap | shard_map
+    c.parallel = "pmap"  # how a step is lifted over the devices: pmap | shard_map | fsdp (state sharded)
     c.devices = 0  # 0: all
     c.log_every = "50 steps"
     c.evaluate_every = "1 epoch"

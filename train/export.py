@@ -79,7 +79,7 @@ def evaluate(run: Any, state: Any, network: Network) -> dict[str, Any]:
         call = run.parallel.lift(functools.partial(
             step.evaluation_call, prepare=run.feed.prepare_evaluation, task=_task(run, network)))
     state = state.replace(params=variables.pop("params"), model_state=variables, ema={}, opt_state={})
-    return scoring.evaluate(call, run.parallel.replicate(state), run.feed.evaluation_calls(), run.feed.test_weight)
+    return scoring.evaluate(call, run.parallel.place(state), run.feed.evaluation_calls(), run.feed.test_weight)
 
 
 def outputs(run: Any, network: Network) -> np.ndarray:
@@ -125,7 +125,7 @@ def main() -> None:
         raise UserError(f"--out={out}: there is no folder {out.parent}")
     run, state = finished.load(WORKDIR.value)
     exported = network(run, state)
-    before = run.evaluate(run.parallel.replicate(state))
+    before = run.evaluate(run.parallel.place(state))
     if SHARE.value:
         exported = shared(exported, SHARE.value)
     if FORMAT.value == "safetensors":
