@@ -58,20 +58,18 @@ def join(automatic: bool, coordinator: str | None, processes: int | None, proces
             raise UserError(f"--processes={processes} must be at least 1")
         if not 0 <= process < processes:
             raise UserError(f"--process={process} must be in [0, {processes})")
-        by_hand["cluster_detection_method"] = "deactivate"
+    met = (f"the processes of this run did not all meet at {coordinator or 'the address that the cluster gives'} "
+           f"within {seconds} s: start all of them, where that address can be reached")
+    _say_on_abort(f"error: {met}\n", 2)
     try:
         jax.distributed.initialize(
-            coordinator, processes, process, cluster_detection_method=by_hand.get("cluster_detection_method"),
+            coordinator, processes, process, cluster_detection_method=None if automatic else "deactivate",
             initialization_timeout=seconds, heartbeat_timeout_seconds=HEARTBEAT)
     except ValueError as error:  # nothing that JAX knows is there to be asked
         raise UserError(f"--distributed: JAX finds no cluster here ({error}): it knows Slurm, Open MPI, Kubernetes and "
                         "TPU pods; elsewhere give --coordinator=HOST:PORT --processes=N --process=I") from error
     except RuntimeError as error:
-        if process == 0:
-            why = f"not all {processes} processes came to {coordinator}"
-        else:
-            why = f"process 0 at {coordinator or 'the address that the cluster gives'} was not reached"
-        raise UserError(f"{why} within {seconds} s ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{met} ({str(error).splitlines()[0]})") from error
 
 
 @contextlib.contextmanager
@@ -84,7 +82,7 @@ def together() -> Iterator[None]:
         yield
         return
     name = f"error (process {jax.process_index()} of {jax.process_count()}):"
-    _say_on_abort(f"{name} {GONE}\n")
+    _say_on_abort(f"{name} {GONE}\n", 1)
     try:
         yield
     except BaseException as error:
@@ -105,16 +103,16 @@ def together() -> Iterator[None]:
         os._exit(code)
 
 
-def _say_on_abort(message: str) -> None:
-    """Exits with 1 and a message where XLA aborts: so it ends a process that lost the coordinator, or whose coordinator
-    lost another. (It takes no callback of Python's, and Python's own signal handlers run too late.)"""
+def _say_on_abort(message: str, code: int) -> None:
+    """Ends the process with a message where XLA aborts it: so it does where the coordinator is lost, or says that
+    another process is. (XLA takes no callback of Python's for that, and Python's own signal handlers run too late.)"""
     def end(number):
         del number
         os.write(2, message.encode())
-        os._exit(1)
+        os._exit(code)
 
-    together.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)  # must live on
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), together.handler)
+    _say_on_abort.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)  # must live on
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _say_on_abort.handler)
 
 
 def gather(value: Any) -> list[Any]:
