@@ -70,6 +70,7 @@ def join(automatic: bool, coordinator: str | None, processes: int | None, proces
                         "TPU pods; elsewhere give --coordinator=HOST:PORT --processes=N --process=I") from error
     except RuntimeError as error:
         raise UserError(f"{met} ({str(error).splitlines()[0]})") from error
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

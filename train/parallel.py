@@ -43,6 +43,9 @@ class Parallel:
         self.devices: Sequence[jax.Device] = present[: count or len(present)]
         self.mesh = Mesh(np.array(self.devices), (AXIS,))
         self.local = [d for d in self.devices if d.process_index == jax.process_index()]
+        if len(self.local) * jax.process_count() != len(self.devices):
+            raise UserError(f"process {jax.process_index()} has {len(self.local)} of the {len(self.devices)} devices "
+                            f"of {jax.process_count()} processes: all must have as many")
         # pmap takes and returns what this process's devices hold; the others take arrays over all devices.
         mesh = Mesh(np.array(self.local), (AXIS,)) if kind == "pmap" else self.mesh
         self._replicated = NamedSharding(mesh, PartitionSpec())
