@@ -51,12 +51,11 @@ def wait_for_step(processes, folder, step):
         time.sleep(0.002)
 
 
-def in_this_process(folder, **changes):
-    """The leaves at the end of FLAGS on four devices of one process."""
-    config = tiny.config(**{
-        "devices": 4, "duration": "24 steps", "evaluate_every": "12 steps", "ema_decay": 0.9,
-        "data__augment": "crop(1)|mixup(0.2)", **changes})
-    return loop.train(config, folder), final(folder)[0]
+def alone(folder, *flags, devices):
+    """Summary and last leaves of one process; compiled as the others are, for the sake of batch norm's last digits."""
+    done = tiny.run(*FLAGS, *flags, f"--workdir={folder}", devices=devices)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "summary.json").read_text()), final(folder)[0], done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +69,10 @@ def whole(tmp_path_factory):
 
 def test_two_processes_of_two_devices_are_one_of_four(tmp_path, whole):
     """To some ulps: the sum over devices goes another way round. All 360 test images count, once."""
-    summary, leaves = in_this_process(tmp_path / "one")
-    assert_close(final(whole)[0], leaves)
+    summary, leaves, _ = alone(tmp_path / "one", devices=4)
+    assert_close(final(whole)[0], leaves, 1e-4)
     told = json.loads((whole / "summary.json").read_text())
-    assert told["loss"] == pytest.approx(summary["loss"], rel=1e-5) and told["test_examples"] == 360
+    assert told["loss"] == pytest.approx(summary["loss"], rel=1e-4) and told["test_examples"] == 360
     assert steps_logged(whole) == list(range(4, 25, 4))
 
 
@@ -87,11 +86,12 @@ def test_one_is_told_to_stop_and_all_save_the_same_step(tmp_path):
     assert (code, other_code) == (0, 0), (err, other_err)
     assert "SIGTERM: saved at step" in out and "step" not in other_out
     assert not (folder / "summary.json").exists()
-    changes = {"data__pipeline": "stream", "steps_per_call": 1, "model__norm": "group:2"}
-    leaves = in_this_process(tmp_path / "one", **changes)[1]
-    done = tiny.run(*FLAGS, *SHARDED, "--config.parallel=shard_map", f"--workdir={folder}", devices=1)
-    assert done.returncode == 0 and "going on from step" in done.stdout, done.stderr
-    assert_close(final(folder)[0], leaves)
+    leaves, said = alone(folder, *SHARDED, "--config.parallel=shard_map", devices=1)[1:]
+    assert "going on from step" in said
+    config = tiny.config(duration="24 steps", evaluate_every="24 steps", ema_decay=0.9, steps_per_call=1, devices=4,
+                         data__augment="crop(1)|mixup(0.2)", data__pipeline="stream", model__norm="group:2")
+    loop.train(config, tmp_path / "one")
+    assert_close(leaves, final(tmp_path / "one")[0])
 
 
 def test_a_killed_process_ends_the_other_and_the_rerun_goes_on(tmp_path, whole):
