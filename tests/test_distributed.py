@@ -62,8 +62,8 @@ def alone(folder, *flags, devices):
 def whole(tmp_path_factory):
     """Folder of a run of two processes that nothing interrupted, by pmap, with batch norm."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    for code, _, err in finish(start(*FLAGS, f"--workdir={folder}")):
-        assert code == 0, err
+    ended = finish(start(*FLAGS, f"--workdir={folder}"))
+    assert [code for code, _, _ in ended] == [0, 0], ended
     return folder
 
 
@@ -104,8 +104,8 @@ def test_a_killed_process_ends_the_other_and_the_rerun_goes_on(tmp_path, whole):
         code, _, err = finish(processes, SECONDS)[1 - victim]
         assert code == 1 and time.time() - began < SECONDS
         assert err.splitlines()[-1] == f"error (process {1 - victim} of 2): {distributed.GONE}", err
-    for code, _, err in finish(start(*FLAGS, f"--workdir={folder}")):
-        assert code == 0, err
+    ended = finish(start(*FLAGS, f"--workdir={folder}"))
+    assert [code for code, _, _ in ended] == [0, 0], ended
     tiny.assert_same(final(folder)[0], final(whole)[0])
 
 

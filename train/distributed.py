@@ -94,7 +94,9 @@ def together() -> Iterator[None]:
             code, said = 130, "interrupted"
         elif isinstance(error, UserError):
             code, said = 2, " ".join(str(error).split())
-        elif not (isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error))):
+        elif isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
+            print(error, file=sys.stderr)
+        else:
             said = f"{type(error).__name__}: {error}"
             traceback.print_exception(error)
         print(name, said, file=sys.stderr, flush=True)
