@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 
 from models.errors import UserError
@@ -85,6 +86,8 @@ def together() -> Iterator[None]:
     name = f"error (process {jax.process_index()} of {jax.process_count()}):"
     _say_on_abort(f"{name} {GONE}\n", 1)
     try:
+        # Gloo gives a group of devices 30 s to connect: now that all are here, not when some compile for longer
+        jax.block_until_ready(jax.pmap(lambda x: lax.psum(x, "all"), "all")(np.ones(jax.local_device_count())))
         yield
     except BaseException as error:
         if isinstance(error, SystemExit):
