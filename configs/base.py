@@ -21,7 +21,7 @@ def base() -> ConfigDict:
     c.precision = "float32"  # of the computation: float32 | bfloat16; parameters and statistics stay float32
     c.ema_decay = 0.0  # of the averaged weights that are then evaluated, e.g. 0.9999; 0: off
     c.lookahead = ""  # lookahead(decay, power=0, every=1, start='0 steps'): weights go back to averages of theirs
-    c.parallel = "pmap"  # how a step is lifted over the devices: pmap | shard_map
+    c.parallel = "pmap"  # how a step is lifted over the devices: pmap | shard_map | fsdp (state sharded)
     c.devices = 0  # 0: all
     c.log_every = "50 steps"
     c.evaluate_every = "1 epoch"

@@ -96,7 +96,7 @@ def step_time(run: Any, state: Any) -> dict[str, Any]:
     from models import complexity
     from train import summary
 
-    state, seconds = run.parallel.replicate(state), []
+    state, seconds = run.parallel.place(state), []
     for _, items in run.feed.calls(0, 3 + TIMED):
         began = time.perf_counter()
         state = jax.block_until_ready(run.train_call(state, run.feed.data, items))[0]

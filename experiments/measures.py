@@ -38,7 +38,7 @@ def gap(run: Any, state: Any) -> dict[str, float]:
 
     in_training, in_evaluation = accuracies(state, parts)
     found = {"batch": float(in_training), "train": float(in_evaluation)}
-    state = run.parallel.replicate(state)
+    state = run.parallel.place(state)
     found["test"] = run.evaluate(state)["accuracy"]
     if "batch_stats" in run.state.model_state:
         batches = max(1, min(200, len(run.feed.train) // run.config["batch_size"]))

@@ -55,7 +55,7 @@ def test_blocks_as_decided_and_all(gated):
     cost = costs(run.task.model, complexity.analyze(run.task.model, (1, 8, 8, 1)))
     assert everything["mult_adds"] == cost.always + sum(cost.blocks)
     assert everything["blocks"] == 2 and 1 <= decided["blocks"] <= 2
-    results = run.evaluate(run.parallel.replicate(state))
+    results = run.evaluate(run.parallel.place(state))
     assert decided["accuracy"] == pytest.approx(results["accuracy"])
     assert decided["blocks"] == pytest.approx(results["blocks"])
     assert decided["mult_adds"] == pytest.approx(results["average_mult_adds"], rel=1e-5)
@@ -69,7 +69,7 @@ def test_each_exit_and_a_range_of_budgets(exits):
     costs = exit_costs(run.task.model, (8, 8, 1))
     rows = adaptive.measure(run, state)
     assert [row["way"] for row in rows] == ["exit 1", "exit 2"] + ["batch"] * adaptive.POINTS
-    results = run.evaluate(run.parallel.replicate(state))
+    results = run.evaluate(run.parallel.place(state))
     assert [row["accuracy"] for row in rows[:2]] == pytest.approx(results["accuracy_by_exit"])
     assert [row["mult_adds"] for row in rows[:2]] == list(costs) == results["mult_adds_by_exit"]
     for row in rows[2:]:

@@ -328,7 +328,7 @@ def test_a_policy_starts_from_a_trained_network_and_then_both_go_on(tmp_path):
                             init_from=str(tmp_path / "policy")))
     tiny.assert_same(run.state.variables(), finished.load(tmp_path / "policy")[1].variables())
     _, items = next(run.feed.calls(0, 1))
-    both = run.parallel.fetch(run.train_call(run.parallel.replicate(run.state), run.feed.data, items)[0])
+    both = run.parallel.fetch(run.train_call(run.parallel.place(run.state), run.feed.data, items)[0])
     assert not np.array_equal(both.params["stem_conv"]["kernel"], network["params"]["stem_conv"]["kernel"])
     assert int(both.task_state["learned"]) == 2
 
@@ -341,7 +341,7 @@ def test_two_devices(kind):
         run = loop.setup(config(RUNS[kind], TEXTS[kind], devices=2, parallel=parallel, steps_per_call=1,
                                 optimizer__learning_rate=0.01))
         _, items = next(run.feed.calls(0, 1))
-        state, metrics = run.train_call(run.parallel.replicate(run.state), run.feed.data, items)
+        state, metrics = run.train_call(run.parallel.place(run.state), run.feed.data, items)
         found.append((run.parallel.fetch(state).params, run.evaluate(state)))
         assert np.asarray(metrics["loss"][1]).tolist() == [32]
         results = found[-1][1]

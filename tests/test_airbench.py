@@ -110,11 +110,11 @@ def test_it_resumes_exactly_and_leaves_what_it_freezes(images, tmp_path):
     """Seven steps, the state as a checkpoint holds it, and the others by a run set up anew: those of the whole run."""
     loop.train(small(images), tmp_path / "whole")
     run = loop.setup(small(images))
-    state, calls = run.parallel.replicate(run.state), 0
+    state, calls = run.parallel.place(run.state), 0
     for _, items in run.feed.calls(0, 7):
         state, calls = run.train_call(state, run.feed.data, items)[0], calls + 1
     again = loop.setup(small(images))
-    state = again.parallel.replicate(run.parallel.fetch(state))
+    state = again.parallel.place(run.parallel.fetch(state))
     for _, items in again.feed.calls(calls, again.total):
         state, _ = again.train_call(state, again.feed.data, items)
     found = again.parallel.fetch(state)

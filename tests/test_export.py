@@ -54,7 +54,7 @@ def test_the_file_gives_back_the_run_to_the_bit(runs, tmp_path, name, least):
     assert sum(row["bytes"] for row in found["layers"]) == found["bytes"]
     assert sum(row["weights"] for row in found["layers"]) == sum(
         leaf.size for leaf in jax.tree.leaves(network.variables))
-    before = run.evaluate(run.parallel.replicate(state))
+    before = run.evaluate(run.parallel.place(state))
     after = export.evaluate(run, state, found["network"])
     assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(before["loss"], rel=1e-6)
     model, variables = file.load(file.read(tmp_path / "net.ablate"))
@@ -89,7 +89,7 @@ def test_a_network_without_filters_is_exported_as_a_smaller_one(runs, tmp_path):
     assert found["identical"] and dict(network.fields["widths"])
     assert found["float32"] < 0.75 * sum(leaf.nbytes for leaf in jax.tree.leaves(state.variables()))
     assert all(name.endswith("/conv1") for name, _ in network.fields["widths"])
-    before, after = run.evaluate(run.parallel.replicate(state)), export.evaluate(run, state, found["network"])
+    before, after = run.evaluate(run.parallel.place(state)), export.evaluate(run, state, found["network"])
     assert after["loss"] == pytest.approx(before["loss"], rel=1e-4) and after["accuracy"] == before["accuracy"]
     again = loop.setup(tiny.config(init_from=str(tmp_path / "net.ablate"), init_new="",
                                    model__widths=network.fields["widths"]))  # it trains on as the network that it is
@@ -105,7 +105,7 @@ def test_low_bit_networks_are_stored_in_few_bits(kind, tmp_path):
     rows = {row["name"]: row for row in found["layers"]}
     kernel = rows["stage2/block1/conv1/kernel"] if kind == "xnor" else rows["stage3/block0/conv2/kernel"]
     assert found["identical"] and kernel["index_coded"] <= 2 and 8 * kernel["bytes"] < 2.4 * kernel["weights"]
-    before, after = run.evaluate(run.parallel.replicate(state)), export.evaluate(run, state, found["network"])
+    before, after = run.evaluate(run.parallel.place(state)), export.evaluate(run, state, found["network"])
     assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(before["loss"], rel=1e-6)
 
 
@@ -150,7 +150,7 @@ def out(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     pytest.importorskip("jax2onnx")
     run, state = finished.load(runs / "whole")
-    network, metrics = export.network(run, state), run.evaluate(run.parallel.replicate(state))
+    network, metrics = export.network(run, state), run.evaluate(run.parallel.place(state))
     for format, how in formats.FORMATS.items():
         if format != "torch":
             write.export(run, network, format, folder / format, metrics, folds=how.folds, images=50)

@@ -182,7 +182,7 @@ def test_a_run_and_its_continuation(tmp_path, data, pipeline):
 def test_average_precision_of_a_run_is_that_of_its_scores(data):
     """However the test set is cut into batches; on several devices, too."""
     run = loop.setup(config(data, devices=4, accumulate=2))
-    state = run.parallel.replicate(run.state)
+    state = run.parallel.place(run.state)
     results = run.evaluate(state, last=True)
     source, variables = run.feed.test, run.parallel.fetch(state).evaluation_variables()
     arrays = source.arrays()

@@ -10,12 +10,17 @@ from train import loop
 from train.parallel import Parallel
 
 
-def parameters(**changes):
-    """After 6 steps. Without batch norm a batch means the same on any number of devices."""
+def trained(**changes):
+    """The run, and its state after 6 steps. Without batch norm a batch means the same on any number of devices."""
     run = loop.setup(tiny.config(**{"model__norm": "group:2", "data__augment": "crop(1)|mixup(0.5)", **changes}))
-    state = run.parallel.replicate(run.state)
+    state = run.parallel.place(run.state)
     for _, items in run.feed.calls(0, 6):
         state, _ = run.train_call(state, run.feed.data, items)
+    return run, state
+
+
+def parameters(**changes):
+    run, state = trained(**changes)
     return run.parallel.fetch(state).params
 
 
@@ -48,6 +53,32 @@ def test_synchronized_batch_norm_on_four_devices_is_batch_norm_on_one():
     apart = parameters(model__norm="batch", devices=4)
     with pytest.raises(AssertionError):  # statistics of 8 images are not those of 32
         assert_close(apart, one, 1e-4)
+
+
+SGD = {}
+ADAMW = {"optimizer__name": "adamw", "optimizer__learning_rate": 1e-3, "ema_decay": 0.9, "accumulate": 2}
+CLIPPED = {"optimizer__clip_norm": 0.1, "model__norm": "batch", "steps_per_call": 1, "optimizer__groups": (
+    ("stage1/.*", 0.0), (".*", 1.0))}
+LARS = {"optimizer__name": "lars", "optimizer__learning_rate": 1.0, "optimizer__weight_decay": 1e-3}
+PRUNED = {"optimizer__prune": "magnitude(0.5, start='2 steps', end='4 steps', every='2 steps')"}
+
+
+@pytest.mark.parametrize("changes", [SGD, ADAMW, CLIPPED, LARS, PRUNED],
+                         ids=["sgd", "adamw", "clipped", "lars", "pruned"])
+def test_sharded_parameters_are_those_of_replicated_ones(changes):
+    """Norms over all weights and thresholds over all layers, too; optimizer and average are sharded with them."""
+    found = {}
+    for kind in ("shard_map", "fsdp"):
+        run, state = trained(devices=4, parallel=kind, **changes)
+        found[kind] = run.parallel.fetch(state), run.evaluate(state)
+    assert_close(found["fsdp"][0], found["shard_map"][0])
+    assert found["fsdp"][1]["loss"] == pytest.approx(found["shard_map"][1]["loss"], rel=1e-5)
+    held = {}
+    for leaf in jax.tree.leaves(state):
+        for shard in leaf.addressable_shards:
+            held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+    assert set(held.values()) == {run.parallel.bytes_per_device(run.state)}
+    assert max(held.values()) < 0.5 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
 def test_bad_devices():

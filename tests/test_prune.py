@@ -319,7 +319,7 @@ INNER = "stage[0-9]+/block[0-9]+/conv1/kernel"
 def test_a_network_without_filters_equals_its_smaller_one_after_any_step():
     """As trained: nothing is set to zero here."""
     run = loop.setup(tiny.config(optimizer__prune=FILTERS.format(INNER), optimizer__name="adamw", steps_per_call=1))
-    state, sizes = run.parallel.replicate(run.state), []
+    state, sizes = run.parallel.place(run.state), []
     for done, (_, items) in enumerate(run.feed.calls(0, run.total), 1):
         state, _ = run.train_call(state, run.feed.data, items)
         if done not in (3, 7, 9):

@@ -15,7 +15,7 @@ from train import evaluate, loop, tasks
 def first_step(**changes):
     run = loop.setup(tiny.config(steps_per_call=1, **changes))
     _, items = next(run.feed.calls(0, 1))
-    state, metrics = run.train_call(run.parallel.replicate(run.state), run.feed.data, items)
+    state, metrics = run.train_call(run.parallel.place(run.state), run.feed.data, items)
     return run, run.parallel.fetch(state), jax.tree.map(np.asarray, metrics)
 
 
@@ -130,7 +130,7 @@ def test_one_dispatch_of_several_steps_is_the_steps_one_by_one():
     single = loop.setup(tiny.config(steps_per_call=1))
     states = []
     for made in (run, single):
-        state, counts = made.parallel.replicate(made.state), []
+        state, counts = made.parallel.place(made.state), []
         for count, items in made.feed.calls(0, 6):
             state, metrics = made.train_call(state, made.feed.data, items)
             assert metrics["loss"][0].shape == (count,)
@@ -153,7 +153,7 @@ def test_counters_of_a_task_stay_whole_numbers():
     try:
         run = loop.setup(tiny.config(task__name="counting", devices=4, accumulate=2))
         _, items = next(run.feed.calls(0, 2))
-        state, _ = run.train_call(run.parallel.replicate(run.state), run.feed.data, items)
+        state, _ = run.train_call(run.parallel.place(run.state), run.feed.data, items)
     finally:
         del tasks.TASKS["counting"]
     count = run.parallel.fetch(state).task_state["batches"]

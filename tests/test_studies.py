@@ -200,7 +200,7 @@ def test_deleting_a_block_is_zeroing_the_end_of_its_branch():
     found = measures.deletions(run, state.replace(params=noisy))
 
     def accuracy_of(params):
-        return run.evaluate(run.parallel.replicate(state.replace(params=params)))["accuracy"]
+        return run.evaluate(run.parallel.place(state.replace(params=params)))["accuracy"]
 
     accuracy = []
     for name in found["blocks"]:
@@ -231,7 +231,7 @@ def test_gap_knows_the_modes():
     run, state = untrained()
     found = measures.gap(run, state)
     assert list(found) == ["batch", "train", "test", "recalibrated"]
-    assert found["test"] == run.evaluate(run.parallel.replicate(state))["accuracy"]
+    assert found["test"] == run.evaluate(run.parallel.place(state))["accuracy"]
     run, state = untrained(model__norm="group:2", accumulate=4)
     found = measures.gap(run, state)
     assert list(found) == ["batch", "train", "test"] and found["batch"] == pytest.approx(found["train"])

@@ -338,7 +338,7 @@ def test_the_cue_is_on_test_images_alone(run):
     assert found["clean"] == pytest.approx(found["accuracy"])
     assert 0 < found["changed"] <= 1 and found["painted"] < found["clean"]
     trained = transfer_measures.cue(run, run.state)
-    wanted = run.evaluate(run.parallel.replicate(run.state))["accuracy"]
+    wanted = run.evaluate(run.parallel.place(run.state))["accuracy"]
     assert trained["clean"] == pytest.approx(wanted, abs=0.01)
 
 

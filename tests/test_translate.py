@@ -94,7 +94,7 @@ def parameters(**changes):
     """After 3 steps without dropout, and by an optimizer that does not magnify gradients of nothing but rounding."""
     run = loop.setup(config("grammar", model__dropout=0.0, optimizer__name="sgd", optimizer__learning_rate=1.0,
                             batch_size=16, text__buckets=(28,), **changes))
-    state = run.parallel.replicate(run.state)
+    state = run.parallel.place(run.state)
     for _, items in run.feed.calls(0, 3):
         state, metrics = run.train_call(state, run.feed.data, items)
     return run.parallel.fetch(state).params, jax.tree.map(np.asarray, metrics)

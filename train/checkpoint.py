@@ -66,10 +66,15 @@ class Checkpoints:
         def score(metrics):
             return metrics.get(headline, -math.inf)
 
+        if not read_only:
+            self.folder.mkdir(parents=True, exist_ok=True)
         kept = [policies.LatestN(keep), policies.BestN(get_metric_fn=score, n=1)]
         self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=score,
-            cleanup_tmp_directories=not read_only, create=not read_only))
+            cleanup_tmp_directories=not read_only, create=False,
+            # What is saved is whole in numpy: of several processes one does it, and waits for no other
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(), active_processes={jax.process_index()})))
         self.headline = headline
 
     def steps(self) -> list[int]:

@@ -64,7 +64,7 @@ class Recalibrate(Hook):
         host = host.replace(model_state=recalibrated(host.variables()))
         if host.ema:
             host = host.replace(ema={**host.ema, "model_state": recalibrated(host.evaluation_variables())})
-        return run.parallel.replicate(host)
+        return run.parallel.place(host)
 
 
 class Figures(Hook):

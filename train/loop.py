@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import signal
 import threading
 import time
@@ -14,16 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
+from jax.experimental import multihost_utils
 
 import models
 from models.compress import lowbit
 from models.errors import UserError, choice_error
 from models.gated import GatedResNet
 from models.layers import init
-from train import checkpoint, evaluate, hooks, metrics, optimizer, pretrained, prune, share, step, summary, tasks
+from train import checkpoint, distributed, evaluate, hooks, metrics, optimizer, pretrained, prune, share, step, tasks
 from train import config as config_lib
 from train import lookahead as lookahead_lib
 from train import state as state_lib
+from train import summary as summary_lib
 from train import workdir as workdir_lib
 from train.data import text
 from train.feed import Feed
@@ -137,13 +140,11 @@ def setup(config: Mapping[str, Any]) -> Run:
         step.train_call, gather=feed.gather, prepare=feed.prepare, task=task, optimizer=tx,
         learning_rate=learning_rate, accumulate=reader.accumulate, ema_decay=reader.ema_decay, lookahead=lookahead)
     evaluation_call = functools.partial(step.evaluation_call, prepare=feed.prepare_evaluation, task=task)
-    # Traced once, below and by the first call: jit keeps what it traced, and inline leaves no call in the program.
-    traced = functools.partial(jax.jit, inline=True)
     run = Run(
         config=workdir_lib.plain(config), parallel=parallel, feed=feed, task=task, hooks=hooks.create(reader.hooks),
         total=total, every={name: to_steps(duration) for name, duration in every.items()},
-        keep=reader.keep_checkpoints, program=program, train_call=parallel.lift(traced(program), donate=True),
-        evaluation_call=parallel.lift(traced(evaluation_call)),
+        keep=reader.keep_checkpoints, program=program, train_call=parallel.lift_training(program),
+        evaluation_call=parallel.lift(evaluation_call),
         state=state_lib.create(variables, task_state, tx, reader.seed, with_ema=bool(lookahead or reader.ema_decay)),
         start=start and start.digest())
     reader.check_all_read()
@@ -176,43 +177,43 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
     started = started or time.time()
     console = console or rich.console.Console(quiet=True)
     folder = Path(workdir).absolute()
+    distributed.check_same("config", workdir_lib.plain(config))
     run = setup(config)
     parallel, feed, total = run.parallel, run.feed, run.total
-    is_primary = jax.process_index() == 0  # the one process that writes what all share
-    if is_primary:
-        workdir_lib.claim(folder, run.config)
-    saved = checkpoint.Checkpoints(folder / "checkpoints", run.keep, run.task.headline)
-    state, about, identity = run.state, {"step": 0, "seconds": 0.0, "recorder": None}, feed.identity()
+    is_primary = jax.process_index() == 0  # the one process that reads and writes the workdir
+    identity = feed.identity()
     if run.start:
         identity["arrays of init_from"] = run.start
     if path := prune.file_of(run.config["optimizer"]["prune"]):
         identity["file of optimizer.prune"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-    found = saved.restore_newest(warn=lambda text: console.print(f"warning: {text}", soft_wrap=True, markup=False))
-    if found:
-        leaves, about = found
-        changed = config_lib.difference(about["data"], identity)
-        if changed:
-            raise UserError(f"the data or the start of the run in {folder} changed since ({'; '.join(changed)}): "
-                            "choose another --workdir")
-        if about["step"] == total and (folder / "summary.json").exists():
-            console.print(f"{folder} is finished; its summary stands", soft_wrap=True, markup=False)
-            return json.loads((folder / "summary.json").read_text())
-        state = checkpoint.unflatten(run.state, leaves, f"checkpoint {about['step']} in {folder}")
-        console.print(f"going on from step {about['step']} of {total}", soft_wrap=True, markup=False)
-    state, done, results = parallel.replicate(state), about["step"], {}
+    distributed.check_same("set of data or start of the run", identity)
+    saved = None
+
+    def found():
+        nonlocal saved
+        workdir_lib.claim(folder, run.config)
+        saved = checkpoint.Checkpoints(folder / "checkpoints", run.keep, run.task.headline)
+        return _found(run, saved, folder, identity, console)
+
+    (about, finished), state = distributed.from_primary(found, run.state)
+    if finished:
+        console.print(f"{folder} is finished; its summary stands", soft_wrap=True, markup=False)
+        return finished
+    state, done, results = parallel.place(state), about["step"], {}
     began = time.time() - about["seconds"]  # as if the earlier, interrupted runs had been one with this
     recorder = metrics.Recorder(
         folder if is_primary else None, console, total=total, step=done, batch_size=run.config["batch_size"],
         unit=feed.unit, log_every=run.every["log"], before=about["recorder"])
     try:
         with Interruption() as interruption:
-            for count, items in feed.calls(done, total):
+            for number, (count, items) in enumerate(feed.calls(done, total)):
                 state, computed = run.train_call(state, feed.data, items)
                 recorder.add(count, computed)
                 before, done, results = done, done + count, {}
                 due = {name: done == total or (every > 0 and done // every > before // every)
                        for name, every in run.every.items()}
-                if not (due["evaluate"] or due["checkpoint"] or interruption.signal):
+                interrupted = interruption.noted(number)
+                if not (due["evaluate"] or due["checkpoint"] or interrupted):
                     continue
                 recorder.flush()  # nothing that is not finite is evaluated or saved
                 if done == total:
@@ -221,20 +222,24 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
                 if due["evaluate"]:
                     results = run.evaluate(state, last=done == total)
                     recorder.evaluated(done, results)
-                if due["checkpoint"] or interruption.signal:
-                    saved.save(done, metrics.check_finite(done, parallel.fetch(state)), {
-                        "seconds": time.time() - began, "data": identity, "recorder": recorder.state()}, results)
-                if interruption.signal and done < total:
-                    recorder.say(f"{interruption.signal}: saved at step {done} of {total}; the same command goes on")
-                    return {"interrupted": interruption.signal, "step": done}
+                if due["checkpoint"] or interrupted:
+                    host = metrics.check_finite(done, parallel.fetch(state))
+                    if is_primary:
+                        saved.save(done, host, {"seconds": time.time() - began, "data": identity,
+                                                "recorder": recorder.state()}, results)
+                if interrupted and done < total:
+                    recorder.say(f"{interrupted}: saved at step {done} of {total}; the same command goes on")
+                    return {"interrupted": interrupted, "step": done}
                 recorder.resume()
-        saved.wait()
+        if is_primary:
+            saved.wait()
         results = results or run.evaluate(state, last=True)  # killed between the last checkpoint and the summary
-        result = summary.create(run, results, seconds=time.time() - began, recorder=recorder, started=started)
+        result = summary_lib.create(run, results, seconds=time.time() - began, recorder=recorder, started=started)
         recorder.close()
+        host = parallel.fetch(state) if run.hooks else None
         if is_primary:
             for hook in run.hooks:
-                hook.finished(run, parallel.fetch(state), folder)
+                hook.finished(run, host, folder)
             checkpoint.write_json(folder / "summary.json", result)
     except OSError as error:
         if error.errno not in checkpoint.DISK_FULL:
@@ -243,26 +248,61 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
                         "command goes on from it") from error
     finally:
         recorder.close()
-        saved.close()
+        if is_primary:
+            saved.close()
     return result
 
 
+def _found(run: Run, saved: checkpoint.Checkpoints, folder: Path, identity: Mapping[str, Any],
+           console: rich.console.Console) -> tuple[Any, state_lib.TrainState]:
+    """Where the run stands: (what is told of the newest checkpoint, the summary if it is finished), and the state.
+
+    Raises:
+      UserError: checkpoints of other data or of another network, or that are all damaged.
+    """
+    found = saved.restore_newest(warn=lambda text: console.print(f"warning: {text}", soft_wrap=True, markup=False))
+    if not found:
+        return ({"step": 0, "seconds": 0.0, "recorder": None}, None), run.state
+    leaves, about = found
+    changed = config_lib.difference(about["data"], identity)
+    if changed:
+        raise UserError(f"the data or the start of the run in {folder} changed since ({'; '.join(changed)}): "
+                        "choose another --workdir")
+    if about["step"] == run.total and (folder / "summary.json").exists():
+        return (about, json.loads((folder / "summary.json").read_text())), run.state
+    state = checkpoint.unflatten(run.state, leaves, f"checkpoint {about['step']} in {folder}")
+    console.print(f"going on from step {about['step']} of {run.total}", soft_wrap=True, markup=False)
+    return (about, None), state
+
+
 class Interruption:
-    """Within it, a SIGTERM (preemption) or a first SIGINT (ctrl-C) is only noted, so that the loop can save and end."""
+    """Within it, a SIGTERM (preemption) or a first SIGINT (ctrl-C) is only noted, so that the loop can save and end.
+
+    Of several processes one alone may be told; then JAX, which took the SIGTERM, has all of them stop at the same call.
+    """
 
     signal: str | None = None
 
     def __enter__(self):
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            noted = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+            self._before = {number: signal.signal(number, self._note) for number in noted}
         return self
+
+    def noted(self, number: int) -> str | None:
+        """Whether to stop after call `number` of the run, counted from where it started: the signal's name."""
+        if jax.process_count() == 1:
+            return self.signal
+        return (self.signal or "SIGTERM") if multihost_utils.reached_preemption_sync_point(number) else None
 
     def _note(self, number, frame):
         del frame
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def __exit__(self, *error):
         for number, handler in self._before.items():

@@ -163,5 +163,6 @@ def describe(config: Mapping[str, Any], setup: Callable[[Mapping[str, Any]], Any
         raise problem
     every = ", ".join(f"{name} every {steps}" for name, steps in run.every.items())
     console.print(
-        f"{run.total:,} steps of {config['batch_size']} {unit} on {device(run.parallel.devices)}; {every} steps; "
+        f"{run.total:,} steps of {config['batch_size']} {unit} on {device(run.parallel.devices)}, each of which holds "
+        f"{run.parallel.bytes_per_device(run.state) / 2**20:,.1f} MiB of state; {every} steps; "
         f"{len(run.feed.train):,} training {unit}, {len(run.feed.test):,} test {unit}", soft_wrap=True)

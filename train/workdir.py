@@ -10,8 +10,9 @@ from models.errors import UserError
 from train import config as config_lib
 from train.checkpoint import write_json
 
-# Keys that say how fast or how talkatively a run goes, not what comes out of it: these may change between reruns.
-OPERATIONAL = ("log_every", "checkpoint_every", "data.workers", "data.dir", "keep_checkpoints")
+# Keys that say how fast or how talkatively a run goes, not what comes out of it: these may change between reruns. So
+# may the devices, as they do with devices=0 on another machine (only batch norm and dropout are a device's own).
+OPERATIONAL = ("log_every", "checkpoint_every", "data.workers", "data.dir", "keep_checkpoints", "parallel", "devices")
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:

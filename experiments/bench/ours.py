@@ -158,7 +158,7 @@ def loop_steps(case: dict) -> Served:
     recorder = metrics.Recorder(
         None, rich.console.Console(quiet=True), total=endless, step=0, batch_size=config.batch_size,
         unit="images", log_every=200, before=None)
-    state, calls = [run.parallel.replicate(run.state)], run.feed.calls(0, endless)
+    state, calls = [run.parallel.place(run.state)], run.feed.calls(0, endless)
 
     def take(count):
         for _ in range(count // unit):

@@ -51,7 +51,7 @@ def main() -> int:
     folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.known(FORMAT.value).folds)
     write.check(FORMAT.value, OUT.value, folds)
     run, state = finished.load(WORKDIR.value)
-    before = run.evaluate(run.parallel.replicate(state))
+    before = run.evaluate(run.parallel.place(state))
     network = networks.network(run, state)
     if SHARE.value:
         network = networks.shared(network, SHARE.value)

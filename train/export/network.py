@@ -57,7 +57,7 @@ def evaluate(run: Any, state: Any, network: Network) -> dict[str, Any]:
         call = run.parallel.lift(functools.partial(
             step.evaluation_call, prepare=run.feed.prepare_evaluation, task=_task(run, network)))
     state = state.replace(params=variables.pop("params"), model_state=variables, ema={}, opt_state={})
-    return scoring.evaluate(call, run.parallel.replicate(state), run.feed.evaluation_calls(), run.feed.test_weight)
+    return scoring.evaluate(call, run.parallel.place(state), run.feed.evaluation_calls(), run.feed.test_weight)
 
 
 def outputs(run: Any, network: Network) -> np.ndarray:

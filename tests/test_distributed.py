@@ -1,0 +1,150 @@
+"""Two processes of two devices each, over loopback, as a user starts them: one process's results, and how they end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from models.errors import UserError
+from tests import tiny
+from tests.test_loop import final
+from tests.test_parallel import assert_close
+from tests.test_resume import steps_logged
+from train import distributed, loop
+
+FLAGS = (*tiny.TINY_FLAGS, "--config.devices=0", "--config.duration=24 steps", "--config.checkpoint_every=4 steps",
+         "--config.evaluate_every=12 steps", "--config.data.augment=crop(1)|mixup(0.2)", "--config.ema_decay=0.9")
+SHARDED = ("--config.parallel=fsdp", "--config.data.pipeline=stream", "--config.steps_per_call=1",
+           "--config.model.norm=group:2", "--config.hooks=figures")
+SECONDS = 60  # within which the others must have noticed
+
+
+def start(*flags, others=()):
+    """Two processes; process 1 with the flags `others` as well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [subprocess.Popen(**tiny.command(
+        *flags, f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={index}",
+        *(others if index else ()), devices=2)) for index in range(2)]
+
+
+def finish(processes, seconds=200):
+    """[(exit code, stdout, stderr)]; none outlives the test."""
+    try:
+        texts = [process.communicate(timeout=seconds) for process in processes]
+        return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def wait_for_step(processes, folder, step):
+    deadline = time.time() + 120
+    while not steps_logged(folder)[-1:] >= [step]:
+        if any(process.poll() is not None for process in processes) or time.time() > deadline:
+            raise AssertionError(finish(processes, 20))
+        time.sleep(0.002)
+
+
+def alone(folder, *flags, devices):
+    """Summary and last leaves of one process; compiled as the others are, for the sake of batch norm's last digits."""
+    done = tiny.run(*FLAGS, *flags, f"--workdir={folder}", devices=devices)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "summary.json").read_text()), final(folder)[0], done.stdout
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folder of a run of two processes that nothing interrupted, by pmap, with batch norm."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    ended = finish(start(*FLAGS, f"--workdir={folder}"))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    return folder
+
+
+def test_two_processes_of_two_devices_are_one_of_four(tmp_path, whole):
+    """To some ulps: the sum over devices goes another way round. All 360 test images count, once."""
+    summary, leaves, _ = alone(tmp_path / "one", devices=4)
+    assert_close(final(whole)[0], leaves, 1e-4)
+    told = json.loads((whole / "summary.json").read_text())
+    assert told["loss"] == pytest.approx(summary["loss"], rel=1e-4) and told["test_examples"] == 360
+    assert steps_logged(whole) == list(range(4, 25, 4))
+
+
+def test_one_is_told_to_stop_and_all_save_the_same_step(tmp_path):
+    """Sharded and streamed; then one process of another number of devices goes on from what they saved."""
+    folder = tmp_path / "run"
+    processes = start(*FLAGS, *SHARDED, f"--workdir={folder}")
+    wait_for_step(processes, folder, 4)
+    processes[1].send_signal(signal.SIGTERM)
+    (code, out, err), (other_code, other_out, other_err) = finish(processes)
+    assert (code, other_code) == (0, 0), (err, other_err)
+    assert "SIGTERM: saved at step" in out and "step" not in other_out
+    assert not (folder / "summary.json").exists()
+    leaves, said = alone(folder, *SHARDED, "--config.parallel=shard_map", devices=1)[1:]
+    assert "going on from step" in said
+    config = tiny.config(duration="24 steps", evaluate_every="24 steps", ema_decay=0.9, steps_per_call=1, devices=4,
+                         data__augment="crop(1)|mixup(0.2)", data__pipeline="stream", model__norm="group:2")
+    loop.train(config, tmp_path / "one")
+    assert_close(leaves, final(tmp_path / "one")[0])
+
+
+def test_a_killed_process_ends_the_other_and_the_rerun_goes_on(tmp_path, whole):
+    folder = tmp_path / "run"
+    for victim, step in ((1, 4), (0, 12)):
+        processes = start(*FLAGS, f"--workdir={folder}")
+        wait_for_step(processes, folder, step)
+        processes[victim].kill()
+        began = time.time()
+        code, _, err = finish(processes, SECONDS)[1 - victim]
+        assert code == 1 and time.time() - began < SECONDS
+        assert err.splitlines()[-1] == f"error (process {1 - victim} of 2): {distributed.GONE}", err
+    ended = finish(start(*FLAGS, f"--workdir={folder}"))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    tiny.assert_same(final(folder)[0], final(whole)[0])
+
+
+def test_another_config_on_one_of_them(tmp_path):
+    ended = finish(start(*FLAGS, f"--workdir={tmp_path / 'run'}", others=("--config.seed=1",)))
+    for index, (code, _, err) in enumerate(ended):
+        assert code == 2 and "Traceback" not in err, err
+        assert f"error (process {index} of 2): process 1 has another config than process 0 (seed: 0 -> 1)" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failure_of_one_ends_the_other(tmp_path):
+    """Process 0 finds the folder taken away while it trains; process 1 would wait for it forever."""
+    folder = tmp_path / "run"
+    processes = start(*FLAGS, f"--workdir={folder}")
+    wait_for_step(processes, folder, 4)
+    os.rename(folder, tmp_path / "gone")
+    ended = finish(processes, SECONDS)
+    assert ended[0][0] in (1, 2) and "error (process 0 of 2): " in ended[0][2]
+    assert ended[1][0] == 1 and distributed.GONE in ended[1][2].splitlines()[-1]
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_the_others_do_not_come(missing):
+    processes = start("--config=configs/digits.py", "--workdir=/nowhere", "--join_seconds=3")
+    processes[missing].kill()
+    code, _, err = finish(processes, SECONDS)[1 - missing]
+    assert code == 2 and err.splitlines()[-1].startswith(
+        "error: the processes of this run did not all meet at 127.0.0.1:"), err
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((True, None, None, None), "JAX finds no cluster here"),
+    ((True, "h:1", 2, 0), "--distributed finds the cluster by itself"),
+    ((False, "h:1", 2, None), "--process is missing"),
+    ((False, "h", 2, 0), "--coordinator=h must be HOST:PORT"),
+    ((False, "h:1", 0, 0), "--processes=0 must be at least 1"),
+    ((False, "h:1", 2, 2), r"--process=2 must be in \[0, 2\)"),
+])
+def test_mistakes(arguments, message):
+    with pytest.raises(UserError, match=message):
+        distributed.join(*arguments, 1)
