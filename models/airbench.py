@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
+from models.layers.pooling import max_pool
 from models.weights.layouts import Layout
 
 EPSILON = 1e-12  # of its batch norms
@@ -35,7 +36,7 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         conv, _, norm, act = self.layers
-        x = nn.max_pool(conv(self.features, 3, name="conv1")(x), (2, 2), (2, 2))
+        x = max_pool(conv(self.features, 3, name="conv1")(x), 2, 2)
         x = act(norm(epsilon=EPSILON, name="norm1")(x))
         x = conv(self.features, 3, name="conv2")(x)
         return act(norm(epsilon=EPSILON, name="norm2")(x))
