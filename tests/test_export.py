@@ -234,6 +234,30 @@ def test_names_and_shapes_for_pytorch(runs, tmp_path, monkeypatch):
         formats._torch_outside(tmp_path / "out", card, np.zeros((1, 8, 8, 3), np.uint8), "/nowhere/python")
 
 
+def test_what_others_have_put_into_the_folder_stays(runs, out, tmp_path):
+    folder = shutil.copytree(out / "safetensors", tmp_path / "out")
+    write.check("safetensors", folder, [])
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="has something else in it than an exported network"):
+        write.check("safetensors", folder, [])
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"fields": 3}, "'fields' must be of type dict"),
+    ({"preprocessing": {"crop": "none"}}, "'size' must be of type int"),
+    ({"format": "torch"}, "'library' must be of type str"),
+    ({"file": "../card.json"}, "there is no ../card.json in it"),
+    ({"format": "zip"}, "unknown format in .*card.json 'zip'"),
+])
+def test_cards_that_someone_has_written(out, tmp_path, change, message):
+    folder = shutil.copytree(out / "safetensors", tmp_path / "out")
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, **change}))
+    with pytest.raises(UserError, match=message):
+        loaded.load(folder)
+
+
 def test_a_network_that_pytorch_has_not(runs, tmp_path):
     run, state = finished.load(runs / "whole")
     with pytest.raises(UserError, match="resnet8 is in the layout of no PyTorch library"):
@@ -292,7 +316,7 @@ def test_the_commands(runs, out, files, tmp_path):
 @pytest.mark.parametrize(("flags", "message"), [
     (("--out=x",), "--workdir is missing"),
     (("--workdir=/nowhere", "--out=x"), "--workdir=/nowhere: it is no run's folder"),
-    (("--workdir=/nowhere", "--out=tests"), "--out=tests is something else than an exported network"),
+    (("--workdir=/nowhere", "--out=tests"), "--out=tests has something else in it"),
     (("--workdir=/nowhere", "--out=/none/x"), "there is no folder /none"),
     (("--workdir=/nowhere", "--out=x", "--format=zip"), "unknown --format 'zip'"),
     (("--workdir=/nowhere", "--out=x", "--fold=batch_norm"), "the format safetensors holds weights, in which nothing"),
@@ -307,7 +331,8 @@ def test_mistakes(flags, message):
 def test_mistakes_of_prediction(out, files, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
     (tmp_path / "card.json").write_text("{}")
-    for where, message in ((tmp_path / "none", "there is no such folder"), (tmp_path, "does not say format, file")):
+    for where, message in ((tmp_path / "none", "there is no such folder"),
+                           (tmp_path, "its card.json is damaged: .format. must be of type str")):
         with pytest.raises(UserError, match=message):
             loaded.load(where)
     network = loaded.load(out / "safetensors")

@@ -10,9 +10,13 @@ import flax.linen as nn
 import models
 from models import weights
 from models.compress import file
-from models.errors import UserError
+from models.errors import UserError, has_type
 
 NAME = "card.json"
+_TYPES = {"format": str, "file": str, "architecture": str, "fields": dict, "inputs": list, "preprocessing": dict,
+          "labels": list, "probabilities": str, "folded": list}
+_PREPROCESSING = {"crop": str, "size": int, "channels": int, "eval_crop": float, "shape": list, "mean": list,
+                  "std": list}
 
 
 def is_in(folder: Path) -> bool:
@@ -25,17 +29,19 @@ def read(folder: Path) -> dict[str, Any]:
 
     Keys: "format", "file" (beside the card), "architecture" and "fields" (for `models.create`), "inputs" (shape of one
     example [1, H, W, C]), "ingredients", "parameters", "mult_adds", "preprocessing", "labels", "probabilities"
-    ("softmax" or, of several classes an image, "sigmoid"), "folded", "metrics", "data", "config", "license", "made",
-    "usage", "verified"; of the format torch also "torch": library, name and arguments there.
+    ("softmax" or, of several classes an image, "sigmoid"), "folded", "views" (over which
+    the run's own evaluation averages; the file is the network alone), "metrics" (of that evaluation), "data", "config",
+    "license", "made", "usage", "verified"; of the format torch also "torch": library, name and arguments there.
     """
     try:
-        found = json.loads((folder / NAME).read_text())
-        missing = [key for key in ("format", "file", "architecture", "fields", "inputs", "preprocessing", "labels",
-                                   "probabilities", "folded") if key not in found]
+        found = dict(json.loads((folder / NAME).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder}: it is no exported network: its {NAME} cannot be read ({error})") from None
-    if missing:
-        raise UserError(f"{folder}: its {NAME} does not say {', '.join(missing)}")
+    for wanted, parts in ((_TYPES, found), (_PREPROCESSING, found.get("preprocessing")), (
+            {"library": str} if found.get("format") == "torch" else {}, found.get("torch"))):
+        for key, kind in wanted.items():
+            if not isinstance(parts, dict) or not has_type(parts.get(key), kind):
+                raise UserError(f"{folder}: its {NAME} is damaged: '{key}' must be of type {kind.__name__}")
     if Path(found["file"]).name != found["file"] or not (folder / found["file"]).is_file():
         raise UserError(f"{folder}: there is no {found['file']} in it")
     return found

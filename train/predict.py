@@ -7,6 +7,7 @@ import numpy as np
 import rich.console
 import rich.table
 from absl import flags
+from rich.text import Text
 
 from models.errors import UserError
 from train import cli
@@ -18,7 +19,8 @@ USAGE = """The most probable classes of image files, by a run or an exported net
     python -m train.predict exported/x_onnx *.jpg --top=3 --out=predictions.png
     python -m train.predict exported/x_hlo cat.jpg --json
 
-Files are cropped and resized as the evaluation of the run does it; those of a run that crops none are squeezed."""
+Files are cropped and resized as the evaluation of the run does it; those of a run that crops none are squeezed. The
+network sees each once, also where the run's evaluation averages over views."""
 
 BATCH = 32
 
@@ -62,7 +64,8 @@ def table(found: list[dict]) -> rich.table.Table:
         made.add_column(column, justify=justify)
     for row in found:
         for i, (label, share) in enumerate(row["classes"]):
-            made.add_row("" if i else row["file"], label, f"{share:.1%}", end_section=i == len(row["classes"]) - 1)
+            made.add_row("" if i else Text(row["file"]), Text(label), f"{share:.1%}",
+                         end_section=i == len(row["classes"]) - 1)
     return made
 
 

@@ -103,7 +103,10 @@ def measured(names: list[str], sizes: list[str], sweep: str, values: list[int], 
 def has(python: str, *modules: str) -> bool:
     """Whether that Python finds the modules."""
     code = f"import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, {modules!r})))"
-    return bool(python) and subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
+    try:
+        return bool(python) and subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 def slug(device: str) -> str:
@@ -186,7 +189,7 @@ def main() -> None:
             for row in rows:
                 table.add_row(*(output.cell(key, row) for key in shown))
             console.print(table)
-        missed = [one["subject"] for one in targets.judged(new) if not one["met"]]
+        missed = [one["subject"] for one in targets.judged(new) if one["met"] is False]
         for name in networks.NETWORKS if PROFILE.value and not SWEEP.value else ():
             for size, batch in networks.sizes(name, settings).items():
                 if f"{name}/{size}" not in missed:

@@ -51,5 +51,5 @@ def products(settings: Settings) -> list[dict[str, Any]]:
 
 
 def ceiling(rows: Sequence[Mapping[str, Any]]) -> float:
-    """The best of `products`, in flops/s."""
-    return max(row.get("tflops", 0) for row in rows) * 1e12
+    """The best of `products`, in flops/s; 0 where none was measured."""
+    return max((row.get("tflops", 0) for row in rows), default=0) * 1e12

@@ -77,7 +77,7 @@ def network(name: str, size: int, batch: int, ceiling: float, settings: Settings
     calls = [Call(call, case["repeat"], batch) for call in case["calls"]]
     rows = interleaved(compared(case, settings), calls, settings)
     for row in rows:
-        if "ms" in row:
+        if "ms" in row and ceiling:
             flops = mfu.model_flops(row["what"], mfu.mult_adds(name, size), batch)
             row["mfu"] = round(mfu.utilization(flops, row["ms"], ceiling), 4)
     about = {"case": f"{name}, {size}x{size}, batch {batch}, {settings.precision}", "subject": f"{name}/{size}"}

@@ -53,7 +53,8 @@ SHOWN = {"times_first": "times as fast as PyTorch eager", "times_best": "times a
 def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """{"target", "measured", "met", "verdict", "subject"} of each target that is about one of the rows.
 
-    A target for an H200 is judged on any other accelerator, too, and the verdict then names that.
+    A target for an H200 is of bfloat16, and is judged on any other accelerator, too; the verdict then names that. Where
+    a worker of the peer's failed, nobody knows the fastest: "met" is None.
     """
     found = []
     for target in TARGETS:
@@ -62,7 +63,13 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             is_there = re.search(target.device, row["device"])
             is_alike = is_there or (target.device == H200 and not re.search(CPU, row["device"]))
             value = _value(target, row, about) if is_alike and row["who"] == target.who else None
-            if value is None:
+            if value is None or (target.device == H200 and "float32" in row["case"]):
+                continue
+            failed = [one["who"] for one in rows if one["case"] == row["case"] and one["side"] == "peer"
+                      and "failed" in one]
+            if failed and (target.measure == "times_best" or target.against):
+                found.append({"subject": target.subject, "target": described(target), "measured": value, "met": None,
+                              "verdict": f"not judged: {', '.join(failed)} failed"})
                 continue
             met = value <= target.limit if target.at_most else value >= target.limit
             missed = value / target.limit - 1 if target.at_most else 1 - value / target.limit

@@ -77,13 +77,14 @@ def lines(card: Mapping[str, Any], out: Path, before: float, headline: str) -> l
     exact = formats.FORMATS[card["format"]].exact
     difference = ("equal to the bit" if exact else
                   f"differ by at most {found['largest_difference']:.2g} (the largest is {found['largest_logit']:.3g})")
+    views = "" if card["views"] == "one" else f" (views={card['views']}; the file is the network alone)"
     after = {name: metrics[headline] for name, metrics in found["metrics"].items()}
     return [
         f"{out / card['file']}: {size:,} bytes, {4 * card['parameters'] / size:.1f} times smaller than "
         f"{4 * card['parameters']:,}" if card["format"] == "compressed" else f"{out / card['file']}: {size:,} bytes",
         f"read back by {found['by']}: logits of {found['images']:,} test images {difference}",
-        f"test {headline} of the run {before:.2%}; on these images, of the network {after['network']:.2%}, of the file "
-        f"{after['file']:.2%}",
+        f"test {headline} of the run {before:.2%}{views}; on these images, of the network {after['network']:.2%}, "
+        f"of the file {after['file']:.2%}",
         f"folded in: {', '.join(card['folded']) or 'nothing'}" if formats.FORMATS[card["format"]].folds else "",
         f"use: {card['usage']}",
         "" if card["license"] else "the card names no license of the weights: --license=IDENTIFIER",

@@ -39,7 +39,8 @@ def card_of(run: Any, network: Network, metrics: Any, folds: Collection[str] = (
         "ingredients": {name: value if isinstance(value, str) else getattr(value, "__name__", str(value))
                         for name, value in made.items()},
         "parameters": cost.params, "mult_adds": cost.mult_adds, "preprocessing": preprocessing(run),
-        "labels": list(run.feed.classes), "probabilities": "sigmoid" if run.feed.label_shape else "softmax",
+        "views": getattr(run.task, "views", "one"), "labels": list(run.feed.classes),
+        "probabilities": "sigmoid" if run.feed.label_shape else "softmax",
         "folded": [fold for fold in graph.FOLDS if fold in folds], "metrics": dict(metrics),
         "data": run.config["data"]["source"], "license": license or None, "config": run.config,
         "made": {**summary.environment(jax.devices()), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
@@ -99,6 +100,11 @@ def known(format: str) -> formats.Format:
     return formats.FORMATS[format]
 
 
+def _ours(path: Path) -> bool:
+    """Whether an export has written the file; whatever else is in a folder is not deleted with it."""
+    return path.name == cards.NAME or path.name.removesuffix(".data") in {how.file for how in formats.FORMATS.values()}
+
+
 def check(format: str, out: str | Path, folds: Collection[str]) -> None:
     """Raises UserError for what can be told without the run."""
     out, allowed = Path(out), known(format).folds
@@ -108,7 +114,7 @@ def check(format: str, out: str | Path, folds: Collection[str]) -> None:
         if fold not in allowed:
             raise UserError(f"--fold={fold}: the format {format} holds weights, in which nothing is folded; onnx and "
                             "stablehlo hold programs")
-    if out.exists() and not cards.is_in(out) and (out.is_file() or any(out.iterdir())):
-        raise UserError(f"--out={out} is something else than an exported network: choose another folder")
+    if out.exists() and (not out.is_dir() or not all(map(_ours, out.iterdir()))):
+        raise UserError(f"--out={out} has something else in it than an exported network: choose another folder")
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out={out}: there is no folder {out.absolute().parent}")
