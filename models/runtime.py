@@ -13,6 +13,7 @@ steps (2 cores with AVX-512, jax 0.10.2):
 `keep_programs` turns JAX's persistent compilation cache on; JAX_ENABLE_COMPILATION_CACHE=false is its switch.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.metadata
@@ -76,10 +77,10 @@ def keep_programs() -> None:
 
     if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
         return
-    folder = cache_folder() / f"xla-{hashlib.sha256(processor()).hexdigest()[:16]}"
     try:
+        folder = cache_folder() / f"xla-{hashlib.sha256(processor()).hexdigest()[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where nobody knows the user's home
         return
     if not os.access(folder, os.W_OK):
         return
@@ -134,6 +135,17 @@ def keep_freed_memory() -> bool:
     if all(accepted):
         _ask_for_huge_pages(libc)
     return all(accepted)
+
+
+def on_host() -> contextlib.AbstractContextManager:
+    """Within it JAX computes on the host's CPU, where float32 is float32 (on GPUs a product of it has fewer digits) and
+    memory is large; does nothing where JAX_PLATFORMS leaves the host out."""
+    import jax
+
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
 
 
 def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:

@@ -76,6 +76,16 @@ def test_two_processes_of_two_devices_are_one_of_four(tmp_path, whole):
     assert steps_logged(whole) == list(range(4, 25, 4))
 
 
+def test_where_no_statistics_are_a_devices_own_they_are_one_of_one_as_well(tmp_path):
+    """To the last digits, whatever the order of the sum."""
+    flags = ("--config.model.norm=group:2", "--config.duration=12 steps", "--config.log_every=4 steps")
+    ended = finish(start(*FLAGS, *flags, f"--workdir={tmp_path / 'two'}"))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    for devices in (4, 1):
+        leaves = alone(tmp_path / f"one{devices}", *flags, devices=devices)[1]
+        assert_close(final(tmp_path / "two")[0], leaves, 1e-6)
+
+
 def test_one_is_told_to_stop_and_all_save_the_same_step(tmp_path):
     """Sharded and streamed; then one process of another number of devices goes on from what they saved."""
     folder = tmp_path / "run"

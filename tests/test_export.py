@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import re
 import shutil
 import struct
@@ -19,6 +20,8 @@ from models import weights
 from models.compress import file, packed
 from models.errors import UserError
 from tests import tiny
+from tests.golden import drawn
+from tests.networks import SMALL
 from train import finished, loop, predict, pretrained
 from train.export import formats, loaded, verify, write
 from train.export import network as export
@@ -199,6 +202,26 @@ def test_programs_hold_what_was_folded(out, runs, format, tmp_path):
     assert sum(folded.values()) < sum(bare.values())  # in spite of the pixels and the softmax
 
 
+@pytest.mark.parametrize("kind", ["bottleneck", "dense_imagenet", "gated", "multi_scale", "bit", "alexnet", "swin",
+                                  "vit_c"])
+@pytest.mark.parametrize("format", ["onnx", "stablehlo"])
+def test_programs_of_other_kinds_of_networks(kind, format, tmp_path):
+    pytest.importorskip("jax2onnx")
+    name, fields = SMALL[kind]
+    if "image_size" in models.fields(name):
+        fields = {**fields, "image_size": 32}
+    network = export.Network(name, fields, (1, 32, 32, 3), drawn.variables(models.create(name, **fields)))
+    card = {"file": formats.FORMATS[format].file, "folded": list(formats.FORMATS[format].folds), "labels": [],
+            "architecture": name, "license": None, "probabilities": "softmax",
+            "preprocessing": {"mean": [0.5], "std": [0.25]}}
+    formats.FORMATS[format].write(network, card, tmp_path / card["file"])
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    found = formats.FORMATS[format].open(tmp_path, card)(pixels)
+    wanted = formats.of_variables(network.create(), network.variables, card)(pixels)
+    np.testing.assert_allclose(found[1], wanted[1], rtol=0, atol=1e-5 * np.abs(wanted[1]).max())
+    np.testing.assert_allclose(found[0], wanted[0], rtol=0, atol=1e-5)
+
+
 def test_an_exported_network_is_a_start(out, runs):
     starts = {where: loop.setup(tiny.config(init_from=str(where), init_new="")).state.variables()
               for where in (runs / "whole", out / "safetensors", out / "compressed")}
@@ -211,9 +234,10 @@ def test_an_exported_network_is_a_start(out, runs):
     assert config.model.name == "resnet8" and config.model.width == 4 and config.init_from == str(out / "safetensors")
 
 
-def test_names_and_shapes_for_pytorch(runs, tmp_path, monkeypatch):
-    """What is written loads there by names and shapes; that PyTorch runs it is checked where there is one."""
-    train(tmp_path / "run", model__name="resnet18", model__width=8, data__channels=3, duration="2 steps")
+def test_names_and_shapes_for_pytorch(tmp_path, monkeypatch):
+    """A double stands for PyTorch, which takes torchvision's names, shapes and number of parameters (tests/golden/
+    check_weights.py loads them there); the real one is asked where ABLATE_TORCH_PYTHON names a Python that has it."""
+    train(tmp_path / "run", model__name="resnet18", model__width=64, data__channels=3, duration="1 step")
     run, state = finished.load(tmp_path / "run")
     network = export.network(run, state)
     seen = {}
@@ -222,13 +246,19 @@ def test_names_and_shapes_for_pytorch(runs, tmp_path, monkeypatch):
         seen.update(card["torch"], weights=weights.read(folder / card["file"]))
         return "a double", formats.of_variables(network.create(), network.variables, card)(pixels)[1]
 
+    if python := os.environ.get("ABLATE_TORCH_PYTHON"):
+        card = write.export(run, network, "torch", tmp_path / "real", {}, images=20, python=python)
+        assert card["verified"]["by"].startswith("torch ")
     monkeypatch.setitem(formats.FORMATS, "torch", formats.FORMATS["torch"]._replace(outside=outside))
     card = write.export(run, network, "torch", tmp_path / "out", {}, images=20)
     assert (seen["library"], seen["name"], seen["arguments"]) == ("torchvision", "resnet18", {"num_classes": 10})
-    assert seen["weights"]["layer2.0.downsample.0.weight"].shape == (16, 8, 1, 1)
+    assert seen["weights"]["layer2.0.downsample.0.weight"].shape == (128, 64, 1, 1)
+    trained = [array for name, array in seen["weights"].items()
+               if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert sum(array.size for array in trained) == 11_689_512 - 990 * 513  # torchvision's, with 10 classes
     assert "strict=True" in card["usage"] and card["verified"]["by"] == "a double"
     again = loop.setup(tiny.config(init_from=str(tmp_path / "out"), init_new="", model__name="resnet18",
-                                   model__width=8, data__channels=3))
+                                   model__width=64, data__channels=3))
     tiny.assert_same(again.state.variables(), network.variables)
     with pytest.raises(UserError, match="/nowhere/python. does not run: No such file"):
         formats._torch_outside(tmp_path / "out", card, np.zeros((1, 8, 8, 3), np.uint8), "/nowhere/python")

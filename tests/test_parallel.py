@@ -81,6 +81,38 @@ def test_sharded_parameters_are_those_of_replicated_ones(changes):
     assert max(held.values()) < 0.5 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
+VIT = {"model__name": "vit_tiny_patch16", "model__norm": "channel", "model__act": "gelu", "model__patch_size": 4,
+       "model__depth": 6, "model__width": 48, "model__mlp_width": 192, "model__heads": 3, "batch_size": 16,
+       "eval_batch_size": 40, "optimizer__name": "adamw", "optimizer__learning_rate": 1e-3}
+EXITS = {"model__name": "early_exit_resnet62", "model__stage_sizes": (2, 1), "model__width": 16, "model__exits": (1,),
+         "task__name": "multi_exit"}
+
+
+def test_a_device_never_has_room_for_all_parameters():
+    """Of a sharded network neither the training step nor the evaluation holds the whole at once, as XLA counts it."""
+    temporary, whole = {}, 0
+    for kind in ("shard_map", "fsdp"):
+        run = loop.setup(tiny.config(devices=4, parallel=kind, **{**VIT, "model__width": 96, "model__mlp_width": 384}))
+        state, whole = run.parallel.place(run.state), sum(leaf.nbytes for leaf in jax.tree.leaves(run.state.params))
+        programs = {"train": (run.train_call, run.feed.data, next(run.feed.calls(0, 4))[1]),
+                    "evaluate": (run.evaluation_call, {}, next(iter(run.feed.evaluation_calls())))}
+        for name, (call, *arguments) in programs.items():
+            memory = call.lower(state, *arguments).compile().memory_analysis()
+            temporary[name, kind] = memory.temp_size_in_bytes
+    assert temporary["train", "shard_map"] > whole > 1.4 * temporary["train", "fsdp"]
+    assert whole > 3 * temporary["evaluate", "fsdp"]
+
+
+@pytest.mark.parametrize("changes", [VIT, EXITS], ids=["vit", "exits"])
+def test_sharded_networks_of_other_kinds_are_the_replicated_ones(changes):
+    found = {}
+    for kind in ("shard_map", "fsdp"):
+        run, state = trained(devices=4, parallel=kind, **changes)
+        found[kind] = run.parallel.fetch(state).params, run.evaluate(state)["loss"]
+    assert_close(found["fsdp"][0], found["shard_map"][0])
+    assert found["fsdp"][1] == pytest.approx(found["shard_map"][1], rel=1e-5)
+
+
 def test_bad_devices():
     with pytest.raises(UserError, match="unknown parallel 'pmapp'; did you mean 'pmap'"):
         Parallel("pmapp")

@@ -20,6 +20,7 @@ def load(folder: str | Path) -> tuple[loop.Run, state.TrainState]:
         config = ml_collections.ConfigDict(json.loads((folder / "config.json").read_text()))
         config.init_from, config.data_init = "", "none"  # where it started; that network may be gone
         config.optimizer.prune = prune.without_file(config.optimizer.prune)
+        config.devices, config.parallel = 1, "pmap"  # there may be fewer here, and the checkpoint holds whole arrays
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"--workdir={folder}: it is no run's folder: its config.json cannot be read ({error})"
                         ) from None

@@ -2,22 +2,28 @@
 known as fully sharded data parallelism.
 
 Every large leaf of the state (parameters, their average, the optimizer's) is cut along one axis, a part a device. In
-the per-device part of a step a parameter is gathered just before use, and the transpose of that is a reduce-scatter of
-its gradient; the backward pass gathers again rather than keep whole parameters. The optimizer works on global arrays.
+the per-device part of a step a layer's parameters are gathered when its inputs are there, and again for its gradient,
+which is reduced into the parts: a device has room for its part of all and the whole of a few. The optimizer works on
+global arrays.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from models.errors import UserError
+from train.parameters import parameter_name
 
 AXIS = "batch"
 SMALLEST = 1024  # elements of a leaf that is worth cutting: below, a message costs more than the memory
-_WHOLE = "whole parameter"
 
 
 class Shards:
@@ -41,8 +47,9 @@ class Shards:
         """The state, within a compiled program, with every part where it belongs."""
         return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, self.sharding(leaf)), state)
 
-    def over_devices(self, compute: Callable) -> Callable:
-        """Runs `compute(state, data, item, shards=LocalShards) -> (gradients, replicated)` on every device.
+    def over_devices(self, compute: Callable, with_gradients: bool = True) -> Callable:
+        """Runs `compute(state, data, item, shards=LocalShards) -> (gradients, replicated)`, or -> replicated alone, on
+        every device.
 
         The state that it sees has this device's part of the parameters, the whole model_state and task_state, and
         neither opt_state nor ema; of item [B, …] it sees its share.
@@ -54,7 +61,8 @@ class Shards:
             state_specs = jax.tree.map(lambda leaf: whole, state).replace(params=specs)
             return jax.shard_map(
                 lambda *arguments: compute(*arguments, shards=local), mesh=self._mesh,
-                in_specs=(state_specs, whole, PartitionSpec(AXIS)), out_specs=(specs, whole), check_vma=False,
+                in_specs=(state_specs, whole, PartitionSpec(AXIS)),
+                out_specs=(specs, whole) if with_gradients else whole, check_vma=False,
             )(state, data, item)
 
         return call
@@ -66,21 +74,101 @@ class LocalShards:
     def __init__(self, axes: Any):
         self.axes = axes
 
-    def loss(self, loss: Callable) -> Callable:
-        """`loss` as a function of this device's parts of the parameters, its first argument."""
-        def gather(part, axis):
-            if axis < 0:
-                return part
-            return checkpoint_name(lax.all_gather(part, AXIS, axis=axis, tiled=True), _WHOLE)
+    def gathering(self, function: Callable) -> Callable:
+        """`function` with networks of whole parameters, as one of this device's parts of them, its first argument.
 
-        return jax.checkpoint(
-            lambda parts, *arguments: loss(jax.tree.map(gather, parts, self.axes), *arguments),
-            policy=jax.checkpoint_policies.save_anything_except_these_names(_WHOLE))
+        A layer's parameters are gathered when its inputs are there, and again, rather than kept, when its gradient is
+        to be computed: a device has room for its part of all and the whole of a few. The transpose of gathering is the
+        reduce-scatter of the gradient.
+        """
+        @functools.wraps(function)
+        def gathered(parts, *arguments):
+            table = {parameter_name(path): (leaf.shape, axis) for (path, leaf), axis in zip(
+                jax.tree_util.tree_leaves_with_path(parts), jax.tree.leaves(self.axes), strict=True)}
+            with nn.intercept_methods(functools.partial(_layer_by_layer, table, set())):
+                return function(parts, *arguments)
+
+        return gathered
 
     def mean(self, grads: Any) -> Any:
         """Over the devices; those of parts are summed already, by the reduce-scatter."""
         return jax.tree.map(lambda grad, axis: lax.pmean(grad, AXIS) if axis < 0 else grad / lax.axis_size(AXIS),
                             grads, self.axes)
+
+
+def _layer_by_layer(table, running, call, args, kwargs, context):
+    """Calls a module's method with the whole of the parameters that are the module's own."""
+    scope = context.module.scope
+    if scope is None or id(scope) in running or "params" not in scope.root._variables:
+        return call(*args, **kwargs)
+    own = dict(scope._collection("params"))
+    axes = {name: _axis(table, "/".join((*scope.path, name)), leaf.shape) for name, leaf in own.items()
+            if not isinstance(leaf, Mapping)}
+    if max(axes.values(), default=-1) < 0:
+        return call(*args, **kwargs)
+    given, structure = jax.tree.flatten((args, kwargs))
+    arrays = {i: leaf for i, leaf in enumerate(given) if isinstance(leaf, jax.Array)}
+
+    def compute(parts, arrays):
+        whole = {name: part if axes[name] < 0 else lax.all_gather(part, AXIS, axis=axes[name], tiled=True)
+                 for name, part in parts.items()}
+        args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(given)])
+        scope._variables["params"] = {**own, **whole}
+        running.add(id(scope))
+        try:
+            return call(*args, **kwargs)
+        finally:
+            running.discard(id(scope))
+            scope._variables["params"] = own
+
+    parts = {name: own[name] for name in axes}
+    # What has modules or statistics within would leave tracers in them
+    if len(axes) < len(own) or context.module.variables.get("batch_stats"):
+        return compute(_after(parts, arrays), arrays)
+    return _once_more_for_the_gradient(compute, parts, arrays)
+
+
+def _once_more_for_the_gradient(method: Callable, parts: Any, arrays: Any) -> Any:
+    """`method(parts, arrays)`, begun when the arrays are there; its gradient begins when that of the result is, and
+    gathers the parts again."""
+    # Traced now, as a module's method cannot be called once it has returned
+    traced, result = jax.make_jaxpr(method, return_shape=True)(parts, arrays)
+
+    def compute(*given):
+        leaves = jaxpr_as_fun(traced)(*jax.tree.leaves(given))
+        return jax.tree.unflatten(jax.tree.structure(result), leaves)
+
+    @jax.custom_vjp
+    def layer(parts, arrays):
+        return compute(_after(parts, arrays), arrays)
+
+    def backward(given, gradient):
+        parts, arrays = given
+        return jax.vjp(compute, _after(parts, gradient), arrays)[1](gradient)
+
+    layer.defvjp(lambda parts, arrays: (layer(parts, arrays), (parts, arrays)), backward)
+    return layer(parts, arrays)
+
+
+def _after(parts: Any, arrays: Any) -> Any:
+    """The parts, once the arrays are there."""
+    parts, arrays = lax.optimization_barrier((parts, arrays))
+    if jax.default_backend() == "cpu" and jax.tree.leaves(arrays):
+        # XLA's compiler for CPUs drops barriers before it merges what is alike; no number is on both sides of 0
+        first = jax.tree.leaves(arrays)[0].ravel()[0]
+        never = (first > 0) & (first < 0)
+        parts = jax.tree.map(lambda part: jnp.where(never, -part, part), parts)
+    return parts
+
+
+def _axis(table: Mapping[str, tuple[tuple[int, ...], int]], path: str, shape: tuple[int, ...]) -> int:
+    """Along which axis the parameter at `path` is cut; of a part of a network that is called alone, paths lack their
+    beginning."""
+    found = {axis for name, (part, axis) in table.items() if part == shape and f"/{name}".endswith(f"/{path}")}
+    if len(found) > 1:
+        raise UserError(f"parallel=fsdp: {path} is the name of several parameters of shape {list(shape)}; set "
+                        "parallel=shard_map")
+    return found.pop() if found else -1
 
 
 def _spec(axis: int) -> PartitionSpec:

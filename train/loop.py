@@ -105,7 +105,8 @@ def setup(config: Mapping[str, Any]) -> Run:
         **feed.fields, "dtype": PRECISIONS[reader.precision], **reader.model.to_dict(without=("name",))})
     task = tasks.create(reader.task, model, len(feed.classes), feed.unit, feed.label_shape, reader.data.source,
                         to_steps)
-    variables, task_state = task.init(jax.random.key(reader.seed), feed.inputs)
+    with parallel.drawing():
+        variables, task_state = task.init(jax.random.key(reader.seed), feed.inputs)
     init_from, init_new = reader.init_from, [part for part in reader.init_new.split("|") if part]
     if init_from and reader.data_init != "none":
         raise UserError(f"data_init={reader.data_init} would undo init_from={init_from}")
@@ -140,13 +141,13 @@ def setup(config: Mapping[str, Any]) -> Run:
         step.train_call, gather=feed.gather, prepare=feed.prepare, task=task, optimizer=tx,
         learning_rate=learning_rate, accumulate=reader.accumulate, ema_decay=reader.ema_decay, lookahead=lookahead)
     evaluation_call = functools.partial(step.evaluation_call, prepare=feed.prepare_evaluation, task=task)
+    with parallel.drawing():
+        state = state_lib.create(variables, task_state, tx, reader.seed, with_ema=bool(lookahead or reader.ema_decay))
     run = Run(
         config=workdir_lib.plain(config), parallel=parallel, feed=feed, task=task, hooks=hooks.create(reader.hooks),
         total=total, every={name: to_steps(duration) for name, duration in every.items()},
         keep=reader.keep_checkpoints, program=program, train_call=parallel.lift_training(program),
-        evaluation_call=parallel.lift(evaluation_call),
-        state=state_lib.create(variables, task_state, tx, reader.seed, with_ema=bool(lookahead or reader.ema_decay)),
-        start=start and start.digest())
+        evaluation_call=parallel.lift_evaluation(evaluation_call), state=state, start=start and start.digest())
     reader.check_all_read()
     for hook in run.hooks:
         hook.check(run)

@@ -5,6 +5,7 @@ second with the state sharded over the devices (train/fsdp.py). The state is one
 axis, so nothing outside this file knows which one is used.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from models import runtime
 from models.errors import UserError, choice_error
 from train.fsdp import AXIS, Shards
 
@@ -87,6 +89,14 @@ class Parallel:
         if self.kind == "fsdp":
             return jax.jit(functools.partial(program, shards=self._shards), donate_argnums=0)
         return self.lift(program, donate=True)
+
+    def lift_evaluation(self, program: Callable) -> Callable:
+        """Lifts `train.step.evaluation_call` over the devices."""
+        return jax.jit(functools.partial(program, shards=self._shards)) if self.kind == "fsdp" else self.lift(program)
+
+    def drawing(self) -> contextlib.AbstractContextManager:
+        """Within it a state is drawn: one that may be too large for a device, in the host's memory."""
+        return runtime.on_host() if self.kind == "fsdp" else contextlib.nullcontext()
 
     def replicate(self, tree: Any) -> Any:
         """Puts one copy of every leaf on every device."""

@@ -42,7 +42,7 @@ def gradients(
     # dropout masks are drawn a device.
     batch = prepare(augment_key, batch, lax.axis_index(AXIS) * size)
     model_key = jax.random.fold_in(model_key, lax.axis_index(AXIS))
-    loss = task.loss if shards is None else shards.loss(task.loss)
+    loss = task.loss if shards is None else shards.gathering(task.loss)
 
     def of_part(carry, part):
         index, part = part
@@ -144,8 +144,23 @@ def train_call(
     return lax.scan(one, state, items)
 
 
-def evaluation_call(state: TrainState, data: Any, items: Any, *, task: Any, prepare: Callable) -> Metrics:
-    """Metrics {name: (sum, weight)} of one evaluation batch, items [1, B / D, …], summed over the devices."""
-    del data
-    batch = prepare(jax.tree.map(lambda x: x[0], items))
-    return lax.psum(task.evaluate(state.evaluation_variables(), state.task_state, batch), AXIS)
+def evaluation_call(
+    state: TrainState, data: Any, items: Any, *, task: Any, prepare: Callable, shards: Shards | None = None
+) -> Metrics:
+    """Metrics {name: (sum, weight)} of one evaluation batch, items [1, B / D, …], summed over the devices; given
+    shards, of items [1, B, …] with the state sharded."""
+    model_state = state.evaluation_variables()
+    params = model_state.pop("params")
+
+    def compute(state, data, item, shards=None):
+        del data
+
+        def evaluate(params):
+            return task.evaluate({"params": params, **state.model_state}, state.task_state, prepare(item))
+
+        return lax.psum((shards.gathering(evaluate) if shards else evaluate)(state.params), AXIS)
+
+    if shards:
+        compute = shards.over_devices(compute, with_gradients=False)
+    state = state.replace(params=params, model_state=model_state, opt_state={}, ema={})
+    return compute(state, data, jax.tree.map(lambda x: x[0], items))

@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,12 @@ Card = dict[str, Any]
 Opened = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 PLATFORMS = ("cpu", "cuda", "tpu")  # of one StableHLO file
 _ONE_FILE = 1_800_000_000  # bytes of arrays; a protocol buffer, and a flatbuffer, end at 2 GiB
+REFUSED = 3  # exit code of a process that cannot take the weights
 TORCH_SIDE = Path(__file__).with_name("torch_side.py")
+
+
+class Failed(Exception):
+    """A written network is not the one that it was made of."""
 
 
 class Format(NamedTuple):
@@ -153,7 +159,7 @@ def _write_onnx(network, card, path):
 def _open_onnx(folder, card):
     runtime = _needed("onnxruntime")
     try:
-        session = runtime.InferenceSession(str(folder / card["file"]), providers=runtime.get_available_providers())
+        session = runtime.InferenceSession(str(folder / card["file"]), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own
         raise UserError(f"{folder}: onnxruntime cannot read {card['file']}: {str(error).splitlines()[0]}") from None
     return _fed(card, lambda images: session.run(_names(card), {"images": images}))
@@ -220,13 +226,16 @@ def _elsewhere(command: list[str], images: np.ndarray, who: str) -> tuple[str, n
         given, found = Path(folder) / "given.npz", Path(folder) / "found.npz"
         np.savez(given, images=images)
         try:
-            done = subprocess.run([*command, str(given), str(found)], capture_output=True, text=True, check=False)
+            done = subprocess.run([*command, str(given), str(found)], capture_output=True, text=True, check=False,
+                                  env={**os.environ, "JAX_PLATFORMS": "cpu"})
         except OSError as error:
             raise UserError(f"{who} does not run: {error.strerror}; --torch_python names another") from None
-        if done.returncode == 2 or not found.exists():
+        if done.returncode == REFUSED:
+            raise Failed(done.stderr.strip().splitlines()[-1])
+        if done.returncode or not found.exists():
             lines = [*done.stderr.strip().splitlines(), f"exit code {done.returncode}"]
             more = "; --torch_python names another" if "ModuleNotFoundError" in done.stderr else ""
-            raise UserError(f"{who} does not run it: {lines[-2] if len(lines) > 1 else lines[-1]}{more}")
+            raise UserError(f"{who} does not run it: {lines[max(-2, -len(lines))]}{more}")
         with np.load(found) as arrays:
             return done.stdout.strip().splitlines()[-1], arrays["logits"]
 

@@ -2,7 +2,8 @@
 
     python torch_side.py '{"library": "timm", "name": …, "arguments": {…}}' model.safetensors given.npz found.npz
 
-Imports nothing of this project. Exit code 2, and one line, where the library is missing or refuses the weights.
+Imports nothing of this project. Exit code 2, and one line, where the library is missing, 3 where it has another network
+of that name: other widths, channels, normalization.
 """
 
 import contextlib
@@ -24,7 +25,13 @@ def main(made: dict, weights: str, given: str, found: str) -> None:
     library = importlib.import_module(made["library"])
     of_torchvision = made["library"] == "torchvision"
     net = (library.models.get_model if of_torchvision else library.create_model)(made["name"], **made["arguments"])
-    net.load_state_dict(load_file(weights), strict=True)
+    try:
+        net.load_state_dict(load_file(weights), strict=True)
+    except RuntimeError as error:
+        _, first, *others = str(error).splitlines()
+        print(f"{made['library']}'s {made['name']} does not take these weights: {first.strip()} ({len(others)} more "
+              "lines); a network of other fields than its own is none of that library's", file=sys.stderr)
+        sys.exit(3)
     net.eval()
     with np.load(given) as arrays:
         images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models import runtime
 from train import evaluate
 from train.export import formats, graph
+from train.export.formats import Failed
 from train.export.network import Network
 
 # What two programs that compute the same in another order may differ by, as a share of the largest logit; the parity of
@@ -16,12 +18,8 @@ TOLERANCE = 1e-4
 OUTSIDE = 64  # images that another process gets
 
 
-class Failed(Exception):
-    """A written network is not the one that it was made of."""
-
-
 def verify(run: Any, network: Network, folder: Any, card: formats.Card, count: int, python: str) -> dict[str, Any]:
-    """Opens what was written and runs it on test images, evenly spaced over the set.
+    """Opens what was written and runs it on test images, evenly spaced over the set, on the host.
 
     Args:
       run: whose data they are.
@@ -37,6 +35,11 @@ def verify(run: Any, network: Network, folder: Any, card: formats.Card, count: i
     Raises:
       Failed: logits or probabilities differ by more than TOLERANCE; where the format is exact, at all.
     """
+    with runtime.on_host():
+        return _verified(run, network, folder, card, count, python)
+
+
+def _verified(run, network, folder, card, count, python):
     how, test = formats.FORMATS[card["format"]], run.feed.test
     opened, here = how.open(folder, card), formats.of_variables(network.create(), network.variables, card)
     index = np.linspace(0, len(test) - 1, min(count, len(test)) if count else len(test)).astype(int)
