@@ -164,6 +164,9 @@ def _after(parts: Any, arrays: Any) -> Any:
 def _axis(table: Mapping[str, tuple[tuple[int, ...], int]], path: str, shape: tuple[int, ...]) -> int:
     """Along which axis the parameter at `path` is cut; of a part of a network that is called alone, paths lack their
     beginning."""
+    part, axis = table.get(path, ((), -1))
+    if part == shape:
+        return axis
     found = {axis for name, (part, axis) in table.items() if part == shape and f"/{name}".endswith(f"/{path}")}
     if len(found) > 1:
         raise UserError(f"parallel=fsdp: {path} is the name of several parameters of shape {list(shape)}; set "
