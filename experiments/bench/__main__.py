@@ -26,9 +26,10 @@ USAGE = """Measures speed, ours beside PyTorch and timm (the extra `bench`), in 
     python -m experiments.bench --cases=resnet50 --sweep=batch         or resolution, devices
 
 Cases: networks (timm's on the peer's side but for ResNet-20; training step and forward pass, eager and compiled, with
-their share of a measured matrix product); "cifar", training from end to end beside loops of PyTorch; "data", JPEGs to
-crops beside torch's DataLoader and tf.data; "start", from the command to the first step; "loop", what the loop adds to
-a step; "explain", Grad-CAM and occlusion beside pytorch-grad-cam's and captum's.
+their share of a measured matrix product; no dropout or stochastic depth on either side); "cifar", training from end to
+end beside loops of PyTorch; "data", JPEGs to crops beside torch's DataLoader and tf.data; "start", from the command to
+the first step; "loop", what the loop adds to a step; "explain", Grad-CAM and occlusion beside pytorch-grad-cam's and
+captum's.
 
 bench.json, bench.md and charts in --out are written after each case; rows of other cases that are there stay. Only one
 worker computes at a time; samples in which the machine gave its cores to something else are left out where enough

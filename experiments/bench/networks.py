@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import models
 from experiments.bench import mfu
 from experiments.bench.workers import Call, Settings, Spec, interleaved, one
 from models import runtime
+from models.weights import peers
 
 
 class Network(NamedTuple):
@@ -37,7 +39,7 @@ NETWORKS = {
 }
 # Of "explain": network: (size of images, batch, occluding square, its stride).
 EXPLAINED = {"resnet20": (32, 128, 8, 2), "resnet50": (224, 8, 32, 32)}
-SWEEPS = ("batch", "resolution", "devices")
+_NOISE = {"dropout": "drop_rate", "stochastic_depth": "drop_path_rate"}  # by our field: timm's argument
 _BATCHES = {True: (8, 32, 64, 128, 256), False: (1, 2, 4, 8, 16, 32)}  # by whether on an accelerator
 _RESOLUTIONS = {32: (16, 32, 64, 96), 224: (128, 160, 192, 224, 288)}  # by the size that a network is measured at
 
@@ -49,10 +51,22 @@ def sizes(name: str, settings: Settings) -> dict[int, int]:
     return {size: settings.batch or batch for size, batch in found.items()}
 
 
+def on_both_sides(name: str, size: int) -> dict[str, Any]:
+    """The same network for both: our "model" and "fields", and the arguments of "timm"'s create_model, which has no
+    ResNet-20. Without dropout and stochastic depth, of which ours and timm's have different defaults."""
+    fields = {field: 0.0 for field in _NOISE if field in models.fields(name)}
+    case = {"model": name, "size": size, "fields": fields}
+    if name == "resnet20":
+        return case
+    _, theirs, arguments = peers.constructor(name, models.create(name, image_size=size), "timm")
+    return {**case, "timm": {"model_name": theirs, **arguments, **{_NOISE[field]: rate for field, rate in
+                                                                   fields.items()}}}
+
+
 def steps_case(name: str, size: int, batch: int, settings: Settings) -> dict[str, Any]:
     """What the workers are asked for. On an accelerator ten steps are dispatched before anything waits, as in training:
     a single step of a small network takes less than a wait."""
-    return {"case": "steps", "model": name, "size": size, "batch": batch, "precision": settings.precision,
+    return {"case": "steps", **on_both_sides(name, size), "batch": batch, "precision": settings.precision,
             "repeat": 10 if settings.accelerator else 1, "calls": ["step"] if settings.quick else ["step", "forward"]}
 
 
@@ -95,7 +109,7 @@ def explanations(name: str, settings: Settings) -> list[dict[str, Any]]:
     float32, and PyTorch's side eager."""
     size, batch, square, stride = EXPLAINED[name]
     batch = settings.batch or batch
-    case = {"case": "explain", "model": name, "size": size, "batch": batch, "square": square, "stride": stride}
+    case = {"case": "explain", **on_both_sides(name, size), "batch": batch, "square": square, "stride": stride}
     windows = ((size - square) // stride + 1) ** 2
     rows = interleaved([Spec("PyTorch", "peer", case), Spec("ours", "ours", case)],
                        [Call(call) for call in ("forward", "grad_cam", "occlusion")], settings)
@@ -114,7 +128,8 @@ def sweep(
     """Rows of a network at several batches, resolutions or numbers of devices; "sweep" is the kind, "value" where.
 
     Args:
-      kind: one of SWEEPS. Devices get a batch each (weak scaling), by the loop's own program, ours alone.
+      kind: "batch", "resolution" or "devices", which get a batch each (weak scaling), by the loop's own program, ours
+        alone.
       name: of the network.
       devices: that there are, virtual ones included.
       settings: of the measurement.

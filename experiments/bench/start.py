@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.networks import made_images
+from experiments.bench.networks import made_images, on_both_sides
 from experiments.bench.workers import ROOT, Settings, Spec, WorkerFailed, one, with_ratios
 from models.errors import UserError
 
@@ -31,14 +31,14 @@ def start(kind: str, folder: Path, settings: Settings) -> list[dict[str, Any]]:
     path = folder / "start.npz"
     made_images(path, 224, 64)
     title, arguments, network = {
-        "digits": ("ResNet-8 on digits", ["--config=configs/digits.py"], {"model": "resnet20", "size": 8}),
+        "digits": ("ResNet-8 on digits", ["--config=configs/digits.py"], {"size": 8}),
         "resnet50": (f"ResNet-50, 224x224, batch {batch}",
                      ["--config=configs/imagenet.py", f"--config.data.source=arrays:{path}",
                       "--config.data.test_split=test", "--config.data.crop=none", "--config.data.image_size=0",
                       "--config.data.pipeline=resident", f"--config.batch_size={batch}", "--config.eval_batch_size=8",
                       "--config.optimizer.warmup=0 steps", "--config.optimizer.schedule=constant",
                       f"--config.precision={settings.precision}"],
-                     {"model": "resnet50", "size": 224})}[kind]
+                     on_both_sides("resnet50", 224))}[kind]
     case = {"case": "steps", "precision": settings.precision, "calls": ["step"], "batch": batch, **network}
     peer, cold, warm = "PyTorch, eager", "ours, cold", "ours, warm"
     seconds: dict[str, list[float]] = {peer: [], cold: [], warm: []}
