@@ -13,6 +13,7 @@ import models
 from experiments.bench import mfu
 from experiments.bench.workers import Call, Settings, Spec, interleaved, one
 from models import runtime
+from models.errors import UserError
 from models.weights import peers
 
 
@@ -94,7 +95,8 @@ def network(name: str, size: int, batch: int, ceiling: float, settings: Settings
         if "ms" in row and ceiling:
             flops = mfu.model_flops(row["what"], mfu.mult_adds(name, size), batch)
             row["mfu"] = round(mfu.utilization(flops, row["ms"], ceiling), 4)
-    about = {"case": f"{name}, {size}x{size}, batch {batch}, {settings.precision}", "subject": f"{name}/{size}"}
+    about = {"case": f"{name}, {size}x{size}, batch {batch}, {settings.precision}", "subject": f"{name}/{size}",
+             "batch": batch, "precision": settings.precision}
     return [{**about, **row} for row in rows]
 
 
@@ -133,7 +135,7 @@ def sweep(
       name: of the network.
       devices: that there are, virtual ones included.
       settings: of the measurement.
-      values: other ones than usual.
+      values: other ones than usual. One at which nothing runs has a row that says why; the others stay.
     """
     size, batch = list(sizes(name, settings).items())[-1]
     if kind == "devices":
@@ -144,10 +146,18 @@ def sweep(
         at = {"batch": (size, value), "resolution": (value, batch)}[kind]
         case = steps_case(name, *at, settings)
         calls = [Call(call, case["repeat"], at[1]) for call in case["calls"]]
-        rows += [{"value": value, **row} for row in interleaved(compared(case, settings), calls, settings)]
+        rows += _at(value, compared(case, settings), calls, settings)
     fixed = f"{size}x{size}" if kind == "batch" else f"batch {batch}"
     return [{"case": f"{name}, {fixed}, {settings.precision}, by {kind}", "subject": f"{name}/{kind}", "sweep": kind,
              **row} for row in rows]
+
+
+def _at(value, specs, calls, settings):
+    try:
+        rows = interleaved(specs, calls, settings)
+    except UserError as error:  # of the largest batch, mostly: out of memory
+        rows = [{"what": "step", "who": "all", "side": "all", "failed": str(error)}]
+    return [{"value": value, **row} for row in rows]
 
 
 def _devices(name, size, batch, values, settings):
@@ -161,7 +171,7 @@ def _devices(name, size, batch, values, settings):
             specs = [Spec(parallel, "ours", {**case, "devices": value, "batch": batch * value, "parallel": parallel})
                      for parallel in ("pmap", "shard_map")]
             calls = [Call("step", case["steps"], batch * value)]
-            rows += [{"value": value, **row} for row in interleaved(specs, calls, settings)]
+            rows += _at(value, specs, calls, settings)
     return [{"case": f"{name}, {size}x{size}, batch {batch} a device, {settings.precision}, by devices",
              "subject": f"{name}/devices", "sweep": "devices", **row} for row in rows]
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.bench.networks import compiled_name, made_images
 from experiments.bench.workers import ROOT, Call, Settings, Spec, interleaved
+from models import runtime
 
 SAMPLE = "imagenet_sample"  # a TFDS set of JPEGs at their original sizes
 CIFAR = 50_000  # images of an epoch
@@ -70,14 +71,11 @@ def data(folder: Path, tfds_folder: str | None, settings: Settings) -> list[dict
         return Spec(f"torch DataLoader, {workers} workers", "peer", {**case, "workers": workers}, cores=cores)
 
     specs = [dataloader(cores), dataloader(0)]
-    specs += [Spec("tf.data", "tf_data", case, {"CUDA_VISIBLE_DEVICES": "-1"}, cores)] if settings.tf_python else []
     cpu = {"JAX_PLATFORMS": "cpu"}
-    specs += [Spec("ours, threads", "ours", {**ours, "workers": 0}, cpu, cores),
+    specs += [Spec("tf.data", "tf_data", case, {"CUDA_VISIBLE_DEVICES": "-1"}, cores),
+              Spec("ours, threads", "ours", {**ours, "workers": 0}, cpu, cores),
               Spec(f"ours, {cores} workers", "ours", {**ours, "workers": cores}, cpu, cores)]
     rows = interleaved(specs, [Call("pass", case["batch"] * case["batches"], 1)], settings, inner=1)
-    if not settings.tf_python:
-        rows.insert(2, {"what": "pass", "who": "tf.data", "side": "peer", "failed": "no Python with TensorFlow: "
-                        "pip install tensorflow-cpu, or name one by --tf_python"})
     for row in rows:
         if "ms" in row:
             row["per_core"] = round(row["images_per_second"] / cores, 1)
@@ -87,13 +85,15 @@ def data(folder: Path, tfds_folder: str | None, settings: Settings) -> list[dict
 
 def cifar(folder: Path, settings: Settings) -> list[dict[str, Any]]:
     """ResNet-20 by configs/cifar10.py inside the loop, and loops of PyTorch: the images on the device (eager and
-    compiled), and torch's DataLoader. "epoch_seconds" is of 50,000 images. On a CPU a few steps a call, else an epoch.
+    compiled), and torch's DataLoader. "epoch_seconds" is of 50,000 images. On a CPU a few steps a call; else an epoch,
+    and what loads in processes has as many as the machine has cores, 16 at most.
     """
+    workers = min(runtime.cores(), 16) if settings.accelerator else settings.cores
     count, steps = (CIFAR, 390) if settings.accelerator else (5_000, 4)
     path, batch = folder / "cifar.npz", settings.batch or 128
     made_images(path, 32, count)
     case = {"model": "resnet20", "batch": batch, "arrays": str(path), "precision": settings.precision, "steps": steps,
-            "workers": settings.cores}
+            "workers": workers}
     # Small steps wait for their launches: what saves those belongs to PyTorch's best.
     modes = dict.fromkeys([*settings.compile] + ["reduce-overhead"] * (settings.accelerator and bool(settings.compile)))
     peer, ours = {**case, "case": "cifar", "resident": True}, {**case, "case": "loop"}
@@ -104,13 +104,15 @@ def cifar(folder: Path, settings: Settings) -> list[dict[str, Any]]:
           for mode in modes),
         Spec("ours, resident", "ours", {
             **ours, "pipeline": "resident", "steps_per_call": 39 if settings.accelerator else 1}),
-        Spec("ours, streamed", "ours", {**ours, "pipeline": "stream", "workers": 0}),
+        Spec("ours, streamed, threads", "ours", {**ours, "pipeline": "stream", "workers": 0}),
+        Spec("ours, streamed, processes", "ours", {**ours, "pipeline": "stream"}),
     ]
     rows = interleaved(specs, [Call("step", steps, batch)], settings, inner=1)
     for row in rows:
         if "ms" in row:
             row["epoch_seconds"] = round(CIFAR / row["images_per_second"], 3)
-    about = {"case": f"CIFAR training, ResNet-20, batch {batch}, {settings.precision}", "subject": "cifar/resnet20"}
+    about = {"case": f"CIFAR training, ResNet-20, batch {batch}, {settings.precision}, {workers} workers",
+             "subject": "cifar/resnet20", "batch": batch, "precision": settings.precision}
     return [{**about, **row} for row in rows]
 
 
