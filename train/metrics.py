@@ -74,6 +74,11 @@ class Recorder:
         """Over this run, without compilation, evaluation and saving; NaN before the second dispatch is through."""
         return self._steps_timed * self._batch_size / self._seconds_timed if self._steps_timed else float("nan")
 
+    @property
+    def training_seconds(self) -> float:
+        """That all steps of the training take at `examples_per_second`; NaN where that is."""
+        return self._total * self._batch_size / self.examples_per_second
+
     def resume(self) -> None:
         """Training goes on after something else; the time in between does not count in examples/s."""
         self._since = time.perf_counter()

@@ -1,5 +1,6 @@
 """Cases of data and of the loop: JPEGs to batches, CIFAR training from end to end, what the loop adds to a step."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ SAMPLE = "imagenet_sample"  # a TFDS set of JPEGs at their original sizes
 CIFAR = 50_000  # images of an epoch
 
 
-def sample_folder(*folders: str) -> str | None:
-    """The first of the folders of TFDS sets that has SAMPLE ("" is none), or one shared beside the checkout."""
-    found = [Path(folder).expanduser() for folder in (*folders, ROOT.parent / "shared" / "tfds") if folder]
-    return next((str(folder) for folder in found if (folder / SAMPLE).is_dir()), None)
+def tfds_folder(name: str, asked: str = "") -> str | None:
+    """The first folder of TFDS sets that has this one: the one `asked` for, $TFDS_DATA_DIR, the home's, or one shared
+    beside the checkout."""
+    folders = (asked, os.environ.get("TFDS_DATA_DIR", ""), "~/tensorflow_datasets", ROOT.parent / "shared" / "tfds")
+    found = [Path(folder).expanduser() for folder in folders if folder]
+    return next((str(folder) for folder in found if (folder / name).is_dir()), None)
 
 
 def jpegs(folder: Path, tfds_folder: str | None) -> str:

@@ -54,13 +54,18 @@ TARGETS = (
       for against in (FASTEST, "PyTorch, DataLoader")),
     *(Target(f"start/{kind}", "start", "ms", 10_000, device, at_most=True, who="ours, warm")
       for kind in ("digits", "resnet50") for device in (H200, CPU)),
+    Target("speedrun/airbench94", "training", "accuracy", 0.94, H200),
+    Target("speedrun/airbench94", "training", "ms", 10_000, H200, at_most=True),
+    Target("minute/resnet20", "command", "accuracy", 0.91, H200),
+    Target("minute/resnet20", "command", "ms", 60_000, H200, at_most=True),
     *_beside_pytorch("resnet20", (32,), 1.2),
     *(target for name, slower in (("mobilenet_v2", 1.0), ("convnext_tiny", 1.0), ("resnext50_32x4d", 1.3),
                                   ("densenet121", 1.3), ("vgg16", 1.1), ("vit_small_patch16", 1.1))
       for target in _beside_pytorch(name, (32, 224), slower)),
 )
 SHOWN = {"times_first": "times as fast as PyTorch eager", "times_best": "times as fast as the fastest of PyTorch's",
-         "mfu": "of the measured ceiling", "ms": "ms", "times": "times as fast as"}
+         "mfu": "of the measured ceiling", "ms": "ms", "times": "times as fast as",
+         "accuracy": "of the test images right"}
 
 
 def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ class Settings:
     start, and compile, at the same time. accelerator: whether ours runs on one. batch: images a step; 0 is each
     network's own. precision: "float32" or "bfloat16", of the computation. compile: modes of torch.compile to measure.
     stock: ours without the settings and lowerings of this project as well. quick: training steps alone, and fewer of
-    them. data_dir: of TFDS sets. cores: that a data pipeline gets.
+    them. data_dir: of TFDS sets. images: an .npz of CIFAR-10. cores: that a data pipeline gets.
     """
 
     peer_python: str = sys.executable
@@ -45,6 +45,7 @@ class Settings:
     stock: bool = False
     quick: bool = False
     data_dir: str = ""
+    images: str = ""
     cores: int = 2
 
     def python(self, module: str) -> str:
