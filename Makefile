@@ -12,7 +12,7 @@ help:
 	@echo "make test      all tests but those of the largest networks"
 	@echo "make test-all  those as well"
 	@echo "make lint      ruff"
-	@echo "make bench     networks, CIFAR, data, start-up beside PyTorch and timm (the extra bench); what skipping gains"
+	@echo "make bench     networks (one by batch), CIFAR, data, start-up beside PyTorch and timm (the extra bench); skipping"
 	@echo "make studies   all studies at the smallest scale, in runs/studies; finished trials are not run again"
 	@echo "make report    report/index.html and report/report.md from all results"
 	@echo "make clean     remove .venv and caches; runs/ stays"
@@ -41,6 +41,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m experiments.bench
+	$(BIN)/python -m experiments.bench --cases=resnet20 --sweep=batch --quick
 	$(BIN)/python -m experiments.skipped
 
 studies: $(READY)

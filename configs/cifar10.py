@@ -14,6 +14,12 @@ ResNet-110 starts with a learning rate of 0.01 in the paper: --config.optimizer.
     python -m train --config=configs/cifar10.py:speedrun --workdir=runs/speedrun
     python -m train --config=configs/cifar10.py:speedrun,width=16,batch=128 --config.precision=float32 --workdir=…
 
+    python -m train --config=configs/cifar10.py:resnet20,recipe=brief --workdir=runs/brief
+
+recipe=brief: 30 epochs of 512 in bfloat16, for an accelerator, where ResNet-20 is to reach 91% within a minute: one
+rise and fall of the learning rate (as Smith 2018, arXiv 1708.07120), Nesterov's momentum and decay 5e-4 (as Zagoruyko
+2016, arXiv 1605.07146). Not measured yet.
+
 speedrun: airbench94 (Jordan 2024, arXiv 2404.00498; code KellerJordan/cifar10-airbench, airbench94.py), for seconds on
 one accelerator. Published: 94.01% on average, in 3.83 s of training on an A100 (3.29 s compiled by torch.compile).
 Different here: 9.9 epochs are 483 steps instead of 476, since no remainder of an epoch is dropped; weights go back to
@@ -24,10 +30,15 @@ from configs.base import arguments, base
 
 
 def get_config(text: str = ""):
-    """Arguments: model (or speedrun), norm, data (a TFDS name); batch, width and epochs of a speedrun."""
-    a = arguments(text, model="resnet20", norm="batch", data="cifar10", batch=1024, width=64, epochs=9.9)
+    """Arguments: model (or speedrun), norm, data (a TFDS name); recipe (he, brief); batch, width, epochs of a
+    speedrun."""
+    a = arguments(text, model="resnet20", norm="batch", data="cifar10", recipe="he", batch=1024, width=64, epochs=9.9)
     c = base()
+    if a.recipe not in ("he", "brief"):
+        raise ValueError(f"unknown recipe '{a.recipe}'; allowed: he, brief")
     if a.model == "speedrun":
+        if a.recipe != "he":
+            raise ValueError(f"recipe={a.recipe} is of other models than speedrun, which is a recipe")
         return _speedrun(c, a)
     if (a.batch, a.width, a.epochs) != (1024, 64, 9.9):
         raise ValueError("batch, width, epochs are arguments of speedrun; set --config.batch_size, "
@@ -44,7 +55,22 @@ def get_config(text: str = ""):
     c.optimizer.schedule = "step(0.1, '32000 steps', '48000 steps')"
     c.optimizer.weight_decay = 1e-4
     c.data.augment = "crop(4)|flip"
+    if a.recipe == "brief":
+        _brief(c)
     return _cifar(c, a)
+
+
+def _brief(c):
+    c.duration = "30 epochs"
+    c.batch_size = 512
+    c.steps_per_call = 10  # of 2930
+    c.log_every, c.evaluate_every, c.checkpoint_every = "10%", "100%", "100%"
+    c.hooks = ""
+    c.precision = "bfloat16"
+    c.optimizer.name = "sgd(momentum=0.9, nesterov=True)"
+    c.optimizer.learning_rate = 0.4
+    c.optimizer.schedule = "triangle(0.1, '20%', 0.0)"
+    c.optimizer.weight_decay = 5e-4
 
 
 def _cifar(c, a):

@@ -35,9 +35,10 @@ def small(config, images):
 
 
 @pytest.mark.parametrize("config", [
-    cifar10.get_config(), cifar10.get_config("speedrun"), cifar10.get_config("resnet56,norm=group"),
+    cifar10.get_config(), cifar10.get_config("speedrun"), cifar10.get_config("recipe=brief"),
+    cifar10.get_config("resnet56,norm=group"),
     imagenet.get_config(), imagenet.get_config("recipe=modern"), folder.get_config(),
-], ids=["cifar10", "speedrun", "cifar10-group", "imagenet-goyal", "imagenet-modern", "folder"])
+], ids=["cifar10", "speedrun", "brief", "cifar10-group", "imagenet-goyal", "imagenet-modern", "folder"])
 def test_every_key_is_known_and_read(config, images):
     run = loop.setup(small(config, images))
     assert run.total > 0
@@ -64,3 +65,7 @@ def test_docstrings_say_the_command_and_the_cost(name):
 def test_bad_recipe():
     with pytest.raises(ValueError, match="unknown recipe 'modrn'; allowed: goyal, modern"):
         imagenet.get_config("recipe=modrn")
+    with pytest.raises(ValueError, match="unknown recipe 'breif'; allowed: he, brief"):
+        cifar10.get_config("recipe=breif")
+    with pytest.raises(ValueError, match="recipe=brief is of other models than speedrun"):
+        cifar10.get_config("speedrun,recipe=brief")

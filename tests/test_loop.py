@@ -5,10 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+import rich.console
 
 from models.errors import UserError
 from tests import tiny
-from train import checkpoint, loop, workdir
+from train import checkpoint, loop, metrics, workdir
 
 
 def final(folder):
@@ -38,6 +39,7 @@ def test_a_run_leaves_everything(finished):
     assert summary == json.loads((folder / "summary.json").read_text())
     assert {"accuracy", "parameters", "mult_adds", "seconds", "images_per_second", "device", "commit", "versions",
             "seconds_to_first_step"} <= summary.keys()
+    assert summary["training_seconds"] == pytest.approx(12 * 32 / summary["images_per_second"], abs=0.01)
     assert summary["test_examples"] == 360 and summary["steps"] == 12
     assert json.loads((folder / "config.json").read_text())["batch_size"] == config.batch_size
     lines = workdir.read_metrics(folder / "metrics.jsonl")
@@ -49,6 +51,21 @@ def test_a_run_leaves_everything(finished):
     for name in ("curves.png", "mistakes.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG") and (folder / name).stat().st_size > 10_000
     assert sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdecimal())[-2:] == [8, 12]
+
+
+def test_speed_leaves_out_the_compilation_of_each_length_of_call(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
+    recorder = metrics.Recorder(None, rich.console.Console(quiet=True), total=7, step=0, batch_size=10, unit="images",
+                                log_every=0, before=None)
+    for at, count in ((5.0, 2), (9.0, 2), (11.0, 2), (111.0, 1)):  # the last is another program: 100 s to compile
+        clock[0] = at
+        recorder.add(count, {name: (np.ones(count), np.ones(count)) for name in (
+            "loss", "gradient_norm", "learning_rate")})
+    clock[0] = 112.0
+    recorder.flush()
+    recorder.close()
+    assert recorder.examples_per_second == 10 and recorder.training_seconds == 7
 
 
 def test_event_files_hold_the_same_numbers(finished):

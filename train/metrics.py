@@ -61,6 +61,7 @@ class Recorder:
         self._sums = before["sums"] and {name: tuple(pair) for name, pair in before["sums"].items()}
         self._step, self._logged = step, before["logged"]
         self._pending, self._since, self._steps_timed, self._seconds_timed = None, None, 0, 0.0
+        self._compiled: set[int] = set()  # numbers of steps of which a call has been dispatched
         self.first_step: float | None = None  # when the first dispatch of this process was through, by time.time()
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("[bold]{task.description}"), rich.progress.BarColumn(),
@@ -74,6 +75,11 @@ class Recorder:
         """Over this run, without compilation, evaluation and saving; NaN before the second dispatch is through."""
         return self._steps_timed * self._batch_size / self._seconds_timed if self._steps_timed else float("nan")
 
+    @property
+    def training_seconds(self) -> float:
+        """That all steps of the training take at `examples_per_second`; NaN where that is."""
+        return self._total * self._batch_size / self.examples_per_second
+
     def resume(self) -> None:
         """Training goes on after something else; the time in between does not count in examples/s."""
         self._since = time.perf_counter()
@@ -86,11 +92,12 @@ class Recorder:
         Raises:
           NonFiniteError: naming the step.
         """
-        self.flush()
+        self.flush(timed=count in self._compiled)  # else the time until now is that of compiling the new call
+        self._compiled.add(count)
         self._pending = (count, metrics)
 
-    def flush(self) -> None:
-        """Treats what was taken; returns when it is computed."""
+    def flush(self, timed: bool = True) -> None:
+        """Treats what was taken; returns when it is computed. Its time counts in examples/s where `timed`."""
         if self._pending is None:
             return
         count, metrics = self._pending
@@ -98,7 +105,7 @@ class Recorder:
         metrics = jax.tree.map(np.asarray, dict(metrics))
         if self._since is None:  # the first dispatch, which was compiled before it ran
             self.first_step = time.time()
-        else:
+        elif timed:
             self._seconds_timed += time.perf_counter() - self._since
             self._steps_timed += count
         self.resume()

@@ -61,6 +61,9 @@ def environment(devices: Any) -> dict[str, Any]:
 def create(run: Any, results: Mapping[str, Any], *, seconds: float, recorder: Any, started: float) -> dict[str, Any]:
     """The content of summary.json.
 
+    "training_seconds" is the time of the steps alone: of all of them at the speed of this process's, its first dispatch
+    left out. Start-up, compilation, evaluation and saving do not count.
+
     Args:
       run: of the loop.
       results: metrics on the test set at the end.
@@ -80,6 +83,7 @@ def create(run: Any, results: Mapping[str, Any], *, seconds: float, recorder: An
         "mult_adds": cost.mult_adds,
         "steps": run.total,
         "seconds": round(seconds, 2),
+        "training_seconds": round(recorder.training_seconds, 2) if speed == speed else None,
         "seconds_to_first_step": round(first - started, 2) if first else None,
         f"{unit}_per_second": round(speed, 1) if speed == speed else None,
         "seed": run.config["seed"],

@@ -26,15 +26,17 @@ USAGE = """Measures speed, ours beside PyTorch and timm (the extra `bench`), in 
     python -m experiments.bench --cases=resnet50 --sweep=batch         or resolution, devices
 
 Cases: networks (timm's on the peer's side but for ResNet-20; training step and forward pass, eager and compiled, with
-their share of a measured matrix product); "cifar", training from end to end beside loops of PyTorch; "data", JPEGs to
-crops beside torch's DataLoader and tf.data; "start", from the command to the first step; "loop", what the loop adds to
-a step; "explain", Grad-CAM and occlusion beside pytorch-grad-cam's and captum's.
+their share of a measured matrix product; no dropout or stochastic depth on either side); "cifar", training from end to
+end beside loops of PyTorch; "data", JPEGs to crops beside torch's DataLoader and tf.data; "start", from the command to
+the first step; "speedrun", airbench94's recipe beside the same in PyTorch, and "minute", ResNet-20 by a short recipe,
+whole trainings on CIFAR-10 for an accelerator; "loop", what the loop adds to a step; "explain", Grad-CAM and occlusion
+beside pytorch-grad-cam's and captum's. Without PyTorch (--peer_python=) ours is measured alone.
 
 bench.json, bench.md and charts in --out are written after each case; rows of other cases that are there stay. Only one
 worker computes at a time; samples in which the machine gave its cores to something else are left out where enough
 others remain. A worker that fails (no compiler, no memory) has a row that says so.
 """
-OTHERS = ("cifar", "data", "start", "loop", "explain")
+OTHERS = ("cifar", "data", "start", "speedrun", "minute", "loop", "explain")
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -59,14 +61,15 @@ def usual(accelerator: bool) -> list[str]:
     """The cases that matter on the device, most important first."""
     networks = ["resnet50", "convnext_tiny", "vit_small_patch16", "mobilenet_v2", "densenet121", "swin_t"]
     if accelerator:
-        return ["vit_base_patch16", "resnet50", "cifar", *networks[1:], "start", "resnet20", "data", "loop"]
+        return ["vit_base_patch16", "resnet50", "cifar", "speedrun", "minute", *networks[1:], "start", "resnet20",
+                "data", "loop"]
     return ["resnet20", *networks, "cifar", "data", "start", "loop", "explain"]
 
 
 def measured(names: list[str], sizes: list[str], sweep: str, values: list[int], devices: int, folder: Path,
              settings: Any) -> Iterator[tuple[str, Callable[[], list[dict[str, Any]]]]]:
     """(title, what measures its rows) of each part, in order."""
-    from experiments.bench import mfu, networks, pipelines, start
+    from experiments.bench import mfu, networks, pipelines, speedrun, start
 
     products: list[dict[str, Any]] = []
 
@@ -89,14 +92,14 @@ def measured(names: list[str], sizes: list[str], sweep: str, values: list[int], 
                 if str(size) in sizes:
                     yield f"explain {explained}", lambda name=explained: networks.explanations(name, settings)
         elif name == "data":
-            sample = pipelines.sample_folder(
-                settings.data_dir, os.environ.get("TFDS_DATA_DIR", ""), "~/tensorflow_datasets")
+            sample = pipelines.tfds_folder(pipelines.SAMPLE, settings.data_dir)
             yield name, lambda sample=sample: pipelines.data(folder, sample, settings)
         elif name == "start":
             for kind in start.KINDS:
                 yield f"start {kind}", lambda kind=kind: start.start(kind, folder, settings)
         else:
-            measure = {"cifar": pipelines.cifar, "loop": pipelines.loop_overhead}[name]
+            measure = {"cifar": pipelines.cifar, "loop": pipelines.loop_overhead, "speedrun": speedrun.speedrun,
+                       "minute": speedrun.minute}[name]
             yield name, lambda measure=measure: measure(folder, settings)
 
 
@@ -127,7 +130,8 @@ def settings_from_flags(accelerator: bool) -> Any:
     return Settings(**{
         "peer_python": PEER.value, "tf_python": tensorflow if has(tensorflow, "tensorflow") else "",
         "accelerator": accelerator, "batch": BATCH.value, "precision": precision, "compile": tuple(COMPILE.value),
-        "stock": STOCK.value, "quick": QUICK.value, "data_dir": DATA_DIR.value, "cores": CORES.value, **quick, **asked})
+        "stock": STOCK.value, "quick": QUICK.value, "data_dir": DATA_DIR.value, "images": IMAGES.value,
+        "cores": CORES.value, **quick, **asked})
 
 
 def main() -> None:
@@ -153,12 +157,12 @@ def main() -> None:
     names = CASES.value or usual(accelerator)
     modules = ["torch"] + ["timm"] * bool(set(names) & set(networks.NETWORKS) - {"resnet20"}) + [
         "captum", "pytorch_grad_cam"] * ("explain" in names)
-    if not has(PEER.value, *modules):
+    if PEER.value and not has(PEER.value, *modules):
         raise UserError(f"--peer_python={PEER.value} lacks one of {', '.join(modules)}: pip install -e '.[bench]', or "
-                        "name another")
+                        "name another; --peer_python= measures ours alone")
     settings = settings_from_flags(accelerator)
     version = subprocess.run([PEER.value, "-c", "import torch; print(torch.__version__)"], text=True,
-                             capture_output=True, check=True).stdout.strip()
+                             capture_output=True, check=True).stdout.strip() if PEER.value else "not measured"
     result = {"device": about["device"], "commit": COMMIT.value or about["commit"], "versions": about["versions"],
               "peer": f"PyTorch {version}",
               "processes": settings.processes, "rounds": settings.rounds, "overlap": settings.overlap}
@@ -209,8 +213,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    CASES = flags.DEFINE_list("cases", [], "Names of networks, and of cifar, data, start, loop, explain; default: what "
-                              "matters on the device.")
+    CASES = flags.DEFINE_list("cases", [], f"Names of networks, and of {', '.join(OTHERS)}; default: what matters on "
+                              "the device.")
     SIZES = flags.DEFINE_list("sizes", ["32", "224"], "Sizes of images at which networks are measured.")
     SWEEP = flags.DEFINE_enum("sweep", "", ["", "batch", "resolution", "devices"],
                               "What the networks of --cases cost by.")
@@ -231,8 +235,12 @@ if __name__ == "__main__":
                                 f"{', '.join(MODES)}; empty: none.")
     CORES = flags.DEFINE_integer("data_cores", 2, "Cores that every side of the case data is confined to.",
                                  lower_bound=1)
-    DATA_DIR = flags.DEFINE_string("data_dir", "", "Where the TFDS set imagenet_sample lies, for the case data.")
-    PEER = flags.DEFINE_string("peer_python", sys.executable, "Python that has PyTorch, timm, torchvision.")
+    DATA_DIR = flags.DEFINE_string("data_dir", "", "Where TFDS sets lie: imagenet_sample for the case data, cifar10 "
+                                   "for speedrun and minute.")
+    IMAGES = flags.DEFINE_string("images", "", "CIFAR-10 for speedrun and minute, an .npz for data.source=arrays; "
+                                 "default: the TFDS set cifar10, or cifar10_jpeg.")
+    PEER = flags.DEFINE_string("peer_python", sys.executable, "Python that has PyTorch, timm, torchvision; empty: "
+                               "ours alone.")
     TF = flags.DEFINE_string("tf_python", "", "Python that has TensorFlow; default: this one, if it has.")
     COMMIT = flags.DEFINE_string("commit", "", "That rows name, where this is a copy without its git folder.")
     OUT = flags.DEFINE_string("out", "", "Folder of the results; default: experiments/results/bench/DEVICE.")

@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import models
 from experiments.bench import mfu
 from experiments.bench.workers import Call, Settings, Spec, interleaved, one
 from models import runtime
+from models.errors import UserError
+from models.weights import peers
 
 
 class Network(NamedTuple):
@@ -37,7 +40,7 @@ NETWORKS = {
 }
 # Of "explain": network: (size of images, batch, occluding square, its stride).
 EXPLAINED = {"resnet20": (32, 128, 8, 2), "resnet50": (224, 8, 32, 32)}
-SWEEPS = ("batch", "resolution", "devices")
+_NOISE = {"dropout": "drop_rate", "stochastic_depth": "drop_path_rate"}  # by our field: timm's argument
 _BATCHES = {True: (8, 32, 64, 128, 256), False: (1, 2, 4, 8, 16, 32)}  # by whether on an accelerator
 _RESOLUTIONS = {32: (16, 32, 64, 96), 224: (128, 160, 192, 224, 288)}  # by the size that a network is measured at
 
@@ -49,10 +52,22 @@ def sizes(name: str, settings: Settings) -> dict[int, int]:
     return {size: settings.batch or batch for size, batch in found.items()}
 
 
+def on_both_sides(name: str, size: int) -> dict[str, Any]:
+    """The same network for both: our "model" and "fields", and the arguments of "timm"'s create_model, which has no
+    ResNet-20. Without dropout and stochastic depth, of which ours and timm's have different defaults."""
+    fields = {field: 0.0 for field in _NOISE if field in models.fields(name)}
+    case = {"model": name, "size": size, "fields": fields}
+    if name == "resnet20":
+        return case
+    _, theirs, arguments = peers.constructor(name, models.create(name, image_size=size), "timm")
+    return {**case, "timm": {"model_name": theirs, **arguments, **{_NOISE[field]: rate for field, rate in
+                                                                   fields.items()}}}
+
+
 def steps_case(name: str, size: int, batch: int, settings: Settings) -> dict[str, Any]:
     """What the workers are asked for. On an accelerator ten steps are dispatched before anything waits, as in training:
     a single step of a small network takes less than a wait."""
-    return {"case": "steps", "model": name, "size": size, "batch": batch, "precision": settings.precision,
+    return {"case": "steps", **on_both_sides(name, size), "batch": batch, "precision": settings.precision,
             "repeat": 10 if settings.accelerator else 1, "calls": ["step"] if settings.quick else ["step", "forward"]}
 
 
@@ -80,7 +95,8 @@ def network(name: str, size: int, batch: int, ceiling: float, settings: Settings
         if "ms" in row and ceiling:
             flops = mfu.model_flops(row["what"], mfu.mult_adds(name, size), batch)
             row["mfu"] = round(mfu.utilization(flops, row["ms"], ceiling), 4)
-    about = {"case": f"{name}, {size}x{size}, batch {batch}, {settings.precision}", "subject": f"{name}/{size}"}
+    about = {"case": f"{name}, {size}x{size}, batch {batch}, {settings.precision}", "subject": f"{name}/{size}",
+             "batch": batch, "precision": settings.precision}
     return [{**about, **row} for row in rows]
 
 
@@ -95,7 +111,7 @@ def explanations(name: str, settings: Settings) -> list[dict[str, Any]]:
     float32, and PyTorch's side eager."""
     size, batch, square, stride = EXPLAINED[name]
     batch = settings.batch or batch
-    case = {"case": "explain", "model": name, "size": size, "batch": batch, "square": square, "stride": stride}
+    case = {"case": "explain", **on_both_sides(name, size), "batch": batch, "square": square, "stride": stride}
     windows = ((size - square) // stride + 1) ** 2
     rows = interleaved([Spec("PyTorch", "peer", case), Spec("ours", "ours", case)],
                        [Call(call) for call in ("forward", "grad_cam", "occlusion")], settings)
@@ -114,11 +130,12 @@ def sweep(
     """Rows of a network at several batches, resolutions or numbers of devices; "sweep" is the kind, "value" where.
 
     Args:
-      kind: one of SWEEPS. Devices get a batch each (weak scaling), by the loop's own program, ours alone.
+      kind: "batch", "resolution" or "devices", which get a batch each (weak scaling), by the loop's own program, ours
+        alone.
       name: of the network.
       devices: that there are, virtual ones included.
       settings: of the measurement.
-      values: other ones than usual.
+      values: other ones than usual. One at which nothing runs has a row that says why; the others stay.
     """
     size, batch = list(sizes(name, settings).items())[-1]
     if kind == "devices":
@@ -129,10 +146,18 @@ def sweep(
         at = {"batch": (size, value), "resolution": (value, batch)}[kind]
         case = steps_case(name, *at, settings)
         calls = [Call(call, case["repeat"], at[1]) for call in case["calls"]]
-        rows += [{"value": value, **row} for row in interleaved(compared(case, settings), calls, settings)]
+        rows += _at(value, compared(case, settings), calls, settings)
     fixed = f"{size}x{size}" if kind == "batch" else f"batch {batch}"
     return [{"case": f"{name}, {fixed}, {settings.precision}, by {kind}", "subject": f"{name}/{kind}", "sweep": kind,
              **row} for row in rows]
+
+
+def _at(value, specs, calls, settings):
+    try:
+        rows = interleaved(specs, calls, settings)
+    except UserError as error:  # of the largest batch, mostly: out of memory
+        rows = [{"what": "step", "who": "all", "side": "all", "failed": str(error)}]
+    return [{"value": value, **row} for row in rows]
 
 
 def _devices(name, size, batch, values, settings):
@@ -146,7 +171,7 @@ def _devices(name, size, batch, values, settings):
             specs = [Spec(parallel, "ours", {**case, "devices": value, "batch": batch * value, "parallel": parallel})
                      for parallel in ("pmap", "shard_map")]
             calls = [Call("step", case["steps"], batch * value)]
-            rows += [{"value": value, **row} for row in interleaved(specs, calls, settings)]
+            rows += _at(value, specs, calls, settings)
     return [{"case": f"{name}, {size}x{size}, batch {batch} a device, {settings.precision}, by devices",
              "subject": f"{name}/devices", "sweep": "devices", **row} for row in rows]
 

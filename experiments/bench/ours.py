@@ -39,7 +39,7 @@ def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[st
     """Training step (SGD with momentum and decay) and forward pass on one fixed batch, without the loop, compiled; and
     the number of parameters. Each call does it `repeat` times and waits once."""
     dtype = PRECISIONS[case.get("precision", "float32")]
-    model = models.create(case["model"], image_size=case["size"], dtype=dtype)
+    model = models.create(case["model"], image_size=case["size"], dtype=dtype, **case.get("fields", {}))
     shape = (case["batch"], case["size"], case["size"], 3)
     variables = {"batch_stats": {}, **models.initialize(model, jax.random.key(0), shape)}
     rng = np.random.default_rng(0)

@@ -12,7 +12,8 @@ from experiments.bench import targets
 
 COLUMNS = {  # key of a row: title
     "case": "case", "value": "at", "what": "call", "who": "who", "ms": "median ms", "min_ms": "min ms",
-    "images_per_second": "images/s", "per_core": "images/s a core", "epoch_seconds": "s an epoch", "tflops": "Tflop/s",
+    "images_per_second": "images/s", "per_core": "images/s a core", "epoch_seconds": "s an epoch",
+    "accuracy": "accuracy", "tflops": "Tflop/s",
     "times_first": "times the first", "times_best": "times the peer's best", "mfu": "of the ceiling",
     "forwards": "forward passes", "samples": "samples", "peak_mib": "peak MiB", "device_peak_mib": "device peak MiB",
     "commit": "commit", "failed": "why not"}
@@ -63,8 +64,8 @@ def cell(key: str, row: Mapping[str, Any]) -> str:
     value = row.get(key)
     if value is None:
         return ""
-    if key == "mfu":
-        return f"{value:.1%}"
+    if key in ("mfu", "accuracy"):
+        return f"{value:.1%}" if key == "mfu" else f"{value:.2%}"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return str(value).replace("|", "/")

@@ -17,9 +17,6 @@ from torch import nn
 
 from experiments.bench.serve import WARM, Served, after_warm_up, work
 
-TIMM = {"mobilenet_v2": "mobilenetv2_100", "vit_small_patch16": "vit_small_patch16_224",
-        "vit_base_patch16": "vit_base_patch16_224", "swin_t": "swin_tiny_patch4_window7_224"}  # where names differ
-SIZED = ("vit", "swin")  # families that timm makes for one size of images
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -51,16 +48,15 @@ def resnet20() -> nn.Module:
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
-def network(name: str, size: int) -> nn.Module:
-    """ResNet-20 from here, anything else from timm."""
-    if name == "resnet20":
+def network(case: dict) -> nn.Module:
+    """What timm makes of the case's arguments of `create_model`; ResNet-20 from here where there are none."""
+    if "timm" not in case:
         return resnet20()
     with contextlib.suppress(ImportError):
         import torchvision_cpu  # noqa: F401
     import timm
 
-    name = TIMM.get(name, name)
-    return timm.create_model(name, **({"img_size": size} if name.startswith(SIZED) else {}))
+    return timm.create_model(**case["timm"])
 
 
 def prepare_torch() -> None:
@@ -93,7 +89,7 @@ def compiled(function: Callable[..., Any], case: dict) -> Callable[..., Any]:
 
 def steps(case: dict) -> Served:
     """Training step (SGD with momentum and decay, fused) and forward pass on one fixed batch."""
-    net = network(case["model"], case["size"]).to(DEVICE, memory_format=torch.channels_last).train()
+    net = network(case).to(DEVICE, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-4, fused=True)
     call = compiled(net, case)
     x = torch.randn(case["batch"], 3, case["size"], case["size"], device=DEVICE).to(memory_format=torch.channels_last)
@@ -232,7 +228,7 @@ def explain(case: dict) -> Served:
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    net = network(case["model"], case["size"]).to(DEVICE, memory_format=torch.channels_last).eval()
+    net = network(case).to(DEVICE, memory_format=torch.channels_last).eval()
     x = torch.randn(case["batch"], 3, case["size"], case["size"], device=DEVICE).to(memory_format=torch.channels_last)
     cam = GradCAM(net, [net[-4] if case["model"] == "resnet20" else net.layer4[-1]])
     sweep, square = Occlusion(net), (3, case["square"], case["square"])

@@ -1,5 +1,6 @@
 """Cases of data and of the loop: JPEGs to batches, CIFAR training from end to end, what the loop adds to a step."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,18 @@ import numpy as np
 
 from experiments.bench.networks import compiled_name, made_images
 from experiments.bench.workers import ROOT, Call, Settings, Spec, interleaved
+from models import runtime
 
 SAMPLE = "imagenet_sample"  # a TFDS set of JPEGs at their original sizes
 CIFAR = 50_000  # images of an epoch
 
 
-def sample_folder(*folders: str) -> str | None:
-    """The first of the folders of TFDS sets that has SAMPLE ("" is none), or one shared beside the checkout."""
-    found = [Path(folder).expanduser() for folder in (*folders, ROOT.parent / "shared" / "tfds") if folder]
-    return next((str(folder) for folder in found if (folder / SAMPLE).is_dir()), None)
+def tfds_folder(name: str, asked: str = "") -> str | None:
+    """The first folder of TFDS sets that has this one: the one `asked` for, $TFDS_DATA_DIR, the home's, or one shared
+    beside the checkout."""
+    folders = (asked, os.environ.get("TFDS_DATA_DIR", ""), "~/tensorflow_datasets", ROOT.parent / "shared" / "tfds")
+    found = [Path(folder).expanduser() for folder in folders if folder]
+    return next((str(folder) for folder in found if (folder / name).is_dir()), None)
 
 
 def jpegs(folder: Path, tfds_folder: str | None) -> str:
@@ -70,14 +74,11 @@ def data(folder: Path, tfds_folder: str | None, settings: Settings) -> list[dict
         return Spec(f"torch DataLoader, {workers} workers", "peer", {**case, "workers": workers}, cores=cores)
 
     specs = [dataloader(cores), dataloader(0)]
-    specs += [Spec("tf.data", "tf_data", case, {"CUDA_VISIBLE_DEVICES": "-1"}, cores)] if settings.tf_python else []
     cpu = {"JAX_PLATFORMS": "cpu"}
-    specs += [Spec("ours, threads", "ours", {**ours, "workers": 0}, cpu, cores),
+    specs += [Spec("tf.data", "tf_data", case, {"CUDA_VISIBLE_DEVICES": "-1"}, cores),
+              Spec("ours, threads", "ours", {**ours, "workers": 0}, cpu, cores),
               Spec(f"ours, {cores} workers", "ours", {**ours, "workers": cores}, cpu, cores)]
     rows = interleaved(specs, [Call("pass", case["batch"] * case["batches"], 1)], settings, inner=1)
-    if not settings.tf_python:
-        rows.insert(2, {"what": "pass", "who": "tf.data", "side": "peer", "failed": "no Python with TensorFlow: "
-                        "pip install tensorflow-cpu, or name one by --tf_python"})
     for row in rows:
         if "ms" in row:
             row["per_core"] = round(row["images_per_second"] / cores, 1)
@@ -87,13 +88,15 @@ def data(folder: Path, tfds_folder: str | None, settings: Settings) -> list[dict
 
 def cifar(folder: Path, settings: Settings) -> list[dict[str, Any]]:
     """ResNet-20 by configs/cifar10.py inside the loop, and loops of PyTorch: the images on the device (eager and
-    compiled), and torch's DataLoader. "epoch_seconds" is of 50,000 images. On a CPU a few steps a call, else an epoch.
+    compiled), and torch's DataLoader. "epoch_seconds" is of 50,000 images. On a CPU a few steps a call; else an epoch,
+    and what loads in processes has as many as the machine has cores, 16 at most.
     """
+    workers = min(runtime.cores(), 16) if settings.accelerator else settings.cores
     count, steps = (CIFAR, 390) if settings.accelerator else (5_000, 4)
     path, batch = folder / "cifar.npz", settings.batch or 128
     made_images(path, 32, count)
     case = {"model": "resnet20", "batch": batch, "arrays": str(path), "precision": settings.precision, "steps": steps,
-            "workers": settings.cores}
+            "workers": workers}
     # Small steps wait for their launches: what saves those belongs to PyTorch's best.
     modes = dict.fromkeys([*settings.compile] + ["reduce-overhead"] * (settings.accelerator and bool(settings.compile)))
     peer, ours = {**case, "case": "cifar", "resident": True}, {**case, "case": "loop"}
@@ -104,13 +107,15 @@ def cifar(folder: Path, settings: Settings) -> list[dict[str, Any]]:
           for mode in modes),
         Spec("ours, resident", "ours", {
             **ours, "pipeline": "resident", "steps_per_call": 39 if settings.accelerator else 1}),
-        Spec("ours, streamed", "ours", {**ours, "pipeline": "stream", "workers": 0}),
+        Spec("ours, streamed, threads", "ours", {**ours, "pipeline": "stream", "workers": 0}),
+        Spec("ours, streamed, processes", "ours", {**ours, "pipeline": "stream"}),
     ]
     rows = interleaved(specs, [Call("step", steps, batch)], settings, inner=1)
     for row in rows:
         if "ms" in row:
             row["epoch_seconds"] = round(CIFAR / row["images_per_second"], 3)
-    about = {"case": f"CIFAR training, ResNet-20, batch {batch}, {settings.precision}", "subject": "cifar/resnet20"}
+    about = {"case": f"CIFAR training, ResNet-20, batch {batch}, {settings.precision}, {workers} workers",
+             "subject": "cifar/resnet20", "batch": batch, "precision": settings.precision}
     return [{**about, **row} for row in rows]
 
 

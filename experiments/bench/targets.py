@@ -4,8 +4,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from experiments.bench.networks import NETWORKS
+
 CPU = r"\bcpu\b"
 H200 = "H200"
+FASTEST = "the fastest of PyTorch's"
 
 
 class Target(NamedTuple):
@@ -13,7 +16,7 @@ class Target(NamedTuple):
 
     subject, what, who: of the rows that it is about. measure: their key. limit: the least that reaches it, or, with
     `at_most`, the most. device: pattern of the devices that it is for. against: the row that `measure` is relative to,
-    where it is not the first or the best of the peer's.
+    where it is not the first or the best of the peer's. batch, precision: of the rows that it is for (0, "": any).
     """
 
     subject: str
@@ -24,52 +27,67 @@ class Target(NamedTuple):
     at_most: bool = False
     who: str = "ours"
     against: str = ""
+    batch: int = 0
+    precision: str = ""
 
 
 def _beside_pytorch(name: str, sizes: Sequence[int], slower: float) -> Iterator[Target]:
     """On a CPU, training step and forward pass may take so many times PyTorch's time."""
     for size in sizes:
         for what in ("step", "forward"):
-            yield Target(f"{name}/{size}", what, "times_first", round(1 / slower, 3), CPU)
+            yield Target(f"{name}/{size}", what, "times_first", round(1 / slower, 3), CPU, precision="float32",
+                         batch=NETWORKS[name].cpu[size])
+
+
+def _on_h200(name: str, measure: str, limit: float) -> Target:
+    """Of a training step, at the batch that the benchmark has for it there."""
+    return Target(f"{name}/224", "step", measure, limit, H200, batch=NETWORKS[name].accelerator[224],
+                  precision="bfloat16")
 
 
 TARGETS = (
-    Target("vit_base_patch16/224", "step", "mfu", 0.5, H200),
-    *(Target(f"{name}/224", "step", "times_best", 1.2, H200) for name in (
+    _on_h200("vit_base_patch16", "mfu", 0.5),
+    *(_on_h200(name, "times_best", 1.2) for name in (
         "vit_base_patch16", "resnet50", "convnext_tiny", "vit_small_patch16", "mobilenet_v2", "densenet121", "swin_t")),
-    *(Target("cifar/resnet20", "step", "times", 5, H200, who="ours, resident", against=against)
-      for against in ("the fastest of PyTorch's", "PyTorch, DataLoader")),
+    *(Target("cifar/resnet20", "step", "times", 5, H200, who="ours, resident", against=against,
+             batch=NETWORKS["resnet20"].accelerator[32], precision="bfloat16")
+      for against in (FASTEST, "PyTorch, DataLoader")),
     *(Target(f"start/{kind}", "start", "ms", 10_000, device, at_most=True, who="ours, warm")
       for kind in ("digits", "resnet50") for device in (H200, CPU)),
+    Target("speedrun/airbench94", "training", "accuracy", 0.94, H200),
+    Target("speedrun/airbench94", "training", "ms", 10_000, H200, at_most=True),
+    Target("minute/resnet20", "command", "accuracy", 0.91, H200),
+    Target("minute/resnet20", "command", "ms", 60_000, H200, at_most=True),
     *_beside_pytorch("resnet20", (32,), 1.2),
     *(target for name, slower in (("mobilenet_v2", 1.0), ("convnext_tiny", 1.0), ("resnext50_32x4d", 1.3),
                                   ("densenet121", 1.3), ("vgg16", 1.1), ("vit_small_patch16", 1.1))
       for target in _beside_pytorch(name, (32, 224), slower)),
 )
 SHOWN = {"times_first": "times as fast as PyTorch eager", "times_best": "times as fast as the fastest of PyTorch's",
-         "mfu": "of the measured ceiling", "ms": "ms", "times": "times as fast as"}
+         "mfu": "of the measured ceiling", "ms": "ms", "times": "times as fast as",
+         "accuracy": "of the test images right"}
 
 
 def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """{"target", "measured", "met", "verdict", "subject"} of each target that is about one of the rows.
 
-    A target for an H200 is of bfloat16, and is judged on any other accelerator, too; the verdict then names that. Where
-    a worker of the peer's failed, nobody knows the fastest: "met" is None.
+    A target for an H200 is judged on any other accelerator, too; the verdict then names that. Where a worker of the
+    peer's failed, or torch.compile did not run, nobody knows the fastest: "met" is None.
     """
     found = []
     for target in TARGETS:
-        about = [row for row in rows if row["subject"] == target.subject and row["what"] == target.what and "ms" in row]
+        about = [row for row in rows if row["subject"] == target.subject and row["what"] == target.what and "ms" in row
+                 and target.batch in (0, row.get("batch")) and target.precision in ("", row.get("precision"))]
         for row in about:
             is_there = re.search(target.device, row["device"])
             is_alike = is_there or (target.device == H200 and not re.search(CPU, row["device"]))
             value = _value(target, row, about) if is_alike and row["who"] == target.who else None
-            if value is None or (target.device == H200 and "float32" in row["case"]):
+            if value is None:
                 continue
-            failed = [one["who"] for one in rows if one["case"] == row["case"] and one["side"] == "peer"
-                      and "failed" in one]
-            if failed and (target.measure == "times_best" or target.against):
+            unknown = _unknown([one for one in rows if one["case"] == row["case"] and one["side"] == "peer"])
+            if unknown and (target.measure == "times_best" or target.against == FASTEST):
                 found.append({"subject": target.subject, "target": described(target), "measured": value, "met": None,
-                              "verdict": f"not judged: {', '.join(failed)} failed"})
+                              "verdict": f"not judged: {unknown}"})
                 continue
             met = value <= target.limit if target.at_most else value >= target.limit
             missed = value / target.limit - 1 if target.at_most else 1 - value / target.limit
@@ -78,6 +96,14 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "subject": target.subject, "target": described(target), "measured": value, "met": met,
                 "verdict": ("met" if met else f"missed by {missed:.0%}") + where})
     return found
+
+
+def _unknown(peers: Sequence[Mapping[str, Any]]) -> str:
+    """Why these rows do not tell what is the fastest of the peer's; "" where they do."""
+    failed = [row["who"] for row in peers if "failed" in row]
+    if failed:
+        return f"{', '.join(failed)} failed"
+    return "" if any("torch.compile" in row["who"] for row in peers) else "torch.compile did not run"
 
 
 def described(target: Target) -> str:
@@ -90,7 +116,7 @@ def described(target: Target) -> str:
 def _value(target: Target, row: Mapping[str, Any], about: Sequence[Mapping[str, Any]]) -> float | None:
     if not target.against:
         return row.get(target.measure)
-    if target.against == "the fastest of PyTorch's":
+    if target.against == FASTEST:
         return row.get("times_best")
     other = [one["ms"] for one in about if one["who"] == target.against and one["case"] == row["case"]]
     return round(other[0] / row["ms"], 3) if other else None

@@ -23,13 +23,13 @@ _ENOUGH = 5  # undisturbed samples, with which the others are left out
 class Settings:
     """What the command line asks of all cases.
 
-    peer_python, tf_python: have PyTorch, TensorFlow ("": nobody has). processes: how often all workers of a case are
-    started afresh: where a process's memory happens to lie changes its speed by more than its own samples differ.
-    rounds: a start; in each, every worker runs every call `inner` times. overlap: the workers of a case start, and
-    compile, at the same time. accelerator: whether ours runs on one. batch: images a step; 0 is each network's own.
-    precision: "float32" or "bfloat16", of the computation. compile: modes of torch.compile to measure. stock: ours
-    without the settings and lowerings of this project as well. quick: training steps alone, and fewer of them.
-    data_dir: of TFDS sets. cores: that a data pipeline gets.
+    peer_python, tf_python: have PyTorch, TensorFlow ("": none has, so its workers fail). processes: how often all
+    workers of a case are started afresh: where a process's memory happens to lie changes its speed by more than its own
+    samples differ. rounds: a start; in each, every worker runs every call `inner` times. overlap: the workers of a case
+    start, and compile, at the same time. accelerator: whether ours runs on one. batch: images a step; 0 is each
+    network's own. precision: "float32" or "bfloat16", of the computation. compile: modes of torch.compile to measure.
+    stock: ours without the settings and lowerings of this project as well. quick: training steps alone, and fewer of
+    them. data_dir: of TFDS sets. images: an .npz of CIFAR-10. cores: that a data pipeline gets.
     """
 
     peer_python: str = sys.executable
@@ -45,7 +45,17 @@ class Settings:
     stock: bool = False
     quick: bool = False
     data_dir: str = ""
+    images: str = ""
     cores: int = 2
+
+    def python(self, module: str) -> str:
+        """What runs a worker's module; WorkerFailed where there is none."""
+        if module == "ours":
+            return sys.executable
+        flag, library = {"peer": ("peer_python", "PyTorch"), "tf_data": ("tf_python", "TensorFlow")}[module]
+        if not getattr(self, flag):
+            raise WorkerFailed(f"no Python with {library}; --{flag} names one")
+        return getattr(self, flag)
 
 
 class Spec(NamedTuple):
@@ -75,7 +85,6 @@ class Worker:
     """A process that does a case's work when it is told to."""
 
     def __init__(self, spec: Spec, settings: Settings):
-        pythons = {"ours": sys.executable, "peer": settings.peer_python, "tf_data": settings.tf_python}
         confine = None
         if spec.cores and hasattr(os, "sched_setaffinity"):
             kept = sorted(os.sched_getaffinity(0))[:spec.cores]
@@ -83,7 +92,7 @@ class Worker:
         # JAX would take most of an accelerator's memory at once, which the peer's worker wants as well.
         env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **spec.env}
         self._process = subprocess.Popen(
-            [pythons[spec.module], "-m", f"experiments.bench.{spec.module}", json.dumps(spec.case)], cwd=ROOT,
+            [settings.python(spec.module), "-m", f"experiments.bench.{spec.module}", json.dumps(spec.case)], cwd=ROOT,
             text=True, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=confine)
         self._began, self.name = time.perf_counter(), spec.name
 
@@ -162,7 +171,11 @@ def interleaved(
             for spec in specs:
                 if spec.name in failed:
                     continue
-                worker = Worker(spec, settings)
+                try:
+                    worker = Worker(spec, settings)
+                except WorkerFailed as error:
+                    failed[spec.name] = str(error)
+                    continue
                 running.append(worker)
                 if not settings.overlap:
                     told[worker.name].update(attempt(worker, worker.ready))
