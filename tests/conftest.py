@@ -26,7 +26,8 @@ jax.config.update("jax_num_cpu_devices", 4)
 # Files of minutes: workers start with them, so that none is alone with one at the end (`make test` keeps this order).
 LONG = ("compression", "distributed", "models", "trials", "adaptive_study", "export", "loop", "transfer", "multi_label",
         "adaptive_tasks", "gated", "data_stream", "prune", "vit", "weights", "convnext", "msdnet", "resume",
-        "translate", "pretrained", "features", "adaptive", "parallel", "share")
+        "translate", "pretrained", "features", "adaptive", "parallel", "share", "packed",
+        "configs", "airbench", "native", "densenet")
 
 
 def pytest_collection_modifyitems(items):

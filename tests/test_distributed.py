@@ -148,7 +148,6 @@ def test_the_others_do_not_come(missing):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ((True, None, None, None), "JAX finds no cluster here"),
     ((True, "h:1", 2, 0), "--distributed finds the cluster by itself"),
     ((False, "h:1", 2, None), "--process is missing"),
     ((False, "h", 2, 0), "--coordinator=h must be HOST:PORT"),
@@ -156,5 +155,12 @@ def test_the_others_do_not_come(missing):
     ((False, "h:1", 2, 2), r"--process=2 must be in \[0, 2\)"),
 ])
 def test_mistakes(arguments, message):
+    """Said before JAX is asked for anything."""
     with pytest.raises(UserError, match=message):
         distributed.join(*arguments, 1)
+
+
+def test_no_cluster():
+    done = tiny.run("--config=configs/digits.py", "--workdir=/nowhere", "--distributed")
+    said = "error: --distributed: JAX finds no cluster here"
+    assert done.returncode == 2 and done.stderr.startswith(said), done.stderr

@@ -202,9 +202,9 @@ def test_programs_hold_what_was_folded(out, runs, format, tmp_path):
     assert sum(folded.values()) < sum(bare.values())  # in spite of the pixels and the softmax
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "dense_imagenet", "gated", "multi_scale", "bit", "alexnet", "swin",
-                                  "vit_c"])
-@pytest.mark.parametrize("format", ["onnx", "stablehlo"])
+@pytest.mark.parametrize(("format", "kind"), [
+    *(("onnx", kind) for kind in ("bottleneck", "gated", "swin")),  # padded pooling; skipping; windows
+    *(("stablehlo", kind) for kind in ("bottleneck", "dense_imagenet", "gated", "multi_scale", "bit", "swin"))])
 def test_programs_of_other_kinds_of_networks(kind, format, tmp_path):
     pytest.importorskip("jax2onnx")
     name, fields = SMALL[kind]
@@ -212,8 +212,8 @@ def test_programs_of_other_kinds_of_networks(kind, format, tmp_path):
         fields = {**fields, "image_size": 32}
     network = export.Network(name, fields, (1, 32, 32, 3), drawn.variables(models.create(name, **fields)))
     card = {"file": formats.FORMATS[format].file, "folded": list(formats.FORMATS[format].folds), "labels": [],
-            "architecture": name, "license": None, "probabilities": "softmax",
-            "preprocessing": {"mean": [0.5], "std": [0.25]}}
+            "architecture": name, "fields": fields, "inputs": [1, 32, 32, 3], "license": None,
+            "probabilities": "softmax", "preprocessing": {"mean": [0.5], "std": [0.25]}}
     formats.FORMATS[format].write(network, card, tmp_path / card["file"])
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     found = formats.FORMATS[format].open(tmp_path, card)(pixels)

@@ -103,7 +103,7 @@ def test_there_is_nothing_to_start_from(tmp_path):
     (tmp_path / "new" / "config.json").write_text('{"model": {"name": "resnet8"}}')
     (tmp_path / "notes.txt").write_text("")
     for name, message in (("none", "no such run or file"), ("", "it is no run's folder"), ("new", "no checkpoint yet"),
-                          ("notes.txt", "want a run's folder, a .ablate or a .safetensors file")):
+                          ("notes.txt", "want the folder of a run or of an exported network")):
         with pytest.raises(UserError, match=message):
             pretrained.load(tmp_path / name)
 
@@ -141,7 +141,7 @@ def section(**changes):
 
     return ConfigDict({"name": "sgd(momentum=0.9)", "l1": 0.0, "prune": "", "share": "", "learning_rate": 0.1,
                        "schedule": "constant", "warmup": "0 steps", "warmup_from": 0.0, "weight_decay": 0.0,
-                       "decay": ".*", "clip_norm": 0.0, **changes})
+                       "decay": ".*", "clip_norm": 0.0, "multiplied": "update", **changes})
 
 
 @pytest.mark.parametrize("name", ["sgd(momentum=0.9)", "adamw"])
@@ -164,7 +164,8 @@ def test_a_group_moves_from_its_step_on_with_the_optimizers_own_state(name):
 
 @pytest.mark.parametrize(("groups", "message"), [
     (((".*", 1.0, "10 steps"),), "a group starts at step 10 of 10"),
-    (((".*", 1.0, "1 steps", "2 steps"),), "want pairs"),
+    (((".*", 1.0, "1 steps", "2 steps", "3 steps"),), "want pairs"),
+    (((".*", 1.0, "2 steps", "2 steps"),), "a group ends before it starts"),
 ])
 def test_a_start_that_cannot_be(groups, message):
     with pytest.raises(UserError, match=message):

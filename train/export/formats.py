@@ -3,10 +3,9 @@
   opened(pixels uint8 [N, H, W, C]) -> probabilities, logits: float32 [N, num_classes], numpy
 """
 
-import importlib
 import importlib.metadata
+import importlib.util
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -116,15 +115,6 @@ def _torch_outside(folder, card, pixels, python):
 # -- programs ------------------------------------------------------------------------------------------------------
 
 
-def _abstract(network, card, batch):
-    dtype = np.uint8 if "normalization" in card["folded"] else np.float32
-    return jax.ShapeDtypeStruct((batch, *network.inputs[1:]), dtype)
-
-
-def _names(card):
-    return ["probabilities", "logits"] if "normalization" in card["folded"] else ["logits"]
-
-
 def _both(outputs, card):
     """Probabilities and logits of what a program returns."""
     *probabilities, logits = map(np.asarray, outputs)
@@ -140,38 +130,36 @@ def _fed(card, call):
 
 
 def _write_onnx(network, card, path):
-    for name in ("jax2onnx", "onnx_ir"):  # they tell of every example of theirs and every constant that they skip
-        logging.getLogger(name).setLevel(logging.ERROR)
-    convert, onnx = _needed("jax2onnx").to_onnx, _needed("onnx")
-    _needed("onnxruntime")  # without it, it could not be checked
-    function = graph.program(network, card["preprocessing"], card["probabilities"], card["folded"])
-    with lowering("onnx"):
-        made = convert(function, inputs=[_abstract(network, card, "N")], model_name=network.name,
-                       input_names=["images"], output_names=_names(card))
-    known = ("architecture", "preprocessing", "labels", "probabilities", "license")
-    onnx.helper.set_model_props(made, {key: json.dumps(card[key]) for key in known})
-    apart = _bytes(network) > _ONE_FILE
-    onnx.save_model(made, path, save_as_external_data=apart, location=f"{path.name}.data" if apart else None)
+    for name in ("jax2onnx", "onnx", "onnxruntime"):  # without the last, it could not be checked
+        _needed(name)
+    root = Path(__file__).parents[2]
+    with tempfile.TemporaryDirectory() as folder:
+        weights.save(Path(folder) / "model.safetensors", network.create(), network.variables)
+        (Path(folder) / cards.NAME).write_text(json.dumps(card))
+        done = subprocess.run(
+            [sys.executable, "-m", "train.export.onnx_side", folder, str(path)], capture_output=True, text=True,
+            check=False, cwd=root, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    if done.returncode:
+        raise Failed(f"jax2onnx does not convert it: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
     return {"usage": f"session = onnxruntime.InferenceSession({path.name!r}); "
-                     f"session.run({_names(card)!r}, {{'images': images}})"}
+                     f"session.run({graph.outputs(card)!r}, {{'images': images}})"}
 
 
 def _open_onnx(folder, card):
-    runtime = _needed("onnxruntime")
+    _needed("onnxruntime")
+    import onnxruntime
+
     try:
-        session = runtime.InferenceSession(str(folder / card["file"]), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(folder / card["file"]), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own
         raise UserError(f"{folder}: onnxruntime cannot read {card['file']}: {str(error).splitlines()[0]}") from None
-    return _fed(card, lambda images: session.run(_names(card), {"images": images}))
+    return _fed(card, lambda images: session.run(graph.outputs(card), {"images": images}))
 
 
-def _needed(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"format onnx needs {name}, which cannot be imported ({error}): pip install -e '.[export]' "
-                        "and pip install --no-deps jax2onnx, which asks for an older orbax-checkpoint than it needs"
-                        ) from None
+def _needed(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"format onnx needs {name}, which is not installed: pip install -e '.[export]' and pip install "
+                        "--no-deps jax2onnx, which asks for an older orbax-checkpoint than it needs")
 
 
 def _write_stablehlo(network, card, path):
@@ -181,9 +169,9 @@ def _write_stablehlo(network, card, path):
     function = jax.jit(graph.program(network, card["preprocessing"], card["probabilities"], card["folded"]))
     with lowering("plain"):
         batch, = jax.export.symbolic_shape("N")
-        made = jax.export.export(function, platforms=PLATFORMS)(_abstract(network, card, batch))
+        made = jax.export.export(function, platforms=PLATFORMS)(graph.inputs(card, batch))
     checkpoint.write_atomically(path, bytes(made.serialize()))
-    returned = ", ".join(_names(card))
+    returned = ", ".join(graph.outputs(card))
     return {"platforms": list(PLATFORMS),
             "usage": f"program = jax.export.deserialize(bytearray(open({path.name!r}, 'rb').read())); "
                      f"{returned}{',' * (returned == 'logits')} = program.call(images)"}

@@ -43,6 +43,17 @@ def program(network: Network, preprocessing: Mapping[str, Any], probabilities: s
     return of_pixels if "normalization" in folds else of_normalized
 
 
+def inputs(card: Mapping[str, Any], batch: Any) -> jax.ShapeDtypeStruct:
+    """What the program of a card takes."""
+    dtype = jnp.uint8 if "normalization" in card["folded"] else jnp.float32
+    return jax.ShapeDtypeStruct((batch, *card["inputs"][1:]), dtype)
+
+
+def outputs(card: Mapping[str, Any]) -> list[str]:
+    """Names of what it gives."""
+    return ["probabilities", "logits"] if "normalization" in card["folded"] else ["logits"]
+
+
 def normalized(images: Any, preprocessing: Mapping[str, Any]) -> jax.Array:
     """Pixels as a network of that card takes them, float32."""
     return augment.normalize(jnp.asarray(images), tuple(preprocessing["mean"]), tuple(preprocessing["std"]))

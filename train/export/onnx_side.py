@@ -1,0 +1,46 @@
+"""Converts a network to ONNX in a process of its own: jax2onnx leaves functions of JAX changed behind it.
+
+    python -m train.export.onnx_side FOLDER model.onnx
+
+FOLDER has the network's card.json and model.safetensors.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import models
+from models import weights
+from models.layers.conv import lowering
+from train import card as cards
+from train.export import graph
+from train.export.network import Network
+
+ONE_FILE = 1_800_000_000  # bytes of arrays; a protocol buffer ends at 2 GiB
+
+
+def convert(folder: Path, path: Path) -> None:
+    """Writes the program of a card, arrays beside it where they are too large for one file."""
+    for name in ("jax2onnx", "onnx_ir"):  # they tell of every example of theirs and every constant that they skip
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import jax2onnx
+    import onnx
+
+    card = json.loads((folder / cards.NAME).read_text())
+    model = models.create(card["architecture"], **card["fields"])
+    arrays = weights.read(folder / "model.safetensors")
+    network = Network(card["architecture"], card["fields"], tuple(card["inputs"]), weights.from_arrays(
+        model, arrays, "ablate", inputs=card["inputs"]))
+    function = graph.program(network, card["preprocessing"], card["probabilities"], card["folded"])
+    with lowering("onnx"):
+        made = jax2onnx.to_onnx(function, inputs=[graph.inputs(card, "N")], model_name=network.name,
+                                input_names=["images"], output_names=graph.outputs(card))
+    known = ("architecture", "preprocessing", "labels", "probabilities", "license")
+    onnx.helper.set_model_props(made, {key: json.dumps(card[key]) for key in known})
+    apart = sum(array.nbytes for array in arrays.values()) > ONE_FILE
+    onnx.save_model(made, path, save_as_external_data=apart, location=f"{path.name}.data" if apart else None)
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))
