@@ -119,6 +119,15 @@ def test_a_run_that_saved_nothing_is_said(tmp_path):
         finished.load(tmp_path / "run")
 
 
+def test_runs_of_earlier_versions_are_opened(runs, tmp_path):
+    folder = shutil.copytree(runs / "whole", tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    del config["lookahead"], config["optimizer"]["multiplied"]
+    config["devices"] = 8  # more than there are here
+    (folder / "config.json").write_text(json.dumps(config))
+    tiny.assert_same(finished.load(folder)[1], finished.load(runs / "whole")[1])
+
+
 def test_codebooks_without_training(runs):
     run, state = finished.load(runs / "pruned")
     network = export.shared(export.network(run, state), "density(conv=2, dense=3)")

@@ -8,6 +8,9 @@ import ml_collections
 from models.errors import UserError
 from train import checkpoint, loop, prune, state
 
+# Keys that runs of earlier versions do not have, and what these did
+EARLIER = {"lookahead": "", "optimizer.multiplied": "update"}
+
 
 def load(folder: str | Path) -> tuple[loop.Run, state.TrainState]:
     """The run of a folder, set up again, and the state of its newest checkpoint, as numpy.
@@ -18,6 +21,10 @@ def load(folder: str | Path) -> tuple[loop.Run, state.TrainState]:
     folder = Path(folder)
     try:
         config = ml_collections.ConfigDict(json.loads((folder / "config.json").read_text()))
+        for key, value in EARLIER.items():
+            *sections, name = key.split(".")
+            section = config[sections[0]] if sections else config
+            section[name] = section.get(name, value)
         config.init_from, config.data_init = "", "none"  # where it started; that network may be gone
         config.optimizer.prune = prune.without_file(config.optimizer.prune)
         config.devices, config.parallel = 1, "pmap"  # there may be fewer here, and the checkpoint holds whole arrays
