@@ -23,7 +23,7 @@ def load(folder: str | Path) -> tuple[loop.Run, state.TrainState]:
         config = ml_collections.ConfigDict(json.loads((folder / "config.json").read_text()))
         for key, value in EARLIER.items():
             *sections, name = key.split(".")
-            section = config[sections[0]] if sections else config
+            section = getattr(config, sections[0]) if sections else config
             section[name] = section.get(name, value)
         config.init_from, config.data_init = "", "none"  # where it started; that network may be gone
         config.optimizer.prune = prune.without_file(config.optimizer.prune)
