@@ -118,7 +118,7 @@ def ratios(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
     axes.set_yticks(range(len(rows)), [f"{row['case']}: {row['what']}, {row['who']}" for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1.0, color="black", linewidth=1)
-    axes.set_xlabel("times as fast as PyTorch's best (1: equal; to the right, ours is faster)")
+    axes.set_xlabel("times as fast as the fastest peer (1: equal; to the right, ours is faster)")
     axes.set_title(f"Speed beside PyTorch on {device}", fontsize=11)
     axes.margins(x=0.1, y=0.01)
     axes.spines[["top", "right"]].set_visible(False)
