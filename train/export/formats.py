@@ -30,7 +30,6 @@ from train.export.network import Network
 Card = dict[str, Any]
 Opened = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 PLATFORMS = ("cpu", "cuda", "tpu")  # of one StableHLO file
-_ONE_FILE = 1_800_000_000  # bytes of arrays; a protocol buffer, and a flatbuffer, end at 2 GiB
 REFUSED = 3  # exit code of a process that cannot take the weights
 TORCH_SIDE = Path(__file__).with_name("torch_side.py")
 
@@ -163,7 +162,7 @@ def _needed(name: str) -> None:
 
 
 def _write_stablehlo(network, card, path):
-    if _bytes(network) > _ONE_FILE:
+    if _bytes(network) > graph.ONE_FILE:
         raise UserError(f"format stablehlo holds its arrays in one file of at most 2 GiB, and {network.name} has "
                         f"{_bytes(network):,} bytes; export safetensors or onnx")
     function = jax.jit(graph.program(network, card["preprocessing"], card["probabilities"], card["folded"]))

@@ -13,6 +13,7 @@ from train.export.network import Network
 
 # What can become part of the program: the pixels' normalization, and what batch normalization does to convolutions.
 FOLDS = ("normalization", "batch_norm")
+ONE_FILE = 1_800_000_000  # bytes of arrays; protocol buffers (ONNX) and flatbuffers (StableHLO) end at 2 GiB
 
 
 def program(network: Network, preprocessing: Mapping[str, Any], probabilities: str, folds: Collection[str]) -> Callable:

@@ -17,8 +17,6 @@ from train import card as cards
 from train.export import graph
 from train.export.network import Network
 
-ONE_FILE = 1_800_000_000  # bytes of arrays; a protocol buffer ends at 2 GiB
-
 
 def convert(folder: Path, path: Path) -> None:
     """Writes the program of a card, arrays beside it where they are too large for one file."""
@@ -38,7 +36,7 @@ def convert(folder: Path, path: Path) -> None:
                                 input_names=["images"], output_names=graph.outputs(card))
     known = ("architecture", "preprocessing", "labels", "probabilities", "license")
     onnx.helper.set_model_props(made, {key: json.dumps(card[key]) for key in known})
-    apart = sum(array.nbytes for array in arrays.values()) > ONE_FILE
+    apart = sum(array.nbytes for array in arrays.values()) > graph.ONE_FILE
     onnx.save_model(made, path, save_as_external_data=apart, location=f"{path.name}.data" if apart else None)
 
 
