@@ -18,6 +18,7 @@ USAGE = """Looks inside the network of a finished run, and writes pictures.
     python -m experiments.explain --workdir=runs/x --indices=0,5,9 --method="grad_cam|guided_grad_cam"
     python -m experiments.explain --workdir=runs/x --image=cat.jpg --method="occlusion(size=32, stride=8)"
     python -m experiments.explain --workdir=runs/x --image=both.jpg --target=cat,dog --method=grad_cam
+    python -m experiments.explain --workdir=runs/x --indices=mistakes --target=top1,label     its most confident errors
 
 --method: one or several with | between them, with arguments as a function has them:
 
@@ -93,6 +94,22 @@ def from_split(source: Any, split: str, indices: Sequence[int]) -> list[Subject]
             raise UserError(f"--indices={index} is out of range: split '{split}' has images 0 to {len(source) - 1}")
         example = source.example(index, None)
         found.append(Subject(example["image"], f"{split} {index}", int(example["label"])))
+    return found
+
+
+def mistakes(run: Any, variables: Any, source: Any, count: int = 8) -> list[int]:
+    """Indices of the images of a split that the network is most confidently wrong about, as in mistakes.png.
+
+    Raises:
+      UserError: it is right about all.
+    """
+    from train import evaluate, figures
+
+    logits, labels, index = evaluate.predictions(
+        run.task, variables, run.feed.prepare_evaluation, run.feed.batches(source))
+    found = [int(index[row]) for row, *_ in figures.most_confident_errors(logits, labels, count)]
+    if not found:
+        raise UserError(f"--indices=mistakes: the network is right about all of the {len(labels)} images")
     return found
 
 
@@ -349,10 +366,11 @@ def main() -> None:
             raise choice_error("method", call.name, known)
     if IMAGE.value and INDICES.value:
         raise UserError("--image and --indices: want one of them")
+    wrong = INDICES.value == ["mistakes"]
     try:
-        indices = [int(text) for text in INDICES.value or ["0"]]
+        indices = [] if wrong else [int(text) for text in INDICES.value or ["0"]]
     except ValueError:
-        raise UserError(f"--indices={','.join(INDICES.value)}: want numbers, e.g. 0,5,9") from None
+        raise UserError(f"--indices={','.join(INDICES.value)}: want numbers, e.g. 0,5,9, or mistakes") from None
     own = [call.name for call in wanted if call.name in PICTURES]
     if len(set(own)) < len(own):
         raise UserError(f"--method={METHOD.value}: {', '.join(PICTURES)} have a picture each: name them once")
@@ -369,11 +387,13 @@ def main() -> None:
         raise UserError("explain is for sets of one class an image")
     if run.feed.image_shape[2] not in (1, 3):
         raise UserError(f"explain draws images of 1 or 3 channels, not {run.feed.image_shape[2]}")
-    split = load_split(run, SPLIT.value)
+    split, variables = load_split(run, SPLIT.value), jax.device_put(state.evaluation_variables())
+    if wrong:
+        indices = mistakes(run, variables, split)
     subjects = from_files(run, IMAGE.value) if IMAGE.value else from_split(split, SPLIT.value, indices)
     pairs = targets(TARGET.value, subjects, run.feed.classes)
     images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
-    job = Job(run, jax.device_put(state.evaluation_variables()), subjects, images, split, out)
+    job = Job(run, variables, subjects, images, split, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -398,7 +418,8 @@ if __name__ == "__main__":  # only here: absl has one table of flags for the pro
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
     IMAGE = flags.DEFINE_list("image", [], "Files of images, with commas between.")
     SPLIT = flags.DEFINE_string("split", "test", "Split of the run's data, for --indices and top_patches.")
-    INDICES = flags.DEFINE_list("indices", [], "Which images of the split; default 0.")
+    INDICES = flags.DEFINE_list("indices", [], "Which images of the split, or mistakes: the 8 that the "
+                                "network is most confidently wrong about; default 0.")
     METHOD = flags.DEFINE_string("method", "grad_cam", "Methods, see above.")
     TARGET = flags.DEFINE_string("target", "top1", "Classes that are explained, see above.")
     OUT = flags.DEFINE_string("out", "", "Folder for the pictures; default: explain in that of the run.")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -55,6 +56,23 @@ def test_the_command_refuses_in_one_line(folder):
                           cwd=tiny.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "unknown method 'grad_cm'; did you mean 'grad_cam'" in done.stderr and "occlusion" in done.stderr
+
+
+def test_mistakes_are_the_most_confident_errors(folder):
+    run, state = finished.load(folder)
+    variables = state.evaluation_variables()
+    found = explain.mistakes(run, variables, run.feed.test, count=5)
+    subjects = explain.from_split(run.feed.test, "test", range(len(run.feed.test)))
+    images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
+    said = np.asarray(jax.nn.softmax(run.task.model.apply(variables, images)))
+    wrong = [i for i, subject in enumerate(subjects) if said[i].argmax() != subject.label]
+    confidence = said.max(1)
+    assert set(found) <= set(wrong) and len(found) == 5
+    np.testing.assert_allclose(confidence[found], sorted(confidence[wrong])[-1:-6:-1], rtol=1e-5)
+    right = SimpleNamespace(task=SimpleNamespace(predict=lambda variables, batch: jax.nn.one_hot(batch["label"], 10)),
+                            feed=SimpleNamespace(prepare_evaluation=lambda batch: batch, batches=run.feed.batches))
+    with pytest.raises(UserError, match="--indices=mistakes: the network is right about all of the 360 images"):
+        explain.mistakes(right, {}, run.feed.test)
 
 
 def test_rows_are_what_the_methods_find(job, monkeypatch):

@@ -86,7 +86,7 @@ def _short(name: str, limit: int = 17) -> str:
 
 
 def mistakes(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path,
-             image: Callable[[int], np.ndarray], count: int = 16) -> None:
+             image: Callable[[int], np.ndarray], index: Sequence[int], count: int = 16) -> None:
     """The confusion matrix beside the most confident errors.
 
     Args:
@@ -94,7 +94,8 @@ def mistakes(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], pat
       labels: [N].
       classes: their names.
       path: PNG to write.
-      image: from a row to uint8 [H, W, C].
+      image: from a place in the set to uint8 [H, W, C].
+      index: of each row, its place in the set.
       count: errors to show, at most 16.
     """
     figure = Figure(figsize=(12, 6), layout="constrained")
@@ -114,16 +115,16 @@ def mistakes(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], pat
              title=f"Confusion matrix ({np.trace(matrix)} of {matrix.sum()} right)")
     left.colorbar(drawn, ax=axes, label="share of the true class", shrink=0.8)
     errors = most_confident_errors(logits, labels, count)
-    right.suptitle("Most confident errors: true class, predicted class and its probability"
+    right.suptitle("Most confident errors: true class, predicted class, its probability, # in the test set"
                    if errors else "No errors")
     side = max(2, math.ceil(len(errors) ** 0.5))
     panels = right.subplots(side, side).ravel()
     for axes in panels:
         axes.axis("off")
     for axes, (row, predicted, probability) in zip(panels, errors, strict=False):
-        pixels = np.asarray(image(row))
+        pixels = np.asarray(image(int(index[row])))
         axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
-        names = _short(classes[labels[row]]), f"not {_short(classes[predicted])}", f"{probability:.0%}"
+        names = _short(classes[labels[row]]), f"not {_short(classes[predicted])}", f"{probability:.0%}, #{index[row]}"
         axes.set_title("\n".join(names), fontsize=7.5)
     figure.savefig(path, dpi=110)
 

@@ -85,7 +85,7 @@ class Figures(Hook):
             run.task, state.evaluation_variables(), feed.prepare_evaluation, feed.test_batches())
         figures.mistakes(
             logits, labels, feed.classes, folder / "mistakes.png",
-            image=lambda row: feed.test.example(int(index[row]), None)["image"])
+            image=lambda place: feed.test.example(place, None)["image"], index=index)
 
 
 class Bleu(Hook):
