@@ -300,6 +300,10 @@ STUDY = Study(
     title="Convolution or attention",
     question="Does a stem of convolutions make a Vision Transformer easier to train, and is a convolutional network "
              "built like one as good as one?",
+    would_change="More data and a longer schedule for ConvNeXt against a ResNet: the published order is that after "
+                 "300 epochs of ImageNet with strong augmentation, and neither digits nor cifar10 scale has that. "
+                 "More seeds for SGD against AdamW, since ViT with patches spreads widely, and a finer grid, all of "
+                 "its settings with several seeds, for how many of them are good.",
     cost=COSTS,
     trials=trials,
     claims=(

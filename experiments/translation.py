@@ -179,6 +179,10 @@ STUDY = Study(
     title="Translation",
     question="What does a Transformer that translates English to German lose without positions, with one head, one "
              "layer, no dropout or no label smoothing?",
+    would_change="Multi30k, which is this study's cifar10 scale: on the grammar the full network is near the top of "
+                 "the scale, so that heads and layers have little to gain, nothing to overfit is there for dropout, "
+                 "and 38.4 BLEU are of another text. On the grammar itself more seeds for learned positions, which "
+                 "spread by several BLEU.",
     cost={"digits": "about 5 minutes on 2 cores", "cifar10": "21 runs of 60 epochs of Multi30k: hours on one GPU"},
     trials=trials,
     claims=(

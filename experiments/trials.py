@@ -105,7 +105,8 @@ def run_all(trials: Sequence[study.Trial], spec: str, root: Path, jobs: int, con
       jobs: trials at once; more than one in processes of their own, which share out the cores.
       console: for progress: a bar on a terminal, a line for each trial elsewhere.
     Raises:
-      UserError: a trial's; or SIGTERM or SIGINT ended it, and the same command goes on.
+      UserError: a trial's.
+      Interrupted: SIGTERM or SIGINT ended it, and the same command goes on.
     """
     root.mkdir(parents=True, exist_ok=True)
     work = {}
@@ -138,8 +139,11 @@ def _starts(trial: study.Trial) -> list[study.Trial]:
     return [*_starts(trial.start), trial.start] if trial.start else []
 
 
-def _interrupted(name: str) -> UserError:
-    return UserError(f"{name}: what is done is kept; the same command goes on")
+class Interrupted(UserError):
+    """A signal has ended the trials."""
+
+    def __init__(self, name: str):
+        super().__init__(f"{name}: what is done is kept; the same command goes on")
 
 
 def _here(work: dict[str, study.Trial], spec: str, root: Path, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -150,7 +154,7 @@ def _here(work: dict[str, study.Trial], spec: str, root: Path, jobs: int) -> Ite
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         if "interrupted" in outcome:
-            raise _interrupted(outcome["interrupted"])
+            raise Interrupted(outcome["interrupted"])
         yield name, outcome
 
 
@@ -204,7 +208,7 @@ def _in_processes(work: dict[str, study.Trial], spec: str, root: Path, jobs: int
                 connection.send(None)
             process.join(20)
     if signals.name:
-        raise _interrupted(signals.name)
+        raise Interrupted(signals.name)
 
 
 class _Signals:
