@@ -252,8 +252,7 @@ def _draw_grid(outcomes: Outcomes, figure: Any) -> None:
                           color="white" if value > 45 else "black")
         axes.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
         axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-        axes.set(title=f"{stem}, {NAMES[optimizer]}", xlabel="weight decay")
-    panels[0].set_ylabel("learning rate")
+        axes.set(title=f"{stem}, {NAMES[optimizer]}", xlabel="weight decay", ylabel="learning rate")
     figure.colorbar(drawn, ax=list(panels), label="test error, %", shrink=0.9)
 
 
@@ -289,10 +288,10 @@ def _draw_ladder(outcomes: Outcomes, figure: Any) -> None:
             values = [100 * (1 - error) for error in _errors(part.where(network=name))]
             axes.plot([y] * len(values), values, "o", color="#4878a8", alpha=0.6)
             axes.hlines(statistics.mean(values), y - 0.3, y + 0.3, color="#222222")
-        axes.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names], fontsize=8)
+        axes.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names], fontsize=9)
         tidy(axes)
     left.set(ylabel="test accuracy, %", title="from ResNet to ConvNeXt")
-    right.set_title("at equal mult-adds")
+    right.set(ylabel="test accuracy, %", title="at equal mult-adds")
 
 
 STUDY = Study(

@@ -217,7 +217,7 @@ STUDY = Study(
         Picture("curves", "Accuracy against the weights that are gone: cut, at once and step by step with retraining; "
                 "decay by L2 or L1. Mean over seeds.", results.draw_curves),
         Picture("bits", "Accuracy against the size of the file: shared values alone (1 to 8 bits), pruning alone, "
-                "both; the values are not trained.", results.draw_bits),
+                "both; the values are not trained. A line, or of both points, for each seed.", results.draw_bits),
         Picture("low_bits", "Test error with full precision, ternary and binary weights, and binary inputs (XNOR).",
                 results.draw_low_bits),
         Picture("sensitivity", "Accuracy after one layer alone loses its smallest weights; first layers dark.",

@@ -329,7 +329,7 @@ def _draw_step_time(outcomes: Outcomes, figure: Any) -> None:
     _tick(axes.xaxis)
     _tick(axes.yaxis)
     tidy(axes, grid="both")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 STUDY = Study(

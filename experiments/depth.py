@@ -311,7 +311,7 @@ def _draw_deletions(outcomes: Outcomes, figure: Any) -> None:
                 axes.axvspan(at - 0.5, at + 0.5, color="#777777", alpha=0.15, linewidth=0,
                              label="halves the resolution" if i == 0 else None)
             short = [name.replace("stage", "").replace("/block", ".") for name in names]
-            axes.set_xticks(range(len(names)), short, rotation=90, fontsize=8)
+            axes.set_xticks(range(len(names)), short, rotation=90, fontsize=9)
         axes.set(title=f"{network}, {_depth(outcomes, role)} layers", xlabel="deleted block (stage.block)",
                  ylim=(0, 102))
         tidy(axes)

@@ -105,7 +105,7 @@ STUDY = Study(
         Picture("gallery", "All methods on the same two images by three networks (first seed): one object, and two of "
                 "different classes, explained for the one and for the other (box). Negative evidence counts in "
                 "gradients, not in maps; the deconvnet without max-pooling hardly depends on the image.",
-                results.draw_gallery, (17.0, 15.6)),
+                results.draw_gallery, (13.0, 12.6)),
         Picture("localization", "How often the highest place of the map is on the object (left), and on that of two "
                 "which is asked for (right). Mean over seeds.", results.draw_localization, (11.0, 4.6)),
         Picture("curves", "The probability of the class as the most important pixels are deleted (above) and inserted "

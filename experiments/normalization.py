@@ -299,7 +299,8 @@ def _draw_smoothness(outcomes: Outcomes, figure: Any) -> None:
         axes.set_xticks(POINTS, POINTS)
         axes.set(xlabel="epochs of training", ylabel=name)
         tidy(axes)
-    panels[2].legend(frameon=False)
+    handles, names = panels[2].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
 
 
 STUDY = Study(

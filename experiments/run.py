@@ -126,7 +126,8 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
     for column in ("claim", "published", "ours", "verdict"):
         verdicts.add_column(column)
     for claim in results["claims"]:
-        verdicts.add_row(claim["statement"], claim["published"], claim["ours"], study.verdict_text(claim))
+        verdicts.add_row(claim["statement"], claim["published"], claim["ours"],
+                         "\n".join(filter(None, (claim["verdict"], study.seeds_text(claim)))))
     console.print(verdicts)
     console.print(results["verdict"], soft_wrap=True, highlight=False)
     if about.would_change:
@@ -223,7 +224,8 @@ def markdown(results: Mapping[str, Any]) -> str:
             "## Claims", ""]
     columns = ("claim", "published", "source", "expected here", "ours", "verdict")
     names = ("statement", "published", "source", "expected", "ours")
-    text += [*lines(columns, [[*(claim[name] for name in names), study.verdict_text(claim)]
+    text += [*lines(columns, [[*(claim[name] for name in names),
+                               "; ".join(filter(None, (claim["verdict"], study.seeds_text(claim))))]
                               for claim in results["claims"]]), ""]
     for table in results["tables"]:
         text += [f"## {table['title']}", "", *lines(table["columns"], table["rows"]), ""]

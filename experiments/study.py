@@ -266,8 +266,7 @@ def overall(claims: Sequence[Mapping[str, Any]]) -> str:
     return f"{text} Not found here: {' '.join(against)}" if against else text
 
 
-def verdict_text(claim: Mapping[str, Any]) -> str:
-    """The verdict on a claim, as in results.json, and how many seeds a group would tell what is too small to tell."""
-    if not claim.get("seeds"):
-        return claim["verdict"]
-    return f"{claim['verdict']} ({min(claim['seeds'], MANY)}{'' if claim['seeds'] <= MANY else ' or more'} seeds would)"
+def seeds_text(claim: Mapping[str, Any]) -> str:
+    """How many seeds a group would tell what is too small to tell, of a claim as in results.json; "" if unknown."""
+    seeds = claim.get("seeds")
+    return f"{min(seeds, MANY)}{' or more' if seeds > MANY else ''} seeds would tell" if seeds else ""

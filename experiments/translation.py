@@ -160,11 +160,12 @@ def _draw_attention(outcomes: Outcomes, figure: Any) -> None:
 
 def _draw_curves(outcomes: Outcomes, figure: Any) -> None:
     for axes, (name, label) in zip(figure.subplots(1, 2), (("loss", "loss on the test split (nats a token)"),
-                                                           ("accuracy", "tokens right")), strict=True):
+                                                           ("accuracy", "tokens right (%)")), strict=True):
         for (network,), group in outcomes.groups("network"):
             histories = [o.history["test"] for o in group if o.summary]
             if histories:
                 mean = [statistics.mean(values) for values in zip(*(h[name] for h in histories), strict=True)]
+                mean = [100 * value for value in mean] if name == "accuracy" else mean
                 axes.plot(histories[0]["step"], mean, color=COLORS[network], label=network, linewidth=1.4)
         axes.set(xlabel="step", ylabel=label)
         if name == "loss":

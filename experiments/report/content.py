@@ -5,6 +5,7 @@ A block is a pair (kind, value):
   text      a paragraph
   command   a command line
   missing   (what is not there, the command that makes it)
+  verdict   (the verdict on a study at a scale, what would change it or "")
   claims    Claims of a study at a scale
   facts     pairs (name, value)
   table     an experiments.study.Table
@@ -48,7 +49,10 @@ class Page(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A claim with its verdict, as in results.json, and where it stands in the report."""
+    """A claim with its verdict, as in results.json, and where it stands in the report.
+
+    `seeds` says how many would decide it, "" where that is not known.
+    """
 
     anchor: str
     study: str
@@ -59,6 +63,7 @@ class Claim(NamedTuple):
     expected: str
     ours: str
     verdict: str
+    seeds: str
 
 
 class Section(NamedTuple):
@@ -138,7 +143,7 @@ def _studies(root: Path) -> Iterator[Section]:
         paths = [path for scale in study.SCALES if (path := root / name / scale / "results.json").exists()]
         runs = [(path, _read(path)) for path in paths]
         try:
-            children = [_scale(result, path.parent) for path, result in runs]
+            children = [_scale(result, path.parent, about.would_change if about else "") for path, result in runs]
         except KeyError as error:
             raise UserError(f"{root / name}: its results.json lacks {error}; remove it and run the study again"
                             ) from None
@@ -150,11 +155,12 @@ def _studies(root: Path) -> Iterator[Section]:
         yield Section(anchor(name), title, [("text", question)], children, missing)
 
 
-def _scale(result: Mapping[str, Any], folder: Path) -> Section:
-    """A study at one scale."""
+def _scale(result: Mapping[str, Any], folder: Path, would_change: str) -> Section:
+    """A study at one scale; `would_change` is for results that do not say it."""
     name, scale = anchor(result["study"]), result["scale"]
     fields = ("statement", "published", "source", "expected", "ours", "verdict")
-    claims = [Claim(anchor(name, scale, "claim", i), result["title"], scale, *(claim[field] for field in fields))
+    claims = [Claim(anchor(name, scale, "claim", i), result["title"], scale, *(claim[field] for field in fields),
+                    study.seeds_text(claim))
               for i, claim in enumerate(result["claims"], 1)]
     figures = [Figure(folder / figure["file"], f"{anchor(name, scale)}-{figure['file']}",
                       f"Figure “{Path(figure['file']).stem}” of {result['title']}, scale {scale}", figure["caption"])
@@ -169,6 +175,7 @@ def _scale(result: Mapping[str, Any], folder: Path) -> Section:
           for entry in result["environments"]),
     ]
     return Section(anchor(name, scale), f"Scale: {scale}", [
+        ("verdict", (study.overall(result["claims"]), result.get("would_change", would_change))),
         ("command", result["command"]), ("claims", claims), *(("figure", figure) for figure in figures),
         *(("table", study.Table(**table)) for table in result["tables"]), ("facts", facts)])
 
