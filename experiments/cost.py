@@ -348,7 +348,7 @@ STUDY = Study(
               "569 M mult-adds and 4.2 M parameters, whole 4866 M and 29.3 M", "Howard 2017, table 4",
               "our networks, counted at 224 x 224, have these numbers to the digits printed, with or without the "
               "classifier's 1.02 M and rounded or cut, which the paper does not say", _table_4),
-        Claim("And cost little accuracy.", "70.6 %, whole 71.7 %", "Howard 2017, table 4",
+        Claim("Depthwise separable convolutions cost little accuracy.", "70.6 %, whole 71.7 %", "Howard 2017, table 4",
               "separable ones are less than 3 points below whole ones, with at most a fourth of the mult-adds",
               _cheaper("convolution", "separable", "whole", 0.25, 0.03)),
         Claim("Bottlenecks are more accurate than pairs of 3x3 convolutions of the same cost.",
@@ -368,7 +368,7 @@ STUDY = Study(
               "Huang 2017, table 2; He 2016, table 6",
               "the largest dense network with at most half of the parameters of the largest residual one is less than "
               "1 point below it", _efficient),
-        Claim("And are more accurate at equal parameters.", "the same", "the same",
+        Claim("Dense networks are more accurate than residual ones of equal parameters.", "the same", "the same",
               "at equal parameters their accuracy is higher by two standard errors than that of pairs of 3x3",
               _better("parameters", DENSE, PLAIN)),
         Claim("Layers of a dense block use features of early layers directly.",

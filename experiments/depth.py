@@ -345,11 +345,11 @@ STUDY = Study(
         Claim("A deeper residual network is better.", "CIFAR-10: 8.75 % with 20 layers, 6.97 % with 56",
               "He 2016, table 6", "the deep one's test accuracy is above the shallow one's, by more than two standard "
               "errors", _deeper),
-        Claim("At that depth residual connections are better than none.",
+        Claim("In deep networks residual connections are better than none.",
               "ImageNet, 34 layers: 25.03 % against 28.54 %", "He 2016, table 2",
               "the deep residual network's accuracy is above the plain one's, by more than two standard errors",
               _better),
-        Claim("In shallow networks they are no more accurate, but converge faster.",
+        Claim("In shallow networks residual connections are no more accurate, but converge faster.",
               "ImageNet, 18 layers: 27.88 % against 27.94 %", "He 2016, section 4.1",
               "the shallow ones' accuracies differ by less than 2 points, and the training loss over the first third "
               "is lower with them, each by more than two standard errors", _faster),

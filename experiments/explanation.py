@@ -71,7 +71,8 @@ CLAIMS: list[Any] = [
     Claim("Class activation maps localize the object better than gradients.", "top-1 localization error on ILSVRC: "
           "GoogLeNet-GAP 56.40 %, backprop on GoogLeNet 61.31 %", "Zhou 2016, table 2",
           "ResNet: a lower localization error with CAM than with the gradient", results.cam_localizes),
-    Claim("Grad-CAM does so for networks with dense layers.", "VGG-16 56.51 %; backprop on VGGnet 61.12 %",
+    Claim("Grad-CAM localizes the object better than gradients where layers are dense.",
+          "VGG-16 56.51 %; backprop on VGGnet 61.12 %",
           "Selvaraju 2017, table 1; Zhou 2016, table 2",
           "VGG: a lower localization error with Grad-CAM than with the gradient", results.grad_cam_localizes),
     Claim("Guided backprop shows all objects, guided Grad-CAM that of the class.", "cat and dog (figure only)",

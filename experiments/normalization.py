@@ -323,7 +323,8 @@ STUDY = Study(
         Claim("Batch normalization's accuracy falls as a device sees fewer images.",
               "error 23.6 / 23.7 / 24.8 / 27.3 / 34.7 % at 32 / 16 / 8 / 4 / 2", "Wu & He 2018, table 2",
               "BN's accuracy at 2 images is below that at 32, by more than two standard errors", _bn_small),
-        Claim("Group normalization's does not.", "error 24.1 / 24.2 / 24.0 / 24.2 / 24.1 % at 32 / 16 / 8 / 4 / 2",
+        Claim("Group normalization is as accurate when a device sees few images.",
+              "error 24.1 / 24.2 / 24.0 / 24.2 / 24.1 % at 32 / 16 / 8 / 4 / 2",
               "Wu & He 2018, table 2", "GN's means span less than a quarter of what BN loses from 32 to 2; undecided "
               "where BN loses nothing", _gn_flat),
         Claim("With 2 images group normalization is far better than batch normalization.",
@@ -349,7 +350,8 @@ STUDY = Study(
         Claim("With batch normalization the loss varies less along the gradient.", "no number: narrower bands",
               "Santurkar 2018, fig. 4a", "the range of the loss over steps of 1/2 to 4 learning rates along the "
               "gradient, its logarithm averaged over the points of training, is smaller with BN", _smoother("loss")),
-        Claim("And the gradient changes less over the same distance.", "no number: lower effective smoothness",
+        Claim("With batch normalization the gradient changes less over the same distance.",
+              "no number: lower effective smoothness",
               "Santurkar 2018, fig. 4c", "so averaged, the largest change of the gradient, divided by the distance, is "
               "smaller with BN", _smoother("smoothness")),
     ),

@@ -210,12 +210,6 @@ def write(about: study.Study, results: Mapping[str, Any], outcomes: study.Outcom
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The results as a page."""
-    def lines(columns, rows):
-        def cell(value):
-            return str(value).replace("|", "\\|")
-
-        yield from ("| " + " | ".join(map(cell, row)) + " |" for row in (columns, ["---"] * len(columns), *rows))
-
     where = "; ".join(f"{entry['device']}, commit {entry['commit']}" for entry in results["environments"])
     text = [f"# {results['title']}", "", results["question"], "", f"    {results['command']}", "",
             f"**Verdict.** {results['verdict']}", "",
@@ -224,11 +218,11 @@ def markdown(results: Mapping[str, Any]) -> str:
             "## Claims", ""]
     columns = ("claim", "published", "source", "expected here", "ours", "verdict")
     names = ("statement", "published", "source", "expected", "ours")
-    text += [*lines(columns, [[*(claim[name] for name in names),
-                               "; ".join(filter(None, (claim["verdict"], study.seeds_text(claim))))]
-                              for claim in results["claims"]]), ""]
+    rows = [[*(claim[name] for name in names), "; ".join(filter(None, (claim["verdict"], study.seeds_text(claim))))]
+            for claim in results["claims"]]
+    text += [*study.markdown_table(columns, rows), ""]
     for table in results["tables"]:
-        text += [f"## {table['title']}", "", *lines(table["columns"], table["rows"]), ""]
+        text += [f"## {table['title']}", "", *study.markdown_table(table["columns"], table["rows"]), ""]
     for figure in results["figures"]:
         text += [f"![{figure['caption']}]({figure['file']})", "", figure["caption"], ""]
     return "\n".join(text)

@@ -256,10 +256,14 @@ def all_of(verdicts: Sequence[Verdict]) -> Verdict:
     return max(unclear, key=lambda verdict: verdict.seeds, default=AGREES)
 
 
+def counts(claims: Sequence[Mapping[str, Any]]) -> list[int]:
+    """How many claims, as in results.json, have each of VERDICTS."""
+    return [sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS]
+
+
 def overall(claims: Sequence[Mapping[str, Any]]) -> str:
     """The verdict on a study at a scale, from the claims as in results.json: counts, and what it disagrees with."""
-    counts = [sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS]
-    agree, disagree, unclear = counts
+    agree, disagree, unclear = counts(claims)
     text = (f"Of {len(claims)} claims {agree} {'agrees' if agree == 1 else 'agree'}, {disagree} "
             f"{'disagrees' if disagree == 1 else 'disagree'}, {unclear} {'is' if unclear == 1 else 'are'} {TOO_SMALL}.")
     against = [claim["statement"] for claim in claims if claim["verdict"] == DISAGREES]
@@ -270,3 +274,14 @@ def seeds_text(claim: Mapping[str, Any]) -> str:
     """How many seeds a group would tell what is too small to tell, of a claim as in results.json; "" if unknown."""
     seeds = claim.get("seeds")
     return f"{min(seeds, MANY)}{' or more' if seeds > MANY else ''} seeds would tell" if seeds else ""
+
+
+# -- showing -------------------------------------------------------------------------------------------------------
+
+
+def markdown_table(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    def line(row):
+        return "| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |"
+
+    return [line(row) for row in (columns, ["---"] * len(columns), *rows)]

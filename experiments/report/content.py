@@ -76,12 +76,22 @@ class Section(NamedTuple):
     rest: list[tuple[str, Any]] = []
 
 
+class Overview(NamedTuple):
+    """A study at a scale: its place in the report, and the claims by verdict, in the order of `study.VERDICTS`."""
+
+    anchor: str
+    study: str
+    scale: str
+    counts: list[int]
+
+
 class Report(NamedTuple):
     """Everything; `date` is that of the newest result and `commit` that of the code that made the report."""
 
     commit: str
     date: str
     devices: list[str]
+    overview: list[Overview]
     claims: list[Claim]
     sections: list[Section]
 
@@ -104,15 +114,18 @@ def gather(results: Path, pictures: Path) -> Report:
     studies = list(_studies(results / "studies"))
     sections = [*studies, _winners(pictures), _costs(results / "costs"), _seeds(results / "digits.json"),
                 _speed(results / "bench"), _parity(results / "parity.md")]
-    found = [_read(path) for path in sorted(results.rglob("*.json"))]
+    found = [read(path) for path in sorted(results.rglob("*.json"))]
     devices = dict.fromkeys(value for one in found for value in _values(one, ("device",)))
     date = max((value for one in found for value in _values(one, DATES)), default="")
-    claims = [claim for about in studies for part in about.children for kind, value in part.blocks if kind == "claims"
-              for claim in value]
-    return Report(summary.commit(), date[:10] or "unknown", list(devices), claims, sections)
+    groups = [(about, part, dict(part.blocks)["claims"]) for about in studies for part in about.children]
+    overview = [Overview(part.anchor, about.title, own[0].scale, study.counts([one._asdict() for one in own]))
+                for about, part, own in groups if own]
+    claims = [claim for *_, own in groups for claim in own]
+    return Report(summary.commit(), date[:10] or "unknown", list(devices), overview, claims, sections)
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> Any:
+    """A file of JSON; a UserError names one that is none."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -141,7 +154,7 @@ def _studies(root: Path) -> Iterator[Section]:
     for name in (*study.STUDIES, *sorted(found - set(study.STUDIES))):
         about = study.module(name).STUDY if name in study.STUDIES else None
         paths = [path for scale in study.SCALES if (path := root / name / scale / "results.json").exists()]
-        runs = [(path, _read(path)) for path in paths]
+        runs = [(path, read(path)) for path in paths]
         try:
             children = [_scale(result, path.parent, about.would_change if about else "") for path, result in runs]
         except KeyError as error:
@@ -223,7 +236,7 @@ def _seeds(path: Path) -> Section:
     title = "Digits, several seeds"
     if not path.exists():
         return Section("digits", title, [("missing", ("Not run yet", SEEDS))])
-    found = _read(path)
+    found = read(path)
     rows = [[run["seed"], f"{run['accuracy']:.2%}", f"{run['loss']:.4f}", f"{run['seconds']:.1f}"]
             for run in found["runs"]]
     facts = [("accuracy", f"{found['accuracy_mean']:.2%} ± {found['accuracy_std']:.2%}, mean and standard deviation of "
@@ -240,8 +253,8 @@ def _speed(folder: Path) -> Section:
     title, parts = "Speed beside PyTorch", []
     for path in sorted(folder.rglob("*.md")):
         where = [part for part in path.relative_to(folder).with_suffix("").parts if part != "bench"]
-        name, data = " / ".join(where) or "all cases", path.with_suffix(".json")
-        date = max(_values(_read(data), DATES), default="") if data.exists() else ""
+        name, data = " / ".join(dict.fromkeys(where)) or "all cases", path.with_suffix(".json")
+        date = max(_values(read(data), DATES), default="") if data.exists() else ""
         page = Page(path.read_text().partition("\n")[2].strip(), path.parent, anchor("bench", name))
         parts.append((date, Section(anchor("bench", name), f"Benchmark: {name}", [("page", page)])))
     parts = [part for _, part in sorted(parts, key=lambda pair: pair[0], reverse=True)]
