@@ -30,14 +30,6 @@ Each trial has a folder in --workdir, named by its config: what is finished is n
 goes on. Results go to --out/STUDY/SCALE.
 """
 
-SCALE = flags.DEFINE_enum("scale", "digits", study.SCALES, "How large: minutes on a CPU, a GPU, or many.")
-WORKDIR = flags.DEFINE_string("workdir", "runs/studies", "Folder of the trials.")
-OUT = flags.DEFINE_string("out", "experiments/results/studies", "Folder of the results.")
-JOBS = flags.DEFINE_integer("jobs", 0, "Trials at once; 0: one a core on a CPU (up to 8), one on an accelerator.",
-                            lower_bound=0)
-LIST = flags.DEFINE_bool("list", False, "Name the studies, and end.")
-
-
 def main(arguments: Sequence[str]) -> None:
     """Runs the studies that are asked for."""
     console = rich.console.Console()
@@ -46,26 +38,35 @@ def main(arguments: Sequence[str]) -> None:
         return
     if len(arguments) != 2:
         raise UserError("name one study, or all: " + ", ".join(study.STUDIES))
-    if arguments[1] != "all":
-        run(arguments[1], SCALE.value, Path(WORKDIR.value), Path(OUT.value), JOBS.value, console)
-        return
+    names = [name for name in study.STUDIES if SCALE.value in study.module(name).STUDY.cost]
+    run_each(names if arguments[1] == "all" else arguments[1:], SCALE.value, Path(WORKDIR.value), Path(OUT.value),
+             JOBS.value, console)
+
+
+def run_each(specs: Sequence[str], scale: str, workdir: Path, out: Path, jobs: int, console: rich.console.Console
+             ) -> None:
+    """Runs studies, as `run` does; one that fails does not end the others.
+
+    Raises:
+      UserError: of the studies that failed; RuntimeError where one did for a fault of the code.
+      Interrupted: at once.
+    """
     failed = {}
-    for name in study.STUDIES:
-        if SCALE.value not in study.module(name).STUDY.cost:
-            console.print(f"{name} has no scale {SCALE.value}")
-            continue
+    for spec in specs:
         try:
-            run(name, SCALE.value, Path(WORKDIR.value), Path(OUT.value), JOBS.value, console)
+            run(spec, scale, workdir, out, jobs, console)
         except trials.Interrupted:
             raise
-        except Exception as error:  # the others do not depend on it
-            failed[name] = error
+        except Exception as error:
+            if len(specs) == 1:
+                raise
+            failed[spec] = error
             told = str(error) if isinstance(error, UserError) else traceback.format_exc()
-            console.print(f"{name} failed: {told}", style="bold", soft_wrap=True, highlight=False, markup=False)
+            console.print(f"{spec} failed: {told}", style="bold", soft_wrap=True, highlight=False, markup=False)
     if failed:
         kind = UserError if all(isinstance(error, UserError) for error in failed.values()) else RuntimeError
-        raise kind("these studies failed, what the others found is written: " + "; ".join(
-            f"{name}: {error}" for name, error in failed.items()))
+        raise kind(f"{len(failed)} of {len(specs)} studies failed: " + "; ".join(
+            f"{spec}: {error}" for spec, error in failed.items()))
 
 
 def catalogue() -> rich.table.Table:
@@ -220,9 +221,9 @@ def markdown(results: Mapping[str, Any]) -> str:
     names = ("statement", "published", "source", "expected", "ours")
     rows = [[*(claim[name] for name in names), "; ".join(filter(None, (claim["verdict"], study.seeds_text(claim))))]
             for claim in results["claims"]]
-    text += [*study.markdown_table(columns, rows), ""]
+    text += [study.markdown_table(columns, rows), ""]
     for table in results["tables"]:
-        text += [f"## {table['title']}", "", *study.markdown_table(table["columns"], table["rows"]), ""]
+        text += [f"## {table['title']}", "", study.markdown_table(table["columns"], table["rows"]), ""]
     for figure in results["figures"]:
         text += [f"![{figure['caption']}]({figure['file']})", "", figure["caption"], ""]
     return "\n".join(text)
@@ -238,5 +239,11 @@ def terminal_table(table: Mapping[str, Any]) -> rich.table.Table:
     return made
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
+    SCALE = flags.DEFINE_enum("scale", "digits", study.SCALES, "How large: minutes on a CPU, a GPU, or many.")
+    WORKDIR = flags.DEFINE_string("workdir", "runs/studies", "Folder of the trials.")
+    OUT = flags.DEFINE_string("out", "experiments/results/studies", "Folder of the results.")
+    JOBS = flags.DEFINE_integer("jobs", 0, "Trials at once; 0: one a core on a CPU (up to 8), one on an accelerator.",
+                                lower_bound=0)
+    LIST = flags.DEFINE_bool("list", False, "Name the studies, and end.")
     cli.run(main, USAGE, positional=True)

@@ -264,8 +264,9 @@ def counts(claims: Sequence[Mapping[str, Any]]) -> list[int]:
 def overall(claims: Sequence[Mapping[str, Any]]) -> str:
     """The verdict on a study at a scale, from the claims as in results.json: counts, and what it disagrees with."""
     agree, disagree, unclear = counts(claims)
-    text = (f"Of {len(claims)} claims {agree} {'agrees' if agree == 1 else 'agree'}, {disagree} "
-            f"{'disagrees' if disagree == 1 else 'disagree'}, {unclear} {'is' if unclear == 1 else 'are'} {TOO_SMALL}.")
+    text = (f"Of {len(claims)} claim{'s' * (len(claims) != 1)} {agree} {'agrees' if agree == 1 else 'agree'}, "
+            f"{disagree} {'disagrees' if disagree == 1 else 'disagree'}, {unclear} {'is' if unclear == 1 else 'are'} "
+            f"{TOO_SMALL}.")
     against = [claim["statement"] for claim in claims if claim["verdict"] == DISAGREES]
     return f"{text} Not found here: {' '.join(against)}" if against else text
 
@@ -279,9 +280,9 @@ def seeds_text(claim: Mapping[str, Any]) -> str:
 # -- showing -------------------------------------------------------------------------------------------------------
 
 
-def markdown_table(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """The lines of a table in Markdown."""
+def markdown_table(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown."""
     def line(row):
         return "| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |"
 
-    return [line(row) for row in (columns, ["---"] * len(columns), *rows)]
+    return "\n".join(line(row) for row in (columns, ["---"] * len(columns), *rows))

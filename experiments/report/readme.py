@@ -48,10 +48,6 @@ def _missing(command: str) -> str:
     return f"Not measured yet: `{command}`."
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    return "\n".join(study.markdown_table(columns, rows))
-
-
 def _where(found: Mapping[str, Any]) -> str:
     return f"{found['device']}, commit {found['commit']}"
 
@@ -67,7 +63,7 @@ def _placed(columns: Sequence[str], rows: Sequence[tuple[Mapping[str, Any], Sequ
         else:
             columns.append(name)
             shown = [[*cells, value] for cells, value in zip(shown, values, strict=True)]
-    return (f"{', '.join(told)}:\n\n" if told else "") + _table(columns, shown)
+    return (f"{', '.join(told)}:\n\n" if told else "") + study.markdown_table(columns, shown)
 
 
 # -- studies -------------------------------------------------------------------------------------------------------
@@ -101,8 +97,8 @@ def studies(results: Path) -> str:
     if not rows:
         return _missing("make studies")
     total = [sum(row[i] for row in rows) for i in (4, 5, 6)]
-    return _table(("study", "scale", "trials", "training", *study.VERDICTS, "on, at commit"),
-                  [*rows, ["all", "", sum(row[2] for row in rows), "", *total, ""]])
+    rows.append(["all", "", sum(row[2] for row in rows), "", *total, ""])
+    return study.markdown_table(("study", "scale", "trials", "training", *study.VERDICTS, "on, at commit"), rows)
 
 
 def against(results: Path) -> str:
@@ -122,9 +118,9 @@ def _of_study(name: str, title: str, columns: Sequence[str] = (), scales: Sequen
             if result["scale"] not in scales or table is None:
                 continue
             kept = [i for i, column in enumerate(table["columns"]) if not columns or column in columns]
-            columns_and_rows = [[row[i] for i in kept] for row in (table["columns"], *table["rows"])]
+            columns_shown, *rows = ([row[i] for i in kept] for row in (table["columns"], *table["rows"]))
             shown += [f"Scale {result['scale']} ({_commits(result['environments'])}):", "",
-                      _table(columns_and_rows[0], columns_and_rows[1:]), ""]
+                      study.markdown_table(columns_shown, rows), ""]
         return "\n".join(shown) or _missing(f"python -m experiments.run {name} --scale={scales[0]}")
 
     return block
@@ -142,7 +138,7 @@ def digits(results: Path) -> str:
     runs = found["runs"]
     told = (f"**{found['accuracy_mean']:.2%} ± {found['accuracy_std']:.2%}** of {found['test_examples']} test images "
             f"by a {found['model']} of {found['parameters']:,} parameters ({_where(found)}):\n\n")
-    return told + _table(("seed", *(run["seed"] for run in runs)), [
+    return told + study.markdown_table(("seed", *(run["seed"] for run in runs)), [
         ("test accuracy", *(f"{run['accuracy']:.2%}" for run in runs)),
         ("seconds of training", *(f"{run['seconds']:.1f}" for run in runs))])
 
