@@ -1,5 +1,6 @@
 """Runs trials: each in a folder named by its config, several at once where the machine is a CPU with several cores."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -180,33 +181,37 @@ def _in_processes(work: dict[str, study.Trial], spec: str, root: Path, jobs: int
                 busy[connection] = ready[0]
                 connection.send((work[ready[0]], spec, root / ready[0]))
 
-    with _Signals(lambda: [process.terminate() for process, _ in workers]) as signals:
-        give()
-        while busy:
-            for connection in multiprocessing.connection.wait(list(busy)):
-                name = busy.pop(connection)
-                try:
-                    kind, outcome = connection.recv()
-                except (EOFError, ConnectionError):
-                    if signals.name:
+    try:
+        with _Signals(lambda: [process.terminate() for process, _ in workers]) as signals:
+            give()
+            while busy:
+                for connection in multiprocessing.connection.wait(list(busy)):
+                    name = busy.pop(connection)
+                    try:
+                        kind, outcome = connection.recv()
+                    except (EOFError, ConnectionError):
+                        if signals.name:
+                            continue
+                        raise RuntimeError(f"the process that ran {name} died; the same command goes on") from None
+                    if kind == "mistake":
+                        raise UserError(f"{name}: {outcome}")
+                    if kind == "fault":
+                        raise RuntimeError(f"{name}: {outcome}")
+                    if "interrupted" in outcome:
+                        signals.name = signals.name or outcome["interrupted"]
+                        waiting.clear()
                         continue
-                    raise RuntimeError(f"the process that ran {name} died; the same command goes on") from None
-                if kind == "mistake":
-                    raise UserError(f"{name}: {outcome}")
-                if kind == "fault":
-                    raise RuntimeError(f"{name}: {outcome}")
-                if "interrupted" in outcome:
-                    signals.name = signals.name or outcome["interrupted"]
-                    waiting.clear()
-                    continue
-                yield name, outcome
-                done.add(name)
-                if not signals.name:
-                    give()
-        for process, connection in workers:
-            if process.is_alive():
+                    yield name, outcome
+                    done.add(name)
+                    if not signals.name:
+                        give()
+    finally:  # also where a trial failed: what comes next has the cores to itself
+        for _, connection in workers:
+            with contextlib.suppress(OSError):  # it has ended
                 connection.send(None)
+        for process, _ in workers:
             process.join(20)
+            process.kill()
     if signals.name:
         raise Interrupted(signals.name)
 

@@ -16,6 +16,7 @@ from experiments import run, trials
 from experiments.study import Trial
 from models.errors import UserError
 from tests import tiny
+from train import summary
 
 STUDY = '''
 from experiments.study import Study
@@ -196,3 +197,22 @@ def test_a_study_that_fails_does_not_end_the_others(tmp_path):
     assert "**What would change it.** Nothing." in (tmp_path / "out" / "good" / "digits" / "results.md").read_text()
     with pytest.raises(UserError, match="cannot be written to"):  # said before any trial
         run_each(specs[1:], specs[0])
+
+
+def test_results_that_a_study_writes_are_no_change_of_the_code(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True,
+                       capture_output=True)
+
+    for name in ("train/summary.py", "experiments/results/a.json", "README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    for arguments in (("init",), ("add", "."), ("commit", "-m", "one")):
+        git(*arguments)
+    monkeypatch.setattr(summary, "__file__", str(tmp_path / "train" / "summary.py"))
+    clean = summary.commit()
+    for name in ("experiments/results/a.json", "README.md"):
+        (tmp_path / name).write_text("2")
+    assert len(clean) == 12 and summary.commit() == clean
+    (tmp_path / "train" / "summary.py").write_text("2")
+    assert summary.commit() == f"{clean}+changes"
