@@ -256,7 +256,7 @@ STUDY = Study(
     tables=results.tables,
     pictures=[
         Picture("labels", "Accuracy on the target against labels a class; mean and standard deviation of three seeds.",
-                results.draw_labels),
+                results.draw_labels, (6.5, 4.2)),
         Picture("curves", "Learning curves from scratch and fine-tuned, a line a seed.", results.draw_curves),
         Picture("grid", "Logistic regression on features, by how much of the source the network saw and its width.",
                 results.draw_grid, (6.5, 4.5)),
