@@ -345,7 +345,7 @@ def draw_low_bits(outcomes: Outcomes, figure: Any) -> None:
                  0.8 / len(kinds), color=colors[kind], label=kind)
     axes.set_xticks(range(len(depths)), [f"{depth} layers" for depth in depths])
     axes.set_ylabel("test error (%)")
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     tidy(axes)
 
 
