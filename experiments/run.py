@@ -239,7 +239,7 @@ def terminal_table(table: Mapping[str, Any]) -> rich.table.Table:
     return made
 
 
-if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
+if __name__ == "__main__":  # only here: absl has one table of flags for the process
     SCALE = flags.DEFINE_enum("scale", "digits", study.SCALES, "How large: minutes on a CPU, a GPU, or many.")
     WORKDIR = flags.DEFINE_string("workdir", "runs/studies", "Folder of the trials.")
     OUT = flags.DEFINE_string("out", "experiments/results/studies", "Folder of the results.")

@@ -18,10 +18,6 @@ Reads what `experiments.run`, `experiments.costs`, `experiments.bench`, `experim
 have written under --results, and trains nothing. What is not there is named with the command that makes it.
 """
 
-RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder of the results.")
-OUT = flags.DEFINE_string("out", "report", "Folder to write to.")
-README = flags.DEFINE_string("readme", "", "Markdown file whose blocks <!-- generated: NAME --> are made anew.")
-
 
 def main() -> None:
     """Reads, and writes the two pages and the blocks of the README."""
@@ -38,5 +34,8 @@ def main() -> None:
         write_atomically(path, readme.update(path.read_text(), Path(RESULTS.value)))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # only here: absl has one table of flags for the process
+    RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder of the results.")
+    OUT = flags.DEFINE_string("out", "report", "Folder to write to.")
+    README = flags.DEFINE_string("readme", "", "Markdown file whose blocks <!-- generated: NAME --> are made anew.")
     cli.run(main, USAGE)
