@@ -122,6 +122,10 @@ STUDY = Study(
     name="adaptive",
     title="Adaptive inference",
     question="What is saved if a network computes of each image only what it needs?",
+    would_change="Images that differ in what they need: on digits the shallowest ResNet is within a point of the "
+                 "deepest, so that neither gates nor exits have anything to choose; cifar10 scale, with three seeds, "
+                 "may. A longer training of the gates with all blocks computed now and then, and for BlockDrop a "
+                 "penalty between the two, at which two thirds of the blocks are kept.",
     cost={"digits": "15 minutes on 2 cores",
           "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 2 hours on a core; one seed, so no verdicts"},
     trials=trials,

@@ -312,7 +312,7 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
             if point:
                 points.append(point)
                 if label != "seed":
-                    panels[0].annotate(f"{value:g}", point, xytext=(4, 4), textcoords="offset points", fontsize=7)
+                    panels[0].annotate(f"{value:g}", point, xytext=(4, 4), textcoords="offset points", fontsize=9)
         if points:
             panels[0].plot(*zip(*points, strict=True), "o-" if label != "seed" else "o", color=COLORS[method],
                            label=method + (f", by {label}" if label != "seed" else ""))
@@ -327,7 +327,7 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
                                label=f"{method}, {'by image' if batch else 'each exit'}")
     panels[0].set_ylabel("test accuracy (%)")
     for axes in panels:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=9)
 
 
 def _first(outcomes: Outcomes) -> Outcomes:
@@ -360,7 +360,7 @@ def draw_used(outcomes: Outcomes, figure: Any) -> None:
     right.set_xticks(range(len(rows)), [f"{row['budget'] / 1e6:.2g}" for row in rows], fontsize=8)
     right.set(xlabel="budget for the average image (millions of mult-adds)", ylabel="images (%)")
     if rows:
-        right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        right.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     tidy(right)
 
 

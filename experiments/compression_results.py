@@ -327,6 +327,7 @@ def draw_bits(outcomes: Outcomes, figure: Any) -> None:
                       "." if method == "both" else ".-", color=colors[method], alpha=0.7,
                       label=method if i == 0 else None)
     axes.set(xlabel="times smaller than float32", ylabel="test accuracy (%)", xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False)
     tidy(axes)
 
@@ -336,14 +337,15 @@ def draw_low_bits(outcomes: Outcomes, figure: Any) -> None:
     axes = figure.subplots()
     own = outcomes.where(part="low bits")
     depths, kinds = own.distinct("depth"), own.distinct("kind")
-    colors = ("#777777", "#4878a8", "#c9a227", "#b0b0b0", "#c8553d")[-len(kinds):]
-    for i, (kind, color) in enumerate(zip(kinds, colors, strict=True)):
+    colors = {"full": "#777777", "ternary": "#4878a8", "binary weights": "#c9a227", "full, preactivation": "#b0b0b0",
+              "XNOR": "#c8553d"}
+    for i, kind in enumerate(kinds):
         errors = [_mean([100 - 100 * value for value in _low(outcomes, depth, kind)]) for depth in depths]
         axes.bar([n + (i - len(kinds) / 2 + 0.5) * 0.8 / len(kinds) for n in range(len(depths))], errors,
-                 0.8 / len(kinds), color=color, label=kind)
+                 0.8 / len(kinds), color=colors[kind], label=kind)
     axes.set_xticks(range(len(depths)), [f"{depth} layers" for depth in depths])
     axes.set_ylabel("test error (%)")
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     tidy(axes)
 
 
@@ -361,7 +363,7 @@ def draw_sensitivity(outcomes: Outcomes, figure: Any) -> None:
                       color=colormaps["viridis"](i / max(1, len(layers) - 1)),
                       label=name.removesuffix("/kernel") if few or i in (0, len(layers) - 1) else None)
         axes.set(title=network, xlabel="weights of the layer gone (%)")
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(frameon=False, fontsize=8)
         tidy(axes)
     figure.axes[0].set_ylabel("accuracy on training images (%)")
 

@@ -196,8 +196,8 @@ def draw_localization(outcomes: Outcomes, figure: Any) -> None:
         tidy(axes)
     panels[0].set_yticks(range(len(names)), [NAMES[name] for name in names])
     panels[0].invert_yaxis()
-    panels[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5),
-                     title="dotted: the middle", title_fontsize=8)
+    panels[1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5),
+                     title="dotted: the middle", title_fontsize=9)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -225,7 +225,7 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
         axes.set_xlabel("pixels changed (%)")
     handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(),
                                                                          strict=True)}
-    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc="outside right center")
+    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, loc="outside right center")
 
 
 def draw_sanity(outcomes: Outcomes, figure: Any) -> None:
@@ -244,7 +244,7 @@ def draw_sanity(outcomes: Outcomes, figure: Any) -> None:
     panels[0].set_ylabel("rank correlation with the trained network's map")
     handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(),
                                                                         strict=True)}
-    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc="outside right center")
+    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, loc="outside right center")
 
 
 def draw_effective(outcomes: Outcomes, figure: Any) -> None:
@@ -262,7 +262,7 @@ def draw_effective(outcomes: Outcomes, figure: Any) -> None:
                 overlays.draw_box(axes, np.clip(found["box"], 0, [*heat.shape, *heat.shape]))
             size = "all of it" if found["theoretical"] is None else f"{found['theoretical'][0]} pixels"
             axes.set_title(f"{outcome.labels['network']}, {found['endpoint']}, {when} training\n"
-                           f"effective {found[when]['size']:.1f} pixels,\ntheoretical {size}", fontsize=8)
+                           f"effective {found[when]['size']:.1f} pixels,\ntheoretical {size}", fontsize=9)
             axes.set_xticks([])
             axes.set_yticks([])
     figure.colorbar(drawn, ax=grid, shrink=0.6, label="|gradient| of the unit, share of the largest")

@@ -3,7 +3,9 @@
 import csv
 import json
 import re
+import tempfile
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,20 +23,12 @@ USAGE = """Runs a study and writes what came out: tables (Markdown, CSV), figure
 
     python -m experiments.run --list                             the studies, their questions and what they cost
     python -m experiments.run initialization --scale=digits
-    python -m experiments.run all --scale=digits
+    python -m experiments.run all --scale=digits                 one that fails does not end the others
     python -m experiments.run my_study.py                        a file of yours that defines STUDY
 
 Each trial has a folder in --workdir, named by its config: what is finished is not run again, what was interrupted
 goes on. Results go to --out/STUDY/SCALE.
 """
-
-SCALE = flags.DEFINE_enum("scale", "digits", study.SCALES, "How large: minutes on a CPU, a GPU, or many.")
-WORKDIR = flags.DEFINE_string("workdir", "runs/studies", "Folder of the trials.")
-OUT = flags.DEFINE_string("out", "experiments/results/studies", "Folder of the results.")
-JOBS = flags.DEFINE_integer("jobs", 0, "Trials at once; 0: one a core on a CPU (up to 8), one on an accelerator.",
-                            lower_bound=0)
-LIST = flags.DEFINE_bool("list", False, "Name the studies, and end.")
-
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the studies that are asked for."""
@@ -44,8 +38,35 @@ def main(arguments: Sequence[str]) -> None:
         return
     if len(arguments) != 2:
         raise UserError("name one study, or all: " + ", ".join(study.STUDIES))
-    for spec in study.STUDIES if arguments[1] == "all" else arguments[1:]:
-        run(spec, SCALE.value, Path(WORKDIR.value), Path(OUT.value), JOBS.value, console)
+    names = [name for name in study.STUDIES if SCALE.value in study.module(name).STUDY.cost]
+    run_each(names if arguments[1] == "all" else arguments[1:], SCALE.value, Path(WORKDIR.value), Path(OUT.value),
+             JOBS.value, console)
+
+
+def run_each(specs: Sequence[str], scale: str, workdir: Path, out: Path, jobs: int, console: rich.console.Console
+             ) -> None:
+    """Runs studies, as `run` does; one that fails does not end the others.
+
+    Raises:
+      UserError: of the studies that failed; RuntimeError where one did for a fault of the code.
+      Interrupted: at once.
+    """
+    failed = {}
+    for spec in specs:
+        try:
+            run(spec, scale, workdir, out, jobs, console)
+        except trials.Interrupted:
+            raise
+        except Exception as error:
+            if len(specs) == 1:
+                raise
+            failed[spec] = error
+            told = str(error) if isinstance(error, UserError) else traceback.format_exc()
+            console.print(f"{spec} failed: {told}", style="bold", soft_wrap=True, highlight=False, markup=False)
+    if failed:
+        kind = UserError if all(isinstance(error, UserError) for error in failed.values()) else RuntimeError
+        raise kind(f"{len(failed)} of {len(specs)} studies failed: " + "; ".join(
+            f"{spec}: {error}" for spec, error in failed.items()))
 
 
 def catalogue() -> rich.table.Table:
@@ -77,18 +98,18 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
     about = study.module(spec).STUDY
     if scale not in about.cost:
         raise choice_error(f"scale of study {about.name}", scale, about.cost)
+    folder = writable(out / about.name / scale)
     console.print(f"[bold]{about.title}[/]: {about.question}")
     for claim in about.claims:  # before anything runs
         console.print(f"  expected: {claim.expected} [dim]({claim.source}: {claim.published})[/]", soft_wrap=True)
     began, planned = time.time(), about.trials(scale)
     jobs = jobs or default_jobs()
     outcomes = study.Outcomes(trials.run_all(planned, spec, workdir / scale, jobs, console))
-    judgements = [claim.judge(outcomes) for claim in about.claims]
+    claims = [judged(claim, outcomes) for claim in about.claims]
     results = {
         "study": about.name, "title": about.title, "question": about.question, "scale": scale,
         "command": f"python -m experiments.run {spec} --scale={scale}",
-        "claims": [{**{field: getattr(claim, field) for field in ("statement", "published", "source", "expected")},
-                    **judgement._asdict()} for claim, judgement in zip(about.claims, judgements, strict=True)],
+        "verdict": study.overall(claims), "would_change": about.would_change, "claims": claims,
         "tables": [table._asdict() for table in about.tables(outcomes)],
         "figures": [{"file": f"{picture.name}.png", "caption": picture.caption} for picture in about.pictures],
         "environments": environments(outcomes),
@@ -99,17 +120,43 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
                         default=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
         "trials": [kept(trial, outcome) for trial, outcome in zip(planned, outcomes, strict=True)],
     }
-    write(about, results, outcomes, out / about.name / scale)
+    write(about, results, outcomes, folder)
     for table in results["tables"]:
         console.print(terminal_table(table))
     verdicts = rich.table.Table(title="verdicts", title_justify="left", show_lines=True)
     for column in ("claim", "published", "ours", "verdict"):
         verdicts.add_column(column)
     for claim in results["claims"]:
-        verdicts.add_row(*(claim[name] for name in ("statement", "published", "ours", "verdict")))
+        verdicts.add_row(claim["statement"], claim["published"], claim["ours"],
+                         "\n".join(filter(None, (claim["verdict"], study.seeds_text(claim)))))
     console.print(verdicts)
-    console.print(f"written to {out / about.name / scale}", soft_wrap=True)
+    console.print(results["verdict"], soft_wrap=True, highlight=False)
+    if about.would_change:
+        console.print(f"What would change it: {about.would_change}", soft_wrap=True, highlight=False)
+    console.print(f"written to {folder}", soft_wrap=True)
     return results
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made if it is missing; before hours of trials.
+
+    Raises:
+      UserError: it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"--out: {folder} cannot be written to: {error.strerror}") from None
+    return folder
+
+
+def judged(claim: study.Claim, outcomes: study.Outcomes) -> dict[str, Any]:
+    """A claim with its verdict, as in results.json; "seeds" of one that is too small to tell, where they are known."""
+    judgement = claim.judge(outcomes)
+    found = {field: getattr(claim, field) for field in ("statement", "published", "source", "expected")}
+    seeds = getattr(judgement.verdict, "seeds", None)  # a user's judge may give a plain text
+    return {**found, **judgement._asdict(), **({"seeds": seeds} if seeds else {})}
 
 
 def default_jobs() -> int:
@@ -151,7 +198,6 @@ def write(about: study.Study, results: Mapping[str, Any], outcomes: study.Outcom
 
     from train.checkpoint import write_json
 
-    folder.mkdir(parents=True, exist_ok=True)
     for picture in about.pictures:
         figure = Figure(figsize=picture.size, layout="constrained", dpi=120)
         picture.draw(outcomes, figure)
@@ -165,21 +211,19 @@ def write(about: study.Study, results: Mapping[str, Any], outcomes: study.Outcom
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The results as a page."""
-    def lines(columns, rows):
-        def cell(value):
-            return str(value).replace("|", "\\|")
-
-        yield from ("| " + " | ".join(map(cell, row)) + " |" for row in (columns, ["---"] * len(columns), *rows))
-
     where = "; ".join(f"{entry['device']}, commit {entry['commit']}" for entry in results["environments"])
     text = [f"# {results['title']}", "", results["question"], "", f"    {results['command']}", "",
+            f"**Verdict.** {results['verdict']}", "",
+            *([f"**What would change it.** {results['would_change']}", ""] if results["would_change"] else []),
             f"{len(results['trials'])} trials, {results['seconds_of_training']:.0f} s of training; {where}.", "",
             "## Claims", ""]
     columns = ("claim", "published", "source", "expected here", "ours", "verdict")
-    names = ("statement", "published", "source", "expected", "ours", "verdict")
-    text += [*lines(columns, [[claim[name] for name in names] for claim in results["claims"]]), ""]
+    names = ("statement", "published", "source", "expected", "ours")
+    rows = [[*(claim[name] for name in names), "; ".join(filter(None, (claim["verdict"], study.seeds_text(claim))))]
+            for claim in results["claims"]]
+    text += [study.markdown_table(columns, rows), ""]
     for table in results["tables"]:
-        text += [f"## {table['title']}", "", *lines(table["columns"], table["rows"]), ""]
+        text += [f"## {table['title']}", "", study.markdown_table(table["columns"], table["rows"]), ""]
     for figure in results["figures"]:
         text += [f"![{figure['caption']}]({figure['file']})", "", figure["caption"], ""]
     return "\n".join(text)
@@ -195,5 +239,11 @@ def terminal_table(table: Mapping[str, Any]) -> rich.table.Table:
     return made
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # only here: absl has one table of flags for the process
+    SCALE = flags.DEFINE_enum("scale", "digits", study.SCALES, "How large: minutes on a CPU, a GPU, or many.")
+    WORKDIR = flags.DEFINE_string("workdir", "runs/studies", "Folder of the trials.")
+    OUT = flags.DEFINE_string("out", "experiments/results/studies", "Folder of the results.")
+    JOBS = flags.DEFINE_integer("jobs", 0, "Trials at once; 0: one a core on a CPU (up to 8), one on an accelerator.",
+                                lower_bound=0)
+    LIST = flags.DEFINE_bool("list", False, "Name the studies, and end.")
     cli.run(main, USAGE, positional=True)

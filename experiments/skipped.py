@@ -8,7 +8,8 @@ import numpy as np
 import rich.console
 from absl import flags
 
-from experiments.smaller import Timed, markdown_table, table, timed
+from experiments.smaller import Timed, table, timed
+from experiments.study import markdown_table
 from models import runtime
 from models.complexity import short
 from models.errors import UserError

@@ -10,6 +10,7 @@ import rich.console
 import rich.table
 from absl import flags
 
+from experiments.study import markdown_table
 from models import runtime
 from models.errors import UserError
 from train import cli
@@ -203,11 +204,6 @@ def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> rich.table.
     for line in lines:
         made.add_row(*line)
     return made
-
-
-def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """For a page."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *lines))
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:

@@ -22,7 +22,16 @@ STUDIES = {
     "compression": "experiments.compression", "adaptive": "experiments.adaptive",
     "explanation": "experiments.explanation",
 }
-AGREES, DISAGREES, TOO_SMALL = VERDICTS = ("agrees", "disagrees", "too small to tell")
+MANY = 200  # seeds: what needs more is not worth counting
+
+
+class Verdict(str):
+    """One of VERDICTS; `seeds`: of "too small to tell", how many a group would decide it at this spread, if known."""
+
+    seeds: int | None = None
+
+
+AGREES, DISAGREES, TOO_SMALL = VERDICTS = tuple(map(Verdict, ("agrees", "disagrees", "too small to tell")))
 
 
 class Trial(NamedTuple):
@@ -105,7 +114,7 @@ class Outcomes(Sequence):
 class Judgement(NamedTuple):
     """A verdict and the numbers that it rests on, in one sentence."""
 
-    verdict: str
+    verdict: Verdict
     ours: str
 
 
@@ -154,6 +163,7 @@ class Study(NamedTuple):
       claims: published results.
       tables: outcomes -> tables.
       pictures: drawn from the outcomes.
+      would_change: which measurements would turn the verdicts: more seeds, a longer schedule, other data.
     """
 
     name: str
@@ -164,6 +174,7 @@ class Study(NamedTuple):
     claims: Sequence[Claim]
     tables: Callable[[Outcomes], list[Table]]
     pictures: Sequence[Picture]
+    would_change: str = ""
 
 
 def module(spec: str) -> Any:
@@ -207,21 +218,71 @@ def spread(values: Sequence[float], percent: bool = True, digits: int = 1) -> st
     return text + (" %" if percent else "") + (f" ({lost} of {len(values)} diverged)" if lost else "")
 
 
-def compare(high: Sequence[float], low: Sequence[float], by: float = 0.0) -> str:
-    """Whether the mean of `high` is above that of `low` by more than `by`: a verdict.
+def seeds_needed(high: Sequence[float], low: Sequence[float], by: float = 0.0) -> int | None:
+    """With how many seeds in each group these means and spreads would be more than two standard errors apart.
+
+    None where there are fewer than two in a group, or the difference is `by` itself.
+    """
+    high, low = finite(high), finite(low)
+    if min(len(high), len(low)) < 2 or not (difference := statistics.mean(high) - statistics.mean(low) - by):
+        return None
+    return math.floor(4 * (statistics.variance(high) + statistics.variance(low)) / difference**2) + 1
+
+
+def compare(high: Sequence[float], low: Sequence[float], by: float = 0.0) -> Verdict:
+    """Whether the mean of `high` is above that of `low` by more than `by`.
 
     "too small to tell" within two standard errors of the difference (Welch) of `by`.
     """
+    verdict = Verdict(TOO_SMALL)
+    verdict.seeds = seeds_needed(high, low, by)
     high, low = finite(high), finite(low)
     if min(len(high), len(low)) < 2:
-        return TOO_SMALL
+        return verdict
     difference = statistics.mean(high) - statistics.mean(low) - by
     error = math.sqrt(statistics.variance(high) / len(high) + statistics.variance(low) / len(low))
     if abs(difference) <= 2 * error:
-        return TOO_SMALL
+        return verdict
     return AGREES if difference > 0 else DISAGREES
 
 
-def all_of(verdicts: Sequence[str]) -> str:
+def all_of(verdicts: Sequence[Verdict]) -> Verdict:
     """Of a claim with several parts: disagrees where one does, else too small to tell where one is."""
-    return next((verdict for verdict in (DISAGREES, TOO_SMALL) if verdict in verdicts), AGREES)
+    if DISAGREES in verdicts:
+        return DISAGREES
+    unclear = [verdict for verdict in verdicts if verdict == TOO_SMALL]
+    if any(verdict.seeds is None for verdict in unclear):
+        return TOO_SMALL
+    return max(unclear, key=lambda verdict: verdict.seeds, default=AGREES)
+
+
+def counts(claims: Sequence[Mapping[str, Any]]) -> list[int]:
+    """How many claims, as in results.json, have each of VERDICTS."""
+    return [sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS]
+
+
+def overall(claims: Sequence[Mapping[str, Any]]) -> str:
+    """The verdict on a study at a scale, from the claims as in results.json: counts, and what it disagrees with."""
+    agree, disagree, unclear = counts(claims)
+    text = (f"Of {len(claims)} claim{'s' * (len(claims) != 1)} {agree} {'agrees' if agree == 1 else 'agree'}, "
+            f"{disagree} {'disagrees' if disagree == 1 else 'disagree'}, {unclear} {'is' if unclear == 1 else 'are'} "
+            f"{TOO_SMALL}.")
+    against = [claim["statement"] for claim in claims if claim["verdict"] == DISAGREES]
+    return f"{text} Not found here: {' '.join(against)}" if against else text
+
+
+def seeds_text(claim: Mapping[str, Any]) -> str:
+    """How many seeds a group would tell what is too small to tell, of a claim as in results.json; "" if unknown."""
+    seeds = claim.get("seeds")
+    return f"{min(seeds, MANY)}{' or more' if seeds > MANY else ''} seeds would tell" if seeds else ""
+
+
+# -- showing -------------------------------------------------------------------------------------------------------
+
+
+def markdown_table(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+    def line(row):
+        return "| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |"
+
+    return "\n".join(line(row) for row in (columns, ["---"] * len(columns), *rows))

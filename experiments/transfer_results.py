@@ -234,12 +234,12 @@ def draw_labels(outcomes: Outcomes, figure: Any) -> None:
     axes = figure.subplots()
     for how, color in COLORS.items():
         values = [_values(outcomes, target, how, count) for count in counts]
-        points = [(i, _mean(v), statistics.stdev(finite(v)) if len(finite(v)) > 1 else 0.0)
+        points = [(i, 100 * _mean(v), 100 * statistics.stdev(finite(v)) if len(finite(v)) > 1 else 0.0)
                   for i, v in enumerate(values) if finite(v)]
         if points:
             x, y, error = zip(*points, strict=True)
             axes.errorbar(x, y, error, color=color, label=how, marker="o", capsize=3)
-    axes.set(xticks=range(len(counts)), xlabel="labels a class", ylabel=f"accuracy on {target}")
+    axes.set(xticks=range(len(counts)), xlabel="labels a class", ylabel=f"accuracy on {target} (%)")
     axes.set_xticklabels([str(count) for count in counts])
     if axes.lines:
         axes.legend(frameon=False)
@@ -254,9 +254,9 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
         for how in ("scratch", "fine-tuned"):
             for i, o in enumerate(outcomes.where(part="transfer", target=target, how=how, labels=count)):
                 if o.history.get("test"):
-                    axes.plot(o.history["test"]["step"], o.history["test"]["accuracy"], color=COLORS[how], marker=".",
-                              label=how if i == 0 else None)
-        axes.set(xlabel="step", ylabel=f"test accuracy on {target}",
+                    axes.plot(o.history["test"]["step"], [100 * a for a in o.history["test"]["accuracy"]],
+                              color=COLORS[how], marker=".", label=how if i == 0 else None)
+        axes.set(xlabel="step", ylabel=f"test accuracy on {target} (%)",
                  title="all labels" if count == ALL else f"{count} labels a class")
         if axes.lines:
             axes.legend(frameon=False)
@@ -292,9 +292,9 @@ def draw_sources(outcomes: Outcomes, figure: Any) -> None:
                 continue
             values = [_logistic(outcomes, part, name, key) for name in names]
             x = [i + 0.36 * offset for i in range(len(names))]
-            axes.bar(x, [statistics.mean(v) if v else 0.0 for v in values], 0.34, color=color, label=label,
-                     yerr=[statistics.stdev(v) if len(v) > 1 else 0.0 for v in values], capsize=3)
-        axes.set(ylabel="accuracy on the target", title={"relation": "Its classes", "bias": "Its biases"}[part])
+            axes.bar(x, [100 * statistics.mean(v) if v else 0.0 for v in values], 0.34, color=color, label=label,
+                     yerr=[100 * statistics.stdev(v) if len(v) > 1 else 0.0 for v in values], capsize=3)
+        axes.set(ylabel="accuracy on the target (%)", title={"relation": "Its classes", "bias": "Its biases"}[part])
         axes.set_xticks([i + (0.18 if part == "bias" else 0) for i in range(len(names))], names)
         tidy(axes)
         if part == "bias":

@@ -160,11 +160,12 @@ def _draw_attention(outcomes: Outcomes, figure: Any) -> None:
 
 def _draw_curves(outcomes: Outcomes, figure: Any) -> None:
     for axes, (name, label) in zip(figure.subplots(1, 2), (("loss", "loss on the test split (nats a token)"),
-                                                           ("accuracy", "tokens right")), strict=True):
+                                                           ("accuracy", "tokens right (%)")), strict=True):
         for (network,), group in outcomes.groups("network"):
             histories = [o.history["test"] for o in group if o.summary]
             if histories:
                 mean = [statistics.mean(values) for values in zip(*(h[name] for h in histories), strict=True)]
+                mean = [100 * value for value in mean] if name == "accuracy" else mean
                 axes.plot(histories[0]["step"], mean, color=COLORS[network], label=network, linewidth=1.4)
         axes.set(xlabel="step", ylabel=label)
         if name == "loss":
@@ -179,6 +180,10 @@ STUDY = Study(
     title="Translation",
     question="What does a Transformer that translates English to German lose without positions, with one head, one "
              "layer, no dropout or no label smoothing?",
+    would_change="Multi30k, which is this study's cifar10 scale: on the grammar the full network is near the top of "
+                 "the scale, so that heads and layers have little to gain, nothing to overfit is there for dropout, "
+                 "and 38.4 BLEU are of another text. On the grammar itself more seeds for learned positions, which "
+                 "spread by several BLEU.",
     cost={"digits": "about 5 minutes on 2 cores", "cifar10": "21 runs of 60 epochs of Multi30k: hours on one GPU"},
     trials=trials,
     claims=(

@@ -1,5 +1,6 @@
 """Runs trials: each in a folder named by its config, several at once where the machine is a CPU with several cores."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -105,7 +106,8 @@ def run_all(trials: Sequence[study.Trial], spec: str, root: Path, jobs: int, con
       jobs: trials at once; more than one in processes of their own, which share out the cores.
       console: for progress: a bar on a terminal, a line for each trial elsewhere.
     Raises:
-      UserError: a trial's; or SIGTERM or SIGINT ended it, and the same command goes on.
+      UserError: a trial's.
+      Interrupted: SIGTERM or SIGINT ended it, and the same command goes on.
     """
     root.mkdir(parents=True, exist_ok=True)
     work = {}
@@ -138,8 +140,11 @@ def _starts(trial: study.Trial) -> list[study.Trial]:
     return [*_starts(trial.start), trial.start] if trial.start else []
 
 
-def _interrupted(name: str) -> UserError:
-    return UserError(f"{name}: what is done is kept; the same command goes on")
+class Interrupted(UserError):
+    """A signal has ended the trials."""
+
+    def __init__(self, name: str):
+        super().__init__(f"{name}: what is done is kept; the same command goes on")
 
 
 def _here(work: dict[str, study.Trial], spec: str, root: Path, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -150,7 +155,7 @@ def _here(work: dict[str, study.Trial], spec: str, root: Path, jobs: int) -> Ite
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         if "interrupted" in outcome:
-            raise _interrupted(outcome["interrupted"])
+            raise Interrupted(outcome["interrupted"])
         yield name, outcome
 
 
@@ -176,35 +181,39 @@ def _in_processes(work: dict[str, study.Trial], spec: str, root: Path, jobs: int
                 busy[connection] = ready[0]
                 connection.send((work[ready[0]], spec, root / ready[0]))
 
-    with _Signals(lambda: [process.terminate() for process, _ in workers]) as signals:
-        give()
-        while busy:
-            for connection in multiprocessing.connection.wait(list(busy)):
-                name = busy.pop(connection)
-                try:
-                    kind, outcome = connection.recv()
-                except (EOFError, ConnectionError):
-                    if signals.name:
+    try:
+        with _Signals(lambda: [process.terminate() for process, _ in workers]) as signals:
+            give()
+            while busy:
+                for connection in multiprocessing.connection.wait(list(busy)):
+                    name = busy.pop(connection)
+                    try:
+                        kind, outcome = connection.recv()
+                    except (EOFError, ConnectionError):
+                        if signals.name:
+                            continue
+                        raise RuntimeError(f"the process that ran {name} died; the same command goes on") from None
+                    if kind == "mistake":
+                        raise UserError(f"{name}: {outcome}")
+                    if kind == "fault":
+                        raise RuntimeError(f"{name}: {outcome}")
+                    if "interrupted" in outcome:
+                        signals.name = signals.name or outcome["interrupted"]
+                        waiting.clear()
                         continue
-                    raise RuntimeError(f"the process that ran {name} died; the same command goes on") from None
-                if kind == "mistake":
-                    raise UserError(f"{name}: {outcome}")
-                if kind == "fault":
-                    raise RuntimeError(f"{name}: {outcome}")
-                if "interrupted" in outcome:
-                    signals.name = signals.name or outcome["interrupted"]
-                    waiting.clear()
-                    continue
-                yield name, outcome
-                done.add(name)
-                if not signals.name:
-                    give()
-        for process, connection in workers:
-            if process.is_alive():
+                    yield name, outcome
+                    done.add(name)
+                    if not signals.name:
+                        give()
+    finally:  # also where a trial failed: what comes next has the cores to itself
+        for _, connection in workers:
+            with contextlib.suppress(OSError):  # it has ended
                 connection.send(None)
+        for process, _ in workers:
             process.join(20)
+            process.kill()
     if signals.name:
-        raise _interrupted(signals.name)
+        raise Interrupted(signals.name)
 
 
 class _Signals:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments import study
-from experiments.report import content, render, winners
+from experiments.report import content, readme, render, winners
 from models.errors import UserError
 from tests import tiny
 
@@ -18,14 +18,15 @@ VOID = {"meta", "link", "img", "input", "br", "hr"}
 ENVIRONMENT = {"commit": "0123456789ab", "device": "1 x toy (2 < 3 cores)", "versions": {"jax": "0.0"}}
 CLAIMS = [{"statement": f"a < b & \"c\" | d, part {i}", "published": f"{i}.5 % <b>",
            "source": f"Author 201{i}, table {i}", "expected": f"above {i} & rising",
-           "ours": f"9{i}.0 ± 0.{i} %", "verdict": verdict}
+           "ours": f"9{i}.0 ± 0.{i} %", "verdict": verdict, **({"seeds": 17} if verdict == study.TOO_SMALL else {})}
           for i, verdict in enumerate(study.VERDICTS)]
 COMMAND = "python -m experiments.run toy.py --scale=digits"
 
 
 def result(name):
     return {
-        "study": name, "title": "Toys & <tools>", "question": "Does <i>it</i> & that work?", "scale": "digits",
+        "study": name, "verdict": "as before", "would_change": "Larger <toys> & more seeds.",
+        "title": "Toys & <tools>", "question": "Does <i>it</i> & that work?", "scale": "digits",
         "command": COMMAND, "claims": CLAIMS,
         "tables": [{"title": "Sizes of *toys*", "columns": ["toy", "size", "acc_uracy"],
                     "rows": [["a|b", 10, "97.2 ± 0.3 %"], ["<c>", 2.5, "diverged"]]}],
@@ -92,11 +93,15 @@ def test_html_says_what_the_results_say(built):
     page = Page(built[0])
     text = " ".join(page.text.split())
     for claim in CLAIMS:
-        for field, times in (("statement", 2), ("published", 2), ("source", 2), ("expected", 1), ("ours", 2)):
+        statements = 3 if claim["verdict"] == study.DISAGREES else 2  # the study's verdict names it, too
+        for field, times in (("statement", statements), ("published", 2), ("source", 2), ("expected", 1), ("ours", 2)):
             assert text.count(claim[field]) == times, claim[field]
     for said in (COMMAND, "Does <i>it</i> & that work?", "Loss < 1 & falling.", "Sizes of *toys*", "a|b", "2026-03-04",
                  "97.2 ± 0.3 %", "2, of which 1 diverged", "5 min 12 s", "1 x toy (2 < 3 cores)", "commit 0123456789ab",
-                 "jax 0.0", "1 agrees 1 disagrees 1 too small to tell", "One machine.", "Below", winners.CAPTION):
+                 "jax 0.0", "1 agrees 1 disagrees 1 too small to tell", "One machine.",
+                 "Of 3 claims 1 agrees, 1 disagrees, 1 is too small to tell. Not found here: a < b",
+                 "What would change it. Larger <toys> & more seeds.", "too small to tell 17 seeds would tell",
+                 "Below", winners.CAPTION):
         assert said in text, said
     badges = [attrs["class"] for attrs in page.all("span") if attrs.get("class", "").startswith("badge")]
     assert sorted(badges) == sorted(2 * [f"badge {name}" for name in render.BADGES.values()])
@@ -139,8 +144,9 @@ def test_markdown_says_the_same(built):
     page = Page(parser.render(text).replace(" />", ">"))
     said = " ".join(page.text.split())
     for claim in CLAIMS:
-        assert all(text in said for text in claim.values())
-    for name in (COMMAND, "Does <i>it</i> & that work?", "a|b", "acc_uracy", "Sizes of *toys*", "5 min 12 s"):
+        assert all(str(text) in said for text in claim.values())
+    for name in (COMMAND, "What would change it. Larger <toys> & more seeds.", "17 seeds would tell",
+                 "Does <i>it</i> & that work?", "a|b", "acc_uracy", "Sizes of *toys*", "5 min 12 s"):
         assert name in said, name
     pictures = [attrs["src"] for attrs in page.all("img")]
     assert len(pictures) == 3 and all((out / name).is_file() for name in pictures)
@@ -192,3 +198,64 @@ def test_winners_are_of_every_year_and_fall():
 @pytest.mark.parametrize(("seconds", "text"), [(41.2, "41 s"), (312.4, "5 min 12 s"), (12000, "3 h 20 min")])
 def test_duration(seconds, text):
     assert content.duration(seconds) == text
+
+
+def test_results_of_older_code_say_what_would_change_them(results, tmp_path):
+    about = {**result("cost"), "claims": CLAIMS}
+    del about["would_change"], about["verdict"]
+    folder = results / "studies" / "cost" / "digits"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(about))
+    (results / "studies" / "toy" / "digits" / "curves.png").rename(folder / "curves.png")
+    section = next(one for one in content.gather(results, tmp_path / "p").sections if one.anchor == "cost")
+    assert dict(section.children[0].blocks)["verdict"][1] == study.module("cost").STUDY.would_change
+
+
+# -- README --------------------------------------------------------------------------------------------------------
+
+
+def blocks(text):
+    return re.findall(r"<!-- generated: (.*?) -->\n(.*?)<!-- end -->", text, re.S)
+
+
+def test_the_readme_is_what_the_results_give():
+    text = (tiny.ROOT / "README.md").read_text()
+    assert {name for name, _ in blocks(text)} == set(readme.BLOCKS)
+    made = readme.update(text, tiny.ROOT / "experiments" / "results")
+    assert made == text, "make report"
+    assert all("Not measured" not in block for _, block in blocks(made))
+
+
+def test_a_readme_of_results_with_holes(results, tmp_path):
+    text = "".join(f"Before.\n<!-- generated: {name} -->\nstale\n<!-- end -->\nAfter.\n" for name in readme.BLOCKS)
+    (results / "bench" / "small" / "bench.json").write_text(json.dumps({
+        "device": "toy", "measured": "2025", "rows": [{"case": "net", "what": "step", "who": "ours", "failed": "no"}]}))
+    for folder in (results, tmp_path / "nothing"):
+        made = readme.update(text, folder)
+        assert "stale" not in made and made.count("After.\n") == len(readme.BLOCKS) == len(blocks(made))
+        assert readme.update(made, folder) == made
+        assert all("Not measured yet: `" in block or name == "against" for name, block in blocks(made))
+
+
+def test_speed_is_of_the_newest_rows_beside_the_fastest(results):
+    def write(folder, measured, ms):
+        (results / "bench" / folder).mkdir(exist_ok=True)
+        rows = [{"case": "net, batch 1", "what": "step", "who": who, "side": side, "ms": value}
+                for who, side, value in (("PyTorch, eager", "peer", 8), ("PyTorch, torch.compile", "peer", 4),
+                                         ("ours", "ours", ms), ("stock XLA", "ours", 1))]
+        (results / "bench" / folder / "bench.json").write_text(json.dumps(
+            {"device": "toy", "commit": "c0", "measured": measured, "rows": rows}))
+
+    write("small", "2026-02", 2)
+    write("b", "2026-01", 3)
+    assert "| net, batch 1 | 2 / 4 = 0.50 |  |" in readme.speed(results) and "3 /" not in readme.speed(results)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("<!-- generated: nonsense --><!-- end -->", "there is no such block; there are digits, "),
+    ("<!-- generated: digits -->", "its <!-- end --> is missing"),
+    ("<!-- end -->", "a block begins with"),
+    ("<!-- generated: digits --><!-- generated: speed --><!-- end -->", "a block begins with")])
+def test_marks_of_the_readme_that_are_wrong(text, message, tmp_path):
+    with pytest.raises(UserError, match=re.escape(message)):
+        readme.update(text, tmp_path)

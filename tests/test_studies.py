@@ -1,6 +1,7 @@
 """Studies without training: their trials, what they decide on made outcomes, what they draw, what they measure."""
 
 import functools
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +184,33 @@ def test_where_all_diverged_nothing_that_needs_training_agrees(name):
 def untrained(**changes):
     run = loop.setup(tiny.config(**changes))
     return run, run.state
+
+
+# -- what a study says of itself -----------------------------------------------------------------------------------
+
+
+def test_seeds_that_would_tell_are_the_fewest():
+    high, low = [0.97, 0.98, 0.99], [0.96, 0.97, 0.985]
+    verdict = study.compare(high, low, by=0.001)
+    variance, difference = statistics.variance(high) + statistics.variance(low), statistics.mean(high) - 0.001 - (
+        statistics.mean(low))
+    assert verdict == TOO_SMALL and [difference > 2 * (variance / n) ** 0.5 for n in (verdict.seeds - 1, verdict.seeds)
+                                     ] == [False, True]
+    easier = study.compare([0.97, 0.985, 1.0], [0.96, 0.965, 0.985])
+    assert 3 < easier.seeds < verdict.seeds == study.all_of([easier, AGREES, verdict]).seeds
+    assert study.compare([0.9], low).seeds is None and study.compare(high, high).seeds is None
+    assert study.all_of([study.compare([0.9], low), easier]).seeds is None  # one part is not known
+    assert study.seeds_text({"verdict": verdict, "seeds": 10 ** 6}) == "200 or more seeds would tell"
+
+
+def test_the_verdict_on_a_study_counts_and_names_what_disagrees():
+    claims = [{"statement": f"{verdict}!", "verdict": verdict} for verdict in (D, A, A, T, D)]
+    assert study.overall(claims) == ("Of 5 claims 2 agree, 2 disagree, 1 is too small to tell. Not found here: "
+                                     "disagrees! disagrees!")
+
+
+def test_every_study_says_what_would_change_it():
+    assert all(len(study.module(name).STUDY.would_change) > 100 for name in study.STUDIES)
 
 
 def test_deleting_blocks_that_start_at_zero_changes_nothing():

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import rich.console
 
-from experiments import trials
+from experiments import run, trials
 from experiments.study import Trial
 from models.errors import UserError
 from tests import tiny
+from train import summary
 
 STUDY = '''
 from experiments.study import Study
@@ -33,7 +34,7 @@ INTERRUPTED = '''
 import sys
 from pathlib import Path
 import rich.console
-from experiments import trials
+from experiments import run, trials
 from experiments.study import Trial
 from models.errors import UserError
 from tests import test_trials
@@ -167,3 +168,51 @@ def test_interrupted_trials_go_on(tmp_path, spec, jobs):
     assert found[1].summary["steps"] == 800 and found[1].measured["size"]["step"] == 800
     assert found[1].history["train"]["step"] == list(range(50, 801, 50))
     assert json.loads((root / names[1] / "outcome.json").read_text())["summary"] == found[1].summary
+
+
+ALONE = """
+from experiments.study import AGREES, Claim, Judgement, Study
+STUDY = Study("NAME", "N", "?", {"digits": ""}, lambda scale: [], (
+    Claim("It is.", "1", "A 2020", "so", lambda outcomes: Judgement(AGREES, str(RESULT))),), lambda outcomes: [], (),
+    would_change="Nothing.")
+"""
+
+
+def test_a_study_that_fails_does_not_end_the_others(tmp_path):
+    specs = []
+    for name, shown in (("bad", "1 / 0"), ("good", "len(outcomes)")):
+        specs.append(tmp_path / f"{name}.py")
+        specs[-1].write_text(ALONE.replace("NAME", name).replace("RESULT", shown))
+    output = io.StringIO()
+
+    def run_each(specs, out):
+        run.run_each(list(map(str, specs)), "digits", tmp_path / "trials", out, 1,
+                     rich.console.Console(file=output, width=200))
+
+    with pytest.raises(RuntimeError, match=r"1 of 2 studies failed: .*bad.py: division by zero"):
+        run_each(specs, tmp_path / "out")
+    result = json.loads((tmp_path / "out" / "good" / "digits" / "results.json").read_text())
+    assert result["verdict"] == "Of 1 claim 1 agrees, 0 disagree, 0 are too small to tell."
+    assert result["would_change"] == "Nothing." and "What would change it: Nothing." in output.getvalue()
+    assert "**What would change it.** Nothing." in (tmp_path / "out" / "good" / "digits" / "results.md").read_text()
+    with pytest.raises(UserError, match="cannot be written to"):  # said before any trial
+        run_each(specs[1:], specs[0])
+
+
+def test_results_that_a_study_writes_are_no_change_of_the_code(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True,
+                       capture_output=True)
+
+    for name in ("train/summary.py", "experiments/results/a.json", "README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    for arguments in (("init",), ("add", "."), ("commit", "-m", "one")):
+        git(*arguments)
+    monkeypatch.setattr(summary, "__file__", str(tmp_path / "train" / "summary.py"))
+    clean = summary.commit()
+    for name in ("experiments/results/a.json", "README.md"):
+        (tmp_path / name).write_text("2")
+    assert len(clean) == 12 and summary.commit() == clean
+    (tmp_path / "train" / "summary.py").write_text("2")
+    assert summary.commit() == f"{clean}+changes"

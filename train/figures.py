@@ -155,6 +155,8 @@ def draw_attention(maps: Sequence[Mapping[str, Any]], figure: Figure) -> None:
         axes.set_yticks(range(len(found["ours"])), found["ours"], fontsize=size)
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
+        axes.set(xlabel="token of the source", ylabel="token that is written")
+        axes.xaxis.set_label_position("top")
     figure.colorbar(drawn, ax=list(panels), label="attention, mean of heads", shrink=0.5)
 
 
@@ -166,10 +168,9 @@ def classes_by_part(axes: Any, shares: Sequence[Sequence[float]], classes: Seque
                         cmap="viridis")
     axes.set_xlabel(what)
     axes.set_xticks(range(0, parts, 1 + parts // 20), range(1, parts + 1, 1 + parts // 20))
+    axes.set_ylabel("class")
     if len(classes) <= 40:
         axes.set_yticks(range(len(classes)), classes)
-    else:
-        axes.set_ylabel("class")
     return image
 
 
@@ -193,10 +194,10 @@ def images_in_rows(figure: Any, rows: Sequence[tuple[str, Sequence[tuple[Any, st
         for axes, (pixels, text) in zip(line, shown, strict=False):
             pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
             axes.imshow(pixels, cmap="gray" if pixels.ndim == 2 else None)
-            axes.set_title(text, fontsize=6, pad=2)
+            axes.set_title(text, fontsize=7.5, pad=2)
         if not shown:
-            line[0].text(0.5, 0.5, "none", transform=line[0].transAxes, ha="center", va="center", fontsize=8)
-        line[0].text(-0.2, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+            line[0].text(0.5, 0.5, "none", transform=line[0].transAxes, ha="center", va="center", fontsize=9)
+        line[0].text(-0.2, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
 
 
 def of_images(rows: Sequence[tuple[str, Sequence[tuple[Any, str]]]], path: Path) -> None:

@@ -20,13 +20,18 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def commit() -> str:
-    """The commit of this code, with "+changes" where the working tree differs; "unknown" outside a git checkout."""
+    """The commit of this code, with "+changes" where the working tree differs; "unknown" outside a git checkout.
+
+    What commands write about results (experiments/results, README.md) is no change of the code: of several studies in a
+    row the first would make the commit of the others unclear.
+    """
     def git(*arguments):
         return subprocess.run(
             ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)experiments/results",
+                      ":(top,exclude)README.md")
         return git("rev-parse", "HEAD")[:12] + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from experiments.bench import targets
+from experiments.study import markdown_table
 
 COLUMNS = {  # key of a row: title
     "case": "case", "value": "at", "what": "call", "who": "who", "ms": "median ms", "min_ms": "min ms",
@@ -76,21 +77,18 @@ def markdown(result: Mapping[str, Any], judged: Sequence[Mapping[str, Any]], pic
     head = ", ".join(str(result[name]) for name in ("device", "commit", "peer", "measured") if result.get(name))
     parts = ["# Benchmark", f"{head}.", NOTE, *(f"![{name}]({name})" for name in pictures)]
     if judged:
-        parts += ["## Targets", _table(["target", "measured", "verdict"], [
+        parts += ["## Targets", markdown_table(["target", "measured", "verdict"], [
             [one["target"], cell("measured", one), one["verdict"]] for one in judged])]
     shown = columns(result["rows"])
-    parts += ["## Measured", _table([COLUMNS[key] for key in shown], [
+    parts += ["## Measured", markdown_table([COLUMNS[key] for key in shown], [
         [cell(key, row) for key in shown] for row in result["rows"]])]
     cases = dict.fromkeys(row["case"] for row in result.get("profiles", ()))
     for case in cases:
         rows = [row for row in result["profiles"] if row["case"] == case]
-        parts += [f"## Where the time goes: {case}", _table(["operation", "share", "ms a call", "times a call"], [
-            [row["kind"], f"{row['share']:.1%}", cell("ms", row), str(row["count"])] for row in rows])]
+        parts += [f"## Where the time goes: {case}", markdown_table(
+            ["operation", "share", "ms a call", "times a call"],
+            [[row["kind"], f"{row['share']:.1%}", cell("ms", row), str(row["count"])] for row in rows])]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in (titles, ["---"] * len(titles), *rows))
 
 
 def charts(folder: Path, rows: Sequence[Mapping[str, Any]], device: str) -> list[str]:

@@ -5,29 +5,37 @@ from pathlib import Path
 import rich.console
 from absl import flags
 
+from models.errors import UserError
 from train import cli
 
 USAGE = """Builds the page of all results: report/index.html, complete in itself, and the same as report/report.md.
 
     python -m experiments.report
     python -m experiments.report --results=experiments/results --out=report
+    python -m experiments.report --readme=README.md         and the generated blocks of that file
 
 Reads what `experiments.run`, `experiments.costs`, `experiments.bench`, `experiments.seeds` and the check of weights
 have written under --results, and trains nothing. What is not there is named with the command that makes it.
 """
 
-RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder of the results.")
-OUT = flags.DEFINE_string("out", "report", "Folder to write to.")
-
 
 def main() -> None:
-    """Reads, and writes the two pages."""
-    from experiments.report import content, render
+    """Reads, and writes the two pages and the blocks of the README."""
+    from experiments.report import content, readme, render
+    from train.checkpoint import write_atomically
 
     out = Path(OUT.value)
     render.write(content.gather(Path(RESULTS.value), out / render.PICTURES), out)
     rich.console.Console().print(f"written to {out / 'index.html'} and {out / 'report.md'}", soft_wrap=True)
+    if README.value:
+        path = Path(README.value)
+        if not path.is_file():
+            raise UserError(f"--readme={path}: there is no such file")
+        write_atomically(path, readme.update(path.read_text(), Path(RESULTS.value)))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # only here: absl has one table of flags for the process
+    RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder of the results.")
+    OUT = flags.DEFINE_string("out", "report", "Folder to write to.")
+    README = flags.DEFINE_string("readme", "", "Markdown file whose blocks <!-- generated: NAME --> are made anew.")
     cli.run(main, USAGE)

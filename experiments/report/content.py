@@ -5,6 +5,7 @@ A block is a pair (kind, value):
   text      a paragraph
   command   a command line
   missing   (what is not there, the command that makes it)
+  verdict   (the verdict on a study at a scale, what would change it or "")
   claims    Claims of a study at a scale
   facts     pairs (name, value)
   table     an experiments.study.Table
@@ -48,7 +49,10 @@ class Page(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A claim with its verdict, as in results.json, and where it stands in the report."""
+    """A claim with its verdict, as in results.json, and where it stands in the report.
+
+    `seeds` says how many would decide it, "" where that is not known.
+    """
 
     anchor: str
     study: str
@@ -59,6 +63,7 @@ class Claim(NamedTuple):
     expected: str
     ours: str
     verdict: str
+    seeds: str
 
 
 class Section(NamedTuple):
@@ -71,12 +76,22 @@ class Section(NamedTuple):
     rest: list[tuple[str, Any]] = []
 
 
+class Overview(NamedTuple):
+    """A study at a scale: its place in the report, and the claims by verdict, in the order of `study.VERDICTS`."""
+
+    anchor: str
+    study: str
+    scale: str
+    counts: list[int]
+
+
 class Report(NamedTuple):
     """Everything; `date` is that of the newest result and `commit` that of the code that made the report."""
 
     commit: str
     date: str
     devices: list[str]
+    overview: list[Overview]
     claims: list[Claim]
     sections: list[Section]
 
@@ -99,15 +114,18 @@ def gather(results: Path, pictures: Path) -> Report:
     studies = list(_studies(results / "studies"))
     sections = [*studies, _winners(pictures), _costs(results / "costs"), _seeds(results / "digits.json"),
                 _speed(results / "bench"), _parity(results / "parity.md")]
-    found = [_read(path) for path in sorted(results.rglob("*.json"))]
+    found = [read(path) for path in sorted(results.rglob("*.json"))]
     devices = dict.fromkeys(value for one in found for value in _values(one, ("device",)))
     date = max((value for one in found for value in _values(one, DATES)), default="")
-    claims = [claim for about in studies for part in about.children for kind, value in part.blocks if kind == "claims"
-              for claim in value]
-    return Report(summary.commit(), date[:10] or "unknown", list(devices), claims, sections)
+    groups = [(about, part, dict(part.blocks)["claims"]) for about in studies for part in about.children]
+    overview = [Overview(part.anchor, about.title, own[0].scale, study.counts([one._asdict() for one in own]))
+                for about, part, own in groups if own]
+    claims = [claim for *_, own in groups for claim in own]
+    return Report(summary.commit(), date[:10] or "unknown", list(devices), overview, claims, sections)
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> Any:
+    """A file of JSON; a UserError names one that is none."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -136,9 +154,9 @@ def _studies(root: Path) -> Iterator[Section]:
     for name in (*study.STUDIES, *sorted(found - set(study.STUDIES))):
         about = study.module(name).STUDY if name in study.STUDIES else None
         paths = [path for scale in study.SCALES if (path := root / name / scale / "results.json").exists()]
-        runs = [(path, _read(path)) for path in paths]
+        runs = [(path, read(path)) for path in paths]
         try:
-            children = [_scale(result, path.parent) for path, result in runs]
+            children = [_scale(result, path.parent, about.would_change if about else "") for path, result in runs]
         except KeyError as error:
             raise UserError(f"{root / name}: its results.json lacks {error}; remove it and run the study again"
                             ) from None
@@ -150,11 +168,12 @@ def _studies(root: Path) -> Iterator[Section]:
         yield Section(anchor(name), title, [("text", question)], children, missing)
 
 
-def _scale(result: Mapping[str, Any], folder: Path) -> Section:
-    """A study at one scale."""
+def _scale(result: Mapping[str, Any], folder: Path, would_change: str) -> Section:
+    """A study at one scale; `would_change` is for results that do not say it."""
     name, scale = anchor(result["study"]), result["scale"]
     fields = ("statement", "published", "source", "expected", "ours", "verdict")
-    claims = [Claim(anchor(name, scale, "claim", i), result["title"], scale, *(claim[field] for field in fields))
+    claims = [Claim(anchor(name, scale, "claim", i), result["title"], scale, *(claim[field] for field in fields),
+                    study.seeds_text(claim))
               for i, claim in enumerate(result["claims"], 1)]
     figures = [Figure(folder / figure["file"], f"{anchor(name, scale)}-{figure['file']}",
                       f"Figure “{Path(figure['file']).stem}” of {result['title']}, scale {scale}", figure["caption"])
@@ -169,6 +188,7 @@ def _scale(result: Mapping[str, Any], folder: Path) -> Section:
           for entry in result["environments"]),
     ]
     return Section(anchor(name, scale), f"Scale: {scale}", [
+        ("verdict", (study.overall(result["claims"]), result.get("would_change", would_change))),
         ("command", result["command"]), ("claims", claims), *(("figure", figure) for figure in figures),
         *(("table", study.Table(**table)) for table in result["tables"]), ("facts", facts)])
 
@@ -216,7 +236,7 @@ def _seeds(path: Path) -> Section:
     title = "Digits, several seeds"
     if not path.exists():
         return Section("digits", title, [("missing", ("Not run yet", SEEDS))])
-    found = _read(path)
+    found = read(path)
     rows = [[run["seed"], f"{run['accuracy']:.2%}", f"{run['loss']:.4f}", f"{run['seconds']:.1f}"]
             for run in found["runs"]]
     facts = [("accuracy", f"{found['accuracy_mean']:.2%} ± {found['accuracy_std']:.2%}, mean and standard deviation of "
@@ -233,8 +253,8 @@ def _speed(folder: Path) -> Section:
     title, parts = "Speed beside PyTorch", []
     for path in sorted(folder.rglob("*.md")):
         where = [part for part in path.relative_to(folder).with_suffix("").parts if part != "bench"]
-        name, data = " / ".join(where) or "all cases", path.with_suffix(".json")
-        date = max(_values(_read(data), DATES), default="") if data.exists() else ""
+        name, data = " / ".join(dict.fromkeys(where)) or "all cases", path.with_suffix(".json")
+        date = max(_values(read(data), DATES), default="") if data.exists() else ""
         page = Page(path.read_text().partition("\n")[2].strip(), path.parent, anchor("bench", name))
         parts.append((date, Section(anchor("bench", name), f"Benchmark: {name}", [("page", page)])))
     parts = [part for _, part in sorted(parts, key=lambda pair: pair[0], reverse=True)]

@@ -134,7 +134,7 @@ def zoomable(figure: Figure) -> markupsafe.Markup:
     width, height = size(figure.file)
     return markupsafe.Markup(
         '<span class="card"><label><input type="checkbox" aria-label="full size: {alt}">'
-        '<img src="{source}" alt="{alt}" width="{width}" height="{height}"></label></span>'
+        '<img src="{source}" alt="{alt}" width="{width}" height="{height}" style="--pixels: {width}px"></label></span>'
     ).format(alt=figure.alt, source=embedded(figure.file), width=width, height=height)
 
 

@@ -1,0 +1,244 @@
+"""README's numbers: what stands between `<!-- generated: NAME -->` and `<!-- end -->` is made from the results."""
+
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import models
+from experiments import study
+from experiments.report import content
+from models.errors import UserError
+
+BEGIN, END = "<!-- generated: {} -->", "<!-- end -->"
+MARK = re.compile(r"<!-- generated: (.*?) -->|<!-- end -->")
+
+
+def update(text: str, results: Path) -> str:
+    """The text with its generated blocks made anew.
+
+    Args:
+      text: Markdown.
+      results: the folder of the results. What is not there is named in its block, with the command that makes it.
+    Raises:
+      UserError: a block of no such name, or one without an end; a file of results that is not what its command writes.
+    """
+    parts, at, name = [], 0, None
+    for mark in MARK.finditer(text):
+        if (name is None) == (mark[1] is None):
+            raise UserError(f"{mark[0]}: a block begins with {BEGIN.format('NAME')} and ends with {END}")
+        if mark[1] is not None:
+            name = mark[1]
+            if name not in BLOCKS:
+                raise UserError(f"{mark[0]}: there is no such block; there are {', '.join(BLOCKS)}")
+            parts.append(text[at:mark.end()])
+        else:
+            try:
+                parts.append(f"\n{BLOCKS[name](results).strip()}\n")
+            except KeyError as error:
+                raise UserError(f"{BEGIN.format(name)}: a file of results that it is made from lacks {error}") from None
+            at, name = mark.start(), None
+    if name is not None:
+        raise UserError(f"{BEGIN.format(name)}: its {END} is missing")
+    return "".join(parts) + text[at:]
+
+
+def _missing(command: str) -> str:
+    return f"Not measured yet: `{command}`."
+
+
+def _where(found: Mapping[str, Any]) -> str:
+    return f"{found['device']}, commit {found['commit']}"
+
+
+def _placed(columns: Sequence[str], rows: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) -> str:
+    """A table of rows (what says device and commit, cells); these are a line where they are the same for all."""
+    shown, told = [list(cells) for _, cells in rows], []
+    columns = list(columns)
+    for name in ("device", "commit"):
+        values = [where[name] for where, _ in rows]
+        if len(set(values)) == 1:
+            told.append(f"commit {values[0]}" if name == "commit" else values[0])
+        else:
+            columns.append(name)
+            shown = [[*cells, value] for cells, value in zip(shown, values, strict=True)]
+    return (f"{', '.join(told)}:\n\n" if told else "") + study.markdown_table(columns, shown)
+
+
+# -- studies -------------------------------------------------------------------------------------------------------
+
+
+def _runs(results: Path, names: Sequence[str] = tuple(study.STUDIES)) -> Iterator[tuple[Mapping[str, Any], Path]]:
+    """(results.json, its folder) of the studies, in the order of the catalogue and of the scales."""
+    for name in names:
+        for scale in study.SCALES:
+            path = results / "studies" / name / scale / "results.json"
+            if path.exists():
+                yield content.read(path), path.parent
+
+
+def _commits(environments: Sequence[Mapping[str, Any]]) -> str:
+    """Devices, and the first and last commit of each."""
+    commits = {}
+    for one in environments:
+        commits.setdefault(one["device"], []).append(one["commit"])
+    return "; ".join(f"{device}: {' to '.join(dict.fromkeys((own[0], own[-1])))}" for device, own in commits.items())
+
+
+def studies(results: Path) -> str:
+    """What ran, where, and how many of the claims it agrees with."""
+    rows = []
+    for result, folder in _runs(results):
+        counts = study.counts(result["claims"])
+        where = f"experiments/results/studies/{folder.parent.name}/{folder.name}/results.md"
+        rows.append([f"[{result['title']}]({where})", result["scale"], len(result["trials"]),
+                     content.duration(result["seconds_of_training"]), *counts, _commits(result["environments"])])
+    if not rows:
+        return _missing("make studies")
+    total = [sum(row[i] for row in rows) for i in (4, 5, 6)]
+    rows.append(["all", "", sum(row[2] for row in rows), "", *total, ""])
+    return study.markdown_table(("study", "scale", "trials", "training", *study.VERDICTS, "on, at commit"), rows)
+
+
+def against(results: Path) -> str:
+    """The claims that a study disagrees with, and its numbers."""
+    lines = [f"- {result['title']}, {result['scale']}: {claim['statement']} Ours: {claim['ours']}."
+             for result, _ in _runs(results) for claim in result["claims"] if claim["verdict"] == study.DISAGREES]
+    return "\n".join(lines) or "None, of what has run."
+
+
+def _of_study(name: str, title: str, columns: Sequence[str] = (), scales: Sequence[str] = study.SCALES
+              ) -> Callable[[Path], str]:
+    """A block: a table of a study by its title, or these columns of it, at each scale that has it."""
+    def block(results: Path) -> str:
+        shown = []
+        for result, _ in _runs(results, (name,)):
+            table = next((one for one in result["tables"] if one["title"] == title), None)
+            if result["scale"] not in scales or table is None:
+                continue
+            kept = [i for i, column in enumerate(table["columns"]) if not columns or column in columns]
+            columns_shown, *rows = ([row[i] for i in kept] for row in (table["columns"], *table["rows"]))
+            shown += [f"Scale {result['scale']} ({_commits(result['environments'])}):", "",
+                      study.markdown_table(columns_shown, rows), ""]
+        return "\n".join(shown) or _missing(f"python -m experiments.run {name} --scale={scales[0]}")
+
+    return block
+
+
+# -- other measurements --------------------------------------------------------------------------------------------
+
+
+def digits(results: Path) -> str:
+    """The first training under several seeds."""
+    path = results / "digits.json"
+    if not path.exists():
+        return _missing(content.SEEDS)
+    found = content.read(path)
+    runs = found["runs"]
+    told = (f"**{found['accuracy_mean']:.2%} ± {found['accuracy_std']:.2%}** of {found['test_examples']} test images "
+            f"by a {found['model']} of {found['parameters']:,} parameters ({_where(found)}):\n\n")
+    return told + study.markdown_table(("seed", *(run["seed"] for run in runs)), [
+        ("test accuracy", *(f"{run['accuracy']:.2%}" for run in runs)),
+        ("seconds of training", *(f"{run['seconds']:.1f}" for run in runs))])
+
+
+def parity(results: Path) -> str:
+    """How far the logits of imported networks are from those of the library that they come from."""
+    path = results / "parity.json"
+    if not path.exists():
+        return _missing(content.PARITY)
+    found = content.read(path)
+    errors = [one["relative_error"] for one in found["networks"]]
+    return (f"Of {len(errors)} imported networks the logits differ by at most {max(errors):.1e} of the largest, in the "
+            f"median by {statistics.median(errors):.1e} ({_where(found)}).")
+
+
+def _bench_rows(results: Path) -> list[dict[str, Any]]:
+    """Of all benchmarks in folders of experiments/results/bench, those of the newest measurement of each case."""
+    newest = {}
+    for path in sorted((results / "bench").glob("*/bench.json")):
+        found = content.read(path)
+        for row in found["rows"]:
+            row = {"measured": found.get("measured", ""), "device": found["device"], "commit": found.get("commit", ""),
+                   **row}
+            if "ms" not in row:  # it failed
+                continue
+            before = newest.setdefault((row["case"], row["device"]), [])
+            if before and before[0]["measured"] < row["measured"]:
+                before.clear()
+            if not before or before[0]["measured"] == row["measured"]:
+                before.append(row)
+    return [row for rows in newest.values() for row in rows]
+
+
+def _is_peer(row: Mapping[str, Any]) -> bool:
+    return row.get("side", "peer" if row["who"].startswith("PyTorch") else "") == "peer"
+
+
+def speed(results: Path) -> str:
+    """Training step and forward pass of networks beside the fastest of PyTorch's."""
+    cases = {}
+    for row in _bench_rows(results):
+        if row["what"] in ("step", "forward") and not row["case"].startswith("explain"):
+            cases.setdefault((row["case"], row["device"], row["commit"]), {}).setdefault(row["what"], []).append(row)
+    rows = []
+    for (case, device, commit), calls in cases.items():
+        shown = []
+        for what in ("step", "forward"):
+            ours = [row["ms"] for row in calls.get(what, ()) if row["who"] == "ours"]
+            peer = [row["ms"] for row in calls.get(what, ()) if _is_peer(row)]
+            shown.append(f"{ours[0]:.4g} / {min(peer):.4g} = {ours[0] / min(peer):.2f}" if ours and peer else "")
+        if any(shown):
+            rows.append(({"device": device, "commit": commit}, [case, *shown]))
+    columns = ("case", "training step, ours / PyTorch, ms", "forward pass, ours / PyTorch, ms")
+    return _placed(columns, rows) if rows else _missing(content.BENCH)
+
+
+def _calls(what: str, unit: str, value: Callable[[Mapping[str, Any]], str], command: str) -> Callable[[Path], str]:
+    """A block: the benchmark's rows of this call."""
+    def block(results: Path) -> str:
+        rows = [(row, [row["case"], row["who"], value(row)]) for row in _bench_rows(results) if row["what"] == what]
+        return _placed(("case", "who", unit), rows) if rows else _missing(command)
+
+    return block
+
+
+def smaller(results: Path) -> str:
+    """What fewer filters, zeros and packed bits gain in time, by whole networks."""
+    path = results / "bench" / "smaller" / "smaller.json"
+    if not path.exists():
+        return _missing("python -m experiments.smaller")
+    found = content.read(path)
+    rows = [(found, [row["case"], row["program"], f"{row['of_mult_adds']:.0%}" if row.get("of_mult_adds") else "bits",
+                     f"{row['times_faster']:.2f}"])
+            for row in found["rows"] if row["times_faster"] != 1 and row["case"].split(",")[0] in models.names()
+            and row["program"] != "XNOR by floats"]
+    return _placed(("network", "program", "of the mult-adds", "times faster"), rows)
+
+
+def skipped(results: Path) -> str:
+    """What networks gain in time that decide by image what to compute."""
+    path = results / "bench" / "skipped" / "skipped.json"
+    if not path.exists():
+        return _missing("python -m experiments.skipped")
+    found = content.read(path)
+    programs = {(row["network"], row["batch"], row["program"]): row for row in found["rows"]}
+    rows = [(found, [network, batch, f"{programs[network, batch, 'whole']['accuracy']:.1%}", f"{row['accuracy']:.1%}",
+                     f"{row['of_mult_adds']:.0%}", f"{row['times_faster']:.2f}"])
+            for (network, batch, program), row in programs.items() if program == "skipping"]
+    return _placed(("network", "batch", "accuracy, whole", "skipping", "of the mult-adds", "times faster"), rows)
+
+
+BLOCKS: Mapping[str, Callable[[Path], str]] = {
+    "digits": digits, "studies": studies, "against": against, "parity": parity, "speed": speed,
+    "transfer": _of_study("transfer", "Labels a class", scales=("cifar10", "imagenet")),
+    "compression": _of_study("compression", "Deep compression", (
+        "network", "error", "pruned", "file", "weights kept", "float32 (kB)", "file (kB)", "Huffman, times"),
+        ("digits",)),
+    "adaptive": _of_study("adaptive", "Networks", ("network", "accuracy", "on average", "blocks")),
+    "explanation": _of_study("explanation", "Pointing game, the one of two that is asked for"),
+    "smaller": smaller, "skipped": skipped,
+    "start": _calls("start", "s", lambda row: f"{row['ms'] / 1000:.1f}", f"{content.BENCH} --cases=start"),
+    "jpegs": _calls("pass", "images/s", lambda row: f"{1000 / row['ms']:.0f}", f"{content.BENCH} --cases=data"),
+}
