@@ -118,7 +118,7 @@ def _variant(name: str) -> functools.partial:
     variants = importlib.import_module(FAMILIES[max(families, key=len)]).VARIANTS if families else {}
     if name not in variants:
         raise choice_error("model", name, names())
-    return variants[name]
+    return _partial(name, variants[name])
 
 
 def _partial(name: str, found: Any) -> functools.partial:

@@ -9,7 +9,6 @@ import ast
 import importlib
 import importlib.abc
 import importlib.util
-import inspect
 import re
 import sys
 import traceback
@@ -72,6 +71,14 @@ def modules() -> Iterator[types.ModuleType]:
     return (sys.modules[name] for name in sorted(sys.modules) if name.startswith(_PREFIX))
 
 
+def imported(entry: Any) -> Any:
+    """An entry of a table of names: a text "module:NAME" is imported, anything else is what it is."""
+    if not isinstance(entry, str):
+        return entry
+    where, name = entry.split(":")
+    return getattr(importlib.import_module(where), name)
+
+
 def load(spec: Any, table: str = "") -> Any:
     """What `spec`, a text FILE.py:NAME, stands for; any other spec is returned as it is.
 
@@ -102,7 +109,7 @@ def load(spec: Any, table: str = "") -> Any:
 
 def _defined(found: types.ModuleType) -> Iterator[str]:
     """What a file defines itself, leaving out what it imports."""
-    for node in ast.parse(inspect.getsource(found)).body:
+    for node in ast.parse(Path(found.__file__).read_bytes()).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             yield node.name
         elif isinstance(node, ast.Assign):

@@ -52,15 +52,15 @@ def _parse_one(kind: str, text: str) -> Call:
     raise UserError(f"cannot read {kind} '{text}': write name, or name(value, key=value), with '|' between several")
 
 
-def resolve(kind: str, call: Call, table: Mapping[str, Callable], *leading: Any) -> Any:
+def resolve(kind: str, call: Call, table: Mapping[str, Callable | str], *leading: Any) -> Any:
     """Calls `table[call.name](*leading, *call.args, **call.kwargs)`, or what FILE.py:NAME stands for, arguments checked
-    against its annotations.
+    against its annotations. The table has functions, or texts "module:NAME" of what is imported then.
 
     Raises:
       UserError: for a name that the table lacks (with the nearest), arguments that do not fit the signature, and what
         the function refuses by a ValueError.
     """
-    function = own.load(call.name) if own.split(call.name) else table.get(call.name)
+    function = own.load(call.name) if own.split(call.name) else own.imported(table.get(call.name))
     if function is None:
         raise choice_error(kind, call.name, table)
     signature = inspect.signature(function)

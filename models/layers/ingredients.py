@@ -156,7 +156,17 @@ class Network(nn.Module):
 
 
 class Classifier(Network):
-    """Base of the networks from images [N, H, W, C] to logits [N, num_classes], float32; the fields of Network, and:
+    """Base of the networks from images [N, H, W, C] to logits [N, num_classes], float32.
+
+    A subclass has fields of its own, and `__call__(self, images, train=False)` under `nn.compact`, in which it
+
+      takes its layers from `layers = self.ingredients(train)` (see Ingredients), each with a name: that is the path
+        of its parameters, and what widths, freezing and imported weights call it by;
+      marks what others may read by `x = Endpoint("stage1")(x)` (layers/endpoint.py): maps [N, h, w, C], of which the
+        last is what Grad-CAM explains, and "pre_logits" [N, C], the features of transfer;
+      ends in a dense layer named "head", which transfer replaces, in float32.
+
+    It has the fields of Network, and:
 
     Attributes:
       num_classes: of the logits.

@@ -70,10 +70,10 @@ def _resolved(spec: str | Callable) -> tuple[Callable, dict[str, Any]]:
         field, read = OPTIONS[kind]
         value = read(text)
         if value is not None:
-            return NORMS[kind], {field: value}
+            return own.imported(NORMS[kind]), {field: value}
     if colon or kind not in NORMS:
         raise choice_error("norm", spec, (*NORMS, "batch:M", "group:G"))
-    return NORMS[kind], {}
+    return own.imported(NORMS[kind]), {}
 
 
 def _taken(make: Callable, keywords: Iterable[str]) -> list[str]:

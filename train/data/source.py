@@ -5,7 +5,6 @@ A source decodes example `index` to pixels of one size. It knows nothing of batc
 
 import concurrent.futures
 import dataclasses
-import importlib
 import types
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -292,8 +291,7 @@ def _load(split: str, options: Options) -> Source:
     for known, where in KINDS.items():
         name, known_colon, _ = known.partition(":")
         if (kind, colon, bool(argument)) == (name, known_colon, bool(known_colon)):
-            module, function = where.split(":")
-            return getattr(importlib.import_module(module), function)(*filter(None, [argument]), split, options)
+            return own.imported(where)(*filter(None, [argument]), split, options)
     raise choice_error("data.source", options.source, (*KINDS, *TEXT_KINDS))
 
 
