@@ -74,7 +74,8 @@ def test_a_study_has_a_verdict_and_its_place_in_the_report(tmp_path, monkeypatch
     module = study.module("my_study.py")
     planned = module.trials("digits")
     assert len(planned) == 4
-    monkeypatch.setattr(module, "STUDY", module.STUDY._replace(trials=lambda scale: planned[::2]))  # one seed is quicker
+    one_seed = module.STUDY._replace(trials=lambda scale: planned[::2])  # which is quicker
+    monkeypatch.setattr(module, "STUDY", one_seed)
     found = runner.run("my_study.py", "digits", tmp_path / "work", tmp_path / "results" / "studies", 1,
                        rich.console.Console(quiet=True))
     assert [claim["verdict"] in study.VERDICTS for claim in found["claims"]] == [True]
