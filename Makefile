@@ -30,7 +30,8 @@ train: $(READY)
 	$(BIN)/python -m train --config=configs/digits.py --workdir=runs/digits
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --junitxml=runs/tests.xml \
+	  -o junit_suite_name="$$(git describe --always --exclude='*' --dirty=+changes --abbrev=12 2>/dev/null)"
 
 test-all: $(READY)
 	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""

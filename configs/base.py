@@ -2,6 +2,7 @@
 
 Durations are texts: "64000 steps", "90 epochs", "1.28e6 examples", or of the whole training "50%".
 Choices with arguments are texts, too: "sgd(momentum=0.9, nesterov=True)", "crop(4)|flip", "step(0.1, '50%', '75%')".
+Wherever one of several names is chosen, FILE.py:NAME takes it from a file of yours (README, "Adding").
 """
 
 from typing import Any

@@ -4,13 +4,12 @@ A study is a file that defines STUDY. It is named in STUDIES, or asked for by it
 """
 
 import importlib
-import importlib.util
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from models import own
 from models.errors import UserError, choice_error
 
 SCALES = ("digits", "cifar10", "imagenet")
@@ -185,14 +184,9 @@ def module(spec: str) -> Any:
     """
     if spec in STUDIES:
         return importlib.import_module(STUDIES[spec])
-    path = Path(spec)
-    if path.suffix != ".py":
+    if not spec.endswith(".py"):
         raise choice_error("study", spec, (*STUDIES, "PATH.py"))
-    if not path.is_file():
-        raise UserError(f"study {spec}: there is no such file")
-    found = importlib.util.spec_from_file_location(path.stem, path)
-    loaded = importlib.util.module_from_spec(found)
-    found.loader.exec_module(loaded)
+    loaded = own.module(spec)
     if not isinstance(getattr(loaded, "STUDY", None), Study):
         raise UserError(f"study {spec}: it does not define STUDY, an experiments.study.Study")
     return loaded

@@ -16,6 +16,7 @@ import rich.console
 import rich.progress
 
 from experiments import study
+from models import own
 from models.errors import UserError
 
 KEPT = {"train": ("loss", "accuracy", "gradient_norm"), "test": ("loss", "accuracy")}  # of metrics.jsonl
@@ -28,7 +29,7 @@ def address(trial: study.Trial) -> str:
     config = workdir.plain(trial.config)
     start = [address(trial.start)] if trial.start else []
     text = json.dumps([config, trial.train, *start], sort_keys=True)
-    return f"{config['model']['name']}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{own.short(config['model']['name'])}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def run(trial: study.Trial, spec: str, folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import runtime
+from models import own, runtime
 from models.errors import UserError, choice_error, has_type
 from models.layers.conv import lowering
 from models.layers.init import jit_once
@@ -67,7 +67,7 @@ def create(name: str, /, **overrides: Any) -> nn.Module:
     """Makes the network `name`: apply(variables, images [N, H, W, C], train=False) gives logits [N, num_classes].
 
     Args:
-      name: one of `names()`.
+      name: one of `names()`, or FILE.py:NAME, with NAME in a table VARIANTS of that file (own.py).
       **overrides: other values for some of `fields(name)`; `init` is the initialization of kernels.
 
     Raises:
@@ -112,11 +112,21 @@ def _check_widths(model: nn.Module) -> None:
 
 
 def _variant(name: str) -> functools.partial:
+    if own.split(name):
+        return _partial(name, own.load(name, "VARIANTS"))
     families = [start for start in FAMILIES if name.startswith(start)]
     variants = importlib.import_module(FAMILIES[max(families, key=len)]).VARIANTS if families else {}
     if name not in variants:
         raise choice_error("model", name, names())
-    return variants[name]
+    return _partial(name, variants[name])
+
+
+def _partial(name: str, found: Any) -> functools.partial:
+    """A class or a partial application, as the latter; UserError where `found` is neither."""
+    made = functools.partial(found) if callable(found) else None
+    if made is None or not isinstance(made.func, type) or not issubclass(made.func, nn.Module):
+        raise UserError(f"model {name} is {found!r}, not a flax module or a functools.partial of one")
+    return made
 
 
 def initialize(

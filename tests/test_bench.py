@@ -11,7 +11,7 @@ import pytest
 
 import models
 from experiments.bench import __main__ as command
-from experiments.bench import mfu, networks, output, pipelines, profile, speedrun, targets, workers
+from experiments.bench import commands, mfu, networks, output, pipelines, profile, speedrun, targets, workers
 from experiments.bench.workers import Call, Settings, Spec
 from models.errors import UserError
 from train.data import source
@@ -64,6 +64,32 @@ def test_workers_that_fail_leave_the_others_running():
     assert ours["samples"] == 4 and ours["ms"] > 0 and ours["peak_mib"] > 10
     with pytest.raises(UserError, match="no worker of the case ran: no PyTorch: ended"):
         workers.interleaved(specs[:1], [Call("8")], settings)
+
+
+def test_a_process_is_told_by_its_own_memory():
+    large = np.ones(2**26)  # 512 MiB, which a process that this one forks would count as its own
+    small, grown = (workers.watched([sys.executable, "-S", "-c", code]) for code in ("", "b'1' * 2**27"))
+    assert 2 < small.peak_mib < 100 < grown.peak_mib < 400 and small.seconds > 0 and large[0]
+    with pytest.raises(workers.WorkerFailed, match="^ZeroDivisionError: division by zero$"):
+        workers.watched([sys.executable, "-c", "1 / 0"])
+
+
+def test_tests_are_told_by_file_and_the_longest(tmp_path):
+    cases = "".join(f'<testcase classname="tests.test_{name}" name="test_{i}" time="{i / 2}"/>'
+                    for name in "ab" for i in range(15))
+    path = tmp_path / "tests.xml"
+    path.write_text(f'<testsuites><testsuite name="abc" tests="30" time="70.5" timestamp="T">{cases}</testsuite>'
+                    "</testsuites>")
+    whole, a, _, longest, *others = commands.tests(path)
+    assert (whole["ms"], whole["samples"], whole["commit"], whole["measured"]) == (70_500, 30, "abc", "T")
+    assert (a["who"], a["ms"], a["samples"]) == ("tests/test_a.py", 52_500, 15)
+    assert (longest["who"], longest["ms"]) == ("tests/test_a.py::test_14", 7_000) and len(others) == 19
+    for text in ("", "<testsuites/>", '<testsuite name="abc" tests="30"/>'):
+        path.write_text(text)
+        with pytest.raises(UserError, match="tests.xml is not what make test writes"):
+            commands.tests(path)
+    with pytest.raises(UserError, match="gone.xml: make test writes it"):
+        commands.tests(tmp_path / "gone.xml")
 
 
 def test_flops_are_counted_as_said():

@@ -18,7 +18,7 @@ from models.complexity import short
 from models.errors import UserError
 from models.gated import gates
 from models.layers.exit import confidence
-from train import checkpoint, cli, finished, summary
+from train import cli
 from train import evaluate as scoring
 from train.data import source
 from train.tasks.gated import Skipping, block_costs
@@ -257,8 +257,6 @@ def table(rows: Sequence[Mapping[str, Any]], whole: int) -> rich.table.Table:
 
 def main() -> None:
     """Loads the run, measures, prints and writes."""
-    import jax
-
     if not WORKDIR.value:
         raise UserError("--workdir is missing, e.g. --workdir=runs/aig")
     out = Path(OUT.value) if OUT.value else None
@@ -270,6 +268,10 @@ def main() -> None:
             raise ValueError
     except ValueError:
         raise UserError(f"--budget={','.join(BUDGET.value)}: want mult-adds, e.g. 25e6 or 25e6,50e6") from None
+    import jax
+
+    from train import checkpoint, finished, summary  # not for --help: with them comes Orbax
+
     run, state = finished.load(WORKDIR.value)
     rows = measure(run, state, budgets, ANYTIME.value, VALIDATION.value)
     costs = exit_costs(run.task.model, run.feed.image_shape) if kind(run) == "exits" else None

@@ -1,7 +1,8 @@
 """The small language in which configs name things with arguments: "sgd(momentum=0.9)", "crop(4)|flip|cutout(8)".
 
 One string is easy to override on the command line, replaces a choice together with its arguments, and has no key
-that a different choice would leave unread. Parsed with `ast`; only literals are allowed as arguments.
+that a different choice would leave unread. Parsed with `ast`; only literals are allowed as arguments. A name may be one
+of a user's file, "my_loss.py:Focal(gamma=2.0)", see models/own.py.
 """
 
 import ast
@@ -10,13 +11,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from models import own
 from models.errors import UserError, choice_error, has_type
 
 _PARTS = re.compile(r"""(?:'[^']*'|"[^"]*"|[^|])+""")  # between bars that are in no quotes
 
 
 class Call(NamedTuple):
-    """One parsed call: `name(*args, **kwargs)`."""
+    """One parsed call: `name(*args, **kwargs)`; the name may be FILE.py:NAME."""
 
     name: str
     args: tuple[Any, ...] = ()
@@ -36,28 +38,31 @@ def _parse_one(kind: str, text: str) -> Call:
     def value(node: ast.expr) -> Any:
         return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)  # a bare word is a text
 
+    file, call = own.split(text) or ("", text)
+    start = f"{file}:" if file else ""
     try:
-        node = ast.parse(text, mode="eval").body
+        node = ast.parse(call, mode="eval").body
         if isinstance(node, ast.Name):
-            return Call(node.id)
+            return Call(start + node.id)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
             kwargs = {k.arg: value(k.value) for k in node.keywords}
-            return Call(node.func.id, tuple(value(argument) for argument in node.args), kwargs)
+            return Call(start + node.func.id, tuple(value(argument) for argument in node.args), kwargs)
     except (SyntaxError, ValueError):
         pass
     raise UserError(f"cannot read {kind} '{text}': write name, or name(value, key=value), with '|' between several")
 
 
-def resolve(kind: str, call: Call, table: Mapping[str, Callable], *leading: Any) -> Any:
-    """Calls `table[call.name](*leading, *call.args, **call.kwargs)`, arguments checked against its annotations.
+def resolve(kind: str, call: Call, table: Mapping[str, Callable | str], *leading: Any) -> Any:
+    """Calls `table[call.name](*leading, *call.args, **call.kwargs)`, or what FILE.py:NAME stands for, arguments checked
+    against its annotations. The table has functions, or texts "module:NAME" of what is imported then.
 
     Raises:
       UserError: for a name that the table lacks (with the nearest), arguments that do not fit the signature, and what
         the function refuses by a ValueError.
     """
-    if call.name not in table:
+    function = own.load(call.name) if own.split(call.name) else own.imported(table.get(call.name))
+    if function is None:
         raise choice_error(kind, call.name, table)
-    function = table[call.name]
     signature = inspect.signature(function)
     parameters = signature.parameters
     try:
@@ -72,8 +77,8 @@ def resolve(kind: str, call: Call, table: Mapping[str, Callable], *leading: Any)
     except UserError:
         raise
     except (TypeError, ValueError) as error:
-        own = ", ".join(str(parameter) for parameter in list(parameters.values())[len(leading):])
-        raise UserError(f"{kind} {call.name}: {error}; want {call.name}({own})") from error
+        form = ", ".join(str(parameter) for parameter in list(parameters.values())[len(leading):])
+        raise UserError(f"{kind} {call.name}: {error}; want {call.name}({form})") from error
 
 
 def resolve_one(kind: str, text: str, table: Mapping[str, Callable], *leading: Any) -> Any:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 import models.layers
-from models import runtime
+from models import own, runtime
 from models.errors import UserError, choice_error
 from models.layers.endpoint import capture
 from train.checkpoint import flatten
@@ -128,6 +128,7 @@ def _name(run: Any, variables: Any, endpoint: str, source: Source) -> str:
     data, model = run.config["data"], run.task.model
     digest = _Digest()
     families = tuple(kind.__module__ for kind in type(model).__mro__ if kind.__module__.startswith("models."))
+    families += tuple(module.__name__ for module in own.modules())  # one of them may be its norm
     digest.add(VERSION, _code(families), model.clone(num_classes=1), endpoint, data["mean"], data["std"])
     for path, leaf in sorted(flatten(variables).items()):
         if not path.startswith("params/head/") or endpoint.startswith("exit"):  # the last exit's logits are the head's
@@ -135,7 +136,7 @@ def _name(run: Any, variables: Any, endpoint: str, source: Source) -> str:
     if source not in _CONTENTS:
         _CONTENTS[source] = _content(source)
     digest.add(_CONTENTS[source])
-    return f"{run.config['model']['name']}-{endpoint.replace('/', '.')}-{digest.hexdigest()[:24]}.npz"
+    return f"{own.short(run.config['model']['name'])}-{endpoint.replace('/', '.')}-{digest.hexdigest()[:24]}.npz"
 
 
 @functools.cache

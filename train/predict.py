@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rich.console
@@ -11,7 +12,6 @@ from rich.text import Text
 
 from models.errors import UserError
 from train import cli
-from train.export import loaded
 
 USAGE = """The most probable classes of image files, by a run or an exported network of any format.
 
@@ -25,8 +25,9 @@ network sees each once, also where the run's evaluation averages over views."""
 BATCH = 32
 
 
-def predict(network: loaded.Loaded, files: list[str], top: int) -> list[dict]:
-    """Of each file {"file", "pixels" (as the network sees it), "classes": [(label, probability), …] by probability}."""
+def predict(network: Any, files: list[str], top: int) -> list[dict]:
+    """What a `train.export.loaded.Loaded` says of each file: {"file", "pixels" (as the network sees it), "classes":
+    [(label, probability), …] by probability}."""
     labels, found = network.card["labels"], []
     for start in range(0, len(files), BATCH):
         names = files[start:start + BATCH]
@@ -44,6 +45,8 @@ def main(argv: list[str]) -> None:
         raise UserError("want a MODEL (the folder of a run or of an exported network) and image files, see --help")
     if OUT.value and (Path(OUT.value).suffix != ".png" or not Path(OUT.value).absolute().parent.is_dir()):
         raise UserError(f"--out={OUT.value}: want a .png in a folder that is there")
+    from train.export import loaded  # not for --help: with it comes Orbax
+
     found = predict(loaded.load(argv[1]), argv[2:], TOP.value)
     if JSON.value:
         for row in found:

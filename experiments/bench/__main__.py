@@ -28,15 +28,16 @@ USAGE = """Measures speed, ours beside PyTorch and timm (the extra `bench`), in 
 Cases: networks (timm's on the peer's side but for ResNet-20; training step and forward pass, eager and compiled, with
 their share of a measured matrix product; no dropout or stochastic depth on either side); "cifar", training from end to
 end beside loops of PyTorch; "data", JPEGs to crops beside torch's DataLoader and tf.data; "start", from the command to
-the first step; "speedrun", airbench94's recipe beside the same in PyTorch, and "minute", ResNet-20 by a short recipe,
-whole trainings on CIFAR-10 for an accelerator; "loop", what the loop adds to a step; "explain", Grad-CAM and occlusion
+the first step; "commands", imports and --help of each command; "tests", the last `make test` by file and by test;
+"speedrun", airbench94's recipe beside the same in PyTorch, and "minute", ResNet-20 by a short recipe, whole
+trainings on CIFAR-10 for an accelerator; "loop", what the loop adds to a step; "explain", Grad-CAM and occlusion
 beside pytorch-grad-cam's and captum's. Without PyTorch (--peer_python=) ours is measured alone.
 
 bench.json, bench.md and charts in --out are written after each case; rows of other cases that are there stay. Only one
 worker computes at a time; samples in which the machine gave its cores to something else are left out where enough
 others remain. A worker that fails (no compiler, no memory) has a row that says so.
 """
-OTHERS = ("cifar", "data", "start", "speedrun", "minute", "loop", "explain")
+OTHERS = ("cifar", "data", "start", "commands", "tests", "speedrun", "minute", "loop", "explain")
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -63,13 +64,13 @@ def usual(accelerator: bool) -> list[str]:
     if accelerator:
         return ["vit_base_patch16", "resnet50", "cifar", "speedrun", "minute", *networks[1:], "start", "resnet20",
                 "data", "loop"]
-    return ["resnet20", *networks, "cifar", "data", "start", "loop", "explain"]
+    return ["resnet20", *networks, "cifar", "data", "start", "commands", "tests", "loop", "explain"]
 
 
 def measured(names: list[str], sizes: list[str], sweep: str, values: list[int], devices: int, folder: Path,
              settings: Any) -> Iterator[tuple[str, Callable[[], list[dict[str, Any]]]]]:
     """(title, what measures its rows) of each part, in order."""
-    from experiments.bench import mfu, networks, pipelines, speedrun, start
+    from experiments.bench import commands, mfu, networks, pipelines, speedrun, start
 
     products: list[dict[str, Any]] = []
 
@@ -97,6 +98,10 @@ def measured(names: list[str], sizes: list[str], sweep: str, values: list[int], 
         elif name == "start":
             for kind in start.KINDS:
                 yield f"start {kind}", lambda kind=kind: start.start(kind, folder, settings)
+        elif name == "commands":
+            yield name, lambda: commands.commands(settings)
+        elif name == "tests":
+            yield name, commands.tests
         else:
             measure = {"cifar": pipelines.cifar, "loop": pipelines.loop_overhead, "speedrun": speedrun.speedrun,
                        "minute": speedrun.minute}[name]
@@ -173,7 +178,7 @@ def main() -> None:
     def keep(rows):
         measured_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         stamp = {"device": about["device"], "commit": result["commit"], "measured": measured_at}
-        new.extend({**row, **stamp} for row in rows)
+        new.extend({**stamp, **row} for row in rows)
         output.write(out, {**result, "measured": measured_at, "rows": output.merged(before["rows"], new),
                            "profiles": output.merged(before["profiles"], profiles)})
 

@@ -8,14 +8,13 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.bench.networks import made_images, on_both_sides
-from experiments.bench.workers import ROOT, Settings, Spec, WorkerFailed, one, with_ratios
+from experiments.bench.workers import Settings, Spec, WorkerFailed, one, watched, with_ratios
 from models.errors import UserError
 
 CACHE = re.compile(r"JAX_(COMPILATION|PERSISTENT|ENABLE_COMPILATION)_CACHE.*", re.IGNORECASE)  # the user's own choices
@@ -44,34 +43,35 @@ def start(kind: str, folder: Path, settings: Settings) -> list[dict[str, Any]]:
                      on_both_sides("resnet50", 224))}[kind]
     case = {"case": "steps", "precision": settings.precision, "calls": ["step"], "batch": batch, **network}
     peer, cold, warm = "PyTorch, eager", "ours, cold", "ours, warm"
-    seconds: dict[str, list[float]] = {peer: [], cold: [], warm: []}
+    taken: dict[str, list[tuple[float, float]]] = {peer: [], cold: [], warm: []}  # seconds, MiB
     failed = {}
     for attempt in range(settings.processes):
         try:
-            seconds[peer].append(one(Spec("PyTorch", "peer", case), settings)["ready_after"])
+            about = one(Spec("PyTorch", "peer", case), settings)
+            taken[peer].append((about["ready_after"], about["peak_mib"]))
         except WorkerFailed as error:
             failed[peer] = str(error)
         for who in (cold, warm):
             workdir = folder / f"{kind}{attempt}{who[-4:]}"
-            seconds[who].append(first_step(arguments, workdir, folder / f"cache-{kind}{attempt}"))
+            taken[who].append(first_step(arguments, workdir, folder / f"cache-{kind}{attempt}"))
     rows = []
-    for who, taken in seconds.items():
+    for who, starts in taken.items():
         row = {"what": "start", "who": who, "side": "peer" if who == peer else "ours"}
         rows.append({**row, "failed": failed[who]} if who in failed else {
-            **row, "ms": round(1e3 * statistics.median(taken)), "min_ms": round(1e3 * min(taken)),
-            "samples": len(taken)})
+            **row, "ms": round(1e3 * statistics.median(seconds for seconds, _ in starts)),
+            "min_ms": round(1e3 * min(starts)[0]), "samples": len(starts),
+            "peak_mib": round(max(peak for _, peak in starts))})
     about = {"case": f"command to first step, {title}", "subject": f"start/{kind}"}
     return [{**about, **row} for row in with_ratios(rows)]
 
 
-def first_step(arguments: Sequence[str], workdir: Path, cache: Path) -> float:
-    """Seconds from the start of `python -m train` until its first step is through; `cache` is the user's folder of
-    caches."""
+def first_step(arguments: Sequence[str], workdir: Path, cache: Path) -> tuple[float, float]:
+    """Seconds from the start of `python -m train` until its first step is through, and the peak of memory of all of its
+    two steps and their evaluation, in MiB; `cache` is the user's folder of caches."""
     inherited = {name: value for name, value in os.environ.items() if not CACHE.fullmatch(name)}
-    done = subprocess.run(
-        [sys.executable, "-m", "train", *arguments, f"--workdir={workdir}", "--config.hooks=",
-         "--config.duration=2 steps"], cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**inherited, "XDG_CACHE_HOME": str(cache)})
-    if done.returncode:
-        raise UserError(f"python -m train failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
-    return json.loads((workdir / "summary.json").read_text())["seconds_to_first_step"]
+    try:
+        done = watched([sys.executable, "-m", "train", *arguments, f"--workdir={workdir}", "--config.hooks=",
+                        "--config.duration=2 steps"], {**inherited, "XDG_CACHE_HOME": str(cache)})
+    except WorkerFailed as error:
+        raise UserError(f"python -m train failed: {error}") from None
+    return json.loads((workdir / "summary.json").read_text())["seconds_to_first_step"], done.peak_mib

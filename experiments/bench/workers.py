@@ -81,6 +81,34 @@ class WorkerFailed(Exception):
     """A worker said why it cannot go on, or ended."""
 
 
+class Watched(NamedTuple):
+    """A process that has ended well: how long it took, and the largest resident size of it or of one it started."""
+
+    seconds: float
+    peak_mib: float
+
+
+# In a small process of its own: a child starts with the peak of what it was forked from
+_WATCH = """
+import json, resource, subprocess, sys, time
+began = time.perf_counter()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+seconds = time.perf_counter() - began
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+print(json.dumps([done.returncode, (done.stderr.strip().splitlines() or ["no output"])[-1], seconds, peak]))
+"""
+
+
+def watched(command: Sequence[str], env: Mapping[str, str] | None = None) -> Watched:
+    """Runs a command to its end in the project's folder; WorkerFailed with the last thing it said where it fails."""
+    done = subprocess.run([sys.executable, "-S", "-c", _WATCH, *command], cwd=ROOT, env=env, text=True,
+                          stdout=subprocess.PIPE, check=True)
+    code, said, *measured = json.loads(done.stdout)
+    if code:
+        raise WorkerFailed(said)
+    return Watched(*measured)
+
+
 class Worker:
     """A process that does a case's work when it is told to."""
 
@@ -131,7 +159,8 @@ class Worker:
 
 
 def one(spec: Spec, settings: Settings) -> dict[str, Any]:
-    """What a worker says of itself, which does nothing else; "ready_after" is how long that took, in seconds.
+    """What a worker says of itself, which does nothing else, and its peaks of memory; "ready_after" is how long it took
+    to be ready, in seconds.
 
     Raises:
       WorkerFailed: with the reason.
@@ -139,10 +168,10 @@ def one(spec: Spec, settings: Settings) -> dict[str, Any]:
     worker = Worker(spec, settings)
     try:
         about = worker.ready()
-        worker.close()
+        peaks = worker.close()
     finally:
         worker.kill()
-    return {**about, "ready_after": worker.ready_after}
+    return {**about, **peaks, "ready_after": worker.ready_after}
 
 
 def interleaved(

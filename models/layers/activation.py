@@ -6,6 +6,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
+from models import own
 from models.errors import choice_error
 
 
@@ -26,7 +27,8 @@ ACTIVATIONS = {
 
 
 def activation(spec: str | Callable) -> Callable[[jax.Array], jax.Array]:
-    """Resolves `spec`, a name in ACTIVATIONS or any function of an array; UserError where it is neither."""
+    """Resolves `spec`, a name in ACTIVATIONS, FILE.py:NAME, or any function of an array; UserError for others."""
+    spec = own.load(spec)
     if callable(spec):
         return spec
     if spec not in ACTIVATIONS:

@@ -8,12 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models import own
 from models.compress import lowbit
 from models.errors import UserError, choice_error, has_type
 from models.layers.activation import activation
 from models.layers.conv import Conv, Dense, StandardizedConv
 from models.layers.init import init
-from models.layers.norm import norm
+from models.layers.norm import norm, synchronizes
 
 SYNC_AXIS = "batch"  # the device axis of a training step
 CONVS = {"standard": Conv, "standardized": StandardizedConv, "ternary": lowbit.TernaryConv,
@@ -54,7 +55,9 @@ class Sites:
         self._wanted: dict[str, str] = {}  # fields that have made no low-bit layer yet
 
     def constructor(self, field: str, spec: str | Callable, known: dict[str, Callable]) -> Callable:
-        """Of the layers that `spec`, a name in `known` or a class, asks for in `field`; UserError for other names."""
+        """Of the layers that `spec`, a name in `known`, FILE.py:NAME or a class, asks for in `field`; UserError for
+        other names."""
+        spec = own.load(spec)
         if not callable(spec) and spec not in known:
             raise choice_error(field, spec, known)
         chosen = spec if callable(spec) else known[spec]
@@ -153,7 +156,17 @@ class Network(nn.Module):
 
 
 class Classifier(Network):
-    """Base of the networks from images [N, H, W, C] to logits [N, num_classes], float32; the fields of Network, and:
+    """Base of the networks from images [N, H, W, C] to logits [N, num_classes], float32.
+
+    A subclass has fields of its own, and `__call__(self, images, train=False)` under `nn.compact`, in which it
+
+      takes its layers from `layers = self.ingredients(train)` (see Ingredients), each with a name: that is the path
+        of its parameters, and what widths, freezing and imported weights call it by;
+      marks what others may read by `x = Endpoint("stage1")(x)` (layers/endpoint.py): maps [N, h, w, C], of which the
+        last is what Grad-CAM explains, and "pre_logits" [N, C], the features of transfer;
+      ends in a dense layer named "head", which transfer replaces, in float32.
+
+    It has the fields of Network, and:
 
     Attributes:
       num_classes: of the logits.
@@ -177,7 +190,7 @@ class Classifier(Network):
 
     def __post_init__(self):
         self.widths = _pairs(self.widths)
-        if self.sync_norm and not any(callable(norm) or str(norm).split(":")[0] == "batch" for norm in self._norms()):
+        if self.sync_norm and not any(synchronizes(norm) for norm in self._norms() if norm is not None):
             raise UserError(f"sync_norm=True is for norm 'batch'; norm '{self.norm}' has nothing to synchronize")
         self._need_at_least(1, "num_classes", "image_size")
         super().__post_init__()

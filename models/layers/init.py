@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models import own
 from models.errors import UserError, choice_error
 
 _scaled = nn.initializers.variance_scaling
@@ -59,11 +60,12 @@ def init(spec: str | Callable) -> Callable[..., jax.Array]:
 
     Args:
       spec: a name in INITS, "normal:STD", "truncated_normal:STD" (STD is the deviation of the values drawn, which are
-        cut at about 2.27 STD), or an initializer.
+        cut at about 2.27 STD), FILE.py:NAME, or an initializer.
 
     Raises:
       UserError: neither a name nor an initializer, or STD is no positive number.
     """
+    spec = own.load(spec)
     if callable(spec):
         return spec
     if spec in INITS:

@@ -16,8 +16,9 @@ PyTorch's LayerNorm([C, H, W]) has one of each for every element; the two agree 
 """
 
 import functools
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -25,9 +26,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from models import own
 from models.errors import UserError, choice_error
 
-NORMS = ("batch", "batch:M", "frozen_batch", "layer", "instance", "group", "group:G", "channel", "none")
 _ones, _zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
 
 
@@ -36,39 +37,62 @@ def norm(spec: str | Callable, *, train: bool, dtype: Any = None, axis_name: str
 
     Args:
       spec: one of NORMS; "group" has 32 groups, or one a channel in layers of fewer channels (the first stages of
-        CIFAR networks), "group:8" exactly 8. Or a callable, which gets the keywords train, dtype and axis_name besides
-        those of `make` and returns a function of x.
+        CIFAR networks), "group:8" exactly 8. Or FILE.py:NAME, or a callable, which returns a function of x; it takes
+        the keywords of `make`, and gets those of train, dtype and axis_name that it takes as well.
       train: whether batch statistics are used and running ones updated.
       dtype: of the output; None for that of the input. Statistics are float32 whatever it is.
       axis_name: the device axis that batch statistics are averaged over, where there is one of that name (a training
         step lifted over devices); None for each device's own.
 
     Raises:
-      UserError: unknown spec.
+      UserError: unknown spec, or one that does not take the keywords of `make`.
     """
+    make, options = _resolved(spec)
+    needed = ("name", "scale_init", "epsilon")
+    for keyword in set(needed) - set(_taken(make, needed)):
+        raise UserError(f"norm {spec} takes no {keyword}: a norm has to take {', '.join(needed)}")
+    offered = {"train": train, "dtype": dtype, "axis_name": axis_name}
+    return functools.partial(make, **{keyword: offered[keyword] for keyword in _taken(make, offered)}, **options)
+
+
+def synchronizes(spec: str | Callable) -> bool:
+    """Whether a norm has statistics that can be averaged over devices: whether it takes axis_name."""
+    return bool(_taken(_resolved(spec)[0], ["axis_name"]))
+
+
+def _resolved(spec: str | Callable) -> tuple[Callable, dict[str, Any]]:
+    """What makes the layers of `norm`, and the field that the text after a name's colon sets."""
+    spec = own.load(spec)
     if callable(spec):
-        return functools.partial(spec, train=train, dtype=dtype, axis_name=axis_name)
-    kind, colon, count = str(spec).partition(":")
-    if kind == "batch" and (not colon or _is_fraction(count)):
-        momentum = {"momentum": float(count)} if colon else {}
-        return functools.partial(BatchNorm, train=train, dtype=dtype, axis_name=axis_name, **momentum)
-    if spec == "frozen_batch":
-        return functools.partial(BatchNorm, train=False, dtype=dtype)
-    if kind == "group" and (not colon or (count.isdecimal() and int(count) > 0)):
-        return functools.partial(GroupNorm, groups=int(count) if colon else None, dtype=dtype)
-    plain = {"layer": functools.partial(GroupNorm, groups=1), "instance": InstanceNorm, "channel": ChannelNorm}
-    if kind in plain and not colon:
-        return functools.partial(plain[kind], dtype=dtype)
-    if spec == "none":
-        return NoNorm
-    raise choice_error("norm", spec, NORMS)
+        return spec, {}
+    kind, colon, text = str(spec).partition(":")
+    if colon and kind in OPTIONS:
+        field, read = OPTIONS[kind]
+        value = read(text)
+        if value is not None:
+            return own.imported(NORMS[kind]), {field: value}
+    if colon or kind not in NORMS:
+        raise choice_error("norm", spec, (*NORMS, "batch:M", "group:G"))
+    return own.imported(NORMS[kind]), {}
 
 
-def _is_fraction(text: str) -> bool:
+def _taken(make: Callable, keywords: Iterable[str]) -> list[str]:
+    """Those of the keywords that can be given."""
+    parameters = inspect.signature(make).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return list(keywords)
+    return [keyword for keyword in keywords if keyword in parameters]
+
+
+def _momentum(text: str) -> float | None:
     try:
-        return 0 <= float(text) < 1
+        return float(text) if 0 <= float(text) < 1 else None
     except ValueError:
-        return False
+        return None
+
+
+def _groups(text: str) -> int | None:
+    return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
 def _devices(axis_name: str | None) -> int:
@@ -241,3 +265,22 @@ class NoNorm(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return x
+
+
+def _frozen_batch(
+    name: str | None = None, scale_init: Callable = _ones, epsilon: float = 1e-5, dtype: Any = None
+) -> nn.Module:
+    return BatchNorm(False, dtype, scale_init=scale_init, epsilon=epsilon, name=name)
+
+
+NORMS = {
+    "batch": BatchNorm,
+    "frozen_batch": _frozen_batch,
+    "layer": functools.partial(GroupNorm, groups=1),
+    "instance": InstanceNorm,
+    "group": GroupNorm,
+    "channel": ChannelNorm,
+    "none": NoNorm,
+}
+# Fields that follow a name's colon, and how they are read; None: the text is none
+OPTIONS = {"batch": ("momentum", _momentum), "group": ("groups", _groups)}

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models import own
 from models.errors import UserError, choice_error, has_type
 from train import calls
 from train.data import mix, pixels
@@ -96,7 +97,7 @@ def build(
             raise UserError(f"augmentation {call.name}: mixup and cutmix come once, at the end of '{spec}'")
         if call.name in _MIXERS:
             mixer = calls.resolve("augmentation", call, _MIXERS)
-        elif call.name in _OPS:
+        elif call.name in _OPS or own.split(call.name):
             ops.append(calls.resolve("augmentation", call, _OPS, Site(height, width, channels, colour)))
         else:
             raise choice_error("augmentation", call.name, [*_OPS, *_MIXERS])

@@ -13,7 +13,6 @@ from absl import flags
 
 from models.errors import UserError
 from train import cli
-from train.data.tfds_source import data_dir, known_names, unknown_name
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "where to write; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
 
@@ -24,6 +23,8 @@ def prepare(name: str, folder: str) -> str:
     Returns lines that say where it lies and what its splits are. Raises UserError for an unknown name, missing
     TensorFlow, a failed download, a full disk, and a set that lies there in a format without random access.
     """
+    from train.data.tfds_source import known_names, unknown_name  # not for --help: with it comes TFDS
+
     base = name.partition("/")[0].partition(":")[0]
     if base not in known_names(folder):
         raise unknown_name(base, folder)
@@ -66,6 +67,8 @@ def main(argv: Sequence[str]) -> None:
     """Prints the folder and the splits."""
     if len(argv) != 2:
         raise UserError("want the name of one TFDS data set, as in: python -m train.data.prepare cifar10")
+    from train.data.tfds_source import data_dir
+
     print(prepare(argv[1], data_dir(_DATA_DIR.value)))
 
 

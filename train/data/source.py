@@ -13,10 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from models import own
 from models.errors import UserError, choice_error, has_type
+from train import calls
 from train.data.decode import CROPS, Decoder
 
-KINDS = ("digits", "tfds:NAME", "folder:PATH", "arrays:FILE.npz", "grammar", "text:FOLDER")  # the last two: text.py
+# Module and function of each kind, (split, options) -> Source, or (what follows the colon, split, options). They are
+# imported when they are needed: scikit-learn and TFDS are slow to import, and a run needs one of them at most.
+KINDS = {
+    "digits": "train.data.digits:source",
+    "tfds:NAME": "train.data.tfds_source:TfdsSource",
+    "folder:PATH": "train.data.folder:FolderSource",
+    "arrays:FILE.npz": "train.data.source:from_npz",
+}
+TEXT_KINDS = ("grammar", "text:FOLDER")  # see text.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +38,8 @@ class Options:
 
     source: "digits", "tfds:NAME" (NAME as TFDS has it: name, name/config, name:version), "folder:PATH" or
         "arrays:FILE.npz" (arrays SPLIT_image uint8 [N, H, W, C] and SPLIT_label, for notebooks and tests; labels
-        [N, classes] are those of several classes an image).
+        [N, classes] are those of several classes an image); or FILE.py:NAME, with arguments if it has some, a function
+        (split, options, ...) -> Source.
     dir: where TFDS sets lie; "" is $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     train_split, test_split: TFDS splits ("train", "train[:90%]", "validation"); digits and folders have "train",
         "test", and "train_fit" and "validation", which part "train" so that choices need not see the test set.
@@ -274,26 +285,18 @@ def load_test(data: Mapping[str, Any], **changes: Any) -> Source:
 
 
 def _load(split: str, options: Options) -> Source:
-    kind, _, argument = options.source.partition(":")
-    # Imported here: scikit-learn and TFDS are slow to import, and a run needs one of them at most.
-    if options.source == "digits":
-        from train.data import digits
-
-        return digits.source(split, options)
-    if kind == "tfds" and argument:
-        from train.data.tfds_source import TfdsSource
-
-        return TfdsSource(argument, split, options)
-    if kind == "folder" and argument:
-        from train.data.folder import FolderSource
-
-        return FolderSource(argument, split, options)
-    if kind == "arrays" and argument:
-        return _from_npz(argument, split, options)
-    raise choice_error("data.source", options.source, KINDS)
+    if own.split(options.source):
+        return calls.resolve_one("data.source", options.source, {}, split, options)
+    kind, colon, argument = options.source.partition(":")
+    for known, where in KINDS.items():
+        name, known_colon, _ = known.partition(":")
+        if (kind, colon, bool(argument)) == (name, known_colon, bool(known_colon)):
+            return own.imported(where)(*filter(None, [argument]), split, options)
+    raise choice_error("data.source", options.source, (*KINDS, *TEXT_KINDS))
 
 
-def _from_npz(path: str, split: str, options: Options) -> ArraySource:
+def from_npz(path: str, split: str, options: Options) -> ArraySource:
+    """The arrays of a file; UserError where it lacks them."""
     try:
         with np.load(Path(path).expanduser()) as arrays:
             splits = [key.removesuffix("_image") for key in arrays.files if key.endswith("_image")]

@@ -9,11 +9,8 @@ import rich.console
 import rich.table
 from absl import flags
 
-from models.compress import file
 from models.errors import UserError
-from train import cli, finished
-from train.export import formats, graph, verify, write
-from train.export import network as networks
+from train import cli
 
 USAGE = """Exports a trained network into a folder: one file, and card.json, which says everything about it.
 
@@ -47,6 +44,11 @@ def main() -> int:
     """Loads the run, exports, verifies, prints."""
     if not WORKDIR.value or not OUT.value:
         raise UserError(f"--{'out' if WORKDIR.value else 'workdir'} is missing, e.g. --workdir=runs/x --out=exported/x")
+    from models.compress import file
+    from train import finished  # not for --help: with it comes Orbax
+    from train.export import network as networks
+    from train.export import verify, write
+
     console = rich.console.Console()
     folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.known(FORMAT.value).folds)
     write.check(FORMAT.value, OUT.value, folds)
@@ -72,6 +74,8 @@ def main() -> int:
 
 def lines(card: Mapping[str, Any], out: Path, before: float, headline: str) -> list[str]:
     """What is said of a finished export."""
+    from train.export import formats
+
     found = card["verified"]
     size = sum(path.stat().st_size for path in out.iterdir() if path.name.startswith(card["file"]))
     exact = formats.FORMATS[card["format"]].exact
@@ -112,9 +116,10 @@ def table(layers: Sequence[Mapping[str, Any]]) -> rich.table.Table:
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-    FORMAT = flags.DEFINE_string("format", "safetensors", f"One of {', '.join(formats.FORMATS)}.")
+    FORMAT = flags.DEFINE_string("format", "safetensors", "One of those above.")
     OUT = flags.DEFINE_string("out", None, "Folder to write.")
-    FOLD = flags.DEFINE_list("fold", list(graph.FOLDS), "onnx, stablehlo: what is made part of the program.")
+    FOLD = flags.DEFINE_list("fold", ["normalization", "batch_norm"], "onnx, stablehlo: what is made part of the "
+                             "program.")
     IMAGES = flags.DEFINE_integer("images", 2000, "Test images to verify with; 0: all.", lower_bound=0)
     LICENSE = flags.DEFINE_string("license", "", "Of the weights, for the card, e.g. CC-BY-4.0.")
     SHARE = flags.DEFINE_string("share", "", "Codebooks before export, as config.optimizer.share, e.g. linear(conv=8).")

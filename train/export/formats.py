@@ -131,13 +131,14 @@ def _fed(card, call):
 def _write_onnx(network, card, path):
     for name in ("jax2onnx", "onnx", "onnxruntime"):  # without the last, it could not be checked
         _needed(name)
-    root = Path(__file__).parents[2]
+    # Not by the working folder, from which paths of the user's files count
+    path_of_modules = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as folder:
         weights.save(Path(folder) / "model.safetensors", network.create(), network.variables)
         (Path(folder) / cards.NAME).write_text(json.dumps(card))
         done = subprocess.run(
             [sys.executable, "-m", "train.export.onnx_side", folder, str(path)], capture_output=True, text=True,
-            check=False, cwd=root, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+            check=False, env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path_of_modules})
     if done.returncode:
         raise Failed(f"jax2onnx does not convert it: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
     return {"usage": f"session = onnxruntime.InferenceSession({path.name!r}); "

@@ -29,7 +29,8 @@ TEXT_TASKS = {"translate": Translate}
 
 def create(config: Any, model: Any, num_classes: int, unit: str = "images", label_shape: tuple[int, ...] = (),
            source: str = "", to_steps: Callable[[str], int] | None = None) -> Any:
-    """The task on `unit` that `config` (the section `task`) names, with its arguments: "policy(penalty=5.0)".
+    """The task on `unit` that `config` (the section `task`) names, with its arguments: "policy(penalty=5.0)", or
+    "my_loss.py:Focal(gamma=2.0)", a subclass of one of these in a file of the user's.
 
     Args:
       config: the section.

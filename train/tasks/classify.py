@@ -35,11 +35,15 @@ class Classify(ImageTask):
         target = batch.get("target")
         if target is None:
             target = jax.nn.one_hot(batch["label"], self.num_classes)
-        losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(target, self.label_smoothing))
+        losses = self.losses(logits, optax.smooth_labels(target, self.label_smoothing))
         total, weight = jnp.sum(losses * batch["mask"]), jnp.sum(batch["mask"])
         correct = (jnp.argmax(logits, -1) == jnp.argmax(target, -1)) * batch["mask"]
         # Divided by the full share, not by the weight: every device's mean then counts the same in the global mean.
         return total / losses.shape[0], {"loss": (total, weight), "accuracy": (jnp.sum(correct), weight)}
+
+    def losses(self, logits, target):
+        """The loss in training of each example, [B]: target [B, num_classes] is a distribution over the classes."""
+        return optax.softmax_cross_entropy(logits, target)
 
     def evaluate(self, variables, task_state, batch):
         """Top-1, top-5 and loss, and by class the examples that are right, [num_classes]; masked rows count nothing."""

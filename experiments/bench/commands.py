@@ -1,0 +1,77 @@
+"""What a user waits for before anything is computed: imports, --help of each command; and how long the tests take."""
+
+import collections
+import re
+import statistics
+import xml.etree.ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.bench.workers import ROOT, Settings, WorkerFailed, watched, with_ratios
+from models.errors import UserError
+
+IMPORTED = ("models", "train.loop")
+PEER = "import torch, timm"
+JUNIT = Path("runs/tests.xml")
+LONGEST = 20  # tests that have a row
+
+
+def names() -> list[str]:
+    """Every command, as `python -m` takes it."""
+    found = []
+    for path in sorted(path for room in ("models", "train", "experiments") for path in (ROOT / room).rglob("*.py")):
+        if re.search(r"^    (cli\.run|sys\.exit)\(main", path.read_text(), re.MULTILINE):
+            found.append(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"))
+    return found
+
+
+def commands(settings: Settings) -> list[dict[str, Any]]:
+    """Imports, and PyTorch's beside them; --help of each command: medians of fresh processes, peak memory."""
+    imports = [("PyTorch, timm", "peer", ["-c", PEER])] if settings.peer_python else []
+    imports += [(f"ours, {name}", "ours", ["-c", f"import {name}"]) for name in IMPORTED]
+    rows = with_ratios([_row("import", *one, settings) for one in imports])
+    rows += [_row("--help", name, "ours", ["-m", name, "--help"], settings) for name in names()]
+    return [{"case": "imports and commands", "subject": "commands", **row} for row in rows]
+
+
+def _row(what: str, who: str, side: str, arguments: Sequence[str], settings: Settings) -> dict[str, Any]:
+    python = settings.python("ours" if side == "ours" else "peer")
+    row = {"what": what, "who": who, "side": side}
+    try:
+        taken = [watched([python, *arguments]) for _ in range(settings.processes)]
+    except WorkerFailed as error:
+        return {**row, "failed": str(error)}
+    seconds = [one.seconds for one in taken]
+    return {**row, "ms": round(1e3 * statistics.median(seconds)), "min_ms": round(1e3 * min(seconds)),
+            "samples": len(taken), "peak_mib": round(max(one.peak_mib for one in taken))}
+
+
+def tests(path: Path = JUNIT) -> list[dict[str, Any]]:
+    """Seconds of the last `make test`: of the whole, of each file, of the LONGEST tests.
+
+    Args:
+      path: of pytest's JUnit file, whose suite is named by the commit.
+
+    Raises:
+      UserError: there is no such file, or it is no such file.
+    """
+    if not path.exists():
+        raise UserError(f"there is no {path}: make test writes it")
+    try:
+        suite = next(xml.etree.ElementTree.parse(path).iter("testsuite"))
+        found = [(f"{case.get('classname').replace('.', '/')}.py", case.get("name"), float(case.get("time")))
+                 for case in suite.iter("testcase")]
+        whole, stamp = float(suite.get("time")), {"commit": suite.get("name"), "measured": suite.get("timestamp")}
+    except (xml.etree.ElementTree.ParseError, StopIteration, AttributeError, TypeError, ValueError):
+        raise UserError(f"{path} is not what make test writes") from None
+    by_file = collections.defaultdict(list)
+    for file, _, seconds in found:
+        by_file[file].append(seconds)
+    rows = [("all tests", "wall time", whole, len(found))]
+    rows += sorted((("tests of a file", file, sum(times), len(times)) for file, times in by_file.items()),
+                   key=lambda row: -row[2])
+    rows += [("one test", f"{file}::{name}", seconds, 1)
+             for file, name, seconds in sorted(found, key=lambda one: -one[2])[:LONGEST]]
+    return [{"case": "tests", "subject": "tests", "what": what, "who": who, "side": "ours", "ms": round(1e3 * seconds),
+             "samples": count, **stamp} for what, who, seconds, count in rows]
