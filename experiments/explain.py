@@ -378,7 +378,8 @@ def main() -> None:
 
     import jax
 
-    from train import checkpoint, finished, summary
+    from train import finished, summary
+    from train.files import write_json
 
     run, state = finished.load(WORKDIR.value)
     if run.feed.unit != "images":
@@ -408,7 +409,7 @@ def main() -> None:
         if call.name in PICTURES:
             calls.resolve("method", call, PICTURES, job, pairs)
             written.append(f"{call.name}.png")
-    checkpoint.write_json(out / "explain.json", {
+    write_json(out / "explain.json", {
         "workdir": WORKDIR.value, "model": run.config["model"]["name"], "methods": METHOD.value, "images": told,
         "pictures": written, **summary.environment(jax.devices())})
     console.print(f"written to {out}: {', '.join(written)}, explain.json", soft_wrap=True, highlight=False)

@@ -149,7 +149,7 @@ def write(about: study.Study, results: Mapping[str, Any], outcomes: study.Outcom
     """Writes results.json, results.md, a CSV a table and a PNG a picture."""
     from matplotlib.figure import Figure
 
-    from train.checkpoint import write_json
+    from train.files import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     for picture in about.pictures:

@@ -30,7 +30,8 @@ def main() -> None:
         if not flag.value:
             raise UserError(f"--{flag.name} is missing")
     config, console, runs = CONFIG(), rich.console.Console(), []
-    from train import checkpoint, loop, workdir
+    from train import loop, workdir
+    from train.files import write_json
 
     for seed in range(SEEDS.value):
         config.seed = seed
@@ -53,7 +54,7 @@ def main() -> None:
         raise UserError(f"the runs in {WORKDIR.value} are of several commits, devices or versions: choose another")
     out = Path(OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(out, {
+    write_json(out, {
         **shared, "accuracy_mean": mean, "accuracy_std": spread,
         "runs": [{name: run[name] for name in KEPT} for run in runs], **environments[0],
         "config": workdir.plain(config)})

@@ -18,9 +18,10 @@ from models.complexity import short
 from models.errors import UserError
 from models.gated import gates
 from models.layers.exit import confidence
-from train import checkpoint, cli, finished, summary
+from train import cli, finished, summary
 from train import evaluate as scoring
 from train.data import source
+from train.files import write_json
 from train.tasks.gated import Skipping, block_costs
 from train.tasks.multi_exit import MultiExit, exit_costs
 
@@ -278,7 +279,7 @@ def main() -> None:
     if out:
         out.mkdir(parents=True, exist_ok=True)
         draw(run, state, out)
-        checkpoint.write_json(out / "adaptive.json", {"workdir": WORKDIR.value, "model": run.config["model"]["name"],
+        write_json(out / "adaptive.json", {"workdir": WORKDIR.value, "model": run.config["model"]["name"],
                                                       "rows": rows, **summary.environment(jax.devices())})
 
 

@@ -1,7 +1,6 @@
 """Checkpoints by Orbax: asynchronous, atomic, verified when read; the last ones and the best are kept."""
 
 import errno
-import json
 import math
 import shutil
 import zlib
@@ -178,15 +177,3 @@ class Checkpoints:
         if steps:
             raise UserError(f"every checkpoint in {self.folder} is damaged; choose another --workdir to start afresh")
         return None
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a small file so that a reader, or a rerun after a kill, sees the old or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON for people: indented, keys as given."""
-    write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -10,7 +10,8 @@ import numpy as np
 from models.compress.prune import keep, scores, sparsity
 from models.errors import UserError
 from models.layers.endpoint import capture
-from train import calls, checkpoint, evaluate, prune, ranking, workdir
+from train import calls, evaluate, prune, ranking, workdir
+from train.files import write_atomically, write_json
 from train.parameters import named, put
 from train.recalibrate import recalibrate_batch_norm
 from train.tasks import translate
@@ -116,7 +117,7 @@ class Bleu(Hook):
 
     def finished(self, run, state, folder):
         lines = ["\n".join(three) + "\n" for three in zip(*run.feed.test.texts, self._ours, strict=True)]
-        checkpoint.write_atomically(folder / "translations.txt", "\n".join(lines))
+        write_atomically(folder / "translations.txt", "\n".join(lines))
         run.feed.tokenizer.save(str(folder / "tokenizer.json"))
 
 
@@ -173,7 +174,7 @@ class Sensitivity(Hook):
     def finished(self, run, state, folder):
         from train import figures
 
-        checkpoint.write_json(folder / "sensitivity.json", self._found)
+        write_json(folder / "sensitivity.json", self._found)
         figures.sensitivity(self._found, folder / "sensitivity.png")
 
 

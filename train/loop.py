@@ -30,6 +30,7 @@ from train import summary as summary_lib
 from train import workdir as workdir_lib
 from train.data import text
 from train.feed import Feed
+from train.files import write_json
 from train.parallel import Parallel
 from train.text_feed import TextFeed
 
@@ -241,7 +242,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
         if is_primary:
             for hook in run.hooks:
                 hook.finished(run, host, folder)
-            checkpoint.write_json(folder / "summary.json", result)
+            write_json(folder / "summary.json", result)
     except OSError as error:
         if error.errno not in checkpoint.DISK_FULL:
             raise

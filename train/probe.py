@@ -24,7 +24,8 @@ def main() -> None:
     """Extracts, classifies, prints, writes."""
     import jax
 
-    from train import checkpoint, classifiers, features, loop, summary, workdir
+    from train import classifiers, features, loop, summary, workdir
+    from train.files import write_json
 
     kinds, console = classifiers.names(KINDS.value), rich.console.Console()
     run = loop.setup(CONFIG())
@@ -56,7 +57,7 @@ def main() -> None:
     if OUT.value:
         out = Path(OUT.value)
         out.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(out, {"results": rows, "config": workdir.plain(run.config),
+        write_json(out, {"results": rows, "config": workdir.plain(run.config),
                                     **summary.environment(jax.devices())})
         console.print(f"written to {out}", soft_wrap=True)
 

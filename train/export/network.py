@@ -10,8 +10,9 @@ import numpy as np
 import models
 from models.compress import file, lowbit, shrink
 from models.errors import UserError
-from train import checkpoint, prune, share, step
 from train import evaluate as scoring
+from train import prune, share, step
+from train.files import write_atomically
 
 
 class Network(NamedTuple):
@@ -80,7 +81,7 @@ def compressed(run: Any, network: Network, path: Path) -> dict[str, Any]:
       {"bytes" (of the file), "float32" (4 for each number of the network), "ratio", "identical" (whether the logits of
       all test images are the network's to the bit), "layers": `models.compress.file.table`, "network": what was read}.
     """
-    checkpoint.write_atomically(path, file.dump(network.name, network.fields, network.variables, network.inputs))
+    write_atomically(path, file.dump(network.name, network.fields, network.variables, network.inputs))
     data = file.read(path)
     _, variables = file.load(data, path)
     loaded, layers = network._replace(variables=variables), file.table(data, variables)
