@@ -27,12 +27,12 @@ def base() -> ConfigDict:
     c.evaluate_every = "1 epoch"
     c.checkpoint_every = "1 epoch"
     c.keep_checkpoints = 2  # the latest, besides the best
-    c.hooks = "figures"  # recalibrate(batches) | figures | average_precision | sparsity | sensitivity
+    c.hooks = "figures"  # recalibrate(batches) | figures | average_precision | sparsity | sensitivity | bleu(beam)
 
     # What is trained, and by which loss (train/tasks).
     c.task = ConfigDict()
     # classify[(views=mirror | mirror_shift)] | multi_label |
-    # gated(weight=2.0) | policy(penalty=5.0, curriculum='50%', joint=False) | multi_exit
+    # gated(weight=2.0) | policy(penalty=5.0, curriculum='50%', joint=False) | multi_exit | translate
     c.task.name = "classify"
     c.task.label_smoothing = 0.0
 
@@ -45,7 +45,8 @@ def base() -> ConfigDict:
     # msra | msra_fan_out | xavier_uniform | xavier_normal | lecun | orthogonal | dirac | normal:STD |
     # truncated_normal:STD
     c.model.init = "msra"
-    # A run's folder (its newest checkpoint), or a .safetensors file by `python -m models.weights import`; "": scratch
+    # The folder of a run (its newest checkpoint) or of an exported network, a .ablate file, or a .safetensors file by
+    # `python -m models.weights import`; "": scratch
     c.init_from = ""
     c.init_new = "head"  # with init_from: parts that are drawn anew whatever it has, "head|stage3", "*/gate"; "": none
     # lsuv: kernels orthonormal, then scaled so that each layer's output has variance 1 on a batch
@@ -72,7 +73,7 @@ def base() -> ConfigDict:
     c.optimizer.share = ""
 
     c.data = ConfigDict()
-    c.data.source = "digits"  # digits | tfds:NAME | folder:PATH | arrays:FILE.npz
+    c.data.source = "digits"  # digits | tfds:NAME | folder:PATH | arrays:FILE.npz | grammar | text:FOLDER
     c.data.dir = ""  # of TFDS sets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
     c.data.train_split = "train"
     c.data.test_split = "test"

@@ -381,7 +381,7 @@ def main() -> None:
     from train import finished, summary
     from train.files import write_json
 
-    run, state = finished.load(WORKDIR.value)
+    run, state = finished.load(WORKDIR.value, CHECKPOINT.value)
     if run.feed.unit != "images":
         raise UserError(f"explain is for networks that take images, not {run.feed.unit}")
     if run.feed.label_shape:
@@ -417,6 +417,7 @@ def main() -> None:
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of the run: last, or best (on its test set).")
     IMAGE = flags.DEFINE_list("image", [], "Files of images, with commas between.")
     SPLIT = flags.DEFINE_string("split", "test", "Split of the run's data, for --indices and top_patches.")
     INDICES = flags.DEFINE_list("indices", [], "Which images of the split, or mistakes: the 8 that the "

@@ -28,13 +28,6 @@ Each trial has a folder in --workdir, named by its config: what is finished is n
 goes on. Results go to --out/STUDY/SCALE.
 """
 
-SCALE = flags.DEFINE_enum("scale", "digits", study.SCALES, "How large: minutes on a CPU, a GPU, or many.")
-WORKDIR = flags.DEFINE_string("workdir", "runs/studies", "Folder of the trials.")
-OUT = flags.DEFINE_string("out", "experiments/results/studies", "Folder of the results.")
-JOBS = flags.DEFINE_integer("jobs", 0, "Trials at once; 0: one a core on a CPU (up to 8), one on an accelerator.",
-                            lower_bound=0)
-LIST = flags.DEFINE_bool("list", False, "Name the studies, and end.")
-
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the studies that are asked for."""
@@ -195,5 +188,11 @@ def terminal_table(table: Mapping[str, Any]) -> rich.table.Table:
     return made
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # only here: absl has one table of flags for the process
+    SCALE = flags.DEFINE_enum("scale", "digits", study.SCALES, "How large: minutes on a CPU, a GPU, or many.")
+    WORKDIR = flags.DEFINE_string("workdir", "runs/studies", "Folder of the trials.")
+    OUT = flags.DEFINE_string("out", "experiments/results/studies", "Folder of the results.")
+    JOBS = flags.DEFINE_integer("jobs", 0, "Trials at once; 0: one a core on a CPU (up to 8), one on an accelerator.",
+                                lower_bound=0)
+    LIST = flags.DEFINE_bool("list", False, "Name the studies, and end.")
     cli.run(main, USAGE, positional=True)

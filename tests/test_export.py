@@ -22,7 +22,7 @@ from models.errors import UserError
 from tests import tiny
 from tests.golden import drawn
 from tests.networks import SMALL
-from train import finished, loop, predict, pretrained
+from train import finished, loop, predict, pretrained, workdir
 from train.export import formats, loaded, verify, write
 from train.export import network as export
 
@@ -115,7 +115,7 @@ def test_low_bit_networks_are_stored_in_few_bits(kind, tmp_path):
 def test_a_run_that_saved_nothing_is_said(tmp_path):
     loop.train(tiny.config(duration="4 steps"), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    with pytest.raises(UserError, match="has no checkpoint yet"):
+    with pytest.raises(UserError, match="this run has no checkpoint yet"):
         finished.load(tmp_path / "run")
 
 
@@ -125,7 +125,15 @@ def test_runs_of_earlier_versions_are_opened(runs, tmp_path):
     del config["lookahead"], config["optimizer"]["multiplied"]
     config["devices"] = 8  # more than there are here
     (folder / "config.json").write_text(json.dumps(config))
-    tiny.assert_same(finished.load(folder)[1], finished.load(runs / "whole")[1])
+    run, state = finished.load(folder)
+    tiny.assert_same(state, finished.load(runs / "whole")[1])
+    scores = {line["step"]: line["accuracy"] for line in workdir.read_metrics(folder / "metrics.jsonl")
+              if line["split"] == "test"}
+    kept = [int(path.name) for path in (folder / "checkpoints").iterdir()]
+    best = finished.restored(run, folder, best=True)
+    assert scores[int(best.step)] == max(scores[step] for step in kept)
+    with pytest.raises(UserError, match="unknown --checkpoint 'bets'; did you mean 'best'"):
+        finished.load(folder, "bets")
 
 
 def test_codebooks_without_training(runs):

@@ -271,7 +271,7 @@ def main() -> None:
             raise ValueError
     except ValueError:
         raise UserError(f"--budget={','.join(BUDGET.value)}: want mult-adds, e.g. 25e6 or 25e6,50e6") from None
-    run, state = finished.load(WORKDIR.value)
+    run, state = finished.load(WORKDIR.value, CHECKPOINT.value)
     rows = measure(run, state, budgets, ANYTIME.value, VALIDATION.value)
     costs = exit_costs(run.task.model, run.feed.image_shape) if kind(run) == "exits" else None
     whole = costs[-1] if costs else round(rows[0]["mult_adds"])
@@ -285,6 +285,7 @@ def main() -> None:
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of the run: last, or best (on its test set).")
     BUDGET = flags.DEFINE_list("budget", [], "Mult-adds, several with commas; of a network with exits.")
     ANYTIME = flags.DEFINE_bool("anytime", False, "The budget is every image's, not that of the average image.")
     VALIDATION = flags.DEFINE_string("validation", "", "Split on which thresholds are fitted.")

@@ -25,7 +25,8 @@ class Feed:
       gather: (data, item of one step) -> batch, inside the compiled call.
       prepare: (key, batch, index of the first example in the global batch) -> batch to train on: augmented, normalized.
       prepare_evaluation: batch -> batch to evaluate: normalized.
-      skipped: {"train", "test"}: corrupt images that data.on_error=skip left out so far, or in the last pass.
+      skipped: corrupt images that data.on_error=skip left out: "test", of this process in the last pass; "train" where
+        the set is resident (a stream meets them again in every epoch, and not again after a restart).
     """
 
     unit = "images"
@@ -60,7 +61,7 @@ class Feed:
             raise UserError(
                 f"steps_per_call={steps_per_call}: must be 1 where data are streamed, 1 or more elsewhere")
         self._order = order.Order(len(self.train), seed)
-        self.skipped = {"train": 0, "test": 0}
+        self.skipped = {"test": 0}
         self.data, self.gather = {}, lambda data, item: item
         if self._is_resident:
             kept = resident.Resident(self.train, replace=True)
@@ -131,7 +132,7 @@ class Feed:
     def _streamed_calls(self, step, total):
         for batch in stream.stream(self.train, self._order, self._batch_size, step, total - step, self._workers,
                                    self._shard, self._seed):
-            self.skipped["train"] += batch.pop("skipped")
+            batch.pop("skipped")
             if self._mirrors:
                 rows = len(batch["mask"])
                 batch["mirrored"] = self._order.mirrored(step * self._batch_size + self._shard[0] * rows, rows)

@@ -20,6 +20,14 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(config, default=lambda section: section.to_dict()))
 
 
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The config of the run in a folder; UserError where none can be read."""
+    try:
+        return dict(json.loads((workdir / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{workdir}: it is no run's folder: its config.json cannot be read ({error})") from None
+
+
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
     """Makes the folder this config's, or checks that it is. A run that saved nothing has no claim to it.
 

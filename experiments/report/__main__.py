@@ -16,9 +16,6 @@ Reads what `experiments.run`, `experiments.costs`, `experiments.bench`, `experim
 have written under --results, and trains nothing. What is not there is named with the command that makes it.
 """
 
-RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder of the results.")
-OUT = flags.DEFINE_string("out", "report", "Folder to write to.")
-
 
 def main() -> None:
     """Reads, and writes the two pages."""
@@ -29,5 +26,7 @@ def main() -> None:
     rich.console.Console().print(f"written to {out / 'index.html'} and {out / 'report.md'}", soft_wrap=True)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # only here: absl has one table of flags for the process
+    RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder of the results.")
+    OUT = flags.DEFINE_string("out", "report", "Folder to write to.")
     cli.run(main, USAGE)

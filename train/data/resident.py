@@ -27,7 +27,8 @@ class Resident:
 
     def __init__(self, source: Source, replace: bool = False):
         if source.random_crop:
-            raise UserError("data.pipeline=resident decodes once, so it cannot do data.crop=random_resized: use stream")
+            raise UserError(f"data.pipeline=resident decodes once, so it cannot do data.crop={source.decoder.crop}: "
+                            "use stream")
         arrays = source.arrays(replace=replace)
         self.arrays = {key: arrays[key] for key in ("image", "label")}
         self.mask, self.skipped = arrays["mask"], arrays["skipped"]

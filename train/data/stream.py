@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from models import runtime
 from models.errors import UserError
 from train.data.order import Order, philox
 from train.data.source import Source
@@ -113,7 +114,7 @@ def _iterate(batches: Sequence, workers: int) -> Iterator[Batch]:
         raise UserError(f"data.workers={workers}: want 0 (threads) or a number of processes")
     dataset = grain.MapDataset.source(batches)
     # Decoding releases the interpreter's lock, so threads share the cores until Python's own part of the work binds.
-    threads = min(os.cpu_count() or 1, 8) if workers == 0 else 1
+    threads = min(runtime.cores(), 8) if workers == 0 else 1
     dataset = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(_AHEAD, threads)), allow_nones=False
     )
