@@ -268,7 +268,7 @@ def test_what_stays_is_moved_by_the_optimizer_alone():
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("magnitud(0.5)", "unknown pruning 'magnitud'; did you mean 'magnitude'"),
+    ("magnitud(0.5)", "unknown optimizer.prune 'magnitud'; did you mean 'magnitude'"),
     ("magnitude(1.0)", r"sparsity=1.0 must be in \[0, 1\)"),
     ("magnitude(0.5, start='30 steps')", "it goes from step 30 to step 30; that has to be within 20 steps"),
     ("magnitude(0.5, start='9 steps', end='3 steps')", "it goes from step 9 to step 3"),

@@ -219,4 +219,4 @@ def create(spec: str) -> list[Hook]:
     Raises:
       UserError: for an unknown one.
     """
-    return [calls.resolve("hook", call, HOOKS) for call in calls.parse("hooks", spec)]
+    return [calls.resolve("hooks", call, HOOKS) for call in calls.parse("hooks", spec)]

@@ -129,7 +129,7 @@ def schedule(config: Any, to_steps: Callable[[str], int], total: int) -> Schedul
     _check_range("warmup_from", start, 0, 1)
     if warmup > total:
         raise UserError(f"optimizer.warmup={config.warmup} is longer than the training")
-    main = calls.resolve_one("schedule", config.schedule, SCHEDULES, to_steps, warmup, total)
+    main = calls.resolve_one("optimizer.schedule", config.schedule, SCHEDULES, to_steps, warmup, total)
 
     def learning_rate(count):
         ramp = start + (1 - start) * jnp.minimum(1.0, (count + 1) / max(warmup, 1)) if warmup else 1.0
@@ -180,7 +180,7 @@ def create(
         return jax.tree_util.tree_map_with_path(lambda path, _: bool(decays.fullmatch(parameter_name(path))), tree)
 
     learning_rate = schedule(config, to_steps, total)
-    optimizer = calls.resolve_one("optimizer", config.name, OPTIMIZERS, learning_rate, weight_decay, decay_mask)
+    optimizer = calls.resolve_one("optimizer.name", config.name, OPTIMIZERS, learning_rate, weight_decay, decay_mask)
     multiply = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(
         lambda path, update: factors[parameter_name(path)] * update, updates))
     if of_gradient:

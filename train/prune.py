@@ -112,7 +112,7 @@ def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan:
 
         return pruner
 
-    return calls.resolve_one("pruning", text, {name: made(name) for name in prune.SCORES})
+    return calls.resolve_one("optimizer.prune", text, {name: made(name) for name in prune.SCORES})
 
 
 def structure(text: str) -> str:

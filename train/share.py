@@ -68,7 +68,7 @@ def plan(text: str) -> Plan:
 
         return share
 
-    return calls.resolve_one("codebook init", text, {init: made(init) for init in codebook.INITS})
+    return calls.resolve_one("optimizer.share", text, {init: made(init) for init in codebook.INITS})
 
 
 def wrap(inner: optax.GradientTransformation, plan: Plan) -> optax.GradientTransformation:

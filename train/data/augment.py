@@ -91,15 +91,15 @@ def build(
         check_color("mean", mean, channels)
     colour = np.broadcast_to(np.round(255 * np.array(0.0 if mean is None else mean)).astype(np.uint8), (channels,))
     ops, mixer = [], None
-    for call in calls.parse("augmentation", spec):
+    for call in calls.parse("data.augment", spec):
         if mixer:
-            raise UserError(f"augmentation {call.name}: mixup and cutmix come once, at the end of '{spec}'")
+            raise UserError(f"data.augment {call.name}: mixup and cutmix come once, at the end of '{spec}'")
         if call.name in _MIXERS:
-            mixer = calls.resolve("augmentation", call, _MIXERS)
+            mixer = calls.resolve("data.augment", call, _MIXERS)
         elif call.name in _OPS:
-            ops.append(calls.resolve("augmentation", call, _OPS, Site(height, width, channels, colour)))
+            ops.append(calls.resolve("data.augment", call, _OPS, Site(height, width, channels, colour)))
         else:
-            raise choice_error("augmentation", call.name, [*_OPS, *_MIXERS])
+            raise choice_error("data.augment", call.name, [*_OPS, *_MIXERS])
     return Augment(spec, num_classes, tuple(ops), mixer)
 
 
