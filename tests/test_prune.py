@@ -406,11 +406,6 @@ def test_sensitivity_of_each_layer_is_that_of_the_network_without_its_smallest_w
         loop.setup(tiny.config(hooks="sensitivity(0)"))
 
 
-def test_the_structure_is_read_by_place_as_well():
-    assert prune.structure("magnitude(0.5, '0 steps', '', '1 steps', 'layer', 'filters')") == "filters"
-    assert prune.structure("magnitude(0.5, by='/none/sensitivity.json')") == "weights" and prune.structure("") == ""
-
-
 def test_the_file_that_pruning_goes_by_belongs_to_the_run(tmp_path):
     loop.train(tiny.config(hooks="sensitivity(100)", duration="4 steps"), tmp_path / "whole")
     path = tmp_path / "whole" / "sensitivity.json"

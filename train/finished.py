@@ -32,7 +32,7 @@ def load(folder: str | Path, which: str = "last") -> tuple[loop.Run, state.Train
     config |= {"init_from": "", "data_init": "none", "devices": 1, "parallel": "pmap"}
     config["optimizer"] = {**EARLIER_OPTIMIZER, **config.get("optimizer", {})}
     config["optimizer"]["prune"] = prune.without_file(config["optimizer"].get("prune", ""))
-    run = loop.setup(config)
+    run = loop.setup(config, fresh=False)
     return run, restored(run, folder, best=which == "best")
 
 

@@ -61,6 +61,11 @@ class Plan(NamedTuple):
     schedule: str
     sensitivity: Mapping[str, Any] | None  # what the file `by` holds: "layers", "whole"
 
+    @property
+    def file(self) -> str:
+        """The file of the hook `sensitivity` that it goes by, "" where it goes by none."""
+        return self.by if self.sensitivity else ""
+
     def due(self, step: jax.Array) -> jax.Array:
         """Whether masks are made anew at this step."""
         return (step >= self.start) & (step <= self.end) & ((step - self.start) % self.every == 0)
@@ -86,8 +91,8 @@ class Plan(NamedTuple):
             raise UserError(f"optimizer.prune: by='{self.by}': {error}") from None
 
 
-def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan:
-    """Reads `config.optimizer.prune`.
+def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan | None:
+    """Reads `config.optimizer.prune`; None where it is "".
 
     Raises:
       UserError: it cannot be read, or does not fit the training.
@@ -108,21 +113,12 @@ def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan:
                 raise ValueError(f"by='{by}': structure 2:4 takes no sparsity")
             step = max(1, to_steps(every))
             return Plan(name, sparsity, first, first + (last - first) // step * step, step, by, structure,
-                        pattern(what), schedule, _sensitivity(by) if by.endswith(".json") else None)
+                        pattern(what, "optimizer.prune: what"), schedule,
+                        _sensitivity(by) if by.endswith(".json") else None)
 
         return pruner
 
-    return calls.resolve_one("optimizer.prune", text, {name: made(name) for name in prune.SCORES})
-
-
-def structure(text: str) -> str:
-    """That of `config.optimizer.prune`; "" where nothing is pruned."""
-    return plan(without_file(text), lambda duration: 0, 1).structure if text else ""
-
-
-def file_of(text: str) -> str | None:
-    """The file that `config.optimizer.prune` goes by, None where it goes by none."""
-    return found[2] if (found := re.search(r"""(['"])([^'"]*\.json)\1""", text)) else None
+    return calls.resolve_one("optimizer.prune", text, {name: made(name) for name in prune.SCORES}) if text else None
 
 
 def without_file(text: str) -> str:

@@ -39,7 +39,7 @@ def network(run: Any, state: Any) -> Network:
     config, model = run.config["model"], run.task.model
     fields = {**run.feed.fields, **{name: value for name, value in config.items() if name != "name"}}
     variables = lowbit.stored(model, state.evaluation_variables(), *models.abstract(run.feed.inputs))
-    if prune.structure(run.config["optimizer"]["prune"]) == "filters":
+    if run.pruning and run.pruning.structure == "filters":
         model, variables = shrink.shrink(model, variables, prune.masks_of(state.opt_state), run.feed.inputs)
         fields["widths"] = model.widths
     return Network(config["name"], fields, run.feed.inputs, variables)
