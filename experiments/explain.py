@@ -106,7 +106,7 @@ def mistakes(run: Any, variables: Any, source: Any, count: int = 8) -> list[int]
     from train import evaluate, figures
 
     logits, labels, index = evaluate.predictions(
-        run.task, variables, run.feed.prepare_evaluation, run.feed.batches(source))
+        run.task.predict, variables, run.feed.prepare_evaluation, run.feed.batches(source))
     found = [int(index[row]) for row, *_ in figures.most_confident_errors(logits, labels, count)]
     if not found:
         raise UserError(f"--indices=mistakes: the network is right about all of the {len(labels)} images")

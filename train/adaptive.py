@@ -2,7 +2,6 @@
 
 import math
 import re
-import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from models.errors import UserError
 from models.gated import gates
 from models.layers.exit import confidence
 from train import cli, finished, summary
-from train import evaluate as scoring
 from train.data import source
+from train.evaluate import predictions
 from train.files import write_json
 from train.tasks.gated import Skipping, block_costs
 from train.tasks.multi_exit import MultiExit, exit_costs
@@ -42,8 +41,7 @@ POINTS = 8  # budgets between the cheapest and the costliest exit, where none is
 
 def outputs(predict: Any, run: Any, state: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> tuple[np.ndarray, ...]:
     """predict(variables, batch) of all images of some batches, [N, ...], their labels and places in the set, [N]."""
-    return scoring.predictions(types.SimpleNamespace(predict=predict), state.evaluation_variables(),
-                               run.feed.prepare_evaluation, batches)
+    return predictions(predict, state.evaluation_variables(), run.feed.prepare_evaluation, batches)
 
 
 def blocks(run: Any, state: Any, everything: bool = False) -> dict[str, Any]:

@@ -189,11 +189,6 @@ def standardizer(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: (x - mean) * scale
 
 
-def standardize(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """`train` and others by `standardizer(train)`."""
-    return tuple(map(standardizer(train), (train, *others)))
-
-
 def summary(found: Mapping[str, Features]) -> str:
     """ "train 1,437 x 128, test 360 x 128"."""
     return ", ".join(f"{split} {len(part.x):,} x {part.x.shape[1]}" for split, part in found.items())

@@ -64,7 +64,7 @@ class Feed:
         self.skipped = {"test": 0}
         self.data, self.gather = {}, lambda data, item: item
         if self._is_resident:
-            kept = resident.Resident(self.train, replace=True)
+            kept = resident.Resident(self.train)
             self.skipped["train"] = kept.skipped
             self.data, self.gather = parallel.replicate(kept.arrays), _gather
         augmentation = augment.build(

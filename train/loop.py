@@ -56,8 +56,10 @@ class Run(NamedTuple):
     def evaluate(self, state: state_lib.TrainState, last: bool = False) -> dict[str, Any]:
         """Metrics on the test set under `state` (on the devices); the last time with what the hooks measure."""
         results = evaluate.evaluate(self.evaluation_call, state, self.feed.evaluation_calls(), self.feed.test_weight)
-        for hook in self.hooks if last else ():
-            results |= hook.measure(self, state)
+        if last and self.hooks:
+            host = self.parallel.fetch(state)
+            for hook in self.hooks:
+                results |= hook.measure(self, host)
         return results
 
 

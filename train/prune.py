@@ -22,7 +22,6 @@ What went stays 0: it has no gradient, and the optimizer's own state of it no mo
 counts as 1, are refused. After a restart masks are what they were: they are part of the state that a checkpoint holds.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,8 +31,8 @@ import jax.numpy as jnp
 import optax
 
 from models.compress import prune, shrink
-from models.errors import UserError, choice_error, has_type
-from train import calls
+from models.errors import UserError, choice_error
+from train import calls, sensitivity
 from train.parameters import KERNELS, named, parameter_names, pattern, put
 
 
@@ -114,7 +113,7 @@ def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan | None:
             step = max(1, to_steps(every))
             return Plan(name, sparsity, first, first + (last - first) // step * step, step, by, structure,
                         pattern(what, "optimizer.prune: what"), schedule,
-                        _sensitivity(by) if by.endswith(".json") else None)
+                        sensitivity.read(by) if by.endswith(".json") else None)
 
         return pruner
 
@@ -124,21 +123,6 @@ def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan | None:
 def without_file(text: str) -> str:
     """`config.optimizer.prune` by no file, for a network that is pruned already: its file may be gone."""
     return re.sub(r"""(['"])[^'"]*\.json\1""", "'layer'", text)
-
-
-def _sensitivity(path: str) -> dict[str, Any]:
-    """What `sensitivity` wrote: {"layers": {name: {"sparsity": [...], "accuracy": [...]}}, "whole": accuracy}."""
-    try:
-        with open(path) as file:
-            found = json.load(file)
-    except OSError as error:
-        raise UserError(f"optimizer.prune: by='{path}' cannot be read: {error.strerror}") from None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("layers"), dict) or not has_type(
-            found.get("whole"), float):
-        raise UserError(f"optimizer.prune: by='{path}' is no file of the hook sensitivity, with 'layers' and 'whole'")
-    return found
 
 
 def vectors(model: Any, variables: Any, inputs: Any, kernels: Sequence[str]) -> dict[str, list[str]]:

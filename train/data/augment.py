@@ -16,7 +16,6 @@ from the example's place in the global batch: results do not depend on how a bat
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +102,7 @@ def build(
     return Augment(spec, num_classes, tuple(ops), mixer)
 
 
-def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32) -> jax.Array:
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """(images / 255 - mean) / std, for images on the scale 0..255, mean and std on 0..1, one for each
     channel or one for all; computed in float32. Raises UserError for another number of them.
     """
@@ -112,7 +111,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
     if min(std) <= 0:
         raise UserError(f"data.std={tuple(std)} must be positive")
     images = images.astype(jnp.float32) / 255
-    return ((images - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)).astype(dtype)
+    return (images - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
 
 
 def check_color(name: str, values: Sequence[float], channels: int) -> None:
