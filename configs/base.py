@@ -8,6 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# Of the training sets' pixels, by channel, for `data.update`
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+
 
 def base() -> ConfigDict:
     """The defaults, complete."""

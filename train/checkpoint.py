@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from models.errors import UserError
-from train.parameters import parameter_name
+from train.parameters import named
 
 policies = ocp.checkpoint_managers
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -21,8 +21,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
     """Leaves by path, e.g. {"params/stem/conv/kernel": …}: a layout that any reader of the file can use."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {parameter_name(path): np.asarray(leaf) for path, leaf in leaves}
+    return {name: np.asarray(leaf) for name, leaf in named(tree).items()}
 
 
 def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any:
@@ -31,8 +30,7 @@ def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any
     Raises:
       UserError: where names, shapes or types differ, listing up to five of them, - (missing) and + (unexpected).
     """
-    paths, structure = jax.tree_util.tree_flatten_with_path(template)
-    wanted = {parameter_name(path): leaf for path, leaf in paths}
+    wanted = named(template)
     faults = [f"- {name}" for name in wanted.keys() - leaves.keys()]
     faults += [f"+ {name}" for name in leaves.keys() - wanted.keys()]
     faults += [
@@ -43,7 +41,7 @@ def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise UserError(f"{what} does not fit this network: {'; '.join(sorted(faults)[:5])}{more}")
-    return jax.tree_util.tree_unflatten(structure, [leaves[name] for name in wanted])
+    return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in wanted])
 
 
 def _digest(leaves: Mapping[str, np.ndarray]) -> dict[str, int]:

@@ -47,8 +47,6 @@ class Feed:
         Raises:
           UserError: for a data set that is not there, sizes that do not fit, a pipeline that cannot do what is asked.
         """
-        parallel.check_batch("batch_size", batch_size)
-        parallel.check_batch("eval_batch_size", eval_batch_size)
         self._parallel, self._seed, self._workers = parallel, seed, config.workers
         self._batch_size, self._eval_batch_size, self._steps_per_call = batch_size, eval_batch_size, steps_per_call
         self._shard = (jax.process_index(), jax.process_count())
@@ -116,8 +114,7 @@ class Feed:
         return self._resident_calls(step, total) if self._is_resident else self._streamed_calls(step, total)
 
     def _resident_calls(self, step, total):
-        process, processes = self._shard
-        rows = self._batch_size // processes
+        rows = order.rows(self._batch_size, self._shard)
         while step < total:
             count = min(self._steps_per_call, total - step)
             positions = step * self._batch_size, count * self._batch_size
@@ -125,7 +122,7 @@ class Feed:
             if self._mirrors:
                 items["mirrored"] = self._order.mirrored(*positions)
             yield count, self._parallel.shard({
-                name: item.reshape(count, self._batch_size)[:, process * rows:(process + 1) * rows]
+                name: item.reshape(count, self._batch_size)[:, rows.start:rows.stop]
                 for name, item in items.items()})
             step += count
 

@@ -82,6 +82,8 @@ def setup(config: Mapping[str, Any], fresh: bool = True) -> Run:
         raise UserError(f"ema_decay={reader.ema_decay} must be in [0, 1)")
     parallel = Parallel(reader.parallel, reader.devices)
     sizes = {key: getattr(reader, key) for key in ("batch_size", "eval_batch_size", "steps_per_call", "seed")}
+    for key in ("batch_size", "eval_batch_size"):
+        parallel.check_batch(key, sizes[key])
     if text.is_text(reader.data.source):
         feed = TextFeed(reader.data.source, reader.text, parallel, **sizes)
     else:

@@ -65,7 +65,7 @@ def main() -> None:
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     CONFIG = cli.define_config()
     ENDPOINTS = flags.DEFINE_list("endpoint", ["pre_logits"], "Endpoints of the network, e.g. stage2,pre_logits.")
-    KINDS = flags.DEFINE_string("classifiers", "logistic,svm,knn", "Some of logistic, svm, knn.")
+    KINDS = flags.DEFINE_list("classifiers", ["logistic", "svm", "knn"], "Some of logistic, svm, knn.")
     CACHE = flags.DEFINE_string("cache", None, "Folder of the features; default: ~/.cache/ablate/features.")
     OUT = flags.DEFINE_string("out", None, "JSON file to write.")
     cli.run(main, USAGE)

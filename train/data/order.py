@@ -4,6 +4,8 @@ import functools
 
 import numpy as np
 
+from models.errors import UserError
+
 
 class Order:
     """Maps positions 0, 1, 2, … of a training run to example indices.
@@ -57,3 +59,12 @@ def philox(seed: int, number: int, stream: int) -> np.random.Generator:
     """
     key = np.array([seed % 2**64, number], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], np.uint64)))
+
+
+def rows(batch_size: int, shard: tuple[int, int]) -> range:
+    """Those of a batch that process r of P has, shard = (r, P): r*B/P … (r+1)*B/P - 1; UserError where P does not
+    divide B."""
+    index, count = shard
+    if batch_size % count:
+        raise UserError(f"batch size {batch_size} is not divisible by the {count} processes")
+    return range(index * batch_size // count, (index + 1) * batch_size // count)
