@@ -351,25 +351,26 @@ def test_several_classes_an_image_have_probabilities_of_their_own(tmp_path):
 
 
 def test_the_commands(runs, out, files, tmp_path):
-    done = command(f"--workdir={runs / 'shared'}", "--format=compressed", f"--out={tmp_path / 'net'}", "--images=100")
+    net = tmp_path / "new" / "net"
+    done = command(f"--workdir={runs / 'shared'}", "--format=compressed", f"--out={net}", "--images=100")
     assert done.returncode == 0, done.stderr
     for text in ("stage1/block0/conv1", "total", "logits of 100 test images equal to the bit", "of the file",
                  "the card names no license"):
         assert text in done.stdout
-    done = command(str(tmp_path / "net"), *files, "--json", "--top=2", f"--out={tmp_path / 'said.png'}",
+    done = command(str(net), *files, "--json", "--top=2", f"--out={tmp_path / 'said.png'}",
                    module="train.predict")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["file"] for row in rows] == files and all(len(row["classes"]) == 2 for row in rows)
     assert (tmp_path / "said.png").stat().st_size > 5000
-    assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+    assert not [path for path in net.parent.iterdir() if "partial" in path.name]
 
 
 @pytest.mark.parametrize(("flags", "message"), [
     (("--out=x",), "--workdir is missing"),
     (("--workdir=/nowhere", "--out=x"), "--workdir=/nowhere: it is no run's folder"),
     (("--workdir=/nowhere", "--out=tests"), "--out=tests has something else in it"),
-    (("--workdir=/nowhere", "--out=/none/x"), "there is no folder /none"),
+    (("--workdir=/nowhere", "--out=README.md/x"), "README.md is no folder"),
     (("--workdir=/nowhere", "--out=x", "--format=zip"), "unknown --format 'zip'"),
     (("--workdir=/nowhere", "--out=x", "--fold=batch_norm"), "the format safetensors holds weights, in which nothing"),
     (("--workdir=/nowhere", "--out=x", "--format=onnx", "--fold=norm"), "unknown --fold 'norm'"),

@@ -81,7 +81,7 @@ def export(
         card["torch"] = dict(zip(("library", "name", "arguments"), found, strict=True))
     partial = out.absolute().with_name(f".{out.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial.mkdir(parents=True)
     try:
         card |= how.write(network, card, partial / how.file)
         card["verified"] = verify.verify(run, network, partial, card, images, python)
@@ -117,5 +117,6 @@ def check(format: str, out: str | Path, folds: Collection[str]) -> None:
                             "stablehlo hold programs")
     if out.exists() and (not out.is_dir() or not all(map(_ours, out.iterdir()))):
         raise UserError(f"--out={out} has something else in it than an exported network: choose another folder")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out={out}: there is no folder {out.absolute().parent}")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"--out={out}: {above} is no folder")
