@@ -59,6 +59,8 @@ FAMILIES = {
     "Transformer": Family("transformer_base", {"vocab_size": 12, "width": 8, "heads": 2, "layers": 1, "ff_width": 12,
                                                "max_length": 8}, ("dense",), "translate"),
 }
+# Layers whose filters can be removed, where they are not those of networks.PERTURBED.
+FILTERS = {"AlexNet": "hidden1", "ResNeXt": "stem_conv", "Transformer": "encoder/block0/expand"}
 NORMS = ("batch", "frozen_batch", "layer", "instance", "group:2", "channel", "none")
 ALL_INITS = (*INITS, "normal", "truncated_normal")
 LOW_BIT = ("ternary", "binary_weight", "xnor")
@@ -87,7 +89,7 @@ def _but(*families: str) -> tuple[str, ...]:
     return tuple(family for family in FAMILIES if family not in families)
 
 
-WITH_LAYERS = tuple(family for family, about in FAMILIES.items() if "dense" in about.low_bit)
+WITH_DENSE = tuple(family for family, about in FAMILIES.items() if "dense" in about.low_bit)
 TEXT = ("Transformer",)
 REFUSED = (
     Refusal(("norm=frozen_batch", "norm=layer", "norm=instance", "norm=group:2"), TEXT, "averages over a sequence",
@@ -100,7 +102,7 @@ REFUSED = (
             "its last norm follows the pooling, one number a feature"),
     Refusal(("norm=instance",), ("airbench",), "at stage3/norm1 leaves nothing of what it gets",
             "images below 32 x 32 leave one place in its last stage"),
-    Refusal(tuple(f"dense={kind}" for kind in LOW_BIT), tuple(set(FAMILIES) - set(WITH_LAYERS)),
+    Refusal(tuple(f"dense={kind}" for kind in LOW_BIT), _but(*WITH_DENSE),
             "^dense='.*' is without effect: the first layer and the head remain standard",
             "its only dense layer is the head, which remains standard"),
     Refusal(tuple(f"conv={kind}" for kind in LOW_BIT), ("ViT",), "^conv='.*' is without effect",
@@ -114,9 +116,13 @@ REFUSED = (
     Refusal(("new head",), TEXT, "unknown field of transformer_base 'num_classes'", "its embedding gives the logits"),
     Refusal(("prune filters",), TEXT, "Transformer has no field widths",
             "filters of images' networks alone can be removed"),
-    Refusal(("export torch",), ("airbench", "plain", "DenseNet", "ConvNet-AIG", "BlockDrop", "early exit", "MSDNet", "ladder",
-                                "ViT_C", "LeNet"),
-            "is in the layout of no PyTorch library", "torchvision and timm have no such network"),
+    Refusal(("prune filters",), ("BiT",), "computes something else; nor can those of any layer",
+            "kernels are standardized over all that they get"),
+    Refusal(("export torch",), (
+        "LeNet", "AlexNet", "VGG", "airbench", "plain", "pre-activation", "DenseNet", "ladder", "ViT_C", "ConvNet-AIG",
+        "BlockDrop", "early exit", "MSDNet"),
+            "is in the layout of no PyTorch library",
+            "torchvision and timm have no such network (of AlexNet: two groups; of VGG: one hidden layer)"),
     Refusal(("cam",), ("LeNet", "AlexNet", "VGG", "airbench", "ConvNeXt", "ViT", "ViT_C", "MSDNet"),
             "and a linear layer; .* does not: use grad_cam",
             "it does not end in average pooling and a linear layer: use `grad_cam`"),
@@ -141,6 +147,9 @@ def norms_of(family: str) -> list[str]:
 
 def table() -> str:
     """REFUSED in Markdown."""
-    rows = [f"| {', '.join(f'`{method}`' for method in one.methods)} | {', '.join(one.families)} | {one.why} |"
-            for one in REFUSED]
+    rows = []
+    for one in REFUSED:
+        others = _but(*one.families)
+        families = f"all but {', '.join(others)}" if len(others) < len(one.families) else ", ".join(one.families)
+        rows.append(f"| {', '.join(one.methods)} | {families} | {one.why} |")
     return "\n".join(("| method | not with | why |", "| --- | --- | --- |", *rows))

@@ -140,8 +140,8 @@ def _check_several(module: nn.Module, kind: str, shape: tuple[int, ...], axes: t
     """UserError where each mean is of one number, of which nothing is left; not while parameters are made, which may
     be for images of any size."""
     if math.prod(shape[axis] for axis in axes) == 1 and not module.is_initializing():
-        raise UserError(f"norm '{kind}' at {'/'.join(module.path)} leaves nothing of what it gets: each of its means is "
-                        "of a single number there; use another norm, or larger images")
+        raise UserError(f"norm '{kind}' at {'/'.join(module.path)} leaves nothing of what it gets: each of its means "
+                        "is of a single number there; use another norm, or larger images")
 
 
 def _affine(module: nn.Module, channels: int) -> tuple[jax.Array, jax.Array]:
