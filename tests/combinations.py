@@ -60,7 +60,8 @@ FAMILIES = {
                                                "max_length": 8}, ("dense",), "translate"),
 }
 # Layers whose filters can be removed, where they are not those of networks.PERTURBED.
-FILTERS = {"AlexNet": "hidden1", "ResNeXt": "stem_conv", "Transformer": "encoder/block0/expand"}
+FILTERS = {"AlexNet": "hidden1", "ResNeXt": "stem_conv", "ladder": "stage1/block0/conv2",
+           "Transformer": "encoder/block0/expand"}
 NORMS = ("batch", "frozen_batch", "layer", "instance", "group:2", "channel", "none")
 ALL_INITS = (*INITS, "normal", "truncated_normal")
 LOW_BIT = ("ternary", "binary_weight", "xnor")
