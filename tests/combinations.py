@@ -57,7 +57,7 @@ FAMILIES = {
     "early exit": _small("early_exit", task="multi_exit", stage_sizes=(2,)),
     "MSDNet": _small("multi_scale", task="multi_exit", base=1),
     "Transformer": Family("transformer_base", {"vocab_size": 12, "width": 8, "heads": 2, "layers": 1, "ff_width": 12,
-                                               "max_length": 8}, ("dense",), "translate"),
+                                               "max_length": 8, "norm": "batch"}, ("dense",), "translate"),
 }
 # Layers whose filters can be removed, where they are not those of networks.PERTURBED.
 FILTERS = {"AlexNet": "hidden1", "ResNeXt": "stem_conv", "ladder": "stage1/block0/conv2",
@@ -66,6 +66,8 @@ NORMS = ("batch", "frozen_batch", "layer", "instance", "group:2", "channel", "no
 ALL_INITS = (*INITS, "normal", "truncated_normal")
 LOW_BIT = ("ternary", "binary_weight", "xnor")
 FORMATS = ("safetensors", "torch", "onnx", "stablehlo", "compressed")
+# Families whose layers are scaled from data in `make test`; of the others, as that compiles long, in `make test-all`.
+LSUV = ("ResNet", "VGG", "MobileNet v1", "Swin")
 METHODS = (
     "trained in float32", "trained in bfloat16",
     *(f"norm={norm}" for norm in NORMS),
