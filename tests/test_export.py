@@ -224,6 +224,7 @@ def test_programs_hold_what_was_folded(out, runs, format, tmp_path):
     assert sum(folded.values()) < sum(bare.values())  # in spite of the pixels and the softmax
 
 
+@pytest.mark.full  # test_any_network.py writes every family
 @pytest.mark.parametrize(("format", "kind"), [
     *(("onnx", kind) for kind in ("bottleneck", "gated", "swin")),  # padded pooling; skipping; windows
     *(("stablehlo", kind) for kind in ("bottleneck", "dense_imagenet", "gated", "multi_scale", "bit", "swin"))])

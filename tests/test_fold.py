@@ -16,7 +16,8 @@ COUNTS = {"basic": (5, 5), "bottleneck": (9, 9), "preact": (5, 3), "bit": (0, 0)
           "ladder_start": (9, 9), "vit": (0, 0), "airbench": (6, 3)}
 
 
-@pytest.mark.parametrize("kind", COUNTS)
+@pytest.mark.parametrize("kind", [  # test_any_network.py folds every family
+    pytest.param(kind, marks=[pytest.mark.full] * (kind not in ("preact", "gated", "dense"))) for kind in COUNTS])
 def test_logits_are_those_of_the_whole_network(kind):
     name, fields = SMALL[kind]
     model = models.create(name, **fields)

@@ -167,8 +167,9 @@ def test_all_but_the_first_and_the_head(key, kind):
         path for path in found if path not in floats]
 
 
-@pytest.mark.parametrize("key,kind", [*(("lenet", kind) for kind in LAYERS), ("resnet8", "xnor"),
-                                      ("mobilenet", "binary_weight"), ("vit", "ternary")])
+@pytest.mark.parametrize("key,kind", [  # test_any_network.py trains every family
+    *(("lenet", kind) for kind in LAYERS), pytest.param("resnet8", "xnor", marks=pytest.mark.full),
+    ("mobilenet", "binary_weight"), pytest.param("vit", "ternary", marks=pytest.mark.full)])
 def test_a_step_moves_every_kernel_and_what_is_stored_is_the_same_network(key, kind):
     model, floats, _ = network(key, kind)
     variables = models.initialize(model, jax.random.key(0), IMAGES.shape)

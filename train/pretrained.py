@@ -89,11 +89,12 @@ def _of_run(folder: Path) -> Pretrained:
 def _check_head(pretrained: Pretrained, model: nn.Module, error: weights.Mismatch) -> None:
     """Raises UserError where the number of classes is all that does not fit."""
     heads = [re.match(r"! (exit\d+/)?head/", line) for line in error.lines]
-    bias = pretrained.arrays.get("head/bias", pretrained.arrays.get("exit1/head/bias"))
-    if bias is not None and all(heads):
+    kernel = pretrained.arrays.get("head/kernel", pretrained.arrays.get("exit1/head/kernel"))  # not all have a bias
+    if kernel is not None and all(heads):
         new = "|".join(sorted({"*/head" if head[1] else "head" for head in heads}, reverse=True))
-        raise UserError(f"init_from={pretrained.where} is of {len(bias)} classes, the data have {model.num_classes}: "
-                        f"init_new={new} draws {'its head' if new == 'head' else 'its heads'} anew") from None
+        what = "its head" if new == "head" else "its heads"
+        raise UserError(f"init_from={pretrained.where} is of {kernel.shape[-1]} classes, the data have "
+                        f"{model.num_classes}: init_new={new} draws {what} anew") from None
 
 
 def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collection[str]) -> Any:

@@ -160,6 +160,14 @@ def _backward(axes, epsilon, axis_name, dtype, residuals, cotangents):
 normalize.defvjp(_forward, _backward)
 
 
+def _check_several(module: nn.Module, kind: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    """UserError where each mean is of one number, of which nothing is left; not while parameters are made, which may
+    be for images of any size."""
+    if math.prod(shape[axis] for axis in axes) == 1 and not module.is_initializing():
+        raise UserError(f"norm '{kind}' at {'/'.join(module.path)} leaves nothing of what it gets: each of its means "
+                        "is of a single number there; use another norm, or larger images")
+
+
 def _affine(module: nn.Module, channels: int) -> tuple[jax.Array, jax.Array]:
     scale = module.param("scale", module.scale_init, (channels,), jnp.float32)
     return scale, module.param("bias", _zeros, (channels,), jnp.float32)
@@ -229,6 +237,7 @@ class GroupNorm(nn.Module):
         scale, bias = (p.reshape(shape) for p in _affine(self, channels))
         grouped = x.reshape(*x.shape[:-1], *shape)  # [N, ..., C] -> [N, ..., G, C / G]
         axes = (*range(1, x.ndim - 1), x.ndim)
+        _check_several(self, f"group:{groups}", grouped.shape, axes)
         return normalize(grouped, scale, bias, axes, self.epsilon, None, _output(self.dtype, x))[0].reshape(x.shape)
 
 
@@ -242,6 +251,7 @@ class InstanceNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         axes = tuple(range(1, x.ndim - 1))
+        _check_several(self, "instance", x.shape, axes)
         return normalize(x, *_affine(self, x.shape[-1]), axes, self.epsilon, None, _output(self.dtype, x))[0]
 
 

@@ -1,0 +1,667 @@
+"""Any network with any method: each pair of tests/combinations.py works, or is refused in one line.
+
+Compiling is what costs time here, so a family has four programs of a training step, in which norms and initializations
+are dealt out to the layers (`Dealt`); with one norm in all layers it is trained in `make test-all`.
+"""
+
+import functools
+import importlib
+import json
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models import weights
+from models.compress import lowbit
+from models.compress.fold import fold
+from models.errors import UserError
+from models.explain import cam, occlusion, receptive, rollout
+from models.explain.method import outline
+from models.layers import init
+from models.layers.endpoint import capture
+from models.layers.ingredients import HEAD
+from models.layers.norm import norm
+from models.weights import peers
+from tests import combinations, sentences, tiny
+from tests.combinations import (
+    ALL_INITS,
+    BOTH,
+    FAMILIES,
+    FILTERS,
+    FORMATS,
+    LOW_BIT,
+    LSUV,
+    METHODS,
+    NORMS,
+    TEXT,
+    norms_of,
+    refusal,
+)
+from tests.golden import drawn
+from tests.networks import PERTURBED
+from train import card as cards
+from train import checkpoint, loop, optimizer, pretrained, prune, share, step, tasks
+from train import config as configs
+from train import state as states
+from train.export import formats, graph
+from train.export import network as export
+from train.parallel import Parallel
+from train.parameters import named
+
+BATCH = 4
+PARALLEL = Parallel("pmap", 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Every test here compiles more than it computes."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+# -- networks ------------------------------------------------------------------------------------------------------
+
+
+class Dealt(nn.Module):
+    """A norm that is another one at each place of a network, of `norms` in turn.
+
+    `number` counts places by their paths, so that it is the same network in every call. Where a feature has one number
+    alone, there is the next instead of "instance".
+    """
+
+    norms: tuple[str, ...]
+    number: Callable
+    train: bool
+    dtype: Any = None
+    axis_name: str | None = None
+    scale_init: Callable = nn.initializers.ones_init()
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x):
+        number = self.number([part for part in self.path if part != "policy"])  # which a task calls alone, too
+        if self.norms[number % len(self.norms)] == "instance" and math.prod(x.shape[1:-1]) == 1:
+            number += 1
+        make = norm(self.norms[number % len(self.norms)], train=self.train, dtype=self.dtype, axis_name=self.axis_name)
+        return make(name="dealt", scale_init=self.scale_init, epsilon=self.epsilon)(x)
+
+
+def counter():
+    """Numbers of what it is called with, in the order in which that is new."""
+    known = {}
+    return lambda path: known.setdefault("/".join(path), len(known))
+
+
+def dealt_norms(family, *norms):
+    """A field `norm` with those of the norms that the family takes, its own where that is none."""
+    allowed = tuple(norm for norm in norms if norm in norms_of(family))
+    if len(allowed) < 2:
+        return {"norm": allowed[0]} if allowed else {}
+    return {"norm": functools.partial(Dealt, allowed, counter())}
+
+
+class Inits:
+    """An initialization that is another one for each kernel, of ALL_INITS in turn from number `first` on."""
+
+    def __init__(self, first):
+        self.next, self.used = first, {}
+
+    def __call__(self, key, shape, dtype):
+        name = ALL_INITS[self.next % len(ALL_INITS)]
+        self.next += 1
+        self.used.setdefault(name, shape)
+        return init.init(name)(key, shape, dtype)
+
+
+def low_bit(family, kind):
+    found = dict.fromkeys(FAMILIES[family].low_bit, kind)
+    return {**found, "act": "identity"} if kind == "xnor" else found  # the sign of its input is the activation
+
+
+PROGRAMS = {  # fields of a family in each of them
+    "whole": lambda family: {},
+    "ternary": lambda family: {
+        **low_bit(family, "ternary"), **dealt_norms(family, "layer", "frozen_batch", "instance"), "dtype": "bfloat16"},
+    "xnor": lambda family: {**low_bit(family, "xnor"), **dealt_norms(family, "channel", "group:2", "none")},
+}
+
+
+def create(family, **fields):
+    about = FAMILIES[family]
+    return models.create(about.name, **{**about.fields, **fields})
+
+
+def is_text(family):
+    return family in TEXT
+
+
+@functools.cache
+def batch_of(family):
+    if is_text(family):
+        source, target = np.random.default_rng(0).integers(3, 12, (2, BATCH, 6), np.int32)
+        return {"source": source, "target": target, "mask": np.ones(BATCH, np.float32),
+                "tokens": np.full(BATCH, 5, np.float32)}
+    shape = (BATCH, *create(family).example()[0].shape[1:])
+    return {"image": drawn.images(family, shape), "label": np.arange(BATCH, dtype=np.int32),
+            "mask": np.ones(BATCH, np.float32)}
+
+
+def inputs_of(family):
+    """What a network is called with."""
+    batch = batch_of(family)
+    return (batch["source"], batch["target"][:, :-1]) if is_text(family) else (batch["image"],)
+
+
+class Subject(NamedTuple):
+    """A network, the task by which it learns, its first variables, and which initializations drew shapes of kernels."""
+
+    model: Any
+    task: Any
+    variables: Any
+    task_state: Any
+    inits: Any = None
+
+
+def with_task(family, model):
+    section = tiny.config(task__name=FAMILIES[family].task).task
+    return tasks.create(section, model, 10, "sentences" if is_text(family) else "images")
+
+
+@functools.cache
+def whole(family):
+    """The network in float32, its kernels initialized by several of ALL_INITS."""
+    task, inits = with_task(family, create(family)), Inits(0)
+    variables, task_state = with_task(family, create(family, init=inits)).init(jax.random.key(0), task.model.example())
+    return Subject(task.model, task, jax.tree.map(np.asarray, variables), task_state, inits.used)
+
+
+@functools.cache
+def subject(family, program):
+    """Of one of PROGRAMS, or of fields ((name, value), ...)."""
+    if program == "whole":
+        return whole(family)
+    fields = PROGRAMS[program](family) if program in PROGRAMS else dict(program)
+    task = with_task(family, create(family, **fields))
+    shapes = jax.eval_shape(task.model.init, jax.random.key(0), *task.model.example())
+    return Subject(task.model, task, drawn.filled(shapes, weight), whole(family).task_state)
+
+
+def weight(path, shape):
+    """`drawn.weight`, but for the scales of ternary layers, which are positive."""
+    return np.float32(0.5) if path.split("/")[-1] in lowbit.SCALES else drawn.weight(path, shape)
+
+
+# -- training steps ------------------------------------------------------------------------------------------------
+
+
+class Stepped(NamedTuple):
+    """The states before and after a step, gradients by name, the mean loss."""
+
+    before: Any
+    after: Any
+    gradients: dict[str, Any]
+    loss: float
+
+
+@functools.cache
+def gradients_of(family, program):
+    """`train.step.gradients`, compiled."""
+    task = subject(family, program).task
+
+    def compute(state, data, items):
+        del data
+        return step.gradients(state, jax.tree.map(lambda x: x[0], items), task=task,
+                              prepare=lambda key, batch, first: batch)
+
+    return PARALLEL.lift(compute)
+
+
+@functools.cache
+def updates(tx):
+    """`train.step.update`, compiled."""
+    return jax.jit(functools.partial(step.update, optimizer=tx, learning_rate=lambda count: jnp.float32(0.1)))
+
+
+to_steps = functools.partial(configs.steps, batch_size=BATCH, examples=BATCH, total=2)
+
+
+def optimizer_of(params, coupled=None, **changes):
+    section = tiny.config(**{f"optimizer__{key}": value for key, value in {
+        "name": "sgd(momentum=0.0)", "weight_decay": 0.0, "decay": ".*", "schedule": "constant", "warmup": "0 steps",
+        "learning_rate": 0.1, "groups": ((".*", 1.0),), **changes}.items()})
+    return optimizer.create(section.optimizer, params, to_steps, 2, coupled)[0]
+
+
+PLAIN = optimizer_of({"kernel": np.zeros(1)})
+
+
+def start(family, variables, tx=PLAIN, program="whole"):
+    return jax.tree.map(np.asarray, states.create(variables, subject(family, program).task_state, tx, 0, False))
+
+
+def take_step(family, state, tx=PLAIN, program="whole"):
+    items = PARALLEL.shard({name: leaf[None] for name, leaf in batch_of(family).items()})
+    grads, rest = jax.tree.map(np.asarray, gradients_of(family, program)(state, {}, items))
+    after, metrics = jax.tree.map(np.asarray, updates(tx)(state, grads, *rest))
+    total, weight = metrics["loss"]
+    return Stepped(state, after, named(grads), float(total / weight))
+
+
+@functools.cache
+def stepped(family, program):
+    return take_step(family, start(family, subject(family, program).variables, program=program), program=program)
+
+
+def assert_learns(found):
+    """Loss, gradients and parameters are finite float32; every parameter has a gradient and goes down it."""
+    assert math.isfinite(found.loss)
+    before, after = named(found.before.params), named(found.after.params)
+    for name, gradient in found.gradients.items():
+        assert gradient.dtype == after[name].dtype == np.float32, name
+        assert np.isfinite(after[name]).all(), name
+        assert gradient.any(), name
+        np.testing.assert_allclose(after[name], before[name] - 0.1 * gradient, 1e-5, 1e-6, err_msg=name)
+
+
+# -- methods -------------------------------------------------------------------------------------------------------
+
+
+def trained(family, program, folder):
+    """A step of that program; it computes in the precision that it says."""
+    assert_learns(stepped(family, program))
+    model = subject(family, program).model
+    assert model.dtype == ("bfloat16" if program == "ternary" else None)
+
+
+def normalized(family, spec, folder):
+    """That norm in all layers, abstractly; and a step of the program in which some have it."""
+    model = create(family, norm=spec)
+    inputs = models.abstract([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs_of(family)])
+    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    logits, _ = jax.eval_shape(functools.partial(model.apply, train=True, mutable=["batch_stats"],
+                                                 rngs={"dropout": jax.random.key(0)}), variables, *inputs)
+    assert logits.dtype == jnp.float32 and logits.shape[0] == BATCH
+    assert ("batch_stats" in variables) == ("batch" in spec)
+    if spec == "batch":
+        found = stepped(family, "whole")
+        means = [leaf for name, leaf in named(found.after.model_state).items() if name.endswith("mean")]
+        assert means and all(mean.any() for mean in means)  # they start at 0
+    elif not is_text(family) or spec == "channel":
+        program = "ternary" if spec in ("layer", "frozen_batch", "instance") else "xnor"
+        assert_learns(stepped(family, program))
+
+
+@functools.cache
+def all_inits(family):
+    """Variables whose kernels are drawn by each of ALL_INITS in turn, as often as it takes to have all: pairs (shapes
+    of those used, variables). The first are those of `whole`."""
+    found, known = [(whole(family).inits, whole(family).variables)], set(whole(family).inits)
+    while len(known) < len(ALL_INITS):
+        inits = Inits(len(known))
+        model = create(family, init=inits)
+        variables = models.initialize(model, jax.random.key(1), model.example())
+        known |= inits.used.keys()
+        found.append((inits.used, jax.tree.map(np.asarray, variables)))
+    return found
+
+
+@functools.cache
+def stepped_from(family, number):
+    if number == 0:
+        return stepped(family, "whole")
+    return take_step(family, start(family, all_inits(family)[number][1]))
+
+
+def initialized(family, spec, folder):
+    number, used = next((i, used) for i, (used, _) in enumerate(all_inits(family)) if spec in used)
+    found = stepped_from(family, number)
+    kernels = [leaf for name, leaf in named(found.before.params).items() if name.endswith("kernel")]
+    assert any(kernel.shape == used[spec] and kernel.any() for kernel in kernels)
+    assert_learns(found)
+
+
+def of_data(family, how, folder):
+    if refusal(family, f"data_init={how}"):
+        return loop.setup(config_of(family, folder, data_init=how))
+    it = whole(family)
+    images, key = jnp.asarray(inputs_of(family)[0]), jax.random.key(2)
+    variables = init.lsuv(it.model, it.variables, images, key) if how == "lsuv" else init.whiten(
+        it.model, it.variables, images)
+    before, after = named(it.variables["params"]), named(variables["params"])
+    changed = [name for name in before if np.any(before[name] != after[name])]
+    if how == "lsuv":
+        assert changed == [name for name in before if name.endswith("kernel")]
+    else:
+        assert len(changed) == 1
+    assert_learns(take_step(family, start(family, jax.tree.map(np.asarray, variables))))
+
+
+def config_of(family, folder, **changes):
+    """A run's config on digits, or on a few sentences."""
+    about = FAMILIES[family]
+    if is_text(family):
+        sentences.write(folder)
+        return sentences.config(f"text:{folder}", optimizer__warmup="0 steps", **changes)
+    c = tiny.config(model__name=about.name, data__channels=3, **changes)
+    with c.unlocked():
+        del c.model["width"]
+        c.model.update({name: value for name, value in about.fields.items() if name != "num_classes"})
+    c.model.image_size = 8
+    return c
+
+
+def low_bits(family, field, kind, folder):
+    """All layers of that field but the first and the head; as used, their kernels have few values."""
+    model = create(family, **{field: kind})
+    inputs = inputs_of(family)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    layers = {"/".join(path) for path in lowbit.layers(model, shapes, *inputs)}
+    kernels = {name.removesuffix("/kernel"): len(leaf.shape) for name, leaf in named(shapes["params"]).items()
+               if name.endswith("/kernel")}
+    order = []
+    jax.eval_shape(lambda variables: order.extend(capture(model, variables, *inputs, layers=True)[1]), shapes)
+    first = {name.startswith("policy/"): name for name in reversed(order) if name in kernels}.values()
+    if is_text(family):
+        first = []  # that is the embedding
+    of_field = {name for name, rank in kernels.items() if rank == {"conv": 4, "dense": 2}[field]}
+    assert layers == {name for name in of_field - set(first) if name.split("/")[-1] != HEAD} and layers
+    if kind not in PROGRAMS:
+        return
+    it, found = subject(family, kind), stepped(family, kind)
+    assert_learns(found)
+    stored = lowbit.stored(it.model, found.after.variables(), *inputs)
+    for name in layers:
+        kernel = np.asarray(named(stored["params"])[f"{name}/kernel"])
+        values = [np.unique(one) for one in kernel.reshape(-1, kernel.shape[-1]).T]  # of a filter
+        assert max(map(len, values)) == (3 if kind == "ternary" else 2) or kernel[..., 0].size < 9, name
+
+
+def two_steps(family, variables, tx):
+    first = take_step(family, start(family, variables, tx), tx)
+    return first.after, take_step(family, first.after, tx).after
+
+
+def pruned(family, folder):
+    variables = whole(family).variables
+    cut, retrained = two_steps(family, variables, optimizer_of(variables["params"], prune="magnitude(0.5)"))
+    total = gone = moved = 0
+    for name, mask in prune.masks_of(retrained.opt_state).items():
+        before, after = named(cut.params)[name], named(retrained.params)[name]
+        assert (after[~mask] == 0).all()
+        total, gone, moved = total + mask.size, gone + (~mask).sum(), moved + (before != after).sum()
+    assert gone == round(0.5 * total) and moved > 0
+
+
+def without_filters(family, folder):
+    it = whole(family)
+    path = FILTERS.get(family) or PERTURBED[type(it.model).__name__]["widths"][1][0][0]
+    coupled = functools.partial(prune.vectors, it.model, it.variables, it.model.example())
+    text = f"magnitude(0.5, structure='filters', what='{path}/kernel')"
+    tx = optimizer_of(it.variables["params"], coupled, prune=text)
+    _, retrained = two_steps(family, it.variables, tx)
+    kernel = named(retrained.params)[f"{path}/kernel"]
+    gone = ~kernel.reshape(-1, kernel.shape[-1]).any(0)
+    assert gone.sum() == round(0.5 * len(gone))
+
+
+def shared(family, folder):
+    """Of one kernel: each takes its time."""
+    kernel = next(name for name, leaf in named(whole(family).variables["params"]).items()
+                  if name.endswith("/kernel") and leaf.size > 16)
+    text = f"linear(conv=2, dense=2, what='{kernel}')"
+    params = share.plan(text).snap(whole(family).variables["params"])
+    found = take_step(family, start(family, {**whole(family).variables, "params": params},
+                                    tx := optimizer_of(params, share=text)), tx)
+    for name, before in named(found.before.params).items():
+        after = named(found.after.params)[name]
+        assert np.any(before != after)
+        if name == kernel:
+            assert len(np.unique(after)) == len(np.unique(before)) == 4
+
+
+def with_new_head(family, folder):
+    variables, model = whole(family).variables, create(family, num_classes=7)
+    drawn_anew = drawn.variables(model)
+    given = pretrained.Pretrained("a run", FAMILIES[family].name, weights.flatten(variables))
+    with pytest.raises(UserError, match="is of 10 classes, the data have 7: init_new=") as error:
+        pretrained.start(model, drawn_anew, given, [])
+    new = re.search(r"init_new=(\S+) draws", str(error.value))[1].split("|")
+    found, old, other = (weights.flatten(tree) for tree in (
+        pretrained.start(model, drawn_anew, given, new), variables, drawn_anew))
+    for name, leaf in found.items():
+        is_head = "head" in name.split("/") and not name.startswith("policy/")
+        np.testing.assert_array_equal(leaf, (other if is_head else old)[name])
+        assert not is_head or leaf.shape[-1] == 7
+
+
+def resumed(family, folder):
+    """Through a file after the first step: the second gives the same bits."""
+    first = stepped(family, "whole").after
+    saved = checkpoint.Checkpoints(folder)
+    saved.save(1, first, {}, {})
+    saved.wait()
+    leaves, _ = saved.restore(1)
+    saved.close()
+    again = checkpoint.unflatten(start(family, whole(family).variables), leaves, "checkpoint 1")
+    tiny.assert_same(take_step(family, again).after, take_step(family, first).after)
+
+
+# -- explanations --------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def moved(family):
+    """The network's variables a little off their start: nothing is 0 there or equal to something else by chance."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: np.float32(leaf + 0.1 * np.abs(rng.standard_normal(leaf.shape)) * (leaf.ndim < 2)),
+                        whole(family).variables)
+
+
+def explained(family, method):
+    return method(whole(family).model, moved(family), inputs_of(family)[0])
+
+
+def assert_map(values):
+    values = np.asarray(values)
+    assert values.ndim == 3 and values.shape[0] == BATCH and values.shape[1] * values.shape[2] > 1
+    assert values.dtype == np.float32 and np.isfinite(values).all() and values.any()
+
+
+def occluded(family, folder):
+    found = explained(family, functools.partial(occlusion.occlusion, size=8, stride=8))
+    assert found.score.shape == (BATCH, 2, 2)
+    assert_map(found.score - np.asarray(found.logits).max(-1)[:, None, None])
+
+
+def rolled(family, folder):
+    found = explained(family, rollout.attention_rollout)
+    assert_map(found.values)
+    assert (found.values > 0).all() and (found.values.sum((1, 2)) < 1 + 1e-5).all()
+
+
+def field_of(family, folder):
+    model, images = whole(family).model, jnp.asarray(inputs_of(family)[0])
+    outline(model, whole(family).variables, images)
+    found = {name: field for name, field in receptive.fields(model, images.shape).items() if field}
+    for field in found.values():
+        top, left, bottom, right = field.clipped(0, 0, images.shape[1:])
+        assert 0 <= top < bottom <= images.shape[1] and 0 <= left < right <= images.shape[2] and min(field.size) > 0
+    assert found or family in ("ViT",)
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def network_of(family):
+    about, model = FAMILIES[family], whole(family).model
+    return export.Network(about.name, about.fields, (1, *model.example()[0].shape[1:]), moved(family))
+
+
+def card_of(family, format):
+    channels = network_of(family).inputs[-1]
+    return {"format": format, "file": formats.FORMATS[format].file, "folded": list(formats.FORMATS[format].folds),
+            "labels": [], "architecture": FAMILIES[family].name, "fields": FAMILIES[family].fields,
+            "inputs": list(network_of(family).inputs), "license": None, "probabilities": "softmax",
+            "preprocessing": {"mean": [0.5] * channels, "std": [0.25] * channels}}
+
+
+@functools.cache
+def pixels_of(family):
+    return np.random.default_rng(0).integers(0, 256, (3, *network_of(family).inputs[1:]), np.uint8)
+
+
+@functools.cache
+def logits_of(family):
+    network = network_of(family)
+    return formats.of_variables(network.create(), network.variables, card_of(family, "stablehlo"))(pixels_of(family))[1]
+
+
+def assert_near(found, family):
+    np.testing.assert_allclose(found, logits_of(family), rtol=0, atol=2e-5 * np.abs(logits_of(family)).max())
+
+
+def folded(family, folder):
+    model = whole(family).model
+    if is_text(family):  # it normalizes sums
+        return np.testing.assert_array_equal(fold(model, moved(family), *inputs_of(family))[2], [])
+    images = graph.normalized(pixels_of(family), card_of(family, "onnx")["preprocessing"])
+    apply, variables, found = fold(model, moved(family), images)
+    assert bool(found) == (family not in ("BiT", "ConvNeXt", "Swin", "ViT"))
+    return assert_near(jax.jit(apply)(variables, images), family)
+
+
+def written(family, format, folder):
+    """Writes the network and opens it again."""
+    if is_text(family):
+        run = loop.setup(config_of(family, folder))
+        return export.network(run, run.state)
+    network, how, card = network_of(family), formats.FORMATS[format], card_of(family, format)
+    if format == "torch":
+        found = peers.constructor(network.name, network.create())
+        card["torch"] = dict(zip(("library", "name", "arguments"), found, strict=True))
+    if format == "onnx":
+        converted = ONNX.of(family)
+        return assert_near(how.open(converted, card)(pixels_of(family))[1], family)
+    how.write(network, card, folder / card["file"])
+    if format == "stablehlo":
+        return assert_near(how.open(folder, card)(pixels_of(family))[1], family)
+    model, variables = cards.network(folder, card)  # of these the logits are equal to the bit
+    assert model == network.create()
+    tiny.assert_same(dict(variables), dict(network.variables))
+    return None
+
+
+class Converted:
+    """The networks as ONNX, all converted by one process when the first is wanted."""
+
+    def __init__(self):
+        self._root = None
+
+    def of(self, family):
+        """The folder; fails with what jax2onnx said."""
+        if self._root is None:
+            self._root = tempfile.TemporaryDirectory()
+            wanted = {}
+            for name in FAMILIES:
+                if not is_text(name):
+                    folder = Path(self._root.name) / name.replace(" ", "_")
+                    folder.mkdir()
+                    network = network_of(name)
+                    weights.save(folder / "model.safetensors", network.create(), network.variables)
+                    (folder / cards.NAME).write_text(json.dumps(card_of(name, "onnx")))
+                    wanted[name] = folder
+            subprocess.run([sys.executable, "-c", CONVERT, *map(str, wanted.values())], cwd=tiny.ROOT, check=True)
+        folder = Path(self._root.name) / family.replace(" ", "_")
+        assert (folder / "model.onnx").exists(), (folder / "error.txt").read_text()
+        return folder
+
+
+CONVERT = """
+import pathlib, sys, traceback
+from train.export import onnx_side
+for folder in map(pathlib.Path, sys.argv[1:]):
+    try:
+        onnx_side.convert(folder, folder / "model.onnx")
+    except Exception:
+        (folder / "error.txt").write_text(traceback.format_exc())
+"""
+ONNX = Converted()
+
+
+# -- the product ---------------------------------------------------------------------------------------------------
+
+CHECKS = {
+    "trained in float32": functools.partial(trained, program="whole"),
+    "trained in bfloat16": functools.partial(trained, program="ternary"),
+    **{f"norm={spec}": functools.partial(normalized, spec=spec) for spec in NORMS},
+    **{f"init={spec}": functools.partial(initialized, spec=spec) for spec in ALL_INITS},
+    **{f"data_init={how}": functools.partial(of_data, how=how) for how in ("lsuv", "whiten")},
+    **{f"{field}={kind}": functools.partial(low_bits, field=field, kind=kind) for kind in LOW_BIT for field in BOTH},
+    "prune weights": pruned, "prune filters": without_filters, "share": shared, "new head": with_new_head,
+    "resume": resumed, "fold": folded,
+    "grad_cam": lambda family, folder: assert_map(explained(family, cam.grad_cam).values),
+    "cam": lambda family, folder: assert_map(explained(family, cam.cam).values),
+    "occlusion": occluded, "attention_rollout": rolled, "receptive field": field_of,
+    **{f"export {format}": functools.partial(written, format=format) for format in FORMATS},
+}
+
+
+@pytest.mark.parametrize(("family", "method"), [
+    pytest.param(family, method, marks=[pytest.mark.full] * (method == "data_init=lsuv" and family not in LSUV))
+    for family in FAMILIES for method in METHODS])
+def test_any_network_with_any_method(family, method, tmp_path):
+    if line := refusal(family, method):
+        with pytest.raises(UserError, match=line) as error:
+            CHECKS[method](family, folder=tmp_path)
+        assert "\n" not in str(error.value)
+    else:
+        CHECKS[method](family, folder=tmp_path)
+
+
+ALONE = [{"norm": norm} for norm in NORMS] + [{"low_bit": kind} for kind in LOW_BIT]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fields", ALONE, ids=lambda fields: "=".join(*fields.items()))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_with_one_norm_or_kind_of_low_bits_in_all_layers(family, fields, dtype):
+    if refusal(family, f"norm={fields.get('norm')}"):
+        pytest.skip("refused, as the test above shows")
+    fields = low_bit(family, fields["low_bit"]) if "low_bit" in fields else fields
+    program = (*fields.items(), ("dtype", None if dtype == "float32" else dtype))
+    assert_learns(take_step(family, start(family, subject(family, program).variables, program=program),
+                            program=program))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("spec", ALL_INITS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_from_one_initialization_of_all_kernels(family, spec):
+    model = create(family, init=spec)
+    variables = models.initialize(model, jax.random.key(1), model.example())
+    assert_learns(take_step(family, start(family, jax.tree.map(np.asarray, variables))))
+
+
+def test_every_family_and_every_method_is_there():
+    classes = {partial.func for module in set(models.FAMILIES.values())
+               for partial in importlib.import_module(module).VARIANTS.values()}
+    assert {type(create(family)) for family in FAMILIES} == classes
+    assert set(CHECKS) == set(METHODS)
+
+
+def test_the_readme_has_the_table_of_what_is_refused():
+    assert combinations.table() in (tiny.ROOT / "README.md").read_text()
