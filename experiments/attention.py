@@ -146,7 +146,7 @@ def trials(scale: str) -> list[Trial]:
 
 def _errors(outcomes: Outcomes) -> list[float]:
     """Test errors; a run that diverged has everything wrong."""
-    return [1.0 if outcome.summary is None else 1 - outcome.get("accuracy") for outcome in outcomes]
+    return [1 - accuracy for accuracy in outcomes.values("accuracy", diverged=0.0)]
 
 
 def _settings(outcomes: Outcomes, stem: str) -> list[float]:

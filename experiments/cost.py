@@ -16,6 +16,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.ticker import EngFormatter, LogLocator
+
 from experiments import networks
 from experiments.cost_networks import (
     BLOCKS,
@@ -179,7 +181,7 @@ def _efficient(outcomes: Outcomes) -> Judgement:
 def _reused(outcomes: Outcomes) -> Judgement:
     """Ratio of mean weights from the earlier half of the sources to those from the later half, of what reads at least
     four; the smallest of any block."""
-    measured = [o.measured["reuse"] for o in outcomes.where(set="re-use") if "reuse" in o.measured]
+    measured = outcomes.where(set="re-use").results("reuse")
     if not measured:
         return Judgement(TOO_SMALL, "all runs diverged")
     ratios = [[statistics.mean(statistics.mean(row[:len(row) // 2]) / statistics.mean(row[len(row) // 2:])
@@ -272,8 +274,6 @@ def _draw_equal(outcomes: Outcomes, figure: Any) -> None:
 
 def _tick(axis: Any) -> None:
     """Plain numbers at 1, 2 and 5 of each decade of a logarithmic axis."""
-    from matplotlib.ticker import EngFormatter, LogLocator
-
     axis.set_minor_locator(LogLocator(subs=(2, 5)))
     axis.set_major_formatter(EngFormatter(sep=""))
     axis.set_minor_formatter(EngFormatter(sep=""))
@@ -295,7 +295,7 @@ def _draw_sizes(outcomes: Outcomes, figure: Any) -> None:
 
 
 def _draw_reuse(outcomes: Outcomes, figure: Any) -> None:
-    measured = [o.measured["reuse"]["blocks"] for o in outcomes.where(set="re-use") if "reuse" in o.measured]
+    measured = [one["blocks"] for one in outcomes.where(set="re-use").results("reuse")]
     if not measured:
         return
     panels = figure.subplots(1, len(measured[0]), squeeze=False)[0]
@@ -320,7 +320,7 @@ def _draw_step_time(outcomes: Outcomes, figure: Any) -> None:
     colors = {**COLORS, "residual": "#999999", "whole": "#8c6239", "early": "#d0679d", "late": "#58b4c4",
               "separable": COLORS[SEPARABLE]}
     for (name,), group in timed.groups("network"):
-        points = [(m["mult_adds"], m["milliseconds"]) for o in group if (m := o.measured["step_time"])]
+        points = [(one["mult_adds"], one["milliseconds"]) for one in group.results("step_time")]
         axes.plot(*zip(*points, strict=True), "o", color=colors[name], label=name)
     first = timed[0].measured["step_time"]
     axes.set(xscale="log", yscale="log", xlabel="mult-adds, one image forward",

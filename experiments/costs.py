@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import rich.console
 from absl import flags
 
+from experiments.study import markdown_table
 from models.errors import UserError
 from train import cli
 
@@ -188,9 +189,6 @@ def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], about: Mapping[
     from models import formulas
     from models.complexity import short
 
-    def table(heads, rows):
-        return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (heads, ["---"] * len(heads), *rows))
-
     def cells(cost):
         return [f"{cost.params:,}", *(short(getattr(cost, field)) + unit for field, (_, unit) in COSTS.items()
                                       if field != "params")]
@@ -208,6 +206,7 @@ def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], about: Mapping[
     work, memory = late.mult_adds / resnet.mult_adds, late.kept_bytes / resnet.kept_bytes
     pictures = "\n\n".join(f"![top-1 against {COSTS[field][0]}](tradeoff_{field}.png)" for field in
                            ("mult_adds", "params", "kept_bytes"))
+    columns_early = ["network", *columns, f"kept at {SIZE // 2}² and up", f"mult-adds at {SIZE // 2}² and up"]
     return f"""# What accuracy costs
 
 {about["device"]}, {about["commit"]}. Written by `python -m experiments.costs`.
@@ -220,7 +219,7 @@ weights); compare these among themselves, and the others among themselves.
 
 {pictures}
 
-{table(["network", "top-1 %", *columns, "source", "recipe"], networks)}
+{markdown_table(["network", "top-1 %", *columns, "source", "recipe"], networks)}
 
 ## Early downsampling
 
@@ -232,13 +231,13 @@ resolution by 4 before its first block, which leaves {resnet_kept} and {resnet_w
 its stem it would need {work:.1f} times the mult-adds and {memory:.1f} times the memory. At about equal depth, both with
 batch norm, the ResNet keeps less: VGG-19 and ResNet-34.
 
-{table(["network", *columns, f"kept at {SIZE // 2}² and up", f"mult-adds at {SIZE // 2}² and up"], downsampling)}
+{markdown_table(columns_early, downsampling)}
 
 ## Formulas and counts
 
 Of the convolutions of a block on h x w maps: kernel size k, c channels, d of them inside a bottleneck, g groups.
 
-{table(formulas.HEADS, formulas.rows())}
+{markdown_table(formulas.HEADS, formulas.rows())}
 """
 
 

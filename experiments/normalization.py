@@ -110,12 +110,11 @@ def _runs(outcomes: Outcomes, norm: str, images: int) -> Outcomes:
 
 def _accuracy(outcomes: Outcomes, norm: str, images: int) -> list[float]:
     """By seed, to decide by: a run that diverged has 0."""
-    return [0.0 if outcome.summary is None else outcome.get("accuracy") for outcome in _runs(outcomes, norm, images)]
+    return _runs(outcomes, norm, images).values("accuracy", diverged=0.0)
 
 
 def _gaps(outcomes: Outcomes, norm: str, images: int, mode: str) -> list[float]:
-    gaps = [outcome.measured["gap"] for outcome in _runs(outcomes, norm, images) if "gap" in outcome.measured]
-    return [gap[mode] for gap in gaps if mode in gap]
+    return finite(_runs(outcomes, norm, images).measured("gap", mode))
 
 
 def _by_size(outcomes: Outcomes, norm: str) -> str:
@@ -171,19 +170,15 @@ def _groups(outcomes: Outcomes) -> Judgement:
 
 
 def _faster(outcomes: Outcomes) -> Judgement:
-    def early(norm):
-        losses = [o.history["train"]["loss"] for o in _runs(outcomes, norm, 32) if o.history.get("train")]
-        return [statistics.mean(run[:max(1, len(run) // 3)]) for run in losses if run]
-
-    return Judgement(compare(early("none"), early("BN")), "; ".join(
-        f"{norm} {spread(early(norm), percent=False, digits=2)}" for norm in ("BN", "none")))
+    early = {norm: _runs(outcomes, norm, 32).early_losses() for norm in ("BN", "none")}
+    return Judgement(compare(early["none"], early["BN"]), "; ".join(
+        f"{norm} {spread(losses, percent=False, digits=2)}" for norm, losses in early.items()))
 
 
 def _along(outcomes: Outcomes, norm: str, epochs: int, what: str) -> list[float]:
     """By seed: the range of the loss along the gradient, or the largest "change" or "smoothness"."""
-    found = [outcome.measured["smoothness"] for outcome in outcomes.where(part="smoothness", norm=norm, epochs=epochs)
-             if "smoothness" in outcome.measured]
-    return [max(f["loss"]) - min(f["loss"]) if what == "loss" else max(f[what]) for f in found]
+    return [max(one["loss"]) - min(one["loss"]) if what == "loss" else max(one[what])
+            for one in outcomes.where(part="smoothness", norm=norm, epochs=epochs).results("smoothness")]
 
 
 def _smoother(what: str) -> Callable[[Outcomes], Judgement]:
@@ -280,11 +275,7 @@ def _draw_smoothness(outcomes: Outcomes, figure: Any) -> None:
     panels = figure.subplots(1, 3)
     for norm in ("BN", "none"):
         for epochs in POINTS:
-            group = outcomes.where(part="smoothness", norm=norm, epochs=epochs)
-            for outcome in group:
-                found = outcome.measured.get("smoothness")
-                if found is None:
-                    continue
+            for found in outcomes.where(part="smoothness", norm=norm, epochs=epochs).results("smoothness"):
                 x = epochs * (0.94 if norm == "BN" else 1.06)
                 for axes, values in ((panels[0], found["loss"]), (panels[1], found["change"])):
                     axes.vlines(x, min(values), max(values), color=COLORS[norm], alpha=0.35, linewidth=6)

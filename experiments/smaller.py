@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import rich.console
-import rich.table
 from absl import flags
 
-from experiments.study import markdown_table
+from experiments.study import markdown_table, terminal_table
 from models import runtime
 from models.errors import UserError
 from train import cli
@@ -59,7 +58,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(out / "smaller.json", {"rows": rows, **about})
     checkpoint.write_atomically(out / "smaller.md", markdown(rows, about))
-    console.print(table(COLUMNS, list(map(cells, rows))))
+    console.print(terminal_table(COLUMNS, list(map(cells, rows)), texts=2))
 
 
 def timed(programs: Sequence[Timed], rounds: int) -> list[dict[str, Any]]:
@@ -196,14 +195,6 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     return [row["case"], row["program"], f"{row['mult_adds']:,}" if row["mult_adds"] else "bits",
             f"{row['of_mult_adds']:.0%}" if row["of_mult_adds"] else "", f"{row['milliseconds']:.2f} ms",
             f"{row['times_faster']:.2f}"]
-
-
-def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> rich.table.Table:
-    """For the terminal."""
-    made = rich.table.Table(*columns)
-    for line in lines:
-        made.add_row(*line)
-    return made
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import rich.console
-import rich.table
 from absl import flags
 
+from experiments.study import markdown_table, terminal_table
 from models import runtime
 from models.errors import UserError
 from train import cli
@@ -32,7 +32,7 @@ def main() -> None:
         raise UserError(f"--seeds={','.join(SEEDS.value)}: numbers from 2 on are allowed")
     rows = [measure(config, count, ROUNDS.value) for count in counts]
     write(rows, Path(OUT.value))
-    console.print(table(rows))
+    console.print(terminal_table(COLUMNS, list(map(cells, rows)), rows[0]["device"]))
 
 
 def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
@@ -105,14 +105,13 @@ def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     rows = [*(row for row in before if key(row) not in [key(one) for one in rows]), *rows]
     checkpoint.write_json(path, {"rows": rows})
     columns = [*COLUMNS, "device, commit"]
-    lines = [columns, ["---"] * len(columns), *([*cells(row), f"{row['device']}, {row['commit']}"] for row in rows)]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines = [[*cells(row), f"{row['device']}, {row['commit']}"] for row in rows]
     checkpoint.write_atomically(folder / "together.md", f"""# Runs of one shape, together in one program
 
 Time of one training step of all runs, which differ in their seed, one after another and by vmap over their states;
 medians, in turn. Compiling: the first call, nothing cached but what the machine's own loops are.
 
-{text}
+{markdown_table(columns, lines)}
 """)
 
 
@@ -125,16 +124,6 @@ def cells(row: dict[str, Any]) -> list[str]:
     return [name, "x".join(map(str, row["image"])), str(row["batch"]), str(row["cores"]), str(row["runs"]),
             *(f"{row['milliseconds'][how]:.1f} ms" for how in ("apart", "together")), f"{row['ratio']:.2f}",
             " / ".join(f"{row['compile_seconds'][how]:.1f} s" for how in ("apart", "together"))]
-
-
-def table(rows: Sequence[dict[str, Any]]) -> rich.table.Table:
-    """For the terminal."""
-    made = rich.table.Table(title=rows[0]["device"], title_justify="left")
-    for column in COLUMNS:
-        made.add_column(column)
-    for row in rows:
-        made.add_row(*cells(row))
-    return made
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module

@@ -155,7 +155,8 @@ def tables(outcomes: Outcomes) -> list[Table]:
 
 
 def _draw_attention(outcomes: Outcomes, figure: Any) -> None:
-    draw_attention(next(o.measured["attention"] for o in outcomes if "attention" in o.measured), figure)
+    if found := outcomes.results("attention"):
+        draw_attention(found[0], figure)
 
 
 def _draw_curves(outcomes: Outcomes, figure: Any) -> None:
