@@ -84,10 +84,10 @@ def trials(scale: str) -> list[Trial]:
     for kind, pair in PAIRS[scale].items():
         for label, network in pair.items():
             add(network, {"set": kind, "network": label})
-    add(REUSED[scale], {"set": "re-use", "network": DENSE}, 24 if scale == "digits" else 0, ("reuse",))
+    add(REUSED[scale], {"set": "re-use", "network": DENSE}, 24 if scale == "digits" else 0, (reuse,))
     for network, labels in timed.values():
         about = {**labels, "of": labels["set"], "set": "step time"}
-        made.append(Trial(about, networks.config(scale, network, 0, EPOCHS[scale]), False, ("step_time",)))
+        made.append(Trial(about, networks.config(scale, network, 0, EPOCHS[scale]), False, (step_time,)))
     return made
 
 

@@ -75,11 +75,10 @@ def trials(scale: str) -> list[Trial]:
                       "role": {shallow: "shallow", deep: "deep"}.get(depth, "between")}
             basic = network in ("plain", "residual")
             if basic and depth == deep:
-                made.append(Trial({**labels, "at": "step 0"}, c, train=False, measures=(gradients.__name__,)))
+                made.append(Trial({**labels, "at": "step 0"}, c, train=False, measures=(gradients,)))
             deleted = basic and (depth == shallow or (depth == deep and network == "residual"))
             made.append(Trial({**labels, "at": "end"}, c, measures=(
-                *((gradients.__name__,) if basic and depth == deep else ()),
-                *((deletions.__name__,) if deleted else ()))))
+                *((gradients,) if basic and depth == deep else ()), *((deletions,) if deleted else ()))))
     return made
 
 

@@ -68,7 +68,7 @@ def trials(scale: str) -> list[Trial]:
     for network in NETWORKS:
         inits = INITS if network == "plain" else CURED
         for seed in SEEDS:
-            found += [made(network, STEP_0, init, seed, train=False, measures=("signal",)) for init in inits]
+            found += [made(network, STEP_0, init, seed, train=False, measures=(signal,)) for init in inits]
             found += [made(network, depth, init, seed) for depth in (depths if network == "plain" else depths[-1:])
                       for init in inits]
     return found

@@ -75,7 +75,7 @@ def trials(scale: str) -> list[Trial]:
         if not same_steps:
             c.batch_size = c.batch_size * images // SIZES[0]
             c.optimizer.learning_rate *= images / SIZES[0]
-        return Trial({**labels, "images": images, "seed": seed}, c, measures=[measure.__name__ for measure in measures])
+        return Trial({**labels, "images": images, "seed": seed}, c, measures=measures)
 
     found = []
     for seed in SEEDS:

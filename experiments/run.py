@@ -100,7 +100,7 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
         console.print(f"  expected: {claim.expected} [dim]({claim.source}: {claim.published})[/]", soft_wrap=True)
     began, planned = time.time(), about.trials(scale)
     jobs = jobs or default_jobs()
-    outcomes = study.Outcomes(trials.run_all(planned, spec, workdir / scale, jobs, console))
+    outcomes = study.Outcomes(trials.run_all(planned, workdir / scale, jobs, console))
     claims = [judged(claim, outcomes) for claim in about.claims]
     results = {
         "study": about.name, "title": about.title, "question": about.question, "scale": scale,

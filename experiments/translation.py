@@ -73,7 +73,7 @@ def trials(scale: str) -> list[Trial]:
             if change:
                 section, key, value = change
                 c[section][key] = value
-            measures = ("attention",) if network == FULL and seed == SEEDS[0] else ()
+            measures = (attention,) if network == FULL and seed == SEEDS[0] else ()
             text = "grammar" if folder == "grammar" else "Multi30k"
             made.append(Trial({"text": text, "network": network, "seed": seed}, c, measures=measures))
     return made

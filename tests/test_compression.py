@@ -28,7 +28,7 @@ def outcomes(tmp_path_factory):
             patch.setattr(compression, name, value)
         patch.setattr(compression, "KINDS", {kind: compression.KINDS[kind] for kind in ("full", "ternary")})
         planned = compression.trials("digits")
-    return Outcomes(trials.run_all(planned, "compression", tmp_path_factory.mktemp("study"), 1,
+    return Outcomes(trials.run_all(planned, tmp_path_factory.mktemp("study"), 1,
                                    rich.console.Console(quiet=True)))
 
 
