@@ -25,9 +25,10 @@ from experiments.study import (
 from models.complexity import short
 from train import figures
 from train.figures import tidy
+from train.palette import BLUE, GRAY, RED, YELLOW
 
-COLORS = {"ResNet": "#777777", "ConvNet-AIG": "#4878a8", "BlockDrop": "#c8553d", "policy alone": "#e8a08c",
-          "MSDNet": "#4878a8", "ResNet with exits": "#c9a227"}
+COLORS = {"ResNet": GRAY, "ConvNet-AIG": BLUE, "BlockDrop": RED, "policy alone": "#e8a08c", "MSDNet": BLUE,
+          "ResNet with exits": YELLOW}
 WITH_EXITS = ("MSDNet", "ResNet with exits")
 PUBLISHED = [  # network, accuracy in percent, of its blocks or mult-adds, source
     ("ResNet-110, CIFAR-10", "93.39", "0.5 G mult-adds", "Veit 2018, table 1"),

@@ -21,14 +21,15 @@ from experiments.study import (
     spread,
 )
 from train.figures import sensitivity_lines, tidy
+from train.palette import BLUE, GRAY, RED, YELLOW
 
 # Han 2016, table 1: error before and after in percent, ratio
 PUBLISHED = {"LeNet-300-100": (1.64, 1.58, 40), "LeNet-5": (0.80, 0.74, 39), "AlexNet": (42.78, 42.78, 35),
              "VGG-16": (31.50, 31.17, 49)}
 # Zhu 2017, CIFAR-10: error in percent with full precision, ternary
 TERNARY = {20: (8.23, 8.87), 32: (7.67, 7.63), 44: (7.18, 7.02), 56: (6.80, 6.44)}
-STAGES = {"dense": "#777777", "pruned": "#4878a8", "shared": "#c8553d"}
-PARTS = {"values": "#777777", "indices": "#c8553d", "signs": "#e8a08c", "jumps": "#4878a8", "codebook": "#c9a227",
+STAGES = {"dense": GRAY, "pruned": BLUE, "shared": RED}
+PARTS = {"values": GRAY, "indices": RED, "signs": "#e8a08c", "jumps": BLUE, "codebook": YELLOW,
          "scales": "#e2d08c", "tables": "#6aa56a", "header": "#b0b0b0"}
 
 
@@ -277,7 +278,7 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
     axes = figure.subplots()
     styles = {"cut": ":", "at once": "--", "step by step": "-"}
     sparsities = _sparsities(outcomes)
-    for decay, color in (("L2", "#4878a8"), ("L1", "#c8553d")):
+    for decay, color in (("L2", BLUE), ("L1", RED)):
         for how, style in styles.items():
             shown = [s for s in CUTS if s] if how == "cut" else sparsities
             values = [mean(_curve(outcomes, decay, how, s)) for s in shown]
@@ -292,7 +293,7 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
 def draw_bits(outcomes: Outcomes, figure: Any) -> None:
     """Accuracy against the file's size."""
     axes = figure.subplots()
-    colors = {"sharing alone": "#c9a227", "pruning alone": "#4878a8", "both": "#c8553d"}
+    colors = {"sharing alone": YELLOW, "pruning alone": BLUE, "both": RED}
     for method, seeds in _points(outcomes).items():
         for i, points in enumerate(seeds):
             axes.plot(*zip(*((ratio, 100 * accuracy) for ratio, accuracy in points), strict=True),
@@ -309,8 +310,7 @@ def draw_low_bits(outcomes: Outcomes, figure: Any) -> None:
     axes = figure.subplots()
     own = outcomes.where(part="low bits")
     depths, kinds = own.distinct("depth"), own.distinct("kind")
-    colors = {"full": "#777777", "ternary": "#4878a8", "binary weights": "#c9a227", "full, preactivation": "#b0b0b0",
-              "XNOR": "#c8553d"}
+    colors = {"full": GRAY, "ternary": BLUE, "binary weights": YELLOW, "full, preactivation": "#b0b0b0", "XNOR": RED}
     for i, kind in enumerate(kinds):
         errors = [mean([100 - 100 * value for value in _low(outcomes, depth, kind)]) for depth in depths]
         axes.bar([n + (i - len(kinds) / 2 + 0.5) * 0.8 / len(kinds) for n in range(len(depths))], errors,

@@ -50,6 +50,7 @@ from experiments.study import (
     spread,
 )
 from train.figures import tidy
+from train.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
 SEEDS = (0, 1, 2)
 EPOCHS = {"digits": 6, "cifar10": 60, "imagenet": 90}  # on digits half of the recipe's, which reach 99 %
@@ -57,7 +58,7 @@ TOLERANCE = 0.05  # costliest over cheapest, less 1
 TIMED = 15  # training steps of which the median is taken
 CLASSIFIER = 1024 * 1000  # mult-adds of MobileNet's
 KINDS = {"mult_adds": "equal mult-adds", "parameters": "equal parameters"}
-COLORS = dict(zip(BLOCKS, ("#222222", "#4878a8", "#7b4fa3", "#c9a227", "#c8553d", "#3d8f6b"), strict=True))
+COLORS = dict(zip(BLOCKS, (BLACK, BLUE, PURPLE, YELLOW, RED, GREEN), strict=True))
 
 COSTS = {
     "digits": "about 5 minutes on 2 cores",
@@ -317,7 +318,7 @@ def _draw_reuse(outcomes: Outcomes, figure: Any) -> None:
 
 def _draw_step_time(outcomes: Outcomes, figure: Any) -> None:
     axes, timed = figure.subplots(), outcomes.where(set="step time")
-    colors = {**COLORS, "residual": "#999999", "whole": "#8c6239", "early": "#d0679d", "late": "#58b4c4",
+    colors = {**COLORS, "residual": "#999999", "whole": BROWN, "early": PINK, "late": CYAN,
               "separable": COLORS[SEPARABLE]}
     for (name,), group in timed.groups("network"):
         points = [(one["mult_adds"], one["milliseconds"]) for one in group.results("step_time")]

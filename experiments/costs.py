@@ -10,6 +10,7 @@ from absl import flags
 from experiments.study import markdown_table
 from models.errors import UserError
 from train import cli
+from train.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
 USAGE = """Writes costs.md, costs.json and pictures: accuracy against mult-adds, parameters and activation memory; what
 early downsampling saves; the textbook's formulas beside the counts.
@@ -71,8 +72,8 @@ PUBLISHED = {
     "convnext_base": Published("ConvNeXt", "B", 84.062, modern=True),
     "convnext_large": Published("ConvNeXt", "L", 84.414, modern=True),
 }
-COLORS = dict(zip(("AlexNet", "VGG", "ResNet", "ResNeXt", "DenseNet", "MobileNet", "ViT", "Swin", "ConvNeXt"), (
-    "#222222", "#c8553d", "#4878a8", "#7b4fa3", "#3d8f6b", "#c9a227", "#8c6239", "#d0679d", "#58b4c4"), strict=True))
+COLORS = {"AlexNet": BLACK, "VGG": RED, "ResNet": BLUE, "ResNeXt": PURPLE, "DenseNet": GREEN, "MobileNet": YELLOW,
+          "ViT": BROWN, "Swin": PINK, "ConvNeXt": CYAN}
 COSTS = {  # field of complexity.Layer and Complexity: (title, unit)
     "mult_adds": ("mult-adds", ""),
     "params": ("parameters", ""),

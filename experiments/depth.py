@@ -33,6 +33,7 @@ from experiments.study import (
     spread,
 )
 from train.figures import tidy
+from train.palette import BLUE, GRAY, RED
 
 DEPTHS = {"digits": (20, 32, 44, 56), "cifar10": (20, 32, 44, 56, 110), "imagenet": (18, 34)}
 SHALLOW = {"digits": 20, "cifar10": 20, "imagenet": 18}  # pairs that the claims compare
@@ -52,7 +53,7 @@ VARIANTS = {  # label -> (family, fields)
     "pre-activation": ("preresnet", {"shortcut": "A"}), "zero gamma": ("resnet", {"shortcut": "A", "zero_gamma": True}),
 }
 SHORTCUTS = ("residual", "projections where shapes change", "projections everywhere")
-COLORS = {"plain": "#c8553d", "residual": "#4878a8"}
+COLORS = {"plain": RED, "residual": BLUE}
 
 
 def trials(scale: str) -> list[Trial]:
@@ -295,14 +296,14 @@ def _draw_deletions(outcomes: Outcomes, figure: Any) -> None:
         if runs:
             names = runs[0]["blocks"]
             for i, run in enumerate(runs):
-                axes.axhline(100 * run["whole"], color="#777777", linewidth=1,
+                axes.axhline(100 * run["whole"], color=GRAY, linewidth=1,
                              label="nothing deleted" if i == 0 else None)
                 axes.plot(range(len(names)), [100 * a for a in run["accuracy"]], "o", markersize=4, alpha=0.7,
                           color=COLORS[network], label="one block deleted" if i == 0 else None)
-            axes.axhline(100 * runs[0]["chance"], color="#777777", linewidth=1, linestyle=":", label="chance")
+            axes.axhline(100 * runs[0]["chance"], color=GRAY, linewidth=1, linestyle=":", label="chance")
             halving = [at for at, half in enumerate(runs[0]["halving"]) if half]
             for i, at in enumerate(halving):
-                axes.axvspan(at - 0.5, at + 0.5, color="#777777", alpha=0.15, linewidth=0,
+                axes.axvspan(at - 0.5, at + 0.5, color=GRAY, alpha=0.15, linewidth=0,
                              label="halves the resolution" if i == 0 else None)
             short = [name.replace("stage", "").replace("/block", ".") for name in names]
             axes.set_xticks(range(len(names)), short, rotation=90, fontsize=9)

@@ -11,6 +11,7 @@ from experiments import overlays
 from experiments.measures import from_png
 from experiments.study import Judgement, Outcome, Outcomes, Table, all_of, compare, finite, mean, spread
 from train.figures import tidy
+from train.palette import BLUE, RED, YELLOW
 
 NAMES = {"cam": "CAM", "grad_cam": "Grad-CAM", "grad_cam_plus_plus": "Grad-CAM++",
          "attention_rollout": "attention rollout", "saliency": "gradient", "smooth_grad": "SmoothGrad",
@@ -175,7 +176,7 @@ def draw_localization(outcomes: Outcomes, figure: Any) -> None:
         for i, network in enumerate(networks):
             values = [mean(outcomes.where(network=network).measured(measure, name, *path)) for name in names]
             axes.barh([n + (i - 1) * 0.26 for n in range(len(names))], [100 * v for v in values], 0.24, label=network,
-                      color=("#4878a8", "#c8553d", "#c9a227")[i % 3])
+                      color=(BLUE, RED, YELLOW)[i % 3])
         axes.set(title=title, xlabel="highest place is on the object (%)", xlim=(0, 100))
         middle = outcomes.where(network=networks[0]).measured(measure, "middle")
         axes.axvline(100 * mean(middle), color="0.5", linestyle=":")

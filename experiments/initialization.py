@@ -28,6 +28,7 @@ from experiments.study import (
     spread,
 )
 from train.figures import tidy
+from train.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 
 # label -> (model.init, data_init)
 INITS = {
@@ -44,7 +45,7 @@ NETWORKS = {  # label -> (model without its depth, norm)
 }
 SEEDS = (0, 1, 2)
 CONVERGED = 0.5  # test accuracy that is far from chance (10 %) and from the best
-COLORS = dict(zip(INITS, ("#c8553d", "#c9a227", "#8c6239", "#4878a8", "#58b4c4", "#7b4fa3", "#3d8f6b"), strict=True))
+COLORS = dict(zip(INITS, (RED, YELLOW, BROWN, BLUE, CYAN, PURPLE, GREEN), strict=True))
 
 
 def trials(scale: str) -> list[Trial]:

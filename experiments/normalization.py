@@ -36,6 +36,7 @@ from experiments.study import (
     spread,
 )
 from train.figures import tidy
+from train.palette import BLUE, CYAN, GRAY, GREEN, RED, YELLOW
 
 SIZES = (32, 16, 8, 4, 2)  # images that are normalized together
 NETWORKS = {"digits": "resnet8", "cifar10": "resnet20", "imagenet": "resnet50"}
@@ -50,11 +51,10 @@ PUBLISHED = {  # top-1 error (%) of ResNet-50 on ImageNet; Wu & He 2018, tables 
     "BN": {32: 23.6, 16: 23.7, 8: 24.8, 4: 27.3, 2: 34.7}, "GN": {32: 24.1, 16: 24.2, 8: 24.0, 4: 24.2, 2: 24.1},
     "LN": {32: 25.3}, "IN": {32: 28.4},
 }
-COLORS = {"BN": "#4878a8", "BN, same steps": "#58b4c4", "GN": "#c8553d", "LN": "#3d8f6b", "IN": "#c9a227",
-          "none": "#777777"}
+COLORS = {"BN": BLUE, "BN, same steps": CYAN, "GN": RED, "LN": GREEN, "IN": YELLOW, "none": GRAY}
 MODES = {  # key of the measure `gap` -> (legend, color)
     "batch": ("training images, statistics of the batch", "#9dbad5"),
-    "train": ("training images, running averages", "#4878a8"), "test": ("test images, running averages", "#c8553d"),
+    "train": ("training images, running averages", BLUE), "test": ("test images, running averages", RED),
     "recalibrated": ("test images, recalibrated statistics", "#e3a597"),
 }
 

@@ -20,6 +20,7 @@ from experiments.study import (
 )
 from experiments.transfer_measures import ALL
 from train.figures import tidy
+from train.palette import BLUE, GRAY, RED, YELLOW
 
 # data set: (non-convolutional method, its result, pretrained + classifier, fine-tuned), accuracy or mAP in percent
 PUBLISHED = {
@@ -29,7 +30,7 @@ PUBLISHED = {
 }
 HANDCRAFTED, CLASSIFIER = "sift_fv:16", "logistic"  # what stands for each in the table
 PER_CLASS = ("caltech101", "aircraft")  # reported as the mean over classes
-COLORS = {"scratch": "#777777", "hand-crafted": "#c9a227", "classifier": "#4878a8", "fine-tuned": "#c8553d"}
+COLORS = {"scratch": GRAY, "hand-crafted": YELLOW, "classifier": BLUE, "fine-tuned": RED}
 
 def _values(outcomes: Outcomes, target: str, how: str, count: Any) -> list[float]:
     """Accuracies (or mean average precisions), by seed, NaN for a run that diverged. Of hand-crafted features those of
@@ -276,8 +277,8 @@ def draw_sources(outcomes: Outcomes, figure: Any) -> None:
     parts = [part for part in ("relation", "bias") if len(outcomes.where(part=part))] or ["relation"]
     for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
         names = outcomes.where(part=part).distinct("source")
-        for offset, (key, label, color) in enumerate((("accuracy", "test images as they are", "#4878a8"),
-                                                      ("painted", "with the cue", "#c8553d"))):
+        for offset, (key, label, color) in enumerate((("accuracy", "test images as they are", BLUE),
+                                                      ("painted", "with the cue", RED))):
             if key == "painted" and part == "relation":
                 continue
             values = [_logistic(outcomes, part, name, key) for name in names]

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-TRAIN, TEST = "#4878a8", "#c8553d"
+from train.palette import BLUE, RED
 
 
 def tidy(axes: Any, grid: str = "major") -> None:
@@ -28,7 +28,7 @@ def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     names = [name for name in ("loss", "accuracy", "hit", "learning_rate") if any(name in line for line in lines)]
     figure = Figure(figsize=(4.6 * len(names), 3.4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for split, color in (("train", TRAIN), ("test", TEST)):
+        for split, color in (("train", BLUE), ("test", RED)):
             points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
             if points:
                 axes.plot(*zip(*points, strict=True), color=color, label=split, marker="." if len(points) < 40 else "")
@@ -235,7 +235,7 @@ def predictions(rows: Sequence[tuple[np.ndarray, str, Sequence[tuple[str, float]
         left.set_title(_short(name, 30), fontsize=8)
         left.axis("off")
         shares = [100 * share for _, share in classes]
-        bars = right.barh(range(len(classes)), shares, color=TRAIN)
+        bars = right.barh(range(len(classes)), shares, color=BLUE)
         right.bar_label(bars, [f"{share:.1f}" for share in shares], padding=3, fontsize=8)
         right.set_yticks(range(len(classes)), [_short(label, 30) for label, _ in classes], fontsize=8)
         right.set_xlim(0, 112)
