@@ -8,8 +8,8 @@ import numpy as np
 import rich.console
 from absl import flags
 
-from experiments.smaller import Timed, timed
 from experiments.study import markdown_table, terminal_table
+from experiments.timing import Timed, timed
 from models import runtime
 from models.complexity import short
 from models.errors import UserError

@@ -1,7 +1,6 @@
 """Runs that differ in their seed alone, trained together in one compiled program or one after another. See --help."""
 
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import rich.console
 from absl import flags
 
 from experiments.study import markdown_table, terminal_table
+from experiments.timing import medians
 from models import runtime
 from models.errors import UserError
 from train import cli
@@ -63,30 +63,23 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
     stacked_items = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *items)
 
     def apart():
-        return [alone(state, first.feed.data, item) for state, item in zip(states, items, strict=True)]
+        return jax.block_until_ready([alone(state, first.feed.data, item) for state, item in zip(
+            states, items, strict=True)])
 
     def at_once():
-        return together(stacked, first.feed.data, stacked_items)
+        return jax.block_until_ready(together(stacked, first.feed.data, stacked_items))
 
-    seconds = {}
-    for name, call in (("apart", apart), ("together", at_once)):
-        began = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds[name] = [time.perf_counter() - began]
+    calls = {"apart": apart, "together": at_once}
+    compiling = medians(calls, 1)
     same = max(float(jnp.max(jnp.abs(ours[0] - theirs["loss"][0][0]))) for ours, theirs in zip(
         at_once()[1]["loss"][0], (metrics for _, metrics in apart()), strict=True))
-    for _ in range(rounds):
-        for name, call in (("apart", apart), ("together", at_once)):
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: 1000 * statistics.median(values[1:]) for name, values in seconds.items()}
+    found = medians(calls, rounds)
     return {
         "model": first.config["model"]["name"], "width": first.config["model"].get("width"),
         "image": list(first.feed.image_shape), "batch": first.config["batch_size"], "runs": count,
-        "milliseconds": {name: round(value, 3) for name, value in medians.items()},
-        "compile_seconds": {name: round(values[0], 2) for name, values in seconds.items()},
-        "ratio": round(medians["together"] / medians["apart"], 3), "difference_of_loss": same,
+        "milliseconds": {name: round(1000 * value, 3) for name, value in found.items()},
+        "compile_seconds": {name: round(value, 2) for name, value in compiling.items()},
+        "ratio": round(found["together"] / found["apart"], 3), "difference_of_loss": same,
         "cores": runtime.cores(),
         **summary.environment(first.parallel.devices), "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
