@@ -25,7 +25,7 @@ Cost: 350 epochs of AIG-110 are 1.75e7 images of 253M mult-adds, forward and bac
 MSDNet on CIFAR is 1.35e7 images of 58M; a policy's 5000 epochs are 2.5e8 images twice forward.
 """
 
-from configs.base import arguments, base
+from configs.base import CIFAR10, IMAGENET, arguments, base
 
 METHODS = ("aig", "blockdrop", "blockdrop_joint", "msdnet", "early_exit")
 SCALES = ("digits", "cifar10", "cifar100", "imagenet")
@@ -84,11 +84,11 @@ def _data(c, a):
         c.eval_batch_size = 360
     elif images:
         c.data.image_size, c.data.crop = 224, "random_resized"
-        c.data.mean, c.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        c.data.update(IMAGENET)
         c.data.test_split, c.data.pipeline, c.data.workers = "validation", "stream", 8
     else:
         c.eval_batch_size = 1000
-        c.data.mean, c.data.std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+        c.data.update(CIFAR10)
     held = {"digits": "train_fit", "imagenet": "train[:1231167]"}.get(a.scale, "train[:45000]")
     if a.data:  # which may be of another size
         held = "train[:90%]"

@@ -9,6 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# Of the training sets' pixels, by channel, for `data.update`
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+
 
 def base() -> ConfigDict:
     """The defaults, complete."""
@@ -28,12 +32,12 @@ def base() -> ConfigDict:
     c.evaluate_every = "1 epoch"
     c.checkpoint_every = "1 epoch"
     c.keep_checkpoints = 2  # the latest, besides the best
-    c.hooks = "figures"  # recalibrate(batches) | figures | average_precision | sparsity | sensitivity
+    c.hooks = "figures"  # recalibrate(batches) | figures | average_precision | sparsity | sensitivity | bleu(beam)
 
     # What is trained, and by which loss (train/tasks).
     c.task = ConfigDict()
     # classify[(views=mirror | mirror_shift)] | multi_label |
-    # gated(weight=2.0) | policy(penalty=5.0, curriculum='50%', joint=False) | multi_exit
+    # gated(weight=2.0) | policy(penalty=5.0, curriculum='50%', joint=False) | multi_exit | translate
     c.task.name = "classify"
     c.task.label_smoothing = 0.0
 
@@ -46,7 +50,8 @@ def base() -> ConfigDict:
     # msra | msra_fan_out | xavier_uniform | xavier_normal | lecun | orthogonal | dirac | normal:STD |
     # truncated_normal:STD
     c.model.init = "msra"
-    # A run's folder (its newest checkpoint), or a .safetensors file by `python -m models.weights import`; "": scratch
+    # The folder of a run (its newest checkpoint) or of an exported network, a .ablate file, or a .safetensors file by
+    # `python -m models.weights import`; "": scratch
     c.init_from = ""
     c.init_new = "head"  # with init_from: parts that are drawn anew whatever it has, "head|stage3", "*/gate"; "": none
     # lsuv: kernels orthonormal, then scaled so that each layer's output has variance 1 on a batch
@@ -73,7 +78,7 @@ def base() -> ConfigDict:
     c.optimizer.share = ""
 
     c.data = ConfigDict()
-    c.data.source = "digits"  # digits | tfds:NAME | folder:PATH | arrays:FILE.npz
+    c.data.source = "digits"  # digits | tfds:NAME | folder:PATH | arrays:FILE.npz | grammar | text:FOLDER
     c.data.dir = ""  # of TFDS sets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
     c.data.train_split = "train"
     c.data.test_split = "test"

@@ -26,7 +26,7 @@ Different here: 9.9 epochs are 483 steps instead of 476, since no remainder of a
 their averages every 5 steps, but not once more at the end of each epoch.
 """
 
-from configs.base import arguments, base
+from configs.base import CIFAR10, arguments, base
 
 
 def get_config(text: str = ""):
@@ -75,8 +75,7 @@ def _brief(c):
 
 def _cifar(c, a):
     c.data.source = f"tfds:{a.data}"
-    c.data.mean = (0.4914, 0.4822, 0.4465)  # of the training set
-    c.data.std = (0.2470, 0.2435, 0.2616)
+    c.data.update(CIFAR10)
     return c
 
 

@@ -3,7 +3,7 @@
     python -m train --config=configs/digits.py --workdir=runs/digits
     python -m train --config=configs/compression.py:from=runs/digits,stage=prune,sparsity=0.9 --workdir=runs/pruned
     python -m train --config=configs/compression.py:from=runs/pruned,stage=share,conv=8,dense=5 --workdir=runs/shared
-    python -m train.export --workdir=runs/shared --format=compressed --out=digits.ablate
+    python -m train.export --workdir=runs/shared --format=compressed --out=exported/digits
 
 `from` is a run's folder: its data, network and recipe are taken over.
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs.base import arguments
+from configs.base import arguments, base
 
 STAGES = ("prune", "share")
 
@@ -37,6 +37,7 @@ def get_config(text: str = ""):
     folder = Path(a["from"]).expanduser()
     try:
         c = ConfigDict(json.loads((folder / "config.json").read_text()))
+        c.optimizer = {**base().optimizer, **c.optimizer}  # runs of earlier versions lack some keys
         rate, duration = c.optimizer.learning_rate, c.duration
     except OSError as error:
         raise ValueError(f"from={a['from']}: want the folder of a run ({error.strerror}: config.json)") from None

@@ -8,7 +8,7 @@ for testing. Images of any size are cropped at random to `size` while they are d
 Cost: 1.8e9 mult-adds an image forward at size 224, three times that to train.
 """
 
-from configs.base import arguments, base
+from configs.base import IMAGENET, arguments, base
 
 
 def get_config(text: str = ""):
@@ -32,6 +32,5 @@ def get_config(text: str = ""):
     c.data.crop = "random_resized"
     c.data.crop_scale = (0.25, 1.0)  # small sets need less than ImageNet's 0.08
     c.data.augment = "flip"
-    c.data.mean = (0.485, 0.456, 0.406)
-    c.data.std = (0.229, 0.224, 0.225)
+    c.data.update(IMAGENET)
     return c

@@ -14,7 +14,7 @@ Published for ResNet-50 with it: 78.8 +- 0.07% (table 10).
 Cost: 90 epochs of ResNet-50 are 1.15e8 images of 4.1e9 mult-adds, forward and backward: for 8 accelerators.
 """
 
-from configs.base import arguments, base
+from configs.base import IMAGENET, arguments, base
 
 
 def get_config(text: str = ""):
@@ -35,8 +35,7 @@ def get_config(text: str = ""):
     c.data.workers = 8
     c.data.image_size = a.size
     c.data.crop = "random_resized"
-    c.data.mean = (0.485, 0.456, 0.406)
-    c.data.std = (0.229, 0.224, 0.225)
+    c.data.update(IMAGENET)
     if a.recipe == "goyal":
         c.model.zero_gamma = True
         c.duration = "90 epochs"

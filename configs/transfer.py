@@ -35,7 +35,7 @@ import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from configs.base import arguments, base
+from configs.base import IMAGENET, arguments, base
 
 
 class Target(NamedTuple):
@@ -62,7 +62,6 @@ TARGETS = {
     "cars": Target("tfds:cars196", "train", "test", 8144, 196, 0),
     "aircraft": Target("folder:fgvc-aircraft-2013b", "train", "test", 6667, 100, 0),
 }
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 SIZES = {**{target.source: target.size for target in TARGETS.values()}, "tfds:tiny_imagenet32": 32}
 # Expressions of names: the number of stages of their networks, 0 for those that have none; the first that fits counts.
 STAGES = {

@@ -13,18 +13,28 @@ SPARSITIES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # of one layer alone
 
 
 def stored(run: Any, state: Any) -> dict[str, Any]:
-    """Exports the network and reads it back: {"bytes", "float32", "ratio", "identical", "layers"} of
-    `train.export.network.compressed`, "accuracy" of what was read, "parameters" and "mult_adds" of it."""
+    """Exports the network, which verifies that what is read back gives the same logits to the bit.
+
+    Returns:
+      {"bytes" (of the file), "float32" (4 for each number of the network), "ratio", "identical", "layers":
+      `models.compress.file.table`, "accuracy", "parameters", "mult_adds"}.
+    """
     import models
     from models import complexity
+    from models.compress import file
     from train.export import network as export
+    from train.export import write
 
     network = export.network(run, state)
     with tempfile.TemporaryDirectory() as folder:
-        found = export.compressed(run, network, Path(folder) / "net.ablate")
-    loaded = found.pop("network")
+        out = Path(folder) / "exported"
+        data = file.read(out / write.export(run, network, "compressed", out, {}, images=0)["file"])
+    _, variables = file.load(data)
+    layers, loaded = file.table(data, variables), network._replace(variables=variables)
+    whole, size = sum(row["float32"] for row in layers), sum(row["bytes"] for row in layers)
     cost = complexity.analyze(loaded.create(), models.abstract(loaded.inputs))
-    return {**found, "accuracy": export.evaluate(run, state, loaded)["accuracy"], "parameters": cost.params,
+    return {"bytes": size, "float32": whole, "ratio": whole / size, "identical": True, "layers": layers,
+            "accuracy": export.evaluate(run, state, loaded)["accuracy"], "parameters": cost.params,
             "mult_adds": cost.mult_adds}
 
 
@@ -73,7 +83,7 @@ def cut(run: Any, state: Any) -> list[float]:
 
 
 def sensitivity(run: Any, state: Any) -> dict[str, Any]:
-    """`train.hooks.sensitivity` on 1,000 training images."""
-    from train import hooks
+    """`train.sensitivity.measure` on 1,000 training images."""
+    from train.sensitivity import measure
 
-    return hooks.sensitivity(run, state.evaluation_variables(), state.task_state, 1000, SPARSITIES)
+    return measure(run, state.evaluation_variables(), state.task_state, 1000, SPARSITIES)

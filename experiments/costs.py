@@ -246,7 +246,8 @@ def write(out: Path) -> None:
     """Counts, draws, and writes the page into an existing folder."""
     import jax
 
-    from train import checkpoint, summary
+    from train import summary
+    from train.files import write_atomically, write_json
 
     costs = {name: count(name) for name in PUBLISHED}
     early = {name: count(*arguments) for name, arguments in EARLY.items()}
@@ -254,12 +255,12 @@ def write(out: Path) -> None:
         draw_tradeoff(costs, field, out / f"tradeoff_{field}.png")
     draw_early(early, out / "early.png")
     about = summary.environment(jax.devices())
-    checkpoint.write_json(out / "costs.json", {
+    write_json(out / "costs.json", {
         "networks": {name: {**entry._asdict(), **{field: getattr(costs[name], field) for field in COSTS}}
                      for name, entry in PUBLISHED.items()},
         "early": {name: {field: by_resolution(cost, field) for field in COSTS} for name, cost in early.items()},
         "image_size": SIZE, **about})
-    checkpoint.write_atomically(out / "costs.md", markdown(costs, early, about))
+    write_atomically(out / "costs.md", markdown(costs, early, about))
 
 
 def main() -> None:

@@ -107,7 +107,7 @@ def mistakes(run: Any, variables: Any, source: Any, count: int = 8) -> list[int]
     from train import evaluate, figures
 
     logits, labels, index = evaluate.predictions(
-        run.task, variables, run.feed.prepare_evaluation, run.feed.batches(source))
+        run.task.predict, variables, run.feed.prepare_evaluation, run.feed.batches(source))
     found = [int(index[row]) for row, *_ in figures.most_confident_errors(logits, labels, count)]
     if not found:
         raise UserError(f"--indices=mistakes: the network is right about all of the {len(labels)} images")
@@ -375,9 +375,10 @@ def main() -> None:
 
     import jax
 
-    from train import checkpoint, finished, summary
+    from train import finished, summary
+    from train.files import write_json
 
-    run, state = finished.load(WORKDIR.value)
+    run, state = finished.load(WORKDIR.value, CHECKPOINT.value)
     if run.feed.unit != "images":
         raise UserError(f"explain is for networks that take images, not {run.feed.unit}")
     if run.feed.label_shape:
@@ -405,7 +406,7 @@ def main() -> None:
         if call.name in PICTURES:
             calls.resolve("method", call, PICTURES, job, pairs)
             written.append(f"{call.name}.png")
-    checkpoint.write_json(out / "explain.json", {
+    write_json(out / "explain.json", {
         "workdir": WORKDIR.value, "model": run.config["model"]["name"], "methods": METHOD.value, "images": told,
         "pictures": written, **summary.environment(jax.devices())})
     console.print(f"written to {out}: {', '.join(written)}, explain.json", soft_wrap=True, highlight=False)
@@ -413,6 +414,7 @@ def main() -> None:
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of the run: last, or best (on its test set).")
     IMAGE = flags.DEFINE_list("image", [], "Files of images, with commas between.")
     SPLIT = flags.DEFINE_string("split", "test", "Split of the run's data, for --indices and top_patches.")
     INDICES = flags.DEFINE_list("indices", [], "Which images of the split, or mistakes: the 8 that the "

@@ -82,18 +82,11 @@ def smoothness(run: Any, state: Any) -> dict[str, list[float]]:
 
 def layers(run: Any, state: Any, images: Any) -> list[str]:
     """Paths of the layers with a kernel, in the order of the computation, shortcuts left out."""
-    import jax
+    from models.layers.endpoint import order
 
-    from models.layers.endpoint import capture
-
-    order = []
-
-    def trace(variables, images):  # what eval_shape returned would be in the order of the alphabet
-        order.extend(capture(run.task.model, variables, images, layers=True)[1])
-
-    jax.eval_shape(trace, state.variables(), images)
     kernels = {"/".join(path) for path in _kernels(state.params)}
-    return [name for name in order if name in kernels and "downsample" not in name]
+    return [name for name in order(run.task.model, state.variables(), images)
+            if name in kernels and "downsample" not in name]
 
 
 def _kernels(params: Any) -> dict[tuple[str, ...], Any]:

@@ -29,6 +29,7 @@ Each trial has a folder in --workdir, named by its config: what is finished is n
 goes on. Results go to --out/STUDY/SCALE.
 """
 
+
 def main(arguments: Sequence[str]) -> None:
     """Runs the studies that are asked for."""
     console = rich.console.Console()
@@ -188,7 +189,7 @@ def write(about: study.Study, results: Mapping[str, Any], outcomes: study.Outcom
     """Writes results.json, results.md, a CSV a table and a PNG a picture."""
     from matplotlib.figure import Figure
 
-    from train.checkpoint import write_atomically, write_json
+    from train.files import write_atomically, write_json
 
     for picture in about.pictures:
         figure = Figure(figsize=picture.size, layout="constrained", dpi=120)

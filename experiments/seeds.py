@@ -1,5 +1,6 @@
 """One config under several seeds: mean and spread of the result, kept with the device and the commit. See --help."""
 
+import json
 import math
 import statistics
 from pathlib import Path
@@ -18,10 +19,6 @@ USAGE = """Runs a config under several seeds by the one training loop, and keeps
 Each seed has a workdir of its own; finished ones are not run again.
 """
 
-CONFIG = cli.define_config()
-SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds 0, 1, … of this number.", lower_bound=2)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.")
-OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 KEPT = ("seed", "accuracy", "loss", "seconds", "images_per_second")
 
 
@@ -31,11 +28,18 @@ def main() -> None:
         if not flag.value:
             raise UserError(f"--{flag.name} is missing")
     config, console, runs = CONFIG(), rich.console.Console(), []
-    from train import checkpoint, loop, workdir
+    from train import loop, summary, workdir
+    from train.files import write_json
 
-    for seed in range(SEEDS.value):
+    folders = [Path(WORKDIR.value) / f"seed{seed}" for seed in range(SEEDS.value)]
+    finished = [json.loads(path.read_text()) for folder in folders if (path := folder / "summary.json").exists()]
+    others = {run["commit"] for run in finished} - {summary.commit()}
+    if others and len(finished) < len(folders):
+        raise UserError(f"--workdir={WORKDIR.value}: it has runs of commit {', '.join(sorted(others))}, this is "
+                        f"{summary.commit()}: choose another")
+    for seed, folder in enumerate(folders):
         config.seed = seed
-        result = loop.train(config.copy_and_resolve_references(), Path(WORKDIR.value) / f"seed{seed}", console)
+        result = loop.train(config.copy_and_resolve_references(), folder, console)
         if "interrupted" in result:
             raise UserError(f"{result['interrupted']} at seed {seed}: the same command goes on")
         runs.append(result)
@@ -52,12 +56,16 @@ def main() -> None:
         raise UserError(f"the runs in {WORKDIR.value} are of several commits, devices or versions: choose another")
     out = Path(OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(out, {
+    write_json(out, {
         **shared, "accuracy_mean": mean, "accuracy_std": spread,
         "runs": [{name: run[name] for name in KEPT} for run in runs], **environments[0],
         "config": workdir.plain(config)})
     console.print(f"written to {out}")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # only here: absl has one table of flags for the process
+    CONFIG = cli.define_config()
+    SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds 0, 1, … of this number.", lower_bound=2)
+    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.")
+    OUT = flags.DEFINE_string("out", None, "JSON file to write.")
     cli.run(main, USAGE)

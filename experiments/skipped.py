@@ -169,7 +169,8 @@ def main() -> None:
     """Trains what is missing, times, prints and writes."""
     import jax
 
-    from train import checkpoint, summary
+    from train import summary
+    from train.files import write_atomically, write_json
 
     console, out = rich.console.Console(), Path(OUT.value)
     try:
@@ -190,8 +191,8 @@ def main() -> None:
     data = ", ".join(dict.fromkeys(row["data"] for row in rows))
     about = {"cores": runtime.cores(), "data": data, **summary.environment(jax.devices())}
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(out / "skipped.json", {"rows": rows, **about})
-    checkpoint.write_atomically(out / "skipped.md", markdown(rows, about))
+    write_json(out / "skipped.json", {"rows": rows, **about})
+    write_atomically(out / "skipped.md", markdown(rows, about))
     console.print(terminal_table(COLUMNS, list(map(cells, rows)), texts=3))
 
 

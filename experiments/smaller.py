@@ -32,7 +32,8 @@ def main() -> None:
     """Times, prints and writes."""
     import jax
 
-    from train import checkpoint, summary
+    from train import summary
+    from train.files import write_atomically, write_json
 
     console, out = rich.console.Console(), Path(OUT.value)
     for case in KINDS.value:
@@ -47,8 +48,8 @@ def main() -> None:
                 soft_wrap=True, highlight=False)
     about = {"cores": runtime.cores(), **summary.environment(jax.devices())}
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(out / "smaller.json", {"rows": rows, **about})
-    checkpoint.write_atomically(out / "smaller.md", markdown(rows, about))
+    write_json(out / "smaller.json", {"rows": rows, **about})
+    write_atomically(out / "smaller.md", markdown(rows, about))
     console.print(terminal_table(COLUMNS, list(map(cells, rows)), texts=2))
 
 

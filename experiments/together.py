@@ -87,7 +87,7 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
 def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Adds rows to the results in the folder; one of the same model, image, batch, runs, cores and device takes the
     place of the earlier."""
-    from train import checkpoint
+    from train.files import write_atomically, write_json
 
     def key(row):
         return [row[name] for name in ("model", "width", "image", "batch", "runs", "cores", "device")]
@@ -96,10 +96,10 @@ def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     path = folder / "together.json"
     before = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = [*(row for row in before if key(row) not in [key(one) for one in rows]), *rows]
-    checkpoint.write_json(path, {"rows": rows})
+    write_json(path, {"rows": rows})
     columns = [*COLUMNS, "device, commit"]
     lines = [[*cells(row), f"{row['device']}, {row['commit']}"] for row in rows]
-    checkpoint.write_atomically(folder / "together.md", f"""# Runs of one shape, together in one program
+    write_atomically(folder / "together.md", f"""# Runs of one shape, together in one program
 
 Time of one training step of all runs, which differ in their seed, one after another and by vmap over their states;
 medians, in turn. Compiling: the first call, nothing cached but what the machine's own loops are.

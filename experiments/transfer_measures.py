@@ -49,7 +49,7 @@ def cue(run: Any, state: Any) -> dict[str, Any]:
     from train.data.select import select
 
     def scores(source):
-        return evaluate.predictions(run.task, state.evaluation_variables(), run.feed.prepare_evaluation,
+        return evaluate.predictions(run.task.predict, state.evaluation_variables(), run.feed.prepare_evaluation,
                                     run.feed.batches(source))
 
     clean, labels, _ = scores(run.feed.test)
@@ -98,7 +98,7 @@ def embedding(run: Any, state: Any) -> dict[str, list]:
 
     test = features.extract(run, state, "test")
     index = np.random.default_rng(0).permutation(len(test.x))[:EMBEDDED]
-    (x,) = features.standardize(test.x[index])
+    x = features.standardizer(test.x[index])(test.x[index])
     placed = TSNE(random_state=0, perplexity=min(30, len(index) / 4), init="pca").fit_transform(x)
     return {"x": placed.round(2).tolist(), "labels": test.labels[index].tolist(), "classes": list(run.feed.classes)}
 

@@ -38,7 +38,8 @@ def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
     Returns:
       {"summary", "diverged", "history", "measured"}; {"interrupted": signal} where SIGTERM or SIGINT ended it early.
     """
-    from train import checkpoint, finished, loop, metrics, workdir
+    from train import finished, loop, metrics, workdir
+    from train.files import write_json
 
     config = trial.config
     if trial.start:
@@ -68,7 +69,7 @@ def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
         for measure in missing:
             outcome["measured"][measure.__name__] = measure(prepared, state)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(path, outcome)
+    write_json(path, outcome)
     return outcome
 
 

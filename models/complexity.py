@@ -279,7 +279,6 @@ def _define(options: flags.FlagValues) -> None:
     flags.DEFINE_integer("resolution", None, "height and width of the images; default: what the network was made for",
                          lower_bound=1, flag_values=options)
     flags.DEFINE_integer("channels", 3, "channels of the images", lower_bound=1, flag_values=options)
-    flags.DEFINE_string("norm", None, "the same as --set norm=…", flag_values=options)
     flags.DEFINE_string("csv", None, "file to write the layers to", flag_values=options)
     flags.DEFINE_string("chart", None, "picture to write (.png, .svg, .pdf): where the cost is", flag_values=options)
     command.define_set(options)
@@ -288,8 +287,7 @@ def _define(options: flags.FlagValues) -> None:
 def _act(options: flags.FlagValues, names: list[str]) -> None:
     if len(names) != 1:
         raise UserError(f"one model is needed, got {len(names)}: python -m models.complexity NAME")
-    asked = {"norm": options.norm, "image_size": options.resolution}
-    fields = command.fields(options) | {field: value for field, value in asked.items() if value}
+    fields = command.fields(options) | ({"image_size": options.resolution} if options.resolution else {})
     model = models.create(names[0], **fields)
     is_of_images = "image_size" in models.fields(names[0])
     cost = analyze(model, model.example(channels=options.channels) if is_of_images else model.example())

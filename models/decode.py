@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from models.errors import UserError
-from models.transformer import PAD, Transformer
+from models.transformer import BOS, EOS, PAD, Transformer
 
-BOS, EOS = 1, 2  # what begins and ends a target, where nobody says otherwise
 _NEVER = -1e7  # a log-probability, and score, that no hypothesis has
 
 

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+MANY = 30  # choices that are too many for one line
+
 
 class UserError(ValueError):
     """A mistake that the user can mend. Entry points print it as one line, without a traceback, and exit with 2."""
@@ -15,9 +17,15 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
 
 
 def choice_error(kind: str, value: object, allowed: Iterable[str]) -> UserError:
-    """An error for a `value` that is none of `allowed`: "unknown norm 'grop'; did you mean 'group'? …"."""
+    """An error for a `value` that is none of `allowed`: "unknown norm 'grop'; did you mean 'group'? …".
+
+    It lists them, or of more than MANY the few that are nearest.
+    """
     allowed = list(allowed)
     hint = nearest(str(value), allowed) or ";"
+    if len(allowed) > MANY:
+        close = difflib.get_close_matches(str(value), allowed, n=5, cutoff=0.0)
+        return UserError(f"unknown {kind} '{value}'{hint} the nearest of {len(allowed)}: {', '.join(close)}")
     return UserError(f"unknown {kind} '{value}'{hint} allowed: {', '.join(allowed)}")
 
 

@@ -22,7 +22,7 @@ from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Ingredients, Network, Sites
 from models.layers.regularize import Dropout
 
-PAD = 0
+PAD, BOS, EOS = 0, 1, 2  # tokens: what fills up a sentence, begins and ends it, where nobody says otherwise
 POSITIONS = ("sine", "learned", "none")
 # Others average over the places of a sequence, so that a decoder would see the tokens that it is to predict.
 NORMS_OF_PLACES = ("channel", "batch", "none")

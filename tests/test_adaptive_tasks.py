@@ -260,16 +260,16 @@ def test_every_exit_counts():
     ("gated", "policy", "task gated is for networks with gates .*, not BlockDrop"),
     ("policy", "gated", "task policy is for networks with a policy .*, not GatedResNet"),
     ("multi_exit", "policy", "task multi_exit is for networks with exits .*, not BlockDrop"),
-    ("gated(wieght=1)", "gated", "task gated: .*'wieght'"),
-    ("gated(weight=a)", "gated", "task gated: weight must be float, not 'a'"),
+    ("gated(wieght=1)", "gated", "task.name gated: .*'wieght'"),
+    ("gated(weight=a)", "gated", "task.name gated: weight must be float, not 'a'"),
     ("gated(weight=-1.0)", "gated", "weight=-1.0 must be at least 0"),
     ("policy(penalty=-1.0)", "policy", "penalty=-1.0 and entropy=0.1 must be at least 0"),
     ("policy(entropy=-0.1)", "policy", "penalty=5.0 and entropy=-0.1 must be at least 0"),
     ("policy(bound=1.2)", "policy", r"bound=1.2 in \[0, 1\]"),
     ("policy(curriculum='soon')", "policy", "cannot read .*'soon'|'soon'"),
-    ("multi_exit(3)", "multi_exit", "task multi_exit: "),
+    ("multi_exit(3)", "multi_exit", "task.name multi_exit: "),
     ("gated|policy", "gated", "must name exactly one of"),
-    ("gate", "gated", "unknown task 'gate'; did you mean 'gated'"),
+    ("gate", "gated", "unknown task.name 'gate'; did you mean 'gated'"),
 ])
 def test_mistakes_are_one_line(text, name, message):
     own = NETWORKS.get(name, (name, {"width": 4}))

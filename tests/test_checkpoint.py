@@ -36,10 +36,12 @@ def test_round_trip_is_bitwise(tmp_path):
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):
-    store = saved(tmp_path, [0.1, 0.9, 0.3, None, 0.4, None], keep=2)
-    assert store.steps() == [2, 5, 6] and store.best() == 2
+    store = saved(tmp_path / "checkpoints", [0.1, 0.9, 0.3, None, 0.4, None], keep=2)
+    assert store.steps() == [2, 5, 6]
     store.close()
-    assert checkpoint.Checkpoints(tmp_path, headline="accuracy").best() == 2
+    assert checkpoint.read(tmp_path)["step"] == 6 and checkpoint.read(tmp_path, best="accuracy")["step"] == 2
+    with pytest.raises(UserError, match="no checkpoint with hit yet"):
+        checkpoint.read(tmp_path, best="hit")
 
 
 def largest_file(folder):

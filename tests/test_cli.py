@@ -33,6 +33,8 @@ def test_dry_run_prints_the_table_and_the_config_and_writes_nothing(tmp_path):
      "unknown config key 'modle' Did you mean \"model\""),
     (("--config=configs/cifar10.py", "--config.data.dir=/nowhere", "--workdir=W"),
      "data set 'cifar10' is not prepared: nothing in /nowhere/cifar10; run: python -m train.data.prepare cifar10"),
+    (("--config=configs/cifar10.py:vit_tiny_patch16", "--config.model.patch_size=4", "--config.data.dir=/nowhere",
+      "--dry_run"), "data set 'cifar10' is not prepared: nothing in /nowhere/cifar10"),
     (("--config=configs/folder.py:images=/nowhere", "--workdir=W"), "/nowhere"),
     (("--config=configs/digits.py", "--config.batch_size=63", "--config.devices=2", "--workdir=W"), "batch_size=63"),
 ])

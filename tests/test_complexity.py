@@ -277,7 +277,7 @@ def test_chart_has_all_costs_in_the_order_of_the_computation(tmp_path):
 
 
 def test_command_line(tmp_path, capsys):
-    assert complexity.main(["complexity", "resnet20", "--norm=group:8", f"--csv={tmp_path}/cost.csv"]) == 0
+    assert complexity.main(["complexity", "resnet20", "--set=norm=group:8", f"--csv={tmp_path}/cost.csv"]) == 0
     shown = capsys.readouterr().out
     assert "stage3/block2/conv2" in shown and "GroupNorm" in shown and "269,722" in shown
     assert (tmp_path / "cost.csv").exists()
@@ -288,8 +288,8 @@ def test_command_line(tmp_path, capsys):
     assert "<svg" in (tmp_path / "cost.svg").read_text()
     for argv, message in (
         (["resnet5"], "unknown model 'resnet5'"), ([], "one model is needed"), (["resnet8", "x"], "got 2"),
-        (["resnet8", "--norm=grop"], "did you mean 'group'"), (["resnet8", "--resolution=0"], "resolution"),
-        (["resnet8", "--nrom=batch"], "nrom"), (["resnet8", "--norm=group:7"], "16 channels"),
+        (["resnet8", "--set=norm=grop"], "did you mean 'group'"), (["resnet8", "--resolution=0"], "resolution"),
+        (["resnet8", "--nrom=batch"], "nrom"), (["resnet8", "--set=norm=group:7"], "16 channels"),
         (["resnet8", f"--csv={tmp_path}/no/where"], "No such file"),
         (["resnet8", f"--chart={tmp_path}/no/where.png"], "No such file"),
         (["resnet8", f"--chart={tmp_path}/cost.xyz"], "xyz"),

@@ -34,6 +34,13 @@ def test_durations_that_cannot_be_read(text):
         config.steps("10%", batch_size=10, examples=1000)  # of what?
 
 
+def test_load_finds_the_projects_configs_from_anywhere_and_says_what_they_refuse(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config.load("configs/digits.py:resnet8,norm=group").model.norm == "group"
+    with pytest.raises(UserError, match=r"digits.py:depth=3: unknown config argument 'depth=3'; allowed: model="):
+        config.load("configs/digits.py:depth=3")
+
+
 def test_difference_names_every_changed_key():
     old, new = {"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "e": 3}}
     assert config.difference(old, new) == ["b.c: 2 -> 4", "b.d: 3 -> (absent)", "b.e: (absent) -> 3"]

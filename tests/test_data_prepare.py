@@ -30,7 +30,7 @@ def test_without_tensorflow():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["cifar1O"], "error: unknown TFDS data set 'cifar1O'; did you mean 'cifar10'?; sets prepared elsewhere"),
+        (["cifar1O"], "error: unknown TFDS data set 'cifar1O'; did you mean 'cifar10'? the nearest of "),
         ([], "error: want the name of one TFDS data set"),
         (["cifar10", "--data_dirr=x"], "error: Unknown command line flag 'data_dirr'"),
     ],

@@ -95,7 +95,7 @@ def test_parts_of_parts_names_and_copies():
     ("classes('0-4/0')", "cannot read the classes '0-4/0'"),
     ("classes()", "it names no class"),
     ("paint(size=2.0)", "size=2.0 must be in"),
-    ("per_clas(3)", "unknown selection 'per_clas'; did you mean 'per_class'"),
+    ("per_clas(3)", "unknown data.select 'per_clas'; did you mean 'per_class'"),
 ])
 def test_a_mistake_is_one_line(spec, message):
     with pytest.raises(UserError, match=message):

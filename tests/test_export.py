@@ -22,7 +22,7 @@ from models.errors import UserError
 from tests import tiny
 from tests.golden import drawn
 from tests.networks import SMALL
-from train import finished, loop, predict, pretrained
+from train import finished, loop, predict, pretrained, workdir
 from train.export import formats, loaded, verify, write
 from train.export import network as export
 
@@ -43,31 +43,35 @@ def runs(tmp_path_factory):
     return root
 
 
-def exported(folder, path):
+def exported(folder, out):
+    """The run and its network; its compressed file, which equals it to the bit or is refused; what that holds."""
     run, state = finished.load(folder)
     network = export.network(run, state)
-    return run, state, network, export.compressed(run, network, path)
+    path = out / write.export(run, network, "compressed", out, {})["file"]
+    model, variables = file.load(file.read(path), path)
+    assert model == network.create()
+    return run, state, network, path, network._replace(variables=variables)
+
+
+def rows_of(path, loaded):
+    return {row["name"]: row for row in file.table(file.read(path), loaded.variables)}
 
 
 @pytest.mark.parametrize(("name", "least"), [("whole", 0.97), ("pruned", 4.5), ("shared", 7.5)])
 def test_the_file_gives_back_the_run_to_the_bit(runs, tmp_path, name, least):
-    run, state, network, found = exported(runs / name, tmp_path / "net.ablate")
-    assert found["identical"] and found["bytes"] == (tmp_path / "net.ablate").stat().st_size
-    assert found["ratio"] > least
-    assert sum(row["bytes"] for row in found["layers"]) == found["bytes"]
-    assert sum(row["weights"] for row in found["layers"]) == sum(
-        leaf.size for leaf in jax.tree.leaves(network.variables))
+    run, state, network, path, loaded = exported(runs / name, tmp_path / "x")
+    rows = rows_of(path, loaded).values()
+    assert sum(row["bytes"] for row in rows) == path.stat().st_size < sum(row["float32"] for row in rows) / least
+    assert sum(row["weights"] for row in rows) == sum(leaf.size for leaf in jax.tree.leaves(network.variables))
     before = run.evaluate(run.parallel.place(state))
-    after = export.evaluate(run, state, found["network"])
+    after = export.evaluate(run, state, loaded)
     assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(before["loss"], rel=1e-6)
-    model, variables = file.load(file.read(tmp_path / "net.ablate"))
-    assert type(model).__name__ == "ResNet" and model.width == 4
-    tiny.assert_same(variables, jax.tree.map(np.asarray, network.variables))
+    tiny.assert_same(loaded.variables, jax.tree.map(np.asarray, network.variables))
 
 
 def test_rows_of_the_table_are_what_the_file_holds(runs, tmp_path):
-    *_, found = exported(runs / "shared", tmp_path / "net.ablate")
-    rows = {row["name"]: row for row in found["layers"]}
+    *_, path, loaded = exported(runs / "shared", tmp_path / "x")
+    rows = rows_of(path, loaded)
     kernel = rows["stage3/block0/conv2/kernel"]
     assert kernel["weights"] == 3 * 3 * 16 * 16 and kernel["values"] <= 16 and kernel["index_bits"] <= 4
     assert kernel["kept"] < 0.4 * kernel["weights"] and kernel["index_coded"] < 5
@@ -76,25 +80,26 @@ def test_rows_of_the_table_are_what_the_file_holds(runs, tmp_path):
 
 
 def test_a_file_is_a_start_like_any_other(runs, tmp_path):
-    exported(runs / "shared", tmp_path / "net.ablate")
-    ours = loop.setup(tiny.config(init_from=str(tmp_path / "net.ablate"), init_new="")).state
+    *_, path, _ = exported(runs / "shared", tmp_path / "x")
+    ours = loop.setup(tiny.config(init_from=str(path), init_new="")).state
     theirs = loop.setup(tiny.config(init_from=str(runs / "shared"), init_new="")).state
     tiny.assert_same(ours.variables(), theirs.variables())
     with pytest.raises(UserError, match="of 10 classes, the data have 5"):
-        loop.setup(tiny.config(init_from=str(tmp_path / "net.ablate"), init_new="", data__select="classes('0-4')",
+        loop.setup(tiny.config(init_from=str(path), init_new="", data__select="classes('0-4')",
                                data__select_test="classes('0-4')", eval_batch_size=36))
 
 
 def test_a_network_without_filters_is_exported_as_a_smaller_one(runs, tmp_path):
     what = "magnitude(0.5, structure=filters, what='.*/conv1/kernel')"
     train(tmp_path / "run", init_from=str(runs / "whole"), init_new="", optimizer__prune=what)
-    run, state, network, found = exported(tmp_path / "run", tmp_path / "net.ablate")
-    assert found["identical"] and dict(network.fields["widths"])
-    assert found["float32"] < 0.75 * sum(leaf.nbytes for leaf in jax.tree.leaves(state.variables()))
+    run, state, network, path, loaded = exported(tmp_path / "run", tmp_path / "x")
+    small, whole = (sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (
+        loaded.variables, state.variables()))
+    assert small < 0.75 * whole
     assert all(name.endswith("/conv1") for name, _ in network.fields["widths"])
-    before, after = run.evaluate(run.parallel.place(state)), export.evaluate(run, state, found["network"])
+    before, after = run.evaluate(run.parallel.place(state)), export.evaluate(run, state, loaded)
     assert after["loss"] == pytest.approx(before["loss"], rel=1e-4) and after["accuracy"] == before["accuracy"]
-    again = loop.setup(tiny.config(init_from=str(tmp_path / "net.ablate"), init_new="",
+    again = loop.setup(tiny.config(init_from=str(path), init_new="",
                                    model__widths=network.fields["widths"]))  # it trains on as the network that it is
     tiny.assert_same(again.state.variables(), network.variables)
 
@@ -104,18 +109,18 @@ def test_low_bit_networks_are_stored_in_few_bits(kind, tmp_path):
     more = {} if kind != "xnor" else {"model__act": "identity", "model__name": "preresnet20",
                                       "model__stage_sizes": (1, 2)}
     train(tmp_path / "run", model__conv=kind, model__width=8, duration="4 steps", **more)
-    run, state, network, found = exported(tmp_path / "run", tmp_path / "net.ablate")
-    rows = {row["name"]: row for row in found["layers"]}
+    run, state, network, path, loaded = exported(tmp_path / "run", tmp_path / "x")
+    rows = rows_of(path, loaded)
     kernel = rows["stage2/block1/conv1/kernel"] if kind == "xnor" else rows["stage3/block0/conv2/kernel"]
-    assert found["identical"] and kernel["index_coded"] <= 2 and 8 * kernel["bytes"] < 2.4 * kernel["weights"]
-    before, after = run.evaluate(run.parallel.place(state)), export.evaluate(run, state, found["network"])
+    assert kernel["index_coded"] <= 2 and 8 * kernel["bytes"] < 2.4 * kernel["weights"]
+    before, after = run.evaluate(run.parallel.place(state)), export.evaluate(run, state, loaded)
     assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(before["loss"], rel=1e-6)
 
 
 def test_a_run_that_saved_nothing_is_said(tmp_path):
     loop.train(tiny.config(duration="4 steps"), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    with pytest.raises(UserError, match="has no checkpoint yet"):
+    with pytest.raises(UserError, match="this run has no checkpoint yet"):
         finished.load(tmp_path / "run")
 
 
@@ -125,7 +130,15 @@ def test_runs_of_earlier_versions_are_opened(runs, tmp_path):
     del config["lookahead"], config["optimizer"]["multiplied"]
     config["devices"] = 8  # more than there are here
     (folder / "config.json").write_text(json.dumps(config))
-    tiny.assert_same(finished.load(folder)[1], finished.load(runs / "whole")[1])
+    run, state = finished.load(folder)
+    tiny.assert_same(state, finished.load(runs / "whole")[1])
+    scores = {line["step"]: line["accuracy"] for line in workdir.read_metrics(folder / "metrics.jsonl")
+              if line["split"] == "test"}
+    kept = [int(path.name) for path in (folder / "checkpoints").iterdir()]
+    best = finished.restored(run, folder, best=True)
+    assert scores[int(best.step)] == max(scores.get(step, 0.0) for step in kept)
+    with pytest.raises(UserError, match="unknown --checkpoint 'bets'; did you mean 'best'"):
+        finished.load(folder, "bets")
 
 
 def test_codebooks_without_training(runs):

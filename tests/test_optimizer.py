@@ -87,7 +87,7 @@ def test_schedules():
     assert rates([0, 11.5, 23, 61.5, 100], schedule="triangle(0.2, '23%', 0.07)") == [0.2, 0.6, 1, 0.535, 0.07]
     with pytest.raises(UserError, match="it rises by itself"):
         rates([0], schedule="triangle(0.2, '23%', 0.07)", warmup="1 epoch")
-    with pytest.raises(UserError, match="unknown schedule 'cosin'; did you mean 'cosine'"):
+    with pytest.raises(UserError, match="unknown optimizer.schedule 'cosin'; did you mean 'cosine'"):
         rates([0], schedule="cosin")
 
 

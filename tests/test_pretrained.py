@@ -102,7 +102,8 @@ def test_there_is_nothing_to_start_from(tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.json").write_text('{"model": {"name": "resnet8"}}')
     (tmp_path / "notes.txt").write_text("")
-    for name, message in (("none", "no such run or file"), ("", "it is no run's folder"), ("new", "no checkpoint yet"),
+    for name, message in (("none", "no such run or file"), ("", "it is no run's folder"),
+                          ("new", "new: this run has no checkpoint yet"),
                           ("notes.txt", "want the folder of a run or of an exported network")):
         with pytest.raises(UserError, match=message):
             pretrained.load(tmp_path / name)
@@ -112,7 +113,7 @@ def test_a_damaged_checkpoint_is_said(source, tmp_path):
     shutil.copytree(source, tmp_path / "run")
     for path in (tmp_path / "run" / "checkpoints").rglob("d/*"):
         path.write_bytes(b"\0" * path.stat().st_size)
-    with pytest.raises(UserError, match="its newest checkpoint is damaged"):
+    with pytest.raises(UserError, match=r"run: checkpoint \d+ is damaged"):
         pretrained.load(tmp_path / "run")
 
 

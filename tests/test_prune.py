@@ -268,7 +268,7 @@ def test_what_stays_is_moved_by_the_optimizer_alone():
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("magnitud(0.5)", "unknown pruning 'magnitud'; did you mean 'magnitude'"),
+    ("magnitud(0.5)", "unknown optimizer.prune 'magnitud'; did you mean 'magnitude'"),
     ("magnitude(1.0)", r"sparsity=1.0 must be in \[0, 1\)"),
     ("magnitude(0.5, start='30 steps')", "it goes from step 30 to step 30; that has to be within 20 steps"),
     ("magnitude(0.5, start='9 steps', end='3 steps')", "it goes from step 9 to step 3"),
@@ -404,11 +404,6 @@ def test_sensitivity_of_each_layer_is_that_of_the_network_without_its_smallest_w
     assert curve["accuracy"][8] == pytest.approx(float((logits.argmax(1) == batch["label"]).mean()), abs=1e-6)
     with pytest.raises(UserError, match="images=0 must be 1 or more"):
         loop.setup(tiny.config(hooks="sensitivity(0)"))
-
-
-def test_the_structure_is_read_by_place_as_well():
-    assert prune.structure("magnitude(0.5, '0 steps', '', '1 steps', 'layer', 'filters')") == "filters"
-    assert prune.structure("magnitude(0.5, by='/none/sensitivity.json')") == "weights" and prune.structure("") == ""
 
 
 def test_the_file_that_pruning_goes_by_belongs_to_the_run(tmp_path):

@@ -91,7 +91,7 @@ def test_a_run_shares_and_goes_on_to_the_bit(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"optimizer__share": "lineal(8)"}, "unknown codebook init 'lineal'; did you mean 'linear'"),
+    ({"optimizer__share": "lineal(8)"}, "unknown optimizer.share 'lineal'; did you mean 'linear'"),
     ({"optimizer__share": "linear(conv=0)"}, "conv=0, dense=5: bits are 1 to 16"),
     ({"optimizer__share": "linear(what='(')"}, r"what='\(' is no regular expression"),
     ({"optimizer__share": "linear(what='none')"}, "what='none' matches no parameter, e.g. head/bias"),

@@ -70,9 +70,9 @@ def test_mistakes_in_a_folder_are_one_line(tmp_path, change, message):
     ({"model__name": "resnet20"}, "resnet20 is not for sentences .data.source=grammar.: it has no field"),
     ({"model__vocab_size": 7}, "model.vocab_size: the text says how many"),
     ({"model__max_length": 8}, "a sequence of 28 tokens is longer than max_length=8"),
-    ({"task__name": "classify"}, "unknown task 'classify'; allowed: translate"),
+    ({"task__name": "classify"}, "unknown task.name 'classify'; allowed: translate"),
     ({"task__label_smoothing": 1.0}, "task.label_smoothing=1.0 must be in"),
-    ({"hooks": "bleu(beam=0)"}, "hook bleu: beam=0 must be 1 or more"),
+    ({"hooks": "bleu(beam=0)"}, "hooks bleu: beam=0 must be 1 or more"),
     ({"hooks": "recalibrate", "model__norm": "batch"}, "recalibrate is for networks with batch norm .* on images"),
     ({"devices": 4, "batch_size": 30}, "batch_size=30 must be a positive multiple of the number of devices"),
 ])

@@ -170,7 +170,7 @@ def test_translations_are_found_by_beam_search():
 def test_tasks_and_hooks_are_for_their_data():
     with pytest.raises(UserError, match="task translate is for encoder-decoders .*, not ResNet"):
         translate.Translate(models.create("resnet8"), 10, None)
-    with pytest.raises(UserError, match="unknown task 'translate'; allowed: classify"):
+    with pytest.raises(UserError, match="unknown task.name 'translate'; allowed: classify"):
         loop.setup(tiny.config(task__name="translate"))
     with pytest.raises(UserError, match="hooks: bleu is for translation"):
         loop.setup(tiny.config(hooks="bleu"))

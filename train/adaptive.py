@@ -2,7 +2,6 @@
 
 import math
 import re
-import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from models.errors import UserError
 from models.gated import gates
 from models.layers.exit import confidence
 from train import cli
-from train import evaluate as scoring
 from train.data import source
+from train.evaluate import predictions
+from train.files import write_json
 from train.tasks.gated import Skipping, block_costs
 from train.tasks.multi_exit import MultiExit, exit_costs
 
@@ -41,8 +41,7 @@ POINTS = 8  # budgets between the cheapest and the costliest exit, where none is
 
 def outputs(predict: Any, run: Any, state: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> tuple[np.ndarray, ...]:
     """predict(variables, batch) of all images of some batches, [N, ...], their labels and places in the set, [N]."""
-    return scoring.predictions(types.SimpleNamespace(predict=predict), state.evaluation_variables(),
-                               run.feed.prepare_evaluation, batches)
+    return predictions(predict, state.evaluation_variables(), run.feed.prepare_evaluation, batches)
 
 
 def blocks(run: Any, state: Any, everything: bool = False) -> dict[str, Any]:
@@ -270,9 +269,9 @@ def main() -> None:
         raise UserError(f"--budget={','.join(BUDGET.value)}: want mult-adds, e.g. 25e6 or 25e6,50e6") from None
     import jax
 
-    from train import checkpoint, finished, summary  # not for --help: with them comes Orbax
+    from train import finished, summary  # not for --help: with them comes Orbax
 
-    run, state = finished.load(WORKDIR.value)
+    run, state = finished.load(WORKDIR.value, CHECKPOINT.value)
     rows = measure(run, state, budgets, ANYTIME.value, VALIDATION.value)
     costs = exit_costs(run.task.model, run.feed.image_shape) if kind(run) == "exits" else None
     whole = costs[-1] if costs else round(rows[0]["mult_adds"])
@@ -280,12 +279,13 @@ def main() -> None:
     if out:
         out.mkdir(parents=True, exist_ok=True)
         draw(run, state, out)
-        checkpoint.write_json(out / "adaptive.json", {"workdir": WORKDIR.value, "model": run.config["model"]["name"],
+        write_json(out / "adaptive.json", {"workdir": WORKDIR.value, "model": run.config["model"]["name"],
                                                       "rows": rows, **summary.environment(jax.devices())})
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of the run: last, or best (on its test set).")
     BUDGET = flags.DEFINE_list("budget", [], "Mult-adds, several with commas; of a network with exits.")
     ANYTIME = flags.DEFINE_bool("anytime", False, "The budget is every image's, not that of the average image.")
     VALIDATION = flags.DEFINE_string("validation", "", "Split on which thresholds are fitted.")

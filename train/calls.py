@@ -26,7 +26,7 @@ class Call(NamedTuple):
 
 
 def parse(kind: str, text: str) -> tuple[Call, ...]:
-    """Parses "a(1)|b|c(x='2|3')" to calls; `kind` says in errors what the text is, e.g. "augment".
+    """Parses "a(1)|b|c(x='2|3')" to calls; `kind` says in errors what the text is, e.g. "data.augment".
 
     Raises:
       UserError: where the text is not of that form, or an argument is no literal.

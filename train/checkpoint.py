@@ -1,7 +1,6 @@
 """Checkpoints by Orbax: asynchronous, atomic, verified when read; the last ones and the best are kept."""
 
 import errno
-import json
 import math
 import shutil
 import zlib
@@ -14,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from models.errors import UserError
-from train.parameters import parameter_name
+from train.parameters import named
 
 policies = ocp.checkpoint_managers
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -22,8 +21,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
     """Leaves by path, e.g. {"params/stem/conv/kernel": …}: a layout that any reader of the file can use."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {parameter_name(path): np.asarray(leaf) for path, leaf in leaves}
+    return {name: np.asarray(leaf) for name, leaf in named(tree).items()}
 
 
 def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any:
@@ -32,8 +30,7 @@ def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any
     Raises:
       UserError: where names, shapes or types differ, listing up to five of them, - (missing) and + (unexpected).
     """
-    paths, structure = jax.tree_util.tree_flatten_with_path(template)
-    wanted = {parameter_name(path): leaf for path, leaf in paths}
+    wanted = named(template)
     faults = [f"- {name}" for name in wanted.keys() - leaves.keys()]
     faults += [f"+ {name}" for name in leaves.keys() - wanted.keys()]
     faults += [
@@ -44,11 +41,31 @@ def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise UserError(f"{what} does not fit this network: {'; '.join(sorted(faults)[:5])}{more}")
-    return jax.tree_util.tree_unflatten(structure, [leaves[name] for name in wanted])
+    return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in wanted])
 
 
 def _digest(leaves: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {name: zlib.crc32(np.ascontiguousarray(leaf)) for name, leaf in leaves.items()}
+
+
+def read(folder: Path, best: str = "") -> dict[str, np.ndarray]:
+    """Leaves of the newest checkpoint in a run's folder or, where `best` names a metric, of the one with the highest.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    path = folder / "checkpoints"
+    saved = Checkpoints(path, headline=best, read_only=True)
+    try:
+        step = (saved.best() if best else max(saved.steps(), default=None)) if path.is_dir() else None
+        found = saved.restore(step)[0] if step is not None else None
+    except ValueError as error:
+        raise UserError(f"{folder}: checkpoint {step} is damaged: {error}") from error
+    finally:
+        saved.close()
+    if found is None:
+        raise UserError(f"{folder}: this run has no checkpoint {f'with {best} ' * bool(best)}yet")
+    return found
 
 
 class Checkpoints:
@@ -178,15 +195,3 @@ class Checkpoints:
         if steps:
             raise UserError(f"every checkpoint in {self.folder} is damaged; choose another --workdir to start afresh")
         return None
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a small file so that a reader, or a rerun after a kill, sees the old or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON for people: indented, keys as given."""
-    write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

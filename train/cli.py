@@ -54,7 +54,11 @@ def run(main: Callable[..., int | None], usage: str, positional: bool = False) -
         app.run(guarded, flags_parser=parse)
     except KeyboardInterrupt:  # before the loop takes care of it
         sys.exit(130)
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError):
+            if error.filename is None:  # no file's fault
+                raise
+            error = f"{error.filename}: {error.strerror}"
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(2)
 

@@ -49,15 +49,16 @@ def evaluate(call: Callable, state: Any, calls: Iterable[Any], expected: Callabl
 
 
 def predictions(
-    task: Any, variables: Any, prepare: Callable, batches: Iterable[Mapping[str, np.ndarray]]
+    predict: Callable, variables: Any, prepare: Callable, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Outputs of `task.predict`, labels [N, *label_shape], places in the set, a row an unmasked example; one device."""
+    """predict(variables, batch) of all batches, labels [N, *label_shape], places in the set, a row an unmasked example;
+    one device."""
     variables = jax.device_put(variables)
-    predict = jax.jit(lambda variables, batch: task.predict(variables, prepare(batch)))
+    compiled = jax.jit(lambda variables, batch: predict(variables, prepare(batch)))
     outputs, labels, index, start = [], [], [], 0
     for batch in batches:
         real = np.asarray(batch["mask"]) > 0
-        outputs.append(np.asarray(predict(variables, batch))[real])
+        outputs.append(np.asarray(compiled(variables, batch))[real])
         labels.append(np.asarray(batch["label"])[real])
         index.append(start + np.flatnonzero(real))
         start += len(real)

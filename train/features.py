@@ -22,10 +22,11 @@ import numpy as np
 
 import models.layers
 from models import own, runtime
+from models.compress import lowbit, xnor
 from models.errors import UserError, choice_error
 from models.layers.endpoint import capture
 from train.checkpoint import flatten
-from train.data import decode
+from train.data import augment, decode, place, select
 from train.data.select import Selected
 from train.data.source import Source
 
@@ -143,7 +144,8 @@ def _name(run: Any, variables: Any, endpoint: str, source: Source) -> str:
 def _code(families: tuple[str, ...]) -> bytes:
     """The sources that decide what a network whose classes are in these modules gives for an image."""
     layers = Path(models.layers.__file__).parent.glob("*.py")
-    files = {Path(decode.__file__), *layers, *(Path(sys.modules[family].__file__) for family in families)}
+    modules = (decode, select, place, augment, lowbit, xnor, *(sys.modules[family] for family in families))
+    files = {*layers, *(Path(module.__file__) for module in modules)}
     return b"".join(file.read_bytes() for file in sorted(files))
 
 
@@ -186,11 +188,6 @@ def standardizer(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     mean, std = train.mean(0), train.std(0)
     scale = np.where(std > 1e-6 * (1 + np.abs(mean)), 1 / np.maximum(std, 1e-12), 0).astype(np.float32)
     return lambda x: (x - mean) * scale
-
-
-def standardize(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """`train` and others by `standardizer(train)`."""
-    return tuple(map(standardizer(train), (train, *others)))
 
 
 def summary(found: Mapping[str, Features]) -> str:

@@ -25,7 +25,8 @@ class Feed:
       gather: (data, item of one step) -> batch, inside the compiled call.
       prepare: (key, batch, index of the first example in the global batch) -> batch to train on: augmented, normalized.
       prepare_evaluation: batch -> batch to evaluate: normalized.
-      skipped: {"train", "test"}: corrupt images that data.on_error=skip left out so far, or in the last pass.
+      skipped: corrupt images that data.on_error=skip left out: "test", of this process in the last pass; "train" where
+        the set is resident (a stream meets them again in every epoch, and not again after a restart).
     """
 
     unit = "images"
@@ -46,8 +47,6 @@ class Feed:
         Raises:
           UserError: for a data set that is not there, sizes that do not fit, a pipeline that cannot do what is asked.
         """
-        parallel.check_batch("batch_size", batch_size)
-        parallel.check_batch("eval_batch_size", eval_batch_size)
         self._parallel, self._seed, self._workers = parallel, seed, config.workers
         self._batch_size, self._eval_batch_size, self._steps_per_call = batch_size, eval_batch_size, steps_per_call
         self._shard = (jax.process_index(), jax.process_count())
@@ -60,10 +59,10 @@ class Feed:
             raise UserError(
                 f"steps_per_call={steps_per_call}: must be 1 where data are streamed, 1 or more elsewhere")
         self._order = order.Order(len(self.train), seed)
-        self.skipped = {"train": 0, "test": 0}
+        self.skipped = {"test": 0}
         self.data, self.gather = {}, lambda data, item: item
         if self._is_resident:
-            kept = resident.Resident(self.train, replace=True)
+            kept = resident.Resident(self.train)
             self.skipped["train"] = kept.skipped
             self.data, self.gather = parallel.replicate(kept.arrays), _gather
         augmentation = augment.build(
@@ -115,8 +114,7 @@ class Feed:
         return self._resident_calls(step, total) if self._is_resident else self._streamed_calls(step, total)
 
     def _resident_calls(self, step, total):
-        process, processes = self._shard
-        rows = self._batch_size // processes
+        rows = order.rows(self._batch_size, self._shard)
         while step < total:
             count = min(self._steps_per_call, total - step)
             positions = step * self._batch_size, count * self._batch_size
@@ -124,14 +122,14 @@ class Feed:
             if self._mirrors:
                 items["mirrored"] = self._order.mirrored(*positions)
             yield count, self._parallel.shard({
-                name: item.reshape(count, self._batch_size)[:, process * rows:(process + 1) * rows]
+                name: item.reshape(count, self._batch_size)[:, rows.start:rows.stop]
                 for name, item in items.items()})
             step += count
 
     def _streamed_calls(self, step, total):
         for batch in stream.stream(self.train, self._order, self._batch_size, step, total - step, self._workers,
                                    self._shard, self._seed):
-            self.skipped["train"] += batch.pop("skipped")
+            batch.pop("skipped")
             if self._mirrors:
                 rows = len(batch["mask"])
                 batch["mirrored"] = self._order.mirrored(step * self._batch_size + self._shard[0] * rows, rows)

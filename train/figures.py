@@ -128,7 +128,7 @@ def mistakes(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], pat
              title=f"Confusion matrix ({np.trace(matrix)} of {matrix.sum()} right)")
     left.colorbar(drawn, ax=axes, label="share of the true class", shrink=0.8)
     errors = most_confident_errors(logits, labels, count)
-    right.suptitle("Most confident errors: true class, predicted class, its probability, # in the test set"
+    right.suptitle("Most confident errors, and their # in the test set"
                    if errors else "No errors")
     side = max(2, math.ceil(len(errors) ** 0.5))
     panels = right.subplots(side, side).ravel()

@@ -1,17 +1,12 @@
 """What a run does besides training, named in the config: hooks="recalibrate(200)|figures"."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from models.compress.prune import keep, scores, sparsity
+from models.compress.prune import sparsity
 from models.errors import UserError
-from models.layers.endpoint import capture
-from train import calls, checkpoint, evaluate, prune, ranking, workdir
-from train.parameters import named, put
+from train import calls, evaluate, prune, ranking, sensitivity, workdir
+from train.files import write_atomically, write_json
 from train.recalibrate import recalibrate_batch_norm
 from train.tasks import translate
 
@@ -28,7 +23,8 @@ class Hook:
         return state
 
     def measure(self, run: Any, state: Any) -> dict[str, Any]:
-        """After the last evaluation: numbers that join its results, in metrics.jsonl and in summary.json."""
+        """After the last evaluation: numbers that join its results, in metrics.jsonl and in summary.json. `state` is
+        numpy."""
         del run, state
         return {}
 
@@ -82,7 +78,7 @@ class Figures(Hook):
         if feed.label_shape:
             return
         logits, labels, index = evaluate.predictions(
-            run.task, state.evaluation_variables(), feed.prepare_evaluation, feed.test_batches())
+            run.task.predict, state.evaluation_variables(), feed.prepare_evaluation, feed.test_batches())
         figures.mistakes(
             logits, labels, feed.classes, folder / "mistakes.png",
             image=lambda place: feed.test.example(place, None)["image"], index=index)
@@ -108,7 +104,7 @@ class Bleu(Hook):
     def measure(self, run, state):
         import sacrebleu  # needed at the end alone
 
-        self._ours = translate.translations(run, run.parallel.fetch(state), self._beam)
+        self._ours = translate.translations(run, state, self._beam)
         metric, references = sacrebleu.BLEU(), run.feed.test.texts[1]
         return {"bleu": metric.corpus_score(self._ours, [references]).score,
                 "bleu_signature": f"{metric.get_signature()}|beam:{self._beam}",
@@ -116,7 +112,7 @@ class Bleu(Hook):
 
     def finished(self, run, state, folder):
         lines = ["\n".join(three) + "\n" for three in zip(*run.feed.test.texts, self._ours, strict=True)]
-        checkpoint.write_atomically(folder / "translations.txt", "\n".join(lines))
+        write_atomically(folder / "translations.txt", "\n".join(lines))
         run.feed.tokenizer.save(str(folder / "tokenizer.json"))
 
 
@@ -131,7 +127,7 @@ class AveragePrecision(Hook):
 
     def measure(self, run, state):
         scores, labels, _ = evaluate.predictions(
-            run.task, run.parallel.fetch(state).evaluation_variables(), run.feed.prepare_evaluation,
+            run.task.predict, state.evaluation_variables(), run.feed.prepare_evaluation,
             run.feed.test_batches())
         return {**ranking.measure(scores, labels),
                 "average_precision_by_class": ranking.by_class(ranking.average_precision, scores, labels)}
@@ -145,7 +141,7 @@ class Sparsity(Hook):
             raise UserError("hooks: sparsity is for runs with optimizer.prune")
 
     def measure(self, run, state):
-        found = sparsity(prune.masks_of(run.parallel.fetch(state).opt_state))
+        found = sparsity(prune.masks_of(state.opt_state))
         return {"sparsity": found.pop("all"), "sparsity_by_layer": found}
 
 
@@ -166,46 +162,15 @@ class Sensitivity(Hook):
             raise UserError("hooks: sensitivity is for networks that classify images")
 
     def measure(self, run, state):
-        host = run.parallel.fetch(state)
-        self._found = sensitivity(run, host.evaluation_variables(), host.task_state, self._images, self.SPARSITIES)
+        self._found = sensitivity.measure(
+            run, state.evaluation_variables(), state.task_state, self._images, self.SPARSITIES)
         return {}
 
     def finished(self, run, state, folder):
         from train import figures
 
-        checkpoint.write_json(folder / "sensitivity.json", self._found)
+        write_json(folder / "sensitivity.json", self._found)
         figures.sensitivity(self._found, folder / "sensitivity.png")
-
-
-def sensitivity(run: Any, variables: Any, task_state: Any, images: int, sparsities: Sequence[float]) -> dict[str, Any]:
-    """Accuracy without the smallest weights of one kernel after another, on training images.
-
-    Returns:
-      {"whole": accuracy of the network as it is, "layers": {kernel: {"sparsity": […], "accuracy": […]}}}.
-    """
-    batch, params = run.feed.examples(images), variables["params"]
-    size, count = run.config["eval_batch_size"], len(batch["label"])
-    parts = [jax.tree.map(lambda x, i=i: x[i:i + size], batch) for i in range(0, count, size)]
-    leaves = named(params)
-
-    @jax.jit
-    def correct(params, batch):
-        return run.task.evaluate({**variables, "params": params}, task_state, batch)["accuracy"][0]
-
-    def accuracy(params):
-        return sum(float(correct(params, part)) for part in parts) / count
-
-    def without(name, share):
-        mask = keep(scores("magnitude", {name: leaves[name]}, {}, {}), share)[name]
-        return accuracy(put(params, {name: np.where(mask, leaves[name], 0)}))
-
-    order = []
-    jax.eval_shape(lambda images: order.extend(capture(run.task.model, variables, images, layers=True)[1]),
-                   parts[0]["image"])  # of the computation, not of the alphabet
-    kernels = [name for name in (f"{layer}/kernel" for layer in order) if name in leaves]
-    return {"whole": accuracy(params), "layers": {
-        name: {"sparsity": list(sparsities), "accuracy": [without(name, share) for share in sparsities]}
-        for name in kernels}}
 
 
 HOOKS = {"recalibrate": Recalibrate, "figures": Figures, "bleu": Bleu, "average_precision": AveragePrecision,
@@ -218,4 +183,4 @@ def create(spec: str) -> list[Hook]:
     Raises:
       UserError: for an unknown one.
     """
-    return [calls.resolve("hook", call, HOOKS) for call in calls.parse("hooks", spec)]
+    return [calls.resolve("hooks", call, HOOKS) for call in calls.parse("hooks", spec)]

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.errors import UserError
 from train import calls
 
 Average = Callable[[jax.Array, Any, Any], tuple[Any, Any]]
@@ -33,12 +32,12 @@ def lookahead(to_steps, total, decay: float, power: float = 0.0, every: int = 1,
     then in every step, slow = fast. r = decay^every (step / total)^power.
 
     Raises:
-      UserError: a value out of range.
+      ValueError: a value out of range.
     """
     begin = to_steps(start)
     if not 0 <= decay < 1 or power < 0 or every < 1 or begin >= total:
-        raise UserError(f"lookahead(decay={decay}, power={power}, every={every}, start='{start}'): want decay in "
-                        "[0, 1), power of at least 0, every of at least 1, a start within the training")
+        raise ValueError(f"decay={decay}, power={power}, every={every}, start='{start}': decay is in [0, 1), power at "
+                         "least 0, every at least 1, the start within the training")
     first = (begin // every + 1) * every
 
     def average(step, fast, slow):

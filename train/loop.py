@@ -20,9 +20,7 @@ from jax.experimental import multihost_utils
 import models
 from models.compress import lowbit
 from models.errors import UserError, choice_error
-from models.gated import GatedResNet
-from models.layers import init
-from train import checkpoint, distributed, evaluate, hooks, metrics, optimizer, pretrained, prune, share, step, tasks
+from train import checkpoint, distributed, evaluate, hooks, metrics, optimizer, prune, share, start, step, tasks
 from train import config as config_lib
 from train import lookahead as lookahead_lib
 from train import state as state_lib
@@ -30,11 +28,10 @@ from train import summary as summary_lib
 from train import workdir as workdir_lib
 from train.data import text
 from train.feed import Feed
+from train.files import write_json
 from train.parallel import Parallel
 from train.text_feed import TextFeed
 
-DATA_INITS = ("none", "lsuv", "whiten")
-WHITENED_IMAGES = 5000  # whose patches data_init=whiten looks at
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # of the computation; parameters and statistics are float32
 
 
@@ -53,18 +50,25 @@ class Run(NamedTuple):
     train_call: Any
     evaluation_call: Any
     state: state_lib.TrainState  # before the first step
+    pruning: prune.Plan | None
     start: str | None  # digest of the arrays that it starts from
 
     def evaluate(self, state: state_lib.TrainState, last: bool = False) -> dict[str, Any]:
         """Metrics on the test set under `state` (on the devices); the last time with what the hooks measure."""
         results = evaluate.evaluate(self.evaluation_call, state, self.feed.evaluation_calls(), self.feed.test_weight)
-        for hook in self.hooks if last else ():
-            results |= hook.measure(self, state)
+        if last and self.hooks:
+            host = self.parallel.fetch(state)
+            for hook in self.hooks:
+                results |= hook.measure(self, host)
         return results
 
 
-def setup(config: Mapping[str, Any]) -> Run:
+def setup(config: Mapping[str, Any], fresh: bool = True) -> Run:
     """Builds model, data, task, optimizer and lifted calls from a config (see configs/base.py).
+
+    Args:
+      config: complete.
+      fresh: False where the state is read from a checkpoint; then no codebooks are made of drawn weights.
 
     Raises:
       UserError: anything in the config that is unknown, unread, or does not fit.
@@ -78,6 +82,8 @@ def setup(config: Mapping[str, Any]) -> Run:
         raise UserError(f"ema_decay={reader.ema_decay} must be in [0, 1)")
     parallel = Parallel(reader.parallel, reader.devices)
     sizes = {key: getattr(reader, key) for key in ("batch_size", "eval_batch_size", "steps_per_call", "seed")}
+    for key in ("batch_size", "eval_batch_size"):
+        parallel.check_batch(key, sizes[key])
     if text.is_text(reader.data.source):
         feed = TextFeed(reader.data.source, reader.text, parallel, **sizes)
     else:
@@ -105,35 +111,22 @@ def setup(config: Mapping[str, Any]) -> Run:
         **feed.fields, "dtype": PRECISIONS[reader.precision], **reader.model.to_dict(without=("name",))})
     task = tasks.create(reader.task, model, len(feed.classes), feed.unit, feed.label_shape, reader.data.source,
                         to_steps)
+    pruning = prune.plan(reader.optimizer.prune, to_steps, total)
+    sharing = share.plan(reader.optimizer.share)
     with parallel.drawing():
-        variables, task_state = task.init(jax.random.key(reader.seed), feed.inputs)
-    init_from, init_new = reader.init_from, [part for part in reader.init_new.split("|") if part]
-    if init_from and reader.data_init != "none":
-        raise UserError(f"data_init={reader.data_init} would undo init_from={init_from}")
-    start = pretrained.load(init_from) if init_from else None
-    if start:
-        variables = pretrained.start(model, variables, start, init_new)
-    if reader.data_init not in DATA_INITS:
-        raise choice_error("data_init", reader.data_init, DATA_INITS)
-    if reader.data_init == "lsuv" and isinstance(model, GatedResNet):
-        raise UserError("data_init=lsuv would scale the kernels of gates, which start near 0 so that they are open")
-    if reader.data_init == "lsuv":
-        images = next(feed.training_images(1, per_device // reader.accumulate))
-        variables = init.lsuv(model, variables, images, jax.random.fold_in(jax.random.key(reader.seed), 2))
-    if reader.data_init == "whiten":
-        variables = init.whiten(model, variables, next(feed.training_images(1, min(WHITENED_IMAGES, len(feed.train)))))
-    zeros = reader.optimizer.share or prune.structure(reader.optimizer.prune) in ("weights", "2:4")
+        variables, task_state, digest = start.variables(
+            reader, model, task, feed, per_device // reader.accumulate, sharing if fresh else None)
+    zeros = sharing or (pruning and pruning.structure != "filters")
     if zeros and (kernels := lowbit.binary(model, variables, *models.abstract(feed.inputs))):
         raise UserError(f"optimizer.prune and share are not for binary layers, where 0 counts as 1: {kernels[0]}; "
                         "structure=filters is")
-    if reader.optimizer.share:
-        variables = {**variables, "params": share.plan(reader.optimizer.share).snap(variables["params"])}
     coupled = functools.partial(prune.vectors, model, variables, feed.inputs)
-    tx, learning_rate = optimizer.create(reader.optimizer, variables["params"], to_steps, total, coupled)
+    tx, learning_rate = optimizer.create(
+        reader.optimizer, variables["params"], to_steps, total, pruning, sharing, coupled)
     lookahead = lookahead_lib.create(reader.lookahead, to_steps, total)
     if lookahead and reader.ema_decay:
         raise UserError(f"lookahead='{reader.lookahead}' averages in its own way; set ema_decay=0")
-    if (lookahead or reader.ema_decay) and (reader.optimizer.prune or reader.optimizer.share):
+    if (lookahead or reader.ema_decay) and (pruning or sharing):
         what = f"ema_decay={reader.ema_decay}" if reader.ema_decay else f"lookahead='{reader.lookahead}'"
         raise UserError(f"{what}: averages of weights that optimizer.prune cuts or that optimizer.share lets share "
                         "values are not cut and share none")
@@ -147,7 +140,7 @@ def setup(config: Mapping[str, Any]) -> Run:
         config=workdir_lib.plain(config), parallel=parallel, feed=feed, task=task, hooks=hooks.create(reader.hooks),
         total=total, every={name: to_steps(duration) for name, duration in every.items()},
         keep=reader.keep_checkpoints, program=program, train_call=parallel.lift_training(program),
-        evaluation_call=parallel.lift_evaluation(evaluation_call), state=state, start=start and start.digest())
+        evaluation_call=parallel.lift_evaluation(evaluation_call), state=state, pruning=pruning, start=digest)
     reader.check_all_read()
     for hook in run.hooks:
         hook.check(run)
@@ -185,8 +178,8 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
     identity = feed.identity()
     if run.start:
         identity["arrays of init_from"] = run.start
-    if path := prune.file_of(run.config["optimizer"]["prune"]):
-        identity["file of optimizer.prune"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    if run.pruning and run.pruning.file:
+        identity["file of optimizer.prune"] = hashlib.sha256(Path(run.pruning.file).read_bytes()).hexdigest()[:16]
     distributed.check_same("set of data or start of the run", identity)
     saved = None
 
@@ -241,7 +234,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
         if is_primary:
             for hook in run.hooks:
                 hook.finished(run, host, folder)
-            checkpoint.write_json(folder / "summary.json", result)
+            write_json(folder / "summary.json", result)
     except OSError as error:
         if error.errno not in checkpoint.DISK_FULL:
             raise

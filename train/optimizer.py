@@ -1,7 +1,6 @@
 """Optimizers from a config, by optax: schedules, and masks by regular expression for decay and learning rates."""
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import optax
 
 from models.errors import UserError, choice_error
 from train import calls, prune, share
-from train.parameters import parameter_name, parameter_names
+from train.parameters import parameter_name, parameter_names, pattern
 
 Schedule = Callable[[jax.Array], jax.Array]
 MULTIPLIED = ("update", "gradient")
@@ -129,7 +128,7 @@ def schedule(config: Any, to_steps: Callable[[str], int], total: int) -> Schedul
     _check_range("warmup_from", start, 0, 1)
     if warmup > total:
         raise UserError(f"optimizer.warmup={config.warmup} is longer than the training")
-    main = calls.resolve_one("schedule", config.schedule, SCHEDULES, to_steps, warmup, total)
+    main = calls.resolve_one("optimizer.schedule", config.schedule, SCHEDULES, to_steps, warmup, total)
 
     def learning_rate(count):
         ramp = start + (1 - start) * jnp.minimum(1.0, (count + 1) / max(warmup, 1)) if warmup else 1.0
@@ -140,6 +139,7 @@ def schedule(config: Any, to_steps: Callable[[str], int], total: int) -> Schedul
 
 def create(
     config: Any, params: Any, to_steps: Callable[[str], int], total: int,
+    pruning: prune.Plan | None = None, sharing: share.Plan | None = None,
     coupled: Callable[[list[str]], Mapping[str, Sequence[str]]] | None = None,
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer that `config` (the section `optimizer`) describes, and its learning-rate schedule.
@@ -151,15 +151,15 @@ def create(
     which it does: before and after, the optimizer sees its gradients, so that momentum and Adam's averages are right
     when it starts, but does not move it. `config.multiplied` says whether multipliers are of the whole update, decay
     included, or of the gradient: then every parameter decays at the rate of multiplier 1 (of sgd alone).
-    `config.l1` pulls what decays to 0 by a constant force. `config.prune` cuts weights while all this goes on
+    `config.l1` pulls what decays to 0 by a constant force. `pruning` cuts weights while all this goes on
     (train/prune.py; `coupled` gives it, of the kernels whose filters are to go, the vectors that go with them),
-    `config.share` lets the weights of a layer have few values (train/share.py).
+    `sharing` lets the weights of a layer have few values (train/share.py).
 
     Raises:
       UserError: a parameter that no group covers, an expression that matches nothing, an unknown name.
     """
     names = parameter_names(params)
-    decays = _compile("optimizer.decay", config.decay)
+    decays = pattern(config.decay, "optimizer.decay")
     weight_decay = config.weight_decay
     _check_range("weight_decay", weight_decay, 0)
     _check_range("l1", config.l1, 0)
@@ -180,7 +180,7 @@ def create(
         return jax.tree_util.tree_map_with_path(lambda path, _: bool(decays.fullmatch(parameter_name(path))), tree)
 
     learning_rate = schedule(config, to_steps, total)
-    optimizer = calls.resolve_one("optimizer", config.name, OPTIMIZERS, learning_rate, weight_decay, decay_mask)
+    optimizer = calls.resolve_one("optimizer.name", config.name, OPTIMIZERS, learning_rate, weight_decay, decay_mask)
     multiply = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(
         lambda path, update: factors[parameter_name(path)] * update, updates))
     if of_gradient:
@@ -199,18 +199,17 @@ def create(
             lambda tree: jax.tree_util.tree_map_with_path(
                 lambda path, _: "trained" if factors[parameter_name(path)] else "frozen", tree),
         )
-    if config.prune and config.share:
+    if pruning and sharing:
         raise UserError("optimizer.prune and optimizer.share: prune first, and share in a run that starts from that")
-    if config.prune:
-        plan, vectors = prune.plan(config.prune, to_steps, total), {}
-        if plan.structure == "filters" and coupled:
-            vectors = coupled([name for name in names if plan.what.fullmatch(name)])
-        optimizer = prune.wrap(optimizer, plan, vectors)
-    if config.share:
+    if pruning:
+        with_vectors = pruning.structure == "filters" and coupled
+        vectors = coupled([name for name in names if pruning.what.fullmatch(name)]) if with_vectors else {}
+        optimizer = prune.wrap(optimizer, pruning, vectors)
+    if sharing:
         if config.clip_norm or config.name.startswith(("lars", "lamb")):
             raise UserError("optimizer.share: a value's gradient stands at each of its weights, so clip_norm, lars and "
                             "lamb would count it many times; set clip_norm=0 and sgd, adam or adamw")
-        optimizer = share.wrap(optimizer, share.plan(config.share))
+        optimizer = share.wrap(optimizer, sharing)
     return optimizer, learning_rate
 
 
@@ -234,13 +233,6 @@ def _within(times: dict[str, tuple[int, float]]) -> optax.GradientTransformation
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
 
-def _compile(key: str, expression: str) -> re.Pattern:
-    try:
-        return re.compile(expression)
-    except re.error as error:
-        raise UserError(f"{key} '{expression}' is no regular expression: {error}") from None
-
-
 def _check_range(key: str, value: float, low: float, high: float = math.inf) -> None:
     if not low <= value <= high:
         raise UserError(f"optimizer.{key}={value} must be at least {low}" + (f", at most {high}" * (high < math.inf)))
@@ -254,7 +246,7 @@ def _assign(names: Sequence[str], groups: Sequence[Sequence[Any]], to_steps: Cal
         return to_steps(start), to_steps(*end) if end else math.inf
 
     try:
-        patterns = [(_compile("optimizer.groups", expression), float(factor), steps(*given))
+        patterns = [(pattern(expression, "optimizer.groups"), float(factor), steps(*given))
                     for expression, factor, *given in groups]
     except (TypeError, ValueError) as error:
         if isinstance(error, UserError):
@@ -267,12 +259,13 @@ def _assign(names: Sequence[str], groups: Sequence[Sequence[Any]], to_steps: Cal
         raise UserError(f"optimizer.groups={groups}: a group ends before it starts")
     factors, times, used = {}, {}, set()
     for name in names:
-        match = next((i for i, (pattern, *_) in enumerate(patterns) if pattern.fullmatch(name)), None)
+        match = next((i for i, (expression, *_) in enumerate(patterns) if expression.fullmatch(name)), None)
         if match is None:
             raise UserError(f"optimizer.groups cover no parameter '{name}'; end them with ('.*', 1.0)")
         used.add(match)
         _, factors[name], times[name] = patterns[match]
-    for i, (pattern, *_) in enumerate(patterns):
+    for i, (expression, *_) in enumerate(patterns):
         if i not in used:
-            raise UserError(f"optimizer.groups '{pattern.pattern}' is the first match of no parameter, e.g. {names[0]}")
+            raise UserError(f"optimizer.groups '{expression.pattern}' is the first match of no parameter, e.g. "
+                            f"{names[0]}")
     return factors, times

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from models.errors import UserError
+
 KERNELS = ".*/kernel"
 
 
@@ -30,9 +32,9 @@ def put(tree: Any, values: Mapping[str, Any]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), [*(named(tree) | dict(values)).values()])
 
 
-def pattern(what: str) -> re.Pattern:
-    """The argument `what` of a config's choice; ValueError where it is no regular expression."""
+def pattern(expression: str, key: str = "what") -> re.Pattern:
+    """The regular expression that a config has at `key`; UserError where it is none."""
     try:
-        return re.compile(what)
+        return re.compile(expression)
     except re.error as error:
-        raise ValueError(f"what='{what}' is no regular expression: {error}") from None
+        raise UserError(f"{key}='{expression}' is no regular expression: {error}") from None

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out={OUT.value}: want a .png in a folder that is there")
     from train.export import loaded  # not for --help: with it comes Orbax
 
-    found = predict(loaded.load(argv[1]), argv[2:], TOP.value)
+    found = predict(loaded.load(argv[1], CHECKPOINT.value), argv[2:], TOP.value)
     if JSON.value:
         for row in found:
             print(json.dumps({"file": row["file"], "classes": [
@@ -74,6 +74,7 @@ def table(found: list[dict]) -> rich.table.Table:
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     TOP = flags.DEFINE_integer("top", 5, "Classes of each file.", lower_bound=1)
+    CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of a run: last, or best (on its test set).")
     OUT = flags.DEFINE_string("out", None, "A picture to write, .png: each file with its classes.")
     JSON = flags.DEFINE_bool("json", False, "Print a line of JSON for each file instead of a table.")
     cli.run(main, USAGE, positional=True)

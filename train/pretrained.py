@@ -1,7 +1,6 @@
 """Networks that were trained before, to start from: those of runs here, and imported weights of other libraries."""
 
 import hashlib
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -13,8 +12,7 @@ import numpy as np
 from models import weights
 from models.compress import file, lowbit
 from models.errors import UserError
-from train import card
-from train.checkpoint import Checkpoints
+from train import card, checkpoint, workdir
 
 SHOWN = 5  # arrays that do not fit, in an error
 
@@ -76,21 +74,9 @@ def _of_file(path: Path) -> Pretrained:
 
 def _of_run(folder: Path) -> Pretrained:
     try:
-        name = json.loads((folder / "config.json").read_text())["model"]["name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"init_from={folder}: it is no run's folder: its config.json cannot be read ({error})"
-                        ) from None
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"init_from={folder}: this run has no checkpoint yet")
-    saved = Checkpoints(folder / "checkpoints", read_only=True)
-    try:
-        if not saved.steps():
-            raise UserError(f"init_from={folder}: this run has no checkpoint yet")
-        leaves, _ = saved.restore(max(saved.steps()))
-    except ValueError as error:
-        raise UserError(f"init_from={folder}: its newest checkpoint is damaged: {error}") from error
-    finally:
-        saved.close()
+        name, leaves = workdir.read_config(folder).get("model", {}).get("name"), checkpoint.read(folder)
+    except UserError as error:
+        raise UserError(f"init_from={error}") from None
     start = "ema/" if any(path.startswith("ema/") for path in leaves) else ""
     arrays = {}
     for part in ("params/", "model_state/"):

@@ -24,7 +24,8 @@ def main() -> None:
     """Extracts, classifies, prints, writes."""
     import jax
 
-    from train import checkpoint, classifiers, features, loop, summary, workdir
+    from train import classifiers, features, loop, summary, workdir
+    from train.files import write_json
 
     kinds, console = classifiers.names(KINDS.value), rich.console.Console()
     run = loop.setup(CONFIG())
@@ -56,7 +57,7 @@ def main() -> None:
     if OUT.value:
         out = Path(OUT.value)
         out.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(out, {"results": rows, "config": workdir.plain(run.config),
+        write_json(out, {"results": rows, "config": workdir.plain(run.config),
                                     **summary.environment(jax.devices())})
         console.print(f"written to {out}", soft_wrap=True)
 
@@ -64,7 +65,7 @@ def main() -> None:
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     CONFIG = cli.define_config()
     ENDPOINTS = flags.DEFINE_list("endpoint", ["pre_logits"], "Endpoints of the network, e.g. stage2,pre_logits.")
-    KINDS = flags.DEFINE_string("classifiers", "logistic,svm,knn", "Some of logistic, svm, knn.")
+    KINDS = flags.DEFINE_list("classifiers", ["logistic", "svm", "knn"], "Some of logistic, svm, knn.")
     CACHE = flags.DEFINE_string("cache", None, "Folder of the features; default: ~/.cache/ablate/features.")
     OUT = flags.DEFINE_string("out", None, "JSON file to write.")
     cli.run(main, USAGE)

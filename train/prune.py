@@ -22,7 +22,6 @@ What went stays 0: it has no gradient, and the optimizer's own state of it no mo
 counts as 1, are refused. After a restart masks are what they were: they are part of the state that a checkpoint holds.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,8 +31,8 @@ import jax.numpy as jnp
 import optax
 
 from models.compress import prune, shrink
-from models.errors import UserError, choice_error, has_type
-from train import calls
+from models.errors import UserError, choice_error
+from train import calls, sensitivity
 from train.parameters import KERNELS, named, parameter_names, pattern, put
 
 
@@ -61,6 +60,11 @@ class Plan(NamedTuple):
     schedule: str
     sensitivity: Mapping[str, Any] | None  # what the file `by` holds: "layers", "whole"
 
+    @property
+    def file(self) -> str:
+        """The file of the hook `sensitivity` that it goes by, "" where it goes by none."""
+        return self.by if self.sensitivity else ""
+
     def due(self, step: jax.Array) -> jax.Array:
         """Whether masks are made anew at this step."""
         return (step >= self.start) & (step <= self.end) & ((step - self.start) % self.every == 0)
@@ -86,8 +90,8 @@ class Plan(NamedTuple):
             raise UserError(f"optimizer.prune: by='{self.by}': {error}") from None
 
 
-def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan:
-    """Reads `config.optimizer.prune`.
+def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan | None:
+    """Reads `config.optimizer.prune`; None where it is "".
 
     Raises:
       UserError: it cannot be read, or does not fit the training.
@@ -108,41 +112,17 @@ def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan:
                 raise ValueError(f"by='{by}': structure 2:4 takes no sparsity")
             step = max(1, to_steps(every))
             return Plan(name, sparsity, first, first + (last - first) // step * step, step, by, structure,
-                        pattern(what), schedule, _sensitivity(by) if by.endswith(".json") else None)
+                        pattern(what, "optimizer.prune: what"), schedule,
+                        sensitivity.read(by) if by.endswith(".json") else None)
 
         return pruner
 
-    return calls.resolve_one("pruning", text, {name: made(name) for name in prune.SCORES})
-
-
-def structure(text: str) -> str:
-    """That of `config.optimizer.prune`; "" where nothing is pruned."""
-    return plan(without_file(text), lambda duration: 0, 1).structure if text else ""
-
-
-def file_of(text: str) -> str | None:
-    """The file that `config.optimizer.prune` goes by, None where it goes by none."""
-    return found[2] if (found := re.search(r"""(['"])([^'"]*\.json)\1""", text)) else None
+    return calls.resolve_one("optimizer.prune", text, {name: made(name) for name in prune.SCORES}) if text else None
 
 
 def without_file(text: str) -> str:
     """`config.optimizer.prune` by no file, for a network that is pruned already: its file may be gone."""
     return re.sub(r"""(['"])[^'"]*\.json\1""", "'layer'", text)
-
-
-def _sensitivity(path: str) -> dict[str, Any]:
-    """What `sensitivity` wrote: {"layers": {name: {"sparsity": [...], "accuracy": [...]}}, "whole": accuracy}."""
-    try:
-        with open(path) as file:
-            found = json.load(file)
-    except OSError as error:
-        raise UserError(f"optimizer.prune: by='{path}' cannot be read: {error.strerror}") from None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("layers"), dict) or not has_type(
-            found.get("whole"), float):
-        raise UserError(f"optimizer.prune: by='{path}' is no file of the hook sensitivity, with 'layers' and 'whole'")
-    return found
 
 
 def vectors(model: Any, variables: Any, inputs: Any, kernels: Sequence[str]) -> dict[str, list[str]]:

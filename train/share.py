@@ -58,17 +58,17 @@ class Plan(NamedTuple):
         return put(params, shared)
 
 
-def plan(text: str) -> Plan:
-    """Reads `config.optimizer.share`; UserError where it cannot be read."""
+def plan(text: str) -> Plan | None:
+    """Reads `config.optimizer.share`, None where it is ""; UserError where it cannot be read."""
     def made(init: str) -> Callable[..., Plan]:
         def share(conv: int = 8, dense: int = 5, what: str = KERNELS) -> Plan:
             if not (1 <= conv <= codebook.MOST_BITS and 1 <= dense <= codebook.MOST_BITS):
                 raise ValueError(f"conv={conv}, dense={dense}: bits are 1 to {codebook.MOST_BITS}")
-            return Plan(init, conv, dense, pattern(what))
+            return Plan(init, conv, dense, pattern(what, "optimizer.share: what"))
 
         return share
 
-    return calls.resolve_one("codebook init", text, {init: made(init) for init in codebook.INITS})
+    return calls.resolve_one("optimizer.share", text, {init: made(init) for init in codebook.INITS}) if text else None
 
 
 def wrap(inner: optax.GradientTransformation, plan: Plan) -> optax.GradientTransformation:

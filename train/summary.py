@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import os
 import platform
 import subprocess
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import rich.table
 
 import models
-from models import complexity
+from models import complexity, runtime
 from train import config as config_lib
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -51,7 +50,7 @@ def _processor() -> str:
                  if line.startswith("model name")]
     except OSError:
         names = []
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    return f"{names[0] if names else platform.machine()}, {runtime.cores()} cores"
 
 
 def environment(devices: Any) -> dict[str, Any]:
@@ -78,12 +77,13 @@ def create(run: Any, results: Mapping[str, Any], *, seconds: float, recorder: An
     """
     cost, unit = complexity.analyze(run.task.model, run.feed.inputs), run.feed.unit
     speed, first = recorder.examples_per_second, recorder.first_step
+    count = run.feed.test_count()
     return {
         "model": run.config["model"]["name"],
         "data": run.config["data"]["source"],
         **results,
-        "test_examples": run.feed.test_count(),
-        f"skipped_{unit}": run.feed.skipped,
+        "test_examples": count,
+        f"skipped_{unit}": {**run.feed.skipped, "test": len(run.feed.test) - count},  # of all processes
         "parameters": cost.params,
         "mult_adds": cost.mult_adds,
         "steps": run.total,
@@ -163,7 +163,8 @@ def describe(config: Mapping[str, Any], setup: Callable[[Mapping[str, Any]], Any
         (classes, image_shape), run, problem = found, None, error
         inputs = (1, *image_shape)
         fields = {name: value for name, value in config["model"].items() if name != "name"}
-        model = models.create(config["model"]["name"], **{"num_classes": classes, **fields})
+        model = models.create(config["model"]["name"], **{
+            "num_classes": classes, "image_size": image_shape[0], **fields})
     console.print(complexity.analyze(model, inputs).table())
     console.print("config:")
     for line in config_lib.lines(workdir_lib.plain(config)):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from models.errors import UserError, has_type
-from train.data import text
+from train.data import order, text
 from train.parallel import Parallel
 
 
@@ -41,8 +41,6 @@ class TextFeed:
         Raises:
           UserError: a text that is not there or does not fit, an option that cannot be.
         """
-        parallel.check_batch("batch_size", batch_size)
-        parallel.check_batch("eval_batch_size", eval_batch_size)
         if steps_per_call != 1:
             raise UserError(f"steps_per_call={steps_per_call}: must be 1 for text, whose batches vary in length")
         buckets = config.buckets
@@ -109,10 +107,8 @@ class TextFeed:
 
     def _items(self, corpus: text.Corpus, indices: np.ndarray) -> Any:
         """This process's rows of the batch, on its devices."""
-        process, processes = self._shard
-        batch = self._batch(corpus, indices)
-        rows = len(indices) // processes
-        return self._parallel.shard({name: x[None, process * rows:(process + 1) * rows] for name, x in batch.items()})
+        batch, rows = self._batch(corpus, indices), order.rows(len(indices), self._shard)
+        return self._parallel.shard({name: x[None, rows.start:rows.stop] for name, x in batch.items()})
 
     def _batch(self, corpus: text.Corpus, indices: np.ndarray) -> dict[str, np.ndarray]:
         real = indices >= 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from models.errors import UserError
 from train import config as config_lib
-from train.checkpoint import write_json
+from train.files import write_atomically, write_json
 
 # Keys that say how fast or how talkatively a run goes, not what comes out of it: these may change between reruns. So
 # may the devices, as they do with devices=0 on another machine (only batch norm and dropout are a device's own).
@@ -18,6 +18,14 @@ OPERATIONAL = ("log_every", "checkpoint_every", "data.workers", "data.dir", "kee
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config as JSON holds it: dictionaries, and lists for tuples."""
     return json.loads(json.dumps(config, default=lambda section: section.to_dict()))
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The config of the run in a folder; UserError where none can be read."""
+    try:
+        return dict(json.loads((workdir / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{workdir}: it is no run's folder: its config.json cannot be read ({error})") from None
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -57,9 +65,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int):
         kept = [line for line in read_metrics(path) if line["step"] <= step]
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:

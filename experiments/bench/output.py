@@ -10,6 +10,7 @@ from matplotlib.ticker import EngFormatter
 
 from experiments.bench import targets
 from experiments.study import markdown_table
+from train.files import write_atomically, write_json
 from train.palette import BLUE, GRAY
 
 COLUMNS = {  # key of a row: title
@@ -46,14 +47,8 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     judged = targets.judged(result["rows"])
     pictures = charts(folder, result["rows"], result["device"])
-    _replace(folder / "bench.json", json.dumps({**result, "targets": judged}, indent=2) + "\n")
-    _replace(folder / "bench.md", markdown(result, judged, pictures))
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text)
-    beside.replace(path)
+    write_json(folder / "bench.json", {**result, "targets": judged})
+    write_atomically(folder / "bench.md", markdown(result, judged, pictures))
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -72,3 +72,14 @@ def capture(
         if name not in found:
             raise choice_error("endpoint", name, found)
     return output, {name: x for name, x in found.items() if wanted is None or name in wanted}
+
+
+def order(model: nn.Module, variables: Any, *inputs: Any) -> list[str]:
+    """Paths of the layers with a kernel, and names of the endpoints, in the order of the computation."""
+    found = []
+
+    def trace(variables, *inputs):  # what eval_shape returned would be in the order of the alphabet
+        found.extend(capture(model, variables, *inputs, layers=True)[1])
+
+    jax.eval_shape(trace, variables, *inputs)
+    return found

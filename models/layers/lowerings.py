@@ -14,12 +14,14 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 def plain(x, kernel, strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1):
+    """The convolution itself, [N, H', W', D]."""
     return lax.conv_general_dilated(
         x, kernel, strides, padding, rhs_dilation=dilation, feature_group_count=groups, dimension_numbers=_DIMENSIONS
     )
 
 
 def output_size(size, taps, stride, padding, dilation):
+    """H' or W', of an axis of `size` pixels."""
     return (size + sum(padding) - dilation * (taps - 1) - 1) // stride + 1
 
 
@@ -36,6 +38,7 @@ def _flipped(kernel):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def dense(x, kernel, strides, padding, dilation):
+    """As `plain` of one group, with gradients that stay fast within loops: see above."""
     return plain(x, kernel, strides, padding, dilation)
 
 
@@ -78,6 +81,7 @@ def dense_dk(x, kernel, dy, strides, padding, dilation):
 
 
 def depthwise(x, kernel, strides, padding, dilation):
+    """As `plain` of C groups, kernel [kh, kw, 1, D], as a sum of shifted products: see above."""
     channels, features = x.shape[-1], kernel.shape[-1]
     if features != channels:  # D / C features of each channel
         x = jnp.repeat(x, features // channels, -1)
@@ -91,6 +95,7 @@ def _taps(kernel, dilation):
 
 
 def pad(x, padding):
+    """x with zeros around it, [N, H + low + high, W + …, C]; negative numbers cut."""
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)))
 
 

@@ -1,13 +1,13 @@
-"""Normalization: batch, layer, instance, group, channel, none. One formula, which differs in what it averages over.
+"""Normalization: batch, frozen batch, layer, instance, group, channel, none: one formula, averages over other axes.
 
   y = (x - mean) / sqrt(var + epsilon) * scale + bias                       x [N, ..., C], scale and bias [C]
 
   batch      over the batch and space, for each channel       Ioffe & Szegedy 2015, arXiv 1502.03167
+             ("batch:0.6": 0.6 of the running statistics and 0.4 of the batch's make the next ones; 0.9 without)
   layer      over space and channels, for each example        Ba et al. 2016, arXiv 1607.06450, as Wu & He draw it
   instance   over space, for each example and channel         Ulyanov et al. 2016, arXiv 1607.08022
   group      over space and the channels of a group           Wu & He 2018, arXiv 1803.08494, fig. 2
   channel    over the channels, for each place                the LayerNorm of transformers and ConvNeXt
-             ("batch:0.6": 0.6 of the running statistics and 0.4 of the batch's make the next ones; 0.9 without)
   frozen_batch   as batch at test time, in training too: what pretrained networks are fine-tuned with where batches are
              small or their early stages stay as they are
 

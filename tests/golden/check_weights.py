@@ -25,7 +25,8 @@ from models.layers.init import jit_once
 from models.weights import peers
 from models.weights.__main__ import main as command
 from tests.golden import drawn
-from train import checkpoint, summary
+from train import summary
+from train.files import write_atomically, write_json
 
 with contextlib.suppress(ImportError):
     import torchvision_cpu  # noqa: F401
@@ -134,12 +135,12 @@ def write(table: list[dict[str, Any]]) -> None:
     """experiments/results/parity.json and .md."""
     about = summary.environment(jax.devices())
     about["versions"] |= {package: importlib.metadata.version(package) for package in ("torch", "torchvision", "timm")}
-    checkpoint.write_json(RESULTS / "parity.json", {"networks": table, "tolerance": TOLERANCE, **about})
+    write_json(RESULTS / "parity.json", {"networks": table, "tolerance": TOLERANCE, **about})
     rows = "\n".join(
         f"| {row['network']} | {row['layout']} | {row['theirs']} | {row['parameters']:,} | {row['arrays']} | "
         f"{row['largest_logit']:.3g} | {row['relative_error']:.1e} |" for row in table)
     versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("torch", "torchvision", "timm", "jax"))
-    checkpoint.write_atomically(RESULTS / "parity.md", f"""# Weights of other libraries in our networks
+    write_atomically(RESULTS / "parity.md", f"""# Weights of other libraries in our networks
 
 {about["device"]}, {about["commit"]}; {versions}. Written by `python -m tests.golden.check_weights`.
 

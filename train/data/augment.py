@@ -16,7 +16,6 @@ from the example's place in the global batch: results do not depend on how a bat
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,19 +91,19 @@ def build(
         check_color("mean", mean, channels)
     colour = np.broadcast_to(np.round(255 * np.array(0.0 if mean is None else mean)).astype(np.uint8), (channels,))
     ops, mixer = [], None
-    for call in calls.parse("augmentation", spec):
+    for call in calls.parse("data.augment", spec):
         if mixer:
-            raise UserError(f"augmentation {call.name}: mixup and cutmix come once, at the end of '{spec}'")
+            raise UserError(f"data.augment {call.name}: mixup and cutmix come once, at the end of '{spec}'")
         if call.name in _MIXERS:
-            mixer = calls.resolve("augmentation", call, _MIXERS)
+            mixer = calls.resolve("data.augment", call, _MIXERS)
         elif call.name in _OPS or own.split(call.name):
-            ops.append(calls.resolve("augmentation", call, _OPS, Site(height, width, channels, colour)))
+            ops.append(calls.resolve("data.augment", call, _OPS, Site(height, width, channels, colour)))
         else:
-            raise choice_error("augmentation", call.name, [*_OPS, *_MIXERS])
+            raise choice_error("data.augment", call.name, [*_OPS, *_MIXERS])
     return Augment(spec, num_classes, tuple(ops), mixer)
 
 
-def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32) -> jax.Array:
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """(images / 255 - mean) / std, for images on the scale 0..255, mean and std on 0..1, one for each
     channel or one for all; computed in float32. Raises UserError for another number of them.
     """
@@ -113,7 +112,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
     if min(std) <= 0:
         raise UserError(f"data.std={tuple(std)} must be positive")
     images = images.astype(jnp.float32) / 255
-    return ((images - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)).astype(dtype)
+    return (images - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
 
 
 def check_color(name: str, values: Sequence[float], channels: int) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from models.errors import UserError
 
 CROPS = ("none", "resize", "random_resized", "whole")
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original image
+Crop = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def of_file(decoder: Decoder, shape: tuple[int, int, int], path: str | Path) -> 
 
 def random_box(
     width: int, height: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
-) -> Box:
+) -> Crop:
     """A crop of random area and aspect (Szegedy 2015, section 6), with torchvision's ten tries and central fallback."""
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -108,14 +108,14 @@ def random_box(
     return left, top, left + w, top + h
 
 
-def part_of_whole(width: int, height: int, rng: np.random.Generator, scale: tuple[float, float]) -> Box:
+def part_of_whole(width: int, height: int, rng: np.random.Generator, scale: tuple[float, float]) -> Crop:
     """A crop of random area and the image's own aspect: that of a square to which all of it was squeezed."""
     share = math.sqrt(rng.uniform(*scale))
     left, top = ((1 - share) * rng.uniform(0, side) for side in (width, height))
     return left, top, left + share * width, top + share * height
 
 
-def central_box(width: int, height: int, size: int, eval_crop: float) -> Box:
+def central_box(width: int, height: int, size: int, eval_crop: float) -> Crop:
     """The box that "resize the shorter side to size / eval_crop, then crop the centre" reads.
 
     Whole pixels are rounded where torchvision's Resize and CenterCrop round, so the result is theirs (to one level).
@@ -130,7 +130,7 @@ def central_box(width: int, height: int, size: int, eval_crop: float) -> Box:
     return left * x, top * y, min((left + size) * x, width), min((top + size) * y, height)
 
 
-def _scaled_decoding(image: Image.Image, box: Box, size: int) -> Box:
+def _scaled_decoding(image: Image.Image, box: Crop, size: int) -> Crop:
     """Lets a JPEG be decoded at the smallest scale at which `box` still has `size` pixels; the box at that scale."""
     width, height = image.size
     needed = (math.ceil(width * size / (box[2] - box[0])), math.ceil(height * size / (box[3] - box[1])))

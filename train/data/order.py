@@ -4,6 +4,8 @@ import functools
 
 import numpy as np
 
+from models.errors import UserError
+
 
 class Order:
     """Maps positions 0, 1, 2, … of a training run to example indices.
@@ -13,24 +15,21 @@ class Order:
     restarts. A batch may straddle two epochs: no remainder is dropped, and every epoch has every example once.
     """
 
-    def __init__(self, n: int, seed: int, shuffle: bool = True):
-        """`n` examples; `seed` is any integer; without `shuffle`, epochs are 0 … n-1 in order."""
+    def __init__(self, n: int, seed: int):
+        """`n` examples; `seed` is any integer."""
         if n < 1:
             raise ValueError(f"an order needs at least one example, got n={n}")
-        self.n, self.seed, self.shuffle = n, seed, shuffle
+        self.n, self.seed = n, seed
 
     def indices(self, position: int, count: int) -> np.ndarray:
         """Example indices, int64 [count], of the positions position … position+count-1."""
         positions = np.arange(position, position + count, dtype=np.int64)
         epochs, places = np.divmod(positions, self.n)
-        if not self.shuffle:
-            return places
         result = np.empty(count, np.int64)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
             result[rows] = _permutation(self.n, self.seed, int(epoch))[places[rows]]
         return result
-
 
     def mirrored(self, position: int, count: int) -> np.ndarray:
         """bool [count]: whether the examples at these positions are shown mirrored. In epoch 0 half of them are, at
@@ -60,3 +59,12 @@ def philox(seed: int, number: int, stream: int) -> np.random.Generator:
     """
     key = np.array([seed % 2**64, number], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], np.uint64)))
+
+
+def rows(batch_size: int, shard: tuple[int, int]) -> range:
+    """Those of a batch that process r of P has, shard = (r, P): r*B/P … (r+1)*B/P - 1; UserError where P does not
+    divide B."""
+    index, count = shard
+    if batch_size % count:
+        raise UserError(f"batch size {batch_size} is not divisible by the {count} processes")
+    return range(index * batch_size // count, (index + 1) * batch_size // count)

@@ -1,9 +1,4 @@
-"""Downloads a TFDS set and prepares it for random access, once: the only thing here that needs TensorFlow.
-
-    python -m train.data.prepare cifar10 [--data_dir=DIR]
-
-The set is written as array_record; training then reads it without TensorFlow as data.source=tfds:NAME, data.dir=DIR.
-"""
+"""Downloads a TFDS set and prepares it: the only thing here that needs TensorFlow. See --help."""
 
 import errno
 from collections.abc import Sequence
@@ -14,7 +9,12 @@ from absl import flags
 from models.errors import UserError
 from train import cli
 
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "where to write; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
+USAGE = """Downloads a TFDS set and prepares it for random access, once.
+
+    python -m train.data.prepare cifar10 [--data_dir=DIR]
+
+The set is written as array_record; training then reads it without TensorFlow as data.source=tfds:NAME, data.dir=DIR.
+"""
 
 
 def prepare(name: str, folder: str) -> str:
@@ -69,8 +69,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("want the name of one TFDS data set, as in: python -m train.data.prepare cifar10")
     from train.data.tfds_source import data_dir
 
-    print(prepare(argv[1], data_dir(_DATA_DIR.value)))
+    print(prepare(argv[1], data_dir(DATA_DIR.value)))
 
 
-if __name__ == "__main__":
-    cli.run(main, __doc__, positional=True)
+if __name__ == "__main__":  # only here: absl has one table of flags for the process
+    DATA_DIR = flags.DEFINE_string(
+        "data_dir", "", "Where to write; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.")
+    cli.run(main, USAGE, positional=True)

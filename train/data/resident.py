@@ -19,18 +19,17 @@ LIMIT_BYTES = 2 << 30
 
 class Resident:
     """A source decoded once. arrays: {"image": uint8 [N, H, W, C], "label": int32 [N, *label_shape]}, for the caller to
-    put on the device. mask: float32 [N], 0 where an image could not be decoded (skipped: their number;
-    data.on_error=skip).
-
-    With `replace`, as in training, the next readable example stands in for such an image, and mask is all ones.
+    put on the device. skipped: images that could not be decoded (data.on_error=skip); the next readable example stands
+    in for such a one.
     """
 
-    def __init__(self, source: Source, replace: bool = False):
+    def __init__(self, source: Source):
         if source.random_crop:
-            raise UserError("data.pipeline=resident decodes once, so it cannot do data.crop=random_resized: use stream")
-        arrays = source.arrays(replace=replace)
+            raise UserError(f"data.pipeline=resident decodes once, so it cannot do data.crop={source.decoder.crop}: "
+                            "use stream")
+        arrays = source.arrays(replace=True)
         self.arrays = {key: arrays[key] for key in ("image", "label")}
-        self.mask, self.skipped = arrays["mask"], arrays["skipped"]
+        self.skipped = arrays["skipped"]
 
     @staticmethod
     def gather(arrays: dict[str, jax.Array], indices: jax.Array) -> dict[str, jax.Array]:
@@ -39,17 +38,17 @@ class Resident:
         return {key: jnp.take(value, indices, axis=0, mode="clip") for key, value in arrays.items()}
 
 
-def fits(source: Source, limit_bytes: int = LIMIT_BYTES) -> bool:
-    """Whether to keep the source on the device: images of one size, no random crop, at most `limit_bytes` of pixels."""
+def fits(source: Source) -> bool:
+    """Whether to keep the source on the device: images of one size, no random crop, at most LIMIT_BYTES of pixels."""
     return (
-        source.fixed_size and not source.random_crop and len(source) * int(np.prod(source.image_shape)) <= limit_bytes
+        source.fixed_size and not source.random_crop and len(source) * int(np.prod(source.image_shape)) <= LIMIT_BYTES
     )
 
 
-def choose(pipeline: Any, source: Source, limit_bytes: int = LIMIT_BYTES) -> str:
+def choose(pipeline: Any, source: Source) -> str:
     """ "resident" or "stream", for config.data.pipeline "auto", "resident" or "stream"."""
     if pipeline not in PIPELINES:
         raise choice_error("data.pipeline", pipeline, PIPELINES)
     if pipeline == "auto":
-        return "resident" if fits(source, limit_bytes) else "stream"
+        return "resident" if fits(source) else "stream"
     return pipeline

@@ -183,14 +183,14 @@ def select(source: Source, spec: str) -> Source:
     Raises:
       UserError: an operation that there is not, or that does not fit the source.
     """
-    found = calls.parse("selection", spec)
+    found = calls.parse("data.select", spec)
     if not found:
         return source
     selection = _Selection(source)
     for call in found:
         if selection.placed:
             raise UserError(f"data.select '{spec}': place comes last")
-        calls.resolve("selection", call, OPERATIONS, selection)
+        calls.resolve("data.select", call, OPERATIONS, selection)
         if not len(selection.index):
             raise UserError(f"data.select '{spec}' leaves no example")
     return selection.placed or selection.selected()

@@ -19,8 +19,9 @@ import jax
 import numpy as np
 from absl import flags
 
+from models import runtime
 from models.errors import UserError
-from train.data.order import Order, philox
+from train.data.order import Order, philox, rows
 from train.data.source import Source
 
 Batch = dict[str, Any]  # "image" uint8 [B, H, W, C], "label" int32 [B, *label_shape], "mask" float32 [B], "skipped" int
@@ -86,8 +87,8 @@ def stream(
     stops workers. A script that starts workers needs the guard `if __name__ == "__main__"`: they import its module (as
     "spawn" does).
     """
-    rows = _rows(batch_size, shard)
-    return _iterate(_TrainingBatches(source, order, batch_size, start_step, num_steps, rows, seed), workers)
+    batches = _TrainingBatches(source, order, batch_size, start_step, num_steps, rows(batch_size, shard), seed)
+    return _iterate(batches, workers)
 
 
 def evaluation_batches(
@@ -98,14 +99,7 @@ def evaluation_batches(
     The last batch is padded with zeros, whose mask is 0, as is that of an image that could not be decoded. Every
     process gets the same number of batches.
     """
-    return _iterate(_EvaluationBatches(source, batch_size, _rows(batch_size, shard)), workers)
-
-
-def _rows(batch_size: int, shard: tuple[int, int]) -> range:
-    index, count = shard
-    if batch_size % count:
-        raise UserError(f"batch size {batch_size} is not divisible by the {count} processes")
-    return range(index * batch_size // count, (index + 1) * batch_size // count)
+    return _iterate(_EvaluationBatches(source, batch_size, rows(batch_size, shard)), workers)
 
 
 def _iterate(batches: Sequence, workers: int) -> Iterator[Batch]:
@@ -113,7 +107,7 @@ def _iterate(batches: Sequence, workers: int) -> Iterator[Batch]:
         raise UserError(f"data.workers={workers}: want 0 (threads) or a number of processes")
     dataset = grain.MapDataset.source(batches)
     # Decoding releases the interpreter's lock, so threads share the cores until Python's own part of the work binds.
-    threads = min(os.cpu_count() or 1, 8) if workers == 0 else 1
+    threads = min(runtime.cores(), 8) if workers == 0 else 1
     dataset = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(_AHEAD, threads)), allow_nones=False
     )

@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 
 from models import runtime
-from models.decode import BOS, EOS
 from models.errors import UserError, choice_error
-from models.transformer import PAD
+from models.transformer import BOS, EOS, PAD
 from train.data import grammar, order
 
 SPECIAL = ("<pad>", "<s>", "</s>")  # PAD, BOS, EOS are their places

@@ -127,10 +127,9 @@ def known_names(folder: str) -> list[str]:
 
 
 def unknown_name(name: str, folder: str) -> UserError:
-    """The error for a `name` that TFDS has no set of: its 200 names are not listed, the nearest is."""
-    allowed = known_names(folder)
-    hint = choice_error("TFDS data set", name, allowed).args[0].partition(" allowed:")[0].rstrip(";")
-    return UserError(f"{hint}; sets prepared elsewhere are looked for in {folder} (data.dir)")
+    """The error for a `name` that TFDS has no set of."""
+    unknown = choice_error("TFDS data set", name, known_names(folder))
+    return UserError(f"{unknown}; sets prepared elsewhere are looked for in {folder} (data.dir)")
 
 
 def prepare_command(name: str, folder: str) -> str:

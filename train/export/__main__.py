@@ -52,7 +52,7 @@ def main() -> int:
     console = rich.console.Console()
     folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.known(FORMAT.value).folds)
     write.check(FORMAT.value, OUT.value, folds)
-    run, state = finished.load(WORKDIR.value)
+    run, state = finished.load(WORKDIR.value, CHECKPOINT.value)
     before = run.evaluate(run.parallel.place(state))
     network = networks.network(run, state)
     if SHARE.value:
@@ -107,6 +107,7 @@ def table(rows: Sequence[Sequence[str]]) -> rich.table.Table:
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of the run: last, or best (on its test set).")
     FORMAT = flags.DEFINE_string("format", "safetensors", "One of those above.")
     OUT = flags.DEFINE_string("out", None, "Folder to write.")
     FOLD = flags.DEFINE_list("fold", ["normalization", "batch_norm"], "onnx, stablehlo: what is made part of the "

@@ -23,9 +23,9 @@ from models.compress import file
 from models.errors import UserError
 from models.layers.conv import lowering
 from train import card as cards
-from train import checkpoint
 from train.export import graph
 from train.export.network import Network
+from train.files import write_atomically
 
 Card = dict[str, Any]
 Opened = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -79,7 +79,7 @@ _OURS = "train.export.loaded.load(FOLDER).run(pixels), or --config.init_from=FOL
 
 
 def _write_compressed(network, card, path):
-    checkpoint.write_atomically(path, file.dump(network.name, network.fields, network.variables, network.inputs))
+    write_atomically(path, file.dump(network.name, network.fields, network.variables, network.inputs))
     return {"usage": _OURS}
 
 
@@ -170,7 +170,7 @@ def _write_stablehlo(network, card, path):
     with lowering("plain"):
         batch, = jax.export.symbolic_shape("N")
         made = jax.export.export(function, platforms=PLATFORMS)(graph.inputs(card, batch))
-    checkpoint.write_atomically(path, bytes(made.serialize()))
+    write_atomically(path, bytes(made.serialize()))
     returned = ", ".join(graph.outputs(card))
     return {"platforms": list(PLATFORMS),
             "usage": f"program = jax.export.deserialize(bytearray(open({path.name!r}, 'rb').read())); "

@@ -24,8 +24,8 @@ class Loaded(NamedTuple):
         return of_file(decoder, tuple(how["shape"]), path)
 
 
-def load(where: str | Path) -> Loaded:
-    """Opens the folder of an exported network, of any format, or that of a run (its newest checkpoint).
+def load(where: str | Path, which: str = "last") -> Loaded:
+    """Opens the folder of an exported network, of any format, or that of a run: its "last" or its "best" checkpoint.
 
     Raises:
       UserError: there is neither, it is damaged, or what the format needs is missing.
@@ -34,20 +34,20 @@ def load(where: str | Path) -> Loaded:
     if not folder.is_dir():
         raise UserError(f"{where}: there is no such folder; want that of a run or of an exported network")
     if not cards.is_in(folder):
-        return of_run(folder)
+        return of_run(folder, which)
     card = cards.read(folder)
     if card["format"] not in formats.FORMATS:
         raise choice_error(f"format in {folder}/{cards.NAME}", card["format"], formats.FORMATS)
     return Loaded(card, formats.FORMATS[card["format"]].open(folder, card))
 
 
-def of_run(folder: Path) -> Loaded:
-    """The network of a run's newest checkpoint, in float32."""
+def of_run(folder: Path, which: str = "last") -> Loaded:
+    """The network of a run's checkpoint, in float32."""
     from train import finished  # and with it the loop
     from train.export import network as networks
     from train.export import write
 
-    run, state = finished.load(folder)
+    run, state = finished.load(folder, which)
     network = networks.network(run, state)
     card = {"format": "run", "file": "checkpoints", **write.card_of(run, network, {})}
     return Loaded(card, formats.of_variables(network.create(), network.variables, card))

@@ -1,17 +1,14 @@
-"""The network that a run has trained, as it computes, and its compressed file."""
+"""The network that a run has trained, as it computes."""
 
 import copy
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 import models
-from models.compress import file, lowbit, shrink
+from models.compress import lowbit, shrink
 from models.errors import UserError
-from train import checkpoint, prune, share, step
 from train import evaluate as scoring
+from train import prune, share, step
 
 
 class Network(NamedTuple):
@@ -38,7 +35,7 @@ def network(run: Any, state: Any) -> Network:
     config, model = run.config["model"], run.task.model
     fields = {**run.feed.fields, **{name: value for name, value in config.items() if name != "name"}}
     variables = lowbit.stored(model, state.evaluation_variables(), *models.abstract(run.feed.inputs))
-    if prune.structure(run.config["optimizer"]["prune"]) == "filters":
+    if run.pruning and run.pruning.structure == "filters":
         model, variables = shrink.shrink(model, variables, prune.masks_of(state.opt_state), run.feed.inputs)
         fields["widths"] = model.widths
     return Network(config["name"], fields, run.feed.inputs, variables)
@@ -60,31 +57,8 @@ def evaluate(run: Any, state: Any, network: Network) -> dict[str, Any]:
     return scoring.evaluate(call, run.parallel.place(state), run.feed.evaluation_calls(), run.feed.test_weight)
 
 
-def outputs(run: Any, network: Network) -> np.ndarray:
-    """What a network says of each test image of a run: logits [N, num_classes]."""
-    return scoring.predictions(_task(run, network), network.variables, run.feed.prepare_evaluation,
-                               run.feed.test_batches())[0]
-
-
 def _task(run: Any, network: Network) -> Any:
     """The run's task, on that network."""
     task = copy.copy(run.task)
     task.model = network.create()
     return task
-
-
-def compressed(run: Any, network: Network, path: Path) -> dict[str, Any]:
-    """Writes the compressed file of a network, reads it back, and compares.
-
-    Returns:
-      {"bytes" (of the file), "float32" (4 for each number of the network), "ratio", "identical" (whether the logits of
-      all test images are the network's to the bit), "layers": `models.compress.file.table`, "network": what was read}.
-    """
-    checkpoint.write_atomically(path, file.dump(network.name, network.fields, network.variables, network.inputs))
-    data = file.read(path)
-    _, variables = file.load(data, path)
-    loaded, layers = network._replace(variables=variables), file.table(data, variables)
-    whole = sum(row["float32"] for row in layers)
-    return {"bytes": path.stat().st_size, "float32": whole, "ratio": whole / path.stat().st_size,
-            "identical": outputs(run, loaded).tobytes() == outputs(run, network).tobytes(),
-            "layers": layers, "network": loaded}

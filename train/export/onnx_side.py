@@ -10,8 +10,8 @@ import logging
 import sys
 from pathlib import Path
 
-import models
-from models import weights
+import jax
+
 from models.layers.conv import lowering
 from train import card as cards
 from train.export import graph
@@ -26,17 +26,15 @@ def convert(folder: Path, path: Path) -> None:
     import onnx
 
     card = json.loads((folder / cards.NAME).read_text())
-    model = models.create(card["architecture"], **card["fields"])
-    arrays = weights.read(folder / "model.safetensors")
-    network = Network(card["architecture"], card["fields"], tuple(card["inputs"]), weights.from_arrays(
-        model, arrays, "ablate", inputs=card["inputs"]))
+    _, variables = cards.network(folder, {**card, "format": "safetensors", "file": "model.safetensors"})
+    network = Network(card["architecture"], card["fields"], tuple(card["inputs"]), variables)
     function = graph.program(network, card["preprocessing"], card["probabilities"], card["folded"])
     with lowering("onnx"):
         made = jax2onnx.to_onnx(function, inputs=[graph.inputs(card, "N")], model_name=network.name,
                                 input_names=["images"], output_names=graph.outputs(card))
     known = ("architecture", "preprocessing", "labels", "probabilities", "license")
     onnx.helper.set_model_props(made, {key: json.dumps(card[key]) for key in known})
-    apart = sum(array.nbytes for array in arrays.values()) > graph.ONE_FILE
+    apart = sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) > graph.ONE_FILE
     onnx.save_model(made, path, save_as_external_data=apart, location=f"{path.name}.data" if apart else None)
 
 

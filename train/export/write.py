@@ -13,9 +13,10 @@ from models import complexity
 from models.errors import UserError, choice_error
 from models.weights import peers
 from train import card as cards
-from train import checkpoint, summary
+from train import summary
 from train.export import formats, graph, verify
 from train.export.network import Network
+from train.files import write_json
 
 INGREDIENTS = {"norm": "norm", "act": "act", "init": "kernel_init", "conv": "conv", "dense": "dense"}
 
@@ -84,7 +85,7 @@ def export(
     try:
         card |= how.write(network, card, partial / how.file)
         card["verified"] = verify.verify(run, network, partial, card, images, python)
-        checkpoint.write_json(partial / cards.NAME, card)
+        write_json(partial / cards.NAME, card)
         if out.exists():
             shutil.rmtree(out)
         partial.replace(out)

@@ -57,7 +57,7 @@ class Gated(Skipping):
         if not isinstance(model, GatedResNet):
             raise UserError(f"task gated is for networks with gates (convnet_aig110), not {type(model).__name__}")
         if weight < 0:
-            raise UserError(f"task gated: weight={weight} must be at least 0")
+            raise ValueError(f"weight={weight} must be at least 0")
         super().__init__(model, num_classes, config, to_steps)
         self._weight = weight
 

@@ -31,14 +31,13 @@ class Policy(Skipping):
         if not isinstance(model, BlockDrop):
             raise UserError(f"task policy is for networks with a policy (blockdrop110), not {type(model).__name__}")
         if min(penalty, entropy) < 0 or not 0 <= bound <= 1:
-            raise UserError(f"task policy: penalty={penalty} and entropy={entropy} must be at least 0, and "
-                            f"bound={bound} in [0, 1]")
+            raise ValueError(f"penalty={penalty} and entropy={entropy} must be at least 0, and bound={bound} in [0, 1]")
         super().__init__(model, num_classes, config, to_steps)
         self._penalty, self._bound, self._entropy, self._joint = penalty, bound, entropy, joint
         self._curriculum = to_steps(curriculum) if to_steps else 0
         if to_steps and self._curriculum > to_steps("100%"):
-            raise UserError(f"task policy: curriculum='{curriculum}' is longer than the training, of "
-                            f"{to_steps('100%')} steps: some blocks would never be the policy's")
+            raise ValueError(f"curriculum='{curriculum}' is longer than the training, of {to_steps('100%')} steps: "
+                             "some blocks would never be the policy's")
 
     def init(self, key, inputs):
         """The state is {"learned": how many blocks, the last ones, are the policy's}."""

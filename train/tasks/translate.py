@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.decode import BOS, beam_search, greedy
+from models.decode import beam_search, greedy
 from models.errors import UserError
 from models.layers.attention import attention_weights
-from models.transformer import PAD, Transformer
+from models.transformer import BOS, PAD, Transformer
 from train.tasks.base import Task
 
 LONGER = 50  # tokens by which a translation may be longer than its source (section 6.1)
