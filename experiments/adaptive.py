@@ -16,7 +16,7 @@ paper.
 from typing import Any
 
 from experiments import adaptive_results as results
-from experiments.adaptive_measures import decided, extremes, heuristics, leaving  # noqa: F401  trials name them
+from experiments.adaptive_measures import decided, extremes, heuristics, leaving
 from experiments.networks import Network, config
 from experiments.study import Claim, Picture, Study, Trial
 
@@ -51,13 +51,13 @@ def trials(scale: str) -> list[Trial]:
             c = _config(scale, Network("convnet_aig38", {"width": WIDTH[scale], "target": target}), seed)
             c.task.name = "gated(weight=2.0)"
             found.append(Trial({"method": "ConvNet-AIG", "target": target, "seed": seed}, c,
-                               measures=("decided", "extremes")))
+                               measures=(decided, extremes)))
         if PENALTIES[scale]:
             found += _policies(scale, seed, whole[32])
         for name, network in _with_exits(scale).items():
             c = _config(scale, network, seed)
             c.task.name = "multi_exit"
-            found.append(Trial({"method": name, "seed": seed}, c, measures=("leaving", "extremes")))
+            found.append(Trial({"method": name, "seed": seed}, c, measures=(leaving, extremes)))
     return found
 
 
@@ -77,7 +77,7 @@ def _policies(scale: str, seed: int, whole: Trial) -> list[Trial]:
     c.optimizer.name, c.optimizer.learning_rate, c.optimizer.weight_decay = "adam", 3e-3, 0.0
     c.optimizer.warmup = "0 steps"
     c.task.name = "policy(penalty=1.0, curriculum='50%')"
-    alone = Trial({"method": "policy alone", "seed": seed}, c, measures=("decided", "heuristics"), start=whole)
+    alone = Trial({"method": "policy alone", "seed": seed}, c, measures=(decided, heuristics), start=whole)
     c = _config(scale, Network("resnet32", {"width": WIDTH[scale]}), seed)
     c.duration = f"{2 * EPOCHS[scale]} epochs"
     found = [Trial({"method": "ResNet-32, twice as long", "seed": seed}, c), alone]
@@ -86,7 +86,7 @@ def _policies(scale: str, seed: int, whole: Trial) -> list[Trial]:
         c.init_new, c.optimizer.groups, c.optimizer.learning_rate = "", ((".*", 1.0),), 1e-3
         c.task.name = f"policy(penalty={penalty}, entropy=0.0, joint=True)"
         found.append(Trial({"method": "BlockDrop", "penalty": penalty, "seed": seed}, c,
-                           measures=("decided", "extremes"), start=alone))
+                           measures=(decided, extremes), start=alone))
     return found
 
 

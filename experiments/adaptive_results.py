@@ -6,14 +6,29 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from matplotlib import colormaps
+
 from experiments.measures import from_png
-from experiments.study import TOO_SMALL, Judgement, Outcome, Outcomes, Table, all_of, compare, spread
+from experiments.study import (
+    TOO_SMALL,
+    Judgement,
+    Outcome,
+    Outcomes,
+    Table,
+    all_of,
+    compare,
+    finite,
+    mean,
+    needs,
+    spread,
+)
 from models.complexity import short
 from train import figures
 from train.figures import tidy
+from train.palette import BLUE, GRAY, RED, YELLOW
 
-COLORS = {"ResNet": "#777777", "ConvNet-AIG": "#4878a8", "BlockDrop": "#c8553d", "policy alone": "#e8a08c",
-          "MSDNet": "#4878a8", "ResNet with exits": "#c9a227"}
+COLORS = {"ResNet": GRAY, "ConvNet-AIG": BLUE, "BlockDrop": RED, "policy alone": "#e8a08c", "MSDNet": BLUE,
+          "ResNet with exits": YELLOW}
 WITH_EXITS = ("MSDNet", "ResNet with exits")
 PUBLISHED = [  # network, accuracy in percent, of its blocks or mult-adds, source
     ("ResNet-110, CIFAR-10", "93.39", "0.5 G mult-adds", "Veit 2018, table 1"),
@@ -44,17 +59,6 @@ def _saved(outcomes: Outcomes) -> list[float]:
     """The share of the mult-adds that is saved, by what the network with all of its blocks computes."""
     pairs = zip(_values(outcomes, "as decided", "mult_adds"), _values(outcomes, "all blocks", "mult_adds"), strict=True)
     return [1 - used / whole for used, whole in pairs]
-
-
-def _needs(method: str) -> Callable[[Callable[[Outcomes], Judgement]], Callable[[Outcomes], Judgement]]:
-    """Of a judge, for scales without that method."""
-    def wrap(judge):
-        def judge_where_there_is(outcomes):
-            return judge(outcomes) if outcomes.where(method=method) else Judgement(TOO_SMALL, "not part of this scale")
-
-        return judge_where_there_is
-
-    return wrap
 
 
 def _at_least(values: Sequence[float], least: float) -> str:
@@ -101,7 +105,7 @@ def _joint(outcomes: Outcomes, choose: Callable) -> tuple[Outcomes, float]:
     return own.where(penalty=penalty), penalty
 
 
-@_needs("BlockDrop")
+@needs(method="BlockDrop")
 def policy_saves(outcomes: Outcomes) -> Judgement:
     plain = outcomes.where(method="ResNet-32, twice as long").values("accuracy")
     own, penalty = _joint(outcomes, max)
@@ -111,7 +115,7 @@ def policy_saves(outcomes: Outcomes) -> Judgement:
                      f"{spread(used, percent=False)} of 15 blocks")
 
 
-@_needs("BlockDrop")
+@needs(method="BlockDrop")
 def joint_better(outcomes: Outcomes) -> Judgement:
     alone, (joint, penalty) = outcomes.where(method="policy alone"), _joint(outcomes, min)
     accuracy = [_values(own, "as decided", "accuracy") for own in (joint, alone)]
@@ -122,7 +126,7 @@ def joint_better(outcomes: Outcomes) -> Judgement:
                      f"blocks, policy alone {spread(accuracy[1])} with {spread(blocks[1], percent=False)}")
 
 
-@_needs("BlockDrop")
+@needs(method="BlockDrop")
 def penalties(outcomes: Outcomes) -> Judgement:
     own = outcomes.where(method="BlockDrop")
     used = {p: _values(own.where(penalty=p), "as decided", "blocks") for p in sorted(own.distinct("penalty"))}
@@ -152,9 +156,9 @@ def _at(curve: Curve, cost: float) -> float:
     return float("nan")
 
 
-def _average(curve: Curve, low: float, high: float, points: int = 50) -> float:
-    """Mean accuracy between two costs."""
-    return statistics.mean(_at(curve, low + (high - low) * i / (points - 1)) for i in range(points))
+def _average(curve: Curve, low: float, high: float) -> float:
+    """Mean accuracy between two costs, of 50 points."""
+    return statistics.mean(_at(curve, low + (high - low) * i / 49) for i in range(50))
 
 
 def _means(pairs: Sequence[tuple[Curve, Curve]]) -> tuple[list[float], list[float]]:
@@ -212,8 +216,7 @@ def above_resnets(outcomes: Outcomes) -> Judgement:
 
 
 def _cost(values: Sequence[float]) -> str:
-    good = [value for value in values if math.isfinite(value)]
-    return short(statistics.mean(good)).strip() if good else "diverged"
+    return short(mean(values)).strip() if finite(values) else "diverged"
 
 
 def _name(labels: dict[str, Any]) -> str:
@@ -234,31 +237,28 @@ def tables(outcomes: Outcomes) -> list[Table]:
             rows.append([name, f"{numbers:,}", spread(own.values("accuracy"), digits=2), whole, whole, "", ""])
             continue
         used = _values(own, "as decided", "blocks")
-        paths = [o.measured["decided"]["paths"] for o in own if "decided" in o.measured]
+        paths = finite(own.measured("decided", "paths"))
         rows.append([name, f"{numbers:,}", spread(_values(own, "as decided", "accuracy"), digits=2), whole,
                      f"{_cost(_values(own, 'as decided', 'mult_adds'))} ({spread(_saved(own))} saved)",
                      spread(used, percent=False), spread(paths, percent=False, digits=0)])
     found = [Table("Networks", ("network", "parameters", "accuracy", "mult-adds, all of it", "on average", "blocks",
                                 "different choices of blocks"), rows)]
     for method in WITH_EXITS:
-        own = [o for o in outcomes.where(method=method) if "leaving" in o.measured]
-        if own:
+        if own := outcomes.where(method=method).results("leaving"):
             found.append(_table_of_exits(method, own))
-    chosen = [o.measured["heuristics"] for o in outcomes if "heuristics" in o.measured]
-    if chosen:
+    if chosen := outcomes.results("heuristics"):
         blocks = spread([one["blocks"] for one in chosen], percent=False)
         found.append(Table("Blocks chosen otherwise, of a ResNet-32 that is not trained on", (
             "which blocks", "of 15", "accuracy"), [[way, blocks, spread([one[way] for one in chosen])]
                                                    for way in ("policy", "first", "distributed", "random")]))
-    first = [o for o in outcomes if o.labels["seed"] == outcomes[0].labels["seed"]]
-    return [*found, _table_of_classes(first), Table("Published", ("network", "accuracy, %", "computed", "source"),
-                                                    [list(row) for row in PUBLISHED])]
+    return [*found, _table_of_classes(_first(outcomes)),
+            Table("Published", ("network", "accuracy, %", "computed", "source"), [list(row) for row in PUBLISHED])]
 
 
-def _table_of_exits(method: str, outcomes: Sequence[Outcome]) -> Table:
+def _table_of_exits(method: str, found: Sequence[dict[str, Any]]) -> Table:
     """Budgets and exits, means over seeds."""
     rows = []
-    for same in zip(*(o.measured["leaving"]["rows"] for o in outcomes), strict=True):
+    for same in zip(*(one["rows"] for one in found), strict=True):
         left = same[0].get("left")
         rows.append([f"budget {short(same[0]['budget']).strip()}" if left else same[0]["way"],
                      spread([row["accuracy"] for row in same], digits=2), _cost([row["mult_adds"] for row in same]),
@@ -267,7 +267,7 @@ def _table_of_exits(method: str, outcomes: Sequence[Outcome]) -> Table:
         "way", "accuracy", "mult-adds on average", "images that leave at each exit, first seed"), rows)
 
 
-def _table_of_classes(outcomes: Sequence[Outcome]) -> Table:
+def _table_of_classes(outcomes: Outcomes) -> Table:
     """What each class takes on average."""
     columns, classes = {}, []
     for outcome in outcomes:
@@ -317,7 +317,7 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
             panels[0].plot(*zip(*points, strict=True), "o-" if label != "seed" else "o", color=COLORS[method],
                            label=method + (f", by {label}" if label != "seed" else ""))
     for method in WITH_EXITS:
-        own = [o for o in outcomes.where(method=method) if "leaving" in o.measured]
+        own = outcomes.where(method=method).having("leaving")
         for batch, style in ((False, ".:"), (True, ".-")):
             curves = [_curve(o, batch) for o in own]
             if curves:
@@ -337,7 +337,7 @@ def _first(outcomes: Outcomes) -> Outcomes:
 def draw_used(outcomes: Outcomes, figure: Any) -> None:
     """Distribution of blocks, and of exits."""
     left, right = figure.subplots(1, 2)
-    own = [o for o in _first(outcomes) if "decided" in o.measured and o.labels["method"] != "policy alone"]
+    own = [o for o in _first(outcomes).having("decided") if o.labels["method"] != "policy alone"]
     for i, outcome in enumerate(own):
         used = outcome.measured["decided"]["used"]
         total, whole = sum(used), len(used) - 1
@@ -349,13 +349,13 @@ def draw_used(outcomes: Outcomes, figure: Any) -> None:
     left.set(xlabel="blocks computed (% of all); area: share of the images", xlim=(-5, 105),
              ylim=(max(len(own), 1) - 0.5, -0.5))
     tidy(left)
-    found = [o.measured["leaving"]["rows"] for o in _first(outcomes).where(method="MSDNet") if "leaving" in o.measured]
-    rows = [row for row in found[0] if "left" in row] if found else []
+    found = _first(outcomes).where(method="MSDNet").results("leaving")
+    rows = [row for row in found[0]["rows"] if "left" in row] if found else []
     base = [0.0] * len(rows)
     for k in range(len(rows[0]["left"]) if rows else 0):
         shares = [100 * row["left"][k] for row in rows]
         right.bar(range(len(rows)), shares, 0.8, bottom=base, label=f"exit {k + 1}",
-                  color=_shade(k / max(1, len(rows[0]["left"]) - 1)))
+                  color=colormaps["viridis"](k / max(1, len(rows[0]["left"]) - 1)))
         base = [a + b for a, b in zip(base, shares, strict=True)]
     right.set_xticks(range(len(rows)), [f"{row['budget'] / 1e6:.2g}" for row in rows], fontsize=8)
     right.set(xlabel="budget for the average image (millions of mult-adds)", ylabel="images (%)")
@@ -364,18 +364,10 @@ def draw_used(outcomes: Outcomes, figure: Any) -> None:
     tidy(right)
 
 
-def _shade(share: float) -> Any:
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](share)
-
-
 def draw_classes(outcomes: Outcomes, figure: Any) -> None:
     """A panel a network, classes by blocks: the lowest target, and the joint training."""
-    own = _first(outcomes)
-    chosen = [next((o for o in own.where(method=method) if "decided" in o.measured), None)
-              for method in ("ConvNet-AIG", "BlockDrop")]
-    chosen = [outcome for outcome in chosen if outcome]
+    own = _first(outcomes).having("decided")
+    chosen = [outcome for method in ("ConvNet-AIG", "BlockDrop") for outcome in own.where(method=method)[:1]]
     if not chosen:
         return
     panels = figure.subplots(1, len(chosen), squeeze=False)[0]
@@ -392,7 +384,7 @@ def draw_extremes(outcomes: Outcomes, figure: Any) -> None:
         return from_png(one["image"]), f"{one['label']}\n{one['says']}"
 
     # The first of each method
-    chosen = {o.labels["method"]: o for o in reversed(_first(outcomes)) if "extremes" in o.measured}
+    chosen = {o.labels["method"]: o for o in reversed(_first(outcomes).having("extremes"))}
     figures.images_in_rows(figure, [(f"{_name(outcome.labels)}\n{kind}", list(map(example, shown)))
                                     for outcome in chosen.values()
                                     for kind, shown in outcome.measured["extremes"].items()])

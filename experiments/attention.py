@@ -31,6 +31,7 @@ from experiments.study import (
     spread,
 )
 from train.figures import tidy
+from train.palette import BLACK, BLUE, RED
 
 SEEDS = (0, 1, 2)
 PATCHES, CONVOLUTIONS = STEMS = ("ViT_P", "ViT_C")
@@ -101,7 +102,7 @@ FAMILIES: Mapping[str, Mapping[str, Network]] = {  # those on digits see images 
                  "ResNet": Network("resnet50", {"width": 66})},
 }
 NAMES = {"adamw": "AdamW", "sgd": "SGD"}
-COLORS = {PATCHES: "#c8553d", CONVOLUTIONS: "#4878a8"}
+COLORS = {PATCHES: RED, CONVOLUTIONS: BLUE}
 COSTS = {
     "digits": "about 6 minutes on 2 cores",
     "cifar10": "119 runs, 4e16 mult-adds: half an hour at 3e13 a second, hours at what small networks reach on a GPU",
@@ -146,7 +147,7 @@ def trials(scale: str) -> list[Trial]:
 
 def _errors(outcomes: Outcomes) -> list[float]:
     """Test errors; a run that diverged has everything wrong."""
-    return [1.0 if outcome.summary is None else 1 - outcome.get("accuracy") for outcome in outcomes]
+    return [1 - accuracy for accuracy in outcomes.values("accuracy", diverged=0.0)]
 
 
 def _settings(outcomes: Outcomes, stem: str) -> list[float]:
@@ -286,8 +287,8 @@ def _draw_ladder(outcomes: Outcomes, figure: Any) -> None:
         names = part.distinct("network")
         for y, name in enumerate(names):
             values = [100 * (1 - error) for error in _errors(part.where(network=name))]
-            axes.plot([y] * len(values), values, "o", color="#4878a8", alpha=0.6)
-            axes.hlines(statistics.mean(values), y - 0.3, y + 0.3, color="#222222")
+            axes.plot([y] * len(values), values, "o", color=BLUE, alpha=0.6)
+            axes.hlines(statistics.mean(values), y - 0.3, y + 0.3, color=BLACK)
         axes.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names], fontsize=9)
         tidy(axes)
     left.set(ylabel="test accuracy, %", title="from ResNet to ConvNeXt")

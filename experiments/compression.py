@@ -14,11 +14,11 @@ A network that is pruned, or whose weights become ternary, is trained on for lon
 with, as in the papers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from experiments import compression_results as results
-from experiments.compression_measures import bits, centroids, cut, sensitivity, stored  # noqa: F401  trials name them
+from experiments.compression_measures import bits, centroids, cut, sensitivity, stored
 from experiments.networks import Network, config
 from experiments.study import Claim, Picture, Study, Trial
 
@@ -84,14 +84,14 @@ def trials(scale: str) -> list[Trial]:
             labels, studied = {"part": "stages", "network": name, "seed": seed}, name == STUDIED[scale]
             whole = Trial({**labels, "stage": "dense"}, _config(scale, subject.network, seed, subject.dense,
                                                                 subject.rate),
-                          measures=("stored", "sensitivity", *(("cut", "bits") if studied else ())))
+                          measures=(stored, sensitivity, *((cut, bits) if studied else ())))
             gone = _pruned(scale, subject, whole, {**labels, "stage": "pruned"},
-                           measures=("stored", *(("bits", "centroids") if studied else ())))
+                           measures=(stored, *((bits, centroids) if studied else ())))
             found += [whole, gone, _shared(subject, gone, {**labels, "stage": "shared"})]
             what, share = subject.filters
             if what:  # the same share of each layer, as in the paper
                 found.append(_pruned(scale, subject, whole, {**labels, "part": "filters"}, share, by="layer",
-                                     more=f", structure=filters, what='{what}'", measures=("stored",)))
+                                     more=f", structure=filters, what='{what}'", measures=(stored,)))
         found += _curves(scale, seed) + (_low_bits(scale, seed) if seed < 2 else [])  # these cost the most
     return found
 
@@ -104,13 +104,13 @@ def _curves(scale: str, seed: int) -> list[Trial]:
         c = _config(scale, subject.network, seed, subject.dense, subject.rate)
         if decay == "L1":
             c.optimizer.l1, c.optimizer.weight_decay = L1[scale], 0.0
-        whole = Trial({**labels, "how": "whole"}, c, measures=("cut",))
+        whole = Trial({**labels, "how": "whole"}, c, measures=(cut,))
         found.append(whole)
         for sparsity in SPARSITIES[scale]:
             hows = ("at once",) if decay == "L1" else ("at once", "step by step") if scale in L1 else ("step by step",)
             for how in hows:
                 found.append(_pruned(scale, subject, whole, {**labels, "how": how, "sparsity": sparsity}, sparsity,
-                                     once=how == "at once", measures=("bits",) if decay == "L2" else ()))
+                                     once=how == "at once", measures=(bits,) if decay == "L2" else ()))
     return found
 
 
@@ -124,7 +124,7 @@ def _low_bits(scale: str, seed: int) -> list[Trial]:
                 continue
             network = Network(f"{family}{depth}", {"width": {"digits": 8, "cifar10": 16}[scale], **fields})
             trial = Trial({"part": "low bits", "depth": depth, "kind": kind, "seed": seed},
-                          _config(scale, network, seed, LENGTHS[scale][0], 0.1), measures=("stored",))
+                          _config(scale, network, seed, LENGTHS[scale][0], 0.1), measures=(stored,))
             full = trial if kind == "full" else full
             if kind == "ternary":
                 c = _after(full, LENGTHS[scale][1], 0.05)
@@ -152,7 +152,7 @@ def _after(start: Trial, epochs: int, rate: float) -> Any:
 
 
 def _pruned(scale: str, subject: Subject, start: Trial, labels: dict[str, Any], sparsity: float = 0.0,
-            once: bool = False, more: str = "", by: str = "std", measures: Sequence[str] = ()) -> Trial:
+            once: bool = False, more: str = "", by: str = "std", measures: Sequence[Callable] = ()) -> Trial:
     """Weights go for half of the time, or all at once; by="std": Han 2015's thresholds."""
     c = _after(start, subject.pruned, subject.rate / 2)
     schedule = "" if once else ", end='50%', every='2%'"
@@ -163,7 +163,7 @@ def _pruned(scale: str, subject: Subject, start: Trial, labels: dict[str, Any], 
 def _shared(subject: Subject, start: Trial, labels: dict[str, Any]) -> Trial:
     c = _after(start, subject.shared, 1e-3)
     c.optimizer.prune, c.optimizer.share = "", f"linear(conv={subject.conv}, dense={subject.bits})"
-    return Trial(labels, c, measures=("stored",), start=start)
+    return Trial(labels, c, measures=(stored,), start=start)
 
 
 CLAIMS = [

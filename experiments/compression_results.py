@@ -1,33 +1,36 @@
 """What is read off the trials of the study of compression: values, verdicts, tables, pictures."""
 
+import collections
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.compression_measures import CUTS
-from experiments.study import AGREES, DISAGREES, TOO_SMALL, Judgement, Outcome, Outcomes, Table, all_of, compare, spread
-from train.figures import tidy
+from experiments.study import (
+    AGREES,
+    DISAGREES,
+    TOO_SMALL,
+    Judge,
+    Judgement,
+    Outcomes,
+    Table,
+    all_of,
+    compare,
+    mean,
+    needs,
+    spread,
+)
+from train.figures import sensitivity_lines, tidy
+from train.palette import BLUE, GRAY, RED, YELLOW
 
 # Han 2016, table 1: error before and after in percent, ratio
 PUBLISHED = {"LeNet-300-100": (1.64, 1.58, 40), "LeNet-5": (0.80, 0.74, 39), "AlexNet": (42.78, 42.78, 35),
              "VGG-16": (31.50, 31.17, 49)}
 # Zhu 2017, CIFAR-10: error in percent with full precision, ternary
 TERNARY = {20: (8.23, 8.87), 32: (7.67, 7.63), 44: (7.18, 7.02), 56: (6.80, 6.44)}
-NAN = float("nan")
-STAGES = {"dense": "#777777", "pruned": "#4878a8", "shared": "#c8553d"}
-PARTS = {"values": "#777777", "indices": "#c8553d", "signs": "#e8a08c", "jumps": "#4878a8", "codebook": "#c9a227",
+STAGES = {"dense": GRAY, "pruned": BLUE, "shared": RED}
+PARTS = {"values": GRAY, "indices": RED, "signs": "#e8a08c", "jumps": BLUE, "codebook": YELLOW,
          "scales": "#e2d08c", "tables": "#6aa56a", "header": "#b0b0b0"}
-
-
-def _measured(outcomes: Outcomes, measure: str, *path: Any) -> list[float]:
-    """A number of a measure of each, NaN where training diverged."""
-    found = []
-    for outcome in outcomes:
-        value = outcome.measured.get(measure, NAN)
-        for key in path if measure in outcome.measured else ():
-            value = value[key]
-        found.append(value)
-    return found
 
 
 def _stage(outcomes: Outcomes, network: str, stage: str) -> Outcomes:
@@ -37,17 +40,16 @@ def _stage(outcomes: Outcomes, network: str, stage: str) -> Outcomes:
 def _lost(outcomes: Outcomes, network: str) -> list[float]:
     """Accuracy of the dense network less that of the file that was read back, by seed."""
     before = _stage(outcomes, network, "dense").values("accuracy")
-    after = _measured(_stage(outcomes, network, "shared"), "stored", "accuracy")
+    after = _stage(outcomes, network, "shared").measured("stored", "accuracy")
     return [a - b for a, b in zip(before, after, strict=True)]
 
 
-def smaller(network: str, ratio: float, most: float = 0.005) -> Callable[[Outcomes], Judgement]:
-    """Whether the file is so many times smaller, with no more than `most` of the accuracy lost."""
+def smaller(network: str, ratio: float) -> Judge:
+    """Whether the file is so many times smaller, with no more than half a point of accuracy lost."""
+    @needs(network=network)
     def judge(outcomes):
-        if network not in outcomes.distinct("network"):
-            return Judgement(TOO_SMALL, "not part of this scale")
-        ratios, lost = _measured(_stage(outcomes, network, "shared"), "stored", "ratio"), _lost(outcomes, network)
-        return Judgement(all_of([compare(ratios, [ratio] * len(ratios)), compare([most] * len(lost), lost)]),
+        ratios, lost = _stage(outcomes, network, "shared").measured("stored", "ratio"), _lost(outcomes, network)
+        return Judgement(all_of([compare(ratios, [ratio] * len(ratios)), compare([0.005] * len(lost), lost)]),
                          f"{network}: {spread(ratios, percent=False)} times smaller, {spread(lost, digits=2)} of "
                          "accuracy lost")
 
@@ -58,7 +60,7 @@ def _curve(outcomes: Outcomes, decay: str, how: str, sparsity: float) -> list[fl
     """Accuracy at a sparsity: "cut" without retraining, "at once" or "step by step" with."""
     own = outcomes.where(part="curves", decay=decay)
     if how == "cut":
-        return _measured(own.where(how="whole"), "cut", CUTS.index(sparsity))
+        return own.where(how="whole").measured("cut", CUTS.index(sparsity))
     return own.where(how=how, sparsity=sparsity).values("accuracy")
 
 
@@ -98,14 +100,13 @@ def _points(outcomes: Outcomes) -> dict[str, list[list[tuple[float, float]]]]:
     found: dict[str, list] = {"sharing alone": [], "pruning alone": [], "both": []}
     for (_,), own in outcomes.where(part="curves").groups("seed"):
         seed = own[0].labels["seed"]
-        dense = [o for o in outcomes.where(part="stages", stage="dense", seed=seed) if "bits" in o.measured]
-        stages = outcomes.where(part="stages", stage="pruned", seed=seed)
-        pruned = [o for o in (*own.where(decay="L2", how="step by step"), *stages) if "bits" in o.measured]
+        dense, stages = (outcomes.where(part="stages", stage=stage, seed=seed).results("bits")
+                         for stage in ("dense", "pruned"))
+        pruned = [*own.where(decay="L2", how="step by step").results("bits"), *stages]
         if dense and pruned:
-            found["sharing alone"].append(sorted((p["ratio"], p["accuracy"]) for p in dense[0].measured["bits"]))
-            found["pruning alone"].append(sorted((o.measured["bits"][0]["ratio"], o.measured["bits"][0]["accuracy"])
-                                                 for o in pruned))
-            found["both"].append(sorted((p["ratio"], p["accuracy"]) for o in pruned for p in o.measured["bits"][1:]))
+            for method, points in (("sharing alone", dense[0]), ("pruning alone", [bits[0] for bits in pruned]),
+                                   ("both", [point for bits in pruned for point in bits[1:]])):
+                found[method].append(sorted((point["ratio"], point["accuracy"]) for point in points))
     return found
 
 
@@ -127,7 +128,7 @@ def both(outcomes: Outcomes) -> Judgement:
 
 def linear(outcomes: Outcomes) -> Judgement:
     """k-means from even steps against the others, mean over 2, 3 and 4 bits."""
-    own = [o.measured["centroids"] for o in outcomes.where(part="stages", stage="pruned") if "centroids" in o.measured]
+    own = outcomes.where(part="stages", stage="pruned").results("centroids")
     means = {init: [sum(one[init]) / len(one[init]) for one in own] for init in ("linear", "density", "random")}
     shown = ", ".join(f"{init} {spread(values)}" for init, values in means.items())
     return Judgement(all_of([compare(means["linear"], means[one]) for one in ("density", "random")]),
@@ -138,7 +139,7 @@ def _low(outcomes: Outcomes, depth: int, kind: str) -> list[float]:
     return outcomes.where(part="low bits", depth=depth, kind=kind).values("accuracy")
 
 
-def _low_bits(high: str, low: str, by: float) -> Callable[[Outcomes], Judgement]:
+def _low_bits(high: str, low: str, by: float) -> Judge:
     """Whether at every depth `high` is more than `by` above `low`."""
     def judge(outcomes):
         parts, shown = [], []
@@ -160,7 +161,7 @@ xnor = _low_bits("binary weights", "XNOR", 0.0)
 def _filters(outcomes: Outcomes, network: str) -> tuple[Outcomes, Outcomes]:
     """Whole and without; those that did not diverge."""
     both = _stage(outcomes, network, "dense"), outcomes.where(part="filters", network=network)
-    return tuple(Outcomes([outcome for outcome in own if "stored" in outcome.measured]) for own in both)
+    return tuple(own.having("stored") for own in both)
 
 
 def filters(outcomes: Outcomes) -> Judgement:
@@ -170,7 +171,7 @@ def filters(outcomes: Outcomes) -> Judgement:
         if not before or not after:
             return Judgement(TOO_SMALL, f"{network}: diverged")
         saved = 1 - after[0].measured["stored"]["mult_adds"] / before[0].measured["stored"]["mult_adds"]
-        accuracies = before.values("accuracy"), _measured(after, "stored", "accuracy")
+        accuracies = before.values("accuracy"), after.measured("stored", "accuracy")
         parts += [compare(accuracies[1], accuracies[0], by=-0.005), AGREES if saved > 0.3 else DISAGREES]
         shown.append(f"{network}: {saved:.0%} fewer mult-adds, {spread(accuracies[0])} before, "
                      f"{spread(accuracies[1])} after")
@@ -201,7 +202,7 @@ def _kilobytes(values: Sequence[float]) -> str:
 
 def _row_of_network(outcomes: Outcomes, network: str) -> list[Any]:
     stages = {stage: _stage(outcomes, network, stage) for stage in STAGES}
-    files = {stage: [o.measured["stored"] for o in own if "stored" in o.measured] for stage, own in stages.items()}
+    files = {stage: own.results("stored") for stage, own in stages.items()}
     kept = [sum(row["kept"] for row in one["layers"] if row["entries"]) / sum(
         row["weights"] for row in one["layers"] if row["entries"]) for one in files["pruned"]]
     ratio = {stage: spread([one["ratio"] for one in found], percent=False) for stage, found in files.items()}
@@ -215,32 +216,10 @@ def _row_of_network(outcomes: Outcomes, network: str) -> list[Any]:
             "yes" if all(one["identical"] for one in files["shared"]) else "NO"]
 
 
-def _layer_rows(outcome: Outcome) -> list[list[Any]]:
-    """As Han 2016, tables 2 to 5."""
-    def bits(row, name):
-        before, after = row[f"{name}_bits"], row[f"{name}_coded"]
-        return "" if not before else f"{before} / {after:.1f}"
-
-    layers = outcome.measured["stored"]["layers"]
-    rows = [[row["name"].removesuffix("/kernel"), f"{row['weights']:,}",
-             f"{row['kept'] / row['weights']:.1%}" if row["weights"] else "", bits(row, "index"), bits(row, "jump"),
-             f"{row['bytes']:,}", f"{row['bytes'] / row['float32']:.2%}" if row["float32"] else ""] for row in layers]
-    total = {key: sum(row[key] for row in layers) for key in ("weights", "kept", "bytes", "float32")}
-    return [*rows, ["total", f"{total['weights']:,}", f"{total['kept'] / total['weights']:.1%}", "", "",
-                    f"{total['bytes']:,}", f"{total['bytes'] / total['float32']:.2%}"]]
-
-
-def _parts(outcome: Outcome) -> dict[str, int]:
-    """Bytes of a file by what they are for."""
-    found: dict[str, int] = {}
-    for row in outcome.measured["stored"]["layers"]:
-        for part, size in row["parts"].items():
-            found[part] = found.get(part, 0) + size
-    return found
-
-
 def tables(outcomes: Outcomes) -> list[Table]:
     """Of every part of the study that its scale has."""
+    from models.compress import file  # imports JAX
+
     networks = outcomes.where(part="stages").distinct("network")
     found = [Table("Deep compression", (
         "network", "numbers", "error", "pruned", "file", "weights kept", "float32 (kB)", "file (kB)", "pruned, times",
@@ -249,11 +228,10 @@ def tables(outcomes: Outcomes) -> list[Table]:
             *([f"{name} (Han 2016, table 1)", "", f"{before:.2f} %", "", f"{after:.2f} %", *[""] * 5, ratio, ""]
               for name, (before, after, ratio) in PUBLISHED.items())])]
     for network in networks:
-        shared = [o for o in _stage(outcomes, network, "shared") if "stored" in o.measured]
-        if shared:
+        if shared := _stage(outcomes, network, "shared").results("stored"):
             found.append(Table(f"{network}, layer by layer", (
                 "layer", "weights", "kept", "index bits / coded", "jump bits / coded", "bytes", "of float32"),
-                _layer_rows(shared[0])))
+                file.rows(shared[0]["layers"])))
     if _sparsities(outcomes):
         found.append(_table_of_curves(outcomes))
     if low := _table_of_low_bits(outcomes):
@@ -261,7 +239,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
     rows = []
     for network in outcomes.where(part="filters").distinct("network"):
         before, after = _filters(outcomes, network)
-        rows += [[f"{network}, {name}", _error(_measured(own, "stored", "accuracy")), *(
+        rows += [[f"{network}, {name}", _error(own.measured("stored", "accuracy")), *(
             f"{own[0].measured['stored'][key]:,}" for key in ("parameters", "mult_adds"))]
             for name, own in (("whole", before), ("without some of its filters", after)) if own]
     return [*found, Table("Filters removed", ("network", "error", "parameters", "mult-adds"), rows)]
@@ -283,7 +261,7 @@ def _table_of_low_bits(outcomes: Outcomes) -> Table | None:
     kinds, rows = own.distinct("kind"), []
     for depth in own.distinct("depth"):
         def ratio(kind, depth=depth):
-            return spread(_measured(own.where(depth=depth, kind=kind), "stored", "ratio")[:1], percent=False)
+            return spread(own.where(depth=depth, kind=kind).measured("stored", "ratio")[:1], percent=False)
 
         published = " / ".join(f"{error:.2f}" for error in TERNARY.get(depth, ())) or "—"
         rows.append([depth, *(_error(_low(outcomes, depth, kind)) for kind in kinds), published,
@@ -295,20 +273,15 @@ def _table_of_low_bits(outcomes: Outcomes) -> Table | None:
 # -- pictures ------------------------------------------------------------------------------------------------------
 
 
-def _mean(values: Sequence[float]) -> float:
-    good = [value for value in values if math.isfinite(value)]
-    return sum(good) / len(good) if good else NAN
-
-
 def draw_curves(outcomes: Outcomes, figure: Any) -> None:
     """Accuracy against sparsity."""
     axes = figure.subplots()
     styles = {"cut": ":", "at once": "--", "step by step": "-"}
     sparsities = _sparsities(outcomes)
-    for decay, color in (("L2", "#4878a8"), ("L1", "#c8553d")):
+    for decay, color in (("L2", BLUE), ("L1", RED)):
         for how, style in styles.items():
             shown = [s for s in CUTS if s] if how == "cut" else sparsities
-            values = [_mean(_curve(outcomes, decay, how, s)) for s in shown]
+            values = [mean(_curve(outcomes, decay, how, s)) for s in shown]
             if not all(map(math.isnan, values)):
                 axes.plot([100 * s for s in shown], [100 * v for v in values], style, color=color, marker=".",
                           label=f"{decay}, {how if how != 'cut' else 'without retraining'}")
@@ -320,7 +293,7 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
 def draw_bits(outcomes: Outcomes, figure: Any) -> None:
     """Accuracy against the file's size."""
     axes = figure.subplots()
-    colors = {"sharing alone": "#c9a227", "pruning alone": "#4878a8", "both": "#c8553d"}
+    colors = {"sharing alone": YELLOW, "pruning alone": BLUE, "both": RED}
     for method, seeds in _points(outcomes).items():
         for i, points in enumerate(seeds):
             axes.plot(*zip(*((ratio, 100 * accuracy) for ratio, accuracy in points), strict=True),
@@ -337,10 +310,9 @@ def draw_low_bits(outcomes: Outcomes, figure: Any) -> None:
     axes = figure.subplots()
     own = outcomes.where(part="low bits")
     depths, kinds = own.distinct("depth"), own.distinct("kind")
-    colors = {"full": "#777777", "ternary": "#4878a8", "binary weights": "#c9a227", "full, preactivation": "#b0b0b0",
-              "XNOR": "#c8553d"}
+    colors = {"full": GRAY, "ternary": BLUE, "binary weights": YELLOW, "full, preactivation": "#b0b0b0", "XNOR": RED}
     for i, kind in enumerate(kinds):
-        errors = [_mean([100 - 100 * value for value in _low(outcomes, depth, kind)]) for depth in depths]
+        errors = [mean([100 - 100 * value for value in _low(outcomes, depth, kind)]) for depth in depths]
         axes.bar([n + (i - len(kinds) / 2 + 0.5) * 0.8 / len(kinds) for n in range(len(depths))], errors,
                  0.8 / len(kinds), color=colors[kind], label=kind)
     axes.set_xticks(range(len(depths)), [f"{depth} layers" for depth in depths])
@@ -351,17 +323,10 @@ def draw_low_bits(outcomes: Outcomes, figure: Any) -> None:
 
 def draw_sensitivity(outcomes: Outcomes, figure: Any) -> None:
     """A panel a network, a line a layer."""
-    from matplotlib import colormaps
-
     networks = outcomes.where(part="stages").distinct("network")
     for axes, network in zip(figure.subplots(1, len(networks), sharey=True, squeeze=False)[0], networks, strict=True):
-        own = [o for o in _stage(outcomes, network, "dense") if "sensitivity" in o.measured]
-        layers = own[0].measured["sensitivity"]["layers"] if own else {}
-        for i, (name, curve) in enumerate(layers.items()):
-            few = len(layers) <= 10
-            axes.plot([100 * s for s in curve["sparsity"]], [100 * a for a in curve["accuracy"]], marker=".",
-                      color=colormaps["viridis"](i / max(1, len(layers) - 1)),
-                      label=name.removesuffix("/kernel") if few or i in (0, len(layers) - 1) else None)
+        for found in _stage(outcomes, network, "dense").results("sensitivity")[:1]:
+            sensitivity_lines(axes, found["layers"], named=10)
         axes.set(title=network, xlabel="weights of the layer gone (%)")
         axes.legend(frameon=False, fontsize=8)
         tidy(axes)
@@ -371,16 +336,18 @@ def draw_sensitivity(outcomes: Outcomes, figure: Any) -> None:
 def draw_bytes(outcomes: Outcomes, figure: Any) -> None:
     """What the bytes of each file are for."""
     axes = figure.subplots()
-    rows = [(f"{network}, {stage}", outcome) for network in outcomes.where(part="stages").distinct("network")
-            for stage in ("pruned", "shared") for outcome in _stage(outcomes, network, stage)
-            if outcome.labels["seed"] == 0 and "stored" in outcome.measured]
-    for i, (_, outcome) in enumerate(rows):
-        left, whole = 0.0, outcome.measured["stored"]["float32"]
+    rows = [(f"{network}, {stage}", stored) for network in outcomes.where(part="stages").distinct("network")
+            for stage in ("pruned", "shared")
+            for stored in _stage(outcomes, network, stage).where(seed=0).results("stored")]
+    for i, (_, stored) in enumerate(rows):
+        left, parts = 0.0, collections.Counter()
+        for row in stored["layers"]:
+            parts.update(row["parts"])
         for part, color in PARTS.items():
-            share = 100 * _parts(outcome).get(part, 0) / whole
+            share = 100 * parts[part] / stored["float32"]
             axes.barh(i, share, left=left, color=color, label=part if i == 0 else None)
             left += share
-        axes.text(left, i, f" {whole / outcome.measured['stored']['bytes']:.0f}x", va="center", fontsize=8)
+        axes.text(left, i, f" {stored['float32'] / stored['bytes']:.0f}x", va="center", fontsize=8)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.invert_yaxis()
     axes.set_xlabel("bytes of the file, % of float32")

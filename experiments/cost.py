@@ -16,6 +16,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.ticker import EngFormatter, LogLocator
+
 from experiments import networks
 from experiments.cost_networks import (
     BLOCKS,
@@ -48,6 +50,7 @@ from experiments.study import (
     spread,
 )
 from train.figures import tidy
+from train.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
 SEEDS = (0, 1, 2)
 EPOCHS = {"digits": 6, "cifar10": 60, "imagenet": 90}  # on digits half of the recipe's, which reach 99 %
@@ -55,7 +58,7 @@ TOLERANCE = 0.05  # costliest over cheapest, less 1
 TIMED = 15  # training steps of which the median is taken
 CLASSIFIER = 1024 * 1000  # mult-adds of MobileNet's
 KINDS = {"mult_adds": "equal mult-adds", "parameters": "equal parameters"}
-COLORS = dict(zip(BLOCKS, ("#222222", "#4878a8", "#7b4fa3", "#c9a227", "#c8553d", "#3d8f6b"), strict=True))
+COLORS = dict(zip(BLOCKS, (BLACK, BLUE, PURPLE, YELLOW, RED, GREEN), strict=True))
 
 COSTS = {
     "digits": "about 5 minutes on 2 cores",
@@ -82,10 +85,10 @@ def trials(scale: str) -> list[Trial]:
     for kind, pair in PAIRS[scale].items():
         for label, network in pair.items():
             add(network, {"set": kind, "network": label})
-    add(REUSED[scale], {"set": "re-use", "network": DENSE}, 24 if scale == "digits" else 0, ("reuse",))
+    add(REUSED[scale], {"set": "re-use", "network": DENSE}, 24 if scale == "digits" else 0, (reuse,))
     for network, labels in timed.values():
         about = {**labels, "of": labels["set"], "set": "step time"}
-        made.append(Trial(about, networks.config(scale, network, 0, EPOCHS[scale]), False, ("step_time",)))
+        made.append(Trial(about, networks.config(scale, network, 0, EPOCHS[scale]), False, (step_time,)))
     return made
 
 
@@ -179,7 +182,7 @@ def _efficient(outcomes: Outcomes) -> Judgement:
 def _reused(outcomes: Outcomes) -> Judgement:
     """Ratio of mean weights from the earlier half of the sources to those from the later half, of what reads at least
     four; the smallest of any block."""
-    measured = [o.measured["reuse"] for o in outcomes.where(set="re-use") if "reuse" in o.measured]
+    measured = outcomes.where(set="re-use").results("reuse")
     if not measured:
         return Judgement(TOO_SMALL, "all runs diverged")
     ratios = [[statistics.mean(statistics.mean(row[:len(row) // 2]) / statistics.mean(row[len(row) // 2:])
@@ -272,8 +275,6 @@ def _draw_equal(outcomes: Outcomes, figure: Any) -> None:
 
 def _tick(axis: Any) -> None:
     """Plain numbers at 1, 2 and 5 of each decade of a logarithmic axis."""
-    from matplotlib.ticker import EngFormatter, LogLocator
-
     axis.set_minor_locator(LogLocator(subs=(2, 5)))
     axis.set_major_formatter(EngFormatter(sep=""))
     axis.set_minor_formatter(EngFormatter(sep=""))
@@ -295,7 +296,7 @@ def _draw_sizes(outcomes: Outcomes, figure: Any) -> None:
 
 
 def _draw_reuse(outcomes: Outcomes, figure: Any) -> None:
-    measured = [o.measured["reuse"]["blocks"] for o in outcomes.where(set="re-use") if "reuse" in o.measured]
+    measured = [one["blocks"] for one in outcomes.where(set="re-use").results("reuse")]
     if not measured:
         return
     panels = figure.subplots(1, len(measured[0]), squeeze=False)[0]
@@ -317,10 +318,10 @@ def _draw_reuse(outcomes: Outcomes, figure: Any) -> None:
 
 def _draw_step_time(outcomes: Outcomes, figure: Any) -> None:
     axes, timed = figure.subplots(), outcomes.where(set="step time")
-    colors = {**COLORS, "residual": "#999999", "whole": "#8c6239", "early": "#d0679d", "late": "#58b4c4",
+    colors = {**COLORS, "residual": "#999999", "whole": BROWN, "early": PINK, "late": CYAN,
               "separable": COLORS[SEPARABLE]}
     for (name,), group in timed.groups("network"):
-        points = [(m["mult_adds"], m["milliseconds"]) for o in group if (m := o.measured["step_time"])]
+        points = [(one["mult_adds"], one["milliseconds"]) for one in group.results("step_time")]
         axes.plot(*zip(*points, strict=True), "o", color=colors[name], label=name)
     first = timed[0].measured["step_time"]
     axes.set(xscale="log", yscale="log", xlabel="mult-adds, one image forward",

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import rich.console
 from absl import flags
 
+from experiments.study import markdown_table
 from models.errors import UserError
 from train import cli
+from train.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
 USAGE = """Writes costs.md, costs.json and pictures: accuracy against mult-adds, parameters and activation memory; what
 early downsampling saves; the textbook's formulas beside the counts.
@@ -70,8 +72,8 @@ PUBLISHED = {
     "convnext_base": Published("ConvNeXt", "B", 84.062, modern=True),
     "convnext_large": Published("ConvNeXt", "L", 84.414, modern=True),
 }
-COLORS = dict(zip(("AlexNet", "VGG", "ResNet", "ResNeXt", "DenseNet", "MobileNet", "ViT", "Swin", "ConvNeXt"), (
-    "#222222", "#c8553d", "#4878a8", "#7b4fa3", "#3d8f6b", "#c9a227", "#8c6239", "#d0679d", "#58b4c4"), strict=True))
+COLORS = {"AlexNet": BLACK, "VGG": RED, "ResNet": BLUE, "ResNeXt": PURPLE, "DenseNet": GREEN, "MobileNet": YELLOW,
+          "ViT": BROWN, "Swin": PINK, "ConvNeXt": CYAN}
 COSTS = {  # field of complexity.Layer and Complexity: (title, unit)
     "mult_adds": ("mult-adds", ""),
     "params": ("parameters", ""),
@@ -188,9 +190,6 @@ def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], about: Mapping[
     from models import formulas
     from models.complexity import short
 
-    def table(heads, rows):
-        return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (heads, ["---"] * len(heads), *rows))
-
     def cells(cost):
         return [f"{cost.params:,}", *(short(getattr(cost, field)) + unit for field, (_, unit) in COSTS.items()
                                       if field != "params")]
@@ -208,6 +207,7 @@ def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], about: Mapping[
     work, memory = late.mult_adds / resnet.mult_adds, late.kept_bytes / resnet.kept_bytes
     pictures = "\n\n".join(f"![top-1 against {COSTS[field][0]}](tradeoff_{field}.png)" for field in
                            ("mult_adds", "params", "kept_bytes"))
+    columns_early = ["network", *columns, f"kept at {SIZE // 2}² and up", f"mult-adds at {SIZE // 2}² and up"]
     return f"""# What accuracy costs
 
 {about["device"]}, {about["commit"]}. Written by `python -m experiments.costs`.
@@ -220,7 +220,7 @@ weights); compare these among themselves, and the others among themselves.
 
 {pictures}
 
-{table(["network", "top-1 %", *columns, "source", "recipe"], networks)}
+{markdown_table(["network", "top-1 %", *columns, "source", "recipe"], networks)}
 
 ## Early downsampling
 
@@ -232,13 +232,13 @@ resolution by 4 before its first block, which leaves {resnet_kept} and {resnet_w
 its stem it would need {work:.1f} times the mult-adds and {memory:.1f} times the memory. At about equal depth, both with
 batch norm, the ResNet keeps less: VGG-19 and ResNet-34.
 
-{table(["network", *columns, f"kept at {SIZE // 2}² and up", f"mult-adds at {SIZE // 2}² and up"], downsampling)}
+{markdown_table(columns_early, downsampling)}
 
 ## Formulas and counts
 
 Of the convolutions of a block on h x w maps: kernel size k, c channels, d of them inside a bottleneck, g groups.
 
-{table(formulas.HEADS, formulas.rows())}
+{markdown_table(formulas.HEADS, formulas.rows())}
 """
 
 

@@ -13,6 +13,8 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+from matplotlib import colormaps
+
 from experiments.measures import deletions, gradients
 from experiments.study import (
     AGREES,
@@ -31,6 +33,7 @@ from experiments.study import (
     spread,
 )
 from train.figures import tidy
+from train.palette import BLUE, GRAY, RED
 
 DEPTHS = {"digits": (20, 32, 44, 56), "cifar10": (20, 32, 44, 56, 110), "imagenet": (18, 34)}
 SHALLOW = {"digits": 20, "cifar10": 20, "imagenet": 18}  # pairs that the claims compare
@@ -50,7 +53,7 @@ VARIANTS = {  # label -> (family, fields)
     "pre-activation": ("preresnet", {"shortcut": "A"}), "zero gamma": ("resnet", {"shortcut": "A", "zero_gamma": True}),
 }
 SHORTCUTS = ("residual", "projections where shapes change", "projections everywhere")
-COLORS = {"plain": "#c8553d", "residual": "#4878a8"}
+COLORS = {"plain": RED, "residual": BLUE}
 
 
 def trials(scale: str) -> list[Trial]:
@@ -73,11 +76,10 @@ def trials(scale: str) -> list[Trial]:
                       "role": {shallow: "shallow", deep: "deep"}.get(depth, "between")}
             basic = network in ("plain", "residual")
             if basic and depth == deep:
-                made.append(Trial({**labels, "at": "step 0"}, c, train=False, measures=(gradients.__name__,)))
+                made.append(Trial({**labels, "at": "step 0"}, c, train=False, measures=(gradients,)))
             deleted = basic and (depth == shallow or (depth == deep and network == "residual"))
             made.append(Trial({**labels, "at": "end"}, c, measures=(
-                *((gradients.__name__,) if basic and depth == deep else ()),
-                *((deletions.__name__,) if deleted else ()))))
+                *((gradients,) if basic and depth == deep else ()), *((deletions,) if deleted else ()))))
     return made
 
 
@@ -90,13 +92,11 @@ def _end(outcomes: Outcomes, network: str, **labels: Any) -> Outcomes:
 
 def _accuracy(outcomes: Outcomes, network: str, **labels: Any) -> list[float]:
     """By seed, to decide by: a run that diverged has 0."""
-    return [0.0 if o.summary is None else o.get("accuracy") for o in _end(outcomes, network, **labels)]
+    return _end(outcomes, network, **labels).values("accuracy", diverged=0.0)
 
 
-def _losses(outcomes: Outcomes, network: str, part: str, **labels: Any) -> list[float]:
-    """By seed the training loss: mean over the first third of the training ("early") or its last value ("final")."""
-    runs = [o.history["train"]["loss"] for o in _end(outcomes, network, **labels) if o.history.get("train")]
-    return [statistics.mean(run[:max(1, len(run) // 3)]) if part == "early" else run[-1] for run in runs if run]
+def _final_losses(outcomes: Outcomes, network: str, **labels: Any) -> list[float]:
+    return [run[-1] for run in _end(outcomes, network, **labels).losses()]
 
 
 def _depth(outcomes: Outcomes, role: str) -> int:
@@ -104,7 +104,7 @@ def _depth(outcomes: Outcomes, role: str) -> int:
 
 
 def _degrades(outcomes: Outcomes) -> Judgement:
-    deep, shallow = (_losses(outcomes, "plain", "final", role=role) for role in ("deep", "shallow"))
+    deep, shallow = (_final_losses(outcomes, "plain", role=role) for role in ("deep", "shallow"))
     return Judgement(compare(deep, shallow), f"final training loss with {_depth(outcomes, 'shallow')} layers "
                      f"{spread(shallow, False, 2)}, with {_depth(outcomes, 'deep')} {spread(deep, False, 2)}")
 
@@ -123,7 +123,7 @@ def _better(outcomes: Outcomes) -> Judgement:
 
 def _faster(outcomes: Outcomes) -> Judgement:
     accuracy = {network: _accuracy(outcomes, network, role="shallow") for network in ("residual", "plain")}
-    early = {network: _losses(outcomes, network, "early", role="shallow") for network in accuracy}
+    early = {network: _end(outcomes, network, role="shallow").early_losses() for network in accuracy}
     apart = [compare(*pair, by=0.02) for pair in (tuple(accuracy.values()), tuple(accuracy.values())[::-1])]
     alike = DISAGREES if AGREES in apart else TOO_SMALL if TOO_SMALL in apart else AGREES
     return Judgement(all_of([alike, compare(early["plain"], early["residual"])]), "; ".join(
@@ -146,8 +146,7 @@ def _shortcuts(outcomes: Outcomes) -> Judgement:
 def _thirds(outcomes: Outcomes, network: str, at: str) -> list[float]:
     """By seed: mean gradient norm of the first third of the layers over that of the last."""
     found = []
-    for outcome in outcomes.where(network=network, at=at, role="deep"):
-        norms = outcome.measured.get("gradients", {}).get("norms", ())
+    for norms in (one["norms"] for one in outcomes.where(network=network, at=at, role="deep").results("gradients")):
         third = len(norms) // 3
         if third and sum(norms[-third:]) > 0:
             found.append(sum(norms[:third]) / sum(norms[-third:]))
@@ -174,7 +173,7 @@ def _variant(network: str) -> Callable[[Outcomes], Judgement]:
 
 
 def _zero_gamma(outcomes: Outcomes) -> Judgement:
-    early = {network: _losses(outcomes, network, "early", role="deep") for network in ("zero gamma", "residual")}
+    early = {network: _end(outcomes, network, role="deep").early_losses() for network in ("zero gamma", "residual")}
     ours = (f"{network} {spread(v, False, 2)} (accuracy {spread(_accuracy(outcomes, network, role='deep'))})"
             for network, v in early.items())
     return Judgement(compare(early["residual"], early["zero gamma"]),
@@ -185,9 +184,8 @@ def _deleted(outcomes: Outcomes, network: str, role: str, halving: bool = False)
     """By seed that converged: median test accuracy over the deletions of blocks that keep, or halve, the resolution,
     as a fraction of the way from chance (0) to the whole network (1)."""
     found = []
-    for outcome in _end(outcomes, network, role=role):
-        d = outcome.measured.get("deletions")
-        if d and d["whole"] >= CONVERGED:
+    for d in _end(outcomes, network, role=role).results("deletions"):
+        if d["whole"] >= CONVERGED:
             kept = [(a - d["chance"]) / (d["whole"] - d["chance"])
                     for a, half in zip(d["accuracy"], d["halving"], strict=True) if half == halving]
             found += [statistics.median(kept)] if kept else []
@@ -217,14 +215,14 @@ def _halving(outcomes: Outcomes) -> Judgement:
 def tables(outcomes: Outcomes) -> list[Table]:
     """Accuracy and training loss of every network, beside the published; gradients; deletions."""
     networks = [[network, depth, spread(group.values("accuracy")),
-                 spread(_losses(outcomes, network, "final", depth=depth), False, 3),
+                 spread(_final_losses(outcomes, network, depth=depth), False, 3),
                  *(f"{100 - error:.2f}" if (error := PUBLISHED[scale].get(network, {}).get(depth)) else "—"
                    for scale in PUBLISHED)]
                 for (network, depth), group in outcomes.where(at="end").groups("network", "depth")]
     ratios = [[network, *(spread(_thirds(outcomes, network, at), False, 3) for at in ("step 0", "end"))]
               for network in ("plain", "residual")]
     deleted = [[network, _depth(outcomes, role), spread([
-        o.measured["deletions"]["whole"] for o in _end(outcomes, network, role=role) if "deletions" in o.measured]),
+        one["whole"] for one in _end(outcomes, network, role=role).results("deletions")]),
         *(spread(_deleted(outcomes, network, role, half)) for half in (False, True))]
         for network, role in (("plain", "shallow"), ("residual", "shallow"), ("residual", "deep"))]
     return [
@@ -244,7 +242,7 @@ def _draw_depth(outcomes: Outcomes, figure: Any) -> None:
     depths = outcomes.distinct("depth")
     for network, color in COLORS.items():
         for axes, read in ((panels[0], lambda d, n=network: [100 * v for v in _end(outcomes, n, depth=d).values(
-                "accuracy")]), (panels[1], lambda d, n=network: _losses(outcomes, n, "final", depth=d))):
+                "accuracy")]), (panels[1], lambda d, n=network: _final_losses(outcomes, n, depth=d))):
             runs = [(depth, values) for depth in depths if (values := finite(read(depth)))]
             if runs:
                 axes.errorbar([depth for depth, _ in runs], [statistics.mean(v) for _, v in runs],
@@ -259,8 +257,6 @@ def _draw_depth(outcomes: Outcomes, figure: Any) -> None:
 
 
 def _draw_training(outcomes: Outcomes, figure: Any) -> None:
-    from matplotlib import colormaps
-
     depths = outcomes.distinct("depth")
     shades = [(0.15 + 0.7 * i / max(1, len(depths) - 1)) for i in range(len(depths))]
     for axes, network in zip(figure.subplots(1, len(COLORS), sharey=True), COLORS, strict=True):
@@ -280,9 +276,8 @@ def _draw_gradients(outcomes: Outcomes, figure: Any) -> None:
     moments = ("step 0", "end")
     for axes, at in zip(figure.subplots(1, len(moments), sharey=True), moments, strict=True):
         for network, color in COLORS.items():
-            runs = [o.measured["gradients"]["norms"] for o in outcomes.where(network=network, at=at, role="deep")
-                    if "gradients" in o.measured]
-            for i, norms in enumerate(runs):
+            runs = outcomes.where(network=network, at=at, role="deep").results("gradients")
+            for i, norms in enumerate(run["norms"] for run in runs):
                 axes.plot(range(1, len(norms) + 1), norms, color=color, alpha=0.8, linewidth=1.1,
                           label=network if i == 0 else None)
         axes.set(title=f"{_depth(outcomes, 'deep')} layers, {at}" + (" of training" if at == "end" else ""),
@@ -297,18 +292,18 @@ def _draw_deletions(outcomes: Outcomes, figure: Any) -> None:
     panels = (("plain", "shallow"), ("residual", "shallow"), ("residual", "deep"))
     for axes, (network, role) in zip(figure.subplots(1, len(panels), sharey=True, width_ratios=(1, 1, 2)), panels,
                                      strict=True):
-        runs = [o.measured["deletions"] for o in _end(outcomes, network, role=role) if "deletions" in o.measured]
+        runs = _end(outcomes, network, role=role).results("deletions")
         if runs:
             names = runs[0]["blocks"]
             for i, run in enumerate(runs):
-                axes.axhline(100 * run["whole"], color="#777777", linewidth=1,
+                axes.axhline(100 * run["whole"], color=GRAY, linewidth=1,
                              label="nothing deleted" if i == 0 else None)
                 axes.plot(range(len(names)), [100 * a for a in run["accuracy"]], "o", markersize=4, alpha=0.7,
                           color=COLORS[network], label="one block deleted" if i == 0 else None)
-            axes.axhline(100 * runs[0]["chance"], color="#777777", linewidth=1, linestyle=":", label="chance")
+            axes.axhline(100 * runs[0]["chance"], color=GRAY, linewidth=1, linestyle=":", label="chance")
             halving = [at for at, half in enumerate(runs[0]["halving"]) if half]
             for i, at in enumerate(halving):
-                axes.axvspan(at - 0.5, at + 0.5, color="#777777", alpha=0.15, linewidth=0,
+                axes.axvspan(at - 0.5, at + 0.5, color=GRAY, alpha=0.15, linewidth=0,
                              label="halves the resolution" if i == 0 else None)
             short = [name.replace("stage", "").replace("/block", ".") for name in names]
             axes.set_xticks(range(len(names)), short, rotation=90, fontsize=9)

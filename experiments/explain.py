@@ -9,6 +9,7 @@ import rich.console
 import rich.table
 from absl import flags
 
+from experiments.study import terminal_table
 from models.errors import UserError, choice_error
 from train import calls, cli
 from train.data import decode
@@ -342,13 +343,9 @@ PICTURES: Mapping[str, Callable] = {"occlusion": occlusion, "receptive_field": r
 
 def table(rows: Sequence[Mapping[str, Any]]) -> rich.table.Table:
     """What the network says of each image, for the terminal."""
-    made = rich.table.Table()
-    for column in ("image", "label", "explained", "most probable"):
-        made.add_column(column)
-    for row in rows:
-        made.add_row(row["image"], row["label"] or "", f"{row['target']} {row['probability']:.1%}",
-                     f"{row['top1']} {row['top1_probability']:.1%}")
-    return made
+    return terminal_table(("image", "label", "explained", "most probable"), [
+        (row["image"], row["label"] or "", f"{row['target']} {row['probability']:.1%}",
+         f"{row['top1']} {row['top1_probability']:.1%}") for row in rows], texts=4)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ cifar10    cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (f
 from typing import Any
 
 from experiments import explanation_results as results
-from experiments.explanation_measures import (  # noqa: F401  trials name them
+from experiments.explanation_measures import (
     effective,
     faithfulness,
     gallery,
@@ -33,7 +33,7 @@ SETS = {"cifar10": "tfds:cifar10_jpeg"}
 SEEDS = {"digits": (0, 1, 2), "cifar10": (0,)}
 CANVAS = {"digits": 32, "cifar10": 48}
 COPIES = {"digits": 4, "cifar10": 1}  # canvases of an image
-MEASURES = ("localization", "two_objects", "faithfulness", "sanity", "effective", "gallery")
+MEASURES = (localization, two_objects, faithfulness, sanity, effective, gallery)
 
 
 def _networks(scale: str) -> dict[str, tuple[Network, int, float, str]]:

@@ -1,15 +1,17 @@
 """What is read off the trials of the study of explanations: verdicts, tables, pictures."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 
 from experiments import overlays
 from experiments.measures import from_png
-from experiments.study import Judgement, Outcome, Outcomes, Table, all_of, compare, spread
+from experiments.study import Judgement, Outcome, Outcomes, Table, all_of, compare, finite, mean, spread
 from train.figures import tidy
+from train.palette import BLUE, RED, YELLOW
 
 NAMES = {"cam": "CAM", "grad_cam": "Grad-CAM", "grad_cam_plus_plus": "Grad-CAM++",
          "attention_rollout": "attention rollout", "saliency": "gradient", "smooth_grad": "SmoothGrad",
@@ -28,23 +30,13 @@ PUBLISHED = [  # what, numbers, source
 ]
 
 
-def _of(outcomes: Outcomes, measure: str, network: str, *path: str) -> list[float]:
-    """A number of each trial of a network; NaN where training diverged or the network has not the method."""
-    found = []
-    for outcome in outcomes.where(network=network):
-        value: Any = outcome.measured.get(measure, {})
-        for key in path:
-            value = value.get(key, {}) if isinstance(value, Mapping) else None
-        found.append(value if isinstance(value, (int, float)) else float("nan"))
-    return found
-
-
 def _lower(outcomes: Outcomes, network: str, low: str, high: str) -> Judgement:
     """Localization error."""
-    errors = [_of(outcomes, "localization", network, name, "error") for name in (low, high)]
+    own = outcomes.where(network=network)
+    errors = [own.measured("localization", name, "error") for name in (low, high)]
     return Judgement(compare(errors[1], errors[0]), "; ".join(
         f"{NAMES[name]} {spread(values)}" for name, values in zip((low, high), errors, strict=True)) +
-        f"; {spread(_of(outcomes, 'localization', network, 'right'))} are classified right")
+        f"; {spread(own.measured('localization', 'right'))} are classified right")
 
 
 def cam_localizes(outcomes: Outcomes) -> Judgement:
@@ -58,14 +50,15 @@ def grad_cam_localizes(outcomes: Outcomes) -> Judgement:
 def tells_classes_apart(outcomes: Outcomes) -> Judgement:
     values = {}
     for name in ("guided_grad_cam", "guided_backprop"):
-        by_network = [_of(outcomes, "two_objects", network, name) for network in outcomes.distinct("network")]
+        by_network = [own.measured("two_objects", name) for _, own in outcomes.groups("network")]
         values[name] = [statistics.mean(column) for column in zip(*by_network, strict=True)]  # one a seed
     return Judgement(compare(values["guided_grad_cam"], values["guided_backprop"], by=0.1), "; ".join(
         f"{NAMES[name]} {spread(found)}" for name, found in values.items()))
 
 
 def agrees_with_occlusion(outcomes: Outcomes) -> Judgement:
-    values = {name: _of(outcomes, "faithfulness", "VGG", name, "occlusion") for name in ("grad_cam", "guided_backprop")}
+    own = outcomes.where(network="VGG")
+    values = {name: own.measured("faithfulness", name, "occlusion") for name in ("grad_cam", "guided_backprop")}
     return Judgement(compare(*values.values()), "; ".join(
         f"{NAMES[name]} {spread(found, percent=False, digits=3)}" for name, found in values.items()))
 
@@ -84,7 +77,7 @@ def insensitive(outcomes: Outcomes) -> Judgement:
 
 
 def effective_field(outcomes: Outcomes) -> Judgement:
-    own = [o.measured["effective"] for o in outcomes.where(network="ResNet") if "effective" in o.measured]
+    own = outcomes.where(network="ResNet").results("effective")
     before, after = ([one[when]["size"] for one in own] for when in ("before", "after"))
     whole = [statistics.mean(one["theoretical"]) for one in own]
     limit = [2 / 3 * size for size in whole]
@@ -106,24 +99,19 @@ def _table(outcomes: Outcomes, title: str, measure: str, paths: Sequence[tuple[s
     """A method a row; for each network and (name, keys below the method) a column."""
     networks, rows = outcomes.distinct("network"), []
     for name in _methods(outcomes, measure):
-        row, some = [NAMES[name]], False
-        for network in networks:
-            for _, path in paths:
-                values = _of(outcomes, measure, network, name, *path)
-                missing = all(v != v for v in values)
-                some |= not missing
-                row.append("—" if missing else spread(values, percent=percent, digits=1 if percent else 3))
-        rows += [row] if some else []
+        cells = [spread(values, percent=percent, digits=1 if percent else 3) if finite(values) else "—"
+                 for _, own in outcomes.groups("network") for _, path in paths
+                 if (values := own.measured(measure, name, *path))]
+        rows += [[NAMES[name], *cells]] if set(cells) != {"—"} else []
     return Table(title, ["method", *(f"{network}{', ' if name else ''}{name}" for network in networks
                                      for name, _ in paths)], rows)
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
     """Localization, two objects, faithfulness, sanity, published."""
-    accuracy = [[network, f"{outcomes.where(network=network)[0].get('parameters'):,.0f}",
-                 spread(outcomes.where(network=network).values("accuracy")),
-                 spread(_of(outcomes, "localization", network, "chance")),
-                 spread(_of(outcomes, "localization", network, "middle"))] for network in outcomes.distinct("network")]
+    accuracy = [[network, f"{own[0].get('parameters'):,.0f}", spread(own.values("accuracy")),
+                 *(spread(own.measured("localization", name)) for name in ("chance", "middle"))]
+                for (network,), own in outcomes.groups("network")]
     half = Outcomes([o._replace(measured={**o.measured, "half": {
         name: _half_way(o, name) for name in o.measured.get("sanity", {}) if name != "layers"}}) for o in outcomes])
     return [
@@ -146,16 +134,14 @@ def tables(outcomes: Outcomes) -> list[Table]:
 
 
 def _color(name: str) -> Any:
-    from matplotlib import colormaps
-
-    names = list(NAMES)
-    return "0.55" if name == "random" else "black" if name == "occlusion" else colormaps["tab10"](names.index(name))
+    return "0.55" if name == "random" else "black" if name == "occlusion" else colormaps["tab10"](
+        list(NAMES).index(name))
 
 
 def draw_gallery(outcomes: Outcomes, figure: Any) -> None:
     """Three rows a network, a column a method."""
     seed = outcomes.distinct("seed")[0]
-    own = [o for o in outcomes.where(seed=seed) if "gallery" in o.measured]
+    own = outcomes.where(seed=seed).having("gallery")
     if not own:
         return
     columns = [name for name in NAMES if any(name in row["panels"] for o in own for row in o.measured["gallery"])]
@@ -188,21 +174,17 @@ def draw_localization(outcomes: Outcomes, figure: Any) -> None:
     for axes, title, measure, path in ((panels[0], "one object", "localization", ("pointing",)),
                                        (panels[1], "two objects: the one that is asked for", "two_objects", ())):
         for i, network in enumerate(networks):
-            values = [_mean(_of(outcomes, measure, network, name, *path)) for name in names]
+            values = [mean(outcomes.where(network=network).measured(measure, name, *path)) for name in names]
             axes.barh([n + (i - 1) * 0.26 for n in range(len(names))], [100 * v for v in values], 0.24, label=network,
-                      color=("#4878a8", "#c8553d", "#c9a227")[i % 3])
+                      color=(BLUE, RED, YELLOW)[i % 3])
         axes.set(title=title, xlabel="highest place is on the object (%)", xlim=(0, 100))
-        axes.axvline(100 * _mean(_of(outcomes, measure, networks[0], "middle")), color="0.5", linestyle=":")
+        middle = outcomes.where(network=networks[0]).measured(measure, "middle")
+        axes.axvline(100 * mean(middle), color="0.5", linestyle=":")
         tidy(axes)
     panels[0].set_yticks(range(len(names)), [NAMES[name] for name in names])
     panels[0].invert_yaxis()
     panels[1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5),
                      title="dotted: the middle", title_fontsize=9)
-
-
-def _mean(values: Sequence[float]) -> float:
-    good = [value for value in values if value == value]
-    return statistics.mean(good) if good else float("nan")
 
 
 def draw_curves(outcomes: Outcomes, figure: Any) -> None:
@@ -211,7 +193,7 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
     grid = figure.subplots(2, len(networks), sharex=True, sharey=True, squeeze=False)
     for line, kind in zip(grid, ("deletion", "insertion"), strict=True):
         for axes, network in zip(line, networks, strict=True):
-            own = [o.measured["faithfulness"] for o in outcomes.where(network=network) if "faithfulness" in o.measured]
+            own = outcomes.where(network=network).results("faithfulness")
             for name in NAMES:
                 curves = [one[name][f"{kind}_curve"] for one in own if name in one]
                 if curves:
@@ -233,7 +215,7 @@ def draw_sanity(outcomes: Outcomes, figure: Any) -> None:
     networks = outcomes.distinct("network")
     panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
     for axes, network in zip(panels, networks, strict=True):
-        own = [o.measured["sanity"] for o in outcomes.where(network=network) if "sanity" in o.measured]
+        own = outcomes.where(network=network).results("sanity")
         for name in NAMES:
             curves = [one[name] for one in own if name in one]
             if curves:
@@ -249,7 +231,7 @@ def draw_sanity(outcomes: Outcomes, figure: Any) -> None:
 
 def draw_effective(outcomes: Outcomes, figure: Any) -> None:
     """A column a network: before and after training."""
-    own = [o for o in outcomes.where(seed=outcomes.distinct("seed")[0]) if "effective" in o.measured]
+    own = outcomes.where(seed=outcomes.distinct("seed")[0]).having("effective")
     if not own:
         return
     grid = figure.subplots(2, len(own), squeeze=False)

@@ -78,17 +78,17 @@ def hog(images: np.ndarray, cell: int = 0) -> np.ndarray:
     return features
 
 
-def dense_sift(images: np.ndarray, stride: int = 0) -> np.ndarray:
+def dense_sift(images: np.ndarray) -> np.ndarray:
     """SIFT descriptors (Lowe 2004) of upright patches on a grid, as RootSIFT (Arandjelovic and Zisserman 2012): the
     square roots of a descriptor that sums to 1, whose Euclidean distance is the Hellinger distance.
 
     The scales are those of SIFT's octaves, so that blur and patch grow together: bins of 2.4 and 4.8 pixels, patches of
-    9.6 and 19.2; from 64 pixels to the shorter side on, patches of 38.4 as well. Images are gray; smaller ones are
-    enlarged to 32 pixels first. All N * P * 512 bytes are held: `describe` calls this with some images at a time.
+    9.6 and 19.2, one every 4 pixels; from 64 pixels to the shorter side on, patches of 38.4 as well, one every 8.
+    Images are gray; smaller ones are enlarged to 32 pixels first. All N * P * 512 bytes are held: `describe` calls this
+    with some images at a time.
 
     Args:
       images: uint8 [N, height, width, 1 or 3].
-      stride: pixels from patch to patch; 0: 4 where the shorter side is below 64, otherwise 8.
 
     Returns:
       float32 [N, P, 128], P = scales * rows * columns, in that order; L2 norm 1, or 0 where a patch is of one colour.
@@ -97,7 +97,7 @@ def dense_sift(images: np.ndarray, stride: int = 0) -> np.ndarray:
     _check(images)
     size = _sift_size(images)
     keypoints = [cv2.KeyPoint(float(x), float(y), 2 * 1.6 * 2.0 ** octave, 0.0, 0.0, octave & 255)
-                 for octave, y, x in _grid(size, stride)]
+                 for octave, y, x in _grid(size)]
     expected = cv2.KeyPoint.convert(keypoints)
     # Otherwise the enlarged image of octave -1 is a quarter of a pixel off.
     sift = cv2.SIFT_create(enable_precise_upscale=True)
@@ -232,10 +232,10 @@ def _sift_size(images: np.ndarray) -> tuple[int, int]:
     return round(height * factor), round(width * factor)
 
 
-def _grid(size: tuple[int, int], stride: int) -> Iterator[tuple[int, int, int]]:
+def _grid(size: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
     """(octave, y, x) of every patch: as many centers as strides fit, in the middle of the image."""
     large = min(size) >= 64
-    stride = stride or (8 if large else 4)
+    stride = 8 if large else 4
     ys, xs = (np.arange(side // stride) * stride + (side - 1) % stride // 2 for side in size)
     return itertools.product(_OCTAVES if large else _OCTAVES[:2], ys, xs)
 
@@ -256,7 +256,7 @@ def _sift_parts(images: np.ndarray) -> Iterator[np.ndarray]:
     """`dense_sift` of some images at a time: those of a whole training set would need many gigabytes."""
     _check(images)
     size = _sift_size(images)
-    step = max(1, _CHUNK // (128 * sum(1 for _ in _grid(size, 0))))
+    step = max(1, _CHUNK // (128 * sum(1 for _ in _grid(size))))
     for begin in range(0, len(images), step):
         yield dense_sift(images[begin:begin + step])
 

@@ -28,6 +28,7 @@ from experiments.study import (
     spread,
 )
 from train.figures import tidy
+from train.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 
 # label -> (model.init, data_init)
 INITS = {
@@ -44,7 +45,7 @@ NETWORKS = {  # label -> (model without its depth, norm)
 }
 SEEDS = (0, 1, 2)
 CONVERGED = 0.5  # test accuracy that is far from chance (10 %) and from the best
-COLORS = dict(zip(INITS, ("#c8553d", "#c9a227", "#8c6239", "#4878a8", "#58b4c4", "#7b4fa3", "#3d8f6b"), strict=True))
+COLORS = dict(zip(INITS, (RED, YELLOW, BROWN, BLUE, CYAN, PURPLE, GREEN), strict=True))
 
 
 def trials(scale: str) -> list[Trial]:
@@ -68,7 +69,7 @@ def trials(scale: str) -> list[Trial]:
     for network in NETWORKS:
         inits = INITS if network == "plain" else CURED
         for seed in SEEDS:
-            found += [made(network, STEP_0, init, seed, train=False, measures=("signal",)) for init in inits]
+            found += [made(network, STEP_0, init, seed, train=False, measures=(signal,)) for init in inits]
             found += [made(network, depth, init, seed) for depth in (depths if network == "plain" else depths[-1:])
                       for init in inits]
     return found
@@ -130,8 +131,7 @@ def _factor(outcomes: Outcomes, init: str, direction: str, network: str = "plain
     direction in which the signal travels; of layers before the first that halves the resolution, where the padding of
     small maps, which lowers it as well, does least."""
     factors = []
-    for outcome in outcomes.where(at="step 0", network=network, init=init):
-        found = outcome.measured["signal"]
+    for found in outcomes.where(at="step 0", network=network, init=init).results("signal"):
         stds = [std for name, std in zip(found["layers"], found[direction], strict=True) if "stage1/" in name]
         first, last = (stds[0], stds[-1]) if direction == "forward" else (stds[-1], stds[0])
         factors.append((last / first) ** (1 / (len(stds) - 1)) if first and last else 0.0)
@@ -153,25 +153,18 @@ def _rule(outcomes: Outcomes) -> Judgement:
 def _deepest(outcomes: Outcomes) -> Judgement:
     good, bad = (_end(outcomes, "plain", "deep", init) for init in ("MSRA fan-in", "Xavier"))
     stalled = _share(outcomes, "plain", "deep", "Xavier")[0] == 0
-    verdict = compare(_or_chance(good), _or_chance(bad), by=0.2)
+    chance = 0.1  # what a run that diverged knows
+    verdict = compare(*(runs.values("accuracy", diverged=chance) for runs in (good, bad)), by=0.2)
     return Judgement(verdict if stalled or verdict != AGREES else DISAGREES,
                      _accuracies(outcomes, "deep", "MSRA fan-in", "Xavier"))
 
 
-def _or_chance(outcomes: Outcomes) -> list[float]:
-    """Accuracies; a run that diverged knows no more than chance."""
-    return [0.1 if outcome.summary is None else outcome.get("accuracy") for outcome in outcomes]
-
-
 def _earlier(outcomes: Outcomes) -> Judgement:
-    """Mean training loss over the first third: lower where a run starts to learn earlier."""
-    def early(init):
-        losses = [o.history["train"]["loss"] for o in _end(outcomes, "plain", "shallow", init) if o.history]
-        return [statistics.mean(run[:max(1, len(run) // 3)]) for run in losses if run]
-
-    both = all(_share(outcomes, "plain", "shallow", init)[0] == len(SEEDS) for init in ("MSRA fan-in", "Xavier"))
-    verdict = compare(early("Xavier"), early("MSRA fan-in"))
-    numbers = "; ".join(f"{init} {spread(early(init), percent=False, digits=2)}" for init in ("MSRA fan-in", "Xavier"))
+    inits = ("MSRA fan-in", "Xavier")
+    early = {init: _end(outcomes, "plain", "shallow", init).early_losses() for init in inits}
+    both = all(_share(outcomes, "plain", "shallow", init)[0] == len(SEEDS) for init in inits)
+    verdict = compare(early["Xavier"], early["MSRA fan-in"])
+    numbers = "; ".join(f"{init} {spread(losses, percent=False, digits=2)}" for init, losses in early.items())
     return Judgement(all_of([AGREES if both else DISAGREES, verdict]),
                      f"{_accuracies(outcomes, 'shallow', 'MSRA fan-in', 'Xavier')}; training loss over the first third "
                      f"{numbers}")
@@ -224,7 +217,7 @@ def _draw_signal(outcomes: Outcomes, figure: Any) -> None:
         for row, direction in enumerate(("forward", "backward")):
             axes = panels[row][column]
             for (init,), group in outcomes.where(at="step 0", network=network).groups("init"):
-                runs = [outcome.measured["signal"][direction] for outcome in group]
+                runs = [found[direction] for found in group.results("signal")]
                 mean = [statistics.mean(values) for values in zip(*runs, strict=True)]
                 axes.plot(range(1, len(mean) + 1), [value or None for value in mean], color=COLORS[init], label=init,
                           linewidth=1.4)

@@ -1,10 +1,10 @@
 """Networks that studies compare at equal cost: a name, fields and a size of images, all else as in the paper."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from experiments.study import TOO_SMALL, Judgement, Outcomes, compare, spread
+from experiments.study import TOO_SMALL, Judge, Judgement, Outcomes, compare, spread
 
 IMAGES = {"digits": (8, 1), "cifar10": (32, 3), "imagenet": (224, 3)}  # height and width, channels
 
@@ -67,9 +67,8 @@ def accuracies(outcomes: Outcomes, *names: str) -> str:
     return "; ".join(f"{name} {spread(outcomes.where(network=name).values('accuracy'))}" for name in names)
 
 
-def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str, by: float = 0.0
-                  ) -> Callable[[Outcomes], Judgement]:
-    """A judge: whether `high` is more accurate than `low` by more than `by`, both of the set `kind`.
+def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str) -> Judge:
+    """A judge: whether `high` is more accurate than `low`, both of the set `kind`.
 
     "too small to tell" where the costs, `field` of the summaries, are further apart than `tolerance`.
     """
@@ -79,6 +78,6 @@ def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str, 
         text = f"{accuracies(pair, high, low)}, with {field.replace('_', '-')} {apart:.1%} apart"
         if apart > tolerance:
             return Judgement(TOO_SMALL, f"{text}: no comparison")
-        return Judgement(compare(*(pair.where(network=name).values("accuracy") for name in (high, low)), by=by), text)
+        return Judgement(compare(*(pair.where(network=name).values("accuracy") for name in (high, low))), text)
 
     return judge

@@ -36,6 +36,7 @@ from experiments.study import (
     spread,
 )
 from train.figures import tidy
+from train.palette import BLUE, CYAN, GRAY, GREEN, RED, YELLOW
 
 SIZES = (32, 16, 8, 4, 2)  # images that are normalized together
 NETWORKS = {"digits": "resnet8", "cifar10": "resnet20", "imagenet": "resnet50"}
@@ -50,11 +51,10 @@ PUBLISHED = {  # top-1 error (%) of ResNet-50 on ImageNet; Wu & He 2018, tables 
     "BN": {32: 23.6, 16: 23.7, 8: 24.8, 4: 27.3, 2: 34.7}, "GN": {32: 24.1, 16: 24.2, 8: 24.0, 4: 24.2, 2: 24.1},
     "LN": {32: 25.3}, "IN": {32: 28.4},
 }
-COLORS = {"BN": "#4878a8", "BN, same steps": "#58b4c4", "GN": "#c8553d", "LN": "#3d8f6b", "IN": "#c9a227",
-          "none": "#777777"}
+COLORS = {"BN": BLUE, "BN, same steps": CYAN, "GN": RED, "LN": GREEN, "IN": YELLOW, "none": GRAY}
 MODES = {  # key of the measure `gap` -> (legend, color)
     "batch": ("training images, statistics of the batch", "#9dbad5"),
-    "train": ("training images, running averages", "#4878a8"), "test": ("test images, running averages", "#c8553d"),
+    "train": ("training images, running averages", BLUE), "test": ("test images, running averages", RED),
     "recalibrated": ("test images, recalibrated statistics", "#e3a597"),
 }
 
@@ -75,7 +75,7 @@ def trials(scale: str) -> list[Trial]:
         if not same_steps:
             c.batch_size = c.batch_size * images // SIZES[0]
             c.optimizer.learning_rate *= images / SIZES[0]
-        return Trial({**labels, "images": images, "seed": seed}, c, measures=[measure.__name__ for measure in measures])
+        return Trial({**labels, "images": images, "seed": seed}, c, measures=measures)
 
     found = []
     for seed in SEEDS:
@@ -110,12 +110,11 @@ def _runs(outcomes: Outcomes, norm: str, images: int) -> Outcomes:
 
 def _accuracy(outcomes: Outcomes, norm: str, images: int) -> list[float]:
     """By seed, to decide by: a run that diverged has 0."""
-    return [0.0 if outcome.summary is None else outcome.get("accuracy") for outcome in _runs(outcomes, norm, images)]
+    return _runs(outcomes, norm, images).values("accuracy", diverged=0.0)
 
 
 def _gaps(outcomes: Outcomes, norm: str, images: int, mode: str) -> list[float]:
-    gaps = [outcome.measured["gap"] for outcome in _runs(outcomes, norm, images) if "gap" in outcome.measured]
-    return [gap[mode] for gap in gaps if mode in gap]
+    return finite(_runs(outcomes, norm, images).measured("gap", mode))
 
 
 def _by_size(outcomes: Outcomes, norm: str) -> str:
@@ -171,19 +170,15 @@ def _groups(outcomes: Outcomes) -> Judgement:
 
 
 def _faster(outcomes: Outcomes) -> Judgement:
-    def early(norm):
-        losses = [o.history["train"]["loss"] for o in _runs(outcomes, norm, 32) if o.history.get("train")]
-        return [statistics.mean(run[:max(1, len(run) // 3)]) for run in losses if run]
-
-    return Judgement(compare(early("none"), early("BN")), "; ".join(
-        f"{norm} {spread(early(norm), percent=False, digits=2)}" for norm in ("BN", "none")))
+    early = {norm: _runs(outcomes, norm, 32).early_losses() for norm in ("BN", "none")}
+    return Judgement(compare(early["none"], early["BN"]), "; ".join(
+        f"{norm} {spread(losses, percent=False, digits=2)}" for norm, losses in early.items()))
 
 
 def _along(outcomes: Outcomes, norm: str, epochs: int, what: str) -> list[float]:
     """By seed: the range of the loss along the gradient, or the largest "change" or "smoothness"."""
-    found = [outcome.measured["smoothness"] for outcome in outcomes.where(part="smoothness", norm=norm, epochs=epochs)
-             if "smoothness" in outcome.measured]
-    return [max(f["loss"]) - min(f["loss"]) if what == "loss" else max(f[what]) for f in found]
+    return [max(one["loss"]) - min(one["loss"]) if what == "loss" else max(one[what])
+            for one in outcomes.where(part="smoothness", norm=norm, epochs=epochs).results("smoothness")]
 
 
 def _smoother(what: str) -> Callable[[Outcomes], Judgement]:
@@ -280,11 +275,7 @@ def _draw_smoothness(outcomes: Outcomes, figure: Any) -> None:
     panels = figure.subplots(1, 3)
     for norm in ("BN", "none"):
         for epochs in POINTS:
-            group = outcomes.where(part="smoothness", norm=norm, epochs=epochs)
-            for outcome in group:
-                found = outcome.measured.get("smoothness")
-                if found is None:
-                    continue
+            for found in outcomes.where(part="smoothness", norm=norm, epochs=epochs).results("smoothness"):
                 x = epochs * (0.94 if norm == "BN" else 1.06)
                 for axes, values in ((panels[0], found["loss"]), (panels[1], found["change"])):
                     axes.vlines(x, min(values), max(values), color=COLORS[norm], alpha=0.35, linewidth=6)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 from scipy.special import softmax
@@ -100,9 +101,9 @@ def _headings(figure: Any, axes_of_row: Sequence[Any], titles: Sequence[str]) ->
                       va="bottom", fontsize=9, fontweight="bold", annotation_clip=False)
 
 
-def size_of(rows: int, columns: int, side: float = 1.75) -> tuple[float, float]:
+def size_of(rows: int, columns: int) -> tuple[float, float]:
     """Inches of a Figure for `draw_rows`."""
-    return max(5.0, side * (columns + 1) + 1.6), (side + 0.35) * rows + 0.7
+    return max(5.0, 1.75 * (columns + 1) + 1.6), 2.1 * rows + 0.7
 
 
 def draw_rows(figure: Any, columns: Sequence[str], rows: Sequence[Row]) -> None:
@@ -124,8 +125,6 @@ def draw_rows(figure: Any, columns: Sequence[str], rows: Sequence[Row]) -> None:
             else:
                 draw_panel(axes, row.image, panel)
     if any(panel and panel.over and not panel.signed for row in rows for panel in row.panels):
-        from matplotlib.cm import ScalarMappable
-
         figure.colorbar(ScalarMappable(cmap=HEAT), ax=grid, shrink=min(1.0, 2.4 / len(rows) + 0.3), aspect=25,
                         label="heat, share of the map's largest value", alpha=ALPHA, pad=0.01)
     if any(panel and (panel.signed or not panel.over) for row in rows for panel in row.panels):

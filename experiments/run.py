@@ -1,7 +1,6 @@
 """Runs a study: its trials by the one training loop, then tables, pictures and verdicts. See --help."""
 
 import csv
-import json
 import re
 import tempfile
 import time
@@ -72,13 +71,10 @@ def run_each(specs: Sequence[str], scale: str, workdir: Path, out: Path, jobs: i
 
 def catalogue() -> rich.table.Table:
     """The studies with their questions and, by scale, costs."""
-    table = rich.table.Table(show_lines=True)
-    for column in ("study", "question", "cost"):
-        table.add_column(column)
-    for name in study.STUDIES:
-        about = study.module(name).STUDY
-        table.add_row(name, about.question, "\n".join(f"{scale}: {cost}" for scale, cost in about.cost.items()))
-    return table
+    about = {name: study.module(name).STUDY for name in study.STUDIES}
+    return study.terminal_table(("study", "question", "cost"), [
+        (name, one.question, "\n".join(f"{scale}: {cost}" for scale, cost in one.cost.items()))
+        for name, one in about.items()], texts=3, lines=True)
 
 
 def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: rich.console.Console) -> dict[str, Any]:
@@ -105,7 +101,7 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
         console.print(f"  expected: {claim.expected} [dim]({claim.source}: {claim.published})[/]", soft_wrap=True)
     began, planned = time.time(), about.trials(scale)
     jobs = jobs or default_jobs()
-    outcomes = study.Outcomes(trials.run_all(planned, spec, workdir / scale, jobs, console))
+    outcomes = study.Outcomes(trials.run_all(planned, workdir / scale, jobs, console))
     claims = [judged(claim, outcomes) for claim in about.claims]
     results = {
         "study": about.name, "title": about.title, "question": about.question, "scale": scale,
@@ -123,14 +119,10 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
     }
     write(about, results, outcomes, folder)
     for table in results["tables"]:
-        console.print(terminal_table(table))
-    verdicts = rich.table.Table(title="verdicts", title_justify="left", show_lines=True)
-    for column in ("claim", "published", "ours", "verdict"):
-        verdicts.add_column(column)
-    for claim in results["claims"]:
-        verdicts.add_row(claim["statement"], claim["published"], claim["ours"],
-                         "\n".join(filter(None, (claim["verdict"], study.seeds_text(claim)))))
-    console.print(verdicts)
+        console.print(study.terminal_table(table["columns"], table["rows"], table["title"]))
+    verdicts = [(claim["statement"], claim["published"], claim["ours"],
+                 "\n".join(filter(None, (claim["verdict"], study.seeds_text(claim))))) for claim in results["claims"]]
+    console.print(study.terminal_table(("claim", "published", "ours", "verdict"), verdicts, "verdicts", 4, lines=True))
     console.print(results["verdict"], soft_wrap=True, highlight=False)
     if about.would_change:
         console.print(f"What would change it: {about.would_change}", soft_wrap=True, highlight=False)
@@ -197,7 +189,7 @@ def write(about: study.Study, results: Mapping[str, Any], outcomes: study.Outcom
     """Writes results.json, results.md, a CSV a table and a PNG a picture."""
     from matplotlib.figure import Figure
 
-    from train.files import write_json
+    from train.files import write_atomically, write_json
 
     for picture in about.pictures:
         figure = Figure(figsize=picture.size, layout="constrained", dpi=120)
@@ -206,8 +198,8 @@ def write(about: study.Study, results: Mapping[str, Any], outcomes: study.Outcom
     for table in results["tables"]:
         with (folder / f"{slug(table['title'])}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([table["columns"], *table["rows"]])
-    (folder / "results.md").write_text(markdown(results))
-    write_json(folder / "results.json", json.loads(json.dumps(results)))
+    write_atomically(folder / "results.md", markdown(results))
+    write_json(folder / "results.json", results)
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -228,16 +220,6 @@ def markdown(results: Mapping[str, Any]) -> str:
     for figure in results["figures"]:
         text += [f"![{figure['caption']}]({figure['file']})", "", figure["caption"], ""]
     return "\n".join(text)
-
-
-def terminal_table(table: Mapping[str, Any]) -> rich.table.Table:
-    """A table for the terminal."""
-    made = rich.table.Table(title=table["title"], title_justify="left")
-    for i, column in enumerate(table["columns"]):
-        made.add_column(str(column), justify="left" if i == 0 else "right")
-    for row in table["rows"]:
-        made.add_row(*map(str, row))
-    return made
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process

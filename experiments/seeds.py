@@ -1,13 +1,14 @@
 """One config under several seeds: mean and spread of the result, kept with the device and the commit. See --help."""
 
 import json
+import math
 import statistics
 from pathlib import Path
 
 import rich.console
-import rich.table
 from absl import flags
 
+from experiments.study import terminal_table
 from models.errors import UserError
 from train import cli
 
@@ -32,8 +33,9 @@ def main() -> None:
 
     folders = [Path(WORKDIR.value) / f"seed{seed}" for seed in range(SEEDS.value)]
     finished = [json.loads(path.read_text()) for folder in folders if (path := folder / "summary.json").exists()]
-    if len(finished) < len(folders) and {run["commit"] for run in finished} - {summary.commit()}:
-        raise UserError(f"the runs in {WORKDIR.value} are of commit {finished[0]['commit']}, this is "
+    others = {run["commit"] for run in finished} - {summary.commit()}
+    if others and len(finished) < len(folders):
+        raise UserError(f"--workdir={WORKDIR.value}: it has runs of commit {', '.join(sorted(others))}, this is "
                         f"{summary.commit()}: choose another")
     for seed, folder in enumerate(folders):
         config.seed = seed
@@ -42,11 +44,9 @@ def main() -> None:
             raise UserError(f"{result['interrupted']} at seed {seed}: the same command goes on")
         runs.append(result)
     accuracies = [run["accuracy"] for run in runs]
-    table = rich.table.Table(title=f"{runs[0]['model']} on {runs[0]['data']}", title_justify="left")
-    for name in KEPT:
-        table.add_column(name.replace("_", " "), justify="right")
-    for run in runs:
-        table.add_row(*(f"{run[name] or float('nan'):.4g}" if name != "seed" else str(run[name]) for name in KEPT))
+    table = terminal_table([name.replace("_", " ") for name in KEPT], [
+        [run[name] if name == "seed" else f"{run[name] or math.nan:.4g}" for name in KEPT] for run in runs],
+        f"{runs[0]['model']} on {runs[0]['data']}")
     mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
     console.print(table)
     console.print(f"accuracy {mean:.2%}, standard deviation {spread:.2%} over {len(runs)} seeds")

@@ -8,8 +8,8 @@ import numpy as np
 import rich.console
 from absl import flags
 
-from experiments.smaller import Timed, table, timed
-from experiments.study import markdown_table
+from experiments.study import markdown_table, terminal_table
+from experiments.timing import Timed, timed
 from models import runtime
 from models.complexity import short
 from models.errors import UserError
@@ -193,7 +193,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "skipped.json", {"rows": rows, **about})
     write_atomically(out / "skipped.md", markdown(rows, about))
-    console.print(table(COLUMNS, list(map(cells, rows))))
+    console.print(terminal_table(COLUMNS, list(map(cells, rows)), texts=3))
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module

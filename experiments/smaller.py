@@ -1,16 +1,14 @@
 """What networks without filters, without weights, and of packed bits gain on this machine. See --help."""
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import rich.console
-import rich.table
 from absl import flags
 
-from experiments.study import markdown_table
+from experiments.study import markdown_table, terminal_table
+from experiments.timing import Timed, timed
 from models import runtime
 from models.errors import UserError
 from train import cli
@@ -28,14 +26,6 @@ layers    one convolution, and one dense layer, likewise
 The programs of a case take turns; times are medians, ratios to the first. smaller.json and smaller.md go to --out.
 """
 CASES = ("filters", "binary", "layers")
-
-
-class Timed(NamedTuple):
-    """A program to time: `call()` waits for the result. Mult-adds are those of floats; None where there are none."""
-
-    name: str
-    call: Callable[[], Any]
-    mult_adds: int | None
 
 
 def main() -> None:
@@ -60,26 +50,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "smaller.json", {"rows": rows, **about})
     write_atomically(out / "smaller.md", markdown(rows, about))
-    console.print(table(COLUMNS, list(map(cells, rows))))
-
-
-def timed(programs: Sequence[Timed], rounds: int) -> list[dict[str, Any]]:
-    """Medians of the programs, which take turns."""
-    for program in programs:
-        program.call()
-        program.call()
-    seconds: dict[str, list[float]] = {program.name: [] for program in programs}
-    for _ in range(rounds):
-        for program in programs:
-            began = time.perf_counter()
-            program.call()
-            seconds[program.name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    first = programs[0]
-    return [{"program": program.name, "mult_adds": program.mult_adds,
-             "of_mult_adds": program.mult_adds / first.mult_adds if program.mult_adds and first.mult_adds else None,
-             "milliseconds": round(1000 * medians[program.name], 4),
-             "times_faster": round(medians[first.name] / medians[program.name], 3)} for program in programs]
+    console.print(terminal_table(COLUMNS, list(map(cells, rows)), texts=2))
 
 
 def network(name: str, model: Any, variables: Any, images: Any, packed: bool = False) -> Timed:
@@ -197,14 +168,6 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     return [row["case"], row["program"], f"{row['mult_adds']:,}" if row["mult_adds"] else "bits",
             f"{row['of_mult_adds']:.0%}" if row["of_mult_adds"] else "", f"{row['milliseconds']:.2f} ms",
             f"{row['times_faster']:.2f}"]
-
-
-def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> rich.table.Table:
-    """For the terminal."""
-    made = rich.table.Table(*columns)
-    for line in lines:
-        made.add_row(*line)
-    return made
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:

@@ -3,11 +3,14 @@
 A study is a file that defines STUDY. It is named in STUDIES, or asked for by its path: `experiments.run my_study.py`.
 """
 
+import functools
 import importlib
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import rich.table
 
 from models import own
 from models.errors import UserError, choice_error
@@ -40,8 +43,8 @@ class Trial(NamedTuple):
       labels: what distinguishes it within the study, e.g. {"depth": 20, "init": "msra", "seed": 0}.
       config: of `train.loop.train`, complete.
       train: False: nothing is trained, only the initial state is measured.
-      measures: names of functions of the study's file, (run, state) -> what JSON can hold. They see the
-        `train.loop.Run` and the state, as numpy: the last one, or without training the first.
+      measures: functions of a file, (run, state) -> what JSON can hold. They see the `train.loop.Run` and the state,
+        as numpy: the last one, or without training the first. What they find is kept by their names.
       start: the trial whose trained network this one starts from (config.init_from is set to its folder); it is run
         first, whether it is among the study's trials or not.
     """
@@ -49,7 +52,7 @@ class Trial(NamedTuple):
     labels: Mapping[str, Any]
     config: Any
     train: bool = True
-    measures: Sequence[str] = ()
+    measures: Sequence[Callable[[Any, Any], Any]] = ()
     start: "Trial | None" = None
 
 
@@ -70,9 +73,9 @@ class Outcome(NamedTuple):
     history: Mapping[str, Mapping[str, list]]
     measured: Mapping[str, Any]
 
-    def get(self, name: str) -> float:
-        """A number of the summary, NaN where training diverged."""
-        return float("nan") if self.summary is None else self.summary[name]
+    def get(self, name: str, diverged: float = math.nan) -> float:
+        """A number of the summary; `diverged` where training diverged."""
+        return diverged if self.summary is None else self.summary[name]
 
 
 class Outcomes(Sequence):
@@ -105,9 +108,37 @@ class Outcomes(Sequence):
         for key in keys:
             yield key, self.where(**dict(zip(names, key, strict=True)))
 
-    def values(self, name: str) -> list[float]:
-        """That number of each summary; NaN where training diverged."""
-        return [outcome.get(name) for outcome in self]
+    def values(self, name: str, diverged: float = math.nan) -> list[float]:
+        """That number of each summary; `diverged` where training diverged."""
+        return [outcome.get(name, diverged) for outcome in self]
+
+    def having(self, measure: str) -> "Outcomes":
+        """Those on which it was measured: training did not diverge."""
+        return Outcomes([outcome for outcome in self if measure in outcome.measured])
+
+    def results(self, measure: str) -> list[Any]:
+        """What a measure found on each that has it."""
+        return [outcome.measured[measure] for outcome in self.having(measure)]
+
+    def measured(self, *path: Any) -> list[float]:
+        """A number of each: of a measure, by keys and places within what it found; NaN where there is none."""
+        def number(value):
+            try:
+                for key in path:
+                    value = value[key]
+            except (KeyError, TypeError):
+                return math.nan
+            return value if isinstance(value, (int, float)) else math.nan
+
+        return [number(outcome.measured) for outcome in self]
+
+    def losses(self) -> list[list[float]]:
+        """Losses in training, by run, in the order of the steps; those that logged none left out."""
+        return [run for outcome in self if (run := outcome.history.get("train", {}).get("loss"))]
+
+    def early_losses(self) -> list[float]:
+        """By run, the mean over the first third of the training: lower where it starts to learn earlier."""
+        return [statistics.mean(run[:max(1, len(run) // 3)]) for run in self.losses()]
 
 
 class Judgement(NamedTuple):
@@ -115,6 +146,21 @@ class Judgement(NamedTuple):
 
     verdict: Verdict
     ours: str
+
+
+Judge = Callable[[Outcomes], Judgement]
+
+
+def needs(**labels: Any) -> Callable[[Judge], Judge]:
+    """Of a judge: what it says of scales without a trial of these labels."""
+    def wrap(judge):
+        @functools.wraps(judge)
+        def judge_where_there_is(outcomes):
+            return judge(outcomes) if outcomes.where(**labels) else Judgement(TOO_SMALL, "not part of this scale")
+
+        return judge_where_there_is
+
+    return wrap
 
 
 class Claim(NamedTuple):
@@ -132,7 +178,7 @@ class Claim(NamedTuple):
     published: str
     source: str
     expected: str
-    judge: Callable[[Outcomes], Judgement]
+    judge: Judge
 
 
 class Table(NamedTuple):
@@ -198,6 +244,12 @@ def module(spec: str) -> Any:
 def finite(values: Sequence[float]) -> list[float]:
     """Those that are numbers."""
     return [value for value in values if math.isfinite(value)]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Of those that are numbers; NaN where none is."""
+    good = finite(values)
+    return statistics.mean(good) if good else math.nan
 
 
 def spread(values: Sequence[float], percent: bool = True, digits: int = 1) -> str:
@@ -280,3 +332,14 @@ def markdown_table(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str
         return "| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |"
 
     return "\n".join(line(row) for row in (columns, ["---"] * len(columns), *rows))
+
+
+def terminal_table(columns: Sequence[Any], rows: Sequence[Sequence[Any]], title: str | None = None, texts: int = 1,
+                   lines: bool = False) -> rich.table.Table:
+    """A table for the terminal: the first `texts` columns to the left, numbers to the right; `lines` between rows."""
+    made = rich.table.Table(title=title, title_justify="left", show_lines=lines)
+    for i, column in enumerate(columns):
+        made.add_column(str(column), justify="left" if i < texts else "right")
+    for row in rows:
+        made.add_row(*map(str, row))
+    return made

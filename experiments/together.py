@@ -1,16 +1,16 @@
 """Runs that differ in their seed alone, trained together in one compiled program or one after another. See --help."""
 
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import rich.console
-import rich.table
 from absl import flags
 
+from experiments.study import markdown_table, terminal_table
+from experiments.timing import medians
 from models import runtime
 from models.errors import UserError
 from train import cli
@@ -32,7 +32,7 @@ def main() -> None:
         raise UserError(f"--seeds={','.join(SEEDS.value)}: numbers from 2 on are allowed")
     rows = [measure(config, count, ROUNDS.value) for count in counts]
     write(rows, Path(OUT.value))
-    console.print(table(rows))
+    console.print(terminal_table(COLUMNS, list(map(cells, rows)), rows[0]["device"]))
 
 
 def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
@@ -63,30 +63,23 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
     stacked_items = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *items)
 
     def apart():
-        return [alone(state, first.feed.data, item) for state, item in zip(states, items, strict=True)]
+        return jax.block_until_ready([alone(state, first.feed.data, item) for state, item in zip(
+            states, items, strict=True)])
 
     def at_once():
-        return together(stacked, first.feed.data, stacked_items)
+        return jax.block_until_ready(together(stacked, first.feed.data, stacked_items))
 
-    seconds = {}
-    for name, call in (("apart", apart), ("together", at_once)):
-        began = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds[name] = [time.perf_counter() - began]
+    calls = {"apart": apart, "together": at_once}
+    compiling = medians(calls, 1)
     same = max(float(jnp.max(jnp.abs(ours[0] - theirs["loss"][0][0]))) for ours, theirs in zip(
         at_once()[1]["loss"][0], (metrics for _, metrics in apart()), strict=True))
-    for _ in range(rounds):
-        for name, call in (("apart", apart), ("together", at_once)):
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: 1000 * statistics.median(values[1:]) for name, values in seconds.items()}
+    found = medians(calls, rounds)
     return {
         "model": first.config["model"]["name"], "width": first.config["model"].get("width"),
         "image": list(first.feed.image_shape), "batch": first.config["batch_size"], "runs": count,
-        "milliseconds": {name: round(value, 3) for name, value in medians.items()},
-        "compile_seconds": {name: round(values[0], 2) for name, values in seconds.items()},
-        "ratio": round(medians["together"] / medians["apart"], 3), "difference_of_loss": same,
+        "milliseconds": {name: round(1000 * value, 3) for name, value in found.items()},
+        "compile_seconds": {name: round(value, 2) for name, value in compiling.items()},
+        "ratio": round(found["together"] / found["apart"], 3), "difference_of_loss": same,
         "cores": runtime.cores(),
         **summary.environment(first.parallel.devices), "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
@@ -105,14 +98,13 @@ def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     rows = [*(row for row in before if key(row) not in [key(one) for one in rows]), *rows]
     write_json(path, {"rows": rows})
     columns = [*COLUMNS, "device, commit"]
-    lines = [columns, ["---"] * len(columns), *([*cells(row), f"{row['device']}, {row['commit']}"] for row in rows)]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines = [[*cells(row), f"{row['device']}, {row['commit']}"] for row in rows]
     write_atomically(folder / "together.md", f"""# Runs of one shape, together in one program
 
 Time of one training step of all runs, which differ in their seed, one after another and by vmap over their states;
 medians, in turn. Compiling: the first call, nothing cached but what the machine's own loops are.
 
-{text}
+{markdown_table(columns, lines)}
 """)
 
 
@@ -125,16 +117,6 @@ def cells(row: dict[str, Any]) -> list[str]:
     return [name, "x".join(map(str, row["image"])), str(row["batch"]), str(row["cores"]), str(row["runs"]),
             *(f"{row['milliseconds'][how]:.1f} ms" for how in ("apart", "together")), f"{row['ratio']:.2f}",
             " / ".join(f"{row['compile_seconds'][how]:.1f} s" for how in ("apart", "together"))]
-
-
-def table(rows: Sequence[dict[str, Any]]) -> rich.table.Table:
-    """For the terminal."""
-    made = rich.table.Table(title=rows[0]["device"], title_justify="left")
-    for column in COLUMNS:
-        made.add_column(column)
-    for row in rows:
-        made.add_row(*cells(row))
-    return made
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module

@@ -17,12 +17,12 @@ imagenet   ResNet-50 of $ABLATE_RESNET50, a file of `python -m models.weights im
 
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from experiments import transfer_results as results
 from experiments.study import Claim, Picture, Study, Trial
-from experiments.transfer_measures import (  # noqa: F401  trials name measures as this file's
+from experiments.transfer_measures import (
     ALL,
     SEEDS,
     cue,
@@ -85,16 +85,16 @@ def trials(scale: str) -> list[Trial]:
         found.append(main)
         for target in s.targets:
             labels = {"part": "transfer", "target": target, "seed": seed}
-            measures = ("probe", "embedding") if seed == 0 and target == s.targets[0] else ("probe",)
+            measures = (probe, embedding) if seed == 0 and target == s.targets[0] else (probe,)
             found.append(_target(scale, {**labels, "how": "classifier"}, main, target, measures=measures))
             for count in (*s.labels, ALL) if target == s.targets[0] else (s.labels[0], ALL):
                 for how in ("fine-tuned", "scratch"):
-                    more = ("embedding",) if seed == 0 and count == ALL and target == s.targets[0] else ()
+                    more = (embedding,) if seed == 0 and count == ALL and target == s.targets[0] else ()
                     found.append(_target(scale, {**labels, "how": how, "labels": count}, main, target, count,
                                          how=how, measures=more))
             if seed == 0:
                 found.append(_target(scale, {**labels, "how": "hand-crafted"}, None, target, like=main,
-                                     measures=("handcrafted",)))
+                                     measures=(handcrafted,)))
         compared = []
         for width in s.widths:
             compared += [({"part": "grid", "width": width, "share": share},
@@ -109,10 +109,10 @@ def trials(scale: str) -> list[Trial]:
             compared.append(({"part": "bias", "source": name}, source))
             if name in ("clean", "cue"):
                 found.append(_target(scale, {"part": "bias", "source": name, "seed": seed, "how": "fine-tuned"}, source,
-                                     s.targets[0], s.probed, how="fine-tuned", measures=("cue",)))
+                                     s.targets[0], s.probed, how="fine-tuned", measures=(cue,)))
         for labels, source in compared:
             found.append(_target(scale, {**labels, "seed": seed, "how": "classifier"}, source, s.targets[0], s.probed,
-                                 measures=("logistic",)))
+                                 measures=(logistic,)))
     return found
 
 
@@ -147,7 +147,7 @@ def _source(scale: str, seed: int, model: str, width: int, steps: int, select: s
 
 
 def _target(scale: str, labels: dict[str, Any], start: Trial | None, target: str, count: Any = ALL, how: str = "",
-            measures: Sequence[str] = (), like: Trial | None = None) -> Trial:
+            measures: Sequence[Callable] = (), like: Trial | None = None) -> Trial:
     """A trial on a target that starts from a source's network; `how` "": nothing is trained, "scratch": it starts anew.
     """
     from train import config
@@ -185,7 +185,7 @@ def _imagenet() -> list[Trial]:
                 if target == "aircraft":  # not in TFDS
                     c.data.source = f"folder:{os.environ.get('ABLATE_AIRCRAFT', c.data.source.partition(':')[2])}"
                 c.precision = "bfloat16"
-                measures = {"classifier": ("probe",), "hand-crafted": ("handcrafted",)}.get(how, ())
+                measures = {"classifier": (probe,), "hand-crafted": (handcrafted,)}.get(how, ())
                 labels = {"part": "transfer", "target": target, "how": how, "seed": seed}
                 found.append(Trial(labels | ({} if measures else {"labels": ALL}), c, train=not measures,
                                    measures=measures))

@@ -2,12 +2,25 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.study import TOO_SMALL, Judgement, Outcomes, Table, all_of, compare, finite, spread
+from experiments.study import (
+    TOO_SMALL,
+    Judge,
+    Judgement,
+    Outcomes,
+    Table,
+    all_of,
+    compare,
+    finite,
+    mean,
+    needs,
+    spread,
+)
 from experiments.transfer_measures import ALL
 from train.figures import tidy
+from train.palette import BLUE, GRAY, RED, YELLOW
 
 # data set: (non-convolutional method, its result, pretrained + classifier, fine-tuned), accuracy or mAP in percent
 PUBLISHED = {
@@ -17,31 +30,24 @@ PUBLISHED = {
 }
 HANDCRAFTED, CLASSIFIER = "sift_fv:16", "logistic"  # what stands for each in the table
 PER_CLASS = ("caltech101", "aircraft")  # reported as the mean over classes
-NAN = float("nan")
-COLORS = {"scratch": "#777777", "hand-crafted": "#c9a227", "classifier": "#4878a8", "fine-tuned": "#c8553d"}
+COLORS = {"scratch": GRAY, "hand-crafted": YELLOW, "classifier": BLUE, "fine-tuned": RED}
 
 def _values(outcomes: Outcomes, target: str, how: str, count: Any) -> list[float]:
     """Accuracies (or mean average precisions), by seed, NaN for a run that diverged. Of hand-crafted features those of
     Fisher vectors, of classifiers logistic regression: said before anything ran."""
     own = outcomes.where(part="transfer", target=target, how=how)
     if how == "hand-crafted":
-        found = [o.measured["handcrafted"][HANDCRAFTED] for o in own if "handcrafted" in o.measured]
-        return [value for one in found for value in one.get(str(count), [])]
+        return [value for one in own.results("handcrafted") for value in one[HANDCRAFTED].get(str(count), [])]
     if how == "classifier":
-        return [_score(o.measured["probe"][str(count)][CLASSIFIER], target) if "probe" in o.measured else NAN
+        return [_score(o.measured["probe"][str(count)][CLASSIFIER], target) if "probe" in o.measured else math.nan
                 for o in own if str(count) in o.measured.get("probe", {str(count): None})]
-    return [_score(o.summary, target) if o.summary else NAN for o in own.where(labels=count)]
+    return [_score(o.summary, target) if o.summary else math.nan for o in own.where(labels=count)]
 
 
 def _score(found: Any, target: str) -> float:
     """Mean average precision; the mean over classes where the field reports that; accuracy."""
     names = ("mean_average_precision", *(("mean_class_accuracy",) if target in PER_CLASS else ()), "accuracy")
     return next(found[name] for name in names if name in found)
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Of those that did not diverge."""
-    return statistics.mean(finite(values)) if finite(values) else NAN
 
 
 def _first(outcomes: Outcomes) -> str:
@@ -52,7 +58,7 @@ def _counts(outcomes: Outcomes, target: str) -> list[Any]:
     return outcomes.where(part="transfer", target=target).distinct("labels")
 
 
-def better(high: str, low: str) -> Callable[[Outcomes], Judgement]:
+def better(high: str, low: str) -> Judge:
     """Whether one way is better than another on every target, with all labels."""
     def judge(outcomes):
         parts, texts = [], []
@@ -91,21 +97,7 @@ def faster(outcomes: Outcomes) -> Judgement:
 
 
 def _grid(outcomes: Outcomes, width: int, share: float) -> list[float]:
-    return [o.measured["logistic"]["accuracy"] if "logistic" in o.measured else NAN
-            for o in outcomes.where(part="grid", width=width, share=share)]
-
-
-def _where_part(part: str) -> Callable:
-    """Of judges: for scales that do not have the part."""
-    def wrap(judge):
-        def wrapped(outcomes):
-            if not len(outcomes.where(part=part)):
-                return Judgement(TOO_SMALL, "not part of this scale")
-            return judge(outcomes)
-
-        return wrapped
-
-    return wrap
+    return outcomes.where(part="grid", width=width, share=share).measured("logistic", "accuracy")
 
 
 def _last_above_first(values: Mapping[str, Sequence[float]], start: str) -> Judgement:
@@ -120,21 +112,21 @@ def _axes_of_grid(outcomes: Outcomes) -> tuple[list[int], list[float]]:
     return sorted(grid.distinct("width")), sorted(grid.distinct("share"))
 
 
-@_where_part("grid")
+@needs(part="grid")
 def more_data(outcomes: Outcomes) -> Judgement:
     widths, shares = _axes_of_grid(outcomes)
     return _last_above_first({f"from {share:.1%} of the source": _grid(outcomes, widths[-1], share)
                               for share in shares}, f"width {widths[-1]}: ")
 
 
-@_where_part("grid")
+@needs(part="grid")
 def bigger(outcomes: Outcomes) -> Judgement:
     widths, shares = _axes_of_grid(outcomes)
     return _last_above_first({f"with width {width}": _grid(outcomes, width, shares[-1]) for width in widths},
                              "from all of the source: ")
 
 
-@_where_part("grid")
+@needs(part="grid")
 def together(outcomes: Outcomes) -> Judgement:
     widths, shares = _axes_of_grid(outcomes)
     little, much = ({width: _grid(outcomes, width, share) for width in widths} for share in (shares[0], shares[-1]))
@@ -143,11 +135,10 @@ def together(outcomes: Outcomes) -> Judgement:
 
 
 def _logistic(outcomes: Outcomes, part: str, source: str, name: str = "accuracy") -> list[float]:
-    return [o.measured["logistic"][name] for o in outcomes.where(part=part, source=source, how="classifier")
-            if "logistic" in o.measured]
+    return finite(outcomes.where(part=part, source=source, how="classifier").measured("logistic", name))
 
 
-@_where_part("relation")
+@needs(part="relation")
 def related(outcomes: Outcomes) -> Judgement:
     names = outcomes.where(part="relation").distinct("source")
     values = {name: _logistic(outcomes, "relation", name) for name in names}
@@ -158,12 +149,12 @@ def related(outcomes: Outcomes) -> Judgement:
 def _lost(outcomes: Outcomes, source: str, how: str) -> list[float]:
     """Accuracy that the cue on test images costs."""
     measure = "logistic" if how == "classifier" else "cue"
-    return [o.measured[measure]["clean"] - o.measured[measure]["painted"]
-            for o in outcomes.where(part="bias", source=source, how=how) if measure in o.measured]
+    own = outcomes.where(part="bias", source=source, how=how)
+    return [one["clean"] - one["painted"] for one in own.results(measure)]
 
 
-def biased(how: str) -> Callable[[Outcomes], Judgement]:
-    @_where_part("bias")
+def biased(how: str) -> Judge:
+    @needs(part="bias")
     def judge(outcomes):
         cued, clean = (_lost(outcomes, source, how) for source in ("cue", "clean"))
         return Judgement(compare(cued, clean), f"the cue costs {spread(cued)} where the source had it, {spread(clean)} "
@@ -172,7 +163,7 @@ def biased(how: str) -> Callable[[Outcomes], Judgement]:
     return judge
 
 
-@_where_part("bias")
+@needs(part="bias")
 def imbalanced(outcomes: Outcomes) -> Judgement:
     values = {name: _logistic(outcomes, "bias", name) for name in ("balanced", "imbalanced", "clean")}
     return Judgement(compare(values["balanced"], values["imbalanced"]),
@@ -190,7 +181,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
         for count in _counts(outcomes, target):
             values = [_values(outcomes, target, how, count) for how in hows]
             row = [spread(value) for value in values]
-            gain = _mean(values[3]) - _mean(values[0])
+            gain = mean(values[3]) - mean(values[0])
             by_labels.append([target, count, *row])
             if count == ALL:
                 ours.append([target, *row, f"{100 * gain:+.1f}" if math.isfinite(gain) else "—"])
@@ -220,11 +211,11 @@ def _methods(outcomes: Outcomes) -> Table:
     rows = []
     for target in outcomes.where(part="transfer").distinct("target"):
         own = outcomes.where(part="transfer", target=target)
-        probes = [o.measured["probe"][ALL] for o in own if "probe" in o.measured]
+        probes = [found[ALL] for found in own.results("probe")]
         rows += [[target, "pretrained features", kind, spread([_score(one[kind], target) for one in probes])]
                  for kind in (probes[0] if probes else ())]
         rows += [[target, kind, "svm", spread(found[ALL])]
-                 for o in own for kind, found in o.measured.get("handcrafted", {}).items()]
+                 for one in own.results("handcrafted") for kind, found in one.items()]
     return Table("Methods, all labels", ["data set", "features", "classifier", "accuracy"], rows)
 
 
@@ -234,7 +225,7 @@ def draw_labels(outcomes: Outcomes, figure: Any) -> None:
     axes = figure.subplots()
     for how, color in COLORS.items():
         values = [_values(outcomes, target, how, count) for count in counts]
-        points = [(i, 100 * _mean(v), 100 * statistics.stdev(finite(v)) if len(finite(v)) > 1 else 0.0)
+        points = [(i, 100 * mean(v), 100 * statistics.stdev(finite(v)) if len(finite(v)) > 1 else 0.0)
                   for i, v in enumerate(values) if finite(v)]
         if points:
             x, y, error = zip(*points, strict=True)
@@ -269,7 +260,7 @@ def draw_grid(outcomes: Outcomes, figure: Any) -> None:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "not part of this scale", ha="center")
         return
-    means = [[100 * _mean(_grid(outcomes, width, share)) for share in shares] for width in widths]
+    means = [[100 * mean(_grid(outcomes, width, share)) for share in shares] for width in widths]
     image = axes.imshow(means, cmap="viridis", aspect="auto", origin="lower")
     middle = (max(map(max, means)) + min(map(min, means))) / 2
     for i, row in enumerate(means):
@@ -286,8 +277,8 @@ def draw_sources(outcomes: Outcomes, figure: Any) -> None:
     parts = [part for part in ("relation", "bias") if len(outcomes.where(part=part))] or ["relation"]
     for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
         names = outcomes.where(part=part).distinct("source")
-        for offset, (key, label, color) in enumerate((("accuracy", "test images as they are", "#4878a8"),
-                                                      ("painted", "with the cue", "#c8553d"))):
+        for offset, (key, label, color) in enumerate((("accuracy", "test images as they are", BLUE),
+                                                      ("painted", "with the cue", RED))):
             if key == "painted" and part == "relation":
                 continue
             values = [_logistic(outcomes, part, name, key) for name in names]
@@ -302,8 +293,7 @@ def draw_sources(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_embedding(outcomes: Outcomes, figure: Any) -> None:
-    shown = [(o.labels["how"], o.measured["embedding"]) for o in outcomes.where(part="transfer")
-             if "embedding" in o.measured]
+    shown = [(o.labels["how"], o.measured["embedding"]) for o in outcomes.where(part="transfer").having("embedding")]
     order = {"scratch": 1, "classifier": 0, "fine-tuned": 2}
     shown.sort(key=lambda pair: order[pair[0]])
     titles = {"classifier": "pretrained, as it is", "scratch": "trained from scratch", "fine-tuned": "fine-tuned"}

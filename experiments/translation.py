@@ -31,6 +31,7 @@ from experiments.study import (
 )
 from models.errors import UserError
 from train.figures import draw_attention, tidy
+from train.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 
 FULL = "full"
 # label -> what is changed in the config: section, key, value
@@ -44,7 +45,7 @@ NETWORKS = {
     "no positions": ("model", "positions", "none"),
 }
 SEEDS = (0, 1, 2)
-COLORS = dict(zip(NETWORKS, ("#4878a8", "#c8553d", "#c9a227", "#7b4fa3", "#58b4c4", "#3d8f6b", "#8c6239"), strict=True))
+COLORS = dict(zip(NETWORKS, (BLUE, RED, YELLOW, PURPLE, CYAN, GREEN, BROWN), strict=True))
 CLOSE = 2.0  # BLEU: means that differ by less are nearly identical, or reach a published number
 PUBLISHED_MULTI30K = 38.4  # Lin 2020, results table, row 7
 SAMPLES = 4  # test sentences whose attention is drawn
@@ -73,7 +74,7 @@ def trials(scale: str) -> list[Trial]:
             if change:
                 section, key, value = change
                 c[section][key] = value
-            measures = ("attention",) if network == FULL and seed == SEEDS[0] else ()
+            measures = (attention,) if network == FULL and seed == SEEDS[0] else ()
             text = "grammar" if folder == "grammar" else "Multi30k"
             made.append(Trial({"text": text, "network": network, "seed": seed}, c, measures=measures))
     return made
@@ -155,7 +156,8 @@ def tables(outcomes: Outcomes) -> list[Table]:
 
 
 def _draw_attention(outcomes: Outcomes, figure: Any) -> None:
-    draw_attention(next(o.measured["attention"] for o in outcomes if "attention" in o.measured), figure)
+    if found := outcomes.results("attention"):
+        draw_attention(found[0], figure)
 
 
 def _draw_curves(outcomes: Outcomes, figure: Any) -> None:

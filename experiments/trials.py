@@ -32,7 +32,7 @@ def address(trial: study.Trial) -> str:
     return f"{own.short(config['model']['name'])}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def run(trial: study.Trial, spec: str, folder: Path) -> dict[str, Any]:
+def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
     """Trains and measures what is missing in `folder`, and returns the content of its outcome.json.
 
     Returns:
@@ -60,14 +60,14 @@ def run(trial: study.Trial, spec: str, folder: Path) -> dict[str, Any]:
             if "interrupted" in (outcome["summary"] or {}):
                 return outcome["summary"]
             outcome["history"] = _history(workdir.read_metrics(folder / "metrics.jsonl"))
-    missing = [name for name in trial.measures if name not in outcome["measured"]]
+    missing = [measure for measure in trial.measures if measure.__name__ not in outcome["measured"]]
     if missing and not outcome["diverged"]:
         prepared = loop.setup(config)
         state = prepared.state
         if trial.train:
             state = finished.restored(prepared, folder)
-        for name in missing:
-            outcome["measured"][name] = getattr(study.module(spec), name)(prepared, state)
+        for measure in missing:
+            outcome["measured"][measure.__name__] = measure(prepared, state)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, outcome)
     return outcome
@@ -82,7 +82,7 @@ def _history(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:
 
 
 def _serve(connection: Any, cores: Sequence[int], cache: str) -> None:
-    """A worker: answers (trial, spec, folder) with (kind, outcome or text) until None comes."""
+    """A worker: answers (trial, folder) with (kind, outcome or text) until None comes."""
     if cores:
         os.sched_setaffinity(0, cores)  # before JAX looks how many threads it should start
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
@@ -97,13 +97,11 @@ def _serve(connection: Any, cores: Sequence[int], cache: str) -> None:
             connection.send(("fault", traceback.format_exc()))
 
 
-def run_all(trials: Sequence[study.Trial], spec: str, root: Path, jobs: int, console: rich.console.Console
-            ) -> list[study.Outcome]:
+def run_all(trials: Sequence[study.Trial], root: Path, jobs: int, console: rich.console.Console) -> list[study.Outcome]:
     """Runs all trials in folders of `root`, those of equal configs once; finished ones are only read.
 
     Args:
       trials: of the study.
-      spec: its name or path.
       root: of the folders.
       jobs: trials at once; more than one in processes of their own, which share out the cores.
       console: for progress: a bar on a terminal, a line for each trial elsewhere.
@@ -126,7 +124,7 @@ def run_all(trials: Sequence[study.Trial], spec: str, root: Path, jobs: int, con
     with bar:
         task = bar.add_task("trials", total=len(work), last="")
         run_each = _here if jobs == 1 else _in_processes
-        for name, outcome in run_each(work, spec, root, jobs):
+        for name, outcome in run_each(work, root, jobs):
             found[name] = outcome
             labels = ", ".join(f"{key} {value}" for key, value in work[name].labels.items())
             result = outcome["diverged"] or (f"accuracy {outcome['summary']['accuracy']:.1%}"
@@ -149,11 +147,11 @@ class Interrupted(UserError):
         super().__init__(f"{name}: what is done is kept; the same command goes on")
 
 
-def _here(work: dict[str, study.Trial], spec: str, root: Path, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _here(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
     del jobs
     for name, trial in work.items():
         try:
-            outcome = run(trial, spec, root / name)
+            outcome = run(trial, root / name)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         if "interrupted" in outcome:
@@ -161,8 +159,7 @@ def _here(work: dict[str, study.Trial], spec: str, root: Path, jobs: int) -> Ite
         yield name, outcome
 
 
-def _in_processes(work: dict[str, study.Trial], spec: str, root: Path, jobs: int
-                  ) -> Iterator[tuple[str, dict[str, Any]]]:
+def _in_processes(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """`jobs` workers, each given the next trial when it has answered."""
     context = multiprocessing.get_context("spawn")
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -181,7 +178,7 @@ def _in_processes(work: dict[str, study.Trial], spec: str, root: Path, jobs: int
             if connection not in busy and ready:
                 waiting.remove(ready[0])
                 busy[connection] = ready[0]
-                connection.send((work[ready[0]], spec, root / ready[0]))
+                connection.send((work[ready[0]], root / ready[0]))
 
     try:
         with _Signals(lambda: [process.terminate() for process, _ in workers]) as signals:

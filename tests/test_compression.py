@@ -6,7 +6,7 @@ import rich.console
 from matplotlib.figure import Figure
 
 from configs import compression as config
-from experiments import compression, smaller, study, trials
+from experiments import compression, smaller, study, timing, trials
 from experiments import compression_results as results
 from experiments.networks import Network
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes
@@ -28,7 +28,7 @@ def outcomes(tmp_path_factory):
             patch.setattr(compression, name, value)
         patch.setattr(compression, "KINDS", {kind: compression.KINDS[kind] for kind in ("full", "ternary")})
         planned = compression.trials("digits")
-    return Outcomes(trials.run_all(planned, "compression", tmp_path_factory.mktemp("study"), 1,
+    return Outcomes(trials.run_all(planned, tmp_path_factory.mktemp("study"), 1,
                                    rich.console.Console(quiet=True)))
 
 
@@ -201,10 +201,10 @@ def test_programs_take_turns_and_are_compared_to_the_first(monkeypatch):
         def call():
             order.append(name)
             clock[0] += seconds
-        return smaller.Timed(name, call, cost)
+        return timing.Timed(name, call, cost)
 
-    monkeypatch.setattr(smaller.time, "perf_counter", lambda: clock[0])
-    rows = smaller.timed([program("whole", 0.2, 100), program("half", 0.1, 50), program("bits", 0.05, None)], 5)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    rows = timing.timed([program("whole", 0.2, 100), program("half", 0.1, 50), program("bits", 0.05, None)], 5)
     assert order[-6:] == ["whole", "half", "bits"] * 2
     assert [row["times_faster"] for row in rows] == [1, 2, 4]
     assert [row["of_mult_adds"] for row in rows] == [1, 0.5, None]

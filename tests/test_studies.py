@@ -31,7 +31,6 @@ def test_trials_are_distinct_and_complete(name):
         by_address = {}
         for trial in made:
             by_address.setdefault(trials.address(trial), []).append(trial)
-            assert all(hasattr(module, measure) for measure in trial.measures)
         shared = [group for group in by_address.values() if len(group) > 1]
         if name == "normalization":  # group normalization at 32 images is one of the numbers of groups, too
             assert [[trial.labels["part"] for trial in group] for group in shared] == [["size", "groups"]] * 3
@@ -65,7 +64,7 @@ def made(name, world):
         values = world(trial.labels)
         history = {"train": {"step": [10 * i for i in range(1, 7)], "loss": values["loss"]}} if trial.train else {}
         found.append(Outcome(trial.labels, {"accuracy": values["accuracy"], "loss": 1.0} if trial.train else None, None,
-                             history, {measure: values[measure] for measure in trial.measures}))
+                             history, {measure.__name__: values[measure.__name__] for measure in trial.measures}))
     return Outcomes(found)
 
 

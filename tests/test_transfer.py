@@ -236,7 +236,7 @@ def made(sign, scale="cifar10", noise=0.002):
             "embedding": {"x": [[0.0, 1.0], [1.0, 0.0]], "labels": [0, 1], "classes": ["a", "b"]}}
         history = {"test": {"step": [1, 2], "accuracy": [value - 0.1, value]}} if trial.train else {}
         found.append(Outcome(labels, {"accuracy": value} if trial.train else None, None, history,
-                             {name: measured[name] for name in trial.measures}))
+                             {measure.__name__: measured[measure.__name__] for measure in trial.measures}))
     return Outcomes(found)
 
 
@@ -249,7 +249,6 @@ def test_trials_are_distinct_and_have_three_seeds(scale):
     planned = MODULE.trials(scale)
     labels = [tuple(trial.labels.items()) for trial in planned]
     assert len(set(labels)) == len(labels)
-    assert all(hasattr(MODULE, measure) for trial in planned for measure in trial.measures)
     alike = {}
     for pairs in labels:
         alike.setdefault(tuple(pair for pair in pairs if pair[0] not in ("seed", "select")), []).append(pairs)

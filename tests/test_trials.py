@@ -1,5 +1,6 @@
 """Running trials: once each, in the same folder, whatever ended them, on one process or on several."""
 
+import inspect
 import io
 import json
 import os
@@ -14,21 +15,10 @@ import rich.console
 
 from experiments import run, trials
 from experiments.study import Trial
+from models import own
 from models.errors import UserError
 from tests import tiny
 from train import summary
-
-STUDY = '''
-from experiments.study import Study
-
-def size(run, state):
-    return {"step": int(state.step), "head": float(abs(state.params["head"]["kernel"]).sum())}
-
-def again(run, state):
-    return run.total
-
-STUDY = Study("tiny", "Tiny", "?", {"digits": ""}, lambda scale: [], (), lambda outcomes: [], ())
-'''
 
 INTERRUPTED = '''
 import sys
@@ -36,22 +26,24 @@ from pathlib import Path
 import rich.console
 from experiments import run, trials
 from experiments.study import Trial
+from models import own
 from models.errors import UserError
 from tests import test_trials
 
 if __name__ == "__main__":
     try:
-        trials.run_all(test_trials.long(), sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), rich.console.Console())
+        trials.run_all(test_trials.long(), Path(sys.argv[1]), int(sys.argv[2]), rich.console.Console())
     except UserError as error:
         sys.exit(f"UserError: {error}")
 '''
 
 
-@pytest.fixture
-def spec(tmp_path):
-    path = tmp_path / "tiny_study.py"
-    path.write_text(STUDY)
-    return str(path)
+def size(run, state):
+    return {"step": int(state.step), "head": float(abs(state.params["head"]["kernel"]).sum())}
+
+
+def total(run, state):
+    return run.total
 
 
 def trial(seed, measures=(), train=True, **changes):
@@ -62,12 +54,12 @@ def trial(seed, measures=(), train=True, **changes):
 
 def long():
     """Of which the second lasts long enough to be interrupted."""
-    return [trial(0), trial(1, ("size",), duration="800 steps", log_every="50 steps", evaluate_every="100%"), trial(2)]
+    return [trial(0), trial(1, (size,), duration="800 steps", log_every="50 steps", evaluate_every="100%"), trial(2)]
 
 
-def run_all(planned, spec, root, jobs=1):
+def run_all(planned, root, jobs=1):
     output = io.StringIO()
-    found = trials.run_all(planned, spec, root, jobs, rich.console.Console(file=output))
+    found = trials.run_all(planned, root, jobs, rich.console.Console(file=output))
     return found, output.getvalue()
 
 
@@ -75,29 +67,30 @@ def stamps(root):
     return {path.parent.name: path.stat().st_mtime_ns for path in root.glob("*/summary.json")}
 
 
-def test_finished_trials_are_read_and_equal_ones_run_once(tmp_path, spec):
+def test_finished_trials_are_read_and_equal_ones_run_once(tmp_path):
     root = tmp_path / "runs"
-    same = trial(0, ("again",))._replace(labels={"part": "another"})
-    planned = [trial(0, ("size",)), trial(1), same, trial(0, ("size",), train=False)]
-    found, output = run_all(planned, spec, root)
+    same = trial(0, (total,))._replace(labels={"part": "another"})
+    planned = [trial(0, (size,)), trial(1), same, trial(0, (size,), train=False)]
+    found, output = run_all(planned, root)
     assert output.count("\n") == 3 and "3/3" in output  # of four; the untrained one is another
     assert [outcome.labels for outcome in found] == [t.labels for t in planned]
     assert found[0].summary == found[2].summary and found[0].summary["steps"] == 4
-    assert found[0].measured["size"]["step"] == 4 and found[0].measured["again"] == 4
+    assert found[0].measured["size"]["step"] == 4 and found[0].measured["total"] == 4
     assert found[3].summary is None and found[3].measured["size"]["step"] == 0
     assert found[3].measured["size"]["head"] != found[0].measured["size"]["head"]
     assert found[0].history["train"]["step"] == [2, 4] and found[0].history["test"]["step"] == [4]
     before = stamps(root)
     assert len(before) == 2
-    again, _ = run_all([planned[0], trial(1, ("size",)), *planned[2:]], spec, root)  # a new measure of a finished trial
+    again, _ = run_all([planned[0], trial(1, (size,)), *planned[2:]], root)  # a new measure of a finished trial
     assert stamps(root) == before
     assert again[0] == found[0] and again[1].measured["size"]["step"] == 4
 
 
-def test_one_process_and_two_agree(tmp_path, spec):
-    planned = [trial(seed, ("size",)) for seed in range(3)]
-    alone, _ = run_all(planned, spec, tmp_path / "one")
-    together, output = run_all(planned, spec, tmp_path / "two", jobs=2)
+def test_one_process_and_two_agree(tmp_path):
+    (tmp_path / "mine.py").write_text(inspect.getsource(size))  # which the processes have to find
+    planned = [trial(seed, (own.module(str(tmp_path / "mine.py")).size,)) for seed in range(3)]
+    alone, _ = run_all(planned, tmp_path / "one")
+    together, output = run_all(planned, tmp_path / "two", jobs=2)
     assert "3/3" in output
     for one, two in zip(alone, together, strict=True):
         assert one.labels == two.labels and one.history.keys() == two.history.keys()
@@ -106,21 +99,21 @@ def test_one_process_and_two_agree(tmp_path, spec):
         assert one.measured["size"]["head"] == pytest.approx(two.measured["size"]["head"], rel=1e-4)
 
 
-def test_divergence_is_an_outcome(tmp_path, spec):
-    planned = [trial(0, ("size",), optimizer__learning_rate=1e30, optimizer__warmup="0 steps")]
+def test_divergence_is_an_outcome(tmp_path):
+    planned = [trial(0, (size,), optimizer__learning_rate=1e30, optimizer__warmup="0 steps")]
     for _ in range(2):  # the second time it is read
-        (outcome,), output = run_all(planned, spec, tmp_path / "runs")
+        (outcome,), output = run_all(planned, tmp_path / "runs")
         assert outcome.summary is None and outcome.diverged and outcome.measured == {}
         assert np.isnan(outcome.get("accuracy")) and outcome.diverged in output
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_what_a_trial_starts_from_runs_first_and_once(tmp_path, spec, jobs):
+def test_what_a_trial_starts_from_runs_first_and_once(tmp_path, jobs):
     first = trial(0)
-    planned = [trial(5)._replace(start=first, measures=("size",)), trial(5), trial(0, ("size",)),
-               trial(6, ("size",), train=False)._replace(start=trial(5)._replace(start=first))]
+    planned = [trial(5)._replace(start=first, measures=(size,)), trial(5), trial(0, (size,)),
+               trial(6, (size,), train=False)._replace(start=trial(5)._replace(start=first))]
     root = tmp_path / "runs"
-    found, output = run_all(planned, spec, root, jobs)
+    found, output = run_all(planned, root, jobs)
     assert "4/4" in output  # one starts from another that starts from the first; one is in the list twice
     assert len({trials.address(one) for one in planned}) == 4
     configs = [json.loads((root / trials.address(one) / "config.json").read_text()) for one in planned[:3]]
@@ -129,27 +122,27 @@ def test_what_a_trial_starts_from_runs_first_and_once(tmp_path, spec, jobs):
     assert found[3].measured["size"]["head"] > 0 and found[2].measured["size"]["step"] == 4
 
 
-def test_what_starts_from_a_run_that_diverged_says_so(tmp_path, spec):
+def test_what_starts_from_a_run_that_diverged_says_so(tmp_path):
     bad = trial(0, optimizer__learning_rate=1e30, optimizer__warmup="0 steps")
-    (outcome,), _ = run_all([trial(1, ("size",))._replace(start=bad)], spec, tmp_path / "runs")
+    (outcome,), _ = run_all([trial(1, (size,))._replace(start=bad)], tmp_path / "runs")
     assert outcome.summary is None and outcome.diverged == f"{trials.address(bad)}, that it starts from, diverged"
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_mistake_names_the_trial(tmp_path, spec, jobs):
+def test_a_mistake_names_the_trial(tmp_path, jobs):
     planned = [trial(0, optimizer__name="nonsense"), trial(1)]
     with pytest.raises(UserError, match="nonsense") as error:
-        run_all(planned, spec, tmp_path / "runs", jobs)
+        run_all(planned, tmp_path / "runs", jobs)
     assert trials.address(planned[0]) in str(error.value)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_interrupted_trials_go_on(tmp_path, spec, jobs):
+def test_interrupted_trials_go_on(tmp_path, jobs):
     root, script = tmp_path / "runs", tmp_path / "interrupted.py"
     script.write_text(INTERRUPTED)
     names = [trials.address(t) for t in long()]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tiny.ROOT), "COLUMNS": "200"}
-    process = subprocess.Popen([sys.executable, str(script), spec, str(root), str(jobs)], cwd=tiny.ROOT, text=True,
+    process = subprocess.Popen([sys.executable, str(script), str(root), str(jobs)], cwd=tiny.ROOT, text=True,
                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     first, log, deadline = root / names[0] / "outcome.json", root / names[1] / "metrics.jsonl", time.time() + 100
     while process.poll() is None and time.time() < deadline:
@@ -163,7 +156,7 @@ def test_interrupted_trials_go_on(tmp_path, spec, jobs):
     assert not (root / names[1] / "outcome.json").exists()
     steps = [int(path.name) for path in (root / names[1] / "checkpoints").iterdir() if path.name.isdecimal()]
     assert len(steps) == 1 and 100 < steps[0] < 800
-    found, output = run_all(long(), spec, root)
+    found, output = run_all(long(), root)
     assert "3/3" in output and before in (None, stamps(root)[names[0]])
     assert found[1].summary["steps"] == 800 and found[1].measured["size"]["step"] == 800
     assert found[1].history["train"]["step"] == list(range(50, 801, 50))

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-TRAIN, TEST = "#4878a8", "#c8553d"
+from train.palette import BLUE, RED
 
 
 def tidy(axes: Any, grid: str = "major") -> None:
@@ -28,7 +28,7 @@ def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     names = [name for name in ("loss", "accuracy", "hit", "learning_rate") if any(name in line for line in lines)]
     figure = Figure(figsize=(4.6 * len(names), 3.4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for split, color in (("train", TRAIN), ("test", TEST)):
+        for split, color in (("train", BLUE), ("test", RED)):
             points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
             if points:
                 axes.plot(*zip(*points, strict=True), color=color, label=split, marker="." if len(points) < 40 else "")
@@ -42,8 +42,23 @@ def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def sensitivity_lines(axes: Any, layers: Mapping[str, Mapping[str, Sequence[float]]], named: int) -> None:
+    """Accuracy against the sparsity of one layer alone, in percent, a line a layer, the first ones dark.
+
+    Args:
+      axes: to draw into.
+      layers: of what the hook `sensitivity` measures.
+      named: of more layers than these the first and the last alone have a label.
+    """
+    for i, (name, curve) in enumerate(layers.items()):
+        labelled = len(layers) <= named or i in (0, len(layers) - 1)
+        axes.plot([100 * share for share in curve["sparsity"]], [100 * value for value in curve["accuracy"]],
+                  marker=".", color=colormaps["viridis"](i / max(1, len(layers) - 1)),
+                  label=name.removesuffix("/kernel") if labelled else None)
+
+
 def sensitivity(found: Mapping[str, Any], path: Path) -> None:
-    """Accuracy against the sparsity of one layer alone, a line a layer, the first ones dark.
+    """`sensitivity_lines` of all layers as a PNG.
 
     Args:
       found: what the hook `sensitivity` measures.
@@ -51,11 +66,9 @@ def sensitivity(found: Mapping[str, Any], path: Path) -> None:
     """
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes, layers = figure.subplots(), found["layers"]
-    for i, (name, curve) in enumerate(layers.items()):
-        axes.plot([100 * share for share in curve["sparsity"]], curve["accuracy"], marker=".",
-                  color=colormaps["viridis"](i / max(1, len(layers) - 1)), label=name.removesuffix("/kernel"))
-    axes.axhline(found["whole"], color="0.6", linestyle=":")
-    axes.set(xlabel="weights of the layer that are gone (%)", ylabel="accuracy on training images")
+    sensitivity_lines(axes, layers, named=len(layers))
+    axes.axhline(100 * found["whole"], color="0.6", linestyle=":")
+    axes.set(xlabel="weights of the layer that are gone (%)", ylabel="accuracy on training images (%)")
     axes.legend(frameon=False, fontsize=7 if len(layers) > 12 else 9, ncols=-(-len(layers) // 24), loc="center left",
                 bbox_to_anchor=(1, 0.5))
     tidy(axes)
@@ -222,7 +235,7 @@ def predictions(rows: Sequence[tuple[np.ndarray, str, Sequence[tuple[str, float]
         left.set_title(_short(name, 30), fontsize=8)
         left.axis("off")
         shares = [100 * share for _, share in classes]
-        bars = right.barh(range(len(classes)), shares, color=TRAIN)
+        bars = right.barh(range(len(classes)), shares, color=BLUE)
         right.bar_label(bars, [f"{share:.1f}" for share in shares], padding=3, fontsize=8)
         right.set_yticks(range(len(classes)), [_short(label, 30) for label, _ in classes], fontsize=8)
         right.set_xlim(0, 112)

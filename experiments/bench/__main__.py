@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import rich.console
-import rich.table
 from absl import flags
 
+from experiments.study import terminal_table
 from models.errors import UserError, choice_error
 from train import cli
 
@@ -192,12 +192,9 @@ def main() -> None:
                 rows = [{"case": title, "subject": title, "what": "", "who": "", "side": "", "failed": str(error)}]
             keep(rows)
             shown = [key for key in output.columns(rows) if key not in ("case", "min_ms")]
-            table = rich.table.Table(*(output.COLUMNS[key] for key in shown),
-                                     title=f"{rows[0]['case']} ({time.monotonic() - began:.0f} s)",
-                                     title_justify="left")
-            for row in rows:
-                table.add_row(*(output.cell(key, row) for key in shown))
-            console.print(table)
+            console.print(terminal_table(
+                [output.COLUMNS[key] for key in shown], [[output.cell(key, row) for key in shown] for row in rows],
+                f"{rows[0]['case']} ({time.monotonic() - began:.0f} s)", texts=len(shown)))
         missed = [one["subject"] for one in targets.judged(new) if one["met"] is False]
         for name in networks.NETWORKS if PROFILE.value and not SWEEP.value else ():
             for size, batch in networks.sizes(name, settings).items():

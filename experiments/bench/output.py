@@ -11,6 +11,7 @@ from matplotlib.ticker import EngFormatter
 from experiments.bench import targets
 from experiments.study import markdown_table
 from train.files import write_atomically, write_json
+from train.palette import BLUE, GRAY
 
 COLUMNS = {  # key of a row: title
     "case": "case", "value": "at", "what": "call", "who": "who", "ms": "median ms", "min_ms": "min ms",
@@ -24,7 +25,7 @@ fast as the first row of the case; "times the peer's best": as the fastest of Py
 faster. "of the ceiling": model flops utilization, 2 x mult-adds forward and twice that backward, over the fastest
 square matrix product of the run."""
 SWEPT = {"batch": "images a step", "resolution": "height and width, pixels", "devices": "devices"}
-COLORS = {"step": "#4878a8", "forward": "#93b5d3"}
+COLORS = {"step": BLUE, "forward": "#93b5d3"}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def ratios(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
     figure = Figure(figsize=(11, 1.5 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(range(len(rows)), [row["times_best"] for row in rows], height=0.75,
-                     color=[COLORS.get(row["what"], "#777777") for row in rows])
+                     color=[COLORS.get(row["what"], GRAY) for row in rows])
     axes.bar_label(bars, [f"{row['times_best']:.2f}" for row in rows], padding=3, fontsize=8)
     axes.set_yticks(range(len(rows)), [f"{row['case']}: {row['what']}, {row['who']}" for row in rows], fontsize=8)
     axes.invert_yaxis()

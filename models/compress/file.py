@@ -114,6 +114,19 @@ def table(data: bytes, variables: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*found, {**blank, **others}, {**blank, **rest}]
 
 
+def rows(layers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """`table` as texts, with a line of the totals, as Han 2016, tables 2 to 5: name, weights, share that is kept, bits
+    of an index and of a jump as such / after Huffman coding, bytes, and these as a share of float32's."""
+    def bits(row, part):
+        return f"{row[f'{part}_bits']} / {row[f'{part}_coded']:.1f}" if row.get(f"{part}_bits") else ""
+
+    total = {key: sum(row[key] for row in layers) for key in ("weights", "kept", "bytes", "float32")}
+    return [[row["name"].removesuffix("/kernel"), f"{row['weights']:,}",
+             f"{row['kept'] / row['weights']:.1%}" if row["weights"] else "", bits(row, "index"), bits(row, "jump"),
+             f"{row['bytes']:,}", f"{row['bytes'] / row['float32']:.2%}" if row["float32"] else ""]
+            for row in (*layers, {"name": "total", **total})]
+
+
 def _network(about: Mapping[str, Any], count: int) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a header, and the shapes of its variables, of which there should be `count`."""
     called = 0

@@ -66,7 +66,7 @@ def main() -> int:
         return 1
     if FORMAT.value == "compressed":
         data = file.read(Path(OUT.value) / card["file"])
-        console.print(table(file.table(data, network.variables)))
+        console.print(table(file.rows(file.table(data, network.variables))))
     for line in filter(None, lines(card, Path(OUT.value), before[run.task.headline], run.task.headline)):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     return 0
@@ -95,22 +95,13 @@ def lines(card: Mapping[str, Any], out: Path, before: float, headline: str) -> l
     ]
 
 
-def table(layers: Sequence[Mapping[str, Any]]) -> rich.table.Table:
-    """Of `models.compress.file.table`, a row a layer as in Han 2016, tables 2 to 5, for the terminal."""
+def table(rows: Sequence[Sequence[str]]) -> rich.table.Table:
+    """`models.compress.file.rows` for the terminal."""
     made = rich.table.Table(title_justify="left", title="bits: of an index and a jump as such / after Huffman coding")
     for i, column in enumerate(("layer", "weights", "kept", "index bits", "jump bits", "bytes", "of float32")):
         made.add_column(column, justify="right" if i else "left", no_wrap=not i)
-
-    def bits(row, name):
-        before, after = row[f"{name}_bits"], row[f"{name}_coded"]
-        return "" if before is None else f"{before} / {after:.1f}"
-
-    total = {key: sum(row[key] for row in layers) for key in ("weights", "kept", "bytes", "float32")}
-    for row in (*layers, {"name": "total", **total}):
-        kept = f"{row['kept'] / row['weights']:.1%}" if row["weights"] else ""
-        share = f"{row['bytes'] / row['float32']:.2%}" if row["float32"] else ""
-        made.add_row(row["name"].removesuffix("/kernel"), f"{row['weights']:,}", kept, *(
-            bits(row, name) if f"{name}_bits" in row else "" for name in ("index", "jump")), f"{row['bytes']:,}", share)
+    for row in rows:
+        made.add_row(*row)
     return made
 
 

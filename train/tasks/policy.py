@@ -9,7 +9,7 @@ from models.errors import UserError
 from models.gated import BlockDrop, gates
 from train.tasks.gated import Skipping
 
-TINY = float(jnp.finfo(jnp.float32).eps)
+EPS = float(jnp.finfo(jnp.float32).eps)
 
 
 class Policy(Skipping):
@@ -60,7 +60,7 @@ class Policy(Skipping):
         learned = self._learned(step)
         open_ = jnp.arange(len(model.blocks)) >= len(model.blocks) - learned  # [K]: the policy's
         bounded = self._bound * jax.nn.sigmoid(logits) + (1 - self._bound) * jax.nn.sigmoid(-logits)  # [B, K]
-        bounded = jnp.clip(bounded, TINY, 1 - TINY)  # has logarithms where the bound is 0 or 1
+        bounded = jnp.clip(bounded, EPS, 1 - EPS)  # has logarithms where the bound is 0 or 1
         sampled = jnp.where(open_, jax.random.bernoulli(sample_key, bounded), True).astype(jnp.float32)
         greedy = jnp.where(open_, logits >= 0, True).astype(jnp.float32)
 

@@ -1,0 +1,37 @@
+"""Programs that are timed beside each other on one machine: they take turns, so that what slows it slows all alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Timed(NamedTuple):
+    """A program to time: `call()` waits for the result. Mult-adds are those of floats; None where there are none."""
+
+    name: str
+    call: Callable[[], Any]
+    mult_adds: int | None
+
+
+def medians(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """The median of each, in seconds; each waits for its result, and nothing is called before to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def timed(programs: Sequence[Timed], rounds: int) -> list[dict[str, Any]]:
+    """Medians of the programs after two calls of each, and how they compare with the first."""
+    for program in programs:
+        program.call()
+        program.call()
+    found, first = medians({program.name: program.call for program in programs}, rounds), programs[0]
+    return [{"program": program.name, "mult_adds": program.mult_adds,
+             "of_mult_adds": program.mult_adds / first.mult_adds if program.mult_adds and first.mult_adds else None,
+             "milliseconds": round(1000 * found[program.name], 4),
+             "times_faster": round(found[first.name] / found[program.name], 3)} for program in programs]
