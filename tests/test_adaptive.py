@@ -18,6 +18,7 @@ from models.layers.endpoint import capture
 from tests import tiny
 from tests.test_adaptive_tasks import RUNS, TEXTS
 from tests.test_adaptive_tasks import config as run_config
+from tests.tiers import keep_first
 from train import adaptive, finished, loop
 from train.data import source
 from train.tasks.multi_exit import exit_costs
@@ -179,10 +180,10 @@ def command(*arguments):
                           capture_output=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize(("kind", "flags", "ways"), [
+@pytest.mark.parametrize(("kind", "flags", "ways"), keep_first(1, [
     ("gated", (), ["all blocks", "as decided"]),
     ("exits", ("--budget=3e4,3.5e4",), ["exit 1", "exit 2", "batch", "batch"]),
-])
+]))
 def test_the_command(folders, tmp_path, kind, flags, ways):
     done = command(f"--workdir={folders / kind}", f"--out={tmp_path / 'out'}", *flags)
     assert done.returncode == 0, done.stderr
@@ -246,7 +247,7 @@ SHRUNK = {"aig": {"stage_sizes": (1, 1)},
           "early_exit": {"stage_sizes": (1, 1), "exits": (1,)}}
 
 
-@pytest.mark.parametrize("method", SHRUNK)
+@pytest.mark.parametrize("method", keep_first(1, SHRUNK))
 def test_the_digits_configs_set_up(method):
     c = config.get_config(f"method={method}")
     c.model.update({"width": 4, **SHRUNK[method]})

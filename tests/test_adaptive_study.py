@@ -40,6 +40,7 @@ def early(tmp_path_factory):
     return finished.load(folder), folder
 
 
+@pytest.mark.full
 def test_measures_of_blocks(dropped):
     (run, state), _ = dropped
     found = measures.decided(run, state)
@@ -52,6 +53,7 @@ def test_measures_of_blocks(dropped):
     assert np.asarray(found["by_class"]).sum(1) @ counts / 360 == pytest.approx(decided["blocks"])
 
 
+@pytest.mark.full
 def test_heuristics_take_as_many_blocks(dropped, monkeypatch):
     (run, state), _ = dropped
     found = measures.heuristics(run, state)
@@ -78,6 +80,7 @@ def test_heuristics_take_as_many_blocks(dropped, monkeypatch):
     assert (first == [1, 1, 1, 0]).all() and (distributed.sum(1) == 3).all() and (distributed[:, [0, 3]] == 1).all()
 
 
+@pytest.mark.full
 def test_measures_of_exits(early):
     (run, state), _ = early
     found = measures.leaving(run, state)
@@ -86,6 +89,7 @@ def test_measures_of_exits(early):
     assert all(costs[0] <= spent <= costs[-1] for spent in found["by_class"])
 
 
+@pytest.mark.full
 def test_easy_and_hard_images(dropped, early):
     (run, state), _ = dropped
     shown, found = adaptive.extremes(run, state, 5), adaptive.blocks(run, state)
@@ -196,6 +200,7 @@ def test_trials_are_told_apart_and_start_from_trials(scale):
 # -- time ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_what_skipping_gains_is_timed_at_equal_accuracy(dropped, early):
     for _, folder in (dropped, early):
         rows = skipped.time_run(folder, (1, 4), 8, 3, 0.005)

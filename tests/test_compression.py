@@ -32,6 +32,7 @@ def outcomes(tmp_path_factory):
                                    rich.console.Console(quiet=True)))
 
 
+@pytest.mark.full
 def test_every_stage_is_measured(outcomes):
     for stage in results.STAGES:
         stored = outcomes.where(part="stages", stage=stage, seed=0)[0].measured["stored"]
@@ -50,6 +51,7 @@ def test_every_stage_is_measured(outcomes):
     assert filters["parameters"] == 64 * 21 + 21 + 21 * 20 + 20 + 210 < whole.summary["parameters"]
 
 
+@pytest.mark.full
 def test_the_ternary_network_starts_from_the_full_one(outcomes):
     ternary, full = (outcomes.where(part="low bits", kind=kind)[0] for kind in ("ternary", "full"))
     assert ternary.measured["stored"]["ratio"] > 3 * full.measured["stored"]["ratio"]
@@ -57,6 +59,7 @@ def test_the_ternary_network_starts_from_the_full_one(outcomes):
     assert ternary.measured["stored"]["identical"]
 
 
+@pytest.mark.full
 def test_claims_tables_and_pictures(outcomes, tmp_path):
     for claim in compression.CLAIMS:
         judgement = claim.judge(outcomes)

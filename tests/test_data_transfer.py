@@ -136,6 +136,7 @@ def test_splits_of_voc_add_up(voc_dir):
         voc_source(voc_dir, train_split="train+validaton")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streams_and_resident_data_carry_label_vectors(voc_dir, workers):
     source = voc_source(voc_dir)

@@ -18,6 +18,7 @@ from models.layers.regularize import Dropout
 from models.weights.layouts import flatten
 from tests.golden import drawn
 from tests.networks import PARAMETERS
+from tests.tiers import keep_first
 
 # Huang 2017, table 2: parameters in 1e6, printed with one decimal.
 TABLE_2 = {"densenet40_k12": 1.0, "densenet100_k12": 7.0, "densenet100_k24": 27.2, "densenet_bc100_k12": 0.8,
@@ -29,7 +30,7 @@ def params(name, **fields):
     return drawn.abstract(models.create(name, **fields))["params"]
 
 
-@pytest.mark.parametrize("name", TABLE_2)
+@pytest.mark.parametrize("name", keep_first(2, TABLE_2))
 def test_networks_are_those_of_table_2(name):
     """Parameters, and the depth L: convolutions of the stem, the layers and the transitions, and the head."""
     assert round(PARAMETERS[name] / 1e6, 1) == TABLE_2[name]
@@ -103,6 +104,7 @@ def test_dropout_follows_every_convolution_but_the_first(name, layers):
     assert rates == [0.2] * layers
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("fields", [{}, {"bottleneck": 0, "compression": 1.0}])
 def test_remat_changes_nothing_but_what_is_kept(fields):
     def gradient(remat):

@@ -91,6 +91,7 @@ def test_statistics_are_a_devices_own_in_two_processes_too(tmp_path):
     assert_close(final(two(tmp_path / "two"))[0], leaves, 1e-4)
 
 
+@pytest.mark.full
 def test_one_is_told_to_stop_and_all_save_the_same_step(tmp_path):
     """Sharded and streamed; then one process of another number of devices goes on from what they saved."""
     folder = tmp_path / "run"

@@ -18,6 +18,7 @@ from models.layers.attention import attention_weights
 from models.layers.endpoint import capture
 from tests.golden import drawn
 from tests.networks import SMALL
+from tests.tiers import keep_first
 
 GOLDEN = np.load(pathlib.Path(__file__).with_name("golden") / "explain.npz")
 ABOUT = json.loads(str(GOLDEN["explained"]))
@@ -48,7 +49,8 @@ def network(kind, **fields):
 # -- beside other libraries --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", [key for key in GOLDEN.files if "|" in key and not key.endswith("|largest")])
+@pytest.mark.parametrize("key", keep_first(
+    7, [key for key in GOLDEN.files if "|" in key and not key.endswith("|largest")]))
 def test_equals_captums_and_pytorch_grad_cams(key):
     kind, method, *endpoint = key.split("|")
     name, fields, _ = ABOUT["fields"][kind]
@@ -188,7 +190,7 @@ def test_smooth_grad_is_the_mean_gradient_at_noisy_images():
     np.testing.assert_allclose(smooth, total / 3, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", keep_first(2, METHODS))
 def test_images_do_not_depend_on_their_batch(name):
     """Each has its own class, that of the most probable among them."""
     model, variables, images = network("lenet")

@@ -96,6 +96,7 @@ def small(monkeypatch):
     monkeypatch.setattr(measures, "METHODS", ("cam", "grad_cam", "attention_rollout", "saliency"))
 
 
+@pytest.mark.full
 def test_examples_are_canvases_with_their_objects(placed):
     run, _ = placed
     one, two = (measures.examples(run, "test", 6, objects=n) for n in (1, 2))
@@ -106,6 +107,7 @@ def test_examples_are_canvases_with_their_objects(placed):
     assert (train.pixels != one.pixels).any()
 
 
+@pytest.mark.full
 def test_measures(placed, small):
     run, state = placed
     found = measures.localization(run, state)

@@ -22,6 +22,7 @@ from models.errors import UserError
 from tests import tiny
 from tests.golden import drawn
 from tests.networks import SMALL
+from tests.tiers import keep_first
 from train import finished, loop, predict, pretrained, workdir
 from train.export import formats, loaded, verify, write
 from train.export import network as export
@@ -72,7 +73,7 @@ def test_the_file_gives_back_the_run_to_the_bit(runs, tmp_path, name, least):
 def test_rows_of_the_table_are_what_the_file_holds(runs, tmp_path):
     *_, path, loaded = exported(runs / "shared", tmp_path / "x")
     rows = rows_of(path, loaded)
-    kernel = rows["stage3/block0/conv2/kernel"]
+    kernel = rows["stage2/block0/conv2/kernel"]
     assert kernel["weights"] == 3 * 3 * 16 * 16 and kernel["values"] <= 16 and kernel["index_bits"] <= 4
     assert kernel["kept"] < 0.4 * kernel["weights"] and kernel["index_coded"] < 5
     assert set(kernel["parts"]) == {"codebook", "tables", "jumps", "indices"}
@@ -89,6 +90,7 @@ def test_a_file_is_a_start_like_any_other(runs, tmp_path):
                                data__select_test="classes('0-4')", eval_batch_size=36))
 
 
+@pytest.mark.full
 def test_a_network_without_filters_is_exported_as_a_smaller_one(runs, tmp_path):
     what = "magnitude(0.5, structure=filters, what='.*/conv1/kernel')"
     train(tmp_path / "run", init_from=str(runs / "whole"), init_new="", optimizer__prune=what)
@@ -104,14 +106,14 @@ def test_a_network_without_filters_is_exported_as_a_smaller_one(runs, tmp_path):
     tiny.assert_same(again.state.variables(), network.variables)
 
 
-@pytest.mark.parametrize("kind", ["ternary", "binary_weight", "xnor"])
+@pytest.mark.parametrize("kind", keep_first(1, ["ternary", "binary_weight", "xnor"]))
 def test_low_bit_networks_are_stored_in_few_bits(kind, tmp_path):
     more = {} if kind != "xnor" else {"model__act": "identity", "model__name": "preresnet20",
                                       "model__stage_sizes": (1, 2)}
     train(tmp_path / "run", model__conv=kind, model__width=8, duration="4 steps", **more)
     run, state, network, path, loaded = exported(tmp_path / "run", tmp_path / "x")
     rows = rows_of(path, loaded)
-    kernel = rows["stage2/block1/conv1/kernel"] if kind == "xnor" else rows["stage3/block0/conv2/kernel"]
+    kernel = rows["stage2/block1/conv1/kernel"] if kind == "xnor" else rows["stage2/block0/conv2/kernel"]
     assert kernel["index_coded"] <= 2 and 8 * kernel["bytes"] < 2.4 * kernel["weights"]
     before, after = run.evaluate(run.parallel.place(state)), export.evaluate(run, state, loaded)
     assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(before["loss"], rel=1e-6)
@@ -200,7 +202,7 @@ def test_every_format_says_what_the_run_says(runs, out, files, format):
     assert [label for label, _ in rows[1]["classes"]] == [str(i) for i in np.argsort(-logits[1], kind="stable")[:3]]
 
 
-@pytest.mark.parametrize("format", ["onnx", "stablehlo"])
+@pytest.mark.parametrize("format", keep_first(1, ["onnx", "stablehlo"]))
 def test_programs_hold_what_was_folded(out, runs, format, tmp_path):
     def operations(folder):
         if format == "onnx":
@@ -224,6 +226,7 @@ def test_programs_hold_what_was_folded(out, runs, format, tmp_path):
     assert sum(folded.values()) < sum(bare.values())  # in spite of the pixels and the softmax
 
 
+@pytest.mark.full
 @pytest.mark.full  # test_any_network.py writes every family
 @pytest.mark.parametrize(("format", "kind"), [
     *(("onnx", kind) for kind in ("bottleneck", "gated", "swin")),  # padded pooling; skipping; windows
@@ -257,6 +260,7 @@ def test_an_exported_network_is_a_start(out, runs):
     assert config.model.name == "resnet8" and config.model.width == 4 and config.init_from == str(out / "safetensors")
 
 
+@pytest.mark.full
 def test_names_and_shapes_for_pytorch(tmp_path, monkeypatch):
     """A double stands for PyTorch, which takes torchvision's names, shapes and number of parameters (tests/golden/
     check_weights.py loads them there); the real one is asked where ABLATE_TORCH_PYTHON names a Python that has it."""
@@ -338,6 +342,7 @@ def test_a_file_that_is_not_the_network_is_a_failed_export(runs, out, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
 def test_several_classes_an_image_have_probabilities_of_their_own(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
     labels = np.random.default_rng(1).integers(0, 2, (40, 3)).astype(np.int8)

@@ -16,6 +16,7 @@ from models.errors import UserError
 from models.gated import Gate, costs, gates, straight_through
 from models.layers.skipping import compacted, sizes, skipping
 from tests.golden import drawn, make_gated
+from tests.tiers import keep_first
 
 KINDS = {  # two blocks each, one of which has a projection, or both
     "basic": ("convnet_aig38", {"width": 4}),
@@ -169,7 +170,7 @@ def assert_agree(a, b):
 
 
 @pytest.mark.parametrize("count", [1, 13])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", keep_first(2, KINDS))
 def test_what_is_skipped_changes_no_logits_and_compiles_nothing_again(kind, count):
     skipped, masked, variables = programs(kind)
     before, images = skipped._cache_size(), colored(count)

@@ -9,6 +9,7 @@ import rich.console
 
 from models.errors import UserError
 from tests import tiny
+from tests.tiers import keep_first
 from train import checkpoint, loop, metrics, workdir
 
 
@@ -110,6 +111,7 @@ def test_another_config_is_refused_and_said(finished):
     assert loop.train(faster, folder)["steps"] == 12  # how often it logs is nobody's result
 
 
+@pytest.mark.full
 def test_a_lost_checkpoint_is_made_up_for_to_the_bit(tmp_path):
     """12 steps equal 8 steps, restore, 4 steps: parameters, statistics, momentum, average, rng, metrics."""
     config = tiny.config(ema_decay=0.5, data__augment="crop(1)|mixup(0.3)", model__dropout=0.1)
@@ -236,11 +238,11 @@ def test_only_at_the_end():
     assert run.every == {"log": 0, "evaluate": 0, "checkpoint": 0}
 
 
-@pytest.mark.parametrize("changes", [
+@pytest.mark.parametrize("changes", keep_first(2, [
     dict(steps_per_call=1, data__pipeline="stream", data__workers=2),
     dict(devices=4, parallel="shard_map", accumulate=2),
     dict(precision="bfloat16", log_every="5 steps"),
-], ids=["stream", "devices", "bfloat16"])
+]), ids=["stream", "devices", "bfloat16"])
 def test_going_on_is_exact_in_every_mode(tmp_path, changes):
     """As above, for streams with workers, several devices, accumulation, bfloat16, lines between checkpoints."""
     config = tiny.config(data__augment="crop(1)", **changes)

@@ -16,6 +16,7 @@ from models.layers.conv import Conv, Dense, StandardizedConv, lowering
 from models.layers.init import jit_once
 from tests.golden import drawn as golden
 from tests.networks import SMALL
+from tests.tiers import keep_first
 
 LAYERS = {"ternary": (lowbit.TernaryConv, lowbit.TernaryDense), "xnor": (lowbit.XnorConv, lowbit.XnorDense),
           "binary_weight": (lowbit.BinaryWeightConv, lowbit.BinaryWeightDense)}
@@ -153,7 +154,7 @@ def test_binary_kernels_are_their_own():
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("key", NETWORKS)
+@pytest.mark.parametrize("key", keep_first(4, NETWORKS))
 def test_all_but_the_first_and_the_head(key, kind):
     model, floats, count = network(key, kind)
     variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)

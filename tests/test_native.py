@@ -28,6 +28,7 @@ def test_compiled_once_and_found_again(tmp_path):
     assert library.stat().st_mtime_ns == made
 
 
+@pytest.mark.full
 def test_a_damaged_library_is_not_loaded(tmp_path):
     if not _available(tmp_path):
         pytest.skip("no C++ compiler here")

@@ -17,6 +17,7 @@ from models.compress import prune as functions
 from models.compress import shrink
 from models.errors import UserError
 from tests import tiny
+from tests.tiers import keep_first
 from train import finished, loop, pretrained, prune
 from train.parameters import parameter_names
 
@@ -289,7 +290,7 @@ def test_a_plan_that_cannot_be_is_one_line(text, message):
 PRUNE = "magnitude(0.9, start='2 steps', end='8 steps', every='2 steps')"
 
 
-@pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
+@pytest.mark.parametrize("parallel", keep_first(1, ["pmap", "shard_map"]))
 def test_a_run_prunes_and_goes_on_with_its_masks(tmp_path, parallel):
     config = tiny.config(optimizer__prune=PRUNE, hooks="sparsity", parallel=parallel, steps_per_call=1)
     whole = loop.train(config, tmp_path / "whole")
@@ -309,7 +310,7 @@ def test_a_run_prunes_and_goes_on_with_its_masks(tmp_path, parallel):
 def test_a_pruned_run_is_a_start_like_any_other(tmp_path):
     loop.train(tiny.config(optimizer__prune=PRUNE, duration="10 steps"), tmp_path / "first")
     again = loop.setup(tiny.config(init_from=str(tmp_path / "first")))
-    assert (again.state.params["stage3"]["block0"]["conv1"]["kernel"] == 0).mean() > 0.5
+    assert (again.state.params["stage2"]["block0"]["conv1"]["kernel"] == 0).mean() > 0.5
 
 
 FILTERS = r"magnitude(0.6, start='2 steps', end='6 steps', every='2 steps', structure='filters', what='{}')"
@@ -354,7 +355,7 @@ def test_filters_that_cannot_be_removed_are_refused_before_training(what, bad):
 def test_sensitivity_from_a_file_decides_what_goes_where(tmp_path):
     path = tmp_path / "sensitivity.json"
     curve = {"sparsity": [0.0, 0.5, 1.0], "accuracy": [0.9, 0.9, 0.1]}
-    layers = {"stage3/block0/conv2/kernel": {"sparsity": [0.0, 0.5, 1.0], "accuracy": [0.9, 0.1, 0.0]}}
+    layers = {"stage2/block0/conv2/kernel": {"sparsity": [0.0, 0.5, 1.0], "accuracy": [0.9, 0.1, 0.0]}}
     model = loop.setup(tiny.config()).state.params
     sizes = {name: leaf.size for name, leaf in zip(parameter_names(model), jax.tree.leaves(model), strict=True)
              if name.endswith("/kernel")}
@@ -365,7 +366,7 @@ def test_sensitivity_from_a_file_decides_what_goes_where(tmp_path):
     assert whole["sparsity"] == pytest.approx(0.5, abs=1e-3)
     for name, size in sizes.items():
         assert whole["sparsity_by_layer"][name] == pytest.approx(wanted[name], abs=1 / size)
-    assert wanted["stage3/block0/conv2/kernel"] < 0.3 < 0.5 < wanted["head/kernel"]
+    assert wanted["stage2/block0/conv2/kernel"] < 0.3 < 0.5 < wanted["head/kernel"]
     path.write_text(json.dumps({"layers": {"head/kernel": curve}, "whole": 0.9}))
     with pytest.raises(UserError, match="by='.*': no sensitivity of stage1/block0/conv1/kernel, .* and others"):
         loop.setup(tiny.config(optimizer__prune=text))
@@ -386,6 +387,7 @@ def test_what_does_not_go_together(changes, message):
         loop.setup(tiny.config(**changes))
 
 
+@pytest.mark.full
 def test_sensitivity_of_each_layer_is_that_of_the_network_without_its_smallest_weights(tmp_path):
     config = tiny.config(hooks="sensitivity(200)", duration="30 steps")
     loop.train(config, tmp_path / "run")

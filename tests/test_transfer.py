@@ -16,6 +16,7 @@ from experiments import study, transfer_measures, trials
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes
 from tests import tfds_sample, tiny
 from tests.test_data_transfer import caltech101, caltech_birds2011, cars196, picture, thing
+from tests.tiers import keep_first
 from train import loop
 
 MODULE = study.module("transfer")
@@ -117,9 +118,9 @@ def test_another_network_than_the_run_says(source, tmp_path):
         config.get_config(f"from={tmp_path / 'a.safetensors'},to=digits")
 
 
-@pytest.mark.parametrize(("name", "stages"), [
+@pytest.mark.parametrize(("name", "stages"), keep_first(4, [
     ("vgg11_bn", 5), ("densenet121", 4), ("densenet40_k12", 3), ("mobilenet_v2", 7), ("mobilenet_v1", 5), ("swin_t", 4),
-    ("convnext_tiny", 4), ("resnetv2_50x1_bit", 4), ("wide_resnet28_10", 3), ("resnet50", 4), ("preresnet110", 3)])
+    ("convnext_tiny", 4), ("resnetv2_50x1_bit", 4), ("wide_resnet28_10", 3), ("resnet50", 4), ("preresnet110", 3)]))
 def test_every_stage_of_a_family_has_its_group(name, stages):
     import jax
 
@@ -162,9 +163,9 @@ def sets(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("rule", ["finetune", "bit"])
-@pytest.mark.parametrize(("name", "classes"), [("caltech101", 102), ("voc2007", 20), ("cub200", 200), ("cars", 196),
-                                               ("aircraft", 2)])
+@pytest.mark.parametrize("rule", keep_first(1, ["finetune", "bit"]))
+@pytest.mark.parametrize(("name", "classes"), keep_first(2, [
+    ("caltech101", 102), ("voc2007", 20), ("cub200", 200), ("cars", 196), ("aircraft", 2)]))
 def test_the_published_data_sets_fine_tune(sets, weights_file, tmp_path, name, classes, rule):
     c = config.get_config(f"from={weights_file},to={name},rule={rule},batch=8")
     c.data.dir = str(sets)
@@ -325,6 +326,7 @@ def run(source, tmp_path, monkeypatch):
                                   data__select_test="classes('5-9')", eval_batch_size=180))
 
 
+@pytest.mark.full
 def test_probe_has_every_number_of_labels_and_classifier(run):
     found = transfer_measures.probe(run, run.state)
     assert list(found) == ["2", "5", "20", "all"]
@@ -332,6 +334,7 @@ def test_probe_has_every_number_of_labels_and_classifier(run):
     assert 0.3 < found["2"]["logistic"]["accuracy"] <= found["all"]["logistic"]["accuracy"] <= 1
 
 
+@pytest.mark.full
 def test_the_cue_is_on_test_images_alone(run):
     found = transfer_measures.logistic(run, run.state)
     assert found["clean"] == pytest.approx(found["accuracy"])
@@ -341,12 +344,14 @@ def test_the_cue_is_on_test_images_alone(run):
     assert trained["clean"] == pytest.approx(wanted, abs=0.01)
 
 
+@pytest.mark.full
 def test_the_embedding_is_of_test_images(run):
     found = transfer_measures.embedding(run, run.state)
     assert len(found["x"]) == len(found["labels"]) == len(run.feed.test) and set(found["labels"]) == set(range(5))
     assert np.std(found["x"]) > 0.1
 
 
+@pytest.mark.full
 def test_hand_crafted_features_by_number_of_labels(run, monkeypatch):
     monkeypatch.setattr(transfer_measures, "HANDCRAFTED", ("hog",))
     found = transfer_measures.handcrafted(run, run.state)["hog"]

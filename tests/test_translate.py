@@ -100,6 +100,7 @@ def parameters(**changes):
     return run.parallel.fetch(state).params, jax.tree.map(np.asarray, metrics)
 
 
+@pytest.mark.full
 def test_devices_and_parts_weigh_every_token_alike():
     """Shares of a batch have different numbers of tokens; the gradient is that of the whole batch all the same."""
     one, expected = parameters()

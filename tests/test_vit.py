@@ -20,6 +20,7 @@ from models.vit import resize_positions, sincos2d
 from tests.golden import drawn
 from tests.golden.make_vit import RESIZED
 from tests.test_parity import GOLDEN, close
+from tests.tiers import keep_first
 
 TINY = {"patch_size": 4, "depth": 2, "width": 8, "heads": 2, "mlp_width": 16, "image_size": 16, "num_classes": 5}
 IMAGES = jnp.asarray(drawn.images("vit", (2, 16, 16, 3)))
@@ -36,7 +37,7 @@ TABLE_1 = {"vit_p_1gf": (4.8, 1.1), "vit_p_4gf": (18.5, 3.9), "vit_p_18gf": (86.
 OFF_BY_A_DIGIT = {"vit_p_18gf": (86.6, 17.6), "vit_p_36gf": (178.4, 36.0)}
 
 
-@pytest.mark.parametrize("name", TABLE_1)
+@pytest.mark.parametrize("name", keep_first(3, TABLE_1))
 def test_costs_are_those_of_xiao(name):
     model = models.create(name)
     cost = analyze(model, model.example())
@@ -139,7 +140,7 @@ def test_positions_are_resized_as_timm_does(i):
         resize_positions(positions, (9, 9), new)
 
 
-@pytest.mark.parametrize("layout", ["ablate", "timm"])
+@pytest.mark.parametrize("layout", keep_first(1, ["ablate", "timm"]))
 @pytest.mark.parametrize("positions", ["learned", "sincos2d"])
 def test_weights_serve_images_of_another_size(positions, layout):
     """With constant positions and images, the network does not see the size."""
@@ -188,6 +189,7 @@ def test_stochastic_depth_grows_linearly_from_zero():
     assert rates == pytest.approx([0, 0, 0.1, 0.1, 0.2, 0.2])
 
 
+@pytest.mark.full
 def test_remat_changes_nothing_but_what_is_kept():
     def gradient(remat):
         model = tiny(dropout=0.3, stochastic_depth=0.2, remat=remat)
