@@ -49,8 +49,9 @@ def run(*arguments, **options):
 
 
 TINY_FLAGS = (
-    "--config=configs/digits.py:resnet8", "--config.model.width=4", "--config.model.stage_sizes=(1,1)", "--config.batch_size=32",
-    "--config.steps_per_call=2", "--config.devices=1", "--config.hooks=", "--config.log_every=4 steps",
+    "--config=configs/digits.py:resnet8", "--config.model.width=4", "--config.model.stage_sizes=(1,1)",
+    "--config.batch_size=32", "--config.steps_per_call=2", "--config.devices=1", "--config.hooks=",
+    "--config.log_every=4 steps",
 )
 
 
