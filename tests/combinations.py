@@ -37,7 +37,7 @@ BOTH = ("conv", "dense")
 FAMILIES = {
     "LeNet": _small("lenet", BOTH),
     "AlexNet": _small("alexnet", BOTH),
-    "VGG": _small("vgg", BOTH, stage_sizes=(1, 1)),
+    "VGG": _small("vgg", BOTH),
     "airbench": _small("airbench"),
     "plain": Family("plain8", {"stage_sizes": (1,), "width": 8, "image_size": SIDE}),
     "ResNet": Family("resnet18", {"stage_sizes": (1, 1), "width": 8, "num_classes": 10, "image_size": SIDE}),
