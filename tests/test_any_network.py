@@ -208,11 +208,8 @@ def shared(family, folder):
     params = share.plan(text).snap(whole(family).variables["params"])
     found = take_step(family, start(family, {**whole(family).variables, "params": params},
                                     tx := optimizer_of(params, share=text)), tx)
-    for name, before in named(found.before.params).items():
-        after = named(found.after.params)[name]
-        assert np.any(before != after)
-        if name == kernel:
-            assert len(np.unique(after)) == len(np.unique(before)) == 4
+    before, after = (named(state.params)[kernel] for state in (found.before, found.after))
+    assert np.any(before != after) and len(np.unique(after)) == len(np.unique(before)) == 4
 
 
 def with_new_head(family, folder):
