@@ -122,7 +122,7 @@ REFUSED = (
     Refusal(("prune filters",), ("BiT",), "computes something else; nor can those of any layer",
             "kernels are standardized over all that they get"),
     Refusal(("export torch",), (
-        "LeNet", "AlexNet", "VGG", "airbench", "plain", "pre-activation", "DenseNet", "ladder", "ViT_C", "ConvNet-AIG",
+        "LeNet", "AlexNet", "VGG", "airbench", "plain", "pre-activation", "DenseNet", "ladder", "ConvNet-AIG",
         "BlockDrop", "early exit", "MSDNet"),
             "is in the layout of no PyTorch library",
             "torchvision and timm have no such network (of AlexNet: two groups; of VGG: one hidden layer)"),
