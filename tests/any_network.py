@@ -18,7 +18,7 @@ from tests import tiny
 from tests.combinations import ALL_INITS, FAMILIES, TEXT, norms_of
 from tests.golden import drawn
 from train import config as configs
-from train import optimizer, step, tasks
+from train import optimizer, prune, share, step, tasks
 from train import state as states
 from train.parallel import Parallel
 from train.parameters import named
@@ -201,7 +201,8 @@ def optimizer_of(params, coupled=None, **changes):
     section = tiny.config(**{f"optimizer__{key}": value for key, value in {
         "name": "sgd(momentum=0.0)", "weight_decay": 0.0, "decay": ".*", "schedule": "constant", "warmup": "0 steps",
         "learning_rate": 0.1, "groups": ((".*", 1.0),), **changes}.items()})
-    return optimizer.create(section.optimizer, params, to_steps, 2, coupled)[0]
+    pruning, sharing = prune.plan(section.optimizer.prune, to_steps, 2), share.plan(section.optimizer.share)
+    return optimizer.create(section.optimizer, params, to_steps, 2, pruning, sharing, coupled)[0]
 
 
 PLAIN = optimizer_of({"kernel": np.zeros(1)})

@@ -126,7 +126,7 @@ def test_configs_take_it_as_an_argument_and_other_processes_find_it():
     ("", lambda: models.create("resnet8", conv="wrong.py:Conv"), "unknown name in wrong.py 'Conv'"),
     ("", lambda: models.create("resnet8", init="wrong.py:x"), "unknown name in wrong.py 'x'"),
     ("", lambda: loop.setup(tiny.config(task__name="my_loss.py:Focal(gama=1.0)")),
-     "task my_loss.py:Focal: got an unexpected keyword argument 'gama'; want my_loss.py:Focal(gamma: float = 2.0)"),
+     "task.name my_loss.py:Focal: got an unexpected keyword argument 'gama'; want my_loss.py:Focal(gamma: float = 2.0"),
     ("", lambda: loop.setup(tiny.config(data__source="my_data.py:bars(count=few)")), "count must be int, not 'few'"),
     ("STUDY = 1\n", lambda: study.module("wrong.py"), "study wrong.py: it does not define STUDY"),
 ])

@@ -73,7 +73,7 @@ def test_the_file_gives_back_the_run_to_the_bit(runs, tmp_path, name, least):
 def test_rows_of_the_table_are_what_the_file_holds(runs, tmp_path):
     *_, path, loaded = exported(runs / "shared", tmp_path / "x")
     rows = rows_of(path, loaded)
-    kernel = rows["stage2/block0/conv2/kernel"]
+    kernel = rows["stage3/block0/conv2/kernel"]
     assert kernel["weights"] == 3 * 3 * 16 * 16 and kernel["values"] <= 16 and kernel["index_bits"] <= 4
     assert kernel["kept"] < 0.4 * kernel["weights"] and kernel["index_coded"] < 5
     assert set(kernel["parts"]) == {"codebook", "tables", "jumps", "indices"}
@@ -113,7 +113,7 @@ def test_low_bit_networks_are_stored_in_few_bits(kind, tmp_path):
     train(tmp_path / "run", model__conv=kind, model__width=8, duration="4 steps", **more)
     run, state, network, path, loaded = exported(tmp_path / "run", tmp_path / "x")
     rows = rows_of(path, loaded)
-    kernel = rows["stage2/block1/conv1/kernel"] if kind == "xnor" else rows["stage2/block0/conv2/kernel"]
+    kernel = rows["stage2/block1/conv1/kernel"] if kind == "xnor" else rows["stage3/block0/conv2/kernel"]
     assert kernel["index_coded"] <= 2 and 8 * kernel["bytes"] < 2.4 * kernel["weights"]
     before, after = run.evaluate(run.parallel.place(state)), export.evaluate(run, state, loaded)
     assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(before["loss"], rel=1e-6)

@@ -310,7 +310,7 @@ def test_a_run_prunes_and_goes_on_with_its_masks(tmp_path, parallel):
 def test_a_pruned_run_is_a_start_like_any_other(tmp_path):
     loop.train(tiny.config(optimizer__prune=PRUNE, duration="10 steps"), tmp_path / "first")
     again = loop.setup(tiny.config(init_from=str(tmp_path / "first")))
-    assert (again.state.params["stage2"]["block0"]["conv1"]["kernel"] == 0).mean() > 0.5
+    assert (again.state.params["stage3"]["block0"]["conv1"]["kernel"] == 0).mean() > 0.5
 
 
 FILTERS = r"magnitude(0.6, start='2 steps', end='6 steps', every='2 steps', structure='filters', what='{}')"
@@ -355,7 +355,7 @@ def test_filters_that_cannot_be_removed_are_refused_before_training(what, bad):
 def test_sensitivity_from_a_file_decides_what_goes_where(tmp_path):
     path = tmp_path / "sensitivity.json"
     curve = {"sparsity": [0.0, 0.5, 1.0], "accuracy": [0.9, 0.9, 0.1]}
-    layers = {"stage2/block0/conv2/kernel": {"sparsity": [0.0, 0.5, 1.0], "accuracy": [0.9, 0.1, 0.0]}}
+    layers = {"stage3/block0/conv2/kernel": {"sparsity": [0.0, 0.5, 1.0], "accuracy": [0.9, 0.1, 0.0]}}
     model = loop.setup(tiny.config()).state.params
     sizes = {name: leaf.size for name, leaf in zip(parameter_names(model), jax.tree.leaves(model), strict=True)
              if name.endswith("/kernel")}
@@ -366,7 +366,7 @@ def test_sensitivity_from_a_file_decides_what_goes_where(tmp_path):
     assert whole["sparsity"] == pytest.approx(0.5, abs=1e-3)
     for name, size in sizes.items():
         assert whole["sparsity_by_layer"][name] == pytest.approx(wanted[name], abs=1 / size)
-    assert wanted["stage2/block0/conv2/kernel"] < 0.3 < 0.5 < wanted["head/kernel"]
+    assert wanted["stage3/block0/conv2/kernel"] < 0.3 < 0.5 < wanted["head/kernel"]
     path.write_text(json.dumps({"layers": {"head/kernel": curve}, "whole": 0.9}))
     with pytest.raises(UserError, match="by='.*': no sensitivity of stage1/block0/conv1/kernel, .* and others"):
         loop.setup(tiny.config(optimizer__prune=text))

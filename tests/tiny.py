@@ -18,8 +18,6 @@ def config(**changes):
     """configs/digits.py cut to 12 steps of a narrow network on one device; "section__key" changes a key."""
     c = digits.get_config()
     c.model.name, c.model.width = "resnet8", 4
-    if "model__name" not in changes:
-        c.model.stage_sizes = (1, 1)
     c.duration, c.batch_size, c.steps_per_call, c.devices = "12 steps", 32, 2, 1
     c.log_every, c.evaluate_every, c.checkpoint_every = "4 steps", "6 steps", "4 steps"
     c.hooks = ""
@@ -49,9 +47,8 @@ def run(*arguments, **options):
 
 
 TINY_FLAGS = (
-    "--config=configs/digits.py:resnet8", "--config.model.width=4", "--config.model.stage_sizes=(1,1)",
-    "--config.batch_size=32", "--config.steps_per_call=2", "--config.devices=1", "--config.hooks=",
-    "--config.log_every=4 steps",
+    "--config=configs/digits.py:resnet8", "--config.model.width=4", "--config.batch_size=32",
+    "--config.steps_per_call=2", "--config.devices=1", "--config.hooks=", "--config.log_every=4 steps",
 )
 
 

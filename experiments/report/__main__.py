@@ -22,7 +22,7 @@ have written under --results, and trains nothing. What is not there is named wit
 def main() -> None:
     """Reads, and writes the two pages and the blocks of the README."""
     from experiments.report import content, readme, render
-    from train.checkpoint import write_atomically
+    from train.files import write_atomically
 
     out = Path(OUT.value)
     render.write(content.gather(Path(RESULTS.value), out / render.PICTURES), out)
