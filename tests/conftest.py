@@ -24,10 +24,10 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 4)
 
 # Files of minutes: workers start with them, so that none is alone with one at the end (`make test` keeps this order).
-LONG = ("compression", "distributed", "models", "trials", "adaptive_study", "export", "loop", "transfer", "multi_label",
-        "adaptive_tasks", "gated", "data_stream", "prune", "vit", "weights", "convnext", "msdnet", "resume",
-        "translate", "pretrained", "features", "adaptive", "parallel", "share", "packed",
-        "configs", "airbench", "native", "densenet")
+LONG = ("any_network", "models", "parity", "distributed", "export", "resume", "explain", "adaptive_tasks", "complexity",
+        "prune", "loop", "adaptive", "parallel", "trials", "shrink", "explain_command", "lowbit", "configs", "decode",
+        "transformer", "msdnet", "translate", "cli", "transfer", "studies", "data_augment", "conv", "compression",
+        "studies_cost", "step", "gated", "pretrained", "vit", "xnor", "mobilenet", "convnext", "bench", "data_stream")
 
 
 def pytest_collection_modifyitems(items):

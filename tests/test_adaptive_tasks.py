@@ -333,7 +333,7 @@ def test_a_policy_starts_from_a_trained_network_and_then_both_go_on(tmp_path):
     assert int(both.task_state["learned"]) == 2
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.full] * (kind != "policy")) for kind in RUNS])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.full) for kind in RUNS])
 def test_two_devices(kind):
     """Metrics that are vectors, and the state of a task, by pmap and by shard_map."""
     found = []

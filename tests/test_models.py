@@ -270,6 +270,10 @@ def test_every_class_of_networks_is_perturbed():
     assert {type(small(kind)).__name__ for kind in SMALL} == set(PERTURBED)
 
 
+# Fields of all families, which test_any_network.py and the spies above set in each.
+SHARED = ("num_classes", "norm", "act", "widths", "init", "conv", "dense", "dtype")
+
+
 @functools.cache
 def trained_output(kind, **fields):
     """Training-mode logits of a small network with drawn parameters."""
@@ -281,7 +285,8 @@ def trained_output(kind, **fields):
 
 
 @pytest.mark.parametrize("family,field", [
-    pytest.param(family, field, marks=[pytest.mark.full] * (family == "Ladder"))  # test_convnext.py has its steps
+    pytest.param(family, field, marks=[pytest.mark.full] * (
+        family == "Ladder" or (family != "ResNet" and field in SHARED)))  # test_convnext.py has the ladder's steps
     for family in PERTURBED for field in PERTURBED[family]])
 def test_every_field_changes_something(family, field):
     """The parameters' shapes, what is computed from them, or how they start."""

@@ -19,6 +19,8 @@ from tests.networks import deep_in_full
 GOLDEN = {path.stem: dict(np.load(path)) for path in sorted((pathlib.Path(__file__).parent / "golden").glob("*.npz"))}
 ABOUT = {family: json.loads(str(arrays["about"])) for family, arrays in GOLDEN.items() if "about" in arrays}
 CASES = [(family, label) for family, about in ABOUT.items() for label in about["cases"]]
+RELATIVES = ("densenet-timm", "mobilenet-v2_timm", "msdnet-anytime", "msdnet-budgeted", "msdnet-imagenet", "msdnet-min",
+             "resnet-bit_wide", "resnet-resnext", "resnet-wide", "swin-even")  # of others, for `make test-all`
 MANIFESTS = {name: entry for about in ABOUT.values() for name, entry in about["manifests"].items()}
 
 
@@ -27,7 +29,7 @@ def close(ours, theirs, what):
 
 
 @pytest.mark.parametrize("family,label", [
-    pytest.param(*case, marks=[pytest.mark.full] * (case == ("msdnet", "anytime"))) for case in CASES])
+    pytest.param(*case, marks=[pytest.mark.full] * ("-".join(case) in RELATIVES)) for case in CASES])
 def test_equal(family, label):
     """Logits in both modes and the statistics that training updates, with drawn weights and statistics."""
     case, golden = ABOUT[family]["cases"][label], GOLDEN[family]
