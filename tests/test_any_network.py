@@ -54,9 +54,9 @@ from tests.combinations import (
     FILTERS,
     FORMATS,
     LOW_BIT,
-    LSUV,
     METHODS,
     NORMS,
+    in_full,
     refusal,
 )
 from tests.golden import drawn
@@ -400,7 +400,7 @@ CHECKS = {
 
 
 @pytest.mark.parametrize(("family", "method"), [
-    pytest.param(family, method, marks=[pytest.mark.full] * (method == "data_init=lsuv" and family not in LSUV))
+    pytest.param(family, method, marks=[pytest.mark.full] * in_full(family, method))
     for family in FAMILIES for method in METHODS])
 def test_any_network_with_any_method(family, method, tmp_path):
     if line := refusal(family, method):
