@@ -29,7 +29,7 @@ from models.layers import init
 from models.layers.endpoint import capture
 from models.layers.ingredients import HEAD
 from models.weights import peers
-from tests import combinations, sentences, tiny
+from tests import any_network, combinations, sentences, tiny
 from tests.any_network import (
     BATCH,
     PROGRAMS,
@@ -74,6 +74,18 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def one_family_at_a_time(request, families=[]):  # noqa: B006  the list is what is remembered
+    """The programs of the family before are given up: each maps memory, of which a process has a limit (conftest)."""
+    family = getattr(request.node, "callspec", None) and request.node.callspec.params.get("family")
+    if families != [family]:
+        families[:] = [family]
+        for value in (*vars(any_network).values(), *globals().values()):
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
+        jax.clear_caches()
 
 
 # -- methods -------------------------------------------------------------------------------------------------------
