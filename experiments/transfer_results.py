@@ -32,6 +32,7 @@ HANDCRAFTED, CLASSIFIER = "sift_fv:16", "logistic"  # what stands for each in th
 PER_CLASS = ("caltech101", "aircraft")  # reported as the mean over classes
 COLORS = {"scratch": GRAY, "hand-crafted": YELLOW, "classifier": BLUE, "fine-tuned": RED}
 
+
 def _values(outcomes: Outcomes, target: str, how: str, count: Any) -> list[float]:
     """Accuracies (or mean average precisions), by seed, NaN for a run that diverged. Of hand-crafted features those of
     Fisher vectors, of classifiers logistic regression: said before anything ran."""

@@ -76,12 +76,18 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(scope="module")
+def last_family():
+    """[the family of the last test]."""
+    return [None]
+
+
 @pytest.fixture(autouse=True)
-def one_family_at_a_time(request, families=[]):  # noqa: B006  the list is what is remembered
+def one_family_at_a_time(request, last_family):
     """The programs of the family before are given up: each maps memory, of which a process has a limit (conftest)."""
     family = getattr(request.node, "callspec", None) and request.node.callspec.params.get("family")
-    if families != [family]:
-        families[:] = [family]
+    if last_family != [family]:
+        last_family[:] = [family]
         for value in (*vars(any_network).values(), *globals().values()):
             if hasattr(value, "cache_clear"):
                 value.cache_clear()

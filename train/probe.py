@@ -57,8 +57,7 @@ def main() -> None:
     if OUT.value:
         out = Path(OUT.value)
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, {"results": rows, "config": workdir.plain(run.config),
-                                    **summary.environment(jax.devices())})
+        write_json(out, {"results": rows, "config": workdir.plain(run.config), **summary.environment(jax.devices())})
         console.print(f"written to {out}", soft_wrap=True)
 
 
