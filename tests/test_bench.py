@@ -258,6 +258,7 @@ def test_cases_are_checked():
     assert command.slug("1 x cpu (AMD EPYC, 2 cores)") == "1-x-cpu-amd-epyc-2-cores"
 
 
+@pytest.mark.full
 def test_the_command_measures_ours_alone_and_keeps_what_a_sweep_measured(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "experiments.bench", "--cases=resnet20", "--sweep=batch", f"--values=2,{10**15}",

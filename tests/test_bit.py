@@ -20,6 +20,7 @@ def bit(**fields):
     return models.create("resnetv2_50x1_bit", **{**SMALL, **fields})
 
 
+@pytest.mark.full
 def test_normalization_is_by_32_groups_and_kernels_are_standardized():
     for name in models.names():
         if name.endswith("_bit"):

@@ -19,6 +19,7 @@ from models.layers.conv import Conv, Dense
 from models.layers.endpoint import Endpoint
 from models.traced import View, Walk
 from tests.networks import PARAMETERS
+from tests.tiers import keep
 
 # architectures.csv: convolutions and matrix products at 224 x 224, in 1e9.
 MULT_ADDS = {"resnet18": 1.814, "resnet34": 3.664, "resnet50": 4.089, "resnet101": 7.801, "resnet152": 11.514,
@@ -53,20 +54,15 @@ def at_224(name, **fields):
     return analyze(models.create(name, **fields), (1, 224, 224, 3))
 
 
-LARGE = {"resnet101", "resnet152", "wide_resnet50_2", "vgg11", "vgg16_bn", "vgg19", "densenet161",
-         "densenet201", "resnext101_32x8d", "convnext_base", "swin_b", "vit_large_patch16"}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.full] * (name in LARGE)) for name in MULT_ADDS])
+@pytest.mark.parametrize("name", keep((
+    "alexnet", "vgg16", "resnet18", "resnet50", "mobilenet_v1", "mobilenet_v2", "convnext_tiny", "swin_t"), MULT_ADDS))
 def test_mult_adds_of_the_reference(name):
     cost = at_224(name)
     assert cost.mult_adds / 1e9 == pytest.approx(MULT_ADDS[name], abs=0.0006)
     assert cost.params == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name,stride_in", [
-    pytest.param(*key, marks=[pytest.mark.full] * (key[0] == "resnet152")) for key in FIELDS])
+@pytest.mark.parametrize("name,stride_in", keep((("resnet18", "3x3"), ("resnet50", "1x1")), FIELDS))
 def test_receptive_fields_of_araujo(name, stride_in):
     whole, stages = FIELDS[name, stride_in]
     cost = at_224(name, stride_in=stride_in)

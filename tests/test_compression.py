@@ -215,6 +215,7 @@ def test_programs_take_turns_and_are_compared_to_the_first(monkeypatch):
     assert "| c | half | 50 | 50% | 100.00 ms | 2.00 |" in text
 
 
+@pytest.mark.full
 def test_networks_are_timed_packed_and_not(monkeypatch):
     import models
 
@@ -228,6 +229,7 @@ def test_networks_are_timed_packed_and_not(monkeypatch):
 # -- the config ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_run_is_pruned_and_then_shared_by_the_config(tmp_path):
     loop.train(tiny.config(duration="6 steps"), tmp_path / "whole")
     path = tmp_path / "whole" / "config.json"

@@ -121,6 +121,7 @@ def test_remat_changes_nothing_but_what_is_kept(fields):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient(False), gradient(True))
 
 
+@pytest.mark.full
 def test_remat_keeps_memory_linear_in_the_layers():
     """Pleiss 2017: O(L) instead of O(L^2) for a block of L layers."""
     def kept(size, remat):

@@ -14,6 +14,7 @@ from tests import tiny
 from tests.test_loop import final
 from tests.test_parallel import assert_close
 from tests.test_resume import steps_logged
+from tests.tiers import keep_first
 from train import distributed, loop
 
 FLAGS = (*tiny.TINY_FLAGS, "--config.devices=0", "--config.duration=24 steps", "--config.checkpoint_every=4 steps",
@@ -113,7 +114,8 @@ def test_one_is_told_to_stop_and_all_save_the_same_step(tmp_path):
     assert_close(leaves, final(tmp_path / "one")[0])
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("victim", [1, 0])
 def test_a_killed_process_ends_the_other_and_the_rerun_goes_on(tmp_path, whole, victim):
     folder, norm = tmp_path / "run", "--config.model.norm=group:2"
     processes = start(*FLAGS, norm, f"--workdir={folder}")
@@ -146,7 +148,7 @@ def test_a_failure_of_one_ends_the_other(tmp_path):
     assert ended[1][0] == 1 and distributed.GONE in ended[1][2].splitlines()[-1]
 
 
-@pytest.mark.parametrize("missing", [0, 1])
+@pytest.mark.parametrize("missing", keep_first(1, [0, 1]))
 def test_the_others_do_not_come(missing):
     processes = start("--config=configs/digits.py", "--workdir=/nowhere", "--join_seconds=3")
     processes[missing].kill()

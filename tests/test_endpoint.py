@@ -9,13 +9,14 @@ import models
 from models.errors import UserError
 from models.layers.endpoint import capture
 from tests.golden import drawn
+from tests.tiers import keep_first
 
 IMAGES = jnp.asarray(drawn.images("endpoints", (2, 16, 16, 3)))
 NAMES = ["stem", "stage1/block0", "stage1", "stage2/block0", "stage2", "stage3/block0", "stage3", "last_map",
          "pre_logits"]
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["kept", "remat"])
+@pytest.fixture(scope="module", params=keep_first(1, [False, True]), ids=["kept", "remat"])
 def network(request):
     model = models.create("resnet8", width=4, remat=request.param)
     return model, models.initialize(model, jax.random.key(0), IMAGES.shape)

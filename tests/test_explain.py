@@ -18,7 +18,7 @@ from models.layers.attention import attention_weights
 from models.layers.endpoint import capture
 from tests.golden import drawn
 from tests.networks import SMALL
-from tests.tiers import keep_first
+from tests.tiers import keep, keep_first
 
 GOLDEN = np.load(pathlib.Path(__file__).with_name("golden") / "explain.npz")
 ABOUT = json.loads(str(GOLDEN["explained"]))
@@ -50,7 +50,7 @@ def network(kind, **fields):
 
 
 @pytest.mark.parametrize("key", keep_first(
-    7, [key for key in GOLDEN.files if "|" in key and not key.endswith("|largest")]))
+    4, [key for key in GOLDEN.files if "|" in key and not key.endswith("|largest")]))
 def test_equals_captums_and_pytorch_grad_cams(key):
     kind, method, *endpoint = key.split("|")
     name, fields, _ = ABOUT["fields"][kind]
@@ -73,13 +73,13 @@ def test_equals_captums_and_pytorch_grad_cams(key):
 
 # -- every network -----------------------------------------------------------------------------------------------------
 
-CASES = [("vit", {"dtype": "bfloat16"}), ("preact", {"conv": "xnor", "act": "identity"})]
-FULL = [*((kind, {}) for kind in SMALL), *((kind, {"dtype": "bfloat16"}) for kind in SMALL),
-        ("basic", {"conv": "binary_weight"}), ("vgg", {"conv": "binary_weight"})]
 
 
+@pytest.mark.full  # test_any_network.py has each method with each family
 @pytest.mark.parametrize("kind,fields", [
-    *CASES, *(pytest.param(*case, marks=pytest.mark.full) for case in FULL if case not in CASES)])
+    *((kind, {}) for kind in SMALL), *((kind, {"dtype": "bfloat16"}) for kind in SMALL),
+    ("basic", {"conv": "binary_weight"}), ("vgg", {"conv": "binary_weight"}),
+    ("preact", {"conv": "xnor", "act": "identity"})])
 def test_every_method_on_every_network(kind, fields):
     model, variables, images = network(kind, **fields)
     variables = jax.tree.map(lambda x: np.where(np.abs(x) < np.median(np.abs(x)), 0, x) if x.ndim > 1 else x, variables)
@@ -96,8 +96,7 @@ def test_every_method_on_every_network(kind, fields):
         assert found.values.any() or name == "grad_cam_plus_plus", name  # of no negative weights: maps may be
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.full] * (kind not in (
-    "inverted", "multi_scale", "vit"))) for kind in SMALL])  # test_any_network.py has Grad-CAM of every family
+@pytest.mark.parametrize("kind", keep(("inverted",), SMALL))  # test_any_network.py has Grad-CAM of every family
 def test_grad_cam_and_its_guided_gradient_on_every_network(kind):
     model, variables, images = network(kind)
     found = gradient.guided_grad_cam(model, variables, images)
@@ -107,14 +106,13 @@ def test_grad_cam_and_its_guided_gradient_on_every_network(kind):
 
 # -- class activation maps ---------------------------------------------------------------------------------------------
 
-AVERAGED = [("basic", {}), ("dense", {}), ("inverted", {}), ("swin", {}), ("vit", {"pool": "mean"})]
-ALSO_AVERAGED = [("preact", {}), ("bit", {}), ("separable", {}), ("ladder_start", {}), ("blockdrop", {}),
-                 ("early_exit", {}), ("vgg", {"classifier": (), "dropout": 0.0}), ("swin", {"dtype": "bfloat16"}),
-                 ("inverted", {"dtype": "bfloat16"})]
+AVERAGED = [("basic", {}), ("vit", {"pool": "mean"}), ("dense", {}), ("inverted", {}), ("swin", {}), ("preact", {}),
+            ("bit", {}), ("separable", {}), ("ladder_start", {}), ("blockdrop", {}), ("early_exit", {}),
+            ("vgg", {"classifier": (), "dropout": 0.0}), ("swin", {"dtype": "bfloat16"}),
+            ("inverted", {"dtype": "bfloat16"})]
 
 
-@pytest.mark.parametrize("kind,fields", [
-    *AVERAGED, *(pytest.param(*case, marks=pytest.mark.full) for case in ALSO_AVERAGED)])
+@pytest.mark.parametrize("kind,fields", keep_first(2, AVERAGED))
 def test_cam_is_grad_cam_times_the_places_where_the_mean_is_classified(kind, fields):
     model, variables, images = network(kind, **fields)
     found, gradients = cam.cam(model, variables, images, [1, 2]), cam.grad_cam(model, variables, images, [1, 2])
@@ -206,7 +204,7 @@ def test_images_do_not_depend_on_their_batch(name):
 # -- rollout -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fields", [{}, {"pool": "mean"}, {"remat": True}], ids=str)
+@pytest.mark.parametrize("fields", keep_first(1, [{"pool": "mean"}, {}, {"remat": True}]), ids=str)
 def test_attention_rollout_is_a_product_over_the_blocks(fields):
     model, variables, images = network("vit", **fields)
     found = rollout.attention_rollout(model, variables, images, 2)

@@ -58,6 +58,7 @@ def test_the_command_refuses_in_one_line(folder):
     assert "unknown method 'grad_cm'; did you mean 'grad_cam'" in done.stderr and "occlusion" in done.stderr
 
 
+@pytest.mark.full
 def test_mistakes_are_the_most_confident_errors(folder):
     run, state = finished.load(folder)
     variables = state.evaluation_variables()
@@ -92,6 +93,7 @@ def test_rows_are_what_the_methods_find(job, monkeypatch):
     assert told[3]["label"] == str(job.subjects[1].label) and told[3]["top1"] == str(probability.argmax())
 
 
+@pytest.mark.full
 def test_pictures_of_their_own(job):
     pairs = [(0, -1), (1, 3)]
     for text in ("occlusion(size=16)", "occlusion", "receptive_field(endpoint='stage2/block0/conv1', channel=1, row=0)",

@@ -106,7 +106,8 @@ def test_a_network_without_filters_is_exported_as_a_smaller_one(runs, tmp_path):
     tiny.assert_same(again.state.variables(), network.variables)
 
 
-@pytest.mark.parametrize("kind", keep_first(1, ["ternary", "binary_weight", "xnor"]))
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["ternary", "binary_weight", "xnor"])
 def test_low_bit_networks_are_stored_in_few_bits(kind, tmp_path):
     more = {} if kind != "xnor" else {"model__act": "identity", "model__name": "preresnet20",
                                       "model__stage_sizes": (1, 2)}
@@ -372,15 +373,15 @@ def test_the_commands(runs, out, files, tmp_path):
     assert not [path for path in net.parent.iterdir() if "partial" in path.name]
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (("--out=x",), "--workdir is missing"),
+@pytest.mark.parametrize(("flags", "message"), keep_first(2, [
     (("--workdir=/nowhere", "--out=x"), "--workdir=/nowhere: it is no run's folder"),
+    (("--workdir=/nowhere", "--out=x", "--format=zip"), "unknown --format 'zip'"),
+    (("--out=x",), "--workdir is missing"),
     (("--workdir=/nowhere", "--out=tests"), "--out=tests has something else in it"),
     (("--workdir=/nowhere", "--out=README.md/x"), "README.md is no folder"),
-    (("--workdir=/nowhere", "--out=x", "--format=zip"), "unknown --format 'zip'"),
     (("--workdir=/nowhere", "--out=x", "--fold=batch_norm"), "the format safetensors holds weights, in which nothing"),
     (("--workdir=/nowhere", "--out=x", "--format=onnx", "--fold=norm"), "unknown --fold 'norm'"),
-])
+]))
 def test_mistakes(flags, message):
     done = command(*flags)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr

@@ -190,6 +190,7 @@ def test_a_loss_that_explodes_on_the_last_step_is_no_result(tmp_path):
     assert final(tmp_path)[1]["step"] == 8 and not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.full
 def test_a_run_that_saved_nothing_has_no_claim_to_its_folder(tmp_path):
     hopeless = tiny.config(optimizer__learning_rate=1e30, optimizer__warmup="0 steps", model__norm="none")
     with pytest.raises(UserError, match="is (nan|inf) at step"):
@@ -221,6 +222,7 @@ def test_a_disk_that_fills_up_is_one_line(tmp_path, monkeypatch):
         loop.train(tiny.config(), tmp_path)
 
 
+@pytest.mark.full
 def test_a_class_without_test_images_is_null_in_json(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (30, 8, 8, 2), np.uint8)  # two channels: no picture, but no fault either
@@ -238,7 +240,7 @@ def test_only_at_the_end():
     assert run.every == {"log": 0, "evaluate": 0, "checkpoint": 0}
 
 
-@pytest.mark.parametrize("changes", keep_first(2, [
+@pytest.mark.parametrize("changes", keep_first(1, [
     dict(steps_per_call=1, data__pipeline="stream", data__workers=2),
     dict(devices=4, parallel="shard_map", accumulate=2),
     dict(precision="bfloat16", log_every="5 steps"),

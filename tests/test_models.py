@@ -66,12 +66,9 @@ def test_initialize_gives_the_variables_and_nothing_else():
     jax.tree.map(np.testing.assert_array_equal, variables, again)
 
 
-# Every family learns in test_any_network.py; of these kinds, others than there, all learn in `make test-all`.
-LEARNING = [pytest.param(kind, dtype, marks=[pytest.mark.full] * ((kind, dtype) not in (
-    ("basic", None), ("ladder_end", None), ("vit_c", "bfloat16")))) for kind in SMALL for dtype in (None, "bfloat16")]
-
-
-@pytest.mark.parametrize("kind,dtype", LEARNING)
+@pytest.mark.full  # every family learns in test_any_network.py
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("kind", SMALL)
 def test_every_parameter_learns_and_statistics_change_in_training_alone(kind, dtype):
     regularized = {field: 0.1 for field in ("stochastic_depth", "dropout") if field in models.fields(SMALL[kind][0])}
     model = small(kind, dtype=dtype, num_classes=10, **regularized)
@@ -270,8 +267,11 @@ def test_every_class_of_networks_is_perturbed():
     assert {type(small(kind)).__name__ for kind in SMALL} == set(PERTURBED)
 
 
-# Fields of all families, which test_any_network.py and the spies above set in each.
-SHARED = ("num_classes", "norm", "act", "widths", "init", "conv", "dense", "dtype")
+# Fields of all families, which test_any_network.py and the spies above set in each; and where all but a few are those
+# of ResNet (test_convnext.py has the ladder's steps).
+COMMON = ("num_classes", "norm", "act", "widths", "init", "conv", "dense", "dtype")
+SHARED = {family: {*COMMON, *PERTURBED["ResNet"]} for family in ("GatedResNet", "BlockDrop", "EarlyExitResNet")}
+SHARED["Ladder"] = PERTURBED["Ladder"]
 
 
 @functools.cache
@@ -285,8 +285,7 @@ def trained_output(kind, **fields):
 
 
 @pytest.mark.parametrize("family,field", [
-    pytest.param(family, field, marks=[pytest.mark.full] * (
-        family == "Ladder" or (family != "ResNet" and field in SHARED)))  # test_convnext.py has the ladder's steps
+    pytest.param(family, field, marks=[pytest.mark.full] * (family != "ResNet" and field in SHARED.get(family, COMMON)))
     for family in PERTURBED for field in PERTURBED[family]])
 def test_every_field_changes_something(family, field):
     """The parameters' shapes, what is computed from them, or how they start."""

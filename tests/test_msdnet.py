@@ -25,6 +25,7 @@ from models.weights.layouts import flatten
 from tests.golden import drawn
 from tests.networks import SMALL
 from tests.test_lowbit import layers_of
+from tests.tiers import keep_first
 
 COUNTS = json.loads(str(np.load(pathlib.Path(__file__).parent / "golden" / "msdnet.npz")["about"]))["counts"]
 # Of each exit, in 1e6, as the authors' code prints them: operations (those of ReLU, pooling and biases counted, too)
@@ -73,8 +74,8 @@ def test_what_is_recorded_is_what_is_published(label):
     assert [round(n / 1e6, digits) for n in COUNTS[label]["operations"]] == pytest.approx(operations, abs=1e-9)
 
 
-@pytest.mark.parametrize("label", ["anytime", "budgeted", "imagenet_step4", *(
-    pytest.param(label, marks=pytest.mark.full) for label in ("anytime_growth16", "imagenet_step7"))])
+@pytest.mark.parametrize("label", keep_first(1, [
+    "budgeted", "anytime", "imagenet_step4", "anytime_growth16", "imagenet_step7"]))
 def test_each_exit_costs_what_the_authors_code_says(label):
     """Products of convolutions and dense layers, and parameters, exactly."""
     counts = COUNTS[label]
@@ -129,6 +130,7 @@ def test_units_never_widen():
     assert params["layer1"]["same1"]["conv1"]["kernel"].shape == (1, 1, 6, 6)
 
 
+@pytest.mark.full
 def test_kernels_start_with_the_variance_of_their_outputs_and_the_stem_has_a_bias():
     model = tiny(stem="imagenet", exit_width=64)
     params = flatten(models.initialize(model, jax.random.key(0), (1, 64, 64, 3)))
@@ -163,8 +165,7 @@ def by_hand(logits, leave):
     return left, logits[left, np.arange(len(left))]
 
 
-@pytest.mark.parametrize("count", [1, 13])
-@pytest.mark.parametrize("parts", [0, 4])
+@pytest.mark.parametrize("parts,count", keep_first(1, [(4, 13), (4, 1), (0, 13), (0, 1)]))
 def test_examples_leave_where_they_are_sure(count, parts):
     model, variables, logits, leave = network()
     left, wanted = by_hand(logits[:, :count], leave)

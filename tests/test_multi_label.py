@@ -224,6 +224,7 @@ def test_mean_class_accuracy_counts_every_class_alike():
     assert found["accuracy_by_class"] == [1, 0, 1, None] and found["mean_class_accuracy"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.full
 def test_the_table_shows_them(tmp_path, data):
     def shown(result):
         console = rich.console.Console(file=io.StringIO(), width=120)

@@ -19,6 +19,7 @@ def _available(tmp_path, **env):
     return done.stdout.strip() == "True"
 
 
+@pytest.mark.full
 def test_compiled_once_and_found_again(tmp_path):
     if not _available(tmp_path):
         pytest.skip("no C++ compiler here")

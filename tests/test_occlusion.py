@@ -13,6 +13,7 @@ from models.explain.occlusion import occlusion, positions
 from models.layers.endpoint import capture
 from tests.golden import drawn
 from tests.networks import SMALL
+from tests.tiers import keep_first
 
 MODEL = models.create(SMALL["basic"][0], **SMALL["basic"][1])
 VARIABLES = drawn.variables(MODEL)
@@ -27,12 +28,12 @@ def test_positions_cover_every_pixel():
         assert seen == set(range(length))
 
 
-@pytest.mark.parametrize("kind,batch,target,endpoint,color", [
-    ("basic", 64, None, None, 0.0),
+@pytest.mark.parametrize("kind,batch,target,endpoint,color", keep_first(2, [
     ("basic", 7, 4, "stage1", (0.5, -1.0, 2.0)),  # 30 windows: batches of 6
     ("basic", 4, [9, -1], "stem", 0.3),  # of 4, the last of 2
+    ("basic", 64, None, None, 0.0),
     ("vit", 64, [0, 1], "block0", 0.3),  # tokens
-])
+]))
 def test_is_a_loop_over_the_positions(kind, batch, target, endpoint, color):
     model, variables, images, size, stride = MODEL, VARIABLES, IMAGES, (5, 6), (4, 3)
     if kind == "vit":

@@ -73,6 +73,7 @@ def test_a_file_of_imported_weights(tmp_path):
     assert run.state.params["head"]["kernel"].shape[1] == 10
 
 
+@pytest.mark.full
 def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(source, tmp_path):
     config = tiny.config(init_from=str(source), duration="8 steps")
     whole = loop.train(config, tmp_path / "whole")

@@ -307,6 +307,7 @@ def test_a_run_prunes_and_goes_on_with_its_masks(tmp_path, parallel):
     assert again["loss"] == whole["loss"] and again["sparsity"] == whole["sparsity"]
 
 
+@pytest.mark.full
 def test_a_pruned_run_is_a_start_like_any_other(tmp_path):
     loop.train(tiny.config(optimizer__prune=PRUNE, duration="10 steps"), tmp_path / "first")
     again = loop.setup(tiny.config(init_from=str(tmp_path / "first")))

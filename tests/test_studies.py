@@ -212,6 +212,7 @@ def test_every_study_says_what_would_change_it():
     assert all(len(study.module(name).STUDY.would_change) > 100 for name in study.STUDIES)
 
 
+@pytest.mark.full
 def test_deleting_blocks_that_start_at_zero_changes_nothing():
     found = measures.deletions(*untrained(model__name="resnet14", model__zero_gamma=True))
     assert found["blocks"] == [f"stage{s}/block{i}" for s in (1, 2, 3) for i in (0, 1)]
@@ -278,6 +279,7 @@ def test_smoothness_of_a_network_has_a_width():
     assert max(found["loss"]) > min(found["loss"]) and min(found["smoothness"]) > 0
 
 
+@pytest.mark.full
 def test_signal_keeps_its_scale_behind_he():
     """A deep plain network at step 0: MSRA keeps the standard deviation about as it is, Xavier's lowers it."""
     factors = []

@@ -25,6 +25,7 @@ def test_trials_are_distinct(name, scale):
         assert trial.config.model.name in models.names()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scale", keep_first(1, ["digits", "cifar10", "imagenet"]))
 def test_equal_costs(scale):
     for i, field in enumerate(("mult_adds", "params")):

@@ -103,6 +103,7 @@ def test_position_bias_acts_on_the_attention_of_its_distance():
         np.testing.assert_allclose(y[:, :, left : left + 3], x[:, :, left + 1 : left + 4], atol=1e-6)
 
 
+@pytest.mark.full
 def test_merging_halves_the_resolution_rounded_up():
     model = models.create("swin_t", **TINY)
     found = capture(model, drawn.variables(model), jnp.asarray(drawn.images("odd", (1, 36, 28, 3))))[1]

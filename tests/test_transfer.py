@@ -163,6 +163,7 @@ def sets(tmp_path_factory):
     return root
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rule", keep_first(1, ["finetune", "bit"]))
 @pytest.mark.parametrize(("name", "classes"), keep_first(2, [
     ("caltech101", 102), ("voc2007", 20), ("cub200", 200), ("cars", 196), ("aircraft", 2)]))

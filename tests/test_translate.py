@@ -21,6 +21,7 @@ from tests.golden import drawn
 from tests.golden.make_transformer import SOURCE, TARGET, TINY
 from tests.sentences import PAIRS, config, write
 from tests.test_loop import final
+from tests.tiers import keep_first
 from train import loop
 from train import workdir as workdir_lib
 from train.tasks import translate
@@ -68,6 +69,7 @@ def test_translations_are_written_beside_source_and_reference(finished):
     assert not (workdir / "mistakes.png").exists()
 
 
+@pytest.mark.full
 def test_going_on_is_exact(finished, folder, tmp_path):
     """From step 120 to 160, and from the last checkpoint to the summary: the same bits, the same BLEU."""
     workdir, summary = finished
@@ -179,10 +181,10 @@ def test_tasks_and_hooks_are_for_their_data():
         loop.setup(tiny.config(model__name="transformer_base"))
 
 
-@pytest.mark.parametrize("name,fields,inputs", [
+@pytest.mark.parametrize("name,fields,inputs", keep_first(1, [
     ("transformer_base", {**TINY, "prenorm": True}, (SOURCE, TARGET)),
     ("vit_tiny_patch16", {"num_classes": 3, "image_size": 32, "depth": 2}, (np.ones((2, 32, 32, 3), np.float32),)),
-])
+]))
 def test_attention_weights_are_those_that_the_model_uses(name, fields, inputs):
     """Applied to the values they give what each attention gives; the model's own output is as without reading."""
     model = models.create(name, **fields)

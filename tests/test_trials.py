@@ -87,6 +87,7 @@ def test_finished_trials_are_read_and_equal_ones_run_once(tmp_path):
     assert again[0] == found[0] and again[1].measured["size"]["step"] == 4
 
 
+@pytest.mark.full
 def test_one_process_and_two_agree(tmp_path):
     (tmp_path / "mine.py").write_text(inspect.getsource(size))  # which the processes have to find
     planned = [trial(seed, (own.module(str(tmp_path / "mine.py")).size,)) for seed in range(3)]

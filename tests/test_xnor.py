@@ -12,6 +12,7 @@ from models.compress.lowbit import XnorConv, XnorDense
 from models.layers import native
 from models.layers.conv import lowering
 from models.layers.init import jit_once
+from tests.tiers import keep_first
 
 # x shape, kernel size, features, strides, padding, dilation
 CASES = [
@@ -53,7 +54,7 @@ def by_hand(x, kernel, strides, padding, dilation, groups=1):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("compiled", keep_first(1, [True, False]))
 def test_packed_equals_float_to_the_bit(case, compiled, monkeypatch):
     x_shape, size, features, *how = case
     if compiled and not native.available():
@@ -156,7 +157,7 @@ def test_gradients_of_products():
                                + np.sign(kernel) * (dy * (sx @ sk) * scale).sum(0) / 7, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("dtype", keep_first(1, ["bfloat16", None]))
 @pytest.mark.parametrize("layer,shape", [
     (XnorConv(24, 3, strides=2, use_bias=True), (2, 9, 7, 40)), (XnorConv(8, 3, groups=4), (2, 9, 7, 40)),
     (XnorConv(8, 3, padding=[[1, 2], [0, 1]], dilation=2), (2, 9, 7, 40)), (XnorDense(24), (3, 5, 70))], ids=str)
