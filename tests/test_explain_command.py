@@ -143,7 +143,7 @@ def test_images_of_files_are_seen_as_the_run_sees_its_own(job, tmp_path):
     (lambda job, tmp: act(job, "top_patches(channels='0-99')"), "channels='0-99': want numbers or ranges of 0 to"),
     (lambda job, tmp: act(job, "top_patches(k=1000)"), "k=1000 must be 1 to 360"),
     (lambda job, tmp: act(job, "receptive_field(endpoint=stage9)"), "unknown endpoint 'stage9'.*stage1"),
-    (lambda job, tmp: act(job, "receptive_field(row=99)"), "place=.* is out of range"),
+    (lambda job, tmp: act(job, "receptive_field(row=99)"), "row=99 is out of range"),
     (lambda job, tmp: explain.attributions(job, calls.parse("method", "grad_cam(endpoint=head)"), [(0, -1)]),
      "unknown endpoint with places 'head'.*stage1"),
     (lambda job, tmp: explain.attributions(job, calls.parse("method", "attention_rollout"), [(0, -1)]),

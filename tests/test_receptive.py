@@ -148,7 +148,7 @@ def test_effective_is_the_mean_gradient():
 
 
 @pytest.mark.parametrize("asked,message", [
-    ({"place": (0, 9)}, r"place=\(0, 9\) is out of range: stage2 has 8 x 8 places"),
+    ({"place": (0, 9)}, "column=9 is out of range: stage2 has columns 0 to 7"),
     ({"channel": 16}, "channel=16 is out of range: stage2 has channels 0 to 15"),
     ({"endpoint": "stage3"}, "unknown endpoint 'stage3'"),
     ({"endpoint": "pre_logits"}, "unknown endpoint with places 'pre_logits'"),

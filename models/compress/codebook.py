@@ -24,7 +24,7 @@ class Shared(NamedTuple):
         return np.append(self.codebook, np.float32(0))[self.index]
 
 
-def initial(values: np.ndarray, count: int, init: str, seed: int = 0) -> np.ndarray:
+def initial(values: np.ndarray, count: int, init: str) -> np.ndarray:
     """Centroids to start from, float64 [count] (section 3.2): linear: evenly from the least to the largest value, which
     keeps the few large weights; density: at even steps of the distribution function; random: some of the values.
     """
@@ -32,9 +32,7 @@ def initial(values: np.ndarray, count: int, init: str, seed: int = 0) -> np.ndar
         return np.linspace(values.min(), values.max(), count)
     if init == "density":
         return np.quantile(values, (np.arange(count) + 0.5) / count)
-    if init == "random":
-        return np.random.default_rng(seed).choice(values, count, replace=len(values) < count).astype(np.float64)
-    raise choice_error("codebook init", init, INITS)
+    return np.random.default_rng(0).choice(values, count, replace=len(values) < count).astype(np.float64)
 
 
 def kmeans(values: np.ndarray, start: np.ndarray, steps: int = 100) -> np.ndarray:
@@ -60,7 +58,7 @@ def kmeans(values: np.ndarray, start: np.ndarray, steps: int = 100) -> np.ndarra
     return centroids
 
 
-def share(weights: np.ndarray, bits: int, init: str = "linear", seed: int = 0) -> Shared:
+def share(weights: np.ndarray, bits: int, init: str = "linear") -> Shared:
     """The weights in 2^bits values: of layers that have fewer different weights than that, those themselves.
 
     Raises:
@@ -74,7 +72,7 @@ def share(weights: np.ndarray, bits: int, init: str = "linear", seed: int = 0) -
     values = weights[weights != 0]
     codebook = np.unique(values)
     if len(codebook) > 2**bits:
-        codebook = np.unique(kmeans(values, initial(values, 2**bits, init, seed)).astype(np.float32))
+        codebook = np.unique(kmeans(values, initial(values, 2**bits, init)).astype(np.float32))
     return Shared(assign(weights, codebook), codebook)
 
 

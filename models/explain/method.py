@@ -3,7 +3,7 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -120,6 +120,15 @@ def map_endpoint(about: Outline, name: str | None = None) -> str:
     if not names:
         raise UserError("no endpoint of this network has more than one place, for images of this size")
     return names[-1]
+
+
+def check_range(name: str, numbers: Sequence[int], endpoint: str, limit: int) -> None:
+    """Raises UserError where numbers of rows, columns or channels (`name`) are none, or not all of 0 to limit - 1."""
+    if not len(numbers):
+        raise UserError(f"no {name}s are named: {endpoint} has {name}s 0 to {limit - 1}")
+    wrong = [number for number in numbers if number != int(number) or not 0 <= number < limit]
+    if wrong:
+        raise UserError(f"{name}={wrong[0]} is out of range: {endpoint} has {name}s 0 to {limit - 1}")
 
 
 def read(model: nn.Module, variables: Any, images: jax.Array, name: str, add: jax.Array | None = None

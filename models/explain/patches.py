@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.errors import UserError, choice_error
-from models.explain.method import as_maps, grid, map_endpoint, outline, read
+from models.explain.method import as_maps, check_range, grid, map_endpoint, outline, read
 from models.explain.receptive import Box
 from models.explain.rules import RULES, with_rule
 
@@ -117,7 +117,7 @@ def top_patches(
         if best is None:
             features = about.shape(endpoint)[-1]
             channels = tuple(range(min(features, SHOWN))) if channels is None else tuple(channels)
-            _check("channel", channels, endpoint, features)
+            check_range("channel", channels, endpoint, features)
             best = start(len(channels), k)
         best = update(model, variables, best, images, jnp.asarray(index), jnp.asarray(mask), endpoint=endpoint,
                       channels=channels)
@@ -162,7 +162,7 @@ def projections(
     for name, unit, limit in zip(("row", "column", "channel"), units, (height, width, shape[-1]), strict=True):
         if unit.shape != (len(images),):
             raise UserError(f"{name}s of shape {list(unit.shape)}: want one for each of the {len(images)} images")
-        _check(name, unit, endpoint, limit)
+        check_range(name, unit, endpoint, limit)
     ruled = model if rule == "gradient" else with_rule(model, rule)
     return _projections(ruled, variables, images, *units, endpoint=endpoint)
 
@@ -174,14 +174,6 @@ def _projections(model, variables, images, rows, columns, channels, *, endpoint)
         return maps[jnp.arange(len(images)), rows, columns, channels].sum()
 
     return jax.grad(units)(images)
-
-
-def _check(name: str, numbers: Sequence[int], endpoint: str, limit: int) -> None:
-    if not len(numbers):
-        raise UserError(f"no {name}s are named: {endpoint} has {name}s 0 to {limit - 1}")
-    wrong = [number for number in numbers if number != int(number) or not 0 <= number < limit]
-    if wrong:
-        raise UserError(f"{name}={wrong[0]} is out of range: {endpoint} has {name}s 0 to {limit - 1}")
 
 
 def crop(images: Any, boxes: Sequence[Box], color: float | Sequence[float] | None = None) -> np.ndarray:

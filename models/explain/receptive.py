@@ -17,8 +17,8 @@ import numpy as np
 
 import models
 from models import traced
-from models.errors import UserError, choice_error
-from models.explain.method import as_maps, grid, map_endpoint, outline, read
+from models.errors import choice_error
+from models.explain.method import as_maps, check_range, grid, map_endpoint, outline, read
 from models.layers.conv import lowering
 from models.layers.endpoint import capture
 
@@ -138,10 +138,9 @@ def effective(
     shape = about.shape(endpoint)
     height, width, _ = grid(shape)
     row, column = (height // 2, width // 2) if place is None else place
-    if not (0 <= row < height and 0 <= column < width):
-        raise UserError(f"place={place} is out of range: {endpoint} has {height} x {width} places")
-    if channel is not None and not 0 <= channel < shape[-1]:
-        raise UserError(f"channel={channel} is out of range: {endpoint} has channels 0 to {shape[-1] - 1}")
+    for name, unit, limit in (("row", row, height), ("column", column, width), ("channel", channel, shape[-1])):
+        if unit is not None:
+            check_range(name, [unit], endpoint, limit)
     return _gradient(model, variables, images, row, column, channel, endpoint=endpoint)
 
 

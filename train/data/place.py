@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from models.errors import UserError
-from train.data.source import Source
+from train.data.source import Source, Wrapped
 
 NOISE = 4  # places of the noise along a side, between which it is smooth
 Box = tuple[int, int, int, int]  # top, left, bottom, right: the pixels [top:bottom, left:right]
@@ -27,7 +27,7 @@ class Object(NamedTuple):
     box: Box
 
 
-class Placed(Source):
+class Placed(Wrapped):
     """`copies` canvases for each example of `source`, the label that of the (first) object.
 
     canvas: height and width. size: range of an object's side, as a share of the canvas'. objects: 1 or 2. clutter:
@@ -44,15 +44,13 @@ class Placed(Source):
         if round(size[0] * canvas) < 2 or min(clutter, seed) < 0 or copies < 1:
             raise ValueError(f"canvas={canvas}, clutter={clutter}, copies={copies}, seed={seed}: want a canvas whose "
                              "objects have at least 2 pixels, at least 1 copy, and nothing negative")
-        for name in ("on_error", "fixed_size", "random_crop", "decoder", "classes"):
-            setattr(self, name, getattr(source, name))
         if source.label_shape != ():
             raise UserError("data.select: place is for sets of one label an image")
-        self.source, self.labels = source, source.all_labels()
+        self.labels = source.all_labels()
         kinds, needed = len(np.unique(self.labels)), objects + (clutter > 0)
         if kinds < needed:
             raise ValueError(f"objects={objects} and clutter={clutter} need images of {needed} classes, not {kinds}")
-        self.count, self.image_shape = copies * len(source), (canvas, canvas, source.image_shape[2])
+        super().__init__(source, copies * len(source), image_shape=(canvas, canvas, source.image_shape[2]))
         self.canvas, self.size, self.number, self.clutter, self.seed = canvas, size, objects, clutter, seed
 
     def fetch(self, indices: Sequence[int]) -> list[tuple[bytes | Path | np.ndarray, int]]:

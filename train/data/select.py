@@ -24,20 +24,18 @@ import numpy as np
 from models.errors import UserError
 from train import calls
 from train.data.place import Placed
-from train.data.source import Source
+from train.data.source import Source, Wrapped
 
 YELLOW = (255, 255, 0)
 
 
-class Selected(Source):
+class Selected(Wrapped):
     """Some examples of `source`: those at `index`, int [n], whose classes `classes` are called 0, 1, …; of example i
     `painted[i]` of the side is painted, float [n], 0 for none."""
 
     def __init__(self, source: Source, index: np.ndarray, classes: Sequence[int], painted: np.ndarray):
-        for name in ("on_error", "image_shape", "fixed_size", "random_crop", "decoder"):
-            setattr(self, name, getattr(source, name))
-        self.source, self.index, self.painted = source, index, painted
-        self.count, self.classes = len(index), tuple(source.classes[label] for label in classes)
+        super().__init__(source, len(index), [source.classes[label] for label in classes])
+        self.index, self.painted = index, painted
         self.label_of = {label: new for new, label in enumerate(classes)}
         if hasattr(source, "files"):
             self.files = [source.files[i] for i in index]

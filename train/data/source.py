@@ -231,6 +231,19 @@ class Source:
         raise UserError("none of the images can be decoded")
 
 
+class Wrapped(Source):
+    """Examples made of another source's, whose images are decoded as it decodes them.
+
+    classes, image_shape: where they are others than the source's.
+    """
+
+    def __init__(self, source: Source, count: int, classes: Sequence[str] = (), image_shape: tuple[int, ...] = ()):
+        self.source, self.count = source, count
+        self.classes, self.image_shape = tuple(classes) or source.classes, image_shape or source.image_shape
+        self.on_error, self.decoder = source.on_error, source.decoder
+        self.fixed_size, self.random_crop = source.fixed_size, source.random_crop
+
+
 class ArraySource(Source):
     """Images that are in memory: uint8 [N, H, W, C], with integer labels [N], or [N, classes] for several an image."""
 
