@@ -251,6 +251,22 @@ def test_speed_is_of_the_newest_rows_beside_the_fastest(results):
     assert "| net, batch 1 | 2 / 4 = 0.50 |  |" in readme.speed(results) and "3 /" not in readme.speed(results)
 
 
+def test_commands_and_tests_are_those_of_the_benchmark(results):
+    rows = [{"case": "c", "what": what, "who": who, "side": "ours", "ms": ms, "peak_mib": 30} for what, who, ms in (
+        ("import", "ours, models", 1500), ("--help", "b", 900), ("--help", "a", 400), ("--help", "c", 700))]
+    times = (("wall time", 600_000), *((f"tests/test_{i}.py", 60_000 * i) for i in range(9, 0, -1)))
+    rows += [{"case": "tests", "what": "all tests" if who == "wall time" else "tests of a file", "who": who,
+              "ms": ms, "samples": 7} for who, ms in times]
+    rows.append({"case": "tests", "what": "one test", "who": "one", "ms": 1, "samples": 1})
+    (results / "bench" / "small" / "bench.json").write_text(json.dumps(
+        {"device": "toy", "commit": "c0", "measured": "2026", "rows": rows}))
+    assert readme.commands(results).splitlines()[4:] == [
+        "| import | ours, models | 1.50 | 30 |", "| --help, the fastest of 3 | a | 0.40 | 30 |",
+        "| --help, the slowest of 3 | b | 0.90 | 30 |"]
+    assert readme.tests(results).splitlines()[4:] == [
+        "| wall time | 7 | 10.0 |", *(f"| tests/test_{i}.py | 7 | {i}.0 |" for i in range(9, 4, -1))]
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("<!-- generated: nonsense --><!-- end -->", "there is no such block; there are digits, "),
     ("<!-- generated: digits -->", "its <!-- end --> is missing"),

@@ -11,6 +11,7 @@ from experiments import study
 from experiments.report import content
 from models.errors import UserError
 
+LARGEST = 5  # files of tests that have a row
 BEGIN, END = "<!-- generated: {} -->", "<!-- end -->"
 MARK = re.compile(r"<!-- generated: (.*?) -->|<!-- end -->")
 
@@ -204,6 +205,28 @@ def _calls(what: str, unit: str, value: Callable[[Mapping[str, Any]], str], comm
     return block
 
 
+def commands(results: Path) -> str:
+    """How long the packages take to import and the commands to answer, and what memory that takes."""
+    rows = [row for row in _bench_rows(results) if row["what"] in ("import", "--help")]
+    if not rows:
+        return _missing(f"{content.BENCH} --cases=commands")
+    helps = sorted((row for row in rows if row["what"] == "--help"), key=lambda row: row["ms"])
+    shown = [(row, row["what"], row["who"]) for row in rows if row["what"] == "import"]
+    shown += [(row, f"--help, the {which} of {len(helps)}", row["who"])
+              for which, row in zip(("fastest", "slowest"), (helps[:1] + helps[-1:]), strict=False)]
+    return _placed(("what", "who", "s", "peak MiB"), [
+        (row, [what, who, f"{row['ms'] / 1000:.2f}", row["peak_mib"]]) for row, what, who in shown])
+
+
+def tests(results: Path) -> str:
+    """How long the last `make test` took, and which files of tests took most of it."""
+    rows = [row for row in _bench_rows(results) if row["case"] == "tests" and row["what"] != "one test"]
+    if not rows:
+        return _missing(f"make test; {content.BENCH} --cases=tests")
+    return _placed(("tests", "number", "min"), [
+        (row, [row["who"], row["samples"], f"{row['ms'] / 60000:.1f}"]) for row in rows[:1 + LARGEST]])
+
+
 def smaller(results: Path) -> str:
     """What fewer filters, zeros and packed bits gain in time, by whole networks."""
     path = results / "bench" / "smaller" / "smaller.json"
@@ -238,7 +261,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
         ("digits",)),
     "adaptive": _of_study("adaptive", "Networks", ("network", "accuracy", "on average", "blocks")),
     "explanation": _of_study("explanation", "Pointing game, the one of two that is asked for"),
-    "smaller": smaller, "skipped": skipped,
+    "smaller": smaller, "skipped": skipped, "commands": commands, "tests": tests,
     "start": _calls("start", "s", lambda row: f"{row['ms'] / 1000:.1f}", f"{content.BENCH} --cases=start"),
     "jpegs": _calls("pass", "images/s", lambda row: f"{1000 / row['ms']:.0f}", f"{content.BENCH} --cases=data"),
 }
