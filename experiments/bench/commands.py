@@ -14,6 +14,7 @@ from models.errors import UserError
 IMPORTED = ("models", "train.loop")
 PEER = "import torch, timm"
 JUNIT = Path("runs/tests.xml")
+CLASS = re.compile(r"\.[A-Z].*")  # of tests, after its module
 LONGEST = 20  # tests that have a row
 
 
@@ -60,7 +61,8 @@ def tests(path: Path = JUNIT) -> list[dict[str, Any]]:
         raise UserError(f"there is no {path}: make test writes it")
     try:
         suite = next(xml.etree.ElementTree.parse(path).iter("testsuite"))
-        found = [(f"{case.get('classname').replace('.', '/')}.py", case.get("name"), float(case.get("time")))
+        found = [(CLASS.sub("", case.get("classname")).replace(".", "/") + ".py", case.get("name"),
+                  float(case.get("time")))
                  for case in suite.iter("testcase")]
         whole, stamp = float(suite.get("time")), {"commit": suite.get("name"), "measured": suite.get("timestamp")}
     except (xml.etree.ElementTree.ParseError, StopIteration, AttributeError, TypeError, ValueError):
