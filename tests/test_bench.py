@@ -75,7 +75,8 @@ def test_a_process_is_told_by_its_own_memory():
 
 
 def test_tests_are_told_by_file_and_the_longest(tmp_path):
-    cases = "".join(f'<testcase classname="tests.test_{name}" name="test_{i}" time="{i / 2}"/>'
+    inside = ("", ".TestThem")
+    cases = "".join(f'<testcase classname="tests.test_{name}{inside[i % 2]}" name="test_{i}" time="{i / 2}"/>'
                     for name in "ab" for i in range(15))
     path = tmp_path / "tests.xml"
     path.write_text(f'<testsuites><testsuite name="abc" tests="30" time="70.5" timestamp="T">{cases}</testsuite>'
