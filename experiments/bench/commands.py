@@ -12,7 +12,13 @@ from experiments.bench.workers import ROOT, Settings, WorkerFailed, watched, wit
 from models.errors import UserError
 
 IMPORTED = ("models", "train.loop")
-PEER = "import torch, timm"
+PEER = """
+try:
+    import torchvision_cpu  # declares what torchvision's import needs beside a PyTorch for CPUs alone
+except ImportError:
+    pass
+import torch, timm
+"""
 JUNIT = Path("runs/tests.xml")
 CLASS = re.compile(r"\.[A-Z].*")  # of tests, after its module
 LONGEST = 20  # tests that have a row
