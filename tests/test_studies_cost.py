@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 import models
 from experiments import attention, cost, networks, study, trials
 from experiments.cost_networks import EQUAL
-from tests.tiers import keep_first
 
 STUDIES = {"cost": cost, "attention": attention}
 
@@ -26,7 +25,7 @@ def test_trials_are_distinct(name, scale):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("scale", keep_first(1, ["digits", "cifar10", "imagenet"]))
+@pytest.mark.parametrize("scale", study.SCALES)
 def test_equal_costs(scale):
     for i, field in enumerate(("mult_adds", "params")):
         counts = [getattr(networks.cost(scale, pair[i]), field) for pair in EQUAL[scale].values()]

@@ -164,9 +164,9 @@ def sets(tmp_path_factory):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("rule", keep_first(1, ["finetune", "bit"]))
-@pytest.mark.parametrize(("name", "classes"), keep_first(2, [
-    ("caltech101", 102), ("voc2007", 20), ("cub200", 200), ("cars", 196), ("aircraft", 2)]))
+@pytest.mark.parametrize("rule", ["finetune", "bit"])
+@pytest.mark.parametrize(("name", "classes"), [
+    ("caltech101", 102), ("voc2007", 20), ("cub200", 200), ("cars", 196), ("aircraft", 2)])
 def test_the_published_data_sets_fine_tune(sets, weights_file, tmp_path, name, classes, rule):
     c = config.get_config(f"from={weights_file},to={name},rule={rule},batch=8")
     c.data.dir = str(sets)
