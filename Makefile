@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Processes that test; each needs about 4 GB.
+# Processes that test at once.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count(), 8))')
 
 .PHONY: help setup train test test-all lint bench studies report clean
