@@ -16,6 +16,7 @@ from experiments.study import (
     Table,
     all_of,
     compare,
+    deviation,
     mean,
     needs,
     spread,
@@ -312,11 +313,13 @@ def draw_low_bits(outcomes: Outcomes, figure: Any) -> None:
     depths, kinds = own.distinct("depth"), own.distinct("kind")
     colors = {"full": GRAY, "ternary": BLUE, "binary weights": YELLOW, "full, preactivation": "#b0b0b0", "XNOR": RED}
     for i, kind in enumerate(kinds):
-        errors = [mean([100 - 100 * value for value in _low(outcomes, depth, kind)]) for depth in depths]
-        axes.bar([n + (i - len(kinds) / 2 + 0.5) * 0.8 / len(kinds) for n in range(len(depths))], errors,
-                 0.8 / len(kinds), color=colors[kind], label=kind)
+        runs = [[100 - 100 * value for value in _low(outcomes, depth, kind)] for depth in depths]
+        width = 0.8 / len(kinds)
+        axes.bar([n + (i - len(kinds) / 2 + 0.5) * width for n in range(len(depths))], [mean(v) for v in runs], width,
+                 yerr=[deviation(v) for v in runs], capsize=3, color=colors[kind], label=kind)
     axes.set_xticks(range(len(depths)), [f"{depth} layers" for depth in depths])
     axes.set_ylabel("test error (%)")
+    axes.set_ylim(bottom=0)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     tidy(axes)
 

@@ -29,6 +29,7 @@ from experiments.study import (
     Trial,
     all_of,
     compare,
+    deviation,
     finite,
     spread,
 )
@@ -246,7 +247,7 @@ def _draw_depth(outcomes: Outcomes, figure: Any) -> None:
             runs = [(depth, values) for depth in depths if (values := finite(read(depth)))]
             if runs:
                 axes.errorbar([depth for depth, _ in runs], [statistics.mean(v) for _, v in runs],
-                              [statistics.stdev(v) if len(v) > 1 else 0 for _, v in runs], color=color, label=network,
+                              [deviation(v) for _, v in runs], color=color, label=network,
                               marker="o", markersize=4, capsize=3, linewidth=1.4)
     panels[1].set_yscale("log")
     for axes, name in zip(panels, ("test accuracy (%)", "final training loss (nats)"), strict=True):

@@ -32,6 +32,7 @@ from experiments.study import (
     Trial,
     all_of,
     compare,
+    deviation,
     finite,
     spread,
 )
@@ -224,7 +225,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
 
 def _errorbar(axes: Any, x: Sequence[float], runs: Sequence[Sequence[float]], **style: Any) -> None:
     """Mean and standard deviation of each run in percent."""
-    points = [(at, statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0)
+    points = [(at, statistics.mean(v), deviation(v))
               for at, v in ((at, [100 * value for value in finite(run)]) for at, run in zip(x, runs, strict=True)) if v]
     if points:
         at, mean, deviation = zip(*points, strict=True)
@@ -257,7 +258,7 @@ def _draw_gap(outcomes: Outcomes, figure: Any) -> None:
         for i, (mode, (text, color)) in enumerate(MODES.items()):
             bars = [(at, values) for at, n in enumerate(SIZES) if (values := _gaps(outcomes, norm, n, mode))]
             axes.bar([at + 0.2 * (i - 1.5) for at, _ in bars], [100 * statistics.mean(v) for _, v in bars], 0.2,
-                     yerr=[100 * statistics.stdev(v) if len(v) > 1 else 0 for _, v in bars], color=color, label=text,
+                     yerr=[100 * deviation(v) for _, v in bars], color=color, label=text,
                      error_kw={"linewidth": 0.8})
         axes.set_xticks(range(len(SIZES)), SIZES)
         axes.set(title=norm, xlabel="images that are normalized together")

@@ -252,6 +252,12 @@ def mean(values: Sequence[float]) -> float:
     return statistics.mean(good) if good else math.nan
 
 
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation of those that are numbers, for an error bar; 0 of one."""
+    good = finite(values)
+    return statistics.stdev(good) if len(good) > 1 else 0.0
+
+
 def spread(values: Sequence[float], percent: bool = True, digits: int = 1) -> str:
     """Mean and standard deviation over seeds, e.g. "97.2 ± 0.3 %", with how many diverged."""
     good, scale = finite(values), 100 if percent else 1

@@ -13,6 +13,7 @@ from experiments.study import (
     Table,
     all_of,
     compare,
+    deviation,
     finite,
     mean,
     needs,
@@ -226,7 +227,7 @@ def draw_labels(outcomes: Outcomes, figure: Any) -> None:
     axes = figure.subplots()
     for how, color in COLORS.items():
         values = [_values(outcomes, target, how, count) for count in counts]
-        points = [(i, 100 * mean(v), 100 * statistics.stdev(finite(v)) if len(finite(v)) > 1 else 0.0)
+        points = [(i, 100 * mean(v), 100 * deviation(v))
                   for i, v in enumerate(values) if finite(v)]
         if points:
             x, y, error = zip(*points, strict=True)
@@ -285,7 +286,7 @@ def draw_sources(outcomes: Outcomes, figure: Any) -> None:
             values = [_logistic(outcomes, part, name, key) for name in names]
             x = [i + 0.36 * offset for i in range(len(names))]
             axes.bar(x, [100 * statistics.mean(v) if v else 0.0 for v in values], 0.34, color=color, label=label,
-                     yerr=[100 * statistics.stdev(v) if len(v) > 1 else 0.0 for v in values], capsize=3)
+                     yerr=[100 * deviation(v) for v in values], capsize=3)
         axes.set(ylabel="accuracy on the target (%)", title={"relation": "Its classes", "bias": "Its biases"}[part])
         axes.set_xticks([i + (0.18 if part == "bias" else 0) for i in range(len(names))], names)
         tidy(axes)
