@@ -219,9 +219,8 @@ STUDY = Study(
         Picture("bits", "Accuracy against the size of the file: shared values alone (1 to 8 bits), pruning alone, "
                 "both; the values are not trained. A line, or of both points, for each seed.", results.draw_bits,
                 (6.5, 4.2)),
-        Picture("low_bits", "Test error with full precision, ternary and binary weights, and binary inputs (XNOR): mean "
-                "and standard deviation over seeds.",
-                results.draw_low_bits, (6.5, 4.2)),
+        Picture("low_bits", "Test error with full precision, ternary and binary weights, and binary inputs (XNOR): "
+                "mean and standard deviation over seeds.", results.draw_low_bits, (6.5, 4.2)),
         Picture("sensitivity", "Accuracy after one layer alone loses its smallest weights; first layers dark.",
                 results.draw_sensitivity, (12.0, 3.6)),
     ],

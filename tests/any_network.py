@@ -214,7 +214,8 @@ def start(family, variables, tx=PLAIN, program="whole"):
 
 def take_step(family, state, tx=PLAIN, program="whole"):
     items = PARALLEL.shard({name: leaf[None] for name, leaf in batch_of(family).items()})
-    grads, rest = jax.tree.map(np.asarray, gradients_of(family, program)(state, {}, items))
+    grads, rest = jax.tree.map(np.asarray, gradients_of(family, program)(
+        state.replace(opt_state=()), {}, items))  # which they do not depend on: one program for all optimizers
     after, metrics = jax.tree.map(np.asarray, updates(tx)(state, grads, *rest))
     total, weight = metrics["loss"]
     return Stepped(state, after, named(grads), float(total / weight))

@@ -1,8 +1,8 @@
 """Every test process has four CPU devices, so that what is lifted over devices can be tested anywhere.
 
-Most of the tests' time is compilation. So what one process compiles, the others of the same run load, and LLVM does
-not optimize: a first run of 12 steps takes half the time, and what XLA makes of a program stays the same. XLA_FLAGS,
-where set, decide (`make test-all` compiles as users do).
+Most of the tests' time is compilation. So what one process compiles, the others of the same run load; LLVM does not
+optimize, nor is a program cut into parts for it, and fusions do not go through MLIR. XLA_FLAGS, where set, decide
+(`make test-all` compiles as users do).
 """
 
 import atexit
@@ -12,7 +12,8 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tests of correctness compare with references made on a CPU
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+                                   "--xla_cpu_parallel_codegen_split_count=1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and subprocesses inherit it
     folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ablate-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
