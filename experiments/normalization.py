@@ -228,8 +228,8 @@ def _errorbar(axes: Any, x: Sequence[float], runs: Sequence[Sequence[float]], **
     points = [(at, statistics.mean(v), deviation(v))
               for at, v in ((at, [100 * value for value in finite(run)]) for at, run in zip(x, runs, strict=True)) if v]
     if points:
-        at, mean, deviation = zip(*points, strict=True)
-        axes.errorbar(at, mean, deviation, marker="o", markersize=4, capsize=3, linewidth=1.4, **style)
+        at, mean, spreads = zip(*points, strict=True)
+        axes.errorbar(at, mean, spreads, marker="o", markersize=4, capsize=3, linewidth=1.4, **style)
 
 
 def _draw_sizes(outcomes: Outcomes, figure: Any) -> None:
