@@ -265,7 +265,7 @@ def spread(values: Sequence[float], percent: bool = True, digits: int = 1) -> st
         return "diverged" if values else "—"
     text = f"{scale * statistics.mean(good):.{digits}f}"
     if len(good) > 1:
-        text += f" ± {scale * statistics.stdev(good):.{digits}f}"
+        text += f" ± {scale * deviation(good):.{digits}f}"
     lost = len(values) - len(good)
     return text + (" %" if percent else "") + (f" ({lost} of {len(values)} diverged)" if lost else "")
 

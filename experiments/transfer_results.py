@@ -227,8 +227,7 @@ def draw_labels(outcomes: Outcomes, figure: Any) -> None:
     axes = figure.subplots()
     for how, color in COLORS.items():
         values = [_values(outcomes, target, how, count) for count in counts]
-        points = [(i, 100 * mean(v), 100 * deviation(v))
-                  for i, v in enumerate(values) if finite(v)]
+        points = [(i, 100 * mean(v), 100 * deviation(v)) for i, v in enumerate(values) if finite(v)]
         if points:
             x, y, error = zip(*points, strict=True)
             axes.errorbar(x, y, error, color=color, label=how, marker="o", capsize=3)
