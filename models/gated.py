@@ -20,6 +20,7 @@ from models.complexity import Complexity
 from models.errors import UserError, has_type
 from models.layers.endpoint import capture
 from models.layers.ingredients import Ingredients
+from models.layers.norm import separates_channels
 from models.layers.pooling import avg_pool
 from models.resnet import ResNet
 from models.weights.layouts import Layout, with_own
@@ -161,7 +162,7 @@ class GatedResNet(Adaptive):
             raise UserError(f"target and rates are shares of the images in [0, 1], not {wrong[0]}")
         if not self.gated:
             raise UserError("rates of 1 alone leave no block with a gate")
-        if self.norm in ("instance", f"group:{self.gate_width}") or (self.norm == "group" and self.gate_width <= 32):
+        if separates_channels(self.norm, self.gate_width):
             raise UserError(f"norm='{self.norm}' leaves nothing of what a gate sees, one number for each of its "
                             f"gate_width={self.gate_width} features: want fewer groups, or more features")
 

@@ -146,6 +146,8 @@ class ViT(Classifier):
         self._need_numbers("stem_channels", (48, 96), empty=True)
         if self.width % self.heads:
             raise UserError(f"heads={self.heads} must divide width={self.width}")
+        if self.pool == "mean":
+            self._need_mean_over_space(self.width)
         if self.positions == "sincos2d" and self.width % 4:
             raise UserError(f"positions='sincos2d' is for widths that are multiples of 4, not width={self.width}")
         if self.image_size % self.patch_size:

@@ -111,6 +111,8 @@ REFUSED = (
             "a gate sees one number a feature"),
     Refusal(("norm=instance",), ("ConvNeXt",), "at final_norm leaves nothing of what it gets",
             "its last norm follows the pooling, one number a feature"),
+    Refusal(("norm=instance",), ("Swin",), "is 0 in the mean over space that is classified, whatever the image",
+            "its last norm is averaged over space: 0, whatever the image"),
     Refusal(("norm=instance",), ("airbench",), "at stage3/norm1 leaves nothing of what it gets",
             "images below 32 x 32 leave one place in its last stage"),
     Refusal(tuple(f"dense={kind}" for kind in LOW_BIT), _but(*WITH_DENSE),

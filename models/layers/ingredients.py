@@ -14,7 +14,7 @@ from models.errors import UserError, choice_error, has_type
 from models.layers.activation import activation
 from models.layers.conv import Conv, Dense, StandardizedConv
 from models.layers.init import init
-from models.layers.norm import norm, synchronizes
+from models.layers.norm import norm, separates_channels, synchronizes
 
 SYNC_AXIS = "batch"  # the device axis of a training step
 CONVS = {"standard": Conv, "standardized": StandardizedConv, "ternary": lowbit.TernaryConv,
@@ -118,6 +118,12 @@ class Network(nn.Module):
         for field in fields:
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} must be at least 0 and below 1")
+
+    def _need_mean_over_space(self, channels: int) -> None:
+        """That of what the norm puts out is not the same for all images."""
+        if separates_channels(self.norm, channels):
+            raise UserError(f"norm='{self.norm}', which averages each channel by itself, is 0 in the mean over space "
+                            "that is classified, whatever the image: use another norm")
 
     def _need_choice(self, field: str, allowed: Collection[str]) -> None:
         if getattr(self, field) not in allowed:

@@ -29,6 +29,7 @@ from jax import lax
 from models import own
 from models.errors import UserError, choice_error
 
+GROUPS = 32  # of "group", in layers of as many channels or more; Wu & He 2018, section 4.1
 _ones, _zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
 
 
@@ -58,6 +59,12 @@ def norm(spec: str | Callable, *, train: bool, dtype: Any = None, axis_name: str
 def synchronizes(spec: str | Callable) -> bool:
     """Whether a norm has statistics that can be averaged over devices: whether it takes axis_name."""
     return bool(_taken(_resolved(spec)[0], ["axis_name"]))
+
+
+def separates_channels(spec: str | Callable, channels: int) -> bool:
+    """Whether a norm averages each channel of each example by itself: its output's mean over space is the bias,
+    whatever the input; so is its output where there is one place."""
+    return spec in ("instance", f"group:{channels}") or (spec == "group" and channels <= GROUPS)
 
 
 def _resolved(spec: str | Callable) -> tuple[Callable, dict[str, Any]]:
@@ -219,7 +226,7 @@ class BatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Normalizes each example over space and the channels of a group; groups=None: 32, or C where C is smaller."""
+    """Normalizes each example over space and the channels of a group; groups=None: GROUPS, or C where C is smaller."""
 
     groups: int | None = None
     dtype: Any = None
@@ -229,7 +236,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
-        groups = min(32, channels) if self.groups is None else self.groups
+        groups = min(GROUPS, channels) if self.groups is None else self.groups
         if channels % groups:
             raise UserError(f"norm 'group:{groups}' at {'/'.join(self.path)}: the {channels} channels of this layer "
                             f"cannot be dealt into {groups} groups; use a divisor of {channels}")
