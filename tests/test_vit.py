@@ -218,6 +218,26 @@ def test_attention_by_hand():
     np.testing.assert_allclose(attend(*map(jnp.asarray, (q, k, v, bias, mask))), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("biased,masked", [(True, True), (True, False), (False, True), (False, False)])
+def test_attention_and_its_gradients_are_those_of_jax(biased, masked):
+    q, k, v = (jnp.asarray(drawn.images(name, (2, length, 3, 4))) for name, length in (("q", 5), ("k", 6), ("v", 6)))
+    bias = jnp.asarray(drawn.images("bias", (1, 3, 5, 6))) if biased else None
+    mask = jnp.asarray(drawn.images("mask", (2, 1, 5, 6)) > 0).at[1, 0, 2].set(False) if masked else None
+    assert mask is None or mask.any()  # but for one query, which sees no key and so all of them
+    towards = drawn.images("towards", q.shape)
+
+    def of(attention):
+        def project(q, k, v, bias):
+            y = attention(q, k, v, bias, mask)
+            return (y * towards).sum(), y
+
+        (_, y), gradients = jax.value_and_grad(project, range(4 if biased else 3), has_aux=True)(q, k, v, bias)
+        return y, *gradients
+
+    for found, expected in zip(of(attend), of(jax.nn.dot_product_attention), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_images_of_another_size_are_refused():
     model = tiny()
     for shape in ((1, 24, 24, 3), (1, 16, 20, 3)):
