@@ -38,6 +38,8 @@ CASES = [
     ((2, 10, 7, 4), (5, 5), 12, (2, 1), ((2, 2), (2, 2)), (1, 1), 4, "depthwise", "depthwise"),
     ((2, 9, 9, 17), (7, 7), 17, (1, 1), ((3, 3), (3, 3)), (1, 1), 17, "native", "depthwise"),
     ((2, 1, 2, 48), (7, 7), 48, (1, 1), ((3, 3), (3, 3)), (1, 1), 48, "native", "depthwise"),
+    ((2, 2, 1, 16), (5, 3), 16, (1, 1), ((2, 2), (1, 1)), (1, 1), 1, "native", "dense"),
+    ((2, 2, 2, 16), (3, 3), 16, (2, 2), ((1, 1), (1, 1)), (1, 1), 1, "native", "dense"),
     ((2, 11, 12, 20), (3, 3), 20, (2, 2), ((2, 1), (0, 3)), (2, 2), 20, "native", "depthwise"),
     ((2, 8, 8, 4), (2, 2), 4, (3, 3), ((0, 0), (0, 0)), (1, 1), 4, "depthwise", "depthwise"),
     ((2, 8, 8, 64), (3, 3), 64, (1, 1), ((1, 1), (1, 1)), (1, 1), 16, "native", "grouped"),
@@ -50,7 +52,7 @@ CASES = [
     ((2, 9, 8, 256), (3, 2), 272, (2, 3), ((0, 1), (2, 1)), (2, 1), 1, "patches", "patches"),
 ]
 # one of each lowering: compilation is what these tests take their time for
-SMALL = [CASES[i] for i in (0, 4, 15, 16, 19, 21, 27, 30, 33)]
+SMALL = [CASES[i] for i in (0, 4, 15, 16, 19, 21, 29, 32, 35)]
 
 
 def _inputs(case, dtype=np.float32):
@@ -99,6 +101,21 @@ def test_agrees_with_the_plain_convolution(case, compiled, monkeypatch):
         monkeypatch.setattr(conv.native, "available", lambda: False)
     both = jax.jit(lambda *a: (_value_and_gradients(case, *a), _plain_value_and_gradients(case, *a)))
     _assert_close(*both(x, kernel), 1e-5)
+
+
+@pytest.mark.parametrize("size,kernel,stride,padding,dilation,left,padding_left", [
+    (1, 7, 1, (3, 3), 1, [3], (0, 0)),
+    (2, 7, 1, (3, 3), 1, [2, 3, 4], (1, 1)),
+    (4, 7, 1, (3, 3), 1, [0, 1, 2, 3, 4, 5, 6], (3, 3)),
+    (2, 3, 2, (1, 1), 1, [1, 2], (0, 1)),  # the bottom row is never read: one place
+    (3, 3, 1, (4, 4), 4, [1], (0, 0)),
+    (5, 3, 1, (4, 4), 4, [0, 1, 2], (4, 4)),
+    (1, 3, 1, (0, 3), 1, [0], (0, 1)),
+])
+def test_taps_that_meet_padding_alone_are_left_out(size, kernel, stride, padding, dilation, left, padding_left):
+    taps = np.arange(kernel, dtype=np.float32).reshape(1, kernel, 1, 1)
+    found, rest = conv._without_dead_taps((1, 1, size, 1), taps, (1, stride), ((0, 0), padding), (1, dilation))
+    assert found.ravel().tolist() == left and rest == ((0, 0), padding_left)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)

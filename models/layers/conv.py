@@ -147,6 +147,8 @@ def conv2d(
     padding = tuple((int(low), int(high)) for low, high in padding)
     name = "plain"
     if not plain_wanted():
+        if jax.default_backend() == "cpu":
+            kernel, padding = _without_dead_taps(x.shape, kernel, strides, padding, dilation)
         how = (x.shape, kernel.shape, strides, padding, dilation, groups, jax.default_backend(), x.dtype)
         name = chosen_lowering(*how, compiled=True)
         if name == "native" and not native.available():
@@ -164,6 +166,23 @@ def conv2d(
     if name == "grouped":
         return _grouped(x, kernel, strides, padding, dilation, groups)
     return lowerings.plain(x, kernel, strides, padding, dilation, groups)
+
+
+def _without_dead_taps(x_shape, kernel, strides, padding, dilation) -> tuple[jax.Array, Padding]:
+    """The kernel without the rows and columns at its edges that meet nothing but padding, and the padding left: of a
+    7x7 kernel on 2x2 places 3x3 remains (ConvNeXt's last stages at 32x32), of a 3x3 kernel on one place 1x1."""
+    for axis in (0, 1):
+        (low, high), count, step = padding[axis], kernel.shape[axis], dilation[axis]
+        places = lowerings.output_size(x_shape[1 + axis], count, strides[axis], padding[axis], step)
+        alive = [tap for tap in range(count) if any(
+            0 <= place * strides[axis] - low + tap * step < x_shape[1 + axis] for place in range(places))]
+        if not alive:
+            continue
+        left = low - alive[0] * step, high - (count - 1 - alive[-1]) * step
+        if min(left) >= 0:
+            kernel = lax.slice_in_dim(kernel, alive[0], alive[-1] + 1, axis=axis)
+            padding = (left, padding[1]) if axis == 0 else (padding[0], left)
+    return kernel, padding
 
 
 def _matmul(x, kernel, strides):
@@ -215,8 +234,8 @@ def _product_backward(residuals, dy):
     side = next((axis for axis in (1, 0) if kernel.shape[axis] % _VECTOR == 0), None)
     small = x.ndim in (3, 4) and x.dtype == jnp.float32 and kernel.size < _WIDE
     if side is None or not small or not native.available():
-        axes = tuple(range(x.ndim - 1))
-        return dx, unfused(jnp.tensordot(x, dy, (axes, axes)))  # not with the optimizer's update
+        x, dy = (a.reshape(-1, a.shape[-1]) for a in (x, dy))  # or else XLA copies x, transposed
+        return dx, unfused(x.T @ dy)  # not with the optimizer's update
     if x.ndim == 3:  # [N, T, C] -> [N, 1, T, C]
         x, dy = x[:, None], dy[:, None]
     a, b = (x, dy) if side == 1 else (dy, x)
@@ -374,9 +393,9 @@ class Dense(nn.Module):
         features = width_of(self)
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], features), self.param_dtype)
         bias = self.param("bias", self.bias_init, (features,), self.param_dtype) if self.use_bias else None
-        y = self.multiply(x, kernel)
         if jax.default_backend() == "cpu" and not plain_wanted():
-            y = unfused(y)
+            x = unfused(x)
+        y = self.multiply(x, kernel)
         return y if bias is None else y + bias.astype(y.dtype)
 
     def effective(self, kernel: jax.Array) -> jax.Array:
