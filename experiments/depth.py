@@ -29,8 +29,7 @@ from experiments.study import (
     Trial,
     all_of,
     compare,
-    deviation,
-    finite,
+    errorbars,
     spread,
 )
 from train.figures import tidy
@@ -242,13 +241,9 @@ def _draw_depth(outcomes: Outcomes, figure: Any) -> None:
     panels = figure.subplots(1, 2)
     depths = outcomes.distinct("depth")
     for network, color in COLORS.items():
-        for axes, read in ((panels[0], lambda d, n=network: [100 * v for v in _end(outcomes, n, depth=d).values(
-                "accuracy")]), (panels[1], lambda d, n=network: _final_losses(outcomes, n, depth=d))):
-            runs = [(depth, values) for depth in depths if (values := finite(read(depth)))]
-            if runs:
-                axes.errorbar([depth for depth, _ in runs], [statistics.mean(v) for _, v in runs],
-                              [deviation(v) for _, v in runs], color=color, label=network,
-                              marker="o", markersize=4, capsize=3, linewidth=1.4)
+        style = {"color": color, "label": network}
+        errorbars(panels[0], depths, [_end(outcomes, network, depth=n).values("accuracy") for n in depths], **style)
+        errorbars(panels[1], depths, [_final_losses(outcomes, network, depth=n) for n in depths], 1, **style)
     panels[1].set_yscale("log")
     for axes, name in zip(panels, ("test accuracy (%)", "final training loss (nats)"), strict=True):
         axes.set_xticks(depths, depths)

@@ -15,7 +15,7 @@ noise of the statistics is then all that changes.
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from experiments.measures import gap, smoothness
@@ -33,6 +33,7 @@ from experiments.study import (
     all_of,
     compare,
     deviation,
+    errorbars,
     finite,
     spread,
 )
@@ -223,19 +224,10 @@ def tables(outcomes: Outcomes) -> list[Table]:
     ]
 
 
-def _errorbar(axes: Any, x: Sequence[float], runs: Sequence[Sequence[float]], **style: Any) -> None:
-    """Mean and standard deviation of each run in percent."""
-    points = [(at, statistics.mean(v), deviation(v))
-              for at, v in ((at, [100 * value for value in finite(run)]) for at, run in zip(x, runs, strict=True)) if v]
-    if points:
-        at, mean, spreads = zip(*points, strict=True)
-        axes.errorbar(at, mean, spreads, marker="o", markersize=4, capsize=3, linewidth=1.4, **style)
-
-
 def _draw_sizes(outcomes: Outcomes, figure: Any) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for norm in outcomes.where(part="size").distinct("norm"):
-        _errorbar(left, SIZES, [_runs(outcomes, norm, n).values("accuracy") for n in SIZES], color=COLORS[norm],
+        errorbars(left, SIZES, [_runs(outcomes, norm, n).values("accuracy") for n in SIZES], color=COLORS[norm],
                   label=norm, linestyle="--" if norm == "BN, same steps" else "-")
     left.set_xscale("log", base=2)
     left.invert_xaxis()
@@ -244,7 +236,7 @@ def _draw_sizes(outcomes: Outcomes, figure: Any) -> None:
     left.legend(frameon=False, ncols=2)
     by_groups = dict(outcomes.where(part="groups").groups("groups"))
     counts = [groups for (groups,) in by_groups]
-    _errorbar(right, counts, [group.values("accuracy") for group in by_groups.values()], color=COLORS["GN"])
+    errorbars(right, counts, [group.values("accuracy") for group in by_groups.values()], color=COLORS["GN"])
     right.set_xscale("log", base=2)
     right.set_xticks(counts, counts)
     right.set(xlabel="groups (1: layer normalization)", ylabel="test accuracy (%)", title="32 images")

@@ -258,6 +258,16 @@ def deviation(values: Sequence[float]) -> float:
     return statistics.stdev(good) if len(good) > 1 else 0.0
 
 
+def errorbars(axes: Any, x: Sequence[float], runs: Sequence[Sequence[float]], scale: float = 100, **style: Any) -> None:
+    """Draws mean and standard deviation of the runs at each x, of those that are numbers; in percent where `scale` is
+    100."""
+    points = [(at, statistics.mean(v), deviation(v))
+              for at, run in zip(x, runs, strict=True) if (v := [scale * value for value in finite(run)])]
+    if points:
+        at, means, deviations = zip(*points, strict=True)
+        axes.errorbar(at, means, deviations, marker="o", markersize=4, capsize=3, linewidth=1.4, **style)
+
+
 def spread(values: Sequence[float], percent: bool = True, digits: int = 1) -> str:
     """Mean and standard deviation over seeds, e.g. "97.2 ± 0.3 %", with how many diverged."""
     good, scale = finite(values), 100 if percent else 1

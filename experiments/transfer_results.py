@@ -14,6 +14,7 @@ from experiments.study import (
     all_of,
     compare,
     deviation,
+    errorbars,
     finite,
     mean,
     needs,
@@ -226,11 +227,8 @@ def draw_labels(outcomes: Outcomes, figure: Any) -> None:
     counts = _counts(outcomes, target)
     axes = figure.subplots()
     for how, color in COLORS.items():
-        values = [_values(outcomes, target, how, count) for count in counts]
-        points = [(i, 100 * mean(v), 100 * deviation(v)) for i, v in enumerate(values) if finite(v)]
-        if points:
-            x, y, error = zip(*points, strict=True)
-            axes.errorbar(x, y, error, color=color, label=how, marker="o", capsize=3)
+        errorbars(axes, range(len(counts)), [_values(outcomes, target, how, count) for count in counts], color=color,
+                  label=how)
     axes.set(xticks=range(len(counts)), xlabel="labels a class", ylabel=f"accuracy on {target} (%)")
     axes.set_xticklabels([str(count) for count in counts])
     if axes.lines:
