@@ -186,7 +186,7 @@ class Swin(Classifier):
             if self.width * 2**stage % heads:
                 raise UserError(f"heads={self.heads}: the {self.width * 2**stage} channels of stage {stage + 1} cannot "
                                 f"be dealt to {heads} heads")
-        self._need_mean_over_space(self.width * 2**stage)
+        self._need_mean_over_space(self.width * 2 ** (len(self.heads) - 1))  # of the last stage
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
