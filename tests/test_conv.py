@@ -50,6 +50,8 @@ CASES = [
     ((2, 4, 6, 64), (1, 1), 32, (1, 1), ((0, 0), (0, 0)), (1, 1), 8, "grouped", "grouped"),
     ((2, 3, 4, 256), (3, 3), 256, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "patches", "patches"),
     ((2, 9, 8, 256), (3, 2), 272, (2, 3), ((0, 1), (2, 1)), (2, 1), 1, "patches", "patches"),
+    ((2, 9, 11, 128), (3, 3), 80, (2, 2), ((1, 1), (1, 1)), (1, 1), 1, "native", "dense"),  # weights are copied
+    ((2, 5, 7, 192), (3, 3), 192, (1, 1), ((1, 1), (1, 1)), (1, 1), 2, "native", "grouped"),
 ]
 # one of each lowering: compilation is what these tests take their time for
 SMALL = [CASES[i] for i in (0, 4, 15, 16, 19, 21, 29, 32, 35)]

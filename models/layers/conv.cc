@@ -5,6 +5,7 @@
 #include "native.h"
 
 constexpr I kScratch = 48 * 1024;  // floats of a band of input that should stay in the second cache
+constexpr I kLargeKernel = 1 << 16;  // floats: from there on weights are copied block by block
 constexpr I kParts = 16;  // of a sum over images
 constexpr I kLargeSums = 1 << 17;  // floats
 constexpr I kPlaces = 160;  // of a band in a sum: its x and dy of a block of channels stay in the first cache
@@ -28,7 +29,7 @@ static void CopyPadded(const float* x, const Shape& s, I n, I first, I rows, I l
 
 struct Tap {
   I offset;             // of its input from that of the output's first place
-  const float* weight;  // [inputs of a group, d]
+  const float* weight;  // [inputs of a group, d], or of a block's features alone
 };
 
 enum Kind { kDense, kDepthwise, kFours, kEights };  // the last two: groups of so many channels
@@ -96,20 +97,60 @@ struct Phase {
   std::vector<At> taps;
 };
 
+struct Block {  // of features that a tile has at once
+  I first, vectors;
+};
+
+template <Kind K>
+static std::vector<Block> Blocks(const Shape& s) {
+  const I outputs = s.d / s.groups;
+  std::vector<Block> blocks;
+  for (I o = 0; o < s.d;) {
+    const bool two = K == kDepthwise ? o + 2 * kLanes <= s.d : K == kDense && o % outputs + 2 * kLanes <= outputs;
+    blocks.push_back({o, two ? 2 : 1});
+    o += two ? 2 * kLanes : kLanes;
+    if (K == kDepthwise && o < s.d && o + kLanes > s.d) o = s.d - kLanes;  // the last vector may overlap
+  }
+  return blocks;
+}
+
+// The weights, block by block, each [taps of all phases, inputs, features of the block]: in a kernel, the rows of a
+// block are d floats apart, which for a wide one is a page each.
+static void Pack(ffi::ThreadPool& pool, const std::vector<Phase>& phases, const std::vector<Block>& blocks, I inputs,
+                 I d, float* pack) {
+  I taps = 0;
+  for (const auto& phase : phases) taps += phase.taps.size();
+  ParallelFor(pool, blocks.size(), [&](I b) {
+    const I o = blocks[b].first, features = blocks[b].vectors * kLanes;
+    float* to = pack + o * taps * inputs;
+    for (const auto& phase : phases)
+      for (const auto& tap : phase.taps)
+        for (I c = 0; c < inputs; ++c, to += features) std::memcpy(to, tap.weight + c * d + o, sizeof(float) * features);
+  });
+}
+
 template <Kind K>
 static void Gather(ffi::ThreadPool& pool, const float* x, const Shape& s, const std::vector<Phase>& phases, float* y) {
   I top = 0, bottom = 0, left = 0, right = 0;  // reach of the taps around a place's own input
-  for (const auto& phase : phases)
+  I taps_all = 0;
+  for (const auto& phase : phases) {
+    taps_all += phase.taps.size();
     for (const auto& tap : phase.taps) {
       top = std::max(top, -tap.row), bottom = std::max(bottom, tap.row);
       left = std::max(left, -tap.col), right = std::max(right, tap.col);
     }
+  }
   const I inputs = s.c / s.groups, outputs = s.d / s.groups;
   const I rstep = phases[0].rstep, cstep = phases[0].cstep;
   const I rows_all = (s.oh + rstep - 1) / rstep, cols_all = (s.ow + cstep - 1) / cstep;
   const I width = left + (cols_all - 1) * s.stride[1] + right + 1;
   const I fit = (kScratch / (width * s.c) - top - bottom - 1) / s.stride[0] + 1;
   const I rows = std::max<I>(std::min<I>(4, rows_all), std::min(fit, rows_all)), bands = (rows_all + rows - 1) / rows;
+  const std::vector<Block> blocks = Blocks<K>(s);
+  const I kernel = taps_all * inputs * s.d;
+  const bool packed = K == kDense && s.d > 2 * kLanes && kernel > kLargeKernel;
+  std::unique_ptr<float[]> pack(packed ? new float[kernel] : nullptr);
+  if (packed) Pack(pool, phases, blocks, inputs, s.d, pack.get());
   ParallelFor(pool, s.n * bands, [&](I item) {
     static thread_local std::vector<float> scratch;
     static thread_local std::vector<Tap> taps;
@@ -117,27 +158,30 @@ static void Gather(ffi::ThreadPool& pool, const float* x, const Shape& s, const 
     const I high = (end - begin - 1) * s.stride[0] + top + bottom + 1;
     scratch.resize(high * width * s.c);
     CopyPadded(x, s, n, begin * s.stride[0] - top, high, left, width, scratch.data());
+    I before = 0;  // taps of earlier phases
     for (const auto& phase : phases) {
       const I places = (s.ow - phase.col0 + cstep - 1) / cstep;
-      for (I o = 0; o < s.d;) {
-        const bool two = K == kDepthwise ? o + 2 * kLanes <= s.d : K == kDense && o % outputs + 2 * kLanes <= outputs;
+      for (const auto [o, vectors] : blocks) {
         const I first = K == kDense ? o / outputs * inputs : o;
+        const I stride = packed ? vectors * kLanes : s.d;  // from one input's weights to the next one's
+        const float* weights = pack.get() + (o * taps_all + before * stride) * inputs;
         taps.clear();
-        for (const auto& tap : phase.taps)
-          taps.push_back({((tap.row + top) * width + tap.col + left) * s.c + first, tap.weight + o});
+        for (const auto& tap : phase.taps) {
+          const I offset = ((tap.row + top) * width + tap.col + left) * s.c + first;
+          taps.push_back({offset, packed ? weights + taps.size() * inputs * stride : tap.weight + o});
+        }
         for (I row = begin; row < end && phase.row0 + row * rstep < s.oh; ++row) {
           float* out = y + ((n * s.oh + phase.row0 + row * rstep) * s.ow + phase.col0) * s.d + o;
           const float* in = scratch.data() + (row - begin) * s.stride[0] * width * s.c;
-          if (two) {
+          if (vectors == 2) {
             Row<K, K == kDense || K == kDepthwise ? 2 : 1>(
-                in, s.stride[1] * s.c, taps.data(), taps.size(), inputs, s.d, out, cstep * s.d, places);
+                in, s.stride[1] * s.c, taps.data(), taps.size(), inputs, stride, out, cstep * s.d, places);
           } else {
-            Row<K, 1>(in, s.stride[1] * s.c, taps.data(), taps.size(), inputs, s.d, out, cstep * s.d, places);
+            Row<K, 1>(in, s.stride[1] * s.c, taps.data(), taps.size(), inputs, stride, out, cstep * s.d, places);
           }
         }
-        o += two ? 2 * kLanes : kLanes;
-        if (K == kDepthwise && o < s.d && o + kLanes > s.d) o = s.d - kLanes;  // the last vector may overlap
       }
+      before += phase.taps.size();
     }
   });
 }
