@@ -114,32 +114,32 @@ static std::vector<Block> Blocks(const Shape& s) {
   return blocks;
 }
 
-// The weights, block by block, each [taps of all phases, inputs, features of the block]: in a kernel, the rows of a
-// block are d floats apart, which for a wide one is a page each.
-static void Pack(ffi::ThreadPool& pool, const std::vector<Phase>& phases, const std::vector<Block>& blocks, I inputs,
-                 I d, float* pack) {
-  I taps = 0;
-  for (const auto& phase : phases) taps += phase.taps.size();
+// Copies each tap's weights block by block, [inputs, features of the block] each: in a kernel, the rows of a block are
+// d floats apart, which for a wide one is a page each.
+static void Pack(ffi::ThreadPool& pool, std::vector<Phase>& phases, const std::vector<Block>& blocks, I inputs, I d,
+                 float* pack) {
   ParallelFor(pool, blocks.size(), [&](I b) {
     const I o = blocks[b].first, features = blocks[b].vectors * kLanes;
-    float* to = pack + o * taps * inputs;
+    float* to = pack + o * inputs;
     for (const auto& phase : phases)
-      for (const auto& tap : phase.taps)
-        for (I c = 0; c < inputs; ++c, to += features) std::memcpy(to, tap.weight + c * d + o, sizeof(float) * features);
+      for (const auto& tap : phase.taps) {
+        for (I c = 0; c < inputs; ++c)
+          std::memcpy(to + c * features, tap.weight + c * d + o, sizeof(float) * features);
+        to += inputs * d;
+      }
   });
+  for (auto& phase : phases)
+    for (auto& tap : phase.taps) tap.weight = pack, pack += inputs * d;
 }
 
 template <Kind K>
-static void Gather(ffi::ThreadPool& pool, const float* x, const Shape& s, const std::vector<Phase>& phases, float* y) {
+static void Gather(ffi::ThreadPool& pool, const float* x, const Shape& s, std::vector<Phase> phases, float* y) {
   I top = 0, bottom = 0, left = 0, right = 0;  // reach of the taps around a place's own input
-  I taps_all = 0;
-  for (const auto& phase : phases) {
-    taps_all += phase.taps.size();
+  for (const auto& phase : phases)
     for (const auto& tap : phase.taps) {
       top = std::max(top, -tap.row), bottom = std::max(bottom, tap.row);
       left = std::max(left, -tap.col), right = std::max(right, tap.col);
     }
-  }
   const I inputs = s.c / s.groups, outputs = s.d / s.groups;
   const I rstep = phases[0].rstep, cstep = phases[0].cstep;
   const I rows_all = (s.oh + rstep - 1) / rstep, cols_all = (s.ow + cstep - 1) / cstep;
@@ -147,7 +147,7 @@ static void Gather(ffi::ThreadPool& pool, const float* x, const Shape& s, const 
   const I fit = (kScratch / (width * s.c) - top - bottom - 1) / s.stride[0] + 1;
   const I rows = std::max<I>(std::min<I>(4, rows_all), std::min(fit, rows_all)), bands = (rows_all + rows - 1) / rows;
   const std::vector<Block> blocks = Blocks<K>(s);
-  const I kernel = taps_all * inputs * s.d;
+  const I kernel = s.kh * s.kw * inputs * s.d;  // each of its taps is in one phase
   const bool packed = K == kDense && s.d > 2 * kLanes && kernel > kLargeKernel;
   std::unique_ptr<float[]> pack(packed ? new float[kernel] : nullptr);
   if (packed) Pack(pool, phases, blocks, inputs, s.d, pack.get());
@@ -158,18 +158,15 @@ static void Gather(ffi::ThreadPool& pool, const float* x, const Shape& s, const 
     const I high = (end - begin - 1) * s.stride[0] + top + bottom + 1;
     scratch.resize(high * width * s.c);
     CopyPadded(x, s, n, begin * s.stride[0] - top, high, left, width, scratch.data());
-    I before = 0;  // taps of earlier phases
     for (const auto& phase : phases) {
       const I places = (s.ow - phase.col0 + cstep - 1) / cstep;
       for (const auto [o, vectors] : blocks) {
         const I first = K == kDense ? o / outputs * inputs : o;
         const I stride = packed ? vectors * kLanes : s.d;  // from one input's weights to the next one's
-        const float* weights = pack.get() + (o * taps_all + before * stride) * inputs;
         taps.clear();
-        for (const auto& tap : phase.taps) {
-          const I offset = ((tap.row + top) * width + tap.col + left) * s.c + first;
-          taps.push_back({offset, packed ? weights + taps.size() * inputs * stride : tap.weight + o});
-        }
+        for (const auto& tap : phase.taps)
+          taps.push_back({((tap.row + top) * width + tap.col + left) * s.c + first,
+                          tap.weight + (packed ? o * inputs : o)});
         for (I row = begin; row < end && phase.row0 + row * rstep < s.oh; ++row) {
           float* out = y + ((n * s.oh + phase.row0 + row * rstep) * s.ow + phase.col0) * s.d + o;
           const float* in = scratch.data() + (row - begin) * s.stride[0] * width * s.c;
@@ -181,7 +178,6 @@ static void Gather(ffi::ThreadPool& pool, const float* x, const Shape& s, const 
           }
         }
       }
-      before += phase.taps.size();
     }
   });
 }

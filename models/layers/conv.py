@@ -208,9 +208,11 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def unfused(x: jax.Array) -> jax.Array:
-    """The identity, to x's own precision. It keeps YNNPACK from computing x inside of a product with it: the first of
+    """x; on a CPU cut to its own precision, which keeps YNNPACK from computing x inside of what follows: the first of
     two products again for every block of the second (VGG-16's classifier: 1150 -> 40 ms; DenseNet-121 forward, 32x32,
     batch 64: 53 -> 50 ms), or GELU by slower means (ConvNeXt-T forward, 32x32, batch 64: 128 -> 109 ms)."""
+    if plain_wanted() or jax.default_backend() != "cpu":
+        return x
     return lax.reduce_precision(x, jnp.finfo(x.dtype).nexp, jnp.finfo(x.dtype).nmant)
 
 
@@ -394,9 +396,7 @@ class Dense(nn.Module):
         features = width_of(self)
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], features), self.param_dtype)
         bias = self.param("bias", self.bias_init, (features,), self.param_dtype) if self.use_bias else None
-        if jax.default_backend() == "cpu" and not plain_wanted():
-            x = unfused(x)
-        y = self.multiply(x, kernel)
+        y = self.multiply(unfused(x), kernel)
         return y if bias is None else y + bias.astype(y.dtype)
 
     def effective(self, kernel: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from models.errors import UserError
-from models.layers.conv import onnx_wanted, plain_wanted, unfused
+from models.layers.conv import onnx_wanted, unfused
 
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
@@ -14,8 +14,7 @@ def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Arra
     around = ((padding, padding), (padding, padding))
     if padding and onnx_wanted():  # jax2onnx 0.17 leaves the padding of a window out
         x, padding = jnp.pad(x, ((0, 0), *around, (0, 0)), constant_values=-jnp.inf), 0
-    if jax.default_backend() == "cpu" and not plain_wanted():
-        x = unfused(x)  # or else ReLU is taken within the windows, beside an array of zeros
+    x = unfused(x)  # or else YNNPACK takes ReLU within the windows, beside an array of zeros
     return nn.max_pool(x, window_shape=(size, size), strides=(stride, stride), padding=around if padding else "VALID")
 
 
