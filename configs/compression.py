@@ -41,7 +41,7 @@ def get_config(text: str = ""):
         rate, duration = c.optimizer.learning_rate, c.duration
     except OSError as error:
         raise ValueError(f"from={a['from']}: want the folder of a run ({error.strerror}: config.json)") from None
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"from={a['from']}: its config.json cannot be read ({error})") from None
     sharing = a.stage == "share"
     c.init_from, c.init_new, c.data_init = a["from"], "", "none"

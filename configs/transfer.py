@@ -213,13 +213,20 @@ def groups(frozen: str, unfreeze: str, decay: float, model: str, stages: int) ->
     return (*found, (".*", 1.0))
 
 
-def exported(folder: Path) -> dict[str, Any] | None:
-    """The config of the run of an exported network (`python -m train.export`), with the network that was exported."""
-    if not (folder / "card.json").is_file():
-        return None
-    card = json.loads((folder / "card.json").read_text())
-    fields = {name: value for name, value in card["fields"].items() if name not in ("num_classes", "image_size")}
-    return {**card["config"], "model": {"name": card["architecture"], **fields}}
+def read_run(folder: Path) -> tuple[dict[str, Any], list[int]]:
+    """Returns the config of a run, and the shape [H, W, C] of its images, [] where the run did not record it.
+
+    Args:
+      folder: of the run, or of an exported network (`python -m train.export`), whose config has the network that was
+        exported.
+    """
+    if (folder / "card.json").is_file():
+        card = json.loads((folder / "card.json").read_text())
+        fields = {name: value for name, value in card["fields"].items() if name not in ("num_classes", "image_size")}
+        return {**card["config"], "model": {"name": card["architecture"], **fields}}, card["inputs"][1:]
+    data = folder / "data.json"
+    shape = json.loads(data.read_text())["image_shape"] if data.is_file() else []
+    return json.loads((folder / "config.json").read_text()), shape
 
 
 def described(where: str) -> dict[str, Any]:
@@ -232,14 +239,14 @@ def described(where: str) -> dict[str, Any]:
     path = Path(where).expanduser()
     try:
         if path.is_dir():
-            config = exported(path) or json.loads((path / "config.json").read_text())
+            config, shape = read_run(path)
             data, known = config["data"], {"model": config["model"]}
             known |= {name: data[name] for name in ("mean", "std")}
-            known["size"] = data["image_size"] or SIZES.get(data["source"], 0)
+            known["size"] = shape[0] if shape else data["image_size"] or SIZES.get(data["source"], 0)
             known_by_name = "none" if re.fullmatch(NO_BATCH_NORM, config["model"]["name"]) else "batch"
             norm = config["model"].get("norm", known_by_name)
             known["batch_norm"] = norm == "batch"
-            known["channels"] = data.get("channels") or (1 if data["source"] == "digits" else 3)
+            known["channels"] = shape[2] if shape else data.get("channels") or (1 if data["source"] == "digits" else 3)
             return known
         with path.open("rb") as file:  # .safetensors: the length of a JSON header, and it
             length, = struct.unpack("<Q", file.read(8))
@@ -250,6 +257,6 @@ def described(where: str) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"from={where}: {error.strerror}; want the folder of a run or of an exported network, or a "
                          ".safetensors file") from None
-    except (ValueError, KeyError, TypeError, SyntaxError, struct.error):
+    except (ValueError, LookupError, TypeError, AttributeError, SyntaxError, RecursionError, MemoryError, struct.error):
         raise ValueError(f"from={where}: it does not say which network it is; want a run's folder or a .safetensors "
                          "file of python -m models.weights import") from None

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import rich.console
-from absl import flags
 
 from experiments.study import markdown_table
+from models import command
 from models.errors import UserError
 from train import cli
 from train.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
@@ -134,6 +134,7 @@ def draw_tradeoff(costs: Mapping[str, Any], field: str, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
+    from models.chart import save
     from train.figures import tidy
 
     title, unit = COSTS[field]
@@ -156,7 +157,7 @@ def draw_tradeoff(costs: Mapping[str, Any], field: str, path: Path) -> None:
     tidy(axes, grid="both")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     label(axes, points)
-    figure.savefig(path)
+    save(figure, path)
 
 
 def draw_early(costs: Mapping[str, Any], path: Path) -> None:
@@ -164,6 +165,7 @@ def draw_early(costs: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
+    from models.chart import save
     from models.complexity import short
 
     shown = list(EARLY)[:2]
@@ -182,7 +184,7 @@ def draw_early(costs: Mapping[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
     figure.supxlabel("resolution of the layer's output")
-    figure.savefig(path)
+    save(figure, path)
 
 
 def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], about: Mapping[str, Any]) -> str:
@@ -275,5 +277,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
-    OUT = flags.DEFINE_string("out", None, "Folder to write to.")
+    OUT = command.define_path("out", None, "Folder to write to.")
     cli.run(main, USAGE)

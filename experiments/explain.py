@@ -10,6 +10,7 @@ import rich.table
 from absl import flags
 
 from experiments.study import terminal_table
+from models import command
 from models.errors import UserError, choice_error
 from train import calls, cli
 from train.data import decode
@@ -58,7 +59,7 @@ class Job(NamedTuple):
       variables: of its network, on the device.
       subjects: the images.
       images: as the network gets them, [N, H, W, C].
-      source: of the split.
+      split: of the run's data; it is opened by methods that need more than the subjects.
       out: folder of the pictures.
     """
 
@@ -66,7 +67,7 @@ class Job(NamedTuple):
     variables: Any
     subjects: Sequence[Subject]
     images: Any
-    source: Any
+    split: str
     out: Path
 
     @property
@@ -77,13 +78,17 @@ class Job(NamedTuple):
     def classes(self) -> Sequence[str]:
         return self.run.feed.classes
 
+    @property
+    def source(self) -> Any:
+        return self.run.feed.split(self.split)
+
 
 # -- images --------------------------------------------------------------------------------------------------------
 
 
 def from_files(run: Any, files: Sequence[str]) -> list[Subject]:
     """Images of files, see `train.data.decode.of_file`."""
-    return [Subject(decode.of_file(run.feed.test.decoder, run.feed.image_shape, file), Path(file).name, None)
+    return [Subject(decode.of_file(run.feed.decoder, run.feed.image_shape, file), Path(file).name, None)
             for file in files]
 
 
@@ -112,15 +117,6 @@ def mistakes(run: Any, variables: Any, source: Any, count: int = 8) -> list[int]
     if not found:
         raise UserError(f"--indices=mistakes: the network is right about all of the {len(labels)} images")
     return found
-
-
-def load_split(run: Any, split: str) -> Any:
-    """The source of a split of the run's data."""
-    from train.data import source
-
-    if split in ("train", "test"):
-        return getattr(run.feed, split)
-    return source.load_test(run.config["data"], test_split=split)
 
 
 def targets(text: str, subjects: Sequence[Subject], classes: Sequence[str]) -> list[tuple[int, int]]:
@@ -163,6 +159,7 @@ def attributions(job: Job, wanted: Sequence[calls.Call], pairs: Sequence[tuple[i
     from matplotlib.figure import Figure
 
     from experiments import overlays
+    from models.chart import save
     from models.explain import catalogue
 
     numbers = [number for number, _ in pairs]
@@ -189,7 +186,7 @@ def attributions(job: Job, wanted: Sequence[calls.Call], pairs: Sequence[tuple[i
                      "top1": job.classes[row.argmax()], "top1_probability": float(row.max())})
     figure = Figure(figsize=overlays.size_of(len(rows), len(columns)), layout="constrained", dpi=120)
     overlays.draw_rows(figure, columns, rows)
-    figure.savefig(job.out / "attributions.png")
+    save(figure, job.out / "attributions.png")
     return told
 
 
@@ -209,6 +206,7 @@ def occlusion(job: Job, pairs: Sequence[tuple[int, int]], size: int = 0, stride:
     from matplotlib.figure import Figure
 
     from experiments import overlays
+    from models.chart import save
     from models.explain import occlusion as method
 
     if not 0 <= color <= 1:
@@ -228,15 +226,17 @@ def occlusion(job: Job, pairs: Sequence[tuple[int, int]], size: int = 0, stride:
     overlays.draw_occlusion(
         figure, [job.subjects[n].pixels for n in numbers], {k: np.asarray(v) for k, v in found._asdict().items()},
         (size, size), job.classes, [job.subjects[n].name for n in numbers], np.full(channels, float(color)))
-    figure.savefig(job.out / "occlusion.png")
+    save(figure, job.out / "occlusion.png")
 
 
 def receptive_field(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channel: int = -1, row: int = -1,
                     column: int = -1) -> None:
-    """receptive_field.png; see the module's help. The mean is over the split's first 64 images."""
+    """Draws receptive_field.png; see the module's help. The mean is over the first 64 images of the split, or
+    over the files of --image."""
     from matplotlib.figure import Figure
 
     from experiments import overlays
+    from models.chart import save
     from models.explain import method, receptive
 
     for option, value in (("channel", channel), ("row", row), ("column", column)):
@@ -251,8 +251,10 @@ def receptive_field(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = 
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)
     numbers = list(dict.fromkeys(number for number, _ in pairs))[:4]
     own = [receptive.effective(job.model, job.variables, images[n:n + 1], **options) for n in numbers]
-    batch, _, mask = next(batches(job))
-    many = batch[np.flatnonzero(mask)[:64]]
+    many = images[:64]
+    if job.subjects[0].label is not None:
+        batch, _, mask = next(batches(job))
+        many = batch[np.flatnonzero(mask)[:64]]
     mean = np.asarray(receptive.effective(job.model, job.variables, many, **options))
     unit = f"{name}, {'all channels' if channel < 0 else f'channel {channel}'}, unit {place} of {height} x {width}"
     says = (f"{unit}: sees the whole image" if field is None else
@@ -262,7 +264,7 @@ def receptive_field(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = 
     overlays.draw_receptive(figure, [job.subjects[n].pixels for n in numbers], [job.subjects[n].name for n in numbers],
                             None if field is None else field.clipped(*place, images.shape[1:3]), own, mean,
                             says)
-    figure.savefig(job.out / "receptive_field.png")
+    save(figure, job.out / "receptive_field.png")
 
 
 def top_patches(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channels: str = "0-7", k: int = 9
@@ -271,12 +273,13 @@ def top_patches(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", 
     from matplotlib.figure import Figure
 
     from experiments import overlays
+    from models.chart import save
 
     name, rows = patches_of(job, endpoint, channels, k)
     columns = (f"images that activate {name} most", "deconvnet", "guided backprop")
     figure = Figure(figsize=(9.5, 3.1 * len(rows) + 0.4), layout="constrained", dpi=100)
     overlays.draw_patches(figure, columns, rows)
-    figure.savefig(job.out / "top_patches.png")
+    save(figure, job.out / "top_patches.png")
 
 
 def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, list[tuple[str, list[np.ndarray]]]]:
@@ -385,13 +388,14 @@ def main() -> None:
         raise UserError("explain is for sets of one class an image")
     if run.feed.image_shape[2] not in (1, 3):
         raise UserError(f"explain draws images of 1 or 3 channels, not {run.feed.image_shape[2]}")
-    split, variables = load_split(run, SPLIT.value), jax.device_put(state.evaluation_variables())
+    variables = jax.device_put(state.evaluation_variables())
     if wrong:
-        indices = mistakes(run, variables, split)
-    subjects = from_files(run, IMAGE.value) if IMAGE.value else from_split(split, SPLIT.value, indices)
+        indices = mistakes(run, variables, run.feed.split(SPLIT.value))
+    subjects = (from_files(run, IMAGE.value) if IMAGE.value else
+                from_split(run.feed.split(SPLIT.value), SPLIT.value, indices))
     pairs = targets(TARGET.value, subjects, run.feed.classes)
     images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
-    job = Job(run, variables, subjects, images, split, out)
+    job = Job(run, variables, subjects, images, SPLIT.value, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -413,13 +417,13 @@ def main() -> None:
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
-    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    WORKDIR = command.define_path("workdir", None, "Folder of the run.")
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of the run: last, or best (on its test set).")
-    IMAGE = flags.DEFINE_list("image", [], "Files of images, with commas between.")
+    IMAGE = command.define_paths("image", [], "Files of images, with commas between.")
     SPLIT = flags.DEFINE_string("split", "test", "Split of the run's data, for --indices and top_patches.")
     INDICES = flags.DEFINE_list("indices", [], "Which images of the split, or mistakes: the 8 that the "
                                 "network is most confidently wrong about; default 0.")
     METHOD = flags.DEFINE_string("method", "grad_cam", "Methods, see above.")
     TARGET = flags.DEFINE_string("target", "top1", "Classes that are explained, see above.")
-    OUT = flags.DEFINE_string("out", "", "Folder for the pictures; default: explain in that of the run.")
+    OUT = command.define_path("out", "", "Folder for the pictures; default: explain in that of the run.")
     cli.run(main, USAGE)

@@ -14,7 +14,7 @@ import rich.table
 from absl import flags
 
 from experiments import study, trials
-from models import runtime
+from models import command, runtime
 from models.errors import UserError, choice_error
 from train import cli
 
@@ -189,12 +189,13 @@ def write(about: study.Study, results: Mapping[str, Any], outcomes: study.Outcom
     """Writes results.json, results.md, a CSV a table and a PNG a picture."""
     from matplotlib.figure import Figure
 
+    from models.chart import save
     from train.files import write_atomically, write_json
 
     for picture in about.pictures:
         figure = Figure(figsize=picture.size, layout="constrained", dpi=120)
         picture.draw(outcomes, figure)
-        figure.savefig(folder / f"{picture.name}.png")
+        save(figure, folder / f"{picture.name}.png")
     for table in results["tables"]:
         with (folder / f"{slug(table['title'])}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([table["columns"], *table["rows"]])
@@ -224,8 +225,8 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     SCALE = flags.DEFINE_enum("scale", "digits", study.SCALES, "How large: minutes on a CPU, a GPU, or many.")
-    WORKDIR = flags.DEFINE_string("workdir", "runs/studies", "Folder of the trials.")
-    OUT = flags.DEFINE_string("out", "experiments/results/studies", "Folder of the results.")
+    WORKDIR = command.define_path("workdir", "runs/studies", "Folder of the trials.")
+    OUT = command.define_path("out", "experiments/results/studies", "Folder of the results.")
     JOBS = flags.DEFINE_integer("jobs", 0, "Trials at once; 0: one a core on a CPU (up to 8), one on an accelerator.",
                                 lower_bound=0)
     LIST = flags.DEFINE_bool("list", False, "Name the studies, and end.")

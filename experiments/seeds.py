@@ -1,6 +1,5 @@
 """One config under several seeds: mean and spread of the result, kept with the device and the commit. See --help."""
 
-import json
 import math
 import statistics
 from pathlib import Path
@@ -9,6 +8,7 @@ import rich.console
 from absl import flags
 
 from experiments.study import terminal_table
+from models import command
 from models.errors import UserError
 from train import cli
 
@@ -29,10 +29,10 @@ def main() -> None:
             raise UserError(f"--{flag.name} is missing")
     config, console, runs = CONFIG(), rich.console.Console(), []
     from train import loop, summary, workdir
-    from train.files import write_json
+    from train.files import read_json, write_json
 
     folders = [Path(WORKDIR.value) / f"seed{seed}" for seed in range(SEEDS.value)]
-    finished = [json.loads(path.read_text()) for folder in folders if (path := folder / "summary.json").exists()]
+    finished = [read_json(path, summary.SCHEMA) for folder in folders if (path := folder / "summary.json").exists()]
     others = {run["commit"] for run in finished} - {summary.commit()}
     if others and len(finished) < len(folders):
         raise UserError(f"--workdir={WORKDIR.value}: it has runs of commit {', '.join(sorted(others))}, this is "
@@ -66,6 +66,6 @@ def main() -> None:
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     CONFIG = cli.define_config()
     SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds 0, 1, … of this number.", lower_bound=2)
-    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.")
-    OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+    WORKDIR = command.define_path("workdir", None, "Folder of the runs.")
+    OUT = command.define_path("out", None, "JSON file to write.")
     cli.run(main, USAGE)

@@ -10,7 +10,7 @@ from absl import flags
 
 from experiments.study import markdown_table, terminal_table
 from experiments.timing import Timed, timed
-from models import runtime
+from models import command, runtime
 from models.complexity import short
 from models.errors import UserError
 from train import cli
@@ -197,12 +197,12 @@ def main() -> None:
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
-    WORKDIRS = flags.DEFINE_list("workdirs", [], "Folders of finished runs.")
-    TRAIN = flags.DEFINE_string("train", "runs/skipped", "Folder of what is trained without --workdirs.")
+    WORKDIRS = command.define_paths("workdirs", [], "Folders of finished runs.")
+    TRAIN = command.define_path("train", "runs/skipped", "Folder of what is trained without --workdirs.")
     BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Sizes of batches.")
     IMAGES = flags.DEFINE_integer("images", 128, "Test images that a program is timed on.", lower_bound=1)
     ROUNDS = flags.DEFINE_integer("rounds", 9, "Passes over them of which the median is taken.", lower_bound=3)
     LOST = flags.DEFINE_float("lost", 0.005, "Accuracy that leaving early may lose on the images held out.",
                               lower_bound=0.0)
-    OUT = flags.DEFINE_string("out", "experiments/results/bench/skipped", "Folder of skipped.json and skipped.md.")
+    OUT = command.define_path("out", "experiments/results/bench/skipped", "Folder of skipped.json and skipped.md.")
     cli.run(main, USAGE)

@@ -9,7 +9,7 @@ from absl import flags
 
 from experiments.study import markdown_table, terminal_table
 from experiments.timing import Timed, timed
-from models import runtime
+from models import command, runtime
 from models.errors import UserError
 from train import cli
 
@@ -185,5 +185,5 @@ Mult-adds are those in principle: of zeros none, of packed bits none. {about['de
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
     KINDS = flags.DEFINE_list("cases", list(CASES), f"Some of {', '.join(CASES)}.")
     ROUNDS = flags.DEFINE_integer("rounds", 20, "Calls of which the median is taken.", lower_bound=3)
-    OUT = flags.DEFINE_string("out", "experiments/results/bench/smaller", "Folder of smaller.json and smaller.md.")
+    OUT = command.define_path("out", "experiments/results/bench/smaller", "Folder of smaller.json and smaller.md.")
     cli.run(main, USAGE)

@@ -1,6 +1,5 @@
 """Runs that differ in their seed alone, trained together in one compiled program or one after another. See --help."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from absl import flags
 
 from experiments.study import markdown_table, terminal_table
 from experiments.timing import medians
-from models import runtime
+from models import command, runtime
 from models.errors import UserError
 from train import cli
 
@@ -87,14 +86,14 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
 def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Adds rows to the results in the folder; one of the same model, image, batch, runs, cores and device takes the
     place of the earlier."""
-    from train.files import write_atomically, write_json
+    from train.files import read_json, write_atomically, write_json
 
     def key(row):
         return [row[name] for name in ("model", "width", "image", "batch", "runs", "cores", "device")]
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "together.json"
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    before = read_json(path, {"type": "object", "required": ["rows"]})["rows"] if path.exists() else []
     rows = [*(row for row in before if key(row) not in [key(one) for one in rows]), *rows]
     write_json(path, {"rows": rows})
     columns = [*COLUMNS, "device, commit"]
@@ -123,5 +122,5 @@ if __name__ == "__main__":  # only here: absl has one table of flags for the pro
     CONFIG = cli.define_config()
     SEEDS = flags.DEFINE_list("seeds", ["3", "6"], "Numbers of runs.")
     ROUNDS = flags.DEFINE_integer("rounds", 15, "Steps of which the median is taken.", lower_bound=3)
-    OUT = flags.DEFINE_string("out", "experiments/results/bench/together", "Folder of together.json and together.md.")
+    OUT = command.define_path("out", "experiments/results/bench/together", "Folder of together.json and together.md.")
     cli.run(main, USAGE)

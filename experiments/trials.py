@@ -18,7 +18,17 @@ import rich.progress
 from experiments import study
 from models import own
 from models.errors import UserError
+from train import summary
+from train.files import read_json, write_json
 
+# What outcome.json holds: see `run`.
+SCHEMA = {
+    "type": "object", "required": ["summary", "diverged", "history", "measured"], "additionalProperties": False,
+    "properties": {
+        "summary": {"anyOf": [{"type": "null"}, summary.SCHEMA]}, "diverged": {"type": ["string", "null"]},
+        "history": {"type": "object", "additionalProperties": {
+            "type": "object", "additionalProperties": {"type": "array", "items": {"type": ["number", "null"]}}}},
+        "measured": {"type": "object"}}}
 KEPT = {"train": ("loss", "accuracy", "gradient_norm"), "test": ("loss", "accuracy")}  # of metrics.jsonl
 
 
@@ -39,7 +49,6 @@ def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
       {"summary", "diverged", "history", "measured"}; {"interrupted": signal} where SIGTERM or SIGINT ended it early.
     """
     from train import finished, loop, metrics, workdir
-    from train.files import write_json
 
     config = trial.config
     if trial.start:
@@ -47,10 +56,10 @@ def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
         config = config.copy_and_resolve_references()
         config.init_from = str(before.resolve())
     path = folder / "outcome.json"
-    outcome = json.loads(path.read_text()) if path.exists() else None
+    outcome = read_json(path, SCHEMA) if path.exists() else None
     if outcome is None:
         outcome = {"summary": None, "diverged": None, "history": {}, "measured": {}}
-        if trial.start and json.loads((before / "outcome.json").read_text())["diverged"]:
+        if trial.start and read_json(before / "outcome.json", SCHEMA)["diverged"]:
             outcome["diverged"] = f"{before.name}, that it starts from, diverged"
         elif trial.train:
             try:

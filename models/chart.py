@@ -1,9 +1,12 @@
 """A picture of where a network's cost is: mult-adds, parameters and memory, in the order of the computation."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import EngFormatter, LogFormatter
 
 from models.complexity import Complexity, Layer, short
 from models.errors import UserError
@@ -66,6 +69,26 @@ def draw(cost: Complexity, path: str, name: str) -> None:
     panels[0].invert_yaxis()
     figure.suptitle(f"{name}, one example of {' x '.join(map(str, cost.input_shape[1:]))}", fontsize=11)
     try:
-        figure.savefig(path, dpi=110)
+        save(figure, path, dpi=110)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def save(figure: Figure, path: str | Path, **options: Any) -> None:
+    """Writes a figure whose texts are shown as they are: a class that is called `$1` is no mathematics.
+
+    Args:
+      figure: what to write.
+      path: its suffix says which kind.
+      options: of `Figure.savefig`.
+    """
+    powers = set()  # labels such as 10², which Matplotlib itself writes as mathematics
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatter):
+                powers |= {*axis.get_ticklabels("both"), axis.offsetText}
+    for text in figure.findobj(Text):
+        if text not in powers:
+            text.set_parse_math(False)
+            text.set_text(text.get_text().encode(errors="backslashreplace").decode())
+    figure.savefig(path, **options)

@@ -1,6 +1,7 @@
 """What the command lines of this package share: flags, --help, one-line errors, exit codes, fields of a network."""
 
 import ast
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -9,6 +10,32 @@ from typing import Any
 from absl import flags
 
 from models.errors import UserError
+
+flags.disclaim_key_flags()  # flags defined through this module are the entry point's, and --help lists them as such
+
+
+class _Path(flags.ArgumentParser):
+    """Paths, with `~` replaced by the user's home folder: no shell does that behind a "="."""
+
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
+class _Paths(flags.ListParser):
+    """Several paths with commas between them."""
+
+    def parse(self, argument: str | list[str]) -> list[str]:
+        return list(map(os.path.expanduser, super().parse(argument)))
+
+
+def define_path(name: str, default: str | None, help: str, **options: Any) -> flags.FlagHolder:
+    """Defines a flag that holds a path."""
+    return flags.DEFINE(_Path(), name, default, help, serializer=flags.ArgumentSerializer(), **options)
+
+
+def define_paths(name: str, default: list[str], help: str, **options: Any) -> flags.FlagHolder:
+    """Defines a flag that holds a list of paths."""
+    return flags.DEFINE(_Paths(), name, default, help, serializer=flags.CsvListSerializer(","), **options)
 
 
 def run(

@@ -279,8 +279,8 @@ def _define(options: flags.FlagValues) -> None:
     flags.DEFINE_integer("resolution", None, "height and width of the images; default: what the network was made for",
                          lower_bound=1, flag_values=options)
     flags.DEFINE_integer("channels", 3, "channels of the images", lower_bound=1, flag_values=options)
-    flags.DEFINE_string("csv", None, "file to write the layers to", flag_values=options)
-    flags.DEFINE_string("chart", None, "picture to write (.png, .svg, .pdf): where the cost is", flag_values=options)
+    command.define_path("csv", None, "file to write the layers to", flag_values=options)
+    command.define_path("chart", None, "picture to write (.png, .svg, .pdf): where the cost is", flag_values=options)
     command.define_set(options)
 
 

@@ -20,7 +20,6 @@ from tests.test_adaptive_tasks import RUNS, TEXTS
 from tests.test_adaptive_tasks import config as run_config
 from tests.tiers import keep_first
 from train import adaptive, finished, loop
-from train.data import source
 from train.tasks.multi_exit import exit_costs
 
 
@@ -132,12 +131,11 @@ def test_easy_and_hard_images(gated, exits):
     ("train_fit", "", "validation"), ("train[:45000]", "", "train[45000:]"), ("train[:90%]", "", "train[90%:]"),
     ("train", "test2", "test2"), ("train_fit", "other", "other"),
 ])
-def test_thresholds_are_fitted_on_what_was_not_trained_on(monkeypatch, trained, asked, wanted):
+def test_thresholds_are_fitted_on_what_was_not_trained_on(trained, asked, wanted):
     options = {"train_split": trained, "test_split": "test", "select": "classes('0-4')", "select_test": ""}
-    feed = types.SimpleNamespace(batches=lambda loaded: [loaded])
-    monkeypatch.setattr(source, "load", lambda options, what: (options.test_split, options.select_test, what))
+    feed = types.SimpleNamespace(batches=lambda opened: [opened], split=lambda name, select_test: (name, select_test))
     run = types.SimpleNamespace(config={"data": options}, feed=feed)
-    assert list(adaptive.held_out(run, asked)) == [(wanted, "classes('0-4')", "test")]
+    assert list(adaptive.held_out(run, asked)) == [(wanted, "classes('0-4')")]
 
 
 @pytest.mark.parametrize(("split", "what"), [("train_fit", "trained"), ("test", "tested")])

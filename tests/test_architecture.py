@@ -58,7 +58,7 @@ def test_the_top_level_holds_what_the_design_names():
     if not tracked:
         pytest.skip("not a git checkout")
     allowed = {"models", "train", "configs", "experiments", "tests", ".ci", "setup.cfg", "pyproject.toml", "Makefile",
-               "README.md", "LICENSE", "constraints.txt", ".gitignore"}
+               "README.md", "LICENSE", "constraints.txt", ".gitignore", "CHANGELOG.md", "docs"}
     assert {name.split("/")[0] for name in tracked} <= allowed
 
 

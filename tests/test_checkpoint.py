@@ -39,7 +39,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     store = saved(tmp_path / "checkpoints", [0.1, 0.9, 0.3, None, 0.4, None], keep=2)
     assert store.steps() == [2, 5, 6]
     store.close()
-    assert checkpoint.read(tmp_path)["step"] == 6 and checkpoint.read(tmp_path, best="accuracy")["step"] == 2
+    assert checkpoint.read(tmp_path)[0]["step"] == 6 and checkpoint.read(tmp_path, best="accuracy")[0]["step"] == 2
     with pytest.raises(UserError, match="no checkpoint with hit yet"):
         checkpoint.read(tmp_path, best="hit")
 

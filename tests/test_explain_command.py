@@ -31,7 +31,7 @@ def job(folder, tmp_path_factory):
     run, state = finished.load(folder)
     subjects = explain.from_split(run.feed.test, "test", [3, 8])
     images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
-    return explain.Job(run, jax.device_put(state.evaluation_variables()), subjects, images, run.feed.test,
+    return explain.Job(run, jax.device_put(state.evaluation_variables()), subjects, images, "test",
                        tmp_path_factory.mktemp("pictures"))
 
 

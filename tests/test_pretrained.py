@@ -103,7 +103,7 @@ def test_there_is_nothing_to_start_from(tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.json").write_text('{"model": {"name": "resnet8"}}')
     (tmp_path / "notes.txt").write_text("")
-    for name, message in (("none", "no such run or file"), ("", "it is no run's folder"),
+    for name, message in (("none", "no such run or file"), ("", "is not a run's folder"),
                           ("new", "new: this run has no checkpoint yet"),
                           ("notes.txt", "want the folder of a run or of an exported network")):
         with pytest.raises(UserError, match=message):

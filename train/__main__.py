@@ -2,6 +2,7 @@
 
 from absl import flags
 
+from models import command
 from train import cli
 
 USAGE = """Trains the network that a config describes, or goes on where an interrupted run stopped, and evaluates it.
@@ -15,7 +16,7 @@ same command on every host, with --distributed; --process=I differs where the th
 Exit code: 0 done (or SIGTERM: saved), 2 a mistake in what was asked for, 1 a fault, 130 ctrl-C (saved).
 """
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: config, metrics, checkpoints, pictures, summary.")
+WORKDIR = command.define_path("workdir", None, "Folder of this run: config, metrics, checkpoints, pictures, summary.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the network's table and the resolved config; train nothing.")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of many processes; JAX finds the others: Slurm, Open MPI, Kubernetes, TPU pods.")

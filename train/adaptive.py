@@ -12,13 +12,12 @@ import rich.console
 import rich.table
 from absl import flags
 
-from models import budget
+from models import budget, command
 from models.complexity import short
 from models.errors import UserError
 from models.gated import gates
 from models.layers.exit import confidence
 from train import cli
-from train.data import source
 from train.evaluate import predictions
 from train.files import write_json
 from train.tasks.gated import Skipping, block_costs
@@ -104,7 +103,7 @@ def held_out(run: Any, split: str = "") -> Iterable[Mapping[str, np.ndarray]]:
         raise UserError(f"a budget for the average image needs images that were not trained on, and what "
                         f"data.train_split='{trained}' leaves cannot be told: train with 'train[:90%]' (digits and "
                         "folders: 'train_fit'), or name some by --validation")
-    return run.feed.batches(source.load_test(data, test_split=split, select_test=data["select"]))
+    return run.feed.batches(run.feed.split(split, select_test=data["select"]))
 
 
 def between(costs: Sequence[int], count: int) -> list[float]:
@@ -284,10 +283,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
-    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    WORKDIR = command.define_path("workdir", None, "Folder of the run.")
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of the run: last, or best (on its test set).")
     BUDGET = flags.DEFINE_list("budget", [], "Mult-adds, several with commas; of a network with exits.")
     ANYTIME = flags.DEFINE_bool("anytime", False, "The budget is every image's, not that of the average image.")
     VALIDATION = flags.DEFINE_string("validation", "", "Split on which thresholds are fitted.")
-    OUT = flags.DEFINE_string("out", "", "Folder for adaptive.json, classes.png and images.png.")
+    OUT = command.define_path("out", "", "Folder for adaptive.json, classes.png and images.png.")
     cli.run(main, USAGE)

@@ -1,5 +1,6 @@
 """What an exported network says of itself: card.json, beside the file of its format (train/export)."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,45 +11,81 @@ import flax.linen as nn
 import models
 from models import weights
 from models.compress import file
-from models.errors import UserError, has_type
+from models.errors import UserError
+from train.files import read_json, sha256, write_json
 
 NAME = "card.json"
-_TYPES = {"format": str, "file": str, "architecture": str, "fields": dict, "inputs": list, "preprocessing": dict,
-          "labels": list, "probabilities": str, "folded": list}
-_PREPROCESSING = {"crop": str, "size": int, "channels": int, "eval_crop": float, "shape": list, "mean": list,
-                  "std": list}
+
+
+def _object(kinds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {"type": "object", "required": list(kinds), "properties": dict(kinds)}
+
+
+_TEXT, _NUMBER, _SIZE = {"type": "string"}, {"type": "number"}, {"type": "integer", "minimum": 0}
+_TEXTS, _NUMBERS = {"type": "array", "items": _TEXT}, {"type": "array", "items": _NUMBER}
+_SIZES = {"type": "array", "items": _SIZE}
+SCHEMA = {
+    **_object({
+        "format": _TEXT, "file": {"type": "string", "pattern": r"^[^/\\]+$"}, "architecture": _TEXT,
+        "fields": {"type": "object"}, "inputs": _SIZES, "labels": _TEXTS, "probabilities": _TEXT, "folded": _TEXTS,
+        "preprocessing": _object({
+            "crop": _TEXT, "size": _SIZE, "channels": _SIZE, "eval_crop": _NUMBER, "shape": _SIZES, "mean": _NUMBERS,
+            "std": _NUMBERS}),
+        "sha256": {"type": "object", "additionalProperties": _TEXT}, "card_sha256": _TEXT}),
+    "if": {"properties": {"format": {"const": "torch"}}},
+    "then": _object({"torch": _object({"library": _TEXT})}),
+}
 
 
 def is_in(folder: Path) -> bool:
-    """Whether the folder is an exported network."""
+    """Returns whether the folder is an exported network."""
     return (folder / NAME).is_file()
 
 
+def write(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the card of a folder, with the checksums of its other files and of the card itself, and returns it."""
+    files = sorted(path for path in folder.iterdir() if path.name != NAME)
+    card = json.loads(json.dumps(dict(card)))  # as it is read back
+    card["sha256"] = {path.name: sha256(path) for path in files}
+    card["card_sha256"] = _digest(card)
+    write_json(folder / NAME, card)
+    return card
+
+
 def read(folder: Path) -> dict[str, Any]:
-    """The card of an exported network; UserError where it is missing or damaged.
+    """Reads the card of an exported network, and compares the files with their checksums.
 
     Keys: "format", "file" (beside the card), "architecture" and "fields" (for `models.create`), "inputs" (shape of one
     example [1, H, W, C]), "ingredients", "parameters", "mult_adds", "preprocessing", "labels", "probabilities"
-    ("softmax" or, of several classes an image, "sigmoid"), "folded", "views" (over which
+    ("softmax" or, of several classes per image, "sigmoid"), "folded", "views" (over which
     the run's own evaluation averages; the file is the network alone), "metrics" (of that evaluation), "data", "config",
-    "license", "made", "usage", "verified"; of the format torch also "torch": library, name and arguments there.
+    "license", "made", "usage", "verified", "sha256" (by file), "card_sha256" (of all other keys); of the format torch
+    also "torch": library, name and arguments there.
+
+    Raises:
+      UserError: the card or a file is missing, damaged, or not what was exported.
     """
-    try:
-        found = dict(json.loads((folder / NAME).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: it is no exported network: its {NAME} cannot be read ({error})") from None
-    for wanted, parts in ((_TYPES, found), (_PREPROCESSING, found.get("preprocessing")), (
-            {"library": str} if found.get("format") == "torch" else {}, found.get("torch"))):
-        for key, kind in wanted.items():
-            if not isinstance(parts, dict) or not has_type(parts.get(key), kind):
-                raise UserError(f"{folder}: its {NAME} is damaged: '{key}' must be of type {kind.__name__}")
-    if Path(found["file"]).name != found["file"] or not (folder / found["file"]).is_file():
-        raise UserError(f"{folder}: there is no {found['file']} in it")
-    return found
+    path = folder / NAME
+    if not path.is_file():
+        raise UserError(f"{folder} is not an exported network: there is no {NAME} in it")
+    card = read_json(path, SCHEMA)
+    if card["card_sha256"] != _digest(card):
+        raise UserError(f"{path} is not what was exported: its checksum differs; export the network again")
+    for name, digest in {card["file"]: "", **card["sha256"]}.items():
+        if Path(name).name != name or not (folder / name).is_file():
+            raise UserError(f"{folder}: there is no {name} in it")
+        if sha256(folder / name) != digest:
+            raise UserError(f"{folder / name} is damaged: its checksum is not that of the export; export it again")
+    return card
+
+
+def _digest(card: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in card.items() if key != "card_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def network(folder: Path, card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a format that holds weights, and its variables.
+    """Returns the network of a format that holds weights, and its variables.
 
     Raises:
       UserError: the format holds a program; the file is damaged, or of another network than the card's.

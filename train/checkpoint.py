@@ -48,8 +48,8 @@ def _digest(leaves: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {name: zlib.crc32(np.ascontiguousarray(leaf)) for name, leaf in leaves.items()}
 
 
-def read(folder: Path, best: str = "") -> dict[str, np.ndarray]:
-    """Leaves of the newest checkpoint in a run's folder or, where `best` names a metric, of the one with the highest.
+def read(folder: Path, best: str = "") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns the leaves of a run's newest checkpoint, or of the one with the highest metric `best`, and its `about`.
 
     Raises:
       UserError: there is none, or it is damaged.
@@ -58,7 +58,7 @@ def read(folder: Path, best: str = "") -> dict[str, np.ndarray]:
     saved = Checkpoints(path, headline=best, read_only=True)
     try:
         step = (saved.best() if best else max(saved.steps(), default=None)) if path.is_dir() else None
-        found = saved.restore(step)[0] if step is not None else None
+        found = saved.restore(step) if step is not None else None
     except ValueError as error:
         raise UserError(f"{folder}: checkpoint {step} is damaged: {error}") from error
     finally:

@@ -1,5 +1,6 @@
 """What the entry points share: absl flags, the config file, and errors that are one line."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -22,6 +23,9 @@ def run(main: Callable[..., int | None], usage: str, positional: bool = False) -
       usage: what --help prints above the flags.
       positional: whether there may be anything but flags.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     sys.modules["__main__"].__doc__ = usage  # absl's --help prints the main module's docstring
 
     def parse(argv):

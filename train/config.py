@@ -1,13 +1,15 @@
 """Strict configs: a key that nobody knows fails, and so does a key that nobody read."""
 
+import functools
+import math
 import runpy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from models.errors import UserError, choice_error, nearest
+from models.errors import UserError, choice_error, has_type, nearest
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +26,63 @@ def load(spec: str) -> ml_collections.ConfigDict:
         return runpy.run_path(path if Path(path).is_file() else str(ROOT / path))["get_config"](*arguments)
     except ValueError as error:
         raise UserError(f"{spec}: {error}") from error
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "configs" / "base.py"))["base"]().to_dict()
+
+
+def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, path: str = "") -> None:
+    """Checks that each value has the type of its default in configs/base.py, and that every number is finite.
+
+    Args:
+      config: a config, or a section of one; keys that configs/base.py lacks may have any type.
+      defaults: of the same section; None for those of the whole config.
+      path: of the section, "" or "optimizer.".
+
+    Raises:
+      UserError: naming the first key that is wrong.
+    """
+    defaults = _defaults() if defaults is None else defaults
+    for key, value in config.items():
+        default, name = defaults.get(key), f"{path}{key}"
+        is_section = isinstance(value, (Mapping, ml_collections.ConfigDict))
+        if is_section and not (default is None or isinstance(default, Mapping)):
+            raise UserError(f"config key '{name}' is a section; want a value like {default!r}")
+        if is_section:
+            check_types(value, default or {}, f"{name}.")
+        elif default is not None and not _alike(value, default):
+            raise UserError(f"config key '{name}' is {_shown(value)}; want {_kind(default)}")
+        elif not _is_finite(value):
+            raise UserError(f"config key '{name}' is {_shown(value)}; numbers have to be finite, and whole ones of 64 "
+                            "bits")
+
+
+def _alike(value: Any, default: Any) -> bool:
+    if isinstance(default, (tuple, list)):
+        numbers = isinstance(default[0], float)  # per channel, or a range; `optimizer.groups` has parts of its own kind
+        return isinstance(value, (tuple, list)) and (not numbers or all(has_type(one, float) for one in value))
+    return not isinstance(default, Mapping) and has_type(value, type(default))
+
+
+def _kind(default: Any) -> str:
+    if isinstance(default, Mapping):
+        return f"a section with {', '.join(default)}"
+    if isinstance(default, (tuple, list)):
+        return f"a list like {default!r}"
+    return {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}[type(default)]
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_finite, value))
+    return math.isfinite(value) if isinstance(value, float) else not isinstance(value, int) or abs(value) < 2**63
+
+
+def _shown(value: Any, write: Callable[[Any], str] = repr) -> str:
+    text = write(value)
+    return text if len(text) <= 80 else f"{text[:80]} …"
 
 
 class Reader:
@@ -121,6 +180,11 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -
         before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += difference(before, after, f"{path}{key}.")
-        elif before != after:
-            lines.append(f"{path}{key}: {before} -> {after}")
+        elif before == after:
+            continue
+        elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after) > 4:
+            at = next(i for i, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1])
+            lines.append(f"{path}{key}[{at}]: {_shown(before[at], str)} -> {_shown(after[at], str)}")
+        else:
+            lines.append(f"{path}{key}: {_shown(before, str)} -> {_shown(after, str)}")
     return lines

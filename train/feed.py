@@ -1,8 +1,8 @@
 """What goes into each dispatch: from a resident data set its indices, from a streamed one the batches themselves."""
 
+import dataclasses
 import functools
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,8 +11,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from models.errors import UserError
-from train.data import augment, order, resident, source, stream
+from train import config as config_lib
+from train.data import augment, decode, order, resident, source, stream
 from train.parallel import Parallel
+from train.workdir import plain
+
+
+class Changed(UserError):
+    """The data set of a finished run is no longer what the run was trained and tested on."""
 
 
 class Feed:
@@ -20,9 +26,11 @@ class Feed:
 
     Attributes:
       unit: what an example is, for people.
-      train, test: the sources.
-      data: what lives on the devices all the time, {} for a stream.
-      gather: (data, item of one step) -> batch, inside the compiled call.
+      classes: names of the classes, by label.
+      image_shape: (H, W, C) of what the network sees.
+      label_shape: () for one class per image, (num_classes,) for several; see `train.data.source.Source`.
+      decoder: how the file of a test image becomes pixels.
+      train_count: examples of the training set.
       prepare: (key, batch, index of the first example in the global batch) -> batch to train on: augmented, normalized.
       prepare_evaluation: batch -> batch to evaluate: normalized.
       skipped: corrupt images that data.on_error=skip left out: "test", of this process in the last pass; "train" where
@@ -32,41 +40,46 @@ class Feed:
     unit = "images"
 
     def __init__(
-        self, config: Any, parallel: Parallel, *, batch_size: int, eval_batch_size: int, steps_per_call: int, seed: int
+        self, config: Any, parallel: Parallel, *, batch_size: int, eval_batch_size: int, steps_per_call: int, seed: int,
+        recorded: Mapping[str, Any] | None = None,
     ):
-        """Opens the data set.
+        """Opens the data set, or describes it from a record.
 
         Args:
           config: the section `data`; see `train.data.source.Options`.
           parallel: the devices.
-          batch_size: examples a step, over all devices.
-          eval_batch_size: examples an evaluation call, over all devices.
-          steps_per_call: steps a dispatch.
+          batch_size: examples per step, over all devices.
+          eval_batch_size: examples per evaluation call, over all devices.
+          steps_per_call: steps per dispatch.
           seed: of the order and of crops while decoding.
+          recorded: `record()` of a run that is reopened. The run's facts come from it, and a split is opened only when
+            it is used, and compared with the record then.
 
         Raises:
           UserError: for a data set that is not there, sizes that do not fit, a pipeline that cannot do what is asked.
         """
+        self._config, self._recorded, self._opened = config, recorded, {}
         self._parallel, self._seed, self._workers = parallel, seed, config.workers
         self._batch_size, self._eval_batch_size, self._steps_per_call = batch_size, eval_batch_size, steps_per_call
         self._shard = (jax.process_index(), jax.process_count())
-        self.train, self.test = source.load(config, "train"), source.load(config, "test")
-        if self.train.classes != self.test.classes:
-            raise UserError(f"data.source={config.source}: its splits have different classes"
-                            + " (data.select and data.select_test have to name the same)" * bool(config.select))
-        self._is_resident = resident.choose(config.pipeline, self.train) == "resident"
-        if steps_per_call < 1 or (steps_per_call > 1 and not self._is_resident):
-            raise UserError(
-                f"steps_per_call={steps_per_call}: must be 1 where data are streamed, 1 or more elsewhere")
-        self._order = order.Order(len(self.train), seed)
         self.skipped = {"test": 0}
-        self.data, self.gather = {}, lambda data, item: item
-        if self._is_resident:
-            kept = resident.Resident(self.train)
-            self.skipped["train"] = kept.skipped
-            self.data, self.gather = parallel.replicate(kept.arrays), _gather
-        augmentation = augment.build(
-            config.augment, len(self.train.classes), self.train.image_shape, config.mean)
+        if recorded:
+            self.classes, self.train_count = tuple(recorded["classes"]), recorded["identity"]["train"]["examples"]
+            self.image_shape, self.label_shape = tuple(recorded["image_shape"]), tuple(recorded["label_shape"])
+            self.decoder = decode.Decoder(**{name: tuple(value) if isinstance(value, list) else value
+                                             for name, value in recorded["decoder"].items()})
+        else:
+            if self.train.classes != self.test.classes:
+                raise UserError(f"data.source={config.source}: its splits have different classes"
+                                + " (data.select and data.select_test have to name the same)" * bool(config.select))
+            self.classes, self.train_count = self.train.classes, len(self.train)
+            self.image_shape, self.label_shape = self.train.image_shape, self.train.label_shape
+            self.decoder = self.test.decoder
+            if steps_per_call < 1 or (steps_per_call > 1 and not self._is_resident):
+                raise UserError(
+                    f"steps_per_call={steps_per_call}: must be 1 where data are streamed, 1 or more elsewhere")
+        self._order = order.Order(self.train_count, seed)
+        augmentation = augment.build(config.augment, len(self.classes), self.image_shape, config.mean)
         if self.label_shape and augmentation.mix:
             raise UserError(f"data.augment='{config.augment}': mixup and cutmix are for images of one class, and "
                             f"those of data.source={config.source} have several")
@@ -81,19 +94,67 @@ class Feed:
         self.prepare_evaluation = lambda batch: {**batch, "image": normalize(batch["image"])}
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return self.train.classes
+    def train(self) -> source.Source:
+        """The training set."""
+        return self.split("train")
 
     @property
-    def label_shape(self) -> tuple[int, ...]:
-        """() for one class an image, (num_classes,) for several; see `train.data.source.Source`."""
-        return self.train.label_shape
+    def test(self) -> source.Source:
+        """The test set."""
+        return self.split("test")
+
+    def split(self, name: str, **changes: Any) -> source.Source:
+        """Opens a split of the run's data: "train", "test", or any other that its source has.
+
+        Args:
+          name: the split.
+          changes: other values for keys of the section `data`, for splits other than "train" and "test".
+
+        Raises:
+          UserError: the split is not there.
+          Changed: the data of a reopened run are not those that it was trained and tested on.
+        """
+        key = (name, *changes.items())
+        if key not in self._opened:
+            is_other = name not in ("train", "test")
+            opened = source.load_test(self._config.to_dict(), test_split=name, **changes) if is_other else (
+                source.load(self._config, name))
+            if is_other or self._recorded:
+                self._compare(name, opened)
+            self._opened[key] = opened
+        return self._opened[key]
+
+    def _compare(self, name: str, opened: source.Source) -> None:
+        """Raises Changed where a split is not what the run has recorded of it, or is not of the run's classes."""
+        facts = ("classes", "image_shape", "label_shape")
+        before = {fact: list(getattr(self, fact)) for fact in facts}
+        now = {fact: list(getattr(opened, fact)) for fact in facts}
+        if self._recorded and name in self._recorded["identity"]:
+            before |= self._recorded["identity"][name]
+            now |= _identity(opened)
+        if lines := config_lib.difference(before, now):
+            raise Changed(f"data.source={self._config.source}: split '{name}' is not what the run was trained on "
+                          f"({'; '.join(lines)}); predicting files and explaining --image need no data set")
+
+
+    @functools.cached_property
+    def _is_resident(self) -> bool:
+        # A reopened run is evaluated, and does not need the training set for that.
+        return resident.choose(self._config.pipeline, self.test if self._recorded else self.train) == "resident"
+
+    @functools.cached_property
+    def data(self) -> dict[str, jax.Array]:
+        """What lives on the devices all the time; {} for a stream."""
+        if not self._is_resident:
+            return {}
+        kept = resident.Resident(self.train)
+        self.skipped["train"] = kept.skipped
+        return self._parallel.replicate(kept.arrays)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of what the network sees."""
-        return self.train.image_shape
+    def gather(self) -> Callable[[Any, Any], Any]:
+        """(data, item of one step) -> batch, inside the compiled call."""
+        return _gather if self._is_resident else lambda data, item: item
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -167,11 +228,15 @@ class Feed:
             items["mirrored"] = jax.ShapeDtypeStruct(leading, np.bool_)
         return self._parallel.shapes(items), self._parallel.shapes(batch(self._eval_batch_size))
 
-    def identity(self) -> dict[str, Any]:
-        """What must not change between an interrupted run and its continuation."""
-        names = "\n".join([*self.classes, *map(str, getattr(self.train, "files", ()))])
-        return {"training images": len(self.train), "test images": len(self.test),
-                "names of classes and files": f"{zlib.crc32(names.encode()):08x}"}
+    def record(self) -> dict[str, Any]:
+        """Returns what a run has to remember of its data, as JSON holds it: see `recorded`.
+
+        Nothing of it may change between an interrupted run and its continuation.
+        """
+        return self._recorded or {
+            "classes": list(self.classes), "image_shape": list(self.image_shape), "label_shape": list(self.label_shape),
+            "decoder": plain(dataclasses.asdict(self.decoder)),
+            "identity": {name: _identity(self.split(name)) for name in ("train", "test")}}
 
     def test_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """The test set as numpy batches {"image", "label", "mask"}, in order, whole on every process."""
@@ -192,8 +257,8 @@ class Feed:
     def examples(self, count: int, multiple: int = 1) -> dict[str, jax.Array]:
         """A batch {"image", "label", "mask"} of at most `count` training images, as many as `multiple` divides: always
         the same random ones, normalized, not augmented."""
-        size = min(count, len(self.train)) // multiple * multiple
-        found = self.train.read(np.random.default_rng(0).permutation(len(self.train))[:size], replace=True)
+        size = min(count, self.train_count) // multiple * multiple
+        found = self.train.read(np.random.default_rng(0).permutation(self.train_count)[:size], replace=True)
         return self.prepare_evaluation({name: jnp.asarray(found[name]) for name in ("image", "label", "mask")})
 
     def training_images(self, count: int, size: int) -> Iterator[jax.Array]:
@@ -206,3 +271,7 @@ class Feed:
 def _gather(data: dict[str, jax.Array], item: dict[str, jax.Array]) -> dict[str, jax.Array]:
     index, given = item["index"], {name: array for name, array in item.items() if name != "index"}
     return {**resident.Resident.gather(data, index), "mask": jnp.ones(index.shape, jnp.float32), **given}
+
+
+def _identity(opened: source.Source) -> dict[str, Any]:
+    return {"examples": len(opened), **opened.identity()}

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from models.chart import save
 from train.palette import BLUE, RED
 
 
@@ -39,7 +40,7 @@ def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         if name != "learning_rate":
             axes.legend(frameon=False)
         tidy(axes)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def sensitivity_lines(axes: Any, layers: Mapping[str, Mapping[str, Sequence[float]]], named: int) -> None:
@@ -72,7 +73,7 @@ def sensitivity(found: Mapping[str, Any], path: Path) -> None:
     axes.legend(frameon=False, fontsize=7 if len(layers) > 12 else 9, ncols=-(-len(layers) // 24), loc="center left",
                 bbox_to_anchor=(1, 0.5))
     tidy(axes)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -139,7 +140,7 @@ def mistakes(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], pat
         axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
         names = _short(classes[labels[row]]), f"not {_short(classes[predicted])}", f"{probability:.0%}, #{index[row]}"
         axes.set_title("\n".join(names), fontsize=7.5)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def attention(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -151,7 +152,7 @@ def attention(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     figure = Figure(figsize=(13, 6.5 * math.ceil(len(maps) / 2)), layout="constrained")
     draw_attention(maps, figure)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def draw_attention(maps: Sequence[Mapping[str, Any]], figure: Figure) -> None:
@@ -194,7 +195,7 @@ def of_classes(shares: Sequence[Sequence[float]], classes: Sequence[str], what: 
     image = classes_by_part(axes, shares, classes, what)
     label = {"block": "computed for (% of the class)", "exit": "right about (% of the class)"}[what]
     figure.colorbar(image, label=label)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def images_in_rows(figure: Any, rows: Sequence[tuple[str, Sequence[tuple[Any, str]]]]) -> None:
@@ -217,7 +218,7 @@ def of_images(rows: Sequence[tuple[str, Sequence[tuple[Any, str]]]], path: Path)
     """`images_in_rows` as a PNG."""
     figure = Figure(figsize=(11.0, 0.4 + 1.3 * len(rows)), layout="constrained")
     images_in_rows(figure, rows)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def predictions(rows: Sequence[tuple[np.ndarray, str, Sequence[tuple[str, float]]]], path: Path | str) -> None:
@@ -242,4 +243,4 @@ def predictions(rows: Sequence[tuple[np.ndarray, str, Sequence[tuple[str, float]
         right.invert_yaxis()
         tidy(right)
     grid[-1, 1].set_xlabel("probability (%)")
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)

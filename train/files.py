@@ -1,8 +1,22 @@
-"""Files that are whole at any instant: a reader, or a rerun after a kill, sees the old or the new one, never a part."""
+"""Small files: checked when read, and written whole, so that a kill leaves the old or the new content, never a part."""
 
+import hashlib
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from models.errors import UserError
+
+LARGEST_JSON = 256 << 20  # bytes; metrics of a long run and results of a study stay far below
+ANY_OBJECT = {"type": "object"}
+_LONGEST_REASON = 200  # characters
+
+
+def expanded(path: str | Path) -> Path:
+    """Returns a user's path with `~` replaced by their home folder."""
+    return Path(path).expanduser()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -13,5 +27,62 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON for people: indented, keys as given; ValueError for a number that is not finite."""
+    """Writes JSON for people: indented, keys in order; raises ValueError for a number that is not finite."""
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path, schema: Mapping[str, Any] = ANY_OBJECT) -> Any:
+    """Reads a JSON file and checks it.
+
+    Args:
+      path: the file.
+      schema: what the content has to be, as a JSON schema (json-schema.org, draft 2020-12).
+
+    Raises:
+      UserError: the file cannot be read, is not JSON, is too large, holds a number that is not finite, or does not
+        match the schema. The message is one line that names the file and the place in it.
+    """
+    try:
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise UserError(f"{path}: {size:,} bytes; a JSON file has at most {LARGEST_JSON:,}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    return parse_json(content, schema, str(path))
+
+
+def parse_json(content: str | bytes, schema: Mapping[str, Any], name: str) -> Any:
+    """Does for text what `read_json` does for a file called `name`."""
+    import jsonschema  # a tenth of a second, which --help does not need
+
+    try:
+        value = json.loads(content, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} is damaged: it is not JSON ({_reason(error)})") from None
+    fault = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
+    if fault:
+        place = f"{fault.json_path.removeprefix('$.')}: " if len(fault.path) else ""
+        raise UserError(f"{name} is damaged: {place}{_reason(fault.message)}")
+    return value
+
+
+def _reason(error: Any) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} …"
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large for a number")
+    return value

@@ -1,5 +1,8 @@
 """What a run does besides training, named in the config: hooks="recalibrate(200)|figures"."""
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,15 @@ class Hook:
 
     def finished(self, run: Any, state: Any, folder: Path) -> None:
         """After everything else, on the process that writes: `state` is numpy, `folder` the workdir."""
+
+
+@contextlib.contextmanager
+def picture(path: Path) -> Iterator[None]:
+    """Turns any failure to draw a picture into a warning: the run that it shows has ended well."""
+    try:
+        yield
+    except Exception as error:  # whatever Matplotlib, fonts or the file system come up with
+        print(f"warning: {path} was not drawn: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 class Recalibrate(Hook):
@@ -70,13 +82,21 @@ class Figures(Hook):
     def finished(self, run, state, folder):
         from train import figures  # Matplotlib is needed at the end alone, and the first step should not wait for it
 
-        figures.curves(workdir.read_metrics(folder / "metrics.jsonl"), folder / "curves.png")
         feed = run.feed
+        with picture(folder / "curves.png"):
+            figures.curves(workdir.read_metrics(folder / "metrics.jsonl"), folder / "curves.png")
         if feed.unit == "sentences":
-            figures.attention(translate.attention(run, state, range(min(4, len(feed.test)))), folder / "attention.png")
-            return
-        if feed.label_shape:
-            return
+            with picture(folder / "attention.png"):
+                figures.attention(translate.attention(run, state, range(min(4, len(feed.test)))),
+                                  folder / "attention.png")
+        elif not feed.label_shape:
+            with picture(folder / "mistakes.png"):
+                self._mistakes(run, state, folder)
+
+    def _mistakes(self, run, state, folder):
+        from train import figures
+
+        feed = run.feed
         logits, labels, index = evaluate.predictions(
             run.task.predict, state.evaluation_variables(), feed.prepare_evaluation, feed.test_batches())
         figures.mistakes(
@@ -170,7 +190,8 @@ class Sensitivity(Hook):
         from train import figures
 
         write_json(folder / "sensitivity.json", self._found)
-        figures.sensitivity(self._found, folder / "sensitivity.png")
+        with picture(folder / "sensitivity.png"):
+            figures.sensitivity(self._found, folder / "sensitivity.png")
 
 
 HOOKS = {"recalibrate": Recalibrate, "figures": Figures, "bleu": Bleu, "average_precision": AveragePrecision,

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import os
 import signal
 import threading
@@ -28,7 +27,7 @@ from train import summary as summary_lib
 from train import workdir as workdir_lib
 from train.data import text
 from train.feed import Feed
-from train.files import write_json
+from train.files import read_json, write_json
 from train.parallel import Parallel
 from train.text_feed import TextFeed
 
@@ -63,16 +62,20 @@ class Run(NamedTuple):
         return results
 
 
-def setup(config: Mapping[str, Any], fresh: bool = True) -> Run:
+def setup(config: Mapping[str, Any], recorded: Mapping[str, Any] | None = None, fresh: bool = True) -> Run:
     """Builds model, data, task, optimizer and lifted calls from a config (see configs/base.py).
 
     Args:
       config: complete.
-      fresh: False where the state is read from a checkpoint; then no codebooks are made of drawn weights.
+      recorded: of a run that is reopened, what it remembers of its data (`Feed.record`); the data set need not be
+        there then.
+      fresh: False where the state is read from a checkpoint; then no codebooks are made of drawn weights, and nothing
+        is traced to see whether it fits together.
 
     Raises:
       UserError: anything in the config that is unknown, unread, or does not fit.
     """
+    config_lib.check_types(config)
     reader = config_lib.Reader(config)
     if reader.precision not in PRECISIONS:
         raise choice_error("precision", reader.precision, PRECISIONS)
@@ -85,13 +88,13 @@ def setup(config: Mapping[str, Any], fresh: bool = True) -> Run:
     for key in ("batch_size", "eval_batch_size"):
         parallel.check_batch(key, sizes[key])
     if text.is_text(reader.data.source):
-        feed = TextFeed(reader.data.source, reader.text, parallel, **sizes)
+        feed = TextFeed(reader.data.source, reader.text, parallel, **sizes, recorded=recorded)
     else:
-        feed = Feed(reader.data, parallel, **sizes)
+        feed = Feed(reader.data, parallel, **sizes, recorded=recorded)
     per_device = reader.batch_size // len(parallel.devices)
     if reader.accumulate < 1 or per_device % reader.accumulate:
         raise UserError(f"accumulate={reader.accumulate} must divide the {per_device} examples of a device")
-    to_steps = functools.partial(config_lib.steps, batch_size=reader.batch_size, examples=len(feed.train))
+    to_steps = functools.partial(config_lib.steps, batch_size=reader.batch_size, examples=feed.train_count)
     total = to_steps(reader.duration)
     if total < 1:
         raise UserError(f"duration='{reader.duration}' is less than one step")
@@ -144,10 +147,11 @@ def setup(config: Mapping[str, Any], fresh: bool = True) -> Run:
     reader.check_all_read()
     for hook in run.hooks:
         hook.check(run)
-    # Traced once without computing: what does not fit together is said now, before anything is written.
-    items, evaluation_items = feed.shapes()
-    jax.eval_shape(run.train_call, run.state, feed.data, items)
-    jax.eval_shape(run.evaluation_call, run.state, {}, evaluation_items)
+    if fresh:
+        # Traced once without computing: what does not fit together is said now, before anything is written.
+        items, evaluation_items = feed.shapes()
+        jax.eval_shape(run.train_call, run.state, feed.data, items)
+        jax.eval_shape(run.evaluation_call, run.state, {}, evaluation_items)
     # As numpy: it goes to the devices when training starts. The parameters were being drawn while that was traced.
     return run._replace(state=jax.tree.map(np.asarray, run.state))
 
@@ -175,19 +179,19 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
     run = setup(config)
     parallel, feed, total = run.parallel, run.feed, run.total
     is_primary = jax.process_index() == 0  # the one process that reads and writes the workdir
-    identity = feed.identity()
+    record = feed.record()
     if run.start:
-        identity["arrays of init_from"] = run.start
+        record["arrays of init_from"] = run.start
     if run.pruning and run.pruning.file:
-        identity["file of optimizer.prune"] = hashlib.sha256(Path(run.pruning.file).read_bytes()).hexdigest()[:16]
-    distributed.check_same("set of data or start of the run", identity)
+        record["file of optimizer.prune"] = hashlib.sha256(Path(run.pruning.file).read_bytes()).hexdigest()[:16]
+    distributed.check_same("data or start of the run", record)
     saved = None
 
     def found():
         nonlocal saved
-        workdir_lib.claim(folder, run.config)
+        workdir_lib.claim(folder, run.config, record)
         saved = checkpoint.Checkpoints(folder / "checkpoints", run.keep, run.task.headline)
-        return _found(run, saved, folder, identity, console)
+        return _found(run, saved, folder, record, console)
 
     (about, finished), state = distributed.from_primary(found, run.state)
     if finished:
@@ -219,7 +223,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
                 if due["checkpoint"] or interrupted:
                     host = metrics.check_finite(done, parallel.fetch(state))
                     if is_primary:
-                        saved.save(done, host, {"seconds": time.time() - began, "data": identity,
+                        saved.save(done, host, {"seconds": time.time() - began, "data": record,
                                                 "recorder": recorder.state()}, results)
                 if interrupted and done < total:
                     recorder.say(f"{interrupted}: saved at step {done} of {total}; the same command goes on")
@@ -247,7 +251,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
     return result
 
 
-def _found(run: Run, saved: checkpoint.Checkpoints, folder: Path, identity: Mapping[str, Any],
+def _found(run: Run, saved: checkpoint.Checkpoints, folder: Path, record: Mapping[str, Any],
            console: rich.console.Console) -> tuple[Any, state_lib.TrainState]:
     """Where the run stands: (what is told of the newest checkpoint, the summary if it is finished), and the state.
 
@@ -258,12 +262,12 @@ def _found(run: Run, saved: checkpoint.Checkpoints, folder: Path, identity: Mapp
     if not found:
         return ({"step": 0, "seconds": 0.0, "recorder": None}, None), run.state
     leaves, about = found
-    changed = config_lib.difference(about["data"], identity)
+    changed = config_lib.difference(about["data"], record)
     if changed:
         raise UserError(f"the data or the start of the run in {folder} changed since ({'; '.join(changed)}): "
                         "choose another --workdir")
     if about["step"] == run.total and (folder / "summary.json").exists():
-        return (about, json.loads((folder / "summary.json").read_text())), run.state
+        return (about, read_json(folder / "summary.json", summary_lib.SCHEMA)), run.state
     state = checkpoint.unflatten(run.state, leaves, f"checkpoint {about['step']} in {folder}")
     console.print(f"going on from step {about['step']} of {run.total}", soft_wrap=True, markup=False)
     return (about, None), state

@@ -1,6 +1,8 @@
-"""What a trained network says of image files. See --help."""
+"""Predicts the classes of image files by a trained network. See --help."""
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +12,74 @@ import rich.table
 from absl import flags
 from rich.text import Text
 
+from models import command
 from models.errors import UserError
 from train import cli
 
-USAGE = """The most probable classes of image files, by a run or an exported network of any format.
+USAGE = """Prints the most probable classes of image files, by a run or an exported network of any format.
 
     python -m train.predict runs/x cat.jpg dog.png
+    python -m train.predict runs/x ~/photos
     python -m train.predict exported/x_onnx *.jpg --top=3 --out=predictions.png
     python -m train.predict exported/x_hlo cat.jpg --json
 
-Files are cropped and resized as the evaluation of the run does it; those of a run that crops none are squeezed. The
-network sees each once, also where the run's evaluation averages over views."""
+A folder stands for the images in it. Files are cropped and resized as the evaluation of the run does it; those of a run
+that crops none are squeezed. The network sees each once, also where the run's evaluation averages over views. A file
+that cannot be decoded is reported beside the results of the others, and the exit code is 2 then."""
 
 BATCH = 32
 
 
-def predict(network: Any, files: list[str], top: int) -> list[dict]:
-    """What a `train.export.loaded.Loaded` says of each file: {"file", "pixels" (as the network sees it), "classes":
-    [(label, probability), …] by probability}."""
-    labels, found = network.card["labels"], []
+def predict(network: Any, files: Sequence[str], top: int) -> list[dict]:
+    """Predicts the classes of image files.
+
+    Args:
+      network: a `train.export.loaded.Loaded`.
+      files: their paths.
+      top: classes per file.
+
+    Returns:
+      One row per file: {"file", "pixels" (as the network sees it), "classes": [(label, probability), …] by
+      probability}, or {"file", "error"} where it cannot be decoded.
+    """
+    labels, rows = network.card["labels"], []
     for start in range(0, len(files), BATCH):
-        names = files[start:start + BATCH]
-        pixels = np.stack([network.pixels(name) for name in names])
-        probabilities, _ = network.run(pixels)
-        for name, image, row in zip(names, pixels, probabilities, strict=True):
-            best = np.argsort(-row, kind="stable")[:top]
-            found.append({"file": name, "pixels": image, "classes": [(labels[i], float(row[i])) for i in best]})
-    return found
+        part = [_decoded(network, name) for name in files[start:start + BATCH]]
+        readable = [row for row in part if "pixels" in row]
+        if readable:
+            probabilities, _ = network.run(np.stack([row["pixels"] for row in readable]))
+            for row, shares in zip(readable, probabilities, strict=True):
+                best = np.argsort(-shares, kind="stable")[:top]
+                row["classes"] = [(labels[i], float(shares[i])) for i in best]
+        rows += part
+    return rows
 
 
-def main(argv: list[str]) -> None:
+def _decoded(network: Any, name: str) -> dict:
+    try:
+        return {"file": name, "pixels": network.pixels(name)}
+    except UserError as error:
+        return {"file": name, "error": str(error).removeprefix(f"{name}: ")}
+
+
+def named(paths: Sequence[str]) -> list[str]:
+    """Returns the files that paths stand for: of a folder the images in it, at any depth, by name.
+
+    Raises:
+      UserError: a folder without images.
+    """
+    from train.data.folder import images_in
+
+    names = []
+    for path in map(os.path.expanduser, paths):
+        inside = [str(file) for file in images_in(Path(path))] if os.path.isdir(path) else [path]
+        if not inside:
+            raise UserError(f"{path}: there are no images in this folder")
+        names += inside
+    return names
+
+
+def main(argv: list[str]) -> int:
     """Prints what is asked for."""
     if len(argv) < 3:
         raise UserError("want a MODEL (the folder of a run or of an exported network) and image files, see --help")
@@ -47,26 +87,35 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out={OUT.value}: want a .png in a folder that is there")
     from train.export import loaded  # not for --help: with it comes Orbax
 
-    found = predict(loaded.load(argv[1], CHECKPOINT.value), argv[2:], TOP.value)
+    rows = predict(loaded.load(argv[1], CHECKPOINT.value), named(argv[2:]), TOP.value)
     if JSON.value:
-        for row in found:
-            print(json.dumps({"file": row["file"], "classes": [
-                {"label": label, "probability": round(share, 6)} for label, share in row["classes"]]}))
+        for row in rows:
+            print(json.dumps({"file": row["file"], "error": row["error"]} if "error" in row else {
+                "file": row["file"], "classes": [
+                    {"label": label, "probability": round(share, 6)} for label, share in row["classes"]]}))
     else:
-        rich.console.Console().print(table(found))
-    if OUT.value:
+        rich.console.Console().print(table(rows))
+    readable = [row for row in rows if "error" not in row]
+    if OUT.value and readable:
         from train import figures
 
-        figures.predictions([(row["pixels"], Path(row["file"]).name, row["classes"]) for row in found], OUT.value)
+        figures.predictions([(row["pixels"], Path(row["file"]).name, row["classes"]) for row in readable], OUT.value)
+    if len(readable) < len(rows):
+        bad = [row for row in rows if "error" in row]
+        raise UserError(f"{bad[0]['file']}: {bad[0]['error']}" + (f" ({len(bad)} of {len(rows)} files)" if len(rows) > 1
+                                                                  else ""))
+    return 0
 
 
-def table(found: list[dict]) -> rich.table.Table:
-    """A row a class, the file beside its first."""
+def table(rows: Sequence[dict]) -> rich.table.Table:
+    """Returns a table with a row per class, and the file beside its first."""
     made = rich.table.Table()
     for column, justify in (("file", "left"), ("class", "left"), ("probability", "right")):
         made.add_column(column, justify=justify)
-    for row in found:
-        for i, (label, share) in enumerate(row["classes"]):
+    for row in rows:
+        if "error" in row:
+            made.add_row(Text(row["file"]), Text(row["error"]), "", end_section=True)
+        for i, (label, share) in enumerate(row.get("classes", ())):
             made.add_row("" if i else Text(row["file"]), Text(label), f"{share:.1%}",
                          end_section=i == len(row["classes"]) - 1)
     return made
@@ -75,6 +124,6 @@ def table(found: list[dict]) -> rich.table.Table:
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     TOP = flags.DEFINE_integer("top", 5, "Classes of each file.", lower_bound=1)
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of a run: last, or best (on its test set).")
-    OUT = flags.DEFINE_string("out", None, "A picture to write, .png: each file with its classes.")
+    OUT = command.define_path("out", None, "A picture to write, .png: each file with its classes.")
     JSON = flags.DEFINE_bool("json", False, "Print a line of JSON for each file instead of a table.")
     cli.run(main, USAGE, positional=True)

@@ -74,7 +74,7 @@ def _of_file(path: Path) -> Pretrained:
 
 def _of_run(folder: Path) -> Pretrained:
     try:
-        name, leaves = workdir.read_config(folder).get("model", {}).get("name"), checkpoint.read(folder)
+        name, leaves = workdir.read_config(folder).get("model", {}).get("name"), checkpoint.read(folder)[0]
     except UserError as error:
         raise UserError(f"init_from={error}") from None
     start = "ema/" if any(path.startswith("ema/") for path in leaves) else ""

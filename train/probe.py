@@ -7,6 +7,7 @@ import rich.console
 import rich.table
 from absl import flags
 
+from models import command
 from train import cli
 
 USAGE = """Classifies by the features of a pretrained network, as it is: nothing of it is trained.
@@ -65,6 +66,6 @@ if __name__ == "__main__":  # only here: absl has one table of flags for the pro
     CONFIG = cli.define_config()
     ENDPOINTS = flags.DEFINE_list("endpoint", ["pre_logits"], "Endpoints of the network, e.g. stage2,pre_logits.")
     KINDS = flags.DEFINE_list("classifiers", ["logistic", "svm", "knn"], "Some of logistic, svm, knn.")
-    CACHE = flags.DEFINE_string("cache", None, "Folder of the features; default: ~/.cache/ablate/features.")
-    OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+    CACHE = command.define_path("cache", None, "Folder of the features; default: ~/.cache/ablate/features.")
+    OUT = command.define_path("out", None, "JSON file to write.")
     cli.run(main, USAGE)

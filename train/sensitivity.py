@@ -3,7 +3,6 @@
 {"whole": accuracy of the network as it is, "layers": {kernel: {"sparsity": […], "accuracy": […]}}}
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +10,16 @@ import jax
 import numpy as np
 
 from models.compress.prune import keep, scores
-from models.errors import UserError, has_type
+from models.errors import UserError
 from models.layers.endpoint import order
+from train.files import expanded, read_json
 from train.parameters import named, put
+
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+SCHEMA = {"type": "object", "required": ["whole", "layers"], "properties": {
+    "whole": {"type": "number"}, "layers": {"type": "object", "additionalProperties": {
+        "type": "object", "required": ["sparsity", "accuracy"],
+        "properties": {"sparsity": _NUMBERS, "accuracy": _NUMBERS}}}}}
 
 
 def measure(run: Any, variables: Any, task_state: Any, images: int, sparsities: Sequence[float]) -> dict[str, Any]:
@@ -41,15 +47,8 @@ def measure(run: Any, variables: Any, task_state: Any, images: int, sparsities: 
 
 
 def read(path: str) -> dict[str, Any]:
-    """What a file holds; UserError where it cannot be read or is none."""
+    """Returns what a file of the hook sensitivity holds; raises UserError where it is damaged or something else."""
     try:
-        with open(path) as file:
-            found = json.load(file)
-    except OSError as error:
-        raise UserError(f"optimizer.prune: by='{path}' cannot be read: {error.strerror}") from None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("layers"), dict) or not has_type(
-            found.get("whole"), float):
-        raise UserError(f"optimizer.prune: by='{path}' is no file of the hook sensitivity, with 'layers' and 'whole'")
-    return found
+        return read_json(expanded(path), SCHEMA)
+    except UserError as error:
+        raise UserError(f"optimizer.prune: by='{path}' is not a file of the hook sensitivity: {error}") from None

@@ -15,6 +15,16 @@ import models
 from models import complexity, runtime
 from train import config as config_lib
 
+# What every finished run says of itself; metrics of its task come in addition.
+SCHEMA = {
+    "type": "object", "required": ["model", "data", "test_examples", "parameters", "mult_adds", "steps", "seconds",
+                                   "seed", "commit", "device", "versions"],
+    "properties": {
+        **{name: {"type": "string"} for name in ("model", "data", "commit", "device", "finished")},
+        **{name: {"type": "integer", "minimum": 0} for name in ("test_examples", "parameters", "mult_adds", "steps",
+                                                                "seed")},
+        **{name: {"type": "number", "minimum": 0} for name in ("seconds", "loss")},
+        "accuracy": {"type": "number", "minimum": 0, "maximum": 1}, "versions": {"type": "object"}}}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

@@ -1,14 +1,16 @@
 """What goes into each dispatch of a run on parallel text; what `train.feed.Feed` is for images."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from models.errors import UserError, has_type
+from train import config as config_lib
 from train.data import order, text
+from train.feed import Changed
 from train.parallel import Parallel
 
 
@@ -29,7 +31,7 @@ class TextFeed:
     label_shape = ()
 
     def __init__(self, source: str, config: Any, parallel: Parallel, *, batch_size: int, eval_batch_size: int,
-                 steps_per_call: int, seed: int):
+                 steps_per_call: int, seed: int, recorded: Mapping[str, Any] | None = None):
         """Reads the text, and learns the vocabulary where that was not done before.
 
         Args:
@@ -37,9 +39,11 @@ class TextFeed:
           config: the section `text`; see configs/translation.py.
           parallel, batch_size, eval_batch_size, seed: as for `Feed`.
           steps_per_call: must be 1.
+          recorded: `record()` of a run that is reopened, which the text is compared with.
 
         Raises:
           UserError: a text that is not there or does not fit, an option that cannot be.
+          Changed: the text is not the one that a reopened run was trained on.
         """
         if steps_per_call != 1:
             raise UserError(f"steps_per_call={steps_per_call}: must be 1 for text, whose batches vary in length")
@@ -63,6 +67,13 @@ class TextFeed:
         self.buckets = (*buckets, *([longest] if longest > buckets[-1] else []))
         self.data, self.gather = {}, lambda data, item: item
         self.prepare, self.prepare_evaluation = lambda key, batch, first: batch, lambda batch: batch
+        if recorded and (lines := config_lib.difference(recorded["identity"], self.record()["identity"])):
+            raise Changed(f"data.source={source} changed since the run was trained ({'; '.join(lines)})")
+
+    @property
+    def train_count(self) -> int:
+        """Pairs of the training split."""
+        return len(self.train)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -140,12 +151,12 @@ class TextFeed:
 
         return batch(self._batch_size), batch(self._eval_batch_size)
 
-    def identity(self) -> dict[str, Any]:
-        """What must not change between an interrupted run and its continuation."""
+    def record(self) -> dict[str, Any]:
+        """Returns what must not change between an interrupted run and its continuation."""
         names = "\n".join([self.tokenizer.to_str(), *(line for split in (self.train, self.test)
                                                       for lines in split.texts for line in lines)])
-        return {"training sentences": len(self.train), "test sentences": len(self.test),
-                "text and vocabulary": f"{zlib.crc32(names.encode()):08x}"}
+        return {"identity": {"training sentences": len(self.train), "test sentences": len(self.test),
+                             "text and vocabulary": f"{zlib.crc32(names.encode()):08x}"}}
 
     def training_images(self, count: int, size: int) -> Iterator[jax.Array]:
         """There are none; lsuv as data_init asks for them.

@@ -2,14 +2,18 @@
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
 from train import config as config_lib
-from train.files import write_atomically, write_json
+from train.files import parse_json, read_json, write_atomically, write_json
 
+# A line of metrics.jsonl
+LINE = {"type": "object", "required": ["step", "split"],
+        "properties": {"step": {"type": "integer", "minimum": 0}, "split": {"enum": ["train", "test"]}}}
 # Keys that say how fast or how talkatively a run goes, not what comes out of it: these may change between reruns. So
 # may the devices, as they do with devices=0 on another machine (only batch norm and dropout are a device's own).
 OPERATIONAL = ("log_every", "checkpoint_every", "data.workers", "data.dir", "keep_checkpoints", "parallel", "devices")
@@ -21,15 +25,31 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """The config of the run in a folder; UserError where none can be read."""
+    """Returns the config of the run in a folder.
+
+    Raises:
+      UserError: the folder holds no run, or its config is damaged.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} is not a run's folder: there is no config.json in it")
+    config = read_json(path)
     try:
-        return dict(json.loads((workdir / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{workdir}: it is no run's folder: its config.json cannot be read ({error})") from None
+        config_lib.check_types(config)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    return config
 
 
-def claim(workdir: Path, config: Mapping[str, Any]) -> None:
+def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Makes the folder this config's, or checks that it is. A run that saved nothing has no claim to it.
+
+    Writes config.json and data.json, a copy for people and configs of what each checkpoint says of the data.
+
+    Args:
+      workdir: the folder.
+      config: of the run.
+      record: what the run has to remember of its data.
 
     Raises:
       UserError: the folder belongs to another config (the difference is said), or cannot be written.
@@ -44,12 +64,11 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
             raise UserError(f"{workdir} holds checkpoints but no config.json: choose another --workdir")
         if not has_checkpoints:
             write_json(path, plain(config))
+            write_json(workdir / "data.json", record)
             return
-        old = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"cannot use --workdir={workdir}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged ({error}): choose another --workdir") from error
+    old = read_config(workdir)
     lines = [line for line in config_lib.difference(old, plain(config)) if line.split(":")[0] not in OPERATIONAL]
     if lines:
         raise UserError(
@@ -78,11 +97,18 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics.jsonl; a last line cut short by a kill is passed over."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
+    """Returns the lines of a metrics.jsonl.
+
+    Lines that a kill cut short, or that are damaged, are left out; a warning counts those that are not the last.
+    """
+    lines, damaged = [], []
+    texts = path.read_bytes().splitlines() if path.exists() else []
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
+            lines.append(parse_json(text, LINE, f"line {number}"))
+        except UserError:
+            damaged.append(number)
+    if damaged and damaged != [len(texts)]:
+        warnings.warn(f"{path}: {len(damaged)} damaged lines are left out, the first is line {damaged[0]}",
+                      stacklevel=2)
     return lines

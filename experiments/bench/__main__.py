@@ -14,6 +14,7 @@ import rich.console
 from absl import flags
 
 from experiments.study import terminal_table
+from models import command
 from models.errors import UserError, choice_error
 from train import cli
 
@@ -237,13 +238,13 @@ if __name__ == "__main__":
                                 f"{', '.join(MODES)}; empty: none.")
     CORES = flags.DEFINE_integer("data_cores", 2, "Cores that every side of the case data is confined to.",
                                  lower_bound=1)
-    DATA_DIR = flags.DEFINE_string("data_dir", "", "Where TFDS sets lie: imagenet_sample for the case data, cifar10 "
+    DATA_DIR = command.define_path("data_dir", "", "Where TFDS sets lie: imagenet_sample for the case data, cifar10 "
                                    "for speedrun and minute.")
-    IMAGES = flags.DEFINE_string("images", "", "CIFAR-10 for speedrun and minute, an .npz for data.source=arrays; "
+    IMAGES = command.define_path("images", "", "CIFAR-10 for speedrun and minute, an .npz for data.source=arrays; "
                                  "default: the TFDS set cifar10, or cifar10_jpeg.")
-    PEER = flags.DEFINE_string("peer_python", sys.executable, "Python that has PyTorch, timm, torchvision; empty: "
+    PEER = command.define_path("peer_python", sys.executable, "Python that has PyTorch, timm, torchvision; empty: "
                                "ours alone.")
-    TF = flags.DEFINE_string("tf_python", "", "Python that has TensorFlow; default: this one, if it has.")
+    TF = command.define_path("tf_python", "", "Python that has TensorFlow; default: this one, if it has.")
     COMMIT = flags.DEFINE_string("commit", "", "That rows name, where this is a copy without its git folder.")
-    OUT = flags.DEFINE_string("out", "", "Folder of the results; default: experiments/results/bench/DEVICE.")
+    OUT = command.define_path("out", "", "Folder of the results; default: experiments/results/bench/DEVICE.")
     cli.run(main, USAGE)

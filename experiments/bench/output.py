@@ -1,6 +1,5 @@
 """The results in a folder: bench.json, bench.md, charts. Rows of earlier runs stay where they are not measured anew."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,12 @@ from matplotlib.ticker import EngFormatter
 
 from experiments.bench import targets
 from experiments.study import markdown_table
-from train.files import write_atomically, write_json
+from models.chart import save
+from train.files import read_json, write_atomically, write_json
 from train.palette import BLUE, GRAY
 
+_ROWS = {"type": "array", "items": {"type": "object"}}
+SCHEMA = {"type": "object", "properties": {"rows": _ROWS, "profiles": _ROWS}}
 COLUMNS = {  # key of a row: title
     "case": "case", "value": "at", "what": "call", "who": "who", "ms": "median ms", "min_ms": "min ms",
     "images_per_second": "images/s", "per_core": "images/s a core", "epoch_seconds": "s an epoch",
@@ -31,7 +33,7 @@ COLORS = {"step": BLUE, "forward": "#93b5d3"}
 def read(folder: Path) -> dict[str, Any]:
     """What is there from earlier: {"rows": […], "profiles": […]}; not of cases of which nothing ran."""
     path = folder / "bench.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = read_json(path, SCHEMA) if path.exists() else {}
     return {"rows": [row for row in found.get("rows", []) if row.get("side")], "profiles": found.get("profiles", [])}
 
 
@@ -92,12 +94,12 @@ def charts(folder: Path, rows: Sequence[Mapping[str, Any]], device: str) -> list
     drawn = []
     compared = [row for row in rows if "times_best" in row and "sweep" not in row and row["subject"] != "matmul"]
     if compared:
-        ratios(compared, device).savefig(folder / "bench.png", dpi=110)
+        save(ratios(compared, device), folder / "bench.png", dpi=110)
         drawn.append("bench.png")
     for case in dict.fromkeys(row["case"] for row in rows if "sweep" in row and "ms" in row):
         swept = [row for row in rows if row["case"] == case and "ms" in row]
         name = f"{swept[0]['subject'].replace('/', '-')}.png"
-        lines(swept, device).savefig(folder / name, dpi=110)
+        save(lines(swept, device), folder / name, dpi=110)
         drawn.append(name)
     return drawn
 

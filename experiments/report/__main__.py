@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import rich.console
-from absl import flags
 
+from models import command
 from models.errors import UserError
 from train import cli
 
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
-    RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder of the results.")
-    OUT = flags.DEFINE_string("out", "report", "Folder to write to.")
-    README = flags.DEFINE_string("readme", "", "Markdown file whose blocks <!-- generated: NAME --> are made anew.")
+    RESULTS = command.define_path("results", "experiments/results", "Folder of the results.")
+    OUT = command.define_path("out", "report", "Folder to write to.")
+    README = command.define_path("readme", "", "Markdown file whose blocks <!-- generated: NAME --> are made anew.")
     cli.run(main, USAGE)

@@ -13,7 +13,6 @@ A block is a pair (kind, value):
   page      a Page: Markdown that another command has written
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 from experiments import study
 from experiments.report import winners
 from models.errors import UserError
+from train.files import read_json
 
 COSTS = "python -m experiments.costs --out=experiments/results/costs"
 BENCH = "python -m experiments.bench"
@@ -125,11 +125,8 @@ def gather(results: Path, pictures: Path) -> Report:
 
 
 def read(path: Path) -> Any:
-    """A file of JSON; a UserError names one that is none."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: it is no JSON: {error}") from None
+    """Reads a file of results; raises UserError where it is damaged."""
+    return read_json(path, {})
 
 
 def _values(value: Any, names: tuple[str, ...]) -> Iterator[str]:

@@ -52,6 +52,7 @@ def draw(path: Path) -> None:
     """Writes the figure, a PNG."""
     from matplotlib.figure import Figure
 
+    from models.chart import save
     from train.figures import tidy
 
     figure = Figure(figsize=(9, 4.5), layout="constrained", dpi=120)
@@ -69,4 +70,4 @@ def draw(path: Path) -> None:
     axes.margins(y=0.1)
     tidy(axes)
     axes.grid(visible=False, axis="x")
-    figure.savefig(path)
+    save(figure, path)

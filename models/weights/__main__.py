@@ -33,7 +33,7 @@ def _define(options: flags.FlagValues) -> None:
                         flag_values=options)
     flags.DEFINE_list("new", [], "import: parts to draw anew whatever the file has, e.g. head", flag_values=options)
     flags.DEFINE_integer("seed", 0, "import: of these", flag_values=options)
-    flags.DEFINE_string("out", None, "file to write", flag_values=options)
+    command.define_path("out", None, "file to write", flag_values=options)
     command.define_set(options)
 
 

@@ -62,6 +62,11 @@ def _split_files(root: Path, split: str) -> tuple[list[str], list[tuple[str, int
     return classes, fit if split == "train_fit" else validation
 
 
+def images_in(folder: Path) -> list[Path]:
+    """Returns the images in a folder, at any depth, by name."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+
+
 def _class_names(folder: Path) -> list[str]:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:

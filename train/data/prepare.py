@@ -4,8 +4,7 @@ import errno
 from collections.abc import Sequence
 from types import ModuleType
 
-from absl import flags
-
+from models import command
 from models.errors import UserError
 from train import cli
 
@@ -73,6 +72,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
-    DATA_DIR = flags.DEFINE_string(
+    DATA_DIR = command.define_path(
         "data_dir", "", "Where to write; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.")
     cli.run(main, USAGE, positional=True)

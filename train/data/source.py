@@ -7,6 +7,7 @@ import concurrent.futures
 import dataclasses
 import types
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,11 @@ class Source:
     def name(self, index: int) -> str:
         """What a user calls example `index`: a file name or an id."""
         raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what tells these data from others, as JSON holds it."""
+        names = "\n".join([*self.classes, *map(str, getattr(self, "files", ()))])
+        return {"names of classes and files": f"{zlib.crc32(names.encode()):08x}"}
 
     def all_labels(self) -> np.ndarray:
         """The labels of all examples, int32 [N, *label_shape], without decoding an image."""

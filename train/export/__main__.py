@@ -9,6 +9,7 @@ import rich.console
 import rich.table
 from absl import flags
 
+from models import command
 from models.errors import UserError
 from train import cli
 
@@ -53,7 +54,7 @@ def main() -> int:
     folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.known(FORMAT.value).folds)
     write.check(FORMAT.value, OUT.value, folds)
     run, state = finished.load(WORKDIR.value, CHECKPOINT.value)
-    before = run.evaluate(run.parallel.place(state))
+    before = run.evaluate(run.parallel.place(state)) if verify.test_set(run) is not None else {}
     network = networks.network(run, state)
     if SHARE.value:
         network = networks.shared(network, SHARE.value)
@@ -67,13 +68,20 @@ def main() -> int:
     if FORMAT.value == "compressed":
         data = file.read(Path(OUT.value) / card["file"])
         console.print(table(file.rows(file.table(data, network.variables))))
-    for line in filter(None, lines(card, Path(OUT.value), before[run.task.headline], run.task.headline)):
+    for line in filter(None, lines(card, Path(OUT.value), before, run.task.headline)):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     return 0
 
 
-def lines(card: Mapping[str, Any], out: Path, before: float, headline: str) -> list[str]:
-    """What is said of a finished export."""
+def lines(card: Mapping[str, Any], out: Path, before: Mapping[str, Any], headline: str) -> list[str]:
+    """Returns the lines that describe a finished export.
+
+    Args:
+      card: of the export.
+      out: its folder.
+      before: metrics of the run on its test set; {} where that is no longer there.
+      headline: name of the metric to show.
+    """
     from train.export import formats
 
     found = card["verified"]
@@ -86,9 +94,10 @@ def lines(card: Mapping[str, Any], out: Path, before: float, headline: str) -> l
     return [
         f"{out / card['file']}: {size:,} bytes, {4 * card['parameters'] / size:.1f} times smaller than "
         f"{4 * card['parameters']:,}" if card["format"] == "compressed" else f"{out / card['file']}: {size:,} bytes",
-        f"read back by {found['by']}: logits of {found['images']:,} test images {difference}",
-        f"test {headline} of the run {before:.2%}{views}; on these images, of the network {after['network']:.2%}, "
-        f"of the file {after['file']:.2%}",
+        f"read back by {found['by']}: logits of {found['images']:,} {found['of']} {difference}",
+        f"test {headline} of the run {before[headline]:.2%}{views}; on these images, of the network "
+        f"{after['network']:.2%}, of the file {after['file']:.2%}" if before else
+        f"the test set of the run is not there ({card['data']}), so no {headline} was measured",
         f"folded in: {', '.join(card['folded']) or 'nothing'}" if formats.FORMATS[card["format"]].folds else "",
         f"use: {card['usage']}",
         "" if card["license"] else "the card names no license of the weights: --license=IDENTIFIER",
@@ -106,15 +115,15 @@ def table(rows: Sequence[Sequence[str]]) -> rich.table.Table:
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
-    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    WORKDIR = command.define_path("workdir", None, "Folder of the run.")
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of the run: last, or best (on its test set).")
     FORMAT = flags.DEFINE_string("format", "safetensors", "One of those above.")
-    OUT = flags.DEFINE_string("out", None, "Folder to write.")
+    OUT = command.define_path("out", None, "Folder to write.")
     FOLD = flags.DEFINE_list("fold", ["normalization", "batch_norm"], "onnx, stablehlo: what is made part of the "
                              "program.")
     IMAGES = flags.DEFINE_integer("images", 2000, "Test images to verify with; 0: all.", lower_bound=0)
     LICENSE = flags.DEFINE_string("license", "", "Of the weights, for the card, e.g. CC-BY-4.0.")
     SHARE = flags.DEFINE_string("share", "", "Codebooks before export, as config.optimizer.share, e.g. linear(conv=8).")
     LAYOUT = flags.DEFINE_string("layout", "", "torch: torchvision or timm; by default the first that has the network.")
-    TORCH_PYTHON = flags.DEFINE_string("torch_python", sys.executable, "torch: a Python that has PyTorch and it.")
+    TORCH_PYTHON = command.define_path("torch_python", sys.executable, "torch: a Python that has PyTorch and it.")
     cli.run(main, USAGE)

@@ -30,7 +30,7 @@ def load(where: str | Path, which: str = "last") -> Loaded:
     Raises:
       UserError: there is neither, it is damaged, or what the format needs is missing.
     """
-    folder = Path(where)
+    folder = Path(where).expanduser()
     if not folder.is_dir():
         raise UserError(f"{where}: there is no such folder; want that of a run or of an exported network")
     if not cards.is_in(folder):

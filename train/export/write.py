@@ -16,14 +16,13 @@ from train import card as cards
 from train import summary
 from train.export import formats, graph, verify
 from train.export.network import Network
-from train.files import write_json
 
 INGREDIENTS = {"norm": "norm", "act": "act", "init": "kernel_init", "conv": "conv", "dense": "dense"}
 
 
 def preprocessing(run: Any) -> dict[str, Any]:
     """From a file to what a run's network takes: see `train.data.decode.Decoder` and `train.data.augment.normalize`."""
-    decoder, data = run.feed.test.decoder, run.config["data"]
+    decoder, data = run.feed.decoder, run.config["data"]
     return {"crop": decoder.crop, "size": decoder.size, "channels": decoder.channels, "eval_crop": decoder.eval_crop,
             "shape": list(run.feed.image_shape), "mean": list(data["mean"]), "std": list(data["std"]),
             "pixels": "uint8, [N, H, W, C]" + ", RGB" * (decoder.channels == 3),
@@ -85,7 +84,7 @@ def export(
     try:
         card |= how.write(network, card, partial / how.file)
         card["verified"] = verify.verify(run, network, partial, card, images, python)
-        write_json(partial / cards.NAME, card)
+        card = cards.write(partial, card)
         if out.exists():
             shutil.rmtree(out)
         partial.replace(out)
