@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -58,7 +58,8 @@ class Feed:
         Raises:
           UserError: for a data set that is not there, sizes that do not fit, a pipeline that cannot do what is asked.
         """
-        self._config, self._recorded, self._opened = config, recorded, {}
+        source.Options.read(config)  # also where nothing is opened yet
+        self._config, self._recorded, self._opened, self._pipeline = config, recorded, {}, config.pipeline
         self._parallel, self._seed, self._workers = parallel, seed, config.workers
         self._batch_size, self._eval_batch_size, self._steps_per_call = batch_size, eval_batch_size, steps_per_call
         self._shard = (jax.process_index(), jax.process_count())
@@ -140,7 +141,7 @@ class Feed:
     @functools.cached_property
     def _is_resident(self) -> bool:
         # A reopened run is evaluated, and does not need the training set for that.
-        return resident.choose(self._config.pipeline, self.test if self._recorded else self.train) == "resident"
+        return resident.choose(self._pipeline, self.test if self._recorded else self.train) == "resident"
 
     @functools.cached_property
     def data(self) -> dict[str, jax.Array]:
@@ -151,10 +152,9 @@ class Feed:
         self.skipped["train"] = kept.skipped
         return self._parallel.replicate(kept.arrays)
 
-    @property
-    def gather(self) -> Callable[[Any, Any], Any]:
-        """(data, item of one step) -> batch, inside the compiled call."""
-        return _gather if self._is_resident else lambda data, item: item
+    def gather(self, data: Any, item: Any) -> dict[str, jax.Array]:
+        """Makes the batch of a step from `data` and the step's item, inside the compiled call."""
+        return _gather(data, item) if self._is_resident else item
 
     @property
     def fields(self) -> dict[str, Any]:
