@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import EngFormatter, LogFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogFormatter
 
 from models.complexity import Complexity, Layer, short
 from models.errors import UserError
@@ -85,10 +85,18 @@ def save(figure: Figure, path: str | Path, **options: Any) -> None:
     powers = set()  # labels such as 10², which Matplotlib itself writes as mathematics
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
-            if isinstance(axis.get_major_formatter(), LogFormatter):
-                powers |= {*axis.get_ticklabels("both"), axis.offsetText}
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, LogFormatter):
+                powers |= {*axis.get_ticklabels(which="both"), axis.offsetText}
+            elif isinstance(formatter, FuncFormatter):  # of labels that were given as texts
+                axis.set_major_formatter(lambda *place, write=formatter: _printable(write(*place)))
     for text in figure.findobj(Text):
         if text not in powers:
             text.set_parse_math(False)
-            text.set_text(text.get_text().encode(errors="backslashreplace").decode())
+            text.set_text(_printable(text.get_text()))
     figure.savefig(path, **options)
+
+
+def _printable(text: str) -> str:
+    """Returns a text in which bytes that are not UTF-8 (surrogates, in names of files) are written as escapes."""
+    return text.encode(errors="backslashreplace").decode()

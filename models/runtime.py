@@ -52,6 +52,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory() -> int:
+    """Returns the bytes of this machine's memory."""
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
 def cache_folder() -> Path:
     """Of what is made once a machine: $XDG_CACHE_HOME/ablate, ~/.cache/ablate."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ablate"

@@ -12,6 +12,7 @@ import ml_collections
 from models.errors import UserError, choice_error, has_type, nearest
 
 ROOT = Path(__file__).parents[1]
+MOST_STEPS = 2**31 - 1  # TrainState.step is int32
 
 
 def load(spec: str) -> ml_collections.ConfigDict:
@@ -157,7 +158,11 @@ def steps(duration: str, *, batch_size: int, examples: int, total: int | None = 
     try:
         value = float(number) * per_unit[unit.removesuffix("s")]
         if len(text.split()) <= 2 and 0 <= value < float("inf"):
+            if value >= MOST_STEPS:
+                raise UserError(f"the duration '{duration}' is {value:.3g} steps; at most {MOST_STEPS:,} are counted")
             return round(value)
+    except UserError:
+        raise
     except (KeyError, ValueError):
         pass
     allowed = "'N steps', 'N epochs', 'N examples'" + (", 'N%'" if total is not None else "")

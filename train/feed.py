@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from models import runtime
 from models.errors import UserError
 from train import config as config_lib
 from train.data import augment, decode, order, resident, source, stream
 from train.parallel import Parallel
 from train.workdir import plain
+
+MOST_WORKERS = 1024
 
 
 class Changed(UserError):
@@ -60,6 +64,8 @@ class Feed:
         """
         source.Options.read(config)  # also where nothing is opened yet
         self._config, self._recorded, self._opened, self._pipeline = config, recorded, {}, config.pipeline
+        if not 0 <= config.workers <= MOST_WORKERS:
+            raise UserError(f"data.workers={config.workers} must be in [0, {MOST_WORKERS}]")
         self._parallel, self._seed, self._workers = parallel, seed, config.workers
         self._batch_size, self._eval_batch_size, self._steps_per_call = batch_size, eval_batch_size, steps_per_call
         self._shard = (jax.process_index(), jax.process_count())
@@ -79,6 +85,7 @@ class Feed:
             if steps_per_call < 1 or (steps_per_call > 1 and not self._is_resident):
                 raise UserError(
                     f"steps_per_call={steps_per_call}: must be 1 where data are streamed, 1 or more elsewhere")
+        self._check_memory()
         self._order = order.Order(self.train_count, seed)
         augmentation = augment.build(config.augment, len(self.classes), self.image_shape, config.mean)
         if self.label_shape and augmentation.mix:
@@ -93,6 +100,17 @@ class Feed:
 
         self.prepare = prepare
         self.prepare_evaluation = lambda batch: {**batch, "image": normalize(batch["image"])}
+
+    def _check_memory(self) -> None:
+        """Raises UserError where the float32 images of a batch, or the indices of a call, exceed this machine's memory."""
+        memory = runtime.memory()
+        each = 4 * math.prod(self.image_shape)
+        sizes = {"batch_size": self._batch_size * each, "eval_batch_size": self._eval_batch_size * each,
+                 "steps_per_call": self._steps_per_call * self._batch_size * 4}
+        for key, size in sizes.items():
+            if size / self._shard[1] > memory:
+                raise UserError(f"{key}={getattr(self, f'_{key}')}: the arrays take {size / 2**30:,.0f} GiB, and this "
+                                f"machine has {memory / 2**30:,.0f} GiB of memory")
 
     @property
     def train(self) -> source.Source:
