@@ -102,7 +102,7 @@ class Feed:
         self.prepare_evaluation = lambda batch: {**batch, "image": normalize(batch["image"])}
 
     def _check_memory(self) -> None:
-        """Raises UserError where the float32 images of a batch, or the indices of a call, exceed this machine's memory."""
+        """Raises UserError where the images of a batch, or the indices of a call, exceed this machine's memory."""
         memory = runtime.memory()
         each = 4 * math.prod(self.image_shape)
         sizes = {"batch_size": self._batch_size * each, "eval_batch_size": self._eval_batch_size * each,
