@@ -168,8 +168,9 @@ def _other_channels(
         (name, shape), (_, larger) = _theirs(how, path, leaves[path]), _theirs(how, path, more[path])
         if arrays[name].ndim == len(shape):
             for length, one, other in zip(arrays[name].shape, shape, larger, strict=True):
-                if (one, other) == (channels, channels + 1) and length not in (0, channels):
-                    return models.abstract((*images.shape[:3], length))
+                places = other - one  # of which each has the channels; more than one where a map is flattened
+                if places > 0 and one == places * channels and length % places == 0 and length not in (0, one):
+                    return models.abstract((*images.shape[:3], length // places))
     return None
 
 
