@@ -23,6 +23,7 @@ from models.layers.conv import lowering
 from models.weights import unwrap
 from models.weights.files import metadata, read, write
 from models.weights.layouts import Layout, flatten
+from models.weights.reading import Damaged, reading
 
 __all__ = ["Mismatch", "about", "flatten", "from_arrays", "layout", "layouts", "load", "read", "save", "to_arrays",
            "write"]
@@ -208,9 +209,19 @@ def load(path: str | os.PathLike, model: nn.Module) -> dict[str, Any]:
 
 
 def about(path: str | os.PathLike) -> dict[str, Any]:
-    """What `save` was given with the variables; {} for files that it did not write."""
+    """Returns the literals that `save` was given with the variables; {} for files that it did not write.
+
+    Raises:
+      UserError: they are damaged, or name no network: "model" must be a text, "fields" a dictionary by name.
+    """
     text = metadata(path).get("ablate", "{}")
-    try:
-        return dict(ast.literal_eval(text))
-    except (ValueError, SyntaxError, TypeError):
-        raise UserError(f"{path}: its metadata 'ablate' is no dictionary of literals: {text}") from None
+    with reading(path, ".safetensors"):
+        try:
+            literals = dict(ast.literal_eval(text))
+        except Exception:  # literal_eval also raises what the parser and the interpreter's stack raise
+            raise Damaged(f"its metadata 'ablate' is no dictionary of literals: {text}") from None
+        fields = literals.get("fields", {})
+        if (not isinstance(literals.get("model", ""), str) or not isinstance(fields, dict)
+                or not all(isinstance(name, str) for name in fields)):
+            raise Damaged(f"its metadata 'ablate' name no network: {text}")
+    return literals

@@ -9,6 +9,7 @@ from absl import flags
 import models
 from models import command, weights
 from models.errors import UserError, choice_error
+from models.weights.reading import reading
 
 USAGE = """Weights of other libraries in, and ours out.
 
@@ -84,9 +85,10 @@ def _export(options: flags.FlagValues, file: str) -> None:
         raise UserError(f"--model is missing, and {file} does not say")
     if name == about.get("model"):
         fields = about.get("fields", {}) | fields
-    model = models.create(name, **fields)
+    with reading(file, ".safetensors"):  # fields that a damaged file has may be none that a network can have
+        model = models.create(name, **fields)
+        variables = weights.load(file, model)
     layout = _layout(model, options.to)
-    variables = weights.load(file, model)
     is_torch = options.out.lower().endswith(".safetensors") and options.to != OWN
     weights.write(options.out, weights.to_arrays(model, variables, layout), {"format": "pt"} if is_torch else None)
     _report(name, variables, f"from {file}", f"to {options.out} ({options.to})")

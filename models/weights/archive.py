@@ -19,9 +19,10 @@ class Archive:
 
     def __init__(self, archive: zipfile.ZipFile, file_size: int):
         self._archive, self.sizes = archive, {}
-        self.file_size = file_size
         for member in archive.infolist():
             name, size, stored = member.filename, member.file_size, member.compress_size
+            if not name.isprintable():
+                raise Damaged(f"the name of a member is not printable: {name}")
             if name in self.sizes:
                 raise Damaged(f"member '{name}' is in it twice")
             if member.flag_bits & 1:

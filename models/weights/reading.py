@@ -26,8 +26,8 @@ def reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
-        raise UserError(one_line(str(error))) from None
+    except UserError:
+        raise
     except Damaged as error:
         raise UserError(one_line(f"{path}: {error}")) from None
     except OSError as error:
