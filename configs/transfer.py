@@ -257,6 +257,6 @@ def described(where: str) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"from={where}: {error.strerror}; want the folder of a run or of an exported network, or a "
                          ".safetensors file") from None
-    except (ValueError, LookupError, TypeError, AttributeError, SyntaxError, RecursionError, MemoryError, struct.error):
+    except Exception:  # a damaged header raises whatever its parsers stumble over, a deep one RecursionError
         raise ValueError(f"from={where}: it does not say which network it is; want a run's folder or a .safetensors "
                          "file of python -m models.weights import") from None

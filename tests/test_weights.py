@@ -86,7 +86,7 @@ def test_mismatch_suggests_what_is_probable(theirs):
     with pytest.raises(Mismatch, match="by the shape of 'head' alone: --new head .*num_classes=N"):
         from_arrays(tiny(num_classes=5), theirs, "torchvision")
     with pytest.raises(Mismatch, match="by the shape of 'stem_conv' alone: --new stem_conv .*FIELD=VALUE"):
-        from_arrays(tiny(), {**theirs, "conv1.weight": np.zeros((4, 1, 7, 7))}, "torchvision")
+        from_arrays(tiny(), {**theirs, "conv1.weight": np.zeros((4, 3, 5, 5))}, "torchvision")
     with pytest.raises(Mismatch, match="their names are those of the layout 'torchvision'"):
         from_arrays(tiny(), theirs, "ablate")
     with pytest.raises(Mismatch) as error:  # missing and of another shape: nothing to suggest
@@ -209,12 +209,12 @@ def test_a_compressed_file_with_damage(tmp_path):
 
 @pytest.mark.parametrize("name,message", [
     ("none.safetensors", "there is no such file"), ("none.npz", "there is no such file"),
-    ("none.pth", "there is no such file"), ("w.ckpt", "files that end in .safetensors, .npz, .pth"),
+    ("none.pth", "there is no such file"), ("w.h5", "files that end in .safetensors, .npz, .pth"),
     ("w", "files that end in"), ("folder.npz", "there is no such file"),
 ])
 def test_what_is_no_file_of_weights(tmp_path, name, message):
     (tmp_path / "folder.npz").mkdir()
-    (tmp_path / "w.ckpt").write_bytes(SAFE)
+    (tmp_path / "w.h5").write_bytes(SAFE)
     with pytest.raises(UserError, match=message):
         read(tmp_path / name)
 
@@ -329,14 +329,14 @@ def test_import_with_a_new_head(tmp_path, theirs, capsys):
     (["export", "IN", "--to=torchvision", "--out=OUT"], "--model is missing, and"),
     (["export", "IN", "--to=torchvision", "--from=timm", "--model=resnet18", "--out=OUT"], "takes --to, not --from"),
     (["export", "IN", "--to=torchvision", "--model=resnet18", "--new=head", "--out=OUT"], "--new is for import"),
-    (["export", "IN", "--to=torchvision", "--model=resnet18", "--out=OUT.ckpt"], "files that end in"),
+    (["export", "IN", "--to=torchvision", "--model=resnet18", "--out=OUT.h5"], "files that end in"),
 ])
 def test_mistakes(tmp_path, capsys, arguments, message, theirs):
     write(tmp_path / "in.npz", to_arrays(tiny(), drawn.variables(tiny()), "ablate" if "export" in arguments else
                                          "torchvision"))
     out = tmp_path / "out.safetensors"
     places = {"IN": str(tmp_path / "in.npz"), "--out=OUT": f"--out={out}", "--out=OUT.npz": f"--out={tmp_path}/out.npz",
-              "--out=OUT.ckpt": f"--out={tmp_path}/out.ckpt"}
+              "--out=OUT.h5": f"--out={tmp_path}/out.h5"}
     fields = TINY_FLAGS[1:] if "--model=resnet18" in arguments else []
     assert main(["weights", *(places.get(argument, argument) for argument in arguments), *fields]) == 2
     error = capsys.readouterr().err
@@ -358,11 +358,9 @@ def test_module_runs_as_a_program():
 
 
 @pytest.mark.skipif(HAS_TORCH, reason="torch is installed")
-def test_torch_files_need_torch(tmp_path):
-    (tmp_path / "w.pth").write_bytes(b"")
-    for act in (lambda: read(tmp_path / "w.pth"), lambda: write(tmp_path / "v.pth", {"a": np.ones(2)})):
-        with pytest.raises(UserError, match=r"w?v?.pth needs PyTorch: pip install torch, or use a .safetensors file"):
-            act()
+def test_torch_files_are_written_by_torch(tmp_path):
+    with pytest.raises(UserError, match=r"w.pth is written by PyTorch: pip install torch, or write a .safetensors"):
+        write(tmp_path / "w.pth", {"a": np.ones(2)})
 
 
 @pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
@@ -409,7 +407,7 @@ class TestTorchFiles:
             (content(lambda file: torch.save(torch.nn.Linear(2, 2), file)), "refused for the objects in it"),
             (content(lambda file: torch.save({"args": argparse.Namespace(), "model": {}}, file)), "argparse.Namespace"),
             (content(lambda file: torch.save(torch.ones(2), file)), "a Tensor instead of arrays by name"),
-            (content(lambda file: torch.save({"a": torch.ones(2), "epoch": 3}, file)), "'epoch' is a int"),
+            (content(lambda file: torch.save({3: torch.ones(2)}, file)), "numbered, not named"),
             (content(lambda file: torch.save({"a": torch.ones(2, 2).to_sparse()}, file)), "'a' is no plain array"),
             (content(lambda file: torch.save({}, file)), "no arrays"),
         ):

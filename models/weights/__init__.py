@@ -20,8 +20,10 @@ import numpy as np
 import models
 from models.errors import UserError, choice_error
 from models.layers.conv import lowering
+from models.weights import unwrap
 from models.weights.files import metadata, read, write
 from models.weights.layouts import Layout, flatten
+from models.weights.reading import Damaged, reading
 
 __all__ = ["Mismatch", "about", "flatten", "from_arrays", "layout", "layouts", "load", "read", "save", "to_arrays",
            "write"]
@@ -72,48 +74,52 @@ def from_arrays(
     model: nn.Module, arrays: Mapping[str, np.ndarray], source: str, *, new: Collection[str] = (), seed: int = 0,
     drawn: Mapping[str, Any] | None = None, inputs: Any = None,
 ) -> dict[str, Any]:
-    """The model's variables from arrays that are named and shaped as the library `source` has them.
+    """Returns the model's variables from arrays that are named and shaped as the library `source` has them.
 
     Args:
       model: from `models.create`.
-      arrays: by the library's names.
+      arrays: by the library's names, which may all have prefixes of unwrap.ATTRIBUTES; counters of training beside them
+        are ignored.
       source: one of `layouts(model)`.
       new: beginnings of our paths, as "head" or "*/gate", whose arrays are drawn anew (by `seed`) whatever `arrays` has
         for them: a new head for other classes.
       seed: of these.
       drawn: variables of the model that have them already; None draws them.
-      inputs: what the model is called with, as `models.initialize` takes it; None for `model.example()`.
+      inputs: what the model is called with, as `models.initialize` takes it; None for `model.example()`, with as many
+        channels as the arrays are for.
 
     Returns:
       Variables as `models.initialize` gives them, float32.
 
     Raises:
       Mismatch: arrays are missing, unexpected or of another shape; the list names each.
-      UserError: unknown layout, or `new` names nothing of the model.
+      UserError: unknown layout, arrays that are no floating-point numbers, or `new` names nothing of the model.
     """
     how, template = layout(model, source), drawn or _template(model, inputs)
     leaves = flatten(template)
     for start in new:
         if not any(_within(path, start) for path in leaves):
             raise choice_error("part of the network", start, dict.fromkeys(path.split("/")[0] for path in leaves))
+    arrays = unwrap.without_prefixes(arrays, unwrap.ATTRIBUTES, {how.place(path)[0] for path in leaves})
     if adapt := getattr(_family(model), "adapt", None):
         arrays = adapt(model, arrays, source)
-    values, misfits, known = {}, [], set()  # misfits: (our path or "", sign, what)
-    for path, leaf in leaves.items():
-        name, conversion = how.place(path)
-        known.add(name)
-        if any(_within(path, start) for start in new):
-            continue
+    kept = [path for path in leaves if not any(_within(path, start) for start in new)]
+    if inputs is None and drawn is None and (inputs := _other_channels(model, how, arrays, leaves, kept)):
+        template = _template(model, inputs)
+        leaves = flatten(template)
+    values, misfits = {}, []  # misfits: (our path or "", sign, what)
+    for path in kept:
+        (name, wanted), leaf = _theirs(how, path, leaves[path]), leaves[path]
         if name not in arrays:
             misfits.append((path, "-", f"{name}: missing, for {path} {leaf.shape}"))
-            continue
-        wanted = conversion.out(np.broadcast_to(np.float32(0), leaf.shape)).shape
-        if arrays[name].shape != wanted:
+        elif arrays[name].shape != wanted:
             misfits.append((path, "!", f"{name}: {arrays[name].shape}, not {wanted}, for {path} {leaf.shape}"))
-            continue
-        values[path] = np.asarray(conversion.into(np.asarray(arrays[name])), np.float32, order="C")
+        else:
+            values[path] = _converted(how, path, np.asarray(arrays[name]))
+    known = {how.place(path)[0] for path in leaves}
     known |= set(how.extra(sorted(known)))
-    misfits += [("", "+", f"{name}: {array.shape}, unexpected") for name, array in arrays.items() if name not in known]
+    misfits += [("", "+", f"{name}: {array.shape}, unexpected") for name, array in arrays.items()
+                if name not in known and not unwrap.is_counter(name, array)]
     if misfits:
         summary = f"{len(misfits)} arrays of these {source} weights do not fit this {type(model).__name__}"
         raise Mismatch(f"{summary}{_hint(model, misfits, arrays)}:",
@@ -128,6 +134,45 @@ def _template(model: nn.Module, inputs: Any = None) -> dict[str, Any]:
     """Shapes of the model's variables."""
     with lowering("plain"):
         return dict(jax.eval_shape(model.init, jax.random.key(0), *models.abstract(inputs or model.example())))
+
+
+def _theirs(how: Layout, path: str, leaf: Any) -> tuple[str, tuple[int, ...]]:
+    """Name and shape that an array of ours has in a layout."""
+    name, conversion = how.place(path)
+    return name, conversion.out(np.broadcast_to(np.float32(0), leaf.shape)).shape
+
+
+def _converted(how: Layout, path: str, array: np.ndarray) -> np.ndarray:
+    """An array of a layout as ours, float32; UserError for the integers of quantized networks."""
+    name, conversion = how.place(path)
+    if array.dtype.kind != "f":
+        raise UserError(f"'{name}' holds {array.dtype}, not floating-point numbers: weights of a quantized network are "
+                        "not read; save them before they are quantized")
+    return np.asarray(conversion.into(array), np.float32, order="C")
+
+
+def _other_channels(
+    model: nn.Module, how: Layout, arrays: Mapping[str, Any], leaves: Mapping[str, Any], kept: Collection[str]
+) -> tuple[jax.ShapeDtypeStruct, ...] | None:
+    """The model's example with as many channels as the arrays are for; None where it fits, or they do not say.
+
+    The axis of channels is found by comparing the shapes of arrays with those for one channel more.
+    """
+    images, *others = model.example()
+    misfits = [path for path in kept if (theirs := _theirs(how, path, leaves[path]))[0] in arrays
+               and arrays[theirs[0]].shape != theirs[1]]
+    if others or len(images.shape) != 4 or not misfits:
+        return None
+    channels = images.shape[3]
+    more = flatten(_template(model, (*images.shape[:3], channels + 1)))
+    for path in misfits:
+        (name, shape), (_, larger) = _theirs(how, path, leaves[path]), _theirs(how, path, more[path])
+        if arrays[name].ndim == len(shape):
+            for length, one, other in zip(arrays[name].shape, shape, larger, strict=True):
+                places = other - one  # of which each has the channels; more than one where a map is flattened
+                if places > 0 and one == places * channels and length % places == 0 and length not in (0, one):
+                    return models.abstract((*images.shape[:3], length // places))
+    return None
 
 
 def _within(path: str, start: str) -> bool:
@@ -164,9 +209,19 @@ def load(path: str | os.PathLike, model: nn.Module) -> dict[str, Any]:
 
 
 def about(path: str | os.PathLike) -> dict[str, Any]:
-    """What `save` was given with the variables; {} for files that it did not write."""
+    """Returns the literals that `save` was given with the variables; {} for files that it did not write.
+
+    Raises:
+      UserError: they are damaged, or name no network: "model" must be a text, "fields" a dictionary by name.
+    """
     text = metadata(path).get("ablate", "{}")
-    try:
-        return dict(ast.literal_eval(text))
-    except (ValueError, SyntaxError, TypeError):
-        raise UserError(f"{path}: its metadata 'ablate' is no dictionary of literals: {text}") from None
+    with reading(path, ".safetensors"):
+        try:
+            literals = dict(ast.literal_eval(text))
+        except Exception:  # literal_eval also raises what the parser and the interpreter's stack raise
+            raise Damaged(f"its metadata 'ablate' is no dictionary of literals: {text}") from None
+        fields = literals.get("fields", {})
+        if (not isinstance(literals.get("model", ""), str) or not isinstance(fields, dict)
+                or not all(isinstance(name, str) for name in fields)):
+            raise Damaged(f"its metadata 'ablate' name no network: {text}")
+    return literals

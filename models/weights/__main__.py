@@ -9,6 +9,7 @@ from absl import flags
 import models
 from models import command, weights
 from models.errors import UserError, choice_error
+from models.weights.reading import reading
 
 USAGE = """Weights of other libraries in, and ours out.
 
@@ -16,11 +17,15 @@ USAGE = """Weights of other libraries in, and ours out.
   python -m models.weights import --from timm model.safetensors --model resnet50 --new head --set num_classes=10 --out …
   python -m models.weights export --to torchvision resnet50.safetensors --out resnet50.pth
 
-Files are .safetensors, .npz (BiT's) or, with PyTorch installed, .pth, .pt and .bin; nothing in them is executed. import
-writes a .safetensors file in our own names and shapes, with the network's name and fields in it, which export reads; a
-file of our names and shapes without these is imported --from safetensors (or ablate, which is the same). The other
-layouts are those of the network: torchvision, timm, bit, caffe, as it has them. Arrays that are missing (-), unexpected
-(+) or of another shape (!) are listed, and nothing is written.
+Files are .safetensors, .npz (BiT's), or PyTorch's, which end in .pth, .pt, .bin, .pth.tar, .ckpt, .th or .model;
+nothing in them is executed, and PyTorch is needed only to write one. Weights of checkpoints are found under the usual
+keys (state_dict, model, ema and the like; of several the averaged ones). Prefixes of all names (module., _orig_mod.,
+model., net., backbone. and the like) are taken off, and counters beside the arrays are ignored. The network takes as
+many channels as the file is for.
+import writes a .safetensors file in our own names and shapes, with the network's name and fields in it, which export
+reads; a file of our names and shapes without these is imported --from safetensors (or ablate, which is the same). The
+other layouts are those of the network: torchvision, timm, bit, caffe, as it has them. Arrays that are missing (-),
+unexpected (+) or of another shape (!) are listed, and nothing is written.
 Exit code: 0 done, 2 a mistake, in one line after that list."""
 
 OWN = "safetensors"  # how the command line calls our own layout, which is read from and written to such files alone
@@ -57,7 +62,7 @@ def _act(options: flags.FlagValues, arguments: list[str]) -> None:
 
 
 def _import(options: flags.FlagValues, file: str) -> None:
-    if not options.out.endswith(".safetensors"):
+    if not options.out.lower().endswith(".safetensors"):
         raise UserError(f"--out={options.out} must end in .safetensors")
     if not options.model:
         raise UserError("--model is missing")
@@ -80,10 +85,11 @@ def _export(options: flags.FlagValues, file: str) -> None:
         raise UserError(f"--model is missing, and {file} does not say")
     if name == about.get("model"):
         fields = about.get("fields", {}) | fields
-    model = models.create(name, **fields)
+    with reading(file, ".safetensors"):  # fields that a damaged file has may be none that a network can have
+        model = models.create(name, **fields)
+        variables = weights.load(file, model)
     layout = _layout(model, options.to)
-    variables = weights.load(file, model)
-    is_torch = options.out.endswith(".safetensors") and options.to != OWN
+    is_torch = options.out.lower().endswith(".safetensors") and options.to != OWN
     weights.write(options.out, weights.to_arrays(model, variables, layout), {"format": "pt"} if is_torch else None)
     _report(name, variables, f"from {file}", f"to {options.out} ({options.to})")
 

@@ -1,12 +1,10 @@
-"""Files of weights: {name: array}, of safetensors, NumPy (.npz) and PyTorch (.pth, .pt, .bin).
+"""Files of weights: {name: array}, of safetensors, NumPy (.npz) and PyTorch (.pth and other endings).
 
-Nothing that a file says is executed: pickled objects other than tensors are refused.
+Nothing that a file says is executed. All of them are read here, by readers that believe no size before they have
+compared it with the file; whatever these raise is one line (reading.py). Only writing a PyTorch file needs PyTorch.
 """
 
 import os
-import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,53 +14,62 @@ import safetensors
 import safetensors.numpy
 
 from models.errors import UserError
+from models.weights import npz, safe, torch_file, unwrap
+from models.weights.reading import Damaged, reading
 
-TORCH = (".pth", ".pt", ".bin")
+# torch.save writes the same bytes whatever the ending; these are common.
+TORCH = (".pth", ".pt", ".bin", ".pth.tar", ".ckpt", ".th", ".model")
 SUFFIXES = (".safetensors", ".npz", *TORCH)
-# Where checkpoints of training scripts keep the weights; of several, the first here: averaged ones are what is tested.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.")  # of networks that torch's DataParallel or compile had wrapped
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays of a file by name: bfloat16 and float16 as float32, other types as they are.
+    """Returns the arrays of a file by name: bfloat16 and float16 as float32, other types as they are.
 
     A checkpoint that holds the weights among other things gives the weights; prefixes that wrappers put before every
-    name are taken off.
+    name are taken off (unwrap.py).
 
     Raises:
-      UserError: no such file, of another kind than its name says, damaged, or with other things than arrays in it.
+      UserError: there is no such file, it is of another kind than its name says, it is damaged, or it holds things
+        other than arrays.
     """
-    path = _existing(path)
-    load = {".safetensors": _load_safetensors, ".npz": _load_npz}.get(path.suffix, _load_torch)
-    arrays = load(path)
-    for prefix in PREFIXES:
-        if arrays and all(name.startswith(prefix) for name in arrays):
-            arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
-    for name, array in arrays.items():
-        if array.dtype.name in ("bfloat16", "float16"):
-            arrays[name] = array.astype(np.float32)
-        elif array.dtype.kind not in "fiub":
-            raise UserError(f"{path}: '{name}' holds no numbers but {array.dtype}")
-    if not arrays:
-        raise UserError(f"{path}: there are no arrays in it")
+    path, kind = _existing(path)
+    with reading(path, kind):
+        arrays = _READERS.get(kind, torch_file.read)(path)
+        arrays = unwrap.without_prefixes(arrays, unwrap.PARALLEL)
+        for name, array in arrays.items():
+            if not name.isprintable():
+                raise Damaged(f"a name in it is not printable: {name}")
+            if array.dtype.name in ("bfloat16", "float16"):
+                arrays[name] = array.astype(np.float32)
+            elif array.dtype.kind not in "fiub":
+                raise Damaged(f"'{name}' holds no real numbers but {array.dtype}")
+        if not arrays:
+            raise Damaged("there are no arrays in it")
     return arrays
 
 
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays; texts beside them, as names of networks, are left out."""
+    with npz.opened(path) as members:
+        arrays = dict(members)
+    numbers = {name: array for name, array in arrays.items() if array.shape or array.dtype.kind not in "US"}
+    return numbers or arrays
+
+
+_READERS = {".safetensors": safe.read, ".npz": _read_npz}
+
+
 def metadata(path: str | os.PathLike) -> dict[str, str]:
-    """What `write` was given with the arrays; {} for files of another kind than safetensors."""
-    path = _existing(path)
-    if path.suffix != ".safetensors":
+    """Returns the texts that `write` was given with the arrays; {} for files of another kind than safetensors."""
+    path, kind = _existing(path)
+    if kind != ".safetensors":
         return {}
-    try:
-        with safetensors.safe_open(path, "np") as file:
-            return file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from None
+    with reading(path, kind):
+        return safe.metadata(path)
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes arrays by name, the whole file or nothing; torch's with torch.save, for `load_state_dict`.
+    """Writes arrays by name, the whole file or nothing; PyTorch's with torch.save, for `load_state_dict`.
 
     Args:
       path: its suffix says which kind.
@@ -72,16 +79,16 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
     Raises:
       UserError: the kind is unknown, has no place for metadata, or the file cannot be written.
     """
-    path = _checked(path)
-    if metadata and path.suffix != ".safetensors":
+    path, kind = _checked(path)
+    if metadata and kind != ".safetensors":
         raise UserError(f"{path}: metadata is for .safetensors")
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    torch = _torch(path) if path.suffix in TORCH else None
+    torch = _torch(path) if kind in TORCH else None
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if torch:
             torch.save({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, partial)
-        elif path.suffix == ".npz":
+        elif kind == ".npz":
             with open(partial, "wb") as file:
                 np.savez(file, **arrays)
         else:
@@ -93,68 +100,25 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
         partial.unlink(missing_ok=True)
 
 
-def _checked(path: str | os.PathLike) -> Path:
+def _checked(path: str | os.PathLike) -> tuple[Path, str]:
+    """The path, and the ending in lower case that says which kind of file it is."""
     path = Path(path)
-    if path.suffix not in SUFFIXES:
+    kind = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+    if kind is None:
         raise UserError(f"{path}: weights are in files that end in {', '.join(SUFFIXES)}")
-    return path
+    return path, kind
 
 
-def _existing(path: str | os.PathLike) -> Path:
-    path = _checked(path)
+def _existing(path: str | os.PathLike) -> tuple[Path, str]:
+    path, kind = _checked(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
-    return path
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: damaged, or no {path.suffix} file ({type(error).__name__}: {error})".replace("\n", " "))
-
-
-def _load_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:  # the last two: types NumPy lacks
-        raise _unreadable(path, error) from None
-
-
-def _load_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        archive = np.load(path, allow_pickle=False)
-        return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise _unreadable(path, error) from None
+    return path, kind
 
 
 def _torch(path: Path) -> Any:
     try:
         import torch
     except ImportError:
-        raise UserError(f"{path} needs PyTorch: pip install torch, or use a .safetensors file") from None
+        raise UserError(f"{path} is written by PyTorch: pip install torch, or write a .safetensors file") from None
     return torch
-
-
-def _load_torch(path: Path) -> dict[str, np.ndarray]:
-    torch = _torch(path)
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler stumbles over in bytes that are no checkpoint
-        if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
-            raise UserError(f"{path}: refused for the objects in it ({found[1]}); save its state_dict alone") from None
-        raise _unreadable(path, type(error)(*str(error).splitlines()[:1])) from None
-    while isinstance(found, Mapping) and (inside := [key for key in WRAPPERS if isinstance(found.get(key), Mapping)]):
-        found = found[inside[0]]
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path}: a {type(found).__name__} instead of arrays by name")
-    for name, value in found.items():
-        if not isinstance(value, torch.Tensor) or not isinstance(name, str):
-            raise UserError(f"{path}: '{name}' is a {type(value).__name__}, not an array")
-    return {name: _array(path, name, value) for name, value in found.items()}
-
-
-def _array(path: Path, name: str, tensor: Any) -> np.ndarray:
-    """A tensor as NumPy has it, half precision widened; UserError where NumPy has nothing like it."""
-    try:
-        return (tensor.float() if tensor.dtype.itemsize == 2 and tensor.is_floating_point() else tensor).numpy()
-    except (TypeError, RuntimeError) as error:
-        raise UserError(f"{path}: '{name}' is no plain array ({error})") from None

@@ -6,7 +6,6 @@ A source decodes example `index` to pixels of one size. It knows nothing of batc
 import concurrent.futures
 import dataclasses
 import types
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from models import own
 from models.errors import UserError, choice_error, has_type
+from models.weights import npz
 from train import calls
 from train.data.decode import CROPS, Decoder
 
@@ -27,6 +27,7 @@ KINDS = {
     "folder:PATH": "train.data.folder:FolderSource",
     "arrays:FILE.npz": "train.data.source:from_npz",
 }
+MOST_CLASSES = 1 << 16  # whose names are their numbers; more only where there are more images
 TEXT_KINDS = ("grammar", "text:FOLDER")  # see text.py
 
 
@@ -262,8 +263,7 @@ class ArraySource(Source):
     ):
         """Without `classes`, they are named by their numbers. Raises UserError for the wrong type or shape."""
         options = options or Options(source="arrays")
-        low, high = (-1, 1) if labels.ndim == 2 else (0, np.inf)
-        whole = np.issubdtype(labels.dtype, np.integer) and np.all((low <= labels) & (labels <= high))
+        whole = np.issubdtype(labels.dtype, np.integer) and (labels.ndim != 2 or np.all((labels >= -1) & (labels <= 1)))
         paired = labels.ndim in (1, 2) and labels.shape[:1] == images.shape[:1]
         if images.dtype != np.uint8 or images.ndim != 4 or not paired or not whole:
             raise UserError(
@@ -274,7 +274,8 @@ class ArraySource(Source):
         if options.crop != "none" and images.shape[3] not in (1, 3):
             raise UserError(f"data.crop={options.crop}: wants images of 1 or 3 channels, not {images.shape[3]}")
         self.label_shape = labels.shape[1:]
-        classes = classes or [str(label) for label in range(*self.label_shape or (int(labels.max(initial=0)) + 1,))]
+        count = _class_count(labels, options.source, len(classes or ()))
+        classes = classes or [str(label) for label in range(count)]
         super().__init__(len(images), classes, images.shape[1:], options)
         self.images, self.labels, self.title = images, labels.astype(np.int32), options.source
 
@@ -283,6 +284,17 @@ class ArraySource(Source):
 
     def name(self, index: int) -> str:
         return f"{self.title} {index}"
+
+
+def _class_count(labels: np.ndarray, source: str, named: int) -> int:
+    """Returns the number of classes of labels [N] or [N, classes]; UserError where it is beyond those that are named,
+    or where none is, beyond MOST_CLASSES."""
+    lowest, highest = int(labels.min(initial=0)), int(labels.max(initial=0))
+    count, most = labels.shape[1] if labels.ndim == 2 else highest + 1, named or max(MOST_CLASSES, len(labels))
+    if count > most or (labels.ndim == 1 and lowest < 0):
+        raise UserError(f"data.source={source}: its labels are {labels.dtype} {list(labels.shape)} from {lowest} to "
+                        f"{highest}; allowed: whole numbers from 0, of {most:,} classes at most")
+    return count
 
 
 def load(config: Any, split: str) -> Source:
@@ -315,14 +327,11 @@ def _load(split: str, options: Options) -> Source:
 
 
 def from_npz(path: str, split: str, options: Options) -> ArraySource:
-    """The arrays of a file; UserError where it lacks them."""
-    try:
-        with np.load(Path(path).expanduser()) as arrays:
-            splits = [key.removesuffix("_image") for key in arrays.files if key.endswith("_image")]
-            if split not in splits:
-                raise choice_error(f"split of {path}", split, splits)
-            return ArraySource(arrays[f"{split}_image"], arrays[f"{split}_label"], options=options)
-    except (OSError, KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"data.source={options.source}: {error}") from error
+    """Returns the arrays of a split; UserError where the file is damaged or lacks them."""
+    with npz.opened(Path(path).expanduser()) as arrays:
+        splits = [key.removesuffix("_image") for key in arrays if key.endswith("_image")]
+        if split not in splits:
+            raise choice_error(f"split of {path}", split, splits)
+        if f"{split}_label" not in arrays:
+            raise UserError(f"data.source={options.source}: there is no array '{split}_label' beside '{split}_image'")
+        return ArraySource(arrays[f"{split}_image"], arrays[f"{split}_label"], options=options)

@@ -1,0 +1,94 @@
+"""Checkpoints of training scripts hold weights under other names and among other things; here they are taken out."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from models.weights.reading import Damaged
+
+# Keys under which scripts nest weights; of several on one level the first here: averaged weights are what is tested.
+WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema", "state_dict",
+            "model_state_dict", "model_state", "model", "network", "net", "module", "weights", "params", "checkpoint")
+# Beginnings of all names in networks that torch's DataParallel or compile had wrapped.
+PARALLEL = ("module.", "_orig_mod.")
+# Beginnings of all names in modules that hold the network as an attribute, as Lightning's do, and in flattened trees.
+ATTRIBUTES = (*PARALLEL, *(f"{key}." for key in WRAPPERS if key != "module"), "backbone.")
+# Numbers of training beside the weights: these names, and every whole number that is no vector.
+COUNTERS = ("epoch", "step", "global_step", "iteration", "iter", "best_acc", "best_acc1", "acc", "accuracy", "loss",
+            "best_loss", "best_score", "lr", "decay", "seed")
+
+
+class Opaque:
+    """An object of a foreign class, of which only the name is known; nothing of it was executed."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+def is_array(value: Any) -> bool:
+    """Returns true for NumPy's arrays and for everything that stands for an array in a file."""
+    return hasattr(value, "shape")
+
+
+def is_counter(name: str, array: Any) -> bool:
+    """Returns true for a number that training keeps beside the weights and that no network computes with."""
+    if array.shape != ():
+        return False
+    return array.dtype.kind in "iubUS" or name.rpartition(".")[2].lower() in COUNTERS
+
+
+def state(tree: Any) -> dict[str, Any]:
+    """Returns the arrays by name of a checkpoint: those nested under WRAPPERS, at any depth, or its own.
+
+    Everything else on the level of the arrays is left out: numbers, texts, options, the optimizer's state. A level that
+    contains itself is entered once.
+
+    Raises:
+      Damaged: there are no arrays, they have other names than texts, or they are foreign objects.
+    """
+    if isinstance(tree, Opaque):
+        raise Damaged(f"refused for the objects in it ({tree.name}); save its state_dict alone")
+    if not isinstance(tree, Mapping):
+        raise Damaged(f"a {'Tensor' if is_array(tree) else type(tree).__name__} instead of arrays by name")
+    objects = []
+    for level in _levels(tree):
+        arrays = {name: value for name, value in level.items() if is_array(value)}
+        if not all(isinstance(name, str) for name in arrays):
+            raise Damaged("its arrays are numbered, not named")
+        if not all(is_counter(name, array) for name, array in arrays.items()):
+            return arrays
+        objects += [value.name for value in level.values() if isinstance(value, Opaque)]
+    if objects:
+        raise Damaged(f"refused for the objects in it ({', '.join(sorted(set(objects)))}); save its state_dict alone")
+    keys = ", ".join(f"'{key}'" for key in tree if isinstance(key, str))
+    raise Damaged(f"there are no arrays by name in it{keys and f', but {keys}'}; they are looked for under "
+                  f"{', '.join(WRAPPERS)}")
+
+
+def without_prefixes(
+    arrays: Mapping[str, Any], prefixes: Collection[str], known: Collection[str] = ()
+) -> dict[str, Any]:
+    """Takes off prefixes that all names share, in any order, until there is none or a name is `known`.
+
+    Counters beside the arrays need not have the prefix.
+    """
+    known = set(known)
+    while known.isdisjoint(arrays):
+        names = [name for name, array in arrays.items() if not is_counter(name, array)]
+        prefix = next((prefix for prefix in prefixes if names and all(name.startswith(prefix) for name in names)), "")
+        if not prefix:
+            break
+        arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
+    return dict(arrays)
+
+
+def _levels(tree: Mapping) -> Iterator[Mapping]:
+    """The mappings under WRAPPERS, each before the one that contains it, each once; without recursion."""
+    seen, stack = set(), [(tree, False)]
+    while stack:
+        level, is_done = stack.pop()
+        if is_done:
+            yield level
+        elif id(level) not in seen:
+            seen.add(id(level))
+            inside = [level[key] for key in WRAPPERS if isinstance(level.get(key), Mapping)]
+            stack += [(level, True), *((child, False) for child in reversed(inside))]
