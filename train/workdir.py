@@ -1,18 +1,24 @@
 """The folder of one run: which config it belongs to, and what is written into it."""
 
+import contextlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
 from train import config as config_lib
-from train.files import write_atomically, write_json
+from train import details
+from train.files import remove, write_atomically, write_json
+from train.lock import Lock
 
 # Keys that say how fast or how talkatively a run goes, not what comes out of it: these may change between reruns. So
 # may the devices, as they do with devices=0 on another machine (only batch norm and dropout are a device's own).
 OPERATIONAL = ("log_every", "checkpoint_every", "data.workers", "data.dir", "keep_checkpoints", "parallel", "devices")
+
+ABANDONED = 3600  # seconds after which a half-written export counts as left by a kill
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,17 +34,26 @@ def read_config(workdir: Path) -> dict[str, Any]:
         raise UserError(f"{workdir}: it is no run's folder: its config.json cannot be read ({error})") from None
 
 
-def claim(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes the folder this config's, or checks that it is. A run that saved nothing has no claim to it.
+def claim(workdir: Path, config: Mapping[str, Any], lock: Lock) -> None:
+    """Makes the folder this process's and this config's, or checks that it is. A run that saved nothing has no claim to
+    it. What a kill left half written there is removed.
+
+    Args:
+      workdir: created if it is missing.
+      config: of the run.
+      lock: of the folder; is acquired.
 
     Raises:
-      UserError: the folder belongs to another config (the difference is said), or cannot be written.
+      UserError: the folder belongs to another config (the difference is said), another process trains in it, or it
+        cannot be written.
     """
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not os.access(workdir, os.W_OK):
             raise PermissionError(13, "not writable")
+        lock.acquire()
+        _tidy(workdir)
         has_checkpoints = any(entry.name.isdecimal() for entry in (workdir / "checkpoints").glob("*"))
         if has_checkpoints and not path.exists():
             raise UserError(f"{workdir} holds checkpoints but no config.json: choose another --workdir")
@@ -54,6 +69,20 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
     if lines:
         raise UserError(
             f"{workdir} belongs to a run with another config ({'; '.join(lines)}): choose another --workdir")
+
+
+def details_kept(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which the details of what goes wrong are written to details.log; see `details.kept`."""
+    return details.kept(workdir / "details.log")
+
+
+def _tidy(workdir: Path) -> None:
+    leftovers = [*workdir.glob(".*.tmp")]  # of train.files.write_atomically
+    for path in workdir.glob(".*.partial"):  # of exports, one of which may be at work, without the lock
+        if time.time() - path.stat().st_mtime > ABANDONED:
+            leftovers.append(path)
+    for path in leftovers:
+        remove(path)
 
 
 class MetricsFile:
