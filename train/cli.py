@@ -57,31 +57,32 @@ def run(main: Callable[..., int | None], usage: str, positional: bool = False) -
     interrupt = _Interrupt()
     try:
         app.run(guarded, flags_parser=parse)
-    except SystemExit:
-        raise
     except BaseException as error:
+        interrupt.ending = True
+        if isinstance(error, SystemExit):
+            if error.code == INTERRUPTED:
+                _end_at_once()
+            raise
         if interrupt.came:  # whatever has become of the KeyboardInterrupt on its way here
-            sys.exit(INTERRUPTED)
+            _end_at_once()
         if isinstance(error, OSError) and error.filename is not None:
             error = UserError(f"{error.filename}: {error.strerror}")
         if not isinstance(error, UserError):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(2)
-    finally:
-        interrupt.came = True  # nothing is left to do that a ctrl-C should wait for
 
 
 class _Interrupt:
     """Ends the process on ctrl-C with exit code 130 and without a traceback, whatever it does at that moment.
 
-    A first SIGINT is a KeyboardInterrupt, so that files are closed and processes are ended on the way out; a second one
-    ends the process at once. The training loop puts its own handler in this one's place. A process that was started
-    with SIGINT ignored (by nohup, or in the background) goes on ignoring it.
+    A first SIGINT is a KeyboardInterrupt, so that files are closed and processes are ended on the way out. A second one
+    ends the process at once, and so does one when nothing is left to do. The training loop puts its own handler in this
+    one's place. A process that was started with SIGINT ignored (by nohup, or in the background) goes on ignoring it.
     """
 
     def __init__(self):
-        self.came = False
+        self.came = self.ending = False
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._note)
         self._hooks = sys.unraisablehook, threading.excepthook
@@ -89,12 +90,20 @@ class _Interrupt:
         threading.excepthook = lambda args: self.came or self._hooks[1](args)
 
     def _note(self, number, frame):
-        if self.came:
-            if sys.stdout.isatty():
-                os.write(1, b"\x1b[?25h")  # progress bars hide the cursor
+        if self.came or self.ending:
             os._exit(INTERRUPTED)
         self.came = True
         raise KeyboardInterrupt
+
+
+def _end_at_once() -> None:
+    """Ends the process without Python's own way out, in which one more SIGINT would be a traceback or a signal's exit
+    code."""
+    if sys.stdout.isatty():
+        sys.stdout.write("\x1b[?25h")  # progress bars hide the cursor
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(INTERRUPTED)
 
 
 def define_config(name: str = "config") -> Callable[[], ml_collections.ConfigDict]:
