@@ -101,7 +101,7 @@ def test_no_disk_space_is_said_before_anything_is_written(tmp_path, monkeypatch)
     store = saved(tmp_path, [0.1])
     usage = type("usage", (), {"free": 100})
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match="no disk space for checkpoint 2 in .*; the one of step 1 is kept"):
+    with pytest.raises(UserError, match="no disk space for checkpoint 2 in .*; the checkpoint of step 1 is kept"):
         store.save(2, TREE, {}, {})
     monkeypatch.undo()
     assert store.steps() == [1]
@@ -111,12 +111,16 @@ def test_no_disk_space_is_said_before_anything_is_written(tmp_path, monkeypatch)
 def test_a_disk_that_fills_up_while_writing_is_said(tmp_path, monkeypatch):
     store = saved(tmp_path, [0.1])
 
-    def full():
+    def full(folder, *arguments):
+        folder.mkdir()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store._manager, "wait_until_finished", full)
-    with pytest.raises(UserError, match="no disk space .* the one of step 1 is kept"):
+    monkeypatch.setattr(checkpoint.checkpoint_format, "write", full)
+    store.save(2, TREE, {}, {})
+    with pytest.raises(UserError, match="no disk space for checkpoint 2 .* the checkpoint of step 1 is kept"):
         store.wait()
+    store.close()
+    assert os.listdir(tmp_path) == ["1"]  # what was written of it has made room
 
 
 def test_what_a_kill_in_the_middle_of_a_save_leaves_is_no_checkpoint(tmp_path):

@@ -1,21 +1,26 @@
-"""Checkpoints by Orbax: asynchronous, atomic, verified when read; the last ones and the best are kept."""
+"""The checkpoints of a run: written beside training, atomic, verified when read. The last and the best are kept."""
 
+import concurrent.futures
+import contextlib
 import errno
+import json
+import logging
 import math
+import re
 import shutil
-import zlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from models.errors import UserError
+from train import checkpoint_format, details
+from train.files import remove
 from train.parameters import named
 
-policies = ocp.checkpoint_managers
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -44,27 +49,36 @@ def unflatten(template: Any, leaves: Mapping[str, np.ndarray], what: str) -> Any
     return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in wanted])
 
 
-def _digest(leaves: Mapping[str, np.ndarray]) -> dict[str, int]:
-    return {name: zlib.crc32(np.ascontiguousarray(leaf)) for name, leaf in leaves.items()}
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def read(folder: Path, best: str = "") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Returns the leaves of a run's newest checkpoint, or of the one with the highest metric `best`, and its `about`.
+def read(folder: Path, best: str = "", warn: Callable[[str], None] = _warn
+         ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads the newest checkpoint in a run's folder, or the one with the highest score.
+
+    Args:
+      folder: the workdir of a run, which may be training. Nothing in it is changed.
+      best: name of a metric; the checkpoint in which it is highest is read instead of the newest.
+      warn: is told of each damaged checkpoint that is passed over, and of the step that is read instead.
+
+    Returns:
+      The leaves by path, and what was said about them (`Checkpoints.save`).
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: there is no checkpoint, or all are damaged.
     """
-    path = folder / "checkpoints"
-    saved = Checkpoints(path, headline=best, read_only=True)
-    try:
-        step = (saved.best() if best else max(saved.steps(), default=None)) if path.is_dir() else None
-        found = saved.restore(step) if step is not None else None
-    except ValueError as error:
-        raise UserError(f"{folder}: checkpoint {step} is damaged: {error}") from error
-    finally:
-        saved.close()
+    with contextlib.closing(Checkpoints(folder / "checkpoints", headline=best, read_only=True)) as saved, \
+            details.kept(None):
+        step, found, damaged = saved.first_whole(best=bool(best))
+    if found is None and damaged:
+        step = max(damaged)
+        raise UserError(f"{folder}: checkpoint {step} is damaged: {damaged[step]}"
+                        f"{'; so is every one before it' * (len(damaged) > 1)}")
     if found is None:
         raise UserError(f"{folder}: this run has no checkpoint {f'with {best} ' * bool(best)}yet")
+    for other, reason in damaged.items():
+        warn(f"{folder}: checkpoint {other} is damaged ({reason}); using the one of step {step}")
     return found
 
 
@@ -72,7 +86,7 @@ class Checkpoints:
     """The checkpoints of one run, by step.
 
     Args:
-      folder: created if it is missing; what an interrupted save left there is removed.
+      folder: created if it is missing; what an interrupted save or removal left there is removed.
       keep: so many of the latest are kept, and the best.
       headline: metric by which "best" is decided, higher is better.
       read_only: the folder is another run's, which may be writing: nothing in it is made or removed.
@@ -80,118 +94,200 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2, headline: str | None = None, read_only: bool = False):
         self.folder = Path(folder).absolute()
-        def score(metrics):
-            return metrics.get(headline, -math.inf)
-
-        if not read_only:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        kept = [policies.LatestN(keep), policies.BestN(get_metric_fn=score, n=1)]
-        self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=score,
-            cleanup_tmp_directories=not read_only, create=False,
-            # What is saved is whole in numpy: of several processes one does it, and waits for no other
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=jax.process_index(), active_processes={jax.process_index()})))
         self.headline = headline
+        self._keep = keep
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._writing: tuple[int, concurrent.futures.Future] | None = None
+        if not read_only:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot use {self.folder}: {error.strerror}") from error
+            for pattern in (".*.tmp", "*.orbax-checkpoint-tmp*"):  # ours, and those of earlier versions
+                for leftover in self.folder.glob(pattern):
+                    remove(leftover)
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, oldest first."""
-        return sorted(self._manager.all_steps())
+        entries = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(int(entry.name) for entry in entries if re.fullmatch("0|[1-9][0-9]*", entry.name, re.ASCII))
 
     def best(self) -> int | None:
         """The step with the best headline metric; None where there is none."""
-        scored = [(self._scores(step), step) for step in self.steps()]
-        scored = [(scores[self.headline], step) for scores, step in scored if self.headline in scores]
+        return self._best({})
+
+    def _best(self, damaged: dict[int, str]) -> int | None:
+        """Of the steps that are not `damaged`, which takes up those of which the scores cannot be read."""
+        scored = []
+        for step in self.steps():
+            if step in damaged:
+                continue
+            try:
+                score = checkpoint_format.read_about(self._path(step))["scores"].get(self.headline)
+            except ValueError as error:
+                damaged[step] = str(error)
+                continue
+            if type(score) in (int, float) and math.isfinite(score):
+                scored.append((score, step))
         return max(scored, default=(None, None))[1]
 
-    def _scores(self, step: int) -> Mapping[str, float]:
-        try:
-            return self._manager.metrics(step) or {}
-        except (OSError, ValueError):  # damaged: it is no candidate
-            return {}
+    def _path(self, step: int) -> Path:
+        return self.folder / str(step)
 
     def save(self, step: int, state: Any, about: Mapping[str, Any], scores: Mapping[str, float]) -> None:
-        """Starts writing; returns as soon as `state` (numpy leaves) may no longer be needed by the caller.
+        """Starts writing, after the save before it has ended; `state` must stay as it is until `wait` returns.
+
+        Args:
+          step: of the checkpoint, by which it is found again.
+          state: numpy leaves.
+          about: JSON that `restore` returns beside the leaves.
+          scores: metrics on the test set, by which the best is found.
 
         Raises:
-          UserError: where the disk cannot hold it; the checkpoints before it stay.
+          UserError: where the disk cannot hold it, or the save before it failed; the checkpoints before that stay.
         """
+        self.wait()
         leaves = flatten(state)
         size = sum(leaf.nbytes for leaf in leaves.values())
         free = shutil.disk_usage(self.folder).free
         if free < 1.1 * size + 2**20:
             raise self._no_space(step, f"it needs {size / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free")
-        about = {**about, "step": step, "crc32": _digest(leaves)}
+        about = json.loads(json.dumps({**about, "step": step, "scores": dict(scores)}))
+        self._writing = step, self._writer.submit(self._write, step, leaves, about)
+
+    def _write(self, step: int, leaves: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+        temporary = self.folder / f".new-{step}.tmp"
         try:
-            self._manager.save(step, metrics=dict(scores), args=ocp.args.Composite(
-                state=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(about)))
-        except Exception as error:
-            self._explain(step, error)
+            remove(temporary)
+            checkpoint_format.write(temporary, leaves, about)
+            self._discard(step)  # a damaged one that could not be moved aside
+            temporary.rename(self._path(step))
+        except BaseException:
+            remove(temporary)  # so that a full disk has space again
             raise
+        steps = self.steps()
+        for old in set(steps[:-self._keep]) - {self.best()}:
+            with contextlib.suppress(OSError):  # the new one is there; the next save tries again
+                self._discard(old)
+
+    def _discard(self, step: int) -> None:
+        """Removes a checkpoint at once as far as readers see, whatever ends this process meanwhile."""
+        trash = self.folder / f".old-{step}.tmp"
+        remove(trash)
+        with contextlib.suppress(FileNotFoundError):
+            self._path(step).rename(trash)
+        remove(trash)
 
     def wait(self) -> None:
         """Returns when everything is on disk.
 
         Raises:
-          UserError: where the disk was full.
+          UserError: where it could not be written, e.g. since the disk was full.
         """
+        if self._writing is None:
+            return
+        step, future = self._writing
+        concurrent.futures.wait([future])
+        self._writing = None
         try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            self._explain("being written", error)
-            raise
+            future.result()
+        except (OSError, ValueError) as error:  # of the file system, of tensorstore
+            logging.getLogger(__name__).warning("checkpoint %d", step, exc_info=True)
+            if is_full(error):
+                raise self._no_space(step, "no space left on the device") from error
+            why = checkpoint_format.brief(error)
+            raise UserError(f"cannot write checkpoint {step} in {self.folder}: {why}; {self.kept()}") from error
 
     def close(self) -> None:
-        """Waits, and ends the writer's threads."""
-        self.wait()
-        self._manager.close()
+        """Waits, and ends the writer's thread. To know whether the last save succeeded, `wait` before it."""
+        with contextlib.suppress(UserError):  # it is in the log, and something else may be on its way to the user
+            self.wait()
+        self._writer.shutdown()
 
-    def _explain(self, step: int | str, error: Exception) -> None:
-        """Raises UserError where the cause is a full disk."""
-        full = isinstance(error, OSError) and error.errno in DISK_FULL
-        if full or "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
-            raise self._no_space(step, "no space left on the device") from error
-
-    def _no_space(self, step: int | str, why: str) -> UserError:
+    def kept(self) -> str:
+        """Says which checkpoint is there to go on from."""
         last = max(self.steps(), default=None)
-        kept = f"the one of step {last} is kept" if last is not None else "there is none yet"
-        return UserError(f"no disk space for checkpoint {step} in {self.folder}: {why}; {kept}")
+        if last is None:
+            return "there is no checkpoint yet"
+        return f"the checkpoint of step {last} is kept, and the same command goes on from it"
+
+    def _no_space(self, step: int, why: str) -> UserError:
+        return UserError(f"no disk space for checkpoint {step} in {self.folder}: {why}; {self.kept()}")
 
     def restore(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Leaves by path, and what was said about them, of one step.
+        """Reads the leaves by path, and what was said about them, of one step.
 
         Raises:
           ValueError: it is damaged: unreadable, incomplete, or with other bits than were written.
         """
-        try:
-            found = self._manager.restore(step, args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(), about=ocp.args.JsonRestore()))
-            leaves, about = found["state"], found["about"]
-            wrong = [name for name, crc in about["crc32"].items() if _digest({name: leaves[name]})[name] != crc]
-        except Exception as error:  # Orbax, tensorstore and JSON each raise their own
-            raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
-        if wrong:
-            raise ValueError(f"checksum of {wrong[0]} differs")
-        return leaves, about
+        return checkpoint_format.read(self._path(step))
+
+    def first_whole(self, best: bool = False) -> tuple[
+            int | None, tuple[dict[str, np.ndarray], dict[str, Any]] | None, dict[int, str]]:
+        """Reads the newest checkpoint, or the best, that is not damaged.
+
+        Returns:
+          its step, and what `restore` returns of it, None where there is none; and the reasons, by step, for which
+          others before it in that order were passed over.
+        """
+        damaged, step = {}, None
+        while True:
+            left = [other for other in self.steps() if other not in damaged]
+            step = self._best(damaged) if best else max(left, default=None)
+            if step is None:
+                break
+            try:
+                found = self.restore(step)
+                break
+            except ValueError as error:
+                logging.getLogger(__name__).warning("checkpoint %d", step, exc_info=True)
+                damaged[step] = str(error)
+        # A run that trains meanwhile may have removed one of them
+        damaged = {other: reason for other, reason in damaged.items() if self._path(other).exists()}
+        return step, found if step is not None else None, damaged
 
     def restore_newest(self, warn: Callable[[str], None]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """The newest checkpoint that is whole, or None where there is none at all.
+        """Reads the newest checkpoint that is whole; returns None where there is none at all.
 
-        A damaged one is passed over and moved aside, and `warn` told about it.
+        Damaged ones are passed over and moved aside, and `warn` is told.
 
         Raises:
           UserError: there are checkpoints, but all are damaged.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        step, found, damaged = self.first_whole()
+        if found is None and damaged:
+            raise UserError(f"every checkpoint in {self.folder} is damaged (that of step {max(damaged)}: "
+                            f"{damaged[max(damaged)]}); choose another --workdir to start afresh")
+        for other, reason in damaged.items():
+            aside = self.folder.parent / f"damaged-checkpoint-{other}"
             try:
-                return self.restore(step)
-            except ValueError as error:
-                aside = self.folder.parent / f"damaged-checkpoint-{step}"
-                shutil.rmtree(aside, ignore_errors=True)
-                shutil.move(self.folder / str(step), aside)
-                self._manager.reload()
-                warn(f"checkpoint {step} is damaged ({error}); moved to {aside}, using the one before it")
-        if steps:
-            raise UserError(f"every checkpoint in {self.folder} is damaged; choose another --workdir to start afresh")
-        return None
+                remove(aside)
+                self._path(other).rename(aside)
+                where = f"moved to {aside}"
+            except OSError as error:
+                where = f"it stays where it is ({error.strerror})"
+            warn(f"checkpoint {other} is damaged ({reason}); {where}, using the one before it, of step {step}")
+        return found
+
+
+@contextlib.contextmanager
+def full_disk_is_said(folder: Path) -> Iterator[None]:
+    """Within it, a disk that is full while something is written becomes a UserError that says what is kept.
+
+    Args:
+      folder: the workdir.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        kept = Checkpoints(folder / "checkpoints", read_only=True).kept()
+        raise UserError(f"no disk space in {folder}: {error.strerror}; {kept}") from error
+
+
+def is_full(error: Exception) -> bool:
+    """Tells whether the cause is a full disk."""
+    if isinstance(error, OSError):
+        return error.errno in DISK_FULL
+    return "No space left" in str(error) or "quota exceeded" in str(error)

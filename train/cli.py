@@ -1,8 +1,10 @@
-"""What the entry points share: absl flags, the config file, and errors that are one line."""
+"""What the entry points share: absl flags, the config file, errors that are one line, and ctrl-C."""
 
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 import ml_collections
@@ -11,11 +13,13 @@ from ml_collections import config_flags
 
 from models.errors import UserError
 
+INTERRUPTED = 130  # the exit code of ctrl-C
 flags.disclaim_key_flags()  # flags defined through this module are the entry point's, and --help lists them as such
 
 
 def run(main: Callable[..., int | None], usage: str, positional: bool = False) -> None:
-    """Parses the flags, runs `main`, and exits: 0 done, 2 a user's mistake (one line), 1 a fault (with its traceback).
+    """Parses the flags, runs `main`, and exits: 0 done, 2 a user's mistake (one line), 1 a fault (with its traceback),
+    130 ctrl-C.
 
     Args:
       main: returns an exit code, None for 0. It takes no arguments or, if `positional`, what is left of the command
@@ -54,17 +58,56 @@ def run(main: Callable[..., int | None], usage: str, positional: bool = False) -
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every step of every save
         sys.exit((main(argv) if positional else main()) or 0)
 
+    interrupt = _Interrupt()
     try:
         app.run(guarded, flags_parser=parse)
-    except KeyboardInterrupt:  # before the loop takes care of it
-        sys.exit(130)
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError):
-            if error.filename is None:  # no file's fault
-                raise
-            error = f"{error.filename}: {error.strerror}"
+    except BaseException as error:
+        interrupt.ending = True
+        if isinstance(error, SystemExit):
+            if error.code == INTERRUPTED:
+                _end_at_once()
+            raise
+        if interrupt.came:  # whatever has become of the KeyboardInterrupt on its way here
+            _end_at_once()
+        if isinstance(error, OSError) and error.filename is not None:
+            error = UserError(f"{error.filename}: {error.strerror}")
+        if not isinstance(error, UserError):
+            raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+class _Interrupt:
+    """Ends the process on ctrl-C with exit code 130 and without a traceback, whatever it does at that moment.
+
+    A first SIGINT is a KeyboardInterrupt, so that files are closed and processes are ended on the way out. A second one
+    ends the process at once, and so does one when nothing is left to do. The training loop puts its own handler in this
+    one's place. A process that was started with SIGINT ignored (by nohup, or in the background) goes on ignoring it.
+    """
+
+    def __init__(self):
+        self.came = self.ending = False
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._note)
+        self._hooks = sys.unraisablehook, threading.excepthook
+        sys.unraisablehook = lambda args: self.came or self._hooks[0](args)
+        threading.excepthook = lambda args: self.came or self._hooks[1](args)
+
+    def _note(self, number, frame):
+        if self.came or self.ending:
+            os._exit(INTERRUPTED)
+        self.came = True
+        raise KeyboardInterrupt
+
+
+def _end_at_once() -> None:
+    """Ends the process without Python's own way out, in which one more SIGINT would be a traceback or a signal's exit
+    code."""
+    if sys.stdout.isatty():
+        sys.stdout.write("\x1b[?25h")  # progress bars hide the cursor
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(INTERRUPTED)
 
 
 def define_config(name: str = "config") -> Callable[[], ml_collections.ConfigDict]:

@@ -1,8 +1,10 @@
 """Small files: checked when read, and written whole, so that a kill leaves the old or the new content, never a part."""
 
+import contextlib
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON for people: indented, keys in order; raises ValueError for a number that is not finite."""
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a whole folder, as far as possible, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def sha256(path: Path) -> str:

@@ -1,10 +1,8 @@
 """THE training loop: every experiment, task, pruning run and study goes through `train`."""
 
+import contextlib
 import functools
 import hashlib
-import os
-import signal
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
-from jax.experimental import multihost_utils
 
 import models
 from models.compress import lowbit
@@ -28,6 +25,8 @@ from train import workdir as workdir_lib
 from train.data import text
 from train.feed import Feed
 from train.files import read_json, write_json
+from train.interruption import Interruption
+from train.lock import Lock
 from train.parallel import Parallel
 from train.text_feed import TextFeed
 
@@ -170,11 +169,26 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
     Returns:
       The summary, as in summary.json; {"interrupted": signal, "step": …} where SIGTERM or SIGINT ended it early.
     Raises:
-      UserError: a mistake in the config, a workdir of another config, a loss that is not finite, a full disk.
+      UserError: a mistake in the config, a workdir of another config or of another process, a loss that is not finite,
+        a full disk.
     """
-    started = started or time.time()
-    console = console or rich.console.Console(quiet=True)
     folder = Path(workdir).absolute()
+    with checkpoint.full_disk_is_said(folder), contextlib.ExitStack() as held:
+        return _train(config, folder, console or rich.console.Console(quiet=True), started or time.time(), held)
+
+
+def _train(config: Mapping[str, Any], folder: Path, console: rich.console.Console, started: float,
+           held: contextlib.ExitStack) -> dict[str, Any]:
+    """Does what `train` says; the workdir is this process's until `held` ends."""
+    lock = Lock(folder)
+    held.callback(lock.release)
+
+    def early():  # before memory of the devices is taken from the process that has the folder
+        if folder.is_dir():
+            lock.acquire()
+        return None, ()
+
+    distributed.from_primary(early, ())
     distributed.check_same("config", workdir_lib.plain(config))
     run = setup(config)
     parallel, feed, total = run.parallel, run.feed, run.total
@@ -189,8 +203,10 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
 
     def found():
         nonlocal saved
-        workdir_lib.claim(folder, run.config, record)
-        saved = checkpoint.Checkpoints(folder / "checkpoints", run.keep, run.task.headline)
+        workdir_lib.claim(folder, run.config, record, lock)
+        held.enter_context(workdir_lib.details_kept(folder))
+        saved = held.enter_context(contextlib.closing(
+            checkpoint.Checkpoints(folder / "checkpoints", run.keep, run.task.headline)))
         return _found(run, saved, folder, record, console)
 
     (about, finished), state = distributed.from_primary(found, run.state)
@@ -226,6 +242,8 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
                         saved.save(done, host, {"seconds": time.time() - began, "data": record,
                                                 "recorder": recorder.state()}, results)
                 if interrupted and done < total:
+                    if is_primary:
+                        saved.wait()
                     recorder.say(f"{interrupted}: saved at step {done} of {total}; the same command goes on")
                     return {"interrupted": interrupted, "step": done}
                 recorder.resume()
@@ -239,15 +257,8 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
             for hook in run.hooks:
                 hook.finished(run, host, folder)
             write_json(folder / "summary.json", result)
-    except OSError as error:
-        if error.errno not in checkpoint.DISK_FULL:
-            raise
-        raise UserError(f"no disk space in {folder}: {error.strerror}; the last checkpoint is kept, and the same "
-                        "command goes on from it") from error
     finally:
         recorder.close()
-        if is_primary:
-            saved.close()
     return result
 
 
@@ -271,37 +282,3 @@ def _found(run: Run, saved: checkpoint.Checkpoints, folder: Path, record: Mappin
     state = checkpoint.unflatten(run.state, leaves, f"checkpoint {about['step']} in {folder}")
     console.print(f"going on from step {about['step']} of {run.total}", soft_wrap=True, markup=False)
     return (about, None), state
-
-
-class Interruption:
-    """Within it, a SIGTERM (preemption) or a first SIGINT (ctrl-C) is only noted, so that the loop can save and end.
-
-    Of several processes one alone may be told; then JAX, which took the SIGTERM, has all of them stop at the same call.
-    """
-
-    signal: str | None = None
-
-    def __enter__(self):
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            noted = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
-            self._before = {number: signal.signal(number, self._note) for number in noted}
-        return self
-
-    def noted(self, number: int) -> str | None:
-        """Whether to stop after call `number` of the run, counted from where it started: the signal's name."""
-        if jax.process_count() == 1:
-            return self.signal
-        return (self.signal or "SIGTERM") if multihost_utils.reached_preemption_sync_point(number) else None
-
-    def _note(self, number, frame):
-        del frame
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
-        if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def __exit__(self, *error):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -10,10 +10,9 @@ import jax
 import numpy as np
 import rich.console
 import rich.progress
-import tensorboardX
 
 from models.errors import UserError
-from train import evaluate, workdir
+from train import evaluate, events, workdir
 from train.parameters import parameter_name
 
 SHOWN = ("loss", "accuracy", "hit", "learning_rate")  # what the bar and the log lines show, where it is there
@@ -54,7 +53,7 @@ class Recorder:
     def __init__(self, folder: Path | None, console: rich.console.Console, *, total: int, step: int, batch_size: int,
                  unit: str, log_every: int, before: Mapping[str, Any] | None):
         self._file = workdir.MetricsFile(folder / "metrics.jsonl", step) if folder else None
-        self._events = tensorboardX.SummaryWriter(str(folder), purge_step=step + 1) if folder else None
+        self._events = events.EventFile(folder, workdir.read_metrics(folder / "metrics.jsonl")) if folder else None
         self._console, self._total, self._batch_size, self._log_every = console, total, batch_size, log_every
         self._unit = unit
         before = before or {"sums": None, "logged": 0}
@@ -149,9 +148,7 @@ class Recorder:
         """Keeps numbers (and lists) in metrics.jsonl, and the numbers in event files as split/name."""
         if self._file:
             self._file.write(step, split, values)
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._events.add_scalar(f"{split}/{name}", value, step)
+            self._events.write(step, split, values)
 
     def evaluated(self, step: int, results: Mapping[str, Any]) -> None:
         """Keeps and shows the metrics of the test set.

@@ -1,7 +1,9 @@
 """The folder of one run: which config it belongs to, and what is written into it."""
 
+import contextlib
 import json
 import os
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +11,9 @@ from typing import Any
 
 from models.errors import UserError
 from train import config as config_lib
-from train.files import parse_json, read_json, write_atomically, write_json
+from train import details
+from train.files import parse_json, read_json, remove, write_atomically, write_json
+from train.lock import Lock
 
 # A line of metrics.jsonl
 LINE = {"type": "object", "required": ["step", "split"],
@@ -17,6 +21,8 @@ LINE = {"type": "object", "required": ["step", "split"],
 # Keys that say how fast or how talkatively a run goes, not what comes out of it: these may change between reruns. So
 # may the devices, as they do with devices=0 on another machine (only batch norm and dropout are a device's own).
 OPERATIONAL = ("log_every", "checkpoint_every", "data.workers", "data.dir", "keep_checkpoints", "parallel", "devices")
+
+ABANDONED = 3600  # seconds after which a half-written export counts as left by a kill
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,24 +47,29 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return config
 
 
-def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Makes the folder this config's, or checks that it is. A run that saved nothing has no claim to it.
+def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any], lock: Lock) -> None:
+    """Makes the folder this process's and this config's, or checks that it is.
 
-    Writes config.json and data.json, a copy for people and configs of what each checkpoint says of the data.
+    A run that saved nothing has no claim to it. What a kill left half written there is removed. Writes config.json and
+    data.json, a copy for people and configs of what each checkpoint says of the data.
 
     Args:
-      workdir: the folder.
+      workdir: created if it is missing.
       config: of the run.
       record: what the run has to remember of its data.
+      lock: of the folder; is acquired.
 
     Raises:
-      UserError: the folder belongs to another config (the difference is said), or cannot be written.
+      UserError: the folder belongs to another config (the difference is said), another process trains in it, or it
+        cannot be written.
     """
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not os.access(workdir, os.W_OK):
             raise PermissionError(13, "not writable")
+        lock.acquire()
+        _tidy(workdir)
         has_checkpoints = any(entry.name.isdecimal() for entry in (workdir / "checkpoints").glob("*"))
         if has_checkpoints and not path.exists():
             raise UserError(f"{workdir} holds checkpoints but no config.json: choose another --workdir")
@@ -73,6 +84,20 @@ def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -
     if lines:
         raise UserError(
             f"{workdir} belongs to a run with another config ({'; '.join(lines)}): choose another --workdir")
+
+
+def details_kept(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which the details of what goes wrong are written to details.log; see `details.kept`."""
+    return details.kept(workdir / "details.log")
+
+
+def _tidy(workdir: Path) -> None:
+    leftovers = [*workdir.glob(".*.tmp")]  # of train.files.write_atomically
+    for path in workdir.glob(".*.partial"):  # of exports, one of which may be at work, without the lock
+        if time.time() - path.stat().st_mtime > ABANDONED:
+            leftovers.append(path)
+    for path in leftovers:
+        remove(path)
 
 
 class MetricsFile:

@@ -1,0 +1,162 @@
+"""The folder of one checkpoint: what is written into it, and how every byte of it is verified when it is read.
+
+    state/           the arrays, as Orbax's StandardCheckpointHandler writes them
+    about/metadata   JSON: step, scores and what the loop needs to go on; the SHA-256 of each file in state/; and the
+                     SHA-256 of all that
+
+Nothing in state/ reaches a decoder before its checksum is verified. Earlier versions kept a CRC-32 of each array
+instead, none of the rest, and the scores in metrics/metrics. Their checkpoints are read by their own rules.
+"""
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+EARLIER = {"step", "seconds", "data", "recorder", "crc32"}  # the keys that versions without a checksum wrote
+
+
+def write(folder: Path, leaves: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+    """Writes a checkpoint into a new folder; not atomically, which is up to the caller.
+
+    Args:
+      folder: does not exist yet.
+      leaves: arrays by path.
+      about: JSON with at least "step" and "scores".
+    """
+    folder.mkdir()
+    _orbax().save(folder / "state", args=ocp.args.StandardSave(dict(leaves)))
+    about = {**about, "files": _digests(folder / "state")}
+    (folder / "about").mkdir()
+    (folder / "about" / "metadata").write_text(json.dumps({**about, "checksum": _checksum(about)}))
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Reads what is said about the arrays of a checkpoint, verified, without the arrays.
+
+    Raises:
+      ValueError: it is damaged, with a reason of a few words.
+    """
+    try:
+        about = _json(folder / "about" / "metadata")
+        if "checksum" in about:
+            if about.pop("checksum") != _checksum(about):
+                raise ValueError("the checksum of about/metadata differs")
+        else:
+            _check_earlier(about)
+            about["scores"] = _earlier_scores(folder)
+        if str(about["step"]) != folder.name:
+            raise ValueError(f"it is of step {about['step']}")
+        return about
+    except Exception as error:  # whatever strange bytes raise
+        raise ValueError(brief(error)) from error
+
+
+def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads the arrays by path, and what is said about them, all verified.
+
+    Raises:
+      ValueError: the checkpoint is damaged, with a reason of a few words.
+    """
+    about = read_about(folder)
+    try:
+        if "files" in about:
+            _verify_files(about["files"], _digests(folder / "state"))
+        leaves = _orbax().restore(folder / "state", args=ocp.args.StandardRestore())
+        if "crc32" in about:
+            _verify_earlier(about, leaves)
+        return leaves, about
+    except Exception as error:  # Orbax, tensorstore and the file system each raise their own
+        raise ValueError(brief(error)) from error
+
+
+def _orbax() -> ocp.Checkpointer:
+    # What is saved is whole in numpy: one process writes it and waits for no other
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()})
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise ValueError(f"{path.parent.name}/{path.name} is missing")
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.parent.name}/{path.name} is no JSON object")
+    return content
+
+
+def _checksum(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    digests = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _verify_files(expected: Mapping[str, str], actual: Mapping[str, str]) -> None:
+    for name, digest in expected.items():
+        if name not in actual:
+            raise ValueError(f"state/{name} is missing")
+        if actual[name] != digest:
+            raise ValueError(f"the checksum of state/{name} differs")
+
+
+def brief(error: Exception) -> str:
+    """Returns an error in a few words: those of tensorstore fill a screen."""
+    if type(error) is ValueError and len(str(error)) < 120:
+        return str(error)
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:100]}{'…' * (len(first) > 100)}"
+
+
+# -- checkpoints of earlier versions, without a checksum of everything -----------------------------------------------
+
+
+def _check_earlier(about: Mapping[str, Any]) -> None:
+    """Raises ValueError where something has a type that no version wrote."""
+    def is_number(value):
+        return type(value) in (int, float) and math.isfinite(value)
+
+    recorder = about.get("recorder")
+    sums = recorder.get("sums") if isinstance(recorder, dict) else None
+    fits = (
+        about.keys() == EARLIER
+        and type(about["step"]) is int
+        and is_number(about["seconds"])
+        and isinstance(about["data"], dict)
+        and isinstance(about["crc32"], dict)
+        and isinstance(recorder, dict) and recorder.keys() == {"sums", "logged"} and type(recorder["logged"]) is int
+        and (sums is None or (isinstance(sums, dict) and all(
+            isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair)) for pair in sums.values())))
+    )
+    if not fits:
+        raise ValueError("about/metadata does not hold what it should")
+
+
+def _earlier_scores(folder: Path) -> dict[str, Any]:
+    try:
+        return _json(folder / "metrics" / "metrics")
+    except (OSError, ValueError, RecursionError):  # they only decide which is the best: it is none
+        return {}
+
+
+def _verify_earlier(about: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> None:
+    if leaves.keys() != about["crc32"].keys():
+        raise ValueError("arrays are missing")
+    for name, leaf in leaves.items():
+        if zlib.crc32(np.ascontiguousarray(leaf)) != about["crc32"][name]:
+            raise ValueError(f"the checksum of {name} differs")
+    if "step" in leaves and int(leaves["step"]) != about["step"]:
+        raise ValueError(f"its arrays are of step {int(leaves['step'])}")
