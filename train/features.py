@@ -12,7 +12,6 @@ import hashlib
 import os
 import sys
 import weakref
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from models import own, runtime
 from models.compress import lowbit, xnor
 from models.errors import UserError, choice_error
 from models.layers.endpoint import capture
+from models.weights import npz
 from train.checkpoint import flatten
 from train.data import augment, decode, place, select
 from train.data.select import Selected
@@ -163,11 +163,11 @@ def _content(source: Source) -> str:
 
 
 def _read(path: Path) -> Features | None:
-    """What is kept there; None where nothing is, or where it is damaged."""
+    """Returns what is kept there, or None where nothing is, or where it is damaged."""
     try:
-        with np.load(path) as arrays:
+        with npz.opened(path) as arrays:
             return Features(arrays["x"], arrays["labels"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except UserError:
         return None
 
 

@@ -43,10 +43,15 @@ def one_line(text: str) -> str:
     return shown if len(shown) <= LONGEST else f"{shown[:LONGEST - 1]}…"
 
 
+def most_bytes(file_size: int) -> int:
+    """Returns how many bytes a file of `file_size` bytes may hold once it is unpacked."""
+    return max(FREE, RATIO * file_size)
+
+
 def check_size(size: int, file_size: int) -> None:
-    """Raises Damaged where arrays of `size` bytes are too many for a file of `file_size` bytes."""
-    if size > max(FREE, RATIO * file_size):
-        raise Damaged(f"its arrays would take {size:,} bytes; allowed: {FREE:,}, or {RATIO} times the {file_size:,} "
+    """Raises Damaged where contents of `size` bytes are too many for a file of `file_size` bytes."""
+    if size > most_bytes(file_size):
+        raise Damaged(f"its contents would take {size:,} bytes; allowed: {FREE:,}, or {RATIO} times the {file_size:,} "
                       "bytes of the file")
 
 

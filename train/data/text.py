@@ -20,6 +20,7 @@ import numpy as np
 from models import runtime
 from models.errors import UserError, choice_error
 from models.transformer import BOS, EOS, PAD
+from models.weights.reading import check_size, most_bytes, reading
 from train.data import grammar, order
 
 SPECIAL = ("<pad>", "<s>", "</s>")  # PAD, BOS, EOS are their places
@@ -57,11 +58,12 @@ def _lines(folder: Path, name: str) -> list[str]:
     if path is None:
         found = sorted(path.name.removesuffix(".gz") for path in folder.iterdir() if path.is_file())
         raise choice_error(f"text in {folder}", name, found)
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    is_packed, size = path.suffix == ".gz", path.stat().st_size
+    with reading(path, ".gz" if is_packed else "UTF-8"):
+        with (gzip.open(path) if is_packed else path.open("rb")) as file:
+            data = file.read(most_bytes(size) + 1)
+        check_size(len(data), size)
         return [line.strip() for line in data.decode().removesuffix("\n").split("\n")] if data else []
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def vocabulary(texts: Sequence[Sequence[str]], size: int) -> Any:
@@ -82,9 +84,10 @@ def vocabulary(texts: Sequence[Sequence[str]], size: int) -> Any:
         digest.update(line.encode() + b"\n")
     folder = runtime.cache_folder()
     path = folder / f"bpe-{digest.hexdigest()[:16]}.json"
-    if path.exists():
-        made = tokenizers.Tokenizer.from_file(str(path))
-    else:
+    try:
+        with reading(path, ".json"):
+            made = tokenizers.Tokenizer.from_file(str(path))
+    except UserError:  # it was not learned before, or the file is damaged
         made = _learn(texts, size)
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,91 @@
+"""Mutates each kind of file that the project reads, and counts what goes wrong. See --help."""
+
+import argparse
+import fnmatch
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz import cases
+from tests.fuzz.mutate import mutants
+from tests.fuzz.worker import SECONDS, Worker
+
+KINDS = ("refused", "same", "earlier", "other", "traceback", "crash", "hang", "memory")
+FAULTS = ("traceback", "crash", "hang", "memory")
+SHOWN = 5  # mutants of a kind of fault that are described in the results
+
+
+def run(name: str, seconds: float, seed: int, most: int, folder: Path) -> dict[str, Any]:
+    """Reads mutants of one case until the time is up, the files in turn.
+
+    Returns:
+      {"case", "checked", "mutants", one count per kind, "faults": descriptions of some}.
+    """
+    folder.mkdir()
+    worker, case = Worker(name, folder), cases.CASES[name]
+    streams = [(file, mutants((folder / file).read_bytes(), seed + i, most)) for i, file in enumerate(worker.files)]
+    counts, faults, end = Counter(), [], time.monotonic() + seconds
+    while streams and time.monotonic() < end and counts.total() < most:
+        for file, stream in list(streams):
+            what, data = next(stream, (None, None))
+            if data is None:
+                streams.remove((file, stream))
+                continue
+            kind, said = worker.ask(file, data)
+            counts[kind] += 1
+            if (kind in FAULTS or (case.checked and kind == "other")) and len(faults) < SHOWN:
+                faults.append({"file": file, "mutant": what, "kind": kind, "said": said[-600:]})
+    worker.close()
+    return {"case": name, "checked": case.checked, "mutants": counts.total(),
+            **{kind: counts[kind] for kind in KINDS}, "faults": faults}
+
+
+def bad(row: dict[str, Any]) -> int:
+    """Returns how many mutants of a row did what none may do."""
+    return sum(row[kind] for kind in FAULTS) + (row["other"] if row["checked"] else 0)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns the counts as Markdown."""
+    titles = ("file", "checksum", "mutants", "refused", "read as the same", "earlier state", "read as another",
+              "traceback", "crash", f"over {SECONDS:g} s", "over 1 GiB")
+    lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)]]
+    lines += [[row["case"], "yes" if row["checked"] else "no", *(str(row[kind]) for kind in ("mutants", *KINDS))]
+              for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> int:
+    """Returns 1 where a mutant did what none may do."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=300, help="for all kinds of files together")
+    parser.add_argument("--mutants", type=int, default=2000, help="at most, of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", default="*", help="pattern of names, e.g. 'weights*'")
+    parser.add_argument("--out", default="", help="JSON file to write")
+    options = parser.parse_args()
+    names = [name for name in cases.CASES if fnmatch.fnmatchcase(name, options.cases)]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, name in enumerate(names):
+            rows.append(run(name, options.seconds / len(names), options.seed, options.mutants, Path(folder) / str(i)))
+            print(f"{name}: {rows[-1]['mutants']} mutants, {bad(rows[-1])} bad", file=sys.stderr, flush=True)
+            for fault in rows[-1]["faults"]:
+                print(f"  {fault['file']}, {fault['mutant']}: {fault['kind']}\n    {fault['said']}", file=sys.stderr)
+    print(table(rows))
+    if options.out:
+        import jax
+
+        from train import summary
+        from train.files import write_json
+
+        write_json(Path(options.out), {"rows": rows, "seed": options.seed, **summary.environment(jax.devices()),
+                                       "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+    return int(any(map(bad, rows)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

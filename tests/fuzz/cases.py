@@ -1,0 +1,253 @@
+"""The kinds of files that the project reads: a good one of each, and the function that reads it as users' commands do.
+
+`Case.make(folder)` writes good files; `Case.read(folder)` reads them and returns a text that tells whether what it read
+is the same. A mutant may be refused (UserError), read as the same, or, where a format has no checksum, read as
+something else.
+"""
+
+import hashlib
+import shutil
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from experiments import trials
+from models import weights
+from models.compress import file as compressed
+from tests import tfds_sample, tiny
+from train import features, finished, loop, sensitivity, summary, workdir
+from train.checkpoint import read as read_checkpoint
+from train.data import decode, source, text
+from train.export import formats, loaded, write
+from train.export import network as networks
+from train.files import read_json, write_json
+
+
+class Case(NamedTuple):
+    """One kind of file.
+
+    Attributes:
+      make: (folder) -> None, writes good files.
+      read: (folder) -> a text that is equal for equal contents; raises UserError.
+      files: pattern of the files to mutate.
+      checked: whether the format has checksums, so that no change may pass.
+      passes: other texts that a reader may give for a mutant: it says so, and takes an earlier state.
+    """
+
+    make: Callable[[Path], Any]
+    read: Callable[[Path], str]
+    files: str = "*"
+    checked: bool = False
+    passes: Callable[[Path], Sequence[str]] = lambda folder: ()
+
+
+def digest(value: Any) -> str:
+    """Returns a digest of nested dictionaries, lists, arrays and plain values."""
+    sha = hashlib.sha256()
+
+    def add(one):
+        if isinstance(one, dict):
+            for key in sorted(one, key=str):
+                sha.update(str(key).encode(errors="backslashreplace"))
+                add(one[key])
+        elif isinstance(one, (list, tuple)):
+            for part in one:
+                add(part)
+        elif isinstance(one, np.ndarray):
+            sha.update(f"{one.dtype}{one.shape}".encode() + one.tobytes())
+        else:
+            sha.update(repr(one).encode(errors="backslashreplace"))
+
+    add(value)
+    return sha.hexdigest()[:16]
+
+
+# -- images and data sets ------------------------------------------------------------------------------------------
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+DECODER = decode.Decoder("resize", 16, 3)
+
+
+def image(ending: str, mode: str = "RGB", **options: Any) -> Case:
+    """Returns the case of an image file."""
+    def make(folder):
+        Image.fromarray(PICTURE).convert(mode).save(folder / f"a{ending}", **options)
+
+    return Case(make, lambda folder: digest(decode.of_file(DECODER, (16, 16, 3), folder / f"a{ending}")))
+
+
+def _options(**values: Any) -> types.SimpleNamespace:
+    return types.SimpleNamespace(**{**tiny.config().data.to_dict(), **values})
+
+
+def _read_source(**values: Any) -> str:
+    opened = source.load(_options(**values), "train")
+    return digest([opened.classes, opened.arrays(threads=1)])
+
+
+def _make_arrays(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 8, 8, 1), np.uint8)
+    np.savez(folder / "set.npz", train_image=images, train_label=np.arange(12) % 3)
+
+
+def _make_tfds(folder: Path) -> None:
+    examples = [(tfds_sample.encode(PICTURE[:8, :8]), i % 3) for i in range(6)]
+    tfds_sample.write(folder, "fuzzed", {"train": examples}, shape=(8, 8))
+
+
+def _make_text(folder: Path) -> None:
+    import gzip
+
+    (folder / "train.en").write_text("a small dog\nthe cat sees it\n" * 20)
+    (folder / "train.de.gz").write_bytes(gzip.compress(("ein kleiner Hund\ndie Katze sieht ihn\n" * 20).encode()))
+
+
+# -- weights -------------------------------------------------------------------------------------------------------
+
+
+def _network() -> tuple[str, dict[str, Any], Any, dict[str, Any]]:
+    import models
+
+    name, fields = "lenet_300_100", {"hidden": (8,), "image_size": 8}
+    model = models.create(name, **fields)
+    return name, fields, model, jax.tree.map(np.asarray, models.initialize(model, jax.random.key(0), (1, 8, 8, 1)))
+
+
+def _make_safetensors(folder: Path) -> None:
+    name, fields, model, variables = _network()
+    weights.save(folder / "net.safetensors", model, variables, {"model": name, "fields": fields})
+
+
+def _read_weights(name: str) -> Callable[[Path], str]:
+    return lambda folder: digest([weights.read(folder / name), weights.about(folder / name)])
+
+
+def _make_npz(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(folder / "net.npz", **{"a/kernel": rng.normal(size=(3, 4)).astype(np.float32), "a/bias": np.zeros(4)})
+
+
+def _make_torch(kind: str) -> Callable[[Path], None]:
+    def make(folder):
+        with np.load(Path(__file__).with_name("torch_files.npz")) as files:
+            (folder / "net.pth").write_bytes(files[kind].tobytes())
+
+    return make
+
+
+def _make_compressed(folder: Path) -> None:
+    name, fields, _, variables = _network()
+    (folder / f"net{compressed.SUFFIX}").write_bytes(compressed.dump(name, fields, variables, (1, 8, 8, 1)))
+
+
+def _read_compressed(folder: Path) -> str:
+    path = folder / f"net{compressed.SUFFIX}"
+    return digest(weights.flatten(compressed.load(compressed.read(path), path)[1]))
+
+
+# -- runs ----------------------------------------------------------------------------------------------------------
+
+
+def make_run(folder: Path) -> None:
+    """Trains a small run; a second call copies the first one's result."""
+    kept = folder.parent / "a-trained-run"
+    if not kept.exists():
+        loop.train(tiny.config(hooks="sensitivity(40)"), kept)
+    shutil.copytree(kept, folder, dirs_exist_ok=True)
+
+
+def _read_run(folder: Path) -> str:
+    run, state = finished.load(folder)
+    return digest([run.config, weights.flatten(state.variables())])
+
+
+def _read_checkpoint(folder: Path) -> str:
+    leaves, about = read_checkpoint(folder, warn=lambda line: None)
+    return digest([leaves, about])
+
+
+def _earlier_checkpoints(folder: Path) -> list[str]:
+    """Returns what is read when the newest checkpoint is damaged, and so on."""
+    kept, root = [], folder / "checkpoints"
+    with_numbers = sorted((path for path in root.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+    for newest in reversed(with_numbers[1:]):
+        newest.rename(folder / f"aside-{newest.name}")
+        kept.append(_read_checkpoint(folder))
+    for path in folder.glob("aside-*"):
+        path.rename(root / path.name.removeprefix("aside-"))
+    return kept
+
+
+def _read_metrics(folder: Path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return digest(workdir.read_metrics(folder / "metrics.jsonl"))
+
+
+def _make_outcome(folder: Path) -> None:
+    make_run(folder)
+    write_json(folder / "outcome.json", {
+        "summary": read_json(folder / "summary.json"), "diverged": None, "measured": {"size": 3},
+        "history": {"train": {"step": [4, 8], "loss": [2.0, 1.0]}}})
+
+
+def _make_export(format: str) -> Callable[[Path], None]:
+    def make(folder):
+        run_folder = folder.parent / "run-to-export"
+        run_folder.mkdir(exist_ok=True)
+        make_run(run_folder)
+        run, state = finished.load(run_folder)
+        write.export(run, networks.network(run, state), format, folder / "out", {}, images=20,
+                     folds=formats.FORMATS[format].folds)
+
+    return make
+
+
+def _read_export(folder: Path) -> str:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
+    opened = loaded.load(folder / "out")
+    return digest([opened.card["labels"], *opened.run(pixels)])
+
+
+def _make_features(folder: Path) -> None:
+    features._write(folder / "x.npz", features.Features(np.ones((4, 3), np.float32), np.arange(4)))
+
+
+def _read_features(folder: Path) -> str:
+    read = features._read(folder / "x.npz")
+    return "computed again" if read is None else digest(list(read))
+
+
+CASES = {
+    "PNG": image(".png"), "PNG, palette": image(".png", "P"), "JPEG": image(".jpg"), "GIF": image(".gif", "P"),
+    "TIFF": image(".tif"), "WebP": image(".webp"), "BMP": image(".bmp"), "PPM": image(".ppm"),
+    "arrays, .npz": Case(_make_arrays, lambda folder: _read_source(source=f"arrays:{folder / 'set.npz'}")),
+    "TFDS set": Case(_make_tfds, lambda folder: _read_source(source="tfds:fuzzed", dir=str(folder)), "fuzzed/**/*"),
+    "parallel text": Case(_make_text, lambda folder: digest(text.read(f"text:{folder}", ("en", "de"), "train"))),
+    "weights, .safetensors": Case(_make_safetensors, _read_weights("net.safetensors")),
+    "weights, .npz": Case(_make_npz, _read_weights("net.npz")),
+    "weights, .pth": Case(_make_torch("training"), _read_weights("net.pth")),
+    "weights, .pth of old PyTorch": Case(_make_torch("old_training"), _read_weights("net.pth")),
+    "compressed network": Case(_make_compressed, _read_compressed, checked=True),
+    "export, safetensors": Case(_make_export("safetensors"), _read_export, "out/*", True),
+    "export, compressed": Case(_make_export("compressed"), _read_export, "out/*", True),
+    "export, StableHLO": Case(_make_export("stablehlo"), _read_export, "out/*", True),
+    "export, ONNX": Case(_make_export("onnx"), _read_export, "out/*", True),
+    "checkpoint": Case(make_run, _read_checkpoint, "checkpoints/**/*", True, _earlier_checkpoints),
+    "config.json": Case(make_run, _read_run, "config.json"),
+    "summary.json": Case(make_run, lambda folder: digest(read_json(folder / "summary.json", summary.SCHEMA)),
+                         "summary.json"),
+    "outcome.json": Case(_make_outcome, lambda folder: digest(read_json(folder / "outcome.json", trials.SCHEMA)),
+                         "outcome.json"),
+    "metrics.jsonl": Case(make_run, _read_metrics, "metrics.jsonl"),
+    "sensitivity.json": Case(make_run, lambda folder: digest(sensitivity.read(str(folder / "sensitivity.json"))),
+                             "sensitivity.json"),
+    "kept features": Case(_make_features, _read_features, passes=lambda folder: ["computed again"]),
+}

@@ -1,0 +1,86 @@
+"""A process that reads mutants, so that a crash, a hang or a flood of memory is seen from outside."""
+
+import multiprocessing
+import os
+import resource
+import traceback
+from pathlib import Path
+from typing import Any
+
+from models.errors import UserError
+from tests.fuzz import cases
+
+SECONDS = 5.0  # a mutant that takes longer is a hang
+MEMORY = 1 << 30  # bytes that reading a mutant may take more than reading the good file
+
+
+def serve(connection: Any, name: str, folder: str) -> None:
+    """Writes the good files, then answers (file, bytes of a mutant) with (kind, what was said), until None comes."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
+    os.dup2(devnull, 2)
+    case, root = cases.CASES[name], Path(folder)
+    if not any(root.iterdir()):
+        case.make(root)
+    good = case.read(root)
+    earlier = {good, *case.passes(root)} - {good}
+    files = sorted(str(path.relative_to(root)) for path in root.glob(case.files) if path.is_file())
+    case.read(root)  # what is allocated once, is
+    connection.send(files)
+    while (work := connection.recv()) is not None:
+        path, data = root / work[0], work[1]
+        before, peak = path.read_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        path.write_bytes(data)
+        said = ""
+        try:
+            read = case.read(root)
+            kind = "same" if read == good else "earlier" if read in earlier else "other"
+        except UserError as error:
+            kind, said = "refused", str(error)
+            if "\n" in said:
+                kind = "traceback"
+        except BaseException:
+            kind, said = "traceback", traceback.format_exc(limit=-2)
+        path.write_bytes(before)
+        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak > MEMORY // 1024:
+            kind = "memory"
+        connection.send((kind, said))
+
+
+class Worker:
+    """A process that reads mutants of one case; it is started again after a crash or a hang."""
+
+    def __init__(self, name: str, folder: Path):
+        self._name, self._folder = name, folder
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, self._name, str(self._folder)), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.files = self._connection.recv()
+
+    def ask(self, file: str, data: bytes) -> tuple[str, str]:
+        """Returns the kind of what happened, and what was said."""
+        path = self._folder / file
+        before = path.read_bytes()
+        self._connection.send((file, data))
+        try:
+            if self._connection.poll(SECONDS):
+                return self._connection.recv()
+            kind, said = "hang", f"more than {SECONDS} s"
+        except (EOFError, OSError):
+            self._process.join()
+            kind, said = "crash", f"exit code {self._process.exitcode}"
+        self._process.kill()
+        path.write_bytes(before)
+        self._start()
+        return kind, said
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._connection.send(None)
+        self._process.join(10)
+        self._process.kill()
