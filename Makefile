@@ -6,13 +6,17 @@ READY := $(VENV)/.ready
 # Processes that test at once.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count(), 8))')
 
-.PHONY: help setup train test test-all lint bench studies report clean
+# Seconds that `make fuzz` takes, about.
+FUZZ_SECONDS ?= 600
+
+.PHONY: help setup train test test-all fuzz lint bench studies report clean
 
 help:
 	@echo "make setup     create .venv and install the project with the tested versions"
 	@echo "make train     train configs/digits.py in runs/digits (about a minute)"
 	@echo "make test      all tests but those of the largest networks"
 	@echo "make test-all  those as well"
+	@echo "make fuzz      mutates each kind of file that is read, and counts crashes, hangs and silent changes ($(FUZZ_SECONDS) s)"
 	@echo "make lint      ruff"
 	@echo "make bench     networks (one by batch), CIFAR, data, start-up beside PyTorch and timm (the extra bench); skipping"
 	@echo "make studies   all studies at the smallest scale, in runs/studies; finished trials are not run again"
@@ -37,6 +41,9 @@ test: $(READY)
 
 test-all: $(READY)
 	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m ""
+
+fuzz: $(READY)
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz --seconds=$(FUZZ_SECONDS) --out=experiments/results
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

@@ -28,6 +28,7 @@ BENCH = "python -m experiments.bench"
 SEEDS = ("python -m experiments.seeds --config=configs/digits.py --workdir=runs/seeds "
          "--out=experiments/results/digits.json")
 PARITY = "PYTHONPATH=../shared/tools ../venv-torch/bin/python -m tests.golden.check_weights"
+FUZZ = "make fuzz"
 DATES = ("finished", "measured")  # keys that hold the time of a result
 
 
@@ -113,7 +114,7 @@ def gather(results: Path, pictures: Path) -> Report:
     pictures.mkdir(parents=True, exist_ok=True)
     studies = list(_studies(results / "studies"))
     sections = [*studies, _winners(pictures), _costs(results / "costs"), _seeds(results / "digits.json"),
-                _speed(results / "bench"), _parity(results / "parity.md")]
+                _speed(results / "bench"), _parity(results / "parity.md"), _fuzz(results / "fuzz.md")]
     found = [read(path) for path in sorted(results.rglob("*.json"))]
     devices = dict.fromkeys(value for one in found for value in _values(one, ("device",)))
     date = max((value for one in found for value in _values(one, DATES)), default="")
@@ -220,6 +221,10 @@ def _costs(folder: Path) -> Section:
 
 def _parity(path: Path) -> Section:
     return Section("parity", "Weights of other libraries in our networks", _page(path, "parity", PARITY))
+
+
+def _fuzz(path: Path) -> Section:
+    return Section("fuzz", "Damaged files", _page(path, "fuzz", FUZZ))
 
 
 def _page(path: Path, name: str, command: str) -> list[tuple[str, Any]]:

@@ -58,6 +58,28 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def write(rows: list[dict[str, Any]], seed: int, folder: Path) -> None:
+    """Writes fuzz.json and fuzz.md."""
+    import jax
+
+    from train import summary
+    from train.files import write_atomically, write_json
+
+    about = {"seed": seed, **summary.environment(jax.devices()),
+             "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    write_json(folder / "fuzz.json", {"rows": rows, **about})
+    write_atomically(folder / "fuzz.md", f"""# Damaged files
+
+Each kind of file that the project reads was mutated: bits, bytes, numbers and blocks changed, cut, repeated, and zip
+archives packed again. A mutant has to be refused in one line, be read as the same, or, of a checkpoint, give way to an
+earlier one with a warning. Formats without a checksum may give other contents. Nothing else may happen.
+
+{table(rows)}
+
+{sum(row["mutants"] for row in rows):,} mutants, seed {seed}; commit {about["commit"]}; {about["device"]}.
+""")
+
+
 def main() -> int:
     """Returns 1 where a mutant did what none may do."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
@@ -65,7 +87,7 @@ def main() -> int:
     parser.add_argument("--mutants", type=int, default=2000, help="at most, of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", default="*", help="pattern of names, e.g. 'weights*'")
-    parser.add_argument("--out", default="", help="JSON file to write")
+    parser.add_argument("--out", default="", help="folder for fuzz.json and fuzz.md")
     options = parser.parse_args()
     names = [name for name in cases.CASES if fnmatch.fnmatchcase(name, options.cases)]
     rows = []
@@ -77,13 +99,7 @@ def main() -> int:
                 print(f"  {fault['file']}, {fault['mutant']}: {fault['kind']}\n    {fault['said']}", file=sys.stderr)
     print(table(rows))
     if options.out:
-        import jax
-
-        from train import summary
-        from train.files import write_json
-
-        write_json(Path(options.out), {"rows": rows, "seed": options.seed, **summary.environment(jax.devices()),
-                                       "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        write(rows, options.seed, Path(options.out))
     return int(any(map(bad, rows)))
 
 
