@@ -16,7 +16,8 @@ NAME = "card.json"
 _TYPES = {"format": str, "file": str, "architecture": str, "fields": dict, "inputs": list, "preprocessing": dict,
           "labels": list, "probabilities": str, "folded": list}
 _PREPROCESSING = {"crop": str, "size": int, "channels": int, "eval_crop": float, "shape": list, "mean": list,
-                  "std": list}
+                  "std": list, "exif": str}
+_EARLIER = {"exif": "ignore"}  # preprocessing of cards that do not say it
 
 
 def is_in(folder: Path) -> bool:
@@ -37,6 +38,8 @@ def read(folder: Path) -> dict[str, Any]:
         found = dict(json.loads((folder / NAME).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder}: it is no exported network: its {NAME} cannot be read ({error})") from None
+    if isinstance(found.get("preprocessing"), dict):
+        found["preprocessing"] = {**_EARLIER, **found["preprocessing"]}
     for wanted, parts in ((_TYPES, found), (_PREPROCESSING, found.get("preprocessing")), (
             {"library": str} if found.get("format") == "torch" else {}, found.get("torch"))):
         for key, kind in wanted.items():

@@ -16,7 +16,7 @@ import numpy as np
 from models import own
 from models.errors import UserError, choice_error, has_type
 from train import calls
-from train.data.decode import CROPS, Decoder
+from train.data.decode import CROPS, EXIF, Decoder
 
 # Module and function of each kind, (split, options) -> Source, or (what follows the colon, split, options). They are
 # imported when they are needed: scikit-learn and TFDS are slow to import, and a run needs one of them at most.
@@ -49,6 +49,7 @@ class Options:
     on_error: an image that cannot be decoded is named and stops the run ("fail"), or is skipped and counted ("skip").
     select, select_test: what is taken of the training and of the test split (select.py); "" is all.
     channels: 3 repeats gray images as RGB, 1 makes luma of RGB; 0: as they are.
+    exif: "apply" turns photographs as their EXIF orientation says, "ignore" takes them as they are stored.
     """
 
     source: str
@@ -64,6 +65,7 @@ class Options:
     select: str = ""
     select_test: str = ""
     channels: int = 0
+    exif: str = "apply"
 
     @classmethod
     def read(cls, config: Any) -> "Options":
@@ -80,6 +82,8 @@ class Options:
             raise choice_error("data.crop", options.crop, CROPS)
         if options.on_error not in ("fail", "skip"):
             raise choice_error("data.on_error", options.on_error, ("fail", "skip"))
+        if options.exif not in EXIF:
+            raise choice_error("data.exif", options.exif, EXIF)
         if options.channels not in (0, 1, 3):
             raise choice_error("data.channels", options.channels, ("0", "1", "3"))
         if options.image_size < 0:
@@ -129,7 +133,8 @@ class Source:
         self.image_shape = (size or height, size or width, channels)
         self.fixed_size = crop == "none" or height is not None
         self.random_crop = crop in ("random_resized", "whole")
-        self.decoder = Decoder(crop, size, channels, options.crop_scale, options.crop_ratio, options.eval_crop)
+        self.decoder = Decoder(
+            crop, size, channels, options.crop_scale, options.crop_ratio, options.eval_crop, options.exif)
 
     def __len__(self) -> int:
         return self.count
