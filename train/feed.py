@@ -1,18 +1,19 @@
 """What goes into each dispatch: from a resident data set its indices, from a streamed one the batches themselves."""
 
 import functools
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from models.errors import UserError
-from train.data import augment, order, resident, source, stream
+from train import distributed
+from train.data import augment, identity, order, resident, source, splits, stream
 from train.parallel import Parallel
+
+_NAMED = 3  # skipped images that are named
 
 
 class Feed:
@@ -25,8 +26,7 @@ class Feed:
       gather: (data, item of one step) -> batch, inside the compiled call.
       prepare: (key, batch, index of the first example in the global batch) -> batch to train on: augmented, normalized.
       prepare_evaluation: batch -> batch to evaluate: normalized.
-      skipped: corrupt images that data.on_error=skip left out: "test", of this process in the last pass; "train" where
-        the set is resident (a stream meets them again in every epoch, and not again after a restart).
+      notes: lines to tell the user when the run starts: what was found in the data and what was left out.
     """
 
     unit = "images"
@@ -51,19 +51,19 @@ class Feed:
         self._batch_size, self._eval_batch_size, self._steps_per_call = batch_size, eval_batch_size, steps_per_call
         self._shard = (jax.process_index(), jax.process_count())
         self.train, self.test = source.load(config, "train"), source.load(config, "test")
-        if self.train.classes != self.test.classes:
-            raise UserError(f"data.source={config.source}: its splits have different classes"
-                            + " (data.select and data.select_test have to name the same)" * bool(config.select))
+        comparison = splits.compare(self.train, self.test, config.source)
+        # One folder of which a part is held out has one report
+        self.notes = [*dict.fromkeys(filter(None, (self.train.report, self.test.report))), *comparison]
         self._is_resident = resident.choose(config.pipeline, self.train) == "resident"
         if steps_per_call < 1 or (steps_per_call > 1 and not self._is_resident):
             raise UserError(
                 f"steps_per_call={steps_per_call}: must be 1 where data are streamed, 1 or more elsewhere")
         self._order = order.Order(len(self.train), seed)
-        self.skipped = {"test": 0}
+        self._unreadable = {"train": set(), "test": set()}  # indices that data.on_error=skip left out here
         self.data, self.gather = {}, lambda data, item: item
         if self._is_resident:
             kept = resident.Resident(self.train)
-            self.skipped["train"] = kept.skipped
+            self._unreadable["train"].update(kept.skipped.tolist())
             self.data, self.gather = parallel.replicate(kept.arrays), _gather
         augmentation = augment.build(
             config.augment, len(self.train.classes), self.train.image_shape, config.mean)
@@ -129,7 +129,7 @@ class Feed:
     def _streamed_calls(self, step, total):
         for batch in stream.stream(self.train, self._order, self._batch_size, step, total - step, self._workers,
                                    self._shard, self._seed):
-            batch.pop("skipped")
+            self._unreadable["train"].update(batch.pop("skipped").tolist())
             if self._mirrors:
                 rows = len(batch["mask"])
                 batch["mirrored"] = self._order.mirrored(step * self._batch_size + self._shard[0] * rows, rows)
@@ -138,15 +138,15 @@ class Feed:
 
     def evaluation_calls(self) -> Iterator[Any]:
         """Items of the evaluation calls: each test example once, padded by masked ones."""
-        self.skipped["test"] = 0
+        self._unreadable["test"].clear()
         for batch in self._kept_test_batches if self._is_resident else self._test_batches(self._shard):
-            self.skipped["test"] += batch["skipped"]
+            self._unreadable["test"].update(batch["skipped"].tolist())
             batch = {name: batch[name][None] for name in ("image", "label", "mask")}
             yield self._parallel.shard(batch)
 
     def test_count(self) -> int:
         """Examples, of all processes, that the last pass over `evaluation_calls` had to count."""
-        return len(self.test) - int(np.sum(multihost_utils.process_allgather(np.asarray(self.skipped["test"]))))
+        return len(self.test) - len(self._all_unreadable("test"))
 
     def test_weight(self) -> int:
         """What the weights of the loss add up to over that pass."""
@@ -169,9 +169,32 @@ class Feed:
 
     def identity(self) -> dict[str, Any]:
         """What must not change between an interrupted run and its continuation."""
-        names = "\n".join([*self.classes, *map(str, getattr(self.train, "files", ()))])
-        return {"training images": len(self.train), "test images": len(self.test),
-                "names of classes and files": f"{zlib.crc32(names.encode()):08x}"}
+        parts = (("training", self.train), ("test", self.test))
+        return {"classes": identity.of_texts(self.classes), "image shape": list(self.image_shape),
+                "label shape": list(self.label_shape),
+                **{f"{part} {key}": value for part, images in parts for key, value in images.identity().items()}}
+
+    def _all_unreadable(self, split: str) -> list[int]:
+        """Indices that any process left out; all processes ask for them."""
+        return sorted(set().union(*distributed.gather(sorted(self._unreadable[split]))))
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many different images could not be decoded and were left out, by data.on_error=skip, on all processes,
+        which all ask for it: "test" in the last pass, "train" since these processes were started (a run that goes on
+        from a checkpoint meets them again within an epoch)."""
+        return {split: len(self._all_unreadable(split)) for split in self._unreadable}
+
+    def skipped_line(self) -> str:
+        """A line for the user that names the first of the images that `skipped` counts, "" for none; all processes ask
+        for it."""
+        lines = []
+        for split, name_of, effect in (("train", self.train.name, "training images, replaced by others"),
+                                       ("test", self.test.name, "test images, left out")):
+            indices = self._all_unreadable(split)
+            names = ", ".join(map(name_of, indices[:_NAMED])) + ", …" * (len(indices) > _NAMED)
+            lines += [f"{len(indices):,} {effect}: {names}"] if indices else []
+        return "images that cannot be decoded: " + "; ".join(lines) if lines else ""
 
     def test_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """The test set as numpy batches {"image", "label", "mask"}, in order, whole on every process."""

@@ -229,6 +229,8 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
             saved.wait()
         results = results or run.evaluate(state, last=True)  # killed between the last checkpoint and the summary
         result = summary_lib.create(run, results, seconds=time.time() - began, recorder=recorder, started=started)
+        if skipped := feed.skipped_line():
+            recorder.say(f"warning: {skipped}")
         recorder.close()
         host = parallel.fetch(state) if run.hooks else None
         if is_primary:

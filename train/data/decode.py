@@ -137,6 +137,8 @@ def orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation of an opened image, 2 to 8, or 1 where there is none that can be read."""
     if image.format not in ("JPEG", "MPO"):
         image.load()  # a TIFF turns itself while it is loaded, and a PNG may have the tag after its pixels
+    elif not {"exif", "xmp"} & image.info.keys():
+        return 1  # asking for the tags would cost as much as decoding a small image
     try:
         turned = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # PIL raises SyntaxError, struct.error, … for damaged tags, which viewers pass over, too
