@@ -94,6 +94,8 @@ def base() -> ConfigDict:
     c.data.crop_scale = (0.08, 1.0)  # random_resized: share of the area
     c.data.crop_ratio = (3 / 4, 4 / 3)  # random_resized: width / height
     c.data.eval_crop = 0.875  # share of the shorter side
+    # apply | ignore: photographs are turned as their EXIF orientation says, as every viewer does it, or taken as stored
+    c.data.exif = "apply"
     c.data.augment = ""  # in the compiled step, e.g. "crop(4)|flip|randaugment(2,9)|erase(0.25)|mixup_cutmix(0.8,1.0)"
     c.data.mean = (0.5,)  # by channel, pixels in [0, 1]
     c.data.std = (0.5,)

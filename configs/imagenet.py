@@ -35,6 +35,7 @@ def get_config(text: str = ""):
     c.data.workers = 8
     c.data.image_size = a.size
     c.data.crop = "random_resized"
+    c.data.exif = "ignore"  # so do the pipelines of torchvision and TensorFlow, and published accuracies are theirs
     c.data.update(IMAGENET)
     if a.recipe == "goyal":
         c.model.zero_gamma = True

@@ -30,7 +30,7 @@ SCHEMA = {
         "fields": {"type": "object"}, "inputs": _SIZES, "labels": _TEXTS, "probabilities": _TEXT, "folded": _TEXTS,
         "preprocessing": _object({
             "crop": _TEXT, "size": _SIZE, "channels": _SIZE, "eval_crop": _NUMBER, "shape": _SIZES, "mean": _NUMBERS,
-            "std": _NUMBERS}),
+            "std": _NUMBERS, "exif": {"enum": ["apply", "ignore"]}}),
         "sha256": {"type": "object", "additionalProperties": _TEXT}, "card_sha256": _TEXT}),
     "if": {"properties": {"format": {"const": "torch"}}},
     "then": _object({"torch": _object({"library": _TEXT})}),

@@ -8,7 +8,6 @@ computed twice, by whatever run it is asked for.
 
 import contextlib
 import functools
-import hashlib
 import os
 import sys
 import weakref
@@ -27,6 +26,7 @@ from models.layers.endpoint import capture
 from models.weights import npz
 from train.checkpoint import flatten
 from train.data import augment, decode, place, select
+from train.data.identity import Digest
 from train.data.select import Selected
 from train.data.source import Source
 
@@ -109,25 +109,10 @@ def _compute(run: Any, variables: Any, endpoint: str, source: Source) -> Feature
     return Features(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-class _Digest:
-    """Of values one after another."""
-
-    def __init__(self):
-        self._digest = hashlib.sha256()
-
-    def add(self, *values: Any) -> None:
-        for value in values:
-            self._digest.update(value if isinstance(value, bytes) else repr(value).encode())
-            self._digest.update(b"\0")
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
-
-
 def _name(run: Any, variables: Any, endpoint: str, source: Source) -> str:
     """The file of these features."""
     data, model = run.config["data"], run.task.model
-    digest = _Digest()
+    digest = Digest()
     families = tuple(kind.__module__ for kind in type(model).__mro__ if kind.__module__.startswith("models."))
     families += tuple(module.__name__ for module in own.modules())  # one of them may be its norm
     digest.add(VERSION, _code(families), model.clone(num_classes=1), endpoint, data["mean"], data["std"])
@@ -151,7 +136,7 @@ def _code(families: tuple[str, ...]) -> bytes:
 
 def _content(source: Source) -> str:
     """A digest of what the source holds: it reads all of it."""
-    digest = _Digest()
+    digest = Digest()
     digest.add(source.image_shape, source.decoder, source.on_error, source.classes, len(source), source.how)
     for start in range(0, len(source), 1024):
         for stored, label in source.fetch(range(start, min(start + 1024, len(source)))):

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from models import runtime
 from models.errors import UserError
 from train import config as config_lib
-from train.data import augment, decode, order, resident, source, stream
+from train import distributed
+from train.data import augment, decode, order, resident, source, splits, stream
 from train.parallel import Parallel
 from train.workdir import plain
 
@@ -23,6 +23,8 @@ MOST_WORKERS = 1024
 
 class Changed(UserError):
     """The data set of a finished run is no longer what the run was trained and tested on."""
+
+_NAMED = 3  # skipped images that are named
 
 
 class Feed:
@@ -37,8 +39,7 @@ class Feed:
       train_count: examples of the training set.
       prepare: (key, batch, index of the first example in the global batch) -> batch to train on: augmented, normalized.
       prepare_evaluation: batch -> batch to evaluate: normalized.
-      skipped: corrupt images that data.on_error=skip left out: "test", of this process in the last pass; "train" where
-        the set is resident (a stream meets them again in every epoch, and not again after a restart).
+      notes: lines to tell the user when the run starts: what was found in the data and what was left out.
     """
 
     unit = "images"
@@ -69,16 +70,17 @@ class Feed:
         self._parallel, self._seed, self._workers = parallel, seed, config.workers
         self._batch_size, self._eval_batch_size, self._steps_per_call = batch_size, eval_batch_size, steps_per_call
         self._shard = (jax.process_index(), jax.process_count())
-        self.skipped = {"test": 0}
+        self._unreadable = {"train": set(), "test": set()}  # indices that data.on_error=skip left out here
+        self.notes = []
         if recorded:
-            self.classes, self.train_count = tuple(recorded["classes"]), recorded["identity"]["train"]["examples"]
+            self.classes, self.train_count = tuple(recorded["classes"]), recorded["identity"]["train"]["images"]
             self.image_shape, self.label_shape = tuple(recorded["image_shape"]), tuple(recorded["label_shape"])
             self.decoder = decode.Decoder(**{name: tuple(value) if isinstance(value, list) else value
                                              for name, value in recorded["decoder"].items()})
         else:
-            if self.train.classes != self.test.classes:
-                raise UserError(f"data.source={config.source}: its splits have different classes"
-                                + " (data.select and data.select_test have to name the same)" * bool(config.select))
+            comparison = splits.compare(self.train, self.test, config.source)
+            # One folder of which a part is held out has one report
+            self.notes = [*dict.fromkeys(filter(None, (self.train.report, self.test.report))), *comparison]
             self.classes, self.train_count = self.train.classes, len(self.train)
             self.image_shape, self.label_shape = self.train.image_shape, self.train.label_shape
             self.decoder = self.test.decoder
@@ -144,17 +146,17 @@ class Feed:
         return self._opened[key]
 
     def _compare(self, name: str, opened: source.Source) -> None:
-        """Raises Changed where a split is not what the run has recorded of it, or is not of the run's classes."""
-        facts = ("classes", "image_shape", "label_shape")
-        before = {fact: list(getattr(self, fact)) for fact in facts}
-        now = {fact: list(getattr(opened, fact)) for fact in facts}
+        """Raises Changed where a split is not what the run has recorded, or not of its classes and shapes."""
+        before = {fact: list(getattr(self, fact)) for fact in ("classes", "image_shape", "label_shape")}
+        now = {fact: list(getattr(opened, fact)) for fact in before}
+        if name != "train" and now["classes"] == before["classes"][:len(now["classes"])]:
+            now["classes"] = before["classes"]  # the first ones are enough for a split that is not trained on
         if self._recorded and name in self._recorded["identity"]:
             before |= self._recorded["identity"][name]
-            now |= _identity(opened)
+            now |= opened.identity()
         if lines := config_lib.difference(before, now):
             raise Changed(f"data.source={self._config.source}: split '{name}' is not what the run was trained on "
                           f"({'; '.join(lines)}); predicting files and explaining --image need no data set")
-
 
     @functools.cached_property
     def _is_resident(self) -> bool:
@@ -167,7 +169,7 @@ class Feed:
         if not self._is_resident:
             return {}
         kept = resident.Resident(self.train)
-        self.skipped["train"] = kept.skipped
+        self._unreadable["train"].update(kept.skipped.tolist())
         return self._parallel.replicate(kept.arrays)
 
     def gather(self, data: Any, item: Any) -> dict[str, jax.Array]:
@@ -208,7 +210,7 @@ class Feed:
     def _streamed_calls(self, step, total):
         for batch in stream.stream(self.train, self._order, self._batch_size, step, total - step, self._workers,
                                    self._shard, self._seed):
-            batch.pop("skipped")
+            self._unreadable["train"].update(batch.pop("skipped").tolist())
             if self._mirrors:
                 rows = len(batch["mask"])
                 batch["mirrored"] = self._order.mirrored(step * self._batch_size + self._shard[0] * rows, rows)
@@ -217,15 +219,15 @@ class Feed:
 
     def evaluation_calls(self) -> Iterator[Any]:
         """Items of the evaluation calls: each test example once, padded by masked ones."""
-        self.skipped["test"] = 0
+        self._unreadable["test"].clear()
         for batch in self._kept_test_batches if self._is_resident else self._test_batches(self._shard):
-            self.skipped["test"] += batch["skipped"]
+            self._unreadable["test"].update(batch["skipped"].tolist())
             batch = {name: batch[name][None] for name in ("image", "label", "mask")}
             yield self._parallel.shard(batch)
 
     def test_count(self) -> int:
         """Examples, of all processes, that the last pass over `evaluation_calls` had to count."""
-        return len(self.test) - int(np.sum(multihost_utils.process_allgather(np.asarray(self.skipped["test"]))))
+        return len(self.test) - len(self._all_unreadable("test"))
 
     def test_weight(self) -> int:
         """What the weights of the loss add up to over that pass."""
@@ -254,7 +256,29 @@ class Feed:
         return self._recorded or {
             "classes": list(self.classes), "image_shape": list(self.image_shape), "label_shape": list(self.label_shape),
             "decoder": plain(dataclasses.asdict(self.decoder)),
-            "identity": {name: _identity(self.split(name)) for name in ("train", "test")}}
+            "identity": {name: self.split(name).identity() for name in ("train", "test")}}
+
+    def _all_unreadable(self, split: str) -> list[int]:
+        """Indices that any process left out; all processes ask for them."""
+        return sorted(set().union(*distributed.gather(sorted(self._unreadable[split]))))
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many different images could not be decoded and were left out, by data.on_error=skip, on all processes,
+        which all ask for it: "test" in the last pass, "train" since these processes were started (a run that goes on
+        from a checkpoint meets them again within an epoch)."""
+        return {split: len(self._all_unreadable(split)) for split in self._unreadable}
+
+    def skipped_line(self) -> str:
+        """A line for the user that names the first of the images that `skipped` counts, "" for none; all processes ask
+        for it."""
+        lines = []
+        for split, name_of, effect in (("train", self.train.name, "training images, replaced by others"),
+                                       ("test", self.test.name, "test images, left out")):
+            indices = self._all_unreadable(split)
+            names = ", ".join(map(name_of, indices[:_NAMED])) + ", …" * (len(indices) > _NAMED)
+            lines += [f"{len(indices):,} {effect}: {names}"] if indices else []
+        return "images that cannot be decoded: " + "; ".join(lines) if lines else ""
 
     def test_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """The test set as numpy batches {"image", "label", "mask"}, in order, whole on every process."""
@@ -289,7 +313,3 @@ class Feed:
 def _gather(data: dict[str, jax.Array], item: dict[str, jax.Array]) -> dict[str, jax.Array]:
     index, given = item["index"], {name: array for name, array in item.items() if name != "index"}
     return {**resident.Resident.gather(data, index), "mask": jnp.ones(index.shape, jnp.float32), **given}
-
-
-def _identity(opened: source.Source) -> dict[str, Any]:
-    return {"examples": len(opened), **opened.identity()}

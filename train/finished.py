@@ -11,6 +11,7 @@ from train import checkpoint, loop, prune, state, workdir
 # Keys that runs of earlier versions do not have, and what these did
 EARLIER = {"lookahead": ""}
 EARLIER_OPTIMIZER = {"multiplied": "update"}
+EARLIER_IMAGES = {"exif": "ignore"}  # in the section `data`, of runs on images
 CHECKPOINTS = ("last", "best")
 
 
@@ -37,6 +38,8 @@ def load(folder: str | Path, which: str = "last") -> tuple[loop.Run, state.Train
     # What made the run start as it did may be gone, there may be fewer devices, and the checkpoint holds whole arrays
     config |= {"init_from": "", "data_init": "none", "devices": 1, "parallel": "pmap"}
     config["optimizer"] = {**EARLIER_OPTIMIZER, **config.get("optimizer", {})}
+    if "crop" in config.get("data", {}):
+        config["data"] = {**EARLIER_IMAGES, **config["data"]}
     config["optimizer"]["prune"] = prune.without_file(config["optimizer"].get("prune", ""))
     leaves, about = checkpoint.read(folder)
     run = loop.setup(config, recorded(folder, about), fresh=False)

@@ -251,6 +251,8 @@ def _train(config: Mapping[str, Any], folder: Path, console: rich.console.Consol
             saved.wait()
         results = results or run.evaluate(state, last=True)  # killed between the last checkpoint and the summary
         result = summary_lib.create(run, results, seconds=time.time() - began, recorder=recorder, started=started)
+        if skipped := feed.skipped_line():
+            recorder.say(f"warning: {skipped}")
         recorder.close()
         host = parallel.fetch(state) if run.hooks else None
         if is_primary:

@@ -29,6 +29,7 @@ class TextFeed:
 
     unit = "sentences"
     label_shape = ()
+    notes = ()
 
     def __init__(self, source: str, config: Any, parallel: Parallel, *, batch_size: int, eval_batch_size: int,
                  steps_per_call: int, seed: int, recorded: Mapping[str, Any] | None = None):
@@ -136,6 +137,10 @@ class TextFeed:
     def test_count(self) -> int:
         """Pairs of the test split."""
         return len(self.test)
+
+    def skipped_line(self) -> str:
+        """Nothing: a pair that is too long is left out by the config."""
+        return ""
 
     def test_weight(self) -> int:
         """What the weights of the loss add up to over the test split: the tokens to predict."""

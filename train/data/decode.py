@@ -2,11 +2,16 @@
 
 A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that still has the pixels needed (its DCT blocks make
 that cheap), and only the crop is resampled.
+
+Every encoding of a picture gives the same levels (`levels`). Of a file with several frames or pages (GIF, APNG, WebP,
+TIFF), the first one counts. A picture of more than PIL.Image.MAX_IMAGE_PIXELS (89 million) pixels is refused.
 """
 
 import dataclasses
+import functools
 import io
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +20,29 @@ from PIL import Image
 from models.errors import UserError
 
 CROPS = ("none", "resize", "random_resized", "whole")
+EXIF = ("apply", "ignore")
+BACKGROUND = (255, 255, 255)  # under transparent pixels: drawings and cut-outs are made for white pages
 Crop = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original image
+
+# Formats that PIL opens although they are documents, films or tables of measurements
+_NOT_PICTURES = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"})
+_NUMBERS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes with more than eight bits a pixel
+_ORIENTATION = 0x0112  # the tag of EXIF
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_WHITE_IS_ZERO, _SIGNED = 0, 2  # their values
+_Turn = Image.Transpose
+# By orientation: how to turn what is stored, and whether that swaps the axes, mirrors the stored x, the stored y
+_TURNS = {
+    2: (_Turn.FLIP_LEFT_RIGHT, False, True, False),
+    3: (_Turn.ROTATE_180, False, True, True),
+    4: (_Turn.FLIP_TOP_BOTTOM, False, False, True),
+    5: (_Turn.TRANSPOSE, True, False, False),
+    6: (_Turn.ROTATE_270, True, False, True),
+    7: (_Turn.TRANSVERSE, True, True, True),
+    8: (_Turn.ROTATE_90, True, True, False),
+}
+# What PIL warns of names no file: damaged tags, which it passes over, and too many pixels, which `_check` refuses
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +52,9 @@ class Decoder:
     crop: "none" (as it is), "resize" (the evaluation crop, in training too), "random_resized" (Szegedy 2015, in
     training), "whole" (all of the image, squeezed to a square; in training a part of its shape: Kolesnikov 2020, 3.3).
     size: height and width after a crop. channels: 1 or 3. scale: range of the crop's share of the area.
-    ratio: range of its width / height. eval_crop: the central crop's share of the shorter side.
+    ratio: range of its width / height. eval_crop: the central crop's share of the shorter side. exif: "apply" turns a
+    photograph as its EXIF orientation says, before the crop; "ignore" takes it as it is stored. (PIL always applies the
+    tag of that name which is a TIFF's own.)
     """
 
     crop: str
@@ -34,11 +63,12 @@ class Decoder:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     eval_crop: float = 0.875
+    exif: str = "apply"
 
     def __call__(self, encoded: bytes | Path | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """The pixels of a file's bytes, of a file, or of uint8 pixels [H, W, C]; `rng` None is the evaluation crop.
 
-        Raises whatever PIL raises for what it cannot decode. EXIF orientation is not applied (as torchvision).
+        Raises whatever PIL raises for a file that it cannot decode, and ValueError for levels without a meaning.
         """
         if isinstance(encoded, np.ndarray):
             if self.crop == "none" and encoded.shape[-1] == self.channels:
@@ -46,29 +76,144 @@ class Decoder:
             with Image.fromarray(encoded[..., 0] if encoded.shape[-1] == 1 else encoded) as image:
                 return self._pixels(image, rng)
         with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
-            return self._pixels(image, rng)
+            _check(image)
+            _mend_transparency(image)
+            return self._pixels(image, rng, orientation(image) if self.exif == "apply" else 1)
 
-    def _pixels(self, image: Image.Image, rng: np.random.Generator | None) -> np.ndarray:
+    def _pixels(self, image: Image.Image, rng: np.random.Generator | None, turned: int = 1) -> np.ndarray:
+        """`turned`: the EXIF orientation. Only the finished crop is turned, so a JPEG's scaled decoding remains."""
+        method, swaps, *_ = _TURNS.get(turned, (None, False))
         box = None
         if self.crop != "none":
+            size = image.size[::-1] if swaps else image.size
             random = self.crop in ("random_resized", "whole") and rng is not None
             if self.crop == "whole":
-                box = part_of_whole(*image.size, rng, self.scale) if random else (0, 0, *image.size)
+                box = part_of_whole(*size, rng, self.scale) if random else (0, 0, *size)
             else:
                 box = (
-                    random_box(*image.size, rng, self.scale, self.ratio)
+                    random_box(*size, rng, self.scale, self.ratio)
                     if random
-                    else central_box(*image.size, self.size, self.eval_crop)
+                    else central_box(*size, self.size, self.eval_crop)
                 )
             # Evaluation keeps twice the pixels it needs: ImageNet's are then decoded in full, as published results are.
-            box = _scaled_decoding(image, box, self.size if random else 2 * self.size)
-        mode = "L" if self.channels == 1 else "RGB"
-        if image.mode != mode:
-            image = image.convert(mode)
+            box = _scaled_decoding(image, _stored(box, image.size, turned), self.size if random else 2 * self.size)
+        image = levels(image, self.channels)
         if box is not None:
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
+        if method is not None:
+            image = image.transpose(method)
         pixels = np.asarray(image)
         return pixels[..., None] if self.channels == 1 else pixels
+
+
+@functools.cache
+def endings() -> frozenset[str]:
+    """Returns the endings of files that this PIL reads as pictures, in lower case: ".jpg", ".jfif", ".tif", …"""
+    Image.init()
+    readable = {*Image.OPEN, "MPO"} - _NOT_PICTURES  # the opener of JPEG gives MPO, a JPEG with further views
+    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in readable)
+
+
+def _check(image: Image.Image) -> None:
+    """Raises ValueError for an opened file that is no picture, or that claims too many pixels."""
+    if image.format in _NOT_PICTURES:
+        raise ValueError(f"{image.format} is no format of pictures")
+    most = Image.MAX_IMAGE_PIXELS
+    if most and image.width * image.height > most:
+        raise ValueError(f"{image.width}x{image.height} pixels are more than {most:,}")
+
+
+def _mend_transparency(image: Image.Image) -> None:
+    """Brings the transparent color of a PNG to the eight bits of its pixels: PIL leaves it in the file's bits."""
+    color = image.info.get("transparency")
+    raw = image.tile[0][3] if image.format == "PNG" and image.tile and color is not None else ""
+    if raw in ("L;2", "L;4"):
+        image.info["transparency"] = color * (85 if raw == "L;2" else 17)
+    elif raw == "RGB;16B":
+        image.info["transparency"] = tuple(part >> 8 for part in color)
+
+
+def orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation of an opened image, 2 to 8, or 1 where there is none that can be read."""
+    if image.format not in ("JPEG", "MPO"):
+        image.load()  # a TIFF turns itself while it is loaded, and a PNG may have the tag after its pixels
+    elif not {"exif", "xmp"} & image.info.keys():
+        return 1  # asking for the tags would cost as much as decoding a small image
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # PIL raises SyntaxError, struct.error, … for damaged tags, which viewers pass over, too
+        return 1
+    return turned if turned in _TURNS else 1
+
+
+def _stored(box: Crop, size: tuple[int, int], turned: int) -> Crop:
+    """Returns where a box of the upright picture lies in the stored one, whose width and height are `size`."""
+    _, swaps, mirrors_x, mirrors_y = _TURNS.get(turned, (None, False, False, False))
+    left, top, right, bottom = (box[1], box[0], box[3], box[2]) if swaps else box
+    if mirrors_x:
+        left, right = size[0] - right, size[0] - left
+    if mirrors_y:
+        top, bottom = size[1] - bottom, size[1] - top
+    return left, top, right, bottom
+
+
+def levels(image: Image.Image, channels: int) -> Image.Image:
+    """Returns an opened image of any encoding as uint8 levels: of mode "L" for 1 channel, "RGB" for 3.
+
+    Integers of more than eight bits are scaled by the range that their file declares; signed ones by their positive
+    half. Floating-point values are levels in [0, 1]. Transparent pixels are composited over BACKGROUND.
+
+    Raises:
+      ValueError: negative integers; floating-point values outside [0, 1]; small values that would all become black.
+    """
+    image.load()  # the palette is not known before
+    if image.mode in _NUMBERS:
+        image = _scaled(image)
+    elif image.has_transparency_data:
+        image = _composited(image)
+    elif image.mode not in ("1", "L", "P"):
+        image = image if image.mode == "RGB" else image.convert("RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Returns an image of one number a pixel, of more than eight bits, as mode "L"."""
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    values = np.asarray(image)
+    if image.mode == "F":
+        top, kind = 1, "floating-point"
+    else:
+        bits, signed = _integers(image, tags)
+        values = values.view(np.uint32) if bits == 32 and not signed else values
+        top, kind = 2 ** (bits - signed) - 1, f"{bits}-bit"
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= top):  # nor is a value that is no number
+        raise ValueError(f"its {kind} values reach from {low:g} to {high:g}: want 0 to {top}")
+    scaled = np.rint(values.astype(np.float32 if top < 2**16 else np.float64) * (255 / top)).astype(np.uint8)
+    if high > 0 and not scaled.any():
+        raise ValueError(f"its {kind} values reach only {high:g} of {top}, so all of it would be black: rescale them")
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        scaled = 255 - scaled
+    if "transparency" in image.info:  # a level that a PNG declares transparent
+        scaled = np.where(values == image.info["transparency"], np.uint8(255), scaled)
+    return Image.fromarray(scaled)
+
+
+def _integers(image: Image.Image, tags: dict) -> tuple[int, bool]:
+    """Returns how many bits a number of the file has, and whether one of them is a sign."""
+    if tags:
+        return tags[_BITS_PER_SAMPLE][0], tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
+    # What PIL reads as "I" of a PNG or PPM, it has scaled to sixteen bits
+    return (32, True) if image.mode == "I" and image.format not in ("PNG", "PPM") else (16, False)
+
+
+def _composited(image: Image.Image) -> Image.Image:
+    """Returns an image with transparency over BACKGROUND, as mode "RGB"."""
+    if image.mode == "La":
+        image = image.convert("LA")  # PIL converts it to no other
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image).convert("RGB")
 
 
 def of_file(decoder: Decoder, shape: tuple[int, int, int], path: str | Path) -> np.ndarray:

@@ -63,7 +63,7 @@ class Placed(Wrapped):
     def how(self) -> Any:
         return self.canvas, self.size, self.number, self.clutter, self.seed, self.source.how
 
-    def all_labels(self) -> np.ndarray:
+    def known_labels(self) -> np.ndarray:
         return np.tile(self.labels, self.count // len(self.source))
 
     def objects(self, index: int) -> list[Object]:

@@ -19,8 +19,8 @@ LIMIT_BYTES = 2 << 30
 
 class Resident:
     """A source decoded once. arrays: {"image": uint8 [N, H, W, C], "label": int32 [N, *label_shape]}, for the caller to
-    put on the device. skipped: images that could not be decoded (data.on_error=skip); the next readable example stands
-    in for such a one.
+    put on the device. skipped: int64 [S], the indices of images that could not be decoded (data.on_error=skip); for
+    each the next readable example stands in.
     """
 
     def __init__(self, source: Source):

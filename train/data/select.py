@@ -23,6 +23,7 @@ import numpy as np
 
 from models.errors import UserError
 from train import calls
+from train.data.identity import Digest
 from train.data.place import Placed
 from train.data.source import Source, Wrapped
 
@@ -31,11 +32,12 @@ YELLOW = (255, 255, 0)
 
 class Selected(Wrapped):
     """Some examples of `source`: those at `index`, int [n], whose classes `classes` are called 0, 1, …; of example i
-    `painted[i]` of the side is painted, float [n], 0 for none."""
+    `painted[i]` of the side is painted, float [n], 0 for none. labels: theirs, int [n], numbered so."""
 
-    def __init__(self, source: Source, index: np.ndarray, classes: Sequence[int], painted: np.ndarray):
+    def __init__(self, source: Source, index: np.ndarray, classes: Sequence[int], painted: np.ndarray,
+                 labels: np.ndarray):
         super().__init__(source, len(index), [source.classes[label] for label in classes])
-        self.index, self.painted = index, painted
+        self.index, self.painted, self.labels = index, painted, labels.astype(np.int32)
         self.label_of = {label: new for new, label in enumerate(classes)}
         if hasattr(source, "files"):
             self.files = [source.files[i] for i in index]
@@ -47,6 +49,13 @@ class Selected(Wrapped):
     def fetch(self, indices: Sequence[int]) -> list[tuple[bytes | Path | np.ndarray, int]]:
         found = self.source.fetch([int(self.index[i]) for i in indices])
         return [(stored, self.label_of[label]) for stored, label in found]
+
+    def known_labels(self) -> np.ndarray:
+        return self.labels
+
+    def identity(self) -> dict[str, str | int]:
+        chosen = Digest().add_array(self.index).add_array(self.labels).add(self.classes)
+        return {**super().identity(), "chosen": chosen.short()}
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.index[index]))
@@ -72,7 +81,7 @@ class _Selection:
         self.placed: Placed | None = None
 
     def selected(self) -> "Selected":
-        return Selected(self.source, self.index, self.kept, self.painted[self.index])
+        return Selected(self.source, self.index, self.kept, self.painted[self.index], self.own())
 
     def own(self) -> np.ndarray:
         """Labels of what is selected, numbered as `kept`."""

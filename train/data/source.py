@@ -6,7 +6,6 @@ A source decodes example `index` to pixels of one size. It knows nothing of batc
 import concurrent.futures
 import dataclasses
 import types
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from models import own
 from models.errors import UserError, choice_error, has_type
 from models.weights import npz
 from train import calls
-from train.data.decode import CROPS, Decoder
+from train.data.decode import CROPS, EXIF, Decoder
+from train.data.identity import Digest, sample
 
 # Module and function of each kind, (split, options) -> Source, or (what follows the colon, split, options). They are
 # imported when they are needed: scikit-learn and TFDS are slow to import, and a run needs one of them at most.
@@ -51,6 +51,7 @@ class Options:
     on_error: an image that cannot be decoded is named and stops the run ("fail"), or is skipped and counted ("skip").
     select, select_test: what is taken of the training and of the test split (select.py); "" is all.
     channels: 3 repeats gray images as RGB, 1 makes luma of RGB; 0: as they are.
+    exif: "apply" turns photographs as their EXIF orientation says, "ignore" takes them as they are stored.
     """
 
     source: str
@@ -66,6 +67,7 @@ class Options:
     select: str = ""
     select_test: str = ""
     channels: int = 0
+    exif: str = "apply"
 
     @classmethod
     def read(cls, config: Any) -> "Options":
@@ -82,6 +84,8 @@ class Options:
             raise choice_error("data.crop", options.crop, CROPS)
         if options.on_error not in ("fail", "skip"):
             raise choice_error("data.on_error", options.on_error, ("fail", "skip"))
+        if options.exif not in EXIF:
+            raise choice_error("data.exif", options.exif, EXIF)
         if options.channels not in (0, 1, 3):
             raise choice_error("data.channels", options.channels, ("0", "1", "3"))
         if options.image_size < 0:
@@ -103,10 +107,12 @@ class Source:
     label_shape: () for one class an image, (num_classes,) for several; such a label says of every class 1 present,
         0 absent, -1 not counted, neither in training nor in evaluation (VOC: what is there is marked as difficult).
     how: what else the pixels depend on than on what is stored and on `decoder`.
+    report: a line on what was found, used and left out; "" where there is nothing to say.
     """
 
     label_shape: tuple[int, ...] = ()
     how: Any = ()
+    report: str = ""
 
     def __init__(
         self, count: int, classes: Sequence[str], stored: tuple[int | None, int | None, int], options: Options
@@ -131,7 +137,8 @@ class Source:
         self.image_shape = (size or height, size or width, channels)
         self.fixed_size = crop == "none" or height is not None
         self.random_crop = crop in ("random_resized", "whole")
-        self.decoder = Decoder(crop, size, channels, options.crop_scale, options.crop_ratio, options.eval_crop)
+        self.decoder = Decoder(
+            crop, size, channels, options.crop_scale, options.crop_ratio, options.eval_crop, options.exif)
 
     def __len__(self) -> int:
         return self.count
@@ -144,13 +151,31 @@ class Source:
         """What a user calls example `index`: a file name or an id."""
         raise NotImplementedError
 
-    def identity(self) -> dict[str, Any]:
-        """Returns what tells these data from others, as JSON holds it."""
-        names = "\n".join([*self.classes, *map(str, getattr(self, "files", ()))])
-        return {"names of classes and files": f"{zlib.crc32(names.encode()):08x}"}
+    def identity(self) -> dict[str, str | int]:
+        """JSON values that change with the stored images or labels, or where there are others: they tell whether two
+        processes, or a run and its continuation, have the same data.
+
+        Here the number of examples and a digest of a sample: 64 evenly spaced ones, of files the sizes and both ends.
+        Kinds that know more of their examples override it.
+        """
+        digest = Digest()
+        for stored, label in self.fetch(sample(self.count)):
+            digest.add(np.asarray(label).tolist())
+            if isinstance(stored, Path):
+                digest.add_file(stored)
+            else:
+                digest.add(stored.tobytes() if isinstance(stored, np.ndarray) else stored)
+        return {"images": self.count, "content": digest.add(self.how).short()}
+
+    def known_labels(self) -> np.ndarray | None:
+        """The labels of all examples, as of `all_labels`, where no example has to be read for them, else None."""
+        return None
 
     def all_labels(self) -> np.ndarray:
         """The labels of all examples, int32 [N, *label_shape], without decoding an image."""
+        known = self.known_labels()
+        if known is not None:
+            return known
         chunks = (range(start, min(start + 4096, self.count)) for start in range(0, self.count, 4096))
         return np.array([label for chunk in chunks for _, label in self.fetch(chunk)], np.int32)
 
@@ -167,16 +192,16 @@ class Source:
         self, indices: Sequence[int], rng: Callable[[int], np.random.Generator] | None = None, replace: bool = False
     ) -> dict[str, Any]:
         """The examples at `indices` as {"image": uint8 [B, H, W, C], "label": int32 [B, *label_shape], "mask":
-        float32 [B], "skipped": int}.
+        float32 [B], "skipped": int64 [S], the indices of images that could not be decoded}.
 
         `rng(row)` gives the generator of a row's training crop. With on_error="skip", an image that cannot be decoded
-        counts as skipped; with `replace` the next readable example of the source stands in for it (training), else
+        is skipped; with `replace` the next readable example of the source stands in for it (training), else
         its image is black and its mask 0 (evaluation).
         """
         images = np.zeros((len(indices), *self.image_shape), np.uint8)
         labels = np.zeros((len(indices), *self.label_shape), np.int32)
         mask = np.ones(len(indices), np.float32)
-        skipped = 0
+        skipped = []
         for row, (index, (stored, label)) in enumerate(zip(indices, self.fetch(indices), strict=True)):
             generator = rng(row) if rng else None
             labels[row] = label
@@ -185,13 +210,13 @@ class Source:
             except Unreadable:
                 if self.on_error == "fail":
                     raise
-                skipped += 1
+                skipped.append(index)
                 if replace:
                     other = self._next_readable(int(index), generator)
                     images[row], labels[row] = other["image"], other["label"]
                 else:
                     mask[row] = 0
-        return {"image": images, "label": labels, "mask": mask, "skipped": skipped}
+        return {"image": images, "label": labels, "mask": mask, "skipped": np.array(skipped, np.int64)}
 
     def arrays(self, threads: int = 4, replace: bool = False) -> dict[str, Any]:
         """The whole source with the evaluation crop, in order: as `read`, with B = N. Decodes in `threads` threads."""
@@ -202,8 +227,8 @@ class Source:
             "image": np.empty((self.count, *self.image_shape), np.uint8),
             "label": np.empty((self.count, *self.label_shape), np.int32),
             "mask": np.empty(self.count, np.float32),
-            "skipped": 0,
         }
+        skipped = []
 
         def read(start: int) -> dict[str, Any]:
             return self.read(indices[start : start + chunk], replace=replace)
@@ -212,8 +237,8 @@ class Source:
             for start, part in zip(starts, pool.map(read, starts), strict=True):
                 for key in ("image", "label", "mask"):
                     batch[key][start : start + chunk] = part[key]
-                batch["skipped"] += part["skipped"]
-        return batch
+                skipped.append(part["skipped"])
+        return {**batch, "skipped": np.concatenate(skipped)}
 
     def _decode(self, index: int, stored: bytes | Path | np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         try:
@@ -248,7 +273,11 @@ class Wrapped(Source):
         self.source, self.count = source, count
         self.classes, self.image_shape = tuple(classes) or source.classes, image_shape or source.image_shape
         self.on_error, self.decoder = source.on_error, source.decoder
-        self.fixed_size, self.random_crop = source.fixed_size, source.random_crop
+        self.fixed_size, self.random_crop, self.report = source.fixed_size, source.random_crop, source.report
+
+    def identity(self) -> dict[str, str | int]:
+        """That of the source, and a digest of what is made of it."""
+        return {**self.source.identity(), "images": self.count, "made by": Digest().add(self.how).short()}
 
 
 class ArraySource(Source):
@@ -284,6 +313,13 @@ class ArraySource(Source):
 
     def name(self, index: int) -> str:
         return f"{self.title} {index}"
+
+    def known_labels(self) -> np.ndarray:
+        return self.labels
+
+    def identity(self) -> dict[str, str | int]:
+        digest = Digest().add_array(self.images).add_array(self.labels)
+        return {"images": self.count, "content": digest.short()}
 
 
 def _class_count(labels: np.ndarray, source: str, named: int) -> int:

@@ -24,7 +24,8 @@ from models.errors import UserError
 from train.data.order import Order, philox, rows
 from train.data.source import Source
 
-Batch = dict[str, Any]  # "image" uint8 [B, H, W, C], "label" int32 [B, *label_shape], "mask" float32 [B], "skipped" int
+# "image" uint8 [B, H, W, C], "label" int32 [B, *label_shape], "mask" float32 [B], "skipped" int64 [S]
+Batch = dict[str, Any]
 
 _CROPS = 1  # the use of philox that draws crops (0 is the order of examples)
 _AHEAD = 2  # batches that each worker has ready
@@ -83,8 +84,8 @@ def stream(
     batch_size: of the whole job; `shard` = (r, P) gives process r of P the rows r*B/P … (r+1)*B/P - 1 of every batch.
     workers: processes that decode (0: threads of this one). seed: of the random crops; that of the order is its own.
     Every batch has "image" uint8 [B/P, H, W, C], "label" int32 [B/P, *label_shape], "mask" float32 [B/P] of ones, and
-    "skipped", the number of images in it that could not be decoded and were replaced (data.on_error=skip). `close()`
-    stops workers. A script that starts workers needs the guard `if __name__ == "__main__"`: they import its module (as
+    "skipped" int64 [S], the indices of images that could not be decoded and were replaced (data.on_error=skip).
+    `close()` stops workers. A script that starts workers needs the guard `if __name__ == "__main__"`: they import its module (as
     "spawn" does).
     """
     batches = _TrainingBatches(source, order, batch_size, start_step, num_steps, rows(batch_size, shard), seed)

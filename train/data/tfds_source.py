@@ -8,6 +8,7 @@ last is for PASCAL VOC: of the classes in `labels`, those that `labels_no_diffic
 "difficult" alone, which its evaluation passes over (Everingham 2010, section 4.1).
 """
 
+import json
 import os
 import re
 import threading
@@ -19,6 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from models.errors import UserError, choice_error
+from train.data.identity import Digest, of_files
 from train.data.source import Options, Source
 
 _RANDOM_ACCESS = ("array_record", "parquet")
@@ -88,6 +90,21 @@ class TfdsSource(Source):
         label[np.asarray(found[self.label_key], int)] = -1 if certain in found else 1
         label[np.asarray(found.get(certain, ()), int)] = 1
         return found[self.image_key], label
+
+    def identity(self) -> dict[str, str | int]:
+        """Name, version and split, and a digest of what TFDS keeps of the split's files (numbers of records, bytes,
+        checksums of the downloads), of their sizes, and of both ends of a sample of them."""
+        builder = _builder(self.title, self.dir)
+        about = json.loads(Path(builder.data_path, "dataset_info.json").read_text())
+        bases = {part.partition("[")[0].strip() for part in self.split.split("+")}
+        digest = Digest().add(*(about.get(key) for key in ("downloadChecksums", "downloadSize")))
+        for part in sorted(about.get("splits", ()), key=lambda part: part["name"]):
+            if part["name"] in bases:
+                digest.add(sorted(part.items()))
+        files = [Path(path).name for base in sorted(bases) for path in builder.info.splits[base].filepaths]
+        digest.add(of_files(builder.data_path, files))
+        return {"images": self.count, "set": builder.info.full_name, "split": self.split,
+                "content": digest.short()}
 
     def name(self, index: int) -> str:
         record = self._parse(self._data[int(index)], *_NAMES)

@@ -20,7 +20,7 @@ class Loaded(NamedTuple):
     def pixels(self, path: str | Path) -> np.ndarray:
         """A file as the network's evaluation crops it, uint8 [H, W, C]; UserError where it is no image."""
         how = self.card["preprocessing"]
-        decoder = Decoder(how["crop"], how["size"], how["channels"], eval_crop=how["eval_crop"])
+        decoder = Decoder(how["crop"], how["size"], how["channels"], eval_crop=how["eval_crop"], exif=how["exif"])
         return of_file(decoder, tuple(how["shape"]), path)
 
 

@@ -24,6 +24,7 @@ def preprocessing(run: Any) -> dict[str, Any]:
     """From a file to what a run's network takes: see `train.data.decode.Decoder` and `train.data.augment.normalize`."""
     decoder, data = run.feed.decoder, run.config["data"]
     return {"crop": decoder.crop, "size": decoder.size, "channels": decoder.channels, "eval_crop": decoder.eval_crop,
+            "exif": decoder.exif,
             "shape": list(run.feed.image_shape), "mean": list(data["mean"]), "std": list(data["std"]),
             "pixels": "uint8, [N, H, W, C]" + ", RGB" * (decoder.channels == 3),
             "normalized": "(pixels / 255 - mean) / std"}

@@ -1,0 +1,124 @@
+"""Which files of a user's folder are images, and why the others are left out."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from models.errors import UserError
+from train.data.decode import endings
+from train.data.identity import shown
+
+# Besides what begins with a dot: what Windows, macOS, archives and network drives leave behind, in lower case
+_DROPPINGS = frozenset({
+    "__macosx", "$recycle.bin", "#recycle", "@eadir", "desktop.ini", "ehthumbs.db", "icon\r", "lost+found",
+    "system volume information", "thumbs.db"})
+_HIDDEN = "hidden"
+_ENDINGS_SHOWN = 5
+
+
+def folders(path: str) -> list[str]:
+    """Returns the names of the folders in a folder, links to folders among them, sorted, without hidden ones."""
+    return sorted(entry.name for entry in _entries(path) if not _is_hidden(entry.name) and _kind(entry) == "folder")
+
+
+def holds_images(path: str) -> bool:
+    """Returns whether an image lies directly in a folder."""
+    return any(_is_image(entry.name) and not _is_hidden(entry.name) and _kind(entry) == "file"
+               for entry in _entries(path))
+
+
+def beside(path: str) -> Counter:
+    """Counts, by reason, what lies directly in a folder of folders and is not looked into."""
+    left_out = Counter()
+    for entry in _entries(path):
+        if _is_hidden(entry.name):
+            left_out[_HIDDEN] += _count(entry)
+        elif _is_image(entry.name) and _kind(entry) == "file":
+            left_out["outside of the folders"] += 1
+    return left_out
+
+
+def images(root: str, folder: str) -> tuple[list[str], Counter]:
+    """Finds the images at any depth below root/folder: names relative to `root`, sorted, and a count by reason of what
+    is left out. Links are followed, to each folder once.
+
+    Raises:
+      UserError: a folder that cannot be read.
+    """
+    own = os.path.realpath(f"{root}/{folder}")
+    # A link to a folder above would bring in other classes, or all of the disk
+    found, left_out, visited = [], Counter(), {_key(str(above)) for above in Path(own).parents}
+    pending, links = [folder], []
+    while pending or links:
+        # What lies there itself goes before what is linked: if it is both, its name is the own one
+        name = pending.pop() if pending else links.pop()
+        path = f"{root}/{name}"
+        if (key := _key(path)) in visited:
+            left_out["linked twice"] += 1
+            continue
+        visited.add(key)
+        for entry in _entries(path):
+            kind = _kind(entry)
+            if _is_hidden(entry.name):
+                left_out[_HIDDEN] += _count(entry)
+            elif kind == "folder":
+                (links if entry.is_symlink() else pending).append(f"{name}/{entry.name}")
+            elif not _is_image(entry.name):
+                left_out[_ending(entry.name) or "without an ending"] += 1
+            elif kind == "file":
+                found.append(f"{name}/{entry.name}")
+            else:
+                left_out["broken link" if entry.is_symlink() else "no file"] += 1
+        links.sort(reverse=True)
+    return sorted(found, key=lambda name: name.split("/")), left_out
+
+
+def words(left_out: Counter) -> str:
+    """Returns "12 hidden, 4 .heic": what is left out, by reason, the most frequent endings alone; "" for nothing."""
+    counts = {reason: count for reason, count in left_out.most_common() if count}
+    kinds = [reason for reason in counts if reason.startswith(".")]
+    for reason in kinds[_ENDINGS_SHOWN:]:
+        counts["of other endings"] = counts.get("of other endings", 0) + counts.pop(reason)
+    order = sorted(counts, key=lambda reason: (reason != _HIDDEN, reason == "of other endings"))
+    return ", ".join(f"{counts[reason]:,} {shown(reason)}" for reason in order)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _DROPPINGS
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _is_image(name: str) -> bool:
+    return _ending(name) in endings()
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """Returns "folder", "file", or "" for anything else, as a link to nothing or to itself."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
+    except OSError:
+        return ""
+
+
+def _count(entry: os.DirEntry) -> int:
+    """Returns how many files a hidden entry stands for."""
+    if entry.is_dir(follow_symlinks=False):
+        return sum(len(files) for _, _, files in os.walk(entry.path))
+    return 1
+
+
+def _entries(path: str) -> Iterator[os.DirEntry]:
+    try:
+        with os.scandir(path) as entries:
+            yield from entries
+    except OSError as error:
+        raise UserError(f"folder {shown(path)} cannot be read: {error.strerror}") from error
+
+
+def _key(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
