@@ -208,7 +208,7 @@ def test_data_that_changed_are_refused(tmp_path):
     arrays(40)
     summary = loop.train(config, tmp_path / "run")
     arrays(50)
-    with pytest.raises(UserError, match=r"changed since \(.*identity.test.examples: 40 -> 50"):
+    with pytest.raises(UserError, match=r"changed since \(.*identity.test.images: 40 -> 50"):
         loop.train(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
 

@@ -24,7 +24,7 @@ from train import summary as summary_lib
 from train import workdir as workdir_lib
 from train.data import text
 from train.feed import Feed
-from train.files import read_json, write_json
+from train.files import expanded, read_json, write_json
 from train.interruption import Interruption
 from train.lock import Lock
 from train.parallel import Parallel
@@ -172,7 +172,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
       UserError: a mistake in the config, a workdir of another config or of another process, a loss that is not finite,
         a full disk.
     """
-    folder = Path(workdir).absolute()
+    folder = expanded(workdir).absolute()
     with checkpoint.full_disk_is_said(folder), contextlib.ExitStack() as held:
         return _train(config, folder, console or rich.console.Console(quiet=True), started or time.time(), held)
 
@@ -192,12 +192,14 @@ def _train(config: Mapping[str, Any], folder: Path, console: rich.console.Consol
     distributed.check_same("config", workdir_lib.plain(config))
     run = setup(config)
     parallel, feed, total = run.parallel, run.feed, run.total
+    for note in feed.notes:
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
     is_primary = jax.process_index() == 0  # the one process that reads and writes the workdir
     record = feed.record()
     if run.start:
         record["arrays of init_from"] = run.start
     if run.pruning and run.pruning.file:
-        record["file of optimizer.prune"] = hashlib.sha256(Path(run.pruning.file).read_bytes()).hexdigest()[:16]
+        record["file of optimizer.prune"] = hashlib.sha256(expanded(run.pruning.file).read_bytes()).hexdigest()[:16]
     distributed.check_same("data or start of the run", record)
     saved = None
 

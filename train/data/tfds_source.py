@@ -8,7 +8,7 @@ last is for PASCAL VOC: of the classes in `labels`, those that `labels_no_diffic
 "difficult" alone, which its evaluation passes over (Everingham 2010, section 4.1).
 """
 
-import json
+import contextlib
 import os
 import re
 import threading
@@ -20,8 +20,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from models.errors import UserError, choice_error
+from models.weights.reading import Damaged, reading
 from train.data.identity import Digest, of_files
 from train.data.source import Options, Source
+from train.files import read_json
 
 _RANDOM_ACCESS = ("array_record", "parquet")
 _NAMES = ("file_name", "id", "image/filename", "image/file_name")  # features that name an example
@@ -33,6 +35,15 @@ class TfdsSource(Source):
 
     def __init__(self, name: str, split: str, options: Options):
         self.title, self.split, self.dir = name, split, data_dir(options.dir)
+        self._lock, self._opened = threading.Lock(), None
+        with self._reading():
+            self._describe(name, split, options)
+
+    def _reading(self) -> contextlib.AbstractContextManager:
+        """Returns a context in which whatever TFDS raises for damaged files is one line."""
+        return reading(f"TFDS data set '{self.title}' in {self.dir}", "TFDS")
+
+    def _describe(self, name: str, split: str, options: Options) -> None:
         builder = _builder(name, self.dir)
         self.image_key, self.label_key = _keys(name, builder.info)
         features, splits = builder.info.features, builder.info.splits
@@ -41,7 +52,6 @@ class TfdsSource(Source):
                 raise choice_error(f"split of {name}", part, splits)
         if isinstance(features[self.label_key], tfds.features.Sequence):
             self.label_shape = (features[self.label_key].num_classes,)
-        self._lock, self._opened = threading.Lock(), None
         try:
             count = len(self._data)
         except ValueError as error:
@@ -78,14 +88,18 @@ class TfdsSource(Source):
 
     def fetch(self, indices: Sequence[int]) -> list[tuple[bytes, int | np.ndarray]]:
         # All of a batch at once: array_record reads a list of records in threads of its own, 10 times faster.
-        records = self._data.__getitems__([int(index) for index in indices])
-        return [self._example(record) for record in records]
+        with self._reading():
+            records = self._data.__getitems__([int(index) for index in indices])
+            return [self._example(record) for record in records]
 
     def _example(self, record: bytes) -> tuple[bytes, int | np.ndarray]:
         certain = self.label_key + _CERTAIN
         found = self._parse(record, self.image_key, self.label_key, *(certain,) * bool(self.label_shape))
         if not self.label_shape:
-            return found[self.image_key], int(found[self.label_key])
+            label = int(found[self.label_key])
+            if not 0 <= label < len(self.classes):
+                raise Damaged(f"a record has the label {label}; allowed: 0 to {len(self.classes) - 1}")
+            return found[self.image_key], label
         label = np.zeros(self.label_shape, np.int32)
         label[np.asarray(found[self.label_key], int)] = -1 if certain in found else 1
         label[np.asarray(found.get(certain, ()), int)] = 1
@@ -95,7 +109,7 @@ class TfdsSource(Source):
         """Name, version and split, and a digest of what TFDS keeps of the split's files (numbers of records, bytes,
         checksums of the downloads), of their sizes, and of both ends of a sample of them."""
         builder = _builder(self.title, self.dir)
-        about = json.loads(Path(builder.data_path, "dataset_info.json").read_text())
+        about = read_json(Path(builder.data_path, "dataset_info.json"))
         bases = {part.partition("[")[0].strip() for part in self.split.split("+")}
         digest = Digest().add(*(about.get(key) for key in ("downloadChecksums", "downloadSize")))
         for part in sorted(about.get("splits", ()), key=lambda part: part["name"]):
@@ -107,7 +121,8 @@ class TfdsSource(Source):
                 "content": digest.short()}
 
     def name(self, index: int) -> str:
-        record = self._parse(self._data[int(index)], *_NAMES)
+        with self._reading():
+            record = self._parse(self._data[int(index)], *_NAMES)
         names = [record[key] for key in _NAMES if key in record]
         known = f" ({names[0].decode() if isinstance(names[0], bytes) else names[0]})" if names else ""
         return f"{self.title} {self.split} {index}{known}"
