@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.weights.reading import Damaged, check_size
+from models.weights.foreign import Damaged, check_size
 
 _DEFLATE_RATIO = 1032  # bytes that one deflated byte can stand for
 _CHUNK = 1 << 20
