@@ -106,6 +106,7 @@ NPZ = {
     "a smaller size": edited(archive({"a.npy": npy()}, zipfile.ZIP_DEFLATED), 24, "<I", 80),
     "another checksum": edited(PLAIN, 16, "<I", 1),
     "a member beyond the file": edited(PLAIN, 42, "<I", 1 << 31),
+    "an entry that swallows the next": edited(archive({"a.npy": npy(), "b.npy": npy()}), 32, "<H", 46 + 5),
     "no directory": PLAIN[:-30],
     "nothing": b"",
 }

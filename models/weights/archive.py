@@ -25,6 +25,8 @@ class Archive:
                 raise Damaged(f"the name of a member is not printable: {name}")
             if name in self.sizes:
                 raise Damaged(f"member '{name}' is in it twice")
+            if member.comment:  # no writer of arrays has any; a damaged length makes one of the entries that follow
+                raise Damaged(f"member '{name}' has a comment")
             if member.flag_bits & 1:
                 raise Damaged(f"member '{name}' is encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
