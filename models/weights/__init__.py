@@ -22,8 +22,8 @@ from models.errors import UserError, choice_error
 from models.layers.conv import lowering
 from models.weights import unwrap
 from models.weights.files import metadata, read, write
+from models.weights.foreign import Damaged, reading
 from models.weights.layouts import Layout, flatten
-from models.weights.reading import Damaged, reading
 
 __all__ = ["Mismatch", "about", "flatten", "from_arrays", "layout", "layouts", "load", "read", "save", "to_arrays",
            "write"]

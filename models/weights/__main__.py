@@ -9,7 +9,7 @@ from absl import flags
 import models
 from models import command, weights
 from models.errors import UserError, choice_error
-from models.weights.reading import reading
+from models.weights.foreign import reading
 
 USAGE = """Weights of other libraries in, and ours out.
 

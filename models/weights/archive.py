@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.weights.reading import Damaged, check_size
+from models.weights.foreign import Damaged, check_size
 
 _DEFLATE_RATIO = 1032  # bytes that one deflated byte can stand for
 _CHUNK = 1 << 20
@@ -25,6 +25,8 @@ class Archive:
                 raise Damaged(f"the name of a member is not printable: {name}")
             if name in self.sizes:
                 raise Damaged(f"member '{name}' is in it twice")
+            if member.comment:  # no writer of arrays has any; a damaged length makes one of the entries that follow
+                raise Damaged(f"member '{name}' has a comment")
             if member.flag_bits & 1:
                 raise Damaged(f"member '{name}' is encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -1,7 +1,7 @@
 """Files of weights: {name: array}, of safetensors, NumPy (.npz) and PyTorch (.pth and other endings).
 
 Nothing that a file says is executed. All of them are read here, by readers that believe no size before they have
-compared it with the file; whatever these raise is one line (reading.py). Only writing a PyTorch file needs PyTorch.
+compared it with the file; whatever these raise is one line (foreign.py). Only writing a PyTorch file needs PyTorch.
 """
 
 import os
@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from models.errors import UserError
 from models.weights import npz, safe, torch_file, unwrap
-from models.weights.reading import Damaged, reading
+from models.weights.foreign import Damaged, reading
 
 # torch.save writes the same bytes whatever the ending; these are common.
 TORCH = (".pth", ".pt", ".bin", ".pth.tar", ".ckpt", ".th", ".model")

@@ -9,7 +9,7 @@ import numpy as np
 
 from models.weights import archive
 from models.weights.archive import Archive
-from models.weights.reading import Damaged, reading
+from models.weights.foreign import Damaged, reading
 
 _END = ".npy"
 # Version 3 differs in the field names of structured types alone, which are refused.

@@ -8,7 +8,7 @@ import pickletools
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
-from models.weights.reading import Damaged
+from models.weights.foreign import Damaged
 from models.weights.unwrap import Opaque
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}

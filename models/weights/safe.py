@@ -9,14 +9,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
-from models.weights.reading import Damaged
+from models.weights.foreign import Damaged
 
 MOST_HEADER = 100_000_000  # bytes, as in the format's own reader
 _TYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.dtype(jnp.bfloat16), "I64": np.int64,
     "I32": np.int32, "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16,
     "U8": np.uint8, "BOOL": np.bool_, "C64": np.complex64,
 }

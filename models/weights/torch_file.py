@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from models.weights import archive, pickles, unwrap
-from models.weights.reading import Damaged, check_size
+from models.weights.foreign import Damaged, check_size
 from models.weights.unwrap import Opaque
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -27,7 +27,7 @@ _ZIP = b"PK\3\4"
 # By the names of classes of storages (torch.FloatStorage) and of types (torch.float32).
 _STORAGES = {
     "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
+    "BFloat16Storage": jnp.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
     "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_, "ComplexFloatStorage": np.complex64,
     "ComplexDoubleStorage": np.complex128, "UntypedStorage": np.uint8, "_UntypedStorage": np.uint8}
 _TYPES = {"uint16": np.uint16, "uint32": np.uint32, "uint64": np.uint64}

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from models.weights.reading import Damaged
+from models.weights.foreign import Damaged
 
 # Keys under which scripts nest weights; of several on one level the first here: averaged weights are what is tested.
 WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema", "state_dict",
