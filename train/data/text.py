@@ -20,7 +20,7 @@ import numpy as np
 from models import runtime
 from models.errors import UserError, choice_error
 from models.transformer import BOS, EOS, PAD
-from models.weights.reading import check_size, most_bytes, reading
+from models.weights.foreign import check_size, most_bytes, reading
 from train.data import grammar, order
 
 SPECIAL = ("<pad>", "<s>", "</s>")  # PAD, BOS, EOS are their places

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from models.errors import UserError, choice_error
-from models.weights.reading import Damaged, reading
+from models.weights.foreign import Damaged, reading
 from train.data.identity import Digest, of_files
 from train.data.source import Options, Source
 from train.files import read_json
