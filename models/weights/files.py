@@ -1,7 +1,7 @@
 """Files of weights: {name: array}, of safetensors, NumPy (.npz) and PyTorch (.pth and other endings).
 
-Nothing that a file says is executed. All of them are read here, by readers that believe no size before they have
-compared it with the file; whatever these raise is one line (foreign.py). Only writing a PyTorch file needs PyTorch.
+Nothing that a file says is executed. The readers believe no size before they have compared it with the file; whatever
+they raise is one line (foreign.py). Only writing a PyTorch file needs PyTorch.
 """
 
 import os
@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from models.errors import UserError
-from models.weights import npz, safe, torch_file, unwrap
+from models.weights import npz, torch_file, unwrap
 from models.weights.foreign import Damaged, reading
 
 # torch.save writes the same bytes whatever the ending; these are common.
@@ -56,7 +56,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     return numbers or arrays
 
 
-_READERS = {".safetensors": safe.read, ".npz": _read_npz}
+_READERS = {".safetensors": safetensors.numpy.load_file, ".npz": _read_npz}
 
 
 def metadata(path: str | os.PathLike) -> dict[str, str]:
@@ -64,8 +64,8 @@ def metadata(path: str | os.PathLike) -> dict[str, str]:
     path, kind = _existing(path)
     if kind != ".safetensors":
         return {}
-    with reading(path, kind):
-        return safe.metadata(path)
+    with reading(path, kind), safetensors.safe_open(path, "np") as file:
+        return file.metadata() or {}
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
