@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from models import own, runtime
 from models.errors import UserError, choice_error, has_type
-from models.layers.conv import lowering
 from models.layers.init import jit_once
+from models.layers.tracing import lowering
 
 runtime.tune()
 runtime.keep_programs()

@@ -33,8 +33,8 @@ from rich.table import Table
 import models
 from models import command, traced
 from models.errors import UserError
-from models.layers.conv import lowering
 from models.layers.endpoint import Endpoint, capture
+from models.layers.tracing import lowering
 
 Path = traced.Path
 

@@ -15,7 +15,7 @@ import optax
 
 import models
 from experiments.bench.serve import WARM, Served, after_warm_up, work
-from models.layers.conv import lowering
+from models.layers.tracing import lowering
 
 # What trains and reads data is imported where it is used: bare steps need neither grain nor Orbax, which a machine that
 # is lent for an hour may not have.

@@ -6,7 +6,6 @@ with AVX-512, jax 0.10.2, jax.nn's and this one, forward and gradient:
   ViT-S, 8 x 197 tokens, 6 heads    13.7 and  7.1     42.1 and 21.4
   ViT-B, 8 x 256 tokens, 12 heads   43.8 and 17.8    141.4 and 77.5
   Swin-T, 512 x 49 tokens, 3 heads  26.3 and 16.9     92.8 and 60.1
-Forward-mode derivatives through it need `lowering("plain")`, as those through convolutions (conv.py).
 """
 
 import inspect
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models.layers.conv import plain_wanted
+from models.layers.tracing import custom_vjp, plain_wanted
 
 
 def attend(
@@ -56,7 +55,7 @@ def _logits(q, k, bias, mask) -> jax.Array:
     return logits if mask is None else jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
 
 
-@jax.custom_vjp
+@custom_vjp
 def _weigh(logits, v):
     """softmax(logits) v, float32; logits [N, H, T, S], v [N, H, S, D]."""
     return _weigh_forward(logits, v)[0]

@@ -6,9 +6,10 @@ All take x [N, H, W, C] and a kernel [kh, kw, C / groups, D] of its type, stride
 import functools
 import itertools
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+
+from models.layers.tracing import custom_vjp
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -36,7 +37,7 @@ def _flipped(kernel):
 # out in that layout.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(custom_vjp, nondiff_argnums=(2, 3, 4))
 def dense(x, kernel, strides, padding, dilation):
     """As `plain` of one group, with gradients that stay fast within loops: see above."""
     return plain(x, kernel, strides, padding, dilation)
@@ -118,7 +119,7 @@ def _sum_of_shifts(x, kernel, strides, padding, dilation):
     return _sum_of_products(terms, x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(custom_vjp, nondiff_argnums=(2, 3, 4))
 def _shifted_products(x, kernel, strides, padding, dilation):
     return _sum_of_shifts(x, kernel, strides, padding, dilation)
 

@@ -28,6 +28,7 @@ from jax import lax
 
 from models import own
 from models.errors import UserError, choice_error
+from models.layers.tracing import custom_vjp
 
 GROUPS = 32  # of "group", in layers of as many channels or more; Wu & He 2018, section 4.1
 _ones, _zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
@@ -115,7 +116,7 @@ def _mean(x: jax.Array, axes: tuple[int, ...], axis_name: str | None) -> jax.Arr
     return mean if axis_name is None else lax.pmean(mean, axis_name)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+@functools.partial(custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def normalize(x, scale, bias, axes, epsilon, axis_name, dtype):
     """Normalizes x over `axes` (and over the devices of `axis_name`), then scales and shifts.
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from models.errors import UserError
-from models.layers.conv import onnx_wanted, unfused
+from models.layers.conv import unfused
+from models.layers.tracing import onnx_wanted
 
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
