@@ -154,7 +154,7 @@ class CrossAttention(nn.Module):
         if memory is None:
             k, v = self.get_variable("cache", "keys"), self.get_variable("cache", "values")  # [N, S, H, C / H]
         else:
-            kv = self.dense(2 * channels, name="kv")(memory).reshape(batch, -1, 2, *heads)
+            kv = self.dense(2 * channels, name="kv")(memory).reshape(batch, memory.shape[1], 2, *heads)
             k, v = kv[:, :, 0], kv[:, :, 1]
         if remember:
             self.put_variable("cache", "keys", k)
@@ -193,7 +193,7 @@ def attention_weights(
             else:
                 q = projected[*module.path, "q"]
                 k, _ = jnp.split(projected[*module.path, "kv"], 2, -1)
-            q, k = (x.reshape(*x.shape[:2], module.heads, -1) for x in (q, k))
+            q, k = (x.reshape(*x.shape[:2], module.heads, x.shape[2] // module.heads) for x in (q, k))
             found["/".join(module.path)] = jax.nn.softmax(_logits(q, k, asked.get("bias"), asked.get("mask")))
         return y
 

@@ -103,9 +103,13 @@ def conv2d(
 
     Returns:
       [N, H', W', D] with H' = (H + top + bottom - dilation (kh - 1) - 1) // stride + 1.
+
+    Raises:
+      EmptyMap: H' or W' is 0.
     """
     strides, dilation = tuple(strides), tuple(dilation)
     padding = tuple((int(low), int(high)) for low, high in padding)
+    lowerings.output_sizes(x.shape[1:3], kernel.shape[:2], strides, padding, dilation)
     name = "plain"
     if not plain_wanted():
         if jax.default_backend() == "cpu":
@@ -179,7 +183,7 @@ def unfused(x: jax.Array) -> jax.Array:
 
 def _patches(x, kernel, strides, padding, dilation):
     kh, kw, channels, features = kernel.shape
-    shape = tuple(map(lowerings.output_size, x.shape[1:3], (kh, kw), strides, padding, dilation))
+    shape = lowerings.output_sizes(x.shape[1:3], (kh, kw), strides, padding, dilation)
     padded = lowerings.pad(x, padding)
     windows = [lowerings.window(padded, i * dilation[0], j * dilation[1], shape, strides)
                for i, j in itertools.product(range(kh), range(kw))]
@@ -222,7 +226,7 @@ _product.defvjp(lambda x, kernel: (jnp.matmul(x, kernel), (x, kernel)), _product
 @functools.partial(custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _native(x, kernel, strides, padding, dilation, groups):
     how = (strides, padding, dilation)
-    shape = (x.shape[0], *map(lowerings.output_size, x.shape[1:3], kernel.shape[:2], *how), kernel.shape[3])
+    shape = (x.shape[0], *lowerings.output_sizes(x.shape[1:3], kernel.shape[:2], *how), kernel.shape[3])
     return native.call("conv_forward", x, kernel, shape, groups, *how)
 
 
