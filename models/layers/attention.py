@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models.layers.tracing import custom_vjp, plain_wanted
+from models.layers.tracing import custom_vjp, plain_wanted, reverse_only
 
 
 def attend(
@@ -43,8 +43,9 @@ def attend(
     bias, mask = (None if x is None else jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, lengths))
                   for x in (bias, mask))
     bias = None if bias is None else bias.astype(q.dtype)
-    implementation = "cudnn" if _flash(q, k, biased=bias is not None or mask is not None) else "xla"
-    return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation=implementation)
+    if _flash(q, k, biased=bias is not None or mask is not None):
+        return _even(reverse_only(q), k, v, bias, mask, implementation="cudnn")
+    return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation="xla")
 
 
 def _logits(q, k, bias, mask) -> jax.Array:
@@ -79,12 +80,25 @@ _weigh.defvjp(_weigh_forward, _weigh_backward)
 
 
 def _flash(q, k, biased) -> bool:
-    """Whether cuDNN has kernels: heads of a multiple of 8 and at most 128; gradients with a bias or a mask, which it
-    takes as a bias, want even lengths."""
+    """Returns whether cuDNN has kernels: for heads of a multiple of 8 and at most 128. Gradients with a bias or a mask,
+    which it takes as a bias, want even lengths; those without go through `_even`."""
     if jax.default_backend() != "gpu" or plain_wanted() or q.dtype not in (jnp.bfloat16, jnp.float16):
         return False
     even = q.shape[1] % 2 == k.shape[1] % 2 == 0
-    return q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and (even or not biased)
+    return q.size > 0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and (even or not biased)
+
+
+def _even(q, k, v, bias, mask, implementation) -> jax.Array:
+    """Returns `jax.nn.dot_product_attention` of even lengths: an odd one gets a token that nothing attends to.
+
+    JAX hands cuDNN an empty array where there is no bias, and then refuses gradients of odd lengths, as with a bias.
+    """
+    batch, length = q.shape[:2]
+    lengths = {}
+    if length % 2 or k.shape[1] % 2:
+        lengths = {"query_seq_lengths": jnp.full(batch, length), "key_value_seq_lengths": jnp.full(batch, k.shape[1])}
+        q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation=implementation, **lengths)[:, :length]
 
 
 class SelfAttention(nn.Module):

@@ -232,7 +232,7 @@ class Classifier(Network):
 
 
 def _naming_smallest(call: Callable) -> Callable:
-    """Wraps a network's `__call__`: for images that leave an empty map, the UserError names the smallest that do not."""
+    """Wraps a network's `__call__`: where images leave an empty map, the UserError names the smallest that do not."""
 
     @functools.wraps(call)
     def checked(self, images, *args, **kwargs):

@@ -173,7 +173,7 @@ normalize.defvjp(_forward, _backward)
 
 @contextlib.contextmanager
 def example_stands_for_batch() -> Iterator[None]:
-    """Lets batch norm take a single example in training mode, for a program that is traced for its cost, and not run."""
+    """Lets batch norm take one example in training mode, for a program that is traced for its cost and never run."""
     token = _any_batch.set(True)
     try:
         yield
@@ -187,8 +187,8 @@ def _check_several(module: nn.Module, kind: str, values: int, cure: str) -> None
     Parameters are made without this check: they may be for images of any size.
     """
     if values < 2 and not module.is_initializing():
-        raise UserError(f"norm '{kind}' at {'/'.join(module.path)} leaves nothing of what it gets: each of its means is "
-                        f"over {values} {'value' if values == 1 else 'values'} there; {cure}")
+        raise UserError(f"norm '{kind}' at {'/'.join(module.path)} leaves nothing of what it gets: each of its means "
+                        f"is over {values} {'value' if values == 1 else 'values'} there; {cure}")
 
 
 # What helps where a mean is over a single value

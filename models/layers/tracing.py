@@ -5,7 +5,6 @@ Layers have gradients of their own for speed and memory (`custom_vjp`). JAX take
 """
 
 import contextlib
-import contextvars
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,14 +16,14 @@ from jax.interpreters import ad, batching, mlir
 from models.errors import UserError, choice_error
 
 LOWERINGS = ("auto", "plain", "packed", "onnx", "forward_mode")
-_lowering = contextvars.ContextVar("lowering", default="auto")
+_lowering = jax.make_user_context("auto")
 
 
 @contextlib.contextmanager
 def lowering(name: str) -> Iterator[None]:
     """Chooses the formulations of the layers that are traced within the context.
 
-    It acts while tracing: a function that was jitted and traced before keeps what it had.
+    It acts while tracing, and functions that are jitted are traced once for each name.
 
     Args:
       name: "auto" for the fastest; "plain" for lax.conv_general_dilated and its like, for programs that are traced here
@@ -37,26 +36,23 @@ def lowering(name: str) -> Iterator[None]:
     """
     if name not in LOWERINGS:
         raise choice_error("lowering", name, LOWERINGS)
-    token = _lowering.set(name)
-    try:
+    with _lowering(name):
         yield
-    finally:
-        _lowering.reset(token)
 
 
 def plain_wanted() -> bool:
     """Returns whether the program that is being traced is inside of `lowering("plain")`, "onnx" or "forward_mode"."""
-    return _lowering.get() in ("plain", "onnx", "forward_mode")
+    return _lowering.value in ("plain", "onnx", "forward_mode")
 
 
 def onnx_wanted() -> bool:
     """Returns whether the program that is being traced is inside of `lowering("onnx")`."""
-    return _lowering.get() == "onnx"
+    return _lowering.value == "onnx"
 
 
 def packed_wanted() -> bool:
     """Returns whether the program that is being traced is inside of `lowering("packed")`."""
-    return _lowering.get() == "packed"
+    return _lowering.value == "packed"
 
 
 def custom_vjp(function: Callable, nondiff_argnums: tuple[int, ...] = ()) -> Callable:
@@ -70,7 +66,7 @@ def custom_vjp(function: Callable, nondiff_argnums: tuple[int, ...] = ()) -> Cal
 
     @functools.wraps(function)
     def call(*args):
-        if _lowering.get() == "forward_mode":
+        if _lowering.value == "forward_mode":
             return function(*args)
         return reverse(*(arg if i in nondiff_argnums else reverse_only(arg) for i, arg in enumerate(args)))
 
