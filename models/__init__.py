@@ -66,8 +66,8 @@ def fields(name: str) -> list[str]:
 def create(name: str, /, **overrides: Any) -> nn.Module:
     """Makes the network `name`: apply(variables, images [N, H, W, C], train=False) gives logits [N, num_classes].
 
-    Its layers have gradients of their own, for reverse mode and the first derivative. Forward mode (jax.jvp, jax.jacfwd,
-    jax.hessian) needs JAX's derivatives, which the network has within a context:
+    Its layers have gradients of their own, for reverse mode and the first derivative. Forward mode (jax.jvp,
+    jax.jacfwd, jax.hessian) needs JAX's derivatives, which the network has within a context:
 
       with models.lowering("forward_mode"):
           logits, tangents = jax.jvp(lambda x: model.apply(variables, x), (images,), (directions,))
