@@ -359,7 +359,7 @@ static void Sums(const Band& b, const Shape& s, I from, I to, float* dk) {
 // x [N, H, W, C], dy [N, H', W', D] -> dk [kh, kw, C / groups, D]
 static ffi::Error KernelGradient(ffi::ThreadPool pool, Array x, Array dy, Out dk, I groups, Span strides, Span low,
                                  Span dilation) {
-  if (!InRange(x, dy, dk, groups, strides, low, dilation)) return Misfit();
+  if (!InRange(x, dy, dk, groups, strides, low, dilation) || low[0] < 0 || low[1] < 0) return Misfit();
   auto k = dk->dimensions(), o = dy.dimensions();
   Shape s = MakeShape(x, o[1], o[2], o[3], k[0], k[1], groups, strides, low, dilation);
   if (!Fits(s, o[0], k[2], k[3])) return Misfit();
