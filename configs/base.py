@@ -25,6 +25,9 @@ def base() -> ConfigDict:
     c.steps_per_call = 1  # optimizer steps a dispatch (a scan); more than 1 only where the data are resident
     c.precision = "float32"  # of the computation: float32 | bfloat16; parameters and statistics stay float32
     c.ema_decay = 0.0  # of the averaged weights that are then evaluated, e.g. 0.9999; 0: off
+    # The decay at the end of step t is min(ema_decay, (1 + t) / (10 + t)), so that a short run does not evaluate its
+    # initial weights; as TensorFlow's ExponentialMovingAverage with num_updates. False: ema_decay throughout
+    c.ema_warmup = True
     c.lookahead = ""  # lookahead(decay, power=0, every=1, start='0 steps'): weights go back to averages of theirs
     c.parallel = "pmap"  # how a step is lifted over the devices: pmap | shard_map | fsdp (state sharded)
     c.devices = 0  # 0: all

@@ -59,7 +59,7 @@ def network(name: str, model: Any, variables: Any, images: Any, packed: bool = F
 
     from models import complexity
     from models.compress import lowbit
-    from models.layers.conv import lowering
+    from models.layers.tracing import lowering
 
     cost = complexity.analyze(model, (1, *images.shape[1:])).mult_adds
     if packed:

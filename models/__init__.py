@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from models import own, runtime
 from models.errors import UserError, choice_error, has_type
-from models.layers.conv import lowering
 from models.layers.init import jit_once
+from models.layers.tracing import lowering
 
 runtime.tune()
 runtime.keep_programs()
@@ -65,6 +65,12 @@ def fields(name: str) -> list[str]:
 
 def create(name: str, /, **overrides: Any) -> nn.Module:
     """Makes the network `name`: apply(variables, images [N, H, W, C], train=False) gives logits [N, num_classes].
+
+    Its layers have gradients of their own, for reverse mode and the first derivative. Forward mode (jax.jvp,
+    jax.jacfwd, jax.hessian) needs JAX's derivatives, which the network has within a context:
+
+      with models.lowering("forward_mode"):
+          logits, tangents = jax.jvp(lambda x: model.apply(variables, x), (images,), (directions,))
 
     Args:
       name: one of `names()`, or FILE.py:NAME, with NAME in a table VARIANTS of that file (own.py).

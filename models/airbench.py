@@ -18,7 +18,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.pooling import max_pool
@@ -43,7 +42,7 @@ class Stage(nn.Module):
 
 
 class Airbench(Classifier):
-    """The fields of `Classifier`, and these. Takes images of any size from 9. Endpoints: "stem", "stage1" to "stage3",
+    """The fields of `Classifier`, and these. Endpoints: "stem", "stage1" to "stage3",
     "pre_logits".
 
     Attributes:
@@ -73,8 +72,6 @@ class Airbench(Classifier):
         x = Endpoint("stem")(layers.act(x))
         for stage, factor in enumerate((1, 4, 4), 1):
             x = Endpoint(f"stage{stage}")(Stage(layers, factor * self.width, name=f"stage{stage}")(x))
-        if 0 in x.shape[1:3]:
-            raise UserError(f"images of {images.shape[1]} x {images.shape[2]} are too small for this network")
         x = Endpoint("pre_logits")(x.max((1, 2)))  # [N, H, W, C] -> [N, C]
         x = layers.dense(self.num_classes, use_bias=self.norm == "none", name="head")(x)
         return self.scale * x.astype(jnp.float32)

@@ -45,8 +45,7 @@ def local_response_norm(x: jax.Array, n: int, k: float, alpha: float) -> jax.Arr
 class AlexNet(Classifier):
     """Five convolutions and three dense layers; the fields of `Classifier`, and these.
 
-    Takes images of any size that leaves something after pool5. Endpoints: "conv1" to "conv5" (activations), "pool5",
-    "pre_logits".
+    Endpoints: "conv1" to "conv5" (activations), "pool5", "pre_logits".
 
     Attributes:
       stem: kernel size, stride and padding of conv1.
@@ -102,7 +101,7 @@ class AlexNet(Classifier):
         x = conv(4, x, 3, groups=self.groups)
         x = conv(5, x, 3, groups=self.groups)
         x = Endpoint("pool5")(pool(x))
-        x = adaptive_avg_pool(x, MAP_SIZE).reshape(x.shape[0], -1)  # [N, H, W, C] -> [N, 36 C]
+        x = jax.lax.collapse(adaptive_avg_pool(x, MAP_SIZE), 1)  # [N, H, W, C] -> [N, 36 C]
         for i, features in enumerate(self.classifier, 1):
             x = layers.act(layers.dense(features, name=f"hidden{i}")(x))
             x = Dropout(self.dropout, deterministic=not train)(x)

@@ -33,8 +33,9 @@ from rich.table import Table
 import models
 from models import command, traced
 from models.errors import UserError
-from models.layers.conv import lowering
 from models.layers.endpoint import Endpoint, capture
+from models.layers.norm import example_stands_for_batch
+from models.layers.tracing import lowering
 
 Path = traced.Path
 
@@ -201,7 +202,7 @@ def analyze(model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStr
     endpoint_views = dict(zip(endpoints, views[len(views) - len(endpoints) :], strict=True))
     params = _params(variables["params"], modules)
     parents = {path[:depth] for path in modules for depth in range(len(path))}
-    with lowering("plain"):
+    with lowering("plain"), example_stands_for_batch():
         kept = _kept_bytes(model, variables, inputs, key, modules, {*modules} - parents | {*walk.mult_adds})
 
     def layer(path, kind, shape, output_bytes=0):

@@ -141,7 +141,7 @@ def beam_search(
         logs = state.alive_logs[:, :, None] + state.next_logs  # [N, B, V]
         vocabulary = logs.shape[-1]
         count = min(2 * beams, beams * vocabulary)
-        logs, chosen = jax.lax.top_k(logs.reshape(batch, -1), count)  # [N, B V] -> [N, 2 B]
+        logs, chosen = jax.lax.top_k(jax.lax.collapse(logs, 1), count)  # [N, B V] -> [N, 2 B]
         parent, token = chosen // vocabulary, (chosen % vocabulary).astype(jnp.int32)
         tokens = _take(state.alive, parent).at[:, :, state.place].set(token)  # [N, 2 B, L]
         ends, real = token == eos, logs > _NEVER / 2

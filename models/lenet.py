@@ -64,7 +64,7 @@ class LeNet(Classifier):
         for i, features in enumerate(self.convs, 1):
             x = layers.norm(name=f"conv{i}_norm")(layers.conv(features, 5, padding=0, name=f"conv{i}")(x))
             x = Endpoint(f"conv{i}")(max_pool(x, 2, 2))
-        x = x.reshape(x.shape[0], -1)  # [N, H, W, C] -> [N, H W C]
+        x = jax.lax.collapse(x, 1)  # [N, H, W, C] -> [N, H W C]
         for i, features in enumerate(self.hidden, 1):
             x = layers.dense(features, name=f"hidden{i}")(x)
             x = layers.act(layers.norm(name=f"hidden{i}_norm")(x))

@@ -52,14 +52,14 @@ def windows_of(x, window: int):
     """Maps [N, H, W, C] to windows [N H W / window**2, window**2, C]; sizes are multiples of `window`."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // window, window, width // window, window, channels)
-    return x.swapaxes(2, 3).reshape(-1, window * window, channels)
+    return x.swapaxes(2, 3).reshape(batch * (height // window) * (width // window), window * window, channels)
 
 
 def maps_of(windows: jax.Array, batch: int, height: int, width: int) -> jax.Array:
     """The inverse of `windows_of`: [N, H, W, C]."""
-    size = int(windows.shape[1] ** 0.5)
-    x = windows.reshape(batch, height // size, width // size, size, size, -1)
-    return x.swapaxes(2, 3).reshape(batch, height, width, -1)
+    size, channels = int(windows.shape[1] ** 0.5), windows.shape[2]
+    x = windows.reshape(batch, height // size, width // size, size, size, channels)
+    return x.swapaxes(2, 3).reshape(batch, height, width, channels)
 
 
 class WindowAttention(nn.Module):

@@ -82,7 +82,7 @@ class VGG(Classifier):
         if not self.classifier:
             x = Endpoint("last_map")(x)
         x = adaptive_avg_pool(x, MAP_SIZE if self.classifier else 1)
-        x = x.reshape(x.shape[0], -1)  # [N, H, W, C] -> [N, H W C]
+        x = jax.lax.collapse(x, 1)  # [N, H, W, C] -> [N, H W C]
         for i, features in enumerate(self.classifier, 1):
             x = layers.act(layers.dense(features, name=f"hidden{i}")(x))
             x = Dropout(self.dropout, deterministic=not train)(x)

@@ -188,7 +188,7 @@ class ViT(Classifier):
                             "positions of this network; set image_size, and resize imported positions")
         layers = self.ingredients(train)
         x = Endpoint("stem")(self._stem(layers, images, train))
-        x = x.reshape(x.shape[0], -1, self.width)  # [N, H', W', C] -> [N, H' W', C]
+        x = jax.lax.collapse(x, 1, 3)  # [N, H', W', C] -> [N, H' W', C]
         x = Dropout(self.dropout, deterministic=not train)(self._with_positions(x))
         block = functools.partial(nn.remat(Block) if self.remat else Block, layers, self.heads, self.mlp_width,
                                   self.dropout, train=train)

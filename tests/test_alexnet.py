@@ -76,7 +76,7 @@ def test_adaptive_pooling_of_a_map_of_that_size_is_nothing():
 
 def test_images_that_leave_nothing_are_refused():
     for name in ("alexnet", "alexnet_original", "vgg11"):
-        with pytest.raises(UserError, match="images are too small"):
+        with pytest.raises(UserError, match="images of 30 x 30 are too small"):
             endpoints(name, 30)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from models.errors import UserError
 from models.layers import conv
+from models.layers.tracing import lowering
 
 # x shape, kernel size, features, strides, padding, dilation, groups, lowering on a CPU with and without the library
 CASES = [
@@ -71,7 +72,7 @@ def _value_and_gradients(case, x, kernel):
 
 
 def _plain_value_and_gradients(case, x, kernel):
-    with conv.lowering("plain"):
+    with lowering("plain"):
         return _value_and_gradients(case, x, kernel)
 
 
@@ -131,7 +132,7 @@ def test_under_vmap_scan_and_remat(case):
         plain = functools.partial(_plain_value_and_gradients, case)
         reference = jax.vmap(plain, (0, None))(xs, kernel)
         remat = jax.grad(lambda x: convolve(x).sum())(xs[0])
-        with conv.lowering("plain"):
+        with lowering("plain"):
             kept = jax.grad(lambda x: jnp.sin(conv.conv2d(x, kernel, *case[3:7])).sum())(xs[0])
         scanned = jax.lax.map(lambda x: run(x, kernel), xs)
         return (*jax.vmap(run, (0, None))(xs, kernel), *scanned, remat), (*reference, *reference, kept)
@@ -182,18 +183,18 @@ def test_on_several_devices():
 def test_forward_mode_through_the_plain_lowering():
     case = CASES[0]
     x, kernel = _inputs(case)
-    with conv.lowering("plain"):
+    with lowering("plain"):
         y, tangent = jax.jvp(lambda x: conv.conv2d(x, kernel, *case[3:7]), (x,), (x,))
     _assert_close([tangent], [y], 1e-5)  # linear in x
 
 
 def test_lowering_is_named_and_restored():
-    with pytest.raises(UserError, match="unknown lowering 'plan'; did you mean 'plain'"), conv.lowering("plan"):
+    with pytest.raises(UserError, match="unknown lowering 'plan'; did you mean 'plain'"), lowering("plan"):
         pass
     case = CASES[0]
-    with conv.lowering("plain"), conv.lowering("auto"):
+    with lowering("plain"), lowering("auto"):
         inner = jax.make_jaxpr(lambda *a: conv.conv2d(*a, *case[3:7]))(*_inputs(case))
-    with conv.lowering("plain"):
+    with lowering("plain"):
         plain = jax.make_jaxpr(lambda *a: conv.conv2d(*a, *case[3:7]))(*_inputs(case))
     assert "custom_vjp" in str(inner) and "custom_vjp" not in str(plain)
 
@@ -220,7 +221,7 @@ def test_layers():
     tokens = x.reshape(2, 81, 6)
     layer, variables = conv.Dense(32), {"params": {"kernel": jnp.sin(jnp.arange(192.0)).reshape(6, 32)}}
     ways = [jax.grad(lambda v: jnp.cos(layer.clone(use_bias=False).apply(v, tokens)).sum())(variables)]
-    with conv.lowering("plain"):
+    with lowering("plain"):
         ways.append(jax.grad(lambda v: jnp.cos(layer.clone(use_bias=False).apply(v, tokens)).sum())(variables))
     _assert_close(*map(jax.tree.leaves, ways), 1e-5)
     with pytest.raises(UserError, match="6 channels in and 10 out cannot be dealt into 4 groups"):

@@ -130,7 +130,7 @@ def test_a_run_that_saved_nothing_is_said(tmp_path):
 def test_runs_of_earlier_versions_are_opened(runs, tmp_path):
     folder = shutil.copytree(runs / "whole", tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
-    del config["lookahead"], config["optimizer"]["multiplied"]
+    del config["lookahead"], config["ema_warmup"], config["optimizer"]["multiplied"]
     config["devices"] = 8  # more than there are here
     (folder / "config.json").write_text(json.dumps(config))
     run, state = finished.load(folder)

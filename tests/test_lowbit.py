@@ -12,8 +12,9 @@ from flax import traverse_util
 import models
 from models.compress import lowbit
 from models.errors import UserError
-from models.layers.conv import Conv, Dense, StandardizedConv, lowering
+from models.layers.conv import Conv, Dense, StandardizedConv
 from models.layers.init import jit_once
+from models.layers.tracing import lowering
 from tests.golden import drawn as golden
 from tests.networks import SMALL
 from tests.tiers import keep_first

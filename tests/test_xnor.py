@@ -10,8 +10,8 @@ import pytest
 from models.compress import xnor
 from models.compress.lowbit import XnorConv, XnorDense
 from models.layers import native
-from models.layers.conv import lowering
 from models.layers.init import jit_once
+from models.layers.tracing import lowering
 from tests.tiers import keep_first
 
 # x shape, kernel size, features, strides, padding, dilation

@@ -9,7 +9,7 @@ from models.errors import UserError, choice_error
 from train import checkpoint, loop, prune, state, workdir
 
 # Keys that runs of earlier versions do not have, and what these did
-EARLIER = {"lookahead": ""}
+EARLIER = {"lookahead": "", "ema_warmup": False}
 EARLIER_OPTIMIZER = {"multiplied": "update"}
 EARLIER_IMAGES = {"exif": "ignore"}  # in the section `data`, of runs on images
 CHECKPOINTS = ("last", "best")

@@ -47,7 +47,8 @@ def picture(path: Path) -> Iterator[None]:
 class Recalibrate(Hook):
     """Recomputes batch-norm statistics over `batches` training batches, by default one epoch of unaugmented images.
 
-    Batch norm sees as many images at a time as it did in training: a device's share of a batch, or a part of it.
+    Batch norm sees as many images at a time as it did in training: a device's share of a batch (of all devices with
+    model.sync_norm), or a part of it.
     """
 
     def __init__(self, batches: int = 0):
@@ -62,7 +63,8 @@ class Recalibrate(Hook):
     def at_end(self, run, state):
         host = run.parallel.fetch(state)
         batch_size = run.config["batch_size"]
-        part = batch_size // len(run.parallel.devices) // run.config["accumulate"]
+        devices = 1 if getattr(run.task.model, "sync_norm", False) else len(run.parallel.devices)
+        part = batch_size // devices // run.config["accumulate"]
         count = self._batches * (batch_size // part) or -(-len(run.feed.train) // part)
 
         def recalibrated(variables):

@@ -134,7 +134,8 @@ def setup(config: Mapping[str, Any], recorded: Mapping[str, Any] | None = None, 
                         "values are not cut and share none")
     program = functools.partial(
         step.train_call, gather=feed.gather, prepare=feed.prepare, task=task, optimizer=tx,
-        learning_rate=learning_rate, accumulate=reader.accumulate, ema_decay=reader.ema_decay, lookahead=lookahead)
+        learning_rate=learning_rate, accumulate=reader.accumulate, ema_decay=reader.ema_decay,
+        ema_warmup=reader.ema_warmup, lookahead=lookahead)
     evaluation_call = functools.partial(step.evaluation_call, prepare=feed.prepare_evaluation, task=task)
     with parallel.drawing():
         state = state_lib.create(variables, task_state, tx, reader.seed, with_ema=bool(lookahead or reader.ema_decay))

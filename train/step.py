@@ -75,6 +75,7 @@ def update(
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[jax.Array], jax.Array],
     ema_decay: float = 0.0,
+    ema_warmup: bool = False,
     lookahead: Callable[..., tuple[Any, Any]] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """The optimizer's step with the results of `gradients`.
@@ -83,6 +84,7 @@ def update(
       optimizer: optax transformation over state.params.
       learning_rate: by step, for the record only.
       ema_decay: of the averaged variables; 0 where there are none.
+      ema_warmup: whether the decay grows to that, min(ema_decay, (1 + t) / (10 + t)) at the end of step t.
       lookahead: averages them in its own way instead, and sets what is trained back to them (train/lookahead.py).
     Returns:
       The next state, and the metrics with the gradient's norm and the learning rate.
@@ -91,8 +93,10 @@ def update(
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema_decay:
+        t = state.step + 1
+        decay = jnp.minimum(ema_decay, (1 + t) / (10 + t)) if ema_warmup else ema_decay
         ema = jax.tree.map(
-            lambda old, new: ema_decay * old + (1 - ema_decay) * new if jnp.issubdtype(new, jnp.inexact) else new,
+            lambda old, new: decay * old + (1 - decay) * new if jnp.issubdtype(new, jnp.inexact) else new,
             ema, {"params": params, "model_state": model_state})
     if lookahead:
         fast, ema = lookahead(state.step + 1, {"params": params, "model_state": model_state}, ema)

@@ -3,7 +3,6 @@
     python -m experiments.bench.ours '{"case": "steps", "model": "resnet20", "batch": 128, "size": 32}'
 """
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,7 @@ import optax
 
 import models
 from experiments.bench.serve import WARM, Served, after_warm_up, work
-from models.layers.conv import lowering
+from models.layers.tracing import lowering
 
 # What trains and reads data is imported where it is used: bare steps need neither grain nor Orbax, which a machine that
 # is lent for an hour may not have.
@@ -46,7 +45,10 @@ def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[st
     x, y = jnp.asarray(rng.normal(size=shape), jnp.float32), jnp.asarray(rng.integers(0, 10, shape[0]))
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9))
 
+    chosen = lowering("plain" if case.get("plain") else "auto")
+
     @functools.partial(jax.jit, donate_argnums=0)
+    @chosen
     def train(state, x, y):
         params, stats, opt = state
 
@@ -59,7 +61,7 @@ def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[st
         updates, opt = optimizer.update(grads, opt, params)
         return optax.apply_updates(params, updates), new_stats, opt
 
-    infer = jax.jit(lambda state, x: model.apply({"params": state[0], "batch_stats": state[1]}, x))
+    infer = jax.jit(chosen(lambda state, x: model.apply({"params": state[0], "batch_stats": state[1]}, x)))
     state = [(variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))]
 
     def step():
@@ -74,10 +76,9 @@ def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[st
 
     known = {"step": step, "forward": forward}
     calls = {name: known[name] for name in case.get("calls", known)}
-    with lowering("plain") if case.get("plain") else contextlib.nullcontext():
-        for _ in range(2):
-            for call in calls.values():
-                call()
+    for _ in range(2):
+        for call in calls.values():
+            call()
     return calls, {"params": sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))}
 
 

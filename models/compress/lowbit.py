@@ -20,8 +20,9 @@ import numpy as np
 from flax import traverse_util
 
 from models.compress import xnor
-from models.layers.conv import Conv, Dense, packed_wanted
+from models.layers.conv import Conv, Dense
 from models.layers.init import jit_once
+from models.layers.tracing import packed_wanted
 
 
 class LowBit(nn.Module):

@@ -73,7 +73,7 @@ def window_scale(
     """K of images [N, H, W, C]: the mean magnitude in each window and group, float32 [N, H', W', groups] (fig. 2)."""
     # The barriers make XLA compile it in the same way wherever it stands: packed and float layers agree to the bit.
     size_of = jnp.abs(lax.optimization_barrier(x).astype(jnp.float32))
-    means = size_of.reshape(*x.shape[:3], groups, -1).mean(-1)
+    means = size_of.reshape(*x.shape[:3], groups, x.shape[3] // groups).mean(-1)
     sums = lax.reduce_window(means, 0.0, lax.add, (1, *size, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0)),
                              window_dilation=(1, *dilation, 1))
     return lax.optimization_barrier(sums / (size[0] * size[1]))
@@ -119,7 +119,7 @@ class Packed(NamedTuple):
 def pack(x: jax.Array) -> jax.Array:
     """[..., C] -> the signs' bits, uint32 [..., C / 32 rounded up]."""
     bits = jnp.pad(x >= 0, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % WORD)])
-    bits = bits.reshape(*x.shape[:-1], -1, WORD).astype(jnp.uint32)
+    bits = bits.reshape(*x.shape[:-1], bits.shape[-1] // WORD, WORD).astype(jnp.uint32)
     return (bits << jnp.arange(WORD, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
 
 
@@ -143,15 +143,15 @@ def convolve_packed(x: jax.Array, kernel: Packed, strides: Pair, padding: Paddin
 def multiply_packed(x: jax.Array, kernel: Packed) -> jax.Array:
     """`multiply`, to the bit."""
     rows = x.reshape(1, 1, -1, x.shape[-1])  # [..., C] -> [1, 1, rows, C]
-    y = _sums(rows, kernel, (1, 1), ((0, 0), (0, 0)), (1, 1)).reshape(*x.shape[:-1], -1)
+    y = _sums(rows, kernel, (1, 1), ((0, 0), (0, 0)), (1, 1)).reshape(*x.shape[:-1], kernel.scale.size)
     return (y * kernel.scale) * row_scale(x)
 
 
 def _sums(x, kernel, strides, padding, dilation):
     """Of products of signs, float32 [N, H', W', D]."""
     size, features = kernel.bits.shape[:2], kernel.scale.shape[0]
-    shape = tuple(map(lowerings.output_size, x.shape[1:3], size, strides, padding, dilation))
-    if jax.default_backend() == "cpu" and 0 not in (*x.shape, *shape, features) and native.available():
+    shape = lowerings.output_sizes(x.shape[1:3], size, strides, padding, dilation)
+    if jax.default_backend() == "cpu" and 0 not in (*x.shape, features) and native.available():
         x, shape = x.astype(jnp.float32), (x.shape[0], *shape, features)
         return native.call("conv_signs", x, kernel.bits, shape, 1, strides, padding, dilation)
     bits, channels = kernel.bits[..., :features], x.shape[-1]

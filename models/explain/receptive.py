@@ -19,8 +19,8 @@ import models
 from models import traced
 from models.errors import choice_error
 from models.explain.method import as_maps, check_range, grid, map_endpoint, outline, read
-from models.layers.conv import lowering
 from models.layers.endpoint import capture
+from models.layers.tracing import lowering
 
 INSIDE = 0.9545  # of a normal distribution, within two standard deviations; Luo 2016, section 4
 

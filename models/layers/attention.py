@@ -6,7 +6,6 @@ with AVX-512, jax 0.10.2, jax.nn's and this one, forward and gradient:
   ViT-S, 8 x 197 tokens, 6 heads    13.7 and  7.1     42.1 and 21.4
   ViT-B, 8 x 256 tokens, 12 heads   43.8 and 17.8    141.4 and 77.5
   Swin-T, 512 x 49 tokens, 3 heads  26.3 and 16.9     92.8 and 60.1
-Forward-mode derivatives through it need `lowering("plain")`, as those through convolutions (conv.py).
 """
 
 import inspect
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models.layers.conv import plain_wanted
+from models.layers.tracing import custom_vjp, plain_wanted, reverse_only
 
 
 def attend(
@@ -44,8 +43,9 @@ def attend(
     bias, mask = (None if x is None else jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, lengths))
                   for x in (bias, mask))
     bias = None if bias is None else bias.astype(q.dtype)
-    implementation = "cudnn" if _flash(q, k, biased=bias is not None or mask is not None) else "xla"
-    return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation=implementation)
+    if _flash(q, k, biased=bias is not None or mask is not None):
+        return _even(reverse_only(q), k, v, bias, mask, implementation="cudnn")
+    return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation="xla")
 
 
 def _logits(q, k, bias, mask) -> jax.Array:
@@ -56,7 +56,7 @@ def _logits(q, k, bias, mask) -> jax.Array:
     return logits if mask is None else jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
 
 
-@jax.custom_vjp
+@custom_vjp
 def _weigh(logits, v):
     """softmax(logits) v, float32; logits [N, H, T, S], v [N, H, S, D]."""
     return _weigh_forward(logits, v)[0]
@@ -80,12 +80,25 @@ _weigh.defvjp(_weigh_forward, _weigh_backward)
 
 
 def _flash(q, k, biased) -> bool:
-    """Whether cuDNN has kernels: heads of a multiple of 8 and at most 128; gradients with a bias or a mask, which it
-    takes as a bias, want even lengths."""
+    """Returns whether cuDNN has kernels: for heads of a multiple of 8 and at most 128. Gradients with a bias or a mask,
+    which it takes as a bias, want even lengths; those without go through `_even`."""
     if jax.default_backend() != "gpu" or plain_wanted() or q.dtype not in (jnp.bfloat16, jnp.float16):
         return False
     even = q.shape[1] % 2 == k.shape[1] % 2 == 0
-    return q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and (even or not biased)
+    return q.size > 0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and (even or not biased)
+
+
+def _even(q, k, v, bias, mask, implementation) -> jax.Array:
+    """Returns `jax.nn.dot_product_attention` of even lengths: an odd one gets a token that nothing attends to.
+
+    JAX hands cuDNN an empty array where there is no bias, and then refuses gradients of odd lengths, as with a bias.
+    """
+    batch, length = q.shape[:2]
+    lengths = {}
+    if length % 2 or k.shape[1] % 2:
+        lengths = {"query_seq_lengths": jnp.full(batch, length), "key_value_seq_lengths": jnp.full(batch, k.shape[1])}
+        q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation=implementation, **lengths)[:, :length]
 
 
 class SelfAttention(nn.Module):
@@ -155,7 +168,7 @@ class CrossAttention(nn.Module):
         if memory is None:
             k, v = self.get_variable("cache", "keys"), self.get_variable("cache", "values")  # [N, S, H, C / H]
         else:
-            kv = self.dense(2 * channels, name="kv")(memory).reshape(batch, -1, 2, *heads)
+            kv = self.dense(2 * channels, name="kv")(memory).reshape(batch, memory.shape[1], 2, *heads)
             k, v = kv[:, :, 0], kv[:, :, 1]
         if remember:
             self.put_variable("cache", "keys", k)
@@ -194,7 +207,7 @@ def attention_weights(
             else:
                 q = projected[*module.path, "q"]
                 k, _ = jnp.split(projected[*module.path, "kv"], 2, -1)
-            q, k = (x.reshape(*x.shape[:2], module.heads, -1) for x in (q, k))
+            q, k = (x.reshape(*x.shape[:2], module.heads, x.shape[2] // module.heads) for x in (q, k))
             found["/".join(module.path)] = jax.nn.softmax(_logits(q, k, asked.get("bias"), asked.get("mask")))
         return y
 

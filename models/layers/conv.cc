@@ -25,6 +25,16 @@ static void CopyPadded(const float* x, const Shape& s, I n, I first, I rows, I l
   }
 }
 
+// Whether a kernel [kh, kw, inputs, features] and `images` are of the shape, and its channels of a kind of loop below.
+static bool Fits(const Shape& s, I images, I inputs, I features) {
+  if (s.kh < 1 || images != s.n || s.c % s.groups || s.d % s.groups) return false;
+  if (inputs != s.c / s.groups || features != s.d) return false;
+  const I outputs = s.d / s.groups;
+  if (s.groups == 1 || inputs % kLanes == 0) return outputs % kLanes == 0;
+  if (inputs == 1) return outputs == 1 && s.d >= kLanes;
+  return inputs == outputs && (inputs == 4 || inputs == 8) && s.d % kLanes == 0;
+}
+
 // -- value, and gradient by the input ---------------------------------------------------------------------------------
 
 struct Tap {
@@ -193,8 +203,10 @@ static void Run(ffi::ThreadPool& pool, const float* x, const Shape& s, const std
 // x [N, H, W, C], kernel [kh, kw, C / groups, D] -> y [N, H', W', D]
 static ffi::Error Forward(ffi::ThreadPool pool, Array x, Array kernel, Out y, I groups, Span strides, Span low,
                           Span dilation) {
+  if (!InRange(x, kernel, y, groups, strides, low, dilation)) return Misfit();
   auto k = kernel.dimensions(), o = y->dimensions();
   Shape s = MakeShape(x, o[1], o[2], o[3], k[0], k[1], groups, strides, low, dilation);
+  if (!Fits(s, o[0], k[2], k[3])) return Misfit();
   Phase phase{0, 0, 1, 1, {}};
   for (I i = 0; i < k[0]; ++i)
     for (I j = 0; j < k[1]; ++j)
@@ -207,9 +219,11 @@ static ffi::Error Forward(ffi::ThreadPool pool, Array x, Array kernel, Out y, I 
 // dy [N, H', W', D], kernel [kh, kw, D / groups, C] -> dx [N, H, W, C]; one phase for each place within the stride
 static ffi::Error InputGradient(ffi::ThreadPool pool, Array dy, Array kernel, Out dx, I groups, Span strides, Span low,
                                 Span dilation) {
+  if (!InRange(dy, kernel, dx, groups, strides, low, dilation)) return Misfit();
   auto k = kernel.dimensions(), o = dx->dimensions();
   const I ones[] = {1, 1};
   Shape s = MakeShape(dy, o[1], o[2], o[3], k[0], k[1], groups, Span(ones, 2), low, dilation);
+  if (!Fits(s, o[0], k[2], k[3])) return Misfit();
   std::vector<Phase> phases;
   for (I a = 0; a < strides[0]; ++a)
     for (I b = 0; b < strides[1]; ++b) {
@@ -345,9 +359,15 @@ static void Sums(const Band& b, const Shape& s, I from, I to, float* dk) {
 // x [N, H, W, C], dy [N, H', W', D] -> dk [kh, kw, C / groups, D]
 static ffi::Error KernelGradient(ffi::ThreadPool pool, Array x, Array dy, Out dk, I groups, Span strides, Span low,
                                  Span dilation) {
+  if (!InRange(x, dy, dk, groups, strides, low, dilation) || low[0] < 0 || low[1] < 0) return Misfit();
   auto k = dk->dimensions(), o = dy.dimensions();
   Shape s = MakeShape(x, o[1], o[2], o[3], k[0], k[1], groups, strides, low, dilation);
+  if (!Fits(s, o[0], k[2], k[3])) return Misfit();
   const I size = k[0] * k[1] * k[2] * k[3];
+  if (s.n == 0) {
+    std::memset(dk->typed_data(), 0, sizeof(float) * size);
+    return ffi::Error::Success();
+  }
   // Each part has sums of its own; where they are large there are few, cut into blocks of features instead.
   const bool large = size > kLargeSums && s.d % (2 * kLanes) == 0;
   const I parts = std::min(s.n, large ? 2 : kParts), blocks = large ? s.d / (2 * kLanes) : 1, block = s.d / blocks;

@@ -13,15 +13,13 @@ the same sums are up to a hundred times faster there. `chosen_lowering` names th
   grouped    likewise: groups merged into blocks of up to 32 channels, dense convolutions of block-diagonal kernels
 
 All agree with the plain one in value and both gradients to 1e-5 and depend on the machine and on shapes alone. All but
-plain have a custom reverse-mode gradient: forward-mode derivatives through them need `lowering("plain")`.
+plain have a custom gradient for reverse mode; tracing.py says what forward mode needs.
 Measurements: 2 cores with AVX-512, jax 0.10.2, float32, with the settings of models/runtime.py.
 """
 
-import contextlib
-import contextvars
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -29,11 +27,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models.errors import UserError, choice_error
+from models.errors import UserError
 from models.layers import lowerings, native
+from models.layers.tracing import custom_vjp, plain_wanted
 
-LOWERINGS = ("auto", "plain", "packed", "onnx")
-_lowering = contextvars.ContextVar("lowering", default="auto")
 # Channels of a block of merged groups: the arithmetic grows with it, and so does its speed, up to about here.
 _BLOCK_CHANNELS = 32
 
@@ -46,42 +43,6 @@ _FEW = 4
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
-
-
-@contextlib.contextmanager
-def lowering(name: str) -> Iterator[None]:
-    """Within the context, layers that are traced use "plain" (lax.conv_general_dilated), "auto" (the choice),
-    "packed": as auto, but XNOR layers (models/compress/lowbit.py) compute with packed bits, and have no gradients; or
-    "onnx": as plain, in operations that jax2onnx converts right.
-
-    It acts while tracing: a function that was jitted and traced before keeps what it had. "plain" is for programs that
-    are traced here to run on another backend (export), and for derivatives that a custom gradient does not have.
-
-    Raises:
-      UserError: unknown name.
-    """
-    if name not in LOWERINGS:
-        raise choice_error("lowering", name, LOWERINGS)
-    token = _lowering.set(name)
-    try:
-        yield
-    finally:
-        _lowering.reset(token)
-
-
-def plain_wanted() -> bool:
-    """Whether the program that is being traced is inside of `lowering("plain")`, or "onnx"."""
-    return _lowering.get() in ("plain", "onnx")
-
-
-def onnx_wanted() -> bool:
-    """Whether the program that is being traced is inside of `lowering("onnx")`."""
-    return _lowering.get() == "onnx"
-
-
-def packed_wanted() -> bool:
-    """Whether the program that is being traced is inside of `lowering("packed")`."""
-    return _lowering.get() == "packed"
 
 
 def chosen_lowering(
@@ -142,9 +103,13 @@ def conv2d(
 
     Returns:
       [N, H', W', D] with H' = (H + top + bottom - dilation (kh - 1) - 1) // stride + 1.
+
+    Raises:
+      EmptyMap: H' or W' is 0.
     """
     strides, dilation = tuple(strides), tuple(dilation)
     padding = tuple((int(low), int(high)) for low, high in padding)
+    lowerings.output_sizes(x.shape[1:3], kernel.shape[:2], strides, padding, dilation)
     name = "plain"
     if not plain_wanted():
         if jax.default_backend() == "cpu":
@@ -218,14 +183,14 @@ def unfused(x: jax.Array) -> jax.Array:
 
 def _patches(x, kernel, strides, padding, dilation):
     kh, kw, channels, features = kernel.shape
-    shape = tuple(map(lowerings.output_size, x.shape[1:3], (kh, kw), strides, padding, dilation))
+    shape = lowerings.output_sizes(x.shape[1:3], (kh, kw), strides, padding, dilation)
     padded = lowerings.pad(x, padding)
     windows = [lowerings.window(padded, i * dilation[0], j * dilation[1], shape, strides)
                for i, j in itertools.product(range(kh), range(kw))]
     return product(jnp.concatenate(windows, -1), kernel.reshape(kh * kw * channels, features))
 
 
-@jax.custom_vjp
+@custom_vjp
 def _product(x, kernel):
     return jnp.matmul(unfused(x), kernel)  # where gradients are taken, x is kept, and not computed again
 
@@ -258,10 +223,10 @@ _product.defvjp(lambda x, kernel: (jnp.matmul(x, kernel), (x, kernel)), _product
 #   7x7 depthwise, 384 channels, 14x14, batch 8       2.2   (21.4;  5.4)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+@functools.partial(custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _native(x, kernel, strides, padding, dilation, groups):
     how = (strides, padding, dilation)
-    shape = (x.shape[0], *map(lowerings.output_size, x.shape[1:3], kernel.shape[:2], *how), kernel.shape[3])
+    shape = (x.shape[0], *lowerings.output_sizes(x.shape[1:3], kernel.shape[:2], *how), kernel.shape[3])
     return native.call("conv_forward", x, kernel, shape, groups, *how)
 
 

@@ -1,5 +1,6 @@
 """The fields that every network has, and what they resolve to: the ingredients that studies exchange."""
 
+import bisect
 import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,9 @@ from models.errors import UserError, choice_error, has_type
 from models.layers.activation import activation
 from models.layers.conv import Conv, Dense, StandardizedConv
 from models.layers.init import init
+from models.layers.lowerings import EmptyMap
 from models.layers.norm import norm, separates_channels, synchronizes
+from models.layers.tracing import lowering
 
 SYNC_AXIS = "batch"  # the device axis of a training step
 CONVS = {"standard": Conv, "standardized": StandardizedConv, "ternary": lowbit.TernaryConv,
@@ -22,6 +25,7 @@ CONVS = {"standard": Conv, "standardized": StandardizedConv, "ternary": lowbit.T
 DENSES = {"standard": Dense, "ternary": lowbit.TernaryDense, "binary_weight": lowbit.BinaryWeightDense,
           "xnor": lowbit.XnorDense}
 LOW_BIT = ("ternary", "binary_weight", "xnor")  # of the two: see Sites
+MAX_SMALLEST = 1024  # pixels: the largest size that is tried where images are too small
 HEAD = "head"  # the name of every network's last layer
 
 
@@ -194,6 +198,11 @@ class Classifier(Network):
     sync_norm: bool = False
     widths: Sequence[tuple[str, int]] = ()
 
+    def __init_subclass__(cls, **kwargs):
+        if "__call__" in vars(cls):  # before flax wraps it
+            cls.__call__ = _naming_smallest(cls.__call__)
+        super().__init_subclass__(**kwargs)
+
     def __post_init__(self):
         self.widths = _pairs(self.widths)
         if self.sync_norm and not any(synchronizes(norm) for norm in self._norms() if norm is not None):
@@ -220,6 +229,46 @@ class Classifier(Network):
 
     def _norm_axis(self, train: bool) -> str | None:
         return SYNC_AXIS if self.sync_norm and train else None
+
+
+def _naming_smallest(call: Callable) -> Callable:
+    """Wraps a network's `__call__`: where images leave an empty map, the UserError names the smallest that do not."""
+
+    @functools.wraps(call)
+    def checked(self, images, *args, **kwargs):
+        try:
+            return call(self, images, *args, **kwargs)
+        except EmptyMap:
+            is_part = isinstance(self.parent, nn.Module)  # then these are not the images of the whole network
+            smallest = None if is_part else _smallest_image(self, images.shape[-1])
+            if smallest is None:
+                raise
+            height, width = images.shape[1:3]
+            raise UserError(f"images of {height} x {width} are too small: this {type(self).__name__} takes images of "
+                            f"{smallest} x {smallest} or larger") from None
+
+    return checked
+
+
+def _smallest_image(network: Classifier, channels: int) -> int | None:
+    """Returns the smallest height and width that leave no map empty, from shapes alone; None above MAX_SMALLEST."""
+    part = nn.Sequential([network.clone(parent=None, name=None)])  # of which EmptyMap passes through
+
+    def fits(size):
+        try:
+            with lowering("plain"):
+                jax.eval_shape(part.init, jax.random.key(0), network.example(size, channels)[0])
+        except EmptyMap:
+            return False
+        return True
+
+    high = 1
+    while not fits(high):
+        if high >= MAX_SMALLEST:
+            return None
+        high *= 2
+    low = high // 2 + 1
+    return low + bisect.bisect_left(range(low, high), True, key=fits)
 
 
 def _pairs(widths: Any) -> tuple[tuple[str, int], ...]:

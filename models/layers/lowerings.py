@@ -6,9 +6,11 @@ All take x [N, H, W, C] and a kernel [kh, kw, C / groups, D] of its type, stride
 import functools
 import itertools
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+
+from models.errors import UserError
+from models.layers.tracing import custom_vjp
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -20,9 +22,24 @@ def plain(x, kernel, strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), 
     )
 
 
+class EmptyMap(UserError):
+    """No place is left of a map, as the images are too small for the network."""
+
+    def __init__(self, sizes):
+        super().__init__("images are too small for this network: a map of {} x {} is left of them".format(*sizes))
+
+
 def output_size(size, taps, stride, padding, dilation):
-    """H' or W', of an axis of `size` pixels."""
-    return (size + sum(padding) - dilation * (taps - 1) - 1) // stride + 1
+    """Returns H' or W', of an axis of `size` pixels."""
+    return max(0, (size + sum(padding) - dilation * (taps - 1) - 1) // stride + 1)
+
+
+def output_sizes(sizes, taps, strides, padding, dilation):
+    """Returns (H', W') of windows of `taps` on a map of `sizes`; raises EmptyMap where one of them is 0."""
+    outputs = tuple(map(output_size, sizes, taps, strides, padding, dilation))
+    if 0 in outputs:
+        raise EmptyMap(outputs)
+    return outputs
 
 
 def _flipped(kernel):
@@ -36,7 +53,7 @@ def _flipped(kernel):
 # out in that layout.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(custom_vjp, nondiff_argnums=(2, 3, 4))
 def dense(x, kernel, strides, padding, dilation):
     """As `plain` of one group, with gradients that stay fast within loops: see above."""
     return plain(x, kernel, strides, padding, dilation)
@@ -112,13 +129,13 @@ def _sum_of_products(terms, dtype):
 
 
 def _sum_of_shifts(x, kernel, strides, padding, dilation):
-    shape = tuple(map(output_size, x.shape[1:3], kernel.shape[:2], strides, padding, dilation))
+    shape = output_sizes(x.shape[1:3], kernel.shape[:2], strides, padding, dilation)
     padded = pad(x, padding)
     terms = [(window(padded, i, j, shape, strides), tap) for i, j, tap in _taps(kernel, dilation)]
     return _sum_of_products(terms, x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(custom_vjp, nondiff_argnums=(2, 3, 4))
 def _shifted_products(x, kernel, strides, padding, dilation):
     return _sum_of_shifts(x, kernel, strides, padding, dilation)
 

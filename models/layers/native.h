@@ -64,6 +64,21 @@ static Shape MakeShape(const Array& read, I oh, I ow, I d, I kh, I kw, I groups,
           {strides[0], strides[1]}, {low[0], low[1]}, {dilation[0], dilation[1]}};
 }
 
+// Whether arrays have four axes and attributes two numbers, all in their range: only the number of images may be 0.
+template <class Kernel>
+static bool InRange(const Array& a, const Kernel& b, Out& out, I groups, Span strides, Span low, Span dilation) {
+  auto least = [](auto numbers, size_t count, size_t first, I smallest) {
+    return numbers.size() == count && std::all_of(numbers.begin() + first, numbers.end(),
+                                                  [&](I number) { return number >= smallest; });
+  };
+  return groups >= 1 && least(a.dimensions(), 4, 1, 1) && least(b.dimensions(), 4, 1, 1) &&
+         least(out->dimensions(), 4, 1, 1) && least(strides, 2, 0, 1) && least(dilation, 2, 0, 1) && low.size() == 2;
+}
+
+static ffi::Error Misfit() {  // where the arithmetic would end in a signal, or outside of an array
+  return ffi::Error::InvalidArgument("sizes that do not fit each other, or a map without places");
+}
+
 #define HANDLER(name, function, kernel)                                                                  \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function, ffi::Ffi::Bind()                                          \
       .Ctx<ffi::ThreadPool>().Arg<Array>().Arg<kernel>().Ret<Array>().Attr<int64_t>("groups")             \

@@ -20,6 +20,7 @@ import jaxlib.version
 import numpy as np
 
 from models import runtime
+from models.layers.tracing import no_derivative
 
 SOURCES = [Path(__file__).with_name(name) for name in ("conv.cc", "signs.cc")]
 _HEADER = Path(__file__).with_name("native.h")
@@ -70,4 +71,5 @@ def call(
     """
     pairs = {"strides": strides, "low": [low for low, _ in padding], "dilation": dilation}
     run = jax.ffi.ffi_call(f"ablate_{target}", jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method="sequential")
-    return run(a, b, groups=np.int64(groups), **{name: np.asarray(pair, np.int64) for name, pair in pairs.items()})
+    attributes = {name: np.asarray(pair, np.int64) for name, pair in pairs.items()}
+    return no_derivative(lambda a, b: run(a, b, groups=np.int64(groups), **attributes))(a, b)

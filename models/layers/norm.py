@@ -15,10 +15,12 @@ scale and bias are per channel in all of them, as in Wu & He, so that parameters
 PyTorch's LayerNorm([C, H, W]) has one of each for every element; the two agree where those are constant over space.
 """
 
+import contextlib
+import contextvars
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -28,7 +30,9 @@ from jax import lax
 
 from models import own
 from models.errors import UserError, choice_error
+from models.layers.tracing import custom_vjp
 
+_any_batch = contextvars.ContextVar("any_batch", default=False)
 GROUPS = 32  # of "group", in layers of as many channels or more; Wu & He 2018, section 4.1
 _ones, _zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
 
@@ -115,7 +119,7 @@ def _mean(x: jax.Array, axes: tuple[int, ...], axis_name: str | None) -> jax.Arr
     return mean if axis_name is None else lax.pmean(mean, axis_name)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+@functools.partial(custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def normalize(x, scale, bias, axes, epsilon, axis_name, dtype):
     """Normalizes x over `axes` (and over the devices of `axis_name`), then scales and shifts.
 
@@ -167,12 +171,30 @@ def _backward(axes, epsilon, axis_name, dtype, residuals, cotangents):
 normalize.defvjp(_forward, _backward)
 
 
-def _check_several(module: nn.Module, kind: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
-    """UserError where each mean is of one number, of which nothing is left; not while parameters are made, which may
-    be for images of any size."""
-    if math.prod(shape[axis] for axis in axes) == 1 and not module.is_initializing():
+@contextlib.contextmanager
+def example_stands_for_batch() -> Iterator[None]:
+    """Lets batch norm take one example in training mode, for a program that is traced for its cost and never run."""
+    token = _any_batch.set(True)
+    try:
+        yield
+    finally:
+        _any_batch.reset(token)
+
+
+def _check_several(module: nn.Module, kind: str, values: int, cure: str) -> None:
+    """Raises UserError where each mean is of one value or none, so that nothing of the input is left.
+
+    Parameters are made without this check: they may be for images of any size.
+    """
+    if values < 2 and not module.is_initializing():
         raise UserError(f"norm '{kind}' at {'/'.join(module.path)} leaves nothing of what it gets: each of its means "
-                        "is of a single number there; use another norm, or larger images")
+                        f"is over {values} {'value' if values == 1 else 'values'} there; {cure}")
+
+
+# What helps where a mean is over a single value
+_PER_EXAMPLE = "use another norm, or larger images"
+_PER_BATCH = ("use a larger batch_size, fewer parts (accumulate), larger images, sync_norm=True on several devices, or "
+              "norm=group, layer or frozen_batch")
 
 
 def _affine(module: nn.Module, channels: int) -> tuple[jax.Array, jax.Array]:
@@ -212,10 +234,12 @@ class BatchNorm(nn.Module):
         axes = tuple(range(x.ndim - 1))
         devices = _devices(self.axis_name)
         axis_name = self.axis_name if devices else None
+        count = x.size // channels * max(devices, 1)  # values of each channel
+        if not _any_batch.get():
+            _check_several(self, "batch", count, _PER_BATCH)
         y, mean, var = normalize(x, scale, bias, axes, self.epsilon, axis_name, dtype)
         if not self.is_initializing():
             mean, var = lax.stop_gradient((mean.reshape(channels), var.reshape(channels)))
-            count = x.size // channels * max(devices, 1)
             if self.is_mutable_collection("batch_stats"):
                 unbiased = var * (count / max(count - 1, 1))
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
@@ -244,7 +268,7 @@ class GroupNorm(nn.Module):
         scale, bias = (p.reshape(shape) for p in _affine(self, channels))
         grouped = x.reshape(*x.shape[:-1], *shape)  # [N, ..., C] -> [N, ..., G, C / G]
         axes = (*range(1, x.ndim - 1), x.ndim)
-        _check_several(self, f"group:{groups}", grouped.shape, axes)
+        _check_several(self, f"group:{groups}", math.prod(grouped.shape[axis] for axis in axes), _PER_EXAMPLE)
         return normalize(grouped, scale, bias, axes, self.epsilon, None, _output(self.dtype, x))[0].reshape(x.shape)
 
 
@@ -258,7 +282,7 @@ class InstanceNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         axes = tuple(range(1, x.ndim - 1))
-        _check_several(self, "instance", x.shape, axes)
+        _check_several(self, "instance", math.prod(x.shape[1:-1]), _PER_EXAMPLE)
         return normalize(x, *_affine(self, x.shape[-1]), axes, self.epsilon, None, _output(self.dtype, x))[0]
 
 

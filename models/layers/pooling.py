@@ -5,13 +5,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models.errors import UserError
-from models.layers.conv import onnx_wanted, unfused
+from models.layers import lowerings
+from models.layers.conv import unfused
+from models.layers.tracing import onnx_wanted
 
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
-    """The largest of size x size windows of [N, H, W, C], with `padding` places around that are never the largest."""
+    """Returns the largest of size x size windows of [N, H, W, C]; `padding` places around it are never the largest.
+
+    Raises:
+      EmptyMap: there is no window.
+    """
     around = ((padding, padding), (padding, padding))
+    lowerings.output_sizes(x.shape[1:3], (size, size), (stride, stride), around, (1, 1))
     if padding and onnx_wanted():  # jax2onnx 0.17 leaves the padding of a window out
         x, padding = jnp.pad(x, ((0, 0), *around, (0, 0)), constant_values=-jnp.inf), 0
     x = unfused(x)  # or else YNNPACK takes ReLU within the windows, beside an array of zeros
@@ -19,7 +25,12 @@ def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Arra
 
 
 def avg_pool(x: jax.Array, size: int) -> jax.Array:
-    """The means of size x size windows of [N, H, W, C], which do not overlap."""
+    """Returns the means of size x size windows of [N, H, W, C], which do not overlap.
+
+    Raises:
+      EmptyMap: there is no window.
+    """
+    lowerings.output_sizes(x.shape[1:3], (size, size), (size, size), ((0, 0), (0, 0)), (1, 1))
     return nn.avg_pool(x, window_shape=(size, size), strides=(size, size), padding="VALID")
 
 
@@ -30,10 +41,10 @@ def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
     overlap where size does not divide the length, and repeat places where the length is the smaller of the two.
 
     Raises:
-      UserError: there is no place to average.
+      EmptyMap: there is no place to average.
     """
     if 0 in x.shape[1:3]:
-        raise UserError(f"images are too small for this network: a map of {x.shape[1]} x {x.shape[2]} is left of them")
+        raise lowerings.EmptyMap(x.shape[1:3])
     for axis in (1, 2):  # a mean over a rectangle is the mean over its rows' means
         length = x.shape[axis]
         if length != size:

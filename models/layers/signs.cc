@@ -58,8 +58,10 @@ static inline void SignTile(const uint32_t* x, I step, const std::vector<SignTap
 // x [N, H, W, C], bits of the kernel's signs [kh, kw, C / 32, D, rounded up to vectors] -> y [N, H', W', D]; what lies
 // in the padding counts as 0.
 static ffi::Error Signs(ffi::ThreadPool pool, Array x, Words kernel, Out y, I, Span strides, Span low, Span dilation) {
+  if (!InRange(x, kernel, y, 1, strides, low, dilation)) return Misfit();
   auto k = kernel.dimensions(), o = y->dimensions();
   const Shape s = MakeShape(x, o[1], o[2], o[3], k[0], k[1], 1, strides, low, dilation);
+  if (s.kh < 1 || o[0] != s.n || k[2] != (s.c + 31) / 32 || k[3] % kLanes || k[3] < s.d) return Misfit();
   const I words = k[2], features = k[3], step = s.stride[1] * words;
   const I images = s.n * s.h, pieces = std::min<I>(16, images);
   std::vector<uint32_t> packed(images * s.w * words);

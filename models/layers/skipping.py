@@ -24,7 +24,7 @@ _parts = contextvars.ContextVar("parts", default=0)
 def skipping(parts: int = 8) -> Iterator[None]:
     """Within the context, networks that are traced skip what their examples do not need; inference only.
 
-    It acts while tracing, as `models.layers.conv.lowering`.
+    It acts while tracing, as `models.layers.tracing.lowering`.
 
     Args:
       parts: a batch of N is computed in sizes of multiples of N / parts, so at most N / parts examples too many; each

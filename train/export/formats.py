@@ -21,7 +21,7 @@ import numpy as np
 from models import weights
 from models.compress import file
 from models.errors import UserError
-from models.layers.conv import lowering
+from models.layers.tracing import lowering
 from train import card as cards
 from train.export import graph
 from train.export.network import Network

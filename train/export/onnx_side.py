@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from models.layers.conv import lowering
+from models.layers.tracing import lowering
 from train import card as cards
 from train.export import graph
 from train.export.network import Network
