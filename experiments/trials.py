@@ -75,6 +75,9 @@ def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
         state = prepared.state
         if trial.train:
             state = finished.restored(prepared, folder)
+            if int(state.step) < prepared.total:
+                raise UserError(f"{folder}: what is left of this trial is its step {int(state.step)} of "
+                                f"{prepared.total}: delete its outcome.json to train the rest again")
         for measure in missing:
             outcome["measured"][measure.__name__] = measure(prepared, state)
     folder.mkdir(parents=True, exist_ok=True)

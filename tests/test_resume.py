@@ -1,5 +1,6 @@
-"""Killed at any instant, the same command goes on and ends with the same bits."""
+"""Killed or interrupted at any instant, the same command goes on and ends with the same bits."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from tests import tiny
+from tests.test_hostile_workdir import assert_each_point_once
 from tests.test_loop import final
 from train import workdir
 
@@ -60,6 +62,9 @@ def test_sigkill_in_the_middle_of_steps_and_of_saves(tmp_path, whole):
     assert "going on from step" in done.stdout
     tiny.assert_same(final(folder)[0], whole)
     assert steps_logged(folder) == list(range(4, 61, 4))  # every line once
+    assert_each_point_once(folder)
+    assert sorted(os.listdir(folder / "checkpoints")) == sorted(os.listdir(folder / "checkpoints"), key=int)
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]
 
 
 def test_sigterm_saves_and_exits(tmp_path, whole):
@@ -74,3 +79,36 @@ def test_sigterm_saves_and_exits(tmp_path, whole):
     done = tiny.run(*FLAGS, f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
     tiny.assert_same(final(folder)[0], whole)
+
+
+def imported(folder):
+    time.sleep(0.4)
+    return True
+
+
+def locked(folder):
+    return (folder / ".lock").exists()
+
+
+MOMENTS = {"import": imported, "set-up": locked, "steps": lambda folder: steps_logged(folder)[-1:] >= [8],
+           "save": saving}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_ctrl_c_twice_at_once_is_no_traceback(tmp_path, moment):
+    """As of a terminal whose shell passes it on; where there is something to save, it is saved."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+    process = subprocess.Popen(**tiny.command(*FLAGS, "--config.duration=600 steps", f"--workdir={folder}"))
+    signal.signal(signal.SIGINT, before)
+    wait_until(process, lambda: MOMENTS[moment](folder))
+    for _ in range(2):
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == "", (process.returncode, err)
+    if moment in ("steps", "save"):
+        assert "SIGINT: saved at step" in out
+        assert final(folder)[1]["step"] == int(out.split("saved at step ")[1].split()[0])

@@ -18,6 +18,10 @@ class _File(logging.FileHandler):
         with contextlib.suppress(OSError):  # it is opened by the first record
             super().emit(record)
 
+    def close(self):
+        with contextlib.suppress(OSError):  # it writes what is left
+            super().close()
+
     def handleError(self, record):
         """Says nothing."""
 
