@@ -144,12 +144,14 @@ def test_a_class_that_is_called_train(names, classes, tmp_path):
     assert source.classes == classes and "taken for a class, not for a split: " in source.report
 
 
-@pytest.mark.parametrize("names", [["train/cat"], ["train", "test"], ["val/cat", "test/cat"], ["Train"],
-                                   ["train/cat", "test"]])
-def test_splits_without_a_counterpart_are_no_classes(names, tmp_path):
+@pytest.mark.parametrize("names, mixed", [
+    (["train/cat"], ""), (["train", "test"], "test, train"), (["val/cat", "test/cat"], ""), (["Train"], "Train"),
+    (["train/cat", "test"], "test"), (["train/cat", "train", "test/cat"], "train")])
+def test_splits_without_a_counterpart_are_no_classes(names, mixed, tmp_path):
     fill(tmp_path, *[file for name in names for file in class_of(name)])
-    with pytest.raises(UserError, match="has no folder but .*: want a training folder and a test or validation folder"):
+    with pytest.raises(UserError, match="has no folder but .*: want a training folder and a test or valid") as error:
         opened(tmp_path)
+    assert str(error.value).endswith(f"directly in {mixed}" if mixed else "one folder of images for each class")
 
 
 def test_two_folders_for_one_split_are_refused(tmp_path):
