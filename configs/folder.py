@@ -2,9 +2,10 @@
 
     python -m train --config=configs/folder.py:images=/data/flowers --workdir=runs/flowers
 
-Where the folder holds train/ and val/ (or test/), these are the splits; otherwise a fixed fifth of each class is kept
-for testing. Images of any size are cropped at random to `size` while they are decoded. A ResNet-18 from scratch,
-30 epochs: a start, to be changed from the command line (`--config.model.name=resnet50 --config.data.on_error=skip`).
+Where the folder holds train/ and val/ (or test/), these are the splits; otherwise a fixed fifth of all images, of each
+class alike, is kept for testing. Images of any size are cropped at random to `size` while they are decoded. A ResNet-18
+from scratch, 30 epochs: a start, to be changed from the command line (`--config.model.name=resnet50
+--config.data.on_error=skip`).
 Cost: 1.8e9 mult-adds an image forward at size 224, three times that to train.
 """
 

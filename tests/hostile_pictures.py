@@ -155,7 +155,7 @@ _ALPHAS = bytes(0 if number == _RED else 254 if number == 255 else 255 for numbe
 
 TRANSPARENT = {
     "rgba.png": (saved(np.dstack([_UNDER, _SEEN]), "PNG"), COLOR_SEEN, 0),
-    "rgba16.png": (png(np.dstack([_UNDER, _SEEN]).astype(np.uint64) * 257, 16, 6), COLOR_SEEN, 1),
+    "half_rgba16.png": (png(np.dstack([_UNDER, _SEEN]).astype(np.uint64) * 257, 16, 6), COLOR_SEEN, 1),
     "gray_alpha.png": (saved(np.dstack([_GRAY_UNDER, _SEEN]), "PNG"), GRAY_SEEN, 0),
     "palette_number.png": (_file(_IMAGE, "PNG", transparency=_RED), COLOR_SEEN, 0),
     "palette_alphas.png": (_file(_IMAGE, "PNG", transparency=_ALPHAS), COLOR_SEEN, 0),

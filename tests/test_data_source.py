@@ -334,7 +334,8 @@ def test_a_damaged_image_is_named(damaged):
 def test_a_damaged_image_is_replaced_in_training_and_masked_in_evaluation(damaged):
     source = load(options_of(damaged, on_error="skip"), "train")
     train = source.read([1, 2, 3, 5], replace=True)
-    assert train["skipped"].tolist() == [2, 3] and train["mask"].tolist() == [1, 1, 1, 1] and train["label"].tolist() == [0, 1, 1, 1]
+    assert train["skipped"].tolist() == [2, 3]
+    assert train["mask"].tolist() == [1, 1, 1, 1] and train["label"].tolist() == [0, 1, 1, 1]
     following = source.example(4)["image"]
     assert (train["image"][1] == following).all() and (train["image"][2] == following).all()
     evaluation = source.read([1, 2, 3, 5])

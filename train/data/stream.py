@@ -85,8 +85,8 @@ def stream(
     workers: processes that decode (0: threads of this one). seed: of the random crops; that of the order is its own.
     Every batch has "image" uint8 [B/P, H, W, C], "label" int32 [B/P, *label_shape], "mask" float32 [B/P] of ones, and
     "skipped" int64 [S], the indices of images that could not be decoded and were replaced (data.on_error=skip).
-    `close()` stops workers. A script that starts workers needs the guard `if __name__ == "__main__"`: they import its module (as
-    "spawn" does).
+    `close()` stops workers. A script that starts workers needs the guard `if __name__ == "__main__"`: they import its
+    module (as "spawn" does).
     """
     batches = _TrainingBatches(source, order, batch_size, start_step, num_steps, rows(batch_size, shard), seed)
     return _iterate(batches, workers)
