@@ -117,7 +117,7 @@ def test_hostile_npz_files(tmp_path, name):
     assert refused(tmp_path / "w.npz", NPZ[name]).startswith(f"{tmp_path}/w.npz: ")
 
 
-@pytest.mark.parametrize("name", set(NPZ) - {"complex numbers"})
+@pytest.mark.parametrize("name", sorted(set(NPZ) - {"complex numbers"}))
 def test_hostile_npz_files_as_data_sets(tmp_path, name):
     """The same files, under the names that a data set has."""
     data = NPZ[name]
