@@ -8,6 +8,7 @@
 import dataclasses
 import functools
 import importlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -145,9 +146,27 @@ def initialize(
       rng: a key; each parameter's draw depends on it and on the parameter's path alone.
       inputs: [N, H, W, C] of float32 images, of which only C matters to most networks; or shapes and types of
         everything the model is called with, as `model.example()` gives them.
+
+    Raises:
+      UserError: the variables are more than this machine's memory.
     """
     with lowering("plain"):
-        return jit_once(lambda rng: model.init(rng, *(jnp.zeros(x.shape, x.dtype) for x in abstract(inputs))))(rng)
+        draw = jit_once(lambda rng: model.init(rng, *(jnp.zeros(x.shape, x.dtype) for x in abstract(inputs))))
+        _check_memory(model, draw, rng)
+        return draw(rng)
+
+
+def _check_memory(model: nn.Module, draw: Any, rng: jax.Array) -> None:
+    """Raises UserError where the variables that `draw` makes are more than this machine's memory."""
+    try:
+        size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(draw.trace(rng).out_info))
+    except (NotImplementedError, OverflowError):  # sizes that JAX cannot count
+        size = math.inf
+    if size > runtime.memory():
+        sizes = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+        raise UserError(f"the variables of this {type(model).__name__} take {size / 2**30:,.0f} GiB, and this machine "
+                        f"has {runtime.memory() / 2**30:,.0f} GiB of memory; its sizes are "
+                        + ", ".join(f"{name}={value}" for name, value in sizes.items() if type(value) is int))
 
 
 def abstract(inputs: Sequence[int] | Sequence[jax.ShapeDtypeStruct]) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -23,19 +23,23 @@ def _available(tmp_path, **env):
 def test_compiled_once_and_found_again(tmp_path):
     if not _available(tmp_path):
         pytest.skip("no C++ compiler here")
-    (library,) = (tmp_path / "ablate").iterdir()
-    made = library.stat().st_mtime_ns
-    assert _available(tmp_path) and [library] == list((tmp_path / "ablate").iterdir())
-    assert library.stat().st_mtime_ns == made
+    files = sorted((tmp_path / "ablate").iterdir())
+    before = [path.stat().st_mtime_ns for path in files]
+    assert _available(tmp_path) and files == sorted((tmp_path / "ablate").iterdir())
+    assert [path.suffix for path in files] == [".sha256", ".so"]
+    assert [path.stat().st_mtime_ns for path in files] == before
 
 
 @pytest.mark.full
-def test_a_damaged_library_is_not_loaded(tmp_path):
+@pytest.mark.parametrize("change", [lambda data: b"no library", lambda data: data[:len(data) // 2], lambda data: b"",
+                                    lambda data: data[:5000] + bytes(2000) + data[7000:]])
+def test_a_damaged_library_is_compiled_again(tmp_path, change):
     if not _available(tmp_path):
         pytest.skip("no C++ compiler here")
-    (library,) = (tmp_path / "ablate").iterdir()
-    library.write_bytes(b"no library")
-    assert not _available(tmp_path)
+    (library,) = (tmp_path / "ablate").glob("*.so")
+    data = library.read_bytes()
+    library.write_bytes(change(data))
+    assert _available(tmp_path) and len(library.read_bytes()) == len(data)
 
 
 @pytest.mark.parametrize("env", [{"CXX": "no-such-compiler"}, {"CXX": "false"}, {"ABLATE_CPU_TUNING": "0"}])

@@ -156,6 +156,28 @@ def test_commands_without_a_data_set(copy, tmp_path):
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
 
 
+def test_a_folder_and_a_bad_file_are_predicted(copy, tmp_path):
+    run, data, cat = copy
+    (tmp_path / "mine" / ".hidden").mkdir(parents=True)
+    for place in ("a.png", "b.PNG", ".hidden/c.png", "._a.png"):
+        shutil.copy(cat, tmp_path / "mine" / place)
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    done = command("train.predict", run, tmp_path / "mine", "--json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["file"] for row in rows] == [f"{tmp_path}/mine/a.png", f"{tmp_path}/mine/b.PNG"]
+    assert done.returncode == 0 and all(row["classes"][0]["label"] == "cat" for row in rows)
+    (tmp_path / "mine" / "a.png").write_bytes(b"\x89PNG no")
+    done = command("train.predict", run, tmp_path / "mine" / "a.png", cat, tmp_path / "none.png", "--json")
+    first, second, third = map(json.loads, done.stdout.splitlines())
+    assert "error" in first and second["classes"][0]["label"] == "cat" and "no such file" in third["error"]
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "2 of 3 files" in done.stderr
+    done = command("train.predict", run, tmp_path / "mine" / ".hidden" / "..", "--json")
+    assert done.returncode == 2 and "a.png" in done.stderr
+    (tmp_path / "empty").mkdir()
+    done = command("train.predict", run, tmp_path / "empty")
+    assert done.returncode == 2 and "there are no images in this folder" in done.stderr
+
+
 def test_the_record_says_what_a_new_run_needs_to_know(trained):
     run, _ = trained
     known = transfer.described(str(run))

@@ -50,13 +50,26 @@ def _compiled() -> Path:
     key = hashlib.sha256(b"\0".join([*sources, about, jaxlib.version.__version__.encode(), runtime.processor()]))
     folder = runtime.cache_folder()
     library = folder / f"conv-{key.hexdigest()[:16]}.so"
-    if not library.exists():
+    if not _whole(library):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as made:  # others may be compiling it as well: the last one stays
             command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", *map(str, SOURCES), "-o", f"{made}/conv.so"]
             subprocess.run(command, check=True, capture_output=True, timeout=300)
+            _digest_of(library).write_text(hashlib.sha256(Path(f"{made}/conv.so").read_bytes()).hexdigest())
             os.replace(f"{made}/conv.so", library)
     return library
+
+
+def _digest_of(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _whole(library: Path) -> bool:
+    """Returns whether a library is what the compiler wrote: a damaged one would end the process."""
+    try:
+        return hashlib.sha256(library.read_bytes()).hexdigest() == _digest_of(library).read_text()
+    except (OSError, ValueError):
+        return False
 
 
 def call(
