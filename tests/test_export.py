@@ -316,6 +316,34 @@ def test_cards_that_someone_has_written(out, tmp_path, change, message):
         loaded.load(folder)
 
 
+@pytest.mark.parametrize("format", [name for name in formats.FORMATS if name != "torch"])
+def test_one_flipped_bit_in_any_file_of_an_export_is_refused(out, tmp_path, format):
+    folder = shutil.copytree(out / format, tmp_path / "out")
+    rng = np.random.default_rng(0)
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        for _ in range(30):
+            bad = bytearray(data)
+            bad[rng.integers(len(bad))] ^= 1 << int(rng.integers(8))
+            if path.suffix == ".json" and json.loads(data) == _json(bytes(bad)):
+                continue  # white space
+            path.write_bytes(bad)
+            with pytest.raises(UserError, match=str(folder)):
+                loaded.load(folder)
+        path.unlink()
+        with pytest.raises(UserError, match="there is no"):
+            loaded.load(folder)
+        path.write_bytes(data)
+    assert loaded.load(folder).card["format"] == format
+
+
+def _json(data):
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
 def test_a_network_that_pytorch_has_not(runs, tmp_path):
     run, state = finished.load(runs / "whole")
     with pytest.raises(UserError, match="resnet8 is in the layout of no PyTorch library"):

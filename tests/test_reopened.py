@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from configs import transfer
+from experiments import explain
 from models.errors import UserError
-from tests import tiny
+from tests import hostile_pictures, tiny
 from train import finished, loop, predict
+from train.data.source import load
 from train.export import loaded, verify, write
 from train.export import network as networks
 from train.feed import Changed
@@ -176,6 +178,29 @@ def test_a_folder_and_a_bad_file_are_predicted(copy, tmp_path):
     (tmp_path / "empty").mkdir()
     done = command("train.predict", run, tmp_path / "empty")
     assert done.returncode == 2 and "there are no images in this folder" in done.stderr
+
+
+def test_every_way_to_a_prediction_sees_the_same_pixels(trained, tmp_path):
+    """The training set, predict, explain, probe and exported networks, for one picture in every encoding."""
+    run, _ = trained
+    reopened, state = finished.load(run)
+    write.export(reopened, networks.network(reopened, state), "safetensors", tmp_path / "out", {}, images=4)
+    opened = [loaded.load(run), loaded.load(tmp_path / "out")]
+    encodings = {**hostile_pictures.ENCODINGS, **hostile_pictures.TRANSPARENT}
+    for name, (file, *_) in encodings.items():
+        for split in ("train", "test"):
+            (tmp_path / "set" / split / "cat").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "set" / split / "cat" / name).write_bytes(file)
+    config = tiny.config(data__source=f"folder:{tmp_path / 'set'}", data__image_size=8, data__crop="resize").data
+    for split in ("train", "test"):  # features of train.probe are of these sources
+        source = load(config, split)
+        assert len(source) == len(encodings)
+        for index, path in enumerate(source.files):
+            pixels = source.example(index)["image"]
+            path = tmp_path / "set" / path
+            (subject,) = explain.from_files(reopened, [str(path)])
+            for other in (subject.pixels, *(network.pixels(path) for network in opened)):
+                np.testing.assert_array_equal(other, pixels, err_msg=str(path))
 
 
 def test_the_record_says_what_a_new_run_needs_to_know(trained):

@@ -46,9 +46,9 @@ def load(where: str | Path) -> Pretrained:
         return _of_export(path) if card.is_in(path) else _of_run(path)
     if not path.exists():
         raise UserError(f"init_from={where}: there is no such run or file")
-    if path.suffix == file.SUFFIX:
+    if path.suffix.lower() == file.SUFFIX:
         return _of_file(path)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise UserError(f"init_from={where}: want the folder of a run or of an exported network, a {file.SUFFIX} or a "
                         ".safetensors file; other files become one by python -m models.weights import")
     return Pretrained(str(where), weights.about(path).get("model"), weights.read(path))

@@ -176,7 +176,8 @@ def data(case: dict) -> Served:
     """A folder of JPEGs: decode, random-resized crop, batch, by the streaming pipeline; from the tenth batch on."""
     from train.data import order, source, stream
 
-    options = source.Options(source=f"folder:{case['folder']}", image_size=case["size"], crop="random_resized")
+    options = source.Options(source=f"folder:{case['folder']}", image_size=case["size"], crop="random_resized",
+                             exif="ignore")  # as the peers
     images = source.load(options, "train")
 
     def one_pass():
