@@ -86,8 +86,9 @@ class _Interrupt:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._note)
         self._hooks = sys.unraisablehook, threading.excepthook
-        sys.unraisablehook = lambda args: self.came or self._hooks[0](args)
-        threading.excepthook = lambda args: self.came or self._hooks[1](args)
+        # After the last line, threads of libraries may still complain of what it has said
+        sys.unraisablehook = lambda args: self.came or self.ending or self._hooks[0](args)
+        threading.excepthook = lambda args: self.came or self.ending or self._hooks[1](args)
 
     def _note(self, number, frame):
         if self.came or self.ending:
