@@ -1,5 +1,6 @@
 """What the entry points share: absl flags, the config file, errors that are one line, and ctrl-C."""
 
+import logging as python_logging
 import os
 import signal
 import sys
@@ -70,6 +71,7 @@ def run(main: Callable[..., int | None], usage: str, positional: bool = False) -
         if not isinstance(error, UserError):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        python_logging.disable()  # what libraries still say at the end is of the same fault
         sys.exit(2)
 
 
