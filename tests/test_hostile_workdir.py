@@ -48,7 +48,8 @@ def test_any_damage_gives_a_checkpoint_bit_by_bit_or_one_line(run, tmp_path, cap
             shutil.copytree(run[1] / "checkpoints", folder)
             kinds = [damage.accident(folder, rng)]
             for _ in range(rng.choice([0, 0, 1, 2])):
-                with contextlib.suppress(OSError, ValueError, IndexError, RecursionError):  # what is damaged takes no further accident
+                # What is damaged may not take a further accident
+                with contextlib.suppress(OSError, ValueError, IndexError, RecursionError):
                     kinds.append(damage.accident(folder, rng))
             store, said = checkpoint.Checkpoints(folder, headline="accuracy"), []
             store.best()
