@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests import tiny
-from tests.test_hostile_workdir import assert_each_point_once
+from tests.test_hostile_process import assert_each_point_once
 from tests.test_loop import final
 from train import workdir
 

@@ -188,15 +188,18 @@ class Checkpoints:
             return
         step, future = self._writing
         concurrent.futures.wait([future])
-        self._writing = None
+        self._writing, problem = None, None
         try:
             future.result()
         except (OSError, ValueError) as error:  # of the file system, of tensorstore
             logging.getLogger(__name__).warning("checkpoint %d", step, exc_info=True)
-            if is_full(error):
-                raise self._no_space(step, "no space left on the device") from error
             why = checkpoint_format.brief(error)
-            raise UserError(f"cannot write checkpoint {step} in {self.folder}: {why}; {self.kept()}") from error
+            problem = UserError(f"cannot write checkpoint {step} in {self.folder}: {why}; {self.kept()}")
+            if is_full(error):
+                problem = self._no_space(step, "no space left on the device")
+        if problem:
+            del future  # nor does `problem` keep the error alive: what dies with it is logged, see details.kept
+            raise problem
 
     def close(self) -> None:
         """Waits, and ends the writer's thread. To know whether the last save succeeded, `wait` before it."""

@@ -1,6 +1,7 @@
 """What the entry points share: absl flags, the config file, errors that are one line, and ctrl-C."""
 
 import io
+import logging as python_logging
 import os
 import signal
 import sys
@@ -74,6 +75,7 @@ def run(main: Callable[..., int | None], usage: str, positional: bool = False) -
         if not isinstance(error, UserError):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        python_logging.disable()  # what libraries still say at the end is of the same fault
         sys.exit(2)
 
 
@@ -90,8 +92,9 @@ class _Interrupt:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._note)
         self._hooks = sys.unraisablehook, threading.excepthook
-        sys.unraisablehook = lambda args: self.came or self._hooks[0](args)
-        threading.excepthook = lambda args: self.came or self._hooks[1](args)
+        # After the last line, threads of libraries may still complain of what it has said
+        sys.unraisablehook = lambda args: self.came or self.ending or self._hooks[0](args)
+        threading.excepthook = lambda args: self.came or self.ending or self._hooks[1](args)
 
     def _note(self, number, frame):
         if self.came or self.ending:

@@ -1,7 +1,9 @@
 """Where the details of a run go: what libraries log and print is for a file in the workdir, not for the terminal."""
 
 import contextlib
+import gc
 import logging
+import os
 import sys
 import threading
 import warnings
@@ -14,7 +16,10 @@ from absl import logging as absl_logging
 class _File(logging.FileHandler):
     """A log that is let go where it cannot be written: the disk that is full is the news."""
 
+    used = False  # whether there was anything
+
     def emit(self, record):
+        self.used = True
         with contextlib.suppress(OSError):  # it is opened by the first record
             super().emit(record)
 
@@ -38,11 +43,9 @@ def kept(path: Path | None) -> Iterator[None]:
     Args:
       path: is appended to, and made when there is something to write; None: to nowhere.
     """
-    root, ours = logging.getLogger(), logging.NullHandler()
-    if path is not None:
-        ours = _File(path, delay=True)
-        ours.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        ours.setLevel(logging.WARNING)
+    root, ours = logging.getLogger(), _File(path or os.devnull, delay=True)
+    ours.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    ours.setLevel(logging.WARNING)
     before = root.handlers[:], warnings.showwarning, sys.unraisablehook, threading.excepthook
     log = logging.getLogger(__name__)
 
@@ -62,5 +65,7 @@ def kept(path: Path | None) -> Iterator[None]:
     try:
         yield
     finally:
+        if ours.used:
+            gc.collect()  # asyncio complains when an exception dies that nobody has asked for
         root.handlers[:], warnings.showwarning, sys.unraisablehook, threading.excepthook = before
         ours.close()
