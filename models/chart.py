@@ -89,7 +89,7 @@ def save(figure: Figure, path: str | Path, **options: Any) -> None:
             if isinstance(formatter, LogFormatter):
                 powers |= {*axis.get_ticklabels(which="both"), axis.offsetText}
             elif isinstance(formatter, FuncFormatter):  # of labels that were given as texts
-                axis.set_major_formatter(lambda *place, write=formatter: _printable(write(*place)))
+                axis.set_major_formatter(lambda *place, write=formatter: _printable(str(write(*place))))
     for text in figure.findobj(Text):
         if text not in powers:
             text.set_parse_math(False)

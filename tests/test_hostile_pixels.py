@@ -15,7 +15,7 @@ from models.errors import UserError
 from tests import hostile_pictures as pictures
 from tests import tiny
 from tests.hostile_pictures import COLOR, ENCODINGS, GRAY, HEIGHT, SHARE, TRANSPARENT, WIDTH
-from train import card, finished, loop
+from train import finished, loop
 from train.data.decode import Decoder, levels, of_file
 from train.data.order import philox
 from train.data.source import Options, Unreadable, load
@@ -230,16 +230,10 @@ def test_exif_is_an_option(tmp_path):
 
 
 def test_what_was_made_before_exif_was_applied_ignores_it(tmp_path):
-    """The runs, and the cards of exported networks, of earlier versions."""
+    """The runs of earlier versions: exported networks of these have no checksums, and are refused."""
     run = tmp_path / "run"
     loop.train(tiny.config(duration="2 steps"), run)
     config = json.loads((run / "config.json").read_text())
     assert config["data"].pop("exif") == "apply"
     (run / "config.json").write_text(json.dumps(config))
     assert finished.load(run)[0].feed.test.decoder.exif == "ignore"
-    said = {"format": "onnx", "file": "x", "architecture": "", "fields": {}, "inputs": [], "labels": [], "folded": [],
-            "probabilities": "", "preprocessing": {"crop": "none", "size": 0, "channels": 3, "eval_crop": 1.0,
-                                                   "shape": list(SHAPE), "mean": [], "std": []}}
-    (tmp_path / "card.json").write_text(json.dumps(said))
-    (tmp_path / "x").write_bytes(b"")
-    assert card.read(tmp_path)["preprocessing"]["exif"] == "ignore"

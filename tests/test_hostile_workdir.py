@@ -138,7 +138,7 @@ def test_an_untrained_network_is_not_finished(run, copied):
     path.write_text(json.dumps({**json.loads(path.read_text()), "step": 12}))
     summary = loop.train(config, copied)
     assert summary["seconds_to_first_step"] and summary["steps"] == 12
-    assert damage.same(checkpoint.read(copied), held[12][0])
+    assert damage.same(checkpoint.read(copied)[0], held[12][0])
 
 
 # -- readers of runs --------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_an_untrained_network_is_not_finished(run, copied):
 def test_a_reader_passes_over_the_damaged_newest_and_says_so(run, copied, capfd):
     damage.cut(damage.largest(copied / "checkpoints" / "12" / "state"))
     before = damage.content(copied)
-    assert damage.same(checkpoint.read(copied), run[2][8][0])
+    assert damage.same(checkpoint.read(copied)[0], run[2][8][0])
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1
     assert err.startswith(f"warning: {copied}: checkpoint 12 is damaged (the checksum of state/")
@@ -161,7 +161,7 @@ def test_a_reader_of_the_best_passes_it_over_too(run, copied, part):
     best, second = sorted(damage.STEPS, key=lambda step: (scores[step], step))[:-3:-1]
     damage.cut(damage.largest(copied / "checkpoints" / str(best) / part))
     said = []
-    assert damage.same(checkpoint.read(copied, best="accuracy", warn=said.append), run[2][second][0])
+    assert damage.same(checkpoint.read(copied, best="accuracy", warn=said.append)[0], run[2][second][0])
     assert len(said) == 1 and f"checkpoint {best} is damaged" in said[0] and f"of step {second}" in said[0]
 
 
@@ -196,7 +196,9 @@ def test_a_trial_is_measured_at_its_end_or_not_at_all(run, copied, tmp_path):
         return 0
 
     trial = Trial({}, run[0], train=True, measures=(size,))
-    (copied / "outcome.json").write_text('{"summary": {}, "diverged": null, "history": {}, "measured": {}}')
+    outcome = {"summary": json.loads((copied / "summary.json").read_text()), "diverged": None, "history": {},
+               "measured": {}}
+    (copied / "outcome.json").write_text(json.dumps(outcome))
     damage.cut(damage.largest(copied / "checkpoints" / "12" / "state"))
     with pytest.raises(UserError, match="is its step 8 of 12: delete its outcome.json"):
         trials.run(trial, copied)

@@ -171,7 +171,7 @@ def test_without_any_study(tmp_path):
 
 @pytest.mark.parametrize(("spoil", "message"), [
     (lambda folder: (folder / "curves.png").unlink(), "curves.png: this picture of the results is missing"),
-    (lambda folder: (folder / "results.json").write_text("{"), "results.json: it is no JSON"),
+    (lambda folder: (folder / "results.json").write_text("{"), "results.json is damaged: it is not JSON"),
     (lambda folder: (folder / "results.json").write_text('{"study": "toy", "scale": "digits"}'),
      "its results.json lacks 'claims'"),
 ])
