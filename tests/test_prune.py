@@ -375,7 +375,7 @@ def test_sensitivity_from_a_file_decides_what_goes_where(tmp_path):
     with pytest.raises(UserError, match="by='.*' is not a file of the hook sensitivity"):
         loop.setup(tiny.config(optimizer__prune=text))
     path.unlink()
-    with pytest.raises(UserError, match="by='.*' is not a file of the hook sensitivity: .* cannot be read: No such file"):
+    with pytest.raises(UserError, match="is not a file of the hook sensitivity: .* cannot be read: No such file"):
         loop.setup(tiny.config(optimizer__prune=text))
 
 

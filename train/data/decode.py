@@ -4,7 +4,7 @@ A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that still has 
 that cheap), and only the crop is resampled.
 
 Every encoding of a picture gives the same levels (`levels`). Of a file with several frames or pages (GIF, APNG, WebP,
-TIFF), the first one counts. A picture of more than PIL.Image.MAX_IMAGE_PIXELS (89 million) pixels is refused.
+TIFF), the first one counts. A picture of more than MOST_PIXELS is refused.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from models.errors import UserError
 
 CROPS = ("none", "resize", "random_resized", "whole")
 EXIF = ("apply", "ignore")
+MOST_PIXELS = 89_478_485  # PIL's own limit, above which it warns of a bomb
 BACKGROUND = (255, 255, 255)  # under transparent pixels: drawings and cut-outs are made for white pages
 Crop = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original image
 
@@ -118,9 +119,8 @@ def _check(image: Image.Image) -> None:
     """Raises ValueError for an opened file that is no picture, or that claims too many pixels."""
     if image.format in _NOT_PICTURES:
         raise ValueError(f"{image.format} is no format of pictures")
-    most = Image.MAX_IMAGE_PIXELS
-    if most and image.width * image.height > most:
-        raise ValueError(f"{image.width}x{image.height} pixels are more than {most:,}")
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels are more than {MOST_PIXELS:,}")
 
 
 def _mend_transparency(image: Image.Image) -> None:

@@ -52,11 +52,21 @@ class TfdsSource(Source):
                 raise choice_error(f"split of {name}", part, splits)
         if isinstance(features[self.label_key], tfds.features.Sequence):
             self.label_shape = (features[self.label_key].num_classes,)
+        self._check_shards(builder, split)
         try:
             count = len(self._data)
         except ValueError as error:
             raise UserError(f"split '{split}' of {name}: {' '.join(str(error).split())}") from error
         super().__init__(count, features[self.label_key].names, features[self.image_key].shape, options)
+
+    def _check_shards(self, builder: tfds.core.DatasetBuilder, split: str) -> None:
+        """Raises Damaged where a file is said to have more records than bytes."""
+        for part in split.split("+"):
+            info = builder.info.splits[part.partition("[")[0].strip()]
+            for path, records in zip(info.filepaths, info.shard_lengths, strict=True):
+                if records > (size := Path(path).stat().st_size):
+                    raise Damaged(f"{Path(path).name} has {size:,} bytes, and dataset_info.json counts {records:,} "
+                                  "records in it")
 
     @property
     def _data(self) -> Sequence[bytes]:
