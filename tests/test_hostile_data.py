@@ -388,9 +388,9 @@ def trained(tmp_path_factory):
                                          ("train_label", (4,)), ("test_label", (8,))])
 def test_a_run_is_not_resumed_with_other_arrays(trained, name, place):
     config, folder, first, summary = trained
-    split = {"train": "training", "test": "test"}[name.partition("_")[0]]
+    split = name.partition("_")[0]
     np.savez(folder / "set.npz", **{**first, name: changed(first[name], *place)})
-    with pytest.raises(UserError, match=rf"changed since \({split} content: \w+ -> \w+\)"):
+    with pytest.raises(UserError, match=rf"changed since \(identity.{split}.content: \w+ -> \w+\)"):
         loop.train(config, folder / "run")
     np.savez(folder / "set.npz", **first)
     assert loop.train(config, folder / "run") == summary
@@ -402,7 +402,7 @@ def test_processes_with_other_pixels_or_labels_are_refused(trained, monkeypatch)
     for name in (None, *first):
         data = {**first, name: changed(first[name], 0)} if name else first
         np.savez(folder / "set.npz", **data)
-        identities.append(loop.setup(config).feed.identity())
+        identities.append(loop.setup(config).feed.record()["identity"])
     np.savez(folder / "set.npz", **first)
     for other in identities[1:]:
         monkeypatch.setattr(distributed, "gather", lambda value, other=other: [value, other])
