@@ -406,7 +406,7 @@ def test_processes_with_other_pixels_or_labels_are_refused(trained, monkeypatch)
     np.savez(folder / "set.npz", **first)
     for other in identities[1:]:
         monkeypatch.setattr(distributed, "gather", lambda value, other=other: [value, other])
-        with pytest.raises(UserError, match=r"process 1 has another set .* content: \w+ -> \w+"):
+        with pytest.raises(UserError, match=r"process 1 has another set .*content: \w+ -> \w+"):
             distributed.check_same("set of data", identities[0])
     monkeypatch.setattr(distributed, "gather", lambda value: [value, dict(value)])
     distributed.check_same("set of data", identities[0])

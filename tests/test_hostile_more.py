@@ -5,15 +5,18 @@ import json
 import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import rich.table
 from matplotlib.figure import Figure
 from PIL import Image
 
-from models import command
+import models
+from models import command, weights
 from models.chart import save
 from models.errors import UserError
+from models.weights import __main__ as weights_command
 from tests import tiny
 from train import checkpoint, checkpoint_format, loop, predict, summary, workdir
 from train.data import folder, source, splits
@@ -123,6 +126,19 @@ def test_a_single_class_is_refused(tmp_path):
         splits.compare(train, test, f"folder:{tmp_path}")
 
 
+@pytest.mark.parametrize("where", ["run", "cat/run", "train/run", "train/cat/run"])
+def test_a_run_among_the_images_is_left_out(where, tmp_path):
+    splits_of = ("train/", "test/") if where.startswith("train") else ("",)
+    images(tmp_path, *(f"{split}{kind}/{i}.png" for split in splits_of for kind in ("cat", "dog") for i in range(5)))
+    before = folder.FolderSource(str(tmp_path), "train", options(tmp_path))
+    images(tmp_path, f"{where}/curves.png", f"{where}/explain/attributions.png")
+    (tmp_path / where / "checkpoints").mkdir()
+    (tmp_path / where / "config.json").write_text("{}")
+    after = folder.FolderSource(str(tmp_path), "train", options(tmp_path))
+    assert after.classes == before.classes == ("cat", "dog") and after.identity() == before.identity()
+    assert "1 folder of a run left out" in after.report and "left out" not in before.report
+
+
 def test_a_single_label_of_several_an_image_is_accepted():
     pixels, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([[1], [0], [1], [0]])
     one = source.ArraySource(pixels, labels)
@@ -166,3 +182,39 @@ def test_the_summary_shows_any_folder(tmp_path):
     written = io.StringIO()
     command.console(file=written, width=200).print(summary.table(result, tmp_path / "[red]"))
     assert f"{tmp_path}/[red]" in written.getvalue() and workdir.read_config(tmp_path / "[red]")
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def lenet():
+    """A small network and its weights in our own layout."""
+    model = models.create("lenet_300_100", num_classes=3)
+    return model, weights.to_arrays(model, models.initialize(model, jax.random.key(0), model.example()), "ablate")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_weights_that_are_not_finite_are_refused(value, dtype):
+    model, arrays = lenet()
+    name = sorted(arrays)[0]
+    with np.errstate(over="ignore"):
+        damaged = arrays[name].astype(dtype)
+        damaged.flat[0] = dtype(value)
+    with pytest.raises(UserError, match=f"'{name}' holds numbers that are not finite"):
+        weights.from_arrays(model, {**arrays, name: damaged}, "ablate")
+
+
+@pytest.mark.parametrize("action", ["import", "export"])
+@pytest.mark.parametrize("link", [False, True])
+def test_the_file_that_is_read_is_not_written_over(action, link, tmp_path, capsys):
+    model, arrays = lenet()
+    file, out = tmp_path / "a.safetensors", tmp_path / ("b.safetensors" if link else "a.safetensors")
+    weights.write(file, arrays)
+    if link:
+        out.symlink_to(file)
+    before = file.read_bytes()
+    direction = "--from=safetensors" if action == "import" else "--to=safetensors"
+    assert weights_command.main(["", action, direction, str(file), "--model=lenet_300_100", "--set=num_classes=3",
+                                 f"--out={out}"]) == 2
+    assert "is the file that is read" in capsys.readouterr().err and file.read_bytes() == before
