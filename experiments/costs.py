@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import rich.console
-
 from experiments.study import markdown_table
 from models import command
 from models.errors import UserError
@@ -269,7 +267,7 @@ def main() -> None:
     """Writes the page where the flags say."""
     if not OUT.value:
         raise UserError("--out is missing")
-    out, console = Path(OUT.value), rich.console.Console()
+    out, console = Path(OUT.value), command.console()
     out.mkdir(parents=True, exist_ok=True)
     with console.status("counting"):
         write(out)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import rich.console
 import rich.table
 from absl import flags
 
@@ -400,7 +399,7 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={out}: {error.strerror}: want a folder") from None
-    console, told, written = rich.console.Console(), [], []
+    console, told, written = command.console(), [], []
     decisions = [call for call in wanted if call.name in catalogue.METHODS]
     if decisions:
         told = attributions(job, decisions, pairs)

@@ -32,7 +32,7 @@ goes on. Results go to --out/STUDY/SCALE.
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the studies that are asked for."""
-    console = rich.console.Console()
+    console = command.console()
     if LIST.value:
         console.print(catalogue())
         return
@@ -96,9 +96,10 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
     if scale not in about.cost:
         raise choice_error(f"scale of study {about.name}", scale, about.cost)
     folder = writable(out / about.name / scale)
-    console.print(f"[bold]{about.title}[/]: {about.question}")
+    console.print(f"[bold]{about.title}[/]: {about.question}", markup=True)
     for claim in about.claims:  # before anything runs
-        console.print(f"  expected: {claim.expected} [dim]({claim.source}: {claim.published})[/]", soft_wrap=True)
+        console.print(f"  expected: {claim.expected} [dim]({claim.source}: {claim.published})[/]", soft_wrap=True,
+                      markup=True)
     began, planned = time.time(), about.trials(scale)
     jobs = jobs or default_jobs()
     outcomes = study.Outcomes(trials.run_all(planned, workdir / scale, jobs, console))

@@ -4,7 +4,6 @@ import math
 import statistics
 from pathlib import Path
 
-import rich.console
 from absl import flags
 
 from experiments.study import terminal_table
@@ -27,7 +26,7 @@ def main() -> None:
     for flag in (WORKDIR, OUT):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing")
-    config, console, runs = CONFIG(), rich.console.Console(), []
+    config, console, runs = CONFIG(), command.console(), []
     from train import loop, summary, workdir
     from train.files import read_json, write_json
 

@@ -172,7 +172,7 @@ def main() -> None:
     from train import summary
     from train.files import write_atomically, write_json
 
-    console, out = rich.console.Console(), Path(OUT.value)
+    console, out = command.console(), Path(OUT.value)
     try:
         batches = [int(text) for text in BATCHES.value]
     except ValueError:

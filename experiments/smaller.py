@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import rich.console
 from absl import flags
 
 from experiments.study import markdown_table, terminal_table
@@ -35,7 +34,7 @@ def main() -> None:
     from train import summary
     from train.files import write_atomically, write_json
 
-    console, out = rich.console.Console(), Path(OUT.value)
+    console, out = command.console(), Path(OUT.value)
     for case in KINDS.value:
         if case not in CASES:
             raise UserError(f"--cases={case}: allowed are {', '.join(CASES)}")

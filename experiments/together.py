@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import rich.console
 from absl import flags
 
 from experiments.study import markdown_table, terminal_table
@@ -26,7 +25,7 @@ together.json and together.md of --out, a config a row.
 
 def main() -> None:
     """Measures, prints and adds to the results."""
-    config, console, counts = CONFIG(), rich.console.Console(), [int(n) for n in SEEDS.value if n.isdecimal()]
+    config, console, counts = CONFIG(), command.console(), [int(n) for n in SEEDS.value if n.isdecimal()]
     if len(counts) != len(SEEDS.value) or min(counts, default=0) < 2:
         raise UserError(f"--seeds={','.join(SEEDS.value)}: numbers from 2 on are allowed")
     rows = [measure(config, count, ROUNDS.value) for count in counts]

@@ -1,5 +1,6 @@
 """A picture of where a network's cost is: mult-adds, parameters and memory, in the order of the computation."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,9 @@ def save(figure: Figure, path: str | Path, **options: Any) -> None:
       figure: what to write.
       path: its suffix says which kind.
       options: of `Figure.savefig`.
+
+    Raises:
+      OSError: it cannot be written; names the file.
     """
     powers = set()  # labels such as 10², which Matplotlib itself writes as mathematics
     for axes in figure.axes:
@@ -94,7 +98,13 @@ def save(figure: Figure, path: str | Path, **options: Any) -> None:
         if text not in powers:
             text.set_parse_math(False)
             text.set_text(_printable(text.get_text()))
-    figure.savefig(path, **options)
+    with warnings.catch_warnings():
+        # A box stands for what no font of this machine has; the texts beside the picture have all characters
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
+        try:
+            figure.savefig(path, **options)
+        except OSError as error:  # that of a full disk names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _printable(text: str) -> str:

@@ -5,11 +5,14 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from models.errors import UserError
+
+if TYPE_CHECKING:
+    import rich.console
 
 flags.disclaim_key_flags()  # flags defined through this module are the entry point's, and --help lists them as such
 
@@ -36,6 +39,13 @@ def define_path(name: str, default: str | None, help: str, **options: Any) -> fl
 def define_paths(name: str, default: list[str], help: str, **options: Any) -> flags.FlagHolder:
     """Defines a flag that holds a list of paths."""
     return flags.DEFINE(_Paths(), name, default, help, serializer=flags.CsvListSerializer(","), **options)
+
+
+def console(**options: Any) -> "rich.console.Console":
+    """Returns a console that shows texts as they are: a user's "[red]" is no style, and ":cat:" no emoji."""
+    import rich.console  # not for --help
+
+    return rich.console.Console(**{"markup": False, "emoji": False, **options})
 
 
 def run(
@@ -65,7 +75,9 @@ def run(
         else:
             act(options, others)
     except (UserError, flags.Error, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        named = isinstance(error, OSError) and error.filename is not None
+        text = f"{error.filename}: {error.strerror}" if named else str(error)
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -27,7 +27,6 @@ import flax.linen as nn
 import jax
 from absl import flags
 from jax.extend.core import Literal
-from rich.console import Console
 from rich.table import Table
 
 import models
@@ -298,7 +297,7 @@ def _act(options: flags.FlagValues, names: list[str]) -> None:
         from models import chart
 
         chart.draw(cost, options.chart, names[0])
-    Console(width=None if sys.stdout.isatty() else 160).print(cost.table())
+    command.console(width=None if sys.stdout.isatty() else 160).print(cost.table())
 
 
 def main(argv: Sequence[str]) -> int:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 import models
@@ -120,7 +119,7 @@ def _act(options, others):
     table = Table(*HEADS, title="Costs by formula and as counted", title_justify="left")
     for row in rows():
         table.add_row(*row, end_section=row[2] == "outputs")
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    command.console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def main(argv: Sequence[str]) -> int:

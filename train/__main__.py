@@ -29,7 +29,6 @@ CONFIG = cli.define_config()
 def main() -> int:
     """One run."""
     import psutil
-    import rich.console
 
     from models.errors import UserError
 
@@ -45,7 +44,7 @@ def main() -> int:
 
         from train import loop, summary  # JAX has been told of the other processes
 
-        console = rich.console.Console(quiet=jax.process_index() > 0)
+        console = command.console(quiet=jax.process_index() > 0)
         if DRY_RUN.value:
             summary.describe(config, loop.setup, console)
             return 0

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import rich.console
 import rich.table
 from absl import flags
 
@@ -274,7 +273,7 @@ def main() -> None:
     rows = measure(run, state, budgets, ANYTIME.value, VALIDATION.value)
     costs = exit_costs(run.task.model, run.feed.image_shape) if kind(run) == "exits" else None
     whole = costs[-1] if costs else round(rows[0]["mult_adds"])
-    rich.console.Console().print(table(rows, whole))
+    command.console().print(table(rows, whole))
     if out:
         out.mkdir(parents=True, exist_ok=True)
         draw(run, state, out)

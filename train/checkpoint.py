@@ -148,10 +148,10 @@ class Checkpoints:
         """
         self.wait()
         leaves = flatten(state)
-        size = sum(leaf.nbytes for leaf in leaves.values())
+        needed = 1.1 * sum(leaf.nbytes for leaf in leaves.values()) + 2**20  # with what is written beside the arrays
         free = shutil.disk_usage(self.folder).free
-        if free < 1.1 * size + 2**20:
-            raise self._no_space(step, f"it needs {size / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free")
+        if free < needed:
+            raise self._no_space(step, f"it needs {needed / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free")
         about = json.loads(json.dumps({**about, "step": step, "scores": dict(scores)}))
         self._writing = step, self._writer.submit(self._write, step, leaves, about)
 

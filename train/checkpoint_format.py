@@ -8,11 +8,14 @@ Nothing in state/ reaches a decoder before its checksum is verified. Earlier ver
 instead, none of the rest, and the scores in metrics/metrics. Their checkpoints are read by their own rules.
 """
 
+import contextlib
 import hashlib
 import json
 import math
+import re
+import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+# In a path, Orbax takes these for patterns ("runs[1]") and protocols ("a:/b"), and refuses what is not UTF-8
+_MISREAD = re.compile("[*?[\ud800-\udfff]|:/")
 EARLIER = {"step", "seconds", "data", "recorder", "crc32"}  # the keys that versions without a checksum wrote
 
 
@@ -32,7 +37,8 @@ def write(folder: Path, leaves: Mapping[str, np.ndarray], about: Mapping[str, An
       about: JSON with at least "step" and "scores".
     """
     folder.mkdir()
-    _orbax().save(folder / "state", args=ocp.args.StandardSave(dict(leaves)))
+    with _plain(folder) as plain:
+        _orbax().save(plain / "state", args=ocp.args.StandardSave(dict(leaves)))
     about = {**about, "files": _digests(folder / "state")}
     (folder / "about").mkdir()
     (folder / "about" / "metadata").write_text(json.dumps({**about, "checksum": _checksum(about)}))
@@ -69,12 +75,25 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         if "files" in about:
             _verify_files(about["files"], _digests(folder / "state"))
-        leaves = _orbax().restore(folder / "state", args=ocp.args.StandardRestore())
+        with _plain(folder) as plain:
+            leaves = _orbax().restore(plain / "state", args=ocp.args.StandardRestore())
         if "crc32" in about:
             _verify_earlier(about, leaves)
         return leaves, about
     except Exception as error:  # Orbax, tensorstore and the file system each raise their own
         raise ValueError(brief(error)) from error
+
+
+@contextlib.contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """Yields a path of a folder that Orbax understands: the folder's own, or that of a link to it."""
+    if not _MISREAD.search(str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="ablate-") as room:
+        link = Path(room) / "checkpoint"
+        link.symlink_to(folder.absolute(), target_is_directory=True)
+        yield link
 
 
 def _orbax() -> ocp.Checkpointer:

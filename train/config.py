@@ -34,6 +34,17 @@ def _defaults() -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "configs" / "base.py"))["base"]().to_dict()
 
 
+def without(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, path: str = "") -> list[str]:
+    """Returns the keys of configs/base.py that a config lacks, within the sections that it has."""
+    absent = []
+    for key, default in (_defaults() if defaults is None else defaults).items():
+        if isinstance(default, Mapping) and isinstance(config.get(key), Mapping):
+            absent += without(config[key], default, f"{path}{key}.")
+        elif key not in config:
+            absent.append(f"{path}{key}")
+    return absent
+
+
 def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, path: str = "") -> None:
     """Checks that each value has the type of its default in configs/base.py, and that every number is finite.
 

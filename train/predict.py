@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.console
 import rich.table
 from absl import flags
 from rich.text import Text
@@ -94,7 +93,7 @@ def main(argv: list[str]) -> int:
                 "file": row["file"], "classes": [
                     {"label": label, "probability": round(share, 6)} for label, share in row["classes"]]}))
     else:
-        rich.console.Console().print(table(rows))
+        command.console().print(table(rows))
     readable = [row for row in rows if "error" not in row]
     if OUT.value and readable:
         from train import figures

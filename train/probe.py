@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-import rich.console
 import rich.table
 from absl import flags
 
@@ -28,7 +27,7 @@ def main() -> None:
     from train import classifiers, features, loop, summary, workdir
     from train.files import write_json
 
-    kinds, console = classifiers.names(KINDS.value), rich.console.Console()
+    kinds, console = classifiers.names(KINDS.value), command.console()
     run = loop.setup(CONFIG())
     for endpoint in ENDPOINTS.value:
         features.check(run, endpoint)  # before anything is computed

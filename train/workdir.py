@@ -81,6 +81,11 @@ def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any], l
         raise UserError(f"cannot use --workdir={workdir}: {error.strerror}") from error
     old = read_config(workdir)
     lines = [line for line in config_lib.difference(old, plain(config)) if line.split(":")[0] not in OPERATIONAL]
+    changed = {line.split(":")[0] for line in lines}
+    if added := [key for key in config_lib.without(old) if key in changed]:
+        raise UserError(
+            f"{workdir} holds a run of an earlier version, which had no {' and no '.join(added)}: it cannot go on; "
+            f"choose another --workdir (--config.init_from={workdir} starts from its weights)")
     if lines:
         raise UserError(
             f"{workdir} belongs to a run with another config ({'; '.join(lines)}): choose another --workdir")

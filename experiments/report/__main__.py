@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import rich.console
-
 from models import command
 from models.errors import UserError
 from train import cli
@@ -26,7 +24,7 @@ def main() -> None:
 
     out = Path(OUT.value)
     render.write(content.gather(Path(RESULTS.value), out / render.PICTURES), out)
-    rich.console.Console().print(f"written to {out / 'index.html'} and {out / 'report.md'}", soft_wrap=True)
+    command.console().print(f"written to {out / 'index.html'} and {out / 'report.md'}", soft_wrap=True)
     if README.value:
         path = Path(README.value)
         if not path.is_file():

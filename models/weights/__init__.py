@@ -93,7 +93,7 @@ def from_arrays(
 
     Raises:
       Mismatch: arrays are missing, unexpected or of another shape; the list names each.
-      UserError: unknown layout, arrays that are no floating-point numbers, or `new` names nothing of the model.
+      UserError: unknown layout, arrays that are no finite floating-point numbers, or `new` names nothing of the model.
     """
     how, template = layout(model, source), drawn or _template(model, inputs)
     leaves = flatten(template)
@@ -143,12 +143,21 @@ def _theirs(how: Layout, path: str, leaf: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def _converted(how: Layout, path: str, array: np.ndarray) -> np.ndarray:
-    """An array of a layout as ours, float32; UserError for the integers of quantized networks."""
+    """Returns an array of a layout as ours, float32.
+
+    Raises:
+      UserError: the integers of a quantized network; values that are not finite, as of a training that diverged.
+    """
     name, conversion = how.place(path)
     if array.dtype.kind != "f":
         raise UserError(f"'{name}' holds {array.dtype}, not floating-point numbers: weights of a quantized network are "
                         "not read; save them before they are quantized")
-    return np.asarray(conversion.into(array), np.float32, order="C")
+    with np.errstate(over="ignore"):  # of float64, which is said below
+        ours = np.asarray(conversion.into(array), np.float32, order="C")
+    if not np.isfinite(ours).all():
+        raise UserError(f"'{name}' holds numbers that are not finite: want other weights, from before the training "
+                        "diverged")
+    return ours
 
 
 def _other_channels(

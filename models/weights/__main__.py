@@ -1,6 +1,7 @@
 """The command line of models/weights; see --help."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -52,6 +53,8 @@ def _act(options: flags.FlagValues, arguments: list[str]) -> None:
     for name in (needed, "out"):
         if not options[name].value:
             raise UserError(f"--{name} is missing")
+    if Path(options.out).resolve() == Path(arguments[1]).resolve():
+        raise UserError(f"--out={options.out} is the file that is read: choose another")
     if options[foreign].present:
         raise UserError(f"{arguments[0]} takes --{needed}, not --{foreign}")
     try:

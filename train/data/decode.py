@@ -229,7 +229,7 @@ def of_file(decoder: Decoder, shape: tuple[int, int, int], path: str | Path) -> 
             raise UserError(f"{path}: files are made squares, and this network's images are {height} x {width}")
         decoder = dataclasses.replace(decoder, crop="whole", size=height, channels=channels)
     if not Path(path).is_file():
-        raise UserError(f"{path}: there is no such file")
+        raise UserError(f"{path}: {'this is no file' if Path(path).exists() else 'there is no such file'}")
     try:
         return decoder(Path(path))
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, … for a damaged file

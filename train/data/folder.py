@@ -70,7 +70,7 @@ def _split_files(root: str, split: str) -> tuple[list[str], list[File], str]:
         classes = _classes(root)
         files = _images(root, "", list(classes), left_out)
         report = _report(root, files, classes, left_out)
-        train, test = _hold_out(files, "test")
+        train, test = _hold_out(root, files, "test")
         if split in ("train", "test"):
             report += f"; {len(test):,} of them are held out for testing"
             return list(classes), train if split == "train" else test, "; ".join([report, *remarks])
@@ -86,14 +86,14 @@ def _split_files(root: str, split: str) -> tuple[list[str], list[File], str]:
         if split in folders:
             return list(classes), files, "; ".join([report, *remarks])
         train = files
-    fit, validation = _hold_out(train, "validation")
+    fit, validation = _hold_out(root, train, "validation")
     report += f"; {len(validation):,} of the {len(train):,} to train are held out for validation"
     return list(classes), fit if split == "train_fit" else validation, "; ".join([report, *remarks])
 
 
 def images_in(folder: Path) -> list[Path]:
     """Returns the images in a folder, at any depth, by name."""
-    files, _ = listing.images(str(folder), "")
+    files, _ = listing.images(str(folder), ".")
     return [folder / file for file in files]
 
 
@@ -163,7 +163,7 @@ def _report(folder: str, files: list[File], classes: dict[str, list[str]], left_
             + f" ({others} left out)" * bool(others))
 
 
-def _hold_out(files: list[File], what: str) -> tuple[list[File], list[File]]:
+def _hold_out(root: str, files: list[File], what: str) -> tuple[list[File], list[File]]:
     """Parts files into those that are kept and those that are held out: of each class the first by a hash of their
     names, a different one for each `what`. So no seed decides, and a file that is added moves at most a few others."""
     by_label: dict[int, list[File]] = {}
@@ -174,6 +174,9 @@ def _hold_out(files: list[File], what: str) -> tuple[list[File], list[File]]:
         first = set(sorted(own, key=lambda file: (_rank(f"{what} {file[0]}"), file))[:quota])
         held += [file for file in own if file in first]
         kept += [file for file in own if file not in first]
+    if not held:
+        raise UserError(f"folder {identity.shown(root)} has only one image of each class, so that none can be held out "
+                        f"for {'testing' if what == 'test' else 'validation'}: add images, or a folder of that split")
     return kept, held
 
 

@@ -14,12 +14,15 @@ _DROPPINGS = frozenset({
     "__macosx", "$recycle.bin", "#recycle", "@eadir", "desktop.ini", "ehthumbs.db", "icon\r", "lost+found",
     "system volume information", "thumbs.db"})
 _HIDDEN = "hidden"
+_RUN = "folder of a run"
 _ENDINGS_SHOWN = 5
 
 
 def folders(path: str) -> list[str]:
-    """Returns the names of the folders in a folder, links to folders among them, sorted, without hidden ones."""
-    return sorted(entry.name for entry in _entries(path) if not _is_hidden(entry.name) and _kind(entry) == "folder")
+    """Returns the names of the folders in a folder, links to folders among them, sorted, without hidden ones and those
+    of runs."""
+    return sorted(entry.name for entry in _entries(path)
+                  if not _is_hidden(entry.name) and _kind(entry) == "folder" and not _is_run(entry.path))
 
 
 def holds_images(path: str) -> bool:
@@ -36,6 +39,8 @@ def beside(path: str) -> Counter:
             left_out[_HIDDEN] += _count(entry)
         elif _is_image(entry.name) and _kind(entry) == "file":
             left_out["outside of the folders"] += 1
+        elif _is_run(entry.path):
+            left_out[_RUN] += 1
     return left_out
 
 
@@ -62,6 +67,8 @@ def images(root: str, folder: str) -> tuple[list[str], Counter]:
             kind = _kind(entry)
             if _is_hidden(entry.name):
                 left_out[_HIDDEN] += _count(entry)
+            elif kind == "folder" and _is_run(entry.path):
+                left_out[_RUN] += 1
             elif kind == "folder":
                 (links if entry.is_symlink() else pending).append(f"{name}/{entry.name}")
             elif not _is_image(entry.name):
@@ -86,6 +93,11 @@ def words(left_out: Counter) -> str:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _DROPPINGS
+
+
+def _is_run(path: str) -> bool:
+    """Returns whether a folder is a --workdir, whose pictures are not for training."""
+    return os.path.isfile(f"{path}/config.json") and os.path.isdir(f"{path}/checkpoints")
 
 
 def _ending(name: str) -> str:

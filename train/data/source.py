@@ -370,6 +370,9 @@ def from_npz(path: str, split: str, options: Options) -> ArraySource:
     with npz.opened(Path(path).expanduser()) as arrays:
         splits = [key.removesuffix("_image") for key in arrays if key.endswith("_image")]
         if split not in splits:
+            if not splits:
+                raise UserError(f"{path}: its arrays are {', '.join(arrays) or 'none'}; want {split}_image, uint8 "
+                                f"[N, H, W, C], and {split}_label for each split")
             raise choice_error(f"split of {path}", split, splits)
         if f"{split}_label" not in arrays:
             raise UserError(f"data.source={options.source}: there is no array '{split}_label' beside '{split}_image'")

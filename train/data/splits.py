@@ -21,10 +21,13 @@ def compare(train: Source, test: Source, name: str) -> list[str]:
       Lines to tell the user: classes that the test split lacks.
 
     Raises:
-      UserError: images or labels of another shape; test labels that training never has; a split of which no image can
-        be decoded, where data.on_error=skip would leave out all of it.
+      UserError: a single class; images or labels of another shape; test labels that training never has; a split of
+        which no image can be decoded, where data.on_error=skip would leave out all of it.
     """
     what = f"data.source={name}"
+    if not train.label_shape and len(train.classes) < 2:  # as of an archive that unpacks into a folder of its own
+        raise UserError(f"{what}: there is one class only, '{train.classes[0]}'; want two or more (a folder of images "
+                        "has one folder for each class)")
     if train.image_shape != test.image_shape:
         shapes = ["x".join(map(str, source.image_shape)) for source in (train, test)]
         raise UserError(f"{what}: its training images are {shapes[0]} and its test images {shapes[1]}: bring them to "

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import rich.console
 import rich.table
 from absl import flags
 
@@ -50,7 +49,7 @@ def main() -> int:
     from train.export import network as networks
     from train.export import verify, write
 
-    console = rich.console.Console()
+    console = command.console()
     folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.known(FORMAT.value).folds)
     write.check(FORMAT.value, OUT.value, folds)
     run, state = finished.load(WORKDIR.value, CHECKPOINT.value)
