@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from models.chart import save
 from models.errors import UserError
 from models.weights import __main__ as weights_command
 from tests import tiny
-from train import checkpoint, checkpoint_format, loop, predict, summary, workdir
+from train import checkpoint, checkpoint_format, finished, loop, predict, summary, workdir
 from train.data import folder, source, splits
+from train.files import expanded
 
 
 def images(root, *names):
@@ -218,3 +220,35 @@ def test_the_file_that_is_read_is_not_written_over(action, link, tmp_path, capsy
     assert weights_command.main(["", action, direction, str(file), "--model=lenet_300_100", "--set=num_classes=3",
                                  f"--out={out}"]) == 2
     assert "is the file that is read" in capsys.readouterr().err and file.read_bytes() == before
+
+
+# -- folders that are not a run's ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, content", [
+    ("config.json", '{"name": "my-app"}'), ("config.json", "// settings"), ("config.json", "[]"), ("config.json", ""),
+    ("data.json", "{}"), ("summary.json", "{}"), ("metrics.jsonl", '{"loss": 1}\n'),
+])
+def test_files_that_are_no_runs_are_not_written_over(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"{tmp_path} holds a {name} that is no run's"):
+        loop.train(tiny.config(duration="2 steps"), tmp_path)
+    assert (tmp_path / name).read_text() == content and not (tmp_path / "checkpoints").exists()
+
+
+def test_a_run_that_saved_nothing_gives_its_folder_to_another_config(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(workdir.plain(tiny.config(seed=1))))
+    (tmp_path / "data.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert loop.train(tiny.config(duration="2 steps"), tmp_path)["steps"] == 2
+    assert workdir.read_config(tmp_path)["seed"] == 0
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "~$draft.png"])
+def test_a_tilde_that_is_no_users_is_a_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(expanded(name)) == name
+    for read in (lambda: finished.load(name), lambda: source.from_npz(name, "train", options(name)),
+                 lambda: folder.FolderSource(name, "train", options(name))):
+        with pytest.raises(UserError, match=re.escape(name)):
+            read()

@@ -122,7 +122,7 @@ def define_config(name: str = "config") -> Callable[[], ml_collections.ConfigDic
         lock_config=False, accept_new_attributes=True)
 
     def read() -> ml_collections.ConfigDict:
-        if holder.value is None:
+        if holder.value is None and not holder.present:
             raise UserError(f"--{name} is missing, e.g. --{name}=configs/digits.py")
         path = flags.FLAGS[name].config_filename.split(":")[0]
         if not os.path.isfile(path):
