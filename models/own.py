@@ -9,6 +9,7 @@ import ast
 import importlib
 import importlib.abc
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -52,7 +53,7 @@ def short(name: str) -> str:
 
 def module(file: str) -> types.ModuleType:
     """The file, imported; UserError where there is none, or where importing it fails."""
-    path = Path(file).expanduser().resolve()
+    path = Path(os.path.expanduser(file)).resolve()
     if not path.is_file():
         raise UserError(f"{file}: there is no such file")
     try:

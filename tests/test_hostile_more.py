@@ -2,6 +2,9 @@
 
 import io
 import json
+import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -18,8 +21,9 @@ from models.chart import save
 from models.errors import UserError
 from models.weights import __main__ as weights_command
 from tests import tiny
-from train import checkpoint, checkpoint_format, loop, predict, summary, workdir
+from train import card, checkpoint, checkpoint_format, finished, loop, predict, summary, workdir
 from train.data import folder, source, splits
+from train.files import expanded, write_json
 
 
 def images(root, *names):
@@ -218,3 +222,67 @@ def test_the_file_that_is_read_is_not_written_over(action, link, tmp_path, capsy
     assert weights_command.main(["", action, direction, str(file), "--model=lenet_300_100", "--set=num_classes=3",
                                  f"--out={out}"]) == 2
     assert "is the file that is read" in capsys.readouterr().err and file.read_bytes() == before
+
+
+# -- folders that are not a run's ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, content", [
+    ("config.json", '{"name": "my-app"}'), ("config.json", "// settings"), ("config.json", "[]"), ("config.json", ""),
+    ("data.json", "{}"), ("summary.json", "{}"), ("metrics.jsonl", '{"loss": 1}\n'),
+])
+def test_files_that_are_no_runs_are_not_written_over(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"{tmp_path} holds a {name} that is no run's"):
+        loop.train(tiny.config(duration="2 steps"), tmp_path)
+    assert (tmp_path / name).read_text() == content and not (tmp_path / "checkpoints").exists()
+
+
+def test_a_run_that_saved_nothing_gives_its_folder_to_another_config(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(workdir.plain(tiny.config(seed=1))))
+    (tmp_path / "data.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert loop.train(tiny.config(duration="2 steps"), tmp_path)["steps"] == 2
+    assert workdir.read_config(tmp_path)["seed"] == 0
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "~$draft.png"])
+def test_a_tilde_that_is_no_users_is_a_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(expanded(name)) == name
+    for read in (lambda: finished.load(name), lambda: source.from_npz(name, "train", options(name)),
+                 lambda: folder.FolderSource(name, "train", options(name))):
+        with pytest.raises(UserError, match=re.escape(name)):
+            read()
+
+
+def test_an_export_without_checksums_is_of_an_earlier_version(tmp_path):
+    (tmp_path / card.NAME).write_text('{"format": "onnx", "file": "model.onnx"}')
+    with pytest.raises(UserError, match="has no checksums: it is of an earlier version; export the network again"):
+        card.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "notes", "data.yaml", "runs[1].txt"])
+def test_a_config_that_is_no_python_file_is_refused_in_one_line(name, tmp_path):
+    (tmp_path / name).write_text('{"seed": true}\n')
+    script = "from train import cli\ncli.define_config()\ncli.run(lambda: 0, 'x')"
+    done = subprocess.run([sys.executable, "-c", script, f"--config={tmp_path / name}:x"], cwd=tiny.ROOT, text=True,
+                          capture_output=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.endswith("a config is a Python file, e.g. configs/digits.py\n") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "full"])
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(kind, tmp_path, monkeypatch):
+    if kind == "folder":
+        (tmp_path / "a.json").mkdir()
+    else:
+        def full(self, content):
+            self.touch()
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError) as caught:
+        write_json(tmp_path / "a.json", {})
+    assert caught.value.filename == str(tmp_path / "a.json") and caught.value.errno in (21, 28)
+    assert not (tmp_path / ".a.json.tmp").exists()

@@ -68,6 +68,8 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / NAME
     if not path.is_file():
         raise UserError(f"{folder} is not an exported network: there is no {NAME} in it")
+    if "card_sha256" not in read_json(path):
+        raise UserError(f"{path} has no checksums: it is of an earlier version; export the network again")
     card = read_json(path, SCHEMA)
     if card["card_sha256"] != _digest(card):
         raise UserError(f"{path} is not what was exported: its checksum differs; export the network again")

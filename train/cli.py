@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import ml_collections
 from absl import app, flags, logging
@@ -124,8 +125,18 @@ def define_config(name: str = "config") -> Callable[[], ml_collections.ConfigDic
         f"--{name}.KEY=VALUE changes one key, e.g. --{name}.optimizer.learning_rate=0.05.",
         lock_config=False, accept_new_attributes=True)
 
+    parser = flags.FLAGS[name].parser
+    parse = parser.parse
+
+    def checked(argument: str) -> Any:
+        if os.path.isfile(path := argument.split(":")[0]) and not path.endswith(".py"):  # as the config.json of a run
+            raise ValueError("a config is a Python file, e.g. configs/digits.py")
+        return parse(argument)
+
+    parser.parse = checked
+
     def read() -> ml_collections.ConfigDict:
-        if holder.value is None:
+        if holder.value is None and not holder.present:
             raise UserError(f"--{name} is missing, e.g. --{name}=configs/digits.py")
         path = flags.FLAGS[name].config_filename.split(":")[0]
         if not os.path.isfile(path):

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,15 +18,20 @@ _LONGEST_REASON = 200  # characters
 
 
 def expanded(path: str | Path) -> Path:
-    """Returns a user's path with `~` replaced by their home folder."""
-    return Path(path).expanduser()
+    """Returns a user's path with `~` replaced by their home folder, and `~NAME` by that of a user who is there."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises for "~$draft.png"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a small file."""
+    """Writes a small file. An OSError names it."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            remove(temporary)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_json(path: Path, value: Any) -> None:

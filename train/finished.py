@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.errors import UserError, choice_error
+from models.errors import choice_error
 from train import checkpoint, loop, prune, state, workdir
+from train.files import expanded
 
 # Keys that runs of earlier versions do not have, and what these did
 EARLIER = {"lookahead": "", "ema_warmup": False}
@@ -30,11 +31,8 @@ def load(folder: str | Path, which: str = "last") -> tuple[loop.Run, state.Train
     """
     if which not in CHECKPOINTS:
         raise choice_error("--checkpoint", which, CHECKPOINTS)
-    folder = Path(folder).expanduser()
-    try:
-        config = {**EARLIER, **workdir.read_config(folder)}
-    except UserError as error:
-        raise UserError(f"--workdir={error}") from None
+    folder = expanded(folder)
+    config = {**EARLIER, **workdir.read_config(folder)}
     # What made the run start as it did may be gone, there may be fewer devices, and the checkpoint holds whole arrays
     config |= {"init_from": "", "data_init": "none", "devices": 1, "parallel": "pmap"}
     config["optimizer"] = {**EARLIER_OPTIMIZER, **config.get("optimizer", {})}

@@ -13,6 +13,7 @@ from models import weights
 from models.compress import file, lowbit
 from models.errors import UserError
 from train import card, checkpoint, workdir
+from train.files import expanded
 
 SHOWN = 5  # arrays that do not fit, in an error
 
@@ -41,7 +42,7 @@ def load(where: str | Path) -> Pretrained:
     Raises:
       UserError: there is nothing, or it is damaged.
     """
-    path = Path(where).expanduser()
+    path = expanded(where)
     if path.is_dir():
         return _of_export(path) if card.is_in(path) else _of_run(path)
     if not path.exists():

@@ -74,6 +74,7 @@ def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any], l
         if has_checkpoints and not path.exists():
             raise UserError(f"{workdir} holds checkpoints but no config.json: choose another --workdir")
         if not has_checkpoints:
+            _check_unclaimed(workdir)
             write_json(path, plain(config))
             write_json(workdir / "data.json", record)
             return
@@ -89,6 +90,19 @@ def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any], l
     if lines:
         raise UserError(
             f"{workdir} belongs to a run with another config ({'; '.join(lines)}): choose another --workdir")
+
+
+def _check_unclaimed(workdir: Path) -> None:
+    """Raises UserError where a run would write over files that are no run's."""
+    try:
+        if {"seed", "model", "data", "optimizer"} <= read_json(workdir / "config.json").keys():
+            return
+    except UserError:  # it is not there, or no JSON
+        pass
+    for name in ("config.json", "data.json", "metrics.jsonl", "summary.json"):
+        if (workdir / name).exists():
+            raise UserError(f"{workdir} holds a {name} that is no run's, which would be written over: choose another "
+                            "--workdir")
 
 
 def details_kept(workdir: Path) -> contextlib.AbstractContextManager[None]:

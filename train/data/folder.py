@@ -10,6 +10,7 @@ import numpy as np
 from models.errors import UserError, choice_error, nearest
 from train.data import identity, listing
 from train.data.source import Options, Source
+from train.files import expanded
 
 _HELD_OUT = 5  # one in so many is held out where the user made no split
 _SPLITS = ("train", "test", "train_fit", "validation")
@@ -40,7 +41,7 @@ class FolderSource(Source):
     """
 
     def __init__(self, path: str, split: str, options: Options):
-        self.root = Path(path).expanduser()
+        self.root = expanded(path)
         if split not in _SPLITS:
             raise choice_error(f"split of folder {path}", split, _SPLITS)
         if not self.root.is_dir():

@@ -18,6 +18,7 @@ from models.weights import npz
 from train import calls
 from train.data.decode import CROPS, EXIF, MOST_PIXELS, Decoder
 from train.data.identity import Digest, sample
+from train.files import expanded
 
 # Module and function of each kind, (split, options) -> Source, or (what follows the colon, split, options). They are
 # imported when they are needed: scikit-learn and TFDS are slow to import, and a run needs one of them at most.
@@ -367,7 +368,7 @@ def _load(split: str, options: Options) -> Source:
 
 def from_npz(path: str, split: str, options: Options) -> ArraySource:
     """Returns the arrays of a split; UserError where the file is damaged or lacks them."""
-    with npz.opened(Path(path).expanduser()) as arrays:
+    with npz.opened(expanded(path)) as arrays:
         splits = [key.removesuffix("_image") for key in arrays if key.endswith("_image")]
         if split not in splits:
             if not splits:

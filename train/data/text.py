@@ -22,6 +22,7 @@ from models.errors import UserError, choice_error
 from models.transformer import BOS, EOS, PAD
 from models.weights.foreign import check_size, most_bytes, reading
 from train.data import grammar, order
+from train.files import expanded
 
 SPECIAL = ("<pad>", "<s>", "</s>")  # PAD, BOS, EOS are their places
 LEAST_TOKENS = 256 + len(SPECIAL)  # any text can be written in bytes
@@ -41,7 +42,7 @@ def read(source: str, languages: Sequence[str], split: str) -> list[list[str]]:
     """
     if source == "grammar":
         return grammar.sentences(languages, split)
-    folder = Path(source.removeprefix("text:")).expanduser()
+    folder = expanded(source.removeprefix("text:"))
     if not folder.is_dir():
         raise UserError(f"data.source={source}: there is no such folder")
     texts = [_lines(folder, f"{split}.{language}") for language in languages]

@@ -23,7 +23,7 @@ from models.errors import UserError, choice_error
 from models.weights.foreign import Damaged, reading
 from train.data.identity import Digest, of_files
 from train.data.source import Options, Source
-from train.files import read_json
+from train.files import expanded, read_json
 
 _RANDOM_ACCESS = ("array_record", "parquet")
 _NAMES = ("file_name", "id", "image/filename", "image/file_name")  # features that name an example
@@ -159,7 +159,7 @@ def described(name: str, options: Options) -> tuple[int, tuple[int, int, int]] |
 
 def data_dir(configured: str) -> str:
     """The folder of the prepared sets: as configured, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return str(Path(configured or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser())
+    return str(expanded(configured or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def known_names(folder: str) -> list[str]:

@@ -9,6 +9,7 @@ from models.errors import UserError, choice_error
 from train import card as cards
 from train.data.decode import Decoder, of_file
 from train.export import formats
+from train.files import expanded
 
 
 class Loaded(NamedTuple):
@@ -30,7 +31,7 @@ def load(where: str | Path, which: str = "last") -> Loaded:
     Raises:
       UserError: there is neither, it is damaged, or what the format needs is missing.
     """
-    folder = Path(where).expanduser()
+    folder = expanded(where)
     if not folder.is_dir():
         raise UserError(f"{where}: there is no such folder; want that of a run or of an exported network")
     if not cards.is_in(folder):
