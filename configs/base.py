@@ -75,9 +75,11 @@ def base() -> ConfigDict:
     # (regular expression, multiplier of the learning rate[, from when it trains[, until when]]); 0 freezes; first match
     c.optimizer.groups = ((".*", 1.0),)
     c.optimizer.multiplied = "update"  # by that: update (with its decay) | gradient (all decay alike; sgd)
-    # Weights that go while training goes on, e.g. "magnitude(0.9, start='20%', end='60%', every='5%')" (train/prune.py)
+    # Weights that go while training goes on, e.g. "magnitude(0.9, start='20%', end='60%', every='5%')"
+    # (train/optim/pruning.py)
     c.optimizer.prune = ""
-    # Weights of a layer that share few values, the values trained, e.g. "linear(conv=8, dense=5)" (train/share.py)
+    # Weights of a layer that share few values, the values trained, e.g. "linear(conv=8, dense=5)"
+    # (train/optim/weight_sharing.py)
     c.optimizer.share = ""
 
     c.data = ConfigDict()

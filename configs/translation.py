@@ -3,7 +3,7 @@
     python -m train --config=configs/translation.py --workdir=runs/grammar
     python -m train --config=configs/translation.py:folder=/data/multi30k --workdir=runs/multi30k
 
-grammar  sentences of a small grammar, made on the spot (train/data/grammar.py); `toy`, a minute on a CPU
+grammar  sentences of a small grammar, made on the spot (train/data/sources/grammar.py); `toy`, a minute on a CPU
 FOLDER   with train.en, train.de, test_2016_flickr.en, … (or .gz), one sentence a line, as in Multi30k task 1 (Elliott
           2016, arXiv 1605.00459); `small`. Other names: source=, target=, test=
 

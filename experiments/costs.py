@@ -8,7 +8,7 @@ from experiments.study import markdown_table
 from models import command
 from models.errors import UserError
 from train import cli
-from train.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
+from train.plots.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
 USAGE = """Writes costs.md, costs.json and pictures: accuracy against mult-adds, parameters and activation memory; what
 early downsampling saves; the textbook's formulas beside the counts.
@@ -88,10 +88,10 @@ PLACES = ((6, 0, "left", "center"), (-6, 0, "right", "center"), (0, 5, "center",
 def count(name: str, fields: Mapping[str, Any] | None = None) -> Any:
     """`complexity.analyze` of a network for one image of SIZE x SIZE."""
     import models
-    from models import complexity
+    from models.analysis.cost import analyze
 
     model = models.create(name, **(fields or {}))
-    return complexity.analyze(model, model.example(size=SIZE))
+    return analyze(model, model.example(size=SIZE))
 
 
 def by_resolution(cost: Any, field: str) -> dict[int, int]:
@@ -132,8 +132,8 @@ def draw_tradeoff(costs: Mapping[str, Any], field: str, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    from models.chart import save
-    from train.figures import tidy
+    from models.analysis.chart import save
+    from train.plots.figures import tidy
 
     title, unit = COSTS[field]
     figure = Figure(figsize=(9, 6), layout="constrained", dpi=110)
@@ -163,8 +163,8 @@ def draw_early(costs: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    from models.chart import save
-    from models.complexity import short
+    from models.analysis.chart import save
+    from models.analysis.cost import short
 
     shown = list(EARLY)[:2]
     figure = Figure(figsize=(11, 7), layout="constrained", dpi=110)
@@ -187,8 +187,8 @@ def draw_early(costs: Mapping[str, Any], path: Path) -> None:
 
 def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     """The page."""
-    from models import formulas
-    from models.complexity import short
+    from models.analysis import textbook
+    from models.analysis.cost import short
 
     def cells(cost):
         return [f"{cost.params:,}", *(short(getattr(cost, field)) + unit for field, (_, unit) in COSTS.items()
@@ -238,7 +238,7 @@ batch norm, the ResNet keeps less: VGG-19 and ResNet-34.
 
 Of the convolutions of a block on h x w maps: kernel size k, c channels, d of them inside a bottleneck, g groups.
 
-{markdown_table(formulas.HEADS, formulas.rows())}
+{markdown_table(textbook.HEADS, textbook.rows())}
 """
 
 

@@ -11,7 +11,7 @@ from absl import flags
 from experiments.study import terminal_table
 from models import command
 from models.errors import UserError, choice_error
-from train import calls, cli
+from train import cli, spec
 from train.data import decode
 
 USAGE = """Looks inside the network of a finished run, and writes pictures.
@@ -37,7 +37,7 @@ with a picture of their own:
 --target: classes by name or number (several with commas: a row each), "top1" (what the network says), "label". A class
 whose name has a comma is named by its number.
 A baseline is in the units of the normalized images: 0.0 is the mean color where the run normalizes by it.
-Endpoints: `python -m models.complexity NAME` lists them; a layer with a kernel is one by its path, stage2/block0/conv1.
+Endpoints: `python -m models.analysis NAME` lists them; a layer with a kernel is one by its path, stage2/block0/conv1.
 The deconvnet of a network without max-pooling hardly depends on the image.
 """
 
@@ -108,7 +108,8 @@ def mistakes(run: Any, variables: Any, source: Any, count: int = 8) -> list[int]
     Raises:
       UserError: it is right about all.
     """
-    from train import evaluate, figures
+    from train import evaluate
+    from train.plots import figures
 
     logits, labels, index = evaluate.predictions(
         run.task.predict, variables, run.feed.prepare_evaluation, run.feed.batches(source))
@@ -148,7 +149,7 @@ def class_of(name: str, classes: Sequence[str]) -> int:
 # -- methods -------------------------------------------------------------------------------------------------------
 
 
-def attributions(job: Job, wanted: Sequence[calls.Call], pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+def attributions(job: Job, wanted: Sequence[spec.Call], pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
     """attributions.png: a row an image and class, a column a method.
 
     Returns:
@@ -158,14 +159,14 @@ def attributions(job: Job, wanted: Sequence[calls.Call], pairs: Sequence[tuple[i
     from matplotlib.figure import Figure
 
     from experiments import overlays
-    from models.chart import save
+    from models.analysis.chart import save
     from models.explain import catalogue
 
     numbers = [number for number, _ in pairs]
     images, target = job.images[np.array(numbers)], np.array([kind for _, kind in pairs], np.int32)
     columns, found, size = [], [], job.run.config["eval_batch_size"]
     for call in wanted:
-        parts = [calls.resolve("method", call, catalogue.METHODS, job.model, job.variables, images[i:i + size],
+        parts = [spec.resolve("method", call, catalogue.METHODS, job.model, job.variables, images[i:i + size],
                                target[i:i + size]) for i in range(0, len(images), size)]
         found.append(jax.tree.map(lambda *some: np.concatenate(some), *parts))
         columns.append(call.name.replace("_", " ") + "".join(f"\n{value}" for value in call.kwargs.values()))
@@ -205,7 +206,7 @@ def occlusion(job: Job, pairs: Sequence[tuple[int, int]], size: int = 0, stride:
     from matplotlib.figure import Figure
 
     from experiments import overlays
-    from models.chart import save
+    from models.analysis.chart import save
     from models.explain import occlusion as method
 
     if not 0 <= color <= 1:
@@ -235,7 +236,7 @@ def receptive_field(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = 
     from matplotlib.figure import Figure
 
     from experiments import overlays
-    from models.chart import save
+    from models.analysis.chart import save
     from models.explain import method, receptive
 
     for option, value in (("channel", channel), ("row", row), ("column", column)):
@@ -272,7 +273,7 @@ def top_patches(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", 
     from matplotlib.figure import Figure
 
     from experiments import overlays
-    from models.chart import save
+    from models.analysis.chart import save
 
     name, rows = patches_of(job, endpoint, channels, k)
     columns = (f"images that activate {name} most", "deconvnet", "guided backprop")
@@ -356,7 +357,7 @@ def main() -> None:
         raise UserError("--workdir is missing, e.g. --workdir=runs/x")
     from models.explain import catalogue
 
-    wanted = calls.parse("method", METHOD.value)
+    wanted = spec.parse("method", METHOD.value)
     known = (*catalogue.METHODS, *PICTURES)
     if not wanted:
         raise UserError(f"--method is empty; allowed: {', '.join(known)}")
@@ -377,10 +378,10 @@ def main() -> None:
 
     import jax
 
-    from train import finished, summary
+    from train import restore, summary
     from train.files import write_json
 
-    run, state = finished.load(WORKDIR.value, CHECKPOINT.value)
+    run, state = restore.load(WORKDIR.value, CHECKPOINT.value)
     if run.feed.unit != "images":
         raise UserError(f"explain is for networks that take images, not {run.feed.unit}")
     if run.feed.label_shape:
@@ -407,7 +408,7 @@ def main() -> None:
         console.print(table(told))
     for call in wanted:
         if call.name in PICTURES:
-            calls.resolve("method", call, PICTURES, job, pairs)
+            spec.resolve("method", call, PICTURES, job, pairs)
             written.append(f"{call.name}.png")
     write_json(out / "explain.json", {
         "workdir": WORKDIR.value, "model": run.config["model"]["name"], "methods": METHOD.value, "images": told,

@@ -13,9 +13,11 @@ import rich.console
 import rich.table
 from absl import flags
 
-from experiments import study, trials
-from models import command, runtime
+from experiments import study
+from experiments.study import trials
+from models import command
 from models.errors import UserError, choice_error
+from models.kernels import runtime
 from train import cli
 
 USAGE = """Runs a study and writes what came out: tables (Markdown, CSV), figures (PNG), verdicts.
@@ -190,7 +192,7 @@ def write(about: study.Study, results: Mapping[str, Any], outcomes: study.Outcom
     """Writes results.json, results.md, a CSV a table and a PNG a picture."""
     from matplotlib.figure import Figure
 
-    from models.chart import save
+    from models.analysis.chart import save
     from train.files import write_atomically, write_json
 
     for picture in about.pictures:

@@ -10,9 +10,10 @@ from absl import flags
 
 from experiments.study import markdown_table, terminal_table
 from experiments.timing import Timed, timed
-from models import command, runtime
-from models.complexity import short
+from models import command
+from models.analysis.cost import short
 from models.errors import UserError
+from models.kernels import runtime
 from train import cli
 
 USAGE = """Times networks that decide by image what to compute: the whole network, masked, and really skipping.
@@ -22,7 +23,7 @@ USAGE = """Times networks that decide by image what to compute: the whole networ
 
 whole      everything is computed of every image, and nothing decided: of a network with exits the last exit alone
 masked     the network decides, and everything is computed
-skipping   the network decides, and what it does not want is not computed (models/layers/skipping.py)
+skipping   the network decides, and what it does not want is not computed (models/layers/conditional.py)
 
 Of a network with exits, the thresholds are those of the smallest budget that loses at most --lost of the accuracy of
 the last exit, on images that were held out from training. The programs take turns on the same test images, one at a
@@ -31,7 +32,7 @@ time and in batches; times are medians, an image's; accuracies are of the test s
 Without --workdirs: a ResNet-32 with gates, which start from a trained one, with a policy, and with exits, and an
 MSDNet, at their widths on CIFAR, trained in --train on scikit-learn's digits at 32x32.
 """
-PARTS = 8  # sizes of batches that are computed, see models.layers.skipping
+PARTS = 8  # sizes of batches that are computed, see models.layers.conditional
 COLUMNS = ("network", "batch", "program", "accuracy", "mult-adds on average", "time an image", "times faster")
 
 
@@ -71,14 +72,14 @@ def programs(run: Any, state: Any, lost: float) -> tuple[dict[str, Any], dict[st
     """Of a run: {program: function (variables, images) -> logits}, and of each {"accuracy", "mult_adds"}."""
     import jax.numpy as jnp
 
-    from models import complexity
-    from models.layers.exit import last_alone
-    from models.layers.skipping import skipping
+    from models.analysis.cost import analyze
+    from models.layers.conditional import skipping
+    from models.layers.exit_router import last_alone
     from train import adaptive
     from train.tasks.multi_exit import exit_costs
 
     model = run.task.model
-    cost = complexity.analyze(model, run.feed.inputs)
+    cost = analyze(model, run.feed.inputs)
     if adaptive.kind(run) == "blocks":
         rows = adaptive.measure(run, state)
 
@@ -115,9 +116,9 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
     """Rows of the table of one run, and by how much logits differ when skipping."""
     import jax
 
-    from train import finished
+    from train import restore
 
-    run, state = finished.load(workdir)
+    run, state = restore.load(workdir)
     made, about = programs(run, state, lost)
     variables = jax.device_put(state.evaluation_variables())
     count = min(images, len(run.feed.test))

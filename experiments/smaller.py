@@ -8,8 +8,9 @@ from absl import flags
 
 from experiments.study import markdown_table, terminal_table
 from experiments.timing import Timed, timed
-from models import command, runtime
+from models import command
 from models.errors import UserError
+from models.kernels import runtime
 from train import cli
 
 USAGE = """Times the forward pass of smaller networks beside the whole ones.
@@ -56,13 +57,13 @@ def network(name: str, model: Any, variables: Any, images: Any, packed: bool = F
     """The forward pass of a network."""
     import jax
 
-    from models import complexity
-    from models.compress import lowbit
-    from models.layers.tracing import lowering
+    from models.analysis.cost import analyze
+    from models.kernels.tracing import lowering
+    from models.layers import low_bit
 
-    cost = complexity.analyze(model, (1, *images.shape[1:])).mult_adds
+    cost = analyze(model, (1, *images.shape[1:])).mult_adds
     if packed:
-        variables = lowbit.packed(model, variables, images)
+        variables = low_bit.packed(model, variables, images)
     variables = jax.device_put(variables)
 
     def forward(variables, images):
@@ -131,8 +132,7 @@ def layers() -> list[tuple[str, list[Timed]]]:
     """A layer of floats, and of packed signs."""
     import jax
 
-    from models.compress import xnor
-    from models.layers import conv
+    from models.layers import conv, xnor
 
     found = []
     how = ((1, 1), ((1, 1), (1, 1)), (1, 1))

@@ -9,8 +9,9 @@ from absl import flags
 
 from experiments.study import markdown_table, terminal_table
 from experiments.timing import medians
-from models import command, runtime
+from models import command
 from models.errors import UserError
+from models.kernels import runtime
 from train import cli
 
 USAGE = """Measures whether runs that differ in their seed alone are faster in one program (vmap over the states).

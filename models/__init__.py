@@ -16,10 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import own, runtime
+from models import plugins
 from models.errors import UserError, choice_error, has_type
+from models.kernels import runtime
+from models.kernels.tracing import lowering
 from models.layers.init import jit_once
-from models.layers.tracing import lowering
 
 runtime.tune()
 runtime.keep_programs()
@@ -32,7 +33,7 @@ FAMILIES = {
     "blockdrop": "models.gated",
     "convnet_aig": "models.gated",
     "convnext": "models.convnext",
-    "convnext_ladder": "models.ladder",
+    "convnext_ladder": "models.convnext_ladder",
     "densenet": "models.densenet",
     "early_exit": "models.early_exit",
     "lenet": "models.lenet",
@@ -74,7 +75,7 @@ def create(name: str, /, **overrides: Any) -> nn.Module:
           logits, tangents = jax.jvp(lambda x: model.apply(variables, x), (images,), (directions,))
 
     Args:
-      name: one of `names()`, or FILE.py:NAME, with NAME in a table VARIANTS of that file (own.py).
+      name: one of `names()`, or FILE.py:NAME, with NAME in a table VARIANTS of that file (plugins.py).
       **overrides: other values for some of `fields(name)`; `init` is the initialization of kernels.
 
     Raises:
@@ -119,8 +120,8 @@ def _check_widths(model: nn.Module) -> None:
 
 
 def _variant(name: str) -> functools.partial:
-    if own.split(name):
-        return _partial(name, own.load(name, "VARIANTS"))
+    if plugins.split(name):
+        return _partial(name, plugins.load(name, "VARIANTS"))
     families = [start for start in FAMILIES if name.startswith(start)]
     variants = importlib.import_module(FAMILIES[max(families, key=len)]).VARIANTS if families else {}
     if name not in variants:

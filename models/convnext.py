@@ -1,7 +1,7 @@
 """ConvNeXt: Liu et al. 2022, A ConvNet for the 2020s, arXiv 2201.03545.
 
-Padding, epsilons and the places of biases are those of the authors' code, of torchvision and of timm. models/ladder.py
-has the networks between ResNet-50 and ConvNeXt-T.
+Padding, epsilons and the places of biases are those of the authors' code, of torchvision and of timm.
+models/convnext_ladder.py has the networks between ResNet-50 and ConvNeXt-T.
 """
 
 import functools

@@ -10,14 +10,14 @@ import jax
 
 from models import resnet
 from models.errors import UserError
-from models.layers.exit import Exit, Leaving
-from models.layers.skipping import compacted
+from models.layers.conditional import compacted
+from models.layers.exit_router import Exit, Leaving
 from models.resnet import ResNet
 from models.weights.layouts import Layout, with_own
 
 
 class EarlyExitResNet(ResNet):
-    """The fields of `ResNet`, and these. Endpoints: those of `ResNet`, and of `models.layers.exit.Leaving`.
+    """The fields of `ResNet`, and these. Endpoints: those of `ResNet`, and of `models.layers.exit_router.Leaving`.
 
     Attributes:
       exits: after how many blocks there is one, the end of the network not counted.
@@ -45,7 +45,7 @@ class EarlyExitResNet(ResNet):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, leave: Any = None) -> jax.Array:
         """images [N, H, W, C] -> logits [N, num_classes], float32: of the last exit, or with `leave` of that where
-        each example left; leave, float [num_exits - 1], and errors: see `models.layers.exit.Leaving`."""
+        each example left; leave, float [num_exits - 1], and errors: see `models.layers.exit_router.Leaving`."""
         leaving, layers = Leaving(self, leave, self.num_exits, train), self.ingredients(train)
         new_exit = functools.partial(Exit, layers, self.num_classes, self.exit_width, parent=self)
         places = {self.blocks[after - 1]: number for number, after in enumerate(self.exits, 1)}

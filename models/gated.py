@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from models import resnet
-from models.complexity import Complexity
+from models.analysis.cost import Complexity
 from models.errors import UserError, has_type
 from models.layers.endpoint import capture
 from models.layers.ingredients import Ingredients
@@ -123,7 +123,7 @@ class Costs(NamedTuple):
 
 
 def costs(model: Adaptive, cost: Complexity) -> Costs:
-    """Of what `models.complexity.analyze` found for the network."""
+    """Of what `models.analysis.cost.analyze` found for the network."""
     branches, deciding = dict.fromkeys(model.blocks, 0), 0
     for layer in cost.layers:
         block, _, name = layer.path.rpartition("/")

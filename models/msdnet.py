@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from models.errors import UserError
 from models.layers.endpoint import Endpoint
-from models.layers.exit import Exit, run_exits
+from models.layers.exit_router import Exit, run_exits
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.pooling import max_pool
 from models.weights.layouts import Layout
@@ -158,7 +158,7 @@ class MSDNet(Classifier):
     """The fields of `Classifier`, and these. Scales are counted from the finest, 1.
 
     Endpoints: "stem" (the finest map of the first layer), "block1", "exit1", "block2", ...: the coarsest map that an
-    exit reads, and its logits; "pre_logits", of the last exit. With `leave`: see `models.layers.exit.Leaving`.
+    exit reads, and its logits; "pre_logits", of the last exit. With `leave`: see `models.layers.exit_router.Leaving`.
 
     Attributes:
       stem: "imagenet": 7x7 with stride 2 and 3x3 max-pooling with stride 2; "cifar": 3x3.
@@ -232,8 +232,8 @@ class MSDNet(Classifier):
         each example left.
 
         Args:
-          leave: thresholds, float [num_exits - 1], see `models.layers.exit.Leaving`; within
-            `models.layers.skipping.skipping()` blocks after its exit are not computed for an example.
+          leave: thresholds, float [num_exits - 1], see `models.layers.exit_router.Leaving`; within
+            `models.layers.conditional.skipping()` blocks after its exit are not computed for an example.
 
         Raises:
           UserError: `leave` in training, or of another length.

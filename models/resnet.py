@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 
 from models.errors import UserError
+from models.layers.conditional import compacted
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.pooling import max_pool
 from models.layers.regularize import Dropout, StochasticDepth
-from models.layers.skipping import compacted
 from models.weights.layouts import DENSE_AS_CONV, SAME, Conversion, Layout
 
 CHOICES = {"stem": ("imagenet", "cifar", "bit"), "shortcut": ("A", "B", "C", "none"), "stride_in": ("3x3", "1x1")}

@@ -4,7 +4,8 @@
   encoded = model.apply(variables, source, method="encode")
   logits = model.apply(variables, target, encoded, source, method="decode")
 
-models/decode.py translates with it, token by token. Tokens are int [N, T]; PAD, at the end, fills up shorter sequences.
+models/decoding.py translates with it, token by token. Tokens are int [N, T]; PAD, at the end, fills up shorter
+sequences.
 """
 
 import functools
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import own
+from models import plugins
 from models.errors import UserError
 from models.layers.attention import CrossAttention, SelfAttention
 from models.layers.endpoint import Endpoint
@@ -162,7 +163,7 @@ class Transformer(Network):
         self._need_choice("positions", POSITIONS)
         if self.width % self.heads or self.width % 2:
             raise UserError(f"width={self.width} must be even and a multiple of heads={self.heads}")
-        if not callable(own.load(self.norm)) and self.norm not in NORMS_OF_PLACES:
+        if not callable(plugins.load(self.norm)) and self.norm not in NORMS_OF_PLACES:
             raise UserError(f"norm '{self.norm}' averages over a sequence, so that a decoder would see what it is to "
                             f"predict; allowed here: {', '.join(NORMS_OF_PLACES)}")
 

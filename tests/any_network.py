@@ -11,16 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
-from models.compress import lowbit
 from models.layers import init
+from models.layers import low_bit as lowbit
 from models.layers.norm import norm
 from tests import tiny
 from tests.combinations import ALL_INITS, FAMILIES, TEXT, norms_of
 from tests.golden import drawn
 from train import config as configs
-from train import optimizer, prune, share, step, tasks
 from train import state as states
-from train.parallel import Parallel
+from train import step, tasks
+from train.devices.parallel import Parallel
+from train.optim import build as optimizer
+from train.optim import pruning as prune
+from train.optim import weight_sharing
 from train.parameters import named
 
 BATCH = 4
@@ -201,7 +204,7 @@ def optimizer_of(params, coupled=None, **changes):
     section = tiny.config(**{f"optimizer__{key}": value for key, value in {
         "name": "sgd(momentum=0.0)", "weight_decay": 0.0, "decay": ".*", "schedule": "constant", "warmup": "0 steps",
         "learning_rate": 0.1, "groups": ((".*", 1.0),), **changes}.items()})
-    pruning, sharing = prune.plan(section.optimizer.prune, to_steps, 2), share.plan(section.optimizer.share)
+    pruning, sharing = prune.plan(section.optimizer.prune, to_steps, 2), weight_sharing.plan(section.optimizer.share)
     return optimizer.create(section.optimizer, params, to_steps, 2, pruning, sharing, coupled)[0]
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from configs import adaptive as config
-from models import budget, complexity, weights
+from models import weights
+from models.analysis import cost as complexity
+from models.analysis import exit_policy
 from models.errors import UserError
 from models.gated import costs
 from models.layers.endpoint import capture
@@ -19,7 +21,7 @@ from tests import tiny
 from tests.test_adaptive_tasks import RUNS, TEXTS
 from tests.test_adaptive_tasks import config as run_config
 from tests.tiers import keep_first
-from train import adaptive, finished, loop
+from train import adaptive, loop, restore
 from train.tasks.multi_exit import exit_costs
 
 
@@ -37,12 +39,12 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gated(folders):
-    return finished.load(folders / "gated")
+    return restore.load(folders / "gated")
 
 
 @pytest.fixture(scope="module")
 def exits(folders):
-    return finished.load(folders / "exits")
+    return restore.load(folders / "exits")
 
 
 # -- measuring -----------------------------------------------------------------------------------------------------
@@ -106,7 +108,7 @@ def test_the_network_leaves_where_the_rows_say(exits):
         at.extend(np.asarray(exit)[real])
         right.extend(np.asarray(best == batch["label"])[real])
     found = adaptive.exits(run, state, run.feed.test_batches())
-    np.testing.assert_array_equal(at, budget.leave(found["confidence"], np.asarray(row["thresholds"])))
+    np.testing.assert_array_equal(at, exit_policy.leave(found["confidence"], np.asarray(row["thresholds"])))
     assert np.mean(right) == pytest.approx(row["accuracy"])
     np.testing.assert_allclose(np.bincount(at, minlength=2) / 360, row["left"])
     assert 0 < row["left"][0] < 1
@@ -167,7 +169,7 @@ def test_budgets_that_make_no_sense(folders, gated, exits):
     with pytest.raises(UserError, match="--budget, --anytime and --validation are for networks with exits"):
         adaptive.measure(*gated, [1e6])
     with pytest.raises(UserError, match="of resnet8, was trained by task.name=classify: want a network with gates"):
-        adaptive.measure(*finished.load(folders / "plain"))
+        adaptive.measure(*restore.load(folders / "plain"))
 
 
 # -- the command line ----------------------------------------------------------------------------------------------
@@ -265,6 +267,6 @@ def test_blockdrop_from_a_network_and_both_from_that(folders, tmp_path):
     run, path = setup("blockdrop", folders / "plain"), tmp_path / "policy.safetensors"
     variables = jax.tree.map(np.asarray, run.state.variables())
     np.testing.assert_array_equal(variables["params"]["head"]["kernel"],
-                                  finished.load(folders / "plain")[1].params["head"]["kernel"])
+                                  restore.load(folders / "plain")[1].params["head"]["kernel"])
     weights.save(path, run.task.model, variables, {"model": "blockdrop110", "fields": {}})
     tiny.assert_same(setup("blockdrop_joint", path).state.variables(), variables)

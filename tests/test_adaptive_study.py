@@ -8,13 +8,13 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import adaptive as about
-from experiments import adaptive_measures as measures
 from experiments import skipped
+from experiments.studies.adaptive import measures
+from experiments.studies.adaptive import study as about
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, VERDICTS, Outcome, Outcomes
-from models.layers.skipping import sizes
+from models.layers.conditional import sizes
 from tests import tiny
-from train import adaptive, finished, loop
+from train import adaptive, loop, restore
 
 SMALL = {"width": 4, "stage_sizes": (1, 1, 2)}
 
@@ -26,7 +26,7 @@ def dropped(tmp_path_factory):
     c.model.update({**SMALL, "policy_width": 4})
     folder = tmp_path_factory.mktemp("dropped")
     loop.train(c, folder)
-    return finished.load(folder), folder
+    return restore.load(folder), folder
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def early(tmp_path_factory):
     c.model.update({**SMALL, "exits": (1, 2), "exit_width": 8})
     folder = tmp_path_factory.mktemp("early")
     loop.train(c, folder)
-    return finished.load(folder), folder
+    return restore.load(folder), folder
 
 
 @pytest.mark.full

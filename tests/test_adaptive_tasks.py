@@ -17,7 +17,8 @@ from models.layers.endpoint import capture
 from tests import tiny
 from tests.golden import drawn
 from tests.test_loop import final
-from train import features, finished, loop, pretrained, tasks
+from train import loop, pretrained, restore, tasks
+from train.probing import features
 from train.tasks import gated as gated_module
 
 MASK = np.array([1, 1, 1, 1, 0, 0], np.float32)
@@ -321,14 +322,14 @@ def test_a_policy_starts_from_a_trained_network_and_then_both_go_on(tmp_path):
                    optimizer__name="adam", optimizer__groups=(("policy/.*", 1.0), (".*", 0.0)),
                    init_from=str(tmp_path / "resnet"), init_new="policy")
     loop.train(alone, tmp_path / "policy")
-    network, state = (finished.load(tmp_path / folder)[1].variables() for folder in ("resnet", "policy"))
+    network, state = (restore.load(tmp_path / folder)[1].variables() for folder in ("resnet", "policy"))
     policy = {collection: tree.pop("policy") for collection, tree in state.items()}
     tiny.assert_same(network, state)
     start = loop.setup(alone).state.variables()
     assert not np.array_equal(start["params"]["policy"]["head"]["kernel"], policy["params"]["head"]["kernel"])
     run = loop.setup(config((name, fields), "policy(joint=True)", steps_per_call=1, init_new="",
                             init_from=str(tmp_path / "policy")))
-    tiny.assert_same(run.state.variables(), finished.load(tmp_path / "policy")[1].variables())
+    tiny.assert_same(run.state.variables(), restore.load(tmp_path / "policy")[1].variables())
     _, items = next(run.feed.calls(0, 1))
     both = run.parallel.fetch(run.train_call(run.parallel.place(run.state), run.feed.data, items)[0])
     assert not np.array_equal(both.params["stem_conv"]["kernel"], network["params"]["stem_conv"]["kernel"])

@@ -15,14 +15,15 @@ import models
 from experiments import run as runner
 from experiments import study
 from experiments.report import content
-from models import complexity, own
+from models import plugins
+from models.analysis.__main__ import main as command_line
 from models.errors import UserError
 from models.explain import cam
 from models.layers import norm as norms
 from tests import tiny
-from train import calls, finished, loop, tasks
 from train import config as configs
-from train.data import source
+from train import loop, restore, spec, tasks
+from train.data import load
 from train.export import loaded, network, write
 
 README = (tiny.ROOT / "README.md").read_text()
@@ -46,7 +47,7 @@ def test_an_architecture_is_trained_explained_counted_and_exported(tmp_path, cap
     result = loop.train(tiny.config(model__name="my_net.py:mynet8", **QUICK), tmp_path / "run")
     # 3x3 kernels 1 -> 4 -> 8 -> 16 with batch norms, and the head
     assert result["parameters"] == 9 * (4 + 32 + 128) + 2 * (4 + 8 + 16) + 16 * 10 + 10
-    trained, state = finished.load(tmp_path / "run")
+    trained, state = restore.load(tmp_path / "run")
     exported = network.network(trained, state)
     write.export(trained, exported, "safetensors", tmp_path / "out", {}, images=8)  # which reads it back
     opened = loaded.load(tmp_path / "out")
@@ -55,7 +56,7 @@ def test_an_architecture_is_trained_explained_counted_and_exported(tmp_path, cap
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), rtol=1e-5)
     maps, *_ = cam.grad_cam(exported.create(), exported.variables, jnp.ones((1, 8, 8, 1)), jnp.zeros(1, int))
     assert maps.shape == (1, 2, 2)  # of the last stage
-    assert complexity.main(["", "my_net.py:mynet8", "--resolution=8", "--channels=1", "--set=width=4"]) == 0
+    assert command_line(["", "my_net.py:mynet8", "--resolution=8", "--channels=1", "--set=width=4"]) == 0
     assert f"{result['parameters'] + 990 * 17:,}" in capsys.readouterr().out  # 1,000 classes
 
 
@@ -65,7 +66,7 @@ def test_a_norm_a_loss_and_a_data_set_in_one_run(tmp_path):
     result = loop.train(c, tmp_path / "run")
     assert result["test_examples"] == 96 and 0 < result["loss"] < 10
     assert result["parameters"] == 9 * (4 + 32 + 128) + (4 + 8 + 16) + 16 * 2 + 2  # no biases, two classes
-    task = calls.resolve_one("task", c.task.name, {}, None, 2, c.task)
+    task = spec.resolve_one("task", c.task.name, {}, None, 2, c.task)
     np.testing.assert_allclose(task.losses(jnp.log(jnp.array([[0.2, 0.8]])), jnp.array([[1.0, 0.0]])),
                                [-0.8 * np.log(0.2)], rtol=1e-5)
 
@@ -95,18 +96,19 @@ def test_one_line_registers_each(monkeypatch, folder):
         monkeypatch.setitem(getattr(module, table), name, where.split(".")[-1])  # where the file has not moved
     assert models.create("mynet16").width == 16
     assert norms.norm("rms", train=True)(name="n").epsilon == 1e-6
-    assert calls.resolve_one("task", "focal(gamma=0.5)", tasks.TASKS, None, 2, tiny.config().task).gamma == 0.5
-    assert source.load(tiny.config(data__source="bars").data, "test").image_shape == (8, 8, 1)
+    assert spec.resolve_one("task", "focal(gamma=0.5)", tasks.TASKS, None, 2, tiny.config().task).gamma == 0.5
+    assert load.load(tiny.config(data__source="bars").data, "test").image_shape == (8, 8, 1)
     assert study.module("rms").STUDY.name == "rms"
 
 
 def test_configs_take_it_as_an_argument_and_other_processes_find_it():
     assert configs.load("configs/digits.py:my_net.py:mynet8").model.name == "my_net.py:mynet8"
-    layer = own.load("my_norm.py:RMSNorm")()
-    assert own.load("./my_norm.py:RMSNorm") is type(layer)  # loaded once
+    layer = plugins.load("my_norm.py:RMSNorm")()
+    assert plugins.load("./my_norm.py:RMSNorm") is type(layer)  # loaded once
     sent = pickle.dumps(layer)
     sys.modules.pop(type(layer).__module__)
-    assert pickle.loads(sent).epsilon == layer.epsilon and own.load("my_norm.py:RMSNorm") is type(pickle.loads(sent))
+    assert pickle.loads(sent).epsilon == layer.epsilon
+    assert plugins.load("my_norm.py:RMSNorm") is type(pickle.loads(sent))
 
 
 @pytest.mark.parametrize(("code", "use", "message"), [

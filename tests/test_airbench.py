@@ -17,9 +17,10 @@ from models.weights.layouts import flatten
 from tests import tiny
 from tests.golden import drawn
 from tests.golden.make_airbench import BATCH, FIELDS, STEPS
-from train import checkpoint, loop, optimizer, tasks
+from train import checkpoint, loop, tasks
 from train import config as config_lib
-from train import lookahead as lookahead_lib
+from train.optim import build as optimizer
+from train.optim import lookahead as lookahead_lib
 from train.tasks.views import averaged
 
 GOLDEN = np.load(Path(__file__).with_name("golden") / "airbench.npz")

@@ -20,15 +20,15 @@ import pytest
 
 import models
 from models import weights
-from models.compress import lowbit
 from models.compress.fold import fold
 from models.errors import UserError
 from models.explain import cam, occlusion, receptive, rollout
 from models.explain.method import outline
 from models.layers import init
+from models.layers import low_bit as lowbit
 from models.layers.endpoint import capture
 from models.layers.ingredients import HEAD
-from models.weights import peers
+from models.weights import torch_names
 from tests import any_network, combinations, sentences, tiny
 from tests.any_network import (
     BATCH,
@@ -61,10 +61,11 @@ from tests.combinations import (
 )
 from tests.golden import drawn
 from tests.networks import PERTURBED
-from train import card as cards
-from train import checkpoint, loop, pretrained, prune, share
+from train import checkpoint, loop, pretrained
+from train.export import card as cards
 from train.export import formats, graph
 from train.export import network as export
+from train.optim import pruning, weight_sharing
 from train.parameters import named
 
 
@@ -199,7 +200,7 @@ def pruned(family, folder):
     text = "magnitude(0.5, by='layer')"
     cut, retrained = two_steps(family, variables, optimizer_of(variables["params"], prune=text))
     moved = 0
-    for name, mask in prune.masks_of(retrained.opt_state).items():
+    for name, mask in pruning.masks_of(retrained.opt_state).items():
         before, after = named(cut.params)[name], named(retrained.params)[name]
         assert (after[~mask] == 0).all() and (~mask).sum() == round(0.5 * mask.size), name
         moved += (before != after).sum()
@@ -209,7 +210,7 @@ def pruned(family, folder):
 def without_filters(family, folder):
     it = whole(family)
     path = FILTERS.get(family) or PERTURBED[type(it.model).__name__]["widths"][1][0][0]
-    coupled = functools.partial(prune.vectors, it.model, it.variables, it.model.example())
+    coupled = functools.partial(pruning.vectors, it.model, it.variables, it.model.example())
     text = f"magnitude(0.5, structure='filters', what='{path}/kernel')"
     tx = optimizer_of(it.variables["params"], coupled, prune=text)
     _, retrained = two_steps(family, it.variables, tx)
@@ -223,7 +224,7 @@ def shared(family, folder):
     kernel = next(name for name, leaf in named(whole(family).variables["params"]).items()
                   if name.endswith("/kernel") and leaf.size > 16)
     text = f"linear(conv=2, dense=2, what='{kernel}')"
-    params = share.plan(text).snap(whole(family).variables["params"])
+    params = weight_sharing.plan(text).snap(whole(family).variables["params"])
     found = take_step(family, start(family, {**whole(family).variables, "params": params},
                                     tx := optimizer_of(params, share=text)), tx)
     before, after = (named(state.params)[kernel] for state in (found.before, found.after))
@@ -348,7 +349,7 @@ def written(family, format, folder):
         return export.network(run, run.state)
     network, how, card = network_of(family), formats.FORMATS[format], card_of(family, format)
     if format == "torch":
-        found = peers.constructor(network.name, network.create())
+        found = torch_names.constructor(network.name, network.create())
         card["torch"] = dict(zip(("library", "name", "arguments"), found, strict=True))
     if format == "onnx":
         converted = ONNX.of(family)

@@ -48,6 +48,31 @@ def test_imports_run_one_way(room):
         assert not forbidden & set(imported(path)), path
 
 
+def modules():
+    """Each file of the rooms by the name of its module."""
+    paths = (path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+def test_there_are_no_circles_of_imports_and_no_private_names_are_imported():
+    files, uses = modules(), {}
+    for name, path in files.items():
+        uses[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                uses[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ROOMS:
+                private = [alias.name for alias in node.names if alias.name.startswith("_")]
+                assert not private, f"{path} imports {private} of {node.module}"
+                uses[name] |= {full if (full := f"{node.module}.{alias.name}") in files else node.module
+                               for alias in node.names}
+    left = {name: used & files.keys() - {name} for name, used in uses.items()}
+    while free := [name for name, used in left.items() if not used & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, "files that import each other in a circle, or import such files"
+
+
 def test_configs_import_ml_collections_alone():
     for path in (ROOT / "configs").rglob("*.py"):
         assert set(imported(path)) <= {"ml_collections", "configs", *sys.stdlib_module_names}, path
@@ -68,7 +93,7 @@ SLOW = {"array_record", "cv2", "grain", "matplotlib", "onnxruntime", "orbax", "s
 
 def test_help_waits_for_no_slow_import():
     """Of each command: what is imported before its flags are parsed, by its modules and those of ours they import."""
-    assert {"train", "train.export", "models.complexity", "experiments.run"} <= set(commands.names())
+    assert {"train", "train.export", "models.analysis", "experiments.run"} <= set(commands.names())
     for command in commands.names():
         left, seen = [Path(importlib.util.find_spec(command).origin)], set()
         if left[0].name == "__init__.py":

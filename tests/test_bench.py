@@ -14,7 +14,7 @@ from experiments.bench import __main__ as command
 from experiments.bench import commands, mfu, networks, output, pipelines, profile, speedrun, targets, workers
 from experiments.bench.workers import Call, Settings, Spec
 from models.errors import UserError
-from train.data import source
+from train.data import load, source
 
 ROOT = Path(__file__).parent.parent
 USUAL = {"what": "step", "side": "ours", "batch": 256, "precision": "bfloat16"}  # as ResNet-50 is measured on an H200
@@ -236,7 +236,7 @@ def test_a_trace_names_the_operations():
 def test_jpegs_are_photographs_where_there_is_no_data_set(tmp_path):
     assert pipelines.jpegs(tmp_path / "jpegs", None) == "256 crops of 500x375 of two photographs"
     options = source.Options(source=f"folder:{tmp_path / 'jpegs'}", image_size=64, crop="random_resized")
-    images = source.load(options, "train")
+    images = load.load(options, "train")
     assert len(images) == 256 and images.example(3)["image"].std() > 10
     (tmp_path / "tfds" / pipelines.SAMPLE).mkdir(parents=True)
     assert pipelines.tfds_folder(pipelines.SAMPLE, str(tmp_path / "tfds")) == str(tmp_path / "tfds")

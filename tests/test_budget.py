@@ -1,4 +1,5 @@
-"""models/budget.py: shares, thresholds and leaving, against the loops of the authors' way written anew."""
+"""models/analysis/exit_policy.py: shares, thresholds and leaving, against the loops of the authors' way written
+anew."""
 
 import math
 import re
@@ -6,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from models import budget
+from models.analysis import exit_policy
 from models.errors import UserError
 
 COSTS = (10e6, 14e6, 30e6, 31e6, 60e6)
@@ -19,7 +20,7 @@ def drawn(count=997, exits=5, seed=0):
 
 @pytest.mark.parametrize("allowed", [10.000001e6, 12e6, 25e6, 29e6, 45e6, 59.9999e6])
 def test_shares_cost_the_budget_and_are_powers(allowed):
-    shares = budget.shares(allowed, COSTS)
+    shares = exit_policy.shares(allowed, COSTS)
     assert shares.sum() == pytest.approx(1) and (shares >= 0).all()
     assert shares @ np.asarray(COSTS) == pytest.approx(allowed, rel=1e-6)
     some = shares > 1e-12
@@ -28,20 +29,20 @@ def test_shares_cost_the_budget_and_are_powers(allowed):
 
 
 def test_more_budget_sends_more_images_further():
-    cumulated = np.array([budget.shares(allowed, COSTS).cumsum() for allowed in np.linspace(11e6, 59e6, 7)])
+    cumulated = np.array([exit_policy.shares(allowed, COSTS).cumsum() for allowed in np.linspace(11e6, 59e6, 7)])
     assert (np.diff(cumulated, axis=0)[:, :-1] < 0).all()
 
 
 def test_extremes():
-    np.testing.assert_allclose(budget.shares(COSTS[0], COSTS), np.eye(5)[0], atol=1e-9)
+    np.testing.assert_allclose(exit_policy.shares(COSTS[0], COSTS), np.eye(5)[0], atol=1e-9)
     for enough in (COSTS[-1], 1e12, math.inf):
-        np.testing.assert_array_equal(budget.shares(enough, COSTS), np.eye(5)[-1])
-    np.testing.assert_array_equal(budget.shares(7.0, (7.0,)), [1])
-    assert [budget.anytime(allowed, COSTS) for allowed in (10e6, 13.9e6, 14e6, 59e6, 60e6, math.inf)] == [
+        np.testing.assert_array_equal(exit_policy.shares(enough, COSTS), np.eye(5)[-1])
+    np.testing.assert_array_equal(exit_policy.shares(7.0, (7.0,)), [1])
+    assert [exit_policy.anytime(allowed, COSTS) for allowed in (10e6, 13.9e6, 14e6, 59e6, 60e6, math.inf)] == [
         0, 0, 1, 3, 4, 4]
 
 
-@pytest.mark.parametrize("function", [budget.shares, budget.anytime])
+@pytest.mark.parametrize("function", [exit_policy.shares, exit_policy.anytime])
 @pytest.mark.parametrize("allowed", [9.5e6, -1.0, math.nan])
 def test_below_the_cheapest_exit_both_numbers_are_named(function, allowed):
     message = re.escape(f"budget={allowed:g} mult-adds is less than the cheapest exit costs, 10,000,000")
@@ -53,7 +54,7 @@ def find_thresholds(confidences, shares):
     """Huang 2018's public code (dynamic_eval_find_threshold), in plain loops: from the most confident on, images that
     are still there are counted until as many as wanted have been seen."""
     count, exits = confidences.shape
-    gone, found = [False] * count, [budget.NEVER] * (exits - 1)
+    gone, found = [False] * count, [exit_policy.NEVER] * (exits - 1)
     for k in range(exits - 1):
         wanted, seen = math.floor(count * shares[k]), 0
         for i in sorted(range(count), key=lambda i: -confidences[i, k]):
@@ -73,43 +74,43 @@ def leave_at(confidences, limits):
 @pytest.mark.parametrize("allowed", [10.5e6, 15e6, 25e6, 40e6, 58e6, 60e6])
 def test_thresholds_are_those_of_the_authors_loops(allowed):
     fitted, test = drawn(), drawn(411, seed=1)
-    limits = budget.thresholds(fitted, budget.shares(allowed, COSTS))
-    assert limits.tolist() == find_thresholds(fitted, budget.shares(allowed, COSTS))
-    assert budget.leave(test, limits).tolist() == leave_at(test, limits)
+    limits = exit_policy.thresholds(fitted, exit_policy.shares(allowed, COSTS))
+    assert limits.tolist() == find_thresholds(fitted, exit_policy.shares(allowed, COSTS))
+    assert exit_policy.leave(test, limits).tolist() == leave_at(test, limits)
 
 
 @pytest.mark.parametrize("allowed", [12e6, 25e6, 45e6])
 def test_planned_shares_are_those_of_the_fitted_images(allowed):
-    fitted, shares = drawn(), budget.shares(allowed, COSTS)
-    left = budget.leave(fitted, budget.thresholds(fitted, shares))
+    fitted, shares = drawn(), exit_policy.shares(allowed, COSTS)
+    left = exit_policy.leave(fitted, exit_policy.thresholds(fitted, shares))
     number = np.bincount(left, minlength=5)
     np.testing.assert_array_equal(number[:-1], np.floor(len(fitted) * shares[:-1]))
     assert np.asarray(COSTS)[left].mean() == pytest.approx(allowed, rel=0.02)  # rounded down
 
 
 def test_none_leaves_where_none_is_to():
-    limits = budget.thresholds(drawn(), [0, 0.5, 0, 0, 0.5])
-    assert (limits[[0, 2, 3]] == budget.NEVER).all() and 0.2 < limits[1] < 1
-    assert set(budget.leave(drawn(), limits)) == {1, 4}
+    limits = exit_policy.thresholds(drawn(), [0, 0.5, 0, 0, 0.5])
+    assert (limits[[0, 2, 3]] == exit_policy.NEVER).all() and 0.2 < limits[1] < 1
+    assert set(exit_policy.leave(drawn(), limits)) == {1, 4}
 
 
 def test_of_equals_all_leave():
     """Confidences that saturate at 1 are no rarity."""
     confidences = np.full((10, 3), 0.5)
     confidences[:6, 0] = 1.0
-    limits = budget.thresholds(confidences, [0.2, 0.2, 0.6])
+    limits = exit_policy.thresholds(confidences, [0.2, 0.2, 0.6])
     assert limits.tolist() == [1.0, 0.5] == find_thresholds(confidences, [0.2, 0.2, 0.6])
-    assert budget.leave(confidences, limits).tolist() == [0] * 6 + [1] * 4
-    everyone = budget.thresholds(confidences[:, :2], [1.0, 0.0])
-    assert (budget.leave(confidences[:, :2], everyone) == 0).all()
+    assert exit_policy.leave(confidences, limits).tolist() == [0] * 6 + [1] * 4
+    everyone = exit_policy.thresholds(confidences[:, :2], [1.0, 0.0])
+    assert (exit_policy.leave(confidences[:, :2], everyone) == 0).all()
 
 
 def test_what_is_not_a_number_stays_to_the_end():
     confidences = drawn(100, 3)
     confidences[:5] = np.nan
-    limits = budget.thresholds(confidences, [0.5, 0.3, 0.2])
+    limits = exit_policy.thresholds(confidences, [0.5, 0.3, 0.2])
     assert np.isfinite(limits).all()
-    left = budget.leave(confidences, limits)
+    left = exit_policy.leave(confidences, limits)
     assert np.bincount(left).tolist() == [50, 30, 20] and (left[:5] == 2).all()
     nothing = np.full((4, 3), np.nan)
-    assert (budget.leave(nothing, budget.thresholds(nothing, [0.5, 0.3, 0.2])) == 2).all()
+    assert (exit_policy.leave(nothing, exit_policy.thresholds(nothing, [0.5, 0.3, 0.2])) == 2).all()

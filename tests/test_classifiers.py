@@ -7,8 +7,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
 
 from models.errors import UserError
-from train import classifiers
-from train.features import Features
+from train.probing import classifiers
+from train.probing.features import Features
 
 
 def data(count=300, size=8, classes=4, noise=1.0, seed=0):

@@ -1,4 +1,5 @@
-"""models/complexity.py and models/traced.py: against published costs and small programs whose cost is known."""
+"""models/analysis/cost.py and models/analysis/jaxpr.py: against published costs and small programs whose cost is
+known."""
 
 import csv
 import functools
@@ -12,12 +13,13 @@ import pytest
 from jax import lax
 
 import models
-from models import chart, complexity, formulas
-from models.complexity import analyze
+from models.analysis import chart, textbook
+from models.analysis.__main__ import main as command_line
+from models.analysis.cost import analyze
+from models.analysis.jaxpr import View, Walk
 from models.errors import UserError
 from models.layers.conv import Conv, Dense
 from models.layers.endpoint import Endpoint
-from models.traced import View, Walk
 from tests.networks import PARAMETERS
 from tests.tiers import keep
 
@@ -224,24 +226,24 @@ def test_table_and_csv(tmp_path):
     assert rows[0]["start"] == "-1x-1"
 
 
-@pytest.mark.parametrize("block", formulas.BLOCKS, ids=lambda block: block.kind)
+@pytest.mark.parametrize("block", textbook.BLOCKS, ids=lambda block: block.kind)
 def test_formulas_equal_the_counts(block):
-    assert formulas.counted(block) == block.expected
+    assert textbook.counted(block) == block.expected
 
 
 def test_formulas_of_known_sizes():
     """He 2016's bottleneck and Xie 2017's aggregated one are of about 70k parameters (Xie 2017, fig. 1 and eq. 4)."""
-    assert formulas.bottleneck(256, 64) == 69_632 and formulas.plain(3, 256) == 589_824
-    assert 2 * 256 * 128 + formulas.grouped(3, 128, 32) == 70_144
-    assert formulas.grouped(3, 64, 1) == formulas.plain(3, 64) == 36_864
-    assert formulas.separable(3, 64) == formulas.grouped(3, 64, 64) + formulas.plain(1, 64) == 4_672
+    assert textbook.bottleneck(256, 64) == 69_632 and textbook.plain(3, 256) == 589_824
+    assert 2 * 256 * 128 + textbook.grouped(3, 128, 32) == 70_144
+    assert textbook.grouped(3, 64, 1) == textbook.plain(3, 64) == 36_864
+    assert textbook.separable(3, 64) == textbook.grouped(3, 64, 64) + textbook.plain(1, 64) == 4_672
 
 
 def test_command_line_of_formulas(capsys):
-    assert formulas.main(["formulas"]) == 0
+    assert textbook.main(["formulas"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("218,365,952") == 2 and "cd + 9d² + dc" in shown
-    assert formulas.main(["formulas", "x"]) == 2
+    assert textbook.main(["formulas", "x"]) == 2
     assert capsys.readouterr().err == "error: unexpected argument 'x'\n"
 
 
@@ -273,12 +275,12 @@ def test_chart_has_all_costs_in_the_order_of_the_computation(tmp_path):
 
 
 def test_command_line(tmp_path, capsys):
-    assert complexity.main(["complexity", "resnet20", "--set=norm=group:8", f"--csv={tmp_path}/cost.csv"]) == 0
+    assert command_line(["complexity", "resnet20", "--set=norm=group:8", f"--csv={tmp_path}/cost.csv"]) == 0
     shown = capsys.readouterr().out
     assert "stage3/block2/conv2" in shown and "GroupNorm" in shown and "269,722" in shown
     assert (tmp_path / "cost.csv").exists()
     set_it = ["--set", "norm=none", "--set", "num_classes=3", "--set=stage_sizes=(1, 1)"]
-    assert complexity.main(["complexity", "resnet20", f"--chart={tmp_path}/cost.svg", *set_it]) == 0
+    assert command_line(["complexity", "resnet20", f"--chart={tmp_path}/cost.svg", *set_it]) == 0
     shown = capsys.readouterr().out
     assert "stage2/block0/conv2" in shown and "stage2/block1" not in shown and "Norm" not in shown and " 3 " in shown
     assert "<svg" in (tmp_path / "cost.svg").read_text()
@@ -293,15 +295,15 @@ def test_command_line(tmp_path, capsys):
         (["resnet8", "--set", "depth=3"], "unknown field of resnet8 'depth'"),
         (["resnet8", "--set", "width=wide"], "width='wide' must be of type int"),
     ):
-        assert complexity.main(["complexity", *argv]) == 2
+        assert command_line(["complexity", *argv]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
-    assert complexity.main(["complexity", "--help"]) == 0
+    assert command_line(["complexity", "--help"]) == 0
     assert "--resolution" in capsys.readouterr().out
 
 
 def test_module_runs_as_a_program():
-    command = [sys.executable, "-m", "models.complexity", "resnet8"]
+    command = [sys.executable, "-m", "models.analysis", "resnet8"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0 and "75,290" in done.stdout, done.stderr
     assert not done.stderr

@@ -6,10 +6,11 @@ import rich.console
 from matplotlib.figure import Figure
 
 from configs import compression as config
-from experiments import compression, smaller, study, timing, trials
-from experiments import compression_results as results
-from experiments.networks import Network
-from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes
+from experiments import smaller, study, timing
+from experiments.studies.compression import results
+from experiments.studies.compression import study as compression
+from experiments.studies.networks import Network
+from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes, trials
 from models.compress import file, packed
 from tests import tiny
 from train import loop

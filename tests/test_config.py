@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from configs.base import arguments
 from models.errors import UserError
-from train import calls, config
+from train import config, spec
 
 
 def test_reader_refuses_unknown_and_unread_keys():
@@ -48,25 +48,25 @@ def test_difference_names_every_changed_key():
 
 
 def test_calls():
-    assert calls.parse("augment", "crop(4)|flip | mixup(alpha=0.2)") == (
-        calls.Call("crop", (4,)), calls.Call("flip"), calls.Call("mixup", (), {"alpha": 0.2}))
-    assert calls.parse("augment", "crop(4, reflect)") == (calls.Call("crop", (4, "reflect")),)
-    assert calls.parse("pruning", "a(what='b|c')|d") == (calls.Call("a", (), {"what": "b|c"}), calls.Call("d"))
-    assert calls.parse("augment", "") == ()
+    assert spec.parse("augment", "crop(4)|flip | mixup(alpha=0.2)") == (
+        spec.Call("crop", (4,)), spec.Call("flip"), spec.Call("mixup", (), {"alpha": 0.2}))
+    assert spec.parse("augment", "crop(4, reflect)") == (spec.Call("crop", (4, "reflect")),)
+    assert spec.parse("pruning", "a(what='b|c')|d") == (spec.Call("a", (), {"what": "b|c"}), spec.Call("d"))
+    assert spec.parse("augment", "") == ()
     table = {"sgd": lambda rate, momentum=0.9, nesterov=False: (rate, momentum, nesterov)}
-    assert calls.resolve_one("optimizer", "sgd(nesterov=True)", table, 0.1) == (0.1, 0.9, True)
+    assert spec.resolve_one("optimizer", "sgd(nesterov=True)", table, 0.1) == (0.1, 0.9, True)
     with pytest.raises(UserError, match="unknown optimizer 'sgf'; did you mean 'sgd'"):
-        calls.resolve_one("optimizer", "sgf", table, 0.1)
+        spec.resolve_one("optimizer", "sgf", table, 0.1)
     with pytest.raises(UserError, match=r"optimizer sgd: .*'momentun'; want sgd\(momentum=0.9, nesterov=False\)"):
-        calls.resolve_one("optimizer", "sgd(momentun=0.5)", table, 0.1)
+        spec.resolve_one("optimizer", "sgd(momentun=0.5)", table, 0.1)
     with pytest.raises(UserError, match="exactly one"):
-        calls.resolve_one("optimizer", "sgd|sgd", table, 0.1)
+        spec.resolve_one("optimizer", "sgd|sgd", table, 0.1)
 
 
 @pytest.mark.parametrize("text", ["crop(", "crop(x.y)", "__import__('os').system('true')", "a.b(1)", "crop(*[1])", "1"])
 def test_calls_that_cannot_be_read(text):
     with pytest.raises(UserError, match="cannot read augment"):
-        calls.parse("augment", text)
+        spec.parse("augment", text)
 
 
 def test_config_arguments():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from models.errors import UserError
+from models.kernels.tracing import lowering
 from models.layers import conv
-from models.layers.tracing import lowering
 
 # x shape, kernel size, features, strides, padding, dilation, groups, lowering on a CPU with and without the library
 CASES = [

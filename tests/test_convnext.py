@@ -1,4 +1,4 @@
-"""models/convnext.py and models/ladder.py: what each field does, and the costs of the published ladder."""
+"""models/convnext.py and models/convnext_ladder.py: what each field does, and the costs of the published ladder."""
 
 import functools
 import itertools
@@ -11,7 +11,7 @@ import pytest
 
 import models
 from models import weights
-from models.complexity import analyze
+from models.analysis.cost import analyze
 from models.errors import UserError
 from models.layers.endpoint import capture
 from models.layers.init import jit_once

@@ -6,7 +6,7 @@ import pytest
 
 import models
 from experiments import costs
-from models.complexity import analyze
+from models.analysis.cost import analyze
 from tests import networks
 
 FEW = ("alexnet", "resnet18", "vgg11")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.data.order import Order, philox
+from train.data.shuffle import Order, philox
 
 
 def test_every_epoch_has_every_example_once_across_batches_that_straddle_epochs():

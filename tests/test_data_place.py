@@ -1,14 +1,14 @@
-"""train/data/place.py: objects at known places."""
+"""train/data/composite.py: objects at known places."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from models.errors import UserError
-from train.data.place import Placed
+from train.data.composite import Placed
 from train.data.select import select
-from train.data.source import ArraySource
-from train.features import _content
+from train.data.sources.arrays import ArraySource
+from train.probing.features import content
 
 
 def source(channels=3, classes=4):
@@ -53,7 +53,7 @@ def test_an_example_depends_on_seed_and_number_alone():
     assert placed.objects(29).pop().index == placed.objects(5).pop().index == 5  # two canvases of image 5
     assert not np.array_equal(placed.example(5)["image"], alone)
     assert not np.array_equal(select(source(), "place(32, copies=2, seed=1)").example(29)["image"], alone)
-    assert _content(placed) != _content(select(source(), "place(32, copies=2, seed=1)"))  # kept features are not mixed
+    assert content(placed) != content(select(source(), "place(32, copies=2, seed=1)"))  # kept features are not mixed
 
 
 def test_clutter_lies_outside_of_the_object_and_the_background_is_smooth():

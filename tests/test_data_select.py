@@ -8,8 +8,10 @@ import pytest
 from models.errors import UserError
 from tests import tiny
 from train import loop
+from train.data.load import load
 from train.data.select import Selected, select
-from train.data.source import ArraySource, Options, load
+from train.data.source import Options
+from train.data.sources.arrays import ArraySource
 
 
 def source(count=60, classes=6, channels=3):

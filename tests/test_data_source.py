@@ -14,8 +14,10 @@ from PIL import Image
 from models.errors import UserError
 from tests import tfds_sample
 from train.data.decode import Decoder, central_box, random_box
-from train.data.order import philox
-from train.data.source import ArraySource, Options, Unreadable, load
+from train.data.load import load
+from train.data.shuffle import philox
+from train.data.source import Options, Unreadable
+from train.data.sources.arrays import ArraySource
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "tfds"
@@ -205,7 +207,7 @@ def test_feature_names_are_found_by_type(tfds_dir):
 
 
 def test_data_dir_is_configured_or_of_the_environment(monkeypatch, tfds_dir):
-    from train.data.tfds_source import data_dir
+    from train.data.sources.tfds import data_dir
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_dir))
     assert len(load(Options("tfds:insects"), "train")) == 12
@@ -216,7 +218,7 @@ def test_data_dir_is_configured_or_of_the_environment(monkeypatch, tfds_dir):
 
 def test_reading_imports_no_tensorflow(tfds_dir):
     code = (
-        "import sys\nfrom train.data.source import Options, load\n"
+        "import sys\nfrom train.data.load import load\nfrom train.data.source import Options\n"
         f"source = load(Options('tfds:insects', dir={str(tfds_dir)!r}), 'train')\n"
         "assert len(source.arrays()['image']) == 12\n"
         "print(sorted(m for m in ('tensorflow', 'torch') if m in sys.modules))"

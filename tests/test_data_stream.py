@@ -16,9 +16,11 @@ import pytest
 from models.errors import UserError
 from tests import tfds_sample
 from train.data import stream as stream_module
-from train.data.order import Order
+from train.data.load import load
 from train.data.resident import Resident, choose, fits
-from train.data.source import ArraySource, Options, Unreadable, load
+from train.data.shuffle import Order
+from train.data.source import Options, Unreadable
+from train.data.sources.arrays import ArraySource
 from train.data.stream import evaluation_batches, stream
 
 ROOT = Path(__file__).parent.parent
@@ -139,8 +141,8 @@ def test_a_damaged_image_reaches_the_parent(tmp_path, workers):
 STREAMING = """
 import sys, time
 import numpy as np, psutil
-from train.data.order import Order
-from train.data.source import ArraySource
+from train.data.shuffle import Order
+from train.data.sources.arrays import ArraySource
 from train.data.stream import stream
 
 def main():

@@ -12,9 +12,11 @@ from PIL import Image
 
 from models.errors import UserError
 from tests import tfds_sample
-from train.data.order import Order
+from train.data.load import load
 from train.data.resident import Resident
-from train.data.source import ArraySource, Options, load
+from train.data.shuffle import Order
+from train.data.source import Options
+from train.data.sources.arrays import ArraySource
 from train.data.stream import evaluation_batches, stream
 
 RNG = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""models/decode.py: the cache equals the whole decoder, searches equal simple ones in Python."""
+"""models/decoding.py: the cache equals the whole decoder, searches equal simple ones in Python."""
 
 import functools
 import itertools
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import models
-from models.decode import beam_search, greedy
+from models.decoding import beam_search, greedy
 from models.errors import UserError
 from models.layers.init import jit_once
 from tests.golden import drawn

@@ -10,7 +10,7 @@ import pytest
 
 import models
 from models import weights
-from models.complexity import analyze
+from models.analysis.cost import analyze
 from models.errors import UserError
 from models.layers.endpoint import capture
 from models.layers.init import jit_once

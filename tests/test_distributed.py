@@ -15,7 +15,8 @@ from tests.test_loop import final
 from tests.test_parallel import assert_close
 from tests.test_resume import steps_logged
 from tests.tiers import keep_first
-from train import distributed, loop
+from train import loop
+from train.devices import multihost
 
 FLAGS = (*tiny.TINY_FLAGS, "--config.devices=0", "--config.duration=24 steps", "--config.checkpoint_every=4 steps",
          "--config.evaluate_every=12 steps", "--config.data.augment=crop(1)|mixup(0.2)", "--config.ema_decay=0.9",
@@ -124,7 +125,7 @@ def test_a_killed_process_ends_the_other_and_the_rerun_goes_on(tmp_path, whole, 
     began = time.time()
     code, _, err = finish(processes, SECONDS)[1 - victim]
     assert code == 1 and time.time() - began < SECONDS
-    assert err.splitlines()[-1] == f"error (process {1 - victim} of 2): {distributed.GONE}", err
+    assert err.splitlines()[-1] == f"error (process {1 - victim} of 2): {multihost.GONE}", err
     tiny.assert_same(final(two(folder, norm))[0], final(whole)[0])
 
 
@@ -145,7 +146,7 @@ def test_a_failure_of_one_ends_the_other(tmp_path):
     os.rename(folder, tmp_path / "gone")
     ended = finish(processes, SECONDS)
     assert ended[0][0] in (1, 2) and "error (process 0 of 2): " in ended[0][2]
-    assert ended[1][0] == 1 and distributed.GONE in ended[1][2].splitlines()[-1]
+    assert ended[1][0] == 1 and multihost.GONE in ended[1][2].splitlines()[-1]
 
 
 @pytest.mark.parametrize("missing", keep_first(1, [0, 1]))
@@ -167,7 +168,7 @@ def test_the_others_do_not_come(missing):
 def test_mistakes(arguments, message):
     """Said before JAX is asked for anything."""
     with pytest.raises(UserError, match=message):
-        distributed.join(*arguments, 1)
+        multihost.join(*arguments, 1)
 
 
 def test_no_cluster():

@@ -15,7 +15,7 @@ from models.errors import UserError
 from models.explain import cam, receptive
 from models.layers.endpoint import capture
 from tests import tiny
-from train import calls, finished, loop
+from train import loop, restore, spec
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def job(folder, tmp_path_factory):
-    run, state = finished.load(folder)
+    run, state = restore.load(folder)
     subjects = explain.from_split(run.feed.test, "test", [3, 8])
     images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
     return explain.Job(run, jax.device_put(state.evaluation_variables()), subjects, images, "test",
@@ -60,7 +60,7 @@ def test_the_command_refuses_in_one_line(folder):
 
 @pytest.mark.full
 def test_mistakes_are_the_most_confident_errors(folder):
-    run, state = finished.load(folder)
+    run, state = restore.load(folder)
     variables = state.evaluation_variables()
     found = explain.mistakes(run, variables, run.feed.test, count=5)
     subjects = explain.from_split(run.feed.test, "test", range(len(run.feed.test)))
@@ -81,7 +81,7 @@ def test_rows_are_what_the_methods_find(job, monkeypatch):
     monkeypatch.setattr(overlays, "draw_rows", lambda figure, columns, rows: drawn.append((columns, rows)))
     pairs = explain.targets("label, 4", job.subjects, job.classes)
     assert pairs == [(0, job.subjects[0].label), (0, 4), (1, job.subjects[1].label), (1, 4)]
-    told = explain.attributions(job, calls.parse("method", "grad_cam(endpoint=stage2)|saliency|guided_grad_cam"), pairs)
+    told = explain.attributions(job, spec.parse("method", "grad_cam(endpoint=stage2)|saliency|guided_grad_cam"), pairs)
     ((columns, rows),) = drawn
     assert [column.split("\n")[0] for column in columns] == ["grad cam", "saliency", "guided grad cam"]
     want = cam.grad_cam(job.model, job.variables, job.images[1:], 4, endpoint="stage2")
@@ -98,7 +98,7 @@ def test_pictures_of_their_own(job):
     pairs = [(0, -1), (1, 3)]
     for text in ("occlusion(size=16)", "occlusion", "receptive_field(endpoint='stage2/block0/conv1', channel=1, row=0)",
                  "top_patches(endpoint=stage1, channels='0 2-3', k=4)"):
-        calls.resolve("method", calls.parse("method", text)[0], explain.PICTURES, job, pairs)
+        spec.resolve("method", spec.parse("method", text)[0], explain.PICTURES, job, pairs)
         with Image.open(job.out / f"{text.partition('(')[0]}.png") as picture:
             assert min(picture.size) > 100 and np.ptp(np.asarray(picture.convert("L"))) > 100
 
@@ -144,9 +144,9 @@ def test_images_of_files_are_seen_as_the_run_sees_its_own(job, tmp_path):
     (lambda job, tmp: act(job, "top_patches(k=1000)"), "k=1000 must be 1 to 360"),
     (lambda job, tmp: act(job, "receptive_field(endpoint=stage9)"), "unknown endpoint 'stage9'.*stage1"),
     (lambda job, tmp: act(job, "receptive_field(row=99)"), "row=99 is out of range"),
-    (lambda job, tmp: explain.attributions(job, calls.parse("method", "grad_cam(endpoint=head)"), [(0, -1)]),
+    (lambda job, tmp: explain.attributions(job, spec.parse("method", "grad_cam(endpoint=head)"), [(0, -1)]),
      "unknown endpoint with places 'head'.*stage1"),
-    (lambda job, tmp: explain.attributions(job, calls.parse("method", "attention_rollout"), [(0, -1)]),
+    (lambda job, tmp: explain.attributions(job, spec.parse("method", "attention_rollout"), [(0, -1)]),
      "attention_rollout is for networks whose attentions see all tokens"),
 ])
 def test_mistakes(job, tmp_path, act, says):
@@ -155,7 +155,7 @@ def test_mistakes(job, tmp_path, act, says):
 
 
 def act(job, text):
-    calls.resolve("method", calls.parse("method", text)[0], explain.PICTURES, job, [(0, -1)])
+    spec.resolve("method", spec.parse("method", text)[0], explain.PICTURES, job, [(0, -1)])
 
 
 def broken(folder):

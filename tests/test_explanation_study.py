@@ -8,12 +8,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import explanation as about
-from experiments import explanation_measures as measures
-from experiments.measures import png
+from experiments.studies.explanation import measures
+from experiments.studies.explanation import study as about
+from experiments.studies.measures import png
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, VERDICTS, Outcome, Outcomes
 from tests import tiny
-from train import finished, loop
+from train import loop, restore
 
 
 def made(sign, noise=0.001, after=12):
@@ -85,7 +85,7 @@ def placed(tmp_path_factory):
     """A finished run of a network on canvases."""
     folder = tmp_path_factory.mktemp("placed")
     loop.train(tiny.config(data__select="place(16)", data__select_test="place(16)", duration="60 steps"), folder)
-    return finished.load(folder)
+    return restore.load(folder)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tests import tiny
 from tests.golden import drawn
 from tests.networks import SMALL
 from tests.tiers import keep_first
-from train import finished, loop, predict, pretrained, workdir
+from train import loop, predict, pretrained, restore, workdir
 from train.export import formats, loaded, verify, write
 from train.export import network as export
 
@@ -46,7 +46,7 @@ def runs(tmp_path_factory):
 
 def exported(folder, out):
     """The run and its network; its compressed file, which equals it to the bit or is refused; what that holds."""
-    run, state = finished.load(folder)
+    run, state = restore.load(folder)
     network = export.network(run, state)
     path = out / write.export(run, network, "compressed", out, {})["file"]
     model, variables = file.load(file.read(path), path)
@@ -124,7 +124,7 @@ def test_a_run_that_saved_nothing_is_said(tmp_path):
     loop.train(tiny.config(duration="4 steps"), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match="this run has no checkpoint yet"):
-        finished.load(tmp_path / "run")
+        restore.load(tmp_path / "run")
 
 
 def test_runs_of_earlier_versions_are_opened(runs, tmp_path):
@@ -133,19 +133,19 @@ def test_runs_of_earlier_versions_are_opened(runs, tmp_path):
     del config["lookahead"], config["ema_warmup"], config["optimizer"]["multiplied"]
     config["devices"] = 8  # more than there are here
     (folder / "config.json").write_text(json.dumps(config))
-    run, state = finished.load(folder)
-    tiny.assert_same(state, finished.load(runs / "whole")[1])
+    run, state = restore.load(folder)
+    tiny.assert_same(state, restore.load(runs / "whole")[1])
     scores = {line["step"]: line["accuracy"] for line in workdir.read_metrics(folder / "metrics.jsonl")
               if line["split"] == "test"}
     kept = [int(path.name) for path in (folder / "checkpoints").iterdir()]
-    _, best = finished.load(folder, "best")
+    _, best = restore.load(folder, "best")
     assert scores[int(best.step)] == max(scores.get(step, 0.0) for step in kept)
     with pytest.raises(UserError, match="unknown --checkpoint 'bets'; did you mean 'best'"):
-        finished.load(folder, "bets")
+        restore.load(folder, "bets")
 
 
 def test_codebooks_without_training(runs):
-    run, state = finished.load(runs / "pruned")
+    run, state = restore.load(runs / "pruned")
     network = export.shared(export.network(run, state), "density(conv=2, dense=3)")
     for name, leaf in weights.flatten({"params": network.variables["params"]}).items():
         if name.endswith("kernel"):
@@ -177,7 +177,7 @@ def out(runs, tmp_path_factory):
     """The run "whole" in every format but torch, and their cards."""
     folder = tmp_path_factory.mktemp("exported")
     pytest.importorskip("jax2onnx")
-    run, state = finished.load(runs / "whole")
+    run, state = restore.load(runs / "whole")
     network, metrics = export.network(run, state), run.evaluate(run.parallel.place(state))
     for format, how in formats.FORMATS.items():
         if format != "torch":
@@ -216,7 +216,7 @@ def test_programs_hold_what_was_folded(out, runs, format, tmp_path):
         text = program.mlir_module()
         return program.in_avals[0].dtype, collections.Counter(re.findall(r"stablehlo\.(\w+)", text))
 
-    run, state = finished.load(runs / "whole")
+    run, state = restore.load(runs / "whole")
     network = export.network(run, state)
     card = write.export(run, network, format, tmp_path / "plain", {}, images=20)
     assert card["folded"] == []
@@ -266,7 +266,7 @@ def test_names_and_shapes_for_pytorch(tmp_path, monkeypatch):
     """A double stands for PyTorch, which takes torchvision's names, shapes and number of parameters (tests/golden/
     check_weights.py loads them there); the real one is asked where ABLATE_TORCH_PYTHON names a Python that has it."""
     train(tmp_path / "run", model__name="resnet18", model__width=64, data__channels=3, duration="1 step")
-    run, state = finished.load(tmp_path / "run")
+    run, state = restore.load(tmp_path / "run")
     network = export.network(run, state)
     seen = {}
 
@@ -345,7 +345,7 @@ def _json(data):
 
 
 def test_a_network_that_pytorch_has_not(runs, tmp_path):
-    run, state = finished.load(runs / "whole")
+    run, state = restore.load(runs / "whole")
     with pytest.raises(UserError, match="resnet8 is in the layout of no PyTorch library"):
         write.export(run, export.network(run, state), "torch", tmp_path / "out", {})
     assert not list(tmp_path.iterdir())
@@ -365,7 +365,7 @@ def test_a_file_that_is_not_the_network_is_a_failed_export(runs, out, tmp_path, 
         return lambda pixels: change(*run(pixels))
 
     monkeypatch.setitem(formats.FORMATS, "stablehlo", how._replace(open=opened, outside=None))
-    run, state = finished.load(runs / "whole")
+    run, state = restore.load(runs / "whole")
     with pytest.raises(verify.Failed, match=message):
         write.export(run, export.network(run, state), "stablehlo", tmp_path / "out", {}, folds=how.folds, images=30)
     assert not list(tmp_path.iterdir())
@@ -378,7 +378,7 @@ def test_several_classes_an_image_have_probabilities_of_their_own(tmp_path):
     np.savez(tmp_path / "a.npz", train_image=images, train_label=labels, test_image=images, test_label=labels)
     train(tmp_path / "run", data__source=f"arrays:{tmp_path / 'a.npz'}", task__name="multi_label", eval_batch_size=20,
           batch_size=8, duration="2 steps")
-    run, state = finished.load(tmp_path / "run")
+    run, state = restore.load(tmp_path / "run")
     card = write.export(run, export.network(run, state), "stablehlo", tmp_path / "out", {}, folds=["normalization"])
     assert card["probabilities"] == "sigmoid" and set(card["verified"]["metrics"]["file"]) == {"loss", "hit"}
     probabilities, logits = loaded.load(tmp_path / "out").run(images)

@@ -10,8 +10,9 @@ from models.errors import UserError
 from models.layers.endpoint import capture
 from tests import tiny
 from tests.tiers import keep_first
-from train import features, loop
+from train import loop
 from train.data.select import select
+from train.probing import features
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import models
-from models import complexity, weights
+from models import weights
+from models.analysis.cost import analyze
 from models.errors import UserError
 from models.gated import Gate, costs, gates, straight_through
-from models.layers.skipping import compacted, sizes, skipping
+from models.layers.conditional import compacted, sizes, skipping
 from tests.golden import drawn, make_gated
 from tests.tiers import keep_first
 
@@ -287,12 +288,12 @@ def test_skipping_is_over_after_its_context():
 
 def test_costs_by_hand():
     model, _ = small("basic", gate_width=6)
-    found = costs(model, complexity.analyze(model, (1, 8, 8, 3)))
+    found = costs(model, analyze(model, (1, 8, 8, 3)))
     assert found.blocks == (2 * 9 * 4 * 4 * 64, 9 * 4 * 8 * 16 + 9 * 8 * 8 * 16)
     assert found.deciding == 2 * (4 * 6 + 6 * 2)
     assert found.always == 9 * 3 * 4 * 64 + 4 * 8 * 16 + 8 * 10  # stem, projection, head
     model, _ = small("policy", policy_pool=2)
-    found = costs(model, complexity.analyze(model, (1, 8, 8, 3)))
+    found = costs(model, analyze(model, (1, 8, 8, 3)))
     assert found.blocks == (2 * 9 * 4 * 4 * 64, 9 * 4 * 8 * 16 + 9 * 8 * 8 * 16)
     assert found.deciding == 9 * 3 * 4 * 16 + 2 * 9 * 4 * 4 * 16 + 4 * 2
     assert found.always == 9 * 3 * 4 * 64 + 8 * 10
@@ -301,11 +302,11 @@ def test_costs_by_hand():
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_blocks_cost_what_the_network_costs(kind):
     model, _ = small(kind)
-    cost = complexity.analyze(model, (1, 32, 32, 3))
+    cost = analyze(model, (1, 32, 32, 3))
     always, deciding, each = costs(model, cost)
     assert always + deciding + sum(each) == cost.mult_adds and len(each) == len(model.blocks) and min(each) > 0
     fields = {field: getattr(model, field) for field in ("shortcut", "bottleneck", "preact", "stage_sizes", "width")}
-    bare = complexity.analyze(models.create("resnet38", **fields), (1, 32, 32, 3))
+    bare = analyze(models.create("resnet38", **fields), (1, 32, 32, 3))
     assert always + sum(each) == bare.mult_adds
 
 

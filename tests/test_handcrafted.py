@@ -1,11 +1,11 @@
-"""experiments/handcrafted.py: HOG, dense SIFT, bags of words and Fisher vectors."""
+"""experiments/studies/transfer/handcrafted.py: HOG, dense SIFT, bags of words and Fisher vectors."""
 
 import sys
 
 import numpy as np
 import pytest
 
-from experiments import handcrafted
+from experiments.studies.transfer import handcrafted
 from models.errors import UserError
 from tests.tiers import keep_first
 
@@ -128,8 +128,8 @@ def test_a_linear_classifier_reads_digits(monkeypatch, kind, least):
         pytest.importorskip(library)
     from sklearn.svm import LinearSVC
 
-    from train.data import digits
     from train.data.source import Options
+    from train.data.sources import digits
 
     monkeypatch.setattr(handcrafted, "SAMPLE", 10_000)
     train, test = (digits.source(split, Options("digits")) for split in ("train", "test"))

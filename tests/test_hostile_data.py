@@ -17,10 +17,13 @@ from models.errors import UserError
 from tests import hostile_pictures as pictures
 from tests import tfds_sample, tiny
 from tests.hostile_pictures import HEIGHT, WIDTH
-from train import distributed, loop
+from train import loop
 from train.data import splits
+from train.data.load import load
 from train.data.select import select
-from train.data.source import ArraySource, Options, Unreadable, load
+from train.data.source import Options, Unreadable
+from train.data.sources.arrays import ArraySource
+from train.devices import multihost
 
 ROOT = Path(__file__).parent.parent
 SHAPE = (HEIGHT, WIDTH, 3)
@@ -405,11 +408,11 @@ def test_processes_with_other_pixels_or_labels_are_refused(trained, monkeypatch)
         identities.append(loop.setup(config).feed.record())
     np.savez(folder / "set.npz", **first)
     for other in identities[1:]:
-        monkeypatch.setattr(distributed, "gather", lambda value, other=other: [value, other])
+        monkeypatch.setattr(multihost, "gather", lambda value, other=other: [value, other])
         with pytest.raises(UserError, match=r"process 1 has another set .*content: \w+ -> \w+"):
-            distributed.check_same("set of data", identities[0])
-    monkeypatch.setattr(distributed, "gather", lambda value: [value, dict(value)])
-    distributed.check_same("set of data", identities[0])
+            multihost.check_same("set of data", identities[0])
+    monkeypatch.setattr(multihost, "gather", lambda value: [value, dict(value)])
+    multihost.check_same("set of data", identities[0])
 
 
 # What a run says

@@ -17,12 +17,14 @@ from PIL import Image
 
 import models
 from models import command, weights
-from models.chart import save
+from models.analysis.chart import save
 from models.errors import UserError
 from models.weights import __main__ as weights_command
 from tests import tiny
-from train import card, checkpoint, checkpoint_format, finished, loop, predict, summary, workdir
-from train.data import folder, source, splits
+from train import checkpoint, checkpoint_format, loop, predict, restore, summary, workdir
+from train.data import source, splits
+from train.data.sources import arrays, folder
+from train.export import card
 from train.files import expanded, write_json
 
 
@@ -145,7 +147,7 @@ def test_a_run_among_the_images_is_left_out(where, tmp_path):
 
 def test_a_single_label_of_several_an_image_is_accepted():
     pixels, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([[1], [0], [1], [0]])
-    one = source.ArraySource(pixels, labels)
+    one = arrays.ArraySource(pixels, labels)
     assert splits.compare(one, one, "arrays") == []
 
 
@@ -159,7 +161,7 @@ def test_one_image_a_class_cannot_be_held_out(split, tmp_path):
 def test_arrays_of_other_names_are_listed(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros(3), y=np.zeros(3))
     with pytest.raises(UserError, match="its arrays are x, y; want train_image, .* and train_label"):
-        source.from_npz(str(tmp_path / "a.npz"), "train", source.Options(source=f"arrays:{tmp_path / 'a.npz'}"))
+        arrays.from_npz(str(tmp_path / "a.npz"), "train", source.Options(source=f"arrays:{tmp_path / 'a.npz'}"))
 
 
 def test_a_run_of_an_earlier_version_says_that_it_cannot_go_on(tmp_path):
@@ -250,7 +252,7 @@ def test_a_run_that_saved_nothing_gives_its_folder_to_another_config(tmp_path):
 def test_a_tilde_that_is_no_users_is_a_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(expanded(name)) == name
-    for read in (lambda: finished.load(name), lambda: source.from_npz(name, "train", options(name)),
+    for read in (lambda: restore.load(name), lambda: arrays.from_npz(name, "train", options(name)),
                  lambda: folder.FolderSource(name, "train", options(name))):
         with pytest.raises(UserError, match=re.escape(name)):
             read()

@@ -10,12 +10,14 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 import models
-from models import complexity
+from models.analysis.__main__ import main as command_line
+from models.analysis.cost import analyze
 from models.errors import UserError
-from models.layers import attention, conv, native
+from models.kernels import native
+from models.kernels.lowerings import EmptyMap
+from models.kernels.tracing import lowering
+from models.layers import attention, conv
 from models.layers.init import jit_once
-from models.layers.lowerings import EmptyMap
-from models.layers.tracing import lowering
 from tests import tiny
 from tests.networks import SMALL
 from train import loop, step
@@ -127,7 +129,7 @@ def test_the_command_says_so_in_one_line_and_writes_nothing(tmp_path):
 
 
 def test_costs_of_one_example_are_known_all_the_same():
-    cost = complexity.analyze(models.create("lenet_300_100", norm="batch"), (1, 28, 28, 1))
+    cost = analyze(models.create("lenet_300_100", norm="batch"), (1, 28, 28, 1))
     assert sum(layer.params for layer in cost.layers) == 266_610 + 2 * 400
 
 
@@ -225,7 +227,7 @@ def test_a_trained_network_refuses_small_images_before_anything_is_computed():
 
 
 def test_commands_say_it_in_one_line(capsys):
-    assert complexity.main(["complexity", "convnext_tiny", "--resolution=8"]) == 2
+    assert command_line(["complexity", "convnext_tiny", "--resolution=8"]) == 2
     assert capsys.readouterr().err.endswith("takes images of 32 x 32 or larger\n")
 
 

@@ -15,10 +15,11 @@ from models.errors import UserError
 from tests import hostile_pictures as pictures
 from tests import tiny
 from tests.hostile_pictures import COLOR, ENCODINGS, GRAY, HEIGHT, SHARE, TRANSPARENT, WIDTH
-from train import finished, loop
+from train import loop, restore
 from train.data.decode import Decoder, levels, of_file
-from train.data.order import philox
-from train.data.source import Options, Unreadable, load
+from train.data.load import load
+from train.data.shuffle import philox
+from train.data.source import Options, Unreadable
 from train.export.loaded import Loaded
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +75,8 @@ def test_a_folder_of_all_encodings_is_read_alike(tmp_path):
 
 def test_one_place_decodes():
     """All that looks at a user's pictures opens them in decode.py."""
-    places = [*(ROOT / "train").rglob("*.py"), ROOT / "experiments" / "explain.py", ROOT / "experiments/adaptive.py"]
+    places = [*(ROOT / "train").rglob("*.py"), ROOT / "experiments" / "explain.py",
+              *(ROOT / "experiments/studies/adaptive").rglob("*.py")]
     assert [path.name for path in places if re.search(r"Image\.open|imread", path.read_text())] == ["decode.py"]
 
 
@@ -236,4 +238,4 @@ def test_what_was_made_before_exif_was_applied_ignores_it(tmp_path):
     config = json.loads((run / "config.json").read_text())
     assert config["data"].pop("exif") == "apply"
     (run / "config.json").write_text(json.dumps(config))
-    assert finished.load(run)[0].feed.test.decoder.exif == "ignore"
+    assert restore.load(run)[0].feed.test.decoder.exif == "ignore"

@@ -11,10 +11,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from models.chart import save
+from models.analysis.chart import save
 from models.errors import UserError
 from tests import tiny
-from train import config, figures, files, loop, workdir
+from train import config, files, loop, workdir
+from train.plots import figures
 
 NAMES = ("$1", "$5", "$a^2$", "a_b^c", r"\$", r"\frac{1}", "100%", "{x}", "<b>&", "#", "~", "a\tb", "two\nlines", "é",
          "e\u0301", "日本語", "🐈", "\udcff\udcfe", "x" * 300, " ", "[red]x[/red]", "[/]")

@@ -13,8 +13,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import trials
-from experiments.study import Trial
+from experiments.study import Trial, trials
 from models.errors import UserError
 from tests import damage
 from train import checkpoint, checkpoint_format, details, loop

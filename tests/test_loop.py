@@ -10,7 +10,8 @@ import rich.console
 from models.errors import UserError
 from tests import tiny
 from tests.tiers import keep_first
-from train import checkpoint, loop, metrics, workdir
+from train import checkpoint, loop, workdir
+from train import recorder as metrics
 
 
 def final(folder):

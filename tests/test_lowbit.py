@@ -1,4 +1,4 @@
-"""models/compress/lowbit.py: kernels and gradients against NumPy, and which layers of a network have low bits."""
+"""models/layers/low_bit.py: kernels and gradients against NumPy, and which layers of a network have low bits."""
 
 import functools
 
@@ -10,17 +10,17 @@ import pytest
 from flax import traverse_util
 
 import models
-from models.compress import lowbit
 from models.errors import UserError
+from models.kernels.tracing import lowering
+from models.layers import low_bit
 from models.layers.conv import Conv, Dense, StandardizedConv
 from models.layers.init import jit_once
-from models.layers.tracing import lowering
 from tests.golden import drawn as golden
 from tests.networks import SMALL
 from tests.tiers import keep_first
 
-LAYERS = {"ternary": (lowbit.TernaryConv, lowbit.TernaryDense), "xnor": (lowbit.XnorConv, lowbit.XnorDense),
-          "binary_weight": (lowbit.BinaryWeightConv, lowbit.BinaryWeightDense)}
+LAYERS = {"ternary": (low_bit.TernaryConv, low_bit.TernaryDense), "xnor": (low_bit.XnorConv, low_bit.XnorDense),
+          "binary_weight": (low_bit.BinaryWeightConv, low_bit.BinaryWeightDense)}
 # name, fields, fields with low bits, layers in floats, layers with low bits
 NETWORKS = {
     "resnet8": ("resnet8", {"width": 8}, ("conv",), {"stem_conv", "head"}, 6),
@@ -75,7 +75,7 @@ def test_ternary_values_and_gradients():
     limit = 0.05 * np.abs(kernel).max()
     above, below = kernel > limit, kernel < -limit
     assert 0 < (~above & ~below).sum() < above.sum()
-    ternary = functools.partial(lowbit.ternarized, threshold=0.05)
+    ternary = functools.partial(low_bit.ternarized, threshold=0.05)
     effective, pull = jax.vjp(ternary, kernel, jnp.float32(0.7), jnp.float32(1.3))
     np.testing.assert_array_equal(effective, np.where(above, np.float32(0.7), np.where(below, np.float32(-1.3), 0)))
     by_kernel, by_positive, by_negative = pull(dy)
@@ -90,8 +90,8 @@ def test_ternary_values_and_gradients():
     np.testing.assert_allclose(by_negative, (loss(0.7, 1.5) - loss(0.7, 0.5)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("layer,shape", [(lowbit.TernaryConv(6, 3), (2, 5, 5, 4)), (lowbit.TernaryDense(6), (3, 40)),
-                                         (lowbit.TernaryDense(6, threshold=0.5), (3, 40))], ids=str)
+@pytest.mark.parametrize("layer,shape", [(low_bit.TernaryConv(6, 3), (2, 5, 5, 4)), (low_bit.TernaryDense(6), (3, 40)),
+                                         (low_bit.TernaryDense(6, threshold=0.5), (3, 40))], ids=str)
 def test_ternary_layers_start_at_the_mean_beyond_their_threshold(layer, shape):
     (x,) = drawn(shape)
     y, variables = jit_once(layer.init_with_output)(jax.random.key(0), x)
@@ -113,9 +113,9 @@ def test_ternary_layers_start_at_the_mean_beyond_their_threshold(layer, shape):
 
 def test_zero_kernels_stay_finite():
     """As the last convolution of a branch starts in some networks."""
-    for layer in (lowbit.TernaryDense(3, kernel_init=nn.initializers.zeros_init()),
-                  lowbit.BinaryWeightDense(3, kernel_init=nn.initializers.zeros_init()),
-                  lowbit.XnorDense(3, kernel_init=nn.initializers.zeros_init())):
+    for layer in (low_bit.TernaryDense(3, kernel_init=nn.initializers.zeros_init()),
+                  low_bit.BinaryWeightDense(3, kernel_init=nn.initializers.zeros_init()),
+                  low_bit.XnorDense(3, kernel_init=nn.initializers.zeros_init())):
         variables = jit_once(layer.init)(jax.random.key(0), jnp.ones((2, 4)))
         output, gradient = jit_once(jax.value_and_grad(lambda v, layer=layer: layer.apply(v, jnp.ones((2, 4))).sum()))(
             variables)
@@ -123,8 +123,8 @@ def test_zero_kernels_stay_finite():
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("layer,shape", [(lowbit.BinaryWeightConv(6, 3), (3, 3, 4, 6)),
-                                         (lowbit.BinaryWeightDense(6), (40, 6))], ids=str)
+@pytest.mark.parametrize("layer,shape", [(low_bit.BinaryWeightConv(6, 3), (3, 3, 4, 6)),
+                                         (low_bit.BinaryWeightDense(6), (40, 6))], ids=str)
 def test_binary_values_and_gradients(layer, shape):
     """sign(w) alpha; the derivative by w through alpha is the true one, through the sign that of the identity."""
     kernel, dy = drawn(shape, shape)
@@ -145,7 +145,7 @@ def test_binary_values_and_gradients(layer, shape):
 def test_binary_kernels_are_their_own():
     for shape in ((3, 3, 4, 6), (7, 7, 1, 40), (1000, 30)):
         (kernel,) = drawn(shape)
-        effective = lowbit.BinaryWeightDense(shape[-1]).effective
+        effective = low_bit.BinaryWeightDense(shape[-1]).effective
         once = jax.jit(effective)(kernel)
         np.testing.assert_array_equal(jit_once(effective)(kernel), once)  # in every program
         np.testing.assert_array_equal(jax.jit(effective)(once), once)
@@ -165,7 +165,7 @@ def test_all_but_the_first_and_the_head(key, kind):
         assert sum(layer in LAYERS[kind] for layer in found.values()) == count == len(found) - len(floats)
     again = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     assert jax.tree.structure(again) == jax.tree.structure(variables)
-    assert ["/".join(path) for path in lowbit.layers(model, variables, IMAGES)] == [
+    assert ["/".join(path) for path in low_bit.layers(model, variables, IMAGES)] == [
         path for path in found if path not in floats]
 
 
@@ -190,7 +190,7 @@ def test_a_step_moves_every_kernel_and_what_is_stored_is_the_same_network(key, k
     moving = [name for name in before if name.split("/")[-1] in ("kernel", "positive", "negative")]
     assert all(np.isfinite(after[name]).all() and (after[name] != before[name]).any() for name in moving)
 
-    packed = lowbit.stored(model, trained, IMAGES)
+    packed = low_bit.stored(model, trained, IMAGES)
     few = traverse_util.flatten_dict(packed["params"], sep="/")
     for name in moving:
         if name.rsplit("/", 1)[0] in floats or not name.endswith("kernel"):
@@ -203,7 +203,7 @@ def test_a_step_moves_every_kernel_and_what_is_stored_is_the_same_network(key, k
     logits = run(trained, IMAGES)
     assert np.ptp(logits) > 0
     np.testing.assert_array_equal(run(packed, IMAGES), logits)
-    np.testing.assert_array_equal(lowbit.stored(model, packed, IMAGES)["params"][min(floats)]["kernel"],
+    np.testing.assert_array_equal(low_bit.stored(model, packed, IMAGES)["params"][min(floats)]["kernel"],
                                   after[f"{min(floats)}/kernel"])
 
 
@@ -219,13 +219,13 @@ def test_packed_networks_agree_with_float_ones(key):
 
 def test_names_mean_sites_and_classes_mean_every_layer():
     fields = {"width": 8, "stage_sizes": (1,)}
-    model = models.create("resnet8", **fields, conv=lowbit.XnorConv, dense=lowbit.TernaryDense)
+    model = models.create("resnet8", **fields, conv=low_bit.XnorConv, dense=low_bit.TernaryDense)
     variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
-    assert set(layers_of(model, variables).values()) == {lowbit.XnorConv, lowbit.TernaryDense}
+    assert set(layers_of(model, variables).values()) == {low_bit.XnorConv, low_bit.TernaryDense}
     # the first layer is the first whatever its class is
     model = models.create("lenet5", convs=(4,), hidden=(16,), image_size=32, conv="standardized", dense="xnor")
     variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
-    assert list(layers_of(model, variables).values()) == [StandardizedConv, lowbit.XnorDense, Dense]
+    assert list(layers_of(model, variables).values()) == [StandardizedConv, low_bit.XnorDense, Dense]
 
 
 def test_of_transformers_every_dense_layer():
@@ -268,7 +268,7 @@ def test_a_network_packed_beforehand_computes_the_same_as_one_packed_in_the_call
     model = models.create("preresnet20", width=4, conv="xnor", act="identity")
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
     variables = models.initialize(model, jax.random.key(0), images.shape)
-    packed = lowbit.packed(model, variables, images)
+    packed = low_bit.packed(model, variables, images)
     assert len(traverse_util.flatten_dict(packed["packed"])) == 18  # all but the stem and the head
     with lowering("packed"):
         once, again = (np.asarray(jax.jit(model.apply)(v, images)) for v in (variables, packed))

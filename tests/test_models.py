@@ -12,12 +12,12 @@ import pytest
 
 import models
 from models.errors import UserError
+from models.kernels.tracing import lowering
 from models.layers.conv import Conv, Dense
 from models.layers.endpoint import capture
 from models.layers.ingredients import Classifier
 from models.layers.init import jit_once
 from models.layers.norm import BatchNorm, ChannelNorm, GroupNorm, InstanceNorm, NoNorm
-from models.layers.tracing import lowering
 from tests.golden import drawn
 from tests.networks import ELSEWHERE, NO_GRADIENT, OWN_START, PARAMETERS, PERTURBED, SMALL, deep_in_full
 

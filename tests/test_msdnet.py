@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 import models
-from models.complexity import analyze
+from models.analysis.cost import analyze
 from models.compress import shrink
 from models.errors import UserError
+from models.layers.conditional import skipping
 from models.layers.conv import Conv, Dense
 from models.layers.endpoint import capture
-from models.layers.exit import confidence, costs
+from models.layers.exit_router import confidence, costs
 from models.layers.ingredients import CONVS
 from models.layers.init import jit_once
-from models.layers.skipping import skipping
 from models.weights.layouts import flatten
 from tests.golden import drawn
 from tests.networks import SMALL

@@ -18,7 +18,8 @@ from tests.test_data_transfer import thing
 from tests.test_loop import final, told
 from tests.test_step import Constant
 from tests.tiers import keep_first
-from train import evaluate, loop, ranking, summary, tasks
+from train import evaluate, loop, summary, tasks
+from train.tasks import average_precision
 
 PLAIN = {"params": {"shift": 0.0}}
 
@@ -87,15 +88,16 @@ def test_average_precision_is_sklearns(levels):
     for count in (1, 2, 7, 200):
         scores, labels = rng.integers(0, levels, count) / 7, (rng.random(count) < 0.3).astype(int)
         labels[rng.integers(count)] = 1
-        assert ranking.average_precision(scores, labels) == pytest.approx(average_precision_score(labels, scores))
+        wanted = average_precision_score(labels, scores)
+        assert average_precision.average_precision(scores, labels) == pytest.approx(wanted)
         order = rng.permutation(count)
-        for formula in (ranking.average_precision, ranking.average_precision_11):
+        for formula in (average_precision.average_precision, average_precision.average_precision_11):
             assert formula(scores[order], labels[order]) == formula(scores, labels)  # ties: the order decides nothing
 
 
 def test_eleven_points_by_hand():
     def points(ranked):
-        return ranking.average_precision_11(np.arange(len(ranked), 0, -1.0), np.array(ranked))
+        return average_precision.average_precision_11(np.arange(len(ranked), 0, -1.0), np.array(ranked))
 
     assert points([1, 1, 0]) == 1
     # Recall 1/2 at precision 1, recall 1 at 2/3: r = 0 to 0.5 have 1, the other five 2/3.
@@ -106,22 +108,23 @@ def test_eleven_points_by_hand():
     ranked = [1, 1, 1, 0, 0, 0] + [1] * 7
     after = 10 / 13  # precisions rise to the end: 4/7 … 10/13
     assert points(ranked) == pytest.approx((4 + 7 * after) / 11)
-    assert ranking.average_precision_11(np.zeros(4), np.array([1, 0, 0, 0])) == pytest.approx(1 / 4)  # all are tied
+    tied = average_precision.average_precision_11(np.zeros(4), np.array([1, 0, 0, 0]))
+    assert tied == pytest.approx(1 / 4)
 
 
 def test_what_is_not_counted_is_as_if_it_were_not_there():
     rng = np.random.default_rng(0)
     scores, labels = rng.random((50, 4)), rng.integers(-1, 2, (50, 4))
     labels[:, 2] = np.where(labels[:, 2] == 1, -1, labels[:, 2])  # no image has class 2
-    for formula in (ranking.average_precision, ranking.average_precision_11):
-        found = ranking.by_class(formula, scores, labels)
+    for formula in (average_precision.average_precision, average_precision.average_precision_11):
+        found = average_precision.by_class(formula, scores, labels)
         kept = [labels[:, c] >= 0 for c in range(4)]
         assert found == [formula(scores[k, c], labels[k, c]) for c, k in enumerate(kept)]
         assert found[2] is None
-        assert ranking.mean(found) == pytest.approx(np.mean([found[0], found[1], found[3]]))
-    assert ranking.mean([None]) is None
-    assert ranking.average_precision(np.zeros(2), np.array([-1, -1])) is None
-    assert ranking.average_precision(np.zeros(0), np.zeros(0, int)) is None
+        assert average_precision.mean(found) == pytest.approx(np.mean([found[0], found[1], found[3]]))
+    assert average_precision.mean([None]) is None
+    assert average_precision.average_precision(np.zeros(2), np.array([-1, -1])) is None
+    assert average_precision.average_precision(np.zeros(0), np.zeros(0, int)) is None
 
 
 # From end to end

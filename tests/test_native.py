@@ -1,4 +1,4 @@
-"""models/layers/native.py: where the library lies, when it is made, and that nothing breaks without a compiler."""
+"""models/kernels/native.py: where the library lies, when it is made, and that nothing breaks without a compiler."""
 
 import os
 import subprocess

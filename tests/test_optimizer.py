@@ -11,7 +11,7 @@ import pytest
 
 from models.errors import UserError
 from train import config as config_lib
-from train import optimizer
+from train.optim import build as optimizer
 
 PARAMS = {"stem": {"kernel": jnp.full((2,), 2.0), "bias": jnp.full((1,), 3.0)}, "head": {"kernel": jnp.full((2,), 4.0)}}
 TO_STEPS = functools.partial(config_lib.steps, batch_size=10, examples=100, total=100)

@@ -8,7 +8,7 @@ from models.errors import UserError
 from tests import tiny
 from tests.tiers import keep_first
 from train import loop
-from train.parallel import Parallel
+from train.devices.parallel import Parallel
 
 
 def trained(**changes):

@@ -14,7 +14,8 @@ import models
 from models import weights
 from models.errors import UserError
 from tests import tiny
-from train import loop, optimizer, pretrained
+from train import loop, pretrained
+from train.optim import build as optimizer
 
 
 @pytest.fixture(scope="module")

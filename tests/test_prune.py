@@ -18,7 +18,8 @@ from models.compress import shrink
 from models.errors import UserError
 from tests import tiny
 from tests.tiers import keep_first
-from train import finished, loop, pretrained, prune
+from train import loop, pretrained, restore
+from train.optim import pruning
 from train.parameters import parameter_names
 
 RNG = np.random.default_rng(0)
@@ -227,7 +228,7 @@ def run_wrapper(text, count=20, tx=None):
     params = {"a": {"kernel": jnp.asarray(RNG.normal(size=(4, 5)).astype(np.float32))},
               "b": {"kernel": jnp.asarray(RNG.normal(size=(8, 5)).astype(np.float32)), "bias": jnp.ones(5)}}
     gradient = jax.tree.map(lambda x: 0.1 * jnp.ones_like(x), params)
-    tx = prune.wrap(tx or optax.sgd(0.1, 0.9), prune.plan(text, steps, count))
+    tx = pruning.wrap(tx or optax.sgd(0.1, 0.9), pruning.plan(text, steps, count))
     state, found = tx.init(params), []
     update = jax.jit(tx.update)
     for _ in range(count):
@@ -256,7 +257,7 @@ def test_masks_come_on_schedule_and_weights_stay_0(score, tx):
 def test_what_stays_is_moved_by_the_optimizer_alone():
     _, whole = run_wrapper("magnitude(0.0)")
     params = {"a": jnp.arange(1.0, 9.0)}
-    tx = prune.wrap(optax.adam(0.1), prune.plan("magnitude(0.5, what='.*')", steps, 10))
+    tx = pruning.wrap(optax.adam(0.1), pruning.plan("magnitude(0.5, what='.*')", steps, 10))
     plain = optax.adam(0.1)
     state, plain_state, ours, theirs = tx.init(params), plain.init(params), params, params
     for _ in range(5):
@@ -327,7 +328,7 @@ def test_a_network_without_filters_equals_its_smaller_one_after_any_step():
         if done not in (3, 7, 9):
             continue
         found = run.parallel.fetch(state)
-        variables, masks = found.evaluation_variables(), prune.masks_of(found.opt_state)
+        variables, masks = found.evaluation_variables(), pruning.masks_of(found.opt_state)
         model, fewer = shrink.shrink(run.task.model, variables, masks, run.feed.inputs)
         images = jnp.asarray(RNG.normal(size=(4, *run.feed.inputs[1:])), jnp.float32)
         wanted, ours = run.task.model.apply(variables, images), model.apply(fewer, images)
@@ -394,7 +395,7 @@ def test_sensitivity_of_each_layer_is_that_of_the_network_without_its_smallest_w
     loop.train(config, tmp_path / "run")
     found = json.loads((tmp_path / "run" / "sensitivity.json").read_text())
     assert (tmp_path / "run" / "sensitivity.png").stat().st_size > 1000
-    run, state = finished.load(tmp_path / "run")
+    run, state = restore.load(tmp_path / "run")
     assert set(found["layers"]) == {name for name in parameter_names(state.params) if name.endswith("kernel")}
     curve = found["layers"]["stem_conv/kernel"]
     assert curve["accuracy"][0] == found["whole"] > 0.2
@@ -418,4 +419,4 @@ def test_the_file_that_pruning_goes_by_belongs_to_the_run(tmp_path):
     with pytest.raises(UserError, match="file of optimizer.prune"):
         loop.train(config, tmp_path / "run")
     path.unlink()
-    assert prune.masks_of(finished.load(tmp_path / "run")[1].opt_state)  # to export it, the file is not needed
+    assert pruning.masks_of(restore.load(tmp_path / "run")[1].opt_state)  # to export it, the file is not needed

@@ -13,11 +13,11 @@ from configs import transfer
 from experiments import explain
 from models.errors import UserError
 from tests import hostile_pictures, tiny
-from train import finished, loop, predict
-from train.data.source import load
+from train import loop, predict, restore
+from train.data.feed import Changed
+from train.data.load import load
 from train.export import loaded, verify, write
 from train.export import network as networks
-from train.feed import Changed
 
 CLASSES = ("bird", "cat", "dog")
 
@@ -112,7 +112,7 @@ def test_predictions_are_by_the_names_of_the_training(copy, change):
 def test_a_test_set_that_changed_is_said_where_it_is_used(copy, change, tmp_path):
     run, data, _ = copy
     change(data)
-    reopened, state = finished.load(run)
+    reopened, state = restore.load(run)
     for use in (lambda: reopened.evaluate(reopened.parallel.place(state)),
                 lambda: write.export(reopened, networks.network(reopened, state), "safetensors", tmp_path / "out", {}),
                 lambda: reopened.feed.split("test")):
@@ -133,7 +133,7 @@ def test_a_run_does_not_go_on_with_other_data(copy, change):
 def test_weights_are_exported_without_a_data_set(copy, tmp_path):
     run, data, cat = copy
     shutil.rmtree(data)
-    reopened, state = finished.load(run)
+    reopened, state = restore.load(run)
     card = write.export(reopened, networks.network(reopened, state), "safetensors", tmp_path / "out", {})
     assert card["verified"]["of"] == "random pixels" and card["verified"]["metrics"] == {}
     assert card["verified"]["images"] == verify.RANDOM and says(tmp_path / "out", cat) == "cat"
@@ -183,7 +183,7 @@ def test_a_folder_and_a_bad_file_are_predicted(copy, tmp_path):
 def test_every_way_to_a_prediction_sees_the_same_pixels(trained, tmp_path):
     """The training set, predict, explain, probe and exported networks, for one picture in every encoding."""
     run, _ = trained
-    reopened, state = finished.load(run)
+    reopened, state = restore.load(run)
     write.export(reopened, networks.network(reopened, state), "safetensors", tmp_path / "out", {}, images=4)
     opened = [loaded.load(run), loaded.load(tmp_path / "out")]
     encodings = {**hostile_pictures.ENCODINGS, **hostile_pictures.TRANSPARENT}
@@ -211,5 +211,5 @@ def test_the_record_says_what_a_new_run_needs_to_know(trained):
 
 def test_runs_that_recorded_less_read_the_data_set_and_say_so(trained, capsys):
     run, _ = trained
-    assert finished.recorded(run, {"data": {"training images": 30}}) is None
+    assert restore.recorded(run, {"data": {"training images": 30}}) is None
     assert "of an earlier version" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""models.runtime: what it sets, what it leaves alone, and the switch; each in a process of its own."""
+"""models.kernels.runtime: what it sets, what it leaves alone, and the switch; each in a process of its own."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models import runtime
+from models.kernels import runtime
 
 OPTION = "xla_cpu_experimental_ynn_fusion_type"
 ROOT = Path(__file__).parents[1]
@@ -23,7 +23,7 @@ def _run(code: str, **env: str) -> str:
 # loaded by path: models/__init__ imports JAX, and this is about the module alone
 LOAD = """
 import importlib.util, os, sys
-spec = importlib.util.spec_from_file_location("runtime", "models/runtime.py")
+spec = importlib.util.spec_from_file_location("runtime", "models/kernels/runtime.py")
 runtime = importlib.util.module_from_spec(spec); spec.loader.exec_module(runtime)
 """
 FLAGS = LOAD + "runtime.tune(); print(os.environ.get('XLA_FLAGS', '-'), 'jax' in sys.modules)"

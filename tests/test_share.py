@@ -11,7 +11,8 @@ import pytest
 from models.compress import codebook
 from models.errors import UserError
 from tests import tiny
-from train import loop, pretrained, share
+from train import loop, pretrained
+from train.optim import weight_sharing
 
 RNG = np.random.default_rng(0)
 
@@ -29,7 +30,7 @@ def values(weights):
 
 def test_snapped_weights_are_those_of_the_codebook():
     drawn = params()
-    plan = share.plan("linear(conv=3, dense=2)")
+    plan = weight_sharing.plan("linear(conv=3, dense=2)")
     snapped = plan.snap(drawn)
     np.testing.assert_array_equal(snapped["conv"]["kernel"], codebook.share(drawn["conv"]["kernel"], 3).weights())
     assert len(values(snapped["conv"]["kernel"])) == 8 and len(values(snapped["head"]["kernel"])) == 4
@@ -39,14 +40,14 @@ def test_snapped_weights_are_those_of_the_codebook():
 @pytest.mark.parametrize("tx", [optax.sgd(0.01, 0.9), optax.adam(0.01)], ids=["sgd", "adam"])
 def test_the_values_are_trained_as_if_they_were_the_parameters(tx):
     """Of loss(codebook[index]), by the same optimizer on the codebook itself."""
-    plan = share.plan("linear(conv=3, dense=3)")
+    plan = weight_sharing.plan("linear(conv=3, dense=3)")
     start = plan.snap(params())
     target = jax.tree.map(lambda x: jnp.asarray(RNG.normal(size=x.shape), jnp.float32), start)
 
     def loss(tree):
         return sum(jnp.square(a - b).sum() for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(target), strict=True))
 
-    wrapped = share.wrap(tx, plan)
+    wrapped = weight_sharing.wrap(tx, plan)
     ours, state = start, wrapped.init(start)
     books = {name: jnp.asarray(values(layer["kernel"])) for name, layer in start.items()}
     index = {name: np.searchsorted(books[name], layer["kernel"]) for name, layer in start.items()}

@@ -11,7 +11,7 @@ import pytest
 from flax import traverse_util
 
 import models
-from models.complexity import analyze
+from models.analysis.cost import analyze
 from models.compress import shrink
 from models.compress.shrink import Coupling
 from models.errors import UserError

@@ -10,8 +10,10 @@ import pytest
 from matplotlib.figure import Figure
 
 import models
-from experiments import initialization, measures, study, trials
-from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes
+from experiments import study
+from experiments.studies import measures
+from experiments.studies.initialization import study as initialization
+from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes, trials
 from tests import tiny
 from train import loop
 

@@ -1,4 +1,5 @@
-"""experiments/cost.py and experiments/attention.py: their trials, verdicts, tables and pictures, on made outcomes."""
+"""experiments/studies/cost/study.py and experiments/studies/attention/study.py: their trials, verdicts, tables and
+pictures, on made outcomes."""
 
 import jax
 import numpy as np
@@ -6,8 +7,12 @@ import pytest
 from matplotlib.figure import Figure
 
 import models
-from experiments import attention, cost, networks, study, trials
-from experiments.cost_networks import EQUAL
+from experiments import study
+from experiments.studies import networks
+from experiments.studies.attention import study as attention
+from experiments.studies.cost import study as cost
+from experiments.studies.cost.networks import EQUAL
+from experiments.study import trials
 
 STUDIES = {"cost": cost, "attention": attention}
 

@@ -1,4 +1,5 @@
-"""train/data/text.py, grammar.py, train/text_feed.py: reading, vocabulary, batches of one length, every pair once."""
+"""train/data/sources/text.py, grammar.py, train/data/text_feed.py: reading, vocabulary, batches of one length,
+every pair once."""
 
 import gzip
 from collections import Counter
@@ -9,9 +10,9 @@ import pytest
 from models.errors import UserError
 from tests.sentences import PAIRS, config, write
 from train import loop
-from train.data import grammar, text
-from train.parallel import Parallel
-from train.text_feed import TextFeed
+from train.data.sources import grammar, text
+from train.data.text_feed import TextFeed
+from train.devices.parallel import Parallel
 
 
 def feed(batch_size=8, eval_batch_size=8, shard=(0, 1), **changes):

@@ -12,8 +12,9 @@ from PIL import Image
 
 import models
 from configs import transfer as config
-from experiments import study, transfer_measures, trials
-from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes
+from experiments import study
+from experiments.studies.transfer import measures as transfer_measures
+from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes, trials
 from tests import tfds_sample, tiny
 from tests.test_data_transfer import caltech101, caltech_birds2011, cars196, picture, thing
 from tests.tiers import keep_first
@@ -124,12 +125,12 @@ def test_another_network_than_the_run_says(source, tmp_path):
 def test_every_stage_of_a_family_has_its_group(name, stages):
     import jax
 
-    from train.optimizer import _assign, parameter_names
+    from train.optim.build import assign, parameter_names
 
     c = config.get_config(f"model={name},to=caltech101,freeze=1,decay=0.5")
     model = models.create(name)
     names = parameter_names(jax.eval_shape(model.init, jax.random.key(0), *model.example())["params"])
-    factors, _ = _assign(names, c.optimizer.groups, lambda text: 0)  # says where an expression matches nothing
+    factors, _ = assign(names, c.optimizer.groups, lambda text: 0)  # says where an expression matches nothing
     for path, factor in factors.items():
         if path.startswith(("stem", "stage1/", "transition1/")):
             assert factor == 0, path

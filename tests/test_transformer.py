@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import models
-from models.complexity import analyze
+from models.analysis.cost import analyze
 from models.errors import UserError
 from models.layers.conv import Dense
 from models.layers.endpoint import capture

@@ -12,7 +12,7 @@ import sacrebleu
 from ml_collections import ConfigDict
 
 import models
-from models.decode import beam_search
+from models.decoding import beam_search
 from models.errors import UserError
 from models.layers.attention import attention_weights
 from models.layers.endpoint import capture

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import rich.console
 
-from experiments import run, trials
-from experiments.study import Trial
-from models import own
+from experiments import run
+from experiments.study import Trial, trials
+from models import plugins
 from models.errors import UserError
 from tests import tiny
 from tests.tiers import keep_first
@@ -90,7 +90,7 @@ def test_finished_trials_are_read_and_equal_ones_run_once(tmp_path):
 @pytest.mark.full
 def test_one_process_and_two_agree(tmp_path):
     (tmp_path / "mine.py").write_text(inspect.getsource(size))  # which the processes have to find
-    planned = [trial(seed, (own.module(str(tmp_path / "mine.py")).size,)) for seed in range(3)]
+    planned = [trial(seed, (plugins.module(str(tmp_path / "mine.py")).size,)) for seed in range(3)]
     alone, _ = run_all(planned, tmp_path / "one")
     together, output = run_all(planned, tmp_path / "two", jobs=2)
     assert "3/3" in output

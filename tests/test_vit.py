@@ -8,7 +8,7 @@ import pytest
 
 import models
 from models import weights
-from models.complexity import analyze
+from models.analysis.cost import analyze
 from models.errors import UserError
 from models.layers.attention import attend
 from models.layers.conv import Conv

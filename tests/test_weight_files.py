@@ -19,7 +19,9 @@ from models.weights import foreign, read, write
 from models.weights.__main__ import main
 from tests.fuzz.build import TORCH, A, B, archive, edited, npy, refused, saved
 from tests.fuzz.mutate import mutants
-from train.data.source import MOST_CLASSES, ArraySource, Options, load
+from train.data.load import load
+from train.data.source import Options
+from train.data.sources.arrays import MOST_CLASSES, ArraySource
 
 # The boundary
 

@@ -9,7 +9,7 @@ import pytest
 import models
 from models import weights
 from models.errors import UserError
-from models.layers.tracing import lowering
+from models.kernels.tracing import lowering
 from models.weights import Mismatch, foreign, from_arrays, read, to_arrays, unwrap, write
 from models.weights.__main__ import main
 from models.weights.layouts import flatten

@@ -1,4 +1,4 @@
-"""models/compress/xnor.py: values and gradients against NumPy, and packed bits against floats, bit for bit."""
+"""models/layers/xnor.py: values and gradients against NumPy, and packed bits against floats, bit for bit."""
 
 import itertools
 
@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.compress import xnor
-from models.compress.lowbit import XnorConv, XnorDense
-from models.layers import native
+from models.kernels import native
+from models.kernels.tracing import lowering
+from models.layers import xnor
 from models.layers.init import jit_once
-from models.layers.tracing import lowering
+from models.layers.low_bit import XnorConv, XnorDense
 from tests.tiers import keep_first
 
 # x shape, kernel size, features, strides, padding, dilation

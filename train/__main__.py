@@ -36,10 +36,10 @@ def main() -> int:
     config = CONFIG()
     if not WORKDIR.value and not DRY_RUN.value:
         raise UserError("--workdir is missing, e.g. --workdir=runs/digits")
-    from train import distributed  # JAX is imported only when the flags are known to be right
+    from train.devices import multihost  # JAX is imported only when the flags are known to be right
 
-    distributed.join(DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value, JOIN_SECONDS.value)
-    with distributed.together():
+    multihost.join(DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value, JOIN_SECONDS.value)
+    with multihost.together():
         import jax
 
         from train import loop, summary  # JAX has been told of the other processes

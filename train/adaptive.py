@@ -11,11 +11,12 @@ import numpy as np
 import rich.table
 from absl import flags
 
-from models import budget, command
-from models.complexity import short
+from models import command
+from models.analysis import exit_policy
+from models.analysis.cost import short
 from models.errors import UserError
 from models.gated import gates
-from models.layers.exit import confidence
+from models.layers.exit_router import confidence
 from train import cli
 from train.evaluate import predictions
 from train.files import write_json
@@ -122,8 +123,8 @@ def budgeted(test: Mapping[str, np.ndarray], fitted: Mapping[str, np.ndarray], c
     Returns:
       {"budget", "accuracy", "mult_adds" on average, "thresholds", "left": share of the images at each exit}.
     """
-    limits = budget.thresholds(fitted["confidence"], budget.shares(allowed, costs))
-    left = budget.leave(test["confidence"], limits)
+    limits = exit_policy.thresholds(fitted["confidence"], exit_policy.shares(allowed, costs))
+    left = exit_policy.leave(test["confidence"], limits)
     return {"budget": allowed, "accuracy": float(test["right"][np.arange(len(left)), left].mean()),
             "mult_adds": float(np.asarray(costs)[left].mean()), "thresholds": limits.tolist(),
             "left": (np.bincount(left, minlength=len(costs)) / len(left)).tolist()}
@@ -147,7 +148,7 @@ def extremes(run: Any, state: Any, count: int, found: Mapping[str, Any] | None =
     and right about, and those that only the last is right about, as in Huang 2018.
 
     Args:
-      run, state: of `train.finished.load`.
+      run, state: of `train.restore.load`.
       count: see above.
       found: of `tested`, where it is there already.
     """
@@ -182,7 +183,7 @@ def measure(run: Any, state: Any, budgets: Sequence[float] = (), everyone: bool 
     """Ways to use the network of a finished run, on its test set: [{"way", "accuracy", "mult_adds" on average, ...}].
 
     Args:
-      run, state: of `train.finished.load`.
+      run, state: of `train.restore.load`.
       budgets: in mult-adds, of networks with exits.
       everyone: whether budgets are those of every image, instead of the average one.
       validation: see `held_out`.
@@ -203,7 +204,7 @@ def measure(run: Any, state: Any, budgets: Sequence[float] = (), everyone: bool 
         return rows
     costs = exit_costs(run.task.model, run.feed.image_shape)
     for allowed in budgets:
-        budget.anytime(allowed, costs)  # refuses what is too small before anything is computed
+        exit_policy.anytime(allowed, costs)  # refuses what is too small before anything is computed
     test = exits(run, state, run.feed.test_batches())
     each = [{"way": f"exit {k + 1}", "accuracy": float(test["right"][:, k].mean()), "mult_adds": float(cost)}
             for k, cost in enumerate(costs)]
@@ -211,7 +212,7 @@ def measure(run: Any, state: Any, budgets: Sequence[float] = (), everyone: bool 
         raise UserError("--validation is for budgets of the average image, whose thresholds are fitted on it, not for "
                         "--anytime")
     if everyone:
-        return [{**each[budget.anytime(allowed, costs)], "budget": allowed} for allowed in budgets] or each
+        return [{**each[exit_policy.anytime(allowed, costs)], "budget": allowed} for allowed in budgets] or each
     try:
         fitted = exits(run, state, held_out(run, validation))
     except UserError as error:
@@ -225,7 +226,7 @@ def measure(run: Any, state: Any, budgets: Sequence[float] = (), everyone: bool 
 def draw(run: Any, state: Any, folder: Path) -> None:
     """Pictures: classes.png, for how much of each class each block is computed, or how many of it each exit is right
     about; images.png, easy and hard ones."""
-    from train import figures
+    from train.plots import figures
 
     found, classes = tested(run, state), run.feed.classes
     what, values = ("block", found["computed"]) if kind(run) == "blocks" else ("exit", found["right"])
@@ -267,9 +268,9 @@ def main() -> None:
         raise UserError(f"--budget={','.join(BUDGET.value)}: want mult-adds, e.g. 25e6 or 25e6,50e6") from None
     import jax
 
-    from train import finished, summary  # not for --help: with them comes Orbax
+    from train import restore, summary  # not for --help: with them comes Orbax
 
-    run, state = finished.load(WORKDIR.value, CHECKPOINT.value)
+    run, state = restore.load(WORKDIR.value, CHECKPOINT.value)
     rows = measure(run, state, budgets, ANYTIME.value, VALIDATION.value)
     costs = exit_costs(run.task.model, run.feed.image_shape) if kind(run) == "exits" else None
     whole = costs[-1] if costs else round(rows[0]["mult_adds"])

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from train import ranking
+from train.tasks import average_precision
 
 
 def add(total: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def evaluate(call: Callable, state: Any, calls: Iterable[Any], expected: Callabl
     assert counted == expected(), f"evaluation counted {counted} examples of {expected()}"
     results = ratios(total)
     if "accuracy_by_class" in results:
-        results["mean_class_accuracy"] = ranking.mean(results["accuracy_by_class"])
+        results["mean_class_accuracy"] = average_precision.mean(results["accuracy_by_class"])
     return results
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from models.compress.prune import sparsity
 from models.errors import UserError
-from train import calls, evaluate, prune, ranking, sensitivity, workdir
+from train import evaluate, workdir
+from train import spec as calls
 from train.files import write_atomically, write_json
+from train.optim import pruning, sensitivity
 from train.recalibrate import recalibrate_batch_norm
-from train.tasks import translate
+from train.tasks import average_precision, translate
 
 
 class Hook:
@@ -82,7 +84,8 @@ class Figures(Hook):
     attention.png (what the decoder looks at, for the first test sentences) for translation."""
 
     def finished(self, run, state, folder):
-        from train import figures  # Matplotlib is needed at the end alone, and the first step should not wait for it
+        # Matplotlib is needed at the end alone, and the first step should not wait for it
+        from train.plots import figures
 
         feed = run.feed
         with picture(folder / "curves.png"):
@@ -96,7 +99,7 @@ class Figures(Hook):
                 self._mistakes(run, state, folder)
 
     def _mistakes(self, run, state, folder):
-        from train import figures
+        from train.plots import figures
 
         feed = run.feed
         logits, labels, index = evaluate.predictions(
@@ -151,19 +154,19 @@ class AveragePrecision(Hook):
         scores, labels, _ = evaluate.predictions(
             run.task.predict, state.evaluation_variables(), run.feed.prepare_evaluation,
             run.feed.test_batches())
-        return {**ranking.measure(scores, labels),
-                "average_precision_by_class": ranking.by_class(ranking.average_precision, scores, labels)}
+        by_class = average_precision.by_class(average_precision.average_precision, scores, labels)
+        return {**average_precision.measure(scores, labels), "average_precision_by_class": by_class}
 
 
 class Sparsity(Hook):
     """What optimizer.prune has cut: "sparsity", the share of zeros of what may go, and "sparsity_by_layer"."""
 
     def check(self, run):
-        if not prune.masks_of(run.state.opt_state):
+        if not pruning.masks_of(run.state.opt_state):
             raise UserError("hooks: sparsity is for runs with optimizer.prune")
 
     def measure(self, run, state):
-        found = sparsity(prune.masks_of(state.opt_state))
+        found = sparsity(pruning.masks_of(state.opt_state))
         return {"sparsity": found.pop("all"), "sparsity_by_layer": found}
 
 
@@ -189,7 +192,7 @@ class Sensitivity(Hook):
         return {}
 
     def finished(self, run, state, folder):
-        from train import figures
+        from train.plots import figures
 
         write_json(folder / "sensitivity.json", self._found)
         with picture(folder / "sensitivity.png"):

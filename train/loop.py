@@ -14,21 +14,27 @@ import numpy as np
 import rich.console
 
 import models
-from models.compress import lowbit
 from models.errors import UserError, choice_error
-from train import checkpoint, distributed, evaluate, hooks, metrics, optimizer, prune, share, start, step, tasks
+from models.layers import low_bit
+from train import checkpoint, evaluate, hooks, step, tasks
 from train import config as config_lib
-from train import lookahead as lookahead_lib
+from train import initial_weights as start
+from train import recorder as metrics
 from train import state as state_lib
 from train import summary as summary_lib
 from train import workdir as workdir_lib
-from train.data import text
-from train.feed import Feed
+from train.data.feed import Feed
+from train.data.sources import text
+from train.data.text_feed import TextFeed
+from train.devices import multihost
+from train.devices.parallel import Parallel
 from train.files import expanded, read_json, write_json
 from train.interruption import Interruption
 from train.lock import Lock
-from train.parallel import Parallel
-from train.text_feed import TextFeed
+from train.optim import build as optimizer
+from train.optim import lookahead as lookahead_lib
+from train.optim import pruning as prune
+from train.optim import weight_sharing
 
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # of the computation; parameters and statistics are float32
 
@@ -114,12 +120,12 @@ def setup(config: Mapping[str, Any], recorded: Mapping[str, Any] | None = None, 
     task = tasks.create(reader.task, model, len(feed.classes), feed.unit, feed.label_shape, reader.data.source,
                         to_steps)
     pruning = prune.plan(reader.optimizer.prune, to_steps, total)
-    sharing = share.plan(reader.optimizer.share)
+    sharing = weight_sharing.plan(reader.optimizer.share)
     with parallel.drawing():
         variables, task_state, digest = start.variables(
             reader, model, task, feed, per_device // reader.accumulate, sharing if fresh else None)
     zeros = sharing or (pruning and pruning.structure != "filters")
-    if zeros and (kernels := lowbit.binary(model, variables, *models.abstract(feed.inputs))):
+    if zeros and (kernels := low_bit.binary(model, variables, *models.abstract(feed.inputs))):
         raise UserError(f"optimizer.prune and share are not for binary layers, where 0 counts as 1: {kernels[0]}; "
                         "structure=filters is")
     coupled = functools.partial(prune.vectors, model, variables, feed.inputs)
@@ -189,8 +195,8 @@ def _train(config: Mapping[str, Any], folder: Path, console: rich.console.Consol
             lock.acquire()
         return None, ()
 
-    distributed.from_primary(early, ())
-    distributed.check_same("config", workdir_lib.plain(config))
+    multihost.from_primary(early, ())
+    multihost.check_same("config", workdir_lib.plain(config))
     run = setup(config)
     parallel, feed, total = run.parallel, run.feed, run.total
     for note in feed.notes:
@@ -201,7 +207,7 @@ def _train(config: Mapping[str, Any], folder: Path, console: rich.console.Consol
         record["arrays of init_from"] = run.start
     if run.pruning and run.pruning.file:
         record["file of optimizer.prune"] = hashlib.sha256(expanded(run.pruning.file).read_bytes()).hexdigest()[:16]
-    distributed.check_same("data or start of the run", record)
+    multihost.check_same("data or start of the run", record)
     saved = None
 
     def found():
@@ -212,7 +218,7 @@ def _train(config: Mapping[str, Any], folder: Path, console: rich.console.Consol
             checkpoint.Checkpoints(folder / "checkpoints", run.keep, run.task.headline)))
         return _found(run, saved, folder, record, console)
 
-    (about, finished), state = distributed.from_primary(found, run.state)
+    (about, finished), state = multihost.from_primary(found, run.state)
     if finished:
         console.print(f"{folder} is finished; its summary stands", soft_wrap=True, markup=False)
         return finished

@@ -67,7 +67,7 @@ def named(paths: Sequence[str]) -> list[str]:
     Raises:
       UserError: a folder without images.
     """
-    from train.data.folder import images_in
+    from train.data.sources.folder import images_in
 
     names = []
     for path in map(os.path.expanduser, paths):
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
         command.console().print(table(rows))
     readable = [row for row in rows if "error" not in row]
     if OUT.value and readable:
-        from train import figures
+        from train.plots import figures
 
         figures.predictions([(row["pixels"], Path(row["file"]).name, row["classes"]) for row in readable], OUT.value)
     if len(readable) < len(rows):

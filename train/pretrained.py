@@ -10,9 +10,11 @@ import flax.linen as nn
 import numpy as np
 
 from models import weights
-from models.compress import file, lowbit
+from models.compress import file
 from models.errors import UserError
-from train import card, checkpoint, workdir
+from models.layers import low_bit
+from train import checkpoint, workdir
+from train.export import card
 from train.files import expanded
 
 SHOWN = 5  # arrays that do not fit, in an error
@@ -112,7 +114,7 @@ def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collect
       UserError: the arrays are of another network; some of those that are missing (-), unexpected (+) or of another
         shape (!) are named. Or `new` names no part of the network.
     """
-    arrays = lowbit.with_scales(pretrained.arrays, weights.flatten(variables))
+    arrays = low_bit.with_scales(pretrained.arrays, weights.flatten(variables))
     try:
         return weights.from_arrays(model, arrays, "ablate", new=new, drawn=variables)
     except weights.Mismatch as error:

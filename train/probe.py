@@ -24,8 +24,9 @@ def main() -> None:
     """Extracts, classifies, prints, writes."""
     import jax
 
-    from train import classifiers, features, loop, summary, workdir
+    from train import loop, summary, workdir
     from train.files import write_json
+    from train.probing import classifiers, features
 
     kinds, console = classifiers.names(KINDS.value), command.console()
     run = loop.setup(CONFIG())

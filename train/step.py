@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from train.fsdp import AXIS, LocalShards, Shards
+from train.devices.fsdp import AXIS, LocalShards, Shards
 from train.state import TrainState
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight), summed over examples and devices
@@ -85,7 +85,7 @@ def update(
       learning_rate: by step, for the record only.
       ema_decay: of the averaged variables; 0 where there are none.
       ema_warmup: whether the decay grows to that, min(ema_decay, (1 + t) / (10 + t)) at the end of step t.
-      lookahead: averages them in its own way instead, and sets what is trained back to them (train/lookahead.py).
+      lookahead: averages them in its own way instead, and sets what is trained back to them (train/optim/lookahead.py).
     Returns:
       The next state, and the metrics with the gradient's norm and the learning rate.
     """

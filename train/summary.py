@@ -12,7 +12,8 @@ from typing import Any
 import rich.table
 
 import models
-from models import complexity, runtime
+from models.analysis.cost import analyze
+from models.kernels import runtime
 from train import config as config_lib
 
 # What every finished run says of itself; metrics of its task come in addition.
@@ -85,7 +86,7 @@ def create(run: Any, results: Mapping[str, Any], *, seconds: float, recorder: An
       recorder: knows the speed.
       started: when the process started.
     """
-    cost, unit = complexity.analyze(run.task.model, run.feed.inputs), run.feed.unit
+    cost, unit = analyze(run.task.model, run.feed.inputs), run.feed.unit
     speed, first = recorder.examples_per_second, recorder.first_step
     count = run.feed.test_count()
     return {
@@ -160,7 +161,7 @@ def describe(config: Mapping[str, Any], setup: Callable[[Mapping[str, Any]], Any
     """
     from train import workdir as workdir_lib  # needs Orbax, which the benchmark's bare steps do not
     from train.data.source import Options  # no run needs TFDS for its summary
-    from train.data.tfds_source import NotPrepared, described
+    from train.data.sources.tfds import NotPrepared, described
 
     try:
         run = setup(config)
@@ -175,7 +176,7 @@ def describe(config: Mapping[str, Any], setup: Callable[[Mapping[str, Any]], Any
         fields = {name: value for name, value in config["model"].items() if name != "name"}
         model = models.create(config["model"]["name"], **{
             "num_classes": classes, "image_size": image_shape[0], **fields})
-    console.print(complexity.analyze(model, inputs).table())
+    console.print(analyze(model, inputs).table())
     console.print("config:")
     for line in config_lib.lines(workdir_lib.plain(config)):
         console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)

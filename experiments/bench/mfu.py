@@ -1,6 +1,6 @@
 """Model flops utilization: how much of what a device can do at best a step makes use of.
 
-    model flops of a forward pass    2 x mult-adds of `models.complexity` x images
+    model flops of a forward pass    2 x mult-adds of `models.analysis.cost` x images
     of a training step               3 times that: the backward pass computes two products for each of the forward's
     ceiling                          the fastest square matrix product measured in the same run, in its precision, by
                                      ours or by PyTorch, whichever is faster
@@ -15,7 +15,7 @@ from typing import Any
 
 import models
 from experiments.bench.workers import Call, Settings, Spec, interleaved
-from models import complexity
+from models.analysis import cost
 
 SIZES = {True: (2048, 4096, 8192, 16384), False: (512, 1024, 2048)}  # of the matrices, by whether on an accelerator
 PASSES = {"step": 3, "forward": 1}  # forward passes that a call is worth
@@ -24,7 +24,7 @@ PASSES = {"step": 3, "forward": 1}  # forward passes that a call is worth
 @functools.cache
 def mult_adds(name: str, size: int) -> int:
     """Of one image's forward pass."""
-    return complexity.analyze(models.create(name, image_size=size), (1, size, size, 3)).mult_adds
+    return cost.analyze(models.create(name, image_size=size), (1, size, size, 3)).mult_adds
 
 
 def model_flops(what: str, mult_adds: int, images: int) -> float:

@@ -12,9 +12,9 @@ import numpy as np
 import models
 from experiments.bench import mfu
 from experiments.bench.workers import Call, Settings, Spec, interleaved, one
-from models import runtime
 from models.errors import UserError
-from models.weights import peers
+from models.kernels import runtime
+from models.weights import torch_names
 
 
 class Network(NamedTuple):
@@ -59,7 +59,7 @@ def on_both_sides(name: str, size: int) -> dict[str, Any]:
     case = {"model": name, "size": size, "fields": fields}
     if name == "resnet20":
         return case
-    _, theirs, arguments = peers.constructor(name, models.create(name, image_size=size), "timm")
+    _, theirs, arguments = torch_names.constructor(name, models.create(name, image_size=size), "timm")
     return {**case, "timm": {"model_name": theirs, **arguments, **{_NOISE[field]: rate for field, rate in
                                                                    fields.items()}}}
 

@@ -14,7 +14,7 @@ import optax
 
 import models
 from experiments.bench.serve import WARM, Served, after_warm_up, work
-from models.layers.tracing import lowering
+from models.kernels.tracing import lowering
 
 # What trains and reads data is imported where it is used: bare steps need neither grain nor Orbax, which a machine that
 # is lent for an hour may not have.
@@ -142,7 +142,8 @@ def loop_steps(case: dict) -> Served:
     import rich.console
 
     from train import config as config_lib
-    from train import loop, metrics
+    from train import loop
+    from train import recorder as metrics
 
     config = config_lib.load("configs/cifar10.py")
     if case["model"] != config.model.name:
@@ -174,15 +175,15 @@ def loop_steps(case: dict) -> Served:
 
 def data(case: dict) -> Served:
     """A folder of JPEGs: decode, random-resized crop, batch, by the streaming pipeline; from the tenth batch on."""
-    from train.data import order, source, stream
+    from train.data import load, shuffle, source, stream
 
     options = source.Options(source=f"folder:{case['folder']}", image_size=case["size"], crop="random_resized",
                              exif="ignore")  # as the peers
-    images = source.load(options, "train")
+    images = load.load(options, "train")
 
     def one_pass():
         batches = stream.stream(
-            images, order.Order(len(images), 0), case["batch"], 0, WARM + case["batches"], case["workers"])
+            images, shuffle.Order(len(images), 0), case["batch"], 0, WARM + case["batches"], case["workers"])
         return after_warm_up(batches)
 
     one_pass()

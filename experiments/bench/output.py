@@ -9,9 +9,9 @@ from matplotlib.ticker import EngFormatter
 
 from experiments.bench import targets
 from experiments.study import markdown_table
-from models.chart import save
+from models.analysis.chart import save
 from train.files import read_json, write_atomically, write_json
-from train.palette import BLUE, GRAY
+from train.plots.palette import BLUE, GRAY
 
 _ROWS = {"type": "array", "items": {"type": "object"}}
 SCHEMA = {"type": "object", "properties": {"rows": _ROWS, "profiles": _ROWS}}

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.bench.networks import compiled_name, made_images
 from experiments.bench.workers import ROOT, Call, Settings, Spec, interleaved
-from models import runtime
+from models.kernels import runtime
 
 SAMPLE = "imagenet_sample"  # a TFDS set of JPEGs at their original sizes
 CIFAR = 50_000  # images of an epoch
@@ -40,7 +40,7 @@ def jpegs(folder: Path, tfds_folder: str | None) -> str:
     if tfds_folder is None:
         return f"{write(_photographs())} crops of 500x375 of two photographs"
     from train.data.source import Options
-    from train.data.tfds_source import TfdsSource
+    from train.data.sources.tfds import TfdsSource
 
     options = Options(source=f"tfds:{SAMPLE}", dir=tfds_folder, image_size=224, crop="random_resized",
                       exif="ignore")  # as the peers

@@ -51,7 +51,7 @@ def original(pixels: np.ndarray) -> bool:
 
 def _write(path, name, folder):
     from train.data.source import Options
-    from train.data.tfds_source import TfdsSource
+    from train.data.sources.tfds import TfdsSource
 
     arrays = {}
     for split in ("train", "test"):

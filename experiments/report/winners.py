@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.study import Table
-from train.palette import BLUE, RED
+from train.plots.palette import BLUE, RED
 
 HUMAN = 5.1  # Russakovsky 2015, section 6.4: one annotator, trained on 500 images, on 1,500 images of the test set
 CAPTION = (
@@ -52,8 +52,8 @@ def draw(path: Path) -> None:
     """Writes the figure, a PNG."""
     from matplotlib.figure import Figure
 
-    from models.chart import save
-    from train.figures import tidy
+    from models.analysis.chart import save
+    from train.plots.figures import tidy
 
     figure = Figure(figsize=(9, 4.5), layout="constrained", dpi=120)
     axes = figure.subplots()

@@ -15,7 +15,7 @@ from models import weights
 from models.compress import packed
 from models.compress.huffman import Damaged
 from models.errors import UserError
-from models.layers.tracing import lowering
+from models.kernels.tracing import lowering
 
 SUFFIX = ".ablate"
 MOST = 1 << 16  # of a number in a network's fields

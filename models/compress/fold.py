@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from models.kernels.tracing import lowering
 from models.layers.conv import Conv, Dense
 from models.layers.norm import BatchNorm
-from models.layers.tracing import lowering
 
 Path = tuple[str, ...]
 

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
-from models import traced
+from models.analysis import jaxpr
 from models.errors import choice_error
 from models.explain.method import as_maps, check_range, grid, map_endpoint, outline, read
+from models.kernels.tracing import lowering
 from models.layers.endpoint import capture
-from models.layers.tracing import lowering
 
 INSIDE = 0.9545  # of a normal distribution, within two standard deviations; Luo 2016, section 4
 
@@ -59,7 +59,7 @@ class Field(NamedTuple):
 def fields(
     model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStruct], *, layers: bool = False
 ) -> dict[str, Field | None]:
-    """The theoretical receptive field of each endpoint, read from the traced program; see models/traced.py.
+    """The theoretical receptive field of each endpoint, read from the traced program; see models/analysis/jaxpr.py.
 
     Args:
       model: from `create`, or any module that takes images.
@@ -80,8 +80,8 @@ def fields(
     with lowering("plain"):
         variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
         program = jax.make_jaxpr(forward)(variables, *inputs)
-    seen = [traced.View(axes=(1, 2)), *[traced.WHOLE] * (len(inputs) - 1)]
-    views = traced.Walk(()).run(program, [None] * len(jax.tree.leaves(variables)) + seen)
+    seen = [jaxpr.View(axes=(1, 2)), *[jaxpr.WHOLE] * (len(inputs) - 1)]
+    views = jaxpr.Walk(()).run(program, [None] * len(jax.tree.leaves(variables)) + seen)
     return {name: None if view is None or view.axes is None else Field(view.field, view.stride, view.start)
             for name, view in zip(names, views, strict=True)}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from models import own
+from models import plugins
 from models.errors import choice_error
 
 
@@ -28,7 +28,7 @@ ACTIVATIONS = {
 
 def activation(spec: str | Callable) -> Callable[[jax.Array], jax.Array]:
     """Resolves `spec`, a name in ACTIVATIONS, FILE.py:NAME, or any function of an array; UserError for others."""
-    spec = own.load(spec)
+    spec = plugins.load(spec)
     if callable(spec):
         return spec
     if spec not in ACTIVATIONS:

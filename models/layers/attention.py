@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models.layers.tracing import custom_vjp, plain_wanted, reverse_only
+from models.kernels.tracing import custom_vjp, plain_wanted, reverse_only
 
 
 def attend(

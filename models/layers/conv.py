@@ -14,7 +14,7 @@ the same sums are up to a hundred times faster there. `chosen_lowering` names th
 
 All agree with the plain one in value and both gradients to 1e-5 and depend on the machine and on shapes alone. All but
 plain have a custom gradient for reverse mode; tracing.py says what forward mode needs.
-Measurements: 2 cores with AVX-512, jax 0.10.2, float32, with the settings of models/runtime.py.
+Measurements: 2 cores with AVX-512, jax 0.10.2, float32, with the settings of models/kernels/runtime.py.
 """
 
 import functools
@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from models.errors import UserError
-from models.layers import lowerings, native
-from models.layers.tracing import custom_vjp, plain_wanted
+from models.kernels import lowerings, native
+from models.kernels.tracing import custom_vjp, plain_wanted
 
 # Channels of a block of merged groups: the arithmetic grows with it, and so does its speed, up to about here.
 _BLOCK_CHANNELS = 32

@@ -9,21 +9,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import own
-from models.compress import lowbit
+from models import plugins
 from models.errors import UserError, choice_error, has_type
+from models.kernels.lowerings import EmptyMap
+from models.kernels.tracing import lowering
 from models.layers.activation import activation
 from models.layers.conv import Conv, Dense, StandardizedConv
 from models.layers.init import init
-from models.layers.lowerings import EmptyMap
+from models.layers.low_bit import BinaryWeightConv, BinaryWeightDense, TernaryConv, TernaryDense, XnorConv, XnorDense
 from models.layers.norm import norm, separates_channels, synchronizes
-from models.layers.tracing import lowering
 
 SYNC_AXIS = "batch"  # the device axis of a training step
-CONVS = {"standard": Conv, "standardized": StandardizedConv, "ternary": lowbit.TernaryConv,
-         "binary_weight": lowbit.BinaryWeightConv, "xnor": lowbit.XnorConv}
-DENSES = {"standard": Dense, "ternary": lowbit.TernaryDense, "binary_weight": lowbit.BinaryWeightDense,
-          "xnor": lowbit.XnorDense}
+CONVS = {"standard": Conv, "standardized": StandardizedConv, "ternary": TernaryConv,
+         "binary_weight": BinaryWeightConv, "xnor": XnorConv}
+DENSES = {"standard": Dense, "ternary": TernaryDense, "binary_weight": BinaryWeightDense,
+          "xnor": XnorDense}
 LOW_BIT = ("ternary", "binary_weight", "xnor")  # of the two: see Sites
 MAX_SMALLEST = 1024  # pixels: the largest size that is tried where images are too small
 HEAD = "head"  # the name of every network's last layer
@@ -61,7 +61,7 @@ class Sites:
     def constructor(self, field: str, spec: str | Callable, known: dict[str, Callable]) -> Callable:
         """Of the layers that `spec`, a name in `known`, FILE.py:NAME or a class, asks for in `field`; UserError for
         other names."""
-        spec = own.load(spec)
+        spec = plugins.load(spec)
         if not callable(spec) and spec not in known:
             raise choice_error(field, spec, known)
         chosen = spec if callable(spec) else known[spec]
@@ -92,7 +92,7 @@ class Network(nn.Module):
       kernel_init: of every kernel, stem and head included, see layers/init.py; biases start at zero. `models.create`
         and configs call it `init`, a name that flax modules have taken.
       dense: "standard", or a class with the fields of layers/conv.py's Dense, for every such layer; "ternary",
-        "binary_weight" or "xnor" (compress/lowbit.py), for every one but the network's first layer and its head.
+        "binary_weight" or "xnor" (low_bit.py), for every one but the network's first layer and its head.
       dtype: of the computation, e.g. "bfloat16"; None for float32. Parameters, statistics and logits stay float32.
 
     Raises:
@@ -183,7 +183,7 @@ class Classifier(Network):
       image_size: height and width of the images that the network is made for. Networks whose parameters depend on it
         say so; all others take any size, and this is what tools choose where nobody says.
       conv: "standard", "standardized" (weight standardization), or a class with the fields of layers/conv.py's Conv,
-        for every convolution; "ternary", "binary_weight" or "xnor" (compress/lowbit.py), for every one but the
+        for every convolution; "ternary", "binary_weight" or "xnor" (low_bit.py), for every one but the
         network's first layer. An XNOR network's activation is the sign of its convolutions' input: with act="identity"
         preresnets have the paper's block, normalize, binarize, convolve, pool (section 3.2), and so have networks that
         pool what they have normalized, as the maximum commutes with norms of positive scale.

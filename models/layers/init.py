@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import own
+from models import plugins as own
 from models.errors import UserError, choice_error
 
 _scaled = nn.initializers.variance_scaling

@@ -28,9 +28,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models import own
+from models import plugins
 from models.errors import UserError, choice_error
-from models.layers.tracing import custom_vjp
+from models.kernels.tracing import custom_vjp
 
 _any_batch = contextvars.ContextVar("any_batch", default=False)
 GROUPS = 32  # of "group", in layers of as many channels or more; Wu & He 2018, section 4.1
@@ -73,7 +73,7 @@ def separates_channels(spec: str | Callable, channels: int) -> bool:
 
 def _resolved(spec: str | Callable) -> tuple[Callable, dict[str, Any]]:
     """What makes the layers of `norm`, and the field that the text after a name's colon sets."""
-    spec = own.load(spec)
+    spec = plugins.load(spec)
     if callable(spec):
         return spec, {}
     kind, colon, text = str(spec).partition(":")
@@ -81,10 +81,10 @@ def _resolved(spec: str | Callable) -> tuple[Callable, dict[str, Any]]:
         field, read = OPTIONS[kind]
         value = read(text)
         if value is not None:
-            return own.imported(NORMS[kind]), {field: value}
+            return plugins.imported(NORMS[kind]), {field: value}
     if colon or kind not in NORMS:
         raise choice_error("norm", spec, (*NORMS, "batch:M", "group:G"))
-    return own.imported(NORMS[kind]), {}
+    return plugins.imported(NORMS[kind]), {}
 
 
 def _taken(make: Callable, keywords: Iterable[str]) -> list[str]:

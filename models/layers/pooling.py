@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models.layers import lowerings
+from models.kernels import lowerings
+from models.kernels.tracing import onnx_wanted
 from models.layers.conv import unfused
-from models.layers.tracing import onnx_wanted
 
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:

@@ -19,7 +19,7 @@ import numpy as np
 
 import models
 from models.errors import UserError, choice_error
-from models.layers.tracing import lowering
+from models.kernels.tracing import lowering
 from models.weights import unwrap
 from models.weights.files import metadata, read, write
 from models.weights.foreign import Damaged, reading

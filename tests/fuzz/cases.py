@@ -17,16 +17,19 @@ import jax
 import numpy as np
 from PIL import Image
 
-from experiments import trials
+from experiments.study import trials
 from models import weights
 from models.compress import file as compressed
 from tests import tfds_sample, tiny
-from train import features, finished, loop, sensitivity, summary, workdir
+from train import loop, restore, summary, workdir
 from train.checkpoint import read as read_checkpoint
-from train.data import decode, source, text
+from train.data import decode, load
+from train.data.sources import text
 from train.export import formats, loaded, write
 from train.export import network as networks
 from train.files import read_json, write_json
+from train.optim import sensitivity
+from train.probing import features
 
 
 class Case(NamedTuple):
@@ -87,7 +90,7 @@ def _options(**values: Any) -> types.SimpleNamespace:
 
 
 def _read_source(**values: Any) -> str:
-    opened = source.load(_options(**values), "train")
+    opened = load.load(_options(**values), "train")
     return digest([opened.classes, opened.arrays(threads=1)])
 
 
@@ -164,7 +167,7 @@ def make_run(folder: Path) -> None:
 
 
 def _read_run(folder: Path) -> str:
-    run, state = finished.load(folder)
+    run, state = restore.load(folder)
     return digest([run.config, weights.flatten(state.variables())])
 
 
@@ -203,7 +206,7 @@ def _make_export(format: str) -> Callable[[Path], None]:
         run_folder = folder.parent / "run-to-export"
         run_folder.mkdir(exist_ok=True)
         make_run(run_folder)
-        run, state = finished.load(run_folder)
+        run, state = restore.load(run_folder)
         write.export(run, networks.network(run, state), format, folder / "out", {}, images=20,
                      folds=formats.FORMATS[format].folds)
 

@@ -22,7 +22,7 @@ import numpy as np
 import models
 from models import weights
 from models.layers.init import jit_once
-from models.weights import peers
+from models.weights import torch_names
 from models.weights.__main__ import main as command
 from tests.golden import drawn
 from train import summary
@@ -45,8 +45,8 @@ def pairs() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for name in models.names():
         model = models.create(name)
-        for layout, table, known in (("torchvision", peers.TORCHVISION, tv.list_models(module=tv)),
-                                     ("timm", peers.TIMM, timm.list_models())):
+        for layout, table, known in (("torchvision", torch_names.TORCHVISION, tv.list_models(module=tv)),
+                                     ("timm", torch_names.TIMM, timm.list_models())):
             theirs = table.get(name, name)
             if theirs in known and layout in weights.layouts(model):
                 found.setdefault(name, {})[layout] = theirs

@@ -30,7 +30,7 @@ def abstract(model: Any) -> Any:
     """Shapes of a model's variables, for its own example."""
     import jax
 
-    from models.layers.tracing import lowering
+    from models.kernels.tracing import lowering
 
     with lowering("plain"):
         return jax.eval_shape(model.init, jax.random.key(0), *model.example())

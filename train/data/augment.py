@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import own
+from models import plugins
 from models.errors import UserError, choice_error, has_type
-from train import calls
+from train import spec as calls
 from train.data import mix, pixels
 from train.data.randaugment import BINS, randaugment
 
@@ -96,7 +96,7 @@ def build(
             raise UserError(f"data.augment {call.name}: mixup and cutmix come once, at the end of '{spec}'")
         if call.name in _MIXERS:
             mixer = calls.resolve("data.augment", call, _MIXERS)
-        elif call.name in _OPS or own.split(call.name):
+        elif call.name in _OPS or plugins.split(call.name):
             ops.append(calls.resolve("data.augment", call, _OPS, Site(height, width, channels, colour)))
         else:
             raise choice_error("data.augment", call.name, [*_OPS, *_MIXERS])

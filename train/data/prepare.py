@@ -22,7 +22,7 @@ def prepare(name: str, folder: str) -> str:
     Returns lines that say where it lies and what its splits are. Raises UserError for an unknown name, missing
     TensorFlow, a failed download, a full disk, and a set that lies there in a format without random access.
     """
-    from train.data.tfds_source import known_names, unknown_name  # not for --help: with it comes TFDS
+    from train.data.sources.tfds import known_names, unknown_name  # not for --help: with it comes TFDS
 
     base = name.partition("/")[0].partition(":")[0]
     if base not in known_names(folder):
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     """Prints the folder and the splits."""
     if len(argv) != 2:
         raise UserError("want the name of one TFDS data set, as in: python -m train.data.prepare cifar10")
-    from train.data.tfds_source import data_dir
+    from train.data.sources.tfds import data_dir
 
     print(prepare(argv[1], data_dir(DATA_DIR.value)))
 

@@ -9,7 +9,7 @@
                                  images of these classes, each with probability p (Salman 2022, arXiv 2207.02842); it is
                                  there before augmentation, which may flip or cut it
     place(canvas, size='0.3-0.5', objects=1, clutter=4, copies=1, seed=0)    the images as objects on a larger canvas
-                                 (place.py); comes last
+                                 (composite.py); comes last
 
 Which examples these are depends on the split and the seed alone, not on the seed of a run.
 """
@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from models.errors import UserError
-from train import calls
+from train import spec as calls
+from train.data.composite import Placed
 from train.data.identity import Digest
-from train.data.place import Placed
 from train.data.source import Source, Wrapped
 
 YELLOW = (255, 255, 0)

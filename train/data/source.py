@@ -1,35 +1,19 @@
-"""Sources of labelled images with random access, and `load`, which makes one from `config.data`.
+"""Sources of labelled images with random access; load.py makes one from `config.data`.
 
 A source decodes example `index` to pixels of one size. It knows nothing of batches, order or devices.
 """
 
 import concurrent.futures
 import dataclasses
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from models import own
 from models.errors import UserError, choice_error, has_type
-from models.weights import npz
-from train import calls
 from train.data.decode import CROPS, EXIF, MOST_PIXELS, Decoder
 from train.data.identity import Digest, sample
-from train.files import expanded
-
-# Module and function of each kind, (split, options) -> Source, or (what follows the colon, split, options). They are
-# imported when they are needed: scikit-learn and TFDS are slow to import, and a run needs one of them at most.
-KINDS = {
-    "digits": "train.data.digits:source",
-    "tfds:NAME": "train.data.tfds_source:TfdsSource",
-    "folder:PATH": "train.data.folder:FolderSource",
-    "arrays:FILE.npz": "train.data.source:from_npz",
-}
-MOST_CLASSES = 1 << 16  # whose names are their numbers; more only where there are more images
-TEXT_KINDS = ("grammar", "text:FOLDER")  # see text.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,99 +266,3 @@ class Wrapped(Source):
     def identity(self) -> dict[str, str | int]:
         """That of the source, and a digest of what is made of it."""
         return {**self.source.identity(), "images": self.count, "made by": Digest().add(self.how).short()}
-
-
-class ArraySource(Source):
-    """Images that are in memory: uint8 [N, H, W, C], with integer labels [N], or [N, classes] for several an image."""
-
-    def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        classes: Sequence[str] | None = None,
-        options: Options | None = None,
-    ):
-        """Without `classes`, they are named by their numbers. Raises UserError for the wrong type or shape."""
-        options = options or Options(source="arrays")
-        whole = np.issubdtype(labels.dtype, np.integer) and (labels.ndim != 2 or np.all((labels >= -1) & (labels <= 1)))
-        paired = labels.ndim in (1, 2) and labels.shape[:1] == images.shape[:1]
-        if images.dtype != np.uint8 or images.ndim != 4 or not paired or not whole:
-            raise UserError(
-                f"data.source={options.source}: want images uint8 [N, H, W, C] and labels, whole numbers, [N] or, of "
-                f"-1, 0 and 1, [N, classes]; got {images.dtype} {list(images.shape)} and {labels.dtype} "
-                f"{list(labels.shape)}"
-            )
-        if options.crop != "none" and images.shape[3] not in (1, 3):
-            raise UserError(f"data.crop={options.crop}: wants images of 1 or 3 channels, not {images.shape[3]}")
-        self.label_shape = labels.shape[1:]
-        count = _class_count(labels, options.source, len(classes or ()))
-        classes = classes or [str(label) for label in range(count)]
-        super().__init__(len(images), classes, images.shape[1:], options)
-        self.images, self.labels, self.title = images, labels.astype(np.int32), options.source
-
-    def fetch(self, indices: Sequence[int]) -> list[tuple[np.ndarray, int | np.ndarray]]:
-        return [(self.images[index], self.labels[index]) for index in indices]
-
-    def name(self, index: int) -> str:
-        return f"{self.title} {index}"
-
-    def known_labels(self) -> np.ndarray:
-        return self.labels
-
-    def identity(self) -> dict[str, str | int]:
-        digest = Digest().add_array(self.images).add_array(self.labels)
-        return {"images": self.count, "content": digest.short()}
-
-
-def _class_count(labels: np.ndarray, source: str, named: int) -> int:
-    """Returns the number of classes of labels [N] or [N, classes]; UserError where it is beyond those that are named,
-    or where none is, beyond MOST_CLASSES."""
-    lowest, highest = int(labels.min(initial=0)), int(labels.max(initial=0))
-    count, most = labels.shape[1] if labels.ndim == 2 else highest + 1, named or max(MOST_CLASSES, len(labels))
-    if count > most or (labels.ndim == 1 and lowest < 0):
-        raise UserError(f"data.source={source}: its labels are {labels.dtype} {list(labels.shape)} from {lowest} to "
-                        f"{highest}; allowed: whole numbers from 0, of {most:,} classes at most")
-    return count
-
-
-def load(config: Any, split: str) -> Source:
-    """The source that `config` (an attribute-style section with the fields of `Options`) describes.
-
-    `split`: "train" and "test" stand for config.train_split and config.test_split; any other is taken as it is.
-    Raises UserError for an unknown source or split, a missing folder, and a data set that is not prepared.
-    """
-    from train.data.select import select  # it is made of sources
-
-    options = Options.read(config)
-    part = {"train": options.select, "test": options.select_test}.get(split, "")
-    return select(_load({"train": options.train_split, "test": options.test_split}.get(split, split), options), part)
-
-
-def load_test(data: Mapping[str, Any], **changes: Any) -> Source:
-    """The test source of a run's section `data`, with other values for some of its keys."""
-    return load(types.SimpleNamespace(**{**data, **changes}), "test")
-
-
-def _load(split: str, options: Options) -> Source:
-    if own.split(options.source):
-        return calls.resolve_one("data.source", options.source, {}, split, options)
-    kind, colon, argument = options.source.partition(":")
-    for known, where in KINDS.items():
-        name, known_colon, _ = known.partition(":")
-        if (kind, colon, bool(argument)) == (name, known_colon, bool(known_colon)):
-            return own.imported(where)(*filter(None, [argument]), split, options)
-    raise choice_error("data.source", options.source, (*KINDS, *TEXT_KINDS))
-
-
-def from_npz(path: str, split: str, options: Options) -> ArraySource:
-    """Returns the arrays of a split; UserError where the file is damaged or lacks them."""
-    with npz.opened(expanded(path)) as arrays:
-        splits = [key.removesuffix("_image") for key in arrays if key.endswith("_image")]
-        if split not in splits:
-            if not splits:
-                raise UserError(f"{path}: its arrays are {', '.join(arrays) or 'none'}; want {split}_image, uint8 "
-                                f"[N, H, W, C], and {split}_label for each split")
-            raise choice_error(f"split of {path}", split, splits)
-        if f"{split}_label" not in arrays:
-            raise UserError(f"data.source={options.source}: there is no array '{split}_label' beside '{split}_image'")
-        return ArraySource(arrays[f"{split}_image"], arrays[f"{split}_label"], options=options)

@@ -19,9 +19,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from models import runtime
 from models.errors import UserError
-from train.data.order import Order, philox, rows
+from models.kernels import runtime
+from train.data.shuffle import Order, philox, rows
 from train.data.source import Source
 
 # "image" uint8 [B, H, W, C], "label" int32 [B, *label_shape], "mask" float32 [B], "skipped" int64 [S]

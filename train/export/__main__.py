@@ -45,14 +45,14 @@ def main() -> int:
     if not WORKDIR.value or not OUT.value:
         raise UserError(f"--{'out' if WORKDIR.value else 'workdir'} is missing, e.g. --workdir=runs/x --out=exported/x")
     from models.compress import file
-    from train import finished  # not for --help: with it comes Orbax
+    from train import restore  # not for --help: with it comes Orbax
     from train.export import network as networks
     from train.export import verify, write
 
     console = command.console()
     folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.known(FORMAT.value).folds)
     write.check(FORMAT.value, OUT.value, folds)
-    run, state = finished.load(WORKDIR.value, CHECKPOINT.value)
+    run, state = restore.load(WORKDIR.value, CHECKPOINT.value)
     before = run.evaluate(run.parallel.place(state)) if verify.test_set(run) is not None else {}
     network = networks.network(run, state)
     if SHARE.value:

@@ -21,8 +21,8 @@ import numpy as np
 from models import weights
 from models.compress import file
 from models.errors import UserError
-from models.layers.tracing import lowering
-from train import card as cards
+from models.kernels.tracing import lowering
+from train.export import card as cards
 from train.export import graph
 from train.export.network import Network
 from train.files import write_atomically

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.errors import UserError, choice_error
-from train import card as cards
 from train.data.decode import Decoder, of_file
+from train.export import card as cards
 from train.export import formats
 from train.files import expanded
 
@@ -44,11 +44,11 @@ def load(where: str | Path, which: str = "last") -> Loaded:
 
 def of_run(folder: Path, which: str = "last") -> Loaded:
     """The network of a run's checkpoint, in float32."""
-    from train import finished  # and with it the loop
+    from train import restore  # and with it the loop
     from train.export import network as networks
     from train.export import write
 
-    run, state = finished.load(folder, which)
+    run, state = restore.load(folder, which)
     network = networks.network(run, state)
     card = {"format": "run", "file": "checkpoints", **write.card_of(run, network, {})}
     return Loaded(card, formats.of_variables(network.create(), network.variables, card))

@@ -5,10 +5,12 @@ import functools
 from typing import Any, NamedTuple
 
 import models
-from models.compress import lowbit, shrink
+from models.compress import shrink
 from models.errors import UserError
+from models.layers import low_bit
 from train import evaluate as scoring
-from train import prune, share, step
+from train import step
+from train.optim import pruning, weight_sharing
 
 
 class Network(NamedTuple):
@@ -34,16 +36,16 @@ def network(run: Any, state: Any) -> Network:
         raise UserError(f"export is for networks that take images, not {run.feed.unit}")
     config, model = run.config["model"], run.task.model
     fields = {**run.feed.fields, **{name: value for name, value in config.items() if name != "name"}}
-    variables = lowbit.stored(model, state.evaluation_variables(), *models.abstract(run.feed.inputs))
+    variables = low_bit.stored(model, state.evaluation_variables(), *models.abstract(run.feed.inputs))
     if run.pruning and run.pruning.structure == "filters":
-        model, variables = shrink.shrink(model, variables, prune.masks_of(state.opt_state), run.feed.inputs)
+        model, variables = shrink.shrink(model, variables, pruning.masks_of(state.opt_state), run.feed.inputs)
         fields["widths"] = model.widths
     return Network(config["name"], fields, run.feed.inputs, variables)
 
 
 def shared(network: Network, text: str) -> Network:
-    """The network with the weights of each layer at the values of a codebook, see train/share.py."""
-    params = share.plan(text).snap(network.variables["params"])
+    """The network with the weights of each layer at the values of a codebook, see train/optim/weight_sharing.py."""
+    params = weight_sharing.plan(text).snap(network.variables["params"])
     return network._replace(variables={**network.variables, "params": params})
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import jax
 
-from models.layers.tracing import lowering
-from train import card as cards
+from models.kernels.tracing import lowering
+from train.export import card as cards
 from train.export import graph
 from train.export.network import Network
 

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import runtime
 from models.errors import UserError
+from models.kernels import runtime
 from train import evaluate
+from train.data.feed import Changed
 from train.data.source import Source
 from train.export import formats, graph
 from train.export.formats import Failed
 from train.export.network import Network
-from train.feed import Changed
 
 # What two programs that compute the same in another order may differ by, as a share of the largest logit; the parity of
 # imported networks is held to as much (tests/test_parity.py).

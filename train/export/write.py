@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-from models import complexity
+from models.analysis.cost import analyze
 from models.errors import UserError, choice_error
-from models.weights import peers
-from train import card as cards
+from models.weights import torch_names
 from train import summary
+from train.export import card as cards
 from train.export import formats, graph, verify
 from train.export.network import Network
 
@@ -31,9 +31,9 @@ def preprocessing(run: Any) -> dict[str, Any]:
 
 
 def card_of(run: Any, network: Network, metrics: Any, folds: Collection[str] = (), license: str = "") -> dict[str, Any]:
-    """What is to be said of a run's network, whatever the format; see `train.card.read`."""
+    """What is to be said of a run's network, whatever the format; see `train.export.card.read`."""
     model = network.create()
-    cost = complexity.analyze(model, network.inputs)
+    cost = analyze(model, network.inputs)
     made = {name: getattr(model, field) for name, field in INGREDIENTS.items() if hasattr(model, field)}
     return {
         "architecture": network.name, "fields": network.fields, "inputs": list(network.inputs),
@@ -77,7 +77,7 @@ def export(
     out, how = Path(out), formats.FORMATS[format]
     card = {"format": format, "file": how.file, **card_of(run, network, metrics, folds, license)}
     if format == "torch":
-        found = peers.constructor(network.name, network.create(), layout)
+        found = torch_names.constructor(network.name, network.create(), layout)
         card["torch"] = dict(zip(("library", "name", "arguments"), found, strict=True))
     partial = out.absolute().with_name(f".{out.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

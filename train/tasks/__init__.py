@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from models.errors import UserError
-from train import calls
+from train import spec
 from train.tasks.classify import Classify
 from train.tasks.gated import Gated
 from train.tasks.multi_exit import MultiExit
@@ -45,7 +45,7 @@ def create(config: Any, model: Any, num_classes: int, unit: str = "images", labe
       UserError: for an unknown task or argument, a network or labels that it is not for.
     """
     table = TASKS if unit == "images" else TEXT_TASKS
-    task = calls.resolve_one("task.name", config.name, table, model, num_classes, config, to_steps)
+    task = spec.resolve_one("task.name", config.name, table, model, num_classes, config, to_steps)
     several = bool(label_shape)
     if getattr(task, "multi_label", False) != several:
         kinds = ("one class", "several classes")

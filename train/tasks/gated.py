@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from models import complexity
+from models.analysis.cost import analyze
 from models.errors import UserError
 from models.gated import Adaptive, Costs, GatedResNet, costs, gates
 from train.tasks.classify import Classify
@@ -14,7 +14,7 @@ from train.tasks.classify import Classify
 @functools.cache
 def block_costs(model: Adaptive, shape: tuple[int, ...]) -> Costs:
     """Of one image of that shape."""
-    return costs(model, complexity.analyze(model, (1, *shape)))
+    return costs(model, analyze(model, (1, *shape)))
 
 
 class Skipping(Classify):

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from models import complexity
+from models.analysis import cost
 from models.errors import UserError
-from models.layers import exit
+from models.layers import exit_router
 from models.layers.endpoint import capture
 from train.tasks.classify import Classify, ranks
 
@@ -15,7 +15,7 @@ from train.tasks.classify import Classify, ranks
 @functools.cache
 def exit_costs(model: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Mult-adds until each exit, of one image of that shape."""
-    return tuple(exit.costs(complexity.analyze(model, (1, *shape)), model.num_exits))
+    return tuple(exit_router.costs(cost.analyze(model, (1, *shape)), model.num_exits))
 
 
 class MultiExit(Classify):

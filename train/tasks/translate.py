@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.decode import beam_search, greedy
+from models.decoding import beam_search, greedy
 from models.errors import UserError
 from models.layers.attention import attention_weights
 from models.transformer import BOS, PAD, Transformer
@@ -16,7 +16,7 @@ LONGER = 50  # tokens by which a translation may be longer than its source (sect
 
 
 class Translate(Task):
-    """Pairs of sentences, batches as `train.text_feed.TextFeed` makes them."""
+    """Pairs of sentences, batches as `train.data.text_feed.TextFeed` makes them."""
 
     headline = "accuracy"
 

@@ -1,0 +1,1 @@
+"""One folder per question: its study, and what it measures and draws."""

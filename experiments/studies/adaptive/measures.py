@@ -1,0 +1,87 @@
+"""What the study of adaptive inference measures on trained networks: functions (run, state) -> what JSON can hold."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from experiments.studies.measures import png
+
+SHOWN = 12  # images of a picture
+POINTS = 12  # budgets
+
+
+def decided(run: Any, state: Any) -> dict[str, Any]:
+    """Of a network with gates or a policy: {"rows": `train.adaptive.measure`, "blocks": names, "by_class": for each
+    class the share of its images for which each block is computed, "used": how many images use 0, 1, ... blocks,
+    "paths": different choices of blocks}."""
+    from train import adaptive
+
+    found = adaptive.blocks(run, state)
+    computed, labels = found["computed"], found["labels"]
+    return {"rows": adaptive.measure(run, state), "blocks": list(run.task.model.blocks), "classes": run.feed.classes,
+            "by_class": adaptive.by_class(computed, labels, len(run.feed.classes)),
+            "used": np.bincount(computed.sum(1), minlength=computed.shape[1] + 1).tolist(),
+            "paths": len(np.unique(computed, axis=0))}
+
+
+def leaving(run: Any, state: Any) -> dict[str, Any]:
+    """Of a network with exits: {"rows": `train.adaptive.measure` for POINTS budgets, "classes", "by_class": mult-adds
+    of an image of each class on average at the middle one}."""
+    from models.analysis import exit_policy
+    from train import adaptive
+    from train.tasks.multi_exit import exit_costs
+
+    costs = exit_costs(run.task.model, run.feed.image_shape)
+    rows = adaptive.measure(run, state, adaptive.between(costs, POINTS))
+    middle = rows[len(costs) + POINTS // 2]
+    test = adaptive.exits(run, state, run.feed.test_batches())
+    spent = np.asarray(costs)[exit_policy.leave(test["confidence"], np.asarray(middle["thresholds"]))]
+    return {"rows": rows, "classes": run.feed.classes,
+            "by_class": adaptive.by_class(spent, test["labels"], len(run.feed.classes))}
+
+
+def extremes(run: Any, state: Any) -> dict[str, list[dict[str, Any]]]:
+    """`train.adaptive.extremes` with the images: {"easy", "hard": [{"image": PNG, base64, "label", "says"}]}."""
+    from train import adaptive
+
+    return {kind: [_example(run, index, said) for index, said in shown]
+            for kind, shown in adaptive.extremes(run, state, SHOWN).items()}
+
+
+def _example(run: Any, index: int, says: str) -> dict[str, Any]:
+    example = run.feed.test.example(index, None)
+    return {"image": png(example["image"]), "label": run.feed.classes[int(example["label"])], "says": says}
+
+
+def heuristics(run: Any, state: Any) -> dict[str, Any]:
+    """Accuracy of the network of a policy with as many blocks as the policy takes on average, chosen otherwise (Wu
+    2018, section 4.2): {"blocks", "policy", "first", "random", "distributed"}; random blocks are others for each image.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from train import adaptive
+
+    found = adaptive.blocks(run, state)
+    model, total = run.task.model, found["computed"].shape[1]
+    count = math.ceil(found["computed"].sum(1).mean())
+    spaced = np.zeros(total)
+    spaced[np.linspace(0, total - 1, count).round().astype(int)] = 1
+
+    def accuracy(choose):
+        def predict(variables, batch):
+            return model.apply(variables, batch["image"], keep=choose(batch["image"]))
+
+        logits, labels, _ = adaptive.outputs(predict, run, state, run.feed.test_batches())
+        return float((logits.argmax(1) == labels).mean())
+
+    def random(images):
+        noise = jax.random.uniform(jax.random.key(0), (len(images), total))
+        return (jnp.argsort(jnp.argsort(noise, -1), -1) < count).astype(jnp.float32)
+
+    def fixed(keep):
+        return lambda images: jnp.broadcast_to(jnp.asarray(keep, jnp.float32), (len(images), total))
+
+    return {"blocks": count, "policy": float(found["right"].mean()), "random": accuracy(random),
+            "first": accuracy(fixed(np.arange(total) < count)), "distributed": accuracy(fixed(spaced))}

@@ -1,0 +1,144 @@
+"""Adaptive inference: networks that decide by image what to compute, and what that saves.
+
+  Huang et al. 2018        Multi-scale dense networks for resource efficient image classification, arXiv 1703.09844
+  Veit & Belongie 2018     Convolutional networks with adaptive inference graphs, arXiv 1711.11503
+  Wu et al. 2018           BlockDrop: dynamic inference paths in residual networks, arXiv 1711.08393
+
+digits     scikit-learn's digits, 8x8; networks of half the width
+cifar10    cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (lossy; for CIFAR-10 itself change SETS);
+           4 epochs and no policies: what a CPU can do in two hours
+
+All networks learn from the same images for as long; those on which the thresholds of budgets are fitted are left out
+for all. A policy and its joint training come after that of the network, which is then trained twice as long, as in the
+paper.
+"""
+
+from typing import Any
+
+from experiments.studies.adaptive import results
+from experiments.studies.adaptive.measures import decided, extremes, heuristics, leaving
+from experiments.studies.networks import Network, config
+from experiments.study import Claim, Picture, Study, Trial
+
+SETS = {"cifar10": "tfds:cifar10_jpeg"}
+TRAINED = {"digits": "train_fit", "cifar10": "train[:45000]"}
+SEEDS = {"digits": (0, 1, 2), "cifar10": (0,)}
+EPOCHS = {"digits": 40, "cifar10": 4}
+WIDTH = {"digits": 8, "cifar10": 16}
+DEPTHS = {"digits": (8, 20, 32, 38), "cifar10": (8, 14, 38)}  # 38: that of the gates; 32: of the policy
+TARGETS = {"digits": (0.3, 0.5, 0.7, 0.9), "cifar10": (0.5,)}
+PENALTIES = {"digits": (1.0, 10.0), "cifar10": ()}  # of the joint training; none: no policy
+
+
+def _with_exits(scale: str) -> dict[str, Network]:
+    """Of about the same cost, that of a ResNet-38."""
+    width, growth = WIDTH[scale], {"digits": 4, "cifar10": 6}[scale]
+    return {"MSDNet": Network("msdnet_cifar_budgeted", {"width": width, "growth": growth, "exit_width": 4 * width}),
+            "ResNet with exits": Network("early_exit_resnet62", {
+                "width": width, "stage_sizes": (6, 6, 6), "exits": (3, 6, 9, 12), "exit_width": 4 * width})}
+
+
+def trials(scale: str) -> list[Trial]:
+    """Residual networks; gates; a policy, alone and jointly; exits."""
+    found = []
+    for seed in SEEDS[scale]:
+        whole = {}
+        for depth in DEPTHS[scale]:
+            whole[depth] = Trial({"method": "ResNet", "depth": depth, "seed": seed},
+                                 _config(scale, Network(f"resnet{depth}", {"width": WIDTH[scale]}), seed))
+        found += whole.values()
+        for target in TARGETS[scale]:
+            c = _config(scale, Network("convnet_aig38", {"width": WIDTH[scale], "target": target}), seed)
+            c.task.name = "gated(weight=2.0)"
+            found.append(Trial({"method": "ConvNet-AIG", "target": target, "seed": seed}, c,
+                               measures=(decided, extremes)))
+        if PENALTIES[scale]:
+            found += _policies(scale, seed, whole[32])
+        for name, network in _with_exits(scale).items():
+            c = _config(scale, network, seed)
+            c.task.name = "multi_exit"
+            found.append(Trial({"method": name, "seed": seed}, c, measures=(leaving, extremes)))
+    return found
+
+
+def _config(scale: str, network: Network, seed: int) -> Any:
+    c = config(scale, network, seed, EPOCHS[scale])
+    c.data.train_split = TRAINED[scale]
+    c.optimizer.learning_rate, c.optimizer.weight_decay, c.optimizer.decay = 0.1, 5e-4, ".*/kernel"
+    if scale in SETS:
+        c.data.source, c.evaluate_every = SETS[scale], "2 epochs"
+    return c
+
+
+def _policies(scale: str, seed: int, whole: Trial) -> list[Trial]:
+    """The policy of a trained network, and the two together from there on."""
+    c = _config(scale, Network("blockdrop32", {"width": WIDTH[scale], "policy_width": 4}), seed)
+    c.init_new, c.optimizer.groups = "policy", (("policy/.*", 1.0), (".*", 0.0))
+    c.optimizer.name, c.optimizer.learning_rate, c.optimizer.weight_decay = "adam", 3e-3, 0.0
+    c.optimizer.warmup = "0 steps"
+    c.task.name = "policy(penalty=1.0, curriculum='50%')"
+    alone = Trial({"method": "policy alone", "seed": seed}, c, measures=(decided, heuristics), start=whole)
+    c = _config(scale, Network("resnet32", {"width": WIDTH[scale]}), seed)
+    c.duration = f"{2 * EPOCHS[scale]} epochs"
+    found = [Trial({"method": "ResNet-32, twice as long", "seed": seed}, c), alone]
+    for penalty in PENALTIES[scale]:
+        c = alone.config.copy_and_resolve_references()
+        c.init_new, c.optimizer.groups, c.optimizer.learning_rate = "", ((".*", 1.0),), 1e-3
+        c.task.name = f"policy(penalty={penalty}, entropy=0.0, joint=True)"
+        found.append(Trial({"method": "BlockDrop", "penalty": penalty, "seed": seed}, c,
+                           measures=(decided, extremes), start=alone))
+    return found
+
+
+CLAIMS = [
+    Claim("Gates save computation at no loss of accuracy.", "ConvNet-AIG 110 5.76 % error with 82 % of its layers, "
+          "ResNet-110 6.61 %", "Veit 2018, table 1", "target 0.7 (cifar10: 0.5): at most half a point worse than a "
+          "ResNet-38, with at least a tenth of the mult-adds saved", results.gates_save),
+    Claim("With all of its blocks computed, a network with gates is better still.", "5.14 % error against 5.76 %",
+          "Veit 2018, table 1", "better, over all targets", results.all_better),
+    Claim("A lower target rate costs accuracy.", "ImageNet, ConvNet-AIG 50: t = 0.4 24.75 %, 0.7 23.83 % error",
+          "Veit 2018, figure 3", "the highest target is better than the lowest", results.targets),
+    Claim("A policy drops blocks at hardly any loss of accuracy.", "ResNet-32: 92.3 % with 15 blocks, 91.3 % with 6.9; "
+          "ResNet-110: 93.2 % with 54, 93.6 % with 16.9", "Wu 2018, table 1",
+          "with the highest penalty at most one point worse than a ResNet-32 that was trained twice as long, with at "
+          "most two thirds of its blocks", results.policy_saves),
+    Claim("Training policy and network together recovers what the policy alone loses.", "ResNet-32: 88.6 % with 9.4 "
+          "blocks alone, 91.3 % with 6.9 together", "Wu 2018, table 1",
+          "with the lowest penalty, better with at most half a block more", results.joint_better),
+    Claim("Penalties for errors trade blocks for accuracy.", "a higher penalty keeps more blocks (figure only)",
+          "Wu 2018, section 4.3", "the highest penalty keeps more blocks than the lowest", results.penalties),
+    Claim("Multi-scale features make better early exits.", "MSDNet is above ResNets with exits at all budgets (figure "
+          "only)", "Huang 2018, section 5, anytime", "more accurate over the budgets that both have",
+          results.scales_better),
+    Claim("To spend a budget by image is better than the same for every image.", "budgeted batch is above anytime at "
+          "equal cost (figures only)", "Huang 2018, section 5", "more accurate over all budgets of a network",
+          results.batch_better),
+    Claim("An MSDNet is better than residual networks of its cost.", "above all ResNets of different depth (figure "
+          "only)", "Huang 2018, section 5, budgeted", "at the cost of each ResNet within its range, more accurate",
+          results.above_resnets),
+]
+
+STUDY = Study(
+    name="adaptive",
+    title="Adaptive inference",
+    question="What is saved if a network computes of each image only what it needs?",
+    would_change="Images that differ in what they need: on digits the shallowest ResNet is within a point of the "
+                 "deepest, so that neither gates nor exits have anything to choose; cifar10 scale, with three seeds, "
+                 "may. A longer training of the gates with all blocks computed now and then, and for BlockDrop a "
+                 "penalty between the two, at which two thirds of the blocks are kept.",
+    cost={"digits": "15 minutes on 2 cores",
+          "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 2 hours on a core; one seed, so no verdicts"},
+    trials=trials,
+    claims=CLAIMS,
+    tables=results.tables,
+    pictures=[
+        Picture("curves", "Accuracy against mult-adds of the average image. Left: networks that skip blocks; right: "
+                "networks with exits, each exit for all images (dotted) and thresholds by budget (solid). Mean over "
+                "seeds.", results.draw_curves, (11.0, 4.6)),
+        Picture("used", "How many blocks the test images use (left, first seed), and where they leave a network with "
+                "exits, by budget (right, MSDNet).", results.draw_used, (11.0, 4.2)),
+        Picture("classes", "For how much of a class each block is computed (first seed).", results.draw_classes,
+                (11.0, 5.0)),
+        Picture("easy_and_hard", "Images that are easy and hard (first seed).", results.draw_extremes, (11.0, 7.6)),
+    ],
+)

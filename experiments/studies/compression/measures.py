@@ -1,0 +1,89 @@
+"""What the study of compression measures on trained networks: functions (run, state) -> what JSON can hold."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BITS = (1, 2, 3, 4, 5, 6, 8)
+CUTS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+INITS = ("linear", "density", "random")
+SPARSITIES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # of one layer alone
+
+
+def stored(run: Any, state: Any) -> dict[str, Any]:
+    """Exports the network, which verifies that what is read back gives the same logits to the bit.
+
+    Returns:
+      {"bytes" (of the file), "float32" (4 for each number of the network), "ratio", "identical", "layers":
+      `models.compress.file.table`, "accuracy", "parameters", "mult_adds"}.
+    """
+    import models
+    from models.analysis.cost import analyze
+    from models.compress import file
+    from train.export import network as export
+    from train.export import write
+
+    network = export.network(run, state)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "exported"
+        data = file.read(out / write.export(run, network, "compressed", out, {}, images=0)["file"])
+    _, variables = file.load(data)
+    layers, loaded = file.table(data, variables), network._replace(variables=variables)
+    whole, size = sum(row["float32"] for row in layers), sum(row["bytes"] for row in layers)
+    cost = analyze(loaded.create(), models.abstract(loaded.inputs))
+    return {"bytes": size, "float32": whole, "ratio": whole / size, "identical": True, "layers": layers,
+            "accuracy": export.evaluate(run, state, loaded)["accuracy"], "parameters": cost.params,
+            "mult_adds": cost.mult_adds}
+
+
+def bits(run: Any, state: Any) -> list[dict[str, float]]:
+    """What is left with so many bits a weight, without training: [{"bits" (0: as they are), "accuracy", "ratio"}]."""
+    import jax
+
+    from models.compress import file
+    from train.export import network as export
+
+    network, found = export.network(run, state), []
+    for count in (0, *BITS):
+        made = export.shared(network, f"linear(conv={count}, dense={count})") if count else network
+        size = len(file.dump(made.name, made.fields, made.variables, made.inputs))
+        whole = sum(4 * leaf.size for leaf in jax.tree.leaves(made.variables))
+        found.append({"bits": count, "accuracy": export.evaluate(run, state, made)["accuracy"], "ratio": whole / size})
+    return found
+
+
+def centroids(run: Any, state: Any) -> dict[str, list[float]]:
+    """Accuracy by how k-means starts, with 2, 3 and 4 bits a weight, without training."""
+    from train.export import network as export
+
+    def accuracy(init, count):
+        network = export.shared(export.network(run, state), f"{init}(conv={count}, dense={count})")
+        return export.evaluate(run, state, network)["accuracy"]
+
+    return {init: [accuracy(init, count) for count in (2, 3, 4)] for init in INITS}
+
+
+def cut(run: Any, state: Any) -> list[float]:
+    """Accuracy without the smallest weights, by Han 2015's thresholds, for each of CUTS; nothing is trained."""
+    from models.compress import prune
+    from train.export import network as export
+    from train.parameters import KERNELS, named, pattern, put
+
+    network = export.network(run, state)
+    params = network.variables["params"]
+    kernels, found = named(params, pattern(KERNELS)), []
+    for share in CUTS:
+        masks = prune.keep(prune.scores("magnitude", kernels, {}, {}), share, "std", weights=kernels)
+        left = put(params, {name: np.where(masks[name], leaf, 0) for name, leaf in kernels.items()})
+        made = network._replace(variables={**network.variables, "params": left})
+        found.append(export.evaluate(run, state, made)["accuracy"])
+    return found
+
+
+def sensitivity(run: Any, state: Any) -> dict[str, Any]:
+    """`train.optim.sensitivity.measure` on 1,000 training images."""
+    from train.optim.sensitivity import measure
+
+    return measure(run, state.evaluation_variables(), state.task_state, 1000, SPARSITIES)

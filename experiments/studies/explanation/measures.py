@@ -1,0 +1,257 @@
+"""What the study of explanations measures on trained networks: functions (run, state) -> what JSON can hold.
+
+Methods that a network has not (CAM of networks that end otherwise, rollout without attention) are left out.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.studies.measures import png
+
+METHODS = ("cam", "grad_cam", "grad_cam_plus_plus", "attention_rollout", "saliency", "smooth_grad",
+           "integrated_gradients", "guided_backprop", "deconvnet", "guided_grad_cam")
+SOME_HAVE = ("cam", "attention_rollout")  # networks that end in the mean of a map, and transformers
+OPTIONS = {"smooth_grad": {"samples": 8}, "integrated_gradients": {"steps": 16}}
+IMAGES = 96  # of the test set
+FEW = 48  # for what costs a sweep an image, or a method a layer
+STEPS = 16  # of deletion and insertion
+BLUR = 1 / 8  # of the side: what insertion starts from; a digit can be read through the paper's blur
+THRESHOLDS = np.linspace(0.05, 0.8, 16)  # of boxes
+SMOOTH = 1 / 16  # of the side: the deviation by which heat of single pixels is smoothed before a box is drawn around it
+
+
+class Examples(NamedTuple):
+    """pixels uint8 [N, H, W, C]; images as the network gets them; of each its objects, (label, box) first."""
+
+    pixels: np.ndarray
+    images: Any
+    objects: list[list[Any]]
+
+    def labels(self, which: int = 0) -> np.ndarray:
+        return np.array([things[which].label for things in self.objects], np.int32)
+
+    def boxes(self, which: int = 0) -> np.ndarray:
+        return np.array([things[which].box for things in self.objects])
+
+
+def examples(run: Any, split: str, count: int, objects: int = 1) -> Examples:
+    """The first canvases of a split, made as the run's test set with that many objects."""
+    from train.data import load
+
+    data = run.config["data"]
+    select = data["select_test"] if objects == 1 else data["select_test"].replace(")", f", objects={objects})")
+    placed = load.load_test(data, test_split=data[f"{split}_split"], select_test=select)
+    count = min(count, len(placed))
+    pixels = placed.read(np.arange(count))["image"]
+    images = run.feed.prepare_evaluation({"image": pixels})["image"]
+    return Examples(pixels, images, [placed.objects(i) for i in range(count)])
+
+
+def found_by(run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
+             ) -> Iterator[tuple[str, Any]]:
+    """Pairs (method, `Explanation`) of the methods, () for METHODS, that the network has."""
+    from models.errors import UserError
+    from models.explain import catalogue
+
+    for name in methods or METHODS:
+        try:
+            yield name, catalogue.METHODS[name](run.task.model, variables, images, target, **OPTIONS.get(name, {}))
+        except UserError:
+            if name not in SOME_HAVE:
+                raise
+
+
+def explained(run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
+              ) -> Iterator[tuple[str, np.ndarray]]:
+    """Pairs (method, heat [N, H, W]) as of `found_by`."""
+    from models.explain import catalogue
+
+    for name, found in found_by(run, variables, images, target, methods):
+        yield name, np.asarray(catalogue.heat(found.values, images.shape[1:3]))
+
+
+def localization(run: Any, state: Any) -> dict[str, Any]:
+    """Of test images, for their labels: {"right": share that is classified right, method: {"pointing": share whose
+    highest place is on the object, "threshold": that of the best boxes on training images, "localized": share with IoU
+    0.5, "error": share that is not localized or not classified right, "error_at_0.2": with the threshold of Zhou 2016},
+    "chance": the object's area, "middle": share of the objects that cover the middle}"""
+    import jax
+    from scipy import ndimage
+
+    from models.explain import catalogue, faithful
+
+    variables = jax.device_put(state.evaluation_variables())
+    test, train = examples(run, "test", IMAGES), examples(run, "train", IMAGES)
+    logits = np.asarray(jax.jit(run.task.model.apply)(variables, test.images))
+    right = logits.argmax(1) == test.labels()
+
+    def smooth(name, heat):
+        if name in catalogue.MAPS:
+            return heat
+        return np.stack([ndimage.gaussian_filter(one, SMOOTH * heat.shape[1]) for one in heat])
+
+    found: dict[str, Any] = {"right": float(right.mean())}
+    fitted = dict(explained(run, variables, train.images, train.labels()))
+    for name, heat in explained(run, variables, test.images, test.labels()):
+        on_train = smooth(name, fitted[name])
+        shares = [faithful.localized(on_train, train.boxes(), t).mean() for t in THRESHOLDS]
+        best = float(THRESHOLDS[int(np.argmax(shares))])
+        heat = smooth(name, heat)
+        there = faithful.localized(heat, test.boxes(), best)
+        found[name] = {
+            "pointing": float(faithful.pointing(heat, test.boxes()).mean()), "threshold": best,
+            "localized": float(there.mean()), "error": float(1 - (there & right).mean()),
+            "error_at_0.2": float(1 - (faithful.localized(heat, test.boxes(), 0.2) & right).mean())}
+    area = np.array([(b - t) * (r - left) for t, left, b, r in test.boxes()])
+    found["chance"] = float((area / np.prod(test.images.shape[1:3])).mean())
+    found["middle"] = at_middle(test)
+    return found
+
+
+def at_middle(some: Examples, which: int = 0) -> float:
+    """How often the middle of the canvas is on the object: what pointing there would give (Zhang 2016)."""
+    from models.explain import faithful
+
+    peak = np.zeros(some.images.shape[:3])
+    peak[:, peak.shape[1] // 2, peak.shape[2] // 2] = 1
+    return float(faithful.pointing(peak, some.boxes(which)).mean())
+
+
+def mean_of_varied(correlations: np.ndarray) -> float:
+    """Over the images whose maps are not constant; 0 where all are, as a map of zeros says nothing of the other."""
+    good = correlations[np.isfinite(correlations)]
+    return float(good.mean()) if good.size else 0.0
+
+
+def two_objects(run: Any, state: Any) -> dict[str, Any]:
+    """Of images with two objects of different classes: {method: share of (image, object) in which the highest place is
+    on the object whose class is asked for; "middle": in which the middle is}."""
+    import jax
+
+    from models.explain import faithful
+
+    variables, both = jax.device_put(state.evaluation_variables()), examples(run, "test", IMAGES, objects=2)
+    found: dict[str, list[float]] = {}
+    for which in (0, 1):
+        for name, heat in explained(run, variables, both.images, both.labels(which)):
+            found.setdefault(name, []).append(float(faithful.pointing(heat, both.boxes(which)).mean()))
+        found.setdefault("middle", []).append(at_middle(both, which))
+    return {name: float(np.mean(shares)) for name, shares in found.items()}
+
+
+def faithfulness(run: Any, state: Any) -> dict[str, Any]:
+    """Of test images, for the most probable class: {method: {"deletion", "insertion": area under the curve,
+    "deletion_curve", "insertion_curve", "occlusion": rank correlation with what squares cost, over their positions}};
+    "random": pixels in random order; "occlusion": in that of what squares over them cost."""
+    import jax
+
+    from models.explain import faithful
+    from models.explain.occlusion import occlusion
+
+    model, variables = run.task.model, jax.device_put(state.evaluation_variables())
+    test = examples(run, "test", FEW)
+    height, width = test.images.shape[1:3]
+    square = height // 4
+    swept = occlusion(model, variables, test.images, size=square, stride=square // 2)
+    cost = np.take_along_axis(np.asarray(swept.logits), np.asarray(swept.target)[:, None], 1)[:, :, None] - np.asarray(
+        swept.score)  # [N, R, S]
+    rows, columns = np.asarray(swept.rows), np.asarray(swept.columns)
+
+    def in_squares(heat):
+        return np.stack([[heat[:, r:r + square, c:c + square].mean((1, 2)) for c in columns] for r in rows]
+                        ).transpose(2, 0, 1)
+
+    def spread(values):  # over the pixels of its squares
+        total, times = np.zeros((len(values), height, width)), np.zeros((height, width))
+        for i, r in enumerate(rows):
+            for j, c in enumerate(columns):
+                total[:, r:r + square, c:c + square] += values[:, i, j, None, None]
+                times[r:r + square, c:c + square] += 1
+        return total / times
+
+    target = np.asarray(swept.target)
+    heats = {**dict(explained(run, variables, test.images, target)), "occlusion": spread(cost),
+             "random": np.random.default_rng(0).random((len(target), height, width))}
+    found = {}
+    for name, heat in heats.items():
+        deleted = faithful.deletion(model, variables, test.images, heat, target, steps=STEPS)
+        inserted = faithful.insertion(model, variables, test.images, heat, target, steps=STEPS, blur=BLUR)
+        found[name] = {
+            "deletion": float(deleted.area.mean()), "insertion": float(inserted.area.mean()),
+            "deletion_curve": np.asarray(deleted.probability).mean(0).tolist(),
+            "insertion_curve": np.asarray(inserted.probability).mean(0).tolist(),
+            "occlusion": mean_of_varied(faithful.rank_correlation(in_squares(heat), cost))}
+    return found
+
+
+def sanity(run: Any, state: Any) -> dict[str, Any]:
+    """{"layers": from the logits down, method: rank correlation of the map with that of the trained network as all
+    layers down to each are drawn anew, mean over images}."""
+    import jax
+
+    from models.explain import faithful
+
+    trained, test = state.evaluation_variables(), examples(run, "test", FEW)
+    whole = dict(explained(run, jax.device_put(trained), test.images, test.labels(),
+                           [name for name in METHODS if name != "smooth_grad"]))
+    found: dict[str, Any] = {"layers": [], **{name: [] for name in whole}}
+    for layer, variables in faithful.randomized(run.task.model, trained, run.feed.inputs, seed=1):
+        found["layers"].append(layer)
+        for name, heat in explained(run, jax.device_put(variables), test.images, test.labels(), list(whole)):
+            found[name].append(mean_of_varied(faithful.rank_correlation(whole[name], heat)))
+    return found
+
+
+def effective(run: Any, state: Any) -> dict[str, Any]:
+    """Of the middle unit of the last map, or, where it sees more than a canvas, of the last that sees no more:
+    {"theoretical": size or None for all of it, "box", "before" and "after" training: {"size", "map": PNG}}."""
+    import jax
+
+    from models.explain import method, receptive
+
+    model, test = run.task.model, examples(run, "test", IMAGES)
+    about = method.outline(model, state.evaluation_variables(), test.images)
+    fields, name = receptive.fields(model, run.feed.inputs), method.map_endpoint(about)
+    if fields[name]:
+        name = [one for one, field in fields.items() if field and max(field.size) <= min(test.images.shape[1:3])][-1]
+    field, (height, width, _) = fields[name], method.grid(about.endpoints[name])
+    found: dict[str, Any] = {"theoretical": None if field is None else list(field.size), "endpoint": name,
+                             "box": None if field is None else list(field.box(height // 2, width // 2))}
+    for when, one in (("before", run.state), ("after", state)):
+        values = np.asarray(receptive.effective(model, jax.device_put(one.evaluation_variables()), test.images,
+                                                endpoint=name))
+        found[when] = {"size": receptive.effective_size(values), "map": png(values / values.max())}
+    return found
+
+
+def gallery(run: Any, state: Any) -> list[dict[str, Any]]:
+    """Rows of the gallery: an image of one object, and one of two, for each of its classes: [{"image": PNG, "says",
+    "boxes", "panels": {method: PNG}}]. With CIFAR's classes the second is a cat and a dog."""
+    import jax
+
+    from experiments.overlays import around_gray, share_of_largest
+    from models.explain import catalogue
+
+    variables, classes = jax.device_put(state.evaluation_variables()), run.feed.classes
+    one, two = examples(run, "test", FEW), examples(run, "test", 2000 if "cat" in classes else FEW, objects=2)
+    wanted = {classes.index("cat"), classes.index("dog")} if "cat" in classes else None
+    pair = next(i for i, things in enumerate(two.objects)
+                if wanted in (None, {thing.label for thing in things}))
+    rows = []
+    for some, i, which in ((one, 1, 0), (two, pair, 0), (two, pair, 1)):
+        thing, image = some.objects[i][which], some.images[i:i + 1]
+        panels = {}
+        for name, values in found_by(run, variables, image, np.array([thing.label], np.int32)):
+            heat = np.asarray(catalogue.heat(values.values, image.shape[1:3])[0])
+            panels[name] = png(around_gray(np.asarray(values.values[0])) if name in catalogue.SIGNED else
+                               share_of_largest(heat, 1.0 if name in catalogue.MAPS else 0.995))
+        probability = np.asarray(jax.nn.softmax(values.logits))[0]
+        top = int(probability.argmax())
+        says = f"{classes[thing.label]}: {probability[thing.label]:.0%}"
+        says += "" if top == thing.label else f"\ntop {classes[top]} {probability[top]:.0%}"
+        rows.append({"image": png(some.pixels[i]), "says": says, "boxes": [list(map(int, thing.box))],
+                     "class": classes[thing.label], "panels": panels})
+    return rows
+

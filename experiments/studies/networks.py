@@ -1,0 +1,83 @@
+"""Networks that studies compare at equal cost: a name, fields and a size of images, all else as in the paper."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from experiments.study import TOO_SMALL, Judge, Judgement, Outcomes, compare, spread
+
+IMAGES = {"digits": (8, 1), "cifar10": (32, 3), "imagenet": (224, 3)}  # height and width, channels
+
+
+class Network(NamedTuple):
+    """A network as a study trains it.
+
+    Attributes:
+      name: of `models.names()`.
+      fields: of the model, where others than the name says.
+      size: height and width to which images are resized; 0: as they are. A network whose stem halves the resolution
+        gets images of twice the size where it is compared with one whose stem does not.
+    """
+
+    name: str
+    fields: Mapping[str, Any] = {}
+    size: int = 0
+
+
+def config(scale: str, network: Network, seed: int, epochs: int = 0) -> Any:
+    """The recipe of configs/study.py with this network, whose ingredients are its paper's; epochs 0: the recipe's."""
+    from ml_collections import ConfigDict
+
+    from train import config as configs
+
+    c = configs.load(f"configs/study.py:{scale},seed={seed},epochs={epochs}")
+    c.model = ConfigDict({"name": network.name, **network.fields})
+    if network.size:
+        c.data.image_size = network.size
+    if network.size and c.data.crop == "none":
+        c.data.crop, c.data.eval_crop = "resize", 1.0
+        shift = {"digits": 1, "cifar10": 4}[scale]  # pixels of an image as it is, see the recipes
+        c.data.augment = c.data.augment.replace(f"crop({shift})", f"crop({shift * network.size // IMAGES[scale][0]})")
+    return c
+
+
+def cost(scale: str, network: Network) -> Any:
+    """`complexity.analyze` of the network for one image."""
+    return _cost(scale, network.name, tuple(sorted(network.fields.items())), network.size)
+
+
+@functools.cache
+def _cost(scale: str, name: str, fields: tuple[tuple[str, Any], ...], size: int) -> Any:
+    import models
+    from models.analysis.cost import analyze
+
+    size, channels, classes = size or IMAGES[scale][0], IMAGES[scale][1], 1000 if scale == "imagenet" else 10
+    model = models.create(name, **{"image_size": size, "num_classes": classes, **dict(fields)})
+    return analyze(model, (1, size, size, channels))
+
+
+def unequal(outcomes: Outcomes, field: str) -> float:
+    """By how much the costliest of some networks is above the cheapest, as a fraction: `field` of their summaries."""
+    costs = [outcome.summary[field] for outcome in outcomes if outcome.summary]
+    return max(costs) / min(costs) - 1 if costs else 0.0
+
+
+def accuracies(outcomes: Outcomes, *names: str) -> str:
+    """Of networks by their label, for a verdict."""
+    return "; ".join(f"{name} {spread(outcomes.where(network=name).values('accuracy'))}" for name in names)
+
+
+def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str) -> Judge:
+    """A judge: whether `high` is more accurate than `low`, both of the set `kind`.
+
+    "too small to tell" where the costs, `field` of the summaries, are further apart than `tolerance`.
+    """
+    def judge(outcomes):
+        pair = outcomes.where(set=kind, network=[high, low])
+        apart = unequal(pair, field)
+        text = f"{accuracies(pair, high, low)}, with {field.replace('_', '-')} {apart:.1%} apart"
+        if apart > tolerance:
+            return Judgement(TOO_SMALL, f"{text}: no comparison")
+        return Judgement(compare(*(pair.where(network=name).values("accuracy") for name in (high, low))), text)
+
+    return judge

@@ -1,0 +1,122 @@
+"""What the study of transfer measures on a network before or after it is trained: functions (run, state) -> JSON."""
+
+from typing import Any
+
+import numpy as np
+
+LABELS = {8: (2, 5, 20), 32: (10, 50, 250), 224: ()}  # by the size of images: labels a class, besides all
+CLASSIFIERS = ("logistic", "svm", "knn")
+HANDCRAFTED = ("hog", "sift_fv:16", "sift_bow")
+PAINT = "paint('all')"
+SEEDS = (0, 1, 2)
+EMBEDDED = 1000  # test images of the picture
+ALL = "all"
+
+
+def probe(run: Any, state: Any) -> dict[str, dict[str, Any]]:
+    """{labels a class: {classifier: what `classifiers.evaluate` finds}}, on the features of the network as it is."""
+    from train.data.select import select
+    from train.probing import classifiers, features
+
+    test = features.extract(run, state, "test")
+    whole = features.extract(run, state, "train")  # of which every part is there, then
+    found = {}
+    for count in _counts(run):
+        part = whole if count == ALL else features.of_source(
+            run, state, select(_base(run), _part(run, count, run.config["seed"])))
+        found[str(count)] = {kind: classifiers.evaluate(kind, part, test, len(run.feed.classes), run.config["seed"])
+                             for kind in CLASSIFIERS}
+    return found
+
+
+def logistic(run: Any, state: Any) -> dict[str, Any]:
+    """What logistic regression finds on the features of the training set as the run has it; and, of the same
+    regression, on test images with the cue ("painted") and how many predictions that changes."""
+    from train.data.select import select
+    from train.probing import classifiers, features
+
+    train, test = (features.extract(run, state, split) for split in ("train", "test"))
+    painted = features.of_source(run, state, select(run.feed.test, PAINT))
+    count = len(run.feed.classes)
+    fitted = classifiers.fit("logistic", train, count, run.config["seed"])
+    return {**classifiers.described(fitted, test, count),
+            **_cue(fitted.score(test.x), fitted.score(painted.x), test.labels)}
+
+
+def cue(run: Any, state: Any) -> dict[str, Any]:
+    """Accuracy of a trained network on test images as they are and with the cue, and what it changes of predictions."""
+    from train import evaluate
+    from train.data.select import select
+
+    def scores(source):
+        return evaluate.predictions(run.task.predict, state.evaluation_variables(), run.feed.prepare_evaluation,
+                                    run.feed.batches(source))
+
+    clean, labels, _ = scores(run.feed.test)
+    return _cue(clean, scores(select(run.feed.test, PAINT))[0], labels)
+
+
+def _cue(clean: np.ndarray, painted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    before, after = clean.argmax(1), painted.argmax(1)
+    return {"clean": float((before == labels).mean()), "painted": float((after == labels).mean()),
+            "changed": float((before != after).mean())}
+
+
+def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
+    """{kind: {labels a class: accuracy by seed}} of a linear SVM on features that nobody trained.
+
+    What they learn without labels (visual words) they learn from the whole training set."""
+    del state
+    from experiments.studies.transfer.handcrafted import describe
+    from train.data.select import select
+    from train.probing import classifiers, features
+
+    train, test = (getattr(run.feed, split).arrays() for split in ("train", "test"))
+    readable = train["mask"] > 0
+    test = {name: test[name][test["mask"] > 0] for name in ("image", "label")}
+    place = {index: place for place, index in enumerate(getattr(run.feed.train, "index", range(len(run.feed.train))))}
+    found = {}
+    for kind in HANDCRAFTED:
+        x, x_test = describe(kind, train["image"], test["image"])
+        tested = features.Features(x_test, test["label"])
+        found[kind] = {}
+        for count in _counts(run):
+            parts = [np.arange(len(x))] if count == ALL else [
+                np.array([place[i] for i in select(_base(run), _part(run, count, seed)).index]) for seed in SEEDS]
+            found[kind][str(count)] = [
+                classifiers.headline(classifiers.evaluate(
+                    "svm", features.Features(*(array[part[readable[part]]] for array in (x, train["label"]))), tested,
+                    len(run.feed.classes))) for part in parts]
+    return found
+
+
+def embedding(run: Any, state: Any) -> dict[str, list]:
+    """Features of test images in two dimensions, by t-SNE (van der Maaten & Hinton 2008): {"x": [[…, …]], "labels"}."""
+    from sklearn.manifold import TSNE
+
+    from train.probing import features
+
+    test = features.extract(run, state, "test")
+    index = np.random.default_rng(0).permutation(len(test.x))[:EMBEDDED]
+    x = features.standardizer(test.x[index])(test.x[index])
+    placed = TSNE(random_state=0, perplexity=min(30, len(index) / 4), init="pca").fit_transform(x)
+    return {"x": placed.round(2).tolist(), "labels": test.labels[index].tolist(), "classes": list(run.feed.classes)}
+
+
+def _counts(run: Any) -> tuple[Any, ...]:
+    """Numbers of labels a class that every class has, and all of them."""
+    if run.feed.train.label_shape:
+        return (ALL,)
+    least = np.bincount(run.feed.train.all_labels()).min()
+    return (*(count for count in LABELS.get(run.feed.image_shape[0], ()) if count <= least), ALL)
+
+
+def _base(run: Any) -> Any:
+    """The training split without the run's selection."""
+    return getattr(run.feed.train, "source", run.feed.train)
+
+
+def _part(run: Any, count: int, seed: int) -> str:
+    """The selection of `count` images of each of the run's classes."""
+    classes = [part for part in run.config["data"]["select"].split("|") if part.startswith("classes")]
+    return "|".join((*classes, f"per_class({count}, seed={seed})"))

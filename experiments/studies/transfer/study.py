@@ -1,0 +1,260 @@
+"""Transfer learning: what a pretrained network brings to another data set, and what decides how much.
+
+  Razavian et al. 2014      CNN features off-the-shelf, arXiv 1403.6382 (features and a linear SVM)
+  Agrawal 2014, Girshick 2014, Lin 2015 and others: the fine-tuned networks of the table, as the lecture collects them
+  Yosinski et al. 2014      How transferable are features in deep neural networks?, arXiv 1411.1792
+  Sun et al. 2017           Revisiting unreasonable effectiveness of data, arXiv 1707.02968
+  He et al. 2019            Rethinking ImageNet pre-training, arXiv 1811.08883
+  Kolesnikov et al. 2020    Big Transfer, arXiv 1912.11370
+  Salman et al. 2022        When does bias transfer in transfer learning?, arXiv 2207.02842
+
+digits     source: scikit-learn's digits 0 to 4; target: digits 5 to 9
+cifar10    source: tiny_imagenet32 (Tiny ImageNet at 32x32); targets: cifar10_jpeg, and digits at 32x32. These are TFDS
+           sets in $TFDS_DATA_DIR, made elsewhere; for others change SETS
+imagenet   ResNet-50 of $ABLATE_RESNET50, a file of `python -m models.weights import`, on the five published data sets
+           ($ABLATE_AIRCRAFT is the folder of FGVC-Aircraft, train/VARIANT and test/VARIANT)
+"""
+
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from experiments.studies.transfer import results
+from experiments.studies.transfer.measures import ALL, SEEDS, cue, embedding, handcrafted, logistic, probe
+from experiments.study import Claim, Picture, Study, Trial
+from models.errors import UserError
+
+SETS = {"cifar10": ("tfds:tiny_imagenet32", "validation")}  # source, and its split to test on
+PHOTOGRAPHS = ("caltech101", "voc2007", "cub200", "aircraft", "cars")
+# Of Tiny ImageNet's 200 classes: birds, cats, dogs, frogs, hoofed animals, cars, trucks, boats, a train; food and
+# household things; every sixth.
+NEAR = "20, 21, 22, 11, '30-33', '24-29', '1-3', '49-53', 70, 94, 116, 153, 121, 133, 145, 164, 166, 115, 108, 81"
+FAR = "63, 64, 65, 67, 68, 69, '73-80', 82, 83, 85, '177-193'"
+ANY = ", ".join(str(label) for label in range(0, 200, 6))
+SUBSETS = {"near": NEAR, "any": ANY, "far": FAR}
+FACTOR = 30  # of the most to the least frequent class of the imbalanced source
+RATES = {"scratch": 0.1, "fine-tuned": 0.02}  # learning rates
+
+
+class Scale(NamedTuple):
+    """Networks, targets and lengths of training (steps) of a scale that pretrains.
+
+    few, many: of a target with some labels a class, and with all. main, grid, part: of the source: the one that
+    everything starts from, one of the grid, one of the parts and biases.
+    """
+
+    model: str
+    width: int
+    small: str  # network of the grid, parts and biases
+    widths: tuple[int, ...]
+    shares: tuple[float, ...]
+    targets: tuple[str, ...]
+    labels: tuple[int, ...]
+    probed: int  # labels a class where sources are compared
+    few: int
+    many: int
+    main: int
+    grid: int
+    part: int
+
+
+SCALES = {
+    "digits": Scale("resnet8", 8, "resnet8", (4, 8, 16), (0.1, 0.3, 1.0), ("digits",), (2, 5, 20), probed=5, few=100,
+                    many=200, main=200, grid=100, part=100),
+    "cifar10": Scale("resnet14", 16, "resnet8", (4, 8, 16), (0.005, 0.05, 1.0), ("cifar10_jpeg", "digits"),
+                     (10, 50, 250), probed=250, few=500, many=1600, main=2400, grid=3200, part=3200),
+}
+
+
+def trials(scale: str) -> list[Trial]:
+    """Sources, and what starts from them."""
+    if scale == "imagenet":
+        return _imagenet()
+    s, found = SCALES[scale], []
+    for seed in SEEDS:
+        main = _source(scale, seed, s.model, s.width, s.main)
+        found.append(main)
+        for target in s.targets:
+            labels = {"part": "transfer", "target": target, "seed": seed}
+            measures = (probe, embedding) if seed == 0 and target == s.targets[0] else (probe,)
+            found.append(_target(scale, {**labels, "how": "classifier"}, main, target, measures=measures))
+            for count in (*s.labels, ALL) if target == s.targets[0] else (s.labels[0], ALL):
+                for how in ("fine-tuned", "scratch"):
+                    more = (embedding,) if seed == 0 and count == ALL and target == s.targets[0] else ()
+                    found.append(_target(scale, {**labels, "how": how, "labels": count}, main, target, count,
+                                         how=how, measures=more))
+            if seed == 0:
+                found.append(_target(scale, {**labels, "how": "hand-crafted"}, None, target, like=main,
+                                     measures=(handcrafted,)))
+        compared = []
+        for width in s.widths:
+            compared += [({"part": "grid", "width": width, "share": share},
+                          _source(scale, seed, s.small, width, s.grid, f"share({share}, seed={seed})" * (share < 1)))
+                         for share in s.shares]
+        if scale == "cifar10":
+            compared += [({"part": "relation", "source": name}, _source(scale, seed, s.small, s.width, s.part,
+                                                                        f"classes({classes})", both=True))
+                         for name, classes in SUBSETS.items()]
+        for name, select in _biases(scale, seed).items():
+            source = _source(scale, seed, s.small, s.width, s.part, select)
+            compared.append(({"part": "bias", "source": name}, source))
+            if name in ("clean", "cue"):
+                found.append(_target(scale, {"part": "bias", "source": name, "seed": seed, "how": "fine-tuned"}, source,
+                                     s.targets[0], s.probed, how="fine-tuned", measures=(cue,)))
+        for labels, source in compared:
+            found.append(_target(scale, {**labels, "seed": seed, "how": "classifier"}, source, s.targets[0], s.probed,
+                                 measures=(logistic,)))
+    return found
+
+
+def _biases(scale: str, seed: int) -> dict[str, str]:
+    """What is selected of the source: all; all, with a cue on every second class; a part with few images of most
+    classes; and a random part of as many images."""
+    classes = {"digits": 5, "cifar10": 200}[scale]
+    half = f"0-{classes - 1}/2"  # every second: neighbours are alike
+    kept = statistics.mean(FACTOR ** (-i / (classes - 1)) for i in range(classes))
+    return {"clean": "", "cue": f"paint('{half}', p=1.0, seed={seed})",
+            "imbalanced": f"imbalance({FACTOR}, seed={seed})", "balanced": f"share({kept:.4f}, seed={seed})"}
+
+
+def _source(scale: str, seed: int, model: str, width: int, steps: int, select: str = "", both: bool = False) -> Trial:
+    """A network that is trained on the source, or on what `select` leaves of it (`both`: of its test split, too)."""
+    from train import config
+
+    c = config.load(f"configs/study.py:{scale},model={model},seed={seed}")
+    c.model.width = width
+    test = select if both else ""
+    if scale == "digits":
+        select = "|".join(filter(None, ("classes('0-4')", select)))
+        test = "classes('0-4')"
+        c.batch_size, c.eval_batch_size = 64, 180
+    else:
+        c.data.source, c.data.test_split = SETS[scale]
+        if steps != SCALES[scale].main:  # small networks and parts: more steps of fewer images
+            c.batch_size, c.optimizer.learning_rate = 32, 0.05
+    c.data.select, c.data.select_test = select, test
+    c.duration, c.evaluate_every, c.log_every = f"{steps} steps", "100%", "10%"
+    return Trial({"part": "source", "model": model, "width": width, "select": select, "seed": seed}, c)
+
+
+def _target(scale: str, labels: dict[str, Any], start: Trial | None, target: str, count: Any = ALL, how: str = "",
+            measures: Sequence[Callable] = (), like: Trial | None = None) -> Trial:
+    """A trial on a target that starts from a source's network; `how` "": nothing is trained, "scratch": it starts anew.
+    """
+    from train import config
+
+    s, source = SCALES[scale], (start or like).config
+    steps = s.many if count == ALL else s.few
+    if target != s.targets[0]:
+        steps = s.few
+    c = config.load(f"configs/transfer.py:model={source.model.name},to={target},seed={labels['seed']},steps={steps},"
+                    f"size={0 if scale == 'digits' else 32},lr={RATES.get(how, 0.1)},"
+                    f"labels={0 if count == ALL else count}")
+    c.model, c.data.mean, c.data.std = source.model.copy_and_resolve_references(), source.data.mean, source.data.std
+    c.hooks, c.keep_checkpoints, c.checkpoint_every, c.log_every = "", 1, "100%", "10%"
+    c.evaluate_every = "10%" if count == ALL else "25%"
+    if scale == "digits":
+        c.data.channels, c.eval_batch_size = 0, 180
+        c.data.select = "|".join(filter(None, ("classes('5-9')", c.data.select)))
+        c.data.select_test = "classes('5-9')"
+    return Trial(labels, c, train=bool(how), measures=measures, start=None if how == "scratch" else start)
+
+
+def _imagenet() -> list[Trial]:
+    """The published data sets, from weights that were trained elsewhere."""
+    from train import config
+
+    weights, found = os.environ.get("ABLATE_RESNET50", "resnet50.safetensors"), []
+    if not os.path.isfile(weights):
+        raise UserError(f"the weights to start from are not there: {weights} (or $ABLATE_RESNET50); make them by "
+                        "python -m models.weights import --from torchvision resnet50.pth --model resnet50 --out FILE")
+    for seed in SEEDS:
+        for target in PHOTOGRAPHS:
+            for how in ("fine-tuned", "scratch", "classifier", *(("hand-crafted",) if seed == 0 else ())):
+                start = "model=resnet50" if how in ("scratch", "hand-crafted") else f"from={weights}"
+                c = config.load(f"configs/transfer.py:{start},to={target},seed={seed}")
+                if target == "aircraft":  # not in TFDS
+                    c.data.source = f"folder:{os.environ.get('ABLATE_AIRCRAFT', c.data.source.partition(':')[2])}"
+                c.precision = "bfloat16"
+                measures = {"classifier": (probe,), "hand-crafted": (handcrafted,)}.get(how, ())
+                labels = {"part": "transfer", "target": target, "how": how, "seed": seed}
+                found.append(Trial(labels | ({} if measures else {"labels": ALL}), c, train=not measures,
+                                   measures=measures))
+    return found
+
+
+CLAIMS = [
+    Claim("A pretrained network with a linear classifier is better than hand-crafted features.",
+          "Caltech-101 87.7 against 84.3, VOC 2007 79.7 against 61.7, CUB-200 61.0 against 18.8; but Aircraft 45.0 "
+          "against 61.0, Cars 36.5 against 59.2", "lecture, transfer learning; Razavian 2014",
+          "better on every target, with all labels", results.better("classifier", "hand-crafted")),
+    Claim("Fine-tuning is better than a classifier on fixed features.",
+          "88.4, 82.4, 70.4, 74.1, 79.8 against 87.7, 79.7, 61.0, 45.0, 36.5", "lecture, transfer learning",
+          "better on every target, with all labels", results.better("fine-tuned", "classifier")),
+    Claim("Fine-tuning is better than the same training from scratch.",
+          "BiT-M R50x1, fine-tuned on CIFAR-10, 97.3 % (no training from scratch is given beside it)",
+          "Kolesnikov 2020, README of the authors' code", "better on every target, with all labels and the same steps",
+          results.better("fine-tuned", "scratch")),
+    Claim("Pretraining helps most where labels are few.",
+          "“training from random initialization is surprisingly robust”, there even with 10 % of COCO",
+          "He 2019, abstract", "a larger gain with the fewest labels than with all",
+          results.few_labels),
+    Claim("Pretraining makes training converge faster.", "“pre-training speeds up convergence early in training”",
+          "He 2019, abstract", "a higher accuracy after a tenth of the steps", results.faster),
+    Claim("More source data, better transfer.",
+          "“the performance on vision tasks increases logarithmically based on volume of training data "
+          "size”",
+          "Sun 2017, abstract", "the widest network transfers better from all of the source than from a little",
+          results.more_data),
+    Claim("Larger networks transfer better.", "R152x4 above R50x1 (figure only)", "Kolesnikov 2020, figure 5",
+          "the widest network is better than the narrowest, from all of the source", results.bigger),
+    Claim("More data and larger networks go together.", "small networks gain little from more data (figure only)",
+          "Kolesnikov 2020, figure 5", "the widest network gains more from more source data than the narrowest",
+          results.together),
+    Claim("Transfer is better from a source that is near to the target.",
+          "“the transferability of features decreases as the distance between the base task and target task "
+          "increases”",
+          "Yosinski 2014, abstract", "animals and vehicles are a better source for CIFAR-10 than food and household "
+          "things",
+          results.related),
+    Claim("A cue that the source taught reaches the target, with fixed features.",
+          "bias transfers to a target without it (no number quoted)", "Salman 2022, abstract",
+          "a square that marked every second class of the source costs more accuracy on the target than one never seen",
+          results.biased("classifier")),
+    Claim("A cue that the source taught reaches the target, after fine-tuning.",
+          "bias transfers to a target without it (no number quoted)", "Salman 2022, abstract",
+          "the same, after fine-tuning on target images without the square", results.biased("fine-tuned")),
+    Claim("An imbalanced source transfers worse than a balanced one of the same size.",
+          "“Do biased datasets affect transfer? Turns out yes”", "lecture, concerns about big transfer",
+          f"a source whose classes differ by {FACTOR} times in their images is worse than one with as many in all",
+          results.imbalanced),
+]
+
+
+STUDY = Study(
+    name="transfer",
+    title="Transfer learning",
+    question="What does a pretrained network bring to another data set, and what decides how much?",
+    would_change="A source as large as the published one: at imagenet scale the first three claims are tried with a "
+                 "ResNet-50 of ImageNet on the five published data sets, while sources here are half of the digits, "
+                 "or Tiny ImageNet seen briefly. A target with more to learn than digits, which are all right from "
+                 "scratch. More seeds for few labels, and for cues and imbalance at digits scale.",
+    cost={"digits": "8 minutes on 2 cores",
+          "cifar10": "tiny_imagenet32 and cifar10_jpeg in $TFDS_DATA_DIR; 80 minutes on 2 cores",
+          "imagenet": "$ABLATE_RESNET50 and the five data sets; a day on a GPU"},
+    trials=trials,
+    claims=CLAIMS,
+    tables=results.tables,
+    pictures=[
+        Picture("labels", "Accuracy on the target against labels a class; mean and standard deviation of three seeds.",
+                results.draw_labels, (6.5, 4.2)),
+        Picture("curves", "Learning curves from scratch and fine-tuned, a line a seed.", results.draw_curves),
+        Picture("grid", "Logistic regression on features, by how much of the source the network saw and its width.",
+                results.draw_grid, (6.5, 4.5)),
+        Picture("sources", "Logistic regression on features of networks that were trained on parts of the source, or "
+                "on a biased one.", results.draw_sources),
+        Picture("embedding", "Features of test images in two dimensions (t-SNE), colored by class.",
+                results.draw_embedding, (11.0, 4.6)),
+    ],
+)

@@ -1,0 +1,1 @@
+"""The only room that knows backends: settings of the runtime, lowerings, native code for CPUs."""

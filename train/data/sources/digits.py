@@ -1,0 +1,37 @@
+"""The 1,797 handwritten digits that ship inside scikit-learn: 8x8 pixels, ten classes, real, and no download.
+
+They are the test set of the UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998).
+"""
+
+import numpy as np
+
+from models.errors import choice_error
+from train.data.source import Options
+from train.data.sources.arrays import ArraySource
+
+# A stratified split that never changes, whatever the seed of a run: results of different seeds are comparable.
+_SPLIT_SEED = 0
+_TEST_SHARE = 0.2  # 1,437 to train, 360 to test
+_VALIDATION_SHARE = 0.2  # of the training part: 1,149 to fit, 288 to choose by
+
+
+def source(split: str, options: Options) -> ArraySource:
+    """`split` is "train" or "test", or "train_fit" or "validation", which part "train"."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    splits = ("train", "test", "train_fit", "validation")
+    if split not in splits:
+        raise choice_error("split of digits", split, splits)
+    digits = load_digits()
+    labels = digits.target.astype(np.int32)
+
+    def part(indices: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+        return train_test_split(indices, test_size=share, stratify=labels[indices], random_state=_SPLIT_SEED)
+
+    train, test = part(np.arange(len(labels)), _TEST_SHARE)
+    fit, validation = part(train, _VALIDATION_SHARE)
+    indices = {"train": train, "test": test, "train_fit": fit, "validation": validation}[split]
+    # Stored as 0..16 (counts of 4x4 blocks of on pixels); as uint8 they are 0..255 like any other image.
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # [1797, 8, 8, 1]
+    return ArraySource(images[indices], labels[indices], [str(digit) for digit in range(10)], options)

@@ -1,0 +1,174 @@
+"""What goes into each dispatch of a run on parallel text; what `train.data.feed.Feed` is for images."""
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from models.errors import UserError, has_type
+from train import config as config_lib
+from train.data import shuffle as order
+from train.data.feed import Changed
+from train.data.sources import text
+from train.devices.parallel import Parallel
+
+
+class TextFeed:
+    """Attributes and methods are those of `Feed`, as far as the loop uses them; data are never resident.
+
+    A batch is {"source": int32 [B, W], "target": int32 [B, W + 1] from BOS to EOS, "mask": float32 [B], 0 for what only
+    fills up a batch, "tokens": float32 [B]}. W is the first of `buckets` that holds the batch, so there is one
+    program for each of them. "tokens", the same in all rows, is the mean number of target tokens of a sentence over the
+    global batch: a device, or a part of its share, has more or fewer, and its mean loss must count accordingly.
+
+    Attributes:
+      tokenizer: of both languages.
+      buckets: of training, and one more where the test split has longer sentences.
+    """
+
+    unit = "sentences"
+    label_shape = ()
+    notes = ()
+
+    def __init__(self, source: str, config: Any, parallel: Parallel, *, batch_size: int, eval_batch_size: int,
+                 steps_per_call: int, seed: int, recorded: Mapping[str, Any] | None = None):
+        """Reads the text, and learns the vocabulary where that was not done before.
+
+        Args:
+          source: "text:FOLDER" or "grammar".
+          config: the section `text`; see configs/translation.py.
+          parallel, batch_size, eval_batch_size, seed: as for `Feed`.
+          steps_per_call: must be 1.
+          recorded: `record()` of a run that is reopened, which the text is compared with.
+
+        Raises:
+          UserError: a text that is not there or does not fit, an option that cannot be.
+          Changed: the text is not the one that a reopened run was trained on.
+        """
+        if steps_per_call != 1:
+            raise UserError(f"steps_per_call={steps_per_call}: must be 1 for text, whose batches vary in length")
+        buckets = config.buckets
+        if not (isinstance(buckets, (tuple, list)) and buckets and all(has_type(b, int) and b > 1 for b in buckets)
+                and list(buckets) == sorted(set(buckets))):
+            raise UserError(f"text.buckets={buckets} must be rising numbers of tokens, as (16, 32, 64)")
+        self._parallel, self._seed, self._source = parallel, seed, source
+        self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
+        self._shard = (jax.process_index(), jax.process_count())
+        languages = (config.source, config.target)
+        texts = {name: text.read(source, languages, split)
+                 for name, split in (("train", config.train_split), ("test", config.test_split))}
+        self.tokenizer = text.vocabulary(texts["train"], config.vocab_size)
+        self.train = text.Corpus(texts["train"], self.tokenizer, longest=buckets[-1])
+        self.test = text.Corpus(texts["test"], self.tokenizer)
+        if not len(self.train):
+            raise UserError(f"text.buckets={buckets}: no training sentence is that short")
+        self.skipped = {"train": self.train.skipped, "test": 0}
+        longest = -(-int(self.test.lengths.max()) // 8) * 8
+        self.buckets = (*buckets, *([longest] if longest > buckets[-1] else []))
+        self.data, self.gather = {}, lambda data, item: item
+        self.prepare, self.prepare_evaluation = lambda key, batch, first: batch, lambda batch: batch
+        if recorded and (lines := config_lib.difference(recorded["identity"], self.record()["identity"])):
+            raise Changed(f"data.source={source} changed since the run was trained ({'; '.join(lines)})")
+
+    @property
+    def train_count(self) -> int:
+        """Pairs of the training split."""
+        return len(self.train)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The tokens."""
+        return tuple(self.tokenizer.id_to_token(i) for i in range(self.tokenizer.get_vocab_size()))
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of the model that the text decides."""
+        return {"vocab_size": self.tokenizer.get_vocab_size(), "max_length": self.buckets[-1]}
+
+    @property
+    def inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """What the network is called with, for one pair: source and target [1, W], the longest."""
+        return (jax.ShapeDtypeStruct((1, self.buckets[-1]), np.int32),) * 2
+
+    def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of sentences in tokens, BOS, EOS and PAD left out."""
+        return [line.strip() for line in self.tokenizer.decode_batch(tokens)]
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """Each token as a text; one that goes on with a word begins with "·"."""
+        texts = [self.tokenizer.decode([token], skip_special_tokens=False) for token in tokens]
+        return [text.strip() if text[:1] == " " or not text.isalnum() else f"·{text}" for text in texts]
+
+    def calls(self, step: int, total: int) -> Iterator[tuple[int, Any]]:
+        """Pairs (1, items on the devices) from `step` to `total`."""
+        batches = text.Batches(self.train.lengths, self._batch_size, self._seed)
+        for t in range(step, total):
+            yield 1, self._items(self.train, batches[t])
+
+    def evaluation_calls(self) -> Iterator[Any]:
+        """Items of the evaluation calls: each test pair once, padded by masked ones."""
+        for indices in self._test_indices():
+            yield self._items(self.test, indices)
+
+    def _test_indices(self) -> Iterator[np.ndarray]:
+        """int64 [eval_batch_size], by length; -1 fills up the last."""
+        order = np.argsort(self.test.lengths, kind="stable")
+        order = np.pad(order, (0, -len(order) % self._eval_batch_size), constant_values=-1)
+        return iter(order.reshape(-1, self._eval_batch_size))
+
+    def _items(self, corpus: text.Corpus, indices: np.ndarray) -> Any:
+        """This process's rows of the batch, on its devices."""
+        batch, rows = self._batch(corpus, indices), order.rows(len(indices), self._shard)
+        return self._parallel.shard({name: x[None, rows.start:rows.stop] for name, x in batch.items()})
+
+    def _batch(self, corpus: text.Corpus, indices: np.ndarray) -> dict[str, np.ndarray]:
+        real = indices >= 0
+        width = text.width(corpus.lengths[indices[real]], self.buckets)
+        tokens = (corpus.target.lengths[indices[real]] - 1).mean()
+        return {**corpus.batch(indices, width), "mask": real.astype(np.float32),
+                "tokens": np.full(len(indices), tokens, np.float32)}
+
+    def test_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """The test split as batches on the host, whole on every process; "index" [B] says which pair, -1 for none."""
+        for indices in self._test_indices():
+            yield {**self._batch(self.test, indices), "index": indices}
+
+    def test_count(self) -> int:
+        """Pairs of the test split."""
+        return len(self.test)
+
+    def skipped_line(self) -> str:
+        """Nothing: a pair that is too long is left out by the config."""
+        return ""
+
+    def test_weight(self) -> int:
+        """What the weights of the loss add up to over the test split: the tokens to predict."""
+        return int((self.test.target.lengths - 1).sum())
+
+    def shapes(self) -> tuple[Any, Any]:
+        """Shapes of the items of a training call and of an evaluation call, of the longest bucket."""
+        def batch(size):
+            pair = {name: jax.ShapeDtypeStruct((1, size, self.buckets[-1] + more), np.int32)
+                    for name, more in (("source", 0), ("target", 1))}
+            return self._parallel.shapes(pair | {
+                name: jax.ShapeDtypeStruct((1, size), np.float32) for name in ("mask", "tokens")})
+
+        return batch(self._batch_size), batch(self._eval_batch_size)
+
+    def record(self) -> dict[str, Any]:
+        """Returns what must not change between an interrupted run and its continuation."""
+        names = "\n".join([self.tokenizer.to_str(), *(line for split in (self.train, self.test)
+                                                      for lines in split.texts for line in lines)])
+        return {"identity": {"training sentences": len(self.train), "test sentences": len(self.test),
+                             "text and vocabulary": f"{zlib.crc32(names.encode()):08x}"}}
+
+    def training_images(self, count: int, size: int) -> Iterator[jax.Array]:
+        """There are none; lsuv as data_init asks for them.
+
+        Raises:
+          UserError: always.
+        """
+        del count, size
+        raise UserError(f"data.source={self._source} is text: data_init wants images")

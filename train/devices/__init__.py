@@ -1,0 +1,1 @@
+"""How the program of one device runs on many devices, and on many hosts."""

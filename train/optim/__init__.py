@@ -1,0 +1,1 @@
+"""Optimizers, schedules, and what wraps an optimizer: pruning, shared values, Lookahead."""

@@ -1,0 +1,55 @@
+"""Slow weights that the trained ones go back to: config.lookahead, e.g. "lookahead(0.95, every=5, start='3 epochs')".
+
+  Zhang 2019     Lookahead optimizer: k steps forward, 1 step back, arXiv 1907.08610
+  Jordan 2024    arXiv 2404.00498, section 3.4: a decay that grows with training, running statistics averaged as well
+
+The slow weights are TrainState.ema: they are what is evaluated and exported.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from train import spec
+
+Average = Callable[[jax.Array, Any, Any], tuple[Any, Any]]
+
+
+def create(text: str, to_steps: Callable[[str], int], total: int) -> Average | None:
+    """What `text` asks for, None where it is "": (steps done, {"params", "model_state"}, slow) -> both after that step.
+
+    Raises:
+      UserError: another name or arguments; a value out of range.
+    """
+    return spec.resolve_one("lookahead", text, {"lookahead": lookahead}, to_steps, total) if text else None
+
+
+def lookahead(to_steps, total, decay: float, power: float = 0.0, every: int = 1, start: str = "0 steps") -> Average:
+    """Every `every` steps after `start`, slow = r slow + (1 - r) fast and then fast = slow; the first time, and until
+    then in every step, slow = fast. r = decay^every (step / total)^power.
+
+    Raises:
+      ValueError: a value out of range.
+    """
+    begin = to_steps(start)
+    if not 0 <= decay < 1 or power < 0 or every < 1 or begin >= total:
+        raise ValueError(f"decay={decay}, power={power}, every={every}, start='{start}': decay is in [0, 1), power at "
+                         "least 0, every at least 1, the start within the training")
+    first = (begin // every + 1) * every
+
+    def average(step, fast, slow):
+        rate = decay**every * (step / total) ** power
+        due = (step > first) & (step % every == 0)
+        moved = jax.tree.map(functools.partial(_moved, rate), fast, slow)
+        slow = jax.tree.map(lambda a, b, c: jnp.where(step <= first, a, jnp.where(due, b, c)), fast, moved, slow)
+        return jax.tree.map(lambda a, b: jnp.where(due, b, a), fast, slow), slow
+
+    return average
+
+
+def _moved(rate, fast, slow):
+    """Counters are not averaged. So written that what does not move, a frozen kernel, stays as it is to the bit."""
+    return slow + (1 - rate) * (fast - slow) if jnp.issubdtype(fast.dtype, jnp.inexact) else fast
