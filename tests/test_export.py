@@ -402,7 +402,7 @@ def test_the_commands(runs, out, files, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "message"), keep_first(2, [
-    (("--workdir=/nowhere", "--out=x"), "--workdir=/nowhere is not a run's folder"),
+    (("--workdir=/nowhere", "--out=x"), "error: /nowhere is not a run's folder"),
     (("--workdir=/nowhere", "--out=x", "--format=zip"), "unknown --format 'zip'"),
     (("--out=x",), "--workdir is missing"),
     (("--workdir=/nowhere", "--out=tests"), "--out=tests has something else in it"),
@@ -420,7 +420,7 @@ def test_mistakes_of_prediction(out, files, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
     (tmp_path / "card.json").write_text("{}")
     for where, message in ((tmp_path / "none", "there is no such folder"),
-                           (tmp_path, "card.json is damaged: 'format' is a required property")):
+                           (tmp_path, "card.json has no checksums: it is of an earlier version")):
         with pytest.raises(UserError, match=message):
             loaded.load(where)
     network = loaded.load(out / "safetensors")

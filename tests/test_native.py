@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CODE = "import models; from models.layers import native; print(native.available())"
+CODE = "import models; from models.kernels import native; print(native.available())"
 
 
 def _available(tmp_path, **env):

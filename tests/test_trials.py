@@ -25,9 +25,9 @@ INTERRUPTED = '''
 import sys
 from pathlib import Path
 import rich.console
-from experiments import run, trials
-from experiments.study import Trial
-from models import own
+from experiments import run
+from experiments.study import Trial, trials
+from models import plugins
 from models.errors import UserError
 from tests import test_trials
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import UserError, choice_error, has_type
-from train.data.decode import CROPS, EXIF, MOST_PIXELS, Decoder
+from train.data.decode import CROPS, EXIF, Decoder
 from train.data.identity import Digest, sample
 
 
@@ -120,9 +120,6 @@ class Source:
             )
         self.count, self.classes, self.on_error = count, tuple(classes), options.on_error
         self.image_shape = (size or height, size or width, channels)
-        if self.image_shape[0] * self.image_shape[1] > MOST_PIXELS:
-            raise UserError(f"{what}: images of {self.image_shape[0]}x{self.image_shape[1]}; allowed: {MOST_PIXELS:,} "
-                            "pixels")
         self.fixed_size = crop == "none" or height is not None
         self.random_crop = crop in ("random_resized", "whole")
         self.decoder = Decoder(

@@ -9,6 +9,7 @@ last is for PASCAL VOC: of the classes in `labels`, those that `labels_no_diffic
 """
 
 import contextlib
+import math
 import os
 import re
 import threading
@@ -21,6 +22,7 @@ import tensorflow_datasets as tfds
 
 from models.errors import UserError, choice_error
 from models.weights.foreign import Damaged, reading
+from train.data.decode import MOST_PIXELS
 from train.data.identity import Digest, of_files
 from train.data.source import Options, Source
 from train.files import expanded, read_json
@@ -53,11 +55,14 @@ class TfdsSource(Source):
         if isinstance(features[self.label_key], tfds.features.Sequence):
             self.label_shape = (features[self.label_key].num_classes,)
         self._check_shards(builder, split)
+        shape = features[self.image_key].shape
+        if math.prod(side or 1 for side in shape[:2]) > MOST_PIXELS:
+            raise Damaged(f"its images are said to be {shape[0]}x{shape[1]}; allowed: {MOST_PIXELS:,} pixels")
         try:
             count = len(self._data)
         except ValueError as error:
             raise UserError(f"split '{split}' of {name}: {' '.join(str(error).split())}") from error
-        super().__init__(count, features[self.label_key].names, features[self.image_key].shape, options)
+        super().__init__(count, features[self.label_key].names, shape, options)
 
     def _check_shards(self, builder: tfds.core.DatasetBuilder, split: str) -> None:
         """Raises Damaged where a file is said to have more records than bytes."""
