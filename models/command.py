@@ -110,6 +110,6 @@ def fields(options: flags.FlagValues) -> dict[str, Any]:
             raise UserError(f"--set {text}: write FIELD=VALUE, e.g. --set norm=group")
         try:
             values[field] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deeply
             values[field] = value
     return values

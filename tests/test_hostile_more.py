@@ -164,6 +164,14 @@ def test_arrays_of_other_names_are_listed(tmp_path):
         arrays.from_npz(str(tmp_path / "a.npz"), "train", source.Options(source=f"arrays:{tmp_path / 'a.npz'}"))
 
 
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 8, 8)])
+def test_channels_before_places_are_refused(shape):
+    with pytest.raises(UserError, match=r"look like \[N, C, H, W\]; want \[N, H, W, C\]"):
+        arrays.ArraySource(np.zeros((4, *shape), np.uint8), np.arange(4) % 2)
+    images = np.moveaxis(np.zeros((4, *shape), np.uint8), 1, 3)
+    assert arrays.ArraySource(images, np.arange(4) % 2).image_shape == images.shape[1:]
+
+
 def test_a_run_of_an_earlier_version_says_that_it_cannot_go_on(tmp_path):
     config = tiny.config(duration="2 steps")
     loop.train(config, tmp_path)

@@ -124,6 +124,7 @@ WRONG = [
     ("data.std", [float("inf")]), ("data.workers", -1), ("data.workers", 10**9), ("data.image_size", 10**9),
     ("data.source", 3), ("data.crop_scale", [1]), ("data.augment", 1), ("model.name", 8), ("model.width", "wide"),
     ("model.width", 10**9), ("task.label_smoothing", "much"), ("task.label_smoothing", 7.0), ("keep_checkpoints", 0),
+    ("optimizer.name", "[" * 5000), ("data.augment", "crop(" * 5000), ("hooks", "a(" + "(" * 300),
     ("devices", -1), ("devices", 10**9), ("log_every", 3), ("parallel", 1),
 ]
 

@@ -289,7 +289,10 @@ def _found(run: Run, saved: checkpoint.Checkpoints, folder: Path, record: Mappin
         raise UserError(f"the data or the start of the run in {folder} changed since ({'; '.join(changed)}): "
                         "choose another --workdir")
     if about["step"] == run.total and (folder / "summary.json").exists():
-        return (about, read_json(folder / "summary.json", summary_lib.SCHEMA)), run.state
+        try:
+            return (about, read_json(folder / "summary.json", summary_lib.SCHEMA)), run.state
+        except UserError as error:
+            raise UserError(f"{error}; delete it, and the same command evaluates the run again") from None
     state = checkpoint.unflatten(run.state, leaves, f"checkpoint {about['step']} in {folder}")
     console.print(f"going on from step {about['step']} of {run.total}", soft_wrap=True, markup=False)
     return (about, None), state

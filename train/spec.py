@@ -17,6 +17,9 @@ from models.errors import UserError, choice_error, has_type
 _PARTS = re.compile(r"""(?:'[^']*'|"[^"]*"|[^|])+""")  # between bars that are in no quotes
 
 
+LONGEST_SHOWN = 200  # characters of a text in an error
+
+
 class Call(NamedTuple):
     """One parsed call: `name(*args, **kwargs)`; the name may be FILE.py:NAME."""
 
@@ -47,9 +50,10 @@ def _parse_one(kind: str, text: str) -> Call:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
             kwargs = {k.arg: value(k.value) for k in node.keywords}
             return Call(start + node.func.id, tuple(value(argument) for argument in node.args), kwargs)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # the last two: nested too deeply
         pass
-    raise UserError(f"cannot read {kind} '{text}': write name, or name(value, key=value), with '|' between several")
+    shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} …"
+    raise UserError(f"cannot read {kind} '{shown}': write name, or name(value, key=value), with '|' between several")
 
 
 def resolve(kind: str, call: Call, table: Mapping[str, Callable | str], *leading: Any) -> Any:

@@ -33,6 +33,10 @@ class ArraySource(Source):
                 f"-1, 0 and 1, [N, classes]; got {images.dtype} {list(images.shape)} and {labels.dtype} "
                 f"{list(labels.shape)}"
             )
+        _, height, width, channels = images.shape
+        if height in (1, 3) and width == channels > 4:
+            raise UserError(f"data.source={options.source}: images {list(images.shape)} look like [N, C, H, W]; want "
+                            "[N, H, W, C]: np.moveaxis(images, 1, 3)")
         if options.crop != "none" and images.shape[3] not in (1, 3):
             raise UserError(f"data.crop={options.crop}: wants images of 1 or 3 channels, not {images.shape[3]}")
         self.label_shape = labels.shape[1:]
