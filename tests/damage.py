@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from tests import tiny
 from train import checkpoint, loop
@@ -22,6 +23,21 @@ def finished_run(folder):
     store.close()
     assert tuple(held) == STEPS
     return config, held
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(config, folder, what each checkpoint holds) of a finished run."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    config, held = finished_run(folder)
+    return config, folder, held
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A copy of the run that may be damaged."""
+    shutil.copytree(run[1], tmp_path / "run")
+    return tmp_path / "run"
 
 
 def write_as_earlier_versions(folder, held):

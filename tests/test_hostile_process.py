@@ -22,20 +22,7 @@ from train import checkpoint, details, events, loop, workdir
 from train.interruption import Interruption
 from train.lock import Lock
 
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """(config, folder, what each checkpoint holds) of a finished run."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    config, held = damage.finished_run(folder)
-    return config, folder, held
-
-
-@pytest.fixture
-def copied(run, tmp_path):
-    """A copy of the run that may be damaged."""
-    shutil.copytree(run[1], tmp_path / "run")
-    return tmp_path / "run"
+run, copied = damage.run, damage.copied  # fixtures
 
 
 # -- event files ------------------------------------------------------------------------------------------------------

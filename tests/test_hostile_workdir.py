@@ -18,20 +18,7 @@ from models.errors import UserError
 from tests import damage
 from train import checkpoint, checkpoint_format, details, loop
 
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """(config, folder, what each checkpoint holds) of a finished run."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    config, held = damage.finished_run(folder)
-    return config, folder, held
-
-
-@pytest.fixture
-def copied(run, tmp_path):
-    """A copy of the run that may be damaged."""
-    shutil.copytree(run[1], tmp_path / "run")
-    return tmp_path / "run"
+run, copied = damage.run, damage.copied  # fixtures
 
 
 # -- damage -----------------------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ class Checkpoints:
         return self._best({})
 
     def _best(self, damaged: dict[int, str]) -> int | None:
-        """Of the steps that are not `damaged`, which takes up those of which the scores cannot be read."""
+        """Returns the best step that is not `damaged`; adds the steps whose scores cannot be read to `damaged`."""
         scored = []
         for step in self.steps():
             if step in damaged:

@@ -1,4 +1,4 @@
-"""What SIGTERM and ctrl-C do to a run: it saves at the end of the call that computes, and ends."""
+"""SIGTERM and ctrl-C: a run saves at the end of the call that computes, and ends."""
 
 import os
 import signal

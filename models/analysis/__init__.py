@@ -1,1 +1,1 @@
-"""What a network costs and sees, from its traced program: mult-adds, memory, receptive fields."""
+"""Costs of a network from its traced program: mult-adds, memory, receptive fields."""

@@ -1,1 +1,1 @@
-"""The only room that knows backends: settings of the runtime, lowerings, native code for CPUs."""
+"""Settings of the runtime, lowerings of layers, and native code for CPUs."""

@@ -165,7 +165,7 @@ class Feed:
 
     @functools.cached_property
     def data(self) -> dict[str, jax.Array]:
-        """What lives on the devices all the time; {} for a stream."""
+        """Arrays that stay on the devices during the whole run; {} for a stream."""
         if not self._is_resident:
             return {}
         kept = resident.Resident(self.train)

@@ -261,5 +261,5 @@ class Wrapped(Source):
         self.fixed_size, self.random_crop, self.report = source.fixed_size, source.random_crop, source.report
 
     def identity(self) -> dict[str, str | int]:
-        """That of the source, and a digest of what is made of it."""
+        """Returns the identity of the source with a digest of what is made of it."""
         return {**self.source.identity(), "images": self.count, "made by": Digest().add(self.how).short()}
