@@ -30,8 +30,10 @@ from configs.base import CIFAR10, IMAGENET, arguments, base
 METHODS = ("aig", "blockdrop", "blockdrop_joint", "msdnet", "early_exit")
 SCALES = ("digits", "cifar10", "cifar100", "imagenet")
 NETWORKS = {
-    "aig": ("convnet_aig110", "convnet_aig50"), "msdnet": ("msdnet_cifar_budgeted", "msdnet_imagenet_step4"),
-    "early_exit": ("early_exit_resnet62", None), **dict.fromkeys(METHODS[1:3], ("blockdrop110", "blockdrop101")),
+    "aig": ("convnet_aig110", "convnet_aig50"),
+    "msdnet": ("msdnet_cifar_budgeted", "msdnet_imagenet_step4"),
+    "early_exit": ("early_exit_resnet62", None),
+    **dict.fromkeys(METHODS[1:3], ("blockdrop110", "blockdrop101")),
 }
 # Fields and epochs for digits
 SMALL = {
@@ -52,8 +54,11 @@ def get_config(text: str = ""):
             raise ValueError(f"unknown {name} '{value}'; allowed: {', '.join(allowed)}")
     drops = a.method.startswith("blockdrop")
     if drops != bool(a["from"]):
-        raise ValueError("blockdrop starts from a trained residual network, blockdrop_joint from a run of blockdrop: "
-                         "set from" if drops else f"from={a['from']} is for blockdrop and blockdrop_joint")
+        raise ValueError(
+            "blockdrop starts from a trained residual network, blockdrop_joint from a run of blockdrop: set from"
+            if drops
+            else f"from={a['from']} is for blockdrop and blockdrop_joint"
+        )
     if a.data and a.scale == "digits":
         raise ValueError(f"data={a.data} is for the other scales; digits are scikit-learn's")
     if a.scale == "imagenet" and a.method == "early_exit" and not a.model:
@@ -61,8 +66,9 @@ def get_config(text: str = ""):
     c = base()
     c.model.name = a.model or NETWORKS[a.method][a.scale == "imagenet"]
     _data(c, a)
-    {"aig": _aig, "blockdrop": _blockdrop, "blockdrop_joint": _blockdrop_joint, "msdnet": _exits,
-     "early_exit": _exits}[a.method](c, a.scale, a.epochs)
+    {"aig": _aig, "blockdrop": _blockdrop, "blockdrop_joint": _blockdrop_joint, "msdnet": _exits, "early_exit": _exits}[
+        a.method
+    ](c, a.scale, a.epochs)
     if drops:
         c.init_from, c.init_new = a["from"], "policy" if a.method == "blockdrop" else ""
     if a.scale == "digits":

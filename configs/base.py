@@ -121,8 +121,10 @@ def arguments(text: str, **defaults: Any) -> ConfigDict:
         if not equals:
             name, value = next(iter(defaults)), name
         if name not in defaults or (not equals and position):
-            raise ValueError(f"unknown config argument '{part}'; allowed: "
-                             + ", ".join(f"{name}={value}" for name, value in defaults.items()))
+            raise ValueError(
+                f"unknown config argument '{part}'; allowed: "
+                + ", ".join(f"{name}={value}" for name, value in defaults.items())
+            )
         kind = type(defaults[name])
         try:
             found[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)

@@ -41,8 +41,10 @@ def get_config(text: str = ""):
             raise ValueError(f"recipe={a.recipe} is of other models than speedrun, which is a recipe")
         return _speedrun(c, a)
     if (a.batch, a.width, a.epochs) != (1024, 64, 9.9):
-        raise ValueError("batch, width, epochs are arguments of speedrun; set --config.batch_size, "
-                         "--config.model.width, --config.duration")
+        raise ValueError(
+            "batch, width, epochs are arguments of speedrun; set --config.batch_size, "
+            "--config.model.width, --config.duration"
+        )
     c.model.name = a.model
     c.model.norm = a.norm
     c.duration = "64000 steps"
@@ -99,8 +101,12 @@ def _speedrun(c, a):
     c.optimizer.schedule = "triangle(0.2, '23%', 0.07)"
     c.optimizer.weight_decay = decay / rate
     c.optimizer.groups = (
-        ("stem_conv/kernel", 0.0), ("stem_conv/bias", 1.0, "0 steps", start),
-        (".*/norm./bias", 64.0), (".*/norm./scale", 0.0), (".*", 1.0))
+        ("stem_conv/kernel", 0.0),
+        ("stem_conv/bias", 1.0, "0 steps", start),
+        (".*/norm./bias", 64.0),
+        (".*/norm./scale", 0.0),
+        (".*", 1.0),
+    )
     c.optimizer.multiplied = "gradient"
     c.lookahead = f"lookahead(0.95, power=3.0, every=5, start='{start}')"
     c.data.augment = "alternate_flip|crop(2, reflect)"

@@ -30,8 +30,20 @@ STAGES = ("prune", "share")
 
 def get_config(text: str = ""):
     """Arguments: from, stage (prune | share), sparsity, score, by, structure, what, conv, dense, epochs, lr."""
-    a = arguments(text, **{"from": ""}, stage="prune", sparsity=0.9, score="magnitude", by="std", structure="weights",
-                  what=".*/kernel", conv=8, dense=5, epochs=0, lr=0.0)
+    a = arguments(
+        text,
+        **{"from": ""},
+        stage="prune",
+        sparsity=0.9,
+        score="magnitude",
+        by="std",
+        structure="weights",
+        what=".*/kernel",
+        conv=8,
+        dense=5,
+        epochs=0,
+        lr=0.0,
+    )
     if a.stage not in STAGES:
         raise ValueError(f"unknown stage '{a.stage}'; allowed: {', '.join(STAGES)}")
     folder = Path(a["from"]).expanduser()
@@ -53,8 +65,9 @@ def get_config(text: str = ""):
     if sharing:
         c.optimizer.share = f"linear(conv={a.conv}, dense={a.dense})"
     else:
-        c.optimizer.prune = (f"{a.score}({a.sparsity}, end='50%', every='2%', by='{a.by}', "
-                             f"structure='{a.structure}', what='{a.what}')")
+        c.optimizer.prune = (
+            f"{a.score}({a.sparsity}, end='50%', every='2%', by='{a.by}', structure='{a.structure}', what='{a.what}')"
+        )
         c.hooks = "|".join(filter(None, (c.hooks, "sparsity")))
     return c
 

@@ -65,10 +65,18 @@ TARGETS = {
 SIZES = {**{target.source: target.size for target in TARGETS.values()}, "tfds:tiny_imagenet32": 32}
 # Expressions of names: the number of stages of their networks, 0 for those that have none; the first that fits counts.
 STAGES = {
-    r"(pre)?resnet(8|14|20|32|38|44|56|74|110|164|1001|1202)": 3, r"(convnet_aig|blockdrop)(32|38|74|110)": 3,
-    r"early_exit.*": 3, r"plain(8|14|20|32|44|56|110)": 3,
-    r"wide_resnet(16|28|40|22)_\d+": 3, r"densenet(40|100)_k\d+": 3, r"densenet_bc.*": 3, r"vgg.*": 5,
-    r"mobilenet_v1.*": 5, r"mobilenet_v2.*": 7, r"(alexnet|lenet|vit|msdnet).*": 0, r".*": 4,
+    r"(pre)?resnet(8|14|20|32|38|44|56|74|110|164|1001|1202)": 3,
+    r"(convnet_aig|blockdrop)(32|38|74|110)": 3,
+    r"early_exit.*": 3,
+    r"plain(8|14|20|32|44|56|110)": 3,
+    r"wide_resnet(16|28|40|22)_\d+": 3,
+    r"densenet(40|100)_k\d+": 3,
+    r"densenet_bc.*": 3,
+    r"vgg.*": 5,
+    r"mobilenet_v1.*": 5,
+    r"mobilenet_v2.*": 7,
+    r"(alexnet|lenet|vit|msdnet).*": 0,
+    r".*": 4,
 }
 # Families whose norm is not batch where nobody sets it
 NO_BATCH_NORM = r"(alexnet|lenet|vit|swin|convnext|resnetv2|vgg(?!.*(bn|cifar))).*"
@@ -78,8 +86,24 @@ def get_config(text: str = ""):
     """Arguments: from, to, model (from scratch), labels (a class; 0: all), rule (finetune | bit), lr, epochs (0: 30),
     steps (0: epochs count), batch, size (of images; 0: what the network was trained on, or the target's), freeze,
     unfreeze, decay, stages (of the network; 0: by its name), seed."""
-    a = arguments(text, **{"from": ""}, to="cifar10", model="", labels=0, rule="finetune", lr=0.0, epochs=0, steps=0,
-                  batch=0, size=0, freeze="0", unfreeze="", decay=1.0, stages=0, seed=0)
+    a = arguments(
+        text,
+        **{"from": ""},
+        to="cifar10",
+        model="",
+        labels=0,
+        rule="finetune",
+        lr=0.0,
+        epochs=0,
+        steps=0,
+        batch=0,
+        size=0,
+        freeze="0",
+        unfreeze="",
+        decay=1.0,
+        stages=0,
+        seed=0,
+    )
     for name, allowed in (("to", TARGETS), ("rule", ("finetune", "bit"))):
         if a[name] not in allowed:
             raise ValueError(f"unknown {name} '{a[name]}'; allowed: {', '.join(allowed)}")
@@ -106,8 +130,12 @@ def get_config(text: str = ""):
         c.data.select = f"per_class({a.labels}, seed={a.seed})"
         examples = min(examples, a.labels * target.classes)
     name = known["model"]["name"]
-    for start, task, heads in (("msdnet", "multi_exit", "*/head"), ("early_exit", "multi_exit", "head|*/head"),
-                               ("convnet_aig", "gated", "head"), ("blockdrop", "policy(joint=True)", "head")):
+    for start, task, heads in (
+        ("msdnet", "multi_exit", "*/head"),
+        ("early_exit", "multi_exit", "head|*/head"),
+        ("convnet_aig", "gated", "head"),
+        ("blockdrop", "policy(joint=True)", "head"),
+    ):
         if name.startswith(start):
             c.task.name, c.init_new = task, heads
     if target.multi_label:
@@ -175,7 +203,7 @@ def bit(c: Any, examples: int, size: int, batch: int = 512) -> None:
     before, after = (160, 128) if size and size * size < 96 * 96 else (512, 480)
     c.data.image_size, c.data.crop = after, "whole"
     c.data.crop_scale = ((after / before) ** 2,) * 2
-    c.data.augment = ("" if c.data.source == "digits" else "flip")
+    c.data.augment = "" if c.data.source == "digits" else "flip"
     if examples >= 20_000:
         c.data.augment += ("|" if c.data.augment else "") + "mixup(0.1)"
 
@@ -196,8 +224,10 @@ def groups(frozen: str, unfreeze: str, decay: float, model: str, stages: int) ->
         return ((".*", 1.0),)
     stages = stages or next(count for name, count in STAGES.items() if re.fullmatch(name, model))
     if not stages:
-        raise ValueError(f"freeze, unfreeze and decay are for networks of stages, not {model}; freeze=all, and "
-                         "--config.optimizer.groups, are for all")
+        raise ValueError(
+            f"freeze, unfreeze and decay are for networks of stages, not {model}; freeze=all, and "
+            "--config.optimizer.groups, are for all"
+        )
     if not (frozen.isdecimal() and int(frozen) <= stages):
         raise ValueError(f"freeze={frozen} must be 0 to {stages}, or all")
     time, unit = (unfreeze[:-1], "%") if unfreeze.endswith("%") else (unfreeze.split() + ["", ""])[:2]
@@ -249,14 +279,18 @@ def described(where: str) -> dict[str, Any]:
             known["channels"] = shape[2] if shape else data.get("channels") or (1 if data["source"] == "digits" else 3)
             return known
         with path.open("rb") as file:  # .safetensors: the length of a JSON header, and it
-            length, = struct.unpack("<Q", file.read(8))
+            (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, path.stat().st_size)))
         about = ast.literal_eval(header["__metadata__"]["ablate"])
         fields = {name: value for name, value in about.get("fields", {}).items() if name != "num_classes"}
         return {"model": {"name": about["model"], **fields}, "batch_norm": any(n.endswith("/var") for n in header)}
     except OSError as error:
-        raise ValueError(f"from={where}: {error.strerror}; want the folder of a run or of an exported network, or a "
-                         ".safetensors file") from None
+        raise ValueError(
+            f"from={where}: {error.strerror}; want the folder of a run or of an exported network, or a "
+            ".safetensors file"
+        ) from None
     except Exception:  # a damaged header raises whatever its parsers stumble over, a deep one RecursionError
-        raise ValueError(f"from={where}: it does not say which network it is; want a run's folder or a .safetensors "
-                         "file of python -m models.weights import") from None
+        raise ValueError(
+            f"from={where}: it does not say which network it is; want a run's folder or a .safetensors "
+            "file of python -m models.weights import"
+        ) from None

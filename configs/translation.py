@@ -21,12 +21,15 @@ from configs.base import arguments, base
 
 SIZES = {  # fields of the model, and what goes with them: dropout, warm-up, epochs, pairs a batch, tokens
     "toy": dict(width=64, heads=8, layers=2, ff_width=128, dropout=0.1, warmup=200, epochs=8, batch=64, tokens=512),
-    "tiny": dict(width=128, heads=4, layers=4, ff_width=256, dropout=0.3, warmup=2000, epochs=60, batch=256,
-                 tokens=8000),
-    "small": dict(width=256, heads=8, layers=3, ff_width=1024, dropout=0.3, warmup=2000, epochs=60, batch=256,
-                  tokens=8000),
-    "base": dict(width=512, heads=8, layers=6, ff_width=2048, dropout=0.1, warmup=4000, epochs=20, batch=1024,
-                 tokens=37_000),
+    "tiny": dict(
+        width=128, heads=4, layers=4, ff_width=256, dropout=0.3, warmup=2000, epochs=60, batch=256, tokens=8000
+    ),
+    "small": dict(
+        width=256, heads=8, layers=3, ff_width=1024, dropout=0.3, warmup=2000, epochs=60, batch=256, tokens=8000
+    ),
+    "base": dict(
+        width=512, heads=8, layers=6, ff_width=2048, dropout=0.1, warmup=4000, epochs=20, batch=1024, tokens=37_000
+    ),
 }
 
 

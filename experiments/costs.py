@@ -39,20 +39,28 @@ class Published(NamedTuple):
 
 PUBLISHED = {
     "alexnet": Published("AlexNet", "", 56.522),
-    "vgg11": Published("VGG", "11", 69.020), "vgg13": Published("VGG", "13", 69.928),
-    "vgg16": Published("VGG", "16", 71.592), "vgg19": Published("VGG", "19", 72.376),
-    "vgg11_bn": Published("VGG", "11 bn", 70.370), "vgg13_bn": Published("VGG", "13 bn", 71.586),
-    "vgg16_bn": Published("VGG", "16 bn", 73.360), "vgg19_bn": Published("VGG", "19 bn", 74.218),
-    "resnet18": Published("ResNet", "18", 69.758), "resnet34": Published("ResNet", "34", 73.314),
-    "resnet50": Published("ResNet", "50", 76.130), "resnet101": Published("ResNet", "101", 77.374),
+    "vgg11": Published("VGG", "11", 69.020),
+    "vgg13": Published("VGG", "13", 69.928),
+    "vgg16": Published("VGG", "16", 71.592),
+    "vgg19": Published("VGG", "19", 72.376),
+    "vgg11_bn": Published("VGG", "11 bn", 70.370),
+    "vgg13_bn": Published("VGG", "13 bn", 71.586),
+    "vgg16_bn": Published("VGG", "16 bn", 73.360),
+    "vgg19_bn": Published("VGG", "19 bn", 74.218),
+    "resnet18": Published("ResNet", "18", 69.758),
+    "resnet34": Published("ResNet", "34", 73.314),
+    "resnet50": Published("ResNet", "50", 76.130),
+    "resnet101": Published("ResNet", "101", 77.374),
     "resnet152": Published("ResNet", "152", 78.312),
     "wide_resnet50_2": Published("ResNet", "wide 50", 78.468),
     "wide_resnet101_2": Published("ResNet", "wide 101", 78.848),
     "resnext50_32x4d": Published("ResNeXt", "50 32x4d", 77.618),
     "resnext101_32x8d": Published("ResNeXt", "101 32x8d", 79.312),
     "resnext101_64x4d": Published("ResNeXt", "101 64x4d", 83.246, modern=True),
-    "densenet121": Published("DenseNet", "121", 74.434), "densenet169": Published("DenseNet", "169", 75.600),
-    "densenet201": Published("DenseNet", "201", 76.896), "densenet161": Published("DenseNet", "161", 77.138),
+    "densenet121": Published("DenseNet", "121", 74.434),
+    "densenet169": Published("DenseNet", "169", 75.600),
+    "densenet201": Published("DenseNet", "201", 76.896),
+    "densenet161": Published("DenseNet", "161", 77.138),
     "mobilenet_v1_025": Published("MobileNet", "v1 0.25", 50.6, HOWARD_6),
     "mobilenet_v1_050": Published("MobileNet", "v1 0.5", 63.7, HOWARD_6),
     "mobilenet_v1_075": Published("MobileNet", "v1 0.75", 68.4, HOWARD_6),
@@ -63,15 +71,25 @@ PUBLISHED = {
     "vit_base_patch16": Published("ViT", "B/16", 81.072, modern=True),
     "vit_large_patch32": Published("ViT", "L/32", 76.972, modern=True),
     "vit_large_patch16": Published("ViT", "L/16", 79.662, modern=True),
-    "swin_t": Published("Swin", "T", 81.474, modern=True), "swin_s": Published("Swin", "S", 83.196, modern=True),
+    "swin_t": Published("Swin", "T", 81.474, modern=True),
+    "swin_s": Published("Swin", "S", 83.196, modern=True),
     "swin_b": Published("Swin", "B", 83.582, modern=True),
     "convnext_tiny": Published("ConvNeXt", "T", 82.520, modern=True),
     "convnext_small": Published("ConvNeXt", "S", 83.616, modern=True),
     "convnext_base": Published("ConvNeXt", "B", 84.062, modern=True),
     "convnext_large": Published("ConvNeXt", "L", 84.414, modern=True),
 }
-COLORS = {"AlexNet": BLACK, "VGG": RED, "ResNet": BLUE, "ResNeXt": PURPLE, "DenseNet": GREEN, "MobileNet": YELLOW,
-          "ViT": BROWN, "Swin": PINK, "ConvNeXt": CYAN}
+COLORS = {
+    "AlexNet": BLACK,
+    "VGG": RED,
+    "ResNet": BLUE,
+    "ResNeXt": PURPLE,
+    "DenseNet": GREEN,
+    "MobileNet": YELLOW,
+    "ViT": BROWN,
+    "Swin": PINK,
+    "ConvNeXt": CYAN,
+}
 COSTS = {  # field of complexity.Layer and Complexity: (title, unit)
     "mult_adds": ("mult-adds", ""),
     "params": ("parameters", ""),
@@ -79,10 +97,23 @@ COSTS = {  # field of complexity.Layer and Complexity: (title, unit)
     "kept_bytes": ("activation memory kept for backward", "B"),
 }
 # What downsampling early saves: the first two are drawn, the last is ResNet-50 without its stem's two halvings.
-EARLY = {"VGG-16": ("vgg16", {}), "ResNet-50": ("resnet50", {}), "VGG-19 with batch norm": ("vgg19_bn", {}),
-         "ResNet-34": ("resnet34", {}), "ResNet-50, stem without stride": ("resnet50", {"stem": "cifar"})}
-PLACES = ((6, 0, "left", "center"), (-6, 0, "right", "center"), (0, 5, "center", "bottom"), (0, -5, "center", "top"),
-          (4, 4, "left", "bottom"), (4, -4, "left", "top"), (-4, 4, "right", "bottom"), (-4, -4, "right", "top"))
+EARLY = {
+    "VGG-16": ("vgg16", {}),
+    "ResNet-50": ("resnet50", {}),
+    "VGG-19 with batch norm": ("vgg19_bn", {}),
+    "ResNet-34": ("resnet34", {}),
+    "ResNet-50, stem without stride": ("resnet50", {"stem": "cifar"}),
+}
+PLACES = (
+    (6, 0, "left", "center"),
+    (-6, 0, "right", "center"),
+    (0, 5, "center", "bottom"),
+    (0, -5, "center", "top"),
+    (4, 4, "left", "bottom"),
+    (4, -4, "left", "top"),
+    (-4, 4, "right", "bottom"),
+    (-4, -4, "right", "top"),
+)
 
 
 def count(name: str, fields: Mapping[str, Any] | None = None) -> Any:
@@ -118,12 +149,14 @@ def label(axes: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
     markers = axes.transData.transform([point[:2] for point in points])
     taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in markers]
     for x, y, text, hue in points:
-        notes = [axes.annotate(text, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, color=hue, fontsize=8)
-                 for dx, dy, ha, va in PLACES]
+        notes = [
+            axes.annotate(text, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, color=hue, fontsize=8)
+            for dx, dy, ha, va in PLACES
+        ]
         boxes = [note.get_window_extent() for note in notes]
         best = min(range(len(boxes)), key=lambda i: covered(boxes[i]))
         taken.append(boxes[best])
-        for note in notes[:best] + notes[best + 1:]:
+        for note in notes[:best] + notes[best + 1 :]:
             note.remove()
 
 
@@ -144,13 +177,20 @@ def draw_tradeoff(costs: Mapping[str, Any], field: str, path: Path) -> None:
             names = [name for name, entry in PUBLISHED.items() if (entry.family, entry.modern) == (family, modern)]
             xs, ys = [getattr(costs[name], field) for name in names], [PUBLISHED[name].top1 for name in names]
             if names:
-                axes.plot(xs, ys, "o", color=color, markerfacecolor="white" if modern else color,
-                          label=f"{family}, modern recipe" if modern else family)
+                axes.plot(
+                    xs,
+                    ys,
+                    "o",
+                    color=color,
+                    markerfacecolor="white" if modern else color,
+                    label=f"{family}, modern recipe" if modern else family,
+                )
             points += [(x, y, PUBLISHED[name].label, color) for x, y, name in zip(xs, ys, names, strict=True)]
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter(unit))
-    axes.set(xlabel=title if field == "params" else f"{title}, one image of {SIZE} x {SIZE}",
-             ylabel="published top-1, %")
+    axes.set(
+        xlabel=title if field == "params" else f"{title}, one image of {SIZE} x {SIZE}", ylabel="published top-1, %"
+    )
     axes.margins(x=0.08)
     tidy(axes, grid="both")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
@@ -171,10 +211,16 @@ def draw_early(costs: Mapping[str, Any], path: Path) -> None:
     for axes, (field, (title, unit)) in zip(figure.subplots(2, 2).flat, COSTS.items(), strict=True):
         for i, (name, color) in enumerate(zip(shown, (COLORS["VGG"], COLORS["ResNet"]), strict=True)):
             sums = by_resolution(costs[name], field)
-            bars = axes.bar([x + 0.4 * i - 0.2 for x in range(len(sums))], sums.values(), 0.38, color=color,
-                            label=f"{name}: {short(sum(sums.values()))}{unit}")
-            axes.bar_label(bars, [f"{value / sum(sums.values()):.0%}" for value in sums.values()], fontsize=8,
-                           padding=1)
+            bars = axes.bar(
+                [x + 0.4 * i - 0.2 for x in range(len(sums))],
+                sums.values(),
+                0.38,
+                color=color,
+                label=f"{name}: {short(sum(sums.values()))}{unit}",
+            )
+            axes.bar_label(
+                bars, [f"{value / sum(sums.values()):.0%}" for value in sums.values()], fontsize=8, padding=1
+            )
         axes.set_xticks(range(len(sums)), ["vector" if height == 1 else f"{height}²" for height in sums])
         axes.yaxis.set_major_formatter(EngFormatter(unit))
         axes.set_title(title, fontsize=11)
@@ -191,22 +237,31 @@ def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], about: Mapping[
     from models.analysis.cost import short
 
     def cells(cost):
-        return [f"{cost.params:,}", *(short(getattr(cost, field)) + unit for field, (_, unit) in COSTS.items()
-                                      if field != "params")]
+        return [
+            f"{cost.params:,}",
+            *(short(getattr(cost, field)) + unit for field, (_, unit) in COSTS.items() if field != "params"),
+        ]
 
     columns = ["parameters", "mult-adds", "outputs", "kept for backward"]
-    networks = [[name, entry.top1, *cells(costs[name]), entry.source, "modern" if entry.modern else ""]
-                for name, entry in PUBLISHED.items()]
+    networks = [
+        [name, entry.top1, *cells(costs[name]), entry.source, "modern" if entry.modern else ""]
+        for name, entry in PUBLISHED.items()
+    ]
     shares = {
-        name: [f"{sum(v for height, v in sums.items() if height >= SIZE // 2) / sum(sums.values()):.0%}"
-               for field in ("kept_bytes", "mult_adds") if (sums := by_resolution(cost, field))]
-        for name, cost in early.items()}
+        name: [
+            f"{sum(v for height, v in sums.items() if height >= SIZE // 2) / sum(sums.values()):.0%}"
+            for field in ("kept_bytes", "mult_adds")
+            if (sums := by_resolution(cost, field))
+        ]
+        for name, cost in early.items()
+    }
     (vgg_kept, vgg_work), (resnet_kept, resnet_work) = shares["VGG-16"], shares["ResNet-50"]
     downsampling = [[name, *cells(cost), *shares[name]] for name, cost in early.items()]
     resnet, late = early["ResNet-50"], early["ResNet-50, stem without stride"]
     work, memory = late.mult_adds / resnet.mult_adds, late.kept_bytes / resnet.kept_bytes
-    pictures = "\n\n".join(f"![top-1 against {COSTS[field][0]}](tradeoff_{field}.png)" for field in
-                           ("mult_adds", "params", "kept_bytes"))
+    pictures = "\n\n".join(
+        f"![top-1 against {COSTS[field][0]}](tradeoff_{field}.png)" for field in ("mult_adds", "params", "kept_bytes")
+    )
     columns_early = ["network", *columns, f"kept at {SIZE // 2}² and up", f"mult-adds at {SIZE // 2}² and up"]
     return f"""# What accuracy costs
 
@@ -255,11 +310,18 @@ def write(out: Path) -> None:
         draw_tradeoff(costs, field, out / f"tradeoff_{field}.png")
     draw_early(early, out / "early.png")
     about = summary.environment(jax.devices())
-    write_json(out / "costs.json", {
-        "networks": {name: {**entry._asdict(), **{field: getattr(costs[name], field) for field in COSTS}}
-                     for name, entry in PUBLISHED.items()},
-        "early": {name: {field: by_resolution(cost, field) for field in COSTS} for name, cost in early.items()},
-        "image_size": SIZE, **about})
+    write_json(
+        out / "costs.json",
+        {
+            "networks": {
+                name: {**entry._asdict(), **{field: getattr(costs[name], field) for field in COSTS}}
+                for name, entry in PUBLISHED.items()
+            },
+            "early": {name: {field: by_resolution(cost, field) for field in COSTS} for name, cost in early.items()},
+            "image_size": SIZE,
+            **about,
+        },
+    )
     write_atomically(out / "costs.md", markdown(costs, early, about))
 
 

@@ -87,8 +87,9 @@ class Job(NamedTuple):
 
 def from_files(run: Any, files: Sequence[str]) -> list[Subject]:
     """Images of files, see `train.data.decode.of_file`."""
-    return [Subject(decode.of_file(run.feed.decoder, run.feed.image_shape, file), Path(file).name, None)
-            for file in files]
+    return [
+        Subject(decode.of_file(run.feed.decoder, run.feed.image_shape, file), Path(file).name, None) for file in files
+    ]
 
 
 def from_split(source: Any, split: str, indices: Sequence[int]) -> list[Subject]:
@@ -112,7 +113,8 @@ def mistakes(run: Any, variables: Any, source: Any, count: int = 8) -> list[int]
     from train.plots import figures
 
     logits, labels, index = evaluate.predictions(
-        run.task.predict, variables, run.feed.prepare_evaluation, run.feed.batches(source))
+        run.task.predict, variables, run.feed.prepare_evaluation, run.feed.batches(source)
+    )
     found = [int(index[row]) for row, *_ in figures.most_confident_errors(logits, labels, count)]
     if not found:
         raise UserError(f"--indices=mistakes: the network is right about all of the {len(labels)} images")
@@ -130,8 +132,9 @@ def targets(text: str, subjects: Sequence[Subject], classes: Sequence[str]) -> l
         for name in map(str.strip, text.split(",")):
             if name == "label" and subject.label is None:
                 raise UserError(f"--target=label: {subject.name} has no label: name a class, or top1")
-            found.append((number, -1 if name == "top1" else subject.label if name == "label"
-                          else class_of(name, classes)))
+            found.append(
+                (number, -1 if name == "top1" else subject.label if name == "label" else class_of(name, classes))
+            )
     return found
 
 
@@ -166,8 +169,12 @@ def attributions(job: Job, wanted: Sequence[spec.Call], pairs: Sequence[tuple[in
     images, target = job.images[np.array(numbers)], np.array([kind for _, kind in pairs], np.int32)
     columns, found, size = [], [], job.run.config["eval_batch_size"]
     for call in wanted:
-        parts = [spec.resolve("method", call, catalogue.METHODS, job.model, job.variables, images[i:i + size],
-                               target[i:i + size]) for i in range(0, len(images), size)]
+        parts = [
+            spec.resolve(
+                "method", call, catalogue.METHODS, job.model, job.variables, images[i : i + size], target[i : i + size]
+            )
+            for i in range(0, len(images), size)
+        ]
         found.append(jax.tree.map(lambda *some: np.concatenate(some), *parts))
         columns.append(call.name.replace("_", " ") + "".join(f"\n{value}" for value in call.kwargs.values()))
     probabilities = np.asarray(jax.nn.softmax(found[0].logits))
@@ -178,12 +185,20 @@ def attributions(job: Job, wanted: Sequence[spec.Call], pairs: Sequence[tuple[in
         says += f"\n{job.classes[target[i]]} {row[target[i]]:.0%}"
         if target[i] != row.argmax():
             says += f", top {job.classes[row.argmax()]} {row.max():.0%}"
-        panels = [panel_of(call.name, one.values[i], images.shape[1:3])
-                  for call, one in zip(wanted, found, strict=True)]
+        panels = [
+            panel_of(call.name, one.values[i], images.shape[1:3]) for call, one in zip(wanted, found, strict=True)
+        ]
         rows.append(overlays.Row(subject.pixels, subject.name, says.strip(), panels))
-        told.append({"image": subject.name, "label": None if subject.label is None else job.classes[subject.label],
-                     "target": job.classes[target[i]], "probability": float(row[target[i]]),
-                     "top1": job.classes[row.argmax()], "top1_probability": float(row.max())})
+        told.append(
+            {
+                "image": subject.name,
+                "label": None if subject.label is None else job.classes[subject.label],
+                "target": job.classes[target[i]],
+                "probability": float(row[target[i]]),
+                "top1": job.classes[row.argmax()],
+                "top1_probability": float(row.max()),
+            }
+        )
     figure = Figure(figsize=overlays.size_of(len(rows), len(columns)), layout="constrained", dpi=120)
     overlays.draw_rows(figure, columns, rows)
     save(figure, job.out / "attributions.png")
@@ -200,8 +215,9 @@ def panel_of(name: str, values: Any, size: tuple[int, int]) -> Any:
     return overlays.Panel(np.asarray(catalogue.heat(values[None], size)[0]), over=name in catalogue.MAPS)
 
 
-def occlusion(job: Job, pairs: Sequence[tuple[int, int]], size: int = 0, stride: int = 0, color: float = 0.5,
-              endpoint: str = "") -> None:
+def occlusion(
+    job: Job, pairs: Sequence[tuple[int, int]], size: int = 0, stride: int = 0, color: float = 0.5, endpoint: str = ""
+) -> None:
     """occlusion.png; see the module's help."""
     from matplotlib.figure import Figure
 
@@ -219,18 +235,32 @@ def occlusion(job: Job, pairs: Sequence[tuple[int, int]], size: int = 0, stride:
     square = np.full((1, 1, 1, channels), round(255 * color), np.uint8)
     painted = np.asarray(job.run.feed.prepare_evaluation({"image": square})["image"]).ravel()
     numbers = np.array([number for number, _ in pairs])
-    found = method.occlusion(job.model, job.variables, job.images[numbers],
-                             np.array([kind for _, kind in pairs], np.int32), size=size, stride=stride,
-                             color=tuple(map(float, painted)), endpoint=endpoint or None)
+    found = method.occlusion(
+        job.model,
+        job.variables,
+        job.images[numbers],
+        np.array([kind for _, kind in pairs], np.int32),
+        size=size,
+        stride=stride,
+        color=tuple(map(float, painted)),
+        endpoint=endpoint or None,
+    )
     figure = Figure(figsize=(11.5, 2.5 * len(pairs) + 0.6), layout="constrained", dpi=120)
     overlays.draw_occlusion(
-        figure, [job.subjects[n].pixels for n in numbers], {k: np.asarray(v) for k, v in found._asdict().items()},
-        (size, size), job.classes, [job.subjects[n].name for n in numbers], np.full(channels, float(color)))
+        figure,
+        [job.subjects[n].pixels for n in numbers],
+        {k: np.asarray(v) for k, v in found._asdict().items()},
+        (size, size),
+        job.classes,
+        [job.subjects[n].name for n in numbers],
+        np.full(channels, float(color)),
+    )
     save(figure, job.out / "occlusion.png")
 
 
-def receptive_field(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channel: int = -1, row: int = -1,
-                    column: int = -1) -> None:
+def receptive_field(
+    job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channel: int = -1, row: int = -1, column: int = -1
+) -> None:
     """Draws receptive_field.png; see the module's help. The mean is over the first 64 images of the split, or
     over the files of --image."""
     from matplotlib.figure import Figure
@@ -250,25 +280,35 @@ def receptive_field(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = 
     options = {"endpoint": name, "channel": None if channel < 0 else channel, "place": place}
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)
     numbers = list(dict.fromkeys(number for number, _ in pairs))[:4]
-    own = [receptive.effective(job.model, job.variables, images[n:n + 1], **options) for n in numbers]
+    own = [receptive.effective(job.model, job.variables, images[n : n + 1], **options) for n in numbers]
     many = images[:64]
     if job.subjects[0].label is not None:
         batch, _, mask = next(batches(job))
         many = batch[np.flatnonzero(mask)[:64]]
     mean = np.asarray(receptive.effective(job.model, job.variables, many, **options))
     unit = f"{name}, {'all channels' if channel < 0 else f'channel {channel}'}, unit {place} of {height} x {width}"
-    says = (f"{unit}: sees the whole image" if field is None else
-            f"{unit}: sees {field.size[0]} x {field.size[1]} pixels (box), stride {field.stride[0]}")
+    says = (
+        f"{unit}: sees the whole image"
+        if field is None
+        else f"{unit}: sees {field.size[0]} x {field.size[1]} pixels (box), stride {field.stride[0]}"
+    )
     says += f"\nthe effective size is {receptive.effective_size(mean):.1f} (mean of {len(many)} images)"
     figure = Figure(figsize=(max(8.0, 2.0 * (2 * len(numbers) + 1)), 2.8), layout="constrained", dpi=120)
-    overlays.draw_receptive(figure, [job.subjects[n].pixels for n in numbers], [job.subjects[n].name for n in numbers],
-                            None if field is None else field.clipped(*place, images.shape[1:3]), own, mean,
-                            says)
+    overlays.draw_receptive(
+        figure,
+        [job.subjects[n].pixels for n in numbers],
+        [job.subjects[n].name for n in numbers],
+        None if field is None else field.clipped(*place, images.shape[1:3]),
+        own,
+        mean,
+        says,
+    )
     save(figure, job.out / "receptive_field.png")
 
 
-def top_patches(job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channels: str = "0-7", k: int = 9
-                ) -> None:
+def top_patches(
+    job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channels: str = "0-7", k: int = 9
+) -> None:
     """top_patches.png: a row a channel, patches and their projections; see the module's help."""
     from matplotlib.figure import Figure
 
@@ -303,17 +343,30 @@ def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, lis
         pixels = np.stack([job.source.example(int(i))["image"] for i in best.index[c]])
         images = job.run.feed.prepare_evaluation({"image": pixels})["image"]
         where = list(zip(best.row[c].tolist(), best.column[c].tolist(), strict=True))
-        boxes = [(0, 0, height, width) if field is None or min(field.size) >= max(height, width)
-                 else field.box(*place) for place in where]
+        boxes = [
+            (0, 0, height, width) if field is None or min(field.size) >= max(height, width) else field.box(*place)
+            for place in where
+        ]
         shown = [patches.crop(pixels, boxes)]
         for rule in ("deconvnet", "guided"):
-            found = patches.projections(job.model, job.variables, images, endpoint=name,
-                                        channels=np.full(k, channel), rows=best.row[c], columns=best.column[c],
-                                        rule=rule)
+            found = patches.projections(
+                job.model,
+                job.variables,
+                images,
+                endpoint=name,
+                channels=np.full(k, channel),
+                rows=best.row[c],
+                columns=best.column[c],
+                rule=rule,
+            )
             shown.append(patches.crop(np.stack([overlays.around_gray(one) for one in np.asarray(found)]), boxes))
         side = int(np.ceil(np.sqrt(k)))
-        rows.append((f"channel {channel}\n{best.values[c, 0]:.2f} … {best.values[c, -1]:.2f}",
-                     [overlays.montage(list(some), side) for some in shown]))
+        rows.append(
+            (
+                f"channel {channel}\n{best.values[c, 0]:.2f} … {best.values[c, -1]:.2f}",
+                [overlays.montage(list(some), side) for some in shown],
+            )
+        )
     return name, rows
 
 
@@ -322,8 +375,11 @@ def batches(job: Job) -> Any:
     start = 0
     for batch in job.run.feed.batches(job.source):
         count = len(batch["mask"])
-        yield (job.run.feed.prepare_evaluation({"image": batch["image"]})["image"],
-               np.arange(start, start + count, dtype=np.int32), batch["mask"])
+        yield (
+            job.run.feed.prepare_evaluation({"image": batch["image"]})["image"],
+            np.arange(start, start + count, dtype=np.int32),
+            batch["mask"],
+        )
         start += count
 
 
@@ -340,15 +396,28 @@ def numbers_of(text: str, count: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-PICTURES: Mapping[str, Callable] = {"occlusion": occlusion, "receptive_field": receptive_field,
-                                    "top_patches": top_patches}
+PICTURES: Mapping[str, Callable] = {
+    "occlusion": occlusion,
+    "receptive_field": receptive_field,
+    "top_patches": top_patches,
+}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> rich.table.Table:
     """What the network says of each image, for the terminal."""
-    return terminal_table(("image", "label", "explained", "most probable"), [
-        (row["image"], row["label"] or "", f"{row['target']} {row['probability']:.1%}",
-         f"{row['top1']} {row['top1_probability']:.1%}") for row in rows], texts=4)
+    return terminal_table(
+        ("image", "label", "explained", "most probable"),
+        [
+            (
+                row["image"],
+                row["label"] or "",
+                f"{row['target']} {row['probability']:.1%}",
+                f"{row['top1']} {row['top1_probability']:.1%}",
+            )
+            for row in rows
+        ],
+        texts=4,
+    )
 
 
 def main() -> None:
@@ -391,8 +460,9 @@ def main() -> None:
     variables = jax.device_put(state.evaluation_variables())
     if wrong:
         indices = mistakes(run, variables, run.feed.split(SPLIT.value))
-    subjects = (from_files(run, IMAGE.value) if IMAGE.value else
-                from_split(run.feed.split(SPLIT.value), SPLIT.value, indices))
+    subjects = (
+        from_files(run, IMAGE.value) if IMAGE.value else from_split(run.feed.split(SPLIT.value), SPLIT.value, indices)
+    )
     pairs = targets(TARGET.value, subjects, run.feed.classes)
     images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
     job = Job(run, variables, subjects, images, SPLIT.value, out)
@@ -410,9 +480,17 @@ def main() -> None:
         if call.name in PICTURES:
             spec.resolve("method", call, PICTURES, job, pairs)
             written.append(f"{call.name}.png")
-    write_json(out / "explain.json", {
-        "workdir": WORKDIR.value, "model": run.config["model"]["name"], "methods": METHOD.value, "images": told,
-        "pictures": written, **summary.environment(jax.devices())})
+    write_json(
+        out / "explain.json",
+        {
+            "workdir": WORKDIR.value,
+            "model": run.config["model"]["name"],
+            "methods": METHOD.value,
+            "images": told,
+            "pictures": written,
+            **summary.environment(jax.devices()),
+        },
+    )
     console.print(f"written to {out}: {', '.join(written)}, explain.json", soft_wrap=True, highlight=False)
 
 
@@ -421,8 +499,11 @@ if __name__ == "__main__":  # only here: absl has one table of flags for the pro
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of the run: last, or best (on its test set).")
     IMAGE = command.define_paths("image", [], "Files of images, with commas between.")
     SPLIT = flags.DEFINE_string("split", "test", "Split of the run's data, for --indices and top_patches.")
-    INDICES = flags.DEFINE_list("indices", [], "Which images of the split, or mistakes: the 8 that the "
-                                "network is most confidently wrong about; default 0.")
+    INDICES = flags.DEFINE_list(
+        "indices",
+        [],
+        "Which images of the split, or mistakes: the 8 that the network is most confidently wrong about; default 0.",
+    )
     METHOD = flags.DEFINE_string("method", "grad_cam", "Methods, see above.")
     TARGET = flags.DEFINE_string("target", "top1", "Classes that are explained, see above.")
     OUT = command.define_path("out", "", "Folder for the pictures; default: explain in that of the run.")

@@ -58,8 +58,9 @@ def share_of_largest(values: Any, quantile: float = 1.0) -> np.ndarray:
 def draw_box(axes: Any, box: Sequence[int], color: str = BOXES[0]) -> None:
     """(top, left, bottom, right) around the pixels [top:bottom, left:right]."""
     top, left, bottom, right = box
-    axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=color,
-                             linewidth=1.6))
+    axes.add_patch(
+        Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=color, linewidth=1.6)
+    )
 
 
 def _bare(axes: Any) -> None:
@@ -97,8 +98,18 @@ def _headings(figure: Any, axes_of_row: Sequence[Any], titles: Sequence[str]) ->
     lines = max(title.count("\n") for title in titles) + 1
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - (0.14 * lines + 0.1) / figure.get_figheight()))
     for axes, title in zip(axes_of_row, titles, strict=True):
-        axes.annotate(title, (0.5, 1), (0, 26), xycoords="axes fraction", textcoords="offset points", ha="center",
-                      va="bottom", fontsize=9, fontweight="bold", annotation_clip=False)
+        axes.annotate(
+            title,
+            (0.5, 1),
+            (0, 26),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=9,
+            fontweight="bold",
+            annotation_clip=False,
+        )
 
 
 def size_of(rows: int, columns: int) -> tuple[float, float]:
@@ -120,23 +131,49 @@ def draw_rows(figure: Any, columns: Sequence[str], rows: Sequence[Row]) -> None:
             draw_box(line[0], box, color)
         for axes, panel in zip(line[1:], row.panels, strict=True):
             if panel is None:
-                axes.text(0.5, 0.5, "not for this\nnetwork", ha="center", va="center", fontsize=8, color="0.5",
-                          transform=axes.transAxes)
+                axes.text(
+                    0.5,
+                    0.5,
+                    "not for this\nnetwork",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="0.5",
+                    transform=axes.transAxes,
+                )
             else:
                 draw_panel(axes, row.image, panel)
     if any(panel and panel.over and not panel.signed for row in rows for panel in row.panels):
-        figure.colorbar(ScalarMappable(cmap=HEAT), ax=grid, shrink=min(1.0, 2.4 / len(rows) + 0.3), aspect=25,
-                        label="heat, share of the map's largest value", alpha=ALPHA, pad=0.01)
+        figure.colorbar(
+            ScalarMappable(cmap=HEAT),
+            ax=grid,
+            shrink=min(1.0, 2.4 / len(rows) + 0.3),
+            aspect=25,
+            label="heat, share of the map's largest value",
+            alpha=ALPHA,
+            pad=0.01,
+        )
     if any(panel and (panel.signed or not panel.over) for row in rows for panel in row.panels):
-        figure.supxlabel("Without an image below: brightness is the share of the largest value; on a gray background "
-                         "gray is 0, black negative, white positive.", fontsize=7, color="0.35")
+        figure.supxlabel(
+            "Without an image below: brightness is the share of the largest value; on a gray background "
+            "gray is 0, black negative, white positive.",
+            fontsize=7,
+            color="0.35",
+        )
 
 
 # -- occlusion -----------------------------------------------------------------------------------------------------
 
 
-def draw_occlusion(figure: Any, images: Sequence[Any], found: Mapping[str, np.ndarray], square: tuple[int, int],
-                   classes: Sequence[str], names: Sequence[str], color: Any) -> None:
+def draw_occlusion(
+    figure: Any,
+    images: Sequence[Any],
+    found: Mapping[str, np.ndarray],
+    square: tuple[int, int],
+    classes: Sequence[str],
+    names: Sequence[str],
+    color: Any,
+) -> None:
     """Zeiler & Fergus 2014, figure 7: a row an image: itself with one square, the total activation of its strongest
     feature map, the probability of the class, and the most probable class, by where the square's middle is.
 
@@ -157,25 +194,39 @@ def draw_occlusion(figure: Any, images: Sequence[Any], found: Mapping[str, np.nd
         line[0].imshow(shown(image), interpolation="nearest")
         hardest = np.unravel_index(probability.argmin(), probability.shape)
         corner = found["columns"][hardest[1]], found["rows"][hardest[0]]
-        line[0].add_patch(Rectangle((corner[0] - 0.5, corner[1] - 0.5), square[1], square[0], linewidth=0.8,
-                                    facecolor=shown(np.reshape(color, (1, 1, -1)))[0, 0], edgecolor="white"))
+        line[0].add_patch(
+            Rectangle(
+                (corner[0] - 0.5, corner[1] - 0.5),
+                square[1],
+                square[0],
+                linewidth=0.8,
+                facecolor=shown(np.reshape(color, (1, 1, -1)))[0, 0],
+                edgecolor="white",
+            )
+        )
         line[0].set_title("where it costs the class most", fontsize=8, pad=3)
         line[0].set_ylabel(names[i], fontsize=9)
         drawn = line[1].pcolormesh(*edges, found["strongest"][i], cmap=HEAT)
         line[1].set_title(f"channel {int(found['channel'][i])}, total activation", fontsize=8, pad=3)
         figure.colorbar(drawn, ax=line[1], shrink=0.8)
         drawn = line[2].pcolormesh(*edges, probability, cmap=HEAT, vmin=0, vmax=1)
-        line[2].set_title(f"{classes[target]}; {softmax(found['logits'][i])[target]:.0%} without the square",
-                          fontsize=8, pad=3)
+        line[2].set_title(
+            f"{classes[target]}; {softmax(found['logits'][i])[target]:.0%} without the square", fontsize=8, pad=3
+        )
         figure.colorbar(drawn, ax=line[2], shrink=0.8)
         top = found["top"][i]
         kinds = sorted(np.unique(top).tolist(), key=lambda kind: -(top == kind).sum())
         number = np.vectorize({kind: n for n, kind in enumerate(kinds)}.get)(top)
         palette = ListedColormap([colormaps["tab20"](n % 20) for n in range(len(kinds))])
         line[3].pcolormesh(*edges, number, cmap=palette, vmin=-0.5, vmax=len(kinds) - 0.5)
-        line[3].legend(handles=[Rectangle((0, 0), 1, 1, color=palette(n)) for n in range(min(len(kinds), 10))],
-                       labels=[classes[kind] for kind in kinds[:10]], fontsize=7, frameon=False, loc="center left",
-                       bbox_to_anchor=(1.0, 0.5))
+        line[3].legend(
+            handles=[Rectangle((0, 0), 1, 1, color=palette(n)) for n in range(min(len(kinds), 10))],
+            labels=[classes[kind] for kind in kinds[:10]],
+            fontsize=7,
+            frameon=False,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+        )
 
 
 def _edges(corners: np.ndarray, side: int) -> np.ndarray:
@@ -190,8 +241,15 @@ def _edges(corners: np.ndarray, side: int) -> np.ndarray:
 # -- receptive fields and patches ----------------------------------------------------------------------------------
 
 
-def draw_receptive(figure: Any, images: Sequence[Any], names: Sequence[str], box: Sequence[int] | None,
-                   effective: Sequence[Any], mean: Any, says: str) -> None:
+def draw_receptive(
+    figure: Any,
+    images: Sequence[Any],
+    names: Sequence[str],
+    box: Sequence[int] | None,
+    effective: Sequence[Any],
+    mean: Any,
+    says: str,
+) -> None:
     """Two panels an image, with the theoretical field as a box: itself, and the effective field; at the end that of
     many images.
 
@@ -204,7 +262,7 @@ def draw_receptive(figure: Any, images: Sequence[Any], names: Sequence[str], box
     for axes in grid:
         _bare(axes)
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
-        left, right = grid[2 * i:2 * i + 2]
+        left, right = grid[2 * i : 2 * i + 2]
         left.imshow(shown(image), interpolation="nearest")
         left.set_title(name, fontsize=8, pad=3)
         draw_panel(right, image, Panel(effective[i], "effective, this image"))
@@ -218,15 +276,16 @@ def draw_receptive(figure: Any, images: Sequence[Any], names: Sequence[str], box
 
 def montage(patches: Sequence[Any], columns: int) -> np.ndarray:
     """Images of one size as one, [H, W, 3] in [0, 1], `columns` a row, white between them."""
-    patches = [shown(patch).astype(np.float32) / (255 if np.asarray(patch).dtype == np.uint8 else 1)
-               for patch in patches]
+    patches = [
+        shown(patch).astype(np.float32) / (255 if np.asarray(patch).dtype == np.uint8 else 1) for patch in patches
+    ]
     height, width = patches[0].shape[:2]
     gap = max(1, height // 24)
     rows = math.ceil(len(patches) / columns)
     whole = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), np.float32)
     for i, patch in enumerate(patches):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
-        whole[top:top + height, left:left + width] = patch
+        whole[top : top + height, left : left + width] = patch
     return whole
 
 

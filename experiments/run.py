@@ -41,12 +41,19 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) != 2:
         raise UserError("name one study, or all: " + ", ".join(study.STUDIES))
     names = [name for name in study.STUDIES if SCALE.value in study.module(name).STUDY.cost]
-    run_each(names if arguments[1] == "all" else arguments[1:], SCALE.value, Path(WORKDIR.value), Path(OUT.value),
-             JOBS.value, console)
+    run_each(
+        names if arguments[1] == "all" else arguments[1:],
+        SCALE.value,
+        Path(WORKDIR.value),
+        Path(OUT.value),
+        JOBS.value,
+        console,
+    )
 
 
-def run_each(specs: Sequence[str], scale: str, workdir: Path, out: Path, jobs: int, console: rich.console.Console
-             ) -> None:
+def run_each(
+    specs: Sequence[str], scale: str, workdir: Path, out: Path, jobs: int, console: rich.console.Console
+) -> None:
     """Runs studies, as `run` does; one that fails does not end the others.
 
     Raises:
@@ -67,16 +74,24 @@ def run_each(specs: Sequence[str], scale: str, workdir: Path, out: Path, jobs: i
             console.print(f"{spec} failed: {told}", style="bold", soft_wrap=True, highlight=False, markup=False)
     if failed:
         kind = UserError if all(isinstance(error, UserError) for error in failed.values()) else RuntimeError
-        raise kind(f"{len(failed)} of {len(specs)} studies failed: " + "; ".join(
-            f"{spec}: {error}" for spec, error in failed.items()))
+        raise kind(
+            f"{len(failed)} of {len(specs)} studies failed: "
+            + "; ".join(f"{spec}: {error}" for spec, error in failed.items())
+        )
 
 
 def catalogue() -> rich.table.Table:
     """The studies with their questions and, by scale, costs."""
     about = {name: study.module(name).STUDY for name in study.STUDIES}
-    return study.terminal_table(("study", "question", "cost"), [
-        (name, one.question, "\n".join(f"{scale}: {cost}" for scale, cost in one.cost.items()))
-        for name, one in about.items()], texts=3, lines=True)
+    return study.terminal_table(
+        ("study", "question", "cost"),
+        [
+            (name, one.question, "\n".join(f"{scale}: {cost}" for scale, cost in one.cost.items()))
+            for name, one in about.items()
+        ],
+        texts=3,
+        lines=True,
+    )
 
 
 def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: rich.console.Console) -> dict[str, Any]:
@@ -100,31 +115,46 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
     folder = writable(out / about.name / scale)
     console.print(f"[bold]{about.title}[/]: {about.question}", markup=True)
     for claim in about.claims:  # before anything runs
-        console.print(f"  expected: {claim.expected} [dim]({claim.source}: {claim.published})[/]", soft_wrap=True,
-                      markup=True)
+        console.print(
+            f"  expected: {claim.expected} [dim]({claim.source}: {claim.published})[/]", soft_wrap=True, markup=True
+        )
     began, planned = time.time(), about.trials(scale)
     jobs = jobs or default_jobs()
     outcomes = study.Outcomes(trials.run_all(planned, workdir / scale, jobs, console))
     claims = [judged(claim, outcomes) for claim in about.claims]
     results = {
-        "study": about.name, "title": about.title, "question": about.question, "scale": scale,
+        "study": about.name,
+        "title": about.title,
+        "question": about.question,
+        "scale": scale,
         "command": f"python -m experiments.run {spec} --scale={scale}",
-        "verdict": study.overall(claims), "would_change": about.would_change, "claims": claims,
+        "verdict": study.overall(claims),
+        "would_change": about.would_change,
+        "claims": claims,
         "tables": [table._asdict() for table in about.tables(outcomes)],
         "figures": [{"file": f"{picture.name}.png", "caption": picture.caption} for picture in about.pictures],
         "environments": environments(outcomes),
         "trials_at_once": jobs,
         "seconds_of_training": round(sum(o.summary["seconds"] for o in outcomes if o.summary), 1),
         "seconds_of_this_command": round(time.time() - began, 1),
-        "finished": max((o.summary["finished"] for o in outcomes if o.summary),
-                        default=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
+        "finished": max(
+            (o.summary["finished"] for o in outcomes if o.summary),
+            default=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        ),
         "trials": [kept(trial, outcome) for trial, outcome in zip(planned, outcomes, strict=True)],
     }
     write(about, results, outcomes, folder)
     for table in results["tables"]:
         console.print(study.terminal_table(table["columns"], table["rows"], table["title"]))
-    verdicts = [(claim["statement"], claim["published"], claim["ours"],
-                 "\n".join(filter(None, (claim["verdict"], study.seeds_text(claim))))) for claim in results["claims"]]
+    verdicts = [
+        (
+            claim["statement"],
+            claim["published"],
+            claim["ours"],
+            "\n".join(filter(None, (claim["verdict"], study.seeds_text(claim)))),
+        )
+        for claim in results["claims"]
+    ]
     console.print(study.terminal_table(("claim", "published", "ours", "verdict"), verdicts, "verdicts", 4, lines=True))
     console.print(results["verdict"], soft_wrap=True, highlight=False)
     if about.would_change:
@@ -179,8 +209,12 @@ def kept(trial: study.Trial, outcome: study.Outcome) -> dict[str, Any]:
     """Of a trial, what results.json keeps."""
     names = ("accuracy", "loss", "bleu", "exact_match", "parameters", "mult_adds", "steps", "seconds")
     summary = outcome.summary and {name: outcome.summary[name] for name in names if name in outcome.summary}
-    return {"labels": dict(outcome.labels), "folder": trials.address(trial), "summary": summary,
-            "diverged": outcome.diverged}
+    return {
+        "labels": dict(outcome.labels),
+        "folder": trials.address(trial),
+        "summary": summary,
+        "diverged": outcome.diverged,
+    }
 
 
 def slug(text: str) -> str:
@@ -209,15 +243,27 @@ def write(about: study.Study, results: Mapping[str, Any], outcomes: study.Outcom
 def markdown(results: Mapping[str, Any]) -> str:
     """The results as a page."""
     where = "; ".join(f"{entry['device']}, commit {entry['commit']}" for entry in results["environments"])
-    text = [f"# {results['title']}", "", results["question"], "", f"    {results['command']}", "",
-            f"**Verdict.** {results['verdict']}", "",
-            *([f"**What would change it.** {results['would_change']}", ""] if results["would_change"] else []),
-            f"{len(results['trials'])} trials, {results['seconds_of_training']:.0f} s of training; {where}.", "",
-            "## Claims", ""]
+    text = [
+        f"# {results['title']}",
+        "",
+        results["question"],
+        "",
+        f"    {results['command']}",
+        "",
+        f"**Verdict.** {results['verdict']}",
+        "",
+        *([f"**What would change it.** {results['would_change']}", ""] if results["would_change"] else []),
+        f"{len(results['trials'])} trials, {results['seconds_of_training']:.0f} s of training; {where}.",
+        "",
+        "## Claims",
+        "",
+    ]
     columns = ("claim", "published", "source", "expected here", "ours", "verdict")
     names = ("statement", "published", "source", "expected", "ours")
-    rows = [[*(claim[name] for name in names), "; ".join(filter(None, (claim["verdict"], study.seeds_text(claim))))]
-            for claim in results["claims"]]
+    rows = [
+        [*(claim[name] for name in names), "; ".join(filter(None, (claim["verdict"], study.seeds_text(claim))))]
+        for claim in results["claims"]
+    ]
     text += [study.markdown_table(columns, rows), ""]
     for table in results["tables"]:
         text += [f"## {table['title']}", "", study.markdown_table(table["columns"], table["rows"]), ""]
@@ -230,7 +276,8 @@ if __name__ == "__main__":  # only here: absl has one table of flags for the pro
     SCALE = flags.DEFINE_enum("scale", "digits", study.SCALES, "How large: minutes on a CPU, a GPU, or many.")
     WORKDIR = command.define_path("workdir", "runs/studies", "Folder of the trials.")
     OUT = command.define_path("out", "experiments/results/studies", "Folder of the results.")
-    JOBS = flags.DEFINE_integer("jobs", 0, "Trials at once; 0: one a core on a CPU (up to 8), one on an accelerator.",
-                                lower_bound=0)
+    JOBS = flags.DEFINE_integer(
+        "jobs", 0, "Trials at once; 0: one a core on a CPU (up to 8), one on an accelerator.", lower_bound=0
+    )
     LIST = flags.DEFINE_bool("list", False, "Name the studies, and end.")
     cli.run(main, USAGE, positional=True)

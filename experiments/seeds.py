@@ -34,8 +34,10 @@ def main() -> None:
     finished = [read_json(path, summary.SCHEMA) for folder in folders if (path := folder / "summary.json").exists()]
     others = {run["commit"] for run in finished} - {summary.commit()}
     if others and len(finished) < len(folders):
-        raise UserError(f"--workdir={WORKDIR.value}: it has runs of commit {', '.join(sorted(others))}, this is "
-                        f"{summary.commit()}: choose another")
+        raise UserError(
+            f"--workdir={WORKDIR.value}: it has runs of commit {', '.join(sorted(others))}, this is "
+            f"{summary.commit()}: choose another"
+        )
     for seed, folder in enumerate(folders):
         config.seed = seed
         result = loop.train(config.copy_and_resolve_references(), folder, console)
@@ -43,9 +45,11 @@ def main() -> None:
             raise UserError(f"{result['interrupted']} at seed {seed}: the same command goes on")
         runs.append(result)
     accuracies = [run["accuracy"] for run in runs]
-    table = terminal_table([name.replace("_", " ") for name in KEPT], [
-        [run[name] if name == "seed" else f"{run[name] or math.nan:.4g}" for name in KEPT] for run in runs],
-        f"{runs[0]['model']} on {runs[0]['data']}")
+    table = terminal_table(
+        [name.replace("_", " ") for name in KEPT],
+        [[run[name] if name == "seed" else f"{run[name] or math.nan:.4g}" for name in KEPT] for run in runs],
+        f"{runs[0]['model']} on {runs[0]['data']}",
+    )
     mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
     console.print(table)
     console.print(f"accuracy {mean:.2%}, standard deviation {spread:.2%} over {len(runs)} seeds")
@@ -55,10 +59,17 @@ def main() -> None:
         raise UserError(f"the runs in {WORKDIR.value} are of several commits, devices or versions: choose another")
     out = Path(OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, {
-        **shared, "accuracy_mean": mean, "accuracy_std": spread,
-        "runs": [{name: run[name] for name in KEPT} for run in runs], **environments[0],
-        "config": workdir.plain(config)})
+    write_json(
+        out,
+        {
+            **shared,
+            "accuracy_mean": mean,
+            "accuracy_std": spread,
+            "runs": [{name: run[name] for name in KEPT} for run in runs],
+            **environments[0],
+            "config": workdir.plain(config),
+        },
+    )
     console.print(f"written to {out}")
 
 

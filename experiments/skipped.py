@@ -45,8 +45,11 @@ def runs(folder: Path, console: rich.console.Console) -> list[Path]:
         if not (workdir / "summary.json").exists():
             console.print(f"training {name}", highlight=False)
             where = f",from={start}" if start else ""
-            c = (config.load(f"configs/study.py:digits,model={model},epochs={epochs}") if method is None else
-                 config.load(f"configs/adaptive.py:{method},model={model},epochs={epochs}{where}"))
+            c = (
+                config.load(f"configs/study.py:digits,model={model},epochs={epochs}")
+                if method is None
+                else config.load(f"configs/adaptive.py:{method},model={model},epochs={epochs}{where}")
+            )
             c.hooks = ""
             c.data.image_size, c.data.crop, c.data.eval_crop, c.data.augment = 32, "resize", 1.0, "crop(4)"
             c.data.train_split, c.checkpoint_every, c.eval_batch_size = "train_fit", "100%", 72
@@ -58,14 +61,28 @@ def runs(folder: Path, console: rich.console.Console) -> list[Path]:
     plain, small, rate = ("model.width", 16), ("model.policy_width", 8), "optimizer.learning_rate"
     whole = trained("resnet32", None, "resnet32", 10, [plain])
     policy = trained("policy", "blockdrop", "blockdrop32", 20, [small, (rate, 3e-3)], whole)
-    gated = [("model.target", 0.5), ("model.shortcut", "A"), ("model.stage_sizes", (5, 5, 5)), (rate, 0.05),
-             ("init_from", str(whole)), ("init_new", "*/gate")]
+    gated = [
+        ("model.target", 0.5),
+        ("model.shortcut", "A"),
+        ("model.stage_sizes", (5, 5, 5)),
+        (rate, 0.05),
+        ("init_from", str(whole)),
+        ("init_new", "*/gate"),
+    ]
     shallow = [("model.stage_sizes", (5, 5, 5)), ("model.exits", (3, 6, 9, 12)), ("model.exit_width", 32)]
-    return [trained("convnet_aig32", "aig", "convnet_aig38", 20, gated),
-            trained("blockdrop32", "blockdrop_joint", "blockdrop32", 15, [
-                small, (rate, 1e-3), ("task.name", "policy(penalty=2.0, entropy=0.0, joint=True)")], policy),
-            trained("msdnet_cifar_budgeted", "msdnet", "msdnet_cifar_budgeted", 10),
-            trained("early_exit_resnet32", "early_exit", "early_exit_resnet62", 30, shallow)]
+    return [
+        trained("convnet_aig32", "aig", "convnet_aig38", 20, gated),
+        trained(
+            "blockdrop32",
+            "blockdrop_joint",
+            "blockdrop32",
+            15,
+            [small, (rate, 1e-3), ("task.name", "policy(penalty=2.0, entropy=0.0, joint=True)")],
+            policy,
+        ),
+        trained("msdnet_cifar_budgeted", "msdnet", "msdnet_cifar_budgeted", 10),
+        trained("early_exit_resnet32", "early_exit", "early_exit_resnet62", 30, shallow),
+    ]
 
 
 def programs(run: Any, state: Any, lost: float) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
@@ -127,12 +144,13 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
     shown = run.feed.prepare_evaluation({"image": jax.numpy.asarray(pixels)})["image"]
     rows = []
     for batch in batches:
-        parts = [jax.device_put(shown[i:i + batch]) for i in range(0, count - batch + 1, batch)]
+        parts = [jax.device_put(shown[i : i + batch]) for i in range(0, count - batch + 1, batch)]
         if not parts:
             raise UserError(f"--batches={batch}: there are {count} images (--images)")
         compiled = {name: jax.jit(function) for name, function in made.items()}
-        logits = {name: np.concatenate([np.asarray(f(variables, part)) for part in parts])
-                  for name, f in compiled.items()}
+        logits = {
+            name: np.concatenate([np.asarray(f(variables, part)) for part in parts]) for name, f in compiled.items()
+        }
 
         def call(f, parts=parts):
             return lambda: [jax.block_until_ready(f(variables, part)) for part in parts]
@@ -140,17 +158,32 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
         times = timed([Timed(name, call(f), round(about[name]["mult_adds"])) for name, f in compiled.items()], rounds)
         apart = float(np.abs(logits["masked"] - logits["skipping"]).max())
         for row in times:
-            rows.append({"network": workdir.name, "data": data, "batch": batch, **row,
-                         **about[row["program"]], "milliseconds": row["milliseconds"] / (len(parts) * batch),
-                         "images": len(parts) * batch, "skipping_differs_by": apart})
+            rows.append(
+                {
+                    "network": workdir.name,
+                    "data": data,
+                    "batch": batch,
+                    **row,
+                    **about[row["program"]],
+                    "milliseconds": row["milliseconds"] / (len(parts) * batch),
+                    "images": len(parts) * batch,
+                    "skipping_differs_by": apart,
+                }
+            )
     return rows
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
     """A row as texts."""
-    return [row["network"], str(row["batch"]), row["program"], f"{row['accuracy']:.2%}",
-            f"{short(row['mult_adds']).strip()} ({row['of_mult_adds']:.0%})", f"{row['milliseconds']:.3f} ms",
-            f"{row['times_faster']:.2f}"]
+    return [
+        row["network"],
+        str(row["batch"]),
+        row["program"],
+        f"{row['accuracy']:.2%}",
+        f"{short(row['mult_adds']).strip()} ({row['of_mult_adds']:.0%})",
+        f"{row['milliseconds']:.3f} ms",
+        f"{row['times_faster']:.2f}",
+    ]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
@@ -159,8 +192,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str
     return f"""# What skipping gains
 
 Forward pass, float32; the programs of a network and batch took turns on the same test images; medians; times faster
-than the whole network. Accuracies are of the whole test set ({about['data']}). The largest difference of a logit
-between masked and skipping: {apart:.1e}. {about['device']}, commit {about['commit']}, on {about['cores']} cores.
+than the whole network. Accuracies are of the whole test set ({about["data"]}). The largest difference of a logit
+between masked and skipping: {apart:.1e}. {about["device"]}, commit {about["commit"]}, on {about["cores"]} cores.
 
 {markdown_table(COLUMNS, list(map(cells, rows)))}
 """
@@ -185,9 +218,12 @@ def main() -> None:
     for folder in folders:
         found = time_run(folder, batches, IMAGES.value, ROUNDS.value, LOST.value)
         for batch in batches:
-            console.print(f"{folder.name}, batch {batch}: " + ", ".join(
-                f"{row['program']} {row['milliseconds']:.3f} ms" for row in found if row["batch"] == batch),
-                soft_wrap=True, highlight=False)
+            console.print(
+                f"{folder.name}, batch {batch}: "
+                + ", ".join(f"{row['program']} {row['milliseconds']:.3f} ms" for row in found if row["batch"] == batch),
+                soft_wrap=True,
+                highlight=False,
+            )
         rows += found
     data = ", ".join(dict.fromkeys(row["data"] for row in rows))
     about = {"cores": runtime.cores(), "data": data, **summary.environment(jax.devices())}
@@ -203,7 +239,8 @@ if __name__ == "__main__":  # only here: absl has one table of flags for the pro
     BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Sizes of batches.")
     IMAGES = flags.DEFINE_integer("images", 128, "Test images that a program is timed on.", lower_bound=1)
     ROUNDS = flags.DEFINE_integer("rounds", 9, "Passes over them of which the median is taken.", lower_bound=3)
-    LOST = flags.DEFINE_float("lost", 0.005, "Accuracy that leaving early may lose on the images held out.",
-                              lower_bound=0.0)
+    LOST = flags.DEFINE_float(
+        "lost", 0.005, "Accuracy that leaving early may lose on the images held out.", lower_bound=0.0
+    )
     OUT = command.define_path("out", "experiments/results/bench/skipped", "Folder of skipped.json and skipped.md.")
     cli.run(main, USAGE)

@@ -43,9 +43,12 @@ def main() -> None:
     for kind in KINDS.value:
         for title, programs in {"filters": filters, "binary": binary, "layers": layers}[kind]():
             rows += [{"case": title, **row} for row in timed(programs, ROUNDS.value)]
-            console.print(f"{title}: " + ", ".join(
-                f"{row['program']} {row['milliseconds']:.2f} ms" for row in rows if row["case"] == title),
-                soft_wrap=True, highlight=False)
+            console.print(
+                f"{title}: "
+                + ", ".join(f"{row['program']} {row['milliseconds']:.2f} ms" for row in rows if row["case"] == title),
+                soft_wrap=True,
+                highlight=False,
+            )
     about = {"cores": runtime.cores(), **summary.environment(jax.devices())}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "smaller.json", {"rows": rows, **about})
@@ -93,20 +96,30 @@ def filters() -> list[tuple[str, list[Timed]]]:
     from models.compress import shrink
 
     found = []
-    for name, size, batch, what in (("resnet20", 32, 64, "conv1/"), ("vgg11_cifar", 32, 16, "conv"),
-                                    ("resnet50", 224, 1, "conv1/|conv2/")):
+    for name, size, batch, what in (
+        ("resnet20", 32, 64, "conv1/"),
+        ("vgg11_cifar", 32, 16, "conv"),
+        ("resnet50", 224, 1, "conv1/|conv2/"),
+    ):
         model, shape = models.create(name), (batch, size, size, 3)
         variables, images = _drawn(model, shape)
-        sizes = {path: leaf.shape[-1] for path, leaf in models.weights.flatten({"params": variables["params"]}).items()
-                 if path.endswith("/kernel") and "stage" in path and any(part in path for part in what.split("|"))}
+        sizes = {
+            path: leaf.shape[-1]
+            for path, leaf in models.weights.flatten({"params": variables["params"]}).items()
+            if path.endswith("/kernel") and "stage" in path and any(part in path for part in what.split("|"))
+        }
         programs = [network("whole", model, variables, images)]
         for share in (0.25, 0.5):
             masks = {path: np.arange(features) >= round(share * features) for path, features in sizes.items()}
-            programs.append(network(f"{share:.0%} of the filters gone", *shrink.shrink(
-                model, variables, masks, (1, *shape[1:])), images))
+            programs.append(
+                network(
+                    f"{share:.0%} of the filters gone", *shrink.shrink(model, variables, masks, (1, *shape[1:])), images
+                )
+            )
         if name == "resnet50":
-            zeros = jax.tree.map(lambda x: np.where(np.random.default_rng(0).random(x.shape) < 0.9, 0, x)
-                                 if x.ndim > 1 else x, variables)
+            zeros = jax.tree.map(
+                lambda x: np.where(np.random.default_rng(0).random(x.shape) < 0.9, 0, x) if x.ndim > 1 else x, variables
+            )
             timed = network("90% of the weights 0", model, zeros, images)
             programs.append(timed._replace(mult_adds=timed.mult_adds // 10))  # in principle
         found.append((f"{name}, {size}x{size}, batch {batch}", programs))
@@ -118,13 +131,24 @@ def binary() -> list[tuple[str, list[Timed]]]:
     import models
 
     found = []
-    for name, size, batch in (("preresnet20", 32, 1), ("preresnet20", 32, 64), ("preresnet18", 224, 1),
-                              ("preresnet18", 224, 8)):
+    for name, size, batch in (
+        ("preresnet20", 32, 1),
+        ("preresnet20", 32, 64),
+        ("preresnet18", 224, 1),
+        ("preresnet18", 224, 8),
+    ):
         full, signs = models.create(name), models.create(name, conv="xnor", act="identity")
         variables, images = _drawn(full, (batch, size, size, 3))
-        found.append((f"{name}, {size}x{size}, batch {batch}", [
-            network("full precision", full, variables, images), network("XNOR by floats", signs, variables, images),
-            network("XNOR, packed", signs, variables, images, packed=True)]))
+        found.append(
+            (
+                f"{name}, {size}x{size}, batch {batch}",
+                [
+                    network("full precision", full, variables, images),
+                    network("XNOR by floats", signs, variables, images),
+                    network("XNOR, packed", signs, variables, images, packed=True),
+                ],
+            )
+        )
     return found
 
 
@@ -140,14 +164,28 @@ def layers() -> list[tuple[str, list[Timed]]]:
         x = jax.random.normal(jax.random.key(0), (batch, size, size, channels))
         kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, channels))
         cost = size * size * 9 * channels**2
-        found.append((f"3x3 convolution, {channels} channels, {size}x{size}, batch {batch}", _layer(
-            lambda x, k: conv.conv2d(x, k, *how), lambda x, p: xnor.convolve_packed(x, p, *how),
-            xnor.pack_conv, x, kernel, cost)))
+        found.append(
+            (
+                f"3x3 convolution, {channels} channels, {size}x{size}, batch {batch}",
+                _layer(
+                    lambda x, k: conv.conv2d(x, k, *how),
+                    lambda x, p: xnor.convolve_packed(x, p, *how),
+                    xnor.pack_conv,
+                    x,
+                    kernel,
+                    cost,
+                ),
+            )
+        )
     for batch in (1, 16):
         x = jax.random.normal(jax.random.key(0), (batch, 4096))
         kernel = jax.random.normal(jax.random.key(1), (4096, 4096))
-        found.append((f"dense, 4096 x 4096, batch {batch}", _layer(
-            conv.product, xnor.multiply_packed, xnor.pack_dense, x, kernel, 4096**2)))
+        found.append(
+            (
+                f"dense, 4096 x 4096, batch {batch}",
+                _layer(conv.product, xnor.multiply_packed, xnor.pack_dense, x, kernel, 4096**2),
+            )
+        )
     return found
 
 
@@ -155,8 +193,10 @@ def _layer(floats: Callable, signs: Callable, pack: Callable, x: Any, kernel: An
     import jax
 
     floats, signs, bits = jax.jit(floats), jax.jit(signs), jax.jit(pack)(kernel)
-    return [Timed("full precision", lambda: jax.block_until_ready(floats(x, kernel)), cost),
-            Timed("XNOR, packed", lambda: jax.block_until_ready(signs(x, bits)), None)]
+    return [
+        Timed("full precision", lambda: jax.block_until_ready(floats(x, kernel)), cost),
+        Timed("XNOR, packed", lambda: jax.block_until_ready(signs(x, bits)), None),
+    ]
 
 
 COLUMNS = ("case", "program", "mult-adds, one image", "of them", "time", "times faster")
@@ -164,9 +204,14 @@ COLUMNS = ("case", "program", "mult-adds, one image", "of them", "time", "times 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
     """A row as texts."""
-    return [row["case"], row["program"], f"{row['mult_adds']:,}" if row["mult_adds"] else "bits",
-            f"{row['of_mult_adds']:.0%}" if row["of_mult_adds"] else "", f"{row['milliseconds']:.2f} ms",
-            f"{row['times_faster']:.2f}"]
+    return [
+        row["case"],
+        row["program"],
+        f"{row['mult_adds']:,}" if row["mult_adds"] else "bits",
+        f"{row['of_mult_adds']:.0%}" if row["of_mult_adds"] else "",
+        f"{row['milliseconds']:.2f} ms",
+        f"{row['times_faster']:.2f}",
+    ]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
@@ -174,8 +219,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str
     return f"""# What smaller networks gain
 
 Forward pass, float32 and packed bits; the programs of a case took turns, medians; times faster than the case's first.
-Mult-adds are those in principle: of zeros none, of packed bits none. {about['device']}, commit {about['commit']}, on
-{about['cores']} cores.
+Mult-adds are those in principle: of zeros none, of packed bits none. {about["device"]}, commit {about["commit"]}, on
+{about["cores"]} cores.
 
 {markdown_table(COLUMNS, list(map(cells, rows)))}
 """

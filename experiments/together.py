@@ -62,25 +62,34 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
     stacked_items = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *items)
 
     def apart():
-        return jax.block_until_ready([alone(state, first.feed.data, item) for state, item in zip(
-            states, items, strict=True)])
+        return jax.block_until_ready(
+            [alone(state, first.feed.data, item) for state, item in zip(states, items, strict=True)]
+        )
 
     def at_once():
         return jax.block_until_ready(together(stacked, first.feed.data, stacked_items))
 
     calls = {"apart": apart, "together": at_once}
     compiling = medians(calls, 1)
-    same = max(float(jnp.max(jnp.abs(ours[0] - theirs["loss"][0][0]))) for ours, theirs in zip(
-        at_once()[1]["loss"][0], (metrics for _, metrics in apart()), strict=True))
+    same = max(
+        float(jnp.max(jnp.abs(ours[0] - theirs["loss"][0][0])))
+        for ours, theirs in zip(at_once()[1]["loss"][0], (metrics for _, metrics in apart()), strict=True)
+    )
     found = medians(calls, rounds)
     return {
-        "model": first.config["model"]["name"], "width": first.config["model"].get("width"),
-        "image": list(first.feed.image_shape), "batch": first.config["batch_size"], "runs": count,
+        "model": first.config["model"]["name"],
+        "width": first.config["model"].get("width"),
+        "image": list(first.feed.image_shape),
+        "batch": first.config["batch_size"],
+        "runs": count,
         "milliseconds": {name: round(1000 * value, 3) for name, value in found.items()},
         "compile_seconds": {name: round(value, 2) for name, value in compiling.items()},
-        "ratio": round(found["together"] / found["apart"], 3), "difference_of_loss": same,
+        "ratio": round(found["together"] / found["apart"], 3),
+        "difference_of_loss": same,
         "cores": runtime.cores(),
-        **summary.environment(first.parallel.devices), "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        **summary.environment(first.parallel.devices),
+        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -98,13 +107,16 @@ def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     write_json(path, {"rows": rows})
     columns = [*COLUMNS, "device, commit"]
     lines = [[*cells(row), f"{row['device']}, {row['commit']}"] for row in rows]
-    write_atomically(folder / "together.md", f"""# Runs of one shape, together in one program
+    write_atomically(
+        folder / "together.md",
+        f"""# Runs of one shape, together in one program
 
 Time of one training step of all runs, which differ in their seed, one after another and by vmap over their states;
 medians, in turn. Compiling: the first call, nothing cached but what the machine's own loops are.
 
 {markdown_table(columns, lines)}
-""")
+""",
+    )
 
 
 COLUMNS = ["network", "image", "batch", "cores", "runs", "one after another", "together", "ratio", "compiling"]
@@ -113,9 +125,16 @@ COLUMNS = ["network", "image", "batch", "cores", "runs", "one after another", "t
 def cells(row: dict[str, Any]) -> list[str]:
     """A row as texts."""
     name = row["model"] + (f", width {row['width']}" if row["width"] else "")
-    return [name, "x".join(map(str, row["image"])), str(row["batch"]), str(row["cores"]), str(row["runs"]),
-            *(f"{row['milliseconds'][how]:.1f} ms" for how in ("apart", "together")), f"{row['ratio']:.2f}",
-            " / ".join(f"{row['compile_seconds'][how]:.1f} s" for how in ("apart", "together"))]
+    return [
+        name,
+        "x".join(map(str, row["image"])),
+        str(row["batch"]),
+        str(row["cores"]),
+        str(row["runs"]),
+        *(f"{row['milliseconds'][how]:.1f} ms" for how in ("apart", "together")),
+        f"{row['ratio']:.2f}",
+        " / ".join(f"{row['compile_seconds'][how]:.1f} s" for how in ("apart", "together")),
+    ]
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module

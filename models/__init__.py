@@ -1,8 +1,8 @@
 """Networks: pure functions of fields, variables and images, which know nothing of training.
 
-  model = models.create("resnet50", norm="group", num_classes=10)
-  variables = models.initialize(model, jax.random.key(0), (1, 224, 224, 3))
-  logits = model.apply(variables, images)
+model = models.create("resnet50", norm="group", num_classes=10)
+variables = models.initialize(model, jax.random.key(0), (1, 224, 224, 3))
+logits = model.apply(variables, images)
 """
 
 import dataclasses
@@ -61,8 +61,11 @@ def names() -> list[str]:
 def fields(name: str) -> list[str]:
     """The fields of the network `name` that `create` takes; UserError where there is no such network."""
     users = {field: user for user, field in _FIELD_OF.items()}
-    return [users.get(field.name, field.name) for field in dataclasses.fields(_variant(name).func)
-            if field.name not in ("parent", "name")]
+    return [
+        users.get(field.name, field.name)
+        for field in dataclasses.fields(_variant(name).func)
+        if field.name not in ("parent", "name")
+    ]
 
 
 def create(name: str, /, **overrides: Any) -> nn.Module:
@@ -108,8 +111,11 @@ def _check_widths(model: nn.Module) -> None:
     except (TypeError, ValueError) as error:  # what JAX raises for shapes that do not fit, and UserError
         raise UserError(f"widths={model.widths} do not fit the network: {str(error).splitlines()[0]}") from None
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
-    kernels = {jax.tree_util.keystr(path[:-1], simple=True, separator="/"): leaf.shape for path, leaf in leaves
-               if path[-1].key == "kernel"}
+    kernels = {
+        jax.tree_util.keystr(path[:-1], simple=True, separator="/"): leaf.shape
+        for path, leaf in leaves
+        if path[-1].key == "kernel"
+    }
     for path, features in model.widths:
         if path not in kernels:
             raise choice_error("layer in widths", path, kernels)
@@ -165,9 +171,11 @@ def _check_memory(model: nn.Module, draw: Any, rng: jax.Array) -> None:
         size = math.inf
     if size > runtime.memory():
         sizes = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-        raise UserError(f"the variables of this {type(model).__name__} take {size / 2**30:,.0f} GiB, and this machine "
-                        f"has {runtime.memory() / 2**30:,.0f} GiB of memory; its sizes are "
-                        + ", ".join(f"{name}={value}" for name, value in sizes.items() if type(value) is int))
+        raise UserError(
+            f"the variables of this {type(model).__name__} take {size / 2**30:,.0f} GiB, and this machine "
+            f"has {runtime.memory() / 2**30:,.0f} GiB of memory; its sizes are "
+            + ", ".join(f"{name}={value}" for name, value in sizes.items() if type(value) is int)
+        )
 
 
 def abstract(inputs: Sequence[int] | Sequence[jax.ShapeDtypeStruct]) -> tuple[jax.ShapeDtypeStruct, ...]:

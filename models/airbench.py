@@ -82,6 +82,7 @@ VARIANTS = {"airbench94": functools.partial(Airbench)}
 
 def layouts(model: Airbench) -> dict[str, Layout]:
     """airbench94.py's: one torch.nn.Sequential."""
+
     def name(match):
         return f"{int(match[1]) + 1}.{match[2]}"
 

@@ -75,7 +75,9 @@ class AlexNet(Classifier):
         self._need_rates("dropout")
         response = self.local_response
         if response is not None and (
-            not isinstance(response, (tuple, list)) or len(response) != 3 or not has_type(response[0], int)
+            not isinstance(response, (tuple, list))
+            or len(response) != 3
+            or not has_type(response[0], int)
             or any(not has_type(value, float) or value <= 0 for value in response)
         ):
             raise UserError(f"local_response={response} must be n, k and alpha, as (5, 2.0, 1e-4), or None")
@@ -111,11 +113,20 @@ class AlexNet(Classifier):
 
 VARIANTS = {
     "alexnet_original": functools.partial(AlexNet),
-    "alexnet": functools.partial(AlexNet, image_size=224, stem=(11, 4, 2), convs=(64, 192, 384, 256, 256), groups=1,
-                                 local_response=None),
+    "alexnet": functools.partial(
+        AlexNet, image_size=224, stem=(11, 4, 2), convs=(64, 192, 384, 256, 256), groups=1, local_response=None
+    ),
 }
-_TORCHVISION = {"conv1": "features.0", "conv2": "features.3", "conv3": "features.6", "conv4": "features.8",
-                "conv5": "features.10", "hidden1": "classifier.1", "hidden2": "classifier.4", "head": "classifier.6"}
+_TORCHVISION = {
+    "conv1": "features.0",
+    "conv2": "features.3",
+    "conv3": "features.6",
+    "conv4": "features.8",
+    "conv5": "features.10",
+    "hidden1": "classifier.1",
+    "hidden2": "classifier.4",
+    "head": "classifier.6",
+}
 _CAFFE = {**{f"conv{i}": f"conv{i}" for i in range(1, 6)}, "hidden1": "fc6", "hidden2": "fc7", "head": "fc8"}
 
 
@@ -128,8 +139,12 @@ def layouts(model: AlexNet) -> dict[str, Layout]:
         return {}
 
     def layout(names):
-        return Layout(rules=[(ours, theirs, flattened(MAP_SIZE, MAP_SIZE)) if ours == "hidden1" else (ours, theirs)
-                             for ours, theirs in names.items()])
+        return Layout(
+            rules=[
+                (ours, theirs, flattened(MAP_SIZE, MAP_SIZE)) if ours == "hidden1" else (ours, theirs)
+                for ours, theirs in names.items()
+            ]
+        )
 
     torchvision = {} if model.local_response or model.groups > 1 else {"torchvision": layout(_TORCHVISION)}
     return {**torchvision, "caffe": layout(_CAFFE)}

@@ -96,9 +96,11 @@ def _described(options: flags.FlagValues) -> str:
 def define_set(options: flags.FlagValues) -> None:
     """Defines --set FIELD=VALUE, which `fields` reads."""
     flags.DEFINE_multi_string(
-        "set", [],
+        "set",
+        [],
         "FIELD=VALUE, another value for a field of the network, e.g. --set norm=group:8 --set 'stage_sizes=(2, 2)'",
-        flag_values=options)
+        flag_values=options,
+    )
 
 
 def fields(options: flags.FlagValues) -> dict[str, Any]:

@@ -108,8 +108,9 @@ class ConvNeXt(Classifier):
         layers = layers._replace(norm=functools.partial(layers.norm, epsilon=EPSILON))
         x = layers.conv(self.width, 4, 4, padding=0, use_bias=True, name="stem_conv")(images)
         x = Endpoint("stem")(layers.norm(name="stem_norm")(x))  # [N, H / 4, W / 4, width]
-        block = functools.partial(nn.remat(Block) if self.remat else Block, layers, self.kernel_size, self.layer_scale,
-                                  train=train)
+        block = functools.partial(
+            nn.remat(Block) if self.remat else Block, layers, self.kernel_size, self.layer_scale, train=train
+        )
         for stage, rates in enumerate(drop_rates(self.stochastic_depth, self.stage_sizes)):
             blocks = [functools.partial(block, drop_branch=rate) for rate in rates]
             features = self.width * 2**stage if stage else 0
@@ -135,24 +136,38 @@ def layouts(model: ConvNeXt) -> dict[str, Layout]:
     def features(place: int, name: str):  # torchvision counts the stem, stages and what is between them together
         return lambda match: f"features.{2 * int(match[1]) + place}.{name}".replace("#", match[match.re.groups])
 
-    torchvision = Layout(rules=[
-        ("stem_conv", "features.0.0"), ("stem_norm", "features.0.1"),
-        (r"stage(\d)/downsample_norm", features(-2, "0")), (r"stage(\d)/downsample_conv", features(-2, "1")),
-        (f"{block}depthwise", features(-1, "#.block.0")), (f"{block}norm", features(-1, "#.block.2")),
-        (f"{block}expand", features(-1, "#.block.3")), (f"{block}reduce", features(-1, "#.block.5")),
-        (f"{block}layer_scale", features(-1, "#.layer_scale"), TRAILING_ONES),
-        ("final_norm", "classifier.0"), ("head", "classifier.2"),
-    ])
+    torchvision = Layout(
+        rules=[
+            ("stem_conv", "features.0.0"),
+            ("stem_norm", "features.0.1"),
+            (r"stage(\d)/downsample_norm", features(-2, "0")),
+            (r"stage(\d)/downsample_conv", features(-2, "1")),
+            (f"{block}depthwise", features(-1, "#.block.0")),
+            (f"{block}norm", features(-1, "#.block.2")),
+            (f"{block}expand", features(-1, "#.block.3")),
+            (f"{block}reduce", features(-1, "#.block.5")),
+            (f"{block}layer_scale", features(-1, "#.layer_scale"), TRAILING_ONES),
+            ("final_norm", "classifier.0"),
+            ("head", "classifier.2"),
+        ]
+    )
 
     def stages(name: str):  # timm counts them from 0
         return lambda match: f"stages.{int(match[1]) - 1}.{name}".replace("#", match[match.re.groups])
 
-    timm = Layout(rules=[
-        ("stem_conv", "stem.0"), ("stem_norm", "stem.1"),
-        (r"stage(\d)/downsample_norm", stages("downsample.0")), (r"stage(\d)/downsample_conv", stages("downsample.1")),
-        (f"{block}depthwise", stages("blocks.#.conv_dw")), (f"{block}norm", stages("blocks.#.norm")),
-        (f"{block}expand", stages("blocks.#.mlp.fc1")), (f"{block}reduce", stages("blocks.#.mlp.fc2")),
-        (f"{block}layer_scale", stages("blocks.#.gamma")),
-        ("final_norm", "head.norm"), ("head", "head.fc"),
-    ])
+    timm = Layout(
+        rules=[
+            ("stem_conv", "stem.0"),
+            ("stem_norm", "stem.1"),
+            (r"stage(\d)/downsample_norm", stages("downsample.0")),
+            (r"stage(\d)/downsample_conv", stages("downsample.1")),
+            (f"{block}depthwise", stages("blocks.#.conv_dw")),
+            (f"{block}norm", stages("blocks.#.norm")),
+            (f"{block}expand", stages("blocks.#.mlp.fc1")),
+            (f"{block}reduce", stages("blocks.#.mlp.fc2")),
+            (f"{block}layer_scale", stages("blocks.#.gamma")),
+            ("final_norm", "head.norm"),
+            ("head", "head.fc"),
+        ]
+    )
     return {"torchvision": torchvision, "timm": timm} if model.layer_scale else {"timm": timm}

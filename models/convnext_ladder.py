@@ -5,9 +5,9 @@ network too; row 9 stands for the kernel sizes 7 (kept), 9 and 11. Row 0 is mode
 names of its layers, and row 14 the function of models/convnext.py's ConvNeXt-T without layer scale.
 
 The paper describes the steps in words. The reading here is the one whose mult-adds are those of the table, in rows 2 to
-12 (and in table 11's, of the larger networks, to the end): tests/test_convnext.py. It does not give table 10's 4.46e9
-for row 13 and 4.49e9 for row 14. Exchanging batch for channel normalization changes no convolution, so row 13 costs
-4.15e9 as row 12 does, and row 14, which is ConvNeXt-T, 4.46e9. Table 11 has it so: 14.81e9 before and after the
+12 (and in table 11's, of the larger networks, to the end): tests/models/test_convnext.py. It does not give table 10's
+4.46e9 for row 13 and 4.49e9 for row 14. Exchanging batch for channel normalization changes no convolution, so row 13
+costs 4.15e9 as row 12 does, and row 14, which is ConvNeXt-T, 4.46e9. Table 11 has it so: 14.81e9 before and after the
 exchange, and 15.35e9 at the end.
 """
 
@@ -152,13 +152,24 @@ class Ladder(Classifier):
         """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
         layers = self.ingredients(train)
         x = Endpoint("stem")(self._stem(layers, images))
-        block = functools.partial(Block, layers, self.depthwise, self.inverted, self.moved_up, self.kernel_size,
-                                  self.fewer_acts, self.fewer_norms, train=train)
+        block = functools.partial(
+            Block,
+            layers,
+            self.depthwise,
+            self.inverted,
+            self.moved_up,
+            self.kernel_size,
+            self.fewer_acts,
+            self.fewer_norms,
+            train=train,
+        )
         for stage, rates in enumerate(drop_rates(self.stochastic_depth, self.stage_sizes)):
             features = self.width * 2**stage * (1 if self.inverted else 4)
             halves = stage > 0 and not self.separate_downsampling
-            blocks = [functools.partial(block, features=features, stride=2 if halves and i == 0 else 1,
-                                        drop_branch=rate) for i, rate in enumerate(rates)]
+            blocks = [
+                functools.partial(block, features=features, stride=2 if halves and i == 0 else 1, drop_branch=rate)
+                for i, rate in enumerate(rates)
+            ]
             downsample = features if stage > 0 and self.separate_downsampling else 0
             x = Endpoint(f"stage{stage + 1}")(Stage(layers, downsample, blocks, name=f"stage{stage + 1}")(x))
         if not self.separate_downsampling:

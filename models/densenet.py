@@ -1,9 +1,9 @@
 """Densely connected networks: Huang et al. 2017, arXiv 1608.06993, and their memory-efficient computation.
 
-  densenet121 ...         on ImageNet (table 1), laid out as torchvision's
-  densenetL_kK            on CIFAR (section 3), of L layers, with K new channels in each
-  densenet_bcL_kK         the same with bottlenecks and compression
-  remat=True              Pleiss et al. 2017, arXiv 1707.06990
+densenet121 ...         on ImageNet (table 1), laid out as torchvision's
+densenetL_kK            on CIFAR (section 3), of L layers, with K new channels in each
+densenet_bcL_kK         the same with bottlenecks and compression
+remat=True              Pleiss et al. 2017, arXiv 1707.06990
 """
 
 import functools
@@ -157,8 +157,9 @@ _net = functools.partial
 
 def _cifar(per_block: int, growth: int, **fields) -> functools.partial:
     """Section 3: three blocks, and 16 channels in the stem, or with bottlenecks and compression 2k."""
-    return _net(DenseNet, stage_sizes=(per_block,) * 3, growth=growth, stem="cifar", num_classes=10, image_size=32,
-                **fields)
+    return _net(
+        DenseNet, stage_sizes=(per_block,) * 3, growth=growth, stem="cifar", num_classes=10, image_size=32, **fields
+    )
 
 
 VARIANTS = {
@@ -169,10 +170,14 @@ VARIANTS = {
     "densenet201": _net(DenseNet, stage_sizes=(6, 12, 48, 32)),
     "densenet264": _net(DenseNet, stage_sizes=(6, 12, 64, 48)),
     # Table 2. Of L layers, 4 are the stem, two transitions and the head.
-    **{f"densenet{depth}_k{k}": _cifar((depth - 4) // 3, k, width=16, bottleneck=0, compression=1.0)
-       for depth, k in ((40, 12), (100, 12), (100, 24))},
-    **{f"densenet_bc{depth}_k{k}": _cifar((depth - 4) // 6, k, width=2 * k)
-       for depth, k in ((100, 12), (250, 24), (190, 40))},
+    **{
+        f"densenet{depth}_k{k}": _cifar((depth - 4) // 3, k, width=16, bottleneck=0, compression=1.0)
+        for depth, k in ((40, 12), (100, 12), (100, 24))
+    },
+    **{
+        f"densenet_bc{depth}_k{k}": _cifar((depth - 4) // 6, k, width=2 * k)
+        for depth, k in ((100, 12), (250, 24), (190, 40))
+    },
 }
 
 
@@ -180,10 +185,14 @@ def layouts(model: DenseNet) -> dict[str, Layout]:
     """torchvision's and timm's, which are the same, of networks with their stem and bottlenecks."""
     if model.stem != "imagenet" or not model.bottleneck:
         return {}
-    layout = Layout(rules=[
-        ("stem_conv", "features.conv0"), ("stem_norm", "features.norm0"),
-        (r"stage(\d+)/layer(\d+)/(\w+)", lambda m: f"features.denseblock{m[1]}.denselayer{int(m[2]) + 1}.{m[3]}"),
-        (r"transition(\d+)/(\w+)", r"features.transition\1.\2"),
-        ("final_norm", "features.norm5"), ("head", "classifier"),
-    ])
+    layout = Layout(
+        rules=[
+            ("stem_conv", "features.conv0"),
+            ("stem_norm", "features.norm0"),
+            (r"stage(\d+)/layer(\d+)/(\w+)", lambda m: f"features.denseblock{m[1]}.denselayer{int(m[2]) + 1}.{m[3]}"),
+            (r"transition(\d+)/(\w+)", r"features.transition\1.\2"),
+            ("final_norm", "features.norm5"),
+            ("head", "classifier"),
+        ]
+    )
     return {"torchvision": layout, "timm": layout}

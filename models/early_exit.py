@@ -32,8 +32,10 @@ class EarlyExitResNet(ResNet):
         self._need_numbers("exits", (2, 4))
         self._need_at_least(0, "exit_width")
         if list(self.exits) != sorted(set(self.exits)) or self.exits[-1] >= len(self.blocks):
-            raise UserError(f"exits={self.exits} must ascend and be below {len(self.blocks)}, the number of blocks, at "
-                            "whose end there is one anyway")
+            raise UserError(
+                f"exits={self.exits} must ascend and be below {len(self.blocks)}, the number of blocks, at "
+                "whose end there is one anyway"
+            )
         if self.shortcut == "none":
             raise UserError("shortcut='none' leaves nothing of a block that is not computed")
 
@@ -62,8 +64,10 @@ class EarlyExitResNet(ResNet):
 
 VARIANTS = {
     # 10 blocks at each of 3 resolutions, and exits after 4 and 8 of each.
-    "early_exit_resnet62": functools.partial(EarlyExitResNet, **{
-        **resnet.VARIANTS["resnet20"].keywords, "stage_sizes": (10, 10, 10), "exits": (4, 8, 14, 18, 24, 28)}),
+    "early_exit_resnet62": functools.partial(
+        EarlyExitResNet,
+        **{**resnet.VARIANTS["resnet20"].keywords, "stage_sizes": (10, 10, 10), "exits": (4, 8, 14, 18, 24, 28)},
+    )
 }
 
 

@@ -80,8 +80,9 @@ class Adaptive(ResNet):
         if self.shortcut == "none":
             raise UserError("shortcut='none' leaves nothing of a block that is skipped")
         if self.remat:
-            raise UserError("remat=True is not for networks that skip blocks: what a rematerialized one decided cannot "
-                            "be read")
+            raise UserError(
+                "remat=True is not for networks that skip blocks: what a rematerialized one decided cannot be read"
+            )
 
     @property
     def gated(self) -> tuple[str, ...]:
@@ -90,8 +91,9 @@ class Adaptive(ResNet):
     def _visit(self, keep: jax.Array | None) -> Callable:
         """How a block is called where `keep` [N, blocks] is given; UserError for another shape."""
         if keep is not None and (keep.ndim != 2 or keep.shape[1] != len(self.blocks)):
-            raise UserError(f"keep must be of shape [N, {len(self.blocks)}], for each image and block, not "
-                            f"{list(keep.shape)}")
+            raise UserError(
+                f"keep must be of shape [N, {len(self.blocks)}], for each image and block, not {list(keep.shape)}"
+            )
 
         def visit(block, x):
             return block(x, None if keep is None else keep[:, self.blocks.index("/".join(block.path[-2:]))])
@@ -156,15 +158,20 @@ class GatedResNet(Adaptive):
             raise UserError(f"temperature={self.temperature} must be above 0")
         if self.rates and (not isinstance(self.rates, (tuple, list)) or len(self.rates) != len(self.blocks)):
             raise UserError(f"rates={self.rates} must be one for each of the {len(self.blocks)} blocks, or none")
-        wrong = [rate for rate in (self.target, *self.rates)
-                 if rate is not None and not (has_type(rate, float) and 0 <= rate <= 1)]
+        wrong = [
+            rate
+            for rate in (self.target, *self.rates)
+            if rate is not None and not (has_type(rate, float) and 0 <= rate <= 1)
+        ]
         if wrong:
             raise UserError(f"target and rates are shares of the images in [0, 1], not {wrong[0]}")
         if not self.gated:
             raise UserError("rates of 1 alone leave no block with a gate")
         if separates_channels(self.norm, self.gate_width):
-            raise UserError(f"norm='{self.norm}' leaves nothing of what a gate sees, one number for each of its "
-                            f"gate_width={self.gate_width} features: want fewer groups, or more features")
+            raise UserError(
+                f"norm='{self.norm}' leaves nothing of what a gate sees, one number for each of its "
+                f"gate_width={self.gate_width} features: want fewer groups, or more features"
+            )
 
     @property
     def block_rates(self) -> tuple[float, ...]:
@@ -181,8 +188,9 @@ class GatedResNet(Adaptive):
         overrides the gates."""
         layers = self.ingredients(train)
         gate = functools.partial(Gate, layers, self.gate_width, self.temperature, train)
-        return self._forward(layers, images, train, self._visit(keep),
-                             [gate if block in self.gated else None for block in self.blocks])
+        return self._forward(
+            layers, images, train, self._visit(keep), [gate if block in self.gated else None for block in self.blocks]
+        )
 
 
 class BlockDrop(Adaptive):
@@ -211,15 +219,33 @@ class BlockDrop(Adaptive):
     def policy(self, **fields: Any) -> ResNet:
         """The policy: images, `pooled`, to logits of computing each block, [N, blocks]. Alone, with parent=None, its
         paths do not begin with "policy/"."""
-        names = ("norm", "act", "kernel_init", "conv", "dense", "dtype", "sync_norm", "widths", "stem", "shortcut",
-                 "preact")
+        names = (
+            "norm",
+            "act",
+            "kernel_init",
+            "conv",
+            "dense",
+            "dtype",
+            "sync_norm",
+            "widths",
+            "stem",
+            "shortcut",
+            "preact",
+        )
         shared = {name: getattr(self, name) for name in names}
         if "parent" in fields:
             start = "policy/"
-            shared["widths"] = tuple((path.removeprefix(start), width) for path, width in self.widths
-                                     if path.startswith(start))
-        return ResNet(num_classes=len(self.blocks), image_size=self.image_size // self.policy_pool,
-                      stage_sizes=self.policy_sizes, width=self.policy_width, **shared, **fields)
+            shared["widths"] = tuple(
+                (path.removeprefix(start), width) for path, width in self.widths if path.startswith(start)
+            )
+        return ResNet(
+            num_classes=len(self.blocks),
+            image_size=self.image_size // self.policy_pool,
+            stage_sizes=self.policy_sizes,
+            width=self.policy_width,
+            **shared,
+            **fields,
+        )
 
     def pooled(self, images: jax.Array) -> jax.Array:
         """The images as the policy sees them: [N, H / pool, W / pool, C]."""

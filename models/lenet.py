@@ -84,5 +84,8 @@ def layouts(model: LeNet) -> dict[str, Layout]:
         return {}
     dense = [*(f"hidden{i + 1}" for i in range(len(model.hidden))), "head"]
     first, *others = [(name, f"ip{i}") for i, name in enumerate(dense, 1)]
-    return {"caffe": Layout(rules=[
-        (r"conv(\d+)", r"conv\1"), (*first, flattened(model.map_size(), model.map_size())), *others])}
+    return {
+        "caffe": Layout(
+            rules=[(r"conv(\d+)", r"conv\1"), (*first, flattened(model.map_size(), model.map_size())), *others]
+        )
+    }

@@ -186,8 +186,13 @@ class MobileNetV2(MobileNet):
         x = self._stem(layers, images)
         for stage, (size, (channels, stride)) in enumerate(zip(self.stage_sizes, V2_STAGES, strict=False), 1):
             block = functools.partial(
-                InvertedResidual, layers, self._channels(channels), expansion=1 if stage == 1 else self.expansion,
-                linear=self.linear, shortcut=self.shortcut)
+                InvertedResidual,
+                layers,
+                self._channels(channels),
+                expansion=1 if stage == 1 else self.expansion,
+                linear=self.linear,
+                shortcut=self.shortcut,
+            )
             x = Endpoint(f"stage{stage}")(Stage(block, size, stride, name=f"stage{stage}")(x))
         x = layers.conv(make_divisible(1280 * max(1.0, self.width_multiplier)), 1, name="last_conv")(x)
         x = layers.act(layers.norm(name="last_norm")(x))
@@ -197,19 +202,33 @@ class MobileNetV2(MobileNet):
 _v1, _v2 = functools.partial(MobileNetV1), functools.partial(MobileNetV2)
 VARIANTS = {
     "mobilenet_v1": _v1,
-    **{f"mobilenet_v1_{round(100 * width):03}": functools.partial(_v1, width_multiplier=width)
-       for width in (0.25, 0.5, 0.75)},
+    **{
+        f"mobilenet_v1_{round(100 * width):03}": functools.partial(_v1, width_multiplier=width)
+        for width in (0.25, 0.5, 0.75)
+    },
     "mobilenet_v1_conv": functools.partial(_v1, separable=False),  # Howard 2017, table 4
     "mobilenet_v1_shallow": functools.partial(_v1, stage_sizes=(1, 2, 2, 1, 2)),  # Howard 2017, table 5
     "mobilenet_v2": _v2,
-    **{f"mobilenet_v2_{round(100 * width):03}": functools.partial(_v2, width_multiplier=width)
-       for width in (0.35, 0.5, 0.75, 1.3, 1.4)},
+    **{
+        f"mobilenet_v2_{round(100 * width):03}": functools.partial(_v2, width_multiplier=width)
+        for width in (0.35, 0.5, 0.75, 1.3, 1.4)
+    },
 }
 # Layers of a block in torchvision's layout and in timm's; blocks of the first stage do not expand.
-_FIRST_STAGE = {"depthwise": ("0.0", "conv_dw"), "depthwise_norm": ("0.1", "bn1"), "project": ("1", "conv_pw"),
-                "project_norm": ("2", "bn2")}
-_OTHER_STAGES = {"expand": ("0.0", "conv_pw"), "expand_norm": ("0.1", "bn1"), "depthwise": ("1.0", "conv_dw"),
-                 "depthwise_norm": ("1.1", "bn2"), "project": ("2", "conv_pwl"), "project_norm": ("3", "bn3")}
+_FIRST_STAGE = {
+    "depthwise": ("0.0", "conv_dw"),
+    "depthwise_norm": ("0.1", "bn1"),
+    "project": ("1", "conv_pw"),
+    "project_norm": ("2", "bn2"),
+}
+_OTHER_STAGES = {
+    "expand": ("0.0", "conv_pw"),
+    "expand_norm": ("0.1", "bn1"),
+    "depthwise": ("1.0", "conv_dw"),
+    "depthwise_norm": ("1.1", "bn2"),
+    "project": ("2", "conv_pwl"),
+    "project_norm": ("3", "bn3"),
+}
 _SEPARABLE = {"depthwise": "conv_dw", "depthwise_norm": "bn1", "pointwise": "conv_pw", "pointwise_norm": "bn2"}
 
 
@@ -217,8 +236,16 @@ def layouts(model: MobileNet) -> dict[str, Layout]:
     """timm's, and of the second version torchvision's; none of networks that these do not have."""
 
     def timm(rules):
-        return Layout(rules=[("stem_conv", "conv_stem"), ("stem_norm", "bn1"), ("last_conv", "conv_head"),
-                             ("last_norm", "bn2"), ("head", "classifier"), *rules])
+        return Layout(
+            rules=[
+                ("stem_conv", "conv_stem"),
+                ("stem_norm", "bn1"),
+                ("last_conv", "conv_head"),
+                ("last_norm", "bn2"),
+                ("head", "classifier"),
+                *rules,
+            ]
+        )
 
     def timm_block(layer):
         return lambda match: f"blocks.{int(match[1]) - 1}.{match[2]}.{layer}"
@@ -232,13 +259,22 @@ def layouts(model: MobileNet) -> dict[str, Layout]:
     def features(layer):
         return lambda match: f"features.{1 + sum(model.stage_sizes[: int(match[1]) - 1]) + int(match[2])}.conv.{layer}"
 
-    blocks = [(rf"stage({stages})/block(\d+)/{ours}", theirs)
-              for stages, layers in (("1", _FIRST_STAGE), (r"\d+", _OTHER_STAGES)) for ours, theirs in layers.items()]
+    blocks = [
+        (rf"stage({stages})/block(\d+)/{ours}", theirs)
+        for stages, layers in (("1", _FIRST_STAGE), (r"\d+", _OTHER_STAGES))
+        for ours, theirs in layers.items()
+    ]
     last = f"features.{1 + sum(model.stage_sizes)}"
     return {
-        "torchvision": Layout(rules=[
-            ("stem_conv", "features.0.0"), ("stem_norm", "features.0.1"), ("last_conv", f"{last}.0"),
-            ("last_norm", f"{last}.1"), ("head", "classifier.1"),
-            *((pattern, features(layer)) for pattern, (layer, _) in blocks)]),
+        "torchvision": Layout(
+            rules=[
+                ("stem_conv", "features.0.0"),
+                ("stem_norm", "features.0.1"),
+                ("last_conv", f"{last}.0"),
+                ("last_norm", f"{last}.1"),
+                ("head", "classifier.1"),
+                *((pattern, features(layer)) for pattern, (layer, _) in blocks),
+            ]
+        ),
         "timm": timm([(pattern, timm_block(layer)) for pattern, (_, layer) in blocks]),
     }

@@ -119,8 +119,10 @@ class Transition(nn.Module):
     def __call__(self, maps: list[jax.Array]) -> list[jax.Array]:
         conv, _, norm, act = self.layers
         scales = range(len(self.features) - len(maps), len(self.features))
-        return [act(norm(name=f"norm{scale + 1}")(conv(self.features[scale], 1, name=f"conv{scale + 1}")(x)))
-                for scale, x in zip(scales, maps, strict=True)]
+        return [
+            act(norm(name=f"norm{scale + 1}")(conv(self.features[scale], 1, name=f"conv{scale + 1}")(x)))
+            for scale, x in zip(scales, maps, strict=True)
+        ]
 
 
 class Block(nn.Module):
@@ -201,15 +203,19 @@ class MSDNet(Classifier):
         if not 0 <= self.reduction <= 1:
             raise UserError(f"reduction={self.reduction} must be at least 0 and at most 1")
         if any(self.growth * factor % 2 for factor in self.growth_factors[1:]):
-            raise UserError(f"growth={self.growth} with growth_factors={self.growth_factors}: new channels must be "
-                            "even at all scales but the first, half of them are made of the next finer one")
+            raise UserError(
+                f"growth={self.growth} with growth_factors={self.growth_factors}: new channels must be "
+                "even at all scales but the first, half of them are made of the next finer one"
+            )
         if any(step.transition == 0 for steps in self.plan() for step in steps):
             raise UserError(f"reduction={self.reduction} leaves no channels after a transition")
 
     def plan(self) -> list[list[Step]]:
         """The layers of each block."""
-        counts = [self.base, *(self.step if self.step_mode == "even" else self.step * i + 1
-                               for i in range(1, self.num_exits))]
+        counts = [
+            self.base,
+            *(self.step if self.step_mode == "even" else self.step * i + 1 for i in range(1, self.num_exits)),
+        ]
         total, scales = sum(counts), len(self.growth_factors)
         steps, left, channels = [], scales, self.width
         for number in range(1, total + 1):
@@ -240,12 +246,16 @@ class MSDNet(Classifier):
         """
         layers = self.ingredients(train)
         mark = Endpoint if leave is None else lambda label: lambda x: x
-        growths, widths = (tuple(channels * factor for factor in self.growth_factors)
-                           for channels in (self.growth, self.width))
+        growths, widths = (
+            tuple(channels * factor for factor in self.growth_factors) for channels in (self.growth, self.width)
+        )
         stem = functools.partial(Stem, layers, widths, self.stem == "imagenet")
-        block = functools.partial(Block, layers, layer=functools.partial(Layer, layers, growths,
-                                                                         self.bottleneck_factors),
-                                  factors=self.growth_factors)
+        block = functools.partial(
+            Block,
+            layers,
+            layer=functools.partial(Layer, layers, growths, self.bottleneck_factors),
+            factors=self.growth_factors,
+        )
 
         def step(module, maps, number, plan):
             first = {"stem": stem, "mark": mark("stem")} if number == 1 else {}
@@ -260,8 +270,18 @@ class MSDNet(Classifier):
 
 
 def _cifar(**fields) -> functools.partial:
-    return functools.partial(MSDNet, stem="cifar", width=16, growth=6, growth_factors=(1, 2, 4),
-                             bottleneck_factors=(1, 2, 4), exit_width=128, num_classes=10, image_size=32, **fields)
+    return functools.partial(
+        MSDNet,
+        stem="cifar",
+        width=16,
+        growth=6,
+        growth_factors=(1, 2, 4),
+        bottleneck_factors=(1, 2, 4),
+        exit_width=128,
+        num_classes=10,
+        image_size=32,
+        **fields,
+    )
 
 
 # The configurations of the reference's README.md and run_imagenet.sh.
@@ -309,10 +329,14 @@ def layouts(model: MSDNet) -> dict[str, Layout]:
         return f"classifier.{int(match[1]) - 1}.m.{int(match[3]) - 1}.net.{_KINDS.index(match[2])}"
 
     block = r"block(?P<block>\d+)/(?P<kind>layer|transition)(?P<i>\d+)/"
-    return {"msdnet_pytorch": Layout([
-        (r"block1/stem/(conv|norm)(\d+)", stem),
-        (block + r"(?P<unit>same|down)(?P<scale>\d+)/(?P<of>conv|norm)(?P<n>\d)", unit),
-        (block + r"(?P<of>conv|norm)(?P<scale>\d+)", transition),
-        (r"exit(\d+)/(conv|norm)(\d)", convolution),
-        (r"exit(\d+)/head", lambda match: f"classifier.{int(match[1]) - 1}.linear"),
-    ])}
+    return {
+        "msdnet_pytorch": Layout(
+            [
+                (r"block1/stem/(conv|norm)(\d+)", stem),
+                (block + r"(?P<unit>same|down)(?P<scale>\d+)/(?P<of>conv|norm)(?P<n>\d)", unit),
+                (block + r"(?P<of>conv|norm)(?P<scale>\d+)", transition),
+                (r"exit(\d+)/(conv|norm)(\d)", convolution),
+                (r"exit(\d+)/head", lambda match: f"classifier.{int(match[1]) - 1}.linear"),
+            ]
+        )
+    }

@@ -214,26 +214,44 @@ class ResNet(Classifier):
         """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
         return self._forward(self.ingredients(train), images, train)
 
-    def _forward(self, layers: Ingredients, images: jax.Array, train: bool,
-                 visit: Callable = lambda block, x: block(x), gates: Sequence[Callable | None] = ()) -> jax.Array:
+    def _forward(
+        self,
+        layers: Ingredients,
+        images: jax.Array,
+        train: bool,
+        visit: Callable = lambda block, x: block(x),
+        gates: Sequence[Callable | None] = (),
+    ) -> jax.Array:
         """The same. Networks that compute less for some examples give, of each block, what they make of it,
         visit(block, x) -> x, or its gate."""
         x = self._stem(layers, images)
         zero = ("kernel" if self.preact or self.norm == "none" else "scale") if self.zero_gamma else ""
         drop_slope = self.stochastic_depth / sum(self.stage_sizes)
         block = functools.partial(
-            nn.remat(Block) if self.remat else Block, layers, bottleneck=self.bottleneck, groups=self.groups,
-            stride_in=self.stride_in, shortcut=self.shortcut, preact=self.preact, zero=zero, dropout=self.dropout,
+            nn.remat(Block) if self.remat else Block,
+            layers,
+            bottleneck=self.bottleneck,
+            groups=self.groups,
+            stride_in=self.stride_in,
+            shortcut=self.shortcut,
+            preact=self.preact,
+            zero=zero,
+            dropout=self.dropout,
             train=train,
         )
         for stage, size in enumerate(self.stage_sizes):
             features = self._planes(stage) * (EXPANSION if self.bottleneck else 1)
             before = sum(self.stage_sizes[:stage])
             blocks = [
-                functools.partial(block, features=features, inner=self._inner(stage),
-                                  stride=2 if stage > 0 and i == 0 else 1,
-                                  preact_first=stage > 0 or i > 0 or self.stem == "bit",
-                                  drop_branch=drop_slope * (before + i + 1), gate=gates[before + i] if gates else None)
+                functools.partial(
+                    block,
+                    features=features,
+                    inner=self._inner(stage),
+                    stride=2 if stage > 0 and i == 0 else 1,
+                    preact_first=stage > 0 or i > 0 or self.stem == "bit",
+                    drop_branch=drop_slope * (before + i + 1),
+                    gate=gates[before + i] if gates else None,
+                )
                 for i in range(size)
             ]
             x = Endpoint(f"stage{stage + 1}")(Stage(blocks, name=f"stage{stage + 1}")(x, visit))
@@ -257,8 +275,12 @@ class ResNet(Classifier):
 _net = functools.partial
 _CIFAR = {"stem": "cifar", "width": 16, "num_classes": 10, "image_size": 32}
 _SIZES = {  # depth: (blocks of each stage, bottleneck); He 2016, table 1; 200: He 2016b, table 5
-    18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True), 101: ((3, 4, 23, 3), True),
-    152: ((3, 8, 36, 3), True), 200: ((3, 24, 36, 3), True),
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+    200: ((3, 24, 36, 3), True),
 }
 
 
@@ -286,17 +308,23 @@ VARIANTS = {
     "resnext101_32x4d": _imagenet(101, groups=32, base_width=4),
     "resnext101_32x8d": _imagenet(101, groups=32, base_width=8),
     "resnext101_64x4d": _imagenet(101, groups=64, base_width=4),
-    **{f"resnetv2_{d}x{factor}_bit": _bit(d, factor)
-       for d, factor in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))},
+    **{
+        f"resnetv2_{d}x{factor}_bit": _bit(d, factor)
+        for d, factor in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))
+    },
     **{f"plain{d}": _cifar(d, shortcut="none") for d in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{d}": _cifar(d) for d in (8, 14, 20, 32, 38, 44, 56, 74, 110, 1202)},
     **{f"preresnet{d}": _cifar(d, preact=True) for d in (20, 32, 44, 56, 110)},
     # He 2016b, section 3 and table 4: 9n + 2 layers, bottlenecks.
-    **{f"preresnet{9 * n + 2}": _net(ResNet, stage_sizes=(n,) * 3, bottleneck=True, preact=True, **_CIFAR)
-       for n in (18, 111)},
+    **{
+        f"preresnet{9 * n + 2}": _net(ResNet, stage_sizes=(n,) * 3, bottleneck=True, preact=True, **_CIFAR)
+        for n in (18, 111)
+    },
     # Zagoruyko 2016, table 1: 6n + 4 layers, WRN-depth-k.
-    **{f"wide_resnet{6 * n + 4}_{k}": _net(ResNet, stage_sizes=(n,) * 3, widen=k, preact=True, **_CIFAR)
-       for n, k in ((2, 4), (2, 8), (4, 10), (6, 2), (6, 4))},
+    **{
+        f"wide_resnet{6 * n + 4}_{k}": _net(ResNet, stage_sizes=(n,) * 3, widen=k, preact=True, **_CIFAR)
+        for n, k in ((2, 4), (2, 8), (4, 10), (6, 2), (6, 4))
+    },
 }
 
 
@@ -312,12 +340,17 @@ def layouts(model: ResNet) -> dict[str, Layout]:
     """
     block = r"stage(\d)/block(\d+)/"
     if model.stem == "imagenet" and not model.preact:
-        layout = Layout(rules=[
-            ("stem_conv", "conv1"), ("stem_norm", "bn1"), ("head", "fc"),
-            (rf"{block}conv(\d)", r"layer\1.\2.conv\3"), (rf"{block}norm(\d)", r"layer\1.\2.bn\3"),
-            (rf"{block}downsample_conv", r"layer\1.\2.downsample.0"),
-            (rf"{block}downsample_norm", r"layer\1.\2.downsample.1"),
-        ])
+        layout = Layout(
+            rules=[
+                ("stem_conv", "conv1"),
+                ("stem_norm", "bn1"),
+                ("head", "fc"),
+                (rf"{block}conv(\d)", r"layer\1.\2.conv\3"),
+                (rf"{block}norm(\d)", r"layer\1.\2.bn\3"),
+                (rf"{block}downsample_conv", r"layer\1.\2.downsample.0"),
+                (rf"{block}downsample_norm", r"layer\1.\2.downsample.1"),
+            ]
+        )
         return {"torchvision": layout, "timm": layout}
     if model.stem != "bit" or not model.bottleneck:
         return {}
@@ -330,15 +363,27 @@ def layouts(model: ResNet) -> dict[str, Layout]:
 
     conv, leaves = "standardized_conv2d", {"kernel": "kernel", "scale": "gamma", "bias": "beta"}
     return {
-        "timm": Layout(rules=[
-            ("stem_conv", "stem.conv"), ("final_norm", "norm"), ("head", "head.fc", DENSE_AS_CONV),
-            (rf"{block}downsample_conv", timm("downsample.conv")), (rf"{block}(\w+)", timm(r"\3")),
-        ]),
-        "bit": Layout(separator="/", kernels=SAME, leaves=leaves, rules=[
-            ("stem_conv", f"resnet/root_block/{conv}"), ("final_norm", "resnet/group_norm"),
-            ("head/kernel", "resnet/head/conv2d/kernel", _AS_1X1), ("head/bias", "resnet/head/conv2d/bias"),
-            *((rf"{block}conv{i}", bit(f"{unit}/{conv}")) for i, unit in enumerate("abc", 1)),
-            *((rf"{block}norm{i}", bit(f"{unit}/group_norm")) for i, unit in enumerate("abc", 1)),
-            (rf"{block}downsample_conv", bit(f"a/proj/{conv}")),
-        ]),
+        "timm": Layout(
+            rules=[
+                ("stem_conv", "stem.conv"),
+                ("final_norm", "norm"),
+                ("head", "head.fc", DENSE_AS_CONV),
+                (rf"{block}downsample_conv", timm("downsample.conv")),
+                (rf"{block}(\w+)", timm(r"\3")),
+            ]
+        ),
+        "bit": Layout(
+            separator="/",
+            kernels=SAME,
+            leaves=leaves,
+            rules=[
+                ("stem_conv", f"resnet/root_block/{conv}"),
+                ("final_norm", "resnet/group_norm"),
+                ("head/kernel", "resnet/head/conv2d/kernel", _AS_1X1),
+                ("head/bias", "resnet/head/conv2d/bias"),
+                *((rf"{block}conv{i}", bit(f"{unit}/{conv}")) for i, unit in enumerate("abc", 1)),
+                *((rf"{block}norm{i}", bit(f"{unit}/group_norm")) for i, unit in enumerate("abc", 1)),
+                (rf"{block}downsample_conv", bit(f"a/proj/{conv}")),
+            ],
+        ),
     }

@@ -184,8 +184,10 @@ class Swin(Classifier):
         self._need_rates("stochastic_depth")
         for stage, heads in enumerate(self.heads):
             if self.width * 2**stage % heads:
-                raise UserError(f"heads={self.heads}: the {self.width * 2**stage} channels of stage {stage + 1} cannot "
-                                f"be dealt to {heads} heads")
+                raise UserError(
+                    f"heads={self.heads}: the {self.width * 2**stage} channels of stage {stage + 1} cannot "
+                    f"be dealt to {heads} heads"
+                )
         self._need_mean_over_space(self.width * 2 ** (len(self.heads) - 1))  # of the last stage
 
     @nn.compact
@@ -198,8 +200,10 @@ class Swin(Classifier):
         block = functools.partial(nn.remat(Block) if self.remat else Block, layers, window=self.window, train=train)
         rates_of = drop_rates(self.stochastic_depth, self.stage_sizes)
         for stage, (rates, heads) in enumerate(zip(rates_of, self.heads, strict=True)):
-            blocks = [functools.partial(block, heads=heads, shifted=i % 2 == 1, drop_branch=rate)
-                      for i, rate in enumerate(rates)]
+            blocks = [
+                functools.partial(block, heads=heads, shifted=i % 2 == 1, drop_branch=rate)
+                for i, rate in enumerate(rates)
+            ]
             x = Endpoint(f"stage{stage + 1}")(Stage(layers, stage > 0, blocks, name=f"stage{stage + 1}")(x))
         x = Endpoint("last_map")(layers.norm(name="final_norm")(x)).mean((1, 2))  # [N, H, W, C] -> [N, C]
         return layers.dense(self.num_classes, name="head")(Endpoint("pre_logits")(x)).astype(jnp.float32)
@@ -230,11 +234,13 @@ def layouts(model: Swin) -> dict[str, Layout]:
     def rules(block_name, mlp1, mlp2):
         table = "attn.relative_position_bias_table"
         return [
-            (f"{block}norm1", block_name("#.norm1")), (f"{block}norm2", block_name("#.norm2")),
+            (f"{block}norm1", block_name("#.norm1")),
+            (f"{block}norm2", block_name("#.norm2")),
             (f"{block}windows/attention/qkv", block_name("#.attn.qkv")),
             (f"{block}windows/attention/out", block_name("#.attn.proj")),
             (f"{block}windows/position_bias", block_name(f"#.{table}")),
-            (f"{block}expand", block_name(f"#.{mlp1}")), (f"{block}reduce", block_name(f"#.{mlp2}")),
+            (f"{block}expand", block_name(f"#.{mlp1}")),
+            (f"{block}reduce", block_name(f"#.{mlp2}")),
             ("final_norm", "norm"),
         ]
 
@@ -242,16 +248,25 @@ def layouts(model: Swin) -> dict[str, Layout]:
         index = relative_positions(model.window).reshape(-1)
         return {name.replace("bias_table", "index"): index for name in names if name.endswith("bias_table")}
 
-    torchvision = Layout(rules=[
-        ("stem_conv", "features.0.0"), ("stem_norm", "features.0.2"), ("head", "head"),
-        (r"stage(\d)/merge_norm", features(-2, "norm")),
-        (r"stage(\d)/merge", features(-2, "reduction"), _CONV_AS_DENSE),
-        *rules(functools.partial(features, -1), "mlp.0", "mlp.3"),
-    ], extra=positions)
-    timm = Layout(rules=[
-        ("stem_conv", "patch_embed.proj"), ("stem_norm", "patch_embed.norm"), ("head", "head.fc"),
-        (r"stage(\d)/merge_norm", layers("downsample.norm")),
-        (r"stage(\d)/merge", layers("downsample.reduction"), _CONV_AS_DENSE),
-        *rules(lambda name: layers(f"blocks.{name}"), "mlp.fc1", "mlp.fc2"),
-    ])
+    torchvision = Layout(
+        rules=[
+            ("stem_conv", "features.0.0"),
+            ("stem_norm", "features.0.2"),
+            ("head", "head"),
+            (r"stage(\d)/merge_norm", features(-2, "norm")),
+            (r"stage(\d)/merge", features(-2, "reduction"), _CONV_AS_DENSE),
+            *rules(functools.partial(features, -1), "mlp.0", "mlp.3"),
+        ],
+        extra=positions,
+    )
+    timm = Layout(
+        rules=[
+            ("stem_conv", "patch_embed.proj"),
+            ("stem_norm", "patch_embed.norm"),
+            ("head", "head.fc"),
+            (r"stage(\d)/merge_norm", layers("downsample.norm")),
+            (r"stage(\d)/merge", layers("downsample.reduction"), _CONV_AS_DENSE),
+            *rules(lambda name: layers(f"blocks.{name}"), "mlp.fc1", "mlp.fc2"),
+        ]
+    )
     return {"torchvision": torchvision, "timm": timm}

@@ -81,7 +81,11 @@ class DecoderBlock(Block):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: jax.Array, memory: jax.Array | None, memory_mask: jax.Array,
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        memory: jax.Array | None,
+        memory_mask: jax.Array,
         place: int | jax.Array | None,
     ) -> jax.Array:
         """Attends to itself, and to a memory.
@@ -164,8 +168,10 @@ class Transformer(Network):
         if self.width % self.heads or self.width % 2:
             raise UserError(f"width={self.width} must be even and a multiple of heads={self.heads}")
         if not callable(plugins.load(self.norm)) and self.norm not in NORMS_OF_PLACES:
-            raise UserError(f"norm '{self.norm}' averages over a sequence, so that a decoder would see what it is to "
-                            f"predict; allowed here: {', '.join(NORMS_OF_PLACES)}")
+            raise UserError(
+                f"norm '{self.norm}' averages over a sequence, so that a decoder would see what it is to "
+                f"predict; allowed here: {', '.join(NORMS_OF_PLACES)}"
+            )
 
     def ingredients(self, train: bool) -> Ingredients:
         """Those of the fields. The first layer and the last are the embedding: low bits are for every dense layer."""
@@ -179,8 +185,9 @@ class Transformer(Network):
         shape = (self.vocab_size, self.width)
         self.embedding = self.param("embedding", nn.initializers.normal(self.width**-0.5), shape, jnp.float32)
         if self.positions == "learned":
-            self.places = self.param("positions", nn.initializers.normal(self.width**-0.5),
-                                     (self.max_length, self.width), jnp.float32)
+            self.places = self.param(
+                "positions", nn.initializers.normal(self.width**-0.5), (self.max_length, self.width), jnp.float32
+            )
         self.embedding_dropout = Dropout(self.dropout)
         fields = {"heads": self.heads, "ff_width": self.ff_width, "prenorm": self.prenorm, "dropout": self.dropout}
         encoder_block, decoder_block = (functools.partial(kind, **fields) for kind in (EncoderBlock, DecoderBlock))

@@ -94,8 +94,12 @@ _SIZES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2,
 VARIANTS = {
     **{f"vgg{depth}": functools.partial(VGG, stage_sizes=sizes) for depth, sizes in _SIZES.items()},
     **{f"vgg{depth}_bn": functools.partial(VGG, stage_sizes=sizes, norm="batch") for depth, sizes in _SIZES.items()},
-    **{f"vgg{depth}_cifar": functools.partial(VGG, stage_sizes=_SIZES[depth], norm="batch", classifier=(), dropout=0.0,
-                                              num_classes=10, image_size=32) for depth in (11, 13, 16)},
+    **{
+        f"vgg{depth}_cifar": functools.partial(
+            VGG, stage_sizes=_SIZES[depth], norm="batch", classifier=(), dropout=0.0, num_classes=10, image_size=32
+        )
+        for depth in (11, 13, 16)
+    },
 }
 # timm's first dense layer is a 7x7 convolution: ours [H W C, D] <-> [D, C, H, W]
 _MAP_AS_CONV = Conversion(
@@ -121,8 +125,20 @@ def layouts(model: VGG) -> dict[str, Layout]:
 
     convs = [(r"stage(\d+)/conv(\d+)", features(0)), (r"stage(\d+)/norm(\d+)", features(1))]
     return {
-        "torchvision": Layout(rules=[*convs, ("hidden1", "classifier.0", flattened(MAP_SIZE, MAP_SIZE)),
-                                     ("hidden2", "classifier.3"), ("head", "classifier.6")]),
-        "timm": Layout(rules=[*convs, ("hidden1", "pre_logits.fc1", _MAP_AS_CONV),
-                              ("hidden2", "pre_logits.fc2", DENSE_AS_CONV), ("head", "head.fc")]),
+        "torchvision": Layout(
+            rules=[
+                *convs,
+                ("hidden1", "classifier.0", flattened(MAP_SIZE, MAP_SIZE)),
+                ("hidden2", "classifier.3"),
+                ("head", "classifier.6"),
+            ]
+        ),
+        "timm": Layout(
+            rules=[
+                *convs,
+                ("hidden1", "pre_logits.fc1", _MAP_AS_CONV),
+                ("hidden2", "pre_logits.fc2", DENSE_AS_CONV),
+                ("head", "head.fc"),
+            ]
+        ),
     }

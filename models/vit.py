@@ -1,8 +1,8 @@
 """Vision Transformers: patches as the tokens of a transformer's encoder.
 
-  Dosovitskiy et al. 2021  An image is worth 16x16 words, arXiv 2010.11929                  vit_*_patch*
-  Chen et al. 2021         An empirical study of training self-supervised ViTs, 2104.02057  positions="sincos2d"
-  Xiao et al. 2021         Early convolutions help transformers see better, 2106.14881      vit_p_*, vit_c_*
+Dosovitskiy et al. 2021  An image is worth 16x16 words, arXiv 2010.11929                  vit_*_patch*
+Chen et al. 2021         An empirical study of training self-supervised ViTs, 2104.02057  positions="sincos2d"
+Xiao et al. 2021         Early convolutions help transformers see better, 2106.14881      vit_p_*, vit_c_*
 """
 
 import functools
@@ -156,8 +156,10 @@ class ViT(Classifier):
         if not stem and (self.stem_norm, self.stem_act) != (None, None):
             raise UserError("stem_norm and stem_act are for a stem of convolutions: set stem_channels")
         if stem and math.prod(self._stem_strides()) != self.patch_size:
-            raise UserError(f"stem_channels={stem} have strides {self._stem_strides()}, which do not make "
-                            f"patch_size={self.patch_size}")
+            raise UserError(
+                f"stem_channels={stem} have strides {self._stem_strides()}, which do not make "
+                f"patch_size={self.patch_size}"
+            )
         self._stem_ingredients(self.ingredients(train=False), train=False)
 
     def _norms(self):
@@ -165,8 +167,9 @@ class ViT(Classifier):
 
     def _stem_strides(self) -> list[int]:
         """Xiao 2021, section 3: a convolution of stride 2 doubles the channels, one of stride 1 keeps them."""
-        return [1 if i and channels == self.stem_channels[i - 1] else 2
-                for i, channels in enumerate(self.stem_channels)]
+        return [
+            1 if i and channels == self.stem_channels[i - 1] else 2 for i, channels in enumerate(self.stem_channels)
+        ]
 
     def _stem_ingredients(self, layers: Ingredients, train: bool) -> Ingredients:
         kind = self.norm if self.stem_norm is None else self.stem_norm
@@ -184,14 +187,17 @@ class ViT(Classifier):
           UserError: the images are not image_size x image_size.
         """
         if images.shape[1:3] != (self.image_size,) * 2:
-            raise UserError(f"images of {images.shape[1]} x {images.shape[2]}: image_size={self.image_size} fixes the "
-                            "positions of this network; set image_size, and resize imported positions")
+            raise UserError(
+                f"images of {images.shape[1]} x {images.shape[2]}: image_size={self.image_size} fixes the "
+                "positions of this network; set image_size, and resize imported positions"
+            )
         layers = self.ingredients(train)
         x = Endpoint("stem")(self._stem(layers, images, train))
         x = jax.lax.collapse(x, 1, 3)  # [N, H', W', C] -> [N, H' W', C]
         x = Dropout(self.dropout, deterministic=not train)(self._with_positions(x))
-        block = functools.partial(nn.remat(Block) if self.remat else Block, layers, self.heads, self.mlp_width,
-                                  self.dropout, train=train)
+        block = functools.partial(
+            nn.remat(Block) if self.remat else Block, layers, self.heads, self.mlp_width, self.dropout, train=train
+        )
         for i, drop_branch in enumerate(drop_rates(self.stochastic_depth, [self.depth])[0]):
             x = Endpoint(f"block{i}")(block(drop_branch=drop_branch, name=f"block{i}")(x))
         x = layers.norm(name="final_norm", epsilon=EPSILON)(x)
@@ -243,12 +249,19 @@ _EARLY = {  # Xiao 2021, table 1 (of ViT_P), and the channels of ViT_C's stem, s
     "36gf": ({"depth": 14, "width": 1024, "mlp_width": 4 * 1024, "heads": 16}, (64, 128, 128, 256, 256, 512)),
 }
 VARIANTS = {
-    **{f"vit_{size}_patch{patch}": _net(ViT, patch_size=patch, **fields)
-       for size, fields in _SIZES.items() for patch in (32, 16, 14)},
+    **{
+        f"vit_{size}_patch{patch}": _net(ViT, patch_size=patch, **fields)
+        for size, fields in _SIZES.items()
+        for patch in (32, 16, 14)
+    },
     **{f"vit_p_{size}": _net(ViT, **fields) for size, (fields, _) in _EARLY.items()},
     # The stem takes the place of one block.
-    **{f"vit_c_{size}": _net(ViT, **{**fields, "depth": fields["depth"] - 1}, stem_channels=channels,
-                             stem_norm="batch", stem_act="relu") for size, (fields, channels) in _EARLY.items()},
+    **{
+        f"vit_c_{size}": _net(
+            ViT, **{**fields, "depth": fields["depth"] - 1}, stem_channels=channels, stem_norm="batch", stem_act="relu"
+        )
+        for size, (fields, channels) in _EARLY.items()
+    },
 }
 
 
@@ -264,25 +277,40 @@ def layouts(model: ViT) -> dict[str, Layout]:
         return lambda names: count_batches(names) | fixed
 
     block, tv = r"block(\d+)/", r"encoder.layers.encoder_layer_\1."
-    torchvision = Layout(rules=[
-        ("class_token", "class_token"), ("positions", "encoder.pos_embedding"),
-        ("stem_conv", "conv_proj"), ("stem_out", "conv_proj.conv_last"),
-        (r"stem_conv(\d)", lambda match: f"conv_proj.conv_bn_relu_{int(match[1]) - 1}.0"),
-        (r"stem_norm(\d)", lambda match: f"conv_proj.conv_bn_relu_{int(match[1]) - 1}.1"),
-        (f"{block}norm(\\d)", rf"{tv}ln_\2"),
-        (f"{block}attention/qkv/kernel", f"{tv}self_attention.in_proj_weight", TRANSPOSED),
-        (f"{block}attention/qkv/bias", f"{tv}self_attention.in_proj_bias"),
-        (f"{block}attention/out", f"{tv}self_attention.out_proj"),
-        (f"{block}expand", f"{tv}mlp.0"), (f"{block}reduce", f"{tv}mlp.3"),
-        ("final_norm", "encoder.ln"), ("head", "heads.head"),
-    ], extra=extra("encoder.pos_embedding"))
-    timm = Layout(rules=[
-        ("class_token", "cls_token"), ("positions", "pos_embed"), ("stem_conv", "patch_embed.proj"),
-        (f"{block}norm(\\d)", r"blocks.\1.norm\2"),
-        (f"{block}attention/qkv", r"blocks.\1.attn.qkv"), (f"{block}attention/out", r"blocks.\1.attn.proj"),
-        (f"{block}expand", r"blocks.\1.mlp.fc1"), (f"{block}reduce", r"blocks.\1.mlp.fc2"),
-        ("final_norm", "norm"), ("head", "head"),
-    ], extra=extra("pos_embed"))
+    torchvision = Layout(
+        rules=[
+            ("class_token", "class_token"),
+            ("positions", "encoder.pos_embedding"),
+            ("stem_conv", "conv_proj"),
+            ("stem_out", "conv_proj.conv_last"),
+            (r"stem_conv(\d)", lambda match: f"conv_proj.conv_bn_relu_{int(match[1]) - 1}.0"),
+            (r"stem_norm(\d)", lambda match: f"conv_proj.conv_bn_relu_{int(match[1]) - 1}.1"),
+            (f"{block}norm(\\d)", rf"{tv}ln_\2"),
+            (f"{block}attention/qkv/kernel", f"{tv}self_attention.in_proj_weight", TRANSPOSED),
+            (f"{block}attention/qkv/bias", f"{tv}self_attention.in_proj_bias"),
+            (f"{block}attention/out", f"{tv}self_attention.out_proj"),
+            (f"{block}expand", f"{tv}mlp.0"),
+            (f"{block}reduce", f"{tv}mlp.3"),
+            ("final_norm", "encoder.ln"),
+            ("head", "heads.head"),
+        ],
+        extra=extra("encoder.pos_embedding"),
+    )
+    timm = Layout(
+        rules=[
+            ("class_token", "cls_token"),
+            ("positions", "pos_embed"),
+            ("stem_conv", "patch_embed.proj"),
+            (f"{block}norm(\\d)", r"blocks.\1.norm\2"),
+            (f"{block}attention/qkv", r"blocks.\1.attn.qkv"),
+            (f"{block}attention/out", r"blocks.\1.attn.proj"),
+            (f"{block}expand", r"blocks.\1.mlp.fc1"),
+            (f"{block}reduce", r"blocks.\1.mlp.fc2"),
+            ("final_norm", "norm"),
+            ("head", "head"),
+        ],
+        extra=extra("pos_embed"),
+    )
     known = {"torchvision": torchvision} if model.pool == "token" else {}
     return known if model.stem_channels else {**known, "timm": timm}
 

@@ -96,7 +96,10 @@ def low_bit(family, kind):
 PROGRAMS = {  # fields of a family in each of them
     "whole": lambda family: {},
     "ternary": lambda family: {
-        **low_bit(family, "ternary"), **dealt_norms(family, "layer", "frozen_batch", "instance"), "dtype": "bfloat16"},
+        **low_bit(family, "ternary"),
+        **dealt_norms(family, "layer", "frozen_batch", "instance"),
+        "dtype": "bfloat16",
+    },
     "xnor": lambda family: {**low_bit(family, "xnor"), **dealt_norms(family, "channel", "group:2", "none")},
 }
 
@@ -114,11 +117,18 @@ def is_text(family):
 def batch_of(family):
     if is_text(family):
         source, target = np.random.default_rng(0).integers(3, 12, (2, BATCH, 6), np.int32)
-        return {"source": source, "target": target, "mask": np.ones(BATCH, np.float32),
-                "tokens": np.full(BATCH, 5, np.float32)}
+        return {
+            "source": source,
+            "target": target,
+            "mask": np.ones(BATCH, np.float32),
+            "tokens": np.full(BATCH, 5, np.float32),
+        }
     shape = (BATCH, *create(family).example()[0].shape[1:])
-    return {"image": drawn.images(family, shape), "label": np.arange(BATCH, dtype=np.int32),
-            "mask": np.ones(BATCH, np.float32)}
+    return {
+        "image": drawn.images(family, shape),
+        "label": np.arange(BATCH, dtype=np.int32),
+        "mask": np.ones(BATCH, np.float32),
+    }
 
 
 def inputs_of(family):
@@ -185,8 +195,9 @@ def gradients_of(family, program):
 
     def compute(state, data, items):
         del data
-        return step.gradients(state, jax.tree.map(lambda x: x[0], items), task=task,
-                              prepare=lambda key, batch, first: batch)
+        return step.gradients(
+            state, jax.tree.map(lambda x: x[0], items), task=task, prepare=lambda key, batch, first: batch
+        )
 
     return PARALLEL.lift(compute)
 
@@ -201,9 +212,21 @@ to_steps = functools.partial(configs.steps, batch_size=BATCH, examples=BATCH, to
 
 
 def optimizer_of(params, coupled=None, **changes):
-    section = tiny.config(**{f"optimizer__{key}": value for key, value in {
-        "name": "sgd(momentum=0.0)", "weight_decay": 0.0, "decay": ".*", "schedule": "constant", "warmup": "0 steps",
-        "learning_rate": 0.1, "groups": ((".*", 1.0),), **changes}.items()})
+    section = tiny.config(
+        **{
+            f"optimizer__{key}": value
+            for key, value in {
+                "name": "sgd(momentum=0.0)",
+                "weight_decay": 0.0,
+                "decay": ".*",
+                "schedule": "constant",
+                "warmup": "0 steps",
+                "learning_rate": 0.1,
+                "groups": ((".*", 1.0),),
+                **changes,
+            }.items()
+        }
+    )
     pruning, sharing = prune.plan(section.optimizer.prune, to_steps, 2), weight_sharing.plan(section.optimizer.share)
     return optimizer.create(section.optimizer, params, to_steps, 2, pruning, sharing, coupled)[0]
 
@@ -217,8 +240,9 @@ def start(family, variables, tx=PLAIN, program="whole"):
 
 def take_step(family, state, tx=PLAIN, program="whole"):
     items = PARALLEL.shard({name: leaf[None] for name, leaf in batch_of(family).items()})
-    grads, rest = jax.tree.map(np.asarray, gradients_of(family, program)(
-        state.replace(opt_state=()), {}, items))  # which they do not depend on: one program for all optimizers
+    grads, rest = jax.tree.map(
+        np.asarray, gradients_of(family, program)(state.replace(opt_state=()), {}, items)
+    )  # which they do not depend on: one program for all optimizers
     after, metrics = jax.tree.map(np.asarray, updates(tx)(state, grads, *rest))
     total, weight = metrics["loss"]
     return Stepped(state, after, named(grads), float(total / weight))

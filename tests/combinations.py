@@ -56,34 +56,73 @@ FAMILIES = {
     "BlockDrop": _small("blockdrop", task="policy(joint=True)", stage_sizes=(1,), policy_sizes=(1,)),
     "early exit": _small("early_exit", task="multi_exit", stage_sizes=(2,)),
     "MSDNet": _small("multi_scale", task="multi_exit", base=1),
-    "Transformer": Family("transformer_base", {"vocab_size": 12, "width": 8, "heads": 2, "layers": 1, "ff_width": 12,
-                                               "max_length": 8, "norm": "batch"}, ("dense",), "translate"),
+    "Transformer": Family(
+        "transformer_base",
+        {"vocab_size": 12, "width": 8, "heads": 2, "layers": 1, "ff_width": 12, "max_length": 8, "norm": "batch"},
+        ("dense",),
+        "translate",
+    ),
 }
 # Layers whose filters can be removed, where they are not those of networks.PERTURBED.
-FILTERS = {"AlexNet": "hidden1", "ResNeXt": "stem_conv", "ladder": "stage1/block0/conv2",
-           "Transformer": "encoder/block0/expand"}
+FILTERS = {
+    "AlexNet": "hidden1",
+    "ResNeXt": "stem_conv",
+    "ladder": "stage1/block0/conv2",
+    "Transformer": "encoder/block0/expand",
+}
 NORMS = ("batch", "frozen_batch", "layer", "instance", "group:2", "channel", "none")
 ALL_INITS = (*INITS, "normal", "truncated_normal")
 LOW_BIT = ("ternary", "binary_weight", "xnor")
 FORMATS = ("safetensors", "torch", "onnx", "stablehlo", "compressed")
 METHODS = (
-    "trained in float32", "trained in bfloat16",
+    "trained in float32",
+    "trained in bfloat16",
     *(f"norm={norm}" for norm in NORMS),
-    *(f"init={init}" for init in ALL_INITS), "data_init=lsuv", "data_init=whiten",
+    *(f"init={init}" for init in ALL_INITS),
+    "data_init=lsuv",
+    "data_init=whiten",
     *(f"{field}={kind}" for kind in LOW_BIT for field in BOTH),
-    "prune weights", "prune filters", "share", "new head", "resume", "fold",
-    "grad_cam", "cam", "occlusion", "attention_rollout", "receptive field",
+    "prune weights",
+    "prune filters",
+    "share",
+    "new head",
+    "resume",
+    "fold",
+    "grad_cam",
+    "cam",
+    "occlusion",
+    "attention_rollout",
+    "receptive field",
     *(f"export {format}" for format in FORMATS),
 )
 # Compiling is what the tests' time goes into, so `make test-all` alone has: layers scaled from data, but for some
 # families; and of families whose blocks are another one's, too, what needs more programs than a step in float32.
 LSUV = ("ResNet", "VGG", "Swin")
-RELATIVES = ("AlexNet", "plain", "pre-activation", "BiT", "ResNeXt", "MobileNet v1", "ladder", "ViT_C", "BlockDrop",
-             "early exit")
+RELATIVES = (
+    "AlexNet",
+    "plain",
+    "pre-activation",
+    "BiT",
+    "ResNeXt",
+    "MobileNet v1",
+    "ladder",
+    "ViT_C",
+    "BlockDrop",
+    "early exit",
+)
 COMPILED = (
-    "trained in bfloat16", *(f"norm={norm}" for norm in NORMS[1:]), *(f"init={init}" for init in ALL_INITS),
-    *(f"{field}={kind}" for kind in LOW_BIT for field in BOTH), "prune weights", "prune filters", "share", "fold",
-    "grad_cam", "cam", "occlusion", "attention_rollout",
+    "trained in bfloat16",
+    *(f"norm={norm}" for norm in NORMS[1:]),
+    *(f"init={init}" for init in ALL_INITS),
+    *(f"{field}={kind}" for kind in LOW_BIT for field in BOTH),
+    "prune weights",
+    "prune filters",
+    "share",
+    "fold",
+    "grad_cam",
+    "cam",
+    "occlusion",
+    "attention_rollout",
 )
 
 
@@ -103,48 +142,117 @@ def _but(*families: str) -> tuple[str, ...]:
 WITH_DENSE = tuple(family for family, about in FAMILIES.items() if "dense" in about.low_bit)
 TEXT = ("Transformer",)
 REFUSED = (
-    Refusal(("norm=frozen_batch", "norm=layer", "norm=instance", "norm=group:2"), TEXT, "averages over a sequence",
-            "a decoder would see what it is to predict"),
-    Refusal(("norm=instance",), ("LeNet",), "averages over space, which the hidden layers of a LeNet do not have",
-            "hidden layers have no places to average over"),
-    Refusal(("norm=instance",), ("ConvNet-AIG",), "leaves nothing of what a gate sees",
-            "a gate sees one number a feature"),
-    Refusal(("norm=instance",), ("ConvNeXt",), "at final_norm leaves nothing of what it gets",
-            "its last norm follows the pooling, one number a feature"),
-    Refusal(("norm=instance",), ("Swin",), "is 0 in the mean over space that is classified, whatever the image",
-            "its last norm is averaged over space: 0, whatever the image"),
-    Refusal(("norm=instance",), ("airbench",), "at stage3/norm1 leaves nothing of what it gets",
-            "images below 32 x 32 leave one place in its last stage"),
-    Refusal(tuple(f"dense={kind}" for kind in LOW_BIT), _but(*WITH_DENSE),
-            "^dense='.*' is without effect: the first layer and the head remain standard",
-            "its only dense layer is the head, which remains standard"),
-    Refusal(tuple(f"conv={kind}" for kind in LOW_BIT), ("ViT",), "^conv='.*' is without effect",
-            "its only convolution is the first layer, which remains standard"),
-    Refusal(tuple(f"conv={kind}" for kind in LOW_BIT), TEXT, "unknown field of transformer_base 'conv'",
-            "it has no convolutions"),
-    Refusal(("data_init=lsuv",), ("ConvNet-AIG",), "would scale the kernels of gates",
-            "gates start near 0 so that they are open"),
-    Refusal(("data_init=lsuv", "data_init=whiten"), TEXT, "is text: data_init wants images",
-            "they look at images"),
+    Refusal(
+        ("norm=frozen_batch", "norm=layer", "norm=instance", "norm=group:2"),
+        TEXT,
+        "averages over a sequence",
+        "a decoder would see what it is to predict",
+    ),
+    Refusal(
+        ("norm=instance",),
+        ("LeNet",),
+        "averages over space, which the hidden layers of a LeNet do not have",
+        "hidden layers have no places to average over",
+    ),
+    Refusal(
+        ("norm=instance",), ("ConvNet-AIG",), "leaves nothing of what a gate sees", "a gate sees one number a feature"
+    ),
+    Refusal(
+        ("norm=instance",),
+        ("ConvNeXt",),
+        "at final_norm leaves nothing of what it gets",
+        "its last norm follows the pooling, one number a feature",
+    ),
+    Refusal(
+        ("norm=instance",),
+        ("Swin",),
+        "is 0 in the mean over space that is classified, whatever the image",
+        "its last norm is averaged over space: 0, whatever the image",
+    ),
+    Refusal(
+        ("norm=instance",),
+        ("airbench",),
+        "at stage3/norm1 leaves nothing of what it gets",
+        "images below 32 x 32 leave one place in its last stage",
+    ),
+    Refusal(
+        tuple(f"dense={kind}" for kind in LOW_BIT),
+        _but(*WITH_DENSE),
+        "^dense='.*' is without effect: the first layer and the head remain standard",
+        "its only dense layer is the head, which remains standard",
+    ),
+    Refusal(
+        tuple(f"conv={kind}" for kind in LOW_BIT),
+        ("ViT",),
+        "^conv='.*' is without effect",
+        "its only convolution is the first layer, which remains standard",
+    ),
+    Refusal(
+        tuple(f"conv={kind}" for kind in LOW_BIT),
+        TEXT,
+        "unknown field of transformer_base 'conv'",
+        "it has no convolutions",
+    ),
+    Refusal(
+        ("data_init=lsuv",),
+        ("ConvNet-AIG",),
+        "would scale the kernels of gates",
+        "gates start near 0 so that they are open",
+    ),
+    Refusal(("data_init=lsuv", "data_init=whiten"), TEXT, "is text: data_init wants images", "they look at images"),
     Refusal(("new head",), TEXT, "unknown field of transformer_base 'num_classes'", "its embedding gives the logits"),
-    Refusal(("prune filters",), TEXT, "Transformer has no field widths",
-            "filters of images' networks alone can be removed"),
-    Refusal(("prune filters",), ("BiT",), "computes something else; nor can those of any layer",
-            "kernels are standardized over all that they get"),
-    Refusal(("export torch",), (
-        "LeNet", "AlexNet", "VGG", "airbench", "plain", "pre-activation", "DenseNet", "ladder", "ConvNet-AIG",
-        "BlockDrop", "early exit", "MSDNet"),
-            "is in the layout of no PyTorch library",
-            "torchvision and timm have no such network (of AlexNet: two groups; of VGG: one hidden layer)"),
-    Refusal(("cam",), ("LeNet", "AlexNet", "VGG", "airbench", "ConvNeXt", "ViT", "ViT_C", "MSDNet"),
-            "and a linear layer; .* does not: use grad_cam",
-            "it does not end in average pooling and a linear layer: use `grad_cam`"),
-    Refusal(("grad_cam", "cam", "occlusion", "attention_rollout", "receptive field"), TEXT,
-            r"want a batch \[N, H, W, C\]", "images are explained"),
-    Refusal(tuple(f"export {format}" for format in FORMATS), TEXT, "export is for networks that take images",
-            "networks of images are exported"),
-    Refusal(("attention_rollout",), _but("ViT", "ViT_C", *TEXT), "as ViT's; .* has (none|others): use grad_cam",
-            "no attention, or none that sees all tokens: use `grad_cam`"),
+    Refusal(
+        ("prune filters",), TEXT, "Transformer has no field widths", "filters of images' networks alone can be removed"
+    ),
+    Refusal(
+        ("prune filters",),
+        ("BiT",),
+        "computes something else; nor can those of any layer",
+        "kernels are standardized over all that they get",
+    ),
+    Refusal(
+        ("export torch",),
+        (
+            "LeNet",
+            "AlexNet",
+            "VGG",
+            "airbench",
+            "plain",
+            "pre-activation",
+            "DenseNet",
+            "ladder",
+            "ConvNet-AIG",
+            "BlockDrop",
+            "early exit",
+            "MSDNet",
+        ),
+        "is in the layout of no PyTorch library",
+        "torchvision and timm have no such network (of AlexNet: two groups; of VGG: one hidden layer)",
+    ),
+    Refusal(
+        ("cam",),
+        ("LeNet", "AlexNet", "VGG", "airbench", "ConvNeXt", "ViT", "ViT_C", "MSDNet"),
+        "and a linear layer; .* does not: use grad_cam",
+        "it does not end in average pooling and a linear layer: use `grad_cam`",
+    ),
+    Refusal(
+        ("grad_cam", "cam", "occlusion", "attention_rollout", "receptive field"),
+        TEXT,
+        r"want a batch \[N, H, W, C\]",
+        "images are explained",
+    ),
+    Refusal(
+        tuple(f"export {format}" for format in FORMATS),
+        TEXT,
+        "export is for networks that take images",
+        "networks of images are exported",
+    ),
+    Refusal(
+        ("attention_rollout",),
+        _but("ViT", "ViT_C", *TEXT),
+        "as ViT's; .* has (none|others): use grad_cam",
+        "no attention, or none that sees all tokens: use `grad_cam`",
+    ),
 )
 
 

@@ -10,10 +10,13 @@ import gc
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tests of correctness compare with references made on a CPU
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-                                   "--xla_cpu_parallel_codegen_split_count=1")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and subprocesses inherit it
     folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ablate-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -25,15 +28,54 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 4)
 
 # Files of minutes: workers start with them, so that none is alone with one at the end (`make test` keeps this order).
-LONG = ("any_network", "models", "parity", "distributed", "export", "resume", "explain", "adaptive_tasks", "complexity",
-        "prune", "loop", "adaptive", "parallel", "trials", "shrink", "explain_command", "lowbit", "configs", "decode",
-        "transformer", "msdnet", "translate", "cli", "transfer", "studies", "data_augment", "conv", "compression",
-        "studies_cost", "step", "gated", "pretrained", "vit", "xnor", "mobilenet", "convnext", "bench", "data_stream")
+LONG = (
+    "models/any_network",
+    "models/registry",
+    "models/parity",
+    "train/devices/multihost",
+    "train/export",
+    "train/resume",
+    "models/explain/gradients",
+    "train/tasks/adaptive",
+    "models/analysis/cost",
+    "train/optim/pruning",
+    "train/loop",
+    "train/adaptive",
+    "train/devices/parallel",
+    "experiments/trials",
+    "models/compress/shrink",
+    "experiments/explain",
+    "models/layers/low_bit",
+    "configs/every_config",
+    "models/decoding",
+    "models/transformer",
+    "models/msdnet",
+    "train/translate",
+    "train/cli",
+    "configs/transfer",
+    "experiments/studies",
+    "train/data/augment",
+    "models/layers/conv",
+    "experiments/compression_study",
+    "experiments/cost_study",
+    "train/step",
+    "models/gated",
+    "train/pretrained",
+    "models/vit",
+    "models/layers/xnor",
+    "models/mobilenet",
+    "models/convnext",
+    "experiments/bench",
+    "train/data/stream",
+)
 
 
 def pytest_collection_modifyitems(items):
-    place = {f"test_{name}.py": i for i, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+    place = {
+        Path(__file__).parent / room / f"test_{name}.py": i
+        for i, (room, _, name) in enumerate(file.rpartition("/") for file in LONG)
+    }
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="module", autouse=True)

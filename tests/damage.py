@@ -46,16 +46,21 @@ def write_as_earlier_versions(folder, held):
     manager = ocp.CheckpointManager(folder, options=options)
     for step, (leaves, about) in held.items():
         about = {name: about[name] for name in ("seconds", "data", "recorder", "step")} | {
-            "crc32": {name: zlib.crc32(np.ascontiguousarray(leaf)) for name, leaf in leaves.items()}}
-        manager.save(step, metrics={"accuracy": step / 100}, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(about)))
+            "crc32": {name: zlib.crc32(np.ascontiguousarray(leaf)) for name, leaf in leaves.items()}
+        }
+        manager.save(
+            step,
+            metrics={"accuracy": step / 100},
+            args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(about)),
+        )
     manager.close()
 
 
 def same(a, b):
     return a.keys() == b.keys() and all(
         a[name].dtype == b[name].dtype and a[name].shape == b[name].shape and a[name].tobytes() == b[name].tobytes()
-        for name in a)
+        for name in a
+    )
 
 
 def cut(path):
@@ -80,8 +85,9 @@ def edit_json(content, rng):
 
     def places(value, at):
         yield at
-        for key, below in (value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list)
-                           else ()):
+        for key, below in (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        ):
             yield from places(below, [*at, key])
 
     path = rng.choice(list(places(content, [])))
@@ -103,14 +109,36 @@ def accident(folder, rng):
     other = folder / str(rng.choice([one for one in steps if str(one) != step.name]))
     path = rng.choice(files(step))
     data = bytearray(path.read_bytes())
-    kind = rng.choice(["flip", "flip", "flip", "truncate", "empty", "garbage", "append", "remove", "folder", "file",
-                       "swap", "swap part", "swap step", "rename", "no folder", "json", "json", "json", "text", "link"])
+    kind = rng.choice(
+        [
+            "flip",
+            "flip",
+            "flip",
+            "truncate",
+            "empty",
+            "garbage",
+            "append",
+            "remove",
+            "folder",
+            "file",
+            "swap",
+            "swap part",
+            "swap step",
+            "rename",
+            "no folder",
+            "json",
+            "json",
+            "json",
+            "text",
+            "link",
+        ]
+    )
     if kind == "flip":
         place = rng.randrange(max(len(data), 1))
-        data[place:place + 1] = bytes(byte ^ 1 << rng.randrange(8) for byte in data[place:place + 1])
+        data[place : place + 1] = bytes(byte ^ 1 << rng.randrange(8) for byte in data[place : place + 1])
         path.write_bytes(data)
     elif kind == "truncate":
-        path.write_bytes(data[:rng.randrange(len(data) + 1)])
+        path.write_bytes(data[: rng.randrange(len(data) + 1)])
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "garbage":
@@ -146,8 +174,22 @@ def accident(folder, rng):
         path.write_text(json.dumps(edit_json(json.loads(path.read_text()), rng)))
     elif kind == "text":
         path = step / "about" / "metadata"
-        path.write_text(rng.choice(["", "{", "null", "[]", "{}", "[" * 100_000, '{"step": 1e999}', "9" * 5000, "\0",
-                                    '{"step": 12, "checksum": "' + "0" * 64 + '"}']))
+        path.write_text(
+            rng.choice(
+                [
+                    "",
+                    "{",
+                    "null",
+                    "[]",
+                    "{}",
+                    "[" * 100_000,
+                    '{"step": 1e999}',
+                    "9" * 5000,
+                    "\0",
+                    '{"step": 12, "checksum": "' + "0" * 64 + '"}',
+                ]
+            )
+        )
     elif kind == "link":
         path.unlink()
         path.symlink_to(path)

@@ -33,8 +33,13 @@ def png(pixels: np.ndarray, bits: int, kind: int, transparent: bytes = b"") -> b
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], bits, kind, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + (chunk(b"tRNS", transparent) if transparent else b"")
-            + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))) + chunk(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + (chunk(b"tRNS", transparent) if transparent else b"")
+        + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def tiff(pixels: np.ndarray, endian: str = "<", bits: int = 0, white_is_zero: bool = False) -> bytes:
@@ -45,8 +50,18 @@ def tiff(pixels: np.ndarray, endian: str = "<", bits: int = 0, white_is_zero: bo
         places = (pixels[..., None] >> np.arange(bits, dtype=pixels.dtype)[::-1] & 1).astype(np.uint8)
         raw = np.packbits(places.reshape(len(pixels), -1), axis=1).tobytes()
     height, width = pixels.shape
-    tags = [(256, width), (257, height), (258, bits or 8 * pixels.itemsize), (259, 1), (262, int(not white_is_zero)),
-            (273, 8), (277, 1), (278, height), (279, len(raw)), (339, kinds[pixels.dtype.kind])]
+    tags = [
+        (256, width),
+        (257, height),
+        (258, bits or 8 * pixels.itemsize),
+        (259, 1),
+        (262, int(not white_is_zero)),
+        (273, 8),
+        (277, 1),
+        (278, height),
+        (279, len(raw)),
+        (339, kinds[pixels.dtype.kind]),
+    ]
     file = (b"II*\0" if endian == "<" else b"MM\0*") + struct.pack(endian + "I", 8 + len(raw)) + raw
     file += struct.pack(endian + "H", len(tags))
     return file + b"".join(struct.pack(endian + "HHII", tag, 4, 1, value) for tag, value in tags) + bytes(4)

@@ -61,14 +61,20 @@ def test_an_architecture_is_trained_explained_counted_and_exported(tmp_path, cap
 
 
 def test_a_norm_a_loss_and_a_data_set_in_one_run(tmp_path):
-    c = tiny.config(model__name="my_net.py:mynet8", model__norm="my_norm.py:RMSNorm",
-                    task__name="my_loss.py:Focal(gamma=1.0)", data__source="my_data.py:bars(count=96)", **QUICK)
+    c = tiny.config(
+        model__name="my_net.py:mynet8",
+        model__norm="my_norm.py:RMSNorm",
+        task__name="my_loss.py:Focal(gamma=1.0)",
+        data__source="my_data.py:bars(count=96)",
+        **QUICK,
+    )
     result = loop.train(c, tmp_path / "run")
     assert result["test_examples"] == 96 and 0 < result["loss"] < 10
     assert result["parameters"] == 9 * (4 + 32 + 128) + (4 + 8 + 16) + 16 * 2 + 2  # no biases, two classes
     task = spec.resolve_one("task", c.task.name, {}, None, 2, c.task)
-    np.testing.assert_allclose(task.losses(jnp.log(jnp.array([[0.2, 0.8]])), jnp.array([[1.0, 0.0]])),
-                               [-0.8 * np.log(0.2)], rtol=1e-5)
+    np.testing.assert_allclose(
+        task.losses(jnp.log(jnp.array([[0.2, 0.8]])), jnp.array([[1.0, 0.0]])), [-0.8 * np.log(0.2)], rtol=1e-5
+    )
 
 
 def test_a_study_has_a_verdict_and_its_place_in_the_report(tmp_path, monkeypatch):
@@ -77,8 +83,14 @@ def test_a_study_has_a_verdict_and_its_place_in_the_report(tmp_path, monkeypatch
     assert len(planned) == 4
     one_seed = module.STUDY._replace(trials=lambda scale: planned[::2])  # which is quicker
     monkeypatch.setattr(module, "STUDY", one_seed)
-    found = runner.run("my_study.py", "digits", tmp_path / "work", tmp_path / "results" / "studies", 1,
-                       rich.console.Console(quiet=True))
+    found = runner.run(
+        "my_study.py",
+        "digits",
+        tmp_path / "work",
+        tmp_path / "results" / "studies",
+        1,
+        rich.console.Console(quiet=True),
+    )
     assert [claim["verdict"] in study.VERDICTS for claim in found["claims"]] == [True]
     assert len({trial["folder"] for trial in found["trials"] if trial["folder"].startswith("mynet8-")}) == 2
     report = content.gather(tmp_path / "results", tmp_path / "pictures")
@@ -111,27 +123,66 @@ def test_configs_take_it_as_an_argument_and_other_processes_find_it():
     assert plugins.load("my_norm.py:RMSNorm") is type(pickle.loads(sent))
 
 
-@pytest.mark.parametrize(("code", "use", "message"), [
-    (None, lambda: models.create("gone.py:net"), "gone.py: there is no such file"),
-    ("import math\nx = (1,\n", lambda: models.create("wrong.py:net"), "wrong.py, line 2: SyntaxError: '(' was never"),
-    ("x = 1\ny = z\n", lambda: models.create("wrong.py:net"), "wrong.py, line 2: NameError: name 'z' is not defined"),
-    ("import gone\n", lambda: study.module("wrong.py"), "wrong.py, line 1: ModuleNotFoundError: No module named 'gon"),
-    ("x = 1\n", lambda: models.create("wrong.py:net"), "wrong.py: it has no dictionary VARIANTS, in which net could "),
-    ("VARIANTS = {'net': 1}\n", lambda: models.create("wrong.py:nets"),
-     "unknown name in VARIANTS of wrong.py 'nets'; did you mean 'net'?"),
-    ("VARIANTS = {'net': 1}\n", lambda: models.create("wrong.py:net"), "model wrong.py:net is 1, not a flax module"),
-    ("import math\ndef good(x): ...\nx = 1\n", lambda: models.create("resnet8", act="wrong.py:god"),
-     "unknown name in wrong.py 'god'; did you mean 'good'? allowed: good"),
-    ("class N:\n  def __init__(self, name, epsilon): ...\n", lambda: models.create("resnet8", norm="wrong.py:N"),
-     "norm wrong.py:N takes no scale_init: a norm has to take name, scale_init, epsilon"),
-    ("", lambda: models.create("resnet8", norm="my_norm.py:RMSNorm", sync_norm=True), "has nothing to synchronize"),
-    ("", lambda: models.create("resnet8", conv="wrong.py:Conv"), "unknown name in wrong.py 'Conv'"),
-    ("", lambda: models.create("resnet8", init="wrong.py:x"), "unknown name in wrong.py 'x'"),
-    ("", lambda: loop.setup(tiny.config(task__name="my_loss.py:Focal(gama=1.0)")),
-     "task.name my_loss.py:Focal: got an unexpected keyword argument 'gama'; want my_loss.py:Focal(gamma: float = 2.0"),
-    ("", lambda: loop.setup(tiny.config(data__source="my_data.py:bars(count=few)")), "count must be int, not 'few'"),
-    ("STUDY = 1\n", lambda: study.module("wrong.py"), "study wrong.py: it does not define STUDY"),
-])
+@pytest.mark.parametrize(
+    ("code", "use", "message"),
+    [
+        (None, lambda: models.create("gone.py:net"), "gone.py: there is no such file"),
+        (
+            "import math\nx = (1,\n",
+            lambda: models.create("wrong.py:net"),
+            "wrong.py, line 2: SyntaxError: '(' was never",
+        ),
+        (
+            "x = 1\ny = z\n",
+            lambda: models.create("wrong.py:net"),
+            "wrong.py, line 2: NameError: name 'z' is not defined",
+        ),
+        (
+            "import gone\n",
+            lambda: study.module("wrong.py"),
+            "wrong.py, line 1: ModuleNotFoundError: No module named 'gon",
+        ),
+        (
+            "x = 1\n",
+            lambda: models.create("wrong.py:net"),
+            "wrong.py: it has no dictionary VARIANTS, in which net could ",
+        ),
+        (
+            "VARIANTS = {'net': 1}\n",
+            lambda: models.create("wrong.py:nets"),
+            "unknown name in VARIANTS of wrong.py 'nets'; did you mean 'net'?",
+        ),
+        (
+            "VARIANTS = {'net': 1}\n",
+            lambda: models.create("wrong.py:net"),
+            "model wrong.py:net is 1, not a flax module",
+        ),
+        (
+            "import math\ndef good(x): ...\nx = 1\n",
+            lambda: models.create("resnet8", act="wrong.py:god"),
+            "unknown name in wrong.py 'god'; did you mean 'good'? allowed: good",
+        ),
+        (
+            "class N:\n  def __init__(self, name, epsilon): ...\n",
+            lambda: models.create("resnet8", norm="wrong.py:N"),
+            "norm wrong.py:N takes no scale_init: a norm has to take name, scale_init, epsilon",
+        ),
+        ("", lambda: models.create("resnet8", norm="my_norm.py:RMSNorm", sync_norm=True), "has nothing to synchronize"),
+        ("", lambda: models.create("resnet8", conv="wrong.py:Conv"), "unknown name in wrong.py 'Conv'"),
+        ("", lambda: models.create("resnet8", init="wrong.py:x"), "unknown name in wrong.py 'x'"),
+        (
+            "",
+            lambda: loop.setup(tiny.config(task__name="my_loss.py:Focal(gama=1.0)")),
+            "task.name my_loss.py:Focal: got an unexpected keyword argument 'gama'; want my_loss.py:Focal(gamma: float",
+        ),
+        (
+            "",
+            lambda: loop.setup(tiny.config(data__source="my_data.py:bars(count=few)")),
+            "count must be int, not 'few'",
+        ),
+        ("STUDY = 1\n", lambda: study.module("wrong.py"), "study wrong.py: it does not define STUDY"),
+    ],
+)
 def test_a_mistake_is_one_line(folder, monkeypatch, code, use, message):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # which is told from the next file's by the second alone
     sys.modules.pop((folder / "wrong.py").as_uri().replace(".", "%2E"), None)

@@ -43,7 +43,7 @@ def at_import(path):
 def test_imports_run_one_way(room):
     files = list((ROOT / room).rglob("*.py"))
     assert files
-    forbidden = {*ROOMS[ROOMS.index(room) + 1:], "configs", "tests"}
+    forbidden = {*ROOMS[ROOMS.index(room) + 1 :], "configs", "tests"}
     for path in files:
         assert not forbidden & set(imported(path)), path
 
@@ -64,8 +64,9 @@ def test_there_are_no_circles_of_imports_and_no_private_names_are_imported():
             elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ROOMS:
                 private = [alias.name for alias in node.names if alias.name.startswith("_")]
                 assert not private, f"{path} imports {private} of {node.module}"
-                uses[name] |= {full if (full := f"{node.module}.{alias.name}") in files else node.module
-                               for alias in node.names}
+                uses[name] |= {
+                    full if (full := f"{node.module}.{alias.name}") in files else node.module for alias in node.names
+                }
     left = {name: used & files.keys() - {name} for name, used in uses.items()}
     while free := [name for name, used in left.items() if not used & left.keys()]:
         for name in free:
@@ -82,13 +83,44 @@ def test_the_top_level_holds_what_the_design_names():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     if not tracked:
         pytest.skip("not a git checkout")
-    allowed = {"models", "train", "configs", "experiments", "tests", ".ci", "setup.cfg", "pyproject.toml", "Makefile",
-               "README.md", "LICENSE", "constraints.txt", ".gitignore", "CHANGELOG.md", "docs"}
+    allowed = {
+        "models",
+        "train",
+        "configs",
+        "experiments",
+        "tests",
+        ".ci",
+        "setup.cfg",
+        "pyproject.toml",
+        "Makefile",
+        "README.md",
+        "LICENSE",
+        "constraints.txt",
+        ".gitignore",
+        "CHANGELOG.md",
+        "docs",
+    }
     assert {name.split("/")[0] for name in tracked} <= allowed
 
 
-SLOW = {"array_record", "cv2", "grain", "matplotlib", "onnxruntime", "orbax", "sacrebleu", "scipy", "skimage",
-        "sklearn", "tensorboardX", "tensorflow_datasets", "tensorstore", "timm", "tokenizers", "torch"}
+SLOW = {
+    "array_record",
+    "cv2",
+    "grain",
+    "matplotlib",
+    "onnxruntime",
+    "orbax",
+    "sacrebleu",
+    "scipy",
+    "skimage",
+    "sklearn",
+    "tensorboardX",
+    "tensorflow_datasets",
+    "tensorstore",
+    "timm",
+    "tokenizers",
+    "torch",
+}
 
 
 def test_help_waits_for_no_slow_import():

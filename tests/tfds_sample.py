@@ -66,15 +66,20 @@ def write_as(data_dir: Path, name: str, splits: Mapping[str, Sequence[Mapping[st
     folder.mkdir(parents=True)
     for split, examples in splits.items():
         template = tfds.core.ShardedFileTemplate(
-            data_dir=folder, dataset_name=builder.name, split=split, filetype_suffix="array_record")
+            data_dir=folder, dataset_name=builder.name, split=split, filetype_suffix="array_record"
+        )
         writer = ArrayRecordWriter(str(template.sharded_filepath(shard_index=0, num_shards=1)), "group_size:1")
         for example in examples:
-            images = {key: io.BytesIO(value) for key, value in example.items()
-                      if isinstance(features[key], tfds.features.Image)}
+            images = {
+                key: io.BytesIO(value)
+                for key, value in example.items()
+                if isinstance(features[key], tfds.features.Image)
+            }
             writer.write(features.serialize_example({**example, **images}))
         writer.close()
-        infos.append(tfds.core.SplitInfo(
-            name=split, shard_lengths=[len(examples)], num_bytes=1, filename_template=template))
+        infos.append(
+            tfds.core.SplitInfo(name=split, shard_lengths=[len(examples)], num_bytes=1, filename_template=template)
+        )
     builder.info.set_splits(tfds.core.splits.SplitDict(infos))
     builder.info.set_file_format("array_record", override=True)
     builder.info.write_to_directory(folder)

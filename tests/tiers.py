@@ -14,5 +14,9 @@ def keep_first(count: int, values: Iterable[Any]) -> list[Any]:
 
 def keep(these: Container[Any], values: Iterable[Any]) -> list[Any]:
     """Parameters of a test: `these` of the values; the others, their relatives, are for `make test-all`."""
-    return [value if value in these else pytest.param(*(value if isinstance(value, tuple) else (value,)),
-                                                      marks=pytest.mark.full) for value in values]
+    return [
+        value
+        if value in these
+        else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.full)
+        for value in values
+    ]

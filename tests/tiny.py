@@ -35,10 +35,22 @@ def command(*arguments, devices=1, **options):
 
     It compiles as users do, which the tests' own process does not (conftest.py): such runs promise their bits.
     """
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": "",
-                   **options.pop("env", {})}
-    return dict(args=[sys.executable, "-m", "train", *arguments], cwd=ROOT, env=environment, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "XLA_FLAGS": "",
+        **options.pop("env", {}),
+    }
+    return dict(
+        args=[sys.executable, "-m", "train", *arguments],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
 
 
 def run(*arguments, **options):
@@ -47,14 +59,20 @@ def run(*arguments, **options):
 
 
 TINY_FLAGS = (
-    "--config=configs/digits.py:resnet8", "--config.model.width=4", "--config.batch_size=32",
-    "--config.steps_per_call=2", "--config.devices=1", "--config.hooks=", "--config.log_every=4 steps",
+    "--config=configs/digits.py:resnet8",
+    "--config.model.width=4",
+    "--config.batch_size=32",
+    "--config.steps_per_call=2",
+    "--config.devices=1",
+    "--config.hooks=",
+    "--config.log_every=4 steps",
 )
 
 
 def assert_same(a, b):
     """Bitwise equal trees."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    for path, (x, y) in zip(jax.tree_util.tree_leaves_with_path(a), zip(jax.tree.leaves(a), jax.tree.leaves(b),
-                                                                        strict=True), strict=True):
+    for path, (x, y) in zip(
+        jax.tree_util.tree_leaves_with_path(a), zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True), strict=True
+    ):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=str(path[0]))

@@ -19,12 +19,14 @@ Exit code: 0 done (or SIGTERM: saved), 2 a mistake in what was asked for, 1 a fa
 WORKDIR = command.define_path("workdir", None, "Folder of this run: config, metrics, checkpoints, pictures, summary.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the network's table and the resolved config; train nothing.")
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One of many processes; JAX finds the others: Slurm, Open MPI, Kubernetes, TPU pods.")
+    "distributed", False, "One of many processes; JAX finds the others: Slurm, Open MPI, Kubernetes, TPU pods."
+)
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Elsewhere: HOST:PORT of process 0, any free port.")
 PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many processes there are.")
 PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: which of them this is, from 0.")
 JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long a process waits for the others at the start.")
 CONFIG = cli.define_config()
+
 
 def main() -> int:
     """One run."""
@@ -53,6 +55,7 @@ def main() -> int:
             return 130 if result["interrupted"] == "SIGINT" else 0
         console.print(summary.table(result, WORKDIR.value))
     return 0
+
 
 if __name__ == "__main__":
     cli.run(main, USAGE)

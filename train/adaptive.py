@@ -66,13 +66,19 @@ def blocks(run: Any, state: Any, everything: bool = False) -> dict[str, Any]:
     logits, computed = np.split(found, [len(run.feed.classes)], 1)
     cost = block_costs(model, run.feed.image_shape)
     spent = cost.always + (0 if everything else cost.deciding) + (computed > 0) @ np.asarray(cost.blocks)
-    return {"right": logits.argmax(1) == labels, "computed": computed > 0, "labels": labels, "mult_adds": spent,
-            "places": places}
+    return {
+        "right": logits.argmax(1) == labels,
+        "computed": computed > 0,
+        "labels": labels,
+        "mult_adds": spent,
+        "places": places,
+    }
 
 
 def exits(run: Any, state: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Of the images of some batches: {"right" bool [N, exits], "confidence" float32 [N, exits], "labels" [N], "places"
     [N] in the set}."""
+
     def predict(variables, batch):
         logits = run.task.exits(variables, batch["image"])[1]
         return jnp.stack([jnp.argmax(logits, -1).astype(jnp.float32), confidence(logits)], -1)
@@ -100,9 +106,11 @@ def held_out(run: Any, split: str = "") -> Iterable[Mapping[str, np.ndarray]]:
     elif not split and part:
         split = f"{part[1]}[{part[2]}:]"
     if not split:
-        raise UserError(f"a budget for the average image needs images that were not trained on, and what "
-                        f"data.train_split='{trained}' leaves cannot be told: train with 'train[:90%]' (digits and "
-                        "folders: 'train_fit'), or name some by --validation")
+        raise UserError(
+            f"a budget for the average image needs images that were not trained on, and what "
+            f"data.train_split='{trained}' leaves cannot be told: train with 'train[:90%]' (digits and "
+            "folders: 'train_fit'), or name some by --validation"
+        )
     return run.feed.batches(run.feed.split(split, select_test=data["select"]))
 
 
@@ -111,8 +119,9 @@ def between(costs: Sequence[int], count: int) -> list[float]:
     return np.linspace(costs[0], costs[-1], count + 2)[1:-1].tolist()
 
 
-def budgeted(test: Mapping[str, np.ndarray], fitted: Mapping[str, np.ndarray], costs: Sequence[int], allowed: float
-             ) -> dict[str, Any]:
+def budgeted(
+    test: Mapping[str, np.ndarray], fitted: Mapping[str, np.ndarray], costs: Sequence[int], allowed: float
+) -> dict[str, Any]:
     """What a budget for the average image gives on the test set.
 
     Args:
@@ -125,9 +134,13 @@ def budgeted(test: Mapping[str, np.ndarray], fitted: Mapping[str, np.ndarray], c
     """
     limits = exit_policy.thresholds(fitted["confidence"], exit_policy.shares(allowed, costs))
     left = exit_policy.leave(test["confidence"], limits)
-    return {"budget": allowed, "accuracy": float(test["right"][np.arange(len(left)), left].mean()),
-            "mult_adds": float(np.asarray(costs)[left].mean()), "thresholds": limits.tolist(),
-            "left": (np.bincount(left, minlength=len(costs)) / len(left)).tolist()}
+    return {
+        "budget": allowed,
+        "accuracy": float(test["right"][np.arange(len(left)), left].mean()),
+        "mult_adds": float(np.asarray(costs)[left].mean()),
+        "thresholds": limits.tolist(),
+        "left": (np.bincount(left, minlength=len(costs)) / len(left)).tolist(),
+    }
 
 
 def by_class(values: np.ndarray, labels: np.ndarray, classes: int) -> list[Any]:
@@ -140,8 +153,9 @@ def tested(run: Any, state: Any) -> dict[str, Any]:
     return blocks(run, state) if kind(run) == "blocks" else exits(run, state, run.feed.test_batches())
 
 
-def extremes(run: Any, state: Any, count: int, found: Mapping[str, Any] | None = None
-             ) -> dict[str, list[tuple[int, str]]]:
+def extremes(
+    run: Any, state: Any, count: int, found: Mapping[str, Any] | None = None
+) -> dict[str, list[tuple[int, str]]]:
     """Test images that are easy and hard: {"easy", "hard": at most `count` of (place in the set, what is said of it)}.
 
     With blocks: those that are right with the fewest and with the most. With exits: those that the first is surest of
@@ -163,8 +177,10 @@ def extremes(run: Any, state: Any, count: int, found: Mapping[str, Any] | None =
         first, late = np.flatnonzero(right[:, 0]), np.flatnonzero(right[:, -1] & ~right[:, :-1].any(1))
         easy, hard = first[np.argsort(-sure[first, 0], kind="stable")], late[np.argsort(-sure[late, -1], kind="stable")]
         said = [f"exit 1: {p:.0%}" for p in sure[:, 0]]
-    return {name: [(int(found["places"][i]), said[i]) for i in indices[:count]]
-            for name, indices in (("easy", easy), ("hard", hard))}
+    return {
+        name: [(int(found["places"][i]), said[i]) for i in indices[:count]]
+        for name, indices in (("easy", easy), ("hard", hard))
+    }
 
 
 def kind(run: Any) -> str:
@@ -174,12 +190,15 @@ def kind(run: Any) -> str:
     if isinstance(run.task, MultiExit):
         return "exits"
     name, task = run.config["model"]["name"], run.config["task"]["name"]
-    raise UserError(f"this run, of {name}, was trained by task.name={task}: want a network with gates, a policy or "
-                    "exits, and task.name=gated, policy or multi_exit")
+    raise UserError(
+        f"this run, of {name}, was trained by task.name={task}: want a network with gates, a policy or "
+        "exits, and task.name=gated, policy or multi_exit"
+    )
 
 
-def measure(run: Any, state: Any, budgets: Sequence[float] = (), everyone: bool = False, validation: str = ""
-            ) -> list[dict[str, Any]]:
+def measure(
+    run: Any, state: Any, budgets: Sequence[float] = (), everyone: bool = False, validation: str = ""
+) -> list[dict[str, Any]]:
     """Ways to use the network of a finished run, on its test set: [{"way", "accuracy", "mult_adds" on average, ...}].
 
     Args:
@@ -193,24 +212,34 @@ def measure(run: Any, state: Any, budgets: Sequence[float] = (), everyone: bool 
     """
     if kind(run) == "blocks":
         if budgets or everyone or validation:
-            raise UserError("--budget, --anytime and --validation are for networks with exits; what gates and policies "
-                            "compute is decided in training (task.name, model.target)")
+            raise UserError(
+                "--budget, --anytime and --validation are for networks with exits; what gates and policies "
+                "compute is decided in training (task.name, model.target)"
+            )
         rows = []
         for way, everything in (("all blocks", True), ("as decided", False)):
             found = blocks(run, state, everything)
-            rows.append({"way": way, "accuracy": float(found["right"].mean()),
-                         "mult_adds": float(found["mult_adds"].mean()),
-                         "blocks": float(found["computed"].sum(1).mean())})
+            rows.append(
+                {
+                    "way": way,
+                    "accuracy": float(found["right"].mean()),
+                    "mult_adds": float(found["mult_adds"].mean()),
+                    "blocks": float(found["computed"].sum(1).mean()),
+                }
+            )
         return rows
     costs = exit_costs(run.task.model, run.feed.image_shape)
     for allowed in budgets:
         exit_policy.anytime(allowed, costs)  # refuses what is too small before anything is computed
     test = exits(run, state, run.feed.test_batches())
-    each = [{"way": f"exit {k + 1}", "accuracy": float(test["right"][:, k].mean()), "mult_adds": float(cost)}
-            for k, cost in enumerate(costs)]
+    each = [
+        {"way": f"exit {k + 1}", "accuracy": float(test["right"][:, k].mean()), "mult_adds": float(cost)}
+        for k, cost in enumerate(costs)
+    ]
     if everyone and validation:
-        raise UserError("--validation is for budgets of the average image, whose thresholds are fitted on it, not for "
-                        "--anytime")
+        raise UserError(
+            "--validation is for budgets of the average image, whose thresholds are fitted on it, not for --anytime"
+        )
     if everyone:
         return [{**each[exit_policy.anytime(allowed, costs)], "budget": allowed} for allowed in budgets] or each
     try:
@@ -236,8 +265,10 @@ def draw(run: Any, state: Any, folder: Path) -> None:
         example = run.feed.test.example(place, None)
         return example["image"], f"{classes[int(example['label'])]}\n{said}"
 
-    figures.of_images([(name, [shown(*image) for image in images])
-                       for name, images in extremes(run, state, SHOWN, found).items()], folder / "images.png")
+    figures.of_images(
+        [(name, [shown(*image) for image in images]) for name, images in extremes(run, state, SHOWN, found).items()],
+        folder / "images.png",
+    )
 
 
 def table(rows: Sequence[Mapping[str, Any]], whole: int) -> rich.table.Table:
@@ -246,10 +277,19 @@ def table(rows: Sequence[Mapping[str, Any]], whole: int) -> rich.table.Table:
     for i, column in enumerate(("way", "accuracy", "mult-adds on average", "of the whole", "")):
         made.add_column(column, justify="right" if 0 < i < 4 else "left")
     for row in rows:
-        more = {"budget": lambda x: f"budget {short(x)}", "blocks": lambda x: f"{x:.1f} blocks",
-                "left": lambda x: "left at " + " ".join(f"{share:.0%}" for share in x), "note": str}
-        made.add_row(row["way"], f"{row['accuracy']:.2%}", short(row["mult_adds"]), f"{row['mult_adds'] / whole:.1%}",
-                     ", ".join(say(row[name]) for name, say in more.items() if name in row))
+        more = {
+            "budget": lambda x: f"budget {short(x)}",
+            "blocks": lambda x: f"{x:.1f} blocks",
+            "left": lambda x: "left at " + " ".join(f"{share:.0%}" for share in x),
+            "note": str,
+        }
+        made.add_row(
+            row["way"],
+            f"{row['accuracy']:.2%}",
+            short(row["mult_adds"]),
+            f"{row['mult_adds'] / whole:.1%}",
+            ", ".join(say(row[name]) for name, say in more.items() if name in row),
+        )
     return made
 
 
@@ -278,8 +318,15 @@ def main() -> None:
     if out:
         out.mkdir(parents=True, exist_ok=True)
         draw(run, state, out)
-        write_json(out / "adaptive.json", {"workdir": WORKDIR.value, "model": run.config["model"]["name"],
-                                                      "rows": rows, **summary.environment(jax.devices())})
+        write_json(
+            out / "adaptive.json",
+            {
+                "workdir": WORKDIR.value,
+                "model": run.config["model"]["name"],
+                "rows": rows,
+                **summary.environment(jax.devices()),
+            },
+        )
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process

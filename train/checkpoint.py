@@ -53,8 +53,9 @@ def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def read(folder: Path, best: str = "", warn: Callable[[str], None] = _warn
-         ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read(
+    folder: Path, best: str = "", warn: Callable[[str], None] = _warn
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Reads the newest checkpoint in a run's folder, or the one with the highest score.
 
     Args:
@@ -68,13 +69,17 @@ def read(folder: Path, best: str = "", warn: Callable[[str], None] = _warn
     Raises:
       UserError: there is no checkpoint, or all are damaged.
     """
-    with contextlib.closing(Checkpoints(folder / "checkpoints", headline=best, read_only=True)) as saved, \
-            details.kept(None):
+    with (
+        contextlib.closing(Checkpoints(folder / "checkpoints", headline=best, read_only=True)) as saved,
+        details.kept(None),
+    ):
         step, found, damaged = saved.first_whole(best=bool(best))
     if found is None and damaged:
         step = max(damaged)
-        raise UserError(f"{folder}: checkpoint {step} is damaged: {damaged[step]}"
-                        f"{'; so is every one before it' * (len(damaged) > 1)}")
+        raise UserError(
+            f"{folder}: checkpoint {step} is damaged: {damaged[step]}"
+            f"{'; so is every one before it' * (len(damaged) > 1)}"
+        )
     if found is None:
         raise UserError(f"{folder}: this run has no checkpoint {f'with {best} ' * bool(best)}yet")
     for other, reason in damaged.items():
@@ -166,7 +171,7 @@ class Checkpoints:
             remove(temporary)  # so that a full disk has space again
             raise
         steps = self.steps()
-        for old in set(steps[:-self._keep]) - {self.best()}:
+        for old in set(steps[: -self._keep]) - {self.best()}:
             with contextlib.suppress(OSError):  # the new one is there; the next save tries again
                 self._discard(old)
 
@@ -225,8 +230,9 @@ class Checkpoints:
         """
         return checkpoint_format.read(self._path(step))
 
-    def first_whole(self, best: bool = False) -> tuple[
-            int | None, tuple[dict[str, np.ndarray], dict[str, Any]] | None, dict[int, str]]:
+    def first_whole(
+        self, best: bool = False
+    ) -> tuple[int | None, tuple[dict[str, np.ndarray], dict[str, Any]] | None, dict[int, str]]:
         """Reads the newest checkpoint, or the best, that is not damaged.
 
         Returns:
@@ -259,8 +265,10 @@ class Checkpoints:
         """
         step, found, damaged = self.first_whole()
         if found is None and damaged:
-            raise UserError(f"every checkpoint in {self.folder} is damaged (that of step {max(damaged)}: "
-                            f"{damaged[max(damaged)]}); choose another --workdir to start afresh")
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged (that of step {max(damaged)}: "
+                f"{damaged[max(damaged)]}); choose another --workdir to start afresh"
+            )
         for other, reason in damaged.items():
             aside = self.folder.parent / f"damaged-checkpoint-{other}"
             try:

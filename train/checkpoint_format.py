@@ -98,8 +98,7 @@ def _plain(folder: Path) -> Iterator[Path]:
 
 def _orbax() -> ocp.Checkpointer:
     # What is saved is whole in numpy: one process writes it and waits for no other
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(), active_processes={jax.process_index()})
+    alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
     return ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
@@ -145,6 +144,7 @@ def brief(error: Exception) -> str:
 
 def _check_earlier(about: Mapping[str, Any]) -> None:
     """Raises ValueError where something has a type that no version wrote."""
+
     def is_number(value):
         return type(value) in (int, float) and math.isfinite(value)
 
@@ -156,9 +156,18 @@ def _check_earlier(about: Mapping[str, Any]) -> None:
         and is_number(about["seconds"])
         and isinstance(about["data"], dict)
         and isinstance(about["crc32"], dict)
-        and isinstance(recorder, dict) and recorder.keys() == {"sums", "logged"} and type(recorder["logged"]) is int
-        and (sums is None or (isinstance(sums, dict) and all(
-            isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair)) for pair in sums.values())))
+        and isinstance(recorder, dict)
+        and recorder.keys() == {"sums", "logged"}
+        and type(recorder["logged"]) is int
+        and (
+            sums is None
+            or (
+                isinstance(sums, dict)
+                and all(
+                    isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair)) for pair in sums.values()
+                )
+            )
+        )
     )
     if not fits:
         raise ValueError("about/metadata does not hold what it should")

@@ -121,9 +121,13 @@ def define_config(name: str = "config") -> Callable[[], ml_collections.ConfigDic
     when the run is set up (`train.config.Reader`).
     """
     holder = config_flags.DEFINE_config_file(
-        name, None, f"Config file with its arguments, e.g. configs/cifar10.py:resnet56,norm=group; "
+        name,
+        None,
+        f"Config file with its arguments, e.g. configs/cifar10.py:resnet56,norm=group; "
         f"--{name}.KEY=VALUE changes one key, e.g. --{name}.optimizer.learning_rate=0.05.",
-        lock_config=False, accept_new_attributes=True)
+        lock_config=False,
+        accept_new_attributes=True,
+    )
 
     parser = flags.FLAGS[name].parser
     parse = parser.parse

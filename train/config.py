@@ -67,8 +67,9 @@ def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = 
         elif default is not None and not _alike(value, default):
             raise UserError(f"config key '{name}' is {_shown(value)}; want {_kind(default)}")
         elif not _is_finite(value):
-            raise UserError(f"config key '{name}' is {_shown(value)}; numbers have to be finite, and whole ones of 64 "
-                            "bits")
+            raise UserError(
+                f"config key '{name}' is {_shown(value)}; numbers have to be finite, and whole ones of 64 bits"
+            )
 
 
 def _alike(value: Any, default: Any) -> bool:

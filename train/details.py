@@ -53,8 +53,12 @@ def kept(path: Path | None) -> Iterator[None]:
         log.warning(warnings.formatwarning(message, category, filename, lineno, line).strip())
 
     def unraisable(args):
-        log.warning("%s %r", args.err_msg or "ignored in", args.object,
-                    exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
+        log.warning(
+            "%s %r",
+            args.err_msg or "ignored in",
+            args.object,
+            exc_info=(args.exc_type, args.exc_value, args.exc_traceback),
+        )
 
     def in_thread(args):
         name = args.thread.name if args.thread else "a thread"

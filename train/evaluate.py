@@ -17,6 +17,7 @@ def add(total: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> dict[str
 
 def ratios(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """{name: sum / weight}, lists for vectors; None where nothing was weighed, such as a class without examples."""
+
     def ratio(total, weight):
         if total.ndim:
             return [ratio(*pair) for pair in zip(total, weight, strict=True)]

@@ -92,8 +92,9 @@ class Figures(Hook):
             figures.curves(workdir.read_metrics(folder / "metrics.jsonl"), folder / "curves.png")
         if feed.unit == "sentences":
             with picture(folder / "attention.png"):
-                figures.attention(translate.attention(run, state, range(min(4, len(feed.test)))),
-                                  folder / "attention.png")
+                figures.attention(
+                    translate.attention(run, state, range(min(4, len(feed.test)))), folder / "attention.png"
+                )
         elif not feed.label_shape:
             with picture(folder / "mistakes.png"):
                 self._mistakes(run, state, folder)
@@ -103,10 +104,16 @@ class Figures(Hook):
 
         feed = run.feed
         logits, labels, index = evaluate.predictions(
-            run.task.predict, state.evaluation_variables(), feed.prepare_evaluation, feed.test_batches())
+            run.task.predict, state.evaluation_variables(), feed.prepare_evaluation, feed.test_batches()
+        )
         figures.mistakes(
-            logits, labels, feed.classes, folder / "mistakes.png",
-            image=lambda place: feed.test.example(place, None)["image"], index=index)
+            logits,
+            labels,
+            feed.classes,
+            folder / "mistakes.png",
+            image=lambda place: feed.test.example(place, None)["image"],
+            index=index,
+        )
 
 
 class Bleu(Hook):
@@ -131,9 +138,11 @@ class Bleu(Hook):
 
         self._ours = translate.translations(run, state, self._beam)
         metric, references = sacrebleu.BLEU(), run.feed.test.texts[1]
-        return {"bleu": metric.corpus_score(self._ours, [references]).score,
-                "bleu_signature": f"{metric.get_signature()}|beam:{self._beam}",
-                "exact_match": sum(map(str.__eq__, self._ours, references)) / len(references)}
+        return {
+            "bleu": metric.corpus_score(self._ours, [references]).score,
+            "bleu_signature": f"{metric.get_signature()}|beam:{self._beam}",
+            "exact_match": sum(map(str.__eq__, self._ours, references)) / len(references),
+        }
 
     def finished(self, run, state, folder):
         lines = ["\n".join(three) + "\n" for three in zip(*run.feed.test.texts, self._ours, strict=True)]
@@ -152,8 +161,8 @@ class AveragePrecision(Hook):
 
     def measure(self, run, state):
         scores, labels, _ = evaluate.predictions(
-            run.task.predict, state.evaluation_variables(), run.feed.prepare_evaluation,
-            run.feed.test_batches())
+            run.task.predict, state.evaluation_variables(), run.feed.prepare_evaluation, run.feed.test_batches()
+        )
         by_class = average_precision.by_class(average_precision.average_precision, scores, labels)
         return {**average_precision.measure(scores, labels), "average_precision_by_class": by_class}
 
@@ -188,7 +197,8 @@ class Sensitivity(Hook):
 
     def measure(self, run, state):
         self._found = sensitivity.measure(
-            run, state.evaluation_variables(), state.task_state, self._images, self.SPARSITIES)
+            run, state.evaluation_variables(), state.task_state, self._images, self.SPARSITIES
+        )
         return {}
 
     def finished(self, run, state, folder):
@@ -199,8 +209,14 @@ class Sensitivity(Hook):
             figures.sensitivity(self._found, folder / "sensitivity.png")
 
 
-HOOKS = {"recalibrate": Recalibrate, "figures": Figures, "bleu": Bleu, "average_precision": AveragePrecision,
-         "sparsity": Sparsity, "sensitivity": Sensitivity}
+HOOKS = {
+    "recalibrate": Recalibrate,
+    "figures": Figures,
+    "bleu": Bleu,
+    "average_precision": AveragePrecision,
+    "sparsity": Sparsity,
+    "sensitivity": Sensitivity,
+}
 
 
 def create(spec: str) -> list[Hook]:

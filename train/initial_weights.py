@@ -14,8 +14,9 @@ DATA_INITS = ("none", "lsuv", "whiten")
 WHITENED_IMAGES = 5000  # whose patches data_init=whiten looks at
 
 
-def variables(config: Any, model: Any, task: Any, feed: Any, part: int, sharing: weight_sharing.Plan | None
-              ) -> tuple[Any, Any, str | None]:
+def variables(
+    config: Any, model: Any, task: Any, feed: Any, part: int, sharing: weight_sharing.Plan | None
+) -> tuple[Any, Any, str | None]:
     """The network's variables, the task's state, and a digest of the arrays of init_from, None where there is none.
 
     Args:

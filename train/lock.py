@@ -56,11 +56,15 @@ class Lock:
                 hint = f" (this file system has no locks: if that process is gone, delete {path})"
                 lock = filelock.SoftFileLock(path)
                 lock.acquire(timeout=WAIT, poll_interval=WAIT / 4)
-            write_json(self._holder, {"process": os.getpid(), "host": socket.gethostname(),
-                                      "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+            write_json(
+                self._holder,
+                {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")},
+            )
         except filelock.Timeout:
-            raise UserError(f"{self._folder} is being trained by {self._described()}: wait until it ends, or choose "
-                            f"another --workdir{hint}") from None
+            raise UserError(
+                f"{self._folder} is being trained by {self._described()}: wait until it ends, or choose "
+                f"another --workdir{hint}"
+            ) from None
         except OSError as error:
             raise UserError(f"cannot use --workdir={self._folder}: {error.strerror}") from error
         self._lock = lock

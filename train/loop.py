@@ -106,50 +106,83 @@ def setup(config: Mapping[str, Any], recorded: Mapping[str, Any] | None = None, 
     to_steps = functools.partial(to_steps, total=total)
     if not 0 <= reader.seed < 2**32:
         raise UserError(f"seed={reader.seed} must be in [0, 2**32)")
-    for field, why in (("num_classes", "the data set says how many"), ("vocab_size", "the text says how many"),
-                       ("dtype", "set precision=bfloat16 or float32")):
+    for field, why in (
+        ("num_classes", "the data set says how many"),
+        ("vocab_size", "the text says how many"),
+        ("dtype", "set precision=bfloat16 or float32"),
+    ):
         if field in reader.model.to_dict():
             raise UserError(f"model.{field}: {why}")
     for field in sorted(feed.fields.keys() - set(models.fields(reader.model.name))):
-        raise UserError(f"model.name={reader.model.name} is not for {feed.unit} (data.source={reader.data.source}): it "
-                        f"has no field {field}")
+        raise UserError(
+            f"model.name={reader.model.name} is not for {feed.unit} (data.source={reader.data.source}): it "
+            f"has no field {field}"
+        )
     every = {"log": reader.log_every, "evaluate": reader.evaluate_every, "checkpoint": reader.checkpoint_every}
 
-    model = models.create(reader.model.name, **{
-        **feed.fields, "dtype": PRECISIONS[reader.precision], **reader.model.to_dict(without=("name",))})
-    task = tasks.create(reader.task, model, len(feed.classes), feed.unit, feed.label_shape, reader.data.source,
-                        to_steps)
+    model = models.create(
+        reader.model.name,
+        **{**feed.fields, "dtype": PRECISIONS[reader.precision], **reader.model.to_dict(without=("name",))},
+    )
+    task = tasks.create(
+        reader.task, model, len(feed.classes), feed.unit, feed.label_shape, reader.data.source, to_steps
+    )
     pruning = prune.plan(reader.optimizer.prune, to_steps, total)
     sharing = weight_sharing.plan(reader.optimizer.share)
     with parallel.drawing():
         variables, task_state, digest = start.variables(
-            reader, model, task, feed, per_device // reader.accumulate, sharing if fresh else None)
+            reader, model, task, feed, per_device // reader.accumulate, sharing if fresh else None
+        )
     zeros = sharing or (pruning and pruning.structure != "filters")
     if zeros and (kernels := low_bit.binary(model, variables, *models.abstract(feed.inputs))):
-        raise UserError(f"optimizer.prune and share are not for binary layers, where 0 counts as 1: {kernels[0]}; "
-                        "structure=filters is")
+        raise UserError(
+            f"optimizer.prune and share are not for binary layers, where 0 counts as 1: {kernels[0]}; "
+            "structure=filters is"
+        )
     coupled = functools.partial(prune.vectors, model, variables, feed.inputs)
     tx, learning_rate = optimizer.create(
-        reader.optimizer, variables["params"], to_steps, total, pruning, sharing, coupled)
+        reader.optimizer, variables["params"], to_steps, total, pruning, sharing, coupled
+    )
     lookahead = lookahead_lib.create(reader.lookahead, to_steps, total)
     if lookahead and reader.ema_decay:
         raise UserError(f"lookahead='{reader.lookahead}' averages in its own way; set ema_decay=0")
     if (lookahead or reader.ema_decay) and (pruning or sharing):
         what = f"ema_decay={reader.ema_decay}" if reader.ema_decay else f"lookahead='{reader.lookahead}'"
-        raise UserError(f"{what}: averages of weights that optimizer.prune cuts or that optimizer.share lets share "
-                        "values are not cut and share none")
+        raise UserError(
+            f"{what}: averages of weights that optimizer.prune cuts or that optimizer.share lets share "
+            "values are not cut and share none"
+        )
     program = functools.partial(
-        step.train_call, gather=feed.gather, prepare=feed.prepare, task=task, optimizer=tx,
-        learning_rate=learning_rate, accumulate=reader.accumulate, ema_decay=reader.ema_decay,
-        ema_warmup=reader.ema_warmup, lookahead=lookahead)
+        step.train_call,
+        gather=feed.gather,
+        prepare=feed.prepare,
+        task=task,
+        optimizer=tx,
+        learning_rate=learning_rate,
+        accumulate=reader.accumulate,
+        ema_decay=reader.ema_decay,
+        ema_warmup=reader.ema_warmup,
+        lookahead=lookahead,
+    )
     evaluation_call = functools.partial(step.evaluation_call, prepare=feed.prepare_evaluation, task=task)
     with parallel.drawing():
         state = state_lib.create(variables, task_state, tx, reader.seed, with_ema=bool(lookahead or reader.ema_decay))
     run = Run(
-        config=workdir_lib.plain(config), parallel=parallel, feed=feed, task=task, hooks=hooks.create(reader.hooks),
-        total=total, every={name: to_steps(duration) for name, duration in every.items()},
-        keep=reader.keep_checkpoints, program=program, train_call=parallel.lift_training(program),
-        evaluation_call=parallel.lift_evaluation(evaluation_call), state=state, pruning=pruning, start=digest)
+        config=workdir_lib.plain(config),
+        parallel=parallel,
+        feed=feed,
+        task=task,
+        hooks=hooks.create(reader.hooks),
+        total=total,
+        every={name: to_steps(duration) for name, duration in every.items()},
+        keep=reader.keep_checkpoints,
+        program=program,
+        train_call=parallel.lift_training(program),
+        evaluation_call=parallel.lift_evaluation(evaluation_call),
+        state=state,
+        pruning=pruning,
+        start=digest,
+    )
     reader.check_all_read()
     for hook in run.hooks:
         hook.check(run)
@@ -162,8 +195,12 @@ def setup(config: Mapping[str, Any], recorded: Mapping[str, Any] | None = None, 
     return run._replace(state=jax.tree.map(np.asarray, run.state))
 
 
-def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.Console | None = None,
-          started: float | None = None) -> dict[str, Any]:
+def train(
+    config: Mapping[str, Any],
+    workdir: str | Path,
+    console: rich.console.Console | None = None,
+    started: float | None = None,
+) -> dict[str, Any]:
     """Trains the run that `config` describes in `workdir`, or goes on with it, and evaluates it.
 
     Whatever ended an earlier run of the same config there, the result is that of an uninterrupted one.
@@ -184,8 +221,9 @@ def train(config: Mapping[str, Any], workdir: str | Path, console: rich.console.
         return _train(config, folder, console or rich.console.Console(quiet=True), started or time.time(), held)
 
 
-def _train(config: Mapping[str, Any], folder: Path, console: rich.console.Console, started: float,
-           held: contextlib.ExitStack) -> dict[str, Any]:
+def _train(
+    config: Mapping[str, Any], folder: Path, console: rich.console.Console, started: float, held: contextlib.ExitStack
+) -> dict[str, Any]:
     """Does what `train` says; the workdir is this process's until `held` ends."""
     lock = Lock(folder)
     held.callback(lock.release)
@@ -214,8 +252,9 @@ def _train(config: Mapping[str, Any], folder: Path, console: rich.console.Consol
         nonlocal saved
         workdir_lib.claim(folder, run.config, record, lock)
         held.enter_context(workdir_lib.details_kept(folder))
-        saved = held.enter_context(contextlib.closing(
-            checkpoint.Checkpoints(folder / "checkpoints", run.keep, run.task.headline)))
+        saved = held.enter_context(
+            contextlib.closing(checkpoint.Checkpoints(folder / "checkpoints", run.keep, run.task.headline))
+        )
         return _found(run, saved, folder, record, console)
 
     (about, finished), state = multihost.from_primary(found, run.state)
@@ -225,16 +264,25 @@ def _train(config: Mapping[str, Any], folder: Path, console: rich.console.Consol
     state, done, results = parallel.place(state), about["step"], {}
     began = time.time() - about["seconds"]  # as if the earlier, interrupted runs had been one with this
     recorder = metrics.Recorder(
-        folder if is_primary else None, console, total=total, step=done, batch_size=run.config["batch_size"],
-        unit=feed.unit, log_every=run.every["log"], before=about["recorder"])
+        folder if is_primary else None,
+        console,
+        total=total,
+        step=done,
+        batch_size=run.config["batch_size"],
+        unit=feed.unit,
+        log_every=run.every["log"],
+        before=about["recorder"],
+    )
     try:
         with Interruption() as interruption:
             for number, (count, items) in enumerate(feed.calls(done, total)):
                 state, computed = run.train_call(state, feed.data, items)
                 recorder.add(count, computed)
                 before, done, results = done, done + count, {}
-                due = {name: done == total or (every > 0 and done // every > before // every)
-                       for name, every in run.every.items()}
+                due = {
+                    name: done == total or (every > 0 and done // every > before // every)
+                    for name, every in run.every.items()
+                }
                 interrupted = interruption.noted(number)
                 if not (due["evaluate"] or due["checkpoint"] or interrupted):
                     continue
@@ -248,8 +296,12 @@ def _train(config: Mapping[str, Any], folder: Path, console: rich.console.Consol
                 if due["checkpoint"] or interrupted:
                     host = metrics.check_finite(done, parallel.fetch(state))
                     if is_primary:
-                        saved.save(done, host, {"seconds": time.time() - began, "data": record,
-                                                "recorder": recorder.state()}, results)
+                        saved.save(
+                            done,
+                            host,
+                            {"seconds": time.time() - began, "data": record, "recorder": recorder.state()},
+                            results,
+                        )
                 if interrupted and done < total:
                     if is_primary:
                         saved.wait()
@@ -273,8 +325,9 @@ def _train(config: Mapping[str, Any], folder: Path, console: rich.console.Consol
     return result
 
 
-def _found(run: Run, saved: checkpoint.Checkpoints, folder: Path, record: Mapping[str, Any],
-           console: rich.console.Console) -> tuple[Any, state_lib.TrainState]:
+def _found(
+    run: Run, saved: checkpoint.Checkpoints, folder: Path, record: Mapping[str, Any], console: rich.console.Console
+) -> tuple[Any, state_lib.TrainState]:
     """Where the run stands: (what is told of the newest checkpoint, the summary if it is finished), and the state.
 
     Raises:
@@ -286,8 +339,10 @@ def _found(run: Run, saved: checkpoint.Checkpoints, folder: Path, record: Mappin
     leaves, about = found
     changed = config_lib.difference(about["data"], record)
     if changed:
-        raise UserError(f"the data or the start of the run in {folder} changed since ({'; '.join(changed)}): "
-                        "choose another --workdir")
+        raise UserError(
+            f"the data or the start of the run in {folder} changed since ({'; '.join(changed)}): "
+            "choose another --workdir"
+        )
     if about["step"] == run.total and (folder / "summary.json").exists():
         try:
             return (about, read_json(folder / "summary.json", summary_lib.SCHEMA)), run.state

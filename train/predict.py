@@ -43,7 +43,7 @@ def predict(network: Any, files: Sequence[str], top: int) -> list[dict]:
     """
     labels, rows = network.card["labels"], []
     for start in range(0, len(files), BATCH):
-        part = [_decoded(network, name) for name in files[start:start + BATCH]]
+        part = [_decoded(network, name) for name in files[start : start + BATCH]]
         readable = [row for row in part if "pixels" in row]
         if readable:
             probabilities, _ = network.run(np.stack([row["pixels"] for row in readable]))
@@ -89,9 +89,18 @@ def main(argv: list[str]) -> int:
     rows = predict(loaded.load(argv[1], CHECKPOINT.value), named(argv[2:]), TOP.value)
     if JSON.value:
         for row in rows:
-            print(json.dumps({"file": row["file"], "error": row["error"]} if "error" in row else {
-                "file": row["file"], "classes": [
-                    {"label": label, "probability": round(share, 6)} for label, share in row["classes"]]}))
+            print(
+                json.dumps(
+                    {"file": row["file"], "error": row["error"]}
+                    if "error" in row
+                    else {
+                        "file": row["file"],
+                        "classes": [
+                            {"label": label, "probability": round(share, 6)} for label, share in row["classes"]
+                        ],
+                    }
+                )
+            )
     else:
         command.console().print(table(rows))
     readable = [row for row in rows if "error" not in row]
@@ -101,8 +110,9 @@ def main(argv: list[str]) -> int:
         figures.predictions([(row["pixels"], Path(row["file"]).name, row["classes"]) for row in readable], OUT.value)
     if len(readable) < len(rows):
         bad = [row for row in rows if "error" in row]
-        raise UserError(f"{bad[0]['file']}: {bad[0]['error']}" + (f" ({len(bad)} of {len(rows)} files)" if len(rows) > 1
-                                                                  else ""))
+        raise UserError(
+            f"{bad[0]['file']}: {bad[0]['error']}" + (f" ({len(bad)} of {len(rows)} files)" if len(rows) > 1 else "")
+        )
     return 0
 
 
@@ -115,8 +125,9 @@ def table(rows: Sequence[dict]) -> rich.table.Table:
         if "error" in row:
             made.add_row(Text(row["file"]), Text(row["error"]), "", end_section=True)
         for i, (label, share) in enumerate(row.get("classes", ())):
-            made.add_row("" if i else Text(row["file"]), Text(label), f"{share:.1%}",
-                         end_section=i == len(row["classes"]) - 1)
+            made.add_row(
+                "" if i else Text(row["file"]), Text(label), f"{share:.1%}", end_section=i == len(row["classes"]) - 1
+            )
     return made
 
 

@@ -52,8 +52,10 @@ def load(where: str | Path) -> Pretrained:
     if path.suffix.lower() == file.SUFFIX:
         return _of_file(path)
     if path.suffix.lower() != ".safetensors":
-        raise UserError(f"init_from={where}: want the folder of a run or of an exported network, a {file.SUFFIX} or a "
-                        ".safetensors file; other files become one by python -m models.weights import")
+        raise UserError(
+            f"init_from={where}: want the folder of a run or of an exported network, a {file.SUFFIX} or a "
+            ".safetensors file; other files become one by python -m models.weights import"
+        )
     return Pretrained(str(where), weights.about(path).get("model"), weights.read(path))
 
 
@@ -84,8 +86,9 @@ def _of_run(folder: Path) -> Pretrained:
     arrays = {}
     for part in ("params/", "model_state/"):
         # from_arrays knows them without the collection: "stem_norm/mean"
-        arrays |= {path.removeprefix(start + part): leaf for path, leaf in leaves.items()
-                   if path.startswith(start + part)}
+        arrays |= {
+            path.removeprefix(start + part): leaf for path, leaf in leaves.items() if path.startswith(start + part)
+        }
     return Pretrained(str(folder), name, {path.removeprefix("batch_stats/"): leaf for path, leaf in arrays.items()})
 
 
@@ -96,8 +99,10 @@ def _check_head(pretrained: Pretrained, model: nn.Module, error: weights.Mismatc
     if kernel is not None and all(heads):
         new = "|".join(sorted({"*/head" if head[1] else "head" for head in heads}, reverse=True))
         what = "its head" if new == "head" else "its heads"
-        raise UserError(f"init_from={pretrained.where} is of {kernel.shape[-1]} classes, the data have "
-                        f"{model.num_classes}: init_new={new} draws {what} anew") from None
+        raise UserError(
+            f"init_from={pretrained.where} is of {kernel.shape[-1]} classes, the data have "
+            f"{model.num_classes}: init_new={new} draws {what} anew"
+        ) from None
 
 
 def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collection[str]) -> Any:
@@ -122,4 +127,5 @@ def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collect
         more = f" and {len(error.lines) - SHOWN} more" if len(error.lines) > SHOWN else ""
         raise UserError(
             f"init_from={pretrained.where}, a {pretrained.name or 'network'}, does not fit this {type(model).__name__}"
-            f": {'; '.join(error.lines[:SHOWN])}{more} (parts of init_new are drawn anew)") from None
+            f": {'; '.join(error.lines[:SHOWN])}{more} (parts of init_new are drawn anew)"
+        ) from None

@@ -33,8 +33,11 @@ def main() -> None:
     for endpoint in ENDPOINTS.value:
         features.check(run, endpoint)  # before anything is computed
     folder = Path(CACHE.value) if CACHE.value else None
-    table = rich.table.Table(title=f"{run.config['model']['name']} from {run.config['init_from'] or 'scratch'} on "
-                                   f"{run.config['data']['source']}", title_justify="left")
+    table = rich.table.Table(
+        title=f"{run.config['model']['name']} from {run.config['init_from'] or 'scratch'} on "
+        f"{run.config['data']['source']}",
+        title_justify="left",
+    )
     for column in ("endpoint", "features", "classifier", "chosen", "result"):
         table.add_column(column, justify="left" if column != "result" else "right")
     rows = []
@@ -42,18 +45,32 @@ def main() -> None:
         began = time.time()
         with console.status(f"features at {endpoint}"):
             found = {split: features.extract(run, run.state, split, endpoint, folder) for split in ("train", "test")}
-        console.print(f"features at {endpoint}: {features.summary(found)}, {time.time() - began:.1f} s",
-                      highlight=False)
+        console.print(
+            f"features at {endpoint}: {features.summary(found)}, {time.time() - began:.1f} s", highlight=False
+        )
         for kind in kinds:
             began = time.time()
             with console.status(f"{kind} at {endpoint}"):
-                result = classifiers.evaluate(kind, found["train"], found["test"], len(run.feed.classes),
-                                              run.config["seed"])
-            rows.append({"endpoint": endpoint, "features": found["train"].x.shape[1], "classifier": kind, **result,
-                         "seconds": round(time.time() - began, 2)})
+                result = classifiers.evaluate(
+                    kind, found["train"], found["test"], len(run.feed.classes), run.config["seed"]
+                )
+            rows.append(
+                {
+                    "endpoint": endpoint,
+                    "features": found["train"].x.shape[1],
+                    "classifier": kind,
+                    **result,
+                    "seconds": round(time.time() - began, 2),
+                }
+            )
             score = "accuracy" if "accuracy" in result else "mean average precision"
-            table.add_row(endpoint, str(rows[-1]["features"]), kind, f"{result['chosen']:g}",
-                          f"{score} {classifiers.headline(result):.2%}")
+            table.add_row(
+                endpoint,
+                str(rows[-1]["features"]),
+                kind,
+                f"{result['chosen']:g}",
+                f"{score} {classifiers.headline(result):.2%}",
+            )
     console.print(table)
     if OUT.value:
         out = Path(OUT.value)

@@ -32,8 +32,9 @@ def recalibrate_batch_norm(model: nn.Module, variables: Any, images: Iterable[ja
 
     @jax.jit
     def moments(variables, images):
-        _, updated = model.apply(variables, images, train=True, mutable=["batch_moments"],
-                                 rngs={"dropout": jax.random.key(0)})
+        _, updated = model.apply(
+            variables, images, train=True, mutable=["batch_moments"], rngs={"dropout": jax.random.key(0)}
+        )
         return updated["batch_moments"]
 
     mean = variance = between = None
@@ -53,8 +54,10 @@ def recalibrate_batch_norm(model: nn.Module, variables: Any, images: Iterable[ja
     if mean is None:
         raise UserError("recalibrate_batch_norm: no images")
     variance = jax.tree.map(jnp.add, variance, between)
-    stats = {**{(*path, "mean"): value for path, value in mean.items()},
-             **{(*path, "var"): value for path, value in variance.items()}}
+    stats = {
+        **{(*path, "mean"): value for path, value in mean.items()},
+        **{(*path, "var"): value for path, value in variance.items()},
+    }
     return {**variables, "batch_stats": flax.traverse_util.unflatten_dict(stats)}
 
 

@@ -25,7 +25,8 @@ class NonFiniteError(UserError):
 def _not_finite(what: str, value: float, step: int) -> NonFiniteError:
     return NonFiniteError(
         f"the {what} is {value} at step {step}; the checkpoint before it is kept: lower optimizer.learning_rate or set "
-        "optimizer.clip_norm, in another --workdir")
+        "optimizer.clip_norm, in another --workdir"
+    )
 
 
 def check_finite(step: int, state: Any) -> Any:
@@ -50,8 +51,18 @@ class Recorder:
       before: `state()` at the checkpoint that this run goes on from; None where it starts.
     """
 
-    def __init__(self, folder: Path | None, console: rich.console.Console, *, total: int, step: int, batch_size: int,
-                 unit: str, log_every: int, before: Mapping[str, Any] | None):
+    def __init__(
+        self,
+        folder: Path | None,
+        console: rich.console.Console,
+        *,
+        total: int,
+        step: int,
+        batch_size: int,
+        unit: str,
+        log_every: int,
+        before: Mapping[str, Any] | None,
+    ):
         self._file = workdir.MetricsFile(folder / "metrics.jsonl", step) if folder else None
         self._events = events.EventFile(folder, workdir.read_metrics(folder / "metrics.jsonl")) if folder else None
         self._console, self._total, self._batch_size, self._log_every = console, total, batch_size, log_every
@@ -63,9 +74,14 @@ class Recorder:
         self._compiled: set[int] = set()  # numbers of steps of which a call has been dispatched
         self.first_step: float | None = None  # when the first dispatch of this process was through, by time.time()
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("[bold]{task.description}"), rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(), rich.progress.TextColumn("{task.fields[values]}"),
-            rich.progress.TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+            rich.progress.TextColumn("[bold]{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[values]}"),
+            rich.progress.TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
         self._task = self._bar.add_task("training", total=total, completed=step, values="compiling")
         self._bar.start()
 

@@ -54,8 +54,11 @@ def recorded(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     if "identity" in about["data"]:
         return about["data"]
-    print(f"warning: {folder} is of an earlier version, which did not record the classes and shapes of its data: they "
-          "are taken from the data set as it is now", file=sys.stderr)
+    print(
+        f"warning: {folder} is of an earlier version, which did not record the classes and shapes of its data: they "
+        "are taken from the data set as it is now",
+        file=sys.stderr,
+    )
     return None
 
 

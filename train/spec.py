@@ -71,7 +71,7 @@ def resolve(kind: str, call: Call, table: Mapping[str, Callable | str], *leading
     parameters = signature.parameters
     try:
         bound = signature.bind(*leading, *call.args, **call.kwargs)
-        for name, given in list(bound.arguments.items())[len(leading):]:
+        for name, given in list(bound.arguments.items())[len(leading) :]:
             wanted = parameters[name].annotation
             several = parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
             for value in given if several else (given,):
@@ -81,7 +81,7 @@ def resolve(kind: str, call: Call, table: Mapping[str, Callable | str], *leading
     except UserError:
         raise
     except (TypeError, ValueError) as error:
-        form = ", ".join(str(parameter) for parameter in list(parameters.values())[len(leading):])
+        form = ", ".join(str(parameter) for parameter in list(parameters.values())[len(leading) :])
         raise UserError(f"{kind} {call.name}: {error}; want {call.name}({form})") from error
 
 

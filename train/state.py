@@ -45,7 +45,11 @@ def create(
     model_state = dict(variables)
     params = model_state.pop("params")
     return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, model_state=model_state, task_state=task_state,
-        opt_state=optimizer.init(params), ema={"params": params, "model_state": model_state} if with_ema else {},
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=model_state,
+        task_state=task_state,
+        opt_state=optimizer.init(params),
+        ema={"params": params, "model_state": model_state} if with_ema else {},
         rng=jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1)),  # the key itself drew the parameters
     )

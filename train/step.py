@@ -48,7 +48,8 @@ def gradients(
         index, part = part
         gradient = jax.value_and_grad(loss, has_aux=True)
         (_, (metrics, model_state, task_state)), grads = gradient(
-            state.params, *carry, part, jax.random.fold_in(model_key, index), state.step)
+            state.params, *carry, part, jax.random.fold_in(model_key, index), state.step
+        )
         return (model_state, task_state), (grads, metrics)
 
     carry = (state.model_state, state.task_state)
@@ -97,15 +98,17 @@ def update(
         decay = jnp.minimum(ema_decay, (1 + t) / (10 + t)) if ema_warmup else ema_decay
         ema = jax.tree.map(
             lambda old, new: decay * old + (1 - decay) * new if jnp.issubdtype(new, jnp.inexact) else new,
-            ema, {"params": params, "model_state": model_state})
+            ema,
+            {"params": params, "model_state": model_state},
+        )
     if lookahead:
         fast, ema = lookahead(state.step + 1, {"params": params, "model_state": model_state}, ema)
         params, model_state = fast["params"], fast["model_state"]
     one = jnp.ones(())
     metrics |= {"gradient_norm": (optax.tree.norm(grads), one), "learning_rate": (learning_rate(state.step), one)}
     return state.replace(
-        step=state.step + 1, params=params, model_state=model_state, task_state=task_state, opt_state=opt_state,
-        ema=ema), metrics
+        step=state.step + 1, params=params, model_state=model_state, task_state=task_state, opt_state=opt_state, ema=ema
+    ), metrics
 
 
 def _mean_over_devices(leaf: jax.Array) -> jax.Array:
@@ -114,8 +117,16 @@ def _mean_over_devices(leaf: jax.Array) -> jax.Array:
 
 
 def train_call(
-    state: TrainState, data: Any, items: Any, *, gather: Callable, task: Any, prepare: Callable, accumulate: int = 1,
-    shards: Shards | None = None, **options: Any,
+    state: TrainState,
+    data: Any,
+    items: Any,
+    *,
+    gather: Callable,
+    task: Any,
+    prepare: Callable,
+    accumulate: int = 1,
+    shards: Shards | None = None,
+    **options: Any,
 ) -> tuple[TrainState, Metrics]:
     """k steps in one dispatch: on one device, or, given shards, on all of them with the state sharded.
 
@@ -130,6 +141,7 @@ def train_call(
     Returns:
       The state after k steps, and metrics with leaves [k].
     """
+
     def compute(state, data, item, **local):
         return gradients(state, gather(data, item), task=task, prepare=prepare, accumulate=accumulate, **local)
 

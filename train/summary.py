@@ -18,14 +18,31 @@ from train import config as config_lib
 
 # What every finished run says of itself; metrics of its task come in addition.
 SCHEMA = {
-    "type": "object", "required": ["model", "data", "test_examples", "parameters", "mult_adds", "steps", "seconds",
-                                   "seed", "commit", "device", "versions"],
+    "type": "object",
+    "required": [
+        "model",
+        "data",
+        "test_examples",
+        "parameters",
+        "mult_adds",
+        "steps",
+        "seconds",
+        "seed",
+        "commit",
+        "device",
+        "versions",
+    ],
     "properties": {
         **{name: {"type": "string"} for name in ("model", "data", "commit", "device", "finished")},
-        **{name: {"type": "integer", "minimum": 0} for name in ("test_examples", "parameters", "mult_adds", "steps",
-                                                                "seed")},
+        **{
+            name: {"type": "integer", "minimum": 0}
+            for name in ("test_examples", "parameters", "mult_adds", "steps", "seed")
+        },
         **{name: {"type": "number", "minimum": 0} for name in ("seconds", "loss")},
-        "accuracy": {"type": "number", "minimum": 0, "maximum": 1}, "versions": {"type": "object"}}}
+        "accuracy": {"type": "number", "minimum": 0, "maximum": 1},
+        "versions": {"type": "object"},
+    },
+}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -35,13 +52,22 @@ def commit() -> str:
     What commands write about results (experiments/results, README.md) is no change of the code: of several studies in a
     row the first would make the commit of the others unclear.
     """
+
     def git(*arguments):
         return subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)experiments/results",
-                      ":(top,exclude)README.md")
+        changed = git(
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            ":/",
+            ":(top,exclude)experiments/results",
+            ":(top,exclude)README.md",
+        )
         return git("rev-parse", "HEAD")[:12] + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -57,8 +83,11 @@ def device(devices: Any) -> str:
 
 def _processor() -> str:
     try:
-        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                 if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
     except OSError:
         names = []
     return f"{names[0] if names else platform.machine()}, {runtime.cores()} cores"
@@ -174,8 +203,9 @@ def describe(config: Mapping[str, Any], setup: Callable[[Mapping[str, Any]], Any
         (classes, image_shape), run, problem = found, None, error
         inputs = (1, *image_shape)
         fields = {name: value for name, value in config["model"].items() if name != "name"}
-        model = models.create(config["model"]["name"], **{
-            "num_classes": classes, "image_size": image_shape[0], **fields})
+        model = models.create(
+            config["model"]["name"], **{"num_classes": classes, "image_size": image_shape[0], **fields}
+        )
     console.print(analyze(model, inputs).table())
     console.print("config:")
     for line in config_lib.lines(workdir_lib.plain(config)):
@@ -186,4 +216,6 @@ def describe(config: Mapping[str, Any], setup: Callable[[Mapping[str, Any]], Any
     console.print(
         f"{run.total:,} steps of {config['batch_size']} {unit} on {device(run.parallel.devices)}, each of which holds "
         f"{run.parallel.bytes_per_device(run.state) / 2**20:,.1f} MiB of state; {every} steps; "
-        f"{len(run.feed.train):,} training {unit}, {len(run.feed.test):,} test {unit}", soft_wrap=True)
+        f"{len(run.feed.train):,} training {unit}, {len(run.feed.test):,} test {unit}",
+        soft_wrap=True,
+    )

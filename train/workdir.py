@@ -16,8 +16,11 @@ from train.files import parse_json, read_json, remove, write_atomically, write_j
 from train.lock import Lock
 
 # A line of metrics.jsonl
-LINE = {"type": "object", "required": ["step", "split"],
-        "properties": {"step": {"type": "integer", "minimum": 0}, "split": {"enum": ["train", "test"]}}}
+LINE = {
+    "type": "object",
+    "required": ["step", "split"],
+    "properties": {"step": {"type": "integer", "minimum": 0}, "split": {"enum": ["train", "test"]}},
+}
 # Keys that say how fast or how talkatively a run goes, not what comes out of it: these may change between reruns. So
 # may the devices, as they do with devices=0 on another machine (only batch norm and dropout are a device's own).
 OPERATIONAL = ("log_every", "checkpoint_every", "data.workers", "data.dir", "keep_checkpoints", "parallel", "devices")
@@ -86,10 +89,12 @@ def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any], l
     if added := [key for key in config_lib.without(old) if key in changed]:
         raise UserError(
             f"{workdir} holds a run of an earlier version, which had no {' and no '.join(added)}: it cannot go on; "
-            f"choose another --workdir (--config.init_from={workdir} starts from its weights)")
+            f"choose another --workdir (--config.init_from={workdir} starts from its weights)"
+        )
     if lines:
         raise UserError(
-            f"{workdir} belongs to a run with another config ({'; '.join(lines)}): choose another --workdir")
+            f"{workdir} belongs to a run with another config ({'; '.join(lines)}): choose another --workdir"
+        )
 
 
 def _check_unclaimed(workdir: Path) -> None:
@@ -101,8 +106,9 @@ def _check_unclaimed(workdir: Path) -> None:
         pass
     for name in ("config.json", "data.json", "metrics.jsonl", "summary.json"):
         if (workdir / name).exists():
-            raise UserError(f"{workdir} holds a {name} that is no run's, which would be written over: choose another "
-                            "--workdir")
+            raise UserError(
+                f"{workdir} holds a {name} that is no run's, which would be written over: choose another --workdir"
+            )
 
 
 def details_kept(workdir: Path) -> contextlib.AbstractContextManager[None]:
@@ -153,6 +159,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except UserError:
             damaged.append(number)
     if damaged and damaged != [len(texts)]:
-        warnings.warn(f"{path}: {len(damaged)} damaged lines are left out, the first is line {damaged[0]}",
-                      stacklevel=2)
+        warnings.warn(
+            f"{path}: {len(damaged)} damaged lines are left out, the first is line {damaged[0]}", stacklevel=2
+        )
     return lines

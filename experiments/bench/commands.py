@@ -50,8 +50,13 @@ def _row(what: str, who: str, side: str, arguments: Sequence[str], settings: Set
     except WorkerFailed as error:
         return {**row, "failed": str(error)}
     seconds = [one.seconds for one in taken]
-    return {**row, "ms": round(1e3 * statistics.median(seconds)), "min_ms": round(1e3 * min(seconds)),
-            "samples": len(taken), "peak_mib": round(max(one.peak_mib for one in taken))}
+    return {
+        **row,
+        "ms": round(1e3 * statistics.median(seconds)),
+        "min_ms": round(1e3 * min(seconds)),
+        "samples": len(taken),
+        "peak_mib": round(max(one.peak_mib for one in taken)),
+    }
 
 
 def tests(path: Path = JUNIT) -> list[dict[str, Any]]:
@@ -67,9 +72,10 @@ def tests(path: Path = JUNIT) -> list[dict[str, Any]]:
         raise UserError(f"there is no {path}: make test writes it")
     try:
         suite = next(xml.etree.ElementTree.parse(path).iter("testsuite"))
-        found = [(CLASS.sub("", case.get("classname")).replace(".", "/") + ".py", case.get("name"),
-                  float(case.get("time")))
-                 for case in suite.iter("testcase")]
+        found = [
+            (CLASS.sub("", case.get("classname")).replace(".", "/") + ".py", case.get("name"), float(case.get("time")))
+            for case in suite.iter("testcase")
+        ]
         whole, stamp = float(suite.get("time")), {"commit": suite.get("name"), "measured": suite.get("timestamp")}
     except (xml.etree.ElementTree.ParseError, StopIteration, AttributeError, TypeError, ValueError):
         raise UserError(f"{path} is not what make test writes") from None
@@ -77,9 +83,23 @@ def tests(path: Path = JUNIT) -> list[dict[str, Any]]:
     for file, _, seconds in found:
         by_file[file].append(seconds)
     rows = [("all tests", "wall time", whole, len(found))]
-    rows += sorted((("tests of a file", file, sum(times), len(times)) for file, times in by_file.items()),
-                   key=lambda row: -row[2])
-    rows += [("one test", f"{file}::{name}", seconds, 1)
-             for file, name, seconds in sorted(found, key=lambda one: -one[2])[:LONGEST]]
-    return [{"case": "tests", "subject": "tests", "what": what, "who": who, "side": "ours", "ms": round(1e3 * seconds),
-             "samples": count, **stamp} for what, who, seconds, count in rows]
+    rows += sorted(
+        (("tests of a file", file, sum(times), len(times)) for file, times in by_file.items()), key=lambda row: -row[2]
+    )
+    rows += [
+        ("one test", f"{file}::{name}", seconds, 1)
+        for file, name, seconds in sorted(found, key=lambda one: -one[2])[:LONGEST]
+    ]
+    return [
+        {
+            "case": "tests",
+            "subject": "tests",
+            "what": what,
+            "who": who,
+            "side": "ours",
+            "ms": round(1e3 * seconds),
+            "samples": count,
+            **stamp,
+        }
+        for what, who, seconds, count in rows
+    ]

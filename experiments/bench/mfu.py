@@ -40,8 +40,12 @@ def utilization(flops: float, milliseconds: float, ceiling: float) -> float:
 def products(settings: Settings) -> list[dict[str, Any]]:
     """Rows of square matrix products of several sizes; with "tflops", 10^12 flops/s."""
     sizes = SIZES[settings.accelerator]
-    case = {"case": "matmul", "precision": settings.precision, "sizes": sizes,
-            "repeat": 10 if settings.accelerator else 1}
+    case = {
+        "case": "matmul",
+        "precision": settings.precision,
+        "sizes": sizes,
+        "repeat": 10 if settings.accelerator else 1,
+    }
     specs = [Spec("PyTorch", "peer", case), Spec("ours", "ours", case)]
     rows = interleaved(specs, [Call(f"{size}", case["repeat"]) for size in sizes], settings)
     for row in rows:

@@ -60,15 +60,23 @@ def on_both_sides(name: str, size: int) -> dict[str, Any]:
     if name == "resnet20":
         return case
     _, theirs, arguments = torch_names.constructor(name, models.create(name, image_size=size), "timm")
-    return {**case, "timm": {"model_name": theirs, **arguments, **{_NOISE[field]: rate for field, rate in
-                                                                   fields.items()}}}
+    return {
+        **case,
+        "timm": {"model_name": theirs, **arguments, **{_NOISE[field]: rate for field, rate in fields.items()}},
+    }
 
 
 def steps_case(name: str, size: int, batch: int, settings: Settings) -> dict[str, Any]:
     """What the workers are asked for. On an accelerator ten steps are dispatched before anything waits, as in training:
     a single step of a small network takes less than a wait."""
-    return {"case": "steps", **on_both_sides(name, size), "batch": batch, "precision": settings.precision,
-            "repeat": 10 if settings.accelerator else 1, "calls": ["step"] if settings.quick else ["step", "forward"]}
+    return {
+        "case": "steps",
+        **on_both_sides(name, size),
+        "batch": batch,
+        "precision": settings.precision,
+        "repeat": 10 if settings.accelerator else 1,
+        "calls": ["step"] if settings.quick else ["step", "forward"],
+    }
 
 
 def compared(case: dict[str, Any], settings: Settings) -> list[Spec]:
@@ -95,8 +103,12 @@ def network(name: str, size: int, batch: int, ceiling: float, settings: Settings
         if "ms" in row and ceiling:
             flops = mfu.model_flops(row["what"], mfu.mult_adds(name, size), batch)
             row["mfu"] = round(mfu.utilization(flops, row["ms"], ceiling), 4)
-    about = {"case": f"{name}, {size}x{size}, batch {batch}, {settings.precision}", "subject": f"{name}/{size}",
-             "batch": batch, "precision": settings.precision}
+    about = {
+        "case": f"{name}, {size}x{size}, batch {batch}, {settings.precision}",
+        "subject": f"{name}/{size}",
+        "batch": batch,
+        "precision": settings.precision,
+    }
     return [{**about, **row} for row in rows]
 
 
@@ -113,8 +125,11 @@ def explanations(name: str, settings: Settings) -> list[dict[str, Any]]:
     batch = settings.batch or batch
     case = {"case": "explain", **on_both_sides(name, size), "batch": batch, "square": square, "stride": stride}
     windows = ((size - square) // stride + 1) ** 2
-    rows = interleaved([Spec("PyTorch", "peer", case), Spec("ours", "ours", case)],
-                       [Call(call) for call in ("forward", "grad_cam", "occlusion")], settings)
+    rows = interleaved(
+        [Spec("PyTorch", "peer", case), Spec("ours", "ours", case)],
+        [Call(call) for call in ("forward", "grad_cam", "occlusion")],
+        settings,
+    )
     forward = {row["who"]: row["ms"] for row in rows if row["what"] == "forward" and "ms" in row}
     for row in rows:
         passes = windows / batch if row["what"] == "occlusion" else 1
@@ -124,9 +139,7 @@ def explanations(name: str, settings: Settings) -> list[dict[str, Any]]:
     return [{"case": about, "subject": f"explain/{name}", **row} for row in rows]
 
 
-def sweep(
-    kind: str, name: str, devices: int, settings: Settings, values: Sequence[int] = ()
-) -> list[dict[str, Any]]:
+def sweep(kind: str, name: str, devices: int, settings: Settings, values: Sequence[int] = ()) -> list[dict[str, Any]]:
     """Rows of a network at several batches, resolutions or numbers of devices; "sweep" is the kind, "value" where.
 
     Args:
@@ -148,8 +161,10 @@ def sweep(
         calls = [Call(call, case["repeat"], at[1]) for call in case["calls"]]
         rows += _at(value, compared(case, settings), calls, settings)
     fixed = f"{size}x{size}" if kind == "batch" else f"batch {batch}"
-    return [{"case": f"{name}, {fixed}, {settings.precision}, by {kind}", "subject": f"{name}/{kind}", "sweep": kind,
-             **row} for row in rows]
+    return [
+        {"case": f"{name}, {fixed}, {settings.precision}, by {kind}", "subject": f"{name}/{kind}", "sweep": kind, **row}
+        for row in rows
+    ]
 
 
 def _at(value, specs, calls, settings):
@@ -165,20 +180,42 @@ def _devices(name, size, batch, values, settings):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "made.npz"
         made_images(path, size, 2 * batch * max(values))
-        case = {"case": "loop", "model": name, "arrays": str(path), "pipeline": "resident", "augment": "flip",
-                "precision": settings.precision, "steps": 10 if settings.accelerator else 2}
+        case = {
+            "case": "loop",
+            "model": name,
+            "arrays": str(path),
+            "pipeline": "resident",
+            "augment": "flip",
+            "precision": settings.precision,
+            "steps": 10 if settings.accelerator else 2,
+        }
         for value in values:
-            specs = [Spec(parallel, "ours", {**case, "devices": value, "batch": batch * value, "parallel": parallel})
-                     for parallel in ("pmap", "shard_map")]
+            specs = [
+                Spec(parallel, "ours", {**case, "devices": value, "batch": batch * value, "parallel": parallel})
+                for parallel in ("pmap", "shard_map")
+            ]
             calls = [Call("step", case["steps"], batch * value)]
             rows += _at(value, specs, calls, settings)
-    return [{"case": f"{name}, {size}x{size}, batch {batch} a device, {settings.precision}, by devices",
-             "subject": f"{name}/devices", "sweep": "devices", **row} for row in rows]
+    return [
+        {
+            "case": f"{name}, {size}x{size}, batch {batch} a device, {settings.precision}, by devices",
+            "subject": f"{name}/devices",
+            "sweep": "devices",
+            **row,
+        }
+        for row in rows
+    ]
 
 
 def made_images(path: Path, size: int, count: int) -> None:
     """Writes an .npz as data.source=arrays reads it, of random pixels in ten classes."""
     rng = np.random.default_rng(0)
-    arrays = {f"{split}_{name}": value for split, images in (("train", count), ("test", 100)) for name, value in (
-        ("image", rng.integers(0, 256, (images, size, size, 3), np.uint8)), ("label", rng.permutation(images) % 10))}
+    arrays = {
+        f"{split}_{name}": value
+        for split, images in (("train", count), ("test", 100))
+        for name, value in (
+            ("image", rng.integers(0, 256, (images, size, size, 3), np.uint8)),
+            ("label", rng.permutation(images) % 10),
+        )
+    }
     np.savez(path, **arrays)

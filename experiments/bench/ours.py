@@ -1,6 +1,6 @@
 """Our worker: the same work as `peer`, and what the loop adds to a bare step.
 
-    python -m experiments.bench.ours '{"case": "steps", "model": "resnet20", "batch": 128, "size": 32}'
+python -m experiments.bench.ours '{"case": "steps", "model": "resnet20", "batch": 128, "size": 32}'
 """
 
 import functools
@@ -53,8 +53,13 @@ def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[st
         params, stats, opt = state
 
         def loss(params):
-            logits, new = model.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"],
-                                      rngs={"dropout": jax.random.key(1)})
+            logits, new = model.apply(
+                {"params": params, "batch_stats": stats},
+                x,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(1)},
+            )
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new.get("batch_stats", {})
 
         grads, new_stats = jax.grad(loss, has_aux=True)(params)
@@ -158,8 +163,15 @@ def loop_steps(case: dict) -> Served:
     endless, unit = 10**9, config.steps_per_call
     run = loop.setup(config)
     recorder = metrics.Recorder(
-        None, rich.console.Console(quiet=True), total=endless, step=0, batch_size=config.batch_size,
-        unit="images", log_every=200, before=None)
+        None,
+        rich.console.Console(quiet=True),
+        total=endless,
+        step=0,
+        batch_size=config.batch_size,
+        unit="images",
+        log_every=200,
+        before=None,
+    )
     state, calls = [run.parallel.place(run.state)], run.feed.calls(0, endless)
 
     def take(count):
@@ -177,13 +189,15 @@ def data(case: dict) -> Served:
     """A folder of JPEGs: decode, random-resized crop, batch, by the streaming pipeline; from the tenth batch on."""
     from train.data import load, shuffle, source, stream
 
-    options = source.Options(source=f"folder:{case['folder']}", image_size=case["size"], crop="random_resized",
-                             exif="ignore")  # as the peers
+    options = source.Options(
+        source=f"folder:{case['folder']}", image_size=case["size"], crop="random_resized", exif="ignore"
+    )  # as the peers
     images = load.load(options, "train")
 
     def one_pass():
         batches = stream.stream(
-            images, shuffle.Order(len(images), 0), case["batch"], 0, WARM + case["batches"], case["workers"])
+            images, shuffle.Order(len(images), 0), case["batch"], 0, WARM + case["batches"], case["workers"]
+        )
         return after_warm_up(batches)
 
     one_pass()
@@ -191,5 +205,14 @@ def data(case: dict) -> Served:
 
 
 if __name__ == "__main__":
-    work({"about": about, "steps": steps, "profile": profiled, "matmul": matmul, "explain": explain,
-          "loop": loop_steps, "data": data})
+    work(
+        {
+            "about": about,
+            "steps": steps,
+            "profile": profiled,
+            "matmul": matmul,
+            "explain": explain,
+            "loop": loop_steps,
+            "data": data,
+        }
+    )

@@ -16,12 +16,27 @@ from train.plots.palette import BLUE, GRAY
 _ROWS = {"type": "array", "items": {"type": "object"}}
 SCHEMA = {"type": "object", "properties": {"rows": _ROWS, "profiles": _ROWS}}
 COLUMNS = {  # key of a row: title
-    "case": "case", "value": "at", "what": "call", "who": "who", "ms": "median ms", "min_ms": "min ms",
-    "images_per_second": "images/s", "per_core": "images/s a core", "epoch_seconds": "s an epoch",
-    "accuracy": "accuracy", "tflops": "Tflop/s",
-    "times_first": "times the first", "times_best": "times the peer's best", "mfu": "of the ceiling",
-    "forwards": "forward passes", "samples": "samples", "peak_mib": "peak MiB", "device_peak_mib": "device peak MiB",
-    "commit": "commit", "failed": "why not"}
+    "case": "case",
+    "value": "at",
+    "what": "call",
+    "who": "who",
+    "ms": "median ms",
+    "min_ms": "min ms",
+    "images_per_second": "images/s",
+    "per_core": "images/s a core",
+    "epoch_seconds": "s an epoch",
+    "accuracy": "accuracy",
+    "tflops": "Tflop/s",
+    "times_first": "times the first",
+    "times_best": "times the peer's best",
+    "mfu": "of the ceiling",
+    "forwards": "forward passes",
+    "samples": "samples",
+    "peak_mib": "peak MiB",
+    "device_peak_mib": "device peak MiB",
+    "commit": "commit",
+    "failed": "why not",
+}
 NOTE = """Programs take turns, a median each; columns that no row has are left out. "times the first": how many times as
 fast as the first row of the case; "times the peer's best": as the fastest of PyTorch's rows (or tf.data's); above 1 is
 faster. "of the ceiling": model flops utilization, 2 x mult-adds forward and twice that backward, over the fastest
@@ -75,17 +90,28 @@ def markdown(result: Mapping[str, Any], judged: Sequence[Mapping[str, Any]], pic
     head = ", ".join(str(result[name]) for name in ("device", "commit", "peer", "measured") if result.get(name))
     parts = ["# Benchmark", f"{head}.", NOTE, *(f"![{name}]({name})" for name in pictures)]
     if judged:
-        parts += ["## Targets", markdown_table(["target", "measured", "verdict"], [
-            [one["target"], cell("measured", one), one["verdict"]] for one in judged])]
+        parts += [
+            "## Targets",
+            markdown_table(
+                ["target", "measured", "verdict"],
+                [[one["target"], cell("measured", one), one["verdict"]] for one in judged],
+            ),
+        ]
     shown = columns(result["rows"])
-    parts += ["## Measured", markdown_table([COLUMNS[key] for key in shown], [
-        [cell(key, row) for key in shown] for row in result["rows"]])]
+    parts += [
+        "## Measured",
+        markdown_table([COLUMNS[key] for key in shown], [[cell(key, row) for key in shown] for row in result["rows"]]),
+    ]
     cases = dict.fromkeys(row["case"] for row in result.get("profiles", ()))
     for case in cases:
         rows = [row for row in result["profiles"] if row["case"] == case]
-        parts += [f"## Where the time goes: {case}", markdown_table(
-            ["operation", "share", "ms a call", "times a call"],
-            [[row["kind"], f"{row['share']:.1%}", cell("ms", row), str(row["count"])] for row in rows])]
+        parts += [
+            f"## Where the time goes: {case}",
+            markdown_table(
+                ["operation", "share", "ms a call", "times a call"],
+                [[row["kind"], f"{row['share']:.1%}", cell("ms", row), str(row["count"])] for row in rows],
+            ),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -108,8 +134,12 @@ def ratios(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
     """A bar a row: how many times as fast as the peer's best."""
     figure = Figure(figsize=(11, 1.5 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh(range(len(rows)), [row["times_best"] for row in rows], height=0.75,
-                     color=[COLORS.get(row["what"], GRAY) for row in rows])
+    bars = axes.barh(
+        range(len(rows)),
+        [row["times_best"] for row in rows],
+        height=0.75,
+        color=[COLORS.get(row["what"], GRAY) for row in rows],
+    )
     axes.bar_label(bars, [f"{row['times_best']:.2f}" for row in rows], padding=3, fontsize=8)
     axes.set_yticks(range(len(rows)), [f"{row['case']}: {row['what']}, {row['who']}" for row in rows], fontsize=8)
     axes.invert_yaxis()
@@ -129,11 +159,17 @@ def lines(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     for axes, (key, unit) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for what, who in dict.fromkeys((row["what"], row["who"]) for row in rows):
-            points = [(row["value"], row[key]) for row in rows
-                      if (row["what"], row["who"]) == (what, who) and key in row]
+            points = [
+                (row["value"], row[key]) for row in rows if (row["what"], row["who"]) == (what, who) and key in row
+            ]
             if points:
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=f"{who}, {what}",
-                          linestyle="-" if what == "step" else "--")
+                axes.plot(
+                    *zip(*points, strict=True),
+                    marker="o",
+                    markersize=4,
+                    label=f"{who}, {what}",
+                    linestyle="-" if what == "step" else "--",
+                )
         values = sorted({row["value"] for row in rows})
         axes.set_xscale("log", base=2)
         axes.set_xticks(values, [str(value) for value in values])

@@ -25,8 +25,7 @@ class Block(nn.Module):
 
     def __init__(self, before: int, after: int, stride: int):
         super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, after, 3, s, 1, bias=False) for a, s in ((before, stride), (after, 1)))
+        self.convs = nn.ModuleList(nn.Conv2d(a, after, 3, s, 1, bias=False) for a, s in ((before, stride), (after, 1)))
         self.norms = nn.ModuleList(nn.BatchNorm2d(after) for _ in range(2))
         self.stride, self.more = stride, after - before
 
@@ -189,7 +188,7 @@ def _resident(images, labels, case):
     while True:
         order = torch.randperm(len(labels), device=DEVICE)
         for start in range(0, len(order) - case["batch"] + 1, case["batch"]):
-            yield batch_of(order[start:start + case["batch"]])
+            yield batch_of(order[start : start + case["batch"]])
 
 
 def _loaded(images, labels, case):
@@ -200,9 +199,14 @@ def _loaded(images, labels, case):
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
 
-    transform = transforms.Compose([
-        transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-        transforms.Normalize(_MEAN, _STD)])
+    transform = transforms.Compose(
+        [
+            transforms.RandomCrop(32, 4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(_MEAN, _STD),
+        ]
+    )
 
     class Images(Dataset):
         def __len__(self):
@@ -212,12 +216,18 @@ def _loaded(images, labels, case):
             return transform(Image.fromarray(images[index])), labels[index]
 
     workers = case["workers"]
-    loader = DataLoader(Images(), case["batch"], shuffle=True, drop_last=True, num_workers=workers,
-                        persistent_workers=workers > 0, pin_memory=DEVICE == "cuda")
+    loader = DataLoader(
+        Images(),
+        case["batch"],
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=DEVICE == "cuda",
+    )
     while True:
         for x, y in loader:
-            yield (x.to(DEVICE, non_blocking=True, memory_format=torch.channels_last),
-                   y.to(DEVICE, non_blocking=True))
+            yield (x.to(DEVICE, non_blocking=True, memory_format=torch.channels_last), y.to(DEVICE, non_blocking=True))
 
 
 def explain(case: dict) -> Served:
@@ -244,8 +254,13 @@ def explain(case: dict) -> Served:
 
     def occlusion():
         with torch.no_grad():
-            sweep.attribute(x[:1], square, strides=(3, case["stride"], case["stride"]), target=0,
-                            perturbations_per_eval=case["batch"])
+            sweep.attribute(
+                x[:1],
+                square,
+                strides=(3, case["stride"], case["stride"]),
+                target=0,
+                perturbations_per_eval=case["batch"],
+            )
         finish()
 
     calls = {"forward": forward, "grad_cam": grad_cam, "occlusion": occlusion}

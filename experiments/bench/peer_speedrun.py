@@ -55,8 +55,16 @@ class Stage(nn.Module):
 def network(width: int = 64) -> nn.Sequential:
     """As airbench94.py names its parts."""
     net = nn.Sequential(
-        nn.Conv2d(3, 24, 2), nn.GELU(), Stage(24, width), Stage(width, 4 * width), Stage(4 * width, 4 * width),
-        nn.MaxPool2d(3), nn.Flatten(), nn.Linear(4 * width, 10, bias=False), Scale(1 / 9))
+        nn.Conv2d(3, 24, 2),
+        nn.GELU(),
+        Stage(24, width),
+        Stage(width, 4 * width),
+        Stage(4 * width, 4 * width),
+        nn.MaxPool2d(3),
+        nn.Flatten(),
+        nn.Linear(4 * width, 10, bias=False),
+        Scale(1 / 9),
+    )
     net[0].weight.requires_grad = False
     nn.init.zeros_(net[0].bias)
     return net
@@ -79,8 +87,12 @@ def optimizer(net: nn.Module, batch: int) -> torch.optim.Optimizer:
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             groups[64 * rate if "norm" in name else rate].append(parameter)
-    return torch.optim.SGD([{"params": group, "lr": lr, "weight_decay": decay / lr} for lr, group in groups.items()],
-                           lr=rate, momentum=0.85, nesterov=True)
+    return torch.optim.SGD(
+        [{"params": group, "lr": lr, "weight_decay": decay / lr} for lr, group in groups.items()],
+        lr=rate,
+        momentum=0.85,
+        nesterov=True,
+    )
 
 
 def crop(images: torch.Tensor, size: int = 32) -> torch.Tensor:
@@ -96,11 +108,12 @@ def crop(images: torch.Tensor, size: int = 32) -> torch.Tensor:
 
 def logits(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Averaged over six views: half the image, a quarter each of two shifts by a pixel; all of them mirrored, too."""
+
     def mirrored(x):
         return 0.5 * net(x) + 0.5 * net(x.flip(-1))
 
     padded = F.pad(images, (1,) * 4, "reflect")
-    shifted = [mirrored(padded[:, :, i:i + 32, i:i + 32]) for i in (0, 2)]
+    shifted = [mirrored(padded[:, :, i : i + 32, i : i + 32]) for i in (0, 2)]
     return 0.5 * mirrored(images) + 0.25 * shifted[0] + 0.25 * shifted[1]
 
 
@@ -121,8 +134,12 @@ def main() -> None:
     with np.load(args.images) as arrays:
         data = {name: torch.from_numpy(arrays[name]).to(device) for name in arrays.files}
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
-    images, test = (((data[f"{split}_image"].permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous(
-        memory_format=torch.channels_last) for split in ("train", "test"))
+    images, test = (
+        ((data[f"{split}_image"].permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous(
+            memory_format=torch.channels_last
+        )
+        for split in ("train", "test")
+    )
     labels, count = data["train_label"].long(), len(images)
     net = network(args.width).to(device, memory_format=torch.channels_last).train()
     call = torch.compile(net) if args.compile else net
@@ -178,11 +195,23 @@ def main() -> None:
     net.eval()
     with torch.no_grad(), autocast:
         found = [(logits(net, part), net(part)) for part in test.split(2000)]
-    right = [float((torch.cat(outputs).argmax(1) == data["test_label"]).float().mean())
-             for outputs in zip(*found, strict=True)]
-    print(json.dumps({
-        "accuracy": right[0], "accuracy_one_view": right[1], "training_seconds": seconds, "steps": steps,
-        "images": count, "device": torch.cuda.get_device_name() if gpu else "cpu", "torch": torch.__version__}))
+    right = [
+        float((torch.cat(outputs).argmax(1) == data["test_label"]).float().mean())
+        for outputs in zip(*found, strict=True)
+    ]
+    print(
+        json.dumps(
+            {
+                "accuracy": right[0],
+                "accuracy_one_view": right[1],
+                "training_seconds": seconds,
+                "steps": steps,
+                "images": count,
+                "device": torch.cuda.get_device_name() if gpu else "cpu",
+                "torch": torch.__version__,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

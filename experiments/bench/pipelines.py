@@ -28,6 +28,7 @@ def jpegs(folder: Path, tfds_folder: str | None) -> str:
 
     Those of SAMPLE where its folder is given, else crops of the two photographs that come with scikit-learn.
     """
+
     def write(images: Iterator[tuple[int, bytes]]) -> int:
         count = 0
         for count, (label, encoded) in enumerate(images, 1):
@@ -42,8 +43,9 @@ def jpegs(folder: Path, tfds_folder: str | None) -> str:
     from train.data.source import Options
     from train.data.sources.tfds import TfdsSource
 
-    options = Options(source=f"tfds:{SAMPLE}", dir=tfds_folder, image_size=224, crop="random_resized",
-                      exif="ignore")  # as the peers
+    options = Options(
+        source=f"tfds:{SAMPLE}", dir=tfds_folder, image_size=224, crop="random_resized", exif="ignore"
+    )  # as the peers
     source = TfdsSource(SAMPLE, "validation", options)
     count = write((label % 10, encoded) for encoded, label in source.fetch(range(len(source))))
     return f"{count} ImageNet images at their sizes"
@@ -60,15 +62,20 @@ def _photographs():
         photo = photos[i % 2]
         top, left = rng.integers(0, photo.shape[0] - 375), rng.integers(0, photo.shape[1] - 500)
         file = io.BytesIO()
-        Image.fromarray(photo[top:top + 375, left:left + 500]).save(file, "jpeg", quality=90)
+        Image.fromarray(photo[top : top + 375, left : left + 500]).save(file, "jpeg", quality=90)
         yield i % 2, file.getvalue()
 
 
 def data(folder: Path, tfds_folder: str | None, settings: Settings) -> list[dict[str, Any]]:
     """JPEGs to random-resized crops at 224, a unit an image; all sides on the same few cores, "per_core" images/s."""
     what, cores = jpegs(folder / "jpegs", tfds_folder), settings.cores
-    case = {"case": "data", "folder": str(folder / "jpegs" / "train"), "size": 224, "batch": 32,
-            "batches": 15 if settings.quick else 30}
+    case = {
+        "case": "data",
+        "folder": str(folder / "jpegs" / "train"),
+        "size": 224,
+        "batch": 32,
+        "batches": 15 if settings.quick else 30,
+    }
     ours = {**case, "folder": str(folder / "jpegs")}
 
     def dataloader(workers):
@@ -76,9 +83,11 @@ def data(folder: Path, tfds_folder: str | None, settings: Settings) -> list[dict
 
     specs = [dataloader(cores), dataloader(0)]
     cpu = {"JAX_PLATFORMS": "cpu"}
-    specs += [Spec("tf.data", "tf_data", case, {"CUDA_VISIBLE_DEVICES": "-1"}, cores),
-              Spec("ours, threads", "ours", {**ours, "workers": 0}, cpu, cores),
-              Spec(f"ours, {cores} workers", "ours", {**ours, "workers": cores}, cpu, cores)]
+    specs += [
+        Spec("tf.data", "tf_data", case, {"CUDA_VISIBLE_DEVICES": "-1"}, cores),
+        Spec("ours, threads", "ours", {**ours, "workers": 0}, cpu, cores),
+        Spec(f"ours, {cores} workers", "ours", {**ours, "workers": cores}, cpu, cores),
+    ]
     rows = interleaved(specs, [Call("pass", case["batch"] * case["batches"], 1)], settings, inner=1)
     for row in rows:
         if "ms" in row:
@@ -96,18 +105,26 @@ def cifar(folder: Path, settings: Settings) -> list[dict[str, Any]]:
     count, steps = (CIFAR, 390) if settings.accelerator else (5_000, 4)
     path, batch = folder / "cifar.npz", settings.batch or 128
     made_images(path, 32, count)
-    case = {"model": "resnet20", "batch": batch, "arrays": str(path), "precision": settings.precision, "steps": steps,
-            "workers": workers}
+    case = {
+        "model": "resnet20",
+        "batch": batch,
+        "arrays": str(path),
+        "precision": settings.precision,
+        "steps": steps,
+        "workers": workers,
+    }
     # Small steps wait for their launches: what saves those belongs to PyTorch's best.
     modes = dict.fromkeys([*settings.compile] + ["reduce-overhead"] * (settings.accelerator and bool(settings.compile)))
     peer, ours = {**case, "case": "cifar", "resident": True}, {**case, "case": "loop"}
     specs = [
         Spec("PyTorch, DataLoader", "peer", {**peer, "resident": False}),
         Spec("PyTorch, resident", "peer", peer),
-        *(Spec(f"PyTorch, resident, {compiled_name(mode)}", "peer", {**peer, "compile": mode})
-          for mode in modes),
-        Spec("ours, resident", "ours", {
-            **ours, "pipeline": "resident", "steps_per_call": 39 if settings.accelerator else 1}),
+        *(Spec(f"PyTorch, resident, {compiled_name(mode)}", "peer", {**peer, "compile": mode}) for mode in modes),
+        Spec(
+            "ours, resident",
+            "ours",
+            {**ours, "pipeline": "resident", "steps_per_call": 39 if settings.accelerator else 1},
+        ),
         Spec("ours, streamed, threads", "ours", {**ours, "pipeline": "stream", "workers": 0}),
         Spec("ours, streamed, processes", "ours", {**ours, "pipeline": "stream"}),
     ]
@@ -115,8 +132,12 @@ def cifar(folder: Path, settings: Settings) -> list[dict[str, Any]]:
     for row in rows:
         if "ms" in row:
             row["epoch_seconds"] = round(CIFAR / row["images_per_second"], 3)
-    about = {"case": f"CIFAR training, ResNet-20, batch {batch}, {settings.precision}, {workers} workers",
-             "subject": "cifar/resnet20", "batch": batch, "precision": settings.precision}
+    about = {
+        "case": f"CIFAR training, ResNet-20, batch {batch}, {settings.precision}, {workers} workers",
+        "subject": "cifar/resnet20",
+        "batch": batch,
+        "precision": settings.precision,
+    }
     return [{**about, **row} for row in rows]
 
 
@@ -124,8 +145,14 @@ def loop_overhead(folder: Path, settings: Settings) -> list[dict[str, Any]]:
     """The step inside the loop, resident and streamed, against the bare one."""
     path, steps = folder / "made.npz", 40 if settings.accelerator else 4
     made_images(path, 32, 20_000)
-    case = {"case": "loop", "model": "resnet20", "batch": settings.batch or 128, "arrays": str(path), "steps": steps,
-            "precision": settings.precision}
+    case = {
+        "case": "loop",
+        "model": "resnet20",
+        "batch": settings.batch or 128,
+        "arrays": str(path),
+        "steps": steps,
+        "precision": settings.precision,
+    }
     resident = {**case, "pipeline": "resident"}
     bare = {**case, "case": "steps", "size": 32, "calls": ["step"], "repeat": steps}
     specs = [

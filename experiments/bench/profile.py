@@ -41,8 +41,11 @@ def operations(planes: Iterable[Any]) -> list[list[Event]]:
     for plane in devices or planes:
         lines = list(plane.lines)
         # A TPU's trace has the operations on a line of their own, a GPU's the kernels of each stream.
-        chosen = [line for line in lines if line.name.startswith("Stream")] or [
-            line for line in lines if line.name == "XLA Ops"] or ([] if devices else lines)
+        chosen = (
+            [line for line in lines if line.name.startswith("Stream")]
+            or [line for line in lines if line.name == "XLA Ops"]
+            or ([] if devices else lines)
+        )
         for line in chosen:
             found.append([])
             for event in line.events:
@@ -92,5 +95,12 @@ def by_kind(operations: Iterable[tuple[str, float]], calls: int) -> list[dict[st
         listed.append((other, sum(time for _, time in rest)))
         counts[other] = sum(counts[name] for name, _ in rest)
     whole = sum(times.values())
-    return [{"kind": name, "share": round(time / whole, 4), "ms": round(time / calls / 1e6, 4),
-             "count": round(counts[name] / calls)} for name, time in listed]
+    return [
+        {
+            "kind": name,
+            "share": round(time / whole, 4),
+            "ms": round(time / calls / 1e6, 4),
+            "count": round(counts[name] / calls),
+        }
+        for name, time in listed
+    ]

@@ -70,24 +70,46 @@ def speedrun(folder: Path, settings: Settings, recipe: Mapping[str, float] = {})
     arguments = [f"{name}={value}" for name, value in recipe.items()]
 
     def ours(seed):
-        found, _ = _trained(folder / f"speedrun{seed}", [
-            f"--config=configs/cifar10.py:{','.join(['speedrun', *arguments])}", f"--config.precision="
-            f"{settings.precision}", f"--config.seed={seed}"], path)
+        found, _ = _trained(
+            folder / f"speedrun{seed}",
+            [
+                f"--config=configs/cifar10.py:{','.join(['speedrun', *arguments])}",
+                f"--config.precision={settings.precision}",
+                f"--config.seed={seed}",
+            ],
+            path,
+        )
         return 1e3 * found["training_seconds"], found["accuracy"]
 
     def peer(seed, *flags):
-        found = json.loads(_output([
-            settings.python("peer"), "-m", "experiments.bench.peer_speedrun", f"--images={path}", f"--seed={seed}",
-            f"--precision={settings.precision}", *(f"--{argument}" for argument in arguments), *flags]))
+        found = json.loads(
+            _output(
+                [
+                    settings.python("peer"),
+                    "-m",
+                    "experiments.bench.peer_speedrun",
+                    f"--images={path}",
+                    f"--seed={seed}",
+                    f"--precision={settings.precision}",
+                    *(f"--{argument}" for argument in arguments),
+                    *flags,
+                ]
+            )
+        )
         return 1e3 * found["training_seconds"], found["accuracy"]
 
     runs = {"PyTorch": ("peer", peer)}
     if settings.compile:
         runs["torch.compile"] = ("peer", lambda seed: peer(seed, "--compile"))
     rows = _rows("training", {**runs, "ours": ("ours", ours)}, settings)
-    return [{"case": f"speedrun, airbench94 on {title}, {', '.join([settings.precision, *arguments])}",
-             "subject": "speedrun/airbench94" if is_original and not recipe else "speedrun/other", **row}
-            for row in rows]
+    return [
+        {
+            "case": f"speedrun, airbench94 on {title}, {', '.join([settings.precision, *arguments])}",
+            "subject": "speedrun/airbench94" if is_original and not recipe else "speedrun/other",
+            **row,
+        }
+        for row in rows
+    ]
 
 
 def minute(folder: Path, settings: Settings) -> list[dict[str, Any]]:
@@ -96,18 +118,31 @@ def minute(folder: Path, settings: Settings) -> list[dict[str, Any]]:
     path, title, is_original = images(folder, settings)
 
     def ours(seed):
-        found, seconds = _trained(folder / f"minute{seed}", [
-            "--config=configs/cifar10.py:resnet20,recipe=brief", f"--config.precision={settings.precision}",
-            f"--config.seed={seed}"], path)
+        found, seconds = _trained(
+            folder / f"minute{seed}",
+            [
+                "--config=configs/cifar10.py:resnet20,recipe=brief",
+                f"--config.precision={settings.precision}",
+                f"--config.seed={seed}",
+            ],
+            path,
+        )
         return 1e3 * seconds, found["accuracy"]
 
     rows = _rows("command", {"ours": ("ours", ours)}, settings)
-    return [{"case": f"ResNet-20, 30 epochs on {title}, {settings.precision}",
-             "subject": "minute/resnet20" if is_original else "minute/other", **row} for row in rows]
+    return [
+        {
+            "case": f"ResNet-20, 30 epochs on {title}, {settings.precision}",
+            "subject": "minute/resnet20" if is_original else "minute/other",
+            **row,
+        }
+        for row in rows
+    ]
 
 
-def _rows(what: str, runs: Mapping[str, tuple[str, Callable[[int], tuple[float, float]]]], settings: Settings
-          ) -> list[dict[str, Any]]:
+def _rows(
+    what: str, runs: Mapping[str, tuple[str, Callable[[int], tuple[float, float]]]], settings: Settings
+) -> list[dict[str, Any]]:
     """Rows of what gives (milliseconds, accuracy) of a seed, by name and side; in turn."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     failed = {}
@@ -124,16 +159,32 @@ def _rows(what: str, runs: Mapping[str, tuple[str, Callable[[int], tuple[float, 
             rows.append({**row, "failed": failed[name]})
             continue
         times, accuracies = zip(*taken[name], strict=True)
-        rows.append({**row, "ms": round(statistics.median(times), 1), "min_ms": round(min(times), 1),
-                     "samples": len(times), "accuracy": round(statistics.mean(accuracies), 4)})
+        rows.append(
+            {
+                **row,
+                "ms": round(statistics.median(times), 1),
+                "min_ms": round(min(times), 1),
+                "samples": len(times),
+                "accuracy": round(statistics.mean(accuracies), 4),
+            }
+        )
     return with_ratios(rows)
 
 
 def _trained(workdir: Path, arguments: Sequence[str], images: Path) -> tuple[dict[str, Any], float]:
     """The summary of `python -m train` on one device, and the seconds that the command took."""
     began = time.perf_counter()
-    _output([sys.executable, "-m", "train", *arguments, f"--config.data.source=arrays:{images}", "--config.devices=1",
-             f"--workdir={workdir}"])
+    _output(
+        [
+            sys.executable,
+            "-m",
+            "train",
+            *arguments,
+            f"--config.data.source=arrays:{images}",
+            "--config.devices=1",
+            f"--workdir={workdir}",
+        ]
+    )
     return json.loads((workdir / "summary.json").read_text()), time.perf_counter() - began
 
 

@@ -34,13 +34,24 @@ def start(kind: str, folder: Path, settings: Settings) -> list[dict[str, Any]]:
     made_images(path, 224, 64)
     title, arguments, network = {
         "digits": ("ResNet-8 on digits", ["--config=configs/digits.py"], {"size": 8}),
-        "resnet50": (f"ResNet-50, 224x224, batch {batch}",
-                     ["--config=configs/imagenet.py", f"--config.data.source=arrays:{path}",
-                      "--config.data.test_split=test", "--config.data.crop=none", "--config.data.image_size=0",
-                      "--config.data.pipeline=resident", f"--config.batch_size={batch}", "--config.eval_batch_size=8",
-                      "--config.optimizer.warmup=0 steps", "--config.optimizer.schedule=constant",
-                      f"--config.precision={settings.precision}"],
-                     on_both_sides("resnet50", 224))}[kind]
+        "resnet50": (
+            f"ResNet-50, 224x224, batch {batch}",
+            [
+                "--config=configs/imagenet.py",
+                f"--config.data.source=arrays:{path}",
+                "--config.data.test_split=test",
+                "--config.data.crop=none",
+                "--config.data.image_size=0",
+                "--config.data.pipeline=resident",
+                f"--config.batch_size={batch}",
+                "--config.eval_batch_size=8",
+                "--config.optimizer.warmup=0 steps",
+                "--config.optimizer.schedule=constant",
+                f"--config.precision={settings.precision}",
+            ],
+            on_both_sides("resnet50", 224),
+        ),
+    }[kind]
     case = {"case": "steps", "precision": settings.precision, "calls": ["step"], "batch": batch, **network}
     peer, cold, warm = "PyTorch, eager", "ours, cold", "ours, warm"
     taken: dict[str, list[tuple[float, float]]] = {peer: [], cold: [], warm: []}  # seconds, MiB
@@ -57,10 +68,17 @@ def start(kind: str, folder: Path, settings: Settings) -> list[dict[str, Any]]:
     rows = []
     for who, starts in taken.items():
         row = {"what": "start", "who": who, "side": "peer" if who == peer else "ours"}
-        rows.append({**row, "failed": failed[who]} if who in failed else {
-            **row, "ms": round(1e3 * statistics.median(seconds for seconds, _ in starts)),
-            "min_ms": round(1e3 * min(starts)[0]), "samples": len(starts),
-            "peak_mib": round(max(peak for _, peak in starts))})
+        rows.append(
+            {**row, "failed": failed[who]}
+            if who in failed
+            else {
+                **row,
+                "ms": round(1e3 * statistics.median(seconds for seconds, _ in starts)),
+                "min_ms": round(1e3 * min(starts)[0]),
+                "samples": len(starts),
+                "peak_mib": round(max(peak for _, peak in starts)),
+            }
+        )
     about = {"case": f"command to first step, {title}", "subject": f"start/{kind}"}
     return [{**about, **row} for row in with_ratios(rows)]
 
@@ -70,8 +88,18 @@ def first_step(arguments: Sequence[str], workdir: Path, cache: Path) -> tuple[fl
     two steps and their evaluation, in MiB; `cache` is the user's folder of caches."""
     inherited = {name: value for name, value in os.environ.items() if not CACHE.fullmatch(name)}
     try:
-        done = watched([sys.executable, "-m", "train", *arguments, f"--workdir={workdir}", "--config.hooks=",
-                        "--config.duration=2 steps"], {**inherited, "XDG_CACHE_HOME": str(cache)})
+        done = watched(
+            [
+                sys.executable,
+                "-m",
+                "train",
+                *arguments,
+                f"--workdir={workdir}",
+                "--config.hooks=",
+                "--config.duration=2 steps",
+            ],
+            {**inherited, "XDG_CACHE_HOME": str(cache)},
+        )
     except WorkerFailed as error:
         raise UserError(f"python -m train failed: {error}") from None
     return json.loads((workdir / "summary.json").read_text())["seconds_to_first_step"], done.peak_mib

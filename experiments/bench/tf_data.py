@@ -19,8 +19,13 @@ def data(case: dict) -> Served:
     def load(file):
         encoded = tf.io.read_file(file)
         begin, size, _ = tf.image.sample_distorted_bounding_box(
-            tf.io.extract_jpeg_shape(encoded), tf.zeros([1, 0, 4]), area_range=(0.08, 1.0),
-            aspect_ratio_range=(3 / 4, 4 / 3), use_image_if_no_bounding_boxes=True, min_object_covered=0.0)
+            tf.io.extract_jpeg_shape(encoded),
+            tf.zeros([1, 0, 4]),
+            area_range=(0.08, 1.0),
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            use_image_if_no_bounding_boxes=True,
+            min_object_covered=0.0,
+        )
         window = tf.concat([begin[:2], size[:2]], 0)
         image = tf.image.decode_and_crop_jpeg(encoded, window, channels=3)
         return tf.cast(tf.image.resize(image, [case["size"]] * 2), tf.uint8)

@@ -101,8 +101,9 @@ print(json.dumps([done.returncode, (done.stderr.strip().splitlines() or ["no out
 
 def watched(command: Sequence[str], env: Mapping[str, str] | None = None) -> Watched:
     """Runs a command to its end in the project's folder; WorkerFailed with the last thing it said where it fails."""
-    done = subprocess.run([sys.executable, "-S", "-c", _WATCH, *command], cwd=ROOT, env=env, text=True,
-                          stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _WATCH, *command], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, check=True
+    )
     code, said, *measured = json.loads(done.stdout)
     if code:
         raise WorkerFailed(said)
@@ -115,13 +116,19 @@ class Worker:
     def __init__(self, spec: Spec, settings: Settings):
         confine = None
         if spec.cores and hasattr(os, "sched_setaffinity"):
-            kept = sorted(os.sched_getaffinity(0))[:spec.cores]
+            kept = sorted(os.sched_getaffinity(0))[: spec.cores]
             confine = lambda: os.sched_setaffinity(0, kept)  # noqa: E731
         # JAX would take most of an accelerator's memory at once, which the peer's worker wants as well.
         env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **spec.env}
         self._process = subprocess.Popen(
-            [settings.python(spec.module), "-m", f"experiments.bench.{spec.module}", json.dumps(spec.case)], cwd=ROOT,
-            text=True, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=confine)
+            [settings.python(spec.module), "-m", f"experiments.bench.{spec.module}", json.dumps(spec.case)],
+            cwd=ROOT,
+            text=True,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=confine,
+        )
         self._began, self.name = time.perf_counter(), spec.name
 
     def ready(self) -> dict[str, Any]:
@@ -214,7 +221,8 @@ def interleaved(
                 for call in calls:
                     for worker in [*running]:
                         samples[call.name, worker.name] += attempt(
-                            worker, worker.run, call.name, inner or settings.inner)
+                            worker, worker.run, call.name, inner or settings.inner
+                        )
             for worker in [*running]:
                 for name, peak in dict(attempt(worker, worker.close)).items():
                     told[worker.name][name] = round(max(told[worker.name].get(name, 0), peak))
@@ -227,8 +235,11 @@ def interleaved(
 
 
 def table(
-    specs: Sequence[Spec], calls: Sequence[Call], samples: Mapping[tuple[str, str], Sequence[Mapping[str, float]]],
-    told: Mapping[str, Mapping[str, Any]], failed: Mapping[str, str]
+    specs: Sequence[Spec],
+    calls: Sequence[Call],
+    samples: Mapping[tuple[str, str], Sequence[Mapping[str, float]]],
+    told: Mapping[str, Mapping[str, Any]],
+    failed: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """A row a call and worker.
 
@@ -250,8 +261,15 @@ def table(
             quiet = [sample["ms"] for sample in taken if sample["preempted"] < _QUIET]
             kept = quiet if len(quiet) >= _ENOUGH else [sample["ms"] for sample in taken]
             median = statistics.median(kept) / call.units
-            found.append({**row, "ms": round(median, 4), "min_ms": round(min(kept) / call.units, 4),
-                          "samples": len(kept), **told.get(spec.name, {})})
+            found.append(
+                {
+                    **row,
+                    "ms": round(median, 4),
+                    "min_ms": round(min(kept) / call.units, 4),
+                    "samples": len(kept),
+                    **told.get(spec.name, {}),
+                }
+            )
             if call.images:
                 found[-1]["images_per_second"] = round(1e3 * call.images / median, 1)
         rows += with_ratios(found)

@@ -25,8 +25,9 @@ from train.files import read_json
 
 COSTS = "python -m experiments.costs --out=experiments/results/costs"
 BENCH = "python -m experiments.bench"
-SEEDS = ("python -m experiments.seeds --config=configs/digits.py --workdir=runs/seeds "
-         "--out=experiments/results/digits.json")
+SEEDS = (
+    "python -m experiments.seeds --config=configs/digits.py --workdir=runs/seeds --out=experiments/results/digits.json"
+)
 PARITY = "PYTHONPATH=../shared/tools ../venv-torch/bin/python -m tests.golden.check_weights"
 FUZZ = "make fuzz"
 DATES = ("finished", "measured")  # keys that hold the time of a result
@@ -113,14 +114,24 @@ def gather(results: Path, pictures: Path) -> Report:
         raise UserError(f"--results={results}: there is no such folder; make studies writes experiments/results")
     pictures.mkdir(parents=True, exist_ok=True)
     studies = list(_studies(results / "studies"))
-    sections = [*studies, _winners(pictures), _costs(results / "costs"), _seeds(results / "digits.json"),
-                _speed(results / "bench"), _parity(results / "parity.md"), _fuzz(results / "fuzz.md")]
+    sections = [
+        *studies,
+        _winners(pictures),
+        _costs(results / "costs"),
+        _seeds(results / "digits.json"),
+        _speed(results / "bench"),
+        _parity(results / "parity.md"),
+        _fuzz(results / "fuzz.md"),
+    ]
     found = [read(path) for path in sorted(results.rglob("*.json"))]
     devices = dict.fromkeys(value for one in found for value in _values(one, ("device",)))
     date = max((value for one in found for value in _values(one, DATES)), default="")
     groups = [(about, part, dict(part.blocks)["claims"]) for about in studies for part in about.children]
-    overview = [Overview(part.anchor, about.title, own[0].scale, study.counts([one._asdict() for one in own]))
-                for about, part, own in groups if own]
+    overview = [
+        Overview(part.anchor, about.title, own[0].scale, study.counts([one._asdict() for one in own]))
+        for about, part, own in groups
+        if own
+    ]
     claims = [claim for *_, own in groups for claim in own]
     return Report(summary.commit(), date[:10] or "unknown", list(devices), overview, claims, sections)
 
@@ -156,12 +167,15 @@ def _studies(root: Path) -> Iterator[Section]:
         try:
             children = [_scale(result, path.parent, about.would_change if about else "") for path, result in runs]
         except KeyError as error:
-            raise UserError(f"{root / name}: its results.json lacks {error}; remove it and run the study again"
-                            ) from None
+            raise UserError(
+                f"{root / name}: its results.json lacks {error}; remove it and run the study again"
+            ) from None
         command = f"python -m experiments.run {name} --scale="
-        missing = [("missing", (f"Not run at scale {scale} ({cost})", f"{command}{scale}"))
-                   for scale, cost in (about.cost if about else {}).items()
-                   if scale not in [path.parent.name for path in paths]]
+        missing = [
+            ("missing", (f"Not run at scale {scale} ({cost})", f"{command}{scale}"))
+            for scale, cost in (about.cost if about else {}).items()
+            if scale not in [path.parent.name for path in paths]
+        ]
         title, question = (about.title, about.question) if about else (runs[-1][1]["title"], runs[-1][1]["question"])
         yield Section(anchor(name), title, [("text", question)], children, missing)
 
@@ -170,25 +184,51 @@ def _scale(result: Mapping[str, Any], folder: Path, would_change: str) -> Sectio
     """A study at one scale; `would_change` is for results that do not say it."""
     name, scale = anchor(result["study"]), result["scale"]
     fields = ("statement", "published", "source", "expected", "ours", "verdict")
-    claims = [Claim(anchor(name, scale, "claim", i), result["title"], scale, *(claim[field] for field in fields),
-                    study.seeds_text(claim))
-              for i, claim in enumerate(result["claims"], 1)]
-    figures = [Figure(folder / figure["file"], f"{anchor(name, scale)}-{figure['file']}",
-                      f"Figure “{Path(figure['file']).stem}” of {result['title']}, scale {scale}", figure["caption"])
-               for figure in result["figures"]]
+    claims = [
+        Claim(
+            anchor(name, scale, "claim", i),
+            result["title"],
+            scale,
+            *(claim[field] for field in fields),
+            study.seeds_text(claim),
+        )
+        for i, claim in enumerate(result["claims"], 1)
+    ]
+    figures = [
+        Figure(
+            folder / figure["file"],
+            f"{anchor(name, scale)}-{figure['file']}",
+            f"Figure “{Path(figure['file']).stem}” of {result['title']}, scale {scale}",
+            figure["caption"],
+        )
+        for figure in result["figures"]
+    ]
     diverged = sum(bool(trial["diverged"]) for trial in result["trials"])
     facts = [
         ("trials", f"{len(result['trials'])}" + (f", of which {diverged} diverged" if diverged else "")),
         ("training, all trials", duration(result["seconds_of_training"])),
-        ("the last command", f"{duration(result['seconds_of_this_command'])}, {result['trials_at_once']} at once; "
-                             "finished trials are not run again"),
-        *(("environment", f"{entry['device']}; commit {entry['commit']}; {_versions(entry['versions'])}")
-          for entry in result["environments"]),
+        (
+            "the last command",
+            f"{duration(result['seconds_of_this_command'])}, {result['trials_at_once']} at once; "
+            "finished trials are not run again",
+        ),
+        *(
+            ("environment", f"{entry['device']}; commit {entry['commit']}; {_versions(entry['versions'])}")
+            for entry in result["environments"]
+        ),
     ]
-    return Section(anchor(name, scale), f"Scale: {scale}", [
-        ("verdict", (study.overall(result["claims"]), result.get("would_change", would_change))),
-        ("command", result["command"]), ("claims", claims), *(("figure", figure) for figure in figures),
-        *(("table", study.Table(**table)) for table in result["tables"]), ("facts", facts)])
+    return Section(
+        anchor(name, scale),
+        f"Scale: {scale}",
+        [
+            ("verdict", (study.overall(result["claims"]), result.get("would_change", would_change))),
+            ("command", result["command"]),
+            ("claims", claims),
+            *(("figure", figure) for figure in figures),
+            *(("table", study.Table(**table)) for table in result["tables"]),
+            ("facts", facts),
+        ],
+    )
 
 
 def _versions(versions: Mapping[str, str]) -> str:
@@ -209,10 +249,23 @@ def duration(seconds: float) -> str:
 def _winners(pictures: Path) -> Section:
     file = pictures / "imagenet-winners.png"
     winners.draw(file)
-    figure = Figure(file, file.name, "Bars: " + ", ".join(f"{w.year} {w.team} {w.error} %" for w in winners.WINNERS) +
-                    f"; a line at {winners.HUMAN} % for one trained person", winners.CAPTION)
-    return Section("winners", "Winners of the ImageNet challenge", [
-        ("text", "Published numbers; nothing here was trained by us."), ("figure", figure), ("table", winners.table())])
+    figure = Figure(
+        file,
+        file.name,
+        "Bars: "
+        + ", ".join(f"{w.year} {w.team} {w.error} %" for w in winners.WINNERS)
+        + f"; a line at {winners.HUMAN} % for one trained person",
+        winners.CAPTION,
+    )
+    return Section(
+        "winners",
+        "Winners of the ImageNet challenge",
+        [
+            ("text", "Published numbers; nothing here was trained by us."),
+            ("figure", figure),
+            ("table", winners.table()),
+        ],
+    )
 
 
 def _costs(folder: Path) -> Section:
@@ -239,15 +292,28 @@ def _seeds(path: Path) -> Section:
     if not path.exists():
         return Section("digits", title, [("missing", ("Not run yet", SEEDS))])
     found = read(path)
-    rows = [[run["seed"], f"{run['accuracy']:.2%}", f"{run['loss']:.4f}", f"{run['seconds']:.1f}"]
-            for run in found["runs"]]
-    facts = [("accuracy", f"{found['accuracy_mean']:.2%} ± {found['accuracy_std']:.2%}, mean and standard deviation of "
-                          f"{len(rows)} seeds; {found['test_examples']} test images"),
-             ("network", f"{found['model']}, {found['parameters']:,} parameters, {found['mult_adds']:,} mult-adds"),
-             ("environment", f"{found['device']}; commit {found['commit']}; {_versions(found['versions'])}")]
-    return Section("digits", title, [
-        ("text", "The first training, as in make train, under several seeds."), ("command", SEEDS), ("facts", facts),
-        ("table", study.Table("Runs", ["seed", "test accuracy", "test loss", "seconds"], rows))])
+    rows = [
+        [run["seed"], f"{run['accuracy']:.2%}", f"{run['loss']:.4f}", f"{run['seconds']:.1f}"] for run in found["runs"]
+    ]
+    facts = [
+        (
+            "accuracy",
+            f"{found['accuracy_mean']:.2%} ± {found['accuracy_std']:.2%}, mean and standard deviation of "
+            f"{len(rows)} seeds; {found['test_examples']} test images",
+        ),
+        ("network", f"{found['model']}, {found['parameters']:,} parameters, {found['mult_adds']:,} mult-adds"),
+        ("environment", f"{found['device']}; commit {found['commit']}; {_versions(found['versions'])}"),
+    ]
+    return Section(
+        "digits",
+        title,
+        [
+            ("text", "The first training, as in make train, under several seeds."),
+            ("command", SEEDS),
+            ("facts", facts),
+            ("table", study.Table("Runs", ["seed", "test accuracy", "test loss", "seconds"], rows)),
+        ],
+    )
 
 
 def _speed(folder: Path) -> Section:
@@ -262,8 +328,17 @@ def _speed(folder: Path) -> Section:
     parts = [part for _, part in sorted(parts, key=lambda pair: pair[0], reverse=True)]
     if not parts:
         return Section("bench", title, [("missing", ("Not measured yet", BENCH))])
-    return Section("bench", title, [
-        ("text", "Time of a call, ours beside PyTorch's on the same machine in turn. Where a column is called ratio, "
-                 "below 1 is faster than the first row of its group; where it counts times, above 1 is faster. Newest "
-                 "first; older measurements are of older code."),
-        ("command", BENCH)], parts)
+    return Section(
+        "bench",
+        title,
+        [
+            (
+                "text",
+                "Time of a call, ours beside PyTorch's on the same machine in turn. Where a column is called ratio, "
+                "below 1 is faster than the first row of its group; where it counts times, above 1 is faster. Newest "
+                "first; older measurements are of older code.",
+            ),
+            ("command", BENCH),
+        ],
+        parts,
+    )

@@ -33,7 +33,7 @@ def update(text: str, results: Path) -> str:
             name = mark[1]
             if name not in BLOCKS:
                 raise UserError(f"{mark[0]}: there is no such block; there are {', '.join(BLOCKS)}")
-            parts.append(text[at:mark.end()])
+            parts.append(text[at : mark.end()])
         else:
             try:
                 parts.append(f"\n{BLOCKS[name](results).strip()}\n")
@@ -93,8 +93,16 @@ def studies(results: Path) -> str:
     for result, folder in _runs(results):
         counts = study.counts(result["claims"])
         where = f"experiments/results/studies/{folder.parent.name}/{folder.name}/results.md"
-        rows.append([f"[{result['title']}]({where})", result["scale"], len(result["trials"]),
-                     content.duration(result["seconds_of_training"]), *counts, _commits(result["environments"])])
+        rows.append(
+            [
+                f"[{result['title']}]({where})",
+                result["scale"],
+                len(result["trials"]),
+                content.duration(result["seconds_of_training"]),
+                *counts,
+                _commits(result["environments"]),
+            ]
+        )
     if not rows:
         return _missing("make studies")
     total = [sum(row[i] for row in rows) for i in (4, 5, 6)]
@@ -104,14 +112,20 @@ def studies(results: Path) -> str:
 
 def against(results: Path) -> str:
     """The claims that a study disagrees with, and its numbers."""
-    lines = [f"- {result['title']}, {result['scale']}: {claim['statement']} Ours: {claim['ours']}."
-             for result, _ in _runs(results) for claim in result["claims"] if claim["verdict"] == study.DISAGREES]
+    lines = [
+        f"- {result['title']}, {result['scale']}: {claim['statement']} Ours: {claim['ours']}."
+        for result, _ in _runs(results)
+        for claim in result["claims"]
+        if claim["verdict"] == study.DISAGREES
+    ]
     return "\n".join(lines) or "None, of what has run."
 
 
-def _of_study(name: str, title: str, columns: Sequence[str] = (), scales: Sequence[str] = study.SCALES
-              ) -> Callable[[Path], str]:
+def _of_study(
+    name: str, title: str, columns: Sequence[str] = (), scales: Sequence[str] = study.SCALES
+) -> Callable[[Path], str]:
     """A block: a table of a study by its title, or these columns of it, at each scale that has it."""
+
     def block(results: Path) -> str:
         shown = []
         for result, _ in _runs(results, (name,)):
@@ -120,8 +134,12 @@ def _of_study(name: str, title: str, columns: Sequence[str] = (), scales: Sequen
                 continue
             kept = [i for i, column in enumerate(table["columns"]) if not columns or column in columns]
             columns_shown, *rows = ([row[i] for i in kept] for row in (table["columns"], *table["rows"]))
-            shown += [f"Scale {result['scale']} ({_commits(result['environments'])}):", "",
-                      study.markdown_table(columns_shown, rows), ""]
+            shown += [
+                f"Scale {result['scale']} ({_commits(result['environments'])}):",
+                "",
+                study.markdown_table(columns_shown, rows),
+                "",
+            ]
         return "\n".join(shown) or _missing(f"python -m experiments.run {name} --scale={scales[0]}")
 
     return block
@@ -137,11 +155,17 @@ def digits(results: Path) -> str:
         return _missing(content.SEEDS)
     found = content.read(path)
     runs = found["runs"]
-    told = (f"**{found['accuracy_mean']:.2%} ± {found['accuracy_std']:.2%}** of {found['test_examples']} test images "
-            f"by a {found['model']} of {found['parameters']:,} parameters ({_where(found)}):\n\n")
-    return told + study.markdown_table(("seed", *(run["seed"] for run in runs)), [
-        ("test accuracy", *(f"{run['accuracy']:.2%}" for run in runs)),
-        ("seconds of training", *(f"{run['seconds']:.1f}" for run in runs))])
+    told = (
+        f"**{found['accuracy_mean']:.2%} ± {found['accuracy_std']:.2%}** of {found['test_examples']} test images "
+        f"by a {found['model']} of {found['parameters']:,} parameters ({_where(found)}):\n\n"
+    )
+    return told + study.markdown_table(
+        ("seed", *(run["seed"] for run in runs)),
+        [
+            ("test accuracy", *(f"{run['accuracy']:.2%}" for run in runs)),
+            ("seconds of training", *(f"{run['seconds']:.1f}" for run in runs)),
+        ],
+    )
 
 
 def parity(results: Path) -> str:
@@ -151,8 +175,10 @@ def parity(results: Path) -> str:
         return _missing(content.PARITY)
     found = content.read(path)
     errors = [one["relative_error"] for one in found["networks"]]
-    return (f"Of {len(errors)} imported networks the logits differ by at most {max(errors):.1e} of the largest, in the "
-            f"median by {statistics.median(errors):.1e} ({_where(found)}).")
+    return (
+        f"Of {len(errors)} imported networks the logits differ by at most {max(errors):.1e} of the largest, in the "
+        f"median by {statistics.median(errors):.1e} ({_where(found)})."
+    )
 
 
 def _bench_rows(results: Path) -> list[dict[str, Any]]:
@@ -161,8 +187,12 @@ def _bench_rows(results: Path) -> list[dict[str, Any]]:
     for path in sorted((results / "bench").glob("*/bench.json")):
         found = content.read(path)
         for row in found["rows"]:
-            row = {"measured": found.get("measured", ""), "device": found["device"], "commit": found.get("commit", ""),
-                   **row}
+            row = {
+                "measured": found.get("measured", ""),
+                "device": found["device"],
+                "commit": found.get("commit", ""),
+                **row,
+            }
             if "ms" not in row:  # it failed
                 continue
             before = newest.setdefault((row["case"], row["device"]), [])
@@ -198,6 +228,7 @@ def speed(results: Path) -> str:
 
 def _calls(what: str, unit: str, value: Callable[[Mapping[str, Any]], str], command: str) -> Callable[[Path], str]:
     """A block: the benchmark's rows of this call."""
+
     def block(results: Path) -> str:
         rows = [(row, [row["case"], row["who"], value(row)]) for row in _bench_rows(results) if row["what"] == what]
         return _placed(("case", "who", unit), rows) if rows else _missing(command)
@@ -212,10 +243,14 @@ def commands(results: Path) -> str:
         return _missing(f"{content.BENCH} --cases=commands")
     helps = sorted((row for row in rows if row["what"] == "--help"), key=lambda row: row["ms"])
     shown = [(row, row["what"], row["who"]) for row in rows if row["what"] == "import"]
-    shown += [(row, f"--help, the {which} of {len(helps)}", row["who"])
-              for which, row in zip(("fastest", "slowest"), (helps[:1] + helps[-1:]), strict=False)]
-    return _placed(("what", "who", "s", "peak MiB"), [
-        (row, [what, who, f"{row['ms'] / 1000:.2f}", row["peak_mib"]]) for row, what, who in shown])
+    shown += [
+        (row, f"--help, the {which} of {len(helps)}", row["who"])
+        for which, row in zip(("fastest", "slowest"), (helps[:1] + helps[-1:]), strict=False)
+    ]
+    return _placed(
+        ("what", "who", "s", "peak MiB"),
+        [(row, [what, who, f"{row['ms'] / 1000:.2f}", row["peak_mib"]]) for row, what, who in shown],
+    )
 
 
 def tests(results: Path) -> str:
@@ -223,8 +258,10 @@ def tests(results: Path) -> str:
     rows = [row for row in _bench_rows(results) if row["case"] == "tests" and row["what"] != "one test"]
     if not rows:
         return _missing(f"make test; {content.BENCH} --cases=tests")
-    return _placed(("tests", "number", "min"), [
-        (row, [row["who"], row["samples"], f"{row['ms'] / 60000:.1f}"]) for row in rows[:1 + LARGEST]])
+    return _placed(
+        ("tests", "number", "min"),
+        [(row, [row["who"], row["samples"], f"{row['ms'] / 60000:.1f}"]) for row in rows[: 1 + LARGEST]],
+    )
 
 
 def smaller(results: Path) -> str:
@@ -233,10 +270,21 @@ def smaller(results: Path) -> str:
     if not path.exists():
         return _missing("python -m experiments.smaller")
     found = content.read(path)
-    rows = [(found, [row["case"], row["program"], f"{row['of_mult_adds']:.0%}" if row.get("of_mult_adds") else "bits",
-                     f"{row['times_faster']:.2f}"])
-            for row in found["rows"] if row["times_faster"] != 1 and row["case"].split(",")[0] in models.names()
-            and row["program"] != "XNOR by floats"]
+    rows = [
+        (
+            found,
+            [
+                row["case"],
+                row["program"],
+                f"{row['of_mult_adds']:.0%}" if row.get("of_mult_adds") else "bits",
+                f"{row['times_faster']:.2f}",
+            ],
+        )
+        for row in found["rows"]
+        if row["times_faster"] != 1
+        and row["case"].split(",")[0] in models.names()
+        and row["program"] != "XNOR by floats"
+    ]
     return _placed(("network", "program", "of the mult-adds", "times faster"), rows)
 
 
@@ -247,21 +295,43 @@ def skipped(results: Path) -> str:
         return _missing("python -m experiments.skipped")
     found = content.read(path)
     programs = {(row["network"], row["batch"], row["program"]): row for row in found["rows"]}
-    rows = [(found, [network, batch, f"{programs[network, batch, 'whole']['accuracy']:.1%}", f"{row['accuracy']:.1%}",
-                     f"{row['of_mult_adds']:.0%}", f"{row['times_faster']:.2f}"])
-            for (network, batch, program), row in programs.items() if program == "skipping"]
+    rows = [
+        (
+            found,
+            [
+                network,
+                batch,
+                f"{programs[network, batch, 'whole']['accuracy']:.1%}",
+                f"{row['accuracy']:.1%}",
+                f"{row['of_mult_adds']:.0%}",
+                f"{row['times_faster']:.2f}",
+            ],
+        )
+        for (network, batch, program), row in programs.items()
+        if program == "skipping"
+    ]
     return _placed(("network", "batch", "accuracy, whole", "skipping", "of the mult-adds", "times faster"), rows)
 
 
 BLOCKS: Mapping[str, Callable[[Path], str]] = {
-    "digits": digits, "studies": studies, "against": against, "parity": parity, "speed": speed,
+    "digits": digits,
+    "studies": studies,
+    "against": against,
+    "parity": parity,
+    "speed": speed,
     "transfer": _of_study("transfer", "Labels a class", scales=("cifar10", "imagenet")),
-    "compression": _of_study("compression", "Deep compression", (
-        "network", "error", "pruned", "file", "weights kept", "float32 (kB)", "file (kB)", "Huffman, times"),
-        ("digits",)),
+    "compression": _of_study(
+        "compression",
+        "Deep compression",
+        ("network", "error", "pruned", "file", "weights kept", "float32 (kB)", "file (kB)", "Huffman, times"),
+        ("digits",),
+    ),
     "adaptive": _of_study("adaptive", "Networks", ("network", "accuracy", "on average", "blocks")),
     "explanation": _of_study("explanation", "Pointing game, the one of two that is asked for"),
-    "smaller": smaller, "skipped": skipped, "commands": commands, "tests": tests,
+    "smaller": smaller,
+    "skipped": skipped,
+    "commands": commands,
+    "tests": tests,
     "start": _calls("start", "s", lambda row: f"{row['ms'] / 1000:.1f}", f"{content.BENCH} --cases=start"),
     "jpegs": _calls("pass", "images/s", lambda row: f"{1000 / row['ms']:.0f}", f"{content.BENCH} --cases=data"),
 }

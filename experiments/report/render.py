@@ -29,14 +29,23 @@ def write(report: Report, out: Path) -> None:
 
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
     pages = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, autoescape=lambda name: name.endswith(".html"))
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=lambda name: name.endswith(".html"),
+    )
     pages.globals["long"] = LONG
     pages.filters |= {
-        "zoomable": zoomable, "page_html": page_html, "badge": BADGES.__getitem__, "numeric": numeric,
-        "unbroken": unbroken, "escaped": escaped,
+        "zoomable": zoomable,
+        "page_html": page_html,
+        "badge": BADGES.__getitem__,
+        "numeric": numeric,
+        "unbroken": unbroken,
+        "escaped": escaped,
         "copied": lambda figure: copied(figure.file, out / PICTURES / figure.name),
-        "page_markdown": lambda page, level: page_markdown(page, level, out / PICTURES)}
+        "page_markdown": lambda page, level: page_markdown(page, level, out / PICTURES),
+    }
     counts = [(verdict, sum(claim.verdict == verdict for claim in report.claims)) for verdict in study.VERDICTS]
     for template, name in (("page.html", "index.html"), ("page.md", "report.md")):
         write_atomically(out / name, pages.get_template(template).render(report=report, counts=counts))
@@ -48,8 +57,10 @@ def write(report: Report, out: Path) -> None:
 def numeric(rows: Sequence[Sequence[Any]]) -> list[bool]:
     """By column, whether its cells are numbers, with a unit or a spread at most."""
     columns = [[str(cell).strip() for cell in column] for column in zip(*rows, strict=True)]
-    return [any(cell not in BLANK for cell in column) and
-            all(cell in BLANK or NUMBER.fullmatch(cell) for cell in column) for column in columns]
+    return [
+        any(cell not in BLANK for cell in column) and all(cell in BLANK or NUMBER.fullmatch(cell) for cell in column)
+        for column in columns
+    ]
 
 
 def unbroken(text: str) -> str:
@@ -100,7 +111,7 @@ def page_html(page: Page, level: int) -> markupsafe.Markup:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(int(token.tag[1]) - 2 + level, 6)}"
         if token.type == "table_open":
-            table = tokens[i:next(j for j in range(i, len(tokens)) if tokens[j].type == "table_close")]
+            table = tokens[i : next(j for j in range(i, len(tokens)) if tokens[j].type == "table_close")]
             token.meta["rows"] = _align(table)
 
     def picture(rendered, index, *_):
@@ -140,6 +151,7 @@ def zoomable(figure: Figure) -> markupsafe.Markup:
 
 def page_markdown(page: Page, level: int, pictures: Path) -> str:
     """The page with its headings moved below `level`, and its pictures copied."""
+
     def heading(match):
         return "#" * (len(match[1]) - 2 + level) + " "
 

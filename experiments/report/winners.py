@@ -15,7 +15,8 @@ HUMAN = 5.1  # Russakovsky 2015, section 6.4: one annotator, trained on 500 imag
 CAPTION = (
     "Top-5 error of each year's winner on the challenge's test set, without data from elsewhere (with it: SuperVision "
     "15.3 %, Clarifai 11.2 %). All from 2012 on are ensembles of convolutional networks. The line is one trained "
-    "person (annotator A1 of Russakovsky 2015, section 6.4).")
+    "person (annotator A1 of Russakovsky 2015, section 6.4)."
+)
 
 
 class Winner(NamedTuple):
@@ -43,8 +44,16 @@ WINNERS = (
 
 def table() -> Table:
     """The numbers of the figure with their sources."""
-    rows = [[winner.year, winner.team, winner.system, f"{winner.error:.2f}",
-             f"ILSVRC {winner.year} results; read in: {winner.read}"] for winner in WINNERS]
+    rows = [
+        [
+            winner.year,
+            winner.team,
+            winner.system,
+            f"{winner.error:.2f}",
+            f"ILSVRC {winner.year} results; read in: {winner.read}",
+        ]
+        for winner in WINNERS
+    ]
     return Table("Winners of the classification task", ["year", "team", "system", "top-5 error, %", "source"], rows)
 
 
@@ -59,13 +68,27 @@ def draw(path: Path) -> None:
     axes = figure.subplots()
     colors = ["#9aa3ad" if winner.year < 2012 else BLUE for winner in WINNERS]
     bars = axes.bar(range(len(WINNERS)), [winner.error for winner in WINNERS], 0.7, color=colors, zorder=2)
-    axes.bar_label(bars, [f"{winner.error:.2f}" for winner in WINNERS], padding=2, fontsize=10,
-                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+    axes.bar_label(
+        bars,
+        [f"{winner.error:.2f}" for winner in WINNERS],
+        padding=2,
+        fontsize=10,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+    )
     axes.axhline(HUMAN, color=RED, linestyle="--", linewidth=1.3, zorder=1)
-    axes.annotate(f"one trained person: {HUMAN}", (len(WINNERS) - 0.6, HUMAN), (0, 4), textcoords="offset points",
-                  ha="right", va="bottom", color=RED, fontsize=9)
-    axes.set_xticks(range(len(WINNERS)), [f"{winner.year}\n{winner.team}\n{winner.system}" for winner in WINNERS],
-                    fontsize=8.5)
+    axes.annotate(
+        f"one trained person: {HUMAN}",
+        (len(WINNERS) - 0.6, HUMAN),
+        (0, 4),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        color=RED,
+        fontsize=9,
+    )
+    axes.set_xticks(
+        range(len(WINNERS)), [f"{winner.year}\n{winner.team}\n{winner.system}" for winner in WINNERS], fontsize=8.5
+    )
     axes.set(ylabel="top-5 error, %")
     axes.margins(y=0.1)
     tidy(axes)

@@ -29,8 +29,9 @@ def gap(run: Any, state: Any) -> dict[str, float]:
     @jax.jit
     def accuracies(state, parts):
         def both(batch):
-            _, (training, *_) = run.task.loss(state.params, state.model_state, state.task_state, batch,
-                                              jax.random.key(0), state.step)
+            _, (training, *_) = run.task.loss(
+                state.params, state.model_state, state.task_state, batch, jax.random.key(0), state.step
+            )
             evaluation = run.task.evaluate(state.variables(), state.task_state, batch)
             return training["accuracy"][0], evaluation["accuracy"][0]
 
@@ -46,8 +47,9 @@ def gap(run: Any, state: Any) -> dict[str, float]:
     return found
 
 
-def along_gradient(loss: Callable, params: Any, arguments: Sequence[Any], steps: Sequence[float]
-                   ) -> dict[str, list[float]]:
+def along_gradient(
+    loss: Callable, params: Any, arguments: Sequence[Any], steps: Sequence[float]
+) -> dict[str, list[float]]:
     """Santurkar 2018, fig. 4: what steps of these lengths times the gradient of loss(params, *arguments) meet.
 
     Returns:
@@ -65,8 +67,11 @@ def along_gradient(loss: Callable, params: Any, arguments: Sequence[Any], steps:
 
     before, gradient = jax.jit(jax.value_and_grad(loss))(params, *arguments)
     found = [tuple(map(float, at(params, gradient, step, *arguments))) for step in steps]
-    return {"loss": [float(before), *(there for there, _, _ in found)], "change": [change for _, change, _ in found],
-            "smoothness": [smoothness for _, _, smoothness in found]}
+    return {
+        "loss": [float(before), *(there for there, _, _ in found)],
+        "change": [change for _, change, _ in found],
+        "smoothness": [smoothness for _, _, smoothness in found],
+    }
 
 
 def smoothness(run: Any, state: Any) -> dict[str, list[float]]:
@@ -85,8 +90,11 @@ def layers(run: Any, state: Any, images: Any) -> list[str]:
     from models.layers.endpoint import order
 
     kernels = {"/".join(path) for path in _kernels(state.params)}
-    return [name for name in order(run.task.model, state.variables(), images)
-            if name in kernels and "downsample" not in name]
+    return [
+        name
+        for name in order(run.task.model, state.variables(), images)
+        if name in kernels and "downsample" not in name
+    ]
 
 
 def _kernels(params: Any) -> dict[tuple[str, ...], Any]:
@@ -108,8 +116,9 @@ def gradients(run: Any, state: Any) -> dict[str, list]:
         def loss(params):
             return run.task.loss(params, state.model_state, state.task_state, batch, jax.random.key(0), state.step)[0]
 
-        return {"/".join(path): jnp.linalg.norm(g.ravel())
-                for path, g in _kernels(jax.grad(loss)(state.params)).items()}
+        return {
+            "/".join(path): jnp.linalg.norm(g.ravel()) for path, g in _kernels(jax.grad(loss)(state.params)).items()
+        }
 
     found, names = norms(state, batch), layers(run, state, batch["image"])
     return {"layers": names, "norms": [float(found[name]) for name in names]}
@@ -156,8 +165,13 @@ def deletions(run: Any, state: Any) -> dict[str, Any]:
         for deleted in range(-1, len(blocks)):  # -1: none
             sums[deleted + 1] += np.asarray(correct(variables, deleted, batch))
     whole, *accuracy = (sums[:, 0] / sums[:, 1]).tolist()
-    return {"blocks": blocks, "halving": [block in halves for block in blocks], "accuracy": accuracy, "whole": whole,
-            "chance": 1 / len(run.feed.classes)}
+    return {
+        "blocks": blocks,
+        "halving": [block in halves for block in blocks],
+        "accuracy": accuracy,
+        "whole": whole,
+        "chance": 1 / len(run.feed.classes),
+    }
 
 
 def png(values: Any) -> str:

@@ -72,6 +72,7 @@ def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str) 
 
     "too small to tell" where the costs, `field` of the summaries, are further apart than `tolerance`.
     """
+
     def judge(outcomes):
         pair = outcomes.where(set=kind, network=[high, low])
         apart = unequal(pair, field)

@@ -16,9 +16,21 @@ from models import plugins
 from models.errors import UserError, choice_error
 
 SCALES = ("digits", "cifar10", "imagenet")
-STUDIES = {name: f"experiments.studies.{name}.study" for name in (
-    "initialization", "normalization", "depth", "translation", "cost", "attention",
-    "transfer", "compression", "adaptive", "explanation")}
+STUDIES = {
+    name: f"experiments.studies.{name}.study"
+    for name in (
+        "initialization",
+        "normalization",
+        "depth",
+        "translation",
+        "cost",
+        "attention",
+        "transfer",
+        "compression",
+        "adaptive",
+        "explanation",
+    )
+}
 MANY = 200  # seeds: what needs more is not worth counting
 
 
@@ -87,6 +99,7 @@ class Outcomes(Sequence):
 
     def where(self, **labels: Any) -> "Outcomes":
         """Those that have these labels; a list allows any of its members."""
+
         def fits(outcome, name, wanted):
             return name in outcome.labels and outcome.labels[name] in (wanted if isinstance(wanted, list) else [wanted])
 
@@ -98,8 +111,9 @@ class Outcomes(Sequence):
 
     def groups(self, *names: str) -> Iterator[tuple[tuple[Any, ...], "Outcomes"]]:
         """Pairs (values of the labels, outcomes that share them), in the order of the trials."""
-        keys = dict.fromkeys(tuple(o.labels[name] for name in names) for o in self
-                             if all(name in o.labels for name in names))
+        keys = dict.fromkeys(
+            tuple(o.labels[name] for name in names) for o in self if all(name in o.labels for name in names)
+        )
         for key in keys:
             yield key, self.where(**dict(zip(names, key, strict=True)))
 
@@ -117,6 +131,7 @@ class Outcomes(Sequence):
 
     def measured(self, *path: Any) -> list[float]:
         """A number of each: of a measure, by keys and places within what it found; NaN where there is none."""
+
         def number(value):
             try:
                 for key in path:
@@ -133,7 +148,7 @@ class Outcomes(Sequence):
 
     def early_losses(self) -> list[float]:
         """By run, the mean over the first third of the training: lower where it starts to learn earlier."""
-        return [statistics.mean(run[:max(1, len(run) // 3)]) for run in self.losses()]
+        return [statistics.mean(run[: max(1, len(run) // 3)]) for run in self.losses()]
 
 
 class Judgement(NamedTuple):
@@ -148,6 +163,7 @@ Judge = Callable[[Outcomes], Judgement]
 
 def needs(**labels: Any) -> Callable[[Judge], Judge]:
     """Of a judge: what it says of scales without a trial of these labels."""
+
     def wrap(judge):
         @functools.wraps(judge)
         def judge_where_there_is(outcomes):
@@ -256,8 +272,11 @@ def deviation(values: Sequence[float]) -> float:
 def errorbars(axes: Any, x: Sequence[float], runs: Sequence[Sequence[float]], scale: float = 100, **style: Any) -> None:
     """Draws mean and standard deviation of the runs at each x, of those that are numbers; in percent where `scale` is
     100."""
-    points = [(at, statistics.mean(v), deviation(v))
-              for at, run in zip(x, runs, strict=True) if (v := [scale * value for value in finite(run)])]
+    points = [
+        (at, statistics.mean(v), deviation(v))
+        for at, run in zip(x, runs, strict=True)
+        if (v := [scale * value for value in finite(run)])
+    ]
     if points:
         at, means, deviations = zip(*points, strict=True)
         axes.errorbar(at, means, deviations, marker="o", markersize=4, capsize=3, linewidth=1.4, **style)
@@ -321,9 +340,11 @@ def counts(claims: Sequence[Mapping[str, Any]]) -> list[int]:
 def overall(claims: Sequence[Mapping[str, Any]]) -> str:
     """The verdict on a study at a scale, from the claims as in results.json: counts, and what it disagrees with."""
     agree, disagree, unclear = counts(claims)
-    text = (f"Of {len(claims)} claim{'s' * (len(claims) != 1)} {agree} {'agrees' if agree == 1 else 'agree'}, "
-            f"{disagree} {'disagrees' if disagree == 1 else 'disagree'}, {unclear} {'is' if unclear == 1 else 'are'} "
-            f"{TOO_SMALL}.")
+    text = (
+        f"Of {len(claims)} claim{'s' * (len(claims) != 1)} {agree} {'agrees' if agree == 1 else 'agree'}, "
+        f"{disagree} {'disagrees' if disagree == 1 else 'disagree'}, {unclear} {'is' if unclear == 1 else 'are'} "
+        f"{TOO_SMALL}."
+    )
     against = [claim["statement"] for claim in claims if claim["verdict"] == DISAGREES]
     return f"{text} Not found here: {' '.join(against)}" if against else text
 
@@ -339,14 +360,16 @@ def seeds_text(claim: Mapping[str, Any]) -> str:
 
 def markdown_table(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """A table in Markdown."""
+
     def line(row):
         return "| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |"
 
     return "\n".join(line(row) for row in (columns, ["---"] * len(columns), *rows))
 
 
-def terminal_table(columns: Sequence[Any], rows: Sequence[Sequence[Any]], title: str | None = None, texts: int = 1,
-                   lines: bool = False) -> rich.table.Table:
+def terminal_table(
+    columns: Sequence[Any], rows: Sequence[Sequence[Any]], title: str | None = None, texts: int = 1, lines: bool = False
+) -> rich.table.Table:
     """A table for the terminal: the first `texts` columns to the left, numbers to the right; `lines` between rows."""
     made = rich.table.Table(title=title, title_justify="left", show_lines=lines)
     for i, column in enumerate(columns):

@@ -23,12 +23,22 @@ from train.files import read_json, write_json
 
 # What outcome.json holds: see `run`.
 SCHEMA = {
-    "type": "object", "required": ["summary", "diverged", "history", "measured"], "additionalProperties": False,
+    "type": "object",
+    "required": ["summary", "diverged", "history", "measured"],
+    "additionalProperties": False,
     "properties": {
-        "summary": {"anyOf": [{"type": "null"}, summary.SCHEMA]}, "diverged": {"type": ["string", "null"]},
-        "history": {"type": "object", "additionalProperties": {
-            "type": "object", "additionalProperties": {"type": "array", "items": {"type": ["number", "null"]}}}},
-        "measured": {"type": "object"}}}
+        "summary": {"anyOf": [{"type": "null"}, summary.SCHEMA]},
+        "diverged": {"type": ["string", "null"]},
+        "history": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "additionalProperties": {"type": "array", "items": {"type": ["number", "null"]}},
+            },
+        },
+        "measured": {"type": "object"},
+    },
+}
 KEPT = {"train": ("loss", "accuracy", "gradient_norm"), "test": ("loss", "accuracy")}  # of metrics.jsonl
 
 
@@ -76,8 +86,10 @@ def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
         if trial.train:
             state = restore.restored(prepared, folder)
             if int(state.step) < prepared.total:
-                raise UserError(f"{folder}: what is left of this trial is its step {int(state.step)} of "
-                                f"{prepared.total}: delete its outcome.json to train the rest again")
+                raise UserError(
+                    f"{folder}: what is left of this trial is its step {int(state.step)} of "
+                    f"{prepared.total}: delete its outcome.json to train the rest again"
+                )
         for measure in missing:
             outcome["measured"][measure.__name__] = measure(prepared, state)
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,17 +142,25 @@ def run_all(trials: Sequence[study.Trial], root: Path, jobs: int, console: rich.
         work[name] = trial._replace(measures=tuple(measures))
     found = {}
     bar = rich.progress.Progress(
-        rich.progress.TextColumn("[bold]{task.description}"), rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(), rich.progress.TextColumn("{task.fields[last]}"),
-        rich.progress.TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        rich.progress.TextColumn("[bold]{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[last]}"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
     with bar:
         task = bar.add_task("trials", total=len(work), last="")
         run_each = _here if jobs == 1 else _in_processes
         for name, outcome in run_each(work, root, jobs):
             found[name] = outcome
             labels = ", ".join(f"{key} {value}" for key, value in work[name].labels.items())
-            result = outcome["diverged"] or (f"accuracy {outcome['summary']['accuracy']:.1%}"
-                                             if "accuracy" in (outcome["summary"] or {}) else "measured")
+            result = outcome["diverged"] or (
+                f"accuracy {outcome['summary']['accuracy']:.1%}"
+                if "accuracy" in (outcome["summary"] or {})
+                else "measured"
+            )
             bar.update(task, advance=1, last=labels)
             if not console.is_terminal:
                 console.print(f"{len(found)}/{len(work)}  {labels}: {result}", soft_wrap=True, highlight=False)

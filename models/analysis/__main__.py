@@ -1,6 +1,6 @@
 """Prints what a network costs, layer by layer: parameters, mult-adds, activation memory, receptive fields (cost.py).
 
-  python -m models.analysis resnet50 --resolution=224 --set norm=group --csv=cost.csv --chart=cost.png
+python -m models.analysis resnet50 --resolution=224 --set norm=group --csv=cost.csv --chart=cost.png
 """
 
 import sys
@@ -15,8 +15,13 @@ from models.errors import UserError
 
 
 def _define(options: flags.FlagValues) -> None:
-    flags.DEFINE_integer("resolution", None, "height and width of the images; default: what the network was made for",
-                         lower_bound=1, flag_values=options)
+    flags.DEFINE_integer(
+        "resolution",
+        None,
+        "height and width of the images; default: what the network was made for",
+        lower_bound=1,
+        flag_values=options,
+    )
     flags.DEFINE_integer("channels", 3, "channels of the images", lower_bound=1, flag_values=options)
     command.define_path("csv", None, "file to write the layers to", flag_values=options)
     command.define_path("chart", None, "picture to write (.png, .svg, .pdf): where the cost is", flag_values=options)

@@ -56,8 +56,13 @@ def draw(cost: Complexity, path: str, name: str) -> None:
     for axes, (field, title, unit) in zip(panels, PANELS, strict=True):
         sizes = [sum(getattr(layer, field) for layer in layers) for layers in bars.values()]
         shown = axes.barh(range(len(bars)), sizes, color=colors, height=0.78)
-        axes.bar_label(shown, [short(size) + unit if size > 0.005 * sum(sizes) else "" for size in sizes], padding=2,
-                       fontsize=7, color="#444444")
+        axes.bar_label(
+            shown,
+            [short(size) + unit if size > 0.005 * sum(sizes) else "" for size in sizes],
+            padding=2,
+            fontsize=7,
+            color="#444444",
+        )
         axes.set_title(f"{title}: {short(sum(sizes))}{unit}", fontsize=10)
         axes.xaxis.set_major_formatter(EngFormatter(unit))
         axes.locator_params(axis="x", nbins=4)

@@ -114,18 +114,34 @@ class Complexity:
     def table(self) -> Table:
         """A row a layer, a section a stage, totals at the bottom."""
         table = Table(title=self.summary, title_justify="left", show_footer=True)
-        totals = ("total", "", "", f"{self.params:,}", short(self.mult_adds), short(self.output_bytes),
-                  short(self.kept_bytes), _pixels(self.receptive_field), _pixels(self.stride))
+        totals = (
+            "total",
+            "",
+            "",
+            f"{self.params:,}",
+            short(self.mult_adds),
+            short(self.output_bytes),
+            short(self.kept_bytes),
+            _pixels(self.receptive_field),
+            _pixels(self.stride),
+        )
         heads = ("layer", "type", "output", "parameters", "mult-adds", "output B", "kept B", "field", "stride")
         for head, total in zip(heads, totals, strict=True):
             table.add_column(head, footer=total, justify="left" if head in heads[:3] else "right", overflow="fold")
         for layer, following in zip(self.layers, (*self.layers[1:], None), strict=True):
             stage = layer.path.split("/")[0]
             table.add_row(
-                layer.path or "(model)", layer.type, " x ".join(map(str, layer.output_shape[1:])),
-                f"{layer.params:,}" if layer.params else "", short(layer.mult_adds), short(layer.output_bytes),
-                short(layer.kept_bytes), _pixels(layer.receptive_field), _pixels(layer.stride),
-                end_section=following is not None and "/" in layer.path + following.path
+                layer.path or "(model)",
+                layer.type,
+                " x ".join(map(str, layer.output_shape[1:])),
+                f"{layer.params:,}" if layer.params else "",
+                short(layer.mult_adds),
+                short(layer.output_bytes),
+                short(layer.kept_bytes),
+                _pixels(layer.receptive_field),
+                _pixels(layer.stride),
+                end_section=following is not None
+                and "/" in layer.path + following.path
                 and following.path.split("/")[0] != stage,
             )
         return table
@@ -202,8 +218,16 @@ def analyze(model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStr
 
     def layer(path, kind, shape, output_bytes=0):
         pixels = _limits(walk.views.get(path))
-        return Layer("/".join(path), kind, shape, params.get(path, 0), walk.mult_adds.get(path, 0), output_bytes,
-                     kept.get(path, 0), *pixels)
+        return Layer(
+            "/".join(path),
+            kind,
+            shape,
+            params.get(path, 0),
+            walk.mult_adds.get(path, 0),
+            output_bytes,
+            kept.get(path, 0),
+            *pixels,
+        )
 
     return Complexity(
         name=type(model).__name__,
@@ -248,7 +272,8 @@ def _kept_bytes(model, variables, inputs, key, modules: Collection[Path], layers
     def residuals(inputs, key, params, state):
         def apply(params):
             return model.apply(
-                {"params": params, **state}, *inputs, train=True, mutable=list(state), rngs={"dropout": key})
+                {"params": params, **state}, *inputs, train=True, mutable=list(state), rngs={"dropout": key}
+            )
 
         return jax.tree.leaves(jax.vjp(apply, params, has_aux=True)[1])
 

@@ -222,8 +222,15 @@ def _conv(eqn, views):
     kernel = [eqn.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:]]
     if views[1] is not None or len(kernel) != 2:
         return WHOLE
-    seen = _windowed(views[0], tuple(numbers.lhs_spec[2:]), kernel, params["window_strides"], params["padding"],
-                     params["rhs_dilation"], params["lhs_dilation"])
+    seen = _windowed(
+        views[0],
+        tuple(numbers.lhs_spec[2:]),
+        kernel,
+        params["window_strides"],
+        params["padding"],
+        params["rhs_dilation"],
+        params["lhs_dilation"],
+    )
     return seen if seen.axes is None else dataclasses.replace(seen, axes=tuple(numbers.out_spec[2:]))
 
 
@@ -236,10 +243,12 @@ def _reduce_window(eqn, views):
 
 def _reduce(eqn, views):
     axes = eqn.params["axes"]
-    return join([
-        _moved(view, lambda axis: None if axis in axes else axis - sum(other < axis for other in axes))
-        for view in views
-    ])
+    return join(
+        [
+            _moved(view, lambda axis: None if axis in axes else axis - sum(other < axis for other in axes))
+            for view in views
+        ]
+    )
 
 
 def _broadcast(eqn, views):
@@ -276,8 +285,20 @@ def _slice(eqn, views):
 
 def _pad(eqn, views):
     padding = [eqn.params["padding_config"][axis] for axis in views[0].axes]
-    return join([_windowed(views[0], views[0].axes, (1, 1), (1, 1), [(low, high) for low, high, _ in padding], (1, 1),
-                           [between + 1 for _, _, between in padding]), *views[1:]])
+    return join(
+        [
+            _windowed(
+                views[0],
+                views[0].axes,
+                (1, 1),
+                (1, 1),
+                [(low, high) for low, high, _ in padding],
+                (1, 1),
+                [between + 1 for _, _, between in padding],
+            ),
+            *views[1:],
+        ]
+    )
 
 
 def _concatenate(eqn, views):
@@ -293,8 +314,10 @@ def _dot(eqn, views):
     free_before = len(batch[0])
     for view, atom, contract, shared in zip(views, eqn.invars, contracted, batch, strict=True):
         free = [axis for axis in range(atom.aval.ndim) if axis not in contract and axis not in shared]
-        places = {**dict(zip(shared, range(len(shared)), strict=True)),
-                  **{axis: free_before + i for i, axis in enumerate(free)}}
+        places = {
+            **dict(zip(shared, range(len(shared)), strict=True)),
+            **{axis: free_before + i for i, axis in enumerate(free)},
+        }
         outputs.append(_moved(view, places.get))
         free_before += len(free)
     return join(outputs)

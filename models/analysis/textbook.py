@@ -75,14 +75,42 @@ def _block(kind, network, path, size, sizes, params, channels, n_params, n_chann
 
 
 BLOCKS = (
-    _block("plain convolution", "resnet18", "stage1/block1/conv1", 56, {"k": 3, "c": 64},
-           "k²c²", "c", plain(3, 64), 64),
-    _block("bottleneck", "resnet50", "stage1/block1", 56, {"c": 256, "d": 64},
-           "cd + 9d² + dc", "2d + c", bottleneck(256, 64), 2 * 64 + 256),
-    _block("depthwise separable", "mobilenet_v1", "stage4/block1", 14, {"k": 3, "c": 512},
-           "k²c + c²", "2c", separable(3, 512), 2 * 512),
-    _block("grouped", "resnext50_32x4d", "stage1/block1/conv2", 56, {"k": 3, "c": 128, "g": 32},
-           "k²c²/g", "c", grouped(3, 128, 32), 128),
+    _block(
+        "plain convolution", "resnet18", "stage1/block1/conv1", 56, {"k": 3, "c": 64}, "k²c²", "c", plain(3, 64), 64
+    ),
+    _block(
+        "bottleneck",
+        "resnet50",
+        "stage1/block1",
+        56,
+        {"c": 256, "d": 64},
+        "cd + 9d² + dc",
+        "2d + c",
+        bottleneck(256, 64),
+        2 * 64 + 256,
+    ),
+    _block(
+        "depthwise separable",
+        "mobilenet_v1",
+        "stage4/block1",
+        14,
+        {"k": 3, "c": 512},
+        "k²c + c²",
+        "2c",
+        separable(3, 512),
+        2 * 512,
+    ),
+    _block(
+        "grouped",
+        "resnext50_32x4d",
+        "stage1/block1/conv2",
+        56,
+        {"k": 3, "c": 128, "g": 32},
+        "k²c²/g",
+        "c",
+        grouped(3, 128, 32),
+        128,
+    ),
 )
 
 
@@ -93,10 +121,16 @@ def _analyzed(network: str) -> Complexity:
 
 def counted(block: Block) -> Cost:
     """What the traced program of the network has for the block's convolutions; outputs are float32 there."""
-    found = [layer for layer in _analyzed(block.network).layers
-             if layer.type == "Conv" and f"{layer.path}/".startswith(f"{block.path}/")]
-    return Cost(sum(layer.params for layer in found), sum(layer.mult_adds for layer in found),
-                sum(layer.output_bytes for layer in found) // 4)
+    found = [
+        layer
+        for layer in _analyzed(block.network).layers
+        if layer.type == "Conv" and f"{layer.path}/".startswith(f"{block.path}/")
+    ]
+    return Cost(
+        sum(layer.params for layer in found),
+        sum(layer.mult_adds for layer in found),
+        sum(layer.output_bytes for layer in found) // 4,
+    )
 
 
 HEADS = ("block", "sizes", "quantity", "formula", "value", "counted", "in")
@@ -109,7 +143,11 @@ def rows() -> list[tuple[str, ...]]:
         for block in BLOCKS
         for quantity, formula, value, found in zip(
             ("parameters", "mult-adds", "outputs"),
-            (block.params, f"hw({block.params})", f"hw({block.channels})"), block.expected, counted(block), strict=True)
+            (block.params, f"hw({block.params})", f"hw({block.channels})"),
+            block.expected,
+            counted(block),
+            strict=True,
+        )
     ]
 
 

@@ -93,8 +93,15 @@ def table(data: bytes, variables: Mapping[str, Any]) -> list[dict[str, Any]]:
     arrays = weights.flatten(variables)
     for name, one in packed.contents(data).items():
         array, parts = arrays[name], {part: size for part, size in one.parts.items() if size}
-        row = {"name": name, "weights": array.size, "kept": int(np.count_nonzero(array)),
-               "entries": one.entries, "bytes": sum(parts.values()), "float32": 4 * array.size, "parts": parts}
+        row = {
+            "name": name,
+            "weights": array.size,
+            "kept": int(np.count_nonzero(array)),
+            "entries": one.entries,
+            "bytes": sum(parts.values()),
+            "float32": 4 * array.size,
+            "parts": parts,
+        }
         if array.ndim < 2:
             for key in ("weights", "kept", "bytes", "float32"):
                 others[key] += row[key]
@@ -103,13 +110,25 @@ def table(data: bytes, variables: Mapping[str, Any]) -> list[dict[str, Any]]:
         values = {"shared": parts.get("codebook", 0) // 4, "signs": 2}.get(one.encoding)
         symbols = values and values + (one.entries > row["kept"])  # a zero, or a filler, is one more
         coded = {part: 8 * parts.get(part, 0) / max(one.entries, 1) for part in ("indices", "signs", "jumps")}
-        found.append({
-            **row, "values": values, "index_bits": symbols and max(1, math.ceil(math.log2(symbols))),
-            "index_coded": values and (coded["signs"] or coded["indices"]), "jump_bits": one.jump_bits or None,
-            "jump_coded": coded["jumps"] if one.jump_bits else None})
+        found.append(
+            {
+                **row,
+                "values": values,
+                "index_bits": symbols and max(1, math.ceil(math.log2(symbols))),
+                "index_coded": values and (coded["signs"] or coded["indices"]),
+                "jump_bits": one.jump_bits or None,
+                "jump_coded": coded["jumps"] if one.jump_bits else None,
+            }
+        )
     framing = len(data) - sum(row["bytes"] for row in found) - others["bytes"]
-    rest = {"name": "header, checksum", "weights": 0, "kept": 0, "bytes": framing, "float32": 0,
-            "parts": {"header": framing}}
+    rest = {
+        "name": "header, checksum",
+        "weights": 0,
+        "kept": 0,
+        "bytes": framing,
+        "float32": 0,
+        "parts": {"header": framing},
+    }
     blank = dict.fromkeys(("entries", "values", "index_bits", "index_coded", "jump_bits", "jump_coded"))
     return [*found, {**blank, **others}, {**blank, **rest}]
 
@@ -117,14 +136,23 @@ def table(data: bytes, variables: Mapping[str, Any]) -> list[dict[str, Any]]:
 def rows(layers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """`table` as texts, with a line of the totals, as Han 2016, tables 2 to 5: name, weights, share that is kept, bits
     of an index and of a jump as such / after Huffman coding, bytes, and these as a share of float32's."""
+
     def bits(row, part):
         return f"{row[f'{part}_bits']} / {row[f'{part}_coded']:.1f}" if row.get(f"{part}_bits") else ""
 
     total = {key: sum(row[key] for row in layers) for key in ("weights", "kept", "bytes", "float32")}
-    return [[row["name"].removesuffix("/kernel"), f"{row['weights']:,}",
-             f"{row['kept'] / row['weights']:.1%}" if row["weights"] else "", bits(row, "index"), bits(row, "jump"),
-             f"{row['bytes']:,}", f"{row['bytes'] / row['float32']:.2%}" if row["float32"] else ""]
-            for row in (*layers, {"name": "total", **total})]
+    return [
+        [
+            row["name"].removesuffix("/kernel"),
+            f"{row['weights']:,}",
+            f"{row['kept'] / row['weights']:.1%}" if row["weights"] else "",
+            bits(row, "index"),
+            bits(row, "jump"),
+            f"{row['bytes']:,}",
+            f"{row['bytes'] / row['float32']:.2%}" if row["float32"] else "",
+        ]
+        for row in (*layers, {"name": "total", **total})
+    ]
 
 
 def _network(about: Mapping[str, Any], count: int) -> tuple[nn.Module, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Batch normalization folded into the layer before it, for inference: one layer less to compute, and the same result.
 
-  norm(layer(x)) = ((x * kernel + b) - mean) g + bias,  g = scale / sqrt(var + epsilon)
-                 = x * (kernel g) + ((b - mean) g + bias)                  (Jacob et al. 2018, arXiv 1712.05877, 3.2)
+norm(layer(x)) = ((x * kernel + b) - mean) g + bias,  g = scale / sqrt(var + epsilon)
+               = x * (kernel g) + ((b - mean) g + bias)                  (Jacob et al. 2018, arXiv 1712.05877, 3.2)
 """
 
 import collections
@@ -88,7 +88,7 @@ def _only_uses(jaxpr: Any) -> Iterator[tuple[int, int]]:
 
 
 def _label(eqn: Any) -> tuple[str, int]:
-    """"layer" or "norm" with its number, of an equation that labels; else ("", 0)."""
+    """ "layer" or "norm" with its number, of an equation that labels; else ("", 0)."""
     text = str(eqn.params.get("name", "")) if eqn and eqn.primitive.name == "name" else ""
     kind, _, number = text.partition(" ")
     return (kind, int(number)) if kind in ("layer", "norm") and number.isdecimal() else ("", 0)

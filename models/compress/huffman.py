@@ -97,12 +97,12 @@ def decode(data: bytes, lengths: np.ndarray, count: int) -> np.ndarray:
             raise Damaged("too few bits")
         # What every place of a chunk would decode to if a code began there, then from code to code.
         first = place // 8
-        bits = np.unpackbits(raw[first:first + (_CHUNK + longest) // 8 + 1])
+        bits = np.unpackbits(raw[first : first + (_CHUNK + longest) // 8 + 1])
         width = min(_CHUNK, len(bits))
         padded = np.concatenate([bits, np.zeros(longest, np.uint8)])
         window = np.zeros(width, np.uint64)
         for i in range(longest):
-            window = window << np.uint64(1) | padded[i:i + width]
+            window = window << np.uint64(1) | padded[i : i + width]
         which = np.searchsorted(left, window, side="right") - 1
         jumps, inside, places = sizes[which].tolist(), place - 8 * first, []
         while inside < width and len(places) < left_over:
@@ -114,6 +114,6 @@ def decode(data: bytes, lengths: np.ndarray, count: int) -> np.ndarray:
         place, left_over = 8 * first + inside, left_over - len(places)
     if place > end:
         raise Damaged("too few bits")
-    if end - place >= 8 or np.unpackbits(raw[place // 8:])[place % 8:].any():
+    if end - place >= 8 or np.unpackbits(raw[place // 8 :])[place % 8 :].any():
         raise Damaged("bits after the last symbol")
     return np.concatenate(found)

@@ -28,8 +28,12 @@ from models.compress.huffman import Damaged
 
 MAGIC, VERSION = b"ablate\0c", 1
 _HEAD = struct.Struct("<8sHI")
-PARTS = {"float32": ("values",), "sparse": ("tables", "jumps", "values"),
-         "shared": ("codebook", "tables", "jumps", "indices"), "signs": ("scales", "signs")}
+PARTS = {
+    "float32": ("values",),
+    "sparse": ("tables", "jumps", "values"),
+    "shared": ("codebook", "tables", "jumps", "indices"),
+    "signs": ("scales", "signs"),
+}
 JUMPS = range(2, 9)  # bits of a jump to choose from; an entry, 2 bits of a file at least, then spans 256 places at most
 MOST_VALUES = 1 << 16  # of a codebook
 MOST_HEADER = 1 << 20  # bytes of the JSON; ResNet-1202 takes a third of that
@@ -90,9 +94,19 @@ def _smallest(array: np.ndarray) -> tuple[str, int, int, list[bytes]]:
         filled = np.zeros(raw.size, np.int64)
         filled[kept] = symbols
         lengths = huffman.lengths(np.bincount(filled[places], minlength=len(codebook) + 1))
-        found.append(("shared", best, len(places), [
-            codebook.astype("<u4").tobytes(), zlib.compress(tables + lengths.tobytes(), 9), jumps,
-            huffman.encode(filled[places], lengths)]))
+        found.append(
+            (
+                "shared",
+                best,
+                len(places),
+                [
+                    codebook.astype("<u4").tobytes(),
+                    zlib.compress(tables + lengths.tobytes(), 9),
+                    jumps,
+                    huffman.encode(filled[places], lengths),
+                ],
+            )
+        )
     return min(found, key=lambda one: sum(map(len, one[3])))
 
 
@@ -113,6 +127,7 @@ def _jumps(size: int, kept: np.ndarray, bits: int) -> tuple[np.ndarray, bytes, b
 
 def _size(size: int, kept: np.ndarray, symbols: np.ndarray | None, bits: int) -> int:
     """Bits of jumps, indices (32 a value without) and tables, these before they are deflated by about a half."""
+
     def coded(counts):
         return int((huffman.lengths(counts).astype(np.int64) * counts).sum()) + 4 * len(counts)
 
@@ -158,7 +173,7 @@ def unpack(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.n
     for name, packed in listed.items():
         parts = {}
         for part, length in packed.parts.items():
-            parts[part] = data[start:start + length]
+            parts[part] = data[start : start + length]
             start += length
         found[name] = _array(name, packed, parts)
     return found
@@ -177,7 +192,7 @@ def _header(data: bytes) -> tuple[dict[str, Any], dict[str, Packed], int]:
     try:
         if start > len(data) - 4:
             raise ValueError("longer than the file")
-        header = json.loads(_inflated(data[_HEAD.size:start], MOST_HEADER))
+        header = json.loads(_inflated(data[_HEAD.size : start], MOST_HEADER))
         if not isinstance(header["about"], dict):
             raise ValueError("another kind of JSON")
         listed = {}

@@ -44,14 +44,21 @@ def scores(kind: str, weights: Arrays, gradients: Arrays, moved: Arrays) -> dict
     if kind == "movement":
         return {name: moved[name] for name in weights}
     if kind == "random":
-        return {name: jax.random.uniform(jax.random.key(zlib.crc32(name.encode())), weight.shape)
-                for name, weight in weights.items()}
+        return {
+            name: jax.random.uniform(jax.random.key(zlib.crc32(name.encode())), weight.shape)
+            for name, weight in weights.items()
+        }
     raise choice_error("pruning score", kind, SCORES)
 
 
-def keep(found: Arrays, sparsity: float | jax.Array | Mapping[str, float | jax.Array], by: str = "global",
-         structure: str = "weights", before: Arrays | None = None, weights: Arrays | None = None
-         ) -> dict[str, jax.Array]:
+def keep(
+    found: Arrays,
+    sparsity: float | jax.Array | Mapping[str, float | jax.Array],
+    by: str = "global",
+    structure: str = "weights",
+    before: Arrays | None = None,
+    weights: Arrays | None = None,
+) -> dict[str, jax.Array]:
     """Masks, bool in the shape of the scores: of each group exactly round((1 - sparsity) N) stay, those of the highest
     scores; among equal ones those that come first.
 
@@ -77,8 +84,10 @@ def keep(found: Arrays, sparsity: float | jax.Array | Mapping[str, float | jax.A
     if structure not in STRUCTURES:
         raise choice_error("pruning structure", structure, STRUCTURES)
     if by == "std":
-        found = {name: score / _deviation(weights[name], None if before is None else before[name])
-                 for name, score in found.items()}
+        found = {
+            name: score / _deviation(weights[name], None if before is None else before[name])
+            for name, score in found.items()
+        }
     if before is not None:
         found = {name: jnp.where(before[name], score, -jnp.inf) for name, score in found.items()}
     if structure == "2:4":
@@ -94,7 +103,7 @@ def keep(found: Arrays, sparsity: float | jax.Array | Mapping[str, float | jax.A
         flat = _highest(jnp.concatenate([unit.ravel() for unit in units.values()]), sparsity, least * len(units))
         masks, start = {}, 0
         for name, unit in units.items():
-            masks[name] = flat[start:start + unit.size].reshape(unit.shape)
+            masks[name] = flat[start : start + unit.size].reshape(unit.shape)
             start += unit.size
     return {name: jnp.broadcast_to(mask, found[name].shape) for name, mask in masks.items()}
 
@@ -142,8 +151,9 @@ def linear(progress: jax.Array, first: float, last: float) -> jax.Array:
 SCHEDULES = {"cubic": cubic, "linear": linear}
 
 
-def allocate(curves: Mapping[str, Mapping[str, Sequence[float]]], whole: float, sizes: Mapping[str, int],
-             sparsity: float) -> dict[str, float]:
+def allocate(
+    curves: Mapping[str, Mapping[str, Sequence[float]]], whole: float, sizes: Mapping[str, int], sparsity: float
+) -> dict[str, float]:
     """Sparsity of each layer, so that no layer on its own costs more accuracy than it has to.
 
     Of each layer goes the largest share whose drop of accuracy is at most eps, with the smallest eps for which
@@ -194,8 +204,15 @@ def _drops(name: str, curve: Mapping[str, Sequence[float]], whole: float) -> tup
         x, accuracy = (np.asarray(curve[key], float) for key in ("sparsity", "accuracy"))
     except (KeyError, TypeError, ValueError):
         x = accuracy = np.zeros(0)
-    if (x.ndim != 1 or x.shape != accuracy.shape or not x.size or (np.diff(x) <= 0).any() or x[0] < 0 or x[-1] > 1
-            or not np.isfinite(accuracy).all()):
+    if (
+        x.ndim != 1
+        or x.shape != accuracy.shape
+        or not x.size
+        or (np.diff(x) <= 0).any()
+        or x[0] < 0
+        or x[-1] > 1
+        or not np.isfinite(accuracy).all()
+    ):
         raise UserError(f"sensitivity of {name}: want as many accuracies as sparsities, and these ascending in [0, 1]")
     drops = np.maximum.accumulate(np.maximum(whole - accuracy, 0))
     return (np.r_[0, x], np.r_[0, drops]) if x[0] > 0 else (x, np.r_[0, drops[1:]])

@@ -55,9 +55,7 @@ class Coupling(NamedTuple):
         return np.flatnonzero(np.tile(stays, self.repeat))
 
 
-def coupled(
-    model: nn.Module, inputs: Sequence[Any], kernels: Iterable[str]
-) -> dict[str, list[Coupling]]:
+def coupled(model: nn.Module, inputs: Sequence[Any], kernels: Iterable[str]) -> dict[str, list[Coupling]]:
     """Finds the arrays that hold a slice of each filter of the kernels; nothing is computed.
 
     Args:
@@ -145,8 +143,10 @@ def shrink(
     shapes, _ = _shapes(model, inputs)
     for name, leaf in _flat(variables).items():
         if shapes.get(name) != np.shape(leaf):
-            raise UserError(f"{name} is {[*np.shape(leaf)]}, and the network for these inputs has "
-                            f"{[*shapes[name]] if name in shapes else 'none'}")
+            raise UserError(
+                f"{name} is {[*np.shape(leaf)]}, and the network for these inputs has "
+                f"{[*shapes[name]] if name in shapes else 'none'}"
+            )
     stays = {kernel: _stays(kernel, np.asarray(mask)) for kernel, mask in masks.items()}
     stays = {kernel: kept for kernel, kept in stays.items() if not kept.all()}
     couplings = coupled(model, inputs, stays)
@@ -155,8 +155,10 @@ def shrink(
             raise UserError(f"mask of {kernel}: it is for {kept.size} filters, and there are {size}")
     smaller, fewer, apart = _cut(model, variables, stays, couplings, inputs)
     if not apart <= TOLERANCE:
-        raise UserError(f"filters of {', '.join(map(_layer, stays))} cannot be removed: the logits differ by "
-                        f"{apart:.1g} of the largest. Something mixes channels; is it the normalization?")
+        raise UserError(
+            f"filters of {', '.join(map(_layer, stays))} cannot be removed: the logits differ by "
+            f"{apart:.1g} of the largest. Something mixes channels; is it the normalization?"
+        )
     return smaller, fewer
 
 
@@ -182,8 +184,10 @@ def _cut(model, variables, stays, couplings, inputs) -> tuple[nn.Module, dict[st
         for coupling in couplings[kernel]:
             name, axis = coupling.array, coupling.axis
             if cut.setdefault((name, axis), kernel) != kernel:
-                raise UserError(f"filters of {_layer(kernel)} cannot be removed beside those of "
-                                f"{_layer(cut[name, axis])}: {name} sees both")
+                raise UserError(
+                    f"filters of {_layer(kernel)} cannot be removed beside those of "
+                    f"{_layer(cut[name, axis])}: {name} sees both"
+                )
             fewer[name] = np.take(fewer[name], coupling.kept(kept), axis)
             if coupling.own:
                 masked[name] = np.where(np.tile(kept, coupling.repeat), masked[name], 0)  # the last axis
@@ -192,11 +196,14 @@ def _cut(model, variables, stays, couplings, inputs) -> tuple[nn.Module, dict[st
     rng = np.random.default_rng(0)
     images = [jnp.asarray(rng.normal(size=(2, *x.shape[1:])), x.dtype) for x in models.abstract(inputs)]
     try:
-        a, b = (np.asarray(jit_once(network.clone(dtype=None).apply)(leaves, *images)) for network, leaves in
-                ((model, traverse_util.unflatten_dict(masked, sep="/")), (smaller, fewer)))
+        a, b = (
+            np.asarray(jit_once(network.clone(dtype=None).apply)(leaves, *images))
+            for network, leaves in ((model, traverse_util.unflatten_dict(masked, sep="/")), (smaller, fewer))
+        )
     except MISFITS as error:
-        raise UserError(f"filters of {', '.join(map(_layer, stays))} cannot be removed together: "
-                        f"{str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"filters of {', '.join(map(_layer, stays))} cannot be removed together: {str(error).splitlines()[0]}"
+        ) from None
     return smaller, fewer, float(np.abs(a - b).max() / max(np.abs(a).max(), np.finfo(np.float32).tiny))
 
 
@@ -232,8 +239,9 @@ def removable(
 
     for kernel in _failing(exact, list(found)):
         del found[kernel]
-        refused[kernel] = (f"filters of {_layer(kernel)} cannot be removed: without them the network computes "
-                           "something else")
+        refused[kernel] = (
+            f"filters of {_layer(kernel)} cannot be removed: without them the network computes something else"
+        )
     return found, refused
 
 

@@ -59,18 +59,28 @@ def _cam(model, variables, images, target) -> tuple[Explanation, jax.Array, jax.
     explained = jnp.dot(maps.mean((1, 2)), kernel, precision="highest") + head.get("bias", 0.0)
     tolerance = TOLERANCE[found[names[-1]].dtype == jnp.float32] * jnp.abs(logits).max()
     chosen = resolved(target, logits)
-    return (Explanation(_weighted(maps, kernel.T[chosen]), logits, chosen), jnp.abs(explained - logits).max(),
-            tolerance)
+    return (
+        Explanation(_weighted(maps, kernel.T[chosen]), logits, chosen),
+        jnp.abs(explained - logits).max(),
+        tolerance,
+    )
 
 
 def _refused(model: nn.Module) -> UserError:
-    return UserError("cam is for networks that end in average pooling and a linear layer; "
-                     f"{type(model).__name__} with these fields does not: use grad_cam")
+    return UserError(
+        "cam is for networks that end in average pooling and a linear layer; "
+        f"{type(model).__name__} with these fields does not: use grad_cam"
+    )
 
 
 @explains
 def grad_cam(
-    model: nn.Module, variables: Any, images: jax.Array, target: jax.Array, *, endpoint: str | None = None,
+    model: nn.Module,
+    variables: Any,
+    images: jax.Array,
+    target: jax.Array,
+    *,
+    endpoint: str | None = None,
     counterfactual: bool = False,
 ) -> Explanation:
     """The map's channels, each times the mean gradient of the score by it, summed, where positive (Selvaraju 2017,

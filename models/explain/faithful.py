@@ -37,8 +37,16 @@ class Curve(NamedTuple):
     area: jax.Array
 
 
-def deletion(model: nn.Module, variables: Any, images: Any, maps: Any, target: Any = None, *, steps: int = 32,
-             color: float | tuple[float, ...] = 0.0) -> Curve:
+def deletion(
+    model: nn.Module,
+    variables: Any,
+    images: Any,
+    maps: Any,
+    target: Any = None,
+    *,
+    steps: int = 32,
+    color: float | tuple[float, ...] = 0.0,
+) -> Curve:
     """The probability as the most important pixels are painted over: the sooner it falls, the better the map.
 
     Args:
@@ -52,12 +60,21 @@ def deletion(model: nn.Module, variables: Any, images: Any, maps: Any, target: A
       UserError: maps of another size than the images.
     """
     images = jnp.asarray(images)
-    return _change(model, variables, images, images, jnp.broadcast_to(jnp.asarray(color, images.dtype), images.shape),
-                   maps, target, steps)
+    return _change(
+        model,
+        variables,
+        images,
+        images,
+        jnp.broadcast_to(jnp.asarray(color, images.dtype), images.shape),
+        maps,
+        target,
+        steps,
+    )
 
 
-def insertion(model: nn.Module, variables: Any, images: Any, maps: Any, target: Any = None, *, steps: int = 32,
-              blur: float = BLUR) -> Curve:
+def insertion(
+    model: nn.Module, variables: Any, images: Any, maps: Any, target: Any = None, *, steps: int = 32, blur: float = BLUR
+) -> Curve:
     """The probability as the most important pixels come back to a blurred image: the sooner it rises, the better.
 
     Args and errors as of `deletion`, and `blur`, see `blurred`: small images need a stronger one than the paper's to
@@ -115,8 +132,12 @@ def pointing(maps: np.ndarray, boxes: Sequence[Box], tolerance: int = 0) -> np.n
     maps = np.asarray(maps)
     rows, columns = np.unravel_index(maps.reshape(len(maps), -1).argmax(1), maps.shape[1:])
     top, left, bottom, right = np.asarray(boxes).reshape(len(maps), 4).T
-    return ((rows >= top - tolerance) & (rows < bottom + tolerance)
-            & (columns >= left - tolerance) & (columns < right + tolerance))
+    return (
+        (rows >= top - tolerance)
+        & (rows < bottom + tolerance)
+        & (columns >= left - tolerance)
+        & (columns < right + tolerance)
+    )
 
 
 def box_of(saliency_map: np.ndarray, threshold: float = 0.2) -> Box:
@@ -156,8 +177,9 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 # -- randomized weights --------------------------------------------------------------------------------------------
 
 
-def randomized(model: nn.Module, variables: Mapping[str, Any], inputs: Any, seed: int = 0
-               ) -> Iterator[tuple[str, dict[str, Any]]]:
+def randomized(
+    model: nn.Module, variables: Mapping[str, Any], inputs: Any, seed: int = 0
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Layers drawn anew one after the other, from the logits to the image ("cascading randomization").
 
     A layer with a kernel goes together with what follows it up to the next one (its normalization, say).

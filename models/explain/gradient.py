@@ -61,7 +61,13 @@ def guided_grad_cam(
 
 @explains
 def smooth_grad(
-    model: nn.Module, variables: Any, images: jax.Array, target: jax.Array, *, samples: int = 32, noise: float = 0.15,
+    model: nn.Module,
+    variables: Any,
+    images: jax.Array,
+    target: jax.Array,
+    *,
+    samples: int = 32,
+    noise: float = 0.15,
     seed: int = 0,
 ) -> Explanation:
     """The mean gradient at images with normal noise, by the class of the image without (Smilkov 2017, section 3.1).
@@ -94,7 +100,12 @@ def smooth_grad(
 
 @explains
 def integrated_gradients(
-    model: nn.Module, variables: Any, images: jax.Array, target: jax.Array, *, steps: int = 64,
+    model: nn.Module,
+    variables: Any,
+    images: jax.Array,
+    target: jax.Array,
+    *,
+    steps: int = 64,
     baseline: float | Sequence[float] = 0.0,
 ) -> Explanation:
     """(x - baseline) times the mean gradient between the two (Sundararajan 2017, eq. 1), by Gauss-Legendre's rule.

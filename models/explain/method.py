@@ -68,8 +68,9 @@ def outline(model: nn.Module, variables: Any, images: jax.Array) -> Outline:
         try:
             logits = jax.eval_shape(forward, variables, images)
         except flax.errors.ScopeParamShapeError:
-            raise UserError(f"images of shape {list(images.shape)}: the parameters of this {type(model).__name__} are "
-                            "for others") from None
+            raise UserError(
+                f"images of shape {list(images.shape)}: the parameters of this {type(model).__name__} are for others"
+            ) from None
         if getattr(logits, "ndim", 0) != 2:
             raise UserError(f"{type(model).__name__} gives no logits [N, classes] of images")
         endpoints, layers = found
@@ -97,8 +98,11 @@ def grid(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
 def as_maps(x: jax.Array) -> jax.Array:
     """An activation [N, H, W, C] or [N, T, C] as float32 [N, H, W, C], without the class token; see `grid`."""
     height, width, before = grid(x.shape)
-    return x.astype(jnp.float32) if x.ndim == 4 else x[:, before:].reshape(
-        x.shape[0], height, width, x.shape[2]).astype(jnp.float32)
+    return (
+        x.astype(jnp.float32)
+        if x.ndim == 4
+        else x[:, before:].reshape(x.shape[0], height, width, x.shape[2]).astype(jnp.float32)
+    )
 
 
 def map_endpoint(about: Outline, name: str | None = None) -> str:
@@ -131,12 +135,14 @@ def check_range(name: str, numbers: Sequence[int], endpoint: str, limit: int) ->
         raise UserError(f"{name}={wrong[0]} is out of range: {endpoint} has {name}s 0 to {limit - 1}")
 
 
-def read(model: nn.Module, variables: Any, images: jax.Array, name: str, add: jax.Array | None = None
-         ) -> tuple[jax.Array, jax.Array]:
+def read(
+    model: nn.Module, variables: Any, images: jax.Array, name: str, add: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Logits, and what is at the endpoint or layer `name`; `add` is added there first, see `capture`."""
     layers = name not in outline(model, variables, images).endpoints
-    logits, found = capture(model, variables, images, names=[name], add=None if add is None else {name: add},
-                            layers=layers)
+    logits, found = capture(
+        model, variables, images, names=[name], add=None if add is None else {name: add}, layers=layers
+    )
     return logits, found[name]
 
 
@@ -153,8 +159,9 @@ def checked_target(target: Any, about: Outline, count: int) -> jax.Array:
             raise UserError(f"target={target}: want a class, or one for each of the {count} images")
         wrong = classes[(classes < TOP1) | (classes >= about.classes)]
         if wrong.size:
-            raise UserError(f"target={wrong.flat[0]} is out of range: this network has classes 0 to "
-                            f"{about.classes - 1}")
+            raise UserError(
+                f"target={wrong.flat[0]} is out of range: this network has classes 0 to {about.classes - 1}"
+            )
     return jnp.broadcast_to(jnp.asarray(target, jnp.int32), (count,))
 
 

@@ -83,15 +83,25 @@ def occlusion(
     endpoint = map_endpoint(outline(model, variables, images), endpoint)
     size, stride = _pair("size", size), _pair("stride", stride)
     if any(window > length for window, length in zip(size, images.shape[1:3], strict=True)):
-        raise UserError(f"size={size[0]} x {size[1]} is larger than the images of {images.shape[1]} x "
-                        f"{images.shape[2]} pixels")
+        raise UserError(
+            f"size={size[0]} x {size[1]} is larger than the images of {images.shape[1]} x {images.shape[2]} pixels"
+        )
     if batch < 1:
         raise UserError(f"batch={batch} must be at least 1")
     color = np.asarray(color, np.float32)
     if color.shape not in ((), (1,), images.shape[3:]):
         raise UserError(f"color={color.tolist()} must be a number, or one for each of {images.shape[3]} channels")
-    return _sweep(model, variables, images, target, size=size, stride=stride, color=tuple(color.ravel().tolist()),
-                  endpoint=endpoint, batch=batch)
+    return _sweep(
+        model,
+        variables,
+        images,
+        target,
+        size=size,
+        stride=stride,
+        color=tuple(color.ravel().tolist()),
+        endpoint=endpoint,
+        batch=batch,
+    )
 
 
 def _pair(name: str, value: Any) -> Pair:
@@ -124,12 +134,17 @@ def _sweep(model, variables, images, target, *, size, stride, color, endpoint, b
     def scores(numbers):
         of = numbers // windows
         logits, totals = forward(jax.vmap(covered)(numbers))
-        return (picked(logits, target[of]), picked(jax.nn.softmax(logits), target[of]),
-                logits.argmax(-1).astype(jnp.int32), picked(totals, channel[of]))
+        return (
+            picked(logits, target[of]),
+            picked(jax.nn.softmax(logits), target[of]),
+            logits.argmax(-1).astype(jnp.int32),
+            picked(totals, channel[of]),
+        )
 
     batches = -(-count * windows // batch)
     each = -(-count * windows // batches)
     numbers = jnp.minimum(jnp.arange(batches * each), count * windows - 1).reshape(batches, each)
-    swept = (x.reshape(-1)[: count * windows].reshape(count, len(rows), len(columns))
-             for x in jax.lax.map(scores, numbers))
+    swept = (
+        x.reshape(-1)[: count * windows].reshape(count, len(rows), len(columns)) for x in jax.lax.map(scores, numbers)
+    )
     return Occlusion(*swept, channel, jnp.asarray(rows, jnp.int32), jnp.asarray(columns, jnp.int32), logits, target)

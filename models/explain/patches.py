@@ -119,8 +119,9 @@ def top_patches(
             channels = tuple(range(min(features, SHOWN))) if channels is None else tuple(channels)
             check_range("channel", channels, endpoint, features)
             best = start(len(channels), k)
-        best = update(model, variables, best, images, jnp.asarray(index), jnp.asarray(mask), endpoint=endpoint,
-                      channels=channels)
+        best = update(
+            model, variables, best, images, jnp.asarray(index), jnp.asarray(mask), endpoint=endpoint, channels=channels
+        )
     if best is None:
         raise UserError("no images to find patches in: the data set gives no batches")
     return best

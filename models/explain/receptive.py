@@ -1,9 +1,9 @@
 """Receptive fields: which pixels a unit can see, and which of them matter to it.
 
-  Araujo, Norris & Sim 2019    Computing receptive fields of convolutional neural networks, Distill,
-                               doi 10.23915/distill.00021                                                theoretical
-  Luo et al. 2016              Understanding the effective receptive field in deep convolutional neural
-                               networks, arXiv 1701.04128                                                effective
+Araujo, Norris & Sim 2019    Computing receptive fields of convolutional neural networks, Distill,
+                             doi 10.23915/distill.00021                                                theoretical
+Luo et al. 2016              Understanding the effective receptive field in deep convolutional neural
+                             networks, arXiv 1701.04128                                                effective
 """
 
 import functools
@@ -82,8 +82,10 @@ def fields(
         program = jax.make_jaxpr(forward)(variables, *inputs)
     seen = [jaxpr.View(axes=(1, 2)), *[jaxpr.WHOLE] * (len(inputs) - 1)]
     views = jaxpr.Walk(()).run(program, [None] * len(jax.tree.leaves(variables)) + seen)
-    return {name: None if view is None or view.axes is None else Field(view.field, view.stride, view.start)
-            for name, view in zip(names, views, strict=True)}
+    return {
+        name: None if view is None or view.axes is None else Field(view.field, view.stride, view.start)
+        for name, view in zip(names, views, strict=True)
+    }
 
 
 def theoretical(

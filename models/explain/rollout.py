@@ -1,6 +1,6 @@
 """Attention rollout: how much of each patch is in what a transformer reads its class from.
 
-  Abnar & Zuidema 2020    Quantifying attention flow in transformers, arXiv 2005.00928
+Abnar & Zuidema 2020    Quantifying attention flow in transformers, arXiv 2005.00928
 """
 
 import functools
@@ -47,7 +47,9 @@ def rollout(model: nn.Module, weights: dict[str, jax.Array], count: int) -> jax.
     shapes = {(len(weight), *weight.shape[2:]) for weight in weights.values()}
     batch, queries, keys = shapes.pop() if len(shapes) == 1 else (0, 0, 0)
     if batch != count or queries != keys or not grid((batch, queries, keys)):
-        raise UserError("attention_rollout is for networks whose attentions see all tokens, as ViT's; "
-                        f"{type(model).__name__} has {'none' if not weights else 'others'}: use grad_cam")
+        raise UserError(
+            "attention_rollout is for networks whose attentions see all tokens, as ViT's; "
+            f"{type(model).__name__} has {'none' if not weights else 'others'}: use grad_cam"
+        )
     mixed = [(weight.mean(1) + jnp.eye(queries)) / 2 for weight in weights.values()]  # [N, H, T, T] -> [N, T, T]
     return functools.reduce(lambda earlier, later: jnp.matmul(later, earlier, precision="highest"), mixed)

@@ -39,12 +39,16 @@ def with_rule(model: nn.Module, rule: str) -> nn.Module:
         raise choice_error("rule", rule, RULES)
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.init}
     if "act" not in fields:
-        raise UserError(f"{type(model).__name__} has no field `act`: rule='{rule}' is for networks whose activation is "
-                        "a field")
-    return model.clone(**{
-        name: _ruled(rule, activation(value)) for name, value in fields.items()
-        if name == "act" or (name.endswith("_act") and value is not None)
-    })
+        raise UserError(
+            f"{type(model).__name__} has no field `act`: rule='{rule}' is for networks whose activation is a field"
+        )
+    return model.clone(
+        **{
+            name: _ruled(rule, activation(value))
+            for name, value in fields.items()
+            if name == "act" or (name.endswith("_act") and value is not None)
+        }
+    )
 
 
 @functools.cache  # one function of each, as programs are compiled once for each

@@ -87,9 +87,11 @@ def reverse_only(x: jax.Array) -> jax.Array:
 
 
 def _refuse(*_: Any, **__: Any) -> Any:
-    raise UserError("this network's layers have fast gradients for reverse mode and the first derivative alone; for "
-                    "jax.jvp, jax.jacfwd or jax.hessian, trace the whole computation within "
-                    "`with models.lowering('forward_mode'):`")
+    raise UserError(
+        "this network's layers have fast gradients for reverse mode and the first derivative alone; for "
+        "jax.jvp, jax.jacfwd or jax.hessian, trace the whole computation within "
+        "`with models.lowering('forward_mode'):`"
+    )
 
 
 # An identity of which nothing is left in a compiled program. Its derivative is an identity as well, which reverse mode
@@ -100,7 +102,9 @@ _value.def_abstract_eval(lambda x: x)
 batching.primitive_batchers[_value] = lambda args, axes: (_value.bind(*args), *axes)
 mlir.register_lowering(_value, lambda _, x: [x])
 ad.primitive_jvps[_value] = lambda values, tangents: (
-    values[0], tangents[0] if isinstance(tangents[0], ad.Zero) else _tangent.bind(tangents[0]))
+    values[0],
+    tangents[0] if isinstance(tangents[0], ad.Zero) else _tangent.bind(tangents[0]),
+)
 _tangent.def_impl(_refuse)
 _tangent.def_abstract_eval(lambda x: x)
 ad.deflinear2(_tangent, lambda cotangent, _: [cotangent])

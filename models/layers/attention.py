@@ -40,8 +40,9 @@ def attend(
     if jax.default_backend() == "cpu" and q.dtype == jnp.float32 and not plain_wanted():
         return _weigh(_logits(q, k, bias, mask), v.swapaxes(1, 2)).swapaxes(1, 2)
     lengths = (1, 1, q.shape[1], k.shape[1])  # cuDNN broadcasts over N and H alone
-    bias, mask = (None if x is None else jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, lengths))
-                  for x in (bias, mask))
+    bias, mask = (
+        None if x is None else jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, lengths)) for x in (bias, mask)
+    )
     bias = None if bias is None else bias.astype(q.dtype)
     if _flash(q, k, biased=bias is not None or mask is not None):
         return _even(reverse_only(q), k, v, bias, mask, implementation="cudnn")

@@ -82,8 +82,9 @@ def compacted(function: Callable, module: nn.Module, keep: jax.Array, x: Any, ot
             first = rows[:size]  # some may be there to fill the size
             new = function(module, jax.tree.map(lambda leaf: leaf[first], x))
             found = jnp.minimum(place, size - 1)  # gathered, not scattered: XLA's scatter is slow on a CPU
-            return jax.tree.map(lambda new, old: jnp.where(_column(keep, new), new[found], old), new,
-                                rest(new, otherwise))
+            return jax.tree.map(
+                lambda new, old: jnp.where(_column(keep, new), new[found], old), new, rest(new, otherwise)
+            )
 
         def nothing(module, x, otherwise):
             # shapes are all that is used of this, and the compiler drops it

@@ -139,8 +139,11 @@ def _without_dead_taps(x_shape, kernel, strides, padding, dilation) -> tuple[jax
     for axis in (0, 1):
         (low, high), count, step = padding[axis], kernel.shape[axis], dilation[axis]
         places = lowerings.output_size(x_shape[1 + axis], count, strides[axis], padding[axis], step)
-        alive = [tap for tap in range(count) if any(
-            0 <= place * strides[axis] - low + tap * step < x_shape[1 + axis] for place in range(places))]
+        alive = [
+            tap
+            for tap in range(count)
+            if any(0 <= place * strides[axis] - low + tap * step < x_shape[1 + axis] for place in range(places))
+        ]
         if not alive:
             continue
         left = low - alive[0] * step, high - (count - 1 - alive[-1]) * step
@@ -185,8 +188,10 @@ def _patches(x, kernel, strides, padding, dilation):
     kh, kw, channels, features = kernel.shape
     shape = lowerings.output_sizes(x.shape[1:3], (kh, kw), strides, padding, dilation)
     padded = lowerings.pad(x, padding)
-    windows = [lowerings.window(padded, i * dilation[0], j * dilation[1], shape, strides)
-               for i, j in itertools.product(range(kh), range(kw))]
+    windows = [
+        lowerings.window(padded, i * dilation[0], j * dilation[1], shape, strides)
+        for i, j in itertools.product(range(kh), range(kw))
+    ]
     return product(jnp.concatenate(windows, -1), kernel.reshape(kh * kw * channels, features))
 
 
@@ -255,8 +260,9 @@ _native.defvjp(lambda x, kernel, *how: (_native(x, kernel, *how), (x, kernel)), 
 def _grouped(x, kernel, strides, padding, dilation, groups):
     kh, kw, inputs, features = kernel.shape
     outputs = features // groups
-    merged = max(n for n in range(1, groups + 1)
-                 if groups % n == 0 and (n == 1 or n * max(inputs, outputs) <= _BLOCK_CHANNELS))
+    merged = max(
+        n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * max(inputs, outputs) <= _BLOCK_CHANNELS)
+    )
     blocks = groups // merged
     # [kh, kw, inputs, D] -> [blocks, kh, kw, merged inputs, merged outputs], zero off the diagonal of groups
     kernel = kernel.reshape(kh, kw, inputs, blocks, merged, outputs)
@@ -313,8 +319,10 @@ class Conv(nn.Module):
             padding = ((padding, padding), (padding, padding))
         features = width_of(self)
         if x.shape[-1] % self.groups or features % self.groups:
-            raise UserError(f"convolution {'/'.join(self.path)}: {x.shape[-1]} channels in and {features} out "
-                            f"cannot be dealt into {self.groups} groups")
+            raise UserError(
+                f"convolution {'/'.join(self.path)}: {x.shape[-1]} channels in and {features} out "
+                f"cannot be dealt into {self.groups} groups"
+            )
         shape = (*size, x.shape[-1] // self.groups, features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, (features,), self.param_dtype) if self.use_bias else None

@@ -70,16 +70,19 @@ class Leaving:
         if train and leave is not None:
             raise UserError("leave: examples leave early in evaluation, in training (train=True) all exits learn")
         if leave is not None and jnp.shape(leave) != (exits - 1,):
-            raise UserError(f"leave must be {exits - 1} thresholds, one for each exit but the last, not an array of "
-                            f"shape {jnp.shape(leave)}")
+            raise UserError(
+                f"leave must be {exits - 1} thresholds, one for each exit but the last, not an array of "
+                f"shape {jnp.shape(leave)}"
+            )
         self._mark, self._leave, self._exits = functools.partial(Endpoint, parent=module), leave, exits
         self._number, self._logits, self._left, self.stays = 0, None, 0, None
 
     def at(self, logits: jax.Array) -> jax.Array:
         """The next exit says this, of those who stay: logits of all, [N, num_classes]."""
         if self._logits is not None and logits.shape != self._logits.shape:  # as `widths` may have it
-            raise UserError(f"exit{self._number + 1} gives {logits.shape[1]} classes, and those before it "
-                            f"{self._logits.shape[1]}")
+            raise UserError(
+                f"exit{self._number + 1} gives {logits.shape[1]} classes, and those before it {self._logits.shape[1]}"
+            )
         if self.stays is not None:
             logits = jnp.where(self.stays[:, None], logits, self._logits)
             self._left += self.stays.astype(jnp.int32)

@@ -20,10 +20,14 @@ from models.layers.low_bit import BinaryWeightConv, BinaryWeightDense, TernaryCo
 from models.layers.norm import norm, separates_channels, synchronizes
 
 SYNC_AXIS = "batch"  # the device axis of a training step
-CONVS = {"standard": Conv, "standardized": StandardizedConv, "ternary": TernaryConv,
-         "binary_weight": BinaryWeightConv, "xnor": XnorConv}
-DENSES = {"standard": Dense, "ternary": TernaryDense, "binary_weight": BinaryWeightDense,
-          "xnor": XnorDense}
+CONVS = {
+    "standard": Conv,
+    "standardized": StandardizedConv,
+    "ternary": TernaryConv,
+    "binary_weight": BinaryWeightConv,
+    "xnor": XnorConv,
+}
+DENSES = {"standard": Dense, "ternary": TernaryDense, "binary_weight": BinaryWeightDense, "xnor": XnorDense}
 LOW_BIT = ("ternary", "binary_weight", "xnor")  # of the two: see Sites
 MAX_SMALLEST = 1024  # pixels: the largest size that is tried where images are too small
 HEAD = "head"  # the name of every network's last layer
@@ -76,8 +80,10 @@ class Sites:
                 return chosen(*args, name=name, **kwargs)
             if name == HEAD and self._wanted:
                 field_left, spec_left = next(iter(self._wanted.items()))
-                raise UserError(f"{field_left}='{spec_left}' is without effect: the first layer and the head remain "
-                                "standard, and this network has no other of its kind")
+                raise UserError(
+                    f"{field_left}='{spec_left}' is without effect: the first layer and the head remain "
+                    "standard, and this network has no other of its kind"
+                )
             return (known["standard"] if low_bit else chosen)(*args, name=name, **kwargs)
 
         return construct
@@ -126,20 +132,25 @@ class Network(nn.Module):
     def _need_mean_over_space(self, channels: int) -> None:
         """That of what the norm puts out is not the same for all images."""
         if separates_channels(self.norm, channels):
-            raise UserError(f"norm='{self.norm}', which averages each channel by itself, is 0 in the mean over space "
-                            "that is classified, whatever the image: use another norm")
+            raise UserError(
+                f"norm='{self.norm}', which averages each channel by itself, is 0 in the mean over space "
+                "that is classified, whatever the image: use another norm"
+            )
 
     def _need_choice(self, field: str, allowed: Collection[str]) -> None:
         if getattr(self, field) not in allowed:
             raise choice_error(field, getattr(self, field), allowed)
 
-    def _need_numbers(self, field: str, example: Sequence[int], *, empty: bool = False, count: int | None = None,
-                      least: int = 1) -> None:
+    def _need_numbers(
+        self, field: str, example: Sequence[int], *, empty: bool = False, count: int | None = None, least: int = 1
+    ) -> None:
         """Whole numbers: `count` of them where given, and none at all only if `empty`."""
         value = getattr(self, field)
         if (
-            not isinstance(value, (tuple, list)) or any(not has_type(n, int) or n < least for n in value)
-            or (not value and not empty) or count not in (None, len(value))
+            not isinstance(value, (tuple, list))
+            or any(not has_type(n, int) or n < least for n in value)
+            or (not value and not empty)
+            or count not in (None, len(value))
         ):
             many = "" if count is None else f"{count} "
             raise UserError(f"{field}={value} must be {many}whole numbers of at least {least}, as {tuple(example)}")
@@ -225,7 +236,8 @@ class Classifier(Network):
         dense = functools.partial(layers.dense, **widths)
         conv = sites.constructor("conv", self.conv, CONVS)
         return layers._replace(
-            dense=dense, conv=functools.partial(conv, use_bias=self.norm == "none", **dense.keywords))
+            dense=dense, conv=functools.partial(conv, use_bias=self.norm == "none", **dense.keywords)
+        )
 
     def _norm_axis(self, train: bool) -> str | None:
         return SYNC_AXIS if self.sync_norm and train else None
@@ -244,8 +256,10 @@ def _naming_smallest(call: Callable) -> Callable:
             if smallest is None:
                 raise
             height, width = images.shape[1:3]
-            raise UserError(f"images of {height} x {width} are too small: this {type(self).__name__} takes images of "
-                            f"{smallest} x {smallest} or larger") from None
+            raise UserError(
+                f"images of {height} x {width} are too small: this {type(self).__name__} takes images of "
+                f"{smallest} x {smallest} or larger"
+            ) from None
 
     return checked
 
@@ -277,8 +291,11 @@ def _pairs(widths: Any) -> tuple[tuple[str, int], ...]:
         pairs = tuple((path, features) for path, features in widths)
     except (TypeError, ValueError):
         pairs = None
-    if (pairs is None or len({path for path, _ in pairs}) < len(pairs)
-            or any(not isinstance(path, str) or not has_type(n, int) or n < 1 for path, n in pairs)):
+    if (
+        pairs is None
+        or len({path for path, _ in pairs}) < len(pairs)
+        or any(not isinstance(path, str) or not has_type(n, int) or n < 1 for path, n in pairs)
+    ):
         raise UserError(f"widths={widths} must be pairs of a layer and its features, as (('stage1/block0/conv1', 12),)")
     return pairs
 

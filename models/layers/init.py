@@ -92,12 +92,7 @@ def jit_once(function: Callable) -> Callable:
 
 
 def lsuv(
-    model: nn.Module,
-    variables: Any,
-    images: jax.Array,
-    rng: jax.Array,
-    tolerance: float = 0.1,
-    max_trials: int = 10,
+    model: nn.Module, variables: Any, images: jax.Array, rng: jax.Array, tolerance: float = 0.1, max_trials: int = 10
 ) -> dict[str, Any]:
     """Layer-sequential unit-variance initialization (Mishkin & Matas 2016, arXiv 1511.06422, algorithm 1).
 
@@ -203,20 +198,24 @@ def whiten(model: nn.Module, variables: Any, images: jax.Array, epsilon: float =
     path, (height, width, channels, features) = found[0]
     size = height * width * channels
     if channels != images.shape[-1] or features % 2 or features > 2 * size:
-        raise UserError(f"data_init=whiten: {'/'.join(path)} has {features} features of {channels} channels; want an "
-                        f"even number of at most {2 * height * width * images.shape[-1]}")
+        raise UserError(
+            f"data_init=whiten: {'/'.join(path)} has {features} features of {channels} channels; want an "
+            f"even number of at most {2 * height * width * images.shape[-1]}"
+        )
 
     @jit_once
     def second_moments(images):  # of patches [kh kw C], of all images and places
         rows, columns = images.shape[1] - height + 1, images.shape[2] - width + 1
-        patches = jnp.concatenate([images[:, i:i + rows, j:j + columns] for i in range(height) for j in range(width)],
-                                  -1).reshape(-1, size)
+        patches = jnp.concatenate(
+            [images[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)], -1
+        ).reshape(-1, size)
         return jnp.matmul(patches.T, patches, precision="highest") / len(patches)
 
     values, vectors = np.linalg.eigh(np.asarray(second_moments(images), np.float64))
     whitening = (vectors / np.sqrt(np.maximum(values, 0) + epsilon))[:, ::-1][:, : features // 2]  # [kh kw C, D / 2]
-    kernel = jnp.asarray(np.concatenate([whitening, -whitening], 1).reshape(height, width, channels, features),
-                         jnp.float32)
+    kernel = jnp.asarray(
+        np.concatenate([whitening, -whitening], 1).reshape(height, width, channels, features), jnp.float32
+    )
     changed: Any = {"kernel": kernel}
     for name in reversed(path):
         changed = {name: changed}

@@ -212,16 +212,22 @@ def with_scales(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[
 
 def binary(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> list[str]:
     """Paths of the kernels of binary layers. Arguments as of `layers`."""
-    return ["/".join((*path, "kernel")) for path, layer in layers(model, variables, *inputs, **kwargs).items()
-            if isinstance(layer, _Binary)]
+    return [
+        "/".join((*path, "kernel"))
+        for path, layer in layers(model, variables, *inputs, **kwargs).items()
+        if isinstance(layer, _Binary)
+    ]
 
 
 def packed(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> Any:
     """The variables with the kernels of XNOR layers packed as well, for calls inside of `lowering("packed")`. Arguments
     as of `layers`."""
     params = traverse_util.flatten_dict(variables["params"])
-    found = {(*path, "kernel"): layer for path, layer in layers(model, variables, *inputs, **kwargs).items()
-             if isinstance(layer, _Xnor) and getattr(layer, "groups", 1) == 1}
+    found = {
+        (*path, "kernel"): layer
+        for path, layer in layers(model, variables, *inputs, **kwargs).items()
+        if isinstance(layer, _Xnor) and getattr(layer, "groups", 1) == 1
+    }
     bits = jit_once(lambda kernels: {path: found[path].pack(kernel) for path, kernel in kernels.items()})
     return {**variables, PACKED: traverse_util.unflatten_dict(bits({path: params[path] for path in found}))}
 

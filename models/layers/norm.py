@@ -187,14 +187,18 @@ def _check_several(module: nn.Module, kind: str, values: int, cure: str) -> None
     Parameters are made without this check: they may be for images of any size.
     """
     if values < 2 and not module.is_initializing():
-        raise UserError(f"norm '{kind}' at {'/'.join(module.path)} leaves nothing of what it gets: each of its means "
-                        f"is over {values} {'value' if values == 1 else 'values'} there; {cure}")
+        raise UserError(
+            f"norm '{kind}' at {'/'.join(module.path)} leaves nothing of what it gets: each of its means "
+            f"is over {values} {'value' if values == 1 else 'values'} there; {cure}"
+        )
 
 
 # What helps where a mean is over a single value
 _PER_EXAMPLE = "use another norm, or larger images"
-_PER_BATCH = ("use a larger batch_size, fewer parts (accumulate), larger images, sync_norm=True on several devices, or "
-              "norm=group, layer or frozen_batch")
+_PER_BATCH = (
+    "use a larger batch_size, fewer parts (accumulate), larger images, sync_norm=True on several devices, or "
+    "norm=group, layer or frozen_batch"
+)
 
 
 def _affine(module: nn.Module, channels: int) -> tuple[jax.Array, jax.Array]:
@@ -262,8 +266,10 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         groups = min(GROUPS, channels) if self.groups is None else self.groups
         if channels % groups:
-            raise UserError(f"norm 'group:{groups}' at {'/'.join(self.path)}: the {channels} channels of this layer "
-                            f"cannot be dealt into {groups} groups; use a divisor of {channels}")
+            raise UserError(
+                f"norm 'group:{groups}' at {'/'.join(self.path)}: the {channels} channels of this layer "
+                f"cannot be dealt into {groups} groups; use a divisor of {channels}"
+            )
         shape = (groups, channels // groups)
         scale, bias = (p.reshape(shape) for p in _affine(self, channels))
         grouped = x.reshape(*x.shape[:-1], *shape)  # [N, ..., C] -> [N, ..., G, C / G]

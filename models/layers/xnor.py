@@ -75,15 +75,21 @@ def window_scale(
     # The barriers make XLA compile it in the same way wherever it stands: packed and float layers agree to the bit.
     size_of = jnp.abs(lax.optimization_barrier(x).astype(jnp.float32))
     means = size_of.reshape(*x.shape[:3], groups, x.shape[3] // groups).mean(-1)
-    sums = lax.reduce_window(means, 0.0, lax.add, (1, *size, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0)),
-                             window_dilation=(1, *dilation, 1))
+    sums = lax.reduce_window(
+        means,
+        0.0,
+        lax.add,
+        (1, *size, 1),
+        (1, *strides, 1),
+        ((0, 0), *padding, (0, 0)),
+        window_dilation=(1, *dilation, 1),
+    )
     return lax.optimization_barrier(sums / (size[0] * size[1]))
 
 
 def row_scale(x: jax.Array) -> jax.Array:
     """K of rows [..., C]: the mean magnitude of each, float32 [..., 1]."""
-    return lax.optimization_barrier(
-        jnp.abs(lax.optimization_barrier(x).astype(jnp.float32)).mean(-1, keepdims=True))
+    return lax.optimization_barrier(jnp.abs(lax.optimization_barrier(x).astype(jnp.float32)).mean(-1, keepdims=True))
 
 
 def convolve(
@@ -157,8 +163,10 @@ def _sums(x, kernel, strides, padding, dilation):
         return native.call("conv_signs", x, kernel.bits, shape, 1, strides, padding, dilation)
     bits, channels = kernel.bits[..., :features], x.shape[-1]
     words = lowerings.pad(pack(x), padding)  # the padding has no bits: -1, which is put right below
-    taps = [(i, j, lowerings.window(words, i * dilation[0], j * dilation[1], shape, strides))
-            for i, j in itertools.product(*map(range, size))]
+    taps = [
+        (i, j, lowerings.window(words, i * dilation[0], j * dilation[1], shape, strides))
+        for i, j in itertools.product(*map(range, size))
+    ]
 
     def add_word(different, word):
         seen, bits = word  # by tap, [N, H', W'] and [kh, kw, D]

@@ -25,8 +25,19 @@ from models.weights.files import metadata, read, write
 from models.weights.foreign import Damaged, reading
 from models.weights.layouts import Layout, flatten
 
-__all__ = ["Mismatch", "about", "flatten", "from_arrays", "layout", "layouts", "load", "read", "save", "to_arrays",
-           "write"]
+__all__ = [
+    "Mismatch",
+    "about",
+    "flatten",
+    "from_arrays",
+    "layout",
+    "layouts",
+    "load",
+    "read",
+    "save",
+    "to_arrays",
+    "write",
+]
 
 # Our own names and shapes: "stage1/block0/conv1/kernel".
 OWN = Layout(rules=[(r".*", lambda match: match[0])], extra=lambda names: {})
@@ -71,8 +82,14 @@ def to_arrays(model: nn.Module, variables: Mapping[str, Any], to: str) -> dict[s
 
 
 def from_arrays(
-    model: nn.Module, arrays: Mapping[str, np.ndarray], source: str, *, new: Collection[str] = (), seed: int = 0,
-    drawn: Mapping[str, Any] | None = None, inputs: Any = None,
+    model: nn.Module,
+    arrays: Mapping[str, np.ndarray],
+    source: str,
+    *,
+    new: Collection[str] = (),
+    seed: int = 0,
+    drawn: Mapping[str, Any] | None = None,
+    inputs: Any = None,
 ) -> dict[str, Any]:
     """Returns the model's variables from arrays that are named and shaped as the library `source` has them.
 
@@ -118,12 +135,14 @@ def from_arrays(
             values[path] = _converted(how, path, np.asarray(arrays[name]))
     known = {how.place(path)[0] for path in leaves}
     known |= set(how.extra(sorted(known)))
-    misfits += [("", "+", f"{name}: {array.shape}, unexpected") for name, array in arrays.items()
-                if name not in known and not unwrap.is_counter(name, array)]
+    misfits += [
+        ("", "+", f"{name}: {array.shape}, unexpected")
+        for name, array in arrays.items()
+        if name not in known and not unwrap.is_counter(name, array)
+    ]
     if misfits:
         summary = f"{len(misfits)} arrays of these {source} weights do not fit this {type(model).__name__}"
-        raise Mismatch(f"{summary}{_hint(model, misfits, arrays)}:",
-                       [f"{sign} {what}" for _, sign, what in misfits])
+        raise Mismatch(f"{summary}{_hint(model, misfits, arrays)}:", [f"{sign} {what}" for _, sign, what in misfits])
     if new:
         drawn = flatten(drawn or models.initialize(model, jax.random.key(seed), inputs or model.example()))
         values = {path: values.get(path, np.asarray(drawn[path])) for path in leaves}
@@ -150,13 +169,16 @@ def _converted(how: Layout, path: str, array: np.ndarray) -> np.ndarray:
     """
     name, conversion = how.place(path)
     if array.dtype.kind != "f":
-        raise UserError(f"'{name}' holds {array.dtype}, not floating-point numbers: weights of a quantized network are "
-                        "not read; save them before they are quantized")
+        raise UserError(
+            f"'{name}' holds {array.dtype}, not floating-point numbers: weights of a quantized network are "
+            "not read; save them before they are quantized"
+        )
     with np.errstate(over="ignore"):  # of float64, which is said below
         ours = np.asarray(conversion.into(array), np.float32, order="C")
     if not np.isfinite(ours).all():
-        raise UserError(f"'{name}' holds numbers that are not finite: want other weights, from before the training "
-                        "diverged")
+        raise UserError(
+            f"'{name}' holds numbers that are not finite: want other weights, from before the training diverged"
+        )
     return ours
 
 
@@ -168,8 +190,11 @@ def _other_channels(
     The axis of channels is found by comparing the shapes of arrays with those for one channel more.
     """
     images, *others = model.example()
-    misfits = [path for path in kept if (theirs := _theirs(how, path, leaves[path]))[0] in arrays
-               and arrays[theirs[0]].shape != theirs[1]]
+    misfits = [
+        path
+        for path in kept
+        if (theirs := _theirs(how, path, leaves[path]))[0] in arrays and arrays[theirs[0]].shape != theirs[1]
+    ]
     if others or len(images.shape) != 4 or not misfits:
         return None
     channels = images.shape[3]
@@ -192,10 +217,12 @@ def _hint(model: nn.Module, misfits: list[tuple[str, str, str]], arrays: Mapping
     """What the user may have meant, or "": a new head, or another of the model's layouts."""
     parts, signs = {path.split("/")[0] for path, _, _ in misfits}, {sign for _, sign, _ in misfits}
     if len(parts) == 1 and signs == {"!"}:
-        part, = parts
+        (part,) = parts
         keep = "num_classes=N" if part == "head" else "FIELD=VALUE"
-        return (f", by the shape of '{part}' alone: --new {part} draws it anew, and --set {keep} gives the network "
-                "the file's")
+        return (
+            f", by the shape of '{part}' alone: --new {part} draws it anew, and --set {keep} gives the network "
+            "the file's"
+        )
     for name, how in layouts(model).items():
         if "-" in signs and {how.place(path)[0] for path in flatten(_template(model))} <= set(arrays):
             return f"; their names are those of the layout '{name}'"
@@ -230,7 +257,10 @@ def about(path: str | os.PathLike) -> dict[str, Any]:
         except Exception:  # literal_eval also raises what the parser and the interpreter's stack raise
             raise Damaged(f"its metadata 'ablate' is no dictionary of literals: {text}") from None
         fields = literals.get("fields", {})
-        if (not isinstance(literals.get("model", ""), str) or not isinstance(fields, dict)
-                or not all(isinstance(name, str) for name in fields)):
+        if (
+            not isinstance(literals.get("model", ""), str)
+            or not isinstance(fields, dict)
+            or not all(isinstance(name, str) for name in fields)
+        ):
             raise Damaged(f"its metadata 'ablate' name no network: {text}")
     return literals

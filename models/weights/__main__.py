@@ -35,8 +35,9 @@ OWN = "safetensors"  # how the command line calls our own layout, which is read 
 def _define(options: flags.FlagValues) -> None:
     flags.DEFINE_string("from", None, "import: the layout of the file", flag_values=options)
     flags.DEFINE_string("to", None, "export: the layout of --out", flag_values=options)
-    flags.DEFINE_string("model", None, "the network; export knows it from the file if import wrote that",
-                        flag_values=options)
+    flags.DEFINE_string(
+        "model", None, "the network; export knows it from the file if import wrote that", flag_values=options
+    )
     flags.DEFINE_list("new", [], "import: parts to draw anew whatever the file has, e.g. head", flag_values=options)
     flags.DEFINE_integer("seed", 0, "import: of these", flag_values=options)
     command.define_path("out", None, "file to write", flag_values=options)

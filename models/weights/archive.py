@@ -67,7 +67,7 @@ def fill(data: np.ndarray, file: zipfile.ZipExtFile) -> None:
     while chunk := file.read(min(_CHUNK, len(view) - place + 1)):
         if place + len(chunk) > len(view):
             raise Damaged("a member is longer than the archive says")
-        view[place:place + len(chunk)] = chunk
+        view[place : place + len(chunk)] = chunk
         place += len(chunk)
     if place != len(view):
         raise Damaged("a member is shorter than the archive says")

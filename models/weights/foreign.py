@@ -40,7 +40,7 @@ def reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
 def one_line(text: str) -> str:
     """Returns the text without line breaks and characters that a terminal may not show, cut to LONGEST characters."""
     shown = "".join(character if character.isprintable() else "?" for character in " ".join(text[:10_000].split()))
-    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST - 1]}…"
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
 
 
 def most_bytes(file_size: int) -> int:
@@ -51,8 +51,10 @@ def most_bytes(file_size: int) -> int:
 def check_size(size: int, file_size: int) -> None:
     """Raises Damaged where contents of `size` bytes are too many for a file of `file_size` bytes."""
     if size > most_bytes(file_size):
-        raise Damaged(f"its contents would take {size:,} bytes; allowed: {FREE:,}, or {RATIO} times the {file_size:,} "
-                      "bytes of the file")
+        raise Damaged(
+            f"its contents would take {size:,} bytes; allowed: {FREE:,}, or {RATIO} times the {file_size:,} "
+            "bytes of the file"
+        )
 
 
 def _text(error: Exception) -> str:

@@ -65,8 +65,9 @@ TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "
 def count_batches(names: Sequence[str]) -> dict[str, np.ndarray]:
     """PyTorch's counter beside every batch norm; nothing is computed from it."""
     end = ".running_var"
-    return {f"{name.removesuffix(end)}.num_batches_tracked": np.zeros((), np.int64)
-            for name in names if name.endswith(end)}
+    return {
+        f"{name.removesuffix(end)}.num_batches_tracked": np.zeros((), np.int64) for name in names if name.endswith(end)
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +110,10 @@ def _expand(match: re.Match, template: Template) -> str:
 
 def with_own(layouts: Mapping[str, Layout], own: str) -> dict[str, Layout]:
     """The same for networks that have more: layers whose paths `own` matches keep them as names."""
-    return {name: dataclasses.replace(layout, rules=[(f"({own})", r"\1"), *layout.rules])
-            for name, layout in layouts.items()}
+    return {
+        name: dataclasses.replace(layout, rules=[(f"({own})", r"\1"), *layout.rules])
+        for name, layout in layouts.items()
+    }
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,10 +26,21 @@ _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _ZIP = b"PK\3\4"
 # By the names of classes of storages (torch.FloatStorage) and of types (torch.float32).
 _STORAGES = {
-    "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
-    "BFloat16Storage": jnp.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
-    "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_, "ComplexFloatStorage": np.complex64,
-    "ComplexDoubleStorage": np.complex128, "UntypedStorage": np.uint8, "_UntypedStorage": np.uint8}
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": jnp.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+    "ComplexFloatStorage": np.complex64,
+    "ComplexDoubleStorage": np.complex128,
+    "UntypedStorage": np.uint8,
+    "_UntypedStorage": np.uint8,
+}
 _TYPES = {"uint16": np.uint16, "uint32": np.uint32, "uint64": np.uint64}
 _PLAIN = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
@@ -65,7 +76,7 @@ class Tensor(NamedTuple):
         if all(self.shape) and self.offset + sum(ends) >= len(numbers):
             raise Damaged(f"a tensor {list(self.shape)} is beyond its storage of {len(numbers):,} numbers")
         strides = [stride * self.dtype.itemsize for stride in self.strides] if all(self.shape) else None
-        view = np.lib.stride_tricks.as_strided(numbers[self.offset:], self.shape, strides)
+        view = np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides)
         return np.ascontiguousarray(view).reshape(self.shape)
 
 

@@ -8,14 +8,28 @@ from models import weights
 from models.errors import UserError
 
 # Theirs where it is not the same; of the others, whatever has our name.
-TORCHVISION = {f"vit_{size}_patch{patch}": f"vit_{size[0]}_{patch}" for size, patch in (
-    ("base", 16), ("base", 32), ("large", 16), ("large", 32), ("huge", 14))}
+TORCHVISION = {
+    f"vit_{size}_patch{patch}": f"vit_{size[0]}_{patch}"
+    for size, patch in (("base", 16), ("base", 32), ("large", 16), ("large", 32), ("huge", 14))
+}
 TIMM = {
-    **{f"vit_{size}_patch{patch}": f"vit_{size}_patch{patch}_224" for size, patch in (
-        ("tiny", 16), ("small", 16), ("small", 32), ("base", 16), ("base", 32), ("large", 14), ("large", 16),
-        ("large", 32), ("huge", 14))},
+    **{
+        f"vit_{size}_patch{patch}": f"vit_{size}_patch{patch}_224"
+        for size, patch in (
+            ("tiny", 16),
+            ("small", 16),
+            ("small", 32),
+            ("base", 16),
+            ("base", 32),
+            ("large", 14),
+            ("large", 16),
+            ("large", 32),
+            ("huge", 14),
+        )
+    },
     **{f"swin_{size[0]}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")},
-    "mobilenet_v1": "mobilenetv1_100", "mobilenet_v2": "mobilenetv2_100",
+    "mobilenet_v1": "mobilenetv1_100",
+    "mobilenet_v2": "mobilenetv2_100",
     **{f"mobilenet_v2_{width}": f"mobilenetv2_{width}" for width in ("035", "050", "075", "140")},
 }
 NAMES = {"torchvision": TORCHVISION, "timm": TIMM}
@@ -36,8 +50,10 @@ def constructor(name: str, model: nn.Module, library: str = "") -> tuple[str, st
     """
     known = [layout for layout in weights.layouts(model) if layout in NAMES]
     if library not in ("", *known):
-        raise UserError(f"{name} has no layout '{library}'; " + (f"allowed: {', '.join(known)}" if known else
-                                                                "torchvision and timm have no such network"))
+        raise UserError(
+            f"{name} has no layout '{library}'; "
+            + (f"allowed: {', '.join(known)}" if known else "torchvision and timm have no such network")
+        )
     if not known:
         raise UserError(f"{name} is in the layout of no PyTorch library: torchvision and timm have no such network")
     library = library or known[0]

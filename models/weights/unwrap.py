@@ -6,15 +6,46 @@ from typing import Any
 from models.weights.foreign import Damaged
 
 # Keys under which scripts nest weights; of several on one level the first here: averaged weights are what is tested.
-WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema", "state_dict",
-            "model_state_dict", "model_state", "model", "network", "net", "module", "weights", "params", "checkpoint")
+WRAPPERS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema_model",
+    "params_ema",
+    "ema",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "network",
+    "net",
+    "module",
+    "weights",
+    "params",
+    "checkpoint",
+)
 # Beginnings of all names in networks that torch's DataParallel or compile had wrapped.
 PARALLEL = ("module.", "_orig_mod.")
 # Beginnings of all names in modules that hold the network as an attribute, as Lightning's do, and in flattened trees.
 ATTRIBUTES = (*PARALLEL, *(f"{key}." for key in WRAPPERS if key != "module"), "backbone.")
 # Numbers of training beside the weights: these names, and every whole number that is no vector.
-COUNTERS = ("epoch", "step", "global_step", "iteration", "iter", "best_acc", "best_acc1", "acc", "accuracy", "loss",
-            "best_loss", "best_score", "lr", "decay", "seed")
+COUNTERS = (
+    "epoch",
+    "step",
+    "global_step",
+    "iteration",
+    "iter",
+    "best_acc",
+    "best_acc1",
+    "acc",
+    "accuracy",
+    "loss",
+    "best_loss",
+    "best_score",
+    "lr",
+    "decay",
+    "seed",
+)
 
 
 class Opaque:
@@ -60,8 +91,9 @@ def state(tree: Any) -> dict[str, Any]:
     if objects:
         raise Damaged(f"refused for the objects in it ({', '.join(sorted(set(objects)))}); save its state_dict alone")
     keys = ", ".join(f"'{key}'" for key in tree if isinstance(key, str))
-    raise Damaged(f"there are no arrays by name in it{keys and f', but {keys}'}; they are looked for under "
-                  f"{', '.join(WRAPPERS)}")
+    raise Damaged(
+        f"there are no arrays by name in it{keys and f', but {keys}'}; they are looked for under {', '.join(WRAPPERS)}"
+    )
 
 
 def without_prefixes(

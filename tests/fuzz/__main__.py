@@ -39,8 +39,13 @@ def run(name: str, seconds: float, seed: int, most: int, folder: Path) -> dict[s
             if (kind in FAULTS or (case.checked and kind == "other")) and len(faults) < SHOWN:
                 faults.append({"file": file, "mutant": what, "kind": kind, "said": said[-600:]})
     worker.close()
-    return {"case": name, "checked": case.checked, "mutants": counts.total(),
-            **{kind: counts[kind] for kind in KINDS}, "faults": faults}
+    return {
+        "case": name,
+        "checked": case.checked,
+        "mutants": counts.total(),
+        **{kind: counts[kind] for kind in KINDS},
+        "faults": faults,
+    }
 
 
 def bad(row: dict[str, Any]) -> int:
@@ -50,11 +55,24 @@ def bad(row: dict[str, Any]) -> int:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns the counts as Markdown."""
-    titles = ("file", "checksum", "mutants", "refused", "read as the same", "earlier state", "read as another",
-              "traceback", "crash", f"over {SECONDS:g} s", "over 1 GiB")
+    titles = (
+        "file",
+        "checksum",
+        "mutants",
+        "refused",
+        "read as the same",
+        "earlier state",
+        "read as another",
+        "traceback",
+        "crash",
+        f"over {SECONDS:g} s",
+        "over 1 GiB",
+    )
     lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)]]
-    lines += [[row["case"], "yes" if row["checked"] else "no", *(str(row[kind]) for kind in ("mutants", *KINDS))]
-              for row in rows]
+    lines += [
+        [row["case"], "yes" if row["checked"] else "no", *(str(row[kind]) for kind in ("mutants", *KINDS))]
+        for row in rows
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -65,10 +83,15 @@ def write(rows: list[dict[str, Any]], seed: int, folder: Path) -> None:
     from train import summary
     from train.files import write_atomically, write_json
 
-    about = {"seed": seed, **summary.environment(jax.devices()),
-             "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    about = {
+        "seed": seed,
+        **summary.environment(jax.devices()),
+        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
     write_json(folder / "fuzz.json", {"rows": rows, **about})
-    write_atomically(folder / "fuzz.md", f"""# Damaged files
+    write_atomically(
+        folder / "fuzz.md",
+        f"""# Damaged files
 
 Each kind of file that the project reads was mutated: bits, bytes, numbers and blocks changed, cut, repeated, and zip
 archives packed again. A mutant has to be refused in one line, be read as the same, or, of a checkpoint, give way to an
@@ -77,7 +100,8 @@ earlier one with a warning. Formats without a checksum may give other contents. 
 {table(rows)}
 
 {sum(row["mutants"] for row in rows):,} mutants, seed {seed}; commit {about["commit"]}; {about["device"]}.
-""")
+""",
+    )
 
 
 def main() -> int:

@@ -79,6 +79,7 @@ DECODER = decode.Decoder("resize", 16, 3)
 
 def image(ending: str, mode: str = "RGB", **options: Any) -> Case:
     """Returns the case of an image file."""
+
     def make(folder):
         Image.fromarray(PICTURE).convert(mode).save(folder / f"a{ending}", **options)
 
@@ -196,9 +197,15 @@ def _read_metrics(folder: Path) -> str:
 
 def _make_outcome(folder: Path) -> None:
     make_run(folder)
-    write_json(folder / "outcome.json", {
-        "summary": read_json(folder / "summary.json"), "diverged": None, "measured": {"size": 3},
-        "history": {"train": {"step": [4, 8], "loss": [2.0, 1.0]}}})
+    write_json(
+        folder / "outcome.json",
+        {
+            "summary": read_json(folder / "summary.json"),
+            "diverged": None,
+            "measured": {"size": 3},
+            "history": {"train": {"step": [4, 8], "loss": [2.0, 1.0]}},
+        },
+    )
 
 
 def _make_export(format: str) -> Callable[[Path], None]:
@@ -207,8 +214,15 @@ def _make_export(format: str) -> Callable[[Path], None]:
         run_folder.mkdir(exist_ok=True)
         make_run(run_folder)
         run, state = restore.load(run_folder)
-        write.export(run, networks.network(run, state), format, folder / "out", {}, images=20,
-                     folds=formats.FORMATS[format].folds)
+        write.export(
+            run,
+            networks.network(run, state),
+            format,
+            folder / "out",
+            {},
+            images=20,
+            folds=formats.FORMATS[format].folds,
+        )
 
     return make
 
@@ -229,8 +243,14 @@ def _read_features(folder: Path) -> str:
 
 
 CASES = {
-    "PNG": image(".png"), "PNG, palette": image(".png", "P"), "JPEG": image(".jpg"), "GIF": image(".gif", "P"),
-    "TIFF": image(".tif"), "WebP": image(".webp"), "BMP": image(".bmp"), "PPM": image(".ppm"),
+    "PNG": image(".png"),
+    "PNG, palette": image(".png", "P"),
+    "JPEG": image(".jpg"),
+    "GIF": image(".gif", "P"),
+    "TIFF": image(".tif"),
+    "WebP": image(".webp"),
+    "BMP": image(".bmp"),
+    "PPM": image(".ppm"),
     "arrays, .npz": Case(_make_arrays, lambda folder: _read_source(source=f"arrays:{folder / 'set.npz'}")),
     "TFDS set": Case(_make_tfds, lambda folder: _read_source(source="tfds:fuzzed", dir=str(folder)), "fuzzed/**/*"),
     "parallel text": Case(_make_text, lambda folder: digest(text.read(f"text:{folder}", ("en", "de"), "train"))),
@@ -245,12 +265,15 @@ CASES = {
     "export, ONNX": Case(_make_export("onnx"), _read_export, "out/*", True),
     "checkpoint": Case(make_run, _read_checkpoint, "checkpoints/**/*", True, _earlier_checkpoints),
     "config.json": Case(make_run, _read_run, "config.json"),
-    "summary.json": Case(make_run, lambda folder: digest(read_json(folder / "summary.json", summary.SCHEMA)),
-                         "summary.json"),
-    "outcome.json": Case(_make_outcome, lambda folder: digest(read_json(folder / "outcome.json", trials.SCHEMA)),
-                         "outcome.json"),
+    "summary.json": Case(
+        make_run, lambda folder: digest(read_json(folder / "summary.json", summary.SCHEMA)), "summary.json"
+    ),
+    "outcome.json": Case(
+        _make_outcome, lambda folder: digest(read_json(folder / "outcome.json", trials.SCHEMA)), "outcome.json"
+    ),
     "metrics.jsonl": Case(make_run, _read_metrics, "metrics.jsonl"),
-    "sensitivity.json": Case(make_run, lambda folder: digest(sensitivity.read(str(folder / "sensitivity.json"))),
-                             "sensitivity.json"),
+    "sensitivity.json": Case(
+        make_run, lambda folder: digest(sensitivity.read(str(folder / "sensitivity.json"))), "sensitivity.json"
+    ),
     "kept features": Case(_make_features, _read_features, passes=lambda folder: ["computed again"]),
 }

@@ -1,6 +1,6 @@
 """Writes torch_files.npz: small files of torch.save, so that reading them is tested where PyTorch is not installed.
 
-  python -m tests.fuzz.make_torch_files
+python -m tests.fuzz.make_torch_files
 """
 
 import argparse
@@ -34,17 +34,37 @@ def views() -> dict[str, Any]:
 
     base = torch.arange(24.0)
     grid = base.reshape(2, 3, 2, 2)
-    return {"whole": base, "transposed": base.reshape(4, 6).T, "part": base[5:9], "steps": base[1::7],
-            "channels_last": grid.contiguous(memory_format=torch.channels_last), "expanded": base[3:4].expand(5),
-            "number": base[7], "empty": torch.zeros(0, 3), "tied": base}
+    return {
+        "whole": base,
+        "transposed": base.reshape(4, 6).T,
+        "part": base[5:9],
+        "steps": base[1::7],
+        "channels_last": grid.contiguous(memory_format=torch.channels_last),
+        "expanded": base[3:4].expand(5),
+        "number": base[7],
+        "empty": torch.zeros(0, 3),
+        "tied": base,
+    }
 
 
 def types() -> dict[str, Any]:
     """0 to 2 in every type that NumPy has, and bfloat16."""
     import torch
 
-    names = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "uint16",
-             "uint32", "uint64")
+    names = (
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+    )
     return {name: torch.arange(3).to(getattr(torch, name)) for name in names} | {"bool": torch.tensor([False, True])}
 
 
@@ -60,8 +80,16 @@ def training() -> dict[str, Any]:
     net(torch.ones(2, 3)).sum().backward()
     state = {f"module._orig_mod.{name}": value.clone() for name, value in net.state_dict().items()}
     optimizer.step()
-    return {"epoch": 3, "best_acc": torch.tensor(0.75), "score": np.float64(0.5), "none": None, "arch": "linear",
-            "args": argparse.Namespace(lr=0.1), "optimizer": optimizer.state_dict(), "state_dict": state}
+    return {
+        "epoch": 3,
+        "best_acc": torch.tensor(0.75),
+        "score": np.float64(0.5),
+        "none": None,
+        "arch": "linear",
+        "args": argparse.Namespace(lr=0.1),
+        "optimizer": optimizer.state_dict(),
+        "state_dict": state,
+    }
 
 
 def files() -> dict[str, np.ndarray]:
@@ -76,20 +104,33 @@ def files() -> dict[str, np.ndarray]:
     torch.jit.save(torch.jit.script(whole), program)
     quantized = torch.quantize_per_tensor(plain()["a"], 0.1, 0, torch.qint8)
     return {
-        "new": saved(plain()), "old": saved(plain(), _use_new_zipfile_serialization=False),
+        "new": saved(plain()),
+        "old": saved(plain(), _use_new_zipfile_serialization=False),
         "protocol4": saved(plain(), pickle_protocol=4),
-        "old_training": saved(training(), _use_new_zipfile_serialization=False), "training": saved(training()),
-        "views": saved(views()), "old_views": saved(views(), _use_new_zipfile_serialization=False),
-        "types": saved(types()), "parameters": saved({k: torch.nn.Parameter(v) for k, v in plain().items()}),
-        "marked": saved({"a": marked}), "module": saved(torch.nn.Linear(3, 4)),
-        "state_dict": saved(copy.deepcopy(torch.nn.BatchNorm1d(4)).state_dict()), "cycle": saved(cycle),
-        "cycle_of_arrays": saved(cycle_of_arrays), "sparse": saved({"a": plain()["a"].to_sparse()}),
-        "csr": saved({"a": plain()["a"].to_sparse_csr()}), "quantized": saved({"a": quantized}),
+        "old_training": saved(training(), _use_new_zipfile_serialization=False),
+        "training": saved(training()),
+        "views": saved(views()),
+        "old_views": saved(views(), _use_new_zipfile_serialization=False),
+        "types": saved(types()),
+        "parameters": saved({k: torch.nn.Parameter(v) for k, v in plain().items()}),
+        "marked": saved({"a": marked}),
+        "module": saved(torch.nn.Linear(3, 4)),
+        "state_dict": saved(copy.deepcopy(torch.nn.BatchNorm1d(4)).state_dict()),
+        "cycle": saved(cycle),
+        "cycle_of_arrays": saved(cycle_of_arrays),
+        "sparse": saved({"a": plain()["a"].to_sparse()}),
+        "csr": saved({"a": plain()["a"].to_sparse_csr()}),
+        "quantized": saved({"a": quantized}),
         "float8": saved({"a": plain()["a"].to(torch.float8_e4m3fn)}),
-        "complex": saved({"a": plain()["a"] + 1j}), "conjugated": saved({"a": (plain()["a"] + 1j).conj()}),
+        "complex": saved({"a": plain()["a"] + 1j}),
+        "conjugated": saved({"a": (plain()["a"] + 1j).conj()}),
         "nested": saved({"a": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}),
-        "meta": saved({"a": torch.ones(2, device="meta")}), "tensor": saved(plain()["a"]), "list": saved([1, 2]),
-        "nothing": saved({}), "numbers": saved({"epoch": 3}), "numbered": saved({3: plain()["a"]}),
+        "meta": saved({"a": torch.ones(2, device="meta")}),
+        "tensor": saved(plain()["a"]),
+        "list": saved([1, 2]),
+        "nothing": saved({}),
+        "numbers": saved({"epoch": 3}),
+        "numbered": saved({3: plain()["a"]}),
         "program": np.frombuffer(program.getvalue(), np.uint8),
     }
 

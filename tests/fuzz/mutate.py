@@ -12,14 +12,37 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator
 
-_EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1, 1 << 63,
-          (1 << 64) - 1)
+_EDGES = (
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    1 << 40,
+    (1 << 63) - 1,
+    1 << 63,
+    (1 << 64) - 1,
+)
 _DECIMALS = (b"0", b"-1", b"3", b"65536", b"2147483648", b"9223372036854775807", b"1e999", b"NaN", b"9" * 400)
 _EDGE = 300  # bytes at the beginning and the end that are changed more often
 _ENTRY = b"PK\x01\x02"  # of a zip's directory
 # Offsets and struct formats of an entry's fields.
-_FIELDS = {"version": (6, "<H"), "flags": (8, "<H"), "method": (10, "<H"), "crc": (16, "<I"), "stored": (20, "<I"),
-           "size": (24, "<I"), "name length": (28, "<H"), "extra length": (30, "<H"), "offset": (42, "<I")}
+_FIELDS = {
+    "version": (6, "<H"),
+    "flags": (8, "<H"),
+    "method": (10, "<H"),
+    "crc": (16, "<I"),
+    "stored": (20, "<I"),
+    "size": (24, "<I"),
+    "name length": (28, "<H"),
+    "extra length": (30, "<H"),
+    "offset": (42, "<I"),
+}
 _NAMES = ("../x", "x", "x.npy", "data.pkl", "a/data.pkl", "a" * 500, "\u0000", "a\nb")
 
 
@@ -45,7 +68,7 @@ def _place(data: bytes, rng: random.Random) -> int:
 
 
 def _put(data: bytes, place: int, new: bytes, removed: int | None = None) -> bytes:
-    return data[:place] + new + data[place + (len(new) if removed is None else removed):]
+    return data[:place] + new + data[place + (len(new) if removed is None else removed) :]
 
 
 def _bits(data: bytes, rng: random.Random) -> tuple[str, bytes]:
@@ -91,7 +114,9 @@ def _delete(data: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 def _repeat(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     place, length, times = _place(data, rng), rng.choice((1, 16, 200)), rng.choice((1, 2, 50))
-    return f"{length} bytes at {place} repeated {times} times", _put(data, place, data[place:place + length] * times, 0)
+    return f"{length} bytes at {place} repeated {times} times", _put(
+        data, place, data[place : place + length] * times, 0
+    )
 
 
 def _blank(data: bytes, rng: random.Random) -> tuple[str, bytes]:

@@ -36,7 +36,6 @@ TOLERANCE = 1e-4  # of the largest logit
 RESULTS = pathlib.Path(__file__).parents[2] / "experiments/results"
 
 
-
 def pairs() -> dict[str, dict[str, str]]:
     """{our name: {layout: their name}}, networks up to LIMIT."""
     import timm
@@ -45,8 +44,10 @@ def pairs() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for name in models.names():
         model = models.create(name)
-        for layout, table, known in (("torchvision", torch_names.TORCHVISION, tv.list_models(module=tv)),
-                                     ("timm", torch_names.TIMM, timm.list_models())):
+        for layout, table, known in (
+            ("torchvision", torch_names.TORCHVISION, tv.list_models(module=tv)),
+            ("timm", torch_names.TIMM, timm.list_models()),
+        ):
             theirs = table.get(name, name)
             if theirs in known and layout in weights.layouts(model):
                 found.setdefault(name, {})[layout] = theirs
@@ -100,10 +101,17 @@ def check(name: str, theirs: dict[str, str], folder: pathlib.Path) -> list[dict[
         net.load_state_dict(exported, strict=True)
         assert all(torch.equal(exported[key], value) for key, value in state.items()), f"{name}: export differs"
         logits = np.asarray(run(imported[0], jnp.asarray(image)))
-        rows.append({
-            "network": name, "layout": layout, "theirs": their_name, "parameters": parameters(model),
-            "arrays": len(state), "largest_logit": float(np.abs(expected).max()),
-            "relative_error": float(np.abs(logits - expected).max() / np.abs(expected).max())})
+        rows.append(
+            {
+                "network": name,
+                "layout": layout,
+                "theirs": their_name,
+                "parameters": parameters(model),
+                "arrays": len(state),
+                "largest_logit": float(np.abs(expected).max()),
+                "relative_error": float(np.abs(logits - expected).max() / np.abs(expected).max()),
+            }
+        )
     return rows
 
 
@@ -138,9 +146,13 @@ def write(table: list[dict[str, Any]]) -> None:
     write_json(RESULTS / "parity.json", {"networks": table, "tolerance": TOLERANCE, **about})
     rows = "\n".join(
         f"| {row['network']} | {row['layout']} | {row['theirs']} | {row['parameters']:,} | {row['arrays']} | "
-        f"{row['largest_logit']:.3g} | {row['relative_error']:.1e} |" for row in table)
+        f"{row['largest_logit']:.3g} | {row['relative_error']:.1e} |"
+        for row in table
+    )
     versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("torch", "torchvision", "timm", "jax"))
-    write_atomically(RESULTS / "parity.md", f"""# Weights of other libraries in our networks
+    write_atomically(
+        RESULTS / "parity.md",
+        f"""# Weights of other libraries in our networks
 
 {about["device"]}, {about["commit"]}; {versions}. Written by `python -m tests.golden.check_weights`.
 
@@ -151,7 +163,8 @@ image, relative to the largest logit; it is below {TOLERANCE:g} for all that pas
 | network | layout | theirs | parameters | arrays | largest logit | relative error |
 | --- | --- | --- | --- | --- | --- | --- |
 {rows}
-""")
+""",
+    )
 
 
 if __name__ == "__main__":

@@ -51,4 +51,5 @@ def filled(shapes: Any, array: Callable[[str, tuple[int, ...]], np.ndarray]) -> 
     import jax
 
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: array("/".join(key.key for key in path[1:]), leaf.shape), dict(shapes))
+        lambda path, leaf: array("/".join(key.key for key in path[1:]), leaf.shape), dict(shapes)
+    )

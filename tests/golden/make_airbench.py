@@ -20,15 +20,24 @@ if __name__ == "__main__":
     from models import weights
     from models.weights.layouts import flatten
 
-    record("airbench", {
-        "airbench94": Case("airbench94", FIELDS, "airbench", functools.partial(peer_speedrun.network, 4),
-                           [(8, 32, 32, 3)]),
-    }, {"airbench94": ("airbench", peer_speedrun.network)})
+    record(
+        "airbench",
+        {
+            "airbench94": Case(
+                "airbench94", FIELDS, "airbench", functools.partial(peer_speedrun.network, 4), [(8, 32, 32, 3)]
+            )
+        },
+        {"airbench94": ("airbench", peer_speedrun.network)},
+    )
 
     model = models.create("airbench94", **FIELDS)
     net = peer_speedrun.network(4).train()
-    net.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in
-                         weights.to_arrays(model, drawn.variables(model), "airbench").items()})
+    net.load_state_dict(
+        {
+            name: torch.from_numpy(np.ascontiguousarray(array))
+            for name, array in weights.to_arrays(model, drawn.variables(model), "airbench").items()
+        }
+    )
     sgd = peer_speedrun.optimizer(net, BATCH)
     for step in range(STEPS):
         images = torch.from_numpy(drawn.images(f"step{step}", (BATCH, 32, 32, 3))).permute(0, 3, 1, 2)

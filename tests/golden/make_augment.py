@@ -1,4 +1,4 @@
-"""Records what torchvision's functional transforms give, for tests/test_data_augment.py and test_data_source.py.
+"""Records what torchvision's functional transforms give, for test_augment.py and test_sources.py.
 
     PYTHONPATH=../shared/tools ../venv-torch/bin/python tests/golden/make_augment.py
 

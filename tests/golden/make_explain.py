@@ -22,10 +22,16 @@ from tests.golden import drawn, parity  # noqa: F401  parity lets torchvision be
 SHAPE, TARGET, STEPS, BASELINE = (2, 32, 32, 3), (3, 7), 16, (0.5, -0.25, 0.1)
 FIELDS = {
     "resnet": ("resnet18", {"stage_sizes": (1, 1, 1, 1), "num_classes": 10}, "torchvision"),
-    "vgg": ("vgg11_bn", {"stage_sizes": (1, 2, 1, 1, 2), "width": 8, "classifier": (32, 24), "num_classes": 10},
-            "torchvision"),
-    "vit": ("vit_tiny_patch16", {"num_classes": 10, "depth": 2, "width": 32, "heads": 4, "mlp_width": 48,
-                                 "patch_size": 8, "image_size": 32}, "timm"),
+    "vgg": (
+        "vgg11_bn",
+        {"stage_sizes": (1, 2, 1, 1, 2), "width": 8, "classifier": (32, 24), "num_classes": 10},
+        "torchvision",
+    ),
+    "vit": (
+        "vit_tiny_patch16",
+        {"num_classes": 10, "depth": 2, "width": 32, "heads": 4, "mlp_width": 48, "patch_size": 8, "image_size": 32},
+        "timm",
+    ),
 }
 MAPS = {  # endpoints, and what they are of theirs
     "resnet": {"stage1": "layer1"},
@@ -45,15 +51,17 @@ if __name__ == "__main__":
 
     def vgg():
         net = VGG(make_layers([8, "M", 16, 16, "M", 32, "M", 64, "M", 64, 64, "M"], True), num_classes=10)
-        net.classifier = Sequential(Linear(64 * 49, 32), ReLU(), Dropout(0), Linear(32, 24), ReLU(), Dropout(0),
-                                    Linear(24, 10))
+        net.classifier = Sequential(
+            Linear(64 * 49, 32), ReLU(), Dropout(0), Linear(32, 24), ReLU(), Dropout(0), Linear(24, 10)
+        )
         return net
 
     theirs = {
         "resnet": functools.partial(ResNet, BasicBlock, [1, 1, 1, 1], num_classes=10),
         "vgg": vgg,
-        "vit": functools.partial(VisionTransformer, 32, 8, num_classes=10, embed_dim=32, depth=2, num_heads=4,
-                                 mlp_ratio=1.5),
+        "vit": functools.partial(
+            VisionTransformer, 32, 8, num_classes=10, embed_dim=32, depth=2, num_heads=4, mlp_ratio=1.5
+        ),
     }
 
     def load(kind):
@@ -85,11 +93,14 @@ if __name__ == "__main__":
         x = torch.from_numpy(drawn.images(f"explain {kind}", SHAPE)).permute(0, 3, 1, 2).contiguous()
         classes, target = [ClassifierOutputTarget(c) for c in TARGET], torch.tensor(TARGET)
         for endpoint, layer in MAPS[kind].items():
-            for ours, method in (("grad_cam", pytorch_grad_cam.GradCAM),
-                                 ("grad_cam_plus_plus", pytorch_grad_cam.GradCAMPlusPlus)):
+            for ours, method in (
+                ("grad_cam", pytorch_grad_cam.GradCAM),
+                ("grad_cam_plus_plus", pytorch_grad_cam.GradCAMPlusPlus),
+            ):
                 net = load(kind)
-                with unresized(method)(net, [net.get_submodule(layer)],
-                                       reshape_transform=tokens_as_maps if kind == "vit" else None) as explain:
+                with unresized(method)(
+                    net, [net.get_submodule(layer)], reshape_transform=tokens_as_maps if kind == "vit" else None
+                ) as explain:
                     keep(f"{kind}|{ours}|{endpoint}", explain(x, classes))
         keep(f"{kind}|saliency", captum.attr.Saliency(load(kind)).attribute(x, target, abs=False))
         if kind == "resnet":
@@ -99,11 +110,24 @@ if __name__ == "__main__":
             keep("vgg|guided_backprop", captum.attr.GuidedBackprop(load(kind)).attribute(x, target))
             keep("vgg|deconvnet", captum.attr.Deconvolution(load(kind)).attribute(x, target))
             baseline = torch.tensor(BASELINE)[:, None, None].expand(x.shape)
-            keep("vgg|integrated_gradients", captum.attr.IntegratedGradients(load(kind)).attribute(
-                x, baseline, target, n_steps=STEPS, method="gausslegendre"))
+            keep(
+                "vgg|integrated_gradients",
+                captum.attr.IntegratedGradients(load(kind)).attribute(
+                    x, baseline, target, n_steps=STEPS, method="gausslegendre"
+                ),
+            )
             net = load(kind)
             endpoint, layer = next(iter(MAPS[kind].items()))
-            keep(f"vgg|guided_grad_cam|{endpoint}", captum.attr.GuidedGradCam(net, net.get_submodule(layer)).attribute(
-                x, target, interpolate_mode="bilinear"))
-    np.savez_compressed(pathlib.Path(__file__).with_name("explain.npz"), explained=json.dumps(
-        {"fields": FIELDS, "shape": SHAPE, "target": TARGET, "steps": STEPS, "baseline": BASELINE}), **arrays)
+            keep(
+                f"vgg|guided_grad_cam|{endpoint}",
+                captum.attr.GuidedGradCam(net, net.get_submodule(layer)).attribute(
+                    x, target, interpolate_mode="bilinear"
+                ),
+            )
+    np.savez_compressed(
+        pathlib.Path(__file__).with_name("explain.npz"),
+        explained=json.dumps(
+            {"fields": FIELDS, "shape": SHAPE, "target": TARGET, "steps": STEPS, "baseline": BASELINE}
+        ),
+        **arrays,
+    )

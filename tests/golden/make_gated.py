@@ -17,12 +17,19 @@ from tests.golden import drawn
 
 NETWORK = ("convnet_aig38", {"stage_sizes": (2, 2, 2)})
 _BLOCK = r"stage(\d)/block(\d+)/"
-LAYOUT = Layout(rules=[
-    ("stem_conv", "conv1"), ("stem_norm", "bn1"), ("head", "linear"),
-    (rf"{_BLOCK}conv(\d)", r"layer\1.\2.conv\3"), (rf"{_BLOCK}norm(\d)", r"layer\1.\2.bn\3"),
-    (rf"{_BLOCK}downsample_conv", r"layer\1.\2.shortcut.0"), (rf"{_BLOCK}downsample_norm", r"layer\1.\2.shortcut.1"),
-    (rf"{_BLOCK}gate/dense(\d)", r"layer\1.\2.fc\3", DENSE_AS_CONV), (rf"{_BLOCK}gate/norm", r"layer\1.\2.fc1bn"),
-])
+LAYOUT = Layout(
+    rules=[
+        ("stem_conv", "conv1"),
+        ("stem_norm", "bn1"),
+        ("head", "linear"),
+        (rf"{_BLOCK}conv(\d)", r"layer\1.\2.conv\3"),
+        (rf"{_BLOCK}norm(\d)", r"layer\1.\2.bn\3"),
+        (rf"{_BLOCK}downsample_conv", r"layer\1.\2.shortcut.0"),
+        (rf"{_BLOCK}downsample_norm", r"layer\1.\2.shortcut.1"),
+        (rf"{_BLOCK}gate/dense(\d)", r"layer\1.\2.fc\3", DENSE_AS_CONV),
+        (rf"{_BLOCK}gate/norm", r"layer\1.\2.fc1bn"),
+    ]
+)
 
 
 def images() -> np.ndarray:
@@ -70,6 +77,11 @@ if __name__ == "__main__":
     if margins.min() < 2e-3 or not 0 < gates.mean() < 1 or (gates == gates[:1]).all():
         raise SystemExit("gates that are always the same, or too close to both: draw others")
     params = sum(p.numel() for p in convnet_aig.ResNet110_cifar().parameters())
-    np.savez_compressed(pathlib.Path(__file__).with_name("gated.npz"), logits=logits.numpy(), gates=gates,
-                        margin=margins.min(), resnet110_params=params,
-                        network=json.dumps(NETWORK))
+    np.savez_compressed(
+        pathlib.Path(__file__).with_name("gated.npz"),
+        logits=logits.numpy(),
+        gates=gates,
+        margin=margins.min(),
+        resnet110_params=params,
+        network=json.dumps(NETWORK),
+    )

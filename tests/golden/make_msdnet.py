@@ -20,8 +20,11 @@ CASES = {  # label: name, fields, images; an exit of theirs ends in 2x2 places
     "budgeted": ("msdnet_cifar_budgeted", {}, (2, 32, 32, 3)),
     "imagenet": ("msdnet_imagenet_step4", {**TINY, "base": 3, "step": 2}, (2, 160, 192, 3)),
     # later scales, transitions at thirds, odd channels
-    "min": ("msdnet_cifar_anytime", {**TINY, "width": 5, "prune": "min", "reduction": 0.7, "step_mode": "lin_grow",
-                                     "step": 1}, (2, 32, 32, 3)),
+    "min": (
+        "msdnet_cifar_anytime",
+        {**TINY, "width": 5, "prune": "min", "reduction": 0.7, "step_mode": "lin_grow", "step": 1},
+        (2, 32, 32, 3),
+    ),
     "kept": ("msdnet_cifar_anytime", {**TINY, "reduction": 0.0}, (2, 32, 32, 3)),
 }
 COUNTED = {  # label: name, fields
@@ -44,10 +47,20 @@ def load(folder: pathlib.Path, name: str):
 def args(model) -> types.SimpleNamespace:
     """Their arguments for our fields."""
     return types.SimpleNamespace(
-        data="cifar100" if model.stem == "cifar" else "ImageNet", nBlocks=model.num_exits, base=model.base,
-        step=model.step, stepmode=model.step_mode, nChannels=model.width, growthRate=model.growth,
-        grFactor=list(model.growth_factors), bnFactor=list(model.bottleneck_factors),
-        nScales=len(model.growth_factors), prune=model.prune, reduction=model.reduction, bottleneck=True)
+        data="cifar100" if model.stem == "cifar" else "ImageNet",
+        nBlocks=model.num_exits,
+        base=model.base,
+        step=model.step,
+        stepmode=model.step_mode,
+        nChannels=model.width,
+        growthRate=model.growth,
+        grFactor=list(model.growth_factors),
+        bnFactor=list(model.bottleneck_factors),
+        nScales=len(model.growth_factors),
+        prune=model.prune,
+        reduction=model.reduction,
+        bottleneck=True,
+    )
 
 
 if __name__ == "__main__":
@@ -91,15 +104,26 @@ if __name__ == "__main__":
         op_counter.cls_ops.clear(), op_counter.cls_params.clear()
         with contextlib.redirect_stdout(io.StringIO()):
             operations, params = op_counter.measure_model(Theirs(model).eval(), model.image_size, model.image_size)
-        return {"name": name, "fields": fields, "operations": [int(n) for n in operations], "params": list(params),
-                "products": found}
+        return {
+            "name": name,
+            "fields": fields,
+            "operations": [int(n) for n in operations],
+            "params": list(params),
+            "products": found,
+        }
 
     def case(name, fields, shape):
         model = models.create(name, **fields)
         exits = [f"exit{i + 1}" for i in range(model.num_exits)]
         return Case(name, fields, "msdnet_pytorch", lambda: Theirs(model), [shape], exits)
 
-    record("msdnet", {label: case(*about) for label, about in CASES.items()},
-           {name: ("msdnet_pytorch", lambda name=name: Theirs(models.create(name)))
-            for name in models.names() if name.startswith("msdnet")},
-           counts={label: count(*about) for label, about in COUNTED.items()})
+    record(
+        "msdnet",
+        {label: case(*about) for label, about in CASES.items()},
+        {
+            name: ("msdnet_pytorch", lambda name=name: Theirs(models.create(name)))
+            for name in models.names()
+            if name.startswith("msdnet")
+        },
+        counts={label: count(*about) for label, about in COUNTED.items()},
+    )

@@ -1,6 +1,6 @@
 """Records what PyTorch's normalization layers compute, in norm.npz.
 
-  ../venv-torch/bin/python -m tests.golden.make_norm        (any environment with torch and numpy)
+../venv-torch/bin/python -m tests.golden.make_norm        (any environment with torch and numpy)
 """
 
 import pathlib

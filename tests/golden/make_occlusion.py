@@ -1,6 +1,6 @@
 """Records captum's Occlusion of a torchvision VGG with drawn weights in occlusion.npz. Needs PyTorch and captum 0.9.
 
-  PYTHONPATH=../shared/tools ../venv-torch/bin/python -m tests.golden.make_occlusion
+PYTHONPATH=../shared/tools ../venv-torch/bin/python -m tests.golden.make_occlusion
 """
 
 import json
@@ -23,8 +23,9 @@ if __name__ == "__main__":
     from torchvision.models.vgg import VGG, make_layers
 
     net = VGG(make_layers([8, "M", 16, 16, "M", 32, "M", 64, "M", 64, 64, "M"]), num_classes=10)
-    net.classifier = Sequential(Linear(64 * 49, 32), ReLU(), Dropout(0), Linear(32, 24), ReLU(), Dropout(0),
-                                Linear(24, 10))
+    net.classifier = Sequential(
+        Linear(64 * 49, 32), ReLU(), Dropout(0), Linear(32, 24), ReLU(), Dropout(0), Linear(24, 10)
+    )
     model = models.create("vgg11", **FIELDS)
     state = weights.to_arrays(model, drawn.variables(model), "torchvision")
     net.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in state.items()}, strict=True)
@@ -32,7 +33,10 @@ if __name__ == "__main__":
     found = {}
     for stride in STRIDES:
         with torch.no_grad():
-            found[f"stride{stride}"] = Occlusion(net.eval()).attribute(
-                images, (3, SIZE, SIZE), (3, stride, stride), COLOR, TARGET, perturbations_per_eval=4)[:, 0].numpy()
+            found[f"stride{stride}"] = (
+                Occlusion(net.eval())
+                .attribute(images, (3, SIZE, SIZE), (3, stride, stride), COLOR, TARGET, perturbations_per_eval=4)[:, 0]
+                .numpy()
+            )
     about = {"fields": FIELDS, "size": SIZE, "shape": SHAPE, "target": TARGET, "color": COLOR, "strides": STRIDES}
     np.savez_compressed(pathlib.Path(__file__).with_name("occlusion.npz"), occluded=json.dumps(about), **found)

@@ -16,7 +16,7 @@ def tokens(name: str, shape: tuple[int, int], padding: tuple[int, ...]) -> np.nd
     """int32 tokens from 1 to 29 by `name`, of which each row ends with so many 0."""
     found = 1 + np.abs(drawn.images(name, shape) * 1000).astype(np.int32) % 29
     for row, count in zip(found, padding, strict=True):
-        row[len(row) - count:] = 0
+        row[len(row) - count :] = 0
     return found
 
 
@@ -42,24 +42,44 @@ if __name__ == "__main__":
 
     torch.backends.mha.set_fastpath_enabled(False)
     recorded = {}
-    self_attention = {"attention/qkv": "self_attn.in_proj", "attention/out": "self_attn.out_proj",
-                      "attention_norm": "norm1", "expand": "linear1", "reduce": "linear2"}
-    cross = {"cross/q": "multihead_attn.in_proj", "cross/kv": "multihead_attn.in_proj",
-             "cross/out": "multihead_attn.out_proj", "cross_norm": "norm2"}
+    self_attention = {
+        "attention/qkv": "self_attn.in_proj",
+        "attention/out": "self_attn.out_proj",
+        "attention_norm": "norm1",
+        "expand": "linear1",
+        "reduce": "linear2",
+    }
+    cross = {
+        "cross/q": "multihead_attn.in_proj",
+        "cross/kv": "multihead_attn.in_proj",
+        "cross/out": "multihead_attn.out_proj",
+        "cross_norm": "norm2",
+    }
     for label, fields in CASES.items():
         model = models.create("transformer_base", **TINY, **fields)
         params = flatten(drawn.variables(model))
-        common = {"d_model": 16, "nhead": 2, "dim_feedforward": 24, "dropout": 0.0, "batch_first": True,
-                  "norm_first": model.prenorm, "activation": model.act}
+        common = {
+            "d_model": 16,
+            "nhead": 2,
+            "dim_feedforward": 24,
+            "dropout": 0.0,
+            "batch_first": True,
+            "norm_first": model.prenorm,
+            "activation": model.act,
+        }
         nets, norms = {}, {}
-        for kind, names in (("encoder", {**self_attention, "feed_forward_norm": "norm2"}),
-                            ("decoder", {**self_attention, **cross, "feed_forward_norm": "norm3"})):
+        for kind, names in (
+            ("encoder", {**self_attention, "feed_forward_norm": "norm2"}),
+            ("decoder", {**self_attention, **cross, "feed_forward_norm": "norm3"}),
+        ):
             arrays = state(params, kind, names)
             norm = None
             if model.prenorm:
                 norm = torch.nn.LayerNorm(16)
-                arrays |= {f"norm.{theirs}": params[f"{kind}/final_norm/{ours}"]
-                           for ours, theirs in (("scale", "weight"), ("bias", "bias"))}
+                arrays |= {
+                    f"norm.{theirs}": params[f"{kind}/final_norm/{ours}"]
+                    for ours, theirs in (("scale", "weight"), ("bias", "bias"))
+                }
             if kind == "encoder":
                 net = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(**common), 2, norm, False)
             else:

@@ -16,8 +16,9 @@ if __name__ == "__main__":
 
     def torchvision(batch_norm):
         net = VGG(make_layers(plan, batch_norm), num_classes=10)
-        net.classifier = Sequential(Linear(64 * 49, 32), ReLU(), Dropout(0), Linear(32, 24), ReLU(), Dropout(0),
-                                    Linear(24, 10))
+        net.classifier = Sequential(
+            Linear(64 * 49, 32), ReLU(), Dropout(0), Linear(32, 24), ReLU(), Dropout(0), Linear(24, 10)
+        )
         return net
 
     def timm():
@@ -27,10 +28,22 @@ if __name__ == "__main__":
         return net
 
     still = {**fields, "norm": "batch", "dropout": 0.0}  # training is compared, too
-    record("vgg", {
-        "plain": Case("vgg11", fields, "torchvision", functools.partial(torchvision, False)),
-        "bn": Case("vgg11_bn", still, "torchvision", functools.partial(torchvision, True),
-                   [(2, 64, 64, 3), (3, 256, 240, 3)]),
-        "timm": Case("vgg11_bn", still, "timm", timm),
-    }, {f"vgg{depth}{end}": ("torchvision", getattr(tv, f"vgg{depth}{end}"))
-        for depth in (11, 13, 16, 19) for end in ("", "_bn")})
+    record(
+        "vgg",
+        {
+            "plain": Case("vgg11", fields, "torchvision", functools.partial(torchvision, False)),
+            "bn": Case(
+                "vgg11_bn",
+                still,
+                "torchvision",
+                functools.partial(torchvision, True),
+                [(2, 64, 64, 3), (3, 256, 240, 3)],
+            ),
+            "timm": Case("vgg11_bn", still, "timm", timm),
+        },
+        {
+            f"vgg{depth}{end}": ("torchvision", getattr(tv, f"vgg{depth}{end}"))
+            for depth in (11, 13, 16, 19)
+            for end in ("", "_bn")
+        },
+    )

@@ -33,31 +33,57 @@ if __name__ == "__main__":
 
     for size in (32, 48):
         shapes, sized = ((3, size, size, 3),), {"image_size": size}
-        cases[f"torchvision{size}"] = Case("vit_tiny_patch16", {**patches, **sized}, "torchvision",
-                                           functools.partial(torchvision, size), shapes)
+        cases[f"torchvision{size}"] = Case(
+            "vit_tiny_patch16", {**patches, **sized}, "torchvision", functools.partial(torchvision, size), shapes
+        )
         cases[f"convolutions{size}"] = Case(
-            "vit_c_1gf", {**convolutions, **sized}, "torchvision",
-            functools.partial(torchvision, size, 4, conv_stem_configs=stem((8, 16, 16))), shapes)
+            "vit_c_1gf",
+            {**convolutions, **sized},
+            "torchvision",
+            functools.partial(torchvision, size, 4, conv_stem_configs=stem((8, 16, 16))),
+            shapes,
+        )
         theirs = functools.partial(Timm, size, 8, num_classes=10, embed_dim=32, depth=2, num_heads=4, mlp_ratio=1.5)
         cases[f"timm{size}"] = Case("vit_tiny_patch16", {**patches, **sized}, "timm", theirs, shapes)
         cases[f"mean{size}"] = Case(
-            "vit_tiny_patch16", {**patches, **sized, "pool": "mean", "positions": "sincos2d"}, "timm",
-            functools.partial(theirs, class_token=False, global_pool="avg", fc_norm=False), shapes)
+            "vit_tiny_patch16",
+            {**patches, **sized, "pool": "mean", "positions": "sincos2d"},
+            "timm",
+            functools.partial(theirs, class_token=False, global_pool="avg", fc_norm=False),
+            shapes,
+        )
     networks = {
-        f"vit_{size}_patch{patch}": ("timm", functools.partial(
-            Timm, 224, patch, embed_dim=fields["width"], depth=fields["depth"], num_heads=fields["heads"]))
-        for size, fields in _SIZES.items() for patch in (32, 16, 14)}
-    networks |= {f"vit_{size}_patch{patch}": ("timm", functools.partial(
-        timm.create_model, f"vit_{size}_patch{patch}_224"))
-        for size, patch in (("tiny", 16), ("small", 32), ("small", 16), ("large", 14))}
-    networks |= {f"vit_{size}_patch{patch}": ("torchvision", getattr(tv, f"vit_{size[0]}_{patch}"))
-                 for size, patch in (("base", 16), ("base", 32), ("large", 16), ("large", 32), ("huge", 14))}
+        f"vit_{size}_patch{patch}": (
+            "timm",
+            functools.partial(
+                Timm, 224, patch, embed_dim=fields["width"], depth=fields["depth"], num_heads=fields["heads"]
+            ),
+        )
+        for size, fields in _SIZES.items()
+        for patch in (32, 16, 14)
+    }
+    networks |= {
+        f"vit_{size}_patch{patch}": ("timm", functools.partial(timm.create_model, f"vit_{size}_patch{patch}_224"))
+        for size, patch in (("tiny", 16), ("small", 32), ("small", 16), ("large", 14))
+    }
+    networks |= {
+        f"vit_{size}_patch{patch}": ("torchvision", getattr(tv, f"vit_{size[0]}_{patch}"))
+        for size, patch in (("base", 16), ("base", 32), ("large", 16), ("large", 32), ("huge", 14))
+    }
     for size, (fields, channels) in _EARLY.items():
-        whole = functools.partial(VisionTransformer, 224, 16, num_heads=fields["heads"], hidden_dim=fields["width"],
-                                  mlp_dim=fields["mlp_width"])
+        whole = functools.partial(
+            VisionTransformer,
+            224,
+            16,
+            num_heads=fields["heads"],
+            hidden_dim=fields["width"],
+            mlp_dim=fields["mlp_width"],
+        )
         networks[f"vit_p_{size}"] = ("torchvision", functools.partial(whole, num_layers=fields["depth"]))
-        networks[f"vit_c_{size}"] = ("torchvision", functools.partial(
-            whole, num_layers=fields["depth"] - 1, conv_stem_configs=stem(channels)))
+        networks[f"vit_c_{size}"] = (
+            "torchvision",
+            functools.partial(whole, num_layers=fields["depth"] - 1, conv_stem_configs=stem(channels)),
+        )
     record("vit", cases, networks)
 
     file = pathlib.Path(__file__).with_name("vit.npz")

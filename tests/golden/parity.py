@@ -47,7 +47,9 @@ def manifest(names_and_shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def record(
-    family: str, cases: Mapping[str, Case], networks: Mapping[str, tuple[str, Callable[[], Any]]] | None = None,
+    family: str,
+    cases: Mapping[str, Case],
+    networks: Mapping[str, tuple[str, Callable[[], Any]]] | None = None,
     **more: Any,
 ) -> None:
     """Writes golden/FAMILY.npz.
@@ -65,11 +67,18 @@ def record(
     for label, case in cases.items():
         model = models.create(case.name, **case.fields)
         variables = drawn.variables(model)
-        state = {name: torch.from_numpy(np.ascontiguousarray(array))
-                 for name, array in weights.to_arrays(model, variables, case.layout).items()}
+        state = {
+            name: torch.from_numpy(np.ascontiguousarray(array))
+            for name, array in weights.to_arrays(model, variables, case.layout).items()
+        }
         theirs = case.theirs()
-        described[label] = {"name": case.name, "fields": case.fields, "layout": case.layout, "shapes": case.shapes,
-                            "endpoints": case.endpoints}
+        described[label] = {
+            "name": case.name,
+            "fields": case.fields,
+            "layout": case.layout,
+            "shapes": case.shapes,
+            "endpoints": case.endpoints,
+        }
         for shape in case.shapes:
             theirs.load_state_dict(state, strict=True)
             key = f"{label}|{'x'.join(map(str, shape))}"
@@ -107,5 +116,10 @@ def shapes_of(model: Any, layout: str) -> dict[str, tuple[int, ...]]:
 
 def projections(variables: Mapping[str, np.ndarray]) -> np.ndarray:
     """Every running mean and variance, in the order of their paths, by its product with a drawn vector."""
-    return np.asarray([np.dot(np.asarray(value, np.float64), drawn.images(f"projection {path}", value.shape))
-                       for path, value in sorted(variables.items()) if path.rsplit("/", 1)[-1] in ("mean", "var")])
+    return np.asarray(
+        [
+            np.dot(np.asarray(value, np.float64), drawn.images(f"projection {path}", value.shape))
+            for path, value in sorted(variables.items())
+            if path.rsplit("/", 1)[-1] in ("mean", "var")
+        ]
+    )

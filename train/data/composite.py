@@ -34,16 +34,26 @@ class Placed(Wrapped):
     fragments, of half an object's side. Example i is of image i modulo the number of images.
     """
 
-    def __init__(self, source: Source, canvas: int, size: tuple[float, float] = (0.3, 0.5), objects: int = 1,
-                 clutter: int = 4, copies: int = 1, seed: int = 0):
+    def __init__(
+        self,
+        source: Source,
+        canvas: int,
+        size: tuple[float, float] = (0.3, 0.5),
+        objects: int = 1,
+        clutter: int = 4,
+        copies: int = 1,
+        seed: int = 0,
+    ):
         """Raises ValueError for what is out of range."""
         if objects not in (1, 2):
             raise ValueError(f"objects={objects} must be 1 or 2")
         if not 0 < size[0] <= size[1] <= 1 / objects:
             raise ValueError(f"size={size[0]}-{size[1]} must be within 0 and {1 / objects:g} of the canvas")
         if round(size[0] * canvas) < 2 or min(clutter, seed) < 0 or copies < 1:
-            raise ValueError(f"canvas={canvas}, clutter={clutter}, copies={copies}, seed={seed}: want a canvas whose "
-                             "objects have at least 2 pixels, at least 1 copy, and nothing negative")
+            raise ValueError(
+                f"canvas={canvas}, clutter={clutter}, copies={copies}, seed={seed}: want a canvas whose "
+                "objects have at least 2 pixels, at least 1 copy, and nothing negative"
+            )
         if source.label_shape != ():
             raise UserError("data.select: place is for sets of one label an image")
         self.labels = source.all_labels()
@@ -102,10 +112,15 @@ class Placed(Wrapped):
             top, left = (int(own.integers(side - part + 1)) for side, part in zip(pixels.shape[:2], half, strict=True))
             side = max(1, round(self.canvas * own.uniform(*self.size) / 2))
             at = own.integers(self.canvas - side + 1, size=2)
-            _paste(canvas, pixels[top:top + height, left:left + width], (at[0], at[1], at[0] + side, at[1] + side))
+            _paste(canvas, pixels[top : top + height, left : left + width], (at[0], at[1], at[0] + side, at[1] + side))
         for thing in objects[::-1]:
-            _paste(canvas, self.source._decode(thing.index, stored, rng) if thing.index == int(index) % len(self.source)
-                   else self._pixels(thing.index), thing.box)
+            _paste(
+                canvas,
+                self.source._decode(thing.index, stored, rng)
+                if thing.index == int(index) % len(self.source)
+                else self._pixels(thing.index),
+                thing.box,
+            )
         return canvas
 
     def _pixels(self, index: int) -> np.ndarray:

@@ -24,6 +24,7 @@ MOST_WORKERS = 1024
 class Changed(UserError):
     """The data set of a finished run is no longer what the run was trained and tested on."""
 
+
 _NAMED = 3  # skipped images that are named
 
 
@@ -45,7 +46,14 @@ class Feed:
     unit = "images"
 
     def __init__(
-        self, config: Any, parallel: Parallel, *, batch_size: int, eval_batch_size: int, steps_per_call: int, seed: int,
+        self,
+        config: Any,
+        parallel: Parallel,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        steps_per_call: int,
+        seed: int,
         recorded: Mapping[str, Any] | None = None,
     ):
         """Opens the data set, or describes it from a record.
@@ -75,8 +83,12 @@ class Feed:
         if recorded:
             self.classes, self.train_count = tuple(recorded["classes"]), recorded["identity"]["train"]["images"]
             self.image_shape, self.label_shape = tuple(recorded["image_shape"]), tuple(recorded["label_shape"])
-            self.decoder = decode.Decoder(**{name: tuple(value) if isinstance(value, list) else value
-                                             for name, value in recorded["decoder"].items()})
+            self.decoder = decode.Decoder(
+                **{
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in recorded["decoder"].items()
+                }
+            )
         else:
             comparison = splits.compare(self.train, self.test, config.source)
             # One folder of which a part is held out has one report
@@ -86,13 +98,16 @@ class Feed:
             self.decoder = self.test.decoder
             if steps_per_call < 1 or (steps_per_call > 1 and not self._is_resident):
                 raise UserError(
-                    f"steps_per_call={steps_per_call}: must be 1 where data are streamed, 1 or more elsewhere")
+                    f"steps_per_call={steps_per_call}: must be 1 where data are streamed, 1 or more elsewhere"
+                )
         self._check_memory()
         self._order = shuffle.Order(self.train_count, seed)
         augmentation = augment.build(config.augment, len(self.classes), self.image_shape, config.mean)
         if self.label_shape and augmentation.mix:
-            raise UserError(f"data.augment='{config.augment}': mixup and cutmix are for images of one class, and "
-                            f"those of data.source={config.source} have several")
+            raise UserError(
+                f"data.augment='{config.augment}': mixup and cutmix are for images of one class, and "
+                f"those of data.source={config.source} have several"
+            )
         self._mirrors = "mirrored" in augmentation.given
         normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
 
@@ -107,12 +122,17 @@ class Feed:
         """Raises UserError where the images of a batch, or the indices of a call, exceed this machine's memory."""
         memory = runtime.memory()
         each = 4 * math.prod(self.image_shape)
-        sizes = {"batch_size": self._batch_size * each, "eval_batch_size": self._eval_batch_size * each,
-                 "steps_per_call": self._steps_per_call * self._batch_size * 4}
+        sizes = {
+            "batch_size": self._batch_size * each,
+            "eval_batch_size": self._eval_batch_size * each,
+            "steps_per_call": self._steps_per_call * self._batch_size * 4,
+        }
         for key, size in sizes.items():
             if size / self._shard[1] > memory:
-                raise UserError(f"{key}={getattr(self, f'_{key}')}: the arrays take {size / 2**30:,.0f} GiB, and this "
-                                f"machine has {memory / 2**30:,.0f} GiB of memory")
+                raise UserError(
+                    f"{key}={getattr(self, f'_{key}')}: the arrays take {size / 2**30:,.0f} GiB, and this "
+                    f"machine has {memory / 2**30:,.0f} GiB of memory"
+                )
 
     @property
     def train(self) -> source.Source:
@@ -138,8 +158,11 @@ class Feed:
         key = (name, *changes.items())
         if key not in self._opened:
             is_other = name not in ("train", "test")
-            opened = load.load_test(self._config.to_dict(), test_split=name, **changes) if is_other else (
-                load.load(self._config, name))
+            opened = (
+                load.load_test(self._config.to_dict(), test_split=name, **changes)
+                if is_other
+                else (load.load(self._config, name))
+            )
             if is_other or self._recorded:
                 self._compare(name, opened)
             self._opened[key] = opened
@@ -149,14 +172,16 @@ class Feed:
         """Raises Changed where a split is not what the run has recorded, or not of its classes and shapes."""
         before = {fact: list(getattr(self, fact)) for fact in ("classes", "image_shape", "label_shape")}
         now = {fact: list(getattr(opened, fact)) for fact in before}
-        if name != "train" and now["classes"] == before["classes"][:len(now["classes"])]:
+        if name != "train" and now["classes"] == before["classes"][: len(now["classes"])]:
             now["classes"] = before["classes"]  # the first ones are enough for a split that is not trained on
         if self._recorded and name in self._recorded["identity"]:
             before |= self._recorded["identity"][name]
             now |= opened.identity()
         if lines := config_lib.difference(before, now):
-            raise Changed(f"data.source={self._config.source}: split '{name}' is not what the run was trained on "
-                          f"({'; '.join(lines)}); predicting files and explaining --image need no data set")
+            raise Changed(
+                f"data.source={self._config.source}: split '{name}' is not what the run was trained on "
+                f"({'; '.join(lines)}); predicting files and explaining --image need no data set"
+            )
 
     @functools.cached_property
     def _is_resident(self) -> bool:
@@ -202,14 +227,21 @@ class Feed:
             items = {"index": self._order.indices(*positions).astype(np.int32)}
             if self._mirrors:
                 items["mirrored"] = self._order.mirrored(*positions)
-            yield count, self._parallel.shard({
-                name: item.reshape(count, self._batch_size)[:, rows.start:rows.stop]
-                for name, item in items.items()})
+            yield (
+                count,
+                self._parallel.shard(
+                    {
+                        name: item.reshape(count, self._batch_size)[:, rows.start : rows.stop]
+                        for name, item in items.items()
+                    }
+                ),
+            )
             step += count
 
     def _streamed_calls(self, step, total):
-        for batch in stream.stream(self.train, self._order, self._batch_size, step, total - step, self._workers,
-                                   self._shard, self._seed):
+        for batch in stream.stream(
+            self.train, self._order, self._batch_size, step, total - step, self._workers, self._shard, self._seed
+        ):
             self._unreadable["train"].update(batch.pop("skipped").tolist())
             if self._mirrors:
                 rows = len(batch["mask"])
@@ -235,10 +267,14 @@ class Feed:
 
     def shapes(self) -> tuple[Any, Any]:
         """Shapes of the items of a training call and of an evaluation call, as `Parallel.lift` takes them."""
+
         def batch(size):
             image = jax.ShapeDtypeStruct((1, size, *self.image_shape), np.uint8)
-            return {"image": image, "label": jax.ShapeDtypeStruct((1, size, *self.label_shape), np.int32),
-                    "mask": jax.ShapeDtypeStruct((1, size), np.float32)}
+            return {
+                "image": image,
+                "label": jax.ShapeDtypeStruct((1, size, *self.label_shape), np.int32),
+                "mask": jax.ShapeDtypeStruct((1, size), np.float32),
+            }
 
         leading = self._steps_per_call, self._batch_size
         items = batch(self._batch_size)
@@ -254,9 +290,12 @@ class Feed:
         Nothing of it may change between an interrupted run and its continuation.
         """
         return self._recorded or {
-            "classes": list(self.classes), "image_shape": list(self.image_shape), "label_shape": list(self.label_shape),
+            "classes": list(self.classes),
+            "image_shape": list(self.image_shape),
+            "label_shape": list(self.label_shape),
             "decoder": plain(dataclasses.asdict(self.decoder)),
-            "identity": {name: self.split(name).identity() for name in ("train", "test")}}
+            "identity": {name: self.split(name).identity() for name in ("train", "test")},
+        }
 
     def _all_unreadable(self, split: str) -> list[int]:
         """Indices that any process left out; all processes ask for them."""
@@ -273,8 +312,10 @@ class Feed:
         """A line for the user that names the first of the images that `skipped` counts, "" for none; all processes ask
         for it."""
         lines = []
-        for split, name_of, effect in (("train", self.train.name, "training images, replaced by others"),
-                                       ("test", self.test.name, "test images, left out")):
+        for split, name_of, effect in (
+            ("train", self.train.name, "training images, replaced by others"),
+            ("test", self.test.name, "test images, left out"),
+        ):
             indices = self._all_unreadable(split)
             names = ", ".join(map(name_of, indices[:_NAMED])) + ", …" * (len(indices) > _NAMED)
             lines += [f"{len(indices):,} {effect}: {names}"] if indices else []

@@ -1,5 +1,4 @@
-"""Digests that tell whether data are the same: of arrays by all bytes, of files by names, sizes and a sample of bytes.
-"""
+"""Digests of data sets: of arrays by all bytes, of files by names, sizes and a sample of bytes."""
 
 import hashlib
 import os

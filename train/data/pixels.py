@@ -103,9 +103,7 @@ def hue(image: jax.Array, shift: jax.Array) -> jax.Array:
     strength = jnp.where(gray, 0.0, (value - least) / jnp.where(gray, 1.0, value))
     far_red, far_green, far_blue = ((value - channel) / spread for channel in (red, green, blue))
     turn = jnp.where(
-        value == red,
-        far_blue - far_green,
-        jnp.where(value == green, 2 + far_red - far_blue, 4 + far_green - far_red),
+        value == red, far_blue - far_green, jnp.where(value == green, 2 + far_red - far_blue, 4 + far_green - far_red)
     )
     turn = jnp.mod(jnp.mod(turn / 6 + 1, 1) + shift, 1)
     sector = jnp.floor(turn * 6)

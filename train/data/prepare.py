@@ -73,5 +73,6 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     DATA_DIR = command.define_path(
-        "data_dir", "", "Where to write; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.")
+        "data_dir", "", "Where to write; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."
+    )
     cli.run(main, USAGE, positional=True)

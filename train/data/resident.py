@@ -25,8 +25,9 @@ class Resident:
 
     def __init__(self, source: Source):
         if source.random_crop:
-            raise UserError(f"data.pipeline=resident decodes once, so it cannot do data.crop={source.decoder.crop}: "
-                            "use stream")
+            raise UserError(
+                f"data.pipeline=resident decodes once, so it cannot do data.crop={source.decoder.crop}: use stream"
+            )
         arrays = source.arrays(replace=True)
         self.arrays = {key: arrays[key] for key in ("image", "label")}
         self.skipped = arrays["skipped"]

@@ -34,8 +34,9 @@ class Selected(Wrapped):
     """Some examples of `source`: those at `index`, int [n], whose classes `classes` are called 0, 1, …; of example i
     `painted[i]` of the side is painted, float [n], 0 for none. labels: theirs, int [n], numbered so."""
 
-    def __init__(self, source: Source, index: np.ndarray, classes: Sequence[int], painted: np.ndarray,
-                 labels: np.ndarray):
+    def __init__(
+        self, source: Source, index: np.ndarray, classes: Sequence[int], painted: np.ndarray, labels: np.ndarray
+    ):
         super().__init__(source, len(index), [source.classes[label] for label in classes])
         self.index, self.painted, self.labels = index, painted, labels.astype(np.int32)
         self.label_of = {label: new for new, label in enumerate(classes)}
@@ -146,8 +147,15 @@ def paint(selection: _Selection, classes: Any = "all", p: float = 1.0, size: flo
     selection.painted[selection.index[chosen]] = size
 
 
-def place(selection: _Selection, canvas: int, size: str = "0.3-0.5", objects: int = 1, clutter: int = 4,
-          copies: int = 1, seed: int = 0) -> None:
+def place(
+    selection: _Selection,
+    canvas: int,
+    size: str = "0.3-0.5",
+    objects: int = 1,
+    clutter: int = 4,
+    copies: int = 1,
+    seed: int = 0,
+) -> None:
     """See the module."""
     low, _, high = size.partition("-")
     try:
@@ -180,8 +188,14 @@ def _numbers(which: Sequence[Any], count: int) -> list[int]:
     return found
 
 
-OPERATIONS = {"classes": classes, "per_class": per_class, "share": share, "imbalance": imbalance, "paint": paint,
-              "place": place}
+OPERATIONS = {
+    "classes": classes,
+    "per_class": per_class,
+    "share": share,
+    "imbalance": imbalance,
+    "paint": paint,
+    "place": place,
+}
 
 
 def select(source: Source, spec: str) -> Source:

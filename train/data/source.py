@@ -60,8 +60,12 @@ class Options:
         values = {field.name: getattr(config, field.name) for field in dataclasses.fields(cls)}
         for name in ("crop_scale", "crop_ratio"):
             limits, most = values[name], 1.0 if name == "crop_scale" else float("inf")
-            if not (isinstance(limits, (tuple, list)) and len(limits) == 2 and all(has_type(v, float) for v in limits)
-                    and 0 < limits[0] <= limits[1] <= most):
+            if not (
+                isinstance(limits, (tuple, list))
+                and len(limits) == 2
+                and all(has_type(v, float) for v in limits)
+                and 0 < limits[0] <= limits[1] <= most
+            ):
                 raise UserError(f"data.{name}={limits}: want (low, high) with 0 < low <= high <= {most}")
             values[name] = tuple(limits)
         options = cls(**values)
@@ -123,7 +127,8 @@ class Source:
         self.fixed_size = crop == "none" or height is not None
         self.random_crop = crop in ("random_resized", "whole")
         self.decoder = Decoder(
-            crop, size, channels, options.crop_scale, options.crop_ratio, options.eval_crop, options.exif)
+            crop, size, channels, options.crop_scale, options.crop_ratio, options.eval_crop, options.exif
+        )
 
     def __len__(self) -> int:
         return self.count

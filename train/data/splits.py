@@ -26,15 +26,21 @@ def compare(train: Source, test: Source, name: str) -> list[str]:
     """
     what = f"data.source={name}"
     if not train.label_shape and len(train.classes) < 2:  # as of an archive that unpacks into a folder of its own
-        raise UserError(f"{what}: there is one class only, '{train.classes[0]}'; want two or more (a folder of images "
-                        "has one folder for each class)")
+        raise UserError(
+            f"{what}: there is one class only, '{train.classes[0]}'; want two or more (a folder of images "
+            "has one folder for each class)"
+        )
     if train.image_shape != test.image_shape:
         shapes = ["x".join(map(str, source.image_shape)) for source in (train, test)]
-        raise UserError(f"{what}: its training images are {shapes[0]} and its test images {shapes[1]}: bring them to "
-                        "one shape by data.image_size with data.crop, and data.channels")
+        raise UserError(
+            f"{what}: its training images are {shapes[0]} and its test images {shapes[1]}: bring them to "
+            "one shape by data.image_size with data.crop, and data.channels"
+        )
     if train.label_shape != test.label_shape:
-        raise UserError(f"{what}: labels of training images have the shape {list(train.label_shape)}, those of test "
-                        f"images {list(test.label_shape)}")
+        raise UserError(
+            f"{what}: labels of training images have the shape {list(train.label_shape)}, those of test "
+            f"images {list(test.label_shape)}"
+        )
     _check_names(train, test, what)
     seen, tested = _labels(train), _labels(test)
     for split, source in (("training", train), ("test", test)):
@@ -44,8 +50,11 @@ def compare(train: Source, test: Source, name: str) -> list[str]:
     if unseen := sorted(tested - seen):
         raise UserError(f"{what}: no training image has these labels of test images: {_some(train, unseen)}")
     missing = sorted(seen - tested)
-    return [f"no test image is of these {len(missing):,} of the {len(train.classes):,} classes: "
-            f"{_some(train, missing)}"] if missing else []
+    return (
+        [f"no test image is of these {len(missing):,} of the {len(train.classes):,} classes: {_some(train, missing)}"]
+        if missing
+        else []
+    )
 
 
 def _check_names(train: Source, test: Source, what: str) -> None:
@@ -56,8 +65,10 @@ def _check_names(train: Source, test: Source, what: str) -> None:
     known = set(train.classes)
     unknown = [name for name in test.classes if name not in known]
     difference = f"training lacks {_list(unknown)}" if unknown else "the test split numbers them otherwise"
-    raise UserError(f"{what}: its splits have different classes: {difference} (where data.select names classes, "
-                    "data.select_test has to name the same)")
+    raise UserError(
+        f"{what}: its splits have different classes: {difference} (where data.select names classes, "
+        "data.select_test has to name the same)"
+    )
 
 
 def _labels(source: Source) -> set[int] | None:

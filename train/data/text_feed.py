@@ -32,8 +32,18 @@ class TextFeed:
     label_shape = ()
     notes = ()
 
-    def __init__(self, source: str, config: Any, parallel: Parallel, *, batch_size: int, eval_batch_size: int,
-                 steps_per_call: int, seed: int, recorded: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        source: str,
+        config: Any,
+        parallel: Parallel,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        steps_per_call: int,
+        seed: int,
+        recorded: Mapping[str, Any] | None = None,
+    ):
         """Reads the text, and learns the vocabulary where that was not done before.
 
         Args:
@@ -50,15 +60,21 @@ class TextFeed:
         if steps_per_call != 1:
             raise UserError(f"steps_per_call={steps_per_call}: must be 1 for text, whose batches vary in length")
         buckets = config.buckets
-        if not (isinstance(buckets, (tuple, list)) and buckets and all(has_type(b, int) and b > 1 for b in buckets)
-                and list(buckets) == sorted(set(buckets))):
+        if not (
+            isinstance(buckets, (tuple, list))
+            and buckets
+            and all(has_type(b, int) and b > 1 for b in buckets)
+            and list(buckets) == sorted(set(buckets))
+        ):
             raise UserError(f"text.buckets={buckets} must be rising numbers of tokens, as (16, 32, 64)")
         self._parallel, self._seed, self._source = parallel, seed, source
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
         self._shard = (jax.process_index(), jax.process_count())
         languages = (config.source, config.target)
-        texts = {name: text.read(source, languages, split)
-                 for name, split in (("train", config.train_split), ("test", config.test_split))}
+        texts = {
+            name: text.read(source, languages, split)
+            for name, split in (("train", config.train_split), ("test", config.test_split))
+        }
         self.tokenizer = text.vocabulary(texts["train"], config.vocab_size)
         self.train = text.Corpus(texts["train"], self.tokenizer, longest=buckets[-1])
         self.test = text.Corpus(texts["test"], self.tokenizer)
@@ -121,14 +137,17 @@ class TextFeed:
     def _items(self, corpus: text.Corpus, indices: np.ndarray) -> Any:
         """This process's rows of the batch, on its devices."""
         batch, rows = self._batch(corpus, indices), order.rows(len(indices), self._shard)
-        return self._parallel.shard({name: x[None, rows.start:rows.stop] for name, x in batch.items()})
+        return self._parallel.shard({name: x[None, rows.start : rows.stop] for name, x in batch.items()})
 
     def _batch(self, corpus: text.Corpus, indices: np.ndarray) -> dict[str, np.ndarray]:
         real = indices >= 0
         width = text.width(corpus.lengths[indices[real]], self.buckets)
         tokens = (corpus.target.lengths[indices[real]] - 1).mean()
-        return {**corpus.batch(indices, width), "mask": real.astype(np.float32),
-                "tokens": np.full(len(indices), tokens, np.float32)}
+        return {
+            **corpus.batch(indices, width),
+            "mask": real.astype(np.float32),
+            "tokens": np.full(len(indices), tokens, np.float32),
+        }
 
     def test_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """The test split as batches on the host, whole on every process; "index" [B] says which pair, -1 for none."""
@@ -149,20 +168,33 @@ class TextFeed:
 
     def shapes(self) -> tuple[Any, Any]:
         """Shapes of the items of a training call and of an evaluation call, of the longest bucket."""
+
         def batch(size):
-            pair = {name: jax.ShapeDtypeStruct((1, size, self.buckets[-1] + more), np.int32)
-                    for name, more in (("source", 0), ("target", 1))}
-            return self._parallel.shapes(pair | {
-                name: jax.ShapeDtypeStruct((1, size), np.float32) for name in ("mask", "tokens")})
+            pair = {
+                name: jax.ShapeDtypeStruct((1, size, self.buckets[-1] + more), np.int32)
+                for name, more in (("source", 0), ("target", 1))
+            }
+            return self._parallel.shapes(
+                pair | {name: jax.ShapeDtypeStruct((1, size), np.float32) for name in ("mask", "tokens")}
+            )
 
         return batch(self._batch_size), batch(self._eval_batch_size)
 
     def record(self) -> dict[str, Any]:
         """Returns what must not change between an interrupted run and its continuation."""
-        names = "\n".join([self.tokenizer.to_str(), *(line for split in (self.train, self.test)
-                                                      for lines in split.texts for line in lines)])
-        return {"identity": {"training sentences": len(self.train), "test sentences": len(self.test),
-                             "text and vocabulary": f"{zlib.crc32(names.encode()):08x}"}}
+        names = "\n".join(
+            [
+                self.tokenizer.to_str(),
+                *(line for split in (self.train, self.test) for lines in split.texts for line in lines),
+            ]
+        )
+        return {
+            "identity": {
+                "training sentences": len(self.train),
+                "test sentences": len(self.test),
+                "text and vocabulary": f"{zlib.crc32(names.encode()):08x}",
+            }
+        }
 
     def training_images(self, count: int, size: int) -> Iterator[jax.Array]:
         """There are none; lsuv as data_init asks for them.

@@ -54,15 +54,18 @@ class Shards:
         The state that it sees has this device's part of the parameters, the whole model_state and task_state, and
         neither opt_state nor ema; of item [B, …] it sees its share.
         """
+
         def call(state, data, item):
             local = LocalShards(jax.tree.map(self.axis, state.params))
             whole, specs = PartitionSpec(), jax.tree.map(_spec, local.axes)
             state = state.replace(opt_state={}, ema={})
             state_specs = jax.tree.map(lambda leaf: whole, state).replace(params=specs)
             return jax.shard_map(
-                lambda *arguments: compute(*arguments, shards=local), mesh=self._mesh,
+                lambda *arguments: compute(*arguments, shards=local),
+                mesh=self._mesh,
                 in_specs=(state_specs, whole, PartitionSpec(AXIS)),
-                out_specs=(specs, whole) if with_gradients else whole, check_vma=False,
+                out_specs=(specs, whole) if with_gradients else whole,
+                check_vma=False,
             )(state, data, item)
 
         return call
@@ -81,10 +84,15 @@ class LocalShards:
         to be computed: a device has room for its part of all and the whole of a few. The transpose of gathering is the
         reduce-scatter of the gradient.
         """
+
         @functools.wraps(function)
         def gathered(parts, *arguments):
-            table = {parameter_name(path): (leaf.shape, axis) for (path, leaf), axis in zip(
-                jax.tree_util.tree_leaves_with_path(parts), jax.tree.leaves(self.axes), strict=True)}
+            table = {
+                parameter_name(path): (leaf.shape, axis)
+                for (path, leaf), axis in zip(
+                    jax.tree_util.tree_leaves_with_path(parts), jax.tree.leaves(self.axes), strict=True
+                )
+            }
             with nn.intercept_methods(functools.partial(_layer_by_layer, table, set())):
                 return function(parts, *arguments)
 
@@ -92,8 +100,9 @@ class LocalShards:
 
     def mean(self, grads: Any) -> Any:
         """Over the devices; those of parts are summed already, by the reduce-scatter."""
-        return jax.tree.map(lambda grad, axis: lax.pmean(grad, AXIS) if axis < 0 else grad / lax.axis_size(AXIS),
-                            grads, self.axes)
+        return jax.tree.map(
+            lambda grad, axis: lax.pmean(grad, AXIS) if axis < 0 else grad / lax.axis_size(AXIS), grads, self.axes
+        )
 
 
 def _layer_by_layer(table, running, call, args, kwargs, context):
@@ -102,16 +111,21 @@ def _layer_by_layer(table, running, call, args, kwargs, context):
     if scope is None or id(scope) in running or "params" not in scope.root._variables:
         return call(*args, **kwargs)
     own = dict(scope._collection("params"))
-    axes = {name: _axis(table, "/".join((*scope.path, name)), leaf.shape) for name, leaf in own.items()
-            if not isinstance(leaf, Mapping)}
+    axes = {
+        name: _axis(table, "/".join((*scope.path, name)), leaf.shape)
+        for name, leaf in own.items()
+        if not isinstance(leaf, Mapping)
+    }
     if max(axes.values(), default=-1) < 0:
         return call(*args, **kwargs)
     given, structure = jax.tree.flatten((args, kwargs))
     arrays = {i: leaf for i, leaf in enumerate(given) if isinstance(leaf, jax.Array)}
 
     def compute(parts, arrays):
-        whole = {name: part if axes[name] < 0 else lax.all_gather(part, AXIS, axis=axes[name], tiled=True)
-                 for name, part in parts.items()}
+        whole = {
+            name: part if axes[name] < 0 else lax.all_gather(part, AXIS, axis=axes[name], tiled=True)
+            for name, part in parts.items()
+        }
         args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(given)])
         scope._variables["params"] = {**own, **whole}
         running.add(id(scope))
@@ -169,8 +183,9 @@ def _axis(table: Mapping[str, tuple[tuple[int, ...], int]], path: str, shape: tu
         return axis
     found = {axis for name, (part, axis) in table.items() if part == shape and f"/{name}".endswith(f"/{path}")}
     if len(found) > 1:
-        raise UserError(f"parallel=fsdp: {path} is the name of several parameters of shape {list(shape)}; set "
-                        "parallel=shard_map")
+        raise UserError(
+            f"parallel=fsdp: {path} is the name of several parameters of shape {list(shape)}; set parallel=shard_map"
+        )
     return found.pop() if found else -1
 
 

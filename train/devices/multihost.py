@@ -26,8 +26,10 @@ from train import config as config_lib
 
 HEARTBEAT = 30  # seconds of silence after which a process counts as dead
 GRACE = 5  # seconds in which the others may say that they failed, too, before this one's end takes them along
-GONE = ("another process of this run is gone (what it printed says why): start the run again on all of them; the same "
-        "command goes on from the last checkpoint")
+GONE = (
+    "another process of this run is gone (what it printed says why): start the run again on all of them; the same "
+    "command goes on from the last checkpoint"
+)
 # How XLA words it where a collective fails since a peer is gone: Gloo on a CPU, NCCL on GPUs, the coordination service
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|socket closed|coordination|heartbeat", re.IGNORECASE)
 
@@ -50,8 +52,9 @@ def join(automatic: bool, coordinator: str | None, processes: int | None, proces
         return
     if not automatic:
         if missing:
-            raise UserError(f"--{missing[0]} is missing: --coordinator=HOST:PORT, --processes=N and --process=I go "
-                            "together")
+            raise UserError(
+                f"--{missing[0]} is missing: --coordinator=HOST:PORT, --processes=N and --process=I go together"
+            )
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise UserError(f"--coordinator={coordinator} must be HOST:PORT of process 0, e.g. 10.0.0.1:8476")
@@ -59,16 +62,25 @@ def join(automatic: bool, coordinator: str | None, processes: int | None, proces
             raise UserError(f"--processes={processes} must be at least 1")
         if not 0 <= process < processes:
             raise UserError(f"--process={process} must be in [0, {processes})")
-    met = (f"the processes of this run did not all meet at {coordinator or 'the address that the cluster gives'} "
-           f"within {seconds} s: start all of them, where that address can be reached")
+    met = (
+        f"the processes of this run did not all meet at {coordinator or 'the address that the cluster gives'} "
+        f"within {seconds} s: start all of them, where that address can be reached"
+    )
     _say_on_abort(f"error: {met}\n", 2)
     try:
         jax.distributed.initialize(
-            coordinator, processes, process, cluster_detection_method=None if automatic else "deactivate",
-            initialization_timeout=seconds, heartbeat_timeout_seconds=HEARTBEAT)
+            coordinator,
+            processes,
+            process,
+            cluster_detection_method=None if automatic else "deactivate",
+            initialization_timeout=seconds,
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
     except ValueError as error:  # nothing that JAX knows is there to be asked
-        raise UserError(f"--distributed: JAX finds no cluster here ({error}): it knows Slurm, Open MPI, Kubernetes and "
-                        "TPU pods; elsewhere give --coordinator=HOST:PORT --processes=N --process=I") from error
+        raise UserError(
+            f"--distributed: JAX finds no cluster here ({error}): it knows Slurm, Open MPI, Kubernetes and "
+            "TPU pods; elsewhere give --coordinator=HOST:PORT --processes=N --process=I"
+        ) from error
     except RuntimeError as error:
         raise UserError(f"{met} ({str(error).splitlines()[0]})") from error
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
@@ -112,6 +124,7 @@ def together() -> Iterator[None]:
 def _say_on_abort(message: str, code: int) -> None:
     """Ends the process with a message where XLA aborts it: so it does where the coordinator is lost, or says that
     another process is. (XLA takes no callback of Python's for that, and Python's own signal handlers run too late.)"""
+
     def end(number):
         del number
         os.write(2, message.encode())
@@ -136,8 +149,10 @@ def check_same(what: str, values: Mapping[str, Any]) -> None:
     first, *others = gather(values)
     for process, other in enumerate(others, 1):
         if lines := config_lib.difference(first, other):
-            raise UserError(f"process {process} has another {what} than process 0 ({'; '.join(lines)}): give all "
-                            "processes the same command and the same files")
+            raise UserError(
+                f"process {process} has another {what} than process 0 ({'; '.join(lines)}): give all "
+                "processes the same command and the same files"
+            )
 
 
 def from_primary(function: Callable[[], tuple[Any, Any]], like: Any) -> tuple[Any, Any]:

@@ -46,8 +46,10 @@ class Parallel:
         self.mesh = Mesh(np.array(self.devices), (AXIS,))
         self.local = [d for d in self.devices if d.process_index == jax.process_index()]
         if len(self.local) * jax.process_count() != len(self.devices):
-            raise UserError(f"process {jax.process_index()} has {len(self.local)} of the {len(self.devices)} devices "
-                            f"of {jax.process_count()} processes: all must have as many")
+            raise UserError(
+                f"process {jax.process_index()} has {len(self.local)} of the {len(self.devices)} devices "
+                f"of {jax.process_count()} processes: all must have as many"
+            )
         # pmap takes and returns what this process's devices hold; the others take arrays over all devices.
         mesh = Mesh(np.array(self.local), (AXIS,)) if kind == "pmap" else self.mesh
         self._replicated = NamedSharding(mesh, PartitionSpec())
@@ -75,12 +77,19 @@ class Parallel:
         function = jax.jit(function, inline=True)
         if self.kind == "pmap":
             return jax.pmap(
-                function, axis_name=AXIS, in_axes=(None, None, 1), out_axes=None, devices=self.devices,
+                function,
+                axis_name=AXIS,
+                in_axes=(None, None, 1),
+                out_axes=None,
+                devices=self.devices,
                 donate_argnums=donated,
             )
         mapped = jax.shard_map(
-            function, mesh=self.mesh, in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(None, AXIS)),
-            out_specs=PartitionSpec(), check_vma=False,
+            function,
+            mesh=self.mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(None, AXIS)),
+            out_specs=PartitionSpec(),
+            check_vma=False,
         )
         return jax.jit(mapped, donate_argnums=donated)
 
@@ -100,8 +109,10 @@ class Parallel:
 
     def replicate(self, tree: Any) -> Any:
         """Puts one copy of every leaf on every device."""
-        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(
-            self._replicated, np.asarray(leaf), np.shape(leaf)), tree)
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(self._replicated, np.asarray(leaf), np.shape(leaf)),
+            tree,
+        )
 
     def place(self, state: Any) -> Any:
         """Puts a state, whole on every process, on the devices: a copy on each, or under "fsdp" a part on each."""
@@ -116,6 +127,7 @@ class Parallel:
 
     def bytes_per_device(self, state: Any) -> int:
         """What a device holds of a state that is placed."""
+
         def size(leaf):
             shape = self._shards.sharding(leaf).shard_shape(leaf.shape) if self.kind == "fsdp" else leaf.shape
             return math.prod(shape) * leaf.dtype.itemsize
@@ -124,6 +136,7 @@ class Parallel:
 
     def shard(self, items: Any) -> Any:
         """Deals this process's rows of items [k, B / P, …] out to its devices, as `lift` expects them."""
+
         def put(leaf):
             leaf = np.asarray(leaf)
             if self.kind == "pmap":
@@ -134,6 +147,7 @@ class Parallel:
 
     def shapes(self, items: Any) -> Any:
         """Shapes of items [k, B, …] as `lift` takes them, B being that of all processes."""
+
         def shape(leaf):
             split = (len(self.local), leaf.shape[1] // len(self.devices)) if self.kind == "pmap" else leaf.shape[1:2]
             return jax.ShapeDtypeStruct((leaf.shape[0], *split, *leaf.shape[2:]), leaf.dtype)
@@ -142,6 +156,7 @@ class Parallel:
 
     def fetch(self, state: Any) -> Any:
         """The whole of every leaf of a placed state as numpy, safe from later donation; all processes call it."""
+
         def whole(leaf):
             if self.kind != "fsdp" or leaf.is_fully_replicated:
                 return np.array(leaf.addressable_data(0))

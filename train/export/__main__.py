@@ -59,8 +59,17 @@ def main() -> int:
         network = networks.shared(network, SHARE.value)
     try:
         card = write.export(
-            run, network, FORMAT.value, OUT.value, before, folds=folds, images=IMAGES.value, license=LICENSE.value,
-            layout=LAYOUT.value, python=TORCH_PYTHON.value)
+            run,
+            network,
+            FORMAT.value,
+            OUT.value,
+            before,
+            folds=folds,
+            images=IMAGES.value,
+            license=LICENSE.value,
+            layout=LAYOUT.value,
+            python=TORCH_PYTHON.value,
+        )
     except verify.Failed as error:
         console.print(f"error: the export failed, and nothing was written: {error}", soft_wrap=True, markup=False)
         return 1
@@ -86,17 +95,23 @@ def lines(card: Mapping[str, Any], out: Path, before: Mapping[str, Any], headlin
     found = card["verified"]
     size = sum(path.stat().st_size for path in out.iterdir() if path.name.startswith(card["file"]))
     exact = formats.FORMATS[card["format"]].exact
-    difference = ("equal to the bit" if exact else
-                  f"differ by at most {found['largest_difference']:.2g} (the largest is {found['largest_logit']:.3g})")
+    difference = (
+        "equal to the bit"
+        if exact
+        else f"differ by at most {found['largest_difference']:.2g} (the largest is {found['largest_logit']:.3g})"
+    )
     views = "" if card["views"] == "one" else f" (views={card['views']}; the file is the network alone)"
     after = {name: metrics[headline] for name, metrics in found["metrics"].items()}
     return [
         f"{out / card['file']}: {size:,} bytes, {4 * card['parameters'] / size:.1f} times smaller than "
-        f"{4 * card['parameters']:,}" if card["format"] == "compressed" else f"{out / card['file']}: {size:,} bytes",
+        f"{4 * card['parameters']:,}"
+        if card["format"] == "compressed"
+        else f"{out / card['file']}: {size:,} bytes",
         f"read back by {found['by']}: logits of {found['images']:,} {found['of']} {difference}",
         f"test {headline} of the run {before[headline]:.2%}{views}; on these images, of the network "
-        f"{after['network']:.2%}, of the file {after['file']:.2%}" if before else
-        f"the test set of the run is not there ({card['data']}), so no {headline} was measured",
+        f"{after['network']:.2%}, of the file {after['file']:.2%}"
+        if before
+        else f"the test set of the run is not there ({card['data']}), so no {headline} was measured",
         f"folded in: {', '.join(card['folded']) or 'nothing'}" if formats.FORMATS[card["format"]].folds else "",
         f"use: {card['usage']}",
         "" if card["license"] else "the card names no license of the weights: --license=IDENTIFIER",
@@ -118,8 +133,9 @@ if __name__ == "__main__":  # only here: absl has one table of flags for the pro
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of the run: last, or best (on its test set).")
     FORMAT = flags.DEFINE_string("format", "safetensors", "One of those above.")
     OUT = command.define_path("out", None, "Folder to write.")
-    FOLD = flags.DEFINE_list("fold", ["normalization", "batch_norm"], "onnx, stablehlo: what is made part of the "
-                             "program.")
+    FOLD = flags.DEFINE_list(
+        "fold", ["normalization", "batch_norm"], "onnx, stablehlo: what is made part of the program."
+    )
     IMAGES = flags.DEFINE_integer("images", 2000, "Test images to verify with; 0: all.", lower_bound=0)
     LICENSE = flags.DEFINE_string("license", "", "Of the weights, for the card, e.g. CC-BY-4.0.")
     SHARE = flags.DEFINE_string("share", "", "Codebooks before export, as config.optimizer.share, e.g. linear(conv=8).")

@@ -25,13 +25,32 @@ _TEXT, _NUMBER, _SIZE = {"type": "string"}, {"type": "number"}, {"type": "intege
 _TEXTS, _NUMBERS = {"type": "array", "items": _TEXT}, {"type": "array", "items": _NUMBER}
 _SIZES = {"type": "array", "items": _SIZE}
 SCHEMA = {
-    **_object({
-        "format": _TEXT, "file": {"type": "string", "pattern": r"^[^/\\]+$"}, "architecture": _TEXT,
-        "fields": {"type": "object"}, "inputs": _SIZES, "labels": _TEXTS, "probabilities": _TEXT, "folded": _TEXTS,
-        "preprocessing": _object({
-            "crop": _TEXT, "size": _SIZE, "channels": _SIZE, "eval_crop": _NUMBER, "shape": _SIZES, "mean": _NUMBERS,
-            "std": _NUMBERS, "exif": {"enum": ["apply", "ignore"]}}),
-        "sha256": {"type": "object", "additionalProperties": _TEXT}, "card_sha256": _TEXT}),
+    **_object(
+        {
+            "format": _TEXT,
+            "file": {"type": "string", "pattern": r"^[^/\\]+$"},
+            "architecture": _TEXT,
+            "fields": {"type": "object"},
+            "inputs": _SIZES,
+            "labels": _TEXTS,
+            "probabilities": _TEXT,
+            "folded": _TEXTS,
+            "preprocessing": _object(
+                {
+                    "crop": _TEXT,
+                    "size": _SIZE,
+                    "channels": _SIZE,
+                    "eval_crop": _NUMBER,
+                    "shape": _SIZES,
+                    "mean": _NUMBERS,
+                    "std": _NUMBERS,
+                    "exif": {"enum": ["apply", "ignore"]},
+                }
+            ),
+            "sha256": {"type": "object", "additionalProperties": _TEXT},
+            "card_sha256": _TEXT,
+        }
+    ),
     "if": {"properties": {"format": {"const": "torch"}}},
     "then": _object({"torch": _object({"library": _TEXT})}),
 }
@@ -96,8 +115,10 @@ def network(folder: Path, card: Mapping[str, Any]) -> tuple[nn.Module, dict[str,
     if kind == "compressed":
         return file.load(file.read(path), path)
     if kind not in ("safetensors", "torch"):
-        raise UserError(f"{folder} holds a program ({kind}), in which weights have no names; safetensors, torch "
-                        "and compressed hold weights")
+        raise UserError(
+            f"{folder} holds a program ({kind}), in which weights have no names; safetensors, torch "
+            "and compressed hold weights"
+        )
     model = models.create(card["architecture"], **card["fields"])
     layout = card["torch"]["library"] if kind == "torch" else "ablate"
     return model, weights.from_arrays(model, weights.read(path), layout, inputs=card["inputs"])

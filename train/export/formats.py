@@ -1,6 +1,6 @@
 """The formats of exported networks: how each is written into a folder, and opened as a function of images.
 
-  opened(pixels uint8 [N, H, W, C]) -> probabilities, logits: float32 [N, num_classes], numpy
+opened(pixels uint8 [N, H, W, C]) -> probabilities, logits: float32 [N, num_classes], numpy
 """
 
 import importlib.metadata
@@ -100,15 +100,18 @@ def _write_torch(network, card, path):
     weights.write(path, weights.to_arrays(network.create(), network.variables, theirs["library"]), {"format": "pt"})
     made = {"torchvision": "torchvision.models.get_model", "timm": "timm.create_model"}[theirs["library"]]
     options = "".join(f", {key}={value!r}" for key, value in theirs["arguments"].items())
-    return {"usage": f"net = {made}({theirs['name']!r}{options}); "
-                     f"net.load_state_dict(safetensors.torch.load_file({path.name!r}), strict=True)"}
+    return {
+        "usage": f"net = {made}({theirs['name']!r}{options}); "
+        f"net.load_state_dict(safetensors.torch.load_file({path.name!r}), strict=True)"
+    }
 
 
 def _torch_outside(folder, card, pixels, python):
     """The logits of their network with the file's weights, load_state_dict(strict=True)."""
     images = np.asarray(graph.normalized(pixels, card["preprocessing"]))
-    return _elsewhere([python, str(TORCH_SIDE), json.dumps(card["torch"]), str(folder / card["file"])], images,
-                      f"PyTorch ({python})")
+    return _elsewhere(
+        [python, str(TORCH_SIDE), json.dumps(card["torch"]), str(folder / card["file"])], images, f"PyTorch ({python})"
+    )
 
 
 # -- programs ------------------------------------------------------------------------------------------------------
@@ -117,8 +120,11 @@ def _torch_outside(folder, card, pixels, python):
 def _both(outputs, card):
     """Probabilities and logits of what a program returns."""
     *probabilities, logits = map(np.asarray, outputs)
-    return (*probabilities, logits) if probabilities else (
-        np.asarray(graph.to_probabilities(jnp.asarray(logits), card["probabilities"])), logits)
+    return (
+        (*probabilities, logits)
+        if probabilities
+        else (np.asarray(graph.to_probabilities(jnp.asarray(logits), card["probabilities"])), logits)
+    )
 
 
 def _fed(card, call):
@@ -137,12 +143,18 @@ def _write_onnx(network, card, path):
         weights.save(Path(folder) / "model.safetensors", network.create(), network.variables)
         (Path(folder) / cards.NAME).write_text(json.dumps(card))
         done = subprocess.run(
-            [sys.executable, "-m", "train.export.onnx_side", folder, str(path)], capture_output=True, text=True,
-            check=False, env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path_of_modules})
+            [sys.executable, "-m", "train.export.onnx_side", folder, str(path)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path_of_modules},
+        )
     if done.returncode:
         raise Failed(f"jax2onnx does not convert it: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
-    return {"usage": f"session = onnxruntime.InferenceSession({path.name!r}); "
-                     f"session.run({graph.outputs(card)!r}, {{'images': images}})"}
+    return {
+        "usage": f"session = onnxruntime.InferenceSession({path.name!r}); "
+        f"session.run({graph.outputs(card)!r}, {{'images': images}})"
+    }
 
 
 def _open_onnx(folder, card):
@@ -158,23 +170,29 @@ def _open_onnx(folder, card):
 
 def _needed(name: str) -> None:
     if importlib.util.find_spec(name) is None:
-        raise UserError(f"format onnx needs {name}, which is not installed: pip install -e '.[export]' and pip install "
-                        "--no-deps jax2onnx, which asks for an older orbax-checkpoint than it needs")
+        raise UserError(
+            f"format onnx needs {name}, which is not installed: pip install -e '.[export]' and pip install "
+            "--no-deps jax2onnx, which asks for an older orbax-checkpoint than it needs"
+        )
 
 
 def _write_stablehlo(network, card, path):
     if _bytes(network) > graph.ONE_FILE:
-        raise UserError(f"format stablehlo holds its arrays in one file of at most 2 GiB, and {network.name} has "
-                        f"{_bytes(network):,} bytes; export safetensors or onnx")
+        raise UserError(
+            f"format stablehlo holds its arrays in one file of at most 2 GiB, and {network.name} has "
+            f"{_bytes(network):,} bytes; export safetensors or onnx"
+        )
     function = jax.jit(graph.program(network, card["preprocessing"], card["probabilities"], card["folded"]))
     with lowering("plain"):
-        batch, = jax.export.symbolic_shape("N")
+        (batch,) = jax.export.symbolic_shape("N")
         made = jax.export.export(function, platforms=PLATFORMS)(graph.inputs(card, batch))
     write_atomically(path, bytes(made.serialize()))
     returned = ", ".join(graph.outputs(card))
-    return {"platforms": list(PLATFORMS),
-            "usage": f"program = jax.export.deserialize(bytearray(open({path.name!r}, 'rb').read())); "
-                     f"{returned}{',' * (returned == 'logits')} = program.call(images)"}
+    return {
+        "platforms": list(PLATFORMS),
+        "usage": f"program = jax.export.deserialize(bytearray(open({path.name!r}, 'rb').read())); "
+        f"{returned}{',' * (returned == 'logits')} = program.call(images)",
+    }
 
 
 def _open_stablehlo(folder, card):
@@ -214,8 +232,13 @@ def _elsewhere(command: list[str], images: np.ndarray, who: str) -> tuple[str, n
         given, found = Path(folder) / "given.npz", Path(folder) / "found.npz"
         np.savez(given, images=images)
         try:
-            done = subprocess.run([*command, str(given), str(found)], capture_output=True, text=True, check=False,
-                                  env={**os.environ, "JAX_PLATFORMS": "cpu"})
+            done = subprocess.run(
+                [*command, str(given), str(found)],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            )
         except OSError as error:
             raise UserError(f"{who} does not run: {error.strerror}; --torch_python names another") from None
         if done.returncode == REFUSED:
@@ -235,9 +258,15 @@ def _bytes(network: Network) -> int:
 FORMATS = {
     "safetensors": Format("model.safetensors", _write_safetensors, _open_weights, exact=True),
     "torch": Format("model.safetensors", _write_torch, _open_weights, outside=_torch_outside),
-    "onnx": Format("model.onnx", _write_onnx, _open_onnx, folds=graph.FOLDS,
-                   by=lambda: f"onnxruntime {importlib.metadata.version('onnxruntime')}"),
-    "stablehlo": Format("model.stablehlo", _write_stablehlo, _open_stablehlo, folds=graph.FOLDS,
-                        outside=_stablehlo_outside),
+    "onnx": Format(
+        "model.onnx",
+        _write_onnx,
+        _open_onnx,
+        folds=graph.FOLDS,
+        by=lambda: f"onnxruntime {importlib.metadata.version('onnxruntime')}",
+    ),
+    "stablehlo": Format(
+        "model.stablehlo", _write_stablehlo, _open_stablehlo, folds=graph.FOLDS, outside=_stablehlo_outside
+    ),
     "compressed": Format(f"model{file.SUFFIX}", _write_compressed, _open_weights, exact=True),
 }

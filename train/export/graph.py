@@ -38,7 +38,7 @@ def program(network: Network, preprocessing: Mapping[str, Any], probabilities: s
         return (apply(variables, images),)
 
     def of_pixels(images):
-        logits, = of_normalized(normalized(images, preprocessing))
+        (logits,) = of_normalized(normalized(images, preprocessing))
         return to_probabilities(logits, probabilities), logits
 
     return of_pixels if "normalization" in folds else of_normalized

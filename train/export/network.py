@@ -53,8 +53,9 @@ def evaluate(run: Any, state: Any, network: Network) -> dict[str, Any]:
     """Metrics of a network on the test set of a run, as the run's own evaluation has them."""
     variables, call = dict(network.variables), run.evaluation_call
     if network.create() != run.task.model:
-        call = run.parallel.lift_evaluation(functools.partial(
-            step.evaluation_call, prepare=run.feed.prepare_evaluation, task=_task(run, network)))
+        call = run.parallel.lift_evaluation(
+            functools.partial(step.evaluation_call, prepare=run.feed.prepare_evaluation, task=_task(run, network))
+        )
     state = state.replace(params=variables.pop("params"), model_state=variables, ema={}, opt_state={})
     return scoring.evaluate(call, run.parallel.place(state), run.feed.evaluation_calls(), run.feed.test_weight)
 

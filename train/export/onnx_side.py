@@ -30,8 +30,13 @@ def convert(folder: Path, path: Path) -> None:
     network = Network(card["architecture"], card["fields"], tuple(card["inputs"]), variables)
     function = graph.program(network, card["preprocessing"], card["probabilities"], card["folded"])
     with lowering("onnx"):
-        made = jax2onnx.to_onnx(function, inputs=[graph.inputs(card, "N")], model_name=network.name,
-                                input_names=["images"], output_names=graph.outputs(card))
+        made = jax2onnx.to_onnx(
+            function,
+            inputs=[graph.inputs(card, "N")],
+            model_name=network.name,
+            input_names=["images"],
+            output_names=graph.outputs(card),
+        )
     known = ("architecture", "preprocessing", "labels", "probabilities", "license")
     onnx.helper.set_model_props(made, {key: json.dumps(card[key]) for key in known})
     apart = sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) > graph.ONE_FILE

@@ -29,14 +29,17 @@ def main(made: dict, weights: str, given: str, found: str) -> None:
         net.load_state_dict(load_file(weights), strict=True)
     except RuntimeError as error:
         _, first, *others = str(error).splitlines()
-        print(f"{made['library']}'s {made['name']} does not take these weights: {first.strip()} ({len(others)} more "
-              "lines); a network of other fields than its own is none of that library's", file=sys.stderr)
+        print(
+            f"{made['library']}'s {made['name']} does not take these weights: {first.strip()} ({len(others)} more "
+            "lines); a network of other fields than its own is none of that library's",
+            file=sys.stderr,
+        )
         sys.exit(3)
     net.eval()
     with np.load(given) as arrays:
         images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
     with torch.no_grad():
-        logits = [net(images[start:start + BATCH]).numpy() for start in range(0, len(images), BATCH)]
+        logits = [net(images[start : start + BATCH]).numpy() for start in range(0, len(images), BATCH)]
     np.savez(found, logits=np.concatenate(logits))
     print(f"torch {torch.__version__}, {made['library']} {library.__version__}")
 

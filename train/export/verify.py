@@ -17,7 +17,7 @@ from train.export.formats import Failed
 from train.export.network import Network
 
 # What two programs that compute the same in another order may differ by, as a share of the largest logit; the parity of
-# imported networks is held to as much (tests/test_parity.py).
+# imported networks is held to as much (tests/models/test_parity.py).
 TOLERANCE = 1e-4
 OUTSIDE = 64  # images that another process gets
 RANDOM = 64  # images of random pixels that stand in for a test set that is no longer there
@@ -63,8 +63,10 @@ def _verified(run, network, folder, card, count, python):
         largest = max(largest, float(np.abs(wanted).max()))
         difference = max(difference, float(np.abs(found - wanted).max()))
         if difference > TOLERANCE * largest or (how.exact and found.tobytes() != wanted.tobytes()):
-            raise Failed(f"logits differ{what} by {difference:.3g}, of at most {largest:.3g}"
-                         + (", where they should be equal to the bit" if how.exact else ""))
+            raise Failed(
+                f"logits differ{what} by {difference:.3g}, of at most {largest:.3g}"
+                + (", where they should be equal to the bit" if how.exact else "")
+            )
 
     for start, batch in enumerate(_batches(test, images, size, run.feed.image_shape)):
         pixels = batch["image"]
@@ -80,12 +82,18 @@ def _verified(run, network, folder, card, count, python):
                 by, elsewhere = how.outside(folder, card, pixels[:OUTSIDE], python)
                 compare(elsewhere, wanted[:OUTSIDE], f" in {by}")
         for name, logits in (("network", wanted), ("file", found)) if test is not None else ():
-            scored = run.task.measured(jnp.asarray(logits), jax.tree.map(jnp.asarray, {
-                "label": batch["label"], "mask": batch["mask"]}))
+            scored = run.task.measured(
+                jnp.asarray(logits), jax.tree.map(jnp.asarray, {"label": batch["label"], "mask": batch["mask"]})
+            )
             metrics[name] = evaluate.add(metrics[name], scored)
-    return {"images": images, "of": "random pixels" if test is None else "test images", "largest_logit": largest,
-            "largest_difference": difference, "by": by,
-            "metrics": {name: evaluate.ratios(total) for name, total in metrics.items() if total}}
+    return {
+        "images": images,
+        "of": "random pixels" if test is None else "test images",
+        "largest_logit": largest,
+        "largest_difference": difference,
+        "by": by,
+        "metrics": {name: evaluate.ratios(total) for name, total in metrics.items() if total},
+    }
 
 
 def test_set(run: Any) -> Source | None:
@@ -106,8 +114,10 @@ def _batches(test: Source | None, count: int, size: int, shape: tuple[int, ...])
     """Yields `count` images, uint8 [N, *shape] with N <= size: evenly spaced over a test set, else random pixels."""
     if test is None:
         rng = np.random.default_rng(0)
-        yield from ({"image": rng.integers(0, 256, (min(size, count - start), *shape), np.uint8)}
-                    for start in range(0, count, size))
+        yield from (
+            {"image": rng.integers(0, 256, (min(size, count - start), *shape), np.uint8)}
+            for start in range(0, count, size)
+        )
     else:
         index = np.linspace(0, len(test) - 1, count).astype(int)
-        yield from (test.read(index[start:start + size]) for start in range(0, count, size))
+        yield from (test.read(index[start : start + size]) for start in range(0, count, size))

@@ -23,11 +23,18 @@ INGREDIENTS = {"norm": "norm", "act": "act", "init": "kernel_init", "conv": "con
 def preprocessing(run: Any) -> dict[str, Any]:
     """From a file to what a run's network takes: see `train.data.decode.Decoder` and `train.data.augment.normalize`."""
     decoder, data = run.feed.decoder, run.config["data"]
-    return {"crop": decoder.crop, "size": decoder.size, "channels": decoder.channels, "eval_crop": decoder.eval_crop,
-            "exif": decoder.exif,
-            "shape": list(run.feed.image_shape), "mean": list(data["mean"]), "std": list(data["std"]),
-            "pixels": "uint8, [N, H, W, C]" + ", RGB" * (decoder.channels == 3),
-            "normalized": "(pixels / 255 - mean) / std"}
+    return {
+        "crop": decoder.crop,
+        "size": decoder.size,
+        "channels": decoder.channels,
+        "eval_crop": decoder.eval_crop,
+        "exif": decoder.exif,
+        "shape": list(run.feed.image_shape),
+        "mean": list(data["mean"]),
+        "std": list(data["std"]),
+        "pixels": "uint8, [N, H, W, C]" + ", RGB" * (decoder.channels == 3),
+        "normalized": "(pixels / 255 - mean) / std",
+    }
 
 
 def card_of(run: Any, network: Network, metrics: Any, folds: Collection[str] = (), license: str = "") -> dict[str, Any]:
@@ -36,21 +43,40 @@ def card_of(run: Any, network: Network, metrics: Any, folds: Collection[str] = (
     cost = analyze(model, network.inputs)
     made = {name: getattr(model, field) for name, field in INGREDIENTS.items() if hasattr(model, field)}
     return {
-        "architecture": network.name, "fields": network.fields, "inputs": list(network.inputs),
-        "ingredients": {name: value if isinstance(value, str) else getattr(value, "__name__", str(value))
-                        for name, value in made.items()},
-        "parameters": cost.params, "mult_adds": cost.mult_adds, "preprocessing": preprocessing(run),
-        "views": getattr(run.task, "views", "one"), "labels": list(run.feed.classes),
+        "architecture": network.name,
+        "fields": network.fields,
+        "inputs": list(network.inputs),
+        "ingredients": {
+            name: value if isinstance(value, str) else getattr(value, "__name__", str(value))
+            for name, value in made.items()
+        },
+        "parameters": cost.params,
+        "mult_adds": cost.mult_adds,
+        "preprocessing": preprocessing(run),
+        "views": getattr(run.task, "views", "one"),
+        "labels": list(run.feed.classes),
         "probabilities": "sigmoid" if run.feed.label_shape else "softmax",
-        "folded": [fold for fold in graph.FOLDS if fold in folds], "metrics": dict(metrics),
-        "data": run.config["data"]["source"], "license": license or None, "config": run.config,
+        "folded": [fold for fold in graph.FOLDS if fold in folds],
+        "metrics": dict(metrics),
+        "data": run.config["data"]["source"],
+        "license": license or None,
+        "config": run.config,
         "made": {**summary.environment(jax.devices()), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
     }
 
 
 def export(
-    run: Any, network: Network, format: str, out: str | Path, metrics: Any, *, folds: Collection[str] = (),
-    images: int = 2000, license: str = "", layout: str = "", python: str = sys.executable,
+    run: Any,
+    network: Network,
+    format: str,
+    out: str | Path,
+    metrics: Any,
+    *,
+    folds: Collection[str] = (),
+    images: int = 2000,
+    license: str = "",
+    layout: str = "",
+    python: str = sys.executable,
 ) -> dict[str, Any]:
     """Writes a run's network in one of `formats.FORMATS`, opens it again and compares it on test images.
 
@@ -113,8 +139,10 @@ def check(format: str, out: str | Path, folds: Collection[str]) -> None:
         if fold not in graph.FOLDS:
             raise choice_error("--fold", fold, graph.FOLDS)
         if fold not in allowed:
-            raise UserError(f"--fold={fold}: the format {format} holds weights, in which nothing is folded; onnx and "
-                            "stablehlo hold programs")
+            raise UserError(
+                f"--fold={fold}: the format {format} holds weights, in which nothing is folded; onnx and "
+                "stablehlo hold programs"
+            )
     if out.exists() and (not out.is_dir() or not all(map(_ours, out.iterdir()))):
         raise UserError(f"--out={out} has something else in it than an exported network: choose another folder")
     above = next(folder for folder in out.absolute().parents if folder.exists())

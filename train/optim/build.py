@@ -21,6 +21,7 @@ ALWAYS = (0, math.inf)  # the steps from and until which a group trains
 
 # Each takes (learning_rate, weight_decay, decay_mask) and its own arguments from the config.
 
+
 def _check_fractions(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < 1:
@@ -31,18 +32,14 @@ def sgd(learning_rate, weight_decay, decay_mask, momentum: float = 0.9, nesterov
     """Stochastic gradient descent; the decay is added to the gradient (coupled), as in He 2016 and Goyal 2017."""
     _check_fractions(momentum=momentum)
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, decay_mask),
-        optax.sgd(learning_rate, momentum or None, nesterov),
+        optax.add_decayed_weights(weight_decay, decay_mask), optax.sgd(learning_rate, momentum or None, nesterov)
     )
 
 
 def adam(learning_rate, weight_decay, decay_mask, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
     """Adam (Kingma 2015); the decay is added to the gradient (coupled)."""
     _check_fractions(b1=b1, b2=b2)
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, decay_mask),
-        optax.adam(learning_rate, b1, b2, eps),
-    )
+    return optax.chain(optax.add_decayed_weights(weight_decay, decay_mask), optax.adam(learning_rate, b1, b2, eps))
 
 
 def adamw(learning_rate, weight_decay, decay_mask, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
@@ -55,8 +52,13 @@ def lars(learning_rate, weight_decay, decay_mask, momentum: float = 0.9, nestero
     """LARS (You 2017); the trust ratio, too, is applied only where weights decay."""
     _check_fractions(momentum=momentum)
     return optax.lars(
-        learning_rate, weight_decay, decay_mask, trust_coefficient=trust, trust_ratio_mask=decay_mask,
-        momentum=momentum, nesterov=nesterov,
+        learning_rate,
+        weight_decay,
+        decay_mask,
+        trust_coefficient=trust,
+        trust_ratio_mask=decay_mask,
+        momentum=momentum,
+        nesterov=nesterov,
     )
 
 
@@ -70,6 +72,7 @@ OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw, "lars": lars, "lamb": la
 
 
 # Each takes (to_steps, warmup, total) and its own arguments, and returns step -> factor of the base learning rate.
+
 
 def constant(to_steps, warmup, total):
     """1 throughout."""
@@ -116,8 +119,14 @@ def _progress(step, warmup, total):
     return jnp.clip((step - warmup) / max(total - warmup, 1), 0, 1)
 
 
-SCHEDULES = {"constant": constant, "step": step, "cosine": cosine, "linear": linear, "inverse_sqrt": inverse_sqrt,
-             "triangle": triangle}
+SCHEDULES = {
+    "constant": constant,
+    "step": step,
+    "cosine": cosine,
+    "linear": linear,
+    "inverse_sqrt": inverse_sqrt,
+    "triangle": triangle,
+}
 
 
 def schedule(config: Any, to_steps: Callable[[str], int], total: int) -> Schedule:
@@ -140,8 +149,12 @@ def schedule(config: Any, to_steps: Callable[[str], int], total: int) -> Schedul
 
 
 def create(
-    config: Any, params: Any, to_steps: Callable[[str], int], total: int,
-    pruning: prune.Plan | None = None, sharing: weight_sharing.Plan | None = None,
+    config: Any,
+    params: Any,
+    to_steps: Callable[[str], int],
+    total: int,
+    pruning: prune.Plan | None = None,
+    sharing: weight_sharing.Plan | None = None,
     coupled: Callable[[list[str]], Mapping[str, Sequence[str]]] | None = None,
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer that `config` (the section `optimizer`) describes, and its learning-rate schedule.
@@ -183,8 +196,11 @@ def create(
 
     learning_rate = schedule(config, to_steps, total)
     optimizer = spec.resolve_one("optimizer.name", config.name, OPTIMIZERS, learning_rate, weight_decay, decay_mask)
-    multiply = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(
-        lambda path, update: factors[parameter_name(path)] * update, updates))
+    multiply = optax.stateless(
+        lambda updates, _: jax.tree_util.tree_map_with_path(
+            lambda path, update: factors[parameter_name(path)] * update, updates
+        )
+    )
     if of_gradient:
         optimizer = optax.chain(multiply, optimizer)
     if config.l1:
@@ -199,7 +215,8 @@ def create(
         optimizer = optax.partition(
             {"trained": optimizer, "frozen": optax.set_to_zero()},
             lambda tree: jax.tree_util.tree_map_with_path(
-                lambda path, _: "trained" if factors[parameter_name(path)] else "frozen", tree),
+                lambda path, _: "trained" if factors[parameter_name(path)] else "frozen", tree
+            ),
         )
     if pruning and sharing:
         raise UserError("optimizer.prune and optimizer.share: prune first, and share in a run that starts from that")
@@ -209,20 +226,26 @@ def create(
         optimizer = prune.wrap(optimizer, pruning, vectors)
     if sharing:
         if config.clip_norm or config.name.startswith(("lars", "lamb")):
-            raise UserError("optimizer.share: a value's gradient stands at each of its weights, so clip_norm, lars and "
-                            "lamb would count it many times; set clip_norm=0 and sgd, adam or adamw")
+            raise UserError(
+                "optimizer.share: a value's gradient stands at each of its weights, so clip_norm, lars and "
+                "lamb would count it many times; set clip_norm=0 and sgd, adam or adamw"
+            )
         optimizer = weight_sharing.wrap(optimizer, sharing)
     return optimizer, learning_rate
 
 
 def _l1(factor: float) -> optax.GradientTransformation:
     """Adds the gradient of `factor` times the sum of absolute values."""
-    return optax.stateless(lambda gradients, params: jax.tree.map(
-        lambda gradient, weight: gradient + factor * jnp.sign(weight), gradients, params))
+    return optax.stateless(
+        lambda gradients, params: jax.tree.map(
+            lambda gradient, weight: gradient + factor * jnp.sign(weight), gradients, params
+        )
+    )
 
 
 def _within(times: dict[str, tuple[int, float]]) -> optax.GradientTransformation:
     """Updates of a parameter are 0 before its first step and from its last on."""
+
     def update(updates, count, params=None):
         del params
 
@@ -240,21 +263,27 @@ def _check_range(key: str, value: float, low: float, high: float = math.inf) -> 
         raise UserError(f"optimizer.{key}={value} must be at least {low}" + (f", at most {high}" * (high < math.inf)))
 
 
-def assign(names: Sequence[str], groups: Sequence[Sequence[Any]], to_steps: Callable[[str], int]
-            ) -> tuple[dict[str, float], dict[str, tuple[int, float]]]:
+def assign(
+    names: Sequence[str], groups: Sequence[Sequence[Any]], to_steps: Callable[[str], int]
+) -> tuple[dict[str, float], dict[str, tuple[int, float]]]:
     """Multiplier, and the steps from and until which it trains, by parameter name; every name is covered and every
     expression is the first match of some name."""
+
     def steps(start="0 steps", *end):
         return to_steps(start), to_steps(*end) if end else math.inf
 
     try:
-        patterns = [(pattern(expression, "optimizer.groups"), float(factor), steps(*given))
-                    for expression, factor, *given in groups]
+        patterns = [
+            (pattern(expression, "optimizer.groups"), float(factor), steps(*given))
+            for expression, factor, *given in groups
+        ]
     except (TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"optimizer.groups={groups}: want pairs (expression, multiplier), or with "
-                        "the times from and until which it trains as well, as (('.*', 1.0),)") from None
+        raise UserError(
+            f"optimizer.groups={groups}: want pairs (expression, multiplier), or with "
+            "the times from and until which it trains as well, as (('.*', 1.0),)"
+        ) from None
     if any(not 0 <= factor < math.inf for _, factor, _ in patterns):
         raise UserError(f"optimizer.groups={groups}: a multiplier must be 0 (frozen) or positive")
     if any(start >= end for _, _, (start, end) in patterns):
@@ -268,6 +297,7 @@ def assign(names: Sequence[str], groups: Sequence[Sequence[Any]], to_steps: Call
         _, factors[name], times[name] = patterns[match]
     for i, (expression, *_) in enumerate(patterns):
         if i not in used:
-            raise UserError(f"optimizer.groups '{expression.pattern}' is the first match of no parameter, e.g. "
-                            f"{names[0]}")
+            raise UserError(
+                f"optimizer.groups '{expression.pattern}' is the first match of no parameter, e.g. {names[0]}"
+            )
     return factors, times

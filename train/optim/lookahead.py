@@ -36,8 +36,10 @@ def lookahead(to_steps, total, decay: float, power: float = 0.0, every: int = 1,
     """
     begin = to_steps(start)
     if not 0 <= decay < 1 or power < 0 or every < 1 or begin >= total:
-        raise ValueError(f"decay={decay}, power={power}, every={every}, start='{start}': decay is in [0, 1), power at "
-                         "least 0, every at least 1, the start within the training")
+        raise ValueError(
+            f"decay={decay}, power={power}, every={every}, start='{start}': decay is in [0, 1), power at "
+            "least 0, every at least 1, the start within the training"
+        )
     first = (begin // every + 1) * every
 
     def average(step, fast, slow):

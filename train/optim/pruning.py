@@ -97,10 +97,18 @@ def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan | None:
     Raises:
       UserError: it cannot be read, or does not fit the training.
     """
+
     def made(name: str) -> Callable[..., Plan]:
-        def pruner(sparsity: float = 0.5, start: str = "0 steps", end: str = "", every: str = "1 steps",
-                   by: str = "global", structure: str = "weights", what: str = KERNELS,
-                   schedule: str = "cubic") -> Plan:
+        def pruner(
+            sparsity: float = 0.5,
+            start: str = "0 steps",
+            end: str = "",
+            every: str = "1 steps",
+            by: str = "global",
+            structure: str = "weights",
+            what: str = KERNELS,
+            schedule: str = "cubic",
+        ) -> Plan:
             if not 0 <= sparsity < 1:
                 raise ValueError(f"sparsity={sparsity} must be in [0, 1)")
             first = to_steps(start)
@@ -112,9 +120,18 @@ def plan(text: str, to_steps: Callable[[str], int], total: int) -> Plan | None:
             if by.endswith(".json") and structure == "2:4":
                 raise ValueError(f"by='{by}': structure 2:4 takes no sparsity")
             step = max(1, to_steps(every))
-            return Plan(name, sparsity, first, first + (last - first) // step * step, step, by, structure,
-                        pattern(what, "optimizer.prune: what"), schedule,
-                        sensitivity.read(by) if by.endswith(".json") else None)
+            return Plan(
+                name,
+                sparsity,
+                first,
+                first + (last - first) // step * step,
+                step,
+                by,
+                structure,
+                pattern(what, "optimizer.prune: what"),
+                schedule,
+                sensitivity.read(by) if by.endswith(".json") else None,
+            )
 
         return pruner
 
@@ -146,12 +163,15 @@ def vectors(model: Any, variables: Any, inputs: Any, kernels: Sequence[str]) -> 
         more = f" (nor can those of {len(refused) - 1} more layers)" if len(refused) > 1 else ""
         hint = f"; what='{shrink.expression(good, bad)}' can be pruned" if good else "; nor can those of any layer"
         raise UserError(f"optimizer.prune: {next(iter(refused.values()))}{more}{hint}")
-    return {kernel: [coupling.array.removeprefix("params/") for coupling in couplings[1:] if coupling.own]
-            for kernel, couplings in found.items()}
+    return {
+        kernel: [coupling.array.removeprefix("params/") for coupling in couplings[1:] if coupling.own]
+        for kernel, couplings in found.items()
+    }
 
 
-def wrap(inner: optax.GradientTransformation, plan: Plan,
-         vectors: Mapping[str, Sequence[str]] = {}) -> optax.GradientTransformation:
+def wrap(
+    inner: optax.GradientTransformation, plan: Plan, vectors: Mapping[str, Sequence[str]] = {}
+) -> optax.GradientTransformation:
     """The optimizer with pruning.
 
     Args:
@@ -162,6 +182,7 @@ def wrap(inner: optax.GradientTransformation, plan: Plan,
     Raises:
       UserError: on its first use, where the plan fits no parameter, or its structure none of their shapes.
     """
+
     def with_vectors(masks: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Masks of kernels, and of the vectors that go with their filters."""
         found = dict(masks)
@@ -172,8 +193,9 @@ def wrap(inner: optax.GradientTransformation, plan: Plan,
     def init(params):
         weights = named(params, plan.what)
         if not weights:
-            raise UserError(f"optimizer.prune: what='{plan.what.pattern}' matches no parameter, e.g. "
-                            f"{parameter_names(params)[0]}")
+            raise UserError(
+                f"optimizer.prune: what='{plan.what.pattern}' matches no parameter, e.g. {parameter_names(params)[0]}"
+            )
         jax.eval_shape(lambda: plan.keep(weights, plan.end, weights=weights))  # says what does not fit
         moved = {name: jnp.zeros_like(weight) for name, weight in weights.items()} if plan.score == "movement" else {}
         masks = {name: jnp.ones(weight.shape, bool) for name, weight in weights.items()}
@@ -200,6 +222,9 @@ def wrap(inner: optax.GradientTransformation, plan: Plan,
 
 def masks_of(opt_state: Any) -> dict[str, jax.Array]:
     """The masks within an optimizer's state; {} where nothing is pruned."""
-    found = [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, PruneState))
-             if isinstance(leaf, PruneState)]
+    found = [
+        leaf
+        for leaf in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, PruneState))
+        if isinstance(leaf, PruneState)
+    ]
     return found[0].masks if found else {}

@@ -16,17 +16,28 @@ from train.files import expanded, read_json
 from train.parameters import named, put
 
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
-SCHEMA = {"type": "object", "required": ["whole", "layers"], "properties": {
-    "whole": {"type": "number"}, "layers": {"type": "object", "additionalProperties": {
-        "type": "object", "required": ["sparsity", "accuracy"],
-        "properties": {"sparsity": _NUMBERS, "accuracy": _NUMBERS}}}}}
+SCHEMA = {
+    "type": "object",
+    "required": ["whole", "layers"],
+    "properties": {
+        "whole": {"type": "number"},
+        "layers": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "required": ["sparsity", "accuracy"],
+                "properties": {"sparsity": _NUMBERS, "accuracy": _NUMBERS},
+            },
+        },
+    },
+}
 
 
 def measure(run: Any, variables: Any, task_state: Any, images: int, sparsities: Sequence[float]) -> dict[str, Any]:
     """Accuracy without the smallest weights of one kernel after another, on training images, as above."""
     batch, params = run.feed.examples(images), variables["params"]
     size, count = run.config["eval_batch_size"], len(batch["label"])
-    parts = [jax.tree.map(lambda x, i=i: x[i:i + size], batch) for i in range(0, count, size)]
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + size], batch) for i in range(0, count, size)]
     leaves = named(params)
 
     @jax.jit
@@ -41,9 +52,14 @@ def measure(run: Any, variables: Any, task_state: Any, images: int, sparsities: 
         return accuracy(put(params, {name: np.where(mask, leaves[name], 0)}))
 
     layers = (f"{layer}/kernel" for layer in order(run.task.model, variables, parts[0]["image"]))
-    return {"whole": accuracy(params), "layers": {
-        name: {"sparsity": list(sparsities), "accuracy": [without(name, share) for share in sparsities]}
-        for name in layers if name in leaves}}
+    return {
+        "whole": accuracy(params),
+        "layers": {
+            name: {"sparsity": list(sparsities), "accuracy": [without(name, share) for share in sparsities]}
+            for name in layers
+            if name in leaves
+        },
+    }
 
 
 def read(path: str) -> dict[str, Any]:

@@ -51,15 +51,19 @@ class Plan(NamedTuple):
         """The parameters, those that share at the nearest of their layer's values; UserError where none does."""
         chosen = named(params, self.what)
         if not chosen:
-            raise UserError(f"optimizer.share: what='{self.what.pattern}' matches no parameter, e.g. "
-                            f"{parameter_names(params)[0]}")
-        shared = {name: codebook.share(np.asarray(weights), self.bits(weights), self.init).weights()
-                  for name, weights in chosen.items()}
+            raise UserError(
+                f"optimizer.share: what='{self.what.pattern}' matches no parameter, e.g. {parameter_names(params)[0]}"
+            )
+        shared = {
+            name: codebook.share(np.asarray(weights), self.bits(weights), self.init).weights()
+            for name, weights in chosen.items()
+        }
         return put(params, shared)
 
 
 def plan(text: str) -> Plan | None:
     """Reads `config.optimizer.share`, None where it is ""; UserError where it cannot be read."""
+
     def made(init: str) -> Callable[..., Plan]:
         def share(conv: int = 8, dense: int = 5, what: str = KERNELS) -> Plan:
             if not (1 <= conv <= codebook.MOST_BITS and 1 <= dense <= codebook.MOST_BITS):
@@ -78,6 +82,7 @@ def wrap(inner: optax.GradientTransformation, plan: Plan) -> optax.GradientTrans
       inner: the optimizer.
       plan: which share how many.
     """
+
     def init(params):
         index = {}
         for name, weights in named(params, plan.what).items():

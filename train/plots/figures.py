@@ -53,9 +53,13 @@ def sensitivity_lines(axes: Any, layers: Mapping[str, Mapping[str, Sequence[floa
     """
     for i, (name, curve) in enumerate(layers.items()):
         labelled = len(layers) <= named or i in (0, len(layers) - 1)
-        axes.plot([100 * share for share in curve["sparsity"]], [100 * value for value in curve["accuracy"]],
-                  marker=".", color=colormaps["viridis"](i / max(1, len(layers) - 1)),
-                  label=name.removesuffix("/kernel") if labelled else None)
+        axes.plot(
+            [100 * share for share in curve["sparsity"]],
+            [100 * value for value in curve["accuracy"]],
+            marker=".",
+            color=colormaps["viridis"](i / max(1, len(layers) - 1)),
+            label=name.removesuffix("/kernel") if labelled else None,
+        )
 
 
 def sensitivity(found: Mapping[str, Any], path: Path) -> None:
@@ -70,8 +74,13 @@ def sensitivity(found: Mapping[str, Any], path: Path) -> None:
     sensitivity_lines(axes, layers, named=len(layers))
     axes.axhline(100 * found["whole"], color="0.6", linestyle=":")
     axes.set(xlabel="weights of the layer that are gone (%)", ylabel="accuracy on training images (%)")
-    axes.legend(frameon=False, fontsize=7 if len(layers) > 12 else 9, ncols=-(-len(layers) // 24), loc="center left",
-                bbox_to_anchor=(1, 0.5))
+    axes.legend(
+        frameon=False,
+        fontsize=7 if len(layers) > 12 else 9,
+        ncols=-(-len(layers) // 24),
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )
     tidy(axes)
     save(figure, path, dpi=120)
 
@@ -99,8 +108,15 @@ def _short(name: str, limit: int = 17) -> str:
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
-def mistakes(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path,
-             image: Callable[[int], np.ndarray], index: Sequence[int], count: int = 16) -> None:
+def mistakes(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    path: Path,
+    image: Callable[[int], np.ndarray],
+    index: Sequence[int],
+    count: int = 16,
+) -> None:
     """The confusion matrix beside the most confident errors.
 
     Args:
@@ -123,14 +139,23 @@ def mistakes(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], pat
         axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
         axes.set_yticks(range(len(classes)), classes)
         for true, predicted in zip(*np.nonzero(matrix), strict=True):
-            axes.text(predicted, true, matrix[true, predicted], ha="center", va="center", fontsize=8,
-                      color="white" if share[true, predicted] > 0.5 else "black")
-    axes.set(xlabel="predicted class", ylabel="true class",
-             title=f"Confusion matrix ({np.trace(matrix)} of {matrix.sum()} right)")
+            axes.text(
+                predicted,
+                true,
+                matrix[true, predicted],
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if share[true, predicted] > 0.5 else "black",
+            )
+    axes.set(
+        xlabel="predicted class",
+        ylabel="true class",
+        title=f"Confusion matrix ({np.trace(matrix)} of {matrix.sum()} right)",
+    )
     left.colorbar(drawn, ax=axes, label="share of the true class", shrink=0.8)
     errors = most_confident_errors(logits, labels, count)
-    right.suptitle("Most confident errors, and their # in the test set"
-                   if errors else "No errors")
+    right.suptitle("Most confident errors, and their # in the test set" if errors else "No errors")
     side = max(2, math.ceil(len(errors) ** 0.5))
     panels = right.subplots(side, side).ravel()
     for axes in panels:
@@ -159,7 +184,7 @@ def draw_attention(maps: Sequence[Mapping[str, Any]], figure: Figure) -> None:
     """Draws maps {"source", "ours", "weights"}, the mean over heads of each, two in a row: a row of a panel is the
     token that is written, a column one of the source."""
     panels = figure.subplots(math.ceil(len(maps) / 2), min(2, len(maps)), squeeze=False).ravel()
-    for axes in panels[len(maps):]:
+    for axes in panels[len(maps) :]:
         axes.axis("off")
     drawn = None
     for axes, found in zip(panels, maps, strict=False):
@@ -178,8 +203,9 @@ def classes_by_part(axes: Any, shares: Sequence[Sequence[float]], classes: Seque
     """A class a row, a block or an exit (`what`) a column, percent; returns the image, for a colorbar."""
     parts = max(len(row) for row in shares if row is not None)
     missing = [math.nan] * parts  # a class without images
-    image = axes.imshow([[100 * share for share in row or missing] for row in shares], vmin=0, vmax=100, aspect="auto",
-                        cmap="viridis")
+    image = axes.imshow(
+        [[100 * share for share in row or missing] for row in shares], vmin=0, vmax=100, aspect="auto", cmap="viridis"
+    )
     axes.set_xlabel(what)
     axes.set_xticks(range(0, parts, 1 + parts // 20), range(1, parts + 1, 1 + parts // 20))
     axes.set_ylabel("class")

@@ -52,6 +52,7 @@ def _linear(losses: Callable, x: np.ndarray, y: np.ndarray, classes: int, streng
 @functools.partial(jax.jit, static_argnums=0)
 def _minimize(losses: Callable, weights: Any, x: jax.Array, y: jax.Array, strength: float) -> Any:
     """By L-BFGS with a zoom line search (Nocedal & Wright 2006, algorithms 7.4 and 3.5)."""
+
     def loss(weights):
         kernel, bias = weights
         return losses(x @ kernel + bias, y).mean() + strength / 2 * jnp.sum(kernel**2)
@@ -99,7 +100,7 @@ def knn(x: np.ndarray, y: np.ndarray, classes: int, k: int) -> Scorer:
 
     def score(x):
         chunk = max(1, 2**24 // len(known))
-        return np.concatenate([np.asarray(votes(_unit(x[i:i + chunk]))) for i in range(0, len(x), chunk)])
+        return np.concatenate([np.asarray(votes(_unit(x[i : i + chunk]))) for i in range(0, len(x), chunk)])
 
     return score
 
@@ -109,8 +110,11 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 # name: (fit, values of its hyperparameter, whether features are standardized)
-CLASSIFIERS = {"logistic": (logistic, STRENGTHS, True), "svm": (svm, SVM_STRENGTHS, True),
-               "knn": (knn, NEIGHBOURS, False)}
+CLASSIFIERS = {
+    "logistic": (logistic, STRENGTHS, True),
+    "svm": (svm, SVM_STRENGTHS, True),
+    "knn": (knn, NEIGHBOURS, False),
+}
 
 
 class Fitted(NamedTuple):
@@ -177,8 +181,11 @@ def evaluate(kind: str, train: Any, test: Any, classes: int, seed: int = 0) -> d
 
 def described(fitted: Fitted, test: Any, classes: int) -> dict[str, Any]:
     """What `evaluate` returns, of a classifier that is fitted."""
-    return {"chosen": fitted.chosen, "validation": {str(value): score for value, score in fitted.validation.items()},
-            **measure(fitted.score(test.x), test.labels, classes)}
+    return {
+        "chosen": fitted.chosen,
+        "validation": {str(value): score for value, score in fitted.validation.items()},
+        **measure(fitted.score(test.x), test.labels, classes),
+    }
 
 
 def measure(scores: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:

@@ -90,7 +90,9 @@ def check(run: Any, endpoint: str) -> None:
         raise UserError(f"features are of images, not {run.feed.unit}")
     found = jax.eval_shape(
         lambda variables, image: capture(run.task.model, variables, image, names=[endpoint], train=False)[1],
-        run.state.variables(), jax.ShapeDtypeStruct((1, *run.feed.image_shape), np.float32))
+        run.state.variables(),
+        jax.ShapeDtypeStruct((1, *run.feed.image_shape), np.float32),
+    )
     if found[endpoint].ndim < 2:
         raise UserError(f"endpoint {endpoint} is one number an image, which is no feature vector")
 

@@ -27,8 +27,15 @@ TASKS = {"classify": Classify, "multi_label": MultiLabel, "gated": Gated, "polic
 TEXT_TASKS = {"translate": Translate}
 
 
-def create(config: Any, model: Any, num_classes: int, unit: str = "images", label_shape: tuple[int, ...] = (),
-           source: str = "", to_steps: Callable[[str], int] | None = None) -> Any:
+def create(
+    config: Any,
+    model: Any,
+    num_classes: int,
+    unit: str = "images",
+    label_shape: tuple[int, ...] = (),
+    source: str = "",
+    to_steps: Callable[[str], int] | None = None,
+) -> Any:
     """The task on `unit` that `config` (the section `task`) names, with its arguments: "policy(penalty=5.0)", or
     "my_loss.py:Focal(gamma=2.0)", a subclass of one of these in a file of the user's.
 
@@ -49,6 +56,8 @@ def create(config: Any, model: Any, num_classes: int, unit: str = "images", labe
     several = bool(label_shape)
     if getattr(task, "multi_label", False) != several:
         kinds = ("one class", "several classes")
-        raise UserError(f"task.name={config.name} wants {kinds[not several]} an image, but data.source={source} has "
-                        f"{kinds[several]}" + ("; want task.name=multi_label" if several else ""))
+        raise UserError(
+            f"task.name={config.name} wants {kinds[not several]} an image, but data.source={source} has "
+            f"{kinds[several]}" + ("; want task.name=multi_label" if several else "")
+        )
     return task

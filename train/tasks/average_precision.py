@@ -36,8 +36,9 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float | None:
       scores: [N] of one class.
       labels: [N] of 1, 0, -1.
     """
-    return _of_curve(lambda found, taken: np.sum(np.diff(found, prepend=0) / found[-1] * (found / taken)),
-                     scores, labels)
+    return _of_curve(
+        lambda found, taken: np.sum(np.diff(found, prepend=0) / found[-1] * (found / taken)), scores, labels
+    )
 
 
 def average_precision_11(scores: np.ndarray, labels: np.ndarray) -> float | None:
@@ -49,8 +50,11 @@ def average_precision_11(scores: np.ndarray, labels: np.ndarray) -> float | None
       labels: [N] of 1, 0, -1.
     """
     # In whole numbers: 3 of 10 is a recall of 0.3, which floating point can miss.
-    return _of_curve(lambda found, taken: np.mean(
-        [(found / taken)[10 * found >= tenth * found[-1]].max() for tenth in range(11)]), scores, labels)
+    return _of_curve(
+        lambda found, taken: np.mean([(found / taken)[10 * found >= tenth * found[-1]].max() for tenth in range(11)]),
+        scores,
+        labels,
+    )
 
 
 def _of_curve(value: Callable, scores: np.ndarray, labels: np.ndarray) -> float | None:

@@ -34,8 +34,12 @@ class ImageTask(Task):
     def forward(self, params: Any, model_state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
         """Logits float32 [B, num_classes] in training, and the model's next state."""
         return self.model.apply(
-            {"params": params, **model_state}, batch["image"], train=True, rngs={"dropout": key},
-            mutable=list(model_state))
+            {"params": params, **model_state},
+            batch["image"],
+            train=True,
+            rngs={"dropout": key},
+            mutable=list(model_state),
+        )
 
     def predict(self, variables, batch):
         """Logits float32 [B, num_classes]."""

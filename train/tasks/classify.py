@@ -52,6 +52,7 @@ class Classify(ImageTask):
 
     def predict(self, variables, batch):
         """Logits float32 [B, num_classes]."""
+
         def logits(images):
             return super(Classify, self).predict(variables, {"image": images})
 

@@ -20,9 +20,9 @@ def block_costs(model: Adaptive, shape: tuple[int, ...]) -> Costs:
 class Skipping(Classify):
     """What tasks of networks that skip blocks measure, besides accuracy:
 
-      blocks              computed for an image, on average
-      average_mult_adds   likewise
-      gate_rates          the share of the images for which each block is computed, in order
+    blocks              computed for an image, on average
+    average_mult_adds   likewise
+    gate_rates          the share of the images for which each block is computed, in order
     """
 
     def used(self, computed, batch):
@@ -65,8 +65,13 @@ class Gated(Skipping):
         """See the class and `train.tasks`."""
         del step
         (logits, model_state), computed = gates(
-            self.model, {"params": params, **model_state}, batch["image"], train=True, rngs={"dropout": key},
-            mutable=list(model_state))
+            self.model,
+            {"params": params, **model_state},
+            batch["image"],
+            train=True,
+            rngs={"dropout": key},
+            mutable=list(model_state),
+        )
         loss, metrics = self.scored(logits, batch)
         mask, weight = batch["mask"], jnp.sum(batch["mask"])
         shares = mask @ computed / jnp.maximum(weight, 1)  # [blocks]; 1 where there is no gate

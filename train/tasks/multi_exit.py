@@ -24,8 +24,10 @@ class MultiExit(Classify):
 
     def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None):
         if not getattr(model, "num_exits", 0):
-            raise UserError("task multi_exit is for networks with exits (msdnet_cifar_anytime, early_exit_resnet62), "
-                            f"not {type(model).__name__}")
+            raise UserError(
+                "task multi_exit is for networks with exits (msdnet_cifar_anytime, early_exit_resnet62), "
+                f"not {type(model).__name__}"
+            )
         super().__init__(model, num_classes, config, to_steps)
 
     def exits(self, variables, images, **options):
@@ -37,12 +39,20 @@ class MultiExit(Classify):
     def loss(self, params, model_state, task_state, batch, key, step):
         """See the class and `train.tasks`."""
         del step
-        (_, model_state), logits = self.exits({"params": params, **model_state}, batch["image"], train=True,
-                                              rngs={"dropout": key}, mutable=list(model_state))
+        (_, model_state), logits = self.exits(
+            {"params": params, **model_state},
+            batch["image"],
+            train=True,
+            rngs={"dropout": key},
+            mutable=list(model_state),
+        )
         losses, metrics = zip(*(self.scored(logits[:, i], batch) for i in range(logits.shape[1])), strict=True)
         total = sum(losses)
-        return total, ({**metrics[-1], "loss_of_exits": (total * len(logits), metrics[-1]["loss"][1])}, model_state,
-                       task_state)
+        return total, (
+            {**metrics[-1], "loss_of_exits": (total * len(logits), metrics[-1]["loss"][1])},
+            model_state,
+            task_state,
+        )
 
     def evaluate(self, variables, task_state, batch):
         """See the class."""
@@ -51,5 +61,8 @@ class MultiExit(Classify):
         right = ranks(logits, jnp.repeat(batch["label"][:, None], logits.shape[1], 1)) == 0  # [B, exits]
         weight = jnp.full(right.shape[1], jnp.sum(batch["mask"]))
         spent = jnp.asarray(exit_costs(self.model, batch["image"].shape[1:]), jnp.float32)
-        return {**self.measured(logits[:, -1], batch), "accuracy_by_exit": (batch["mask"] @ right, weight),
-                "mult_adds_by_exit": (spent * weight, weight)}
+        return {
+            **self.measured(logits[:, -1], batch),
+            "accuracy_by_exit": (batch["mask"] @ right, weight),
+            "mult_adds_by_exit": (spent * weight, weight),
+        }

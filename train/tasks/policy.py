@@ -26,8 +26,19 @@ class Policy(Skipping):
         gradient is 0, and optimizer.groups has to keep decay from it: (('policy/.*', 1.0), ('.*', 0.0)).
     """
 
-    def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None, *, penalty: float = 5.0,
-                 bound: float = 0.8, entropy: float = 0.1, curriculum: str = "0 steps", joint: bool = False):
+    def __init__(
+        self,
+        model: Any,
+        num_classes: int,
+        config: Any,
+        to_steps: Any = None,
+        *,
+        penalty: float = 5.0,
+        bound: float = 0.8,
+        entropy: float = 0.1,
+        curriculum: str = "0 steps",
+        joint: bool = False,
+    ):
         if not isinstance(model, BlockDrop):
             raise UserError(f"task policy is for networks with a policy (blockdrop110), not {type(model).__name__}")
         if min(penalty, entropy) < 0 or not 0 <= bound <= 1:
@@ -36,8 +47,10 @@ class Policy(Skipping):
         self._penalty, self._bound, self._entropy, self._joint = penalty, bound, entropy, joint
         self._curriculum = to_steps(curriculum) if to_steps else 0
         if to_steps and self._curriculum > to_steps("100%"):
-            raise ValueError(f"curriculum='{curriculum}' is longer than the training, of {to_steps('100%')} steps: "
-                             "some blocks would never be the policy's")
+            raise ValueError(
+                f"curriculum='{curriculum}' is longer than the training, of {to_steps('100%')} steps: "
+                "some blocks would never be the policy's"
+            )
 
     def init(self, key, inputs):
         """The state is {"learned": how many blocks, the last ones, are the policy's}."""
@@ -56,7 +69,8 @@ class Policy(Skipping):
         policy_key, model_key, sample_key = jax.random.split(key, 3)
         own = {"params": params["policy"], **{name: tree["policy"] for name, tree in model_state.items()}}
         logits, policy_state = model.policy(parent=None).apply(
-            own, model.pooled(images), train=True, rngs={"dropout": policy_key}, mutable=list(model_state))
+            own, model.pooled(images), train=True, rngs={"dropout": policy_key}, mutable=list(model_state)
+        )
         learned = self._learned(step)
         open_ = jnp.arange(len(model.blocks)) >= len(model.blocks) - learned  # [K]: the policy's
         bounded = self._bound * jax.nn.sigmoid(logits) + (1 - self._bound) * jax.nn.sigmoid(-logits)  # [B, K]
@@ -65,24 +79,30 @@ class Policy(Skipping):
         greedy = jnp.where(open_, logits >= 0, True).astype(jnp.float32)
 
         def predicted(keep, params, train):
-            return model.apply({"params": params, **model_state}, images, train=train, keep=keep,
-                               rngs={"dropout": model_key}, mutable=list(model_state))
+            return model.apply(
+                {"params": params, **model_state},
+                images,
+                train=train,
+                keep=keep,
+                rngs={"dropout": model_key},
+                mutable=list(model_state),
+            )
 
         said, state = predicted(sampled, params if self._joint else jax.lax.stop_gradient(params), self._joint)
         base, _ = predicted(greedy, jax.lax.stop_gradient(params), self._joint)
         label = jnp.argmax(batch["target"], -1) if "target" in batch else batch["label"]  # as `scored` has it
-        rewards = [reward(logits, label, keep, self._penalty)
-                   for logits, keep in ((said, sampled), (base, greedy))]
+        rewards = [reward(logits, label, keep, self._penalty) for logits, keep in ((said, sampled), (base, greedy))]
         chosen = jnp.where(sampled > 0, jnp.log(bounded), jnp.log1p(-bounded)) * open_  # log of probabilities
         gain = -(rewards[0] - rewards[1]) * jnp.sum(chosen, -1)
         entropy = -jnp.sum((bounded * jnp.log(bounded) + (1 - bounded) * jnp.log1p(-bounded)) * open_, -1)
         weight = jnp.sum(mask)
         cross_entropy, metrics = self.scored(said if self._joint else base, batch)
         loss = jnp.sum((gain - self._entropy * entropy) * mask) / len(mask) + self._joint * cross_entropy
-        metrics |= {"reward": (jnp.sum(rewards[1] * mask), weight),
-                    "blocks": (jnp.sum(greedy * mask[:, None]), weight)}
-        model_state = {name: {**(state if self._joint else model_state)[name], "policy": tree}
-                       for name, tree in policy_state.items()}
+        metrics |= {"reward": (jnp.sum(rewards[1] * mask), weight), "blocks": (jnp.sum(greedy * mask[:, None]), weight)}
+        model_state = {
+            name: {**(state if self._joint else model_state)[name], "policy": tree}
+            for name, tree in policy_state.items()
+        }
         return loss, (metrics, model_state, {"learned": learned})
 
     def decided(self, variables, task_state, images):

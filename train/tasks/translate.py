@@ -29,8 +29,13 @@ class Translate(Task):
         """Cross-entropy over this device's target tokens, by token of the global batch; see `train.tasks`."""
         del step
         logits, model_state = self.model.apply(
-            {"params": params, **model_state}, batch["source"], batch["target"][:, :-1], train=True,
-            rngs={"dropout": key}, mutable=list(model_state))
+            {"params": params, **model_state},
+            batch["source"],
+            batch["target"][:, :-1],
+            train=True,
+            rngs={"dropout": key},
+            mutable=list(model_state),
+        )
         losses, metrics = self._measured(logits, batch, self.label_smoothing)
         # Not by this share's own number of tokens: the mean of all shares' losses is then that of all tokens.
         return jnp.sum(losses / batch["tokens"][:, None]) / len(losses), (metrics, model_state, task_state)
@@ -102,6 +107,11 @@ def attention(run: Any, state: Any, indices: Any, beams: int = 4) -> list[dict[s
     made = []
     for row, there, weights in zip(source, ours, found[f"decoder/block{model.layers - 1}/cross"], strict=True):
         there, row = there[there != PAD], row[row != PAD]
-        made.append({"source": feed.pieces(row), "ours": feed.pieces(there),
-                     "weights": np.asarray(weights[:, :len(there), :len(row)])})
+        made.append(
+            {
+                "source": feed.pieces(row),
+                "ours": feed.pieces(there),
+                "weights": np.asarray(weights[:, : len(there), : len(row)]),
+            }
+        )
     return made

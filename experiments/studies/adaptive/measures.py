@@ -19,10 +19,14 @@ def decided(run: Any, state: Any) -> dict[str, Any]:
 
     found = adaptive.blocks(run, state)
     computed, labels = found["computed"], found["labels"]
-    return {"rows": adaptive.measure(run, state), "blocks": list(run.task.model.blocks), "classes": run.feed.classes,
-            "by_class": adaptive.by_class(computed, labels, len(run.feed.classes)),
-            "used": np.bincount(computed.sum(1), minlength=computed.shape[1] + 1).tolist(),
-            "paths": len(np.unique(computed, axis=0))}
+    return {
+        "rows": adaptive.measure(run, state),
+        "blocks": list(run.task.model.blocks),
+        "classes": run.feed.classes,
+        "by_class": adaptive.by_class(computed, labels, len(run.feed.classes)),
+        "used": np.bincount(computed.sum(1), minlength=computed.shape[1] + 1).tolist(),
+        "paths": len(np.unique(computed, axis=0)),
+    }
 
 
 def leaving(run: Any, state: Any) -> dict[str, Any]:
@@ -37,16 +41,21 @@ def leaving(run: Any, state: Any) -> dict[str, Any]:
     middle = rows[len(costs) + POINTS // 2]
     test = adaptive.exits(run, state, run.feed.test_batches())
     spent = np.asarray(costs)[exit_policy.leave(test["confidence"], np.asarray(middle["thresholds"]))]
-    return {"rows": rows, "classes": run.feed.classes,
-            "by_class": adaptive.by_class(spent, test["labels"], len(run.feed.classes))}
+    return {
+        "rows": rows,
+        "classes": run.feed.classes,
+        "by_class": adaptive.by_class(spent, test["labels"], len(run.feed.classes)),
+    }
 
 
 def extremes(run: Any, state: Any) -> dict[str, list[dict[str, Any]]]:
     """`train.adaptive.extremes` with the images: {"easy", "hard": [{"image": PNG, base64, "label", "says"}]}."""
     from train import adaptive
 
-    return {kind: [_example(run, index, said) for index, said in shown]
-            for kind, shown in adaptive.extremes(run, state, SHOWN).items()}
+    return {
+        kind: [_example(run, index, said) for index, said in shown]
+        for kind, shown in adaptive.extremes(run, state, SHOWN).items()
+    }
 
 
 def _example(run: Any, index: int, says: str) -> dict[str, Any]:
@@ -83,5 +92,10 @@ def heuristics(run: Any, state: Any) -> dict[str, Any]:
     def fixed(keep):
         return lambda images: jnp.broadcast_to(jnp.asarray(keep, jnp.float32), (len(images), total))
 
-    return {"blocks": count, "policy": float(found["right"].mean()), "random": accuracy(random),
-            "first": accuracy(fixed(np.arange(total) < count)), "distributed": accuracy(fixed(spaced))}
+    return {
+        "blocks": count,
+        "policy": float(found["right"].mean()),
+        "random": accuracy(random),
+        "first": accuracy(fixed(np.arange(total) < count)),
+        "distributed": accuracy(fixed(spaced)),
+    }

@@ -27,8 +27,14 @@ from train.plots import figures
 from train.plots.figures import tidy
 from train.plots.palette import BLUE, GRAY, RED, YELLOW
 
-COLORS = {"ResNet": GRAY, "ConvNet-AIG": BLUE, "BlockDrop": RED, "policy alone": "#e8a08c", "MSDNet": BLUE,
-          "ResNet with exits": YELLOW}
+COLORS = {
+    "ResNet": GRAY,
+    "ConvNet-AIG": BLUE,
+    "BlockDrop": RED,
+    "policy alone": "#e8a08c",
+    "MSDNet": BLUE,
+    "ResNet with exits": YELLOW,
+}
 WITH_EXITS = ("MSDNet", "ResNet with exits")
 PUBLISHED = [  # network, accuracy in percent, of its blocks or mult-adds, source
     ("ResNet-110, CIFAR-10", "93.39", "0.5 G mult-adds", "Veit 2018, table 1"),
@@ -36,10 +42,18 @@ PUBLISHED = [  # network, accuracy in percent, of its blocks or mult-adds, sourc
     ("ConvNet-AIG 110, all layers", "94.86", "0.5 G", "Veit 2018, table 1"),
     ("ResNet-32 and BlockDrop, CIFAR-10", "92.3 and 91.3", "15 and 6.9 blocks", "Wu 2018, table 1"),
     ("ResNet-110 and BlockDrop, CIFAR-10", "93.2 and 93.6", "54 and 16.9 blocks", "Wu 2018, table 1"),
-    ("ResNet-101 and BlockDrop, ImageNet", "76.4 and 76.4", "33 and 24.8 blocks, 20 % faster on average, up to 36 %",
-     "Wu 2018, abstract; authors' page"),
-    ("MSDNet, CIFAR-100, 7 exits", "64.10 67.46 70.34 72.38 73.06 73.81 73.89",
-     "56 101 155 198 250 298 341 M (ReLU and pooling counted)", "a re-run, in DFS (ECCV 2024), README"),
+    (
+        "ResNet-101 and BlockDrop, ImageNet",
+        "76.4 and 76.4",
+        "33 and 24.8 blocks, 20 % faster on average, up to 36 %",
+        "Wu 2018, abstract; authors' page",
+    ),
+    (
+        "MSDNet, CIFAR-100, 7 exits",
+        "64.10 67.46 70.34 72.38 73.06 73.81 73.89",
+        "56 101 155 198 250 298 341 M (ReLU and pooling counted)",
+        "a re-run, in DFS (ECCV 2024), README",
+    ),
 ]
 
 
@@ -70,9 +84,11 @@ def gates_save(outcomes: Outcomes) -> Judgement:
     target = 0.7 if 0.7 in every.distinct("target") else max(every.distinct("target"))
     own = every.where(target=target)
     accuracy, saved = _values(own, "as decided", "accuracy"), _saved(own)
-    return Judgement(all_of([compare(accuracy, plain.values("accuracy"), by=-0.005), _at_least(saved, 0.1)]),
-                     f"ConvNet-AIG 38, target {target}: {spread(accuracy)} with {spread(saved)} of its mult-adds "
-                     f"saved; ResNet-38 {spread(plain.values('accuracy'))}")
+    return Judgement(
+        all_of([compare(accuracy, plain.values("accuracy"), by=-0.005), _at_least(saved, 0.1)]),
+        f"ConvNet-AIG 38, target {target}: {spread(accuracy)} with {spread(saved)} of its mult-adds "
+        f"saved; ResNet-38 {spread(plain.values('accuracy'))}",
+    )
 
 
 def _mean_by_seed(outcomes: Outcomes, way: str, field: str) -> list[float]:
@@ -83,8 +99,11 @@ def _mean_by_seed(outcomes: Outcomes, way: str, field: str) -> list[float]:
 def all_better(outcomes: Outcomes) -> Judgement:
     own = outcomes.where(method="ConvNet-AIG")
     every, some = (_mean_by_seed(own, way, "accuracy") for way in ("all blocks", "as decided"))
-    return Judgement(compare(every, some), f"all blocks {spread(every, digits=2)}, as decided "
-                     f"{spread(some, digits=2)}, means over targets {', '.join(map(str, own.distinct('target')))}")
+    return Judgement(
+        compare(every, some),
+        f"all blocks {spread(every, digits=2)}, as decided "
+        f"{spread(some, digits=2)}, means over targets {', '.join(map(str, own.distinct('target')))}",
+    )
 
 
 def targets(outcomes: Outcomes) -> Judgement:
@@ -93,8 +112,10 @@ def targets(outcomes: Outcomes) -> Judgement:
     accuracy = {target: _values(some, "as decided", "accuracy") for target, some in found.items()}
     if len(found) < 2:
         return Judgement(TOO_SMALL, "not part of this scale")
-    shown = "; ".join(f"t = {target}: {spread(values)} with {spread(_saved(found[target]))} saved"
-                      for target, values in accuracy.items())
+    shown = "; ".join(
+        f"t = {target}: {spread(values)} with {spread(_saved(found[target]))} saved"
+        for target, values in accuracy.items()
+    )
     return Judgement(compare(accuracy[max(found)], accuracy[min(found)]), shown)
 
 
@@ -110,9 +131,11 @@ def policy_saves(outcomes: Outcomes) -> Judgement:
     plain = outcomes.where(method="ResNet-32, twice as long").values("accuracy")
     own, penalty = _joint(outcomes, max)
     accuracy, used = _values(own, "as decided", "accuracy"), _values(own, "as decided", "blocks")
-    return Judgement(all_of([compare(accuracy, plain, by=-0.01), _at_least([-x for x in used], -10)]),
-                     f"ResNet-32 {spread(plain)}; penalty {penalty:g}: {spread(accuracy)} with "
-                     f"{spread(used, percent=False)} of 15 blocks")
+    return Judgement(
+        all_of([compare(accuracy, plain, by=-0.01), _at_least([-x for x in used], -10)]),
+        f"ResNet-32 {spread(plain)}; penalty {penalty:g}: {spread(accuracy)} with "
+        f"{spread(used, percent=False)} of 15 blocks",
+    )
 
 
 @needs(method="BlockDrop")
@@ -121,9 +144,11 @@ def joint_better(outcomes: Outcomes) -> Judgement:
     accuracy = [_values(own, "as decided", "accuracy") for own in (joint, alone)]
     blocks = [_values(own, "as decided", "blocks") for own in (joint, alone)]
     fewer = compare(blocks[1], blocks[0], by=-0.5)
-    return Judgement(all_of([compare(*accuracy), fewer]),
-                     f"together (penalty {penalty:g}) {spread(accuracy[0])} with {spread(blocks[0], percent=False)} "
-                     f"blocks, policy alone {spread(accuracy[1])} with {spread(blocks[1], percent=False)}")
+    return Judgement(
+        all_of([compare(*accuracy), fewer]),
+        f"together (penalty {penalty:g}) {spread(accuracy[0])} with {spread(blocks[0], percent=False)} "
+        f"blocks, policy alone {spread(accuracy[1])} with {spread(blocks[1], percent=False)}",
+    )
 
 
 @needs(method="BlockDrop")
@@ -132,8 +157,10 @@ def penalties(outcomes: Outcomes) -> Judgement:
     used = {p: _values(own.where(penalty=p), "as decided", "blocks") for p in sorted(own.distinct("penalty"))}
     if len(used) < 2:
         return Judgement(TOO_SMALL, "not part of this scale")
-    return Judgement(compare(used[max(used)], used[min(used)]), "; ".join(
-        f"penalty {p:g}: {spread(values, percent=False)} blocks" for p, values in used.items()))
+    return Judgement(
+        compare(used[max(used)], used[min(used)]),
+        "; ".join(f"penalty {p:g}: {spread(values, percent=False)} blocks" for p, values in used.items()),
+    )
 
 
 # -- curves --------------------------------------------------------------------------------------------------------
@@ -183,8 +210,11 @@ def _pairs(outcomes: Outcomes, first: tuple[str, bool], second: tuple[str, bool]
 def scales_better(outcomes: Outcomes) -> Judgement:
     """By the exits, the same for every image."""
     values = _means(_pairs(outcomes, ("MSDNet", False), ("ResNet with exits", False)))
-    return Judgement(compare(*values), f"MSDNet {spread(values[0], digits=2)}, ResNet with exits "
-                     f"{spread(values[1], digits=2)}, means over the mult-adds that both have")
+    return Judgement(
+        compare(*values),
+        f"MSDNet {spread(values[0], digits=2)}, ResNet with exits "
+        f"{spread(values[1], digits=2)}, means over the mult-adds that both have",
+    )
 
 
 def batch_better(outcomes: Outcomes) -> Judgement:
@@ -192,8 +222,9 @@ def batch_better(outcomes: Outcomes) -> Judgement:
     for method in WITH_EXITS:
         values = _means(_pairs(outcomes, (method, True), (method, False)))
         parts.append(compare(*values))
-        shown.append(f"{method}: by image {spread(values[0], digits=2)}, the same exit for all "
-                     f"{spread(values[1], digits=2)}")
+        shown.append(
+            f"{method}: by image {spread(values[0], digits=2)}, the same exit for all {spread(values[1], digits=2)}"
+        )
     return Judgement(all_of(parts), "; ".join(shown))
 
 
@@ -238,21 +269,52 @@ def tables(outcomes: Outcomes) -> list[Table]:
             continue
         used = _values(own, "as decided", "blocks")
         paths = finite(own.measured("decided", "paths"))
-        rows.append([name, f"{numbers:,}", spread(_values(own, "as decided", "accuracy"), digits=2), whole,
-                     f"{_cost(_values(own, 'as decided', 'mult_adds'))} ({spread(_saved(own))} saved)",
-                     spread(used, percent=False), spread(paths, percent=False, digits=0)])
-    found = [Table("Networks", ("network", "parameters", "accuracy", "mult-adds, all of it", "on average", "blocks",
-                                "different choices of blocks"), rows)]
+        rows.append(
+            [
+                name,
+                f"{numbers:,}",
+                spread(_values(own, "as decided", "accuracy"), digits=2),
+                whole,
+                f"{_cost(_values(own, 'as decided', 'mult_adds'))} ({spread(_saved(own))} saved)",
+                spread(used, percent=False),
+                spread(paths, percent=False, digits=0),
+            ]
+        )
+    found = [
+        Table(
+            "Networks",
+            (
+                "network",
+                "parameters",
+                "accuracy",
+                "mult-adds, all of it",
+                "on average",
+                "blocks",
+                "different choices of blocks",
+            ),
+            rows,
+        )
+    ]
     for method in WITH_EXITS:
         if own := outcomes.where(method=method).results("leaving"):
             found.append(_table_of_exits(method, own))
     if chosen := outcomes.results("heuristics"):
         blocks = spread([one["blocks"] for one in chosen], percent=False)
-        found.append(Table("Blocks chosen otherwise, of a ResNet-32 that is not trained on", (
-            "which blocks", "of 15", "accuracy"), [[way, blocks, spread([one[way] for one in chosen])]
-                                                   for way in ("policy", "first", "distributed", "random")]))
-    return [*found, _table_of_classes(_first(outcomes)),
-            Table("Published", ("network", "accuracy, %", "computed", "source"), [list(row) for row in PUBLISHED])]
+        found.append(
+            Table(
+                "Blocks chosen otherwise, of a ResNet-32 that is not trained on",
+                ("which blocks", "of 15", "accuracy"),
+                [
+                    [way, blocks, spread([one[way] for one in chosen])]
+                    for way in ("policy", "first", "distributed", "random")
+                ],
+            )
+        )
+    return [
+        *found,
+        _table_of_classes(_first(outcomes)),
+        Table("Published", ("network", "accuracy, %", "computed", "source"), [list(row) for row in PUBLISHED]),
+    ]
 
 
 def _table_of_exits(method: str, found: Sequence[dict[str, Any]]) -> Table:
@@ -260,11 +322,19 @@ def _table_of_exits(method: str, found: Sequence[dict[str, Any]]) -> Table:
     rows = []
     for same in zip(*(one["rows"] for one in found), strict=True):
         left = same[0].get("left")
-        rows.append([f"budget {short(same[0]['budget']).strip()}" if left else same[0]["way"],
-                     spread([row["accuracy"] for row in same], digits=2), _cost([row["mult_adds"] for row in same]),
-                     " ".join(f"{share:.0%}" for share in left) if left else ""])
-    return Table(f"{method}: exits and budgets", (
-        "way", "accuracy", "mult-adds on average", "images that leave at each exit, first seed"), rows)
+        rows.append(
+            [
+                f"budget {short(same[0]['budget']).strip()}" if left else same[0]["way"],
+                spread([row["accuracy"] for row in same], digits=2),
+                _cost([row["mult_adds"] for row in same]),
+                " ".join(f"{share:.0%}" for share in left) if left else "",
+            ]
+        )
+    return Table(
+        f"{method}: exits and budgets",
+        ("way", "accuracy", "mult-adds on average", "images that leave at each exit, first seed"),
+        rows,
+    )
 
 
 def _table_of_classes(outcomes: Outcomes) -> Table:
@@ -275,12 +345,17 @@ def _table_of_classes(outcomes: Outcomes) -> Table:
         if "decided" in found:
             classes = found["decided"]["classes"]
             columns[f"{_name(outcome.labels)}: blocks"] = [
-                f"{sum(row):.2f}" if row else "" for row in found["decided"]["by_class"]]
+                f"{sum(row):.2f}" if row else "" for row in found["decided"]["by_class"]
+            ]
         elif "leaving" in found:
             columns[f"{_name(outcome.labels)}: mult-adds"] = [
-                short(spent or 0).strip() for spent in found["leaving"]["by_class"]]
-    return Table("What the images of each class take on average, first seed", ("class", *columns),
-                 [[name, *(values[i] for values in columns.values())] for i, name in enumerate(classes)])
+                short(spent or 0).strip() for spent in found["leaving"]["by_class"]
+            ]
+    return Table(
+        "What the images of each class take on average, first seed",
+        ("class", *columns),
+        [[name, *(values[i] for values in columns.values())] for i, name in enumerate(classes)],
+    )
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------
@@ -296,12 +371,19 @@ def _point(outcomes: Outcomes, costs: Sequence[float], accuracies: Sequence[floa
 def draw_curves(outcomes: Outcomes, figure: Any) -> None:
     """Accuracy against mult-adds."""
     panels = figure.subplots(1, 2, sharey=True)
-    plain = [(depth, _point(own, own.values("mult_adds"), own.values("accuracy")))
-             for (depth,), own in outcomes.where(method="ResNet").groups("depth")]
+    plain = [
+        (depth, _point(own, own.values("mult_adds"), own.values("accuracy")))
+        for (depth,), own in outcomes.where(method="ResNet").groups("depth")
+    ]
     for axes in panels:
         shown = [(depth, point) for depth, point in plain if point]
-        axes.plot(*zip(*(point for _, point in shown), strict=True), "s-", color=COLORS["ResNet"], markersize=4,
-                  label="ResNet-" + ", ".join(str(depth) for depth, _ in shown))
+        axes.plot(
+            *zip(*(point for _, point in shown), strict=True),
+            "s-",
+            color=COLORS["ResNet"],
+            markersize=4,
+            label="ResNet-" + ", ".join(str(depth) for depth, _ in shown),
+        )
         axes.set_xlabel("mult-adds on average (millions)")
         tidy(axes)
     for method, label in (("ConvNet-AIG", "target"), ("BlockDrop", "penalty"), ("policy alone", "seed")):
@@ -314,17 +396,27 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
                 if label != "seed":
                     panels[0].annotate(f"{value:g}", point, xytext=(4, 4), textcoords="offset points", fontsize=9)
         if points:
-            panels[0].plot(*zip(*points, strict=True), "o-" if label != "seed" else "o", color=COLORS[method],
-                           label=method + (f", by {label}" if label != "seed" else ""))
+            panels[0].plot(
+                *zip(*points, strict=True),
+                "o-" if label != "seed" else "o",
+                color=COLORS[method],
+                label=method + (f", by {label}" if label != "seed" else ""),
+            )
     for method in WITH_EXITS:
         own = outcomes.where(method=method).having("leaving")
         for batch, style in ((False, ".:"), (True, ".-")):
             curves = [_curve(o, batch) for o in own]
             if curves:
-                points = [(statistics.mean(c for c, _ in same) / 1e6, 100 * statistics.mean(a for _, a in same))
-                          for same in zip(*curves, strict=True)]
-                panels[1].plot(*zip(*points, strict=True), style, color=COLORS[method],
-                               label=f"{method}, {'by image' if batch else 'each exit'}")
+                points = [
+                    (statistics.mean(c for c, _ in same) / 1e6, 100 * statistics.mean(a for _, a in same))
+                    for same in zip(*curves, strict=True)
+                ]
+                panels[1].plot(
+                    *zip(*points, strict=True),
+                    style,
+                    color=COLORS[method],
+                    label=f"{method}, {'by image' if batch else 'each exit'}",
+                )
     panels[0].set_ylabel("test accuracy (%)")
     for axes in panels:
         axes.legend(frameon=False, fontsize=9)
@@ -343,19 +435,34 @@ def draw_used(outcomes: Outcomes, figure: Any) -> None:
         total, whole = sum(used), len(used) - 1
         for count, images in enumerate(used):
             if images:
-                left.scatter(100 * count / whole, i, s=400 * images / total, color=COLORS[outcome.labels["method"]],
-                             alpha=0.7, linewidths=0)
+                left.scatter(
+                    100 * count / whole,
+                    i,
+                    s=400 * images / total,
+                    color=COLORS[outcome.labels["method"]],
+                    alpha=0.7,
+                    linewidths=0,
+                )
     left.set_yticks(range(len(own)), [_name(o.labels) for o in own])
-    left.set(xlabel="blocks computed (% of all); area: share of the images", xlim=(-5, 105),
-             ylim=(max(len(own), 1) - 0.5, -0.5))
+    left.set(
+        xlabel="blocks computed (% of all); area: share of the images",
+        xlim=(-5, 105),
+        ylim=(max(len(own), 1) - 0.5, -0.5),
+    )
     tidy(left)
     found = _first(outcomes).where(method="MSDNet").results("leaving")
     rows = [row for row in found[0]["rows"] if "left" in row] if found else []
     base = [0.0] * len(rows)
     for k in range(len(rows[0]["left"]) if rows else 0):
         shares = [100 * row["left"][k] for row in rows]
-        right.bar(range(len(rows)), shares, 0.8, bottom=base, label=f"exit {k + 1}",
-                  color=colormaps["viridis"](k / max(1, len(rows[0]["left"]) - 1)))
+        right.bar(
+            range(len(rows)),
+            shares,
+            0.8,
+            bottom=base,
+            label=f"exit {k + 1}",
+            color=colormaps["viridis"](k / max(1, len(rows[0]["left"]) - 1)),
+        )
         base = [a + b for a, b in zip(base, shares, strict=True)]
     right.set_xticks(range(len(rows)), [f"{row['budget'] / 1e6:.2g}" for row in rows], fontsize=8)
     right.set(xlabel="budget for the average image (millions of mult-adds)", ylabel="images (%)")
@@ -380,11 +487,17 @@ def draw_classes(outcomes: Outcomes, figure: Any) -> None:
 
 def draw_extremes(outcomes: Outcomes, figure: Any) -> None:
     """Two rows a network: easy and hard images."""
+
     def example(one):
         return from_png(one["image"]), f"{one['label']}\n{one['says']}"
 
     # The first of each method
     chosen = {o.labels["method"]: o for o in reversed(_first(outcomes).having("extremes"))}
-    figures.images_in_rows(figure, [(f"{_name(outcome.labels)}\n{kind}", list(map(example, shown)))
-                                    for outcome in chosen.values()
-                                    for kind, shown in outcome.measured["extremes"].items()])
+    figures.images_in_rows(
+        figure,
+        [
+            (f"{_name(outcome.labels)}\n{kind}", list(map(example, shown)))
+            for outcome in chosen.values()
+            for kind, shown in outcome.measured["extremes"].items()
+        ],
+    )

@@ -33,9 +33,13 @@ PENALTIES = {"digits": (1.0, 10.0), "cifar10": ()}  # of the joint training; non
 def _with_exits(scale: str) -> dict[str, Network]:
     """Of about the same cost, that of a ResNet-38."""
     width, growth = WIDTH[scale], {"digits": 4, "cifar10": 6}[scale]
-    return {"MSDNet": Network("msdnet_cifar_budgeted", {"width": width, "growth": growth, "exit_width": 4 * width}),
-            "ResNet with exits": Network("early_exit_resnet62", {
-                "width": width, "stage_sizes": (6, 6, 6), "exits": (3, 6, 9, 12), "exit_width": 4 * width})}
+    return {
+        "MSDNet": Network("msdnet_cifar_budgeted", {"width": width, "growth": growth, "exit_width": 4 * width}),
+        "ResNet with exits": Network(
+            "early_exit_resnet62",
+            {"width": width, "stage_sizes": (6, 6, 6), "exits": (3, 6, 9, 12), "exit_width": 4 * width},
+        ),
+    }
 
 
 def trials(scale: str) -> list[Trial]:
@@ -44,14 +48,17 @@ def trials(scale: str) -> list[Trial]:
     for seed in SEEDS[scale]:
         whole = {}
         for depth in DEPTHS[scale]:
-            whole[depth] = Trial({"method": "ResNet", "depth": depth, "seed": seed},
-                                 _config(scale, Network(f"resnet{depth}", {"width": WIDTH[scale]}), seed))
+            whole[depth] = Trial(
+                {"method": "ResNet", "depth": depth, "seed": seed},
+                _config(scale, Network(f"resnet{depth}", {"width": WIDTH[scale]}), seed),
+            )
         found += whole.values()
         for target in TARGETS[scale]:
             c = _config(scale, Network("convnet_aig38", {"width": WIDTH[scale], "target": target}), seed)
             c.task.name = "gated(weight=2.0)"
-            found.append(Trial({"method": "ConvNet-AIG", "target": target, "seed": seed}, c,
-                               measures=(decided, extremes)))
+            found.append(
+                Trial({"method": "ConvNet-AIG", "target": target, "seed": seed}, c, measures=(decided, extremes))
+            )
         if PENALTIES[scale]:
             found += _policies(scale, seed, whole[32])
         for name, network in _with_exits(scale).items():
@@ -85,37 +92,80 @@ def _policies(scale: str, seed: int, whole: Trial) -> list[Trial]:
         c = alone.config.copy_and_resolve_references()
         c.init_new, c.optimizer.groups, c.optimizer.learning_rate = "", ((".*", 1.0),), 1e-3
         c.task.name = f"policy(penalty={penalty}, entropy=0.0, joint=True)"
-        found.append(Trial({"method": "BlockDrop", "penalty": penalty, "seed": seed}, c,
-                           measures=(decided, extremes), start=alone))
+        found.append(
+            Trial(
+                {"method": "BlockDrop", "penalty": penalty, "seed": seed}, c, measures=(decided, extremes), start=alone
+            )
+        )
     return found
 
 
 CLAIMS = [
-    Claim("Gates save computation at no loss of accuracy.", "ConvNet-AIG 110 5.76 % error with 82 % of its layers, "
-          "ResNet-110 6.61 %", "Veit 2018, table 1", "target 0.7 (cifar10: 0.5): at most half a point worse than a "
-          "ResNet-38, with at least a tenth of the mult-adds saved", results.gates_save),
-    Claim("With all of its blocks computed, a network with gates is better still.", "5.14 % error against 5.76 %",
-          "Veit 2018, table 1", "better, over all targets", results.all_better),
-    Claim("A lower target rate costs accuracy.", "ImageNet, ConvNet-AIG 50: t = 0.4 24.75 %, 0.7 23.83 % error",
-          "Veit 2018, figure 3", "the highest target is better than the lowest", results.targets),
-    Claim("A policy drops blocks at hardly any loss of accuracy.", "ResNet-32: 92.3 % with 15 blocks, 91.3 % with 6.9; "
-          "ResNet-110: 93.2 % with 54, 93.6 % with 16.9", "Wu 2018, table 1",
-          "with the highest penalty at most one point worse than a ResNet-32 that was trained twice as long, with at "
-          "most two thirds of its blocks", results.policy_saves),
-    Claim("Training policy and network together recovers what the policy alone loses.", "ResNet-32: 88.6 % with 9.4 "
-          "blocks alone, 91.3 % with 6.9 together", "Wu 2018, table 1",
-          "with the lowest penalty, better with at most half a block more", results.joint_better),
-    Claim("Penalties for errors trade blocks for accuracy.", "a higher penalty keeps more blocks (figure only)",
-          "Wu 2018, section 4.3", "the highest penalty keeps more blocks than the lowest", results.penalties),
-    Claim("Multi-scale features make better early exits.", "MSDNet is above ResNets with exits at all budgets (figure "
-          "only)", "Huang 2018, section 5, anytime", "more accurate over the budgets that both have",
-          results.scales_better),
-    Claim("To spend a budget by image is better than the same for every image.", "budgeted batch is above anytime at "
-          "equal cost (figures only)", "Huang 2018, section 5", "more accurate over all budgets of a network",
-          results.batch_better),
-    Claim("An MSDNet is better than residual networks of its cost.", "above all ResNets of different depth (figure "
-          "only)", "Huang 2018, section 5, budgeted", "at the cost of each ResNet within its range, more accurate",
-          results.above_resnets),
+    Claim(
+        "Gates save computation at no loss of accuracy.",
+        "ConvNet-AIG 110 5.76 % error with 82 % of its layers, ResNet-110 6.61 %",
+        "Veit 2018, table 1",
+        "target 0.7 (cifar10: 0.5): at most half a point worse than a "
+        "ResNet-38, with at least a tenth of the mult-adds saved",
+        results.gates_save,
+    ),
+    Claim(
+        "With all of its blocks computed, a network with gates is better still.",
+        "5.14 % error against 5.76 %",
+        "Veit 2018, table 1",
+        "better, over all targets",
+        results.all_better,
+    ),
+    Claim(
+        "A lower target rate costs accuracy.",
+        "ImageNet, ConvNet-AIG 50: t = 0.4 24.75 %, 0.7 23.83 % error",
+        "Veit 2018, figure 3",
+        "the highest target is better than the lowest",
+        results.targets,
+    ),
+    Claim(
+        "A policy drops blocks at hardly any loss of accuracy.",
+        "ResNet-32: 92.3 % with 15 blocks, 91.3 % with 6.9; ResNet-110: 93.2 % with 54, 93.6 % with 16.9",
+        "Wu 2018, table 1",
+        "with the highest penalty at most one point worse than a ResNet-32 that was trained twice as long, with at "
+        "most two thirds of its blocks",
+        results.policy_saves,
+    ),
+    Claim(
+        "Training policy and network together recovers what the policy alone loses.",
+        "ResNet-32: 88.6 % with 9.4 blocks alone, 91.3 % with 6.9 together",
+        "Wu 2018, table 1",
+        "with the lowest penalty, better with at most half a block more",
+        results.joint_better,
+    ),
+    Claim(
+        "Penalties for errors trade blocks for accuracy.",
+        "a higher penalty keeps more blocks (figure only)",
+        "Wu 2018, section 4.3",
+        "the highest penalty keeps more blocks than the lowest",
+        results.penalties,
+    ),
+    Claim(
+        "Multi-scale features make better early exits.",
+        "MSDNet is above ResNets with exits at all budgets (figure only)",
+        "Huang 2018, section 5, anytime",
+        "more accurate over the budgets that both have",
+        results.scales_better,
+    ),
+    Claim(
+        "To spend a budget by image is better than the same for every image.",
+        "budgeted batch is above anytime at equal cost (figures only)",
+        "Huang 2018, section 5",
+        "more accurate over all budgets of a network",
+        results.batch_better,
+    ),
+    Claim(
+        "An MSDNet is better than residual networks of its cost.",
+        "above all ResNets of different depth (figure only)",
+        "Huang 2018, section 5, budgeted",
+        "at the cost of each ResNet within its range, more accurate",
+        results.above_resnets,
+    ),
 ]
 
 STUDY = Study(
@@ -123,22 +173,35 @@ STUDY = Study(
     title="Adaptive inference",
     question="What is saved if a network computes of each image only what it needs?",
     would_change="Images that differ in what they need: on digits the shallowest ResNet is within a point of the "
-                 "deepest, so that neither gates nor exits have anything to choose; cifar10 scale, with three seeds, "
-                 "may. A longer training of the gates with all blocks computed now and then, and for BlockDrop a "
-                 "penalty between the two, at which two thirds of the blocks are kept.",
-    cost={"digits": "15 minutes on 2 cores",
-          "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 2 hours on a core; one seed, so no verdicts"},
+    "deepest, so that neither gates nor exits have anything to choose; cifar10 scale, with three seeds, "
+    "may. A longer training of the gates with all blocks computed now and then, and for BlockDrop a "
+    "penalty between the two, at which two thirds of the blocks are kept.",
+    cost={
+        "digits": "15 minutes on 2 cores",
+        "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 2 hours on a core; one seed, so no verdicts",
+    },
     trials=trials,
     claims=CLAIMS,
     tables=results.tables,
     pictures=[
-        Picture("curves", "Accuracy against mult-adds of the average image. Left: networks that skip blocks; right: "
-                "networks with exits, each exit for all images (dotted) and thresholds by budget (solid). Mean over "
-                "seeds.", results.draw_curves, (11.0, 4.6)),
-        Picture("used", "How many blocks the test images use (left, first seed), and where they leave a network with "
-                "exits, by budget (right, MSDNet).", results.draw_used, (11.0, 4.2)),
-        Picture("classes", "For how much of a class each block is computed (first seed).", results.draw_classes,
-                (11.0, 5.0)),
+        Picture(
+            "curves",
+            "Accuracy against mult-adds of the average image. Left: networks that skip blocks; right: "
+            "networks with exits, each exit for all images (dotted) and thresholds by budget (solid). Mean over "
+            "seeds.",
+            results.draw_curves,
+            (11.0, 4.6),
+        ),
+        Picture(
+            "used",
+            "How many blocks the test images use (left, first seed), and where they leave a network with "
+            "exits, by budget (right, MSDNet).",
+            results.draw_used,
+            (11.0, 4.2),
+        ),
+        Picture(
+            "classes", "For how much of a class each block is computed (first seed).", results.draw_classes, (11.0, 5.0)
+        ),
         Picture("easy_and_hard", "Images that are easy and hard (first seed).", results.draw_extremes, (11.0, 7.6)),
     ],
 )

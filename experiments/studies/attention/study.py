@@ -43,10 +43,14 @@ OPTIMIZERS = {"adamw": "adamw", "sgd": "sgd(momentum=0.9)"}
 # By scale and optimizer: learning rates, and weight decays, of which three seeds have the middle one.
 GRID: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]] = {
     "digits": {"adamw": ((5e-4, 4e-3, 3.2e-2), (0.01, 0.1, 1.0)), "sgd": ((0.01, 0.08, 0.64), (1e-5, 1e-4, 1e-3))},
-    "cifar10": {"adamw": ((2.5e-4, 1e-3, 4e-3, 1.6e-2), (0.01, 0.1, 1.0)),
-                "sgd": ((0.01, 0.04, 0.16, 0.64), (1e-5, 1e-4, 1e-3))},
-    "imagenet": {"adamw": ((2.5e-4, 5e-4, 1e-3, 2e-3), (0.12, 0.24, 0.48)),
-                 "sgd": ((0.64, 1.27, 2.54, 5.08), (1.2e-5, 2.4e-5, 4.8e-5))},
+    "cifar10": {
+        "adamw": ((2.5e-4, 1e-3, 4e-3, 1.6e-2), (0.01, 0.1, 1.0)),
+        "sgd": ((0.01, 0.04, 0.16, 0.64), (1e-5, 1e-4, 1e-3)),
+    },
+    "imagenet": {
+        "adamw": ((2.5e-4, 5e-4, 1e-3, 2e-3), (0.12, 0.24, 0.48)),
+        "sgd": ((0.64, 1.27, 2.54, 5.08), (1.2e-5, 2.4e-5, 4.8e-5)),
+    },
 }
 FIXED = {"digits": 4e-3, "cifar10": 1e-3, "imagenet": 1e-3}  # AdamW's learning rate outside of the grid
 
@@ -55,41 +59,64 @@ _WIDER_INIT = {"init": "truncated_normal:0.07"}
 _DIGITS_VIT = {**_WIDER_INIT, "patch_size": 2, "width": 32, "heads": 2, "mlp_width": 96}
 _CIFAR_VIT = {"patch_size": 4, "width": 96, "heads": 3, "mlp_width": 288}
 VITS: Mapping[str, Mapping[str, Network]] = {  # the stem takes the place of one block
-    "digits": {PATCHES: Network("vit_p_1gf", {**_DIGITS_VIT, "depth": 3}),
-               CONVOLUTIONS: Network("vit_c_1gf", {**_DIGITS_VIT, "depth": 2, "stem_channels": (32, 32)})},
-    "cifar10": {PATCHES: Network("vit_p_1gf", {**_CIFAR_VIT, "depth": 6}),
-                CONVOLUTIONS: Network("vit_c_1gf", {**_CIFAR_VIT, "depth": 5, "stem_channels": (24, 48)})},
+    "digits": {
+        PATCHES: Network("vit_p_1gf", {**_DIGITS_VIT, "depth": 3}),
+        CONVOLUTIONS: Network("vit_c_1gf", {**_DIGITS_VIT, "depth": 2, "stem_channels": (32, 32)}),
+    },
+    "cifar10": {
+        PATCHES: Network("vit_p_1gf", {**_CIFAR_VIT, "depth": 6}),
+        CONVOLUTIONS: Network("vit_c_1gf", {**_CIFAR_VIT, "depth": 5, "stem_channels": (24, 48)}),
+    },
     "imagenet": {PATCHES: Network("vit_p_4gf"), CONVOLUTIONS: Network("vit_c_4gf")},
 }
 _ROWS = {  # name: (row of models/convnext_ladder.py, published top-1 in percent, with the recipe of row 1)
-    "0 ResNet": ("00_resnet50", "78.82 ± 0.07"), "2 stage ratio": ("02_stage_ratio", "79.36 ± 0.07"),
-    "3 patchify": ("03_patchify_stem", "79.51 ± 0.18"), "4 depthwise": ("04_depthwise", "78.28 ± 0.08"),
-    "5 width": ("05_width96", "80.50 ± 0.02"), "6 inverted": ("06_inverted_bottleneck", "80.64 ± 0.03"),
-    "7 moved up": ("07_depthwise_first", "79.92 ± 0.08"), "8 kernel 5": ("08_kernel5", "80.35 ± 0.08"),
-    "9 kernel 7": ("09_kernel7", "80.57 ± 0.14"), "10 GELU": ("10_gelu", "80.62 ± 0.14"),
-    "11 fewer acts": ("11_fewer_activations", "81.27 ± 0.06"), "12 fewer norms": ("12_fewer_norms", "81.41 ± 0.09"),
-    "13 layer norm": ("13_layer_norm", "81.47 ± 0.09"), "14 ConvNeXt": ("14_separate_downsampling", "81.97 ± 0.06"),
+    "0 ResNet": ("00_resnet50", "78.82 ± 0.07"),
+    "2 stage ratio": ("02_stage_ratio", "79.36 ± 0.07"),
+    "3 patchify": ("03_patchify_stem", "79.51 ± 0.18"),
+    "4 depthwise": ("04_depthwise", "78.28 ± 0.08"),
+    "5 width": ("05_width96", "80.50 ± 0.02"),
+    "6 inverted": ("06_inverted_bottleneck", "80.64 ± 0.03"),
+    "7 moved up": ("07_depthwise_first", "79.92 ± 0.08"),
+    "8 kernel 5": ("08_kernel5", "80.35 ± 0.08"),
+    "9 kernel 7": ("09_kernel7", "80.57 ± 0.14"),
+    "10 GELU": ("10_gelu", "80.62 ± 0.14"),
+    "11 fewer acts": ("11_fewer_activations", "81.27 ± 0.06"),
+    "12 fewer norms": ("12_fewer_norms", "81.41 ± 0.09"),
+    "13 layer norm": ("13_layer_norm", "81.47 ± 0.09"),
+    "14 ConvNeXt": ("14_separate_downsampling", "81.97 ± 0.06"),
 }
 
 
 def _ladder(size: int, stage_sizes: Sequence[int], width: int) -> dict[str, Network]:
     """Small relatives on images of `size`, in fewer and larger steps; the width grows by half where theirs does."""
     rows = [row for row in _ROWS if int(row.split()[0]) in (0, 3, 4, 5, 14)]
-    return {row: Network(f"convnext_ladder{_ROWS[row][0]}", {
-        "stage_sizes": stage_sizes, "width": width * 3 // 2 if int(row.split()[0]) >= 5 else width}, size)
-        for row in rows}
+    return {
+        row: Network(
+            f"convnext_ladder{_ROWS[row][0]}",
+            {"stage_sizes": stage_sizes, "width": width * 3 // 2 if int(row.split()[0]) >= 5 else width},
+            size,
+        )
+        for row in rows
+    }
 
 
-LADDER = {"digits": _ladder(16, (1, 2), 16), "cifar10": _ladder(0, (2, 4), 32),
-          "imagenet": {row: Network(f"convnext_ladder{name}") for row, (name, _) in _ROWS.items()}}
+LADDER = {
+    "digits": _ladder(16, (1, 2), 16),
+    "cifar10": _ladder(0, (2, 4), 32),
+    "imagenet": {row: Network(f"convnext_ladder{name}") for row, (name, _) in _ROWS.items()},
+}
 EQUAL = "equal mult-adds"
 FAMILIES: Mapping[str, Mapping[str, Network]] = {  # those on digits see images of 16 x 16 as maps of 4 x 4, then 2 x 2
     "digits": {
         "ConvNeXt": Network("convnext_tiny", {**_WIDER_INIT, "stage_sizes": (2, 2), "width": 28}, 16),
-        "Swin": Network("swin_t", {**_WIDER_INIT, "stage_sizes": (2, 2), "width": 24, "heads": (2, 4), "window": 2},
-                        16),
-        "ViT": Network("vit_tiny_patch16", {**_WIDER_INIT, "patch_size": 4, "width": 26, "depth": 3, "heads": 2,
-                                            "mlp_width": 104}, 16),
+        "Swin": Network(
+            "swin_t", {**_WIDER_INIT, "stage_sizes": (2, 2), "width": 24, "heads": (2, 4), "window": 2}, 16
+        ),
+        "ViT": Network(
+            "vit_tiny_patch16",
+            {**_WIDER_INIT, "patch_size": 4, "width": 26, "depth": 3, "heads": 2, "mlp_width": 104},
+            16,
+        ),
         "ResNet": Network("resnet18", {"stage_sizes": (1, 1), "width": 28}, 16),
     },
     "cifar10": {
@@ -98,8 +125,12 @@ FAMILIES: Mapping[str, Mapping[str, Network]] = {  # those on digits see images 
         "ViT": Network("vit_tiny_patch16", {"patch_size": 4, "width": 72, "depth": 3, "heads": 3, "mlp_width": 288}),
         "ResNet": Network("resnet18", {"stage_sizes": (2, 2), "width": 53}),
     },
-    "imagenet": {"ConvNeXt": Network("convnext_tiny"), "Swin": Network("swin_t"), "ViT": Network("vit_small_patch16"),
-                 "ResNet": Network("resnet50", {"width": 66})},
+    "imagenet": {
+        "ConvNeXt": Network("convnext_tiny"),
+        "Swin": Network("swin_t"),
+        "ViT": Network("vit_small_patch16"),
+        "ResNet": Network("resnet50", {"width": 66}),
+    },
 }
 NAMES = {"adamw": "AdamW", "sgd": "SGD"}
 COLORS = {PATCHES: RED, CONVOLUTIONS: BLUE}
@@ -131,8 +162,15 @@ def trials(scale: str) -> list[Trial]:
             for decay in decays:
                 for rate in rates:
                     labels = {"set": "grid", "stem": stem, "optimizer": optimizer, "rate": rate, "decay": decay}
-                    add(network, labels, optimizer, rate, decay, GRID_EPOCHS[scale],
-                        SEEDS if decay == decays[1] else SEEDS[:1])
+                    add(
+                        network,
+                        labels,
+                        optimizer,
+                        rate,
+                        decay,
+                        GRID_EPOCHS[scale],
+                        SEEDS if decay == decays[1] else SEEDS[:1],
+                    )
         for epochs in LENGTHS[scale]:
             add(network, {"set": "length", "stem": stem, "epochs": epochs}, epochs=epochs)
     for row, network in LADDER[scale].items():
@@ -157,8 +195,11 @@ def _settings(outcomes: Outcomes, stem: str) -> list[float]:
 
 def _best(outcomes: Outcomes, stem: str, optimizer: str) -> tuple[float, list[float]]:
     """The best learning rate by mean error at the weight decay that has all seeds, and its errors by seed."""
-    found = [(rate, _errors(group)) for (rate, _), group in
-             outcomes.where(set="grid", stem=stem, optimizer=optimizer).groups("rate", "decay") if len(group) > 1]
+    found = [
+        (rate, _errors(group))
+        for (rate, _), group in outcomes.where(set="grid", stem=stem, optimizer=optimizer).groups("rate", "decay")
+        if len(group) > 1
+    ]
     return min(found, key=lambda pair: statistics.mean(pair[1]))
 
 
@@ -173,16 +214,22 @@ def _optimizers(outcomes: Outcomes) -> Judgement:
 
 
 def _near(outcomes: Outcomes) -> Judgement:
-    shares = {stem: statistics.mean(error <= errors[0] + NEAR for error in errors)
-              for stem in STEMS if (errors := _settings(outcomes, stem))}
+    shares = {
+        stem: statistics.mean(error <= errors[0] + NEAR for error in errors)
+        for stem in STEMS
+        if (errors := _settings(outcomes, stem))
+    }
     difference = shares[CONVOLUTIONS] - shares[PATCHES]
-    return Judgement(TOO_SMALL if abs(difference) <= 0.2 else AGREES if difference > 0 else DISAGREES, "; ".join(
-        f"{stem}: {share:.0%} of {len(_settings(outcomes, stem))} settings" for stem, share in shares.items()))
+    return Judgement(
+        TOO_SMALL if abs(difference) <= 0.2 else AGREES if difference > 0 else DISAGREES,
+        "; ".join(
+            f"{stem}: {share:.0%} of {len(_settings(outcomes, stem))} settings" for stem, share in shares.items()
+        ),
+    )
 
 
 def _by_length(outcomes: Outcomes, stem: str) -> dict[int, list[float]]:
-    return {epochs: _errors(group) for (epochs,), group in
-            outcomes.where(set="length", stem=stem).groups("epochs")}
+    return {epochs: _errors(group) for (epochs,), group in outcomes.where(set="length", stem=stem).groups("epochs")}
 
 
 def _lengths(outcomes: Outcomes) -> Judgement:
@@ -199,12 +246,15 @@ def _lengths(outcomes: Outcomes) -> Judgement:
 def _stems(outcomes: Outcomes) -> Judgement:
     errors = {stem: _by_length(outcomes, stem) for stem in STEMS}
     middle = sorted(errors[PATCHES])[1]
-    return Judgement(compare(errors[PATCHES][middle], errors[CONVOLUTIONS][middle]), "; ".join(
-        f"{stem}: error {spread(errors[stem][middle])}" for stem in STEMS))
+    return Judgement(
+        compare(errors[PATCHES][middle], errors[CONVOLUTIONS][middle]),
+        "; ".join(f"{stem}: error {spread(errors[stem][middle])}" for stem in STEMS),
+    )
 
 
 def _rows(*pairs: tuple[str, str]) -> Any:
     """A judge: whether in each pair of the ladder's rows the first is more accurate."""
+
     def judge(outcomes):
         ladder = outcomes.where(set="ladder")
         verdicts = [compare(*([1 - e for e in _errors(ladder.where(network=row))] for row in pair)) for pair in pairs]
@@ -215,25 +265,41 @@ def _rows(*pairs: tuple[str, str]) -> Any:
 
 def tables(outcomes: Outcomes) -> list[Table]:
     """The grid, lengths, the ladder and the families."""
-    grid = [[stem, optimizer, f"{rate:g}", f"{decay:g}", spread(_errors(group))]
-            for (stem, optimizer, rate, decay), group
-            in outcomes.where(set="grid").groups("stem", "optimizer", "rate", "decay")]
+    grid = [
+        [stem, optimizer, f"{rate:g}", f"{decay:g}", spread(_errors(group))]
+        for (stem, optimizer, rate, decay), group in outcomes.where(set="grid").groups(
+            "stem", "optimizer", "rate", "decay"
+        )
+    ]
     lengths = {stem: _by_length(outcomes, stem) for stem in STEMS}
     made = [
-        Table("Test error over training length", ["network", *(f"{epochs} epochs" for epochs in lengths[PATCHES])],
-              [[stem, *(spread(errors) for errors in found.values())] for stem, found in lengths.items()]),
+        Table(
+            "Test error over training length",
+            ["network", *(f"{epochs} epochs" for epochs in lengths[PATCHES])],
+            [[stem, *(spread(errors) for errors in found.values())] for stem, found in lengths.items()],
+        )
     ]
     for kind, title in (("ladder", "From ResNet to ConvNeXt"), (EQUAL, "Families at equal mult-adds")):
         rows = []
         for (name,), group in outcomes.where(set=kind).groups("network"):
             first = next((o.summary for o in group if o.summary), None)
             published = [_ROWS[name][1]] if kind == "ladder" else []
-            rows.append([name, *([f"{first['mult_adds']:,}", f"{first['parameters']:,}"] if first else ["—", "—"]),
-                         spread(group.values("accuracy")), *published])
+            rows.append(
+                [
+                    name,
+                    *([f"{first['mult_adds']:,}", f"{first['parameters']:,}"] if first else ["—", "—"]),
+                    spread(group.values("accuracy")),
+                    *published,
+                ]
+            )
         columns = ["network", "mult-adds", "parameters", "test accuracy"]
         made.append(Table(title, columns + ["published, ImageNet, %"] * (kind == "ladder"), rows))
-    return [*made, Table("Test error over the grid",
-                         ["network", "optimizer", "learning rate", "weight decay", "test error"], grid)]
+    return [
+        *made,
+        Table(
+            "Test error over the grid", ["network", "optimizer", "learning rate", "weight decay", "test error"], grid
+        ),
+    ]
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------
@@ -244,13 +310,15 @@ def _draw_grid(outcomes: Outcomes, figure: Any) -> None:
     for axes, (stem, optimizer) in zip(panels, [(s, o) for s in STEMS for o in OPTIMIZERS], strict=True):
         part = grid.where(stem=stem, optimizer=optimizer)
         rates, decays = part.distinct("rate"), part.distinct("decay")
-        image = [[100 * statistics.mean(_errors(part.where(rate=rate, decay=decay))) for decay in decays]
-                 for rate in rates]
+        image = [
+            [100 * statistics.mean(_errors(part.where(rate=rate, decay=decay))) for decay in decays] for rate in rates
+        ]
         drawn = axes.imshow(image, vmin=0, vmax=90, cmap="viridis_r", aspect="auto", origin="lower")
         for y, row in enumerate(image):
             for x, value in enumerate(row):
-                axes.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=9,
-                          color="white" if value > 45 else "black")
+                axes.text(
+                    x, y, f"{value:.1f}", ha="center", va="center", fontsize=9, color="white" if value > 45 else "black"
+                )
         axes.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
         axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         axes.set(title=f"{stem}, {NAMES[optimizer]}", xlabel="weight decay", ylabel="learning rate")
@@ -263,13 +331,20 @@ def _draw_distributions(outcomes: Outcomes, figure: Any) -> None:
         for optimizer, style in (("adamw", "-"), ("sgd", "--")):
             part = outcomes.where(set="grid", stem=stem, optimizer=optimizer, seed=SEEDS[0])
             errors = [100 * error for error in sorted(_errors(part))]
-            left.step([*errors, 100], [i / len(errors) for i in range(1, len(errors) + 1)] + [1.0], style, where="post",
-                      color=COLORS[stem], label=f"{stem}, {NAMES[optimizer]}")
+            left.step(
+                [*errors, 100],
+                [i / len(errors) for i in range(1, len(errors) + 1)] + [1.0],
+                style,
+                where="post",
+                color=COLORS[stem],
+                label=f"{stem}, {NAMES[optimizer]}",
+            )
         errors = _by_length(outcomes, stem)
         for epochs, values in errors.items():
             right.plot([epochs] * len(values), [100 * value for value in values], "o", color=COLORS[stem], alpha=0.5)
-        right.plot(list(errors), [100 * statistics.mean(values) for values in errors.values()], color=COLORS[stem],
-                   label=stem)
+        right.plot(
+            list(errors), [100 * statistics.mean(values) for values in errors.values()], color=COLORS[stem], label=stem
+        )
     left.set(xlabel="test error, %", ylabel="share of settings with at most this error", ylim=(0, 1.03))
     right.set(xlabel="epochs", ylabel="test error, %", xscale="log")
     ticks = list(_by_length(outcomes, PATCHES))
@@ -299,58 +374,102 @@ STUDY = Study(
     name="attention",
     title="Convolution or attention",
     question="Does a stem of convolutions make a Vision Transformer easier to train, and is a convolutional network "
-             "built like one as good as one?",
+    "built like one as good as one?",
     would_change="More data and a longer schedule for ConvNeXt against a ResNet: the published order is that after "
-                 "300 epochs of ImageNet with strong augmentation, and neither digits nor cifar10 scale has that. "
-                 "More seeds for SGD against AdamW, since ViT with patches spreads widely, and a finer grid, all of "
-                 "its settings with several seeds, for how many of them are good.",
+    "300 epochs of ImageNet with strong augmentation, and neither digits nor cifar10 scale has that. "
+    "More seeds for SGD against AdamW, since ViT with patches spreads widely, and a finer grid, all of "
+    "its settings with several seeds, for how many of them are good.",
     cost=COSTS,
     trials=trials,
     claims=(
-        Claim("With a stem of convolutions SGD reaches almost what AdamW reaches; with patches it does not.",
-              "top-1 error with AdamW and SGD: 27.7 and 33.0 % (patches), 24.0 and 24.7 % (convolutions)",
-              "Xiao 2021, table 3 (4GF, 50 epochs)",
-              "SGD's error minus AdamW's, each at its best learning rate of the grid, is larger for ViT_P than for "
-              "ViT_C by two standard errors", _optimizers),
-        Claim("With a stem of convolutions more settings of learning rate and weight decay are good.",
-              "curves, no numbers printed",
-              "Xiao 2021, section 5.3", f"of the grid's settings, the share within {100 * NEAR:.0f} points of the "
-              "network's best is more than 20 points larger for ViT_C (one seed; up to 20: too small to tell)", _near),
-        Claim("With a stem of convolutions training converges in fewer epochs.",
-              "error after 50 epochs above that after 400: about 10 points (patches), 6 (convolutions)",
-              "Xiao 2021, section 5.1 (1GF)",
-              "error after the short training minus that after the long one is larger for ViT_P by two standard errors",
-              _lengths),
-        Claim("With a stem of convolutions a ViT is more accurate at the same cost.",
-              "top-1 error 23.3 % (patches), 20.9 % (convolutions)",
-              "Xiao 2021, table 2 (4GF, 100 epochs)",
-              "after the middle length the error of ViT_P is larger by two standard errors", _stems),
-        Claim("The ladder's last row is better than its first.", "81.97 +- 0.06 %, 78.82 +- 0.07 %",
-              "Liu 2022, table 10", "with one recipe, ConvNeXt is more accurate than the ResNet by two standard errors",
-              _rows(("14 ConvNeXt", "0 ResNet"))),
-        Claim("Depthwise convolutions lose accuracy, the width they pay for more than returns it.",
-              "79.51 +- 0.18 % before, 78.28 +- 0.08 % depthwise, 80.50 +- 0.02 % wide", "Liu 2022, table 10",
-              "row 3 is more accurate than row 4, and row 5 than row 3, by two standard errors",
-              _rows(("3 patchify", "4 depthwise"), ("5 width", "3 patchify"))),
-        Claim("ConvNeXt is more accurate than Swin of the same cost.", "82.1 % (4.5e9 mult-adds), 81.3 % (4.5e9)",
-              "Liu 2022, table 9; Liu 2021, table 1", "at equal mult-adds it is by two standard errors",
-              networks.more_accurate(EQUAL, "mult_adds", TOLERANCE, "ConvNeXt", "Swin")),
-        Claim("Swin is more accurate than a ViT of the same cost.", "81.3 % (4.5e9 mult-adds), DeiT-S 79.8 % (4.6e9)",
-              "Liu 2021, table 1", "at equal mult-adds it is by two standard errors",
-              networks.more_accurate(EQUAL, "mult_adds", TOLERANCE, "Swin", "ViT")),
-        Claim("With a modern recipe a ResNet is less accurate than ConvNeXt of the same cost.",
-              "78.82 +- 0.07 % (4.09e9 mult-adds), 81.97 +- 0.06 % (4.49e9)", "Liu 2022, table 10",
-              "at equal mult-adds it is by two standard errors",
-              networks.more_accurate(EQUAL, "mult_adds", TOLERANCE, "ConvNeXt", "ResNet")),
+        Claim(
+            "With a stem of convolutions SGD reaches almost what AdamW reaches; with patches it does not.",
+            "top-1 error with AdamW and SGD: 27.7 and 33.0 % (patches), 24.0 and 24.7 % (convolutions)",
+            "Xiao 2021, table 3 (4GF, 50 epochs)",
+            "SGD's error minus AdamW's, each at its best learning rate of the grid, is larger for ViT_P than for "
+            "ViT_C by two standard errors",
+            _optimizers,
+        ),
+        Claim(
+            "With a stem of convolutions more settings of learning rate and weight decay are good.",
+            "curves, no numbers printed",
+            "Xiao 2021, section 5.3",
+            f"of the grid's settings, the share within {100 * NEAR:.0f} points of the "
+            "network's best is more than 20 points larger for ViT_C (one seed; up to 20: too small to tell)",
+            _near,
+        ),
+        Claim(
+            "With a stem of convolutions training converges in fewer epochs.",
+            "error after 50 epochs above that after 400: about 10 points (patches), 6 (convolutions)",
+            "Xiao 2021, section 5.1 (1GF)",
+            "error after the short training minus that after the long one is larger for ViT_P by two standard errors",
+            _lengths,
+        ),
+        Claim(
+            "With a stem of convolutions a ViT is more accurate at the same cost.",
+            "top-1 error 23.3 % (patches), 20.9 % (convolutions)",
+            "Xiao 2021, table 2 (4GF, 100 epochs)",
+            "after the middle length the error of ViT_P is larger by two standard errors",
+            _stems,
+        ),
+        Claim(
+            "The ladder's last row is better than its first.",
+            "81.97 +- 0.06 %, 78.82 +- 0.07 %",
+            "Liu 2022, table 10",
+            "with one recipe, ConvNeXt is more accurate than the ResNet by two standard errors",
+            _rows(("14 ConvNeXt", "0 ResNet")),
+        ),
+        Claim(
+            "Depthwise convolutions lose accuracy, the width they pay for more than returns it.",
+            "79.51 +- 0.18 % before, 78.28 +- 0.08 % depthwise, 80.50 +- 0.02 % wide",
+            "Liu 2022, table 10",
+            "row 3 is more accurate than row 4, and row 5 than row 3, by two standard errors",
+            _rows(("3 patchify", "4 depthwise"), ("5 width", "3 patchify")),
+        ),
+        Claim(
+            "ConvNeXt is more accurate than Swin of the same cost.",
+            "82.1 % (4.5e9 mult-adds), 81.3 % (4.5e9)",
+            "Liu 2022, table 9; Liu 2021, table 1",
+            "at equal mult-adds it is by two standard errors",
+            networks.more_accurate(EQUAL, "mult_adds", TOLERANCE, "ConvNeXt", "Swin"),
+        ),
+        Claim(
+            "Swin is more accurate than a ViT of the same cost.",
+            "81.3 % (4.5e9 mult-adds), DeiT-S 79.8 % (4.6e9)",
+            "Liu 2021, table 1",
+            "at equal mult-adds it is by two standard errors",
+            networks.more_accurate(EQUAL, "mult_adds", TOLERANCE, "Swin", "ViT"),
+        ),
+        Claim(
+            "With a modern recipe a ResNet is less accurate than ConvNeXt of the same cost.",
+            "78.82 +- 0.07 % (4.09e9 mult-adds), 81.97 +- 0.06 % (4.49e9)",
+            "Liu 2022, table 10",
+            "at equal mult-adds it is by two standard errors",
+            networks.more_accurate(EQUAL, "mult_adds", TOLERANCE, "ConvNeXt", "ResNet"),
+        ),
     ),
     tables=tables,
     pictures=(
-        Picture("grid", "Test error by learning rate and weight decay; the mean of three seeds in the middle column, "
-                "one seed elsewhere.", _draw_grid, (13, 4.2)),
-        Picture("sensitivity", "Left: how many of the grid's settings have at most an error (one seed); the further up "
-                "and left, the less the setting matters. Right: error by training length, three seeds.",
-                _draw_distributions, (12, 4.5)),
-        Picture("ladder", "Accuracy of the ladder's rows and of families at equal mult-adds, all trained alike; a "
-                "point is a run, a line the mean of three seeds.", _draw_ladder, (13, 4.5)),
+        Picture(
+            "grid",
+            "Test error by learning rate and weight decay; the mean of three seeds in the middle column, "
+            "one seed elsewhere.",
+            _draw_grid,
+            (13, 4.2),
+        ),
+        Picture(
+            "sensitivity",
+            "Left: how many of the grid's settings have at most an error (one seed); the further up "
+            "and left, the less the setting matters. Right: error by training length, three seeds.",
+            _draw_distributions,
+            (12, 4.5),
+        ),
+        Picture(
+            "ladder",
+            "Accuracy of the ladder's rows and of families at equal mult-adds, all trained alike; a "
+            "point is a run, a line the mean of three seeds.",
+            _draw_ladder,
+            (13, 4.5),
+        ),
     ),
 )

@@ -33,9 +33,16 @@ def stored(run: Any, state: Any) -> dict[str, Any]:
     layers, loaded = file.table(data, variables), network._replace(variables=variables)
     whole, size = sum(row["float32"] for row in layers), sum(row["bytes"] for row in layers)
     cost = analyze(loaded.create(), models.abstract(loaded.inputs))
-    return {"bytes": size, "float32": whole, "ratio": whole / size, "identical": True, "layers": layers,
-            "accuracy": export.evaluate(run, state, loaded)["accuracy"], "parameters": cost.params,
-            "mult_adds": cost.mult_adds}
+    return {
+        "bytes": size,
+        "float32": whole,
+        "ratio": whole / size,
+        "identical": True,
+        "layers": layers,
+        "accuracy": export.evaluate(run, state, loaded)["accuracy"],
+        "parameters": cost.params,
+        "mult_adds": cost.mult_adds,
+    }
 
 
 def bits(run: Any, state: Any) -> list[dict[str, float]]:

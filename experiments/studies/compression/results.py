@@ -25,13 +25,25 @@ from train.plots.figures import sensitivity_lines, tidy
 from train.plots.palette import BLUE, GRAY, RED, YELLOW
 
 # Han 2016, table 1: error before and after in percent, ratio
-PUBLISHED = {"LeNet-300-100": (1.64, 1.58, 40), "LeNet-5": (0.80, 0.74, 39), "AlexNet": (42.78, 42.78, 35),
-             "VGG-16": (31.50, 31.17, 49)}
+PUBLISHED = {
+    "LeNet-300-100": (1.64, 1.58, 40),
+    "LeNet-5": (0.80, 0.74, 39),
+    "AlexNet": (42.78, 42.78, 35),
+    "VGG-16": (31.50, 31.17, 49),
+}
 # Zhu 2017, CIFAR-10: error in percent with full precision, ternary
 TERNARY = {20: (8.23, 8.87), 32: (7.67, 7.63), 44: (7.18, 7.02), 56: (6.80, 6.44)}
 STAGES = {"dense": GRAY, "pruned": BLUE, "shared": RED}
-PARTS = {"values": GRAY, "indices": RED, "signs": "#e8a08c", "jumps": BLUE, "codebook": YELLOW,
-         "scales": "#e2d08c", "tables": "#6aa56a", "header": "#b0b0b0"}
+PARTS = {
+    "values": GRAY,
+    "indices": RED,
+    "signs": "#e8a08c",
+    "jumps": BLUE,
+    "codebook": YELLOW,
+    "scales": "#e2d08c",
+    "tables": "#6aa56a",
+    "header": "#b0b0b0",
+}
 
 
 def _stage(outcomes: Outcomes, network: str, stage: str) -> Outcomes:
@@ -47,12 +59,14 @@ def _lost(outcomes: Outcomes, network: str) -> list[float]:
 
 def smaller(network: str, ratio: float) -> Judge:
     """Whether the file is so many times smaller, with no more than half a point of accuracy lost."""
+
     @needs(network=network)
     def judge(outcomes):
         ratios, lost = _stage(outcomes, network, "shared").measured("stored", "ratio"), _lost(outcomes, network)
-        return Judgement(all_of([compare(ratios, [ratio] * len(ratios)), compare([0.005] * len(lost), lost)]),
-                         f"{network}: {spread(ratios, percent=False)} times smaller, {spread(lost, digits=2)} of "
-                         "accuracy lost")
+        return Judgement(
+            all_of([compare(ratios, [ratio] * len(ratios)), compare([0.005] * len(lost), lost)]),
+            f"{network}: {spread(ratios, percent=False)} times smaller, {spread(lost, digits=2)} of accuracy lost",
+        )
 
     return judge
 
@@ -75,8 +89,10 @@ def _versus(outcomes: Outcomes, high: tuple[str, str], low: tuple[str, str], spa
     if not sparsities or not all(first) or not all(second):
         return Judgement(TOO_SMALL, "not part of this scale")
     means = [[sum(values) / len(sparsities) for values in zip(*series, strict=True)] for series in (first, second)]
-    shown = "; ".join(f"{sparsity:.0%} gone: {spread(a)} against {spread(b)}"
-                      for sparsity, a, b in zip(sparsities, first, second, strict=True))
+    shown = "; ".join(
+        f"{sparsity:.0%} gone: {spread(a)} against {spread(b)}"
+        for sparsity, a, b in zip(sparsities, first, second, strict=True)
+    )
     return Judgement(compare(*means), f"{', '.join(high)} against {', '.join(low)}: {shown}")
 
 
@@ -101,12 +117,16 @@ def _points(outcomes: Outcomes) -> dict[str, list[list[tuple[float, float]]]]:
     found: dict[str, list] = {"sharing alone": [], "pruning alone": [], "both": []}
     for (_,), own in outcomes.where(part="curves").groups("seed"):
         seed = own[0].labels["seed"]
-        dense, stages = (outcomes.where(part="stages", stage=stage, seed=seed).results("bits")
-                         for stage in ("dense", "pruned"))
+        dense, stages = (
+            outcomes.where(part="stages", stage=stage, seed=seed).results("bits") for stage in ("dense", "pruned")
+        )
         pruned = [*own.where(decay="L2", how="step by step").results("bits"), *stages]
         if dense and pruned:
-            for method, points in (("sharing alone", dense[0]), ("pruning alone", [bits[0] for bits in pruned]),
-                                   ("both", [point for bits in pruned for point in bits[1:]])):
+            for method, points in (
+                ("sharing alone", dense[0]),
+                ("pruning alone", [bits[0] for bits in pruned]),
+                ("both", [point for bits in pruned for point in bits[1:]]),
+            ):
                 found[method].append(sorted((point["ratio"], point["accuracy"]) for point in points))
     return found
 
@@ -122,9 +142,11 @@ def both(outcomes: Outcomes) -> Judgement:
     whole = [seed[0][1] for seed in points["sharing alone"]]  # the largest file: the weights as they are
     for method, seeds in points.items():
         best[method] = [_smallest(seed, least - 0.01) for seed, least in zip(seeds, whole, strict=True)]
-    return Judgement(all_of([compare(best["both"], best[one]) for one in ("sharing alone", "pruning alone")]),
-                     "times smaller with at most 1 point lost: " + ", ".join(
-                         f"{method} {spread(values, percent=False)}" for method, values in best.items()))
+    return Judgement(
+        all_of([compare(best["both"], best[one]) for one in ("sharing alone", "pruning alone")]),
+        "times smaller with at most 1 point lost: "
+        + ", ".join(f"{method} {spread(values, percent=False)}" for method, values in best.items()),
+    )
 
 
 def linear(outcomes: Outcomes) -> Judgement:
@@ -132,8 +154,10 @@ def linear(outcomes: Outcomes) -> Judgement:
     own = outcomes.where(part="stages", stage="pruned").results("centroids")
     means = {init: [sum(one[init]) / len(one[init]) for one in own] for init in ("linear", "density", "random")}
     shown = ", ".join(f"{init} {spread(values)}" for init, values in means.items())
-    return Judgement(all_of([compare(means["linear"], means[one]) for one in ("density", "random")]),
-                     f"mean accuracy with 2, 3, 4 bits: {shown}")
+    return Judgement(
+        all_of([compare(means["linear"], means[one]) for one in ("density", "random")]),
+        f"mean accuracy with 2, 3, 4 bits: {shown}",
+    )
 
 
 def _low(outcomes: Outcomes, depth: int, kind: str) -> list[float]:
@@ -142,6 +166,7 @@ def _low(outcomes: Outcomes, depth: int, kind: str) -> list[float]:
 
 def _low_bits(high: str, low: str, by: float) -> Judge:
     """Whether at every depth `high` is more than `by` above `low`."""
+
     def judge(outcomes):
         parts, shown = [], []
         for depth in outcomes.where(part="low bits").distinct("depth"):
@@ -174,8 +199,9 @@ def filters(outcomes: Outcomes) -> Judgement:
         saved = 1 - after[0].measured["stored"]["mult_adds"] / before[0].measured["stored"]["mult_adds"]
         accuracies = before.values("accuracy"), after.measured("stored", "accuracy")
         parts += [compare(accuracies[1], accuracies[0], by=-0.005), AGREES if saved > 0.3 else DISAGREES]
-        shown.append(f"{network}: {saved:.0%} fewer mult-adds, {spread(accuracies[0])} before, "
-                     f"{spread(accuracies[1])} after")
+        shown.append(
+            f"{network}: {saved:.0%} fewer mult-adds, {spread(accuracies[0])} before, {spread(accuracies[1])} after"
+        )
     return Judgement(all_of(parts), "; ".join(shown))
 
 
@@ -204,17 +230,26 @@ def _kilobytes(values: Sequence[float]) -> str:
 def _row_of_network(outcomes: Outcomes, network: str) -> list[Any]:
     stages = {stage: _stage(outcomes, network, stage) for stage in STAGES}
     files = {stage: own.results("stored") for stage, own in stages.items()}
-    kept = [sum(row["kept"] for row in one["layers"] if row["entries"]) / sum(
-        row["weights"] for row in one["layers"] if row["entries"]) for one in files["pruned"]]
+    kept = [
+        sum(row["kept"] for row in one["layers"] if row["entries"])
+        / sum(row["weights"] for row in one["layers"] if row["entries"])
+        for one in files["pruned"]
+    ]
     ratio = {stage: spread([one["ratio"] for one in found], percent=False) for stage, found in files.items()}
     unhuffed = spread([one["float32"] / _unhuffed(one["layers"]) for one in files["shared"]], percent=False)
     dense = next((o.summary["parameters"] for o in stages["dense"] if o.summary), None)
-    return [network, f"{dense:,}" if dense else "diverged",
-            *(_error(stages[stage].values("accuracy")) for stage in ("dense", "pruned")),
-            _error([one["accuracy"] for one in files["shared"]]), spread(kept),
-            *(_kilobytes([one[key] for one in files["shared"]]) for key in ("float32", "bytes")),
-            ratio["pruned"], unhuffed, ratio["shared"],
-            "yes" if all(one["identical"] for one in files["shared"]) else "NO"]
+    return [
+        network,
+        f"{dense:,}" if dense else "diverged",
+        *(_error(stages[stage].values("accuracy")) for stage in ("dense", "pruned")),
+        _error([one["accuracy"] for one in files["shared"]]),
+        spread(kept),
+        *(_kilobytes([one[key] for one in files["shared"]]) for key in ("float32", "bytes")),
+        ratio["pruned"],
+        unhuffed,
+        ratio["shared"],
+        "yes" if all(one["identical"] for one in files["shared"]) else "NO",
+    ]
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
@@ -222,17 +257,41 @@ def tables(outcomes: Outcomes) -> list[Table]:
     from models.compress import file  # imports JAX
 
     networks = outcomes.where(part="stages").distinct("network")
-    found = [Table("Deep compression", (
-        "network", "numbers", "error", "pruned", "file", "weights kept", "float32 (kB)", "file (kB)", "pruned, times",
-        "shared, times", "Huffman, times", "logits equal"), [
-            *(_row_of_network(outcomes, network) for network in networks),
-            *([f"{name} (Han 2016, table 1)", "", f"{before:.2f} %", "", f"{after:.2f} %", *[""] * 5, ratio, ""]
-              for name, (before, after, ratio) in PUBLISHED.items())])]
+    found = [
+        Table(
+            "Deep compression",
+            (
+                "network",
+                "numbers",
+                "error",
+                "pruned",
+                "file",
+                "weights kept",
+                "float32 (kB)",
+                "file (kB)",
+                "pruned, times",
+                "shared, times",
+                "Huffman, times",
+                "logits equal",
+            ),
+            [
+                *(_row_of_network(outcomes, network) for network in networks),
+                *(
+                    [f"{name} (Han 2016, table 1)", "", f"{before:.2f} %", "", f"{after:.2f} %", *[""] * 5, ratio, ""]
+                    for name, (before, after, ratio) in PUBLISHED.items()
+                ),
+            ],
+        )
+    ]
     for network in networks:
         if shared := _stage(outcomes, network, "shared").results("stored"):
-            found.append(Table(f"{network}, layer by layer", (
-                "layer", "weights", "kept", "index bits / coded", "jump bits / coded", "bytes", "of float32"),
-                file.rows(shared[0]["layers"])))
+            found.append(
+                Table(
+                    f"{network}, layer by layer",
+                    ("layer", "weights", "kept", "index bits / coded", "jump bits / coded", "bytes", "of float32"),
+                    file.rows(shared[0]["layers"]),
+                )
+            )
     if _sparsities(outcomes):
         found.append(_table_of_curves(outcomes))
     if low := _table_of_low_bits(outcomes):
@@ -240,9 +299,15 @@ def tables(outcomes: Outcomes) -> list[Table]:
     rows = []
     for network in outcomes.where(part="filters").distinct("network"):
         before, after = _filters(outcomes, network)
-        rows += [[f"{network}, {name}", _error(own.measured("stored", "accuracy")), *(
-            f"{own[0].measured['stored'][key]:,}" for key in ("parameters", "mult_adds"))]
-            for name, own in (("whole", before), ("without some of its filters", after)) if own]
+        rows += [
+            [
+                f"{network}, {name}",
+                _error(own.measured("stored", "accuracy")),
+                *(f"{own[0].measured['stored'][key]:,}" for key in ("parameters", "mult_adds")),
+            ]
+            for name, own in (("whole", before), ("without some of its filters", after))
+            if own
+        ]
     return [*found, Table("Filters removed", ("network", "error", "parameters", "mult-adds"), rows)]
 
 
@@ -252,23 +317,40 @@ def _table_of_curves(outcomes: Outcomes) -> Table:
     network = outcomes.where(part="curves")
     numbers = next((o.summary["parameters"] for o in network if o.summary), 0)
     title = f"Accuracy by sparsity, {numbers:,} parameters"
-    return Table(title, ("weights gone", *(f"{decay}, {how}" for decay, how in columns)), [
-        [f"{sparsity:.0%}", *(spread(_curve(outcomes, *column, sparsity)) for column in columns)]
-        for sparsity in _sparsities(outcomes)])
+    return Table(
+        title,
+        ("weights gone", *(f"{decay}, {how}" for decay, how in columns)),
+        [
+            [f"{sparsity:.0%}", *(spread(_curve(outcomes, *column, sparsity)) for column in columns)]
+            for sparsity in _sparsities(outcomes)
+        ],
+    )
 
 
 def _table_of_low_bits(outcomes: Outcomes) -> Table | None:
     own = outcomes.where(part="low bits")
     kinds, rows = own.distinct("kind"), []
     for depth in own.distinct("depth"):
+
         def ratio(kind, depth=depth):
             return spread(own.where(depth=depth, kind=kind).measured("stored", "ratio")[:1], percent=False)
 
         published = " / ".join(f"{error:.2f}" for error in TERNARY.get(depth, ())) or "—"
-        rows.append([depth, *(_error(_low(outcomes, depth, kind)) for kind in kinds), published,
-                     " / ".join(ratio(kind) for kind in kinds)])
-    return Table("Few bits a weight: error", ("layers", *kinds, "Zhu 2017: full / ternary, %", "file, times smaller"),
-                 rows) if rows else None
+        rows.append(
+            [
+                depth,
+                *(_error(_low(outcomes, depth, kind)) for kind in kinds),
+                published,
+                " / ".join(ratio(kind) for kind in kinds),
+            ]
+        )
+    return (
+        Table(
+            "Few bits a weight: error", ("layers", *kinds, "Zhu 2017: full / ternary, %", "file, times smaller"), rows
+        )
+        if rows
+        else None
+    )
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------
@@ -284,8 +366,14 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
             shown = [s for s in CUTS if s] if how == "cut" else sparsities
             values = [mean(_curve(outcomes, decay, how, s)) for s in shown]
             if not all(map(math.isnan, values)):
-                axes.plot([100 * s for s in shown], [100 * v for v in values], style, color=color, marker=".",
-                          label=f"{decay}, {how if how != 'cut' else 'without retraining'}")
+                axes.plot(
+                    [100 * s for s in shown],
+                    [100 * v for v in values],
+                    style,
+                    color=color,
+                    marker=".",
+                    label=f"{decay}, {how if how != 'cut' else 'without retraining'}",
+                )
     axes.set(xlabel="weights gone (%)", ylabel="test accuracy (%)")
     axes.legend(frameon=False, fontsize=9)
     tidy(axes)
@@ -297,9 +385,13 @@ def draw_bits(outcomes: Outcomes, figure: Any) -> None:
     colors = {"sharing alone": YELLOW, "pruning alone": BLUE, "both": RED}
     for method, seeds in _points(outcomes).items():
         for i, points in enumerate(seeds):
-            axes.plot(*zip(*((ratio, 100 * accuracy) for ratio, accuracy in points), strict=True),
-                      "." if method == "both" else ".-", color=colors[method], alpha=0.7,
-                      label=method if i == 0 else None)
+            axes.plot(
+                *zip(*((ratio, 100 * accuracy) for ratio, accuracy in points), strict=True),
+                "." if method == "both" else ".-",
+                color=colors[method],
+                alpha=0.7,
+                label=method if i == 0 else None,
+            )
     axes.set(xlabel="times smaller than float32", ylabel="test accuracy (%)", xscale="log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False)
@@ -315,8 +407,15 @@ def draw_low_bits(outcomes: Outcomes, figure: Any) -> None:
     for i, kind in enumerate(kinds):
         runs = [[100 - 100 * value for value in _low(outcomes, depth, kind)] for depth in depths]
         width = 0.8 / len(kinds)
-        axes.bar([n + (i - len(kinds) / 2 + 0.5) * width for n in range(len(depths))], [mean(v) for v in runs], width,
-                 yerr=[deviation(v) for v in runs], capsize=3, color=colors[kind], label=kind)
+        axes.bar(
+            [n + (i - len(kinds) / 2 + 0.5) * width for n in range(len(depths))],
+            [mean(v) for v in runs],
+            width,
+            yerr=[deviation(v) for v in runs],
+            capsize=3,
+            color=colors[kind],
+            label=kind,
+        )
     axes.set_xticks(range(len(depths)), [f"{depth} layers" for depth in depths])
     axes.set_ylabel("test error (%)")
     axes.set_ylim(bottom=0)
@@ -339,9 +438,12 @@ def draw_sensitivity(outcomes: Outcomes, figure: Any) -> None:
 def draw_bytes(outcomes: Outcomes, figure: Any) -> None:
     """What the bytes of each file are for."""
     axes = figure.subplots()
-    rows = [(f"{network}, {stage}", stored) for network in outcomes.where(part="stages").distinct("network")
-            for stage in ("pruned", "shared")
-            for stored in _stage(outcomes, network, stage).where(seed=0).results("stored")]
+    rows = [
+        (f"{network}, {stage}", stored)
+        for network in outcomes.where(part="stages").distinct("network")
+        for stage in ("pruned", "shared")
+        for stored in _stage(outcomes, network, stage).where(seed=0).results("stored")
+    ]
     for i, (_, stored) in enumerate(rows):
         left, parts = 0.0, collections.Counter()
         for row in stored["layers"]:

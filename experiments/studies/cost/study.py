@@ -105,8 +105,13 @@ def step_time(run: Any, state: Any) -> dict[str, Any]:
         state = jax.block_until_ready(run.train_call(state, run.feed.data, items))[0]
         seconds.append(time.perf_counter() - began)
     cost = analyze(run.task.model, (1, *run.feed.image_shape))
-    return {"milliseconds": 1000 * statistics.median(seconds[3:]), "images": run.config["batch_size"],
-            "mult_adds": cost.mult_adds, "parameters": cost.params, "device": summary.device(run.parallel.devices)}
+    return {
+        "milliseconds": 1000 * statistics.median(seconds[3:]),
+        "images": run.config["batch_size"],
+        "mult_adds": cost.mult_adds,
+        "parameters": cost.params,
+        "device": summary.device(run.parallel.devices),
+    }
 
 
 def reuse(run: Any, state: Any) -> dict[str, Any]:
@@ -151,6 +156,7 @@ def _better(field: str, high: str, low: str) -> Any:
 
 def _cheaper(kind: str, cheap: str, dear: str, share: float, loss: float) -> Any:
     """A judge: whether `cheap` has at most `share` of the mult-adds and is less than `loss` below in accuracy."""
+
     def judge(outcomes):
         found = [outcomes.where(set=kind, network=name) for name in (cheap, dear)]
         work = [max(finite(one.values("mult_adds")), default=0) for one in found]
@@ -158,8 +164,10 @@ def _cheaper(kind: str, cheap: str, dear: str, share: float, loss: float) -> Any
             return Judgement(TOO_SMALL, "all runs of one diverged")
         verdict = compare(*(one.values("accuracy") for one in found), by=-loss)
         text = networks.accuracies(outcomes.where(set=kind), cheap, dear)
-        return Judgement(all_of([AGREES if work[0] <= share * work[1] else DISAGREES, verdict]),
-                         f"{text}; {work[0] / work[1]:.0%} of the mult-adds")
+        return Judgement(
+            all_of([AGREES if work[0] <= share * work[1] else DISAGREES, verdict]),
+            f"{text}; {work[0] / work[1]:.0%} of the mult-adds",
+        )
 
     return judge
 
@@ -167,16 +175,23 @@ def _cheaper(kind: str, cheap: str, dear: str, share: float, loss: float) -> Any
 def _efficient(outcomes: Outcomes) -> Judgement:
     """The largest dense network with at most half of the parameters of the largest residual one."""
     sizes = outcomes.where(set="sizes")
-    found = {family: [(max(finite(group.values("parameters")), default=0), group)
-                      for _, group in sizes.where(network=family).groups("size")] for family in ("residual", "dense")}
+    found = {
+        family: [
+            (max(finite(group.values("parameters")), default=0), group)
+            for _, group in sizes.where(network=family).groups("size")
+        ]
+        for family in ("residual", "dense")
+    }
     largest, residual = max(found["residual"], key=lambda pair: pair[0])
     small = [pair for pair in found["dense"] if 0 < pair[0] <= largest / 2]
     if not small:
         return Judgement(TOO_SMALL, "no dense network that small")
     parameters, dense = max(small, key=lambda pair: pair[0])
     values = [group.values("accuracy") for group in (dense, residual)]
-    return Judgement(compare(*values, by=-0.01), f"dense, {parameters:,} parameters, {spread(values[0])}; "
-                     f"residual, {largest:,} parameters, {spread(values[1])}")
+    return Judgement(
+        compare(*values, by=-0.01),
+        f"dense, {parameters:,} parameters, {spread(values[0])}; residual, {largest:,} parameters, {spread(values[1])}",
+    )
 
 
 def _reused(outcomes: Outcomes) -> Judgement:
@@ -185,63 +200,121 @@ def _reused(outcomes: Outcomes) -> Judgement:
     measured = outcomes.where(set="re-use").results("reuse")
     if not measured:
         return Judgement(TOO_SMALL, "all runs diverged")
-    ratios = [[statistics.mean(statistics.mean(row[:len(row) // 2]) / statistics.mean(row[len(row) // 2:])
-                               for row in block if len(row) >= 4) for block in one["blocks"]] for one in measured]
+    ratios = [
+        [
+            statistics.mean(
+                statistics.mean(row[: len(row) // 2]) / statistics.mean(row[len(row) // 2 :])
+                for row in block
+                if len(row) >= 4
+            )
+            for block in one["blocks"]
+        ]
+        for one in measured
+    ]
     moved = statistics.mean(one["moved"] for one in measured)
     least = [min(one) for one in ratios]
     verdict = TOO_SMALL if moved < 0.5 else AGREES if min(least) >= 0.5 else DISAGREES
-    return Judgement(verdict, f"earlier sources have {min(least):.2f} of the later ones' weight in the block where "
-                     f"they have least; training moved the weights by {moved:.0%} of what they were")
+    return Judgement(
+        verdict,
+        f"earlier sources have {min(least):.2f} of the later ones' weight in the block where "
+        f"they have least; training moved the weights by {moved:.0%} of what they were",
+    )
 
 
 def _timed(outcomes: Outcomes) -> Judgement:
-    times = {o.labels["network"]: o.measured["step_time"]["milliseconds"]
-             for o in outcomes.where(set="step time", of=KINDS["mult_adds"])}
+    times = {
+        o.labels["network"]: o.measured["step_time"]["milliseconds"]
+        for o in outcomes.where(set="step time", of=KINDS["mult_adds"])
+    }
     fast, slow = min(times, key=times.get), max(times, key=times.get)
-    return Judgement(AGREES if times[slow] > 1.5 * times[fast] else DISAGREES,
-                     f"{fast} {times[fast]:.1f} ms, {slow} {times[slow]:.1f} ms a step")
+    return Judgement(
+        AGREES if times[slow] > 1.5 * times[fast] else DISAGREES,
+        f"{fast} {times[fast]:.1f} ms, {slow} {times[slow]:.1f} ms a step",
+    )
 
 
 def _counted() -> list[tuple[str, Any, int, float, str]]:
     """Counts of MobileNets at ImageNet's size, beside those published: millions of mult-adds, of parameters."""
-    return [(label, networks.cost("imagenet", network), mult_adds, parameters, source)
-            for label, network, mult_adds, parameters, source in MOBILENETS]
+    return [
+        (label, networks.cost("imagenet", network), mult_adds, parameters, source)
+        for label, network, mult_adds, parameters, source in MOBILENETS
+    ]
 
 
 def _table_4(outcomes: Outcomes) -> Judgement:
     del outcomes  # counted, not trained
     rows = [row for row in _counted() if row[-1].endswith("table 4")]
-    exact = all(round(cost.params / 1e6, 1) == parameters and any(
-        mult_adds in (int(millions), round(millions))
-        for millions in (cost.mult_adds / 1e6, (cost.mult_adds - CLASSIFIER) / 1e6))
-                for _, cost, mult_adds, parameters, _ in rows)
-    return Judgement(AGREES if exact else DISAGREES, "; ".join(
-        f"{label} {cost.mult_adds / 1e6:.2f} M ({(cost.mult_adds - CLASSIFIER) / 1e6:.2f} M without its classifier), "
-        f"{cost.params / 1e6:.2f} M parameters" for label, cost, *_ in rows))
+    exact = all(
+        round(cost.params / 1e6, 1) == parameters
+        and any(
+            mult_adds in (int(millions), round(millions))
+            for millions in (cost.mult_adds / 1e6, (cost.mult_adds - CLASSIFIER) / 1e6)
+        )
+        for _, cost, mult_adds, parameters, _ in rows
+    )
+    return Judgement(
+        AGREES if exact else DISAGREES,
+        "; ".join(
+            f"{label} {cost.mult_adds / 1e6:.2f} M "
+            f"({(cost.mult_adds - CLASSIFIER) / 1e6:.2f} M without its classifier), "
+            f"{cost.params / 1e6:.2f} M parameters"
+            for label, cost, *_ in rows
+        ),
+    )
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
     """MobileNet's counts; accuracies at equal costs, of sizes and of pairs; the time of a step."""
     columns = ["network", "mult-adds, M", "published", "parameters, M", "published", "source"]
-    made = [Table("Counts of MobileNets", columns, [
-        [label, f"{cost.mult_adds / 1e6:.1f}", mult_adds, f"{cost.params / 1e6:.2f}", parameters, source]
-        for label, cost, mult_adds, parameters, source in _counted()])]
+    made = [
+        Table(
+            "Counts of MobileNets",
+            columns,
+            [
+                [label, f"{cost.mult_adds / 1e6:.1f}", mult_adds, f"{cost.params / 1e6:.2f}", parameters, source]
+                for label, cost, mult_adds, parameters, source in _counted()
+            ],
+        )
+    ]
     columns = ["network", "mult-adds", "parameters", "test accuracy", "training loss at the end"]
-    titles = {**{kind: f"At {kind}" for kind in KINDS.values()}, "sizes": "Sizes", "convolution": "Whole and separable",
-              "downsampling": "Early and late downsampling"}
+    titles = {
+        **{kind: f"At {kind}" for kind in KINDS.values()},
+        "sizes": "Sizes",
+        "convolution": "Whole and separable",
+        "downsampling": "Early and late downsampling",
+    }
     for kind, title in titles.items():
         rows = []
         for name, group in _by_name(outcomes.where(set=kind)):
             first = next((o.summary for o in group if o.summary), None)
             losses = [o.history["train"]["loss"][-1] for o in group if o.summary]
-            rows.append([name, *([f"{first['mult_adds']:,}", f"{first['parameters']:,}"] if first else ["—", "—"]),
-                         spread(group.values("accuracy")), spread(losses, percent=False, digits=3)])
+            rows.append(
+                [
+                    name,
+                    *([f"{first['mult_adds']:,}", f"{first['parameters']:,}"] if first else ["—", "—"]),
+                    spread(group.values("accuracy")),
+                    spread(losses, percent=False, digits=3),
+                ]
+            )
         made.append(Table(title, columns, rows))
     times = [(o.labels, o.measured["step_time"]) for o in outcomes.where(set="step time")]
     columns = ["network", "of", "mult-adds", "ms", "G mult-adds/s, forward and backward"]
-    made.append(Table("Time of a training step", columns, [
-        [_name(labels), labels["of"], f"{m['mult_adds']:,}", f"{m['milliseconds']:.2f}",
-         f"{3 * m['mult_adds'] * m['images'] / m['milliseconds'] / 1e6:.1f}"] for labels, m in times]))
+    made.append(
+        Table(
+            "Time of a training step",
+            columns,
+            [
+                [
+                    _name(labels),
+                    labels["of"],
+                    f"{m['mult_adds']:,}",
+                    f"{m['milliseconds']:.2f}",
+                    f"{3 * m['mult_adds'] * m['images'] / m['milliseconds'] / 1e6:.1f}",
+                ]
+                for labels, m in times
+            ],
+        )
+    )
     return made
 
 
@@ -283,8 +356,10 @@ def _tick(axis: Any) -> None:
 def _draw_sizes(outcomes: Outcomes, figure: Any) -> None:
     axes = figure.subplots()
     for family, color in (("residual", COLORS[PLAIN]), ("dense", COLORS[DENSE])):
-        points = [(max(finite(group.values("parameters")), default=None), finite(group.values("accuracy")))
-                  for _, group in outcomes.where(set="sizes", network=family).groups("size")]
+        points = [
+            (max(finite(group.values("parameters")), default=None), finite(group.values("accuracy")))
+            for _, group in outcomes.where(set="sizes", network=family).groups("size")
+        ]
         points = [(x, [100 * y for y in ys]) for x, ys in points if ys]
         for x, ys in points:
             axes.plot([x] * len(ys), ys, "o", color=color, alpha=0.5, markersize=4)
@@ -301,11 +376,18 @@ def _draw_reuse(outcomes: Outcomes, figure: Any) -> None:
         return
     panels = figure.subplots(1, len(measured[0]), squeeze=False)[0]
     for stage, axes in enumerate(panels):
-        rows = [[statistics.mean(values) for values in zip(*runs, strict=True)]
-                for runs in zip(*(one[stage] for one in measured), strict=True)]
+        rows = [
+            [statistics.mean(values) for values in zip(*runs, strict=True)]
+            for runs in zip(*(one[stage] for one in measured), strict=True)
+        ]
         size = len(rows)
-        image = [[rows[target][source] / max(rows[target]) if source < len(rows[target]) else float("nan")
-                  for target in range(size)] for source in range(size)]
+        image = [
+            [
+                rows[target][source] / max(rows[target]) if source < len(rows[target]) else float("nan")
+                for target in range(size)
+            ]
+            for source in range(size)
+        ]
         drawn = axes.imshow(image, vmin=0, vmax=1, cmap="viridis")
         last = "transition" if stage < len(panels) - 1 else "classifier"
         axes.set_xticks(range(size), [*range(1, size), last])
@@ -318,14 +400,24 @@ def _draw_reuse(outcomes: Outcomes, figure: Any) -> None:
 
 def _draw_step_time(outcomes: Outcomes, figure: Any) -> None:
     axes, timed = figure.subplots(), outcomes.where(set="step time")
-    colors = {**COLORS, "residual": "#999999", "whole": BROWN, "early": PINK, "late": CYAN,
-              "separable": COLORS[SEPARABLE]}
+    colors = {
+        **COLORS,
+        "residual": "#999999",
+        "whole": BROWN,
+        "early": PINK,
+        "late": CYAN,
+        "separable": COLORS[SEPARABLE],
+    }
     for (name,), group in timed.groups("network"):
         points = [(one["mult_adds"], one["milliseconds"]) for one in group.results("step_time")]
         axes.plot(*zip(*points, strict=True), "o", color=colors[name], label=name)
     first = timed[0].measured["step_time"]
-    axes.set(xscale="log", yscale="log", xlabel="mult-adds, one image forward",
-             ylabel=f"training step of {first['images']} images, ms")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="mult-adds, one image forward",
+        ylabel=f"training step of {first['images']} images, ms",
+    )
     axes.set_title(first["device"], fontsize=10)
     _tick(axes.xaxis)
     _tick(axes.yaxis)
@@ -337,64 +429,116 @@ STUDY = Study(
     name="cost",
     title="Cost",
     question="At equal mult-adds and at equal parameters, which block is best, what does dense connection save, and do "
-             "mult-adds tell the time of a step?",
+    "mult-adds tell the time of a step?",
     would_change="Harder images: on digits most blocks are within three points of all right, so equal costs differ by "
-                 "less than seeds do; cifar10 scale has room for a difference. Wider networks for separable "
-                 "convolutions: the published loss of a point is that of up to 1,024 channels and 224x224 pixels. A "
-                 "longer training for the weights of dense blocks, which have to move further from where they began.",
+    "less than seeds do; cifar10 scale has room for a difference. Wider networks for separable "
+    "convolutions: the published loss of a point is that of up to 1,024 channels and 224x224 pixels. A "
+    "longer training for the weights of dense blocks, which have to move further from where they began.",
     cost=COSTS,
     trials=trials,
     claims=(
-        Claim("Depthwise separable convolutions take about an eighth of the work and a seventh of the parameters.",
-              "569 M mult-adds and 4.2 M parameters, whole 4866 M and 29.3 M", "Howard 2017, table 4",
-              "our networks, counted at 224 x 224, have these numbers to the digits printed, with or without the "
-              "classifier's 1.02 M and rounded or cut, which the paper does not say", _table_4),
-        Claim("Depthwise separable convolutions cost little accuracy.", "70.6 %, whole 71.7 %", "Howard 2017, table 4",
-              "separable ones are less than 3 points below whole ones, with at most a fourth of the mult-adds",
-              _cheaper("convolution", "separable", "whole", 0.25, 0.03)),
-        Claim("Bottlenecks are more accurate than pairs of 3x3 convolutions of the same cost.",
-              "top-1 error 22.85 % (50 layers, 3.8e9 mult-adds), 24.19 % (34 layers, 3.6e9)",
-              "He 2016, tables 1 and 3", "at equal mult-adds their accuracy is higher by two standard errors",
-              _better("mult_adds", BOTTLENECK, PLAIN)),
-        Claim("Grouped bottlenecks are more accurate than whole ones of the same cost.",
-              "top-1 error 22.2 % (32x4d), 23.9 % (1x64d)", "Xie 2017, table 3",
-              "at equal mult-adds their accuracy is higher by two standard errors",
-              _better("mult_adds", GROUPED, BOTTLENECK)),
-        Claim("Inverted residuals are more accurate than separable convolutions.",
-              "72.0 % with 300 M mult-adds, 70.6 % with 575 M", "Sandler 2018, table 4",
-              "at equal mult-adds their accuracy is higher by two standard errors",
-              _better("mult_adds", INVERTED, SEPARABLE)),
-        Claim("Dense networks need fewer parameters for the accuracy of residual ones.",
-              "CIFAR-10, error 4.51 % with 0.8 M (DenseNet-BC), 6.61 % with 1.7 M (ResNet-110)",
-              "Huang 2017, table 2; He 2016, table 6",
-              "the largest dense network with at most half of the parameters of the largest residual one is less than "
-              "1 point below it", _efficient),
-        Claim("Dense networks are more accurate than residual ones of equal parameters.", "the same", "the same",
-              "at equal parameters their accuracy is higher by two standard errors than that of pairs of 3x3",
-              _better("parameters", DENSE, PLAIN)),
-        Claim("Layers of a dense block use features of early layers directly.",
-              "weights are spread over many inputs; no numbers printed", "Huang 2017, section 5 and fig. 5",
-              "in each block, the earlier half of a layer's inputs has at least half of the later half's mean weight "
-              "(where training moved the weights by less than half of what they were: too small to tell)", _reused),
-        Claim("Downsampling early saves most of the work at little loss.",
-              "VGG-19 19.6e9 mult-adds, ResNet-34, with a stem of stride 4, 3.6e9",
-              "He 2016, section 4.1 and table 1",
-              "a stem that halves the resolution leaves at most half of the mult-adds and less than 3 points lost",
-              _cheaper("downsampling", "early", "late", 0.5, 0.03)),
-        Claim("Mult-adds do not tell the time.", "on a phone 75 ms with 300 M (v2), 113 ms with 575 M (v1)",
-              "Sandler 2018, table 4", "at equal mult-adds the slowest training step takes more than 1.5 times as long "
-              "as the fastest", _timed),
+        Claim(
+            "Depthwise separable convolutions take about an eighth of the work and a seventh of the parameters.",
+            "569 M mult-adds and 4.2 M parameters, whole 4866 M and 29.3 M",
+            "Howard 2017, table 4",
+            "our networks, counted at 224 x 224, have these numbers to the digits printed, with or without the "
+            "classifier's 1.02 M and rounded or cut, which the paper does not say",
+            _table_4,
+        ),
+        Claim(
+            "Depthwise separable convolutions cost little accuracy.",
+            "70.6 %, whole 71.7 %",
+            "Howard 2017, table 4",
+            "separable ones are less than 3 points below whole ones, with at most a fourth of the mult-adds",
+            _cheaper("convolution", "separable", "whole", 0.25, 0.03),
+        ),
+        Claim(
+            "Bottlenecks are more accurate than pairs of 3x3 convolutions of the same cost.",
+            "top-1 error 22.85 % (50 layers, 3.8e9 mult-adds), 24.19 % (34 layers, 3.6e9)",
+            "He 2016, tables 1 and 3",
+            "at equal mult-adds their accuracy is higher by two standard errors",
+            _better("mult_adds", BOTTLENECK, PLAIN),
+        ),
+        Claim(
+            "Grouped bottlenecks are more accurate than whole ones of the same cost.",
+            "top-1 error 22.2 % (32x4d), 23.9 % (1x64d)",
+            "Xie 2017, table 3",
+            "at equal mult-adds their accuracy is higher by two standard errors",
+            _better("mult_adds", GROUPED, BOTTLENECK),
+        ),
+        Claim(
+            "Inverted residuals are more accurate than separable convolutions.",
+            "72.0 % with 300 M mult-adds, 70.6 % with 575 M",
+            "Sandler 2018, table 4",
+            "at equal mult-adds their accuracy is higher by two standard errors",
+            _better("mult_adds", INVERTED, SEPARABLE),
+        ),
+        Claim(
+            "Dense networks need fewer parameters for the accuracy of residual ones.",
+            "CIFAR-10, error 4.51 % with 0.8 M (DenseNet-BC), 6.61 % with 1.7 M (ResNet-110)",
+            "Huang 2017, table 2; He 2016, table 6",
+            "the largest dense network with at most half of the parameters of the largest residual one is less than "
+            "1 point below it",
+            _efficient,
+        ),
+        Claim(
+            "Dense networks are more accurate than residual ones of equal parameters.",
+            "the same",
+            "the same",
+            "at equal parameters their accuracy is higher by two standard errors than that of pairs of 3x3",
+            _better("parameters", DENSE, PLAIN),
+        ),
+        Claim(
+            "Layers of a dense block use features of early layers directly.",
+            "weights are spread over many inputs; no numbers printed",
+            "Huang 2017, section 5 and fig. 5",
+            "in each block, the earlier half of a layer's inputs has at least half of the later half's mean weight "
+            "(where training moved the weights by less than half of what they were: too small to tell)",
+            _reused,
+        ),
+        Claim(
+            "Downsampling early saves most of the work at little loss.",
+            "VGG-19 19.6e9 mult-adds, ResNet-34, with a stem of stride 4, 3.6e9",
+            "He 2016, section 4.1 and table 1",
+            "a stem that halves the resolution leaves at most half of the mult-adds and less than 3 points lost",
+            _cheaper("downsampling", "early", "late", 0.5, 0.03),
+        ),
+        Claim(
+            "Mult-adds do not tell the time.",
+            "on a phone 75 ms with 300 M (v2), 113 ms with 575 M (v1)",
+            "Sandler 2018, table 4",
+            "at equal mult-adds the slowest training step takes more than 1.5 times as long as the fastest",
+            _timed,
+        ),
     ),
     tables=tables,
     pictures=(
-        Picture("equal", "Test accuracy at equal cost; a point is a run, a line the mean of three seeds.", _draw_equal,
-                (12, 4.5)),
-        Picture("sizes", "Test accuracy against parameters; a point is a run, lines join means of three seeds.",
-                _draw_sizes, (7, 4.5)),
-        Picture("reuse", "Mean absolute weight of each layer's first convolution over the channels that come from each "
-                "earlier layer, divided by the largest of the column, mean of three seeds (Huang 2017, fig. 5). All "
-                "equal before training.", _draw_reuse, (13, 5)),
-        Picture("step_time", f"Median of {TIMED} compiled training steps against mult-adds, of every network of the "
-                "study. Trials that run at once share the machine.", _draw_step_time, (9, 5)),
+        Picture(
+            "equal",
+            "Test accuracy at equal cost; a point is a run, a line the mean of three seeds.",
+            _draw_equal,
+            (12, 4.5),
+        ),
+        Picture(
+            "sizes",
+            "Test accuracy against parameters; a point is a run, lines join means of three seeds.",
+            _draw_sizes,
+            (7, 4.5),
+        ),
+        Picture(
+            "reuse",
+            "Mean absolute weight of each layer's first convolution over the channels that come from each "
+            "earlier layer, divided by the largest of the column, mean of three seeds (Huang 2017, fig. 5). All "
+            "equal before training.",
+            _draw_reuse,
+            (13, 5),
+        ),
+        Picture(
+            "step_time",
+            f"Median of {TIMED} compiled training steps against mult-adds, of every network of the "
+            "study. Trials that run at once share the machine.",
+            _draw_step_time,
+            (9, 5),
+        ),
     ),
 )

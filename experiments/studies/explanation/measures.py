@@ -10,8 +10,18 @@ import numpy as np
 
 from experiments.studies.measures import png
 
-METHODS = ("cam", "grad_cam", "grad_cam_plus_plus", "attention_rollout", "saliency", "smooth_grad",
-           "integrated_gradients", "guided_backprop", "deconvnet", "guided_grad_cam")
+METHODS = (
+    "cam",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "attention_rollout",
+    "saliency",
+    "smooth_grad",
+    "integrated_gradients",
+    "guided_backprop",
+    "deconvnet",
+    "guided_grad_cam",
+)
 SOME_HAVE = ("cam", "attention_rollout")  # networks that end in the mean of a map, and transformers
 OPTIONS = {"smooth_grad": {"samples": 8}, "integrated_gradients": {"steps": 16}}
 IMAGES = 96  # of the test set
@@ -49,8 +59,9 @@ def examples(run: Any, split: str, count: int, objects: int = 1) -> Examples:
     return Examples(pixels, images, [placed.objects(i) for i in range(count)])
 
 
-def found_by(run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
-             ) -> Iterator[tuple[str, Any]]:
+def found_by(
+    run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
+) -> Iterator[tuple[str, Any]]:
     """Pairs (method, `Explanation`) of the methods, () for METHODS, that the network has."""
     from models.errors import UserError
     from models.explain import catalogue
@@ -63,8 +74,9 @@ def found_by(run: Any, variables: Any, images: Any, target: Any, methods: Sequen
                 raise
 
 
-def explained(run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
-              ) -> Iterator[tuple[str, np.ndarray]]:
+def explained(
+    run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
+) -> Iterator[tuple[str, np.ndarray]]:
     """Pairs (method, heat [N, H, W]) as of `found_by`."""
     from models.explain import catalogue
 
@@ -101,9 +113,12 @@ def localization(run: Any, state: Any) -> dict[str, Any]:
         heat = smooth(name, heat)
         there = faithful.localized(heat, test.boxes(), best)
         found[name] = {
-            "pointing": float(faithful.pointing(heat, test.boxes()).mean()), "threshold": best,
-            "localized": float(there.mean()), "error": float(1 - (there & right).mean()),
-            "error_at_0.2": float(1 - (faithful.localized(heat, test.boxes(), 0.2) & right).mean())}
+            "pointing": float(faithful.pointing(heat, test.boxes()).mean()),
+            "threshold": best,
+            "localized": float(there.mean()),
+            "error": float(1 - (there & right).mean()),
+            "error_at_0.2": float(1 - (faithful.localized(heat, test.boxes(), 0.2) & right).mean()),
+        }
     area = np.array([(b - t) * (r - left) for t, left, b, r in test.boxes()])
     found["chance"] = float((area / np.prod(test.images.shape[1:3])).mean())
     found["middle"] = at_middle(test)
@@ -156,33 +171,40 @@ def faithfulness(run: Any, state: Any) -> dict[str, Any]:
     square = height // 4
     swept = occlusion(model, variables, test.images, size=square, stride=square // 2)
     cost = np.take_along_axis(np.asarray(swept.logits), np.asarray(swept.target)[:, None], 1)[:, :, None] - np.asarray(
-        swept.score)  # [N, R, S]
+        swept.score
+    )  # [N, R, S]
     rows, columns = np.asarray(swept.rows), np.asarray(swept.columns)
 
     def in_squares(heat):
-        return np.stack([[heat[:, r:r + square, c:c + square].mean((1, 2)) for c in columns] for r in rows]
-                        ).transpose(2, 0, 1)
+        return np.stack(
+            [[heat[:, r : r + square, c : c + square].mean((1, 2)) for c in columns] for r in rows]
+        ).transpose(2, 0, 1)
 
     def spread(values):  # over the pixels of its squares
         total, times = np.zeros((len(values), height, width)), np.zeros((height, width))
         for i, r in enumerate(rows):
             for j, c in enumerate(columns):
-                total[:, r:r + square, c:c + square] += values[:, i, j, None, None]
-                times[r:r + square, c:c + square] += 1
+                total[:, r : r + square, c : c + square] += values[:, i, j, None, None]
+                times[r : r + square, c : c + square] += 1
         return total / times
 
     target = np.asarray(swept.target)
-    heats = {**dict(explained(run, variables, test.images, target)), "occlusion": spread(cost),
-             "random": np.random.default_rng(0).random((len(target), height, width))}
+    heats = {
+        **dict(explained(run, variables, test.images, target)),
+        "occlusion": spread(cost),
+        "random": np.random.default_rng(0).random((len(target), height, width)),
+    }
     found = {}
     for name, heat in heats.items():
         deleted = faithful.deletion(model, variables, test.images, heat, target, steps=STEPS)
         inserted = faithful.insertion(model, variables, test.images, heat, target, steps=STEPS, blur=BLUR)
         found[name] = {
-            "deletion": float(deleted.area.mean()), "insertion": float(inserted.area.mean()),
+            "deletion": float(deleted.area.mean()),
+            "insertion": float(inserted.area.mean()),
             "deletion_curve": np.asarray(deleted.probability).mean(0).tolist(),
             "insertion_curve": np.asarray(inserted.probability).mean(0).tolist(),
-            "occlusion": mean_of_varied(faithful.rank_correlation(in_squares(heat), cost))}
+            "occlusion": mean_of_varied(faithful.rank_correlation(in_squares(heat), cost)),
+        }
     return found
 
 
@@ -194,8 +216,15 @@ def sanity(run: Any, state: Any) -> dict[str, Any]:
     from models.explain import faithful
 
     trained, test = state.evaluation_variables(), examples(run, "test", FEW)
-    whole = dict(explained(run, jax.device_put(trained), test.images, test.labels(),
-                           [name for name in METHODS if name != "smooth_grad"]))
+    whole = dict(
+        explained(
+            run,
+            jax.device_put(trained),
+            test.images,
+            test.labels(),
+            [name for name in METHODS if name != "smooth_grad"],
+        )
+    )
     found: dict[str, Any] = {"layers": [], **{name: [] for name in whole}}
     for layer, variables in faithful.randomized(run.task.model, trained, run.feed.inputs, seed=1):
         found["layers"].append(layer)
@@ -217,11 +246,15 @@ def effective(run: Any, state: Any) -> dict[str, Any]:
     if fields[name]:
         name = [one for one, field in fields.items() if field and max(field.size) <= min(test.images.shape[1:3])][-1]
     field, (height, width, _) = fields[name], method.grid(about.endpoints[name])
-    found: dict[str, Any] = {"theoretical": None if field is None else list(field.size), "endpoint": name,
-                             "box": None if field is None else list(field.box(height // 2, width // 2))}
+    found: dict[str, Any] = {
+        "theoretical": None if field is None else list(field.size),
+        "endpoint": name,
+        "box": None if field is None else list(field.box(height // 2, width // 2)),
+    }
     for when, one in (("before", run.state), ("after", state)):
-        values = np.asarray(receptive.effective(model, jax.device_put(one.evaluation_variables()), test.images,
-                                                endpoint=name))
+        values = np.asarray(
+            receptive.effective(model, jax.device_put(one.evaluation_variables()), test.images, endpoint=name)
+        )
         found[when] = {"size": receptive.effective_size(values), "map": png(values / values.max())}
     return found
 
@@ -237,21 +270,29 @@ def gallery(run: Any, state: Any) -> list[dict[str, Any]]:
     variables, classes = jax.device_put(state.evaluation_variables()), run.feed.classes
     one, two = examples(run, "test", FEW), examples(run, "test", 2000 if "cat" in classes else FEW, objects=2)
     wanted = {classes.index("cat"), classes.index("dog")} if "cat" in classes else None
-    pair = next(i for i, things in enumerate(two.objects)
-                if wanted in (None, {thing.label for thing in things}))
+    pair = next(i for i, things in enumerate(two.objects) if wanted in (None, {thing.label for thing in things}))
     rows = []
     for some, i, which in ((one, 1, 0), (two, pair, 0), (two, pair, 1)):
-        thing, image = some.objects[i][which], some.images[i:i + 1]
+        thing, image = some.objects[i][which], some.images[i : i + 1]
         panels = {}
         for name, values in found_by(run, variables, image, np.array([thing.label], np.int32)):
             heat = np.asarray(catalogue.heat(values.values, image.shape[1:3])[0])
-            panels[name] = png(around_gray(np.asarray(values.values[0])) if name in catalogue.SIGNED else
-                               share_of_largest(heat, 1.0 if name in catalogue.MAPS else 0.995))
+            panels[name] = png(
+                around_gray(np.asarray(values.values[0]))
+                if name in catalogue.SIGNED
+                else share_of_largest(heat, 1.0 if name in catalogue.MAPS else 0.995)
+            )
         probability = np.asarray(jax.nn.softmax(values.logits))[0]
         top = int(probability.argmax())
         says = f"{classes[thing.label]}: {probability[thing.label]:.0%}"
         says += "" if top == thing.label else f"\ntop {classes[top]} {probability[top]:.0%}"
-        rows.append({"image": png(some.pixels[i]), "says": says, "boxes": [list(map(int, thing.box))],
-                     "class": classes[thing.label], "panels": panels})
+        rows.append(
+            {
+                "image": png(some.pixels[i]),
+                "says": says,
+                "boxes": [list(map(int, thing.box))],
+                "class": classes[thing.label],
+                "panels": panels,
+            }
+        )
     return rows
-

@@ -18,14 +18,7 @@ cifar10    cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (f
 from typing import Any
 
 from experiments.studies.explanation import results
-from experiments.studies.explanation.measures import (
-    effective,
-    faithfulness,
-    gallery,
-    localization,
-    sanity,
-    two_objects,
-)
+from experiments.studies.explanation.measures import effective, faithfulness, gallery, localization, sanity, two_objects
 from experiments.studies.networks import Network, config
 from experiments.study import Claim, Picture, Study, Trial
 
@@ -44,9 +37,11 @@ def _networks(scale: str) -> dict[str, tuple[Network, int, float, str]]:
     vgg = {"width": 16, "stage_sizes": (2, 2, 2), "classifier": (256,), "norm": "batch", "dropout": 0.0}
     vit = {"stem_channels": (32, 64), "patch_size": 4, "depth": 4, "width": 64, "heads": 4, "mlp_width": 128}
     long = {"digits": 24, "cifar10": 12}[scale]
-    return {"ResNet": (Network("resnet14", {"width": 16}), long // 3, 0.1, "sgd(momentum=0.9)"),
-            "VGG": (Network("vgg11_cifar", vgg), long // 2, 5e-4, "adamw"),
-            "ViT": (Network("vit_c_1gf", vit), long, 1e-3, "adamw")}
+    return {
+        "ResNet": (Network("resnet14", {"width": 16}), long // 3, 0.1, "sgd(momentum=0.9)"),
+        "VGG": (Network("vgg11_cifar", vgg), long // 2, 5e-4, "adamw"),
+        "ViT": (Network("vit_c_1gf", vit), long, 1e-3, "adamw"),
+    }
 
 
 def trials(scale: str) -> list[Trial]:
@@ -68,26 +63,50 @@ def trials(scale: str) -> list[Trial]:
 
 
 CLAIMS: list[Any] = [
-    Claim("Class activation maps localize the object better than gradients.", "top-1 localization error on ILSVRC: "
-          "GoogLeNet-GAP 56.40 %, backprop on GoogLeNet 61.31 %", "Zhou 2016, table 2",
-          "ResNet: a lower localization error with CAM than with the gradient", results.cam_localizes),
-    Claim("Grad-CAM localizes the object better than gradients where layers are dense.",
-          "VGG-16 56.51 %; backprop on VGGnet 61.12 %",
-          "Selvaraju 2017, table 1; Zhou 2016, table 2",
-          "VGG: a lower localization error with Grad-CAM than with the gradient", results.grad_cam_localizes),
-    Claim("Guided backprop shows all objects, guided Grad-CAM that of the class.", "cat and dog (figure only)",
-          "Selvaraju 2017, figure 1", "two objects: guided Grad-CAM points at the one that is asked for at least 10 "
-          "points more often than guided backprop, mean over the networks", results.tells_classes_apart),
-    Claim("Grad-CAM agrees with occlusion better than guided backprop.", "rank correlation 0.254 against 0.168 "
-          "(guided Grad-CAM 0.261, CAM 0.208)", "Selvaraju 2017, section on faithfulness",
-          "VGG: a higher rank correlation", results.agrees_with_occlusion),
-    Claim("Guided backprop hardly depends on what the upper layers have learned, Grad-CAM does.",
-          "rank correlations and pictures (figures only)", "Adebayo 2018, section 3.1",
-          "VGG, the upper half of the layers drawn anew: guided backprop keeps a rank correlation at least 0.2 higher",
-          results.insensitive),
-    Claim("The effective receptive field is smaller than the theoretical one, and grows in training.",
-          "figures only", "Luo 2016, section 4", "ResNet, the last map that sees no more than a canvas: at most two "
-          "thirds of the pixels across, and larger after training than before", results.effective_field),
+    Claim(
+        "Class activation maps localize the object better than gradients.",
+        "top-1 localization error on ILSVRC: GoogLeNet-GAP 56.40 %, backprop on GoogLeNet 61.31 %",
+        "Zhou 2016, table 2",
+        "ResNet: a lower localization error with CAM than with the gradient",
+        results.cam_localizes,
+    ),
+    Claim(
+        "Grad-CAM localizes the object better than gradients where layers are dense.",
+        "VGG-16 56.51 %; backprop on VGGnet 61.12 %",
+        "Selvaraju 2017, table 1; Zhou 2016, table 2",
+        "VGG: a lower localization error with Grad-CAM than with the gradient",
+        results.grad_cam_localizes,
+    ),
+    Claim(
+        "Guided backprop shows all objects, guided Grad-CAM that of the class.",
+        "cat and dog (figure only)",
+        "Selvaraju 2017, figure 1",
+        "two objects: guided Grad-CAM points at the one that is asked for at least 10 "
+        "points more often than guided backprop, mean over the networks",
+        results.tells_classes_apart,
+    ),
+    Claim(
+        "Grad-CAM agrees with occlusion better than guided backprop.",
+        "rank correlation 0.254 against 0.168 (guided Grad-CAM 0.261, CAM 0.208)",
+        "Selvaraju 2017, section on faithfulness",
+        "VGG: a higher rank correlation",
+        results.agrees_with_occlusion,
+    ),
+    Claim(
+        "Guided backprop hardly depends on what the upper layers have learned, Grad-CAM does.",
+        "rank correlations and pictures (figures only)",
+        "Adebayo 2018, section 3.1",
+        "VGG, the upper half of the layers drawn anew: guided backprop keeps a rank correlation at least 0.2 higher",
+        results.insensitive,
+    ),
+    Claim(
+        "The effective receptive field is smaller than the theoretical one, and grows in training.",
+        "figures only",
+        "Luo 2016, section 4",
+        "ResNet, the last map that sees no more than a canvas: at most two "
+        "thirds of the pixels across, and larger after training than before",
+        results.effective_field,
+    ),
 ]
 
 STUDY = Study(
@@ -95,26 +114,51 @@ STUDY = Study(
     title="Explanations",
     question="Do the maps that explain a decision show what the network bases it on?",
     would_change="Smaller objects, or photographs with boxes, for CAM against gradients: on canvases both err on few "
-                 "images. More seeds for guided Grad-CAM against guided backprop. Training on photographs for the "
-                 "effective receptive field, which does not grow here, where digits are small.",
-    cost={"digits": "30 minutes on 2 cores",
-          "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; hours on 2 cores; one seed, so no verdicts"},
+    "images. More seeds for guided Grad-CAM against guided backprop. Training on photographs for the "
+    "effective receptive field, which does not grow here, where digits are small.",
+    cost={
+        "digits": "30 minutes on 2 cores",
+        "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; hours on 2 cores; one seed, so no verdicts",
+    },
     trials=trials,
     claims=CLAIMS,
     tables=results.tables,
     pictures=[
-        Picture("gallery", "All methods on the same two images by three networks (first seed): one object, and two of "
-                "different classes, explained for the one and for the other (box). Negative evidence counts in "
-                "gradients, not in maps; the deconvnet without max-pooling hardly depends on the image.",
-                results.draw_gallery, (13.0, 12.6)),
-        Picture("localization", "How often the highest place of the map is on the object (left), and on that of two "
-                "which is asked for (right). Mean over seeds.", results.draw_localization, (11.0, 4.6)),
-        Picture("curves", "The probability of the class as the most important pixels are deleted (above) and inserted "
-                "(below). Mean over images and seeds.", results.draw_curves, (13.0, 7.2)),
-        Picture("sanity", "How alike the map remains as layers are drawn anew, from the logits down to the image: rank "
-                "correlation, mean over images and seeds.", results.draw_sanity, (13.0, 4.2)),
-        Picture("effective", "Effective receptive field of the middle unit of the last map that sees no more than a "
-                "canvas, before and after training (first seed); the box is the theoretical one.",
-                results.draw_effective, (9.0, 6.4)),
+        Picture(
+            "gallery",
+            "All methods on the same two images by three networks (first seed): one object, and two of "
+            "different classes, explained for the one and for the other (box). Negative evidence counts in "
+            "gradients, not in maps; the deconvnet without max-pooling hardly depends on the image.",
+            results.draw_gallery,
+            (13.0, 12.6),
+        ),
+        Picture(
+            "localization",
+            "How often the highest place of the map is on the object (left), and on that of two "
+            "which is asked for (right). Mean over seeds.",
+            results.draw_localization,
+            (11.0, 4.6),
+        ),
+        Picture(
+            "curves",
+            "The probability of the class as the most important pixels are deleted (above) and inserted "
+            "(below). Mean over images and seeds.",
+            results.draw_curves,
+            (13.0, 7.2),
+        ),
+        Picture(
+            "sanity",
+            "How alike the map remains as layers are drawn anew, from the logits down to the image: rank "
+            "correlation, mean over images and seeds.",
+            results.draw_sanity,
+            (13.0, 4.2),
+        ),
+        Picture(
+            "effective",
+            "Effective receptive field of the middle unit of the last map that sees no more than a "
+            "canvas, before and after training (first seed); the box is the theoretical one.",
+            results.draw_effective,
+            (9.0, 6.4),
+        ),
     ],
 )

@@ -32,15 +32,21 @@ from train.plots.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 
 # label -> (model.init, data_init)
 INITS = {
-    "normal 0.01": ("normal:0.01", "none"), "Xavier": ("xavier_normal", "none"), "LeCun": ("lecun", "none"),
-    "MSRA fan-in": ("msra_fan_in", "none"), "MSRA fan-out": ("msra_fan_out", "none"),
-    "orthogonal": ("orthogonal", "none"), "LSUV": ("orthogonal", "lsuv"),
+    "normal 0.01": ("normal:0.01", "none"),
+    "Xavier": ("xavier_normal", "none"),
+    "LeCun": ("lecun", "none"),
+    "MSRA fan-in": ("msra_fan_in", "none"),
+    "MSRA fan-out": ("msra_fan_out", "none"),
+    "orthogonal": ("orthogonal", "none"),
+    "LSUV": ("orthogonal", "lsuv"),
 }
 DEPTHS = {"digits": (8, 14, 20), "cifar10": (14, 20, 32)}  # the first is "shallow" below, the last "deep"
 STEP_0 = 44  # layers of the networks that are measured at step 0
 CURED = ("normal 0.01", "Xavier", "MSRA fan-in")
 NETWORKS = {  # label -> (model without its depth, norm)
-    "plain": ("plain", "none"), "plain, batch norm": ("plain", "batch"), "residual, no norm": ("resnet", "none"),
+    "plain": ("plain", "none"),
+    "plain, batch norm": ("plain", "batch"),
+    "residual, no norm": ("resnet", "none"),
     "residual, batch norm": ("resnet", "batch"),
 }
 SEEDS = (0, 1, 2)
@@ -70,8 +76,11 @@ def trials(scale: str) -> list[Trial]:
         inits = INITS if network == "plain" else CURED
         for seed in SEEDS:
             found += [made(network, STEP_0, init, seed, train=False, measures=(signal,)) for init in inits]
-            found += [made(network, depth, init, seed) for depth in (depths if network == "plain" else depths[-1:])
-                      for init in inits]
+            found += [
+                made(network, depth, init, seed)
+                for depth in (depths if network == "plain" else depths[-1:])
+                for init in inits
+            ]
     return found
 
 
@@ -91,8 +100,16 @@ def signal(run: Any, state: Any) -> dict[str, Any]:
 
     @jax.jit
     def measured(variables, images, labels):
-        read = functools.partial(capture, run.task.model, variables, images, train=True, layers=True,
-                                 rngs={"dropout": jax.random.key(0)}, mutable=list(state.model_state))
+        read = functools.partial(
+            capture,
+            run.task.model,
+            variables,
+            images,
+            train=True,
+            layers=True,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=list(state.model_state),
+        )
         _, shapes = jax.eval_shape(read)
 
         def loss(add):
@@ -101,12 +118,16 @@ def signal(run: Any, state: Any) -> dict[str, Any]:
             return losses.mean(), {name: jnp.std(found[name]) for name in order}
 
         gradients, forward = jax.grad(loss, has_aux=True)(
-            {name: jnp.zeros(shapes[name].shape, shapes[name].dtype) for name in order})
+            {name: jnp.zeros(shapes[name].shape, shapes[name].dtype) for name in order}
+        )
         return forward, {name: jnp.std(g) for name, g in gradients.items()}
 
     forward, backward = measured(state.variables(), batch["image"], batch["label"])
-    return {"layers": order, "forward": [float(forward[name]) for name in order],
-            "backward": [float(backward[name]) for name in order]}
+    return {
+        "layers": order,
+        "forward": [float(forward[name]) for name in order],
+        "backward": [float(backward[name]) for name in order],
+    }
 
 
 # -- what is read off ----------------------------------------------------------------------------------------------
@@ -140,14 +161,18 @@ def _factor(outcomes: Outcomes, init: str, direction: str, network: str = "plain
 
 def _accuracies(outcomes: Outcomes, role: str, *inits: str) -> str:
     return f"{_depth(outcomes, role)} layers: " + "; ".join(
-        f"{init} {spread(_end(outcomes, 'plain', role, init).values('accuracy'))}" for init in inits)
+        f"{init} {spread(_end(outcomes, 'plain', role, init).values('accuracy'))}" for init in inits
+    )
 
 
 def _rule(outcomes: Outcomes) -> Judgement:
     msra, xavier = (_factor(outcomes, init, "forward") for init in ("MSRA fan-in", "Xavier"))
     held = 0.9 <= msra <= 1.05 and abs(xavier / msra - 0.5**0.5) <= 0.02
-    return Judgement(AGREES if held else DISAGREES, f"a layer multiplies the standard deviation by {msra:.3f} (MSRA) "
-                     f"and {xavier:.3f} (Xavier), {xavier / msra:.3f} of it")
+    return Judgement(
+        AGREES if held else DISAGREES,
+        f"a layer multiplies the standard deviation by {msra:.3f} (MSRA) "
+        f"and {xavier:.3f} (Xavier), {xavier / msra:.3f} of it",
+    )
 
 
 def _deepest(outcomes: Outcomes) -> Judgement:
@@ -155,8 +180,9 @@ def _deepest(outcomes: Outcomes) -> Judgement:
     stalled = _share(outcomes, "plain", "deep", "Xavier")[0] == 0
     chance = 0.1  # what a run that diverged knows
     verdict = compare(*(runs.values("accuracy", diverged=chance) for runs in (good, bad)), by=0.2)
-    return Judgement(verdict if stalled or verdict != AGREES else DISAGREES,
-                     _accuracies(outcomes, "deep", "MSRA fan-in", "Xavier"))
+    return Judgement(
+        verdict if stalled or verdict != AGREES else DISAGREES, _accuracies(outcomes, "deep", "MSRA fan-in", "Xavier")
+    )
 
 
 def _earlier(outcomes: Outcomes) -> Judgement:
@@ -165,17 +191,19 @@ def _earlier(outcomes: Outcomes) -> Judgement:
     both = all(_share(outcomes, "plain", "shallow", init)[0] == len(SEEDS) for init in inits)
     verdict = compare(early["Xavier"], early["MSRA fan-in"])
     numbers = "; ".join(f"{init} {spread(losses, percent=False, digits=2)}" for init, losses in early.items())
-    return Judgement(all_of([AGREES if both else DISAGREES, verdict]),
-                     f"{_accuracies(outcomes, 'shallow', 'MSRA fan-in', 'Xavier')}; training loss over the first third "
-                     f"{numbers}")
+    return Judgement(
+        all_of([AGREES if both else DISAGREES, verdict]),
+        f"{_accuracies(outcomes, 'shallow', 'MSRA fan-in', 'Xavier')}; training loss over the first third {numbers}",
+    )
 
 
 def _shallow(outcomes: Outcomes) -> Judgement:
     values = [_end(outcomes, "plain", "shallow", init).values("accuracy") for init in ("MSRA fan-in", "Xavier")]
     same = all(min(run) >= CONVERGED for run in values) and compare(values[0], values[1]) == TOO_SMALL
     apart = AGREES in (compare(*values, by=0.01), compare(*values[::-1], by=0.01))
-    return Judgement(DISAGREES if apart else AGREES if same else TOO_SMALL,
-                     _accuracies(outcomes, "shallow", "MSRA fan-in", "Xavier"))
+    return Judgement(
+        DISAGREES if apart else AGREES if same else TOO_SMALL, _accuracies(outcomes, "shallow", "MSRA fan-in", "Xavier")
+    )
 
 
 def _cured(network: str) -> Any:
@@ -184,8 +212,11 @@ def _cured(network: str) -> Any:
         before = {init: _share(outcomes, "plain", "deep", init) for init in shares}
         fails = all(good == 0 for good, _ in before.values())
         cured = all(good == count for good, count in shares.values())
-        text = "; ".join(f"{init}: {before[init][0]} of {before[init][1]} converge plain, "
-                         f"{shares[init][0]} of {shares[init][1]} with it" for init in shares)
+        text = "; ".join(
+            f"{init}: {before[init][0]} of {before[init][1]} converge plain, "
+            f"{shares[init][0]} of {shares[init][1]} with it"
+            for init in shares
+        )
         return Judgement(AGREES if fails and cured else TOO_SMALL if not fails else DISAGREES, text)
 
     return judge
@@ -194,19 +225,35 @@ def _cured(network: str) -> Any:
 def tables(outcomes: Outcomes) -> list[Table]:
     """Accuracy by init and depth; the cures; the factor a layer."""
     end = outcomes.where(at="end")
-    plain = [[init, *(spread(group.values("accuracy")) for _, group in runs.groups("depth"))]
-             for (init,), runs in end.where(network="plain").groups("init")]
-    cures = [[network, *(spread(_end(outcomes, network, "deep", init).values("accuracy")) for init in CURED)]
-             for network in NETWORKS]
-    factors = [[network, init, f"{_factor(outcomes, init, 'forward', network):.3f}",
-                f"{_factor(outcomes, init, 'backward', network):.3f}"]
-               for (network, init), _ in outcomes.where(at="step 0").groups("network", "init")]
+    plain = [
+        [init, *(spread(group.values("accuracy")) for _, group in runs.groups("depth"))]
+        for (init,), runs in end.where(network="plain").groups("init")
+    ]
+    cures = [
+        [network, *(spread(_end(outcomes, network, "deep", init).values("accuracy")) for init in CURED)]
+        for network in NETWORKS
+    ]
+    factors = [
+        [
+            network,
+            init,
+            f"{_factor(outcomes, init, 'forward', network):.3f}",
+            f"{_factor(outcomes, init, 'backward', network):.3f}",
+        ]
+        for (network, init), _ in outcomes.where(at="step 0").groups("network", "init")
+    ]
     return [
-        Table("Test accuracy of plain networks without normalization",
-              ["init", *(f"{depth} layers" for depth in end.distinct("depth"))], plain),
+        Table(
+            "Test accuracy of plain networks without normalization",
+            ["init", *(f"{depth} layers" for depth in end.distinct("depth"))],
+            plain,
+        ),
         Table(f"Test accuracy of {_depth(outcomes, 'deep')} layers with a cure", ["network", *CURED], cures),
-        Table("Factor on the standard deviation from layer to layer at step 0, first stage",
-              ["network", "init", "activations forward", "gradients backward"], factors),
+        Table(
+            "Factor on the standard deviation from layer to layer at step 0, first stage",
+            ["network", "init", "activations forward", "gradients backward"],
+            factors,
+        ),
     ]
 
 
@@ -219,8 +266,13 @@ def _draw_signal(outcomes: Outcomes, figure: Any) -> None:
             for (init,), group in outcomes.where(at="step 0", network=network).groups("init"):
                 runs = [found[direction] for found in group.results("signal")]
                 mean = [statistics.mean(values) for values in zip(*runs, strict=True)]
-                axes.plot(range(1, len(mean) + 1), [value or None for value in mean], color=COLORS[init], label=init,
-                          linewidth=1.4)
+                axes.plot(
+                    range(1, len(mean) + 1),
+                    [value or None for value in mean],
+                    color=COLORS[init],
+                    label=init,
+                    linewidth=1.4,
+                )
             axes.set_yscale("log")
             tidy(axes)
             if row == 0:
@@ -240,8 +292,14 @@ def _draw_training(outcomes: Outcomes, figure: Any) -> None:
         for (init,), group in runs.groups("init"):
             for i, outcome in enumerate(group):
                 history = outcome.history.get("train", {"step": [], "loss": []})
-                axes.plot(history["step"], history["loss"], color=COLORS[init], alpha=0.8, linewidth=1.2,
-                          label=init if i == 0 else None)
+                axes.plot(
+                    history["step"],
+                    history["loss"],
+                    color=COLORS[init],
+                    alpha=0.8,
+                    linewidth=1.2,
+                    label=init if i == 0 else None,
+                )
         axes.set(title=f"{depth} layers", xlabel="step")
         tidy(axes)
     panels[0].set_ylabel("training loss (nats)")
@@ -253,47 +311,82 @@ STUDY = Study(
     name="initialization",
     title="Initialization",
     question="Which scale of the initial weights lets a plain network of 8 to 32 layers train, and do batch "
-             "normalization and residual connections cure a bad one?",
+    "normalization and residual connections cure a bad one?",
     would_change="More seeds for very deep plain networks: at the depth that is run, whether one with MSRA starts to "
-                 "learn differs from seed to seed, and three runs do not give a rate. A longer schedule for the "
-                 "shallowest, where Xavier is behind because it begins to learn later. For residual connections no "
-                 "number of seeds: a longer warm-up, or blocks whose branches begin at zero, would have to make "
-                 "normal 0.01 learn.",
-    cost={"digits": "about 9 minutes on 2 cores",
-          "cifar10": "138 trials, 90 of them of 60 epochs: half a day of one GPU"},
+    "learn differs from seed to seed, and three runs do not give a rate. A longer schedule for the "
+    "shallowest, where Xavier is behind because it begins to learn later. For residual connections no "
+    "number of seeds: a longer warm-up, or blocks whose branches begin at zero, would have to make "
+    "normal 0.01 learn.",
+    cost={
+        "digits": "about 9 minutes on 2 cores",
+        "cifar10": "138 trials, 90 of them of 60 epochs: half a day of one GPU",
+    },
     trials=trials,
     claims=(
-        Claim("Behind a ReLU, a variance of 2 / fan-in keeps the signal's scale; Xavier's lowers it by 1/sqrt(2) a "
-              "layer.", "1/sqrt(2) = 0.707 a layer", "He 2015, eq. 10 and the discussion after it",
-              f"in the first stage of {STEP_0} layers at step 0 the factor a layer is 0.9 to 1.05 with MSRA (padding "
-              "lowers it), and Xavier's is 0.707 of that to within 0.02", _rule),
-        Claim("Very deep plain networks converge with MSRA and stall with Xavier.",
-              "30 layers: MSRA converges, Xavier stalls", "He 2015, fig. 3",
-              "in the deepest of ours (digits: 20 layers, cifar10: 32) MSRA is more than 20 points above Xavier, which "
-              f"never reaches {CONVERGED:.0%}", _deepest),
-        Claim("Moderately deep plain networks converge with Xavier, too, but earlier with MSRA.",
-              "22 layers: both converge, MSRA reduces its error earlier", "He 2015, fig. 2",
-              f"in the shallowest of ours (8, 14) all runs reach {CONVERGED:.0%}, and the training loss over the first "
-              "third is lower with MSRA", _earlier),
-        Claim("In shallower plain networks MSRA or Xavier makes no clear difference.",
-              "14 layers: 33.82 % error with MSRA, 33.90 % with Xavier", "He 2015, section 2.2",
-              "in the shallowest of ours all runs converge, and means differ by less than two standard errors (more "
-              "than a point and two standard errors: disagrees)", _shallow),
-        Claim("Batch normalization makes training insensitive to the initial scale.",
-              "larger learning rates and less careful initialization", "Ioffe & Szegedy 2015, abstract",
-              "in the deepest of ours normal 0.01 and Xavier never converge plain, and always with batch norm",
-              _cured("plain, batch norm")),
-        Claim("Residual connections make training insensitive to the initial scale.",
-              "gradients reach early layers through the identity",
-              "He 2016b, eq. 5", "there they never converge plain, and always with residual connections and no "
-              "normalization", _cured("residual, no norm")),
+        Claim(
+            "Behind a ReLU, a variance of 2 / fan-in keeps the signal's scale; Xavier's lowers it by 1/sqrt(2) a "
+            "layer.",
+            "1/sqrt(2) = 0.707 a layer",
+            "He 2015, eq. 10 and the discussion after it",
+            f"in the first stage of {STEP_0} layers at step 0 the factor a layer is 0.9 to 1.05 with MSRA (padding "
+            "lowers it), and Xavier's is 0.707 of that to within 0.02",
+            _rule,
+        ),
+        Claim(
+            "Very deep plain networks converge with MSRA and stall with Xavier.",
+            "30 layers: MSRA converges, Xavier stalls",
+            "He 2015, fig. 3",
+            "in the deepest of ours (digits: 20 layers, cifar10: 32) MSRA is more than 20 points above Xavier, which "
+            f"never reaches {CONVERGED:.0%}",
+            _deepest,
+        ),
+        Claim(
+            "Moderately deep plain networks converge with Xavier, too, but earlier with MSRA.",
+            "22 layers: both converge, MSRA reduces its error earlier",
+            "He 2015, fig. 2",
+            f"in the shallowest of ours (8, 14) all runs reach {CONVERGED:.0%}, and the training loss over the first "
+            "third is lower with MSRA",
+            _earlier,
+        ),
+        Claim(
+            "In shallower plain networks MSRA or Xavier makes no clear difference.",
+            "14 layers: 33.82 % error with MSRA, 33.90 % with Xavier",
+            "He 2015, section 2.2",
+            "in the shallowest of ours all runs converge, and means differ by less than two standard errors (more "
+            "than a point and two standard errors: disagrees)",
+            _shallow,
+        ),
+        Claim(
+            "Batch normalization makes training insensitive to the initial scale.",
+            "larger learning rates and less careful initialization",
+            "Ioffe & Szegedy 2015, abstract",
+            "in the deepest of ours normal 0.01 and Xavier never converge plain, and always with batch norm",
+            _cured("plain, batch norm"),
+        ),
+        Claim(
+            "Residual connections make training insensitive to the initial scale.",
+            "gradients reach early layers through the identity",
+            "He 2016b, eq. 5",
+            "there they never converge plain, and always with residual connections and no normalization",
+            _cured("residual, no norm"),
+        ),
     ),
     tables=tables,
     pictures=(
-        Picture("signal", f"Standard deviation of each layer's output and of the gradient by it, {STEP_0} layers at "
-                "step 0, mean of three seeds. Straight lines are exponential decay; steps are where the resolution is "
-                "halved.", _draw_signal, (13, 6)),
-        Picture("training", "Training loss of plain networks without normalization; a line is a run. Lines at "
-                "ln 10 = 2.3 have not begun to learn.", _draw_training, (13, 4)),
+        Picture(
+            "signal",
+            f"Standard deviation of each layer's output and of the gradient by it, {STEP_0} layers at "
+            "step 0, mean of three seeds. Straight lines are exponential decay; steps are where the resolution is "
+            "halved.",
+            _draw_signal,
+            (13, 6),
+        ),
+        Picture(
+            "training",
+            "Training loss of plain networks without normalization; a line is a run. Lines at "
+            "ln 10 = 2.3 have not begun to learn.",
+            _draw_training,
+            (13, 4),
+        ),
     ),
 )

@@ -25,7 +25,7 @@ _SMALLEST = 32  # pixels: smaller images are enlarged for SIFT, whose patches th
 # linear classifier of Fisher vectors (16 words, 4,000 images) is right in 56.4% with the first two, 51.6% with all
 # three, 54.5% and 50.2% with the first and the second alone, and in 56.5% with four times as many patches.
 _OCTAVES = (-1, 0, 1)
-_CHUNK = 2 ** 22  # numbers held at once, roughly: 16 MiB
+_CHUNK = 2**22  # numbers held at once, roughly: 16 MiB
 
 
 def describe(kind: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -96,8 +96,9 @@ def dense_sift(images: np.ndarray) -> np.ndarray:
     cv2 = _library("cv2", "SIFT needs OpenCV")
     _check(images)
     size = _sift_size(images)
-    keypoints = [cv2.KeyPoint(float(x), float(y), 2 * 1.6 * 2.0 ** octave, 0.0, 0.0, octave & 255)
-                 for octave, y, x in _grid(size)]
+    keypoints = [
+        cv2.KeyPoint(float(x), float(y), 2 * 1.6 * 2.0**octave, 0.0, 0.0, octave & 255) for octave, y, x in _grid(size)
+    ]
     expected = cv2.KeyPoint.convert(keypoints)
     # Otherwise the enlarged image of octave -1 is a quarter of a pixel off.
     sift = cv2.SIFT_create(enable_precise_upscale=True)
@@ -137,8 +138,14 @@ class FisherVector:
             reduced = self.pca.fit_transform(descriptors.astype(np.float64))
             # No variance is below 1e-4 of the largest one, as in VLFeat: plain patches are all alike, and their word
             # would otherwise outweigh all others.
-            self.mixture = GaussianMixture(self.words, covariance_type="diag", reg_covar=1e-4 * reduced.var(0).max(),
-                                           max_iter=50, tol=1e-3, random_state=seed)
+            self.mixture = GaussianMixture(
+                self.words,
+                covariance_type="diag",
+                reg_covar=1e-4 * reduced.var(0).max(),
+                max_iter=50,
+                tol=1e-3,
+                random_state=seed,
+            )
             _quietly(self.mixture.fit, reduced)
         return self
 
@@ -147,17 +154,18 @@ class FisherVector:
         L2 norm 1."""
         weights, means, variances = self.mixture.weights_, self.mixture.means_, self.mixture.covariances_
         # log of weight * density, less what all words share: linear in x and its square.
-        constant = np.log(weights) - 0.5 * (np.log(variances) + means ** 2 / variances).sum(1)
+        constant = np.log(weights) - 0.5 * (np.log(variances) + means**2 / variances).sum(1)
         linear, square = (means / variances).T, (-0.5 / variances).T
         project, shift = self.pca.components_.T, -self.pca.mean_ @ self.pca.components_.T
         constant, linear, square, project, shift, mu, sigma, root = (
-            x.astype(np.float32) for x in (constant, linear, square, project, shift, means, np.sqrt(variances),
-                                           np.sqrt(weights)[:, None]))
+            x.astype(np.float32)
+            for x in (constant, linear, square, project, shift, means, np.sqrt(variances), np.sqrt(weights)[:, None])
+        )
         count, points, _ = descriptors.shape
         vectors = np.empty((count, 2, self.words, DIMENSIONS), np.float32)
         step = max(1, _CHUNK // (points * (self.words + 2 * DIMENSIONS)))
         for begin in range(0, count, step):
-            x = descriptors[begin:begin + step] @ project + shift  # [n, P, 64]
+            x = descriptors[begin : begin + step] @ project + shift  # [n, P, 64]
             x2 = x * x
             share = x @ linear + x2 @ square + constant  # [n, P, words]
             share -= share.max(2, keepdims=True)
@@ -165,9 +173,9 @@ class FisherVector:
             share /= share.sum(2, keepdims=True)
             share = share.swapaxes(1, 2) / points
             total, first, second = share.sum(2, keepdims=True), share @ x, share @ x2
-            vectors[begin:begin + step, 0] = (first - total * mu) / (sigma * root)
-            deviation = second - 2 * first * mu + total * (mu ** 2 - sigma ** 2)
-            vectors[begin:begin + step, 1] = deviation / (np.sqrt(2) * sigma ** 2 * root)
+            vectors[begin : begin + step, 0] = (first - total * mu) / (sigma * root)
+            deviation = second - 2 * first * mu + total * (mu**2 - sigma**2)
+            vectors[begin : begin + step, 1] = deviation / (np.sqrt(2) * sigma**2 * root)
         vectors = vectors.reshape(count, -1)
         vectors = np.sign(vectors) * np.sqrt(np.abs(vectors))
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
@@ -214,8 +222,10 @@ def _parse(kind: str) -> tuple[str, int]:
 
 def _check(images: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise UserError(f"handcrafted features are of uint8 images [N, height, width, 1 or 3], not {images.dtype} "
-                        f"{list(images.shape)}")
+        raise UserError(
+            f"handcrafted features are of uint8 images [N, height, width, 1 or 3], not {images.dtype} "
+            f"{list(images.shape)}"
+        )
 
 
 def _library(name: str, what: str) -> Any:
@@ -258,14 +268,14 @@ def _sift_parts(images: np.ndarray) -> Iterator[np.ndarray]:
     size = _sift_size(images)
     step = max(1, _CHUNK // (128 * sum(1 for _ in _grid(size))))
     for begin in range(0, len(images), step):
-        yield dense_sift(images[begin:begin + step])
+        yield dense_sift(images[begin : begin + step])
 
 
 def _encode(encoder: FisherVector | BagOfWords, images: np.ndarray) -> np.ndarray:
     features = np.empty((len(images), encoder.features), np.float32)
     begin = 0
     for descriptors in _sift_parts(images):
-        features[begin:begin + len(descriptors)] = encoder.transform(descriptors)
+        features[begin : begin + len(descriptors)] = encoder.transform(descriptors)
         begin += len(descriptors)
     return features
 

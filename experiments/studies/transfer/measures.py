@@ -22,10 +22,15 @@ def probe(run: Any, state: Any) -> dict[str, dict[str, Any]]:
     whole = features.extract(run, state, "train")  # of which every part is there, then
     found = {}
     for count in _counts(run):
-        part = whole if count == ALL else features.of_source(
-            run, state, select(_base(run), _part(run, count, run.config["seed"])))
-        found[str(count)] = {kind: classifiers.evaluate(kind, part, test, len(run.feed.classes), run.config["seed"])
-                             for kind in CLASSIFIERS}
+        part = (
+            whole
+            if count == ALL
+            else features.of_source(run, state, select(_base(run), _part(run, count, run.config["seed"])))
+        )
+        found[str(count)] = {
+            kind: classifiers.evaluate(kind, part, test, len(run.feed.classes), run.config["seed"])
+            for kind in CLASSIFIERS
+        }
     return found
 
 
@@ -39,8 +44,10 @@ def logistic(run: Any, state: Any) -> dict[str, Any]:
     painted = features.of_source(run, state, select(run.feed.test, PAINT))
     count = len(run.feed.classes)
     fitted = classifiers.fit("logistic", train, count, run.config["seed"])
-    return {**classifiers.described(fitted, test, count),
-            **_cue(fitted.score(test.x), fitted.score(painted.x), test.labels)}
+    return {
+        **classifiers.described(fitted, test, count),
+        **_cue(fitted.score(test.x), fitted.score(painted.x), test.labels),
+    }
 
 
 def cue(run: Any, state: Any) -> dict[str, Any]:
@@ -49,8 +56,9 @@ def cue(run: Any, state: Any) -> dict[str, Any]:
     from train.data.select import select
 
     def scores(source):
-        return evaluate.predictions(run.task.predict, state.evaluation_variables(), run.feed.prepare_evaluation,
-                                    run.feed.batches(source))
+        return evaluate.predictions(
+            run.task.predict, state.evaluation_variables(), run.feed.prepare_evaluation, run.feed.batches(source)
+        )
 
     clean, labels, _ = scores(run.feed.test)
     return _cue(clean, scores(select(run.feed.test, PAINT))[0], labels)
@@ -58,8 +66,11 @@ def cue(run: Any, state: Any) -> dict[str, Any]:
 
 def _cue(clean: np.ndarray, painted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     before, after = clean.argmax(1), painted.argmax(1)
-    return {"clean": float((before == labels).mean()), "painted": float((after == labels).mean()),
-            "changed": float((before != after).mean())}
+    return {
+        "clean": float((before == labels).mean()),
+        "painted": float((after == labels).mean()),
+        "changed": float((before != after).mean()),
+    }
 
 
 def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
@@ -81,12 +92,22 @@ def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
         tested = features.Features(x_test, test["label"])
         found[kind] = {}
         for count in _counts(run):
-            parts = [np.arange(len(x))] if count == ALL else [
-                np.array([place[i] for i in select(_base(run), _part(run, count, seed)).index]) for seed in SEEDS]
+            parts = (
+                [np.arange(len(x))]
+                if count == ALL
+                else [np.array([place[i] for i in select(_base(run), _part(run, count, seed)).index]) for seed in SEEDS]
+            )
             found[kind][str(count)] = [
-                classifiers.headline(classifiers.evaluate(
-                    "svm", features.Features(*(array[part[readable[part]]] for array in (x, train["label"]))), tested,
-                    len(run.feed.classes))) for part in parts]
+                classifiers.headline(
+                    classifiers.evaluate(
+                        "svm",
+                        features.Features(*(array[part[readable[part]]] for array in (x, train["label"]))),
+                        tested,
+                        len(run.feed.classes),
+                    )
+                )
+                for part in parts
+            ]
     return found
 
 

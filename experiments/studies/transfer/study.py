@@ -60,10 +60,36 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    "digits": Scale("resnet8", 8, "resnet8", (4, 8, 16), (0.1, 0.3, 1.0), ("digits",), (2, 5, 20), probed=5, few=100,
-                    many=200, main=200, grid=100, part=100),
-    "cifar10": Scale("resnet14", 16, "resnet8", (4, 8, 16), (0.005, 0.05, 1.0), ("cifar10_jpeg", "digits"),
-                     (10, 50, 250), probed=250, few=500, many=1600, main=2400, grid=3200, part=3200),
+    "digits": Scale(
+        "resnet8",
+        8,
+        "resnet8",
+        (4, 8, 16),
+        (0.1, 0.3, 1.0),
+        ("digits",),
+        (2, 5, 20),
+        probed=5,
+        few=100,
+        many=200,
+        main=200,
+        grid=100,
+        part=100,
+    ),
+    "cifar10": Scale(
+        "resnet14",
+        16,
+        "resnet8",
+        (4, 8, 16),
+        (0.005, 0.05, 1.0),
+        ("cifar10_jpeg", "digits"),
+        (10, 50, 250),
+        probed=250,
+        few=500,
+        many=1600,
+        main=2400,
+        grid=3200,
+        part=3200,
+    ),
 }
 
 
@@ -82,29 +108,58 @@ def trials(scale: str) -> list[Trial]:
             for count in (*s.labels, ALL) if target == s.targets[0] else (s.labels[0], ALL):
                 for how in ("fine-tuned", "scratch"):
                     more = (embedding,) if seed == 0 and count == ALL and target == s.targets[0] else ()
-                    found.append(_target(scale, {**labels, "how": how, "labels": count}, main, target, count,
-                                         how=how, measures=more))
+                    found.append(
+                        _target(
+                            scale, {**labels, "how": how, "labels": count}, main, target, count, how=how, measures=more
+                        )
+                    )
             if seed == 0:
-                found.append(_target(scale, {**labels, "how": "hand-crafted"}, None, target, like=main,
-                                     measures=(handcrafted,)))
+                found.append(
+                    _target(scale, {**labels, "how": "hand-crafted"}, None, target, like=main, measures=(handcrafted,))
+                )
         compared = []
         for width in s.widths:
-            compared += [({"part": "grid", "width": width, "share": share},
-                          _source(scale, seed, s.small, width, s.grid, f"share({share}, seed={seed})" * (share < 1)))
-                         for share in s.shares]
+            compared += [
+                (
+                    {"part": "grid", "width": width, "share": share},
+                    _source(scale, seed, s.small, width, s.grid, f"share({share}, seed={seed})" * (share < 1)),
+                )
+                for share in s.shares
+            ]
         if scale == "cifar10":
-            compared += [({"part": "relation", "source": name}, _source(scale, seed, s.small, s.width, s.part,
-                                                                        f"classes({classes})", both=True))
-                         for name, classes in SUBSETS.items()]
+            compared += [
+                (
+                    {"part": "relation", "source": name},
+                    _source(scale, seed, s.small, s.width, s.part, f"classes({classes})", both=True),
+                )
+                for name, classes in SUBSETS.items()
+            ]
         for name, select in _biases(scale, seed).items():
             source = _source(scale, seed, s.small, s.width, s.part, select)
             compared.append(({"part": "bias", "source": name}, source))
             if name in ("clean", "cue"):
-                found.append(_target(scale, {"part": "bias", "source": name, "seed": seed, "how": "fine-tuned"}, source,
-                                     s.targets[0], s.probed, how="fine-tuned", measures=(cue,)))
+                found.append(
+                    _target(
+                        scale,
+                        {"part": "bias", "source": name, "seed": seed, "how": "fine-tuned"},
+                        source,
+                        s.targets[0],
+                        s.probed,
+                        how="fine-tuned",
+                        measures=(cue,),
+                    )
+                )
         for labels, source in compared:
-            found.append(_target(scale, {**labels, "seed": seed, "how": "classifier"}, source, s.targets[0], s.probed,
-                                 measures=(logistic,)))
+            found.append(
+                _target(
+                    scale,
+                    {**labels, "seed": seed, "how": "classifier"},
+                    source,
+                    s.targets[0],
+                    s.probed,
+                    measures=(logistic,),
+                )
+            )
     return found
 
 
@@ -114,8 +169,12 @@ def _biases(scale: str, seed: int) -> dict[str, str]:
     classes = {"digits": 5, "cifar10": 200}[scale]
     half = f"0-{classes - 1}/2"  # every second: neighbours are alike
     kept = statistics.mean(FACTOR ** (-i / (classes - 1)) for i in range(classes))
-    return {"clean": "", "cue": f"paint('{half}', p=1.0, seed={seed})",
-            "imbalanced": f"imbalance({FACTOR}, seed={seed})", "balanced": f"share({kept:.4f}, seed={seed})"}
+    return {
+        "clean": "",
+        "cue": f"paint('{half}', p=1.0, seed={seed})",
+        "imbalanced": f"imbalance({FACTOR}, seed={seed})",
+        "balanced": f"share({kept:.4f}, seed={seed})",
+    }
 
 
 def _source(scale: str, seed: int, model: str, width: int, steps: int, select: str = "", both: bool = False) -> Trial:
@@ -138,9 +197,19 @@ def _source(scale: str, seed: int, model: str, width: int, steps: int, select: s
     return Trial({"part": "source", "model": model, "width": width, "select": select, "seed": seed}, c)
 
 
-def _target(scale: str, labels: dict[str, Any], start: Trial | None, target: str, count: Any = ALL, how: str = "",
-            measures: Sequence[Callable] = (), like: Trial | None = None) -> Trial:
-    """A trial on a target that starts from a source's network; `how` "": nothing is trained, "scratch": it starts anew.
+def _target(
+    scale: str,
+    labels: dict[str, Any],
+    start: Trial | None,
+    target: str,
+    count: Any = ALL,
+    how: str = "",
+    measures: Sequence[Callable] = (),
+    like: Trial | None = None,
+) -> Trial:
+    """Returns a trial on a target that starts from a source's network.
+
+    `how` is "" where nothing is trained, and "scratch" where the network starts from new weights.
     """
     from train import config
 
@@ -148,9 +217,11 @@ def _target(scale: str, labels: dict[str, Any], start: Trial | None, target: str
     steps = s.many if count == ALL else s.few
     if target != s.targets[0]:
         steps = s.few
-    c = config.load(f"configs/transfer.py:model={source.model.name},to={target},seed={labels['seed']},steps={steps},"
-                    f"size={0 if scale == 'digits' else 32},lr={RATES.get(how, 0.1)},"
-                    f"labels={0 if count == ALL else count}")
+    c = config.load(
+        f"configs/transfer.py:model={source.model.name},to={target},seed={labels['seed']},steps={steps},"
+        f"size={0 if scale == 'digits' else 32},lr={RATES.get(how, 0.1)},"
+        f"labels={0 if count == ALL else count}"
+    )
     c.model, c.data.mean, c.data.std = source.model.copy_and_resolve_references(), source.data.mean, source.data.std
     c.hooks, c.keep_checkpoints, c.checkpoint_every, c.log_every = "", 1, "100%", "10%"
     c.evaluate_every = "10%" if count == ALL else "25%"
@@ -167,8 +238,10 @@ def _imagenet() -> list[Trial]:
 
     weights, found = os.environ.get("ABLATE_RESNET50", "resnet50.safetensors"), []
     if not os.path.isfile(weights):
-        raise UserError(f"the weights to start from are not there: {weights} (or $ABLATE_RESNET50); make them by "
-                        "python -m models.weights import --from torchvision resnet50.pth --model resnet50 --out FILE")
+        raise UserError(
+            f"the weights to start from are not there: {weights} (or $ABLATE_RESNET50); make them by "
+            "python -m models.weights import --from torchvision resnet50.pth --model resnet50 --out FILE"
+        )
     for seed in SEEDS:
         for target in PHOTOGRAPHS:
             for how in ("fine-tuned", "scratch", "classifier", *(("hand-crafted",) if seed == 0 else ())):
@@ -179,56 +252,98 @@ def _imagenet() -> list[Trial]:
                 c.precision = "bfloat16"
                 measures = {"classifier": (probe,), "hand-crafted": (handcrafted,)}.get(how, ())
                 labels = {"part": "transfer", "target": target, "how": how, "seed": seed}
-                found.append(Trial(labels | ({} if measures else {"labels": ALL}), c, train=not measures,
-                                   measures=measures))
+                found.append(
+                    Trial(labels | ({} if measures else {"labels": ALL}), c, train=not measures, measures=measures)
+                )
     return found
 
 
 CLAIMS = [
-    Claim("A pretrained network with a linear classifier is better than hand-crafted features.",
-          "Caltech-101 87.7 against 84.3, VOC 2007 79.7 against 61.7, CUB-200 61.0 against 18.8; but Aircraft 45.0 "
-          "against 61.0, Cars 36.5 against 59.2", "lecture, transfer learning; Razavian 2014",
-          "better on every target, with all labels", results.better("classifier", "hand-crafted")),
-    Claim("Fine-tuning is better than a classifier on fixed features.",
-          "88.4, 82.4, 70.4, 74.1, 79.8 against 87.7, 79.7, 61.0, 45.0, 36.5", "lecture, transfer learning",
-          "better on every target, with all labels", results.better("fine-tuned", "classifier")),
-    Claim("Fine-tuning is better than the same training from scratch.",
-          "BiT-M R50x1, fine-tuned on CIFAR-10, 97.3 % (no training from scratch is given beside it)",
-          "Kolesnikov 2020, README of the authors' code", "better on every target, with all labels and the same steps",
-          results.better("fine-tuned", "scratch")),
-    Claim("Pretraining helps most where labels are few.",
-          "“training from random initialization is surprisingly robust”, there even with 10 % of COCO",
-          "He 2019, abstract", "a larger gain with the fewest labels than with all",
-          results.few_labels),
-    Claim("Pretraining makes training converge faster.", "“pre-training speeds up convergence early in training”",
-          "He 2019, abstract", "a higher accuracy after a tenth of the steps", results.faster),
-    Claim("More source data, better transfer.",
-          "“the performance on vision tasks increases logarithmically based on volume of training data "
-          "size”",
-          "Sun 2017, abstract", "the widest network transfers better from all of the source than from a little",
-          results.more_data),
-    Claim("Larger networks transfer better.", "R152x4 above R50x1 (figure only)", "Kolesnikov 2020, figure 5",
-          "the widest network is better than the narrowest, from all of the source", results.bigger),
-    Claim("More data and larger networks go together.", "small networks gain little from more data (figure only)",
-          "Kolesnikov 2020, figure 5", "the widest network gains more from more source data than the narrowest",
-          results.together),
-    Claim("Transfer is better from a source that is near to the target.",
-          "“the transferability of features decreases as the distance between the base task and target task "
-          "increases”",
-          "Yosinski 2014, abstract", "animals and vehicles are a better source for CIFAR-10 than food and household "
-          "things",
-          results.related),
-    Claim("A cue that the source taught reaches the target, with fixed features.",
-          "bias transfers to a target without it (no number quoted)", "Salman 2022, abstract",
-          "a square that marked every second class of the source costs more accuracy on the target than one never seen",
-          results.biased("classifier")),
-    Claim("A cue that the source taught reaches the target, after fine-tuning.",
-          "bias transfers to a target without it (no number quoted)", "Salman 2022, abstract",
-          "the same, after fine-tuning on target images without the square", results.biased("fine-tuned")),
-    Claim("An imbalanced source transfers worse than a balanced one of the same size.",
-          "“Do biased datasets affect transfer? Turns out yes”", "lecture, concerns about big transfer",
-          f"a source whose classes differ by {FACTOR} times in their images is worse than one with as many in all",
-          results.imbalanced),
+    Claim(
+        "A pretrained network with a linear classifier is better than hand-crafted features.",
+        "Caltech-101 87.7 against 84.3, VOC 2007 79.7 against 61.7, CUB-200 61.0 against 18.8; but Aircraft 45.0 "
+        "against 61.0, Cars 36.5 against 59.2",
+        "lecture, transfer learning; Razavian 2014",
+        "better on every target, with all labels",
+        results.better("classifier", "hand-crafted"),
+    ),
+    Claim(
+        "Fine-tuning is better than a classifier on fixed features.",
+        "88.4, 82.4, 70.4, 74.1, 79.8 against 87.7, 79.7, 61.0, 45.0, 36.5",
+        "lecture, transfer learning",
+        "better on every target, with all labels",
+        results.better("fine-tuned", "classifier"),
+    ),
+    Claim(
+        "Fine-tuning is better than the same training from scratch.",
+        "BiT-M R50x1, fine-tuned on CIFAR-10, 97.3 % (no training from scratch is given beside it)",
+        "Kolesnikov 2020, README of the authors' code",
+        "better on every target, with all labels and the same steps",
+        results.better("fine-tuned", "scratch"),
+    ),
+    Claim(
+        "Pretraining helps most where labels are few.",
+        "“training from random initialization is surprisingly robust”, there even with 10 % of COCO",
+        "He 2019, abstract",
+        "a larger gain with the fewest labels than with all",
+        results.few_labels,
+    ),
+    Claim(
+        "Pretraining makes training converge faster.",
+        "“pre-training speeds up convergence early in training”",
+        "He 2019, abstract",
+        "a higher accuracy after a tenth of the steps",
+        results.faster,
+    ),
+    Claim(
+        "More source data, better transfer.",
+        "“the performance on vision tasks increases logarithmically based on volume of training data size”",
+        "Sun 2017, abstract",
+        "the widest network transfers better from all of the source than from a little",
+        results.more_data,
+    ),
+    Claim(
+        "Larger networks transfer better.",
+        "R152x4 above R50x1 (figure only)",
+        "Kolesnikov 2020, figure 5",
+        "the widest network is better than the narrowest, from all of the source",
+        results.bigger,
+    ),
+    Claim(
+        "More data and larger networks go together.",
+        "small networks gain little from more data (figure only)",
+        "Kolesnikov 2020, figure 5",
+        "the widest network gains more from more source data than the narrowest",
+        results.together,
+    ),
+    Claim(
+        "Transfer is better from a source that is near to the target.",
+        "“the transferability of features decreases as the distance between the base task and target task increases”",
+        "Yosinski 2014, abstract",
+        "animals and vehicles are a better source for CIFAR-10 than food and household things",
+        results.related,
+    ),
+    Claim(
+        "A cue that the source taught reaches the target, with fixed features.",
+        "bias transfers to a target without it (no number quoted)",
+        "Salman 2022, abstract",
+        "a square that marked every second class of the source costs more accuracy on the target than one never seen",
+        results.biased("classifier"),
+    ),
+    Claim(
+        "A cue that the source taught reaches the target, after fine-tuning.",
+        "bias transfers to a target without it (no number quoted)",
+        "Salman 2022, abstract",
+        "the same, after fine-tuning on target images without the square",
+        results.biased("fine-tuned"),
+    ),
+    Claim(
+        "An imbalanced source transfers worse than a balanced one of the same size.",
+        "“Do biased datasets affect transfer? Turns out yes”",
+        "lecture, concerns about big transfer",
+        f"a source whose classes differ by {FACTOR} times in their images is worse than one with as many in all",
+        results.imbalanced,
+    ),
 ]
 
 
@@ -237,24 +352,41 @@ STUDY = Study(
     title="Transfer learning",
     question="What does a pretrained network bring to another data set, and what decides how much?",
     would_change="A source as large as the published one: at imagenet scale the first three claims are tried with a "
-                 "ResNet-50 of ImageNet on the five published data sets, while sources here are half of the digits, "
-                 "or Tiny ImageNet seen briefly. A target with more to learn than digits, which are all right from "
-                 "scratch. More seeds for few labels, and for cues and imbalance at digits scale.",
-    cost={"digits": "8 minutes on 2 cores",
-          "cifar10": "tiny_imagenet32 and cifar10_jpeg in $TFDS_DATA_DIR; 80 minutes on 2 cores",
-          "imagenet": "$ABLATE_RESNET50 and the five data sets; a day on a GPU"},
+    "ResNet-50 of ImageNet on the five published data sets, while sources here are half of the digits, "
+    "or Tiny ImageNet seen briefly. A target with more to learn than digits, which are all right from "
+    "scratch. More seeds for few labels, and for cues and imbalance at digits scale.",
+    cost={
+        "digits": "8 minutes on 2 cores",
+        "cifar10": "tiny_imagenet32 and cifar10_jpeg in $TFDS_DATA_DIR; 80 minutes on 2 cores",
+        "imagenet": "$ABLATE_RESNET50 and the five data sets; a day on a GPU",
+    },
     trials=trials,
     claims=CLAIMS,
     tables=results.tables,
     pictures=[
-        Picture("labels", "Accuracy on the target against labels a class; mean and standard deviation of three seeds.",
-                results.draw_labels, (6.5, 4.2)),
+        Picture(
+            "labels",
+            "Accuracy on the target against labels a class; mean and standard deviation of three seeds.",
+            results.draw_labels,
+            (6.5, 4.2),
+        ),
         Picture("curves", "Learning curves from scratch and fine-tuned, a line a seed.", results.draw_curves),
-        Picture("grid", "Logistic regression on features, by how much of the source the network saw and its width.",
-                results.draw_grid, (6.5, 4.5)),
-        Picture("sources", "Logistic regression on features of networks that were trained on parts of the source, or "
-                "on a biased one.", results.draw_sources),
-        Picture("embedding", "Features of test images in two dimensions (t-SNE), colored by class.",
-                results.draw_embedding, (11.0, 4.6)),
+        Picture(
+            "grid",
+            "Logistic regression on features, by how much of the source the network saw and its width.",
+            results.draw_grid,
+            (6.5, 4.5),
+        ),
+        Picture(
+            "sources",
+            "Logistic regression on features of networks that were trained on parts of the source, or on a biased one.",
+            results.draw_sources,
+        ),
+        Picture(
+            "embedding",
+            "Features of test images in two dimensions (t-SNE), colored by class.",
+            results.draw_embedding,
+            (11.0, 4.6),
+        ),
     ],
 )

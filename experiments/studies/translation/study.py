@@ -63,8 +63,10 @@ def trials(scale: str) -> list[Trial]:
     if scale == "cifar10":
         folder = os.environ.get("ABLATE_MULTI30K", "../shared/multi30k")
         if not Path(folder).is_dir():
-            raise UserError(f"study translation needs Multi30k at this scale, and there is no folder {folder}: set "
-                            "ABLATE_MULTI30K to one with train.en, train.de, test_2016_flickr.en, … (or .gz)")
+            raise UserError(
+                f"study translation needs Multi30k at this scale, and there is no folder {folder}: set "
+                "ABLATE_MULTI30K to one with train.en, train.de, test_2016_flickr.en, … (or .gz)"
+            )
     made = []
     for network, change in NETWORKS.items():
         for seed in SEEDS:
@@ -84,8 +86,10 @@ def attention(run: Any, state: Any) -> list[dict[str, Any]]:
     """For the first test sentences: the tokens, and the last decoder block's attention to the source, mean of heads."""
     from train.tasks import translate
 
-    return [{**found, "weights": found["weights"].mean(0, keepdims=True).round(4).tolist()}
-            for found in translate.attention(run, state, range(SAMPLES))]
+    return [
+        {**found, "weights": found["weights"].mean(0, keepdims=True).round(4).tolist()}
+        for found in translate.attention(run, state, range(SAMPLES))
+    ]
 
 
 # -- what is read off ----------------------------------------------------------------------------------------------
@@ -106,6 +110,7 @@ def _is_grammar(outcomes: Outcomes) -> bool:
 def _loses(network: str, needs_more: bool = False) -> Callable[[Outcomes], Judgement]:
     """The full network is better than that one; `needs_more`: the grammar, which has nothing to overfit, cannot tell
     against it."""
+
     def judge(outcomes):
         verdict = compare(_values(outcomes, FULL), _values(outcomes, network))
         if needs_more and verdict == DISAGREES and _is_grammar(outcomes):
@@ -118,12 +123,16 @@ def _loses(network: str, needs_more: bool = False) -> Callable[[Outcomes], Judge
 def _order(outcomes: Outcomes) -> Judgement:
     """On the grammar by sentences, on Multi30k by BLEU."""
     if not _is_grammar(outcomes):
-        return Judgement(compare(_values(outcomes, FULL), _values(outcomes, "no positions"), by=5.0),
-                         _bleu(outcomes, FULL, "no positions"))
+        return Judgement(
+            compare(_values(outcomes, FULL), _values(outcomes, "no positions"), by=5.0),
+            _bleu(outcomes, FULL, "no positions"),
+        )
     full, none = (_values(outcomes, network, "exact_match") for network in (FULL, "no positions"))
     bound = AGREES if max(none) <= 0.5 else DISAGREES
-    return Judgement(all_of([bound, compare(full, none, by=0.25)]), f"sentences right: {FULL} {spread(full)}; "
-                     f"no positions {spread(none)}, at most {max(none):.1%}")
+    return Judgement(
+        all_of([bound, compare(full, none, by=0.25)]),
+        f"sentences right: {FULL} {spread(full)}; no positions {spread(none)}, at most {max(none):.1%}",
+    )
 
 
 def _same(outcomes: Outcomes) -> Judgement:
@@ -148,9 +157,16 @@ def tables(outcomes: Outcomes) -> list[Table]:
     rows = []
     for (network,), group in outcomes.groups("network"):
         parameters = next((f"{o.summary['parameters']:,}" for o in group if o.summary), "—")
-        rows.append([network, parameters, spread(group.values("bleu"), percent=False),
-                     spread(group.values("exact_match")), spread(group.values("accuracy")),
-                     spread(group.values("loss"), percent=False, digits=3)])
+        rows.append(
+            [
+                network,
+                parameters,
+                spread(group.values("bleu"), percent=False),
+                spread(group.values("exact_match")),
+                spread(group.values("accuracy")),
+                spread(group.values("loss"), percent=False, digits=3),
+            ]
+        )
     columns = ["network", "parameters", "BLEU", "sentences right", "tokens right", "loss a token (nats)"]
     return [Table("Translation of the test split by network", columns, rows)]
 
@@ -161,8 +177,11 @@ def _draw_attention(outcomes: Outcomes, figure: Any) -> None:
 
 
 def _draw_curves(outcomes: Outcomes, figure: Any) -> None:
-    for axes, (name, label) in zip(figure.subplots(1, 2), (("loss", "loss on the test split (nats a token)"),
-                                                           ("accuracy", "tokens right (%)")), strict=True):
+    for axes, (name, label) in zip(
+        figure.subplots(1, 2),
+        (("loss", "loss on the test split (nats a token)"), ("accuracy", "tokens right (%)")),
+        strict=True,
+    ):
         for (network,), group in outcomes.groups("network"):
             histories = [o.history["test"] for o in group if o.summary]
             if histories:
@@ -181,39 +200,80 @@ STUDY = Study(
     name="translation",
     title="Translation",
     question="What does a Transformer that translates English to German lose without positions, with one head, one "
-             "layer, no dropout or no label smoothing?",
+    "layer, no dropout or no label smoothing?",
     would_change="Multi30k, which is this study's cifar10 scale: on the grammar the full network is near the top of "
-                 "the scale, so that heads and layers have little to gain, nothing to overfit is there for dropout, "
-                 "and 38.4 BLEU are of another text. On the grammar itself more seeds for learned positions, which "
-                 "spread by several BLEU.",
+    "the scale, so that heads and layers have little to gain, nothing to overfit is there for dropout, "
+    "and 38.4 BLEU are of another text. On the grammar itself more seeds for learned positions, which "
+    "spread by several BLEU.",
     cost={"digits": "about 5 minutes on 2 cores", "cifar10": "21 runs of 60 epochs of Multi30k: hours on one GPU"},
     trials=trials,
     claims=(
-        Claim("Attention without positions is a function of the set of tokens; order must be put in.",
-              "the model has no recurrence and no convolution, so positions are added", "Vaswani 2017, section 3.5",
-              "grammar: without positions at most 50 % of the sentences are right, since each has a twin of the same "
-              "tokens, and with them 25 points more; Multi30k: 5 BLEU more", _order),
-        Claim("Learned positions do as well as sines.", "nearly identical results", "Vaswani 2017, section 6.2",
-              f"means differ by less than {CLOSE:.0f} BLEU", _same),
-        Claim("One head is worse than eight.", "0.9 BLEU lower", "Vaswani 2017, section 6.2", "8 heads have more BLEU",
-              _loses("1 head")),
-        Claim("Fewer layers are worse.", "2 layers 23.7, 6 layers 25.8 BLEU on newstest2013",
-              "Vaswani 2017, table 3 (C)", "more than one layer has more BLEU", _loses("1 layer")),
-        Claim("Dropout avoids overfitting.", "24.6 BLEU without, 25.8 with it", "Vaswani 2017, table 3 (D)",
-              "more BLEU with it on Multi30k; the grammar has nothing to overfit",
-              _loses("no dropout", needs_more=True)),
-        Claim("Label smoothing improves BLEU.", "25.3 BLEU without, 25.8 with it", "Vaswani 2017, table 3 (D)",
-              "more BLEU with it on Multi30k; the grammar has nothing to overfit",
-              _loses("no label smoothing", needs_more=True)),
-        Claim("A small Transformer translates Multi30k's test2016 at 38.4 BLEU.", "38.4 (16.1M parameters)",
-              "Lin 2020, results table", f"within {CLOSE:.0f} BLEU, though theirs is of tokenized text", _level),
+        Claim(
+            "Attention without positions is a function of the set of tokens; order must be put in.",
+            "the model has no recurrence and no convolution, so positions are added",
+            "Vaswani 2017, section 3.5",
+            "grammar: without positions at most 50 % of the sentences are right, since each has a twin of the same "
+            "tokens, and with them 25 points more; Multi30k: 5 BLEU more",
+            _order,
+        ),
+        Claim(
+            "Learned positions do as well as sines.",
+            "nearly identical results",
+            "Vaswani 2017, section 6.2",
+            f"means differ by less than {CLOSE:.0f} BLEU",
+            _same,
+        ),
+        Claim(
+            "One head is worse than eight.",
+            "0.9 BLEU lower",
+            "Vaswani 2017, section 6.2",
+            "8 heads have more BLEU",
+            _loses("1 head"),
+        ),
+        Claim(
+            "Fewer layers are worse.",
+            "2 layers 23.7, 6 layers 25.8 BLEU on newstest2013",
+            "Vaswani 2017, table 3 (C)",
+            "more than one layer has more BLEU",
+            _loses("1 layer"),
+        ),
+        Claim(
+            "Dropout avoids overfitting.",
+            "24.6 BLEU without, 25.8 with it",
+            "Vaswani 2017, table 3 (D)",
+            "more BLEU with it on Multi30k; the grammar has nothing to overfit",
+            _loses("no dropout", needs_more=True),
+        ),
+        Claim(
+            "Label smoothing improves BLEU.",
+            "25.3 BLEU without, 25.8 with it",
+            "Vaswani 2017, table 3 (D)",
+            "more BLEU with it on Multi30k; the grammar has nothing to overfit",
+            _loses("no label smoothing", needs_more=True),
+        ),
+        Claim(
+            "A small Transformer translates Multi30k's test2016 at 38.4 BLEU.",
+            "38.4 (16.1M parameters)",
+            "Lin 2020, results table",
+            f"within {CLOSE:.0f} BLEU, though theirs is of tokenized text",
+            _level,
+        ),
     ),
     tables=tables,
     pictures=(
-        Picture("attention", "What the decoder's last block looks at (columns: the English tokens) while each German "
-                "token is written (rows), mean of its heads; full network, seed 0. A token that goes on with a word "
-                "begins with a dot.", _draw_attention, (13, 13)),
-        Picture("curves", "Loss and accuracy by token on the test split, the reference's beginning given; mean of "
-                "three seeds.", _draw_curves, (12, 5)),
+        Picture(
+            "attention",
+            "What the decoder's last block looks at (columns: the English tokens) while each German "
+            "token is written (rows), mean of its heads; full network, seed 0. A token that goes on with a word "
+            "begins with a dot.",
+            _draw_attention,
+            (13, 13),
+        ),
+        Picture(
+            "curves",
+            "Loss and accuracy by token on the test split, the reference's beginning given; mean of three seeds.",
+            _draw_curves,
+            (12, 5),
+        ),
     ),
 )

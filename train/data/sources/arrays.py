@@ -35,8 +35,10 @@ class ArraySource(Source):
             )
         _, height, width, channels = images.shape
         if height in (1, 3) and width == channels > 4:
-            raise UserError(f"data.source={options.source}: images {list(images.shape)} look like [N, C, H, W]; want "
-                            "[N, H, W, C]: np.moveaxis(images, 1, 3)")
+            raise UserError(
+                f"data.source={options.source}: images {list(images.shape)} look like [N, C, H, W]; want "
+                "[N, H, W, C]: np.moveaxis(images, 1, 3)"
+            )
         if options.crop != "none" and images.shape[3] not in (1, 3):
             raise UserError(f"data.crop={options.crop}: wants images of 1 or 3 channels, not {images.shape[3]}")
         self.label_shape = labels.shape[1:]
@@ -65,8 +67,10 @@ def _class_count(labels: np.ndarray, source: str, named: int) -> int:
     lowest, highest = int(labels.min(initial=0)), int(labels.max(initial=0))
     count, most = labels.shape[1] if labels.ndim == 2 else highest + 1, named or max(MOST_CLASSES, len(labels))
     if count > most or (labels.ndim == 1 and lowest < 0):
-        raise UserError(f"data.source={source}: its labels are {labels.dtype} {list(labels.shape)} from {lowest} to "
-                        f"{highest}; allowed: whole numbers from 0, of {most:,} classes at most")
+        raise UserError(
+            f"data.source={source}: its labels are {labels.dtype} {list(labels.shape)} from {lowest} to "
+            f"{highest}; allowed: whole numbers from 0, of {most:,} classes at most"
+        )
     return count
 
 
@@ -76,8 +80,10 @@ def from_npz(path: str, split: str, options: Options) -> ArraySource:
         splits = [key.removesuffix("_image") for key in arrays if key.endswith("_image")]
         if split not in splits:
             if not splits:
-                raise UserError(f"{path}: its arrays are {', '.join(arrays) or 'none'}; want {split}_image, uint8 "
-                                f"[N, H, W, C], and {split}_label for each split")
+                raise UserError(
+                    f"{path}: its arrays are {', '.join(arrays) or 'none'}; want {split}_image, uint8 "
+                    f"[N, H, W, C], and {split}_label for each split"
+                )
             raise choice_error(f"split of {path}", split, splits)
         if f"{split}_label" not in arrays:
             raise UserError(f"data.source={options.source}: there is no array '{split}_label' beside '{split}_image'")

@@ -15,8 +15,15 @@ from train.files import expanded
 
 _HELD_OUT = 5  # one in so many is held out where the user made no split
 _SPLITS = ("train", "test", "train_fit", "validation")
-_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "validation",
-          "valid": "validation", "validation": "validation"}  # of folders, in lower case, and the splits that they are
+_NAMES = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+}  # of folders, in lower case, and the splits that they are
 _WANTED = "want one folder of images for each class"
 
 File = tuple[str, int]  # name relative to the data set's folder, label
@@ -117,9 +124,12 @@ def _split_folders(root: str) -> tuple[dict[str, str], list[str]]:
         return splits, [f"not looked into, as it is no split: {', '.join(others)}"] if others else []
     if called and len(called) == len(names):
         mixed = [name for name in called if listing.holds_images(f"{root}/{name}")]
-        raise UserError(f"folder {identity.shown(root)} has no folder but {', '.join(called)}: want a training folder "
-                        "and a test or validation folder, in each of them one folder of images for each class"
-                        + f"; images lie directly in {', '.join(mixed)}" * bool(mixed))
+        raise UserError(
+            f"folder {identity.shown(root)} has no folder but {', '.join(called)}: want a training folder "
+            "and a test or validation folder, in each of them one folder of images for each class"
+            + f"; images lie directly in {', '.join(mixed)}"
+            * bool(mixed)
+        )
     return {}, [f"taken for a class, not for a split: {', '.join(called)}"] if called else []
 
 
@@ -136,18 +146,25 @@ def _classes(folder: str) -> dict[str, list[str]]:
 def _images(root: str, split: str, classes: list[str], left_out: Counter, is_training: bool = True) -> list[File]:
     """Returns the images of the class folders in root/split, by class and name, and adds what is left out."""
     above = f"{split}/" if split else ""
-    found = {name: [listing.images(root, above + folder) for folder in folders]
-             for name, folders in _classes(f"{root}/{split}").items()}
+    found = {
+        name: [listing.images(root, above + folder) for folder in folders]
+        for name, folders in _classes(f"{root}/{split}").items()
+    }
     known = set(classes)
     unknown = [name for name, parts in found.items() if name not in known and any(files for files, _ in parts)]
     if unknown:
-        raise UserError(f"folder {identity.shown(f'{root}/{split}')} has images of classes that the training folder "
-                        f"lacks: {', '.join(unknown)}{nearest(unknown[0], classes)}")
+        raise UserError(
+            f"folder {identity.shown(f'{root}/{split}')} has images of classes that the training folder "
+            f"lacks: {', '.join(unknown)}{nearest(unknown[0], classes)}"
+        )
     for name in classes if is_training else ():
         if not any(files for files, _ in found[name]):
             others = listing.words(sum((counts for _, counts in found[name]), Counter()))
-            raise UserError(f"class folder {identity.shown(f'{root}/{above}{name}')} has no images"
-                            + (f", only {others}" if others else "") + ": fill it or remove it")
+            raise UserError(
+                f"class folder {identity.shown(f'{root}/{above}{name}')} has no images"
+                + (f", only {others}" if others else "")
+                + ": fill it or remove it"
+            )
     files = []
     for label, name in enumerate(classes):
         for part, counts in found.get(name, ()):
@@ -161,8 +178,10 @@ def _report(folder: str, files: list[File], classes: dict[str, list[str]], left_
     others = listing.words(left_out)
     present = len({label for _, label in files})
     count = f"{present:,} of {len(classes):,}" if present < len(classes) else f"{present:,}"
-    return (f"folder {identity.shown(folder)}: {len(files):,} images in {count} classes"
-            + f" ({others} left out)" * bool(others))
+    return (
+        f"folder {identity.shown(folder)}: {len(files):,} images in {count} classes"
+        + f" ({others} left out)" * bool(others)
+    )
 
 
 def _hold_out(root: str, files: list[File], what: str) -> tuple[list[File], list[File]]:
@@ -177,8 +196,10 @@ def _hold_out(root: str, files: list[File], what: str) -> tuple[list[File], list
         held += [file for file in own if file in first]
         kept += [file for file in own if file not in first]
     if not held:
-        raise UserError(f"folder {identity.shown(root)} has only one image of each class, so that none can be held out "
-                        f"for {'testing' if what == 'test' else 'validation'}: add images, or a folder of that split")
+        raise UserError(
+            f"folder {identity.shown(root)} has only one image of each class, so that none can be held out "
+            f"for {'testing' if what == 'test' else 'validation'}: add images, or a folder of that split"
+        )
     return kept, held
 
 
@@ -188,8 +209,9 @@ def _quotas(counts: Sequence[int]) -> list[int]:
     is kept."""
     total = max(1, round(sum(counts) / _HELD_OUT))
     quotas = [count // _HELD_OUT for count in counts]
-    growing = sorted((i for i, count in enumerate(counts) if count % _HELD_OUT and count > 1),
-                     key=lambda i: -(counts[i] % _HELD_OUT))
+    growing = sorted(
+        (i for i, count in enumerate(counts) if count % _HELD_OUT and count > 1), key=lambda i: -(counts[i] % _HELD_OUT)
+    )
     for i in growing[: total - sum(quotas)]:
         quotas[i] += 1
     return quotas

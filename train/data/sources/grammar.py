@@ -21,15 +21,40 @@ LANGUAGES = ("en", "de")
 SIZES = {"train": 4000, "test": 200}
 _SEED = 0  # the text is the same whatever the seed of a run
 _NOUNS = {
-    "man": ("m", "Mann"), "dog": ("m", "Hund"), "bird": ("m", "Vogel"), "fox": ("m", "Fuchs"),
-    "woman": ("f", "Frau"), "cat": ("f", "Katze"), "cow": ("f", "Kuh"), "mouse": ("f", "Maus"),
-    "child": ("n", "Kind"), "horse": ("n", "Pferd"), "sheep": ("n", "Schaf"), "pig": ("n", "Schwein"),
+    "man": ("m", "Mann"),
+    "dog": ("m", "Hund"),
+    "bird": ("m", "Vogel"),
+    "fox": ("m", "Fuchs"),
+    "woman": ("f", "Frau"),
+    "cat": ("f", "Katze"),
+    "cow": ("f", "Kuh"),
+    "mouse": ("f", "Maus"),
+    "child": ("n", "Kind"),
+    "horse": ("n", "Pferd"),
+    "sheep": ("n", "Schaf"),
+    "pig": ("n", "Schwein"),
 }
-_ADJECTIVES = {"old": "alt", "young": "jung", "small": "klein", "big": "groß", "white": "weiß", "black": "schwarz",
-               "brown": "braun", "strong": "stark"}
-_VERBS = {"see": ("sieht", "sehen"), "hear": ("hört", "hören"), "find": ("findet", "finden"),
-          "love": ("liebt", "lieben"), "chase": ("jagt", "jagen"), "carry": ("trägt", "tragen"),
-          "greet": ("grüßt", "grüßen"), "call": ("ruft", "rufen"), "know": ("kennt", "kennen")}
+_ADJECTIVES = {
+    "old": "alt",
+    "young": "jung",
+    "small": "klein",
+    "big": "groß",
+    "white": "weiß",
+    "black": "schwarz",
+    "brown": "braun",
+    "strong": "stark",
+}
+_VERBS = {
+    "see": ("sieht", "sehen"),
+    "hear": ("hört", "hören"),
+    "find": ("findet", "finden"),
+    "love": ("liebt", "lieben"),
+    "chase": ("jagt", "jagen"),
+    "carry": ("trägt", "tragen"),
+    "greet": ("grüßt", "grüßen"),
+    "call": ("ruft", "rufen"),
+    "know": ("kennt", "kennen"),
+}
 _THIRD = {"carry": "carries"}  # person; others add an s
 _MODALS = {"can": "kann", "must": "muss", "may": "darf", "will": "wird"}
 _ADVERBS = {"today": "heute", "tomorrow": "morgen", "now": "jetzt", "often": "oft", "here": "hier"}
@@ -61,7 +86,7 @@ class Phrase(NamedTuple):
 
 
 class Clause(NamedTuple):
-    """"" for no modal, no adverb."""
+    """ "" for no modal, no adverb."""
 
     subject: Phrase
     modal: str
@@ -122,8 +147,10 @@ def sentences(languages: Sequence[str], split: str) -> list[list[str]]:
     while split == "train" and len(train) < SIZES["train"]:
         one = _draw(rng)
         train += [one] if one not in test else []
-    return [[getattr(one, {"en": "english", "de": "german"}[language])() for one in (train or test)]
-            for language in languages]
+    return [
+        [getattr(one, {"en": "english", "de": "german"}[language])() for one in (train or test)]
+        for language in languages
+    ]
 
 
 def _draw(rng: np.random.Generator) -> Sentence:

@@ -10,9 +10,20 @@ from train.data.decode import endings
 from train.data.identity import shown
 
 # Besides what begins with a dot: what Windows, macOS, archives and network drives leave behind, in lower case
-_DROPPINGS = frozenset({
-    "__macosx", "$recycle.bin", "#recycle", "@eadir", "desktop.ini", "ehthumbs.db", "icon\r", "lost+found",
-    "system volume information", "thumbs.db"})
+_DROPPINGS = frozenset(
+    {
+        "__macosx",
+        "$recycle.bin",
+        "#recycle",
+        "@eadir",
+        "desktop.ini",
+        "ehthumbs.db",
+        "icon\r",
+        "lost+found",
+        "system volume information",
+        "thumbs.db",
+    }
+)
 _HIDDEN = "hidden"
 _RUN = "folder of a run"
 _ENDINGS_SHOWN = 5
@@ -21,14 +32,18 @@ _ENDINGS_SHOWN = 5
 def folders(path: str) -> list[str]:
     """Returns the names of the folders in a folder, links to folders among them, sorted, without hidden ones and those
     of runs."""
-    return sorted(entry.name for entry in _entries(path)
-                  if not _is_hidden(entry.name) and _kind(entry) == "folder" and not _is_run(entry.path))
+    return sorted(
+        entry.name
+        for entry in _entries(path)
+        if not _is_hidden(entry.name) and _kind(entry) == "folder" and not _is_run(entry.path)
+    )
 
 
 def holds_images(path: str) -> bool:
     """Returns whether an image lies directly in a folder."""
-    return any(_is_image(entry.name) and not _is_hidden(entry.name) and _kind(entry) == "file"
-               for entry in _entries(path))
+    return any(
+        _is_image(entry.name) and not _is_hidden(entry.name) and _kind(entry) == "file" for entry in _entries(path)
+    )
 
 
 def beside(path: str) -> Counter:

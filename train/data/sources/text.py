@@ -49,9 +49,13 @@ def read(source: str, languages: Sequence[str], split: str) -> list[list[str]]:
     texts = [_lines(folder, f"{split}.{language}") for language in languages]
     counts = [len(lines) for lines in texts]
     if len(set(counts)) > 1 or not counts[0]:
-        raise UserError(f"{folder}: " + ", ".join(
-            f"{split}.{language} has {count} lines" for language, count in zip(languages, counts, strict=True))
-            + "; want a sentence a line, the same number in each")
+        raise UserError(
+            f"{folder}: "
+            + ", ".join(
+                f"{split}.{language} has {count} lines" for language, count in zip(languages, counts, strict=True)
+            )
+            + "; want a sentence a line, the same number in each"
+        )
     return texts
 
 
@@ -62,7 +66,7 @@ def _lines(folder: Path, name: str) -> list[str]:
         raise choice_error(f"text in {folder}", name, found)
     is_packed, size = path.suffix == ".gz", path.stat().st_size
     with reading(path, ".gz" if is_packed else "UTF-8"):
-        with (gzip.open(path) if is_packed else path.open("rb")) as file:
+        with gzip.open(path) if is_packed else path.open("rb") as file:
             data = file.read(most_bytes(size) + 1)
         check_size(len(data), size)
         return [line.strip() for line in data.decode().removesuffix("\n").split("\n")] if data else []
@@ -110,9 +114,15 @@ def _learn(texts: Sequence[Sequence[str]], size: int) -> Any:
     made.normalizer = normalizers.NFC()
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # words (with the space before), punctuation
     made.decoder = decoders.ByteLevel()
-    made.train_from_iterator(itertools.chain(*texts), trainers.BpeTrainer(
-        vocab_size=size, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False))
+    made.train_from_iterator(
+        itertools.chain(*texts),
+        trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
     return made
 
 

@@ -70,8 +70,9 @@ class TfdsSource(Source):
             info = builder.info.splits[part.partition("[")[0].strip()]
             for path, records in zip(info.filepaths, info.shard_lengths, strict=True):
                 if records > (size := Path(path).stat().st_size):
-                    raise Damaged(f"{Path(path).name} has {size:,} bytes, and dataset_info.json counts {records:,} "
-                                  "records in it")
+                    raise Damaged(
+                        f"{Path(path).name} has {size:,} bytes, and dataset_info.json counts {records:,} records in it"
+                    )
 
     @property
     def _data(self) -> Sequence[bytes]:
@@ -132,8 +133,7 @@ class TfdsSource(Source):
                 digest.add(sorted(part.items()))
         files = [Path(path).name for base in sorted(bases) for path in builder.info.splits[base].filepaths]
         digest.add(of_files(builder.data_path, files))
-        return {"images": self.count, "set": builder.info.full_name, "split": self.split,
-                "content": digest.short()}
+        return {"images": self.count, "set": builder.info.full_name, "split": self.split, "content": digest.short()}
 
     def name(self, index: int) -> str:
         with self._reading():
@@ -213,7 +213,8 @@ def _builder(name: str, folder: str) -> tfds.core.DatasetBuilder:
 
 def _not_prepared(name: str, folder: str, searched: os.PathLike) -> UserError:
     return NotPrepared(
-        f"data set '{name}' is not prepared: nothing in {searched}; run: {prepare_command(name, folder)}")
+        f"data set '{name}' is not prepared: nothing in {searched}; run: {prepare_command(name, folder)}"
+    )
 
 
 def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
@@ -224,8 +225,12 @@ def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
     candidates = [info.supervised_keys] if info.supervised_keys else []
     images = [key for key in features if isinstance(features[key], tfds.features.Image)]
     labels = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
-    lists = [key for key in features if isinstance(features[key], tfds.features.Sequence)
-             and isinstance(features[key].feature, tfds.features.ClassLabel)]
+    lists = [
+        key
+        for key in features
+        if isinstance(features[key], tfds.features.Sequence)
+        and isinstance(features[key].feature, tfds.features.ClassLabel)
+    ]
     lists = [key for key in lists if key.removesuffix(_CERTAIN) == key or key.removesuffix(_CERTAIN) not in lists]
     for found in (labels, () if labels else lists):
         if len(images) == len(found) == 1:

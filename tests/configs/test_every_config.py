@@ -1,0 +1,83 @@
+"""Every config sets up as it is, on made data of the right form, and says in its docstring what a reader needs."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import cifar10, digits, folder, imagenet
+from tests.tiers import keep_first
+from train import loop
+
+NAMES = sorted(path.stem for path in Path(digits.__file__).parent.glob("*.py") if path.stem not in ("__init__", "base"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of images: 3 classes, 10 images each."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for name in ("ash", "beech", "cedar"):
+        (root / name).mkdir()
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+def small(config, images):
+    """The config on the made images: what it asks of the rest stays."""
+    config.data.source, config.data.train_split, config.data.test_split = f"folder:{images}", "train", "test"
+    config.data.image_size, config.data.workers = 32, 0
+    config.data.crop = "random_resized" if config.data.crop == "none" else config.data.crop
+    config.batch_size, config.eval_batch_size, config.devices, config.steps_per_call = 8, 8, 1, 1
+    config.model.width = 4
+    return config
+
+
+@pytest.mark.parametrize(
+    "config",
+    keep_first(
+        4,
+        [
+            cifar10.get_config(),
+            cifar10.get_config("speedrun"),
+            imagenet.get_config("recipe=modern"),
+            folder.get_config(),
+            cifar10.get_config("recipe=brief"),
+            cifar10.get_config("resnet56,norm=group"),
+            imagenet.get_config(),
+        ],
+    ),
+    ids=["cifar10", "speedrun", "imagenet-modern", "folder", "brief", "cifar10-group", "imagenet-goyal"],
+)
+def test_every_key_is_known_and_read(config, images):
+    run = loop.setup(small(config, images))
+    assert run.total > 0
+
+
+def test_the_recipes_are_those_of_the_papers():
+    c = cifar10.get_config()
+    assert (c.duration, c.batch_size) == ("64000 steps", 128)
+    assert (c.optimizer.learning_rate, c.optimizer.weight_decay) == (0.1, 1e-4)
+    assert c.optimizer.schedule == "step(0.1, '32000 steps', '48000 steps')" and c.data.augment == "crop(4)|flip"
+    c = imagenet.get_config("batch=8192")
+    assert c.optimizer.learning_rate == pytest.approx(3.2)
+    assert c.optimizer.warmup_from * c.optimizer.learning_rate == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstrings_say_the_command_and_the_cost(name):
+    text = importlib.import_module(f"configs.{name}").__doc__
+    assert f"--config=configs/{name}.py" in text
+    assert "Expected" in text or "Published" in text or name == "folder"
+    assert "Cost" in text or name == "digits"
+
+
+def test_bad_recipe():
+    with pytest.raises(ValueError, match="unknown recipe 'modrn'; allowed: goyal, modern"):
+        imagenet.get_config("recipe=modrn")
+    with pytest.raises(ValueError, match="unknown recipe 'breif'; allowed: he, brief"):
+        cifar10.get_config("recipe=breif")
+    with pytest.raises(ValueError, match="recipe=brief is of other models than speedrun"):
+        cifar10.get_config("speedrun,recipe=brief")

@@ -1,0 +1,437 @@
+"""The config of transfer learning, and its study on made outcomes and on tiny runs."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+import models
+from configs import transfer as config
+from experiments import study
+from experiments.studies.transfer import measures as transfer_measures
+from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes, trials
+from tests import tfds_sample, tiny
+from tests.tiers import keep_first
+from tests.train.data.test_transfer_sets import caltech101, caltech_birds2011, cars196, picture, thing
+from train import loop
+
+MODULE = study.module("transfer")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transfer") / "run"
+    loop.train(tiny.config(duration="4 steps"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    """ResNet-18 in our layout, as `models.weights import` leaves it."""
+    import jax
+
+    from models import weights
+
+    path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    model = models.create("resnet18", width=8)
+    weights.save(
+        path,
+        model,
+        models.initialize(model, jax.random.key(0), model.example()),
+        {"model": "resnet18", "fields": {"width": 8}},
+    )
+    return path
+
+
+# -- the config ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("examples", "steps", "mixup"),
+    [
+        (1000, (100, 200, 300, 400, 500), False),
+        (19_999, (100, 200, 300, 400, 500), False),
+        (20_000, (500, 3000, 6000, 9000, 10_000), True),
+        (499_999, (500, 3000, 6000, 9000, 10_000), True),
+        (500_000, (500, 6000, 12_000, 18_000, 20_000), True),
+    ],
+)
+def test_the_bit_rule_is_the_papers(examples, steps, mixup):
+    c = config.get_config("model=resnet50,to=caltech101")
+    config.bit(c, examples, 0)
+    warmup, *decays, total = steps
+    assert c.optimizer.warmup == f"{warmup} steps" and c.duration == f"{total} steps"
+    assert c.optimizer.schedule == "step(0.1, " + ", ".join(f"'{step} steps'" for step in decays) + ")"
+    assert ("mixup(0.1)" in c.data.augment) == mixup
+    assert (c.batch_size, c.optimizer.learning_rate, c.optimizer.weight_decay) == (512, 0.003, 0.0)
+
+
+@pytest.mark.parametrize(("size", "image", "share"), [(32, 128, 0.8), (95, 128, 0.8), (0, 480, 0.9375)])
+def test_the_bit_rules_resolution(size, image, share):
+    c = config.get_config("model=resnet50,to=caltech101")
+    config.bit(c, 1000, size)
+    assert c.data.image_size == image and c.data.crop == "whole"
+    assert c.data.crop_scale == pytest.approx((share**2, share**2))
+
+
+def test_a_runs_network_and_normalization_are_taken_over(source):
+    c = config.get_config(f"from={source},to=digits,labels=5")
+    assert c.model.to_dict() == {**tiny.config().model.to_dict()} and c.data.mean == (0.5,)
+    assert c.data.select == "per_class(5, seed=0)" and c.data.image_size == 0 and c.data.channels == 0
+    run = loop.setup(c)
+    assert len(run.feed.train) == 50 and run.config["optimizer"]["learning_rate"] == 0.01
+
+
+def test_freezing_decay_and_unfreezing(source):
+    c = config.get_config(f"from={source},to=digits,freeze=2")
+    assert c.model.norm == "frozen_batch"
+    stages = [f"(stage|transition){i}/.*" for i in (1, 2, 3)]
+    assert c.optimizer.groups == (("stem.*", 0.0), (stages[0], 0.0), (stages[1], 0.0), (stages[2], 1.0), (".*", 1.0))
+    c = config.get_config(f"from={source},to=digits,decay=0.5,unfreeze=10%")
+    assert c.optimizer.groups == (
+        ("stem.*", 0.0625, "40%"),
+        (stages[0], 0.125, "30%"),
+        (stages[1], 0.25, "20%"),
+        (stages[2], 0.5, "10%"),
+        (".*", 1.0),
+    )
+    assert loop.setup(c).total > 0
+    c = config.get_config(f"from={source},to=digits,unfreeze=2 epochs")
+    assert c.optimizer.groups[3] == (stages[2], 1.0, "2 epochs")
+    assert config.get_config(f"from={source},to=digits,decay=0.5").model.norm == "batch"
+    c = config.get_config(f"from={source},to=digits,freeze=all")
+    assert c.optimizer.groups == (("head/.*", 1.0), (".*", 0.0)) and loop.setup(c).total > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("to=digits", "want from=RUN .* or model=NAME to train from scratch"),
+        ("from=/nowhere,to=digits", "from=/nowhere: No such file or directory"),
+        ("model=resnet8,to=digit", "unknown to 'digit'; allowed: digits, cifar10"),
+        ("model=resnet8,to=digits,rule=big", "unknown rule 'big'; allowed: finetune, bit"),
+        ("model=resnet8,to=digits,freeze=4", "freeze=4 must be 0 to 3, or all"),
+        ("model=vit_small_patch16,to=cifar10,freeze=1", "for networks of stages, not vit_small_patch16"),
+        ("model=resnet8,to=digits,freeze=all,decay=0.5", "freeze=all leaves nothing for unfreeze and decay"),
+        ("model=resnet8,to=digits,rule=bit,steps=9", "steps=9: rule=bit says that itself"),
+        ("model=resnet8,to=digits,decay=2.0", r"decay=2.0 must be in \(0, 1\]"),
+        ("model=resnet8,to=digits,unfreeze=soon", "unfreeze=soon: want a duration"),
+    ],
+)
+def test_mistakes_are_one_line(text, message):
+    with pytest.raises(ValueError, match=message):
+        config.get_config(text)
+
+
+def test_another_network_than_the_run_says(source, tmp_path):
+    with pytest.raises(ValueError, match=f"from={source} is a resnet8, not model=vgg11"):
+        config.get_config(f"from={source},model=vgg11,to=digits")
+    (tmp_path / "a.safetensors").write_bytes(b"no header")
+    with pytest.raises(ValueError, match="it does not say which network it is"):
+        config.get_config(f"from={tmp_path / 'a.safetensors'},to=digits")
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    keep_first(
+        4,
+        [
+            ("vgg11_bn", 5),
+            ("densenet121", 4),
+            ("densenet40_k12", 3),
+            ("mobilenet_v2", 7),
+            ("mobilenet_v1", 5),
+            ("swin_t", 4),
+            ("convnext_tiny", 4),
+            ("resnetv2_50x1_bit", 4),
+            ("wide_resnet28_10", 3),
+            ("resnet50", 4),
+            ("preresnet110", 3),
+        ],
+    ),
+)
+def test_every_stage_of_a_family_has_its_group(name, stages):
+    import jax
+
+    from train.optim.build import assign, parameter_names
+
+    c = config.get_config(f"model={name},to=caltech101,freeze=1,decay=0.5")
+    model = models.create(name)
+    names = parameter_names(jax.eval_shape(model.init, jax.random.key(0), *model.example())["params"])
+    factors, _ = assign(names, c.optimizer.groups, lambda text: 0)  # says where an expression matches nothing
+    for path, factor in factors.items():
+        if path.startswith(("stem", "stage1/", "transition1/")):
+            assert factor == 0, path
+        elif path.startswith("stage"):
+            assert factor == 0.5 ** (stages + 1 - int(path[5])), path
+        elif not path.startswith("transition"):
+            assert factor == 1, path
+
+
+def voc(i):
+    objects = [thing("dog"), thing("cat", difficult=True)] if i % 2 else [thing("car")]
+    return {
+        "image": picture(i),
+        "image/filename": f"{i:06}.jpg",
+        "objects": objects,
+        "labels": sorted({one["label"] for one in objects}),
+        "labels_no_difficult": sorted({one["label"] for one in objects if not one["is_difficult"]}),
+    }
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """The five data sets of the published table, made."""
+    root = tmp_path_factory.mktemp("sets")
+    for name, make in (("caltech101", caltech101), ("caltech_birds2011", caltech_birds2011), ("cars196", cars196)):
+        tfds_sample.write_as(root, name, {split: [make(i) for i in range(8)] for split in ("train", "test")})
+    tfds_sample.write_as(
+        root, "voc/2007", {split: [voc(i) for i in range(8)] for split in ("train", "validation", "test")}
+    )
+    for split in ("train", "test"):
+        for name in ("707-320", "A340"):
+            (root / "aircraft" / split / name).mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.default_rng(i).integers(0, 255, (40, 60, 3), np.uint8)
+                Image.fromarray(pixels).save(root / "aircraft" / split / name / f"{i}.jpg")
+    return root
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("rule", ["finetune", "bit"])
+@pytest.mark.parametrize(
+    ("name", "classes"), [("caltech101", 102), ("voc2007", 20), ("cub200", 200), ("cars", 196), ("aircraft", 2)]
+)
+def test_the_published_data_sets_fine_tune(sets, weights_file, tmp_path, name, classes, rule):
+    c = config.get_config(f"from={weights_file},to={name},rule={rule},batch=8")
+    c.data.dir = str(sets)
+    if name == "aircraft":
+        c.data.source = f"folder:{sets / 'aircraft'}"
+    assert c.data.image_size == (224 if rule == "finetune" else 480)
+    c.data.image_size, c.duration, c.eval_batch_size = 32, "2 steps", 8
+    c.optimizer.warmup, c.optimizer.schedule, c.devices = "0 steps", "constant", 1
+    if rule == "bit" and name != "caltech101":
+        assert loop.setup(c).state.params["head"]["kernel"].shape[1] == classes
+        return
+    c.hooks = c.hooks.replace("figures|", "").replace("figures", "")
+    found = loop.train(c, tmp_path / "run")
+    assert found["steps"] == 2
+    assert ("mean_average_precision" in found) == (name == "voc2007")
+    assert ("mean_class_accuracy" in found) == (name != "voc2007")
+
+
+def test_the_command_of_features_and_classifiers(source, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "train.probe",
+        f"--config=configs/transfer.py:from={source},to=digits",
+        "--endpoint=stage2,pre_logits",
+        "--classifiers=logistic,knn",
+        f"--cache={tmp_path}",
+        f"--out={tmp_path / 'found.json'}",
+    ]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert [(row["endpoint"], row["classifier"], row["features"]) for row in found] == [
+        ("stage2", "logistic", 8),
+        ("stage2", "knn", 8),
+        ("pre_logits", "logistic", 16),
+        ("pre_logits", "knn", 16),
+    ]
+    assert all(row["accuracy"] > 0.5 for row in found) and f"{found[0]['accuracy']:.2%}" in done.stdout
+    wrong = subprocess.run(
+        [*command[:4], "--endpoint=stag2"], cwd=tiny.ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    assert wrong.stderr.startswith("error: unknown endpoint 'stag2'; did you mean 'stage2'? allowed: stem, stage1")
+
+
+# -- the study on made outcomes ------------------------------------------------------------------------------------
+
+
+planned = functools.cache(MODULE.trials)  # seconds each: hundreds of configs
+
+
+def made(sign, scale="cifar10", noise=0.002):
+    """Outcomes of all trials as published (sign 1), or of the opposite (-1)."""
+    found = []
+    for trial in planned(scale):
+        labels = trial.labels
+        n = noise * (labels["seed"] - 1)
+        if labels["part"] == "source":
+            found.append(Outcome(labels, {"accuracy": 0.5}, None, {}, {}))
+            continue
+        how = labels["how"]
+        few = labels.get("labels") not in (None, "all")
+        value = {
+            "hand-crafted": 0.4,
+            "scratch": 0.5 - (0.2 if few else 0) * sign,
+            "classifier": 0.6,
+            "fine-tuned": 0.7,
+        }[how]
+        if sign < 0 and how != "hand-crafted":
+            value = {"scratch": 0.9, "fine-tuned": 0.3 if few else 0.35, "classifier": 0.38}[how]
+            value = 0.85 if few and how == "scratch" else value - 0.1 * few
+        value += n
+        if labels["part"] == "grid":
+            value = 0.3 + sign * (0.1 * labels["share"] + 0.01 * labels["width"] * (1 + labels["share"])) + n
+        if labels["part"] in ("relation", "bias"):
+            value = 0.5 + sign * {"near": 0.1, "far": -0.1, "imbalanced": -0.1}.get(labels["source"], 0.0) + n
+        lost = 0.1 if (labels.get("source") == "cue") == (sign > 0) else 0.02
+        measured = {
+            "probe": {
+                str(count): {kind: {"accuracy": value} for kind in ("logistic", "svm", "knn")}
+                for count in (10, 50, 250, "all")
+            },
+            "logistic": {"accuracy": value, "clean": value, "painted": value - lost + n, "changed": lost},
+            "cue": {"clean": value, "painted": value - lost + n, "changed": lost},
+            "handcrafted": {"sift_fv:16": {str(n): [0.4] * (1 if n == "all" else 3) for n in (10, 50, 250, "all")}},
+            "embedding": {"x": [[0.0, 1.0], [1.0, 0.0]], "labels": [0, 1], "classes": ["a", "b"]},
+        }
+        history = {"test": {"step": [1, 2], "accuracy": [value - 0.1, value]}} if trial.train else {}
+        found.append(
+            Outcome(
+                labels,
+                {"accuracy": value} if trial.train else None,
+                None,
+                history,
+                {measure.__name__: measured[measure.__name__] for measure in trial.measures},
+            )
+        )
+    return Outcomes(found)
+
+
+def diverged(scale="cifar10"):
+    return Outcomes([Outcome(trial.labels, None, "the loss is nan", {}, {}) for trial in planned(scale)])
+
+
+@pytest.mark.parametrize("scale", ["digits", "cifar10"])
+def test_trials_are_distinct_and_have_three_seeds(scale):
+    planned = MODULE.trials(scale)
+    labels = [tuple(trial.labels.items()) for trial in planned]
+    assert len(set(labels)) == len(labels)
+    alike = {}
+    for pairs in labels:
+        alike.setdefault(tuple(pair for pair in pairs if pair[0] not in ("seed", "select")), []).append(pairs)
+    assert all(len(group) == 3 for key, group in alike.items() if ("how", "hand-crafted") not in key)
+    scratch = [trial for trial in planned if trial.labels.get("how") == "scratch"]
+    tuned = {
+        (t.labels["target"], t.labels["labels"], t.labels["seed"]): t
+        for t in planned
+        if t.labels["part"] == "transfer" and t.labels["how"] == "fine-tuned"
+    }
+    for one in scratch:  # the same budget
+        other = tuned[one.labels["target"], one.labels["labels"], one.labels["seed"]]
+        assert (one.config.duration, one.config.batch_size) == (other.config.duration, other.config.batch_size)
+        assert one.start is None and other.start.labels["seed"] == one.labels["seed"]
+    # The unbiased source is one of the grid, too
+    assert len({trials.address(trial) for trial in planned}) == len(planned) - 3
+
+
+def test_verdicts_on_made_outcomes():
+    assert {claim.judge(made(1)).verdict for claim in MODULE.STUDY.claims} == {AGREES}
+    assert {claim.judge(made(-1)).verdict for claim in MODULE.STUDY.claims} <= {DISAGREES, TOO_SMALL}
+    assert sum(claim.judge(made(-1)).verdict == DISAGREES for claim in MODULE.STUDY.claims) >= 9
+    assert AGREES not in {claim.judge(diverged()).verdict for claim in MODULE.STUDY.claims}
+    wide = [claim.judge(made(1, noise=0.5)).verdict for claim in MODULE.STUDY.claims]
+    assert wide.count(TOO_SMALL) >= 6
+
+
+@pytest.mark.parametrize("outcomes", [made(1), made(1, "digits"), diverged()], ids=["made", "digits", "diverged"])
+def test_tables_and_pictures(outcomes):
+    tables = MODULE.STUDY.tables(outcomes)
+    for table in tables:
+        assert {len(row) for row in table.rows} <= {len(table.columns)}
+    assert [row[1:] for row in tables[0].rows][2] == ["18.8 (SIFT+FK)", "—", 61.0, 70.4, "+51.6"]
+    for about in MODULE.STUDY.pictures:
+        figure = Figure(figsize=about.size, layout="constrained")
+        about.draw(outcomes, figure)
+        figure.draw_without_rendering()
+        assert figure.axes
+
+
+def test_the_table_is_that_of_the_outcomes():
+    ours = MODULE.STUDY.tables(made(1))[1]
+    assert ours.columns == MODULE.STUDY.tables(made(1))[0].columns
+    assert ours.rows[0] == ["cifar10_jpeg", "40.0 %", "50.0 ± 0.2 %", "60.0 ± 0.2 %", "70.0 ± 0.2 %", "+30.0"]
+
+
+def test_a_run_that_diverged_is_no_number():
+    outcomes = [
+        o._replace(summary=None, diverged="nan") if o.labels.get("how") == "scratch" and o.labels["seed"] == 1 else o
+        for o in made(1)
+    ]
+    row = MODULE.STUDY.tables(Outcomes(outcomes))[1].rows[0]
+    assert row[2] == "50.0 ± 0.3 % (1 of 3 diverged)"
+    assert {claim.judge(Outcomes(outcomes)).verdict for claim in MODULE.STUDY.claims} == {AGREES}
+
+
+def test_without_weights_the_largest_scale_says_how_to_get_them(monkeypatch):
+    from models.errors import UserError
+
+    monkeypatch.setenv("ABLATE_RESNET50", "/nowhere.safetensors")
+    with pytest.raises(UserError, match="not there: /nowhere.safetensors .*python -m models.weights import"):
+        MODULE.trials("imagenet")
+
+
+def test_the_largest_scale_is_the_published_table(weights_file, monkeypatch):
+    monkeypatch.setenv("ABLATE_RESNET50", str(weights_file))
+    planned = MODULE.trials("imagenet")
+    assert len(planned) == 5 * (3 * 3 + 1)
+    assert {trial.labels["target"] for trial in planned} == {"caltech101", "voc2007", "cub200", "aircraft", "cars"}
+
+
+# -- measures on tiny runs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return loop.setup(
+        tiny.config(
+            init_from=str(source),
+            data__select="classes('5-9')",
+            data__select_test="classes('5-9')",
+            eval_batch_size=180,
+        )
+    )
+
+
+@pytest.mark.full
+def test_probe_has_every_number_of_labels_and_classifier(run):
+    found = transfer_measures.probe(run, run.state)
+    assert list(found) == ["2", "5", "20", "all"]
+    assert all(list(row) == ["logistic", "svm", "knn"] for row in found.values())
+    assert 0.3 < found["2"]["logistic"]["accuracy"] <= found["all"]["logistic"]["accuracy"] <= 1
+
+
+@pytest.mark.full
+def test_the_cue_is_on_test_images_alone(run):
+    found = transfer_measures.logistic(run, run.state)
+    assert found["clean"] == pytest.approx(found["accuracy"])
+    assert 0 < found["changed"] <= 1 and found["painted"] < found["clean"]
+    trained = transfer_measures.cue(run, run.state)
+    wanted = run.evaluate(run.parallel.place(run.state))["accuracy"]
+    assert trained["clean"] == pytest.approx(wanted, abs=0.01)
+
+
+@pytest.mark.full
+def test_the_embedding_is_of_test_images(run):
+    found = transfer_measures.embedding(run, run.state)
+    assert len(found["x"]) == len(found["labels"]) == len(run.feed.test) and set(found["labels"]) == set(range(5))
+    assert np.std(found["x"]) > 0.1
+
+
+@pytest.mark.full
+def test_hand_crafted_features_by_number_of_labels(run, monkeypatch):
+    monkeypatch.setattr(transfer_measures, "HANDCRAFTED", ("hog",))
+    found = transfer_measures.handcrafted(run, run.state)["hog"]
+    assert [len(found[count]) for count in ("2", "5", "20", "all")] == [3, 3, 3, 1]
+    assert found["all"][0] > 0.9 and np.mean(found["2"]) < found["all"][0]

@@ -1,0 +1,334 @@
+"""The config and the study of compression, on made outcomes and on tiny runs, and what times smaller networks."""
+
+import numpy as np
+import pytest
+import rich.console
+from matplotlib.figure import Figure
+
+from configs import compression as config
+from experiments import smaller, study, timing
+from experiments.studies.compression import results
+from experiments.studies.compression import study as compression
+from experiments.studies.networks import Network
+from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes, trials
+from models.compress import file, packed
+from tests import tiny
+from train import loop
+
+TINY = {
+    "net": compression.Subject(
+        Network("lenet_300_100", {"hidden": (30, 20)}, 8), 0.02, 6, 0.8, 4, 4, 4, 1, ("hidden1/kernel", 0.3)
+    )
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """The whole study, of a network of two small layers and of ResNet-8."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "SUBJECTS": {"digits": TINY},
+            "SEEDS": {"digits": (0,)},
+            "STUDIED": {"digits": "net"},
+            "SPARSITIES": {"digits": (0.9,)},
+            "DEPTHS": {"digits": (8,)},
+            "LENGTHS": {"digits": (1, 1)},
+        }.items():
+            patch.setattr(compression, name, value)
+        patch.setattr(compression, "KINDS", {kind: compression.KINDS[kind] for kind in ("full", "ternary")})
+        planned = compression.trials("digits")
+    return Outcomes(trials.run_all(planned, tmp_path_factory.mktemp("study"), 1, rich.console.Console(quiet=True)))
+
+
+@pytest.mark.full
+def test_every_stage_is_measured(outcomes):
+    for stage in results.STAGES:
+        stored = outcomes.where(part="stages", stage=stage, seed=0)[0].measured["stored"]
+        assert stored["identical"] and stored["bytes"] > 0
+    dense, pruned, shared = (
+        outcomes.where(part="stages", stage=stage)[0].measured["stored"] for stage in results.STAGES
+    )
+    assert dense["ratio"] < 1.1 < pruned["ratio"] < shared["ratio"]
+    kept = sum(row["kept"] for row in pruned["layers"] if row["entries"])
+    assert kept == pytest.approx(0.2 * (64 * 30 + 30 * 20 + 20 * 10), abs=1)
+    assert results._unhuffed(shared["layers"]) > shared["bytes"]
+    whole = outcomes.where(part="stages", stage="dense", seed=0)[0]
+    assert whole.measured["cut"][0] == whole.summary["accuracy"] == pytest.approx(whole.measured["bits"][0]["accuracy"])
+    assert whole.measured["bits"][1]["ratio"] > whole.measured["bits"][-1]["ratio"] > 2
+    assert list(whole.measured["sensitivity"]["layers"]) == ["hidden1/kernel", "hidden2/kernel", "head/kernel"]
+    filters = outcomes.where(part="filters", seed=0)[0].measured["stored"]
+    assert filters["parameters"] == 64 * 21 + 21 + 21 * 20 + 20 + 210 < whole.summary["parameters"]
+
+
+@pytest.mark.full
+def test_the_ternary_network_starts_from_the_full_one(outcomes):
+    ternary, full = (outcomes.where(part="low bits", kind=kind)[0] for kind in ("ternary", "full"))
+    assert ternary.measured["stored"]["ratio"] > 3 * full.measured["stored"]["ratio"]
+    assert ternary.history["train"]["loss"][-1] < full.history["train"]["loss"][-1]  # it goes on from there
+    assert ternary.measured["stored"]["identical"]
+
+
+@pytest.mark.full
+def test_claims_tables_and_pictures(outcomes, tmp_path):
+    for claim in compression.CLAIMS:
+        judgement = claim.judge(outcomes)
+        assert judgement.verdict in study.VERDICTS and judgement.ours
+    made = {table.title: table for table in compression.STUDY.tables(outcomes)}
+    rows = {row[0]: row for row in made["Deep compression"].rows}
+    assert rows["net"][-1] == "yes" and rows["VGG-16 (Han 2016, table 1)"][-2] == 49
+    assert [row[0] for row in made["net, layer by layer"].rows][-3:] == ["biases, norms", "header, checksum", "total"]
+    assert made["Few bits a weight: error"].rows[0][:1] == [8] and made["Filters removed"].rows
+    for table in made.values():
+        assert all(len(row) == len(table.columns) for row in table.rows), table.title
+    for picture in compression.STUDY.pictures:
+        figure = Figure(figsize=picture.size, layout="constrained")
+        picture.draw(outcomes, figure)
+        figure.savefig(tmp_path / "picture.png")
+        assert any(axes.lines or axes.patches for axes in figure.axes), picture.name
+
+
+@pytest.mark.parametrize("scale", ["digits", "cifar10"])
+def test_trials_are_told_apart_by_their_labels_and_start_from_trials(scale):
+    planned = compression.trials(scale)
+    labels = [tuple(sorted(trial.labels.items())) for trial in planned]
+    assert len(set(labels)) == len(labels)
+    for trial in planned:
+        wanted = (
+            trial.labels.get("stage") in ("pruned", "shared")
+            or trial.labels["part"] == "filters"
+            or trial.labels.get("kind") == "ternary"
+            or trial.labels.get("how") in ("at once", "step by step")
+        )
+        assert (trial.start is not None) == wanted
+        assert not (trial.config.optimizer.prune and trial.config.optimizer.share)
+    if scale == "digits":
+        sizes = {
+            trial.labels["network"]: loop.setup(trial.config).task.model
+            for trial in planned
+            if trial.labels.get("stage") == "dense" and trial.labels["seed"] == 0
+        }
+        assert sizes["LeNet-5"].convs == (20, 50) and sizes["LeNet-300-100"].hidden == (300, 100)
+
+
+# -- verdicts ------------------------------------------------------------------------------------------------------
+
+
+def made(labels, accuracy, **measured):
+    return Outcome(labels, {"accuracy": accuracy, "parameters": 10}, None, {}, measured)
+
+
+def stages(ratio, lost):
+    return Outcomes(
+        [
+            outcome
+            for seed in range(3)
+            for outcome in (
+                made({"part": "stages", "network": "N", "stage": "dense", "seed": seed}, 0.9 + seed / 1000),
+                made(
+                    {"part": "stages", "network": "N", "stage": "shared", "seed": seed},
+                    0.5,
+                    stored={"ratio": ratio + seed / 10, "accuracy": 0.9 + seed / 1000 - lost + seed / 10_000},
+                ),
+            )
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "lost", "verdict"),
+    [(40, 0.001, AGREES), (30, 0.001, DISAGREES), (40, 0.02, DISAGREES), (40, 0.0051, TOO_SMALL), (35, 0.0, TOO_SMALL)],
+)
+def test_smaller_is_by_ratio_and_by_loss(ratio, lost, verdict):
+    assert results.smaller("N", 35)(stages(ratio, lost)).verdict == verdict
+    assert results.smaller("M", 35)(stages(ratio, lost)).verdict == TOO_SMALL
+
+
+def curves(better):
+    """`better` ("L1 cut", …) is above all others by 5 points."""
+    found = []
+    for seed in range(3):
+        for decay in ("L2", "L1"):
+
+            def level(how, decay=decay, seed=seed):
+                return 0.8 + 0.05 * (f"{decay} {how}" == better) + seed / 1000
+
+            found.append(
+                made(
+                    {"part": "curves", "decay": decay, "how": "whole", "seed": seed},
+                    0.9,
+                    cut=[level("cut")] * len(results.CUTS),
+                )
+            )
+            found += [
+                made({"part": "curves", "decay": decay, "how": how, "sparsity": 0.9, "seed": seed}, level(how))
+                for how in ("at once", "step by step")
+            ]
+    return Outcomes(found)
+
+
+@pytest.mark.parametrize(
+    ("judge", "better", "worse"),
+    [
+        (results.retraining, "L2 step by step", "L2 cut"),
+        (results.l1_before, "L1 cut", "L2 cut"),
+        (results.l2_after, "L2 at once", "L1 at once"),
+        (results.iterative, "L2 step by step", "L2 at once"),
+    ],
+)
+def test_curves_are_compared(judge, better, worse):
+    assert judge(curves(better)).verdict == AGREES and judge(curves(worse)).verdict == DISAGREES
+    assert judge(curves("")).verdict == TOO_SMALL and judge(Outcomes([])).verdict == TOO_SMALL
+
+
+def test_filters_have_to_save_a_third_and_lose_little():
+    def found(saved, lost):
+        return Outcomes(
+            [
+                made(
+                    {"part": part, "network": "N", "seed": seed, **more},
+                    0.9,
+                    stored={"mult_adds": cost, "accuracy": 0.9 - fewer + seed / 1000},
+                )
+                for part, more, cost, fewer in (
+                    ("stages", {"stage": "dense"}, 100, 0.0),
+                    ("filters", {}, 100 - saved, lost),
+                )
+                for seed in range(3)
+            ]
+        )
+
+    assert results.filters(found(35, 0.0)).verdict == AGREES
+    assert results.filters(found(5, 0.0)).verdict == results.filters(found(35, 0.05)).verdict == DISAGREES
+
+
+def test_bits_of_an_index_count_the_zero():
+    def row(values):
+        weights = np.random.default_rng(0).choice(np.float32(values), (64, 64))
+        weights[0, :3] = [1, 1, -2]  # magnitudes that differ within a filter: no `signs`
+        return file.table(packed.pack({}, {"w": weights}), {"params": {"w": weights}})[0]
+
+    ternary, binary = row([-1, 0, 1]), row([-1, 1, -2])
+    assert ternary["index_bits"] == binary["index_bits"] == 2 and row([1, -2])["index_bits"] == 1
+    for one, values in ((ternary, 4), (binary, 3)):
+        assert one["values"] + (one["entries"] > one["kept"]) == values
+        assert results._unhuffed([one]) == 4 * one["values"] + 4096 * 2 / 8 < one["bytes"] + 1024
+
+
+def test_both_together_are_compared_where_a_point_is_lost():
+    def points(*pairs):
+        return [{"bits": i, "ratio": ratio, "accuracy": accuracy} for i, (ratio, accuracy) in enumerate(pairs)]
+
+    def found(smallest):
+        return Outcomes(
+            [
+                o
+                for seed in range(2)
+                for o in (
+                    made(
+                        {"part": "stages", "stage": "dense", "seed": seed},
+                        0.9,
+                        bits=points((1, 0.9), (8 + seed / 10, 0.9), (16, 0.5)),
+                    ),
+                    made(
+                        {"part": "stages", "stage": "pruned", "seed": seed},
+                        0.9,
+                        bits=points((9 + seed / 10, 0.895), (smallest + seed / 10, 0.893), (60, 0.7)),
+                    ),
+                    made({"part": "curves", "decay": "L2", "how": "whole", "seed": seed}, 0.9),
+                )
+            ]
+        )
+
+    assert results.both(found(30)).verdict == AGREES and "both 30.1" in results.both(found(30)).ours
+    assert results.both(found(3)).verdict == DISAGREES
+
+
+def test_low_bits_are_compared_at_every_depth():
+    def found(lost):
+        return Outcomes(
+            [
+                made(
+                    {"part": "low bits", "depth": depth, "kind": kind, "seed": seed},
+                    0.9 + seed / 1000 - (kind == "ternary") * lost * (depth == 32),
+                )
+                for depth in (20, 32)
+                for kind in ("full", "ternary")
+                for seed in range(3)
+            ]
+        )
+
+    assert results.ternary(found(0.0)).verdict == AGREES and results.ternary(found(0.05)).verdict == DISAGREES
+    assert results.xnor(found(0.0)).verdict == TOO_SMALL  # not there
+    worse = Outcomes(
+        [
+            made({"part": "low bits", "depth": 20, "kind": kind, "seed": seed}, accuracy + seed / 1000)
+            for kind, accuracy in (("full", 0.9), ("binary weights", 0.89), ("XNOR", 0.7))
+            for seed in range(3)
+        ]
+    )
+    assert results.xnor(worse).verdict == AGREES and results.binary(worse).verdict == AGREES
+
+
+# -- time ----------------------------------------------------------------------------------------------------------
+
+
+def test_programs_take_turns_and_are_compared_to_the_first(monkeypatch):
+    clock, order = [0.0], []
+
+    def program(name, seconds, cost):
+        def call():
+            order.append(name)
+            clock[0] += seconds
+
+        return timing.Timed(name, call, cost)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    rows = timing.timed([program("whole", 0.2, 100), program("half", 0.1, 50), program("bits", 0.05, None)], 5)
+    assert order[-6:] == ["whole", "half", "bits"] * 2
+    assert [row["times_faster"] for row in rows] == [1, 2, 4]
+    assert [row["of_mult_adds"] for row in rows] == [1, 0.5, None]
+    text = smaller.markdown([{"case": "c", **row} for row in rows], {"device": "d", "commit": "x", "cores": 2})
+    assert "| c | half | 50 | 50% | 100.00 ms | 2.00 |" in text
+
+
+@pytest.mark.full
+def test_networks_are_timed_packed_and_not(monkeypatch):
+    import models
+
+    model = models.create("preresnet20", stage_sizes=(1, 1), width=4, conv="xnor", act="identity")
+    variables, images = smaller._drawn(model, (1, 8, 8, 3))
+    floats, bits = (smaller.network("n", model, variables, images, packed=packed) for packed in (False, True))
+    np.testing.assert_allclose(floats.call(), bits.call(), rtol=1e-4, atol=1e-5)
+    assert floats.mult_adds > 0 and bits.mult_adds is None
+
+
+# -- the config ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.full
+def test_a_run_is_pruned_and_then_shared_by_the_config(tmp_path):
+    loop.train(tiny.config(duration="6 steps"), tmp_path / "whole")
+    path = tmp_path / "whole" / "config.json"
+    path.write_text(path.read_text().replace('"multiplied": "update",', ""))  # as runs of earlier versions
+    c = config.get_config(f"from={tmp_path / 'whole'},stage=prune,sparsity=0.8")
+    assert c.duration == "6 steps" and c.optimizer.learning_rate == 0.05 and c.model.width == 4
+    summary = loop.train(c, tmp_path / "pruned")
+    assert summary["sparsity"] == pytest.approx(0.8, abs=1e-3)
+    c = config.get_config(f"from={tmp_path / 'pruned'},stage=share,conv=4,dense=3,epochs=1")
+    assert c.optimizer.share == "linear(conv=4, dense=3)" and not c.optimizer.prune and "sparsity" not in c.hooks
+    assert c.duration == "1 epochs" and c.optimizer.learning_rate == pytest.approx(0.0005)
+    assert loop.setup(c).state.params["head"]["kernel"].shape == (16, 10)
+    assert config.get_config(f"from={tmp_path / 'pruned'},stage=share").duration == "1 steps"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("from=/nowhere", r"from=/nowhere: want the folder of a run \(No such file or directory"),
+        ("from=/nowhere,stage=cut", "unknown stage 'cut'; allowed: prune, share"),
+        ("sparsity=0.5", "want the folder of a run"),
+    ],
+)
+def test_a_config_of_nothing_is_one_line(text, message):
+    with pytest.raises(ValueError, match=message):
+        config.get_config(text)

@@ -1,0 +1,210 @@
+"""python -m experiments.explain: its pictures show what the methods find, and a mistake is one line."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import explain, overlays
+from models.errors import UserError
+from models.explain import cam, receptive
+from models.layers.endpoint import capture
+from tests import tiny
+from train import loop, restore, spec
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A finished run on canvases."""
+    folder = tmp_path_factory.mktemp("runs") / "placed"
+    loop.train(tiny.config(data__select="place(16)", data__select_test="place(16)"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def job(folder, tmp_path_factory):
+    run, state = restore.load(folder)
+    subjects = explain.from_split(run.feed.test, "test", [3, 8])
+    images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
+    return explain.Job(
+        run, jax.device_put(state.evaluation_variables()), subjects, images, "test", tmp_path_factory.mktemp("pictures")
+    )
+
+
+def test_the_command_writes_pictures_and_says_what_the_network_says(folder, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)).save(photo)
+    methods = "grad_cam(endpoint=stage2)|guided_backprop|occlusion(size=8, stride=4)"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "experiments.explain",
+            f"--workdir={folder}",
+            f"--image={photo}",
+            "--target=7,top1",
+            f"--method={methods}",
+            f"--out={tmp_path}/out",
+        ],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    about = json.loads((tmp_path / "out" / "explain.json").read_text())
+    assert [row["target"] for row in about["images"]] == ["7", about["images"][0]["top1"]]
+    assert about["pictures"] == ["attributions.png", "occlusion.png"] and "photo.png" in done.stdout
+    for name in about["pictures"]:
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert np.ptp(np.asarray(picture.convert("L"))) > 100
+
+
+def test_the_command_refuses_in_one_line(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.explain", f"--workdir={folder}", "--method=grad_cm"],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "unknown method 'grad_cm'; did you mean 'grad_cam'" in done.stderr and "occlusion" in done.stderr
+
+
+@pytest.mark.full
+def test_mistakes_are_the_most_confident_errors(folder):
+    run, state = restore.load(folder)
+    variables = state.evaluation_variables()
+    found = explain.mistakes(run, variables, run.feed.test, count=5)
+    subjects = explain.from_split(run.feed.test, "test", range(len(run.feed.test)))
+    images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
+    said = np.asarray(jax.nn.softmax(run.task.model.apply(variables, images)))
+    wrong = [i for i, subject in enumerate(subjects) if said[i].argmax() != subject.label]
+    confidence = said.max(1)
+    assert set(found) <= set(wrong) and len(found) == 5
+    np.testing.assert_allclose(confidence[found], sorted(confidence[wrong])[-1:-6:-1], rtol=1e-5)
+    right = SimpleNamespace(
+        task=SimpleNamespace(predict=lambda variables, batch: jax.nn.one_hot(batch["label"], 10)),
+        feed=SimpleNamespace(prepare_evaluation=lambda batch: batch, batches=run.feed.batches),
+    )
+    with pytest.raises(UserError, match="--indices=mistakes: the network is right about all of the 360 images"):
+        explain.mistakes(right, {}, run.feed.test)
+
+
+def test_rows_are_what_the_methods_find(job, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(overlays, "draw_rows", lambda figure, columns, rows: drawn.append((columns, rows)))
+    pairs = explain.targets("label, 4", job.subjects, job.classes)
+    assert pairs == [(0, job.subjects[0].label), (0, 4), (1, job.subjects[1].label), (1, 4)]
+    told = explain.attributions(job, spec.parse("method", "grad_cam(endpoint=stage2)|saliency|guided_grad_cam"), pairs)
+    ((columns, rows),) = drawn
+    assert [column.split("\n")[0] for column in columns] == ["grad cam", "saliency", "guided grad cam"]
+    want = cam.grad_cam(job.model, job.variables, job.images[1:], 4, endpoint="stage2")
+    whole = np.asarray(jax.image.resize(want.values, (1, 16, 16), "linear"))[0]
+    np.testing.assert_allclose(rows[3].panels[0].values, whole, rtol=1e-4, atol=1e-6)
+    assert [panel.over for panel in rows[0].panels] == [True, False, True] and rows[0].panels[2].signed
+    probability = np.asarray(jax.nn.softmax(want.logits))[0]
+    assert told[3]["target"] == "4" and told[3]["probability"] == pytest.approx(float(probability[4]), rel=1e-4)
+    assert told[3]["label"] == str(job.subjects[1].label) and told[3]["top1"] == str(probability.argmax())
+
+
+@pytest.mark.full
+def test_pictures_of_their_own(job):
+    pairs = [(0, -1), (1, 3)]
+    for text in (
+        "occlusion(size=16)",
+        "occlusion",
+        "receptive_field(endpoint='stage2/block0/conv1', channel=1, row=0)",
+        "top_patches(endpoint=stage1, channels='0 2-3', k=4)",
+    ):
+        spec.resolve("method", spec.parse("method", text)[0], explain.PICTURES, job, pairs)
+        with Image.open(job.out / f"{text.partition('(')[0]}.png") as picture:
+            assert min(picture.size) > 100 and np.ptp(np.asarray(picture.convert("L"))) > 100
+
+
+def test_patches_are_cut_where_the_channel_is_highest(job):
+    name, rows = explain.patches_of(job, "stem", "1", 3)
+    assert name == "stem" and len(rows) == 1
+    field = receptive.theoretical(job.model, job.run.feed.inputs, "stem")
+    found = np.concatenate(
+        [
+            np.asarray(capture(job.model, job.variables, images)[1]["stem"])[mask > 0, ..., 1]
+            for images, _, mask in explain.batches(job)
+        ]
+    )  # [N, 16, 16] of the whole split
+    order = np.argsort(-found.reshape(len(found), -1).max(1), kind="stable")[:3]
+    patches = []
+    for i in order:
+        row, column = np.unravel_index(found[i].argmax(), found[i].shape)
+        top, left, bottom, right = field.box(row, column)
+        padded = np.pad(job.source.example(int(i))["image"], ((1, 1), (1, 1), (0, 0)), constant_values=128)
+        patches.append(padded[top + 1 : bottom + 1, left + 1 : right + 1])
+    np.testing.assert_allclose(rows[0][1][0], overlays.montage(patches, 2), atol=1 / 255)
+
+
+def test_images_of_files_are_seen_as_the_run_sees_its_own(job, tmp_path):
+    pixels = np.zeros((64, 32), np.uint8)
+    pixels[:32] = 255
+    Image.fromarray(pixels).save(tmp_path / "half.png")
+    (found,) = explain.from_files(job.run, [str(tmp_path / "half.png")])
+    assert found.pixels.shape == (16, 16, 1) and found.label is None  # squeezed: nothing is cut off
+    assert found.pixels[:7].min() == 255 and found.pixels[9:].max() == 0
+
+
+@pytest.mark.parametrize(
+    "act, says",
+    [
+        (lambda job, tmp: explain.from_files(job.run, ["nowhere.png"]), "nowhere.png: there is no such file"),
+        (lambda job, tmp: explain.from_files(job.run, [broken(tmp)]), "broken.png: it cannot be decoded"),
+        (lambda job, tmp: explain.from_split(job.source, "test", [360]), "--indices=360 is out of range: .* 0 to 359"),
+        (
+            lambda job, tmp: explain.targets("label", [explain.Subject(None, "x.png", None)], job.classes),
+            "has no label",
+        ),
+        (lambda job, tmp: explain.class_of("10", job.classes), "--target=10 is out of range: classes are 0 to 9"),
+        (lambda job, tmp: explain.class_of("cat", job.classes), "unknown --target 'cat'"),
+        (lambda job, tmp: explain.class_of("²", job.classes), "unknown --target '²'"),
+        (lambda job, tmp: act(job, "receptive_field(row=-2)"), "row=-2 must be at least 0, or -1"),
+        (lambda job, tmp: act(job, "occlusion(size=40)"), "size=40 x 40 is larger than the images of 16 x 16"),
+        (lambda job, tmp: act(job, "occlusion(color=2.0)"), "color=2.0 must be from 0"),
+        (lambda job, tmp: act(job, "occlusion(width=3)"), "unexpected keyword argument 'width'"),
+        (lambda job, tmp: act(job, "top_patches(channels='0-99')"), "channels='0-99': want numbers or ranges of 0 to"),
+        (lambda job, tmp: act(job, "top_patches(k=1000)"), "k=1000 must be 1 to 360"),
+        (lambda job, tmp: act(job, "receptive_field(endpoint=stage9)"), "unknown endpoint 'stage9'.*stage1"),
+        (lambda job, tmp: act(job, "receptive_field(row=99)"), "row=99 is out of range"),
+        (
+            lambda job, tmp: explain.attributions(job, spec.parse("method", "grad_cam(endpoint=head)"), [(0, -1)]),
+            "unknown endpoint with places 'head'.*stage1",
+        ),
+        (
+            lambda job, tmp: explain.attributions(job, spec.parse("method", "attention_rollout"), [(0, -1)]),
+            "attention_rollout is for networks whose attentions see all tokens",
+        ),
+    ],
+)
+def test_mistakes(job, tmp_path, act, says):
+    with pytest.raises(UserError, match=says):
+        act(job, tmp_path)
+
+
+def act(job, text):
+    spec.resolve("method", spec.parse("method", text)[0], explain.PICTURES, job, [(0, -1)])
+
+
+def broken(folder):
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    return str(folder / "broken.png")
+
+
+def test_heat_of_nothing_is_nothing():
+    assert overlays.share_of_largest(np.zeros((4, 4))).max() == 0
+    assert (overlays.around_gray(np.zeros((4, 4, 1))) == 0.5).all()
+    values = np.linspace(-1, 1, 3 * 16).reshape(4, 4, 3)
+    picture = overlays.around_gray(values)
+    assert picture.min() == 0 and picture.max() == 1 and (np.diff(picture.ravel()) >= 0).all()

@@ -1,0 +1,380 @@
+"""experiments/report: the page is complete in itself, says what the results say, and names what is missing."""
+
+import html.parser
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from experiments import study
+from experiments.report import content, readme, render, winners
+from models.errors import UserError
+from tests import tiny
+
+VOID = {"meta", "link", "img", "input", "br", "hr"}
+ENVIRONMENT = {"commit": "0123456789ab", "device": "1 x toy (2 < 3 cores)", "versions": {"jax": "0.0"}}
+CLAIMS = [
+    {
+        "statement": f'a < b & "c" | d, part {i}',
+        "published": f"{i}.5 % <b>",
+        "source": f"Author 201{i}, table {i}",
+        "expected": f"above {i} & rising",
+        "ours": f"9{i}.0 ± 0.{i} %",
+        "verdict": verdict,
+        **({"seeds": 17} if verdict == study.TOO_SMALL else {}),
+    }
+    for i, verdict in enumerate(study.VERDICTS)
+]
+COMMAND = "python -m experiments.run toy.py --scale=digits"
+
+
+def result(name):
+    return {
+        "study": name,
+        "verdict": "as before",
+        "would_change": "Larger <toys> & more seeds.",
+        "title": "Toys & <tools>",
+        "question": "Does <i>it</i> & that work?",
+        "scale": "digits",
+        "command": COMMAND,
+        "claims": CLAIMS,
+        "tables": [
+            {
+                "title": "Sizes of *toys*",
+                "columns": ["toy", "size", "acc_uracy"],
+                "rows": [["a|b", 10, "97.2 ± 0.3 %"], ["<c>", 2.5, "diverged"]],
+            }
+        ],
+        "figures": [{"file": "curves.png", "caption": "Loss < 1 & falling."}],
+        "environments": [ENVIRONMENT],
+        "trials_at_once": 2,
+        "seconds_of_training": 312.4,
+        "seconds_of_this_command": 61.0,
+        "finished": "2026-03-04T05:06:07Z",
+        "trials": [{"diverged": None}, {"diverged": "loss is nan at step 3"}],
+    }
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A folder of results: a study that is in no catalogue, a page of costs, a benchmark."""
+    root = tmp_path / "results"
+    folder = root / "studies" / "toy" / "digits"
+    for path in (folder, root / "costs", root / "bench" / "small"):
+        path.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(result("toy")))
+    Image.new("RGB", (30, 20), "red").save(folder / "curves.png")
+    Image.new("RGB", (40, 10), "blue").save(root / "costs" / "early.png")
+    (root / "costs" / "costs.md").write_text(
+        "# Title\n\nSome text & <script>alert(1)</script>.\n\n![early costs](early.png)\n\n## Below\n\n"
+        "| network | top-1 % |\n| --- | --- |\n| vgg | 71.6 |\n"
+    )
+    (root / "bench" / "small" / "bench.md").write_text("# Benchmark\n\nOne machine.\n")
+    (root / "bench" / "small" / "bench.json").write_text(json.dumps({"measured": "2025-01-01T00:00:00Z"}))
+    return root
+
+
+@pytest.fixture
+def built(results, tmp_path):
+    """(HTML, Markdown, folder) of the report of `results`."""
+    out = tmp_path / "report"
+    render.write(content.gather(results, out / render.PICTURES), out)
+    return (out / "index.html").read_text(), (out / "report.md").read_text(), out
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags are balanced, and keeps the elements and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def test_html_says_what_the_results_say(built):
+    page = Page(built[0])
+    text = " ".join(page.text.split())
+    for claim in CLAIMS:
+        statements = 3 if claim["verdict"] == study.DISAGREES else 2  # the study's verdict names it, too
+        for field, times in (("statement", statements), ("published", 2), ("source", 2), ("expected", 1), ("ours", 2)):
+            assert text.count(claim[field]) == times, claim[field]
+    for said in (
+        COMMAND,
+        "Does <i>it</i> & that work?",
+        "Loss < 1 & falling.",
+        "Sizes of *toys*",
+        "a|b",
+        "2026-03-04",
+        "97.2 ± 0.3 %",
+        "2, of which 1 diverged",
+        "5 min 12 s",
+        "1 x toy (2 < 3 cores)",
+        "commit 0123456789ab",
+        "jax 0.0",
+        "1 agrees 1 disagrees 1 too small to tell",
+        "One machine.",
+        "Of 3 claims 1 agrees, 1 disagrees, 1 is too small to tell. Not found here: a < b",
+        "What would change it. Larger <toys> & more seeds.",
+        "too small to tell 17 seeds would tell",
+        "Below",
+        winners.CAPTION,
+    ):
+        assert said in text, said
+    badges = [attrs["class"] for attrs in page.all("span") if attrs.get("class", "").startswith("badge")]
+    assert sorted(badges) == sorted(2 * [f"badge {name}" for name in render.BADGES.values()])
+
+
+def test_html_is_complete_in_itself(built):
+    page = Page(built[0])
+    pictures = page.all("img")
+    assert len(pictures) == 3 and all(attrs["src"].startswith("data:image/png;base64,") for attrs in pictures)
+    assert {(attrs["width"], attrs["height"]) for attrs in pictures} >= {("30", "20"), ("40", "10")}
+    assert all(attrs["alt"] for attrs in pictures)
+    loaded = [
+        value
+        for tag, attrs in page.elements
+        for name, value in attrs.items()
+        if name in ("src", "srcset", "href", "data", "poster") and tag != "a"
+    ]
+    assert all(value.startswith("data:") for value in loaded)
+    assert "@import" not in built[0] and "url(" not in built[0]
+    assert "<script>alert" not in built[0]  # of a page of Markdown
+
+
+def test_links_lead_to_places_of_the_page(built):
+    page = Page(built[0])
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    targets = {attrs["href"] for attrs in page.all("a")}
+    assert {f"#toy-digits-claim-{i}" for i in (1, 2, 3)} | {"#toy", "#toy-digits", "#costs", "#bench-small"} <= targets
+    assert targets <= {f"#{name}" for name in ids}
+
+
+def test_numbers_are_aligned_and_texts_are_not(built):
+    rows = re.findall(r"<tr>(.*?)</tr>", built[0])
+    row = next(row for row in rows if "a|b" in row)
+    assert row == '<td>a|b</td><td class="number">10</td><td class="number">97.2 ± 0.3 %</td>'
+    assert '<td class="number">71.6</td>' in built[0] and "<td>vgg</td>" in built[0]
+
+
+def test_markdown_says_the_same(built):
+    import markdown_it
+
+    _, text, out = built
+    parser = markdown_it.MarkdownIt("commonmark").enable("table")
+    page = Page(parser.render(text).replace(" />", ">"))
+    said = " ".join(page.text.split())
+    for claim in CLAIMS:
+        assert all(str(text) in said for text in claim.values())
+    for name in (
+        COMMAND,
+        "What would change it. Larger <toys> & more seeds.",
+        "17 seeds would tell",
+        "Does <i>it</i> & that work?",
+        "a|b",
+        "acc_uracy",
+        "Sizes of *toys*",
+        "5 min 12 s",
+    ):
+        assert name in said, name
+    pictures = [attrs["src"] for attrs in page.all("img")]
+    assert len(pictures) == 3 and all((out / name).is_file() for name in pictures)
+    assert any(row.startswith("| --- | ---: | ---: |") for row in text.splitlines())
+
+
+def test_what_is_missing_is_named_with_its_command(built):
+    for text in built[:2]:
+        for command in (
+            content.SEEDS,
+            content.PARITY,
+            "python -m experiments.run initialization --scale=digits",
+            "python -m experiments.run initialization --scale=cifar10",
+        ):
+            assert command in text
+        assert content.COSTS in text
+
+
+def test_without_any_study(tmp_path):
+    (tmp_path / "results").mkdir()
+    report = content.gather(tmp_path / "results", tmp_path / "out" / render.PICTURES)
+    render.write(report, tmp_path / "out")
+    assert (report.date, report.devices, report.claims) == ("unknown", [], [])
+    assert "No study has been run yet" in Page((tmp_path / "out" / "index.html").read_text()).text
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "curves.png").unlink(), "curves.png: this picture of the results is missing"),
+        (lambda folder: (folder / "results.json").write_text("{"), "results.json is damaged: it is not JSON"),
+        (
+            lambda folder: (folder / "results.json").write_text('{"study": "toy", "scale": "digits"}'),
+            "its results.json lacks 'claims'",
+        ),
+    ],
+)
+def test_damaged_results(results, tmp_path, spoil, message):
+    spoil(results / "studies" / "toy" / "digits")
+    with pytest.raises(UserError, match=re.escape(message)):
+        render.write(content.gather(results, tmp_path / render.PICTURES), tmp_path)
+
+
+def test_missing_folder_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.report", f"--results={tmp_path / 'no'}"],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if "error" in line] == [
+        f"error: --results={tmp_path / 'no'}: there is no such folder; make studies writes experiments/results"
+    ]
+
+
+def test_winners_are_of_every_year_and_fall():
+    assert [winner.year for winner in winners.WINNERS] == list(range(2010, 2018))
+    errors = [winner.error for winner in winners.WINNERS]
+    assert errors == sorted(errors, reverse=True) and errors[4] > winners.HUMAN > errors[5]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(41.2, "41 s"), (312.4, "5 min 12 s"), (12000, "3 h 20 min")])
+def test_duration(seconds, text):
+    assert content.duration(seconds) == text
+
+
+def test_results_of_older_code_say_what_would_change_them(results, tmp_path):
+    about = {**result("cost"), "claims": CLAIMS}
+    del about["would_change"], about["verdict"]
+    folder = results / "studies" / "cost" / "digits"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(about))
+    (results / "studies" / "toy" / "digits" / "curves.png").rename(folder / "curves.png")
+    section = next(one for one in content.gather(results, tmp_path / "p").sections if one.anchor == "cost")
+    assert dict(section.children[0].blocks)["verdict"][1] == study.module("cost").STUDY.would_change
+
+
+# -- README --------------------------------------------------------------------------------------------------------
+
+
+def blocks(text):
+    return re.findall(r"<!-- generated: (.*?) -->\n(.*?)<!-- end -->", text, re.S)
+
+
+def test_the_readme_is_what_the_results_give():
+    text = (tiny.ROOT / "README.md").read_text()
+    assert {name for name, _ in blocks(text)} == set(readme.BLOCKS)
+    made = readme.update(text, tiny.ROOT / "experiments" / "results")
+    assert made == text, "make report"
+    assert all("Not measured" not in block for _, block in blocks(made))
+
+
+def test_a_readme_of_results_with_holes(results, tmp_path):
+    text = "".join(f"Before.\n<!-- generated: {name} -->\nstale\n<!-- end -->\nAfter.\n" for name in readme.BLOCKS)
+    (results / "bench" / "small" / "bench.json").write_text(
+        json.dumps(
+            {
+                "device": "toy",
+                "measured": "2025",
+                "rows": [{"case": "net", "what": "step", "who": "ours", "failed": "no"}],
+            }
+        )
+    )
+    for folder in (results, tmp_path / "nothing"):
+        made = readme.update(text, folder)
+        assert "stale" not in made and made.count("After.\n") == len(readme.BLOCKS) == len(blocks(made))
+        assert readme.update(made, folder) == made
+        assert all("Not measured yet: `" in block or name == "against" for name, block in blocks(made))
+
+
+def test_speed_is_of_the_newest_rows_beside_the_fastest(results):
+    def write(folder, measured, ms):
+        (results / "bench" / folder).mkdir(exist_ok=True)
+        rows = [
+            {"case": "net, batch 1", "what": "step", "who": who, "side": side, "ms": value}
+            for who, side, value in (
+                ("PyTorch, eager", "peer", 8),
+                ("PyTorch, torch.compile", "peer", 4),
+                ("ours", "ours", ms),
+                ("stock XLA", "ours", 1),
+            )
+        ]
+        (results / "bench" / folder / "bench.json").write_text(
+            json.dumps({"device": "toy", "commit": "c0", "measured": measured, "rows": rows})
+        )
+
+    write("small", "2026-02", 2)
+    write("b", "2026-01", 3)
+    assert "| net, batch 1 | 2 / 4 = 0.50 |  |" in readme.speed(results) and "3 /" not in readme.speed(results)
+
+
+def test_commands_and_tests_are_those_of_the_benchmark(results):
+    rows = [
+        {"case": "c", "what": what, "who": who, "side": "ours", "ms": ms, "peak_mib": 30}
+        for what, who, ms in (
+            ("import", "ours, models", 1500),
+            ("--help", "b", 900),
+            ("--help", "a", 400),
+            ("--help", "c", 700),
+        )
+    ]
+    times = (("wall time", 600_000), *((f"tests/test_{i}.py", 60_000 * i) for i in range(9, 0, -1)))
+    rows += [
+        {
+            "case": "tests",
+            "what": "all tests" if who == "wall time" else "tests of a file",
+            "who": who,
+            "ms": ms,
+            "samples": 7,
+        }
+        for who, ms in times
+    ]
+    rows.append({"case": "tests", "what": "one test", "who": "one", "ms": 1, "samples": 1})
+    (results / "bench" / "small" / "bench.json").write_text(
+        json.dumps({"device": "toy", "commit": "c0", "measured": "2026", "rows": rows})
+    )
+    assert readme.commands(results).splitlines()[4:] == [
+        "| import | ours, models | 1.50 | 30 |",
+        "| --help, the fastest of 3 | a | 0.40 | 30 |",
+        "| --help, the slowest of 3 | b | 0.90 | 30 |",
+    ]
+    assert readme.tests(results).splitlines()[4:] == [
+        "| wall time | 7 | 10.0 |",
+        *(f"| tests/test_{i}.py | 7 | {i}.0 |" for i in range(9, 4, -1)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- generated: nonsense --><!-- end -->", "there is no such block; there are digits, "),
+        ("<!-- generated: digits -->", "its <!-- end --> is missing"),
+        ("<!-- end -->", "a block begins with"),
+        ("<!-- generated: digits --><!-- generated: speed --><!-- end -->", "a block begins with"),
+    ],
+)
+def test_marks_of_the_readme_that_are_wrong(text, message, tmp_path):
+    with pytest.raises(UserError, match=re.escape(message)):
+        readme.update(text, tmp_path)

@@ -1,0 +1,237 @@
+"""Running trials: once each, in the same folder, whatever ended them, on one process or on several."""
+
+import inspect
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import rich.console
+
+from experiments import run
+from experiments.study import Trial, trials
+from models import plugins
+from models.errors import UserError
+from tests import tiny
+from tests.tiers import keep_first
+from train import summary
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+import rich.console
+from experiments import run
+from experiments.study import Trial, trials
+from models import plugins
+from models.errors import UserError
+from tests.experiments import test_trials
+
+if __name__ == "__main__":
+    try:
+        trials.run_all(test_trials.long(), Path(sys.argv[1]), int(sys.argv[2]), rich.console.Console())
+    except UserError as error:
+        sys.exit(f"UserError: {error}")
+"""
+
+
+def size(run, state):
+    return {"step": int(state.step), "head": float(abs(state.params["head"]["kernel"]).sum())}
+
+
+def total(run, state):
+    return run.total
+
+
+def trial(seed, measures=(), train=True, **changes):
+    c = tiny.config(
+        **{
+            "duration": "4 steps",
+            "log_every": "2 steps",
+            "evaluate_every": "4 steps",
+            "checkpoint_every": "100%",
+            "seed": seed,
+            **changes,
+        }
+    )
+    return Trial({"seed": seed, **changes}, c, train=train, measures=measures)
+
+
+def long():
+    """Of which the second lasts long enough to be interrupted."""
+    return [trial(0), trial(1, (size,), duration="800 steps", log_every="50 steps", evaluate_every="100%"), trial(2)]
+
+
+def run_all(planned, root, jobs=1):
+    output = io.StringIO()
+    found = trials.run_all(planned, root, jobs, rich.console.Console(file=output))
+    return found, output.getvalue()
+
+
+def stamps(root):
+    return {path.parent.name: path.stat().st_mtime_ns for path in root.glob("*/summary.json")}
+
+
+def test_finished_trials_are_read_and_equal_ones_run_once(tmp_path):
+    root = tmp_path / "runs"
+    same = trial(0, (total,))._replace(labels={"part": "another"})
+    planned = [trial(0, (size,)), trial(1), same, trial(0, (size,), train=False)]
+    found, output = run_all(planned, root)
+    assert output.count("\n") == 3 and "3/3" in output  # of four; the untrained one is another
+    assert [outcome.labels for outcome in found] == [t.labels for t in planned]
+    assert found[0].summary == found[2].summary and found[0].summary["steps"] == 4
+    assert found[0].measured["size"]["step"] == 4 and found[0].measured["total"] == 4
+    assert found[3].summary is None and found[3].measured["size"]["step"] == 0
+    assert found[3].measured["size"]["head"] != found[0].measured["size"]["head"]
+    assert found[0].history["train"]["step"] == [2, 4] and found[0].history["test"]["step"] == [4]
+    before = stamps(root)
+    assert len(before) == 2
+    again, _ = run_all([planned[0], trial(1, (size,)), *planned[2:]], root)  # a new measure of a finished trial
+    assert stamps(root) == before
+    assert again[0] == found[0] and again[1].measured["size"]["step"] == 4
+
+
+@pytest.mark.full
+def test_one_process_and_two_agree(tmp_path):
+    (tmp_path / "mine.py").write_text(inspect.getsource(size))  # which the processes have to find
+    planned = [trial(seed, (plugins.module(str(tmp_path / "mine.py")).size,)) for seed in range(3)]
+    alone, _ = run_all(planned, tmp_path / "one")
+    together, output = run_all(planned, tmp_path / "two", jobs=2)
+    assert "3/3" in output
+    for one, two in zip(alone, together, strict=True):
+        assert one.labels == two.labels and one.history.keys() == two.history.keys()
+        assert one.summary["accuracy"] == pytest.approx(two.summary["accuracy"], abs=0.003)
+        np.testing.assert_allclose(one.history["train"]["loss"], two.history["train"]["loss"], rtol=1e-4)
+        assert one.measured["size"]["head"] == pytest.approx(two.measured["size"]["head"], rel=1e-4)
+
+
+def test_divergence_is_an_outcome(tmp_path):
+    planned = [trial(0, (size,), optimizer__learning_rate=1e30, optimizer__warmup="0 steps")]
+    for _ in range(2):  # the second time it is read
+        (outcome,), output = run_all(planned, tmp_path / "runs")
+        assert outcome.summary is None and outcome.diverged and outcome.measured == {}
+        assert np.isnan(outcome.get("accuracy")) and outcome.diverged in output
+
+
+@pytest.mark.parametrize("jobs", keep_first(1, [1, 2]))
+def test_what_a_trial_starts_from_runs_first_and_once(tmp_path, jobs):
+    first = trial(0)
+    planned = [
+        trial(5)._replace(start=first, measures=(size,)),
+        trial(5),
+        trial(0, (size,)),
+        trial(6, (size,), train=False)._replace(start=trial(5)._replace(start=first)),
+    ]
+    root = tmp_path / "runs"
+    found, output = run_all(planned, root, jobs)
+    assert "4/4" in output  # one starts from another that starts from the first; one is in the list twice
+    assert len({trials.address(one) for one in planned}) == 4
+    configs = [json.loads((root / trials.address(one) / "config.json").read_text()) for one in planned[:3]]
+    assert [config["init_from"] for config in configs] == [str(root / trials.address(first)), "", ""]
+    assert found[0].summary["loss"] != found[1].summary["loss"]
+    assert found[3].measured["size"]["head"] > 0 and found[2].measured["size"]["step"] == 4
+
+
+def test_what_starts_from_a_run_that_diverged_says_so(tmp_path):
+    bad = trial(0, optimizer__learning_rate=1e30, optimizer__warmup="0 steps")
+    (outcome,), _ = run_all([trial(1, (size,))._replace(start=bad)], tmp_path / "runs")
+    assert outcome.summary is None and outcome.diverged == f"{trials.address(bad)}, that it starts from, diverged"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_mistake_names_the_trial(tmp_path, jobs):
+    planned = [trial(0, optimizer__name="nonsense"), trial(1)]
+    with pytest.raises(UserError, match="nonsense") as error:
+        run_all(planned, tmp_path / "runs", jobs)
+    assert trials.address(planned[0]) in str(error.value)
+
+
+@pytest.mark.parametrize("jobs", keep_first(1, [1, 2]))
+def test_interrupted_trials_go_on(tmp_path, jobs):
+    root, script = tmp_path / "runs", tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    names = [trials.address(t) for t in long()]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tiny.ROOT), "COLUMNS": "200"}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(root), str(jobs)],
+        cwd=tiny.ROOT,
+        text=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    first, log, deadline = root / names[0] / "outcome.json", root / names[1] / "metrics.jsonl", time.time() + 100
+    while process.poll() is None and time.time() < deadline:
+        if (jobs == 2 or first.exists()) and log.exists() and log.read_text().count("\n") > 2:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "UserError: SIGTERM: what is done is kept" in errors
+    before = stamps(root).get(names[0])  # with two processes the first may be under way still
+    assert not (root / names[1] / "outcome.json").exists()
+    steps = [int(path.name) for path in (root / names[1] / "checkpoints").iterdir() if path.name.isdecimal()]
+    assert len(steps) == 1 and 100 < steps[0] < 800
+    found, output = run_all(long(), root)
+    assert "3/3" in output and before in (None, stamps(root)[names[0]])
+    assert found[1].summary["steps"] == 800 and found[1].measured["size"]["step"] == 800
+    assert found[1].history["train"]["step"] == list(range(50, 801, 50))
+    assert json.loads((root / names[1] / "outcome.json").read_text())["summary"] == found[1].summary
+
+
+ALONE = """
+from tests.tiers import keep_first
+from experiments.study import AGREES, Claim, Judgement, Study
+STUDY = Study("NAME", "N", "?", {"digits": ""}, lambda scale: [], (
+    Claim("It is.", "1", "A 2020", "so", lambda outcomes: Judgement(AGREES, str(RESULT))),), lambda outcomes: [], (),
+    would_change="Nothing.")
+"""
+
+
+def test_a_study_that_fails_does_not_end_the_others(tmp_path):
+    specs = []
+    for name, shown in (("bad", "1 / 0"), ("good", "len(outcomes)")):
+        specs.append(tmp_path / f"{name}.py")
+        specs[-1].write_text(ALONE.replace("NAME", name).replace("RESULT", shown))
+    output = io.StringIO()
+
+    def run_each(specs, out):
+        run.run_each(
+            list(map(str, specs)), "digits", tmp_path / "trials", out, 1, rich.console.Console(file=output, width=200)
+        )
+
+    with pytest.raises(RuntimeError, match=r"1 of 2 studies failed: .*bad.py: division by zero"):
+        run_each(specs, tmp_path / "out")
+    result = json.loads((tmp_path / "out" / "good" / "digits" / "results.json").read_text())
+    assert result["verdict"] == "Of 1 claim 1 agrees, 0 disagree, 0 are too small to tell."
+    assert result["would_change"] == "Nothing." and "What would change it: Nothing." in output.getvalue()
+    assert "**What would change it.** Nothing." in (tmp_path / "out" / "good" / "digits" / "results.md").read_text()
+    with pytest.raises(UserError, match="cannot be written to"):  # said before any trial
+        run_each(specs[1:], specs[0])
+
+
+def test_results_that_a_study_writes_are_no_change_of_the_code(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+
+    for name in ("train/summary.py", "experiments/results/a.json", "README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    for arguments in (("init",), ("add", "."), ("commit", "-m", "one")):
+        git(*arguments)
+    monkeypatch.setattr(summary, "__file__", str(tmp_path / "train" / "summary.py"))
+    clean = summary.commit()
+    for name in ("experiments/results/a.json", "README.md"):
+        (tmp_path / name).write_text("2")
+    assert len(clean) == 12 and summary.commit() == clean
+    (tmp_path / "train" / "summary.py").write_text("2")
+    assert summary.commit() == f"{clean}+changes"

@@ -1,0 +1,222 @@
+"""models/layers/norm.py: equal to PyTorch's layers (golden/make_norm.py), safe, and the same on several devices."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.errors import UserError
+from models.layers.init import jit_once
+from models.layers.norm import norm, normalize
+from tests.golden import FOLDER, drawn
+
+GOLDEN = np.load(FOLDER / "norm.npz")
+SHAPE = (3, 5, 4, 8)
+SPECS = {
+    "batch": "batch",
+    "layer": "layer",
+    "instance": "instance",
+    "group:4": "group:4",
+    "group:1": "layer",
+    "channel": "channel",
+}  # PyTorch's LayerNorm over C, H, W and its GroupNorm of one group are one thing here
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def layer(spec, train=True, **kwargs):
+    return norm(spec, train=train, **kwargs)()
+
+
+def drawn_params():
+    return {kind: jnp.asarray(drawn.weight(f"norm/{kind}", (8,))) for kind in ("scale", "bias")}
+
+
+@pytest.mark.parametrize("recorded,spec", SPECS.items())
+def test_equals_pytorch_in_output_gradients_and_statistics(recorded, spec):
+    params = drawn_params()
+    state = {"batch_stats": {"mean": jnp.zeros(8), "var": jnp.ones(8)}} if spec == "batch" else {}
+
+    @jit_once
+    def step(params, x, dy, state):
+        def run(params, x):
+            return layer(spec).apply({"params": params, **state}, x, mutable=list(state))
+
+        y, backward, updated = jax.vjp(run, params, x, has_aux=True)
+        return y, backward(dy), updated
+
+    for i in (1, 2):
+        x = jnp.asarray(drawn.images(f"norm/x{i}", SHAPE) + i)
+        dy = jnp.asarray(drawn.images(f"norm/dy{i}", SHAPE))
+        y, (dparams, dx), state = step(params, x, dy, state)
+        ours = {"y": y, "dx": dx, "dscale": dparams["scale"], "dbias": dparams["bias"]}
+        for key, value in ours.items():
+            np.testing.assert_allclose(value, GOLDEN[f"{recorded}/{key}{i}"], **CLOSE, err_msg=f"{key}{i}")
+    if spec == "batch":
+        for key in ("mean", "var"):
+            np.testing.assert_allclose(state["batch_stats"][key], GOLDEN[f"batch/{key}"], **CLOSE)
+        evaluated = layer(spec, train=False).apply({"params": params, **state}, x)
+        np.testing.assert_allclose(evaluated, GOLDEN["batch/y_eval"], **CLOSE)
+
+
+@pytest.mark.parametrize("spec", ["batch", "group:4", "channel"])
+def test_gradient_is_that_of_the_formula(spec):
+    """Every output of `normalize`, the statistics' cotangents included, by differentiating the plain formula."""
+    x = jnp.asarray(drawn.images("formula", (2, 3, 3, 2, 4)))
+    axes = {"batch": (0, 1, 2), "group:4": (1, 2, 4), "channel": (3, 4)}[spec]
+    scale, bias = (jnp.asarray(drawn.weight(f"formula/{kind}", (2, 4))) for kind in ("scale", "bias"))
+
+    def formula(x, scale, bias):
+        mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+        return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias, mean, var
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(function, x, scale, bias):
+        y, backward = jax.vjp(function, x, scale, bias)
+        return y, backward(jax.tree.map(lambda a: jnp.asarray(drawn.images(f"{a.shape}", a.shape)), y))
+
+    ours = both(lambda *args: normalize(*args, axes, 1e-5, None, jnp.float32), x, scale, bias)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, **CLOSE), ours, both(formula, x, scale, bias))
+
+
+def test_variance_survives_a_large_mean():
+    """Mean of squares minus square of the mean would lose it: 1e4 squared has no digit left for a variance of 1."""
+    x = drawn.images("large mean", (8, 16, 16, 4))
+    y = layer("batch").init_with_output(jax.random.key(0), jnp.asarray(x + np.float32(1e4)))[0]
+    np.testing.assert_allclose(np.var(y, (0, 1, 2)), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_statistics_per_device_or_synchronized(sync):
+    """With a device axis of 4 (vmap gives the same collectives as pmap): synchronized equals the whole batch at once,
+    gradients included; otherwise each part is on its own."""
+    x, dy = (jnp.asarray(drawn.images(name, (8, 3, 3, 8))) for name in ("x", "dy"))
+    params, state = drawn_params(), {"mean": jnp.zeros(8), "var": jnp.ones(8)}
+
+    def step(params, x, dy, axis_name):
+        def run(params, x):
+            return layer("batch", axis_name=axis_name).apply(
+                {"params": params, "batch_stats": state}, x, mutable=["batch_stats"]
+            )
+
+        y, backward, updated = jax.vjp(run, params, x, has_aux=True)
+        return y, backward(dy), updated["batch_stats"]
+
+    def parts(a):
+        return a.reshape(4, 2, *a.shape[1:])
+
+    lifted = jax.vmap(functools.partial(step, params, axis_name="batch" if sync else None), axis_name="batch")
+    y, (dparams, dx), stats = jit_once(lifted)(parts(x), parts(dy))
+    if sync:
+        expected, (expected_dparams, expected_dx), expected_stats = step(params, x, dy, None)
+        np.testing.assert_allclose(y, parts(expected), **CLOSE)
+        np.testing.assert_allclose(dx, parts(expected_dx), **CLOSE)
+        for key in ("scale", "bias"):
+            np.testing.assert_allclose(dparams[key].sum(0), expected_dparams[key], **CLOSE)
+        for key in ("mean", "var"):  # the same on all four
+            np.testing.assert_allclose(stats[key], np.broadcast_to(expected_stats[key], (4, 8)), **CLOSE)
+    else:
+        for i in range(4):
+            expected, (_, expected_dx), expected_stats = step(params, parts(x)[i], parts(dy)[i], None)
+            np.testing.assert_allclose(y[i], expected, **CLOSE)
+            np.testing.assert_allclose(dx[i], expected_dx, **CLOSE)
+            np.testing.assert_allclose(stats["var"][i], expected_stats["var"], **CLOSE)
+
+
+def test_synchronized_layer_works_outside_of_a_device_axis():
+    x = jnp.asarray(drawn.images("x", SHAPE))
+    alone = layer("batch", axis_name="batch").init_with_output(jax.random.key(0), x)[0]
+    np.testing.assert_array_equal(alone, layer("batch").init_with_output(jax.random.key(0), x)[0])
+
+
+@pytest.mark.parametrize("spec", ["batch", "layer", "instance", "group:4", "channel"])
+@pytest.mark.parametrize("train", [True, False])
+def test_bfloat16_has_float32_statistics_and_parameters(spec, train):
+    x = jnp.asarray(drawn.images("x", (4, 16, 16, 8)) + 8, jnp.bfloat16)
+    y, variables = layer(spec, train, dtype=jnp.bfloat16).init_with_output(jax.random.key(0), x)
+    assert y.dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    exact = layer(spec, train).init_with_output(jax.random.key(0), x.astype(jnp.float32))[0]
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=2e-2, rtol=1e-2)  # rounding of the output alone
+
+
+def test_only_the_input_is_kept_for_the_gradient():
+    x = jax.ShapeDtypeStruct((4, 16, 16, 8), jnp.bfloat16)
+    module = layer("batch", dtype=jnp.bfloat16)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+
+    def residuals(variables, x):
+        return jax.tree.leaves(jax.vjp(lambda v, x: module.apply(v, x, mutable=["batch_stats"])[0], variables, x)[1])
+
+    big = [leaf for leaf in jax.eval_shape(residuals, variables, x) if leaf.size == x.size]
+    assert [leaf.dtype for leaf in big] == [jnp.bfloat16]
+
+
+def test_moments_are_left_for_recalibration_only_when_asked():
+    x = jnp.asarray(drawn.images("x", SHAPE)) + 2
+    variables = layer("batch").init(jax.random.key(0), x)
+    assert set(variables) == {"params", "batch_stats"}
+    moments = layer("batch").apply(variables, x, mutable=["batch_moments"])[1]["batch_moments"]
+    for key, expected in (("mean", x.mean((0, 1, 2))), ("var", x.var((0, 1, 2)))):
+        np.testing.assert_allclose(moments[key], expected, rtol=1e-5)
+
+
+def test_group_has_32_groups_or_one_a_channel():
+    x = jnp.asarray(drawn.images("wide", (2, 4, 4, 64)))
+    np.testing.assert_array_equal(
+        layer("group").init_with_output(jax.random.key(0), x)[0],
+        layer("group:32").init_with_output(jax.random.key(0), x)[0],
+    )
+    narrow = x[..., :16]
+    np.testing.assert_allclose(
+        layer("group").init_with_output(jax.random.key(0), narrow)[0],
+        layer("instance").init_with_output(jax.random.key(0), narrow)[0],
+        **CLOSE,
+    )
+
+
+def test_none_is_the_identity_without_parameters():
+    x = jnp.asarray(drawn.images("x", SHAPE))
+    y, variables = norm("none", train=True)(name="n", scale_init=nn.initializers.zeros).init_with_output(
+        jax.random.key(0), x
+    )
+    assert y is x and not variables
+
+
+def test_callable_gets_everything():
+    def spy(**kwargs):
+        return kwargs
+
+    assert norm(spy, train=True, dtype="float32", axis_name="batch")(name="n", epsilon=1e-6) == {
+        "train": True,
+        "dtype": "float32",
+        "axis_name": "batch",
+        "name": "n",
+        "epsilon": 1e-6,
+    }
+
+
+@pytest.mark.parametrize("spec", ["grop", "group:", "group:0", "group:x", "batch:2", "", None, 3])
+def test_unknown_norm_is_refused(spec):
+    with pytest.raises(UserError, match="unknown norm"):
+        norm(spec, train=True)
+
+
+def test_groups_that_do_not_divide_name_the_layer():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return norm("group:3", train=True)(name="norm1")(x)
+
+    with pytest.raises(UserError, match=r"group:3.*norm1.*8 channels"):
+        Net().init(jax.random.key(0), jnp.ones(SHAPE))
+
+
+def test_momentum_of_running_statistics():
+    x = jnp.asarray([[1.0], [3.0]])
+    module = layer("batch:0.6")
+    _, updated = module.apply(module.init(jax.random.key(0), x), x, mutable=["batch_stats"])
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.4 * 2)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.6 * 1 + 0.4 * 2)

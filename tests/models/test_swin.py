@@ -1,0 +1,180 @@
+"""models/swin.py: windows, their shift, and what each field does. test_parity.py has the comparison with others."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models import swin, weights
+from models.errors import UserError
+from models.layers.endpoint import capture
+from models.layers.init import jit_once
+from models.layers.regularize import StochasticDepth
+from models.weights.layouts import flatten
+from tests.golden import drawn
+
+# One stage on maps of the images' own size.
+FLAT = {"stage_sizes": (2,), "heads": (2,), "width": 8, "window": 4, "patch_size": 1, "num_classes": 10}
+TINY = {"stage_sizes": (2, 1), "heads": (2, 4), "width": 8, "window": 4, "num_classes": 10}
+
+
+def reached(row, column, size, **fields):
+    """Which places of the map change by block, bool [H, W], when the image changes at one."""
+    model = models.create("swin_t", **{**FLAT, **fields})
+    variables = drawn.variables(model)
+    images = jnp.asarray(drawn.images("pixel", (1, *size, 3)))
+    run = jit_once(lambda images: capture(model, variables, images)[1])
+    before, after = run(images), run(images.at[0, row, column].add(1.0))
+    return [np.asarray(before[f"stage1/block{i}"] != after[f"stage1/block{i}"]).any((0, 3)) for i in (0, 1)]
+
+
+def rectangle(size, rows, columns):
+    places = np.zeros(size, bool)
+    places[rows, columns] = True
+    return places
+
+
+def test_a_window_is_local_and_the_shift_connects_its_neighbours():
+    """Windows of 4 on 12 x 12; shifted by 2, the next ones are at 2, 6, and what is left at either end."""
+    first, second = reached(5, 6, (12, 12))
+    np.testing.assert_array_equal(first, rectangle((12, 12), slice(4, 8), slice(4, 8)))
+    np.testing.assert_array_equal(second, rectangle((12, 12), slice(2, 10), slice(2, 10)))
+
+
+def test_a_shifted_window_does_not_join_opposite_ends():
+    first, second = reached(0, 11, (12, 12))
+    np.testing.assert_array_equal(first, rectangle((12, 12), slice(0, 4), slice(8, 12)))
+    np.testing.assert_array_equal(second, rectangle((12, 12), slice(0, 6), slice(6, 12)))
+
+
+def test_a_map_that_one_window_covers_is_not_shifted():
+    """Along each axis on its own: 4 rows are one window, 12 columns are three."""
+    first, second = reached(1, 1, (4, 12))
+    np.testing.assert_array_equal(first, rectangle((4, 12), slice(0, 4), slice(0, 4)))
+    np.testing.assert_array_equal(second, rectangle((4, 12), slice(0, 4), slice(0, 6)))
+    assert reached(1, 1, (3, 4))[1].all()
+
+
+def test_windows_of_maps_that_they_do_not_divide():
+    first, second = reached(9, 0, (10, 5))  # padded to 12 x 8
+    np.testing.assert_array_equal(first, rectangle((10, 5), slice(8, 10), slice(0, 4)))
+    np.testing.assert_array_equal(second, rectangle((10, 5), slice(6, 10), slice(0, 5)))
+
+
+@pytest.mark.parametrize("height,width,window,shift", [(8, 12, 4, (2, 2)), (6, 9, 3, (1, 1)), (4, 8, 4, (0, 2))])
+def test_the_mask_joins_what_was_together_before_the_shift(height, width, window, shift):
+    places = np.stack(np.mgrid[:height, :width], -1)  # where each place of the shifted map was
+    places = swin.windows_of(np.roll(places, (-shift[0], -shift[1]), (0, 1))[None], window)
+    near = np.abs(places[:, :, None] - places[:, None]).max(-1) < window
+    np.testing.assert_array_equal(swin.shifted_mask(height, width, window, shift), near)
+
+
+def test_windows_and_back():
+    x = drawn.images("windows", (2, 6, 9, 5))
+    windows = swin.windows_of(x, 3)
+    assert windows.shape == (12, 9, 5)
+    np.testing.assert_array_equal(windows[4].reshape(3, 3, 5), x[0, 3:6, 3:6])
+    np.testing.assert_array_equal(swin.maps_of(windows, 2, 6, 9), x)
+
+
+def test_relative_positions_number_the_distances():
+    """Equal for equal distances, different for different ones, and none of the table's rows is left out."""
+    rows = swin.relative_positions(3)
+    places = list(itertools.product(range(3), range(3)))
+    of = {}
+    for (i, q), (j, k) in itertools.product(enumerate(places), enumerate(places)):
+        assert of.setdefault((q[0] - k[0], q[1] - k[1]), rows[i, j]) == rows[i, j]
+    assert sorted(of.values()) == list(range(25))
+
+
+def test_position_bias_acts_on_the_attention_of_its_distance():
+    """A bias that lets each place see its right neighbour alone moves the map left by one, in each window."""
+    model = swin.WindowAttention(models.create("swin_t").ingredients(False), 1, 4, False)
+    x = jnp.asarray(drawn.images("neighbour", (1, 4, 8, 3)))
+    table = jnp.zeros((49, 1)).at[swin.relative_positions(4)[0, 1]].set(1e4)
+    eye = jnp.concatenate([jnp.zeros((3, 6)), jnp.eye(3)], 1)  # value: x itself
+    attention = {"qkv": {"kernel": eye, "bias": jnp.zeros(9)}, "out": {"kernel": jnp.eye(3), "bias": jnp.zeros(3)}}
+    y = model.apply({"params": {"position_bias": table, "attention": attention}}, x)
+    for left in (0, 4):
+        np.testing.assert_allclose(y[:, :, left : left + 3], x[:, :, left + 1 : left + 4], atol=1e-6)
+
+
+@pytest.mark.full
+def test_merging_halves_the_resolution_rounded_up():
+    model = models.create("swin_t", **TINY)
+    found = capture(model, drawn.variables(model), jnp.asarray(drawn.images("odd", (1, 36, 28, 3))))[1]
+    assert found["stage1"].shape == (1, 9, 7, 8) and found["stage2"].shape == (1, 5, 4, 16)
+    assert list(found) == [
+        "stem",
+        "stage1/block0",
+        "stage1/block1",
+        "stage1",
+        "stage2/block0",
+        "stage2",
+        "last_map",
+        "pre_logits",
+    ]
+
+
+def test_stochastic_depth_grows_linearly_on_both_branches():
+    rates = []
+
+    def read(call, args, kwargs, context):
+        if isinstance(context.module, StochasticDepth):
+            rates.append(context.module.rate)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(read):
+        drawn.abstract(models.create("swin_t", **TINY, stochastic_depth=0.2))
+    assert rates == pytest.approx([0, 0, 0.1, 0.1, 0.2, 0.2])
+
+
+@pytest.mark.full
+def test_remat_changes_nothing_but_what_is_kept():
+    images = jnp.asarray(drawn.images("remat", (2, 32, 32, 3)))
+
+    def gradient(remat):
+        model = models.create("swin_t", stochastic_depth=0.5, remat=remat, **TINY)
+        params = drawn.variables(model)["params"]
+
+        def loss(params):
+            rngs = {"dropout": jax.random.key(0)}
+            return jnp.square(model.apply({"params": params}, images, train=True, rngs=rngs)).mean()
+
+        kept = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)))
+        return jit_once(jax.value_and_grad(loss))(params), kept
+
+    (result, kept), (again, kept_less) = gradient(False), gradient(True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), result, again)
+    assert kept_less < 0.6 * kept
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "timm"])
+def test_weights_come_back_from_the_layouts(layout):
+    model = models.create("swin_t", **TINY)
+    variables = drawn.variables(model)
+    arrays = weights.to_arrays(model, variables, layout)
+    assert sum(name.endswith("relative_position_index") for name in arrays) == (3 if layout == "torchvision" else 0)
+    jax.tree.map(np.testing.assert_array_equal, flatten(variables), flatten(weights.from_arrays(model, arrays, layout)))
+
+
+@pytest.mark.parametrize(
+    "fields,message",
+    [
+        ({"stage_sizes": 2}, "stage_sizes=2 must be whole numbers"),
+        ({"heads": (3, 6, 12, 0)}, "heads=.* must be whole numbers"),
+        ({"heads": (3, 6)}, "heads=.* must have as many numbers as stage_sizes"),
+        ({"width": 100}, "the 100 channels of stage 1 cannot be dealt to 3 heads"),
+        ({"window": 0}, "window=0 must be at least 1"),
+        ({"patch_size": 0}, "patch_size=0 must be at least 1"),
+        ({"stochastic_depth": 1.0}, "stochastic_depth=1.0"),
+    ],
+)
+def test_fields_that_make_no_sense_are_refused(fields, message):
+    with pytest.raises(UserError, match=message) as error:
+        models.create("swin_t", **fields)
+    assert "\n" not in str(error.value)

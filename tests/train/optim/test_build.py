@@ -1,0 +1,183 @@
+"""Optimizers: schedules, decay masks, learning rates by group, freezing, clipping."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from models.errors import UserError
+from train import config as config_lib
+from train.optim import build as optimizer
+
+PARAMS = {"stem": {"kernel": jnp.full((2,), 2.0), "bias": jnp.full((1,), 3.0)}, "head": {"kernel": jnp.full((2,), 4.0)}}
+TO_STEPS = functools.partial(config_lib.steps, batch_size=10, examples=100, total=100)
+
+
+def section(**changes):
+    defaults = dict(
+        name="sgd(momentum=0.0)",
+        learning_rate=0.1,
+        schedule="constant",
+        warmup="0 steps",
+        warmup_from=0.0,
+        weight_decay=0.0,
+        decay=".*",
+        clip_norm=0.0,
+        groups=((".*", 1.0),),
+        l1=0.0,
+        prune="",
+        share="",
+        multiplied="update",
+    )
+    return config_lib.Reader({**defaults, **changes})
+
+
+def updates(grad=1.0, **changes):
+    tx, _ = optimizer.create(section(**changes), PARAMS, TO_STEPS, 100)
+    grads = jax.tree.map(lambda x: jnp.full_like(x, grad), PARAMS)
+    found, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    names = optimizer.parameter_names(PARAMS)
+    return {name: float(x[0]) for name, x in zip(names, jax.tree.leaves(found), strict=True)}
+
+
+def test_decay_only_where_the_expression_matches():
+    found = updates(grad=0.0, weight_decay=0.5, decay=".*/kernel")
+    assert found == pytest.approx({"stem/kernel": -0.1, "stem/bias": 0.0, "head/kernel": -0.2})
+
+
+def test_l1_pulls_by_the_sign_where_the_expression_matches():
+    found = updates(grad=0.0, l1=0.5, decay=".*/kernel")
+    assert found == pytest.approx({"stem/kernel": -0.05, "stem/bias": 0.0, "head/kernel": -0.05})
+    with pytest.raises(UserError, match="optimizer.l1=-1.0 must be at least 0"):
+        updates(l1=-1.0)
+
+
+def test_groups_multiply_and_freeze():
+    found = updates(groups=(("head/.*", 1.0), ("stem/bias", 0.0), (".*", 0.5)))
+    assert found == pytest.approx({"stem/kernel": -0.05, "stem/bias": 0.0, "head/kernel": -0.1})
+    tx, _ = optimizer.create(section(name="adamw", groups=(("stem/.*", 0.0), (".*", 1.0))), PARAMS, TO_STEPS, 100)
+    sizes = [leaf.size for leaf in jax.tree.leaves(tx.init(PARAMS))]
+    assert sum(size for size in sizes if size > 1) == 4  # Adam's two moments of the head alone
+
+
+def test_clipping_counts_trained_parameters_only():
+    assert updates(clip_norm=1.0)["head/kernel"] == pytest.approx(-0.1 / math.sqrt(5))
+    head_only = updates(clip_norm=1.0, groups=(("stem/.*", 0), (".*", 1.0)))
+    assert head_only["head/kernel"] == pytest.approx(-0.1 / math.sqrt(2))
+
+
+def test_every_parameter_is_covered_and_every_expression_used():
+    with pytest.raises(UserError, match="cover no parameter 'stem/"):
+        updates(groups=(("head/.*", 1.0),))
+    with pytest.raises(UserError, match="'foot/.*' is the first match of no parameter"):
+        updates(groups=(("foot/.*", 1.0), (".*", 1.0)))
+    with pytest.raises(UserError, match="matches no parameter"):
+        updates(weight_decay=1.0, decay="weights")
+    with pytest.raises(UserError, match="is no regular expression"):
+        updates(decay="(")
+
+
+def rates(steps, **changes):
+    schedule = optimizer.schedule(section(learning_rate=1.0, **changes), TO_STEPS, 100)
+    return [round(float(schedule(jnp.asarray(step))), 6) for step in steps]
+
+
+def test_schedules():
+    assert rates([0, 99]) == [1, 1]
+    assert rates([49, 50, 74, 75], schedule="step(0.1, '50%', '75 steps')") == [1, 0.1, 0.1, 0.01]
+    assert rates([0, 50, 100], schedule="cosine") == [1, 0.5, 0]
+    assert rates([0, 50, 100], schedule="cosine(final=0.1)") == [1, 0.55, 0.1]
+    assert rates([0, 25, 100], schedule="linear") == [1, 0.75, 0]
+    # Warm-up reaches 1 in its last step; the rest of the schedule begins there.
+    assert rates([0, 4, 9, 10, 55], schedule="cosine", warmup="1 epoch") == [0.1, 0.5, 1, 1, 0.5]
+    assert rates([0, 9], warmup="10 steps", warmup_from=0.5) == [0.55, 1]
+    assert rates([0, 3, 15], schedule="inverse_sqrt", warmup="4 steps") == [0.25, 1, 0.5]
+    assert rates([0, 11.5, 23, 61.5, 100], schedule="triangle(0.2, '23%', 0.07)") == [0.2, 0.6, 1, 0.535, 0.07]
+    with pytest.raises(UserError, match="it rises by itself"):
+        rates([0], schedule="triangle(0.2, '23%', 0.07)", warmup="1 epoch")
+    with pytest.raises(UserError, match="unknown optimizer.schedule 'cosin'; did you mean 'cosine'"):
+        rates([0], schedule="cosin")
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("sgd(momentum=0.9, nesterov=True)", optax.sgd(0.1, 0.9, nesterov=True)),
+        ("adam(b2=0.99)", optax.adam(0.1, b2=0.99)),
+        ("adamw", optax.adamw(0.1, weight_decay=0.0)),
+        ("lars", optax.lars(0.1)),
+        ("lamb", optax.lamb(0.1)),
+    ],
+)
+def test_optimizers_are_optax(name, reference):
+    tx, _ = optimizer.create(section(name=name), PARAMS, TO_STEPS, 100)
+    ours, theirs = PARAMS, PARAMS
+    state, reference_state = tx.init(PARAMS), reference.init(PARAMS)
+    for step in range(3):
+        grads = jax.tree.map(lambda x: jnp.cos(x + step), PARAMS)
+        update, state = tx.update(grads, state, ours)
+        ours = optax.apply_updates(ours, update)
+        update, reference_state = reference.update(grads, reference_state, theirs)
+        theirs = optax.apply_updates(theirs, update)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
+
+
+def test_pytorch_sgd_by_hand():
+    """Three steps of torch.optim.SGD(lr=0.1, momentum=0.9, weight_decay=0.5) on w=2, gradient 1: worked by hand."""
+    tx, _ = optimizer.create(section(name="sgd(momentum=0.9)", weight_decay=0.5), PARAMS, TO_STEPS, 100)
+    w, state, velocity, expected = PARAMS, tx.init(PARAMS), 0.0, 2.0
+    for _ in range(3):
+        update, state = tx.update(jax.tree.map(jnp.ones_like, w), state, w)
+        w = optax.apply_updates(w, update)
+        velocity = 0.9 * velocity + (1 + 0.5 * expected)
+        expected -= 0.1 * velocity
+    assert float(w["stem"]["kernel"][0]) == pytest.approx(expected)
+
+
+def test_a_multiplier_of_the_gradient_leaves_the_decay():
+    """Two steps of torch.optim.SGD(lr=0.1 k, momentum=0.5, nesterov=True, weight_decay=0.2 / k), worked by hand."""
+    tx, _ = optimizer.create(
+        section(
+            name="sgd(momentum=0.5, nesterov=True)",
+            weight_decay=0.2,
+            multiplied="gradient",
+            groups=((".*/bias", 64.0), ("head/.*", 0.0), (".*", 1.0)),
+        ),
+        PARAMS,
+        TO_STEPS,
+        100,
+    )
+    w, state = PARAMS, tx.init(PARAMS)
+    expected = {"kernel": [2.0, 0.0, 1.0], "bias": [3.0, 0.0, 64.0]}  # weight, velocity, multiplier k
+    for step in range(2):
+        update, state = tx.update(jax.tree.map(lambda x: jnp.full_like(x, step + 1.0), w), state, w)
+        w = optax.apply_updates(w, update)
+        for entry in expected.values():
+            weight, velocity, k = entry
+            gradient = step + 1 + 0.2 / k * weight
+            velocity = 0.5 * velocity + gradient
+            entry[:2] = weight - 0.1 * k * (gradient + 0.5 * velocity), velocity
+    for name, (weight, _, _) in expected.items():
+        np.testing.assert_allclose(w["stem"][name], weight, rtol=1e-5)
+    np.testing.assert_array_equal(w["head"]["kernel"], PARAMS["head"]["kernel"])
+    with pytest.raises(UserError, match="multiplied=gradient is for sgd; adam undoes"):
+        updates(name="adam", multiplied="gradient")
+    with pytest.raises(UserError, match="unknown optimizer.multiplied 'gradients'; did you mean 'gradient'"):
+        updates(multiplied="gradients")
+
+
+def test_a_group_trains_from_and_until_its_times():
+    tx, _ = optimizer.create(
+        section(groups=(("stem/bias", 1.0, "1 steps", "3 steps"), (".*", 1.0))), PARAMS, TO_STEPS, 100
+    )
+    state, moved = tx.init(PARAMS), []
+    for _ in range(4):
+        update, state = tx.update(jax.tree.map(jnp.ones_like, PARAMS), state, PARAMS)
+        moved.append((float(update["stem"]["bias"][0]) != 0, float(update["head"]["kernel"][0]) != 0))
+    assert moved == [(False, True), (True, True), (True, True), (False, True)]
+    with pytest.raises(UserError, match="a group ends before it starts"):
+        updates(groups=((".*", 1.0, "3 steps", "3 steps"),))

@@ -1,0 +1,153 @@
+"""Checkpoints: the last and the best are kept, damage is noticed, a full disk is said in one line."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.errors import UserError
+from train import checkpoint
+
+TREE = {"params": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "step": np.int32(7), "rng": np.array([1, 2], np.uint32)}
+
+
+def saved(folder, scores, **options):
+    store = checkpoint.Checkpoints(folder, headline="accuracy", **options)
+    for step, score in enumerate(scores, 1):
+        tree = {**TREE, "step": np.int32(step)}
+        store.save(step, tree, {"seconds": 1.5}, {} if score is None else {"accuracy": score})
+    store.wait()
+    return store
+
+
+def test_round_trip_is_bitwise(tmp_path):
+    store = saved(tmp_path, [0.5])
+    leaves, about = store.restore_newest(pytest.fail)
+    assert (about["step"], about["seconds"]) == (1, 1.5)
+    back = checkpoint.unflatten(TREE, leaves, "checkpoint")
+    np.testing.assert_array_equal(back["params"]["kernel"], TREE["params"]["kernel"])
+    assert back["rng"].dtype == np.uint32 and int(back["step"]) == 1
+    store.close()
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    store = saved(tmp_path / "checkpoints", [0.1, 0.9, 0.3, None, 0.4, None], keep=2)
+    assert store.steps() == [2, 5, 6]
+    store.close()
+    assert checkpoint.read(tmp_path)[0]["step"] == 6 and checkpoint.read(tmp_path, best="accuracy")[0]["step"] == 2
+    with pytest.raises(UserError, match="no checkpoint with hit yet"):
+        checkpoint.read(tmp_path, best="hit")
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(folder):
+    largest = largest_file(folder / "state")
+    largest.write_bytes(largest.read_bytes()[:-9])
+
+
+def flip_a_bit(folder):
+    largest = largest_file(folder / "state")
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+def lose_a_file(folder):
+    largest_file(folder / "state").unlink()
+
+
+def garble_the_description(folder):
+    (folder / "about" / "metadata").write_text("{")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lose_a_file, garble_the_description])
+def test_a_damaged_newest_is_passed_over(tmp_path, damage):
+    saved(tmp_path / "c", [0.1, 0.2]).close()
+    damage(tmp_path / "c" / "2")
+    store, said = checkpoint.Checkpoints(tmp_path / "c", headline="accuracy"), []
+    _, about = store.restore_newest(said.append)
+    assert about["step"] == 1
+    assert len(said) == 1 and said[0].startswith("checkpoint 2 is damaged (") and "using the one before it" in said[0]
+    store.save(2, TREE, {}, {"accuracy": 0.3})  # its place is free again
+    store.close()
+    assert checkpoint.Checkpoints(tmp_path / "c").steps() == [1, 2]
+
+
+def test_all_damaged(tmp_path):
+    saved(tmp_path / "c", [0.1]).close()
+    lose_a_file(tmp_path / "c" / "1")
+    with pytest.raises(UserError, match="every checkpoint in .* is damaged"):
+        checkpoint.Checkpoints(tmp_path / "c").restore_newest(lambda text: None)
+
+
+def test_what_does_not_fit_is_listed(tmp_path):
+    store = saved(tmp_path, [0.1])
+    leaves, _ = store.restore_newest(pytest.fail)
+    other = {"params": {"kernel": jnp.zeros((2, 4)), "bias": jnp.zeros(3)}, "step": np.int32(0)}
+    with pytest.raises(UserError, match=r"- params/bias; params/kernel: float32\[2, 3\] is not float32\[2, 4\]"):
+        checkpoint.unflatten(other, leaves, "checkpoint 1")
+    store.close()
+
+
+def test_no_disk_space_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    store = saved(tmp_path, [0.1])
+    usage = type("usage", (), {"free": 100})
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="no disk space for checkpoint 2 in .*; the checkpoint of step 1 is kept"):
+        store.save(2, TREE, {}, {})
+    monkeypatch.undo()
+    assert store.steps() == [1]
+    store.close()
+
+
+def test_a_disk_that_fills_up_while_writing_is_said(tmp_path, monkeypatch):
+    store = saved(tmp_path, [0.1])
+
+    def full(folder, *arguments):
+        folder.mkdir()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.checkpoint_format, "write", full)
+    store.save(2, TREE, {}, {})
+    with pytest.raises(UserError, match="no disk space for checkpoint 2 .* the checkpoint of step 1 is kept"):
+        store.wait()
+    store.close()
+    assert os.listdir(tmp_path) == ["1"]  # what was written of it has made room
+
+
+def test_what_a_kill_in_the_middle_of_a_save_leaves_is_no_checkpoint(tmp_path):
+    """A process saves step after step and is killed while one is being written, at many different moments."""
+    script = (
+        "import sys, numpy as np\n"
+        "from train import checkpoint\n"
+        "store = checkpoint.Checkpoints(sys.argv[1], keep=2)\n"
+        "start = max(store.steps(), default=0)\n"
+        "for step in range(start + 1, start + 1000):\n"
+        "    print(step, flush=True)\n"
+        "    store.save(step, {'x': np.full((200, 1000), step, np.float32)}, {}, {})\n"
+    )
+    root = Path(__file__).parents[2]
+    for saves in (3, 4, 5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / "c")],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+        for _ in range(saves):
+            process.stdout.readline()
+        process.kill()  # the save announced last has begun and has not ended
+        process.wait()
+        store = checkpoint.Checkpoints(tmp_path / "c", keep=2)
+        leaves, about = store.restore_newest(pytest.fail)
+        assert (leaves["x"] == about["step"]).all()
+        store.close()

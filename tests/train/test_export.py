@@ -1,0 +1,584 @@
+"""Exported networks: the file is small, gives back what the run computes to the bit, and a bad one is one line."""
+
+import collections
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+import models
+from configs import transfer
+from models import weights
+from models.compress import file, packed
+from models.errors import UserError
+from tests import tiny
+from tests.golden import drawn
+from tests.networks import SMALL
+from tests.tiers import keep_first
+from train import loop, predict, pretrained, restore, workdir
+from train.export import formats, loaded, verify, write
+from train.export import network as export
+
+
+def train(folder, **changes):
+    loop.train(tiny.config(**changes), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Whole, pruned, then with shared weights."""
+    root = tmp_path_factory.mktemp("runs")
+    train(root / "whole")
+    train(root / "pruned", init_from=str(root / "whole"), init_new="", optimizer__prune="magnitude(0.9)")
+    train(
+        root / "shared",
+        init_from=str(root / "pruned"),
+        init_new="",
+        optimizer__share="linear(conv=4, dense=4)",
+        optimizer__learning_rate=1e-3,
+    )
+    return root
+
+
+def exported(folder, out):
+    """The run and its network; its compressed file, which equals it to the bit or is refused; what that holds."""
+    run, state = restore.load(folder)
+    network = export.network(run, state)
+    path = out / write.export(run, network, "compressed", out, {})["file"]
+    model, variables = file.load(file.read(path), path)
+    assert model == network.create()
+    return run, state, network, path, network._replace(variables=variables)
+
+
+def rows_of(path, loaded):
+    return {row["name"]: row for row in file.table(file.read(path), loaded.variables)}
+
+
+@pytest.mark.parametrize(("name", "least"), [("whole", 0.97), ("pruned", 4.5), ("shared", 7.5)])
+def test_the_file_gives_back_the_run_to_the_bit(runs, tmp_path, name, least):
+    run, state, network, path, loaded = exported(runs / name, tmp_path / "x")
+    rows = rows_of(path, loaded).values()
+    assert sum(row["bytes"] for row in rows) == path.stat().st_size < sum(row["float32"] for row in rows) / least
+    assert sum(row["weights"] for row in rows) == sum(leaf.size for leaf in jax.tree.leaves(network.variables))
+    before = run.evaluate(run.parallel.place(state))
+    after = export.evaluate(run, state, loaded)
+    assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(before["loss"], rel=1e-6)
+    tiny.assert_same(loaded.variables, jax.tree.map(np.asarray, network.variables))
+
+
+def test_rows_of_the_table_are_what_the_file_holds(runs, tmp_path):
+    *_, path, loaded = exported(runs / "shared", tmp_path / "x")
+    rows = rows_of(path, loaded)
+    kernel = rows["stage3/block0/conv2/kernel"]
+    assert kernel["weights"] == 3 * 3 * 16 * 16 and kernel["values"] <= 16 and kernel["index_bits"] <= 4
+    assert kernel["kept"] < 0.4 * kernel["weights"] and kernel["index_coded"] < 5
+    assert set(kernel["parts"]) == {"codebook", "tables", "jumps", "indices"}
+    assert rows["header, checksum"]["bytes"] < 1500
+
+
+def test_a_file_is_a_start_like_any_other(runs, tmp_path):
+    *_, path, _ = exported(runs / "shared", tmp_path / "x")
+    ours = loop.setup(tiny.config(init_from=str(path), init_new="")).state
+    theirs = loop.setup(tiny.config(init_from=str(runs / "shared"), init_new="")).state
+    tiny.assert_same(ours.variables(), theirs.variables())
+    with pytest.raises(UserError, match="of 10 classes, the data have 5"):
+        loop.setup(
+            tiny.config(
+                init_from=str(path),
+                init_new="",
+                data__select="classes('0-4')",
+                data__select_test="classes('0-4')",
+                eval_batch_size=36,
+            )
+        )
+
+
+@pytest.mark.full
+def test_a_network_without_filters_is_exported_as_a_smaller_one(runs, tmp_path):
+    what = "magnitude(0.5, structure=filters, what='.*/conv1/kernel')"
+    train(tmp_path / "run", init_from=str(runs / "whole"), init_new="", optimizer__prune=what)
+    run, state, network, path, loaded = exported(tmp_path / "run", tmp_path / "x")
+    small, whole = (
+        sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (loaded.variables, state.variables())
+    )
+    assert small < 0.75 * whole
+    assert all(name.endswith("/conv1") for name, _ in network.fields["widths"])
+    before, after = run.evaluate(run.parallel.place(state)), export.evaluate(run, state, loaded)
+    assert after["loss"] == pytest.approx(before["loss"], rel=1e-4) and after["accuracy"] == before["accuracy"]
+    again = loop.setup(
+        tiny.config(init_from=str(path), init_new="", model__widths=network.fields["widths"])
+    )  # it trains on as the network that it is
+    tiny.assert_same(again.state.variables(), network.variables)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["ternary", "binary_weight", "xnor"])
+def test_low_bit_networks_are_stored_in_few_bits(kind, tmp_path):
+    more = (
+        {} if kind != "xnor" else {"model__act": "identity", "model__name": "preresnet20", "model__stage_sizes": (1, 2)}
+    )
+    train(tmp_path / "run", model__conv=kind, model__width=8, duration="4 steps", **more)
+    run, state, network, path, loaded = exported(tmp_path / "run", tmp_path / "x")
+    rows = rows_of(path, loaded)
+    kernel = rows["stage2/block1/conv1/kernel"] if kind == "xnor" else rows["stage3/block0/conv2/kernel"]
+    assert kernel["index_coded"] <= 2 and 8 * kernel["bytes"] < 2.4 * kernel["weights"]
+    before, after = run.evaluate(run.parallel.place(state)), export.evaluate(run, state, loaded)
+    assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(before["loss"], rel=1e-6)
+
+
+def test_a_run_that_saved_nothing_is_said(tmp_path):
+    loop.train(tiny.config(duration="4 steps"), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match="this run has no checkpoint yet"):
+        restore.load(tmp_path / "run")
+
+
+def test_runs_of_earlier_versions_are_opened(runs, tmp_path):
+    folder = shutil.copytree(runs / "whole", tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    del config["lookahead"], config["ema_warmup"], config["optimizer"]["multiplied"]
+    config["devices"] = 8  # more than there are here
+    (folder / "config.json").write_text(json.dumps(config))
+    run, state = restore.load(folder)
+    tiny.assert_same(state, restore.load(runs / "whole")[1])
+    scores = {
+        line["step"]: line["accuracy"]
+        for line in workdir.read_metrics(folder / "metrics.jsonl")
+        if line["split"] == "test"
+    }
+    kept = [int(path.name) for path in (folder / "checkpoints").iterdir()]
+    _, best = restore.load(folder, "best")
+    assert scores[int(best.step)] == max(scores.get(step, 0.0) for step in kept)
+    with pytest.raises(UserError, match="unknown --checkpoint 'bets'; did you mean 'best'"):
+        restore.load(folder, "bets")
+
+
+def test_codebooks_without_training(runs):
+    run, state = restore.load(runs / "pruned")
+    network = export.shared(export.network(run, state), "density(conv=2, dense=3)")
+    for name, leaf in weights.flatten({"params": network.variables["params"]}).items():
+        if name.endswith("kernel"):
+            assert len(np.unique(leaf[leaf != 0])) <= (8 if leaf.ndim == 2 else 4)
+
+
+# -- the folder ----------------------------------------------------------------------------------------------------
+
+
+def command(*arguments, module="train.export"):
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=tiny.ROOT,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two images of the test set, as a user has them."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("files")
+    source = loop.setup(tiny.config()).feed.test
+    for index in (0, 7):
+        Image.fromarray(source.example(index)["image"][..., 0]).save(folder / f"{index}.png")
+    return [str(folder / "0.png"), str(folder / "7.png")]
+
+
+@pytest.fixture(scope="module")
+def out(runs, tmp_path_factory):
+    """The run "whole" in every format but torch, and their cards."""
+    folder = tmp_path_factory.mktemp("exported")
+    pytest.importorskip("jax2onnx")
+    run, state = restore.load(runs / "whole")
+    network, metrics = export.network(run, state), run.evaluate(run.parallel.place(state))
+    for format, how in formats.FORMATS.items():
+        if format != "torch":
+            write.export(run, network, format, folder / format, metrics, folds=how.folds, images=50)
+    return folder
+
+
+@pytest.mark.parametrize("format", [name for name in formats.FORMATS if name != "torch"])
+def test_every_format_says_what_the_run_says(runs, out, files, format):
+    card = json.loads((out / format / "card.json").read_text())
+    assert card["verified"]["images"] == 50 and card["metrics"]["accuracy"] == pytest.approx(
+        json.loads((runs / "whole" / "summary.json").read_text())["accuracy"]
+    )
+    found = card["verified"]["metrics"]
+    assert found["network"]["accuracy"] == found["file"]["accuracy"] > 0.1
+    assert card["ingredients"] == {
+        "norm": "batch",
+        "act": "relu",
+        "init": "msra",
+        "conv": "standard",
+        "dense": "standard",
+    }
+    network, of_run = loaded.load(out / format), loaded.load(runs / "whole")
+    pixels = np.stack([network.pixels(file) for file in files])
+    probabilities, logits = network.run(pixels)
+    np.testing.assert_allclose(logits, of_run.run(pixels)[1], rtol=0, atol=1e-4 * np.abs(logits).max())
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    rows = predict.predict(network, files, 3)
+    assert [label for label, _ in rows[1]["classes"]] == [str(i) for i in np.argsort(-logits[1], kind="stable")[:3]]
+
+
+@pytest.mark.parametrize("format", keep_first(1, ["onnx", "stablehlo"]))
+def test_programs_hold_what_was_folded(out, runs, format, tmp_path):
+    def operations(folder):
+        if format == "onnx":
+            import onnx
+
+            graph = onnx.load(folder / "model.onnx").graph
+            return graph.input[0].type.tensor_type.elem_type, collections.Counter(node.op_type for node in graph.node)
+        program = jax.export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
+        assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+        text = program.mlir_module()
+        return program.in_avals[0].dtype, collections.Counter(re.findall(r"stablehlo\.(\w+)", text))
+
+    run, state = restore.load(runs / "whole")
+    network = export.network(run, state)
+    card = write.export(run, network, format, tmp_path / "plain", {}, images=20)
+    assert card["folded"] == []
+    (dtype, bare), (pixel_dtype, folded) = operations(tmp_path / "plain"), operations(out / format)
+    assert dtype != pixel_dtype
+    root = {"onnx": "Sqrt", "stablehlo": "rsqrt"}[format]
+    assert folded["Conv"] == bare["Conv"] and folded[root] == 0 and folded["convolution"] == bare["convolution"]
+    assert sum(folded.values()) < sum(bare.values())  # in spite of the pixels and the softmax
+
+
+@pytest.mark.full
+@pytest.mark.full  # tests/models/test_any_network.py writes every family
+@pytest.mark.parametrize(
+    ("format", "kind"),
+    [
+        *(("onnx", kind) for kind in ("bottleneck", "gated", "swin")),  # padded pooling; skipping; windows
+        *(("stablehlo", kind) for kind in ("bottleneck", "dense_imagenet", "gated", "multi_scale", "bit", "swin")),
+    ],
+)
+def test_programs_of_other_kinds_of_networks(kind, format, tmp_path):
+    pytest.importorskip("jax2onnx")
+    name, fields = SMALL[kind]
+    if "image_size" in models.fields(name):
+        fields = {**fields, "image_size": 32}
+    network = export.Network(name, fields, (1, 32, 32, 3), drawn.variables(models.create(name, **fields)))
+    card = {
+        "file": formats.FORMATS[format].file,
+        "folded": list(formats.FORMATS[format].folds),
+        "labels": [],
+        "architecture": name,
+        "fields": fields,
+        "inputs": [1, 32, 32, 3],
+        "license": None,
+        "probabilities": "softmax",
+        "preprocessing": {"mean": [0.5], "std": [0.25]},
+    }
+    formats.FORMATS[format].write(network, card, tmp_path / card["file"])
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    found = formats.FORMATS[format].open(tmp_path, card)(pixels)
+    wanted = formats.of_variables(network.create(), network.variables, card)(pixels)
+    np.testing.assert_allclose(found[1], wanted[1], rtol=0, atol=1e-5 * np.abs(wanted[1]).max())
+    np.testing.assert_allclose(found[0], wanted[0], rtol=0, atol=1e-5)
+
+
+def test_an_exported_network_is_a_start(out, runs):
+    starts = {
+        where: loop.setup(tiny.config(init_from=str(where), init_new="")).state.variables()
+        for where in (runs / "whole", out / "safetensors", out / "compressed")
+    }
+    first, *others = starts.values()
+    for other in others:
+        tiny.assert_same(other, first)
+    with pytest.raises(UserError, match="holds a program .onnx., in which weights have no names"):
+        loop.setup(tiny.config(init_from=str(out / "onnx")))
+    config = transfer.get_config(f"from={out / 'safetensors'},to=digits")
+    assert config.model.name == "resnet8" and config.model.width == 4 and config.init_from == str(out / "safetensors")
+
+
+@pytest.mark.full
+def test_names_and_shapes_for_pytorch(tmp_path, monkeypatch):
+    """A double stands for PyTorch, which takes torchvision's names, shapes and number of parameters (tests/golden/
+    check_weights.py loads them there); the real one is asked where ABLATE_TORCH_PYTHON names a Python that has it."""
+    train(tmp_path / "run", model__name="resnet18", model__width=64, data__channels=3, duration="1 step")
+    run, state = restore.load(tmp_path / "run")
+    network = export.network(run, state)
+    seen = {}
+
+    def outside(folder, card, pixels, python):
+        seen.update(card["torch"], weights=weights.read(folder / card["file"]))
+        return "a double", formats.of_variables(network.create(), network.variables, card)(pixels)[1]
+
+    if python := os.environ.get("ABLATE_TORCH_PYTHON"):
+        card = write.export(run, network, "torch", tmp_path / "real", {}, images=20, python=python)
+        assert card["verified"]["by"].startswith("torch ")
+    monkeypatch.setitem(formats.FORMATS, "torch", formats.FORMATS["torch"]._replace(outside=outside))
+    card = write.export(run, network, "torch", tmp_path / "out", {}, images=20)
+    assert (seen["library"], seen["name"], seen["arguments"]) == ("torchvision", "resnet18", {"num_classes": 10})
+    assert seen["weights"]["layer2.0.downsample.0.weight"].shape == (128, 64, 1, 1)
+    trained = [
+        array
+        for name, array in seen["weights"].items()
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    ]
+    assert sum(array.size for array in trained) == 11_689_512 - 990 * 513  # torchvision's, with 10 classes
+    assert "strict=True" in card["usage"] and card["verified"]["by"] == "a double"
+    again = loop.setup(
+        tiny.config(
+            init_from=str(tmp_path / "out"), init_new="", model__name="resnet18", model__width=64, data__channels=3
+        )
+    )
+    tiny.assert_same(again.state.variables(), network.variables)
+    with pytest.raises(UserError, match="/nowhere/python. does not run: No such file"):
+        formats._torch_outside(tmp_path / "out", card, np.zeros((1, 8, 8, 3), np.uint8), "/nowhere/python")
+
+
+def test_what_others_have_put_into_the_folder_stays(runs, out, tmp_path):
+    folder = shutil.copytree(out / "safetensors", tmp_path / "out")
+    write.check("safetensors", folder, [])
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="has something else in it than an exported network"):
+        write.check("safetensors", folder, [])
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fields": 3}, "card.json is damaged: fields: 3 is not of type 'object'"),
+        ({"preprocessing": {"crop": "none"}}, "preprocessing: 'size' is a required property"),
+        ({"format": "torch"}, "'torch' is a required property"),
+        ({"file": "../card.json"}, "file: '../card.json' does not match"),
+        ({"labels": ["x"] * 10}, "card.json is not what was exported: its checksum differs"),
+    ],
+)
+def test_cards_that_someone_has_written(out, tmp_path, change, message):
+    folder = shutil.copytree(out / "safetensors", tmp_path / "out")
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, **change}))
+    with pytest.raises(UserError, match=message):
+        loaded.load(folder)
+
+
+@pytest.mark.parametrize("format", [name for name in formats.FORMATS if name != "torch"])
+def test_one_flipped_bit_in_any_file_of_an_export_is_refused(out, tmp_path, format):
+    folder = shutil.copytree(out / format, tmp_path / "out")
+    rng = np.random.default_rng(0)
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        for _ in range(30):
+            bad = bytearray(data)
+            bad[rng.integers(len(bad))] ^= 1 << int(rng.integers(8))
+            if path.suffix == ".json" and json.loads(data) == _json(bytes(bad)):
+                continue  # white space
+            path.write_bytes(bad)
+            with pytest.raises(UserError, match=str(folder)):
+                loaded.load(folder)
+        path.unlink()
+        with pytest.raises(UserError, match="there is no"):
+            loaded.load(folder)
+        path.write_bytes(data)
+    assert loaded.load(folder).card["format"] == format
+
+
+def _json(data):
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def test_a_network_that_pytorch_has_not(runs, tmp_path):
+    run, state = restore.load(runs / "whole")
+    with pytest.raises(UserError, match="resnet8 is in the layout of no PyTorch library"):
+        write.export(run, export.network(run, state), "torch", tmp_path / "out", {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p, y: (p, y + 0.01 * np.abs(y).max()), "logits differ by"),
+        (lambda p, y: (p, y * np.nan), "not finite"),
+        (lambda p, y: (p[:, ::-1], y), "its probabilities are not those of its logits"),
+        (lambda p, y: (p, y + 0.01 * np.abs(y).max() * (len(y) == 1)), "logits differ .one image."),
+    ],
+)
+def test_a_file_that_is_not_the_network_is_a_failed_export(runs, out, tmp_path, monkeypatch, change, message):
+    how = formats.FORMATS["stablehlo"]
+
+    def opened(folder, card):
+        run = how.open(folder, card)
+        return lambda pixels: change(*run(pixels))
+
+    monkeypatch.setitem(formats.FORMATS, "stablehlo", how._replace(open=opened, outside=None))
+    run, state = restore.load(runs / "whole")
+    with pytest.raises(verify.Failed, match=message):
+        write.export(run, export.network(run, state), "stablehlo", tmp_path / "out", {}, folds=how.folds, images=30)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.full
+def test_several_classes_an_image_have_probabilities_of_their_own(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    labels = np.random.default_rng(1).integers(0, 2, (40, 3)).astype(np.int8)
+    np.savez(tmp_path / "a.npz", train_image=images, train_label=labels, test_image=images, test_label=labels)
+    train(
+        tmp_path / "run",
+        data__source=f"arrays:{tmp_path / 'a.npz'}",
+        task__name="multi_label",
+        eval_batch_size=20,
+        batch_size=8,
+        duration="2 steps",
+    )
+    run, state = restore.load(tmp_path / "run")
+    card = write.export(run, export.network(run, state), "stablehlo", tmp_path / "out", {}, folds=["normalization"])
+    assert card["probabilities"] == "sigmoid" and set(card["verified"]["metrics"]["file"]) == {"loss", "hit"}
+    probabilities, logits = loaded.load(tmp_path / "out").run(images)
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), rtol=1e-4)
+
+
+def test_the_commands(runs, out, files, tmp_path):
+    net = tmp_path / "new" / "net"
+    done = command(f"--workdir={runs / 'shared'}", "--format=compressed", f"--out={net}", "--images=100")
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "stage1/block0/conv1",
+        "total",
+        "logits of 100 test images equal to the bit",
+        "of the file",
+        "the card names no license",
+    ):
+        assert text in done.stdout
+    done = command(str(net), *files, "--json", "--top=2", f"--out={tmp_path / 'said.png'}", module="train.predict")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["file"] for row in rows] == files and all(len(row["classes"]) == 2 for row in rows)
+    assert (tmp_path / "said.png").stat().st_size > 5000
+    assert not [path for path in net.parent.iterdir() if "partial" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    keep_first(
+        2,
+        [
+            (("--workdir=/nowhere", "--out=x"), "error: /nowhere is not a run's folder"),
+            (("--workdir=/nowhere", "--out=x", "--format=zip"), "unknown --format 'zip'"),
+            (("--out=x",), "--workdir is missing"),
+            (("--workdir=/nowhere", "--out=tests"), "--out=tests has something else in it"),
+            (("--workdir=/nowhere", "--out=README.md/x"), "README.md is no folder"),
+            (
+                ("--workdir=/nowhere", "--out=x", "--fold=batch_norm"),
+                "the format safetensors holds weights, in which nothing",
+            ),
+            (("--workdir=/nowhere", "--out=x", "--format=onnx", "--fold=norm"), "unknown --fold 'norm'"),
+        ],
+    ),
+)
+def test_mistakes(flags, message):
+    done = command(*flags)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_mistakes_of_prediction(out, files, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
+    (tmp_path / "card.json").write_text("{}")
+    for where, message in (
+        (tmp_path / "none", "there is no such folder"),
+        (tmp_path, "card.json has no checksums: it is of an earlier version"),
+    ):
+        with pytest.raises(UserError, match=message):
+            loaded.load(where)
+    network = loaded.load(out / "safetensors")
+    first, second = predict.predict(network, [str(tmp_path / "broken.png"), files[0]], 1)
+    assert first["error"].startswith("it cannot be decoded") and len(second["classes"]) == 1
+    shutil.copytree(out / "stablehlo", tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.stablehlo").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="model.stablehlo is damaged"):
+        loaded.load(tmp_path / "damaged")
+
+
+# -- hostile files -------------------------------------------------------------------------------------------------
+
+
+def small():
+    model = models.create("lenet_300_100", hidden=(8,), image_size=8)
+    variables = jax.tree.map(np.asarray, models.initialize(model, jax.random.key(0), (1, 8, 8, 1)))
+    return file.dump("lenet_300_100", {"hidden": (8,), "image_size": 8}, variables, (1, 8, 8, 1))
+
+
+def changed(data, change):
+    """The file with another header, and a checksum that fits."""
+    length = struct.unpack_from("<I", data, 10)[0]
+    header = json.loads(zlib.decompress(data[14 : 14 + length]))
+    change(header["about"])
+    made = zlib.compress(json.dumps(header).encode())
+    made = data[:10] + struct.pack("<I", len(made)) + made + data[14 + length : -4]
+    return made + struct.pack("<I", zlib.crc32(made))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about: about.update(model="lenet6"), "unknown model 'lenet6'"),
+        (lambda about: about.update(model=["lenet5"]), "its network cannot be made"),
+        (lambda about: about.pop("fields"), "its network cannot be made"),
+        (lambda about: about["fields"].update(depth=3), "unknown field of lenet_300_100 'depth'"),
+        (lambda about: about["fields"].update(hidden=[10**9]), "a field of its network is 1000000000"),
+        (lambda about: about["fields"].update(hidden=[9]), "other arrays than its network"),
+        (lambda about: about["fields"].update(hidden=[8] * 5000), "far more layers than the file"),
+        (lambda about: about["fields"].update(hidden=[[[8]]]), "hidden="),
+        (lambda about: about["fields"].update(hidden={"a": 1}), "a field of its network is"),
+        (lambda about: about.update(model="resnet8", fields={"stage_sizes": [990]}), "far more layers than the file"),
+        (lambda about: about.update(model="resnet1202", fields={}), "far more layers than the file"),
+        (
+            lambda about: about.update(model="resnet8", fields={"stage_sizes": [900], "widths": [["head", 10]]}),
+            "far more layers than the file",
+        ),
+        (lambda about: about.update(model="swin_tiny", fields={"window": 200}), "a field of its network is 200"),
+        (lambda about: about.update(inputs=[1, 10**6, 10**6, 3]), "a field of its network is 1000000"),
+    ],
+)
+def test_hostile_networks_are_one_line(change, message, tmp_path):
+    data = changed(small(), change)
+    with pytest.raises(UserError, match=message) as error:
+        file.load(data, "net.ablate")
+    assert str(error.value).startswith("net.ablate: ")
+
+
+def test_damaged_files_are_one_line(tmp_path):
+    path = tmp_path / "net.ablate"
+    data = small()
+    for bad in (b"", data[:-1], data[:50], data[:60] + b"x" + data[61:]):
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match=f"{path}: "):
+            pretrained.load(path)
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        file.read(tmp_path / "none.ablate")
+
+
+def test_mutations_of_the_whole_file_with_checksums_that_fit():
+    data, said = small(), 0
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        bad = bytearray(data)
+        for _ in range(rng.integers(1, 4)):
+            bad[rng.integers(len(bad) - 4)] ^= 1 << int(rng.integers(8))
+        bad[-4:] = struct.pack("<I", zlib.crc32(bytes(bad[:-4])))
+        try:
+            file.load(bytes(bad))
+        except UserError:
+            said += 1
+    assert said > 10
+    assert packed.about(data)["model"] == "lenet_300_100"

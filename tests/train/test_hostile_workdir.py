@@ -1,0 +1,277 @@
+"""Workdirs after a kill, a flipped bit or an editor: a checkpoint is restored bit by bit or passed over, in one line.
+
+What other processes, a full disk and ctrl-C do is in tests/train/test_hostile_process.py.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments.study import Trial, trials
+from models.errors import UserError
+from tests import damage
+from train import checkpoint, checkpoint_format, details, loop
+
+run, copied = damage.run, damage.copied  # fixtures
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_any_damage_gives_a_checkpoint_bit_by_bit_or_one_line(run, tmp_path, capfd, part):
+    """300 accidents; 1 to 3 in each."""
+    held, rng = run[2], random.Random(part)
+    with details.kept(tmp_path / "details.log"):
+        for number in range(75):
+            folder = tmp_path / str(number) / "checkpoints"
+            shutil.copytree(run[1] / "checkpoints", folder)
+            kinds = [damage.accident(folder, rng)]
+            for _ in range(rng.choice([0, 0, 1, 2])):
+                # What is damaged may not take a further accident
+                with contextlib.suppress(OSError, ValueError, IndexError, RecursionError):
+                    kinds.append(damage.accident(folder, rng))
+            store, said = checkpoint.Checkpoints(folder, headline="accuracy"), []
+            store.best()
+            try:
+                leaves, about = store.restore_newest(said.append)
+            except UserError as error:
+                assert "\n" not in str(error) and len(str(error)) < 400, kinds
+            else:
+                step = about["step"]
+                assert damage.same(leaves, held[step][0]) and about == held[step][1], (kinds, step)
+                assert len(said) == sum(path.name.startswith("damaged-checkpoint-") for path in folder.parent.iterdir())
+                assert all("\n" not in line and len(line) < 400 and f"of step {step}" in line for line in said), kinds
+            store.close()
+            shutil.rmtree(tmp_path / str(number))
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+
+
+def test_any_damage_to_checkpoints_of_earlier_versions(run, tmp_path, capfd):
+    """What they say beside the arrays has no checksum; the arrays, their step and the process are safe."""
+    held, rng = run[2], random.Random(5)
+    damage.write_as_earlier_versions(tmp_path / "earlier", held)
+    capfd.readouterr()
+    with details.kept(tmp_path / "details.log"):
+        for number in range(60):
+            folder = tmp_path / str(number) / "checkpoints"
+            shutil.copytree(tmp_path / "earlier", folder)
+            kind = damage.accident(folder, rng)
+            store, said = checkpoint.Checkpoints(folder, headline="accuracy"), []
+            store.best()
+            leaves, about = store.restore_newest(said.append)
+            assert damage.same(leaves, held[about["step"]][0]), kind
+            store.close()
+    assert capfd.readouterr().err == ""
+
+
+def test_checkpoints_of_earlier_versions_are_read_and_run_out(run, copied):
+    _, _, held = run
+    shutil.rmtree(copied / "checkpoints")
+    damage.write_as_earlier_versions(copied / "checkpoints", {step: held[step] for step in damage.STEPS[:2]})
+    (copied / "checkpoints" / "4" / "metrics" / "metrics").write_text('{"accuracy": 0.9, "lo')  # an old one's, too
+    store = checkpoint.Checkpoints(copied / "checkpoints", headline="accuracy")
+    leaves, about = store.restore_newest(pytest.fail)
+    assert damage.same(leaves, held[8][0]) and about["recorder"] == held[8][1]["recorder"] and store.best() == 8
+    for step in (12, 16, 20):
+        store.save(step, held[12][0], {}, {"accuracy": 0.01})
+    store.wait()
+    assert store.steps() == [8, 16, 20]
+    store.close()
+
+
+EDITS = [
+    ("step", 80),
+    ("step", 8),
+    ("step", "12"),
+    ("seconds", -1e9),
+    ("data", {}),
+    ("recorder", None),
+    ("scores", {"accuracy": 1.0}),
+    ("scores", {}),
+    ("files", {}),
+    ("checksum", "0" * 64),
+    ("checksum", 0),
+    ("new", 1),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), EDITS)
+@pytest.mark.parametrize("rename", [False, True])
+def test_nothing_that_is_said_about_a_checkpoint_can_be_edited(copied, key, value, rename):
+    path = copied / "checkpoints" / "12" / "about" / "metadata"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    if rename:  # an editor who does it thoroughly
+        path.parents[1].rename(copied / "checkpoints" / "80")
+    said = []
+    store = checkpoint.Checkpoints(copied / "checkpoints", headline="accuracy")
+    assert store.restore_newest(said.append)[1]["step"] == 8 and len(said) == 1
+    store.close()
+
+
+@pytest.mark.parametrize("key", ["checksum", "files", "step", "scores", "recorder"])
+def test_a_checkpoint_cannot_pass_as_one_of_an_earlier_version(copied, key):
+    path = copied / "checkpoints" / "12" / "about" / "metadata"
+    path.write_text(path.read_text().replace(f'"{key}"', f'"{key[:-1]}!"'))
+    store = checkpoint.Checkpoints(copied / "checkpoints")
+    with pytest.raises(ValueError):
+        store.restore(12)
+    store.close()
+
+
+def test_an_untrained_network_is_not_finished(run, copied):
+    """`step` of the newest edited to the last step: the run goes on from the one before, to the same bits."""
+    config, _, held = run
+    shutil.rmtree(copied / "checkpoints" / "12")
+    (copied / "checkpoints" / "8").rename(copied / "checkpoints" / "12")
+    path = copied / "checkpoints" / "12" / "about" / "metadata"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "step": 12}))
+    summary = loop.train(config, copied)
+    assert summary["seconds_to_first_step"] and summary["steps"] == 12
+    assert damage.same(checkpoint.read(copied)[0], held[12][0])
+
+
+# -- readers of runs --------------------------------------------------------------------------------------------------
+
+
+def test_a_reader_passes_over_the_damaged_newest_and_says_so(run, copied, capfd):
+    damage.cut(damage.largest(copied / "checkpoints" / "12" / "state"))
+    before = damage.content(copied)
+    assert damage.same(checkpoint.read(copied)[0], run[2][8][0])
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith(f"warning: {copied}: checkpoint 12 is damaged (the checksum of state/")
+    assert err.endswith("differs); using the one of step 8\n")
+    assert damage.content(copied) == before  # it only reads
+
+
+@pytest.mark.parametrize("part", ["state", "about"])
+def test_a_reader_of_the_best_passes_it_over_too(run, copied, part):
+    scores = {step: about["scores"]["accuracy"] for step, (_, about) in run[2].items()}
+    best, second = sorted(damage.STEPS, key=lambda step: (scores[step], step))[:-3:-1]
+    damage.cut(damage.largest(copied / "checkpoints" / str(best) / part))
+    said = []
+    assert damage.same(checkpoint.read(copied, best="accuracy", warn=said.append)[0], run[2][second][0])
+    assert len(said) == 1 and f"checkpoint {best} is damaged" in said[0] and f"of step {second}" in said[0]
+
+
+def test_all_are_damaged(run, copied, capfd):
+    for step in damage.STEPS:
+        damage.cut(damage.largest(copied / "checkpoints" / str(step)))
+    before = damage.content(copied)
+    with pytest.raises(UserError, match="run: checkpoint 12 is damaged: .*; so is every one before it"):
+        checkpoint.read(copied)
+    store = checkpoint.Checkpoints(copied / "checkpoints")
+    for _ in range(2):  # nothing is moved: the second start says the same, and does not start afresh
+        with pytest.raises(UserError, match=r"every checkpoint in .* is damaged .*12.*; choose another --workdir"):
+            store.restore_newest(pytest.fail)
+    store.close()
+    assert damage.content(copied) == before and capfd.readouterr().err == ""
+
+
+def test_a_checkpoint_that_training_removes_while_it_is_read_is_no_damage(copied, monkeypatch):
+    read = checkpoint_format.read
+
+    def later(folder):
+        if folder.name == "12":
+            shutil.rmtree(folder)
+        return read(folder)
+
+    monkeypatch.setattr(checkpoint_format, "read", later)
+    checkpoint.read(copied, warn=pytest.fail)
+
+
+def test_a_trial_is_measured_at_its_end_or_not_at_all(run, copied, tmp_path):
+    def size(run, state):
+        return 0
+
+    trial = Trial({}, run[0], train=True, measures=(size,))
+    outcome = {
+        "summary": json.loads((copied / "summary.json").read_text()),
+        "diverged": None,
+        "history": {},
+        "measured": {},
+    }
+    (copied / "outcome.json").write_text(json.dumps(outcome))
+    damage.cut(damage.largest(copied / "checkpoints" / "12" / "state"))
+    with pytest.raises(UserError, match="is its step 8 of 12: delete its outcome.json"):
+        trials.run(trial, copied)
+
+
+# -- removal ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_kill_in_the_middle_of_a_removal_leaves_no_half(tmp_path, monkeypatch):
+    store = checkpoint.Checkpoints(tmp_path / "c", keep=1)
+    tree = {"x": np.arange(5.0)}
+    store.save(1, tree, {}, {})
+    store.wait()
+    monkeypatch.setattr(checkpoint, "remove", lambda path: None)  # the process ends here
+    store.save(2, tree, {}, {})
+    store.close()
+    assert sorted(os.listdir(tmp_path / "c")) == [".old-1.tmp", "2"]
+    monkeypatch.undo()
+    store = checkpoint.Checkpoints(tmp_path / "c", keep=1)
+    assert os.listdir(tmp_path / "c") == ["2"] and damage.same(store.restore(2)[0], tree)
+    store.close()
+
+
+def test_what_kills_left_is_cleaned_at_the_next_start(run, copied):
+    config, _, held = run
+    for name in (
+        "checkpoints/.new-16.tmp/state/d",
+        "checkpoints/.old-4.tmp/about",
+        ".export.partial",
+        ".now.partial",
+        "checkpoints/16.orbax-checkpoint-tmp/state",
+        "checkpoints/16.orbax-checkpoint-tmp-1700000000",
+    ):
+        (copied / name).mkdir(parents=True)
+        (copied / name / "half").write_text("x")
+    for name in (".config.json.tmp", ".summary.json.tmp", ".events.tmp", ".metrics.jsonl.tmp"):
+        (copied / name).write_text("x")
+    os.utime(copied / ".export.partial", (0, 0))
+    (copied / "notes.txt").write_text("mine")
+    (copied / "checkpoints" / "notes.txt").write_text("mine")
+    loop.train(config, copied)
+    assert sorted(os.listdir(copied / "checkpoints")) == ["12", "4", "8", "notes.txt"]
+    assert sorted(name for name in os.listdir(copied) if name.startswith(".")) == [".now.partial"]
+    assert (copied / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("aside", ["nothing", "folder", "file", "cannot be moved"])
+def test_the_place_for_a_damaged_one_may_be_taken(copied, monkeypatch, aside):
+    damage.cut(damage.largest(copied / "checkpoints" / "12"))
+    place = copied / "damaged-checkpoint-12"
+    if aside == "folder":
+        (place / "12").mkdir(parents=True)
+    elif aside == "file":
+        place.write_text("x")
+    elif aside == "cannot be moved":
+        rename = type(place).rename
+        monkeypatch.setattr(
+            type(place),
+            "rename",
+            lambda self, target: (
+                rename(self, target)
+                if target != place
+                else (_ for _ in ()).throw(OSError(errno.EXDEV, "Invalid cross-device link"))
+            ),
+        )
+    said = []
+    store = checkpoint.Checkpoints(copied / "checkpoints")
+    leaves, about = store.restore_newest(said.append)
+    assert about["step"] == 8 and len(said) == 1
+    assert ("it stays where it is (Invalid cross-device link)" in said[0]) == (aside == "cannot be moved")
+    assert (place / "about").is_dir() == (aside != "cannot be moved")
+    store.save(12, leaves, {}, {})  # its place is free
+    store.wait()
+    assert damage.same(store.restore(12)[0], leaves)
+    store.close()

@@ -1,0 +1,124 @@
+"""Killed or interrupted at any instant, the same command goes on and ends with the same bits."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests import tiny
+from tests.train.test_hostile_process import assert_each_point_once
+from tests.train.test_loop import final
+from train import workdir
+
+FLAGS = (
+    *tiny.TINY_FLAGS,
+    "--config.duration=60 steps",
+    "--config.checkpoint_every=4 steps",
+    "--config.evaluate_every=20 steps",
+    "--config.data.augment=crop(1)|mixup(0.2)",
+    "--config.ema_decay=0.9",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The final leaves of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = tiny.run(*FLAGS, f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+    return final(folder)[0]
+
+
+def steps_logged(folder):
+    return [line["step"] for line in workdir.read_metrics(folder / "metrics.jsonl") if line["split"] == "train"]
+
+
+def wait_until(process, condition):
+    deadline = time.time() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.time() < deadline
+        time.sleep(0.002)
+
+
+def saving(folder):
+    """Whether a checkpoint is being written: Orbax writes to a folder with another name first."""
+    path = folder / "checkpoints"
+    return path.exists() and any("tmp" in entry for entry in os.listdir(path))
+
+
+def test_sigkill_in_the_middle_of_steps_and_of_saves(tmp_path, whole):
+    folder = tmp_path / "run"
+    conditions = [
+        lambda: steps_logged(folder)[-1:] >= [8],  # in the middle of a step
+        lambda: saving(folder),  # in the middle of a save, the oldest of which is complete by now
+        lambda: steps_logged(folder)[-1:] >= [28],
+    ]
+    for condition in conditions:
+        process = subprocess.Popen(**tiny.command(*FLAGS, f"--workdir={folder}"), start_new_session=True)
+        wait_until(process, condition)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert not (folder / "summary.json").exists()
+    done = tiny.run(*FLAGS, f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert "going on from step" in done.stdout
+    tiny.assert_same(final(folder)[0], whole)
+    assert steps_logged(folder) == list(range(4, 61, 4))  # every line once
+    assert_each_point_once(folder)
+    assert sorted(os.listdir(folder / "checkpoints")) == sorted(os.listdir(folder / "checkpoints"), key=int)
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]
+
+
+def test_sigterm_saves_and_exits(tmp_path, whole):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(**tiny.command(*FLAGS, f"--workdir={folder}"))
+    wait_until(process, lambda: steps_logged(folder)[-1:] >= [4])
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "SIGTERM: saved at step" in out and "Traceback" not in err
+    assert not (folder / "summary.json").exists()
+    done = tiny.run(*FLAGS, f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+    tiny.assert_same(final(folder)[0], whole)
+
+
+def imported(folder):
+    time.sleep(0.4)
+    return True
+
+
+def locked(folder):
+    return (folder / ".lock").exists()
+
+
+MOMENTS = {
+    "import": imported,
+    "set-up": locked,
+    "steps": lambda folder: steps_logged(folder)[-1:] >= [8],
+    "save": saving,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_ctrl_c_twice_at_once_is_no_traceback(tmp_path, moment):
+    """As of a terminal whose shell passes it on; where there is something to save, it is saved."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+    process = subprocess.Popen(**tiny.command(*FLAGS, "--config.duration=600 steps", f"--workdir={folder}"))
+    signal.signal(signal.SIGINT, before)
+    wait_until(process, lambda: MOMENTS[moment](folder))
+    for _ in range(2):
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == "", (process.returncode, err)
+    if moment in ("steps", "save"):
+        assert "SIGINT: saved at step" in out
+        assert final(folder)[1]["step"] == int(out.split("saved at step ")[1].split()[0])

@@ -1,0 +1,169 @@
+"""What one step does: metrics, averaging, frozen parameters, mixed precision, exact evaluation."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from models.errors import UserError
+from tests import tiny
+from train import evaluate, loop, tasks
+
+
+def first_step(**changes):
+    run = loop.setup(tiny.config(steps_per_call=1, **changes))
+    _, items = next(run.feed.calls(0, 1))
+    state, metrics = run.train_call(run.parallel.place(run.state), run.feed.data, items)
+    return run, run.parallel.fetch(state), jax.tree.map(np.asarray, metrics)
+
+
+def test_metrics_of_a_step_are_sums_over_all_devices():
+    for devices in (1, 4):
+        _, state, metrics = first_step(devices=devices)
+        assert int(state.step) == 1
+        assert metrics["loss"][1].tolist() == metrics["accuracy"][1].tolist() == [32.0]
+        assert 0 <= metrics["accuracy"][0][0] <= 32
+        assert metrics["gradient_norm"][0][0] > 0
+
+
+def test_learning_rate_is_that_of_the_schedule():
+    _, _, metrics = first_step(
+        optimizer__schedule="constant", optimizer__warmup="0 steps", optimizer__learning_rate=0.25
+    )
+    assert metrics["learning_rate"][0][0] == 0.25
+
+
+def test_averaged_weights():
+    run, state, _ = first_step(ema_decay=0.75, ema_warmup=False)
+    before = jax.tree.map(np.asarray, {"params": run.state.params, "model_state": run.state.model_state})
+    after = {"params": state.params, "model_state": state.model_state}
+    jax.tree.map(
+        lambda e, b, a: np.testing.assert_allclose(e, 0.75 * b + 0.25 * a, rtol=1e-5, atol=1e-6),
+        state.ema,
+        before,
+        after,
+    )
+    np.testing.assert_array_equal(
+        state.evaluation_variables()["params"]["head"]["kernel"], state.ema["params"]["head"]["kernel"]
+    )
+
+
+def test_frozen_parameters_stay():
+    run, state, _ = first_step(optimizer__groups=(("head/.*", 1.0), (".*", 0.0)))
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(run.state.params), jax.tree.leaves(state.params), strict=True
+    ):
+        changed = not np.array_equal(old, new)
+        assert changed == (path[0].key == "head"), path
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
+    run, state, metrics = first_step(precision="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.model_state, state.opt_state))} <= {
+        np.dtype("float32"),
+        np.dtype("int32"),
+    }
+    text = str(jax.make_jaxpr(lambda v, x: run.task.model.apply(v, x))(run.state.variables(), jnp.zeros((1, 8, 8, 1))))
+    convolutions = [line for line in text.splitlines() if "conv_general_dilated" in line or "dot_general" in line]
+    assert convolutions and all("bf16" in line for line in convolutions)
+    _, _, exact = first_step()
+    assert metrics["loss"][0][0] == pytest.approx(exact["loss"][0][0], rel=0.02)
+
+
+class Constant:
+    """A model whose logits are the image itself: [N, 1, 1, classes] -> [N, classes]."""
+
+    def apply(self, variables, images, train=False, **kwargs):
+        logits = images[:, 0, 0, :] + variables["params"]["shift"]
+        return (logits, {}) if train else logits
+
+
+def classify(label_smoothing=0.0, classes=7):
+    section = ml_collections.ConfigDict({"name": "classify", "label_smoothing": label_smoothing})
+    return tasks.create(section, Constant(), classes)
+
+
+def test_evaluation_is_exact_on_uneven_batches():
+    """Five examples in batches of three, the last padded: every number worked out by hand."""
+    task, log2 = classify(), float(np.log(2))
+    logits = np.full((6, 1, 1, 7), -100.0, np.float32)
+    for row, best in enumerate([0, 1, 1, 2, 3]):
+        logits[row, 0, 0, best] = 0.0
+    logits[4, 0, 0, 4] = 0.0  # a tie: counted as wrong, and its loss is log 2
+    logits[5, 0, 0, 0] = 0.0  # padding that would be right
+    labels, mask = np.array([0, 1, 0, 2, 4, 0]), np.array([1, 1, 1, 1, 1, 0], np.float32)
+    total = None
+    for rows in (slice(0, 3), slice(3, 6)):
+        batch = {"image": logits[rows], "label": labels[rows], "mask": mask[rows]}
+        batch = jax.tree.map(jnp.asarray, batch)
+        total = evaluate.add(total, task.evaluate({"params": {"shift": 0.0}}, {}, batch))
+    results = evaluate.ratios(total)
+    assert total["accuracy"][1] == 5
+    assert results["accuracy"] == pytest.approx(3 / 5)
+    assert results["top5"] == pytest.approx(4 / 5)  # the third example's own class is one of six at -100
+    assert results["loss"] == pytest.approx((100 + log2) / 5, rel=1e-6)
+    assert results["accuracy_by_class"][:5] == pytest.approx([1 / 2, 1, 1, None, 0])
+
+
+def test_not_a_number_is_never_right():
+    batch = {"image": jnp.full((1, 1, 1, 7), jnp.nan), "label": jnp.zeros(1, int), "mask": jnp.ones(1)}
+    metrics = classify().evaluate({"params": {"shift": 0.0}}, {}, batch)
+    assert metrics["accuracy"][0] == metrics["top5"][0] == 0
+
+
+def test_loss_with_smoothing_and_soft_targets():
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 1, 1, 7)), jnp.float32)
+    labels = jnp.asarray([0, 3, 6, 2])
+    log_p = jax.nn.log_softmax(images[:, 0, 0])
+    batch = {"image": images, "label": labels, "mask": jnp.ones(4)}
+    arguments = ({"shift": 0.0}, {}, {}, batch, jax.random.key(0), 0)
+    smooth = 0.9 * jax.nn.one_hot(labels, 7) + 0.1 / 7
+    assert classify(0.1).loss(*arguments)[0] == pytest.approx(float(-(smooth * log_p).sum(-1).mean()), rel=1e-5)
+    soft = 0.3 * jax.nn.one_hot(labels, 7) + 0.7 * jax.nn.one_hot(labels[::-1], 7)
+    batch["target"] = soft
+    assert classify().loss(*arguments)[0] == pytest.approx(float(-(soft * log_p).sum(-1).mean()), rel=1e-5)
+    with pytest.raises(UserError, match="label_smoothing=1.5"):
+        classify(1.5)
+
+
+def test_an_evaluation_that_misses_examples_fails():
+    with pytest.raises(AssertionError, match="counted 4 examples of 5"):
+        evaluate.evaluate(lambda state, data, items: {"loss": (0.0, 4.0)}, None, [None], lambda: 5)
+
+
+def test_one_dispatch_of_several_steps_is_the_steps_one_by_one():
+    """In exact arithmetic; XLA may fuse the loop's body differently, so to a few ulps."""
+    run = loop.setup(tiny.config(steps_per_call=4))
+    single = loop.setup(tiny.config(steps_per_call=1))
+    states = []
+    for made in (run, single):
+        state, counts = made.parallel.place(made.state), []
+        for count, items in made.feed.calls(0, 6):
+            state, metrics = made.train_call(state, made.feed.data, items)
+            assert metrics["loss"][0].shape == (count,)
+            counts.append(count)
+        states.append((counts, made.parallel.fetch(state)))
+    assert states[0][0] == [4, 2] and states[1][0] == [1] * 6
+    assert optax.tree.norm(states[0][1].params) == pytest.approx(float(optax.tree.norm(states[1][1].params)), rel=1e-5)
+
+
+def test_counters_of_a_task_stay_whole_numbers():
+    class Counting(tasks.TASKS["classify"]):
+        def init(self, key, image_shape):
+            return super().init(key, image_shape)[0], {"batches": jnp.zeros((), jnp.int32)}
+
+        def loss(self, params, model_state, task_state, batch, key, step):
+            loss, (metrics, model_state, _) = super().loss(params, model_state, {}, batch, key, step)
+            return loss, (metrics, model_state, {"batches": task_state["batches"] + 1})
+
+    tasks.TASKS["counting"] = Counting
+    try:
+        run = loop.setup(tiny.config(task__name="counting", devices=4, accumulate=2))
+        _, items = next(run.feed.calls(0, 2))
+        state, _ = run.train_call(run.parallel.place(run.state), run.feed.data, items)
+    finally:
+        del tasks.TASKS["counting"]
+    count = run.parallel.fetch(state).task_state["batches"]
+    assert count.dtype == np.int32 and count == 4  # two steps of two parts each
