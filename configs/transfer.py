@@ -40,7 +40,8 @@ from configs.base import IMAGENET, arguments, base
 
 class Target(NamedTuple):
     """A data set: what config.data says of it; examples to train on, classes, and the size of its images (0: varying,
-    photographs of some 500 pixels)."""
+    photographs of some 500 pixels).
+    """
 
     source: str
     train: str
@@ -85,7 +86,8 @@ NO_BATCH_NORM = r"(alexnet|lenet|vit|swin|convnext|resnetv2|vgg(?!.*(bn|cifar)))
 def get_config(text: str = ""):
     """Arguments: from, to, model (from scratch), labels (a class; 0: all), rule (finetune | bit), lr, epochs (0: 30),
     steps (0: epochs count), batch, size (of images; 0: what the network was trained on, or the target's), freeze,
-    unfreeze, decay, stages (of the network; 0: by its name), seed."""
+    unfreeze, decay, stages (of the network; 0: by its name), seed.
+    """
     a = arguments(
         text,
         **{"from": ""},

@@ -42,7 +42,8 @@ def shown(pixels: Any) -> np.ndarray:
 
 def around_gray(values: Any) -> np.ndarray:
     """Signed numbers [H, W, C] as a picture, 0 gray, the largest magnitudes black and white; but for the outermost
-    0.5 %, by which single pixels would darken the rest."""
+    0.5 %, by which single pixels would darken the rest.
+    """
     values = np.asarray(values, np.float32)
     limit = np.quantile(np.abs(values), 0.995)
     return shown(np.clip(0.5 + values / (2 * limit), 0, 1) if limit > 0 else np.full_like(values, 0.5))

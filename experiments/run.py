@@ -104,8 +104,10 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
       out: the results go to out/NAME/SCALE.
       jobs: trials at once, 0 for the default.
       console: for progress and results.
+
     Returns:
       The content of results.json.
+
     Raises:
       UserError: no such study or scale, a trial that cannot run, an interruption.
     """

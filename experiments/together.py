@@ -94,7 +94,8 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
 
 def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Adds rows to the results in the folder; one of the same model, image, batch, runs, cores and device takes the
-    place of the earlier."""
+    place of the earlier.
+    """
     from train.files import read_json, write_atomically, write_json
 
     def key(row):

@@ -65,7 +65,7 @@ class Airbench(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32."""
+        """Images [N, H, W, C] -> logits [N, num_classes], float32."""
         layers = self.ingredients(train)
         features = 2 * self.patch_size**2 * images.shape[-1]
         x = layers.conv(features, self.patch_size, padding=0, use_bias=True, name="stem_conv")(images)

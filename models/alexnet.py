@@ -30,7 +30,7 @@ MAP_SIZE = 6  # of the flattened map, whatever the images' size; the paper's at 
 
 
 def local_response_norm(x: jax.Array, n: int, k: float, alpha: float) -> jax.Array:
-    """x [..., C] -> x / (k + alpha sum(x^2))^0.75, the sum over the n channels around each (Krizhevsky 2012, eq. 1).
+    """X [..., C] -> x / (k + alpha sum(x^2))^0.75, the sum over the n channels around each (Krizhevsky 2012, eq. 1).
 
     alpha is the paper's, of the sum. PyTorch's and Caffe's is n times as large: they take it of the sum divided by n.
     Sums and powers are float32, whatever x is.
@@ -84,7 +84,7 @@ class AlexNet(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
         layers = self.ingredients(train)
 
         def conv(i, x, size, stride=1, padding=None, groups=1):

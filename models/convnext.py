@@ -103,7 +103,7 @@ class ConvNeXt(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
         layers = self.ingredients(train)
         layers = layers._replace(norm=functools.partial(layers.norm, epsilon=EPSILON))
         x = layers.conv(self.width, 4, 4, padding=0, use_bias=True, name="stem_conv")(images)

@@ -149,7 +149,7 @@ class Ladder(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
         layers = self.ingredients(train)
         x = Endpoint("stem")(self._stem(layers, images))
         block = functools.partial(

@@ -198,7 +198,7 @@ def _decode_next(model, variables, *inputs):
 
 
 def _take(x: jax.Array, indices: jax.Array) -> jax.Array:
-    """x [N, K, ...], indices [N, B] -> [N, B, ...]."""
+    """X [N, K, ...], indices [N, B] -> [N, B, ...]."""
     return jnp.take_along_axis(x, indices.reshape(*indices.shape, *(1,) * (x.ndim - 2)), 1)
 
 

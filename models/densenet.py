@@ -127,7 +127,7 @@ class DenseNet(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
         layers = self.ingredients(train)
         noise = {"dropout": self.dropout, "train": train}
         kind = DenseLayer
@@ -182,7 +182,7 @@ VARIANTS = {
 
 
 def layouts(model: DenseNet) -> dict[str, Layout]:
-    """torchvision's and timm's, which are the same, of networks with their stem and bottlenecks."""
+    """Torchvision's and timm's, which are the same, of networks with their stem and bottlenecks."""
     if model.stem != "imagenet" or not model.bottleneck:
         return {}
     layout = Layout(

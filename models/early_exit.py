@@ -1,5 +1,6 @@
 """Residual networks with exits, the baseline of Huang et al. 2018 (arXiv 1703.09844, section 5, ResNet with multiple
-classifiers): what multi-scale dense networks (msdnet.py) are compared with."""
+classifiers): what multi-scale dense networks (msdnet.py) are compared with.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -46,8 +47,9 @@ class EarlyExitResNet(ResNet):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, leave: Any = None) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32: of the last exit, or with `leave` of that where
-        each example left; leave, float [num_exits - 1], and errors: see `models.layers.exit_router.Leaving`."""
+        """Images [N, H, W, C] -> logits [N, num_classes], float32: of the last exit, or with `leave` of that where
+        each example left; leave, float [num_exits - 1], and errors: see `models.layers.exit_router.Leaving`.
+        """
         leaving, layers = Leaving(self, leave, self.num_exits, train), self.ingredients(train)
         new_exit = functools.partial(Exit, layers, self.num_classes, self.exit_width, parent=self)
         places = {self.blocks[after - 1]: number for number, after in enumerate(self.exits, 1)}

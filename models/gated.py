@@ -65,7 +65,8 @@ def _open(key, shape, dtype):
 
 def straight_through(logits: jax.Array, key: jax.Array, temperature: float) -> jax.Array:
     """Samples of the second of two classes, 0 or 1, with the gradient of the Gumbel-softmax (Jang et al. 2017, arXiv
-    1611.01144): logits [N, 2] -> [N]."""
+    1611.01144): logits [N, 2] -> [N].
+    """
     noisy = logits + jax.random.gumbel(key, logits.shape)
     soft = nn.softmax(noisy / temperature)[:, 1]
     hard = (noisy[:, 1] > noisy[:, 0]).astype(soft.dtype)
@@ -117,7 +118,8 @@ def gates(model: Adaptive, variables: Any, images: jax.Array, **options: Any) ->
 
 class Costs(NamedTuple):
     """Mult-adds of an image: what is computed in any case (stem, shortcuts, head); what decides, gates or the policy,
-    unless a call says what to keep; the branch of each block."""
+    unless a call says what to keep; the branch of each block.
+    """
 
     always: int
     deciding: int
@@ -184,8 +186,9 @@ class GatedResNet(Adaptive):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, keep: jax.Array | None = None) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" in training. keep [N, blocks]
-        overrides the gates."""
+        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" in training. keep [N, blocks]
+        overrides the gates.
+        """
         layers = self.ingredients(train)
         gate = functools.partial(Gate, layers, self.gate_width, self.temperature, train)
         return self._forward(
@@ -218,7 +221,8 @@ class BlockDrop(Adaptive):
 
     def policy(self, **fields: Any) -> ResNet:
         """The policy: images, `pooled`, to logits of computing each block, [N, blocks]. Alone, with parent=None, its
-        paths do not begin with "policy/"."""
+        paths do not begin with "policy/".
+        """
         names = (
             "norm",
             "act",
@@ -253,8 +257,9 @@ class BlockDrop(Adaptive):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, keep: jax.Array | None = None) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32. keep [N, blocks] is there instead of the policy's
-        decision, which is to compute what has a probability of at least 1/2."""
+        """Images [N, H, W, C] -> logits [N, num_classes], float32. keep [N, blocks] is there instead of the policy's
+        decision, which is to compute what has a probability of at least 1/2.
+        """
         if keep is None:
             keep = (self.policy(name="policy")(self.pooled(images), train) >= 0).astype(jnp.float32)
         return self._forward(self.ingredients(train), images, train, self._visit(keep))

@@ -58,7 +58,7 @@ class LeNet(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """images [N, image_size, image_size, C] -> logits [N, num_classes], float32."""
+        """Images [N, image_size, image_size, C] -> logits [N, num_classes], float32."""
         layers = self.ingredients(train)
         x = images
         for i, features in enumerate(self.convs, 1):

@@ -146,7 +146,7 @@ class MobileNetV1(MobileNet):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
         layers = self.ingredients(train)
         x = self._stem(layers, images)
         for stage, size in enumerate(self.stage_sizes):
@@ -181,7 +181,7 @@ class MobileNetV2(MobileNet):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
         layers = self.ingredients(train)
         x = self._stem(layers, images)
         for stage, (size, (channels, stride)) in enumerate(zip(self.stage_sizes, V2_STAGES, strict=False), 1):

@@ -30,7 +30,8 @@ CHOICES = {"stem": ("cifar", "imagenet"), "step_mode": ("even", "lin_grow"), "pr
 
 class Step(NamedTuple):
     """A layer: how many scales, the coarsest ones, it leaves; channels, as multiples of `growth_factors`, that a
-    transition after it leaves, or None where there is none."""
+    transition after it leaves, or None where there is none.
+    """
 
     scales: int
     transition: int | None
@@ -63,7 +64,8 @@ class Stem(nn.Module):
 
 class Unit(nn.Module):
     """1x1 to at most `bottleneck` times `features` channels and 3x3, normalized and activated after each (not before,
-    as a DenseNet): [N, H, W, C] -> [N, H / stride, W / stride, features]."""
+    as a DenseNet): [N, H, W, C] -> [N, H / stride, W / stride, features].
+    """
 
     layers: Ingredients
     features: int
@@ -234,7 +236,7 @@ class MSDNet(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, leave: Any = None) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32: of the last exit, or with `leave` of that where
+        """Images [N, H, W, C] -> logits [N, num_classes], float32: of the last exit, or with `leave` of that where
         each example left.
 
         Args:
@@ -297,7 +299,8 @@ _KINDS = ("conv", "norm")  # in the reference, 0 and 1 in a sequence of three
 
 def layouts(model: MSDNet) -> dict[str, Layout]:
     """The reference's, "msdnet_pytorch", which counts what is there: layers and transitions of a block together, and
-    scales from the finest that is left."""
+    scales from the finest that is left.
+    """
     scales, places = len(model.growth_factors), {}
     for number, steps in enumerate(model.plan(), 1):
         place = int(number == 1)  # after the stem

@@ -70,7 +70,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, keep: jax.Array | None = None) -> jax.Array:
-        """keep [N]: of the examples that need the branch, 1; of others, 0. None: the gate decides, or all do."""
+        """Keep [N]: of the examples that need the branch, 1; of others, 0. None: the gate decides, or all do."""
         _, _, norm, act = self.layers
         source = act(norm(name="norm1")(x)) if self.preact and self.preact_first else x
         if keep is None and self.gate is not None:
@@ -211,7 +211,7 @@ class ResNet(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
         return self._forward(self.ingredients(train), images, train)
 
     def _forward(
@@ -223,7 +223,8 @@ class ResNet(Classifier):
         gates: Sequence[Callable | None] = (),
     ) -> jax.Array:
         """The same. Networks that compute less for some examples give, of each block, what they make of it,
-        visit(block, x) -> x, or its gate."""
+        visit(block, x) -> x, or its gate.
+        """
         x = self._stem(layers, images)
         zero = ("kernel" if self.preact or self.norm == "none" else "scale") if self.zero_gamma else ""
         drop_slope = self.stochastic_depth / sum(self.stage_sizes)
@@ -333,7 +334,7 @@ _AS_1X1 = Conversion(lambda ours: ours[None, None], lambda theirs: theirs[0, 0])
 
 
 def layouts(model: ResNet) -> dict[str, Layout]:
-    """torchvision's and timm's, which are the same, of networks with their stem and activations after the sum.
+    """Torchvision's and timm's, which are the same, of networks with their stem and activations after the sum.
 
     Of BiT's: timm's, and "bit", the names in the authors' .npz files. timm's resnetv2_50 and the like, with batch
     normalization, have neither our preresnets' stem nor BiT's.

@@ -192,7 +192,7 @@ class Swin(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
         layers = self.ingredients(train)
         patch = self.patch_size
         x = layers.conv(self.width, patch, patch, padding=0, use_bias=True, name="stem_conv")(images)
@@ -222,7 +222,7 @@ _CONV_AS_DENSE = Conversion(lambda ours: ours[0, 0].T, lambda theirs: theirs.T[N
 
 
 def layouts(model: Swin) -> dict[str, Layout]:
-    """torchvision's and timm's. timm's networks are the same functions where windows divide every stage's map."""
+    """Torchvision's and timm's. timm's networks are the same functions where windows divide every stage's map."""
     block = r"stage(\d)/block(\d+)/"
 
     def features(place: int, name: str):  # torchvision counts the stem, stages and what is between them together

@@ -213,11 +213,11 @@ class Transformer(Network):
         return self.decode(target, self.encode(source, train), source, train)
 
     def encode(self, source: jax.Array, train: bool = False) -> jax.Array:
-        """source [N, S] -> [N, S, width]; attention sees no PAD."""
+        """Source [N, S] -> [N, S, width]; attention sees no PAD."""
         return self.encoder(self._embed(source, 0, train), _tokens(source), train=train)
 
     def decode(self, target: jax.Array, encoded: jax.Array, source: jax.Array, train: bool = False) -> jax.Array:
-        """target [N, T], what `encode` gave for `source` -> logits [N, T, vocab_size], as `__call__` has them.
+        """Target [N, T], what `encode` gave for `source` -> logits [N, T, vocab_size], as `__call__` has them.
 
         No place sees those after it, PAD among them.
         """
@@ -249,7 +249,7 @@ class Transformer(Network):
         return self._logits(self.decoder(x, seen, encoded, _tokens(source), place, train=False))[:, 0]
 
     def _embed(self, tokens: jax.Array, place: int | jax.Array, train: bool) -> jax.Array:
-        """tokens [N, T], the first of them at `place` -> [N, T, C]; section 3.4."""
+        """Tokens [N, T], the first of them at `place` -> [N, T, C]; section 3.4."""
         length = tokens.shape[1]
         if length > self.max_length:
             raise UserError(f"a sequence of {length} tokens is longer than max_length={self.max_length}")

@@ -73,7 +73,7 @@ class VGG(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
         layers = self.ingredients(train)
         x = images
         for stage, depth in enumerate(self.stage_sizes, 1):
@@ -109,7 +109,7 @@ _MAP_AS_CONV = Conversion(
 
 
 def layouts(model: VGG) -> dict[str, Layout]:
-    """torchvision's and timm's, of networks with two hidden layers; timm's equals ours for images up to 224 x 224."""
+    """Torchvision's and timm's, of networks with two hidden layers; timm's equals ours for images up to 224 x 224."""
     if len(model.classifier) != 2:
         return {}
 

@@ -181,7 +181,7 @@ class ViT(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it.
+        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it.
 
         Raises:
           UserError: the images are not image_size x image_size.

@@ -267,7 +267,8 @@ def assert_learns(found):
 @functools.cache
 def all_inits(family):
     """Variables whose kernels are drawn by each of ALL_INITS in turn, as often as it takes to have all: pairs (shapes
-    of those used, variables). The first are those of `whole`."""
+    of those used, variables). The first are those of `whole`.
+    """
     found, known = [(whole(family).inits, whole(family).variables)], set(whole(family).inits)
     while len(known) < len(ALL_INITS):
         inits = Inits(len(known))

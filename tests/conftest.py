@@ -82,7 +82,8 @@ def pytest_collection_modifyitems(items):
 def fresh_process():
     """As far as it can be had, for each file: without the programs of the last ones, of which each maps memory (Linux
     allows a process 65,530 maps, and LLVM aborts it there), and without searching for garbage in what lives on:
-    streams and Orbax collect often, and modules are a million objects."""
+    streams and Orbax collect often, and modules are a million objects.
+    """
     jax.clear_caches()
     gc.unfreeze()  # what was alive when the last file began may be garbage now
     gc.collect()

@@ -24,7 +24,8 @@ def saved(pixels: np.ndarray, kind: str, mode: str | None = None, **options) -> 
 
 def png(pixels: np.ndarray, bits: int, kind: int, transparent: bytes = b"") -> bytes:
     """Returns a PNG of numbers [H, W] or [H, W, C] with 1 to 16 bits, of a color type (0 gray, 2 RGB, 4 gray and
-    alpha, 6 RGBA) and with that content of the chunk tRNS."""
+    alpha, 6 RGBA) and with that content of the chunk tRNS.
+    """
     rows = pixels.reshape(len(pixels), -1)
     places = np.arange(bits, dtype=pixels.dtype)[::-1]
     packed = np.packbits((rows[..., None] >> places & 1).astype(np.uint8).reshape(len(rows), -1), axis=1)

@@ -77,7 +77,8 @@ def blocks(run: Any, state: Any, everything: bool = False) -> dict[str, Any]:
 
 def exits(run: Any, state: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Of the images of some batches: {"right" bool [N, exits], "confidence" float32 [N, exits], "labels" [N], "places"
-    [N] in the set}."""
+    [N] in the set}.
+    """
 
     def predict(variables, batch):
         logits = run.task.exits(variables, batch["image"])[1]
@@ -254,7 +255,8 @@ def measure(
 
 def draw(run: Any, state: Any, folder: Path) -> None:
     """Pictures: classes.png, for how much of each class each block is computed, or how many of it each exit is right
-    about; images.png, easy and hard ones."""
+    about; images.png, easy and hard ones.
+    """
     from train.plots import figures
 
     found, classes = tested(run, state), run.feed.classes

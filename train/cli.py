@@ -106,7 +106,8 @@ class _Interrupt:
 
 def _end_at_once() -> None:
     """Ends the process without Python's own way out, in which one more SIGINT would be a traceback or a signal's exit
-    code."""
+    code.
+    """
     if sys.stdout.isatty():
         sys.stdout.write("\x1b[?25h")  # progress bars hide the cursor
     for stream in (sys.stdout, sys.stderr):

@@ -159,6 +159,7 @@ def steps(duration: str, *, batch_size: int, examples: int, total: int | None = 
       batch_size: examples a step, over all devices and processes.
       examples: examples an epoch.
       total: steps of the whole training, for "%".
+
     Raises:
       UserError: for any other text.
     """

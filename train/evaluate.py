@@ -35,6 +35,7 @@ def evaluate(call: Callable, state: Any, calls: Iterable[Any], expected: Callabl
       state: on the devices.
       calls: items of every evaluation call.
       expected: tells, afterwards, how many examples must have been counted.
+
     Raises:
       AssertionError: another number was counted.
     """
@@ -53,7 +54,8 @@ def predictions(
     predict: Callable, variables: Any, prepare: Callable, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """predict(variables, batch) of all batches, labels [N, *label_shape], places in the set, a row an unmasked example;
-    one device."""
+    one device.
+    """
     variables = jax.device_put(variables)
     compiled = jax.jit(lambda variables, batch: predict(variables, prepare(batch)))
     outputs, labels, index, start = [], [], [], 0

@@ -29,7 +29,8 @@ class Hook:
 
     def measure(self, run: Any, state: Any) -> dict[str, Any]:
         """After the last evaluation: numbers that join its results, in metrics.jsonl and in summary.json. `state` is
-        numpy."""
+        numpy.
+        """
         del run, state
         return {}
 
@@ -81,7 +82,8 @@ class Recalibrate(Hook):
 
 class Figures(Hook):
     """Draws curves.png, and mistakes.png (confusion matrix, most confident errors) where an image has one class,
-    attention.png (what the decoder looks at, for the first test sentences) for translation."""
+    attention.png (what the decoder looks at, for the first test sentences) for translation.
+    """
 
     def finished(self, run, state, folder):
         # Matplotlib is needed at the end alone, and the first step should not wait for it
@@ -153,7 +155,8 @@ class Bleu(Hook):
 class AveragePrecision(Hook):
     """Ranks the whole test split by the score of each class (Everingham 2010): mean average precision by the area under
     the precision-recall curve and by the 11 points of VOC 2007, and the former by class, null for a class that no image
-    has. An image counts for the classes that its label counts."""
+    has. An image counts for the classes that its label counts.
+    """
 
     def check(self, run):
         if not run.feed.label_shape:
@@ -182,7 +185,8 @@ class Sparsity(Hook):
 class Sensitivity(Hook):
     """How much each layer can spare (Han 2015, fig. 6): accuracy on `images` training images, not augmented, after a
     layer alone loses its smallest weights, without retraining. Writes sensitivity.json, by which optimizer.prune can
-    spread what goes over the layers, and sensitivity.png."""
+    spread what goes over the layers, and sensitivity.png.
+    """
 
     SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 

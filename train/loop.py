@@ -210,8 +210,10 @@ def train(
       workdir: folder of this run alone.
       console: for progress; silent where None.
       started: when the process started, by time.time(), for "seconds_to_first_step".
+
     Returns:
       The summary, as in summary.json; {"interrupted": signal, "step": …} where SIGTERM or SIGINT ended it early.
+
     Raises:
       UserError: a mistake in the config, a workdir of another config or of another process, a loss that is not finite,
         a full disk.

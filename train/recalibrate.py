@@ -22,8 +22,10 @@ def recalibrate_batch_norm(model: nn.Module, variables: Any, images: Iterable[ja
       model: any module with batch norm.
       variables: {"params", "batch_stats", …}.
       images: batches [N, H, W, C], normalized as in training.
+
     Returns:
       `variables` with new "batch_stats".
+
     Raises:
       UserError: the network has no batch norm, or there are no images.
     """

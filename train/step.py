@@ -32,6 +32,7 @@ def gradients(
       prepare: augmentation and normalization: (key, batch, index of the first example in the global batch) -> batch.
       accumulate: the share is cut into so many parts, gradients averaged over them (normalization sees one part).
       shards: how parameters are sharded over the devices; None: they are not.
+
     Returns:
       Gradients (sharded as the parameters are), and what is equal on all devices: metrics, model_state, task_state.
     """
@@ -87,6 +88,7 @@ def update(
       ema_decay: of the averaged variables; 0 where there are none.
       ema_warmup: whether the decay grows to that, min(ema_decay, (1 + t) / (10 + t)) at the end of step t.
       lookahead: averages them in its own way instead, and sets what is trained back to them (train/optim/lookahead.py).
+
     Returns:
       The next state, and the metrics with the gradient's norm and the learning rate.
     """
@@ -128,7 +130,7 @@ def train_call(
     shards: Shards | None = None,
     **options: Any,
 ) -> tuple[TrainState, Metrics]:
-    """k steps in one dispatch: on one device, or, given shards, on all of them with the state sharded.
+    """K steps in one dispatch: on one device, or, given shards, on all of them with the state sharded.
 
     Args:
       state: replicated, or sharded.
@@ -138,6 +140,7 @@ def train_call(
       task, prepare, accumulate: of `gradients`.
       shards: which part of a leaf is where.
       **options: of `update`.
+
     Returns:
       The state after k steps, and metrics with leaves [k].
     """
@@ -164,7 +167,8 @@ def evaluation_call(
     state: TrainState, data: Any, items: Any, *, task: Any, prepare: Callable, shards: Shards | None = None
 ) -> Metrics:
     """Metrics {name: (sum, weight)} of one evaluation batch, items [1, B / D, …], summed over the devices; given
-    shards, of items [1, B, …] with the state sharded."""
+    shards, of items [1, B, …] with the state sharded.
+    """
     model_state = state.evaluation_variables()
     params = model_state.pop("params")
 

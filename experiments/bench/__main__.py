@@ -44,7 +44,8 @@ MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagrap
 
 def check(cases: list[str], sizes: list[str], modes: list[str], sweep: str, values: list[str]) -> None:
     """Raises UserError for an unknown case, size or mode of torch.compile, a sweep of what is no network, and values of
-    it that are none."""
+    it that are none.
+    """
     from experiments.bench.networks import NETWORKS
 
     for kind, names, known in (

@@ -19,7 +19,8 @@ from models.weights import torch_names
 
 class Network(NamedTuple):
     """Images a step by size of the images, on a CPU and on an accelerator. The largest on an accelerator are those that
-    two of PyTorch's workers and ours have room for beside each other in 80 GB."""
+    two of PyTorch's workers and ours have room for beside each other in 80 GB.
+    """
 
     cpu: dict[int, int]
     accelerator: dict[int, int]
@@ -54,7 +55,8 @@ def sizes(name: str, settings: Settings) -> dict[int, int]:
 
 def on_both_sides(name: str, size: int) -> dict[str, Any]:
     """The same network for both: our "model" and "fields", and the arguments of "timm"'s create_model, which has no
-    ResNet-20. Without dropout and stochastic depth, of which ours and timm's have different defaults."""
+    ResNet-20. Without dropout and stochastic depth, of which ours and timm's have different defaults.
+    """
     fields = {field: 0.0 for field in _NOISE if field in models.fields(name)}
     case = {"model": name, "size": size, "fields": fields}
     if name == "resnet20":
@@ -68,7 +70,8 @@ def on_both_sides(name: str, size: int) -> dict[str, Any]:
 
 def steps_case(name: str, size: int, batch: int, settings: Settings) -> dict[str, Any]:
     """What the workers are asked for. On an accelerator ten steps are dispatched before anything waits, as in training:
-    a single step of a small network takes less than a wait."""
+    a single step of a small network takes less than a wait.
+    """
     return {
         "case": "steps",
         **on_both_sides(name, size),
@@ -120,7 +123,8 @@ def profiled(name: str, size: int, batch: int, settings: Settings) -> dict[str, 
 
 def explanations(name: str, settings: Settings) -> list[dict[str, Any]]:
     """Grad-CAM of a batch, scaled to the size of its images, and the occlusion of one image, in forward passes as well;
-    float32, and PyTorch's side eager."""
+    float32, and PyTorch's side eager.
+    """
     size, batch, square, stride = EXPLAINED[name]
     batch = settings.batch or batch
     case = {"case": "explain", **on_both_sides(name, size), "batch": batch, "square": square, "stride": stride}

@@ -36,7 +36,8 @@ def device_peak() -> int | None:
 
 def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[str, Any]]:
     """Training step (SGD with momentum and decay) and forward pass on one fixed batch, without the loop, compiled; and
-    the number of parameters. Each call does it `repeat` times and waits once."""
+    the number of parameters. Each call does it `repeat` times and waits once.
+    """
     dtype = PRECISIONS[case.get("precision", "float32")]
     model = models.create(case["model"], image_size=case["size"], dtype=dtype, **case.get("fields", {}))
     shape = (case["batch"], case["size"], case["size"], 3)
@@ -143,7 +144,8 @@ def explain(case: dict) -> Served:
 
 def loop_steps(case: dict) -> Served:
     """`steps` steps as the real loop does them: data of the pipeline asked for, augmentation, metrics fetched one
-    dispatch late; configs/cifar10.py but for the keys of the case."""
+    dispatch late; configs/cifar10.py but for the keys of the case.
+    """
     import rich.console
 
     from train import config as config_lib

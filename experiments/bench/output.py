@@ -60,7 +60,8 @@ def merged(before: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]
 
 def write(folder: Path, result: Mapping[str, Any]) -> None:
     """Writes bench.json, bench.md and the charts: `result` has "rows", "profiles" (rows with "case"), "device" and
-    whatever else is to be told in bench.json. Each file is complete at any instant."""
+    whatever else is to be told in bench.json. Each file is complete at any instant.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     judged = targets.judged(result["rows"])
     pictures = charts(folder, result["rows"], result["device"])

@@ -271,7 +271,8 @@ def explain(case: dict) -> Served:
 
 def data(case: dict) -> Served:
     """A folder of JPEGs: decode, random-resized crop, batch, by torch's DataLoader with torchvision's transforms of
-    Pillow's images; from the tenth batch on."""
+    Pillow's images; from the tenth batch on.
+    """
     with contextlib.suppress(ImportError):
         import torchvision_cpu  # noqa: F401
     from PIL import Image

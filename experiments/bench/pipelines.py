@@ -17,7 +17,8 @@ CIFAR = 50_000  # images of an epoch
 
 def tfds_folder(name: str, asked: str = "") -> str | None:
     """The first folder of TFDS sets that has this one: the one `asked` for, $TFDS_DATA_DIR, the home's, or one shared
-    beside the checkout."""
+    beside the checkout.
+    """
     folders = (asked, os.environ.get("TFDS_DATA_DIR", ""), "~/tensorflow_datasets", ROOT.parent / "shared" / "tfds")
     found = [Path(folder).expanduser() for folder in folders if folder]
     return next((str(folder) for folder in found if (folder / name).is_dir()), None)

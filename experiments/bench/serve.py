@@ -19,7 +19,8 @@ WARM = 10  # batches after which a pipeline runs at its pace: workers have start
 
 class Served(NamedTuple):
     """What a worker does: calls by name, each of which returns when its work is done (None, or the seconds of the part
-    that counts); what it says of itself; and what gives the peak of the accelerator's memory in bytes, None without."""
+    that counts); what it says of itself; and what gives the peak of the accelerator's memory in bytes, None without.
+    """
 
     calls: Mapping[str, Callable[[], float | None]]
     about: Mapping[str, Any] = {}

@@ -114,7 +114,8 @@ def speedrun(folder: Path, settings: Settings, recipe: Mapping[str, float] = {})
 
 def minute(folder: Path, settings: Settings) -> list[dict[str, Any]]:
     """configs/cifar10.py:resnet20,recipe=brief, ours alone: "ms", the whole command, and "accuracy"; of as many seeds
-    as `processes`."""
+    as `processes`.
+    """
     path, title, is_original = images(folder, settings)
 
     def ours(seed):

@@ -85,7 +85,8 @@ def start(kind: str, folder: Path, settings: Settings) -> list[dict[str, Any]]:
 
 def first_step(arguments: Sequence[str], workdir: Path, cache: Path) -> tuple[float, float]:
     """Seconds from the start of `python -m train` until its first step is through, and the peak of memory of all of its
-    two steps and their evaluation, in MiB; `cache` is the user's folder of caches."""
+    two steps and their evaluation, in MiB; `cache` is the user's folder of caches.
+    """
     inherited = {name: value for name, value in os.environ.items() if not CACHE.fullmatch(name)}
     try:
         done = watched(

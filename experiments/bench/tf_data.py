@@ -13,7 +13,8 @@ from experiments.bench.serve import WARM, Served, after_warm_up, work
 
 def data(case: dict) -> Served:
     """A folder of JPEGs: decode of the part that a random-resized crop needs, resize, batch, with AUTOTUNE; from the
-    tenth batch on."""
+    tenth batch on.
+    """
     files = [str(path) for path in sorted(Path(case["folder"]).rglob("*.jpg"))]
 
     def load(file):

@@ -60,7 +60,8 @@ class Settings:
 
 class Spec(NamedTuple):
     """A worker to be: its name in the table, its module (ours, peer, tf_data), the case in JSON's types, variables of
-    its environment, and cores that it is confined to (0: none)."""
+    its environment, and cores that it is confined to (0: none).
+    """
 
     name: str
     module: str

@@ -22,6 +22,7 @@ def update(text: str, results: Path) -> str:
     Args:
       text: Markdown.
       results: the folder of the results. What is not there is named in its block, with the command that makes it.
+
     Raises:
       UserError: a block of no such name, or one without an end; a file of results that is not what its command writes.
     """

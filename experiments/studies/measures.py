@@ -17,7 +17,8 @@ STEPS = (0.5, 1.0, 2.0, 4.0)  # along the gradient, in learning rates
 
 def gap(run: Any, state: Any) -> dict[str, float]:
     """Accuracy on training images with the statistics of the batch ("batch", as many images as in training) and as in
-    evaluation ("train"), on the test set ("test"), and there with statistics computed anew ("recalibrated", BN)."""
+    evaluation ("train"), on the test set ("test"), and there with statistics computed anew ("recalibrated", BN).
+    """
     import jax
 
     from train.hooks import Recalibrate

@@ -271,7 +271,8 @@ def deviation(values: Sequence[float]) -> float:
 
 def errorbars(axes: Any, x: Sequence[float], runs: Sequence[Sequence[float]], scale: float = 100, **style: Any) -> None:
     """Draws mean and standard deviation of the runs at each x, of those that are numbers; in percent where `scale` is
-    100."""
+    100.
+    """
     points = [
         (at, statistics.mean(v), deviation(v))
         for at, run in zip(x, runs, strict=True)

@@ -129,6 +129,7 @@ def run_all(trials: Sequence[study.Trial], root: Path, jobs: int, console: rich.
       root: of the folders.
       jobs: trials at once; more than one in processes of their own, which share out the cores.
       console: for progress: a bar on a terminal, a line for each trial elsewhere.
+
     Raises:
       UserError: a trial's.
       Interrupted: SIGTERM or SIGINT ended it, and the same command goes on.

@@ -66,7 +66,8 @@ class Layer:
 @dataclasses.dataclass(frozen=True)
 class Complexity:
     """Cost of one example through a model: `layers` in the order of the computation, `endpoints` by name (of a Layer,
-    only shape, receptive field, stride and start are set), and totals."""
+    only shape, receptive field, stride and start are set), and totals.
+    """
 
     name: str
     input_shape: tuple[int, ...]

@@ -57,7 +57,8 @@ def shares(budget: float, costs: Sequence[float]) -> np.ndarray:
 
 def thresholds(confidences: np.ndarray, leaving: Sequence[float]) -> np.ndarray:
     """Thresholds [exits - 1] by which these shares of the images leave at each exit, the most confident of those that
-    are still there; NEVER where none is to leave. NaN is no confidence at all."""
+    are still there; NEVER where none is to leave. NaN is no confidence at all.
+    """
     confidences = np.nan_to_num(confidences, nan=0.0)
     count, exits = confidences.shape
     found, there = np.full(exits - 1, NEVER), np.ones(count, bool)

@@ -160,7 +160,8 @@ def dot_mult_adds(eqn: JaxprEqn) -> int:
 
 def join(views: Sequence[View | None]) -> View | None:
     """Of an element made of one element of each: all that any of them sees. A map that is combined with what saw the
-    whole image (statistics that normalize or gate it) keeps its own."""
+    whole image (statistics that normalize or gate it) keeps its own.
+    """
     maps = [view for view in views if view is not None and view.axes is not None]
     if not maps:
         return WHOLE if any(view is not None for view in views) else None

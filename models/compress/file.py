@@ -135,7 +135,8 @@ def table(data: bytes, variables: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def rows(layers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """`table` as texts, with a line of the totals, as Han 2016, tables 2 to 5: name, weights, share that is kept, bits
-    of an index and of a jump as such / after Huffman coding, bytes, and these as a share of float32's."""
+    of an index and of a jump as such / after Huffman coding, bytes, and these as a share of float32's.
+    """
 
     def bits(row, part):
         return f"{row[f'{part}_bits']} / {row[f'{part}_coded']:.1f}" if row.get(f"{part}_bits") else ""

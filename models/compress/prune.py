@@ -114,7 +114,7 @@ def _deviation(weights: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def _best_first(score: jax.Array) -> jax.Array:
-    """score [D] with infinity for the highest, the first among equals."""
+    """Score [D] with infinity for the highest, the first among equals."""
     return jnp.asarray(score).at[jnp.argmax(score)].set(jnp.inf)
 
 

@@ -257,14 +257,16 @@ def _failing(passes: Callable[[list[str]], bool], kernels: list[str]) -> list[st
 
 def _moved(rng: np.random.Generator, leaf: jax.Array) -> np.ndarray:
     """An array moved by about a tenth, upwards where it could be a scale or a variance; kernels so that activations
-    keep their size."""
+    keep their size.
+    """
     noise = rng.standard_normal(leaf.shape, np.float32)
     return np.asarray(leaf) + (0.1 * np.abs(noise) if leaf.ndim < 2 else noise / np.sqrt(np.prod(leaf.shape[:-1])) / 3)
 
 
 def expression(names: Iterable[str], others: Iterable[str]) -> str:
     """A regular expression that matches the names and none of the others, with counters before the layer's own name
-    left open where that is possible."""
+    left open where that is possible.
+    """
     others, parts = list(others), []
     for name in names:
         *modules, layer, leaf = name.split("/")

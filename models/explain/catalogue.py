@@ -30,7 +30,8 @@ SIGNED = ("guided_backprop", "deconvnet", "guided_grad_cam")  # which the papers
 
 def heat(values: Any, size: tuple[int, int]) -> jax.Array:
     """What a method found as [N, H, W], at least 0: maps resized to the image, without what is negative; of a number
-    for each channel of a pixel, the largest magnitude (Simonyan 2014, section 3.1)."""
+    for each channel of a pixel, the largest magnitude (Simonyan 2014, section 3.1).
+    """
     values = jnp.asarray(values)
     if values.ndim == 4:
         return jnp.abs(values).max(-1)

@@ -31,7 +31,8 @@ BLUR = 5 / 224  # deviation, as a share of the longer side; Petsiuk 2018: 11 x 1
 
 class Curve(NamedTuple):
     """Probability of the class, float32 [N, steps + 1], when 0, 1 / steps, ..., all pixels are changed; `area` [N]: the
-    mean under it (trapezoids)."""
+    mean under it (trapezoids).
+    """
 
     probability: jax.Array
     area: jax.Array
@@ -111,7 +112,8 @@ def _curve(model, variables, whole, before, after, maps, target, steps) -> Curve
 
 def blurred(images: jax.Array, blur: float = BLUR) -> jax.Array:
     """Images [N, H, W, C] by a Gaussian whose deviation is that share of the longer side, and which is cut there;
-    borders are repeated."""
+    borders are repeated.
+    """
     deviation = blur * max(images.shape[1:3])
     reach = max(1, round(deviation))
     taps = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / deviation) ** 2)
@@ -128,7 +130,8 @@ def blurred(images: jax.Array, blur: float = BLUR) -> jax.Array:
 
 def pointing(maps: np.ndarray, boxes: Sequence[Box], tolerance: int = 0) -> np.ndarray:
     """Whether the highest place of each map (the first of several) is in its box, or within `tolerance` pixels of it:
-    bool [N]. (Zhang 2016: 15 pixels, of images as they are.)"""
+    bool [N]. (Zhang 2016: 15 pixels, of images as they are.)
+    """
     maps = np.asarray(maps)
     rows, columns = np.unravel_index(maps.reshape(len(maps), -1).argmax(1), maps.shape[1:])
     top, left, bottom, right = np.asarray(boxes).reshape(len(maps), 4).T
@@ -142,7 +145,8 @@ def pointing(maps: np.ndarray, boxes: Sequence[Box], tolerance: int = 0) -> np.n
 
 def box_of(saliency_map: np.ndarray, threshold: float = 0.2) -> Box:
     """The box around the largest connected part of a map [H, W] that is above `threshold` of its maximum (Zhou 2016:
-    0.2; Selvaraju 2017: 0.15); the whole image where nothing is above 0."""
+    0.2; Selvaraju 2017: 0.15); the whole image where nothing is above 0.
+    """
     peak = saliency_map.max()
     if peak <= 0:
         return (0, 0, *saliency_map.shape)
@@ -161,7 +165,8 @@ def iou(a: Box, b: Box) -> float:
 
 def localized(maps: np.ndarray, boxes: Sequence[Box], threshold: float = 0.2, least: float = 0.5) -> np.ndarray:
     """Whether the box of each map overlaps the true one by IoU `least`: bool [N]; of ILSVRC's localization error an
-    image counts where its class is right, too."""
+    image counts where its class is right, too.
+    """
     return np.array([iou(box_of(m, threshold), box) >= least for m, box in zip(np.asarray(maps), boxes, strict=True)])
 
 
@@ -201,7 +206,8 @@ def randomized(
 
 def layers(model: nn.Module, variables: Any, inputs: Any) -> list[list[tuple[str, ...]]]:
     """Paths of the modules with parameters of their own in the order of the computation, each with a kernel together
-    with those after it that have none, and the first one with those before it."""
+    with those after it that have none, and the first one with those before it.
+    """
     found: dict[tuple[str, ...], bool] = {}
 
     def record(call, args, kwargs, context):

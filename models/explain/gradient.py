@@ -139,7 +139,7 @@ def integrated_gradients(
 
 
 def gradient(model: nn.Module, variables: Any, images: jax.Array, target: jax.Array) -> Explanation:
-    """d score / d images, float32 [N, H, W, C]; target int32 [N], some `TOP1`."""
+    """D score / d images, float32 [N, H, W, C]; target int32 [N], some `TOP1`."""
 
     def score(images):
         logits = model.apply(variables, images)

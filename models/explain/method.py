@@ -35,7 +35,8 @@ class Explanation(NamedTuple):
 
 class Outline(NamedTuple):
     """Of a network on images of one shape: how many classes its logits have, and {name: shape} of its endpoints and of
-    the layers with a kernel, by path, in the order of the computation. A layer of an endpoint's name is left out."""
+    the layers with a kernel, by path, in the order of the computation. A layer of an endpoint's name is left out.
+    """
 
     classes: int
     endpoints: dict[str, tuple[int, ...]]

@@ -42,7 +42,8 @@ class Field(NamedTuple):
 
     def box(self, row: int, column: int) -> Box:
         """Of the unit at (row, column): (top, left, bottom, right), of which bottom and right are the first pixels
-        outside. Where padding is seen, it reaches out of the image."""
+        outside. Where padding is seen, it reaches out of the image.
+        """
         first = [start + i * step for start, i, step in zip(self.start, (row, column), self.stride, strict=True)]
         last = [at + size - 1 for at, size in zip(first, self.size, strict=True)]
         top, left = (int(np.ceil(at)) for at in first)  # a stride below 1 has parts of pixels
@@ -51,7 +52,8 @@ class Field(NamedTuple):
 
     def clipped(self, row: int, column: int, shape: Sequence[int]) -> Box:
         """The part of `box` inside of an image of `shape` (H, W, …). A unit at the border of its map may see less than
-        this where strides leave out the last pixels of the image."""
+        this where strides leave out the last pixels of the image.
+        """
         (height, width), (top, left, bottom, right) = shape[:2], self.box(row, column)
         return max(top, 0), max(left, 0), min(bottom, height), min(right, width)
 
@@ -157,6 +159,7 @@ def _gradient(model, variables, images, row, column, channel, *, endpoint):
 
 def effective_size(values: Any) -> float:
     """The side of a square of as many pixels as `effective`'s [H, W] has that are above 1 - 95.45 % of its largest
-    (Luo 2016, section 4)."""
+    (Luo 2016, section 4).
+    """
     values = np.asarray(values)
     return float(np.sqrt((values > (1 - INSIDE) * values.max()).sum()))

@@ -112,7 +112,7 @@ def _taps(kernel, dilation):
 
 
 def pad(x, padding):
-    """x with zeros around it, [N, H + low + high, W + …, C]; negative numbers cut."""
+    """X with zeros around it, [N, H + low + high, W + …, C]; negative numbers cut."""
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)))
 
 

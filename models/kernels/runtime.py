@@ -146,7 +146,8 @@ def keep_freed_memory() -> bool:
 
 def on_host() -> contextlib.AbstractContextManager:
     """Within it JAX computes on the host's CPU, where float32 is float32 (on GPUs a product of it has fewer digits) and
-    memory is large; does nothing where JAX_PLATFORMS leaves the host out."""
+    memory is large; does nothing where JAX_PLATFORMS leaves the host out.
+    """
     import jax
 
     try:

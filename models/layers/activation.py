@@ -11,9 +11,10 @@ from models.errors import choice_error
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x Phi(x), exactly (Hendrycks & Gimpel 2016, arXiv 1606.08415).
+    """X Phi(x), exactly (Hendrycks & Gimpel 2016, arXiv 1606.08415).
 
-    By the error function, as PyTorch has it: jax.nn.gelu's complement of it takes 8 times as long on a CPU."""
+    By the error function, as PyTorch has it: jax.nn.gelu's complement of it takes 8 times as long on a CPU.
+    """
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 

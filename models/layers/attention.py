@@ -82,7 +82,8 @@ _weigh.defvjp(_weigh_forward, _weigh_backward)
 
 def _flash(q, k, biased) -> bool:
     """Returns whether cuDNN has kernels: for heads of a multiple of 8 and at most 128. Gradients with a bias or a mask,
-    which it takes as a bias, want even lengths; those without go through `_even`."""
+    which it takes as a bias, want even lengths; those without go through `_even`.
+    """
     if jax.default_backend() != "gpu" or plain_wanted() or q.dtype not in (jnp.bfloat16, jnp.float16):
         return False
     even = q.shape[1] % 2 == k.shape[1] % 2 == 0

@@ -135,7 +135,8 @@ def conv2d(
 
 def _without_dead_taps(x_shape, kernel, strides, padding, dilation) -> tuple[jax.Array, Padding]:
     """The kernel without the rows and columns at its edges that meet nothing but padding, and the padding left: of a
-    7x7 kernel on 2x2 places 3x3 remains (ConvNeXt's last stages at 32x32), of a 3x3 kernel on one place 1x1."""
+    7x7 kernel on 2x2 places 3x3 remains (ConvNeXt's last stages at 32x32), of a 3x3 kernel on one place 1x1.
+    """
     for axis in (0, 1):
         (low, high), count, step = padding[axis], kernel.shape[axis], dilation[axis]
         places = lowerings.output_size(x_shape[1 + axis], count, strides[axis], padding[axis], step)
@@ -178,7 +179,8 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def unfused(x: jax.Array) -> jax.Array:
     """x; on a CPU cut to its own precision, which keeps YNNPACK from computing x inside of what follows: the first of
     two products again for every block of the second (VGG-16's classifier: 1150 -> 40 ms; DenseNet-121 forward, 32x32,
-    batch 64: 53 -> 50 ms), or GELU by slower means (ConvNeXt-T forward, 32x32, batch 64: 128 -> 109 ms)."""
+    batch 64: 53 -> 50 ms), or GELU by slower means (ConvNeXt-T forward, 32x32, batch 64: 128 -> 109 ms).
+    """
     if plain_wanted() or jax.default_backend() != "cpu":
         return x
     return lax.reduce_precision(x, jnp.finfo(x.dtype).nexp, jnp.finfo(x.dtype).nmant)
@@ -334,7 +336,7 @@ class Conv(nn.Module):
         return kernel
 
     def convolve(self, x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, dilation: Pair) -> jax.Array:
-        """x with the kernel that is learned, in the type of the computation; without the bias."""
+        """X with the kernel that is learned, in the type of the computation; without the bias."""
         x, kernel = nn.dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
         return conv2d(x, kernel, strides, padding, dilation, self.groups)
 
@@ -348,7 +350,7 @@ class StandardizedConv(Conv):
     epsilon: float = 1e-8
 
     def effective(self, kernel: jax.Array) -> jax.Array:
-        """kernel [kh, kw, C / groups, D], standardized over all axes but D."""
+        """Kernel [kh, kw, C / groups, D], standardized over all axes but D."""
         centred = kernel - kernel.mean((0, 1, 2))
         return centred * lax.rsqrt(jnp.square(centred).mean((0, 1, 2)) + self.epsilon)
 
@@ -377,6 +379,6 @@ class Dense(nn.Module):
         return kernel
 
     def multiply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """x with the kernel that is learned, in the type of the computation; without the bias."""
+        """X with the kernel that is learned, in the type of the computation; without the bias."""
         x, kernel = nn.dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
         return product(x, kernel)

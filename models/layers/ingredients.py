@@ -64,7 +64,8 @@ class Sites:
 
     def constructor(self, field: str, spec: str | Callable, known: dict[str, Callable]) -> Callable:
         """Of the layers that `spec`, a name in `known`, FILE.py:NAME or a class, asks for in `field`; UserError for
-        other names."""
+        other names.
+        """
         spec = plugins.load(spec)
         if not callable(spec) and spec not in known:
             raise choice_error(field, spec, known)

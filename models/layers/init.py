@@ -27,7 +27,8 @@ def _truncated_normal(std: float) -> Callable:
 
 def _dirac(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     """Of a convolution [kh, kw, C, D]: feature d < C is channel d itself, what is left is uniform of variance
-    1 / (3 fan-in), PyTorch's default; of a dense layer, all is."""
+    1 / (3 fan-in), PyTorch's default; of a dense layer, all is.
+    """
     kernel = _scaled(1 / 3, "fan_in", "uniform")(key, shape, dtype)
     if len(shape) != 4:
         return kernel
@@ -86,7 +87,8 @@ def init(spec: str | Callable) -> Callable[..., jax.Array]:
 
 def jit_once(function: Callable) -> Callable:
     """`jax.jit` for what runs once. On a CPU, LLVM's optimization of the random draws takes 5 times as long as the rest
-    of the compilation, and much longer than it saves in one run."""
+    of the compilation, and much longer than it saves in one run.
+    """
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(function, compiler_options=options)
 

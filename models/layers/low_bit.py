@@ -30,7 +30,8 @@ class LowBit(nn.Module):
 
     def stored(self, kernel: jax.Array) -> jax.Array:
         """A kernel of few values, for a file: loaded as this layer's "kernel", it has the effect of `kernel`, to the
-        bit."""
+        bit.
+        """
         raise NotImplementedError
 
 
@@ -47,7 +48,7 @@ def _sides(kernel, threshold):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def ternarized(kernel: jax.Array, positive: jax.Array, negative: jax.Array, threshold: float) -> jax.Array:
-    """positive where the kernel is above the threshold, -negative where it is below, else 0 (Zhu 2017, eq. 6).
+    """Positive where the kernel is above the threshold, -negative where it is below, else 0 (Zhu 2017, eq. 6).
 
     The derivatives by the scales are the true ones (eq. 7). The kernel gets the derivative times the scale of its side,
     and as it is in between (eq. 8).
@@ -221,7 +222,8 @@ def binary(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> lis
 
 def packed(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> Any:
     """The variables with the kernels of XNOR layers packed as well, for calls inside of `lowering("packed")`. Arguments
-    as of `layers`."""
+    as of `layers`.
+    """
     params = traverse_util.flatten_dict(variables["params"])
     found = {
         (*path, "kernel"): layer
@@ -234,7 +236,8 @@ def packed(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> Any
 
 def stored(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> Any:
     """The variables with every low-bit layer's kernel as its `stored` has it: few values, and the same outputs to the
-    bit. Arguments as of `layers`."""
+    bit. Arguments as of `layers`.
+    """
     params = traverse_util.flatten_dict(variables["params"])
     found = {(*path, "kernel"): layer for path, layer in layers(model, variables, *inputs, **kwargs).items()}
     few = jit_once(lambda kernels: {path: found[path].stored(kernel) for path, kernel in kernels.items()})

@@ -67,7 +67,8 @@ def synchronizes(spec: str | Callable) -> bool:
 
 def separates_channels(spec: str | Callable, channels: int) -> bool:
     """Whether a norm averages each channel of each example by itself: its output's mean over space is the bias,
-    whatever the input; so is its output where there is one place."""
+    whatever the input; so is its output where there is one place.
+    """
     return spec in ("instance", f"group:{channels}") or (spec == "group" and channels <= GROUPS)
 
 

@@ -21,7 +21,7 @@ class StochasticDepth(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [N, ...] -> [N, ...]; the identity where `deterministic`."""
+        """X [N, ...] -> [N, ...]; the identity where `deterministic`."""
         if self.deterministic or self.rate == 0:
             return x
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)

@@ -46,7 +46,7 @@ def _signs_derivative(primals, tangents):
 
 @jax.custom_jvp
 def filter_scale(kernel: jax.Array) -> jax.Array:
-    """alpha of a kernel [..., D]: the mean magnitude of each filter, float32 [D] (eq. 6).
+    """Alpha of a kernel [..., D]: the mean magnitude of each filter, float32 [D] (eq. 6).
 
     The same bits in every program: magnitudes are added in pairs, in an order that no compiler chooses. And exact where
     all magnitudes of a filter are equal: it is the largest less the mean of what they lack of it, which is then 0. So

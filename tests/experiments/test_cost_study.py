@@ -1,5 +1,6 @@
 """experiments/studies/cost/study.py and experiments/studies/attention/study.py: their trials, verdicts, tables and
-pictures, on made outcomes."""
+pictures, on made outcomes.
+"""
 
 import jax
 import numpy as np

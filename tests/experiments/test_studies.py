@@ -78,7 +78,7 @@ def made(name, world):
 
 
 def initialization_world(sign, noise):
-    """sign +1: as published, -1: the opposite; noise: between seeds."""
+    """Sign +1: as published, -1: the opposite; noise: between seeds."""
 
     def world(labels):
         xavier, n = labels["init"] == "Xavier", noise * (labels["seed"] - 1)

@@ -87,7 +87,8 @@ if __name__ == "__main__":
 
     def count(name, fields):
         """Of each exit: operations and parameters by their counter, and the products of convolutions and linear layers
-        alone."""
+        alone.
+        """
         model = models.create(name, **fields)
         theirs, products, found = Theirs(model).eval(), [0], []
 

@@ -210,7 +210,8 @@ def test_what_the_network_decides_is_skipped_likewise(kind):
 @pytest.fixture
 def executed():
     """Rows that were computed: x = executed.mark(x) within a program, executed.rows(what it gave) after it. What the
-    compiler drops is not computed."""
+    compiler drops is not computed.
+    """
 
     class Executed:
         def __init__(self):

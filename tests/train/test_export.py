@@ -308,7 +308,8 @@ def test_an_exported_network_is_a_start(out, runs):
 @pytest.mark.full
 def test_names_and_shapes_for_pytorch(tmp_path, monkeypatch):
     """A double stands for PyTorch, which takes torchvision's names, shapes and number of parameters (tests/golden/
-    check_weights.py loads them there); the real one is asked where ABLATE_TORCH_PYTHON names a Python that has it."""
+    check_weights.py loads them there); the real one is asked where ABLATE_TORCH_PYTHON names a Python that has it.
+    """
     train(tmp_path / "run", model__name="resnet18", model__width=64, data__channels=3, duration="1 step")
     run, state = restore.load(tmp_path / "run")
     network = export.network(run, state)

@@ -31,7 +31,8 @@ from train.data.randaugment import BINS, randaugment
 @dataclasses.dataclass(frozen=True)
 class Op:
     """apply: (key, uint8 [H, W, C]) -> uint8 [H, W, C]. branches: it picks one of several operations. given: the entry
-    of the batch of which it gets the example's in place of a key."""
+    of the batch of which it gets the example's in place of a key.
+    """
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]
     branches: bool = False
@@ -219,7 +220,7 @@ def _erase(site: Site, p: float = 0.5) -> Op:
 
 
 def _rectangle(site: Site, row: jax.Array, column: jax.Array, height: jax.Array, width: jax.Array) -> jax.Array:
-    """bool [H, W, 1]: inside the rectangle whose upper left pixel is (row, column), which may lie outside."""
+    """Bool [H, W, 1]: inside the rectangle whose upper left pixel is (row, column), which may lie outside."""
     rows, columns = jnp.arange(site.height)[:, None, None], jnp.arange(site.width)[:, None]
     return (rows >= row) & (rows < row + height) & (columns >= column) & (columns < column + width)
 

@@ -305,12 +305,14 @@ class Feed:
     def skipped(self) -> dict[str, int]:
         """How many different images could not be decoded and were left out, by data.on_error=skip, on all processes,
         which all ask for it: "test" in the last pass, "train" since these processes were started (a run that goes on
-        from a checkpoint meets them again within an epoch)."""
+        from a checkpoint meets them again within an epoch).
+        """
         return {split: len(self._all_unreadable(split)) for split in self._unreadable}
 
     def skipped_line(self) -> str:
         """A line for the user that names the first of the images that `skipped` counts, "" for none; all processes ask
-        for it."""
+        for it.
+        """
         lines = []
         for split, name_of, effect in (
             ("train", self.train.name, "training images, replaced by others"),
@@ -339,7 +341,8 @@ class Feed:
 
     def examples(self, count: int, multiple: int = 1) -> dict[str, jax.Array]:
         """A batch {"image", "label", "mask"} of at most `count` training images, as many as `multiple` divides: always
-        the same random ones, normalized, not augmented."""
+        the same random ones, normalized, not augmented.
+        """
         size = min(count, self.train_count) // multiple * multiple
         found = self.train.read(np.random.default_rng(0).permutation(self.train_count)[:size], replace=True)
         return self.prepare_evaluation({name: jnp.asarray(found[name]) for name in ("image", "label", "mask")})

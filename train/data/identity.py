@@ -61,7 +61,8 @@ class Digest:
 
 def sample(count: int) -> list[int]:
     """Returns SAMPLES evenly spaced numbers below `count`, among them the first and the last, or all if these are
-    fewer."""
+    fewer.
+    """
     return np.unique(np.linspace(0, count - 1, min(SAMPLES, count)).astype(int)).tolist() if count else []
 
 
@@ -90,12 +91,14 @@ def of_texts(texts: Iterable[str]) -> str:
 
 def name_bytes(name: str) -> bytes:
     """Returns the bytes of a file's name, the same for all Unicode normalizations (macOS changes them), also of one
-    that is not UTF-8."""
+    that is not UTF-8.
+    """
     return os.fsencode(name if name.isascii() else unicodedata.normalize("NFC", name))
 
 
 def shown(name: str) -> str:
     """Returns a file's name as text that can be printed in one line and written: in the Unicode normalization NFC, with
-    backslashes for control characters and for bytes that are not UTF-8."""
+    backslashes for control characters and for bytes that are not UTF-8.
+    """
     text = unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode()
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -32,7 +32,8 @@ YELLOW = (255, 255, 0)
 
 class Selected(Wrapped):
     """Some examples of `source`: those at `index`, int [n], whose classes `classes` are called 0, 1, …; of example i
-    `painted[i]` of the side is painted, float [n], 0 for none. labels: theirs, int [n], numbered so."""
+    `painted[i]` of the side is painted, float [n], 0 for none. labels: theirs, int [n], numbered so.
+    """
 
     def __init__(
         self, source: Source, index: np.ndarray, classes: Sequence[int], painted: np.ndarray, labels: np.ndarray

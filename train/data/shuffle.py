@@ -32,8 +32,9 @@ class Order:
         return result
 
     def mirrored(self, position: int, count: int) -> np.ndarray:
-        """bool [count]: whether the examples at these positions are shown mirrored. In epoch 0 half of them are, at
-        random, and from each epoch to the next every one changes (Jordan 2024, arXiv 2404.00498, section 3.6)."""
+        """Bool [count]: whether the examples at these positions are shown mirrored. In epoch 0 half of them are, at
+        random, and from each epoch to the next every one changes (Jordan 2024, arXiv 2404.00498, section 3.6).
+        """
         odd = np.arange(position, position + count, dtype=np.int64) // self.n % 2
         return _first_mirrored(self.n, self.seed)[self.indices(position, count)] ^ (odd > 0)
 
@@ -63,7 +64,8 @@ def philox(seed: int, number: int, stream: int) -> np.random.Generator:
 
 def rows(batch_size: int, shard: tuple[int, int]) -> range:
     """Those of a batch that process r of P has, shard = (r, P): r*B/P … (r+1)*B/P - 1; UserError where P does not
-    divide B."""
+    divide B.
+    """
     index, count = shard
     if batch_size % count:
         raise UserError(f"batch size {batch_size} is not divisible by the {count} processes")

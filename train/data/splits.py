@@ -59,7 +59,8 @@ def compare(train: Source, test: Source, name: str) -> list[str]:
 
 def _check_names(train: Source, test: Source, what: str) -> None:
     """Raises UserError where a label of the test split does not stand for the class that it stands for in training.
-    The test split may have fewer classes if these are the first."""
+    The test split may have fewer classes if these are the first.
+    """
     if test.classes == train.classes[: len(test.classes)]:
         return
     known = set(train.classes)
@@ -73,7 +74,8 @@ def _check_names(train: Source, test: Source, what: str) -> None:
 
 def _labels(source: Source) -> set[int] | None:
     """Returns which labels there are, or of several an image which are present; None if all examples would have to be
-    read for that."""
+    read for that.
+    """
     labels = source.known_labels()
     if labels is None:
         return None

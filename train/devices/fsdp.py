@@ -144,7 +144,8 @@ def _layer_by_layer(table, running, call, args, kwargs, context):
 
 def _once_more_for_the_gradient(method: Callable, parts: Any, arrays: Any) -> Any:
     """`method(parts, arrays)`, begun when the arrays are there; its gradient begins when that of the result is, and
-    gathers the parts again."""
+    gathers the parts again.
+    """
     # Traced now, as a module's method cannot be called once it has returned
     traced, result = jax.make_jaxpr(method, return_shape=True)(parts, arrays)
 
@@ -177,7 +178,8 @@ def _after(parts: Any, arrays: Any) -> Any:
 
 def _axis(table: Mapping[str, tuple[tuple[int, ...], int]], path: str, shape: tuple[int, ...]) -> int:
     """Along which axis the parameter at `path` is cut; of a part of a network that is called alone, paths lack their
-    beginning."""
+    beginning.
+    """
     part, axis = table.get(path, ((), -1))
     if part == shape:
         return axis

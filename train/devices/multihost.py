@@ -41,6 +41,7 @@ def join(automatic: bool, coordinator: str | None, processes: int | None, proces
       automatic: JAX finds the cluster: Slurm, Open MPI, Kubernetes, a TPU pod.
       coordinator, processes, process: HOST:PORT of process 0, how many there are, and which this is; all or none.
       seconds: how long to wait for the others.
+
     Raises:
       UserError: the arguments do not fit, there is no cluster, or not all the others came.
     """
@@ -123,7 +124,8 @@ def together() -> Iterator[None]:
 
 def _say_on_abort(message: str, code: int) -> None:
     """Ends the process with a message where XLA aborts it: so it does where the coordinator is lost, or says that
-    another process is. (XLA takes no callback of Python's for that, and Python's own signal handlers run too late.)"""
+    another process is. (XLA takes no callback of Python's for that, and Python's own signal handlers run too late.)
+    """
 
     def end(number):
         del number

@@ -29,6 +29,7 @@ class Parallel:
     Args:
       kind: "pmap", "shard_map" or "fsdp".
       count: devices to use over all processes; 0 for all.
+
     Raises:
       UserError: unknown kind, or more devices than there are.
     """

@@ -267,7 +267,8 @@ def assign(
     names: Sequence[str], groups: Sequence[Sequence[Any]], to_steps: Callable[[str], int]
 ) -> tuple[dict[str, float], dict[str, tuple[int, float]]]:
     """Multiplier, and the steps from and until which it trains, by parameter name; every name is covered and every
-    expression is the first match of some name."""
+    expression is the first match of some name.
+    """
 
     def steps(start="0 steps", *end):
         return to_steps(start), to_steps(*end) if end else math.inf

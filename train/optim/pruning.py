@@ -39,7 +39,8 @@ from train.parameters import KERNELS, named, parameter_names, pattern, put
 
 class PruneState(NamedTuple):
     """count: int32 [], updates so far. masks: {name: bool}; moved: {name: float32} for movement, else {}. inner: of the
-    optimizer."""
+    optimizer.
+    """
 
     count: jax.Array
     masks: dict[str, jax.Array]

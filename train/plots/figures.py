@@ -182,7 +182,8 @@ def attention(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def draw_attention(maps: Sequence[Mapping[str, Any]], figure: Figure) -> None:
     """Draws maps {"source", "ours", "weights"}, the mean over heads of each, two in a row: a row of a panel is the
-    token that is written, a column one of the source."""
+    token that is written, a column one of the source.
+    """
     panels = figure.subplots(math.ceil(len(maps) / 2), min(2, len(maps)), squeeze=False).ravel()
     for axes in panels[len(maps) :]:
         axes.axis("off")

@@ -76,7 +76,8 @@ def _minimize(losses: Callable, weights: Any, x: jax.Array, y: jax.Array, streng
 
 def svm(x: np.ndarray, y: np.ndarray, classes: int, strength: float) -> Scorer:
     """Minimizes the mean over images of the squared hinge losses of all classes, each against the rest, + strength / 2
-    |W|^2: what scikit-learn's LinearSVC does with C = 1 / (strength x N), but for the biases, which are free here."""
+    |W|^2: what scikit-learn's LinearSVC does with C = 1 / (strength x N), but for the biases, which are free here.
+    """
     return _linear(_squared_hinge, x, y, classes, strength)
 
 
@@ -87,7 +88,8 @@ def _squared_hinge(logits: jax.Array, y: jax.Array) -> jax.Array:
 
 def knn(x: np.ndarray, y: np.ndarray, classes: int, k: int) -> Scorer:
     """Share of the votes of the k nearest, weighted by exp(cosine / 0.07) as in Wu 2018 (arXiv 1805.01978, section
-    3.4)."""
+    3.4).
+    """
     labels = np.eye(classes, dtype=np.int32)[y] if y.ndim == 1 else y
     present, counted, known = (jnp.asarray(array, jnp.float32) for array in (labels == 1, labels >= 0, _unit(x)))
 
@@ -119,7 +121,8 @@ CLASSIFIERS = {
 
 class Fitted(NamedTuple):
     """score: of features as they are extracted; the hyperparameter, and what each value of it reached on the part to
-    choose by, {} where a class has too few examples for one."""
+    choose by, {} where a class has too few examples for one.
+    """
 
     score: Scorer
     chosen: float

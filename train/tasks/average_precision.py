@@ -16,6 +16,7 @@ def precision_recall(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
     Args:
       scores: [N] of one class, higher is surer.
       labels: [N] of 1, 0, -1.
+
     Returns:
       Images with the class, and images of any kind, at or above each threshold, int64 [T]: precision is the one divided
       by the other, recall the one divided by its last.

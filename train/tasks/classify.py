@@ -74,6 +74,7 @@ class Classify(ImageTask):
 
 def ranks(logits: jax.Array, label: jax.Array) -> jax.Array:
     """Of the true class, 0 the first: logits [..., num_classes], label [...]. Ties count against it: a network of equal
-    logits is right by no luck of order."""
+    logits is right by no luck of order.
+    """
     own = jnp.take_along_axis(logits, label[..., None], -1)
     return jnp.sum(~(logits < own), -1) - 1  # so written that NaN ranks last

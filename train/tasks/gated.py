@@ -51,7 +51,8 @@ class Gated(Skipping):
     """The loss of classification, and `weight` times the mean over all blocks of the squared difference between the
     share of a device's images (with accumulate, of a part of them) for which the block is computed and its rate
     (equation 5; the mean and the weight, 2 on CIFAR and 1 on ImageNet, as in the authors' code: the paper adds up,
-    without a weight)."""
+    without a weight).
+    """
 
     def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None, *, weight: float = 2.0):
         if not isinstance(model, GatedResNet):

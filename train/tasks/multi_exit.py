@@ -20,7 +20,8 @@ def exit_costs(model: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 class MultiExit(Classify):
     """Every exit classifies, and counts as much as the others (section 4, "loss functions"). Metrics are those of the
-    last one; in training "loss_of_exits", the sum; in evaluation "accuracy_by_exit" and "mult_adds_by_exit"."""
+    last one; in training "loss_of_exits", the sum; in evaluation "accuracy_by_exit" and "mult_adds_by_exit".
+    """
 
     def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None):
         if not getattr(model, "num_exits", 0):

@@ -25,7 +25,8 @@ class MultiLabel(ImageTask):
 
     def evaluate(self, variables, task_state, batch):
         """Loss without smoothing, and "hit", the share of images whose highest score among the counted classes is that
-        of a class that is present (an image without any is none); masked rows count nothing."""
+        of a class that is present (an image without any is none); masked rows count nothing.
+        """
         del task_state
         return self.measured(self.predict(variables, batch), batch)
 

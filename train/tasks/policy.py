@@ -115,6 +115,7 @@ class Policy(Skipping):
 
 def reward(logits: jax.Array, label: jax.Array, keep: jax.Array, penalty: float) -> jax.Array:
     """Equation 2: 1 less the square of the share of the blocks that are computed, where the prediction is right, and
-    minus the penalty where it is not: logits [B, num_classes], label [B], keep [B, blocks] -> [B]."""
+    minus the penalty where it is not: logits [B, num_classes], label [B], keep [B, blocks] -> [B].
+    """
     right = jnp.argmax(logits, -1) == label
     return jax.lax.stop_gradient(jnp.where(right, 1 - jnp.mean(keep, -1) ** 2, -penalty))

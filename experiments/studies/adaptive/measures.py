@@ -14,7 +14,8 @@ POINTS = 12  # budgets
 def decided(run: Any, state: Any) -> dict[str, Any]:
     """Of a network with gates or a policy: {"rows": `train.adaptive.measure`, "blocks": names, "by_class": for each
     class the share of its images for which each block is computed, "used": how many images use 0, 1, ... blocks,
-    "paths": different choices of blocks}."""
+    "paths": different choices of blocks}.
+    """
     from train import adaptive
 
     found = adaptive.blocks(run, state)
@@ -31,7 +32,8 @@ def decided(run: Any, state: Any) -> dict[str, Any]:
 
 def leaving(run: Any, state: Any) -> dict[str, Any]:
     """Of a network with exits: {"rows": `train.adaptive.measure` for POINTS budgets, "classes", "by_class": mult-adds
-    of an image of each class on average at the middle one}."""
+    of an image of each class on average at the middle one}.
+    """
     from models.analysis import exit_policy
     from train import adaptive
     from train.tasks.multi_exit import exit_costs

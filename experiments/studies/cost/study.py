@@ -196,7 +196,8 @@ def _efficient(outcomes: Outcomes) -> Judgement:
 
 def _reused(outcomes: Outcomes) -> Judgement:
     """Ratio of mean weights from the earlier half of the sources to those from the later half, of what reads at least
-    four; the smallest of any block."""
+    four; the smallest of any block.
+    """
     measured = outcomes.where(set="re-use").results("reuse")
     if not measured:
         return Judgement(TOO_SMALL, "all runs diverged")

@@ -216,7 +216,8 @@ def _zero_gamma(outcomes: Outcomes) -> Judgement:
 
 def _deleted(outcomes: Outcomes, network: str, role: str, halving: bool = False) -> list[float]:
     """By seed that converged: median test accuracy over the deletions of blocks that keep, or halve, the resolution,
-    as a fraction of the way from chance (0) to the whole network (1)."""
+    as a fraction of the way from chance (0) to the whole network (1).
+    """
     found = []
     for d in _end(outcomes, network, role=role).results("deletions"):
         if d["whole"] >= CONVERGED:

@@ -88,7 +88,8 @@ def localization(run: Any, state: Any) -> dict[str, Any]:
     """Of test images, for their labels: {"right": share that is classified right, method: {"pointing": share whose
     highest place is on the object, "threshold": that of the best boxes on training images, "localized": share with IoU
     0.5, "error": share that is not localized or not classified right, "error_at_0.2": with the threshold of Zhou 2016},
-    "chance": the object's area, "middle": share of the objects that cover the middle}"""
+    "chance": the object's area, "middle": share of the objects that cover the middle}
+    """
     import jax
     from scipy import ndimage
 
@@ -142,7 +143,8 @@ def mean_of_varied(correlations: np.ndarray) -> float:
 
 def two_objects(run: Any, state: Any) -> dict[str, Any]:
     """Of images with two objects of different classes: {method: share of (image, object) in which the highest place is
-    on the object whose class is asked for; "middle": in which the middle is}."""
+    on the object whose class is asked for; "middle": in which the middle is}.
+    """
     import jax
 
     from models.explain import faithful
@@ -159,7 +161,8 @@ def two_objects(run: Any, state: Any) -> dict[str, Any]:
 def faithfulness(run: Any, state: Any) -> dict[str, Any]:
     """Of test images, for the most probable class: {method: {"deletion", "insertion": area under the curve,
     "deletion_curve", "insertion_curve", "occlusion": rank correlation with what squares cost, over their positions}};
-    "random": pixels in random order; "occlusion": in that of what squares over them cost."""
+    "random": pixels in random order; "occlusion": in that of what squares over them cost.
+    """
     import jax
 
     from models.explain import faithful
@@ -210,7 +213,8 @@ def faithfulness(run: Any, state: Any) -> dict[str, Any]:
 
 def sanity(run: Any, state: Any) -> dict[str, Any]:
     """{"layers": from the logits down, method: rank correlation of the map with that of the trained network as all
-    layers down to each are drawn anew, mean over images}."""
+    layers down to each are drawn anew, mean over images}.
+    """
     import jax
 
     from models.explain import faithful
@@ -235,7 +239,8 @@ def sanity(run: Any, state: Any) -> dict[str, Any]:
 
 def effective(run: Any, state: Any) -> dict[str, Any]:
     """Of the middle unit of the last map, or, where it sees more than a canvas, of the last that sees no more:
-    {"theoretical": size or None for all of it, "box", "before" and "after" training: {"size", "map": PNG}}."""
+    {"theoretical": size or None for all of it, "box", "before" and "after" training: {"size", "map": PNG}}.
+    """
     import jax
 
     from models.explain import method, receptive
@@ -261,7 +266,8 @@ def effective(run: Any, state: Any) -> dict[str, Any]:
 
 def gallery(run: Any, state: Any) -> list[dict[str, Any]]:
     """Rows of the gallery: an image of one object, and one of two, for each of its classes: [{"image": PNG, "says",
-    "boxes", "panels": {method: PNG}}]. With CIFAR's classes the second is a cat and a dog."""
+    "boxes", "panels": {method: PNG}}]. With CIFAR's classes the second is a cat and a dog.
+    """
     import jax
 
     from experiments.overlays import around_gray, share_of_largest

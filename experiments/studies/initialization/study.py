@@ -86,7 +86,8 @@ def trials(scale: str) -> list[Trial]:
 
 def signal(run: Any, state: Any) -> dict[str, Any]:
     """By layer with a kernel but the classifier, in order: the standard deviation of its output, and of the gradient of
-    the loss by it, on one batch of training images."""
+    the loss by it, on one batch of training images.
+    """
     import functools
 
     import jax
@@ -150,7 +151,8 @@ def _share(outcomes: Outcomes, network: str, role: str, init: str) -> tuple[int,
 def _factor(outcomes: Outcomes, init: str, direction: str, network: str = "plain") -> float:
     """Geometric mean over layers and seeds of the change of the standard deviation from one layer to the next, in the
     direction in which the signal travels; of layers before the first that halves the resolution, where the padding of
-    small maps, which lowers it as well, does least."""
+    small maps, which lowers it as well, does least.
+    """
     factors = []
     for found in outcomes.where(at="step 0", network=network, init=init).results("signal"):
         stds = [std for name, std in zip(found["layers"], found[direction], strict=True) if "stage1/" in name]

@@ -151,7 +151,8 @@ class FisherVector:
 
     def transform(self, descriptors: np.ndarray) -> np.ndarray:
         """Of descriptors [N, P, 128], float32 [N, 2 * words * 64]: by the means [words, 64], then by the deviations;
-        L2 norm 1."""
+        L2 norm 1.
+        """
         weights, means, variances = self.mixture.weights_, self.mixture.means_, self.mixture.covariances_
         # log of weight * density, less what all words share: linear in x and its square.
         constant = np.log(weights) - 0.5 * (np.log(variances) + means**2 / variances).sum(1)

@@ -36,7 +36,8 @@ def probe(run: Any, state: Any) -> dict[str, dict[str, Any]]:
 
 def logistic(run: Any, state: Any) -> dict[str, Any]:
     """What logistic regression finds on the features of the training set as the run has it; and, of the same
-    regression, on test images with the cue ("painted") and how many predictions that changes."""
+    regression, on test images with the cue ("painted") and how many predictions that changes.
+    """
     from train.data.select import select
     from train.probing import classifiers, features
 
@@ -76,7 +77,8 @@ def _cue(clean: np.ndarray, painted: np.ndarray, labels: np.ndarray) -> dict[str
 def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
     """{kind: {labels a class: accuracy by seed}} of a linear SVM on features that nobody trained.
 
-    What they learn without labels (visual words) they learn from the whole training set."""
+    What they learn without labels (visual words) they learn from the whole training set.
+    """
     del state
     from experiments.studies.transfer.handcrafted import describe
     from train.data.select import select

@@ -39,7 +39,8 @@ COLORS = {"scratch": GRAY, "hand-crafted": YELLOW, "classifier": BLUE, "fine-tun
 
 def _values(outcomes: Outcomes, target: str, how: str, count: Any) -> list[float]:
     """Accuracies (or mean average precisions), by seed, NaN for a run that diverged. Of hand-crafted features those of
-    Fisher vectors, of classifiers logistic regression: said before anything ran."""
+    Fisher vectors, of classifiers logistic regression: said before anything ran.
+    """
     own = outcomes.where(part="transfer", target=target, how=how)
     if how == "hand-crafted":
         return [value for one in own.results("handcrafted") for value in one[HANDCRAFTED].get(str(count), [])]

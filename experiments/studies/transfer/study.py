@@ -165,7 +165,8 @@ def trials(scale: str) -> list[Trial]:
 
 def _biases(scale: str, seed: int) -> dict[str, str]:
     """What is selected of the source: all; all, with a cue on every second class; a part with few images of most
-    classes; and a random part of as many images."""
+    classes; and a random part of as many images.
+    """
     classes = {"digits": 5, "cifar10": 200}[scale]
     half = f"0-{classes - 1}/2"  # every second: neighbours are alike
     kept = statistics.mean(FACTOR ** (-i / (classes - 1)) for i in range(classes))

@@ -109,7 +109,8 @@ def _is_grammar(outcomes: Outcomes) -> bool:
 
 def _loses(network: str, needs_more: bool = False) -> Callable[[Outcomes], Judgement]:
     """The full network is better than that one; `needs_more`: the grammar, which has nothing to overfit, cannot tell
-    against it."""
+    against it.
+    """
 
     def judge(outcomes):
         verdict = compare(_values(outcomes, FULL), _values(outcomes, network))

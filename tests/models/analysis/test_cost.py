@@ -1,5 +1,6 @@
 """models/analysis/cost.py and models/analysis/jaxpr.py: against published costs and small programs whose cost is
-known."""
+known.
+"""
 
 import csv
 import functools

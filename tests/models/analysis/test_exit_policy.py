@@ -1,5 +1,6 @@
 """models/analysis/exit_policy.py: shares, thresholds and leaving, against the loops of the authors' way written
-anew."""
+anew.
+"""
 
 import math
 import re
@@ -58,7 +59,8 @@ def test_below_the_cheapest_exit_both_numbers_are_named(function, allowed):
 
 def find_thresholds(confidences, shares):
     """Huang 2018's public code (dynamic_eval_find_threshold), in plain loops: from the most confident on, images that
-    are still there are counted until as many as wanted have been seen."""
+    are still there are counted until as many as wanted have been seen.
+    """
     count, exits = confidences.shape
     gone, found = [False] * count, [exit_policy.NEVER] * (exits - 1)
     for k in range(exits - 1):

@@ -91,7 +91,8 @@ def test_variance_survives_a_large_mean():
 @pytest.mark.parametrize("sync", [False, True])
 def test_statistics_per_device_or_synchronized(sync):
     """With a device axis of 4 (vmap gives the same collectives as pmap): synchronized equals the whole batch at once,
-    gradients included; otherwise each part is on its own."""
+    gradients included; otherwise each part is on its own.
+    """
     x, dy = (jnp.asarray(drawn.images(name, (8, 3, 3, 8))) for name in ("x", "dy"))
     params, state = drawn_params(), {"mean": jnp.zeros(8), "var": jnp.ones(8)}
 

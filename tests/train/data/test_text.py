@@ -1,5 +1,6 @@
 """train/data/sources/text.py, grammar.py, train/data/text_feed.py: reading, vocabulary, batches of one length,
-every pair once."""
+every pair once.
+"""
 
 import gzip
 from collections import Counter

@@ -110,7 +110,8 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("devices", [4, 1])
 def test_two_processes_of_two_devices_are_one_of_four_and_of_one(tmp_path, whole, devices):
     """But for what 24 steps make of the last digits, as sums go another way round and the compilation is another. All
-    360 test images count, once."""
+    360 test images count, once.
+    """
     config = tiny.config(**SAME, devices=devices, model__norm="group:2")
     summary = loop.train(config, tmp_path / "one")
     assert_close(final(whole)[0], final(tmp_path / "one")[0], 1e-4)

@@ -120,7 +120,7 @@ CURVES = {
 
 
 def test_allocation_by_hand():
-    """drop of a: 0.2 s up to s = 0.5, then 0.8 s - 0.3; of b: 0 up to 0.5, then 0.8 s - 0.4."""
+    """Drop of a: 0.2 s up to s = 0.5, then 0.8 s - 0.3; of b: 0 up to 0.5, then 0.8 s - 0.4."""
     sizes = {"a": 100, "b": 300}
     eps = (0.5 - 0.375) / (0.25 * 5 + 0.75 * 1.25)  # a on its first line, 0.1 and less
     assert functions.allocate(CURVES, 0.9, sizes, 0.5) == pytest.approx({"a": 5 * eps, "b": 0.5 + 1.25 * eps})

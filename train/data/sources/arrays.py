@@ -63,7 +63,8 @@ class ArraySource(Source):
 
 def _class_count(labels: np.ndarray, source: str, named: int) -> int:
     """Returns the number of classes of labels [N] or [N, classes]; UserError where it is beyond those that are named,
-    or where none is, beyond MOST_CLASSES."""
+    or where none is, beyond MOST_CLASSES.
+    """
     lowest, highest = int(labels.min(initial=0)), int(labels.max(initial=0))
     count, most = labels.shape[1] if labels.ndim == 2 else highest + 1, named or max(MOST_CLASSES, len(labels))
     if count > most or (labels.ndim == 1 and lowest < 0):

@@ -186,7 +186,8 @@ def _report(folder: str, files: list[File], classes: dict[str, list[str]], left_
 
 def _hold_out(root: str, files: list[File], what: str) -> tuple[list[File], list[File]]:
     """Parts files into those that are kept and those that are held out: of each class the first by a hash of their
-    names, a different one for each `what`. So no seed decides, and a file that is added moves at most a few others."""
+    names, a different one for each `what`. So no seed decides, and a file that is added moves at most a few others.
+    """
     by_label: dict[int, list[File]] = {}
     for file in files:
         by_label.setdefault(file[1], []).append(file)
@@ -206,7 +207,8 @@ def _hold_out(root: str, files: list[File], what: str) -> tuple[list[File], list
 def _quotas(counts: Sequence[int]) -> list[int]:
     """Returns how many of each class are held out: a fifth of all, rounded (but at least 1), of which each class has
     its fifth rounded down or up. The largest remainders are rounded up, of equal ones the first. A class's only image
-    is kept."""
+    is kept.
+    """
     total = max(1, round(sum(counts) / _HELD_OUT))
     quotas = [count // _HELD_OUT for count in counts]
     growing = sorted(

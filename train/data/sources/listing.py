@@ -31,7 +31,8 @@ _ENDINGS_SHOWN = 5
 
 def folders(path: str) -> list[str]:
     """Returns the names of the folders in a folder, links to folders among them, sorted, without hidden ones and those
-    of runs."""
+    of runs.
+    """
     return sorted(
         entry.name
         for entry in _entries(path)

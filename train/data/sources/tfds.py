@@ -123,7 +123,8 @@ class TfdsSource(Source):
 
     def identity(self) -> dict[str, str | int]:
         """Name, version and split, and a digest of what TFDS keeps of the split's files (numbers of records, bytes,
-        checksums of the downloads), of their sizes, and of both ends of a sample of them."""
+        checksums of the downloads), of their sizes, and of both ends of a sample of them.
+        """
         builder = _builder(self.title, self.dir)
         about = read_json(Path(builder.data_path, "dataset_info.json"))
         bases = {part.partition("[")[0].strip() for part in self.split.split("+")}
