@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.study import markdown_table
 from models import command
+from models.analysis.tables import markdown_table
 from models.errors import UserError
 from train import cli
 from train.plots.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW

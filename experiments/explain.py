@@ -8,8 +8,8 @@ import numpy as np
 import rich.table
 from absl import flags
 
-from experiments.study import terminal_table
 from models import command
+from models.analysis.tables import terminal_table
 from models.errors import UserError, choice_error
 from train import cli, spec
 from train.data import decode

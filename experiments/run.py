@@ -1,7 +1,6 @@
 """Runs a study: its trials by the one training loop, then tables, pictures and verdicts. See --help."""
 
 import csv
-import re
 import tempfile
 import time
 import traceback
@@ -16,6 +15,7 @@ from absl import flags
 from experiments import study
 from experiments.study import trials
 from models import command
+from models.analysis.tables import markdown_table, slug, terminal_table
 from models.errors import UserError, choice_error
 from models.kernels import runtime
 from train import cli
@@ -83,7 +83,7 @@ def run_each(
 def catalogue() -> rich.table.Table:
     """The studies with their questions and, by scale, costs."""
     about = {name: study.module(name).STUDY for name in study.STUDIES}
-    return study.terminal_table(
+    return terminal_table(
         ("study", "question", "cost"),
         [
             (name, one.question, "\n".join(f"{scale}: {cost}" for scale, cost in one.cost.items()))
@@ -147,7 +147,7 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
     }
     write(about, results, outcomes, folder)
     for table in results["tables"]:
-        console.print(study.terminal_table(table["columns"], table["rows"], table["title"]))
+        console.print(terminal_table(table["columns"], table["rows"], table["title"]))
     verdicts = [
         (
             claim["statement"],
@@ -157,7 +157,7 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
         )
         for claim in results["claims"]
     ]
-    console.print(study.terminal_table(("claim", "published", "ours", "verdict"), verdicts, "verdicts", 4, lines=True))
+    console.print(terminal_table(("claim", "published", "ours", "verdict"), verdicts, "verdicts", 4, lines=True))
     console.print(results["verdict"], soft_wrap=True, highlight=False)
     if about.would_change:
         console.print(f"What would change it: {about.would_change}", soft_wrap=True, highlight=False)
@@ -219,11 +219,6 @@ def kept(trial: study.Trial, outcome: study.Outcome) -> dict[str, Any]:
     }
 
 
-def slug(text: str) -> str:
-    """A file name of a title."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
-
-
 def write(about: study.Study, results: Mapping[str, Any], outcomes: study.Outcomes, folder: Path) -> None:
     """Writes results.json, results.md, a CSV a table and a PNG a picture."""
     from matplotlib.figure import Figure
@@ -266,9 +261,9 @@ def markdown(results: Mapping[str, Any]) -> str:
         [*(claim[name] for name in names), "; ".join(filter(None, (claim["verdict"], study.seeds_text(claim))))]
         for claim in results["claims"]
     ]
-    text += [study.markdown_table(columns, rows), ""]
+    text += [markdown_table(columns, rows), ""]
     for table in results["tables"]:
-        text += [f"## {table['title']}", "", study.markdown_table(table["columns"], table["rows"]), ""]
+        text += [f"## {table['title']}", "", markdown_table(table["columns"], table["rows"]), ""]
     for figure in results["figures"]:
         text += [f"![{figure['caption']}]({figure['file']})", "", figure["caption"], ""]
     return "\n".join(text)

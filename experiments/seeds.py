@@ -6,8 +6,8 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.study import terminal_table
 from models import command
+from models.analysis.tables import terminal_table
 from models.errors import UserError
 from train import cli
 

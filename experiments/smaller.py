@@ -6,9 +6,9 @@ from typing import Any
 
 from absl import flags
 
-from experiments.study import markdown_table, terminal_table
 from experiments.timing import Timed, timed
 from models import command
+from models.analysis.tables import markdown_table, terminal_table
 from models.errors import UserError
 from models.kernels import runtime
 from train import cli

@@ -1,7 +1,6 @@
 """Runs the cases of the benchmark, ours and the peer's in turn, and writes the results. See --help."""
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -13,8 +12,8 @@ from typing import Any
 import rich.console
 from absl import flags
 
-from experiments.study import terminal_table
 from models import command
+from models.analysis.tables import slug, terminal_table
 from models.errors import UserError, choice_error
 from train import cli
 
@@ -139,11 +138,6 @@ def has(python: str, *modules: str) -> bool:
         return False
 
 
-def slug(device: str) -> str:
-    """A folder's name from a device's: "1 x NVIDIA H200" -> "1-x-nvidia-h200"."""
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-
-
 def settings_from_flags(accelerator: bool) -> Any:
     """What the flags say, "auto" and the like resolved; fewer and shorter measurements with --quick."""
     from experiments.bench.workers import Settings
@@ -224,7 +218,7 @@ def main() -> None:
         "rounds": settings.rounds,
         "overlap": settings.overlap,
     }
-    out = Path(OUT.value or f"experiments/results/bench/{slug(about['device'])}")
+    out = Path(OUT.value or f"experiments/results/bench/{slug(about['device']).replace('_', '-')}")
     console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
     before, new, profiles = output.read(out), [], []
 

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from experiments.bench import targets
-from experiments.study import markdown_table
 from models.analysis.chart import save
+from models.analysis.tables import markdown_table
 from train.files import read_json, write_atomically, write_json
 from train.plots.palette import BLUE, GRAY
 

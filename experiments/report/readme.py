@@ -9,6 +9,7 @@ from typing import Any
 import models
 from experiments import study
 from experiments.report import content
+from models.analysis.tables import markdown_table
 from models.errors import UserError
 
 LARGEST = 5  # files of tests that have a row
@@ -65,7 +66,7 @@ def _placed(columns: Sequence[str], rows: Sequence[tuple[Mapping[str, Any], Sequ
         else:
             columns.append(name)
             shown = [[*cells, value] for cells, value in zip(shown, values, strict=True)]
-    return (f"{', '.join(told)}:\n\n" if told else "") + study.markdown_table(columns, shown)
+    return (f"{', '.join(told)}:\n\n" if told else "") + markdown_table(columns, shown)
 
 
 # -- studies -------------------------------------------------------------------------------------------------------
@@ -108,7 +109,7 @@ def studies(results: Path) -> str:
         return _missing("make studies")
     total = [sum(row[i] for row in rows) for i in (4, 5, 6)]
     rows.append(["all", "", sum(row[2] for row in rows), "", *total, ""])
-    return study.markdown_table(("study", "scale", "trials", "training", *study.VERDICTS, "on, at commit"), rows)
+    return markdown_table(("study", "scale", "trials", "training", *study.VERDICTS, "on, at commit"), rows)
 
 
 def against(results: Path) -> str:
@@ -138,7 +139,7 @@ def _of_study(
             shown += [
                 f"Scale {result['scale']} ({_commits(result['environments'])}):",
                 "",
-                study.markdown_table(columns_shown, rows),
+                markdown_table(columns_shown, rows),
                 "",
             ]
         return "\n".join(shown) or _missing(f"python -m experiments.run {name} --scale={scales[0]}")
@@ -160,7 +161,7 @@ def digits(results: Path) -> str:
         f"**{found['accuracy_mean']:.2%} ± {found['accuracy_std']:.2%}** of {found['test_examples']} test images "
         f"by a {found['model']} of {found['parameters']:,} parameters ({_where(found)}):\n\n"
     )
-    return told + study.markdown_table(
+    return told + markdown_table(
         ("seed", *(run["seed"] for run in runs)),
         [
             ("test accuracy", *(f"{run['accuracy']:.2%}" for run in runs)),

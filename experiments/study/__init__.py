@@ -10,8 +10,6 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import rich.table
-
 from models import plugins
 from models.errors import UserError, choice_error
 
@@ -354,27 +352,3 @@ def seeds_text(claim: Mapping[str, Any]) -> str:
     """How many seeds a group would tell what is too small to tell, of a claim as in results.json; "" if unknown."""
     seeds = claim.get("seeds")
     return f"{min(seeds, MANY)}{' or more' if seeds > MANY else ''} seeds would tell" if seeds else ""
-
-
-# -- showing -------------------------------------------------------------------------------------------------------
-
-
-def markdown_table(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown."""
-
-    def line(row):
-        return "| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |"
-
-    return "\n".join(line(row) for row in (columns, ["---"] * len(columns), *rows))
-
-
-def terminal_table(
-    columns: Sequence[Any], rows: Sequence[Sequence[Any]], title: str | None = None, texts: int = 1, lines: bool = False
-) -> rich.table.Table:
-    """A table for the terminal: the first `texts` columns to the left, numbers to the right; `lines` between rows."""
-    made = rich.table.Table(title=title, title_justify="left", show_lines=lines)
-    for i, column in enumerate(columns):
-        made.add_column(str(column), justify="left" if i < texts else "right")
-    for row in rows:
-        made.add_row(*map(str, row))
-    return made

@@ -13,6 +13,7 @@ import models
 from experiments.bench import __main__ as command
 from experiments.bench import commands, mfu, networks, output, pipelines, profile, speedrun, targets, workers
 from experiments.bench.workers import Call, Settings, Spec
+from models.analysis.tables import slug
 from models.errors import UserError
 from train.data import load, source
 
@@ -306,7 +307,7 @@ def test_cases_are_checked():
             check(*arguments)
     for accelerator in (True, False):
         check(command.usual(accelerator), [], [], "", [])
-    assert command.slug("1 x cpu (AMD EPYC, 2 cores)") == "1-x-cpu-amd-epyc-2-cores"
+    assert slug("1 x cpu (AMD EPYC, 2 cores)") == "1_x_cpu_amd_epyc_2_cores"
 
 
 @pytest.mark.full

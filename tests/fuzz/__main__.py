@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from models.analysis.tables import markdown_table
 from tests.fuzz import cases
 from tests.fuzz.mutate import mutants
 from tests.fuzz.worker import SECONDS, Worker
@@ -68,12 +69,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"over {SECONDS:g} s",
         "over 1 GiB",
     )
-    lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)]]
-    lines += [
-        [row["case"], "yes" if row["checked"] else "no", *(str(row[kind]) for kind in ("mutants", *KINDS))]
-        for row in rows
+    cells = [
+        [row["case"], "yes" if row["checked"] else "no", *(row[kind] for kind in ("mutants", *KINDS))] for row in rows
     ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(titles, cells)
 
 
 def write(rows: list[dict[str, Any]], seed: int, folder: Path) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 import models
 from models import weights
+from models.analysis.tables import markdown_table
 from models.layers.init import jit_once
 from models.weights import torch_names
 from models.weights.__main__ import main as command
@@ -144,11 +145,19 @@ def write(table: list[dict[str, Any]]) -> None:
     about = summary.environment(jax.devices())
     about["versions"] |= {package: importlib.metadata.version(package) for package in ("torch", "torchvision", "timm")}
     write_json(RESULTS / "parity.json", {"networks": table, "tolerance": TOLERANCE, **about})
-    rows = "\n".join(
-        f"| {row['network']} | {row['layout']} | {row['theirs']} | {row['parameters']:,} | {row['arrays']} | "
-        f"{row['largest_logit']:.3g} | {row['relative_error']:.1e} |"
+    columns = ("network", "layout", "theirs", "parameters", "arrays", "largest logit", "relative error")
+    rows = [
+        (
+            row["network"],
+            row["layout"],
+            row["theirs"],
+            f"{row['parameters']:,}",
+            row["arrays"],
+            f"{row['largest_logit']:.3g}",
+            f"{row['relative_error']:.1e}",
+        )
         for row in table
-    )
+    ]
     versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("torch", "torchvision", "timm", "jax"))
     write_atomically(
         RESULTS / "parity.md",
@@ -160,9 +169,7 @@ Their network, drawn at random, goes through a .pth and a .safetensors file and 
 ours, and by `export` back, bitwise equal. The error is the largest difference of the two networks' logits of one random
 image, relative to the largest logit; it is below {TOLERANCE:g} for all that pass.
 
-| network | layout | theirs | parameters | arrays | largest logit | relative error |
-| --- | --- | --- | --- | --- | --- | --- |
-{rows}
+{markdown_table(columns, rows)}
 """,
     )
 

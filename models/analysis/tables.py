@@ -1,0 +1,42 @@
+"""Tables for the terminal and for Markdown pages, and file names from titles."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import rich.table
+from rich.text import Text
+
+
+def terminal_table(
+    columns: Sequence[Any], rows: Sequence[Sequence[Any]], title: str | None = None, texts: int = 1, lines: bool = False
+) -> rich.table.Table:
+    """Returns a table for the terminal.
+
+    Args:
+      columns: headers.
+      rows: cells, which are shown as they are: a user's "[red]" is no style.
+      title: above the table.
+      texts: number of leading columns that are aligned to the left; the others are numbers, to the right.
+      lines: draws a line between rows.
+    """
+    table = rich.table.Table(title=title, title_justify="left", show_lines=lines)
+    for i, column in enumerate(columns):
+        table.add_column(str(column), justify="left" if i < texts else "right")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def markdown_table(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """Returns a table in Markdown, with "|" in cells escaped."""
+
+    def line(row):
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |"
+
+    return "\n".join(line(row) for row in (columns, ["---"] * len(columns), *rows))
+
+
+def slug(text: str) -> str:
+    """Returns a file name for a title: "Top-1, by depth" becomes "top_1_by_depth"."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
