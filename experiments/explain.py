@@ -13,6 +13,7 @@ from models.analysis.tables import terminal_table
 from models.errors import UserError, choice_error
 from train import cli, spec
 from train.data import decode
+from train.data.image_feed import as_images
 
 USAGE = """Looks inside the network of a finished run, and writes pictures.
 
@@ -54,7 +55,7 @@ class Job(NamedTuple):
     """What every method gets.
 
     Attributes:
-      run: `train.loop.Run`.
+      run: `train.Run`.
       variables: of its network, on the device.
       subjects: the images.
       images: as the network gets them, [N, H, W, C].
@@ -451,9 +452,8 @@ def main() -> None:
     from train import restore, summary
     from train.files import write_json
 
-    run, state = restore.load(WORKDIR.value, CHECKPOINT.value)
-    if run.feed.unit != "images":
-        raise UserError(f"explain is for networks that take images, not {run.feed.unit}")
+    run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
+    as_images(run.feed, f"explain is for networks that take images, not {run.feed.unit}")
     if run.feed.label_shape:
         raise UserError("explain is for sets of one class an image")
     if run.feed.image_shape[2] not in (1, 3):

@@ -13,6 +13,7 @@ from models.analysis.tables import markdown_table, terminal_table
 from models.errors import UserError
 from models.kernels import runtime
 from train import cli
+from train.run import build_run
 
 USAGE = """Measures whether runs that differ in their seed alone are faster in one program (vmap over the states).
 
@@ -45,12 +46,12 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from train import loop, summary
+    from train import summary
 
     runs = []
     for seed in range(count):
         config.seed, config.steps_per_call = seed, 1
-        runs.append(loop.setup(config.copy_and_resolve_references()))
+        runs.append(build_run(config.copy_and_resolve_references()))
     first = runs[0]
     items = [next(run.feed.calls(0, 1))[1] for run in runs]
     # What Run.train_call lifts, over one more axis: of states the first, of items the one before the examples.

@@ -158,7 +158,13 @@ def initialize(
       UserError: the variables are more than this machine's memory.
     """
     with lowering("plain"):
-        draw = jit_once(lambda rng: model.init(rng, *(jnp.zeros(x.shape, x.dtype) for x in abstract(inputs))))
+
+        def init(rng):
+            return model.init(rng, *(jnp.zeros(x.shape, x.dtype) for x in abstract(inputs)))
+
+        if isinstance(rng, jax.core.Tracer):  # for shapes alone
+            return init(rng)
+        draw = jit_once(init)
         _check_memory(model, draw, rng)
         return draw(rng)
 

@@ -25,6 +25,7 @@ from train import config as configs
 from train import loop, restore, spec, tasks
 from train.data import load
 from train.export import loaded, network, write
+from train.run import build_run
 
 README = (tiny.ROOT / "README.md").read_text()
 FILES = dict(re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", README, re.DOTALL))
@@ -172,14 +173,10 @@ def test_configs_take_it_as_an_argument_and_other_processes_find_it():
         ("", lambda: models.create("resnet8", init="wrong.py:x"), "unknown name in wrong.py 'x'"),
         (
             "",
-            lambda: loop.setup(tiny.config(task__name="my_loss.py:Focal(gama=1.0)")),
+            lambda: build_run(tiny.config(task__name="my_loss.py:Focal(gama=1.0)")),
             "task.name my_loss.py:Focal: got an unexpected keyword argument 'gama'; want my_loss.py:Focal(gamma: float",
         ),
-        (
-            "",
-            lambda: loop.setup(tiny.config(data__source="my_data.py:bars(count=few)")),
-            "count must be int, not 'few'",
-        ),
+        ("", lambda: build_run(tiny.config(data__source="my_data.py:bars(count=few)")), "count must be int, not 'few'"),
         ("STUDY = 1\n", lambda: study.module("wrong.py"), "study wrong.py: it does not define STUDY"),
     ],
 )

@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
     if name == "train":
         from train.loop import train as found
     elif name == "recalibrate_batch_norm":
-        from train.recalibrate import recalibrate_batch_norm as found
+        from train.hooks.recalibrate import recalibrate_batch_norm as found
     else:
         raise AttributeError(f"module 'train' has no attribute '{name}'")
     return found

@@ -45,10 +45,11 @@ def main() -> int:
         import jax
 
         from train import loop, summary  # JAX has been told of the other processes
+        from train.describe import describe
 
         console = command.console(quiet=jax.process_index() > 0)
         if DRY_RUN.value:
-            summary.describe(config, loop.setup, console)
+            describe(config, console)
             return 0
         result = loop.train(config, WORKDIR.value, console, started)
         if "interrupted" in result:

@@ -312,7 +312,7 @@ def main() -> None:
 
     from train import restore, summary  # not for --help: with them comes Orbax
 
-    run, state = restore.load(WORKDIR.value, CHECKPOINT.value)
+    run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
     rows = measure(run, state, budgets, ANYTIME.value, VALIDATION.value)
     costs = exit_costs(run.task.model, run.feed.image_shape) if kind(run) == "exits" else None
     whole = costs[-1] if costs else round(rows[0]["mult_adds"])

@@ -1,11 +1,12 @@
 """Strict configs: a key that nobody knows fails, and so does a key that nobody read."""
 
 import functools
+import json
 import math
 import runpy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -105,6 +106,14 @@ class Reader:
     `check_all_read` fails on what is left over: a misspelt or dead key never passes silently.
     """
 
+    @classmethod
+    def of(cls, config: "Mapping[str, Any] | Reader") -> "Reader":
+        """Returns the reader of a whole config, whose types are checked; a reader stays what it is."""
+        if isinstance(config, cls):
+            return config
+        check_types(config)
+        return cls(config)
+
     def __init__(self, values: Mapping[str, Any], path: str = ""):
         self._values = {}
         self._path = path
@@ -127,6 +136,10 @@ class Reader:
         self._read.update(keys)
         return {k: v.to_dict() if isinstance(v := self._values[k], Reader) else v for k in keys}
 
+    def values(self) -> dict[str, Any]:
+        """Returns all keys, which does not count as reading them."""
+        return {key: value.values() if isinstance(value, Reader) else value for key, value in self._values.items()}
+
     def unread(self) -> Iterator[str]:
         """Full paths of the keys that were never read."""
         for key, value in self._values.items():
@@ -143,10 +156,55 @@ class Reader:
             elif key in self._read:
                 yield f"{self._path}{key}"
 
-    def check_all_read(self) -> None:
-        """Raises UserError for the first key that nothing read, with the nearest one that something did."""
+    def check_all_read(self, known: Collection[str] = ()) -> None:
+        """Raises UserError for the first key that nothing read, with the nearest one that something did.
+
+        Args:
+          known: keys that need not be read.
+        """
         for key in self.unread():
+            if key in known:
+                continue
             raise UserError(f"config key '{key}' is read by nothing{nearest(key, self.known())}")
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config as JSON holds it: dictionaries, and lists for tuples."""
+    return json.loads(json.dumps(config, default=lambda section: section.to_dict()))
+
+
+def keys() -> list[str]:
+    """Returns the keys of configs/base.py with their sections, as "optimizer.learning_rate"."""
+    return [line.split(": ")[0] for line in lines(_defaults())]
+
+
+class Durations(NamedTuple):
+    """Turns times of a config into steps.
+
+    Attributes:
+      batch_size: examples per step, over all devices and processes.
+      examples: examples per epoch.
+      total: steps of the whole training, for "%"; None where it is not known yet.
+    """
+
+    batch_size: int
+    examples: int
+    total: int | None = None
+
+    def with_total(self, duration: str) -> "Durations":
+        """Returns the durations of a training that takes that long.
+
+        Raises:
+          UserError: it is less than one step.
+        """
+        total = self.steps(duration)
+        if total < 1:
+            raise UserError(f"duration='{duration}' is less than one step")
+        return self._replace(total=total)
+
+    def steps(self, duration: str) -> int:
+        """Returns the number of steps; see the function `steps`."""
+        return steps(duration, batch_size=self.batch_size, examples=self.examples, total=self.total)
 
 
 def steps(duration: str, *, batch_size: int, examples: int, total: int | None = None) -> int:

@@ -1,48 +1,49 @@
-"""The variables that a run starts with: drawn, taken from another network, fitted to the data, at few values."""
+"""The variables that a run starts with: drawn, read from another network, fitted to the data, quantized."""
 
 from typing import Any
 
 import jax
 
-from models.errors import UserError, choice_error
-from models.gated import GatedResNet
+from models.errors import choice_error
 from models.layers import init
 from train import pretrained
+from train.data.feed import Feed
 from train.optim import weight_sharing
+from train.tasks.base import Task
 
 DATA_INITS = ("none", "lsuv", "whiten")
 WHITENED_IMAGES = 5000  # whose patches data_init=whiten looks at
 
 
 def variables(
-    config: Any, model: Any, task: Any, feed: Any, part: int, sharing: weight_sharing.Plan | None
+    config: Any, task: Task, feed: Feed, part: int, sharing: weight_sharing.Plan | None = None
 ) -> tuple[Any, Any, str | None]:
-    """The network's variables, the task's state, and a digest of the arrays of init_from, None where there is none.
+    """Returns the network's variables, the task's state, and a digest of the arrays of init_from.
+
+    The digest is None without init_from.
 
     Args:
       config: of the run; its keys seed, init_from, init_new and data_init are read.
-      model, task, feed: of the run.
-      part: images that batch norm sees at a time.
+      task, feed: of the run.
+      part: number of images that batch norm sees at a time.
       sharing: which weights share values from the first step on.
 
     Raises:
-      UserError: what does not fit the network or each other.
+      UserError: a value is unknown, or arrays do not fit the network.
     """
     if config.data_init not in DATA_INITS:
         raise choice_error("data_init", config.data_init, DATA_INITS)
-    if config.init_from and config.data_init != "none":
-        raise UserError(f"data_init={config.data_init} would undo init_from={config.init_from}")
-    if config.data_init == "lsuv" and isinstance(model, GatedResNet):
-        raise UserError("data_init=lsuv would scale the kernels of gates, which start near 0 so that they are open")
-    key, new, digest = jax.random.key(config.seed), [part for part in config.init_new.split("|") if part], None
-    made, state = task.init(key, feed.inputs)
+    model, key, digest = task.model, jax.random.key(config.seed), None
+    new = [start for start in config.init_new.split("|") if start]
+    drawn, state = task.init(key, feed.inputs)
     if config.init_from:
-        found = pretrained.load(config.init_from)
-        made, digest = pretrained.start(model, made, found, new), found.digest()
+        source = pretrained.load(config.init_from)
+        drawn, digest = pretrained.start(model, drawn, source, new), source.digest()
     if config.data_init == "lsuv":
-        made = init.lsuv(model, made, next(feed.training_images(1, part)), jax.random.fold_in(key, 2))
+        drawn = init.lsuv(model, drawn, next(feed.training_images(1, part)), jax.random.fold_in(key, 2))
     if config.data_init == "whiten":
-        made = init.whiten(model, made, next(feed.training_images(1, min(WHITENED_IMAGES, len(feed.train)))))
+        images = next(feed.training_images(1, min(WHITENED_IMAGES, feed.train_count)))
+        drawn = init.whiten(model, drawn, images)
     if sharing:
-        made = {**made, "params": sharing.snap(made["params"])}
-    return made, state, digest
+        drawn = {**drawn, "params": sharing.snap(drawn["params"])}
+    return drawn, state, digest

@@ -24,18 +24,24 @@ def main() -> None:
     """Extracts, classifies, prints, writes."""
     import jax
 
-    from train import loop, summary, workdir
+    from train import initial_weights, summary
+    from train.config import Reader, keys
     from train.files import write_json
     from train.probing import classifiers, features
+    from train.run import build_network, examples_of_norm
 
     kinds, console = classifiers.names(KINDS.value), command.console()
-    run = loop.setup(CONFIG())
+    reader = Reader.of(CONFIG())
+    network = build_network(reader)
     for endpoint in ENDPOINTS.value:
-        features.check(run, endpoint)  # before anything is computed
+        features.check(network, endpoint)  # before anything is computed
+    part = examples_of_norm(reader, network.parallel)
+    variables, *_ = initial_weights.variables(reader, network.task, network.feed, part)
+    reader.check_all_read(known=keys())
     folder = Path(CACHE.value) if CACHE.value else None
     table = rich.table.Table(
-        title=f"{run.config['model']['name']} from {run.config['init_from'] or 'scratch'} on "
-        f"{run.config['data']['source']}",
+        title=f"{network.config['model']['name']} from {network.config['init_from'] or 'scratch'} on "
+        f"{network.config['data']['source']}",
         title_justify="left",
     )
     for column in ("endpoint", "features", "classifier", "chosen", "result"):
@@ -44,7 +50,9 @@ def main() -> None:
     for endpoint in ENDPOINTS.value:
         began = time.time()
         with console.status(f"features at {endpoint}"):
-            found = {split: features.extract(run, run.state, split, endpoint, folder) for split in ("train", "test")}
+            found = {
+                split: features.extract(network, variables, split, endpoint, folder) for split in ("train", "test")
+            }
         console.print(
             f"features at {endpoint}: {features.summary(found)}, {time.time() - began:.1f} s", highlight=False
         )
@@ -52,7 +60,7 @@ def main() -> None:
             began = time.time()
             with console.status(f"{kind} at {endpoint}"):
                 result = classifiers.evaluate(
-                    kind, found["train"], found["test"], len(run.feed.classes), run.config["seed"]
+                    kind, found["train"], found["test"], len(network.feed.classes), network.config["seed"]
                 )
             rows.append(
                 {
@@ -75,7 +83,7 @@ def main() -> None:
     if OUT.value:
         out = Path(OUT.value)
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, {"results": rows, "config": workdir.plain(run.config), **summary.environment(jax.devices())})
+        write_json(out, {"results": rows, "config": network.config, **summary.environment(jax.devices())})
         console.print(f"written to {out}", soft_wrap=True)
 
 

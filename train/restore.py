@@ -1,14 +1,20 @@
-"""Runs that were trained: what their folders hold, to evaluate, export and look into."""
+"""Runs that were trained: their networks, to evaluate, export and look into."""
 
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from models.errors import choice_error
-from train import checkpoint, loop, state, workdir
+from train import checkpoint, workdir
+from train.config import Reader, keys
 from train.files import expanded
 from train.optim import pruning
+from train.run import Network, Run, build_network, build_run
+from train.state import TrainState
 
 # Keys that runs of earlier versions do not have, and what these did
 EARLIER = {"lookahead": "", "ema_warmup": False}
@@ -16,44 +22,87 @@ EARLIER_OPTIMIZER = {"multiplied": "update"}
 EARLIER_IMAGES = {"exif": "ignore"}  # in the section `data`, of runs on images
 CHECKPOINTS = ("last", "best")
 
+Leaves = Mapping[str, np.ndarray]
 
-def load(folder: str | Path, which: str = "last") -> tuple[loop.Run, state.TrainState]:
-    """The run of a folder, set up again, and the state of one of its checkpoints, as numpy.
+
+def load_network(folder: str | Path, which: str = "last") -> tuple[Network, TrainState]:
+    """Returns the network of a run's folder, and its state in one of the checkpoints, as numpy.
+
+    Nothing that trains it is built: of the optimizer's state only the masks of pruning are read. Class names, shapes
+    and preprocessing are those that the run has recorded. A split of the data set is opened when it is used, and
+    compared with the record then.
 
     Args:
       folder: of the run.
       which: "last", or "best": of those that are kept, the one with the best headline metric on the test set.
 
-    The data set need not be there: class names, shapes and preprocessing are those that the run has recorded. A split
-    is opened when it is used, and compared with the record then.
-
     Raises:
       UserError: there is no run or no checkpoint, or one of them is damaged.
     """
+    folder, config, leaves, recorded = _read(folder, which)
+    reader = Reader.of(config)
+    network = build_network(reader, recorded)
+    reader.check_all_read(known=keys())
+    if which == "best":
+        leaves, _ = checkpoint.read(folder, network.task.headline)
+    shapes = _shapes(network, with_average=any(name.startswith("ema/") for name in leaves))
+    kept = {name: leaf for name, leaf in leaves.items() if not name.startswith("opt_state/")}
+    state = checkpoint.unflatten(shapes, kept, f"the checkpoint in {folder}")
+    return network, state.replace(opt_state=pruning.saved_masks(leaves))
+
+
+def load(folder: str | Path, which: str = "last") -> tuple[Run, TrainState]:
+    """Returns the whole run of a folder, built again, and the state of one of its checkpoints; as `load_network`."""
+    folder, config, leaves, recorded = _read(folder, which)
+    run = build_run(config, recorded, fresh=False)
+    if which == "best":
+        leaves, _ = checkpoint.read(folder, run.task.headline)
+    return run, checkpoint.unflatten(run.state, leaves, f"the checkpoint in {folder}")
+
+
+def _read(folder: str | Path, which: str) -> tuple[Path, dict[str, Any], Leaves, dict[str, Any] | None]:
+    """Returns a run's folder, its config for reopening, the leaves of the last checkpoint, and the data's record."""
     if which not in CHECKPOINTS:
         raise choice_error("--checkpoint", which, CHECKPOINTS)
-    folder = expanded(folder)
-    config = {**EARLIER, **workdir.read_config(folder)}
+    path = expanded(folder)
+    config = {**EARLIER, **workdir.read_config(path)}
     # What made the run start as it did may be gone, there may be fewer devices, and the checkpoint holds whole arrays
     config |= {"init_from": "", "data_init": "none", "devices": 1, "parallel": "pmap"}
     config["optimizer"] = {**EARLIER_OPTIMIZER, **config.get("optimizer", {})}
     if "crop" in config.get("data", {}):
         config["data"] = {**EARLIER_IMAGES, **config["data"]}
     config["optimizer"]["prune"] = pruning.without_file(config["optimizer"].get("prune", ""))
-    leaves, about = checkpoint.read(folder)
-    run = loop.setup(config, recorded(folder, about), fresh=False)
-    if which == "best":
-        leaves, _ = checkpoint.read(folder, run.task.headline)
-    return run, checkpoint.unflatten(run.state, leaves, f"the checkpoint in {folder}")
+    leaves, saved = checkpoint.read(path)
+    return path, config, leaves, recorded(path, saved)
 
 
-def recorded(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns what a run has recorded of its data: see `train.data.feed.Feed.record`.
+def _shapes(network: Network, with_average: bool) -> TrainState:
+    """Returns the shapes of a state without the optimizer's part."""
+    variables, task_state = network.shapes
+    model_state = dict(variables)
+    params = model_state.pop("params")
+    return TrainState(
+        step=jax.ShapeDtypeStruct((), np.int32),
+        params=params,
+        model_state=model_state,
+        task_state=task_state,
+        opt_state={},
+        ema={"params": params, "model_state": model_state} if with_average else {},
+        rng=jax.ShapeDtypeStruct((2,), np.uint32),
+    )
+
+
+def recorded(folder: Path, saved: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns what a run has recorded of its data; see `train.data.feed.Feed.record`.
 
     Runs of version 0.1.0 recorded too little. For these it is None, and a warning says that the data set decides.
+
+    Args:
+      folder: of the run.
+      saved: what a checkpoint says besides its arrays.
     """
-    if "identity" in about["data"]:
-        return about["data"]
+    if "identity" in saved["data"]:
+        return saved["data"]
     print(
         f"warning: {folder} is of an earlier version, which did not record the classes and shapes of its data: they "
         "are taken from the data set as it is now",
@@ -62,7 +111,7 @@ def recorded(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def restored(run: loop.Run, folder: Path) -> state.TrainState:
+def restored(run: Run, folder: Path) -> TrainState:
     """Returns the state of the last checkpoint in a run's folder, as numpy; raises UserError as `load` does."""
     leaves, _ = checkpoint.read(folder)
     return checkpoint.unflatten(run.state, leaves, f"the checkpoint in {folder}")

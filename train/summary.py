@@ -5,16 +5,18 @@ import importlib.metadata
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich.table
 
-import models
 from models.analysis.cost import analyze
 from models.kernels import runtime
-from train import config as config_lib
+
+if TYPE_CHECKING:  # the benchmark's bare steps need no Orbax, which comes with a run
+    from train.recorder import Recorder
+    from train.run import Run
 
 # What every finished run says of itself; metrics of its task come in addition.
 SCHEMA = {
@@ -102,7 +104,9 @@ def environment(devices: Any) -> dict[str, Any]:
     return {"commit": commit(), "device": device(devices), "versions": versions}
 
 
-def create(run: Any, results: Mapping[str, Any], *, seconds: float, recorder: Any, started: float) -> dict[str, Any]:
+def create(
+    run: "Run", results: Mapping[str, Any], *, seconds: float, recorder: "Recorder", started: float
+) -> dict[str, Any]:
     """The content of summary.json.
 
     "training_seconds" is the time of the steps alone: of all of them at the speed of this process's, its first dispatch
@@ -115,7 +119,7 @@ def create(run: Any, results: Mapping[str, Any], *, seconds: float, recorder: An
       recorder: knows the speed.
       started: when the process started.
     """
-    cost, unit = analyze(run.task.model, run.feed.inputs), run.feed.unit
+    cost, unit = analyze(run.model, run.feed.inputs), run.feed.unit
     speed, first = recorder.examples_per_second, recorder.first_step
     count = run.feed.test_count()
     return {
@@ -123,7 +127,7 @@ def create(run: Any, results: Mapping[str, Any], *, seconds: float, recorder: An
         "data": run.config["data"]["source"],
         **results,
         "test_examples": count,
-        f"skipped_{unit}": {**run.feed.skipped, "test": len(run.feed.test) - count},  # of all processes
+        f"skipped_{unit}": {**run.feed.skipped, "test": run.feed.test_size() - count},  # of all processes
         "parameters": cost.params,
         "mult_adds": cost.mult_adds,
         "steps": run.total,
@@ -173,49 +177,3 @@ def table(summary: Mapping[str, Any], folder: Path) -> rich.table.Table:
 
 def _share(value: float | None) -> str | None:
     return None if value is None else f"{value:.2%}"
-
-
-def describe(config: Mapping[str, Any], setup: Callable[[Mapping[str, Any]], Any], console: Any) -> None:
-    """What --dry_run prints: the network's table, the resolved config, and what the durations come to in steps.
-
-    Where a TFDS set is not prepared, the network is shown as it would be, and then it is said how to prepare the set.
-
-    Args:
-      config: of the run.
-      setup: `train.loop.setup`.
-      console: a rich console.
-
-    Raises:
-      UserError: what is wrong with the config.
-    """
-    from train import workdir as workdir_lib  # needs Orbax, which the benchmark's bare steps do not
-    from train.data.source import Options  # no run needs TFDS for its summary
-    from train.data.sources.tfds import NotPrepared, described
-
-    try:
-        run = setup(config)
-        model, inputs, unit, problem = run.task.model, run.feed.inputs, run.feed.unit, None
-    except NotPrepared as error:
-        options = Options.read(config["data"])
-        found = described(options.source.partition(":")[2], options)
-        if not found:
-            raise
-        (classes, image_shape), run, problem = found, None, error
-        inputs = (1, *image_shape)
-        fields = {name: value for name, value in config["model"].items() if name != "name"}
-        model = models.create(
-            config["model"]["name"], **{"num_classes": classes, "image_size": image_shape[0], **fields}
-        )
-    console.print(analyze(model, inputs).table())
-    console.print("config:")
-    for line in config_lib.lines(workdir_lib.plain(config)):
-        console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
-    if problem:
-        raise problem
-    every = ", ".join(f"{name} every {steps}" for name, steps in run.every.items())
-    console.print(
-        f"{run.total:,} steps of {config['batch_size']} {unit} on {device(run.parallel.devices)}, each of which holds "
-        f"{run.parallel.bytes_per_device(run.state) / 2**20:,.1f} MiB of state; {every} steps; "
-        f"{len(run.feed.train):,} training {unit}, {len(run.feed.test):,} test {unit}",
-        soft_wrap=True,
-    )

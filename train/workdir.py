@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
-from train import config as config_lib
-from train import details
+from train import checkpoint, details
+from train.config import check_types, difference, plain, without
 from train.files import parse_json, read_json, remove, write_atomically, write_json
 from train.lock import Lock
 
@@ -28,9 +28,48 @@ OPERATIONAL = ("log_every", "checkpoint_every", "data.workers", "data.dir", "kee
 ABANDONED = 3600  # seconds after which a half-written export counts as left by a kill
 
 
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as JSON holds it: dictionaries, and lists for tuples."""
-    return json.loads(json.dumps(config, default=lambda section: section.to_dict()))
+class Workdir(contextlib.ExitStack):
+    """The folder of one run, while this process trains in it; a context.
+
+    Within it a full disk becomes a UserError that says what is kept, and once it is open the details of what goes wrong
+    are written to details.log.
+
+    Args:
+      path: absolute.
+    """
+
+    checkpoints: checkpoint.Checkpoints
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self._lock = Lock(path)
+        self.enter_context(checkpoint.full_disk_is_said(path))
+        self.callback(self._lock.release)
+
+    def reserve(self) -> None:
+        """Takes the lock of a folder that is there, before memory of the devices is taken from its owner.
+
+        Raises:
+          UserError: another process trains in it.
+        """
+        if self.path.is_dir():
+            self._lock.acquire()
+
+    def open(self, config: Mapping[str, Any], record: Mapping[str, Any], keep: int, headline: str) -> None:
+        """Makes the folder this run's, or checks that it is; see `claim`.
+
+        Args:
+          config: of the run.
+          record: what the run has to remember of its data.
+          keep: number of checkpoints.
+          headline: metric by which the best checkpoint is chosen.
+        """
+        claim(self.path, config, record, self._lock)
+        self.enter_context(details.kept(self.path / "details.log"))
+        self.checkpoints = self.enter_context(
+            contextlib.closing(checkpoint.Checkpoints(self.path / "checkpoints", keep, headline))
+        )
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -44,7 +83,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
         raise UserError(f"{workdir} is not a run's folder: there is no config.json in it")
     config = read_json(path)
     try:
-        config_lib.check_types(config)
+        check_types(config)
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from None
     return config
@@ -84,9 +123,9 @@ def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any], l
     except OSError as error:
         raise UserError(f"cannot use --workdir={workdir}: {error.strerror}") from error
     old = read_config(workdir)
-    lines = [line for line in config_lib.difference(old, plain(config)) if line.split(":")[0] not in OPERATIONAL]
+    lines = [line for line in difference(old, plain(config)) if line.split(":")[0] not in OPERATIONAL]
     changed = {line.split(":")[0] for line in lines}
-    if added := [key for key in config_lib.without(old) if key in changed]:
+    if added := [key for key in without(old) if key in changed]:
         raise UserError(
             f"{workdir} holds a run of an earlier version, which had no {' and no '.join(added)}: it cannot go on; "
             f"choose another --workdir (--config.init_from={workdir} starts from its weights)"
@@ -109,11 +148,6 @@ def _check_unclaimed(workdir: Path) -> None:
             raise UserError(
                 f"{workdir} holds a {name} that is no run's, which would be written over: choose another --workdir"
             )
-
-
-def details_kept(workdir: Path) -> contextlib.AbstractContextManager[None]:
-    """Returns a context in which the details of what goes wrong are written to details.log; see `details.kept`."""
-    return details.kept(workdir / "details.log")
 
 
 def _tidy(workdir: Path) -> None:

@@ -149,8 +149,8 @@ def loop_steps(case: dict) -> Served:
     import rich.console
 
     from train import config as config_lib
-    from train import loop
     from train import recorder as metrics
+    from train.run import build_run
 
     config = config_lib.load("configs/cifar10.py")
     if case["model"] != config.model.name:
@@ -163,7 +163,7 @@ def loop_steps(case: dict) -> Served:
     for name in ("parallel", "precision", "steps_per_call"):
         config[name] = case.get(name, config[name])
     endless, unit = 10**9, config.steps_per_call
-    run = loop.setup(config)
+    run = build_run(config)
     recorder = metrics.Recorder(
         None,
         rich.console.Console(quiet=True),

@@ -21,7 +21,7 @@ def gap(run: Any, state: Any) -> dict[str, float]:
     """
     import jax
 
-    from train.hooks import Recalibrate
+    from train.hooks.recalibrate import Recalibrate
 
     part = run.config["batch_size"] // len(run.parallel.devices) // run.config["accumulate"]
     batch = run.feed.examples(2048, multiple=part)

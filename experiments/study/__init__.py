@@ -48,7 +48,7 @@ class Trial(NamedTuple):
       labels: what distinguishes it within the study, e.g. {"depth": 20, "init": "msra", "seed": 0}.
       config: of `train.loop.train`, complete.
       train: False: nothing is trained, only the initial state is measured.
-      measures: functions of a file, (run, state) -> what JSON can hold. They see the `train.loop.Run` and the state,
+      measures: functions of a file, (run, state) -> what JSON can hold. They see the `train.Run` and the state,
         as numpy: the last one, or without training the first. What they find is kept by their names.
       start: the trial whose trained network this one starts from (config.init_from is set to its folder); it is run
         first, whether it is among the study's trials or not.

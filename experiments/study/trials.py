@@ -20,6 +20,7 @@ from models import plugins
 from models.errors import UserError
 from train import summary
 from train.files import read_json, write_json
+from train.run import build_run
 
 # What outcome.json holds: see `run`.
 SCHEMA = {
@@ -81,7 +82,7 @@ def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
             outcome["history"] = _history(workdir.read_metrics(folder / "metrics.jsonl"))
     missing = [measure for measure in trial.measures if measure.__name__ not in outcome["measured"]]
     if missing and not outcome["diverged"]:
-        prepared = loop.setup(config)
+        prepared = build_run(config)
         state = prepared.state
         if trial.train:
             state = restore.restored(prepared, folder)

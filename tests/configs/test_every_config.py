@@ -9,7 +9,7 @@ from PIL import Image
 
 from configs import cifar10, digits, folder, imagenet
 from tests.tiers import keep_first
-from train import loop
+from train.run import build_run
 
 NAMES = sorted(path.stem for path in Path(digits.__file__).parent.glob("*.py") if path.stem not in ("__init__", "base"))
 
@@ -52,7 +52,7 @@ def small(config, images):
     ids=["cifar10", "speedrun", "imagenet-modern", "folder", "brief", "cifar10-group", "imagenet-goyal"],
 )
 def test_every_key_is_known_and_read(config, images):
-    run = loop.setup(small(config, images))
+    run = build_run(small(config, images))
     assert run.total > 0
 
 

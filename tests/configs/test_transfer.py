@@ -19,6 +19,7 @@ from tests import tfds_sample, tiny
 from tests.tiers import keep_first
 from tests.train.data.test_transfer_sets import caltech101, caltech_birds2011, cars196, picture, thing
 from train import loop
+from train.run import build_run
 
 MODULE = study.module("transfer")
 
@@ -83,7 +84,7 @@ def test_a_runs_network_and_normalization_are_taken_over(source):
     c = config.get_config(f"from={source},to=digits,labels=5")
     assert c.model.to_dict() == {**tiny.config().model.to_dict()} and c.data.mean == (0.5,)
     assert c.data.select == "per_class(5, seed=0)" and c.data.image_size == 0 and c.data.channels == 0
-    run = loop.setup(c)
+    run = build_run(c)
     assert len(run.feed.train) == 50 and run.config["optimizer"]["learning_rate"] == 0.01
 
 
@@ -100,12 +101,12 @@ def test_freezing_decay_and_unfreezing(source):
         (stages[2], 0.5, "10%"),
         (".*", 1.0),
     )
-    assert loop.setup(c).total > 0
+    assert build_run(c).total > 0
     c = config.get_config(f"from={source},to=digits,unfreeze=2 epochs")
     assert c.optimizer.groups[3] == (stages[2], 1.0, "2 epochs")
     assert config.get_config(f"from={source},to=digits,decay=0.5").model.norm == "batch"
     c = config.get_config(f"from={source},to=digits,freeze=all")
-    assert c.optimizer.groups == (("head/.*", 1.0), (".*", 0.0)) and loop.setup(c).total > 0
+    assert c.optimizer.groups == (("head/.*", 1.0), (".*", 0.0)) and build_run(c).total > 0
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_the_published_data_sets_fine_tune(sets, weights_file, tmp_path, name, c
     c.data.image_size, c.duration, c.eval_batch_size = 32, "2 steps", 8
     c.optimizer.warmup, c.optimizer.schedule, c.devices = "0 steps", "constant", 1
     if rule == "bit" and name != "caltech101":
-        assert loop.setup(c).state.params["head"]["kernel"].shape[1] == classes
+        assert build_run(c).state.params["head"]["kernel"].shape[1] == classes
         return
     c.hooks = c.hooks.replace("figures|", "").replace("figures", "")
     found = loop.train(c, tmp_path / "run")
@@ -394,7 +395,7 @@ def test_the_largest_scale_is_the_published_table(weights_file, monkeypatch):
 @pytest.fixture
 def run(source, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return loop.setup(
+    return build_run(
         tiny.config(
             init_from=str(source),
             data__select="classes('5-9')",

@@ -14,6 +14,7 @@ from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes, t
 from models.compress import file, packed
 from tests import tiny
 from train import loop
+from train.run import build_run
 
 TINY = {
     "net": compression.Subject(
@@ -103,7 +104,7 @@ def test_trials_are_told_apart_by_their_labels_and_start_from_trials(scale):
         assert not (trial.config.optimizer.prune and trial.config.optimizer.share)
     if scale == "digits":
         sizes = {
-            trial.labels["network"]: loop.setup(trial.config).task.model
+            trial.labels["network"]: build_run(trial.config).task.model
             for trial in planned
             if trial.labels.get("stage") == "dense" and trial.labels["seed"] == 0
         }
@@ -317,7 +318,7 @@ def test_a_run_is_pruned_and_then_shared_by_the_config(tmp_path):
     c = config.get_config(f"from={tmp_path / 'pruned'},stage=share,conv=4,dense=3,epochs=1")
     assert c.optimizer.share == "linear(conv=4, dense=3)" and not c.optimizer.prune and "sparsity" not in c.hooks
     assert c.duration == "1 epochs" and c.optimizer.learning_rate == pytest.approx(0.0005)
-    assert loop.setup(c).state.params["head"]["kernel"].shape == (16, 10)
+    assert build_run(c).state.params["head"]["kernel"].shape == (16, 10)
     assert config.get_config(f"from={tmp_path / 'pruned'},stage=share").duration == "1 steps"
 
 

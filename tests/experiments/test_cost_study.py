@@ -186,10 +186,10 @@ def test_reuse(bottleneck):
 
 
 def test_step_time():
-    from train import loop
+    from train.run import build_run
 
     network = networks.Network("resnet8", {"stage_sizes": (1,), "width": 4})
-    run = loop.setup({**networks.config("digits", network, 0, 1).to_dict(), "devices": 1})
+    run = build_run({**networks.config("digits", network, 0, 1).to_dict(), "devices": 1})
     found = cost.step_time(run, run.state)
     assert found["milliseconds"] > 0 and found["images"] == 64
     assert found["mult_adds"] == networks.cost("digits", network).mult_adds

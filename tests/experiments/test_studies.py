@@ -15,7 +15,7 @@ from experiments.studies import measures
 from experiments.studies.initialization import study as initialization
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes, trials
 from tests import tiny
-from train import loop
+from train.run import build_run
 
 BASIC = ("initialization", "normalization", "depth")
 
@@ -225,7 +225,7 @@ def test_where_all_diverged_nothing_that_needs_training_agrees(name):
 
 
 def untrained(**changes):
-    run = loop.setup(tiny.config(**changes))
+    run = build_run(tiny.config(**changes))
     return run, run.state
 
 

@@ -20,6 +20,7 @@ from train import checkpoint, loop, tasks
 from train import config as config_lib
 from train.optim import build as optimizer
 from train.optim import lookahead as lookahead_lib
+from train.run import build_run
 from train.tasks.views import averaged
 
 GOLDEN = np.load(FOLDER / "airbench.npz")
@@ -123,11 +124,11 @@ def test_views_are_weighted_as_published():
 def test_it_resumes_exactly_and_leaves_what_it_freezes(images, tmp_path):
     """Seven steps, the state as a checkpoint holds it, and the others by a run set up anew: those of the whole run."""
     loop.train(small(images), tmp_path / "whole")
-    run = loop.setup(small(images))
+    run = build_run(small(images))
     state, calls = run.parallel.place(run.state), 0
     for _, items in run.feed.calls(0, 7):
         state, calls = run.train_call(state, run.feed.data, items)[0], calls + 1
-    again = loop.setup(small(images))
+    again = build_run(small(images))
     state = again.parallel.place(run.parallel.fetch(state))
     for _, items in again.feed.calls(calls, again.total):
         state, _ = again.train_call(state, again.feed.data, items)
@@ -147,7 +148,7 @@ def test_streamed_batches_say_what_resident_ones_do(images):
     for pipeline in ("resident", "stream"):
         c = small(images)
         c.data.pipeline = pipeline
-        run = loop.setup(c)
+        run = build_run(c)
         items = [jax.tree.map(np.asarray, item) for _, item in run.feed.calls(5, 8)]  # epoch 0 ends after 6
         batches = [
             jax.tree.map(np.asarray, run.feed.gather(run.feed.data, jax.tree.map(lambda x: x[0, 0], item)))

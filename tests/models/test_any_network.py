@@ -50,12 +50,13 @@ from tests.any_network import (
 from tests.combinations import ALL_INITS, BOTH, FAMILIES, FILTERS, FORMATS, LOW_BIT, METHODS, NORMS, in_full, refusal
 from tests.golden import drawn
 from tests.networks import PERTURBED
-from train import checkpoint, loop, pretrained
+from train import checkpoint, pretrained
 from train.export import card as cards
 from train.export import formats, graph
 from train.export import network as export
 from train.optim import pruning, weight_sharing
 from train.parameters import named
+from train.run import build_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,7 +127,7 @@ def initialized(family, spec, folder):
 
 def of_data(family, how, folder):
     if refusal(family, f"data_init={how}"):
-        return loop.setup(config_of(family, folder, data_init=how))
+        return build_run(config_of(family, folder, data_init=how))
     it = whole(family)
     images, key = jnp.asarray(inputs_of(family)[0]), jax.random.key(2)
     variables = (
@@ -356,7 +357,7 @@ def folded(family, folder):
 def written(family, format, folder):
     """Writes the network and opens it again."""
     if is_text(family):
-        run = loop.setup(config_of(family, folder))
+        run = build_run(config_of(family, folder))
         return export.network(run, run.state)
     network, how, card = network_of(family), formats.FORMATS[format], card_of(family, format)
     if format == "torch":

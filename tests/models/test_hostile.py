@@ -21,6 +21,7 @@ from models.layers.init import jit_once
 from tests import tiny
 from tests.networks import SMALL
 from train import loop, step
+from train.run import build_run
 
 TRANSFORMER = {"vocab_size": 11, "width": 16, "heads": 2, "layers": 1, "ff_width": 8, "max_length": 8}
 
@@ -131,7 +132,7 @@ def dense_run(**changes):
 @pytest.mark.parametrize("changes", ONE_EACH)
 def test_a_run_of_one_value_per_channel_is_refused_when_it_is_set_up(changes):
     with pytest.raises(UserError, match="hidden1_norm leaves nothing"):
-        loop.setup(dense_run(**ONE_EACH[changes]))
+        build_run(dense_run(**ONE_EACH[changes]))
 
 
 def test_the_command_says_so_in_one_line_and_writes_nothing(tmp_path):

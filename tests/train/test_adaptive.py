@@ -22,6 +22,7 @@ from tests.tiers import keep_first
 from tests.train.tasks.test_adaptive import RUNS, TEXTS
 from tests.train.tasks.test_adaptive import config as run_config
 from train import adaptive, loop, restore
+from train.run import build_run
 from train.tasks.multi_exit import exit_costs
 
 
@@ -283,7 +284,7 @@ def test_the_digits_configs_set_up(method):
     c = config.get_config(f"method={method}")
     c.model.update({"width": 4, **SHRUNK[method]})
     c.devices = 1
-    run = loop.setup(c)
+    run = build_run(c)
     assert run.total == round(30 * len(run.feed.train) / 64)
     assert len(run.feed.train) == (
         1437 if method == "aig" else 1437 - sum(int(np.sum(batch["mask"])) for batch in adaptive.held_out(run))
@@ -294,7 +295,7 @@ def test_blockdrop_from_a_network_and_both_from_that(folders, tmp_path):
     def setup(method, start):
         c = config.get_config(f"method={method},from={start}")
         c.model.width, c.model.stage_sizes, c.model.policy_sizes, c.devices = 4, (1, 1, 1), (1,), 1
-        return loop.setup(c)
+        return build_run(c)
 
     run, path = setup("blockdrop", folders / "plain"), tmp_path / "policy.safetensors"
     variables = jax.tree.map(np.asarray, run.state.variables())

@@ -26,6 +26,7 @@ from tests.tiers import keep_first
 from train import loop, predict, pretrained, restore, workdir
 from train.export import formats, loaded, verify, write
 from train.export import network as export
+from train.run import build_run
 
 
 def train(folder, **changes):
@@ -87,11 +88,11 @@ def test_rows_of_the_table_are_what_the_file_holds(runs, tmp_path):
 
 def test_a_file_is_a_start_like_any_other(runs, tmp_path):
     *_, path, _ = exported(runs / "shared", tmp_path / "x")
-    ours = loop.setup(tiny.config(init_from=str(path), init_new="")).state
-    theirs = loop.setup(tiny.config(init_from=str(runs / "shared"), init_new="")).state
+    ours = build_run(tiny.config(init_from=str(path), init_new="")).state
+    theirs = build_run(tiny.config(init_from=str(runs / "shared"), init_new="")).state
     tiny.assert_same(ours.variables(), theirs.variables())
     with pytest.raises(UserError, match="of 10 classes, the data have 5"):
-        loop.setup(
+        build_run(
             tiny.config(
                 init_from=str(path),
                 init_new="",
@@ -114,7 +115,7 @@ def test_a_network_without_filters_is_exported_as_a_smaller_one(runs, tmp_path):
     assert all(name.endswith("/conv1") for name, _ in network.fields["widths"])
     before, after = run.evaluate(run.parallel.place(state)), export.evaluate(run, state, loaded)
     assert after["loss"] == pytest.approx(before["loss"], rel=1e-4) and after["accuracy"] == before["accuracy"]
-    again = loop.setup(
+    again = build_run(
         tiny.config(init_from=str(path), init_new="", model__widths=network.fields["widths"])
     )  # it trains on as the network that it is
     tiny.assert_same(again.state.variables(), network.variables)
@@ -190,7 +191,7 @@ def files(tmp_path_factory):
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("files")
-    source = loop.setup(tiny.config()).feed.test
+    source = build_run(tiny.config()).feed.test
     for index in (0, 7):
         Image.fromarray(source.example(index)["image"][..., 0]).save(folder / f"{index}.png")
     return [str(folder / "0.png"), str(folder / "7.png")]
@@ -293,14 +294,14 @@ def test_programs_of_other_kinds_of_networks(kind, format, tmp_path):
 
 def test_an_exported_network_is_a_start(out, runs):
     starts = {
-        where: loop.setup(tiny.config(init_from=str(where), init_new="")).state.variables()
+        where: build_run(tiny.config(init_from=str(where), init_new="")).state.variables()
         for where in (runs / "whole", out / "safetensors", out / "compressed")
     }
     first, *others = starts.values()
     for other in others:
         tiny.assert_same(other, first)
     with pytest.raises(UserError, match="holds a program .onnx., in which weights have no names"):
-        loop.setup(tiny.config(init_from=str(out / "onnx")))
+        build_run(tiny.config(init_from=str(out / "onnx")))
     config = transfer.get_config(f"from={out / 'safetensors'},to=digits")
     assert config.model.name == "resnet8" and config.model.width == 4 and config.init_from == str(out / "safetensors")
 
@@ -333,7 +334,7 @@ def test_names_and_shapes_for_pytorch(tmp_path, monkeypatch):
     ]
     assert sum(array.size for array in trained) == 11_689_512 - 990 * 513  # torchvision's, with 10 classes
     assert "strict=True" in card["usage"] and card["verified"]["by"] == "a double"
-    again = loop.setup(
+    again = build_run(
         tiny.config(
             init_from=str(tmp_path / "out"), init_new="", model__name="resnet18", model__width=64, data__channels=3
         )

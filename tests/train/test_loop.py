@@ -12,6 +12,7 @@ from tests import tiny
 from tests.tiers import keep_first
 from train import checkpoint, loop, workdir
 from train import recorder as metrics
+from train.run import build_run
 
 
 def final(folder):
@@ -263,7 +264,7 @@ def test_a_class_without_test_images_is_null_in_json(tmp_path):
 
 
 def test_only_at_the_end():
-    run = loop.setup(tiny.config(evaluate_every="0 steps", checkpoint_every="0 steps", log_every="0 steps"))
+    run = build_run(tiny.config(evaluate_every="0 steps", checkpoint_every="0 steps", log_every="0 steps"))
     assert run.every == {"log": 0, "evaluate": 0, "checkpoint": 0}
 
 
@@ -291,7 +292,7 @@ def test_going_on_is_exact_in_every_mode(tmp_path, changes):
 
 
 def test_lsuv_as_data_init():
-    run = loop.setup(tiny.config(data_init="lsuv"))
-    plain = loop.setup(tiny.config())
+    run = build_run(tiny.config(data_init="lsuv"))
+    plain = build_run(tiny.config())
     a, b = run.state.params["head"]["kernel"], plain.state.params["head"]["kernel"]
     assert not np.allclose(a, b)

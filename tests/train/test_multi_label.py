@@ -19,6 +19,7 @@ from tests.train.data.test_transfer_sets import thing
 from tests.train.test_loop import final, told
 from tests.train.test_step import Constant
 from train import evaluate, loop, summary, tasks
+from train.run import build_run
 from train.tasks import average_precision
 
 PLAIN = {"params": {"shift": 0.0}}
@@ -213,7 +214,7 @@ def test_a_run_and_its_continuation(tmp_path, data, pipeline):
 
 def test_average_precision_of_a_run_is_that_of_its_scores(data):
     """However the test set is cut into batches; on several devices, too."""
-    run = loop.setup(config(data, devices=4, accumulate=2))
+    run = build_run(config(data, devices=4, accumulate=2))
     state = run.parallel.place(run.state)
     results = run.evaluate(state, last=True)
     source, variables = run.feed.test, run.parallel.fetch(state).evaluation_variables()
@@ -259,7 +260,7 @@ def test_what_does_not_fit_several_classes_is_one_line(tmp_path, data, changes, 
 )
 def test_what_does_not_fit_one_class_is_one_line(changes, message):
     with pytest.raises(UserError, match=message):
-        loop.setup(tiny.config(**changes))
+        build_run(tiny.config(**changes))
 
 
 def test_mean_class_accuracy_counts_every_class_alike():

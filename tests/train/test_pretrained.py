@@ -16,6 +16,7 @@ from models.errors import UserError
 from tests import tiny
 from train import loop, pretrained
 from train.optim import build as optimizer
+from train.run import build_run
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,10 @@ def flat(tree):
 
 
 def test_all_but_the_head_is_what_the_run_evaluates(source):
-    run = loop.setup(tiny.config(init_from=str(source)))
-    found, drawn = flat(run.state.params), flat(loop.setup(tiny.config()).state.params)
+    run = build_run(tiny.config(init_from=str(source)))
+    found, drawn = flat(run.state.params), flat(build_run(tiny.config()).state.params)
     kept = pretrained.load(source).arrays
-    averaged = loop.setup(five(ema_decay=0.5))
+    averaged = build_run(five(ema_decay=0.5))
     assert averaged.state.params["head"]["kernel"].shape[1] == 5 and found["head/kernel"].shape[1] == 10
     for name, leaf in found.items():
         np.testing.assert_array_equal(leaf, drawn[name] if name.startswith("head") else kept[name], err_msg=name)
@@ -63,7 +64,7 @@ def test_averaged_weights_come_before_the_last_ones(source, tmp_path):
 
 
 def test_the_head_stays_where_nothing_is_new(source):
-    run = loop.setup(five(init_from=str(source), init_new=""))
+    run = build_run(five(init_from=str(source), init_new=""))
     np.testing.assert_array_equal(run.state.params["head"]["kernel"], pretrained.load(source).arrays["head/kernel"])
 
 
@@ -72,7 +73,7 @@ def test_a_file_of_imported_weights(tmp_path):
     variables = models.initialize(model, jax.random.key(3), (1, 8, 8, 1))
     path = tmp_path / "resnet8.safetensors"
     weights.save(path, model, variables, {"model": "resnet8", "fields": {"width": 4, "num_classes": 7}})
-    run = loop.setup(tiny.config(init_from=str(path)))
+    run = build_run(tiny.config(init_from=str(path)))
     np.testing.assert_array_equal(run.state.params["stem_conv"]["kernel"], variables["params"]["stem_conv"]["kernel"])
     assert run.state.params["head"]["kernel"].shape[1] == 10
 
@@ -103,7 +104,7 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(source, tmp_path):
 )
 def test_what_does_not_fit_is_one_line(source, changes, message):
     with pytest.raises(UserError, match=message):
-        loop.setup(tiny.config(init_from=str(source), **changes))
+        build_run(tiny.config(init_from=str(source), **changes))
 
 
 def test_there_is_nothing_to_start_from(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import models
 from models.errors import UserError
 from models.layers.norm import norm
-from train.recalibrate import recalibrate_batch_norm
+from train.hooks.recalibrate import recalibrate_batch_norm
 
 
 class Normalize(nn.Module):

@@ -9,11 +9,12 @@ import pytest
 
 from models.errors import UserError
 from tests import tiny
-from train import evaluate, loop, tasks
+from train import evaluate, tasks
+from train.run import build_run
 
 
 def first_step(**changes):
-    run = loop.setup(tiny.config(steps_per_call=1, **changes))
+    run = build_run(tiny.config(steps_per_call=1, **changes))
     _, items = next(run.feed.calls(0, 1))
     state, metrics = run.train_call(run.parallel.place(run.state), run.feed.data, items)
     return run, run.parallel.fetch(state), jax.tree.map(np.asarray, metrics)
@@ -135,8 +136,8 @@ def test_an_evaluation_that_misses_examples_fails():
 
 def test_one_dispatch_of_several_steps_is_the_steps_one_by_one():
     """In exact arithmetic; XLA may fuse the loop's body differently, so to a few ulps."""
-    run = loop.setup(tiny.config(steps_per_call=4))
-    single = loop.setup(tiny.config(steps_per_call=1))
+    run = build_run(tiny.config(steps_per_call=4))
+    single = build_run(tiny.config(steps_per_call=1))
     states = []
     for made in (run, single):
         state, counts = made.parallel.place(made.state), []
@@ -160,7 +161,7 @@ def test_counters_of_a_task_stay_whole_numbers():
 
     tasks.TASKS["counting"] = Counting
     try:
-        run = loop.setup(tiny.config(task__name="counting", devices=4, accumulate=2))
+        run = build_run(tiny.config(task__name="counting", devices=4, accumulate=2))
         _, items = next(run.feed.calls(0, 2))
         state, _ = run.train_call(run.parallel.place(run.state), run.feed.data, items)
     finally:

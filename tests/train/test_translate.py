@@ -24,6 +24,7 @@ from tests.tiers import keep_first
 from tests.train.test_loop import final
 from train import loop
 from train import workdir as workdir_lib
+from train.run import build_run
 from train.tasks import translate
 
 
@@ -104,7 +105,7 @@ def told(workdir):
 
 def parameters(**changes):
     """After 3 steps without dropout, and by an optimizer that does not magnify gradients of nothing but rounding."""
-    run = loop.setup(
+    run = build_run(
         config(
             "grammar",
             model__dropout=0.0,
@@ -198,11 +199,11 @@ def test_tasks_and_hooks_are_for_their_data():
     with pytest.raises(UserError, match="task translate is for encoder-decoders .*, not ResNet"):
         translate.Translate(models.create("resnet8"), 10, None)
     with pytest.raises(UserError, match="unknown task.name 'translate'; allowed: classify"):
-        loop.setup(tiny.config(task__name="translate"))
+        build_run(tiny.config(task__name="translate"))
     with pytest.raises(UserError, match="hooks: bleu is for translation"):
-        loop.setup(tiny.config(hooks="bleu"))
+        build_run(tiny.config(hooks="bleu"))
     with pytest.raises(UserError, match="model.name=transformer_base is not for images .* no field"):
-        loop.setup(tiny.config(model__name="transformer_base"))
+        build_run(tiny.config(model__name="transformer_base"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What goes into each dispatch of a run on parallel text; what `train.data.feed.Feed` is for images."""
+"""Batches of parallel text."""
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +10,13 @@ import numpy as np
 from models.errors import UserError, has_type
 from train import config as config_lib
 from train.data import shuffle as order
-from train.data.feed import Changed
+from train.data.feed import Changed, Feed
 from train.data.sources import text
 from train.devices.parallel import Parallel
 
 
 class TextFeed:
-    """Attributes and methods are those of `Feed`, as far as the loop uses them; data are never resident.
+    """Pairs of sentences in batches of one width; never resident on the devices.
 
     A batch is {"source": int32 [B, W], "target": int32 [B, W + 1] from BOS to EOS, "mask": float32 [B], 0 for what only
     fills up a batch, "tokens": float32 [B]}. W is the first of `buckets` that holds the batch, so there is one
@@ -29,8 +29,8 @@ class TextFeed:
     """
 
     unit = "sentences"
-    label_shape = ()
-    notes = ()
+    label_shape: tuple[int, ...] = ()
+    notes: Sequence[str] = ()
 
     def __init__(
         self,
@@ -83,10 +83,23 @@ class TextFeed:
         self.skipped = {"train": self.train.skipped, "test": 0}
         longest = -(-int(self.test.lengths.max()) // 8) * 8
         self.buckets = (*buckets, *([longest] if longest > buckets[-1] else []))
-        self.data, self.gather = {}, lambda data, item: item
-        self.prepare, self.prepare_evaluation = lambda key, batch, first: batch, lambda batch: batch
+        self.data: dict[str, jax.Array] = {}
         if recorded and (lines := config_lib.difference(recorded["identity"], self.record()["identity"])):
             raise Changed(f"data.source={source} changed since the run was trained ({'; '.join(lines)})")
+
+    def gather(self, data: Any, item: Any) -> dict[str, jax.Array]:
+        """Returns the item: it is the batch."""
+        del data
+        return item
+
+    def prepare(self, key: jax.Array, batch: Any, first: Any) -> dict[str, jax.Array]:
+        """Returns the batch as it is: nothing is augmented."""
+        del key, first
+        return batch
+
+    def prepare_evaluation(self, batch: Any) -> dict[str, jax.Array]:
+        """Returns the batch as it is."""
+        return batch
 
     @property
     def train_count(self) -> int:
@@ -154,6 +167,10 @@ class TextFeed:
         for indices in self._test_indices():
             yield {**self._batch(self.test, indices), "index": indices}
 
+    def test_size(self) -> int:
+        """Number of pairs in the test split."""
+        return len(self.test)
+
     def test_count(self) -> int:
         """Pairs of the test split."""
         return len(self.test)
@@ -204,3 +221,14 @@ class TextFeed:
         """
         del count, size
         raise UserError(f"data.source={self._source} is text: data_init wants images")
+
+
+def as_text(feed: Feed, message: str = "this is for parallel text") -> TextFeed:
+    """Returns the feed, whose examples are pairs of sentences.
+
+    Raises:
+      UserError: they are something else; `message` says what asked for text.
+    """
+    if not isinstance(feed, TextFeed):
+        raise UserError(message)
+    return feed

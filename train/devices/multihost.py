@@ -157,6 +157,16 @@ def check_same(what: str, values: Mapping[str, Any]) -> None:
             )
 
 
+def on_primary(action: Callable[[], None]) -> None:
+    """Calls `action` on process 0; a UserError that it raises there is raised on every process."""
+
+    def act():
+        action()
+        return None, ()
+
+    from_primary(act, ())
+
+
 def from_primary(function: Callable[[], tuple[Any, Any]], like: Any) -> tuple[Any, Any]:
     """What `function` returns on process 0, or the UserError that it raises there, on every process.
 

@@ -52,7 +52,7 @@ def main() -> int:
     console = command.console()
     folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.known(FORMAT.value).folds)
     write.check(FORMAT.value, OUT.value, folds)
-    run, state = restore.load(WORKDIR.value, CHECKPOINT.value)
+    run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
     before = run.evaluate(run.parallel.place(state)) if verify.test_set(run) is not None else {}
     network = networks.network(run, state)
     if SHARE.value:

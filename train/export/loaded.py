@@ -48,7 +48,7 @@ def of_run(folder: Path, which: str = "last") -> Loaded:
     from train.export import network as networks
     from train.export import write
 
-    run, state = restore.load(folder, which)
+    run, state = restore.load_network(folder, which)
     network = networks.network(run, state)
     card = {"format": "run", "file": "checkpoints", **write.card_of(run, network, {})}
     return Loaded(card, formats.of_variables(network.create(), network.variables, card))

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import models
 from models.compress import shrink
-from models.errors import UserError
 from models.layers import low_bit
 from train import evaluate as scoring
 from train import step
+from train.data.image_feed import as_images
 from train.optim import pruning, weight_sharing
 
 
@@ -32,12 +32,12 @@ def network(run: Any, state: Any) -> Network:
     Raises:
       UserError: filters that cannot be taken out; a network of sentences.
     """
-    if run.feed.unit != "images":
-        raise UserError(f"export is for networks that take images, not {run.feed.unit}")
-    config, model = run.config["model"], run.task.model
+    as_images(run.feed, f"export is for networks that take images, not {run.feed.unit}")
+    config, model = run.config["model"], run.model
     fields = {**run.feed.fields, **{name: value for name, value in config.items() if name != "name"}}
     variables = low_bit.stored(model, state.evaluation_variables(), *models.abstract(run.feed.inputs))
-    if run.pruning and run.pruning.structure == "filters":
+    prune = pruning.plan(run.config["optimizer"]["prune"], run.durations.steps, run.total)
+    if prune and prune.structure == "filters":
         model, variables = shrink.shrink(model, variables, pruning.masks_of(state.opt_state), run.feed.inputs)
         fields["widths"] = model.widths
     return Network(config["name"], fields, run.feed.inputs, variables)
@@ -52,7 +52,7 @@ def shared(network: Network, text: str) -> Network:
 def evaluate(run: Any, state: Any, network: Network) -> dict[str, Any]:
     """Metrics of a network on the test set of a run, as the run's own evaluation has them."""
     variables, call = dict(network.variables), run.evaluation_call
-    if network.create() != run.task.model:
+    if network.create() != run.model:
         call = run.parallel.lift_evaluation(
             functools.partial(step.evaluation_call, prepare=run.feed.prepare_evaluation, task=_task(run, network))
         )

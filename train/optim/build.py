@@ -218,18 +218,11 @@ def create(
                 lambda path, _: "trained" if factors[parameter_name(path)] else "frozen", tree
             ),
         )
-    if pruning and sharing:
-        raise UserError("optimizer.prune and optimizer.share: prune first, and share in a run that starts from that")
     if pruning:
         with_vectors = pruning.structure == "filters" and coupled
         vectors = coupled([name for name in names if pruning.what.fullmatch(name)]) if with_vectors else {}
         optimizer = prune.wrap(optimizer, pruning, vectors)
     if sharing:
-        if config.clip_norm or config.name.startswith(("lars", "lamb")):
-            raise UserError(
-                "optimizer.share: a value's gradient stands at each of its weights, so clip_norm, lars and "
-                "lamb would count it many times; set clip_norm=0 and sgd, adam or adamw"
-            )
         optimizer = weight_sharing.wrap(optimizer, sharing)
     return optimizer, learning_rate
 

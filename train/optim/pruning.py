@@ -221,6 +221,13 @@ def wrap(
     return optax.GradientTransformation(init, update)
 
 
+def saved_masks(leaves: Mapping[str, Any]) -> PruneState | None:
+    """Returns the masks among the leaves of a checkpoint, as `masks_of` finds them; None where nothing is pruned."""
+    prefix = "opt_state/masks/"
+    masks = {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
+    return PruneState(leaves["opt_state/count"], masks, {}, ()) if masks else None
+
+
 def masks_of(opt_state: Any) -> dict[str, jax.Array]:
     """The masks within an optimizer's state; {} where nothing is pruned."""
     found = [

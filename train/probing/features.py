@@ -28,8 +28,10 @@ from models.weights import npz
 from train.checkpoint import flatten
 from train.data import augment, composite, decode, select
 from train.data.identity import Digest
+from train.data.image_feed import as_images
 from train.data.select import Selected
 from train.data.source import Source
+from train.run import Network
 
 ENDPOINT = "pre_logits"
 VERSION = 3  # of what is kept
@@ -48,13 +50,15 @@ def cache_folder() -> Path:
     return runtime.cache_folder() / "features"
 
 
-def extract(run: Any, state: Any, split: str, endpoint: str = ENDPOINT, folder: Path | None = None) -> Features:
+def extract(
+    network: Network, variables: Any, split: str, endpoint: str = ENDPOINT, folder: Path | None = None
+) -> Features:
     """Features of the images of a split, in order, with the evaluation crop; of maps [N, H, W, C] and of tokens
     [N, T, C] the mean over places.
 
     Args:
-      run: of the loop (`train.loop.setup`): the network, the data, how images are normalized.
-      state: numpy; its evaluation variables.
+      network: the network and its data.
+      variables: of the network, as numpy.
       split: "train" or "test".
       endpoint: of the network.
       folder: where features are kept; None for `cache_folder()`.
@@ -64,57 +68,58 @@ def extract(run: Any, state: Any, split: str, endpoint: str = ENDPOINT, folder: 
     """
     if split not in ("train", "test"):
         raise choice_error("split", split, ("train", "test"))
-    check(run, endpoint)
-    return of_source(run, state, getattr(run.feed, split), endpoint, folder)
+    check(network, endpoint)
+    return of_source(network, variables, getattr(network.feed, split), endpoint, folder)
 
 
-def of_source(run: Any, state: Any, source: Source, endpoint: str = ENDPOINT, folder: Path | None = None) -> Features:
+def of_source(
+    network: Network, variables: Any, source: Source, endpoint: str = ENDPOINT, folder: Path | None = None
+) -> Features:
     """As `extract`, of any source that the run's images could come from."""
-    folder, variables = folder or cache_folder(), state.evaluation_variables()
+    folder = folder or cache_folder()
     if isinstance(source, Selected) and not source.painted.any():  # of a set that is there whole, a part is there
-        whole = _read(folder / _name(run, variables, endpoint, source.source))
+        whole = _read(folder / _name(network, variables, endpoint, source.source))
         if whole and len(whole.x) == len(source.source):  # none of its images was skipped
             labels = np.array([source.label_of[int(label)] for label in whole.labels[source.index]], np.int32)
             return Features(whole.x[source.index], labels)
-    path = folder / _name(run, variables, endpoint, source)
+    path = folder / _name(network, variables, endpoint, source)
     found = _read(path)
     if found is None:
-        found = _compute(run, variables, endpoint, source)
+        found = _compute(network, variables, endpoint, source)
         _write(path, found)
     return found
 
 
-def check(run: Any, endpoint: str) -> None:
+def check(network: Network, endpoint: str) -> None:
     """Raises UserError where the network has no such endpoint, with those that it has, or is not for images."""
-    if run.feed.unit != "images":
-        raise UserError(f"features are of images, not {run.feed.unit}")
+    as_images(network.feed, f"features are of images, not {network.feed.unit}")
     found = jax.eval_shape(
-        lambda variables, image: capture(run.task.model, variables, image, names=[endpoint], train=False)[1],
-        run.state.variables(),
-        jax.ShapeDtypeStruct((1, *run.feed.image_shape), np.float32),
+        lambda variables, image: capture(network.model, variables, image, names=[endpoint], train=False)[1],
+        network.shapes[0],
+        jax.ShapeDtypeStruct((1, *network.feed.image_shape), np.float32),
     )
     if found[endpoint].ndim < 2:
         raise UserError(f"endpoint {endpoint} is one number an image, which is no feature vector")
 
 
-def _compute(run: Any, variables: Any, endpoint: str, source: Source) -> Features:
+def _compute(network: Network, variables: Any, endpoint: str, source: Source) -> Features:
     @jax.jit
     def pooled(variables, batch):
-        image = run.feed.prepare_evaluation(batch)["image"]
-        _, found = capture(run.task.model, variables, image, names=[endpoint], train=False)
+        image = network.feed.prepare_evaluation(batch)["image"]
+        _, found = capture(network.model, variables, image, names=[endpoint], train=False)
         x = found[endpoint]
         return x.reshape(x.shape[0], -1, x.shape[-1]).mean(1).astype(np.float32)  # [N, …, C] -> [N, C]
 
     variables, parts = jax.device_put(variables), []
-    for batch in run.feed.batches(source):
+    for batch in network.feed.batches(source):
         real = batch["mask"] > 0
         parts.append((np.asarray(pooled(variables, batch))[real], batch["label"][real]))
     return Features(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def _name(run: Any, variables: Any, endpoint: str, source: Source) -> str:
+def _name(network: Network, variables: Any, endpoint: str, source: Source) -> str:
     """The file of these features."""
-    data, model = run.config["data"], run.task.model
+    data, model = network.config["data"], network.model
     digest = Digest()
     families = tuple(kind.__module__ for kind in type(model).__mro__ if kind.__module__.startswith("models."))
     families += tuple(module.__name__ for module in plugins.modules())  # one of them may be its norm
@@ -125,7 +130,9 @@ def _name(run: Any, variables: Any, endpoint: str, source: Source) -> str:
     if source not in _CONTENTS:
         _CONTENTS[source] = content(source)
     digest.add(_CONTENTS[source])
-    return f"{plugins.short(run.config['model']['name'])}-{endpoint.replace('/', '.')}-{digest.hexdigest()[:24]}.npz"
+    return (
+        f"{plugins.short(network.config['model']['name'])}-{endpoint.replace('/', '.')}-{digest.hexdigest()[:24]}.npz"
+    )
 
 
 @functools.cache

@@ -1,21 +1,75 @@
-"""What tasks share: label smoothing, variables; and of those on images, how a batch goes through the network."""
+"""What a task is, and what tasks on images share."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
+import flax.linen as nn
 import jax
 
 import models
 from models.errors import UserError
 
+Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum over examples, weight)
 
-class Task:
-    """Holds model, num_classes and label_smoothing, for which it reads the section `task`; has no state of its own.
 
-    `to_steps` turns a duration into steps; keywords of a task are its arguments in the config's text.
+class Task(Protocol):
+    """What is learned: a task owns the loss, the metrics, the prediction and any trained state besides the model's.
+
+    Metrics are {name: (sum over examples, weight)}, never a mean, so that they add up over batches and devices.
+
+    Attributes:
+      model: the flax module.
+      headline: name of the metric by which the "best" checkpoint is chosen; higher is better.
+      multi_label: an image has several classes.
     """
 
-    def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Callable[[str], int] | None = None):
+    model: Any  # nn.Module; families have fields of their own
+    headline: str
+    multi_label: bool = False
+
+    def init(self, key: jax.Array, inputs: Any) -> tuple[Any, Any]:
+        """Returns the model's variables and the task's state; `inputs` as `models.initialize` takes them."""
+        ...
+
+    def loss(
+        self, params: Any, model_state: Any, task_state: Any, batch: Any, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, tuple[Metrics, Any, Any]]:
+        """Returns the loss of one device's examples, and (metrics, model_state, task_state) after the step.
+
+        Args:
+          params: of the model, float32.
+          model_state: its other collections, e.g. {"batch_stats": …}.
+          task_state: of the task.
+          batch: this device's examples, with "mask" float32 [B], 0 for examples that only fill up the batch.
+          key: of this device, this step, and this part of an accumulated batch.
+          step: int32 [], optimizer steps done.
+        """
+        ...
+
+    def evaluate(self, variables: Any, task_state: Any, batch: Any) -> Metrics:
+        """Returns the metrics of a batch; masked examples count nothing."""
+        ...
+
+    def predict(self, variables: Any, batch: Any) -> jax.Array:
+        """Returns outputs with one row per example."""
+        ...
+
+
+class ModelTask(Task):
+    """A task that reads label_smoothing from the section `task`, and has no state of its own.
+
+    Args:
+      model: the flax module.
+      num_classes: of the data.
+      config: the section `task`.
+      to_steps: turns a duration into steps.
+
+    Keywords of a subclass are the arguments of the task in a config's text. Their errors are ValueErrors.
+    """
+
+    def __init__(
+        self, model: nn.Module, num_classes: int, config: Any, to_steps: Callable[[str], int] | None = None
+    ) -> None:
         del to_steps
         self.model = model
         self.num_classes = num_classes
@@ -24,15 +78,15 @@ class Task:
             raise UserError(f"task.label_smoothing={self.label_smoothing} must be in [0, 1)")
 
     def init(self, key: jax.Array, inputs: Any) -> tuple[Any, Any]:
-        """Variables of the model, and the (empty) state of the task."""
+        """Returns drawn variables of the model, and the (empty) state of the task."""
         return models.initialize(self.model, key, inputs), {}
 
 
-class ImageTask(Task):
-    """Images to logits."""
+class ImageTask(ModelTask):
+    """A task from images to logits."""
 
     def forward(self, params: Any, model_state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        """Logits float32 [B, num_classes] in training, and the model's next state."""
+        """Returns logits in training, float32 [B, num_classes], and the model's next state."""
         return self.model.apply(
             {"params": params, **model_state},
             batch["image"],
@@ -41,6 +95,10 @@ class ImageTask(Task):
             mutable=list(model_state),
         )
 
-    def predict(self, variables, batch):
-        """Logits float32 [B, num_classes]."""
+    def predict(self, variables: Any, batch: Any) -> jax.Array:
+        """Returns logits float32 [B, num_classes]."""
         return self.model.apply(variables, batch["image"], train=False)
+
+    def measured(self, logits: jax.Array, batch: Any) -> Metrics:
+        """Returns the metrics of logits in evaluation."""
+        raise NotImplementedError

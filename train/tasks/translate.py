@@ -4,18 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from models.decoding import beam_search, greedy
 from models.errors import UserError
-from models.layers.attention import attention_weights
-from models.transformer import BOS, PAD, Transformer
-from train.tasks.base import Task
+from models.transformer import PAD, Transformer
+from train.tasks.base import ModelTask
 
 LONGER = 50  # tokens by which a translation may be longer than its source (section 6.1)
 
 
-class Translate(Task):
+class Translate(ModelTask):
     """Pairs of sentences, batches as `train.data.text_feed.TextFeed` makes them."""
 
     headline = "accuracy"
@@ -69,49 +67,3 @@ class Translate(Task):
         if beams == 1:
             return greedy(self.model, variables, source, length=length)
         return beam_search(self.model, variables, source, length=length, beams=beams)[0][:, 0]
-
-
-def translations(run: Any, state: Any, beams: int) -> list[str]:
-    """The test split of a run on text in the words of its network, in order; on one device, whatever the run's.
-
-    Args:
-      run: of the loop.
-      state: on the host.
-      beams: see `Translate.translate`.
-    """
-    variables = jax.device_put(state.evaluation_variables())
-    found: dict[int, list[int]] = {}
-    for batch in run.feed.test_batches():
-        tokens = np.asarray(run.task.translate(variables, batch["source"], beams))
-        found |= dict(zip(batch["index"].tolist(), tokens.tolist(), strict=True))
-    return run.feed.decode([found[i] for i in range(len(run.feed.test))])
-
-
-def attention(run: Any, state: Any, indices: Any, beams: int = 4) -> list[dict[str, Any]]:
-    """Where the decoder's last block looks while it writes its translations of these test sentences.
-
-    Args:
-      run, state, beams: as for `translations`.
-      indices: of pairs of the test split.
-
-    Returns:
-      For each {"source": its S tokens as texts, "ours": the T tokens that are written, "weights": [heads, T, S]}, of
-      which [h, t] is what head h sees while token t is chosen.
-    """
-    feed, model, variables = run.feed, run.task.model, jax.device_put(state.evaluation_variables())
-    indices = np.asarray(indices)
-    source = feed.test.source.padded(indices, feed.test.source.lengths[indices].max())  # [N, S]
-    ours = np.asarray(run.task.translate(variables, source, beams))  # [N, T]
-    read = np.pad(ours, ((0, 0), (1, 0)), constant_values=BOS)[:, :-1]
-    _, found = jax.jit(lambda variables, *inputs: attention_weights(model, variables, *inputs))(variables, source, read)
-    made = []
-    for row, there, weights in zip(source, ours, found[f"decoder/block{model.layers - 1}/cross"], strict=True):
-        there, row = there[there != PAD], row[row != PAD]
-        made.append(
-            {
-                "source": feed.pieces(row),
-                "ours": feed.pieces(there),
-                "weights": np.asarray(weights[:, : len(there), : len(row)]),
-            }
-        )
-    return made

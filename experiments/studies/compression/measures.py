@@ -90,7 +90,7 @@ def cut(run: Any, state: Any) -> list[float]:
 
 
 def sensitivity(run: Any, state: Any) -> dict[str, Any]:
-    """`train.optim.sensitivity.measure` on 1,000 training images."""
-    from train.optim.sensitivity import measure
+    """`train.hooks.sensitivity.measure` on 1,000 training images."""
+    from train.hooks.sensitivity import measure
 
     return measure(run, state.evaluation_variables(), state.task_state, 1000, SPARSITIES)

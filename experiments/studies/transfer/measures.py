@@ -18,14 +18,16 @@ def probe(run: Any, state: Any) -> dict[str, dict[str, Any]]:
     from train.data.select import select
     from train.probing import classifiers, features
 
-    test = features.extract(run, state, "test")
-    whole = features.extract(run, state, "train")  # of which every part is there, then
+    test = features.extract(run, state.evaluation_variables(), "test")
+    whole = features.extract(run, state.evaluation_variables(), "train")  # of which every part is there, then
     found = {}
     for count in _counts(run):
         part = (
             whole
             if count == ALL
-            else features.of_source(run, state, select(_base(run), _part(run, count, run.config["seed"])))
+            else features.of_source(
+                run, state.evaluation_variables(), select(_base(run), _part(run, count, run.config["seed"]))
+            )
         )
         found[str(count)] = {
             kind: classifiers.evaluate(kind, part, test, len(run.feed.classes), run.config["seed"])
@@ -41,8 +43,8 @@ def logistic(run: Any, state: Any) -> dict[str, Any]:
     from train.data.select import select
     from train.probing import classifiers, features
 
-    train, test = (features.extract(run, state, split) for split in ("train", "test"))
-    painted = features.of_source(run, state, select(run.feed.test, PAINT))
+    train, test = (features.extract(run, state.evaluation_variables(), split) for split in ("train", "test"))
+    painted = features.of_source(run, state.evaluation_variables(), select(run.feed.test, PAINT))
     count = len(run.feed.classes)
     fitted = classifiers.fit("logistic", train, count, run.config["seed"])
     return {
@@ -119,7 +121,7 @@ def embedding(run: Any, state: Any) -> dict[str, list]:
 
     from train.probing import features
 
-    test = features.extract(run, state, "test")
+    test = features.extract(run, state.evaluation_variables(), "test")
     index = np.random.default_rng(0).permutation(len(test.x))[:EMBEDDED]
     x = features.standardizer(test.x[index])(test.x[index])
     placed = TSNE(random_state=0, perplexity=min(30, len(index) / 4), init="pca").fit_transform(x)

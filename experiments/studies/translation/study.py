@@ -84,11 +84,11 @@ def trials(scale: str) -> list[Trial]:
 
 def attention(run: Any, state: Any) -> list[dict[str, Any]]:
     """For the first test sentences: the tokens, and the last decoder block's attention to the source, mean of heads."""
-    from train.tasks import translate
+    from train.hooks import translation
 
     return [
         {**found, "weights": found["weights"].mean(0, keepdims=True).round(4).tolist()}
-        for found in translate.attention(run, state, range(SAMPLES))
+        for found in translation.attention(run, state, range(SAMPLES))
     ]
 
 

@@ -310,10 +310,11 @@ def test_low_bits_for_nothing_are_a_mistake(name, fields, message):
 def test_ternary_layers_start_from_full_ones(tmp_path):
     from tests import tiny
     from train import loop
+    from train.run import build_run
 
     loop.train(tiny.config(duration="4 steps"), tmp_path / "full")
-    full = loop.setup(tiny.config(init_from=str(tmp_path / "full"), init_new="")).state.params
-    found = loop.setup(tiny.config(init_from=str(tmp_path / "full"), init_new="", model__conv="ternary")).state.params
+    full = build_run(tiny.config(init_from=str(tmp_path / "full"), init_new="")).state.params
+    found = build_run(tiny.config(init_from=str(tmp_path / "full"), init_new="", model__conv="ternary")).state.params
     layer, kernel = found["stage2"]["block0"]["conv1"], full["stage2"]["block0"]["conv1"]["kernel"]
     np.testing.assert_array_equal(layer["kernel"], kernel)
     magnitude = np.abs(kernel)

@@ -24,6 +24,7 @@ from train.data.select import select
 from train.data.source import Options, Unreadable
 from train.data.sources.arrays import ArraySource
 from train.devices import multihost
+from train.run import build_run
 
 ROOT = Path(__file__).parents[3]
 SHAPE = (HEIGHT, WIDTH, 3)
@@ -376,7 +377,7 @@ def test_a_split_without_a_readable_image_is_an_error(split, tmp_path):
         eval_batch_size=4,
     )
     with pytest.raises(UserError, match=f"none of its 10 {split} images can be decoded; the first: cannot decode"):
-        loop.setup(config)
+        build_run(config)
 
 
 # Identity
@@ -549,7 +550,7 @@ def test_processes_with_other_pixels_or_labels_are_refused(trained, monkeypatch)
     for name in (None, *first):
         data = {**first, name: changed(first[name], 0)} if name else first
         np.savez(folder / "set.npz", **data)
-        identities.append(loop.setup(config).feed.record())
+        identities.append(build_run(config).feed.record())
     np.savez(folder / "set.npz", **first)
     for other in identities[1:]:
         monkeypatch.setattr(multihost, "gather", lambda value, other=other: [value, other])
@@ -578,7 +579,7 @@ def test_a_streamed_run_says_what_it_skipped_and_found(tmp_path):
         steps_per_call=1,
         duration="7 steps",
     )
-    assert loop.setup(config).feed.notes == [
+    assert build_run(config).feed.notes == [
         f"folder {root}/train: 18 images in 2 classes (1 hidden left out)",
         f"folder {root}/test: 5 images in 1 of 2 classes",
         "no test image is of these 1 of the 2 classes: b",
@@ -605,5 +606,5 @@ def test_a_resident_run_counts_the_same(tmp_path):
         eval_batch_size=4,
         steps_per_call=1,
     )
-    feed = loop.setup(config).feed
+    feed = build_run(config).feed
     assert feed.skipped == {"train": 1, "test": 0} and "train/a/3.png" in feed.skipped_line()

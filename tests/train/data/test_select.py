@@ -7,11 +7,11 @@ import pytest
 
 from models.errors import UserError
 from tests import tiny
-from train import loop
 from train.data.load import load
 from train.data.select import Selected, select
 from train.data.source import Options
 from train.data.sources.arrays import ArraySource
+from train.run import build_run
 
 
 def source(count=60, classes=6, channels=3):
@@ -109,12 +109,12 @@ def test_a_mistake_is_one_line(spec, message):
 
 
 def test_splits_are_selected_on_their_own_and_must_have_the_same_classes():
-    run = loop.setup(
+    run = build_run(
         tiny.config(data__select="classes(3, 5)|per_class(20)", data__select_test="classes(3, 5)", eval_batch_size=72)
     )
     assert run.feed.classes == ("3", "5") and len(run.feed.train) == 40 and len(run.feed.test) == 74
     with pytest.raises(UserError, match="its splits have different classes"):
-        loop.setup(tiny.config(data__select="classes(3, 5)"))
+        build_run(tiny.config(data__select="classes(3, 5)"))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -10,10 +10,10 @@ import pytest
 
 from models.errors import UserError
 from tests.sentences import PAIRS, config, write
-from train import loop
 from train.data.sources import grammar, text
 from train.data.text_feed import TextFeed
 from train.devices.parallel import Parallel
+from train.run import build_run
 
 
 def feed(batch_size=8, eval_batch_size=8, shard=(0, 1), **changes):
@@ -69,7 +69,7 @@ def test_mistakes_in_a_folder_are_one_line(tmp_path, change, message):
     write(folder)
     change(folder)
     with pytest.raises(UserError, match=message) as error:
-        loop.setup(config(f"text:{folder}"))
+        build_run(config(f"text:{folder}"))
     assert "\n" not in str(error.value)
 
 
@@ -98,7 +98,7 @@ def test_mistakes_in_a_folder_are_one_line(tmp_path, change, message):
 )
 def test_mistakes_in_a_config_are_one_line(changes, message):
     with pytest.raises(UserError, match=message):
-        loop.setup(config("grammar", **changes))
+        build_run(config("grammar", **changes))
 
 
 def test_vocabulary_is_determined_by_the_text_and_kept(tmp_path, monkeypatch):

@@ -7,13 +7,13 @@ import pytest
 from models.errors import UserError
 from tests import tiny
 from tests.tiers import keep_first
-from train import loop
 from train.devices.parallel import Parallel
+from train.run import build_run
 
 
 def trained(**changes):
     """The run, and its state after 6 steps. Without batch norm a batch means the same on any number of devices."""
-    run = loop.setup(tiny.config(**{"model__norm": "group:2", "data__augment": "crop(1)|mixup(0.5)", **changes}))
+    run = build_run(tiny.config(**{"model__norm": "group:2", "data__augment": "crop(1)|mixup(0.5)", **changes}))
     state = run.parallel.place(run.state)
     for _, items in run.feed.calls(0, 6):
         state, _ = run.train_call(state, run.feed.data, items)
@@ -115,7 +115,7 @@ def test_a_device_never_has_room_for_all_parameters():
     """Of a sharded network neither the training step nor the evaluation holds the whole at once, as XLA counts it."""
     temporary, whole = {}, 0
     for kind in ("shard_map", "fsdp"):
-        run = loop.setup(tiny.config(devices=4, parallel=kind, **{**VIT, "model__width": 96, "model__mlp_width": 384}))
+        run = build_run(tiny.config(devices=4, parallel=kind, **{**VIT, "model__width": 96, "model__mlp_width": 384}))
         state, whole = run.parallel.place(run.state), sum(leaf.nbytes for leaf in jax.tree.leaves(run.state.params))
         programs = {
             "train": (run.train_call, run.feed.data, next(run.feed.calls(0, 4))[1]),
@@ -145,6 +145,6 @@ def test_bad_devices():
     with pytest.raises(UserError, match="devices=9 asked for, but there are 4"):
         Parallel("pmap", 9)
     with pytest.raises(UserError, match="batch_size=30 must be a positive multiple of the number of devices, 4"):
-        loop.setup(tiny.config(devices=4, batch_size=30))
+        build_run(tiny.config(devices=4, batch_size=30))
     with pytest.raises(UserError, match="accumulate=5 must divide the 32 examples"):
-        loop.setup(tiny.config(accumulate=5))
+        build_run(tiny.config(accumulate=5))

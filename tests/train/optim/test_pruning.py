@@ -21,6 +21,7 @@ from tests.tiers import keep_first
 from train import loop, pretrained, restore
 from train.optim import pruning
 from train.parameters import parameter_names
+from train.run import build_run
 
 RNG = np.random.default_rng(0)
 
@@ -331,7 +332,7 @@ def test_a_run_prunes_and_goes_on_with_its_masks(tmp_path, parallel):
 @pytest.mark.full
 def test_a_pruned_run_is_a_start_like_any_other(tmp_path):
     loop.train(tiny.config(optimizer__prune=PRUNE, duration="10 steps"), tmp_path / "first")
-    again = loop.setup(tiny.config(init_from=str(tmp_path / "first")))
+    again = build_run(tiny.config(init_from=str(tmp_path / "first")))
     assert (again.state.params["stage3"]["block0"]["conv1"]["kernel"] == 0).mean() > 0.5
 
 
@@ -341,7 +342,7 @@ INNER = "stage[0-9]+/block[0-9]+/conv1/kernel"
 
 def test_a_network_without_filters_equals_its_smaller_one_after_any_step():
     """As trained: nothing is set to zero here."""
-    run = loop.setup(tiny.config(optimizer__prune=FILTERS.format(INNER), optimizer__name="adamw", steps_per_call=1))
+    run = build_run(tiny.config(optimizer__prune=FILTERS.format(INNER), optimizer__name="adamw", steps_per_call=1))
     state, sizes = run.parallel.place(run.state), []
     for done, (_, items) in enumerate(run.feed.calls(0, run.total), 1):
         state, _ = run.train_call(state, run.feed.data, items)
@@ -375,7 +376,7 @@ def test_a_network_without_filters_equals_its_smaller_one_after_any_step():
 )
 def test_filters_that_cannot_be_removed_are_refused_before_training(what, bad):
     with pytest.raises(UserError, match=f"optimizer.prune: {bad}") as error:
-        loop.setup(tiny.config(optimizer__prune=FILTERS.format(what)))
+        build_run(tiny.config(optimizer__prune=FILTERS.format(what)))
     hint = re.search("; what='(.*)' can be pruned", str(error.value))[1]
     assert hint == INNER and "\n" not in str(error.value)
 
@@ -384,7 +385,7 @@ def test_sensitivity_from_a_file_decides_what_goes_where(tmp_path):
     path = tmp_path / "sensitivity.json"
     curve = {"sparsity": [0.0, 0.5, 1.0], "accuracy": [0.9, 0.9, 0.1]}
     layers = {"stage3/block0/conv2/kernel": {"sparsity": [0.0, 0.5, 1.0], "accuracy": [0.9, 0.1, 0.0]}}
-    model = loop.setup(tiny.config()).state.params
+    model = build_run(tiny.config()).state.params
     sizes = {
         name: leaf.size
         for name, leaf in zip(parameter_names(model), jax.tree.leaves(model), strict=True)
@@ -400,13 +401,13 @@ def test_sensitivity_from_a_file_decides_what_goes_where(tmp_path):
     assert wanted["stage3/block0/conv2/kernel"] < 0.3 < 0.5 < wanted["head/kernel"]
     path.write_text(json.dumps({"layers": {"head/kernel": curve}, "whole": 0.9}))
     with pytest.raises(UserError, match="by='.*': no sensitivity of stage1/block0/conv1/kernel, .* and others"):
-        loop.setup(tiny.config(optimizer__prune=text))
+        build_run(tiny.config(optimizer__prune=text))
     path.write_text('{"layers": {}}')
     with pytest.raises(UserError, match="by='.*' is not a file of the hook sensitivity"):
-        loop.setup(tiny.config(optimizer__prune=text))
+        build_run(tiny.config(optimizer__prune=text))
     path.unlink()
     with pytest.raises(UserError, match="is not a file of the hook sensitivity: .* cannot be read: No such file"):
-        loop.setup(tiny.config(optimizer__prune=text))
+        build_run(tiny.config(optimizer__prune=text))
 
 
 @pytest.mark.parametrize(
@@ -418,7 +419,7 @@ def test_sensitivity_from_a_file_decides_what_goes_where(tmp_path):
 )
 def test_what_does_not_go_together(changes, message):
     with pytest.raises(UserError, match=message):
-        loop.setup(tiny.config(**changes))
+        build_run(tiny.config(**changes))
 
 
 @pytest.mark.full
@@ -439,7 +440,7 @@ def test_sensitivity_of_each_layer_is_that_of_the_network_without_its_smallest_w
     logits = run.task.predict(state.variables(), batch)
     assert curve["accuracy"][8] == pytest.approx(float((logits.argmax(1) == batch["label"]).mean()), abs=1e-6)
     with pytest.raises(UserError, match="images=0 must be 1 or more"):
-        loop.setup(tiny.config(hooks="sensitivity(0)"))
+        build_run(tiny.config(hooks="sensitivity(0)"))
 
 
 def test_the_file_that_pruning_goes_by_belongs_to_the_run(tmp_path):

@@ -13,6 +13,7 @@ from models.errors import UserError
 from tests import tiny
 from train import loop, pretrained
 from train.optim import weight_sharing
+from train.run import build_run
 
 RNG = np.random.default_rng(0)
 
@@ -121,4 +122,4 @@ def test_a_run_shares_and_goes_on_to_the_bit(tmp_path):
 )
 def test_mistakes_are_one_line(changes, message):
     with pytest.raises(UserError, match=message):
-        loop.setup(tiny.config(**changes))
+        build_run(tiny.config(**changes))

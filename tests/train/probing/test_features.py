@@ -10,14 +10,14 @@ from models.errors import UserError
 from models.layers.endpoint import capture
 from tests import tiny
 from tests.tiers import keep_first
-from train import loop
 from train.data.select import select
 from train.probing import features
+from train.run import build_run
 
 
 @pytest.fixture(scope="module")
 def run():
-    return loop.setup(tiny.config(model__norm="group:2"))
+    return build_run(tiny.config(model__norm="group:2"))
 
 
 def files(folder):
@@ -26,7 +26,7 @@ def files(folder):
 
 @pytest.mark.parametrize(("endpoint", "size"), keep_first(1, [("pre_logits", 16), ("stage2", 8), ("stage1/block0", 4)]))
 def test_they_are_the_activations_averaged_over_places(run, tmp_path, endpoint, size):
-    found = features.extract(run, run.state, "test", endpoint, tmp_path)
+    found = features.extract(run, run.state.variables(), "test", endpoint, tmp_path)
     assert found.x.shape == (360, size) and found.x.dtype == np.float32
     arrays = run.feed.test.arrays()
     image = run.feed.prepare_evaluation({"image": arrays["image"][:50]})["image"]
@@ -37,16 +37,19 @@ def test_they_are_the_activations_averaged_over_places(run, tmp_path, endpoint, 
 
 
 def test_the_same_content_is_computed_once_and_other_content_is_not_mistaken_for_it(run, tmp_path):
-    first = features.extract(run, run.state, "test", folder=tmp_path)
+    first = features.extract(run, run.state.variables(), "test", folder=tmp_path)
     before = files(tmp_path)
     assert len(before) == 1
     time.sleep(0.01)
-    again = features.extract(loop.setup(run.config), run.state, "test", folder=tmp_path)
+    again = features.extract(build_run(run.config), run.state.variables(), "test", folder=tmp_path)
     np.testing.assert_array_equal(again.x, first.x)
     assert files(tmp_path) == before
     head, stem = run.state.params["head"], run.state.params["stem_conv"]
     features.extract(
-        run, run.state.replace(params={**run.state.params, "head": {"bias": head["bias"] + 1}}), "test", folder=tmp_path
+        run,
+        run.state.replace(params={**run.state.params, "head": {"bias": head["bias"] + 1}}).variables(),
+        "test",
+        folder=tmp_path,
     )
     assert files(tmp_path) == before  # no endpoint sees the head
     moved = {"kernel": np.nextafter(stem["kernel"], 1)}
@@ -54,25 +57,25 @@ def test_the_same_content_is_computed_once_and_other_content_is_not_mistaken_for
     others = [
         (run, other_state, {}),  # other variables
         (run, run.state, {"endpoint": "stage2"}),
-        (loop.setup(tiny.config(model__norm="group:2", data__mean=(0.4,))), run.state, {}),
-        (loop.setup(tiny.config(model__norm="group:2", data__select_test="paint()")), run.state, {}),
-        (loop.setup(tiny.config(model__norm="group:4")), run.state, {}),
+        (build_run(tiny.config(model__norm="group:2", data__mean=(0.4,))), run.state, {}),
+        (build_run(tiny.config(model__norm="group:2", data__select_test="paint()")), run.state, {}),
+        (build_run(tiny.config(model__norm="group:4")), run.state, {}),
     ]
     for i, (other, state, more) in enumerate(others, 2):
-        features.extract(other, state, "test", folder=tmp_path, **more)
+        features.extract(other, state.variables(), "test", folder=tmp_path, **more)
         assert len(files(tmp_path)) == i
-    features.extract(run, run.state, "train", folder=tmp_path)
+    features.extract(run, run.state.variables(), "train", folder=tmp_path)
     assert len(files(tmp_path)) == len(others) + 2
 
 
 def test_a_part_of_what_is_there_is_not_computed_again(run, tmp_path):
-    whole = features.extract(run, run.state, "train", folder=tmp_path)
+    whole = features.extract(run, run.state.variables(), "train", folder=tmp_path)
     part = select(run.feed.train, "classes(3, 1)|per_class(4)")
-    found = features.of_source(run, run.state, part, folder=tmp_path)
+    found = features.of_source(run, run.state.variables(), part, folder=tmp_path)
     assert len(files(tmp_path)) == 1
     np.testing.assert_array_equal(found.x, whole.x[part.index])
     np.testing.assert_array_equal(found.labels, part.arrays()["label"])
-    alone = features.of_source(run, run.state, part, folder=tmp_path / "other")
+    alone = features.of_source(run, run.state.variables(), part, folder=tmp_path / "other")
     np.testing.assert_allclose(alone.x, found.x, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(alone.labels, found.labels)
 
@@ -83,7 +86,7 @@ def test_a_set_of_which_images_were_skipped_has_no_parts(tmp_path):
         for i in range(10):
             pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
-    run = loop.setup(
+    run = build_run(
         tiny.config(
             data__source=f"folder:{tmp_path / 'images'}",
             data__image_size=16,
@@ -96,30 +99,34 @@ def test_a_set_of_which_images_were_skipped_has_no_parts(tmp_path):
     )
     broken = run.feed.train.root / run.feed.train.files[0]
     broken.write_bytes(broken.read_bytes()[:50])
-    run = loop.setup(run.config)
-    whole = features.extract(run, run.state, "train", folder=tmp_path / "kept")
+    run = build_run(run.config)
+    whole = features.extract(run, run.state.variables(), "train", folder=tmp_path / "kept")
     assert len(whole.x) == len(run.feed.train) - 1
-    part = features.of_source(run, run.state, select(run.feed.train, "classes(1)"), folder=tmp_path / "kept")
+    part = features.of_source(
+        run, run.state.variables(), select(run.feed.train, "classes(1)"), folder=tmp_path / "kept"
+    )
     count = int((run.feed.train.all_labels() == 1).sum())  # the broken one is of class 0
     assert part.labels.tolist() == [0] * count and len(part.x) == count
     np.testing.assert_allclose(part.x, whole.x[whole.labels == 1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_damaged_file_is_computed_again_and_a_folder_that_cannot_be_written_is_no_hindrance(run, tmp_path):
-    first = features.extract(run, run.state, "test", folder=tmp_path)
+    first = features.extract(run, run.state.variables(), "test", folder=tmp_path)
     (path,) = tmp_path.glob("*.npz")
     path.write_bytes(path.read_bytes()[:1000])
-    np.testing.assert_array_equal(features.extract(run, run.state, "test", folder=tmp_path).x, first.x)
+    np.testing.assert_array_equal(features.extract(run, run.state.variables(), "test", folder=tmp_path).x, first.x)
     assert len(path.read_bytes()) > 1000
     (tmp_path / "file").write_text("")
-    np.testing.assert_array_equal(features.extract(run, run.state, "test", folder=tmp_path / "file").x, first.x)
+    np.testing.assert_array_equal(
+        features.extract(run, run.state.variables(), "test", folder=tmp_path / "file").x, first.x
+    )
 
 
 def test_what_there_is_not_is_one_line_with_what_there_is(run, tmp_path):
     with pytest.raises(UserError, match="unknown endpoint 'stage9'; did you mean 'stage.'. allowed: stem, stage1"):
-        features.extract(run, run.state, "test", "stage9", tmp_path)
+        features.extract(run, run.state.variables(), "test", "stage9", tmp_path)
     with pytest.raises(UserError, match="unknown split 'validation'"):
-        features.extract(run, run.state, "validation", folder=tmp_path)
+        features.extract(run, run.state.variables(), "validation", folder=tmp_path)
 
 
 def test_constant_features_do_not_count():

@@ -19,6 +19,7 @@ from tests.golden import drawn
 from tests.train.test_loop import final
 from train import loop, pretrained, restore, tasks
 from train.probing import features
+from train.run import Run, build_run
 from train.tasks import gated as gated_module
 
 MASK = np.array([1, 1, 1, 1, 0, 0], np.float32)
@@ -298,7 +299,7 @@ def test_every_exit_counts():
 def test_mistakes_are_one_line(text, name, message):
     own = NETWORKS.get(name, (name, {"width": 4}))
     with pytest.raises(UserError, match=message) as error:
-        loop.setup(config(own, text))
+        build_run(config(own, text))
     assert "\n" not in str(error.value)
 
 
@@ -321,15 +322,15 @@ TEXTS = {"gated": "gated", "policy": "policy(curriculum='6 steps', joint=True)",
 def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, monkeypatch, kind):
     c = config(RUNS[kind], TEXTS[kind], optimizer__learning_rate=0.01)
     whole = loop.train(c, tmp_path / "whole")
-    evaluate = loop.Run.evaluate
+    evaluate = Run.evaluate
 
     def killed(run, state, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop.Run, "evaluate", killed)  # at step 6, when 4 was saved
+    monkeypatch.setattr(Run, "evaluate", killed)  # at step 6, when 4 was saved
     with pytest.raises(KeyboardInterrupt):
         loop.train(c, tmp_path / "run")
-    monkeypatch.setattr(loop.Run, "evaluate", evaluate)
+    monkeypatch.setattr(Run, "evaluate", evaluate)
     assert final(tmp_path / "run")[1]["step"] == 4
     again = loop.train(c, tmp_path / "run")
     tiny.assert_same(final(tmp_path / "run")[0], final(tmp_path / "whole")[0])
@@ -355,9 +356,9 @@ def test_a_policy_starts_from_a_trained_network_and_then_both_go_on(tmp_path):
     network, state = (restore.load(tmp_path / folder)[1].variables() for folder in ("resnet", "policy"))
     policy = {collection: tree.pop("policy") for collection, tree in state.items()}
     tiny.assert_same(network, state)
-    start = loop.setup(alone).state.variables()
+    start = build_run(alone).state.variables()
     assert not np.array_equal(start["params"]["policy"]["head"]["kernel"], policy["params"]["head"]["kernel"])
-    run = loop.setup(
+    run = build_run(
         config((name, fields), "policy(joint=True)", steps_per_call=1, init_new="", init_from=str(tmp_path / "policy"))
     )
     tiny.assert_same(run.state.variables(), restore.load(tmp_path / "policy")[1].variables())
@@ -372,7 +373,7 @@ def test_two_devices(kind):
     """Metrics that are vectors, and the state of a task, by pmap and by shard_map."""
     found = []
     for parallel in ("pmap", "shard_map"):
-        run = loop.setup(
+        run = build_run(
             config(
                 RUNS[kind], TEXTS[kind], devices=2, parallel=parallel, steps_per_call=1, optimizer__learning_rate=0.01
             )
@@ -426,10 +427,10 @@ def test_other_classes_at_exits_are_said_with_what_to_do():
 
 def test_lsuv_is_not_for_gates():
     with pytest.raises(UserError, match="data_init=lsuv would scale the kernels of gates"):
-        loop.setup(config(NETWORKS["gated"], "gated", data_init="lsuv"))
+        build_run(config(NETWORKS["gated"], "gated", data_init="lsuv"))
 
 
 def test_one_number_an_image_is_no_feature():
-    run = loop.setup(config(NETWORKS["gated"], "gated"))
+    run = build_run(config(NETWORKS["gated"], "gated"))
     with pytest.raises(UserError, match="gate is one number an image"):
         features.check(run, f"{run.task.model.gated[0]}/gate")

@@ -9,6 +9,42 @@ import jax
 import jax.numpy as jnp
 
 from models.errors import UserError
+from train.data.image_feed import ImageFeed, as_images
+from train.run import Hook, Run
+from train.state import TrainState
+
+
+class Recalibrate(Hook):
+    """Batch-norm statistics over `batches` training batches, by default one epoch of unaugmented images.
+
+    Batch norm sees as many images at a time as it did in training: a device's share of a batch (of all devices with
+    model.sync_norm), or a part of it.
+    """
+
+    def __init__(self, batches: int = 0):
+        if batches < 0:
+            raise ValueError(f"batches={batches} must be 0 (an epoch) or more")
+        self._batches = batches
+
+    def check(self, run: Run) -> None:
+        if "batch_stats" not in run.state.model_state or not isinstance(run.feed, ImageFeed):
+            raise UserError("hooks: recalibrate is for networks with batch norm (model.norm=batch) on images")
+
+    def at_end(self, run: Run, state: TrainState) -> TrainState:
+        host, feed = run.parallel.fetch(state), as_images(run.feed)
+        batch_size = run.config["batch_size"]
+        devices = 1 if getattr(run.model, "sync_norm", False) else len(run.parallel.devices)
+        part = batch_size // devices // run.config["accumulate"]
+        count = self._batches * (batch_size // part) or -(-len(feed.train) // part)
+
+        def recalibrated(variables):
+            fresh = recalibrate_batch_norm(run.model, variables, feed.training_images(count, part))
+            return {name: value for name, value in fresh.items() if name != "params"}
+
+        host = host.replace(model_state=recalibrated(host.variables()))
+        if host.ema:
+            host = host.replace(ema={**host.ema, "model_state": recalibrated(host.evaluation_variables())})
+        return run.parallel.place(host)
 
 
 def recalibrate_batch_norm(model: nn.Module, variables: Any, images: Iterable[jax.Array]) -> Any:

@@ -1,0 +1,67 @@
+"""What --dry_run prints."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import rich.console
+
+import models
+from models.analysis.cost import analyze
+from train.config import lines, plain
+from train.data.source import Options
+from train.data.sources.tfds import NotPrepared, described
+from train.run import Run, build_run
+from train.summary import device
+
+
+def describe(config: Mapping[str, Any], console: rich.console.Console) -> None:
+    """Prints the network's table, the resolved config, and the number of steps that the durations come to.
+
+    Where a TFDS set is not prepared, the network is shown as it would be, and the error says how to prepare the set.
+
+    Args:
+      config: of the run.
+      console: where to print.
+
+    Raises:
+      UserError: the config is wrong, or its data set is not prepared.
+    """
+    try:
+        run = build_run(config)
+    except NotPrepared as problem:
+        model, inputs = _unprepared(config)
+        if model is None:
+            raise
+        _print(model, inputs, config, console)
+        raise problem
+    _print(run.model, run.feed.inputs, config, console)
+    console.print(_steps(run), soft_wrap=True)
+
+
+def _unprepared(config: Mapping[str, Any]) -> tuple[Any, tuple[int, ...]]:
+    """Returns the network and its inputs for a TFDS set that is not prepared; (None, ()) if TFDS does not know it."""
+    options = Options.read(config["data"])
+    known = described(options.source.partition(":")[2], options)
+    if not known:
+        return None, ()
+    classes, image_shape = known
+    fields = {name: value for name, value in config["model"].items() if name != "name"}
+    data = {"num_classes": classes, "image_size": image_shape[0]}
+    return models.create(config["model"]["name"], **{**data, **fields}), (1, *image_shape)
+
+
+def _print(model: Any, inputs: Any, config: Mapping[str, Any], console: rich.console.Console) -> None:
+    console.print(analyze(model, inputs).table())
+    console.print("config:")
+    for line in lines(plain(config)):
+        console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _steps(run: Run) -> str:
+    unit = run.feed.unit
+    every = ", ".join(f"{name} every {steps}" for name, steps in run.every.items())
+    return (
+        f"{run.total:,} steps of {run.config['batch_size']} {unit} on {device(run.parallel.devices)}, each of which "
+        f"holds {run.parallel.bytes_per_device(run.state) / 2**20:,.1f} MiB of state; {every} steps; "
+        f"{run.feed.train_count:,} training {unit}, {run.feed.test_size():,} test {unit}"
+    )

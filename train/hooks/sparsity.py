@@ -1,0 +1,24 @@
+"""Sparsity of a pruned network."""
+
+from typing import Any
+
+from models.compress.prune import sparsity
+from models.errors import UserError
+from train.optim import pruning
+from train.run import Hook, Run
+from train.state import TrainState
+
+
+class Sparsity(Hook):
+    """Measures what optimizer.prune has cut.
+
+    "sparsity" is the share of zeros among the weights that may be pruned, "sparsity_by_layer" the same by layer.
+    """
+
+    def check(self, run: Run) -> None:
+        if not pruning.masks_of(run.state.opt_state):
+            raise UserError("hooks: sparsity is for runs with optimizer.prune")
+
+    def measure(self, run: Run, state: TrainState) -> dict[str, Any]:
+        by_layer = sparsity(pruning.masks_of(state.opt_state))
+        return {"sparsity": by_layer.pop("all"), "sparsity_by_layer": by_layer}
