@@ -13,7 +13,6 @@ from models.analysis.tables import terminal_table
 from models.errors import UserError, choice_error
 from train import cli, spec
 from train.data import decode
-from train.data.image_feed import as_images
 
 USAGE = """Looks inside the network of a finished run, and writes pictures.
 
@@ -450,6 +449,7 @@ def main() -> None:
     import jax
 
     from train import restore, summary
+    from train.data.image_feed import as_images
     from train.files import write_json
 
     run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)

@@ -100,7 +100,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2, headline: str | None = None, read_only: bool = False):
         self.folder = Path(folder).absolute()
         self.headline = headline
-        self._keep = keep
+        self._keep, self._read_only = keep, read_only
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[int, concurrent.futures.Future] | None = None
         if not read_only:
@@ -211,6 +211,9 @@ class Checkpoints:
         with contextlib.suppress(UserError):  # it is in the log, and something else may be on its way to the user
             self.wait()
         self._writer.shutdown()
+        if not self._read_only:
+            for leftover in self.folder.glob(".new-*.tmp"):  # threads of Orbax may write after a save has failed
+                remove(leftover)
 
     def kept(self) -> str:
         """Says which checkpoint is there to go on from."""

@@ -233,7 +233,7 @@ def test_average_precision_of_a_run_is_that_of_its_scores(data):
     [
         (
             {"task__name": "classify"},
-            r"task.name=classify wants one class an image, but data.source=tfds:voc/2007 has "
+            r"task.name=classify wants one class per image, but data.source=tfds:voc/2007 has "
             r"several classes; want task.name=multi_label",
         ),
         (
@@ -253,9 +253,9 @@ def test_what_does_not_fit_several_classes_is_one_line(tmp_path, data, changes, 
     [
         (
             {"task__name": "multi_label"},
-            "task.name=multi_label wants several classes an image, but data.source=digits has one class",
+            "task.name=multi_label wants several classes per image, but data.source=digits has one class",
         ),
-        ({"hooks": "average_precision"}, "average_precision is for several classes an image"),
+        ({"hooks": "average_precision"}, "average_precision is for several classes per image"),
     ],
 )
 def test_what_does_not_fit_one_class_is_one_line(changes, message):
