@@ -13,7 +13,6 @@ from models.analysis.tables import markdown_table, terminal_table
 from models.errors import UserError
 from models.kernels import runtime
 from train import cli
-from train.run import build_run
 
 USAGE = """Measures whether runs that differ in their seed alone are faster in one program (vmap over the states).
 
@@ -47,6 +46,7 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from train import summary
+    from train.run import build_run
 
     runs = []
     for seed in range(count):

@@ -20,7 +20,6 @@ from models import plugins
 from models.errors import UserError
 from train import summary
 from train.files import read_json, write_json
-from train.run import build_run
 
 # What outcome.json holds: see `run`.
 SCHEMA = {
@@ -60,6 +59,7 @@ def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
       {"summary", "diverged", "history", "measured"}; {"interrupted": signal} where SIGTERM or SIGINT ended it early.
     """
     from train import loop, recorder, restore, workdir
+    from train.run import build_run
 
     config = trial.config
     if trial.start:
