@@ -1,14 +1,15 @@
-"""The network of airbench94, which is made for CIFAR-10 in seconds.
+"""The network of airbench94, which is designed to train on CIFAR-10 in seconds.
 
   Jordan 2024    94% on CIFAR-10 in 3.29 seconds on a single GPU, arXiv 2404.00498, section 3 and listing 4
                  (code: github.com/KellerJordan/cifar10-airbench, airbench94.py)
 
-A 2x2 convolution whose kernel is to be the whitening of its patches (`data_init=whiten`) and to stay that, then three
-stages of two 3x3 convolutions, of which the first one's map is pooled before it is normalized; a maximum over what is
-left of the map; logits times 1/9. There are no shortcuts: convolutions start as the identity (`init=dirac`).
+A 2x2 convolution whitens patches: its kernel is set from data (`data_init=whiten`) and stays fixed. Three stages of two
+3x3 convolutions follow, with pooling between the first convolution and its normalization. The head sees the maximum
+over the map, and the logits are divided by 9. There are no shortcuts: convolutions start as the identity
+(`init=dirac`).
 
-Batch norms have a scale here, as everywhere; the published network has none: it is one, and
-`optimizer.groups=((".*norm./scale", 0.0), …)` keeps it at one.
+Batch norms have a scale here, as in all networks, while those of the published network have none. The scale starts at
+one, and `optimizer.groups=((".*norm./scale", 0.0), …)` keeps it at one.
 """
 
 import functools
@@ -23,11 +24,11 @@ from models.layers.ingredients import Classifier, Ingredients
 from models.layers.pooling import max_pool
 from models.weights.layouts import Layout
 
-EPSILON = 1e-12  # of its batch norms
+EPSILON = 1e-12  # of the batch norms
 
 
 class Stage(nn.Module):
-    """x [N, H, W, C] -> [N, H // 2, W // 2, features]."""
+    """Two 3x3 convolutions with pooling: maps x [N, H, W, C] to [N, H // 2, W // 2, features]."""
 
     layers: Ingredients
     features: int
@@ -42,13 +43,14 @@ class Stage(nn.Module):
 
 
 class Airbench(Classifier):
-    """The fields of `Classifier`, and these. Endpoints: "stem", "stage1" to "stage3",
-    "pre_logits".
+    """The network of airbench94, with the fields of `Classifier` and those below.
+
+    Endpoints: "stem", "stage1" to "stage3", "pre_logits".
 
     Attributes:
-      patch_size: of the stem's kernel, k x k; it has 2 k k C features, the whitened patches and their negatives.
-      width: channels of the first stage; the others have 4 times as many.
-      scale: of the logits.
+      patch_size: Size k of the stem's k x k kernel, which has 2 k k C features: whitened patches and their negatives.
+      width: Channels of the first stage; the others have 4 times as many.
+      scale: Factor on the logits.
     """
 
     norm: str | Callable = "batch:0.6"
@@ -65,7 +67,7 @@ class Airbench(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32."""
+        """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
         layers = self.ingredients(train)
         features = 2 * self.patch_size**2 * images.shape[-1]
         x = layers.conv(features, self.patch_size, padding=0, use_bias=True, name="stem_conv")(images)
@@ -81,7 +83,7 @@ VARIANTS = {"airbench94": functools.partial(Airbench)}
 
 
 def layouts(model: Airbench) -> dict[str, Layout]:
-    """airbench94.py's: one torch.nn.Sequential."""
+    """Returns the layout of airbench94.py, which is one torch.nn.Sequential."""
 
     def name(match):
         return f"{int(match[1]) + 1}.{match[2]}"

@@ -3,11 +3,12 @@
   Krizhevsky et al. 2012    ImageNet classification with deep convolutional neural networks (NIPS)    alexnet_original
   Krizhevsky 2014           One weird trick for parallelizing CNNs, arXiv 1404.5997                   alexnet
 
-`alexnet_original` is the paper's figure 2: two towers that meet in conv3 and in the dense layers, as convolutions of
-two groups; local response normalization; 227 x 227 pixels, from which conv1 makes the figure's 55 x 55 (the 224 of its
-text would not). `alexnet` is torchvision's: one tower, fewer maps, no response normalization.
+`alexnet_original` is the network of the paper's figure 2. Its two towers, which meet in conv3 and in the dense layers,
+are convolutions with two groups, and it has local response normalization. Images have 227 x 227 pixels, which conv1
+maps to the figure's 55 x 55; the 224 of the text would not give this. `alexnet` is torchvision's network: one tower,
+fewer maps, no response normalization.
 
-Dropout follows the hidden layers, as in the paper (torchvision drops their inputs). The paper draws kernels by
+Dropout follows the hidden layers, as in the paper; torchvision drops their inputs. The paper draws kernels with
 init="normal:0.01" and starts the biases of conv2, conv4, conv5 and the hidden layers at one; biases here start at zero.
 """
 
@@ -26,34 +27,35 @@ from models.layers.pooling import adaptive_avg_pool, max_pool
 from models.layers.regularize import Dropout
 from models.weights.layouts import Layout, flattened
 
-MAP_SIZE = 6  # of the flattened map, whatever the images' size; the paper's at 227 x 227
+MAP_SIZE = 6  # height and width of the flattened map for images of any size; the paper's at 227 x 227
 
 
 def local_response_norm(x: jax.Array, n: int, k: float, alpha: float) -> jax.Array:
-    """X [..., C] -> x / (k + alpha sum(x^2))^0.75, the sum over the n channels around each (Krizhevsky 2012, eq. 1).
+    """Returns x / (k + alpha sum(x^2))^0.75, with the sum over the n channels around each (Krizhevsky 2012, eq. 1).
 
-    alpha is the paper's, of the sum. PyTorch's and Caffe's is n times as large: they take it of the sum divided by n.
-    Sums and powers are float32, whatever x is.
+    alpha multiplies the sum, as in the paper. PyTorch's and Caffe's alpha is n times as large, because it multiplies
+    the mean. x is [..., C]; sums and powers are float32 for any type of x.
     """
     x32 = x.astype(jnp.float32)
     window, ones = (1,) * (x.ndim - 1) + (n,), (1,) * x.ndim
     padding = ((0, 0),) * (x.ndim - 1) + ((n // 2, n - 1 - n // 2),)
     scale = lax.rsqrt(k + alpha * lax.reduce_window(jnp.square(x32), 0.0, lax.add, window, ones, padding))
-    return (x32 * scale * jnp.sqrt(scale)).astype(x.dtype)  # s^-3/4 without a power, which costs more than the sum
+    return (x32 * scale * jnp.sqrt(scale)).astype(x.dtype)  # s^-3/4 without a power, which is slower than the sum
 
 
 class AlexNet(Classifier):
-    """Five convolutions and three dense layers; the fields of `Classifier`, and these.
+    """Five convolutions and three dense layers, with the fields of `Classifier` and those below.
 
     Endpoints: "conv1" to "conv5" (activations), "pool5", "pre_logits".
 
     Attributes:
-      stem: kernel size, stride and padding of conv1.
-      convs: channels of conv1 to conv5.
-      groups: of conv2, conv4 and conv5.
-      local_response: n, k and alpha of `local_response_norm`, after the activations of conv1 and conv2; None for none.
-      classifier: features of the dense layers before the head.
-      dropout: rate after each of these.
+      stem: Kernel size, stride and padding of conv1.
+      convs: Channels of conv1 to conv5.
+      groups: Groups of conv2, conv4 and conv5.
+      local_response: n, k and alpha of `local_response_norm`, after the activations of conv1 and conv2; None disables
+        it.
+      classifier: Features of the dense layers before the head.
+      dropout: Dropout rate after each of these layers.
     """
 
     norm: str | Callable = "none"
@@ -61,7 +63,7 @@ class AlexNet(Classifier):
     stem: Sequence[int] = (11, 4, 0)
     convs: Sequence[int] = (96, 256, 384, 384, 256)
     groups: int = 2
-    local_response: Sequence[float] | None = (5, 2.0, 1e-4)  # Krizhevsky 2012, section 3.3
+    local_response: tuple[int, float, float] | None = (5, 2.0, 1e-4)  # Krizhevsky 2012, section 3.3
     classifier: Sequence[int] = (4096, 4096)
     dropout: float = 0.5
 
@@ -84,14 +86,14 @@ class AlexNet(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Maps images [N, H, W, C] to logits [N, num_classes], float32; training may need the rng stream "dropout"."""
         layers = self.ingredients(train)
 
         def conv(i, x, size, stride=1, padding=None, groups=1):
             x = layers.conv(self.convs[i - 1], size, stride, padding=padding, groups=groups, name=f"conv{i}")(x)
             return Endpoint(f"conv{i}")(layers.act(layers.norm(name=f"norm{i}")(x)))
 
-        def pool(x):  # overlapping: section 3.4
+        def pool(x):  # windows overlap (section 3.4)
             return max_pool(x, 3, 2)
 
         def respond(x):
@@ -131,9 +133,9 @@ _CAFFE = {**{f"conv{i}": f"conv{i}" for i in range(1, 6)}, "hidden1": "fc6", "hi
 
 
 def layouts(model: AlexNet) -> dict[str, Layout]:
-    """torchvision's, and the names of Caffe's reference network, with "weight" and "bias" for its blobs 0 and 1.
+    """Returns torchvision's layout, and Caffe's with "weight" and "bias" for its blobs 0 and 1.
 
-    Caffe's own weights are for images of other channels and means, and for local_response=(5, 1.0, 2e-5).
+    Caffe's own weights expect another order of channels, other means, and local_response=(5, 1.0, 2e-5).
     """
     if model.norm != "none" or len(model.classifier) != 2:
         return {}

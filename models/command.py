@@ -1,31 +1,43 @@
-"""What the command lines of this package share: flags, --help, one-line errors, exit codes, fields of a network."""
+"""Command lines of the project: flags, --help, one-line errors, exit codes, ctrl-C, and the fields of a network.
+
+A command calls `run` with absl's global flags; the commands of this package call `run_argv`, which takes any list of
+arguments and returns an exit code, within `exit_with`.
+"""
 
 import ast
+import contextlib
+import io
+import logging as python_logging
 import os
+import signal
 import sys
 import textwrap
+import threading
+import types
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from absl import flags
+from absl import app, flags, logging
 
 from models.errors import UserError
 
 if TYPE_CHECKING:
     import rich.console
 
-flags.disclaim_key_flags()  # flags defined through this module are the entry point's, and --help lists them as such
+USER_ERROR = 2  # exit code of a mistake that the user can correct
+INTERRUPTED = 130  # exit code of ctrl-C
+flags.disclaim_key_flags()  # absl assigns flags that are defined here to the calling command, so that --help lists them
 
 
 class _Path(flags.ArgumentParser):
-    """Paths, with `~` replaced by the user's home folder: no shell does that behind a "="."""
+    """A parser of paths that expands `~`, because shells do not expand it after "="."""
 
     def parse(self, argument: str) -> str:
         return os.path.expanduser(argument)
 
 
 class _Paths(flags.ListParser):
-    """Several paths with commas between them."""
+    """A parser of comma-separated paths."""
 
     def parse(self, argument: str | list[str]) -> list[str]:
         return list(map(os.path.expanduser, super().parse(argument)))
@@ -42,48 +54,168 @@ def define_paths(name: str, default: list[str], help: str, **options: Any) -> fl
 
 
 def console(**options: Any) -> "rich.console.Console":
-    """Returns a console that shows texts as they are: a user's "[red]" is no style, and ":cat:" no emoji."""
-    import rich.console  # not for --help
+    """Returns a console that prints texts literally: "[red]" is no style, and ":cat:" is no emoji."""
+    import rich.console  # --help does not need it
 
     return rich.console.Console(**{"markup": False, "emoji": False, **options})
 
 
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses absl's global flags and returns the other arguments; raises UserError for a wrong flag."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+
+
+# -- running a command -----------------------------------------------------------------------------------
+
+
 def run(
+    main: Callable[..., int | None],
+    usage: str,
+    positional: bool = False,
+    parse: Callable[[Sequence[str]], list[str]] = parse_flags,
+) -> NoReturn:
+    """Parses absl's global flags, runs `main`, and exits; see `exit_with` for the exit codes.
+
+    Args:
+      main: Returns an exit code, or None for 0. It takes no arguments; with `positional`, it takes the command line
+        without the flags, [program, ...].
+      usage: Text that --help prints above the flags.
+      positional: Whether arguments that are not flags are allowed.
+      parse: Parses the flags and returns the other arguments; raises UserError for a wrong flag.
+    """
+
+    sys.modules["__main__"].__doc__ = usage  # absl's --helpfull prints the main module's docstring
+
+    def parse_or_help(argv: list[str]) -> list[str]:
+        if _wants_help(argv):  # absl's own --help exits with 1, and only after the config has been read
+            _print_help(usage, flags.FLAGS.main_module_help())
+            sys.exit(0)
+        arguments = parse(argv)
+        if len(arguments) > 1 and not positional:
+            raise UserError(f"unexpected argument '{arguments[1]}'; flags start with --, see --help")
+        return arguments
+
+    def call(argv: list[str]) -> NoReturn:
+        logging.set_verbosity(logging.WARNING)  # Orbax logs every step of every save
+        sys.exit((main(argv) if positional else main()) or 0)
+
+    exit_with(lambda: app.run(call, flags_parser=parse_or_help))
+
+
+def run_argv(
     argv: Sequence[str],
     usage: str,
     define: Callable[[flags.FlagValues], None],
     act: Callable[[flags.FlagValues, list[str]], None],
 ) -> int:
-    """Parses a command line and acts on it.
+    """Parses a command line, acts on it, and returns the exit code, with flags that belong to this call alone.
 
     Args:
       argv: [program, ...]; flags and other arguments in any order.
-      usage: what --help prints above the flags.
-      define: defines the flags, as with `flag_values=` its argument.
-      act: gets the flags' values and the other arguments.
+      usage: Text that --help prints above the flags.
+      define: Defines the flags in its argument.
+      act: Takes the flags' values and the other arguments.
 
     Returns:
-      The exit code: 0 done, 2 a user's mistake, one line on stderr. Anything else is a fault and goes through.
+      0, or 2 for a user's mistake, which is printed as one line on stderr. Other exceptions propagate.
     """
     options = flags.FlagValues()
     define(options)
-    flags.DEFINE_bool("help", False, "print this", short_name="h", flag_values=options)
     try:
-        others = options(list(argv))[1:]
-        if options.help:
-            print(f"{usage.strip()}\n\nFlags:\n{_described(options)}")
+        if _wants_help(argv):
+            _print_help(usage, _list_flags(options))
         else:
-            act(options, others)
+            act(options, options(list(argv))[1:])
     except (UserError, flags.Error, OSError) as error:
-        named = isinstance(error, OSError) and error.filename is not None
-        text = f"{error.filename}: {error.strerror}" if named else str(error)
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
-        return 2
+        _print_error(error)
+        return USER_ERROR
     return 0
 
 
-def _described(options: flags.FlagValues) -> str:
-    """The flags, one a line where that is wide enough."""
+def exit_with(command: Callable[[], int | None]) -> NoReturn:
+    """Runs `command` and exits with its exit code.
+
+    The exit codes are 0 for success, 2 for a user's mistake (one line on stderr), 1 for a fault (with its traceback),
+    and 130 for ctrl-C.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be valid UTF-8
+    interrupt = _Interrupt()
+    try:
+        sys.exit(command() or 0)
+    except BaseException as error:
+        interrupt.ending = True
+        if isinstance(error, SystemExit):
+            if error.code == INTERRUPTED:
+                _exit_immediately()
+            raise
+        if interrupt.came:  # the KeyboardInterrupt may have been replaced by another exception on its way here
+            _exit_immediately()
+        is_os_error = isinstance(error, OSError) and error.filename is not None
+        if not (is_os_error or isinstance(error, UserError)):
+            raise
+        _print_error(error)
+        python_logging.disable()  # later messages of libraries repeat the same error
+        sys.exit(USER_ERROR)
+
+
+class _Interrupt:
+    """A handler of ctrl-C that ends the process with exit code 130, without a traceback, at any moment.
+
+    The first SIGINT raises KeyboardInterrupt, so that files are closed and child processes are ended. A second one ends
+    the process immediately, and so does one that arrives while the process is exiting. The training loop replaces this
+    handler with its own. A process that was started with SIGINT ignored (by nohup, or in the background) keeps ignoring
+    it.
+    """
+
+    def __init__(self):
+        self.came = self.ending = False
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._handle)
+        self._hooks = sys.unraisablehook, threading.excepthook
+        # Threads of libraries may report the same error again after the last line
+        sys.unraisablehook = lambda args: None if self.came or self.ending else self._hooks[0](args)
+        threading.excepthook = lambda args: None if self.came or self.ending else self._hooks[1](args)
+
+    def _handle(self, number: int, frame: types.FrameType | None) -> None:
+        if self.came or self.ending:
+            os._exit(INTERRUPTED)
+        self.came = True
+        raise KeyboardInterrupt
+
+
+def _exit_immediately() -> NoReturn:
+    """Ends the process without Python's shutdown, during which another SIGINT would print a traceback."""
+    if sys.stdout.isatty():
+        sys.stdout.write("\x1b[?25h")  # shows the cursor, which progress bars hide
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(INTERRUPTED)
+
+
+def _print_error(error: BaseException) -> None:
+    """Prints an exception as one line on stderr."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def _wants_help(argv: Sequence[str]) -> bool:
+    return bool({"-h", "-help", "--help"} & set(argv))
+
+
+def _print_help(usage: str, flags_text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # of `--help | head`
+        print(f"{usage.strip()}\n\nFlags:\n{flags_text}")
+
+
+def _list_flags(options: flags.FlagValues) -> str:
+    """Returns the names, help texts and defaults of flags, sorted by name."""
     lines = []
     for flag in sorted({options[name] for name in options}, key=lambda flag: flag.name):
         has_default = isinstance(flag.default, (int, str)) and flag.default is not False
@@ -91,6 +223,9 @@ def _described(options: flags.FlagValues) -> str:
         text = " ".join(f"--{flag.name}: {flag.help}{default}".split())
         lines += textwrap.wrap(text, 116, initial_indent="  ", subsequent_indent="      ")
     return "\n".join(lines)
+
+
+# -- fields of a network ---------------------------------------------------------------------------------
 
 
 def define_set(options: flags.FlagValues) -> None:
@@ -104,7 +239,7 @@ def define_set(options: flags.FlagValues) -> None:
 
 
 def fields(options: flags.FlagValues) -> dict[str, Any]:
-    """{field: value} of every --set: Python's literals are what they say, all else is text."""
+    """Returns {field: value} for every --set; values are Python literals, or else text."""
     values = {}
     for text in options.set:
         field, equals, value = text.partition("=")

@@ -1,6 +1,6 @@
 """ConvNeXt: Liu et al. 2022, A ConvNet for the 2020s, arXiv 2201.03545.
 
-Padding, epsilons and the places of biases are those of the authors' code, of torchvision and of timm.
+Padding, epsilons and biases follow the authors' code, which torchvision and timm share.
 models/convnext_ladder.py has the networks between ResNet-50 and ConvNeXt-T.
 """
 
@@ -15,21 +15,22 @@ from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.regularize import StochasticDepth, drop_rates
+from models.layers.stage import Stage, mlp
 from models.weights.layouts import TRAILING_ONES, Layout
 
-EPSILON = 1e-6  # of the normalization, in the authors' code
-EXPANSION = 4  # channels inside of a block per channel of its input; section 2.4
+EPSILON = 1e-6  # of the normalization, as in the authors' code
+EXPANSION = 4  # ratio of the hidden channels of a block to its input channels; section 2.4
 
 
 class Block(nn.Module):
-    """One unit: x [N, H, W, C] -> x + scale * reduce(act(expand(norm(depthwise(x))))), of the same shape (fig. 4).
+    """A block (fig. 4): maps x [N, H, W, C] to x + scale * reduce(act(expand(norm(depthwise(x))))), of the same shape.
 
     Attributes:
-      layers: constructors of the ingredients.
-      kernel_size: of the depthwise convolution.
-      layer_scale: see ConvNeXt.
-      drop_branch: probability of dropping the branch of an example.
-      train: whether that acts.
+      layers: Constructors of the ingredients.
+      kernel_size: Kernel size of the depthwise convolution.
+      layer_scale: See ConvNeXt.
+      drop_branch: Probability, per example, of dropping the branch in training.
+      train: Whether this is a training step.
     """
 
     layers: Ingredients
@@ -40,46 +41,35 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv, dense, norm, act = self.layers
         channels = x.shape[-1]
-        y = conv(channels, self.kernel_size, groups=channels, use_bias=True, name="depthwise")(x)
-        y = dense(EXPANSION * channels, name="expand")(norm(name="norm")(y))  # [N, H, W, 4 C]
-        y = dense(channels, name="reduce")(act(y))
+        y = self.layers.conv(channels, self.kernel_size, groups=channels, use_bias=True, name="depthwise")(x)
+        y = mlp(self.layers, self.layers.norm(name="norm")(y), EXPANSION * channels)
         if self.layer_scale:
             start = nn.initializers.constant(self.layer_scale)
             y = y * self.param("layer_scale", start, (channels,), jnp.float32).astype(y.dtype)
         return x + StochasticDepth(self.drop_branch, deterministic=not self.train)(y)
 
 
-class Stage(nn.Module):
-    """With `features` not 0, halves the resolution to so many channels (section 2.6); then blocks, each an endpoint."""
-
-    layers: Ingredients
-    features: int
-    blocks: Sequence[Callable]
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        if self.features:
-            x = self.layers.norm(name="downsample_norm")(x)
-            x = self.layers.conv(self.features, 2, 2, padding=0, use_bias=True, name="downsample_conv")(x)
-        for i, block in enumerate(self.blocks):
-            x = Endpoint(f"block{i}")(block(name=f"block{i}")(x))
-        return x
+def downsample(norm: Callable, conv: Callable, features: int, x: jax.Array) -> jax.Array:
+    """Halves the resolution between stages (section 2.6): [N, H, W, C] -> [N, H / 2, W / 2, features]."""
+    return conv(features, 2, 2, padding=0, name="downsample_conv")(norm(name="downsample_norm")(x))
 
 
 class ConvNeXt(Classifier):
-    """The fields of `Classifier`, and these. Endpoints: "stem", "stage1", "stage1/block0", ..., "pre_logits".
+    """ConvNeXt, with the fields of `Classifier` and those below.
+
+    Endpoints: "stem", "stage1", "stage1/block0", ..., "pre_logits".
 
     Attributes:
-      stage_sizes: blocks of each stage; each stage but the first halves the resolution, and has twice the channels.
-      width: channels of the stem, and of the first stage.
-      kernel_size: of the depthwise convolutions.
-      layer_scale: first value of the learned factor, one for each channel, on every branch (Touvron et al. 2021, arXiv
-        2103.17239); 0: no such factor.
-      stochastic_depth: probability of dropping the last block's branch, growing linearly to it from 0 for the first.
+      stage_sizes: Number of blocks of each stage; each stage after the first halves the resolution and doubles the
+        channels.
+      width: Channels of the stem and of the first stage.
+      kernel_size: Kernel size of the depthwise convolutions.
+      layer_scale: Initial value of the learned per-channel factor on every branch (Touvron et al. 2021, arXiv
+        2103.17239); 0 disables the factor.
+      stochastic_depth: Probability of dropping the last block's branch. It grows linearly from 0 for the first block.
         The paper trains with 0.1, 0.4, 0.5, 0.5 for T, S, B, L (table 5).
-      remat: whether blocks are computed again for the gradient, instead of kept.
+      remat: Whether the backward pass recomputes the activations inside blocks instead of storing them.
     """
 
     norm: str | Callable = "channel"
@@ -103,7 +93,7 @@ class ConvNeXt(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Maps images [N, H, W, C] to logits [N, num_classes], float32; training may need the rng stream "dropout"."""
         layers = self.ingredients(train)
         layers = layers._replace(norm=functools.partial(layers.norm, epsilon=EPSILON))
         x = layers.conv(self.width, 4, 4, padding=0, use_bias=True, name="stem_conv")(images)
@@ -113,8 +103,9 @@ class ConvNeXt(Classifier):
         )
         for stage, rates in enumerate(drop_rates(self.stochastic_depth, self.stage_sizes)):
             blocks = [functools.partial(block, drop_branch=rate) for rate in rates]
-            features = self.width * 2**stage if stage else 0
-            x = Endpoint(f"stage{stage + 1}")(Stage(layers, features, blocks, name=f"stage{stage + 1}")(x))
+            conv, features = functools.partial(layers.conv, use_bias=True), self.width * 2**stage
+            transition = functools.partial(downsample, layers.norm, conv, features) if stage else None
+            x = Endpoint(f"stage{stage + 1}")(Stage(blocks, transition, name=f"stage{stage + 1}")(x))
         x = layers.norm(name="final_norm")(x.mean((1, 2)))  # [N, H, W, C] -> [N, C]
         return layers.dense(self.num_classes, name="head")(Endpoint("pre_logits")(x)).astype(jnp.float32)
 
@@ -130,10 +121,10 @@ VARIANTS = {  # section 3
 
 
 def layouts(model: ConvNeXt) -> dict[str, Layout]:
-    """torchvision's, of networks with layer scale, and timm's."""
+    """Returns the layouts of torchvision (with layer scale only) and timm."""
     block = r"stage(\d)/block(\d+)/"
 
-    def features(place: int, name: str):  # torchvision counts the stem, stages and what is between them together
+    def features(place: int, name: str):  # torchvision numbers the stem, the stages and the transitions consecutively
         return lambda match: f"features.{2 * int(match[1]) + place}.{name}".replace("#", match[match.re.groups])
 
     torchvision = Layout(
@@ -152,7 +143,7 @@ def layouts(model: ConvNeXt) -> dict[str, Layout]:
         ]
     )
 
-    def stages(name: str):  # timm counts them from 0
+    def stages(name: str):  # timm counts stages from 0
         return lambda match: f"stages.{int(match[1]) - 1}.{name}".replace("#", match[match.re.groups])
 
     timm = Layout(

@@ -1,41 +1,43 @@
-"""The ladder from ResNet-50 to ConvNeXt-T, one change a step: Liu et al. 2022, arXiv 2201.03545, figure 2, table 10.
+"""The ladder from ResNet-50 to ConvNeXt-T, one change per step: Liu et al. 2022, arXiv 2201.03545, fig. 2, table 10.
 
-Names carry the number of the table's row. Row 1 changes the training recipe alone, so the network of row 0 is its
-network too; row 9 stands for the kernel sizes 7 (kept), 9 and 11. Row 0 is models/resnet.py's ResNet-50, down to the
-names of its layers, and row 14 the function of models/convnext.py's ConvNeXt-T without layer scale.
+Names carry the number of the table's row. Row 1 changes only the training recipe, so it has the network of row 0.
+Row 9 covers the kernel sizes 7 (kept), 9 and 11. Row 0 is the ResNet-50 of models/resnet.py, with the same layer names.
+Row 14 computes the same function as the ConvNeXt-T of models/convnext.py without layer scale.
 
-The paper describes the steps in words. The reading here is the one whose mult-adds are those of the table, in rows 2 to
-12 (and in table 11's, of the larger networks, to the end): tests/models/test_convnext.py. It does not give table 10's
-4.46e9 for row 13 and 4.49e9 for row 14. Exchanging batch for channel normalization changes no convolution, so row 13
-costs 4.15e9 as row 12 does, and row 14, which is ConvNeXt-T, 4.46e9. Table 11 has it so: 14.81e9 before and after the
-exchange, and 15.35e9 at the end.
+The paper describes the steps in words. This implementation matches the mult-adds of table 10 in rows 2 to 12, and all
+rows of table 11 for the larger networks (tests/models/test_convnext.py). It does not match table 10's 4.46e9 for row 13
+and 4.49e9 for row 14. Replacing batch by channel normalization changes no convolution, so row 13 costs 4.15e9, as row
+12 does; row 14, which is ConvNeXt-T, costs 4.46e9. Table 11 agrees: 14.81e9 before and after the replacement, and
+15.35e9 at the end.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models.convnext import downsample
 from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.pooling import max_pool
 from models.layers.regularize import StochasticDepth, drop_rates
+from models.layers.stage import Stage
 
 
 class Block(nn.Module):
-    """One unit: x [N, H, W, C] -> shortcut(x) + branch(x), [N, H / stride, W / stride, features].
+    """A block: maps x [N, H, W, C] to shortcut(x) + branch(x), [N, H / stride, W / stride, features].
 
     Attributes:
-      layers: from `Ladder.ingredients`.
-      depthwise, inverted, moved_up, kernel_size, fewer_acts, fewer_norms: see Ladder.
-      features: channels of the output.
-      stride: of the convolution over space.
-      drop_branch: probability of dropping the branch of an example.
-      train: whether that acts.
+      layers: Constructors from `Ladder.ingredients`.
+      depthwise, inverted, moved_up, kernel_size, fewer_acts, fewer_norms: See Ladder.
+      features: Channels of the output.
+      stride: Stride of the spatial convolution.
+      drop_branch: Probability, per example, of dropping the branch in training.
+      train: Whether this is a training step.
     """
 
     layers: Ingredients
@@ -59,13 +61,13 @@ class Block(nn.Module):
         space = (spatial, self.kernel_size, self.stride, self.depthwise)
         widen, narrow = (inner, 1, 1, False), (self.features, 1, 1, False)
         y = x
-        for i, how in enumerate((space, widen, narrow) if self.moved_up else (widen, space, narrow), 1):
-            features, size, stride, depthwise = how
+        convolutions = (space, widen, narrow) if self.moved_up else (widen, space, narrow)
+        for i, (features, size, stride, depthwise) in enumerate(convolutions, 1):
             features, groups = (y.shape[-1], y.shape[-1]) if depthwise else (features, 1)
-            normed = i == 1 or not self.fewer_norms  # what is left precedes the 1x1 convolutions
+            normed = i == 1 or not self.fewer_norms  # the remaining one precedes the 1x1 convolutions
             y = conv(features, size, stride, groups=groups, normed=normed, name=f"conv{i}")(y)
             y = norm(name=f"norm{i}")(y) if normed else y
-            if i == 2 or (i == 1 and not self.fewer_acts):  # what is left is between the 1x1 convolutions
+            if i == 2 or (i == 1 and not self.fewer_acts):  # the remaining one is between the 1x1 convolutions
                 y = act(y)
         if self.stride != 1 or channels != self.features:
             normed = not self.fewer_norms
@@ -75,45 +77,30 @@ class Block(nn.Module):
         return y if self.fewer_acts else act(y)
 
 
-class Stage(nn.Module):
-    """With `downsample`, halves the resolution to so many channels; then blocks, each an endpoint."""
-
-    layers: Ingredients
-    downsample: int
-    blocks: Sequence[Callable]
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        if self.downsample:
-            x = self.layers.norm(name="downsample_norm")(x)
-            x = self.layers.conv(self.downsample, 2, 2, padding=0, normed=False, name="downsample_conv")(x)
-        for i, block in enumerate(self.blocks):
-            x = Endpoint(f"block{i}")(block(name=f"block{i}")(x))
-        return x
-
-
 class Ladder(Classifier):
-    """ResNet-50 with any of the changes that lead to ConvNeXt-T; the fields of `Classifier`, and these.
+    """ResNet-50 with any of the changes that lead to ConvNeXt-T; it has the fields of `Classifier` and those below.
 
-    Rows 10 and 13 of the table are the fields `act` and `norm`. `kernel_init` stays one for all rows.
-    Endpoints: "stem", "stage1", "stage1/block0", ..., "last_map" (what is averaged, where the head follows),
+    Rows 10 and 13 of the table are the fields `act` and `norm`. `kernel_init` is the same in all rows.
+    Endpoints: "stem", "stage1", "stage1/block0", ..., "last_map" (the averaged map, if the head follows directly),
     "pre_logits".
 
     Attributes:
-      stage_sizes: blocks of each stage; each stage but the first halves the resolution, and has twice the channels.
-      patchify: the stem is a 4x4 convolution with stride 4, instead of 7x7 and max-pooling with stride 2 each.
-      depthwise: the convolution over space has as many groups as channels.
-      width: channels of the stem; the first stage's blocks have 4 width -> width -> 4 width.
-      inverted: blocks have width -> 4 width -> width. A block that halves the resolution has four times the width of
-        its output inside.
-      moved_up: the convolution over space comes first in a block, at the block's input's width.
-      kernel_size: of the convolution over space.
-      fewer_acts: one activation in a block, between the 1x1 convolutions; none after the sum, none in the stem.
-      fewer_norms: one normalization in a block, after its first convolution; none after the shortcut's projection.
-        Convolutions without one have biases, and so do those whose normalization does not take biases out again.
-      separate_downsampling: normalization and a 2x2 convolution with stride 2 between stages, instead of strides and
-        projections in blocks, and normalization before the head.
-      stochastic_depth: as of ConvNeXt; the recipe of row 1 and later has 0.1.
+      stage_sizes: Number of blocks of each stage; each stage after the first halves the resolution and doubles the
+        channels.
+      patchify: Makes the stem a 4x4 convolution with stride 4, instead of a 7x7 convolution and max-pooling, both with
+        stride 2.
+      depthwise: Makes the spatial convolution depthwise.
+      width: Channels of the stem; the first stage's blocks have 4 width -> width -> 4 width channels.
+      inverted: Gives blocks width -> 4 width -> width channels. The hidden layer of a block that halves the resolution
+        has four times the channels of its output.
+      moved_up: Puts the spatial convolution first in a block, at the width of the block's input.
+      kernel_size: Kernel size of the spatial convolution.
+      fewer_acts: Keeps one activation per block, between the 1x1 convolutions; none after the sum or in the stem.
+      fewer_norms: Keeps one normalization per block, after its first convolution; none after the projection of the
+        shortcut. Convolutions have biases where no normalization follows, or one that does not remove a bias.
+      separate_downsampling: Puts normalization and a 2x2 convolution with stride 2 between stages, instead of strides
+        and projections in blocks, and normalization before the head.
+      stochastic_depth: As in ConvNeXt; the recipe of row 1 and later has 0.1.
     """
 
     stage_sizes: Sequence[int] = (3, 4, 6, 3)
@@ -136,7 +123,7 @@ class Ladder(Classifier):
             raise UserError(f"kernel_size={self.kernel_size} must be odd, so that blocks keep the resolution")
 
     def ingredients(self, train: bool) -> Ingredients:
-        """Those of the fields; `conv` takes `normed` besides, whether normalization follows it."""
+        """Resolves the fields; `conv` also takes `normed`, which says whether normalization follows."""
         layers = super().ingredients(train)
         biases, cancelling = self.fewer_norms, self.norm in ("batch", "instance")
 
@@ -149,7 +136,7 @@ class Ladder(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Maps images [N, H, W, C] to logits [N, num_classes], float32; training may need the rng stream "dropout"."""
         layers = self.ingredients(train)
         x = Endpoint("stem")(self._stem(layers, images))
         block = functools.partial(
@@ -170,8 +157,11 @@ class Ladder(Classifier):
                 functools.partial(block, features=features, stride=2 if halves and i == 0 else 1, drop_branch=rate)
                 for i, rate in enumerate(rates)
             ]
-            downsample = features if stage > 0 and self.separate_downsampling else 0
-            x = Endpoint(f"stage{stage + 1}")(Stage(layers, downsample, blocks, name=f"stage{stage + 1}")(x))
+            transition = None
+            if stage > 0 and self.separate_downsampling:
+                conv = functools.partial(layers.conv, normed=False)
+                transition = functools.partial(downsample, layers.norm, conv, features)
+            x = Endpoint(f"stage{stage + 1}")(Stage(blocks, transition, name=f"stage{stage + 1}")(x))
         if not self.separate_downsampling:
             x = Endpoint("last_map")(x)
         x = x.mean((1, 2))  # [N, H, W, C] -> [N, C]
@@ -188,7 +178,7 @@ class Ladder(Classifier):
 
 
 def _steps() -> dict[str, functools.partial]:
-    """By name; each row has the fields of the row before, and its own."""
+    """Returns the networks by name; each row adds its own fields to those of the row before."""
     steps, fields = {}, {}
 
     def step(name: str, **change: Any) -> None:
@@ -203,7 +193,7 @@ def _steps() -> dict[str, functools.partial]:
     step("06_inverted_bottleneck", inverted=True)
     step("07_depthwise_first", moved_up=True)
     step("08_kernel5", kernel_size=5)
-    step("09b_kernel9", kernel_size=9)  # this and the next were not kept: row 9 overwrites them
+    step("09b_kernel9", kernel_size=9)  # the paper does not keep this kernel and the next; row 9 overwrites them
     step("09c_kernel11", kernel_size=11)
     step("09_kernel7", kernel_size=7)
     step("10_gelu", act="gelu")

@@ -1,9 +1,11 @@
-"""Translation by a Transformer, token by token: greedy search, and beam search as Wu et al. 2016 (arXiv 1609.08144)
-normalize it. One jitted program of static shapes for a batch of sources.
+"""Translation by a Transformer, token by token: greedy search and beam search.
 
-A hypothesis is a sequence of tokens, PAD not among them, that ends with `eos` or has `length` of them. Its score is the
-sum of its tokens' log-probabilities, divided in beam search by ((5 + its number of tokens) / 6)^alpha (Wu 2016, eq. 14;
-no coverage penalty).
+Scores are normalized as in Wu et al. 2016 (arXiv 1609.08144). A batch of sources runs in one jitted program of static
+shapes.
+
+A hypothesis is a sequence of tokens without PAD that ends with `eos` or has `length` tokens. Its score is the sum of
+the log-probabilities of its tokens. Beam search divides the score by ((5 + number of tokens) / 6)^alpha (Wu 2016,
+eq. 14, without the coverage penalty).
 """
 
 import functools
@@ -16,27 +18,28 @@ import jax.numpy as jnp
 from models.errors import UserError
 from models.transformer import BOS, EOS, PAD, Transformer
 
-_NEVER = -1e7  # a log-probability, and score, that no hypothesis has
+_NEVER = -1e7  # log-probability and score of slots that hold no hypothesis
 
 
 @functools.partial(jax.jit, static_argnames=("model", "length", "bos", "eos"))
 def greedy(
     model: Transformer, variables: Mapping[str, Any], source: jax.Array, *, length: int, bos: int = BOS, eos: int = EOS
 ) -> jax.Array:
-    """The likeliest token at each place, until every sequence has ended.
+    """Translates by the most likely token at each position, until every sequence has ended.
 
     Args:
-      model, variables: from `models.create`, and trained.
+      model: A Transformer from `models.create`.
+      variables: Its trained variables.
       source: int [N, S].
-      length: tokens of a translation at most, its `eos` included; up to the model's max_length.
-      bos: what the decoder reads first; it is no part of the result.
-      eos: what ends a sequence.
+      length: Maximum number of tokens of a translation, including `eos`; at most the model's max_length.
+      bos: Token that the decoder reads first; it is not part of the result.
+      eos: Token that ends a sequence.
 
     Returns:
-      int32 [N, length]: a translation each, PAD after its `eos`.
+      int32 [N, length], one translation per source, with PAD after its `eos`.
 
     Raises:
-      UserError: length is more than the model takes, or a token is none of the vocabulary's.
+      UserError: `length` exceeds the model's max_length, or a token is not in the vocabulary.
     """
     _check(model, length, bos, eos)
     batch = source.shape[0]
@@ -58,16 +61,16 @@ def greedy(
 
 
 class Beams(NamedTuple):
-    """State of a beam search before the token at `place` is chosen; N sources, B beams, L tokens at most.
+    """State of a beam search with N sources, B beams and at most L tokens, before the token at `place` is chosen.
 
     Attributes:
-      place: of the next token, the same in all.
+      place: Position of the next token, the same for all sequences.
       alive: int32 [N, B, L], sequences that have not ended.
-      alive_logs: [N, B], the logarithm of their probability; _NEVER where there are fewer.
-      ended: int32 [N, B, L], the best that have.
-      ended_scores: [N, B], normalized; _NEVER where there are fewer.
-      next_logs: [N, B, V], the logarithm of the probability of each next token of those alive.
-      cache: of those alive; arrays [N B, ...].
+      alive_logs: [N, B], log-probabilities of these sequences; _NEVER in unused slots.
+      ended: int32 [N, B, L], the best sequences that have ended.
+      ended_scores: [N, B], normalized scores of these sequences; _NEVER in unused slots.
+      next_logs: [N, B, V], log-probabilities of the next token of sequences that have not ended.
+      cache: Cache of sequences that have not ended; arrays [N B, ...].
     """
 
     place: int | jax.Array
@@ -91,23 +94,23 @@ def beam_search(
     bos: int = BOS,
     eos: int = EOS,
 ) -> tuple[jax.Array, jax.Array]:
-    """The best hypotheses among those that continue the `beams` likeliest beginnings at each place.
+    """Translates by beam search, which extends the `beams` most likely sequences at each position.
 
-    Continuations are ranked by probability. One that ends counts if it is among the first `beams`; it leaves its place
-    to the next that does not end. A source is done when `beams` have ended, so one beam is `greedy`. The default beams
-    and alpha are those of Vaswani et al. 2017, section 6.1.
+    Extensions are ranked by probability. One that ends becomes a hypothesis if it is among the first `beams`; its beam
+    goes to the next extension that does not end. A source is finished when it has `beams` hypotheses, so one beam is
+    the same as `greedy`. The defaults of beams and alpha are those of Vaswani et al. 2017, section 6.1.
 
     Args:
-      model, variables, source, length, bos, eos: as for `greedy`.
-      beams: sequences that are continued for each source, and hypotheses that are returned.
-      alpha: how much longer hypotheses are favoured; 0 for not.
+      model, variables, source, length, bos, eos: See `greedy`.
+      beams: Number of sequences that are extended per source, and of hypotheses that are returned.
+      alpha: Strength of the preference for longer hypotheses; 0 disables it.
 
     Returns:
-      int32 [N, beams, length], PAD after the `eos`, best first; and their scores, float32 [N, beams], below -1e6 for
-      those beyond the hypotheses that there are.
+      int32 [N, beams, length], best first, with PAD after `eos`; and scores, float32 [N, beams], below -1e6 in slots
+      without a hypothesis.
 
     Raises:
-      UserError: as for `greedy`, or beams is not positive, or alpha is negative.
+      UserError: See `greedy`; or `beams` is not positive, or `alpha` is negative.
     """
     _check(model, length, bos, eos)
     if beams < 1 or alpha < 0:
@@ -120,7 +123,7 @@ def beam_search(
     start = Beams(
         place=0,
         alive=nothing,
-        alive_logs=never.at[:, 0].set(0.0),  # all begin alike, so there is one at first
+        alive_logs=never.at[:, 0].set(0.0),  # all beams start the same, so only one is in use
         ended=nothing,
         ended_scores=never,
         next_logs=jnp.repeat(next_logs[:, None], beams, 1),  # [N, V] -> [N, B, V]
@@ -137,7 +140,7 @@ def beam_search(
         return (state.place < length) & ~done(state).all()
 
     def step(state):
-        # Twice as many as beams: at most one continuation of each beam ends, so enough of them do not.
+        # Takes 2 * beams extensions: at most one of each beam ends, so at least `beams` do not end.
         logs = state.alive_logs[:, :, None] + state.next_logs  # [N, B, V]
         vocabulary = logs.shape[-1]
         count = min(2 * beams, beams * vocabulary)
@@ -163,7 +166,7 @@ def beam_search(
         return Beams(state.place + 1, alive, alive_logs, ended, ended_scores, next_logs, cache)
 
     end = jax.lax.while_loop(unfinished, step, start)
-    cut = ~done(end)[:, None] & (end.alive_logs > _NEVER / 2)  # by `length`, which is then reached
+    cut = ~done(end)[:, None] & (end.alive_logs > _NEVER / 2)  # sequences that reached `length` without ending
     scores = jnp.where(cut, end.alive_logs / penalty(length), _NEVER)
     return _best(beams, jnp.concatenate([end.ended, end.alive], 1), jnp.concatenate([end.ended_scores, scores], 1))
 
@@ -173,20 +176,20 @@ def _check(model: Transformer, length: int, bos: int, eos: int) -> None:
         raise UserError(f"length={length} of translations must be from 1 to the model's max_length={model.max_length}")
     for name, token in (("bos", bos), ("eos", eos)):
         if not 0 <= token < model.vocab_size or token == eos == PAD:
-            raise UserError(f"{name}={token} is none of the {model.vocab_size} tokens, or the padding")
+            raise UserError(f"{name}={token} is the padding, or none of the {model.vocab_size} tokens")
 
 
 def _first(model, variables, source, length, bos):
-    """Log-probabilities of the first token [N, V], and the cache."""
+    """Returns the log-probabilities of the first token [N, V], and the cache."""
     encoded = model.apply(variables, source, method="encode")
     token = jnp.full(source.shape[0], bos, jnp.int32)
     return _decode_next(model, variables, token, 0, source, encoded, length)
 
 
 def _next(model, variables, cache, token, place, source, length):
-    """Log-probabilities [N, V] after `token` [N], which has `place` in what the decoder reads; and the cache.
+    """Returns the log-probabilities [N, V] after `token` [N], the decoder's input at `place`, and the cache.
 
-    Nobody asks for what follows the last token, for which there is no place.
+    The last token has no position of its own; its result is never used.
     """
     place = jnp.minimum(place, length - 1)
     return _decode_next(model, {**variables, "cache": cache}, token, place, source, None, length)
@@ -198,11 +201,11 @@ def _decode_next(model, variables, *inputs):
 
 
 def _take(x: jax.Array, indices: jax.Array) -> jax.Array:
-    """X [N, K, ...], indices [N, B] -> [N, B, ...]."""
+    """Gathers elements of x [N, K, ...] by indices [N, B] along the second axis: [N, B, ...]."""
     return jnp.take_along_axis(x, indices.reshape(*indices.shape, *(1,) * (x.ndim - 2)), 1)
 
 
 def _best(count: int, tokens: jax.Array, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The `count` of best scores: tokens [N, K, L], scores [N, K] -> [N, count, L], [N, count]."""
+    """Returns the sequences with the `count` best scores: tokens [N, K, L] and scores [N, K] with K cut to `count`."""
     scores, chosen = jax.lax.top_k(scores, count)
     return _take(tokens, chosen), scores

@@ -1,7 +1,7 @@
 """Densely connected networks: Huang et al. 2017, arXiv 1608.06993, and their memory-efficient computation.
 
-densenet121 ...         on ImageNet (table 1), laid out as torchvision's
-densenetL_kK            on CIFAR (section 3), of L layers, with K new channels in each
+densenet121 ...         for ImageNet (table 1), with torchvision's layout
+densenetL_kK            for CIFAR (section 3), with L layers that add K channels each
 densenet_bcL_kK         the same with bottlenecks and compression
 remat=True              Pleiss et al. 2017, arXiv 1707.06990
 """
@@ -22,14 +22,14 @@ from models.layers.regularize import Dropout
 from models.weights.layouts import Layout
 
 STEMS = ("imagenet", "cifar")
-_KEPT = "output of a convolution"  # what is kept of a layer for its gradient, under `remat`
+_KEPT = "output of a convolution"  # name of the activations that `remat` stores for the backward pass
 
 
 class DenseLayer(nn.Module):
-    """New channels from all earlier ones: maps [N, H, W, C_i] -> [N, H, W, growth].
+    """A layer that computes new channels [N, H, W, growth] from all earlier maps [N, H, W, C_i] (section 3).
 
-    Normalization and activation precede the convolutions: 3x3, or 1x1 to `bottleneck` times `growth` channels and 3x3
-    (section 3). `dropout` follows each, if `train`.
+    Normalization and activation precede each convolution: a 3x3 convolution, which with a `bottleneck` follows a 1x1
+    convolution to `bottleneck` times `growth` channels. In training, `dropout` follows each convolution.
     """
 
     layers: Ingredients
@@ -50,7 +50,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """`size` layers at one resolution, each an endpoint: [N, H, W, C] -> [N, H, W, C + size growth]."""
+    """A block of `size` layers, each an endpoint: maps [N, H, W, C] to [N, H, W, C + size growth]."""
 
     layer: functools.partial
     size: int
@@ -64,7 +64,7 @@ class DenseBlock(nn.Module):
 
 
 class Transition(nn.Module):
-    """Between blocks: [N, H, W, C] -> [N, H / 2, W / 2, features], by a 1x1 convolution and a mean over 2x2."""
+    """A 1x1 convolution and a 2x2 mean between blocks: maps [N, H, W, C] to [N, H / 2, W / 2, features]."""
 
     layers: Ingredients
     features: int
@@ -79,23 +79,23 @@ class Transition(nn.Module):
 
 
 class DenseNet(Classifier):
-    """The fields of `Classifier`, and these.
+    """Densely connected network, with the fields of `Classifier` and those below.
 
     Endpoints: "stem", "stage1", "stage1/layer0", ..., "last_map", "pre_logits".
 
-    A stage is a dense block; an endpoint of a layer has its new channels alone.
+    A stage is a dense block; the endpoint of a layer has only its new channels.
 
     Attributes:
-      stage_sizes: layers of each dense block.
-      growth: channels that each layer adds (the paper's k).
+      stage_sizes: Number of layers of each dense block.
+      growth: Channels that each layer adds (the paper's k).
       stem: "imagenet": 7x7 with stride 2, normalization, activation and 3x3 max-pooling with stride 2; "cifar": 3x3.
-      width: channels of the stem.
-      bottleneck: channels of the 1x1 convolution in a layer, as a multiple of `growth`; 0: no such convolution.
-      compression: channels after a transition, as a fraction of those before (the paper's theta).
-      dropout: rate after each convolution but the stem's. The paper trains with 0.2 on CIFAR and SVHN without
-        augmentation.
-      remat: whether concatenations, normalizations and activations are computed again for the gradient, instead of
-        kept: of a block of L layers, O(L) memory instead of O(L^2). Outputs of convolutions are kept.
+      width: Channels of the stem.
+      bottleneck: Channels of the 1x1 convolution in a layer, as a multiple of `growth`; 0 omits this convolution.
+      compression: Channels after a transition, as a fraction of those before (the paper's theta).
+      dropout: Dropout rate after each convolution except the stem's. The paper trains with 0.2 on CIFAR and SVHN
+        without augmentation.
+      remat: Whether the backward pass recomputes concatenations, normalizations and activations instead of storing
+        them. A block of L layers then needs O(L) memory instead of O(L^2). Outputs of convolutions are stored.
     """
 
     stage_sizes: Sequence[int] = (6, 12, 24, 16)
@@ -119,7 +119,7 @@ class DenseNet(Classifier):
             raise UserError(f"compression={self.compression} leaves no channels after a transition")
 
     def _transitions(self) -> list[int]:
-        """Channels after each transition, rounded down (section 3)."""
+        """Returns the channels after each transition, rounded down (section 3)."""
         channels = [self.width]
         for size in self.stage_sizes[:-1]:
             channels.append(int(self.compression * (channels[-1] + size * self.growth)))
@@ -127,7 +127,7 @@ class DenseNet(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Maps images [N, H, W, C] to logits [N, num_classes], float32; training may need the rng stream "dropout"."""
         layers = self.ingredients(train)
         noise = {"dropout": self.dropout, "train": train}
         kind = DenseLayer
@@ -156,20 +156,23 @@ _net = functools.partial
 
 
 def _cifar(per_block: int, growth: int, **fields) -> functools.partial:
-    """Section 3: three blocks, and 16 channels in the stem, or with bottlenecks and compression 2k."""
+    """Returns a network for CIFAR with three blocks (section 3).
+
+    The stem has 16 channels, or 2k in networks with bottlenecks and compression.
+    """
     return _net(
         DenseNet, stage_sizes=(per_block,) * 3, growth=growth, stem="cifar", num_classes=10, image_size=32, **fields
     )
 
 
 VARIANTS = {
-    # Table 1; 161, of growth 48, as torchvision has it.
+    # Table 1; 161, of growth 48, is torchvision's.
     "densenet121": _net(DenseNet),
     "densenet161": _net(DenseNet, stage_sizes=(6, 12, 36, 24), growth=48, width=96),
     "densenet169": _net(DenseNet, stage_sizes=(6, 12, 32, 32)),
     "densenet201": _net(DenseNet, stage_sizes=(6, 12, 48, 32)),
     "densenet264": _net(DenseNet, stage_sizes=(6, 12, 64, 48)),
-    # Table 2. Of L layers, 4 are the stem, two transitions and the head.
+    # Table 2. Four of the L layers are the stem, two transitions and the head.
     **{
         f"densenet{depth}_k{k}": _cifar((depth - 4) // 3, k, width=16, bottleneck=0, compression=1.0)
         for depth, k in ((40, 12), (100, 12), (100, 24))
@@ -182,7 +185,7 @@ VARIANTS = {
 
 
 def layouts(model: DenseNet) -> dict[str, Layout]:
-    """Torchvision's and timm's, which are the same, of networks with their stem and bottlenecks."""
+    """Returns the layouts of torchvision and timm, which agree, for networks with their stem and bottlenecks."""
     if model.stem != "imagenet" or not model.bottleneck:
         return {}
     layout = Layout(

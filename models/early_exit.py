@@ -1,5 +1,6 @@
-"""Residual networks with exits, the baseline of Huang et al. 2018 (arXiv 1703.09844, section 5, ResNet with multiple
-classifiers): what multi-scale dense networks (msdnet.py) are compared with.
+"""Residual networks with early exits: the baseline for multi-scale dense networks (msdnet.py).
+
+Huang et al. 2018    arXiv 1703.09844, section 5, "ResNet with multiple classifiers"
 """
 
 import functools
@@ -18,11 +19,13 @@ from models.weights.layouts import Layout, with_own
 
 
 class EarlyExitResNet(ResNet):
-    """The fields of `ResNet`, and these. Endpoints: those of `ResNet`, and of `models.layers.exit_router.Leaving`.
+    """A residual network with exits, with the fields of `ResNet` and those below.
+
+    Endpoints: those of `ResNet`, and of `models.layers.exit_router.Leaving`.
 
     Attributes:
-      exits: after how many blocks there is one, the end of the network not counted.
-      exit_width: channels of the exits' convolutions; 0: as many as the blocks before have.
+      exits: Number of blocks before each exit, without the exit at the end of the network.
+      exit_width: Channels of the exits' convolutions; 0 uses the channels of the preceding block.
     """
 
     exits: Sequence[int] = (2, 4)
@@ -34,21 +37,23 @@ class EarlyExitResNet(ResNet):
         self._need_at_least(0, "exit_width")
         if list(self.exits) != sorted(set(self.exits)) or self.exits[-1] >= len(self.blocks):
             raise UserError(
-                f"exits={self.exits} must ascend and be below {len(self.blocks)}, the number of blocks, at "
-                "whose end there is one anyway"
+                f"exits={self.exits} must be increasing and below {len(self.blocks)}, the number of blocks; the end "
+                "of the network is always an exit"
             )
         if self.shortcut == "none":
-            raise UserError("shortcut='none' leaves nothing of a block that is not computed")
+            raise UserError("shortcut='none' leaves nothing of a block that is skipped")
 
     @property
     def num_exits(self) -> int:
-        """How many there are, the last one included."""
+        """The number of exits, including the last one."""
         return len(self.exits) + 1
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, leave: Any = None) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32: of the last exit, or with `leave` of that where
-        each example left; leave, float [num_exits - 1], and errors: see `models.layers.exit_router.Leaving`.
+        """Maps images [N, H, W, C] to logits [N, num_classes], float32, of the last exit.
+
+        With `leave`, float [num_exits - 1], the logits are those of the exit where each example left;
+        `models.layers.exit_router.Leaving` describes it and its errors.
         """
         leaving, layers = Leaving(self, leave, self.num_exits, train), self.ingredients(train)
         new_exit = functools.partial(Exit, layers, self.num_classes, self.exit_width, parent=self)
@@ -65,7 +70,7 @@ class EarlyExitResNet(ResNet):
 
 
 VARIANTS = {
-    # 10 blocks at each of 3 resolutions, and exits after 4 and 8 of each.
+    # 10 blocks at each of 3 resolutions, with exits after 4 and 8 of them.
     "early_exit_resnet62": functools.partial(
         EarlyExitResNet,
         **{**resnet.VARIANTS["resnet20"].keywords, "stage_sizes": (10, 10, 10), "exits": (4, 8, 14, 18, 24, 28)},
@@ -74,5 +79,8 @@ VARIANTS = {
 
 
 def layouts(model: EarlyExitResNet) -> dict[str, Layout]:
-    """Those of the residual network; exits keep our names: new="exit*" draws them."""
+    """Returns the layouts of the residual network; exits keep their names here.
+
+    Importing with new="exit*" draws them anew.
+    """
     return with_own(resnet.layouts(model), r"exit\d+/.*")

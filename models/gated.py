@@ -1,10 +1,10 @@
-"""Residual networks that compute, for each image, some of their blocks.
+"""Residual networks that compute only some of their blocks for each image.
 
   Veit & Belongie 2018    Convolutional networks with adaptive inference graphs, arXiv 1711.11503     convnet_aig*
   Wu et al. 2018          BlockDrop: dynamic inference paths in residual networks, arXiv 1711.08393   blockdrop*
 
-What was decided for a block is its endpoint "stage1/block0/gate", [N]: 1 where the branch is computed, 0 where the
-shortcut alone goes on. A call with keep=[N, blocks] decides instead of the network: `jnp.ones` computes everything.
+The decision for a block is its endpoint "stage1/block0/gate", [N]: 1 where the branch is computed, 0 where only the
+shortcut is. A call with keep=[N, blocks] overrides the network's decisions: `jnp.ones` computes everything.
 """
 
 import functools
@@ -25,21 +25,22 @@ from models.layers.pooling import avg_pool
 from models.resnet import ResNet
 from models.weights.layouts import Layout, with_own
 
-OPEN = (0.1, 2.0)  # what the two logits of a gate start from: open for 87% of the samples (Veit 2018, section 3.2: 85%)
+# Initial biases of the two logits of a gate, which open it for 87% of the samples (Veit 2018, section 3.2: 85%)
+OPEN = (0.1, 2.0)
 
 
 class Gate(nn.Module):
-    """x [N, H, W, C] -> float32 [N], 1 where a block is to be computed, else 0 (Veit 2018, sections 3.1 and 3.2).
+    """A gate (Veit 2018, sections 3.1 and 3.2): maps x [N, H, W, C] to float32 [N], 1 to compute a block, 0 to skip it.
 
-    Channels are averaged over space; two dense layers make the logits of closed and open. In training a sample by
-    Gumbel-max, through which gradients go as through the softmax at `temperature` (straight through); otherwise the
-    larger logit decides.
+    Channels are averaged over space, and two dense layers compute the logits of closed and open. In training, the gate
+    samples by Gumbel-max, and gradients are those of the softmax at `temperature` (straight-through estimator).
+    Otherwise the larger logit decides.
 
     Attributes:
-      layers: constructors of the ingredients.
-      features: of the layer between.
-      temperature: of the softmax.
-      train: whether to sample, from the rng stream "dropout".
+      layers: Constructors of the ingredients.
+      features: Features of the hidden layer.
+      temperature: Temperature of the softmax.
+      train: Whether to sample, from the rng stream "dropout".
     """
 
     layers: Ingredients
@@ -64,8 +65,15 @@ def _open(key, shape, dtype):
 
 
 def straight_through(logits: jax.Array, key: jax.Array, temperature: float) -> jax.Array:
-    """Samples of the second of two classes, 0 or 1, with the gradient of the Gumbel-softmax (Jang et al. 2017, arXiv
-    1611.01144): logits [N, 2] -> [N].
+    """Samples one of two classes, with the gradient of the Gumbel-softmax (Jang et al. 2017, arXiv 1611.01144).
+
+    Args:
+      logits: [N, 2].
+      key: Key for the noise.
+      temperature: Temperature of the softmax.
+
+    Returns:
+      [N], 1 for the second class, 0 for the first.
     """
     noisy = logits + jax.random.gumbel(key, logits.shape)
     soft = nn.softmax(noisy / temperature)[:, 1]
@@ -74,7 +82,7 @@ def straight_through(logits: jax.Array, key: jax.Array, temperature: float) -> j
 
 
 class Adaptive(ResNet):
-    """What the networks here share. `gated`: names of the blocks that may be skipped, "stage1/block0"."""
+    """Base of the networks that skip blocks per image."""
 
     def check(self) -> None:
         super().check()
@@ -82,18 +90,24 @@ class Adaptive(ResNet):
             raise UserError("shortcut='none' leaves nothing of a block that is skipped")
         if self.remat:
             raise UserError(
-                "remat=True is not for networks that skip blocks: what a rematerialized one decided cannot be read"
+                "remat=True does not work with networks that skip blocks: decisions of rematerialized blocks cannot "
+                "be read"
             )
 
     @property
     def gated(self) -> tuple[str, ...]:
+        """The names of the blocks that can be skipped, "stage1/block0", ...."""
         return self.blocks
 
     def _visit(self, keep: jax.Array | None) -> Callable:
-        """How a block is called where `keep` [N, blocks] is given; UserError for another shape."""
+        """Returns the function that calls a block with its column of `keep` [N, blocks], or with None.
+
+        Raises:
+          UserError: `keep` has another shape.
+        """
         if keep is not None and (keep.ndim != 2 or keep.shape[1] != len(self.blocks)):
             raise UserError(
-                f"keep must be of shape [N, {len(self.blocks)}], for each image and block, not {list(keep.shape)}"
+                f"keep must be of shape [N, {len(self.blocks)}], one column per block, not {list(keep.shape)}"
             )
 
         def visit(block, x):
@@ -103,22 +117,29 @@ class Adaptive(ResNet):
 
 
 def gates(model: Adaptive, variables: Any, images: jax.Array, **options: Any) -> tuple[Any, jax.Array]:
-    """Applies a network.
+    """Applies a network and returns its decisions as well.
 
     Args:
-      model, variables, images, **options: as for `model.apply`.
+      model: The network.
+      variables: Its variables.
+      images: [N, H, W, C].
+      **options: Other arguments of `model.apply`.
 
     Returns:
-      What `model.apply` returns, and for each block whether it was computed: float32 [N, blocks].
+      The result of `model.apply`, and float32 [N, blocks], 1 for each block that was computed.
     """
-    output, found = capture(model, variables, images, **options)  # with `keep`, every block has a gate
+    output, activations = capture(model, variables, images, **options)  # with `keep`, every block has a gate
     on = jnp.ones(len(images))
-    return output, jnp.stack([found.get(f"{block}/gate", on) for block in model.blocks], -1)
+    return output, jnp.stack([activations.get(f"{block}/gate", on) for block in model.blocks], -1)
 
 
 class Costs(NamedTuple):
-    """Mult-adds of an image: what is computed in any case (stem, shortcuts, head); what decides, gates or the policy,
-    unless a call says what to keep; the branch of each block.
+    """Mult-adds per image.
+
+    Attributes:
+      always: Mult-adds of the stem, the shortcuts and the head.
+      deciding: Mult-adds of the gates or the policy, which a call with `keep` does not compute.
+      blocks: Mult-adds of the branch of each block.
     """
 
     always: int
@@ -127,7 +148,7 @@ class Costs(NamedTuple):
 
 
 def costs(model: Adaptive, cost: Complexity) -> Costs:
-    """Of what `models.analysis.cost.analyze` found for the network."""
+    """Splits the cost of a network, from `models.analysis.cost.analyze`, by what is always computed and what is not."""
     branches, deciding = dict.fromkeys(model.blocks, 0), 0
     for layer in cost.layers:
         block, _, name = layer.path.rpartition("/")
@@ -139,13 +160,14 @@ def costs(model: Adaptive, cost: Complexity) -> Costs:
 
 
 class GatedResNet(Adaptive):
-    """ConvNet-AIG: gates in the blocks; the fields of `ResNet`, and these.
+    """ConvNet-AIG, a residual network with gates in the blocks; it has the fields of `ResNet` and those below.
 
     Attributes:
-      target: share of the images for which a block should be computed (the paper's t), see the task "gated".
-      rates: of each block in order; None is `target`, 1 has no gate and is always computed. () is `target` for all.
-      gate_width: features of a gate (the paper's d).
-      temperature: of the gates' softmax in training.
+      target: Fraction of the images for which a block should be computed (the paper's t); see the task "gated".
+      rates: Target rate of each block in order. None stands for `target`. A block of rate 1 has no gate and is always
+        computed. () uses `target` for all blocks.
+      gate_width: Hidden features of a gate (the paper's d).
+      temperature: Temperature of the gates' softmax in training.
     """
 
     target: float = 0.5
@@ -159,20 +181,20 @@ class GatedResNet(Adaptive):
         if not self.temperature > 0:
             raise UserError(f"temperature={self.temperature} must be above 0")
         if self.rates and (not isinstance(self.rates, (tuple, list)) or len(self.rates) != len(self.blocks)):
-            raise UserError(f"rates={self.rates} must be one for each of the {len(self.blocks)} blocks, or none")
+            raise UserError(f"rates={self.rates} must have one rate for each of the {len(self.blocks)} blocks, or none")
         wrong = [
             rate
             for rate in (self.target, *self.rates)
             if rate is not None and not (has_type(rate, float) and 0 <= rate <= 1)
         ]
         if wrong:
-            raise UserError(f"target and rates are shares of the images in [0, 1], not {wrong[0]}")
+            raise UserError(f"target and rates must be fractions of the images in [0, 1], not {wrong[0]}")
         if not self.gated:
-            raise UserError("rates of 1 alone leave no block with a gate")
+            raise UserError("rates are all 1, so no block has a gate; set some of them below 1")
         if separates_channels(self.norm, self.gate_width):
             raise UserError(
-                f"norm='{self.norm}' leaves nothing of what a gate sees, one number for each of its "
-                f"gate_width={self.gate_width} features: want fewer groups, or more features"
+                f"norm='{self.norm}' sets the input of a gate to a constant, because it has one value for each of its "
+                f"gate_width={self.gate_width} features; use fewer groups or more features"
             )
 
     @property
@@ -186,8 +208,9 @@ class GatedResNet(Adaptive):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, keep: jax.Array | None = None) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" in training. keep [N, blocks]
-        overrides the gates.
+        """Maps images [N, H, W, C] to logits [N, num_classes], float32; training needs the rng stream "dropout".
+
+        `keep` [N, blocks] overrides the gates.
         """
         layers = self.ingredients(train)
         gate = functools.partial(Gate, layers, self.gate_width, self.temperature, train)
@@ -197,15 +220,16 @@ class GatedResNet(Adaptive):
 
 
 class BlockDrop(Adaptive):
-    """A residual network, and a policy that sees the image once and says which blocks to compute; the fields of
-    `ResNet`, and these. The paths of the network are those of a ResNet, the policy's begin with "policy/".
+    """A residual network with a policy, which sees the image once and decides which blocks to compute.
 
-    A projection whose block is skipped is activated here, in the authors' code it is not: of blockdrop101, 4 blocks.
+    It has the fields of `ResNet` and those below. Parameter paths are those of a ResNet; the policy's start with
+    "policy/". Unlike in the authors' code, the projection of a skipped block is activated: this concerns 4 blocks of
+    blockdrop101.
 
     Attributes:
-      policy_sizes: blocks, of two 3x3 convolutions, of the stages of the policy, a residual network too (section 4.1).
-      policy_width: its channels in the first stage.
-      policy_pool: size of the cells over which it averages the image first.
+      policy_sizes: Number of blocks of each stage of the policy, a residual network of 3x3 convolutions (section 4.1).
+      policy_width: Channels of the first stage of the policy.
+      policy_pool: Size of the cells over which the policy first averages the image.
     """
 
     policy_sizes: Sequence[int] = (1, 1, 1)
@@ -217,11 +241,12 @@ class BlockDrop(Adaptive):
         self._need_numbers("policy_sizes", (1, 1, 1))
         self._need_at_least(1, "policy_width", "policy_pool")
         if self.policy_pool > self.image_size:
-            raise UserError(f"policy_pool={self.policy_pool} is more than image_size={self.image_size}")
+            raise UserError(f"policy_pool={self.policy_pool} must be at most image_size={self.image_size}")
 
     def policy(self, **fields: Any) -> ResNet:
-        """The policy: images, `pooled`, to logits of computing each block, [N, blocks]. Alone, with parent=None, its
-        paths do not begin with "policy/".
+        """Returns the policy, which maps `pooled` images to the logits [N, blocks] of computing each block.
+
+        With parent=None it stands alone, and its paths do not start with "policy/".
         """
         names = (
             "norm",
@@ -252,41 +277,45 @@ class BlockDrop(Adaptive):
         )
 
     def pooled(self, images: jax.Array) -> jax.Array:
-        """The images as the policy sees them: [N, H / pool, W / pool, C]."""
+        """Returns the images that the policy sees, [N, H / pool, W / pool, C]."""
         return avg_pool(images, self.policy_pool) if self.policy_pool > 1 else images
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, keep: jax.Array | None = None) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32. keep [N, blocks] is there instead of the policy's
-        decision, which is to compute what has a probability of at least 1/2.
+        """Maps images [N, H, W, C] to logits [N, num_classes], float32.
+
+        The policy computes the blocks whose probability is at least 1/2; `keep` [N, blocks] overrides it.
         """
         if keep is None:
             keep = (self.policy(name="policy")(self.pooled(images), train) >= 0).astype(jnp.float32)
         return self._forward(self.ingredients(train), images, train, self._visit(keep))
 
 
-_T = None  # the rate `target`
-# Rates of the authors: early blocks, of AIG-50 also some that halve the resolution and the last, are always computed.
+_T = None  # stands for the rate `target`
+# The authors' rates: early blocks are always computed; in AIG-50, so are the last and some that halve the resolution.
 _AIG50 = (1, 1, 0.8, 1, _T, _T, _T, 1, _T, _T, _T, _T, _T, 1, 0.7, 1)
 _AIG101 = (1,) * 8 + (_T,) * 25
 
 
 def _of(kind: type, name: str, **fields: Any) -> functools.partial:
-    """That kind of the residual network `name`."""
+    """Returns the residual network `name` as a network of class `kind`."""
     return functools.partial(kind, **{**resnet.VARIANTS[name].keywords, **fields})
 
 
 VARIANTS = {
-    # On CIFAR with projections and one target for all blocks (0.7 in table 1), as in the authors' code.
+    # CIFAR networks have projections and one target for all blocks (0.7 in table 1), as in the authors' code.
     **{f"convnet_aig{depth}": _of(GatedResNet, f"resnet{depth}", shortcut="B", target=0.7) for depth in (38, 74, 110)},
     "convnet_aig50": _of(GatedResNet, "resnet50", rates=_AIG50),
     "convnet_aig101": _of(GatedResNet, "resnet101", rates=_AIG101),
-    # Section 4.1: policies of 3 and 4 blocks; that on ImageNet sees half of the resolution.
+    # Section 4.1: policies have 3 and 4 blocks; the one for ImageNet sees half the resolution.
     **{f"blockdrop{depth}": _of(BlockDrop, f"resnet{depth}") for depth in (32, 110)},
     "blockdrop101": _of(BlockDrop, "resnet101", policy_sizes=(1, 1, 1, 1), policy_width=64, policy_pool=2),
 }
 
 
 def layouts(model: Adaptive) -> dict[str, Layout]:
-    """Those of the residual network; gates and policies keep our names: new="*/gate" draws them, or "policy"."""
+    """Returns the layouts of the residual network; gates and policies keep their names here.
+
+    Importing with new="*/gate" or new="policy" draws them anew.
+    """
     return with_own(resnet.layouts(model), r".*/gate/.*|policy/.*")

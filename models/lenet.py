@@ -1,11 +1,11 @@
-"""LeNet: the networks for handwritten digits on which pruning and compression are reported.
+"""LeNet: networks for handwritten digits, which papers on pruning and compression use.
 
   LeCun et al. 1998    Gradient-based learning applied to document recognition (Proc. IEEE 86)
   Han et al. 2015      Learning both weights and connections, arXiv 1506.02626, table 1: LeNet-300-100 and LeNet-5
 
-Both as Caffe has them, which is what Han et al. took: rectifiers for the paper's tanh, and in LeNet-5 50 maps and 500
-hidden units for its 16 and 84, max-pooling for its trained averages, and no activation between convolution and
-pooling: the only one follows the hidden layer.
+Both networks are Caffe's versions, which Han et al. used. They have rectifiers instead of tanh. Caffe's LeNet-5 has 50
+maps and 500 hidden units instead of 16 and 84, and max-pooling instead of trained averages. Its only activation follows
+the hidden layer; there is none between convolution and pooling.
 """
 
 import functools
@@ -23,15 +23,15 @@ from models.weights.layouts import Layout, flattened
 
 
 class LeNet(Classifier):
-    """Convolutions, each with pooling, then dense layers; the fields of `Classifier`, and these.
+    """Convolutions with pooling, then dense layers; it has the fields of `Classifier` and those below.
 
-    The first dense layer sees every place of the flattened map, so its parameters depend on `image_size`. A `norm`
-    follows every convolution and every hidden layer, of which "instance" has nothing to average. Endpoints: "conv1",
-    "conv2" (pooled), "pre_logits".
+    The first dense layer sees the flattened map, so its parameters depend on `image_size`. A `norm` follows every
+    convolution and every hidden layer; "instance" does not work after hidden layers, which have no space to average
+    over. Endpoints: "conv1", "conv2" (pooled), "pre_logits".
 
     Attributes:
-      convs: channels of the 5x5 convolutions without padding, each followed by 2x2 max-pooling.
-      hidden: features of the dense layers before the head.
+      convs: Channels of the 5x5 convolutions without padding, each followed by 2x2 max-pooling.
+      hidden: Features of the dense layers before the head.
     """
 
     norm: str | Callable = "none"
@@ -49,16 +49,16 @@ class LeNet(Classifier):
             raise UserError(f"image_size={self.image_size} leaves nothing after {len(self.convs)} convolutions")
 
     def map_size(self) -> int:
-        """Height and width of what is flattened."""
+        """Returns the height and width of the flattened map."""
         return functools.reduce(lambda size, _: (size - 4) // 2, self.convs, self.image_size)
 
     def example(self, size: int | None = None, channels: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Images [1, size, size, channels], of one channel if nobody says; size `image_size` if None."""
+        """Returns the shape and type of images [1, size, size, channels]; size None is `image_size`."""
         return super().example(size, channels)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images [N, image_size, image_size, C] -> logits [N, num_classes], float32."""
+        """Maps images [N, image_size, image_size, C] to logits [N, num_classes], float32."""
         layers = self.ingredients(train)
         x = images
         for i, features in enumerate(self.convs, 1):
@@ -79,7 +79,7 @@ VARIANTS = {
 
 
 def layouts(model: LeNet) -> dict[str, Layout]:
-    """Caffe's names (conv1, conv2, ip1, ...), with "weight" and "bias" for its blobs 0 and 1."""
+    """Returns Caffe's layout (conv1, conv2, ip1, ...), with "weight" and "bias" for its blobs 0 and 1."""
     if model.norm != "none":
         return {}
     dense = [*(f"hidden{i + 1}" for i in range(len(model.hidden))), "head"]

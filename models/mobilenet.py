@@ -4,8 +4,8 @@
   Sandler et al. 2018    MobileNetV2, inverted residuals and linear bottlenecks,
                          arXiv 1801.04381                                              mobilenet_v2*
 
-Laid out as timm's and torchvision's: padding k // 2, and ReLU6 in both, as in the authors' code (the text of the first
-paper says ReLU).
+The layout is that of timm and torchvision: padding k // 2, and ReLU6 in both versions, as in the authors' code (the
+text of the first paper says ReLU).
 """
 
 import functools
@@ -19,21 +19,22 @@ from models.errors import UserError
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.regularize import Dropout
+from models.layers.stage import Stage
 from models.weights.layouts import Layout
 
 V2_STAGES = ((16, 1), (24, 2), (32, 2), (64, 2), (96, 1), (160, 2), (320, 1))  # channels, stride: Sandler 2018, table 2
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor`, at least one, and not below nine tenths of `channels`: the authors' rule."""
+    """Rounds to the nearest positive multiple of `divisor` that is at least 0.9 `channels`, as in the authors' code."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * channels else rounded + divisor
 
 
 class Separable(nn.Module):
-    """A 3x3 convolution in two: of each channel by itself, then 1x1. Howard 2017, fig. 3; or whole.
+    """A depthwise separable 3x3 convolution (Howard 2017, fig. 3), or an ordinary one if `separable` is False.
 
-    x [N, H, W, C] -> [N, H / stride, W / stride, features].
+    Maps x [N, H, W, C] to [N, H / stride, W / stride, features].
     """
 
     layers: Ingredients
@@ -53,11 +54,18 @@ class Separable(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Wide inside and narrow outside, a shortcut between the narrow ends. Sandler 2018, table 1 and fig. 3b.
+    """An inverted residual block: wide inside, with a shortcut between narrow ends (Sandler 2018, table 1, fig. 3b).
 
-    x [N, H, W, C] -> [N, H / stride, W / stride, features]; 1x1 to `expansion` C channels (none for expansion 1), 3x3
-    of each channel by itself, 1x1 to `features`, with no activation after it where `linear`. `shortcut` is whether
-    there is one where shapes allow it.
+    Maps x [N, H, W, C] to [N, H / stride, W / stride, features]. The branch is a 1x1 convolution to `expansion` C
+    channels (omitted for expansion 1), a depthwise 3x3 convolution, and a 1x1 convolution to `features`.
+
+    Attributes:
+      layers: Constructors of the ingredients.
+      features: Channels of the output.
+      stride: Stride of the depthwise convolution.
+      expansion: Ratio of the hidden channels to the input channels.
+      linear: Whether the last convolution has no activation.
+      shortcut: Whether there is a shortcut if the shapes of input and output agree.
     """
 
     layers: Ingredients
@@ -80,29 +88,20 @@ class InvertedResidual(nn.Module):
         return x + y if self.shortcut and x.shape == y.shape else y
 
 
-class Stage(nn.Module):
-    """Blocks of as many channels, the first with the stride; each is an endpoint."""
-
-    block: Callable
-    size: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for i in range(self.size):
-            x = Endpoint(f"block{i}")(self.block(stride=self.stride if i == 0 else 1, name=f"block{i}")(x))
-        return x
+def _stage(block: Callable, size: int, stride: int, name: str) -> Stage:
+    """Returns a stage of `size` blocks, the first of which has the stride."""
+    return Stage([functools.partial(block, stride=stride if i == 0 else 1) for i in range(size)], name=name)
 
 
 class MobileNet(Classifier):
-    """What the two have in common; the fields of `Classifier`, and these.
+    """Base of both versions, with the fields of `Classifier` and those below.
 
     Endpoints: "stem", "stage1", "stage1/block0", ..., "last_map", "pre_logits".
 
     Attributes:
-      stage_sizes: blocks of each stage.
-      width_multiplier: factor on the channels of every layer, which are then rounded to multiples of 8.
-      dropout: rate before the head.
+      stage_sizes: Number of blocks of each stage.
+      width_multiplier: Factor on the channels of every layer, which are then rounded to multiples of 8.
+      dropout: Dropout rate before the head.
     """
 
     act: str | Callable = "relu6"
@@ -117,28 +116,28 @@ class MobileNet(Classifier):
             raise UserError(f"width_multiplier={self.width_multiplier} must be above 0")
 
     def _channels(self, channels: int) -> int:
-        """Channels of a layer that has `channels` at width 1."""
+        """Returns the channels of a layer that has `channels` at width 1."""
         return make_divisible(channels * self.width_multiplier)
 
     def _stem(self, layers: Ingredients, images: jax.Array) -> jax.Array:
-        """[N, H, W, C] -> [N, H / 2, W / 2, 32 width_multiplier]."""
+        """Maps [N, H, W, C] to [N, H / 2, W / 2, 32 width_multiplier]."""
         x = layers.conv(self._channels(32), 3, 2, name="stem_conv")(images)
         return Endpoint("stem")(layers.act(layers.norm(name="stem_norm")(x)))
 
     def _head(self, layers: Ingredients, x: jax.Array, train: bool) -> jax.Array:
-        """[N, H, W, C] -> logits [N, num_classes], float32."""
+        """Maps [N, H, W, C] to logits [N, num_classes], float32."""
         x = Endpoint("pre_logits")(Endpoint("last_map")(x).mean((1, 2)))
         x = Dropout(self.dropout, deterministic=not train)(x)
         return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
 
 
 class MobileNetV1(MobileNet):
-    """Stages of separable convolutions (Howard 2017, table 1); the fields of `MobileNet`, and this.
+    """Stages of separable convolutions (Howard 2017, table 1), with the fields of `MobileNet` and the one below.
 
-    The first stage keeps the stem's resolution; each further one halves it, and has twice the channels.
+    The first stage keeps the stem's resolution. Each later one halves it and doubles the channels.
 
     Attributes:
-      separable: whether the convolutions are; False for the "Conv MobileNet" of table 4.
+      separable: Whether the convolutions are separable; False gives the "Conv MobileNet" of table 4.
     """
 
     stage_sizes: Sequence[int] = (1, 2, 2, 6, 2)
@@ -146,25 +145,25 @@ class MobileNetV1(MobileNet):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Maps images [N, H, W, C] to logits [N, num_classes], float32; training may need the rng stream "dropout"."""
         layers = self.ingredients(train)
         x = self._stem(layers, images)
         for stage, size in enumerate(self.stage_sizes):
             block = functools.partial(Separable, layers, self._channels(64 * 2**stage), separable=self.separable)
-            x = Stage(block, size, 1 if stage == 0 else 2, name=f"stage{stage + 1}")(x)
+            x = _stage(block, size, 1 if stage == 0 else 2, f"stage{stage + 1}")(x)
             x = Endpoint(f"stage{stage + 1}")(x)
         return self._head(layers, x, train)
 
 
 class MobileNetV2(MobileNet):
-    """Stages of inverted residuals (Sandler 2018, table 2), then 1x1 to 1280 channels.
+    """Stages of inverted residuals (Sandler 2018, table 2), then a 1x1 convolution to 1280 channels.
 
-    The fields of `MobileNet`, and these; `width_multiplier` below 1 leaves the 1280 as they are.
+    It has the fields of `MobileNet` and those below. A `width_multiplier` below 1 does not reduce the 1280 channels.
 
     Attributes:
-      expansion: of all blocks but the first stage's, which have 1.
-      linear: whether the narrow ends have no activation (section 3.2, fig. 6a).
-      shortcut: whether blocks have shortcuts where shapes allow them (fig. 6b).
+      expansion: Expansion of all blocks after the first stage, whose blocks have 1.
+      linear: Whether the narrow ends have no activation (section 3.2, fig. 6a).
+      shortcut: Whether blocks have shortcuts if shapes allow them (fig. 6b).
     """
 
     stage_sizes: Sequence[int] = (1, 2, 3, 4, 3, 3, 1)
@@ -176,12 +175,12 @@ class MobileNetV2(MobileNet):
     def check(self) -> None:
         super().check()
         if len(self.stage_sizes) > len(V2_STAGES):
-            raise UserError(f"stage_sizes={self.stage_sizes} must be of at most {len(V2_STAGES)} stages")
+            raise UserError(f"stage_sizes={self.stage_sizes} must have at most {len(V2_STAGES)} stages")
         self._need_at_least(1, "expansion")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Maps images [N, H, W, C] to logits [N, num_classes], float32; training may need the rng stream "dropout"."""
         layers = self.ingredients(train)
         x = self._stem(layers, images)
         for stage, (size, (channels, stride)) in enumerate(zip(self.stage_sizes, V2_STAGES, strict=False), 1):
@@ -193,7 +192,7 @@ class MobileNetV2(MobileNet):
                 linear=self.linear,
                 shortcut=self.shortcut,
             )
-            x = Endpoint(f"stage{stage}")(Stage(block, size, stride, name=f"stage{stage}")(x))
+            x = Endpoint(f"stage{stage}")(_stage(block, size, stride, f"stage{stage}")(x))
         x = layers.conv(make_divisible(1280 * max(1.0, self.width_multiplier)), 1, name="last_conv")(x)
         x = layers.act(layers.norm(name="last_norm")(x))
         return self._head(layers, x, train)
@@ -214,7 +213,7 @@ VARIANTS = {
         for width in (0.35, 0.5, 0.75, 1.3, 1.4)
     },
 }
-# Layers of a block in torchvision's layout and in timm's; blocks of the first stage do not expand.
+# Names of the layers of a block in torchvision's and timm's layouts; blocks of the first stage do not expand.
 _FIRST_STAGE = {
     "depthwise": ("0.0", "conv_dw"),
     "depthwise_norm": ("0.1", "bn1"),
@@ -233,7 +232,7 @@ _SEPARABLE = {"depthwise": "conv_dw", "depthwise_norm": "bn1", "pointwise": "con
 
 
 def layouts(model: MobileNet) -> dict[str, Layout]:
-    """timm's, and of the second version torchvision's; none of networks that these do not have."""
+    """Returns timm's layout, and torchvision's for the second version; none for networks that these do not have."""
 
     def timm(rules):
         return Layout(

@@ -1,10 +1,10 @@
-"""Multi-scale dense networks: Huang et al. 2018, arXiv 1703.09844, laid out as github.com/kalviny/MSDNet-PyTorch.
+"""Multi-scale dense networks: Huang et al. 2018, arXiv 1703.09844, as in github.com/kalviny/MSDNet-PyTorch.
 
-Every layer reads what all earlier ones made, at its own scale and at the next finer one, and after each block of them
-there is an exit that reads the coarsest scale. Fine scales are given up on the way ("network reduction", section 4).
+Every layer reads the outputs of all earlier layers, at its own scale and at the next finer one. An exit after each
+block of layers reads the coarsest scale. Deeper layers drop fine scales ("network reduction", section 4).
 
-  msdnet_cifar_anytime      7 exits, at equal distances
-  msdnet_cifar_budgeted     5 exits, at growing distances
+  msdnet_cifar_anytime      7 exits, equally spaced
+  msdnet_cifar_budgeted     5 exits, with increasing spacing
   msdnet_imagenet_stepN     5 exits, N layers apart
 """
 
@@ -29,8 +29,11 @@ CHOICES = {"stem": ("cifar", "imagenet"), "step_mode": ("even", "lin_grow"), "pr
 
 
 class Step(NamedTuple):
-    """A layer: how many scales, the coarsest ones, it leaves; channels, as multiples of `growth_factors`, that a
-    transition after it leaves, or None where there is none.
+    """The plan of a layer.
+
+    Attributes:
+      scales: Number of scales that the layer keeps, the coarsest ones.
+      transition: Channels after a transition that follows the layer, in units of `growth_factors`; None without one.
     """
 
     scales: int
@@ -38,10 +41,10 @@ class Step(NamedTuple):
 
 
 class Stem(nn.Module):
-    """The first layer: images [N, H, W, 3] -> a map for each scale, each made of the next finer one.
+    """The first layer, which computes from images [N, H, W, 3] a map for each scale, each from the next finer map.
 
-    The finest is [N, H, W, features[0]], or with `pooled` [N, H / 4, W / 4, features[0]]; each other one has half the
-    resolution of the one before.
+    The finest map is [N, H, W, features[0]], or with `pooled` [N, H / 4, W / 4, features[0]]. Each further map has half
+    the resolution of the previous one.
     """
 
     layers: Ingredients
@@ -55,7 +58,7 @@ class Stem(nn.Module):
         for scale, features in enumerate(self.features, 1):
             large = self.pooled and scale == 1
             size, stride = (7, 2) if large else (3, 1 if scale == 1 else 2)
-            bias = {"use_bias": True} if large else {}  # as the reference has it here, and nowhere else
+            bias = {"use_bias": True} if large else {}  # the reference has a bias here and nowhere else
             x = act(norm(name=f"norm{scale}")(conv(features, size, stride, name=f"conv{scale}", **bias)(x)))
             x = max_pool(x, 3, 2, padding=1) if large else x
             maps.append(x)
@@ -63,8 +66,10 @@ class Stem(nn.Module):
 
 
 class Unit(nn.Module):
-    """1x1 to at most `bottleneck` times `features` channels and 3x3, normalized and activated after each (not before,
-    as a DenseNet): [N, H, W, C] -> [N, H / stride, W / stride, features].
+    """A 1x1 and a 3x3 convolution: maps [N, H, W, C] to [N, H / stride, W / stride, features].
+
+    The 1x1 convolution has at most `bottleneck` times `features` channels. Normalization and activation follow each
+    convolution (in a DenseNet they precede it).
     """
 
     layers: Ingredients
@@ -82,13 +87,15 @@ class Unit(nn.Module):
 
 
 class Layer(nn.Module):
-    """Maps, finest first -> those of the `scales` coarsest, with new channels behind the old ones.
+    """A layer that appends new channels to the maps of the `scales` coarsest scales; maps are sorted finest first.
 
-    Half of the new channels are made of the next finer map, where there is one, and half of the scale's own.
+    Half of the new channels come from the next finer map, if there is one, and the others from the scale's own map.
 
     Attributes:
-      growths: new channels of each scale, those given up included.
-      bottlenecks: of units that read each scale.
+      layers: Constructors of the ingredients.
+      growths: New channels of each scale, including dropped scales.
+      bottlenecks: Bottleneck of the units that read each scale.
+      scales: Number of scales that the layer keeps.
     """
 
     layers: Ingredients
@@ -112,7 +119,7 @@ class Layer(nn.Module):
 
 
 class Transition(nn.Module):
-    """A 1x1 convolution at each scale that is left, of all `features`: channels of each scale."""
+    """A 1x1 convolution at each remaining scale; `features` are the channels of all scales."""
 
     layers: Ingredients
     features: Sequence[int]
@@ -128,14 +135,15 @@ class Transition(nn.Module):
 
 
 class Block(nn.Module):
-    """Maps, or the image in the first block -> maps: what comes before an exit.
+    """The layers before an exit: maps the maps of all scales, or images in the first block, to maps.
 
     Attributes:
-      steps: its layers.
-      factors: channels of each scale as a multiple of those of the plan.
-      stem: constructor of what makes the maps of the image, or None.
-      layer: constructor of layers.
-      mark: what the stem's finest map goes through: an Endpoint of the network's.
+      layers: Constructors of the ingredients.
+      steps: Plan of the layers.
+      factors: Channels of each scale, as a multiple of those in the plan.
+      layer: Constructor of a layer.
+      stem: Constructor of the stem in the first block, else None.
+      mark: Endpoint of the network for the stem's finest map.
     """
 
     layers: Ingredients
@@ -149,7 +157,7 @@ class Block(nn.Module):
     def __call__(self, maps: Any) -> list[jax.Array]:
         if self.stem is not None:
             maps = self.stem(name="stem")(maps)
-            maps[0] = self.mark(maps[0])
+            maps[0] = self.mark(maps[0]) if self.mark else maps[0]
         for i, step in enumerate(self.steps):
             maps = self.layer(scales=step.scales, name=f"layer{i}")(maps)
             if step.transition is not None:
@@ -159,26 +167,27 @@ class Block(nn.Module):
 
 
 class MSDNet(Classifier):
-    """The fields of `Classifier`, and these. Scales are counted from the finest, 1.
+    """Multi-scale dense network, with the fields of `Classifier` and those below. Scale 1 is the finest.
 
-    Endpoints: "stem" (the finest map of the first layer), "block1", "exit1", "block2", ...: the coarsest map that an
-    exit reads, and its logits; "pre_logits", of the last exit. With `leave`: see `models.layers.exit_router.Leaving`.
+    Endpoints: "stem" (the finest map of the first layer); "block1", "exit1", "block2", ..., the coarsest map that an
+    exit reads, and its logits; "pre_logits" of the last exit. With `leave`, see `models.layers.exit_router.Leaving`.
 
     Attributes:
       stem: "imagenet": 7x7 with stride 2 and 3x3 max-pooling with stride 2; "cifar": 3x3.
-      num_exits: exits, and blocks.
-      base: layers of the first block.
-      step, step_mode: layers of the others: "even": `step`; "lin_grow": of the i-th from there, i step + 1.
-      width: channels of the first layer, at a scale of factor 1.
-      growth: new channels of each layer, likewise.
-      growth_factors: of each scale, what `width` and `growth` are multiplied by; there are as many scales.
-      bottleneck_factors: of each scale, channels of the 1x1 convolutions that read it as a multiple of the 3x3 ones',
-        though never more than they read.
-      reduction: channels after a transition as a fraction of those before; 0: there are no transitions.
-      prune: how fine scales are given up. "max": the layers are dealt evenly among the scales, and there is a
-        transition wherever one is given up; "min": as late as the last exit allows, with transitions after one and
-        two thirds of the layers.
-      exit_width: channels of the exits' convolutions; 0: as many as the coarsest scale has.
+      num_exits: Number of exits, and of blocks.
+      base: Number of layers of the first block.
+      step, step_mode: Number of layers of the other blocks. "even": `step`; "lin_grow": i step + 1 for the i-th of
+        them.
+      width: Channels of the first layer at a scale of factor 1.
+      growth: New channels of each layer at a scale of factor 1.
+      growth_factors: Factor of each scale on `width` and `growth`; its length is the number of scales.
+      bottleneck_factors: For each scale, channels of the 1x1 convolutions that read it as a multiple of the channels
+        of the 3x3 convolutions, but at most their input channels.
+      reduction: Channels after a transition as a fraction of those before; 0 disables transitions.
+      prune: How fine scales are dropped. "max": layers are split evenly among the scales, with a transition wherever a
+        scale is dropped; "min": as late as the last exit allows, with transitions after one and two thirds of the
+        layers.
+      exit_width: Channels of the exits' convolutions; 0 uses the channels of the coarsest scale.
     """
 
     kernel_init: str | Callable = "msra_fan_out"
@@ -206,14 +215,14 @@ class MSDNet(Classifier):
             raise UserError(f"reduction={self.reduction} must be at least 0 and at most 1")
         if any(self.growth * factor % 2 for factor in self.growth_factors[1:]):
             raise UserError(
-                f"growth={self.growth} with growth_factors={self.growth_factors}: new channels must be "
-                "even at all scales but the first, half of them are made of the next finer one"
+                f"growth={self.growth} with growth_factors={self.growth_factors}: the number of new channels must be "
+                "even at all scales except the first, because half of them come from the next finer scale"
             )
         if any(step.transition == 0 for steps in self.plan() for step in steps):
             raise UserError(f"reduction={self.reduction} leaves no channels after a transition")
 
     def plan(self) -> list[list[Step]]:
-        """The layers of each block."""
+        """Returns the plan of the layers of each block."""
         counts = [
             self.base,
             *(self.step if self.step_mode == "even" else self.step * i + 1 for i in range(1, self.num_exits)),
@@ -236,18 +245,25 @@ class MSDNet(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, leave: Any = None) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32: of the last exit, or with `leave` of that where
-        each example left.
+        """Returns the logits of the last exit, or with `leave` those of the exit where each example left.
 
         Args:
-          leave: thresholds, float [num_exits - 1], see `models.layers.exit_router.Leaving`; within
-            `models.layers.conditional.skipping()` blocks after its exit are not computed for an example.
+          images: [N, H, W, C].
+          train: Whether this is a training step.
+          leave: Thresholds, float [num_exits - 1]; see `models.layers.exit_router.Leaving`. Within
+            `models.layers.conditional.skipping()`, blocks after the exit of an example are not computed for it.
+
+        Returns:
+          Logits [N, num_classes], float32.
 
         Raises:
-          UserError: `leave` in training, or of another length.
+          UserError: `leave` is given in training or has another length.
         """
         layers = self.ingredients(train)
-        mark = Endpoint if leave is None else lambda label: lambda x: x
+
+        def mark(label: str) -> Callable[[jax.Array], jax.Array]:
+            return Endpoint(label) if leave is None else lambda x: x
+
         growths, widths = (
             tuple(channels * factor for factor in self.growth_factors) for channels in (self.growth, self.width)
         )
@@ -294,26 +310,27 @@ VARIANTS = {
 }
 
 
-_KINDS = ("conv", "norm")  # in the reference, 0 and 1 in a sequence of three
+_KINDS = ("conv", "norm")  # indices 0 and 1 in a sequence of three in the reference
 
 
 def layouts(model: MSDNet) -> dict[str, Layout]:
-    """The reference's, "msdnet_pytorch", which counts what is there: layers and transitions of a block together, and
-    scales from the finest that is left.
+    """Returns the layout of the reference, "msdnet_pytorch".
+
+    It numbers the layers and transitions of a block together, and scales from the finest remaining one.
     """
-    scales, places = len(model.growth_factors), {}
+    scales, positions = len(model.growth_factors), {}
     for number, steps in enumerate(model.plan(), 1):
-        place = int(number == 1)  # after the stem
+        index = int(number == 1)  # after the stem
         for i, step in enumerate(steps):
             first = scales - step.scales
-            places[number, "layer", i], places[number, "transition", i] = (place, first), (place + 1, first)
-            place += 1 if step.transition is None else 2
+            positions[number, "layer", i], positions[number, "transition", i] = (index, first), (index + 1, first)
+            index += 1 if step.transition is None else 2
 
     def at(match: re.Match) -> tuple[str, int]:
-        """The layer or transition, and the scale in it."""
+        """Returns the name of the layer or transition, and the index of the scale in it."""
         number, i, scale = (int(match[group]) for group in ("block", "i", "scale"))
-        place, first = places[number, match["kind"], i]
-        return f"blocks.{number - 1}.{place}", scale - 1 - first
+        index, first = positions[number, match["kind"], i]
+        return f"blocks.{number - 1}.{index}", scale - 1 - first
 
     def stem(match: re.Match) -> str:
         inside = "" if model.stem == "imagenet" and match[2] == "1" else "net."

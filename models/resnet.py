@@ -1,4 +1,4 @@
-"""Residual networks, and the plain ones they are compared with.
+"""Residual networks, and the plain networks to compare them with.
 
   He et al. 2016       Deep residual learning for image recognition, arXiv 1512.03385       plain*, resnet*
   He et al. 2016b      Identity mappings in deep residual networks, arXiv 1603.05027        preresnet*
@@ -8,7 +8,7 @@
   Huang et al. 2016    Deep networks with stochastic depth, arXiv 1603.09382                stochastic_depth=
   Goyal et al. 2017    Accurate, large minibatch SGD, arXiv 1706.02677, section 5.1         zero_gamma=True
 
-ImageNet networks are laid out as torchvision's: padding k // 2, the stride of a bottleneck in its 3x3 ("v1.5").
+ImageNet networks have torchvision's layout: padding k // 2, and the stride of a bottleneck in its 3x3 ("v1.5").
 """
 
 import functools
@@ -24,32 +24,35 @@ from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.pooling import max_pool
 from models.layers.regularize import Dropout, StochasticDepth
+from models.layers.stage import Stage, apply_block
 from models.weights.layouts import DENSE_AS_CONV, SAME, Conversion, Layout
 
 CHOICES = {"stem": ("imagenet", "cifar", "bit"), "shortcut": ("A", "B", "C", "none"), "stride_in": ("3x3", "1x1")}
-EXPANSION = 4  # channels of a bottleneck's output per channel inside; He 2016, table 1
+EXPANSION = 4  # ratio of the output channels of a bottleneck to its inner channels; He 2016, table 1
 _ones, _zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
 
 
 class Block(nn.Module):
-    """One unit: x [N, H, W, C] -> shortcut(x) + branch(x), [N, H / stride, W / stride, features].
+    """A block: maps x [N, H, W, C] to shortcut(x) + branch(x), [N, H / stride, W / stride, features].
 
-    The branch is two 3x3 convolutions, or 1x1, 3x3, 1x1. Normalization and activation follow each, the last activation
-    comes after the sum (He 2016, fig. 2 and 5); with `preact` they precede each (He 2016b, fig. 1b).
+    The branch has two 3x3 convolutions, or with `bottleneck` 1x1, 3x3 and 1x1 convolutions. Normalization and
+    activation follow each convolution, and the last activation follows the sum (He 2016, fig. 2 and 5). With `preact`
+    they precede each convolution (He 2016b, fig. 1b).
 
     Attributes:
-      layers: constructors of the ingredients.
-      features: channels of the output.
-      inner: channels between the convolutions.
-      stride: in the first 3x3; of a bottleneck, in the convolution that `stride_in` names.
-      groups: of a bottleneck's 3x3.
-      shortcut: see ResNet.
-      preact_first: False for the one preact block whose input the stem has normalized and activated, if it has.
-      zero: what starts at zero so that the branch does: "scale" (of the last norm), "kernel" (the last one) or "".
-      dropout: rate before the last convolution (Zagoruyko 2016, section 2.4).
-      drop_branch: probability of dropping the branch of an example.
-      train: whether these two act.
-      gate: constructor of a module that decides from x which examples need the branch (gated.py).
+      layers: Constructors of the ingredients.
+      features: Channels of the output.
+      inner: Channels between the convolutions.
+      stride: Stride of the first 3x3; in a bottleneck, of the convolution that `stride_in` names.
+      groups: Groups of a bottleneck's 3x3.
+      shortcut: See ResNet.
+      preact_first: Whether a preact block normalizes and activates its input; False if the stem has done so.
+      zero: Parameter that starts at zero so that the branch does: "scale" (of the last norm), "kernel" (of the last
+        convolution) or "" for none.
+      dropout: Dropout rate before the last convolution (Zagoruyko 2016, section 2.4).
+      drop_branch: Probability, per example, of dropping the branch in training.
+      train: Whether this is a training step.
+      gate: Constructor of a module that decides from x which examples need the branch (gated.py).
     """
 
     layers: Ingredients
@@ -70,7 +73,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, keep: jax.Array | None = None) -> jax.Array:
-        """Keep [N]: of the examples that need the branch, 1; of others, 0. None: the gate decides, or all do."""
+        """Computes the block.
+
+        Args:
+          x: [N, H, W, C].
+          keep: [N], 1 for the examples that need the branch, 0 for others; None lets the gate decide, if there is one,
+            or computes the branch for all.
+        """
         _, _, norm, act = self.layers
         source = act(norm(name="norm1")(x)) if self.preact and self.preact_first else x
         if keep is None and self.gate is not None:
@@ -90,12 +99,12 @@ class Block(nn.Module):
                 y = compacted(Block._added, self, keep > 0, (source, y), y)
         return y if self.preact else act(y)
 
-    def _added(self, both: tuple[jax.Array, jax.Array]) -> jax.Array:
-        source, shortcut = both
+    def _added(self, inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+        source, shortcut = inputs
         return shortcut + self._branch(source)
 
     def _branch(self, y: jax.Array) -> jax.Array:
-        """The convolutions, of what is normalized and activated already where they begin with that."""
+        """Applies the residual branch. With `preact`, the input is already normalized and activated."""
         conv, _, norm, act = self.layers
         if self.bottleneck:
             strides = (self.stride, 1) if self.stride_in == "1x1" else (1, self.stride)
@@ -117,7 +126,10 @@ class Block(nn.Module):
         return y
 
     def _shortcut(self, x: jax.Array, source: jax.Array) -> jax.Array:
-        """He 2016, section 4.1; a projection of preact blocks starts from the activated input (He 2016b, appendix)."""
+        """Applies the shortcut (He 2016, section 4.1).
+
+        Projections of preact blocks start from the activated input (He 2016b, appendix).
+        """
         conv, _, norm, _ = self.layers
         changes = self.stride != 1 or x.shape[-1] != self.features
         if self.shortcut == "C" or (self.shortcut == "B" and changes):
@@ -129,43 +141,34 @@ class Block(nn.Module):
         return x
 
 
-class Stage(nn.Module):
-    """Blocks at one resolution, each an endpoint, and what `visit(block, x)` makes of them."""
-
-    blocks: Sequence
-
-    @nn.compact
-    def __call__(self, x: jax.Array, visit: Callable) -> jax.Array:
-        for i, block in enumerate(self.blocks):
-            x = Endpoint(f"block{i}")(visit(block(name=f"block{i}"), x))
-        return x
-
-
 class ResNet(Classifier):
-    """Plain and residual networks of He et al. and their descendants; the fields of `Classifier`, and these.
+    """Plain and residual networks of He et al. and their descendants.
 
-    Endpoints: "stem", "stage1", "stage1/block0", ..., "last_map" (what is averaged), "pre_logits".
-    `kernel_init` is for every kernel, the head's too (torchvision's head starts from another distribution, Goyal 2017's
-    from normal:0.01).
+    It has the fields of `Classifier` and those below.
+    Endpoints: "stem", "stage1", "stage1/block0", ..., "last_map" (the averaged map), "pre_logits".
+    `kernel_init` initializes every kernel, including the head's. (torchvision's head starts from another distribution,
+    Goyal 2017's from normal:0.01.)
 
     Attributes:
-      stage_sizes: blocks of each stage; each stage but the first halves the resolution, and has twice the channels.
-      bottleneck: 1x1, 3x3, 1x1 blocks instead of two 3x3.
-      stem: "imagenet": 7x7 with stride 2 and 3x3 max-pooling with stride 2; "cifar": 3x3. "bit": as
-        "imagenet", for preact networks, but the first block normalizes, and the pooling's padding is zeros.
-      width: channels of the stem, and of the first stage (inside, for bottlenecks).
-      widen: factor on the channels of the stages, not of the stem (Zagoruyko's k).
-      groups, base_width: of bottlenecks: groups of the 3x3, and channels of each in the first stage where width is 64
-        (ResNeXt's 32x4d is 32, 4; a wide_resnet50_2 is 1, 128).
-      stride_in: which convolution of a bottleneck has its stride, "3x3", or "1x1" as He 2016 has it.
+      stage_sizes: Number of blocks of each stage; each stage after the first halves the resolution and doubles the
+        channels.
+      bottleneck: Whether blocks are 1x1, 3x3, 1x1 convolutions instead of two 3x3.
+      stem: "imagenet": 7x7 with stride 2 and 3x3 max-pooling with stride 2; "cifar": 3x3; "bit": like "imagenet", for
+        preact networks, but the first block normalizes, and pooling pads with zeros.
+      width: Channels of the stem and of the first stage (inside, for bottlenecks).
+      widen: Factor on the channels of the stages, not of the stem (Zagoruyko's k).
+      groups, base_width: Groups of a bottleneck's 3x3, and channels per group in the first stage if width is 64.
+        ResNeXt's 32x4d has 32 and 4, a wide_resnet50_2 has 1 and 128.
+      stride_in: Convolution of a bottleneck that has its stride, "3x3", or "1x1" as in He 2016.
       shortcut: He 2016, section 4.1. "A": subsampling, zeros for new channels, no parameters; "B": projections where
         shapes change; "C": projections everywhere; "none": a plain network.
-      preact: normalization and activation before each convolution (He 2016b).
-      zero_gamma: residual branches start at zero, by the scale of their last normalization, or by their last kernel
-        where none follows it (preact=True, norm="none").
-      stochastic_depth: probability of dropping the last block's branch, growing linearly to it from the first's.
-      dropout: rate between the convolutions of a block.
-      remat: whether blocks are computed again for the gradient, instead of kept.
+      preact: Puts normalization and activation before each convolution (He 2016b).
+      zero_gamma: Starts residual branches at zero, by the scale of their last normalization, or by their last kernel
+        if no normalization follows it (preact=True, norm="none").
+      stochastic_depth: Probability of dropping the last block's branch. It grows linearly with the number of the block,
+        from the first block on.
+      dropout: Dropout rate between the convolutions of a block.
+      remat: Whether the backward pass recomputes the activations inside blocks instead of storing them.
     """
 
     stage_sizes: Sequence[int] = (2, 2, 2, 2)
@@ -190,17 +193,17 @@ class ResNet(Classifier):
         self._need_numbers("stage_sizes", (2, 2, 2, 2))
         self._need_at_least(1, "width", "widen", "groups", "base_width")
         if self.stem == "bit" and not self.preact:
-            raise UserError("stem='bit' has no normalization of its own: it is for preact=True")
+            raise UserError("stem='bit' has no normalization of its own and needs preact=True")
         if not self.bottleneck and (self.groups, self.base_width, self.stride_in) != (1, 64, "3x3"):
-            raise UserError("groups, base_width and stride_in are for networks of bottlenecks")
+            raise UserError("groups, base_width and stride_in need bottleneck=True")
         if self.shortcut == "none" and (self.zero_gamma or self.stochastic_depth):
-            raise UserError("zero_gamma and stochastic_depth are for networks with shortcuts")
+            raise UserError("zero_gamma and stochastic_depth need a network with shortcuts")
         if self._inner(0) < 1:
             raise UserError(f"width={self.width} with base_width={self.base_width} leaves no channels in a bottleneck")
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The names of all blocks, in order: "stage1/block0"."""
+        """The names of all blocks, in order: "stage1/block0", ...."""
         return tuple(f"stage{stage}/block{i}" for stage, size in enumerate(self.stage_sizes, 1) for i in range(size))
 
     def _planes(self, stage: int) -> int:
@@ -211,7 +214,7 @@ class ResNet(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Maps images [N, H, W, C] to logits [N, num_classes], float32; training may need the rng stream "dropout"."""
         return self._forward(self.ingredients(train), images, train)
 
     def _forward(
@@ -219,11 +222,17 @@ class ResNet(Classifier):
         layers: Ingredients,
         images: jax.Array,
         train: bool,
-        visit: Callable = lambda block, x: block(x),
+        visit: Callable = apply_block,
         gates: Sequence[Callable | None] = (),
     ) -> jax.Array:
-        """The same. Networks that compute less for some examples give, of each block, what they make of it,
-        visit(block, x) -> x, or its gate.
+        """Computes the logits.
+
+        Args:
+          layers: Constructors of the ingredients.
+          images: [N, H, W, C].
+          train: Whether this is a training step.
+          visit: Computes the output of a block, visit(block, x); networks that skip blocks per example replace it.
+          gates: Constructor of the gate of each block, or None.
         """
         x = self._stem(layers, images)
         zero = ("kernel" if self.preact or self.norm == "none" else "scale") if self.zero_gamma else ""
@@ -240,21 +249,22 @@ class ResNet(Classifier):
             dropout=self.dropout,
             train=train,
         )
+        number = 0
         for stage, size in enumerate(self.stage_sizes):
-            features = self._planes(stage) * (EXPANSION if self.bottleneck else 1)
-            before = sum(self.stage_sizes[:stage])
-            blocks = [
-                functools.partial(
-                    block,
-                    features=features,
-                    inner=self._inner(stage),
-                    stride=2 if stage > 0 and i == 0 else 1,
-                    preact_first=stage > 0 or i > 0 or self.stem == "bit",
-                    drop_branch=drop_slope * (before + i + 1),
-                    gate=gates[before + i] if gates else None,
+            blocks = []
+            for i in range(size):
+                blocks.append(
+                    functools.partial(
+                        block,
+                        features=self._planes(stage) * (EXPANSION if self.bottleneck else 1),
+                        inner=self._inner(stage),
+                        stride=2 if stage > 0 and i == 0 else 1,
+                        preact_first=number > 0 or self.stem == "bit",
+                        drop_branch=drop_slope * (number + 1),
+                        gate=gates[number] if gates else None,
+                    )
                 )
-                for i in range(size)
-            ]
+                number += 1
             x = Endpoint(f"stage{stage + 1}")(Stage(blocks, name=f"stage{stage + 1}")(x, visit))
         if self.preact:
             x = layers.act(layers.norm(name="final_norm")(x))
@@ -264,7 +274,7 @@ class ResNet(Classifier):
     def _stem(self, layers: Ingredients, images: jax.Array) -> jax.Array:
         size, stride = (3, 1) if self.stem == "cifar" else (7, 2)
         x = layers.conv(self.width, size, stride, name="stem_conv")(images)
-        if self.stem == "bit":  # zeros count in the maximum here, as in the authors' code
+        if self.stem == "bit":  # the padding zeros take part in the maximum, as in the authors' code
             x = max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2)
         else:
             x = layers.act(layers.norm(name="stem_norm")(x))
@@ -291,12 +301,12 @@ def _imagenet(depth: int, **fields) -> functools.partial:
 
 
 def _bit(depth: int, factor: int) -> functools.partial:
-    """Kolesnikov 2020: group normalization and weight standardization, every layer `factor` as wide."""
+    """Returns a BiT network, `factor` times as wide, with group normalization and weight standardization."""
     return _imagenet(depth, preact=True, stem="bit", width=64 * factor, norm="group:32", conv="standardized")
 
 
 def _cifar(depth: int, **fields) -> functools.partial:
-    """He 2016, section 4.2: 6n + 2 layers, parameter-free shortcuts."""
+    """Returns a network for CIFAR with 6n + 2 layers and parameter-free shortcuts (He 2016, section 4.2)."""
     return _net(ResNet, stage_sizes=((depth - 2) // 6,) * 3, **{**_CIFAR, "shortcut": "A", **fields})
 
 
@@ -329,15 +339,15 @@ VARIANTS = {
 }
 
 
-# Ours of a dense layer [C, D] <-> theirs of a 1x1 convolution [1, 1, C, D].
+# Converts the kernel of a dense layer [C, D] to that of a 1x1 convolution [1, 1, C, D].
 _AS_1X1 = Conversion(lambda ours: ours[None, None], lambda theirs: theirs[0, 0])
 
 
 def layouts(model: ResNet) -> dict[str, Layout]:
-    """Torchvision's and timm's, which are the same, of networks with their stem and activations after the sum.
+    """Returns the layouts of torchvision and timm, which agree, if the stem is theirs and activations follow the sum.
 
-    Of BiT's: timm's, and "bit", the names in the authors' .npz files. timm's resnetv2_50 and the like, with batch
-    normalization, have neither our preresnets' stem nor BiT's.
+    BiT's networks have timm's layout and "bit", the names in the authors' .npz files. timm's resnetv2_50 and similar
+    networks with batch normalization have neither the stem of preresnets here nor that of BiT.
     """
     block = r"stage(\d)/block(\d+)/"
     if model.stem == "imagenet" and not model.preact:

@@ -1,7 +1,7 @@
 """Swin Transformer: Liu et al. 2021, Hierarchical vision transformer using shifted windows, arXiv 2103.14030.
 
-Laid out as torchvision's: maps that windows do not divide are padded on the right and at the bottom, and an axis along
-which one window covers the map is not shifted.
+The layout is that of torchvision. Maps whose size is not a multiple of the window are padded on the right and at the
+bottom, and an axis that a single window covers is not shifted.
 """
 
 import functools
@@ -17,59 +17,62 @@ from models.layers.attention import SelfAttention
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.regularize import StochasticDepth, drop_rates
+from models.layers.stage import Stage, mlp
 from models.weights.layouts import Conversion, Layout
 
-EXPANSION = 4  # of the hidden layer of an MLP; section 3.3
+EXPANSION = 4  # ratio of the hidden channels of an MLP to its input channels; section 3.3
 
 
 def relative_positions(window: int) -> np.ndarray:
-    """The row of the bias table for each query and key of a window, [window**2, window**2] (section 3.2)."""
-    places = np.stack(np.mgrid[:window, :window], -1).reshape(-1, 2)  # [T, 2]: row, column
-    distance = places[:, None] - places[None] + window - 1  # from 0
+    """Returns the row of the bias table for each query and key, [window**2, window**2] (section 3.2)."""
+    positions = np.moveaxis(np.mgrid[:window, :window], 0, -1).reshape(-1, 2)  # [T, 2]: row, column
+    distance = positions[:, None] - positions[None] + window - 1  # shifted to start at 0
     return distance[..., 0] * (2 * window - 1) + distance[..., 1]
 
 
 def shifted_mask(height: int, width: int, window: int, shift: tuple[int, int]) -> np.ndarray:
-    """Which keys a query sees after a cyclic shift: those that were its neighbours before (fig. 4).
+    """Returns the attention mask after a cyclic shift: a query sees the keys that were its neighbors before (fig. 4).
 
     Args:
-      height, width: of the map, multiples of `window`.
-      shift: places that rows and columns were moved up and left.
+      height: Height of the map, a multiple of `window`.
+      width: Width of the map, a multiple of `window`.
+      window: Height and width of a window.
+      shift: Number of positions that rows and columns were shifted up and left.
 
     Returns:
       bool [windows, window**2, window**2].
     """
 
-    def parts(size, moved):  # 1 for what came from the other end
-        return np.arange(size) >= size - moved
+    def wrapped(size: int, offset: int) -> np.ndarray:  # True for positions that came from the other end
+        return np.arange(size) >= size - offset
 
-    regions = 2 * parts(height, shift[0])[:, None] + parts(width, shift[1])
+    regions = 2 * wrapped(height, shift[0])[:, None] + wrapped(width, shift[1])
     regions = windows_of(regions[None, :, :, None], window)[..., 0]  # [windows, T]
     return regions[:, :, None] == regions[:, None]
 
 
 def windows_of(x, window: int):
-    """Maps [N, H, W, C] to windows [N H W / window**2, window**2, C]; sizes are multiples of `window`."""
+    """Splits maps [N, H, W, C] into windows [N H W / window**2, window**2, C]; H and W are multiples of `window`."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // window, window, width // window, window, channels)
     return x.swapaxes(2, 3).reshape(batch * (height // window) * (width // window), window * window, channels)
 
 
 def maps_of(windows: jax.Array, batch: int, height: int, width: int) -> jax.Array:
-    """The inverse of `windows_of`: [N, H, W, C]."""
+    """Joins windows into maps [N, H, W, C]; the inverse of `windows_of`."""
     size, channels = int(windows.shape[1] ** 0.5), windows.shape[2]
     x = windows.reshape(batch, height // size, width // size, size, size, channels)
     return x.swapaxes(2, 3).reshape(batch, height, width, channels)
 
 
 class WindowAttention(nn.Module):
-    """Self-attention inside of windows, with a learned bias for each relative position: x [N, H, W, C] -> the same.
+    """Self-attention within windows, with a learned bias per relative position; maps [N, H, W, C] to the same shape.
 
     Attributes:
-      layers: constructors of the ingredients.
-      heads: of the attention.
-      window: height and width of a window.
-      shifted: whether windows are displaced by half their size, down and right.
+      layers: Constructors of the ingredients.
+      heads: Number of attention heads.
+      window: Height and width of a window.
+      shifted: Whether windows are shifted by half their size, down and right.
     """
 
     layers: Ingredients
@@ -83,26 +86,28 @@ class WindowAttention(nn.Module):
         bottom, right = -height % self.window, -width % self.window
         x = jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)))
         sizes = x.shape[1:3]
-        shift = tuple(self.window // 2 if self.shifted and size > self.window else 0 for size in sizes)
+        down, across = (self.window // 2 if self.shifted and size > self.window else 0 for size in sizes)
+        shift = (down, across)
         x = windows_of(jnp.roll(x, (-shift[0], -shift[1]), (1, 2)), self.window)  # [N windows, T, C]
         table_shape = ((2 * self.window - 1) ** 2, self.heads)
         table = self.param("position_bias", nn.initializers.truncated_normal(0.02), table_shape, jnp.float32)
         bias = table[relative_positions(self.window)].transpose(2, 0, 1)[None]  # [1, heads, T, T]
         mask = None
         if any(shift):
-            mask = jnp.tile(shifted_mask(*sizes, self.window, shift), (batch, 1, 1))[:, None]  # [N windows, 1, T, T]
+            mask = shifted_mask(sizes[0], sizes[1], self.window, shift)
+            mask = jnp.tile(mask, (batch, 1, 1))[:, None]  # [N windows, 1, T, T]
         x = SelfAttention(self.layers.dense, self.heads, name="attention")(x, bias, mask)
-        x = jnp.roll(maps_of(x, batch, *sizes), shift, (1, 2))
+        x = jnp.roll(maps_of(x, batch, sizes[0], sizes[1]), shift, (1, 2))
         return x[:, :height, :width]
 
 
 class Block(nn.Module):
-    """One unit (fig. 3b): x + attention(norm(x)), then x + mlp(norm(x)); [N, H, W, C] -> the same.
+    """A block (fig. 3b): x + attention(norm(x)), then x + mlp(norm(x)); maps [N, H, W, C] to the same shape.
 
     Attributes:
-      layers, heads, window, shifted: see WindowAttention.
-      drop_branch: probability of dropping a branch of an example.
-      train: whether that acts.
+      layers, heads, window, shifted: See WindowAttention.
+      drop_branch: Probability, per example, of dropping a branch in training.
+      train: Whether this is a training step.
     """
 
     layers: Ingredients
@@ -114,54 +119,38 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        _, dense, norm, act = self.layers
+        norm = self.layers.norm
         drop = functools.partial(StochasticDepth, self.drop_branch, deterministic=not self.train)
         attention = WindowAttention(self.layers, self.heads, self.window, self.shifted, name="windows")
         x = x + drop()(attention(norm(name="norm1")(x)))
-        y = dense(EXPANSION * x.shape[-1], name="expand")(norm(name="norm2")(x))
-        return x + drop()(dense(x.shape[-1], name="reduce")(act(y)))
+        return x + drop()(mlp(self.layers, norm(name="norm2")(x), EXPANSION * x.shape[-1]))
 
 
-class Stage(nn.Module):
-    """With `merge`, halves the resolution and doubles the channels; then blocks, each an endpoint."""
-
-    layers: Ingredients
-    merge: bool
-    blocks: Sequence[Callable]
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        if self.merge:
-            x = self._merge(x)
-        for i, block in enumerate(self.blocks):
-            x = Endpoint(f"block{i}")(block(name=f"block{i}")(x))
-        return x
-
-    def _merge(self, x: jax.Array) -> jax.Array:
-        """Patch merging (section 3.1): 2x2 places side by side, [N, H, W, C] -> [N, H / 2, W / 2, 2 C]."""
-        batch, height, width, channels = x.shape
-        x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
-        x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
-        x = x.transpose(0, 1, 3, 4, 2, 5).reshape(*x.shape[:2], x.shape[3], 4 * channels)  # a column, then the next
-        x = self.layers.norm(name="merge_norm")(x)
-        return self.layers.conv(2 * channels, 1, name="merge")(x)  # without bias where there is normalization
+def merge_patches(layers: Ingredients, x: jax.Array) -> jax.Array:
+    """Merges 2x2 neighboring positions (section 3.1): [N, H, W, C] -> [N, H / 2, W / 2, 2 C]."""
+    batch, height, width, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
+    x = x.transpose(0, 1, 3, 4, 2, 5).reshape(*x.shape[:2], x.shape[3], 4 * channels)  # column by column
+    x = layers.norm(name="merge_norm")(x)
+    return layers.conv(2 * channels, 1, name="merge")(x)  # has a bias only without normalization
 
 
 class Swin(Classifier):
-    """The fields of `Classifier`, and these.
+    """Swin Transformer, with the fields of `Classifier` and those below.
 
     Endpoints: "stem", "stage1", "stage1/block0", ..., "last_map", "pre_logits".
 
     Attributes:
-      stage_sizes: blocks of each stage, of which every second one has shifted windows; each stage but the first halves
-        the resolution, and has twice the channels.
-      heads: of the attention, for each stage.
-      width: channels of the first stage.
-      patch_size: of the patches that the stem projects.
-      window: height and width of the windows, in places of the map. (cuDNN's flash attention takes even ones alone.)
-      stochastic_depth: probability of dropping the last block's branches, growing linearly to it from 0 for the first
-        block's. The paper trains with 0.2, 0.3, 0.5 for T, S, B (appendix A2.1).
-      remat: whether blocks are computed again for the gradient, instead of kept.
+      stage_sizes: Number of blocks of each stage; every second block has shifted windows. Each stage after the first
+        halves the resolution and doubles the channels.
+      heads: Number of attention heads of each stage.
+      width: Channels of the first stage.
+      patch_size: Height and width of the patches that the stem projects.
+      window: Height and width of the windows, in positions of the map. cuDNN's flash attention takes only even ones.
+      stochastic_depth: Probability of dropping the last block's branches. It grows linearly from 0 for the first block.
+        The paper trains with 0.2, 0.3, 0.5 for T, S, B (appendix A2.1).
+      remat: Whether the backward pass recomputes the activations inside blocks instead of storing them.
     """
 
     norm: str | Callable = "channel"
@@ -185,14 +174,14 @@ class Swin(Classifier):
         for stage, heads in enumerate(self.heads):
             if self.width * 2**stage % heads:
                 raise UserError(
-                    f"heads={self.heads}: the {self.width * 2**stage} channels of stage {stage + 1} cannot "
-                    f"be dealt to {heads} heads"
+                    f"heads={self.heads}: the {self.width * 2**stage} channels of stage {stage + 1} are not "
+                    f"divisible into {heads} heads"
                 )
-        self._need_mean_over_space(self.width * 2 ** (len(self.heads) - 1))  # of the last stage
+        self._need_mean_over_space(self.width * 2 ** (len(self.heads) - 1))  # channels of the last stage
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Maps images [N, H, W, C] to logits [N, num_classes], float32; training may need the rng stream "dropout"."""
         layers = self.ingredients(train)
         patch = self.patch_size
         x = layers.conv(self.width, patch, patch, padding=0, use_bias=True, name="stem_conv")(images)
@@ -204,7 +193,8 @@ class Swin(Classifier):
                 functools.partial(block, heads=heads, shifted=i % 2 == 1, drop_branch=rate)
                 for i, rate in enumerate(rates)
             ]
-            x = Endpoint(f"stage{stage + 1}")(Stage(layers, stage > 0, blocks, name=f"stage{stage + 1}")(x))
+            transition = functools.partial(merge_patches, layers) if stage > 0 else None
+            x = Endpoint(f"stage{stage + 1}")(Stage(blocks, transition, name=f"stage{stage + 1}")(x))
         x = Endpoint("last_map")(layers.norm(name="final_norm")(x)).mean((1, 2))  # [N, H, W, C] -> [N, C]
         return layers.dense(self.num_classes, name="head")(Endpoint("pre_logits")(x)).astype(jnp.float32)
 
@@ -217,18 +207,18 @@ VARIANTS = {  # section 3.3
     "swin_l": _net(Swin, stage_sizes=(2, 2, 18, 2), width=192, heads=(6, 12, 24, 48)),
 }
 
-# A 1x1 convolution kept as a dense layer: [1, 1, C, D] <-> [D, C]
+# Converts a 1x1 convolution to a dense layer: [1, 1, C, D] <-> [D, C]
 _CONV_AS_DENSE = Conversion(lambda ours: ours[0, 0].T, lambda theirs: theirs.T[None, None])
 
 
 def layouts(model: Swin) -> dict[str, Layout]:
-    """Torchvision's and timm's. timm's networks are the same functions where windows divide every stage's map."""
+    """Returns the layouts of torchvision and timm; timm's networks agree if windows divide the map of every stage."""
     block = r"stage(\d)/block(\d+)/"
 
-    def features(place: int, name: str):  # torchvision counts the stem, stages and what is between them together
+    def features(place: int, name: str):  # torchvision numbers the stem, the stages and the transitions consecutively
         return lambda match: f"features.{2 * int(match[1]) + place}.{name}".replace("#", match[match.re.groups])
 
-    def layers(name: str):  # timm counts them from 0
+    def layers(name: str):  # timm counts stages from 0
         return lambda match: f"layers.{int(match[1]) - 1}.{name}".replace("#", match[match.re.groups])
 
     def rules(block_name, mlp1, mlp2):

@@ -1,11 +1,11 @@
 """Transformer: Vaswani et al. 2017, Attention is all you need, arXiv 1706.03762. Encoder and decoder, for translation.
 
-  logits = model.apply(variables, source, target)                                       all places at once, for training
+  logits = model.apply(variables, source, target)                             all positions at once, for training
   encoded = model.apply(variables, source, method="encode")
   logits = model.apply(variables, target, encoded, source, method="decode")
 
-models/decoding.py translates with it, token by token. Tokens are int [N, T]; PAD, at the end, fills up shorter
-sequences.
+models/decoding.py translates with it, token by token. Tokens are int [N, T]; shorter sequences are padded at the end
+with PAD.
 """
 
 import functools
@@ -22,27 +22,28 @@ from models.layers.attention import CrossAttention, SelfAttention
 from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Ingredients, Network, Sites
 from models.layers.regularize import Dropout
+from models.layers.stage import mlp
 
-PAD, BOS, EOS = 0, 1, 2  # tokens: what fills up a sentence, begins and ends it, where nobody says otherwise
+PAD, BOS, EOS = 0, 1, 2  # default tokens for padding, the beginning and the end of a sequence
 POSITIONS = ("sine", "learned", "none")
-# Others average over the places of a sequence, so that a decoder would see the tokens that it is to predict.
-NORMS_OF_PLACES = ("channel", "batch", "none")
+# Other norms average over a sequence, so a decoder would see the tokens that it has to predict.
+POSITIONWISE_NORMS = ("channel", "batch", "none")
 
 
 def sine(length: int, channels: int) -> np.ndarray:
-    """Positions (section 3.5), float32 [length, channels]: sines at even, cosines at odd channels, of one angle."""
+    """Returns position encodings (section 3.5), float32 [length, channels]: sines (even channels) and cosines (odd)."""
     angles = np.arange(length)[:, None] / 10000 ** (np.arange(0, channels, 2) / channels)  # [length, channels / 2]
     waves = np.stack([np.sin(angles), np.cos(angles)], -1)  # [length, channels / 2, 2]
     return waves.reshape(length, channels).astype(np.float32)
 
 
 class Block(nn.Module):
-    """What blocks of encoder and decoder share.
+    """Base of the blocks of encoder and decoder.
 
     Attributes:
-      layers: constructors of the ingredients.
-      heads, ff_width, prenorm, dropout: see Transformer.
-      train: whether dropout acts.
+      layers: Constructors of the ingredients.
+      heads, ff_width, prenorm, dropout: See Transformer.
+      train: Whether dropout is active.
     """
 
     layers: Ingredients
@@ -53,31 +54,38 @@ class Block(nn.Module):
     train: bool
 
     def _residual(self, name: str, x: jax.Array, sublayer: Callable) -> jax.Array:
-        """norm(x + sublayer(x)) (section 3.1), or x + sublayer(norm(x)); dropout on the sublayer (section 5.4)."""
+        """Returns norm(x + sublayer(x)) (section 3.1), or x + sublayer(norm(x)) with `prenorm`.
+
+        Dropout applies to the output of the sublayer (section 5.4).
+        """
         norm = self.layers.norm(name=f"{name}_norm")
         y = sublayer(norm(x) if self.prenorm else x)
         x = x + Dropout(self.dropout, deterministic=not self.train)(y)
         return x if self.prenorm else norm(x)
 
     def _feed_forward(self, x: jax.Array) -> jax.Array:
-        """Section 3.3, at each place."""
-        y = self.layers.act(self.layers.dense(self.ff_width, name="expand")(x))
-        return self.layers.dense(x.shape[-1], name="reduce")(y)
+        """Applies the feed-forward network of section 3.3 at each position."""
+        return mlp(self.layers, x, self.ff_width)
 
 
 class EncoderBlock(Block):
-    """x [N, S, C] -> the same; fig. 1, left."""
+    """A block of the encoder (fig. 1, left): maps x [N, S, C] to the same shape."""
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """mask: bool [N, 1, 1, S], the places of tokens."""
+        """Attends within x.
+
+        Args:
+          x: [N, S, C].
+          mask: bool [N, 1, 1, S], False for PAD.
+        """
         attention = SelfAttention(self.layers.dense, self.heads, name="attention")
         x = self._residual("attention", x, lambda x: attention(x, mask=mask))
         return self._residual("feed_forward", x, self._feed_forward)
 
 
 class DecoderBlock(Block):
-    """x [N, T, C] -> the same; fig. 1, right."""
+    """A block of the decoder (fig. 1, right): maps x [N, T, C] to the same shape."""
 
     @nn.compact
     def __call__(
@@ -88,13 +96,14 @@ class DecoderBlock(Block):
         memory_mask: jax.Array,
         place: int | jax.Array | None,
     ) -> jax.Array:
-        """Attends to itself, and to a memory.
+        """Attends to x and to the output of the encoder.
 
         Args:
           x: [N, T, C].
-          mask, place: of SelfAttention; [1, 1, T, L], L being T or, where `place` is given, the cache's length.
-          memory: [N, S, C], what the encoder gave; None where the cache has its keys and values.
-          memory_mask: bool [N, 1, 1, S], the places of its tokens.
+          mask: Mask of SelfAttention, [1, 1, T, L]; L is T, or the length of the cache if `place` is not None.
+          memory: [N, S, C], the output of the encoder; None if the cache has its keys and values.
+          memory_mask: bool [N, 1, 1, S], False for PAD in the source.
+          place: See SelfAttention.
         """
         attention = SelfAttention(self.layers.dense, self.heads, name="attention")
         x = self._residual("attention", x, lambda x: attention(x, mask=mask, place=place))
@@ -105,13 +114,13 @@ class DecoderBlock(Block):
 
 
 class Stack(nn.Module):
-    """Blocks, each an endpoint; and a normalization at the end where the blocks have theirs before the sublayers.
+    """A sequence of blocks, each of which is an endpoint, with a final normalization if `prenorm`.
 
     Attributes:
-      ingredients: of a network, train -> Ingredients.
-      block: constructor, block(layers, train=..., name=...).
-      depth: blocks.
-      prenorm: see Transformer.
+      ingredients: Function that resolves the ingredients of a network, train -> Ingredients.
+      block: Constructor of a block, block(layers, train=..., name=...).
+      depth: Number of blocks.
+      prenorm: See Transformer.
     """
 
     ingredients: Callable[[bool], Ingredients]
@@ -120,7 +129,7 @@ class Stack(nn.Module):
     prenorm: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, *context: jax.Array | int | None, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *context: jax.Array | np.ndarray | int | None, train: bool) -> jax.Array:
         layers = self.ingredients(train)
         for i in range(self.depth):
             x = Endpoint(f"block{i}")(self.block(layers, train=train, name=f"block{i}")(x, *context))
@@ -128,24 +137,27 @@ class Stack(nn.Module):
 
 
 class Transformer(Network):
-    """The fields of `Network`, and these. Endpoints: "encoder/block0", ..., "decoder/block0", ..., "pre_logits".
+    """Encoder and decoder for translation, with the fields of `Network` and those below.
 
-    One matrix, `embedding` [vocab_size, width], embeds source and target and gives the logits (section 3.4); it is
-    drawn from a normal distribution of variance 1 / width, whatever `kernel_init` is, and is no `dense`. All dense
-    layers have biases, which the authors' code has in feed-forward layers alone.
+    Endpoints: "encoder/block0", ..., "decoder/block0", ..., "pre_logits".
+
+    One matrix, `embedding` [vocab_size, width], embeds source and target and computes the logits (section 3.4). It is
+    drawn from a normal distribution of variance 1 / width, independent of `kernel_init`, and is not a `dense` layer.
+    All dense layers have biases; the authors' code has them only in feed-forward layers.
 
     Attributes:
-      vocab_size: tokens, PAD included. The paper's 37,000 (section 5.1) make 63.1M and 214.2M parameters of base and
-        big. Table 3 has 65M, which fits 41,000, as its networks of 2, 4 and 8 layers do, and 213M, which fits 36,000.
-      width: channels (the paper's d_model), a multiple of heads, and even.
-      heads: of each attention.
-      layers: blocks of the encoder, and of the decoder.
-      ff_width: channels of a feed-forward layer's hidden layer.
-      dropout: rate, of embedded tokens with positions, and at the end of each sublayer.
-      max_length: of source and target.
-      positions: "sine"; "learned" (table 3, row E), a vector for each place of source and target, drawn as those of
-        tokens are; or "none": the encoder is then a function of the set of tokens.
-      prenorm: normalization before each sublayer, and at the end of encoder and decoder, instead of after each sum.
+      vocab_size: Number of tokens, including PAD. With the paper's 37,000 (section 5.1), base and big have 63.1M and
+        214.2M parameters. Table 3 states 65M, which fits 41,000 tokens, as do its networks of 2, 4 and 8 layers; and
+        213M, which fits 36,000.
+      width: Channels (the paper's d_model), an even multiple of heads.
+      heads: Number of attention heads.
+      layers: Number of blocks of the encoder, and of the decoder.
+      ff_width: Channels of the hidden layer of a feed-forward network.
+      dropout: Dropout rate of embedded tokens with positions, and at the end of each sublayer.
+      max_length: Maximum length of source and target.
+      positions: "sine"; "learned" (table 3, row E), a vector per position of source and target, drawn like the
+        embedding; or "none", with which the encoder is a function of the set of tokens.
+      prenorm: Normalizes before each sublayer and at the end of encoder and decoder, instead of after each sum.
     """
 
     norm: str | Callable = "channel"
@@ -167,18 +179,18 @@ class Transformer(Network):
         self._need_choice("positions", POSITIONS)
         if self.width % self.heads or self.width % 2:
             raise UserError(f"width={self.width} must be even and a multiple of heads={self.heads}")
-        if not callable(plugins.load(self.norm)) and self.norm not in NORMS_OF_PLACES:
+        if not callable(plugins.load(self.norm)) and self.norm not in POSITIONWISE_NORMS:
             raise UserError(
-                f"norm '{self.norm}' averages over a sequence, so that a decoder would see what it is to "
-                f"predict; allowed here: {', '.join(NORMS_OF_PLACES)}"
+                f"norm '{self.norm}' averages over a sequence, so a decoder would see the tokens that it has to "
+                f"predict; allowed here: {', '.join(POSITIONWISE_NORMS)}"
             )
 
     def ingredients(self, train: bool) -> Ingredients:
-        """Those of the fields. The first layer and the last are the embedding: low bits are for every dense layer."""
+        """Resolves the fields; every dense layer can be low-bit, because the embedding is the first and last layer."""
         return self._ingredients(train, Sites(first=False))
 
     def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Source and target, [1, max_length] tokens each."""
+        """Returns shapes and types of source and target, [1, max_length] tokens each."""
         return (jax.ShapeDtypeStruct((1, self.max_length), jnp.int32),) * 2
 
     def setup(self) -> None:
@@ -196,50 +208,51 @@ class Transformer(Network):
         self.decoder = Stack(self.ingredients, decoder_block, self.layers, self.prenorm)
 
     def __call__(self, source: jax.Array, target: jax.Array, train: bool = False) -> jax.Array:
-        """Logits of the token that follows each of `target`, given those before it and the source.
+        """Returns the logits of each next token of `target`, given the tokens so far and the source.
 
         Args:
           source: int [N, S].
-          target: int [N, T], as the decoder reads it: from a token that begins every sequence, so logits [:, t] are of
-            target[:, t + 1].
-          train: whether dropout (rng stream "dropout") acts.
+          target: int [N, T], the input of the decoder: it starts with a token that begins every sequence, so
+            logits[:, t] predict target[:, t + 1].
+          train: Whether dropout (rng stream "dropout") is active.
 
         Returns:
           [N, T, vocab_size], float32.
 
         Raises:
-          UserError: more than max_length tokens.
+          UserError: A sequence is longer than max_length.
         """
         return self.decode(target, self.encode(source, train), source, train)
 
     def encode(self, source: jax.Array, train: bool = False) -> jax.Array:
-        """Source [N, S] -> [N, S, width]; attention sees no PAD."""
+        """Encodes source tokens [N, S] as [N, S, width]; attention ignores PAD."""
         return self.encoder(self._embed(source, 0, train), _tokens(source), train=train)
 
     def decode(self, target: jax.Array, encoded: jax.Array, source: jax.Array, train: bool = False) -> jax.Array:
-        """Target [N, T], what `encode` gave for `source` -> logits [N, T, vocab_size], as `__call__` has them.
+        """Returns logits [N, T, vocab_size] for target tokens [N, T], given the output of `encode` for `source`.
 
-        No place sees those after it, PAD among them.
+        No position attends to later ones, and therefore none before the padding attends to PAD.
         """
         length = target.shape[1]
-        causal = np.tril(np.ones((1, 1, length, length), bool))
+        causal = np.tri(length, dtype=bool)[None, None]  # [1, 1, T, T]
         x = self.decoder(self._embed(target, 0, train), causal, encoded, _tokens(source), None, train=train)
         return self._logits(x)
 
     def decode_next(
         self, token: jax.Array, place: int | jax.Array, source: jax.Array, encoded: jax.Array | None, length: int
     ) -> jax.Array:
-        """One step of `decode`: its logits at `place`, the keys and values of earlier places remembered.
+        """Returns the logits of `decode` at position `place`, using cached keys and values of earlier positions.
 
-        They are in the collection "cache", which must be mutable; the batch is the first axis of each of its arrays.
-        The first call, at place 0, gets `encoded` and makes it: room for `length` places, and keys and values of the
-        encoded source, which are computed only there. Further calls have it among the variables, and `encoded` is None.
+        The collection "cache" must be mutable; the batch is the first axis of each of its arrays. The first call, at
+        position 0, takes `encoded` and creates the cache: space for `length` positions, and the keys and values of the
+        encoded source. Later calls read it from the variables and take None.
 
         Args:
-          token: int [N], at `place` of the target.
-          place: from 0 to length - 1.
+          token: int [N], the tokens of the target at `place`.
+          place: Position from 0 to length - 1.
           source: int [N, S].
           encoded: [N, S, width], or None.
+          length: Number of positions in the cache.
 
         Returns:
           [N, vocab_size], float32.
@@ -249,7 +262,7 @@ class Transformer(Network):
         return self._logits(self.decoder(x, seen, encoded, _tokens(source), place, train=False))[:, 0]
 
     def _embed(self, tokens: jax.Array, place: int | jax.Array, train: bool) -> jax.Array:
-        """Tokens [N, T], the first of them at `place` -> [N, T, C]; section 3.4."""
+        """Embeds tokens [N, T], the first of which is at position `place`, as [N, T, C] (section 3.4)."""
         length = tokens.shape[1]
         if length > self.max_length:
             raise UserError(f"a sequence of {length} tokens is longer than max_length={self.max_length}")
@@ -260,17 +273,17 @@ class Transformer(Network):
         return self.embedding_dropout(x.astype(self.dtype or jnp.float32), deterministic=not train)
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        """[N, T, C] -> [N, T, vocab_size]."""
+        """Maps [N, T, C] to logits [N, T, vocab_size]."""
         x = self.pre_logits(x)
         return jnp.matmul(x, self.embedding.T.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 def _tokens(source: jax.Array) -> jax.Array:
-    """The mask of what is no PAD: [N, S] -> [N, 1, 1, S], for all heads and queries."""
+    """Returns the mask of tokens other than PAD, [N, S] -> [N, 1, 1, S], for all heads and queries."""
     return (source != PAD)[:, None, None]
 
 
-VARIANTS = {  # table 3, base and big; dropout is the one of English-German
+VARIANTS = {  # table 3, base and big; the dropout rate is that of English-German
     "transformer_base": functools.partial(Transformer),
     "transformer_big": functools.partial(Transformer, width=1024, heads=16, ff_width=4096, dropout=0.3),
 }

@@ -1,13 +1,13 @@
-"""VGG: one pattern, repeated.
+"""VGG: stages of 3x3 convolutions.
 
   Simonyan & Zisserman 2015    Very deep convolutional networks for large-scale image recognition, arXiv 1409.1556
 
-3x3 convolutions padded by 1 keep the resolution, each with an activation; a stage of them ends in 2x2 max-pooling,
-which halves the resolution, and the next stage has twice the channels, up to 512. Depth is all that differs between
-the networks (table 1). Convolutions have biases, with normalization as well, as in torchvision's *_bn.
+3x3 convolutions with padding 1 keep the resolution, and an activation follows each. A stage of them ends in 2x2
+max-pooling, and the next stage has twice the channels, up to 512. The networks differ only in depth (table 1).
+Convolutions have biases, also with normalization, as in torchvision's *_bn.
 
-The *_cifar networks have the same stages for images of 32 x 32, of which these leave 1 x 1, with normalization and
-nothing but the head after them: the VGG of the literature on pruning.
+The *_cifar networks have the same stages for images of 32 x 32, which the stages reduce to 1 x 1, with normalization
+and only the head after them. This is the VGG of the literature on pruning.
 """
 
 import functools
@@ -24,11 +24,11 @@ from models.layers.pooling import adaptive_avg_pool, max_pool
 from models.layers.regularize import Dropout
 from models.weights.layouts import DENSE_AS_CONV, Conversion, Layout, flattened
 
-MAP_SIZE = 7  # of the map that the classifier flattens, whatever the images' size; table 1's at 224 x 224
+MAP_SIZE = 7  # height and width of the flattened map for images of any size; table 1's at 224 x 224
 
 
 class Stage(nn.Module):
-    """Convolutions at one resolution, then half of it: x [N, H, W, C] -> [N, H // 2, W // 2, features]."""
+    """Convolutions and max-pooling: maps x [N, H, W, C] to [N, H // 2, W // 2, features]."""
 
     layers: Ingredients
     depth: int
@@ -44,17 +44,17 @@ class Stage(nn.Module):
 
 
 class VGG(Classifier):
-    """Stages of 3x3 convolutions and a dense classifier; the fields of `Classifier`, and these.
+    """Stages of 3x3 convolutions and a dense classifier, with the fields of `Classifier` and those below.
 
-    Takes images of any size from 32. Endpoints: "stage1/conv1", ... (activations), "stage1", ... (pooled),
-    "last_map" (where `classifier` is empty), "pre_logits".
+    It takes images of any size from 32. Endpoints: "stage1/conv1", ... (activations), "stage1", ... (pooled),
+    "last_map" (if `classifier` is empty), "pre_logits".
 
     Attributes:
-      stage_sizes: convolutions of each stage.
-      width: channels of the first stage; each further one has twice those of the one before, up to 8 times these.
-      classifier: features of the dense layers before the head, which see a flattened map of 7 x 7; () for none, the
-        head then sees the map's average.
-      dropout: rate after each of these.
+      stage_sizes: Number of convolutions of each stage.
+      width: Channels of the first stage; each later stage doubles them, up to 8 `width`.
+      classifier: Features of the dense layers before the head, which see a flattened map of 7 x 7. With (), the head
+        sees the mean of the map.
+      dropout: Dropout rate after each of these layers.
     """
 
     norm: str | Callable = "none"
@@ -69,11 +69,11 @@ class VGG(Classifier):
         self._need_at_least(1, "width")
         self._need_rates("dropout")
         if self.dropout and not self.classifier:
-            raise UserError(f"dropout={self.dropout} is for the layers of `classifier`, and there are none")
+            raise UserError(f"dropout={self.dropout} has no effect with classifier=(): it follows those layers")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it."""
+        """Maps images [N, H, W, C] to logits [N, num_classes], float32; training may need the rng stream "dropout"."""
         layers = self.ingredients(train)
         x = images
         for stage, depth in enumerate(self.stage_sizes, 1):
@@ -101,7 +101,7 @@ VARIANTS = {
         for depth in (11, 13, 16)
     },
 }
-# timm's first dense layer is a 7x7 convolution: ours [H W C, D] <-> [D, C, H, W]
+# Converts the first dense layer [H W C, D] to timm's 7x7 convolution [D, C, H, W]
 _MAP_AS_CONV = Conversion(
     lambda ours: ours.reshape(MAP_SIZE, MAP_SIZE, -1, ours.shape[-1]).transpose(3, 2, 0, 1),
     lambda theirs: theirs.transpose(2, 3, 1, 0).reshape(-1, theirs.shape[0]),
@@ -109,12 +109,15 @@ _MAP_AS_CONV = Conversion(
 
 
 def layouts(model: VGG) -> dict[str, Layout]:
-    """Torchvision's and timm's, of networks with two hidden layers; timm's equals ours for images up to 224 x 224."""
+    """Returns the layouts of torchvision and timm for networks with two hidden layers.
+
+    timm's networks agree with these for images up to 224 x 224.
+    """
     if len(model.classifier) != 2:
         return {}
 
     def features(offset):
-        """Name of a layer by its place in one sequence of convolutions, norms, activations and poolings."""
+        """Returns names by the index in one sequence of convolutions, norms, activations and poolings."""
         period = 2 if model.norm == "none" else 3
 
         def name(match):

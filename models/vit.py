@@ -1,4 +1,4 @@
-"""Vision Transformers: patches as the tokens of a transformer's encoder.
+"""Vision Transformers: transformer encoders whose tokens are patches of the image.
 
 Dosovitskiy et al. 2021  An image is worth 16x16 words, arXiv 2010.11929                  vit_*_patch*
 Chen et al. 2021         An empirical study of training self-supervised ViTs, 2104.02057  positions="sincos2d"
@@ -21,37 +21,41 @@ from models.layers.endpoint import Endpoint
 from models.layers.ingredients import Classifier, Ingredients
 from models.layers.norm import norm
 from models.layers.regularize import Dropout, StochasticDepth, drop_rates
+from models.layers.stage import mlp
 from models.weights.layouts import TRANSPOSED, Layout, count_batches
 
 CHOICES = {"pool": ("token", "mean"), "positions": ("learned", "sincos2d")}
-EPSILON = 1e-6  # of the normalization, in the authors' code (flax's default)
+EPSILON = 1e-6  # of the normalization, as in the authors' code (flax's default)
 
 
 def sincos2d(height: int, width: int, channels: int) -> np.ndarray:
-    """Fixed positions of a grid of patches, float32 [height * width, channels], rows first (Chen 2021, appendix A).
+    """Returns fixed position embeddings of a grid of patches, float32 [height * width, channels], row by row.
 
-    Four parts of channels / 4 each: sine and cosine of the row, sine and cosine of the column, each at the frequencies
-    10000^(-4 i / channels).
+    The channels have four equal parts: sine and cosine of the row, sine and cosine of the column, each at the
+    frequencies 10000^(-4 i / channels) (Chen 2021, appendix A).
     """
     frequencies = 10000.0 ** -(np.arange(channels // 4) / (channels // 4))
-    rows, columns = (place.reshape(-1, 1) * frequencies for place in np.mgrid[:height, :width])  # [H W, C / 4]
+    rows, columns = (index.reshape(-1, 1) * frequencies for index in np.mgrid[:height, :width])  # [H W, C / 4]
     waves = [np.sin(rows), np.cos(rows), np.sin(columns), np.cos(columns)]
     return np.concatenate(waves, 1).astype(np.float32)
 
 
 def resize_positions(positions: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
-    """Learned positions for another grid of patches (Dosovitskiy 2021, section 3.2), as timm resamples them.
+    """Resizes learned position embeddings to another grid of patches (Dosovitskiy 2021, section 3.2), as timm does.
+
+    The resampling is bicubic, with antialiasing if the new grid is smaller.
 
     Args:
-      positions: [1, P + H W, C], the first P of tokens that are no patches (the class token), which stay.
-      old, new: (H, W) of the grids; bicubic, with antialiasing where the new one is smaller.
+      positions: [1, P + H W, C]; the first P belong to tokens that are not patches (the class token) and stay the same.
+      old: (H, W) of the grid of `positions`.
+      new: (H, W) of the grid of the result.
 
     Raises:
-      UserError: there are fewer positions than the old grid has patches.
+      UserError: There are fewer positions than the old grid has patches.
     """
     prefix = positions.shape[1] - old[0] * old[1]
     if prefix < 0:
-        raise UserError(f"{positions.shape[1]} positions are not those of {old[0]} x {old[1]} patches")
+        raise UserError(f"{positions.shape[1]} positions are too few for {old[0]} x {old[1]} patches")
     if old == new:
         return positions
     channels = positions.shape[-1]
@@ -61,13 +65,13 @@ def resize_positions(positions: jax.Array, old: tuple[int, int], new: tuple[int,
 
 
 class Block(nn.Module):
-    """One unit: x + attention(norm(x)), then x + mlp(norm(x)); x [N, T, C] -> [N, T, C] (fig. 1, eq. 2 and 3).
+    """A block: x + attention(norm(x)), then x + mlp(norm(x)); maps [N, T, C] to the same shape (fig. 1, eq. 2 and 3).
 
     Attributes:
-      layers: constructors of the ingredients.
-      heads, mlp_width, dropout: see ViT.
-      drop_branch: probability of dropping a branch of an example.
-      train: whether these two act.
+      layers: Constructors of the ingredients.
+      heads, mlp_width, dropout: See ViT.
+      drop_branch: Probability, per example, of dropping a branch in training.
+      train: Whether this is a training step.
     """
 
     layers: Ingredients
@@ -79,41 +83,41 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        _, dense, norm, act = self.layers
+        _, dense, norm, _ = self.layers
         dropout = functools.partial(Dropout, self.dropout, deterministic=not self.train)
         drop_branch = functools.partial(StochasticDepth, self.drop_branch, deterministic=not self.train)
         y = SelfAttention(dense, self.heads, name="attention")(norm(name="norm1", epsilon=EPSILON)(x))
         x = x + drop_branch()(dropout()(y))
-        y = dense(self.mlp_width, name="expand")(norm(name="norm2", epsilon=EPSILON)(x))
-        y = dense(x.shape[-1], name="reduce")(dropout()(act(y)))
+        y = mlp(self.layers, norm(name="norm2", epsilon=EPSILON)(x), self.mlp_width, dropout)
         return x + drop_branch()(dropout()(y))
 
 
 class ViT(Classifier):
-    """The fields of `Classifier`, and these.
+    """Vision Transformer, with the fields of `Classifier` and those below.
 
-    Endpoints: "stem" (a map), "block0", ..., "last_map" (tokens; with pool="mean" alone), "pre_logits".
+    Endpoints: "stem" (a map), "block0", ..., "last_map" (tokens; only with pool="mean"), "pre_logits".
 
-    `image_size` fixes the number of tokens, so images of another size are refused; positions that were learned at
-    another are resized where weights are read.
-    Dense kernels are drawn as later codes do, truncated_normal:0.02, not as the authors' (xavier_uniform, head at 0).
+    `image_size` fixes the number of tokens, so images of another size are refused. Importing weights resizes positions
+    that were learned at another size.
+    Dense kernels are drawn from truncated_normal:0.02, as in later codes. The authors' code draws them from
+    xavier_uniform and starts the head at 0.
 
     Attributes:
-      patch_size: of the patches, whose pixels the stem projects; a divisor of image_size.
-      width: channels of each token, a multiple of heads.
-      depth: blocks.
-      heads: of the attention.
-      mlp_width: channels of an MLP's hidden layer.
-      pool: what is classified after the last normalization: "token" (a class token that is learned) or "mean" (of all
-        tokens, which are the patches alone).
-      positions: "learned", or "sincos2d" (fixed, zero for the class token; width a multiple of 4).
-      stem_channels: of the 3x3 convolutions of Xiao 2021's stem, each with normalization and activation, which a 1x1
-        convolution follows; those with more channels than their input have stride 2, all strides together make
-        patch_size. () for none of it: patches.
-      stem_norm, stem_act: of that stem, as `norm` and `act`, which they are where None.
-      dropout: rate, of the tokens with their positions, in the MLPs, and at the end of each branch.
-      stochastic_depth: probability of dropping the last block's branches, growing linearly to it from 0 for the first.
-      remat: whether blocks are computed again for the gradient, instead of kept.
+      patch_size: Height and width of the patches that the stem projects; a divisor of image_size.
+      width: Channels of each token, a multiple of heads.
+      depth: Number of blocks.
+      heads: Number of attention heads.
+      mlp_width: Channels of the hidden layer of an MLP.
+      pool: Input of the head: "token" (a learned class token) or "mean" (the mean of all tokens, without a class
+        token).
+      positions: "learned", or "sincos2d" (fixed, zero for the class token; width must be a multiple of 4).
+      stem_channels: Channels of the 3x3 convolutions of Xiao 2021's stem. Each is normalized and activated, and a 1x1
+        convolution follows them. Convolutions that increase the channels have stride 2; the product of the strides
+        must be patch_size. () projects patches instead.
+      stem_norm, stem_act: `norm` and `act` of that stem; None uses those of the network.
+      dropout: Dropout rate of the tokens with their positions, in the MLPs, and at the end of each branch.
+      stochastic_depth: Probability of dropping the last block's branches. It grows linearly from 0 for the first block.
+      remat: Whether the backward pass recomputes the activations inside blocks instead of storing them.
     """
 
     norm: str | Callable = "channel"
@@ -135,7 +139,7 @@ class ViT(Classifier):
 
     @property
     def grid(self) -> int:
-        """Patches along each side of an image."""
+        """The number of patches along each side of an image."""
         return self.image_size // self.patch_size
 
     def check(self) -> None:
@@ -149,15 +153,15 @@ class ViT(Classifier):
         if self.pool == "mean":
             self._need_mean_over_space(self.width)
         if self.positions == "sincos2d" and self.width % 4:
-            raise UserError(f"positions='sincos2d' is for widths that are multiples of 4, not width={self.width}")
+            raise UserError(f"positions='sincos2d' needs a width that is a multiple of 4, not width={self.width}")
         if self.image_size % self.patch_size:
             raise UserError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}")
         stem = self.stem_channels
         if not stem and (self.stem_norm, self.stem_act) != (None, None):
-            raise UserError("stem_norm and stem_act are for a stem of convolutions: set stem_channels")
+            raise UserError("stem_norm and stem_act need a convolutional stem: set stem_channels")
         if stem and math.prod(self._stem_strides()) != self.patch_size:
             raise UserError(
-                f"stem_channels={stem} have strides {self._stem_strides()}, which do not make "
+                f"stem_channels={stem} have strides {self._stem_strides()}, whose product is not "
                 f"patch_size={self.patch_size}"
             )
         self._stem_ingredients(self.ingredients(train=False), train=False)
@@ -166,7 +170,7 @@ class ViT(Classifier):
         return (self.norm, self.stem_norm)
 
     def _stem_strides(self) -> list[int]:
-        """Xiao 2021, section 3: a convolution of stride 2 doubles the channels, one of stride 1 keeps them."""
+        """Returns 2 for convolutions that change the channels and 1 for those that keep them (Xiao 2021, section 3)."""
         return [
             1 if i and channels == self.stem_channels[i - 1] else 2 for i, channels in enumerate(self.stem_channels)
         ]
@@ -181,10 +185,10 @@ class ViT(Classifier):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images [N, H, W, C] -> logits [N, num_classes], float32; rng stream "dropout" where training needs it.
+        """Maps images [N, H, W, C] to logits [N, num_classes], float32; training may need the rng stream "dropout".
 
         Raises:
-          UserError: the images are not image_size x image_size.
+          UserError: The images are not image_size x image_size.
         """
         if images.shape[1:3] != (self.image_size,) * 2:
             raise UserError(
@@ -205,7 +209,7 @@ class ViT(Classifier):
         return layers.dense(self.num_classes, name="head")(Endpoint("pre_logits")(x)).astype(jnp.float32)
 
     def _stem(self, layers: Ingredients, images: jax.Array, train: bool) -> jax.Array:
-        """[N, H, W, C] -> [N, H / patch_size, W / patch_size, width]."""
+        """Maps images [N, H, W, C] to a map [N, H / patch_size, W / patch_size, width]."""
         conv, _, norm, act = self._stem_ingredients(layers, train)
         if not self.stem_channels:
             size = self.patch_size
@@ -216,7 +220,7 @@ class ViT(Classifier):
         return conv(self.width, 1, use_bias=True, name="stem_out")(x)
 
     def _with_positions(self, x: jax.Array) -> jax.Array:
-        """Tokens [N, T, C] of the patches -> the same plus positions, after the class token where there is one."""
+        """Prepends the class token, if there is one, to the tokens [N, T, C] of the patches, and adds positions."""
         prefix = int(self.pool == "token")
         if prefix:
             token = self.param("class_token", nn.initializers.zeros_init(), (1, 1, self.width), jnp.float32)
@@ -230,7 +234,7 @@ class ViT(Classifier):
         return x + jnp.asarray(positions, x.dtype)
 
     def fixed_positions(self) -> np.ndarray:
-        """Those of positions="sincos2d": [1, T, C], zero for the class token."""
+        """Returns the positions of positions="sincos2d": [1, T, C], zero for the class token."""
         return np.pad(sincos2d(self.grid, self.grid, self.width), ((int(self.pool == "token"), 0), (0, 0)))[None]
 
 
@@ -319,13 +323,16 @@ _POSITIONS = {"ablate": "positions", "torchvision": "encoder.pos_embedding", "ti
 
 
 def adapt(model: ViT, arrays: Mapping[str, np.ndarray], source: str) -> Mapping[str, np.ndarray]:
-    """Resizes learned positions of a square grid that are for images of another size; see models/weights/layouts.py."""
+    """Resizes learned positions of a square grid if they are for images of another size.
+
+    models/weights/layouts.py describes the arguments.
+    """
     name = _POSITIONS[source]
     if model.positions != "learned" or name not in arrays or arrays[name].ndim != 3:
         return arrays
     prefix = int(model.pool == "token")
     old = math.isqrt(max(arrays[name].shape[1] - prefix, 0))
     if old**2 + prefix != arrays[name].shape[1]:
-        return arrays  # whatever it is, it is refused for its shape
+        return arrays  # not a square grid; reading the weights refuses the shape
     resized = resize_positions(jnp.asarray(arrays[name]), (old, old), (model.grid, model.grid))
     return {**arrays, name: np.asarray(resized)}

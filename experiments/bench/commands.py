@@ -28,7 +28,7 @@ def names() -> list[str]:
     """Every command, as `python -m` takes it."""
     found = []
     for path in sorted(path for room in ("models", "train", "experiments") for path in (ROOT / room).rglob("*.py")):
-        if re.search(r"^    (cli\.run|sys\.exit)\(main", path.read_text(), re.MULTILINE):
+        if re.search(r"^    (cli\.run\(main|command\.exit_with\()", path.read_text(), re.MULTILINE):
             found.append(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"))
     return found
 

@@ -46,8 +46,8 @@ def _act(options: flags.FlagValues, names: list[str]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 0 done, 2 a user's mistake."""
-    return command.run(argv, __doc__, _define, _act)
+    return command.run_argv(argv, __doc__, _define, _act)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    command.exit_with(lambda: main(sys.argv))

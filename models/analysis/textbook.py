@@ -162,8 +162,8 @@ def _act(options, others):
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    return command.run(argv, __doc__, lambda options: None, _act)
+    return command.run_argv(argv, __doc__, lambda options: None, _act)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    command.exit_with(lambda: main(sys.argv))

@@ -113,8 +113,8 @@ def _report(name: str, variables: Any, source: str, target: str) -> None:
 
 def main(argv: list[str]) -> int:
     """Returns the exit code."""
-    return command.run(argv, USAGE, _define, _act)
+    return command.run_argv(argv, USAGE, _define, _act)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    command.exit_with(lambda: main(sys.argv))

@@ -122,5 +122,5 @@ def test_layouts_are_of_bottlenecks_alone():
 
 
 def test_the_stem_is_for_preact_networks():
-    with pytest.raises(UserError, match="stem='bit' has no normalization of its own: it is for preact=True"):
+    with pytest.raises(UserError, match="stem='bit' has no normalization of its own and needs preact=True"):
         bit(preact=False)

@@ -338,22 +338,22 @@ def test_all_blocks_cost_what_the_network_costs(kind):
     [
         *(("basic", {"rates": (rate, 0.5)}, rf"in \[0, 1\], not {rate}") for rate in (1.5, -0.1, "half", True)),
         ("basic", {"rates": (float("nan"), 0.5)}, r"in \[0, 1\], not nan"),
-        ("policy", {"policy_pool": 99}, "policy_pool=99 is more than image_size=32"),
+        ("policy", {"policy_pool": 99}, "policy_pool=99 must be at most image_size=32"),
         ("basic", {"target": 1.01}, r"in \[0, 1\], not 1.01"),
         ("basic", {"target": float("nan")}, r"in \[0, 1\], not nan"),
         ("basic", {"target": "most"}, "target='most' must be of type float"),
-        ("basic", {"rates": (0.5,)}, r"rates=\(0.5,\) must be one for each of the 2 blocks"),
-        ("basic", {"rates": "ab"}, "must be one for each of the 2 blocks"),
-        ("basic", {"rates": 0.5}, "must be one for each of the 2 blocks"),
-        ("basic", {"rates": (1, 1.0)}, "rates of 1 alone leave no block with a gate"),
-        ("basic", {"target": 1.0}, "leave no block with a gate"),
+        ("basic", {"rates": (0.5,)}, r"rates=\(0.5,\) must have one rate for each of the 2 blocks"),
+        ("basic", {"rates": "ab"}, "must have one rate for each of the 2 blocks"),
+        ("basic", {"rates": 0.5}, "must have one rate for each of the 2 blocks"),
+        ("basic", {"rates": (1, 1.0)}, "rates are all 1, so no block has a gate"),
+        ("basic", {"target": 1.0}, "no block has a gate"),
         *(
-            ("basic", {"norm": norm}, f"norm='{norm}' leaves nothing of what a gate sees")
+            ("basic", {"norm": norm}, f"norm='{norm}' sets the input of a gate to a constant")
             for norm in ("instance", "group", "group:16")
         ),
         ("basic", {"shortcut": "none"}, "shortcut='none' leaves nothing"),
         ("policy", {"shortcut": "none"}, "shortcut='none' leaves nothing"),
-        ("policy", {"remat": True}, "remat=True is not for networks that skip blocks"),
+        ("policy", {"remat": True}, "remat=True does not work with networks that skip blocks"),
         ("basic", {"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ("basic", {"temperature": float("nan")}, "temperature=nan must be above 0"),
         ("basic", {"gate_width": 0}, "gate_width=0 must be at least 1"),
@@ -375,7 +375,7 @@ def test_no_parts():
 
 def test_keep_of_another_shape():
     model, variables = small("policy")
-    with pytest.raises(UserError, match=r"keep must be of shape \[N, 2\], for each image and block, not \[3, 5\]"):
+    with pytest.raises(UserError, match=r"keep must be of shape \[N, 2\], one column per block, not \[3, 5\]"):
         model.apply(variables, colored(3), keep=jnp.ones((3, 5)))
 
 

@@ -168,7 +168,7 @@ def test_weights_come_back_from_the_layouts(layout):
         ({"stage_sizes": 2}, "stage_sizes=2 must be whole numbers"),
         ({"heads": (3, 6, 12, 0)}, "heads=.* must be whole numbers"),
         ({"heads": (3, 6)}, "heads=.* must have as many numbers as stage_sizes"),
-        ({"width": 100}, "the 100 channels of stage 1 cannot be dealt to 3 heads"),
+        ({"width": 100}, "the 100 channels of stage 1 are not divisible into 3 heads"),
         ({"window": 0}, "window=0 must be at least 1"),
         ({"patch_size": 0}, "patch_size=0 must be at least 1"),
         ({"stochastic_depth": 1.0}, "stochastic_depth=1.0"),

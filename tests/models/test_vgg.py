@@ -78,7 +78,7 @@ def test_weights_in_torchvisions_layout_and_back():
         ({"classifier": 4096}, "classifier=4096 must be whole numbers"),
         ({"width": 0}, "width=0"),
         ({"dropout": -0.1}, "dropout=-0.1 must be at least 0"),
-        ({"classifier": ()}, "dropout=0.5 is for the layers of"),
+        ({"classifier": ()}, "dropout=0.5 has no effect with classifier="),
     ],
 )
 def test_fields_that_make_no_sense_are_refused(fields, message):

@@ -150,7 +150,7 @@ def test_positions_are_resized_as_timm_does(i):
     close(resized, GOLDEN["vit"][f"resized{i}"], f"{old} to {new}")
     np.testing.assert_array_equal(resized[:, :prefix], positions[:, :prefix])
     assert resize_positions(positions, old, old) is positions
-    with pytest.raises(UserError, match="positions are not those of 9 x 9 patches"):
+    with pytest.raises(UserError, match="positions are too few for 9 x 9 patches"):
         resize_positions(positions, (9, 9), new)
 
 
@@ -268,14 +268,14 @@ def test_images_of_another_size_are_refused():
         ({"positions": "sincos"}, "unknown positions 'sincos'; did you mean 'sincos2d'"),
         ({"heads": 3}, "heads=3 must divide width=8"),
         ({"depth": 0}, "depth=0 must be at least 1"),
-        ({"width": 6, "positions": "sincos2d"}, "multiples of 4, not width=6"),
+        ({"width": 6, "positions": "sincos2d"}, "multiple of 4, not width=6"),
         ({"image_size": 18}, "image_size=18 must be a multiple of patch_size=4"),
         ({"pool": "mean", "norm": "instance"}, "is 0 in the mean over space"),
         ({"pool": "mean", "norm": "group"}, "norm='group', which averages each channel"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"stochastic_depth": -0.1}, "stochastic_depth=-0.1"),
         ({"stem_norm": "batch"}, "set stem_channels"),
-        ({"stem_channels": (4, 8, 16)}, "do not make patch_size=4"),
+        ({"stem_channels": (4, 8, 16)}, "whose product is not patch_size=4"),
         ({"stem_channels": 4}, "stem_channels=4 must be"),
         ({"stem_channels": (4, 8), "stem_norm": "grop"}, "unknown norm"),
         ({"stem_channels": (4, 8), "stem_act": "rleu"}, "unknown act 'rleu'"),
