@@ -7,7 +7,7 @@
   Huang et al. 2017      Densely connected convolutional networks, arXiv 1608.06993      dense connections
 
 Mult-adds and parameters are counted in the traced programs (models/analysis/cost.py); a claim about equal cost is
-judged only where the costs counted are equal within TOLERANCE. experiments/costs.py has the costs of the papers'
+judged only where the costs counted are equal within TOLERANCE. experiments/bench/costs.py has the costs of the papers'
 networks beside their published accuracies.
 """
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 
-from experiments import overlays
+from experiments.explain import overlays
 from experiments.studies.measures import from_png
 from experiments.study import Judgement, Outcome, Outcomes, Table, all_of, compare, finite, mean, spread
 from train.plots.figures import tidy
