@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.explain import overlays, pictures
-from experiments.explain import subjects
+from experiments.explain import overlays, pictures, subjects
 from models.errors import UserError
 from models.explain import cam, receptive
 from models.layers.endpoint import capture
