@@ -53,7 +53,7 @@ bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m experiments.bench
 	$(BIN)/python -m experiments.bench --cases=resnet20 --sweep=batch --quick
-	$(BIN)/python -m experiments.skipped
+	$(BIN)/python -m experiments.bench.skipped
 
 studies: $(READY)
 	$(BIN)/python -m experiments.run all --scale=digits

@@ -155,7 +155,10 @@ REFUSED = (
         "hidden layers have no places to average over",
     ),
     Refusal(
-        ("norm=instance",), ("ConvNet-AIG",), "sets the input of a gate to a constant", "a gate sees one number a feature"
+        ("norm=instance",),
+        ("ConvNet-AIG",),
+        "sets the input of a gate to a constant",
+        "a gate sees one number a feature",
     ),
     Refusal(
         ("norm=instance",),

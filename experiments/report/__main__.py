@@ -12,8 +12,8 @@ USAGE = """Builds the page of all results: report/index.html, complete in itself
     python -m experiments.report --results=experiments/results --out=report
     python -m experiments.report --readme=README.md         and the generated blocks of that file
 
-Reads what `experiments.run`, `experiments.costs`, `experiments.bench`, `experiments.seeds` and the check of weights
-have written under --results, and trains nothing. What is not there is named with the command that makes it.
+Reads what `experiments.run`, `experiments.seeds`, `experiments.bench`, `experiments.bench.costs` and the check of
+weights have written under --results, and trains nothing. What is not there is named with the command that makes it.
 """
 
 

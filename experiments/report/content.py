@@ -23,7 +23,7 @@ from experiments.report import winners
 from models.errors import UserError
 from train.files import read_json
 
-COSTS = "python -m experiments.costs --out=experiments/results/costs"
+COSTS = "python -m experiments.bench.costs --out=experiments/results/costs"
 BENCH = "python -m experiments.bench"
 SEEDS = (
     "python -m experiments.seeds --config=configs/digits.py --workdir=runs/seeds --out=experiments/results/digits.json"

@@ -270,7 +270,7 @@ def smaller(results: Path) -> str:
     """What fewer filters, zeros and packed bits gain in time, by whole networks."""
     path = results / "bench" / "smaller" / "smaller.json"
     if not path.exists():
-        return _missing("python -m experiments.smaller")
+        return _missing("python -m experiments.bench.smaller")
     found = content.read(path)
     rows = [
         (
@@ -294,7 +294,7 @@ def skipped(results: Path) -> str:
     """What networks gain in time that decide by image what to compute."""
     path = results / "bench" / "skipped" / "skipped.json"
     if not path.exists():
-        return _missing("python -m experiments.skipped")
+        return _missing("python -m experiments.bench.skipped")
     found = content.read(path)
     programs = {(row["network"], row["batch"], row["program"]): row for row in found["rows"]}
     rows = [

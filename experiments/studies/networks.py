@@ -2,9 +2,13 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.study import TOO_SMALL, Judge, Judgement, Outcomes, compare, spread
+from experiments.study import TOO_SMALL, Judge, Judgement, Outcomes, compare, listed, recipe
+from experiments.study.tables import accuracy, count_of
+
+if TYPE_CHECKING:
+    from models.analysis.cost import Complexity
 
 IMAGES = {"digits": (8, 1), "cifar10": (32, 3), "imagenet": (224, 3)}  # height and width, channels
 
@@ -13,9 +17,9 @@ class Network(NamedTuple):
     """A network as a study trains it.
 
     Attributes:
-      name: of `models.names()`.
-      fields: of the model, where others than the name says.
-      size: height and width to which images are resized; 0: as they are. A network whose stem halves the resolution
+      name: One of `models.names()`.
+      fields: Fields of the model that differ from those that the name stands for.
+      size: Height and width to which images are resized; 0: as they are. A network whose stem halves the resolution
         gets images of twice the size where it is compared with one whose stem does not.
     """
 
@@ -25,12 +29,10 @@ class Network(NamedTuple):
 
 
 def config(scale: str, network: Network, seed: int, epochs: int = 0) -> Any:
-    """The recipe of configs/study.py with this network, whose ingredients are its paper's; epochs 0: the recipe's."""
+    """Returns the recipe of configs/study.py with this network and its paper's ingredients; epochs 0: the recipe's."""
     from ml_collections import ConfigDict
 
-    from train import config as configs
-
-    c = configs.load(f"configs/study.py:{scale},seed={seed},epochs={epochs}")
+    c = recipe(f"configs/study.py:{scale},seed={seed},epochs={epochs}")
     c.model = ConfigDict({"name": network.name, **network.fields})
     if network.size:
         c.data.image_size = network.size
@@ -41,13 +43,13 @@ def config(scale: str, network: Network, seed: int, epochs: int = 0) -> Any:
     return c
 
 
-def cost(scale: str, network: Network) -> Any:
-    """`complexity.analyze` of the network for one image."""
+def cost(scale: str, network: Network) -> "Complexity":
+    """Returns the cost of the network for one image."""
     return _cost(scale, network.name, tuple(sorted(network.fields.items())), network.size)
 
 
 @functools.cache
-def _cost(scale: str, name: str, fields: tuple[tuple[str, Any], ...], size: int) -> Any:
+def _cost(scale: str, name: str, fields: tuple[tuple[str, Any], ...], size: int) -> "Complexity":
     import models
     from models.analysis.cost import analyze
 
@@ -56,29 +58,34 @@ def _cost(scale: str, name: str, fields: tuple[tuple[str, Any], ...], size: int)
     return analyze(model, (1, size, size, channels))
 
 
+# Columns of a table of networks
+CELLS = {"mult-adds": count_of("mult_adds"), "parameters": count_of("parameters"), "test accuracy": accuracy}
+
+
 def unequal(outcomes: Outcomes, field: str) -> float:
-    """By how much the costliest of some networks is above the cheapest, as a fraction: `field` of their summaries."""
+    """Returns, as a fraction, how far the costliest network is above the cheapest by a field of the summaries."""
     costs = [outcome.summary[field] for outcome in outcomes if outcome.summary]
     return max(costs) / min(costs) - 1 if costs else 0.0
 
 
 def accuracies(outcomes: Outcomes, *names: str) -> str:
-    """Of networks by their label, for a verdict."""
-    return "; ".join(f"{name} {spread(outcomes.where(network=name).values('accuracy'))}" for name in names)
+    """Returns the accuracies of networks by their label, for a verdict."""
+    return listed({name: outcomes.where(network=name).values("accuracy") for name in names})
 
 
 def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str) -> Judge:
-    """A judge: whether `high` is more accurate than `low`, both of the set `kind`.
+    """Returns a judge: `high` is more accurate than `low`, both of the set `kind`.
 
-    "too small to tell" where the costs, `field` of the summaries, are further apart than `tolerance`.
+    It is too small to tell where the costs, `field` of the summaries, are further apart than `tolerance`.
     """
 
-    def judge(outcomes):
+    def judge(outcomes: Outcomes) -> Judgement:
         pair = outcomes.where(set=kind, network=[high, low])
         apart = unequal(pair, field)
         text = f"{accuracies(pair, high, low)}, with {field.replace('_', '-')} {apart:.1%} apart"
         if apart > tolerance:
             return Judgement(TOO_SMALL, f"{text}: no comparison")
-        return Judgement(compare(*(pair.where(network=name).values("accuracy") for name in (high, low))), text)
+        values = [pair.where(network=name).values("accuracy") for name in (high, low)]
+        return Judgement(compare(values[0], values[1]), text)
 
     return judge

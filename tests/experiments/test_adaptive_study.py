@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import skipped
+from experiments.bench import skipped
 from experiments.studies.adaptive import measures
 from experiments.studies.adaptive import study as about
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, VERDICTS, Outcome, Outcomes

@@ -6,7 +6,8 @@ import rich.console
 from matplotlib.figure import Figure
 
 from configs import compression as config
-from experiments import smaller, study, timing
+from experiments import study
+from experiments.bench import smaller, timing
 from experiments.studies.compression import results
 from experiments.studies.compression import study as compression
 from experiments.studies.networks import Network

@@ -1,11 +1,11 @@
-"""experiments/costs.py: the page of costs, for a few networks of the table."""
+"""experiments/bench/costs.py: the page of costs, for a few networks of the table."""
 
 import json
 
 import pytest
 
 import models
-from experiments import costs
+from experiments.bench import costs
 from models.analysis.cost import analyze
 from tests import networks
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import explain, overlays
+from experiments.explain import overlays, pictures, subjects
 from models.errors import UserError
 from models.explain import cam, receptive
 from models.layers.endpoint import capture
@@ -29,10 +29,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def job(folder, tmp_path_factory):
     run, state = restore.load(folder)
-    subjects = explain.from_split(run.feed.test, "test", [3, 8])
-    images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
-    return explain.Job(
-        run, jax.device_put(state.evaluation_variables()), subjects, images, "test", tmp_path_factory.mktemp("pictures")
+    examples = subjects.from_split(run.feed.test, "test", [3, 8])
+    images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in examples])})["image"]
+    return subjects.Job(
+        run, jax.device_put(state.evaluation_variables()), examples, images, "test", tmp_path_factory.mktemp("pictures")
     )
 
 
@@ -81,11 +81,11 @@ def test_the_command_refuses_in_one_line(folder):
 def test_mistakes_are_the_most_confident_errors(folder):
     run, state = restore.load(folder)
     variables = state.evaluation_variables()
-    found = explain.mistakes(run, variables, run.feed.test, count=5)
-    subjects = explain.from_split(run.feed.test, "test", range(len(run.feed.test)))
-    images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
+    found = subjects.mistakes(run, variables, run.feed.test, count=5)
+    examples = subjects.from_split(run.feed.test, "test", range(len(run.feed.test)))
+    images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in examples])})["image"]
     said = np.asarray(jax.nn.softmax(run.task.model.apply(variables, images)))
-    wrong = [i for i, subject in enumerate(subjects) if said[i].argmax() != subject.label]
+    wrong = [i for i, subject in enumerate(examples) if said[i].argmax() != subject.label]
     confidence = said.max(1)
     assert set(found) <= set(wrong) and len(found) == 5
     np.testing.assert_allclose(confidence[found], sorted(confidence[wrong])[-1:-6:-1], rtol=1e-5)
@@ -94,15 +94,15 @@ def test_mistakes_are_the_most_confident_errors(folder):
         feed=SimpleNamespace(prepare_evaluation=lambda batch: batch, batches=run.feed.batches),
     )
     with pytest.raises(UserError, match="--indices=mistakes: the network is right about all of the 360 images"):
-        explain.mistakes(right, {}, run.feed.test)
+        subjects.mistakes(right, {}, run.feed.test)
 
 
 def test_rows_are_what_the_methods_find(job, monkeypatch):
     drawn = []
     monkeypatch.setattr(overlays, "draw_rows", lambda figure, columns, rows: drawn.append((columns, rows)))
-    pairs = explain.targets("label, 4", job.subjects, job.classes)
+    pairs = subjects.targets("label, 4", job.subjects, job.classes)
     assert pairs == [(0, job.subjects[0].label), (0, 4), (1, job.subjects[1].label), (1, 4)]
-    told = explain.attributions(job, spec.parse("method", "grad_cam(endpoint=stage2)|saliency|guided_grad_cam"), pairs)
+    told = pictures.attributions(job, spec.parse("method", "grad_cam(endpoint=stage2)|saliency|guided_grad_cam"), pairs)
     ((columns, rows),) = drawn
     assert [column.split("\n")[0] for column in columns] == ["grad cam", "saliency", "guided grad cam"]
     want = cam.grad_cam(job.model, job.variables, job.images[1:], 4, endpoint="stage2")
@@ -123,19 +123,19 @@ def test_pictures_of_their_own(job):
         "receptive_field(endpoint='stage2/block0/conv1', channel=1, row=0)",
         "top_patches(endpoint=stage1, channels='0 2-3', k=4)",
     ):
-        spec.resolve("method", spec.parse("method", text)[0], explain.PICTURES, job, pairs)
+        spec.resolve("method", spec.parse("method", text)[0], pictures.PICTURES, job, pairs)
         with Image.open(job.out / f"{text.partition('(')[0]}.png") as picture:
             assert min(picture.size) > 100 and np.ptp(np.asarray(picture.convert("L"))) > 100
 
 
 def test_patches_are_cut_where_the_channel_is_highest(job):
-    name, rows = explain.patches_of(job, "stem", "1", 3)
+    name, rows = pictures.patches_of(job, "stem", "1", 3)
     assert name == "stem" and len(rows) == 1
     field = receptive.theoretical(job.model, job.run.feed.inputs, "stem")
     found = np.concatenate(
         [
             np.asarray(capture(job.model, job.variables, images)[1]["stem"])[mask > 0, ..., 1]
-            for images, _, mask in explain.batches(job)
+            for images, _, mask in subjects.batches(job)
         ]
     )  # [N, 16, 16] of the whole split
     order = np.argsort(-found.reshape(len(found), -1).max(1), kind="stable")[:3]
@@ -152,7 +152,7 @@ def test_images_of_files_are_seen_as_the_run_sees_its_own(job, tmp_path):
     pixels = np.zeros((64, 32), np.uint8)
     pixels[:32] = 255
     Image.fromarray(pixels).save(tmp_path / "half.png")
-    (found,) = explain.from_files(job.run, [str(tmp_path / "half.png")])
+    (found,) = subjects.from_files(job.run, [str(tmp_path / "half.png")])
     assert found.pixels.shape == (16, 16, 1) and found.label is None  # squeezed: nothing is cut off
     assert found.pixels[:7].min() == 255 and found.pixels[9:].max() == 0
 
@@ -160,16 +160,16 @@ def test_images_of_files_are_seen_as_the_run_sees_its_own(job, tmp_path):
 @pytest.mark.parametrize(
     "act, says",
     [
-        (lambda job, tmp: explain.from_files(job.run, ["nowhere.png"]), "nowhere.png: there is no such file"),
-        (lambda job, tmp: explain.from_files(job.run, [broken(tmp)]), "broken.png: it cannot be decoded"),
-        (lambda job, tmp: explain.from_split(job.source, "test", [360]), "--indices=360 is out of range: .* 0 to 359"),
+        (lambda job, tmp: subjects.from_files(job.run, ["nowhere.png"]), "nowhere.png: there is no such file"),
+        (lambda job, tmp: subjects.from_files(job.run, [broken(tmp)]), "broken.png: it cannot be decoded"),
+        (lambda job, tmp: subjects.from_split(job.source, "test", [360]), "--indices=360 is out of range: .* 0 to 359"),
         (
-            lambda job, tmp: explain.targets("label", [explain.Subject(None, "x.png", None)], job.classes),
+            lambda job, tmp: subjects.targets("label", [subjects.Subject(None, "x.png", None)], job.classes),
             "has no label",
         ),
-        (lambda job, tmp: explain.class_of("10", job.classes), "--target=10 is out of range: classes are 0 to 9"),
-        (lambda job, tmp: explain.class_of("cat", job.classes), "unknown --target 'cat'"),
-        (lambda job, tmp: explain.class_of("²", job.classes), "unknown --target '²'"),
+        (lambda job, tmp: subjects.class_of("10", job.classes), "--target=10 is out of range: classes are 0 to 9"),
+        (lambda job, tmp: subjects.class_of("cat", job.classes), "unknown --target 'cat'"),
+        (lambda job, tmp: subjects.class_of("²", job.classes), "unknown --target '²'"),
         (lambda job, tmp: act(job, "receptive_field(row=-2)"), "row=-2 must be at least 0, or -1"),
         (lambda job, tmp: act(job, "occlusion(size=40)"), "size=40 x 40 is larger than the images of 16 x 16"),
         (lambda job, tmp: act(job, "occlusion(color=2.0)"), "color=2.0 must be from 0"),
@@ -179,11 +179,11 @@ def test_images_of_files_are_seen_as_the_run_sees_its_own(job, tmp_path):
         (lambda job, tmp: act(job, "receptive_field(endpoint=stage9)"), "unknown endpoint 'stage9'.*stage1"),
         (lambda job, tmp: act(job, "receptive_field(row=99)"), "row=99 is out of range"),
         (
-            lambda job, tmp: explain.attributions(job, spec.parse("method", "grad_cam(endpoint=head)"), [(0, -1)]),
+            lambda job, tmp: pictures.attributions(job, spec.parse("method", "grad_cam(endpoint=head)"), [(0, -1)]),
             "unknown endpoint with places 'head'.*stage1",
         ),
         (
-            lambda job, tmp: explain.attributions(job, spec.parse("method", "attention_rollout"), [(0, -1)]),
+            lambda job, tmp: pictures.attributions(job, spec.parse("method", "attention_rollout"), [(0, -1)]),
             "attention_rollout is for networks whose attentions see all tokens",
         ),
     ],
@@ -194,7 +194,7 @@ def test_mistakes(job, tmp_path, act, says):
 
 
 def act(job, text):
-    spec.resolve("method", spec.parse("method", text)[0], explain.PICTURES, job, [(0, -1)])
+    spec.resolve("method", spec.parse("method", text)[0], pictures.PICTURES, job, [(0, -1)])
 
 
 def broken(folder):

@@ -2,7 +2,7 @@
 
 import json
 
-from experiments import together
+from experiments.bench import together
 from tests import tiny
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import transfer
-from experiments import explain
+from experiments.explain import subjects
 from models.errors import UserError
 from tests import hostile_pictures, tiny
 from train import loop, predict, restore
@@ -221,7 +221,7 @@ def test_every_way_to_a_prediction_sees_the_same_pixels(trained, tmp_path):
         for index, path in enumerate(source.files):
             pixels = source.example(index)["image"]
             path = tmp_path / "set" / path
-            (subject,) = explain.from_files(reopened, [str(path)])
+            (subject,) = subjects.from_files(reopened, [str(path)])
             for other in (subject.pixels, *(network.pixels(path) for network in opened)):
                 np.testing.assert_array_equal(other, pixels, err_msg=str(path))
 

@@ -16,10 +16,9 @@ from typing import Any
 from experiments.studies import networks
 from experiments.studies.networks import Network
 from experiments.study import (
-    AGREES,
-    DISAGREES,
     TOO_SMALL,
     Claim,
+    Judge,
     Judgement,
     Outcomes,
     Picture,
@@ -28,9 +27,11 @@ from experiments.study import (
     Trial,
     all_of,
     compare,
+    holds,
     spread,
 )
-from train.plots.figures import tidy
+from experiments.study.figures import dots, finish, heatmap
+from experiments.study.tables import table_by
 from train.plots.palette import BLACK, BLUE, RED
 
 SEEDS = (0, 1, 2)
@@ -142,69 +143,68 @@ COSTS = {
 
 
 def trials(scale: str) -> list[Trial]:
-    """The grid, training lengths, the ladder, and families at equal cost."""
-    made = []
+    """Lists the grid, training lengths, the ladder, and families at equal cost."""
+    planned, middle = [], LENGTHS[scale][1]
 
-    def add(network, labels, optimizer="adamw", rate=FIXED[scale], decay=None, epochs=LENGTHS[scale][1], seeds=SEEDS):
-        for seed in seeds:
-            c = networks.config(scale, network, seed, epochs)
-            c.optimizer.name = OPTIMIZERS[optimizer]
-            c.optimizer.learning_rate = rate
-            c.optimizer.weight_decay = GRID[scale][optimizer][1][1] if decay is None else decay
-            c.optimizer.schedule, c.optimizer.warmup, c.optimizer.warmup_from = "cosine", "5%", 0.0
-            if scale == "imagenet":
-                c.batch_size, c.task.label_smoothing = 2048, 0.1
-                c.data.augment = "flip|randaugment(2, 9)|mixup_cutmix(0.8, 1.0)"
-            made.append(Trial({**labels, "seed": seed}, c))
+    def add(network: Network, labels: Mapping[str, Any], config: Mapping[str, Any], seeds: Sequence[int] = SEEDS):
+        planned.extend(Trial({**labels, "seed": seed}, _config(scale, network, seed, **config)) for seed in seeds)
 
     for stem, network in VITS[scale].items():
         for optimizer, (rates, decays) in GRID[scale].items():
             for decay in decays:
                 for rate in rates:
-                    labels = {"set": "grid", "stem": stem, "optimizer": optimizer, "rate": rate, "decay": decay}
-                    add(
-                        network,
-                        labels,
-                        optimizer,
-                        rate,
-                        decay,
-                        GRID_EPOCHS[scale],
-                        SEEDS if decay == decays[1] else SEEDS[:1],
-                    )
+                    settings = {"optimizer": optimizer, "rate": rate, "decay": decay}
+                    seeds = SEEDS if decay == decays[1] else SEEDS[:1]
+                    labels = {"set": "grid", "stem": stem, **settings}
+                    add(network, labels, {**settings, "epochs": GRID_EPOCHS[scale]}, seeds)
         for epochs in LENGTHS[scale]:
-            add(network, {"set": "length", "stem": stem, "epochs": epochs}, epochs=epochs)
-    for row, network in LADDER[scale].items():
-        add(network, {"set": "ladder", "network": row})
-    for family, network in FAMILIES[scale].items():
-        add(network, {"set": EQUAL, "network": family})
-    return made
+            add(network, {"set": "length", "stem": stem, "epochs": epochs}, {"epochs": epochs})
+    for kind, members in (("ladder", LADDER[scale]), (EQUAL, FAMILIES[scale])):
+        for name, network in members.items():
+            add(network, {"set": kind, "network": name}, {"epochs": middle})
+    return planned
 
 
-# -- what is read off ----------------------------------------------------------------------------------------------
+def _config(
+    scale: str, network: Network, seed: int, epochs: int, optimizer: str = "adamw", rate: float = 0, decay: float = 0
+) -> Any:
+    """Returns the modern recipe with this network; rate and decay 0: those outside of the grid."""
+    c = networks.config(scale, network, seed, epochs)
+    c.optimizer.name = OPTIMIZERS[optimizer]
+    c.optimizer.learning_rate = rate or FIXED[scale]
+    c.optimizer.weight_decay = decay or GRID[scale][optimizer][1][1]
+    c.optimizer.schedule, c.optimizer.warmup, c.optimizer.warmup_from = "cosine", "5%", 0.0
+    if scale == "imagenet":
+        c.batch_size, c.task.label_smoothing = 2048, 0.1
+        c.data.augment = "flip|randaugment(2, 9)|mixup_cutmix(0.8, 1.0)"
+    return c
+
+
+# -- judges --------------------------------------------------------------------------------------------------------
 
 
 def _errors(outcomes: Outcomes) -> list[float]:
-    """Test errors; a run that diverged has everything wrong."""
+    """Returns test errors; a run that diverged has everything wrong."""
     return [1 - accuracy for accuracy in outcomes.values("accuracy", diverged=0.0)]
 
 
 def _settings(outcomes: Outcomes, stem: str) -> list[float]:
-    """Error of each setting of the grid, the first seed's, ascending."""
+    """Returns the error of each setting of the grid, the first seed's, ascending."""
     return sorted(_errors(outcomes.where(set="grid", stem=stem, seed=SEEDS[0])))
 
 
 def _best(outcomes: Outcomes, stem: str, optimizer: str) -> tuple[float, list[float]]:
-    """The best learning rate by mean error at the weight decay that has all seeds, and its errors by seed."""
-    found = [
+    """Returns the best learning rate, and its errors by seed, at the weight decay that has all seeds."""
+    candidates = [
         (rate, _errors(group))
         for (rate, _), group in outcomes.where(set="grid", stem=stem, optimizer=optimizer).groups("rate", "decay")
         if len(group) > 1
     ]
-    return min(found, key=lambda pair: statistics.mean(pair[1]))
+    return min(candidates, key=lambda pair: statistics.mean(pair[1]))
 
 
 def _optimizers(outcomes: Outcomes) -> Judgement:
-    """The gap of each seed, at each optimizer's best learning rate."""
+    """Compares the gap of each seed, at each optimizer's best learning rate."""
     gaps, texts = {}, []
     for stem in STEMS:
         (fast, adamw), (slow, sgd) = (_best(outcomes, stem, optimizer) for optimizer in OPTIMIZERS)
@@ -214,17 +214,12 @@ def _optimizers(outcomes: Outcomes) -> Judgement:
 
 
 def _near(outcomes: Outcomes) -> Judgement:
-    shares = {
-        stem: statistics.mean(error <= errors[0] + NEAR for error in errors)
-        for stem in STEMS
-        if (errors := _settings(outcomes, stem))
-    }
+    settings = {stem: _settings(outcomes, stem) for stem in STEMS}
+    shares = {stem: statistics.mean(error <= errors[0] + NEAR for error in errors) for stem, errors in settings.items()}
     difference = shares[CONVOLUTIONS] - shares[PATCHES]
     return Judgement(
-        TOO_SMALL if abs(difference) <= 0.2 else AGREES if difference > 0 else DISAGREES,
-        "; ".join(
-            f"{stem}: {share:.0%} of {len(_settings(outcomes, stem))} settings" for stem, share in shares.items()
-        ),
+        TOO_SMALL if abs(difference) <= 0.2 else holds(difference > 0),
+        "; ".join(f"{stem}: {share:.0%} of {len(settings[stem])} settings" for stem, share in shares.items()),
     )
 
 
@@ -233,7 +228,7 @@ def _by_length(outcomes: Outcomes, stem: str) -> dict[int, list[float]]:
 
 
 def _lengths(outcomes: Outcomes) -> Judgement:
-    """What a seed's short training has more error than its long one."""
+    """Compares by how much the error of a seed's short training is above that of its long one."""
     gaps, texts = {}, []
     for stem in STEMS:
         errors = _by_length(outcomes, stem)
@@ -252,77 +247,57 @@ def _stems(outcomes: Outcomes) -> Judgement:
     )
 
 
-def _rows(*pairs: tuple[str, str]) -> Any:
-    """A judge: whether in each pair of the ladder's rows the first is more accurate."""
+def _rows(*pairs: tuple[str, str]) -> Judge:
+    """Returns a judge: in each pair of the ladder's rows the first is more accurate."""
 
-    def judge(outcomes):
+    def judge(outcomes: Outcomes) -> Judgement:
         ladder = outcomes.where(set="ladder")
-        verdicts = [compare(*([1 - e for e in _errors(ladder.where(network=row))] for row in pair)) for pair in pairs]
-        return Judgement(all_of(verdicts), networks.accuracies(ladder, *dict.fromkeys(row for p in pairs for row in p)))
+        names = list(dict.fromkeys(row for pair in pairs for row in pair))
+        values = {row: [1 - error for error in _errors(ladder.where(network=row))] for row in names}
+        verdicts = [compare(values[first], values[second]) for first, second in pairs]
+        return Judgement(all_of(verdicts), networks.accuracies(ladder, *names))
 
     return judge
 
 
+# -- tables and pictures -------------------------------------------------------------------------------------------
+
+
 def tables(outcomes: Outcomes) -> list[Table]:
-    """The grid, lengths, the ladder and the families."""
-    grid = [
-        [stem, optimizer, f"{rate:g}", f"{decay:g}", spread(_errors(group))]
-        for (stem, optimizer, rate, decay), group in outcomes.where(set="grid").groups(
-            "stem", "optimizer", "rate", "decay"
-        )
-    ]
+    """Returns lengths, the ladder, the families and the grid."""
     lengths = {stem: _by_length(outcomes, stem) for stem in STEMS}
-    made = [
+    ladder = {**networks.CELLS, "published, ImageNet, %": lambda group: _ROWS[group[0].labels["network"]][1]}
+    by_network = {"network": "network"}
+    labels = {"stem": "network", "optimizer": "optimizer", "rate": "learning rate", "decay": "weight decay"}
+    grid = table_by(
+        "Test error over the grid", outcomes.where(set="grid"), labels, {"test error": lambda g: spread(_errors(g))}
+    )
+    shown = [[stem, optimizer, f"{rate:g}", f"{decay:g}", *rest] for stem, optimizer, rate, decay, *rest in grid.rows]
+    return [
         Table(
             "Test error over training length",
             ["network", *(f"{epochs} epochs" for epochs in lengths[PATCHES])],
-            [[stem, *(spread(errors) for errors in found.values())] for stem, found in lengths.items()],
-        )
-    ]
-    for kind, title in (("ladder", "From ResNet to ConvNeXt"), (EQUAL, "Families at equal mult-adds")):
-        rows = []
-        for (name,), group in outcomes.where(set=kind).groups("network"):
-            first = next((o.summary for o in group if o.summary), None)
-            published = [_ROWS[name][1]] if kind == "ladder" else []
-            rows.append(
-                [
-                    name,
-                    *([f"{first['mult_adds']:,}", f"{first['parameters']:,}"] if first else ["—", "—"]),
-                    spread(group.values("accuracy")),
-                    *published,
-                ]
-            )
-        columns = ["network", "mult-adds", "parameters", "test accuracy"]
-        made.append(Table(title, columns + ["published, ImageNet, %"] * (kind == "ladder"), rows))
-    return [
-        *made,
-        Table(
-            "Test error over the grid", ["network", "optimizer", "learning rate", "weight decay", "test error"], grid
+            [[stem, *(spread(errors) for errors in by_epochs.values())] for stem, by_epochs in lengths.items()],
         ),
+        table_by("From ResNet to ConvNeXt", outcomes.where(set="ladder"), by_network, ladder),
+        table_by("Families at equal mult-adds", outcomes.where(set=EQUAL), by_network, networks.CELLS),
+        grid._replace(rows=shown),
     ]
-
-
-# -- pictures ------------------------------------------------------------------------------------------------------
 
 
 def _draw_grid(outcomes: Outcomes, figure: Any) -> None:
-    grid, panels = outcomes.where(set="grid"), figure.subplots(1, 4)
+    grid, panels = outcomes.where(set="grid"), list(figure.subplots(1, 4))
     for axes, (stem, optimizer) in zip(panels, [(s, o) for s in STEMS for o in OPTIMIZERS], strict=True):
         part = grid.where(stem=stem, optimizer=optimizer)
         rates, decays = part.distinct("rate"), part.distinct("decay")
         image = [
             [100 * statistics.mean(_errors(part.where(rate=rate, decay=decay))) for decay in decays] for rate in rates
         ]
-        drawn = axes.imshow(image, vmin=0, vmax=90, cmap="viridis_r", aspect="auto", origin="lower")
-        for y, row in enumerate(image):
-            for x, value in enumerate(row):
-                axes.text(
-                    x, y, f"{value:.1f}", ha="center", va="center", fontsize=9, color="white" if value > 45 else "black"
-                )
-        axes.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
-        axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        rows, columns = ([f"{value:g}" for value in values] for values in (rates, decays))
+        style = {"vmin": 0, "vmax": 90, "cmap": "viridis_r", "fontsize": 9}
+        drawn = heatmap(axes, image, rows, columns, lambda value: value > 45, **style)
         axes.set(title=f"{stem}, {NAMES[optimizer]}", xlabel="weight decay", ylabel="learning rate")
-    figure.colorbar(drawn, ax=list(panels), label="test error, %", shrink=0.9)
+    figure.colorbar(drawn, ax=panels, label="test error, %", shrink=0.9)
 
 
 def _draw_distributions(outcomes: Outcomes, figure: Any) -> None:
@@ -330,44 +305,33 @@ def _draw_distributions(outcomes: Outcomes, figure: Any) -> None:
     for stem in STEMS:
         for optimizer, style in (("adamw", "-"), ("sgd", "--")):
             part = outcomes.where(set="grid", stem=stem, optimizer=optimizer, seed=SEEDS[0])
-            errors = [100 * error for error in sorted(_errors(part))]
-            left.step(
-                [*errors, 100],
-                [i / len(errors) for i in range(1, len(errors) + 1)] + [1.0],
-                style,
-                where="post",
-                color=COLORS[stem],
-                label=f"{stem}, {NAMES[optimizer]}",
-            )
-        errors = _by_length(outcomes, stem)
+            x = [*(100 * error for error in sorted(_errors(part))), 100]
+            y = [*((i + 1) / len(part) for i in range(len(part))), 1.0]
+            left.step(x, y, style, where="post", color=COLORS[stem], label=f"{stem}, {NAMES[optimizer]}")
+        errors = {epochs: [100 * value for value in values] for epochs, values in _by_length(outcomes, stem).items()}
         for epochs, values in errors.items():
-            right.plot([epochs] * len(values), [100 * value for value in values], "o", color=COLORS[stem], alpha=0.5)
-        right.plot(
-            list(errors), [100 * statistics.mean(values) for values in errors.values()], color=COLORS[stem], label=stem
-        )
-    left.set(xlabel="test error, %", ylabel="share of settings with at most this error", ylim=(0, 1.03))
-    right.set(xlabel="epochs", ylabel="test error, %", xscale="log")
+            right.plot([epochs] * len(values), values, "o", color=COLORS[stem], alpha=0.5)
+        right.plot(list(errors), [statistics.mean(v) for v in errors.values()], color=COLORS[stem], label=stem)
+    right.set(xscale="log")
     ticks = list(_by_length(outcomes, PATCHES))
     right.set_xticks(ticks, ticks)
     right.minorticks_off()
-    for axes in (left, right):
-        tidy(axes)
-        axes.legend(frameon=False, fontsize=9)
+    small = {"fontsize": 9}
+    ylabel = "share of settings with at most this error"
+    finish(left, legend=small, xlabel="test error, %", ylabel=ylabel, ylim=(0, 1.03))
+    finish(right, legend=small, xlabel="epochs", ylabel="test error, %")
 
 
 def _draw_ladder(outcomes: Outcomes, figure: Any) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
-    for axes, kind in ((left, "ladder"), (right, EQUAL)):
+    for axes, kind, title in ((left, "ladder", "from ResNet to ConvNeXt"), (right, EQUAL, "at equal mult-adds")):
         part = outcomes.where(set=kind)
         names = part.distinct("network")
-        for y, name in enumerate(names):
-            values = [100 * (1 - error) for error in _errors(part.where(network=name))]
-            axes.plot([y] * len(values), values, "o", color=BLUE, alpha=0.6)
-            axes.hlines(statistics.mean(values), y - 0.3, y + 0.3, color=BLACK)
+        for x, name in enumerate(names):
+            values = [1 - error for error in _errors(part.where(network=name))]
+            dots(axes, x, values, BLUE, 0.3, {"color": BLACK})
         axes.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names], fontsize=9)
-        tidy(axes)
-    left.set(ylabel="test accuracy, %", title="from ResNet to ConvNeXt")
-    right.set(ylabel="test accuracy, %", title="at equal mult-adds")
+        finish(axes, ylabel="test accuracy, %", title=title)
 
 
 STUDY = Study(

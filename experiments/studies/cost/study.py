@@ -7,7 +7,7 @@
   Huang et al. 2017      Densely connected convolutional networks, arXiv 1608.06993      dense connections
 
 Mult-adds and parameters are counted in the traced programs (models/analysis/cost.py); a claim about equal cost is
-judged only where the costs counted are equal within TOLERANCE. experiments/costs.py has the costs of the papers'
+judged only where the costs counted are equal within TOLERANCE. experiments/bench/costs.py has the costs of the papers'
 networks beside their published accuracies.
 """
 
@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axis import Axis
 from matplotlib.ticker import EngFormatter, LogLocator
 
 from experiments.studies import networks
@@ -33,12 +34,13 @@ from experiments.studies.cost.networks import (
     SEPARABLE,
     SIZES,
 )
+from experiments.studies.networks import Network
 from experiments.study import (
-    AGREES,
-    DISAGREES,
     TOO_SMALL,
     Claim,
+    Judge,
     Judgement,
+    Measure,
     Outcomes,
     Picture,
     Study,
@@ -47,9 +49,11 @@ from experiments.study import (
     all_of,
     compare,
     finite,
+    holds,
+    more,
     spread,
 )
-from train.plots.figures import tidy
+from experiments.study.figures import dots, finish, panels_by
 from train.plots.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
 SEEDS = (0, 1, 2)
@@ -68,13 +72,14 @@ COSTS = {
 
 
 def trials(scale: str) -> list[Trial]:
-    """Blocks at equal cost; sizes of dense and residual networks; an early stem, whole convolutions, re-use; timing."""
-    made, timed = [], {}
+    """Lists blocks at equal cost; sizes of dense and residual networks; an early stem, whole convolutions; timing."""
+    planned, timed = [], {}
 
-    def add(network, labels, epochs=EPOCHS[scale], measures=()):
+    def add(network: Network, labels: Mapping[str, Any], epochs: int = EPOCHS[scale], measures: Sequence[Measure] = ()):
         timed.setdefault(str(network), (network, labels))
         for seed in SEEDS:
-            made.append(Trial({**labels, "seed": seed}, networks.config(scale, network, seed, epochs), True, measures))
+            config = networks.config(scale, network, seed, epochs)
+            planned.append(Trial({**labels, "seed": seed}, config, measures=measures))
 
     for block, equal in EQUAL[scale].items():
         for kind, network in zip(KINDS.values(), equal, strict=True):
@@ -87,13 +92,13 @@ def trials(scale: str) -> list[Trial]:
             add(network, {"set": kind, "network": label})
     add(REUSED[scale], {"set": "re-use", "network": DENSE}, 24 if scale == "digits" else 0, (reuse,))
     for network, labels in timed.values():
-        about = {**labels, "of": labels["set"], "set": "step time"}
-        made.append(Trial(about, networks.config(scale, network, 0, EPOCHS[scale]), False, (step_time,)))
-    return made
+        labels = {**labels, "of": labels["set"], "set": "step time"}
+        planned.append(Trial(labels, networks.config(scale, network, 0, EPOCHS[scale]), False, (step_time,)))
+    return planned
 
 
 def step_time(run: Any, state: Any) -> dict[str, Any]:
-    """Milliseconds of the compiled training step, the median of TIMED after the first three, for `images` images."""
+    """Measures milliseconds of the compiled training step for `images` images: the median of TIMED after three."""
     import jax
 
     from models.analysis.cost import analyze
@@ -115,7 +120,7 @@ def step_time(run: Any, state: Any) -> dict[str, Any]:
 
 
 def reuse(run: Any, state: Any) -> dict[str, Any]:
-    """Mean absolute weight from each earlier layer to each later one (Huang 2017, fig. 5).
+    """Measures the mean absolute weight from each earlier layer to each later one (Huang 2017, fig. 5).
 
     Returns:
       "blocks": by dense block, `weights[l][s]`: of layer l's first convolution over the channels that come from source
@@ -147,77 +152,67 @@ def _at(tree: Mapping[str, Any], path: Sequence[str]) -> Any:
     return tree
 
 
-# -- what is read off ----------------------------------------------------------------------------------------------
+# -- judges --------------------------------------------------------------------------------------------------------
 
 
-def _better(field: str, high: str, low: str) -> Any:
+def _better(field: str, high: str, low: str) -> Judge:
     return networks.more_accurate(KINDS[field], field, TOLERANCE, high, low)
 
 
-def _cheaper(kind: str, cheap: str, dear: str, share: float, loss: float) -> Any:
-    """A judge: whether `cheap` has at most `share` of the mult-adds and is less than `loss` below in accuracy."""
+def _cheaper(kind: str, cheap: str, dear: str, share: float, loss: float) -> Judge:
+    """Returns a judge: `cheap` has at most `share` of the mult-adds and is less than `loss` below in accuracy."""
 
-    def judge(outcomes):
-        found = [outcomes.where(set=kind, network=name) for name in (cheap, dear)]
-        work = [max(finite(one.values("mult_adds")), default=0) for one in found]
+    def judge(outcomes: Outcomes) -> Judgement:
+        pair = [outcomes.where(set=kind, network=name) for name in (cheap, dear)]
+        work = [max(finite(one.values("mult_adds")), default=0) for one in pair]
         if not all(work):
             return Judgement(TOO_SMALL, "all runs of one diverged")
-        verdict = compare(*(one.values("accuracy") for one in found), by=-loss)
+        verdict = compare(pair[0].values("accuracy"), pair[1].values("accuracy"), by=-loss)
         text = networks.accuracies(outcomes.where(set=kind), cheap, dear)
         return Judgement(
-            all_of([AGREES if work[0] <= share * work[1] else DISAGREES, verdict]),
-            f"{text}; {work[0] / work[1]:.0%} of the mult-adds",
+            all_of([holds(work[0] <= share * work[1]), verdict]), f"{text}; {work[0] / work[1]:.0%} of the mult-adds"
         )
 
     return judge
 
 
 def _efficient(outcomes: Outcomes) -> Judgement:
-    """The largest dense network with at most half of the parameters of the largest residual one."""
-    sizes = outcomes.where(set="sizes")
-    found = {
+    """Compares the largest dense network that has half of the parameters of the largest residual one with it."""
+    sizes = {
         family: [
             (max(finite(group.values("parameters")), default=0), group)
-            for _, group in sizes.where(network=family).groups("size")
+            for _, group in outcomes.where(set="sizes", network=family).groups("size")
         ]
         for family in ("residual", "dense")
     }
-    largest, residual = max(found["residual"], key=lambda pair: pair[0])
-    small = [pair for pair in found["dense"] if 0 < pair[0] <= largest / 2]
+    largest, residual = max(sizes["residual"], key=lambda pair: pair[0])
+    small = [pair for pair in sizes["dense"] if 0 < pair[0] <= largest / 2]
     if not small:
         return Judgement(TOO_SMALL, "no dense network that small")
     parameters, dense = max(small, key=lambda pair: pair[0])
-    values = [group.values("accuracy") for group in (dense, residual)]
-    return Judgement(
-        compare(*values, by=-0.01),
-        f"dense, {parameters:,} parameters, {spread(values[0])}; residual, {largest:,} parameters, {spread(values[1])}",
-    )
+    names = (f"dense, {parameters:,} parameters,", f"residual, {largest:,} parameters,")
+    return more(dict(zip(names, (dense.values("accuracy"), residual.values("accuracy")), strict=True)), by=-0.01)
 
 
 def _reused(outcomes: Outcomes) -> Judgement:
-    """Ratio of mean weights from the earlier half of the sources to those from the later half, of what reads at least
-    four; the smallest of any block.
+    """Compares mean weights from the earlier half of the sources with those from the later half, in each block.
+
+    It counts layers that read at least four sources, and the block where the ratio is smallest.
     """
     measured = outcomes.where(set="re-use").results("reuse")
     if not measured:
         return Judgement(TOO_SMALL, "all runs diverged")
-    ratios = [
-        [
-            statistics.mean(
-                statistics.mean(row[: len(row) // 2]) / statistics.mean(row[len(row) // 2 :])
-                for row in block
-                if len(row) >= 4
-            )
-            for block in one["blocks"]
-        ]
-        for one in measured
-    ]
+
+    def ratio(row: Sequence[float]) -> float:
+        return statistics.mean(row[: len(row) // 2]) / statistics.mean(row[len(row) // 2 :])
+
+    least = min(
+        statistics.mean(ratio(row) for row in block if len(row) >= 4) for one in measured for block in one["blocks"]
+    )
     moved = statistics.mean(one["moved"] for one in measured)
-    least = [min(one) for one in ratios]
-    verdict = TOO_SMALL if moved < 0.5 else AGREES if min(least) >= 0.5 else DISAGREES
     return Judgement(
-        verdict,
-        f"earlier sources have {min(least):.2f} of the later ones' weight in the block where "
+        TOO_SMALL if moved < 0.5 else holds(least >= 0.5),
+        f"earlier sources have {least:.2f} of the later ones' weight in the block where "
         f"they have least; training moved the weights by {moved:.0%} of what they were",
     )
 
@@ -227,15 +222,13 @@ def _timed(outcomes: Outcomes) -> Judgement:
         o.labels["network"]: o.measured["step_time"]["milliseconds"]
         for o in outcomes.where(set="step time", of=KINDS["mult_adds"])
     }
-    fast, slow = min(times, key=times.get), max(times, key=times.get)
-    return Judgement(
-        AGREES if times[slow] > 1.5 * times[fast] else DISAGREES,
-        f"{fast} {times[fast]:.1f} ms, {slow} {times[slow]:.1f} ms a step",
-    )
+    fast, slow = min(times, key=times.__getitem__), max(times, key=times.__getitem__)
+    text = f"{fast} {times[fast]:.1f} ms, {slow} {times[slow]:.1f} ms a step"
+    return Judgement(holds(times[slow] > 1.5 * times[fast]), text)
 
 
 def _counted() -> list[tuple[str, Any, int, float, str]]:
-    """Counts of MobileNets at ImageNet's size, beside those published: millions of mult-adds, of parameters."""
+    """Counts MobileNets at ImageNet's size, beside the published millions of mult-adds and of parameters."""
     return [
         (label, networks.cost("imagenet", network), mult_adds, parameters, source)
         for label, network, mult_adds, parameters, source in MOBILENETS
@@ -254,7 +247,7 @@ def _table_4(outcomes: Outcomes) -> Judgement:
         for _, cost, mult_adds, parameters, _ in rows
     )
     return Judgement(
-        AGREES if exact else DISAGREES,
+        holds(exact),
         "; ".join(
             f"{label} {cost.mult_adds / 1e6:.2f} M "
             f"({(cost.mult_adds - CLASSIFIER) / 1e6:.2f} M without its classifier), "
@@ -264,91 +257,79 @@ def _table_4(outcomes: Outcomes) -> Judgement:
     )
 
 
+# -- tables and pictures -------------------------------------------------------------------------------------------
+
+
 def tables(outcomes: Outcomes) -> list[Table]:
-    """MobileNet's counts; accuracies at equal costs, of sizes and of pairs; the time of a step."""
-    columns = ["network", "mult-adds, M", "published", "parameters, M", "published", "source"]
-    made = [
-        Table(
-            "Counts of MobileNets",
-            columns,
-            [
-                [label, f"{cost.mult_adds / 1e6:.1f}", mult_adds, f"{cost.params / 1e6:.2f}", parameters, source]
-                for label, cost, mult_adds, parameters, source in _counted()
-            ],
-        )
+    """Returns MobileNet's counts; accuracies at equal costs, of sizes and of pairs; the time of a step."""
+    counted = [
+        [label, f"{cost.mult_adds / 1e6:.1f}", mult_adds, f"{cost.params / 1e6:.2f}", parameters, source]
+        for label, cost, mult_adds, parameters, source in _counted()
     ]
-    columns = ["network", "mult-adds", "parameters", "test accuracy", "training loss at the end"]
+    times = [
+        [
+            _name(o.labels),
+            o.labels["of"],
+            f"{(measured := o.measured['step_time'])['mult_adds']:,}",
+            f"{measured['milliseconds']:.2f}",
+            f"{3 * measured['mult_adds'] * measured['images'] / measured['milliseconds'] / 1e6:.1f}",
+        ]
+        for o in outcomes.where(set="step time")
+    ]
     titles = {
         **{kind: f"At {kind}" for kind in KINDS.values()},
         "sizes": "Sizes",
         "convolution": "Whole and separable",
         "downsampling": "Early and late downsampling",
     }
-    for kind, title in titles.items():
-        rows = []
-        for name, group in _by_name(outcomes.where(set=kind)):
-            first = next((o.summary for o in group if o.summary), None)
-            losses = [o.history["train"]["loss"][-1] for o in group if o.summary]
-            rows.append(
-                [
-                    name,
-                    *([f"{first['mult_adds']:,}", f"{first['parameters']:,}"] if first else ["—", "—"]),
-                    spread(group.values("accuracy")),
-                    spread(losses, percent=False, digits=3),
-                ]
-            )
-        made.append(Table(title, columns, rows))
-    times = [(o.labels, o.measured["step_time"]) for o in outcomes.where(set="step time")]
-    columns = ["network", "of", "mult-adds", "ms", "G mult-adds/s, forward and backward"]
-    made.append(
+    return [
+        Table(
+            "Counts of MobileNets",
+            ["network", "mult-adds, M", "published", "parameters, M", "published", "source"],
+            counted,
+        ),
+        *(_table_of_networks(title, outcomes.where(set=kind)) for kind, title in titles.items()),
         Table(
             "Time of a training step",
-            columns,
-            [
-                [
-                    _name(labels),
-                    labels["of"],
-                    f"{m['mult_adds']:,}",
-                    f"{m['milliseconds']:.2f}",
-                    f"{3 * m['mult_adds'] * m['images'] / m['milliseconds'] / 1e6:.1f}",
-                ]
-                for labels, m in times
-            ],
-        )
-    )
-    return made
+            ["network", "of", "mult-adds", "ms", "G mult-adds/s, forward and backward"],
+            times,
+        ),
+    ]
+
+
+def _table_of_networks(title: str, outcomes: Outcomes) -> Table:
+    """Returns a table with a row per network, and per size where there are several."""
+    cells = {**networks.CELLS, "training loss at the end": lambda group: spread(_final_losses(group), False, 3)}
+    rows = []
+    for name in dict.fromkeys(_name(o.labels) for o in outcomes):
+        group = Outcomes([o for o in outcomes if _name(o.labels) == name])
+        rows.append([name, *(cell(group) for cell in cells.values())])
+    return Table(title, ["network", *cells], rows)
+
+
+def _final_losses(outcomes: Outcomes) -> list[float]:
+    return [o.history["train"]["loss"][-1] for o in outcomes if o.summary]
 
 
 def _name(labels: Mapping[str, Any]) -> str:
     return f"{labels['network']} {labels['size'] + 1}" if "size" in labels else labels["network"]
 
 
-def _by_name(outcomes: Outcomes) -> list[tuple[str, Outcomes]]:
-    """Groups by network, and by size where there are several."""
-    names = dict.fromkeys(_name(o.labels) for o in outcomes)
-    return [(name, Outcomes([o for o in outcomes if _name(o.labels) == name])) for name in names]
-
-
-# -- pictures ------------------------------------------------------------------------------------------------------
-
-
 def _draw_equal(outcomes: Outcomes, figure: Any) -> None:
-    for axes, (field, kind) in zip(figure.subplots(1, 2, sharey=True), KINDS.items(), strict=True):
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (field, kind) in zip(panels, KINDS.items(), strict=True):
         for x, block in enumerate(BLOCKS):
-            group = outcomes.where(set=kind, network=block)
-            accuracies = [100 * value for value in finite(group.values("accuracy"))]
-            axes.plot([x] * len(accuracies), accuracies, "o", color=COLORS[block], alpha=0.6)
-            if accuracies:
-                axes.hlines(statistics.mean(accuracies), x - 0.25, x + 0.25, color=COLORS[block], linewidth=2)
+            accuracies = outcomes.where(set=kind, network=block).values("accuracy")
+            dots(axes, x, accuracies, COLORS[block], 0.25, {"color": COLORS[block], "linewidth": 2})
         costs = finite(outcomes.where(set=kind).values(field))
         axes.set_title(f"{kind}, {min(costs):,} to {max(costs):,}" if costs else kind, fontsize=10)
         axes.set_xticks(range(len(BLOCKS)), [block.replace(" ", "\n") for block in BLOCKS], fontsize=9)
-        tidy(axes)
-    figure.axes[0].set_ylabel("test accuracy, %")
+        finish(axes)
+    panels[0].set_ylabel("test accuracy, %")
 
 
-def _tick(axis: Any) -> None:
-    """Plain numbers at 1, 2 and 5 of each decade of a logarithmic axis."""
+def _tick(axis: Axis) -> None:
+    """Writes plain numbers at 1, 2 and 5 of each decade of a logarithmic axis."""
     axis.set_minor_locator(LogLocator(subs=(2, 5)))
     axis.set_major_formatter(EngFormatter(sep=""))
     axis.set_minor_formatter(EngFormatter(sep=""))
@@ -357,25 +338,25 @@ def _tick(axis: Any) -> None:
 def _draw_sizes(outcomes: Outcomes, figure: Any) -> None:
     axes = figure.subplots()
     for family, color in (("residual", COLORS[PLAIN]), ("dense", COLORS[DENSE])):
+        groups = [group for _, group in outcomes.where(set="sizes", network=family).groups("size")]
         points = [
-            (max(finite(group.values("parameters")), default=None), finite(group.values("accuracy")))
-            for _, group in outcomes.where(set="sizes", network=family).groups("size")
+            (max(finite(group.values("parameters"))), [100 * value for value in accuracies])
+            for group in groups
+            if (accuracies := finite(group.values("accuracy")))
         ]
-        points = [(x, [100 * y for y in ys]) for x, ys in points if ys]
         for x, ys in points:
             axes.plot([x] * len(ys), ys, "o", color=color, alpha=0.5, markersize=4)
         axes.plot([x for x, _ in points], [statistics.mean(ys) for _, ys in points], color=color, label=family)
-    axes.set(xscale="log", xlabel="parameters", ylabel="test accuracy, %")
+    axes.set(xscale="log")
     _tick(axes.xaxis)
-    tidy(axes, grid="both")
-    axes.legend(frameon=False)
+    finish(axes, grid="both", legend={}, xlabel="parameters", ylabel="test accuracy, %")
 
 
 def _draw_reuse(outcomes: Outcomes, figure: Any) -> None:
     measured = [one["blocks"] for one in outcomes.where(set="re-use").results("reuse")]
     if not measured:
         return
-    panels = figure.subplots(1, len(measured[0]), squeeze=False)[0]
+    panels = panels_by(figure, len(measured[0]))
     for stage, axes in enumerate(panels):
         rows = [
             [statistics.mean(values) for values in zip(*runs, strict=True)]
@@ -383,47 +364,32 @@ def _draw_reuse(outcomes: Outcomes, figure: Any) -> None:
         ]
         size = len(rows)
         image = [
-            [
-                rows[target][source] / max(rows[target]) if source < len(rows[target]) else float("nan")
-                for target in range(size)
-            ]
-            for source in range(size)
+            [row[source] / max(row) if source < len(row) else float("nan") for row in rows] for source in range(size)
         ]
         drawn = axes.imshow(image, vmin=0, vmax=1, cmap="viridis")
         last = "transition" if stage < len(panels) - 1 else "classifier"
-        axes.set_xticks(range(size), [*range(1, size), last])
-        axes.set_yticks(range(size), ["input", *range(1, size)])
+        axes.set_xticks(range(size), [*map(str, range(1, size)), last])
+        axes.set_yticks(range(size), ["input", *map(str, range(1, size))])
         axes.get_xticklabels()[-1].set(rotation=30, ha="right")
         axes.set(title=f"dense block {stage + 1}", xlabel="to layer")
     panels[0].set_ylabel("from layer")
-    figure.colorbar(drawn, ax=list(panels), label="mean |weight|, over the column's largest", shrink=0.8)
+    figure.colorbar(drawn, ax=panels, label="mean |weight|, over the column's largest", shrink=0.8)
 
 
 def _draw_step_time(outcomes: Outcomes, figure: Any) -> None:
     axes, timed = figure.subplots(), outcomes.where(set="step time")
-    colors = {
-        **COLORS,
-        "residual": "#999999",
-        "whole": BROWN,
-        "early": PINK,
-        "late": CYAN,
-        "separable": COLORS[SEPARABLE],
-    }
+    pairs = {"whole": BROWN, "early": PINK, "late": CYAN, "separable": COLORS[SEPARABLE]}
+    colors = {**COLORS, "residual": "#999999", **pairs}
     for (name,), group in timed.groups("network"):
         points = [(one["mult_adds"], one["milliseconds"]) for one in group.results("step_time")]
         axes.plot(*zip(*points, strict=True), "o", color=colors[name], label=name)
     first = timed[0].measured["step_time"]
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="mult-adds, one image forward",
-        ylabel=f"training step of {first['images']} images, ms",
-    )
+    axes.set(xscale="log", yscale="log", xlabel="mult-adds, one image forward")
     axes.set_title(first["device"], fontsize=10)
     _tick(axes.xaxis)
     _tick(axes.yaxis)
-    tidy(axes, grid="both")
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend = {"fontsize": 9, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    finish(axes, grid="both", legend=legend, ylabel=f"training step of {first['images']} images, ms")
 
 
 STUDY = Study(

@@ -18,9 +18,9 @@ from matplotlib import colormaps
 from experiments.studies.measures import deletions, gradients
 from experiments.study import (
     AGREES,
-    DISAGREES,
     TOO_SMALL,
     Claim,
+    Judge,
     Judgement,
     Outcomes,
     Picture,
@@ -29,10 +29,14 @@ from experiments.study import (
     Trial,
     all_of,
     compare,
-    errorbars,
+    holds,
+    listed,
+    more,
+    recipe,
     spread,
 )
-from train.plots.figures import tidy
+from experiments.study.figures import curves, errorbars, finish, legend_below, lines_by, number_ticks
+from experiments.study.tables import accuracy, table_by
 from train.plots.palette import BLUE, GRAY, RED
 
 DEPTHS = {"digits": (20, 32, 44, 56), "cifar10": (20, 32, 44, 56, 110), "imagenet": (18, 34)}
@@ -60,45 +64,39 @@ VARIANTS = {  # label -> (family, fields)
 }
 SHORTCUTS = ("residual", "projections where shapes change", "projections everywhere")
 COLORS = {"plain": RED, "residual": BLUE}
+DELETED = (("plain", "shallow"), ("residual", "shallow"), ("residual", "deep"))  # whose blocks are deleted
 
 
 def trials(scale: str) -> list[Trial]:
-    """Plain and residual networks by depth; shortcuts, pre-activation and zero gamma in a deep one."""
-    from train import config
-
+    """Lists plain and residual networks by depth; shortcuts, pre-activation and zero gamma in a deep one."""
     shallow, deep = SHALLOW[scale], DEEP[scale]
-    wanted = [(network, depth) for depth in DEPTHS[scale] for network in ("plain", "residual")]
-    wanted += [(network, MIDDLE[scale]) for network in SHORTCUTS[1:]]
-    wanted += [(network, deep) for network in ("pre-activation", "zero gamma")]
-    made = []
-    for network, depth in wanted:
-        family, fields = VARIANTS[network]
+    networks = [(network, depth) for depth in DEPTHS[scale] for network in COLORS]
+    networks += [(network, MIDDLE[scale]) for network in SHORTCUTS[1:]]
+    networks += [(network, deep) for network in ("pre-activation", "zero gamma")]
+    planned = []
+    for network, depth in networks:
+        role = {shallow: "shallow", deep: "deep"}.get(depth, "between")
+        measured = (gradients,) if network in COLORS and role == "deep" else ()
+        deleted = (deletions,) if (network, role) in DELETED else ()
         for seed in SEEDS:
-            c = config.load(f"configs/study.py:{scale},model={family}{depth},seed={seed}")
-            c.model.update({"zero_gamma": False, **fields})  # Goyal's recipe has it in every network
-            if scale == "cifar10":
-                c.optimizer.warmup = "400 steps"  # which ResNet-110 needs; He 2016, section 4.2
-            labels = {
-                "network": network,
-                "depth": depth,
-                "seed": seed,
-                "role": {shallow: "shallow", deep: "deep"}.get(depth, "between"),
-            }
-            basic = network in ("plain", "residual")
-            if basic and depth == deep:
-                made.append(Trial({**labels, "at": "step 0"}, c, train=False, measures=(gradients,)))
-            deleted = basic and (depth == shallow or (depth == deep and network == "residual"))
-            made.append(
-                Trial(
-                    {**labels, "at": "end"},
-                    c,
-                    measures=(*((gradients,) if basic and depth == deep else ()), *((deletions,) if deleted else ())),
-                )
-            )
-    return made
+            labels = {"network": network, "depth": depth, "seed": seed, "role": role}
+            config = _config(scale, network, depth, seed)
+            if measured:
+                planned.append(Trial({**labels, "at": "step 0"}, config, train=False, measures=measured))
+            planned.append(Trial({**labels, "at": "end"}, config, measures=(*measured, *deleted)))
+    return planned
 
 
-# -- what is read off ----------------------------------------------------------------------------------------------
+def _config(scale: str, network: str, depth: int, seed: int) -> Any:
+    family, fields = VARIANTS[network]
+    config = recipe(f"configs/study.py:{scale},model={family}{depth},seed={seed}")
+    config.model.update({"zero_gamma": False, **fields})  # Goyal's recipe has it in every network
+    if scale == "cifar10":
+        config.optimizer.warmup = "400 steps"  # which ResNet-110 needs; He 2016, section 4.2
+    return config
+
+
+# -- judges --------------------------------------------------------------------------------------------------------
 
 
 def _end(outcomes: Outcomes, network: str, **labels: Any) -> Outcomes:
@@ -106,55 +104,54 @@ def _end(outcomes: Outcomes, network: str, **labels: Any) -> Outcomes:
 
 
 def _accuracy(outcomes: Outcomes, network: str, **labels: Any) -> list[float]:
-    """By seed, to decide by: a run that diverged has 0."""
+    """Returns accuracies by seed, to decide by: a run that diverged has 0."""
     return _end(outcomes, network, **labels).values("accuracy", diverged=0.0)
 
 
 def _final_losses(outcomes: Outcomes, network: str, **labels: Any) -> list[float]:
-    return [run[-1] for run in _end(outcomes, network, **labels).losses()]
+    return _end(outcomes, network, **labels).final_losses()
 
 
 def _depth(outcomes: Outcomes, role: str) -> int:
     return outcomes.where(role=role).distinct("depth")[0]
 
 
-def _degrades(outcomes: Outcomes) -> Judgement:
-    deep, shallow = (_final_losses(outcomes, "plain", role=role) for role in ("deep", "shallow"))
-    return Judgement(
-        compare(deep, shallow),
-        f"final training loss with {_depth(outcomes, 'shallow')} layers "
-        f"{spread(shallow, False, 2)}, with {_depth(outcomes, 'deep')} {spread(deep, False, 2)}",
-    )
+def _deeper(network: str, metric: Callable[..., list[float]], name: str, percent: bool, digits: int) -> Judge:
+    """Returns a judge: the metric of the deep network is above that of the shallow one."""
+
+    def judge(outcomes: Outcomes) -> Judgement:
+        values = {role: metric(outcomes, network, role=role) for role in ("shallow", "deep")}
+        text = ", ".join(
+            f"with {_depth(outcomes, role)}{' layers' * (role == 'shallow')} {spread(group, percent, digits)}"
+            for role, group in values.items()
+        )
+        return Judgement(compare(values["deep"], values["shallow"]), f"{name} {text}")
+
+    return judge
 
 
-def _deeper(outcomes: Outcomes) -> Judgement:
-    deep, shallow = (_accuracy(outcomes, "residual", role=role) for role in ("deep", "shallow"))
-    return Judgement(
-        compare(deep, shallow),
-        f"accuracy with {_depth(outcomes, 'shallow')} layers {spread(shallow)}, "
-        f"with {_depth(outcomes, 'deep')} {spread(deep)}",
-    )
+def _better(high: str, low: str, name: str) -> Judge:
+    """Returns a judge: one deep network is more accurate than another, called `name`."""
 
+    def judge(outcomes: Outcomes) -> Judgement:
+        groups = {label: _accuracy(outcomes, network, role="deep") for label, network in ((high, high), (name, low))}
+        return more(groups, start=f"{_depth(outcomes, 'deep')} layers: ", separator=", ")
 
-def _better(outcomes: Outcomes) -> Judgement:
-    residual, plain = (_accuracy(outcomes, network, role="deep") for network in ("residual", "plain"))
-    return Judgement(
-        compare(residual, plain),
-        f"{_depth(outcomes, 'deep')} layers: residual {spread(residual)}, plain {spread(plain)}",
-    )
+    return judge
 
 
 def _faster(outcomes: Outcomes) -> Judgement:
-    accuracy = {network: _accuracy(outcomes, network, role="shallow") for network in ("residual", "plain")}
-    early = {network: _end(outcomes, network, role="shallow").early_losses() for network in accuracy}
-    apart = [compare(*pair, by=0.02) for pair in (tuple(accuracy.values()), tuple(accuracy.values())[::-1])]
-    alike = DISAGREES if AGREES in apart else TOO_SMALL if TOO_SMALL in apart else AGREES
+    accuracies = {network: _accuracy(outcomes, network, role="shallow") for network in ("residual", "plain")}
+    early = {network: _end(outcomes, network, role="shallow").early_losses() for network in accuracies}
+    pair = tuple(accuracies.values())
+    apart = [compare(*pair, by=0.02), compare(*pair[::-1], by=0.02)]
+    alike = TOO_SMALL if TOO_SMALL in apart and AGREES not in apart else holds(AGREES not in apart)
     return Judgement(
         all_of([alike, compare(early["plain"], early["residual"])]),
         "; ".join(
-            f"{network}: accuracy {spread(accuracy[network])}, training loss over the first third "
+            f"{network}: accuracy {spread(values)}, training loss over the first third "
             f"{spread(early[network], False, 2)}"
-            for network in accuracy
+            for network, values in accuracies.items()
         ),
     )
 
@@ -163,44 +160,27 @@ def _shortcuts(outcomes: Outcomes) -> Judgement:
     depth = _end(outcomes, SHORTCUTS[1]).distinct("depth")[0]
     values = {network: _accuracy(outcomes, network, depth=depth) for network in ("plain", *SHORTCUTS)}
     means = {network: statistics.mean(v) for network, v in values.items()}
-    gain = means["residual"] - means["plain"]
     apart = max(means[s] for s in SHORTCUTS) - min(means[s] for s in SHORTCUTS)
-    ours = f"{depth} layers: " + ", ".join(f"{network} {spread(v)}" for network, v in values.items())
-    if compare(values["residual"], values["plain"]) != AGREES:
-        return Judgement(TOO_SMALL, ours)
-    return Judgement(AGREES if apart < gain / 2 else DISAGREES, ours)
+    gains = compare(values["residual"], values["plain"]) == AGREES
+    verdict = holds(apart < (means["residual"] - means["plain"]) / 2) if gains else TOO_SMALL
+    return Judgement(verdict, f"{depth} layers: {listed(values, separator=', ')}")
 
 
 def _thirds(outcomes: Outcomes, network: str, at: str) -> list[float]:
-    """By seed: mean gradient norm of the first third of the layers over that of the last."""
-    found = []
+    """Returns by seed the mean gradient norm of the first third of the layers over that of the last."""
+    ratios = []
     for norms in (one["norms"] for one in outcomes.where(network=network, at=at, role="deep").results("gradients")):
         third = len(norms) // 3
         if third and sum(norms[-third:]) > 0:
-            found.append(sum(norms[:third]) / sum(norms[-third:]))
-    return found
+            ratios.append(sum(norms[:third]) / sum(norms[-third:]))
+    return ratios
 
 
 def _healthy(outcomes: Outcomes) -> Judgement:
-    ratios = {network: _thirds(outcomes, network, "step 0") for network in ("plain", "residual")}
-    ours = "first third over last third at step 0: " + ", ".join(
-        f"{network} {spread(v, False, 2)}" for network, v in ratios.items()
-    )
-    inside = [0.1 <= ratio <= 10 for ratio in ratios["plain"]]
-    if any(inside) != all(inside) or not inside:
-        return Judgement(TOO_SMALL, ours)
-    return Judgement(AGREES if all(inside) else DISAGREES, ours)
-
-
-def _variant(network: str) -> Callable[[Outcomes], Judgement]:
-    def judge(outcomes):
-        other, residual = (_accuracy(outcomes, name, role="deep") for name in (network, "residual"))
-        return Judgement(
-            compare(other, residual),
-            f"{_depth(outcomes, 'deep')} layers: {network} {spread(other)}, original {spread(residual)}",
-        )
-
-    return judge
+    ratios = {network: _thirds(outcomes, network, "step 0") for network in COLORS}
+    inside = {0.1 <= ratio <= 10 for ratio in ratios["plain"]}
+    ours = f"first third over last third at step 0: {listed(ratios, False, 2, ', ')}"
+    return Judgement(holds(True in inside) if len(inside) == 1 else TOO_SMALL, ours)
 
 
 def _zero_gamma(outcomes: Outcomes) -> Judgement:
@@ -215,10 +195,12 @@ def _zero_gamma(outcomes: Outcomes) -> Judgement:
 
 
 def _deleted(outcomes: Outcomes, network: str, role: str, halving: bool = False) -> list[float]:
-    """By seed that converged: median test accuracy over the deletions of blocks that keep, or halve, the resolution,
-    as a fraction of the way from chance (0) to the whole network (1).
+    """Returns for each seed that converged the median test accuracy over deletions of blocks, as a fraction.
+
+    The fraction is that of the way from chance (0) to the whole network (1); of blocks that keep, or halve, the
+    resolution.
     """
-    found = []
+    medians = []
     for d in _end(outcomes, network, role=role).results("deletions"):
         if d["whole"] >= CONVERGED:
             kept = [
@@ -226,194 +208,132 @@ def _deleted(outcomes: Outcomes, network: str, role: str, halving: bool = False)
                 for a, half in zip(d["accuracy"], d["halving"], strict=True)
                 if half == halving
             ]
-            found += [statistics.median(kept)] if kept else []
-    return found
+            medians += [statistics.median(kept)] if kept else []
+    return medians
 
 
-def _kept(network: str, role: str, agrees: Callable[[float], bool]) -> Callable[[Outcomes], Judgement]:
-    def judge(outcomes):
+def _kept(network: str, role: str, agrees: Callable[[float], bool]) -> Judge:
+    def judge(outcomes: Outcomes) -> Judgement:
         kept = _deleted(outcomes, network, role)
         ours = f"{network}, {_depth(outcomes, role)} layers: {spread(kept)} of what is above chance is left"
-        if len(kept) < 2 or len({agrees(value) for value in kept}) > 1:
-            return Judgement(TOO_SMALL, ours)
-        return Judgement(AGREES if agrees(kept[0]) else DISAGREES, ours)
+        sides = {agrees(value) for value in kept}
+        return Judgement(holds(True in sides) if len(kept) > 1 and len(sides) == 1 else TOO_SMALL, ours)
 
     return judge
 
 
 def _halving(outcomes: Outcomes) -> Judgement:
     keeping, halving = (_deleted(outcomes, "residual", "deep", half) for half in (False, True))
-    return Judgement(
-        compare(keeping, halving),
-        f"left without a block that keeps the resolution {spread(keeping)}, that halves it {spread(halving)}",
-    )
+    groups = {"that keeps the resolution": keeping, "that halves it": halving}
+    return more(groups, start="left without a block ", separator=", ")
 
 
-# -- what is shown -------------------------------------------------------------------------------------------------
+# -- tables and pictures -------------------------------------------------------------------------------------------
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Accuracy and training loss of every network, beside the published; gradients; deletions."""
-    networks = [
-        [
-            network,
-            depth,
-            spread(group.values("accuracy")),
-            spread(_final_losses(outcomes, network, depth=depth), False, 3),
-            *(
-                f"{100 - error:.2f}" if (error := PUBLISHED[scale].get(network, {}).get(depth)) else "—"
-                for scale in PUBLISHED
-            ),
-        ]
-        for (network, depth), group in outcomes.where(at="end").groups("network", "depth")
+    """Returns accuracy and loss of every network, beside the published; gradients; deletions."""
+
+    def published(scale: str) -> Callable[[Outcomes], str]:
+        def cell(group: Outcomes) -> str:
+            error = PUBLISHED[scale].get(group[0].labels["network"], {}).get(group[0].labels["depth"])
+            return f"{100 - error:.2f}" if error else "—"
+
+        return cell
+
+    def deleted(network: str, role: str) -> list[Any]:
+        whole = [one["whole"] for one in _end(outcomes, network, role=role).results("deletions")]
+        shares = [spread(_deleted(outcomes, network, role, half)) for half in (False, True)]
+        return [network, _depth(outcomes, role), spread(whole), *shares]
+
+    networks = table_by(
+        "Test accuracy and final training loss",
+        outcomes.where(at="end"),
+        {"network": "network", "depth": "layers"},
+        {
+            "test accuracy": accuracy,
+            "training loss (nats)": lambda group: spread(group.final_losses(), False, 3),
+            "published: CIFAR-10 (%)": published("cifar10"),
+            "published: ImageNet, 10-crop (%)": published("imagenet"),
+        },
+    )
+    ratios = Table(
+        f"Gradient norm, first third of the layers over last third, {_depth(outcomes, 'deep')} layers",
+        ["network", "step 0", "end of training"],
+        [[name, *(spread(_thirds(outcomes, name, at), False, 3) for at in ("step 0", "end"))] for name in COLORS],
+    )
+    columns = [
+        "network",
+        "layers",
+        "accuracy of the whole",
+        "a block that keeps the resolution",
+        "a block that halves it",
     ]
-    ratios = [
-        [network, *(spread(_thirds(outcomes, network, at), False, 3) for at in ("step 0", "end"))]
-        for network in ("plain", "residual")
-    ]
-    deleted = [
-        [
-            network,
-            _depth(outcomes, role),
-            spread([one["whole"] for one in _end(outcomes, network, role=role).results("deletions")]),
-            *(spread(_deleted(outcomes, network, role, half)) for half in (False, True)),
-        ]
-        for network, role in (("plain", "shallow"), ("residual", "shallow"), ("residual", "deep"))
-    ]
-    return [
-        Table(
-            "Test accuracy and final training loss",
-            [
-                "network",
-                "layers",
-                "test accuracy",
-                "training loss (nats)",
-                "published: CIFAR-10 (%)",
-                "published: ImageNet, 10-crop (%)",
-            ],
-            networks,
-        ),
-        Table(
-            f"Gradient norm, first third of the layers over last third, {_depth(outcomes, 'deep')} layers",
-            ["network", "step 0", "end of training"],
-            ratios,
-        ),
-        Table(
-            "Left of the accuracy above chance after one block is deleted, median over blocks",
-            [
-                "network",
-                "layers",
-                "accuracy of the whole",
-                "a block that keeps the resolution",
-                "a block that halves it",
-            ],
-            deleted,
-        ),
-    ]
+    title = "Left of the accuracy above chance after one block is deleted, median over blocks"
+    return [networks, ratios, Table(title, columns, [deleted(*one) for one in DELETED])]
 
 
 def _draw_depth(outcomes: Outcomes, figure: Any) -> None:
-    panels = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2)
     depths = outcomes.distinct("depth")
     for network, color in COLORS.items():
-        style = {"color": color, "label": network}
-        errorbars(panels[0], depths, [_end(outcomes, network, depth=n).values("accuracy") for n in depths], **style)
-        errorbars(panels[1], depths, [_final_losses(outcomes, network, depth=n) for n in depths], 1, **style)
-    panels[1].set_yscale("log")
-    for axes, name in zip(panels, ("test accuracy (%)", "final training loss (nats)"), strict=True):
+        groups = [_end(outcomes, network, depth=depth) for depth in depths]
+        errorbars(left, depths, [group.values("accuracy") for group in groups], color=color, label=network)
+        errorbars(right, depths, [group.final_losses() for group in groups], 1, color=color, label=network)
+    right.set_yscale("log")
+    for axes, name in ((left, "test accuracy (%)"), (right, "final training loss (nats)")):
         axes.set_xticks(depths, depths)
-        axes.set(xlabel="layers", ylabel=name)
-        axes.legend(frameon=False)
-        tidy(axes)
+        finish(axes, legend={}, xlabel="layers", ylabel=name)
 
 
 def _draw_training(outcomes: Outcomes, figure: Any) -> None:
     depths = outcomes.distinct("depth")
-    shades = [(0.15 + 0.7 * i / max(1, len(depths) - 1)) for i in range(len(depths))]
-    for axes, network in zip(figure.subplots(1, len(COLORS), sharey=True), COLORS, strict=True):
-        for depth, shade in zip(depths, shades, strict=True):
-            for i, outcome in enumerate(_end(outcomes, network, depth=depth)):
-                history = outcome.history.get("train", {"step": [], "loss": []})
-                axes.plot(
-                    history["step"],
-                    history["loss"],
-                    color=colormaps["viridis"](shade),
-                    linewidth=1.2,
-                    label=f"{depth} layers" if i == 0 else None,
-                )
-        axes.set(title=network, xlabel="step", yscale="log")
-        axes.legend(frameon=False, fontsize=9)
-        tidy(axes)
-        if network == "plain":
-            axes.set_ylabel("training loss (nats)")
+    panels = figure.subplots(1, len(COLORS), sharey=True)
+    for axes, network in zip(panels, COLORS, strict=True):
+        for i, depth in enumerate(depths):
+            color = colormaps["viridis"](0.15 + 0.7 * i / max(1, len(depths) - 1))
+            group = _end(outcomes, network, depth=depth)
+            curves(axes, group, "train", "loss", f"{depth} layers", color=color, linewidth=1.2)
+        finish(axes, legend={"fontsize": 9}, title=network, xlabel="step", yscale="log")
+    panels[0].set_ylabel("training loss (nats)")
 
 
 def _draw_gradients(outcomes: Outcomes, figure: Any) -> None:
-    moments = ("step 0", "end")
-    for axes, at in zip(figure.subplots(1, len(moments), sharey=True), moments, strict=True):
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, at, when in zip(panels, ("step 0", "end"), ("step 0", "end of training"), strict=True):
         for network, color in COLORS.items():
-            runs = outcomes.where(network=network, at=at, role="deep").results("gradients")
-            for i, norms in enumerate(run["norms"] for run in runs):
-                axes.plot(
-                    range(1, len(norms) + 1),
-                    norms,
-                    color=color,
-                    alpha=0.8,
-                    linewidth=1.1,
-                    label=network if i == 0 else None,
-                )
-        axes.set(
-            title=f"{_depth(outcomes, 'deep')} layers, {at}" + (" of training" if at == "end" else ""),
-            xlabel="layer",
-            yscale="log",
-        )
-        tidy(axes)
-        if at == moments[0]:
-            axes.set_ylabel("norm of the gradient by the kernel")
-            axes.legend(frameon=False)
+            runs = [one["norms"] for one in outcomes.where(network=network, at=at, role="deep").results("gradients")]
+            lines = [(range(1, len(norms) + 1), norms) for norms in runs]
+            lines_by(axes, lines, network, color=color, alpha=0.8, linewidth=1.1)
+        finish(axes, title=f"{_depth(outcomes, 'deep')} layers, {when}", xlabel="layer", yscale="log")
+    panels[0].set_ylabel("norm of the gradient by the kernel")
+    panels[0].legend(frameon=False)
 
 
 def _draw_deletions(outcomes: Outcomes, figure: Any) -> None:
-    panels = (("plain", "shallow"), ("residual", "shallow"), ("residual", "deep"))
-    for axes, (network, role) in zip(
-        figure.subplots(1, len(panels), sharey=True, width_ratios=(1, 1, 2)), panels, strict=True
-    ):
-        runs = _end(outcomes, network, role=role).results("deletions")
-        if runs:
-            names = runs[0]["blocks"]
-            for i, run in enumerate(runs):
-                axes.axhline(100 * run["whole"], color=GRAY, linewidth=1, label="nothing deleted" if i == 0 else None)
-                axes.plot(
-                    range(len(names)),
-                    [100 * a for a in run["accuracy"]],
-                    "o",
-                    markersize=4,
-                    alpha=0.7,
-                    color=COLORS[network],
-                    label="one block deleted" if i == 0 else None,
-                )
-            axes.axhline(100 * runs[0]["chance"], color=GRAY, linewidth=1, linestyle=":", label="chance")
-            halving = [at for at, half in enumerate(runs[0]["halving"]) if half]
-            for i, at in enumerate(halving):
-                axes.axvspan(
-                    at - 0.5,
-                    at + 0.5,
-                    color=GRAY,
-                    alpha=0.15,
-                    linewidth=0,
-                    label="halves the resolution" if i == 0 else None,
-                )
-            short = [name.replace("stage", "").replace("/block", ".") for name in names]
-            axes.set_xticks(range(len(names)), short, rotation=90, fontsize=9)
-        axes.set(
-            title=f"{network}, {_depth(outcomes, role)} layers", xlabel="deleted block (stage.block)", ylim=(0, 102)
-        )
-        tidy(axes)
-        if role == "shallow" and network == "plain":
-            axes.set_ylabel("test accuracy (%)")
-    handles, names = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
+    panels = figure.subplots(1, len(DELETED), sharey=True, width_ratios=(1, 1, 2))
+    for axes, (network, role) in zip(panels, DELETED, strict=True):
+        if runs := _end(outcomes, network, role=role).results("deletions"):
+            _draw_deleted_blocks(axes, runs, COLORS[network])
+        title = f"{network}, {_depth(outcomes, role)} layers"
+        finish(axes, title=title, xlabel="deleted block (stage.block)", ylim=(0, 102))
+    panels[0].set_ylabel("test accuracy (%)")
+    legend_below(figure, panels[-1])
+
+
+def _draw_deleted_blocks(axes: Any, runs: list[dict[str, Any]], color: str) -> None:
+    names = runs[0]["blocks"]
+    for i, run in enumerate(runs):
+        axes.axhline(100 * run["whole"], color=GRAY, linewidth=1, label="nothing deleted" if i == 0 else None)
+        points = [(range(len(names)), [100 * a for a in run["accuracy"]])]
+        label = "one block deleted" if i == 0 else ""
+        lines_by(axes, points, label, "o", markersize=4, alpha=0.7, color=color)
+    axes.axhline(100 * runs[0]["chance"], color=GRAY, linewidth=1, linestyle=":", label="chance")
+    for i, at in enumerate(at for at, half in enumerate(runs[0]["halving"]) if half):
+        label = "halves the resolution" if i == 0 else None
+        axes.axvspan(at - 0.5, at + 0.5, color=GRAY, alpha=0.15, linewidth=0, label=label)
+    short = [name.replace("stage", "").replace("/block", ".") for name in names]
+    number_ticks(axes, short, rotation=90, fontsize=9)
 
 
 STUDY = Study(
@@ -438,21 +358,21 @@ STUDY = Study(
             "He 2016, table 2; fig. 1 and 6 for training errors",
             "the final training loss of the deep plain network (56 layers, on ImageNet 34) is "
             "above that of the shallow one (20, 18), by more than two standard errors",
-            _degrades,
+            _deeper("plain", _final_losses, "final training loss", False, 2),
         ),
         Claim(
             "A deeper residual network is better.",
             "CIFAR-10: 8.75 % with 20 layers, 6.97 % with 56",
             "He 2016, table 6",
             "the deep one's test accuracy is above the shallow one's, by more than two standard errors",
-            _deeper,
+            _deeper("residual", _accuracy, "accuracy", True, 1),
         ),
         Claim(
             "In deep networks residual connections are better than none.",
             "ImageNet, 34 layers: 25.03 % against 28.54 %",
             "He 2016, table 2",
             "the deep residual network's accuracy is above the plain one's, by more than two standard errors",
-            _better,
+            _better("residual", "plain", "plain"),
         ),
         Claim(
             "In shallow networks residual connections are no more accurate, but converge faster.",
@@ -483,7 +403,7 @@ STUDY = Study(
             "no number: improves generalization",
             "He 2016b, abstract",
             "the deep pre-activation network's accuracy is above the original's, by more than two standard errors",
-            _variant("pre-activation"),
+            _better("pre-activation", "residual", "original"),
         ),
         Claim(
             "Branches that start at zero ease the start of the training.",

@@ -270,7 +270,7 @@ def gallery(run: Any, state: Any) -> list[dict[str, Any]]:
     """
     import jax
 
-    from experiments.overlays import around_gray, share_of_largest
+    from experiments.explain.overlays import around_gray, share_of_largest
     from models.explain import catalogue
 
     variables, classes = jax.device_put(state.evaluation_variables()), run.feed.classes

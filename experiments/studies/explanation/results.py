@@ -1,16 +1,17 @@
-"""What is read off the trials of the study of explanations: verdicts, tables, pictures."""
+"""Results of the study of explanations: judges, tables, pictures."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 
-from experiments import overlays
+from experiments.explain import overlays
 from experiments.studies.measures import from_png
-from experiments.study import Judgement, Outcome, Outcomes, Table, all_of, compare, finite, mean, spread
-from train.plots.figures import tidy
+from experiments.study import Judge, Judgement, Outcome, Outcomes, Table, all_of, compare, finite, mean, more, spread
+from experiments.study.figures import finish, panels_by
+from experiments.study.tables import accuracy, table_by
 from train.plots.palette import BLUE, RED, YELLOW
 
 NAMES = {
@@ -43,62 +44,52 @@ PUBLISHED = [  # what, numbers, source
 ]
 
 
-def _lower(outcomes: Outcomes, network: str, low: str, high: str) -> Judgement:
-    """Localization error."""
-    own = outcomes.where(network=network)
-    errors = [own.measured("localization", name, "error") for name in (low, high)]
-    return Judgement(
-        compare(errors[1], errors[0]),
-        "; ".join(f"{NAMES[name]} {spread(values)}" for name, values in zip((low, high), errors, strict=True))
-        + f"; {spread(own.measured('localization', 'right'))} are classified right",
-    )
+def _lower(network: str, low: str, high: str) -> Judge:
+    """Returns a judge: one method has a lower localization error than another."""
+
+    def judge(outcomes: Outcomes) -> Judgement:
+        own = outcomes.where(network=network)
+        errors = {NAMES[name]: own.measured("localization", name, "error") for name in (high, low)}
+        text = "; ".join(f"{name} {spread(values)}" for name, values in reversed(errors.items()))
+        right = spread(own.measured("localization", "right"))
+        return Judgement(more(errors).verdict, f"{text}; {right} are classified right")
+
+    return judge
 
 
-def cam_localizes(outcomes: Outcomes) -> Judgement:
-    return _lower(outcomes, "ResNet", "cam", "saliency")
-
-
-def grad_cam_localizes(outcomes: Outcomes) -> Judgement:
-    return _lower(outcomes, "VGG", "grad_cam", "saliency")
+cam_localizes = _lower("ResNet", "cam", "saliency")
+grad_cam_localizes = _lower("VGG", "grad_cam", "saliency")
 
 
 def tells_classes_apart(outcomes: Outcomes) -> Judgement:
+    """Compares how often guided Grad-CAM and guided backprop point at the object that is asked for."""
     values = {}
     for name in ("guided_grad_cam", "guided_backprop"):
         by_network = [own.measured("two_objects", name) for _, own in outcomes.groups("network")]
-        values[name] = [statistics.mean(column) for column in zip(*by_network, strict=True)]  # one a seed
-    return Judgement(
-        compare(values["guided_grad_cam"], values["guided_backprop"], by=0.1),
-        "; ".join(f"{NAMES[name]} {spread(found)}" for name, found in values.items()),
-    )
+        values[NAMES[name]] = [statistics.mean(column) for column in zip(*by_network, strict=True)]  # one per seed
+    return more(values, by=0.1)
 
 
 def agrees_with_occlusion(outcomes: Outcomes) -> Judgement:
-    own = outcomes.where(network="VGG")
-    values = {name: own.measured("faithfulness", name, "occlusion") for name in ("grad_cam", "guided_backprop")}
-    return Judgement(
-        compare(*values.values()),
-        "; ".join(f"{NAMES[name]} {spread(found, percent=False, digits=3)}" for name, found in values.items()),
-    )
+    """Compares rank correlations with occlusion."""
+    own, names = outcomes.where(network="VGG"), ("grad_cam", "guided_backprop")
+    return more({NAMES[n]: own.measured("faithfulness", n, "occlusion") for n in names}, percent=False, digits=3)
 
 
 def _half_way(outcome: Outcome, name: str) -> float:
-    """Rank correlation after the upper half of the layers is drawn anew."""
-    found = outcome.measured.get("sanity", {}).get(name)
-    return found[(len(found) - 1) // 2] if found else float("nan")
+    """Returns the rank correlation after the upper half of the layers is drawn anew."""
+    correlations = outcome.measured.get("sanity", {}).get(name)
+    return correlations[(len(correlations) - 1) // 2] if correlations else float("nan")
 
 
 def insensitive(outcomes: Outcomes) -> Judgement:
-    values = {
-        name: [_half_way(o, name) for o in outcomes.where(network="VGG")] for name in ("guided_backprop", "grad_cam")
-    }
-    return Judgement(
-        compare(*values.values(), by=0.2),
-        "; ".join(f"{NAMES[name]} {spread(found, percent=False, digits=2)}" for name, found in values.items()),
-    )
+    """Compares what guided backprop and Grad-CAM keep of their maps without the upper layers."""
+    own, names = outcomes.where(network="VGG"), ("guided_backprop", "grad_cam")
+    return more({NAMES[n]: [_half_way(o, n) for o in own] for n in names}, by=0.2, percent=False, digits=2)
 
 
 def effective_field(outcomes: Outcomes) -> Judgement:
+    """Compares the effective receptive field with the theoretical one, and with that before training."""
     own = outcomes.where(network="ResNet").results("effective")
     before, after = ([one[when]["size"] for one in own] for when in ("before", "after"))
     whole = [statistics.mean(one["theoretical"]) for one in own]
@@ -114,14 +105,14 @@ def effective_field(outcomes: Outcomes) -> Judgement:
 
 
 def _methods(outcomes: Outcomes, measure: str) -> list[str]:
-    """That were measured on some network, in the order of NAMES."""
+    """Returns the methods that were measured on some network, in the order of NAMES."""
     return [name for name in NAMES if any(name in o.measured.get(measure, {}) for o in outcomes)]
 
 
 def _table(
     outcomes: Outcomes, title: str, measure: str, paths: Sequence[tuple[str, tuple[str, ...]]], percent: bool
 ) -> Table:
-    """A method a row; for each network and (name, keys below the method) a column."""
+    """Returns a table: a row per method; for each network and (name, keys below the method) a column."""
     networks, rows = outcomes.distinct("network"), []
     for name in _methods(outcomes, measure):
         cells = [
@@ -139,16 +130,7 @@ def _table(
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Localization, two objects, faithfulness, sanity, published."""
-    accuracy = [
-        [
-            network,
-            f"{own[0].get('parameters'):,.0f}",
-            spread(own.values("accuracy")),
-            *(spread(own.measured("localization", name)) for name in ("chance", "middle")),
-        ]
-        for (network,), own in outcomes.groups("network")
-    ]
+    """Returns localization, two objects, faithfulness, sanity, published."""
     half = Outcomes(
         [
             o._replace(
@@ -161,10 +143,16 @@ def tables(outcomes: Outcomes) -> list[Table]:
         ]
     )
     return [
-        Table(
+        table_by(
             "Networks",
-            ("network", "parameters", "accuracy", "area of the object (pointing by chance)", "pointing at the middle"),
-            accuracy,
+            outcomes,
+            {"network": "network"},
+            {
+                "parameters": lambda group: f"{group[0].get('parameters'):,.0f}",
+                "accuracy": accuracy,
+                "area of the object (pointing by chance)": lambda g: spread(g.measured("localization", "chance")),
+                "pointing at the middle": lambda g: spread(g.measured("localization", "middle")),
+            },
         ),
         _table(outcomes, "Pointing game, one object", "localization", [("", ("pointing",))], True),
         _table(outcomes, "Pointing game, the one of two that is asked for", "two_objects", [("", ())], True),
@@ -204,7 +192,7 @@ def _color(name: str) -> Any:
 
 
 def draw_gallery(outcomes: Outcomes, figure: Any) -> None:
-    """Three rows a network, a column a method."""
+    """Draws three rows per network, a column per method."""
     seed = outcomes.distinct("seed")[0]
     own = outcomes.where(seed=seed).having("gallery")
     if not own:
@@ -234,7 +222,7 @@ def _panel(name: str, picture: str | None) -> overlays.Panel | None:
 
 
 def draw_localization(outcomes: Outcomes, figure: Any) -> None:
-    """Bars: pointing with one object, and with two."""
+    """Draws bars: pointing with one object, and with two."""
     networks, panels = outcomes.distinct("network"), figure.subplots(1, 2, sharey=True)
     names = [name for name in _methods(outcomes, "localization") if name != "middle"]
     for axes, title, measure, path in (
@@ -242,96 +230,79 @@ def draw_localization(outcomes: Outcomes, figure: Any) -> None:
         (panels[1], "two objects: the one that is asked for", "two_objects", ()),
     ):
         for i, network in enumerate(networks):
-            values = [mean(outcomes.where(network=network).measured(measure, name, *path)) for name in names]
-            axes.barh(
-                [n + (i - 1) * 0.26 for n in range(len(names))],
-                [100 * v for v in values],
-                0.24,
-                label=network,
-                color=(BLUE, RED, YELLOW)[i % 3],
-            )
-        axes.set(title=title, xlabel="highest place is on the object (%)", xlim=(0, 100))
+            values = [100 * mean(outcomes.where(network=network).measured(measure, name, *path)) for name in names]
+            places = [n + (i - 1) * 0.26 for n in range(len(names))]
+            axes.barh(places, values, 0.24, label=network, color=(BLUE, RED, YELLOW)[i % 3])
         middle = outcomes.where(network=networks[0]).measured(measure, "middle")
         axes.axvline(100 * mean(middle), color="0.5", linestyle=":")
-        tidy(axes)
+        finish(axes, title=title, xlabel="highest place is on the object (%)", xlim=(0, 100))
     panels[0].set_yticks(range(len(names)), [NAMES[name] for name in names])
     panels[0].invert_yaxis()
-    panels[1].legend(
-        frameon=False,
-        fontsize=9,
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        title="dotted: the middle",
-        title_fontsize=9,
-    )
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    panels[1].legend(frameon=False, fontsize=9, title="dotted: the middle", title_fontsize=9, **place)
 
 
-def draw_curves(outcomes: Outcomes, figure: Any) -> None:
-    """A row deletion and insertion, a column a network."""
-    networks = outcomes.distinct("network")
-    grid = figure.subplots(2, len(networks), sharex=True, sharey=True, squeeze=False)
-    for line, kind in zip(grid, ("deletion", "insertion"), strict=True):
-        for axes, network in zip(line, networks, strict=True):
-            own = outcomes.where(network=network).results("faithfulness")
-            for name in NAMES:
-                curves = [one[name][f"{kind}_curve"] for one in own if name in one]
-                if curves:
-                    points = [statistics.mean(same) for same in zip(*curves, strict=True)]
-                    axes.plot(
-                        [100 * i / (len(points) - 1) for i in range(len(points))],
-                        points,
-                        label=NAMES[name],
-                        color=_color(name),
-                        linestyle="--" if name in ("random", "occlusion") else "-",
-                    )
-            axes.set_title(f"{network}, {kind}", fontsize=9)
-            tidy(axes)
-        line[0].set_ylabel("probability of the class")
-    for axes in grid[-1]:
-        axes.set_xlabel("pixels changed (%)")
-    handles = {
-        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, loc="outside right center")
-
-
-def draw_sanity(outcomes: Outcomes, figure: Any) -> None:
-    """A panel a network: rank correlation by how many layers are new."""
-    networks = outcomes.distinct("network")
-    panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
-    for axes, network in zip(panels, networks, strict=True):
-        own = outcomes.where(network=network).results("sanity")
-        for name in NAMES:
-            curves = [one[name] for one in own if name in one]
-            if curves:
-                points = [1.0, *(statistics.mean(same) for same in zip(*curves, strict=True))]
-                axes.plot(range(len(points)), points, label=NAMES[name], color=_color(name), marker=".")
-        axes.set(title=network, xlabel="layers drawn anew, from the logits down")
-        tidy(axes)
-    panels[0].set_ylabel("rank correlation with the trained network's map")
+def _legend_beside(figure: Any, panels: Iterable[Any]) -> None:
+    """Puts one legend at the right, of the labels of all panels."""
     handles = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, loc="outside right center")
 
 
+def draw_curves(outcomes: Outcomes, figure: Any) -> None:
+    """Draws a row for deletion and insertion, a column per network."""
+    networks = outcomes.distinct("network")
+    grid = figure.subplots(2, len(networks), sharex=True, sharey=True, squeeze=False)
+    for line, kind in zip(grid, ("deletion", "insertion"), strict=True):
+        for axes, network in zip(line, networks, strict=True):
+            own = outcomes.where(network=network).results("faithfulness")
+            for name in NAMES:
+                if curves := [one[name][f"{kind}_curve"] for one in own if name in one]:
+                    points = [statistics.mean(same) for same in zip(*curves, strict=True)]
+                    x = [100 * i / (len(points) - 1) for i in range(len(points))]
+                    style = "--" if name in ("random", "occlusion") else "-"
+                    axes.plot(x, points, label=NAMES[name], color=_color(name), linestyle=style)
+            axes.set_title(f"{network}, {kind}", fontsize=9)
+            finish(axes)
+        line[0].set_ylabel("probability of the class")
+    for axes in grid[-1]:
+        axes.set_xlabel("pixels changed (%)")
+    _legend_beside(figure, grid.flat)
+
+
+def draw_sanity(outcomes: Outcomes, figure: Any) -> None:
+    """Draws a panel per network: rank correlation by how many layers are new."""
+    networks = outcomes.distinct("network")
+    panels = panels_by(figure, len(networks), sharey=True)
+    for axes, network in zip(panels, networks, strict=True):
+        own = outcomes.where(network=network).results("sanity")
+        for name in NAMES:
+            if curves := [one[name] for one in own if name in one]:
+                points = [1.0, *(statistics.mean(same) for same in zip(*curves, strict=True))]
+                axes.plot(range(len(points)), points, label=NAMES[name], color=_color(name), marker=".")
+        finish(axes, title=network, xlabel="layers drawn anew, from the logits down")
+    panels[0].set_ylabel("rank correlation with the trained network's map")
+    _legend_beside(figure, panels)
+
+
 def draw_effective(outcomes: Outcomes, figure: Any) -> None:
-    """A column a network: before and after training."""
+    """Draws a column per network: before and after training."""
     own = outcomes.where(seed=outcomes.distinct("seed")[0]).having("effective")
     if not own:
         return
     grid = figure.subplots(2, len(own), squeeze=False)
     for line, when in zip(grid, ("before", "after"), strict=True):
         for axes, outcome in zip(line, own, strict=True):
-            found = outcome.measured["effective"]
-            heat = from_png(found[when]["map"]) / 255
+            field = outcome.measured["effective"]
+            heat = from_png(field[when]["map"]) / 255
             drawn = axes.imshow(heat, cmap="gray", vmin=0, vmax=1)
-            if found["box"]:  # within the canvas
-                overlays.draw_box(axes, np.clip(found["box"], 0, [*heat.shape, *heat.shape]))
-            size = "all of it" if found["theoretical"] is None else f"{found['theoretical'][0]} pixels"
+            if field["box"]:  # within the canvas
+                overlays.draw_box(axes, np.clip(field["box"], 0, [*heat.shape, *heat.shape]))
+            size = "all of it" if field["theoretical"] is None else f"{field['theoretical'][0]} pixels"
             axes.set_title(
-                f"{outcome.labels['network']}, {found['endpoint']}, {when} training\n"
-                f"effective {found[when]['size']:.1f} pixels,\ntheoretical {size}",
+                f"{outcome.labels['network']}, {field['endpoint']}, {when} training\n"
+                f"effective {field[when]['size']:.1f} pixels,\ntheoretical {size}",
                 fontsize=9,
             )
             axes.set_xticks([])

@@ -8,6 +8,7 @@ The gradient by an early layer is a product of the Jacobians of all later ones: 
 vanishes exponentially in the depth, where each stretches it, it explodes. At step 0 that is measured layer by layer.
 """
 
+import functools
 import statistics
 from typing import Any
 
@@ -17,6 +18,7 @@ from experiments.study import (
     DISAGREES,
     TOO_SMALL,
     Claim,
+    Judge,
     Judgement,
     Outcomes,
     Picture,
@@ -25,9 +27,13 @@ from experiments.study import (
     Trial,
     all_of,
     compare,
+    holds,
+    listed,
+    recipe,
     spread,
 )
-from train.plots.figures import tidy
+from experiments.study.figures import curves, finish, legend_below
+from experiments.study.tables import table_by
 from train.plots.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 
 # label -> (model.init, data_init)
@@ -52,44 +58,42 @@ NETWORKS = {  # label -> (model without its depth, norm)
 SEEDS = (0, 1, 2)
 CONVERGED = 0.5  # test accuracy that is far from chance (10 %) and from the best
 COLORS = dict(zip(INITS, (RED, YELLOW, BROWN, BLUE, CYAN, PURPLE, GREEN), strict=True))
+PAIR = ("MSRA fan-in", "Xavier")
 
 
 def trials(scale: str) -> list[Trial]:
-    """All inits in plain networks by depth; the inits of CURED in the deepest ones with each cure; step 0."""
-    from train import config
-
+    """Lists all inits in plain networks by depth; the inits of CURED in the deepest ones with each cure; step 0."""
     depths = DEPTHS[scale]
     roles = {depths[0]: "shallow", depths[-1]: "deep"}
 
-    def made(network, depth, init, seed, **how):
+    def trial(network: str, depth: int, init: str, seed: int, **options: Any) -> Trial:
         family, norm = NETWORKS[network]
-        c = config.load(f"configs/study.py:{scale},model={family}{depth},norm={norm},seed={seed}")
-        c.model.init, c.data_init = INITS[init]
-        c.optimizer.learning_rate, c.optimizer.warmup = 0.02 if norm == "none" else 0.1, "1 epoch"
-        if scale == "digits":  # without normalization a deep network needs a thousand steps to begin, and more channels
-            c.model.width, c.batch_size, c.duration = 16, 32, "24 epochs"
+        first, data_init = INITS[init]
+        options_text = f"norm={norm},init={first},data_init={data_init},scale={scale},seed={seed}"
+        config = recipe(f"configs/initialization.py:{family}{depth},{options_text}")
         labels = {"network": network, "depth": depth, "role": roles.get(depth, "between"), "init": init, "seed": seed}
-        return Trial({**labels, "at": "end" if how.get("train", True) else "step 0"}, c, **how)
+        return Trial({**labels, "at": "end" if options.get("train", True) else "step 0"}, config, **options)
 
-    found = []
+    planned = []
     for network in NETWORKS:
         inits = INITS if network == "plain" else CURED
         for seed in SEEDS:
-            found += [made(network, STEP_0, init, seed, train=False, measures=(signal,)) for init in inits]
-            found += [
-                made(network, depth, init, seed)
+            planned += [trial(network, STEP_0, init, seed, train=False, measures=(signal,)) for init in inits]
+            planned += [
+                trial(network, depth, init, seed)
                 for depth in (depths if network == "plain" else depths[-1:])
                 for init in inits
             ]
-    return found
+    return planned
 
 
 def signal(run: Any, state: Any) -> dict[str, Any]:
-    """By layer with a kernel but the classifier, in order: the standard deviation of its output, and of the gradient of
-    the loss by it, on one batch of training images.
-    """
-    import functools
+    """Measures standard deviations by layer with a kernel, in order, on one batch of training images.
 
+    Returns:
+      "layers" (without the classifier), and for each the standard deviation of its output ("forward") and that of the
+      gradient of the loss by its output ("backward").
+    """
     import jax
     import jax.numpy as jnp
     import optax
@@ -114,9 +118,9 @@ def signal(run: Any, state: Any) -> dict[str, Any]:
         _, shapes = jax.eval_shape(read)
 
         def loss(add):
-            (logits, _), found = read(add=add)
+            (logits, _), outputs = read(add=add)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), {name: jnp.std(found[name]) for name in order}
+            return losses.mean(), {name: jnp.std(outputs[name]) for name in order}
 
         gradients, forward = jax.grad(loss, has_aux=True)(
             {name: jnp.zeros(shapes[name].shape, shapes[name].dtype) for name in order}
@@ -131,7 +135,7 @@ def signal(run: Any, state: Any) -> dict[str, Any]:
     }
 
 
-# -- what is read off ----------------------------------------------------------------------------------------------
+# -- judges --------------------------------------------------------------------------------------------------------
 
 
 def _end(outcomes: Outcomes, network: str, role: str, init: str) -> Outcomes:
@@ -143,89 +147,83 @@ def _depth(outcomes: Outcomes, role: str) -> int:
 
 
 def _share(outcomes: Outcomes, network: str, role: str, init: str) -> tuple[int, int]:
-    """How many of the runs converged, of how many."""
+    """Returns how many of the runs converged, and how many there are."""
     values = _end(outcomes, network, role, init).values("accuracy")
     return sum(value >= CONVERGED for value in values), len(values)
 
 
 def _factor(outcomes: Outcomes, init: str, direction: str, network: str = "plain") -> float:
-    """Geometric mean over layers and seeds of the change of the standard deviation from one layer to the next, in the
-    direction in which the signal travels; of layers before the first that halves the resolution, where the padding of
-    small maps, which lowers it as well, does least.
+    """Returns the geometric mean over layers and seeds of the change of the standard deviation from layer to layer.
+
+    It is taken in the direction in which the signal travels, and over the layers before the first that halves the
+    resolution. There the padding of small maps, which lowers the deviation as well, does least.
     """
     factors = []
-    for found in outcomes.where(at="step 0", network=network, init=init).results("signal"):
-        stds = [std for name, std in zip(found["layers"], found[direction], strict=True) if "stage1/" in name]
+    for one in outcomes.where(at="step 0", network=network, init=init).results("signal"):
+        stds = [std for name, std in zip(one["layers"], one[direction], strict=True) if "stage1/" in name]
         first, last = (stds[0], stds[-1]) if direction == "forward" else (stds[-1], stds[0])
         factors.append((last / first) ** (1 / (len(stds) - 1)) if first and last else 0.0)
     return statistics.geometric_mean(factors) if min(factors) > 0 else 0.0
 
 
-def _accuracies(outcomes: Outcomes, role: str, *inits: str) -> str:
-    return f"{_depth(outcomes, role)} layers: " + "; ".join(
-        f"{init} {spread(_end(outcomes, 'plain', role, init).values('accuracy'))}" for init in inits
-    )
+def _accuracies(outcomes: Outcomes, role: str) -> str:
+    values = {init: _end(outcomes, "plain", role, init).values("accuracy") for init in PAIR}
+    return f"{_depth(outcomes, role)} layers: {listed(values)}"
 
 
 def _rule(outcomes: Outcomes) -> Judgement:
-    msra, xavier = (_factor(outcomes, init, "forward") for init in ("MSRA fan-in", "Xavier"))
-    held = 0.9 <= msra <= 1.05 and abs(xavier / msra - 0.5**0.5) <= 0.02
+    msra, xavier = (_factor(outcomes, init, "forward") for init in PAIR)
     return Judgement(
-        AGREES if held else DISAGREES,
+        holds(0.9 <= msra <= 1.05 and abs(xavier / msra - 0.5**0.5) <= 0.02),
         f"a layer multiplies the standard deviation by {msra:.3f} (MSRA) "
         f"and {xavier:.3f} (Xavier), {xavier / msra:.3f} of it",
     )
 
 
 def _deepest(outcomes: Outcomes) -> Judgement:
-    good, bad = (_end(outcomes, "plain", "deep", init) for init in ("MSRA fan-in", "Xavier"))
-    stalled = _share(outcomes, "plain", "deep", "Xavier")[0] == 0
     chance = 0.1  # what a run that diverged knows
-    verdict = compare(*(runs.values("accuracy", diverged=chance) for runs in (good, bad)), by=0.2)
-    return Judgement(
-        verdict if stalled or verdict != AGREES else DISAGREES, _accuracies(outcomes, "deep", "MSRA fan-in", "Xavier")
-    )
+    good, bad = (_end(outcomes, "plain", "deep", init).values("accuracy", diverged=chance) for init in PAIR)
+    stalled = _share(outcomes, "plain", "deep", "Xavier")[0] == 0
+    verdict = compare(good, bad, by=0.2)
+    return Judgement(verdict if stalled or verdict != AGREES else DISAGREES, _accuracies(outcomes, "deep"))
 
 
 def _earlier(outcomes: Outcomes) -> Judgement:
-    inits = ("MSRA fan-in", "Xavier")
-    early = {init: _end(outcomes, "plain", "shallow", init).early_losses() for init in inits}
-    both = all(_share(outcomes, "plain", "shallow", init)[0] == len(SEEDS) for init in inits)
-    verdict = compare(early["Xavier"], early["MSRA fan-in"])
-    numbers = "; ".join(f"{init} {spread(losses, percent=False, digits=2)}" for init, losses in early.items())
+    early = {init: _end(outcomes, "plain", "shallow", init).early_losses() for init in PAIR}
+    both = all(_share(outcomes, "plain", "shallow", init)[0] == len(SEEDS) for init in PAIR)
     return Judgement(
-        all_of([AGREES if both else DISAGREES, verdict]),
-        f"{_accuracies(outcomes, 'shallow', 'MSRA fan-in', 'Xavier')}; training loss over the first third {numbers}",
+        all_of([holds(both), compare(early["Xavier"], early["MSRA fan-in"])]),
+        f"{_accuracies(outcomes, 'shallow')}; training loss over the first third {listed(early, False, 2)}",
     )
 
 
 def _shallow(outcomes: Outcomes) -> Judgement:
-    values = [_end(outcomes, "plain", "shallow", init).values("accuracy") for init in ("MSRA fan-in", "Xavier")]
-    same = all(min(run) >= CONVERGED for run in values) and compare(values[0], values[1]) == TOO_SMALL
-    apart = AGREES in (compare(*values, by=0.01), compare(*values[::-1], by=0.01))
-    return Judgement(
-        DISAGREES if apart else AGREES if same else TOO_SMALL, _accuracies(outcomes, "shallow", "MSRA fan-in", "Xavier")
-    )
+    msra, xavier = (_end(outcomes, "plain", "shallow", init).values("accuracy") for init in PAIR)
+    same = all(min(run) >= CONVERGED for run in (msra, xavier)) and compare(msra, xavier) == TOO_SMALL
+    apart = AGREES in (compare(msra, xavier, by=0.01), compare(xavier, msra, by=0.01))
+    return Judgement(holds(not apart) if apart or same else TOO_SMALL, _accuracies(outcomes, "shallow"))
 
 
-def _cured(network: str) -> Any:
-    def judge(outcomes):
+def _cured(network: str) -> Judge:
+    def judge(outcomes: Outcomes) -> Judgement:
         shares = {init: _share(outcomes, network, "deep", init) for init in ("normal 0.01", "Xavier")}
         before = {init: _share(outcomes, "plain", "deep", init) for init in shares}
         fails = all(good == 0 for good, _ in before.values())
         cured = all(good == count for good, count in shares.values())
         text = "; ".join(
-            f"{init}: {before[init][0]} of {before[init][1]} converge plain, "
-            f"{shares[init][0]} of {shares[init][1]} with it"
-            for init in shares
+            f"{init}: {before[init][0]} of {before[init][1]} converge plain, {good} of {count} with it"
+            for init, (good, count) in shares.items()
         )
-        return Judgement(AGREES if fails and cured else TOO_SMALL if not fails else DISAGREES, text)
+        return Judgement(holds(cured) if fails else TOO_SMALL, text)
 
     return judge
 
 
+# -- tables and pictures -------------------------------------------------------------------------------------------
+
+
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Accuracy by init and depth; the cures; the factor a layer."""
+    """Returns accuracy by init and depth; the cures; the factor per layer."""
     end = outcomes.where(at="end")
     plain = [
         [init, *(spread(group.values("accuracy")) for _, group in runs.groups("depth"))]
@@ -235,15 +233,10 @@ def tables(outcomes: Outcomes) -> list[Table]:
         [network, *(spread(_end(outcomes, network, "deep", init).values("accuracy")) for init in CURED)]
         for network in NETWORKS
     ]
-    factors = [
-        [
-            network,
-            init,
-            f"{_factor(outcomes, init, 'forward', network):.3f}",
-            f"{_factor(outcomes, init, 'backward', network):.3f}",
-        ]
-        for (network, init), _ in outcomes.where(at="step 0").groups("network", "init")
-    ]
+
+    def factor(direction: str) -> Any:
+        return lambda group: f"{_factor(group, group[0].labels['init'], direction, group[0].labels['network']):.3f}"
+
     return [
         Table(
             "Test accuracy of plain networks without normalization",
@@ -251,40 +244,30 @@ def tables(outcomes: Outcomes) -> list[Table]:
             plain,
         ),
         Table(f"Test accuracy of {_depth(outcomes, 'deep')} layers with a cure", ["network", *CURED], cures),
-        Table(
+        table_by(
             "Factor on the standard deviation from layer to layer at step 0, first stage",
-            ["network", "init", "activations forward", "gradients backward"],
-            factors,
+            outcomes.where(at="step 0"),
+            {"network": "network", "init": "init"},
+            {"activations forward": factor("forward"), "gradients backward": factor("backward")},
         ),
     ]
 
 
 def _draw_signal(outcomes: Outcomes, figure: Any) -> None:
-    networks = list(NETWORKS)
-    panels = figure.subplots(2, len(networks), sharex=True, sharey="row", squeeze=False)
-    for column, network in enumerate(networks):
-        for row, direction in enumerate(("forward", "backward")):
-            axes = panels[row][column]
+    panels = figure.subplots(2, len(NETWORKS), sharex=True, sharey="row", squeeze=False)
+    for row, direction in zip(panels, ("forward", "backward"), strict=True):
+        for axes, network in zip(row, NETWORKS, strict=True):
             for (init,), group in outcomes.where(at="step 0", network=network).groups("init"):
-                runs = [found[direction] for found in group.results("signal")]
-                mean = [statistics.mean(values) for values in zip(*runs, strict=True)]
-                axes.plot(
-                    range(1, len(mean) + 1),
-                    [value or None for value in mean],
-                    color=COLORS[init],
-                    label=init,
-                    linewidth=1.4,
-                )
-            axes.set_yscale("log")
-            tidy(axes)
-            if row == 0:
-                axes.set_title(network, fontsize=10)
-            else:
-                axes.set_xlabel("layer")
+                runs = [one[direction] for one in group.results("signal")]
+                means = [statistics.mean(values) or None for values in zip(*runs, strict=True)]
+                axes.plot(range(1, len(means) + 1), means, color=COLORS[init], label=init, linewidth=1.4)
+            finish(axes, yscale="log")
+    for top, bottom, network in zip(*panels, NETWORKS, strict=True):
+        top.set_title(network, fontsize=10)
+        bottom.set_xlabel("layer")
     panels[0][0].set_ylabel("std of activations")
     panels[1][0].set_ylabel("std of gradients")
-    handles, names = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
+    legend_below(figure, panels[0][0])
 
 
 def _draw_training(outcomes: Outcomes, figure: Any) -> None:
@@ -292,21 +275,10 @@ def _draw_training(outcomes: Outcomes, figure: Any) -> None:
     panels = figure.subplots(1, len(plain.distinct("depth")), sharey=True)
     for axes, ((depth,), runs) in zip(panels, plain.groups("depth"), strict=True):
         for (init,), group in runs.groups("init"):
-            for i, outcome in enumerate(group):
-                history = outcome.history.get("train", {"step": [], "loss": []})
-                axes.plot(
-                    history["step"],
-                    history["loss"],
-                    color=COLORS[init],
-                    alpha=0.8,
-                    linewidth=1.2,
-                    label=init if i == 0 else None,
-                )
-        axes.set(title=f"{depth} layers", xlabel="step")
-        tidy(axes)
+            curves(axes, group, "train", "loss", init, color=COLORS[init], alpha=0.8, linewidth=1.2)
+        finish(axes, title=f"{depth} layers", xlabel="step")
     panels[0].set_ylabel("training loss (nats)")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
+    legend_below(figure, panels[0])
 
 
 STUDY = Study(

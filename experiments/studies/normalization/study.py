@@ -15,15 +15,14 @@ noise of the statistics is then all that changes.
 
 import math
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 from experiments.studies.measures import gap, smoothness
 from experiments.study import (
     AGREES,
-    DISAGREES,
     TOO_SMALL,
     Claim,
+    Judge,
     Judgement,
     Outcomes,
     Picture,
@@ -32,12 +31,15 @@ from experiments.study import (
     Trial,
     all_of,
     compare,
-    deviation,
-    errorbars,
     finite,
+    holds,
+    listed,
+    more,
+    recipe,
     spread,
 )
-from train.plots.figures import tidy
+from experiments.study.figures import bars_by, errorbars, finish, legend_below, number_ticks
+from experiments.study.tables import accuracy, table_by
 from train.plots.palette import BLUE, CYAN, GRAY, GREEN, RED, YELLOW
 
 SIZES = (32, 16, 8, 4, 2)  # images that are normalized together
@@ -62,60 +64,62 @@ MODES = {  # key of the measure `gap` -> (legend, color)
     "test": ("test images, running averages", RED),
     "recalibrated": ("test images, recalibrated statistics", "#e3a597"),
 }
+SMOOTHNESS = {  # key of the measure `smoothness` -> heading
+    "loss": "range of the loss (nats)",
+    "change": "change of the gradient",
+    "smoothness": "effective smoothness",
+}
 
 
 def trials(scale: str) -> list[Trial]:
-    """All norms by images a device; BN in smaller parts of one batch; numbers of groups; smoothness in training."""
-    from train import config
-
-    width, (devices, parts) = WIDTHS[scale], PARTS[scale]
+    """Lists all norms by images a device; BN in smaller parts of one batch; numbers of groups; smoothness."""
+    width, planned = WIDTHS[scale], []
     specs = {"BN": "batch", "GN": f"group:{width // 2}", "LN": "layer", "IN": "instance", "none": "none"}
-
-    def made(labels, model, norm, images, seed, measures=(), same_steps=False):
-        c = config.load(f"configs/study.py:{scale},model={model},norm={norm},seed={seed},epochs={EPOCHS[scale]}")
-        c.devices, c.batch_size = devices, devices * parts * SIZES[0]
-        c.accumulate = parts * SIZES[0] // images if same_steps else parts
-        if norm == "none":
-            c.optimizer.learning_rate /= 5  # does not survive the recipe's
-        if not same_steps:
-            c.batch_size = c.batch_size * images // SIZES[0]
-            c.optimizer.learning_rate *= images / SIZES[0]
-        return Trial({**labels, "images": images, "seed": seed}, c, measures=measures)
-
-    found = []
     for seed in SEEDS:
-        network = NETWORKS[scale]
         for label, spec in specs.items():
             measures = (gap,) if label in ("BN", "GN") else ()
-            found += [made({"part": "size", "norm": label}, network, spec, images, seed, measures) for images in SIZES]
-        found += [
-            made({"part": "size", "norm": "BN, same steps"}, network, "batch", images, seed, (gap,), True)
-            for images in SIZES[1:]
-        ]
-        found += [
-            made({"part": "groups", "groups": groups}, network, f"group:{groups}", SIZES[0], seed)
-            for groups in (2**i for i in range(width.bit_length()))
-        ]
+            for images in SIZES:
+                labels = {"part": "size", "norm": label, "images": images, "seed": seed}
+                planned.append(Trial(labels, _config(scale, spec, images, seed), measures=measures))
+        for images in SIZES[1:]:
+            labels = {"part": "size", "norm": "BN, same steps", "images": images, "seed": seed}
+            planned.append(Trial(labels, _config(scale, "batch", images, seed, same_steps=True), measures=(gap,)))
+        for groups in (2**i for i in range(width.bit_length())):
+            labels = {"part": "groups", "groups": groups, "images": SIZES[0], "seed": seed}
+            planned.append(Trial(labels, _config(scale, f"group:{groups}", SIZES[0], seed)))
         for label in ("BN", "none"):
             for epochs in POINTS:
-                trial = made(
-                    {"part": "smoothness", "norm": label, "epochs": epochs},
-                    PLAIN[scale],
-                    specs[label],
-                    SIZES[0],
-                    seed,
-                    (smoothness,),
-                )
-                c = trial.config
-                c.duration, c.optimizer.learning_rate = f"{epochs} epochs", SMOOTH_RATE
-                c.optimizer.schedule, c.optimizer.warmup = "constant", "0 steps"  # a shorter run begins a longer one
-                if scale == "imagenet":
-                    c.model.zero_gamma = False  # of the recipe, for networks with shortcuts
-                found.append(trial)
-    return found
+                labels = {"part": "smoothness", "norm": label, "epochs": epochs, "images": SIZES[0], "seed": seed}
+                planned.append(Trial(labels, _smooth(scale, specs[label], epochs, seed), measures=(smoothness,)))
+    return planned
 
 
-# -- what is read off ----------------------------------------------------------------------------------------------
+def _config(scale: str, norm: str, images: int, seed: int, same_steps: bool = False, model: str = "") -> Any:
+    """Returns the config of a network that sees so many images at once."""
+    devices, parts = PARTS[scale]
+    model = model or NETWORKS[scale]
+    c = recipe(f"configs/study.py:{scale},model={model},norm={norm},seed={seed},epochs={EPOCHS[scale]}")
+    c.devices, c.batch_size = devices, devices * parts * SIZES[0]
+    c.accumulate = parts * SIZES[0] // images if same_steps else parts
+    if norm == "none":
+        c.optimizer.learning_rate /= 5  # does not survive the recipe's
+    if not same_steps:
+        c.batch_size = c.batch_size * images // SIZES[0]
+        c.optimizer.learning_rate *= images / SIZES[0]
+    return c
+
+
+def _smooth(scale: str, norm: str, epochs: int, seed: int) -> Any:
+    """Returns the config of a plain network, whose shorter runs are the beginnings of the longer ones."""
+    c = _config(scale, norm, SIZES[0], seed, model=PLAIN[scale])
+    c.duration, c.optimizer.learning_rate = f"{epochs} epochs", SMOOTH_RATE
+    c.optimizer.schedule, c.optimizer.warmup = "constant", "0 steps"
+    if scale == "imagenet":
+        c.model.zero_gamma = False  # of the recipe, for networks with shortcuts
+    return c
+
+
+# -- judges --------------------------------------------------------------------------------------------------------
 
 
 def _runs(outcomes: Outcomes, norm: str, images: int) -> Outcomes:
@@ -124,12 +128,18 @@ def _runs(outcomes: Outcomes, norm: str, images: int) -> Outcomes:
 
 
 def _accuracy(outcomes: Outcomes, norm: str, images: int) -> list[float]:
-    """By seed, to decide by: a run that diverged has 0."""
+    """Returns accuracies by seed, to decide by: a run that diverged has 0."""
     return _runs(outcomes, norm, images).values("accuracy", diverged=0.0)
 
 
 def _gaps(outcomes: Outcomes, norm: str, images: int, mode: str) -> list[float]:
     return finite(_runs(outcomes, norm, images).measured("gap", mode))
+
+
+def _differences(outcomes: Outcomes, images: int, first: str, second: str) -> list[float]:
+    """Returns by seed what BN's accuracy in one mode is above that in another."""
+    pairs = zip(_gaps(outcomes, "BN", images, first), _gaps(outcomes, "BN", images, second), strict=True)
+    return [a - b for a, b in pairs]
 
 
 def _by_size(outcomes: Outcomes, norm: str) -> str:
@@ -138,231 +148,167 @@ def _by_size(outcomes: Outcomes, norm: str) -> str:
 
 def _bn_small(outcomes: Outcomes) -> Judgement:
     verdict = compare(_accuracy(outcomes, "BN", 32), _accuracy(outcomes, "BN", 2))
-    return Judgement(
-        verdict,
-        f"{_by_size(outcomes, 'BN')}; with the same steps {spread(_accuracy(outcomes, 'BN, same steps', 2))} at 2",
-    )
+    same_steps = spread(_accuracy(outcomes, "BN, same steps", 2))
+    return Judgement(verdict, f"{_by_size(outcomes, 'BN')}; with the same steps {same_steps} at 2")
 
 
 def _gn_flat(outcomes: Outcomes) -> Judgement:
-    drop = statistics.mean(_accuracy(outcomes, "BN", 32)) - statistics.mean(_accuracy(outcomes, "BN", 2))
+    many, few = (_accuracy(outcomes, "BN", images) for images in (32, 2))
+    drop = statistics.mean(many) - statistics.mean(few)
     means = [statistics.mean(_accuracy(outcomes, "GN", n)) for n in SIZES]
-    ours = (
-        f"{_by_size(outcomes, 'GN')}; its means span {100 * (max(means) - min(means)):.1f} points, "
-        f"BN loses {100 * drop:.1f}"
-    )
-    if compare(_accuracy(outcomes, "BN", 32), _accuracy(outcomes, "BN", 2)) != AGREES:
-        return Judgement(TOO_SMALL, ours)
-    return Judgement(AGREES if max(means) - min(means) < drop / 4 else DISAGREES, ours)
+    span = max(means) - min(means)
+    text = f"its means span {100 * span:.1f} points, BN loses {100 * drop:.1f}"
+    verdict = holds(span < drop / 4) if compare(many, few) == AGREES else TOO_SMALL
+    return Judgement(verdict, f"{_by_size(outcomes, 'GN')}; {text}")
 
 
 def _gn_at_2(outcomes: Outcomes) -> Judgement:
-    gn, bn = (_accuracy(outcomes, norm, 2) for norm in ("GN", "BN"))
-    return Judgement(compare(gn, bn), f"GN {spread(gn)}, BN {spread(bn)}")
+    return more({norm: _accuracy(outcomes, norm, 2) for norm in ("GN", "BN")}, separator=", ")
 
 
 def _order(outcomes: Outcomes) -> Judgement:
     values = {norm: _accuracy(outcomes, norm, 32) for norm in ("BN", "GN", "LN", "IN")}
     verdict = all_of([compare(values["GN"], values["LN"]), compare(values["LN"], values["IN"])])
-    return Judgement(verdict, ", ".join(f"{norm} {spread(values[norm])}" for norm in values))
+    return Judgement(verdict, listed(values, separator=", "))
 
 
 def _discrepancy(outcomes: Outcomes) -> Judgement:
-    apart = {
-        n: [
-            abs(a - b)
-            for a, b in zip(_gaps(outcomes, "BN", n, "batch"), _gaps(outcomes, "BN", n, "train"), strict=True)
-        ]
-        for n in (32, 2)
-    }
-    return Judgement(
-        compare(apart[2], apart[32]), f"the two differ by {spread(apart[32])} at 32, {spread(apart[2])} at 2"
-    )
+    many, few = ([abs(d) for d in _differences(outcomes, images, "batch", "train")] for images in (32, 2))
+    return Judgement(compare(few, many), f"the two differ by {spread(many)} at 32, {spread(few)} at 2")
 
 
 def _recalibrated(outcomes: Outcomes) -> Judgement:
-    gains = {
-        n: [
-            after - before
-            for after, before in zip(
-                _gaps(outcomes, "BN", n, "recalibrated"), _gaps(outcomes, "BN", n, "test"), strict=True
-            )
-        ]
-        for n in (32, 2)
-    }
-    return Judgement(
-        compare(gains[2], [0.0] * len(gains[2])),  # of each run with itself
-        f"recalibration adds {spread(gains[32])} at 32, {spread(gains[2])} at 2",
-    )
+    many, few = (_differences(outcomes, images, "recalibrated", "test") for images in (32, 2))
+    verdict = compare(few, [0.0] * len(few))  # each run against itself
+    return Judgement(verdict, f"recalibration adds {spread(many)} at 32, {spread(few)} at 2")
 
 
 def _groups(outcomes: Outcomes) -> Judgement:
     by_groups = {groups: own.values("accuracy") for (groups,), own in outcomes.where(part="groups").groups("groups")}
     others = [value for groups, values in by_groups.items() if groups > 1 for value in values]
-    return Judgement(
-        compare(others, by_groups[1]),
-        "; ".join(f"{groups} groups {spread(values)}" for groups, values in by_groups.items()),
-    )
+    text = "; ".join(f"{groups} groups {spread(values)}" for groups, values in by_groups.items())
+    return Judgement(compare(others, by_groups[1]), text)
 
 
 def _faster(outcomes: Outcomes) -> Judgement:
     early = {norm: _runs(outcomes, norm, 32).early_losses() for norm in ("BN", "none")}
-    return Judgement(
-        compare(early["none"], early["BN"]),
-        "; ".join(f"{norm} {spread(losses, percent=False, digits=2)}" for norm, losses in early.items()),
-    )
+    return Judgement(compare(early["none"], early["BN"]), listed(early, percent=False, digits=2))
 
 
-def _along(outcomes: Outcomes, norm: str, epochs: int, what: str) -> list[float]:
-    """By seed: the range of the loss along the gradient, or the largest "change" or "smoothness"."""
+def _along(outcomes: Outcomes, norm: str, epochs: int, name: str) -> list[float]:
+    """Returns by seed the range of the loss along the gradient, or the largest "change" or "smoothness"."""
     return [
-        max(one["loss"]) - min(one["loss"]) if what == "loss" else max(one[what])
+        max(one["loss"]) - min(one["loss"]) if name == "loss" else max(one[name])
         for one in outcomes.where(part="smoothness", norm=norm, epochs=epochs).results("smoothness")
     ]
 
 
-def _smoother(what: str) -> Callable[[Outcomes], Judgement]:
-    def judge(outcomes):
-        def by_seed(norm):  # mean logarithm over the points of training; a seed that diverged at one of them is none
-            runs = (
-                [value for epochs in POINTS for value in _along(group, norm, epochs, what) if value > 0]
-                for _, group in outcomes.groups("seed")
-            )
-            return [statistics.mean(map(math.log10, values)) for values in runs if len(values) == len(POINTS)]
+def _smoother(name: str) -> Judge:
+    def by_seed(outcomes: Outcomes, norm: str) -> list[float]:
+        """Returns mean logarithms over the points of training, without seeds that diverged at one of them."""
+        runs = (
+            [value for epochs in POINTS for value in _along(group, norm, epochs, name) if value > 0]
+            for _, group in outcomes.groups("seed")
+        )
+        return [statistics.mean(map(math.log10, values)) for values in runs if len(values) == len(POINTS)]
 
+    def judge(outcomes: Outcomes) -> Judgement:
         numbers = (
             f"{norm} "
-            + ", ".join(spread(_along(outcomes, norm, epochs, what), percent=False, digits=2) for epochs in POINTS)
+            + ", ".join(spread(_along(outcomes, norm, epochs, name), percent=False, digits=2) for epochs in POINTS)
             for norm in ("BN", "none")
         )
         return Judgement(
-            compare(by_seed("none"), by_seed("BN")), f"{'; '.join(numbers)}, after {', '.join(map(str, POINTS))} epochs"
+            compare(by_seed(outcomes, "none"), by_seed(outcomes, "BN")),
+            f"{'; '.join(numbers)}, after {', '.join(map(str, POINTS))} epochs",
         )
 
     return judge
 
 
-# -- what is shown -------------------------------------------------------------------------------------------------
+# -- tables and pictures -------------------------------------------------------------------------------------------
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Accuracy by norm and images a device, beside the published; BN's gap; groups; smoothness."""
-    norms = outcomes.where(part="size").distinct("norm")
+    """Returns accuracy by norm and images a device, beside the published; BN's gap; groups; smoothness."""
     sizes = [
         [
             norm,
             *(spread(_runs(outcomes, norm, n).values("accuracy")) for n in SIZES),
             " / ".join(f"{100 - error:.1f}" for error in PUBLISHED.get(norm, {}).values()) or "—",
         ]
-        for norm in norms
+        for norm in outcomes.where(part="size").distinct("norm")
     ]
     gaps = [
         [norm, n, *(spread(_gaps(outcomes, norm, n, mode)) for mode in MODES)]
         for norm in ("BN", "BN, same steps", "GN")
         for n in SIZES
     ]
-    groups = [
-        [count, spread(group.values("accuracy"))] for (count,), group in outcomes.where(part="groups").groups("groups")
-    ]
     smooth = [
-        [
-            epochs,
-            norm,
-            *(
-                spread(_along(outcomes, norm, epochs, what), percent=False, digits=3)
-                for what in ("loss", "change", "smoothness")
-            ),
-        ]
+        [epochs, norm, *(spread(_along(outcomes, norm, epochs, name), False, 3) for name in SMOOTHNESS)]
         for epochs in POINTS
         for norm in ("BN", "none")
     ]
+    published = "published: ResNet-50 on ImageNet, same columns (%)"
     return [
-        Table(
-            "Test accuracy by images a device",
-            ["norm", *map(str, SIZES), "published: ResNet-50 on ImageNet, same columns (%)"],
-            sizes,
-        ),
+        Table("Test accuracy by images a device", ["norm", *map(str, SIZES), published], sizes),
         Table(
             "Training and test accuracy by mode",
             ["norm", "images a device", *(text for text, _ in MODES.values())],
             gaps,
         ),
-        Table("Test accuracy by number of groups", ["groups (1: LN)", "test accuracy"], groups),
-        Table(
-            "The loss along the gradient",
-            ["epochs", "norm", "range of the loss (nats)", "change of the gradient", "effective smoothness"],
-            smooth,
+        table_by(
+            "Test accuracy by number of groups",
+            outcomes.where(part="groups"),
+            {"groups": "groups (1: LN)"},
+            {"test accuracy": accuracy},
         ),
+        Table("The loss along the gradient", ["epochs", "norm", *SMOOTHNESS.values()], smooth),
     ]
 
 
 def _draw_sizes(outcomes: Outcomes, figure: Any) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for norm in outcomes.where(part="size").distinct("norm"):
-        errorbars(
-            left,
-            SIZES,
-            [_runs(outcomes, norm, n).values("accuracy") for n in SIZES],
-            color=COLORS[norm],
-            label=norm,
-            linestyle="--" if norm == "BN, same steps" else "-",
-        )
-    left.set_xscale("log", base=2)
+        runs = [_runs(outcomes, norm, n).values("accuracy") for n in SIZES]
+        line = "--" if norm == "BN, same steps" else "-"
+        errorbars(left, SIZES, runs, color=COLORS[norm], label=norm, linestyle=line)
+    by_groups = {groups: own.values("accuracy") for (groups,), own in outcomes.where(part="groups").groups("groups")}
+    errorbars(right, by_groups, list(by_groups.values()), color=COLORS["GN"])
+    for axes, ticks in ((left, SIZES), (right, list(by_groups))):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, ticks)
     left.invert_xaxis()
-    left.set_xticks(SIZES, SIZES)
-    left.set(xlabel="images that are normalized together", ylabel="test accuracy (%)")
-    left.legend(frameon=False, ncols=2)
-    by_groups = dict(outcomes.where(part="groups").groups("groups"))
-    counts = [groups for (groups,) in by_groups]
-    errorbars(right, counts, [group.values("accuracy") for group in by_groups.values()], color=COLORS["GN"])
-    right.set_xscale("log", base=2)
-    right.set_xticks(counts, counts)
-    right.set(xlabel="groups (1: layer normalization)", ylabel="test accuracy (%)", title="32 images")
-    for axes in (left, right):
-        tidy(axes)
+    finish(left, legend={"ncols": 2}, xlabel="images that are normalized together", ylabel="test accuracy (%)")
+    xlabel = "groups (1: layer normalization)"
+    finish(right, xlabel=xlabel, ylabel="test accuracy (%)", title="32 images")
 
 
 def _draw_gap(outcomes: Outcomes, figure: Any) -> None:
-    norms = ("BN", "BN, same steps", "GN")
-    for axes, norm in zip(figure.subplots(1, len(norms), sharey=True), norms, strict=True):
-        for i, (mode, (text, color)) in enumerate(MODES.items()):
-            bars = [(at, values) for at, n in enumerate(SIZES) if (values := _gaps(outcomes, norm, n, mode))]
-            axes.bar(
-                [at + 0.2 * (i - 1.5) for at, _ in bars],
-                [100 * statistics.mean(v) for _, v in bars],
-                0.2,
-                yerr=[100 * deviation(v) for _, v in bars],
-                color=color,
-                label=text,
-                error_kw={"linewidth": 0.8},
-            )
-        axes.set_xticks(range(len(SIZES)), SIZES)
-        axes.set(title=norm, xlabel="images that are normalized together")
-        tidy(axes)
-        if norm == norms[0]:
-            axes.set_ylabel("accuracy (%)")
-            handles, names = axes.get_legend_handles_labels()
-    lowest = min(
-        (value for norm in norms for n in SIZES for mode in MODES for value in _gaps(outcomes, norm, n, mode)),
-        default=0,
-    )
-    axes.set_ylim(max(0, 100 * lowest - 10), 100)
-    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    norms, texts = ("BN", "BN, same steps", "GN"), {mode: text for mode, (text, _) in MODES.items()}
+    panels = figure.subplots(1, len(norms), sharey=True)
+    colors = {mode: color for mode, (_, color) in MODES.items()}
+    values = {norm: {mode: [_gaps(outcomes, norm, n, mode) for n in SIZES] for mode in MODES} for norm in norms}
+    for axes, norm in zip(panels, norms, strict=True):
+        bars_by(axes, values[norm], colors, labels=texts, error_kw={"linewidth": 0.8})
+        number_ticks(axes, SIZES)
+        finish(axes, title=norm, xlabel="images that are normalized together")
+    panels[0].set_ylabel("accuracy (%)")
+    every = (value for modes in values.values() for runs in modes.values() for run in runs for value in run)
+    panels[-1].set_ylim(max(0, 100 * min(every, default=0) - 10), 100)
+    legend_below(figure, panels[0], ncols=2)
 
 
 def _draw_smoothness(outcomes: Outcomes, figure: Any) -> None:
     panels = figure.subplots(1, 3)
-    for norm in ("BN", "none"):
+    for norm, beside in (("BN", 0.94), ("none", 1.06)):
+        means = []
         for epochs in POINTS:
-            for found in outcomes.where(part="smoothness", norm=norm, epochs=epochs).results("smoothness"):
-                x = epochs * (0.94 if norm == "BN" else 1.06)
-                for axes, values in ((panels[0], found["loss"]), (panels[1], found["change"])):
-                    axes.vlines(x, min(values), max(values), color=COLORS[norm], alpha=0.35, linewidth=6)
-        means = [
-            (epochs, statistics.mean(values))
-            for epochs in POINTS
-            if (values := finite(_along(outcomes, norm, epochs, "smoothness")))
-        ]
+            for one in outcomes.where(part="smoothness", norm=norm, epochs=epochs).results("smoothness"):
+                for axes, values in ((panels[0], one["loss"]), (panels[1], one["change"])):
+                    axes.vlines(epochs * beside, min(values), max(values), color=COLORS[norm], alpha=0.35, linewidth=6)
+            if values := finite(_along(outcomes, norm, epochs, "smoothness")):
+                means.append((epochs, statistics.mean(values)))
         if means:
             panels[2].plot(*zip(*means, strict=True), marker="o", color=COLORS[norm], label=norm)
     names = ("loss (nats)", "change of the gradient (L2)", "largest change of the gradient / distance")
@@ -370,10 +316,8 @@ def _draw_smoothness(outcomes: Outcomes, figure: Any) -> None:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(POINTS, POINTS)
-        axes.set(xlabel="epochs of training", ylabel=name)
-        tidy(axes)
-    handles, names = panels[2].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
+        finish(axes, xlabel="epochs of training", ylabel=name)
+    legend_below(figure, panels[2], ncols=2, fontsize=None)
 
 
 STUDY = Study(

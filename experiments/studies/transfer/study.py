@@ -17,12 +17,12 @@ imagenet   ResNet-50 of $ABLATE_RESNET50, a file of `python -m models.weights im
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.studies.transfer import results
 from experiments.studies.transfer.measures import ALL, SEEDS, cue, embedding, handcrafted, logistic, probe
-from experiments.study import Claim, Picture, Study, Trial
+from experiments.study import Claim, Measure, Picture, Study, Trial, recipe
 from models.errors import UserError
 
 SETS = {"cifar10": ("tfds:tiny_imagenet32", "validation")}  # source, and its split to test on
@@ -40,8 +40,11 @@ RATES = {"scratch": 0.1, "fine-tuned": 0.02}  # learning rates
 class Scale(NamedTuple):
     """Networks, targets and lengths of training (steps) of a scale that pretrains.
 
-    few, many: of a target with some labels a class, and with all. main, grid, part: of the source: the one that
-    everything starts from, one of the grid, one of the parts and biases.
+    Attributes:
+      small: The network of the grid, parts and biases.
+      probed: Labels a class where sources are compared.
+      few: Steps on a target with some labels a class; many: with all.
+      main: Steps on the source that everything starts from; grid: on one of the grid; part: on a part or a bias.
     """
 
     model: str
@@ -94,78 +97,77 @@ SCALES = {
 
 
 def trials(scale: str) -> list[Trial]:
-    """Sources, and what starts from them."""
+    """Lists the sources, and what starts from them."""
     if scale == "imagenet":
         return _imagenet()
-    s, found = SCALES[scale], []
+    planned = []
     for seed in SEEDS:
+        s = SCALES[scale]
         main = _source(scale, seed, s.model, s.width, s.main)
-        found.append(main)
-        for target in s.targets:
-            labels = {"part": "transfer", "target": target, "seed": seed}
-            measures = (probe, embedding) if seed == 0 and target == s.targets[0] else (probe,)
-            found.append(_target(scale, {**labels, "how": "classifier"}, main, target, measures=measures))
-            for count in (*s.labels, ALL) if target == s.targets[0] else (s.labels[0], ALL):
-                for how in ("fine-tuned", "scratch"):
-                    more = (embedding,) if seed == 0 and count == ALL and target == s.targets[0] else ()
-                    found.append(
-                        _target(
-                            scale, {**labels, "how": how, "labels": count}, main, target, count, how=how, measures=more
-                        )
-                    )
-            if seed == 0:
-                found.append(
-                    _target(scale, {**labels, "how": "hand-crafted"}, None, target, like=main, measures=(handcrafted,))
-                )
-        compared = []
-        for width in s.widths:
-            compared += [
-                (
-                    {"part": "grid", "width": width, "share": share},
-                    _source(scale, seed, s.small, width, s.grid, f"share({share}, seed={seed})" * (share < 1)),
-                )
-                for share in s.shares
-            ]
-        if scale == "cifar10":
-            compared += [
-                (
-                    {"part": "relation", "source": name},
-                    _source(scale, seed, s.small, s.width, s.part, f"classes({classes})", both=True),
-                )
-                for name, classes in SUBSETS.items()
-            ]
-        for name, select in _biases(scale, seed).items():
-            source = _source(scale, seed, s.small, s.width, s.part, select)
-            compared.append(({"part": "bias", "source": name}, source))
-            if name in ("clean", "cue"):
-                found.append(
-                    _target(
-                        scale,
-                        {"part": "bias", "source": name, "seed": seed, "how": "fine-tuned"},
-                        source,
-                        s.targets[0],
-                        s.probed,
-                        how="fine-tuned",
-                        measures=(cue,),
-                    )
-                )
-        for labels, source in compared:
-            found.append(
-                _target(
-                    scale,
-                    {**labels, "seed": seed, "how": "classifier"},
-                    source,
-                    s.targets[0],
-                    s.probed,
-                    measures=(logistic,),
-                )
+        planned += [main, *(trial for target in s.targets for trial in _transfers(scale, seed, target, main))]
+        planned += _compared(scale, seed)
+    return planned
+
+
+def _transfers(scale: str, seed: int, target: str, main: Trial) -> list[Trial]:
+    """Lists the ways to a target from the main source, and from scratch."""
+    s, labels = SCALES[scale], {"part": "transfer", "target": target, "seed": seed}
+    first = target == s.targets[0]
+    shown = (embedding,) if seed == 0 and first else ()
+    planned = [_target(scale, {**labels, "how": "classifier"}, main, target, measures=(probe, *shown))]
+    for count in (*s.labels, ALL) if first else (s.labels[0], ALL):
+        for how in ("fine-tuned", "scratch"):
+            measures = shown if count == ALL else ()
+            own = {**labels, "how": how, "labels": count}
+            planned.append(_target(scale, own, main, target, count, how=how, measures=measures))
+    if seed == 0:
+        trial = _target(scale, {**labels, "how": "hand-crafted"}, main, target, measures=(handcrafted,))
+        planned.append(trial._replace(start=None))
+    return planned
+
+
+def _compared(scale: str, seed: int) -> list[Trial]:
+    """Lists what starts from sources that differ: their size, their relation to the target, their biases."""
+    s, tuned = SCALES[scale], []
+
+    def source(select: str = "", width: int = s.width, steps: int = s.part, both: bool = False) -> Trial:
+        return _source(scale, seed, s.small, width, steps, select, both)
+
+    sources: list[tuple[Mapping[str, Any], Trial]] = [
+        (
+            {"part": "grid", "width": width, "share": share},
+            source(f"share({share}, seed={seed})" * (share < 1), width, s.grid),
+        )
+        for width in s.widths
+        for share in s.shares
+    ]
+    if scale == "cifar10":
+        sources += [
+            ({"part": "relation", "source": name}, source(f"classes({classes})", both=True))
+            for name, classes in SUBSETS.items()
+        ]
+    for name, select in _biases(scale, seed).items():
+        labels, start = {"part": "bias", "source": name}, source(select)
+        sources.append((labels, start))
+        if name in ("clean", "cue"):
+            own = {**labels, "seed": seed, "how": "fine-tuned"}
+            tuned.append(_target(scale, own, start, s.targets[0], s.probed, how="fine-tuned", measures=(cue,)))
+    return [
+        *tuned,
+        *(
+            _target(
+                scale, {**own, "seed": seed, "how": "classifier"}, start, s.targets[0], s.probed, measures=(logistic,)
             )
-    return found
+            for own, start in sources
+        ),
+    ]
 
 
 def _biases(scale: str, seed: int) -> dict[str, str]:
-    """What is selected of the source: all; all, with a cue on every second class; a part with few images of most
-    classes; and a random part of as many images.
+    """Returns, by name, selections of the source.
+
+    They are all; all, with a cue on every second class; a part with few images of most classes; and a random part of as
+    many images.
     """
     classes = {"digits": 5, "cifar10": 200}[scale]
     half = f"0-{classes - 1}/2"  # every second: neighbours are alike
@@ -179,10 +181,8 @@ def _biases(scale: str, seed: int) -> dict[str, str]:
 
 
 def _source(scale: str, seed: int, model: str, width: int, steps: int, select: str = "", both: bool = False) -> Trial:
-    """A network that is trained on the source, or on what `select` leaves of it (`both`: of its test split, too)."""
-    from train import config
-
-    c = config.load(f"configs/study.py:{scale},model={model},seed={seed}")
+    """Returns a network that is trained on what `select` leaves of the source (`both`: of its test split, too)."""
+    c = recipe(f"configs/study.py:{scale},model={model},seed={seed}")
     c.model.width = width
     test = select if both else ""
     if scale == "digits":
@@ -200,25 +200,20 @@ def _source(scale: str, seed: int, model: str, width: int, steps: int, select: s
 
 def _target(
     scale: str,
-    labels: dict[str, Any],
-    start: Trial | None,
+    labels: Mapping[str, Any],
+    start: Trial,
     target: str,
     count: Any = ALL,
     how: str = "",
-    measures: Sequence[Callable] = (),
-    like: Trial | None = None,
+    measures: Sequence[Measure] = (),
 ) -> Trial:
     """Returns a trial on a target that starts from a source's network.
 
     `how` is "" where nothing is trained, and "scratch" where the network starts from new weights.
     """
-    from train import config
-
-    s, source = SCALES[scale], (start or like).config
-    steps = s.many if count == ALL else s.few
-    if target != s.targets[0]:
-        steps = s.few
-    c = config.load(
+    s, source = SCALES[scale], start.config
+    steps = s.many if count == ALL and target == s.targets[0] else s.few
+    c = recipe(
         f"configs/transfer.py:model={source.model.name},to={target},seed={labels['seed']},steps={steps},"
         f"size={0 if scale == 'digits' else 32},lr={RATES.get(how, 0.1)},"
         f"labels={0 if count == ALL else count}"
@@ -234,10 +229,8 @@ def _target(
 
 
 def _imagenet() -> list[Trial]:
-    """The published data sets, from weights that were trained elsewhere."""
-    from train import config
-
-    weights, found = os.environ.get("ABLATE_RESNET50", "resnet50.safetensors"), []
+    """Lists the published data sets, from weights that were trained elsewhere."""
+    weights, planned = os.environ.get("ABLATE_RESNET50", "resnet50.safetensors"), []
     if not os.path.isfile(weights):
         raise UserError(
             f"the weights to start from are not there: {weights} (or $ABLATE_RESNET50); make them by "
@@ -247,16 +240,15 @@ def _imagenet() -> list[Trial]:
         for target in PHOTOGRAPHS:
             for how in ("fine-tuned", "scratch", "classifier", *(("hand-crafted",) if seed == 0 else ())):
                 start = "model=resnet50" if how in ("scratch", "hand-crafted") else f"from={weights}"
-                c = config.load(f"configs/transfer.py:{start},to={target},seed={seed}")
+                c = recipe(f"configs/transfer.py:{start},to={target},seed={seed}")
                 if target == "aircraft":  # not in TFDS
                     c.data.source = f"folder:{os.environ.get('ABLATE_AIRCRAFT', c.data.source.partition(':')[2])}"
                 c.precision = "bfloat16"
                 measures = {"classifier": (probe,), "hand-crafted": (handcrafted,)}.get(how, ())
                 labels = {"part": "transfer", "target": target, "how": how, "seed": seed}
-                found.append(
-                    Trial(labels | ({} if measures else {"labels": ALL}), c, train=not measures, measures=measures)
-                )
-    return found
+                labels |= {} if measures else {"labels": ALL}
+                planned.append(Trial(labels, c, train=not measures, measures=measures))
+    return planned
 
 
 CLAIMS = [

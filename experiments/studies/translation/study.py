@@ -10,7 +10,6 @@ Multi30k, from the folder $ABLATE_MULTI30K, else ../shared/multi30k.
 
 import os
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from experiments.study import (
     DISAGREES,
     TOO_SMALL,
     Claim,
+    Judge,
     Judgement,
     Outcomes,
     Picture,
@@ -27,10 +27,14 @@ from experiments.study import (
     Trial,
     all_of,
     compare,
+    holds,
+    recipe,
     spread,
 )
+from experiments.study.figures import finish, legend_below, mean_line
+from experiments.study.tables import accuracy, count_of, of_summary, table_by
 from models.errors import UserError
-from train.plots.figures import draw_attention, tidy
+from train.plots.figures import draw_attention
 from train.plots.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 
 FULL = "full"
@@ -52,47 +56,43 @@ SAMPLES = 4  # test sentences whose attention is drawn
 
 
 def trials(scale: str) -> list[Trial]:
-    """Every network under every seed; of the first full one, attention.
+    """Lists every network under every seed; attention is measured on the first full one.
 
     Raises:
       UserError: Multi30k is not there.
     """
-    from train import config
-
-    folder = "grammar"
-    if scale == "cifar10":
-        folder = os.environ.get("ABLATE_MULTI30K", "../shared/multi30k")
-        if not Path(folder).is_dir():
-            raise UserError(
-                f"study translation needs Multi30k at this scale, and there is no folder {folder}: set "
-                "ABLATE_MULTI30K to one with train.en, train.de, test_2016_flickr.en, … (or .gz)"
-            )
-    made = []
+    folder = "grammar" if scale == "digits" else os.environ.get("ABLATE_MULTI30K", "../shared/multi30k")
+    if scale != "digits" and not Path(folder).is_dir():
+        raise UserError(
+            f"study translation needs Multi30k at this scale, and there is no folder {folder}: set "
+            "ABLATE_MULTI30K to one with train.en, train.de, test_2016_flickr.en, … (or .gz)"
+        )
+    planned = []
     for network, change in NETWORKS.items():
         for seed in SEEDS:
-            c = config.load(f"configs/translation.py:folder={folder},seed={seed}")
+            c = recipe(f"configs/translation.py:folder={folder},seed={seed}")
             c.hooks, c.log_every, c.checkpoint_every, c.keep_checkpoints = "bleu(4)", "10%", "100%", 1
             c.evaluate_every = "10%"
             if change:
                 section, key, value = change
                 c[section][key] = value
             measures = (attention,) if network == FULL and seed == SEEDS[0] else ()
-            text = "grammar" if folder == "grammar" else "Multi30k"
-            made.append(Trial({"text": text, "network": network, "seed": seed}, c, measures=measures))
-    return made
+            labels = {"text": "grammar" if scale == "digits" else "Multi30k", "network": network, "seed": seed}
+            planned.append(Trial(labels, c, measures=measures))
+    return planned
 
 
 def attention(run: Any, state: Any) -> list[dict[str, Any]]:
-    """For the first test sentences: the tokens, and the last decoder block's attention to the source, mean of heads."""
+    """Measures the last decoder block's attention to the source, mean of heads, for the first test sentences."""
     from train.hooks import translation
 
     return [
-        {**found, "weights": found["weights"].mean(0, keepdims=True).round(4).tolist()}
-        for found in translation.attention(run, state, range(SAMPLES))
+        {**one, "weights": one["weights"].mean(0, keepdims=True).round(4).tolist()}
+        for one in translation.attention(run, state, range(SAMPLES))
     ]
 
 
-# -- what is read off ----------------------------------------------------------------------------------------------
+# -- judges --------------------------------------------------------------------------------------------------------
 
 
 def _values(outcomes: Outcomes, network: str, name: str = "bleu") -> list[float]:
@@ -107,12 +107,13 @@ def _is_grammar(outcomes: Outcomes) -> bool:
     return outcomes.distinct("text") == ["grammar"]
 
 
-def _loses(network: str, needs_more: bool = False) -> Callable[[Outcomes], Judgement]:
-    """The full network is better than that one; `needs_more`: the grammar, which has nothing to overfit, cannot tell
-    against it.
+def _loses(network: str, needs_more: bool = False) -> Judge:
+    """Returns a judge: the full network is better than that one.
+
+    With `needs_more`, the grammar, which has nothing to overfit, cannot tell against it.
     """
 
-    def judge(outcomes):
+    def judge(outcomes: Outcomes) -> Judgement:
         verdict = compare(_values(outcomes, FULL), _values(outcomes, network))
         if needs_more and verdict == DISAGREES and _is_grammar(outcomes):
             verdict = TOO_SMALL
@@ -122,79 +123,68 @@ def _loses(network: str, needs_more: bool = False) -> Callable[[Outcomes], Judge
 
 
 def _order(outcomes: Outcomes) -> Judgement:
-    """On the grammar by sentences, on Multi30k by BLEU."""
-    if not _is_grammar(outcomes):
-        return Judgement(
-            compare(_values(outcomes, FULL), _values(outcomes, "no positions"), by=5.0),
-            _bleu(outcomes, FULL, "no positions"),
-        )
-    full, none = (_values(outcomes, network, "exact_match") for network in (FULL, "no positions"))
-    bound = AGREES if max(none) <= 0.5 else DISAGREES
+    """Compares sentences on the grammar, BLEU on Multi30k."""
+    name = "exact_match" if _is_grammar(outcomes) else "bleu"
+    full, none = (_values(outcomes, network, name) for network in (FULL, "no positions"))
+    if name == "bleu":
+        return Judgement(compare(full, none, by=5.0), _bleu(outcomes, FULL, "no positions"))
     return Judgement(
-        all_of([bound, compare(full, none, by=0.25)]),
+        all_of([holds(max(none) <= 0.5), compare(full, none, by=0.25)]),
         f"sentences right: {FULL} {spread(full)}; no positions {spread(none)}, at most {max(none):.1%}",
     )
 
 
 def _same(outcomes: Outcomes) -> Judgement:
-    sine, learned = _values(outcomes, FULL), _values(outcomes, "learned positions")
-    if AGREES in (compare(sine, learned, by=CLOSE), compare(learned, sine, by=CLOSE)):
-        verdict = DISAGREES
-    else:
-        verdict = all_of([compare(sine, learned, by=-CLOSE), compare(learned, sine, by=-CLOSE)])
+    pair = [_values(outcomes, network) for network in (FULL, "learned positions")]
+    apart, near = ([compare(*pair, by=by), compare(*pair[::-1], by=by)] for by in (CLOSE, -CLOSE))
+    verdict = DISAGREES if AGREES in apart else all_of(near)
     return Judgement(verdict, _bleu(outcomes, FULL, "learned positions"))
 
 
 def _level(outcomes: Outcomes) -> Judgement:
-    bleu = _values(outcomes, FULL)
     if _is_grammar(outcomes):
         return Judgement(TOO_SMALL, f"{_bleu(outcomes, FULL)} on the grammar, which is another text")
-    difference = abs(statistics.mean(bleu) - PUBLISHED_MULTI30K)
-    return Judgement(AGREES if difference <= CLOSE else DISAGREES, _bleu(outcomes, FULL))
+    difference = abs(statistics.mean(_values(outcomes, FULL)) - PUBLISHED_MULTI30K)
+    return Judgement(holds(difference <= CLOSE), _bleu(outcomes, FULL))
+
+
+# -- tables and pictures -------------------------------------------------------------------------------------------
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """BLEU and the rest by network."""
-    rows = []
-    for (network,), group in outcomes.groups("network"):
-        parameters = next((f"{o.summary['parameters']:,}" for o in group if o.summary), "—")
-        rows.append(
-            [
-                network,
-                parameters,
-                spread(group.values("bleu"), percent=False),
-                spread(group.values("exact_match")),
-                spread(group.values("accuracy")),
-                spread(group.values("loss"), percent=False, digits=3),
-            ]
+    """Returns one table: BLEU and the rest by network."""
+    return [
+        table_by(
+            "Translation of the test split by network",
+            outcomes,
+            {"network": "network"},
+            {
+                "parameters": count_of("parameters"),
+                "BLEU": of_summary("bleu", percent=False),
+                "sentences right": of_summary("exact_match"),
+                "tokens right": accuracy,
+                "loss a token (nats)": of_summary("loss", percent=False, digits=3),
+            },
         )
-    columns = ["network", "parameters", "BLEU", "sentences right", "tokens right", "loss a token (nats)"]
-    return [Table("Translation of the test split by network", columns, rows)]
+    ]
 
 
 def _draw_attention(outcomes: Outcomes, figure: Any) -> None:
-    if found := outcomes.results("attention"):
-        draw_attention(found[0], figure)
+    if results := outcomes.results("attention"):
+        draw_attention(results[0], figure)
 
 
 def _draw_curves(outcomes: Outcomes, figure: Any) -> None:
-    for axes, (name, label) in zip(
-        figure.subplots(1, 2),
-        (("loss", "loss on the test split (nats a token)"), ("accuracy", "tokens right (%)")),
-        strict=True,
-    ):
+    left, right = figure.subplots(1, 2)
+    for axes, name, scale in ((left, "loss", 1), (right, "accuracy", 100)):
         for (network,), group in outcomes.groups("network"):
-            histories = [o.history["test"] for o in group if o.summary]
-            if histories:
-                mean = [statistics.mean(values) for values in zip(*(h[name] for h in histories), strict=True)]
-                mean = [100 * value for value in mean] if name == "accuracy" else mean
-                axes.plot(histories[0]["step"], mean, color=COLORS[network], label=network, linewidth=1.4)
-        axes.set(xlabel="step", ylabel=label)
-        if name == "loss":
-            axes.set_yscale("log")
-        tidy(axes)
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+            if line := mean_line(group, "test", name):
+                steps, means = line
+                values = [scale * value for value in means]
+                axes.plot(steps, values, color=COLORS[network], label=network, linewidth=1.4)
+    finish(left, xlabel="step", ylabel="loss on the test split (nats a token)", yscale="log")
+    finish(right, xlabel="step", ylabel="tokens right (%)")
+    legend_below(figure, right, ncols=4)
 
 
 STUDY = Study(

@@ -13,7 +13,7 @@ from train.plots.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, R
 USAGE = """Writes costs.md, costs.json and pictures: accuracy against mult-adds, parameters and activation memory; what
 early downsampling saves; the textbook's formulas beside the counts.
 
-    python -m experiments.costs --out=experiments/results/costs
+    python -m experiments.bench.costs --out=experiments/results/costs
 
 Costs are read from the traced programs: no weights, no images, about two minutes.
 """
@@ -265,7 +265,7 @@ def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], about: Mapping[
     columns_early = ["network", *columns, f"kept at {SIZE // 2}² and up", f"mult-adds at {SIZE // 2}² and up"]
     return f"""# What accuracy costs
 
-{about["device"]}, {about["commit"]}. Written by `python -m experiments.costs`.
+{about["device"]}, {about["commit"]}. Written by `python -m experiments.bench.costs`.
 
 Costs are counted in the traced programs of our networks, for one image of {SIZE} x {SIZE} in float32. A multiply-add
 counts as 1; "outputs" are those of the layers in the forward pass; "kept for backward" is what training keeps of them

@@ -8,7 +8,7 @@ import numpy as np
 import rich.console
 from absl import flags
 
-from experiments.timing import Timed, timed
+from experiments.bench.timing import Timed, timed
 from models import command
 from models.analysis.cost import short
 from models.analysis.tables import markdown_table, terminal_table
@@ -18,8 +18,8 @@ from train import cli
 
 USAGE = """Times networks that decide by image what to compute: the whole network, masked, and really skipping.
 
-    python -m experiments.skipped                                          trains what is missing, 10 minutes on 2 cores
-    python -m experiments.skipped --workdirs=runs/aig,runs/msdnet          finished runs of yours
+    python -m experiments.bench.skipped                                    trains what is missing, 10 minutes on 2 cores
+    python -m experiments.bench.skipped --workdirs=runs/aig,runs/msdnet    finished runs of yours
 
 whole      everything is computed of every image, and nothing decided: of a network with exits the last exit alone
 masked     the network decides, and everything is computed

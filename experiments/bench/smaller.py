@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.timing import Timed, timed
+from experiments.bench.timing import Timed, timed
 from models import command
 from models.analysis.tables import markdown_table, terminal_table
 from models.errors import UserError
@@ -15,8 +15,8 @@ from train import cli
 
 USAGE = """Times the forward pass of smaller networks beside the whole ones.
 
-    python -m experiments.smaller
-    python -m experiments.smaller --cases=filters --rounds=30
+    python -m experiments.bench.smaller
+    python -m experiments.bench.smaller --cases=filters --rounds=30
 
 filters   ResNet-20, VGG-11 and ResNet-50 without a quarter and a half of the filters that can go, the smaller dense
           networks of models/compress/shrink.py; ResNet-50 with 90% of its weights 0, by the dense kernels there are

@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.timing import medians
+from experiments.bench.timing import medians
 from models import command
 from models.analysis.tables import markdown_table, terminal_table
 from models.errors import UserError
@@ -16,8 +16,8 @@ from train import cli
 
 USAGE = """Measures whether runs that differ in their seed alone are faster in one program (vmap over the states).
 
-    python -m experiments.together --config=configs/study.py:digits,model=resnet8
-    python -m experiments.together --seeds=2,4,8,16 --config=configs/study.py:cifar10,model=resnet20        on a GPU
+    python -m experiments.bench.together --config=configs/study.py:digits,model=resnet8
+    python -m experiments.bench.together --seeds=2,4,8,16 --config=configs/study.py:cifar10,model=resnet20      on a GPU
 
 The programs take turns; times are medians of a step of all runs. Results are added to
 together.json and together.md of --out, a config a row.

@@ -1,0 +1,172 @@
+"""The command: explains images of a finished run, and writes pictures. See --help."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.table
+from absl import flags
+
+from experiments.explain import pictures
+from experiments.explain.pictures import PICTURES
+from experiments.explain.subjects import Job, from_files, from_split, mistakes, targets
+from models import command
+from models.analysis.tables import terminal_table
+from models.errors import UserError, choice_error
+from train import cli, spec
+
+USAGE = """Looks inside the network of a finished run, and writes pictures.
+
+    python -m experiments.explain --workdir=runs/x --indices=0,5,9 --method="grad_cam|guided_grad_cam"
+    python -m experiments.explain --workdir=runs/x --image=cat.jpg --method="occlusion(size=32, stride=8)"
+    python -m experiments.explain --workdir=runs/x --image=both.jpg --target=cat,dog --method=grad_cam
+    python -m experiments.explain --workdir=runs/x --indices=mistakes --target=top1,label     its most confident errors
+
+--method: one or several with | between them, with arguments as a function has them:
+
+of a decision, all in one picture, attributions.png, a row an image and class:
+    cam, attention_rollout, grad_cam(endpoint='stage3'), grad_cam_plus_plus(endpoint=…), counterfactual(endpoint=…),
+    saliency, smooth_grad(samples=32, noise=0.15, seed=0), integrated_gradients(steps=64, baseline=0.0),
+    guided_backprop, deconvnet, guided_grad_cam(endpoint=…)
+with a picture of their own:
+    occlusion(size=0, stride=0, color=0.5, endpoint='')      a square over the image: pixels (0: a quarter of the side,
+                                                             and an eighth of the square); color 0 black, 1 white
+    receptive_field(endpoint='', channel=-1, row=-1, column=-1)     which pixels a unit sees (box), and which matter to
+                                                             it; -1: all channels, the middle
+    top_patches(endpoint='', channels='0-7', k=9)            what activates channels most, over the whole --split
+
+--target: classes by name or number (several with commas: a row each), "top1" (what the network says), "label". A class
+whose name has a comma is named by its number.
+A baseline is in the units of the normalized images: 0.0 is the mean color where the run normalizes by it.
+Endpoints: `python -m models.analysis NAME` lists them; a layer with a kernel is one by its path, stage2/block0/conv1.
+The deconvnet of a network without max-pooling hardly depends on the image.
+"""
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> rich.table.Table:
+    """Returns, for the terminal, the network's answer for each image."""
+    return terminal_table(
+        ("image", "label", "explained", "most probable"),
+        [
+            (
+                row["image"],
+                row["label"] or "",
+                f"{row['target']} {row['probability']:.1%}",
+                f"{row['top1']} {row['top1_probability']:.1%}",
+            )
+            for row in rows
+        ],
+        texts=4,
+    )
+
+
+def parsed_methods(catalogue: Mapping[str, Callable[..., Any]]) -> list[spec.Call]:
+    """Returns the calls of --method.
+
+    Raises:
+      UserError: A method is unknown, there is none, or one with a picture of its own is named twice.
+    """
+    calls = spec.parse("method", METHOD.value)
+    known = (*catalogue, *PICTURES)
+    if not calls:
+        raise UserError(f"--method is empty; allowed: {', '.join(known)}")
+    for call in calls:
+        if call.name not in known:
+            raise choice_error("method", call.name, known)
+    own = [call.name for call in calls if call.name in PICTURES]
+    if len(set(own)) < len(own):
+        raise UserError(f"--method={METHOD.value}: {', '.join(PICTURES)} have a picture each: name them once")
+    return calls
+
+
+def parsed_indices() -> list[int] | None:
+    """Returns the numbers of --indices; None for "mistakes"."""
+    if IMAGE.value and INDICES.value:
+        raise UserError("--image and --indices: want one of them")
+    if INDICES.value == ["mistakes"]:
+        return None
+    try:
+        return [int(text) for text in INDICES.value or ["0"]]
+    except ValueError:
+        raise UserError(f"--indices={','.join(INDICES.value)}: want numbers, e.g. 0,5,9, or mistakes") from None
+
+
+def check_inputs(feed: Any) -> None:
+    """Raises UserError unless a run's inputs are images of 1 or 3 channels with one class each."""
+    from train.data.image_feed import as_images
+
+    channels = as_images(feed, f"explain is for networks that take images, not {feed.unit}").image_shape[2]
+    if feed.label_shape:
+        raise UserError("explain is for data sets of one class per image")
+    if channels not in (1, 3):
+        raise UserError(f"explain draws images of 1 or 3 channels, not {channels}")
+
+
+def main() -> None:
+    """Loads the run, explains, writes, prints."""
+    if not WORKDIR.value:
+        raise UserError("--workdir is missing, e.g. --workdir=runs/x")
+    from models.explain import catalogue
+
+    calls, indices = parsed_methods(catalogue.METHODS), parsed_indices()
+    out = Path(OUT.value or f"{WORKDIR.value}/explain")
+
+    import jax
+
+    from train import restore, summary
+    from train.files import write_json
+
+    run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
+    check_inputs(run.feed)
+    variables = jax.device_put(state.evaluation_variables())
+    if indices is None:
+        indices = mistakes(run, variables, run.feed.split(SPLIT.value))
+    subjects = (
+        from_files(run, IMAGE.value) if IMAGE.value else from_split(run.feed.split(SPLIT.value), SPLIT.value, indices)
+    )
+    pairs = targets(TARGET.value, subjects, run.feed.classes)
+    images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
+    job = Job(run, variables, subjects, images, SPLIT.value, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out}: {error.strerror}: want a folder") from None
+    console, rows, written = command.console(), [], []
+    decisions = [call for call in calls if call.name in catalogue.METHODS]
+    if decisions:
+        rows = pictures.attributions(job, decisions, pairs)
+        written.append("attributions.png")
+        console.print(table(rows))
+    for call in calls:
+        if call.name in PICTURES:
+            spec.resolve("method", call, PICTURES, job, pairs)
+            written.append(f"{call.name}.png")
+    write_json(
+        out / "explain.json",
+        {
+            "workdir": WORKDIR.value,
+            "model": run.config["model"]["name"],
+            "methods": METHOD.value,
+            "images": rows,
+            "pictures": written,
+            **summary.environment(jax.devices()),
+        },
+    )
+    console.print(f"written to {out}: {', '.join(written)}, explain.json", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
+    WORKDIR = command.define_path("workdir", None, "Folder of the run.")
+    CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of the run: last, or best (on its test set).")
+    IMAGE = command.define_paths("image", [], "Files of images, with commas between.")
+    SPLIT = flags.DEFINE_string("split", "test", "Split of the run's data, for --indices and top_patches.")
+    INDICES = flags.DEFINE_list(
+        "indices",
+        [],
+        "Which images of the split, or mistakes: the 8 that the network is most confidently wrong about; default 0.",
+    )
+    METHOD = flags.DEFINE_string("method", "grad_cam", "Methods, see above.")
+    TARGET = flags.DEFINE_string("target", "top1", "Classes that are explained, see above.")
+    OUT = command.define_path("out", "", "Folder for the pictures; default: explain in that of the run.")
+    cli.run(main, USAGE)

@@ -1,0 +1,249 @@
+"""Methods that explain decisions and units, each with its picture."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.explain.subjects import Job, batches
+from models.errors import UserError
+from train import spec
+
+
+def attributions(job: Job, wanted: Sequence[spec.Call], pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """attributions.png: a row an image and class, a column a method.
+
+    Returns:
+      Of each row {"image", "label", "target", "probability", "top1", "top1_probability"}.
+    """
+    import jax
+    from matplotlib.figure import Figure
+
+    from experiments.explain import overlays
+    from models.analysis.chart import save
+    from models.explain import catalogue
+
+    numbers = [number for number, _ in pairs]
+    images, target = job.images[np.array(numbers)], np.array([kind for _, kind in pairs], np.int32)
+    columns, found, size = [], [], job.run.config["eval_batch_size"]
+    for call in wanted:
+        parts = [
+            spec.resolve(
+                "method", call, catalogue.METHODS, job.model, job.variables, images[i : i + size], target[i : i + size]
+            )
+            for i in range(0, len(images), size)
+        ]
+        found.append(jax.tree.map(lambda *some: np.concatenate(some), *parts))
+        columns.append(call.name.replace("_", " ") + "".join(f"\n{value}" for value in call.kwargs.values()))
+    probabilities = np.asarray(jax.nn.softmax(found[0].logits))
+    target, rows, told = np.asarray(found[0].target), [], []
+    for i, number in enumerate(numbers):
+        subject, row = job.subjects[number], probabilities[i]
+        says = "" if subject.label is None else f"label: {job.classes[subject.label]}"
+        says += f"\n{job.classes[target[i]]} {row[target[i]]:.0%}"
+        if target[i] != row.argmax():
+            says += f", top {job.classes[row.argmax()]} {row.max():.0%}"
+        panels = [
+            panel_of(call.name, one.values[i], images.shape[1:3]) for call, one in zip(wanted, found, strict=True)
+        ]
+        rows.append(overlays.Row(subject.pixels, subject.name, says.strip(), panels))
+        told.append(
+            {
+                "image": subject.name,
+                "label": None if subject.label is None else job.classes[subject.label],
+                "target": job.classes[target[i]],
+                "probability": float(row[target[i]]),
+                "top1": job.classes[row.argmax()],
+                "top1_probability": float(row.max()),
+            }
+        )
+    figure = Figure(figsize=overlays.size_of(len(rows), len(columns)), layout="constrained", dpi=120)
+    overlays.draw_rows(figure, columns, rows)
+    save(figure, job.out / "attributions.png")
+    return told
+
+
+def panel_of(name: str, values: Any, size: tuple[int, int]) -> Any:
+    """How a method's finding of one image, [h, w] or [H, W, C], is drawn."""
+    from experiments.explain import overlays
+    from models.explain import catalogue
+
+    if name in catalogue.SIGNED:
+        return overlays.Panel(np.asarray(values), signed=True)
+    return overlays.Panel(np.asarray(catalogue.heat(values[None], size)[0]), over=name in catalogue.MAPS)
+
+
+def occlusion(
+    job: Job, pairs: Sequence[tuple[int, int]], size: int = 0, stride: int = 0, color: float = 0.5, endpoint: str = ""
+) -> None:
+    """occlusion.png; see the module's help."""
+    from matplotlib.figure import Figure
+
+    from experiments.explain import overlays
+    from models.analysis.chart import save
+    from models.explain import occlusion as method
+
+    if not 0 <= color <= 1:
+        raise ValueError(f"color={color} must be from 0, black, to 1, white")
+    if size < 0 or stride < 0:
+        raise ValueError(f"size={size} and stride={stride} must be at least 1, or 0 for the default")
+    size = size or max(1, min(job.images.shape[1:3]) // 4)
+    stride = stride or max(1, size // 8)
+    channels = job.images.shape[-1]
+    square = np.full((1, 1, 1, channels), round(255 * color), np.uint8)
+    painted = np.asarray(job.run.feed.prepare_evaluation({"image": square})["image"]).ravel()
+    numbers = np.array([number for number, _ in pairs])
+    found = method.occlusion(
+        job.model,
+        job.variables,
+        job.images[numbers],
+        np.array([kind for _, kind in pairs], np.int32),
+        size=size,
+        stride=stride,
+        color=tuple(map(float, painted)),
+        endpoint=endpoint or None,
+    )
+    figure = Figure(figsize=(11.5, 2.5 * len(pairs) + 0.6), layout="constrained", dpi=120)
+    overlays.draw_occlusion(
+        figure,
+        [job.subjects[n].pixels for n in numbers],
+        {k: np.asarray(v) for k, v in found._asdict().items()},
+        (size, size),
+        job.classes,
+        [job.subjects[n].name for n in numbers],
+        np.full(channels, float(color)),
+    )
+    save(figure, job.out / "occlusion.png")
+
+
+def receptive_field(
+    job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channel: int = -1, row: int = -1, column: int = -1
+) -> None:
+    """Draws receptive_field.png; see the module's help. The mean is over the first 64 images of the split, or
+    over the files of --image.
+    """
+    from matplotlib.figure import Figure
+
+    from experiments.explain import overlays
+    from models.analysis.chart import save
+    from models.explain import method, receptive
+
+    for option, value in (("channel", channel), ("row", row), ("column", column)):
+        if value < -1:
+            raise ValueError(f"{option}={value} must be at least 0, or -1 for the default")
+    images = job.images
+    about = method.outline(job.model, job.variables, images)
+    name = method.map_endpoint(about, endpoint or None)
+    height, width, _ = method.grid(about.shape(name))
+    place = (height // 2 if row < 0 else row, width // 2 if column < 0 else column)
+    options = {"endpoint": name, "channel": None if channel < 0 else channel, "place": place}
+    field = receptive.theoretical(job.model, job.run.feed.inputs, name)
+    numbers = list(dict.fromkeys(number for number, _ in pairs))[:4]
+    own = [receptive.effective(job.model, job.variables, images[n : n + 1], **options) for n in numbers]
+    many = images[:64]
+    if job.subjects[0].label is not None:
+        batch, _, mask = next(batches(job))
+        many = batch[np.flatnonzero(mask)[:64]]
+    mean = np.asarray(receptive.effective(job.model, job.variables, many, **options))
+    unit = f"{name}, {'all channels' if channel < 0 else f'channel {channel}'}, unit {place} of {height} x {width}"
+    says = (
+        f"{unit}: sees the whole image"
+        if field is None
+        else f"{unit}: sees {field.size[0]} x {field.size[1]} pixels (box), stride {field.stride[0]}"
+    )
+    says += f"\nthe effective size is {receptive.effective_size(mean):.1f} (mean of {len(many)} images)"
+    figure = Figure(figsize=(max(8.0, 2.0 * (2 * len(numbers) + 1)), 2.8), layout="constrained", dpi=120)
+    overlays.draw_receptive(
+        figure,
+        [job.subjects[n].pixels for n in numbers],
+        [job.subjects[n].name for n in numbers],
+        None if field is None else field.clipped(*place, images.shape[1:3]),
+        own,
+        mean,
+        says,
+    )
+    save(figure, job.out / "receptive_field.png")
+
+
+def top_patches(
+    job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channels: str = "0-7", k: int = 9
+) -> None:
+    """top_patches.png: a row a channel, patches and their projections; see the module's help."""
+    from matplotlib.figure import Figure
+
+    from experiments.explain import overlays
+    from models.analysis.chart import save
+
+    name, rows = patches_of(job, endpoint, channels, k)
+    columns = (f"images that activate {name} most", "deconvnet", "guided backprop")
+    figure = Figure(figsize=(9.5, 3.1 * len(rows) + 0.4), layout="constrained", dpi=100)
+    overlays.draw_patches(figure, columns, rows)
+    save(figure, job.out / "top_patches.png")
+
+
+def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, list[tuple[str, list[np.ndarray]]]]:
+    """The endpoint, and for each channel (its name, montages of the k patches and of their two projections)."""
+    from experiments.explain import overlays
+    from models.explain import method, patches, receptive
+
+    about = method.outline(job.model, job.variables, job.images[:1])
+    name = method.map_endpoint(about, endpoint or None)
+    wanted = numbers_of(channels, about.shape(name)[-1])
+    if not 0 < k <= len(job.source):
+        raise ValueError(f"k={k} must be 1 to {len(job.source)}, the images of the split")
+    best = patches.top_patches(job.model, job.variables, batches(job), endpoint=name, channels=wanted, k=k)
+    best = type(best)(*map(np.asarray, best))
+    if (best.index < 0).any():
+        raise UserError(f"{name}: fewer than {k} images of the split give it a finite value")
+    field = receptive.theoretical(job.model, job.run.feed.inputs, name)
+    height, width = job.run.feed.image_shape[:2]
+    rows = []
+    for c, channel in enumerate(wanted):
+        pixels = np.stack([job.source.example(int(i))["image"] for i in best.index[c]])
+        images = job.run.feed.prepare_evaluation({"image": pixels})["image"]
+        where = list(zip(best.row[c].tolist(), best.column[c].tolist(), strict=True))
+        boxes = [
+            (0, 0, height, width) if field is None or min(field.size) >= max(height, width) else field.box(*place)
+            for place in where
+        ]
+        shown = [patches.crop(pixels, boxes)]
+        for rule in ("deconvnet", "guided"):
+            found = patches.projections(
+                job.model,
+                job.variables,
+                images,
+                endpoint=name,
+                channels=np.full(k, channel),
+                rows=best.row[c],
+                columns=best.column[c],
+                rule=rule,
+            )
+            shown.append(patches.crop(np.stack([overlays.around_gray(one) for one in np.asarray(found)]), boxes))
+        side = int(np.ceil(np.sqrt(k)))
+        rows.append(
+            (
+                f"channel {channel}\n{best.values[c, 0]:.2f} … {best.values[c, -1]:.2f}",
+                [overlays.montage(list(some), side) for some in shown],
+            )
+        )
+    return name, rows
+
+
+def numbers_of(text: str, count: int) -> tuple[int, ...]:
+    """Channels of "3", "0-7", "0-3 9"."""
+    found = []
+    for part in text.replace(",", " ").split():
+        low, _, high = part.partition("-")
+        if not low.isdecimal() or not (high or low).isdecimal() or not int(low) <= int(high or low) < count:
+            raise ValueError(f"channels='{text}': want numbers or ranges of 0 to {count - 1}, as '0-7' or '3 9'")
+        found += range(int(low), int(high or low) + 1)
+    if not found:
+        raise ValueError(f"channels='{text}' names none of 0 to {count - 1}")
+    return tuple(dict.fromkeys(found))
+
+
+PICTURES: Mapping[str, Callable] = {
+    "occlusion": occlusion,
+    "receptive_field": receptive_field,
+    "top_patches": top_patches,
+}
