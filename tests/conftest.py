@@ -78,13 +78,26 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
+MOST_MAPS = 20_000  # of 65,530, the number that Linux allows a process
+
+
+def maps():
+    """Returns how many pieces of memory the process maps."""
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return MOST_MAPS  # not a Linux; nobody knows
+
+
 @pytest.fixture(scope="module", autouse=True)
-def fresh_process():
-    """As far as it can be had, for each file: without the programs of the last ones, of which each maps memory (Linux
-    allows a process 65,530 maps, and LLVM aborts it there), and without searching for garbage in what lives on:
-    streams and Orbax collect often, and modules are a million objects.
+def room_for_programs():
+    """Gives up the programs of the last files where they are many, and does not search for garbage in what lives on.
+
+    Each program maps memory, and LLVM aborts at Linux's limit. Streams and Orbax collect garbage often, and modules are
+    a million objects.
     """
-    jax.clear_caches()
-    gc.unfreeze()  # what was alive when the last file began may be garbage now
-    gc.collect()
+    if maps() >= MOST_MAPS:
+        jax.clear_caches()
+        gc.unfreeze()  # objects that were alive when the last file began may be garbage now
+        gc.collect()
     gc.freeze()

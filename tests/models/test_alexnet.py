@@ -104,23 +104,3 @@ def test_dropout_is_of_the_hidden_layers_in_training():
     kept = np.asarray(trained != 0)[np.asarray(found != 0)]
     assert kept.mean() == pytest.approx(0.7, abs=0.05)
     np.testing.assert_allclose(trained[trained != 0], (found / 0.7)[trained != 0], rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "fields,message",
-    [
-        ({"stem": (11, 4)}, r"stem=.* must be 3 whole numbers"),
-        ({"stem": (0, 4, 0)}, "stem"),
-        ({"stem": 11}, "stem"),
-        ({"convs": (8, 8, 8, 8, 0)}, "convs=.* must be 5 whole numbers"),
-        ({"classifier": 4096}, "classifier=4096"),
-        ({"groups": 0}, "groups=0 must be at least 1"),
-        ({"local_response": (5, 2.0)}, "local_response=.* must be n, k"),
-        ({"local_response": (5.5, 2.0, 1e-4)}, "local_response"),
-        ({"local_response": 5}, "local_response=5"),
-        ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
-    ],
-)
-def test_fields_that_make_no_sense_are_refused(fields, message):
-    with pytest.raises(UserError, match=message):
-        models.create("alexnet_original", **fields)

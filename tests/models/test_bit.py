@@ -7,7 +7,6 @@ import pytest
 
 import models
 from models import weights
-from models.errors import UserError
 from models.layers.endpoint import capture
 from models.weights.layouts import flatten
 from tests.golden import drawn
@@ -106,21 +105,7 @@ def test_names_in_the_files_of_the_authors():
     assert "resnet/block2/unit12/c/standardized_conv2d/kernel" in names
 
 
-@pytest.mark.parametrize("layout", ["bit", "timm"])
-def test_weights_come_back_from_the_layouts(layout):
-    variables = drawn.variables(bit())
-    arrays = weights.to_arrays(bit(), variables, layout)
-    assert len(arrays) == len(flatten(variables))
-    back = weights.from_arrays(bit(), arrays, layout)
-    jax.tree.map(np.testing.assert_array_equal, flatten(variables), flatten(back))
-
-
 def test_layouts_are_of_bottlenecks_alone():
     assert set(weights.layouts(bit())) == {"ablate", "timm", "bit"}
     assert set(weights.layouts(bit(bottleneck=False))) == {"ablate"}
     assert set(weights.layouts(models.create("preresnet50"))) == {"ablate"}  # timm's resnetv2_50 has another stem
-
-
-def test_the_stem_is_for_preact_networks():
-    with pytest.raises(UserError, match="stem='bit' has no normalization of its own and needs preact=True"):
-        bit(preact=False)

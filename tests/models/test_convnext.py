@@ -3,7 +3,6 @@
 import functools
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +11,8 @@ import pytest
 import models
 from models import weights
 from models.analysis.cost import analyze
-from models.errors import UserError
 from models.layers.endpoint import capture
 from models.layers.init import jit_once
-from models.layers.regularize import StochasticDepth
-from models.weights.layouts import flatten
 from tests.golden import drawn
 from tests.tiers import keep_first
 
@@ -217,66 +213,5 @@ def test_layer_scale_is_the_first_factor_of_the_branches():
     assert float(jnp.abs(branch(1e-6)).max()) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny", "convnext_ladder07_depthwise_first"])
-def test_stochastic_depth_grows_linearly_from_the_first_block(name):
-    rates = []
-
-    def read(call, args, kwargs, context):
-        if isinstance(context.module, StochasticDepth):
-            rates.append(context.module.rate)
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(read):
-        drawn.abstract(models.create(name, stochastic_depth=0.3, stage_sizes=(1, 2, 1), width=8))
-    assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
-
-
-@pytest.mark.full
-def test_remat_changes_nothing_but_what_is_kept():
-    def gradient(remat):
-        model = models.create("convnext_tiny", stochastic_depth=0.5, remat=remat, **TINY)
-        params = drawn.variables(model)["params"]
-
-        def loss(params):
-            rngs = {"dropout": jax.random.key(0)}
-            return jnp.square(model.apply({"params": params}, IMAGES, train=True, rngs=rngs)).mean()
-
-        kept = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)))
-        return jit_once(jax.value_and_grad(loss))(params), kept
-
-    (result, kept), (again, kept_less) = gradient(False), gradient(True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), result, again)
-    assert kept_less < 0.6 * kept
-
-
-@pytest.mark.parametrize("layout", ["torchvision", "timm"])
-def test_weights_come_back_from_the_layouts(layout):
-    model = models.create("convnext_tiny", **TINY)
-    variables = drawn.variables(model)
-    back = weights.from_arrays(model, weights.to_arrays(model, variables, layout), layout)
-    jax.tree.map(np.testing.assert_array_equal, flatten(variables), flatten(back))
-
-
 def test_torchvision_has_no_network_without_layer_scale():
     assert set(weights.layouts(models.create("convnext_tiny", layer_scale=0.0))) == {"ablate", "timm"}
-
-
-@pytest.mark.parametrize(
-    "name,fields,message",
-    [
-        ("convnext_tiny", {"stage_sizes": 3}, "stage_sizes=3 must be"),
-        ("convnext_tiny", {"stage_sizes": (3, 0)}, "stage_sizes"),
-        ("convnext_tiny", {"width": 0}, "width=0 must be at least 1"),
-        ("convnext_tiny", {"kernel_size": 4}, "kernel_size=4 must be odd"),
-        ("convnext_tiny", {"layer_scale": -1.0}, "layer_scale=-1.0 must be positive, or 0"),
-        ("convnext_tiny", {"stochastic_depth": 1.0}, "stochastic_depth=1.0"),
-        ("convnext_ladder10_gelu", {"stage_sizes": ()}, "stage_sizes"),
-        ("convnext_ladder10_gelu", {"width": 0}, "width=0"),
-        ("convnext_ladder10_gelu", {"kernel_size": 2}, "kernel_size=2 must be odd"),
-        ("convnext_ladder10_gelu", {"stochastic_depth": -0.1}, "stochastic_depth=-0.1"),
-    ],
-)
-def test_fields_that_make_no_sense_are_refused(name, fields, message):
-    with pytest.raises(UserError, match=message) as error:
-        models.create(name, **fields)
-    assert "\n" not in str(error.value)

@@ -333,41 +333,6 @@ def test_all_blocks_cost_what_the_network_costs(kind):
 # -- mistakes ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kind", "fields", "message"),
-    [
-        *(("basic", {"rates": (rate, 0.5)}, rf"in \[0, 1\], not {rate}") for rate in (1.5, -0.1, "half", True)),
-        ("basic", {"rates": (float("nan"), 0.5)}, r"in \[0, 1\], not nan"),
-        ("policy", {"policy_pool": 99}, "policy_pool=99 must be at most image_size=32"),
-        ("basic", {"target": 1.01}, r"in \[0, 1\], not 1.01"),
-        ("basic", {"target": float("nan")}, r"in \[0, 1\], not nan"),
-        ("basic", {"target": "most"}, "target='most' must be of type float"),
-        ("basic", {"rates": (0.5,)}, r"rates=\(0.5,\) must have one rate for each of the 2 blocks"),
-        ("basic", {"rates": "ab"}, "must have one rate for each of the 2 blocks"),
-        ("basic", {"rates": 0.5}, "must have one rate for each of the 2 blocks"),
-        ("basic", {"rates": (1, 1.0)}, "rates are all 1, so no block has a gate"),
-        ("basic", {"target": 1.0}, "no block has a gate"),
-        *(
-            ("basic", {"norm": norm}, f"norm='{norm}' sets the input of a gate to a constant")
-            for norm in ("instance", "group", "group:16")
-        ),
-        ("basic", {"shortcut": "none"}, "shortcut='none' leaves nothing"),
-        ("policy", {"shortcut": "none"}, "shortcut='none' leaves nothing"),
-        ("policy", {"remat": True}, "remat=True does not work with networks that skip blocks"),
-        ("basic", {"temperature": 0.0}, "temperature=0.0 must be above 0"),
-        ("basic", {"temperature": float("nan")}, "temperature=nan must be above 0"),
-        ("basic", {"gate_width": 0}, "gate_width=0 must be at least 1"),
-        ("policy", {"policy_sizes": ()}, r"policy_sizes=\(\) must be whole numbers"),
-        ("policy", {"policy_pool": 0}, "policy_pool=0 must be at least 1"),
-    ],
-)
-def test_mistakes_are_one_line(kind, fields, message):
-    name, own = KINDS[kind]
-    with pytest.raises(UserError, match=message) as error:
-        models.create(name, **{"stage_sizes": (1, 1), **own, **fields})
-    assert "\n" not in str(error.value)
-
-
 def test_no_parts():
     with pytest.raises(UserError, match="parts=0 must be at least 1"), skipping(0):
         pass

@@ -8,7 +8,6 @@ import pytest
 
 import models
 from models.analysis.cost import analyze
-from models.errors import UserError
 from models.layers.conv import Conv
 from models.layers.endpoint import capture
 from models.mobilenet import make_divisible
@@ -131,19 +130,3 @@ def test_bottlenecks_are_linear():
         for linear in (True, False)
     }
     assert lowest[True] < 0 == lowest[False]
-
-
-@pytest.mark.parametrize(
-    "name,fields,message",
-    [
-        ("mobilenet_v1", {"stage_sizes": (1, 0)}, r"stage_sizes=\(1, 0\) must be whole numbers"),
-        ("mobilenet_v1", {"width_multiplier": 0.0}, "width_multiplier=0.0 must be above 0"),
-        ("mobilenet_v2", {"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
-        ("mobilenet_v2", {"expansion": 0}, "expansion=0 must be at least 1"),
-        ("mobilenet_v2", {"stage_sizes": (1,) * 8}, "at most 7 stages"),
-        ("mobilenet_v1", {"expansion": 2}, "unknown field of mobilenet_v1 'expansion'"),
-    ],
-)
-def test_fields_that_make_no_sense_are_refused(name, fields, message):
-    with pytest.raises(UserError, match=message):
-        models.create(name, **fields)

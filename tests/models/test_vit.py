@@ -15,7 +15,6 @@ from models.layers.conv import Conv
 from models.layers.endpoint import capture
 from models.layers.init import jit_once
 from models.layers.norm import BatchNorm, ChannelNorm
-from models.layers.regularize import StochasticDepth
 from models.vit import resize_positions, sincos2d
 from tests.golden import drawn
 from tests.golden.make_vit import RESIZED
@@ -190,39 +189,6 @@ def test_the_class_token_alone_is_classified():
     assert np.abs(gradient[:, 0]).max() > 0 and not gradient[:, 1:].any()
 
 
-def test_stochastic_depth_grows_linearly_from_zero():
-    rates = []
-
-    def read(call, args, kwargs, context):
-        if isinstance(context.module, StochasticDepth):
-            rates.append(context.module.rate)
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(read):
-        drawn.abstract(tiny(depth=3, stochastic_depth=0.2))
-    assert rates == pytest.approx([0, 0, 0.1, 0.1, 0.2, 0.2])
-
-
-@pytest.mark.full
-def test_remat_changes_nothing_but_what_is_kept():
-    def gradient(remat):
-        model = tiny(dropout=0.3, stochastic_depth=0.2, remat=remat)
-        variables = drawn.variables(model)
-
-        def loss(params):
-            rngs = {"dropout": jax.random.key(0)}
-            return jnp.square(model.apply({"params": params}, IMAGES, train=True, rngs=rngs)).mean()
-
-        kept = sum(
-            leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(loss, p)[1], variables["params"]))
-        )
-        return jit_once(jax.value_and_grad(loss))(variables["params"]), kept
-
-    (result, kept), (again, kept_less) = gradient(False), gradient(True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), result, again)
-    assert kept_less < 0.8 * kept
-
-
 def test_attention_by_hand():
     q, k, v = (drawn.images(name, (2, length, 3, 4)) for name, length in (("q", 5), ("k", 6), ("v", 6)))
     bias, mask = drawn.images("bias", (1, 3, 5, 6)), drawn.images("mask", (2, 1, 1, 6)) > -1
@@ -259,28 +225,3 @@ def test_images_of_another_size_are_refused():
         with pytest.raises(UserError, match=r"images of \d+ x \d+: image_size=16 fixes the positions") as error:
             jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
         assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "fields,message",
-    [
-        ({"pool": "max"}, "unknown pool 'max'; allowed: token, mean"),
-        ({"positions": "sincos"}, "unknown positions 'sincos'; did you mean 'sincos2d'"),
-        ({"heads": 3}, "heads=3 must divide width=8"),
-        ({"depth": 0}, "depth=0 must be at least 1"),
-        ({"width": 6, "positions": "sincos2d"}, "multiple of 4, not width=6"),
-        ({"image_size": 18}, "image_size=18 must be a multiple of patch_size=4"),
-        ({"pool": "mean", "norm": "instance"}, "is 0 in the mean over space"),
-        ({"pool": "mean", "norm": "group"}, "norm='group', which averages each channel"),
-        ({"dropout": 1.0}, "dropout=1.0"),
-        ({"stochastic_depth": -0.1}, "stochastic_depth=-0.1"),
-        ({"stem_norm": "batch"}, "set stem_channels"),
-        ({"stem_channels": (4, 8, 16)}, "whose product is not patch_size=4"),
-        ({"stem_channels": 4}, "stem_channels=4 must be"),
-        ({"stem_channels": (4, 8), "stem_norm": "grop"}, "unknown norm"),
-        ({"stem_channels": (4, 8), "stem_act": "rleu"}, "unknown act 'rleu'"),
-    ],
-)
-def test_fields_that_make_no_sense_are_refused(fields, message):
-    with pytest.raises(UserError, match=message):
-        tiny(**fields)
