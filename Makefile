@@ -17,7 +17,7 @@ help:
 	@echo "make test      all tests but those of the largest networks"
 	@echo "make test-all  those as well"
 	@echo "make fuzz      mutates each kind of file that is read, and counts crashes, hangs and silent changes ($(FUZZ_SECONDS) s)"
-	@echo "make lint      ruff"
+	@echo "make lint      ruff and pyright"
 	@echo "make bench     networks (one by batch), CIFAR, data, start-up beside PyTorch and timm (the extra bench); skipping"
 	@echo "make studies   all studies at the smallest scale, in runs/studies; finished trials are not run again"
 	@echo "make report    report/index.html, report/report.md and the tables of README.md from all results"
@@ -48,6 +48,7 @@ fuzz: $(READY)
 lint: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m pyright
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

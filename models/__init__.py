@@ -22,6 +22,8 @@ from models.kernels import runtime
 from models.kernels.tracing import lowering
 from models.layers.init import jit_once
 
+__version__ = "0.1.0"
+
 runtime.tune()
 runtime.keep_programs()
 

@@ -2,12 +2,14 @@
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import models
 from experiments.bench import commands
 
 ROOT = Path(__file__).parent.parent
@@ -102,10 +104,29 @@ def test_the_top_level_holds_what_the_design_names():
         "LICENSE",
         "constraints.txt",
         ".gitignore",
+        ".git-blame-ignore-revs",
+        ".pre-commit-config.yaml",
         "CHANGELOG.md",
+        "CITATION.cff",
+        "CONTRIBUTING.md",
         "docs",
     }
     assert {name.split("/")[0] for name in tracked} <= allowed
+
+
+def test_version_citation_and_changelog_agree():
+    assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == models.__version__
+    releases = re.findall(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert releases[0] == models.__version__
+    assert "version = attr: models.__version__" in (ROOT / "setup.cfg").read_text()
+
+
+@pytest.mark.parametrize("room", [*ROOMS, "configs", "tests", "docs"])
+def test_each_top_folder_has_a_short_readme(room):
+    lines = (ROOT / room / "README.md").read_text().splitlines()
+    assert 10 <= len(lines) <= 25
+    for name in re.findall(r"`([a-z_/]+(?:\.py|/))`", "\n".join(lines)):
+        assert any((folder / name).exists() for folder in (ROOT / room, ROOT)), name
 
 
 SLOW = {
