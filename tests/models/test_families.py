@@ -23,15 +23,15 @@ resnet20
 resnet50
     stride_in='2x2'                             => unknown stride_in
 resnet18
-    groups=2                                    => bottlenecks
-    stride_in='1x1'                             => bottlenecks
+    groups=2                                    => need bottleneck=True
+    stride_in='1x1'                             => need bottleneck=True
 plain20
     zero_gamma=True                             => with shortcuts
     stochastic_depth=0.1                        => with shortcuts
 resnext50_32x4d
     width=8                                     => leaves no channels
 resnetv2_50x1_bit
-    preact=False                                => stem='bit' has no normalization of its own: it is for preact=True
+    preact=False                                => stem='bit' has no normalization of its own and needs preact=True
 convnext_tiny
     stage_sizes=3                               => stage_sizes=3 must be
     stage_sizes=(3, 0)                          => stage_sizes
@@ -48,7 +48,7 @@ swin_t
     stage_sizes=2                               => stage_sizes=2 must be whole numbers
     heads=(3, 6, 12, 0)                         => heads=.* must be whole numbers
     heads=(3, 6)                                => heads=.* must have as many numbers as stage_sizes
-    width=100                                   => the 100 channels of stage 1 cannot be dealt to 3 heads
+    width=100                                   => the 100 channels of stage 1 are not divisible into 3 heads
     window=0                                    => window=0 must be at least 1
     patch_size=0                                => patch_size=0 must be at least 1
     stochastic_depth=1.0                        => stochastic_depth=1.0
@@ -58,20 +58,20 @@ vgg11
     classifier=4096                             => classifier=4096 must be whole numbers
     width=0                                     => width=0
     dropout=-0.1                                => dropout=-0.1 must be at least 0
-    classifier=()                               => dropout=0.5 is for the layers of
+    classifier=()                               => dropout=0.5 has no effect with classifier=
 vit_tiny_patch16(patch_size=4, depth=2, width=8, heads=2, mlp_width=16, image_size=16, num_classes=5)
     pool=max                                    => unknown pool 'max'; allowed: token, mean
     positions=sincos                            => unknown positions 'sincos'; did you mean 'sincos2d'
     heads=3                                     => heads=3 must divide width=8
     depth=0                                     => depth=0 must be at least 1
-    width=6, positions=sincos2d                 => multiples of 4, not width=6
+    width=6, positions=sincos2d                 => multiple of 4, not width=6
     image_size=18                               => image_size=18 must be a multiple of patch_size=4
     pool=mean, norm=instance                    => is 0 in the mean over space
     pool=mean, norm=group                       => norm='group', which averages each channel
     dropout=1.0                                 => dropout=1.0
     stochastic_depth=-0.1                       => stochastic_depth=-0.1
     stem_norm=batch                             => set stem_channels
-    stem_channels=(4, 8, 16)                    => do not make patch_size=4
+    stem_channels=(4, 8, 16)                    => whose product is not patch_size=4
     stem_channels=4                             => stem_channels=4 must be
     stem_channels=(4, 8), stem_norm=grop        => unknown norm
     stem_channels=(4, 8), stem_act=rleu         => unknown act 'rleu'
@@ -134,21 +134,21 @@ convnet_aig38(stage_sizes=(1, 1), width=4)
     rates=(True, 0.5)                           => in \\[0, 1\\], not True
     target=1.01                                 => in \\[0, 1\\], not 1.01
     target=most                                 => target='most' must be of type float
-    rates=(0.5,)                                => rates=\\(0.5,\\) must be one for each of the 2 blocks
-    rates=ab                                    => must be one for each of the 2 blocks
-    rates=0.5                                   => must be one for each of the 2 blocks
-    rates=(1, 1.0)                              => rates of 1 alone leave no block with a gate
-    target=1.0                                  => leave no block with a gate
-    norm=instance                               => norm='instance' leaves nothing of what a gate sees
-    norm=group                                  => norm='group' leaves nothing of what a gate sees
-    norm='group:16'                             => norm='group:16' leaves nothing of what a gate sees
+    rates=(0.5,)                                => rates=\\(0.5,\\) must have one rate for each of the 2 blocks
+    rates=ab                                    => must have one rate for each of the 2 blocks
+    rates=0.5                                   => must have one rate for each of the 2 blocks
+    rates=(1, 1.0)                              => rates are all 1, so no block has a gate
+    target=1.0                                  => no block has a gate
+    norm=instance                               => norm='instance' sets the input of a gate to a constant
+    norm=group                                  => norm='group' sets the input of a gate to a constant
+    norm='group:16'                             => norm='group:16' sets the input of a gate to a constant
     shortcut=none                               => shortcut='none' leaves nothing
     temperature=0.0                             => temperature=0.0 must be above 0
     gate_width=0                                => gate_width=0 must be at least 1
 blockdrop32(stage_sizes=(1, 1), width=4, policy_sizes=(1,), policy_width=4)
-    policy_pool=99                              => policy_pool=99 is more than image_size=32
+    policy_pool=99                              => policy_pool=99 must be at most image_size=32
     shortcut=none                               => shortcut='none' leaves nothing
-    remat=True                                  => remat=True is not for networks that skip blocks
+    remat=True                                  => remat=True does not work with networks that skip blocks
     policy_sizes=()                             => policy_sizes=\\(\\) must be whole numbers
     policy_pool=0                               => policy_pool=0 must be at least 1
 transformer_base
