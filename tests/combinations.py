@@ -160,7 +160,7 @@ REFUSED = (
     Refusal(
         ("norm=instance",),
         ("ConvNeXt",),
-        "at final_norm leaves nothing of what it gets",
+        "at final_norm removes its whole input",
         "its last norm follows the pooling, one number a feature",
     ),
     Refusal(
@@ -172,7 +172,7 @@ REFUSED = (
     Refusal(
         ("norm=instance",),
         ("airbench",),
-        "at stage3/norm1 leaves nothing of what it gets",
+        "at stage3/norm1 removes its whole input",
         "images below 32 x 32 leave one place in its last stage",
     ),
     Refusal(

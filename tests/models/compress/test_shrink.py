@@ -243,7 +243,7 @@ RESNET = ("resnet8", {"stage_sizes": (1, 1), "width": 8})
             "stem_conv cannot be removed: with one less, stage1/block0/downsample_conv/bias is new",
         ),
         (("lenet5", {**LENET[1], "convs": (1, 6)}), "conv1", "filters of conv1 cannot be removed: it has only one"),
-        (("mobilenet_v1", CASES["separable"][1]), "stage1/block0/depthwise", "cannot be dealt into 8 groups"),
+        (("mobilenet_v1", CASES["separable"][1]), "stage1/block0/depthwise", "not divisible into 8 groups"),
     ],
 )
 def test_filters_that_cannot_be_removed(net, kernel, message):
