@@ -57,7 +57,7 @@ def filter_scale(kernel: jax.Array) -> jax.Array:
     lacking = jnp.pad(largest - size, ((0, (1 << (count - 1).bit_length()) - count), (0, 0)))
     while len(lacking) > 1:
         lacking = lacking[: len(lacking) // 2] + lacking[len(lacking) // 2 :]
-    # The minimum changes nothing; it stops LLVM from fusing product and difference (with one rounding) in some programs.
+    # The minimum changes nothing; it stops LLVM from fusing product and difference with one rounding in some programs.
     return largest - jnp.minimum(lacking[0] * np.float32(1 / count), largest)
 
 

@@ -65,12 +65,12 @@ def test_callable_is_taken_as_it_is():
     "spec,message",
     [
         ("msr", "unknown init 'msr'; did you mean 'msra'"),
-        ("normal:", "no positive"),
-        ("normal:-1", "no positive"),
-        ("normal:x", "'x' is no positive"),
+        ("normal:", "not a positive"),
+        ("normal:-1", "not a positive"),
+        ("normal:x", "'x' is not a positive"),
         ("msra:2", "unknown init"),
         (7, "unknown init"),
-        ("normal:nan", "no positive"),
+        ("normal:nan", "not a positive"),
     ],
 )
 def test_mistakes_are_refused(spec, message):
