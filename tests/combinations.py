@@ -163,7 +163,7 @@ REFUSED = (
     Refusal(
         ("norm=instance",),
         ("ConvNeXt",),
-        "at final_norm leaves nothing of what it gets",
+        "at final_norm removes its whole input",
         "its last norm follows the pooling, one number a feature",
     ),
     Refusal(
@@ -175,7 +175,7 @@ REFUSED = (
     Refusal(
         ("norm=instance",),
         ("airbench",),
-        "at stage3/norm1 leaves nothing of what it gets",
+        "at stage3/norm1 removes its whole input",
         "images below 32 x 32 leave one place in its last stage",
     ),
     Refusal(
@@ -205,7 +205,7 @@ REFUSED = (
     Refusal(("data_init=lsuv", "data_init=whiten"), TEXT, "is text: data_init wants images", "they look at images"),
     Refusal(("new head",), TEXT, "unknown field of transformer_base 'num_classes'", "its embedding gives the logits"),
     Refusal(
-        ("prune filters",), TEXT, "Transformer has no field widths", "filters of images' networks alone can be removed"
+        ("prune filters",), TEXT, "Transformer has no field widths", "only networks for images can lose filters"
     ),
     Refusal(
         ("prune filters",),

@@ -357,8 +357,8 @@ def test_command_line(tmp_path, capsys):
     assert "<svg" in (tmp_path / "cost.svg").read_text()
     for argv, message in (
         (["resnet5"], "unknown model 'resnet5'"),
-        ([], "one model is needed"),
-        (["resnet8", "x"], "got 2"),
+        ([], "expected one model, not 0"),
+        (["resnet8", "x"], "not 2"),
         (["resnet8", "--set=norm=grop"], "did you mean 'group'"),
         (["resnet8", "--resolution=0"], "resolution"),
         (["resnet8", "--nrom=batch"], "nrom"),
