@@ -160,9 +160,9 @@ def sweep(kind: str, name: str, devices: int, settings: Settings, values: Sequen
         return _devices(name, size, batch, values or list(powers), settings)
     rows = []
     for value in values or (_BATCHES[settings.accelerator] if kind == "batch" else _RESOLUTIONS[size]):
-        at = {"batch": (size, value), "resolution": (value, batch)}[kind]
-        case = steps_case(name, *at, settings)
-        calls = [Call(call, case["repeat"], at[1]) for call in case["calls"]]
+        side, images = {"batch": (size, value), "resolution": (value, batch)}[kind]
+        case = steps_case(name, side, images, settings)
+        calls = [Call(call, case["repeat"], images) for call in case["calls"]]
         rows += _at(value, compared(case, settings), calls, settings)
     fixed = f"{size}x{size}" if kind == "batch" else f"batch {batch}"
     return [
@@ -214,7 +214,7 @@ def _devices(name, size, batch, values, settings):
 def made_images(path: Path, size: int, count: int) -> None:
     """Writes an .npz as data.source=arrays reads it, of random pixels in ten classes."""
     rng = np.random.default_rng(0)
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{split}_{name}": value
         for split, images in (("train", count), ("test", 100))
         for name, value in (

@@ -76,6 +76,7 @@ def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[st
         jax.block_until_ready(state[0])
 
     def forward():
+        logits = None
         for _ in range(case.get("repeat", 1)):
             logits = infer(state[0], x)
         jax.block_until_ready(logits)
@@ -152,7 +153,7 @@ def loop_steps(case: dict) -> Served:
     from train import loop
     from train import recorder as metrics
 
-    config = config_lib.load("configs/cifar10.py")
+    config: Any = config_lib.load("configs/cifar10.py")
     if case["model"] != config.model.name:
         config.model = type(config.model)({"name": case["model"]})  # norm and the like are the network's own
     config.data.source = f"arrays:{case['arrays']}"

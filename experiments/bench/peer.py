@@ -4,6 +4,8 @@ since it runs in an environment of its own.
     python -m experiments.bench.peer '{"case": "steps", "model": "resnet20", "batch": 128, "size": 32}'
 """
 
+# pyright: reportMissingImports=false  (it runs in an environment with PyTorch, which ours need not be)
+
 import contextlib
 import os
 from collections.abc import Callable

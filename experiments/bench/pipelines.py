@@ -48,7 +48,7 @@ def jpegs(folder: Path, tfds_folder: str | None) -> str:
         source=f"tfds:{SAMPLE}", dir=tfds_folder, image_size=224, crop="random_resized", exif="ignore"
     )  # as the peers
     source = TfdsSource(SAMPLE, "validation", options)
-    count = write((label % 10, encoded) for encoded, label in source.fetch(range(len(source))))
+    count = write((int(label) % 10, encoded) for encoded, label in source.fetch(range(len(source))))
     return f"{count} ImageNet images at their sizes"
 
 

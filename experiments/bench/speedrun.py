@@ -98,7 +98,7 @@ def speedrun(folder: Path, settings: Settings, recipe: Mapping[str, float] = {})
         )
         return 1e3 * found["training_seconds"], found["accuracy"]
 
-    runs = {"PyTorch": ("peer", peer)}
+    runs: dict[str, tuple[str, Callable[[int], tuple[float, float]]]] = {"PyTorch": ("peer", peer)}
     if settings.compile:
         runs["torch.compile"] = ("peer", lambda seed: peer(seed, "--compile"))
     rows = _rows("training", {**runs, "ours": ("ours", ours)}, settings)

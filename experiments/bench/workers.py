@@ -130,6 +130,8 @@ class Worker:
             stdout=subprocess.PIPE,
             preexec_fn=confine,
         )
+        assert self._process.stdin and self._process.stdout  # both are pipes
+        self._asked, self._told = self._process.stdin, self._process.stdout
         self._began, self.name = time.perf_counter(), spec.name
 
     def ready(self) -> dict[str, Any]:
@@ -140,13 +142,13 @@ class Worker:
 
     def run(self, call: str, count: int) -> list[dict[str, float]]:
         """Samples of `count` calls."""
-        self._process.stdin.write(f"{call} {count}\n")
-        self._process.stdin.flush()
+        self._asked.write(f"{call} {count}\n")
+        self._asked.flush()
         return [self._answer() for _ in range(count)]
 
     def close(self) -> dict[str, float]:
         """Ends the process; its peaks of memory in MiB."""
-        self._process.stdin.close()
+        self._asked.close()
         peaks = self._answer()
         self._process.wait()
         return peaks
@@ -158,7 +160,7 @@ class Worker:
 
     def _answer(self) -> dict[str, Any]:
         try:
-            answer = json.loads(self._process.stdout.readline())
+            answer = json.loads(self._told.readline())
         except ValueError:
             raise WorkerFailed(f"ended with exit code {self._process.wait()}") from None
         if "failed" in answer:

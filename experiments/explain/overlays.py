@@ -197,7 +197,7 @@ def draw_occlusion(
         corner = found["columns"][hardest[1]], found["rows"][hardest[0]]
         line[0].add_patch(
             Rectangle(
-                (corner[0] - 0.5, corner[1] - 0.5),
+                (float(corner[0]) - 0.5, float(corner[1]) - 0.5),
                 square[1],
                 square[0],
                 linewidth=0.8,

@@ -134,7 +134,7 @@ def receptive_field(
     images = job.images
     about = method.outline(job.model, job.variables, images)
     name = method.map_endpoint(about, endpoint or None)
-    height, width, _ = method.grid(about.shape(name))
+    height, width, _ = method.grid(about.shape(name)) or (1, 1, 0)  # a map has places
     place = (height // 2 if row < 0 else row, width // 2 if column < 0 else column)
     options = {"endpoint": name, "channel": None if channel < 0 else channel, "place": place}
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)
@@ -183,6 +183,8 @@ def top_patches(
 
 def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, list[tuple[str, list[np.ndarray]]]]:
     """The endpoint, and for each channel (its name, montages of the k patches and of their two projections)."""
+    import jax
+
     from experiments.explain import overlays
     from models.explain import method, patches, receptive
 
@@ -192,7 +194,7 @@ def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, lis
     if not 0 < k <= len(job.source):
         raise ValueError(f"k={k} must be 1 to {len(job.source)}, the images of the split")
     best = patches.top_patches(job.model, job.variables, batches(job), endpoint=name, channels=wanted, k=k)
-    best = type(best)(*map(np.asarray, best))
+    best = type(best)(*map(jax.device_get, best))
     if (best.index < 0).any():
         raise UserError(f"{name}: fewer than {k} images of the split give it a finite value")
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)

@@ -286,7 +286,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
 
 
 def _draw_grid(outcomes: Outcomes, figure: Any) -> None:
-    grid, panels = outcomes.where(set="grid"), list(figure.subplots(1, 4))
+    grid, panels, drawn = outcomes.where(set="grid"), list(figure.subplots(1, 4)), None
     for axes, (stem, optimizer) in zip(panels, [(s, o) for s in STEMS for o in OPTIMIZERS], strict=True):
         part = grid.where(stem=stem, optimizer=optimizer)
         rates, decays = part.distinct("rate"), part.distinct("decay")

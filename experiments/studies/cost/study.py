@@ -132,7 +132,7 @@ def reuse(run: Any, state: Any) -> dict[str, Any]:
 
     model, blocks, changes, before = run.task.model, [], 0.0, 0.0
     for stage, size in enumerate(model.stage_sizes, 1):
-        paths = [(f"stage{stage}", f"layer{i}", "conv1") for i in range(size)]
+        paths: list[Sequence[str]] = [(f"stage{stage}", f"layer{i}", "conv1") for i in range(size)]
         paths.append((f"transition{stage}", "conv") if stage < len(model.stage_sizes) else ("head",))
         weights, width = [], None
         for path in paths:
@@ -356,7 +356,7 @@ def _draw_reuse(outcomes: Outcomes, figure: Any) -> None:
     measured = [one["blocks"] for one in outcomes.where(set="re-use").results("reuse")]
     if not measured:
         return
-    panels = panels_by(figure, len(measured[0]))
+    panels, drawn = panels_by(figure, len(measured[0])), None
     for stage, axes in enumerate(panels):
         rows = [
             [statistics.mean(values) for values in zip(*runs, strict=True)]

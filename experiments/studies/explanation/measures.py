@@ -42,8 +42,8 @@ class Examples(NamedTuple):
     def labels(self, which: int = 0) -> np.ndarray:
         return np.array([things[which].label for things in self.objects], np.int32)
 
-    def boxes(self, which: int = 0) -> np.ndarray:
-        return np.array([things[which].box for things in self.objects])
+    def boxes(self, which: int = 0) -> list[tuple[int, int, int, int]]:
+        return [tuple(things[which].box) for things in self.objects]
 
 
 def examples(run: Any, split: str, count: int, objects: int = 1) -> Examples:
@@ -52,7 +52,7 @@ def examples(run: Any, split: str, count: int, objects: int = 1) -> Examples:
 
     data = run.config["data"]
     select = data["select_test"] if objects == 1 else data["select_test"].replace(")", f", objects={objects})")
-    placed = load.load_test(data, test_split=data[f"{split}_split"], select_test=select)
+    placed: Any = load.load_test(data, test_split=data[f"{split}_split"], select_test=select)
     count = min(count, len(placed))
     pixels = placed.read(np.arange(count))["image"]
     images = run.feed.prepare_evaluation({"image": pixels})["image"]
@@ -130,8 +130,9 @@ def at_middle(some: Examples, which: int = 0) -> float:
     """How often the middle of the canvas is on the object: what pointing there would give (Zhang 2016)."""
     from models.explain import faithful
 
-    peak = np.zeros(some.images.shape[:3])
-    peak[:, peak.shape[1] // 2, peak.shape[2] // 2] = 1
+    count, height, width = some.images.shape[:3]
+    peak = np.zeros((count, height, width))
+    peak[:, height // 2, width // 2] = 1
     return float(faithful.pointing(peak, some.boxes(which)).mean())
 
 
@@ -250,7 +251,7 @@ def effective(run: Any, state: Any) -> dict[str, Any]:
     fields, name = receptive.fields(model, run.feed.inputs), method.map_endpoint(about)
     if fields[name]:
         name = [one for one, field in fields.items() if field and max(field.size) <= min(test.images.shape[1:3])][-1]
-    field, (height, width, _) = fields[name], method.grid(about.endpoints[name])
+    field, (height, width, _) = fields[name], method.grid(about.endpoints[name]) or (1, 1, 0)  # a map has places
     found: dict[str, Any] = {
         "theoretical": None if field is None else list(field.size),
         "endpoint": name,
@@ -280,15 +281,16 @@ def gallery(run: Any, state: Any) -> list[dict[str, Any]]:
     rows = []
     for some, i, which in ((one, 1, 0), (two, pair, 0), (two, pair, 1)):
         thing, image = some.objects[i][which], some.images[i : i + 1]
-        panels = {}
+        panels, logits = {}, None
         for name, values in found_by(run, variables, image, np.array([thing.label], np.int32)):
+            logits = values.logits
             heat = np.asarray(catalogue.heat(values.values, image.shape[1:3])[0])
             panels[name] = png(
                 around_gray(np.asarray(values.values[0]))
                 if name in catalogue.SIGNED
                 else share_of_largest(heat, 1.0 if name in catalogue.MAPS else 0.995)
             )
-        probability = np.asarray(jax.nn.softmax(values.logits))[0]
+        probability = np.asarray(jax.nn.softmax(logits))[0]
         top = int(probability.argmax())
         says = f"{classes[thing.label]}: {probability[thing.label]:.0%}"
         says += "" if top == thing.label else f"\ntop {classes[top]} {probability[top]:.0%}"

@@ -153,11 +153,13 @@ class FisherVector:
         """Of descriptors [N, P, 128], float32 [N, 2 * words * 64]: by the means [words, 64], then by the deviations;
         L2 norm 1.
         """
-        weights, means, variances = self.mixture.weights_, self.mixture.means_, self.mixture.covariances_
+        mixture: Any = self.mixture  # which is fitted, as the PCA is
+        pca: Any = self.pca
+        weights, means, variances = mixture.weights_, mixture.means_, mixture.covariances_
         # log of weight * density, less what all words share: linear in x and its square.
         constant = np.log(weights) - 0.5 * (np.log(variances) + means**2 / variances).sum(1)
         linear, square = (means / variances).T, (-0.5 / variances).T
-        project, shift = self.pca.components_.T, -self.pca.mean_ @ self.pca.components_.T
+        project, shift = pca.components_.T, -pca.mean_ @ pca.components_.T
         constant, linear, square, project, shift, mu, sigma, root = (
             x.astype(np.float32)
             for x in (constant, linear, square, project, shift, means, np.sqrt(variances), np.sqrt(weights)[:, None])
@@ -195,14 +197,20 @@ class BagOfWords:
         if len(descriptors) < self.words:
             raise UserError(f"a bag of {self.words} words needs {self.words} descriptors, not {len(descriptors)}")
         with _reproducible():
-            self.clusters = MiniBatchKMeans(self.words, batch_size=4096, n_init=3, random_state=seed)
+            self.clusters = MiniBatchKMeans(
+                self.words,
+                batch_size=4096,
+                n_init=3,  # pyright: ignore[reportArgumentType]  (the inferred type is that of the default, a text)
+                random_state=seed,
+            )
             _quietly(self.clusters.fit, np.asarray(descriptors, np.float32))
         return self
 
     def transform(self, descriptors: np.ndarray) -> np.ndarray:
         """Of descriptors [N, P, 128], float32 [N, words]: square roots of the shares of the words, so L2 norm 1."""
         count, points, size = descriptors.shape
-        words = self.clusters.predict(np.asarray(descriptors, np.float32).reshape(-1, size)).reshape(count, points)
+        words = np.asarray(self.clusters.predict(np.asarray(descriptors, np.float32).reshape(-1, size)))
+        words = words.reshape(count, points)
         histogram = np.bincount((words + self.words * np.arange(count)[:, None]).ravel(), minlength=count * self.words)
         return np.sqrt(histogram.reshape(count, self.words) / points).astype(np.float32)
 
@@ -247,7 +255,7 @@ def _grid(size: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
     """(octave, y, x) of every patch: as many centers as strides fit, in the middle of the image."""
     large = min(size) >= 64
     stride = 8 if large else 4
-    ys, xs = (np.arange(side // stride) * stride + (side - 1) % stride // 2 for side in size)
+    ys, xs = ([i * stride + (side - 1) % stride // 2 for i in range(side // stride)] for side in size)
     return itertools.product(_OCTAVES if large else _OCTAVES[:2], ys, xs)
 
 

@@ -81,7 +81,6 @@ def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
     """
     del state
     from experiments.studies.transfer.handcrafted import describe
-    from train.data.select import select
     from train.probing import classifiers, features
 
     train, test = (getattr(run.feed, split).arrays() for split in ("train", "test"))
@@ -97,7 +96,7 @@ def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
             parts = (
                 [np.arange(len(x))]
                 if count == ALL
-                else [np.array([place[i] for i in select(_base(run), _part(run, count, seed)).index]) for seed in SEEDS]
+                else [np.array([place[i] for i in _selected(run, count, seed).index]) for seed in SEEDS]
             )
             found[kind][str(count)] = [
                 classifiers.headline(
@@ -132,6 +131,12 @@ def _counts(run: Any) -> tuple[Any, ...]:
         return (ALL,)
     least = np.bincount(run.feed.train.all_labels()).min()
     return (*(count for count in LABELS.get(run.feed.image_shape[0], ()) if count <= least), ALL)
+
+
+def _selected(run: Any, count: int, seed: int) -> Any:
+    from train.data.select import select
+
+    return select(_base(run), _part(run, count, seed))
 
 
 def _base(run: Any) -> Any:
