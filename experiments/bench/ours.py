@@ -35,8 +35,10 @@ def device_peak() -> int | None:
 
 
 def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[str, Any]]:
-    """Training step (SGD with momentum and decay) and forward pass on one fixed batch, without the loop, compiled; and
-    the number of parameters. Each call does it `repeat` times and waits once.
+    """Compiles a training step (SGD with momentum and decay) and a forward pass on one fixed batch, without the loop.
+
+    Returns:
+      The calls, each of which does it `repeat` times and waits once; and the number of parameters.
     """
     dtype = PRECISIONS[case.get("precision", "float32")]
     model = models.create(case["model"], image_size=case["size"], dtype=dtype, **case.get("fields", {}))
@@ -144,8 +146,9 @@ def explain(case: dict) -> Served:
 
 
 def loop_steps(case: dict) -> Served:
-    """`steps` steps as the real loop does them: data of the pipeline asked for, augmentation, metrics fetched one
-    dispatch late; configs/cifar10.py but for the keys of the case.
+    """Prepares `steps` steps as the real loop does them, by configs/cifar10.py but for the keys of the case.
+
+    They include the data pipeline of the case, augmentation, and metrics fetched one dispatch late.
     """
     import rich.console
 

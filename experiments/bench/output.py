@@ -59,8 +59,11 @@ def merged(before: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]
 
 
 def write(folder: Path, result: Mapping[str, Any]) -> None:
-    """Writes bench.json, bench.md and the charts: `result` has "rows", "profiles" (rows with "case"), "device" and
-    whatever else is to be told in bench.json. Each file is complete at any instant.
+    """Writes bench.json, bench.md and the charts; each file is complete at any instant.
+
+    Args:
+      folder: It is made if it is missing.
+      result: "rows", "profiles" (rows with "case"), "device", and whatever else bench.json should hold.
     """
     folder.mkdir(parents=True, exist_ok=True)
     judged = targets.judged(result["rows"])

@@ -33,8 +33,9 @@ def traced(call: Callable[[], object]) -> list[dict[str, Any]]:
 
 
 def operations(planes: Iterable[Any]) -> list[list[Event]]:
-    """What XLA ran, by stream or thread: on accelerators where the trace has any, else on the host. A kernel is called
-    by its HLO operation where the trace names it.
+    """Returns what XLA ran, by stream or thread: on accelerators where the trace has any, else on the host.
+
+    A kernel is called by its HLO operation where the trace names it.
     """
     planes = list(planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]

@@ -59,8 +59,14 @@ class Settings:
 
 
 class Spec(NamedTuple):
-    """A worker to be: its name in the table, its module (ours, peer, tf_data), the case in JSON's types, variables of
-    its environment, and cores that it is confined to (0: none).
+    """A worker to start.
+
+    Attributes:
+      name: In the table.
+      module: ours, peer or tf_data.
+      case: In JSON's types.
+      env: Variables of its environment.
+      cores: To which it is confined; 0: all.
     """
 
     name: str
@@ -169,11 +175,13 @@ class Worker:
 
 
 def one(spec: Spec, settings: Settings) -> dict[str, Any]:
-    """What a worker says of itself, which does nothing else, and its peaks of memory; "ready_after" is how long it took
-    to be ready, in seconds.
+    """Runs a worker that has no calls.
+
+    Returns:
+      What it says of itself, and its peaks of memory; "ready_after" is how long it took to be ready, in seconds.
 
     Raises:
-      WorkerFailed: with the reason.
+      WorkerFailed: With the reason.
     """
     worker = Worker(spec, settings)
     try:

@@ -119,8 +119,9 @@ def occlusion(
 def receptive_field(
     job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channel: int = -1, row: int = -1, column: int = -1
 ) -> None:
-    """Draws receptive_field.png; see the module's help. The mean is over the first 64 images of the split, or
-    over the files of --image.
+    """Draws receptive_field.png; see the command's help.
+
+    The mean is over the first 64 images of the split, or over the files of --image.
     """
     from matplotlib.figure import Figure
 

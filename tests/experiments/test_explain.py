@@ -162,10 +162,7 @@ def test_images_of_files_are_seen_as_the_run_sees_its_own(job, tmp_path):
     [
         (lambda job, tmp: subjects.from_files(job.run, ["nowhere.png"]), "nowhere.png: there is no such file"),
         (lambda job, tmp: subjects.from_files(job.run, [broken(tmp)]), "broken.png: it cannot be decoded"),
-        (
-            lambda job, tmp: subjects.from_split(job.source, "test", [360]),
-            "--indices=360 is out of range: .* 0 to 359",
-        ),
+        (lambda job, tmp: subjects.from_split(job.source, "test", [360]), "--indices=360 is out of range: .* 0 to 359"),
         (
             lambda job, tmp: subjects.targets("label", [subjects.Subject(None, "x.png", None)], job.classes),
             "has no label",

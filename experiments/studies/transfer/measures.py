@@ -14,7 +14,7 @@ ALL = "all"
 
 
 def probe(run: Any, state: Any) -> dict[str, dict[str, Any]]:
-    """{labels a class: {classifier: what `classifiers.evaluate` finds}}, on the features of the network as it is."""
+    """Returns {labels a class: {classifier: result of `classifiers.evaluate`}}, on the features of the network."""
     from train.data.select import select
     from train.probing import classifiers, features
 
@@ -35,8 +35,11 @@ def probe(run: Any, state: Any) -> dict[str, dict[str, Any]]:
 
 
 def logistic(run: Any, state: Any) -> dict[str, Any]:
-    """What logistic regression finds on the features of the training set as the run has it; and, of the same
-    regression, on test images with the cue ("painted") and how many predictions that changes.
+    """Measures logistic regression on the features of the training set as the run has it.
+
+    Returns:
+      What `classifiers.described` says; and of the same regression the accuracy on test images with the cue
+      ("painted"), and the share of predictions that it changes.
     """
     from train.data.select import select
     from train.probing import classifiers, features
@@ -52,7 +55,7 @@ def logistic(run: Any, state: Any) -> dict[str, Any]:
 
 
 def cue(run: Any, state: Any) -> dict[str, Any]:
-    """Accuracy of a trained network on test images as they are and with the cue, and what it changes of predictions."""
+    """Measures a trained network on test images as they are and with the cue, and the share of changed predictions."""
     from train import evaluate
     from train.data.select import select
 
@@ -75,7 +78,7 @@ def _cue(clean: np.ndarray, painted: np.ndarray, labels: np.ndarray) -> dict[str
 
 
 def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
-    """{kind: {labels a class: accuracy by seed}} of a linear SVM on features that nobody trained.
+    """Returns {kind: {labels a class: accuracy by seed}} of a linear SVM on features that nobody trained.
 
     What they learn without labels (visual words) they learn from the whole training set.
     """
@@ -113,7 +116,7 @@ def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
 
 
 def embedding(run: Any, state: Any) -> dict[str, list]:
-    """Features of test images in two dimensions, by t-SNE (van der Maaten & Hinton 2008): {"x": [[…, …]], "labels"}."""
+    """Returns features of test images in two dimensions, by t-SNE (van der Maaten & Hinton 2008): {"x", "labels"}."""
     from sklearn.manifold import TSNE
 
     from train.probing import features
