@@ -5,7 +5,8 @@ It imports nothing of this project but `serve`, since it runs in an environment 
     python -m experiments.bench.peer '{"case": "steps", "model": "resnet20", "batch": 128, "size": 32}'
 """
 
-# pyright: reportMissingImports=false  (it runs in an environment with PyTorch, which ours need not be)
+# It runs in an environment with PyTorch, which ours need not have:
+# pyright: reportMissingImports=false
 
 import contextlib
 import os

@@ -125,7 +125,8 @@ def page_html(page: Page, level: int) -> markupsafe.Markup:
 
     renderer = parser.renderer
     assert isinstance(renderer, markdown_it.renderer.RendererHTML)
-    renderer.rules |= {"table_open": box, "table_close": lambda *_: "</table></div>", "image": picture}
+    rules: dict[str, Any] = {"table_open": box, "table_close": lambda *_: "</table></div>", "image": picture}
+    renderer.rules = {**renderer.rules, **rules}
     return markupsafe.Markup(renderer.render(tokens, parser.options, {}))
 
 

@@ -10,6 +10,7 @@ from experiments.studies import networks
 from experiments.studies.attention import study as attention
 from experiments.studies.cost import study as cost
 from experiments.studies.cost.networks import EQUAL
+from experiments.studies.cost.results import TOLERANCE
 from experiments.study import trials
 from tests.experiments.worlds import WORLDS
 
@@ -26,7 +27,7 @@ def test_networks_that_several_sets_share_run_once(name, scale):
 def test_equal_costs(scale):
     for i, field in enumerate(("mult_adds", "params")):
         counts = [getattr(networks.cost(scale, pair[i]), field) for pair in EQUAL[scale].values()]
-        assert max(counts) / min(counts) - 1 <= cost.TOLERANCE
+        assert max(counts) / min(counts) - 1 <= TOLERANCE
     counts = [networks.cost(scale, network).mult_adds for network in attention.FAMILIES[scale].values()]
     assert max(counts) / min(counts) - 1 <= attention.TOLERANCE
 

@@ -308,7 +308,7 @@ def gallery(run: Any, state: Any) -> list[dict[str, Any]]:
     rows = []
     for some, i, which in ((one, 1, 0), (two, pair, 0), (two, pair, 1)):
         thing, image = some.objects[i][which], some.images[i : i + 1]
-        panels, logits = {}, None
+        panels, logits = {}, np.zeros(0)
         for name, values in found_by(run, variables, image, np.array([thing.label], np.int32)):
             logits = values.logits
             heat = np.asarray(catalogue.heat(values.values, image.shape[1:3])[0])
