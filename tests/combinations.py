@@ -204,9 +204,7 @@ REFUSED = (
     ),
     Refusal(("data_init=lsuv", "data_init=whiten"), TEXT, "is text: data_init wants images", "they look at images"),
     Refusal(("new head",), TEXT, "unknown field of transformer_base 'num_classes'", "its embedding gives the logits"),
-    Refusal(
-        ("prune filters",), TEXT, "Transformer has no field widths", "only networks for images can lose filters"
-    ),
+    Refusal(("prune filters",), TEXT, "Transformer has no field widths", "only networks for images can lose filters"),
     Refusal(
         ("prune filters",),
         ("BiT",),
