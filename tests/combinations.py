@@ -75,26 +75,12 @@ ALL_INITS = (*INITS, "normal", "truncated_normal")
 LOW_BIT = ("ternary", "binary_weight", "xnor")
 FORMATS = ("safetensors", "torch", "onnx", "stablehlo", "compressed")
 METHODS = (
-    "trained in float32",
-    "trained in bfloat16",
-    *(f"norm={norm}" for norm in NORMS),
-    *(f"init={init}" for init in ALL_INITS),
-    "data_init=lsuv",
-    "data_init=whiten",
-    *(f"{field}={kind}" for kind in LOW_BIT for field in BOTH),
-    "prune weights",
-    "prune filters",
-    "share",
-    "new head",
-    "resume",
-    "fold",
-    "grad_cam",
-    "cam",
-    "occlusion",
-    "attention_rollout",
-    "receptive field",
+    "trained in float32", "trained in bfloat16", *(f"norm={norm}" for norm in NORMS),
+    *(f"init={init}" for init in ALL_INITS), "data_init=lsuv", "data_init=whiten",
+    *(f"{field}={kind}" for kind in LOW_BIT for field in BOTH), "prune weights", "prune filters", "share", "new head",
+    "resume", "fold", "grad_cam", "cam", "occlusion", "attention_rollout", "receptive field",
     *(f"export {format}" for format in FORMATS),
-)
+)  # fmt: skip
 # The tests' time goes into compiling, so `make test` tries every method on these families alone. On the others it takes
 # a step in float32 and tries the methods that compile no program of their own. `make test-all` tries all pairs.
 WHOLE = ("ResNet", "ViT", "Transformer")
@@ -194,18 +180,8 @@ REFUSED = (
     Refusal(
         ("export torch",),
         (
-            "LeNet",
-            "AlexNet",
-            "VGG",
-            "airbench",
-            "plain",
-            "pre-activation",
-            "DenseNet",
-            "ladder",
-            "ConvNet-AIG",
-            "BlockDrop",
-            "early exit",
-            "MSDNet",
+            "LeNet", "AlexNet", "VGG", "airbench", "plain", "pre-activation", "DenseNet", "ladder", "ConvNet-AIG",
+            "BlockDrop", "early exit", "MSDNet",
         ),
         "is in the layout of no PyTorch library",
         "torchvision and timm have no such network (of AlexNet: two groups; of VGG: one hidden layer)",
@@ -234,7 +210,7 @@ REFUSED = (
         "as ViT's; .* has (none|others): use grad_cam",
         "no attention, or none that sees all tokens: use `grad_cam`",
     ),
-)
+)  # fmt: skip
 
 
 def refusal(family: str, method: str) -> str | None:

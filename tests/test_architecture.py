@@ -84,43 +84,16 @@ def test_the_top_level_holds_what_the_design_names():
     if not tracked:
         pytest.skip("not a git checkout")
     allowed = {
-        "models",
-        "train",
-        "configs",
-        "experiments",
-        "tests",
-        ".ci",
-        "setup.cfg",
-        "pyproject.toml",
-        "Makefile",
-        "README.md",
-        "LICENSE",
-        "constraints.txt",
-        ".gitignore",
-        "CHANGELOG.md",
-        "docs",
-    }
+        "models", "train", "configs", "experiments", "tests", ".ci", "setup.cfg", "pyproject.toml", "Makefile",
+        "README.md", "LICENSE", "constraints.txt", ".gitignore", "CHANGELOG.md", "docs",
+    }  # fmt: skip
     assert {name.split("/")[0] for name in tracked} <= allowed
 
 
 SLOW = {
-    "array_record",
-    "cv2",
-    "grain",
-    "matplotlib",
-    "onnxruntime",
-    "orbax",
-    "sacrebleu",
-    "scipy",
-    "skimage",
-    "sklearn",
-    "tensorboardX",
-    "tensorflow_datasets",
-    "tensorstore",
-    "timm",
-    "tokenizers",
-    "torch",
-}
+    "array_record", "cv2", "grain", "matplotlib", "onnxruntime", "orbax", "sacrebleu", "scipy", "skimage", "sklearn",
+    "tensorboardX", "tensorflow_datasets", "tensorstore", "timm", "tokenizers", "torch",
+}  # fmt: skip
 
 
 def test_help_waits_for_no_slow_import():
