@@ -18,6 +18,7 @@ from experiments.studies.initialization import study as initialization
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, trials
 from tests import tiny
 from tests.experiments.worlds import INITIALS, WITHOUT_TRAINING, WORLDS, diverged, planned, some_diverged
+from train.run import build_run
 
 SCALES = [(name, scale) for name in study.STUDIES for scale in study.module(name).STUDY.cost]
 

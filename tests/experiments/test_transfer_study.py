@@ -10,6 +10,7 @@ from experiments.study import AGREES, Outcomes, trials
 from tests import tiny
 from tests.experiments.worlds import transfer
 from train import loop
+from train.run import build_run
 
 MODULE = study.module("transfer")
 
@@ -103,7 +104,7 @@ def test_the_largest_scale_is_the_published_table(weights_file, monkeypatch):
 @pytest.fixture
 def run(source, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return loop.setup(
+    return build_run(
         tiny.config(
             init_from=str(source),
             data__select="classes('5-9')",

@@ -50,20 +50,9 @@ def test_pixel_operation_equals_torchvision(name):
 
 
 TORCHVISION = [
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-    "Rotate",
-    "Brightness",
-    "Color",
-    "Contrast",
-    "Sharpness",
-    "Posterize",
-    "Solarize",
-    "AutoContrast",
-    "Equalize",
-]
+    "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness",
+    "Posterize", "Solarize", "AutoContrast", "Equalize",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("magnitude", [9, 17])

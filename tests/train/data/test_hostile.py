@@ -97,31 +97,9 @@ def test_the_report_counts_what_is_left_out_by_reason(tmp_path):
 
 
 ENDS = [
-    ".jpg",
-    ".JPG",
-    ".jpeg",
-    ".Jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".PNG",
-    ".apng",
-    ".bmp",
-    ".dib",
-    ".gif",
-    ".webp",
-    ".tif",
-    ".TIFF",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-    ".tga",
-    ".jp2",
-    ".qoi",
-    ".mpo",
-    ".ico",
-]
+    ".jpg", ".JPG", ".jpeg", ".Jpeg", ".jpe", ".jfif", ".png", ".PNG", ".apng", ".bmp", ".dib", ".gif", ".webp",
+    ".tif", ".TIFF", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".qoi", ".mpo", ".ico",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("ending", ENDS)
@@ -239,17 +217,9 @@ def test_a_test_split_may_lack_classes_and_have_none_of_its_own(tmp_path):
 
 
 NAMES = {
-    "composed": "caf\u00e9",
-    "decomposed": "cafe\u0301",
-    "latin1": b"caf\xe9",
-    "money": "$1",
-    "cjk": "\u732b",
-    "long": "x" * 200,
-    "spaces": " a  b ",
-    "line": "a\nb",
-    "percent": "%s{0}",
-    "brackets": "[red]x[/red]",
-}
+    "composed": "caf\u00e9", "decomposed": "cafe\u0301", "latin1": b"caf\xe9", "money": "$1", "cjk": "\u732b",
+    "long": "x" * 200, "spaces": " a  b ", "line": "a\nb", "percent": "%s{0}", "brackets": "[red]x[/red]",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -298,18 +268,11 @@ def test_ten_thousand_classes_take_seconds(tmp_path):
 @pytest.mark.parametrize(
     "counts, held",
     [
-        ((14, 13, 13), (3, 3, 2)),
-        ((40, 1), (8, 0)),
-        ((1, 1, 1, 7), (0, 0, 0, 2)),
-        ((2,), (1,)),
-        ((5, 5, 5), (1, 1, 1)),
-        ((2, 2, 2, 2, 2), (1, 1, 0, 0, 0)),
-        ((3, 3, 3), (1, 1, 0)),
-        ((1000, 10), (200, 2)),
-        ((1, 1, 1, 1, 2), (0, 0, 0, 0, 1)),
-        ((4,) * 25, (1,) * 20 + (0,) * 5),
+        ((14, 13, 13), (3, 3, 2)), ((40, 1), (8, 0)), ((1, 1, 1, 7), (0, 0, 0, 2)), ((2,), (1,)),
+        ((5, 5, 5), (1, 1, 1)), ((2, 2, 2, 2, 2), (1, 1, 0, 0, 0)), ((3, 3, 3), (1, 1, 0)), ((1000, 10), (200, 2)),
+        ((1, 1, 1, 1, 2), (0, 0, 0, 0, 1)), ((4,) * 25, (1,) * 20 + (0,) * 5),
     ],
-)
+)  # fmt: skip
 def test_a_fifth_is_held_out_exactly(counts, held, tmp_path):
     fill(tmp_path, *[name for label, count in enumerate(counts) for name in class_of(f"{label:02d}", count)])
     train, test = opened(tmp_path), opened(tmp_path, "test")
@@ -493,19 +456,9 @@ def test_sources_of_users_are_known_by_a_sample(tmp_path):
 
 def test_what_is_made_of_a_source_is_known_by_it_and_by_how():
     specs = (
-        "",
-        "share(0.5)",
-        "share(0.5, seed=1)",
-        "classes(0, 1)",
-        "classes(1, 0)",
-        "paint(0)",
-        "paint(1)",
-        "paint(0, size=0.5)",
-        "place(16)",
-        "place(16, seed=1)",
-        "place(16, copies=2)",
-        "place(20)",
-    )
+        "", "share(0.5)", "share(0.5, seed=1)", "classes(0, 1)", "classes(1, 0)", "paint(0)", "paint(1)",
+        "paint(0, size=0.5)", "place(16)", "place(16, seed=1)", "place(16, copies=2)", "place(20)",
+    )  # fmt: skip
     found = {
         json.dumps(select(arrays(np.arange(40) % 4, value=value), spec).identity())
         for spec in specs

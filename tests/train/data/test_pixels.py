@@ -99,26 +99,10 @@ def test_one_place_decodes():
 @pytest.mark.parametrize(
     "mode",
     [
-        "1",
-        "L",
-        "LA",
-        "La",
-        "P",
-        "PA",
-        "RGB",
-        "RGBA",
-        "RGBa",
-        "RGBX",
-        "CMYK",
-        "YCbCr",
-        "HSV",
-        "LAB",
-        "I;16",
-        "I;16B",
-        "I;16L",
-        "F",
+        "1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I;16",
+        "I;16B", "I;16L", "F",
     ],
-)
+)  # fmt: skip
 def test_every_mode_of_pil_becomes_gray_or_rgb(mode):
     color = mode not in ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "F")
     picture = COLOR if color else GRAY
