@@ -477,7 +477,7 @@ def test_the_commands(runs, out, files, tmp_path):
             (("--workdir=/nowhere", "--out=x", "--format=zip"), "unknown --format 'zip'"),
             (("--out=x",), "--workdir is missing"),
             (("--workdir=/nowhere", "--out=tests"), "--out=tests has something else in it"),
-            (("--workdir=/nowhere", "--out=README.md/x"), "README.md is no folder"),
+            (("--workdir=/nowhere", "--out=README.md/x"), "README.md is not a folder"),
             (
                 ("--workdir=/nowhere", "--out=x", "--fold=batch_norm"),
                 "the format safetensors holds weights, in which nothing",

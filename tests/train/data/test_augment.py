@@ -217,7 +217,7 @@ def test_mixing_wants_an_even_batch():
         ("cutout(0)", 3, r"cutout: size=0 is not positive; want cutout\(size: int\)"),
         ("randaugment(2)", 3, "randaugment: missing a required argument: 'magnitude'"),
         ("randaugment(2,31)", 3, "magnitude=31 is not in 0..30"),
-        ("erase(1.5)", 3, "p=1.5 is no probability"),
+        ("erase(1.5)", 3, "p=1.5 is not a probability"),
         ("erase(True)", 3, "p must be float, not True"),
         ("flip(p=0.5,q=1)", 3, "unexpected keyword argument 'q'"),
         ("mixup(0)", 3, "a=0 is not positive"),

@@ -151,7 +151,7 @@ REFUSED = {
     "negative32.tif": (pictures.tiff((SHARE * 99 - 50).astype(np.int32)), "32-bit values reach from -"),
     "eight_bits_in_32.tif": (pictures.tiff(GRAY.astype(np.int32)), "reach only 2.. of 2147483647, so all of it"),
     "seven_bits_in_16.png": (pictures.png(GRAY.astype(np.uint64) // 2, 16, 0), "16-bit values reach only .* of 65535"),
-    "document.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS is no format of"),
+    "document.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS is not a format for"),
     "empty.png": (b"", "cannot identify image file"),
     "text.jpg": (b"<html>not found</html>", "cannot identify image file"),
     "cut.png": (pictures.saved(COLOR, "PNG")[:90], "truncated"),

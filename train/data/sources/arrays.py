@@ -1,4 +1,4 @@
-"""Images that are in memory, or in an .npz file."""
+"""Images in memory or in an .npz file."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,15 @@ import numpy as np
 from models.errors import UserError, choice_error
 from models.weights import npz
 from train.data.identity import Digest
-from train.data.source import Options, Source
+from train.data.options import Options
+from train.data.source import Indices, Label, Source
 from train.files import expanded
 
-MOST_CLASSES = 1 << 16  # whose names are their numbers; more only where there are more images
+MOST_CLASSES = 1 << 16  # allowed for classes without names; more only if there are more images
 
 
 class ArraySource(Source):
-    """Images that are in memory: uint8 [N, H, W, C], with integer labels [N], or [N, classes] for several an image."""
+    """A source of images in memory."""
 
     def __init__(
         self,
@@ -23,7 +24,17 @@ class ArraySource(Source):
         classes: Sequence[str] | None = None,
         options: Options | None = None,
     ):
-        """Without `classes`, they are named by their numbers. Raises UserError for the wrong type or shape."""
+        """Checks types and shapes.
+
+        Args:
+          images: uint8 [N, H, W, C].
+          labels: integers [N], or, for several classes per image, -1, 0 and 1 [N, classes].
+          classes: names by label; None names classes by their numbers.
+          options: see `Options`.
+
+        Raises:
+          UserError: a type or shape is wrong, or the options do not fit the images.
+        """
         options = options or Options(source="arrays")
         whole = np.issubdtype(labels.dtype, np.integer) and (labels.ndim != 2 or np.all((labels >= -1) & (labels <= 1)))
         paired = labels.ndim in (1, 2) and labels.shape[:1] == images.shape[:1]
@@ -44,10 +55,10 @@ class ArraySource(Source):
         self.label_shape = labels.shape[1:]
         count = _class_count(labels, options.source, len(classes or ()))
         classes = classes or [str(label) for label in range(count)]
-        super().__init__(len(images), classes, images.shape[1:], options)
+        super().__init__(len(images), classes, (height, width, channels), options)
         self.images, self.labels, self.title = images, labels.astype(np.int32), options.source
 
-    def fetch(self, indices: Sequence[int]) -> list[tuple[np.ndarray, int | np.ndarray]]:
+    def fetch(self, indices: Indices) -> list[tuple[np.ndarray, Label]]:
         return [(self.images[index], self.labels[index]) for index in indices]
 
     def name(self, index: int) -> str:
@@ -62,8 +73,10 @@ class ArraySource(Source):
 
 
 def _class_count(labels: np.ndarray, source: str, named: int) -> int:
-    """Returns the number of classes of labels [N] or [N, classes]; UserError where it is beyond those that are named,
-    or where none is, beyond MOST_CLASSES.
+    """Returns the number of classes of labels [N] or [N, classes].
+
+    Raises:
+      UserError: there are more classes than names or, without names (`named` is 0), more than MOST_CLASSES.
     """
     lowest, highest = int(labels.min(initial=0)), int(labels.max(initial=0))
     count, most = labels.shape[1] if labels.ndim == 2 else highest + 1, named or max(MOST_CLASSES, len(labels))
@@ -76,7 +89,7 @@ def _class_count(labels: np.ndarray, source: str, named: int) -> int:
 
 
 def from_npz(path: str, split: str, options: Options) -> ArraySource:
-    """Returns the arrays of a split; UserError where the file is damaged or lacks them."""
+    """Returns a split of an .npz file; raises UserError if the file is damaged or lacks the split."""
     with npz.opened(expanded(path)) as arrays:
         splits = [key.removesuffix("_image") for key in arrays if key.endswith("_image")]
         if split not in splits:
