@@ -144,7 +144,7 @@ def check_color(name: str, values: Sequence[float], channels: int) -> None:
     """Raises UserError unless `values` has one number, or one per channel (3 would turn 1 channel into 3)."""
     numbers = isinstance(values, (tuple, list)) and all(has_type(value, float) for value in values)
     if not numbers or len(values) not in (1, channels):
-        raise UserError(f"data.{name}={values}: want 1 number, or one for each of {channels} channels, as a tuple")
+        raise UserError(f"data.{name}={values}: must be a tuple of 1 number, or of one for each of {channels} channels")
 
 
 def _each(op: Op, keys: jax.Array, images: jax.Array) -> jax.Array:
@@ -256,14 +256,14 @@ def _rectangle(
 def _randaugment(site: Site, ops: int, magnitude: int) -> Op:
     _want(ops >= 1, f"ops={ops} is not positive")
     _want(0 <= magnitude <= BINS, f"magnitude={magnitude} is not in 0..{BINS}")
-    _want(site.channels in (1, 3), f"wants images of 1 or 3 channels, not {site.channels}")
+    _want(site.channels in (1, 3), f"needs images with 1 or 3 channels, not {site.channels}")
     return Op(lambda key, image: randaugment(key, image, ops, magnitude), branches=True)
 
 
 def _jitter(site: Site, b: float, c: float = 0.0, s: float = 0.0, h: float = 0.0) -> Op:
-    _want(min(b, c, s, h) >= 0 and h <= 0.5, "wants b, c, s >= 0 and 0 <= h <= 0.5")
-    _want(site.channels in (1, 3), f"wants images of 1 or 3 channels, not {site.channels}")
-    _want(site.channels == 3 or s == h == 0, "saturation and hue want RGB images")
+    _want(min(b, c, s, h) >= 0 and h <= 0.5, "needs b, c, s >= 0 and 0 <= h <= 0.5")
+    _want(site.channels in (1, 3), f"needs images with 1 or 3 channels, not {site.channels}")
+    _want(site.channels == 3 or s == h == 0, "saturation and hue need RGB images")
     factor_ops = [(op, r) for op, r in ((pixels.brightness, b), (pixels.contrast, c), (pixels.saturation, s)) if r]
     ops = [op for op, _ in factor_ops] + [pixels.hue] * (h > 0)
     low = [max(0.0, 1 - r) for _, r in factor_ops] + [-h] * (h > 0)
@@ -280,7 +280,7 @@ def _jitter(site: Site, b: float, c: float = 0.0, s: float = 0.0, h: float = 0.0
 
 def _grayscale(site: Site, p: float = 0.1) -> Op:
     _share(p)
-    _want(site.channels == 3, "wants RGB images")
+    _want(site.channels == 3, "needs RGB images")
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         return jnp.where(jax.random.bernoulli(key, p), pixels.grayscale(image), image)

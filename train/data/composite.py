@@ -60,8 +60,8 @@ class Placed(Wrapped):
             raise ValueError(f"size={size[0]}-{size[1]} must be within 0 and {1 / objects:g} of the canvas")
         if round(size[0] * canvas) < 2 or min(clutter, seed) < 0 or copies < 1:
             raise ValueError(
-                f"canvas={canvas}, clutter={clutter}, copies={copies}, seed={seed}: want a canvas whose "
-                "objects have at least 2 pixels, at least 1 copy, and nothing negative"
+                f"canvas={canvas}, clutter={clutter}, copies={copies}, seed={seed}: objects must have at "
+                "least 2 pixels, there must be at least 1 copy, and nothing may be negative"
             )
         if source.label_shape != ():
             raise UserError("data.select: place is for sets of one label per image")

@@ -207,7 +207,7 @@ def _scaled(image: Image.Image) -> Image.Image:
         top, kind = 2 ** (bits - signed) - 1, f"{bits}-bit"
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= top):  # so written that it refuses NaN, too
-        raise ValueError(f"its {kind} values reach from {low:g} to {high:g}: want 0 to {top}")
+        raise ValueError(f"its {kind} values reach from {low:g} to {high:g}; allowed: 0 to {top}")
     scaled = np.rint(values.astype(np.float32 if top < 2**16 else np.float64) * (255 / top)).astype(np.uint8)
     if high > 0 and not scaled.any():
         raise ValueError(f"its {kind} values reach only {high:g} of {top}, so all of it would be black: rescale them")
@@ -251,7 +251,7 @@ def of_file(decoder: Decoder, shape: tuple[int, int, int], path: str | Path) -> 
     height, width, channels = shape
     if decoder.crop == "none" or height != decoder.size:
         if height != width:
-            raise UserError(f"{path}: files are made squares, and this network's images are {height} x {width}")
+            raise UserError(f"{path}: files are squeezed to squares, and this network's images are {height} x {width}")
         decoder = dataclasses.replace(decoder, crop="whole", size=height, channels=channels)
     if not Path(path).is_file():
         raise UserError(f"{path}: {'this is not a file' if Path(path).exists() else 'there is no such file'}")

@@ -61,7 +61,7 @@ class Options:
                 and all(has_type(v, float) for v in limits)
                 and 0 < limits[0] <= limits[1] <= largest
             ):
-                raise UserError(f"data.{name}={limits}: want (low, high) with 0 < low <= high <= {largest}")
+                raise UserError(f"data.{name}={limits}: must be (low, high) with 0 < low <= high <= {largest}")
             values[name] = tuple(limits)
         options = cls(**values)
         if options.crop not in CROPS:
@@ -73,7 +73,9 @@ class Options:
         if options.channels not in (0, 1, 3):
             raise choice_error("data.channels", options.channels, ("0", "1", "3"))
         if options.image_size < 0:
-            raise UserError(f"data.image_size={options.image_size}: want a size in pixels, or 0 for as they are")
+            raise UserError(
+                f"data.image_size={options.image_size}: must be a size in pixels, or 0 to keep the size of the images"
+            )
         if not 0 < options.eval_crop <= 1:
-            raise UserError(f"data.eval_crop={options.eval_crop}: want a share of the shorter side in (0, 1]")
+            raise UserError(f"data.eval_crop={options.eval_crop}: must be a share of the shorter side, in (0, 1]")
         return options

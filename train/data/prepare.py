@@ -46,7 +46,7 @@ def prepare(name: str, folder: str) -> str:
     file_format = builder.info.file_format.value
     if file_format != "array_record":
         raise UserError(
-            f"data set '{name}' lies in {builder.data_path} as {file_format}, which has no random access: "
+            f"data set '{name}' is in {builder.data_path} as {file_format}, which has no random access: "
             "move that folder away, or choose another --data_dir"
         )
     splits = ", ".join(f"{split} {info.num_examples:,}" for split, info in sorted(builder.info.splits.items()))
@@ -74,7 +74,9 @@ def _line(error: BaseException) -> str:
 def main(argv: Sequence[str]) -> None:
     """Prepares the set and prints its folder and splits."""
     if len(argv) != 2:
-        raise UserError("want the name of one TFDS data set, as in: python -m train.data.prepare cifar10")
+        raise UserError(
+            "the command takes the name of one TFDS data set, such as: python -m train.data.prepare cifar10"
+        )
     from train.data.sources.tfds import data_dir
 
     print(prepare(argv[1], data_dir(DATA_DIR.value)))

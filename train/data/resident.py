@@ -29,7 +29,8 @@ class Resident:
     def __init__(self, source: Source):
         if source.random_crop:
             raise UserError(
-                f"data.pipeline=resident decodes once, so it cannot do data.crop={source.decoder.crop}: use stream"
+                f"data.pipeline=resident decodes each image once, which data.crop={source.decoder.crop} does not "
+                "allow; use data.pipeline=stream"
             )
         arrays = source.arrays(replace=True)
         self.arrays = {key: arrays[key] for key in ("image", "label")}

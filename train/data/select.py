@@ -179,7 +179,7 @@ def place(
     try:
         limits = float(low), float(high or low)
     except ValueError:
-        raise ValueError(f"size='{size}': want a range of shares of the canvas' side, as '0.3-0.5'") from None
+        raise ValueError(f"size='{size}': must be a range of shares of the canvas' side, such as '0.3-0.5'") from None
     selection.placed = Placed(selection.selected(), canvas, limits, objects, clutter, copies, seed)
 
 
@@ -198,7 +198,7 @@ def _numbers(which: Sequence[Any], count: int) -> list[int]:
     for part in which:
         match = re.fullmatch(r"(\d+)(?:-(\d+)(?:/([1-9]\d*))?)?", str(part))
         if not match:
-            raise ValueError(f"cannot read the classes {part!r}: want a number, a range as '0-4', or '0-9/2'")
+            raise ValueError(f"cannot read the classes {part!r}; allowed: a number, a range such as '0-4', or '0-9/2'")
         low, high, step = match.groups()
         numbers += range(int(low), int(high or low) + 1, int(step or 1))
     if not numbers or max(numbers) >= count or len(set(numbers)) != len(numbers):
@@ -228,8 +228,8 @@ def select(source: Source, spec: str) -> Source:
     selection = _Selection(source)
     for call in operations:
         if selection.placed:
-            raise UserError(f"data.select '{spec}': place comes last")
+            raise UserError(f"data.select '{spec}': place must come last")
         calls.resolve("data.select", call, OPERATIONS, selection)
         if not len(selection.index):
-            raise UserError(f"data.select '{spec}' leaves no example")
+            raise UserError(f"data.select '{spec}' leaves no examples")
     return selection.placed or selection.selected()

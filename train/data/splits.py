@@ -28,8 +28,8 @@ def compare(train: Source, test: Source, name: str) -> list[str]:
     option = f"data.source={name}"
     if not train.label_shape and len(train.classes) < 2:  # such as an archive that unpacked into a folder of its own
         raise UserError(
-            f"{option}: there is one class only, '{', '.join(train.classes)}'; want two or more (a folder of images "
-            "has one folder for each class)"
+            f"{option}: there is only one class, '{', '.join(train.classes)}'; two or more are needed (a folder of "
+            "images has one folder for each class)"
         )
     if train.image_shape != test.image_shape:
         shapes = ["x".join(map(str, source.image_shape)) for source in (train, test)]
@@ -52,7 +52,7 @@ def compare(train: Source, test: Source, name: str) -> list[str]:
         raise UserError(f"{option}: no training image has these labels of test images: {_some(train, unseen)}")
     missing = sorted(seen - tested)
     return (
-        [f"no test image is of these {len(missing):,} of the {len(train.classes):,} classes: {_some(train, missing)}"]
+        [f"{len(missing):,} of the {len(train.classes):,} classes have no test images: {_some(train, missing)}"]
         if missing
         else []
     )
@@ -67,7 +67,7 @@ def _check_names(train: Source, test: Source, option: str) -> None:
         return
     known = set(train.classes)
     unknown = [name for name in test.classes if name not in known]
-    difference = f"training lacks {_list(unknown)}" if unknown else "the test split numbers them otherwise"
+    difference = f"training lacks {_list(unknown)}" if unknown else "the test split numbers them differently"
     raise UserError(
         f"{option}: its splits have different classes: {difference} (where data.select names classes, "
         "data.select_test has to name the same)"

@@ -124,9 +124,9 @@ def evaluation_batches(
 
 def _iterate(batches: _Batches, workers: int) -> Iterator[Batch]:
     if workers < 0:
-        raise UserError(f"data.workers={workers}: want 0 (threads) or a number of processes")
+        raise UserError(f"data.workers={workers}: must be 0 (threads) or a number of processes")
     dataset = grain.MapDataset.source(batches)
-    # Decoding releases the interpreter's lock, so threads use several cores until Python's own share of the work limits
+    # Decoding releases the interpreter's lock; more than 8 threads would wait for it in Python's share of the work
     threads = min(runtime.cores(), 8) if workers == 0 else 1
     dataset = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(_AHEAD, threads)), allow_nones=False

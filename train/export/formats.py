@@ -154,7 +154,7 @@ def _write_onnx(network: Network, card: Card, path: Path) -> Card:
             env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path_of_modules},
         )
     if done.returncode:
-        raise Failed(f"jax2onnx does not convert it: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+        raise Failed(f"jax2onnx cannot convert the network: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
     return {
         "usage": f"session = onnxruntime.InferenceSession({path.name!r}); "
         f"session.run({graph.outputs(card)!r}, {{'images': images}})"
@@ -253,12 +253,12 @@ def _elsewhere(command: list[str], images: np.ndarray, who: str) -> tuple[str, n
                 env={**os.environ, "JAX_PLATFORMS": "cpu"},
             )
         except OSError as error:
-            raise UserError(f"{who} does not run: {error.strerror}; --torch_python names another") from None
+            raise UserError(f"{who} does not run: {error.strerror}; choose another Python by --torch_python") from None
         if done.returncode == REFUSED:
             raise Failed(done.stderr.strip().splitlines()[-1])
         if done.returncode or not outputs.exists():
             lines = [*done.stderr.strip().splitlines(), f"exit code {done.returncode}"]
-            more = "; --torch_python names another" if "ModuleNotFoundError" in done.stderr else ""
+            more = "; choose another Python by --torch_python" if "ModuleNotFoundError" in done.stderr else ""
             raise UserError(f"{who} does not run it: {lines[max(-2, -len(lines))]}{more}")
         with np.load(outputs) as arrays:
             return done.stdout.strip().splitlines()[-1], arrays["logits"]

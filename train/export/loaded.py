@@ -44,7 +44,7 @@ def load(where: str | Path, which: str = "last") -> Loaded:
     """
     folder = expanded(where)
     if not folder.is_dir():
-        raise UserError(f"{where}: there is no such folder; want that of a run or of an exported network")
+        raise UserError(f"{where}: there is no such folder; give that of a run or of an exported network")
     if not cards.is_in(folder):
         return of_run(folder, which)
     card = cards.read(folder)

@@ -60,7 +60,7 @@ class _Comparison:
     def add(self, logits: np.ndarray, expected: np.ndarray, where: str = "") -> None:
         """Compares the logits of a batch; raises Failed if they differ too much."""
         if not np.isfinite(logits).all():
-            raise Failed(f"the file gives logits that are not finite{where}")
+            raise Failed(f"the file's logits are not finite{where}")
         self.largest = max(self.largest, float(np.abs(expected).max()))
         self.difference = max(self.difference, float(np.abs(logits - expected).max()))
         if self.difference > TOLERANCE * self.largest or (self.is_exact and logits.tobytes() != expected.tobytes()):
@@ -83,7 +83,7 @@ def _verified(run: Any, network: Network, folder: Path, card: formats.Card, coun
         comparison.add(logits, expected)
         of_logits = np.asarray(graph.to_probabilities(jnp.asarray(logits), card["probabilities"]))
         if np.abs(probabilities - of_logits).max() > TOLERANCE:
-            raise Failed("its probabilities are not those of its logits")
+            raise Failed("its probabilities differ from those of its logits")
         if number == 0:
             # A program takes batches of any size, and no image's result depends on the other images
             comparison.add(opened(pixels[:1])[1], reference(pixels[:1])[1], " (one image)")

@@ -147,7 +147,7 @@ def check(format: str, out: str | Path, folds: Collection[str]) -> None:
                 "stablehlo hold programs"
             )
     if out.exists() and (not out.is_dir() or not all(map(_ours, out.iterdir()))):
-        raise UserError(f"--out={out} has something else in it than an exported network: choose another folder")
+        raise UserError(f"--out={out} has files that are not part of an exported network: choose another folder")
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir():
         raise UserError(f"--out={out}: {above} is not a folder")

@@ -56,13 +56,13 @@ def sensitivity_lines(axes: Axes, layers: Mapping[str, Mapping[str, Sequence[flo
       named: with more layers than this, only the first and the last get a label.
     """
     for i, (name, curve) in enumerate(layers.items()):
-        labelled = len(layers) <= named or i in (0, len(layers) - 1)
+        is_named = len(layers) <= named or i in (0, len(layers) - 1)
         axes.plot(
             [100 * share for share in curve["sparsity"]],
             [100 * value for value in curve["accuracy"]],
             marker=".",
             color=colormaps["viridis"](i / max(1, len(layers) - 1)),
-            label=name.removesuffix("/kernel") if labelled else None,
+            label=name.removesuffix("/kernel") if is_named else None,
         )
 
 
@@ -90,7 +90,7 @@ def sensitivity(results: Mapping[str, Any], path: Path) -> None:
 
 
 def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Counts examples by true and predicted class, int64 [classes, classes], from logits [N, classes] and labels [N]."""
+    """Counts examples [true class, predicted class], int64, from logits [N, classes] and labels [N]."""
     matrix = np.zeros((logits.shape[1], logits.shape[1]), np.int64)
     np.add.at(matrix, (labels, logits.argmax(1)), 1)
     return matrix
@@ -133,7 +133,7 @@ def mistakes(
       count: errors to show, at most 16.
     """
     figure = Figure(figsize=(12, 6), layout="constrained")
-    left, right = figure.subfigures(1, 2)
+    left, right = figure.subfigures(1, 2, squeeze=False)[0]
     _draw_confusion(left, confusion(logits, labels), classes)
     errors = most_confident_errors(logits, labels, count)
     right.suptitle("Most confident errors, and their # in the test set" if errors else "No errors")
@@ -144,7 +144,11 @@ def mistakes(
     for axes, (row, predicted, probability) in zip(panels, errors, strict=False):
         pixels = np.asarray(image(int(index[row])))
         axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
-        names = _short(classes[labels[row]]), f"not {_short(classes[predicted])}", f"{probability:.0%}, #{index[row]}"
+        names = (
+            _short(classes[int(labels[row])]),
+            f"not {_short(classes[predicted])}",
+            f"{probability:.0%}, #{index[row]}",
+        )
         axes.set_title("\n".join(names), fontsize=7.5)
     save(figure, path, dpi=110)
 
@@ -161,7 +165,7 @@ def _draw_confusion(figure: SubFigure, matrix: np.ndarray, classes: Sequence[str
             axes.text(
                 predicted,
                 true,
-                matrix[true, predicted],
+                str(matrix[true, predicted]),
                 ha="center",
                 va="center",
                 fontsize=8,
@@ -227,7 +231,8 @@ def classes_by_part(axes: Axes, shares: Shares, classes: Sequence[str], what: st
         [[100 * share for share in row or missing] for row in shares], vmin=0, vmax=100, aspect="auto", cmap="viridis"
     )
     axes.set_xlabel(what)
-    axes.set_xticks(range(0, parts, 1 + parts // 20), range(1, parts + 1, 1 + parts // 20))
+    ticks = range(0, parts, 1 + parts // 20)
+    axes.set_xticks(ticks, [str(part + 1) for part in ticks])
     axes.set_ylabel("class")
     if len(classes) <= 40:
         axes.set_yticks(range(len(classes)), classes)

@@ -4,8 +4,8 @@
     svm        linear support vector machines, one against the rest, squared hinge loss; L-BFGS
     knn        k nearest neighbors by the cosine
 
-The features for logistic and svm are standardized by the training set. Labels are int [N] below `classes` or, for several
-classes per image, int [N, classes] with 1 for present, 0 for absent, -1 for not counted.
+The features for logistic and svm are standardized by the training set. Labels are int [N] below `classes` or, for
+several classes per image, int [N, classes] with 1 for present, 0 for absent, -1 for not counted.
 """
 
 import functools
@@ -133,7 +133,7 @@ class Fitted(NamedTuple):
 
     score: Scorer
     chosen: float
-    validation: dict[float, float]
+    validation: dict[float, float | None]
 
 
 def fit(kind: str, train: Features, classes: int, seed: int = 0) -> Fitted:
@@ -204,8 +204,8 @@ def described(fitted: Fitted, test: Features, classes: int) -> dict[str, Any]:
     }
 
 
-def measure(scores: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:
-    """Returns the metrics of scores [N, classes], see `evaluate`."""
+def measure(scores: np.ndarray, labels: np.ndarray, classes: int) -> Mapping[str, float | None]:
+    """Returns the metrics of scores [N, classes], see `evaluate`; None means that no class is present in any image."""
     if labels.ndim == 2:
         return average_precision.measure(scores, labels)
     right = scores.argmax(1) == labels
@@ -213,7 +213,7 @@ def measure(scores: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, f
     return {"accuracy": float(right.mean()), "mean_class_accuracy": float(np.mean(own))}
 
 
-def headline(metrics: Mapping[str, float]) -> float:
+def headline(metrics: Mapping[str, float | None]) -> float | None:
     """Returns the metric by which classifiers are chosen and compared."""
     return metrics["accuracy"] if "accuracy" in metrics else metrics["mean_average_precision"]
 

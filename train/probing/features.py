@@ -1,8 +1,8 @@
 """Features of a fixed network, computed once per data set and cached on disk for all classifiers.
 
-A cache file is named by a digest of the network, the endpoint, the data and the preprocessing. Of the network, its code,
-its fields and the bits of its variables count, except for the head, which no endpoint sees. Of the data, the bits of the
-images count or, for files, their names, sizes and times. So features of another checkpoint, endpoint or data set are
+A cache file is named by a digest of the network, the endpoint, the data and the preprocessing. The network counts by
+its code, its fields and the bits of its variables, except for the head, which no endpoint sees. The data count by the
+bits of the images or, for files, by names, sizes and times. So features of another checkpoint, endpoint or data set are
 never taken for these, and two runs with the same network compute them once.
 """
 
@@ -175,7 +175,7 @@ def _write(path: Path, features: Features) -> None:
 
 
 def standardizer(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function that scales each feature to mean 0 and deviation 1 over `train`; constant features become 0."""
+    """Returns a function that brings features to mean 0 and deviation 1 over `train`, and constant ones to 0."""
     mean, std = train.mean(0), train.std(0)
     scale = np.where(std > 1e-6 * (1 + np.abs(mean)), 1 / np.maximum(std, 1e-12), 0).astype(np.float32)
     return lambda x: (x - mean) * scale

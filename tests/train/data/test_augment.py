@@ -222,7 +222,7 @@ def test_mixing_wants_an_even_batch():
         ("flip(p=0.5,q=1)", 3, "unexpected keyword argument 'q'"),
         ("mixup(0)", 3, "a=0 is not positive"),
         ("mixup(0.2)|flip", 3, "flip: mixup and cutmix come once, at the end"),
-        ("grayscale", 1, "grayscale: wants RGB images"),
+        ("grayscale", 1, "grayscale: needs RGB images"),
         ("jitter(0.4,0.4,0.4)", 1, "saturation and hue want RGB"),
         ("crop(4)+flip", 3, "cannot read data.augment '.*': write name"),
         ("crop(__import__('os'))", 3, "cannot read data.augment '.*': write name"),

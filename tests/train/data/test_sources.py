@@ -60,7 +60,7 @@ def test_arrays(tmp_path):
         load(Options(f"arrays:{tmp_path}/a.npz"), "val")
     with pytest.raises(UserError, match=r"No such file"):
         load(Options(f"arrays:{tmp_path}/b.npz"), "train")
-    with pytest.raises(UserError, match=r"want images uint8 \[N, H, W, C\].*got float64 \[2, 4, 4\]"):
+    with pytest.raises(UserError, match=r"images must be uint8 \[N, H, W, C\].*got float64 \[2, 4, 4\]"):
         ArraySource(np.zeros((2, 4, 4)), np.zeros(2))
 
 

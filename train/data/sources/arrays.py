@@ -36,22 +36,21 @@ class ArraySource(Source):
           UserError: a type or shape is wrong, or the options do not fit the images.
         """
         options = options or Options(source="arrays")
-        whole = np.issubdtype(labels.dtype, np.integer) and (labels.ndim != 2 or np.all((labels >= -1) & (labels <= 1)))
+        valid = np.issubdtype(labels.dtype, np.integer) and (labels.ndim != 2 or np.all((labels >= -1) & (labels <= 1)))
         paired = labels.ndim in (1, 2) and labels.shape[:1] == images.shape[:1]
-        if images.dtype != np.uint8 or images.ndim != 4 or not paired or not whole:
+        if images.dtype != np.uint8 or images.ndim != 4 or not paired or not valid:
             raise UserError(
-                f"data.source={options.source}: want images uint8 [N, H, W, C] and labels, whole numbers, [N] or, of "
-                f"-1, 0 and 1, [N, classes]; got {images.dtype} {list(images.shape)} and {labels.dtype} "
-                f"{list(labels.shape)}"
+                f"data.source={options.source}: images must be uint8 [N, H, W, C], and labels integers [N], or -1, 0 "
+                f"and 1 [N, classes]; got {images.dtype} {list(images.shape)} and {labels.dtype} {list(labels.shape)}"
             )
         _, height, width, channels = images.shape
         if height in (1, 3) and width == channels > 4:
             raise UserError(
-                f"data.source={options.source}: images {list(images.shape)} look like [N, C, H, W]; want "
-                "[N, H, W, C]: np.moveaxis(images, 1, 3)"
+                f"data.source={options.source}: images {list(images.shape)} look like [N, C, H, W]; bring "
+                "them to [N, H, W, C] by np.moveaxis(images, 1, 3)"
             )
         if options.crop != "none" and images.shape[3] not in (1, 3):
-            raise UserError(f"data.crop={options.crop}: wants images of 1 or 3 channels, not {images.shape[3]}")
+            raise UserError(f"data.crop={options.crop}: needs images with 1 or 3 channels, not {images.shape[3]}")
         self.label_shape = labels.shape[1:]
         count = _class_count(labels, options.source, len(classes or ()))
         classes = classes or [str(label) for label in range(count)]
@@ -83,7 +82,7 @@ def _class_count(labels: np.ndarray, source: str, named: int) -> int:
     if count > most or (labels.ndim == 1 and lowest < 0):
         raise UserError(
             f"data.source={source}: its labels are {labels.dtype} {list(labels.shape)} from {lowest} to "
-            f"{highest}; allowed: whole numbers from 0, of {most:,} classes at most"
+            f"{highest}; allowed: integers from 0, of {most:,} classes at most"
         )
     return count
 
@@ -95,8 +94,8 @@ def from_npz(path: str, split: str, options: Options) -> ArraySource:
         if split not in splits:
             if not splits:
                 raise UserError(
-                    f"{path}: its arrays are {', '.join(arrays) or 'none'}; want {split}_image, uint8 "
-                    f"[N, H, W, C], and {split}_label for each split"
+                    f"{path}: its arrays are {', '.join(arrays) or 'none'}; it must have {split}_image, "
+                    f"uint8 [N, H, W, C], and {split}_label for each split"
                 )
             raise choice_error(f"split of {path}", split, splits)
         if f"{split}_label" not in arrays:

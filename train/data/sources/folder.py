@@ -25,7 +25,7 @@ _NAMES = {
     "valid": "validation",
     "validation": "validation",
 }  # split by the name of its folder, in lower case
-_WANTED = "want one folder of images for each class"
+_NEEDED = "it must have one folder of images for each class"
 
 File = tuple[str, int]  # name relative to the data set's folder, and label
 
@@ -110,10 +110,10 @@ def _split_folders(root: str) -> tuple[dict[str, str], list[str]]:
     """Returns the folder of each split, {} if the folders are classes, and remarks on folders that look ambiguous."""
     names = listing.folders(root)
     if not names:
-        raise UserError(f"folder {identity.shown(root)} has no folders: {_WANTED}")
-    called = [name for name in names if name.casefold() in _NAMES]
+        raise UserError(f"folder {identity.shown(root)} has no folders: {_NEEDED}")
+    candidates = [name for name in names if name.casefold() in _NAMES]
     splits = {}
-    for name in called:
+    for name in candidates:
         if listing.folders(f"{root}/{name}") and not listing.holds_images(f"{root}/{name}"):
             split = _NAMES[name.casefold()]
             if split in splits:
@@ -121,16 +121,16 @@ def _split_folders(root: str) -> tuple[dict[str, str], list[str]]:
             splits[split] = name
     if "train" in splits and len(splits) > 1:
         others = [identity.shown(name) for name in names if name not in splits.values()]
-        return splits, [f"not looked into, as it is no split: {', '.join(others)}"] if others else []
-    if called and len(called) == len(names):
-        mixed = [name for name in called if listing.holds_images(f"{root}/{name}")]
+        return splits, [f"not searched, since it is not a split: {', '.join(others)}"] if others else []
+    if candidates and len(candidates) == len(names):
+        mixed = [name for name in candidates if listing.holds_images(f"{root}/{name}")]
         raise UserError(
-            f"folder {identity.shown(root)} has no folder but {', '.join(called)}: want a training folder "
-            "and a test or validation folder, in each of them one folder of images for each class"
+            f"folder {identity.shown(root)} has only the folders {', '.join(candidates)}: it must have a training "
+            "folder and a test or validation folder, each with one folder of images for each class"
             + f"; images lie directly in {', '.join(mixed)}"
             * bool(mixed)
         )
-    return {}, [f"taken for a class, not for a split: {', '.join(called)}"] if called else []
+    return {}, [f"used as a class, not as a split: {', '.join(candidates)}"] if candidates else []
 
 
 def _classes(folder: str) -> dict[str, list[str]]:
@@ -139,27 +139,27 @@ def _classes(folder: str) -> dict[str, list[str]]:
     for name in listing.folders(folder):
         classes.setdefault(identity.shown(name), []).append(name)
     if not classes:
-        raise UserError(f"folder {identity.shown(folder)} has no folders: {_WANTED}")
+        raise UserError(f"folder {identity.shown(folder)} has no folders: {_NEEDED}")
     return dict(sorted(classes.items()))
 
 
 def _images(root: str, split: str, classes: list[str], left_out: Counter, is_training: bool = True) -> list[File]:
     """Returns the images of the class folders in root/split, by class and name, and adds to the counts `left_out`."""
     above = f"{split}/" if split else ""
-    found = {
+    listed = {
         name: [listing.images(root, above + folder) for folder in folders]
         for name, folders in _classes(f"{root}/{split}").items()
     }
     known = set(classes)
-    unknown = [name for name, parts in found.items() if name not in known and any(files for files, _ in parts)]
+    unknown = [name for name, parts in listed.items() if name not in known and any(files for files, _ in parts)]
     if unknown:
         raise UserError(
             f"folder {identity.shown(f'{root}/{split}')} has images of classes that the training folder "
             f"lacks: {', '.join(unknown)}{nearest(unknown[0], classes)}"
         )
     for name in classes if is_training else ():
-        if not any(files for files, _ in found[name]):
-            others = listing.words(sum((counts for _, counts in found[name]), Counter()))
+        if not any(files for files, _ in listed[name]):
+            others = listing.words(sum((counts for _, counts in listed[name]), Counter()))
             raise UserError(
                 f"class folder {identity.shown(f'{root}/{above}{name}')} has no images"
                 + (f", only {others}" if others else "")
@@ -167,7 +167,7 @@ def _images(root: str, split: str, classes: list[str], left_out: Counter, is_tra
             )
     files = []
     for label, name in enumerate(classes):
-        for part, counts in found.get(name, ()):
+        for part, counts in listed.get(name, ()):
             files += [(file, label) for file in part]
             left_out += counts
     return files

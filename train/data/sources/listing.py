@@ -93,7 +93,7 @@ def images(root: str, folder: str) -> tuple[list[str], Counter]:
             elif kind == "file":
                 names.append(f"{name}/{entry.name}")
             else:
-                left_out["broken link" if entry.is_symlink() else "no file"] += 1
+                left_out["broken link" if entry.is_symlink() else "not a file"] += 1
         links.sort(reverse=True)
     return sorted(names, key=lambda name: name.split("/")), left_out
 

@@ -59,7 +59,7 @@ def read(source: str, languages: Sequence[str], split: str) -> list[list[str]]:
             + ", ".join(
                 f"{split}.{language} has {count} lines" for language, count in zip(languages, counts, strict=True)
             )
-            + "; want a sentence a line, the same number in each"
+            + "; each needs one sentence per line, and the same number of lines"
         )
     return texts
 
@@ -89,7 +89,9 @@ def vocabulary(texts: Sequence[Sequence[str]], size: int) -> "Tokenizer":
     import tokenizers
 
     if size < LEAST_TOKENS:
-        raise UserError(f"text.vocab_size={size} must be at least {LEAST_TOKENS}, the bytes and {', '.join(SPECIAL)}")
+        raise UserError(
+            f"text.vocab_size={size} must be at least {LEAST_TOKENS}, for all bytes and {', '.join(SPECIAL)}"
+        )
     digest = hashlib.sha256(f"{tokenizers.__version__} {size} {SPECIAL}".encode())
     for line in itertools.chain(*texts):
         digest.update(line.encode() + b"\n")
