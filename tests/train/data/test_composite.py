@@ -95,11 +95,11 @@ def test_what_is_chosen_before_is_placed():
     [
         ("place(32, objects=3)", "objects=3 must be 1 or 2"),
         ("place(32, objects=2, size='0.4-0.6')", "size=0.4-0.6 must be within 0 and 0.5"),
-        ("place(32, size='big')", "size='big': want a range"),
+        ("place(32, size='big')", "size='big': must be a range"),
         ("place(3)", "at least 2 pixels"),
         ("place(32)|share(0.5)", "place must come last"),
         ("classes('1-2')|place(32, objects=2)", "objects=2 and clutter=4 need images of 3 classes, not 2"),
-        ("place(32, seed=-1)", "nothing negative"),
+        ("place(32, seed=-1)", "nothing may be negative"),
         ("place()", "missing a required argument"),
     ],
 )

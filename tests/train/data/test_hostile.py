@@ -88,7 +88,7 @@ def test_the_report_counts_what_is_left_out_by_reason(tmp_path):
         opened(tmp_path).report.startswith(f"folder {tmp_path}: 6 images in 2 classes (1 hidden, 4 .heic, ")
         and "; 1 of them" in opened(tmp_path).report
     )
-    for reason in ("2 broken link", "1 without an ending", "1 outside of the folders", "1 no file"):
+    for reason in ("2 broken link", "1 without an ending", "1 outside of the folders", "1 not a file"):
         assert reason in opened(tmp_path).report
     for number in range(9):
         (tmp_path / "dog" / f"a.x{number}").write_bytes(b"")
@@ -214,7 +214,7 @@ def test_a_class_that_is_called_train(names, classes, tmp_path):
 def test_splits_without_a_counterpart_are_no_classes(names, mixed, tmp_path):
     fill(tmp_path, *[file for name in names for file in class_of(name)])
     with pytest.raises(
-        UserError, match="has only the folders .*: it must have a training folder and a test or valid"
+        UserError, match="has no folders except .*: it must have a training folder and a test or valid"
     ) as error:
         opened(tmp_path)
     assert str(error.value).endswith(f"directly in {mixed}" if mixed else "one folder of images for each class")

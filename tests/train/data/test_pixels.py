@@ -142,7 +142,7 @@ def test_half_transparent_pixels_are_mixed_with_white():
 
 
 REFUSED = {
-    "float_above.tif": (pictures.tiff((SHARE * 255).astype(np.float32)), "point values reach from .* want 0 to 1"),
+    "float_above.tif": (pictures.tiff((SHARE * 255).astype(np.float32)), "point values reach from .* allowed: 0 to 1"),
     "float_below.tif": (pictures.tiff((SHARE - 1).astype(np.float32)), "floating-point values reach from -"),
     "float_nan.tif": (pictures.tiff(np.full_like(SHARE, np.nan, np.float32)), "floating-point values reach from nan"),
     "float_inf.pfm": (pictures.saved(np.full_like(SHARE, np.inf, np.float32), "PPM"), "floating-point values .* inf"),

@@ -31,7 +31,7 @@ def test_without_tensorflow():
     "arguments, message",
     [
         (["cifar1O"], "error: unknown TFDS data set 'cifar1O'; did you mean 'cifar10'? the nearest of "),
-        ([], "error: want the name of one TFDS data set"),
+        ([], "error: the command takes the name of one TFDS data set"),
         (["cifar10", "--data_dirr=x"], "error: Unknown command line flag 'data_dirr'"),
     ],
 )

@@ -34,8 +34,8 @@ class FolderSource(Source):
     """A source of the files PATH/CLASS/FILE or PATH/SPLIT/CLASS/FILE; images may lie at any depth in a class folder.
 
     A folder is a split if its name says so in any case (train, training; test, testing; val, valid, validation) and it
-    holds folders but no images itself. There must be a training folder and a test or validation folder. Any other
-    folder is a class, even one that is called "train".
+    holds folders but no images itself. This holds only if there are a training folder and a test or validation folder.
+    Any other folder is a class, even one that is called "train".
 
     "train" and "test" are the user's folders; a validation folder is the test split if there is no test folder. Without
     such folders a fifth of each class is held out for testing. "validation" is a validation folder beside a test
@@ -125,7 +125,7 @@ def _split_folders(root: str) -> tuple[dict[str, str], list[str]]:
     if candidates and len(candidates) == len(names):
         mixed = [name for name in candidates if listing.holds_images(f"{root}/{name}")]
         raise UserError(
-            f"folder {identity.shown(root)} has only the folders {', '.join(candidates)}: it must have a training "
+            f"folder {identity.shown(root)} has no folders except {', '.join(candidates)}: it must have a training "
             "folder and a test or validation folder, each with one folder of images for each class"
             + f"; images lie directly in {', '.join(mixed)}"
             * bool(mixed)
