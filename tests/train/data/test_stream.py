@@ -197,7 +197,7 @@ def test_the_pipeline_is_chosen_by_size_and_crop(insects):
     assert choose("auto", digits) == "resident" and choose("stream", digits) == "stream"
     assert choose("auto", wild) == "stream" and fits(digits)
     assert not fits(insects_source(insects, crop="resize"))
-    with pytest.raises(UserError, match=r"pipeline=resident decodes once"):
+    with pytest.raises(UserError, match=r"pipeline=resident decodes each image once"):
         Resident(wild)
     with pytest.raises(UserError, match=r"unknown data.pipeline 'residents'; did you mean 'resident'"):
         choose("residents", digits)
