@@ -69,14 +69,14 @@ def extract(
     """
     if split not in ("train", "test"):
         raise choice_error("split", split, ("train", "test"))
-    check(run, endpoint)
+    check(network, endpoint)
     return of_source(network, variables, getattr(network.feed, split), endpoint, folder)
 
 
 def of_source(
     network: Network, variables: Any, source: Source, endpoint: str = ENDPOINT, folder: Path | None = None
 ) -> Features:
-    """Returns the features of any source of images for the run's network; see `extract`."""
+    """Returns the features of any source of images for the network; see `extract`."""
     folder = folder or cache_folder()
     if isinstance(source, Selected) and not source.painted.any():  # the features of the whole set may be cached
         whole = _read(folder / _name(network, variables, endpoint, source.source))
