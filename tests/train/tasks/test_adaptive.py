@@ -418,7 +418,9 @@ def test_other_classes_at_exits_are_said_with_what_to_do():
     arrays = weights.flatten(models.initialize(before, jax.random.key(0), (1, 8, 8, 1)))
     start = pretrained.Pretrained("x", "early_exit_resnet62", arrays)
     variables = models.initialize(model, jax.random.key(1), (1, 8, 8, 1))
-    with pytest.raises(UserError, match=r"of 7 classes, the data have 10: init_new=head\|\*/head draws its heads anew"):
+    with pytest.raises(
+        UserError, match=r"7 classes, but the data have 10: init_new=head\|\*/head initializes its heads randomly"
+    ):
         pretrained.start(model, variables, start, [])
     found = weights.flatten(pretrained.start(model, variables, start, ["head", "*/head"]))
     np.testing.assert_array_equal(found["exit1/conv1/kernel"], arrays["exit1/conv1/kernel"])
