@@ -133,7 +133,7 @@ class Checkpoints:
             if step in damaged:
                 continue
             try:
-                score = checkpoint_format.read_about(self._path(step))["scores"].get(self.headline)
+                score = checkpoint_format.read_metadata(self._path(step))["scores"].get(self.headline)
             except ValueError as error:
                 damaged[step] = str(error)
                 continue
@@ -144,13 +144,13 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / str(step)
 
-    def save(self, step: int, state: Any, about: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    def save(self, step: int, state: Any, metadata: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         """Waits for the previous save, then starts to write; `state` must not change until `wait` returns.
 
         Args:
           step: the step of the checkpoint, which names its folder.
           state: numpy leaves.
-          about: JSON that `restore` returns with the leaves.
+          metadata: JSON that `restore` returns with the leaves.
           scores: metrics on the test set, which decide which checkpoint is best.
 
         Raises:
@@ -162,14 +162,14 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise self._no_space(step, f"it needs {needed / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free")
-        about = json.loads(json.dumps({**about, "step": step, "scores": dict(scores)}))
-        self._writing = step, self._writer.submit(self._write, step, leaves, about)
+        metadata = json.loads(json.dumps({**metadata, "step": step, "scores": dict(scores)}))
+        self._writing = step, self._writer.submit(self._write, step, leaves, metadata)
 
-    def _write(self, step: int, leaves: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+    def _write(self, step: int, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
         temporary = self.folder / f".new-{step}.tmp"
         try:
             remove(temporary)
-            checkpoint_format.write(temporary, leaves, about)
+            checkpoint_format.write(temporary, leaves, metadata)
             self._discard(step)  # a damaged checkpoint of this step that could not be moved aside
             temporary.rename(self._path(step))
         except BaseException:
@@ -208,9 +208,8 @@ class Checkpoints:
             if is_full(error):
                 problem = self._no_space(step, "no space left on the device")
         if problem:
-            del (
-                future
-            )  # `problem` does not keep the error alive either: it dies while details.kept logs its destructors
+            # Drops the last reference to the error, so that its destructors run while their output goes to details.log
+            del future
             raise problem
 
     def close(self) -> None:

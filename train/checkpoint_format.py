@@ -28,39 +28,39 @@ _MISREAD = re.compile("[*?[\ud800-\udfff]|:/")
 EARLIER = {"step", "seconds", "data", "recorder", "crc32"}  # the keys that versions without SHA-256 wrote
 
 
-def write(folder: Path, leaves: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+def write(folder: Path, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
     """Writes a checkpoint into a new folder; the caller makes this atomic.
 
     Args:
       folder: must not exist yet.
       leaves: arrays by path.
-      about: JSON with at least "step" and "scores".
+      metadata: JSON with at least "step" and "scores".
     """
     folder.mkdir()
     with _plain(folder) as plain:
         _orbax().save(plain / "state", args=ocp.args.StandardSave(dict(leaves)))
-    about = {**about, "files": _digests(folder / "state")}
+    metadata = {**metadata, "files": _digests(folder / "state")}
     (folder / "about").mkdir()
-    (folder / "about" / "metadata").write_text(json.dumps({**about, "checksum": _checksum(about)}))
+    (folder / "about" / "metadata").write_text(json.dumps({**metadata, "checksum": _checksum(metadata)}))
 
 
-def read_about(folder: Path) -> dict[str, Any]:
+def read_metadata(folder: Path) -> dict[str, Any]:
     """Reads and verifies the JSON of a checkpoint without its arrays.
 
     Raises:
       ValueError: it is damaged. The message is a reason of a few words.
     """
     try:
-        about = _json(folder / "about" / "metadata")
-        if "checksum" in about:
-            if about.pop("checksum") != _checksum(about):
+        metadata = _json(folder / "about" / "metadata")
+        if "checksum" in metadata:
+            if metadata.pop("checksum") != _checksum(metadata):
                 raise ValueError("the checksum of about/metadata differs")
         else:
-            _check_earlier(about)
-            about["scores"] = _earlier_scores(folder)
-        if str(about["step"]) != folder.name:
-            raise ValueError(f"it belongs to step {about['step']}")
-        return about
+            _check_earlier(metadata)
+            metadata["scores"] = _earlier_scores(folder)
+        if str(metadata["step"]) != folder.name:
+            raise ValueError(f"it belongs to step {metadata['step']}")
+        return metadata
     except Exception as error:  # damaged bytes can raise anything
         raise ValueError(brief(error)) from error
 
@@ -71,15 +71,15 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
       ValueError: the checkpoint is damaged. The message is a reason of a few words.
     """
-    about = read_about(folder)
+    metadata = read_metadata(folder)
     try:
-        if "files" in about:
-            _verify_files(about["files"], _digests(folder / "state"))
+        if "files" in metadata:
+            _verify_files(metadata["files"], _digests(folder / "state"))
         with _plain(folder) as plain:
             leaves = _orbax().restore(plain / "state", args=ocp.args.StandardRestore())
-        if "crc32" in about:
-            _verify_earlier(about, leaves)
-        return leaves, about
+        if "crc32" in metadata:
+            _verify_earlier(metadata, leaves)
+        return leaves, metadata
     except Exception as error:  # Orbax, tensorstore and the file system raise different types
         raise ValueError(brief(error)) from error
 
@@ -111,8 +111,8 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _checksum(about: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+def _checksum(metadata: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -142,20 +142,20 @@ def brief(error: Exception) -> str:
 # -- checkpoints of earlier versions, in which only arrays have checksums --------------------------------------------
 
 
-def _check_earlier(about: Mapping[str, Any]) -> None:
+def _check_earlier(metadata: Mapping[str, Any]) -> None:
     """Raises ValueError if something has a type that no earlier version wrote."""
 
     def is_number(value):
         return type(value) in (int, float) and math.isfinite(value)
 
-    recorder = about.get("recorder")
+    recorder = metadata.get("recorder")
     sums = recorder.get("sums") if isinstance(recorder, dict) else None
     fits = (
-        about.keys() == EARLIER
-        and type(about["step"]) is int
-        and is_number(about["seconds"])
-        and isinstance(about["data"], dict)
-        and isinstance(about["crc32"], dict)
+        metadata.keys() == EARLIER
+        and type(metadata["step"]) is int
+        and is_number(metadata["seconds"])
+        and isinstance(metadata["data"], dict)
+        and isinstance(metadata["crc32"], dict)
         and isinstance(recorder, dict)
         and recorder.keys() == {"sums", "logged"}
         and type(recorder["logged"]) is int
@@ -180,11 +180,11 @@ def _earlier_scores(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _verify_earlier(about: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> None:
-    if leaves.keys() != about["crc32"].keys():
+def _verify_earlier(metadata: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> None:
+    if leaves.keys() != metadata["crc32"].keys():
         raise ValueError("arrays are missing")
     for name, leaf in leaves.items():
-        if zlib.crc32(np.ascontiguousarray(leaf).tobytes()) != about["crc32"][name]:
+        if zlib.crc32(np.ascontiguousarray(leaf).tobytes()) != metadata["crc32"][name]:
             raise ValueError(f"the checksum of {name} differs")
-    if "step" in leaves and int(leaves["step"]) != about["step"]:
+    if "step" in leaves and int(leaves["step"]) != metadata["step"]:
         raise ValueError(f"its arrays belong to step {int(leaves['step'])}")

@@ -24,7 +24,7 @@ def variables(
     The digest is None without init_from.
 
     Args:
-      config: a whole config, of which the keys seed, init_from, init_new and data_init are read.
+      config: a whole config; the keys seed, init_from, init_new and data_init are read.
       task: the task, which draws the variables.
       feed: the data.
       part: number of images that batch norm sees at a time.

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import rich.table
 
 from models.analysis.cost import analyze
@@ -76,7 +75,7 @@ def commit() -> str:
         return "unknown"
 
 
-def device(devices: Sequence[jax.Device]) -> str:
+def device(devices: Sequence[Any]) -> str:
     """Describes devices, e.g. "1 x NVIDIA H200" or "1 x cpu (AMD EPYC, 2 cores)"."""
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
@@ -96,7 +95,7 @@ def _processor() -> str:
     return f"{names[0] if names else platform.machine()}, {runtime.cores()} cores"
 
 
-def environment(devices: Sequence[jax.Device]) -> dict[str, Any]:
+def environment(devices: Sequence[Any]) -> dict[str, Any]:
     """Returns the environment of a measurement: commit, device and versions of packages."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:

@@ -100,28 +100,25 @@ def held_out(network: "Network", split: str = "") -> Batches:
       split: a split of its data; "" for the images that its training split leaves out.
 
     Raises:
-      UserError: the training split leaves no images that can be told, or `split` was used for training or testing.
+      UserError: the run was trained or tested on `split`, or it is not known which images its training split leaves out.
     """
     data = network.config["data"]
     trained, part = data["train_split"], re.fullmatch(r"(\w+)\[:([\d%]+)\]", data["train_split"])
     if split in (trained, data["test_split"]):
-        raise UserError(f"--validation={split} is the split that the run was {_use(split == trained)} on")
+        use = "trained" if split == trained else "tested"
+        raise UserError(f"--validation={split} is the split that the run was {use} on")
     if not split and trained == "train_fit":
         split = "validation"
     elif not split and part:
         split = f"{part[1]}[{part[2]}:]"
     if not split:
         raise UserError(
-            "a budget for the average image needs images that were not trained on, and it is not known which those of "
-            f"data.train_split='{trained}' are: train with 'train[:90%]' (digits and folders: 'train_fit'), or name a "
-            "split by --validation"
+            "a budget for the average image needs images that were not trained on, and it is not known which ones "
+            f"data.train_split='{trained}' leaves out: train with 'train[:90%]' (digits and folders: 'train_fit'), or "
+            "name a split by --validation"
         )
     feed = _images(network)
     return feed.batches(feed.split(split, select_test=data["select"]))
-
-
-def _use(trained: bool) -> str:
-    return "trained" if trained else "tested"
 
 
 def between(costs: Sequence[int], count: int) -> list[float]:

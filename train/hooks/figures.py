@@ -49,5 +49,5 @@ class Figures(Hook):
                     run.feed.classes,
                     folder / "mistakes.png",
                     image=lambda place: test.example(place, None)["image"],
-                    index=index,
+                    index=index.tolist(),
                 )
