@@ -6,7 +6,7 @@ import rich.console
 
 import models
 from models.analysis.cost import analyze
-from train.config import Config, lines, plain
+from train.config import Config, Reader, lines, plain
 from train.data.source import Options
 from train.data.sources.tfds import NotPrepared, described
 from train.run import Run, build_run
@@ -39,14 +39,14 @@ def describe(config: Config, console: rich.console.Console) -> None:
 
 def _unprepared(config: Config) -> tuple[Any, tuple[int, ...]]:
     """Returns the network and its input shape for a TFDS set that is not prepared; (None, ()) for unknown sets."""
-    options = Options.read(config["data"])
+    reader = Reader.of(config)
+    options = Options.read(reader.data)
     known = described(options.source.partition(":")[2], options)
     if not known:
         return None, ()
     classes, image_shape = known
-    fields = {name: value for name, value in config["model"].items() if name != "name"}
-    data = {"num_classes": classes, "image_size": image_shape[0]}
-    return models.create(config["model"]["name"], **{**data, **fields}), (1, *image_shape)
+    fields = {"num_classes": classes, "image_size": image_shape[0], **reader.model.to_dict(without=("name",))}
+    return models.create(reader.model.name, **fields), (1, *image_shape)
 
 
 def _print(model: Any, inputs: Any, config: Config, console: rich.console.Console) -> None:

@@ -100,7 +100,7 @@ def held_out(network: "Network", split: str = "") -> Batches:
       split: a split of its data; "" for the images that its training split leaves out.
 
     Raises:
-      UserError: the run was trained or tested on `split`, or it is not known which images its training split leaves out.
+      UserError: the run used `split`, or it is not known which images its training split leaves out.
     """
     data = network.config["data"]
     trained, part = data["train_split"], re.fullmatch(r"(\w+)\[:([\d%]+)\]", data["train_split"])

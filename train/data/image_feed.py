@@ -41,7 +41,7 @@ class ImageFeed:
 
     def __init__(
         self,
-        config: Any,
+        config: config_lib.Reader,
         parallel: Parallel,
         *,
         batch_size: int,

@@ -35,7 +35,7 @@ class TextFeed:
     def __init__(
         self,
         source: str,
-        config: Any,
+        config: config_lib.Reader,
         parallel: Parallel,
         *,
         batch_size: int,

@@ -9,6 +9,7 @@ import optax
 
 from models.errors import UserError, choice_error
 from train import spec
+from train.config import Reader
 from train.optim import groups as param_groups
 from train.optim import pruning as prune
 from train.optim import schedules, weight_sharing
@@ -105,7 +106,7 @@ OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw, "lars": lars, "lamb": la
 
 
 def create(
-    config: Any,
+    config: Reader,
     params: Any,
     to_steps: schedules.ToSteps,
     total: int,
@@ -167,7 +168,7 @@ def create(
     return optimizer, learning_rate
 
 
-def _decay_mask(config: Any, names: Sequence[str]) -> DecayMask:
+def _decay_mask(config: Reader, names: Sequence[str]) -> DecayMask:
     """Checks the settings of decay; returns the mask of the parameters that decay."""
     decays = pattern(config.decay, "optimizer.decay")
     for key in ("weight_decay", "l1", "clip_norm"):
@@ -182,7 +183,7 @@ def _decay_mask(config: Any, names: Sequence[str]) -> DecayMask:
     return decay_mask
 
 
-def _groups(config: Any, names: Sequence[str], to_steps: schedules.ToSteps, total: int) -> param_groups.Groups:
+def _groups(config: Reader, names: Sequence[str], to_steps: schedules.ToSteps, total: int) -> param_groups.Groups:
     """Assigns groups to parameters, and checks the settings that depend on them."""
     groups = param_groups.assign(names, config.groups, to_steps)
     if config.multiplied not in MULTIPLIED:

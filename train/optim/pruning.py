@@ -24,7 +24,7 @@ counts as 1, are an error. Masks survive restarts, because they are part of the 
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,8 @@ class Plan(NamedTuple):
     def share(self, step: jax.Array | int, sparsity: float) -> jax.Array:
         """Returns the sparsity to reach at a step on the way to the final sparsity; the first event is above 0."""
         events = (self.end - self.start) // self.every + 1
-        return prune.SCHEDULES[self.schedule](((step - self.start) // self.every + 1) / events, 0.0, sparsity)
+        progress = cast(jax.Array, ((step - self.start) // self.every + 1) / events)  # or a float, which works as well
+        return prune.SCHEDULES[self.schedule](progress, 0.0, sparsity)
 
     def keep(self, scores: prune.Arrays, step: jax.Array | int, **options: Any) -> dict[str, jax.Array]:
         """Returns the masks of a step.

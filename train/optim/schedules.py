@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from models.errors import UserError
 from train import spec
+from train.config import Reader
 
-Schedule = Callable[[jax.Array], jax.Array]  # step -> learning rate, or its factor
+Schedule = Callable[[Any], jax.Array]  # step, a number or an array -> learning rate, or its factor
 ToSteps = Callable[[str], int]  # converts a duration of the config to steps
 
 
@@ -79,7 +80,7 @@ SCHEDULES = {
 }
 
 
-def create(config: Any, to_steps: ToSteps, total: int) -> Schedule:
+def create(config: Reader, to_steps: ToSteps, total: int) -> Schedule:
     """Returns the learning rate by step: `config.learning_rate` x a linear warm-up x `config.schedule`.
 
     The warm-up rises linearly from `warmup_from`, a fraction of the learning rate, and reaches 1 after `warmup`.

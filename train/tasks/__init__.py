@@ -1,12 +1,12 @@
 """Tasks: losses, metrics and predictions; see `train.tasks.base.Task`."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 
 from models.errors import UserError
 from train import spec
+from train.config import Reader
 from train.tasks.base import Task
 from train.tasks.classify import Classify
 from train.tasks.gated import Gated
@@ -26,7 +26,7 @@ BY_UNIT: dict[str, dict[str, Callable[..., Task]]] = {"images": TASKS, "sentence
 
 
 def create(
-    config: Any,
+    config: Reader,
     model: nn.Module,
     num_classes: int,
     unit: str = "images",

@@ -8,6 +8,7 @@ import jax
 
 import models
 from models.errors import UserError
+from train.config import Reader
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum over examples, weight)
 
@@ -68,7 +69,7 @@ class ModelTask(Task):
     """
 
     def __init__(
-        self, model: nn.Module, num_classes: int, config: Any, to_steps: Callable[[str], int] | None = None
+        self, model: nn.Module, num_classes: int, config: Reader, to_steps: Callable[[str], int] | None = None
     ) -> None:
         del to_steps
         self.model = model

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from models.analysis.cost import analyze
 from models.errors import UserError
 from models.gated import Adaptive, Costs, GatedResNet, costs, gates
+from train.config import Reader
 from train.tasks.classify import Classify
 
 
@@ -58,7 +59,7 @@ class Gated(Skipping):
     on ImageNet); the paper has a sum without a weight.
     """
 
-    def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None, *, weight: float = 2.0):
+    def __init__(self, model: Any, num_classes: int, config: Reader, to_steps: Any = None, *, weight: float = 2.0):
         if not isinstance(model, GatedResNet):
             raise UserError(f"task gated is for networks with gates (convnet_aig110), not {type(model).__name__}")
         if weight < 0:

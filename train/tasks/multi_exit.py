@@ -9,6 +9,7 @@ from models.analysis import cost
 from models.errors import UserError
 from models.layers import exit_router
 from models.layers.endpoint import capture
+from train.config import Reader
 from train.tasks.classify import Classify, ranks
 
 
@@ -25,7 +26,7 @@ class MultiExit(Classify):
     "mult_adds_by_exit".
     """
 
-    def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None):
+    def __init__(self, model: Any, num_classes: int, config: Reader, to_steps: Any = None):
         if not getattr(model, "num_exits", 0):
             raise UserError(
                 "task multi_exit is for networks with exits (msdnet_cifar_anytime, early_exit_resnet62), "

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from models.errors import UserError
 from models.gated import BlockDrop, gates
+from train.config import Reader
 from train.tasks.gated import Skipping
 
 EPS = float(jnp.finfo(jnp.float32).eps)
@@ -34,7 +35,7 @@ class Policy(Skipping):
         self,
         model: Any,
         num_classes: int,
-        config: Any,
+        config: Reader,
         to_steps: Any = None,
         *,
         penalty: float = 5.0,

@@ -9,6 +9,7 @@ import numpy as np
 from models.decoding import beam_search, greedy
 from models.errors import UserError
 from models.transformer import PAD, Transformer
+from train.config import Reader
 from train.tasks.base import ModelTask
 
 LONGER = 50  # tokens by which a translation may be longer than its source (section 6.1)
@@ -19,7 +20,7 @@ class Translate(ModelTask):
 
     headline = "accuracy"
 
-    def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None):
+    def __init__(self, model: Any, num_classes: int, config: Reader, to_steps: Any = None):
         if not isinstance(model, Transformer):
             raise UserError(f"task translate is for encoder-decoders (transformer_base), not {type(model).__name__}")
         super().__init__(model, num_classes, config, to_steps)
