@@ -166,10 +166,12 @@ REFUSED = (
     Refusal(
         ("data_init=lsuv",),
         ("ConvNet-AIG",),
-        "would scale the kernels of gates",
+        "would rescale the kernels of gates",
         "gates start near 0 so that they are open",
     ),
-    Refusal(("data_init=lsuv", "data_init=whiten"), TEXT, "is text: data_init wants images", "they look at images"),
+    Refusal(
+        ("data_init=lsuv", "data_init=whiten"), TEXT, "is text, but data_init requires images", "they look at images"
+    ),
     Refusal(("new head",), TEXT, "unknown field of transformer_base 'num_classes'", "its embedding gives the logits"),
     Refusal(("prune filters",), TEXT, "Transformer has no field widths", "only networks for images can lose filters"),
     Refusal(

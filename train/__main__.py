@@ -1,35 +1,35 @@
-"""Trains, resumes or describes what a config says. See `python -m train --help`."""
+"""Trains, resumes or describes the run of a config. See `python -m train --help`."""
 
 from absl import flags
 
 from models import command
 from train import cli
 
-USAGE = """Trains the network that a config describes, or goes on where an interrupted run stopped, and evaluates it.
+USAGE = """Trains and evaluates the network that a config describes, or resumes an interrupted run.
 
     python -m train --config=configs/digits.py --workdir=runs/digits
     python -m train --config=configs/cifar10.py:resnet20,norm=group --workdir=runs/x --config.optimizer.clip_norm=1
     python -m train --config=configs/cifar10.py:resnet56 --dry_run
 
-configs/base.py says what every key means. The same command again goes on with an interrupted run. On a cluster, the
-same command on every host, with --distributed; --process=I differs where the three flags beside it are given by hand.
-Exit code: 0 done (or SIGTERM: saved), 2 a mistake in what was asked for, 1 a fault, 130 ctrl-C (saved).
+configs/base.py documents every key. The same command resumes an interrupted run. On a cluster, run the same command on
+every host with --distributed. Elsewhere, use --coordinator, --processes and --process; only --process differs by host.
+Exit codes: 0 success (or SIGTERM, after saving), 1 internal error, 2 user error, 130 ctrl-C (after saving).
 """
 
 WORKDIR = command.define_path("workdir", None, "Folder of this run: config, metrics, checkpoints, pictures, summary.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the network's table and the resolved config; train nothing.")
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One of many processes; JAX finds the others: Slurm, Open MPI, Kubernetes, TPU pods."
+    "distributed", False, "Train with several processes that JAX finds by Slurm, Open MPI, Kubernetes or TPU pods."
 )
-COORDINATOR = flags.DEFINE_string("coordinator", None, "Elsewhere: HOST:PORT of process 0, any free port.")
-PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many processes there are.")
-PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: which of them this is, from 0.")
-JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long a process waits for the others at the start.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 on other clusters; any free port.")
+PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: the number of processes.")
+PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: the number of this process, from 0.")
+JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "Seconds that a process waits for the others at the start.")
 CONFIG = cli.define_config()
 
 
 def main() -> int:
-    """One run."""
+    """Trains or describes one run; returns the exit code."""
     import psutil
 
     from models.errors import UserError
@@ -38,13 +38,13 @@ def main() -> int:
     config = CONFIG()
     if not WORKDIR.value and not DRY_RUN.value:
         raise UserError("--workdir is missing, e.g. --workdir=runs/digits")
-    from train.devices import multihost  # JAX is imported only when the flags are known to be right
+    from train.devices import multihost  # imports JAX, which takes time that errors in flags should not cost
 
     multihost.join(DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value, JOIN_SECONDS.value)
     with multihost.together():
         import jax
 
-        from train import loop, summary  # JAX has been told of the other processes
+        from train import loop, summary  # imported after JAX has joined the other processes
         from train.describe import describe
 
         console = command.console(quiet=jax.process_index() > 0)

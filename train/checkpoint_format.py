@@ -1,11 +1,11 @@
-"""The folder of one checkpoint: what is written into it, and how every byte of it is verified when it is read.
+"""The format of a checkpoint's folder, every byte of which is verified when it is read.
 
     state/           the arrays, as Orbax's StandardCheckpointHandler writes them
-    about/metadata   JSON: step, scores and what the loop needs to go on; the SHA-256 of each file in state/; and the
-                     SHA-256 of all that
+    about/metadata   JSON: step, scores and what the loop needs to resume; the SHA-256 of each file in state/; and the
+                     SHA-256 of all of that
 
-Nothing in state/ reaches a decoder before its checksum is verified. Earlier versions kept a CRC-32 of each array
-instead, none of the rest, and the scores in metrics/metrics. Their checkpoints are read by their own rules.
+The checksum of each file in state/ is verified before a decoder reads it. Earlier versions only stored a CRC-32 of each
+array, and kept the scores in metrics/metrics. Their checkpoints are read by separate rules.
 """
 
 import contextlib
@@ -23,96 +23,96 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-# In a path, Orbax takes these for patterns ("runs[1]") and protocols ("a:/b"), and refuses what is not UTF-8
+# Orbax misreads these parts of a path as patterns ("runs[1]") or protocols ("a:/b"), and rejects paths not in UTF-8.
 _MISREAD = re.compile("[*?[\ud800-\udfff]|:/")
-EARLIER = {"step", "seconds", "data", "recorder", "crc32"}  # the keys that versions without a checksum wrote
+EARLIER = {"step", "seconds", "data", "recorder", "crc32"}  # the keys that versions without SHA-256 wrote
 
 
-def write(folder: Path, leaves: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-    """Writes a checkpoint into a new folder; not atomically, which is up to the caller.
+def write(folder: Path, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Writes a checkpoint into a new folder; the caller makes this atomic.
 
     Args:
-      folder: does not exist yet.
+      folder: must not exist yet.
       leaves: arrays by path.
-      about: JSON with at least "step" and "scores".
+      metadata: JSON with at least "step" and "scores".
     """
     folder.mkdir()
     with _plain(folder) as plain:
         _orbax().save(plain / "state", args=ocp.args.StandardSave(dict(leaves)))
-    about = {**about, "files": _digests(folder / "state")}
+    metadata = {**metadata, "files": _digests(folder / "state")}
     (folder / "about").mkdir()
-    (folder / "about" / "metadata").write_text(json.dumps({**about, "checksum": _checksum(about)}))
+    (folder / "about" / "metadata").write_text(json.dumps({**metadata, "checksum": _checksum(metadata)}))
 
 
-def read_about(folder: Path) -> dict[str, Any]:
-    """Reads what is said about the arrays of a checkpoint, verified, without the arrays.
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Reads and verifies the JSON of a checkpoint without its arrays.
 
     Raises:
-      ValueError: it is damaged, with a reason of a few words.
+      ValueError: it is damaged. The message is a reason of a few words.
     """
     try:
-        about = _json(folder / "about" / "metadata")
-        if "checksum" in about:
-            if about.pop("checksum") != _checksum(about):
+        metadata = _json(folder / "about" / "metadata")
+        if "checksum" in metadata:
+            if metadata.pop("checksum") != _checksum(metadata):
                 raise ValueError("the checksum of about/metadata differs")
         else:
-            _check_earlier(about)
-            about["scores"] = _earlier_scores(folder)
-        if str(about["step"]) != folder.name:
-            raise ValueError(f"it is of step {about['step']}")
-        return about
-    except Exception as error:  # whatever strange bytes raise
+            _check_earlier(metadata)
+            metadata["scores"] = _earlier_scores(folder)
+        if str(metadata["step"]) != folder.name:
+            raise ValueError(f"it belongs to step {metadata['step']}")
+        return metadata
+    except Exception as error:  # damaged bytes can raise anything
         raise ValueError(brief(error)) from error
 
 
 def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Reads the arrays by path, and what is said about them, all verified.
+    """Reads and verifies the arrays of a checkpoint, by path, and its JSON.
 
     Raises:
-      ValueError: the checkpoint is damaged, with a reason of a few words.
+      ValueError: the checkpoint is damaged. The message is a reason of a few words.
     """
-    about = read_about(folder)
+    metadata = read_metadata(folder)
     try:
-        if "files" in about:
-            _verify_files(about["files"], _digests(folder / "state"))
+        if "files" in metadata:
+            _verify_files(metadata["files"], _digests(folder / "state"))
         with _plain(folder) as plain:
             leaves = _orbax().restore(plain / "state", args=ocp.args.StandardRestore())
-        if "crc32" in about:
-            _verify_earlier(about, leaves)
-        return leaves, about
-    except Exception as error:  # Orbax, tensorstore and the file system each raise their own
+        if "crc32" in metadata:
+            _verify_earlier(metadata, leaves)
+        return leaves, metadata
+    except Exception as error:  # Orbax, tensorstore and the file system raise different types
         raise ValueError(brief(error)) from error
 
 
 @contextlib.contextmanager
 def _plain(folder: Path) -> Iterator[Path]:
-    """Yields a path of a folder that Orbax understands: the folder's own, or that of a link to it."""
+    """Yields a path that Orbax does not misread: that of the folder, or of a temporary link to it."""
     if not _MISREAD.search(str(folder)):
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="ablate-") as room:
-        link = Path(room) / "checkpoint"
+    with tempfile.TemporaryDirectory(prefix="ablate-") as temporary:
+        link = Path(temporary) / "checkpoint"
         link.symlink_to(folder.absolute(), target_is_directory=True)
         yield link
 
 
 def _orbax() -> ocp.Checkpointer:
-    # What is saved is whole in numpy: one process writes it and waits for no other
+    # Arrays are complete and in numpy, so one process writes them without waiting for others.
     alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
     return ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():  # reading a pipe would wait for ever
+    if not path.is_file():  # reading a pipe would wait forever
         raise ValueError(f"{path.parent.name}/{path.name} is missing")
     content = json.loads(path.read_text())
     if not isinstance(content, dict):
-        raise ValueError(f"{path.parent.name}/{path.name} is no JSON object")
+        raise ValueError(f"{path.parent.name}/{path.name} is not a JSON object")
     return content
 
 
-def _checksum(about: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+def _checksum(metadata: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -132,30 +132,30 @@ def _verify_files(expected: Mapping[str, str], actual: Mapping[str, str]) -> Non
 
 
 def brief(error: Exception) -> str:
-    """Returns an error in a few words: those of tensorstore fill a screen."""
+    """Returns an error message of a few words; messages of tensorstore can fill a screen."""
     if type(error) is ValueError and len(str(error)) < 120:
         return str(error)
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first[:100]}{'…' * (len(first) > 100)}"
 
 
-# -- checkpoints of earlier versions, without a checksum of everything -----------------------------------------------
+# -- checkpoints of earlier versions, in which only arrays have checksums --------------------------------------------
 
 
-def _check_earlier(about: Mapping[str, Any]) -> None:
-    """Raises ValueError where something has a type that no version wrote."""
+def _check_earlier(metadata: Mapping[str, Any]) -> None:
+    """Raises ValueError if something has a type that no earlier version wrote."""
 
     def is_number(value):
         return type(value) in (int, float) and math.isfinite(value)
 
-    recorder = about.get("recorder")
+    recorder = metadata.get("recorder")
     sums = recorder.get("sums") if isinstance(recorder, dict) else None
     fits = (
-        about.keys() == EARLIER
-        and type(about["step"]) is int
-        and is_number(about["seconds"])
-        and isinstance(about["data"], dict)
-        and isinstance(about["crc32"], dict)
+        metadata.keys() == EARLIER
+        and type(metadata["step"]) is int
+        and is_number(metadata["seconds"])
+        and isinstance(metadata["data"], dict)
+        and isinstance(metadata["crc32"], dict)
         and isinstance(recorder, dict)
         and recorder.keys() == {"sums", "logged"}
         and type(recorder["logged"]) is int
@@ -170,21 +170,21 @@ def _check_earlier(about: Mapping[str, Any]) -> None:
         )
     )
     if not fits:
-        raise ValueError("about/metadata does not hold what it should")
+        raise ValueError("about/metadata has unexpected keys or types")
 
 
 def _earlier_scores(folder: Path) -> dict[str, Any]:
     try:
         return _json(folder / "metrics" / "metrics")
-    except (OSError, ValueError, RecursionError):  # they only decide which is the best: it is none
+    except (OSError, ValueError, RecursionError):  # scores only decide which checkpoint is best: this one is not
         return {}
 
 
-def _verify_earlier(about: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> None:
-    if leaves.keys() != about["crc32"].keys():
+def _verify_earlier(metadata: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> None:
+    if leaves.keys() != metadata["crc32"].keys():
         raise ValueError("arrays are missing")
     for name, leaf in leaves.items():
-        if zlib.crc32(np.ascontiguousarray(leaf)) != about["crc32"][name]:
+        if zlib.crc32(np.ascontiguousarray(leaf).tobytes()) != metadata["crc32"][name]:
             raise ValueError(f"the checksum of {name} differs")
-    if "step" in leaves and int(leaves["step"]) != about["step"]:
-        raise ValueError(f"its arrays are of step {int(leaves['step'])}")
+    if "step" in leaves and int(leaves["step"]) != metadata["step"]:
+        raise ValueError(f"its arrays belong to step {int(leaves['step'])}")

@@ -1,4 +1,4 @@
-"""Strict configs: a key that nobody knows fails, and so does a key that nobody read."""
+"""Strict configs: unknown keys, unread keys and values of the wrong type are errors."""
 
 import functools
 import json
@@ -12,13 +12,16 @@ import ml_collections
 
 from models.errors import UserError, choice_error, has_type, nearest
 
+Config = Mapping[str, Any] | ml_collections.ConfigDict  # a whole config, or a section of one
+
 ROOT = Path(__file__).parents[1]
 MOST_STEPS = 2**31 - 1  # TrainState.step is int32
 
 
 def load(spec: str) -> ml_collections.ConfigDict:
-    """The config of "FILE.py" or "FILE.py:ARGUMENTS", as --config takes it, for programs that make runs. A relative
-    path that is no file here is one of this project's: "configs/digits.py".
+    """Loads a config from "FILE.py" or "FILE.py:ARGUMENTS", the form that --config takes.
+
+    A relative path such as "configs/digits.py" is looked up in the working folder first, then in this project.
 
     Raises:
       UserError: the config refuses its arguments.
@@ -46,16 +49,16 @@ def without(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
     return absent
 
 
-def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, path: str = "") -> None:
+def check_types(config: Config, defaults: Mapping[str, Any] | None = None, path: str = "") -> None:
     """Checks that each value has the type of its default in configs/base.py, and that every number is finite.
 
     Args:
       config: a config, or a section of one; keys that configs/base.py lacks may have any type.
-      defaults: of the same section; None for those of the whole config.
-      path: of the section, "" or "optimizer.".
+      defaults: the defaults of the same section; None for those of the whole config.
+      path: the path of the section, "" or "optimizer.".
 
     Raises:
-      UserError: naming the first key that is wrong.
+      UserError: a value has the wrong type or is not finite. The message names the first such key.
     """
     defaults = _defaults() if defaults is None else defaults
     for key, value in config.items():
@@ -65,17 +68,16 @@ def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = 
             raise UserError(f"config key '{name}' is a section; want a value like {default!r}")
         if is_section:
             check_types(value, default or {}, f"{name}.")
-        elif default is not None and not _alike(value, default):
+        elif default is not None and not _same_kind(value, default):
             raise UserError(f"config key '{name}' is {_shown(value)}; want {_kind(default)}")
         elif not _is_finite(value):
-            raise UserError(
-                f"config key '{name}' is {_shown(value)}; numbers have to be finite, and whole ones of 64 bits"
-            )
+            raise UserError(f"config key '{name}' is {_shown(value)}; numbers must be finite, and integers fit 64 bits")
 
 
-def _alike(value: Any, default: Any) -> bool:
+def _same_kind(value: Any, default: Any) -> bool:
     if isinstance(default, (tuple, list)):
-        numbers = isinstance(default[0], float)  # per channel, or a range; `optimizer.groups` has parts of its own kind
+        # Lists of floats hold a value per channel, or a range; each entry of `optimizer.groups` mixes types.
+        numbers = isinstance(default[0], float)
         return isinstance(value, (tuple, list)) and (not numbers or all(has_type(one, float) for one in value))
     return not isinstance(default, Mapping) and has_type(value, type(default))
 
@@ -102,19 +104,19 @@ def _shown(value: Any, write: Callable[[Any], str] = repr) -> str:
 class Reader:
     """A read-only view of a config that remembers which keys were read.
 
-    Attribute access reads one key (`reader.optimizer.name`), `to_dict()` reads all. When everything is set up,
-    `check_all_read` fails on what is left over: a misspelt or dead key never passes silently.
+    Attribute access reads one key (`reader.optimizer.name`), `to_dict()` reads all keys. When everything is built,
+    `check_all_read` fails on keys that were never read, so that no misspelled or dead key passes silently.
     """
 
     @classmethod
-    def of(cls, config: "Mapping[str, Any] | Reader") -> "Reader":
-        """Returns the reader of a whole config, whose types are checked; a reader stays what it is."""
-        if isinstance(config, cls):
+    def of(cls, config: "Config | Reader") -> "Reader":
+        """Returns a reader of a whole config after checking its types; returns a reader unchanged."""
+        if isinstance(config, Reader):
             return config
         check_types(config)
         return cls(config)
 
-    def __init__(self, values: Mapping[str, Any], path: str = ""):
+    def __init__(self, values: Config, path: str = ""):
         self._values = {}
         self._path = path
         self._read: set[str] = set()
@@ -131,17 +133,17 @@ class Reader:
         return self._values[key]
 
     def to_dict(self, without: tuple[str, ...] = ()) -> dict[str, Any]:
-        """All keys of this section but `without`, as read."""
+        """Returns all keys of this section except `without`, and marks them as read."""
         keys = [k for k in self._values if k not in without]
         self._read.update(keys)
         return {k: v.to_dict() if isinstance(v := self._values[k], Reader) else v for k in keys}
 
     def values(self) -> dict[str, Any]:
-        """Returns all keys, which does not count as reading them."""
+        """Returns all keys without marking them as read."""
         return {key: value.values() if isinstance(value, Reader) else value for key, value in self._values.items()}
 
     def unread(self) -> Iterator[str]:
-        """Full paths of the keys that were never read."""
+        """Yields the full paths of the keys that were never read."""
         for key, value in self._values.items():
             if isinstance(value, Reader):
                 yield from value.unread()
@@ -149,7 +151,7 @@ class Reader:
                 yield f"{self._path}{key}"
 
     def known(self) -> Iterator[str]:
-        """Full paths of the keys that were read."""
+        """Yields the full paths of the keys that were read."""
         for key, value in self._values.items():
             if isinstance(value, Reader):
                 yield from value.known()
@@ -157,10 +159,13 @@ class Reader:
                 yield f"{self._path}{key}"
 
     def check_all_read(self, known: Collection[str] = ()) -> None:
-        """Raises UserError for the first key that nothing read, with the nearest one that something did.
+        """Checks that every key was read.
 
         Args:
           known: keys that need not be read.
+
+        Raises:
+          UserError: a key was not read. The message suggests the most similar key that was.
         """
         for key in self.unread():
             if key in known:
@@ -168,23 +173,23 @@ class Reader:
             raise UserError(f"config key '{key}' is read by nothing{nearest(key, self.known())}")
 
 
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config as JSON holds it: dictionaries, and lists for tuples."""
+def plain(config: Config) -> dict[str, Any]:
+    """Returns a config as JSON represents it: nested dictionaries, with lists for tuples."""
     return json.loads(json.dumps(config, default=lambda section: section.to_dict()))
 
 
 def keys() -> list[str]:
-    """Returns the keys of configs/base.py with their sections, as "optimizer.learning_rate"."""
+    """Returns the full paths of the keys of configs/base.py, e.g. "optimizer.learning_rate"."""
     return [line.split(": ")[0] for line in lines(_defaults())]
 
 
 class Durations(NamedTuple):
-    """Turns times of a config into steps.
+    """Conversion of a config's durations to steps.
 
     Attributes:
       batch_size: examples per step, over all devices and processes.
       examples: examples per epoch.
-      total: steps of the whole training, for "%"; None where it is not known yet.
+      total: steps of the whole training, for "%"; None while it is unknown.
     """
 
     batch_size: int
@@ -192,10 +197,10 @@ class Durations(NamedTuple):
     total: int | None = None
 
     def with_total(self, duration: str) -> "Durations":
-        """Returns the durations of a training that takes that long.
+        """Returns these durations with the total set to the given duration of the training.
 
         Raises:
-          UserError: it is less than one step.
+          UserError: the duration is less than one step.
         """
         total = self.steps(duration)
         if total < 1:
@@ -208,40 +213,44 @@ class Durations(NamedTuple):
 
 
 def steps(duration: str, *, batch_size: int, examples: int, total: int | None = None) -> int:
-    """Optimizer steps in a duration: "64000 steps", "90 epochs", "1.28e6 examples" or, of `total` steps, "50%".
+    """Converts a duration to a number of optimizer steps; all durations are converted here.
 
-    The one place where durations are turned into steps. Fractions round to the nearest step. "0 steps" is 0.
+    A duration is "64000 steps", "90 epochs", "1.28e6 examples" or, where `total` is given, "50%". Fractions of a step
+    are rounded to the nearest step. "0 steps" is 0.
 
     Args:
       duration: number and unit.
-      batch_size: examples a step, over all devices and processes.
-      examples: examples an epoch.
+      batch_size: examples per step, over all devices and processes.
+      examples: examples per epoch.
       total: steps of the whole training, for "%".
 
     Raises:
-      UserError: for any other text.
+      UserError: the text is not a duration, or is more steps than can be counted.
     """
-    text = str(duration).strip()
-    number, unit = (text[:-1], "%") if text.endswith("%") else (text.split() + ["", ""])[:2]
     per_unit = {"step": 1.0, "epoch": examples / batch_size, "example": 1.0 / batch_size}
     if total is not None:
         per_unit["%"] = total / 100
+    value = _scaled(str(duration).strip(), per_unit)
+    if value is None:
+        allowed = "'N steps', 'N epochs', 'N examples'" + (", 'N%'" if total is not None else "")
+        raise UserError(f"cannot read the duration '{duration}': write {allowed}")
+    if value >= MOST_STEPS:
+        raise UserError(f"the duration '{duration}' is {value:.3g} steps; the maximum is {MOST_STEPS:,}")
+    return round(value)
+
+
+def _scaled(text: str, per_unit: Mapping[str, float]) -> float | None:
+    """Returns the number in a text times its unit; None unless it is a finite number >= 0 and a known unit."""
+    number, unit = (text[:-1], "%") if text.endswith("%") else (text.split() + ["", ""])[:2]
     try:
         value = float(number) * per_unit[unit.removesuffix("s")]
-        if len(text.split()) <= 2 and 0 <= value < float("inf"):
-            if value >= MOST_STEPS:
-                raise UserError(f"the duration '{duration}' is {value:.3g} steps; at most {MOST_STEPS:,} are counted")
-            return round(value)
-    except UserError:
-        raise
     except (KeyError, ValueError):
-        pass
-    allowed = "'N steps', 'N epochs', 'N examples'" + (", 'N%'" if total is not None else "")
-    raise UserError(f"cannot read the duration '{duration}': write {allowed}")
+        return None
+    return value if len(text.split()) <= 2 and 0 <= value < float("inf") else None
 
 
 def lines(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """ "optimizer.learning_rate: 0.1" and so on: keys as the command line takes them."""
+    """Yields one line per key, as the command line takes keys: "optimizer.learning_rate: 0.1"."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from lines(value, f"{path}{key}.")
@@ -249,18 +258,23 @@ def lines(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
             yield f"{path}{key}: {value!r}"
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    """Lines that say how two nested configs differ, e.g. "batch_size: 128 -> 64"; empty where they are equal."""
-    lines = []
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns one line per difference between two nested configs, e.g. "batch_size: 128 -> 64"."""
+    return [f"{key}: {before} -> {after}" for key, before, after in differences(old, new)]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[tuple[str, str, str]]:
+    """Returns (full key, old value, new value) of each difference between two nested configs, values as text."""
+    entries = []
     for key in sorted({*old, *new}):
         before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += difference(before, after, f"{path}{key}.")
+            entries += differences(before, after, f"{path}{key}.")
         elif before == after:
             continue
         elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after) > 4:
             at = next(i for i, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1])
-            lines.append(f"{path}{key}[{at}]: {_shown(before[at], str)} -> {_shown(after[at], str)}")
+            entries.append((f"{path}{key}[{at}]", _shown(before[at], str), _shown(after[at], str)))
         else:
-            lines.append(f"{path}{key}: {_shown(before, str)} -> {_shown(after, str)}")
-    return lines
+            entries.append((f"{path}{key}", _shown(before, str), _shown(after, str)))
+    return entries

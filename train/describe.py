@@ -1,26 +1,25 @@
-"""What --dry_run prints."""
+"""The description of a run that --dry_run prints."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import rich.console
 
 import models
 from models.analysis.cost import analyze
-from train.config import lines, plain
+from train.config import Config, Reader, lines, plain
 from train.data.source import Options
 from train.data.sources.tfds import NotPrepared, described
 from train.run import Run, build_run
 from train.summary import device
 
 
-def describe(config: Mapping[str, Any], console: rich.console.Console) -> None:
-    """Prints the network's table, the resolved config, and the number of steps that the durations come to.
+def describe(config: Config, console: rich.console.Console) -> None:
+    """Prints the table of the network, the resolved config, and the durations in steps.
 
-    Where a TFDS set is not prepared, the network is shown as it would be, and the error says how to prepare the set.
+    If a TFDS data set is not prepared, the network is still printed before the error that says how to prepare it.
 
     Args:
-      config: of the run.
+      config: complete; see configs/base.py.
       console: where to print.
 
     Raises:
@@ -38,19 +37,19 @@ def describe(config: Mapping[str, Any], console: rich.console.Console) -> None:
     console.print(_steps(run), soft_wrap=True)
 
 
-def _unprepared(config: Mapping[str, Any]) -> tuple[Any, tuple[int, ...]]:
-    """Returns the network and its inputs for a TFDS set that is not prepared; (None, ()) if TFDS does not know it."""
-    options = Options.read(config["data"])
+def _unprepared(config: Config) -> tuple[Any, tuple[int, ...]]:
+    """Returns the network and its input shape for a TFDS set that is not prepared; (None, ()) for unknown sets."""
+    reader = Reader.of(config)
+    options = Options.read(reader.data)
     known = described(options.source.partition(":")[2], options)
     if not known:
         return None, ()
     classes, image_shape = known
-    fields = {name: value for name, value in config["model"].items() if name != "name"}
-    data = {"num_classes": classes, "image_size": image_shape[0]}
-    return models.create(config["model"]["name"], **{**data, **fields}), (1, *image_shape)
+    fields = {"num_classes": classes, "image_size": image_shape[0], **reader.model.to_dict(without=("name",))}
+    return models.create(reader.model.name, **fields), (1, *image_shape)
 
 
-def _print(model: Any, inputs: Any, config: Mapping[str, Any], console: rich.console.Console) -> None:
+def _print(model: Any, inputs: Any, config: Config, console: rich.console.Console) -> None:
     console.print(analyze(model, inputs).table())
     console.print("config:")
     for line in lines(plain(config)):

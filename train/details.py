@@ -1,4 +1,4 @@
-"""Where the details of a run go: what libraries log and print is for a file in the workdir, not for the terminal."""
+"""The details.log of a run: warnings and logs of libraries go to a file in the workdir instead of the terminal."""
 
 import contextlib
 import gc
@@ -14,21 +14,21 @@ from absl import logging as absl_logging
 
 
 class _File(logging.FileHandler):
-    """A log that is let go where it cannot be written: the disk that is full is the news."""
+    """A log file that ignores failures to write it: the error that a full disk causes elsewhere is what matters."""
 
-    used = False  # whether there was anything
+    used = False  # whether there was any record
 
     def emit(self, record):
         self.used = True
-        with contextlib.suppress(OSError):  # it is opened by the first record
+        with contextlib.suppress(OSError):  # the first record opens the file
             super().emit(record)
 
     def close(self):
-        with contextlib.suppress(OSError):  # it writes what is left
+        with contextlib.suppress(OSError):  # closing flushes the file
             super().close()
 
     def handleError(self, record):
-        """Says nothing."""
+        """Ignores the error."""
 
 
 def _to_terminal(handler: logging.Handler) -> bool:
@@ -37,11 +37,13 @@ def _to_terminal(handler: logging.Handler) -> bool:
 
 @contextlib.contextmanager
 def kept(path: Path | None) -> Iterator[None]:
-    """Within it, records of WARNING and above, Python's warnings, and exceptions that nobody can catch (in threads, in
-    what runs when an object dies) go to a file, and not to the terminal. Handlers with other targets stay.
+    """Redirects warnings and uncatchable exceptions from the terminal to a file while the context is active.
+
+    Redirected are log records of level WARNING and above, Python's warnings, and exceptions in threads and destructors.
+    Handlers of the root logger that do not write to the terminal stay in place.
 
     Args:
-      path: is appended to, and made when there is something to write; None: to nowhere.
+      path: the file, which is created on the first record and appended to; None discards everything.
     """
     root, ours = logging.getLogger(), _File(path or os.devnull, delay=True)
     ours.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -70,6 +72,6 @@ def kept(path: Path | None) -> Iterator[None]:
         yield
     finally:
         if ours.used:
-            gc.collect()  # asyncio complains when an exception dies that nobody has asked for
+            gc.collect()  # asyncio logs an exception that was never retrieved when it is collected: do that here
         root.handlers[:], warnings.showwarning, sys.unraisablehook, threading.excepthook = before
         ours.close()

@@ -1,4 +1,7 @@
-"""The event file of a run, from which TensorBoard draws: every point of metrics.jsonl once, whatever ended the run."""
+"""The TensorBoard event file of a run: each point of metrics.jsonl exactly once, even after an interruption."""
+
+# pyright: reportAttributeAccessIssue=false, reportInvalidTypeForm=false
+# tensorboardX builds its protobuf classes when it is imported, where no checker can see them.
 
 import socket
 import struct
@@ -17,24 +20,24 @@ PATTERN = "events.out.tfevents.*"
 
 
 class EventFile:
-    """One new event file for each start of a process, which takes the place of those before it.
+    """An event file that replaces the event files of earlier processes of the same run.
 
-    Points up to where the run goes on come from metrics.jsonl. They keep the times at which they were first written.
+    Points up to the checkpoint from which the run resumes are copied from metrics.jsonl and keep their original times.
 
     Args:
       folder: the workdir.
-      lines: of metrics.jsonl, up to the checkpoint from which the run goes on.
+      lines: the lines of metrics.jsonl up to that checkpoint.
     """
 
     def __init__(self, folder: Path, lines: Iterable[Mapping[str, Any]]):
         earlier = sorted(folder.glob(PATTERN))
         times = _times(earlier)
-        path = folder / PATTERN.replace("*", f"{time.time_ns() // 1000}.{socket.gethostname()}")  # sorts behind them
+        path = folder / PATTERN.replace("*", f"{time.time_ns() // 1000}.{socket.gethostname()}")  # sorts after them
         temporary = path.with_name(".events.tmp")
         self._file = temporary.open("wb")
         now = time.time()
         self._add(event_pb2.Event(wall_time=now, file_version="brain.Event:2"))
-        # A TensorBoard that is watching forgets what it read in the files before this one
+        # Tells a running TensorBoard to discard what it read from earlier files.
         self._add(event_pb2.Event(wall_time=now, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
         last = min(times.values(), default=now)
         for line in lines:
@@ -46,7 +49,7 @@ class EventFile:
             remove(other)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Writes the numbers among `values` as split/name; whoever reads the file sees them at once."""
+        """Writes the numbers among `values` as split/name, and flushes them."""
         self._add_line(time.time(), {"step": step, "split": split, **values})
         self._file.flush()
 
@@ -69,7 +72,7 @@ class EventFile:
 
 
 def read(path: Path) -> Iterator[event_pb2.Event]:
-    """Yields the events of a file, as far as they are whole: a kill or a full disk may have cut the last one short."""
+    """Yields the complete events of a file; a killed process or a full disk may have truncated the last one."""
     with path.open("rb") as file:
         while len(head := file.read(12)) == 12:
             size, checksum = struct.unpack("<QI", head)
@@ -82,7 +85,7 @@ def read(path: Path) -> Iterator[event_pb2.Event]:
 
 
 def _times(paths: Iterable[Path]) -> dict[tuple[str, int], float]:
-    """When the points were written, by (split, step)."""
+    """Returns the time at which each point was written, by (split, step)."""
     times = {}
     for path in paths:
         for event in read(path):

@@ -1,4 +1,4 @@
-"""Small files: checked when read, and written whole, so that a kill leaves the old or the new content, never a part."""
+"""Small files, validated when read and written atomically: a killed process leaves the old content or the new."""
 
 import contextlib
 import hashlib
@@ -12,18 +12,18 @@ from typing import Any
 
 from models.errors import UserError
 
-LARGEST_JSON = 256 << 20  # bytes; metrics of a long run and results of a study stay far below
+LARGEST_JSON = 256 << 20  # bytes; metrics of long runs and results of studies are far smaller
 ANY_OBJECT = {"type": "object"}
 _LONGEST_REASON = 200  # characters
 
 
 def expanded(path: str | Path) -> Path:
-    """Returns a user's path with `~` replaced by their home folder, and `~NAME` by that of a user who is there."""
+    """Returns a user's path with `~` replaced by their home folder, and `~NAME` by that of an existing user."""
     return Path(os.path.expanduser(path))  # Path.expanduser raises for "~$draft.png"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a small file. An OSError names it."""
+    """Writes a small file atomically; an OSError names the file."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -35,12 +35,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON for people: indented, keys in order; raises ValueError for a number that is not finite."""
+    """Writes indented JSON with keys in the given order; raises ValueError for a number that is not finite."""
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a whole folder, as far as possible, if it is there."""
+    """Removes a file or a whole folder as far as possible; does nothing if it does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -49,25 +49,25 @@ def remove(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal digits."""
+    """Returns the SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path, schema: Mapping[str, Any] = ANY_OBJECT) -> Any:
-    """Reads a JSON file and checks it.
+    """Reads a JSON file and validates it.
 
     Args:
       path: the file.
-      schema: what the content has to be, as a JSON schema (json-schema.org, draft 2020-12).
+      schema: the JSON schema of the content (json-schema.org, draft 2020-12).
 
     Raises:
       UserError: the file cannot be read, is not JSON, is too large, holds a number that is not finite, or does not
-        match the schema. The message is one line that names the file and the place in it.
+        match the schema. The message is one line that names the file and the path in it.
     """
     try:
         if (size := path.stat().st_size) > LARGEST_JSON:
-            raise UserError(f"{path}: {size:,} bytes; a JSON file has at most {LARGEST_JSON:,}")
+            raise UserError(f"{path} has {size:,} bytes; the limit for a JSON file is {LARGEST_JSON:,}")
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -75,8 +75,8 @@ def read_json(path: Path, schema: Mapping[str, Any] = ANY_OBJECT) -> Any:
 
 
 def parse_json(content: str | bytes, schema: Mapping[str, Any], name: str) -> Any:
-    """Does for text what `read_json` does for a file called `name`."""
-    import jsonschema  # a tenth of a second, which --help does not need
+    """Parses and validates JSON text as `read_json` does; errors call it `name`."""
+    import jsonschema.exceptions  # takes a tenth of a second, which --help should not spend
 
     try:
         value = json.loads(content, parse_constant=_refuse, parse_float=_finite)

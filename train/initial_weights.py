@@ -1,4 +1,4 @@
-"""The variables that a run starts with: drawn, read from another network, fitted to the data, quantized."""
+"""The variables that a run starts with: drawn, loaded from another network, fitted to the data, or quantized."""
 
 from typing import Any
 
@@ -7,26 +7,28 @@ import jax
 from models.errors import choice_error
 from models.layers import init
 from train import pretrained
+from train.config import Reader
 from train.data.feed import Feed
 from train.optim import weight_sharing
 from train.tasks.base import Task
 
 DATA_INITS = ("none", "lsuv", "whiten")
-WHITENED_IMAGES = 5000  # whose patches data_init=whiten looks at
+WHITENED_IMAGES = 5000  # number of images whose patches data_init=whiten uses
 
 
 def variables(
-    config: Any, task: Task, feed: Feed, part: int, sharing: weight_sharing.Plan | None = None
+    config: Reader, task: Task, feed: Feed, part: int, sharing: weight_sharing.Plan | None = None
 ) -> tuple[Any, Any, str | None]:
     """Returns the network's variables, the task's state, and a digest of the arrays of init_from.
 
     The digest is None without init_from.
 
     Args:
-      config: of the run; its keys seed, init_from, init_new and data_init are read.
-      task, feed: of the run.
+      config: a whole config; the keys seed, init_from, init_new and data_init are read.
+      task: the task, which draws the variables.
+      feed: the data.
       part: number of images that batch norm sees at a time.
-      sharing: which weights share values from the first step on.
+      sharing: which weights share values from the first step on; None for none.
 
     Raises:
       UserError: a value is unknown, or arrays do not fit the network.

@@ -1,4 +1,4 @@
-"""SIGTERM and ctrl-C: a run saves at the end of the call that computes, and ends."""
+"""SIGTERM and ctrl-C: a run finishes the current dispatch, saves a checkpoint, and stops."""
 
 import os
 import signal
@@ -8,14 +8,15 @@ import time
 import jax
 from jax.experimental import multihost_utils
 
-SAME = 1.0  # seconds within which several signals are one: terminals and wrappers both pass a ctrl-C on
+SAME = 1.0  # seconds within which signals count as one: a terminal and a wrapper may both forward the same ctrl-C
 
 
 class Interruption:
-    """Within it, a SIGTERM (preemption) or a SIGINT (ctrl-C) is only noted, so that the loop can save and end. A SIGINT
-    more than `SAME` seconds later goes to whoever had it before: to the command, which ends at once.
+    """A context in which SIGTERM (preemption) and SIGINT (ctrl-C) are recorded, so that the loop can save and stop.
 
-    Of several processes one alone may be told; then JAX, which took the SIGTERM, has all of them stop at the same call.
+    A SIGINT more than `SAME` seconds after the first signal goes to the previous handler, which ends the command at
+    once. If only one of several processes receives a signal, JAX, which handles SIGTERM, makes all of them stop after
+    the same dispatch.
     """
 
     signal: str | None = None
@@ -23,12 +24,12 @@ class Interruption:
     def __enter__(self):
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            noted = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
-            self._before = {number: signal.signal(number, self._note) for number in noted}
+            handled = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+            self._before = {number: signal.signal(number, self._note) for number in handled}
         return self
 
     def noted(self, number: int) -> str | None:
-        """Tells whether to stop after call `number` of the run, counted from where it started: the signal's name."""
+        """Returns the name of the signal if the run must stop after dispatch `number` of this process, else None."""
         if jax.process_count() == 1:
             return self.signal
         return (self.signal or "SIGTERM") if multihost_utils.reached_preemption_sync_point(number) else None

@@ -1,11 +1,11 @@
-"""One process per folder: a lock that the operating system takes back when its process ends, however it ends.
+"""A lock that admits one process per folder; the operating system releases it when the process ends, however it ends.
 
-It is flock, which Linux also honors between hosts over NFS version 4 (and 3 where its lock daemon runs) and on the
-cluster file systems that are mounted with it. After the crash of a host its lock is given back when the server's lease
-ends, usually within two minutes. A file system without locks (ENOLCK, ENOSYS) has a file as the lock, which names host
-and process: that of a dead process of the same host is taken over, that of a dead host must be deleted by hand, and
-the message says so. Nothing is told of a file system that grants flock to several hosts at once, as Lustre does when
-it is mounted with `localflock`.
+The lock is flock. Linux also honors it between hosts over NFS version 4 (over version 3 if its lock daemon runs) and
+on cluster file systems that are mounted with flock. After a host crashes, its lock is released when the server's lease
+ends, usually within two minutes. On a file system without locks (ENOLCK, ENOSYS), a lock file that names host and
+process takes its place. The lock file of a dead process on the same host is taken over; that of a dead host must be
+deleted by hand, and the error says so. File systems that grant flock to several hosts at once, such as Lustre mounted
+with `localflock`, are not detected.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from models.errors import UserError
 from train.files import read_json, remove, write_json
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-WAIT = 0.2  # seconds; a process that is just ending needs some microseconds
+WAIT = 0.2  # seconds; a process that is about to end releases its lock within microseconds
 
 
 class Lock:
@@ -37,10 +37,10 @@ class Lock:
         self._lock: filelock.BaseFileLock | None = None
 
     def acquire(self) -> None:
-        """Takes the lock; does nothing where this object has it already.
+        """Acquires the lock; does nothing if this object already holds it.
 
         Raises:
-          UserError: another process has it (which is said), or the folder cannot be written.
+          UserError: another process holds it (the message says which), or the folder is not writable.
         """
         if self._lock:
             return
@@ -73,14 +73,14 @@ class Lock:
         try:
             holder = read_json(self._holder, {"type": "object", "required": ["process", "host", "since"]})
             return f"process {holder['process']} on {holder['host']} since {holder['since']}"
-        except UserError:  # it has just begun
+        except UserError:  # the process has only just acquired the lock
             return "another process"
 
     def release(self) -> None:
-        """Gives the lock back, if this object has it."""
+        """Releases the lock if this object holds it."""
         if self._lock:
             remove(self._holder)
-            if isinstance(self._lock, filelock.UnixFileLock):  # which looks whether what it locked has been removed
+            if isinstance(self._lock, filelock.UnixFileLock):  # it checks for a removed lock file when it acquires
                 remove(Path(self._lock.lock_file))
             with contextlib.suppress(OSError):
                 self._lock.release()

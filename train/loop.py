@@ -1,4 +1,4 @@
-"""THE training loop: every experiment, task, pruning run and study goes through `train`."""
+"""The training loop: every experiment, task, pruning run and study goes through `train`."""
 
 import hashlib
 import time
@@ -11,7 +11,7 @@ import rich.console
 
 from models.errors import UserError
 from train import checkpoint, summary
-from train.config import difference, plain
+from train.config import Config, difference, plain
 from train.devices import multihost
 from train.files import expanded, read_json, write_json
 from train.interruption import Interruption
@@ -22,27 +22,24 @@ from train.workdir import Workdir
 
 
 def train(
-    config: Mapping[str, Any],
-    workdir: str | Path,
-    console: rich.console.Console | None = None,
-    started: float | None = None,
+    config: Config, workdir: str | Path, console: rich.console.Console | None = None, started: float | None = None
 ) -> dict[str, Any]:
-    """Trains the run that `config` describes in `workdir`, or continues it, and evaluates it.
+    """Trains and evaluates the run that `config` describes, or resumes it where it was interrupted.
 
-    Whatever ended an earlier run of the same config there, the result is that of an uninterrupted one.
+    The result is that of an uninterrupted run, whatever ended earlier processes of the same config in `workdir`.
 
     Args:
       config: complete; see configs/base.py.
-      workdir: folder of this run alone.
-      console: for progress; silent where None.
+      workdir: the folder of this run.
+      console: shows progress; None for silence.
       started: when the process started, by time.time(), for "seconds_to_first_step".
 
     Returns:
-      The summary, as in summary.json; {"interrupted": signal, "step": …} where SIGTERM or SIGINT ended it early.
+      The summary, as in summary.json; or {"interrupted": signal, "step": …} if SIGTERM or SIGINT ended the run early.
 
     Raises:
-      UserError: a mistake in the config, a workdir of another config or of another process, a loss that is not finite,
-        a full disk.
+      UserError: the config is invalid, the workdir belongs to another config or process, the loss is not finite, or
+        the disk is full.
     """
     started = started or time.time()
     console = console or rich.console.Console(quiet=True)
@@ -56,7 +53,7 @@ def train(
         multihost.check_same("data or start of the run", record)
         (saved, finished), state = multihost.from_primary(lambda: _resume(run, folder, record, console), run.state)
         if finished:
-            _say(console, f"{folder.path} is finished; its summary stands")
+            _say(console, f"{folder.path} is already finished; its summary is unchanged")
             return finished
         return _Training(run, folder, record, console, saved, state).finish(started)
 
@@ -66,7 +63,7 @@ def _say(console: rich.console.Console, line: str) -> None:
 
 
 def _record(run: Run) -> dict[str, Any]:
-    """Returns what must not change between an interrupted run and its continuation."""
+    """Returns the record of everything outside the config that must not change when a run resumes."""
     record = run.feed.record()
     if run.start:
         record["arrays of init_from"] = run.start
@@ -78,13 +75,13 @@ def _record(run: Run) -> dict[str, Any]:
 def _resume(
     run: Run, folder: Workdir, record: Mapping[str, Any], console: rich.console.Console
 ) -> tuple[tuple[dict[str, Any], dict[str, Any] | None], TrainState]:
-    """Opens the workdir, and reads where the run stands.
+    """Opens the workdir and reads the newest checkpoint.
 
     Returns:
-      (what the newest checkpoint says besides its arrays, the summary if the run is finished), and the state.
+      (the JSON of the newest checkpoint, the summary if the run is finished), and the state.
 
     Raises:
-      UserError: checkpoints of other data or of another network, or that are all damaged.
+      UserError: the checkpoints belong to other data or another network, or all of them are damaged.
     """
     folder.open(run.config, record, run.keep, run.task.headline)
     newest = folder.checkpoints.restore_newest(warn=lambda line: _say(console, f"warning: {line}"))
@@ -93,7 +90,7 @@ def _resume(
     leaves, saved = newest
     if changed := difference(saved["data"], record):
         raise UserError(
-            f"the data or the start of the run in {folder.path} changed since ({'; '.join(changed)}): "
+            f"the data or the start of the run in {folder.path} have changed ({'; '.join(changed)}): "
             "choose another --workdir"
         )
     path = folder.path / "summary.json"
@@ -103,18 +100,20 @@ def _resume(
         except UserError as error:
             raise UserError(f"{error}; delete it, and the same command evaluates the run again") from None
     state = checkpoint.unflatten(run.state, leaves, f"checkpoint {saved['step']} in {folder.path}")
-    _say(console, f"going on from step {saved['step']} of {run.total}")
+    _say(console, f"resuming from step {saved['step']} of {run.total}")
     return (saved, None), state
 
 
 class _Training:
-    """A run from where it stands to its end.
+    """The training of a run from its newest checkpoint to its end.
 
     Args:
-      run, folder, record: of `train`.
-      console: for progress.
-      saved: what the newest checkpoint says besides its arrays.
-      state: as numpy.
+      run: the run.
+      folder: its workdir.
+      record: see `_record`.
+      console: shows progress.
+      saved: the JSON of the newest checkpoint.
+      state: the state of that checkpoint, as numpy arrays.
     """
 
     def __init__(
@@ -127,10 +126,10 @@ class _Training:
         state: TrainState,
     ):
         self._run, self._folder, self._record = run, folder, record
-        self._is_primary = jax.process_index() == 0  # the one process that reads and writes the workdir
+        self._is_primary = jax.process_index() == 0  # only the primary process reads and writes the workdir
         self._state, self._done = run.parallel.place(state), saved["step"]
-        self._results: dict[str, Any] = {}  # of the evaluation after step `_done`
-        self._began = time.time() - saved["seconds"]  # as if the earlier, interrupted runs had been one with this
+        self._results: dict[str, Any] = {}  # results of the evaluation after step `_done`, if there was one
+        self._began = time.time() - saved["seconds"]  # as if earlier, interrupted processes had been part of this one
         self._recorder = Recorder(
             folder.path if self._is_primary else None,
             console,
@@ -143,7 +142,7 @@ class _Training:
         )
 
     def finish(self, started: float) -> dict[str, Any]:
-        """Trains to the end; returns what `train` returns."""
+        """Trains to the end; returns the result of `train`."""
         run, recorder = self._run, self._recorder
         try:
             with Interruption() as interruption:
@@ -161,7 +160,7 @@ class _Training:
             recorder.close()
 
     def _after_call(self, count: int, interrupted: bool) -> bool:
-        """Evaluates and saves where that is due after a call of `count` steps; tells whether anything was."""
+        """Evaluates and saves if due after a dispatch of `count` steps; returns whether either was due."""
         run, before = self._run, self._done
         self._done, self._results = before + count, {}
         is_last = self._done == run.total
@@ -170,7 +169,7 @@ class _Training:
         }
         if not (due["evaluate"] or due["checkpoint"] or interrupted):
             return False
-        self._recorder.flush()  # nothing that is not finite is evaluated or saved
+        self._recorder.flush()  # raises if the loss is not finite, before anything is evaluated or saved
         for hook in run.hooks if is_last else ():
             self._state = hook.at_end(run, self._state)
         if due["evaluate"]:
@@ -181,25 +180,25 @@ class _Training:
         return True
 
     def _save(self) -> None:
-        """Starts to write a checkpoint."""
+        """Starts to write a checkpoint in the background."""
         host = check_finite(self._done, self._run.parallel.fetch(self._state))
         if self._is_primary:
             saved = {"seconds": time.time() - self._began, "data": self._record, "recorder": self._recorder.state()}
             self._folder.checkpoints.save(self._done, host, saved, self._results)
 
     def _stop(self, interrupted: str) -> dict[str, Any]:
-        """Ends the process's part of a run that was interrupted."""
+        """Waits for the checkpoint of an interrupted run; returns the result of `train`."""
         if self._is_primary:
             self._folder.checkpoints.wait()
-        self._recorder.say(f"{interrupted}: saved at step {self._done} of {self._run.total}; the same command goes on")
+        self._recorder.say(f"{interrupted}: saved at step {self._done} of {self._run.total}; the same command resumes")
         return {"interrupted": interrupted, "step": self._done}
 
     def _conclude(self, started: float) -> dict[str, Any]:
-        """Writes the summary, and what the hooks write."""
+        """Writes the summary and the files of the hooks; returns the summary."""
         run, recorder = self._run, self._recorder
         if self._is_primary:
             self._folder.checkpoints.wait()
-        # There are no results where a run was killed between its last checkpoint and its summary
+        # There are no results yet if an earlier process was killed between the last checkpoint and the summary.
         results = self._results or run.evaluate(self._state, last=True)
         result = summary.create(run, results, seconds=time.time() - self._began, recorder=recorder, started=started)
         if skipped := run.feed.skipped_line():

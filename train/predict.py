@@ -1,10 +1,10 @@
-"""Predicts the classes of image files by a trained network. See --help."""
+"""Predicts the classes of image files with a trained network. See --help."""
 
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rich.table
@@ -15,31 +15,35 @@ from models import command
 from models.errors import UserError
 from train import cli
 
-USAGE = """Prints the most probable classes of image files, by a run or an exported network of any format.
+if TYPE_CHECKING:  # imports Orbax, which --help does not need
+    from train.export.loaded import Loaded
+
+USAGE = """Prints the most probable classes of image files, predicted by a run or an exported network of any format.
 
     python -m train.predict runs/x cat.jpg dog.png
     python -m train.predict runs/x ~/photos
     python -m train.predict exported/x_onnx *.jpg --top=3 --out=predictions.png
     python -m train.predict exported/x_hlo cat.jpg --json
 
-A folder stands for the images in it. Files are cropped and resized as the evaluation of the run does it; those of a run
-that crops none are squeezed. The network sees each once, also where the run's evaluation averages over views. A file
-that cannot be decoded is reported beside the results of the others, and the exit code is 2 then."""
+A folder stands for the images in it, at any depth. Files are cropped and resized as in the evaluation of the run; if it
+does not crop, they are resized without keeping their aspect ratio. The network sees one view of each image, even if the
+run's evaluation averages over several. A file that cannot be decoded is reported among the results of the others, and
+the exit code is 2."""
 
 BATCH = 32
 
 
-def predict(network: Any, files: Sequence[str], top: int) -> list[dict]:
+def predict(network: "Loaded", files: Sequence[str], top: int) -> list[dict[str, Any]]:
     """Predicts the classes of image files.
 
     Args:
-      network: a `train.export.loaded.Loaded`.
-      files: their paths.
-      top: classes per file.
+      network: the network.
+      files: paths of the images.
+      top: number of classes per file.
 
     Returns:
-      One row per file: {"file", "pixels" (as the network sees it), "classes": [(label, probability), …] by
-      probability}, or {"file", "error"} where it cannot be decoded.
+      One row per file: {"file", "pixels" (as the network sees them), "classes": [(label, probability), …], most
+      probable first}, or {"file", "error"} for a file that cannot be decoded.
     """
     labels, rows = network.card["labels"], []
     for start in range(0, len(files), BATCH):
@@ -54,7 +58,7 @@ def predict(network: Any, files: Sequence[str], top: int) -> list[dict]:
     return rows
 
 
-def _decoded(network: Any, name: str) -> dict:
+def _decoded(network: "Loaded", name: str) -> dict[str, Any]:
     try:
         return {"file": name, "pixels": network.pixels(name)}
     except UserError as error:
@@ -62,10 +66,10 @@ def _decoded(network: Any, name: str) -> dict:
 
 
 def named(paths: Sequence[str]) -> list[str]:
-    """Returns the files that paths stand for: of a folder the images in it, at any depth, by name.
+    """Returns the files that paths stand for: a folder stands for the images in it, at any depth, sorted by name.
 
     Raises:
-      UserError: a folder without images.
+      UserError: a folder holds no images.
     """
     from train.data.sources.folder import images_in
 
@@ -79,28 +83,17 @@ def named(paths: Sequence[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """Prints what is asked for."""
+    """Predicts, prints and draws what the command line asks for."""
     if len(argv) < 3:
         raise UserError("want a MODEL (the folder of a run or of an exported network) and image files, see --help")
     if OUT.value and (Path(OUT.value).suffix != ".png" or not Path(OUT.value).absolute().parent.is_dir()):
-        raise UserError(f"--out={OUT.value}: want a .png in a folder that is there")
-    from train.export import loaded  # not for --help: with it comes Orbax
+        raise UserError(f"--out={OUT.value}: want a .png file in an existing folder")
+    from train.export import loaded  # imports Orbax, which --help does not need
 
     rows = predict(loaded.load(argv[1], CHECKPOINT.value), named(argv[2:]), TOP.value)
     if JSON.value:
         for row in rows:
-            print(
-                json.dumps(
-                    {"file": row["file"], "error": row["error"]}
-                    if "error" in row
-                    else {
-                        "file": row["file"],
-                        "classes": [
-                            {"label": label, "probability": round(share, 6)} for label, share in row["classes"]
-                        ],
-                    }
-                )
-            )
+            print(_json_line(row))
     else:
         command.console().print(table(rows))
     readable = [row for row in rows if "error" not in row]
@@ -116,24 +109,32 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def table(rows: Sequence[dict]) -> rich.table.Table:
-    """Returns a table with a row per class, and the file beside its first."""
-    made = rich.table.Table()
-    for column, justify in (("file", "left"), ("class", "left"), ("probability", "right")):
-        made.add_column(column, justify=justify)
+def _json_line(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return json.dumps({"file": row["file"], "error": row["error"]})
+    classes = [{"label": label, "probability": round(share, 6)} for label, share in row["classes"]]
+    return json.dumps({"file": row["file"], "classes": classes})
+
+
+def table(rows: Sequence[dict[str, Any]]) -> rich.table.Table:
+    """Returns a table with one row per class; the first row of each file names the file."""
+    table = rich.table.Table()
+    table.add_column("file")
+    table.add_column("class")
+    table.add_column("probability", justify="right")
     for row in rows:
         if "error" in row:
-            made.add_row(Text(row["file"]), Text(row["error"]), "", end_section=True)
+            table.add_row(Text(row["file"]), Text(row["error"]), "", end_section=True)
         for i, (label, share) in enumerate(row.get("classes", ())):
-            made.add_row(
+            table.add_row(
                 "" if i else Text(row["file"]), Text(label), f"{share:.1%}", end_section=i == len(row["classes"]) - 1
             )
-    return made
+    return table
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
-    TOP = flags.DEFINE_integer("top", 5, "Classes of each file.", lower_bound=1)
-    CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of a run: last, or best (on its test set).")
-    OUT = command.define_path("out", None, "A picture to write, .png: each file with its classes.")
-    JSON = flags.DEFINE_bool("json", False, "Print a line of JSON for each file instead of a table.")
+    TOP = flags.DEFINE_integer("top", 5, "Number of classes per file.", lower_bound=1)
+    CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Checkpoint of a run: last, or best (on its test set).")
+    OUT = command.define_path("out", None, "Figure to write (.png) that shows each file with its classes.")
+    JSON = flags.DEFINE_bool("json", False, "Print one line of JSON per file instead of a table.")
     cli.run(main, USAGE, positional=True)

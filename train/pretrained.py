@@ -1,4 +1,4 @@
-"""Networks that were trained before, to start from: those of runs here, and imported weights of other libraries."""
+"""Pretrained networks to start from: runs of this project, and imported weights of other libraries."""
 
 import hashlib
 import re
@@ -17,18 +17,24 @@ from train import checkpoint, workdir
 from train.export import card
 from train.files import expanded
 
-SHOWN = 5  # arrays that do not fit, in an error
+SHOWN = 5  # number of mismatched arrays that an error lists
 
 
 class Pretrained(NamedTuple):
-    """Where it was found, the name of the network (None where a file does not say), and its arrays by our paths."""
+    """A pretrained network.
+
+    Attributes:
+      where: the path that it was loaded from.
+      name: the name of the network, or None if a file does not say.
+      arrays: arrays by this project's paths.
+    """
 
     where: str
     name: str | None
     arrays: dict[str, np.ndarray]
 
     def digest(self) -> str:
-        """Of names and bits."""
+        """Returns a digest of the names and bits of all arrays."""
         digest = hashlib.sha256()
         for name, leaf in sorted(self.arrays.items()):
             digest.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
@@ -36,39 +42,43 @@ class Pretrained(NamedTuple):
 
 
 def load(where: str | Path) -> Pretrained:
-    """Reads a run's folder, that of an exported network (`python -m train.export`, a format of weights), or a file:
-    .safetensors (`python -m models.weights import`) or compressed.
+    """Loads a pretrained network.
 
-    Of a run it is the newest checkpoint, there the averaged weights where it has them: what the run evaluates.
+    From a run, the newest checkpoint is read, and of it the averaged weights if there are any, which are the weights
+    that the run evaluates.
+
+    Args:
+      where: the folder of a run or of an exported network (`python -m train.export`, in a format that holds weights), a
+        .safetensors file (`python -m models.weights import`), or a compressed file.
 
     Raises:
-      UserError: there is nothing, or it is damaged.
+      UserError: there is no such network, or it is damaged.
     """
     path = expanded(where)
     if path.is_dir():
-        return _of_export(path) if card.is_in(path) else _of_run(path)
+        return _load_export(path) if card.is_in(path) else _load_run(path)
     if not path.exists():
         raise UserError(f"init_from={where}: there is no such run or file")
     if path.suffix.lower() == file.SUFFIX:
-        return _of_file(path)
+        return _load_compressed(path)
     if path.suffix.lower() != ".safetensors":
         raise UserError(
             f"init_from={where}: want the folder of a run or of an exported network, a {file.SUFFIX} or a "
-            ".safetensors file; other files become one by python -m models.weights import"
+            ".safetensors file; convert other files by python -m models.weights import"
         )
     return Pretrained(str(where), weights.about(path).get("model"), weights.read(path))
 
 
-def _of_export(folder: Path) -> Pretrained:
+def _load_export(folder: Path) -> Pretrained:
     try:
-        about = card.read(folder)
-        arrays = weights.flatten(card.network(folder, about)[1])
+        content = card.read(folder)
+        arrays = weights.flatten(card.network(folder, content)[1])
     except UserError as error:
         raise UserError(f"init_from={error}") from None
-    return Pretrained(str(folder), about["architecture"], arrays)
+    return Pretrained(str(folder), content["architecture"], arrays)
 
 
-def _of_file(path: Path) -> Pretrained:
+def _load_compressed(path: Path) -> Pretrained:
     data = file.read(path)
     try:
         arrays = file.load(data, path)[1]
@@ -77,7 +87,7 @@ def _of_file(path: Path) -> Pretrained:
     return Pretrained(str(path), file.about(data)["model"], weights.flatten(arrays))
 
 
-def _of_run(folder: Path) -> Pretrained:
+def _load_run(folder: Path) -> Pretrained:
     try:
         name, leaves = workdir.read_config(folder).get("model", {}).get("name"), checkpoint.read(folder)[0]
     except UserError as error:
@@ -85,7 +95,7 @@ def _of_run(folder: Path) -> Pretrained:
     start = "ema/" if any(path.startswith("ema/") for path in leaves) else ""
     arrays = {}
     for part in ("params/", "model_state/"):
-        # from_arrays knows them without the collection: "stem_norm/mean"
+        # from_arrays expects paths without the collection, e.g. "stem_norm/mean".
         arrays |= {
             path.removeprefix(start + part): leaf for path, leaf in leaves.items() if path.startswith(start + part)
         }
@@ -93,31 +103,32 @@ def _of_run(folder: Path) -> Pretrained:
 
 
 def _check_head(pretrained: Pretrained, model: nn.Module, error: weights.Mismatch) -> None:
-    """Raises UserError where the number of classes is all that does not fit."""
-    heads = [re.match(r"! (exit\d+/)?head/", line) for line in error.lines]
-    kernel = pretrained.arrays.get("head/kernel", pretrained.arrays.get("exit1/head/kernel"))  # not all have a bias
-    if kernel is not None and all(heads):
+    """Raises a UserError that suggests init_new if nothing but the number of classes does not fit."""
+    heads = [match for line in error.lines if (match := re.match(r"! (exit\d+/)?head/", line))]
+    kernel = pretrained.arrays.get("head/kernel", pretrained.arrays.get("exit1/head/kernel"))  # some have no bias
+    if kernel is not None and len(heads) == len(error.lines):
         new = "|".join(sorted({"*/head" if head[1] else "head" for head in heads}, reverse=True))
         what = "its head" if new == "head" else "its heads"
         raise UserError(
-            f"init_from={pretrained.where} is of {kernel.shape[-1]} classes, the data have "
-            f"{model.num_classes}: init_new={new} draws {what} anew"
+            f"init_from={pretrained.where} has {kernel.shape[-1]} classes, but the data have "
+            f"{getattr(model, 'num_classes', '')}: init_new={new} initializes {what} randomly"
         ) from None
 
 
 def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collection[str]) -> Any:
-    """Variables to start from: the pretrained ones, but for the parts `new`, which stay as in `variables`. Ternary
-    layers take the kernels of full ones, and make their scales of them.
+    """Returns the pretrained variables to start from, except for the parts `new`, which keep their drawn values.
+
+    Ternary layers also load full-precision kernels, from which their scales are computed.
 
     Args:
-      model: the network that they are for.
-      variables: its own, as drawn.
+      model: the network to initialize.
+      variables: its drawn variables.
       pretrained: see `load`.
-      new: beginnings of paths, e.g. "head" where there are other classes.
+      new: prefixes of paths, e.g. "head" if the classes differ.
 
     Raises:
-      UserError: the arrays are of another network; some of those that are missing (-), unexpected (+) or of another
-        shape (!) are named. Or `new` names no part of the network.
+      UserError: the arrays do not fit the network, or `new` names no part of it. The message lists some of the arrays
+        that are missing (-), unexpected (+) or of a different shape (!).
     """
     arrays = low_bit.with_scales(pretrained.arrays, weights.flatten(variables))
     try:
@@ -127,5 +138,5 @@ def start(model: nn.Module, variables: Any, pretrained: Pretrained, new: Collect
         more = f" and {len(error.lines) - SHOWN} more" if len(error.lines) > SHOWN else ""
         raise UserError(
             f"init_from={pretrained.where}, a {pretrained.name or 'network'}, does not fit this {type(model).__name__}"
-            f": {'; '.join(error.lines[:SHOWN])}{more} (parts of init_new are drawn anew)"
+            f": {'; '.join(error.lines[:SHOWN])}{more} (parts named by init_new are initialized randomly)"
         ) from None

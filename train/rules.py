@@ -1,6 +1,6 @@
-"""Rules between features: which parts of a config exclude each other, each rule with its sentence.
+"""Rules between features: combinations of settings that exclude each other, each with its error message.
 
-A rule that concerns one feature alone is checked where that feature is built.
+A rule about a single feature is checked where that feature is built.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import models
 from models.errors import UserError
 from models.gated import GatedResNet
 from models.layers import low_bit
+from train.config import Reader
 from train.data.feed import Feed
 from train.optim import pruning, weight_sharing
 from train.optim.lookahead import Average
@@ -21,15 +22,18 @@ from train.tasks.base import Task
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What rules look at.
+    """The parts of a run that rules are about.
 
     Attributes:
-      config: of the run; see configs/base.py.
-      feed, task: of the run.
-      prune, share, lookahead: what the texts of the same names ask for, or None.
+      config: the whole config; see configs/base.py.
+      feed: the data.
+      task: the task.
+      prune: the plan of optimizer.prune, or None.
+      share: the plan of optimizer.share, or None.
+      lookahead: the average of `lookahead`, or None.
     """
 
-    config: Any
+    config: Reader
     feed: Feed
     task: Task
     prune: pruning.Plan | None
@@ -38,25 +42,25 @@ class Features:
 
     @property
     def average(self) -> str:
-        """The setting that averages the weights, "" for none."""
+        """The setting that averages the weights, e.g. "ema_decay=0.999"; "" if there is none."""
         if self.config.ema_decay:
             return f"ema_decay={self.config.ema_decay}"
         return f"lookahead='{self.config.lookahead}'" if self.lookahead else ""
 
     @property
     def binary(self) -> str:
-        """The first kernel of a binary layer, "" for none."""
+        """The name of the first kernel of a binary layer; "" if there is none."""
         variables = jax.eval_shape(lambda key: self.task.init(key, self.feed.inputs)[0], jax.random.key(0))
         kernels = low_bit.binary(self.task.model, variables, *models.abstract(self.feed.inputs))
         return kernels[0] if kernels else ""
 
 
 class Rule(NamedTuple):
-    """A combination that is refused.
+    """A combination of features that is an error.
 
     Attributes:
-      broken: tells whether the features break the rule.
-      sentence: what is wrong and what helps; formatted with the features as `f`.
+      broken: returns something true if the features break the rule.
+      sentence: the error message, formatted with the features as `f`.
     """
 
     broken: Callable[[Features], Any]
@@ -70,7 +74,7 @@ RULES = (
     ),
     Rule(
         lambda f: f.config.data_init == "lsuv" and isinstance(f.task.model, GatedResNet),
-        "data_init=lsuv would scale the kernels of gates, which start near 0 so that they are open",
+        "data_init=lsuv would rescale the kernels of gates, which start near 0 so that all gates are open",
     ),
     Rule(
         lambda f: f.lookahead and f.config.ema_decay,
@@ -78,27 +82,27 @@ RULES = (
     ),
     Rule(
         lambda f: f.average and (f.prune or f.share),
-        "{f.average}: averages of weights that optimizer.prune cuts are not pruned, and averages of weights that "
-        "optimizer.share lets share values share none",
+        "{f.average}: averaged weights would be neither pruned (optimizer.prune) nor share values (optimizer.share)",
     ),
     Rule(
         lambda f: f.prune and f.share,
-        "optimizer.prune and optimizer.share: prune first, and share in a run that starts from that",
+        "optimizer.prune and optimizer.share: prune in one run, and share values in a second run that starts from it",
     ),
     Rule(
         lambda f: (f.share or (f.prune and f.prune.structure != "filters")) and f.binary,
-        "optimizer.prune and share are not for binary layers, where 0 counts as 1: {f.binary}; structure=filters is",
+        "optimizer.prune and share do not support binary layers, where 0 counts as 1: {f.binary}; "
+        "structure=filters does",
     ),
     Rule(
         lambda f: f.share and (f.config.optimizer.clip_norm or f.config.optimizer.name.startswith(("lars", "lamb"))),
-        "optimizer.share: a value's gradient stands at each of its weights, so clip_norm, lars and lamb would count it "
-        "many times; set clip_norm=0 and sgd, adam or adamw",
+        "optimizer.share: each weight holds the whole gradient of its shared value, so clip_norm, lars and lamb would "
+        "count it many times; set clip_norm=0 and sgd, adam or adamw",
     ),
 )
 
 
 def check(features: Features) -> None:
-    """Raises UserError with the sentence of the first rule that is broken."""
+    """Raises UserError with the message of the first broken rule."""
     for rule in RULES:
         if rule.broken(features):
             raise UserError(rule.sentence.format(f=features))

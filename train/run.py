@@ -1,6 +1,6 @@
-"""A run: what a config describes, built part by part before anything is trained or written.
+"""A run: everything that a config describes, built part by part before anything is trained or written.
 
-Each builder works alone. `build_network` is all that predicting, exporting and explaining need.
+Each builder works alone. Predicting, exporting and explaining only need `build_network`.
 """
 
 import dataclasses
@@ -18,35 +18,35 @@ import optax
 import models
 from models.errors import UserError, choice_error
 from train import evaluate, hooks, initial_weights, rules, step, tasks
-from train.config import Durations, Reader, plain
+from train.config import Config, Durations, Reader, plain
 from train.data.feed import Feed
 from train.data.image_feed import ImageFeed
 from train.data.sources import text
 from train.data.text_feed import TextFeed
 from train.devices.parallel import Parallel
-from train.optim import build, lookahead, pruning, weight_sharing
+from train.optim import build, lookahead, pruning, schedules, weight_sharing
 from train.state import TrainState
 from train.state import create as create_state
 from train.tasks.base import Task
 
-PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # of the computation; parameters and statistics are float32
+PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # dtype of computation; parameters and statistics are float32
 OTHERS_DECIDE = {  # fields of the model that a config cannot set
-    "num_classes": "the data set says how many",
-    "vocab_size": "the text says how many",
+    "num_classes": "the data set determines it",
+    "vocab_size": "the text determines it",
     "dtype": "set precision=bfloat16 or float32",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A config's network on its data; knows nothing of how it is trained.
+    """A config's network on its data, without what is needed to train it.
 
     Attributes:
-      config: the complete config, as JSON holds it.
+      config: the complete config, as JSON represents it.
       parallel: the devices.
       feed: the data.
       task: loss, metrics and prediction, and the flax module.
-      durations: turns times of the config into steps.
+      durations: converts durations of the config to steps.
     """
 
     config: dict[str, Any]
@@ -67,7 +67,7 @@ class Network:
 
     @functools.cached_property
     def shapes(self) -> tuple[Any, Any]:
-        """Shapes of the model's variables, and of the task's state."""
+        """Shapes of the model's variables and of the task's state."""
         return jax.eval_shape(lambda key: self.task.init(key, self.feed.inputs), jax.random.key(0))
 
     @functools.cached_property
@@ -78,18 +78,18 @@ class Network:
         )
 
     def evaluate(self, state: TrainState) -> dict[str, Any]:
-        """Returns the metrics of the test set under `state`, which is on the devices."""
+        """Returns the metrics of `state`, which is on the devices, on the test set."""
         return evaluate.evaluate(self.evaluation_call, state, self.feed.evaluation_calls(), self.feed.test_weight)
 
     def predictions(
         self, variables: Any, batches: Iterable[Mapping[str, Any]], predict: Callable[..., jax.Array] | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns outputs, labels and indices of batches; see `train.evaluate.predictions`.
+        """Returns outputs, labels and dataset indices of batches; see `train.evaluate.predictions`.
 
         Args:
-          variables: of the model.
-          batches: of `Feed.test_batches` or `ImageFeed.batches`.
-          predict: (variables, prepared batch) -> outputs; by default the task's.
+          variables: variables of the model.
+          batches: from `Feed.test_batches` or `ImageFeed.batches`.
+          predict: (variables, prepared batch) -> outputs; by default the task's `predict`.
         """
         return evaluate.predictions(predict or self.task.predict, variables, self.feed.prepare_evaluation, batches)
 
@@ -99,14 +99,14 @@ class Run(Network):
     """A network that is ready to be trained.
 
     Attributes:
-      hooks: what happens besides training.
-      every: steps between "log", "evaluate" and "checkpoint"; 0: only at the end.
-      keep: number of checkpoints.
+      hooks: additions to training; see `Hook`.
+      every: number of steps between events "log", "evaluate" and "checkpoint"; 0 for only at the end.
+      keep: number of checkpoints to keep.
       program: the training program of one device.
       train_call: the program, lifted over the devices.
-      state: before the first step, as numpy.
-      prune: when which weights are pruned, or None.
-      start: digest of the arrays that the run starts from, or None.
+      state: the state before the first step, as numpy arrays.
+      prune: which weights are pruned when, or None.
+      start: digest of the arrays of init_from, or None.
     """
 
     hooks: "list[Hook]"
@@ -119,7 +119,7 @@ class Run(Network):
     start: str | None
 
     def evaluate(self, state: TrainState, last: bool = False) -> dict[str, Any]:
-        """Returns the metrics of the test set under `state`, the last time with what the hooks measure."""
+        """Returns the metrics of `state` on the test set; with `last`, adds what the hooks measure."""
         results = super().evaluate(state)
         if last and self.hooks:
             host = self.parallel.fetch(state)
@@ -129,27 +129,30 @@ class Run(Network):
 
 
 class Hook(Protocol):
-    """What a run does besides training; a hook overrides what it needs."""
+    """An addition to training; a hook overrides the methods that it needs."""
 
     def check(self, run: Run) -> None:
-        """Raises UserError, before anything is trained, where the hook cannot do its work on this run."""
+        """Raises UserError, before training, if the hook does not support this run."""
 
     def at_end(self, run: Run, state: TrainState) -> TrainState:
-        """Returns the state (on the devices) after the last step, before the last evaluation and checkpoint."""
+        """Returns the final state, given the state (on the devices) after the last step.
+
+        Called before the last evaluation and the last checkpoint.
+        """
         del run
         return state
 
     def measure(self, run: Run, state: TrainState) -> dict[str, Any]:
-        """Returns numbers that join the results of the last evaluation; `state` is numpy."""
+        """Returns results to add to those of the last evaluation; `state` holds numpy arrays."""
         del run, state
         return {}
 
     def finished(self, run: Run, state: TrainState, folder: Path) -> None:
-        """Writes into the workdir, after everything else, on the process that writes; `state` is numpy."""
+        """Writes files into the workdir at the very end, on the primary process; `state` holds numpy arrays."""
 
 
 class Plans(NamedTuple):
-    """What texts of the config ask for, in steps; None where a text is empty."""
+    """The plans of optimizer.prune, optimizer.share and lookahead; None where the setting is empty."""
 
     prune: pruning.Plan | None
     share: weight_sharing.Plan | None
@@ -157,19 +160,17 @@ class Plans(NamedTuple):
 
 
 class Optimizer(NamedTuple):
-    """The optax transformation, and the learning rate by step, for the record."""
+    """The optax transformation, and the learning rate by step, which metrics report."""
 
     transformation: optax.GradientTransformation
-    learning_rate: build.Schedule
+    learning_rate: schedules.Schedule
 
 
-def build_data(
-    config: Mapping[str, Any] | Reader, parallel: Parallel, recorded: Mapping[str, Any] | None = None
-) -> Feed:
-    """Opens the data set, or describes it from what a run has recorded (`Feed.record`).
+def build_data(config: Config | Reader, parallel: Parallel, recorded: Mapping[str, Any] | None = None) -> Feed:
+    """Opens the data set, or describes it by the record of an earlier run (`Feed.record`).
 
     Raises:
-      UserError: the data set is not there, or sizes do not fit.
+      UserError: the data set does not exist, or batch sizes do not fit the devices.
     """
     reader = Reader.of(config)
     for key in ("batch_size", "eval_batch_size"):
@@ -180,15 +181,15 @@ def build_data(
     return ImageFeed(reader.data, parallel, **sizes, recorded=recorded)
 
 
-def build_network(config: Mapping[str, Any] | Reader, recorded: Mapping[str, Any] | None = None) -> Network:
+def build_network(config: Config | Reader, recorded: Mapping[str, Any] | None = None) -> Network:
     """Builds the network of a config on its data; draws no variables.
 
     Args:
       config: complete; see configs/base.py.
-      recorded: of a run that is reopened, what it remembers of its data; the data set need not be there then.
+      recorded: the data's record in a run that is reopened; with it, the data set need not exist.
 
     Raises:
-      UserError: anything that is wrong with what it reads.
+      UserError: a value that it reads is invalid.
     """
     reader = Reader.of(config)
     if reader.precision not in PRECISIONS:
@@ -206,24 +207,24 @@ def build_network(config: Mapping[str, Any] | Reader, recorded: Mapping[str, Any
 
 
 def build_model(reader: Reader, feed: Feed) -> nn.Module:
-    """Returns the flax module of the section `model`, with the fields that the data decide."""
+    """Returns the flax module of the section `model`, with the fields that the data determine."""
     for field, why in OTHERS_DECIDE.items():
         if field in reader.model.to_dict():
             raise UserError(f"model.{field}: {why}")
     for field in sorted(feed.fields.keys() - set(models.fields(reader.model.name))):
         raise UserError(
-            f"model.name={reader.model.name} is not for {feed.unit} (data.source={reader.data.source}): it "
+            f"model.name={reader.model.name} does not support {feed.unit} (data.source={reader.data.source}): it "
             f"has no field {field}"
         )
     fields = {**feed.fields, "dtype": PRECISIONS[reader.precision], **reader.model.to_dict(without=("name",))}
     return models.create(reader.model.name, **fields)
 
 
-def build_plans(config: Mapping[str, Any] | Reader, network: Network) -> Plans:
-    """Reads what is to be pruned, shared and averaged, and checks all of it against the rules.
+def build_plans(config: Config | Reader, network: Network) -> Plans:
+    """Reads the plans of pruning, sharing and averaging, and checks the rules between them.
 
     Raises:
-      UserError: a text cannot be read, or a rule between features is broken (train/rules.py).
+      UserError: a setting cannot be read, or a rule between features is broken (train/rules.py).
     """
     reader, times = Reader.of(config), network.durations
     if not 0 <= reader.ema_decay < 1:
@@ -237,7 +238,7 @@ def build_plans(config: Mapping[str, Any] | Reader, network: Network) -> Plans:
     return plans
 
 
-def build_optimizer(config: Mapping[str, Any] | Reader, network: Network, plans: Plans, variables: Any) -> Optimizer:
+def build_optimizer(config: Config | Reader, network: Network, plans: Plans, variables: Any) -> Optimizer:
     """Builds the optimizer of the section `optimizer` for the network's variables (arrays or shapes)."""
     coupled = functools.partial(pruning.vectors, network.model, variables, network.feed.inputs)
     return Optimizer(
@@ -254,9 +255,9 @@ def build_optimizer(config: Mapping[str, Any] | Reader, network: Network, plans:
 
 
 def build_programs(
-    config: Mapping[str, Any] | Reader, network: Network, plans: Plans, optimizer: Optimizer
+    config: Config | Reader, network: Network, plans: Plans, optimizer: Optimizer
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Returns the training program of one device, and the program lifted over the devices."""
+    """Returns the training program of one device, and the same program lifted over the devices."""
     reader = Reader.of(config)
     program = functools.partial(
         step.train_call,
@@ -273,17 +274,17 @@ def build_programs(
     return program, network.parallel.lift_training(program)
 
 
-def build_run(config: Mapping[str, Any] | Reader, recorded: Mapping[str, Any] | None = None, fresh: bool = True) -> Run:
+def build_run(config: Config | Reader, recorded: Mapping[str, Any] | None = None, fresh: bool = True) -> Run:
     """Builds everything that a config describes.
 
     Args:
       config: complete; see configs/base.py.
       recorded: see `build_network`.
-      fresh: False where the state is read from a checkpoint: no codebooks are made of drawn weights, and nothing is
-        traced to see whether it fits together.
+      fresh: False if the state will be read from a checkpoint. Then drawn weights are not quantized to codebooks, and
+        the programs are not traced.
 
     Raises:
-      UserError: anything in the config that is unknown, unread, or does not fit.
+      UserError: a key is unknown or unread, or a value is invalid.
     """
     reader = Reader.of(config)
     if reader.keep_checkpoints < 1:
@@ -319,20 +320,20 @@ def build_run(config: Mapping[str, Any] | Reader, recorded: Mapping[str, Any] | 
         hook.check(run)
     if fresh:
         _trace(run)
-    # As numpy: it goes to the devices when training starts. The parameters were being drawn while that was traced.
+    # As numpy, because the loop places it on the devices. The parameters were drawn while the programs were traced.
     return dataclasses.replace(run, state=jax.tree.map(np.asarray, run.state))
 
 
 def examples_of_norm(reader: Reader, parallel: Parallel) -> int:
-    """Returns the number of examples that batch norm sees at a time; raises UserError where accumulate does not fit."""
+    """Returns the number of examples that batch norm sees at a time; raises UserError if accumulate does not fit."""
     per_device = reader.batch_size // len(parallel.devices)
     if reader.accumulate < 1 or per_device % reader.accumulate:
-        raise UserError(f"accumulate={reader.accumulate} must divide the {per_device} examples of a device")
+        raise UserError(f"accumulate={reader.accumulate} must divide the {per_device} examples per device")
     return per_device // reader.accumulate
 
 
 def _trace(run: Run) -> None:
-    """Traces both programs without computing: what does not fit together is said before anything is written."""
+    """Traces both programs without computing, so that mismatched shapes raise errors before anything is written."""
     items, evaluation_items = run.feed.shapes()
     jax.eval_shape(run.train_call, run.state, run.feed.data, items)
     jax.eval_shape(run.evaluation_call, run.state, {}, evaluation_items)

@@ -1,8 +1,9 @@
-"""The small language in which configs name things with arguments: "sgd(momentum=0.9)", "crop(4)|flip|cutout(8)".
+"""The mini-language in which configs name components and their arguments.
 
-One string is easy to override on the command line, replaces a choice together with its arguments, and has no key
-that a different choice would leave unread. Parsed with `ast`; only literals are allowed as arguments. A name may be one
-of a user's file, "my_loss.py:Focal(gamma=2.0)", see models/plugins.py.
+Examples are "sgd(momentum=0.9)" and "crop(4)|flip|cutout(8)". A single string is easy to override on the command line.
+It replaces a choice together with its arguments, so that no arguments of another choice are left behind unread. Text is
+parsed with `ast`; arguments must be literals. A name may come from a user's file, as in "my_loss.py:Focal(gamma=2.0)";
+see models/plugins.py.
 """
 
 import ast
@@ -14,14 +15,12 @@ from typing import Any, NamedTuple
 from models import plugins
 from models.errors import UserError, choice_error, has_type
 
-_PARTS = re.compile(r"""(?:'[^']*'|"[^"]*"|[^|])+""")  # between bars that are in no quotes
-
-
+_PARTS = re.compile(r"""(?:'[^']*'|"[^"]*"|[^|])+""")  # parts between bars that are not quoted
 LONGEST_SHOWN = 200  # characters of a text in an error
 
 
 class Call(NamedTuple):
-    """One parsed call: `name(*args, **kwargs)`; the name may be FILE.py:NAME."""
+    """A parsed call `name(*args, **kwargs)`; the name may be FILE.py:NAME."""
 
     name: str
     args: tuple[Any, ...] = ()
@@ -29,17 +28,21 @@ class Call(NamedTuple):
 
 
 def parse(kind: str, text: str) -> tuple[Call, ...]:
-    """Parses "a(1)|b|c(x='2|3')" to calls; `kind` says in errors what the text is, e.g. "data.augment".
+    """Parses a text such as "a(1)|b|c(x='2|3')" into calls.
+
+    Args:
+      kind: names the text in errors, e.g. "data.augment".
+      text: the text.
 
     Raises:
-      UserError: where the text is not of that form, or an argument is no literal.
+      UserError: the text does not have this form, or an argument is not a literal.
     """
     return tuple(_parse_one(kind, part.strip()) for part in _PARTS.findall(text) if part.strip())
 
 
 def _parse_one(kind: str, text: str) -> Call:
     def value(node: ast.expr) -> Any:
-        return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)  # a bare word is a text
+        return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)  # a bare word is a string
 
     file, call = plugins.split(text) or ("", text)
     start = f"{file}:" if file else ""
@@ -48,7 +51,7 @@ def _parse_one(kind: str, text: str) -> Call:
         if isinstance(node, ast.Name):
             return Call(start + node.id)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
-            kwargs = {k.arg: value(k.value) for k in node.keywords}
+            kwargs = {k.arg: value(k.value) for k in node.keywords if k.arg}
             return Call(start + node.func.id, tuple(value(argument) for argument in node.args), kwargs)
     except (SyntaxError, ValueError, MemoryError, RecursionError):  # the last two: nested too deeply
         pass
@@ -57,12 +60,19 @@ def _parse_one(kind: str, text: str) -> Call:
 
 
 def resolve(kind: str, call: Call, table: Mapping[str, Callable | str], *leading: Any) -> Any:
-    """Calls `table[call.name](*leading, *call.args, **call.kwargs)`, or what FILE.py:NAME stands for, arguments checked
-    against its annotations. The table has functions, or texts "module:NAME" of what is imported then.
+    """Calls what a parsed call names: `table[call.name](*leading, *call.args, **call.kwargs)`.
+
+    A name FILE.py:NAME stands for a function of a user's file instead. Arguments are checked against annotations.
+
+    Args:
+      kind: names the text in errors, e.g. "data.augment".
+      call: the parsed call.
+      table: functions by name, or strings "module:NAME" that are imported when they are used.
+      *leading: arguments before those of the call.
 
     Raises:
-      UserError: for a name that the table lacks (with the nearest), arguments that do not fit the signature, and what
-        the function refuses by a ValueError.
+      UserError: the name is not in the table (the message suggests a similar one), the arguments do not fit the
+        signature, or the function raises ValueError.
     """
     function = plugins.load(call.name) if plugins.split(call.name) else plugins.imported(table.get(call.name))
     if function is None:
@@ -71,12 +81,12 @@ def resolve(kind: str, call: Call, table: Mapping[str, Callable | str], *leading
     parameters = signature.parameters
     try:
         bound = signature.bind(*leading, *call.args, **call.kwargs)
-        for name, given in list(bound.arguments.items())[len(leading) :]:
-            wanted = parameters[name].annotation
-            several = parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
-            for value in given if several else (given,):
-                if wanted in (int, float, str, bool) and not has_type(value, wanted):
-                    raise TypeError(f"{name} must be {wanted.__name__}, not {value!r}")
+        for name, argument in list(bound.arguments.items())[len(leading) :]:
+            annotation = parameters[name].annotation
+            is_variadic = parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+            for value in argument if is_variadic else (argument,):
+                if annotation in (int, float, str, bool) and not has_type(value, annotation):
+                    raise TypeError(f"{name} must be {annotation.__name__}, not {value!r}")
         return function(*bound.args, **bound.kwargs)
     except UserError:
         raise
@@ -86,8 +96,8 @@ def resolve(kind: str, call: Call, table: Mapping[str, Callable | str], *leading
 
 
 def resolve_one(kind: str, text: str, table: Mapping[str, Callable], *leading: Any) -> Any:
-    """Parses a text that holds exactly one call, and calls it."""
-    found = parse(kind, text)
-    if len(found) != 1:
+    """Parses a text that holds exactly one call, and resolves it."""
+    calls = parse(kind, text)
+    if len(calls) != 1:
         raise UserError(f"{kind} '{text}' must name exactly one of: {', '.join(table)}")
-    return resolve(kind, found[0], table, *leading)
+    return resolve(kind, calls[0], table, *leading)

@@ -1,4 +1,4 @@
-"""Everything that training changes, in one tree."""
+"""The training state: everything that training changes, in one tree."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ import optax
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What one training step maps to the next, and what a checkpoint holds.
+    """The state that each training step updates and that a checkpoint holds.
 
     Attributes:
-      step: int32 [], optimizer steps done.
-      params: trained by the optimizer, float32.
+      step: int32 [], number of optimizer steps done.
+      params: parameters that the optimizer trains, float32.
       model_state: other variables of the model, e.g. {"batch_stats": …}.
-      task_state: what a task trains or counts besides the model; {} for most.
-      opt_state: of the optimizer; pruning masks and the like ride here.
-      ema: {"params", "model_state"} averaged over steps, or {} where it is off.
-      rng: uint32 [2], the base key; step t uses fold_in(rng, t), so nothing about randomness has to be carried.
+      task_state: what the task trains or counts besides the model; {} for most tasks.
+      opt_state: state of the optimizer, which includes the masks of pruning.
+      ema: {"params", "model_state"} averaged over steps, or {} without averaging.
+      rng: uint32 [2], the base key; step t uses fold_in(rng, t), so that no random state is carried between steps.
     """
 
     step: jax.Array
@@ -30,18 +30,18 @@ class TrainState(flax.struct.PyTreeNode):
     rng: jax.Array
 
     def variables(self) -> dict[str, Any]:
-        """The model's variables as trained."""
+        """Returns the model's variables as trained."""
         return {"params": self.params, **self.model_state}
 
     def evaluation_variables(self) -> dict[str, Any]:
-        """The model's variables to evaluate and to export: the averaged ones where averaging is on."""
+        """Returns the variables to evaluate and export: the averaged ones if there are any, else those trained."""
         return {"params": self.ema["params"], **self.ema["model_state"]} if self.ema else self.variables()
 
 
 def create(
     variables: Any, task_state: Any, optimizer: optax.GradientTransformation, seed: int, with_ema: bool
 ) -> TrainState:
-    """The state before the first step, where the variables are; dispatched, perhaps not computed yet."""
+    """Creates the state before the first step, on the devices of the variables; may return before it is computed."""
     model_state = dict(variables)
     params = model_state.pop("params")
     return TrainState(
@@ -51,5 +51,5 @@ def create(
         task_state=task_state,
         opt_state=optimizer.init(params),
         ema={"params": params, "model_state": model_state} if with_ema else {},
-        rng=jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1)),  # the key itself drew the parameters
+        rng=jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1)),  # key(seed) itself drew the parameters
     )

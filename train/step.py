@@ -1,4 +1,4 @@
-"""The training and the evaluation step: pure functions of one device's share of a batch."""
+"""Training and evaluation steps: pure functions of one device's share of a batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,59 +10,59 @@ from jax import lax
 
 from train.devices.fsdp import AXIS, LocalShards, Shards
 from train.state import TrainState
-
-Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight), summed over examples and devices
+from train.tasks.base import Metrics, Task
 
 
 def gradients(
     state: TrainState,
     batch: dict[str, jax.Array],
     *,
-    task: Any,
+    task: Task,
     prepare: Callable[..., dict[str, jax.Array]],
     accumulate: int = 1,
     shards: LocalShards | None = None,
 ) -> tuple[Any, tuple[Metrics, Any, Any]]:
-    """What one device computes of a step: its examples' gradients, averaged over the devices.
+    """Computes the gradients of one device's examples and averages them over the devices.
 
     Args:
-      state: replicated; of shards, its parameters are this device's part.
+      state: replicated; with `shards`, its parameters are this device's shards.
       batch: this device's examples; leaves [B / D, …].
-      task: owner of the loss, see train/tasks.
+      task: defines the loss; see train/tasks.
       prepare: augmentation and normalization: (key, batch, index of the first example in the global batch) -> batch.
-      accumulate: the share is cut into so many parts, gradients averaged over them (normalization sees one part).
-      shards: how parameters are sharded over the devices; None: they are not.
+      accumulate: number of parts that the examples are split into; normalization sees one part at a time, and
+        gradients are averaged over the parts.
+      shards: how parameters are sharded over the devices; None where they are replicated.
 
     Returns:
-      Gradients (sharded as the parameters are), and what is equal on all devices: metrics, model_state, task_state.
+      Gradients, sharded as the parameters are, and (metrics, model_state, task_state), which are equal on all devices.
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     augment_key, model_key = jax.random.split(key)
     size = jax.tree.leaves(batch)[0].shape[0]
-    # Augmentation is keyed by the place in the global batch, so it does not depend on the number of devices;
-    # dropout masks are drawn a device.
+    # Augmentation is keyed by the position in the global batch, so it does not depend on the number of devices.
+    # Dropout masks are drawn per device.
     batch = prepare(augment_key, batch, lax.axis_index(AXIS) * size)
     model_key = jax.random.fold_in(model_key, lax.axis_index(AXIS))
     loss = task.loss if shards is None else shards.gathering(task.loss)
 
-    def of_part(carry, part):
-        index, part = part
+    def one_part(carry, part):
+        index, examples = part
         gradient = jax.value_and_grad(loss, has_aux=True)
         (_, (metrics, model_state, task_state)), grads = gradient(
-            state.params, *carry, part, jax.random.fold_in(model_key, index), state.step
+            state.params, *carry, examples, jax.random.fold_in(model_key, index), state.step
         )
         return (model_state, task_state), (grads, metrics)
 
     carry = (state.model_state, state.task_state)
     if accumulate == 1:
-        carry, (grads, metrics) = of_part(carry, (0, batch))
+        carry, (grads, metrics) = one_part(carry, (0, batch))
     else:
         parts = jax.tree.map(lambda x: x.reshape(accumulate, size // accumulate, *x.shape[1:]), batch)
-        carry, (grads, metrics) = lax.scan(of_part, carry, (jnp.arange(accumulate), parts))
+        carry, (grads, metrics) = lax.scan(one_part, carry, (jnp.arange(accumulate), parts))
         grads = jax.tree.map(lambda x: jnp.mean(x, 0), grads)
         metrics = jax.tree.map(lambda x: jnp.sum(x, 0), metrics)
     grads = jax.tree.map(_mean_over_devices, grads) if shards is None else shards.mean(grads)
-    # Running statistics are averaged here, once a step: what normalizes in training stays a device's own.
+    # Running statistics are averaged once per step. In training, each device normalizes by its own statistics.
     model_state, task_state = jax.tree.map(_mean_over_devices, carry)
     return grads, (lax.psum(metrics, AXIS), model_state, task_state)
 
@@ -80,14 +80,19 @@ def update(
     ema_warmup: bool = False,
     lookahead: Callable[..., tuple[Any, Any]] | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """The optimizer's step with the results of `gradients`.
+    """Applies the optimizer to the results of `gradients`.
 
     Args:
+      state: the state before the step.
+      grads: gradients of state.params.
+      metrics: metrics of the batch.
+      model_state: the next state of the model.
+      task_state: the next state of the task.
       optimizer: optax transformation over state.params.
-      learning_rate: by step, for the record only.
-      ema_decay: of the averaged variables; 0 where there are none.
-      ema_warmup: whether the decay grows to that, min(ema_decay, (1 + t) / (10 + t)) at the end of step t.
-      lookahead: averages them in its own way instead, and sets what is trained back to them (train/optim/lookahead.py).
+      learning_rate: learning rate by step, for the metrics only.
+      ema_decay: decay of the averaged variables; 0 for no average.
+      ema_warmup: whether the decay is min(ema_decay, (1 + t) / (10 + t)) at the end of step t.
+      lookahead: an average of its own kind that the trained variables return to (train/optim/lookahead.py).
 
     Returns:
       The next state, and the metrics with the gradient's norm and the learning rate.
@@ -114,7 +119,7 @@ def update(
 
 
 def _mean_over_devices(leaf: jax.Array) -> jax.Array:
-    """The mean of numbers; counters and the like are the same on every device already."""
+    """Averages an array of floats; leaves of other types, such as counters, are equal on all devices already."""
     return lax.pmean(leaf, AXIS) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
 
@@ -123,23 +128,25 @@ def train_call(
     data: Any,
     items: Any,
     *,
-    gather: Callable,
-    task: Any,
-    prepare: Callable,
+    gather: Callable[..., dict[str, jax.Array]],
+    task: Task,
+    prepare: Callable[..., dict[str, jax.Array]],
     accumulate: int = 1,
     shards: Shards | None = None,
     **options: Any,
 ) -> tuple[TrainState, Metrics]:
-    """K steps in one dispatch: on one device, or, given shards, on all of them with the state sharded.
+    """Runs k steps in one dispatch: the program of one device or, with `shards`, of all devices.
 
     Args:
-      state: replicated, or sharded.
-      data: what lives on the device (a resident data set), or {}.
-      items: leaves [k, B / D, …]; `gather(data, item)` makes one step's batch of item. Given shards, [k, B, …].
-      gather: see `items`.
-      task, prepare, accumulate: of `gradients`.
-      shards: which part of a leaf is where.
-      **options: of `update`.
+      state: replicated or, with `shards`, sharded.
+      data: arrays that stay on the device (a resident data set), or {}.
+      items: leaves [k, B / D, …] or, with `shards`, [k, B, …].
+      gather: (data, item) -> batch of one step.
+      task: see `gradients`.
+      prepare: see `gradients`.
+      accumulate: see `gradients`.
+      shards: how leaves of the state are sharded; None where the state is replicated.
+      **options: keyword arguments of `update`.
 
     Returns:
       The state after k steps, and metrics with leaves [k].
@@ -152,22 +159,35 @@ def train_call(
         if shards is None:
             grads, rest = compute(state, data, item)
             return update(state, grads, *rest, **options)
-        # Outside the per-device part a norm or a threshold over all weights is what it says
+        # Outside the per-device part, arrays are global, so that norms and thresholds are over all weights.
         grads, rest = shards.over_devices(compute)(state, data, item)
         state, metrics = update(state, grads, *rest, **options)
         return shards.constrain(state), metrics
 
-    if jax.tree.leaves(items)[0].shape[0] == 1:  # no loop around a single step: XLA optimizes straight code better
+    if jax.tree.leaves(items)[0].shape[0] == 1:  # XLA optimizes a single step better without a loop around it
         state, metrics = one(state, jax.tree.map(lambda x: x[0], items))
         return state, jax.tree.map(lambda x: x[None], metrics)
     return lax.scan(one, state, items)
 
 
 def evaluation_call(
-    state: TrainState, data: Any, items: Any, *, task: Any, prepare: Callable, shards: Shards | None = None
+    state: TrainState,
+    data: Any,
+    items: Any,
+    *,
+    task: Task,
+    prepare: Callable[..., dict[str, jax.Array]],
+    shards: Shards | None = None,
 ) -> Metrics:
-    """Metrics {name: (sum, weight)} of one evaluation batch, items [1, B / D, …], summed over the devices; given
-    shards, of items [1, B, …] with the state sharded.
+    """Computes the metrics {name: (sum, weight)} of one evaluation batch, summed over the devices.
+
+    Args:
+      state: replicated or, with `shards`, sharded.
+      data: unused; lifted programs share one signature.
+      items: leaves [1, B / D, …] or, with `shards`, [1, B, …].
+      task: defines the metrics.
+      prepare: normalization: batch -> batch.
+      shards: how leaves of the state are sharded; None where the state is replicated.
     """
     model_state = state.evaluation_variables()
     params = model_state.pop("params")

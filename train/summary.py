@@ -1,11 +1,11 @@
-"""What a finished run says of itself: summary.json, and the table in the terminal."""
+"""The summary of a finished run: summary.json, and the table in the terminal."""
 
 import contextlib
 import importlib.metadata
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,11 @@ import rich.table
 from models.analysis.cost import analyze
 from models.kernels import runtime
 
-if TYPE_CHECKING:  # the benchmark's bare steps need no Orbax, which comes with a run
+if TYPE_CHECKING:  # these import Orbax, which the benchmark's bare steps do not need
     from train.recorder import Recorder
     from train.run import Run
 
-# What every finished run says of itself; metrics of its task come in addition.
+# The keys of every summary, besides the metrics of the task
 SCHEMA = {
     "type": "object",
     "required": [
@@ -49,10 +49,10 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def commit() -> str:
-    """The commit of this code, with "+changes" where the working tree differs; "unknown" outside a git checkout.
+    """Returns the commit of this code, with "+changes" if files differ from it; "unknown" outside a git checkout.
 
-    What commands write about results (experiments/results, README.md) is no change of the code: of several studies in a
-    row the first would make the commit of the others unclear.
+    Changes to experiments/results and README.md do not count, because studies write results there. Otherwise the first
+    of several studies in a row would mark the commit of the others as changed.
     """
 
     def git(*arguments):
@@ -75,8 +75,8 @@ def commit() -> str:
         return "unknown"
 
 
-def device(devices: Any) -> str:
-    """How many of what, e.g. "1 x NVIDIA H200", "1 x cpu (AMD EPYC, 2 cores)"."""
+def device(devices: Sequence[Any]) -> str:
+    """Describes devices, e.g. "1 x NVIDIA H200" or "1 x cpu (AMD EPYC, 2 cores)"."""
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
         kind = f"cpu ({_processor()})"
@@ -95,11 +95,11 @@ def _processor() -> str:
     return f"{names[0] if names else platform.machine()}, {runtime.cores()} cores"
 
 
-def environment(devices: Any) -> dict[str, Any]:
-    """Where a number was measured: commit, device, versions."""
+def environment(devices: Sequence[Any]) -> dict[str, Any]:
+    """Returns the environment of a measurement: commit, device and versions of packages."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a bare step needs no Orbax
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # bare steps run without Orbax
             versions[name] = importlib.metadata.version(name)
     return {"commit": commit(), "device": device(devices), "versions": versions}
 
@@ -107,17 +107,17 @@ def environment(devices: Any) -> dict[str, Any]:
 def create(
     run: "Run", results: Mapping[str, Any], *, seconds: float, recorder: "Recorder", started: float
 ) -> dict[str, Any]:
-    """The content of summary.json.
+    """Returns the content of summary.json.
 
-    "training_seconds" is the time of the steps alone: of all of them at the speed of this process's, its first dispatch
-    left out. Start-up, compilation, evaluation and saving do not count.
+    "training_seconds" is the duration of all steps at the speed of this process, not counting its first dispatch. It
+    excludes startup, compilation, evaluation and saving.
 
     Args:
-      run: of the loop.
+      run: the finished run.
       results: metrics on the test set at the end.
-      seconds: from the start of training to the end, all runs of the workdir together, evaluation and saving included.
-      recorder: knows the speed.
-      started: when the process started.
+      seconds: duration of training, over all processes that trained in the workdir, with evaluation and saving.
+      recorder: measured the speed.
+      started: when the process started, by time.time().
     """
     cost, unit = analyze(run.model, run.feed.inputs), run.feed.unit
     speed, first = recorder.examples_per_second, recorder.first_step
@@ -142,10 +142,10 @@ def create(
 
 
 def table(summary: Mapping[str, Any], folder: Path) -> rich.table.Table:
-    """The summary for the terminal."""
-    made = rich.table.Table(title=f"{summary['model']} on {summary['data']}", show_header=False, title_justify="left")
-    made.add_column()
-    made.add_column(justify="right")
+    """Returns the summary as a table for the terminal."""
+    table = rich.table.Table(title=f"{summary['model']} on {summary['data']}", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
     unit = "images" if "skipped_images" in summary else "sentences"
     skipped, speed = sum(summary[f"skipped_{unit}"].values()), summary[f"{unit}_per_second"]
     shown = {
@@ -154,10 +154,10 @@ def table(summary: Mapping[str, Any], folder: Path) -> rich.table.Table:
         "mean class accuracy": _share(summary.get("mean_class_accuracy")),
         "test mAP": _share(summary.get("mean_average_precision")),
         "test mAP, 11 points": _share(summary.get("mean_average_precision_11")),
-        "top class is there": _share(summary.get("hit")),
+        "top class is present": _share(summary.get("hit")),
         "test top-5": f"{summary['top5']:.2%}" if len(summary.get("accuracy_by_class", ())) > 5 else None,
         "test loss": f"{summary['loss']:.4f}",
-        "weights cut": f"{summary['sparsity']:.2%}" if "sparsity" in summary else None,
+        "weights pruned": f"{summary['sparsity']:.2%}" if "sparsity" in summary else None,
         "test examples": f"{summary['test_examples']:,}",
         f"{unit} skipped": f"{skipped:,}" if skipped else None,
         "parameters": f"{summary['parameters']:,}",
@@ -171,8 +171,8 @@ def table(summary: Mapping[str, Any], folder: Path) -> rich.table.Table:
     }
     for name, value in shown.items():
         if value:
-            made.add_row(name, value)
-    return made
+            table.add_row(name, value)
+    return table
 
 
 def _share(value: float | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The folder of one run: which config it belongs to, and what is written into it."""
+"""The folder of one run: its ownership by a config, and its files."""
 
 import contextlib
 import json
@@ -21,21 +21,21 @@ LINE = {
     "required": ["step", "split"],
     "properties": {"step": {"type": "integer", "minimum": 0}, "split": {"enum": ["train", "test"]}},
 }
-# Keys that say how fast or how talkatively a run goes, not what comes out of it: these may change between reruns. So
-# may the devices, as they do with devices=0 on another machine (only batch norm and dropout are a device's own).
+# Keys that affect the speed or the output of a run but not its results: they may change when it resumes. So may the
+# devices, which change with devices=0 on another machine (only batch norm and dropout are per device).
 OPERATIONAL = ("log_every", "checkpoint_every", "data.workers", "data.dir", "keep_checkpoints", "parallel", "devices")
 
-ABANDONED = 3600  # seconds after which a half-written export counts as left by a kill
+ABANDONED = 3600  # seconds after which a partially written export counts as abandoned
 
 
 class Workdir(contextlib.ExitStack):
-    """The folder of one run, while this process trains in it; a context.
+    """The folder of one run while this process trains in it; a context manager.
 
-    Within it a full disk becomes a UserError that says what is kept, and once it is open the details of what goes wrong
-    are written to details.log.
+    In the context, a full disk raises a UserError that says which checkpoint is kept. After `open`, warnings and the
+    details of errors are written to details.log.
 
     Args:
-      path: absolute.
+      path: the absolute path of the folder.
     """
 
     checkpoints: checkpoint.Checkpoints
@@ -48,7 +48,7 @@ class Workdir(contextlib.ExitStack):
         self.callback(self._lock.release)
 
     def reserve(self) -> None:
-        """Takes the lock of a folder that is there, before memory of the devices is taken from its owner.
+        """Acquires the lock of an existing folder, before this process takes device memory from the folder's owner.
 
         Raises:
           UserError: another process trains in it.
@@ -57,13 +57,13 @@ class Workdir(contextlib.ExitStack):
             self._lock.acquire()
 
     def open(self, config: Mapping[str, Any], record: Mapping[str, Any], keep: int, headline: str) -> None:
-        """Makes the folder this run's, or checks that it is; see `claim`.
+        """Claims the folder for a run; see `claim`.
 
         Args:
-          config: of the run.
-          record: what the run has to remember of its data.
-          keep: number of checkpoints.
-          headline: metric by which the best checkpoint is chosen.
+          config: the config of the run.
+          record: the record of its data.
+          keep: number of checkpoints to keep.
+          headline: the metric that decides which checkpoint is best.
         """
         claim(self.path, config, record, self._lock)
         self.enter_context(details.kept(self.path / "details.log"))
@@ -80,7 +80,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / "config.json"
     if not path.is_file():
-        raise UserError(f"{workdir} is not a run's folder: there is no config.json in it")
+        raise UserError(f"{workdir} is not the folder of a run: it has no config.json")
     config = read_json(path)
     try:
         check_types(config)
@@ -90,20 +90,20 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any], lock: Lock) -> None:
-    """Makes the folder this process's and this config's, or checks that it is.
+    """Claims a folder for this process and config.
 
-    A run that saved nothing has no claim to it. What a kill left half written there is removed. Writes config.json and
-    data.json, a copy for people and configs of what each checkpoint says of the data.
+    A folder is claimed once it has a checkpoint. Partially written files of killed processes are removed. Writes
+    config.json and data.json; the latter is a copy, for people and configs, of the data's record in each checkpoint.
 
     Args:
       workdir: created if it is missing.
-      config: of the run.
-      record: what the run has to remember of its data.
-      lock: of the folder; is acquired.
+      config: the config of the run.
+      record: the record of its data.
+      lock: the lock of the folder, which is acquired.
 
     Raises:
-      UserError: the folder belongs to another config (the difference is said), another process trains in it, or it
-        cannot be written.
+      UserError: the folder belongs to a run with another config (the message lists the differences), another process
+        trains in it, or it is not writable.
     """
     path = workdir / "config.json"
     try:
@@ -127,32 +127,33 @@ def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any], l
     changed = {line.split(":")[0] for line in lines}
     if added := [key for key in without(old) if key in changed]:
         raise UserError(
-            f"{workdir} holds a run of an earlier version, which had no {' and no '.join(added)}: it cannot go on; "
+            f"{workdir} holds a run of an earlier version, which had no {' and no '.join(added)}: it cannot resume; "
             f"choose another --workdir (--config.init_from={workdir} starts from its weights)"
         )
     if lines:
         raise UserError(
-            f"{workdir} belongs to a run with another config ({'; '.join(lines)}): choose another --workdir"
+            f"{workdir} belongs to a run with a different config ({'; '.join(lines)}): choose another --workdir"
         )
 
 
 def _check_unclaimed(workdir: Path) -> None:
-    """Raises UserError where a run would write over files that are no run's."""
+    """Raises UserError if a run would overwrite files that do not belong to a run."""
     try:
         if {"seed", "model", "data", "optimizer"} <= read_json(workdir / "config.json").keys():
             return
-    except UserError:  # it is not there, or no JSON
+    except UserError:  # it does not exist, or is not JSON
         pass
     for name in ("config.json", "data.json", "metrics.jsonl", "summary.json"):
         if (workdir / name).exists():
             raise UserError(
-                f"{workdir} holds a {name} that is no run's, which would be written over: choose another --workdir"
+                f"{workdir} holds a {name} that does not belong to a run and would be overwritten: choose another "
+                "--workdir"
             )
 
 
 def _tidy(workdir: Path) -> None:
-    leftovers = [*workdir.glob(".*.tmp")]  # of train.files.write_atomically
-    for path in workdir.glob(".*.partial"):  # of exports, one of which may be at work, without the lock
+    leftovers = [*workdir.glob(".*.tmp")]  # from train.files.write_atomically
+    for path in workdir.glob(".*.partial"):  # from exports; one may be in progress, because exports take no lock
         if time.time() - path.stat().st_mtime > ABANDONED:
             leftovers.append(path)
     for path in leftovers:
@@ -160,15 +161,15 @@ def _tidy(workdir: Path) -> None:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, {"step": …, "split": "train" | "test", name: value, …}.
+    """The file metrics.jsonl: one JSON object per line, {"step": …, "split": "train" | "test", name: value, …}.
 
-    Opened at the step from which the run goes on: what an interrupted run wrote after it is dropped, so every step
-    is there once.
+    It is opened at the step from which the run resumes. Lines of later steps, which an interrupted process wrote, are
+    dropped, so that each step occurs once.
     """
 
     def __init__(self, path: Path, step: int):
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        lines = [line for line in read_metrics(path) if line["step"] <= step]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = path.open("a", buffering=1)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
@@ -183,7 +184,8 @@ class MetricsFile:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Returns the lines of a metrics.jsonl.
 
-    Lines that a kill cut short, or that are damaged, are left out; a warning counts those that are not the last.
+    Damaged lines are skipped with a warning. If only the last line is damaged, which happens when a process is killed,
+    there is no warning.
     """
     lines, damaged = [], []
     texts = path.read_bytes().splitlines() if path.exists() else []
@@ -193,7 +195,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except UserError:
             damaged.append(number)
     if damaged and damaged != [len(texts)]:
-        warnings.warn(
-            f"{path}: {len(damaged)} damaged lines are left out, the first is line {damaged[0]}", stacklevel=2
-        )
+        warnings.warn(f"{path}: {len(damaged)} damaged lines are skipped; the first is line {damaged[0]}", stacklevel=2)
     return lines

@@ -152,7 +152,8 @@ def test_another_network_than_the_run_says(source, tmp_path):
 def test_every_stage_of_a_family_has_its_group(name, stages):
     import jax
 
-    from train.optim.build import assign, parameter_names
+    from train.optim.groups import assign
+    from train.parameters import parameter_names
 
     c = config.get_config(f"model={name},to=caltech101,freeze=1,decay=0.5")
     model = models.create(name)

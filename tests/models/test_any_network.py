@@ -236,7 +236,7 @@ def with_new_head(family, folder):
     variables, model = whole(family).variables, create(family, num_classes=7)
     drawn_anew = drawn.variables(model)
     given = pretrained.Pretrained("a run", FAMILIES[family].name, weights.flatten(variables))
-    with pytest.raises(UserError, match="is of 10 classes, the data have 7: init_new=") as error:
+    with pytest.raises(UserError, match="has 10 classes, but the data have 7: init_new=") as error:
         pretrained.start(model, drawn_anew, given, [])
     new = re.search(r"init_new=(\S+) draws", str(error.value))[1].split("|")
     found, old, other = (

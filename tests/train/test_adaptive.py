@@ -151,7 +151,7 @@ def test_thresholds_are_fitted_on_what_was_not_trained_on(trained, asked, wanted
 @pytest.mark.parametrize(("split", "what"), [("train_fit", "trained"), ("test", "tested")])
 def test_images_that_were_trained_or_tested_on_are_refused(split, what):
     run = types.SimpleNamespace(config={"data": {"train_split": "train_fit", "test_split": "test"}})
-    with pytest.raises(UserError, match=f"--validation={split} is what the run was {what} on"):
+    with pytest.raises(UserError, match=f"--validation={split} is the split that the run was {what} on"):
         adaptive.held_out(run, split)
 
 

@@ -474,7 +474,7 @@ def test_the_commands(runs, out, files, tmp_path):
     keep_first(
         2,
         [
-            (("--workdir=/nowhere", "--out=x"), "error: /nowhere is not a run's folder"),
+            (("--workdir=/nowhere", "--out=x"), "error: /nowhere is not the folder of a run"),
             (("--workdir=/nowhere", "--out=x", "--format=zip"), "unknown --format 'zip'"),
             (("--out=x",), "--workdir is missing"),
             (("--workdir=/nowhere", "--out=tests"), "--out=tests has something else in it"),

@@ -195,7 +195,7 @@ def test_a_run_of_an_earlier_version_says_that_it_cannot_go_on(tmp_path):
     with pytest.raises(
         UserError,
         match=r"of an earlier version, which had no (data\.exif and no ema_warmup|ema_warmup "
-        r"and no data\.exif): it cannot go on; .*--config\.init_from=",
+        r"and no data\.exif): it cannot resume; .*--config\.init_from=",
     ):
         loop.train(config, tmp_path)
 
@@ -204,7 +204,7 @@ def test_a_new_key_of_the_network_is_another_config(tmp_path):
     config = tiny.config(duration="2 steps")
     loop.train(config, tmp_path)
     config.model.zero_gamma = True
-    with pytest.raises(UserError, match=r"another config \(model\.zero_gamma: \(absent\) -> True\)"):
+    with pytest.raises(UserError, match=r"a different config \(model\.zero_gamma: \(absent\) -> True\)"):
         loop.train(config, tmp_path)
 
 
@@ -272,7 +272,7 @@ def test_the_file_that_is_read_is_not_written_over(action, link, tmp_path, capsy
 )
 def test_files_that_are_no_runs_are_not_written_over(name, content, tmp_path):
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=f"{tmp_path} holds a {name} that is no run's"):
+    with pytest.raises(UserError, match=f"{tmp_path} holds a {name} that does not belong to a run"):
         loop.train(tiny.config(duration="2 steps"), tmp_path)
     assert (tmp_path / name).read_text() == content and not (tmp_path / "checkpoints").exists()
 

@@ -295,7 +295,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_one_line(small_di
             with pytest.raises(
                 UserError,
                 match="^no disk space for checkpoint 2 in .*: no space left on the device; "
-                "the checkpoint of step 1 is kept, and the same command goes on from",
+                "the checkpoint of step 1 is kept, and the same command resumes from",
             ):
                 store.wait()
         store.close()

@@ -224,7 +224,7 @@ def test_damaged_lines_of_metrics_are_left_out_with_a_warning(tmp_path):
         '{"step": 1, "split": "train", "loss": NaN}',
     ]
     path.write_text("\n".join([json.dumps(good[0]), *bad, *map(json.dumps, good[1:])]) + '\n{"step": 4, "spl')
-    with pytest.warns(UserWarning, match="8 damaged lines are left out, the first is line 2"):
+    with pytest.warns(UserWarning, match="8 damaged lines are skipped; the first is line 2"):
         assert workdir.read_metrics(path) == good
     path.write_text("\n".join(map(json.dumps, good)) + '\n{"step": 4, "spl')
     with warnings.catch_warnings():

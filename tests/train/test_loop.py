@@ -111,7 +111,7 @@ def test_recalibration_reaches_the_checkpoint_and_the_average(finished):
 def test_another_config_is_refused_and_said(finished):
     _, folder, _ = finished
     other = tiny.config(hooks="recalibrate(2)|figures", ema_decay=0.5, data__augment="crop(1)", batch_size=64)
-    with pytest.raises(UserError, match=r"belongs to a run with another config \(batch_size: 32 -> 64\)"):
+    with pytest.raises(UserError, match=r"belongs to a run with a different config \(batch_size: 32 -> 64\)"):
         loop.train(other, folder)
     faster = tiny.config(hooks="recalibrate(2)|figures", ema_decay=0.5, data__augment="crop(1)", log_every="1 steps")
     assert loop.train(faster, folder)["steps"] == 12  # how often it logs is nobody's result
@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         ({"duration": "0.001 epochs"}, "less than one step"),
         ({"duration": "ten epochs"}, "cannot read the duration 'ten epochs'"),
         ({"ema_decay": 1.0}, "ema_decay=1.0 must be in"),
-        ({"data__pipeline": "stream"}, "steps_per_call=2: must be 1 where data are streamed"),
+        ({"data__pipeline": "stream"}, "steps_per_call=2: must be 1 for streamed data"),
         ({"keep_checkpoints": 0}, "keep_checkpoints=0"),
         ({"seed": -1}, "seed=-1"),
         ({"hooks": "recalibrate", "model__norm": "group:2"}, "recalibrate is for networks with batch norm"),
@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         ({"data__augment": "mixup(0.2)", "batch_size": 31, "steps_per_call": 1}, "must be even, not 31"),
         ({"data__mean": (0.1, 0.2, 0.3)}, "data.mean=.*want 1 number, or one for each of 1 channels"),
         ({"data__std": (0.0,)}, "data.std=.*must be positive"),
-        ({"model__num_classes": 5}, "model.num_classes: the data set says how many"),
+        ({"model__num_classes": 5}, "model.num_classes: the data set determines it"),
         ({"model__dtype": "float32"}, "model.dtype: set precision"),
         ({"model__dropout": "abc"}, "model field dropout='abc' must be of type float"),
         ({"model__stage_sizes": 3}, "stage_sizes=3 must be"),
@@ -201,7 +201,7 @@ def test_a_loss_that_explodes_on_the_last_step_is_no_result(tmp_path):
         steps_per_call=1,
         model__act="gelu",
     )  # a ReLU makes 0 of -inf
-    with pytest.raises(UserError, match="at step 12; the checkpoint before it is kept"):
+    with pytest.raises(UserError, match="at step 12; the last checkpoint before it is kept"):
         loop.train(config, tmp_path)
     assert final(tmp_path)[1]["step"] == 8 and not (tmp_path / "summary.json").exists()
 
@@ -224,7 +224,7 @@ def test_data_that_changed_are_refused(tmp_path):
     arrays(40)
     summary = loop.train(config, tmp_path / "run")
     arrays(50)
-    with pytest.raises(UserError, match=r"changed since \(.*identity.test.images: 40 -> 50"):
+    with pytest.raises(UserError, match=r"have changed \(.*identity.test.images: 40 -> 50"):
         loop.train(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
 

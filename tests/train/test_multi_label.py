@@ -230,7 +230,7 @@ def test_average_precision_of_a_run_is_that_of_its_scores(data):
         ),
         (
             {"data__augment": "flip|mixup(0.2)"},
-            r"data.augment='flip\|mixup\(0.2\)': mixup and cutmix are for images of",
+            r"data.augment='flip\|mixup\(0.2\)': mixup and cutmix require one class per image",
         ),
     ],
 )

@@ -87,7 +87,7 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(source, tmp_path):
     (tmp_path / "cut" / "summary.json").unlink()
     output = io.StringIO()
     again = loop.train(config, tmp_path / "cut", rich.console.Console(file=output))
-    assert "going on from step 4 of 8" in output.getvalue() and again["loss"] == whole["loss"]
+    assert "resuming from step 4 of 8" in output.getvalue() and again["loss"] == whole["loss"]
     assert json.loads((tmp_path / "cut" / "config.json").read_text())["init_from"] == str(source)
 
 
@@ -97,7 +97,7 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(source, tmp_path):
         ({"model__name": "resnet14"}, "a resnet8, does not fit this ResNet: - stage1/block1/.* and 25 more"),
         ({"model__width": 8}, r"! stage1/block0/norm1/mean: \(4,\), not \(8,\)"),
         ({"model__norm": "group:2"}, r"\+ stage1/block0/norm1/mean"),
-        ({"init_new": ""}, "is of 5 classes, the data have 10: init_new=head draws its head anew"),
+        ({"init_new": ""}, "has 5 classes, but the data have 10: init_new=head initializes its head randomly"),
         ({"init_new": "tail"}, "unknown part of the network 'tail'; allowed: .*head"),
         ({"data_init": "lsuv"}, "data_init=lsuv would undo init_from"),
     ],
@@ -113,7 +113,7 @@ def test_there_is_nothing_to_start_from(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     for name, message in (
         ("none", "no such run or file"),
-        ("", "is not a run's folder"),
+        ("", "is not the folder of a run"),
         ("new", "new: this run has no checkpoint yet"),
         ("notes.txt", "want the folder of a run or of an exported network"),
     ):

@@ -138,7 +138,7 @@ def test_a_run_does_not_go_on_with_other_data(copy, change):
     run, data, _ = copy
     config = json.loads((run / "config.json").read_text())
     change(data)
-    with pytest.raises(UserError, match="changed since"):
+    with pytest.raises(UserError, match="have changed"):
         loop.train(config, run)
 
 

@@ -65,7 +65,7 @@ def test_sigkill_in_the_middle_of_steps_and_of_saves(tmp_path, whole):
     assert not (folder / "summary.json").exists()
     done = tiny.run(*FLAGS, f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
-    assert "going on from step" in done.stdout
+    assert "resuming from step" in done.stdout
     tiny.assert_same(final(folder)[0], whole)
     assert steps_logged(folder) == list(range(4, 61, 4))  # every line once
     assert_each_point_once(folder)

@@ -202,7 +202,7 @@ def test_tasks_and_hooks_are_for_their_data():
         build_run(tiny.config(task__name="translate"))
     with pytest.raises(UserError, match="hooks: bleu is for translation"):
         build_run(tiny.config(hooks="bleu"))
-    with pytest.raises(UserError, match="model.name=transformer_base is not for images .* no field"):
+    with pytest.raises(UserError, match="model.name=transformer_base does not support images .* no field"):
         build_run(tiny.config(model__name="transformer_base"))
 
 

@@ -1,4 +1,4 @@
-"""The contract between a data set and the loop: how batches reach the devices."""
+"""The protocol between a data set and the loop, by which batches reach the devices."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -11,66 +11,58 @@ Batch = Mapping[str, Any]  # arrays by name, with the examples along the first a
 
 
 class Changed(UserError):
-    """The data set of a finished run is no longer what the run was trained and tested on."""
+    """An error of a run whose data set is no longer the one that it was trained and tested on."""
 
 
 class Feed(Protocol):
     """The data of one run, as the loop uses them: `ImageFeed` (image_feed.py) or `TextFeed` (text_feed.py).
 
-    A dispatch gets "items". Inside the compiled call, `gather` makes the batch of a step from the step's item and from
-    `data`, which stays on the devices. Batch t is a pure function of (seed, t).
-
-    Attributes:
-      unit: what an example is, for people: "images" or "sentences".
-      notes: lines to tell the user when the run starts.
-      data: arrays that stay on the devices during the whole run; {} where batches are streamed.
-      gather: (data, item) -> batch.
-      prepare: (key, batch, index of the first example in the global batch) -> batch to train on: augmented, normalized.
-      prepare_evaluation: batch -> batch to evaluate: normalized.
+    A dispatch receives "items". In the compiled program, `gather` makes the batch of a step from the step's item and
+    from `data`, which stays on the devices. Batch t is a pure function of (seed, t).
     """
 
     @property
     def unit(self) -> str:
-        """See the class."""
+        """What examples are called: "images" or "sentences"."""
         ...
 
     @property
     def notes(self) -> Sequence[str]:
-        """See the class."""
+        """Lines to print when the run starts."""
         ...
 
     @property
     def prepare(self) -> Callable[..., dict[str, jax.Array]]:
-        """See the class."""
+        """Augmentation and normalization: (key, batch, index of the first example in the global batch) -> batch."""
         ...
 
     @property
     def prepare_evaluation(self) -> Callable[..., dict[str, jax.Array]]:
-        """See the class."""
+        """Normalization: batch -> batch to evaluate."""
         ...
 
     @property
     def data(self) -> Any:
-        """See the class."""
+        """Arrays that stay on the devices during the whole run; {} if batches are streamed."""
         ...
 
     def gather(self, data: Any, item: Any) -> dict[str, jax.Array]:
-        """See the class."""
+        """Makes the batch of a step from `data` and the step's item, in the compiled program."""
         ...
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, or the tokens of the vocabulary."""
+        """Names of the classes, or tokens of the vocabulary."""
         ...
 
     @property
     def label_shape(self) -> tuple[int, ...]:
-        """() for one label per example, (num_classes,) for several."""
+        """Shape of a label: () for one label per example, (num_classes,) for several."""
         ...
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Fields of the model that the data decide."""
+        """Fields of the model that the data determine."""
         ...
 
     @property
@@ -85,7 +77,7 @@ class Feed(Protocol):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Numbers of examples that were left out, by split; all processes ask for it."""
+        """Numbers of skipped examples, by split; all processes must read it together."""
         ...
 
     def calls(self, step: int, total: int) -> Iterator[tuple[int, Any]]:
@@ -93,44 +85,41 @@ class Feed(Protocol):
         ...
 
     def evaluation_calls(self) -> Iterator[Any]:
-        """Yields the items of the evaluation calls: each test example once, padded by masked ones."""
+        """Yields the items of the evaluation calls: each test example once, padded with masked examples."""
         ...
 
     def test_batches(self) -> Iterator[dict[str, Any]]:
-        """Yields the test set as numpy batches with "mask", whole on every process."""
+        """Yields the test set as numpy batches with "mask"; every process gets the whole set."""
         ...
 
     def test_size(self) -> int:
-        """Number of examples in the test split."""
+        """Returns the number of examples in the test split."""
         ...
 
     def test_count(self) -> int:
-        """Number of test examples that the last pass over `evaluation_calls` had to count."""
+        """Returns the number of test examples in the last pass over `evaluation_calls`, without skipped ones."""
         ...
 
     def test_weight(self) -> int:
-        """Sum of the weights of the loss over that pass."""
+        """Returns the sum of the weights of the loss over that pass."""
         ...
 
     def training_images(self, count: int, size: int) -> Iterator[jax.Array]:
-        """Yields `count` batches of `size` training images, normalized, not augmented.
+        """Yields `count` batches of `size` training images, normalized but not augmented.
 
         Raises:
-          UserError: the examples are no images.
+          UserError: the examples are not images.
         """
         ...
 
     def shapes(self) -> tuple[Any, Any]:
-        """Shapes of the items of a training call and of an evaluation call, as `Parallel.lift` takes them."""
+        """Returns the shapes of the items of a training and of an evaluation call, as `Parallel.lift` takes them."""
         ...
 
     def record(self) -> dict[str, Any]:
-        """Returns what a run remembers of its data, as JSON holds it.
-
-        Nothing in it may change between an interrupted run and its continuation.
-        """
+        """Returns the record of the data that a run keeps, as JSON; it must not change when the run resumes."""
         ...
 
     def skipped_line(self) -> str:
-        """Returns a line that names examples that `skipped` counts, "" for none; all processes ask for it."""
+        """Returns a line about skipped examples, "" if there are none; all processes must call it together."""
         ...

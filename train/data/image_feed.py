@@ -1,10 +1,10 @@
-"""Batches of images: a dispatch gets indices of a resident data set, or the batches of a streamed one."""
+"""Batches of images; items are indices of a resident data set, or the batches of a streamed one."""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,32 +19,29 @@ from train.devices import multihost
 from train.devices.parallel import Parallel
 
 MOST_WORKERS = 1024
-
-
-_NAMED = 3  # skipped images that are named
+_NAMED = 3  # number of skipped images to name
 
 
 class ImageFeed:
-    """The data of one run: items of every call, and how the compiled call makes batches of them.
+    """A feed of images; see `train.data.feed.Feed` for attributes that are not listed here.
 
     Attributes:
-      unit: what an example is, for people.
-      classes: names of the classes, by label.
-      image_shape: (H, W, C) of what the network sees.
-      label_shape: () for one class per image, (num_classes,) for several; see `train.data.source.Source`.
-      decoder: how the file of a test image becomes pixels.
-      train_count: examples of the training set.
-      prepare: (key, batch, index of the first example in the global batch) -> batch to train on: augmented, normalized.
-      prepare_evaluation: batch -> batch to evaluate: normalized.
-      notes: lines to tell the user when the run starts: what was found in the data and what was left out.
+      image_shape: (H, W, C) of the network's input.
+      decoder: decodes the files of test images.
+      notes: lines to print when the run starts, about images that were skipped and splits that overlap.
     """
 
     unit = "images"
     notes: Sequence[str]
+    classes: tuple[str, ...]
+    train_count: int
+    image_shape: tuple[int, int, int]
+    label_shape: tuple[int, ...]
+    decoder: decode.Decoder
 
     def __init__(
         self,
-        config: Any,
+        config: config_lib.Reader,
         parallel: Parallel,
         *,
         batch_size: int,
@@ -53,7 +50,7 @@ class ImageFeed:
         seed: int,
         recorded: Mapping[str, Any] | None = None,
     ):
-        """Opens the data set, or describes it from a record.
+        """Opens the data set, or describes it by a record.
 
         Args:
           config: the section `data`; see `train.data.source.Options`.
@@ -61,49 +58,34 @@ class ImageFeed:
           batch_size: examples per step, over all devices.
           eval_batch_size: examples per evaluation call, over all devices.
           steps_per_call: steps per dispatch.
-          seed: of the order and of crops while decoding.
-          recorded: `record()` of a run that is reopened. The run's facts come from it, and a split is opened only when
-            it is used, and compared with the record then.
+          seed: seed of the order, and of crops in decoding.
+          recorded: `record()` of a run that is reopened. It describes the data; a split is opened, and compared with
+            the record, when it is first used.
 
         Raises:
-          UserError: for a data set that is not there, sizes that do not fit, a pipeline that cannot do what is asked.
+          UserError: the data set does not exist, sizes do not fit, or the pipeline does not support a setting.
         """
-        source.Options.read(config)  # also where nothing is opened yet
+        source.Options.read(config)  # checks the options even if nothing is opened yet
         self._config, self._recorded, self._opened, self._pipeline = config, recorded, {}, config.pipeline
         if not 0 <= config.workers <= MOST_WORKERS:
             raise UserError(f"data.workers={config.workers} must be in [0, {MOST_WORKERS}]")
         self._parallel, self._seed, self._workers = parallel, seed, config.workers
         self._batch_size, self._eval_batch_size, self._steps_per_call = batch_size, eval_batch_size, steps_per_call
         self._shard = (jax.process_index(), jax.process_count())
-        self._unreadable = {"train": set(), "test": set()}  # indices that data.on_error=skip left out here
+        # Indices of images that this process skipped by data.on_error=skip
+        self._unreadable: dict[str, set[int]] = {"train": set(), "test": set()}
         self.notes = []
         if recorded:
-            self.classes, self.train_count = tuple(recorded["classes"]), recorded["identity"]["train"]["images"]
-            self.image_shape, self.label_shape = tuple(recorded["image_shape"]), tuple(recorded["label_shape"])
-            self.decoder = decode.Decoder(
-                **{
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in recorded["decoder"].items()
-                }
-            )
+            self._describe(recorded)
         else:
-            comparison = splits.compare(self.train, self.test, config.source)
-            # One folder of which a part is held out has one report
-            self.notes = [*dict.fromkeys(filter(None, (self.train.report, self.test.report))), *comparison]
-            self.classes, self.train_count = self.train.classes, len(self.train)
-            self.image_shape, self.label_shape = self.train.image_shape, self.train.label_shape
-            self.decoder = self.test.decoder
-            if steps_per_call < 1 or (steps_per_call > 1 and not self._is_resident):
-                raise UserError(
-                    f"steps_per_call={steps_per_call}: must be 1 where data are streamed, 1 or more elsewhere"
-                )
+            self._inspect()
         self._check_memory()
         self._order = shuffle.Order(self.train_count, seed)
         augmentation = augment.build(config.augment, len(self.classes), self.image_shape, config.mean)
         if self.label_shape and augmentation.mix:
             raise UserError(
-                f"data.augment='{config.augment}': mixup and cutmix are for images of one class, and "
-                f"those of data.source={config.source} have several"
+                f"data.augment='{config.augment}': mixup and cutmix require one class per image, but images of "
+                f"data.source={config.source} have several"
             )
         self._mirrors = "mirrored" in augmentation.given
         normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
@@ -115,8 +97,32 @@ class ImageFeed:
         self.prepare = prepare
         self.prepare_evaluation = lambda batch: {**batch, "image": normalize(batch["image"])}
 
+    def _describe(self, recorded: Mapping[str, Any]) -> None:
+        """Sets the facts of the data by a record."""
+        self.classes, self.train_count = tuple(recorded["classes"]), recorded["identity"]["train"]["images"]
+        height, width, channels = recorded["image_shape"]
+        self.image_shape, self.label_shape = (height, width, channels), tuple(recorded["label_shape"])
+        options: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in recorded["decoder"].items()
+        }
+        self.decoder = decode.Decoder(**options)
+
+    def _inspect(self) -> None:
+        """Sets the facts of the data by the data set itself, and checks them against each other."""
+        train, test = self.train, self.test
+        comparison = splits.compare(train, test, self._config.source)
+        # A folder of which a part is held out gives both splits the same report.
+        self.notes = [*dict.fromkeys(filter(None, (train.report, test.report))), *comparison]
+        self.classes, self.train_count = train.classes, len(train)
+        self.image_shape = cast(tuple[int, int, int], train.image_shape)  # complete, as `load` opens sources
+        self.label_shape, self.decoder = train.label_shape, test.decoder
+        if self._steps_per_call < 1 or (self._steps_per_call > 1 and not self._is_resident):
+            raise UserError(
+                f"steps_per_call={self._steps_per_call}: must be 1 for streamed data, and at least 1 for resident data"
+            )
+
     def _check_memory(self) -> None:
-        """Raises UserError where the images of a batch, or the indices of a call, exceed this machine's memory."""
+        """Raises UserError if the images of a batch, or the indices of a call, exceed this machine's memory."""
         memory = runtime.memory()
         each = 4 * math.prod(self.image_shape)
         sizes = {
@@ -133,24 +139,24 @@ class ImageFeed:
 
     @property
     def train(self) -> source.Source:
-        """The training set."""
+        """The training split."""
         return self.split("train")
 
     @property
     def test(self) -> source.Source:
-        """The test set."""
+        """The test split."""
         return self.split("test")
 
     def split(self, name: str, **changes: Any) -> source.Source:
-        """Opens a split of the run's data: "train", "test", or any other that its source has.
+        """Opens a split of the run's data: "train", "test", or any other split of its source.
 
         Args:
           name: the split.
-          changes: other values for keys of the section `data`, for splits other than "train" and "test".
+          **changes: values that replace those of the section `data`, for splits other than "train" and "test".
 
         Raises:
-          UserError: the split is not there.
-          Changed: the data of a reopened run are not those that it was trained and tested on.
+          UserError: the split does not exist.
+          Changed: the data of a reopened run differ from those that it was trained and tested on.
         """
         key = (name, *changes.items())
         if key not in self._opened:
@@ -166,11 +172,11 @@ class ImageFeed:
         return self._opened[key]
 
     def _compare(self, name: str, opened: source.Source) -> None:
-        """Raises Changed where a split is not what the run has recorded, or not of its classes and shapes."""
+        """Raises Changed if a split differs from the run's record, or from the run's classes and shapes."""
         before = {fact: list(getattr(self, fact)) for fact in ("classes", "image_shape", "label_shape")}
         now = {fact: list(getattr(opened, fact)) for fact in before}
         if name != "train" and now["classes"] == before["classes"][: len(now["classes"])]:
-            now["classes"] = before["classes"]  # the first ones are enough for a split that is not trained on
+            now["classes"] = before["classes"]  # a split for evaluation may lack the last classes
         if self._recorded and name in self._recorded["identity"]:
             before |= self._recorded["identity"][name]
             now |= opened.identity()
@@ -182,37 +188,36 @@ class ImageFeed:
 
     @functools.cached_property
     def _is_resident(self) -> bool:
-        # A reopened run is evaluated, and does not need the training set for that.
+        # Reopened runs are only evaluated, which does not need the training set.
         return resident.choose(self._pipeline, self.test if self._recorded else self.train) == "resident"
 
     @functools.cached_property
     def data(self) -> dict[str, jax.Array]:
-        """Arrays that stay on the devices during the whole run; {} for a stream."""
+        """Arrays that stay on the devices during the whole run; {} if batches are streamed."""
         if not self._is_resident:
             return {}
-        kept = resident.Resident(self.train)
-        self._unreadable["train"].update(kept.skipped.tolist())
-        return self._parallel.replicate(kept.arrays)
+        dataset = resident.Resident(self.train)
+        self._unreadable["train"].update(dataset.skipped.tolist())
+        return self._parallel.replicate(dataset.arrays)
 
     def gather(self, data: Any, item: Any) -> dict[str, jax.Array]:
-        """Makes the batch of a step from `data` and the step's item, inside the compiled call."""
         return _gather(data, item) if self._is_resident else item
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Fields of the model that the data decide."""
+        """Fields of the model that the data determine."""
         return {"num_classes": len(self.classes), "image_size": self.image_shape[0]}
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """What the network is called with, for one example, as `models.initialize` takes it."""
+        """Shape of the network's input for one example, as `models.initialize` takes it."""
         return (1, *self.image_shape)
 
     def calls(self, step: int, total: int) -> Iterator[tuple[int, Any]]:
-        """Pairs (steps, items on the devices) from `step` to `total`.
+        """Yields (number of steps, items on the devices) from `step` to `total`.
 
-        Calls start at multiples of steps_per_call, so that a run which goes on from a checkpoint dispatches the same
-        programs as one that was never interrupted.
+        Calls start at multiples of steps_per_call, so that a resumed run dispatches the same programs as an
+        uninterrupted one.
         """
         return self._resident_calls(step, total) if self._is_resident else self._streamed_calls(step, total)
 
@@ -247,7 +252,6 @@ class ImageFeed:
             yield 1, self._parallel.shard(jax.tree.map(lambda x: x[None], batch))
 
     def evaluation_calls(self) -> Iterator[Any]:
-        """Items of the evaluation calls: each test example once, padded by masked ones."""
         self._unreadable["test"].clear()
         for batch in self._kept_test_batches if self._is_resident else self._test_batches(self._shard):
             self._unreadable["test"].update(batch["skipped"].tolist())
@@ -255,20 +259,15 @@ class ImageFeed:
             yield self._parallel.shard(batch)
 
     def test_size(self) -> int:
-        """Number of images in the test split."""
         return len(self.test)
 
     def test_count(self) -> int:
-        """Examples, of all processes, that the last pass over `evaluation_calls` had to count."""
         return len(self.test) - len(self._all_unreadable("test"))
 
     def test_weight(self) -> int:
-        """What the weights of the loss add up to over that pass."""
         return self.test_count()
 
     def shapes(self) -> tuple[Any, Any]:
-        """Shapes of the items of a training call and of an evaluation call, as `Parallel.lift` takes them."""
-
         def batch(size):
             image = jax.ShapeDtypeStruct((1, size, *self.image_shape), np.uint8)
             return {
@@ -286,11 +285,10 @@ class ImageFeed:
         return self._parallel.shapes(items), self._parallel.shapes(batch(self._eval_batch_size))
 
     def record(self) -> dict[str, Any]:
-        """Returns what a run has to remember of its data, as JSON holds it: see `recorded`.
-
-        Nothing of it may change between an interrupted run and its continuation.
-        """
-        return self._recorded or {
+        """Returns the record of the data that a run keeps, as JSON; it must not change when the run resumes."""
+        if self._recorded:
+            return dict(self._recorded)
+        return {
             "classes": list(self.classes),
             "image_shape": list(self.image_shape),
             "label_shape": list(self.label_shape),
@@ -299,20 +297,22 @@ class ImageFeed:
         }
 
     def _all_unreadable(self, split: str) -> list[int]:
-        """Indices that any process left out; all processes ask for them."""
+        """Returns the indices that any process skipped; all processes must call it together."""
         return sorted(set().union(*multihost.gather(sorted(self._unreadable[split]))))
 
     @property
     def skipped(self) -> dict[str, int]:
-        """How many different images could not be decoded and were left out, by data.on_error=skip, on all processes,
-        which all ask for it: "test" in the last pass, "train" since these processes were started (a run that goes on
-        from a checkpoint meets them again within an epoch).
+        """Numbers of images, by split, that could not be decoded and were skipped by data.on_error=skip.
+
+        "test" counts those of the last evaluation, "train" those since the processes started; a resumed run comes
+        across them again within an epoch. All processes must read it together.
         """
         return {split: len(self._all_unreadable(split)) for split in self._unreadable}
 
     def skipped_line(self) -> str:
-        """A line for the user that names the first of the images that `skipped` counts, "" for none; all processes ask
-        for it.
+        """Returns a line that names the first skipped images, "" if there are none.
+
+        All processes must call it together.
         """
         lines = []
         for split, name_of, effect in (
@@ -325,11 +325,11 @@ class ImageFeed:
         return "images that cannot be decoded: " + "; ".join(lines) if lines else ""
 
     def test_batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """The test set as numpy batches {"image", "label", "mask"}, in order, whole on every process."""
+        """Yields the test set as numpy batches {"image", "label", "mask"}; every process gets the whole set."""
         return self.batches(self.test)
 
     def batches(self, source: source.Source) -> Iterator[dict[str, np.ndarray]]:
-        """The images of any source that the run's could come from, as `test_batches`."""
+        """Yields the images of any source, such as another split, as `test_batches` does."""
         for batch in stream.evaluation_batches(source, self._eval_batch_size, self._workers):
             yield {name: batch[name] for name in ("image", "label", "mask")}
 
@@ -338,33 +338,36 @@ class ImageFeed:
 
     @functools.cached_property
     def _kept_test_batches(self):
-        return list(self._test_batches(self._shard))  # small sets are decoded once
+        return list(self._test_batches(self._shard))  # a resident data set is decoded once
 
     def examples(self, count: int, multiple: int = 1) -> dict[str, jax.Array]:
-        """A batch {"image", "label", "mask"} of at most `count` training images, as many as `multiple` divides: always
-        the same random ones, normalized, not augmented.
+        """Returns a fixed random batch {"image", "label", "mask"} of training images, normalized but not augmented.
+
+        Args:
+          count: the maximum number of images.
+          multiple: the number of images is a multiple of this.
         """
         size = min(count, self.train_count) // multiple * multiple
-        found = self.train.read(np.random.default_rng(0).permutation(self.train_count)[:size], replace=True)
-        return self.prepare_evaluation({name: jnp.asarray(found[name]) for name in ("image", "label", "mask")})
+        batch = self.train.read(np.random.default_rng(0).permutation(self.train_count)[:size], replace=True)
+        return self.prepare_evaluation({name: jnp.asarray(batch[name]) for name in ("image", "label", "mask")})
 
     def training_images(self, count: int, size: int) -> Iterator[jax.Array]:
-        """`count` batches of `size` training images in training order, not augmented, normalized, on every process."""
+        """Yields batches of training images in training order, normalized but not augmented, on every process."""
         for t in range(count):
             batch = self.train.read(self._order.indices(t * size, size), replace=True)
             yield self.prepare_evaluation({"image": jnp.asarray(batch["image"])})["image"]
 
 
 def _gather(data: dict[str, jax.Array], item: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    index, given = item["index"], {name: array for name, array in item.items() if name != "index"}
-    return {**resident.Resident.gather(data, index), "mask": jnp.ones(index.shape, jnp.float32), **given}
+    index, others = item["index"], {name: array for name, array in item.items() if name != "index"}
+    return {**resident.Resident.gather(data, index), "mask": jnp.ones(index.shape, jnp.float32), **others}
 
 
 def as_images(feed: Feed, message: str = "this is for images") -> ImageFeed:
-    """Returns the feed, whose examples are images.
+    """Returns the feed as a feed of images.
 
     Raises:
-      UserError: they are something else; `message` says what asked for images.
+      UserError: its examples are not images. The text is `message`.
     """
     if not isinstance(feed, ImageFeed):
         raise UserError(message)

@@ -16,16 +16,16 @@ from train.devices.parallel import Parallel
 
 
 class TextFeed:
-    """Pairs of sentences in batches of one width; never resident on the devices.
+    """A feed of pairs of sentences, always streamed, in batches of one width.
 
-    A batch is {"source": int32 [B, W], "target": int32 [B, W + 1] from BOS to EOS, "mask": float32 [B], 0 for what only
-    fills up a batch, "tokens": float32 [B]}. W is the first of `buckets` that holds the batch, so there is one
-    program for each of them. "tokens", the same in all rows, is the mean number of target tokens of a sentence over the
-    global batch: a device, or a part of its share, has more or fewer, and its mean loss must count accordingly.
+    A batch is {"source": int32 [B, W], "target": int32 [B, W + 1] from BOS to EOS, "mask": float32 [B], 0 for padding
+    rows, "tokens": float32 [B]}. W is the first of `buckets` that holds the batch, so that one program per bucket is
+    compiled. "tokens", equal in all rows, is the mean number of target tokens per sentence over the global batch. A
+    device's mean loss is weighted by it, because its own number of tokens may differ.
 
     Attributes:
-      tokenizer: of both languages.
-      buckets: of training, and one more where the test split has longer sentences.
+      tokenizer: the tokenizer of both languages.
+      buckets: the widths of training, and one more if the test split has longer sentences.
     """
 
     unit = "sentences"
@@ -35,7 +35,7 @@ class TextFeed:
     def __init__(
         self,
         source: str,
-        config: Any,
+        config: config_lib.Reader,
         parallel: Parallel,
         *,
         batch_size: int,
@@ -44,18 +44,21 @@ class TextFeed:
         seed: int,
         recorded: Mapping[str, Any] | None = None,
     ):
-        """Reads the text, and learns the vocabulary where that was not done before.
+        """Reads the text, and learns the vocabulary unless it is cached.
 
         Args:
           source: "text:FOLDER" or "grammar".
           config: the section `text`; see configs/translation.py.
-          parallel, batch_size, eval_batch_size, seed: as for `Feed`.
+          parallel: the devices.
+          batch_size: pairs per step, over all devices.
+          eval_batch_size: pairs per evaluation call, over all devices.
           steps_per_call: must be 1.
-          recorded: `record()` of a run that is reopened, which the text is compared with.
+          seed: seed of the order.
+          recorded: `record()` of a run that is reopened; the text is compared with it.
 
         Raises:
-          UserError: a text that is not there or does not fit, an option that cannot be.
-          Changed: the text is not the one that a reopened run was trained on.
+          UserError: the text does not exist or is invalid, or an option is.
+          Changed: the text differs from the one that a reopened run was trained on.
         """
         if steps_per_call != 1:
             raise UserError(f"steps_per_call={steps_per_call}: must be 1 for text, whose batches vary in length")
@@ -66,7 +69,7 @@ class TextFeed:
             and all(has_type(b, int) and b > 1 for b in buckets)
             and list(buckets) == sorted(set(buckets))
         ):
-            raise UserError(f"text.buckets={buckets} must be rising numbers of tokens, as (16, 32, 64)")
+            raise UserError(f"text.buckets={buckets} must be increasing numbers of tokens, e.g. (16, 32, 64)")
         self._parallel, self._seed, self._source = parallel, seed, source
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
         self._shard = (jax.process_index(), jax.process_count())
@@ -88,67 +91,66 @@ class TextFeed:
             raise Changed(f"data.source={source} changed since the run was trained ({'; '.join(lines)})")
 
     def gather(self, data: Any, item: Any) -> dict[str, jax.Array]:
-        """Returns the item: it is the batch."""
+        """Returns the item, which is the batch."""
         del data
         return item
 
     def prepare(self, key: jax.Array, batch: Any, first: Any) -> dict[str, jax.Array]:
-        """Returns the batch as it is: nothing is augmented."""
+        """Returns the batch unchanged; text is not augmented."""
         del key, first
         return batch
 
     def prepare_evaluation(self, batch: Any) -> dict[str, jax.Array]:
-        """Returns the batch as it is."""
+        """Returns the batch unchanged."""
         return batch
 
     @property
     def train_count(self) -> int:
-        """Pairs of the training split."""
+        """Number of pairs in the training split."""
         return len(self.train)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The tokens."""
+        """The tokens of the vocabulary."""
         return tuple(self.tokenizer.id_to_token(i) for i in range(self.tokenizer.get_vocab_size()))
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Fields of the model that the text decides."""
+        """Fields of the model that the text determines."""
         return {"vocab_size": self.tokenizer.get_vocab_size(), "max_length": self.buckets[-1]}
 
     @property
     def inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """What the network is called with, for one pair: source and target [1, W], the longest."""
+        """Shapes of source and target [1, W] for one pair of the greatest width."""
         return (jax.ShapeDtypeStruct((1, self.buckets[-1]), np.int32),) * 2
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        """The texts of sentences in tokens, BOS, EOS and PAD left out."""
+        """Decodes sentences of tokens, without BOS, EOS and PAD."""
         return [line.strip() for line in self.tokenizer.decode_batch(tokens)]
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Each token as a text; one that goes on with a word begins with "·"."""
+        """Decodes each token by itself; tokens that continue a word are prefixed with "·"."""
         texts = [self.tokenizer.decode([token], skip_special_tokens=False) for token in tokens]
         return [text.strip() if text[:1] == " " or not text.isalnum() else f"·{text}" for text in texts]
 
     def calls(self, step: int, total: int) -> Iterator[tuple[int, Any]]:
-        """Pairs (1, items on the devices) from `step` to `total`."""
+        """Yields (1, items on the devices) from `step` to `total`."""
         batches = text.Batches(self.train.lengths, self._batch_size, self._seed)
         for t in range(step, total):
             yield 1, self._items(self.train, batches[t])
 
     def evaluation_calls(self) -> Iterator[Any]:
-        """Items of the evaluation calls: each test pair once, padded by masked ones."""
         for indices in self._test_indices():
             yield self._items(self.test, indices)
 
     def _test_indices(self) -> Iterator[np.ndarray]:
-        """int64 [eval_batch_size], by length; -1 fills up the last."""
+        """Yields indices int64 [eval_batch_size] of test pairs, shortest first; the last array is padded with -1."""
         order = np.argsort(self.test.lengths, kind="stable")
         order = np.pad(order, (0, -len(order) % self._eval_batch_size), constant_values=-1)
         return iter(order.reshape(-1, self._eval_batch_size))
 
     def _items(self, corpus: text.Corpus, indices: np.ndarray) -> Any:
-        """This process's rows of the batch, on its devices."""
+        """Returns this process's rows of the batch, on its devices."""
         batch, rows = self._batch(corpus, indices), order.rows(len(indices), self._shard)
         return self._parallel.shard({name: x[None, rows.start : rows.stop] for name, x in batch.items()})
 
@@ -163,28 +165,26 @@ class TextFeed:
         }
 
     def test_batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """The test split as batches on the host, whole on every process; "index" [B] says which pair, -1 for none."""
+        """Yields the test split as numpy batches with "index" [B], -1 for padding; every process gets all of it."""
         for indices in self._test_indices():
             yield {**self._batch(self.test, indices), "index": indices}
 
     def test_size(self) -> int:
-        """Number of pairs in the test split."""
         return len(self.test)
 
     def test_count(self) -> int:
-        """Pairs of the test split."""
         return len(self.test)
 
     def skipped_line(self) -> str:
-        """Nothing: a pair that is too long is left out by the config."""
+        """Returns "", because the config, not an error, excludes pairs that are too long."""
         return ""
 
     def test_weight(self) -> int:
-        """What the weights of the loss add up to over the test split: the tokens to predict."""
+        """Returns the number of tokens to predict in the test split."""
         return int((self.test.target.lengths - 1).sum())
 
     def shapes(self) -> tuple[Any, Any]:
-        """Shapes of the items of a training call and of an evaluation call, of the longest bucket."""
+        """Returns the shapes of the items of a training call and of an evaluation call, for the greatest width."""
 
         def batch(size):
             pair = {
@@ -198,7 +198,7 @@ class TextFeed:
         return batch(self._batch_size), batch(self._eval_batch_size)
 
     def record(self) -> dict[str, Any]:
-        """Returns what must not change between an interrupted run and its continuation."""
+        """Returns the record of the text that a run keeps, as JSON; it must not change when the run resumes."""
         names = "\n".join(
             [
                 self.tokenizer.to_str(),
@@ -214,20 +214,16 @@ class TextFeed:
         }
 
     def training_images(self, count: int, size: int) -> Iterator[jax.Array]:
-        """There are none; lsuv as data_init asks for them.
-
-        Raises:
-          UserError: always.
-        """
+        """Raises UserError, because text has no images; data_init asks for them."""
         del count, size
-        raise UserError(f"data.source={self._source} is text: data_init wants images")
+        raise UserError(f"data.source={self._source} is text, but data_init requires images")
 
 
 def as_text(feed: Feed, message: str = "this is for parallel text") -> TextFeed:
-    """Returns the feed, whose examples are pairs of sentences.
+    """Returns the feed as a feed of parallel text.
 
     Raises:
-      UserError: they are something else; `message` says what asked for text.
+      UserError: its examples are not pairs of sentences. The text is `message`.
     """
     if not isinstance(feed, TextFeed):
         raise UserError(message)

@@ -1,1 +1,1 @@
-"""How the program of one device runs on many devices, and on many hosts."""
+"""Devices: running the program of one device on many devices and many hosts."""

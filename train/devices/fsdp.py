@@ -1,10 +1,9 @@
-"""A training state sharded over the devices that share a batch: ZeRO stage 3 (Rajbhandari 2020, arXiv 1910.02054), also
-known as fully sharded data parallelism.
+"""Fully sharded data parallelism, also known as ZeRO stage 3 (Rajbhandari 2020, arXiv 1910.02054).
 
-Every large leaf of the state (parameters, their average, the optimizer's) is cut along one axis, a part a device. In
-the per-device part of a step a layer's parameters are gathered when its inputs are there, and again for its gradient,
-which is reduced into the parts: a device has room for its part of all and the whole of a few. The optimizer works on
-global arrays.
+Every large leaf of the state (parameters, their average, the optimizer's state) is sharded along one axis over the
+devices. In the per-device part of a step, the parameters of a layer are gathered when its inputs are ready, and again
+for its gradient, which is reduce-scattered into shards. A device only needs memory for its shards of all layers and
+the whole parameters of a few. The optimizer works on global arrays.
 """
 
 import functools
@@ -23,36 +22,42 @@ from models.errors import UserError
 from train.parameters import parameter_name
 
 AXIS = "batch"
-SMALLEST = 1024  # elements of a leaf that is worth cutting: below, a message costs more than the memory
+SMALLEST = 1024  # elements; sharding a smaller leaf costs more in messages than it saves in memory
 
 
 class Shards:
-    """Which part of a leaf is on which device of a mesh with the one axis "batch"."""
+    """The sharding of a state over a mesh whose only axis is "batch"."""
 
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
 
     def axis(self, leaf: Any) -> int:
-        """The longest axis that the devices divide, by which `leaf` is cut; -1: every device has the whole of it."""
+        """Returns the axis along which a leaf is sharded, the longest divisible one; -1 if it is replicated."""
         if self._mesh.size == 1 or math.prod(leaf.shape) < SMALLEST:
             return -1
         axes = [axis for axis, length in enumerate(leaf.shape) if length % self._mesh.size == 0]
         return max(axes, key=lambda axis: leaf.shape[axis], default=-1)
 
     def sharding(self, leaf: Any) -> NamedSharding:
-        """Of a leaf of the state."""
+        """Returns the sharding of a leaf of the state."""
         return NamedSharding(self._mesh, _spec(self.axis(leaf)))
 
     def constrain(self, state: Any) -> Any:
-        """The state, within a compiled program, with every part where it belongs."""
+        """Constrains the leaves of a state to their shardings within a compiled program."""
         return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, self.sharding(leaf)), state)
 
-    def over_devices(self, compute: Callable, with_gradients: bool = True) -> Callable:
-        """Runs `compute(state, data, item, shards=LocalShards) -> (gradients, replicated)`, or -> replicated alone, on
-        every device.
+    def over_devices(self, compute: Callable[..., Any], with_gradients: bool = True) -> Callable[..., Any]:
+        """Lifts the per-device part of a step over the devices.
 
-        The state that it sees has this device's part of the parameters, the whole model_state and task_state, and
-        neither opt_state nor ema; of item [B, …] it sees its share.
+        Per device, it sees its shards of the parameters, the whole model_state and task_state, an empty opt_state and
+        ema, and its share of item [B, …].
+
+        Args:
+          compute: (state, data, item, shards=LocalShards) -> (gradients, replicated outputs).
+          with_gradients: False for a function that only returns replicated outputs.
+
+        Returns:
+          (state, data, item) -> the outputs of `compute`, with sharded gradients.
         """
 
         def call(state, data, item):
@@ -72,41 +77,60 @@ class Shards:
 
 
 class LocalShards:
-    """The same within the per-device part: `axes` is a tree like the parameters, -1 for whole leaves."""
+    """The sharding of the parameters, as the per-device part of a step uses it.
+
+    Args:
+      axes: a tree like the parameters, with the axis of each sharded leaf and -1 for replicated leaves.
+    """
 
     def __init__(self, axes: Any):
         self.axes = axes
 
-    def gathering(self, function: Callable) -> Callable:
-        """`function` with networks of whole parameters, as one of this device's parts of them, its first argument.
+    def gathering(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Turns a function of whole parameters, its first argument, into a function of this device's shards.
 
-        A layer's parameters are gathered when its inputs are there, and again, rather than kept, when its gradient is
-        to be computed: a device has room for its part of all and the whole of a few. The transpose of gathering is the
-        reduce-scatter of the gradient.
+        The parameters of a layer are gathered when its inputs are ready. They are not kept, but gathered again when the
+        gradient of the layer is computed. The transpose of gathering is the reduce-scatter of the gradient.
         """
 
         @functools.wraps(function)
-        def gathered(parts, *arguments):
+        def gathered(shards, *arguments):
             table = {
                 parameter_name(path): (leaf.shape, axis)
                 for (path, leaf), axis in zip(
-                    jax.tree_util.tree_leaves_with_path(parts), jax.tree.leaves(self.axes), strict=True
+                    jax.tree_util.tree_leaves_with_path(shards), jax.tree.leaves(self.axes), strict=True
                 )
             }
             with nn.intercept_methods(functools.partial(_layer_by_layer, table, set())):
-                return function(parts, *arguments)
+                return function(shards, *arguments)
 
         return gathered
 
     def mean(self, grads: Any) -> Any:
-        """Over the devices; those of parts are summed already, by the reduce-scatter."""
+        """Averages gradients over the devices; those of shards have already been summed by the reduce-scatter."""
         return jax.tree.map(
             lambda grad, axis: lax.pmean(grad, AXIS) if axis < 0 else grad / lax.axis_size(AXIS), grads, self.axes
         )
 
 
-def _layer_by_layer(table, running, call, args, kwargs, context):
-    """Calls a module's method with the whole of the parameters that are the module's own."""
+def _layer_by_layer(
+    table: Mapping[str, tuple[tuple[int, ...], int]],
+    running: set[int],
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: Any,
+) -> Any:
+    """Calls a module's method with the module's own parameters gathered; an interceptor of flax.
+
+    Args:
+      table: (shape of the shard, axis of sharding) of each parameter, by name.
+      running: ids of the scopes whose parameters are gathered at the moment.
+      call: the method.
+      args: its arguments.
+      kwargs: its keyword arguments.
+      context: flax's InterceptorContext, which holds the module.
+    """
     scope = context.module.scope
     if scope is None or id(scope) in running or "params" not in scope.root._variables:
         return call(*args, **kwargs)
@@ -118,15 +142,15 @@ def _layer_by_layer(table, running, call, args, kwargs, context):
     }
     if max(axes.values(), default=-1) < 0:
         return call(*args, **kwargs)
-    given, structure = jax.tree.flatten((args, kwargs))
-    arrays = {i: leaf for i, leaf in enumerate(given) if isinstance(leaf, jax.Array)}
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
 
-    def compute(parts, arrays):
+    def compute(shards, arrays):
         whole = {
-            name: part if axes[name] < 0 else lax.all_gather(part, AXIS, axis=axes[name], tiled=True)
-            for name, part in parts.items()
+            name: shard if axes[name] < 0 else lax.all_gather(shard, AXIS, axis=axes[name], tiled=True)
+            for name, shard in shards.items()
         }
-        args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(given)])
+        args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
         scope._variables["params"] = {**own, **whole}
         running.add(id(scope))
         try:
@@ -135,60 +159,62 @@ def _layer_by_layer(table, running, call, args, kwargs, context):
             running.discard(id(scope))
             scope._variables["params"] = own
 
-    parts = {name: own[name] for name in axes}
-    # What has modules or statistics within would leave tracers in them
+    shards = {name: own[name] for name in axes}
+    # Rematerializing a module with submodules or statistics would leak tracers into them.
     if len(axes) < len(own) or context.module.variables.get("batch_stats"):
-        return compute(_after(parts, arrays), arrays)
-    return _once_more_for_the_gradient(compute, parts, arrays)
+        return compute(_after(shards, arrays), arrays)
+    return _rematerialized(compute, shards, arrays)
 
 
-def _once_more_for_the_gradient(method: Callable, parts: Any, arrays: Any) -> Any:
-    """`method(parts, arrays)`, begun when the arrays are there; its gradient begins when that of the result is, and
-    gathers the parts again.
+def _rematerialized(method: Callable[..., Any], shards: Any, arrays: Any) -> Any:
+    """Calls `method(shards, arrays)` so that shards are gathered again, instead of kept, for its gradient.
+
+    The call starts when the arrays are ready, and the computation of the gradient when that of the result is.
     """
-    # Traced now, as a module's method cannot be called once it has returned
-    traced, result = jax.make_jaxpr(method, return_shape=True)(parts, arrays)
+    # Traced here, because a module's method cannot be called after it has returned
+    traced, result = jax.make_jaxpr(method, return_shape=True)(shards, arrays)
 
-    def compute(*given):
-        leaves = jaxpr_as_fun(traced)(*jax.tree.leaves(given))
+    def compute(*arguments):
+        leaves = jaxpr_as_fun(traced)(*jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(result), leaves)
 
     @jax.custom_vjp
-    def layer(parts, arrays):
-        return compute(_after(parts, arrays), arrays)
+    def layer(shards, arrays):
+        return compute(_after(shards, arrays), arrays)
 
-    def backward(given, gradient):
-        parts, arrays = given
-        return jax.vjp(compute, _after(parts, gradient), arrays)[1](gradient)
+    def backward(residuals, gradient):
+        shards, arrays = residuals
+        return jax.vjp(compute, _after(shards, gradient), arrays)[1](gradient)
 
-    layer.defvjp(lambda parts, arrays: (layer(parts, arrays), (parts, arrays)), backward)
-    return layer(parts, arrays)
+    layer.defvjp(lambda shards, arrays: (layer(shards, arrays), (shards, arrays)), backward)
+    return layer(shards, arrays)
 
 
-def _after(parts: Any, arrays: Any) -> Any:
-    """The parts, once the arrays are there."""
-    parts, arrays = lax.optimization_barrier((parts, arrays))
+def _after(shards: Any, arrays: Any) -> Any:
+    """Returns the shards, but not before the arrays are computed."""
+    shards, arrays = lax.optimization_barrier((shards, arrays))
     if jax.default_backend() == "cpu" and jax.tree.leaves(arrays):
-        # XLA's compiler for CPUs drops barriers before it merges what is alike; no number is on both sides of 0
+        # XLA's CPU compiler drops barriers before it merges equal computations, hence a condition that is never true.
         first = jax.tree.leaves(arrays)[0].ravel()[0]
         never = (first > 0) & (first < 0)
-        parts = jax.tree.map(lambda part: jnp.where(never, -part, part), parts)
-    return parts
+        shards = jax.tree.map(lambda shard: jnp.where(never, -shard, shard), shards)
+    return shards
 
 
 def _axis(table: Mapping[str, tuple[tuple[int, ...], int]], path: str, shape: tuple[int, ...]) -> int:
-    """Along which axis the parameter at `path` is cut; of a part of a network that is called alone, paths lack their
-    beginning.
+    """Returns the axis along which the parameter at `path` is sharded, or -1.
+
+    If only a part of the network is called, its paths are suffixes of those in the table.
     """
-    part, axis = table.get(path, ((), -1))
-    if part == shape:
+    shard, axis = table.get(path, ((), -1))
+    if shard == shape:
         return axis
-    found = {axis for name, (part, axis) in table.items() if part == shape and f"/{name}".endswith(f"/{path}")}
-    if len(found) > 1:
+    axes = {axis for name, (shard, axis) in table.items() if shard == shape and f"/{name}".endswith(f"/{path}")}
+    if len(axes) > 1:
         raise UserError(
             f"parallel=fsdp: {path} is the name of several parameters of shape {list(shape)}; set parallel=shard_map"
         )
-    return found.pop() if found else -1
+    return axes.pop() if axes else -1
 
 
 def _spec(axis: int) -> PartitionSpec:

@@ -1,7 +1,7 @@
-"""Several processes, on one machine or many, that train one run together.
+"""Training one run with several processes, on one machine or many.
 
-Every process runs the same command. Process 0 alone reads and writes the workdir and speaks for all; what it finds
-there goes to the others over the network. So only the data have to be within reach of all of them.
+Every process runs the same command. Only process 0, the primary, reads and writes the workdir and prints progress. It
+sends what it reads to the others over the network, so that they only need access to the data.
 """
 
 import contextlib
@@ -25,49 +25,38 @@ from models.errors import UserError
 from train import config as config_lib
 
 HEARTBEAT = 30  # seconds of silence after which a process counts as dead
-GRACE = 5  # seconds in which the others may say that they failed, too, before this one's end takes them along
+GRACE = 5  # seconds in which other failed processes can print their errors before the end of this one ends them
 GONE = (
-    "another process of this run is gone (what it printed says why): start the run again on all of them; the same "
-    "command goes on from the last checkpoint"
+    "another process of this run has ended (its output says why): start the run again on all hosts; the same command "
+    "resumes from the last checkpoint"
 )
-# How XLA words it where a collective fails since a peer is gone: Gloo on a CPU, NCCL on GPUs, the coordination service
+# XLA's messages when a collective fails because a peer has ended: Gloo on CPUs, NCCL on GPUs, the coordination service
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|socket closed|coordination|heartbeat", re.IGNORECASE)
 
 
 def join(automatic: bool, coordinator: str | None, processes: int | None, process: int | None, seconds: int) -> None:
-    """Makes this process one of a run's, before JAX looks for devices. Does nothing where no argument asks for it.
+    """Joins this process to the other processes of a run, before JAX initializes its devices.
+
+    Does nothing if no argument asks for it.
 
     Args:
-      automatic: JAX finds the cluster: Slurm, Open MPI, Kubernetes, a TPU pod.
-      coordinator, processes, process: HOST:PORT of process 0, how many there are, and which this is; all or none.
+      automatic: whether JAX detects the cluster: Slurm, Open MPI, Kubernetes or a TPU pod.
+      coordinator: HOST:PORT of process 0; this and the next two are given together, without `automatic`.
+      processes: number of processes.
+      process: number of this process.
       seconds: how long to wait for the others.
 
     Raises:
-      UserError: the arguments do not fit, there is no cluster, or not all the others came.
+      UserError: the arguments are invalid, there is no cluster, or not all processes joined in time.
     """
-    by_hand = {"coordinator": coordinator, "processes": processes, "process": process}
-    missing = [name for name, value in by_hand.items() if value is None]
-    if automatic and len(missing) < 3:
-        raise UserError("--distributed finds the cluster by itself; leave out --coordinator, --processes, --process")
-    if not automatic and len(missing) == 3:
+    if not automatic and coordinator is None and processes is None and process is None:
         return
-    if not automatic:
-        if missing:
-            raise UserError(
-                f"--{missing[0]} is missing: --coordinator=HOST:PORT, --processes=N and --process=I go together"
-            )
-        host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise UserError(f"--coordinator={coordinator} must be HOST:PORT of process 0, e.g. 10.0.0.1:8476")
-        if processes < 1:
-            raise UserError(f"--processes={processes} must be at least 1")
-        if not 0 <= process < processes:
-            raise UserError(f"--process={process} must be in [0, {processes})")
-    met = (
-        f"the processes of this run did not all meet at {coordinator or 'the address that the cluster gives'} "
-        f"within {seconds} s: start all of them, where that address can be reached"
+    _check_flags(automatic, coordinator, processes, process)
+    absent = (
+        f"not all processes of this run connected to {coordinator or 'the address that the cluster gives'} within "
+        f"{seconds} s: start all of them on hosts that can reach that address"
     )
-    _say_on_abort(f"error: {met}\n", 2)
+    _say_on_abort(f"error: {absent}\n", 2)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -77,21 +66,44 @@ def join(automatic: bool, coordinator: str | None, processes: int | None, proces
             initialization_timeout=seconds,
             heartbeat_timeout_seconds=HEARTBEAT,
         )
-    except ValueError as error:  # nothing that JAX knows is there to be asked
+    except ValueError as error:  # JAX detects no cluster
         raise UserError(
             f"--distributed: JAX finds no cluster here ({error}): it knows Slurm, Open MPI, Kubernetes and "
             "TPU pods; elsewhere give --coordinator=HOST:PORT --processes=N --process=I"
         ) from error
     except RuntimeError as error:
-        raise UserError(f"{met} ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{absent} ({str(error).splitlines()[0]})") from error
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
+
+
+def _check_flags(automatic: bool, coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Raises UserError if the arguments of `join` are not either `automatic` or the three others, or are invalid."""
+    by_hand = {"coordinator": coordinator, "processes": processes, "process": process}
+    missing = [name for name, value in by_hand.items() if value is None]
+    if automatic:
+        if len(missing) < 3:
+            raise UserError(
+                "--distributed finds the cluster by itself; leave out --coordinator, --processes, --process"
+            )
+        return
+    if coordinator is None or processes is None or process is None:
+        raise UserError(
+            f"--{missing[0]} is missing: --coordinator=HOST:PORT, --processes=N and --process=I go together"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator={coordinator} must be HOST:PORT of process 0, e.g. 10.0.0.1:8476")
+    if processes < 1:
+        raise UserError(f"--processes={processes} must be at least 1")
+    if not 0 <= process < processes:
+        raise UserError(f"--process={process} must be in [0, {processes})")
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Within it, this process's failure ends the others, and theirs this one, each with one line that says so.
+    """Ends all processes of a run when one of them fails in this context, each with one line that says why.
 
-    A failure is said at once. Exit codes are those of `train.cli`: 2 for a user's mistake, 130 for ctrl-C, else 1.
+    Exit codes are those of `train.cli`: 2 for user errors, 130 for ctrl-C, otherwise 1.
     """
     if jax.process_count() == 1:
         yield
@@ -99,32 +111,37 @@ def together() -> Iterator[None]:
     name = f"error (process {jax.process_index()} of {jax.process_count()}):"
     _say_on_abort(f"{name} {GONE}\n", 1)
     try:
-        # Gloo gives a group of devices 30 s to connect: now that all are here, not when some compile for longer
+        # Gloo gives a group of devices 30 s to connect. They connect here, because compiling can take longer than that.
         jax.block_until_ready(jax.pmap(lambda x: lax.psum(x, "all"), "all")(np.ones(jax.local_device_count())))
         yield
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
-        code, said = 1, GONE
+        code, reason = 1, GONE
         if isinstance(error, KeyboardInterrupt):
-            code, said = 130, "interrupted"
+            code, reason = 130, "interrupted"
         elif isinstance(error, UserError):
-            code, said = 2, " ".join(str(error).split())
+            code, reason = 2, " ".join(str(error).split())
         elif isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
             print(error, file=sys.stderr)
         else:
-            said = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}"
             traceback.print_exception(error)
-        print(name, said, file=sys.stderr, flush=True)
+        print(name, reason, file=sys.stderr, flush=True)
         sys.stdout.flush()
-        # The way out through JAX waits for all processes, some of which may wait for this one
+        # JAX's own shutdown waits for all processes, some of which may be waiting for this one.
         time.sleep(GRACE)
         os._exit(code)
 
 
+_handlers: list[Any] = []  # C callbacks must stay alive while they are installed
+
+
 def _say_on_abort(message: str, code: int) -> None:
-    """Ends the process with a message where XLA aborts it: so it does where the coordinator is lost, or says that
-    another process is. (XLA takes no callback of Python's for that, and Python's own signal handlers run too late.)
+    """Installs a handler that prints a message and exits when XLA aborts the process.
+
+    XLA does so when the coordinator is lost, or reports that another process is. It accepts no Python callback for
+    this case, and Python's own signal handlers would run too late.
     """
 
     def end(number):
@@ -132,12 +149,12 @@ def _say_on_abort(message: str, code: int) -> None:
         os.write(2, message.encode())
         os._exit(code)
 
-    _say_on_abort.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)  # must live on
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), _say_on_abort.handler)
+    _handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(end))
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _handlers[-1])
 
 
 def gather(value: Any) -> list[Any]:
-    """The JSON values of all processes, by process; all call it."""
+    """Returns the JSON values of all processes, in order of the processes; all processes must call it."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -147,18 +164,24 @@ def gather(value: Any) -> list[Any]:
 
 
 def check_same(what: str, values: Mapping[str, Any]) -> None:
-    """Raises UserError, on all processes, where one has other (JSON) values than process 0."""
+    """Raises UserError on all processes if one has JSON values that differ from those of process 0.
+
+    Args:
+      what: names the values in the error, e.g. "config".
+      values: the values of this process.
+    """
     first, *others = gather(values)
     for process, other in enumerate(others, 1):
-        if lines := config_lib.difference(first, other):
+        if differences := config_lib.differences(other, first):
+            listed = "; ".join(f"{key} is {here}, not {there}" for key, here, there in differences)
             raise UserError(
-                f"process {process} has another {what} than process 0 ({'; '.join(lines)}): give all "
-                "processes the same command and the same files"
+                f"process {process}'s {what} differs from process 0's: {listed}; give all processes the same command "
+                "and the same files"
             )
 
 
 def on_primary(action: Callable[[], None]) -> None:
-    """Calls `action` on process 0; a UserError that it raises there is raised on every process."""
+    """Calls a function on process 0, and raises its UserError on every process."""
 
     def act():
         action()
@@ -168,7 +191,7 @@ def on_primary(action: Callable[[], None]) -> None:
 
 
 def from_primary(function: Callable[[], tuple[Any, Any]], like: Any) -> tuple[Any, Any]:
-    """What `function` returns on process 0, or the UserError that it raises there, on every process.
+    """Calls a function on process 0, and returns its result, or raises its UserError, on every process.
 
     Args:
       function: returns a JSON value, and numpy arrays in the structure of `like`.
@@ -176,18 +199,18 @@ def from_primary(function: Callable[[], tuple[Any, Any]], like: Any) -> tuple[An
     """
     if jax.process_count() == 1:
         return function()
-    told, arrays, problem = None, like, None
+    value, arrays, problem = None, like, None
     if jax.process_index() == 0:
         try:
-            told, arrays = function()
+            value, arrays = function()
         except UserError as error:
             problem = str(error)
-    told, problem = gather((told, problem))[0]
+    value, problem = gather((value, problem))[0]
     if problem is not None:
         raise UserError(problem)
 
-    def broadcast(leaf):  # as bytes: a sum with the zeros of the others would turn -0.0 into 0.0
-        sent = multihost_utils.broadcast_one_to_all(np.ravel(leaf).view(np.uint8))
-        return np.asarray(sent).view(leaf.dtype).reshape(leaf.shape)
+    def broadcast(leaf):  # as bytes, because JAX broadcasts by a sum with zeros, which turns -0.0 into 0.0
+        received = multihost_utils.broadcast_one_to_all(np.ravel(leaf).view(np.uint8))
+        return np.asarray(received).view(leaf.dtype).reshape(leaf.shape)
 
-    return told, jax.tree.map(broadcast, arrays)
+    return value, jax.tree.map(broadcast, arrays)

@@ -1,14 +1,14 @@
-"""A step is written for one device, with the axis name "batch", and lifted over all devices here.
+"""Data parallelism: lifts a step, which is written for one device with the axis name "batch", over all devices.
 
-Three ways, same step, same result: `jax.pmap` (the default), `jax.shard_map` under `jax.jit`, and "fsdp", which is the
-second with the state sharded over the devices (train/devices/fsdp.py). The state is one array a leaf, without a
-leading device axis, so nothing outside this file knows which one is used.
+There are three ways with the same result: `jax.pmap` (the default), `jax.shard_map` under `jax.jit`, and "fsdp", which
+is the second with the state sharded over the devices (train/devices/fsdp.py). Leaves of the state have no leading
+device axis, so that code outside this file does not depend on the way.
 """
 
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,14 +24,14 @@ KINDS = ("pmap", "shard_map", "fsdp")
 
 
 class Parallel:
-    """The devices, and how a per-device program runs on all of them.
+    """The devices of a run, and the transformation of per-device programs to programs for all of them.
 
     Args:
       kind: "pmap", "shard_map" or "fsdp".
-      count: devices to use over all processes; 0 for all.
+      count: number of devices to use, over all processes; 0 for all.
 
     Raises:
-      UserError: unknown kind, or more devices than there are.
+      UserError: the kind is unknown, or there are fewer devices.
     """
 
     def __init__(self, kind: str = "pmap", count: int = 0):
@@ -39,42 +39,42 @@ class Parallel:
             raise choice_error("parallel", kind, KINDS)
         present = jax.devices()
         if count > len(present) or count < 0:
-            raise UserError(f"devices={count} asked for, but there are {len(present)} ({present[0].platform})")
+            raise UserError(f"devices={count}: there are {len(present)} ({present[0].platform}); set 0 to use all")
         if count and jax.process_count() > 1 and count != len(present):
-            raise UserError(f"devices={count}: with several processes all {len(present)} devices are used; set 0")
+            raise UserError(f"devices={count}: with several processes, all {len(present)} devices are used; set 0")
         self.kind = kind
-        self.devices: Sequence[jax.Device] = present[: count or len(present)]
+        self.devices = present[: count or len(present)]
         self.mesh = Mesh(np.array(self.devices), (AXIS,))
         self.local = [d for d in self.devices if d.process_index == jax.process_index()]
         if len(self.local) * jax.process_count() != len(self.devices):
             raise UserError(
                 f"process {jax.process_index()} has {len(self.local)} of the {len(self.devices)} devices "
-                f"of {jax.process_count()} processes: all must have as many"
+                f"of {jax.process_count()} processes; all must have the same number"
             )
-        # pmap takes and returns what this process's devices hold; the others take arrays over all devices.
+        # pmap takes and returns arrays on this process's devices; the others take arrays over all devices.
         mesh = Mesh(np.array(self.local), (AXIS,)) if kind == "pmap" else self.mesh
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._shards = Shards(self.mesh)
-        # pmap splits a device axis off, [k, D, B / D, …]; shard_map cuts the batch axis in place, [k, B, …].
+        # pmap has a separate device axis, [k, D, B / D, …]; shard_map shards the batch axis, [k, B, …].
         self._split = NamedSharding(mesh, PartitionSpec(None, AXIS))
 
     def check_batch(self, name: str, size: int) -> None:
-        """Raises UserError where `size` examples cannot be dealt out evenly."""
+        """Raises UserError if `size` examples, the config's value of `name`, are not divisible among the devices."""
         if size <= 0 or size % len(self.devices):
             raise UserError(f"{name}={size} must be a positive multiple of the number of devices, {len(self.devices)}")
 
-    def lift(self, function: Callable, donate: bool = False) -> Callable:
-        """Lifts `function(state, data, items) -> replicated outputs` over the devices.
+    def lift(self, function: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
+        """Lifts a per-device program over the devices.
 
-        Per device it sees the state and the data whole, and its share [k, B / D, …] of items [k, B, …]; what it
-        returns must be the same on every device (averaged or summed over the axis "batch").
+        Each device sees the whole state and data, and its share [k, B / D, …] of items [k, B, …].
 
         Args:
-          function: the per-device program.
+          function: (state, data, items) -> outputs, which must be the same on every device, that is, averaged or summed
+            over the axis "batch".
           donate: whether the state's buffers are reused for the result.
         """
         donated = (0,) if donate else ()
-        # Whatever shapes it is asked for first: jit keeps what it traced, and inline leaves no call in the program.
+        # jit caches the trace, so that it is not repeated by eval_shape and pmap; inline leaves no call in the program.
         function = jax.jit(function, inline=True)
         if self.kind == "pmap":
             return jax.pmap(
@@ -94,29 +94,29 @@ class Parallel:
         )
         return jax.jit(mapped, donate_argnums=donated)
 
-    def lift_training(self, program: Callable) -> Callable:
+    def lift_training(self, program: Callable[..., Any]) -> Callable[..., Any]:
         """Lifts `train.step.train_call` over the devices; the buffers of its state are reused for the result."""
         if self.kind == "fsdp":
             return jax.jit(functools.partial(program, shards=self._shards), donate_argnums=0)
         return self.lift(program, donate=True)
 
-    def lift_evaluation(self, program: Callable) -> Callable:
+    def lift_evaluation(self, program: Callable[..., Any]) -> Callable[..., Any]:
         """Lifts `train.step.evaluation_call` over the devices."""
         return jax.jit(functools.partial(program, shards=self._shards)) if self.kind == "fsdp" else self.lift(program)
 
     def drawing(self) -> contextlib.AbstractContextManager:
-        """Within it a state is drawn: one that may be too large for a device, in the host's memory."""
+        """Returns a context in which to draw a state; under "fsdp", in host memory, as it may not fit one device."""
         return runtime.on_host() if self.kind == "fsdp" else contextlib.nullcontext()
 
     def replicate(self, tree: Any) -> Any:
-        """Puts one copy of every leaf on every device."""
+        """Copies every leaf to every device."""
         return jax.tree.map(
             lambda leaf: jax.make_array_from_process_local_data(self._replicated, np.asarray(leaf), np.shape(leaf)),
             tree,
         )
 
     def place(self, state: Any) -> Any:
-        """Puts a state, whole on every process, on the devices: a copy on each, or under "fsdp" a part on each."""
+        """Places a state, of which every process holds all, on the devices: replicated or, under "fsdp", sharded."""
         if self.kind != "fsdp":
             return self.replicate(state)
 
@@ -127,7 +127,7 @@ class Parallel:
         return jax.tree.map(put, state)
 
     def bytes_per_device(self, state: Any) -> int:
-        """What a device holds of a state that is placed."""
+        """Returns the number of bytes per device of a placed state."""
 
         def size(leaf):
             shape = self._shards.sharding(leaf).shard_shape(leaf.shape) if self.kind == "fsdp" else leaf.shape
@@ -136,7 +136,7 @@ class Parallel:
         return sum(size(leaf) for leaf in jax.tree.leaves(state))
 
     def shard(self, items: Any) -> Any:
-        """Deals this process's rows of items [k, B / P, …] out to its devices, as `lift` expects them."""
+        """Distributes this process's rows of items [k, B / P, …] over its devices, as `lift` expects them."""
 
         def put(leaf):
             leaf = np.asarray(leaf)
@@ -147,7 +147,7 @@ class Parallel:
         return jax.tree.map(put, items)
 
     def shapes(self, items: Any) -> Any:
-        """Shapes of items [k, B, …] as `lift` takes them, B being that of all processes."""
+        """Returns the shapes that `lift` expects for items [k, B, …], where B is over all processes."""
 
         def shape(leaf):
             split = (len(self.local), leaf.shape[1] // len(self.devices)) if self.kind == "pmap" else leaf.shape[1:2]
@@ -156,7 +156,10 @@ class Parallel:
         return jax.tree.map(shape, items)
 
     def fetch(self, state: Any) -> Any:
-        """The whole of every leaf of a placed state as numpy, safe from later donation; all processes call it."""
+        """Copies a placed state to unsharded numpy arrays, which later donation cannot change.
+
+        All processes must call it.
+        """
 
         def whole(leaf):
             if self.kind != "fsdp" or leaf.is_fully_replicated:

@@ -1,10 +1,10 @@
-"""What a run does besides training, named in the config: hooks="recalibrate(200)|figures"."""
+"""Hooks, additions to training that the config names: hooks="recalibrate(200)|figures"."""
 
 from typing import Any
 
 from train import spec
 
-# Modules are imported when a config names them: Matplotlib and sacreBLEU are slow to import.
+# Modules are imported when a config names them, because Matplotlib and sacreBLEU are slow to import.
 HOOKS = {
     "recalibrate": "train.hooks.recalibrate:Recalibrate",
     "figures": "train.hooks.figures:Figures",
@@ -16,7 +16,7 @@ HOOKS = {
 
 
 def create(text: str) -> list[Any]:
-    """Returns the hooks (`train.run.Hook`) that a config's text names.
+    """Returns the hooks (`train.run.Hook`) that the config's value of `hooks` names.
 
     Raises:
       UserError: a hook is unknown, or its arguments do not fit.

@@ -1,4 +1,4 @@
-"""Average precision on the test split, for networks that give an image several classes."""
+"""Average precision on the test split, for networks that predict several classes per image."""
 
 from typing import Any
 
@@ -9,10 +9,11 @@ from train.tasks import average_precision
 
 
 class AveragePrecision(Hook):
-    """Ranking of the whole test split by the score of each class (Everingham 2010).
+    """Average precision of each class over the whole test split (Everingham 2010).
 
-    Measures mean average precision by the area under the precision-recall curve and by the 11 points of VOC 2007, and
-    the former by class, null for a class that no image has. An image counts for the classes that its label counts.
+    Measures mean average precision in two ways: as the area under the precision-recall curve, and by the 11 points of
+    VOC 2007. The former is also given per class, null for classes without images. An image is ignored for classes in
+    which its label is -1.
     """
 
     def check(self, run: Run) -> None:

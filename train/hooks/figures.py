@@ -1,4 +1,4 @@
-"""Figures of a run, drawn when it ends."""
+"""Figures of a run, drawn at its end."""
 
 import contextlib
 import sys
@@ -15,22 +15,22 @@ from train.state import TrainState
 
 @contextlib.contextmanager
 def picture(path: Path) -> Iterator[None]:
-    """Turns any failure to draw a picture into a warning: the run that it shows has ended well."""
+    """Turns any failure to draw a figure into a warning, because the run itself has succeeded."""
     try:
         yield
-    except Exception as error:  # whatever Matplotlib, fonts or the file system come up with
+    except Exception as error:  # Matplotlib, fonts and the file system raise many types
         print(f"warning: {path} was not drawn: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 class Figures(Hook):
-    """Draws curves.png, and one more figure by kind of data.
+    """The figure curves.png, and a second one that depends on the data.
 
-    mistakes.png has the confusion matrix and the most confident errors, where each image has one class. attention.png
-    shows what the decoder looks at for the first test sentences.
+    For images with one class each, mistakes.png shows the confusion matrix and the most confident errors. For text,
+    attention.png shows the decoder's attention for the first test sentences.
     """
 
     def finished(self, run: Run, state: TrainState, folder: Path) -> None:
-        # Matplotlib is needed at the end alone, and the first step should not wait for it
+        # Imported here, so that the first training step does not wait for Matplotlib.
         from train.plots import figures
 
         with picture(folder / "curves.png"):
@@ -49,5 +49,5 @@ class Figures(Hook):
                     run.feed.classes,
                     folder / "mistakes.png",
                     image=lambda place: test.example(place, None)["image"],
-                    index=index,
+                    index=index.tolist(),
                 )

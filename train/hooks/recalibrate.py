@@ -1,7 +1,7 @@
-"""Batch norm for test time: means and variances recomputed over the training set and stored (Ioffe 2015, alg. 2)."""
+"""Recalibration of batch norm: means and variances recomputed over the training set (Ioffe 2015, algorithm 2)."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.traverse_util
@@ -17,8 +17,8 @@ from train.state import TrainState
 class Recalibrate(Hook):
     """Batch-norm statistics over `batches` training batches, by default one epoch of unaugmented images.
 
-    Batch norm sees as many images at a time as it did in training: a device's share of a batch (of all devices with
-    model.sync_norm), or a part of it.
+    Batch norm sees as many images at a time as in training: one device's share of a batch (the whole batch with
+    model.sync_norm), divided by `accumulate`.
     """
 
     def __init__(self, batches: int = 0):
@@ -48,11 +48,11 @@ class Recalibrate(Hook):
 
 
 def recalibrate_batch_norm(model: nn.Module, variables: Any, images: Iterable[jax.Array]) -> Any:
-    """Replaces running averages by the moments of the whole of `images` under the final weights.
+    """Replaces running averages by the moments of all `images` under the final weights.
 
-    Every batch passes through the network as in training (normalized by its own statistics). Means and variances of
-    its activations are averaged over batches by their size; the variance is that of all values together, so the
-    variance of the batch means is added.
+    Each batch passes through the network as in training, normalized by its own statistics. Means and variances of
+    activations are averaged over batches, weighted by their sizes. The variance of the batch means is added, so that
+    the result is the variance of all values together.
 
     Args:
       model: any module with batch norm.
@@ -78,14 +78,14 @@ def recalibrate_batch_norm(model: nn.Module, variables: Any, images: Iterable[ja
     mean = variance = between = None
     weight = 0
     for batch in images:
-        found = moments(variables, jnp.asarray(batch))
-        means, variances = _named(found, "mean"), _named(found, "var")
+        batch_moments = moments(variables, jnp.asarray(batch))
+        means, variances = _named(batch_moments, "mean"), _named(batch_moments, "var")
         weight += batch.shape[0]
         share = batch.shape[0] / weight
         if mean is None:
             mean, variance, between = means, variances, jax.tree.map(jnp.zeros_like, means)
             continue
-        # Welford's update, with weights: no difference of large numbers
+        # Welford's update with weights, which avoids differences of large numbers
         between = jax.tree.map(lambda b, m, new: (1 - share) * (b + share * (new - m) ** 2), between, mean, means)
         mean = jax.tree.map(lambda m, new: m + share * (new - m), mean, means)
         variance = jax.tree.map(lambda v, new: v + share * (new - v), variance, variances)
@@ -100,5 +100,6 @@ def recalibrate_batch_norm(model: nn.Module, variables: Any, images: Iterable[ja
 
 
 def _named(tree: Any, name: str) -> dict[tuple[str, ...], jax.Array]:
-    """The leaves called `name`, by the path of the module that they belong to."""
-    return {path[:-1]: leaf for path, leaf in flax.traverse_util.flatten_dict(tree).items() if path[-1] == name}
+    """Returns the leaves called `name`, by the path of their module."""
+    leaves = cast(dict[tuple[str, ...], jax.Array], flax.traverse_util.flatten_dict(tree))
+    return {path[:-1]: leaf for path, leaf in leaves.items() if path[-1] == name}

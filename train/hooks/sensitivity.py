@@ -1,4 +1,4 @@
-"""Sensitivity of a trained network to pruning, layer by layer (Han 2015, fig. 6)."""
+"""Sensitivity of a trained network to pruning, layer by layer (Han 2015, figure 6)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +21,9 @@ SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 class Sensitivity(Hook):
-    """Accuracy on `images` training images after one layer alone loses its smallest weights, without retraining.
+    """Accuracy on `images` training images after pruning the smallest weights of a single layer, without retraining.
 
-    Writes sensitivity.json, by which optimizer.prune can spread sparsity over the layers, and sensitivity.png.
+    Writes sensitivity.json, which optimizer.prune can use to distribute sparsity over the layers, and sensitivity.png.
     """
 
     def __init__(self, images: int = 1000):
@@ -52,10 +52,17 @@ class Sensitivity(Hook):
 def measure(
     network: Network, variables: Any, task_state: Any, images: int, sparsities: Sequence[float]
 ) -> dict[str, Any]:
-    """Measures accuracy on training images without the smallest weights of one kernel after another.
+    """Measures accuracy on training images while the smallest weights of one kernel at a time are pruned.
+
+    Args:
+      network: a network that classifies images.
+      variables: variables of the model.
+      task_state: state of the task.
+      images: number of training images.
+      sparsities: shares of a kernel's weights to prune.
 
     Returns:
-      {"whole": accuracy of the network as it is, "layers": {kernel: {"sparsity": […], "accuracy": […]}}}.
+      {"whole": accuracy of the unpruned network, "layers": {kernel: {"sparsity": […], "accuracy": […]}}}.
     """
     batch, params = as_images(network.feed).examples(images), variables["params"]
     size, count = network.config["eval_batch_size"], len(batch["label"])

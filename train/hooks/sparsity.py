@@ -10,9 +10,9 @@ from train.state import TrainState
 
 
 class Sparsity(Hook):
-    """Measures what optimizer.prune has cut.
+    """The sparsity that optimizer.prune has reached.
 
-    "sparsity" is the share of zeros among the weights that may be pruned, "sparsity_by_layer" the same by layer.
+    "sparsity" is the share of zeros among the weights that may be pruned, "sparsity_by_layer" the same per layer.
     """
 
     def check(self, run: Run) -> None:

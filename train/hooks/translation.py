@@ -1,4 +1,4 @@
-"""Translations of the test split, and where the decoder looks while it writes them."""
+"""Translations of the test split, their BLEU score, and the decoder's attention."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +17,11 @@ from train.tasks.translate import Translate
 
 
 class Bleu(Hook):
-    """Translation of the test split by beam search (beam 1: greedily), scored by BLEU.
+    """BLEU score of translations of the test split by beam search; beam 1 decodes greedily.
 
-    sacreBLEU computes the score of the whole split (Post 2018, arXiv 1804.08771), with its signature. "exact_match" is
-    the share of sentences that equal their reference. Writes translations.txt (source, reference and ours, one per
-    line, an empty line between sentences) and tokenizer.json, the vocabulary as the library `tokenizers` reads it.
+    sacreBLEU computes the score of the whole split and its signature (Post 2018, arXiv 1804.08771). "exact_match" is
+    the share of sentences that equal their reference. Writes translations.txt: source, reference and translation on one
+    line each, with an empty line between sentences. Also writes tokenizer.json for the library `tokenizers`.
     """
 
     def __init__(self, beam: int = 4):
@@ -34,7 +34,7 @@ class Bleu(Hook):
         as_text(run.feed, "hooks: bleu is for translation (data.source=text:FOLDER)")
 
     def measure(self, run: Run, state: TrainState) -> dict[str, Any]:
-        import sacrebleu  # needed at the end alone
+        import sacrebleu  # slow to import, and needed only at the end
 
         feed = as_text(run.feed)
         self._translations = translations(run, state, self._beam)
@@ -52,20 +52,20 @@ class Bleu(Hook):
         feed.tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def _translate(network: Network) -> Translate:
-    assert isinstance(network.task, Translate), "a text feed has no other task"
+def _task(network: Network) -> Translate:
+    assert isinstance(network.task, Translate), "text has no other task"
     return network.task
 
 
 def translations(network: Network, state: TrainState, beams: int) -> list[str]:
-    """Translates the test split, in order, on one device whatever the run's.
+    """Translates the test split in order, on a single device.
 
     Args:
       network: an encoder-decoder and its text.
-      state: on the host.
+      state: the state, as numpy arrays.
       beams: see `train.tasks.translate.Translate.translate`.
     """
-    feed, task, variables = as_text(network.feed), _translate(network), jax.device_put(state.evaluation_variables())
+    feed, task, variables = as_text(network.feed), _task(network), jax.device_put(state.evaluation_variables())
     by_index: dict[int, list[int]] = {}
     for batch in feed.test_batches():
         tokens = np.asarray(task.translate(variables, batch["source"], beams))
@@ -74,34 +74,36 @@ def translations(network: Network, state: TrainState, beams: int) -> list[str]:
 
 
 def attention(network: Network, state: TrainState, indices: Sequence[int], beams: int = 4) -> list[dict[str, Any]]:
-    """Returns where the decoder's last block looks while it writes its translations of test sentences.
+    """Returns the cross-attention of the decoder's last block while it translates test sentences.
 
     Args:
-      network, state, beams: as for `translations`.
-      indices: of pairs of the test split.
+      network: as for `translations`.
+      state: as for `translations`.
+      indices: indices of pairs in the test split.
+      beams: as for `translations`.
 
     Returns:
-      For each pair {"source": its S tokens as texts, "ours": the T tokens that are written, "weights": [heads, T, S]}.
-      weights[h, t] is what head h sees while token t is chosen.
+      {"source": S source tokens as strings, "ours": T translated tokens, "weights": [heads, T, S]} for each pair, where
+      weights[h, t] is the attention of head h over the source when token t is chosen.
     """
-    feed, task = as_text(network.feed), _translate(network)
+    feed, task = as_text(network.feed), _task(network)
     model, variables = task.model, jax.device_put(state.evaluation_variables())
-    chosen = np.asarray(indices)
-    source = feed.test.source.padded(chosen, feed.test.source.lengths[chosen].max())  # [N, S]
-    ours = np.asarray(task.translate(variables, source, beams))  # [N, T]
-    read = np.pad(ours, ((0, 0), (1, 0)), constant_values=BOS)[:, :-1]
+    rows = np.asarray(indices)
+    source = feed.test.source.padded(rows, feed.test.source.lengths[rows].max())  # [N, S]
+    translated = np.asarray(task.translate(variables, source, beams))  # [N, T]
+    shifted = np.pad(translated, ((0, 0), (1, 0)), constant_values=BOS)[:, :-1]
     _, weights = jax.jit(lambda variables, *inputs: attention_weights(model, variables, *inputs))(
-        variables, source, read
+        variables, source, shifted
     )
     maps = []
     last = weights[f"decoder/block{model.layers - 1}/cross"]
-    for row, written, heads in zip(source, ours, last, strict=True):
-        written, row = written[written != PAD], row[row != PAD]
+    for tokens, translation, heads in zip(source, translated, last, strict=True):
+        tokens, translation = tokens[tokens != PAD], translation[translation != PAD]
         maps.append(
             {
-                "source": feed.pieces(row),
-                "ours": feed.pieces(written),
-                "weights": np.asarray(heads[:, : len(written), : len(row)]),
+                "source": feed.pieces(tokens),
+                "ours": feed.pieces(translation),
+                "weights": np.asarray(heads[:, : len(translation), : len(tokens)]),
             }
         )
     return maps

@@ -1,1 +1,1 @@
-"""Optimizers, schedules, and what wraps an optimizer: pruning, shared values, Lookahead."""
+"""Optimizers, schedules, and wrappers of optimizers: pruning, weight sharing, Lookahead."""

@@ -1,4 +1,4 @@
-"""The file that the hook `sensitivity` writes, and by which pruning can spread sparsity over the layers."""
+"""The file of the hook `sensitivity`, which pruning can use to distribute sparsity over the layers."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ SCHEMA = {
 
 
 def read(path: str) -> dict[str, Any]:
-    """Returns what a file of the hook sensitivity holds; raises UserError where it is damaged or something else."""
+    """Returns the content of a file of the hook sensitivity; raises UserError if it is damaged or another file."""
     try:
         return read_json(expanded(path), SCHEMA)
     except UserError as error:

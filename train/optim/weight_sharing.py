@@ -1,16 +1,16 @@
-"""Weights that share few values, and the training of those values: trained quantization (Han 2016, arXiv 1510.00149,
-section 3).
+"""Trained quantization: weights that share few values, which are trained (Han 2016, arXiv 1510.00149, section 3).
 
 config.optimizer.share = "linear(conv=8, dense=5)"
 
-The text names how the centroids of k-means start (models/compress/codebook.py): linear, density, random. Its arguments:
+The name is the initialization of k-means (models/compress/codebook.py): linear, density or random. Its arguments:
 
-    conv, dense      bits of an index, for kernels of convolutions and of dense layers: 2^bits values a layer
-    what             regular expression of the parameters that share
+    conv, dense      bits per index for kernels of convolutions and of dense layers, which give 2^bits values per layer
+    what             regular expression of the parameters that share values
 
-Before the first step every weight takes the nearest value of its layer's codebook. Then those that share a value have
-one gradient, the sum of theirs (section 3.3), and move together: a layer never has more values than it started with.
-A weight that is 0 was pruned, and stays 0. Usually a pruned run comes before (config.init_from, init_new="").
+Before the first step, each weight takes the nearest value of its layer's codebook. From then on, weights that share a
+value have one gradient, the sum of theirs (section 3.3), and move together. So a layer never has more values than it
+started with. Weights of 0 were pruned and stay 0. A run usually starts from a pruned run (config.init_from,
+init_new="").
 """
 
 import re
@@ -29,14 +29,19 @@ from train.parameters import KERNELS, named, parameter_names, pattern, put
 
 
 class ShareState(NamedTuple):
-    """index: {name: int32}, which of its layer's values a weight has; inner: of the optimizer."""
+    """The state of the wrapped optimizer.
 
-    index: dict[str, jax.Array]
+    Attributes:
+      index: int32 arrays by name of the parameter: which of its layer's values each weight has.
+      inner: the state of the inner optimizer.
+    """
+
+    index: dict[str, jax.Array]  # pyright: ignore[reportIncompatibleMethodOverride]  # checkpoints: "opt_state/index"
     inner: Any
 
 
 class Plan(NamedTuple):
-    """What a text asks for."""
+    """The value of optimizer.share."""
 
     init: str
     conv: int
@@ -44,11 +49,15 @@ class Plan(NamedTuple):
     what: re.Pattern
 
     def bits(self, weights: Any) -> int:
-        """Of an index into the codebook of these weights."""
+        """Returns the number of bits of an index into the codebook of these weights."""
         return self.dense if weights.ndim <= 2 else self.conv
 
     def snap(self, params: Any) -> Any:
-        """The parameters, those that share at the nearest of their layer's values; UserError where none does."""
+        """Returns the parameters with shared weights at the nearest value of their layer's codebook.
+
+        Raises:
+          UserError: no parameter shares values.
+        """
         chosen = named(params, self.what)
         if not chosen:
             raise UserError(
@@ -62,48 +71,49 @@ class Plan(NamedTuple):
 
 
 def plan(text: str) -> Plan | None:
-    """Reads `config.optimizer.share`, None where it is ""; UserError where it cannot be read."""
+    """Reads the config's value of `optimizer.share`; returns None for "" and raises UserError if it is invalid."""
 
-    def made(init: str) -> Callable[..., Plan]:
+    def sharer(init: str) -> Callable[..., Plan]:
         def share(conv: int = 8, dense: int = 5, what: str = KERNELS) -> Plan:
             if not (1 <= conv <= codebook.MOST_BITS and 1 <= dense <= codebook.MOST_BITS):
-                raise ValueError(f"conv={conv}, dense={dense}: bits are 1 to {codebook.MOST_BITS}")
+                raise ValueError(f"conv={conv}, dense={dense}: bits must be in [1, {codebook.MOST_BITS}]")
             return Plan(init, conv, dense, pattern(what, "optimizer.share: what"))
 
         return share
 
-    return spec.resolve_one("optimizer.share", text, {init: made(init) for init in codebook.INITS}) if text else None
+    return spec.resolve_one("optimizer.share", text, {init: sharer(init) for init in codebook.INITS}) if text else None
 
 
 def wrap(inner: optax.GradientTransformation, plan: Plan) -> optax.GradientTransformation:
-    """The optimizer of a network whose weights share values already: `plan.snap` made them.
+    """Wraps the optimizer of a network whose weights share values, as `plan.snap` returns them.
 
     Args:
       inner: the optimizer.
-      plan: which share how many.
+      plan: which parameters share how many values.
     """
 
     def init(params):
         index = {}
         for name, weights in named(params, plan.what).items():
-            _, found = jnp.unique(weights, size=2 ** plan.bits(weights) + 1, fill_value=0, return_inverse=True)  # and 0
-            index[name] = found.reshape(weights.shape).astype(jnp.int32)
+            size = 2 ** plan.bits(weights) + 1  # one more value, for the 0 of pruned weights
+            _, inverse = jnp.unique(weights, size=size, fill_value=0, return_inverse=True)
+            index[name] = inverse.reshape(weights.shape).astype(jnp.int32)
         return ShareState(index, inner.init(params))
 
-    def update(gradients, state, params):
-        weights, slopes = named(params, plan.what), named(gradients, plan.what)
+    def update(updates, state, params=None):
+        weights, slopes = named(params, plan.what), named(updates, plan.what)
         sums = {}
         for name, slope in slopes.items():
             index = state.index[name]
             total = jnp.zeros(2 ** plan.bits(slope) + 1, slope.dtype).at[index].add(slope)
             sums[name] = jnp.where(weights[name] == 0, 0, total[index])
-        updates, after = inner.update(put(gradients, sums), state.inner, params)
-        moves = {}
-        for name, move in named(updates, plan.what).items():
+        moves, after = inner.update(put(updates, sums), state.inner, params)
+        shared = {}
+        for name, move in named(moves, plan.what).items():
             index = state.index[name]
-            # One number a value, whatever the compiler made of equal sums: what is equal stays so to the bit
+            # One number per value, even if the compiler rounds equal sums differently: equal weights stay equal
             one = jnp.full(2 ** plan.bits(move) + 1, -jnp.inf, move.dtype).at[index].max(move)
-            moves[name] = jnp.where(weights[name] == 0, 0, one[index])
-        return put(updates, moves), ShareState(state.index, after)
+            shared[name] = jnp.where(weights[name] == 0, 0, one[index])
+        return put(moves, shared), ShareState(state.index, after)
 
     return optax.GradientTransformation(init, update)

@@ -1,12 +1,12 @@
-"""What is learned: see `train.tasks.base.Task`."""
+"""Tasks: losses, metrics and predictions; see `train.tasks.base.Task`."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 
 from models.errors import UserError
 from train import spec
+from train.config import Reader
 from train.tasks.base import Task
 from train.tasks.classify import Classify
 from train.tasks.gated import Gated
@@ -26,7 +26,7 @@ BY_UNIT: dict[str, dict[str, Callable[..., Task]]] = {"images": TASKS, "sentence
 
 
 def create(
-    config: Any,
+    config: Reader,
     model: nn.Module,
     num_classes: int,
     unit: str = "images",
@@ -36,20 +36,19 @@ def create(
 ) -> Task:
     """Returns the task that the section `task` of a config names, with its arguments.
 
-    Names are such as "policy(penalty=5.0)", or "my_loss.py:Focal(gamma=2.0)", a subclass of one of these in a file of
-    the user's.
+    A name is e.g. "policy(penalty=5.0)" or, for a subclass of a task in a user's file, "my_loss.py:Focal(gamma=2.0)".
 
     Args:
-      config: the section.
+      config: the section `task`.
       model: the flax module.
-      num_classes: of the data.
-      unit: what an example is, `Feed.unit`.
+      num_classes: number of classes of the data.
+      unit: what examples are called, `Feed.unit`.
       label_shape: `Feed.label_shape`.
       source: data.source, for errors.
-      to_steps: turns a duration into steps.
+      to_steps: converts durations to steps.
 
     Raises:
-      UserError: an unknown task or argument, or a network or labels that the task is not for.
+      UserError: the task or an argument is unknown, or the task does not support the network or the labels.
     """
     task = spec.resolve_one("task.name", config.name, BY_UNIT[unit], model, num_classes, config, to_steps)
     several = bool(label_shape)

@@ -1,4 +1,4 @@
-"""What a task is, and what tasks on images share."""
+"""The protocol of tasks, and base classes of tasks on images."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -8,19 +8,20 @@ import jax
 
 import models
 from models.errors import UserError
+from train.config import Reader
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum over examples, weight)
 
 
 class Task(Protocol):
-    """What is learned: a task owns the loss, the metrics, the prediction and any trained state besides the model's.
+    """A learning task: the loss, the metrics, the prediction, and any state besides the model's.
 
-    Metrics are {name: (sum over examples, weight)}, never a mean, so that they add up over batches and devices.
+    Metrics are {name: (sum over examples, weight)} instead of means, so that they add up over batches and devices.
 
     Attributes:
       model: the flax module.
-      headline: name of the metric by which the "best" checkpoint is chosen; higher is better.
-      multi_label: an image has several classes.
+      headline: name of the metric that decides which checkpoint is best; higher is better.
+      multi_label: whether an image can have several classes.
     """
 
     model: Any  # nn.Module; families have fields of their own
@@ -28,7 +29,7 @@ class Task(Protocol):
     multi_label: bool = False
 
     def init(self, key: jax.Array, inputs: Any) -> tuple[Any, Any]:
-        """Returns the model's variables and the task's state; `inputs` as `models.initialize` takes them."""
+        """Returns the model's variables and the task's state, for `inputs` as `models.initialize` takes them."""
         ...
 
     def loss(
@@ -37,38 +38,38 @@ class Task(Protocol):
         """Returns the loss of one device's examples, and (metrics, model_state, task_state) after the step.
 
         Args:
-          params: of the model, float32.
-          model_state: its other collections, e.g. {"batch_stats": …}.
-          task_state: of the task.
-          batch: this device's examples, with "mask" float32 [B], 0 for examples that only fill up the batch.
-          key: of this device, this step, and this part of an accumulated batch.
-          step: int32 [], optimizer steps done.
+          params: parameters of the model, float32.
+          model_state: other collections of the model, e.g. {"batch_stats": …}.
+          task_state: state of the task.
+          batch: this device's examples, with "mask" float32 [B], 0 for padding examples.
+          key: random key for this device, step, and part of an accumulated batch.
+          step: int32 [], number of optimizer steps done.
         """
         ...
 
     def evaluate(self, variables: Any, task_state: Any, batch: Any) -> Metrics:
-        """Returns the metrics of a batch; masked examples count nothing."""
+        """Returns the metrics of a batch; masked examples do not count."""
         ...
 
     def predict(self, variables: Any, batch: Any) -> jax.Array:
-        """Returns outputs with one row per example."""
+        """Returns the outputs for a batch, one row per example."""
         ...
 
 
 class ModelTask(Task):
     """A task that reads label_smoothing from the section `task`, and has no state of its own.
 
+    Keyword arguments of a subclass are the task's arguments in the config; it raises ValueError if they are invalid.
+
     Args:
       model: the flax module.
-      num_classes: of the data.
+      num_classes: number of classes of the data.
       config: the section `task`.
-      to_steps: turns a duration into steps.
-
-    Keywords of a subclass are the arguments of the task in a config's text. Their errors are ValueErrors.
+      to_steps: converts durations to steps.
     """
 
     def __init__(
-        self, model: nn.Module, num_classes: int, config: Any, to_steps: Callable[[str], int] | None = None
+        self, model: nn.Module, num_classes: int, config: Reader, to_steps: Callable[[str], int] | None = None
     ) -> None:
         del to_steps
         self.model = model
@@ -78,7 +79,7 @@ class ModelTask(Task):
             raise UserError(f"task.label_smoothing={self.label_smoothing} must be in [0, 1)")
 
     def init(self, key: jax.Array, inputs: Any) -> tuple[Any, Any]:
-        """Returns drawn variables of the model, and the (empty) state of the task."""
+        """Returns randomly initialized variables of the model, and the empty state of the task."""
         return models.initialize(self.model, key, inputs), {}
 
 
@@ -86,7 +87,7 @@ class ImageTask(ModelTask):
     """A task from images to logits."""
 
     def forward(self, params: Any, model_state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        """Returns logits in training, float32 [B, num_classes], and the model's next state."""
+        """Returns training logits, float32 [B, num_classes], and the model's next state."""
         return self.model.apply(
             {"params": params, **model_state},
             batch["image"],
@@ -100,5 +101,5 @@ class ImageTask(ModelTask):
         return self.model.apply(variables, batch["image"], train=False)
 
     def measured(self, logits: jax.Array, batch: Any) -> Metrics:
-        """Returns the metrics of logits in evaluation."""
+        """Returns the evaluation metrics of logits."""
         raise NotImplementedError

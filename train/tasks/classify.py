@@ -10,9 +10,9 @@ from train.tasks.views import VIEWS, averaged
 
 
 class Classify(ImageTask):
-    """One label an image; or, where mixup or cutmix made them, a distribution over the classes ("target").
+    """Classification with one label per image, or with a distribution over classes ("target", by mixup or cutmix).
 
-    What it predicts is averaged over `views` of each image (views.py). UserError for others.
+    Predictions are averaged over `views` of each image (views.py).
     """
 
     headline = "accuracy"
@@ -24,34 +24,34 @@ class Classify(ImageTask):
         self.views = views
 
     def loss(self, params, model_state, task_state, batch, key, step):
-        """Mean cross-entropy over this device's examples; see `train.tasks`."""
+        """Returns the mean cross-entropy over this device's examples; see `Task.loss`."""
         del step
         logits, model_state = self.forward(params, model_state, batch, key)
         loss, metrics = self.scored(logits, batch)
         return loss, (metrics, model_state, task_state)
 
     def scored(self, logits, batch):
-        """Of logits in training: the loss, and its metrics."""
+        """Returns the loss of training logits, and its metrics."""
         target = batch.get("target")
         if target is None:
             target = jax.nn.one_hot(batch["label"], self.num_classes)
         losses = self.losses(logits, optax.smooth_labels(target, self.label_smoothing))
         total, weight = jnp.sum(losses * batch["mask"]), jnp.sum(batch["mask"])
         correct = (jnp.argmax(logits, -1) == jnp.argmax(target, -1)) * batch["mask"]
-        # Divided by the full share, not by the weight: every device's mean then counts the same in the global mean.
+        # Divided by the size, not by the weight, so that all devices count equally in the global mean
         return total / losses.shape[0], {"loss": (total, weight), "accuracy": (jnp.sum(correct), weight)}
 
     def losses(self, logits, target):
-        """The loss in training of each example, [B]: target [B, num_classes] is a distribution over the classes."""
+        """Returns the training loss of each example, [B], for a distribution over classes [B, num_classes]."""
         return optax.softmax_cross_entropy(logits, target)
 
     def evaluate(self, variables, task_state, batch):
-        """Top-1, top-5 and loss, and by class the examples that are right, [num_classes]; masked rows count nothing."""
+        """Returns loss, top-1, top-5, and the accuracy of each class [num_classes]; masked rows do not count."""
         del task_state
         return self.measured(self.predict(variables, batch), batch)
 
     def predict(self, variables, batch):
-        """Logits float32 [B, num_classes]."""
+        """Returns logits float32 [B, num_classes], averaged over the views."""
 
         def logits(images):
             return super(Classify, self).predict(variables, {"image": images})
@@ -59,7 +59,7 @@ class Classify(ImageTask):
         return averaged(logits, batch["image"], self.views)
 
     def measured(self, logits, batch):
-        """The metrics of logits in evaluation."""
+        """Returns the evaluation metrics of logits."""
         mask, label = batch["mask"], batch["label"]
         by_class = jax.nn.one_hot(label, self.num_classes) * mask[:, None]  # [B, num_classes]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
@@ -73,8 +73,9 @@ class Classify(ImageTask):
 
 
 def ranks(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """Of the true class, 0 the first: logits [..., num_classes], label [...]. Ties count against it: a network of equal
-    logits is right by no luck of order.
+    """Returns the rank of the true class, 0 for the highest logit: logits [..., num_classes], labels [...].
+
+    Ties count against the true class, so that a network whose logits are all equal is not right by chance.
     """
     own = jnp.take_along_axis(logits, label[..., None], -1)
-    return jnp.sum(~(logits < own), -1) - 1  # so written that NaN ranks last
+    return jnp.sum(~(logits < own), -1) - 1  # in this form, NaN ranks last

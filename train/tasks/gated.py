@@ -1,4 +1,4 @@
-"""ConvNet-AIG (Veit & Belongie 2018, arXiv 1711.11503): classification by blocks that are computed for some images."""
+"""ConvNet-AIG (Veit & Belongie 2018, arXiv 1711.11503): classification with gates that skip blocks for some images."""
 
 import functools
 from typing import Any
@@ -8,25 +8,28 @@ import jax.numpy as jnp
 from models.analysis.cost import analyze
 from models.errors import UserError
 from models.gated import Adaptive, Costs, GatedResNet, costs, gates
+from train.config import Reader
 from train.tasks.classify import Classify
 
 
 @functools.cache
 def block_costs(model: Adaptive, shape: tuple[int, ...]) -> Costs:
-    """Of one image of that shape."""
+    """Returns the costs of a network and its blocks for one image of this shape."""
     return costs(model, analyze(model, (1, *shape)))
 
 
 class Skipping(Classify):
-    """What tasks of networks that skip blocks measure, besides accuracy:
+    """Classification by a network that skips blocks.
 
-    blocks              computed for an image, on average
-    average_mult_adds   likewise
-    gate_rates          the share of the images for which each block is computed, in order
+    It has these metrics besides those of `Classify`:
+
+    blocks              average number of blocks computed per image
+    average_mult_adds   average number of multiply-adds per image
+    gate_rates          the share of images for which each block is computed, in the order of the blocks
     """
 
     def used(self, computed, batch):
-        """Metrics of `computed` [B, blocks], 1 where a block was computed for an image."""
+        """Returns the metrics above of `computed` [B, blocks], 1 where a block was computed for an image."""
         cost = block_costs(self.model, batch["image"].shape[1:])
         spent = cost.always + cost.deciding + jnp.sum(computed * jnp.asarray(cost.blocks, jnp.float32), -1)
         mask, weight = batch["mask"], jnp.sum(batch["mask"])
@@ -37,24 +40,26 @@ class Skipping(Classify):
         }
 
     def decided(self, variables, task_state, images):
-        """Logits [B, num_classes], and for each block whether it was computed, [B, blocks]; nothing is sampled."""
+        """Returns logits [B, num_classes], and which blocks were computed [B, blocks], without sampling."""
         del task_state
         return gates(self.model, variables, images)
 
     def evaluate(self, variables, task_state, batch):
-        """Metrics of `Classify`, and of `used`."""
+        """Returns the metrics of `Classify` and of `used`."""
         logits, computed = self.decided(variables, task_state, batch["image"])
         return {**self.measured(logits, batch), **self.used(computed, batch)}
 
 
 class Gated(Skipping):
-    """The loss of classification, and `weight` times the mean over all blocks of the squared difference between the
-    share of a device's images (with accumulate, of a part of them) for which the block is computed and its rate
-    (equation 5; the mean and the weight, 2 on CIFAR and 1 on ImageNet, as in the authors' code: the paper adds up,
-    without a weight).
+    """Classification with a loss for the rates of gates.
+
+    The loss is that of classification plus `weight` times the mean, over blocks, of the squared difference between the
+    block's target rate and the share of images for which it is computed (equation 5). The share is over one device's
+    images or, with accumulate, over one part of them. The mean and the weight follow the authors' code (2 on CIFAR, 1
+    on ImageNet); the paper has a sum without a weight.
     """
 
-    def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None, *, weight: float = 2.0):
+    def __init__(self, model: Any, num_classes: int, config: Reader, to_steps: Any = None, *, weight: float = 2.0):
         if not isinstance(model, GatedResNet):
             raise UserError(f"task gated is for networks with gates (convnet_aig110), not {type(model).__name__}")
         if weight < 0:
@@ -63,7 +68,7 @@ class Gated(Skipping):
         self._weight = weight
 
     def loss(self, params, model_state, task_state, batch, key, step):
-        """See the class and `train.tasks`."""
+        """Returns the loss of the class; see `Task.loss`."""
         del step
         (logits, model_state), computed = gates(
             self.model,

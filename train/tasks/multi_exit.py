@@ -1,4 +1,4 @@
-"""Networks with several exits (Huang et al. 2018, arXiv 1703.09844): the sum of the losses of all of them."""
+"""Classification by networks with several exits (Huang et al. 2018, arXiv 1703.09844)."""
 
 import functools
 from typing import Any
@@ -9,21 +9,24 @@ from models.analysis import cost
 from models.errors import UserError
 from models.layers import exit_router
 from models.layers.endpoint import capture
+from train.config import Reader
 from train.tasks.classify import Classify, ranks
 
 
 @functools.cache
 def exit_costs(model: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Mult-adds until each exit, of one image of that shape."""
+    """Returns the multiply-adds up to each exit for one image of this shape."""
     return tuple(exit_router.costs(cost.analyze(model, (1, *shape)), model.num_exits))
 
 
 class MultiExit(Classify):
-    """Every exit classifies, and counts as much as the others (section 4, "loss functions"). Metrics are those of the
-    last one; in training "loss_of_exits", the sum; in evaluation "accuracy_by_exit" and "mult_adds_by_exit".
+    """Classification by every exit; the loss is the sum of the losses of all exits (section 4, "loss functions").
+
+    Metrics are those of the last exit. Training adds "loss_of_exits", the sum; evaluation adds "accuracy_by_exit" and
+    "mult_adds_by_exit".
     """
 
-    def __init__(self, model: Any, num_classes: int, config: Any, to_steps: Any = None):
+    def __init__(self, model: Any, num_classes: int, config: Reader, to_steps: Any = None):
         if not getattr(model, "num_exits", 0):
             raise UserError(
                 "task multi_exit is for networks with exits (msdnet_cifar_anytime, early_exit_resnet62), "
@@ -32,13 +35,13 @@ class MultiExit(Classify):
         super().__init__(model, num_classes, config, to_steps)
 
     def exits(self, variables, images, **options):
-        """What `model.apply` returns, and the logits of all exits [B, exits, num_classes]."""
+        """Returns the output of `model.apply`, and the logits of all exits [B, exits, num_classes]."""
         names = [f"exit{i + 1}" for i in range(self.model.num_exits)]
-        output, found = capture(self.model, variables, images, names=names, **options)
-        return output, jnp.stack([found[name] for name in names], 1)
+        output, endpoints = capture(self.model, variables, images, names=names, **options)
+        return output, jnp.stack([endpoints[name] for name in names], 1)
 
     def loss(self, params, model_state, task_state, batch, key, step):
-        """See the class and `train.tasks`."""
+        """Returns the sum of the losses of all exits; see `Task.loss`."""
         del step
         (_, model_state), logits = self.exits(
             {"params": params, **model_state},
@@ -48,7 +51,7 @@ class MultiExit(Classify):
             mutable=list(model_state),
         )
         losses, metrics = zip(*(self.scored(logits[:, i], batch) for i in range(logits.shape[1])), strict=True)
-        total = sum(losses)
+        total = sum(losses, jnp.zeros(()))
         return total, (
             {**metrics[-1], "loss_of_exits": (total * len(logits), metrics[-1]["loss"][1])},
             model_state,
@@ -56,7 +59,7 @@ class MultiExit(Classify):
         )
 
     def evaluate(self, variables, task_state, batch):
-        """See the class."""
+        """Returns the metrics of the last exit, and accuracy and cost by exit."""
         del task_state
         _, logits = self.exits(variables, batch["image"])
         right = ranks(logits, jnp.repeat(batch["label"][:, None], logits.shape[1], 1)) == 0  # [B, exits]

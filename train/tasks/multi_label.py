@@ -1,4 +1,4 @@
-"""Several classes an image: a sigmoid and its cross-entropy for every class on its own."""
+"""Classification with several classes per image: sigmoid cross-entropy of each class."""
 
 import jax.numpy as jnp
 import optax
@@ -7,38 +7,40 @@ from train.tasks.base import ImageTask
 
 
 class MultiLabel(ImageTask):
-    """Labels [B, num_classes] of 1 present, 0 absent, -1 not counted (`train.data.source.Source.label_shape`).
+    """Multi-label classification: labels [B, num_classes] are 1 (present), 0 (absent) or -1 (ignored).
 
-    Label smoothing s makes 1 - s / 2 of a 1 and s / 2 of a 0.
+    Label smoothing s replaces 1 by 1 - s / 2, and 0 by s / 2.
     """
 
     headline = "hit"
     multi_label = True
 
     def loss(self, params, model_state, task_state, batch, key, step):
-        """Cross-entropy, the mean over an image's counted classes and over this device's images; see `train.tasks`."""
+        """Returns the cross-entropy, averaged over the counted classes of each image and over images."""
         del step
         logits, model_state = self.forward(params, model_state, batch, key)
         metrics = self.measured(logits, batch, self.label_smoothing)
-        # Divided by the full share, not by the weight: every device's mean then counts the same in the global mean.
+        # Divided by the size, not by the weight, so that all devices count equally in the global mean
         return metrics["loss"][0] / len(logits), (metrics, model_state, task_state)
 
     def evaluate(self, variables, task_state, batch):
-        """Loss without smoothing, and "hit", the share of images whose highest score among the counted classes is that
-        of a class that is present (an image without any is none); masked rows count nothing.
+        """Returns the loss without smoothing, and "hit"; masked rows do not count.
+
+        "hit" is the share of images whose highest score among counted classes belongs to a class that is present. An
+        image without classes is never a hit.
         """
         del task_state
         return self.measured(self.predict(variables, batch), batch)
 
     def measured(self, logits, batch, smoothing=0.0):
-        """The metrics of logits."""
+        """Returns the metrics of logits."""
         label, mask = batch["label"], batch["mask"]
         counted = label >= 0  # [B, C]
         target = (label == 1) * (1 - smoothing) + smoothing / 2
         losses = optax.sigmoid_binary_cross_entropy(logits, target)
-        # What is left out is selected away, not multiplied by 0, which keeps what is not finite.
+        # Ignored losses are selected away, because multiplying them by 0 would keep NaN and infinity.
         losses = jnp.sum(jnp.where(counted, losses, 0), -1) / jnp.maximum(jnp.sum(counted, -1), 1)  # [B, C] -> [B]
-        # Ties count against it, and so does NaN: a network of equal scores is right by no luck of order.
+        # Ties count against the network, and so does NaN, so that equal scores are not right by chance.
         present = jnp.max(jnp.where(label == 1, logits, -jnp.inf), -1)
         absent = jnp.max(jnp.where(label == 0, logits, -jnp.inf), -1)
         weight = jnp.sum(mask)

@@ -1,4 +1,4 @@
-"""BlockDrop (Wu et al. 2018, arXiv 1711.08393): a policy that learns by its reward which blocks an image needs."""
+"""BlockDrop (Wu et al. 2018, arXiv 1711.08393): a policy that learns from rewards which blocks an image needs."""
 
 from typing import Any
 
@@ -7,30 +7,35 @@ import jax.numpy as jnp
 
 from models.errors import UserError
 from models.gated import BlockDrop, gates
+from train.config import Reader
 from train.tasks.gated import Skipping
 
 EPS = float(jnp.finfo(jnp.float32).eps)
 
 
 class Policy(Skipping):
-    """Policy gradient with a self-critical baseline (Rennie et al. 2017); the network itself stays as it is, or learns
-    with it.
+    """Policy gradient with a self-critical baseline (Rennie et al. 2017).
 
-    Args, besides those of every task:
-      penalty: the reward of a wrong prediction is minus this (gamma); of a right one, `reward`.
-      bound: probabilities p are sampled as bound * p + (1 - bound) * (1 - p) (alpha, equation 7).
-      entropy: weight of the entropy of what is sampled, which keeps it exploring (beta in the authors' code, whose term
-        is -p log p alone; here it is that of open and closed, of the blocks that are the policy's).
-      curriculum: time until which more and more blocks are the policy's to drop, the last ones first (section 3.3).
-      joint: whether the network learns, too, by the cross-entropy of what it says with the sampled blocks. If not, its
-        gradient is 0, and optimizer.groups has to keep decay from it: (('policy/.*', 1.0), ('.*', 0.0)).
+    Args:
+      model: the flax module.
+      num_classes: number of classes of the data.
+      config: the section `task`.
+      to_steps: converts durations to steps.
+      penalty: the reward of a wrong prediction is minus this number (gamma); that of a right one is given by `reward`.
+      bound: a probability p is sampled as bound * p + (1 - bound) * (1 - p) (alpha, equation 7).
+      entropy: weight of the entropy of the sampled decisions, which encourages exploration. It is beta in the authors'
+        code, whose term is only -p log p; here it is the entropy of both outcomes, over the blocks of the policy.
+      curriculum: duration in which the policy gets more and more blocks to drop, the last ones first (section 3.3).
+      joint: whether the network also learns, by the cross-entropy of its predictions with the sampled blocks. If not,
+        its gradient is 0, and optimizer.groups must freeze it, so that it does not decay: (('policy/.*', 1.0),
+        ('.*', 0.0)).
     """
 
     def __init__(
         self,
         model: Any,
         num_classes: int,
-        config: Any,
+        config: Reader,
         to_steps: Any = None,
         *,
         penalty: float = 5.0,
@@ -48,12 +53,12 @@ class Policy(Skipping):
         self._curriculum = to_steps(curriculum) if to_steps else 0
         if to_steps and self._curriculum > to_steps("100%"):
             raise ValueError(
-                f"curriculum='{curriculum}' is longer than the training, of {to_steps('100%')} steps: "
-                "some blocks would never be the policy's"
+                f"curriculum='{curriculum}' is longer than the training of {to_steps('100%')} steps, so that the "
+                "policy would never get some of the blocks"
             )
 
     def init(self, key, inputs):
-        """The state is {"learned": how many blocks, the last ones, are the policy's}."""
+        """Returns drawn variables and the state {"learned": number of blocks, counted from the last, of the policy}."""
         variables, _ = super().init(key, inputs)
         return variables, {"learned": self._learned(jnp.zeros((), jnp.int32))}
 
@@ -64,7 +69,7 @@ class Policy(Skipping):
         return jnp.minimum(1 + step * blocks // self._curriculum, blocks).astype(jnp.int32)
 
     def loss(self, params, model_state, task_state, batch, key, step):
-        """See the class and `train.tasks`."""
+        """Returns the policy gradient's loss, plus that of the network with `joint`; see `Task.loss`."""
         model, images, mask = self.model, batch["image"], batch["mask"]
         policy_key, model_key, sample_key = jax.random.split(key, 3)
         own = {"params": params["policy"], **{name: tree["policy"] for name, tree in model_state.items()}}
@@ -72,13 +77,13 @@ class Policy(Skipping):
             own, model.pooled(images), train=True, rngs={"dropout": policy_key}, mutable=list(model_state)
         )
         learned = self._learned(step)
-        open_ = jnp.arange(len(model.blocks)) >= len(model.blocks) - learned  # [K]: the policy's
+        open_ = jnp.arange(len(model.blocks)) >= len(model.blocks) - learned  # [K]: blocks of the policy
         bounded = self._bound * jax.nn.sigmoid(logits) + (1 - self._bound) * jax.nn.sigmoid(-logits)  # [B, K]
-        bounded = jnp.clip(bounded, EPS, 1 - EPS)  # has logarithms where the bound is 0 or 1
+        bounded = jnp.clip(bounded, EPS, 1 - EPS)  # keeps logarithms finite if the bound is 0 or 1
         sampled = jnp.where(open_, jax.random.bernoulli(sample_key, bounded), True).astype(jnp.float32)
         greedy = jnp.where(open_, logits >= 0, True).astype(jnp.float32)
 
-        def predicted(keep, params, train):
+        def predict(keep, params, train):
             return model.apply(
                 {"params": params, **model_state},
                 images,
@@ -88,15 +93,15 @@ class Policy(Skipping):
                 mutable=list(model_state),
             )
 
-        said, state = predicted(sampled, params if self._joint else jax.lax.stop_gradient(params), self._joint)
-        base, _ = predicted(greedy, jax.lax.stop_gradient(params), self._joint)
-        label = jnp.argmax(batch["target"], -1) if "target" in batch else batch["label"]  # as `scored` has it
-        rewards = [reward(logits, label, keep, self._penalty) for logits, keep in ((said, sampled), (base, greedy))]
-        chosen = jnp.where(sampled > 0, jnp.log(bounded), jnp.log1p(-bounded)) * open_  # log of probabilities
-        gain = -(rewards[0] - rewards[1]) * jnp.sum(chosen, -1)
+        explored, state = predict(sampled, params if self._joint else jax.lax.stop_gradient(params), self._joint)
+        base, _ = predict(greedy, jax.lax.stop_gradient(params), self._joint)
+        label = jnp.argmax(batch["target"], -1) if "target" in batch else batch["label"]  # as in `scored`
+        rewards = [reward(logits, label, keep, self._penalty) for logits, keep in ((explored, sampled), (base, greedy))]
+        log_probabilities = jnp.where(sampled > 0, jnp.log(bounded), jnp.log1p(-bounded)) * open_
+        gain = -(rewards[0] - rewards[1]) * jnp.sum(log_probabilities, -1)
         entropy = -jnp.sum((bounded * jnp.log(bounded) + (1 - bounded) * jnp.log1p(-bounded)) * open_, -1)
         weight = jnp.sum(mask)
-        cross_entropy, metrics = self.scored(said if self._joint else base, batch)
+        cross_entropy, metrics = self.scored(explored if self._joint else base, batch)
         loss = jnp.sum((gain - self._entropy * entropy) * mask) / len(mask) + self._joint * cross_entropy
         metrics |= {"reward": (jnp.sum(rewards[1] * mask), weight), "blocks": (jnp.sum(greedy * mask[:, None]), weight)}
         model_state = {
@@ -106,7 +111,7 @@ class Policy(Skipping):
         return loss, (metrics, model_state, {"learned": learned})
 
     def decided(self, variables, task_state, images):
-        """As `Skipping`; while the curriculum goes on, the first blocks are always computed."""
+        """Returns the results of `Skipping.decided`; blocks that the policy does not have yet are always computed."""
         _, computed = gates(self.model, variables, images)
         first = jnp.arange(computed.shape[1]) < computed.shape[1] - task_state["learned"]
         computed = jnp.maximum(computed, first)
@@ -114,8 +119,10 @@ class Policy(Skipping):
 
 
 def reward(logits: jax.Array, label: jax.Array, keep: jax.Array, penalty: float) -> jax.Array:
-    """Equation 2: 1 less the square of the share of the blocks that are computed, where the prediction is right, and
-    minus the penalty where it is not: logits [B, num_classes], label [B], keep [B, blocks] -> [B].
+    """Returns the rewards [B] of equation 2, for logits [B, num_classes], labels [B] and keep [B, blocks].
+
+    The reward of a right prediction is 1 minus the square of the share of blocks that are computed; that of a wrong
+    prediction is minus the penalty.
     """
     right = jnp.argmax(logits, -1) == label
     return jax.lax.stop_gradient(jnp.where(right, 1 - jnp.mean(keep, -1) ** 2, -penalty))

@@ -493,7 +493,7 @@ def test_a_run_is_not_resumed_with_other_arrays(trained, name, place):
     config, folder, first, summary = trained
     split = name.partition("_")[0]
     np.savez(folder / "set.npz", **{**first, name: changed(first[name], *place)})
-    with pytest.raises(UserError, match=rf"changed since \(identity.{split}.content: \w+ -> \w+\)"):
+    with pytest.raises(UserError, match=rf"have changed \(identity.{split}.content: \w+ -> \w+\)"):
         loop.train(config, folder / "run")
     np.savez(folder / "set.npz", **first)
     assert loop.train(config, folder / "run") == summary
@@ -509,7 +509,7 @@ def test_processes_with_other_pixels_or_labels_are_refused(trained, monkeypatch)
     np.savez(folder / "set.npz", **first)
     for other in identities[1:]:
         monkeypatch.setattr(multihost, "gather", lambda value, other=other: [value, other])
-        with pytest.raises(UserError, match=r"process 1 has another set .*content: \w+ -> \w+"):
+        with pytest.raises(UserError, match=r"process 1's set of data differs from .*content is \w+, not \w+"):
             multihost.check_same("set of data", identities[0])
     monkeypatch.setattr(multihost, "gather", lambda value: [value, dict(value)])
     multihost.check_same("set of data", identities[0])

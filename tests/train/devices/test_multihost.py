@@ -139,7 +139,7 @@ def test_one_is_told_to_stop_and_all_save_the_same_step(tmp_path):
     assert "SIGTERM: saved at step" in out and "step" not in other_out
     assert not (folder / "summary.json").exists()
     leaves, said = alone(folder, *SHARDED, "--config.parallel=shard_map", devices=1)
-    assert "going on from step" in said
+    assert "resuming from step" in said
     config = tiny.config(**SAME, steps_per_call=1, devices=4, data__pipeline="stream", model__norm="group:2")
     loop.train(config, tmp_path / "one")
     assert_close(leaves, final(tmp_path / "one")[0])
@@ -163,7 +163,7 @@ def test_another_config_on_one_of_them(tmp_path):
     ended = finish(start(*FLAGS, f"--workdir={tmp_path / 'run'}", others=("--config.seed=1",)))
     for index, (code, _, err) in enumerate(ended):
         assert code == 2 and "Traceback" not in err, err
-        assert f"error (process {index} of 2): process 1 has another config than process 0 (seed: 0 -> 1)" in err
+        assert f"error (process {index} of 2): process 1's config differs from process 0's: seed is 1, not 0" in err
     assert not (tmp_path / "run").exists()
 
 
@@ -185,7 +185,7 @@ def test_the_others_do_not_come(missing):
     processes[missing].kill()
     code, _, err = finish(processes, SECONDS)[1 - missing]
     assert code == 2 and err.splitlines()[-1].startswith(
-        "error: the processes of this run did not all meet at 127.0.0.1:"
+        "error: not all processes of this run connected to 127.0.0.1:"
     ), err
 
 

@@ -133,7 +133,7 @@ def test_sharded_networks_of_other_kinds_are_the_replicated_ones(changes):
 def test_bad_devices():
     with pytest.raises(UserError, match="unknown parallel 'pmapp'; did you mean 'pmap'"):
         Parallel("pmapp")
-    with pytest.raises(UserError, match="devices=9 asked for, but there are 4"):
+    with pytest.raises(UserError, match="devices=9: there are 4"):
         Parallel("pmap", 9)
     with pytest.raises(UserError, match="batch_size=30 must be a positive multiple of the number of devices, 4"):
         build_run(tiny.config(devices=4, batch_size=30))

@@ -292,10 +292,10 @@ def test_what_stays_is_moved_by_the_optimizer_alone():
     [
         ("magnitud(0.5)", "unknown optimizer.prune 'magnitud'; did you mean 'magnitude'"),
         ("magnitude(1.0)", r"sparsity=1.0 must be in \[0, 1\)"),
-        ("magnitude(0.5, start='30 steps')", "it goes from step 30 to step 30; that has to be within 20 steps"),
-        ("magnitude(0.5, start='9 steps', end='3 steps')", "it goes from step 9 to step 3"),
+        ("magnitude(0.5, start='30 steps')", "it starts at step 30 and ends at step 30; both must be within 20 steps"),
+        ("magnitude(0.5, start='9 steps', end='3 steps')", "it starts at step 9 and ends at step 3"),
         ("magnitude(0.5, schedule=square)", "unknown schedule 'square'"),
-        ("magnitude(0.5, what='(')", r"what='\(' is no regular expression"),
+        ("magnitude(0.5, what='(')", r"what='\(' is not a regular expression"),
         ("magnitude(0.5, structure='rows')", "unknown pruning structure 'rows'"),
         ("magnitude(0.5, by='all')", "unknown pruning by 'all'"),
         ("magnitude(by='a.json', structure='2:4')", "by='a.json': structure 2:4 takes no sparsity"),
@@ -413,7 +413,7 @@ def test_sensitivity_from_a_file_decides_what_goes_where(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer__prune": PRUNE, "ema_decay": 0.9}, "ema_decay=0.9: averages of weights that optimizer.prune cuts"),
+        ({"optimizer__prune": PRUNE, "ema_decay": 0.9}, "ema_decay=0.9: averaged weights would be neither pruned"),
         ({"hooks": "sparsity"}, "hooks: sparsity is for runs with optimizer.prune"),
     ],
 )

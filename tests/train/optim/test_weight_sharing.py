@@ -104,20 +104,23 @@ def test_a_run_shares_and_goes_on_to_the_bit(tmp_path):
     ("changes", "message"),
     [
         ({"optimizer__share": "lineal(8)"}, "unknown optimizer.share 'lineal'; did you mean 'linear'"),
-        ({"optimizer__share": "linear(conv=0)"}, "conv=0, dense=5: bits are 1 to 16"),
-        ({"optimizer__share": "linear(what='(')"}, r"what='\(' is no regular expression"),
+        ({"optimizer__share": "linear(conv=0)"}, "conv=0, dense=5: bits must be in .1, 16."),
+        ({"optimizer__share": "linear(what='(')"}, r"what='\(' is not a regular expression"),
         ({"optimizer__share": "linear(what='none')"}, "what='none' matches no parameter, e.g. head/bias"),
-        ({"optimizer__share": "linear", "optimizer__prune": "magnitude(0.5)"}, "prune first, and share in a run that"),
+        (
+            {"optimizer__share": "linear", "optimizer__prune": "magnitude(0.5)"},
+            "prune in one run, and share values in a second run that",
+        ),
         ({"optimizer__share": "linear", "optimizer__clip_norm": 1.0}, "clip_norm, lars and lamb would count it"),
         (
             {"optimizer__share": "linear", "model__conv": "binary_weight"},
-            "not for binary layers, where 0 counts as 1: st",
+            "do not support binary layers, where 0 counts as 1: st",
         ),
         (
             {"optimizer__prune": "magnitude", "model__conv": "binary_weight"},
-            "not for binary layers, where 0 counts as 1",
+            "do not support binary layers, where 0 counts as 1",
         ),
-        ({"optimizer__share": "linear", "ema_decay": 0.9}, "ema_decay=0.9: averages of weights that"),
+        ({"optimizer__share": "linear", "ema_decay": 0.9}, "ema_decay=0.9: averaged weights would be neither"),
     ],
 )
 def test_mistakes_are_one_line(changes, message):

@@ -232,7 +232,7 @@ def test_the_curriculum_goes_from_the_last_block_to_all():
     variables = jax.tree.map(jnp.array, variables)
     variables["params"]["policy"]["head"]["bias"] = jnp.full(3, -100.0)  # drops what it may
     task = create("policy(curriculum='2 epochs')", model, {"2 epochs": 30, "100%": 60}.get)
-    with pytest.raises(UserError, match="curriculum='2 epochs' is longer than the training, of 20 steps"):
+    with pytest.raises(UserError, match="curriculum='2 epochs' is longer than the training of 20 steps"):
         create("policy(curriculum='2 epochs')", model, {"2 epochs": 30, "100%": 20}.get)
     assert task.init(jax.random.key(0), (1, 8, 8, 1))[1] == {"learned": 1}
     loss = jax.jit(
@@ -418,7 +418,9 @@ def test_other_classes_at_exits_are_said_with_what_to_do():
     arrays = weights.flatten(models.initialize(before, jax.random.key(0), (1, 8, 8, 1)))
     start = pretrained.Pretrained("x", "early_exit_resnet62", arrays)
     variables = models.initialize(model, jax.random.key(1), (1, 8, 8, 1))
-    with pytest.raises(UserError, match=r"of 7 classes, the data have 10: init_new=head\|\*/head draws its heads anew"):
+    with pytest.raises(
+        UserError, match=r"7 classes, but the data have 10: init_new=head\|\*/head initializes its heads randomly"
+    ):
         pretrained.start(model, variables, start, [])
     found = weights.flatten(pretrained.start(model, variables, start, ["head", "*/head"]))
     np.testing.assert_array_equal(found["exit1/conv1/kernel"], arrays["exit1/conv1/kernel"])
@@ -426,7 +428,7 @@ def test_other_classes_at_exits_are_said_with_what_to_do():
 
 
 def test_lsuv_is_not_for_gates():
-    with pytest.raises(UserError, match="data_init=lsuv would scale the kernels of gates"):
+    with pytest.raises(UserError, match="data_init=lsuv would rescale the kernels of gates"):
         build_run(config(NETWORKS["gated"], "gated", data_init="lsuv"))
 
 
