@@ -155,12 +155,15 @@ REFUSED = (
         "hidden layers have no places to average over",
     ),
     Refusal(
-        ("norm=instance",), ("ConvNet-AIG",), "sets the input of a gate to a constant", "a gate sees one number a feature"
+        ("norm=instance",),
+        ("ConvNet-AIG",),
+        "sets the input of a gate to a constant",
+        "a gate sees one number a feature",
     ),
     Refusal(
         ("norm=instance",),
         ("ConvNeXt",),
-        "at final_norm removes its whole input",
+        "at final_norm leaves nothing of its input",
         "its last norm follows the pooling, one number a feature",
     ),
     Refusal(
@@ -172,7 +175,7 @@ REFUSED = (
     Refusal(
         ("norm=instance",),
         ("airbench",),
-        "at stage3/norm1 removes its whole input",
+        "at stage3/norm1 leaves nothing of its input",
         "images below 32 x 32 leave one place in its last stage",
     ),
     Refusal(
@@ -201,9 +204,7 @@ REFUSED = (
     ),
     Refusal(("data_init=lsuv", "data_init=whiten"), TEXT, "is text: data_init wants images", "they look at images"),
     Refusal(("new head",), TEXT, "unknown field of transformer_base 'num_classes'", "its embedding gives the logits"),
-    Refusal(
-        ("prune filters",), TEXT, "Transformer has no field widths", "only networks for images can lose filters"
-    ),
+    Refusal(("prune filters",), TEXT, "Transformer has no field widths", "only networks for images can lose filters"),
     Refusal(
         ("prune filters",),
         ("BiT",),
@@ -238,7 +239,7 @@ REFUSED = (
     Refusal(
         ("grad_cam", "cam", "occlusion", "attention_rollout", "receptive field"),
         TEXT,
-        r"want a batch \[N, H, W, C\]",
+        r"must be a batch \[N, H, W, C\]",
         "images are explained",
     ),
     Refusal(
