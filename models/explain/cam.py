@@ -89,7 +89,10 @@ def grad_cam(
     This is eq. 1 and 2 of Selvaraju 2017. Only the layers after the endpoint are differentiated.
 
     Args:
-      model, variables, images, target: See the module.
+      model: The network.
+      variables: Its variables.
+      images: [N, H, W, C].
+      target: See the module.
       endpoint: Endpoint with maps [N, h, w, C] or tokens [N, T, C]; None chooses the last one with more than one
         position, see `map_endpoint`.
       counterfactual: Whether to negate gradients, which shows evidence against the class (section 3.3).
@@ -109,7 +112,11 @@ def grad_cam_plus_plus(
     gradient g in a channel whose map sums to S has the weight g^2 / (2 g^2 + S g^3), computed as 1 / (2 + S g).
 
     Args:
-      model, variables, images, target, endpoint: See `grad_cam`.
+      model: The network.
+      variables: Its variables.
+      images: [N, H, W, C].
+      target: See the module.
+      endpoint: See `grad_cam`.
     """
     at = _read(model, variables, images, target, endpoint)
     divisor = 2 + at.maps.sum((1, 2), keepdims=True) * at.gradients  # at least 2 for rectified maps

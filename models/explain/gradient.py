@@ -52,7 +52,10 @@ def guided_grad_cam(
     """Returns guided backpropagation times Grad-CAM, resized to the image (Selvaraju 2017, section 3.2).
 
     Args:
-      model, variables, images, target: See the module.
+      model: The network.
+      variables: Its variables.
+      images: [N, H, W, C].
+      target: See the module.
       endpoint: See `models.explain.cam.grad_cam`.
     """
     maps = grad_cam(model, variables, images, target, endpoint=endpoint)
@@ -78,7 +81,10 @@ def smooth_grad(
     same noise, scaled by their range, so that results do not depend on the other images.
 
     Args:
-      model, variables, images, target: See the module.
+      model: The network.
+      variables: Its variables.
+      images: [N, H, W, C].
+      target: See the module.
       samples: Number of samples (the paper's n).
       noise: Standard deviation, as a fraction of an image's range (largest minus smallest value).
       seed: Seed of the noise.
@@ -117,7 +123,10 @@ def integrated_gradients(
     the batch is in memory at a time.
 
     Args:
-      model, variables, images, target: See the module.
+      model: The network.
+      variables: Its variables.
+      images: [N, H, W, C].
+      target: See the module.
       steps: Number of images between the baseline and x.
       baseline: Value of all pixels in the images' units: a number, or a tuple with one per channel.
 

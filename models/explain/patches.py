@@ -149,7 +149,9 @@ def projections(
       variables: Its variables.
       images: [N, H, W, C].
       endpoint: Name of a map.
-      channels, rows, columns: [N], the unit of each image, as from `top_patches`.
+      channels: [N], the channel of the unit of each image, as from `top_patches`.
+      rows: [N], the rows of the units.
+      columns: [N], the columns of the units.
       rule: "gradient", or a rule for activations, "guided" or "deconvnet", see `rules.with_rule`.
 
     Returns:

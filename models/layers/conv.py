@@ -55,7 +55,10 @@ def chosen_lowering(
     Args:
       x_shape: Shape of x.
       kernel_shape: Shape of the kernel.
-      strides, padding, dilation, groups: See `conv2d`.
+      strides: See `conv2d`.
+      padding: See `conv2d`.
+      dilation: See `conv2d`.
+      groups: See `conv2d`.
       backend: "cpu", "gpu", ...
       dtype: Type of x and kernel.
       compiled: Whether the library for "native" is available.
