@@ -15,8 +15,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
-_is_command = sys.argv[:1] == ["-m"] and any(name.startswith("models.") for name in sys.orig_argv)
-if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if (
+    sys.argv[:1] == ["-m"]
+    and any(name.startswith("models.") for name in sys.orig_argv)
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
     # Python is importing the module of `python -m models.*`. Until the command starts (command.py), ctrl-C has nothing to clean
     # up, and a KeyboardInterrupt inside an import would print a traceback, crash native code, or get lost.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
