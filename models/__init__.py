@@ -20,8 +20,8 @@ if (
     and any(name.startswith("models.") for name in sys.orig_argv)
     and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 ):
-    # Python is importing the module of `python -m models.*`. Until the command starts (command.py), ctrl-C has nothing to clean
-    # up, and a KeyboardInterrupt inside an import would print a traceback, crash native code, or get lost.
+    # Python is importing the module of `python -m models.*`. Until the command starts (command.py), ctrl-C has nothing
+    # to clean up, and a KeyboardInterrupt inside an import would print a traceback, crash native code, or get lost.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import flax.linen as nn
