@@ -50,9 +50,9 @@ def _cam(model, variables, images, target) -> tuple[Explanation, jax.Array, jax.
     """Returns the explanation, the largest difference between the logits and those that it explains, and its limit."""
     head = variables["params"].get(HEAD, {})
     rows, classes = jnp.shape(head.get("kernel", 0)) or (0, 0)
-    about = outline(model, variables, images)
-    names = [name for name, shape in about.endpoints.items() if grid(shape) and shape[-1] == rows]
-    if not names or classes != about.classes:
+    shapes = outline(model, variables, images)
+    names = [name for name, shape in shapes.endpoints.items() if grid(shape) and shape[-1] == rows]
+    if not names or classes != shapes.classes:
         raise _refused(model)
     logits, activations = capture(model, variables, images, names=names[-1:])
     maps = as_maps(activations[names[-1]])
@@ -135,15 +135,15 @@ class _Read(NamedTuple):
 
 def _read(model, variables, images, target, endpoint) -> _Read:
     """Returns the activations of an endpoint and the gradient of the score with respect to them."""
-    about = outline(model, variables, images)
-    name = map_endpoint(about, endpoint)
+    shapes = outline(model, variables, images)
+    name = map_endpoint(shapes, endpoint)
 
     def score(add):
         logits, x = read(model, variables, images, name, add)
         chosen = resolved(target, logits)
         return picked(logits, chosen).sum(), (x, logits, chosen)
 
-    zeros = jnp.zeros(about.shape(name), jnp.float32)
+    zeros = jnp.zeros(shapes.shape(name), jnp.float32)
     gradients, (x, logits, chosen) = jax.grad(score, has_aux=True)(zeros)
     return _Read(as_maps(x), as_maps(gradients), logits, chosen)
 

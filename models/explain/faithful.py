@@ -96,12 +96,12 @@ def insertion(
 
 
 def _change(model, variables, whole, before, after, maps, target, steps) -> Curve:
-    about = outline(model, variables, before)
+    shapes = outline(model, variables, before)
     if np.shape(maps) != before.shape[:3]:
         raise UserError(f"maps have the shape {list(np.shape(maps))}, but the images need {list(before.shape[:3])}")
     if steps < 1:
         raise UserError(f"steps={steps} must be at least 1")
-    target = checked_target(target, about, len(before))
+    target = checked_target(target, shapes, len(before))
     return _curve(model, variables, whole, before, after, jnp.asarray(maps), target, steps)
 
 

@@ -112,7 +112,7 @@ def as_maps(x: jax.Array) -> jax.Array:
     )
 
 
-def map_endpoint(about: Outline, name: str | None = None) -> str:
+def map_endpoint(shapes: Outline, name: str | None = None) -> str:
     """Returns the name of an endpoint or layer with positions.
 
     With None, it is the last endpoint with more than one position whose positions reach the logits. The last tokens do
@@ -121,9 +121,9 @@ def map_endpoint(about: Outline, name: str | None = None) -> str:
     Raises:
       UserError: The name is unknown or has no positions; the error lists the endpoints that have.
     """
-    maps = {endpoint: size for endpoint, shape in about.endpoints.items() if (size := grid(shape))}
+    maps = {endpoint: size for endpoint, shape in shapes.endpoints.items() if (size := grid(shape))}
     if name is not None:
-        known = {**about.layers, **about.endpoints}
+        known = {**shapes.layers, **shapes.endpoints}
         if name not in known or not grid(known[name]):
             raise choice_error("endpoint with positions" if name in known else "endpoint", name, maps)
         return name
@@ -155,7 +155,7 @@ def read(
     return logits, activations[name]
 
 
-def checked_target(target: Any, about: Outline, count: int) -> jax.Array:
+def checked_target(target: Any, shapes: Outline, count: int) -> jax.Array:
     """Converts one class for all images, a class per image, or None for `TOP1`, to int32 [count].
 
     Raises:
@@ -166,10 +166,10 @@ def checked_target(target: Any, about: Outline, count: int) -> jax.Array:
         classes = np.asarray(target)
         if not np.issubdtype(classes.dtype, np.integer) or classes.shape not in ((), (count,)):
             raise UserError(f"target={target} must be a class, or one for each of the {count} images")
-        wrong = classes[(classes < TOP1) | (classes >= about.classes)]
+        wrong = classes[(classes < TOP1) | (classes >= shapes.classes)]
         if wrong.size:
             raise UserError(
-                f"target={wrong.flat[0]} is out of range: this network has classes 0 to {about.classes - 1}"
+                f"target={wrong.flat[0]} is out of range: this network has classes 0 to {shapes.classes - 1}"
             )
     return jnp.broadcast_to(jnp.asarray(target, jnp.int32), (count,))
 
@@ -203,8 +203,8 @@ def explains(method: Callable) -> Callable:
     @functools.wraps(method)
     def checked(model: nn.Module, variables: Any, images: Any, target: Any = None, **kwargs: Any) -> Any:
         images = jnp.asarray(images)
-        about = outline(model, variables, images)
+        shapes = outline(model, variables, images)
         kwargs = {name: tuple(value) if isinstance(value, list) else value for name, value in kwargs.items()}
-        return compiled(model, variables, images, checked_target(target, about, len(images)), **kwargs)
+        return compiled(model, variables, images, checked_target(target, shapes, len(images)), **kwargs)
 
     return checked

@@ -116,10 +116,10 @@ def top_patches(
     best = None
     for images, index, mask in batches:
         images = jnp.asarray(images)
-        about = outline(model, variables, images)
-        endpoint = map_endpoint(about, endpoint)
+        shapes = outline(model, variables, images)
+        endpoint = map_endpoint(shapes, endpoint)
         if best is None:
-            features = about.shape(endpoint)[-1]
+            features = shapes.shape(endpoint)[-1]
             channels = tuple(range(min(features, SHOWN))) if channels is None else tuple(channels)
             check_range("channel", channels, endpoint, features)
             best = start(len(channels), k)
@@ -163,8 +163,8 @@ def projections(
     if rule not in ("gradient", *RULES):
         raise choice_error("rule", rule, ("gradient", *RULES))
     images = jnp.asarray(images, jnp.float32)
-    about = outline(model, variables, images)
-    shape = about.shape(map_endpoint(about, endpoint))
+    shapes = outline(model, variables, images)
+    shape = shapes.shape(map_endpoint(shapes, endpoint))
     height, width, _ = cast(tuple[int, int, int], grid(shape))
     units = [np.asarray(unit) for unit in (rows, columns, channels)]
     for name, unit, limit in zip(("row", "column", "channel"), units, (height, width, shape[-1]), strict=True):

@@ -141,9 +141,9 @@ def effective(
       UserError: The endpoint is unknown, or `place` or `channel` is out of range.
     """
     images = jnp.asarray(images, jnp.float32)
-    about = outline(model, variables, images)
-    endpoint = map_endpoint(about, endpoint)
-    shape = about.shape(endpoint)
+    shapes = outline(model, variables, images)
+    endpoint = map_endpoint(shapes, endpoint)
+    shape = shapes.shape(endpoint)
     height, width, _ = cast(tuple[int, int, int], grid(shape))
     row, column = (height // 2, width // 2) if place is None else place
     for name, unit, limit in (("row", row, height), ("column", column, width), ("channel", channel, shape[-1])):

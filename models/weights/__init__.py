@@ -120,12 +120,12 @@ def from_arrays(
     arrays = unwrap.without_prefixes(arrays, unwrap.ATTRIBUTES, {how.place(path)[0] for path in leaves})
     if adapt := getattr(_family(model), "adapt", None):
         arrays = adapt(model, arrays, source)
-    kept = [path for path in leaves if not any(_within(path, start) for start in new)]
-    if inputs is None and drawn is None and (inputs := _other_channels(model, how, arrays, leaves, kept)):
+    imported = [path for path in leaves if not any(_within(path, start) for start in new)]
+    if inputs is None and drawn is None and (inputs := _other_channels(model, how, arrays, leaves, imported)):
         template = _template(model, inputs)
         leaves = flatten(template)
     values, misfits = {}, []  # misfits: (path or "", sign, text)
-    for path in kept:
+    for path in imported:
         (name, shape), leaf = _theirs(how, path, leaves[path]), leaves[path]
         if name not in arrays:
             misfits.append((path, "-", f"{name}: missing, for {path} {leaf.shape}"))
@@ -182,7 +182,7 @@ def _converted(how: Layout, path: str, array: np.ndarray) -> np.ndarray:
 
 
 def _other_channels(
-    model: nn.Module, how: Layout, arrays: Mapping[str, Any], leaves: Mapping[str, Any], kept: Collection[str]
+    model: nn.Module, how: Layout, arrays: Mapping[str, Any], leaves: Mapping[str, Any], paths: Collection[str]
 ) -> tuple[jax.ShapeDtypeStruct, ...] | None:
     """Returns the model's example with the number of channels that the arrays need.
 
@@ -192,7 +192,7 @@ def _other_channels(
     images, *others = model.example()
     misfits = [
         path
-        for path in kept
+        for path in paths
         if (theirs := _theirs(how, path, leaves[path]))[0] in arrays and arrays[theirs[0]].shape != theirs[1]
     ]
     if others or len(images.shape) != 4 or not misfits:

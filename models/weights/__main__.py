@@ -83,12 +83,12 @@ def _export(options: flags.FlagValues, file: str) -> None:
     for name in ("new", "seed"):
         if options[name].present:
             raise UserError(f"--{name} is for import")
-    about = weights.about(file)
-    name, fields = options.model or about.get("model"), command.fields(options)
+    stored = weights.about(file)
+    name, fields = options.model or stored.get("model"), command.fields(options)
     if not name:
         raise UserError(f"--model is missing, and {file} does not name the network")
-    if name == about.get("model"):
-        fields = about.get("fields", {}) | fields
+    if name == stored.get("model"):
+        fields = stored.get("fields", {}) | fields
     with reading(file, ".safetensors"):  # a damaged file may have fields that no network can have
         model = models.create(name, **fields)
         variables = weights.load(file, model)
