@@ -112,29 +112,33 @@ def from_arrays(
       Mismatch: Arrays are missing, unexpected or of another shape; the error lists them.
       UserError: The layout is unknown, arrays are not finite floating-point numbers, or `new` matches nothing.
     """
-    how, template = layout(model, source), drawn or _template(model, inputs)
+    foreign_layout, template = layout(model, source), drawn or _template(model, inputs)
     leaves = flatten(template)
     for start in new:
         if not any(_within(path, start) for path in leaves):
             raise choice_error("part of the network", start, dict.fromkeys(path.split("/")[0] for path in leaves))
-    arrays = unwrap.without_prefixes(arrays, unwrap.ATTRIBUTES, {how.place(path)[0] for path in leaves})
+    arrays = unwrap.without_prefixes(arrays, unwrap.ATTRIBUTES, {foreign_layout.place(path)[0] for path in leaves})
     if adapt := getattr(_family(model), "adapt", None):
         arrays = adapt(model, arrays, source)
     imported = [path for path in leaves if not any(_within(path, start) for start in new)]
-    if inputs is None and drawn is None and (inputs := _other_channels(model, how, arrays, leaves, imported)):
+    if (
+        inputs is None
+        and drawn is None
+        and (inputs := _other_channels(model, foreign_layout, arrays, leaves, imported))
+    ):
         template = _template(model, inputs)
         leaves = flatten(template)
     values, misfits = {}, []  # misfits: (path or "", sign, text)
     for path in imported:
-        (name, shape), leaf = _theirs(how, path, leaves[path]), leaves[path]
+        (name, shape), leaf = _theirs(foreign_layout, path, leaves[path]), leaves[path]
         if name not in arrays:
             misfits.append((path, "-", f"{name}: missing, for {path} {leaf.shape}"))
         elif arrays[name].shape != shape:
             misfits.append((path, "!", f"{name}: {arrays[name].shape}, not {shape}, for {path} {leaf.shape}"))
         else:
-            values[path] = _converted(how, path, np.asarray(arrays[name]))
-    known = {how.place(path)[0] for path in leaves}
-    known |= set(how.extra(sorted(known)))
+            values[path] = _converted(foreign_layout, path, np.asarray(arrays[name]))
+    known = {foreign_layout.place(path)[0] for path in leaves}
+    known |= set(foreign_layout.extra(sorted(known)))
     misfits += [
         ("", "+", f"{name}: {array.shape}, unexpected")
         for name, array in arrays.items()
@@ -155,20 +159,20 @@ def _template(model: nn.Module, inputs: Any = None) -> dict[str, Any]:
         return dict(jax.eval_shape(model.init, jax.random.key(0), *models.abstract(inputs or model.example())))
 
 
-def _theirs(how: Layout, path: str, leaf: Any) -> tuple[str, tuple[int, ...]]:
+def _theirs(foreign_layout: Layout, path: str, leaf: Any) -> tuple[str, tuple[int, ...]]:
     """Returns the name and shape of an array in a layout."""
-    name, conversion = how.place(path)
+    name, conversion = foreign_layout.place(path)
     return name, conversion.out(np.broadcast_to(np.float32(0), leaf.shape)).shape
 
 
-def _converted(how: Layout, path: str, array: np.ndarray) -> np.ndarray:
+def _converted(foreign_layout: Layout, path: str, array: np.ndarray) -> np.ndarray:
     """Converts an array of a layout to the project's, float32.
 
     Raises:
       UserError: The array holds integers of a quantized network, or values that are not finite, e.g. after training
         diverged.
     """
-    name, conversion = how.place(path)
+    name, conversion = foreign_layout.place(path)
     if array.dtype.kind != "f":
         raise UserError(
             f"'{name}' holds {array.dtype}, not floating-point numbers: weights of a quantized network cannot be "
@@ -182,7 +186,11 @@ def _converted(how: Layout, path: str, array: np.ndarray) -> np.ndarray:
 
 
 def _other_channels(
-    model: nn.Module, how: Layout, arrays: Mapping[str, Any], leaves: Mapping[str, Any], paths: Collection[str]
+    model: nn.Module,
+    foreign_layout: Layout,
+    arrays: Mapping[str, Any],
+    leaves: Mapping[str, Any],
+    paths: Collection[str],
 ) -> tuple[jax.ShapeDtypeStruct, ...] | None:
     """Returns the model's example with the number of channels that the arrays need.
 
@@ -193,14 +201,17 @@ def _other_channels(
     misfits = [
         path
         for path in paths
-        if (theirs := _theirs(how, path, leaves[path]))[0] in arrays and arrays[theirs[0]].shape != theirs[1]
+        if (theirs := _theirs(foreign_layout, path, leaves[path]))[0] in arrays and arrays[theirs[0]].shape != theirs[1]
     ]
     if others or len(images.shape) != 4 or not misfits:
         return None
     channels = images.shape[3]
     more = flatten(_template(model, (*images.shape[:3], channels + 1)))
     for path in misfits:
-        (name, shape), (_, larger) = _theirs(how, path, leaves[path]), _theirs(how, path, more[path])
+        (name, shape), (_, larger) = (
+            _theirs(foreign_layout, path, leaves[path]),
+            _theirs(foreign_layout, path, more[path]),
+        )
         if arrays[name].ndim == len(shape):
             for length, one, other in zip(arrays[name].shape, shape, larger, strict=True):
                 repeats = other - one  # entries per channel; more than one after a flattened map
@@ -223,8 +234,8 @@ def _hint(model: nn.Module, misfits: list[tuple[str, str, str]], arrays: Mapping
             f", by the shape of '{part}' alone: --new {part} draws it anew, and --set {keep} gives the network "
             "the file's"
         )
-    for name, how in layouts(model).items():
-        if "-" in signs and {how.place(path)[0] for path in flatten(_template(model))} <= set(arrays):
+    for name, foreign_layout in layouts(model).items():
+        if "-" in signs and {foreign_layout.place(path)[0] for path in flatten(_template(model))} <= set(arrays):
             return f"; their names are those of the layout '{name}'"
     return ""
 
