@@ -1,4 +1,4 @@
-"""Networks: pure functions of fields, variables and images, which know nothing of training.
+"""Networks: pure functions of fields, variables and images, independent of training.
 
 model = models.create("resnet50", norm="group", num_classes=10)
 variables = models.initialize(model, jax.random.key(0), (1, 224, 224, 3))
@@ -9,8 +9,20 @@ import dataclasses
 import functools
 import importlib
 import math
+import os
+import signal
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
+
+if (
+    sys.argv[:1] == ["-m"]
+    and any(name.startswith("models.") for name in sys.orig_argv)
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    # Python is importing the module of `python -m models.*`. Until the command starts (command.py), ctrl-C has nothing
+    # to clean up, and a KeyboardInterrupt inside an import would print a traceback, crash native code, or get lost.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import flax.linen as nn
 import jax
@@ -27,8 +39,8 @@ __version__ = "0.1.0"
 runtime.tune()
 runtime.keep_programs()
 
-# Beginning of a name: the module of its family, imported when it is needed. Such a module has a table VARIANTS of
-# partial applications of module classes to fields.
+# {beginning of a name: module of the family}. Modules are imported on demand and have a table VARIANTS of module
+# classes with fields, as partial applications.
 FAMILIES = {
     "airbench": "models.airbench",
     "alexnet": "models.alexnet",
@@ -51,50 +63,49 @@ FAMILIES = {
     "vit": "models.vit",
     "wide_resnet": "models.resnet",
 }
-# A field by the name that users give it, where flax has taken that name.
+# Names of fields for users, if flax uses the name itself.
 _FIELD_OF = {"init": "kernel_init"}
 
 
 def names() -> list[str]:
-    """Every registered name, sorted."""
+    """Returns all registered names, sorted."""
     return sorted({name for module in set(FAMILIES.values()) for name in importlib.import_module(module).VARIANTS})
 
 
 def fields(name: str) -> list[str]:
-    """The fields of the network `name` that `create` takes; UserError where there is no such network."""
+    """Returns the fields of the network `name` that `create` takes; raises UserError for an unknown name."""
     users = {field: user for user, field in _FIELD_OF.items()}
     return [
         users.get(field.name, field.name)
-        for field in dataclasses.fields(_variant(name).func)
+        for field in dataclasses.fields(cast(Any, _variant(name).func))
         if field.name not in ("parent", "name")
     ]
 
 
 def create(name: str, /, **overrides: Any) -> nn.Module:
-    """Makes the network `name`: apply(variables, images [N, H, W, C], train=False) gives logits [N, num_classes].
+    """Creates the network `name`: apply(variables, images [N, H, W, C], train=False) returns logits [N, num_classes].
 
-    Its layers have gradients of their own, for reverse mode and the first derivative. Forward mode (jax.jvp,
-    jax.jacfwd, jax.hessian) needs JAX's derivatives, which the network has within a context:
+    Its layers have custom gradients for reverse mode and the first derivative. Forward mode (jax.jvp, jax.jacfwd,
+    jax.hessian) needs JAX's own derivatives, which the network has within a context:
 
       with models.lowering("forward_mode"):
           logits, tangents = jax.jvp(lambda x: model.apply(variables, x), (images,), (directions,))
 
     Args:
-      name: one of `names()`, or FILE.py:NAME, with NAME in a table VARIANTS of that file (plugins.py).
-      **overrides: other values for some of `fields(name)`; `init` is the initialization of kernels.
+      name: One of `names()`, or FILE.py:NAME, with NAME in a table VARIANTS of this file (plugins.py).
+      **overrides: Values for some of `fields(name)`; `init` is the initialization of kernels.
 
     Raises:
-      UserError: unknown name, field, or value of a field; `widths` of a layer that there is not, or that cannot have
-        them.
+      UserError: The name, a field, or the value of a field is wrong, or `widths` do not fit the network.
     """
     factory, allowed = _variant(name), fields(name)
-    types = {field.name: field.type for field in dataclasses.fields(factory.func)}
+    types = {field.name: field.type for field in dataclasses.fields(cast(Any, factory.func))}
     for field, value in overrides.items():
         if field not in allowed:
             raise choice_error(f"field of {name}", field, allowed)
-        wanted = types[_FIELD_OF.get(field, field)]
-        if wanted in (int, float, bool, str) and not has_type(value, wanted):
-            raise UserError(f"model field {field}={value!r} must be of type {wanted.__name__}")
+        expected = types[_FIELD_OF.get(field, field)]
+        if isinstance(expected, type) and expected in (int, float, bool, str) and not has_type(value, expected):
+            raise UserError(f"model field {field}={value!r} must be of type {expected.__name__}")
     model = factory(**{_FIELD_OF.get(field, field): _tuples(value) for field, value in overrides.items()})
     if getattr(model, "widths", ()):
         _check_widths(model)
@@ -102,15 +113,15 @@ def create(name: str, /, **overrides: Any) -> nn.Module:
 
 
 def _tuples(value: Any) -> Any:
-    """Lists, as JSON has them, as tuples: fields of flax modules have to be hashable."""
+    """Converts lists, as in JSON, to tuples, because fields of flax modules must be hashable."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _check_widths(model: nn.Module) -> None:
-    """UserError where `model.widths` names no layer, or features that its layer does not get or cannot have."""
+def _check_widths(model: Any) -> None:
+    """Raises UserError if `model.widths` names an unknown layer, or features that its layer cannot have."""
     try:
         logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), *model.example())
-    except (TypeError, ValueError) as error:  # what JAX raises for shapes that do not fit, and UserError
+    except (TypeError, ValueError) as error:  # UserError, and JAX's errors for shapes that do not fit
         raise UserError(f"widths={model.widths} do not fit the network: {str(error).splitlines()[0]}") from None
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
     kernels = {
@@ -122,12 +133,13 @@ def _check_widths(model: nn.Module) -> None:
         if path not in kernels:
             raise choice_error("layer in widths", path, kernels)
         if kernels[path][-1] != features:
-            raise UserError(f"widths: {path} has {kernels[path][-1]} features whatever is asked for, not {features}")
+            raise UserError(f"widths: {path} always has {kernels[path][-1]} features, not {features}")
     if logits.shape[-1] != model.num_classes:
         raise UserError(f"widths={model.widths} leave {logits.shape[-1]} of {model.num_classes} classes")
 
 
 def _variant(name: str) -> functools.partial:
+    """Returns the network `name` as a partial application of its class; raises UserError for an unknown name."""
     if plugins.split(name):
         return _partial(name, plugins.load(name, "VARIANTS"))
     families = [start for start in FAMILIES if name.startswith(start)]
@@ -137,27 +149,27 @@ def _variant(name: str) -> functools.partial:
     return _partial(name, variants[name])
 
 
-def _partial(name: str, found: Any) -> functools.partial:
-    """A class or a partial application, as the latter; UserError where `found` is neither."""
-    made = functools.partial(found) if callable(found) else None
-    if made is None or not isinstance(made.func, type) or not issubclass(made.func, nn.Module):
-        raise UserError(f"model {name} is {found!r}, not a flax module or a functools.partial of one")
-    return made
+def _partial(name: str, entry: Any) -> functools.partial:
+    """Converts a class or a partial application of one to the latter; raises UserError for anything else."""
+    factory = functools.partial(entry) if callable(entry) else None
+    if factory is None or not isinstance(factory.func, type) or not issubclass(factory.func, nn.Module):
+        raise UserError(f"model {name} is {entry!r}, not a flax module or a functools.partial of one")
+    return factory
 
 
 def initialize(
     model: nn.Module, rng: jax.Array, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStruct]
 ) -> dict[str, Any]:
-    """Draws a model's variables in one jitted call: {"params": ..., "batch_stats": ... where there is batch norm}.
+    """Initializes a model's variables in one jitted call: {"params": ...}, and "batch_stats" with batch norm.
 
     Args:
-      model: from `create`, or any module that takes images.
-      rng: a key; each parameter's draw depends on it and on the parameter's path alone.
-      inputs: [N, H, W, C] of float32 images, of which only C matters to most networks; or shapes and types of
-        everything the model is called with, as `model.example()` gives them.
+      model: A network from `create`, or any module that takes images.
+      rng: Key; each parameter depends only on the key and its path.
+      inputs: [N, H, W, C], the shape of float32 images, of which only C matters to most networks; or shapes and types
+        of all inputs, as from `model.example()`.
 
     Raises:
-      UserError: the variables are more than this machine's memory.
+      UserError: The variables exceed the memory of this machine.
     """
     with lowering("plain"):
 
@@ -172,7 +184,7 @@ def initialize(
 
 
 def _check_memory(model: nn.Module, draw: Any, rng: jax.Array) -> None:
-    """Raises UserError where the variables that `draw` makes are more than this machine's memory."""
+    """Raises UserError if the variables that `draw` returns exceed the memory of this machine."""
     try:
         size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(draw.trace(rng).out_info))
     except (NotImplementedError, OverflowError):  # sizes that JAX cannot count
@@ -180,14 +192,14 @@ def _check_memory(model: nn.Module, draw: Any, rng: jax.Array) -> None:
     if size > runtime.memory():
         sizes = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
         raise UserError(
-            f"the variables of this {type(model).__name__} take {size / 2**30:,.0f} GiB, and this machine "
+            f"the variables of this {type(model).__name__} take {size / 2**30:,.0f} GiB, but this machine "
             f"has {runtime.memory() / 2**30:,.0f} GiB of memory; its sizes are "
             + ", ".join(f"{name}={value}" for name, value in sizes.items() if type(value) is int)
         )
 
 
 def abstract(inputs: Sequence[int] | Sequence[jax.ShapeDtypeStruct]) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes and types of a model's inputs; a plain shape is one of float32 images."""
+    """Returns shapes and types of a model's inputs; a plain shape stands for float32 images."""
     if all(isinstance(x, jax.ShapeDtypeStruct) for x in inputs) and inputs:
-        return tuple(inputs)
-    return (jax.ShapeDtypeStruct(tuple(inputs), jnp.float32),)
+        return cast(tuple[jax.ShapeDtypeStruct, ...], tuple(inputs))
+    return (jax.ShapeDtypeStruct(cast(tuple[int, ...], tuple(inputs)), jnp.float32),)

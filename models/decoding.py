@@ -101,9 +101,14 @@ def beam_search(
     the same as `greedy`. The defaults of beams and alpha are those of Vaswani et al. 2017, section 6.1.
 
     Args:
-      model, variables, source, length, bos, eos: See `greedy`.
+      model: See `greedy`.
+      variables: See `greedy`.
+      source: See `greedy`.
+      length: See `greedy`.
       beams: Number of sequences that are extended per source, and of hypotheses that are returned.
       alpha: Strength of the preference for longer hypotheses; 0 disables it.
+      bos: See `greedy`.
+      eos: See `greedy`.
 
     Returns:
       int32 [N, beams, length], best first, with PAD after `eos`; and scores, float32 [N, beams], below -1e6 in slots

@@ -1,25 +1,25 @@
-"""A user's mistake: one line that names the thing and what is allowed."""
+"""Errors for mistakes of users, which name the bad value and the allowed ones in one line."""
 
 import difflib
 from collections.abc import Iterable
 
-MANY = 30  # choices that are too many for one line
+MANY = 30  # maximum number of choices to list in one line
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. Entry points print it as one line, without a traceback, and exit with 2."""
+    """A mistake that the user can correct; commands print it as one line, without a traceback, and exit with 2."""
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
-    """Returns "; did you mean 'x'?" for the closest of `allowed`, or "" where none is close."""
+    """Returns "; did you mean 'x'?" for the closest of `allowed`, or "" if none is close."""
     close = difflib.get_close_matches(value, list(allowed), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def choice_error(kind: str, value: object, allowed: Iterable[str]) -> UserError:
-    """An error for a `value` that is none of `allowed`: "unknown norm 'grop'; did you mean 'group'? …".
+    """Returns an error for a `value` that is not one of `allowed`: "unknown norm 'grop'; did you mean 'group'? ...".
 
-    It lists them, or of more than MANY the few that are nearest.
+    It lists the allowed values, or the nearest few if there are more than MANY.
     """
     allowed = list(allowed)
     hint = nearest(str(value), allowed) or ";"
@@ -29,8 +29,8 @@ def choice_error(kind: str, value: object, allowed: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{value}'{hint} allowed: {', '.join(allowed)}")
 
 
-def has_type(value: object, wanted: type) -> bool:
-    """Whether a value from a config is of the type; a whole number is a float as well, a bool is no number."""
-    if isinstance(value, bool) or wanted is bool:
-        return isinstance(value, bool) and wanted is bool
-    return isinstance(value, (int, float) if wanted is float else wanted)
+def has_type(value: object, expected: type) -> bool:
+    """Returns whether a value from a config has a type; whole numbers count as float, but bool is not a number."""
+    if isinstance(value, bool) or expected is bool:
+        return isinstance(value, bool) and expected is bool
+    return isinstance(value, (int, float) if expected is float else expected)

@@ -279,8 +279,8 @@ class MSDNet(Classifier):
             first = {"stem": stem, "mark": mark("stem")} if number == 1 else {}
             *maps, coarsest = block(steps=plan, **first, name=f"block{number}")(maps)
             coarsest = mark(f"block{number}")(coarsest)
-            last = {"mark": mark("pre_logits")} if number == self.num_exits else {}
-            leaving = Exit(layers, self.num_classes, self.exit_width, **last, name=f"exit{number}")
+            last = mark("pre_logits") if number == self.num_exits else None
+            leaving = Exit(layers, self.num_classes, self.exit_width, last, name=f"exit{number}")
             return [*maps, coarsest], leaving(coarsest)
 
         steps = [functools.partial(step, number=number, plan=plan) for number, plan in enumerate(self.plan(), 1)]

@@ -1,8 +1,8 @@
-"""What files of a user's add: wherever a name is asked for, FILE.py:NAME stands for what FILE.py calls NAME.
+"""User files: wherever a name is expected, FILE.py:NAME stands for the object NAME in FILE.py.
 
-The path is as a shell takes it, from the working folder. A file is imported once, under a name made of its path, so
-that its classes are the same objects each time, and are found again in processes to which objects of theirs are sent.
-A text FILE.py:NAME in a config, a card or a compressed file makes whatever opens it run FILE.py.
+Paths are relative to the working folder. A file is imported once, under a module name derived from its path, so that
+its classes are always the same objects and other processes can unpickle their instances. Opening a config, a card or a
+compressed file with a text FILE.py:NAME runs FILE.py.
 """
 
 import ast
@@ -26,7 +26,7 @@ _PREFIX = "file://"
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds files by the names that `module` gives them."""
+    """Finds files by their module names from `module`."""
 
     def find_spec(self, fullname, path=None, target=None):
         del path, target
@@ -40,26 +40,26 @@ sys.meta_path.append(_Finder())
 
 
 def split(text: Any) -> tuple[str, str] | None:
-    """("FILE.py", what follows its colon), or None for whatever is not of that form."""
-    found = _FORM.fullmatch(text) if isinstance(text, str) else None
-    return found.groups() if found else None
+    """Splits FILE.py:NAME into ("FILE.py", "NAME"); returns None for anything else."""
+    match = _FORM.fullmatch(text) if isinstance(text, str) else None
+    return (match[1], match[2]) if match else None
 
 
 def short(name: str) -> str:
-    """A name without its file, which has no place in the name of a folder."""
-    found = split(name)
-    return found[1] if found else name
+    """Returns a name without its file, for use in the name of a folder."""
+    parts = split(name)
+    return parts[1] if parts else name
 
 
 def module(file: str) -> types.ModuleType:
-    """The file, imported; UserError where there is none, or where importing it fails."""
+    """Imports a file; raises UserError if it is missing or importing it fails."""
     path = Path(os.path.expanduser(file)).resolve()
     if not path.is_file():
         raise UserError(f"{file}: there is no such file")
     try:
-        # A dot would be that of a package
+        # A dot would separate packages
         return importlib.import_module(path.as_uri().replace(".", "%2E"))
-    except Exception as error:  # whatever its code raises
+    except Exception as error:  # the file's code may raise anything
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         if isinstance(error, SyntaxError) and error.filename == str(path):
             lines = [error.lineno]
@@ -68,49 +68,49 @@ def module(file: str) -> types.ModuleType:
 
 
 def modules() -> Iterator[types.ModuleType]:
-    """Those that were imported, by path."""
+    """Returns the imported files, sorted by path."""
     return (sys.modules[name] for name in sorted(sys.modules) if name.startswith(_PREFIX))
 
 
 def imported(entry: Any) -> Any:
-    """An entry of a table of names: a text "module:NAME" is imported, anything else is what it is."""
+    """Imports an entry "module:NAME" of a table of names; returns any other entry unchanged."""
     if not isinstance(entry, str):
         return entry
-    where, name = entry.split(":")
-    return getattr(importlib.import_module(where), name)
+    module_name, name = entry.split(":")
+    return getattr(importlib.import_module(module_name), name)
 
 
 def load(spec: Any, table: str = "") -> Any:
-    """What `spec`, a text FILE.py:NAME, stands for; any other spec is returned as it is.
+    """Returns the object for `spec`, a text FILE.py:NAME; returns any other spec unchanged.
 
     Args:
-      spec: see above.
-      table: of the file, in which NAME is a key; "": NAME is a function or a class of the file itself.
+      spec: A text or any other object.
+      table: Name of a dictionary in the file with the key NAME. With "", NAME is a function or class of the file.
 
     Raises:
-      UserError: no such file, one that cannot be imported, or that has no such NAME.
+      UserError: The file is missing, cannot be imported, or has no such NAME.
     """
     parts = split(spec)
     if not parts:
         return spec
     file, name = parts
-    found = module(file)
+    imported_file = module(file)
     if table:
-        known = getattr(found, table, None)
+        known = getattr(imported_file, table, None)
         if not isinstance(known, dict):
-            raise UserError(f"{file}: it has no dictionary {table}, in which {name} could be")
+            raise UserError(f"{file}: it has no dictionary {table}, which should have {name}")
         if name in known:
             return known[name]
     else:
-        if callable(value := vars(found).get(name)):
+        if callable(value := vars(imported_file).get(name)):
             return value
-        known = [defined for defined in _defined(found) if callable(vars(found)[defined])]
+        known = [defined for defined in _defined(imported_file) if callable(vars(imported_file)[defined])]
     raise choice_error(f"name in {f'{table} of ' * bool(table)}{file}", name, known)
 
 
-def _defined(found: types.ModuleType) -> Iterator[str]:
-    """What a file defines itself, leaving out what it imports."""
-    for node in ast.parse(Path(found.__file__).read_bytes()).body:
+def _defined(imported_file: types.ModuleType) -> Iterator[str]:
+    """Yields the names that a file defines, without those that it imports."""
+    for node in ast.parse(Path(str(imported_file.__file__)).read_bytes()).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             yield node.name
         elif isinstance(node, ast.Assign):

@@ -235,6 +235,17 @@ class ResNet(Classifier):
           gates: Constructor of the gate of each block, or None.
         """
         x = self._stem(layers, images)
+        for stage, blocks in enumerate(self._blocks(layers, train, gates), 1):
+            x = Endpoint(f"stage{stage}")(Stage(blocks, name=f"stage{stage}")(x, visit))
+        if self.preact:
+            x = layers.act(layers.norm(name="final_norm")(x))
+        x = Endpoint("pre_logits")(Endpoint("last_map")(x).mean((1, 2)))  # [N, H, W, C] -> [N, C]
+        return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
+
+    def _blocks(
+        self, layers: Ingredients, train: bool, gates: Sequence[Callable | None]
+    ) -> list[list[functools.partial]]:
+        """Returns the constructors of the blocks of each stage."""
         zero = ("kernel" if self.preact or self.norm == "none" else "scale") if self.zero_gamma else ""
         drop_slope = self.stochastic_depth / sum(self.stage_sizes)
         block = functools.partial(
@@ -249,11 +260,11 @@ class ResNet(Classifier):
             dropout=self.dropout,
             train=train,
         )
-        number = 0
+        stages, number = [], 0
         for stage, size in enumerate(self.stage_sizes):
-            blocks = []
+            stages.append([])
             for i in range(size):
-                blocks.append(
+                stages[-1].append(
                     functools.partial(
                         block,
                         features=self._planes(stage) * (EXPANSION if self.bottleneck else 1),
@@ -265,11 +276,7 @@ class ResNet(Classifier):
                     )
                 )
                 number += 1
-            x = Endpoint(f"stage{stage + 1}")(Stage(blocks, name=f"stage{stage + 1}")(x, visit))
-        if self.preact:
-            x = layers.act(layers.norm(name="final_norm")(x))
-        x = Endpoint("pre_logits")(Endpoint("last_map")(x).mean((1, 2)))  # [N, H, W, C] -> [N, C]
-        return layers.dense(self.num_classes, name="head")(x).astype(jnp.float32)
+        return stages
 
     def _stem(self, layers: Ingredients, images: jax.Array) -> jax.Array:
         size, stride = (3, 1) if self.stem == "cifar" else (7, 2)

@@ -8,6 +8,7 @@ Xiao et al. 2021         Early convolutions help transformers see better, 2106.1
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -177,8 +178,9 @@ class ViT(Classifier):
 
     def _stem_ingredients(self, layers: Ingredients, train: bool) -> Ingredients:
         kind = self.norm if self.stem_norm is None else self.stem_norm
+        dtype = cast(functools.partial, layers.dense).keywords["dtype"]
         return layers._replace(
-            norm=norm(kind, train=train, dtype=layers.dense.keywords["dtype"], axis_name=self._norm_axis(train)),
+            norm=norm(kind, train=train, dtype=dtype, axis_name=self._norm_axis(train)),
             act=layers.act if self.stem_act is None else activation(self.stem_act),
             conv=functools.partial(layers.conv, use_bias=kind == "none"),
         )

@@ -130,7 +130,7 @@ REFUSED = (
     Refusal(
         ("norm=instance",),
         ("ConvNeXt",),
-        "at final_norm removes its whole input",
+        "at final_norm leaves nothing of its input",
         "its last norm follows the pooling, one number a feature",
     ),
     Refusal(
@@ -142,7 +142,7 @@ REFUSED = (
     Refusal(
         ("norm=instance",),
         ("airbench",),
-        "at stage3/norm1 removes its whole input",
+        "at stage3/norm1 leaves nothing of its input",
         "images below 32 x 32 leave one place in its last stage",
     ),
     Refusal(
@@ -198,7 +198,7 @@ REFUSED = (
     Refusal(
         ("grad_cam", "cam", "occlusion", "attention_rollout", "receptive field"),
         TEXT,
-        r"want a batch \[N, H, W, C\]",
+        r"must be a batch \[N, H, W, C\]",
         "images are explained",
     ),
     Refusal(

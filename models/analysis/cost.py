@@ -23,7 +23,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Literal
 from rich.table import Table
 
 import models
@@ -199,27 +199,9 @@ def analyze(model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStr
     if not input_shape or any(x.shape[0] != 1 for x in inputs):
         raise UserError(f"analyze: input_shape {input_shape} must begin with 1, a batch of one example")
     key = jax.eval_shape(lambda: jax.random.key(0))
-    modules: dict[Path, list] = {}  # path: [class name, shape, bytes], in the order of completion
-
-    def record(call, args, kwargs, context):
-        result = call(*args, **kwargs)
-        if context.method_name == "__call__" and not isinstance(context.module, Endpoint):
-            leaves = jax.tree.leaves(result)
-            entry = modules.setdefault(context.module.path, [type(context.module).__name__, (), 0])
-            entry[1] = tuple(leaves[0].shape) if leaves else ()
-            entry[2] += sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-        return result
-
-    def forward(variables, *inputs):
-        logits, marks = capture(model, variables, *inputs)
-        endpoints.update((name, mark.shape) for name, mark in marks.items())
-        return logits, list(marks.values())
-
-    endpoints: dict[str, tuple[int, ...]] = {}
     with lowering("plain"):
         variables = jax.eval_shape(model.init, key, *inputs)
-        with nn.intercept_methods(record):
-            program = jax.make_jaxpr(forward)(variables, *inputs)
+        program, modules, endpoints = _trace(model, variables, inputs)
     walk = jaxpr.Walk(modules)
     seen = [jaxpr.View(axes=(1, 2)) if len(input_shape) == 4 else jaxpr.WHOLE] + [jaxpr.WHOLE] * (len(inputs) - 1)
     views = walk.run(program, [None] * len(jax.tree.leaves(variables)) + seen)
@@ -255,6 +237,37 @@ def analyze(model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStr
             for name, shape in endpoints.items()
         },
     )
+
+
+def _trace(
+    model: nn.Module, variables: Any, inputs: Sequence[jax.ShapeDtypeStruct]
+) -> tuple[ClosedJaxpr, dict[Path, list], dict[str, tuple[int, ...]]]:
+    """Traces a forward pass.
+
+    Returns:
+      The program, which also returns the endpoints; {path: [class name, output shape, output bytes]} of the modules in
+      the order of completion; and {name: shape} of the endpoints.
+    """
+    modules: dict[Path, list] = {}
+    endpoints: dict[str, tuple[int, ...]] = {}
+
+    def record(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if context.method_name == "__call__" and not isinstance(context.module, Endpoint):
+            leaves = jax.tree.leaves(result)
+            entry = modules.setdefault(context.module.path, [type(context.module).__name__, (), 0])
+            entry[1] = tuple(leaves[0].shape) if leaves else ()
+            entry[2] += sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        return result
+
+    def forward(variables, *inputs):
+        logits, marks = capture(model, variables, *inputs)
+        endpoints.update((name, mark.shape) for name, mark in marks.items())
+        return logits, list(marks.values())
+
+    with nn.intercept_methods(record):
+        program = jax.make_jaxpr(forward)(variables, *inputs)
+    return program, modules, endpoints
 
 
 def _limits(view: jaxpr.View | None) -> tuple[jaxpr.Pair | None, jaxpr.Pair | None, jaxpr.Pair | None]:

@@ -217,7 +217,9 @@ def removable(
     It tries this on perturbed parameters, because parameters that start at 0 would hide an effect.
 
     Args:
-      model, variables, inputs: See `shrink`.
+      model: See `shrink`.
+      variables: See `shrink`.
+      inputs: See `shrink`.
       kernels: See `coupled`.
 
     Returns:

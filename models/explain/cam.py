@@ -1,11 +1,12 @@
-"""Class activation maps: where in a map of a network's is what speaks for a class.
+"""Class activation maps: heatmaps, from a feature map of a network, of the evidence for a class.
 
   Zhou et al. 2016           Learning deep features for discriminative localization, arXiv 1512.04150    cam
   Selvaraju et al. 2017      Grad-CAM, arXiv 1610.02391                                                  grad_cam
   Chattopadhay et al. 2018   Grad-CAM++, arXiv 1710.11063                                      grad_cam_plus_plus
 
-All take images [N, H, W, C], and `target`, a class for all, one for each, or None for the most probable; their values
-are float32 [N, h, w], of the size of the map and not scaled. The score is the logit. UserErrors: see method.py.
+All methods take images [N, H, W, C] and `target`: one class for all images, a class per image, or None for the most
+probable class. Their values are float32 [N, h, w], of the size of the map and not scaled. The score of a class is its
+logit. method.py describes the UserErrors.
 """
 
 from typing import Any, NamedTuple
@@ -14,50 +15,50 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from models.errors import UserError
 from models.explain.method import Explanation, as_maps, explains, grid, map_endpoint, outline, picked, read, resolved
 from models.layers.endpoint import capture
 from models.layers.ingredients import HEAD
 
-# How far logits may be from those that the map explains, as a part of the largest: rounding in float32, in half
-# precision. Networks that do something else between the two are far beyond it.
+# Tolerance between the logits and those that the map explains, relative to the largest logit, for rounding in float32
+# (True) and in half precision. Networks with another operation in between exceed it by far.
 TOLERANCE = {True: 1e-3, False: 0.05}
 
 
 def cam(model: nn.Module, variables: Any, images: Any, target: Any = None) -> Explanation:
-    """The head's weights of the class times the map that the network averages (Zhou 2016, eq. 2), without the bias.
+    """Weights the map that the network averages by the head's weights of the class, without the bias.
 
-    The mean over the places is the score less the head's bias. Values are signed.
+    This is eq. 2 of Zhou 2016. The mean over positions is the score minus the head's bias. Values are signed.
 
     Raises:
-      UserError: the network does not end in the mean over a map's places and a linear layer "head". Where this is
-        called in a traced function, what a network does between an endpoint of the right size and its head cannot be
-        compared.
+      UserError: The network does not end in the mean over a map and a linear layer "head". Within a traced function,
+        operations between the map and the head are not detected.
     """
-    found, error, tolerance = _cam(model, variables, images, target)
-    if not isinstance(error, jax.core.Tracer):
+    explanation, error, tolerance = _cam(model, variables, images, target)
+    if not isinstance(error, Tracer):
         if not np.isfinite(error):
             raise UserError("cam: the logits of these images are not finite numbers")
         if error > tolerance:
             raise _refused(model)
-    return found
+    return explanation
 
 
 @explains
 def _cam(model, variables, images, target) -> tuple[Explanation, jax.Array, jax.Array]:
-    """And the largest difference between the logits and what they would be, with that which is allowed."""
+    """Returns the explanation, the largest difference between the logits and those that it explains, and its limit."""
     head = variables["params"].get(HEAD, {})
     rows, classes = jnp.shape(head.get("kernel", 0)) or (0, 0)
-    about = outline(model, variables, images)
-    names = [name for name, shape in about.endpoints.items() if grid(shape) and shape[-1] == rows]
-    if not names or classes != about.classes:
+    shapes = outline(model, variables, images)
+    names = [name for name, shape in shapes.endpoints.items() if grid(shape) and shape[-1] == rows]
+    if not names or classes != shapes.classes:
         raise _refused(model)
-    logits, found = capture(model, variables, images, names=names[-1:])
-    maps = as_maps(found[names[-1]])
+    logits, activations = capture(model, variables, images, names=names[-1:])
+    maps = as_maps(activations[names[-1]])
     kernel = head["kernel"].astype(jnp.float32)  # [C, classes]
     explained = jnp.dot(maps.mean((1, 2)), kernel, precision="highest") + head.get("bias", 0.0)
-    tolerance = TOLERANCE[found[names[-1]].dtype == jnp.float32] * jnp.abs(logits).max()
+    tolerance = TOLERANCE[activations[names[-1]].dtype == jnp.float32] * jnp.abs(logits).max()
     chosen = resolved(target, logits)
     return (
         Explanation(_weighted(maps, kernel.T[chosen]), logits, chosen),
@@ -68,7 +69,7 @@ def _cam(model, variables, images, target) -> tuple[Explanation, jax.Array, jax.
 
 def _refused(model: nn.Module) -> UserError:
     return UserError(
-        "cam is for networks that end in average pooling and a linear layer; "
+        "cam needs a network that ends in average pooling and a linear layer; "
         f"{type(model).__name__} with these fields does not: use grad_cam"
     )
 
@@ -83,15 +84,18 @@ def grad_cam(
     endpoint: str | None = None,
     counterfactual: bool = False,
 ) -> Explanation:
-    """The map's channels, each times the mean gradient of the score by it, summed, where positive (Selvaraju 2017,
-    eq. 1 and 2).
+    """Sums the map's channels, weighted by the mean gradient of the score, and drops negative values.
 
-    Only what follows the endpoint is differentiated.
+    This is eq. 1 and 2 of Selvaraju 2017. Only the layers after the endpoint are differentiated.
 
     Args:
-      model, variables, images, target: see above.
-      endpoint: maps [N, h, w, C] or tokens [N, T, C]; None: the last with more than one place, see `map_endpoint`.
-      counterfactual: whether gradients are negated: what speaks against the class (section 3.3).
+      model: The network.
+      variables: Its variables.
+      images: [N, H, W, C].
+      target: See the module.
+      endpoint: Endpoint with maps [N, h, w, C] or tokens [N, T, C]; None chooses the last one with more than one
+        position, see `map_endpoint`.
+      counterfactual: Whether to negate gradients, which shows evidence against the class (section 3.3).
     """
     at = _read(model, variables, images, target, endpoint)
     weights = at.gradients.mean((1, 2))  # [N, h, w, C] -> [N, C]
@@ -102,22 +106,26 @@ def grad_cam(
 def grad_cam_plus_plus(
     model: nn.Module, variables: Any, images: jax.Array, target: jax.Array, *, endpoint: str | None = None
 ) -> Explanation:
-    """Grad-CAM with the positive gradients alone, each place's by a weight of its own (Chattopadhay 2018, eq. 5).
+    """Computes Grad-CAM from positive gradients only, with a weight per position (Chattopadhay 2018, eq. 5).
 
-    As the paper's exponential of the score cancels, its higher derivatives are powers of the first (eq. 19): a place of
-    gradient g, in a channel of which the map sums to S, has the weight g^2 / (2 g^2 + S g^3), here 1 / (2 + S g).
+    The paper's exponential of the score cancels, so higher derivatives are powers of the first (eq. 19). A position of
+    gradient g in a channel whose map sums to S has the weight g^2 / (2 g^2 + S g^3), computed as 1 / (2 + S g).
 
     Args:
-      model, variables, images, target, endpoint: as of `grad_cam`.
+      model: The network.
+      variables: Its variables.
+      images: [N, H, W, C].
+      target: See the module.
+      endpoint: See `grad_cam`.
     """
     at = _read(model, variables, images, target, endpoint)
-    divisor = 2 + at.maps.sum((1, 2), keepdims=True) * at.gradients  # maps that are rectified leave it at 2 or more
-    of_place = nn.relu(at.gradients) / jnp.where(divisor == 0, 1, divisor)
-    return Explanation(nn.relu(_weighted(at.maps, of_place.sum((1, 2)))), at.logits, at.target)
+    divisor = 2 + at.maps.sum((1, 2), keepdims=True) * at.gradients  # at least 2 for rectified maps
+    weights = nn.relu(at.gradients) / jnp.where(divisor == 0, 1, divisor)
+    return Explanation(nn.relu(_weighted(at.maps, weights.sum((1, 2)))), at.logits, at.target)
 
 
 class _Read(NamedTuple):
-    """maps and gradients, float32 [N, h, w, C]; logits; target."""
+    """Maps and gradients, float32 [N, h, w, C], with logits and target."""
 
     maps: jax.Array
     gradients: jax.Array
@@ -126,20 +134,20 @@ class _Read(NamedTuple):
 
 
 def _read(model, variables, images, target, endpoint) -> _Read:
-    """What is at an endpoint, and the gradient of the score by it."""
-    about = outline(model, variables, images)
-    name = map_endpoint(about, endpoint)
+    """Returns the activations of an endpoint and the gradient of the score with respect to them."""
+    shapes = outline(model, variables, images)
+    name = map_endpoint(shapes, endpoint)
 
     def score(add):
         logits, x = read(model, variables, images, name, add)
         chosen = resolved(target, logits)
         return picked(logits, chosen).sum(), (x, logits, chosen)
 
-    zeros = jnp.zeros(about.shape(name), jnp.float32)
+    zeros = jnp.zeros(shapes.shape(name), jnp.float32)
     gradients, (x, logits, chosen) = jax.grad(score, has_aux=True)(zeros)
     return _Read(as_maps(x), as_maps(gradients), logits, chosen)
 
 
 def _weighted(maps: jax.Array, weights: jax.Array) -> jax.Array:
-    """[N, h, w, C] and [N, C] -> [N, h, w]. No matrix product, which would be rounded to less on a GPU."""
+    """Sums channels [N, h, w, C] with weights [N, C] to [N, h, w]; a matrix product would be less precise on a GPU."""
     return (maps * weights[:, None, None]).sum(-1)

@@ -1,4 +1,4 @@
-"""The methods that say of an image where its evidence is, by name, and all of them as heat over its pixels."""
+"""Methods that locate evidence in an image, by name, and their results as heatmaps over its pixels."""
 
 import functools
 from typing import Any
@@ -25,12 +25,14 @@ PIXELS = {
     "guided_grad_cam": gradient.guided_grad_cam,
 }
 METHODS = {**MAPS, **PIXELS}
-SIGNED = ("guided_backprop", "deconvnet", "guided_grad_cam")  # which the papers show as pictures, not as magnitudes
+SIGNED = ("guided_backprop", "deconvnet", "guided_grad_cam")  # the papers show these as pictures, not as magnitudes
 
 
 def heat(values: Any, size: tuple[int, int]) -> jax.Array:
-    """What a method found as [N, H, W], at least 0: maps resized to the image, without what is negative; of a number
-    for each channel of a pixel, the largest magnitude (Simonyan 2014, section 3.1).
+    """Converts the values of a method to nonnegative heatmaps [N, H, W].
+
+    Maps are resized to the image, and negative values become 0. Values per pixel and channel become the largest
+    magnitude over the channels (Simonyan 2014, section 3.1).
     """
     values = jnp.asarray(values)
     if values.ndim == 4:

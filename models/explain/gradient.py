@@ -1,4 +1,4 @@
-"""Gradients of a class's score by the image, and what is made of them.
+"""Explanations by the gradient of a class's score with respect to the image.
 
   Simonyan et al. 2014            Deep inside convolutional networks, arXiv 1312.6034                        saliency
   Zeiler & Fergus 2014            Visualizing and understanding convolutional networks, arXiv 1311.2901      deconvnet
@@ -7,8 +7,9 @@
   Sundararajan et al. 2017        Axiomatic attribution for deep networks, arXiv 1703.01365     integrated_gradients
   Selvaraju et al. 2017           Grad-CAM, arXiv 1610.02391                                         guided_grad_cam
 
-All take images [N, H, W, C], and `target`, a class for all, one for each, or None for the most probable; their values
-are float32 [N, H, W, C], signed and of no certain scale. The score is the logit. UserErrors: see method.py.
+All methods take images [N, H, W, C] and `target`: one class for all images, a class per image, or None for the most
+probable class. Their values are float32 [N, H, W, C], signed and without a fixed scale. The score of a class is its
+logit. method.py describes the UserErrors.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,19 +29,19 @@ from models.explain.rules import with_rule
 
 @explains
 def saliency(model: nn.Module, variables: Any, images: jax.Array, target: jax.Array) -> Explanation:
-    """The gradient itself (Simonyan 2014, section 3.1, which draws the largest magnitude of the channels)."""
+    """Returns the gradient itself; Simonyan 2014, section 3.1, shows its largest magnitude over the channels."""
     return gradient(model, variables, images, target)
 
 
 @explains
 def guided_backprop(model: nn.Module, variables: Any, images: jax.Array, target: jax.Array) -> Explanation:
-    """The gradient by the rule "guided" of rules.py (Springenberg 2015, section 3.4)."""
+    """Returns the gradient with the rule "guided" of rules.py (Springenberg 2015, section 3.4)."""
     return gradient(with_rule(model, "guided"), variables, images, target)
 
 
 @explains
 def deconvnet(model: nn.Module, variables: Any, images: jax.Array, target: jax.Array) -> Explanation:
-    """The gradient by the rule "deconvnet" of rules.py (Zeiler & Fergus 2014, section 2.1), from the score down."""
+    """Returns the gradient of the score with the rule "deconvnet" of rules.py (Zeiler & Fergus 2014, section 2.1)."""
     return gradient(with_rule(model, "deconvnet"), variables, images, target)
 
 
@@ -48,15 +49,19 @@ def deconvnet(model: nn.Module, variables: Any, images: jax.Array, target: jax.A
 def guided_grad_cam(
     model: nn.Module, variables: Any, images: jax.Array, target: jax.Array, *, endpoint: str | None = None
 ) -> Explanation:
-    """Guided backprop times Grad-CAM, resized to the image (Selvaraju 2017, section 3.2).
+    """Returns guided backpropagation times Grad-CAM, resized to the image (Selvaraju 2017, section 3.2).
 
     Args:
-      model, variables, images, target: see above.
-      endpoint: as of `models.explain.cam.grad_cam`.
+      model: The network.
+      variables: Its variables.
+      images: [N, H, W, C].
+      target: See the module.
+      endpoint: See `models.explain.cam.grad_cam`.
     """
-    found = grad_cam(model, variables, images, target, endpoint=endpoint)
-    guided = guided_backprop(model, variables, images, found.target)
-    return found._replace(values=guided.values * resized(found.values, images.shape[1:3])[..., None])
+    maps = grad_cam(model, variables, images, target, endpoint=endpoint)
+    guided = guided_backprop(model, variables, images, maps.target)
+    size = (images.shape[1], images.shape[2])
+    return maps._replace(values=guided.values * resized(maps.values, size)[..., None])
 
 
 @explains
@@ -70,19 +75,22 @@ def smooth_grad(
     noise: float = 0.15,
     seed: int = 0,
 ) -> Explanation:
-    """The mean gradient at images with normal noise, by the class of the image without (Smilkov 2017, section 3.1).
+    """Returns the mean gradient over images with Gaussian noise (Smilkov 2017, section 3.1).
 
-    One sample of the batch is in memory at a time. All images of a batch get the same noise, each times its range, so
-    that what is found does not depend on the others.
+    The class is that of the image without noise. One noisy batch is in memory at a time. All images of a batch get the
+    same noise, scaled by their range, so that results do not depend on the other images.
 
     Args:
-      model, variables, images, target: see above.
-      samples: how many (the paper's n).
-      noise: its standard deviation, as a part of an image's largest value less its smallest.
-      seed: of the noise.
+      model: The network.
+      variables: Its variables.
+      images: [N, H, W, C].
+      target: See the module.
+      samples: Number of samples (the paper's n).
+      noise: Standard deviation, as a fraction of an image's range (largest minus smallest value).
+      seed: Seed of the noise.
 
     Raises:
-      UserError: samples below 1, or noise below 0.
+      UserError: `samples` is below 1, or `noise` is below 0.
     """
     if samples < 1:
         raise UserError(f"samples={samples} must be at least 1")
@@ -108,18 +116,22 @@ def integrated_gradients(
     steps: int = 64,
     baseline: float | Sequence[float] = 0.0,
 ) -> Explanation:
-    """(x - baseline) times the mean gradient between the two (Sundararajan 2017, eq. 1), by Gauss-Legendre's rule.
+    """Returns (x - baseline) times the mean gradient between the two (Sundararajan 2017, eq. 1).
 
-    The values of an image sum to its score less that of the baseline (proposition 1: completeness), up to the error of
-    the rule, which has more places where the gradient jumps less often. One step of the batch is in memory at a time.
+    The integral uses Gauss-Legendre quadrature. The values of an image sum to its score minus that of the baseline
+    (proposition 1: completeness), up to the quadrature error, which is small if the gradient rarely jumps. One step of
+    the batch is in memory at a time.
 
     Args:
-      model, variables, images, target: see above.
-      steps: at how many images between.
-      baseline: of all pixels, in the images' units: a number, or a tuple with one for each channel.
+      model: The network.
+      variables: Its variables.
+      images: [N, H, W, C].
+      target: See the module.
+      steps: Number of images between the baseline and x.
+      baseline: Value of all pixels in the images' units: a number, or a tuple with one per channel.
 
     Raises:
-      UserError: steps below 1, or a baseline of another shape.
+      UserError: `steps` is below 1, or `baseline` has the wrong length.
     """
     if steps < 1:
         raise UserError(f"steps={steps} must be at least 1")
@@ -130,19 +142,19 @@ def integrated_gradients(
     nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
     path = images - start
 
-    def at(place):
-        share, weight = place
-        return weight * gradient(model, variables, start + share * path, target).values
+    def at(node):
+        fraction, weight = node
+        return weight * gradient(model, variables, start + fraction * path, target).values
 
-    places = jnp.asarray((nodes + 1) / 2, jnp.float32), jnp.asarray(weights / 2, jnp.float32)
-    return Explanation(path * _total(at, places, images), logits, target)
+    quadrature = jnp.asarray((nodes + 1) / 2, jnp.float32), jnp.asarray(weights / 2, jnp.float32)
+    return Explanation(path * _total(at, quadrature, images), logits, target)
 
 
 def gradient(model: nn.Module, variables: Any, images: jax.Array, target: jax.Array) -> Explanation:
-    """D score / d images, float32 [N, H, W, C]; target int32 [N], some `TOP1`."""
+    """Returns d score / d images, float32 [N, H, W, C], for target int32 [N], which may hold `TOP1`."""
 
     def score(images):
-        logits = model.apply(variables, images)
+        logits = jnp.asarray(model.apply(variables, images))
         chosen = resolved(target, logits)
         return picked(logits, chosen).sum(), (logits, chosen)
 
@@ -151,12 +163,12 @@ def gradient(model: nn.Module, variables: Any, images: jax.Array, target: jax.Ar
 
 
 def _scored(model, variables, images, target) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Images as float32, their logits, and their classes."""
+    """Returns images as float32, their logits, and their classes."""
     images = images.astype(jnp.float32)
     logits = model.apply(variables, images)
     return images, logits, resolved(target, logits)
 
 
 def _total(function: Callable[[Any], jax.Array], xs: Any, like: jax.Array) -> jax.Array:
-    """The sum of the function's values at each of xs, one after the other."""
+    """Returns the sum of the function's values over xs, evaluated one after another."""
     return lax.scan(lambda total, x: (total + function(x), None), jnp.zeros_like(like), xs)[0]

@@ -1,31 +1,31 @@
-"""What the methods share: which class is explained, at which endpoint, and how they are checked and compiled."""
+"""Common parts of the methods: choice of class and endpoint, checks of arguments, and compilation."""
 
 import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import ScopeParamShapeError
+from jax.core import Tracer
 
 from models.errors import UserError, choice_error
 from models.layers.endpoint import capture
 
-TOP1 = -1  # as a class: that which the network finds the most probable
+TOP1 = -1  # stands for the most probable class
 
 
 class Explanation(NamedTuple):
-    """What a method finds.
+    """The result of a method.
 
     Attributes:
-      values: float32 [N, h, w], a map of the size of an endpoint, or [N, H, W, C], a number for each number of the
-        images.
-      logits: float32 [N, classes] of the images.
-      target: int32 [N], the class that is explained.
+      values: float32 [N, h, w], a map of the size of an endpoint; or [N, H, W, C], a value per pixel and channel.
+      logits: float32 [N, classes].
+      target: int32 [N], the explained classes.
     """
 
     values: jax.Array
@@ -34,8 +34,12 @@ class Explanation(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """Of a network on images of one shape: how many classes its logits have, and {name: shape} of its endpoints and of
-    the layers with a kernel, by path, in the order of the computation. A layer of an endpoint's name is left out.
+    """Shapes in a network for images of one shape.
+
+    Attributes:
+      classes: Number of classes.
+      endpoints: {name: shape} of the endpoints, in the order of the computation.
+      layers: {path: shape} of the outputs of layers with a kernel, without those that have the name of an endpoint.
     """
 
     classes: int
@@ -43,38 +47,40 @@ class Outline(NamedTuple):
     layers: dict[str, tuple[int, ...]]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of an endpoint or a layer."""
+        """Returns the shape of an endpoint or a layer."""
         return {**self.layers, **self.endpoints}[name]
 
 
 def outline(model: nn.Module, variables: Any, images: jax.Array) -> Outline:
-    """Traces a network, without computing; once for each shape of images.
+    """Traces a network without computing, once for each shape of images.
 
     Raises:
-      UserError: the images are not [N, H, W, C], or not such as the network's parameters are for, or it gives no logits
-        [N, classes] of them.
+      UserError: The images are not [N, H, W, C], the network's parameters are for images of another shape, or the
+        network does not return logits [N, classes].
     """
     if images.ndim != 4:
-        raise UserError(f"images of shape {list(images.shape)}: want a batch [N, H, W, C]")
+        raise UserError(f"images must be a batch [N, H, W, C], not of shape {list(images.shape)}")
     key = (model, images.shape, images.dtype)
     if key not in _OUTLINES:
-        found = {}, {}
+        endpoints: dict[str, tuple[int, ...]] = {}
+        layers: dict[str, tuple[int, ...]] = {}
 
         def forward(variables, images):
-            for shapes, layers in zip(found, (False, True), strict=True):
-                logits, activations = capture(model, variables, images, layers=layers)
-                shapes.update((name, x.shape) for name, x in activations.items())  # what JAX returns is sorted by name
+            # JAX sorts returned dictionaries by name, so the shapes are stored here
+            _, activations = capture(model, variables, images)
+            endpoints.update((name, x.shape) for name, x in activations.items())
+            logits, activations = capture(model, variables, images, layers=True)
+            layers.update((name, x.shape) for name, x in activations.items())
             return logits
 
         try:
             logits = jax.eval_shape(forward, variables, images)
-        except flax.errors.ScopeParamShapeError:
+        except ScopeParamShapeError:
             raise UserError(
-                f"images of shape {list(images.shape)}: the parameters of this {type(model).__name__} are for others"
+                f"images of shape {list(images.shape)} do not fit the parameters of this {type(model).__name__}"
             ) from None
         if getattr(logits, "ndim", 0) != 2:
-            raise UserError(f"{type(model).__name__} gives no logits [N, classes] of images")
-        endpoints, layers = found
+            raise UserError(f"{type(model).__name__} does not return logits [N, classes] for images")
         _OUTLINES[key] = Outline(logits.shape[1], endpoints, {k: v for k, v in layers.items() if k not in endpoints})
     return _OUTLINES[key]
 
@@ -83,9 +89,9 @@ _OUTLINES: dict[Any, Outline] = {}
 
 
 def grid(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """Of an activation: height, width, and tokens before those of places; None where it has no places.
+    """Returns height, width, and the number of extra tokens of an activation, or None if it has no positions.
 
-    Maps are [N, H, W, C], tokens [N, T, C] of a square grid, after a class token where T is no square.
+    Maps are [N, H, W, C]. Tokens are [N, T, C] of a square grid, after a class token if T is not a square.
     """
     if len(shape) == 4:
         return shape[1], shape[2], 0
@@ -97,8 +103,8 @@ def grid(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
 
 
 def as_maps(x: jax.Array) -> jax.Array:
-    """An activation [N, H, W, C] or [N, T, C] as float32 [N, H, W, C], without the class token; see `grid`."""
-    height, width, before = grid(x.shape)
+    """Converts an activation [N, H, W, C] or [N, T, C] to float32 [N, H, W, C] without the class token; see `grid`."""
+    height, width, before = cast(tuple[int, int, int], grid(x.shape))  # callers choose endpoints with positions
     return (
         x.astype(jnp.float32)
         if x.ndim == 4
@@ -106,31 +112,33 @@ def as_maps(x: jax.Array) -> jax.Array:
     )
 
 
-def map_endpoint(about: Outline, name: str | None = None) -> str:
-    """The endpoint `name`, or the layer of that path; None: the last endpoint with more than one place whose places
-    reach the logits (those of the last tokens do not where a class token is read).
+def map_endpoint(shapes: Outline, name: str | None = None) -> str:
+    """Returns the name of an endpoint or layer with positions.
+
+    With None, it is the last endpoint with more than one position whose positions reach the logits. The last tokens do
+    not reach them if the head reads a class token.
 
     Raises:
-      UserError: unknown, or it is no map; the endpoints that are are listed.
+      UserError: The name is unknown or has no positions; the error lists the endpoints that have.
     """
-    maps = {endpoint: found for endpoint, shape in about.endpoints.items() if (found := grid(shape))}
+    maps = {endpoint: size for endpoint, shape in shapes.endpoints.items() if (size := grid(shape))}
     if name is not None:
-        known = {**about.layers, **about.endpoints}
+        known = {**shapes.layers, **shapes.endpoints}
         if name not in known or not grid(known[name]):
-            raise choice_error("endpoint with places" if name in known else "endpoint", name, maps)
+            raise choice_error("endpoint with positions" if name in known else "endpoint", name, maps)
         return name
     names = [endpoint for endpoint, (height, width, _) in maps.items() if height * width > 1]
     if names and maps[names[-1]][2]:
         names.pop()
     if not names:
-        raise UserError("no endpoint of this network has more than one place, for images of this size")
+        raise UserError("for images of this size, no endpoint of this network has more than one position")
     return names[-1]
 
 
-def check_range(name: str, numbers: Sequence[int], endpoint: str, limit: int) -> None:
-    """Raises UserError where numbers of rows, columns or channels (`name`) are none, or not all of 0 to limit - 1."""
+def check_range(name: str, numbers: Sequence[int] | np.ndarray, endpoint: str, limit: int) -> None:
+    """Raises UserError unless there are rows, columns or channels (`name`), all of them from 0 to limit - 1."""
     if not len(numbers):
-        raise UserError(f"no {name}s are named: {endpoint} has {name}s 0 to {limit - 1}")
+        raise UserError(f"no {name}s are given: {endpoint} has {name}s 0 to {limit - 1}")
     wrong = [number for number in numbers if number != int(number) or not 0 <= number < limit]
     if wrong:
         raise UserError(f"{name}={wrong[0]} is out of range: {endpoint} has {name}s 0 to {limit - 1}")
@@ -139,54 +147,54 @@ def check_range(name: str, numbers: Sequence[int], endpoint: str, limit: int) ->
 def read(
     model: nn.Module, variables: Any, images: jax.Array, name: str, add: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Logits, and what is at the endpoint or layer `name`; `add` is added there first, see `capture`."""
+    """Returns logits and the activation of the endpoint or layer `name`, to which `add` is added, see `capture`."""
     layers = name not in outline(model, variables, images).endpoints
-    logits, found = capture(
+    logits, activations = capture(
         model, variables, images, names=[name], add=None if add is None else {name: add}, layers=layers
     )
-    return logits, found[name]
+    return logits, activations[name]
 
 
-def checked_target(target: Any, about: Outline, count: int) -> jax.Array:
-    """Classes as int32 [count]: of one for all images, one for each, or None for `TOP1`.
+def checked_target(target: Any, shapes: Outline, count: int) -> jax.Array:
+    """Converts one class for all images, a class per image, or None for `TOP1`, to int32 [count].
 
     Raises:
-      UserError: out of range, or not as many as images; what is traced is not checked.
+      UserError: A class is out of range, or their number is wrong. Traced values are not checked.
     """
     target = TOP1 if target is None else target
-    if not isinstance(target, jax.core.Tracer):
+    if not isinstance(target, Tracer):
         classes = np.asarray(target)
         if not np.issubdtype(classes.dtype, np.integer) or classes.shape not in ((), (count,)):
-            raise UserError(f"target={target}: want a class, or one for each of the {count} images")
-        wrong = classes[(classes < TOP1) | (classes >= about.classes)]
+            raise UserError(f"target={target} must be a class, or one for each of the {count} images")
+        wrong = classes[(classes < TOP1) | (classes >= shapes.classes)]
         if wrong.size:
             raise UserError(
-                f"target={wrong.flat[0]} is out of range: this network has classes 0 to {about.classes - 1}"
+                f"target={wrong.flat[0]} is out of range: this network has classes 0 to {shapes.classes - 1}"
             )
     return jnp.broadcast_to(jnp.asarray(target, jnp.int32), (count,))
 
 
 def resolved(target: jax.Array, logits: jax.Array) -> jax.Array:
-    """int32 [N] with the most probable class in the place of `TOP1`."""
+    """Replaces `TOP1` in target [N] by the most probable class."""
     return jnp.where(target == TOP1, logits.argmax(-1).astype(jnp.int32), target)
 
 
 def picked(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """The logit of each image's class, [N]: its score."""
+    """Returns the logit of each image's class, [N]."""
     return jnp.take_along_axis(logits, target[:, None], 1)[:, 0]
 
 
 def resized(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """[N, h, w] -> [N, *size], bilinear, as the maps of the papers are laid over their images."""
+    """Resizes maps [N, h, w] bilinearly to [N, *size], as the papers do to overlay maps on images."""
     return jax.image.resize(maps, (maps.shape[0], *size), "linear")
 
 
 def explains(method: Callable) -> Callable:
-    """Makes a method of method(model, variables, images, target, *, …): checked, and compiled once for each model,
-    shape and value of what follows the star.
+    """Decorates method(model, variables, images, target, *, ...) with argument checks and compilation.
 
-    The result takes `target` as `checked_target` does. What is decorated gets int32 [N], some `TOP1`. Contexts that act
-    while tracing (`lowering`, `skipping`) act on the first call alone, as for any compiled function.
+    It is compiled once for each model, shape, and value of the keyword-only arguments. The result takes `target` like
+    `checked_target`; the decorated function gets int32 [N], which may hold `TOP1`. Contexts that take effect while
+    tracing (`lowering`, `skipping`) affect only the first call, as for any compiled function.
     """
     parameters = inspect.signature(method).parameters.values()
     options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -195,8 +203,8 @@ def explains(method: Callable) -> Callable:
     @functools.wraps(method)
     def checked(model: nn.Module, variables: Any, images: Any, target: Any = None, **kwargs: Any) -> Any:
         images = jnp.asarray(images)
-        about = outline(model, variables, images)
+        shapes = outline(model, variables, images)
         kwargs = {name: tuple(value) if isinstance(value, list) else value for name, value in kwargs.items()}
-        return compiled(model, variables, images, checked_target(target, about, len(images)), **kwargs)
+        return compiled(model, variables, images, checked_target(target, shapes, len(images)), **kwargs)
 
     return checked

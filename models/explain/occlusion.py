@@ -1,8 +1,8 @@
-"""Occlusion: what a network finds less of once a part of the image is covered.
+"""Occlusion: the effect of covering parts of an image on a network's output.
 
   Zeiler & Fergus 2014    Visualizing and understanding convolutional networks, arXiv 1311.2901, section 4.2, figure 7
 
-A square of one color is moved over the image. At each of its positions: the score of the class (figure 7d), the most
+A square of one color moves over the image. At each position it yields the score of the class (figure 7d), the most
 probable class (7e), and the total activation of the feature map that responds most to the whole image (7b).
 """
 
@@ -21,16 +21,17 @@ Pair = tuple[int, int]
 
 
 class Occlusion(NamedTuple):
-    """What `occlusion` finds for N images and the square's R x S positions.
+    """The result of `occlusion` for N images and R x S positions of the square.
 
     Attributes:
       score: float32 [N, R, S], the logit of the class.
-      probability: float32 [N, R, S], of the class.
+      probability: float32 [N, R, S], the probability of the class.
       top: int32 [N, R, S], the most probable class.
-      strongest: float32 [N, R, S], the sum over the places of one channel of the endpoint.
-      channel: int32 [N], that channel: of the largest sum for the image as it is.
-      rows, columns: int32 [R] and [S], of the square's upper left corner.
-      logits, target: as of `Explanation`, of the image as it is.
+      strongest: float32 [N, R, S], the sum over the map of one channel of the endpoint.
+      channel: int32 [N], the channel with the largest sum for the unchanged image.
+      rows: int32 [R], top rows of the square.
+      columns: int32 [S], left columns of the square.
+      logits, target: See `Explanation`; for the unchanged image.
     """
 
     score: jax.Array
@@ -45,7 +46,7 @@ class Occlusion(NamedTuple):
 
 
 def positions(length: int, size: int, stride: int) -> np.ndarray:
-    """Of a window of `size` along `length` pixels: 0, stride, 2 stride, … and, where pixels are left, the last one."""
+    """Returns positions of a window of `size` along `length` pixels: 0, stride, 2 stride, ..., and the last one."""
     last = length - size
     return np.unique([*range(0, last + 1, stride), last])
 
@@ -65,19 +66,20 @@ def occlusion(
     """Scores each image with each part of it covered, in one compiled program.
 
     Args:
-      model, variables: of a network.
+      model: The network.
+      variables: Its variables.
       images: [N, H, W, C].
-      target: the class of `score` and `probability`, as `checked_target` takes it; None for the most probable one of
-        the image as it is.
-      size: of the square, pixels; or height and width.
-      stride: of its positions, at most `size` where every pixel is to be covered; or vertical and horizontal.
-      color: of the square, in the images' units; or one for each channel. 0 is gray for images of mean 0.
-      endpoint: of `strongest`, a map; None for the last one, see `map_endpoint`.
-      batch: the most covered images at once. They are dealt evenly to as few batches as that allows.
+      target: Class for `score` and `probability`, see `checked_target`; None is the most probable class of the
+        unchanged image.
+      size: Side of the square in pixels, or (height, width).
+      stride: Stride of its positions, or (vertical, horizontal); at most `size` to cover every pixel.
+      color: Color of the square in the images' units, or one per channel. 0 is gray for images of mean 0.
+      endpoint: Map for `strongest`; None chooses the last one, see `map_endpoint`.
+      batch: Maximum number of covered images at once. They are split evenly into as few batches as possible.
 
     Raises:
-      UserError: a square that is larger than the image or empty, a color of other channels, an unknown endpoint, a
-        class that is out of range.
+      UserError: The square is empty or larger than the image, the color has the wrong number of channels, the endpoint
+        is unknown, or the class is out of range.
     """
     images = jnp.asarray(images)
     endpoint = map_endpoint(outline(model, variables, images), endpoint)
@@ -88,9 +90,9 @@ def occlusion(
         )
     if batch < 1:
         raise UserError(f"batch={batch} must be at least 1")
-    color = np.asarray(color, np.float32)
-    if color.shape not in ((), (1,), images.shape[3:]):
-        raise UserError(f"color={color.tolist()} must be a number, or one for each of {images.shape[3]} channels")
+    colors = np.asarray(color, np.float32)
+    if colors.shape not in ((), (1,), images.shape[3:]):
+        raise UserError(f"color={colors.tolist()} must be a number, or one for each of {images.shape[3]} channels")
     return _sweep(
         model,
         variables,
@@ -98,7 +100,7 @@ def occlusion(
         target,
         size=size,
         stride=stride,
-        color=tuple(color.ravel().tolist()),
+        color=tuple(colors.ravel().tolist()),
         endpoint=endpoint,
         batch=batch,
     )
@@ -108,7 +110,8 @@ def _pair(name: str, value: Any) -> Pair:
     pair = np.asarray(value)
     if not np.issubdtype(pair.dtype, np.integer) or pair.shape not in ((), (2,)) or (pair < 1).any():
         raise UserError(f"{name}={value} must be a number of pixels, or two, of at least 1")
-    return tuple(np.broadcast_to(pair, 2).tolist())
+    vertical, horizontal = np.broadcast_to(pair, 2).tolist()
+    return vertical, horizontal
 
 
 @explains
@@ -124,7 +127,7 @@ def _sweep(model, variables, images, target, *, size, stride, color, endpoint, b
     logits, totals = forward(images)
     target, channel = resolved(target, logits), totals.argmax(-1).astype(jnp.int32)
 
-    def covered(i):  # the number of a window, those of the first image first, and the image in which it is covered
+    def covered(i):  # returns the image with window i covered; the windows of the first image come first
         image, window = i // windows, i % windows
         down = jnp.arange(height) - jnp.asarray(rows)[window // len(columns)]
         right = jnp.arange(width) - jnp.asarray(columns)[window % len(columns)]
@@ -132,19 +135,20 @@ def _sweep(model, variables, images, target, *, size, stride, color, endpoint, b
         return jnp.where(inside[..., None], jnp.asarray(color, images.dtype), images[image])
 
     def scores(numbers):
-        of = numbers // windows
+        image = numbers // windows
         logits, totals = forward(jax.vmap(covered)(numbers))
         return (
-            picked(logits, target[of]),
-            picked(jax.nn.softmax(logits), target[of]),
+            picked(logits, target[image]),
+            picked(jax.nn.softmax(logits), target[image]),
             logits.argmax(-1).astype(jnp.int32),
-            picked(totals, channel[of]),
+            picked(totals, channel[image]),
         )
 
     batches = -(-count * windows // batch)
     each = -(-count * windows // batches)
     numbers = jnp.minimum(jnp.arange(batches * each), count * windows - 1).reshape(batches, each)
-    swept = (
+    score, probability, top, strongest = (
         x.reshape(-1)[: count * windows].reshape(count, len(rows), len(columns)) for x in jax.lax.map(scores, numbers)
     )
-    return Occlusion(*swept, channel, jnp.asarray(rows, jnp.int32), jnp.asarray(columns, jnp.int32), logits, target)
+    corners = (jnp.asarray(rows, jnp.int32), jnp.asarray(columns, jnp.int32))
+    return Occlusion(score, probability, top, strongest, channel, *corners, logits=logits, target=target)

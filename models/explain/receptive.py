@@ -1,4 +1,4 @@
-"""Receptive fields: which pixels a unit can see, and which of them matter to it.
+"""Receptive fields: the pixels that a unit can see, and their effect on it.
 
 Araujo, Norris & Sim 2019    Computing receptive fields of convolutional neural networks, Distill,
                              doi 10.23915/distill.00021                                                theoretical
@@ -8,7 +8,7 @@ Luo et al. 2016              Understanding the effective receptive field in deep
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -22,18 +22,19 @@ from models.explain.method import as_maps, check_range, grid, map_endpoint, outl
 from models.kernels.tracing import lowering
 from models.layers.endpoint import capture
 
-INSIDE = 0.9545  # of a normal distribution, within two standard deviations; Luo 2016, section 4
+INSIDE = 0.9545  # probability within two standard deviations of a normal distribution; Luo 2016, section 4
 
 Pair = tuple[int, int]
 Box = tuple[int, int, int, int]  # top, left, bottom, right: pixels [top:bottom, left:right]
 
 
 class Field(NamedTuple):
-    """Which pixels the units of a map see: unit (i, j) the rows from start[0] + i stride[0] on, size[0] of them, and
-    the columns likewise.
+    """The pixels that the units of a map see.
+
+    Unit (i, j) sees size[0] rows from start[0] + i stride[0] on, and size[1] columns from start[1] + j stride[1] on.
 
     Attributes:
-      size, stride, start: (vertical, horizontal), pixels.
+      size, stride, start: (vertical, horizontal), in pixels.
     """
 
     size: Pair
@@ -41,18 +42,20 @@ class Field(NamedTuple):
     start: Pair
 
     def box(self, row: int, column: int) -> Box:
-        """Of the unit at (row, column): (top, left, bottom, right), of which bottom and right are the first pixels
-        outside. Where padding is seen, it reaches out of the image.
+        """Returns (top, left, bottom, right) for the unit at (row, column); bottom and right are exclusive.
+
+        The box extends beyond the image if the unit sees padding.
         """
         first = [start + i * step for start, i, step in zip(self.start, (row, column), self.stride, strict=True)]
         last = [at + size - 1 for at, size in zip(first, self.size, strict=True)]
-        top, left = (int(np.ceil(at)) for at in first)  # a stride below 1 has parts of pixels
+        top, left = (int(np.ceil(at)) for at in first)  # strides below 1 give fractions of pixels
         bottom, right = (int(np.floor(at)) + 1 for at in last)
         return top, left, bottom, right
 
     def clipped(self, row: int, column: int, shape: Sequence[int]) -> Box:
-        """The part of `box` inside of an image of `shape` (H, W, …). A unit at the border of its map may see less than
-        this where strides leave out the last pixels of the image.
+        """Returns the part of `box` inside an image of `shape` (H, W, ...).
+
+        A unit at the border of its map may see less, if strides skip the last pixels of the image.
         """
         (height, width), (top, left, bottom, right) = shape[:2], self.box(row, column)
         return max(top, 0), max(left, 0), min(bottom, height), min(right, width)
@@ -61,23 +64,23 @@ class Field(NamedTuple):
 def fields(
     model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStruct], *, layers: bool = False
 ) -> dict[str, Field | None]:
-    """The theoretical receptive field of each endpoint, read from the traced program; see models/analysis/jaxpr.py.
+    """Computes the theoretical receptive field of each endpoint from the traced program (models/analysis/jaxpr.py).
 
     Args:
-      model: from `create`, or any module that takes images.
-      inputs: [N, H, W, C] of float32 images, or as `model.example()` gives it.
-      layers: whether layers with a kernel are included, by path: "stage1/block0/conv1".
+      model: A network from `create`, or any module that takes images.
+      inputs: [N, H, W, C], the shape of float32 images; or shapes and types as from `model.example()`.
+      layers: Whether to include layers with a kernel by path, "stage1/block0/conv1".
 
     Returns:
-      {name: Field} in the order of the computation; None where units see the whole image, or have no place.
+      {name: Field} in the order of the computation; None if units see the whole image or have no position.
     """
     inputs = models.abstract(inputs)
     names: list[str] = []
 
     def forward(variables, *inputs):
-        found = capture(model, variables, *inputs, layers=layers)[1]
-        names.extend(found)
-        return list(found.values())
+        activations = capture(model, variables, *inputs, layers=layers)[1]
+        names.extend(activations)
+        return list(activations.values())
 
     with lowering("plain"):
         variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
@@ -93,21 +96,21 @@ def fields(
 def theoretical(
     model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStruct], endpoint: str | None = None
 ) -> Field | None:
-    """Of one endpoint, or layer by its path; None for that which methods explain by default (`map_endpoint`).
+    """Returns the theoretical receptive field of one endpoint, or of a layer by its path; see `fields`.
 
-    Args and Returns: as of `fields`.
+    With None, it is the endpoint that methods explain by default (`map_endpoint`).
 
     Raises:
-      UserError: there is no such endpoint or layer.
+      UserError: There is no such endpoint or layer.
     """
-    found = fields(model, inputs, layers=True)
+    by_name = fields(model, inputs, layers=True)
     if endpoint is None:
         images = models.abstract(inputs)[0]
         variables = jax.eval_shape(model.init, jax.random.key(0), images)
         endpoint = map_endpoint(outline(model, variables, images))
-    if endpoint not in found:
-        raise choice_error("endpoint", endpoint, found)
-    return found[endpoint]
+    if endpoint not in by_name:
+        raise choice_error("endpoint", endpoint, by_name)
+    return by_name[endpoint]
 
 
 def effective(
@@ -119,28 +122,29 @@ def effective(
     channel: int | None = None,
     place: Pair | None = None,
 ) -> jax.Array:
-    """How much each pixel changes a unit: |the gradient of the unit by the image|, averaged over images and colors.
+    """Computes the effective receptive field: |gradient of a unit|, averaged over images and colors.
 
-    Luo 2016, sections 2 and 4: a gradient of 1 at the unit, 0 at all others of the endpoint, is propagated back.
+    A gradient of 1 at the unit, and 0 at all others of the endpoint, is propagated back (Luo 2016, sections 2 and 4).
 
     Args:
-      model, variables: of a network.
+      model: The network.
+      variables: Its variables.
       images: [N, H, W, C].
-      endpoint: a map; None for the last one, see `map_endpoint`.
-      channel: of the unit; None for all of them, each with a gradient of 1.
-      place: row and column of the unit; None for the middle.
+      endpoint: Name of a map; None chooses the last one, see `map_endpoint`.
+      channel: Channel of the unit; None takes all channels, each with a gradient of 1.
+      place: Row and column of the unit; None is the center.
 
     Returns:
       float32 [H, W].
 
     Raises:
-      UserError: unknown endpoint; place or channel out of range.
+      UserError: The endpoint is unknown, or `place` or `channel` is out of range.
     """
     images = jnp.asarray(images, jnp.float32)
-    about = outline(model, variables, images)
-    endpoint = map_endpoint(about, endpoint)
-    shape = about.shape(endpoint)
-    height, width, _ = grid(shape)
+    shapes = outline(model, variables, images)
+    endpoint = map_endpoint(shapes, endpoint)
+    shape = shapes.shape(endpoint)
+    height, width, _ = cast(tuple[int, int, int], grid(shape))
     row, column = (height // 2, width // 2) if place is None else place
     for name, unit, limit in (("row", row, height), ("column", column, width), ("channel", channel, shape[-1])):
         if unit is not None:
@@ -158,8 +162,9 @@ def _gradient(model, variables, images, row, column, channel, *, endpoint):
 
 
 def effective_size(values: Any) -> float:
-    """The side of a square of as many pixels as `effective`'s [H, W] has that are above 1 - 95.45 % of its largest
-    (Luo 2016, section 4).
+    """Returns the side of a square with as many pixels as an effective field [H, W] has above a threshold.
+
+    The threshold is 1 - 95.45% of the largest value (Luo 2016, section 4).
     """
     values = np.asarray(values)
     return float(np.sqrt((values > (1 - INSIDE) * values.max()).sum()))

@@ -1,10 +1,10 @@
-"""Attention rollout: how much of each patch is in what a transformer reads its class from.
+"""Attention rollout: the contribution of each patch to the token from which a transformer reads its class.
 
 Abnar & Zuidema 2020    Quantifying attention flow in transformers, arXiv 2005.00928
 """
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -17,38 +17,39 @@ from models.layers.attention import attention_weights
 
 @explains
 def attention_rollout(model: nn.Module, variables: Any, images: jax.Array, target: jax.Array) -> Explanation:
-    """The product over the blocks of A / 2 + I / 2, A the mean over the heads of what the tokens weigh each other by
-    (Abnar & Zuidema 2020, section 3): the class token's row of it, or the mean over the rows where there is none.
+    """Returns the product over the blocks of A / 2 + I / 2, where A are attention weights averaged over heads.
 
-    It is the same for every class; `target` is only returned.
+    The values are the row of the class token, or the mean over rows without one (Abnar & Zuidema 2020, section 3). They
+    are the same for every class; `target` is only returned.
 
     Args:
-      model: a network whose attentions all see all tokens, as ViT's.
-      variables, images: as for the network.
-      target: a class for all, one for each, or None for the most probable.
+      model: A network whose attention layers all see all tokens, such as ViT.
+      variables: Its variables.
+      images: [N, H, W, C].
+      target: One class for all images, a class per image, or None for the most probable class.
 
     Returns:
-      values float32 [N, h, w], of the grid of patches; those of an image sum to 1, with the class token's own share.
+      values float32 [N, h, w], on the grid of patches; with the class token's own value, those of an image sum to 1.
 
     Raises:
-      UserError: the network has no attention, or in windows.
+      UserError: The network has no attention, or attention in windows.
     """
-    if getattr(model, "remat", False):  # what is computed in such blocks cannot be read
+    if getattr(model, "remat", False):  # activations inside rematerialized blocks cannot be read
         model = model.clone(remat=False)
-    logits, found = attention_weights(model, variables, images)
-    rolled = rollout(model, found, len(images))  # [N, T, T]
-    height, width, before = grid(rolled.shape)
+    logits, weights = attention_weights(model, variables, images)
+    rolled = rollout(model, weights, len(images))  # [N, T, T]
+    height, width, before = cast(tuple[int, int, int], grid(rolled.shape))
     rows = rolled[:, 0, 1:] if before else rolled.mean(1)
     return Explanation(rows.reshape(-1, height, width), logits, resolved(target, logits))
 
 
 def rollout(model: nn.Module, weights: dict[str, jax.Array], count: int) -> jax.Array:
-    """The product of what `attention_weights` found of `count` images, [N, H, T, T] each: [N, T, T], rows sum to 1."""
+    """Multiplies weights [N, H, T, T] of `count` images from `attention_weights` to [N, T, T], whose rows sum to 1."""
     shapes = {(len(weight), *weight.shape[2:]) for weight in weights.values()}
     batch, queries, keys = shapes.pop() if len(shapes) == 1 else (0, 0, 0)
     if batch != count or queries != keys or not grid((batch, queries, keys)):
         raise UserError(
-            "attention_rollout is for networks whose attentions see all tokens, as ViT's; "
+            "attention_rollout needs a network whose attention layers see all tokens, such as ViT; "
             f"{type(model).__name__} has {'none' if not weights else 'others'}: use grad_cam"
         )
     mixed = [(weight.mean(1) + jnp.eye(queries)) / 2 for weight in weights.values()]  # [N, H, T, T] -> [N, T, T]

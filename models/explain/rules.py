@@ -1,16 +1,17 @@
-"""Other rules by which a gradient passes an activation, so that what reaches the image shows what a unit responds to.
+"""Modified gradients of activations, whose result at the image shows the pattern that a unit responds to.
 
   Zeiler & Fergus 2014            Visualizing and understanding convolutional networks, arXiv 1311.2901      "deconvnet"
   Springenberg et al. 2015        Striving for simplicity: the all convolutional net, arXiv 1412.6806        "guided"
 
-Nothing else of the gradient changes. A convolution's is the deconvnet's transposed filter, and that of max-pooling goes
-to the place of the maximum, which is the deconvnet's unpooling by switches. In a network without max-pooling there are
-no switches, and what the deconvnet's rule projects hardly depends on the image (Springenberg 2015).
+Other gradients do not change. The gradient of a convolution is the deconvnet's transposed filter. The gradient of
+max-pooling goes to the position of the maximum, like the deconvnet's unpooling by switches. A network without
+max-pooling has no switches, and the projections of the deconvnet's rule hardly depend on the image (Springenberg 2015).
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,35 +24,34 @@ RULES = ("guided", "deconvnet")
 
 
 def with_rule(model: nn.Module, rule: str) -> nn.Module:
-    """The same network, to the bit, whose activations pass gradients by another rule.
+    """Returns a network with the same outputs, to the bit, whose activations pass gradients by another rule.
 
-    "guided" passes the activation's own gradient of what is positive of dy (Springenberg 2015, fig. 1b);
-    "deconvnet" passes what is positive of dy, wherever the activation was (Zeiler & Fergus 2014, section 2.1).
+    "guided" applies the activation's gradient to the positive part of dy (Springenberg 2015, fig. 1b). "deconvnet"
+    passes the positive part of dy for any activation (Zeiler & Fergus 2014, section 2.1).
 
     Args:
-      model: a network with the field `act`; "stem_act" and the like are replaced where they are set.
-      rule: one of RULES.
+      model: A network with the field `act`; fields such as "stem_act" are replaced if they are set.
+      rule: One of RULES.
 
     Raises:
-      UserError: the rule is unknown, or the network has no field `act`.
+      UserError: The rule is unknown, or the network has no field `act`.
     """
     if rule not in RULES:
         raise choice_error("rule", rule, RULES)
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.init}
     if "act" not in fields:
         raise UserError(
-            f"{type(model).__name__} has no field `act`: rule='{rule}' is for networks whose activation is a field"
+            f"{type(model).__name__} has no field `act`: rule='{rule}' needs a network whose activation is a field"
         )
-    return model.clone(
-        **{
-            name: _ruled(rule, activation(value))
-            for name, value in fields.items()
-            if name == "act" or (name.endswith("_act") and value is not None)
-        }
-    )
+    replaced: dict[str, Any] = {
+        name: _ruled(rule, activation(value))
+        for name, value in fields.items()
+        if name == "act" or (name.endswith("_act") and value is not None)
+    }
+    return model.clone(**replaced)
 
 
-@functools.cache  # one function of each, as programs are compiled once for each
+@functools.cache  # the same function each time, because programs are compiled per function
 def _ruled(rule: str, act: Callable) -> Callable:
     @jax.custom_vjp
     def ruled(x):

@@ -1,1 +1,1 @@
-"""Settings of the runtime, lowerings of layers, and native code for CPUs."""
+"""Settings of the runtime, convolutions and their lowerings, and native code for CPUs."""

@@ -1,4 +1,4 @@
-"""Lowerings of a convolution that XLA compiles: the plain one, and its replacements on CPUs; conv.py chooses.
+"""Lowerings of a convolution that XLA compiles: the plain one, and its replacements on CPUs; convolution.py chooses.
 
 All of them take x [N, H, W, C], a kernel [kh, kw, C / groups, D] of the same type, and strides, padding and dilation
 per axis.

@@ -1,0 +1,1 @@
+"""Layers of networks, and the fields that choose them."""

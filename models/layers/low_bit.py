@@ -104,11 +104,11 @@ class _Ternary(LowBit):
 
 
 class TernaryConv(_Ternary, Conv):
-    __doc__ = _Ternary.__doc__
+    """Convolution with ternary weights; see `_Ternary` for the scales and the threshold."""
 
 
 class TernaryDense(_Ternary, Dense):
-    __doc__ = _Ternary.__doc__
+    """Dense layer with ternary weights; see `_Ternary` for the scales and the threshold."""
 
 
 # -- binary ----------------------------------------------------------------------------------------------
@@ -129,11 +129,11 @@ class _Binary(LowBit):
 
 
 class BinaryWeightConv(_Binary, Conv):
-    __doc__ = _Binary.__doc__
+    """Convolution with binary weights, of one magnitude per filter."""
 
 
 class BinaryWeightDense(_Binary, Dense):
-    __doc__ = _Binary.__doc__
+    """Dense layer with binary weights, of one magnitude per filter."""
 
 
 PACKED = "packed"  # name of the collection of packed kernels

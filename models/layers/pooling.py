@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from models.kernels import lowerings
+from models.kernels.convolution import unfused
 from models.kernels.tracing import onnx_wanted
-from models.layers.conv import unfused
 
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:

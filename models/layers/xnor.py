@@ -25,8 +25,7 @@ import numpy as np
 from jax import lax
 
 from models.kernels import lowerings, native
-from models.layers import conv
-from models.layers.conv import Padding, Pair
+from models.kernels.convolution import Padding, Pair, conv2d, product
 
 WORD = 32
 _VECTOR = 16  # filters of a vector in kernels/signs.cc
@@ -96,14 +95,14 @@ def convolve(
     x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, dilation: Pair, groups: int = 1
 ) -> jax.Array:
     """Returns conv2d of the signs times the scales, float32 [N, H', W', D], with gradients."""
-    y = conv.conv2d(signs(x.astype(jnp.float32)), signs(kernel.astype(jnp.float32)), strides, padding, dilation, groups)
+    y = conv2d(signs(x.astype(jnp.float32)), signs(kernel.astype(jnp.float32)), strides, padding, dilation, groups)
     scale = window_scale(x, (kernel.shape[0], kernel.shape[1]), strides, padding, dilation, groups)
     return (y * filter_scale(kernel)) * jnp.repeat(scale, kernel.shape[3] // groups if groups > 1 else 1, -1)
 
 
 def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Returns the product of the signs of x [..., C] and a kernel [C, D] times the scales, float32 [..., D]."""
-    y = conv.product(signs(x.astype(jnp.float32)), signs(kernel.astype(jnp.float32)))
+    y = product(signs(x.astype(jnp.float32)), signs(kernel.astype(jnp.float32)))
     return (y * filter_scale(kernel)) * row_scale(x)
 
 

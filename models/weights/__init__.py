@@ -1,9 +1,9 @@
-"""Weights of other libraries in, and out in their layouts.
+"""Import and export of weights in the layouts of other libraries.
 
   variables = weights.from_arrays(model, weights.read("resnet50.pth"), "torchvision")
   weights.write("resnet50.safetensors", weights.to_arrays(model, variables, "timm"))
 
-and the same by command, `python -m models.weights --help`.
+`python -m models.weights --help` describes the command that does the same.
 """
 
 import ast
@@ -39,17 +39,17 @@ __all__ = [
     "write",
 ]
 
-# Our own names and shapes: "stage1/block0/conv1/kernel".
+# The layout of this project: "stage1/block0/conv1/kernel".
 OWN = Layout(rules=[(r".*", lambda match: match[0])], extra=lambda names: {})
 
 
 def layouts(model: nn.Module) -> dict[str, Layout]:
-    """The layouts that the model's arrays have, by the library's name; "ablate" is our own."""
+    """Returns the layouts of the model by library; "ablate" is the layout of this project."""
     return {"ablate": OWN, **getattr(_family(model), "layouts", lambda model: {})(model)}
 
 
 def layout(model: nn.Module, name: str) -> Layout:
-    """The one called `name`; UserError where the model has none of that name."""
+    """Returns the layout called `name`; raises UserError if the model has none of this name."""
     known = layouts(model)
     if name not in known:
         raise choice_error(f"layout of {type(model).__name__}", name, known)
@@ -61,7 +61,7 @@ def _family(model: nn.Module) -> Any:
 
 
 class Mismatch(UserError):
-    """Weights that do not fit a model; `lines` has one for each array: "- missing", "+ unexpected", "! shape"."""
+    """Weights do not fit a model; `lines` has one per array: "- missing", "+ unexpected", "! shape"."""
 
     def __init__(self, summary: str, lines: Collection[str]):
         super().__init__("\n".join((summary, *lines)))
@@ -69,16 +69,16 @@ class Mismatch(UserError):
 
 
 def to_arrays(model: nn.Module, variables: Mapping[str, Any], to: str) -> dict[str, np.ndarray]:
-    """The model's variables as the library `to` names and shapes them: {"layer1.0.conv1.weight": array}.
+    """Returns the model's variables with names and shapes of the library `to`: {"layer1.0.conv1.weight": array}.
 
     Raises:
-      UserError: the library has no such model.
+      UserError: The model has no layout of this library.
     """
-    how, arrays = layout(model, to), {}
+    target, arrays = layout(model, to), {}
     for path, array in flatten(variables).items():
-        name, conversion = how.place(path)
+        name, conversion = target.place(path)
         arrays[name] = conversion.out(np.asarray(array))
-    return arrays | dict(how.extra(list(arrays)))
+    return arrays | dict(target.extra(list(arrays)))
 
 
 def from_arrays(
@@ -91,50 +91,54 @@ def from_arrays(
     drawn: Mapping[str, Any] | None = None,
     inputs: Any = None,
 ) -> dict[str, Any]:
-    """Returns the model's variables from arrays that are named and shaped as the library `source` has them.
+    """Returns the model's variables from arrays with names and shapes of the library `source`.
 
     Args:
-      model: from `models.create`.
-      arrays: by the library's names, which may all have prefixes of unwrap.ATTRIBUTES; counters of training beside them
-        are ignored.
-      source: one of `layouts(model)`.
-      new: beginnings of our paths, as "head" or "*/gate", whose arrays are drawn anew (by `seed`) whatever `arrays` has
-        for them: a new head for other classes.
-      seed: of these.
-      drawn: variables of the model that have them already; None draws them.
-      inputs: what the model is called with, as `models.initialize` takes it; None for `model.example()`, with as many
-        channels as the arrays are for.
+      model: A network from `models.create`.
+      arrays: Arrays by the library's names. All names may have prefixes of unwrap.ATTRIBUTES; counters of training are
+        ignored.
+      source: One of `layouts(model)`.
+      new: Beginnings of paths in the project's layout, such as "head" or "*/gate". Their arrays are initialized,
+        regardless of `arrays`, e.g. for a head with other classes.
+      seed: Seed of the initialization.
+      drawn: Variables of the model with initial values for `new`; None draws them.
+      inputs: Inputs of the model, as for `models.initialize`; None uses `model.example()` with the number of channels
+        that the arrays need.
 
     Returns:
-      Variables as `models.initialize` gives them, float32.
+      Variables like those of `models.initialize`, float32.
 
     Raises:
-      Mismatch: arrays are missing, unexpected or of another shape; the list names each.
-      UserError: unknown layout, arrays that are no finite floating-point numbers, or `new` names nothing of the model.
+      Mismatch: Arrays are missing, unexpected or of another shape; the error lists them.
+      UserError: The layout is unknown, arrays are not finite floating-point numbers, or `new` matches nothing.
     """
-    how, template = layout(model, source), drawn or _template(model, inputs)
+    foreign_layout, template = layout(model, source), drawn or _template(model, inputs)
     leaves = flatten(template)
     for start in new:
         if not any(_within(path, start) for path in leaves):
             raise choice_error("part of the network", start, dict.fromkeys(path.split("/")[0] for path in leaves))
-    arrays = unwrap.without_prefixes(arrays, unwrap.ATTRIBUTES, {how.place(path)[0] for path in leaves})
+    arrays = unwrap.without_prefixes(arrays, unwrap.ATTRIBUTES, {foreign_layout.place(path)[0] for path in leaves})
     if adapt := getattr(_family(model), "adapt", None):
         arrays = adapt(model, arrays, source)
-    kept = [path for path in leaves if not any(_within(path, start) for start in new)]
-    if inputs is None and drawn is None and (inputs := _other_channels(model, how, arrays, leaves, kept)):
+    imported = [path for path in leaves if not any(_within(path, start) for start in new)]
+    if (
+        inputs is None
+        and drawn is None
+        and (inputs := _other_channels(model, foreign_layout, arrays, leaves, imported))
+    ):
         template = _template(model, inputs)
         leaves = flatten(template)
-    values, misfits = {}, []  # misfits: (our path or "", sign, what)
-    for path in kept:
-        (name, wanted), leaf = _theirs(how, path, leaves[path]), leaves[path]
+    values, misfits = {}, []  # misfits: (path or "", sign, text)
+    for path in imported:
+        (name, shape), leaf = _theirs(foreign_layout, path, leaves[path]), leaves[path]
         if name not in arrays:
             misfits.append((path, "-", f"{name}: missing, for {path} {leaf.shape}"))
-        elif arrays[name].shape != wanted:
-            misfits.append((path, "!", f"{name}: {arrays[name].shape}, not {wanted}, for {path} {leaf.shape}"))
+        elif arrays[name].shape != shape:
+            misfits.append((path, "!", f"{name}: {arrays[name].shape}, not {shape}, for {path} {leaf.shape}"))
         else:
-            values[path] = _converted(how, path, np.asarray(arrays[name]))
-    known = {how.place(path)[0] for path in leaves}
-    known |= set(how.extra(sorted(known)))
+            values[path] = _converted(foreign_layout, path, np.asarray(arrays[name]))
+    known = {foreign_layout.place(path)[0] for path in leaves}
+    known |= set(foreign_layout.extra(sorted(known)))
     misfits += [
         ("", "+", f"{name}: {array.shape}, unexpected")
         for name, array in arrays.items()
@@ -142,7 +146,7 @@ def from_arrays(
     ]
     if misfits:
         summary = f"{len(misfits)} arrays of these {source} weights do not fit this {type(model).__name__}"
-        raise Mismatch(f"{summary}{_hint(model, misfits, arrays)}:", [f"{sign} {what}" for _, sign, what in misfits])
+        raise Mismatch(f"{summary}{_hint(model, misfits, arrays)}:", [f"{sign} {text}" for _, sign, text in misfits])
     if new:
         drawn = flatten(drawn or models.initialize(model, jax.random.key(seed), inputs or model.example()))
         values = {path: values.get(path, np.asarray(drawn[path])) for path in leaves}
@@ -150,62 +154,69 @@ def from_arrays(
 
 
 def _template(model: nn.Module, inputs: Any = None) -> dict[str, Any]:
-    """Shapes of the model's variables."""
+    """Returns shapes and types of the model's variables."""
     with lowering("plain"):
         return dict(jax.eval_shape(model.init, jax.random.key(0), *models.abstract(inputs or model.example())))
 
 
-def _theirs(how: Layout, path: str, leaf: Any) -> tuple[str, tuple[int, ...]]:
-    """Name and shape that an array of ours has in a layout."""
-    name, conversion = how.place(path)
+def _theirs(foreign_layout: Layout, path: str, leaf: Any) -> tuple[str, tuple[int, ...]]:
+    """Returns the name and shape of an array in a layout."""
+    name, conversion = foreign_layout.place(path)
     return name, conversion.out(np.broadcast_to(np.float32(0), leaf.shape)).shape
 
 
-def _converted(how: Layout, path: str, array: np.ndarray) -> np.ndarray:
-    """Returns an array of a layout as ours, float32.
+def _converted(foreign_layout: Layout, path: str, array: np.ndarray) -> np.ndarray:
+    """Converts an array of a layout to the project's, float32.
 
     Raises:
-      UserError: the integers of a quantized network; values that are not finite, as of a training that diverged.
+      UserError: The array holds integers of a quantized network, or values that are not finite, e.g. after training
+        diverged.
     """
-    name, conversion = how.place(path)
+    name, conversion = foreign_layout.place(path)
     if array.dtype.kind != "f":
         raise UserError(
-            f"'{name}' holds {array.dtype}, not floating-point numbers: weights of a quantized network are "
-            "not read; save them before they are quantized"
+            f"'{name}' holds {array.dtype}, not floating-point numbers: weights of a quantized network cannot be "
+            "read; save them before quantization"
         )
-    with np.errstate(over="ignore"):  # of float64, which is said below
+    with np.errstate(over="ignore"):  # of float64; reported below
         ours = np.asarray(conversion.into(array), np.float32, order="C")
     if not np.isfinite(ours).all():
-        raise UserError(
-            f"'{name}' holds numbers that are not finite: want other weights, from before the training diverged"
-        )
+        raise UserError(f"'{name}' holds numbers that are not finite: use weights from before the training diverged")
     return ours
 
 
 def _other_channels(
-    model: nn.Module, how: Layout, arrays: Mapping[str, Any], leaves: Mapping[str, Any], kept: Collection[str]
+    model: nn.Module,
+    foreign_layout: Layout,
+    arrays: Mapping[str, Any],
+    leaves: Mapping[str, Any],
+    paths: Collection[str],
 ) -> tuple[jax.ShapeDtypeStruct, ...] | None:
-    """The model's example with as many channels as the arrays are for; None where it fits, or they do not say.
+    """Returns the model's example with the number of channels that the arrays need.
 
-    The axis of channels is found by comparing the shapes of arrays with those for one channel more.
+    None means that the example fits or that the number is unknown. Comparing the shapes of arrays with those for one
+    more channel shows which axis depends on the channels.
     """
     images, *others = model.example()
     misfits = [
         path
-        for path in kept
-        if (theirs := _theirs(how, path, leaves[path]))[0] in arrays and arrays[theirs[0]].shape != theirs[1]
+        for path in paths
+        if (theirs := _theirs(foreign_layout, path, leaves[path]))[0] in arrays and arrays[theirs[0]].shape != theirs[1]
     ]
     if others or len(images.shape) != 4 or not misfits:
         return None
     channels = images.shape[3]
     more = flatten(_template(model, (*images.shape[:3], channels + 1)))
     for path in misfits:
-        (name, shape), (_, larger) = _theirs(how, path, leaves[path]), _theirs(how, path, more[path])
+        (name, shape), (_, larger) = (
+            _theirs(foreign_layout, path, leaves[path]),
+            _theirs(foreign_layout, path, more[path]),
+        )
         if arrays[name].ndim == len(shape):
             for length, one, other in zip(arrays[name].shape, shape, larger, strict=True):
-                places = other - one  # of which each has the channels; more than one where a map is flattened
-                if places > 0 and one == places * channels and length % places == 0 and length not in (0, one):
-                    return models.abstract((*images.shape[:3], length // places))
+                repeats = other - one  # entries per channel; more than one after a flattened map
+                if repeats > 0 and one == repeats * channels and length % repeats == 0 and length not in (0, one):
+                    return models.abstract((*images.shape[:3], length // repeats))
     return None
 
 
@@ -214,7 +225,7 @@ def _within(path: str, start: str) -> bool:
 
 
 def _hint(model: nn.Module, misfits: list[tuple[str, str, str]], arrays: Mapping[str, Any]) -> str:
-    """What the user may have meant, or "": a new head, or another of the model's layouts."""
+    """Returns a suggestion, a new head or another layout of the model, or ""."""
     parts, signs = {path.split("/")[0] for path, _, _ in misfits}, {sign for _, sign, _ in misfits}
     if len(parts) == 1 and signs == {"!"}:
         (part,) = parts
@@ -223,8 +234,8 @@ def _hint(model: nn.Module, misfits: list[tuple[str, str, str]], arrays: Mapping
             f", by the shape of '{part}' alone: --new {part} draws it anew, and --set {keep} gives the network "
             "the file's"
         )
-    for name, how in layouts(model).items():
-        if "-" in signs and {how.place(path)[0] for path in flatten(_template(model))} <= set(arrays):
+    for name, foreign_layout in layouts(model).items():
+        if "-" in signs and {foreign_layout.place(path)[0] for path in flatten(_template(model))} <= set(arrays):
             return f"; their names are those of the layout '{name}'"
     return ""
 
@@ -232,29 +243,29 @@ def _hint(model: nn.Module, misfits: list[tuple[str, str, str]], arrays: Mapping
 def save(
     path: str | os.PathLike, model: nn.Module, variables: Mapping[str, Any], about: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes variables in our own layout, a .safetensors file, with Python literals `about` them.
+    """Writes variables in the project's layout to a .safetensors file, with Python literals `about` in its metadata.
 
-    They are one entry of its metadata, since the order of several is not kept, and the same goes in as comes out.
+    The literals are a single entry, because safetensors does not preserve the order of entries.
     """
     write(path, to_arrays(model, variables, "ablate"), {"ablate": repr(dict(about or {}))})
 
 
 def load(path: str | os.PathLike, model: nn.Module) -> dict[str, Any]:
-    """Variables of the model from a file in our own layout; Mismatch where they do not fit."""
+    """Reads variables of the model from a file in the project's layout; raises Mismatch if they do not fit."""
     return from_arrays(model, read(path), "ablate")
 
 
 def about(path: str | os.PathLike) -> dict[str, Any]:
-    """Returns the literals that `save` was given with the variables; {} for files that it did not write.
+    """Returns the literals `about` that `save` wrote to a file, or {} for other files.
 
     Raises:
-      UserError: they are damaged, or name no network: "model" must be a text, "fields" a dictionary by name.
+      UserError: They are damaged, or "model" is not a text, or "fields" is not a dictionary with names as keys.
     """
     text = metadata(path).get("ablate", "{}")
     with reading(path, ".safetensors"):
         try:
             literals = dict(ast.literal_eval(text))
-        except Exception:  # literal_eval also raises what the parser and the interpreter's stack raise
+        except Exception:  # literal_eval also raises errors of the parser and the interpreter's stack
             raise Damaged(f"its metadata 'ablate' is no dictionary of literals: {text}") from None
         fields = literals.get("fields", {})
         if (

@@ -1,21 +1,22 @@
-"""Zip files of arrays (.npz, and PyTorch's), whose directory is checked before anything is decompressed."""
+"""Zip files of arrays (.npz and PyTorch's), whose directory is checked before decompression."""
 
 import contextlib
 import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from models.weights.foreign import Damaged, check_size
 
-_DEFLATE_RATIO = 1032  # bytes that one deflated byte can stand for
+_DEFLATE_RATIO = 1032  # maximum number of bytes per deflated byte
 _CHUNK = 1 << 20
 
 
 class Archive:
-    """The members of an open zip file. `sizes` has the bytes of each when decompressed."""
+    """The members of an open zip file; `sizes` holds their decompressed sizes in bytes."""
 
     def __init__(self, archive: zipfile.ZipFile, file_size: int):
         self._archive, self.sizes = archive, {}
@@ -25,7 +26,7 @@ class Archive:
                 raise Damaged(f"the name of a member is not printable: {name}")
             if name in self.sizes:
                 raise Damaged(f"member '{name}' is in it twice")
-            if member.comment:  # no writer of arrays has any; a damaged length makes one of the entries that follow
+            if member.comment:  # no writer of arrays adds one; a damaged length turns later entries into one
                 raise Damaged(f"member '{name}' has a comment")
             if member.flag_bits & 1:
                 raise Damaged(f"member '{name}' is encrypted")
@@ -40,13 +41,13 @@ class Archive:
         check_size(sum(self.sizes.values()), file_size)
 
     @contextlib.contextmanager
-    def member(self, name: str) -> Iterator[zipfile.ZipExtFile]:
-        """Opens a member for reading; the checksum is compared when its last byte is read."""
+    def member(self, name: str) -> Iterator[IO[bytes]]:
+        """Opens a member for reading; its checksum is verified after the last byte."""
         with self._archive.open(name) as file:
             yield file
 
     def read(self, name: str) -> np.ndarray:
-        """Returns the bytes of a member, uint8 and writable."""
+        """Reads the bytes of a member, uint8 and writable."""
         data = np.empty(self.sizes[name], np.uint8)
         with self.member(name) as file:
             fill(data, file)
@@ -60,14 +61,14 @@ def opened(path: str | os.PathLike) -> Iterator[Archive]:
         yield Archive(archive, Path(path).stat().st_size)
 
 
-def fill(data: np.ndarray, file: zipfile.ZipExtFile) -> None:
-    """Reads the rest of a member, which must be as long as the array, into the contiguous array."""
-    view = memoryview(data.view(np.uint8)) if data.size else memoryview(b"")
-    place = 0
-    while chunk := file.read(min(_CHUNK, len(view) - place + 1)):
-        if place + len(chunk) > len(view):
+def fill(data: np.ndarray, file: IO[bytes]) -> None:
+    """Reads the rest of a member, which must be as long as the array, into a contiguous array."""
+    view = data.view(np.uint8).data if data.size else memoryview(b"")
+    position = 0
+    while chunk := file.read(min(_CHUNK, len(view) - position + 1)):
+        if position + len(chunk) > len(view):
             raise Damaged("a member is longer than the archive says")
-        view[place : place + len(chunk)] = chunk
-        place += len(chunk)
-    if place != len(view):
+        view[position : position + len(chunk)] = chunk
+        position += len(chunk)
+    if position != len(view):
         raise Damaged("a member is shorter than the archive says")

@@ -1,13 +1,13 @@
-"""Files of weights: {name: array}, of safetensors, NumPy (.npz) and PyTorch (.pth and other endings).
+"""Files of weights, {name: array}: safetensors, NumPy (.npz) and PyTorch (.pth and other suffixes).
 
-Nothing that a file says is executed. The readers believe no size before they have compared it with the file; whatever
-they raise is one line (foreign.py). Only writing a PyTorch file needs PyTorch.
+Nothing in a file is executed. Readers compare every size with the file first, and their errors are one line
+(foreign.py). Only writing a PyTorch file needs PyTorch.
 """
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors
@@ -17,20 +17,19 @@ from models.errors import UserError
 from models.weights import npz, torch_file, unwrap
 from models.weights.foreign import Damaged, reading
 
-# torch.save writes the same bytes whatever the ending; these are common.
+# torch.save writes the same bytes for any suffix; these are common.
 TORCH = (".pth", ".pt", ".bin", ".pth.tar", ".ckpt", ".th", ".model")
 SUFFIXES = (".safetensors", ".npz", *TORCH)
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Returns the arrays of a file by name: bfloat16 and float16 as float32, other types as they are.
+    """Reads the arrays of a file by name; bfloat16 and float16 become float32, and other types are kept.
 
-    A checkpoint that holds the weights among other things gives the weights; prefixes that wrappers put before every
-    name are taken off (unwrap.py).
+    The weights are extracted from checkpoints that hold other values as well, and prefixes that wrappers add to every
+    name are removed (unwrap.py).
 
     Raises:
-      UserError: there is no such file, it is of another kind than its name says, it is damaged, or it holds things
-        other than arrays.
+      UserError: The file is missing or damaged, its format does not match its suffix, or it does not hold arrays.
     """
     path, kind = _existing(path)
     with reading(path, kind):
@@ -49,7 +48,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays; texts beside them, as names of networks, are left out."""
+    """Reads the arrays, without texts such as names of networks."""
     with npz.opened(path) as members:
         arrays = dict(members)
     numbers = {name: array for name, array in arrays.items() if array.shape or array.dtype.kind not in "US"}
@@ -60,7 +59,7 @@ _READERS = {".safetensors": safetensors.numpy.load_file, ".npz": _read_npz}
 
 
 def metadata(path: str | os.PathLike) -> dict[str, str]:
-    """Returns the texts that `write` was given with the arrays; {} for files of another kind than safetensors."""
+    """Returns the metadata that `write` stored with the arrays, or {} for files other than safetensors."""
     path, kind = _existing(path)
     if kind != ".safetensors":
         return {}
@@ -69,19 +68,19 @@ def metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes arrays by name, the whole file or nothing; PyTorch's with torch.save, for `load_state_dict`.
+    """Writes arrays by name, atomically; PyTorch files are written by torch.save, for `load_state_dict`.
 
     Args:
-      path: its suffix says which kind.
-      arrays: any that NumPy knows, and bfloat16 in safetensors.
-      metadata: texts to keep with them; of safetensors only.
+      path: File; its suffix determines the format.
+      arrays: Arrays of any NumPy type, and of bfloat16 in safetensors.
+      metadata: Texts to store with them, only in safetensors.
 
     Raises:
-      UserError: the kind is unknown, has no place for metadata, or the file cannot be written.
+      UserError: The format is unknown or cannot store metadata, or the file cannot be written.
     """
     path, kind = _checked(path)
     if metadata and kind != ".safetensors":
-        raise UserError(f"{path}: metadata is for .safetensors")
+        raise UserError(f"{path}: only .safetensors files can hold metadata")
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     torch = _torch(path) if kind in TORCH else None
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -90,7 +89,7 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
             torch.save({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, partial)
         elif kind == ".npz":
             with open(partial, "wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, **cast(dict[str, Any], arrays))  # no array is called allow_pickle
         else:
             safetensors.numpy.save_file(arrays, partial, dict(metadata or {}))
         os.replace(partial, path)
@@ -101,11 +100,11 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
 
 
 def _checked(path: str | os.PathLike) -> tuple[Path, str]:
-    """The path, and the ending in lower case that says which kind of file it is."""
+    """Returns the path and its suffix in lower case, which determines the format."""
     path = Path(path)
     kind = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
     if kind is None:
-        raise UserError(f"{path}: weights are in files that end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: files of weights end in {', '.join(SUFFIXES)}")
     return path, kind
 
 
@@ -118,7 +117,7 @@ def _existing(path: str | os.PathLike) -> tuple[Path, str]:
 
 def _torch(path: Path) -> Any:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports] (optional)
     except ImportError:
-        raise UserError(f"{path} is written by PyTorch: pip install torch, or write a .safetensors file") from None
+        raise UserError(f"writing {path} needs PyTorch: pip install torch, or write a .safetensors file") from None
     return torch

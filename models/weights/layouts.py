@@ -1,18 +1,18 @@
-"""Layouts: under which names and in which shapes a library keeps the arrays that are ours.
+r"""Layouts: names and shapes of a network's arrays in other libraries.
 
-A family's module has `layouts(model) -> {"torchvision": Layout(...), "timm": ...}`. A Layout's rules are tried in order
-on the path of each of our arrays; the first that matches gives the name on the other side. Most rules match a layer:
+A family's module has `layouts(model) -> {"torchvision": Layout(...), "timm": ...}`. The rules of a Layout are tried in
+order on the path of each array, and the first match determines the name in the library. Most rules match a layer:
 
-  (r"stage(\\d)/block(\\d+)/conv(\\d)", lambda m: f"layer{m[1]}.{m[2]}.conv{m[3]}")
-  (r"stage(\\d)/block(\\d+)/conv(\\d)", r"layer\\1.\\2.conv\\3")
+  (r"stage(\d)/block(\d+)/conv(\d)", lambda m: f"layer{m[1]}.{m[2]}.conv{m[3]}")
+  (r"stage(\d)/block(\d+)/conv(\d)", r"layer\1.\2.conv\3")
 
-and the arrays in it follow by the library's own convention (kernel -> weight, transposed). A rule that matches a whole
-path, with the array's name in it, gives the whole name. A rule's third item, if any, says how the shapes of the kernel
-(of the array, where the rule matches a whole path) differ.
+The arrays of the layer then follow the library's convention (kernel -> weight, transposed). A rule that matches a whole
+path, including the name of the array, determines the whole name. The optional third item of a rule converts the shape
+of the kernel (or of the array, if the rule matches a whole path).
 
-What the rules cannot say, because it depends on what is read, a family's module may do in
-`adapt(model, arrays, source) -> arrays`: it gets the arrays as they were read in the layout called `source`, before
-they are checked, and returns those that the model of this size takes, as with positions of another image size.
+A family's module may define `adapt(model, arrays, source) -> arrays` for changes that depend on the arrays. It takes
+the arrays in the layout called `source`, before they are checked, and returns arrays that fit the model, e.g. with
+positions for another image size.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ Template = str | Callable[[re.Match], str]
 
 
 class Conversion(NamedTuple):
-    """Between one of our arrays and theirs."""
+    """Functions between an array of the project (`out` converts it) and one of a library (`into` converts it)."""
 
     out: Callable[[np.ndarray], np.ndarray]
     into: Callable[[np.ndarray], np.ndarray]
@@ -40,14 +40,17 @@ TRANSPOSED = Conversion(
     lambda ours: ours.transpose(3, 2, 0, 1) if ours.ndim == 4 else ours.T,
     lambda theirs: theirs.transpose(2, 3, 1, 0) if theirs.ndim == 4 else theirs.T,
 )
-# A dense layer kept as a 1x1 convolution: [C, D] <-> [D, C, 1, 1]
+# A dense layer stored as a 1x1 convolution: [C, D] <-> [D, C, 1, 1]
 DENSE_AS_CONV = Conversion(lambda ours: ours.T[:, :, None, None], lambda theirs: theirs[:, :, 0, 0].T)
-# A vector kept with two axes of one: [C] <-> [C, 1, 1]
+# A vector stored with two trailing axes of length 1: [C] <-> [C, 1, 1]
 TRAILING_ONES = Conversion(lambda ours: ours[:, None, None], lambda theirs: theirs[:, 0, 0])
 
 
 def flattened(height: int, width: int) -> Conversion:
-    """A dense layer after a flattened map: ours [H W C, D] flattens [H, W, C], theirs [D, C H W] flattens [C, H, W]."""
+    """Returns the conversion of a dense layer after a flattened map of [H, W, C] to one of [C, H, W].
+
+    The kernels are [H W C, D] in the project and [D, C H W] in the library.
+    """
 
     def out(ours):
         return ours.reshape(height, width, -1, ours.shape[-1]).transpose(3, 2, 0, 1).reshape(ours.shape[-1], -1)
@@ -63,7 +66,7 @@ TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "
 
 
 def count_batches(names: Sequence[str]) -> dict[str, np.ndarray]:
-    """PyTorch's counter beside every batch norm; nothing is computed from it."""
+    """Returns PyTorch's counter for every batch norm; no network computes with it."""
     end = ".running_var"
     return {
         f"{name.removesuffix(end)}.num_batches_tracked": np.zeros((), np.int64) for name in names if name.endswith(end)
@@ -72,16 +75,16 @@ def count_batches(names: Sequence[str]) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a library keeps a network's arrays.
+    """Names and shapes of a network's arrays in a library.
 
     Attributes:
-      rules: (pattern, template[, conversion]), see the module's docstring; patterns match whole paths ("/"-joined,
-        without the collection); templates are as for `re.Match.expand`, or functions of the match.
-      leaves: the library's name for the arrays of a layer.
-      separator: between a layer's name and its array's.
-      kernels: the conversion of arrays called "kernel", where the rule has none.
-      extra: from all exported names, further arrays that the library keeps and nothing is computed from; they are
-        written, and may be in what is read.
+      rules: (pattern, template[, conversion]), see the module's docstring. Patterns match whole paths (joined by "/",
+        without the collection). Templates are those of `re.Match.expand`, or functions of the match.
+      leaves: The library's names for the arrays of a layer.
+      separator: Separator between the names of a layer and its array.
+      kernels: Conversion of arrays called "kernel" if the rule has none.
+      extra: Function from all exported names to further arrays of the library that no network computes with. They are
+        written, and may be present when reading.
     """
 
     rules: Sequence[tuple]
@@ -91,7 +94,7 @@ class Layout:
     extra: Callable[[Sequence[str]], Mapping[str, np.ndarray]] = count_batches
 
     def place(self, path: str) -> tuple[str, Conversion]:
-        """The other side's name, and the conversion, of our array at `path`; UserError where no rule names it."""
+        """Returns the library's name and the conversion for the array at `path`; raises UserError without a rule."""
         layer, _, leaf = path.rpartition("/")
         for pattern, template, *conversion in self.rules:
             if match := re.fullmatch(pattern, path):
@@ -109,7 +112,7 @@ def _expand(match: re.Match, template: Template) -> str:
 
 
 def with_own(layouts: Mapping[str, Layout], own: str) -> dict[str, Layout]:
-    """The same for networks that have more: layers whose paths `own` matches keep them as names."""
+    """Extends layouts to further layers: those whose paths match `own` keep their paths as names."""
     return {
         name: dataclasses.replace(layout, rules=[(f"({own})", r"\1"), *layout.rules])
         for name, layout in layouts.items()
@@ -117,7 +120,7 @@ def with_own(layouts: Mapping[str, Layout], own: str) -> dict[str, Layout]:
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """{"stage1/block0/conv1/kernel": array} of all collections; paths of different collections never coincide."""
+    """Returns {"stage1/block0/conv1/kernel": array} of all collections, whose paths never coincide."""
     flat: dict[str, Any] = {}
 
     def walk(tree, path):

@@ -1,4 +1,4 @@
-"""NumPy's archives of arrays (.npz), read so that a header is believed only as far as the bytes behind it go."""
+"""Reader of NumPy's archives of arrays (.npz), which compares headers with the size of the data."""
 
 import contextlib
 import math
@@ -12,13 +12,13 @@ from models.weights.archive import Archive
 from models.weights.foreign import Damaged, reading
 
 _END = ".npy"
-# Version 3 differs in the field names of structured types alone, which are refused.
+# Version 3 differs only in the field names of structured types, which are refused.
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_KINDS = "fiubcUS"  # of types; neither objects nor records nor times
+_KINDS = "fiubcUS"  # allowed kinds of types, without objects, records and times
 
 
 class Arrays(Mapping):
-    """The arrays of an open .npz file by name; each is read when it is asked for."""
+    """The arrays of an open .npz file by name, which are read on access."""
 
     def __init__(self, members: Archive):
         others = [name for name in members.sizes if not name.endswith(_END)]
@@ -54,6 +54,6 @@ class Arrays(Mapping):
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike) -> Iterator[Arrays]:
-    """Opens a .npz file; a UserError of one line where it, or an array that is asked for in the block, is damaged."""
+    """Opens a .npz file; raises a UserError of one line if it, or an array read in the block, is damaged."""
     with reading(path, ".npz"), archive.opened(path) as members:
         yield Arrays(members)

@@ -1,7 +1,7 @@
-"""Pickles as plain data: lists, dictionaries, texts, numbers, and what `build` makes of the rest.
+"""Reader of pickles as plain data: lists, dictionaries, texts, numbers, and objects that `build` creates.
 
-No class is imported and no function called that the pickle names: the opcodes are interpreted here, so that damaged or
-hostile bytes can cost time and memory of their own length alone.
+Opcodes are interpreted here; classes and functions that the pickle names are neither imported nor called. Damaged or
+hostile bytes therefore cost time and memory only in proportion to their length.
 """
 
 import pickletools
@@ -37,11 +37,11 @@ _LITERALS = {
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": list, "EMPTY_TUPLE": tuple}
 _FROM_MARK = {"LIST": list, "TUPLE": tuple, "FROZENSET": list}
 _PUTS, _GETS = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
-_KEYS = (str, int, float, bytes, type(None))  # of dictionaries; hashing nested tuples can take forever
+_KEYS = (str, int, float, bytes, type(None))  # types of keys of dictionaries; hashing nested tuples can take forever
 
 
 class Global(NamedTuple):
-    """A class or function that a pickle names, which is not imported."""
+    """A class or function that a pickle names and that is not imported."""
 
     name: str
 
@@ -53,10 +53,10 @@ class _Machine:
         self.build, self.persistent = build, persistent
         self.stack: list[Any] = []
         self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: dict[Any, Any] = {}  # by index
 
     def run(self, file: IO[bytes]) -> Any:
-        """Interprets one pickle and leaves the file behind it."""
+        """Interprets one pickle and leaves the file at its end."""
         for opcode, argument, _ in pickletools.genops(file):
             name = opcode.name
             if name in _LITERALS:
@@ -78,7 +78,7 @@ class _Machine:
         raise Damaged("a pickle without an end")
 
     def act(self, name: str, argument: Any) -> None:
-        """Does what one of the rarer opcodes says."""
+        """Executes one of the rarer opcodes."""
         match name:
             case "MARK":
                 self.marks.append(len(self.stack))
@@ -110,7 +110,7 @@ class _Machine:
                 kind, _, _ = self.popped(3)
                 self.stack.append(Opaque(kind.name if isinstance(kind, Global) else "an object"))
             case "BUILD":
-                self.popped(1)  # the state of an object, which stays opaque; of an ordered dictionary its attributes
+                self.popped(1)  # drops the state of an opaque object, or the attributes of an ordered dictionary
             case "BINPERSID":
                 self.stack.append(self.persistent(self.stack.pop()))
             case "POP":
@@ -121,7 +121,7 @@ class _Machine:
                 raise Damaged(f"a pickle with the opcode {name}")
 
     def popped(self, count: int) -> list[Any]:
-        """Takes the last values off the stack."""
+        """Removes the last values from the stack and returns them."""
         if len(self.stack) < count:
             raise Damaged("a pickle whose stack is empty")
         values = self.stack[-count:]
@@ -129,31 +129,33 @@ class _Machine:
         return values
 
     def marked(self) -> list[Any]:
-        """Takes off the stack what lies above the last mark."""
+        """Removes the values above the last mark from the stack and returns them."""
         start = self.marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
         return values
 
     def extend(self, values: list[Any]) -> None:
+        """Extends the list on top of the stack."""
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(values)
 
     def update(self, values: list[Any]) -> None:
+        """Updates the dictionary on top of the stack with [key, value, key, value, ...]."""
         if isinstance(self.stack[-1], dict):
             keys = (key if isinstance(key, _KEYS) else Opaque("a key") for key in values[::2])
             self.stack[-1].update(zip(keys, values[1::2], strict=True))
 
 
 def load(file: IO[bytes], build: Callable[[str, tuple], Any], persistent: Callable[[Any], Any]) -> Any:
-    """Returns the value of the pickle at the file's position, and leaves the file behind it.
+    """Reads the pickle at the file's position, and leaves the file at its end.
 
     Args:
-      file: of bytes.
-      build: called as build("module.name", arguments) for everything that is made by a function or class.
-      persistent: called with the id of what is kept outside of the pickle.
+      file: Binary file.
+      build: Function build("module.name", arguments) that replaces calls of functions and classes.
+      persistent: Function of the id of an object outside the pickle.
 
     Raises:
-      Damaged: an opcode that plain data do not need. Damaged bytes also raise whatever the interpreter stumbles over.
+      Damaged: An opcode is not needed for plain data. Damaged bytes may also raise any other exception.
     """
     return _Machine(build, persistent).run(file)

@@ -1,9 +1,9 @@
-"""PyTorch's checkpoints (torch.save), zip archives or the files of PyTorch before 1.6, read without PyTorch.
+"""Reader of PyTorch's checkpoints (torch.save) without PyTorch: zip archives, and files of PyTorch before 1.6.
 
-A zip archive has TOP/data.pkl, a pickle whose tensors refer to storages, and TOP/data/KEY, the storages' bytes. The
-older file is a sequence of pickles (a number, a version, the system, the value, the storages' keys) and, for each key,
-the count of numbers in eight bytes and the numbers. Nothing in the file is executed. A tensor's shape is believed only
-as far as its storage goes, a storage's only as far as the file.
+A zip archive has TOP/data.pkl, a pickle whose tensors refer to storages, and TOP/data/KEY, the bytes of the storages.
+An older file is a sequence of pickles (a magic number, a version, the system, the value, the keys of storages) and, for
+each key, the count of numbers in eight bytes and the numbers. Nothing in the file is executed. The shapes of tensors
+are compared with their storage, and the sizes of storages with the file.
 """
 
 import functools
@@ -13,7 +13,7 @@ import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ from models.weights.unwrap import Opaque
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _ZIP = b"PK\3\4"
-# By the names of classes of storages (torch.FloatStorage) and of types (torch.float32).
+# Types by the names of storage classes (torch.FloatStorage), and by the names of types (torch.uint16).
 _STORAGES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -48,11 +48,11 @@ _DICTIONARIES = ("collections.OrderedDict", "collections.defaultdict", "builtins
 
 
 class Storage(NamedTuple):
-    """Numbers that tensors are views of. `read` returns their bytes, uint8."""
+    """Numbers that tensors are views of; `read` returns their bytes, uint8."""
 
     dtype: np.dtype | None
     kind: str
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride] (replaces tuple.count, which nothing calls)
     read: Callable[[], np.ndarray]
 
 
@@ -67,10 +67,11 @@ class Tensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """The size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def array(self) -> np.ndarray:
-        """Reads the numbers, after their places have been compared with the storage's length."""
+        """Reads the numbers, after comparing their positions with the length of the storage."""
         ends = [(length - 1) * stride for length, stride in zip(self.shape, self.strides, strict=True)]
         numbers = self.storage.read().view(self.dtype)
         if all(self.shape) and self.offset + sum(ends) >= len(numbers):
@@ -81,18 +82,17 @@ class Tensor(NamedTuple):
 
 
 class Unusable(NamedTuple):
-    """A tensor that NumPy has nothing like: sparse, quantized, nested, in eight bits."""
+    """A tensor that NumPy cannot represent: sparse, quantized, nested, or with 8-bit floats."""
 
     what: str
     shape: None = None
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Returns the arrays by name of a checkpoint, however they are nested; see unwrap.state.
+    """Reads the arrays of a checkpoint by name, at any level of nesting; see unwrap.state.
 
     Raises:
-      Damaged: the file is of another kind, or holds other things than arrays. Damaged bytes also raise whatever their
-        decoders stumble over.
+      Damaged: The file has another format, or does not hold arrays. Damaged bytes may also raise any other exception.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -114,7 +114,7 @@ def _arrays(tree: Any, size: int) -> dict[str, np.ndarray]:
 
 
 def _new(members: archive.Archive) -> Any:
-    """The value in a zip archive."""
+    """Returns the value in a zip archive."""
     pickled = [name for name in members.sizes if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickled) != 1:
         raise Damaged("damaged, or no PyTorch file: a zip archive without one TOP/data.pkl")
@@ -133,11 +133,11 @@ def _new(members: archive.Archive) -> Any:
             raise Damaged(f"its storage {key} of {count:,} numbers ({kind}) has {members.sizes.get(member, 0):,} bytes")
         return storage
 
-    return pickles.load(io.BytesIO(members.read(pickled[0])), _build, persistent)
+    return pickles.load(io.BytesIO(members.read(pickled[0]).data), _build, persistent)
 
 
 def _old(file: mmap.mmap) -> Any:
-    """The value in a file of PyTorch before 1.6."""
+    """Returns the value in a file of PyTorch before 1.6."""
     contents: dict[str, np.ndarray] = {}
     kinds: dict[str, Storage] = {}
 
@@ -148,7 +148,7 @@ def _old(file: mmap.mmap) -> Any:
         return kinds.setdefault(key, Storage(_dtype(kind), kind, count, lambda: contents[key]))
 
     def following() -> Any:
-        return pickles.load(file, _build, persistent)
+        return pickles.load(cast(IO[bytes], file), _build, persistent)  # mmap has the methods that pickletools uses
 
     if following() != _MAGIC or following() != _PROTOCOL:
         raise Damaged("damaged, or no PyTorch file")
@@ -170,7 +170,7 @@ def _old(file: mmap.mmap) -> Any:
 
 
 def _reference(pid: Any, length: int) -> tuple[str, str, int]:
-    """Kind, key and count of numbers of a storage that a pickle refers to."""
+    """Returns the kind, the key, and the count of numbers of a storage that a pickle refers to."""
     if not isinstance(pid, tuple) or len(pid) != length or pid[0] != "storage":
         raise Damaged("a reference to something other than a storage")
     kind, key, count = pid[1], pid[2], pid[4]
@@ -184,7 +184,7 @@ def _dtype(kind: str) -> np.dtype | None:
 
 
 def _build(name: str, arguments: tuple) -> Any:
-    """Stands in for the functions and classes that pickles of tensors name; anything else stays opaque."""
+    """Replaces the functions and classes that pickles of tensors name; other objects stay opaque."""
     if name in _PLAIN:
         return _tensor(name, *arguments)
     if name in _PARAMETERS:
@@ -202,7 +202,7 @@ def _build(name: str, arguments: tuple) -> Any:
 
 
 def _dictionary(arguments: tuple) -> Any:
-    """A dictionary that is made empty, or of [name, value] pairs as Python 2 did."""
+    """Returns a dictionary, which is created empty, or from [name, value] pairs as in Python 2."""
     pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
     if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
         raise Damaged("a dictionary of other than pairs")

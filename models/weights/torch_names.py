@@ -1,4 +1,4 @@
-"""Which network of torchvision or timm is ours, and how it is made there."""
+"""Names of the networks in torchvision and timm, and the arguments that create them there."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import flax.linen as nn
 from models import weights
 from models.errors import UserError
 
-# Theirs where it is not the same; of the others, whatever has our name.
+# Names in the library that differ from the names here.
 TORCHVISION = {
     f"vit_{size}_patch{patch}": f"vit_{size[0]}_{patch}"
     for size, patch in (("base", 16), ("base", 32), ("large", 16), ("large", 32), ("huge", 14))
@@ -33,20 +33,20 @@ TIMM = {
     **{f"mobilenet_v2_{width}": f"mobilenetv2_{width}" for width in ("035", "050", "075", "140")},
 }
 NAMES = {"torchvision": TORCHVISION, "timm": TIMM}
-# The argument that a network takes for images of another size, by the beginning of its name there.
+# The argument for the image size, by the beginning of the name in the library.
 _SIZES = {"torchvision": {"vit_": "image_size"}, "timm": {"vit_": "img_size", "swin_": "img_size"}}
 
 
 def constructor(name: str, model: nn.Module, library: str = "") -> tuple[str, str, dict[str, Any]]:
-    """Library, name there and arguments of its `create_model` (timm) or `get_model` (torchvision).
+    """Returns the library, the name there, and the arguments of its `create_model` (timm) or `get_model` (torchvision).
 
     Args:
-      name: ours.
-      model: of that name, with the fields that it has.
-      library: "torchvision" or "timm"; "" for the first in whose layout the network is.
+      name: Name of the network here.
+      model: The network, with its fields.
+      library: "torchvision" or "timm"; "" chooses the first for which the network has a layout.
 
     Raises:
-      UserError: the network is in the layout of none of them, or not of that one.
+      UserError: The network has no layout of the library, or of neither.
     """
     known = [layout for layout in weights.layouts(model) if layout in NAMES]
     if library not in ("", *known):
@@ -55,7 +55,7 @@ def constructor(name: str, model: nn.Module, library: str = "") -> tuple[str, st
             + (f"allowed: {', '.join(known)}" if known else "torchvision and timm have no such network")
         )
     if not known:
-        raise UserError(f"{name} is in the layout of no PyTorch library: torchvision and timm have no such network")
+        raise UserError(f"{name} has no layout of a PyTorch library: torchvision and timm have no such network")
     library = library or known[0]
     theirs = NAMES[library].get(name, name)
     sizes = {argument: model.image_size for start, argument in _SIZES[library].items() if theirs.startswith(start)}

@@ -1,11 +1,11 @@
-"""Checkpoints of training scripts hold weights under other names and among other things; here they are taken out."""
+"""Extraction of weights from the checkpoints of training scripts, which nest and rename them."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from models.weights.foreign import Damaged
 
-# Keys under which scripts nest weights; of several on one level the first here: averaged weights are what is tested.
+# Keys under which scripts nest weights. The first one on a level is used; averaged weights come first.
 WRAPPERS = (
     "state_dict_ema",
     "model_ema",
@@ -24,11 +24,11 @@ WRAPPERS = (
     "params",
     "checkpoint",
 )
-# Beginnings of all names in networks that torch's DataParallel or compile had wrapped.
+# Prefixes of all names in networks that torch's DataParallel or compile has wrapped.
 PARALLEL = ("module.", "_orig_mod.")
-# Beginnings of all names in modules that hold the network as an attribute, as Lightning's do, and in flattened trees.
+# Prefixes of all names in modules with the network as an attribute, such as Lightning's, and in flattened trees.
 ATTRIBUTES = (*PARALLEL, *(f"{key}." for key in WRAPPERS if key != "module"), "backbone.")
-# Numbers of training beside the weights: these names, and every whole number that is no vector.
+# Names of numbers that training stores beside the weights; whole numbers without axes count as well.
 COUNTERS = (
     "epoch",
     "step",
@@ -49,32 +49,32 @@ COUNTERS = (
 
 
 class Opaque:
-    """An object of a foreign class, of which only the name is known; nothing of it was executed."""
+    """An object of a foreign class, of which only the name is known."""
 
     def __init__(self, name: str):
         self.name = name
 
 
 def is_array(value: Any) -> bool:
-    """Returns true for NumPy's arrays and for everything that stands for an array in a file."""
+    """Returns whether a value is a NumPy array or represents an array in a file."""
     return hasattr(value, "shape")
 
 
 def is_counter(name: str, array: Any) -> bool:
-    """Returns true for a number that training keeps beside the weights and that no network computes with."""
+    """Returns whether an array is a number that training stores beside the weights and no network uses."""
     if array.shape != ():
         return False
     return array.dtype.kind in "iubUS" or name.rpartition(".")[2].lower() in COUNTERS
 
 
 def state(tree: Any) -> dict[str, Any]:
-    """Returns the arrays by name of a checkpoint: those nested under WRAPPERS, at any depth, or its own.
+    """Returns the arrays of a checkpoint by name, either at the top level or nested under WRAPPERS at any depth.
 
-    Everything else on the level of the arrays is left out: numbers, texts, options, the optimizer's state. A level that
-    contains itself is entered once.
+    Other values on their level (numbers, texts, options, the optimizer's state) are dropped. A level that contains
+    itself is visited once.
 
     Raises:
-      Damaged: there are no arrays, they have other names than texts, or they are foreign objects.
+      Damaged: There are no arrays, their names are not texts, or they are foreign objects.
     """
     if isinstance(tree, Opaque):
         raise Damaged(f"refused for the objects in it ({tree.name}); save its state_dict alone")
@@ -99,9 +99,9 @@ def state(tree: Any) -> dict[str, Any]:
 def without_prefixes(
     arrays: Mapping[str, Any], prefixes: Collection[str], known: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Takes off prefixes that all names share, in any order, until there is none or a name is `known`.
+    """Removes prefixes that all names share, in any order, until there is none or a name is `known`.
 
-    Counters beside the arrays need not have the prefix.
+    Counters may lack the prefix.
     """
     known = set(known)
     while known.isdisjoint(arrays):
@@ -114,7 +114,7 @@ def without_prefixes(
 
 
 def _levels(tree: Mapping) -> Iterator[Mapping]:
-    """The mappings under WRAPPERS, each before the one that contains it, each once; without recursion."""
+    """Yields the mappings under WRAPPERS, each once and before the one that contains it, without recursion."""
     seen, stack = set(), [(tree, False)]
     while stack:
         level, is_done = stack.pop()

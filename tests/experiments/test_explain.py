@@ -180,11 +180,11 @@ def test_images_of_files_are_seen_as_the_run_sees_its_own(job, tmp_path):
         (lambda job, tmp: act(job, "receptive_field(row=99)"), "row=99 is out of range"),
         (
             lambda job, tmp: pictures.attributions(job, spec.parse("method", "grad_cam(endpoint=head)"), [(0, -1)]),
-            "unknown endpoint with places 'head'.*stage1",
+            "unknown endpoint with positions 'head'.*stage1",
         ),
         (
             lambda job, tmp: pictures.attributions(job, spec.parse("method", "attention_rollout"), [(0, -1)]),
-            "attention_rollout is for networks whose attentions see all tokens",
+            "attention_rollout needs a network whose attention layers see all tokens",
         ),
     ],
 )

@@ -248,7 +248,7 @@ def test_every_family_says_the_smallest_image_that_it_takes(kind):
 def test_a_network_that_is_a_part_says_what_is_left():
     import flax.linen as nn
 
-    with pytest.raises(EmptyMap, match="a map of 1 x 0 is left"):
+    with pytest.raises(EmptyMap, match="they leave a map of 1 x 0"):
         shapes(nn.Sequential([small("convnext")]), images(1, 4, 3, 3))
 
 

@@ -151,7 +151,7 @@ def test_layers_are_drawn_anew_from_the_logits_down(kind, first):
 
 
 def test_what_does_not_fit_is_refused(network):
-    with pytest.raises(UserError, match=r"maps of shape \[3, 4, 4\]: want \[3, 16, 16\]"):
+    with pytest.raises(UserError, match=r"maps have the shape \[3, 4, 4\], but the images need \[3, 16, 16\]"):
         faithful.deletion(*network, IMAGES, np.zeros((3, 4, 4)))
     with pytest.raises(UserError, match="steps=0 must be at least 1"):
         faithful.insertion(*network, IMAGES, np.zeros((3, 16, 16)), steps=0)

@@ -242,10 +242,10 @@ def test_attention_rollout_is_a_product_over_the_blocks(fields):
         (functools.partial(cam.grad_cam, endpoint="conv3"), "unknown endpoint 'conv3'.* allowed: conv1, conv2"),
         (
             functools.partial(gradient.guided_grad_cam, endpoint="pre_logits"),
-            "with places 'pre_logits'.*: conv1, conv2",
+            "with positions 'pre_logits'.*: conv1, conv2",
         ),
         (functools.partial(gradient.saliency, target=10), "target=10 is out of range: this network has classes 0 to 9"),
-        (functools.partial(cam.grad_cam, target=[1, 2, 3]), "want a class, or one for each of the 2 images"),
+        (functools.partial(cam.grad_cam, target=[1, 2, 3]), "must be a class, or one for each of the 2 images"),
         (functools.partial(gradient.smooth_grad, samples=0), "samples=0 must be at least 1"),
         (functools.partial(gradient.smooth_grad, noise=-1.0), "noise=-1.0 must be at least 0"),
         (functools.partial(gradient.integrated_gradients, steps=0), "steps=0 must be at least 1"),

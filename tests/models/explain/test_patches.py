@@ -155,7 +155,7 @@ def test_crop():
     assert patches.crop(images[:1], [(-2, -2, 8, 7)], (7, 8, 9))[0, 0, 0].tolist() == [7, 8, 9]  # more than the image
     beyond = patches.crop(np.zeros((1, 2, 2, 1), np.uint8), [(0, 0, 3, 3)])
     assert beyond.ravel().tolist() == [0, 0, 128, 0, 0, 128, 128, 128, 128]
-    with pytest.raises(UserError, match="want one for each of the 4 images, of one size"):
+    with pytest.raises(UserError, match="each of the 4 images needs a box, all of one size"):
         patches.crop(images, [*boxes[:3], (0, 0, 1, 1)])
 
 
@@ -165,7 +165,7 @@ def test_crop():
         ({"k": 0}, "k=0 must be at least 1"),
         ({"channels": (0, 16)}, "channel=16 is out of range: stage2 has channels 0 to 15"),
         ({"endpoint": "stage7"}, "unknown endpoint 'stage7'"),
-        ({"batches": []}, "no images to find patches in"),
+        ({"batches": []}, "there are no images to find patches in"),
     ],
 )
 def test_errors(asked, message):
@@ -180,7 +180,7 @@ def test_errors(asked, message):
         ({"rule": "deconv"}, "unknown rule 'deconv'; did you mean 'deconvnet'"),
         ({"rows": [0, 16]}, "row=16 is out of range: stage2 has rows 0 to 15"),
         ({"channels": [-1, 0]}, "channel=-1 is out of range: stage2 has channels 0 to 15"),
-        ({"columns": [0]}, r"columns of shape \[1\]: want one for each of the 2 images"),
+        ({"columns": [0]}, r"columns must have one entry for each of the 2 images"),
     ],
 )
 def test_errors_of_projections(asked, message):

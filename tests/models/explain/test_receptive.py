@@ -171,7 +171,7 @@ def test_effective_is_the_mean_gradient():
         ({"place": (0, 9)}, "column=9 is out of range: stage2 has columns 0 to 7"),
         ({"channel": 16}, "channel=16 is out of range: stage2 has channels 0 to 15"),
         ({"endpoint": "stage3"}, "unknown endpoint 'stage3'"),
-        ({"endpoint": "pre_logits"}, "unknown endpoint with places 'pre_logits'"),
+        ({"endpoint": "pre_logits"}, "unknown endpoint with positions 'pre_logits'"),
     ],
 )
 def test_errors(asked, message):

@@ -1,4 +1,4 @@
-"""Every lowering of models.layers.conv against lax.conv_general_dilated: value and both gradients."""
+"""Every lowering of models.kernels.convolution against lax.conv_general_dilated: value and both gradients."""
 
 import functools
 import re
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from models.errors import UserError
+from models.kernels import convolution
 from models.kernels.tracing import lowering
 from models.layers import conv
 
@@ -67,7 +68,7 @@ def _inputs(case, dtype=np.float32):
 
 def _value_and_gradients(case, x, kernel):
     """y, and the gradients of sum(y * c) for a fixed, irregular c."""
-    y, pull = jax.vjp(lambda x, k: conv.conv2d(x, k, *case[3:7]), x, kernel)
+    y, pull = jax.vjp(lambda x, k: convolution.conv2d(x, k, *case[3:7]), x, kernel)
     return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype))
 
 
@@ -93,15 +94,15 @@ def _cpu():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_the_plain_convolution(case, compiled, monkeypatch):
     x, kernel = _inputs(case)
-    names = [conv.chosen_lowering(x.shape, kernel.shape, *case[3:7], "cpu", compiled=c) for c in (True, False)]
+    names = [convolution.chosen_lowering(x.shape, kernel.shape, *case[3:7], "cpu", compiled=c) for c in (True, False)]
     assert names == list(case[-2:])
-    assert conv.chosen_lowering(x.shape, kernel.shape, *case[3:7], "tpu") == "plain"
+    assert convolution.chosen_lowering(x.shape, kernel.shape, *case[3:7], "tpu") == "plain"
     if not compiled and names[0] == names[1]:
         pytest.skip("the same without the library")
-    if compiled and names[0] == "native" and not conv.native.available():
+    if compiled and names[0] == "native" and not convolution.native.available():
         pytest.skip("no C++ compiler here")
     if not compiled:
-        monkeypatch.setattr(conv.native, "available", lambda: False)
+        monkeypatch.setattr(convolution.native, "available", lambda: False)
     both = jax.jit(lambda *a: (_value_and_gradients(case, *a), _plain_value_and_gradients(case, *a)))
     _assert_close(*both(x, kernel), 1e-5)
 
@@ -120,7 +121,7 @@ def test_agrees_with_the_plain_convolution(case, compiled, monkeypatch):
 )
 def test_taps_that_meet_padding_alone_are_left_out(size, kernel, stride, padding, dilation, left, padding_left):
     taps = np.arange(kernel, dtype=np.float32).reshape(1, kernel, 1, 1)
-    found, rest = conv._without_dead_taps((1, 1, size, 1), taps, (1, stride), ((0, 0), padding), (1, dilation))
+    found, rest = convolution._without_dead_taps((1, 1, size, 1), taps, (1, stride), ((0, 0), padding), (1, dilation))
     assert found.ravel().tolist() == left and rest == ((0, 0), padding_left)
 
 
@@ -131,12 +132,12 @@ def test_under_vmap_scan_and_remat(case):
 
     @jax.jit
     def ways(xs, kernel):
-        convolve = jax.checkpoint(lambda x: jnp.sin(conv.conv2d(x, kernel, *case[3:7])))
+        convolve = jax.checkpoint(lambda x: jnp.sin(convolution.conv2d(x, kernel, *case[3:7])))
         plain = functools.partial(_plain_value_and_gradients, case)
         reference = jax.vmap(plain, (0, None))(xs, kernel)
         remat = jax.grad(lambda x: convolve(x).sum())(xs[0])
         with lowering("plain"):
-            kept = jax.grad(lambda x: jnp.sin(conv.conv2d(x, kernel, *case[3:7])).sum())(xs[0])
+            kept = jax.grad(lambda x: jnp.sin(convolution.conv2d(x, kernel, *case[3:7])).sum())(xs[0])
         scanned = jax.lax.map(lambda x: run(x, kernel), xs)
         return (*jax.vmap(run, (0, None))(xs, kernel), *scanned, remat), (*reference, *reference, kept)
 
@@ -169,9 +170,9 @@ def test_the_same_bits_every_time(case):
 @pytest.mark.parametrize("dtype,wanted", [("float32", "native"), ("bfloat16", "dense"), ("float16", "dense")])
 def test_the_library_is_for_float32(dtype, wanted):
     shape = ((2, 8, 8, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "cpu")
-    assert conv.chosen_lowering(*shape, dtype=jnp.dtype(dtype)) == wanted
+    assert convolution.chosen_lowering(*shape, dtype=jnp.dtype(dtype)) == wanted
     negative = (*shape[:3], ((-1, 1), (1, 1)), *shape[4:])
-    assert conv.chosen_lowering(*negative) == "dense"
+    assert convolution.chosen_lowering(*negative) == "dense"
 
 
 def test_on_several_devices():
@@ -187,7 +188,7 @@ def test_forward_mode_through_the_plain_lowering():
     case = CASES[0]
     x, kernel = _inputs(case)
     with lowering("plain"):
-        y, tangent = jax.jvp(lambda x: conv.conv2d(x, kernel, *case[3:7]), (x,), (x,))
+        y, tangent = jax.jvp(lambda x: convolution.conv2d(x, kernel, *case[3:7]), (x,), (x,))
     _assert_close([tangent], [y], 1e-5)  # linear in x
 
 
@@ -196,9 +197,9 @@ def test_lowering_is_named_and_restored():
         pass
     case = CASES[0]
     with lowering("plain"), lowering("auto"):
-        inner = jax.make_jaxpr(lambda *a: conv.conv2d(*a, *case[3:7]))(*_inputs(case))
+        inner = jax.make_jaxpr(lambda *a: convolution.conv2d(*a, *case[3:7]))(*_inputs(case))
     with lowering("plain"):
-        plain = jax.make_jaxpr(lambda *a: conv.conv2d(*a, *case[3:7]))(*_inputs(case))
+        plain = jax.make_jaxpr(lambda *a: convolution.conv2d(*a, *case[3:7]))(*_inputs(case))
     assert "custom_vjp" in str(inner) and "custom_vjp" not in str(plain)
 
 
@@ -236,7 +237,7 @@ def test_gradients_in_a_loop_are_convolutions_that_xla_has_kernels_for(strides):
     """Inside loops XLA's CPU compiler leaves permuted dimensions as they are and takes 50 times as long."""
 
     def step(kernel, x):
-        y, pull = jax.vjp(lambda k, x: conv.conv2d(x, k, strides, ((1, 1), (1, 1))), kernel, x)
+        y, pull = jax.vjp(lambda k, x: convolution.conv2d(x, k, strides, ((1, 1), (1, 1))), kernel, x)
         dk, dx = pull(jnp.cos(y))
         return kernel + dk, dx
 

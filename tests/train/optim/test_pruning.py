@@ -365,7 +365,10 @@ def test_a_network_without_filters_equals_its_smaller_one_after_any_step():
 @pytest.mark.parametrize(
     ("what", "bad"),
     [
-        (".*/kernel", r"filters of head cannot be removed: they are what .* gives \(nor can those of 4 more layers\)"),
+        (
+            ".*/kernel",
+            r"filters of head cannot be removed: they are the outputs .* network \(nor can those of 4 more layers\)",
+        ),
         (".*/conv2/kernel", r"filters of stage1/block0/conv2 cannot be removed: add got .* \(nor can those of 2 more"),
         (
             "stem_conv/kernel",
