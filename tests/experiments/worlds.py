@@ -18,20 +18,16 @@ def planned(name, scale="digits"):
     return study.module(name).trials(scale)
 
 
-def diverged(outcomes):
-    """Returns the same outcomes where all that trained diverged; what is measured before training stays."""
+def diverged(outcomes, seeds=(0, 1, 2)):
+    """Returns the same outcomes where all training of the seeds diverged; what is measured before training stays."""
     return Outcomes(
         [
-            o if o.summary is None else o._replace(summary=None, diverged="loss", history={}, measured={})
+            o._replace(summary=None, diverged="loss", history={}, measured={})
+            if o.labels.get("seed") in seeds and o.labels.get("at") != "step 0"
+            else o
             for o in outcomes
         ]
     )
-
-
-def some_diverged(outcomes):
-    """Returns the same outcomes where the first seed diverged."""
-    first = Outcomes([o for o in outcomes if o.labels["seed"] == 0])
-    return Outcomes([*diverged(first), *(o for o in outcomes if o.labels["seed"] != 0)])
 
 
 # -- initialization, normalization, depth --------------------------------------------------------------------------
@@ -485,7 +481,7 @@ WORLDS: dict[tuple[str, str], tuple[Callable[[], Outcomes], str]] = {
     ("attention", "alike"): (lambda: accurate("attention", alike), "T" * 9),
     ("transfer", "as published"): (lambda: transfer(1), "A" * 12),
     ("transfer", "against"): (lambda: transfer(-1), "D" * 12),
-    ("transfer", "noise"): (lambda: transfer(1, noise=0.5), "TTT-TT-T-TTT"),
+    ("transfer", "noise"): (lambda: transfer(1, noise=0.5), "TTT-TTT-TTTT"),
     ("transfer", "digits"): (lambda: transfer(1, "digits"), "A" * 8 + "TAAA"),
     ("adaptive", "as published"): (lambda: adaptive(0.03), "A" * 9),
     ("adaptive", "against"): (lambda: adaptive(-0.03), "D" * 9),
