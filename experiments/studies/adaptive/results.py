@@ -6,20 +6,8 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.study import (
-    TOO_SMALL,
-    Judgement,
-    Outcome,
-    Outcomes,
-    Table,
-    Verdict,
-    all_of,
-    compare,
-    finite,
-    mean,
-    needs,
-    spread,
-)
+from experiments.study import Outcome, Outcomes, Table, needs
+from experiments.study.verdicts import TOO_SMALL, Judgement, Verdict, all_of, compare, finite, mean, spread
 from models.analysis.cost import short
 
 WITH_EXITS = ("MSDNet", "ResNet with exits")

@@ -4,19 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.studies.compression.measures import CUTS
-from experiments.study import (
-    TOO_SMALL,
-    Judge,
-    Judgement,
-    Outcomes,
-    Table,
-    all_of,
-    compare,
-    holds,
-    listed,
-    needs,
-    spread,
-)
+from experiments.study import Judge, Outcomes, Table, needs
+from experiments.study.verdicts import TOO_SMALL, Judgement, all_of, compare, holds, listed, spread
 
 # Han 2016, table 1: error before and after in percent, ratio
 PUBLISHED = {
