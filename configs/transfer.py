@@ -32,6 +32,7 @@ import ast
 import json
 import re
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,57 +111,30 @@ def get_config(text: str = ""):
         stages=0,
         seed=0,
     )
-    for name, allowed in (("to", TARGETS), ("rule", ("finetune", "bit"))):
-        if a[name] not in allowed:
-            raise ValueError(f"unknown {name} '{a[name]}'; allowed: {', '.join(allowed)}")
-    if not a["from"] and not a.model:
-        raise ValueError("want from=RUN (or a .safetensors file), or model=NAME to train from scratch")
-    for name in ("epochs", "steps", "size") if a.rule == "bit" else ():
-        if a[name]:
-            raise ValueError(f"{name}={a[name]}: rule=bit says that itself")
+    _check(a)
     target, c = TARGETS[a.to], base()
     known = described(a["from"]) if a["from"] else {"model": {"name": a.model}}
-    if a.model and a.model != known["model"]["name"]:
-        raise ValueError(f"from={a['from']} is a {known['model']['name']}, not model={a.model}")
-    known_size = known.get("size", 0)
-    for name in set(c.model) - set(known["model"]):
-        del c.model[name]  # fields that the network does not set, or does not have
-    c.model.update(known["model"])
-    c.init_from = a["from"]
+    name = known["model"]["name"]
+    if a.model and a.model != name:
+        raise ValueError(f"from={a['from']} is a {name}, not model={a.model}")
+    _start(c, a["from"], known)
     c.seed = a.seed
     c.data.source, c.data.train_split, c.data.test_split = target.source, target.train, target.test
-    for name in ("mean", "std"):
-        c.data[name] = tuple(known.get(name) or IMAGENET[name])
     examples = target.examples
     if a.labels:
         c.data.select = f"per_class({a.labels}, seed={a.seed})"
         examples = min(examples, a.labels * target.classes)
-    name = known["model"]["name"]
-    for start, task, heads in (
-        ("msdnet", "multi_exit", "*/head"),
-        ("early_exit", "multi_exit", "head|*/head"),
-        ("convnet_aig", "gated", "head"),
-        ("blockdrop", "policy(joint=True)", "head"),
-    ):
-        if name.startswith(start):
-            c.task.name, c.init_new = task, heads
     if target.multi_label:
         c.task.name = "multi_label"
         c.hooks = "figures|average_precision"
-    photographs = not target.size
     c.batch_size = a.batch or (64 if examples >= 1000 else 32)
-    c.eval_batch_size = 100 if photographs else 500
-    c.log_every = "50 steps"
-    c.evaluate_every = "10%"
-    c.checkpoint_every = "10%"
-    scratch = not a["from"]
+    c.eval_batch_size = 500 if target.size else 100
+    c.log_every, c.evaluate_every, c.checkpoint_every = "50 steps", "10%", "10%"
     c.duration = f"{a.steps} steps" if a.steps else f"{a.epochs or 30} epochs"
-    c.optimizer.learning_rate = a.lr or (0.1 if scratch else 0.01)
-    c.optimizer.schedule = "cosine"
-    c.optimizer.warmup = "5%"
-    c.optimizer.name = "sgd(momentum=0.9)"
-    c.optimizer.weight_decay = 1e-4
-    images(c, target, a.size or known_size or (224 if photographs else target.size), known.get("channels", 3))
+    c.optimizer.name, c.optimizer.weight_decay = "sgd(momentum=0.9)", 1e-4
+    c.optimizer.learning_rate = a.lr or (0.01 if a["from"] else 0.1)
+    c.optimizer.schedule, c.optimizer.warmup = "cosine", "5%"
+    images(c, target, a.size or known.get("size", 0) or target.size or 224, known.get("channels", 3))
     if a.rule == "bit":
         bit(c, examples, target.size, a.batch or 512)
         c.optimizer.learning_rate = a.lr or c.optimizer.learning_rate
@@ -170,8 +144,37 @@ def get_config(text: str = ""):
     return c
 
 
+def _check(a: Any) -> None:
+    for name, allowed in (("to", TARGETS), ("rule", ("finetune", "bit"))):
+        if a[name] not in allowed:
+            raise ValueError(f"unknown {name} '{a[name]}'; allowed: {', '.join(allowed)}")
+    if not a["from"] and not a.model:
+        raise ValueError("want from=RUN (or a .safetensors file), or model=NAME to train from scratch")
+    for name in ("epochs", "steps", "size") if a.rule == "bit" else ():
+        if a[name]:
+            raise ValueError(f"{name}={a[name]}: rule=bit says that itself")
+
+
+def _start(c: Any, start: str, known: Mapping[str, Any]) -> None:
+    """Sets the network, its task and its heads, and how its images are normalized."""
+    for name in set(c.model) - set(known["model"]):
+        del c.model[name]  # fields that the network does not set, or does not have
+    c.model.update(known["model"])
+    c.init_from = start
+    for name in ("mean", "std"):
+        c.data[name] = tuple(known.get(name) or IMAGENET[name])
+    for beginning, task, heads in (
+        ("msdnet", "multi_exit", "*/head"),
+        ("early_exit", "multi_exit", "head|*/head"),
+        ("convnet_aig", "gated", "head"),
+        ("blockdrop", "policy(joint=True)", "head"),
+    ):
+        if c.model.name.startswith(beginning):
+            c.task.name, c.init_new = task, heads
+
+
 def images(c: Any, target: Target, size: int, channels: int) -> None:
-    """How images come to the network's size: photographs are cropped at random, small ones resized if they need be."""
+    """Sets how images come to the network's size: photographs are cropped at random, small ones resized if needed."""
     gray = target.source == "digits"
     c.data.channels = channels if gray and channels == 3 else 0
     if not target.size:
@@ -184,7 +187,7 @@ def images(c: Any, target: Target, size: int, channels: int) -> None:
 
 
 def bit(c: Any, examples: int, size: int, batch: int = 512) -> None:
-    """The BiT hyper-rule (Kolesnikov 2020, section 3.3; schedules as in the authors' bit_hyperrule.py).
+    """Sets the BiT hyper-rule (Kolesnikov 2020, section 3.3; schedules as in the authors' bit_hyperrule.py).
 
     Args:
       c: the config to change.
@@ -215,7 +218,7 @@ def bit(c: Any, examples: int, size: int, batch: int = 512) -> None:
 
 
 def groups(frozen: str, unfreeze: str, decay: float, model: str, stages: int) -> tuple[tuple[Any, ...], ...]:
-    """config.optimizer.groups: `frozen` stages from below with the stem, or "all"; gradual unfreezing; decay by stage.
+    """Returns config.optimizer.groups: `frozen` stages with the stem, or "all"; gradual unfreezing; decay by stage.
 
     A stage is what a path of parameters begins with: "stem…", "stage1/…" (with "transition1/…"), …; all else goes with
     the head.

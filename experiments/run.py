@@ -33,7 +33,7 @@ goes on. Results go to --out/STUDY/SCALE.
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the studies that are asked for."""
+    """Runs the studies that the arguments name."""
     console = command.console()
     if LIST.value:
         console.print(catalogue())
@@ -57,8 +57,8 @@ def run_each(
     """Runs studies, as `run` does; one that fails does not end the others.
 
     Raises:
-      UserError: of the studies that failed; RuntimeError where one did for a fault of the code.
-      Interrupted: at once.
+      UserError: For the studies that failed; RuntimeError where one did for a fault of the code.
+      Interrupted: At once.
     """
     failed = {}
     for spec in specs:
@@ -70,8 +70,8 @@ def run_each(
             if len(specs) == 1:
                 raise
             failed[spec] = error
-            told = str(error) if isinstance(error, UserError) else traceback.format_exc()
-            console.print(f"{spec} failed: {told}", style="bold", soft_wrap=True, highlight=False, markup=False)
+            text = str(error) if isinstance(error, UserError) else traceback.format_exc()
+            console.print(f"{spec} failed: {text}", style="bold", soft_wrap=True, highlight=False, markup=False)
     if failed:
         kind = UserError if all(isinstance(error, UserError) for error in failed.values()) else RuntimeError
         raise kind(
@@ -81,13 +81,13 @@ def run_each(
 
 
 def catalogue() -> rich.table.Table:
-    """The studies with their questions and, by scale, costs."""
-    about = {name: study.module(name).STUDY for name in study.STUDIES}
+    """Returns the studies with their questions and, by scale, costs."""
+    studies = {name: study.module(name).STUDY for name in study.STUDIES}
     return terminal_table(
         ("study", "question", "cost"),
         [
             (name, one.question, "\n".join(f"{scale}: {cost}" for scale, cost in one.cost.items()))
-            for name, one in about.items()
+            for name, one in studies.items()
         ],
         texts=3,
         lines=True,
@@ -98,44 +98,33 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
     """Runs what is missing of a study and writes its results.
 
     Args:
-      spec: name or path of the study.
-      scale: one of its scales.
-      workdir: of the trials.
-      out: the results go to out/NAME/SCALE.
-      jobs: trials at once, 0 for the default.
-      console: for progress and results.
+      spec: Name or path of the study.
+      scale: One of its scales.
+      workdir: Of the trials.
+      out: The results go to out/NAME/SCALE.
+      jobs: Trials at once, 0 for the default.
+      console: For progress and results.
 
     Returns:
       The content of results.json.
 
     Raises:
-      UserError: no such study or scale, a trial that cannot run, an interruption.
+      UserError: No such study or scale, a trial that cannot run, an interruption.
     """
-    about = study.module(spec).STUDY
-    if scale not in about.cost:
-        raise choice_error(f"scale of study {about.name}", scale, about.cost)
-    folder = writable(out / about.name / scale)
-    console.print(f"[bold]{about.title}[/]: {about.question}", markup=True)
-    for claim in about.claims:  # before anything runs
+    this = study.module(spec).STUDY
+    if scale not in this.cost:
+        raise choice_error(f"scale of study {this.name}", scale, this.cost)
+    folder = writable(out / this.name / scale)
+    console.print(f"[bold]{this.title}[/]: {this.question}", markup=True)
+    for claim in this.claims:  # before anything runs
         console.print(
             f"  expected: {claim.expected} [dim]({claim.source}: {claim.published})[/]", soft_wrap=True, markup=True
         )
-    began, planned = time.time(), about.trials(scale)
+    began, planned = time.time(), this.trials(scale)
     jobs = jobs or default_jobs()
     outcomes = study.Outcomes(trials.run_all(planned, workdir / scale, jobs, console))
-    claims = [judged(claim, outcomes) for claim in about.claims]
     results = {
-        "study": about.name,
-        "title": about.title,
-        "question": about.question,
-        "scale": scale,
-        "command": f"python -m experiments.run {spec} --scale={scale}",
-        "verdict": study.overall(claims),
-        "would_change": about.would_change,
-        "claims": claims,
-        "tables": [table._asdict() for table in about.tables(outcomes)],
-        "figures": [{"file": f"{picture.name}.png", "caption": picture.caption} for picture in about.pictures],
-        "environments": environments(outcomes),
+        **content(this, spec, scale, outcomes),
         "trials_at_once": jobs,
         "seconds_of_training": round(sum(o.summary["seconds"] for o in outcomes if o.summary), 1),
         "seconds_of_this_command": round(time.time() - began, 1),
@@ -145,31 +134,54 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
         ),
         "trials": [kept(trial, outcome) for trial, outcome in zip(planned, outcomes, strict=True)],
     }
-    write(about, results, outcomes, folder)
-    for table in results["tables"]:
-        console.print(terminal_table(table["columns"], table["rows"], table["title"]))
-    verdicts = [
-        (
-            claim["statement"],
-            claim["published"],
-            claim["ours"],
-            "\n".join(filter(None, (claim["verdict"], study.seeds_text(claim)))),
-        )
-        for claim in results["claims"]
-    ]
-    console.print(terminal_table(("claim", "published", "ours", "verdict"), verdicts, "verdicts", 4, lines=True))
-    console.print(results["verdict"], soft_wrap=True, highlight=False)
-    if about.would_change:
-        console.print(f"What would change it: {about.would_change}", soft_wrap=True, highlight=False)
+    write(this, results, outcomes, folder)
+    show(results, console)
     console.print(f"written to {folder}", soft_wrap=True)
     return results
 
 
+def content(this: study.Study, spec: str, scale: str, outcomes: study.Outcomes) -> dict[str, Any]:
+    """Returns what results.json says of the outcomes: claims with their verdicts, tables, figures."""
+    claims = [judged(claim, outcomes) for claim in this.claims]
+    return {
+        "study": this.name,
+        "title": this.title,
+        "question": this.question,
+        "scale": scale,
+        "command": f"python -m experiments.run {spec} --scale={scale}",
+        "verdict": study.overall(claims),
+        "would_change": this.would_change,
+        "claims": claims,
+        "tables": [table._asdict() for table in this.tables(outcomes)],
+        "figures": [{"file": f"{picture.name}.png", "caption": picture.caption} for picture in this.pictures],
+        "environments": environments(outcomes),
+    }
+
+
+def show(results: Mapping[str, Any], console: rich.console.Console) -> None:
+    """Prints tables and verdicts."""
+    for table in results["tables"]:
+        console.print(terminal_table(table["columns"], table["rows"], table["title"]))
+    verdicts = [
+        (*(claim[name] for name in ("statement", "published", "ours")), "\n".join(decision(claim)))
+        for claim in results["claims"]
+    ]
+    console.print(terminal_table(("claim", "published", "ours", "verdict"), verdicts, "verdicts", 4, lines=True))
+    console.print(results["verdict"], soft_wrap=True, highlight=False)
+    if results["would_change"]:
+        console.print(f"What would change it: {results['would_change']}", soft_wrap=True, highlight=False)
+
+
+def decision(claim: Mapping[str, Any]) -> list[str]:
+    """Returns a claim's verdict, and how many seeds would tell where that is known."""
+    return list(filter(None, (claim["verdict"], study.seeds_text(claim))))
+
+
 def writable(folder: Path) -> Path:
-    """The folder, made if it is missing; before hours of trials.
+    """Returns the folder, made if it is missing; before hours of trials.
 
     Raises:
-      UserError: it cannot be written to.
+      UserError: It cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,15 +192,15 @@ def writable(folder: Path) -> Path:
 
 
 def judged(claim: study.Claim, outcomes: study.Outcomes) -> dict[str, Any]:
-    """A claim with its verdict, as in results.json; "seeds" of one that is too small to tell, where they are known."""
+    """Returns a claim with its verdict, as in results.json; "seeds" of one that is too small to tell, where known."""
     judgement = claim.judge(outcomes)
-    found = {field: getattr(claim, field) for field in ("statement", "published", "source", "expected")}
+    texts = {field: getattr(claim, field) for field in ("statement", "published", "source", "expected")}
     seeds = getattr(judgement.verdict, "seeds", None)  # a user's judge may give a plain text
-    return {**found, **judgement._asdict(), **({"seeds": seeds} if seeds else {})}
+    return {**texts, **judgement._asdict(), **({"seeds": seeds} if seeds else {})}
 
 
 def default_jobs() -> int:
-    """One trial a core, up to 8, on a CPU; one at a time on an accelerator, which a trial has to itself."""
+    """Returns one trial per core, up to 8, on a CPU; one on an accelerator, which a trial has to itself."""
     import jax
 
     if jax.default_backend() != "cpu":
@@ -197,18 +209,18 @@ def default_jobs() -> int:
 
 
 def environments(outcomes: study.Outcomes) -> list[dict[str, Any]]:
-    """The distinct (commit, device, versions) under which trials ran; where none trained, that of this process."""
+    """Returns the distinct (commit, device, versions) of the trials; where none trained, that of this process."""
     import jax
 
     from train import summary
 
-    found = [{name: o.summary[name] for name in ("commit", "device", "versions")} for o in outcomes if o.summary]
-    found = found or [summary.environment(jax.local_devices())]
-    return [entry for i, entry in enumerate(found) if entry not in found[:i]]
+    entries = [{name: o.summary[name] for name in ("commit", "device", "versions")} for o in outcomes if o.summary]
+    entries = entries or [summary.environment(jax.local_devices())]
+    return [entry for i, entry in enumerate(entries) if entry not in entries[:i]]
 
 
 def kept(trial: study.Trial, outcome: study.Outcome) -> dict[str, Any]:
-    """Of a trial, what results.json keeps."""
+    """Returns what results.json keeps of a trial."""
     names = ("accuracy", "loss", "bleu", "exact_match", "parameters", "mult_adds", "steps", "seconds")
     summary = outcome.summary and {name: outcome.summary[name] for name in names if name in outcome.summary}
     return {
@@ -219,14 +231,14 @@ def kept(trial: study.Trial, outcome: study.Outcome) -> dict[str, Any]:
     }
 
 
-def write(about: study.Study, results: Mapping[str, Any], outcomes: study.Outcomes, folder: Path) -> None:
-    """Writes results.json, results.md, a CSV a table and a PNG a picture."""
+def write(this: study.Study, results: Mapping[str, Any], outcomes: study.Outcomes, folder: Path) -> None:
+    """Writes results.json, results.md, a CSV per table and a PNG per picture."""
     from matplotlib.figure import Figure
 
     from models.analysis.chart import save
     from train.files import write_atomically, write_json
 
-    for picture in about.pictures:
+    for picture in this.pictures:
         figure = Figure(figsize=picture.size, layout="constrained", dpi=120)
         picture.draw(outcomes, figure)
         save(figure, folder / f"{picture.name}.png")
@@ -238,7 +250,7 @@ def write(about: study.Study, results: Mapping[str, Any], outcomes: study.Outcom
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The results as a page."""
+    """Returns the results as a page."""
     where = "; ".join(f"{entry['device']}, commit {entry['commit']}" for entry in results["environments"])
     text = [
         f"# {results['title']}",
@@ -257,10 +269,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     ]
     columns = ("claim", "published", "source", "expected here", "ours", "verdict")
     names = ("statement", "published", "source", "expected", "ours")
-    rows = [
-        [*(claim[name] for name in names), "; ".join(filter(None, (claim["verdict"], study.seeds_text(claim))))]
-        for claim in results["claims"]
-    ]
+    rows = [[*(claim[name] for name in names), "; ".join(decision(claim))] for claim in results["claims"]]
     text += [markdown_table(columns, rows), ""]
     for table in results["tables"]:
         text += [f"## {table['title']}", "", markdown_table(table["columns"], table["rows"]), ""]

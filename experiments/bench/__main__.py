@@ -5,11 +5,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import rich.console
+import rich.table
 from absl import flags
 
 from models import command
@@ -169,8 +170,112 @@ def settings_from_flags(accelerator: bool) -> Any:
     )
 
 
+def device() -> dict[str, Any]:
+    """Returns what a worker of ours says of the device.
+
+    Raises:
+      UserError: There is none, or --sweep=devices would measure virtual ones.
+    """
+    from experiments.bench.workers import Settings, Spec, WorkerFailed, one
+
+    try:
+        about = one(Spec("ours", "ours", {"case": "about"}), Settings())
+    except WorkerFailed as error:
+        raise UserError(f"JAX finds no device: {error}") from None
+    if about["platform"] == "cpu" and SWEEP.value == "devices" and not VIRTUAL.value:
+        raise UserError(
+            "--sweep=devices: virtual devices of a CPU share its cores, so they say nothing of speed; "
+            "--virtual_devices=4 measures them all the same"
+        )
+    return about
+
+
+def peer_version(names: Sequence[str]) -> str:
+    """Returns the version of the peer's PyTorch.
+
+    Raises:
+      UserError: Its Python lacks a module that the cases need.
+    """
+    from experiments.bench import networks
+
+    if not PEER.value:
+        return "not measured"
+    modules = (
+        ["torch"]
+        + ["timm"] * bool(set(names) & set(networks.NETWORKS) - {"resnet20"})
+        + ["captum", "pytorch_grad_cam"] * ("explain" in names)
+    )
+    if not has(PEER.value, *modules):
+        raise UserError(
+            f"--peer_python={PEER.value} lacks one of {', '.join(modules)}: pip install -e '.[bench]', or "
+            "name another; --peer_python= measures ours alone"
+        )
+    arguments = [PEER.value, "-c", "import torch; print(torch.__version__)"]
+    return subprocess.run(arguments, text=True, capture_output=True, check=True).stdout.strip()
+
+
+class Results:
+    """The results of this command, beside those that the folder has; each addition is written at once."""
+
+    def __init__(self, out: Path, header: Mapping[str, Any]):
+        from experiments.bench import output
+
+        self._out, self._header, self._before = out, header, output.read(out)
+        self.rows: list[dict[str, Any]] = []
+        self._profiles: list[dict[str, Any]] = []
+
+    def add(self, rows: Sequence[Mapping[str, Any]] = (), profiles: Sequence[dict[str, Any]] = ()) -> None:
+        """Adds rows, with the device, the commit and the time, and profiles."""
+        from experiments.bench import output
+
+        measured_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        stamp = {"device": self._header["device"], "commit": self._header["commit"], "measured": measured_at}
+        self.rows.extend({**stamp, **row} for row in rows)
+        self._profiles.extend(profiles)
+        output.write(
+            self._out,
+            {
+                **self._header,
+                "measured": measured_at,
+                "rows": output.merged(self._before["rows"], self.rows),
+                "profiles": output.merged(self._before["profiles"], self._profiles),
+            },
+        )
+
+
+def profile(results: Results, settings: Any, console: rich.console.Console) -> None:
+    """Adds where our time goes in networks that missed a target."""
+    from experiments.bench import networks, targets
+    from experiments.bench.workers import WorkerFailed
+
+    missed = [one["subject"] for one in targets.judged(results.rows) if one["met"] is False]
+    for name in networks.NETWORKS:
+        for size, batch in networks.sizes(name, settings).items():
+            if f"{name}/{size}" not in missed:
+                continue
+            console.print(f"where the time goes in {name} at {size} …")
+            try:
+                by_call = networks.profiled(name, size, batch, settings)
+            except WorkerFailed as error:
+                console.print(f"no profile: {error}")
+                continue
+            case = f"{name}, {size}x{size}, batch {batch}, {settings.precision}"
+            rows = [{"case": f"{case}, {call}", **row} for call, rows in by_call.items() for row in rows]
+            results.add(profiles=rows)
+
+
+def table(rows: Sequence[Mapping[str, Any]], seconds: float) -> rich.table.Table:
+    """Returns the rows of a case for the terminal."""
+    from experiments.bench import output
+
+    shown = [key for key in output.columns(rows) if key not in ("case", "min_ms")]
+    cells = [[output.cell(key, row) for key in shown] for row in rows]
+    title = f"{rows[0]['case']} ({seconds:.0f} s)"
+    return terminal_table([output.COLUMNS[key] for key in shown], cells, title, texts=len(shown))
+
+
 def main() -> None:
-    """Runs what was asked for, prints and writes it."""
+    """Measures the cases, prints and writes them."""
     check(CASES.value, SIZES.value, COMPILE.value, SWEEP.value, VALUES.value)
     if VIRTUAL.value:
         os.environ["XLA_FLAGS"] = (
@@ -178,110 +283,38 @@ def main() -> None:
         ).strip()
     import jax
 
-    from experiments.bench import networks, output, targets
-    from experiments.bench.workers import Settings, Spec, WorkerFailed, one
+    from experiments.bench import targets
 
     jax.config.update("jax_platforms", "cpu")  # this process traces networks; an accelerator is for the workers
-    try:
-        about = one(Spec("ours", "ours", {"case": "about"}), Settings())
-    except WorkerFailed as error:
-        raise UserError(f"JAX finds no device: {error}") from None
+    about = device()
     accelerator = about["platform"] != "cpu"
-    if not accelerator and SWEEP.value == "devices" and not VIRTUAL.value:
-        raise UserError(
-            "--sweep=devices: virtual devices of a CPU share its cores, so they say nothing of speed; "
-            "--virtual_devices=4 measures them all the same"
-        )
     names = CASES.value or usual(accelerator)
-    modules = (
-        ["torch"]
-        + ["timm"] * bool(set(names) & set(networks.NETWORKS) - {"resnet20"})
-        + ["captum", "pytorch_grad_cam"] * ("explain" in names)
-    )
-    if PEER.value and not has(PEER.value, *modules):
-        raise UserError(
-            f"--peer_python={PEER.value} lacks one of {', '.join(modules)}: pip install -e '.[bench]', or "
-            "name another; --peer_python= measures ours alone"
-        )
-    settings = settings_from_flags(accelerator)
-    version = (
-        subprocess.run(
-            [PEER.value, "-c", "import torch; print(torch.__version__)"], text=True, capture_output=True, check=True
-        ).stdout.strip()
-        if PEER.value
-        else "not measured"
-    )
-    result = {
+    version, settings = peer_version(names), settings_from_flags(accelerator)
+    out = Path(OUT.value or f"experiments/results/bench/{slug(about['device']).replace('_', '-')}")
+    header = {
         "device": about["device"],
         "commit": COMMIT.value or about["commit"],
         "versions": about["versions"],
         "peer": f"PyTorch {version}",
-        "processes": settings.processes,
-        "rounds": settings.rounds,
-        "overlap": settings.overlap,
+        **{name: getattr(settings, name) for name in ("processes", "rounds", "overlap")},
     }
-    out = Path(OUT.value or f"experiments/results/bench/{slug(about['device']).replace('_', '-')}")
+    results = Results(out, header)
     console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
-    before, new, profiles = output.read(out), [], []
-
-    def keep(rows):
-        measured_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        stamp = {"device": about["device"], "commit": result["commit"], "measured": measured_at}
-        new.extend({**stamp, **row} for row in rows)
-        output.write(
-            out,
-            {
-                **result,
-                "measured": measured_at,
-                "rows": output.merged(before["rows"], new),
-                "profiles": output.merged(before["profiles"], profiles),
-            },
-        )
-
+    values = [int(value) for value in VALUES.value]
     with tempfile.TemporaryDirectory() as folder:
-        for title, measure in measured(
-            names,
-            SIZES.value,
-            SWEEP.value,
-            [int(value) for value in VALUES.value],
-            about["devices"],
-            Path(folder),
-            settings,
-        ):
+        cases = measured(names, SIZES.value, SWEEP.value, values, about["devices"], Path(folder), settings)
+        for title, measure in cases:
             began = time.monotonic()
             try:
                 rows = measure()
             except UserError as error:  # the other cases are worth having
                 rows = [{"case": title, "subject": title, "what": "", "who": "", "side": "", "failed": str(error)}]
-            keep(rows)
-            shown = [key for key in output.columns(rows) if key not in ("case", "min_ms")]
-            console.print(
-                terminal_table(
-                    [output.COLUMNS[key] for key in shown],
-                    [[output.cell(key, row) for key in shown] for row in rows],
-                    f"{rows[0]['case']} ({time.monotonic() - began:.0f} s)",
-                    texts=len(shown),
-                )
-            )
-        missed = [one["subject"] for one in targets.judged(new) if one["met"] is False]
-        for name in networks.NETWORKS if PROFILE.value and not SWEEP.value else ():
-            for size, batch in networks.sizes(name, settings).items():
-                if f"{name}/{size}" not in missed:
-                    continue
-                console.print(f"where the time goes in {name} at {size} …")
-                try:
-                    found = networks.profiled(name, size, batch, settings)
-                except WorkerFailed as error:
-                    console.print(f"no profile: {error}")
-                    continue
-                profiles += [
-                    {"case": f"{name}, {size}x{size}, batch {batch}, {settings.precision}, {what}", **row}
-                    for what, rows in found.items()
-                    for row in rows
-                ]
-                keep([])
-    for one_target in targets.judged(new):
-        console.print(f"{one_target['target']}: {one_target['measured']}, {one_target['verdict']}", soft_wrap=True)
+            results.add(rows)
+            console.print(table(rows, time.monotonic() - began))
+        if PROFILE.value and not SWEEP.value:
+            profile(results, settings, console)
+    for target in targets.judged(results.rows):
+        console.print(f"{target['target']}: {target['measured']}, {target['verdict']}", soft_wrap=True)
     console.print(f"written to {out}")
 
 

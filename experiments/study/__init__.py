@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, overload
 
-from experiments.study.verdicts import (
+from experiments.study.verdicts import (  # noqa: F401  (users' studies import them from here)
     AGREES,
     DISAGREES,
     TOO_SMALL,
@@ -33,39 +33,6 @@ from experiments.study.verdicts import (
 )
 from models import plugins
 from models.errors import UserError, choice_error
-
-__all__ = [
-    "AGREES",
-    "DISAGREES",
-    "TOO_SMALL",
-    "VERDICTS",
-    "Claim",
-    "Judge",
-    "Judgement",
-    "Measure",
-    "Outcome",
-    "Outcomes",
-    "Picture",
-    "Study",
-    "Table",
-    "Trial",
-    "Verdict",
-    "all_of",
-    "compare",
-    "counts",
-    "deviation",
-    "finite",
-    "holds",
-    "listed",
-    "mean",
-    "module",
-    "more",
-    "needs",
-    "overall",
-    "recipe",
-    "seeds_text",
-    "spread",
-]
 
 SCALES = ("digits", "cifar10", "imagenet")
 STUDIES = {

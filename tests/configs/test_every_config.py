@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from configs import cifar10, digits, folder, imagenet
+from experiments import study
 from tests.tiers import keep_first
+from train.config import load
 from train.run import build_run
 
 NAMES = sorted(path.stem for path in Path(digits.__file__).parent.glob("*.py") if path.stem not in ("__init__", "base"))
@@ -64,6 +66,25 @@ def test_the_recipes_are_those_of_the_papers():
     c = imagenet.get_config("batch=8192")
     assert c.optimizer.learning_rate == pytest.approx(3.2)
     assert c.optimizer.warmup_from * c.optimizer.learning_rate == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "labels"),
+    [
+        (
+            "initialization.py:plain20,init=xavier_normal",
+            "initialization",
+            {"network": "plain", "depth": 20, "init": "Xavier", "at": "end"},
+        ),
+        ("pruning.py:VGG-11,stage=dense", "compression", {"network": "VGG-11", "stage": "dense"}),
+        ("pruning.py:LeNet-5,stage=share", "compression", {"network": "LeNet-5", "stage": "shared"}),
+    ],
+)
+def test_a_config_is_one_trial_of_its_study(spec, name, labels):
+    (trial,) = (
+        trial for trial in study.module(name).trials("digits") if {**labels, "seed": 0}.items() <= trial.labels.items()
+    )
+    assert load(f"configs/{spec}").to_dict() == trial.config.to_dict()
 
 
 @pytest.mark.parametrize("name", NAMES)

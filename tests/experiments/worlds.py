@@ -18,20 +18,16 @@ def planned(name, scale="digits"):
     return study.module(name).trials(scale)
 
 
-def diverged(outcomes):
-    """Returns the same outcomes where all that trained diverged; what is measured before training stays."""
+def diverged(outcomes, seeds=(0, 1, 2)):
+    """Returns the same outcomes where all training of the seeds diverged; what is measured before training stays."""
     return Outcomes(
         [
-            o if o.summary is None else o._replace(summary=None, diverged="loss", history={}, measured={})
+            o._replace(summary=None, diverged="loss", history={}, measured={})
+            if o.labels.get("seed") in seeds and o.labels.get("at") != "step 0"
+            else o
             for o in outcomes
         ]
     )
-
-
-def some_diverged(outcomes):
-    """Returns the same outcomes where the first seed diverged."""
-    first = Outcomes([o for o in outcomes if o.labels["seed"] == 0])
-    return Outcomes([*diverged(first), *(o for o in outcomes if o.labels["seed"] != 0)])
 
 
 # -- initialization, normalization, depth --------------------------------------------------------------------------
@@ -228,8 +224,7 @@ def alike(labels):
 
 
 def outcome(labels, accuracy, mult_adds=100, **measured):
-    summary = {"accuracy": accuracy, "mult_adds": mult_adds, "parameters": 10}
-    return Outcome(labels, summary, None, {}, measured)
+    return Outcome(labels, {"accuracy": accuracy, "mult_adds": mult_adds, "parameters": 10}, None, {}, measured)
 
 
 def of_blocks(labels, accuracy, blocks, every, **measured):
@@ -237,40 +232,17 @@ def of_blocks(labels, accuracy, blocks, every, **measured):
         {"way": "all blocks", "accuracy": every, "mult_adds": 100.0, "blocks": 15.0},
         {"way": "as decided", "accuracy": accuracy, "mult_adds": 10 + 6.0 * blocks, "blocks": float(blocks)},
     ]
-    used = [0] * 16
-    used[round(blocks)] = 7
-    return outcome(
-        labels,
-        accuracy,
-        decided={
-            "rows": rows,
-            "blocks": [f"b{i}" for i in range(15)],
-            "classes": ["0", "1"],
-            "by_class": [[0.5] * 15, [0.7] * 15],
-            "used": used,
-            "paths": 3,
-        },
-        **measured,
-    )
+    used = [7 * (count == round(blocks)) for count in range(16)]
+    by_class = {"classes": ["0", "1"], "by_class": [[0.5] * 15, [0.7] * 15]}
+    decided = {"rows": rows, "blocks": [f"b{i}" for i in range(15)], **by_class, "used": used, "paths": 3}
+    return outcome(labels, accuracy, decided=decided, **measured)
 
 
-def of_exits(labels, accuracies, costs=(20.0, 60.0, 100.0), gain=0.01):
-    rows = [
-        {"way": f"exit {i + 1}", "accuracy": a, "mult_adds": c}
-        for i, (a, c) in enumerate(zip(accuracies, costs, strict=True))
-    ]
-    rows += [
-        {
-            "way": "batch",
-            "budget": c,
-            "mult_adds": c,
-            "accuracy": a + gain,
-            "left": [0.5, 0.3, 0.2],
-            "thresholds": [0.9, 0.9],
-        }
-        for a, c in zip(accuracies, costs, strict=True)
-    ]
-    return outcome(labels, accuracies[-1], leaving={"rows": rows, "classes": ["0", "1"], "by_class": [30.0, 50.0]})
+def of_exits(labels, accuracy, gain):
+    costs, budget = (20.0, 60.0, 100.0), {"way": "batch", "left": [0.5, 0.3, 0.2], "thresholds": [0.9, 0.9]}
+    rows = [{"way": f"exit {i + 1}", "accuracy": accuracy, "mult_adds": cost} for i, cost in enumerate(costs)]
+    rows += [{**budget, "budget": cost, "mult_adds": cost, "accuracy": accuracy + gain} for cost in costs]
+    return outcome(labels, accuracy, leaving={"rows": rows, "classes": ["0", "1"], "by_class": [30.0, 50.0]})
 
 
 def adaptive(better=0.0, seeds=3):
@@ -279,42 +251,26 @@ def adaptive(better=0.0, seeds=3):
     extremes, found = {"easy": shown * 3, "hard": shown}, []
     for seed in range(seeds):
         noise = seed / 1000
+
+        def labels(method, seed=seed, **more):
+            return {"method": method, **more, "seed": seed}
+
         for depth, cost in ((8, 30), (32, 80), (38, 95)):
-            found.append(outcome({"method": "ResNet", "depth": depth, "seed": seed}, 0.8 + noise, cost))
-        found.append(outcome({"method": "ResNet-32, twice as long", "seed": seed}, 0.8 + noise, 80))
+            found.append(outcome(labels("ResNet", depth=depth), 0.8 + noise, cost))
+        found.append(outcome(labels("ResNet-32, twice as long"), 0.8 + noise, 80))
         for target in (0.3, 0.7):
             accuracy = 0.8 + better + noise + (0.02 if (target > 0.5) == (better >= 0) else 0)
-            found.append(
-                of_blocks(
-                    {"method": "ConvNet-AIG", "target": target, "seed": seed},
-                    accuracy,
-                    (8 if better >= 0 else 14.5) + noise,
-                    accuracy + better,
-                    extremes=extremes,
-                )
-            )
+            blocks, own = (8 if better >= 0 else 14.5) + noise, labels("ConvNet-AIG", target=target)
+            found.append(of_blocks(own, accuracy, blocks, accuracy + better, extremes=extremes))
         chosen = dict.fromkeys(("first", "random", "distributed"), 0.7 - better + noise)
-        found.append(
-            of_blocks(
-                {"method": "policy alone", "seed": seed},
-                0.75 + noise,
-                9,
-                0.8,
-                heuristics={**chosen, "policy": 0.7 + noise, "blocks": 9},
-            )
-        )
+        heuristics = {**chosen, "policy": 0.7 + noise, "blocks": 9}
+        found.append(of_blocks(labels("policy alone"), 0.75 + noise, 9, 0.8, heuristics=heuristics))
         for penalty in (1.0, 10.0):
-            found.append(
-                of_blocks(
-                    {"method": "BlockDrop", "penalty": penalty, "seed": seed},
-                    0.79 + 2 * better + noise,
-                    (7 if better >= 0 else 14) + (penalty - 1) * better + noise,
-                    0.8,
-                    extremes=extremes,
-                )
-            )
-        found.append(of_exits({"method": "MSDNet", "seed": seed}, [0.8 + better + noise] * 3, gain=better))
-        found.append(of_exits({"method": "ResNet with exits", "seed": seed}, [0.8 + noise] * 3, gain=better))
+            blocks = (7 if better >= 0 else 14) + (penalty - 1) * better + noise
+            own = labels("BlockDrop", penalty=penalty)
+            found.append(of_blocks(own, 0.79 + 2 * better + noise, blocks, 0.8, extremes=extremes))
+        found.append(of_exits(labels("MSDNet"), 0.8 + better + noise, better))
+        found.append(of_exits(labels("ResNet with exits"), 0.8 + noise, better))
     return Outcomes(found)
 
 
@@ -323,67 +279,35 @@ def adaptive(better=0.0, seeds=3):
 
 def explanation(sign, noise=0.001, after=12):
     """Returns outcomes: sign 1 as published, -1 against; noise between seeds; the field's size after training."""
-    found = []
+    found, picture, color = [], png(np.full((8, 8), 0.5)), png(np.full((8, 8, 3), 0.5))
+    only = {"cam": "ResNet", "attention_rollout": "ViT"}
+    curves = {"deletion": 0.2, "insertion": 0.8, "deletion_curve": [1, 0.5, 0], "insertion_curve": [0, 0.5, 1]}
     for trial in planned("explanation"):
         network, n = trial.labels["network"], noise * (trial.labels["seed"] - 1)
-        methods = [
-            m
-            for m in measures.METHODS
-            if (m != "cam" or network == "ResNet") and (m != "attention_rollout" or network == "ViT")
-        ]
-        good = {"cam": 1, "grad_cam": 1, "guided_grad_cam": 1}
-        level = {m: 0.6 + 0.15 * sign * (1 if m in good else -1) + n * (1 if m in good else -1) for m in methods}
-        picture = png(np.full((8, 8), 0.5))
-        found.append(
-            Outcome(
-                trial.labels,
-                {"accuracy": 0.9 + n, "parameters": 1000},
-                None,
-                {},
-                {
-                    "localization": {
-                        "right": 0.9,
-                        "chance": 0.1,
-                        "middle": 0.3,
-                        **{
-                            m: {"pointing": v, "error": 1 - v, "error_at_0.2": 1 - v, "threshold": 0.3, "localized": v}
-                            for m, v in level.items()
-                        },
-                    },
-                    "two_objects": {**level, "middle": 0.15},
-                    "faithfulness": {
-                        m: {
-                            "deletion": 0.2,
-                            "insertion": 0.8,
-                            "occlusion": v,
-                            "deletion_curve": [1, 0.5, 0],
-                            "insertion_curve": [0, 0.5, 1],
-                        }
-                        for m, v in {**level, "random": 0.0}.items()
-                    },
-                    "sanity": {"layers": ["head", "b", "a"], **{m: [0.9, 1.2 - v, 0.1] for m, v in level.items()}},
-                    "effective": {
-                        "endpoint": "last_map",
-                        "theoretical": [40, 40],
-                        "box": [0, 0, 8, 8],
-                        "before": {"size": 20 - 3 * sign + n, "map": picture},
-                        "after": {"size": (20 if sign > 0 else after) + n, "map": picture},
-                    },
-                    "gallery": [
-                        {
-                            "image": picture,
-                            "says": "3: 90%",
-                            "boxes": [[1, 1, 4, 4]],
-                            "class": "3",
-                            "panels": {
-                                m: png(np.full((8, 8, 3), 0.5)) if m == "guided_backprop" else picture for m in methods
-                            },
-                        }
-                    ]
-                    * 3,
-                },
-            )
-        )
+        methods = [method for method in measures.METHODS if only.get(method, network) == network]
+        good = {method: 1 if method in ("cam", "grad_cam", "guided_grad_cam") else -1 for method in methods}
+        level = {method: 0.6 + (0.15 * sign + n) * side for method, side in good.items()}
+        localization = {"right": 0.9, "chance": 0.1, "middle": 0.3}
+        for method, v in level.items():
+            errors = {"error": 1 - v, "error_at_0.2": 1 - v, "threshold": 0.3, "localized": v}
+            localization[method] = {"pointing": v, **errors}
+        sizes = {"before": 20 - 3 * sign + n, "after": (20 if sign > 0 else after) + n}
+        row = {"image": picture, "says": "3: 90%", "boxes": [[1, 1, 4, 4]], "class": "3"}
+        panels = {method: color if method == "guided_backprop" else picture for method in methods}
+        measured = {
+            "localization": localization,
+            "two_objects": {**level, "middle": 0.15},
+            "faithfulness": {method: {**curves, "occlusion": v} for method, v in {**level, "random": 0.0}.items()},
+            "sanity": {"layers": ["head", "b", "a"], **{method: [0.9, 1.2 - v, 0.1] for method, v in level.items()}},
+            "effective": {
+                "endpoint": "last_map",
+                "theoretical": [40, 40],
+                "box": [0, 0, 8, 8],
+                **{when: {"size": size, "map": picture} for when, size in sizes.items()},
+            },
+            "gallery": [{**row, "panels": panels}] * 3,
+        }
+        found.append(Outcome(trial.labels, {"accuracy": 0.9 + n, "parameters": 1000}, None, {}, measured))
     return Outcomes(found)
 
 
@@ -485,7 +409,7 @@ WORLDS: dict[tuple[str, str], tuple[Callable[[], Outcomes], str]] = {
     ("attention", "alike"): (lambda: accurate("attention", alike), "T" * 9),
     ("transfer", "as published"): (lambda: transfer(1), "A" * 12),
     ("transfer", "against"): (lambda: transfer(-1), "D" * 12),
-    ("transfer", "noise"): (lambda: transfer(1, noise=0.5), "TTT-TT-T-TTT"),
+    ("transfer", "noise"): (lambda: transfer(1, noise=0.5), "TTT-TTT-TTTT"),
     ("transfer", "digits"): (lambda: transfer(1, "digits"), "A" * 8 + "TAAA"),
     ("adaptive", "as published"): (lambda: adaptive(0.03), "A" * 9),
     ("adaptive", "against"): (lambda: adaptive(-0.03), "D" * 9),

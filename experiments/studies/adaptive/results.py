@@ -6,36 +6,10 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from matplotlib import colormaps
-
-from experiments.studies.measures import from_png
-from experiments.study import (
-    TOO_SMALL,
-    Judgement,
-    Outcome,
-    Outcomes,
-    Table,
-    Verdict,
-    all_of,
-    compare,
-    finite,
-    mean,
-    needs,
-    spread,
-)
-from experiments.study.figures import finish, panels_by
+from experiments.study import Outcome, Outcomes, Table, needs
+from experiments.study.verdicts import TOO_SMALL, Judgement, Verdict, all_of, compare, finite, mean, spread
 from models.analysis.cost import short
-from train.plots import figures
-from train.plots.palette import BLUE, GRAY, RED, YELLOW
 
-COLORS = {
-    "ResNet": GRAY,
-    "ConvNet-AIG": BLUE,
-    "BlockDrop": RED,
-    "policy alone": "#e8a08c",
-    "MSDNet": BLUE,
-    "ResNet with exits": YELLOW,
-}
 WITH_EXITS = ("MSDNet", "ResNet with exits")
 PUBLISHED = [  # network, accuracy in percent, of its blocks or mult-adds, source
     ("ResNet-110, CIFAR-10", "93.39", "0.5 G mult-adds", "Veit 2018, table 1"),
@@ -58,7 +32,7 @@ PUBLISHED = [  # network, accuracy in percent, of its blocks or mult-adds, sourc
 ]
 
 
-def _values(outcomes: Outcomes, way: str, field: str) -> list[float]:
+def values_of(outcomes: Outcomes, way: str, field: str) -> list[float]:
     """Returns a number of the row "all blocks" or "as decided" of each; NaN where training diverged."""
     rows = (
         next((row for row in o.measured.get("decided", {}).get("rows", ()) if row["way"] == way), None)
@@ -67,17 +41,20 @@ def _values(outcomes: Outcomes, way: str, field: str) -> list[float]:
     return [row[field] if row else float("nan") for row in rows]
 
 
-def _accuracies(outcomes: Outcomes) -> list[float]:
-    return _values(outcomes, "as decided", "accuracy")
+def accuracies(outcomes: Outcomes) -> list[float]:
+    """Returns accuracies with the blocks that are decided on."""
+    return values_of(outcomes, "as decided", "accuracy")
 
 
 def _blocks(outcomes: Outcomes) -> list[float]:
-    return _values(outcomes, "as decided", "blocks")
+    return values_of(outcomes, "as decided", "blocks")
 
 
 def _saved(outcomes: Outcomes) -> list[float]:
     """Returns the saved share of the mult-adds that the network with all of its blocks computes."""
-    pairs = zip(_values(outcomes, "as decided", "mult_adds"), _values(outcomes, "all blocks", "mult_adds"), strict=True)
+    pairs = zip(
+        values_of(outcomes, "as decided", "mult_adds"), values_of(outcomes, "all blocks", "mult_adds"), strict=True
+    )
     return [1 - used / whole for used, whole in pairs]
 
 
@@ -95,8 +72,8 @@ def gates_save(outcomes: Outcomes) -> Judgement:
     target = 0.7 if 0.7 in every.distinct("target") else max(every.distinct("target"))
     own = every.where(target=target)
     return Judgement(
-        all_of([compare(_accuracies(own), plain, by=-0.005), _at_least(_saved(own), 0.1)]),
-        f"ConvNet-AIG 38, target {target}: {spread(_accuracies(own))} with {spread(_saved(own))} of its mult-adds "
+        all_of([compare(accuracies(own), plain, by=-0.005), _at_least(_saved(own), 0.1)]),
+        f"ConvNet-AIG 38, target {target}: {spread(accuracies(own))} with {spread(_saved(own))} of its mult-adds "
         f"saved; ResNet-38 {spread(plain)}",
     )
 
@@ -105,7 +82,7 @@ def all_better(outcomes: Outcomes) -> Judgement:
     """Compares all blocks with those decided on, means by seed over all targets."""
     own = outcomes.where(method="ConvNet-AIG")
     every, some = (
-        [statistics.mean(_values(group, way, "accuracy")) for _, group in own.groups("seed")]
+        [statistics.mean(values_of(group, way, "accuracy")) for _, group in own.groups("seed")]
         for way in ("all blocks", "as decided")
     )
     return Judgement(
@@ -122,10 +99,10 @@ def targets(outcomes: Outcomes) -> Judgement:
     if len(groups) < 2:
         return Judgement(TOO_SMALL, "not part of this scale")
     shown = "; ".join(
-        f"t = {target}: {spread(_accuracies(group))} with {spread(_saved(group))} saved"
+        f"t = {target}: {spread(accuracies(group))} with {spread(_saved(group))} saved"
         for target, group in groups.items()
     )
-    return Judgement(compare(_accuracies(groups[max(groups)]), _accuracies(groups[min(groups)])), shown)
+    return Judgement(compare(accuracies(groups[max(groups)]), accuracies(groups[min(groups)])), shown)
 
 
 def _joint(outcomes: Outcomes, choose: Callable[[Iterable[float]], float]) -> tuple[Outcomes, float]:
@@ -140,7 +117,7 @@ def policy_saves(outcomes: Outcomes) -> Judgement:
     """Compares a policy with the whole network, and its blocks with two thirds."""
     plain = outcomes.where(method="ResNet-32, twice as long").values("accuracy")
     own, penalty = _joint(outcomes, max)
-    accuracy, used = _accuracies(own), _blocks(own)
+    accuracy, used = accuracies(own), _blocks(own)
     return Judgement(
         all_of([compare(accuracy, plain, by=-0.01), _at_least([-x for x in used], -10)]),
         f"ResNet-32 {spread(plain)}; penalty {penalty:g}: {spread(accuracy)} with "
@@ -154,10 +131,10 @@ def joint_better(outcomes: Outcomes) -> Judgement:
     alone, (joint, penalty) = outcomes.where(method="policy alone"), _joint(outcomes, min)
     fewer = compare(_blocks(alone), _blocks(joint), by=-0.5)
     together, apart = (
-        f"{spread(_accuracies(own))} with {spread(_blocks(own), percent=False)}" for own in (joint, alone)
+        f"{spread(accuracies(own))} with {spread(_blocks(own), percent=False)}" for own in (joint, alone)
     )
     return Judgement(
-        all_of([compare(_accuracies(joint), _accuracies(alone)), fewer]),
+        all_of([compare(accuracies(joint), accuracies(alone)), fewer]),
         f"together (penalty {penalty:g}) {together} blocks, policy alone {apart}",
     )
 
@@ -181,7 +158,7 @@ def penalties(outcomes: Outcomes) -> Judgement:
 Curve = list[tuple[float, float]]  # (mult-adds, accuracy), ascending
 
 
-def _curve(outcome: Outcome, batch: bool) -> Curve:
+def curve_of(outcome: Outcome, batch: bool) -> Curve:
     """Returns the curve of a network with exits: thresholds by budget, or each exit for all images."""
     rows = outcome.measured.get("leaving", {}).get("rows", ())
     return sorted((row["mult_adds"], row["accuracy"]) for row in rows if (row["way"] == "batch") == batch)
@@ -204,7 +181,7 @@ def _means(outcomes: Outcomes, first: tuple[str, bool], second: tuple[str, bool]
     """Returns, by seed, the mean accuracy of two curves, (method, batch), over the costs that both have."""
     means = []
     for _, own in outcomes.groups("seed"):
-        pair = [_curve(one, batch) for method, batch in (first, second) for one in own.where(method=method)]
+        pair = [curve_of(one, batch) for method, batch in (first, second) for one in own.where(method=method)]
         if len(pair) == 2 and all(pair):
             low, high = max(curve[0][0] for curve in pair), min(curve[-1][0] for curve in pair) * (1 - 1e-9)
             means.append([_average(curve, low, high) if low < high else float("nan") for curve in pair])
@@ -239,13 +216,13 @@ def above_resnets(outcomes: Outcomes) -> Judgement:
     for (depth,), own in outcomes.where(method="ResNet").groups("depth"):
         pairs = []
         for plain in own:
-            curves = [_curve(one, True) for one in outcomes.where(method="MSDNet", seed=plain.labels["seed"])]
+            curves = [curve_of(one, True) for one in outcomes.where(method="MSDNet", seed=plain.labels["seed"])]
             if plain.summary and curves and curves[0]:
                 pairs.append((_at(curves[0], plain.get("mult_adds")), plain.get("accuracy")))
         if pairs and not any(math.isnan(there) for there, _ in pairs):
-            there, accuracies = [at for at, _ in pairs], [accuracy for _, accuracy in pairs]
-            parts.append(compare(there, accuracies))
-            shown.append(f"ResNet-{depth} {spread(accuracies)}, MSDNet there {spread(there)}")
+            there, plain = [at for at, _ in pairs], [accuracy for _, accuracy in pairs]
+            parts.append(compare(there, plain))
+            shown.append(f"ResNet-{depth} {spread(plain)}, MSDNet there {spread(there)}")
     return Judgement(all_of(parts) if parts else TOO_SMALL, "; ".join(shown) or "no ResNet is within its range")
 
 
@@ -256,7 +233,8 @@ def _cost(values: Sequence[float]) -> str:
     return short(mean(values)).strip() if finite(values) else "diverged"
 
 
-def _name(labels: Mapping[str, Any]) -> str:
+def name_of(labels: Mapping[str, Any]) -> str:
+    """Returns the name of a network in tables and pictures."""
     more = {"depth": "{}", "target": ", target {}", "penalty": ", penalty {:g}"}
     text = labels["method"] + ("-" if "depth" in labels else "")
     return text + "".join(form.format(labels[name]) for name, form in more.items() if name in labels)
@@ -272,23 +250,23 @@ def tables(outcomes: Outcomes) -> list[Table]:
             if (own := outcomes.where(method=method).results("leaving"))
         ),
         *_table_of_heuristics(outcomes),
-        _table_of_classes(_first(outcomes)),
+        _table_of_classes(first_seed(outcomes)),
         Table("Published", ("network", "accuracy, %", "computed", "source"), [list(row) for row in PUBLISHED]),
     ]
 
 
 def _table_of_networks(outcomes: Outcomes) -> Table:
     rows = []
-    for name in dict.fromkeys(_name(outcome.labels) for outcome in outcomes):
-        own = Outcomes([outcome for outcome in outcomes if _name(outcome.labels) == name])
+    for name in dict.fromkeys(name_of(outcome.labels) for outcome in outcomes):
+        own = Outcomes([outcome for outcome in outcomes if name_of(outcome.labels) == name])
         first, whole = own.first(), _cost(own.values("mult_adds"))
         row = [name, f"{int(first['parameters']) if first else 0:,}"]
         if own[0].labels["method"] in WITH_EXITS or own[0].labels["method"].startswith("ResNet"):
             rows.append([*row, spread(own.values("accuracy"), digits=2), whole, whole, "", ""])
             continue
-        cost = _cost(_values(own, "as decided", "mult_adds"))
+        cost = _cost(values_of(own, "as decided", "mult_adds"))
         paths = finite(own.measured("decided", "paths"))
-        row += [spread(_accuracies(own), digits=2), whole, f"{cost} ({spread(_saved(own))} saved)"]
+        row += [spread(accuracies(own), digits=2), whole, f"{cost} ({spread(_saved(own))} saved)"]
         rows.append([*row, spread(_blocks(own), percent=False), spread(paths, percent=False, digits=0)])
     costs = ("mult-adds, all of it", "on average", "blocks", "different choices of blocks")
     return Table("Networks", ("network", "parameters", "accuracy", *costs), rows)
@@ -324,7 +302,7 @@ def _table_of_classes(outcomes: Outcomes) -> Table:
     """Returns what each class takes on average."""
     columns, classes = {}, []
     for outcome in outcomes:
-        name = _name(outcome.labels)
+        name = name_of(outcome.labels)
         if decided := outcome.measured.get("decided"):
             classes = decided["classes"]
             columns[f"{name}: blocks"] = [f"{sum(row):.2f}" if row else "" for row in decided["by_class"]]
@@ -337,117 +315,6 @@ def _table_of_classes(outcomes: Outcomes) -> Table:
     )
 
 
-# -- pictures ------------------------------------------------------------------------------------------------------
-
-
-def _point(outcomes: Outcomes, costs: Sequence[float], accuracies: Sequence[float]) -> tuple[float, float] | None:
-    good = [(c, a) for c, a in zip(costs, accuracies, strict=True) if math.isfinite(c) and math.isfinite(a)]
-    if not good:
-        return None
-    return statistics.mean(c for c, _ in good) / 1e6, 100 * statistics.mean(a for _, a in good)
-
-
-def draw_curves(outcomes: Outcomes, figure: Any) -> None:
-    """Draws accuracy against mult-adds."""
-    left, right = figure.subplots(1, 2, sharey=True)
-    plain = {
-        depth: point
-        for (depth,), own in outcomes.where(method="ResNet").groups("depth")
-        if (point := _point(own, own.values("mult_adds"), own.values("accuracy")))
-    }
-    label, color = "ResNet-" + ", ".join(map(str, plain)), COLORS["ResNet"]
-    for axes in (left, right):
-        axes.plot(*zip(*plain.values(), strict=True), "s-", color=color, markersize=4, label=label)
-    _draw_deciding(left, outcomes)
-    _draw_exits(right, outcomes)
-    left.set_ylabel("test accuracy (%)")
-    for axes in (left, right):
-        finish(axes, legend={"fontsize": 9}, xlabel="mult-adds on average (millions)")
-
-
-def _draw_deciding(axes: Any, outcomes: Outcomes) -> None:
-    for method, label in (("ConvNet-AIG", "target"), ("BlockDrop", "penalty"), ("policy alone", "")):
-        own, points = outcomes.where(method=method), []
-        for value, group in [(v, own.where(**{label: v})) for v in own.distinct(label)] if label else [(None, own)]:
-            if point := _point(group, _values(group, "as decided", "mult_adds"), _accuracies(group)):
-                points.append(point)
-                if label:
-                    axes.annotate(f"{value:g}", point, xytext=(4, 4), textcoords="offset points", fontsize=9)
-        if points:
-            style, name = ("o-", f"{method}, by {label}") if label else ("o", method)
-            axes.plot(*zip(*points, strict=True), style, color=COLORS[method], label=name)
-
-
-def _draw_exits(axes: Any, outcomes: Outcomes) -> None:
-    for method in WITH_EXITS:
-        own = outcomes.where(method=method).having("leaving")
-        for batch, style, name in ((False, ".:", "each exit"), (True, ".-", "by image")):
-            if curves := [_curve(o, batch) for o in own]:
-                points = [
-                    (statistics.mean(c for c, _ in same) / 1e6, 100 * statistics.mean(a for _, a in same))
-                    for same in zip(*curves, strict=True)
-                ]
-                axes.plot(*zip(*points, strict=True), style, color=COLORS[method], label=f"{method}, {name}")
-
-
-def _first(outcomes: Outcomes) -> Outcomes:
+def first_seed(outcomes: Outcomes) -> Outcomes:
+    """Returns the outcomes of the first seed."""
     return outcomes.where(seed=outcomes.distinct("seed")[0])
-
-
-def draw_used(outcomes: Outcomes, figure: Any) -> None:
-    """Draws the distribution of blocks, and of exits."""
-    left, right = figure.subplots(1, 2)
-    own = [o for o in _first(outcomes).having("decided") if o.labels["method"] != "policy alone"]
-    for i, outcome in enumerate(own):
-        used = outcome.measured["decided"]["used"]
-        total, whole = sum(used), len(used) - 1
-        for count, images in enumerate(used):
-            if images:
-                color = COLORS[outcome.labels["method"]]
-                left.scatter(100 * count / whole, i, s=400 * images / total, color=color, alpha=0.7, linewidths=0)
-    left.set_yticks(range(len(own)), [_name(o.labels) for o in own])
-    xlabel = "blocks computed (% of all); area: share of the images"
-    finish(left, xlabel=xlabel, xlim=(-5, 105), ylim=(max(len(own), 1) - 0.5, -0.5))
-    exits = _first(outcomes).where(method="MSDNet").results("leaving")
-    rows = [row for row in exits[0]["rows"] if "left" in row] if exits else []
-    base = [0.0] * len(rows)
-    for k in range(len(rows[0]["left"]) if rows else 0):
-        shares = [100 * row["left"][k] for row in rows]
-        color = colormaps["viridis"](k / max(1, len(rows[0]["left"]) - 1))
-        right.bar(range(len(rows)), shares, 0.8, bottom=base, label=f"exit {k + 1}", color=color)
-        base = [a + b for a, b in zip(base, shares, strict=True)]
-    right.set_xticks(range(len(rows)), [f"{row['budget'] / 1e6:.2g}" for row in rows], fontsize=8)
-    legend = {"fontsize": 9, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
-    finish(right, legend=legend, xlabel="budget for the average image (millions of mult-adds)", ylabel="images (%)")
-
-
-def draw_classes(outcomes: Outcomes, figure: Any) -> None:
-    """Draws a panel per network, classes by blocks: the lowest target, and the joint training."""
-    own = _first(outcomes).having("decided")
-    chosen = [outcome for method in ("ConvNet-AIG", "BlockDrop") for outcome in own.where(method=method)[:1]]
-    if not chosen:
-        return
-    panels, image = panels_by(figure, len(chosen)), None
-    for axes, outcome in zip(panels, chosen, strict=True):
-        decided = outcome.measured["decided"]
-        image = figures.classes_by_part(axes, decided["by_class"], decided["classes"], "block")
-        axes.set_title(_name(outcome.labels))
-    figure.colorbar(image, ax=panels, label="computed for (% of the class)")
-
-
-def draw_extremes(outcomes: Outcomes, figure: Any) -> None:
-    """Draws two rows per network: easy and hard images."""
-
-    def example(one: dict[str, Any]) -> tuple[Any, str]:
-        return from_png(one["image"]), f"{one['label']}\n{one['says']}"
-
-    # The first of each method
-    chosen = {o.labels["method"]: o for o in reversed(_first(outcomes).having("extremes"))}
-    figures.images_in_rows(
-        figure,
-        [
-            (f"{_name(outcome.labels)}\n{kind}", list(map(example, shown)))
-            for outcome in chosen.values()
-            for kind, shown in outcome.measured["extremes"].items()
-        ],
-    )

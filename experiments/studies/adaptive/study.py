@@ -15,7 +15,7 @@ paper.
 
 from typing import Any
 
-from experiments.studies.adaptive import results
+from experiments.studies.adaptive import figures, results
 from experiments.studies.adaptive.measures import decided, extremes, heuristics, leaving
 from experiments.studies.networks import Network, config
 from experiments.study import Claim, Picture, Study, Trial
@@ -186,19 +186,19 @@ STUDY = Study(
             "Accuracy against mult-adds of the average image. Left: networks that skip blocks; right: "
             "networks with exits, each exit for all images (dotted) and thresholds by budget (solid). Mean over "
             "seeds.",
-            results.draw_curves,
+            figures.draw_curves,
             (11.0, 4.6),
         ),
         Picture(
             "used",
             "How many blocks the test images use (left, first seed), and where they leave a network with "
             "exits, by budget (right, MSDNet).",
-            results.draw_used,
+            figures.draw_used,
             (11.0, 4.2),
         ),
         Picture(
-            "classes", "For how much of a class each block is computed (first seed).", results.draw_classes, (11.0, 5.0)
+            "classes", "For how much of a class each block is computed (first seed).", figures.draw_classes, (11.0, 5.0)
         ),
-        Picture("easy_and_hard", "Images that are easy and hard (first seed).", results.draw_extremes, (11.0, 7.6)),
+        Picture("easy_and_hard", "Images that are easy and hard (first seed).", figures.draw_extremes, (11.0, 7.6)),
     ],
 )

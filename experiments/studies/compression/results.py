@@ -1,30 +1,11 @@
 """Results of the study of compression: values, judges, tables, pictures."""
 
-import collections
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-
 from experiments.studies.compression.measures import CUTS
-from experiments.study import (
-    TOO_SMALL,
-    Judge,
-    Judgement,
-    Outcomes,
-    Table,
-    all_of,
-    compare,
-    holds,
-    listed,
-    mean,
-    needs,
-    spread,
-)
-from experiments.study.figures import bars_by, finish, legend_below, lines_by, number_ticks, panels_by
-from train.plots.figures import sensitivity_lines
-from train.plots.palette import BLUE, GRAY, RED, YELLOW
+from experiments.study import Judge, Outcomes, Table, needs
+from experiments.study.verdicts import TOO_SMALL, Judgement, all_of, compare, holds, listed, spread
 
 # Han 2016, table 1: error before and after in percent, ratio
 PUBLISHED = {
@@ -35,27 +16,18 @@ PUBLISHED = {
 }
 # Zhu 2017, CIFAR-10: error in percent with full precision, ternary
 TERNARY = {20: (8.23, 8.87), 32: (7.67, 7.63), 44: (7.18, 7.02), 56: (6.80, 6.44)}
-STAGES = {"dense": GRAY, "pruned": BLUE, "shared": RED}
-PARTS = {
-    "values": GRAY,
-    "indices": RED,
-    "signs": "#e8a08c",
-    "jumps": BLUE,
-    "codebook": YELLOW,
-    "scales": "#e2d08c",
-    "tables": "#6aa56a",
-    "header": "#b0b0b0",
-}
+STAGES = ("dense", "pruned", "shared")
 
 
-def _stage(outcomes: Outcomes, network: str, stage: str) -> Outcomes:
+def stage_of(outcomes: Outcomes, network: str, stage: str) -> Outcomes:
+    """Returns a network at a stage."""
     return outcomes.where(part="stages", network=network, stage=stage)
 
 
 def _lost(outcomes: Outcomes, network: str) -> list[float]:
     """Returns by seed the accuracy of the dense network less that of the file that was read back."""
-    before = _stage(outcomes, network, "dense").values("accuracy")
-    after = _stage(outcomes, network, "shared").measured("stored", "accuracy")
+    before = stage_of(outcomes, network, "dense").values("accuracy")
+    after = stage_of(outcomes, network, "shared").measured("stored", "accuracy")
     return [a - b for a, b in zip(before, after, strict=True)]
 
 
@@ -64,7 +36,7 @@ def smaller(network: str, ratio: float) -> Judge:
 
     @needs(network=network)
     def judge(outcomes: Outcomes) -> Judgement:
-        ratios, lost = _stage(outcomes, network, "shared").measured("stored", "ratio"), _lost(outcomes, network)
+        ratios, lost = stage_of(outcomes, network, "shared").measured("stored", "ratio"), _lost(outcomes, network)
         return Judgement(
             all_of([compare(ratios, [ratio] * len(ratios)), compare([0.005] * len(lost), lost)]),
             f"{network}: {spread(ratios, percent=False)} times smaller, {spread(lost, digits=2)} of accuracy lost",
@@ -73,7 +45,7 @@ def smaller(network: str, ratio: float) -> Judge:
     return judge
 
 
-def _curve(outcomes: Outcomes, decay: str, how: str, sparsity: float) -> list[float]:
+def curve_at(outcomes: Outcomes, decay: str, how: str, sparsity: float) -> list[float]:
     """Returns accuracies at a sparsity: "cut" without retraining, "at once" or "step by step" with."""
     own = outcomes.where(part="curves", decay=decay)
     if how == "cut":
@@ -81,7 +53,8 @@ def _curve(outcomes: Outcomes, decay: str, how: str, sparsity: float) -> list[fl
     return own.where(how=how, sparsity=sparsity).values("accuracy")
 
 
-def _sparsities(outcomes: Outcomes) -> list[float]:
+def sparsities_of(outcomes: Outcomes) -> list[float]:
+    """Returns the sparsities of the curves."""
     return outcomes.where(part="curves", decay="L2").distinct("sparsity")
 
 
@@ -89,8 +62,8 @@ def _versus(high: tuple[str, str], low: tuple[str, str], cut: bool = False) -> J
     """Returns a judge: (decay, how) is better than another, over all sparsities together, or those of CUTS."""
 
     def judge(outcomes: Outcomes) -> Judgement:
-        sparsities = [s for s in _sparsities(outcomes) if s in CUTS or not cut]
-        first, second = ([_curve(outcomes, *which, sparsity) for sparsity in sparsities] for which in (high, low))
+        sparsities = [s for s in sparsities_of(outcomes) if s in CUTS or not cut]
+        first, second = ([curve_at(outcomes, *which, sparsity) for sparsity in sparsities] for which in (high, low))
         if not sparsities or not all(first) or not all(second):
             return Judgement(TOO_SMALL, "not part of this scale")
         means = [[sum(values) / len(sparsities) for values in zip(*series, strict=True)] for series in (first, second)]
@@ -109,7 +82,7 @@ l2_after = _versus(("L2", "at once"), ("L1", "at once"))
 iterative = _versus(("L2", "step by step"), ("L2", "at once"))
 
 
-def _points(outcomes: Outcomes) -> dict[str, list[list[tuple[float, float]]]]:
+def points_of(outcomes: Outcomes) -> dict[str, list[list[tuple[float, float]]]]:
     """Returns by method, for each seed, points (times smaller, accuracy), ascending."""
     methods: dict[str, list[list[tuple[float, float]]]] = {"sharing alone": [], "pruning alone": [], "both": []}
     for (seed,), own in outcomes.where(part="curves").groups("seed"):
@@ -131,7 +104,7 @@ def _smallest(points: Sequence[tuple[float, float]], least: float) -> float:
 
 def both(outcomes: Outcomes) -> Judgement:
     """Compares which method gets smallest with at most a point of accuracy lost."""
-    points = _points(outcomes)
+    points = points_of(outcomes)
     whole = [seed[0][1] for seed in points["sharing alone"]]  # the largest file: the weights as they are
     best = {
         method: [_smallest(seed, least - 0.01) for seed, least in zip(seeds, whole, strict=True)]
@@ -153,7 +126,8 @@ def linear(outcomes: Outcomes) -> Judgement:
     )
 
 
-def _low(outcomes: Outcomes, depth: int, kind: str) -> list[float]:
+def low_bits(outcomes: Outcomes, depth: int, kind: str) -> list[float]:
+    """Returns accuracies of a depth and a kind of weights."""
     return outcomes.where(part="low bits", depth=depth, kind=kind).values("accuracy")
 
 
@@ -163,7 +137,7 @@ def _low_bits(high: str, low: str, by: float) -> Judge:
     def judge(outcomes: Outcomes) -> Judgement:
         parts, shown = [], []
         for depth in outcomes.where(part="low bits").distinct("depth"):
-            first, second = _low(outcomes, depth, high), _low(outcomes, depth, low)
+            first, second = low_bits(outcomes, depth, high), low_bits(outcomes, depth, low)
             if first and second:
                 parts.append(compare(first, second, by=by))
                 shown.append(f"{depth} layers: {high} {spread(first)}, {low} {spread(second)}")
@@ -179,7 +153,7 @@ xnor = _low_bits("binary weights", "XNOR", 0.0)
 
 def _filters(outcomes: Outcomes, network: str) -> tuple[Outcomes, Outcomes]:
     """Returns the whole networks and those without some filters, where they did not diverge."""
-    whole, without = _stage(outcomes, network, "dense"), outcomes.where(part="filters", network=network)
+    whole, without = stage_of(outcomes, network, "dense"), outcomes.where(part="filters", network=network)
     return whole.having("stored"), without.having("stored")
 
 
@@ -222,7 +196,7 @@ def _kilobytes(values: Sequence[float]) -> str:
 
 
 def _row_of_network(outcomes: Outcomes, network: str) -> list[Any]:
-    stages = {stage: _stage(outcomes, network, stage) for stage in STAGES}
+    stages = {stage: stage_of(outcomes, network, stage) for stage in STAGES}
     files = {stage: own.results("stored") for stage, own in stages.items()}
     kept = [
         sum(row["kept"] for row in one["layers"] if row["entries"])
@@ -275,7 +249,7 @@ def _table_of_layers(outcomes: Outcomes, network: str) -> list[Table]:
     from models.compress import file  # imports JAX
 
     columns = ("layer", "weights", "kept", "index bits / coded", "jump bits / coded", "bytes", "of float32")
-    shared = _stage(outcomes, network, "shared").results("stored")
+    shared = stage_of(outcomes, network, "shared").results("stored")
     return [Table(f"{network}, layer by layer", columns, file.rows(shared[0]["layers"]))] if shared else []
 
 
@@ -291,11 +265,11 @@ def _table_of_filters(outcomes: Outcomes) -> Table:
 
 
 def _table_of_curves(outcomes: Outcomes) -> list[Table]:
-    sparsities, first = _sparsities(outcomes), outcomes.where(part="curves").first()
+    sparsities, first = sparsities_of(outcomes), outcomes.where(part="curves").first()
     columns = [("L2", "cut"), ("L1", "cut"), ("L2", "at once"), ("L1", "at once"), ("L2", "step by step")]
-    columns = [c for c in columns if any(_curve(outcomes, *c, s) for s in sparsities)]
+    columns = [c for c in columns if any(curve_at(outcomes, *c, s) for s in sparsities)]
     title = f"Accuracy by sparsity, {first['parameters'] if first else 0:,} parameters"
-    rows = [[f"{s:.0%}", *(spread(_curve(outcomes, *column, s)) for column in columns)] for s in sparsities]
+    rows = [[f"{s:.0%}", *(spread(curve_at(outcomes, *column, s)) for column in columns)] for s in sparsities]
     return [Table(title, ("weights gone", *(f"{decay}, {how}" for decay, how in columns)), rows)] if rows else []
 
 
@@ -307,91 +281,10 @@ def _table_of_low_bits(outcomes: Outcomes) -> list[Table]:
         rows.append(
             [
                 depth,
-                *(_error(_low(outcomes, depth, kind)) for kind in kinds),
+                *(_error(low_bits(outcomes, depth, kind)) for kind in kinds),
                 " / ".join(f"{error:.2f}" for error in TERNARY.get(depth, ())) or "—",
                 " / ".join(spread(ratio, percent=False) for ratio in ratios),
             ]
         )
     columns = ("layers", *kinds, "Zhu 2017: full / ternary, %", "file, times smaller")
     return [Table("Few bits a weight: error", columns, rows)] if rows else []
-
-
-# -- pictures ------------------------------------------------------------------------------------------------------
-
-
-def draw_curves(outcomes: Outcomes, figure: Any) -> None:
-    """Draws accuracy against sparsity."""
-    axes = figure.subplots()
-    styles = {"cut": ":", "at once": "--", "step by step": "-"}
-    for decay, color in (("L2", BLUE), ("L1", RED)):
-        for how, style in styles.items():
-            shown = [s for s in CUTS if s] if how == "cut" else _sparsities(outcomes)
-            values = [100 * mean(_curve(outcomes, decay, how, s)) for s in shown]
-            if not all(map(math.isnan, values)):
-                label = f"{decay}, {how if how != 'cut' else 'without retraining'}"
-                axes.plot([100 * s for s in shown], values, style, color=color, marker=".", label=label)
-    finish(axes, legend={"fontsize": 9}, xlabel="weights gone (%)", ylabel="test accuracy (%)")
-
-
-def draw_bits(outcomes: Outcomes, figure: Any) -> None:
-    """Draws accuracy against the file's size."""
-    axes = figure.subplots()
-    colors = {"sharing alone": YELLOW, "pruning alone": BLUE, "both": RED}
-    for method, seeds in _points(outcomes).items():
-        lines = [([ratio for ratio, _ in points], [100 * accuracy for _, accuracy in points]) for points in seeds]
-        lines_by(axes, lines, method, "." if method == "both" else ".-", color=colors[method], alpha=0.7)
-    axes.set(xscale="log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    finish(axes, legend={}, xlabel="times smaller than float32", ylabel="test accuracy (%)")
-
-
-def draw_low_bits(outcomes: Outcomes, figure: Any) -> None:
-    """Draws error by depth and kind."""
-    axes = figure.subplots()
-    own = outcomes.where(part="low bits")
-    depths = own.distinct("depth")
-    errors = {
-        kind: [[1 - value for value in _low(outcomes, depth, kind)] for depth in depths]
-        for kind in own.distinct("kind")
-    }
-    colors = {"full": GRAY, "ternary": BLUE, "binary weights": YELLOW, "full, preactivation": "#b0b0b0", "XNOR": RED}
-    bars_by(axes, errors, colors, capsize=3)
-    number_ticks(axes, [f"{depth} layers" for depth in depths])
-    axes.set_ylim(bottom=0)
-    finish(axes, ylabel="test error (%)")
-    legend_below(figure, axes, ncols=3)
-
-
-def draw_sensitivity(outcomes: Outcomes, figure: Any) -> None:
-    """Draws a panel per network, a line per layer."""
-    networks = outcomes.where(part="stages").distinct("network")
-    panels = panels_by(figure, len(networks), sharey=True)
-    for axes, network in zip(panels, networks, strict=True):
-        for one in _stage(outcomes, network, "dense").results("sensitivity")[:1]:
-            sensitivity_lines(axes, one["layers"], named=10)
-        finish(axes, legend={"fontsize": 8}, title=network, xlabel="weights of the layer gone (%)")
-    panels[0].set_ylabel("accuracy on training images (%)")
-
-
-def draw_bytes(outcomes: Outcomes, figure: Any) -> None:
-    """Draws what the bytes of each file are for."""
-    axes: Axes = figure.subplots()
-    rows = [
-        (f"{network}, {stage}", stored)
-        for network in outcomes.where(part="stages").distinct("network")
-        for stage in ("pruned", "shared")
-        for stored in _stage(outcomes, network, stage).where(seed=0).results("stored")
-    ]
-    for i, (_, stored) in enumerate(rows):
-        left, parts = 0.0, collections.Counter()
-        for row in stored["layers"]:
-            parts.update(row["parts"])
-        for part, color in PARTS.items():
-            share = 100 * parts[part] / stored["float32"]
-            axes.barh(i, share, left=left, color=color, label=part if i == 0 else None)
-            left += share
-        axes.text(left, i, f" {stored['float32'] / stored['bytes']:.0f}x", va="center", fontsize=8)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.invert_yaxis()
-    legend = {"fontsize": 8, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
-    finish(axes, legend=legend, xlabel="bytes of the file, % of float32")

@@ -17,7 +17,7 @@ with, as in the papers.
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.studies.compression import results
+from experiments.studies.compression import figures, results
 from experiments.studies.compression.measures import bits, centroids, cut, sensitivity, stored
 from experiments.studies.networks import Network, config
 from experiments.study import Claim, Measure, Picture, Study, Trial, recipe
@@ -234,34 +234,34 @@ STUDY = Study(
             "bytes",
             "What the bytes of the files are for, after pruning and after sharing; and how many times "
             "smaller than float32 they are.",
-            results.draw_bytes,
+            figures.draw_bytes,
             (9.0, 4.0),
         ),
         Picture(
             "curves",
             "Accuracy against the weights that are gone: cut, at once and step by step with retraining; "
             "decay by L2 or L1. Mean over seeds.",
-            results.draw_curves,
+            figures.draw_curves,
             (6.5, 4.2),
         ),
         Picture(
             "bits",
             "Accuracy against the size of the file: shared values alone (1 to 8 bits), pruning alone, "
             "both; the values are not trained. A line, or of both points, for each seed.",
-            results.draw_bits,
+            figures.draw_bits,
             (6.5, 4.2),
         ),
         Picture(
             "low_bits",
             "Test error with full precision, ternary and binary weights, and binary inputs (XNOR): "
             "mean and standard deviation over seeds.",
-            results.draw_low_bits,
+            figures.draw_low_bits,
             (6.5, 4.2),
         ),
         Picture(
             "sensitivity",
             "Accuracy after one layer alone loses its smallest weights; first layers dark.",
-            results.draw_sensitivity,
+            figures.draw_sensitivity,
             (12.0, 3.6),
         ),
     ],

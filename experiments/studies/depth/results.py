@@ -6,22 +6,10 @@ from typing import Any
 
 from matplotlib import colormaps
 
-from experiments.study import (
-    AGREES,
-    TOO_SMALL,
-    Judge,
-    Judgement,
-    Outcomes,
-    Table,
-    all_of,
-    compare,
-    holds,
-    listed,
-    more,
-    spread,
-)
+from experiments.study import Judge, Outcomes, Table
 from experiments.study.figures import curves, errorbars, finish, legend_below, lines_by, number_ticks
 from experiments.study.tables import accuracy, table_by
+from experiments.study.verdicts import AGREES, TOO_SMALL, Judgement, all_of, compare, holds, listed, more, spread
 from train.plots.palette import BLUE, GRAY, RED
 
 CONVERGED = 0.5  # test accuracy of a network of which something can be deleted

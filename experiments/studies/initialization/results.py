@@ -3,22 +3,10 @@
 import statistics
 from typing import Any
 
-from experiments.study import (
-    AGREES,
-    DISAGREES,
-    TOO_SMALL,
-    Judge,
-    Judgement,
-    Outcomes,
-    Table,
-    all_of,
-    compare,
-    holds,
-    listed,
-    spread,
-)
+from experiments.study import Judge, Outcomes, Table
 from experiments.study.figures import curves, finish, legend_below
 from experiments.study.tables import table_by
+from experiments.study.verdicts import AGREES, DISAGREES, TOO_SMALL, Judgement, all_of, compare, holds, listed, spread
 from train.plots.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 
 # label -> (model.init, data_init)

@@ -4,13 +4,13 @@ import math
 import statistics
 from typing import Any
 
-from experiments.study import (
+from experiments.study import Judge, Outcomes, Table
+from experiments.study.figures import bars_by, errorbars, finish, legend_below, number_ticks
+from experiments.study.tables import accuracy, table_by
+from experiments.study.verdicts import (
     AGREES,
     TOO_SMALL,
-    Judge,
     Judgement,
-    Outcomes,
-    Table,
     all_of,
     compare,
     finite,
@@ -19,8 +19,6 @@ from experiments.study import (
     more,
     spread,
 )
-from experiments.study.figures import bars_by, errorbars, finish, legend_below, number_ticks
-from experiments.study.tables import accuracy, table_by
 from train.plots.palette import BLUE, CYAN, GRAY, GREEN, RED, YELLOW
 
 SIZES = (32, 16, 8, 4, 2)  # images that are normalized together

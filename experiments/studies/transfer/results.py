@@ -5,22 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.studies.transfer.measures import ALL
-from experiments.study import (
-    TOO_SMALL,
-    Judge,
-    Judgement,
-    Outcomes,
-    Table,
-    all_of,
-    compare,
-    finite,
-    listed,
-    mean,
-    more,
-    needs,
-    spread,
-)
+from experiments.study import Judge, Outcomes, Table, needs
 from experiments.study.figures import bars_by, curves, errorbars, finish, heatmap, legend_below, number_ticks, panels_by
+from experiments.study.verdicts import TOO_SMALL, Judgement, all_of, compare, finite, listed, mean, more, spread
 from train.plots.palette import BLUE, GRAY, RED, YELLOW
 
 # data set: (non-convolutional method, its result, pretrained + classifier, fine-tuned), accuracy or mAP in percent

@@ -13,26 +13,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from experiments.study import (
-    AGREES,
-    DISAGREES,
-    TOO_SMALL,
-    Claim,
-    Judge,
-    Judgement,
-    Outcomes,
-    Picture,
-    Study,
-    Table,
-    Trial,
-    all_of,
-    compare,
-    holds,
-    recipe,
-    spread,
-)
+from experiments.study import Claim, Judge, Outcomes, Picture, Study, Table, Trial, recipe
 from experiments.study.figures import finish, legend_below, mean_line
 from experiments.study.tables import accuracy, count_of, of_summary, table_by
+from experiments.study.verdicts import AGREES, DISAGREES, TOO_SMALL, Judgement, all_of, compare, holds, spread
 from models.errors import UserError
 from train.plots.figures import draw_attention
 from train.plots.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
