@@ -1,6 +1,7 @@
 """A parallel text and runs on it, small enough for tests."""
 
 from configs import translation
+from tests import tiny
 
 PAIRS = (
     ("A man is sleeping.", "Ein Mann schläft."),
@@ -31,10 +32,4 @@ def config(source, **changes):
     c.model.width, c.model.heads, c.model.layers, c.model.ff_width = 32, 2, 1, 64
     c.data.source, c.batch_size, c.eval_batch_size, c.devices, c.hooks = source, 12, 8, 1, ""
     c.log_every, c.evaluate_every, c.checkpoint_every = "20 steps", "100%", "100%"
-    for path, value in changes.items():
-        *sections, key = path.split("__")
-        section = c
-        for name in sections:
-            section = section[name]
-        section[key] = value
-    return c
+    return tiny.change(c, **changes)

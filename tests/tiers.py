@@ -52,18 +52,19 @@ models/kernels/test_runtime.py
     test_the_user_s_choice_of_a_cache_stands                        1  the other choices
 models/layers/test_conv.py
     test_agrees_with_the_plain_convolution                          40  the other shapes
-models/test_hostile.py
-    test_the_command_says_so_in_one_line_and_writes_nothing         0  test_commands_say_it_in_one_line
+models/test_derivatives.py
     test_second_order_is_right_or_refused                           3  the other layers
-    test_every_family_says_the_smallest_image_that_it_takes         3  the other families
-    test_the_smallest_image_of_well_known_networks                  2  the other networks
-    test_a_short_run_evaluates_what_it_learned                      1  the other family
     test_a_token_that_nothing_attends_to_changes_nothing            1  the other networks
-    test_a_batch_of_none_gives_no_logits                            6  the other families
     test_networks_with_attention_are_differentiated_for_cuda        2  test_gradients_of_attention_are_compiled_for_cuda
     test_gradients_of_attention_are_compiled_for_cuda              24  the other shapes
     test_forward_mode_names_its_cure                                3  the other layers
     test_forward_mode_of_a_layer_is_refused_in_every_way           12  the other layers
+models/test_hostile.py
+    test_the_command_says_so_in_one_line_and_writes_nothing         0  test_commands_say_it_in_one_line
+    test_every_family_says_the_smallest_image_that_it_takes         3  the other families
+    test_the_smallest_image_of_well_known_networks                  2  the other networks
+    test_a_short_run_evaluates_what_it_learned                      1  the other family
+    test_a_batch_of_none_gives_no_logits                            6  the other families
 models/test_parity.py
     test_equal                                                     13  the other networks of a family
     test_exported_names_and_shapes_are_those_of_the_library         7  test_equal
@@ -108,7 +109,6 @@ train/test_hostile_more.py
 train/test_hostile_process.py
     test_tensorboard_has_every_point_once_after_a_kill              2  the other moments
 train/test_hostile_texts.py
-    test_a_summary_that_is_damaged_does_not_count_as_a_finished_run 2  the other damages
     test_pictures_show_any_name                                     5  the other names
     test_paths_may_begin_with_a_tilde                               1  the other flags
     test_config_values_of_another_kind_are_one_line                30  the other keys
@@ -153,10 +153,8 @@ models/weights/test_layouts.py
 models/weights/test_torch_files.py
 test_architecture.py
 train/data/test_composite.py
+train/data/test_folders.py
 train/data/test_hostile.py
-    test_a_fifth_is_held_out_exactly
-    test_folders_that_are_splits
-    test_links_are_followed_and_end
     test_splits_that_do_not_fit_are_refused
     test_what_is_made_of_a_source_is_known_by_it_and_by_how
 train/data/test_pixels.py

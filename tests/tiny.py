@@ -21,6 +21,11 @@ def config(**changes):
     c.duration, c.batch_size, c.steps_per_call, c.devices = "12 steps", 32, 2, 1
     c.log_every, c.evaluate_every, c.checkpoint_every = "4 steps", "6 steps", "4 steps"
     c.hooks = ""
+    return change(c, **changes)
+
+
+def change(c, **changes):
+    """Changes keys of a config, "section__key", and returns it."""
     for path, value in changes.items():
         *sections, key = path.split("__")
         section = c

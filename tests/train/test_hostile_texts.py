@@ -201,14 +201,21 @@ def test_the_configs_of_the_project_have_the_types_of_their_defaults():
             config.check_types(config.load(f"configs/{path.name}"))
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run, whose summary a test may write over."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    loop.train(tiny.config(), folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     "content", ["{}", "[]", '{"accuracy": 1.0}', '{"model": 3}', "null", "", '{"model": "resnet8"']
 )
-def test_a_summary_that_is_damaged_does_not_count_as_a_finished_run(content, tmp_path):
-    loop.train(tiny.config(), tmp_path / "run")
-    (tmp_path / "run" / "summary.json").write_text(content)
+def test_a_summary_that_is_damaged_does_not_count_as_a_finished_run(content, finished):
+    (finished / "summary.json").write_text(content)
     with pytest.raises(UserError, match=r"summary.json is damaged"):
-        loop.train(tiny.config(), tmp_path / "run")
+        loop.train(tiny.config(), finished)
 
 
 def test_damaged_lines_of_metrics_are_left_out_with_a_warning(tmp_path):
