@@ -125,26 +125,32 @@ train/test_resume.py
     test_sigkill_in_the_middle_of_steps_and_of_saves                0  test_sigterm_…, test_loop.py: test_going_on_…
     test_ctrl_c_twice_at_once_is_no_traceback                       1  the other moments
 """
-# `make check`: unit tests, which train no runs and start no processes; a test alone where the rest of its file does.
+# `make check`: unit tests, which train no runs and start no processes. A file alone means all its tests, but for those
+# after a dash.
 CHECK = """
 models/analysis/test_exit_policy.py
 models/compress/test_archive.py
 models/compress/test_codebook.py
 models/compress/test_sparse.py
 models/layers/test_conv.py
+    - test_the_same_bits_every_time
+    - test_under_vmap_scan_and_remat
 models/layers/test_endpoint.py
 models/layers/test_norm.py
+    - test_bfloat16_has_float32_statistics_and_parameters
 models/test_alexnet.py
 models/test_families.py
 models/test_lenet.py
 models/test_mobilenet.py
+    - test_mult_adds_of_howard
+    - test_shortcuts_are_where_shapes_stay
 models/test_registry.py
     test_mistakes_are_one_line
     test_no_other_op_than_the_ingredients
     test_the_table_holds_every_registered_name
-    test_without_norm_there_is_none
 models/test_resnet.py
 models/test_swin.py
+    - test_position_bias_acts_on_the_attention_of_its_distance
 models/test_vgg.py
 models/weights/test_hostile_files.py
 models/weights/test_layouts.py
@@ -154,22 +160,28 @@ models/weights/test_torch_files.py
 test_architecture.py
 train/data/test_composite.py
 train/data/test_folders.py
+    test_a_fifth_is_held_out_exactly
+    test_links_are_followed_and_end
+    test_two_folders_for_one_split_are_refused
 train/data/test_hostile.py
     test_splits_that_do_not_fit_are_refused
     test_what_is_made_of_a_source_is_known_by_it_and_by_how
 train/data/test_pixels.py
+    - test_the_crop_of_an_upright_photograph
+    - test_what_was_made_before_exif_was_applied_ignores_it
 train/data/test_select.py
 train/data/test_shuffle.py
 train/data/test_sources.py
+    - test_reading_imports_no_tensorflow
 train/data/test_transfer_sets.py
 train/optim/test_build.py
 train/test_checkpoint.py
+    - test_what_a_kill_in_the_middle_of_a_save_leaves_is_no_checkpoint
 train/test_config.py
 train/test_step.py
     test_averaged_weights
     test_evaluation_is_exact_on_uneven_batches
     test_frozen_parameters_stay
-    test_learning_rate_is_that_of_the_schedule
 """
 
 
@@ -180,7 +192,8 @@ def _rows(table: str) -> Iterator[tuple[str, str]]:
 
 
 KEPT = {(file, line.split()[0]): int(line.split()[1]) for file, line in _rows(FULL)}
-CHECKED = set(_rows(CHECK))
+UNCHECKED = {(file, line[2:]) for file, line in _rows(CHECK) if line.startswith("- ")}
+CHECKED = {(file, "" if line.startswith("- ") else line) for file, line in _rows(CHECK)}
 
 
 def mark(items: list[pytest.Item]) -> None:
@@ -191,7 +204,7 @@ def mark(items: list[pytest.Item]) -> None:
         name = item.name.partition("[")[0]
         if not item.get_closest_marker("full"):
             cases[file, name].append(item)
-            if CHECKED & {(file, ""), (file, name)}:
+            if CHECKED & {(file, ""), (file, name)} and (file, name) not in UNCHECKED:
                 item.add_marker(pytest.mark.check)
     for key, count in KEPT.items():
         kept = {i * len(cases[key]) // count for i in range(count)}
@@ -204,7 +217,7 @@ def unknown(items: list[pytest.Item]) -> set[str]:
     """Returns the rows of FULL and CHECK that no test has; for a session that collects all tests."""
     names = {(item.path.relative_to(ROOT).as_posix(), item.name.partition("[")[0]) for item in items}
     files = {(file, "") for file, _ in names}
-    return {"::".join(row) for row in (KEPT.keys() | CHECKED) - names - files}
+    return {"::".join(row) for row in (KEPT.keys() | CHECKED | UNCHECKED) - names - files}
 
 
 def keep_first(count: int, values: Iterable[Any]) -> list[Any]:
