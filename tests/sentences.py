@@ -4,19 +4,13 @@ from configs import translation
 from tests import tiny
 
 PAIRS = (
-    ("A man is sleeping.", "Ein Mann schläft."),
-    ("Two dogs run.", "Zwei Hunde rennen."),
-    ("A woman reads a book.", "Eine Frau liest ein Buch."),
-    ("The child is playing.", "Das Kind spielt."),
-    ("A dog is in the snow.", "Ein Hund ist im Schnee."),
-    ("Two men play guitar.", "Zwei Männer spielen Gitarre."),
-    ("A girl eats an apple.", "Ein Mädchen isst einen Apfel."),
-    ("The street is empty.", "Die Straße ist leer."),
-    ("A boy climbs a tree.", "Ein Junge klettert auf einen Baum."),
-    ("A cat sees a bird.", "Eine Katze sieht ihn."),
-    ("Children play in the park.", "Kinder spielen im Park."),
-    ("A man rides a bike.", "Ein Mann fährt Fahrrad."),
-)
+    ("A man is sleeping.", "Ein Mann schläft."), ("Two dogs run.", "Zwei Hunde rennen."),
+    ("A woman reads a book.", "Eine Frau liest ein Buch."), ("The child is playing.", "Das Kind spielt."),
+    ("A dog is in the snow.", "Ein Hund ist im Schnee."), ("Two men play guitar.", "Zwei Männer spielen Gitarre."),
+    ("A girl eats an apple.", "Ein Mädchen isst einen Apfel."), ("The street is empty.", "Die Straße ist leer."),
+    ("A boy climbs a tree.", "Ein Junge klettert auf einen Baum."), ("A cat sees a bird.", "Eine Katze sieht ihn."),
+    ("Children play in the park.", "Kinder spielen im Park."), ("A man rides a bike.", "Ein Mann fährt Fahrrad."),
+)  # fmt: skip
 
 
 def write(folder):

@@ -64,14 +64,9 @@ def run(*arguments, **options):
 
 
 TINY_FLAGS = (
-    "--config=configs/digits.py:resnet8",
-    "--config.model.width=4",
-    "--config.batch_size=32",
-    "--config.steps_per_call=2",
-    "--config.devices=1",
-    "--config.hooks=",
-    "--config.log_every=4 steps",
-)
+    "--config=configs/digits.py:resnet8", "--config.model.width=4", "--config.batch_size=32",
+    "--config.steps_per_call=2", "--config.devices=1", "--config.hooks=", "--config.log_every=4 steps",
+)  # fmt: skip
 
 
 def assert_same(a, b):

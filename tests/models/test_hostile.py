@@ -279,18 +279,13 @@ MISFITS = {
     "no stride": ("conv_forward", (2, 8, 8, 16), (3, 3, 16, 32), (2, 8, 8, 32), 1, ((0, 1), *ONCE[1:])),
     "no dilation": ("conv_forward", (2, 8, 8, 16), (3, 3, 16, 32), (2, 8, 8, 32), 1, (*ONCE[:2], (1, 0))),
     "padding that cuts": (
-        "conv_kernel_gradient",
-        (2, 8, 8, 16),
-        (2, 8, 8, 32),
-        (3, 3, 16, 32),
-        1,
-        ((1, 1), ((1, 1), (-1, 1)), (1, 1)),
+        "conv_kernel_gradient", (2, 8, 8, 16), (2, 8, 8, 32), (3, 3, 16, 32), 1, ((1, 1), ((1, 1), (-1, 1)), (1, 1)),
     ),
     "three axes": ("conv_forward", (8, 8, 16), (3, 3, 16, 32), (8, 8, 32), 1, ONCE),
     "bits of other channels": ("conv_signs", (2, 8, 8, 40), (3, 3, 1, 32), (2, 8, 8, 32), 1, ONCE),
     "bits of fewer features": ("conv_signs", (2, 8, 8, 16), (3, 3, 1, 32), (2, 8, 8, 40), 1, ONCE),
     "signs of nothing": ("conv_signs", (2, 0, 8, 16), (3, 3, 1, 32), (2, 8, 8, 32), 1, ONCE),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", MISFITS)

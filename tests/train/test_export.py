@@ -271,16 +271,10 @@ def test_programs_of_other_kinds_of_networks(kind, format, tmp_path):
         fields = {**fields, "image_size": 32}
     network = export.Network(name, fields, (1, 32, 32, 3), drawn.variables(models.create(name, **fields)))
     card = {
-        "file": formats.FORMATS[format].file,
-        "folded": list(formats.FORMATS[format].folds),
-        "labels": [],
-        "architecture": name,
-        "fields": fields,
-        "inputs": [1, 32, 32, 3],
-        "license": None,
-        "probabilities": "softmax",
+        "file": formats.FORMATS[format].file, "folded": list(formats.FORMATS[format].folds), "labels": [],
+        "architecture": name, "fields": fields, "inputs": [1, 32, 32, 3], "license": None, "probabilities": "softmax",
         "preprocessing": {"mean": [0.5], "std": [0.25]},
-    }
+    }  # fmt: skip
     formats.FORMATS[format].write(network, card, tmp_path / card["file"])
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     found = formats.FORMATS[format].open(tmp_path, card)(pixels)

@@ -40,15 +40,9 @@ def opened(root, split="train", **changes):
 def test_hidden_files_and_what_systems_leave_behind_are_no_images(tmp_path):
     fill(tmp_path, *class_of("cat"), *class_of("dog"))
     hidden = [
-        "cat/.ipynb_checkpoints/1-checkpoint.png",
-        ".ipynb_checkpoints/1.png",
-        "cat/._1.png",
-        "__MACOSX/cat/._1.png",
-        "cat/@eaDir/1.png",
-        "dog/deep/.hidden.png",
-        ".git/objects/1.png",
-        "cat/deep/.cache/deeper/1.png",
-    ]
+        "cat/.ipynb_checkpoints/1-checkpoint.png", ".ipynb_checkpoints/1.png", "cat/._1.png", "__MACOSX/cat/._1.png",
+        "cat/@eaDir/1.png", "dog/deep/.hidden.png", ".git/objects/1.png", "cat/deep/.cache/deeper/1.png",
+    ]  # fmt: skip
     for name in hidden:
         fill(tmp_path, name)
     for name in ("cat/.DS_Store", "cat/Thumbs.db", "dog/desktop.ini", ".DS_Store"):
@@ -116,16 +110,10 @@ def test_links_are_followed_and_end(tmp_path):
     names = [name for split in ("train", "test") for name in opened(root, split).files]
     assert sorted(names) == sorted(
         [
-            "cat/0.png",
-            "cat/1.png",
-            "cat/one.png",
-            *[f"cat/again/{n}.png" for n in range(4)],
-            "dog/0.png",
-            "dog/1.png",
-            "dog/inside/9.png",
-            *[f"bird/{n}.png" for n in range(4)],
+            "cat/0.png", "cat/1.png", "cat/one.png", *[f"cat/again/{n}.png" for n in range(4)], "dog/0.png",
+            "dog/1.png", "dog/inside/9.png", *[f"bird/{n}.png" for n in range(4)],
         ]
-    )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("train", ["train", "Train", "TRAIN", "training", "Training"])
