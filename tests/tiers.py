@@ -63,7 +63,6 @@ models/test_hostile.py
     test_the_command_says_so_in_one_line_and_writes_nothing         0  test_commands_say_it_in_one_line
     test_every_family_says_the_smallest_image_that_it_takes         3  the other families
     test_the_smallest_image_of_well_known_networks                  2  the other networks
-    test_a_short_run_evaluates_what_it_learned                      1  the other family
     test_a_batch_of_none_gives_no_logits                            6  the other families
 models/test_parity.py
     test_equal                                                     13  the other networks of a family
@@ -124,6 +123,8 @@ train/test_reopened.py
 train/test_resume.py
     test_sigkill_in_the_middle_of_steps_and_of_saves                0  test_sigterm_…, test_loop.py: test_going_on_…
     test_ctrl_c_twice_at_once_is_no_traceback                       1  the other moments
+train/test_step.py
+    test_a_short_run_evaluates_what_it_learned                      1  the other family
 """
 # `make check`: unit tests, which train no runs and start no processes. A file alone means all its tests, but for those
 # after a dash.
@@ -180,6 +181,8 @@ train/test_checkpoint.py
 train/test_config.py
 train/test_step.py
     test_averaged_weights
+    test_each_part_of_each_device_has_its_own_key_and_each_device_its_place
+    test_the_decay_of_averages_warms_up
     test_evaluation_is_exact_on_uneven_batches
     test_frozen_parameters_stay
 """

@@ -1,11 +1,9 @@
 """What strangers do to networks: batches of one and of none, images too small, other derivatives, an absent GPU."""
 
-import functools
 import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import models
@@ -19,7 +17,7 @@ from models.layers import conv
 from models.layers.init import jit_once
 from tests import tiny
 from tests.networks import SMALL
-from train import loop, step
+from train import loop
 
 TRANSFORMER = {"vocab_size": 11, "width": 16, "heads": 2, "layers": 1, "ff_width": 8, "max_length": 8}
 
@@ -150,52 +148,6 @@ def test_the_command_says_so_in_one_line_and_writes_nothing(tmp_path):
 def test_costs_of_one_example_are_known_all_the_same():
     cost = analyze(models.create("lenet_300_100", norm="batch"), (1, 28, 28, 1))
     assert sum(layer.params for layer in cost.layers) == 266_610 + 2 * 400
-
-
-# -- averages of weights ---------------------------------------------------------------------------------------------
-
-
-def averaged(decay, warmup, steps=30):
-    """The average of 1, 2, 3, ... after each step, from 0 on."""
-    import optax
-
-    from train import state as states
-
-    tx = optax.sgd(1.0)
-    state = states.create({"params": {"w": jnp.zeros(())}, "counted": {"n": jnp.zeros((), jnp.int32)}}, {}, tx, 0, True)
-    update = jax.jit(
-        functools.partial(
-            step.update, optimizer=tx, learning_rate=lambda _: jnp.float32(1), ema_decay=decay, ema_warmup=warmup
-        )
-    )
-    found = []
-    for t in range(1, steps + 1):
-        state, _ = update(state, {"w": jnp.float32(-1)}, {}, {"counted": {"n": jnp.int32(t)}}, {})
-        assert int(state.ema["model_state"]["counted"]["n"]) == t
-        found.append(float(state.ema["params"]["w"]))
-    return found
-
-
-@pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
-@pytest.mark.parametrize("warmup", [False, True])
-def test_the_decay_of_averages_warms_up(decay, warmup):
-    expected, average = [], 0.0
-    for t in range(1, 31):
-        now = min(decay, (1 + t) / (10 + t)) if warmup else decay
-        average = now * average + (1 - now) * t
-        expected.append(average)
-    np.testing.assert_allclose(averaged(decay, warmup), expected, rtol=1e-5)
-    if decay == 0.9999:  # after 30 steps: near the last weights, or where it began
-        assert (expected[-1] > 20) == warmup and (expected[-1] < 0.1) != warmup
-
-
-@pytest.mark.parametrize("warmup", [None, False])
-def test_a_short_run_evaluates_what_it_learned(tmp_path, warmup):
-    config = tiny.config(duration="100 steps", ema_decay=0.9999, evaluate_every="0 steps", steps_per_call=10)
-    if warmup is not None:
-        config.ema_warmup = warmup
-    accuracy = loop.train(config, tmp_path)["accuracy"]
-    assert accuracy > 0.8 if warmup is None else accuracy < 0.5
 
 
 # -- empty maps and empty batches ------------------------------------------------------------------------------------
