@@ -216,17 +216,11 @@ def optimizer_of(params, coupled=None, **changes):
         **{
             f"optimizer__{key}": value
             for key, value in {
-                "name": "sgd(momentum=0.0)",
-                "weight_decay": 0.0,
-                "decay": ".*",
-                "schedule": "constant",
-                "warmup": "0 steps",
-                "learning_rate": 0.1,
-                "groups": ((".*", 1.0),),
-                **changes,
+                "name": "sgd(momentum=0.0)", "weight_decay": 0.0, "decay": ".*", "schedule": "constant",
+                "warmup": "0 steps", "learning_rate": 0.1, "groups": ((".*", 1.0),), **changes,
             }.items()
         }
-    )
+    )  # fmt: skip
     pruning, sharing = prune.plan(section.optimizer.prune, to_steps, 2), weight_sharing.plan(section.optimizer.share)
     return optimizer.create(section.optimizer, params, to_steps, 2, pruning, sharing, coupled)[0]
 

@@ -17,7 +17,7 @@ import jax
 
 from models.analysis.tables import markdown_table
 from train import summary
-from train.files import write_atomically, write_json
+from train.files import read_json, write_atomically, write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -97,13 +97,15 @@ def judged(folder, file, code, other, tests):
 
 
 def main():
+    numbers = [int(number) for number in sys.argv[1:]]  # rows to judge again; none: all
     with tempfile.TemporaryDirectory(prefix="ablate-mutation-") as room:
         folder = Path(room)
         copy_of_the_tree(folder)
-        rows = []
-        for mutant in mutants():
-            rows.append(judged(folder, *mutant))
-            print(json.dumps(rows[-1]), flush=True)
+        rows = read_json(RESULTS / "mutation.json", {})["rows"] if numbers else [None] * len([*mutants()])
+        for number, mutant in enumerate(mutants()):
+            if not numbers or number in numbers:
+                rows[number] = judged(folder, *mutant)
+                print(json.dumps(rows[number]), flush=True)
     result = {"rows": rows, **summary.environment(jax.devices())}
     write_json(RESULTS / "mutation.json", result)
     write_atomically(RESULTS / "mutation.md", page(result))

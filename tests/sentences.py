@@ -1,21 +1,16 @@
 """A parallel text and runs on it, small enough for tests."""
 
 from configs import translation
+from tests import tiny
 
 PAIRS = (
-    ("A man is sleeping.", "Ein Mann schläft."),
-    ("Two dogs run.", "Zwei Hunde rennen."),
-    ("A woman reads a book.", "Eine Frau liest ein Buch."),
-    ("The child is playing.", "Das Kind spielt."),
-    ("A dog is in the snow.", "Ein Hund ist im Schnee."),
-    ("Two men play guitar.", "Zwei Männer spielen Gitarre."),
-    ("A girl eats an apple.", "Ein Mädchen isst einen Apfel."),
-    ("The street is empty.", "Die Straße ist leer."),
-    ("A boy climbs a tree.", "Ein Junge klettert auf einen Baum."),
-    ("A cat sees a bird.", "Eine Katze sieht ihn."),
-    ("Children play in the park.", "Kinder spielen im Park."),
-    ("A man rides a bike.", "Ein Mann fährt Fahrrad."),
-)
+    ("A man is sleeping.", "Ein Mann schläft."), ("Two dogs run.", "Zwei Hunde rennen."),
+    ("A woman reads a book.", "Eine Frau liest ein Buch."), ("The child is playing.", "Das Kind spielt."),
+    ("A dog is in the snow.", "Ein Hund ist im Schnee."), ("Two men play guitar.", "Zwei Männer spielen Gitarre."),
+    ("A girl eats an apple.", "Ein Mädchen isst einen Apfel."), ("The street is empty.", "Die Straße ist leer."),
+    ("A boy climbs a tree.", "Ein Junge klettert auf einen Baum."), ("A cat sees a bird.", "Eine Katze sieht ihn."),
+    ("Children play in the park.", "Kinder spielen im Park."), ("A man rides a bike.", "Ein Mann fährt Fahrrad."),
+)  # fmt: skip
 
 
 def write(folder):
@@ -31,10 +26,4 @@ def config(source, **changes):
     c.model.width, c.model.heads, c.model.layers, c.model.ff_width = 32, 2, 1, 64
     c.data.source, c.batch_size, c.eval_batch_size, c.devices, c.hooks = source, 12, 8, 1, ""
     c.log_every, c.evaluate_every, c.checkpoint_every = "20 steps", "100%", "100%"
-    for path, value in changes.items():
-        *sections, key = path.split("__")
-        section = c
-        for name in sections:
-            section = section[name]
-        section[key] = value
-    return c
+    return tiny.change(c, **changes)

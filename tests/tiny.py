@@ -21,6 +21,11 @@ def config(**changes):
     c.duration, c.batch_size, c.steps_per_call, c.devices = "12 steps", 32, 2, 1
     c.log_every, c.evaluate_every, c.checkpoint_every = "4 steps", "6 steps", "4 steps"
     c.hooks = ""
+    return change(c, **changes)
+
+
+def change(c, **changes):
+    """Changes keys of a config, "section__key", and returns it."""
     for path, value in changes.items():
         *sections, key = path.split("__")
         section = c
@@ -59,14 +64,9 @@ def run(*arguments, **options):
 
 
 TINY_FLAGS = (
-    "--config=configs/digits.py:resnet8",
-    "--config.model.width=4",
-    "--config.batch_size=32",
-    "--config.steps_per_call=2",
-    "--config.devices=1",
-    "--config.hooks=",
-    "--config.log_every=4 steps",
-)
+    "--config=configs/digits.py:resnet8", "--config.model.width=4", "--config.batch_size=32",
+    "--config.steps_per_call=2", "--config.devices=1", "--config.hooks=", "--config.log_every=4 steps",
+)  # fmt: skip
 
 
 def assert_same(a, b):

@@ -35,16 +35,10 @@ def views() -> dict[str, Any]:
     base = torch.arange(24.0)
     grid = base.reshape(2, 3, 2, 2)
     return {
-        "whole": base,
-        "transposed": base.reshape(4, 6).T,
-        "part": base[5:9],
-        "steps": base[1::7],
-        "channels_last": grid.contiguous(memory_format=torch.channels_last),
-        "expanded": base[3:4].expand(5),
-        "number": base[7],
-        "empty": torch.zeros(0, 3),
-        "tied": base,
-    }
+        "whole": base, "transposed": base.reshape(4, 6).T, "part": base[5:9], "steps": base[1::7],
+        "channels_last": grid.contiguous(memory_format=torch.channels_last), "expanded": base[3:4].expand(5),
+        "number": base[7], "empty": torch.zeros(0, 3), "tied": base,
+    }  # fmt: skip
 
 
 def types() -> dict[str, Any]:
@@ -71,15 +65,9 @@ def training() -> dict[str, Any]:
     state = {f"module._orig_mod.{name}": value.clone() for name, value in net.state_dict().items()}
     optimizer.step()
     return {
-        "epoch": 3,
-        "best_acc": torch.tensor(0.75),
-        "score": np.float64(0.5),
-        "none": None,
-        "arch": "linear",
-        "args": argparse.Namespace(lr=0.1),
-        "optimizer": optimizer.state_dict(),
-        "state_dict": state,
-    }
+        "epoch": 3, "best_acc": torch.tensor(0.75), "score": np.float64(0.5), "none": None, "arch": "linear",
+        "args": argparse.Namespace(lr=0.1), "optimizer": optimizer.state_dict(), "state_dict": state,
+    }  # fmt: skip
 
 
 def files() -> dict[str, np.ndarray]:

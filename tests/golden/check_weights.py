@@ -148,16 +148,11 @@ def write(table: list[dict[str, Any]]) -> None:
     columns = ("network", "layout", "theirs", "parameters", "arrays", "largest logit", "relative error")
     rows = [
         (
-            row["network"],
-            row["layout"],
-            row["theirs"],
-            f"{row['parameters']:,}",
-            row["arrays"],
-            f"{row['largest_logit']:.3g}",
-            f"{row['relative_error']:.1e}",
+            row["network"], row["layout"], row["theirs"], f"{row['parameters']:,}", row["arrays"],
+            f"{row['largest_logit']:.3g}", f"{row['relative_error']:.1e}",
         )
         for row in table
-    ]
+    ]  # fmt: skip
     versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("torch", "torchvision", "timm", "jax"))
     write_atomically(
         RESULTS / "parity.md",

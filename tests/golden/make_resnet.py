@@ -65,13 +65,8 @@ if __name__ == "__main__":
             **{
                 name: ("timm", functools.partial(timm.create_model, name))
                 for name in (
-                    "resnext101_32x4d",
-                    "resnetv2_50x1_bit",
-                    "resnetv2_50x3_bit",
-                    "resnetv2_101x1_bit",
-                    "resnetv2_101x3_bit",
-                    "resnetv2_152x2_bit",
-                    "resnetv2_152x4_bit",
+                    "resnext101_32x4d", "resnetv2_50x1_bit", "resnetv2_50x3_bit", "resnetv2_101x1_bit",
+                    "resnetv2_101x3_bit", "resnetv2_152x2_bit", "resnetv2_152x4_bit",
                 )
             },
         },

@@ -59,14 +59,9 @@ if __name__ == "__main__":
         model = models.create("transformer_base", **TINY, **fields)
         params = flatten(drawn.variables(model))
         common = {
-            "d_model": 16,
-            "nhead": 2,
-            "dim_feedforward": 24,
-            "dropout": 0.0,
-            "batch_first": True,
-            "norm_first": model.prenorm,
-            "activation": model.act,
-        }
+            "d_model": 16, "nhead": 2, "dim_feedforward": 24, "dropout": 0.0, "batch_first": True,
+            "norm_first": model.prenorm, "activation": model.act,
+        }  # fmt: skip
         nets, norms = {}, {}
         for kind, names in (
             ("encoder", {**self_attention, "feed_forward_norm": "norm2"}),

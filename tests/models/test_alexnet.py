@@ -27,14 +27,9 @@ def endpoints(name, size, **fields):
 def test_shapes_of_the_paper():
     """Krizhevsky 2012, fig. 2."""
     assert endpoints("alexnet_original", 227) == {
-        "conv1": (55, 55, 96),
-        "conv2": (27, 27, 256),
-        "conv3": (13, 13, 384),
-        "conv4": (13, 13, 384),
-        "conv5": (13, 13, 256),
-        "pool5": (6, 6, 256),
-        "pre_logits": (4096,),
-    }
+        "conv1": (55, 55, 96), "conv2": (27, 27, 256), "conv3": (13, 13, 384), "conv4": (13, 13, 384),
+        "conv5": (13, 13, 256), "pool5": (6, 6, 256), "pre_logits": (4096,),
+    }  # fmt: skip
 
 
 def test_towers_meet_in_conv3_alone():

@@ -316,17 +316,11 @@ def network_of(family):
 def card_of(family, format):
     channels = network_of(family).inputs[-1]
     return {
-        "format": format,
-        "file": formats.FORMATS[format].file,
-        "folded": list(formats.FORMATS[format].folds),
-        "labels": [],
-        "architecture": FAMILIES[family].name,
-        "fields": FAMILIES[family].fields,
-        "inputs": list(network_of(family).inputs),
-        "license": None,
-        "probabilities": "softmax",
+        "format": format, "file": formats.FORMATS[format].file, "folded": list(formats.FORMATS[format].folds),
+        "labels": [], "architecture": FAMILIES[family].name, "fields": FAMILIES[family].fields,
+        "inputs": list(network_of(family).inputs), "license": None, "probabilities": "softmax",
         "preprocessing": {"mean": [0.5] * channels, "std": [0.25] * channels},
-    }
+    }  # fmt: skip
 
 
 @functools.cache
@@ -421,19 +415,13 @@ CHECKS = {
     **{f"init={spec}": functools.partial(initialized, spec=spec) for spec in ALL_INITS},
     **{f"data_init={how}": functools.partial(of_data, how=how) for how in ("lsuv", "whiten")},
     **{f"{field}={kind}": functools.partial(low_bits, field=field, kind=kind) for kind in LOW_BIT for field in BOTH},
-    "prune weights": pruned,
-    "prune filters": without_filters,
-    "share": shared,
-    "new head": with_new_head,
-    "resume": resumed,
-    "fold": folded,
+    "prune weights": pruned, "prune filters": without_filters, "share": shared, "new head": with_new_head,
+    "resume": resumed, "fold": folded,
     "grad_cam": lambda family, folder: assert_map(explained(family, cam.grad_cam).values),
-    "cam": lambda family, folder: assert_map(explained(family, cam.cam).values),
-    "occlusion": occluded,
-    "attention_rollout": rolled,
-    "receptive field": field_of,
+    "cam": lambda family, folder: assert_map(explained(family, cam.cam).values), "occlusion": occluded,
+    "attention_rollout": rolled, "receptive field": field_of,
     **{f"export {format}": functools.partial(written, format=format) for format in FORMATS},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,10 @@
 """What strangers do to networks: batches of one and of none, images too small, other derivatives, an absent GPU."""
 
-import functools
 import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo
 
 import models
 from models.analysis.__main__ import main as command_line
@@ -16,11 +13,10 @@ from models.errors import UserError
 from models.kernels import native
 from models.kernels.lowerings import EmptyMap
 from models.kernels.tracing import lowering
-from models.layers import attention, conv
+from models.layers import conv
 from models.layers.init import jit_once
 from tests import tiny
 from tests.networks import SMALL
-from train import loop, step
 from train.run import build_run
 
 TRANSFORMER = {"vocab_size": 11, "width": 16, "heads": 2, "layers": 1, "ff_width": 8, "max_length": 8}
@@ -154,52 +150,6 @@ def test_costs_of_one_example_are_known_all_the_same():
     assert sum(layer.params for layer in cost.layers) == 266_610 + 2 * 400
 
 
-# -- averages of weights ---------------------------------------------------------------------------------------------
-
-
-def averaged(decay, warmup, steps=30):
-    """The average of 1, 2, 3, ... after each step, from 0 on."""
-    import optax
-
-    from train import state as states
-
-    tx = optax.sgd(1.0)
-    state = states.create({"params": {"w": jnp.zeros(())}, "counted": {"n": jnp.zeros((), jnp.int32)}}, {}, tx, 0, True)
-    update = jax.jit(
-        functools.partial(
-            step.update, optimizer=tx, learning_rate=lambda _: jnp.float32(1), ema_decay=decay, ema_warmup=warmup
-        )
-    )
-    found = []
-    for t in range(1, steps + 1):
-        state, _ = update(state, {"w": jnp.float32(-1)}, {}, {"counted": {"n": jnp.int32(t)}}, {})
-        assert int(state.ema["model_state"]["counted"]["n"]) == t
-        found.append(float(state.ema["params"]["w"]))
-    return found
-
-
-@pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
-@pytest.mark.parametrize("warmup", [False, True])
-def test_the_decay_of_averages_warms_up(decay, warmup):
-    expected, average = [], 0.0
-    for t in range(1, 31):
-        now = min(decay, (1 + t) / (10 + t)) if warmup else decay
-        average = now * average + (1 - now) * t
-        expected.append(average)
-    np.testing.assert_allclose(averaged(decay, warmup), expected, rtol=1e-5)
-    if decay == 0.9999:  # after 30 steps: near the last weights, or where it began
-        assert (expected[-1] > 20) == warmup and (expected[-1] < 0.1) != warmup
-
-
-@pytest.mark.parametrize("warmup", [None, False])
-def test_a_short_run_evaluates_what_it_learned(tmp_path, warmup):
-    config = tiny.config(duration="100 steps", ema_decay=0.9999, evaluate_every="0 steps", steps_per_call=10)
-    if warmup is not None:
-        config.ema_warmup = warmup
-    accuracy = loop.train(config, tmp_path)["accuracy"]
-    assert accuracy > 0.8 if warmup is None else accuracy < 0.5
-
-
 # -- empty maps and empty batches ------------------------------------------------------------------------------------
 
 SMALLEST = {
@@ -281,18 +231,13 @@ MISFITS = {
     "no stride": ("conv_forward", (2, 8, 8, 16), (3, 3, 16, 32), (2, 8, 8, 32), 1, ((0, 1), *ONCE[1:])),
     "no dilation": ("conv_forward", (2, 8, 8, 16), (3, 3, 16, 32), (2, 8, 8, 32), 1, (*ONCE[:2], (1, 0))),
     "padding that cuts": (
-        "conv_kernel_gradient",
-        (2, 8, 8, 16),
-        (2, 8, 8, 32),
-        (3, 3, 16, 32),
-        1,
-        ((1, 1), ((1, 1), (-1, 1)), (1, 1)),
+        "conv_kernel_gradient", (2, 8, 8, 16), (2, 8, 8, 32), (3, 3, 16, 32), 1, ((1, 1), ((1, 1), (-1, 1)), (1, 1)),
     ),
     "three axes": ("conv_forward", (8, 8, 16), (3, 3, 16, 32), (8, 8, 32), 1, ONCE),
     "bits of other channels": ("conv_signs", (2, 8, 8, 40), (3, 3, 1, 32), (2, 8, 8, 32), 1, ONCE),
     "bits of fewer features": ("conv_signs", (2, 8, 8, 16), (3, 3, 1, 32), (2, 8, 8, 40), 1, ONCE),
     "signs of nothing": ("conv_signs", (2, 0, 8, 16), (3, 3, 1, 32), (2, 8, 8, 32), 1, ONCE),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", MISFITS)
@@ -356,216 +301,3 @@ def test_an_exported_program_refuses_no_images_in_words():
     assert program.call(jnp.zeros((2, 32, 32, 3))).shape == (2, 10)
     with pytest.raises(ValueError, match="Expected value >= 1 for dimension variable 'N'"):
         program.call(jnp.zeros((0, 32, 32, 3)))
-
-
-# -- attention on a GPU that is not here -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
-
-
-def for_cuda(gradient, *inputs):
-    """How many calls of cuDNN's attention a program for NVIDIA's GPUs has."""
-    text = jax.jit(gradient).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()
-    return len(re.findall(r"@__cudnn\$fmha", text))
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("lengths", [(197, 197), (198, 198), (197, 50), (50, 197), (49, 49), (1, 1)])
-@pytest.mark.parametrize("kind", ["none", "mask", "bias", "both"])
-def test_gradients_of_attention_are_compiled_for_cuda(gpu, dtype, lengths, kind):
-    q, k = (images(2, length, 2, 64, dtype=dtype) for length in lengths)
-    given = {"mask": jnp.ones((1, 1, *lengths), bool)} if kind in ("mask", "both") else {}
-    given |= {"bias": jnp.ones((1, 2, *lengths))} if kind in ("bias", "both") else {}
-
-    def loss(q, k, v):
-        return attention.attend(q, k, v, **given).astype(jnp.float32).sum()
-
-    flash = dtype != "float32" and (kind == "none" or max(length % 2 for length in lengths) == 0)
-    assert for_cuda(jax.grad(loss, (0, 1, 2)), q, k, k) == (2 if flash else 0)
-
-
-FAMILIES = {
-    "vit, 17 tokens": ("vit", {}, True),
-    "vit, 16 tokens": ("vit", {"pool": "mean"}, True),
-    "vit, 5 tokens": ("vit", {"patch_size": 16}, True),
-    "vit, remat": ("vit", {"remat": True}, True),
-    "vit_c, 65 tokens": ("vit_c", {}, True),
-    "swin, 4x4": ("swin", {}, True),
-    "swin, 3x3": ("swin", {"window": 3}, False),
-}
-
-
-@pytest.mark.parametrize("dtype", some_in_full(["bfloat16", "float16", "float32"], ("bfloat16",)))
-@pytest.mark.parametrize("case", FAMILIES)
-def test_networks_with_attention_are_differentiated_for_cuda(gpu, case, dtype):
-    kind, fields, flash = FAMILIES[case]
-    model = small(kind, dtype=dtype, **fields)
-    variables = shapes(model, images(1, 32, 32, 3))
-    calls = for_cuda(jax.grad(lambda v, x: model.apply(v, x).sum()), variables, images(2, 32, 32, 3))
-    assert (calls > 0) == (flash and dtype != "float32")
-
-
-@pytest.mark.parametrize("dtype", some_in_full(["bfloat16", "float16", "float32"], ("bfloat16",)))
-@pytest.mark.parametrize("lengths", [(8, 8), (7, 7), (7, 8), (6, 5)])
-def test_the_transformer_is_differentiated_for_cuda(gpu, dtype, lengths):
-    model = models.create("transformer_base", dtype=dtype, **TRANSFORMER)
-    variables = shapes(model, *model.example())
-    inputs = [images(2, length, dtype="int32") for length in lengths]
-    calls = for_cuda(jax.grad(lambda v, *x: model.apply(v, *x).sum()), variables, *inputs)
-    assert (calls > 0) == (dtype != "float32" and any(length % 2 == 0 for length in lengths))
-
-
-@pytest.mark.parametrize("lengths", [(5, 5), (5, 8), (4, 6)])
-def test_a_token_that_nothing_attends_to_changes_nothing(lengths):
-    q, k, v = (
-        jax.random.normal(key, (2, length, 2, 8))
-        for key, length in zip(jax.random.split(jax.random.key(0), 3), (*lengths, lengths[1]), strict=True)
-    )
-
-    def both(attend):
-        y, pull = jax.vjp(attend, q, k, v)
-        return y, pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
-
-    even = both(lambda q, k, v: attention._even(q, k, v, None, None, implementation="xla"))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), even, both(jax.nn.dot_product_attention))
-
-
-# -- forward mode ----------------------------------------------------------------------------------------------------
-
-CURE = r"within `with models.lowering\('forward_mode'\):`"
-
-
-def training_loss(kind):
-    """A function of images, through a training call, and images."""
-    model = small(kind)
-    x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-    variables = models.initialize(model, jax.random.key(0), x.shape)
-    weights = jnp.cos(jnp.arange(2 * model.num_classes)).reshape(2, -1)
-
-    def loss(x):
-        logits, _ = model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
-        return (logits * weights).sum()
-
-    return loss, x
-
-
-@pytest.mark.parametrize("kind", some_in_full(SMALL, ("basic", "gated", "dense", "convnext", "swin", "lenet", "vit_c")))
-def test_forward_mode_names_its_cure(kind):
-    """Every family: refused in one line as it is, compiled within the cure."""
-    model = small(kind)
-    variables = shapes(model, images(1, 32, 32, 3))
-
-    def derivative(variables, x):
-        return jax.jvp(
-            lambda x: model.apply(
-                variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
-            ),
-            (x,),
-            (x,),
-        )[1]
-
-    with pytest.raises(UserError, match=CURE):
-        jax.jit(derivative).lower(variables, images(2, 32, 32, 3))
-    with models.lowering("forward_mode"):
-        jax.jit(derivative).lower(variables, images(2, 32, 32, 3))
-
-
-@pytest.mark.parametrize("kind", some_in_full(SMALL, ("basic", "alexnet", "vit")))
-def test_forward_mode_agrees_with_reverse_mode_within_the_cure(kind):
-    loss, x = training_loss(kind)
-    direction = jax.random.normal(jax.random.key(2), x.shape)
-    reverse = jnp.vdot(jit_once(jax.grad(loss))(x), direction)
-    with models.lowering("forward_mode"):
-        value, forward = jit_once(lambda x, d: jax.jvp(loss, (x,), (d,)))(x, direction)
-    np.testing.assert_allclose(forward, reverse, rtol=2e-3, atol=1e-4)
-    np.testing.assert_allclose(value, jit_once(loss)(x), rtol=1e-4, atol=1e-4)
-
-
-def test_forward_mode_of_the_transformer():
-    model = models.create("transformer_base", **{**TRANSFORMER, "dropout": 0.0})
-    tokens = jnp.arange(12).reshape(2, 6) % 11
-    params = models.initialize(model, jax.random.key(0), model.example())["params"]
-    loss = jax.jit(lambda params: jnp.cos(model.apply({"params": params}, tokens, tokens)).sum())
-    with pytest.raises(UserError, match=CURE):
-        jax.jvp(loss, (params,), (params,))
-    gradient = jax.grad(loss)(params)
-    with models.lowering("forward_mode"):
-        forward = jax.jvp(loss, (params,), (params,))[1]  # jitted before
-    reverse = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, params)))
-    np.testing.assert_allclose(forward, reverse, rtol=1e-3)
-
-
-DERIVATIVES = {
-    "jvp": lambda f, x: jax.jvp(f, (x,), (x,)),
-    "linearize": lambda f, x: jax.linearize(f, x)[1](x),
-    "jacfwd": lambda f, x: jax.jacfwd(f)(x),
-    "hessian": lambda f, x: jax.hessian(f)(x),
-    "jvp of jit": lambda f, x: jax.jvp(jax.jit(f), (x,), (x,)),
-    "jit of jvp": lambda f, x: jax.jit(lambda x: jax.jvp(f, (x,), (x,)))(x),
-    "vmap of jvp": lambda f, x: jax.vmap(lambda x: jax.jvp(f, (x,), (x,)))(x[None]),
-    "hessian-vector product": lambda f, x: jax.jvp(jax.grad(f), (x,), (x,)),
-    "grad of grad": lambda f, x: jax.grad(lambda x: jax.grad(f)(x).sum())(x),
-    "jvp of remat": lambda f, x: jax.jvp(jax.checkpoint(f), (x,), (x,)),
-    "jvp of scan": lambda f, x: jax.jvp(
-        lambda x: jax.lax.scan(lambda total, _: (total + f(x), None), 0.0, None, 2)[0], (x,), (x,)
-    ),
-}
-LAYERS = {
-    "conv": lambda x: jnp.sin(conv.Conv(16, 3).apply({"params": {"kernel": jnp.ones((3, 3, 16, 16)) / 50}}, x)).sum(),
-    "product": lambda x: jnp.sin(conv.product(x, jnp.ones((16, 16)) / 9)).sum(),
-    "norm": lambda x: jnp.sin(
-        models.layers.norm.GroupNorm(groups=4).apply({"params": {"scale": jnp.ones(16), "bias": jnp.ones(16)}}, x)
-    ).sum(),
-    "attention": lambda x: jnp.sin(attention.attend(*[x[:, :, 0, None]] * 3)).sum(),
-}
-
-
-FIRST_ORDER = ("jvp", "linearize", "jacfwd", "jvp of jit", "jit of jvp", "vmap of jvp", "jvp of remat", "jvp of scan")
-
-
-@pytest.mark.parametrize("way", FIRST_ORDER)
-@pytest.mark.parametrize("layer", LAYERS)
-def test_forward_mode_of_a_layer_is_refused_in_every_way(layer, way):
-    x = jax.random.normal(jax.random.key(0), (2, 3, 3, 16))
-    with pytest.raises(UserError, match=CURE):
-        DERIVATIVES[way](LAYERS[layer], x)
-
-
-@pytest.mark.parametrize("way", [way for way in DERIVATIVES if way not in FIRST_ORDER])
-@pytest.mark.parametrize("layer", LAYERS)
-def test_second_order_is_right_or_refused(layer, way):
-    x = jax.random.normal(jax.random.key(0), (2, 2, 2, 16))
-    with models.lowering("forward_mode"):
-        right = DERIVATIVES[way](LAYERS[layer], x)
-    try:
-        found = DERIVATIVES[way](LAYERS[layer], x)
-    except UserError as error:
-        assert re.search(CURE, str(error))
-    else:
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, right)
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_second_derivatives_within_the_cure(layer):
-    """By differences of the gradient that reverse mode has outside of it."""
-    x, d = jax.random.normal(jax.random.key(0), (2, 2, 2, 2, 16))
-    step_size = 1e-2
-    gradient = jax.grad(LAYERS[layer])
-    differences = (gradient(x + step_size * d) - gradient(x - step_size * d)) / (2 * step_size)
-    with models.lowering("forward_mode"):
-        product = jax.jvp(jax.grad(LAYERS[layer]), (x,), (d,))[1]
-        hessian = jax.hessian(LAYERS[layer])(x)
-    np.testing.assert_allclose(product, differences, rtol=2e-2, atol=5e-3)
-    np.testing.assert_allclose(jnp.einsum("abcdefgh,efgh->abcd", hessian, d), product, rtol=1e-3, atol=1e-3)
-
-
-def test_reverse_mode_leaves_nothing_of_the_check_in_a_program():
-    model = small("basic")
-    variables = shapes(model, images(1, 8, 8, 3))
-    text = jax.jit(jax.grad(lambda v, x: model.apply(v, x).sum())).lower(variables, images(2, 8, 8, 3)).as_text()
-    assert "reverse_only" not in text
-    assert "reverse_only" in str(jax.make_jaxpr(model.apply)(variables, images(2, 8, 8, 3)))

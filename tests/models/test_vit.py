@@ -31,15 +31,9 @@ def tiny(name="vit_tiny_patch16", **fields):
 
 # Xiao 2021, table 1: parameters in 1e6 and mult-adds in 1e9.
 TABLE_1 = {
-    "vit_p_1gf": (4.8, 1.1),
-    "vit_p_4gf": (18.5, 3.9),
-    "vit_p_18gf": (86.7, 17.5),
-    "vit_p_36gf": (178.4, 35.9),
-    "vit_c_1gf": (4.6, 1.1),
-    "vit_c_4gf": (17.8, 4.0),
-    "vit_c_18gf": (81.6, 17.7),
-    "vit_c_36gf": (167.8, 35.0),
-}
+    "vit_p_1gf": (4.8, 1.1), "vit_p_4gf": (18.5, 3.9), "vit_p_18gf": (86.7, 17.5), "vit_p_36gf": (178.4, 35.9),
+    "vit_c_1gf": (4.6, 1.1), "vit_c_4gf": (17.8, 4.0), "vit_c_18gf": (81.6, 17.7), "vit_c_36gf": (167.8, 35.0),
+}  # fmt: skip
 # ViT_P-18GF is ViT-B by the paper's own words, 86.6M in its table 2; torchvision counts 17.56e9 for it, as we do.
 OFF_BY_A_DIGIT = {"vit_p_18gf": (86.6, 17.6), "vit_p_36gf": (178.4, 36.0)}
 

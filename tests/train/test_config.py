@@ -22,15 +22,10 @@ def test_reader_refuses_unknown_and_unread_keys():
 @pytest.mark.parametrize(
     ("text", "steps"),
     [
-        ("7 steps", 7),
-        ("1 step", 1),
-        ("90 epochs", 9000),
-        ("0.5 epochs", 50),
-        ("1.28e3 examples", 128),
-        ("25%", 10),
+        ("7 steps", 7), ("1 step", 1), ("90 epochs", 9000), ("0.5 epochs", 50), ("1.28e3 examples", 128), ("25%", 10),
         ("0 steps", 0),
     ],
-)
+)  # fmt: skip
 def test_durations(text, steps):
     assert config.steps(text, batch_size=10, examples=1000, total=40) == steps
 

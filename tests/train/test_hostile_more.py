@@ -261,15 +261,10 @@ def test_the_file_that_is_read_is_not_written_over(action, link, tmp_path, capsy
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("config.json", '{"name": "my-app"}'),
-        ("config.json", "// settings"),
-        ("config.json", "[]"),
-        ("config.json", ""),
-        ("data.json", "{}"),
-        ("summary.json", "{}"),
-        ("metrics.jsonl", '{"loss": 1}\n'),
+        ("config.json", '{"name": "my-app"}'), ("config.json", "// settings"), ("config.json", "[]"),
+        ("config.json", ""), ("data.json", "{}"), ("summary.json", "{}"), ("metrics.jsonl", '{"loss": 1}\n'),
     ],
-)
+)  # fmt: skip
 def test_files_that_are_no_runs_are_not_written_over(name, content, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=f"{tmp_path} holds a {name} that does not belong to a run"):

@@ -104,16 +104,10 @@ def test_a_picture_that_fails_is_a_warning_and_the_run_is_finished(tmp_path, mon
 @pytest.mark.parametrize(
     "module",
     [
-        "train",
-        "train.export",
-        "train.adaptive",
-        "train.probe",
-        "train.predict",
-        "experiments.explain",
-        "experiments.run",
-        "experiments.seeds",
+        "train", "train.export", "train.adaptive", "train.probe", "train.predict", "experiments.explain",
+        "experiments.run", "experiments.seeds",
     ],
-)
+)  # fmt: skip
 def test_paths_may_begin_with_a_tilde(module, tmp_path):
     """Each path flag is parsed by the command, which then fails for another reason that names the expanded path."""
     flag = {"train.predict": "--out=~/nowhere/x.png", "train.probe": "--cache=~/x", "experiments.run": "--out=~/x"}.get(
@@ -201,28 +195,30 @@ def test_the_configs_of_the_project_have_the_types_of_their_defaults():
             config.check_types(config.load(f"configs/{path.name}"))
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run, whose summary a test may write over."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    loop.train(tiny.config(), folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     "content", ["{}", "[]", '{"accuracy": 1.0}', '{"model": 3}', "null", "", '{"model": "resnet8"']
 )
-def test_a_summary_that_is_damaged_does_not_count_as_a_finished_run(content, tmp_path):
-    loop.train(tiny.config(), tmp_path / "run")
-    (tmp_path / "run" / "summary.json").write_text(content)
+def test_a_summary_that_is_damaged_does_not_count_as_a_finished_run(content, finished):
+    (finished / "summary.json").write_text(content)
     with pytest.raises(UserError, match=r"summary.json is damaged"):
-        loop.train(tiny.config(), tmp_path / "run")
+        loop.train(tiny.config(), finished)
 
 
 def test_damaged_lines_of_metrics_are_left_out_with_a_warning(tmp_path):
     path = tmp_path / "metrics.jsonl"
     good = [{"step": step, "split": "train", "loss": 1.0} for step in (1, 2, 3)]
     bad = [
-        "null",
-        "[]",
-        '{"step": "x", "split": "train"}',
-        '{"split": "train"}',
-        '{"step": 2, "split": 3}',
-        "\\udc",
+        "null", "[]", '{"step": "x", "split": "train"}', '{"split": "train"}', '{"step": 2, "split": 3}', "\\udc",
         '{"step": 1, "split": "train", "loss": NaN}',
-    ]
+    ]  # fmt: skip
     path.write_text("\n".join([json.dumps(good[0]), *bad, *map(json.dumps, good[1:])]) + '\n{"step": 4, "spl')
     with pytest.warns(UserWarning, match="8 damaged lines are skipped; the first is line 2"):
         assert workdir.read_metrics(path) == good

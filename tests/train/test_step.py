@@ -1,5 +1,8 @@
 """What one step does: metrics, averaging, frozen parameters, mixed precision, exact evaluation."""
 
+import functools
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -9,7 +12,9 @@ import pytest
 
 from models.errors import UserError
 from tests import tiny
-from train import evaluate, tasks
+from train import evaluate, loop, step, tasks
+from train import state as states
+from train.devices.fsdp import AXIS
 from train.run import build_run
 
 
@@ -20,9 +25,9 @@ def first_step(**changes):
     return run, run.parallel.fetch(state), jax.tree.map(np.asarray, metrics)
 
 
-def test_metrics_of_a_step_are_sums_over_all_devices():
-    for devices in (1, 4):
-        _, state, metrics = first_step(devices=devices)
+def test_metrics_of_a_step_are_sums_over_all_devices_and_parts():
+    for devices, accumulate in ((1, 1), (4, 1), (1, 2)):
+        _, state, metrics = first_step(devices=devices, accumulate=accumulate)
         assert int(state.step) == 1
         assert metrics["loss"][1].tolist() == metrics["accuracy"][1].tolist() == [32.0]
         assert 0 <= metrics["accuracy"][0][0] <= 32
@@ -168,3 +173,73 @@ def test_counters_of_a_task_stay_whole_numbers():
         del tasks.TASKS["counting"]
     count = run.parallel.fetch(state).task_state["batches"]
     assert count.dtype == np.int32 and count == 4  # two steps of two parts each
+
+
+class Draws:
+    """A task whose metrics are a number drawn from its key, and the place of its examples in the global batch."""
+
+    def loss(self, params, model_state, task_state, batch, key, step):
+        metrics = {"drawn": (jax.random.uniform(key), jnp.ones(())), "first": (batch["first"].sum(), jnp.ones(()))}
+        return params["w"], (metrics, model_state, task_state)
+
+
+def test_each_part_of_each_device_has_its_own_key_and_each_device_its_place():
+    """Two devices of four examples, in two parts each."""
+    rng, number = jax.random.key(5), 3
+    state = SimpleNamespace(
+        rng=jax.random.key_data(rng), step=number, params={"w": jnp.ones(())}, model_state={}, task_state={}
+    )
+
+    def on_device(images):
+        def prepare(key, batch, first):
+            return {**batch, "first": jnp.full(4, first)}
+
+        return step.gradients(state, {"image": images}, task=Draws(), prepare=prepare, accumulate=2)[1][0]
+
+    metrics = jax.vmap(on_device, axis_name=AXIS)(jnp.zeros((2, 4)))
+    model_key = jax.random.split(jax.random.fold_in(rng, number))[1]
+    keys = [jax.random.fold_in(jax.random.fold_in(model_key, device), part) for device in (0, 1) for part in (0, 1)]
+    np.testing.assert_allclose(metrics["drawn"][0], sum(map(jax.random.uniform, keys)), rtol=1e-6)
+    assert metrics["first"][0].tolist() == [16, 16] and metrics["drawn"][1].tolist() == [4, 4]
+
+
+# -- averages of weights ---------------------------------------------------------------------------------------------
+
+
+def averaged(decay, warmup, steps=30):
+    """The average of 1, 2, 3, ... after each step, from 0 on."""
+    tx = optax.sgd(1.0)
+    state = states.create({"params": {"w": jnp.zeros(())}, "counted": {"n": jnp.zeros((), jnp.int32)}}, {}, tx, 0, True)
+    update = jax.jit(
+        functools.partial(
+            step.update, optimizer=tx, learning_rate=lambda _: jnp.float32(1), ema_decay=decay, ema_warmup=warmup
+        )
+    )
+    found = []
+    for t in range(1, steps + 1):
+        state, _ = update(state, {"w": jnp.float32(-1)}, {}, {"counted": {"n": jnp.int32(t)}}, {})
+        assert int(state.ema["model_state"]["counted"]["n"]) == t
+        found.append(float(state.ema["params"]["w"]))
+    return found
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
+@pytest.mark.parametrize("warmup", [False, True])
+def test_the_decay_of_averages_warms_up(decay, warmup):
+    expected, average = [], 0.0
+    for t in range(1, 31):
+        now = min(decay, (1 + t) / (10 + t)) if warmup else decay
+        average = now * average + (1 - now) * t
+        expected.append(average)
+    np.testing.assert_allclose(averaged(decay, warmup), expected, rtol=1e-5)
+    if decay == 0.9999:  # after 30 steps: near the last weights, or where it began
+        assert (expected[-1] > 20) == warmup and (expected[-1] < 0.1) != warmup
+
+
+@pytest.mark.parametrize("warmup", [None, False])
+def test_a_short_run_evaluates_what_it_learned(tmp_path, warmup):
+    config = tiny.config(duration="100 steps", ema_decay=0.9999, evaluate_every="0 steps", steps_per_call=10)
+    if warmup is not None:
+        config.ema_warmup = warmup
+    accuracy = loop.train(config, tmp_path)["accuracy"]
+    assert accuracy > 0.8 if warmup is None else accuracy < 0.5

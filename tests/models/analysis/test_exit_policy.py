@@ -40,13 +40,8 @@ def test_extremes():
         np.testing.assert_array_equal(exit_policy.shares(enough, COSTS), np.eye(5)[-1])
     np.testing.assert_array_equal(exit_policy.shares(7.0, (7.0,)), [1])
     assert [exit_policy.anytime(allowed, COSTS) for allowed in (10e6, 13.9e6, 14e6, 59e6, 60e6, math.inf)] == [
-        0,
-        0,
-        1,
-        3,
-        4,
-        4,
-    ]
+        0, 0, 1, 3, 4, 4,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("function", [exit_policy.shares, exit_policy.anytime])

@@ -24,18 +24,12 @@ def network():
     dense = RNG.normal(size=(3, 3, 4, 64)).astype(np.float32)
     signs = np.where(RNG.random((3, 3, 16, 8)) < 0.5, -1, 1) * RNG.uniform(0.1, 1, 8)
     return {
-        "shared/pruned": codebook.share(pruned, 5).weights(),
-        "sparse": pruned * 2,
-        "shared/whole": codebook.share(dense, 5).weights(),
-        "float32": dense[0, 0, 0],
-        "rare": rare,
-        "ternary": RNG.choice(np.float32([-1, 0, 1]), (20, 30)),
-        "signs": signs.astype(np.float32),
-        "zeros": np.zeros((40, 40), np.float32),
-        "zero": np.float32(3.5),
-        "nothing": np.zeros((0, 3), np.float32),
+        "shared/pruned": codebook.share(pruned, 5).weights(), "sparse": pruned * 2,
+        "shared/whole": codebook.share(dense, 5).weights(), "float32": dense[0, 0, 0], "rare": rare,
+        "ternary": RNG.choice(np.float32([-1, 0, 1]), (20, 30)), "signs": signs.astype(np.float32),
+        "zeros": np.zeros((40, 40), np.float32), "zero": np.float32(3.5), "nothing": np.zeros((0, 3), np.float32),
         "odd": np.float32([[-0.0, np.nan, np.inf, 0.0]] * 20),
-    }
+    }  # fmt: skip
 
 
 def packing(arrays=None):

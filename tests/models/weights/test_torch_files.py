@@ -34,16 +34,10 @@ def test_views_of_torch(tmp_path, name):
     (tmp_path / "w.pth").write_bytes(TORCH[name].tobytes())
     base, found = np.arange(24, dtype=np.float32), read(tmp_path / "w.pth")
     expected = {
-        "whole": base,
-        "transposed": base.reshape(4, 6).T,
-        "part": base[5:9],
-        "steps": base[1::7],
-        "channels_last": base.reshape(2, 3, 2, 2),
-        "expanded": np.full(5, 3),
-        "number": np.array(7),
-        "empty": np.zeros((0, 3)),
-        "tied": base,
-    }
+        "whole": base, "transposed": base.reshape(4, 6).T, "part": base[5:9], "steps": base[1::7],
+        "channels_last": base.reshape(2, 3, 2, 2), "expanded": np.full(5, 3), "number": np.array(7),
+        "empty": np.zeros((0, 3)), "tied": base,
+    }  # fmt: skip
     assert found.keys() == expected.keys()
     for key, array in expected.items():
         assert found[key].shape == array.shape

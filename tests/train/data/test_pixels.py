@@ -52,14 +52,9 @@ def test_every_encoding_of_a_picture_gives_its_pixels(name, tmp_path):
     small = np.asarray(Image.fromarray(rgb(picture)).resize((16, 16), Image.Resampling.BILINEAR))
     card = {
         "preprocessing": {
-            "crop": "whole",
-            "size": 16,
-            "channels": 3,
-            "eval_crop": 0.875,
-            "exif": "apply",
-            "shape": [16, 16, 3],
+            "crop": "whole", "size": 16, "channels": 3, "eval_crop": 0.875, "exif": "apply", "shape": [16, 16, 3],
         }
-    }
+    }  # fmt: skip
     for found in (
         Decoder("whole", 16, 3)(path),
         of_file(Decoder("none", 0, 3), (16, 16, 3), path),
@@ -194,15 +189,9 @@ def test_of_several_frames_the_first_counts(kind, options):
 
 
 UNTURN = {
-    1: None,
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_90",
-    7: "TRANSVERSE",
-    8: "ROTATE_270",
-}
+    1: None, 2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
+    7: "TRANSVERSE", 8: "ROTATE_270",
+}  # fmt: skip
 
 
 def taken(picture, turned, kind="JPEG", **options):

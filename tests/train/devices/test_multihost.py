@@ -19,16 +19,10 @@ from train import loop
 from train.devices import multihost
 
 FLAGS = (
-    *tiny.TINY_FLAGS,
-    "--config.devices=0",
-    "--config.duration=24 steps",
-    "--config.checkpoint_every=4 steps",
-    "--config.evaluate_every=12 steps",
-    "--config.data.augment=crop(1)|mixup(0.2)",
-    "--config.ema_decay=0.9",
-    "--config.model.act=silu",
-    "--config.optimizer.learning_rate=0.02",
-)
+    *tiny.TINY_FLAGS, "--config.devices=0", "--config.duration=24 steps", "--config.checkpoint_every=4 steps",
+    "--config.evaluate_every=12 steps", "--config.data.augment=crop(1)|mixup(0.2)", "--config.ema_decay=0.9",
+    "--config.model.act=silu", "--config.optimizer.learning_rate=0.02",
+)  # fmt: skip
 # What FLAGS says, for a run in the tests' own process. Without the kinks of ReLU and at a small learning rate last
 # digits stay last digits: an input of ReLU at zero takes another side on another processor.
 SAME = {
