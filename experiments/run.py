@@ -212,7 +212,7 @@ def environments(outcomes: study.Outcomes) -> list[dict[str, Any]]:
     """Returns the distinct (commit, device, versions) of the trials; where none trained, that of this process."""
     import jax
 
-    from train import summary
+    from train.recording import summary
 
     entries = [{name: o.summary[name] for name in ("commit", "device", "versions")} for o in outcomes if o.summary]
     entries = entries or [summary.environment(jax.local_devices())]
@@ -236,7 +236,7 @@ def write(this: study.Study, results: Mapping[str, Any], outcomes: study.Outcome
     from matplotlib.figure import Figure
 
     from models.analysis.chart import save
-    from train.files import write_atomically, write_json
+    from train.storage.files import write_atomically, write_json
 
     for picture in this.pictures:
         figure = Figure(figsize=picture.size, layout="constrained", dpi=120)

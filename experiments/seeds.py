@@ -29,8 +29,10 @@ def main() -> None:
             raise UserError(f"--{flag.name} is missing")
     config: Any = CONFIG()
     console, runs = command.console(), []
-    from train import loop, summary, workdir
-    from train.files import read_json, write_json
+    from train import loop
+    from train.recording import summary
+    from train.storage import workdir
+    from train.storage.files import read_json, write_json
 
     folders = [Path(WORKDIR.value) / f"seed{seed}" for seed in range(SEEDS.value)]
     finished = [read_json(path, summary.SCHEMA) for folder in folders if (path := folder / "summary.json").exists()]

@@ -176,8 +176,8 @@ def initialize(
         def init(rng):
             return model.init(rng, *(jnp.zeros(x.shape, x.dtype) for x in abstract(inputs)))
 
-        if isinstance(rng, jax.core.Tracer):  # for shapes alone
-            return init(rng)
+        if isinstance(rng, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]  JAX imports it lazily
+            return dict(init(rng))
         draw = jit_once(init)
         _check_memory(model, draw, rng)
         return draw(rng)

@@ -17,14 +17,14 @@ from models.layers.norm import norm
 from tests import tiny
 from tests.combinations import ALL_INITS, FAMILIES, TEXT, norms_of
 from tests.golden import drawn
-from train import config as configs
 from train import state as states
 from train import step, tasks
 from train.devices.parallel import Parallel
 from train.optim import build as optimizer
 from train.optim import pruning as prune
 from train.optim import weight_sharing
-from train.parameters import named
+from train.optim.parameters import named
+from train.setup import config as configs
 
 BATCH = 4
 PARALLEL = Parallel("pmap", 1)

@@ -9,7 +9,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests import tiny
-from train import checkpoint, loop
+from train import loop
+from train.storage import checkpoint
 
 STEPS = (4, 8, 12)
 

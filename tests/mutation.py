@@ -16,8 +16,8 @@ from pathlib import Path
 import jax
 
 from models.analysis.tables import markdown_table
-from train import summary
-from train.files import read_json, write_atomically, write_json
+from train.recording import summary
+from train.storage.files import read_json, write_atomically, write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -45,7 +45,7 @@ models/resnet.py
     if self.stride_in == "1x1" else  =>  if self.stride_in != "1x1" else  | models/test_resnet.py models/test_parity.py
     drop_slope * (before + i + 1)  =>  drop_slope * (before + i)  | models/test_families.py
     return y if self.preact else act(y)  =>  return act(y)  | models/test_resnet.py models/test_parity.py
-train/checkpoint_format.py
+train/storage/checkpoint_format.py
     about.pop("checksum") != _checksum(about)  =>  about.pop("checksum") is None  | CHECKPOINTS
     str(about["step"]) != folder.name  =>  str(about["step"]) is None  | CHECKPOINTS
     if actual[name] != digest  =>  if actual[name] is None  | CHECKPOINTS

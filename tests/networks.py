@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train import spec
+from train.setup import spec
 
 # Trained parameters. Where the reference names no paper, the counts are equal; a paper rounds them. Networks without a
 # reference guard against changes.

@@ -21,11 +21,12 @@ from models.errors import UserError
 from models.explain import cam
 from models.layers import norm as norms
 from tests import tiny
-from train import config as configs
-from train import loop, restore, spec, tasks
+from train import loop, restore, tasks
 from train.data import load
 from train.export import loaded, network, write
 from train.run import build_run
+from train.setup import config as configs
+from train.setup import spec
 
 README = (tiny.ROOT / "README.md").read_text()
 FILES = dict(re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", README, re.DOTALL))

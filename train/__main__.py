@@ -44,8 +44,9 @@ def main() -> int:
     with multihost.together():
         import jax
 
-        from train import loop, summary  # imported after JAX has joined the other processes
-        from train.describe import describe
+        from train import loop
+        from train.recording import summary  # imported after JAX has joined the other processes
+        from train.recording.describe import describe
 
         console = command.console(quiet=jax.process_index() > 0)
         if DRY_RUN.value:

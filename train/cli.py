@@ -44,7 +44,7 @@ def define_config(name: str = "config") -> Callable[[], ml_collections.ConfigDic
     """Defines --config=FILE.py[:ARGUMENTS] with --config.KEY=VALUE, and returns its reader.
 
     The reader returns the config once flags are parsed. A key that the file does not set is accepted here, because it
-    may be a field of the model; setting up a run refuses keys that nothing reads (`train.config.Reader`).
+    may be a field of the model; setting up a run refuses keys that nothing reads (`train.setup.config.Reader`).
     """
     holder = config_flags.DEFINE_config_file(
         name,
@@ -67,7 +67,7 @@ def define_config(name: str = "config") -> Callable[[], ml_collections.ConfigDic
     def read() -> ml_collections.ConfigDict:
         if holder.value is None and not holder.present:
             raise UserError(f"--{name} is missing, e.g. --{name}=configs/digits.py")
-        path = flags.FLAGS[name].config_filename.split(":")[0]
+        path = cast(Any, flags.FLAGS[name]).config_filename.split(":")[0]
         if not os.path.isfile(path):
             raise UserError(f"--{name}={path}: there is no such file")
         if not isinstance(holder.value, ml_collections.ConfigDict):

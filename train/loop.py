@@ -10,15 +10,16 @@ import jax
 import rich.console
 
 from models.errors import UserError
-from train import checkpoint, summary
-from train.config import Config, difference, plain
 from train.devices import multihost
-from train.files import expanded, read_json, write_json
 from train.interruption import Interruption
-from train.recorder import Recorder, check_finite
+from train.recording import summary
+from train.recording.recorder import Recorder, check_finite
 from train.run import Run, build_run
+from train.setup.config import Config, difference, plain
 from train.state import TrainState
-from train.workdir import Workdir
+from train.storage import checkpoint
+from train.storage.files import expanded, read_json, write_json
+from train.storage.workdir import Workdir
 
 
 def train(

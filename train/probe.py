@@ -30,11 +30,12 @@ def main() -> None:
     """Extracts features, evaluates the classifiers on them, and prints and writes the results."""
     import jax
 
-    from train import initial_weights, summary
-    from train.config import Reader, keys
-    from train.files import write_json
     from train.probing import classifiers, features
+    from train.recording import summary
     from train.run import build_network, examples_of_norm
+    from train.setup import initial_weights
+    from train.setup.config import Reader, keys
+    from train.storage.files import write_json
 
     kinds, console = classifiers.names(KINDS.value), command.console()
     reader = Reader.of(CONFIG())

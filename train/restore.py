@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.errors import choice_error
-from train import checkpoint, workdir
-from train.config import Reader, keys
-from train.files import expanded
 from train.optim import pruning
 from train.run import Network, Run, build_network, build_run
+from train.setup.config import Reader, keys
 from train.state import TrainState
+from train.storage import checkpoint, workdir
+from train.storage.files import expanded
 
 # Keys that configs of earlier versions lack, with the values that reproduce their behavior
 EARLIER = {"lookahead": "", "ema_warmup": False}

@@ -17,14 +17,15 @@ import optax
 
 import models
 from models.errors import UserError, choice_error
-from train import evaluate, hooks, initial_weights, rules, step, tasks
-from train.config import Config, Durations, Reader, plain
+from train import evaluate, hooks, step, tasks
 from train.data.feed import Feed
 from train.data.image_feed import ImageFeed
 from train.data.sources import text
 from train.data.text_feed import TextFeed
 from train.devices.parallel import Parallel
 from train.optim import build, lookahead, pruning, schedules, weight_sharing
+from train.setup import initial_weights, rules
+from train.setup.config import Config, Durations, Reader, plain
 from train.state import TrainState
 from train.state import create as create_state
 from train.tasks.base import Task
@@ -224,7 +225,7 @@ def build_plans(config: Config | Reader, network: Network) -> Plans:
     """Reads the plans of pruning, sharing and averaging, and checks the rules between them.
 
     Raises:
-      UserError: a setting cannot be read, or a rule between features is broken (train/rules.py).
+      UserError: a setting cannot be read, or a rule between features is broken (train/setup/rules.py).
     """
     reader, times = Reader.of(config), network.durations
     if not 0 <= reader.ema_decay < 1:

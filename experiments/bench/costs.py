@@ -301,8 +301,8 @@ def write(out: Path) -> None:
     """Counts, draws, and writes the page into an existing folder."""
     import jax
 
-    from train import summary
-    from train.files import write_atomically, write_json
+    from train.recording import summary
+    from train.storage.files import write_atomically, write_json
 
     costs = {name: count(name) for name in PUBLISHED}
     early = {name: count(*arguments) for name, arguments in EARLY.items()}

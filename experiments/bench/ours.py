@@ -23,7 +23,7 @@ PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # as `train.loop` has 
 
 def about(case: dict) -> Served:
     """Where this runs."""
-    from train import summary
+    from train.recording import summary
 
     devices = jax.devices()
     return Served({}, {**summary.environment(devices), "platform": devices[0].platform, "devices": len(devices)})
@@ -152,9 +152,9 @@ def loop_steps(case: dict) -> Served:
     """
     import rich.console
 
-    from train import config as config_lib
-    from train import recorder as metrics
+    from train.recording import recorder as metrics
     from train.run import build_run
+    from train.setup import config as config_lib
 
     config: Any = config_lib.load("configs/cifar10.py")
     if case["model"] != config.model.name:

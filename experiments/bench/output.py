@@ -10,8 +10,8 @@ from matplotlib.ticker import EngFormatter
 from experiments.bench import targets
 from models.analysis.chart import save
 from models.analysis.tables import markdown_table
-from train.files import read_json, write_atomically, write_json
 from train.plots.palette import BLUE, GRAY
+from train.storage.files import read_json, write_atomically, write_json
 
 _ROWS = {"type": "array", "items": {"type": "object"}}
 SCHEMA = {"type": "object", "properties": {"rows": _ROWS, "profiles": _ROWS}}

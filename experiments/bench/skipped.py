@@ -202,8 +202,8 @@ def main() -> None:
     """Trains what is missing, times, prints and writes."""
     import jax
 
-    from train import summary
-    from train.files import write_atomically, write_json
+    from train.recording import summary
+    from train.storage.files import write_atomically, write_json
 
     console, out = command.console(), Path(OUT.value)
     try:

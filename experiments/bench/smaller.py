@@ -32,8 +32,8 @@ def main() -> None:
     """Times, prints and writes."""
     import jax
 
-    from train import summary
-    from train.files import write_atomically, write_json
+    from train.recording import summary
+    from train.storage.files import write_atomically, write_json
 
     console, out = command.console(), Path(OUT.value)
     for case in KINDS.value:

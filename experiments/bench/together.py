@@ -45,7 +45,7 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from train import summary
+    from train.recording import summary
     from train.run import build_run
 
     runs = []
@@ -98,7 +98,7 @@ def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
 
     A row takes the place of the earlier one of the same model, image, batch, runs, cores and device.
     """
-    from train.files import read_json, write_atomically, write_json
+    from train.storage.files import read_json, write_atomically, write_json
 
     def key(row):
         return [row[name] for name in ("model", "width", "image", "batch", "runs", "cores", "device")]

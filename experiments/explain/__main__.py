@@ -14,7 +14,8 @@ from experiments.explain.subjects import Job, from_files, from_split, mistakes, 
 from models import command
 from models.analysis.tables import terminal_table
 from models.errors import UserError, choice_error
-from train import cli, spec
+from train import cli
+from train.setup import spec
 
 USAGE = """Looks inside the network of a finished run, and writes pictures.
 
@@ -114,8 +115,9 @@ def main() -> None:
 
     import jax
 
-    from train import restore, summary
-    from train.files import write_json
+    from train import restore
+    from train.recording import summary
+    from train.storage.files import write_json
 
     run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
     check_inputs(run.feed)

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.explain.subjects import Job, batches
 from models.errors import UserError
-from train import spec
+from train.setup import spec
 
 
 def attributions(job: Job, wanted: Sequence[spec.Call], pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:

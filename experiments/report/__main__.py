@@ -20,7 +20,7 @@ weights have written under --results, and trains nothing. What is not there is n
 def main() -> None:
     """Reads, and writes the two pages and the blocks of the README."""
     from experiments.report import content, readme, render
-    from train.files import write_atomically
+    from train.storage.files import write_atomically
 
     out = Path(OUT.value)
     render.write(content.gather(Path(RESULTS.value), out / render.PICTURES), out)

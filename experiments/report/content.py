@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from experiments import study
 from experiments.report import winners
 from models.errors import UserError
-from train.files import read_json
+from train.storage.files import read_json
 
 COSTS = "python -m experiments.bench.costs --out=experiments/results/costs"
 BENCH = "python -m experiments.bench"
@@ -108,7 +108,7 @@ def gather(results: Path, pictures: Path) -> Report:
     Raises:
       UserError: there is no such folder, or a file in it is not what its command writes.
     """
-    from train import summary
+    from train.recording import summary
 
     if not results.is_dir():
         raise UserError(f"--results={results}: there is no such folder; make studies writes experiments/results")

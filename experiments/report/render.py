@@ -26,7 +26,7 @@ BADGES = dict(zip(study.VERDICTS, ("agrees", "disagrees", "unclear"), strict=Tru
 
 def write(report: Report, out: Path) -> None:
     """Writes index.html and report.md into the folder, and the pictures of the latter below it."""
-    from train.files import write_atomically
+    from train.storage.files import write_atomically
 
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
     pages = jinja2.Environment(

@@ -255,7 +255,7 @@ class Study(NamedTuple):
 
 def recipe(spec: str) -> Any:
     """Returns the config of "configs/FILE.py:ARGUMENTS", for a trial to change."""
-    from train import config
+    from train.setup import config
 
     return config.load(spec)
 

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -13,7 +13,12 @@ from experiments.study.verdicts import deviation, finite
 from train.plots.figures import tidy
 
 
-def finish(axes: Axes, grid: str = "major", legend: Mapping[str, Any] | None = None, **settings: Any) -> None:
+def finish(
+    axes: Axes,
+    grid: Literal["major", "minor", "both"] = "major",
+    legend: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> None:
     """Sets labels, title and scales, removes needless lines, and adds a legend with these options, if any."""
     axes.set(**settings)
     tidy(axes, grid)

@@ -18,8 +18,8 @@ import rich.progress
 from experiments import study
 from models import plugins
 from models.errors import UserError
-from train import summary
-from train.files import read_json, write_json
+from train.recording import summary
+from train.storage.files import read_json, write_json
 
 # What outcome.json holds: see `run`.
 SCHEMA = {
@@ -44,7 +44,7 @@ KEPT = {"train": ("loss", "accuracy", "gradient_norm"), "test": ("loss", "accura
 
 def address(trial: study.Trial) -> str:
     """Name of the trial's folder: the model, and a digest of the config. Equal configs of two studies share it."""
-    from train import workdir
+    from train.storage import workdir
 
     config = workdir.plain(trial.config)
     start = [address(trial.start)] if trial.start else []
@@ -58,8 +58,10 @@ def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
     Returns:
       {"summary", "diverged", "history", "measured"}; {"interrupted": signal} where SIGTERM or SIGINT ended it early.
     """
-    from train import loop, recorder, restore, workdir
+    from train import loop, restore
+    from train.recording import recorder
     from train.run import build_run
+    from train.storage import workdir
 
     config, before = trial.config, None
     if trial.start:

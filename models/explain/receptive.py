@@ -107,7 +107,7 @@ def theoretical(
     if endpoint is None:
         images = models.abstract(inputs)[0]
         variables = jax.eval_shape(model.init, jax.random.key(0), images)
-        endpoint = map_endpoint(outline(model, variables, images))
+        endpoint = map_endpoint(outline(model, variables, cast(jax.Array, images)))  # shapes are enough
     if endpoint not in by_name:
         raise choice_error("endpoint", endpoint, by_name)
     return by_name[endpoint]

@@ -10,8 +10,8 @@ from PIL import Image
 from configs import cifar10, digits, folder, imagenet
 from experiments import study
 from tests.tiers import keep_first
-from train.config import load
 from train.run import build_run
+from train.setup.config import load
 
 NAMES = sorted(path.stem for path in Path(digits.__file__).parent.glob("*.py") if path.stem not in ("__init__", "base"))
 

@@ -153,7 +153,7 @@ def test_every_stage_of_a_family_has_its_group(name, stages):
     import jax
 
     from train.optim.groups import assign
-    from train.parameters import parameter_names
+    from train.optim.parameters import parameter_names
 
     c = config.get_config(f"model={name},to=caltech101,freeze=1,decay=0.5")
     model = models.create(name)

@@ -82,6 +82,6 @@ def test_step_time():
 
 @pytest.mark.parametrize(("model", "width"), [("plain20", 8), ("preresnet20", 8), ("mobilenet_v1", None)])
 def test_width_of_the_shared_recipe(model, width):
-    from train import config
+    from train.setup import config
 
     assert config.load(f"configs/study.py:digits,model={model}").model.get("width") == width

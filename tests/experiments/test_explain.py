@@ -15,7 +15,8 @@ from models.errors import UserError
 from models.explain import cam, receptive
 from models.layers.endpoint import capture
 from tests import tiny
-from train import loop, restore, spec
+from train import loop, restore
+from train.setup import spec
 
 
 @pytest.fixture(scope="module")

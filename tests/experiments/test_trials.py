@@ -19,7 +19,7 @@ from models import plugins
 from models.errors import UserError
 from tests import tiny
 from tests.tiers import keep_first
-from train import summary
+from train.recording import summary
 
 INTERRUPTED = """
 import sys
@@ -223,7 +223,7 @@ def test_results_that_a_study_writes_are_no_change_of_the_code(tmp_path, monkeyp
             capture_output=True,
         )
 
-    for name in ("train/summary.py", "experiments/results/a.json", "README.md"):
+    for name in ("train/recording/summary.py", "experiments/results/a.json", "README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
     for arguments in (("init",), ("add", "."), ("commit", "-m", "one")):

@@ -70,8 +70,8 @@ def write(rows: list[dict[str, Any]], seed: int, folder: Path) -> None:
     """Writes fuzz.json and fuzz.md."""
     import jax
 
-    from train import summary
-    from train.files import write_atomically, write_json
+    from train.recording import summary
+    from train.storage.files import write_atomically, write_json
 
     about = {
         "seed": seed,

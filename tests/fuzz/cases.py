@@ -21,15 +21,17 @@ from experiments.study import trials
 from models import weights
 from models.compress import file as compressed
 from tests import tfds_sample, tiny
-from train import loop, restore, summary, workdir
-from train.checkpoint import read as read_checkpoint
+from train import loop, restore
 from train.data import decode, load
 from train.data.sources import text
 from train.export import formats, loaded, write
 from train.export import network as networks
-from train.files import read_json, write_json
 from train.optim import sensitivity
 from train.probing import features
+from train.recording import summary
+from train.storage import workdir
+from train.storage.checkpoint import read as read_checkpoint
+from train.storage.files import read_json, write_json
 
 
 class Case(NamedTuple):

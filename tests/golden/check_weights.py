@@ -26,8 +26,8 @@ from models.layers.init import jit_once
 from models.weights import torch_names
 from models.weights.__main__ import main as command
 from tests.golden import drawn
-from train import summary
-from train.files import write_atomically, write_json
+from train.recording import summary
+from train.storage.files import write_atomically, write_json
 
 with contextlib.suppress(ImportError):
     import torchvision_cpu  # noqa: F401

@@ -16,11 +16,12 @@ from models.weights.layouts import flatten
 from tests import tiny
 from tests.golden import FOLDER, drawn
 from tests.golden.make_airbench import BATCH, FIELDS, STEPS
-from train import checkpoint, loop, tasks
-from train import config as config_lib
+from train import loop, tasks
 from train.optim import build as optimizer
 from train.optim import lookahead as lookahead_lib
 from train.run import build_run
+from train.setup import config as config_lib
+from train.storage import checkpoint
 from train.tasks.views import averaged
 
 GOLDEN = np.load(FOLDER / "airbench.npz")

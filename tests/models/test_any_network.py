@@ -50,13 +50,14 @@ from tests.any_network import (
 from tests.combinations import ALL_INITS, BOTH, FAMILIES, FILTERS, FORMATS, LOW_BIT, METHODS, NORMS, in_full, refusal
 from tests.golden import drawn
 from tests.networks import PERTURBED
-from train import checkpoint, pretrained
 from train.export import card as cards
 from train.export import formats, graph
 from train.export import network as export
 from train.optim import pruning, weight_sharing
-from train.parameters import named
+from train.optim.parameters import named
 from train.run import build_run
+from train.setup import pretrained
+from train.storage import checkpoint
 
 
 @pytest.fixture(scope="module", autouse=True)

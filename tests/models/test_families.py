@@ -12,7 +12,7 @@ from models.layers.init import jit_once
 from models.layers.regularize import StochasticDepth
 from tests.golden import drawn
 from tests.golden.make_transformer import TINY as TRANSFORMER
-from train import spec
+from train.setup import spec
 
 # A network with the fields that each case changes, then by line the changed fields and the start of the error.
 MISTAKES = """

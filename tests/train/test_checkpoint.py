@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from models.errors import UserError
-from train import checkpoint
+from train.storage import checkpoint
 
 TREE = {"params": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "step": np.int32(7), "rng": np.array([1, 2], np.uint32)}
 

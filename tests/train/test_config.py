@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from configs.base import arguments
 from models.errors import UserError
-from train import config, spec
+from train.setup import config, spec
 
 
 def test_reader_refuses_unknown_and_unread_keys():

@@ -21,10 +21,11 @@ from tests import tiny
 from tests.golden import drawn
 from tests.networks import SMALL
 from tests.tiers import keep_first
-from train import loop, predict, restore, workdir
+from train import loop, predict, restore
 from train.export import formats, loaded, verify, write
 from train.export import network as export
 from train.run import build_run
+from train.storage import workdir
 
 
 def train(folder, **changes):

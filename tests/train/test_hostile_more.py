@@ -21,11 +21,13 @@ from models.analysis.chart import save
 from models.errors import UserError
 from models.weights import __main__ as weights_command
 from tests import tiny
-from train import checkpoint, checkpoint_format, loop, predict, restore, summary, workdir
+from train import loop, predict, restore
 from train.data import source, splits
 from train.data.sources import arrays, folder
 from train.export import card
-from train.files import expanded, write_json
+from train.recording import summary
+from train.storage import checkpoint, checkpoint_format, workdir
+from train.storage.files import expanded, write_json
 
 
 def images(root, *names):

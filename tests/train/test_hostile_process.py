@@ -18,9 +18,10 @@ import pytest
 
 from models.errors import UserError
 from tests import damage, tiny
-from train import checkpoint, details, events, loop, workdir
+from train import loop
 from train.interruption import Interruption
-from train.lock import Lock
+from train.storage import checkpoint, details, events, workdir
+from train.storage.lock import Lock
 
 run, copied = damage.run, damage.copied  # fixtures
 

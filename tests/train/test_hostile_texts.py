@@ -14,8 +14,10 @@ from matplotlib.text import Text
 from models.analysis.chart import save
 from models.errors import UserError
 from tests import tiny
-from train import config, files, loop, workdir
+from train import loop
 from train.plots import figures
+from train.setup import config
+from train.storage import files, workdir
 
 NAMES = (
     "$1",

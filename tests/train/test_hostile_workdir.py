@@ -16,7 +16,8 @@ import pytest
 from experiments.study import Trial, trials
 from models.errors import UserError
 from tests import damage
-from train import checkpoint, checkpoint_format, details, loop
+from train import loop
+from train.storage import checkpoint, checkpoint_format, details
 
 run, copied = damage.run, damage.copied  # fixtures
 

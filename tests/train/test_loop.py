@@ -10,9 +10,10 @@ import rich.console
 from models.errors import UserError
 from tests import tiny
 from tests.tiers import keep_first
-from train import checkpoint, loop, workdir
-from train import recorder as metrics
+from train import loop
+from train.recording import recorder as metrics
 from train.run import build_run
+from train.storage import checkpoint, workdir
 
 
 def final(folder):

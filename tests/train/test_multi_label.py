@@ -18,7 +18,8 @@ from tests.tiers import keep_first
 from tests.train.data.test_transfer_sets import thing
 from tests.train.test_loop import final, told
 from tests.train.test_step import Constant
-from train import evaluate, loop, summary, tasks
+from train import evaluate, loop, tasks
+from train.recording import summary
 from train.run import build_run
 from train.tasks import average_precision
 

@@ -14,9 +14,10 @@ import models
 from models import weights
 from models.errors import UserError
 from tests import tiny
-from train import loop, pretrained
+from train import loop
 from train.optim import build as optimizer
 from train.run import build_run
+from train.setup import pretrained
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_all_but_the_head_is_what_the_run_evaluates(source):
 
 
 def test_averaged_weights_come_before_the_last_ones(source, tmp_path):
-    from train.checkpoint import Checkpoints
+    from train.storage.checkpoint import Checkpoints
 
     saved = Checkpoints(source / "checkpoints", read_only=True)
     leaves, _ = saved.restore(max(saved.steps()))

@@ -11,7 +11,7 @@ import pytest
 from tests import tiny
 from tests.train.test_hostile_process import assert_each_point_once
 from tests.train.test_loop import final
-from train import workdir
+from train.storage import workdir
 
 FLAGS = (
     *tiny.TINY_FLAGS,

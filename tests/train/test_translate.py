@@ -23,8 +23,8 @@ from tests.sentences import PAIRS, config, write
 from tests.tiers import keep_first
 from tests.train.test_loop import final
 from train import loop
-from train import workdir as workdir_lib
 from train.run import build_run
+from train.storage import workdir as workdir_lib
 from train.tasks import translate
 
 

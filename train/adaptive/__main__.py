@@ -12,8 +12,8 @@ from models import command
 from models.analysis.cost import short
 from models.errors import UserError
 from train import adaptive, cli
-from train.files import write_json
 from train.state import TrainState
+from train.storage.files import write_json
 from train.tasks.multi_exit import exit_costs
 
 if TYPE_CHECKING:  # imports Orbax, which --help does not need
@@ -93,8 +93,9 @@ def main() -> None:
     budgets = _budgets(BUDGET.value)
     import jax
 
-    from train import restore, summary  # import Orbax, which --help does not need
+    from train import restore
     from train.data.image_feed import as_images
+    from train.recording import summary  # import Orbax, which --help does not need
 
     network, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
     rows = adaptive.measure(network, state, budgets, ANYTIME.value, VALIDATION.value)

@@ -24,9 +24,9 @@ import numpy as np
 
 from models import plugins
 from models.errors import UserError, choice_error, has_type
-from train import spec as calls
 from train.data import mix, pixels
 from train.data.randaugment import BINS, randaugment
+from train.setup import spec as calls
 
 
 @dataclasses.dataclass(frozen=True)

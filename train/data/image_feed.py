@@ -12,11 +12,11 @@ import numpy as np
 
 from models.errors import UserError
 from models.kernels import runtime
-from train import config as config_lib
 from train.data import augment, decode, load, resident, shuffle, source, splits, stream
 from train.data.feed import Changed, Feed
 from train.devices import multihost
 from train.devices.parallel import Parallel
+from train.setup import config as config_lib
 
 MOST_WORKERS = 1024
 _NAMED = 3  # number of skipped images to name

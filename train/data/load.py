@@ -6,10 +6,10 @@ from typing import Any
 
 from models import plugins
 from models.errors import choice_error
-from train import spec
 from train.data.options import Options
 from train.data.select import select
 from train.data.source import Source
+from train.setup import spec
 
 # Module and function of each kind: (split, options) -> Source, or (text after the colon, split, options) -> Source.
 # They are imported when needed: scikit-learn and TFDS are slow to import, and a run needs at most one of them.

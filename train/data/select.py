@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from models.errors import UserError
-from train import spec as calls
 from train.data.composite import Placed
 from train.data.identity import Digest
 from train.data.source import Indices, Label, Source, Stored, Wrapped
+from train.setup import spec as calls
 
 YELLOW = (255, 255, 0)
 

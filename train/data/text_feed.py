@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from models.errors import UserError, has_type
-from train import config as config_lib
 from train.data import shuffle as order
 from train.data.feed import Changed, Feed
 from train.data.sources import text
 from train.devices.parallel import Parallel
+from train.setup import config as config_lib
 
 
 class TextFeed:
@@ -112,7 +112,7 @@ class TextFeed:
     @property
     def classes(self) -> tuple[str, ...]:
         """The tokens of the vocabulary."""
-        return tuple(self.tokenizer.id_to_token(i) for i in range(self.tokenizer.get_vocab_size()))
+        return tuple(str(self.tokenizer.id_to_token(i)) for i in range(self.tokenizer.get_vocab_size()))
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models.errors import UserError
-from train.parameters import parameter_name
+from train.optim.parameters import parameter_name
 
 AXIS = "batch"
 SMALLEST = 1024  # elements; sharding a smaller leaf costs more in messages than it saves in memory

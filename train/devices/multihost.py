@@ -22,7 +22,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 
 from models.errors import UserError
-from train import config as config_lib
+from train.setup import config as config_lib
 
 HEARTBEAT = 30  # seconds of silence after which a process counts as dead
 GRACE = 5  # seconds in which other failed processes can print their errors before the end of this one ends them

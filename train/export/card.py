@@ -12,7 +12,7 @@ import models
 from models import weights
 from models.compress import file
 from models.errors import UserError
-from train.files import read_json, sha256, write_json
+from train.storage.files import read_json, sha256, write_json
 
 NAME = "card.json"
 

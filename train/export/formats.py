@@ -26,7 +26,7 @@ from models.kernels.tracing import lowering
 from train.export import card as cards
 from train.export import graph
 from train.export.network import Network
-from train.files import write_atomically
+from train.storage.files import write_atomically
 
 Card = dict[str, Any]
 Opened = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]

@@ -9,7 +9,7 @@ from models.errors import UserError, choice_error
 from train.data.decode import Decoder, of_file
 from train.export import card as cards
 from train.export import formats
-from train.files import expanded
+from train.storage.files import expanded
 
 
 class Loaded(NamedTuple):

@@ -12,10 +12,10 @@ import jax
 from models.analysis.cost import analyze
 from models.errors import UserError, choice_error
 from models.weights import torch_names
-from train import summary
 from train.export import card as cards
 from train.export import formats, graph, verify
 from train.export.network import Network
+from train.recording import summary
 
 INGREDIENTS = {"norm": "norm", "act": "act", "init": "kernel_init", "conv": "conv", "dense": "dense"}
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from train import spec
+from train.setup import spec
 
 # Modules are imported when a config names them, because Matplotlib and sacreBLEU are slow to import.
 HOOKS = {

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from train import workdir
 from train.data.image_feed import ImageFeed
 from train.data.text_feed import TextFeed
 from train.hooks.translation import attention
 from train.run import Hook, Run
 from train.state import TrainState
+from train.storage import workdir
 
 
 @contextlib.contextmanager

@@ -11,11 +11,11 @@ from models.compress.prune import keep, scores
 from models.errors import UserError
 from models.layers.endpoint import order
 from train.data.image_feed import as_images
-from train.files import write_json
 from train.hooks.figures import picture
-from train.parameters import named, put
+from train.optim.parameters import named, put
 from train.run import Hook, Network, Run
 from train.state import TrainState
+from train.storage.files import write_json
 
 SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 

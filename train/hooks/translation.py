@@ -10,9 +10,9 @@ import numpy as np
 from models.layers.attention import attention_weights
 from models.transformer import BOS, PAD
 from train.data.text_feed import as_text
-from train.files import write_atomically
 from train.run import Hook, Network, Run
 from train.state import TrainState
+from train.storage.files import write_atomically
 from train.tasks.translate import Translate
 
 

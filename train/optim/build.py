@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from models.errors import UserError, choice_error
-from train import spec
-from train.config import Reader
 from train.optim import groups as param_groups
 from train.optim import pruning as prune
 from train.optim import schedules, weight_sharing
-from train.parameters import parameter_name, parameter_names, pattern
+from train.optim.parameters import parameter_name, parameter_names, pattern
+from train.setup import spec
+from train.setup.config import Reader
 
 DecayMask = Callable[[Any], Any]  # parameters -> a tree of bools: which of them decay
 MULTIPLIED = ("update", "gradient")

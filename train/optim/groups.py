@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from models.errors import UserError
-from train.parameters import parameter_name, pattern
+from train.optim.parameters import parameter_name, pattern
 
 ALWAYS = (0, math.inf)  # the steps from which and until which a parameter trains
 

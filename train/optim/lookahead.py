@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from train import spec
+from train.setup import spec
 
 Average = Callable[[jax.Array, Any, Any], tuple[Any, Any]]
 

@@ -32,9 +32,9 @@ import optax
 
 from models.compress import prune, shrink
 from models.errors import UserError, choice_error
-from train import spec
 from train.optim import sensitivity
-from train.parameters import KERNELS, named, parameter_names, pattern, put
+from train.optim.parameters import KERNELS, named, parameter_names, pattern, put
+from train.setup import spec
 
 
 class PruneState(NamedTuple):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from models.errors import UserError
-from train import spec
-from train.config import Reader
+from train.setup import spec
+from train.setup.config import Reader
 
 Schedule = Callable[[Any], jax.Array]  # step, a number or an array -> learning rate, or its factor
 ToSteps = Callable[[str], int]  # converts a duration of the config to steps

@@ -3,7 +3,7 @@
 from typing import Any
 
 from models.errors import UserError
-from train.files import expanded, read_json
+from train.storage.files import expanded, read_json
 
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 SCHEMA = {

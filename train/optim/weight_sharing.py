@@ -24,8 +24,8 @@ import optax
 
 from models.compress import codebook
 from models.errors import UserError
-from train import spec
-from train.parameters import KERNELS, named, parameter_names, pattern, put
+from train.optim.parameters import KERNELS, named, parameter_names, pattern, put
+from train.setup import spec
 
 
 class ShareState(NamedTuple):

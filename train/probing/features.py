@@ -25,13 +25,13 @@ from models.errors import UserError, choice_error
 from models.kernels import runtime
 from models.layers.endpoint import capture
 from models.weights import npz
-from train.checkpoint import flatten
 from train.data import augment, composite, decode, select
 from train.data.identity import Digest
 from train.data.image_feed import as_images
 from train.data.select import Selected
 from train.data.source import Source
 from train.run import Network
+from train.storage.checkpoint import flatten
 
 ENDPOINT = "pre_logits"
 VERSION = 3  # of the cache files
@@ -112,7 +112,7 @@ def _compute(network: Network, variables: Any, endpoint: str, source: Source) ->
         return x.reshape(x.shape[0], -1, x.shape[-1]).mean(1).astype(np.float32)  # [N, …, C] -> [N, C]
 
     variables, parts = jax.device_put(variables), []
-    for batch in network.feed.batches(source):
+    for batch in as_images(network.feed).batches(source):
         real = batch["mask"] > 0
         parts.append((np.asarray(pooled(variables, batch))[real], batch["label"][real]))
     return Features(*(np.concatenate(part) for part in zip(*parts, strict=True)))

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from models.errors import UserError
-from train import spec
-from train.config import Reader
+from train.setup import spec
+from train.setup.config import Reader
 from train.tasks.base import Task
 from train.tasks.classify import Classify
 from train.tasks.gated import Gated

@@ -8,7 +8,7 @@ import jax
 
 import models
 from models.errors import UserError
-from train.config import Reader
+from train.setup.config import Reader
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum over examples, weight)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from models.analysis.cost import analyze
 from models.errors import UserError
 from models.gated import Adaptive, Costs, GatedResNet, costs, gates
-from train.config import Reader
+from train.setup.config import Reader
 from train.tasks.classify import Classify
 
 

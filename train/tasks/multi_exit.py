@@ -9,7 +9,7 @@ from models.analysis import cost
 from models.errors import UserError
 from models.layers import exit_router
 from models.layers.endpoint import capture
-from train.config import Reader
+from train.setup.config import Reader
 from train.tasks.classify import Classify, ranks
 
 

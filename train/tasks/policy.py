@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from models.errors import UserError
 from models.gated import BlockDrop, gates
-from train.config import Reader
+from train.setup.config import Reader
 from train.tasks.gated import Skipping
 
 EPS = float(jnp.finfo(jnp.float32).eps)

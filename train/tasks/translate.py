@@ -9,7 +9,7 @@ import numpy as np
 from models.decoding import beam_search, greedy
 from models.errors import UserError
 from models.transformer import PAD, Transformer
-from train.config import Reader
+from train.setup.config import Reader
 from train.tasks.base import ModelTask
 
 LONGER = 50  # tokens by which a translation may be longer than its source (section 6.1)

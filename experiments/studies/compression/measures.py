@@ -76,7 +76,7 @@ def cut(run: Any, state: Any) -> list[float]:
     """Accuracy without the smallest weights, by Han 2015's thresholds, for each of CUTS; nothing is trained."""
     from models.compress import prune
     from train.export import network as export
-    from train.parameters import KERNELS, named, pattern, put
+    from train.optim.parameters import KERNELS, named, pattern, put
 
     network = export.network(run, state)
     params = network.variables["params"]

@@ -76,7 +76,7 @@ def step_time(run: Any, state: Any) -> dict[str, Any]:
     import jax
 
     from models.analysis.cost import analyze
-    from train import summary
+    from train.recording import summary
 
     state, seconds = run.parallel.place(state), []
     for _, items in run.feed.calls(0, 3 + TIMED):

@@ -11,7 +11,7 @@ import pytest
 import models
 from models.compress import file, packed
 from models.errors import UserError
-from train import pretrained
+from train.setup import pretrained
 
 
 def small():

@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from models.errors import UserError
-from train import config as config_lib
 from train.optim import build as optimizer
 from train.optim import schedules
+from train.setup import config as config_lib
 
 PARAMS = {"stem": {"kernel": jnp.full((2,), 2.0), "bias": jnp.full((1,), 3.0)}, "head": {"kernel": jnp.full((2,), 4.0)}}
 TO_STEPS = functools.partial(config_lib.steps, batch_size=10, examples=100, total=100)

@@ -18,10 +18,11 @@ from models.compress import shrink
 from models.errors import UserError
 from tests import tiny
 from tests.tiers import keep_first
-from train import loop, pretrained, restore
+from train import loop, restore
 from train.optim import pruning
-from train.parameters import parameter_names
+from train.optim.parameters import parameter_names
 from train.run import build_run
+from train.setup import pretrained
 
 RNG = np.random.default_rng(0)
 

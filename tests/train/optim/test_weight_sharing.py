@@ -11,9 +11,10 @@ import pytest
 from models.compress import codebook
 from models.errors import UserError
 from tests import tiny
-from train import loop, pretrained
+from train import loop
 from train.optim import weight_sharing
 from train.run import build_run
+from train.setup import pretrained
 
 RNG = np.random.default_rng(0)
 

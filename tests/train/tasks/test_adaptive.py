@@ -17,9 +17,10 @@ from models.layers.endpoint import capture
 from tests import tiny
 from tests.golden import drawn
 from tests.train.test_loop import final
-from train import loop, pretrained, restore, tasks
+from train import loop, restore, tasks
 from train.probing import features
 from train.run import Run, build_run
+from train.setup import pretrained
 from train.tasks import gated as gated_module
 
 MASK = np.array([1, 1, 1, 1, 0, 0], np.float32)

@@ -9,7 +9,7 @@ from models.weights import npz
 from train.data.identity import Digest
 from train.data.options import Options
 from train.data.source import Indices, Label, Source
-from train.files import expanded
+from train.storage.files import expanded
 
 MOST_CLASSES = 1 << 16  # allowed for classes without names; more only if there are more images
 

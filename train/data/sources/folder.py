@@ -12,7 +12,7 @@ from train.data import identity
 from train.data.options import Options
 from train.data.source import Indices, Source
 from train.data.sources import listing
-from train.files import expanded
+from train.storage.files import expanded
 
 _HELD_OUT = 5  # one image in five is held out where the user made no split
 _SPLITS = ("train", "test", "train_fit", "validation")

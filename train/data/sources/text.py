@@ -25,7 +25,7 @@ from models.transformer import BOS, EOS, PAD
 from models.weights.foreign import check_size, most_bytes, reading
 from train.data import shuffle
 from train.data.sources import grammar
-from train.files import expanded
+from train.storage.files import expanded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

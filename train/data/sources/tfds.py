@@ -27,7 +27,7 @@ from train.data.decode import MOST_PIXELS
 from train.data.identity import Digest, of_files
 from train.data.options import Options
 from train.data.source import Indices, Label, Source
-from train.files import expanded, read_json
+from train.storage.files import expanded, read_json
 
 _RANDOM_ACCESS = ("array_record", "parquet")
 _NAMES = ("file_name", "id", "image/filename", "image/file_name")  # features that name an example

@@ -6,10 +6,10 @@ import jax
 
 from models.errors import choice_error
 from models.layers import init
-from train import pretrained
-from train.config import Reader
 from train.data.feed import Feed
 from train.optim import weight_sharing
+from train.setup import pretrained
+from train.setup.config import Reader
 from train.tasks.base import Task
 
 DATA_INITS = ("none", "lsuv", "whiten")

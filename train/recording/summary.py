@@ -15,7 +15,7 @@ from models.analysis.cost import analyze
 from models.kernels import runtime
 
 if TYPE_CHECKING:  # these import Orbax, which the benchmark's bare steps do not need
-    from train.recorder import Recorder
+    from train.recording.recorder import Recorder
     from train.run import Run
 
 # The keys of every summary, besides the metrics of the task

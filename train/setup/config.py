@@ -14,7 +14,7 @@ from models.errors import UserError, choice_error, has_type, nearest
 
 Config = Mapping[str, Any] | ml_collections.ConfigDict  # a whole config, or a section of one
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MOST_STEPS = 2**31 - 1  # TrainState.step is int32
 
 

@@ -13,9 +13,9 @@ from models import weights
 from models.compress import file
 from models.errors import UserError
 from models.layers import low_bit
-from train import checkpoint, workdir
 from train.export import card
-from train.files import expanded
+from train.storage import checkpoint, workdir
+from train.storage.files import expanded
 
 SHOWN = 5  # number of mismatched arrays that an error lists
 

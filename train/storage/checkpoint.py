@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from models.errors import UserError
-from train import checkpoint_format, details
-from train.files import remove
-from train.parameters import named
+from train.optim.parameters import named
+from train.storage import checkpoint_format, details
+from train.storage.files import remove
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 

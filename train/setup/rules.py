@@ -13,10 +13,10 @@ import models
 from models.errors import UserError
 from models.gated import GatedResNet
 from models.layers import low_bit
-from train.config import Reader
 from train.data.feed import Feed
 from train.optim import pruning, weight_sharing
 from train.optim.lookahead import Average
+from train.setup.config import Reader
 from train.tasks.base import Task
 
 

@@ -14,7 +14,7 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from train.files import remove
+from train.storage.files import remove
 
 PATTERN = "events.out.tfevents.*"
 

@@ -6,11 +6,11 @@ import rich.console
 
 import models
 from models.analysis.cost import analyze
-from train.config import Config, Reader, lines, plain
 from train.data.source import Options
 from train.data.sources.tfds import NotPrepared, described
+from train.recording.summary import device
 from train.run import Run, build_run
-from train.summary import device
+from train.setup.config import Config, Reader, lines, plain
 
 
 def describe(config: Config, console: rich.console.Console) -> None:

@@ -12,9 +12,10 @@ import rich.console
 import rich.progress
 
 from models.errors import UserError
-from train import evaluate, events, workdir
-from train.parameters import parameter_name
+from train import evaluate
+from train.optim.parameters import parameter_name
 from train.state import TrainState
+from train.storage import events, workdir
 
 SHOWN = ("loss", "accuracy", "hit", "learning_rate")  # metrics that the progress bar and log lines show
 

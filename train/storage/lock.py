@@ -18,7 +18,7 @@ from pathlib import Path
 import filelock
 
 from models.errors import UserError
-from train.files import read_json, remove, write_json
+from train.storage.files import read_json, remove, write_json
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 WAIT = 0.2  # seconds; a process that is about to end releases its lock within microseconds

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
-from train import checkpoint, details
-from train.config import check_types, difference, plain, without
-from train.files import parse_json, read_json, remove, write_atomically, write_json
-from train.lock import Lock
+from train.setup.config import check_types, difference, plain, without
+from train.storage import checkpoint, details
+from train.storage.files import parse_json, read_json, remove, write_atomically, write_json
+from train.storage.lock import Lock
 
 # A line of metrics.jsonl
 LINE = {
@@ -152,7 +152,7 @@ def _check_unclaimed(workdir: Path) -> None:
 
 
 def _tidy(workdir: Path) -> None:
-    leftovers = [*workdir.glob(".*.tmp")]  # from train.files.write_atomically
+    leftovers = [*workdir.glob(".*.tmp")]  # from train.storage.files.write_atomically
     for path in workdir.glob(".*.partial"):  # from exports; one may be in progress, because exports take no lock
         if time.time() - path.stat().st_mtime > ABANDONED:
             leftovers.append(path)

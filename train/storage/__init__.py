@@ -1,0 +1,1 @@
+"""A run's folder: who has it, what is in it, and how it stays whole."""
