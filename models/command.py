@@ -86,7 +86,6 @@ def run(
       positional: Whether arguments that are not flags are allowed.
       parse: Parses the flags and returns the other arguments; raises UserError for a wrong flag.
     """
-
     sys.modules["__main__"].__doc__ = usage  # absl's --helpfull prints the main module's docstring
 
     def parse_or_help(argv: list[str]) -> list[str]:
