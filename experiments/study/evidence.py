@@ -1,8 +1,8 @@
 """Evidence for and against a claim: p values of stated tests, an estimate with its interval, and rules to combine them.
 
-Each function tests one statement about groups of seeds. `p_for` is the p value of the null hypothesis that the statement
-is false, `p_against` that of the null hypothesis that it is true, so at most one of them is small. `decide` turns the
-evidence for all claims of a study into verdicts, with Holm's correction for their number.
+Each function tests one statement about groups of seeds. `p_for` is the p value of the null hypothesis that the
+statement is false, `p_against` that of the null hypothesis that it is true, so at most one of them is small. `decide`
+turns the evidence for all claims of a study into verdicts, with Holm's correction for their number.
 
   Welch 1947       the generalization of Student's problem when several different population variances are involved
   Schuirmann 1987  two one-sided tests for equivalence
@@ -140,7 +140,8 @@ def more(high: Sequence[float], low: Sequence[float], by: float = 0.0, resolutio
     """Tests that the mean of `high` is above the mean of `low` by more than `by`; see `_Difference.above`.
 
     Args:
-      high, low: outcomes by seed.
+      high: outcomes by seed.
+      low: outcomes by seed of the other group.
       by: the margin.
       resolution: the smallest difference that an outcome can show, e.g. 1 / test images for an accuracy.
     """
@@ -202,7 +203,8 @@ def more_often(first: tuple[int, int], second: tuple[int, int]) -> Evidence:
     """Tests that the first group succeeds more often than the second (Barnard's exact test).
 
     Args:
-      first, second: (successes, runs).
+      first: (successes, runs).
+      second: (successes, runs) of the other group.
     """
     if not (first[1] and second[1]):
         return NOTHING
@@ -304,8 +306,8 @@ def spent(fraction: float) -> float:
 def looks(most: int, first: int = 3, growth: float = 1.5) -> list[tuple[int, float]]:
     """Returns the group-sequential looks: (seeds per group, level of that look).
 
-    Levels add up to ALPHA. So by Bonferroni's inequality the probability of a false verdict at any look is at most ALPHA,
-    whatever the tests are.
+    Levels add up to ALPHA. So by Bonferroni's inequality the probability of a false verdict at any look is at most
+    ALPHA, whatever the tests are.
 
     Args:
       most: seeds per group at the last look.

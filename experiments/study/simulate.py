@@ -66,7 +66,7 @@ def _claim(rng: np.random.Generator, draws: str, seeds: int, effect: float) -> t
     return draw(rng, seeds) + effect, ratio * draw(rng, seeds)
 
 
-def fixed(draws: str, seeds: int, rounds: int, rng: np.random.Generator) -> Rates:
+def fixed(draws: str, seeds: int, rounds: int, rng: np.random.Generator, effects: Sequence[float] = EFFECTS) -> Rates:
     """Simulates studies with a fixed number of seeds."""
     single = study = 0
     for _ in range(rounds):
@@ -80,21 +80,22 @@ def fixed(draws: str, seeds: int, rounds: int, rng: np.random.Generator) -> Rate
                 for _ in range(rounds)
             ]
         )
-        for effect in EFFECTS
+        for effect in effects
     )
     return Rates(draws, "fixed", str(seeds), single / rounds / CLAIMS, study / rounds, missed)
 
 
-def sequential(draws: str, most: int, rounds: int, rng: np.random.Generator) -> Rates:
+def sequential(
+    draws: str, most: int, rounds: int, rng: np.random.Generator, effects: Sequence[float] = EFFECTS
+) -> Rates:
     """Simulates studies that add seeds to undecided claims at the looks of `evidence.looks`."""
-    looks, single, study, missed, used = evidence.looks(most), 0, 0, [], 0.0
+    looks, single, study, missed = evidence.looks(most), 0, 0, []
     for _ in range(rounds):
         claims = [_claim(rng, draws, most, 0.0) for _ in range(CLAIMS)]
         decided = [_first(claim, looks) for claim in claims]
         single += sum(count is not None for count in decided)
-        used += sum(count or most for count in decided) / CLAIMS
         study += any(_study(claims, looks))
-    for effect in EFFECTS:
+    for effect in effects:
         counts = [_first(_claim(rng, draws, most, effect), looks) for _ in range(rounds)]
         missed.append(float(np.mean([count is None for count in counts])))
     return Rates(
