@@ -9,13 +9,16 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count(), 8))')
 # Seconds that `make fuzz` takes, about.
 FUZZ_SECONDS ?= 600
 
-.PHONY: help setup train test test-all fuzz lint bench studies report clean
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: help setup train check test test-all fuzz lint bench studies report clean
 
 help:
 	@echo "make setup     create .venv and install the project with the tested versions"
 	@echo "make train     train configs/digits.py in runs/digits (about a minute)"
-	@echo "make test      all tests but those of the largest networks"
-	@echo "make test-all  those as well"
+	@echo "make check     lint, and the unit tests that train no runs and start no processes (less than a minute)"
+	@echo "make test      every kind of test, of relatives that share code a few (about 5 minutes on two cores); what CI runs"
+	@echo "make test-all  all tests, compiled as users compile; CI_FULL=1 .ci/run"
 	@echo "make fuzz      mutates each kind of file that is read, and counts crashes, hangs and silent changes ($(FUZZ_SECONDS) s)"
 	@echo "make lint      ruff and pyright"
 	@echo "make bench     networks (one by batch), CIFAR, data, start-up beside PyTorch and timm (the extra bench); skipping"
@@ -35,12 +38,15 @@ setup: $(READY)
 train: $(READY)
 	$(BIN)/python -m train --config=configs/digits.py --workdir=runs/digits
 
+check: lint
+	$(PYTEST) -m "check and not full"
+
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --junitxml=runs/tests.xml \
+	$(PYTEST) --junitxml=runs/tests.xml \
 	  -o junit_suite_name="$$(git describe --always --exclude='*' --dirty=+changes --abbrev=12 2>/dev/null)"
 
 test-all: $(READY)
-	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m ""
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(PYTEST) -m ""
 
 fuzz: $(READY)
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz --seconds=$(FUZZ_SECONDS) --out=experiments/results

@@ -1,0 +1,1 @@
+"""Configs: plain data, read by path."""

@@ -46,8 +46,10 @@ SMALL = {
 
 
 def get_config(text: str = ""):
-    """Arguments: method, scale (digits | cifar10 | cifar100 | imagenet), model ("": the paper's), from (of blockdrop: a
-    run's folder), data (a TFDS name; "": the scale's), epochs (0: the paper's).
+    """Arguments: method, scale (digits | cifar10 | cifar100 | imagenet), model, from, data, epochs.
+
+    `model` "" and `epochs` 0 are the paper's, `data` "", a TFDS name, the scale's; `from` is a run's folder, for
+    blockdrop.
     """
     a = arguments(text, method="aig", scale="digits", model="", **{"from": ""}, data="", epochs=0)
     for name, value, allowed in (("method", a.method, METHODS), ("scale", a.scale, SCALES)):

@@ -30,9 +30,7 @@ from configs.base import CIFAR10, arguments, base
 
 
 def get_config(text: str = ""):
-    """Arguments: model (or speedrun), norm, data (a TFDS name); recipe (he, brief); batch, width, epochs of a
-    speedrun.
-    """
+    """Arguments: model (or speedrun), norm, data (a TFDS name), recipe (he | brief); speedrun: batch, width, epochs."""
     a = arguments(text, model="resnet20", norm="batch", data="cifar10", recipe="he", batch=1024, width=64, epochs=9.9)
     c = base()
     if a.recipe not in ("he", "brief"):

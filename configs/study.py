@@ -16,8 +16,11 @@ EPOCHS = {"digits": 12, "cifar10": 60, "imagenet": 90}
 
 
 def get_config(text: str = ""):
-    """Arguments: scale (digits | cifar10 | imagenet), model, norm, init, lr (0: the recipe's), epochs (0), seed."""
-    a = arguments(text, scale="digits", model="resnet20", norm="batch", init="msra", lr=0.0, epochs=0, seed=0)
+    """Arguments: scale (digits | cifar10 | imagenet), model, norm, init, lr (0: the recipe's), epochs (0), size, seed.
+
+    Images are resized to `size`, the height and width; 0: as the recipe has them.
+    """
+    a = arguments(text, scale="digits", model="resnet20", norm="batch", init="msra", lr=0.0, epochs=0, size=0, seed=0)
     if a.scale not in EPOCHS:
         raise ValueError(f"unknown scale '{a.scale}'; allowed: {', '.join(EPOCHS)}")
     c = {"digits": digits, "cifar10": cifar10, "imagenet": imagenet}[a.scale].get_config()
@@ -41,4 +44,14 @@ def get_config(text: str = ""):
         c.optimizer.schedule = "cosine"
     if a.lr:
         c.optimizer.learning_rate = a.lr
+    if a.size:
+        _resize(c, a.size, a.scale)
     return c
+
+
+def _resize(c, size, scale):
+    c.data.image_size = size
+    if c.data.crop == "none":
+        c.data.crop, c.data.eval_crop = "resize", 1.0
+        side, shift = {"digits": (8, 1), "cifar10": (32, 4)}[scale]  # pixels of an image as it is, see the recipes
+        c.data.augment = c.data.augment.replace(f"crop({shift})", f"crop({shift * size // side})")

@@ -39,8 +39,11 @@ from configs.base import IMAGENET, arguments, base
 
 
 class Target(NamedTuple):
-    """A data set: what config.data says of it; examples to train on, classes, and the size of its images (0: varying,
-    photographs of some 500 pixels).
+    """A data set, as config.data names it.
+
+    Attributes:
+      examples: To train on.
+      size: Of the images; 0: it varies, photographs of some 500 pixels.
     """
 
     source: str
@@ -84,9 +87,10 @@ NO_BATCH_NORM = r"(alexnet|lenet|vit|swin|convnext|resnetv2|vgg(?!.*(bn|cifar)))
 
 
 def get_config(text: str = ""):
-    """Arguments: from, to, model (from scratch), labels (a class; 0: all), rule (finetune | bit), lr, epochs (0: 30),
-    steps (0: epochs count), batch, size (of images; 0: what the network was trained on, or the target's), freeze,
-    unfreeze, decay, stages (of the network; 0: by its name), seed.
+    """Arguments: from or model (from scratch), to, labels, rule (finetune | bit), lr, epochs or steps, batch, size.
+
+    labels: per class, 0: all; epochs 0: 30; size: of images, 0: what the network was trained on, or the target's. There
+    are also freeze, unfreeze, decay, stages (of the network; 0: by its name), seed.
     """
     a = arguments(
         text,
@@ -262,11 +266,13 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[int]]:
 
 
 def described(where: str) -> dict[str, Any]:
-    """What a run or a file says of its network: {"model": its section, "batch_norm", and of a run's images "mean",
-    "std", "size", "channels"}.
+    """Returns what a run or a file says of its network.
+
+    Returns:
+      {"model": its section, "batch_norm", and of a run's images "mean", "std", "size", "channels"}.
 
     Raises:
-      ValueError: there is nothing that can be read.
+      ValueError: There is nothing that can be read.
     """
     path = Path(where).expanduser()
     try:

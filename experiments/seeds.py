@@ -3,6 +3,7 @@
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -26,7 +27,8 @@ def main() -> None:
     for flag in (WORKDIR, OUT):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing")
-    config, console, runs = CONFIG(), command.console(), []
+    config: Any = CONFIG()
+    console, runs = command.console(), []
     from train import loop, summary, workdir
     from train.files import read_json, write_json
 

@@ -75,55 +75,22 @@ ALL_INITS = (*INITS, "normal", "truncated_normal")
 LOW_BIT = ("ternary", "binary_weight", "xnor")
 FORMATS = ("safetensors", "torch", "onnx", "stablehlo", "compressed")
 METHODS = (
-    "trained in float32",
-    "trained in bfloat16",
-    *(f"norm={norm}" for norm in NORMS),
-    *(f"init={init}" for init in ALL_INITS),
-    "data_init=lsuv",
-    "data_init=whiten",
-    *(f"{field}={kind}" for kind in LOW_BIT for field in BOTH),
-    "prune weights",
-    "prune filters",
-    "share",
-    "new head",
-    "resume",
-    "fold",
-    "grad_cam",
-    "cam",
-    "occlusion",
-    "attention_rollout",
-    "receptive field",
+    "trained in float32", "trained in bfloat16", *(f"norm={norm}" for norm in NORMS),
+    *(f"init={init}" for init in ALL_INITS), "data_init=lsuv", "data_init=whiten",
+    *(f"{field}={kind}" for kind in LOW_BIT for field in BOTH), "prune weights", "prune filters", "share", "new head",
+    "resume", "fold", "grad_cam", "cam", "occlusion", "attention_rollout", "receptive field",
     *(f"export {format}" for format in FORMATS),
-)
-# Compiling is what the tests' time goes into, so `make test-all` alone has: layers scaled from data, but for some
-# families; and of families whose blocks are another one's, too, what needs more programs than a step in float32.
-LSUV = ("ResNet", "VGG", "Swin")
+)  # fmt: skip
+# The tests' time goes into compiling, so `make test` tries every method on these families alone. On the others it takes
+# a step in float32 and tries the methods that compile no program of their own. `make test-all` tries all pairs.
+WHOLE = ("ResNet", "ViT", "Transformer")
+LIGHT = ("new head", "receptive field", *(f"export {format}" for format in ("safetensors", "torch", "compressed")))
+STEPPED = ("trained in float32", "norm=batch", "resume", *LIGHT)
+# Families whose blocks are another one's, too, take no step.
 RELATIVES = (
-    "AlexNet",
-    "plain",
-    "pre-activation",
-    "BiT",
-    "ResNeXt",
-    "MobileNet v1",
-    "ladder",
-    "ViT_C",
-    "BlockDrop",
+    "AlexNet", "plain", "pre-activation", "BiT", "ResNeXt", "MobileNet v1", "ladder", "ViT_C", "BlockDrop",
     "early exit",
-)
-COMPILED = (
-    "trained in bfloat16",
-    *(f"norm={norm}" for norm in NORMS[1:]),
-    *(f"init={init}" for init in ALL_INITS),
-    *(f"{field}={kind}" for kind in LOW_BIT for field in BOTH),
-    "prune weights",
-    "prune filters",
-    "share",
-    "fold",
-    "grad_cam",
-    "cam",
-    "occlusion",
-    "attention_rollout",
-)
+)  # fmt: skip
 
 
 class Refusal(NamedTuple):
@@ -163,7 +130,7 @@ REFUSED = (
     Refusal(
         ("norm=instance",),
         ("ConvNeXt",),
-        "at final_norm leaves nothing of what it gets",
+        "at final_norm removes its whole input",
         "its last norm follows the pooling, one number a feature",
     ),
     Refusal(
@@ -175,7 +142,7 @@ REFUSED = (
     Refusal(
         ("norm=instance",),
         ("airbench",),
-        "at stage3/norm1 leaves nothing of what it gets",
+        "at stage3/norm1 removes its whole input",
         "images below 32 x 32 leave one place in its last stage",
     ),
     Refusal(
@@ -204,9 +171,7 @@ REFUSED = (
     ),
     Refusal(("data_init=lsuv", "data_init=whiten"), TEXT, "is text: data_init wants images", "they look at images"),
     Refusal(("new head",), TEXT, "unknown field of transformer_base 'num_classes'", "its embedding gives the logits"),
-    Refusal(
-        ("prune filters",), TEXT, "Transformer has no field widths", "filters of images' networks alone can be removed"
-    ),
+    Refusal(("prune filters",), TEXT, "Transformer has no field widths", "only networks for images can lose filters"),
     Refusal(
         ("prune filters",),
         ("BiT",),
@@ -216,18 +181,8 @@ REFUSED = (
     Refusal(
         ("export torch",),
         (
-            "LeNet",
-            "AlexNet",
-            "VGG",
-            "airbench",
-            "plain",
-            "pre-activation",
-            "DenseNet",
-            "ladder",
-            "ConvNet-AIG",
-            "BlockDrop",
-            "early exit",
-            "MSDNet",
+            "LeNet", "AlexNet", "VGG", "airbench", "plain", "pre-activation", "DenseNet", "ladder", "ConvNet-AIG",
+            "BlockDrop", "early exit", "MSDNet",
         ),
         "is in the layout of no PyTorch library",
         "torchvision and timm have no such network (of AlexNet: two groups; of VGG: one hidden layer)",
@@ -256,7 +211,7 @@ REFUSED = (
         "as ViT's; .* has (none|others): use grad_cam",
         "no attention, or none that sees all tokens: use `grad_cam`",
     ),
-)
+)  # fmt: skip
 
 
 def refusal(family: str, method: str) -> str | None:
@@ -265,10 +220,10 @@ def refusal(family: str, method: str) -> str | None:
 
 
 def in_full(family: str, method: str) -> bool:
-    """Whether `make test-all` alone tries the pair; what is refused is refused in `make test`."""
-    if refusal(family, method):
+    """Returns whether `make test-all` alone tries the pair; `make test` tries all that are refused."""
+    if refusal(family, method) or family in WHOLE:
         return False
-    return family not in LSUV if method == "data_init=lsuv" else family in RELATIVES and method in COMPILED
+    return method not in (LIGHT if family in RELATIVES else STEPPED)
 
 
 def norms_of(family: str) -> list[str]:

@@ -25,57 +25,65 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and subprocesses in
 import jax
 import pytest
 
+from tests import tiers
+
 jax.config.update("jax_num_cpu_devices", 4)
 
-# Files of minutes: workers start with them, so that none is alone with one at the end (`make test` keeps this order).
-LONG = (
-    "models/any_network",
-    "models/registry",
-    "models/parity",
-    "train/devices/multihost",
-    "train/export",
-    "train/resume",
-    "models/explain/gradients",
-    "train/tasks/adaptive",
-    "models/analysis/cost",
-    "train/optim/pruning",
-    "train/loop",
-    "train/adaptive",
-    "train/devices/parallel",
-    "experiments/trials",
-    "models/compress/shrink",
-    "experiments/explain",
-    "models/layers/low_bit",
-    "configs/every_config",
-    "models/decoding",
-    "models/transformer",
-    "models/msdnet",
-    "train/translate",
-    "train/cli",
-    "configs/transfer",
-    "experiments/studies",
-    "train/data/augment",
-    "models/layers/conv",
-    "experiments/compression_study",
-    "experiments/cost_study",
-    "train/step",
-    "models/gated",
-    "train/pretrained",
-    "models/vit",
-    "models/layers/xnor",
-    "models/mobilenet",
-    "models/convnext",
-    "experiments/bench",
-    "train/data/stream",
-)
+# The longest files first, by measured time: no worker is alone with one at the end (`make test` keeps this order).
+LONG = """
+models/test_any_network.py
+models/test_registry.py
+models/test_parity.py
+train/devices/test_multihost.py
+train/test_export.py
+train/test_resume.py
+models/explain/test_gradients.py
+train/tasks/test_adaptive.py
+models/analysis/test_cost.py
+train/optim/test_pruning.py
+train/test_loop.py
+train/test_adaptive.py
+train/devices/test_parallel.py
+experiments/test_trials.py
+models/compress/test_shrink.py
+experiments/test_explain.py
+models/layers/test_low_bit.py
+configs/test_every_config.py
+models/test_decoding.py
+models/test_transformer.py
+models/test_msdnet.py
+train/test_translate.py
+train/test_cli.py
+configs/test_transfer.py
+experiments/test_studies.py
+train/data/test_augment.py
+models/layers/test_conv.py
+experiments/test_compression_study.py
+experiments/test_cost_study.py
+train/test_step.py
+models/test_gated.py
+train/test_pretrained.py
+models/test_vit.py
+models/layers/test_xnor.py
+models/test_mobilenet.py
+models/test_convnext.py
+experiments/test_bench.py
+train/data/test_stream.py
+""".strip().splitlines()
 
 
-def pytest_collection_modifyitems(items):
-    place = {
-        Path(__file__).parent / room / f"test_{name}.py": i
-        for i, (room, _, name) in enumerate(file.rpartition("/") for file in LONG)
-    }
-    items.sort(key=lambda item: place.get(item.path, len(LONG)))
+def pytest_configure(config):
+    config.addinivalue_line("markers", "check: unit tests of `make check` (tests/tiers.py)")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m decides
+def pytest_collection_modifyitems(config, items):
+    tiers.mark(items)
+    if config.args == [str(Path(__file__).parent)] or config.args == ["tests"]:
+        assert not (rows := tiers.unknown(items)), f"tests/tiers.py names tests that are not there: {sorted(rows)}"
+    place = {file: i for i, file in enumerate(LONG)}
+    names = {item.path: item.path.relative_to(tiers.ROOT).as_posix() for item in items}
+    items.sort(key=lambda item: place.get(names[item.path], len(LONG)))
 
 
 MOST_MAPS = 20_000  # of 65,530, the number that Linux allows a process

@@ -111,28 +111,10 @@ def accident(folder, rng):
     data = bytearray(path.read_bytes())
     kind = rng.choice(
         [
-            "flip",
-            "flip",
-            "flip",
-            "truncate",
-            "empty",
-            "garbage",
-            "append",
-            "remove",
-            "folder",
-            "file",
-            "swap",
-            "swap part",
-            "swap step",
-            "rename",
-            "no folder",
-            "json",
-            "json",
-            "json",
-            "text",
-            "link",
+            "flip", "flip", "flip", "truncate", "empty", "garbage", "append", "remove", "folder", "file", "swap",
+            "swap part", "swap step", "rename", "no folder", "json", "json", "json", "text", "link",
         ]
-    )
+    )  # fmt: skip
     if kind == "flip":
         place = rng.randrange(max(len(data), 1))
         data[place : place + 1] = bytes(byte ^ 1 << rng.randrange(8) for byte in data[place : place + 1])
@@ -177,19 +159,11 @@ def accident(folder, rng):
         path.write_text(
             rng.choice(
                 [
-                    "",
-                    "{",
-                    "null",
-                    "[]",
-                    "{}",
-                    "[" * 100_000,
-                    '{"step": 1e999}',
-                    "9" * 5000,
-                    "\0",
+                    "", "{", "null", "[]", "{}", "[" * 100_000, '{"step": 1e999}', "9" * 5000, "\0",
                     '{"step": 12, "checksum": "' + "0" * 64 + '"}',
                 ]
             )
-        )
+        )  # fmt: skip
     elif kind == "link":
         path.unlink()
         path.symlink_to(path)

@@ -52,17 +52,9 @@ def tiff(pixels: np.ndarray, endian: str = "<", bits: int = 0, white_is_zero: bo
         raw = np.packbits(places.reshape(len(pixels), -1), axis=1).tobytes()
     height, width = pixels.shape
     tags = [
-        (256, width),
-        (257, height),
-        (258, bits or 8 * pixels.itemsize),
-        (259, 1),
-        (262, int(not white_is_zero)),
-        (273, 8),
-        (277, 1),
-        (278, height),
-        (279, len(raw)),
-        (339, kinds[pixels.dtype.kind]),
-    ]
+        (256, width), (257, height), (258, bits or 8 * pixels.itemsize), (259, 1), (262, int(not white_is_zero)),
+        (273, 8), (277, 1), (278, height), (279, len(raw)), (339, kinds[pixels.dtype.kind]),
+    ]  # fmt: skip
     file = (b"II*\0" if endian == "<" else b"MM\0*") + struct.pack(endian + "I", 8 + len(raw)) + raw
     file += struct.pack(endian + "H", len(tags))
     return file + b"".join(struct.pack(endian + "HHII", tag, 4, 1, value) for tag, value in tags) + bytes(4)

@@ -166,7 +166,7 @@ def test_configs_take_it_as_an_argument_and_other_processes_find_it():
         (
             "class N:\n  def __init__(self, name, epsilon): ...\n",
             lambda: models.create("resnet8", norm="wrong.py:N"),
-            "norm wrong.py:N takes no scale_init: a norm has to take name, scale_init, epsilon",
+            "norm wrong.py:N takes no scale_init: a norm must take name, scale_init, epsilon",
         ),
         ("", lambda: models.create("resnet8", norm="my_norm.py:RMSNorm", sync_norm=True), "has nothing to synchronize"),
         ("", lambda: models.create("resnet8", conv="wrong.py:Conv"), "unknown name in wrong.py 'Conv'"),

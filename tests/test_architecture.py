@@ -130,23 +130,9 @@ def test_each_top_folder_has_a_short_readme(room):
 
 
 SLOW = {
-    "array_record",
-    "cv2",
-    "grain",
-    "matplotlib",
-    "onnxruntime",
-    "orbax",
-    "sacrebleu",
-    "scipy",
-    "skimage",
-    "sklearn",
-    "tensorboardX",
-    "tensorflow_datasets",
-    "tensorstore",
-    "timm",
-    "tokenizers",
-    "torch",
-}
+    "array_record", "cv2", "grain", "matplotlib", "onnxruntime", "orbax", "sacrebleu", "scipy", "skimage", "sklearn",
+    "tensorboardX", "tensorflow_datasets", "tensorstore", "timm", "tokenizers", "torch",
+}  # fmt: skip
 
 
 def test_help_waits_for_no_slow_import():

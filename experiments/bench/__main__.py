@@ -42,8 +42,10 @@ MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagrap
 
 
 def check(cases: list[str], sizes: list[str], modes: list[str], sweep: str, values: list[str]) -> None:
-    """Raises UserError for an unknown case, size or mode of torch.compile, a sweep of what is no network, and values of
-    it that are none.
+    """Checks cases, sizes, modes of torch.compile and values of a sweep.
+
+    Raises:
+      UserError: One is unknown, or what is swept is no network.
     """
     from experiments.bench.networks import NETWORKS
 

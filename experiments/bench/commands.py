@@ -73,11 +73,11 @@ def tests(path: Path = JUNIT) -> list[dict[str, Any]]:
     try:
         suite = next(xml.etree.ElementTree.parse(path).iter("testsuite"))
         found = [
-            (CLASS.sub("", case.get("classname")).replace(".", "/") + ".py", case.get("name"), float(case.get("time")))
-            for case in suite.iter("testcase")
+            (CLASS.sub("", case["classname"]).replace(".", "/") + ".py", case["name"], float(case["time"]))
+            for case in (element.attrib for element in suite.iter("testcase"))
         ]
-        whole, stamp = float(suite.get("time")), {"commit": suite.get("name"), "measured": suite.get("timestamp")}
-    except (xml.etree.ElementTree.ParseError, StopIteration, AttributeError, TypeError, ValueError):
+        whole, stamp = float(suite.attrib["time"]), {"commit": suite.get("name"), "measured": suite.get("timestamp")}
+    except (xml.etree.ElementTree.ParseError, StopIteration, KeyError, ValueError):
         raise UserError(f"{path} is not what make test writes") from None
     by_file = collections.defaultdict(list)
     for file, _, seconds in found:

@@ -127,7 +127,7 @@ def count(name: str, fields: Mapping[str, Any] | None = None) -> Any:
 
 def by_resolution(cost: Any, field: str) -> dict[int, int]:
     """{height of the output: sum of the layers' `field`}; 1 for vectors; what the network itself keeps is its image."""
-    sums = dict.fromkeys((SIZE, SIZE // 2, SIZE // 4, SIZE // 8, SIZE // 16, SIZE // 32, 1), 0)
+    sums: dict[int, int] = dict.fromkeys((SIZE, SIZE // 2, SIZE // 4, SIZE // 8, SIZE // 16, SIZE // 32, 1), 0)
     for layer in cost.layers:
         height = layer.output_shape[1] if len(layer.output_shape) == 4 else 1
         height = cost.input_shape[1] if layer.path == "" else height
@@ -209,8 +209,8 @@ def draw_early(costs: Mapping[str, Any], path: Path) -> None:
     shown = list(EARLY)[:2]
     figure = Figure(figsize=(11, 7), layout="constrained", dpi=110)
     for axes, (field, (title, unit)) in zip(figure.subplots(2, 2).flat, COSTS.items(), strict=True):
-        for i, (name, color) in enumerate(zip(shown, (COLORS["VGG"], COLORS["ResNet"]), strict=True)):
-            sums = by_resolution(costs[name], field)
+        both = [by_resolution(costs[name], field) for name in shown]
+        for i, (name, sums, color) in enumerate(zip(shown, both, (COLORS["VGG"], COLORS["ResNet"]), strict=True)):
             bars = axes.bar(
                 [x + 0.4 * i - 0.2 for x in range(len(sums))],
                 sums.values(),
@@ -221,7 +221,7 @@ def draw_early(costs: Mapping[str, Any], path: Path) -> None:
             axes.bar_label(
                 bars, [f"{value / sum(sums.values()):.0%}" for value in sums.values()], fontsize=8, padding=1
             )
-        axes.set_xticks(range(len(sums)), ["vector" if height == 1 else f"{height}²" for height in sums])
+        axes.set_xticks(range(len(both[0])), ["vector" if height == 1 else f"{height}²" for height in both[0]])
         axes.yaxis.set_major_formatter(EngFormatter(unit))
         axes.set_title(title, fontsize=11)
         axes.margins(y=0.12)

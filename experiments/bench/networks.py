@@ -18,8 +18,10 @@ from models.weights import torch_names
 
 
 class Network(NamedTuple):
-    """Images a step by size of the images, on a CPU and on an accelerator. The largest on an accelerator are those that
-    two of PyTorch's workers and ours have room for beside each other in 80 GB.
+    """Images per step by size of the images, on a CPU and on an accelerator.
+
+    The largest on an accelerator are those that two of PyTorch's workers and ours have room for beside each other in 80
+    GB.
     """
 
     cpu: dict[int, int]
@@ -54,8 +56,9 @@ def sizes(name: str, settings: Settings) -> dict[int, int]:
 
 
 def on_both_sides(name: str, size: int) -> dict[str, Any]:
-    """The same network for both: our "model" and "fields", and the arguments of "timm"'s create_model, which has no
-    ResNet-20. Without dropout and stochastic depth, of which ours and timm's have different defaults.
+    """Returns one network for both: our "model" and "fields", and the arguments of "timm"'s create_model.
+
+    timm has no ResNet-20. Both are without dropout and stochastic depth, whose defaults differ.
     """
     fields = {field: 0.0 for field in _NOISE if field in models.fields(name)}
     case = {"model": name, "size": size, "fields": fields}
@@ -69,8 +72,10 @@ def on_both_sides(name: str, size: int) -> dict[str, Any]:
 
 
 def steps_case(name: str, size: int, batch: int, settings: Settings) -> dict[str, Any]:
-    """What the workers are asked for. On an accelerator ten steps are dispatched before anything waits, as in training:
-    a single step of a small network takes less than a wait.
+    """Returns the case of the workers for training steps and forward passes.
+
+    On an accelerator ten steps are dispatched before anything waits, as in training: a single step of a small network
+    takes less than a wait.
     """
     return {
         "case": "steps",
@@ -122,8 +127,9 @@ def profiled(name: str, size: int, batch: int, settings: Settings) -> dict[str, 
 
 
 def explanations(name: str, settings: Settings) -> list[dict[str, Any]]:
-    """Grad-CAM of a batch, scaled to the size of its images, and the occlusion of one image, in forward passes as well;
-    float32, and PyTorch's side eager.
+    """Measures Grad-CAM of a batch, scaled to its images, and the occlusion of one image; in forward passes as well.
+
+    Both are in float32, and PyTorch's side is eager.
     """
     size, batch, square, stride = EXPLAINED[name]
     batch = settings.batch or batch
@@ -160,9 +166,9 @@ def sweep(kind: str, name: str, devices: int, settings: Settings, values: Sequen
         return _devices(name, size, batch, values or list(powers), settings)
     rows = []
     for value in values or (_BATCHES[settings.accelerator] if kind == "batch" else _RESOLUTIONS[size]):
-        at = {"batch": (size, value), "resolution": (value, batch)}[kind]
-        case = steps_case(name, *at, settings)
-        calls = [Call(call, case["repeat"], at[1]) for call in case["calls"]]
+        side, images = {"batch": (size, value), "resolution": (value, batch)}[kind]
+        case = steps_case(name, side, images, settings)
+        calls = [Call(call, case["repeat"], images) for call in case["calls"]]
         rows += _at(value, compared(case, settings), calls, settings)
     fixed = f"{size}x{size}" if kind == "batch" else f"batch {batch}"
     return [
@@ -214,7 +220,7 @@ def _devices(name, size, batch, values, settings):
 def made_images(path: Path, size: int, count: int) -> None:
     """Writes an .npz as data.source=arrays reads it, of random pixels in ten classes."""
     rng = np.random.default_rng(0)
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{split}_{name}": value
         for split, images in (("train", count), ("test", 100))
         for name, value in (

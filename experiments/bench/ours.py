@@ -35,8 +35,10 @@ def device_peak() -> int | None:
 
 
 def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[str, Any]]:
-    """Training step (SGD with momentum and decay) and forward pass on one fixed batch, without the loop, compiled; and
-    the number of parameters. Each call does it `repeat` times and waits once.
+    """Compiles a training step (SGD with momentum and decay) and a forward pass on one fixed batch, without the loop.
+
+    Returns:
+      The calls, each of which does it `repeat` times and waits once; and the number of parameters.
     """
     dtype = PRECISIONS[case.get("precision", "float32")]
     model = models.create(case["model"], image_size=case["size"], dtype=dtype, **case.get("fields", {}))
@@ -76,6 +78,7 @@ def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[st
         jax.block_until_ready(state[0])
 
     def forward():
+        logits = None
         for _ in range(case.get("repeat", 1)):
             logits = infer(state[0], x)
         jax.block_until_ready(logits)
@@ -143,8 +146,9 @@ def explain(case: dict) -> Served:
 
 
 def loop_steps(case: dict) -> Served:
-    """`steps` steps as the real loop does them: data of the pipeline asked for, augmentation, metrics fetched one
-    dispatch late; configs/cifar10.py but for the keys of the case.
+    """Prepares `steps` steps as the real loop does them, by configs/cifar10.py but for the keys of the case.
+
+    They include the data pipeline of the case, augmentation, and metrics fetched one dispatch late.
     """
     import rich.console
 
@@ -152,7 +156,7 @@ def loop_steps(case: dict) -> Served:
     from train import recorder as metrics
     from train.run import build_run
 
-    config = config_lib.load("configs/cifar10.py")
+    config: Any = config_lib.load("configs/cifar10.py")
     if case["model"] != config.model.name:
         config.model = type(config.model)({"name": case["model"]})  # norm and the like are the network's own
     config.data.source = f"arrays:{case['arrays']}"

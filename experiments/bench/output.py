@@ -59,8 +59,11 @@ def merged(before: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]
 
 
 def write(folder: Path, result: Mapping[str, Any]) -> None:
-    """Writes bench.json, bench.md and the charts: `result` has "rows", "profiles" (rows with "case"), "device" and
-    whatever else is to be told in bench.json. Each file is complete at any instant.
+    """Writes bench.json, bench.md and the charts; each file is complete at any instant.
+
+    Args:
+      folder: It is made if it is missing.
+      result: "rows", "profiles" (rows with "case"), "device", and whatever else bench.json should hold.
     """
     folder.mkdir(parents=True, exist_ok=True)
     judged = targets.judged(result["rows"])
@@ -158,7 +161,8 @@ def lines(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
     if any("device_peak_mib" in row for row in rows):
         panels["device_peak_mib"] = "peak memory of the device, MiB"
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    for axes, (key, unit) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    drawn = figure.subplots(1, len(panels))
+    for axes, (key, unit) in zip(drawn, panels.items(), strict=True):
         for what, who in dict.fromkeys((row["what"], row["who"]) for row in rows):
             points = [
                 (row["value"], row[key]) for row in rows if (row["what"], row["who"]) == (what, who) and key in row
@@ -181,6 +185,6 @@ def lines(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
         axes.set_ylabel(unit)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8)
+    drawn[-1].legend(fontsize=8)
     figure.suptitle(f"{rows[0]['case']}, on {device}", fontsize=10)
     return figure

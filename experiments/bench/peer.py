@@ -1,8 +1,12 @@
-"""The peer's worker: PyTorch, channels_last, all cores or the GPU. Imports nothing of this project but `serve`,
-since it runs in an environment of its own.
+"""The peer's worker: PyTorch, channels_last, all cores or the GPU.
+
+It imports nothing of this project but `serve`, since it runs in an environment of its own.
 
     python -m experiments.bench.peer '{"case": "steps", "model": "resnet20", "batch": 128, "size": 32}'
 """
+
+# It runs in an environment with PyTorch, which ours need not have:
+# pyright: reportMissingImports=false
 
 import contextlib
 import os
@@ -270,8 +274,9 @@ def explain(case: dict) -> Served:
 
 
 def data(case: dict) -> Served:
-    """A folder of JPEGs: decode, random-resized crop, batch, by torch's DataLoader with torchvision's transforms of
-    Pillow's images; from the tenth batch on.
+    """Prepares a folder of JPEGs: decode, random-resized crop, batch; from the tenth batch on.
+
+    It is torch's DataLoader with torchvision's transforms of Pillow's images.
     """
     with contextlib.suppress(ImportError):
         import torchvision_cpu  # noqa: F401

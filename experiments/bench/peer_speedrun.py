@@ -10,6 +10,9 @@ is that of the steps alone, as in a run's summary.json; what is published has th
 After Jordan 2024, arXiv 2404.00498 (airbench94), with the differences that the config names.
 """
 
+# It runs in an environment with PyTorch, which ours need not have:
+# pyright: reportMissingImports=false
+
 import argparse
 import json
 import time

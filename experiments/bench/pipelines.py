@@ -16,8 +16,9 @@ CIFAR = 50_000  # images of an epoch
 
 
 def tfds_folder(name: str, asked: str = "") -> str | None:
-    """The first folder of TFDS sets that has this one: the one `asked` for, $TFDS_DATA_DIR, the home's, or one shared
-    beside the checkout.
+    """Returns the first folder of TFDS sets that has this one; None where there is none.
+
+    The folders are the one `asked` for, $TFDS_DATA_DIR, the home's, and one shared beside the checkout.
     """
     folders = (asked, os.environ.get("TFDS_DATA_DIR", ""), "~/tensorflow_datasets", ROOT.parent / "shared" / "tfds")
     found = [Path(folder).expanduser() for folder in folders if folder]
@@ -48,7 +49,7 @@ def jpegs(folder: Path, tfds_folder: str | None) -> str:
         source=f"tfds:{SAMPLE}", dir=tfds_folder, image_size=224, crop="random_resized", exif="ignore"
     )  # as the peers
     source = TfdsSource(SAMPLE, "validation", options)
-    count = write((label % 10, encoded) for encoded, label in source.fetch(range(len(source))))
+    count = write((int(label) % 10, encoded) for encoded, label in source.fetch(range(len(source))))
     return f"{count} ImageNet images at their sizes"
 
 
@@ -98,9 +99,11 @@ def data(folder: Path, tfds_folder: str | None, settings: Settings) -> list[dict
 
 
 def cifar(folder: Path, settings: Settings) -> list[dict[str, Any]]:
-    """ResNet-20 by configs/cifar10.py inside the loop, and loops of PyTorch: the images on the device (eager and
-    compiled), and torch's DataLoader. "epoch_seconds" is of 50,000 images. On a CPU a few steps a call; else an epoch,
-    and what loads in processes has as many as the machine has cores, 16 at most.
+    """Measures ResNet-20 by configs/cifar10.py inside the loop, and loops of PyTorch.
+
+    PyTorch has the images on the device (eager and compiled), or torch's DataLoader. "epoch_seconds" is for 50,000
+    images. A call is a few steps on a CPU, else an epoch; what loads in processes has as many as there are cores, 16 at
+    most.
     """
     workers = min(runtime.cores(), 16) if settings.accelerator else settings.cores
     count, steps = (CIFAR, 390) if settings.accelerator else (5_000, 4)

@@ -33,8 +33,9 @@ def traced(call: Callable[[], object]) -> list[dict[str, Any]]:
 
 
 def operations(planes: Iterable[Any]) -> list[list[Event]]:
-    """What XLA ran, by stream or thread: on accelerators where the trace has any, else on the host. A kernel is called
-    by its HLO operation where the trace names it.
+    """Returns what XLA ran, by stream or thread: on accelerators where the trace has any, else on the host.
+
+    A kernel is called by its HLO operation where the trace names it.
     """
     planes = list(planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
@@ -86,11 +87,12 @@ def kind(name: str) -> str:
 
 def by_kind(operations: Iterable[tuple[str, float]], calls: int) -> list[dict[str, Any]]:
     """Rows of `traced` from the operations of so many calls."""
-    times, counts = collections.Counter(), collections.Counter()
+    times, counts = collections.defaultdict[str, float](float), collections.Counter()
     for name, time in operations:
         times[kind(name)] += time
         counts[kind(name)] += 1
-    listed, rest = times.most_common(KINDS), times.most_common()[KINDS:]
+    ordered = sorted(times.items(), key=lambda pair: -pair[1])
+    listed, rest = ordered[:KINDS], ordered[KINDS:]
     if rest:
         other = f"{len(rest)} other kinds"
         listed.append((other, sum(time for _, time in rest)))

@@ -18,8 +18,12 @@ WARM = 10  # batches after which a pipeline runs at its pace: workers have start
 
 
 class Served(NamedTuple):
-    """What a worker does: calls by name, each of which returns when its work is done (None, or the seconds of the part
-    that counts); what it says of itself; and what gives the peak of the accelerator's memory in bytes, None without.
+    """The work of a worker.
+
+    Attributes:
+      calls: By name; each returns when its work is done (None, or the seconds of the part that counts).
+      about: What the worker says of itself.
+      device_peak: Gives the peak of the accelerator's memory in bytes; None without.
     """
 
     calls: Mapping[str, Callable[[], float | None]]

@@ -38,18 +38,16 @@ COLUMNS = ("network", "batch", "program", "accuracy", "mult-adds on average", "t
 
 def runs(folder: Path, console: rich.console.Console) -> list[Path]:
     """Folders of the networks that are timed where nobody names others; those that are missing are trained."""
-    from train import config, loop
+    from experiments.study import recipe
+    from train import loop
 
     def trained(name, method, model, epochs, more=(), start=None):
         workdir = folder / name
         if not (workdir / "summary.json").exists():
             console.print(f"training {name}", highlight=False)
             where = f",from={start}" if start else ""
-            c = (
-                config.load(f"configs/study.py:digits,model={model},epochs={epochs}")
-                if method is None
-                else config.load(f"configs/adaptive.py:{method},model={model},epochs={epochs}{where}")
-            )
+            file = "configs/study.py:digits" if method is None else f"configs/adaptive.py:{method}"
+            c = recipe(f"{file},model={model},epochs={epochs}{where}")
             c.hooks = ""
             c.data.image_size, c.data.crop, c.data.eval_crop, c.data.augment = 32, "resize", 1.0, "crop(4)"
             c.data.train_split, c.checkpoint_every, c.eval_batch_size = "train_fit", "100%", 72
@@ -136,12 +134,13 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
     from train import restore
 
     run, state = restore.load(workdir)
+    feed: Any = run.feed  # of images
     made, about = programs(run, state, lost)
     variables = jax.device_put(state.evaluation_variables())
-    count = min(images, len(run.feed.test))
-    pixels = run.feed.test.read(np.arange(count))["image"]
-    data = f"{run.config['data']['source']} at {'x'.join(map(str, run.feed.image_shape[:2]))}"
-    shown = run.feed.prepare_evaluation({"image": jax.numpy.asarray(pixels)})["image"]
+    count = min(images, len(feed.test))
+    pixels = feed.test.read(np.arange(count))["image"]
+    data = f"{run.config['data']['source']} at {'x'.join(map(str, feed.image_shape[:2]))}"
+    shown = feed.prepare_evaluation({"image": jax.numpy.asarray(pixels)})["image"]
     rows = []
     for batch in batches:
         parts = [jax.device_put(shown[i : i + batch]) for i in range(0, count - batch + 1, batch)]

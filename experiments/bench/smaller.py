@@ -94,6 +94,7 @@ def filters() -> list[tuple[str, list[Timed]]]:
 
     import models
     from models.compress import shrink
+    from models.weights.layouts import flatten
 
     found = []
     for name, size, batch, what in (
@@ -105,7 +106,7 @@ def filters() -> list[tuple[str, list[Timed]]]:
         variables, images = _drawn(model, shape)
         sizes = {
             path: leaf.shape[-1]
-            for path, leaf in models.weights.flatten({"params": variables["params"]}).items()
+            for path, leaf in flatten({"params": variables["params"]}).items()
             if path.endswith("/kernel") and "stage" in path and any(part in path for part in what.split("|"))
         }
         programs = [network("whole", model, variables, images)]
@@ -121,7 +122,7 @@ def filters() -> list[tuple[str, list[Timed]]]:
                 lambda x: np.where(np.random.default_rng(0).random(x.shape) < 0.9, 0, x) if x.ndim > 1 else x, variables
             )
             timed = network("90% of the weights 0", model, zeros, images)
-            programs.append(timed._replace(mult_adds=timed.mult_adds // 10))  # in principle
+            programs.append(timed._replace(mult_adds=(timed.mult_adds or 0) // 10))  # in principle
         found.append((f"{name}, {size}x{size}, batch {batch}", programs))
     return found
 

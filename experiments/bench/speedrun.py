@@ -61,10 +61,10 @@ def _write(path, name, folder):
 
 
 def speedrun(folder: Path, settings: Settings, recipe: Mapping[str, float] = {}) -> list[dict[str, Any]]:
-    """configs/cifar10.py:speedrun beside `peer_speedrun`, eager and compiled, on one device: "ms", the training alone
-    ("training_seconds" on both sides), and "accuracy" by the six views; of as many seeds as `processes`.
+    """Measures configs/cifar10.py:speedrun beside `peer_speedrun`, eager and compiled, on one device.
 
-    `recipe`: other width, batch, epochs, for both.
+    "ms" is the training alone ("training_seconds" on both sides), "accuracy" that by the six views; there are as many
+    seeds as `processes`. `recipe` has another width, batch and epochs, for both.
     """
     path, title, is_original = images(folder, settings)
     arguments = [f"{name}={value}" for name, value in recipe.items()]
@@ -98,7 +98,7 @@ def speedrun(folder: Path, settings: Settings, recipe: Mapping[str, float] = {})
         )
         return 1e3 * found["training_seconds"], found["accuracy"]
 
-    runs = {"PyTorch": ("peer", peer)}
+    runs: dict[str, tuple[str, Callable[[int], tuple[float, float]]]] = {"PyTorch": ("peer", peer)}
     if settings.compile:
         runs["torch.compile"] = ("peer", lambda seed: peer(seed, "--compile"))
     rows = _rows("training", {**runs, "ours": ("ours", ours)}, settings)
@@ -113,8 +113,9 @@ def speedrun(folder: Path, settings: Settings, recipe: Mapping[str, float] = {})
 
 
 def minute(folder: Path, settings: Settings) -> list[dict[str, Any]]:
-    """configs/cifar10.py:resnet20,recipe=brief, ours alone: "ms", the whole command, and "accuracy"; of as many seeds
-    as `processes`.
+    """Measures configs/cifar10.py:resnet20,recipe=brief, ours alone, with as many seeds as `processes`.
+
+    "ms" is the whole command; there is "accuracy", too.
     """
     path, title, is_original = images(folder, settings)
 

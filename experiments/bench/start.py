@@ -84,8 +84,10 @@ def start(kind: str, folder: Path, settings: Settings) -> list[dict[str, Any]]:
 
 
 def first_step(arguments: Sequence[str], workdir: Path, cache: Path) -> tuple[float, float]:
-    """Seconds from the start of `python -m train` until its first step is through, and the peak of memory of all of its
-    two steps and their evaluation, in MiB; `cache` is the user's folder of caches.
+    """Measures the start of `python -m train`, with `cache` as the user's folder of caches.
+
+    Returns:
+      Seconds until its first step is through, and the peak of memory of its two steps and their evaluation, in MiB.
     """
     inherited = {name: value for name, value in os.environ.items() if not CACHE.fullmatch(name)}
     try:

@@ -1,5 +1,6 @@
-"""The worker of tf.data: TensorFlow on the CPU. Imports nothing of this project but `serve`, since it runs in an
-environment of its own.
+"""The worker of tf.data: TensorFlow on the CPU.
+
+It imports nothing of this project but `serve`, since it runs in an environment of its own.
 
     python -m experiments.bench.tf_data '{"case": "data", "folder": "photos", "size": 224, "batch": 32, "batches": 30}'
 """
@@ -12,9 +13,7 @@ from experiments.bench.serve import WARM, Served, after_warm_up, work
 
 
 def data(case: dict) -> Served:
-    """A folder of JPEGs: decode of the part that a random-resized crop needs, resize, batch, with AUTOTUNE; from the
-    tenth batch on.
-    """
+    """Prepares a folder of JPEGs: decode of the crop alone, resize, batch, with AUTOTUNE; from the tenth batch on."""
     files = [str(path) for path in sorted(Path(case["folder"]).rglob("*.jpg"))]
 
     def load(file):

@@ -94,8 +94,9 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
 
 
 def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Adds rows to the results in the folder; one of the same model, image, batch, runs, cores and device takes the
-    place of the earlier.
+    """Adds rows to the results in the folder.
+
+    A row takes the place of the earlier one of the same model, image, batch, runs, cores and device.
     """
     from train.files import read_json, write_atomically, write_json
 

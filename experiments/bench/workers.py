@@ -59,8 +59,14 @@ class Settings:
 
 
 class Spec(NamedTuple):
-    """A worker to be: its name in the table, its module (ours, peer, tf_data), the case in JSON's types, variables of
-    its environment, and cores that it is confined to (0: none).
+    """A worker to start.
+
+    Attributes:
+      name: In the table.
+      module: ours, peer or tf_data.
+      case: In JSON's types.
+      env: Variables of its environment.
+      cores: To which it is confined; 0: all.
     """
 
     name: str
@@ -130,6 +136,8 @@ class Worker:
             stdout=subprocess.PIPE,
             preexec_fn=confine,
         )
+        assert self._process.stdin and self._process.stdout  # both are pipes
+        self._asked, self._told = self._process.stdin, self._process.stdout
         self._began, self.name = time.perf_counter(), spec.name
 
     def ready(self) -> dict[str, Any]:
@@ -140,13 +148,13 @@ class Worker:
 
     def run(self, call: str, count: int) -> list[dict[str, float]]:
         """Samples of `count` calls."""
-        self._process.stdin.write(f"{call} {count}\n")
-        self._process.stdin.flush()
+        self._asked.write(f"{call} {count}\n")
+        self._asked.flush()
         return [self._answer() for _ in range(count)]
 
     def close(self) -> dict[str, float]:
         """Ends the process; its peaks of memory in MiB."""
-        self._process.stdin.close()
+        self._asked.close()
         peaks = self._answer()
         self._process.wait()
         return peaks
@@ -158,7 +166,7 @@ class Worker:
 
     def _answer(self) -> dict[str, Any]:
         try:
-            answer = json.loads(self._process.stdout.readline())
+            answer = json.loads(self._told.readline())
         except ValueError:
             raise WorkerFailed(f"ended with exit code {self._process.wait()}") from None
         if "failed" in answer:
@@ -167,11 +175,13 @@ class Worker:
 
 
 def one(spec: Spec, settings: Settings) -> dict[str, Any]:
-    """What a worker says of itself, which does nothing else, and its peaks of memory; "ready_after" is how long it took
-    to be ready, in seconds.
+    """Runs a worker that has no calls.
+
+    Returns:
+      What it says of itself, and its peaks of memory; "ready_after" is how long it took to be ready, in seconds.
 
     Raises:
-      WorkerFailed: with the reason.
+      WorkerFailed: With the reason.
     """
     worker = Worker(spec, settings)
     try:

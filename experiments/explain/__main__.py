@@ -61,7 +61,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> rich.table.Table:
     )
 
 
-def parsed_methods(catalogue: Mapping[str, Callable[..., Any]]) -> list[spec.Call]:
+def parsed_methods(catalogue: Mapping[str, Callable[..., Any]]) -> Sequence[spec.Call]:
     """Returns the calls of --method.
 
     Raises:
@@ -119,14 +119,15 @@ def main() -> None:
 
     run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
     check_inputs(run.feed)
+    feed: Any = run.feed  # of images
     variables = jax.device_put(state.evaluation_variables())
     if indices is None:
-        indices = mistakes(run, variables, run.feed.split(SPLIT.value))
+        indices = mistakes(run, variables, feed.split(SPLIT.value))
     subjects = (
-        from_files(run, IMAGE.value) if IMAGE.value else from_split(run.feed.split(SPLIT.value), SPLIT.value, indices)
+        from_files(run, IMAGE.value) if IMAGE.value else from_split(feed.split(SPLIT.value), SPLIT.value, indices)
     )
-    pairs = targets(TARGET.value, subjects, run.feed.classes)
-    images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
+    pairs = targets(TARGET.value, subjects, feed.classes)
+    images = feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in subjects])})["image"]
     job = Job(run, variables, subjects, images, SPLIT.value, out)
     try:
         out.mkdir(parents=True, exist_ok=True)

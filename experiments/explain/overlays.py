@@ -41,8 +41,9 @@ def shown(pixels: Any) -> np.ndarray:
 
 
 def around_gray(values: Any) -> np.ndarray:
-    """Signed numbers [H, W, C] as a picture, 0 gray, the largest magnitudes black and white; but for the outermost
-    0.5 %, by which single pixels would darken the rest.
+    """Returns signed numbers [H, W, C] as a picture: 0 is gray, the largest magnitudes are black and white.
+
+    The outermost 0.5 % are cut, since single pixels would make the rest darker.
     """
     values = np.asarray(values, np.float32)
     limit = np.quantile(np.abs(values), 0.995)
@@ -175,13 +176,19 @@ def draw_occlusion(
     names: Sequence[str],
     color: Any,
 ) -> None:
-    """Zeiler & Fergus 2014, figure 7: a row an image: itself with one square, the total activation of its strongest
-    feature map, the probability of the class, and the most probable class, by where the square's middle is.
+    """Draws a row per image, as Zeiler & Fergus 2014, figure 7.
+
+    The panels are the image with one square, and by where the square's middle is: the total activation of the strongest
+    feature map, the probability of the class, and the most probable class.
 
     Args:
-      found: the fields of `models.explain.occlusion.Occlusion` as numpy.
-      square: height and width, pixels.
-      color: of the square, as imshow takes an image of one pixel: [C] in [0, 1].
+      figure: An empty one.
+      images: One per row.
+      found: The fields of `models.explain.occlusion.Occlusion` as numpy.
+      square: Height and width, pixels.
+      classes: Their names.
+      names: Of the images.
+      color: Of the square, as imshow takes an image of one pixel: [C] in [0, 1].
     """
     edges = _edges(np.asarray(found["columns"]), square[1]), _edges(np.asarray(found["rows"]), square[0])
     grid = figure.subplots(len(images), 4, squeeze=False)
@@ -197,7 +204,7 @@ def draw_occlusion(
         corner = found["columns"][hardest[1]], found["rows"][hardest[0]]
         line[0].add_patch(
             Rectangle(
-                (corner[0] - 0.5, corner[1] - 0.5),
+                (float(corner[0]) - 0.5, float(corner[1]) - 0.5),
                 square[1],
                 square[0],
                 linewidth=0.8,
@@ -251,12 +258,16 @@ def draw_receptive(
     mean: Any,
     says: str,
 ) -> None:
-    """Two panels an image, with the theoretical field as a box: itself, and the effective field; at the end that of
-    many images.
+    """Draws two panels per image, itself and the effective field, and at the end the effective field of many images.
 
     Args:
-      box: (top, left, bottom, right), within the image; None where a unit sees all of it.
-      effective: [H, W] for each image. mean: that over many.
+      figure: An empty one.
+      images: Up to four.
+      names: Of the images.
+      box: The theoretical field (top, left, bottom, right), within the image; None where a unit sees all of it.
+      effective: [H, W] for each image.
+      mean: [H, W], over many images.
+      says: Above the panels.
     """
     count = len(images)
     grid = figure.subplots(1, 2 * count + 1, squeeze=False)[0]

@@ -119,8 +119,9 @@ def occlusion(
 def receptive_field(
     job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channel: int = -1, row: int = -1, column: int = -1
 ) -> None:
-    """Draws receptive_field.png; see the module's help. The mean is over the first 64 images of the split, or
-    over the files of --image.
+    """Draws receptive_field.png; see the command's help.
+
+    The mean is over the first 64 images of the split, or over the files of --image.
     """
     from matplotlib.figure import Figure
 
@@ -134,7 +135,7 @@ def receptive_field(
     images = job.images
     about = method.outline(job.model, job.variables, images)
     name = method.map_endpoint(about, endpoint or None)
-    height, width, _ = method.grid(about.shape(name))
+    height, width, _ = method.grid(about.shape(name)) or (1, 1, 0)  # a map has places
     place = (height // 2 if row < 0 else row, width // 2 if column < 0 else column)
     options = {"endpoint": name, "channel": None if channel < 0 else channel, "place": place}
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)
@@ -183,6 +184,8 @@ def top_patches(
 
 def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, list[tuple[str, list[np.ndarray]]]]:
     """The endpoint, and for each channel (its name, montages of the k patches and of their two projections)."""
+    import jax
+
     from experiments.explain import overlays
     from models.explain import method, patches, receptive
 
@@ -192,7 +195,7 @@ def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, lis
     if not 0 < k <= len(job.source):
         raise ValueError(f"k={k} must be 1 to {len(job.source)}, the images of the split")
     best = patches.top_patches(job.model, job.variables, batches(job), endpoint=name, channels=wanted, k=k)
-    best = type(best)(*map(np.asarray, best))
+    best = type(best)(*map(jax.device_get, best))
     if (best.index < 0).any():
         raise UserError(f"{name}: fewer than {k} images of the split give it a finite value")
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)

@@ -185,12 +185,14 @@ def _scale(result: Mapping[str, Any], folder: Path, would_change: str) -> Sectio
     name, scale = anchor(result["study"]), result["scale"]
     fields = ("statement", "published", "source", "expected", "ours", "verdict")
     claims = [
-        Claim(
-            anchor(name, scale, "claim", i),
-            result["title"],
-            scale,
-            *(claim[field] for field in fields),
-            study.seeds_text(claim),
+        Claim._make(
+            (
+                anchor(name, scale, "claim", i),
+                result["title"],
+                scale,
+                *(claim[field] for field in fields),
+                study.seeds_text(claim),
+            )
         )
         for i, claim in enumerate(result["claims"], 1)
     ]

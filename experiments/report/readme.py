@@ -27,11 +27,12 @@ def update(text: str, results: Path) -> str:
     Raises:
       UserError: a block of no such name, or one without an end; a file of results that is not what its command writes.
     """
-    parts, at, name = [], 0, None
+    parts, at = [], 0
+    name: str | None = None
     for mark in MARK.finditer(text):
         if (name is None) == (mark[1] is None):
             raise UserError(f"{mark[0]}: a block begins with {BEGIN.format('NAME')} and ends with {END}")
-        if mark[1] is not None:
+        if name is None:
             name = mark[1]
             if name not in BLOCKS:
                 raise UserError(f"{mark[0]}: there is no such block; there are {', '.join(BLOCKS)}")

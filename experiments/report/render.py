@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 import markdown_it
+import markdown_it.renderer
 import markupsafe
 from PIL import Image
 
@@ -33,7 +34,7 @@ def write(report: Report, out: Path) -> None:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=lambda name: name.endswith(".html"),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
     )
     pages.globals["long"] = LONG
     pages.filters |= {
@@ -122,8 +123,11 @@ def page_html(page: Page, level: int) -> markupsafe.Markup:
     def box(rendered, index, *_):
         return f'<div class="scroll{" long" * (rendered[index].meta["rows"] > LONG)}" tabindex="0"><table>'
 
-    parser.renderer.rules |= {"table_open": box, "table_close": lambda *_: "</table></div>", "image": picture}
-    return markupsafe.Markup(parser.renderer.render(tokens, parser.options, {}))
+    renderer = parser.renderer
+    assert isinstance(renderer, markdown_it.renderer.RendererHTML)
+    rules: dict[str, Any] = {"table_open": box, "table_close": lambda *_: "</table></div>", "image": picture}
+    renderer.rules = {**renderer.rules, **rules}
+    return markupsafe.Markup(renderer.render(tokens, parser.options, {}))
 
 
 def _align(tokens: Sequence[Any]) -> int:

@@ -16,8 +16,11 @@ STEPS = (0.5, 1.0, 2.0, 4.0)  # along the gradient, in learning rates
 
 
 def gap(run: Any, state: Any) -> dict[str, float]:
-    """Accuracy on training images with the statistics of the batch ("batch", as many images as in training) and as in
-    evaluation ("train"), on the test set ("test"), and there with statistics computed anew ("recalibrated", BN).
+    """Measures accuracy by mode.
+
+    Returns:
+      On training images with the statistics of the "batch", as many images as in training, and as in evaluation
+      ("train"); on the "test" set, and there with statistics computed anew ("recalibrated", batch norm alone).
     """
     import jax
 
@@ -76,7 +79,7 @@ def along_gradient(
 
 
 def smoothness(run: Any, state: Any) -> dict[str, list[float]]:
-    """`along_gradient` of the loss in training on one batch of training images, STEPS learning rates far."""
+    """Measures `along_gradient` of the training loss on one batch of training images, STEPS learning rates far."""
     import jax
 
     def loss(params, state, batch):
@@ -87,7 +90,7 @@ def smoothness(run: Any, state: Any) -> dict[str, list[float]]:
 
 
 def layers(run: Any, state: Any, images: Any) -> list[str]:
-    """Paths of the layers with a kernel, in the order of the computation, shortcuts left out."""
+    """Returns the paths of the layers with a kernel, in the order of the computation, shortcuts left out."""
     from models.layers.endpoint import order
 
     kernels = {"/".join(path) for path in _kernels(state.params)}
@@ -106,7 +109,7 @@ def _kernels(params: Any) -> dict[tuple[str, ...], Any]:
 
 
 def gradients(run: Any, state: Any) -> dict[str, list]:
-    """By layer, see `layers`, the norm of the gradient of the training loss by its kernel on 128 images."""
+    """Measures by layer, see `layers`, the norm of the training loss's gradient by its kernel on 128 images."""
     import jax
     import jax.numpy as jnp
 
@@ -126,8 +129,9 @@ def gradients(run: Any, state: Any) -> dict[str, list]:
 
 
 def deletions(run: Any, state: Any) -> dict[str, Any]:
-    """Test accuracy after a block of the trained network is replaced by its shortcut, in a plain network by the
-    identity (where its input and output have one shape); Veit 2016, section 4.1.
+    """Measures test accuracy after a block is replaced by its shortcut; Veit 2016, section 4.1.
+
+    In a plain network it is replaced by the identity, where its input and output have one shape.
 
     Returns:
       {"blocks": names in order, "halving": whether each halves the resolution, "accuracy": without each, "whole": of
@@ -176,7 +180,7 @@ def deletions(run: Any, state: Any) -> dict[str, Any]:
 
 
 def png(values: Any) -> str:
-    """Pixels uint8 [H, W, C], or numbers in [0, 1], [H, W] or [H, W, 3], as a PNG in base64."""
+    """Returns pixels uint8 [H, W, C], or numbers in [0, 1], [H, W] or [H, W, 3], as a PNG in base64."""
     values, file = np.asarray(values), io.BytesIO()
     pixels = values if values.dtype == np.uint8 else np.round(255 * values).astype(np.uint8)
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 and pixels.ndim == 3 else pixels).save(file, "PNG")
@@ -184,6 +188,6 @@ def png(values: Any) -> str:
 
 
 def from_png(text: str) -> np.ndarray:
-    """The pixels of `png`, uint8 [H, W] or [H, W, 3]."""
+    """Returns the pixels of `png`, uint8 [H, W] or [H, W, 3]."""
     with Image.open(io.BytesIO(base64.b64decode(text))) as image:
         return np.array(image)

@@ -32,14 +32,8 @@ def config(scale: str, network: Network, seed: int, epochs: int = 0) -> Any:
     """Returns the recipe of configs/study.py with this network and its paper's ingredients; epochs 0: the recipe's."""
     from ml_collections import ConfigDict
 
-    c = recipe(f"configs/study.py:{scale},seed={seed},epochs={epochs}")
+    c = recipe(f"configs/study.py:{scale},seed={seed},epochs={epochs},size={network.size}")
     c.model = ConfigDict({"name": network.name, **network.fields})
-    if network.size:
-        c.data.image_size = network.size
-    if network.size and c.data.crop == "none":
-        c.data.crop, c.data.eval_crop = "resize", 1.0
-        shift = {"digits": 1, "cifar10": 4}[scale]  # pixels of an image as it is, see the recipes
-        c.data.augment = c.data.augment.replace(f"crop({shift})", f"crop({shift * network.size // IMAGES[scale][0]})")
     return c
 
 

@@ -61,7 +61,7 @@ def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
     from train import loop, recorder, restore, workdir
     from train.run import build_run
 
-    config = trial.config
+    config, before = trial.config, None
     if trial.start:
         before = folder.parent / address(trial.start)
         config = config.copy_and_resolve_references()
@@ -70,7 +70,7 @@ def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
     outcome = read_json(path, SCHEMA) if path.exists() else None
     if outcome is None:
         outcome = {"summary": None, "diverged": None, "history": {}, "measured": {}}
-        if trial.start and read_json(before / "outcome.json", SCHEMA)["diverged"]:
+        if before and read_json(before / "outcome.json", SCHEMA)["diverged"]:
             outcome["diverged"] = f"{before.name}, that it starts from, diverged"
         elif trial.train:
             try:
@@ -218,7 +218,8 @@ def _in_processes(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterat
         with _Signals(lambda: [process.terminate() for process, _ in workers]) as signals:
             give()
             while busy:
-                for connection in multiprocessing.connection.wait(list(busy)):
+                ready: list[Any] = multiprocessing.connection.wait(list(busy))
+                for connection in ready:
                     name = busy.pop(connection)
                     try:
                         kind, outcome = connection.recv()

@@ -1,4 +1,4 @@
-"""Prints what a network costs, layer by layer: parameters, mult-adds, activation memory, receptive fields (cost.py).
+"""Prints the cost of a network per layer: parameters, mult-adds, activation memory, receptive fields (cost.py).
 
 python -m models.analysis resnet50 --resolution=224 --set norm=group --csv=cost.csv --chart=cost.png
 """
@@ -18,7 +18,7 @@ def _define(options: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "resolution",
         None,
-        "height and width of the images; default: what the network was made for",
+        "height and width of the images; default: the size that the network is designed for",
         lower_bound=1,
         flag_values=options,
     )
@@ -30,7 +30,7 @@ def _define(options: flags.FlagValues) -> None:
 
 def _act(options: flags.FlagValues, names: list[str]) -> None:
     if len(names) != 1:
-        raise UserError(f"one model is needed, got {len(names)}: python -m models.analysis NAME")
+        raise UserError(f"expected one model, not {len(names)}: python -m models.analysis NAME")
     fields = command.fields(options) | ({"image_size": options.resolution} if options.resolution else {})
     model = models.create(names[0], **fields)
     is_of_images = "image_size" in models.fields(names[0])
@@ -45,8 +45,8 @@ def _act(options: flags.FlagValues, names: list[str]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit code: 0 done, 2 a user's mistake."""
-    return command.run_argv(argv, __doc__, _define, _act)
+    """Runs the command line and returns the exit code: 0 for success, 2 for a user's mistake."""
+    return command.run_argv(argv, __doc__ or "", _define, _act)
 
 
 if __name__ == "__main__":

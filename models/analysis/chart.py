@@ -1,4 +1,4 @@
-"""A picture of where a network's cost is: mult-adds, parameters and memory, in the order of the computation."""
+"""A chart of a network's cost: mult-adds, parameters and memory, in the order of the computation."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogFormatter
 from models.analysis.cost import Complexity, Layer, short
 from models.errors import UserError
 
-BARS = 60  # at most
-COLORS = "#4878a8", "#93b5d3"  # of stages in turn
+BARS = 60  # maximum number of bars
+COLORS = "#4878a8", "#93b5d3"  # of alternating stages
 PANELS = (  # field of Layer, title, unit
     ("mult_adds", "mult-adds", ""),
     ("params", "parameters", ""),
@@ -23,30 +23,34 @@ PANELS = (  # field of Layer, title, unit
 
 
 def groups(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
-    """Layers by the beginning of their path, as deep as leaves at most BARS of them, in the order of the computation.
+    """Groups layers by the beginning of their path, in the order of the computation.
 
-    What the network makes outside of any layer is the images it keeps and arrays of its own, at the beginning.
+    The beginnings are as long as possible with at most BARS groups. The network itself, with the images and arrays that
+    belong to no layer, comes first.
     """
-    ordered = sorted(layers, key=lambda layer: layer.path != "")  # stable: the network itself, which ends last, first
+    ordered = sorted(
+        layers, key=lambda layer: layer.path != ""
+    )  # stable, so only the network moves, from last to first
+    grouped: dict[str, list[Layer]] = {}
     for depth in range(max(layer.path.count("/") for layer in layers) + 1, 0, -1):
-        found: dict[str, list[Layer]] = {}
+        grouped = {}
         for layer in ordered:
-            found.setdefault("/".join(layer.path.split("/")[:depth]), []).append(layer)
-        if len(found) <= BARS:
+            grouped.setdefault("/".join(layer.path.split("/")[:depth]), []).append(layer)
+        if len(grouped) <= BARS:
             break
-    return found
+    return grouped
 
 
 def draw(cost: Complexity, path: str, name: str) -> None:
     """Draws a bar for each layer or block.
 
     Args:
-      cost: of the network.
-      path: file to write; its suffix says which kind, as .png.
-      name: of the network, for the title.
+      cost: Cost of the network.
+      path: File to write; its suffix, e.g. .png, determines the format.
+      name: Name of the network, for the title.
 
     Raises:
-      UserError: the kind is unknown to matplotlib.
+      UserError: matplotlib does not know the format.
     """
     bars = groups(cost.layers)
     stages = list(dict.fromkeys(bar.split("/")[0] for bar in bars))
@@ -81,37 +85,37 @@ def draw(cost: Complexity, path: str, name: str) -> None:
 
 
 def save(figure: Figure, path: str | Path, **options: Any) -> None:
-    """Writes a figure whose texts are shown as they are: a class that is called `$1` is no mathematics.
+    """Writes a figure with its texts shown literally: a class called `$1` is not mathematics.
 
     Args:
-      figure: what to write.
-      path: its suffix says which kind.
-      options: of `Figure.savefig`.
+      figure: Figure to write.
+      path: File; its suffix determines the format.
+      **options: Options of `Figure.savefig`.
 
     Raises:
-      OSError: it cannot be written; names the file.
+      OSError: The file cannot be written; the error names it.
     """
-    powers = set()  # labels such as 10², which Matplotlib itself writes as mathematics
+    powers = set()  # labels such as 10², which Matplotlib writes as mathematics
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             formatter = axis.get_major_formatter()
             if isinstance(formatter, LogFormatter):
                 powers |= {*axis.get_ticklabels(which="both"), axis.offsetText}
-            elif isinstance(formatter, FuncFormatter):  # of labels that were given as texts
-                axis.set_major_formatter(lambda *place, write=formatter: _printable(str(write(*place))))
+            elif isinstance(formatter, FuncFormatter):  # formats labels that were set as texts
+                axis.set_major_formatter(lambda *position, write=formatter: _printable(str(write(*position))))
     for text in figure.findobj(Text):
         if text not in powers:
             text.set_parse_math(False)
             text.set_text(_printable(text.get_text()))
     with warnings.catch_warnings():
-        # A box stands for what no font of this machine has; the texts beside the picture have all characters
+        # Characters that no font of this machine has are drawn as boxes; texts outside the figure show them
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
         try:
             figure.savefig(path, **options)
-        except OSError as error:  # that of a full disk names no file
+        except OSError as error:  # the error of a full disk names no file
             raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _printable(text: str) -> str:
-    """Returns a text in which bytes that are not UTF-8 (surrogates, in names of files) are written as escapes."""
+    """Returns a text in which bytes that are not UTF-8 (surrogates in file names) are escaped."""
     return text.encode(errors="backslashreplace").decode()

@@ -1,17 +1,18 @@
-"""What a network costs: parameters, mult-adds, activation memory, receptive fields, read from the traced program.
+"""Cost of a network: parameters, mult-adds, activation memory and receptive fields, from its traced program.
 
 The program is the jaxpr of one forward pass of one example; nothing is computed or allocated. Each operation belongs to
-the innermost module whose name is on its name stack, so the numbers are right for any module, whatever its class.
+the innermost module on its name stack, so the numbers are correct for modules of any class.
 
-  mult-adds         of convolutions and matrix products (attention's included), one multiply-add counted as 1, products
-                    with padding included; a scan's body times its length, a while's body once, the costliest branch
-  output bytes      of the layers, forward
-  kept bytes        what `jax.vjp` of the training pass hands from forward to backward and depends on the images;
-                    XLA may keep less. What is between two layers (activations, pooling, sums) counts with the first
-  receptive field   of one output pixel, its stride and its start, in pixels, by the recurrences of Araujo, Norris &
-                    Sim (Distill 2019, doi 10.23915/distill.00021): the union over all paths through convolution,
-                    pooling and slicing. Statistics over the whole image (normalization, squeeze and excite) that scale
-                    a map do not count; what sees the whole image, as by attention, has no receptive field (None).
+  mult-adds         multiply-adds of convolutions and matrix products (including attention and products with padding);
+                    a scan's body counts times its length, a while's body once, and of branches only the most expensive
+  output bytes      outputs of the layers in the forward pass
+  kept bytes        values that `jax.vjp` of the training pass stores for the backward pass and that depend on the
+                    images; XLA may store less. Operations between two layers (activations, pooling, sums) count with
+                    the first of them
+  receptive field   field, stride and start of one output pixel, in pixels, by the recurrences of Araujo, Norris & Sim
+                    (Distill 2019, doi 10.23915/distill.00021): the union over all paths through convolution, pooling
+                    and slicing. Statistics over the whole image that scale a map (normalization, squeeze and excite)
+                    do not count. Outputs that see the whole image, as in attention, have no receptive field (None)
 """
 
 import csv
@@ -37,18 +38,18 @@ Path = jaxpr.Path
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One module's own cost, without its submodules'.
+    """Cost of one module for one example, without its submodules.
 
     Attributes:
-      path: names from the root, joined by slashes; "" for the model itself.
-      type: class name.
-      output_shape: of its (first) result, for one example: [1, ...].
-      params: parameters.
-      mult_adds: for one example.
-      output_bytes: of its results; 0 for a module that has submodules, whose outputs are counted there.
-      kept_bytes: kept for the backward pass, for one example.
-      receptive_field, stride, start: (height, width) in pixels of the input, as in `traced.View`; None where an output
-        sees the whole image.
+      path: Names from the root, joined by slashes; "" for the model itself.
+      type: Name of the class.
+      output_shape: Shape of the (first) result, [1, ...].
+      params: Number of parameters.
+      mult_adds: Number of multiply-adds.
+      output_bytes: Size of the results; 0 for a module with submodules, whose outputs count there.
+      kept_bytes: Size of the values stored for the backward pass.
+      receptive_field, stride, start: (height, width) in pixels of the input, as in `jaxpr.View`; None if an output sees
+        the whole image.
     """
 
     path: str
@@ -65,8 +66,13 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Complexity:
-    """Cost of one example through a model: `layers` in the order of the computation, `endpoints` by name (of a Layer,
-    only shape, receptive field, stride and start are set), and totals.
+    """Cost of one example through a model, with totals.
+
+    Attributes:
+      name: Class of the model.
+      input_shape: Shape of the first input.
+      layers: Layers in the order of the computation.
+      endpoints: Endpoints by name, as Layers of which only shape, receptive field, stride and start are set.
     """
 
     name: str
@@ -76,27 +82,32 @@ class Complexity:
 
     @property
     def params(self) -> int:
+        """The number of parameters."""
         return sum(layer.params for layer in self.layers)
 
     @property
     def mult_adds(self) -> int:
+        """The number of multiply-adds."""
         return sum(layer.mult_adds for layer in self.layers)
 
     @property
     def output_bytes(self) -> int:
+        """The size of the outputs of the layers."""
         return sum(layer.output_bytes for layer in self.layers)
 
     @property
     def kept_bytes(self) -> int:
+        """The size of the values stored for the backward pass."""
         return sum(layer.kept_bytes for layer in self.layers)
 
     @property
     def receptive_field(self) -> tuple[int, int] | None:
-        """The largest of any layer or endpoint; None where none is limited."""
+        """The largest receptive field of a layer or endpoint that does not see the whole image, or None."""
         return max((r.receptive_field for r in self._rows() if r.receptive_field), default=None)
 
     @property
     def stride(self) -> tuple[int, int] | None:
+        """The largest stride of a layer or endpoint that does not see the whole image, or None."""
         return max((r.stride for r in self._rows() if r.stride), default=None)
 
     def _rows(self) -> tuple[Layer, ...]:
@@ -113,7 +124,7 @@ class Complexity:
         )
 
     def table(self) -> Table:
-        """A row a layer, a section a stage, totals at the bottom."""
+        """Returns a table with a row per layer, a section per stage, and totals at the bottom."""
         table = Table(title=self.summary, title_justify="left", show_footer=True)
         totals = (
             "total",
@@ -126,9 +137,10 @@ class Complexity:
             _pixels(self.receptive_field),
             _pixels(self.stride),
         )
-        heads = ("layer", "type", "output", "parameters", "mult-adds", "output B", "kept B", "field", "stride")
-        for head, total in zip(heads, totals, strict=True):
-            table.add_column(head, footer=total, justify="left" if head in heads[:3] else "right", overflow="fold")
+        columns = ("layer", "type", "output", "parameters", "mult-adds", "output B", "kept B", "field", "stride")
+        for column, total in zip(columns, totals, strict=True):
+            justify = "left" if column in columns[:3] else "right"
+            table.add_column(column, footer=total, justify=justify, overflow="fold")
         for layer, following in zip(self.layers, (*self.layers[1:], None), strict=True):
             stage = layer.path.split("/")[0]
             table.add_row(
@@ -148,7 +160,7 @@ class Complexity:
         return table
 
     def write_csv(self, file: str) -> None:
-        """Writes the layers, one a line, fields of `Layer` as columns."""
+        """Writes the layers, one per line, with the fields of `Layer` as columns."""
         with open(file, "w", newline="") as out:
             writer = csv.DictWriter(out, [field.name for field in dataclasses.fields(Layer)])
             writer.writeheader()
@@ -158,7 +170,7 @@ class Complexity:
 
 
 def short(number: float) -> str:
-    """4089184256 -> "4.089 G", to put a unit after; "" for 0."""
+    """Formats a number for a unit to follow: 4089184256 becomes "4.089 G", and 0 becomes ""."""
     for scale, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= scale:
             return f"{number / scale:.4g} {prefix}"
@@ -175,12 +187,12 @@ def analyze(model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStr
     """Traces a model on abstract values and adds up its cost for one example.
 
     Args:
-      model: a module with `__call__(*inputs, train=False)`; rng streams "params" and "dropout" are there for it.
-      inputs: [1, H, W, C] of float32 images; or shapes and types of all that the model is called with, as
-        `model.example()` gives them. Receptive fields are of the first, where it has four axes.
+      model: A module with `__call__(*inputs, train=False)`; it gets the rng streams "params" and "dropout".
+      inputs: [1, H, W, C], the shape of float32 images; or shapes and types of all inputs, as from `model.example()`.
+        Receptive fields are those on the first input, if it has four axes.
 
     Raises:
-      UserError: the inputs are not those of one example.
+      UserError: The inputs are not those of one example.
     """
     inputs = models.abstract(inputs)
     input_shape = inputs[0].shape
@@ -245,12 +257,12 @@ def analyze(model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStr
     )
 
 
-def _limits(view: jaxpr.View | None) -> tuple[Any, Any, Any]:
-    return (None,) * 3 if view is None or view.axes is None else (view.field, view.stride, view.start)
+def _limits(view: jaxpr.View | None) -> tuple[jaxpr.Pair | None, jaxpr.Pair | None, jaxpr.Pair | None]:
+    return (None, None, None) if view is None or view.axes is None else (view.field, view.stride, view.start)
 
 
 def _params(tree: Any, modules: Collection[Path]) -> dict[Path, int]:
-    """Parameters by the innermost module that their path begins with."""
+    """Counts the parameters of each module, by the innermost module that their path begins with."""
     counts = defaultdict(int)
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path = tuple(key.key for key in keys)
@@ -261,12 +273,11 @@ def _params(tree: Any, modules: Collection[Path]) -> dict[Path, int]:
 
 
 def _kept_bytes(model, variables, inputs, key, modules: Collection[Path], layers: Collection[Path]) -> dict[Path, int]:
-    """Bytes of what the training pass keeps for its gradient, by the module that made it.
+    """Returns the bytes that the training pass stores for its gradient, by the module that computes them.
 
-    What is made outside of any of `layers` counts with the one before: those without submodules, and with products of
-    their own, as attention.
-
-    Parameters, what is computed from them alone, and constants are not counted: they do not grow with the batch.
+    `layers` are the modules without submodules, and those with products of their own, such as attention. Values that
+    are computed outside them count with the preceding layer. Constants, parameters and values that depend only on
+    parameters do not count, because they do not grow with the batch.
     """
     state = {name: tree for name, tree in variables.items() if name != "params"}
 
@@ -280,7 +291,7 @@ def _kept_bytes(model, variables, inputs, key, modules: Collection[Path], layers
 
     program = jax.make_jaxpr(residuals)(inputs, key, variables["params"], state).jaxpr
     examples, noise = program.invars[: len(inputs)], program.invars[len(inputs)]
-    made_by = dict.fromkeys(examples, ())
+    origins = dict.fromkeys(examples, ())
     grows = {*examples, noise}
     walk, layer = jaxpr.Walk(modules), ()
     for eqn in program.eqns:
@@ -289,9 +300,9 @@ def _kept_bytes(model, variables, inputs, key, modules: Collection[Path], layers
             if module in layers:
                 layer = module
             grows.update(eqn.outvars)
-            made_by.update(dict.fromkeys(eqn.outvars, layer or module))
+            origins.update(dict.fromkeys(eqn.outvars, layer or module))
     kept = defaultdict(int)
     for var in {atom for atom in program.outvars if not isinstance(atom, Literal)}:
-        if var in made_by:
-            kept[made_by[var]] += var.aval.size * var.aval.dtype.itemsize
+        if var in origins:
+            kept[origins[var]] += var.aval.size * var.aval.dtype.itemsize
     return dict(kept)

@@ -1,12 +1,13 @@
-"""Walks a traced program (jaxpr): mult-adds and receptive fields of each operation, by the module it belongs to."""
+"""Walks a traced program (jaxpr) and collects mult-adds and receptive fields of its operations by module."""
 
 import dataclasses
 import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import cast
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 Path = tuple[str, ...]
 Pair = tuple[int, int]
@@ -14,12 +15,13 @@ Pair = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """How an array sees the image.
+    """The pixels of the image that the elements of an array see.
 
     Attributes:
-      axes: which of its axes are the image's height and width; None where each element may see the whole image.
-      field, stride, start: in pixels of the image: element i along one of these sees the `field` pixels from
-        start + i stride on. Padding of the image counts as pixels: start may be negative.
+      axes: Axes of the array that correspond to the image's height and width; None if each element may see the whole
+        image.
+      field, stride, start: Element i along one of these axes sees the `field` pixels from start + i stride on. Padding
+        counts as pixels, so start may be negative.
     """
 
     axes: Pair | None = None
@@ -32,11 +34,11 @@ WHOLE = View()
 
 
 class Walk:
-    """Adds up what `run` passes.
+    """A walk through programs, which adds up the cost of their operations.
 
     Attributes:
-      mult_adds: by module path, of that module's own operations.
-      views: by module path, the View of the last array that the module or its submodules made of the image.
+      mult_adds: Mult-adds of each module's own operations, by path.
+      views: View of the last array that a module or its submodules compute from the image, by path.
     """
 
     def __init__(self, modules: Collection[Path]):
@@ -47,15 +49,18 @@ class Walk:
     def run(
         self, jaxpr: Jaxpr | ClosedJaxpr, views: Sequence[View | None], path: Path = (), times: int = 1
     ) -> list[View | None]:
-        """Walks a program that runs `times` times inside of the module `path`.
+        """Walks a program.
 
         Args:
-          views: of its inputs; None for those that do not depend on the image.
+          jaxpr: The program.
+          views: Views of its inputs; None for inputs that do not depend on the image.
+          path: Module that runs the program.
+          times: Number of times that the program runs.
 
         Returns:
           The views of its outputs.
         """
-        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
         seen = dict(zip(jaxpr.invars, views, strict=True))
 
         def view(atom):
@@ -65,21 +70,21 @@ class Walk:
             inside = self.module_of(eqn, path)
             results = self._operation(eqn, [view(atom) for atom in eqn.invars], inside, times)
             seen.update(zip(eqn.outvars, results, strict=True))
-            made = next((v for v in results if v is not None), None)
-            if made is not None:
+            result = next((v for v in results if v is not None), None)
+            if result is not None:
                 for depth in range(len(inside) + 1):
-                    self.views[inside[:depth]] = made
+                    self.views[inside[:depth]] = result
         return [view(atom) for atom in jaxpr.outvars]
 
     def module_of(self, eqn: JaxprEqn, path: Path = ()) -> Path:
-        """The innermost known module on the name stack of an operation that is itself inside of `path`.
+        """Returns the innermost known module on the name stack of an operation inside the module `path`.
 
-        Names on the stack that are no modules (transformations, methods, functions) are passed over; a module that is
-        called within another than its parent is found at its parent, as the exit of a network within a stage.
+        Names that are not modules (transformations, methods, functions) are skipped. A module that is called inside a
+        module other than its parent, such as an exit inside a stage, belongs to its parent.
         """
         for name in re.split(r"[/()]", str(eqn.source_info.name_stack)):
-            found = ((*path[:depth], name) for depth in range(len(path), -1, -1))
-            path = next((module for module in found if module in self._modules), path)
+            candidates = ((*path[:depth], name) for depth in range(len(path), -1, -1))
+            path = next((module for module in candidates if module in self._modules), path)
         return path
 
     def _operation(self, eqn, views, path, times):
@@ -106,7 +111,7 @@ class Walk:
     def _scan(self, eqn, views, path, times):
         consts, carries, length = (eqn.params[key] for key in ("num_consts", "num_carry", "length"))
         fixed, carry = views[:consts], views[consts : consts + carries]
-        rows = [_shift(view, -1) for view in views[consts + carries :]]  # a scan takes and stacks rows of its arrays
+        rows = [_shift(view, -1) for view in views[consts + carries :]]  # a scan reads and stacks rows of its arrays
         body = Walk(self._modules)
         stacked: list[View | None] = [None] * (len(eqn.outvars) - carries)
         for _ in range(length):
@@ -134,33 +139,38 @@ class Walk:
 
 
 def called(eqn: JaxprEqn) -> Jaxpr | ClosedJaxpr | None:
-    """The program that an operation calls on its own inputs (jit, remat, custom_vjp, ...); None for others."""
+    """Returns the program that an operation calls on its own inputs (jit, remat, custom_vjp, ...), or None."""
     for value in eqn.params.values():
         if isinstance(value, (Jaxpr, ClosedJaxpr)):
-            invars = getattr(value, "jaxpr", value).invars
-            if [v.aval.shape for v in invars] == [v.aval.shape for v in eqn.invars]:
+            invars = (value.jaxpr if isinstance(value, ClosedJaxpr) else value).invars
+            if list(map(_shape, invars)) == list(map(_shape, eqn.invars)):
                 return value
     return None
 
 
+def _shape(atom: Var | Literal) -> tuple[int, ...]:
+    return getattr(atom.aval, "shape", ())
+
+
 def conv_mult_adds(eqn: JaxprEqn) -> int:
-    """Output elements times the kernel's weights of one output channel; zeros that dilate the input not counted."""
+    """Returns output elements times weights per output channel, without zeros from dilation of the input."""
     numbers = eqn.params["dimension_numbers"]
-    kernel = eqn.invars[1].aval.shape
+    kernel = _shape(eqn.invars[1])
     per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
-    return math.prod(eqn.outvars[0].aval.shape) * per_output // math.prod(eqn.params["lhs_dilation"])
+    return math.prod(_shape(eqn.outvars[0])) * per_output // math.prod(eqn.params["lhs_dilation"])
 
 
 def dot_mult_adds(eqn: JaxprEqn) -> int:
-    """Output elements times the length of the sums."""
+    """Returns output elements times the length of the sums."""
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    shape = eqn.invars[0].aval.shape
-    return math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+    shape = _shape(eqn.invars[0])
+    return math.prod(_shape(eqn.outvars[0])) * math.prod(shape[axis] for axis in contracted)
 
 
 def join(views: Sequence[View | None]) -> View | None:
-    """Of an element made of one element of each: all that any of them sees. A map that is combined with what saw the
-    whole image (statistics that normalize or gate it) keeps its own.
+    """Returns the view of elements that combine one element of each array: the union of their views.
+
+    A map that is combined with values that see the whole image (statistics that normalize or gate it) keeps its view.
     """
     maps = [view for view in views if view is not None and view.axes is not None]
     if not maps:
@@ -168,14 +178,15 @@ def join(views: Sequence[View | None]) -> View | None:
     if len({(view.axes, view.stride) for view in maps}) > 1:
         return WHOLE
     starts, fields = ([getattr(view, key) for view in maps] for key in ("start", "field"))
-    start = tuple(map(min, zip(*starts, strict=True)))
+    start = _pair(map(min, zip(*starts, strict=True)))
     end = [max(s[i] + f[i] for s, f in zip(starts, fields, strict=True)) for i in (0, 1)]
     return View(maps[0].axes, _pair(e - s for e, s in zip(end, start, strict=True)), maps[0].stride, start)
 
 
 def _pair(numbers: Iterable[float]) -> Pair:
-    """Two numbers, as int where they are whole."""
-    return tuple(int(n) if n == int(n) else n for n in numbers)
+    """Returns two numbers, with whole numbers as int."""
+    height, width = (int(n) if n == int(n) else n for n in numbers)
+    return cast(Pair, (height, width))  # strides are fractions only inside transposed convolutions
 
 
 def _shift(view: View | None, by: int) -> View | None:
@@ -185,16 +196,16 @@ def _shift(view: View | None, by: int) -> View | None:
     return WHOLE if min(axes) < 0 else dataclasses.replace(view, axes=axes)
 
 
-def _moved(view: View | None, place: Callable[[int], int | None]) -> View | None:
-    """The view after axis a became place(a); None for an axis that is no more."""
+def _moved(view: View | None, target: Callable[[int], int | None]) -> View | None:
+    """Returns the view after axis a has become target(a), or None for an axis that has disappeared."""
     if view is None or view.axes is None:
         return view
-    axes = tuple(place(axis) for axis in view.axes)
+    axes = tuple(target(axis) for axis in view.axes)
     return WHOLE if None in axes else dataclasses.replace(view, axes=axes)
 
 
 def _windowed(view, axes, sizes, strides, padding, dilations, base_dilations):
-    """A window of `sizes` along the two `axes`, moved by `strides` from `padding` (before, after) on."""
+    """Returns the view of a window of `sizes` along two axes, which moves by `strides` on an array with padding."""
     if view.axes != axes:
         return WHOLE
     steps = [step / base for step, base in zip(view.stride, base_dilations, strict=True)]
@@ -209,12 +220,12 @@ def _elementwise(eqn, views):
     axes = next(view.axes for view in views if view is not None and view.axes is not None)
     gate = eqn.invars[0] if eqn.primitive.name == "select_n" else None
     for atom, view in zip(eqn.invars, views, strict=True):
-        own = atom.aval.shape
+        sizes = atom.aval.shape
         if view is not None and view.axes is not None:  # other axes may be broadcast
-            if len(own) != len(shape) or any(own[axis] != shape[axis] for axis in view.axes):
+            if len(sizes) != len(shape) or any(sizes[axis] != shape[axis] for axis in view.axes):
                 return WHOLE
-        elif view is not None and atom is not gate and len(own) == len(shape) and any(own[a] > 1 for a in axes):
-            return WHOLE  # no statistics but another map, as attention gives one
+        elif view is not None and atom is not gate and len(sizes) == len(shape) and any(sizes[a] > 1 for a in axes):
+            return WHOLE  # another map, such as the result of attention, and not statistics
     return join(views)
 
 
@@ -261,19 +272,19 @@ def _transpose(eqn, views):
 
 
 def _squeeze(eqn, views):
-    gone = eqn.params["dimensions"]
-    return _moved(views[0], lambda axis: None if axis in gone else axis - sum(other < axis for other in gone))
+    removed = eqn.params["dimensions"]
+    return _moved(views[0], lambda axis: None if axis in removed else axis - sum(other < axis for other in removed))
 
 
 def _reshape(eqn, views):
     old, new = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     before = {math.prod(new[:axis]): axis for axis in reversed(range(len(new))) if new[axis] > 1}
 
-    def place(axis):
-        target = before.get(math.prod(old[:axis]))
-        return target if target is not None and new[target] == old[axis] else None
+    def target(axis):
+        new_axis = before.get(math.prod(old[:axis]))
+        return new_axis if new_axis is not None and new[new_axis] == old[axis] else None
 
-    return _moved(views[0], place)
+    return _moved(views[0], target)
 
 
 def _slice(eqn, views):
@@ -315,11 +326,11 @@ def _dot(eqn, views):
     free_before = len(batch[0])
     for view, atom, contract, shared in zip(views, eqn.invars, contracted, batch, strict=True):
         free = [axis for axis in range(atom.aval.ndim) if axis not in contract and axis not in shared]
-        places = {
+        targets = {
             **dict(zip(shared, range(len(shared)), strict=True)),
             **{axis: free_before + i for i, axis in enumerate(free)},
         }
-        outputs.append(_moved(view, places.get))
+        outputs.append(_moved(view, targets.get))
         free_before += len(free)
     return join(outputs)
 

@@ -14,11 +14,11 @@ def terminal_table(
     """Returns a table for the terminal.
 
     Args:
-      columns: headers.
-      rows: cells, which are shown as they are: a user's "[red]" is no style.
-      title: above the table.
-      texts: number of leading columns that are aligned to the left; the others are numbers, to the right.
-      lines: draws a line between rows.
+      columns: Headers.
+      rows: Cells, which are shown literally: "[red]" is no style.
+      title: Title above the table.
+      texts: Number of leading columns that are aligned left; the others hold numbers and are aligned right.
+      lines: Whether to draw a line between rows.
     """
     table = rich.table.Table(title=title, title_justify="left", show_lines=lines)
     for i, column in enumerate(columns):
@@ -29,7 +29,7 @@ def terminal_table(
 
 
 def markdown_table(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns a table in Markdown, with "|" in cells escaped."""
+    """Returns a table in Markdown, in which "|" in cells is escaped."""
 
     def line(row):
         return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |"

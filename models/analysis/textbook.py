@@ -1,10 +1,10 @@
-"""The textbook's costs of convolutional blocks, beside what is counted in networks that have them.
+"""Textbook formulas for the costs of convolutional blocks, compared with the counts in networks.
 
   python -m models.analysis.textbook
 
-On maps of h x w: k is the kernel size, c the channels in and out, d those inside a bottleneck, g the groups. The
-convolutions keep the resolution and have no bias, so that mult-adds are h w times the parameters, and outputs h w times
-the channels that each convolution makes.
+On maps of h x w, k is the kernel size, c the input and output channels, d the channels inside a bottleneck, and g the
+groups. The convolutions keep the resolution and have no bias. Therefore mult-adds are h w times the parameters, and
+outputs are h w times the output channels of all convolutions.
 """
 
 import functools
@@ -12,36 +12,37 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rich.table import Table
+from absl import flags
 
 import models
 from models import command
 from models.analysis.cost import Complexity, analyze
+from models.analysis.tables import terminal_table
 from models.errors import UserError
 
 
 def plain(k: int, c: int) -> int:
-    """Parameters of a k x k convolution: each of c outputs sees k x k places of c channels."""
+    """Returns the parameters of a k x k convolution: each of c outputs sees k x k positions of c channels."""
     return k**2 * c**2
 
 
 def bottleneck(c: int, d: int) -> int:
-    """Parameters of 1x1 to d channels, 3x3, and 1x1 back to c."""
+    """Returns the parameters of a bottleneck: 1x1 to d channels, 3x3, and 1x1 back to c."""
     return c * d + 9 * d**2 + d * c
 
 
 def separable(k: int, c: int) -> int:
-    """Parameters of k x k on each channel by itself, then 1x1."""
+    """Returns the parameters of a depthwise k x k convolution and a 1x1 convolution."""
     return k**2 * c + c**2
 
 
 def grouped(k: int, c: int, g: int) -> int:
-    """Parameters of a k x k convolution in g groups, each from c / g to c / g channels."""
+    """Returns the parameters of a k x k convolution with g groups, each from c / g to c / g channels."""
     return k**2 * c**2 // g
 
 
 class Cost(NamedTuple):
-    """Of the convolutions of a block; outputs in values."""
+    """Cost of the convolutions of a block; outputs are numbers of values."""
 
     params: int
     mult_adds: int
@@ -49,14 +50,16 @@ class Cost(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A block of a network: where it is, its formulas and what these give.
+    """A block of a network, with formulas for its cost.
 
     Attributes:
-      kind: what it is.
-      network, path: a registered network at 224 x 224, and the place in it.
-      sizes: of the map and of the block.
-      params, channels: the formulas as text; mult-adds are h w params, outputs h w channels.
-      expected: by the formulas.
+      kind: Kind of block.
+      network: Name of a network, at 224 x 224.
+      path: Path of the block in the network.
+      sizes: Sizes of the map and the block, as text.
+      params: Formula for the parameters, as text; mult-adds are h w params.
+      channels: Formula for the output channels of all convolutions, as text; outputs are h w channels.
+      expected: Cost by the formulas.
     """
 
     kind: str
@@ -120,16 +123,16 @@ def _analyzed(network: str) -> Complexity:
 
 
 def counted(block: Block) -> Cost:
-    """What the traced program of the network has for the block's convolutions; outputs are float32 there."""
-    found = [
+    """Returns the cost of the block's convolutions in the traced program of the network, whose outputs are float32."""
+    convolutions = [
         layer
         for layer in _analyzed(block.network).layers
         if layer.type == "Conv" and f"{layer.path}/".startswith(f"{block.path}/")
     ]
     return Cost(
-        sum(layer.params for layer in found),
-        sum(layer.mult_adds for layer in found),
-        sum(layer.output_bytes for layer in found) // 4,
+        sum(layer.params for layer in convolutions),
+        sum(layer.mult_adds for layer in convolutions),
+        sum(layer.output_bytes for layer in convolutions) // 4,
     )
 
 
@@ -137,11 +140,11 @@ HEADS = ("block", "sizes", "quantity", "formula", "value", "counted", "in")
 
 
 def rows() -> list[tuple[str, ...]]:
-    """A row a quantity of every block, in the columns HEADS."""
+    """Returns a row for each quantity of every block, with the columns HEADS."""
     return [
-        (block.kind, block.sizes, quantity, formula, f"{value:,}", f"{found:,}", f"{block.network} {block.path}")
+        (block.kind, block.sizes, quantity, formula, f"{value:,}", f"{count:,}", f"{block.network} {block.path}")
         for block in BLOCKS
-        for quantity, formula, value, found in zip(
+        for quantity, formula, value, count in zip(
             ("parameters", "mult-adds", "outputs"),
             (block.params, f"hw({block.params})", f"hw({block.channels})"),
             block.expected,
@@ -151,18 +154,18 @@ def rows() -> list[tuple[str, ...]]:
     ]
 
 
-def _act(options, others):
-    if others:
-        raise UserError(f"unexpected argument '{others[0]}'")
-    table = Table(*HEADS, title="Costs by formula and as counted", title_justify="left")
-    for row in rows():
-        table.add_row(*row, end_section=row[2] == "outputs")
+def _act(options: flags.FlagValues, arguments: list[str]) -> None:
+    if arguments:
+        raise UserError(f"unexpected argument '{arguments[0]}'")
+    table = terminal_table(HEADS, rows(), "Costs by formula and as counted", texts=len(HEADS))
+    for row, cells in zip(table.rows, rows(), strict=True):
+        row.end_section = cells[2] == "outputs"
     command.console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit code."""
-    return command.run_argv(argv, __doc__, lambda options: None, _act)
+    """Runs the command line and returns the exit code."""
+    return command.run_argv(argv, __doc__ or "", lambda options: None, _act)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Compression: pure functions of parameters, and low-bit layers.
+"""Compression of trained networks, as pure functions of parameters.
 
-prune.py, shrink.py       weights or filters that go; the smaller dense network without these filters
-codebook.py               few values a layer
-fold.py                   batch normalization folded into the layer before it
-file.py, packed.py        one file of a compressed network; how it holds arrays, by sparse.py and huffman.py
+prune.py, shrink.py       masks for weights or filters; the smaller dense network without masked filters
+codebook.py               weight sharing, with few values per layer
+fold.py                   batch normalization folded into the preceding layer
+file.py, packed.py        one file per compressed network; its arrays, coded by sparse.py and huffman.py
 """

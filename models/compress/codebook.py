@@ -1,32 +1,40 @@
-"""Weights that share few values: a codebook a layer, found by k-means (Han 2016, arXiv 1510.00149, section 3).
+"""Weight sharing: a codebook of few values per layer, computed by k-means (Han 2016, arXiv 1510.00149, section 3).
 
-A weight that is 0 was pruned: it stays 0, has no place in the codebook and the index -1.
+A weight that is 0 was pruned. It stays 0, is not in the codebook, and has the index -1.
 """
 
-from typing import NamedTuple
+import dataclasses
 
 import numpy as np
 
 from models.errors import UserError, choice_error
 
 INITS = ("linear", "density", "random")
-MOST_BITS = 16  # of an index
+MOST_BITS = 16  # maximum number of bits of an index
 
 
-class Shared(NamedTuple):
-    """index: int32 in the shape of the weights, -1 for 0; codebook: float32 [K], ascending."""
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """Weights that share the values of a codebook.
+
+    Attributes:
+      index: int32 in the shape of the weights, -1 for 0.
+      codebook: float32 [K], ascending.
+    """
 
     index: np.ndarray
     codebook: np.ndarray
 
     def weights(self) -> np.ndarray:
-        """float32: codebook[index], 0 at -1."""
+        """Returns the weights, float32: codebook[index], and 0 where the index is -1."""
         return np.append(self.codebook, np.float32(0))[self.index]
 
 
 def initial(values: np.ndarray, count: int, init: str) -> np.ndarray:
-    """Centroids to start from, float64 [count] (section 3.2): linear: evenly from the least to the largest value, which
-    keeps the few large weights; density: at even steps of the distribution function; random: some of the values.
+    """Returns initial centroids, float64 [count] (section 3.2).
+
+    "linear" spaces them evenly from the smallest to the largest value, which preserves the few large weights; "density"
+    places them at equal steps of the distribution function; "random" chooses some of the values.
     """
     if init == "linear":
         return np.linspace(values.min(), values.max(), count)
@@ -36,14 +44,15 @@ def initial(values: np.ndarray, count: int, init: str) -> np.ndarray:
 
 
 def kmeans(values: np.ndarray, start: np.ndarray, steps: int = 100) -> np.ndarray:
-    """Lloyd's iterations on a line, until nothing moves: centroids float64 [K], ascending; one without values stays.
+    """Runs Lloyd's algorithm on scalars until convergence, and returns ascending centroids, float64 [K].
 
-    Values are sorted once; those nearest to a centroid are then a range, whose sum is a difference of two.
+    Values are sorted once, so those nearest to a centroid form a range, and their sum is a difference of cumulative
+    sums. A centroid without values does not move.
 
     Args:
       values: [N].
-      start: [K].
-      steps: at most.
+      start: Initial centroids [K].
+      steps: Maximum number of iterations.
     """
     values = np.sort(np.asarray(values, np.float64).ravel())
     sums, centroids = np.concatenate([[0.0], np.cumsum(values)]), np.sort(np.asarray(start, np.float64))
@@ -59,13 +68,13 @@ def kmeans(values: np.ndarray, start: np.ndarray, steps: int = 100) -> np.ndarra
 
 
 def share(weights: np.ndarray, bits: int, init: str = "linear") -> Shared:
-    """The weights in 2^bits values: of layers that have fewer different weights than that, those themselves.
+    """Approximates weights by 2^bits values; weights with fewer distinct values keep them.
 
     Raises:
-      UserError: bits that are none of 1 to 16, an unknown `init`.
+      UserError: `bits` is not from 1 to 16, or `init` is unknown.
     """
     if not 1 <= bits <= MOST_BITS:
-        raise UserError(f"codebook: bits={bits} must be 1 to {MOST_BITS}")
+        raise UserError(f"codebook: bits={bits} must be from 1 to {MOST_BITS}")
     if init not in INITS:
         raise choice_error("codebook init", init, INITS)
     weights = np.asarray(weights, np.float32)
@@ -77,7 +86,10 @@ def share(weights: np.ndarray, bits: int, init: str = "linear") -> Shared:
 
 
 def assign(weights: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """The nearest of the codebook (ascending) for each weight, the smaller of two; -1 for 0: int32 in their shape."""
+    """Returns the index of the nearest codebook value for each weight, int32 in their shape; -1 for a weight of 0.
+
+    The codebook is ascending; the smaller of two equally near values is taken.
+    """
     if not len(codebook):
         return np.full(weights.shape, -1, np.int32)
     middles = (codebook[1:].astype(np.float64) + codebook[:-1]) / 2

@@ -1,4 +1,4 @@
-"""Networks in the files of packed.py: name, fields and variables, as they were to the bit."""
+"""Compressed networks in files of packed.py: name, fields and variables, without loss."""
 
 import collections
 import math
@@ -18,27 +18,27 @@ from models.errors import UserError
 from models.kernels.tracing import lowering
 
 SUFFIX = ".ablate"
-MOST = 1 << 16  # of a number in a network's fields
-# Of those whose square or fourth power is the size of a constant table
+MOST = 1 << 16  # maximum of a number in a network's fields
+# Maxima of the fields whose square or fourth power is the size of a constant table
 MOSTS = {"image_size": 1024, "width": 8192, "window": 32, "stage_sizes": 1000, "depth": 1000}
-_MODULES_OF_ARRAY, _MODULES = 50, 50_000  # called modules, above which the network of a file is not its own
+_MODULES_OF_ARRAY, _MODULES = 50, 50_000  # maximum module calls per array of a file, and in total
 
 
 def dump(name: str, fields: Mapping[str, Any], variables: Mapping[str, Any], inputs: Sequence[int] = ()) -> bytes:
-    """The bytes of a file.
+    """Returns the bytes of a file.
 
     Args:
-      name: of the network, in models.names().
-      fields: for `models.create`, what JSON can hold.
-      variables: as `models.initialize` gives them.
-      inputs: shape [1, H, W, C] of an image; () for the network's own example.
+      name: Name of the network, in models.names().
+      fields: Fields for `models.create` that JSON can represent.
+      variables: Variables, as from `models.initialize`.
+      inputs: Shape [1, H, W, C] of an image; () uses the network's own example.
     """
     arrays = {path: np.asarray(array, np.float32) for path, array in weights.flatten(variables).items()}
     return packed.pack({"model": name, "fields": dict(fields), "inputs": list(inputs)}, arrays)
 
 
 def read(path: str | Path) -> bytes:
-    """The bytes of a file; UserError where there is none, or it is damaged."""
+    """Reads the bytes of a file; raises UserError if it is missing or damaged."""
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -51,21 +51,21 @@ def read(path: str | Path) -> bytes:
 
 
 def about(data: bytes) -> dict[str, Any]:
-    """{"model": name, "fields", "inputs"} of a file that `read` has read."""
+    """Returns {"model": name, "fields", "inputs"} of the bytes of a file."""
     return packed.about(data)
 
 
 def load(data: bytes, where: str | Path = "the file") -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a file, and its variables.
+    """Returns the network of a file and its variables.
 
-    Nothing is computed for the network before its arrays are those that the file lists.
+    Nothing is computed unless the network's arrays are those that the file lists.
 
     Args:
-      data: of the file.
-      where: its path, for errors.
+      data: Bytes of the file.
+      where: Path of the file, for errors.
 
     Raises:
-      UserError: damaged, or its network is unknown here.
+      UserError: The file is damaged, or its network is unknown.
     """
     try:
         model, drawn = _network(packed.about(data), len(packed.contents(data)))
@@ -73,69 +73,67 @@ def load(data: bytes, where: str | Path = "the file") -> tuple[nn.Module, dict[s
     except (Damaged, UserError) as error:
         raise UserError(f"{where}: {error}") from None
     except MemoryError:
-        raise UserError(f"{where}: there is not the memory for its network") from None
+        raise UserError(f"{where}: there is not enough memory for its network") from None
     return model, weights.from_arrays(model, arrays, "ablate", drawn=drawn)
 
 
 def table(data: bytes, variables: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How the bytes of a file are spent, a row an array of two axes or more; then all others, and what frames them.
+    """Breaks down the bytes of a file by array.
+
+    Each array with at least two axes has a row. Two further rows sum up all other arrays, and the header and checksum.
 
     Args:
-      data: of the file.
-      variables: what `load` made of it.
+      data: Bytes of the file.
+      variables: Variables from `load`.
 
     Returns:
-      {"name", "weights", "kept" (not 0), "entries" (those and fillers), "values" (of the codebook), "index_bits" (of an
-      index into it), "index_coded" (after Huffman, an entry), "jump_bits", "jump_coded", "bytes", "float32" (bytes that
-      the weights would take), "parts" ({part: bytes})}; None where an array has no such thing.
+      {"name", "weights", "kept" (nonzero weights), "entries" (these and fillers), "values" (in the codebook),
+      "index_bits" (of an index into it), "index_coded" (bits per entry after Huffman coding), "jump_bits",
+      "jump_coded", "bytes", "float32" (bytes of the weights in float32), "parts" ({part: bytes})}; None where an array
+      has no such number.
     """
-    found, others = [], {"name": "biases, norms", "weights": 0, "kept": 0, "bytes": 0, "float32": 0, "parts": {}}
-    arrays = weights.flatten(variables)
-    for name, one in packed.contents(data).items():
-        array, parts = arrays[name], {part: size for part, size in one.parts.items() if size}
-        row = {
-            "name": name,
-            "weights": array.size,
-            "kept": int(np.count_nonzero(array)),
-            "entries": one.entries,
-            "bytes": sum(parts.values()),
-            "float32": 4 * array.size,
-            "parts": parts,
-        }
-        if array.ndim < 2:
-            for key in ("weights", "kept", "bytes", "float32"):
-                others[key] += row[key]
-            others["parts"] = dict(collections.Counter(others["parts"]) + collections.Counter(parts))
-            continue
-        values = {"shared": parts.get("codebook", 0) // 4, "signs": 2}.get(one.encoding)
-        symbols = values and values + (one.entries > row["kept"])  # a zero, or a filler, is one more
-        coded = {part: 8 * parts.get(part, 0) / max(one.entries, 1) for part in ("indices", "signs", "jumps")}
-        found.append(
-            {
-                **row,
-                "values": values,
-                "index_bits": symbols and max(1, math.ceil(math.log2(symbols))),
-                "index_coded": values and (coded["signs"] or coded["indices"]),
-                "jump_bits": one.jump_bits or None,
-                "jump_coded": coded["jumps"] if one.jump_bits else None,
-            }
-        )
-    framing = len(data) - sum(row["bytes"] for row in found) - others["bytes"]
-    rest = {
-        "name": "header, checksum",
-        "weights": 0,
-        "kept": 0,
-        "bytes": framing,
-        "float32": 0,
-        "parts": {"header": framing},
-    }
+    arrays, large, small = weights.flatten(variables), [], []
+    for name, entry in packed.contents(data).items():
+        (small if arrays[name].ndim < 2 else large).append(_row(name, arrays[name], entry))
+    parts: collections.Counter[str] = collections.Counter()
+    for row in small:
+        parts += collections.Counter(row["parts"])
     blank = dict.fromkeys(("entries", "values", "index_bits", "index_coded", "jump_bits", "jump_coded"))
-    return [*found, {**blank, **others}, {**blank, **rest}]
+    sums = {key: sum(row[key] for row in small) for key in ("weights", "kept", "bytes", "float32")}
+    others = {**blank, "name": "biases, norms", **sums, "parts": dict(parts)}
+    framing = len(data) - sum(row["bytes"] for row in (*large, others))
+    rest = {"name": "header, checksum", "weights": 0, "kept": 0, "bytes": framing, "float32": 0}
+    return [*large, others, {**blank, **rest, "parts": {"header": framing}}]
+
+
+def _row(name: str, array: np.ndarray, entry: packed.Packed) -> dict[str, Any]:
+    """Returns the row of `table` for an array."""
+    parts = {part: size for part, size in entry.parts.items() if size}
+    kept = int(np.count_nonzero(array))
+    values = {"shared": parts.get("codebook", 0) // 4, "signs": 2}.get(entry.encoding)
+    symbols = values and values + (entry.entries > kept)  # zeros and fillers share one more symbol
+    coded = {part: 8 * parts.get(part, 0) / max(entry.entries, 1) for part in ("indices", "signs", "jumps")}
+    return {
+        "name": name,
+        "weights": array.size,
+        "kept": kept,
+        "entries": entry.entries,
+        "bytes": sum(parts.values()),
+        "float32": 4 * array.size,
+        "parts": parts,
+        "values": values,
+        "index_bits": symbols and max(1, math.ceil(math.log2(symbols))),
+        "index_coded": values and (coded["signs"] or coded["indices"]),
+        "jump_bits": entry.jump_bits or None,
+        "jump_coded": coded["jumps"] if entry.jump_bits else None,
+    }
 
 
 def rows(layers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """`table` as texts, with a line of the totals, as Han 2016, tables 2 to 5: name, weights, share that is kept, bits
-    of an index and of a jump as such / after Huffman coding, bytes, and these as a share of float32's.
+    """Formats `table` with a row of totals, like tables 2 to 5 of Han 2016.
+
+    The columns are name, weights, fraction kept, bits of an index and of a jump before / after Huffman coding, bytes,
+    and bytes as a fraction of float32's.
     """
 
     def bits(row, part):
@@ -157,7 +155,7 @@ def rows(layers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _network(about: Mapping[str, Any], count: int) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a header, and the shapes of its variables, of which there should be `count`."""
+    """Returns the network of a header and the shapes of its variables, of which `count` are expected."""
     called = 0
 
     def bounded(call, args, kwargs, context):
@@ -171,22 +169,22 @@ def _network(about: Mapping[str, Any], count: int) -> tuple[nn.Module, dict[str,
         name, fields = about["model"], _checked(about["fields"])
         inputs = _checked(about["inputs"])
         with lowering("plain"), nn.intercept_methods(bounded):
-            model = models.create(name, **fields)  # which traces a network with `widths`
+            model = models.create(name, **fields)  # traces networks with `widths`
             inputs = models.abstract(inputs) if inputs else model.example()
             variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     except (Damaged, UserError):
         raise
-    except Exception as error:  # whatever a model's code stumbles over in fields that no one wrote for it
-        raise Damaged(f"its network cannot be made: {type(error).__name__} {error}".splitlines()[0]) from None
+    except Exception as error:  # a model's code may fail in any way on damaged fields
+        raise Damaged(f"its network cannot be created: {type(error).__name__} {error}".splitlines()[0]) from None
     return model, dict(variables)
 
 
 def _checked(value: Any, depth: int = 0, most: int = MOST) -> Any:
-    """Fields from JSON: lists as tuples; Damaged where a number or a list is beyond all networks."""
+    """Converts lists in fields from JSON to tuples; raises Damaged for numbers and lists that are too large."""
     if isinstance(value, dict) and not depth:
-        return {str(name): _checked(one, 1, MOSTS.get(name, MOST)) for name, one in value.items()}
+        return {str(name): _checked(field, 1, MOSTS.get(name, MOST)) for name, field in value.items()}
     if isinstance(value, list) and len(value) <= 10_000 and depth < 4:
-        return tuple(_checked(one, depth + 1, most) for one in value)
+        return tuple(_checked(element, depth + 1, most) for element in value)
     if value is None or isinstance(value, (str, bool)) or (isinstance(value, (int, float)) and abs(value) <= most):
         return value
     raise Damaged(f"a field of its network is {str(value)[:40]}")

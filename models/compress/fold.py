@@ -1,4 +1,4 @@
-"""Batch normalization folded into the layer before it, for inference: one layer less to compute, and the same result.
+"""Batch-norm folding for inference: normalization becomes part of the preceding layer, with the same result.
 
 norm(layer(x)) = ((x * kernel + b) - mean) g + bias,  g = scale / sqrt(var + epsilon)
                = x * (kernel g) + ((b - mean) g + bias)                  (Jacob et al. 2018, arXiv 1712.05877, 3.2)
@@ -21,7 +21,7 @@ Path = tuple[str, ...]
 
 
 class Pair(NamedTuple):
-    """A batch normalization, and the layer whose output it normalizes."""
+    """A batch normalization and the layer whose output it normalizes."""
 
     norm: Path
     layer: Path
@@ -29,17 +29,17 @@ class Pair(NamedTuple):
 
 
 def pairs(model: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> list[Pair]:
-    """Those of a network in inference: the normalization is all that uses what the convolution or dense layer returns.
+    """Finds the pairs in which only the normalization uses the output of a convolution or dense layer in inference.
 
-    A network that normalizes before its convolutions, as pre-activation ones do, has them inside of its blocks alone.
-    Layers that make their kernels of others (standardized, low bits) are not among them.
+    Networks that normalize before their convolutions, such as pre-activation networks, have pairs only inside blocks.
+    Layers that compute their kernels from others (standardized, low-bit) are excluded.
 
     Args:
-      model: the flax module.
-      variables: of it.
-      *inputs: arrays, or their shapes and types.
+      model: The network.
+      variables: Its variables.
+      *inputs: Inputs, or their shapes and types.
     """
-    layers, norms = [], []  # paths; the traced program bears their numbers
+    layers, norms = [], []  # paths; labels in the traced program hold their indices
 
     def label(call, args, kwargs, context):
         module = context.module
@@ -56,16 +56,16 @@ def pairs(model: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> list[
 
     with lowering("plain"), nn.intercept_methods(label):
         program = jax.make_jaxpr(lambda variables, *inputs: model.apply(variables, *inputs))(variables, *inputs)
-    found = []
+    result = []
     for layer, norm in _only_uses(program.jaxpr):
         path, epsilon = norms[norm]
-        if layers.count(layers[layer]) == 1 and [one for one, _ in norms].count(path) == 1:  # called once each
-            found.append(Pair(path, layers[layer], epsilon))
-    return found
+        if layers.count(layers[layer]) == 1 and [norm_path for norm_path, _ in norms].count(path) == 1:  # called once
+            result.append(Pair(path, layers[layer], epsilon))
+    return result
 
 
 def _only_uses(jaxpr: Any) -> Iterator[tuple[int, int]]:
-    """Pairs (number of a layer, of a norm): what bears the layer's label is used once, to bear the norm's."""
+    """Yields (index of a layer, index of a norm) if the only use of the layer's output is the norm's input."""
     uses = collections.defaultdict(list)
     for eqn in jaxpr.eqns:
         for variable in {id(variable): variable for variable in eqn.invars}:
@@ -74,7 +74,7 @@ def _only_uses(jaxpr: Any) -> Iterator[tuple[int, int]]:
         uses[id(variable)].append(None)
     for eqn in jaxpr.eqns:
         kind, number = _label(eqn)
-        while kind != "norm" and eqn and eqn.primitive.name == "name":  # labels of others may lie between
+        while kind != "norm" and eqn and eqn.primitive.name == "name":  # other labels may be in between
             users = uses[id(eqn.outvars[0])]
             eqn = users[0] if len(users) == 1 else None
             if kind == "layer" and _label(eqn)[0] == "norm":
@@ -88,7 +88,7 @@ def _only_uses(jaxpr: Any) -> Iterator[tuple[int, int]]:
 
 
 def _label(eqn: Any) -> tuple[str, int]:
-    """ "layer" or "norm" with its number, of an equation that labels; else ("", 0)."""
+    """Returns "layer" or "norm" and the index for an equation that is a label, else ("", 0)."""
     text = str(eqn.params.get("name", "")) if eqn and eqn.primitive.name == "name" else ""
     kind, _, number = text.partition(" ")
     return (kind, int(number)) if kind in ("layer", "norm") and number.isdecimal() else ("", 0)
@@ -97,20 +97,20 @@ def _label(eqn: Any) -> tuple[str, int]:
 def fold(
     model: nn.Module, variables: Mapping[str, Any], *inputs: Any
 ) -> tuple[Callable[..., Any], dict[str, Any], list[Pair]]:
-    """A network without the batch normalizations that can be folded.
+    """Folds the batch normalizations of a network.
 
     Args:
-      model: the flax module, called as `model.apply(variables, *inputs)` in inference.
-      variables: of it, numpy or JAX.
-      *inputs: arrays, or their shapes and types.
+      model: The network, which is called as `model.apply(variables, *inputs)` in inference.
+      variables: Its variables, NumPy or JAX arrays.
+      *inputs: Inputs, or their shapes and types.
 
     Returns:
-      apply(variables, *inputs), the variables that it takes, numpy float32, and what was folded.
+      apply(variables, *inputs), the variables that it takes (NumPy, float32), and the folded pairs.
     """
-    found = pairs(model, variables, *inputs)
-    folded = jax.tree.map(np.asarray, dict(variables))  # dictionaries of its own
-    shifts, gone = {}, {pair.norm for pair in found}
-    for pair in found:
+    foldable = pairs(model, variables, *inputs)
+    folded = jax.tree.map(np.asarray, dict(variables))  # copies the dictionaries
+    shifts, removed = {}, {pair.norm for pair in foldable}
+    for pair in foldable:
         norm, layer = _at(folded["params"], pair.norm), _at(folded["params"], pair.layer)
         running = {name: value.astype(np.float64) for name, value in _at(folded["batch_stats"], pair.norm).items()}
         gain = norm["scale"] / np.sqrt(running["var"] + pair.epsilon)
@@ -123,7 +123,7 @@ def fold(
             shifts[pair.layer] = shift
 
     def without(call, args, kwargs, context):
-        if type(context.module) is BatchNorm and context.module.path in gone:
+        if type(context.module) is BatchNorm and context.module.path in removed:
             return args[0]
         y = call(*args, **kwargs)
         if context.method_name == "__call__" and context.module.path in shifts:
@@ -134,7 +134,7 @@ def fold(
         with nn.intercept_methods(without):
             return model.apply(variables, *inputs)
 
-    return apply, folded, found
+    return apply, folded, foldable
 
 
 def _at(tree: Any, path: Path) -> Any:

@@ -1,18 +1,18 @@
-"""One file of a compressed network: what is on disk is what it takes.
+"""File format of a compressed network, whose size on disk is the network's size.
 
-  magic (8 bytes), version (2), bytes of the header (4), header, what the header lists, CRC-32 of all this (4)
+  magic (8 bytes), version (2), size of the header (4), header, parts of the arrays, CRC-32 of everything before (4)
 
-Numbers are little-endian. The header is JSON, deflated: {"about": …, "arrays": [[name, shape, encoding, jump bits,
-entries, [bytes of each part]], …]}. The parts of each array follow in that order:
+Numbers are little-endian. The header is deflated JSON: {"about": ..., "arrays": [[name, shape, encoding, jump bits,
+entries, [size of each part]], ...]}. The parts of each array follow in this order:
 
   float32   values
-  sparse    tables, jumps, values: what is not 0, as it is
-  shared    codebook, tables, jumps, indices: Han 2016: the few values there are, and Huffman-coded indices
-  signs     scales, signs: one magnitude for each place of the last axis, a bit a weight
+  sparse    tables, jumps, values: the nonzero values themselves
+  shared    codebook, tables, jumps, indices: the distinct values, and Huffman-coded indices (Han 2016)
+  signs     scales, signs: one magnitude for each index of the last axis, and one bit per weight
 
-Jumps (sparse.py) are Huffman-coded; with jump bits 0 there are none, every place has its entry. An index is 0 for a
-zero (or a filler), else 1 + a place in the codebook. Tables are code lengths, a byte a symbol, of jumps and then of
-indices, deflated. `pack` takes for every array the smallest; all give back what went in, bit for bit.
+Jumps (sparse.py) are Huffman-coded. With 0 jump bits there are no jumps, and every position has an entry. An index is 0
+for a zero (or a filler), else 1 + the index of a value in the codebook. Tables are deflated code lengths, one byte per
+symbol, of jumps and then of indices. `pack` chooses the smallest encoding of every array; all of them are lossless.
 """
 
 import json
@@ -34,90 +34,99 @@ PARTS = {
     "shared": ("codebook", "tables", "jumps", "indices"),
     "signs": ("scales", "signs"),
 }
-JUMPS = range(2, 9)  # bits of a jump to choose from; an entry, 2 bits of a file at least, then spans 256 places at most
-MOST_VALUES = 1 << 16  # of a codebook
-MOST_HEADER = 1 << 20  # bytes of the JSON; ResNet-1202 takes a third of that
+# Possible bits of a jump. An entry takes at least 2 bits of a file and then spans at most 256 positions.
+JUMPS = range(2, 9)
+MOST_VALUES = 1 << 16  # maximum size of a codebook
+MOST_HEADER = 1 << 20  # maximum bytes of the JSON; ResNet-1202 takes a third of that
 
 
 class Packed(NamedTuple):
-    """How one array lies in a file."""
+    """The entry of an array in the header; `parts` holds the size of each part in bytes."""
 
     shape: tuple[int, ...]
     encoding: str
     jump_bits: int
     entries: int
-    parts: dict[str, int]  # bytes of each
+    parts: dict[str, int]
+
+
+class _Encoded(NamedTuple):
+    """An encoded array."""
+
+    encoding: str
+    jump_bits: int
+    entries: int
+    parts: list[bytes]
+
+    def size(self) -> int:
+        """Returns the number of bytes."""
+        return sum(map(len, self.parts))
 
 
 def pack(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The bytes of the file.
+    """Returns the bytes of a file.
 
     Args:
-      about: what JSON can hold: the name and fields of the network.
-      arrays: float32, by name.
+      about: Description of the network (name and fields) that JSON can represent.
+      arrays: float32 arrays by name.
     """
     entries, payload = [], []
     for name, array in arrays.items():
         array = np.asarray(array)
         if array.dtype != np.float32:
             raise TypeError(f"{name} is {array.dtype}, not float32")
-        encoding, bits, count, parts = _smallest(array)
-        entries.append([name, array.shape, encoding, bits, count, [len(part) for part in parts]])
-        payload += parts
+        encoded = _smallest(array)
+        entries.append([name, array.shape, *encoded[:3], [len(part) for part in encoded.parts]])
+        payload += encoded.parts
     header = zlib.compress(json.dumps({"about": about, "arrays": entries}, separators=(",", ":")).encode(), 9)
     data = _HEAD.pack(MAGIC, VERSION, len(header)) + header + b"".join(payload)
     return data + struct.pack("<I", zlib.crc32(data))
 
 
-def _smallest(array: np.ndarray) -> tuple[str, int, int, list[bytes]]:
-    """(encoding, jump bits, entries, parts) of the fewest bytes."""
-    raw = np.ascontiguousarray(array).view(np.uint32).ravel()  # bits, so that -0.0 and NaN are what they are
-    plain = ("float32", 0, raw.size, [raw.astype("<u4").tobytes()])
+def _smallest(array: np.ndarray) -> _Encoded:
+    """Returns the encoding of the fewest bytes."""
+    raw = np.ascontiguousarray(array).view(np.uint32).ravel()  # bits, which preserve -0.0 and NaN
+    encodings = [_Encoded("float32", 0, raw.size, [raw.astype("<u4").tobytes()])]
     if raw.size < 2:
-        return plain
-    found = [plain]
+        return encodings[0]
     if array.ndim > 1 and (scales := _scales(array)) is not None:
-        found.append(("signs", 0, raw.size, [scales.astype("<f4").tobytes(), np.packbits(array < 0).tobytes()]))
+        parts = [scales.astype("<f4").tobytes(), np.packbits(array < 0).tobytes()]
+        encodings.append(_Encoded("signs", 0, raw.size, parts))
+    return min([*encodings, *_with_jumps(raw)], key=_Encoded.size)
+
+
+def _with_jumps(raw: np.ndarray) -> list[_Encoded]:
+    """Returns the encodings "sparse" and "shared" of bits uint32 [N], where they apply, with the best jump bits."""
     kept = np.flatnonzero(raw)
     codebook, index = np.unique(raw[kept], return_inverse=True)
-    few = len(codebook) <= min(MOST_VALUES, raw.size // 2)
-    options = [*([0] if few else []), *(JUMPS if len(kept) < raw.size else [])]
+    symbols = index + 1 if len(codebook) <= min(MOST_VALUES, raw.size // 2) else None
+    options = [*([] if symbols is None else [0]), *(JUMPS if len(kept) < raw.size else [])]
     if not options:
-        return min(found, key=lambda one: sum(map(len, one[3])))
-    symbols = index + 1 if few else None
-    best = min(options, key=lambda bits: _size(raw.size, kept, symbols, bits))
-    places, tables, jumps = _jumps(raw.size, kept, best)
-    if best:
-        values = raw[places].astype("<u4").tobytes()
-        found.append(("sparse", best, len(places), [zlib.compress(tables, 9), jumps, values]))
-    if few:
+        return []
+    bits = min(options, key=lambda bits: _size(raw.size, kept, symbols, bits))
+    positions, tables, jumps = _jumps(raw.size, kept, bits)
+    encodings = []
+    if bits:
+        values = raw[positions].astype("<u4").tobytes()
+        encodings.append(_Encoded("sparse", bits, len(positions), [zlib.compress(tables, 9), jumps, values]))
+    if symbols is not None:
         filled = np.zeros(raw.size, np.int64)
         filled[kept] = symbols
-        lengths = huffman.lengths(np.bincount(filled[places], minlength=len(codebook) + 1))
-        found.append(
-            (
-                "shared",
-                best,
-                len(places),
-                [
-                    codebook.astype("<u4").tobytes(),
-                    zlib.compress(tables + lengths.tobytes(), 9),
-                    jumps,
-                    huffman.encode(filled[places], lengths),
-                ],
-            )
-        )
-    return min(found, key=lambda one: sum(map(len, one[3])))
+        lengths = huffman.lengths(np.bincount(filled[positions], minlength=len(codebook) + 1))
+        parts = [codebook.astype("<u4").tobytes(), zlib.compress(tables + lengths.tobytes(), 9), jumps]
+        indices = huffman.encode(filled[positions], lengths)
+        encodings.append(_Encoded("shared", bits, len(positions), [*parts, indices]))
+    return encodings
 
 
 def _scales(array: np.ndarray) -> np.ndarray | None:
-    """[D] where the magnitude depends on the last axis alone, and nothing is 0; else None."""
+    """Returns [D] if the magnitude depends only on the last axis and nothing is 0, else None."""
     rows = np.abs(array).reshape(-1, array.shape[-1])
     return rows[0] if len(rows) and (rows == rows[0]).all() and (rows[0] > 0).all() else None
 
 
 def _jumps(size: int, kept: np.ndarray, bits: int) -> tuple[np.ndarray, bytes, bytes]:
-    """Places of the entries, fillers among them, the table of their jumps, and these."""
+    """Returns the positions of the entries, including fillers, the table of their jumps, and the coded jumps."""
     if not bits:
         return np.arange(size), b"", b""
     steps = sparse.jumps(kept, bits, size)
@@ -126,7 +135,7 @@ def _jumps(size: int, kept: np.ndarray, bits: int) -> tuple[np.ndarray, bytes, b
 
 
 def _size(size: int, kept: np.ndarray, symbols: np.ndarray | None, bits: int) -> int:
-    """Bits of jumps, indices (32 a value without) and tables, these before they are deflated by about a half."""
+    """Estimates the bits of jumps, indices (or 32 per value) and tables, which deflate to about half."""
 
     def coded(counts):
         return int((huffman.lengths(counts).astype(np.int64) * counts).sum()) + 4 * len(counts)
@@ -143,68 +152,68 @@ def _size(size: int, kept: np.ndarray, symbols: np.ndarray | None, bits: int) ->
 
 
 def about(data: bytes) -> dict[str, Any]:
-    """What `pack` was told of the network.
+    """Returns the description of the network that was passed to `pack`.
 
     Raises:
-      Damaged: it is no such file, of another version, cut, or of other bits than were written.
+      Damaged: The file has another format or version, is truncated, or its bits have changed.
     """
     return _header(data)[0]
 
 
 def contents(data: bytes) -> dict[str, Packed]:
-    """How each array lies in the file; Damaged as `about`."""
+    """Returns the entries of the arrays in the header; raises Damaged like `about`."""
     return _header(data)[1]
 
 
 def unpack(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The arrays, float32 and bit for bit those that were packed.
+    """Returns the packed arrays, float32, bit for bit.
 
     Args:
-      data: of a file.
-      shapes: what the network's arrays are called and shaped. Nothing is allocated before the file agrees.
+      data: Bytes of a file.
+      shapes: Shapes of the network's arrays by name. Nothing is allocated unless the file agrees with them.
 
     Raises:
-      Damaged: as `about`; or the file has other arrays, or parts that no packer writes.
+      Damaged: See `about`; or the arrays differ, or a part is malformed.
     """
     _, listed, start = _header(data)
     if {name: packed.shape for name, packed in listed.items()} != {n: tuple(shape) for n, shape in shapes.items()}:
-        raise Damaged("it has other arrays than its network")
-    found = {}
+        raise Damaged("its arrays differ from those of its network")
+    arrays = {}
     for name, packed in listed.items():
         parts = {}
         for part, length in packed.parts.items():
             parts[part] = data[start : start + length]
             start += length
-        found[name] = _array(name, packed, parts)
-    return found
+        arrays[name] = _array(name, packed, parts)
+    return arrays
 
 
 def _header(data: bytes) -> tuple[dict[str, Any], dict[str, Packed], int]:
-    """What it says of the network, of each array, and where the first part starts."""
+    """Returns the description of the network, the entries of the arrays, and the offset of the first part."""
     if len(data) < _HEAD.size + 4 or data[:8] != MAGIC:
-        raise Damaged("it is no file of a compressed network, or only its beginning")
+        raise Damaged("it is not a file of a compressed network, or only its beginning")
     _, version, length = _HEAD.unpack_from(data)
     if version != VERSION:
         raise Damaged(f"its version is {version}; this program reads {VERSION}")
     if zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
-        raise Damaged("its checksum does not fit: it was cut or changed")
+        raise Damaged("its checksum is wrong: it was truncated or changed")
     start = _HEAD.size + length
     try:
         if start > len(data) - 4:
-            raise ValueError("longer than the file")
+            raise ValueError("it is longer than the file")
         header = json.loads(_inflated(data[_HEAD.size : start], MOST_HEADER))
         if not isinstance(header["about"], dict):
-            raise ValueError("another kind of JSON")
+            raise ValueError("its JSON has another structure")
         listed = {}
         for name, shape, encoding, bits, count, lengths in header["arrays"]:
             packed = Packed(tuple(shape), encoding, bits, count, dict(zip(PARTS[encoding], lengths, strict=True)))
             if not all(type(n) is int and n >= 0 for n in (*packed.shape, bits, count, *lengths)):
-                raise ValueError(f"{name}: no numbers")
+                raise ValueError(f"{name}: sizes are not numbers")
             if name in listed:
-                raise ValueError(f"{name}: twice")
+                raise ValueError(f"{name}: listed twice")
             listed[name] = packed
         if sum(sum(packed.parts.values()) for packed in listed.values()) != len(data) - 4 - start:
-            raise ValueError("parts that are not as long as the file")
+            raise ValueError("the sizes of parts do not add up to the size of the file")
         return header["about"], listed, start
     except Damaged:
         raise
@@ -213,21 +222,22 @@ def _header(data: bytes) -> tuple[dict[str, Any], dict[str, Packed], int]:
 
 
 def _inflated(data: bytes, most: int) -> bytes:
-    """What was deflated, of at most so many bytes."""
+    """Inflates data to at most `most` bytes; raises Damaged for bad data."""
     inflate = zlib.decompressobj()
     try:
-        found = inflate.decompress(data, most + 1)
+        inflated = inflate.decompress(data, most + 1)
     except zlib.error as error:
-        raise Damaged(f"deflated bytes that cannot be: {error}") from None
-    if not inflate.eof or inflate.unused_data or len(found) > most:
-        raise Damaged("deflated bytes that are cut, or too many")
-    return found
+        raise Damaged(f"deflated bytes are damaged: {error}") from None
+    if not inflate.eof or inflate.unused_data or len(inflated) > most:
+        raise Damaged("deflated bytes are truncated, or too many")
+    return inflated
 
 
 def _array(name: str, packed: Packed, parts: Mapping[str, bytes]) -> np.ndarray:
+    """Decodes an array from its parts; raises Damaged for parts that no packer writes."""
     size, bits, count = int(np.prod(packed.shape, dtype=np.float64)), packed.jump_bits, packed.entries
     coded = {"shared": parts.get("indices", b""), "sparse": parts.get("jumps", b"")}.get(packed.encoding)
-    if coded is not None and count > 8 * len(coded):  # of a code a bit is the least; said before anything is allocated
+    if coded is not None and count > 8 * len(coded):  # a code has at least one bit; checked before any allocation
         raise Damaged(f"{name}: {count} entries in {len(coded)} bytes")
     if count > size or (not bits and count != size) or (bits and bits not in JUMPS) or size > (count + 1) << bits:
         raise Damaged(f"{name}: {count} entries in an array of {size}, jumps of {bits} bits")
@@ -241,23 +251,27 @@ def _array(name: str, packed: Packed, parts: Mapping[str, bytes]) -> np.ndarray:
         return np.where(negative, -scales, scales)
     width = (1 << bits) if bits else 0
     tables = np.frombuffer(_inflated(parts["tables"], width + MOST_VALUES + 1), np.uint8)
-    place: Any = slice(None)
+    positions: np.ndarray | slice = slice(None)
     if bits:
-        place = sparse.positions(huffman.decode(parts["jumps"], tables[:width], count) + 1, size)
+        positions = sparse.positions(huffman.decode(parts["jumps"], tables[:width], count) + 1, size)
     elif parts["jumps"]:
-        raise Damaged(f"{name}: jumps of 0 bits")
-    if packed.encoding == "sparse":
-        found = _floats(name, parts["values"], count)
-    else:
-        if len(parts["codebook"]) % 4:
-            raise Damaged(f"{name}: {len(parts['codebook'])} bytes are no codebook")
-        codebook = np.frombuffer(parts["codebook"], "<f4").astype(np.float32)
-        if len(tables) != width + len(codebook) + 1:
-            raise Damaged(f"{name}: tables of {len(tables)} codes for {len(codebook)} values")
-        found = np.append(np.float32(0), codebook)[huffman.decode(parts["indices"], tables[width:], count)]
+        raise Damaged(f"{name}: it has jumps of 0 bits")
     values = np.zeros(size, np.float32)
-    values[place] = found
+    if packed.encoding == "sparse":
+        values[positions] = _floats(name, parts["values"], count)
+    else:
+        values[positions] = _shared(name, parts, tables[width:], count)
     return values.reshape(packed.shape)
+
+
+def _shared(name: str, parts: Mapping[str, bytes], lengths: np.ndarray, count: int) -> np.ndarray:
+    """Decodes `count` indices into a codebook, with code lengths from the table."""
+    if len(parts["codebook"]) % 4:
+        raise Damaged(f"{name}: {len(parts['codebook'])} bytes are not a codebook")
+    codebook = np.frombuffer(parts["codebook"], "<f4").astype(np.float32)
+    if len(lengths) != len(codebook) + 1:
+        raise Damaged(f"{name}: the table has {len(lengths)} codes for {len(codebook)} values")
+    return np.append(np.float32(0), codebook)[huffman.decode(parts["indices"], lengths, count)]
 
 
 def _floats(name: str, data: bytes, count: int) -> np.ndarray:

@@ -1,14 +1,14 @@
-"""Which weights stay: scores, how many stay where, and exact masks.
+"""Pruning: scores of weights, sparsities of layers, and exact masks.
 
-  Han et al. 2015         Learning both weights and connections, arXiv 1506.02626      magnitude, one threshold a layer;
-                          in proportion to the layer's standard deviation (section 3); by sensitivity (figure 6)
+  Han et al. 2015         Learning both weights and connections, arXiv 1506.02626      magnitude, a threshold per layer,
+                          proportional to its standard deviation (section 3), or by sensitivity (figure 6)
   Lee et al. 2019         SNIP, arXiv 1810.02340                                       snip
   Sanh et al. 2020        Movement pruning, arXiv 2005.07683                           movement
   Zhu & Gupta 2018        To prune, or not to prune, arXiv 1710.01878                  the cubic schedule
   Li et al. 2017          Pruning filters for efficient ConvNets, arXiv 1608.08710     filters, by the sum of magnitudes
   Mishra et al. 2021      Accelerating sparse deep neural networks, arXiv 2104.08378   2:4 blocks
 
-Everything but `allocate` is a function of arrays, under jit as well; shares may be traced.
+Everything except `allocate` is a function of arrays that also works under jit; sparsities may be traced.
 """
 
 import zlib
@@ -24,18 +24,20 @@ from models.errors import UserError, choice_error
 SCORES = ("magnitude", "movement", "snip", "random")
 BY = ("global", "layer", "std")
 STRUCTURES = ("weights", "filters", "2:4")
-_BLOCK, _OF_BLOCK = 4, 2  # of 2:4
+_BLOCK, _OF_BLOCK = 4, 2  # size of a 2:4 block, and weights that it keeps
 
 Arrays = Mapping[str, jax.Array]
 
 
 def scores(kind: str, weights: Arrays, gradients: Arrays, moved: Arrays) -> dict[str, jax.Array]:
-    """What decides, by name of the array, in its shape; the higher the later a weight goes.
+    """Returns per-weight scores, keyed by array name. Weights with the lowest scores are pruned first.
 
     Args:
-      kind: magnitude: |w|. snip: |w g|, how much the loss would change. movement: how far training has moved a weight
-        away from 0, the sum of -w g over the steps so far. random: drawn for the place of the weight.
-      weights, gradients, moved: by name; what the kind does not need may be empty.
+      kind: "magnitude": |w|. "snip": |w g|, the change of the loss. "movement": how far training has moved a weight
+        away from 0, the sum of -w g over the steps. "random": drawn per weight.
+      weights: Weights by name.
+      gradients: Gradients by name; may be empty unless `kind` is "snip".
+      moved: Sums of -w g by name; may be empty unless `kind` is "movement".
     """
     if kind == "magnitude":
         return {name: jnp.abs(weight) for name, weight in weights.items()}
@@ -52,74 +54,77 @@ def scores(kind: str, weights: Arrays, gradients: Arrays, moved: Arrays) -> dict
 
 
 def keep(
-    found: Arrays,
+    scores: Arrays,
     sparsity: float | jax.Array | Mapping[str, float | jax.Array],
     by: str = "global",
     structure: str = "weights",
     before: Arrays | None = None,
     weights: Arrays | None = None,
 ) -> dict[str, jax.Array]:
-    """Masks, bool in the shape of the scores: of each group exactly round((1 - sparsity) N) stay, those of the highest
-    scores; among equal ones those that come first.
+    """Returns masks, bool in the shape of the scores, which keep exactly round((1 - sparsity) N) weights of each group.
+
+    The weights with the highest scores are kept; among equal scores, the first.
 
     Args:
-      found: scores by name.
-      sparsity: share of what goes, in [0, 1]; by "layer" also one for each name. 2:4 is a half by its nature, and
-        takes none.
-      by: the group: "global": all arrays together; "layer": each on its own; "std": together, scores divided by the
-        standard deviation of their array's weights, those that were lost apart: of magnitudes a threshold for each
-        array in proportion to it (Han 2015, section 3), of the factor that makes the sparsity.
-      structure: what goes: weights; filters, all weights into one output (the last axis), by the sum of their scores;
-        2:4: of 4 neighbours along the inputs (the last axis but one) 2 go. Of each array at least one filter stays, its
-        best, for which a worse one of another array goes, so that the count is exact; but where it is less than there
-        are arrays, one of each stays.
-      before: masks that were; what they have lost stays lost.
-      weights: by name, for "std".
+      scores: Scores by name.
+      sparsity: Fraction to prune, in [0, 1]; with by="layer" it may also be {name: fraction}. 2:4 always prunes half
+        and ignores it.
+      by: The group. "global": all arrays together; "layer": each array; "std": all arrays together, with scores divided
+        by the standard deviation of the array's unpruned weights. For magnitudes, "std" is a threshold per array that
+        is proportional to the deviation (Han 2015, section 3), with the factor that gives the sparsity.
+      structure: "weights"; "filters", all weights of one output (the last axis), by the sum of their scores; or "2:4",
+        2 of 4 neighbors along the inputs (the second-to-last axis). At least the best filter of each array is kept, and
+        a worse one of another array is pruned instead, so that the count is exact. If the count is less than the number
+        of arrays, one filter of each is kept.
+      before: Earlier masks; pruned weights stay pruned.
+      weights: Weights by name, for "std".
 
     Raises:
-      UserError: an unknown `by` or structure; inputs that cannot be dealt out in fours.
+      UserError: `by` or `structure` is unknown, or a number of inputs is not a multiple of 4.
     """
     if by not in BY:
         raise choice_error("pruning by", by, BY)
     if structure not in STRUCTURES:
         raise choice_error("pruning structure", structure, STRUCTURES)
     if by == "std":
-        found = {
+        assert weights is not None
+        scores = {
             name: score / _deviation(weights[name], None if before is None else before[name])
-            for name, score in found.items()
+            for name, score in scores.items()
         }
     if before is not None:
-        found = {name: jnp.where(before[name], score, -jnp.inf) for name, score in found.items()}
+        scores = {name: jnp.where(before[name], score, -jnp.inf) for name, score in scores.items()}
     if structure == "2:4":
-        return {name: _two_of_four(name, score) for name, score in found.items()}
-    units, least = found, 0
+        return {name: _two_of_four(name, score) for name, score in scores.items()}
+    units, least = scores, 0
     if structure == "filters":
-        sums = {name: score.sum(tuple(range(score.ndim - 1))) for name, score in found.items()}
+        sums = {name: score.sum(tuple(range(score.ndim - 1))) for name, score in scores.items()}
         units, least = {name: _best_first(unit) for name, unit in sums.items()}, 1
     if by == "layer":
-        shares = sparsity if isinstance(sparsity, Mapping) else dict.fromkeys(units, sparsity)
-        masks = {name: _highest(unit.ravel(), shares[name], least).reshape(unit.shape) for name, unit in units.items()}
+        rates = sparsity if isinstance(sparsity, Mapping) else dict.fromkeys(units, sparsity)
+        masks = {name: _highest(unit.ravel(), rates[name], least).reshape(unit.shape) for name, unit in units.items()}
     else:
+        assert not isinstance(sparsity, Mapping)
         flat = _highest(jnp.concatenate([unit.ravel() for unit in units.values()]), sparsity, least * len(units))
         masks, start = {}, 0
         for name, unit in units.items():
             masks[name] = flat[start : start + unit.size].reshape(unit.shape)
             start += unit.size
-    return {name: jnp.broadcast_to(mask, found[name].shape) for name, mask in masks.items()}
+    return {name: jnp.broadcast_to(mask, scores[name].shape) for name, mask in masks.items()}
 
 
 def _deviation(weights: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Standard deviation of what stays of an array; never 0."""
+    """Returns the standard deviation of the weights in a mask; never 0."""
     return jnp.maximum(jnp.std(weights, where=mask), jnp.finfo(weights.dtype).tiny)
 
 
 def _best_first(score: jax.Array) -> jax.Array:
-    """Score [D] with infinity for the highest, the first among equals."""
+    """Returns scores [D] with the highest (the first among equals) replaced by infinity."""
     return jnp.asarray(score).at[jnp.argmax(score)].set(jnp.inf)
 
 
 def _highest(score: jax.Array, sparsity: float | jax.Array, least: int = 0) -> jax.Array:
-    """Of score [N] the round((1 - sparsity) N) highest, but at least so many; the first among equals: bool [N]."""
+    """Returns a mask, bool [N], of the round((1 - sparsity) N) highest scores, but at least `least` of them."""
     count = jnp.maximum(jnp.round((1 - sparsity) * score.size).astype(jnp.int32), least)
     order = jnp.argsort(-score, stable=True)
     rank = jnp.zeros(score.size, jnp.int32).at[order].set(jnp.arange(score.size, dtype=jnp.int32))
@@ -129,7 +134,7 @@ def _highest(score: jax.Array, sparsity: float | jax.Array, least: int = 0) -> j
 def _two_of_four(name: str, score: jax.Array) -> jax.Array:
     if score.ndim < 2 or score.shape[-2] % _BLOCK:
         inputs = score.shape[-2] if score.ndim > 1 else 1
-        raise UserError(f"pruning structure 2:4: the {inputs} inputs of {name} cannot be dealt out in fours")
+        raise UserError(f"pruning structure 2:4: the {inputs} inputs of {name} are not divisible by 4")
     blocks = jnp.moveaxis(score, -2, -1)  # [..., inputs, outputs] -> [..., outputs, inputs]
     blocks = blocks.reshape(*blocks.shape[:-1], -1, _BLOCK)
     order = jnp.argsort(-blocks, -1, stable=True)
@@ -139,12 +144,15 @@ def _two_of_four(name: str, score: jax.Array) -> jax.Array:
 
 
 def cubic(progress: jax.Array, first: float, last: float) -> jax.Array:
-    """Sparsity between `first` and `last` at a progress of 0 to 1, fast at first (Zhu & Gupta 2018, equation 1)."""
+    """Returns a sparsity that grows from `first` to `last`, fast at first (Zhu & Gupta 2018, eq. 1).
+
+    `progress` is the fraction of the schedule, from 0 to 1.
+    """
     return last + (first - last) * (1 - jnp.clip(progress, 0, 1)) ** 3
 
 
 def linear(progress: jax.Array, first: float, last: float) -> jax.Array:
-    """As `cubic`, by equal steps (Han 2015: prune, retrain, repeat)."""
+    """Returns a sparsity that grows linearly from `first` to `last` (Han 2015: prune, retrain, repeat)."""
     return last + (first - last) * (1 - jnp.clip(progress, 0, 1))
 
 
@@ -154,21 +162,21 @@ SCHEDULES = {"cubic": cubic, "linear": linear}
 def allocate(
     curves: Mapping[str, Mapping[str, Sequence[float]]], whole: float, sizes: Mapping[str, int], sparsity: float
 ) -> dict[str, float]:
-    """Sparsity of each layer, so that no layer on its own costs more accuracy than it has to.
+    """Chooses the sparsity of each layer so that the largest drop of accuracy of a single layer is minimal.
 
-    Of each layer goes the largest share whose drop of accuracy is at most eps, with the smallest eps for which
-    `sparsity` of all goes. A drop is `whole` minus the accuracy: linear between the sparsities measured, 0 at 0, and
-    nowhere less than at a smaller sparsity. Where a curve is flat, shares jump with eps; there all layers go the same
-    part of the way, so that the total is met exactly.
+    Each layer gets the largest sparsity whose drop of accuracy is at most eps, with the smallest eps that gives the
+    total `sparsity`. A drop is `whole` minus the accuracy. It is interpolated linearly between measured sparsities, is
+    0 at sparsity 0, and never decreases. Where a curve is flat, sparsities jump with eps. Then all layers go the same
+    fraction of the jump, so that the total is exact.
 
     Args:
-      curves: {layer: {"sparsity": ascending, in [0, 1], "accuracy": with so much of that layer alone pruned}}.
-      whole: accuracy of the network as it is.
-      sizes: by layer; each has a curve.
-      sparsity: share of all.
+      curves: {layer: {"sparsity": ascending values in [0, 1], "accuracy": accuracies with only that layer pruned}}.
+      whole: Accuracy of the unpruned network.
+      sizes: Number of weights of each layer; each layer needs a curve.
+      sparsity: Total fraction to prune.
 
     Raises:
-      UserError: a layer has no curve, or one that cannot be read; more is asked for than was measured.
+      UserError: A layer has no valid curve, or `sparsity` exceeds the measured range.
     """
     if missing := sorted(sizes.keys() - curves.keys()):
         raise UserError(f"no sensitivity of {', '.join(missing[:3])}{' and others' * (len(missing) > 3)}")
@@ -186,20 +194,20 @@ def allocate(
         above = shares(0.0)
     else:
         below = shares(0.0)
-        for _ in range(100):  # until floats are exhausted
+        for _ in range(100):  # exhausts the precision of floats
             middle = (low + high) / 2
-            found = shares(middle)
-            if weights @ found < sparsity:
-                low, below = middle, found
+            between = shares(middle)
+            if weights @ between < sparsity:
+                low, below = middle, between
             else:
-                high, above = middle, found
+                high, above = middle, between
     span = weights @ (above - below)
     part = (sparsity - weights @ below) / span if span > 0 else 1.0
     return dict(zip(sizes, (below + min(part, 1.0) * (above - below)).tolist(), strict=True))
 
 
 def _drops(name: str, curve: Mapping[str, Sequence[float]], whole: float) -> tuple[np.ndarray, np.ndarray]:
-    """Sparsities from 0 on and the drops there, which never fall."""
+    """Returns sparsities from 0 on and the drops there, which never decrease."""
     try:
         x, accuracy = (np.asarray(curve[key], float) for key in ("sparsity", "accuracy"))
     except (KeyError, TypeError, ValueError):
@@ -213,13 +221,13 @@ def _drops(name: str, curve: Mapping[str, Sequence[float]], whole: float) -> tup
         or x[-1] > 1
         or not np.isfinite(accuracy).all()
     ):
-        raise UserError(f"sensitivity of {name}: want as many accuracies as sparsities, and these ascending in [0, 1]")
+        raise UserError(f"sensitivity of {name}: needs as many accuracies as sparsities, which ascend within [0, 1]")
     drops = np.maximum.accumulate(np.maximum(whole - accuracy, 0))
     return (np.r_[0, x], np.r_[0, drops]) if x[0] > 0 else (x, np.r_[0, drops[1:]])
 
 
 def _share(x: np.ndarray, drops: np.ndarray, eps: float) -> float:
-    """The largest sparsity whose drop is at most eps."""
+    """Returns the largest sparsity whose drop is at most eps."""
     i = np.searchsorted(drops, eps, side="right") - 1
     if i == len(x) - 1:
         return x[-1]
@@ -227,7 +235,7 @@ def _share(x: np.ndarray, drops: np.ndarray, eps: float) -> float:
 
 
 def sparsity(masks: Mapping[str, Any]) -> dict[str, float]:
-    """Share of zeros by name, and of all together under "all"."""
+    """Returns the fraction of zeros by name, and of all masks under "all"."""
     counts = {name: (mask.size, int(jnp.sum(jnp.asarray(mask) == 0))) for name, mask in masks.items()}
     total, zeros = (sum(count) for count in zip(*counts.values(), strict=True))
     return {**{name: lost / size for name, (size, lost) in counts.items()}, "all": zeros / total}

@@ -1,14 +1,14 @@
-"""Pruned filters removed: a smaller network of the same family that computes the same.
+"""Removal of pruned filters: a smaller network of the same family that computes the same function.
 
   Li et al. 2017     Pruning filters for efficient ConvNets, arXiv 1608.08710
 
-A filter is all that makes one output feature of a convolution or a dense layer. Which arrays hold a slice of it is read
-from shapes: those that change when the layer has one feature less. So there is no code for any family, and of a
-residual sum, whose other side keeps its channels, the smaller network cannot be built. What shapes do not show
-(normalization that mixes channels, sums that pad one side with zeros) is found by comparing logits.
+A filter is the slice of a kernel that computes one output feature of a convolution or a dense layer. Shapes show which
+arrays hold a slice for each filter: those that change when the layer has one feature less. Therefore no family needs
+its own code. Filters before a residual sum cannot be removed, because the other side keeps its channels. Comparing
+logits detects what shapes do not show: normalization that mixes channels, and sums that pad one side with zeros.
 
-A filter whose kernel is 0 still gives the constant bias - mean scale / std after batch normalization. It is gone only
-where its bias, and the scale and bias of its normalization, are 0 as well: what is `Coupling.own`.
+After batch normalization, a filter whose kernel is 0 still outputs the constant bias - mean scale / std. It has no
+effect only if its bias, and the scale and bias of its normalization, are 0 as well; `Coupling.own` marks them.
 """
 
 import functools
@@ -26,9 +26,10 @@ import models
 from models.errors import UserError, nearest
 from models.layers.init import jit_once
 
-TOLERANCE = 1e-4  # of logits, relative to the largest: several times what float32 sums in another order differ by
+# Tolerance of logits relative to the largest; several times the difference of float32 sums in another order
+TOLERANCE = 1e-4
 
-# What is raised for shapes that do not fit: JAX's, ours (UserError is a ValueError), and flax's.
+# Exceptions for shapes that do not fit: JAX's, the project's (UserError is a ValueError), and flax's.
 MISFITS = (TypeError, ValueError, errors.FlaxError)
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -38,11 +39,11 @@ class Coupling(NamedTuple):
     """An array that holds a slice of each filter of a layer.
 
     Attributes:
-      array: "params/stage1/block0/norm1/scale".
-      axis: along which the filters are.
-      repeat: slices of a filter: a dense layer that sees a flattened [H, W, C] has H W, with C entries between them.
-      own: whether a filter gives 0 only if this is 0 as well: the kernel, and vectors with one entry a filter, biases
-        and the scales and biases of normalizations.
+      array: Name of the array, "params/stage1/block0/norm1/scale".
+      axis: Axis along which the filters are.
+      repeat: Number of slices per filter. A dense layer that sees a flattened [H, W, C] has H W of them, C apart.
+      own: Whether a filter outputs 0 only if this slice is 0 as well: the kernel, and vectors with one entry per filter
+        (biases, and scales and biases of normalizations).
     """
 
     array: str
@@ -51,32 +52,32 @@ class Coupling(NamedTuple):
     own: bool
 
     def kept(self, stays: np.ndarray) -> np.ndarray:
-        """Indices along the axis of what stays: bool [D] by filter."""
+        """Returns the indices along the axis that stay, for bool [D] per filter."""
         return np.flatnonzero(np.tile(stays, self.repeat))
 
 
 def coupled(model: nn.Module, inputs: Sequence[Any], kernels: Iterable[str]) -> dict[str, list[Coupling]]:
-    """Finds the arrays that hold a slice of each filter of the kernels; nothing is computed.
+    """Finds the arrays that hold a slice of each filter of the kernels, from shapes alone.
 
     Args:
-      model: with the field `widths`.
-      inputs: as for `models.initialize`.
-      kernels: names of parameters, "stage1/block0/conv1/kernel".
+      model: A network with the field `widths`.
+      inputs: Shapes of the inputs, as for `models.initialize`.
+      kernels: Names of kernels, "stage1/block0/conv1/kernel".
 
     Returns:
       {kernel: couplings, the kernel's own first}.
 
     Raises:
-      UserError: names the first kernel that is none, or whose filters cannot be removed, and why.
+      UserError: A name is not a kernel, or its filters cannot be removed, with the reason.
     """
     shapes, logits = _shapes(model, inputs)
     return {kernel: _couplings(model, inputs, kernel, shapes, logits) for kernel in kernels}
 
 
 def _shapes(model: nn.Module, inputs: Sequence[Any]) -> tuple[Shapes, tuple[int, ...]]:
-    """Shapes of the variables by name, and of the output."""
+    """Returns the shapes of the variables by name, and of the output."""
     if not hasattr(model, "widths"):
-        raise UserError(f"{type(model).__name__} has no field widths: filters of images' networks alone can be removed")
+        raise UserError(f"{type(model).__name__} has no field widths: only networks for images can lose filters")
     output, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), *models.abstract(inputs))
     return {name: leaf.shape for name, leaf in _flat(variables).items()}, output.shape
 
@@ -89,10 +90,10 @@ def _couplings(model, inputs, kernel: str, shapes: Shapes, logits: tuple[int, ..
     own, layer = f"params/{kernel}", kernel.removesuffix("/kernel")
     if own not in shapes or layer == kernel:
         kernels = [name.removeprefix("params/") for name in shapes if name.endswith("/kernel")]
-        raise UserError(f"{kernel} is no kernel of a layer{nearest(kernel, kernels)}")
+        raise UserError(f"{kernel} is not the kernel of a layer{nearest(kernel, kernels)}")
 
-    def refuse(why: object) -> UserError:
-        return UserError(f"filters of {layer} cannot be removed: {str(why).splitlines()[0]}")
+    def refuse(reason: object) -> UserError:
+        return UserError(f"filters of {layer} cannot be removed: {str(reason).splitlines()[0]}")
 
     features = shapes[own][-1]
     if features == 1:
@@ -102,21 +103,21 @@ def _couplings(model, inputs, kernel: str, shapes: Shapes, logits: tuple[int, ..
     except MISFITS as error:
         raise refuse(error) from None
     if reduced != logits:
-        raise refuse("they are what the network gives")
+        raise refuse("they are the outputs of the network")
     if changed := sorted(fewer.keys() ^ shapes.keys()):
         raise refuse(f"with one less, {changed[0].split('/', 1)[1]} is {'gone' if changed[0] in shapes else 'new'}")
-    found = []
+    couplings = []
     for name in (own, *(name for name in shapes if name != own)):
         for axis, (size, less) in enumerate(zip(shapes[name], fewer[name], strict=True)):
             if size == less:
                 continue
             if size != (size - less) * features:
-                raise refuse(f"{name.split('/', 1)[1]} sees them beside those of other layers")
+                raise refuse(f"{name.split('/', 1)[1]} sees them together with those of other layers")
             vector = name.startswith("params/") and len(shapes[name]) == 1
-            found.append(Coupling(name, axis, size - less, own=name == own or vector))
-    if not found or (found[0].array, found[0].axis, found[0].repeat) != (own, len(shapes[own]) - 1, 1):
+            couplings.append(Coupling(name, axis, size - less, own=name == own or vector))
+    if not couplings or couplings[0][:3] != (own, len(shapes[own]) - 1, 1):
         raise refuse("its layer does not take widths")
-    return found
+    return couplings
 
 
 def _with(model: nn.Module, widths: Mapping[str, int]) -> nn.Module:
@@ -129,35 +130,36 @@ def shrink(
     """Removes filters.
 
     Args:
-      model, inputs: as for `coupled`.
-      variables: of the model; vectors that belong to a removed filter count as 0, whatever they are.
-      masks: {kernel: bool in the kernel's shape, or [D]}, False for the filters that go.
+      model: A network with the field `widths`.
+      variables: Its variables; vector entries that belong to a removed filter count as 0.
+      masks: {kernel: bool in the kernel's shape, or [D]}, False for the filters to remove.
+      inputs: Shapes of the inputs, as for `models.initialize`.
 
     Returns:
-      The model with other `widths`, and its variables, numpy arrays.
+      The model with other `widths`, and its variables as NumPy arrays.
 
     Raises:
-      UserError: variables of another network; a mask that is not of whole filters, or of all of them; filters that
-        cannot be removed, or without which the logits of drawn inputs are others.
+      UserError: The variables belong to another network; a mask prunes filters in part, or removes all of them; or
+        filters cannot be removed, possibly because the logits of random inputs change.
     """
     shapes, _ = _shapes(model, inputs)
     for name, leaf in _flat(variables).items():
         if shapes.get(name) != np.shape(leaf):
             raise UserError(
-                f"{name} is {[*np.shape(leaf)]}, and the network for these inputs has "
-                f"{[*shapes[name]] if name in shapes else 'none'}"
+                f"{name} is {[*np.shape(leaf)]}, but the network for these inputs has "
+                f"{[*shapes[name]] if name in shapes else 'no such array'}"
             )
     stays = {kernel: _stays(kernel, np.asarray(mask)) for kernel, mask in masks.items()}
     stays = {kernel: kept for kernel, kept in stays.items() if not kept.all()}
     couplings = coupled(model, inputs, stays)
     for kernel, kept in stays.items():
         if kept.size != (size := shapes[f"params/{kernel}"][-1]):
-            raise UserError(f"mask of {kernel}: it is for {kept.size} filters, and there are {size}")
+            raise UserError(f"mask of {kernel}: it has {kept.size} entries, but there are {size} filters")
     smaller, fewer, apart = _cut(model, variables, stays, couplings, inputs)
     if not apart <= TOLERANCE:
         raise UserError(
             f"filters of {', '.join(map(_layer, stays))} cannot be removed: the logits differ by "
-            f"{apart:.1g} of the largest. Something mixes channels; is it the normalization?"
+            f"{apart:.1g} of the largest. Something mixes channels, e.g. the normalization"
         )
     return smaller, fewer
 
@@ -167,17 +169,17 @@ def _layer(kernel: str) -> str:
 
 
 def _stays(kernel: str, mask: np.ndarray) -> np.ndarray:
-    """Bool [D] of a mask."""
+    """Returns bool [D] for a mask."""
     rows = mask.astype(bool).reshape(-1, mask.shape[-1])
     if (rows != rows[0]).any():
-        raise UserError(f"mask of {kernel}: some filters go in part; train with structure='filters'")
+        raise UserError(f"mask of {kernel}: some filters are pruned in part; train with structure='filters'")
     if not rows[0].any():
-        raise UserError(f"mask of {kernel}: all of its filters go; at least one has to stay")
+        raise UserError(f"mask of {kernel}: it removes all filters; at least one must stay")
     return rows[0]
 
 
 def _cut(model, variables, stays, couplings, inputs) -> tuple[nn.Module, dict[str, Any], float]:
-    """The smaller model, its variables, and the largest difference of logits relative to the largest logit."""
+    """Returns the smaller model, its variables, and the largest difference of logits relative to the largest logit."""
     masked = {name: np.array(leaf) for name, leaf in _flat(variables).items()}
     fewer, cut = dict(masked), {}
     for kernel, kept in stays.items():
@@ -185,7 +187,7 @@ def _cut(model, variables, stays, couplings, inputs) -> tuple[nn.Module, dict[st
             name, axis = coupling.array, coupling.axis
             if cut.setdefault((name, axis), kernel) != kernel:
                 raise UserError(
-                    f"filters of {_layer(kernel)} cannot be removed beside those of "
+                    f"filters of {_layer(kernel)} cannot be removed together with those of "
                     f"{_layer(cut[name, axis])}: {name} sees both"
                 )
             fewer[name] = np.take(fewer[name], coupling.kept(kept), axis)
@@ -210,43 +212,44 @@ def _cut(model, variables, stays, couplings, inputs) -> tuple[nn.Module, dict[st
 def removable(
     model: nn.Module, variables: Any, inputs: Sequence[Any], kernels: Iterable[str]
 ) -> tuple[dict[str, list[Coupling]], dict[str, str]]:
-    """Finds out of which kernels filters can be removed exactly, for all of them together and in any share.
+    """Finds the kernels whose filters can be removed exactly, for all of them together and in any number.
 
-    That is tried on parameters near the given ones: where those start at 0, nothing would show.
+    It tries this on perturbed parameters, because parameters that start at 0 would hide an effect.
 
     Args:
-      model, variables, inputs, kernels: as for `coupled` and `shrink`.
+      model, variables, inputs: See `shrink`.
+      kernels: See `coupled`.
 
     Returns:
-      {kernel: couplings} of those, and {kernel: why not} of the others.
+      {kernel: couplings} for these kernels, and {kernel: reason} for the others.
     """
     shapes, logits = _shapes(model, inputs)
-    found, refused = {}, {}
+    accepted, refused = {}, {}
     for kernel in kernels:
         try:
-            found[kernel] = _couplings(model, inputs, kernel, shapes, logits)
+            accepted[kernel] = _couplings(model, inputs, kernel, shapes, logits)
         except UserError as error:
             refused[kernel] = str(error)
     near = jax.tree.map(functools.partial(_moved, np.random.default_rng(0)), variables)
 
     def exact(kernels: Iterable[str]) -> bool:
-        """Whether the network computes the same without every other filter, the first one included."""
+        """Returns whether the network computes the same without every other filter, starting with the first."""
         stays = {kernel: np.arange(shapes[f"params/{kernel}"][-1]) % 2 == 1 for kernel in kernels}
         try:
-            return _cut(model, near, stays, found, inputs)[2] <= TOLERANCE
+            return _cut(model, near, stays, accepted, inputs)[2] <= TOLERANCE
         except UserError:
             return False
 
-    for kernel in _failing(exact, list(found)):
-        del found[kernel]
+    for kernel in _failing(exact, list(accepted)):
+        del accepted[kernel]
         refused[kernel] = (
             f"filters of {_layer(kernel)} cannot be removed: without them the network computes something else"
         )
-    return found, refused
+    return accepted, refused
 
 
 def _failing(passes: Callable[[list[str]], bool], kernels: list[str]) -> list[str]:
-    """Those on which a trial of several fails, by halving: a trial of a deep network takes seconds."""
+    """Finds the kernels for which `passes` fails by bisection, because a trial of a deep network takes seconds."""
     if not kernels or passes(kernels):
         return []
     if len(kernels) == 1:
@@ -256,16 +259,19 @@ def _failing(passes: Callable[[list[str]], bool], kernels: list[str]) -> list[st
 
 
 def _moved(rng: np.random.Generator, leaf: jax.Array) -> np.ndarray:
-    """An array moved by about a tenth, upwards where it could be a scale or a variance; kernels so that activations
-    keep their size.
+    """Perturbs an array.
+
+    Vectors, which may be scales or variances, grow by about a tenth. Kernels change so that activations keep their
+    scale.
     """
     noise = rng.standard_normal(leaf.shape, np.float32)
     return np.asarray(leaf) + (0.1 * np.abs(noise) if leaf.ndim < 2 else noise / np.sqrt(np.prod(leaf.shape[:-1])) / 3)
 
 
 def expression(names: Iterable[str], others: Iterable[str]) -> str:
-    """A regular expression that matches the names and none of the others, with counters before the layer's own name
-    left open where that is possible.
+    """Returns a regular expression that matches the names and none of the others.
+
+    It matches any number in the names of modules before the layer, if possible.
     """
     others, parts = list(others), []
     for name in names:

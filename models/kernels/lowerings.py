@@ -1,10 +1,11 @@
-"""Formulations of a convolution that XLA compiles: the plain one, and what takes its place on CPUs; conv.py chooses.
+"""Lowerings of a convolution that XLA compiles: the plain one, and its replacements on CPUs; conv.py chooses.
 
-All take x [N, H, W, C] and a kernel [kh, kw, C / groups, D] of its type, strides, padding and dilation by axis.
+All of them take x [N, H, W, C], a kernel [kh, kw, C / groups, D] of the same type, and strides, padding and dilation
+per axis.
 """
 
-import functools
 import itertools
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jax import lax
@@ -16,26 +17,26 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 def plain(x, kernel, strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1):
-    """The convolution itself, [N, H', W', D]."""
+    """Returns the convolution, [N, H', W', D], by XLA's own operation."""
     return lax.conv_general_dilated(
         x, kernel, strides, padding, rhs_dilation=dilation, feature_group_count=groups, dimension_numbers=_DIMENSIONS
     )
 
 
 class EmptyMap(UserError):
-    """No place is left of a map, as the images are too small for the network."""
+    """A map is empty because the images are too small for the network."""
 
-    def __init__(self, sizes):
-        super().__init__("images are too small for this network: a map of {} x {} is left of them".format(*sizes))
+    def __init__(self, sizes: Sequence[int]):
+        super().__init__("images are too small for this network: they leave a map of {} x {}".format(*sizes))
 
 
 def output_size(size, taps, stride, padding, dilation):
-    """Returns H' or W', of an axis of `size` pixels."""
+    """Returns H' or W' for an axis of `size` pixels."""
     return max(0, (size + sum(padding) - dilation * (taps - 1) - 1) // stride + 1)
 
 
 def output_sizes(sizes, taps, strides, padding, dilation):
-    """Returns (H', W') of windows of `taps` on a map of `sizes`; raises EmptyMap where one of them is 0."""
+    """Returns (H', W') for windows of `taps` on a map of `sizes`; raises EmptyMap if one of them is 0."""
     outputs = tuple(map(output_size, sizes, taps, strides, padding, dilation))
     if 0 in outputs:
         raise EmptyMap(outputs)
@@ -46,34 +47,36 @@ def _flipped(kernel):
     return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
+def _with_gradients(forward: Callable, gradient_x: Callable, gradient_kernel: Callable) -> custom_vjp:
+    """Returns `forward`, a function of x, kernel, strides, padding and dilation, with custom gradients.
+
+    The gradients are functions of x, kernel, dy, strides, padding and dilation.
+    """
+
+    def backward(strides, padding, dilation, residuals, dy):
+        x, kernel = residuals
+        arguments = (x, kernel, dy, strides, padding, dilation)
+        return gradient_x(*arguments), gradient_kernel(*arguments)
+
+    function = custom_vjp(forward, nondiff_argnums=(2, 3, 4))
+    function.defvjp(lambda x, kernel, *options: (forward(x, kernel, *options), (x, kernel)), backward)
+    return function
+
+
 # -- dense -----------------------------------------------------------------------------------------------
-# The gradients that JAX derives are convolutions with permuted dimensions. XLA's CPU compiler brings them into the
-# layout [N, H, W, C] of its kernels where it can, but not inside loops: there (several steps a call, accumulated
-# gradients) the kernel gradient runs 50 times slower (64 images of 8x8x32: 97 -> 1.8 ms a step). So they are written
-# out in that layout.
-
-
-@functools.partial(custom_vjp, nondiff_argnums=(2, 3, 4))
-def dense(x, kernel, strides, padding, dilation):
-    """As `plain` of one group, with gradients that stay fast within loops: see above."""
-    return plain(x, kernel, strides, padding, dilation)
-
-
-def _dense_backward(strides, padding, dilation, residuals, dy):
-    how = (*residuals, dy, strides, padding, dilation)
-    return dense_dx(*how), dense_dk(*how)
-
-
-dense.defvjp(lambda x, kernel, *how: (plain(x, kernel, *how), (x, kernel)), _dense_backward)
+# The gradients that JAX derives are convolutions with permuted dimensions. XLA's CPU compiler converts them to the
+# layout [N, H, W, C] of its kernels where it can, but not inside loops (several steps per call, accumulated gradients).
+# There the kernel gradient runs 50 times slower (64 images of 8x8x32: 97 -> 1.8 ms per step). Therefore the gradients
+# are written out in that layout.
 
 
 def _axes(x, kernel, dy, strides, padding, dilation):
-    """By axis of the image: (taps, dilation, padding, size of x, size of dy, stride)."""
+    """Yields (taps, dilation, padding, size of x, size of dy, stride) for each axis of the image."""
     return zip(kernel.shape[:2], dilation, padding, x.shape[1:3], dy.shape[1:3], strides, strict=True)
 
 
 def dense_dx(x, kernel, dy, strides, padding, dilation):
-    """dx[i] = sum of dy[o] k[t] over o stride + t dilation - low = i: a convolution of dy spread out by the stride."""
+    """Returns dx[i], the sum of dy[o] k[t] over o stride + t dilation - low = i: a convolution of dilated dy."""
     pads = [
         ((taps - 1) * far - low, size - 1 + low - (out - 1) * stride)
         for taps, far, (low, _), size, out, stride in _axes(x, kernel, dy, strides, padding, dilation)
@@ -82,7 +85,7 @@ def dense_dx(x, kernel, dy, strides, padding, dilation):
 
 
 def dense_dk(x, kernel, dy, strides, padding, dilation):
-    """dk[t] = sum of x[o stride + t dilation - low] dy[o]: channels as images, dy as the kernel, summed."""
+    """Returns dk[t], the sum of x[o stride + t dilation - low] dy[o]: channels act as images, and dy as the kernel."""
     pads = [
         (low, (taps - 1) * far + (out - 1) * stride + 1 - size - low)
         for taps, far, (low, _), size, out, stride in _axes(x, kernel, dy, strides, padding, dilation)
@@ -92,40 +95,47 @@ def dense_dk(x, kernel, dy, strides, padding, dilation):
     return dk.transpose(1, 2, 0, 3)
 
 
+def _dense(x, kernel, strides, padding, dilation):
+    return plain(x, kernel, strides, padding, dilation)
+
+
+dense = _with_gradients(_dense, dense_dx, dense_dk)  # `plain` of one group, with gradients that are fast within loops
+
+
 # -- depthwise -------------------------------------------------------------------------------------------
-# XLA's CPU kernel for feature_group_count = C takes 100 times as long as a sum over the taps of x, shifted, times the
+# XLA's CPU kernel for feature_group_count = C takes 100 times as long as a sum over the taps of shifted x times the
 # tap's channel weights, which compiles to one loop (3x3, 128 channels, 32x32, batch 32: 290 -> 4 ms).
 
 
 def depthwise(x, kernel, strides, padding, dilation):
-    """As `plain` of C groups, kernel [kh, kw, 1, D], as a sum of shifted products: see above."""
+    """Returns `plain` of C groups, with a kernel [kh, kw, 1, D], computed as a sum of shifted products."""
     channels, features = x.shape[-1], kernel.shape[-1]
-    if features != channels:  # D / C features of each channel
+    if features != channels:  # each channel has D / C features
         x = jnp.repeat(x, features // channels, -1)
     return _shifted_products(x, kernel[:, :, 0], strides, padding, dilation)
 
 
 def _taps(kernel, dilation):
-    """(pixels down, pixels right, weights [C]) of every tap."""
-    places = itertools.product(*map(range, kernel.shape[:2]))
-    return [(i * dilation[0], j * dilation[1], kernel[i, j]) for i, j in places]
+    """Returns (pixels down, pixels right, weights [C]) for every tap."""
+    indices = itertools.product(*map(range, kernel.shape[:2]))
+    return [(i * dilation[0], j * dilation[1], kernel[i, j]) for i, j in indices]
 
 
 def pad(x, padding):
-    """X with zeros around it, [N, H + low + high, W + …, C]; negative numbers cut."""
+    """Pads x with zeros to [N, H + low + high, W + ..., C]; negative padding crops."""
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)))
 
 
 def window(x, top, left, shape, strides):
-    """What a tap at (top, left) sees of the padded x: [N, H', W', C]."""
+    """Returns the part of padded x that a tap at (top, left) sees: [N, H', W', C]."""
     limits = (top + (shape[0] - 1) * strides[0] + 1, left + (shape[1] - 1) * strides[1] + 1)
     return lax.slice(x, (0, top, left, 0), (x.shape[0], *limits, x.shape[3]), (1, *strides, 1))
 
 
 def _sum_of_products(terms, dtype):
-    """Sum of a * b over (a, b) in terms, in float32 at least; XLA compiles it to one loop."""
+    """Returns the sum of a * b over (a, b) in terms, in at least float32; XLA compiles it to one loop."""
     wide = jnp.promote_types(dtype, jnp.float32)
-    return sum(a.astype(wide) * b.astype(wide) for a, b in terms).astype(dtype)
+    return jnp.asarray(sum(a.astype(wide) * b.astype(wide) for a, b in terms)).astype(dtype)
 
 
 def _sum_of_shifts(x, kernel, strides, padding, dilation):
@@ -135,23 +145,11 @@ def _sum_of_shifts(x, kernel, strides, padding, dilation):
     return _sum_of_products(terms, x.dtype)
 
 
-@functools.partial(custom_vjp, nondiff_argnums=(2, 3, 4))
-def _shifted_products(x, kernel, strides, padding, dilation):
-    return _sum_of_shifts(x, kernel, strides, padding, dilation)
-
-
-def _shifted_products_backward(strides, padding, dilation, residuals, dy):
-    how = (*residuals, dy, strides, padding, dilation)
-    return _depthwise_dx(*how), _depthwise_dw(*how)
-
-
-_shifted_products.defvjp(
-    lambda x, kernel, *how: (_sum_of_shifts(x, kernel, *how), (x, kernel)), _shifted_products_backward
-)
-
-
 def _depthwise_dx(x, kernel, dy, strides, padding, dilation):
-    """Padded x at stride q + r gets dy[q - i' // stride] through the taps i' (in pixels) with i' % stride = r."""
+    """Returns dx.
+
+    Padded x at stride q + r receives dy[q - i' // stride] through the taps i' (in pixels) with i' % stride = r.
+    """
     counts = [-(-(size + sum(pad)) // stride) for size, pad, stride in zip(x.shape[1:3], padding, strides, strict=True)]
     reach = [(taps - 1) * far // stride for taps, far, stride in zip(kernel.shape[:2], dilation, strides, strict=True)]
     grown = pad(dy, [(r, count - size) for r, count, size in zip(reach, counts, dy.shape[1:3], strict=True)])
@@ -175,7 +173,7 @@ def _depthwise_dx(x, kernel, dy, strides, padding, dilation):
 
 
 def _depthwise_dw(x, kernel, dy, strides, padding, dilation):
-    """Summed image by image: what the taps of one image read stays in the cache."""
+    """Returns the kernel gradient, summed image by image so that the data of one image stays in the cache."""
 
     def add_image(total, image):
         x, dy = image
@@ -185,3 +183,6 @@ def _depthwise_dw(x, kernel, dy, strides, padding, dilation):
 
     zero = jnp.zeros((kernel.shape[0] * kernel.shape[1], kernel.shape[2]), jnp.float32)
     return lax.scan(add_image, zero, (x, dy))[0].reshape(kernel.shape).astype(kernel.dtype)
+
+
+_shifted_products = _with_gradients(_sum_of_shifts, _depthwise_dx, _depthwise_dw)

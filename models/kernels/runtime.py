@@ -1,16 +1,16 @@
-"""Process settings: what makes JAX fast on a CPU, and the cache of compiled programs.
+"""Process settings that make JAX fast on a CPU, and the cache of compiled programs.
 
-`tune` comes before JAX starts a backend and is switched off by ABLATE_CPU_TUNING=0. Two things, measured on training
+`tune` must run before JAX starts a backend; ABLATE_CPU_TUNING=0 disables it. It has two parts, measured on training
 steps (2 cores with AVX-512, jax 0.10.2):
   memory   XLA's CPU client frees its large buffers after every step and glibc returns them to the kernel, so each
-           step faults in hundreds of megabytes again. Told to keep them, ResNet-20's falls from 670 to 560 ms. The
-           price: a process never shrinks below its peak. Kept memory is also asked for in pages of 2 MiB where the
-           kernel gives them on request, as most do: a step of DenseNet-121 at 32x32 falls from 354 to 298 ms.
-  YNNPACK  jaxlib carries this library for matrix products, convolutions, reductions and elementwise chains, but does
-           not give it all of them by default. Steps in ms with "dot", "dot,reduce", "dot,eltwise,reduce":
+           step faults in hundreds of megabytes again. Keeping them reduces a step of ResNet-20 from 670 to 560 ms. The
+           disadvantage is that a process never shrinks below its peak. The memory is also requested in pages of 2 MiB,
+           which most kernels provide: a step of DenseNet-121 at 32x32 takes 298 instead of 354 ms.
+  YNNPACK  jaxlib has this library for matrix products, convolutions, reductions and elementwise chains, but does not
+           use it for all of them by default. Steps in ms with "dot", "dot,reduce", "dot,eltwise,reduce":
              ResNet-20, 32x32, batch 128    247  209  231          DenseNet-121, 32x32, batch 64    279  241  297
              ConvNeXt-T, 32x32, batch 64    263  250  320          ViT-S, 32x32, batch 64           263  259  300
-`keep_programs` turns JAX's persistent compilation cache on; JAX_ENABLE_COMPILATION_CACHE=false is its switch.
+`keep_programs` enables JAX's persistent compilation cache; JAX_ENABLE_COMPILATION_CACHE=false disables it.
 """
 
 import contextlib
@@ -25,30 +25,30 @@ from pathlib import Path
 SWITCH = "ABLATE_CPU_TUNING"
 _YNN_OPTION = "xla_cpu_experimental_ynn_fusion_type"
 _YNN_DEFAULT = "dot,reduce"
-# jaxlib aborts the process on a flag that it does not know, so only releases where this one was tried get it.
+# jaxlib aborts the process on an unknown flag, so the flag is set only for releases that were tested with it.
 _YNN_RELEASES = ((0, 10), (0, 11))
 
-# glibc's mallopt numbers (malloc.h) and the values: one arena for all threads (a buffer freed by one thread serves the
-# next), nothing through mmap (such blocks go back to the kernel when freed), and a heap that does not shrink.
+# glibc's mallopt options (malloc.h) and their values: one arena for all threads, so that threads reuse each other's
+# buffers; no mmap, whose blocks return to the kernel when freed; and a heap that does not shrink.
 _MALLOPT = (
     (-8, 1),  # M_ARENA_MAX
     (-4, 0),  # M_MMAP_MAX
-    (-1, -1),  # M_TRIM_THRESHOLD, bytes; -1: never
-    (-2, 64 * 2**20),  # M_TOP_PAD, bytes that the heap grows by at least
+    (-1, -1),  # M_TRIM_THRESHOLD, bytes; -1 means never
+    (-2, 64 * 2**20),  # M_TOP_PAD, minimum growth of the heap in bytes
 )
 _MADV_HUGEPAGE, _HUGE_PAGE = 14, 2 * 2**20  # madvise(2) on Linux
-# Of compiled programs that are kept, those that were used last; a step of ResNet-50 takes 0.6 MB.
+# Size of the cache of compiled programs; the least recently used are deleted. A step of ResNet-50 takes 0.6 MB.
 _PROGRAM_BYTES = 2 * 2**30
 _ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 
 
 def enabled() -> bool:
-    """Whether the settings are wanted: yes, unless ABLATE_CPU_TUNING is 0, false, off or no."""
+    """Returns whether the settings are enabled: unless ABLATE_CPU_TUNING is 0, false, off or no."""
     return os.environ.get(SWITCH, "1").strip().lower() not in ("0", "false", "off", "no")
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -60,12 +60,12 @@ def memory() -> int:
 
 
 def cache_folder() -> Path:
-    """Of what is made once a machine: $XDG_CACHE_HOME/ablate, ~/.cache/ablate."""
+    """Returns the folder for files that are made once per machine: $XDG_CACHE_HOME/ablate or ~/.cache/ablate."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ablate"
 
 
 def processor() -> bytes:
-    """What machine code that was compiled for this machine depends on: the processor's model and features."""
+    """Returns the processor's model and features, on which compiled machine code depends."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:
@@ -74,25 +74,27 @@ def processor() -> bytes:
 
 
 def keep_programs() -> None:
-    """Has JAX load the programs that an earlier process has compiled, from `cache_folder()`; imports JAX.
+    """Makes JAX load programs that an earlier process compiled from `cache_folder()`; imports JAX.
 
-    Nothing changes where the user has chosen a folder (JAX_COMPILATION_CACHE_DIR), has switched the cache off, or where
-    nothing can be written. The folder is that of a kind of processor: programs for a CPU are machine code, and machines
-    of several kinds may share a home.
+    Nothing changes if the user has chosen a folder (JAX_COMPILATION_CACHE_DIR) or disabled the cache, or if the folder
+    is not writable. Each kind of processor has its own folder, because programs for a CPU are machine code, and
+    different machines may share a home.
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    if not jax.config.values["jax_enable_compilation_cache"]:
         return
     try:
         folder = cache_folder() / f"xla-{hashlib.sha256(processor()).hexdigest()[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # the latter where nobody knows the user's home
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
         return
     if not os.access(folder, os.W_OK):
         return
-    # JAX writes a program and then its time: one without was being written by a process that was killed, and JAX would
-    # fail on it whenever it looks for what to throw away.
+    # JAX writes a program and then its access time. If a process was killed in between, JAX would fail on the program
+    # whenever it looks for programs to delete.
     names = set(os.listdir(folder))
     for name in names:
         if name.endswith("-cache") and name.removesuffix("-cache") + "-atime" not in names:
@@ -100,7 +102,7 @@ def keep_programs() -> None:
     settings = {
         "jax_compilation_cache_dir": str(folder),
         "jax_compilation_cache_max_size": _PROGRAM_BYTES,
-        # JAX's own is 1 s, and start-up is smaller programs; the smallest cost more to keep than to compile.
+        # JAX's default is 1 s, but start-up consists of smaller programs. Tiny ones compile faster than they load.
         "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
     for name, value in settings.items():
@@ -117,36 +119,37 @@ def _has_ynn() -> bool:
 
 
 def _computes_on_cpu() -> bool:
-    """Judged without JAX: by JAX_PLATFORMS, or else by the device files of GPUs and TPUs."""
+    """Decides without JAX, by JAX_PLATFORMS or the device files of GPUs and TPUs."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     return platforms == "cpu" if platforms else not any(map(os.path.exists, _ACCELERATORS))
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory in the process; returns whether it does.
+    """Makes glibc keep freed memory in the process, and returns whether it does.
 
-    Nothing changes where the C library is another, where the user has set the allocator, or where an accelerator
-    computes: there the host's many threads are better off with an arena each.
+    Nothing changes with another C library, if the user has configured the allocator, or if an accelerator computes:
+    then the many threads of the host are faster with one arena each.
     """
     if not sys.platform.startswith("linux") or not _computes_on_cpu():
         return False
-    # a user's own choice of allocator settings stands
+    # the user's own allocator settings take precedence
     if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     try:
         libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version, mallopt = libc.gnu_get_libc_version, libc.mallopt
+        _, mallopt = libc.gnu_get_libc_version, libc.mallopt  # AttributeError: not glibc
     except (OSError, AttributeError):
         return False
-    accepted = [mallopt(option, value) == 1 for option, value in _MALLOPT]  # every one is set, whatever the others say
+    accepted = [mallopt(option, value) == 1 for option, value in _MALLOPT]  # sets all options, even if one fails
     if all(accepted):
         _ask_for_huge_pages(libc)
     return all(accepted)
 
 
 def on_host() -> contextlib.AbstractContextManager:
-    """Within it JAX computes on the host's CPU, where float32 is float32 (on GPUs a product of it has fewer digits) and
-    memory is large; does nothing where JAX_PLATFORMS leaves the host out.
+    """Returns a context in which JAX computes on the host's CPU, with full float32 precision and a large memory.
+
+    On GPUs, products of float32 have fewer digits. The context does nothing if JAX_PLATFORMS excludes the host.
     """
     import jax
 
@@ -157,9 +160,10 @@ def on_host() -> contextlib.AbstractContextManager:
 
 
 def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
-    """Has the heap grow in huge pages: its next addresses, half of the machine's memory, are taken, marked and freed.
+    """Makes the heap grow in huge pages.
 
-    Addresses cost nothing until they are written to. Where the kernel refuses, nothing is lost.
+    It reserves the next addresses, half of the machine's memory, marks them, and frees them. Addresses cost nothing
+    until they are written to. If the kernel refuses, nothing changes.
     """
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes, libc.madvise.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -172,17 +176,16 @@ def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
 
 
 def xla_flags(flags: str) -> str:
-    """XLA_FLAGS with what is missing appended; a flag that `flags` sets already is left as it is."""
+    """Appends missing flags to the value of XLA_FLAGS; a flag that it already sets is not changed."""
     if _YNN_OPTION in flags or not _has_ynn():
         return flags
     return f"{flags} --{_YNN_OPTION}={_YNN_DEFAULT}".strip()
 
 
 def tune() -> None:
-    """Applies the settings to this process. Call it before JAX starts a backend; it does not import JAX.
+    """Applies the settings to this process; must be called before JAX starts a backend, and does not import JAX.
 
-    What the user has set in XLA_FLAGS stays as it is. The flag concerns programs for the CPU backend alone, so that it
-    does nothing to those of an accelerator.
+    The user's XLA_FLAGS take precedence. The flag affects only programs for the CPU backend.
     """
     if not enabled():
         return

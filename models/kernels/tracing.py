@@ -1,7 +1,7 @@
-"""How a program is traced: by which formulations of its layers, and with which gradients.
+"""Settings for tracing a program: the lowerings of its layers, and which derivatives they have.
 
-Layers have gradients of their own for speed and memory (`custom_vjp`). JAX takes these for reverse mode alone, so that
-`jax.jvp` and `jax.hessian` need programs that are traced within `lowering("forward_mode")`.
+Layers have custom gradients for speed and memory (`custom_vjp`), which JAX uses only in reverse mode. `jax.jvp` and
+`jax.hessian` need programs that are traced within `lowering("forward_mode")`.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ _lowering = jax.make_user_context("auto")
 
 @contextlib.contextmanager
 def lowering(name: str) -> Iterator[None]:
-    """Chooses the formulations of the layers that are traced within the context.
+    """Chooses the lowerings of the layers that are traced within the context.
 
-    It acts while tracing, and functions that are jitted are traced once for each name.
+    It takes effect while tracing; jitted functions are traced once for each name.
 
     Args:
-      name: "auto" for the fastest; "plain" for lax.conv_general_dilated and its like, for programs that are traced here
-        to run on another backend (export); "forward_mode", as plain, with JAX's own derivatives of any mode and order;
-        "packed", as auto, but XNOR layers (models/layers/low_bit.py) compute with packed bits, and have no gradients;
-        "onnx", as plain, in operations that jax2onnx converts right.
+      name: "auto" chooses the fastest lowerings. "plain" uses lax.conv_general_dilated and similar operations, for
+        programs that run on another backend (export). "forward_mode" is like plain, with JAX's own derivatives of any
+        mode and order. "packed" is like auto, but XNOR layers (models/layers/low_bit.py) compute with packed bits and
+        have no gradients. "onnx" is like plain, with operations that jax2onnx converts correctly.
 
     Raises:
-      UserError: unknown name.
+      UserError: The name is unknown.
     """
     if name not in LOWERINGS:
         raise choice_error("lowering", name, LOWERINGS)
@@ -41,61 +41,65 @@ def lowering(name: str) -> Iterator[None]:
 
 
 def plain_wanted() -> bool:
-    """Returns whether the program that is being traced is inside of `lowering("plain")`, "onnx" or "forward_mode"."""
+    """Returns whether tracing happens within `lowering("plain")`, "onnx" or "forward_mode"."""
     return _lowering.value in ("plain", "onnx", "forward_mode")
 
 
 def onnx_wanted() -> bool:
-    """Returns whether the program that is being traced is inside of `lowering("onnx")`."""
+    """Returns whether tracing happens within `lowering("onnx")`."""
     return _lowering.value == "onnx"
 
 
 def packed_wanted() -> bool:
-    """Returns whether the program that is being traced is inside of `lowering("packed")`."""
+    """Returns whether tracing happens within `lowering("packed")`."""
     return _lowering.value == "packed"
 
 
-def custom_vjp(function: Callable, nondiff_argnums: tuple[int, ...] = ()) -> Callable:
-    """Returns what `jax.custom_vjp` makes, of which forward mode is a UserError that names the cure.
+class custom_vjp:
+    """A function like those of `jax.custom_vjp`, for which forward mode raises a UserError with a remedy.
 
     Args:
-      function: of arrays; traced as it is within `lowering("forward_mode")`.
-      nondiff_argnums: arguments that are no arrays.
+      function: Function of arrays; within `lowering("forward_mode")` it is traced as it is.
+      nondiff_argnums: Indices of the arguments that are not arrays.
     """
-    reverse = jax.custom_vjp(function, nondiff_argnums)
 
-    @functools.wraps(function)
-    def call(*args):
+    def __init__(self, function: Callable, nondiff_argnums: tuple[int, ...] = ()):
+        functools.update_wrapper(self, function)
+        self._function, self._nondiff_argnums = function, nondiff_argnums
+        self._reverse = jax.custom_vjp(function, nondiff_argnums)
+
+    def __call__(self, *args: Any) -> Any:
         if _lowering.value == "forward_mode":
-            return function(*args)
-        return reverse(*(arg if i in nondiff_argnums else reverse_only(arg) for i, arg in enumerate(args)))
+            return self._function(*args)
+        return self._reverse(*(arg if i in self._nondiff_argnums else reverse_only(arg) for i, arg in enumerate(args)))
 
-    call.defvjp = reverse.defvjp
-    return call
+    def defvjp(self, forward: Callable, backward: Callable) -> None:
+        """Sets the forward and backward pass, as `jax.custom_vjp.defvjp` does."""
+        self._reverse.defvjp(forward, backward)
 
 
 def no_derivative(function: Callable) -> Callable:
-    """Returns `function` of arrays, of which any derivative is a UserError that names the cure."""
+    """Returns a function of arrays whose derivatives raise a UserError with a remedy."""
     function = jax.custom_jvp(function)
     function.defjvp(_refuse)
     return function
 
 
 def reverse_only(x: jax.Array) -> jax.Array:
-    """Returns x. Reverse mode passes through; forward mode raises a UserError that names the cure."""
-    return x if onnx_wanted() else _value.bind(x)  # jax2onnx knows JAX's own operations alone
+    """Returns x. Reverse mode passes through; forward mode raises a UserError with a remedy."""
+    return x if onnx_wanted() else _value.bind(x)  # jax2onnx knows only JAX's own operations
 
 
 def _refuse(*_: Any, **__: Any) -> Any:
     raise UserError(
-        "this network's layers have fast gradients for reverse mode and the first derivative alone; for "
+        "this network's layers have fast gradients only for reverse mode and the first derivative; for "
         "jax.jvp, jax.jacfwd or jax.hessian, trace the whole computation within "
         "`with models.lowering('forward_mode'):`"
     )
 
 
-# An identity of which nothing is left in a compiled program. Its derivative is an identity as well, which reverse mode
-# transposes and never evaluates, while forward mode evaluates, batches or compiles it.
+# An identity that leaves nothing in a compiled program. Its derivative is an identity as well: reverse mode transposes
+# it and never evaluates it, while forward mode evaluates, batches or compiles it.
 _value, _tangent = Primitive("reverse_only"), Primitive("reverse_only_tangent")
 _value.def_impl(lambda x: x)
 _value.def_abstract_eval(lambda x: x)

@@ -11,9 +11,9 @@ from models.errors import choice_error
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """X Phi(x), exactly (Hendrycks & Gimpel 2016, arXiv 1606.08415).
+    """Returns x Phi(x), exactly (Hendrycks & Gimpel 2016, arXiv 1606.08415).
 
-    By the error function, as PyTorch has it: jax.nn.gelu's complement of it takes 8 times as long on a CPU.
+    It uses the error function, as PyTorch does; jax.nn.gelu uses its complement, which takes 8 times as long on a CPU.
     """
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
@@ -21,14 +21,18 @@ def gelu(x: jax.Array) -> jax.Array:
 ACTIVATIONS = {
     "relu": nn.relu,  # Nair & Hinton 2010
     "gelu": gelu,
-    "silu": nn.silu,  # x sigmoid(x): the same paper, section 4
+    "silu": nn.silu,  # x sigmoid(x); the same paper, section 4
     "relu6": nn.relu6,  # Howard et al. 2017: min(max(x, 0), 6)
-    "identity": lambda x: x,  # of networks whose layers are not linear themselves: conv="xnor"
+    "identity": lambda x: x,  # for networks whose layers are nonlinear themselves: conv="xnor"
 }
 
 
 def activation(spec: str | Callable) -> Callable[[jax.Array], jax.Array]:
-    """Resolves `spec`, a name in ACTIVATIONS, FILE.py:NAME, or any function of an array; UserError for others."""
+    """Returns the activation for `spec`: a name in ACTIVATIONS, FILE.py:NAME, or a function of an array.
+
+    Raises:
+      UserError: `spec` is none of these.
+    """
     spec = plugins.load(spec)
     if callable(spec):
         return spec

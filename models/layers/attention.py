@@ -1,8 +1,8 @@
-"""Attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2): an operation on sets of vectors.
+"""Attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2).
 
-It is `jax.nn.dot_product_attention`, but for float32 on a CPU: there `attend` puts the heads before the tokens, so that
-XLA multiplies contiguous matrices, and divides by the softmax's sum after the product with the values. In ms, 2 cores
-with AVX-512, jax 0.10.2, jax.nn's and this one, forward and gradient:
+It uses `jax.nn.dot_product_attention`, except for float32 on a CPU. There `attend` puts the heads before the tokens, so
+that XLA multiplies contiguous matrices, and divides by the softmax's sum after the product with the values.
+Milliseconds of jax.nn's and this implementation, forward and gradient, on 2 cores with AVX-512, jax 0.10.2:
   ViT-S, 8 x 197 tokens, 6 heads    13.7 and  7.1     42.1 and 21.4
   ViT-B, 8 x 256 tokens, 12 heads   43.8 and 17.8    141.4 and 77.5
   Swin-T, 512 x 49 tokens, 3 heads  26.3 and 16.9     92.8 and 60.1
@@ -23,23 +23,25 @@ from models.kernels.tracing import custom_vjp, plain_wanted, reverse_only
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, mask: jax.Array | None = None
 ) -> jax.Array:
-    """Scaled dot-product attention, softmax(q k' / sqrt(D) + bias) v for each head.
+    """Returns scaled dot-product attention, softmax(q k' / sqrt(D) + bias) v for each head.
 
-    Half precision on a GPU goes through cuDNN's flash attention where its kernels allow the shapes, so that no
-    [T, S] matrix is stored.
+    Half precision on a GPU uses cuDNN's flash attention if its kernels support the shapes, so that no [T, S] matrix is
+    stored.
 
     Args:
       q: [N, T, H, D].
-      k, v: [N, S, H, D].
-      bias: added to the logits, any shape that broadcasts to [N, H, T, S].
-      mask: bool, likewise; False where a query does not see a key. A query that sees none sees all.
+      k: [N, S, H, D].
+      v: [N, S, H, D].
+      bias: Added to the logits; any shape that broadcasts to [N, H, T, S].
+      mask: bool, any shape that broadcasts to [N, H, T, S]; False where a query does not see a key. A query that sees
+        no key attends to all of them.
 
     Returns:
       [N, T, H, D], of q's type; the softmax is float32.
     """
     if jax.default_backend() == "cpu" and q.dtype == jnp.float32 and not plain_wanted():
         return _weigh(_logits(q, k, bias, mask), v.swapaxes(1, 2)).swapaxes(1, 2)
-    lengths = (1, 1, q.shape[1], k.shape[1])  # cuDNN broadcasts over N and H alone
+    lengths = (1, 1, q.shape[1], k.shape[1])  # cuDNN broadcasts only over N and H
     bias, mask = (
         None if x is None else jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, lengths)) for x in (bias, mask)
     )
@@ -50,7 +52,7 @@ def attend(
 
 
 def _logits(q, k, bias, mask) -> jax.Array:
-    """What the softmax of `attend` is of, float32 [N, H, T, S]."""
+    """Returns the logits of the softmax in `attend`, float32 [N, H, T, S]."""
     q, k = (x.astype(jnp.float32).swapaxes(1, 2) for x in (q, k))
     logits = jnp.einsum("nhtd,nhsd->nhts", q * q.shape[-1] ** -0.5, k)
     logits = logits if bias is None else logits + bias
@@ -59,7 +61,7 @@ def _logits(q, k, bias, mask) -> jax.Array:
 
 @custom_vjp
 def _weigh(logits, v):
-    """softmax(logits) v, float32; logits [N, H, T, S], v [N, H, S, D]."""
+    """Returns softmax(logits) v, float32, for logits [N, H, T, S] and v [N, H, S, D]."""
     return _weigh_forward(logits, v)[0]
 
 
@@ -81,8 +83,10 @@ _weigh.defvjp(_weigh_forward, _weigh_backward)
 
 
 def _flash(q, k, biased) -> bool:
-    """Returns whether cuDNN has kernels: for heads of a multiple of 8 and at most 128. Gradients with a bias or a mask,
-    which it takes as a bias, want even lengths; those without go through `_even`.
+    """Returns whether cuDNN has a kernel for these shapes.
+
+    The size of a head must be a multiple of 8 and at most 128. Gradients with a bias, or a mask, which cuDNN takes as a
+    bias, need even lengths; `_even` handles odd lengths without a bias.
     """
     if jax.default_backend() != "gpu" or plain_wanted() or q.dtype not in (jnp.bfloat16, jnp.float16):
         return False
@@ -91,29 +95,56 @@ def _flash(q, k, biased) -> bool:
 
 
 def _even(q, k, v, bias, mask, implementation) -> jax.Array:
-    """Returns `jax.nn.dot_product_attention` of even lengths: an odd one gets a token that nothing attends to.
+    """Returns `jax.nn.dot_product_attention`; odd lengths are padded with a token that nothing attends to.
 
-    JAX hands cuDNN an empty array where there is no bias, and then refuses gradients of odd lengths, as with a bias.
+    Without a bias, JAX passes cuDNN an empty array, and then refuses gradients of odd lengths as it does with a bias.
     """
     batch, length = q.shape[:2]
-    lengths = {}
+    query_lengths = key_lengths = None
     if length % 2 or k.shape[1] % 2:
-        lengths = {"query_seq_lengths": jnp.full(batch, length), "key_value_seq_lengths": jnp.full(batch, k.shape[1])}
+        query_lengths, key_lengths = jnp.full(batch, length), jnp.full(batch, k.shape[1])
         q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
-    return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation=implementation, **lengths)[:, :length]
+    y = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        bias,
+        mask,
+        implementation=implementation,
+        query_seq_lengths=query_lengths,
+        key_value_seq_lengths=key_lengths,
+    )
+    return y[:, :length]
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention: x [N, T, C] -> [N, T, C].
+class _Attention(nn.Module):
+    """Base of multi-head attention.
 
     Attributes:
-      dense: constructor of dense layers: "qkv" [C, 3 C], in the order query, key, value, each of them by head, and
-        "out" [C, C].
-      heads: their number, a divisor of C.
+      dense: Constructor of dense layers.
+      heads: Number of heads, a divisor of C.
     """
 
     dense: Callable
     heads: int
+
+    def _project(self, x: jax.Array, name: str, parts: int, channels: int) -> list[jax.Array]:
+        """Applies the dense layer `name` to x [N, T, ...] and splits it into `parts` arrays [N, T, H, C / H]."""
+        y = self.dense(parts * channels, name=name)(x)
+        y = y.reshape(*x.shape[:2], parts, self.heads, channels // self.heads)
+        return [y[:, :, i] for i in range(parts)]
+
+    def _output(self, y: jax.Array) -> jax.Array:
+        """Joins the heads of y [N, T, H, C / H] and applies the dense layer "out": [N, T, C]."""
+        y = y.reshape(*y.shape[:2], y.shape[2] * y.shape[3])
+        return self.dense(y.shape[-1], name="out")(y)
+
+
+class SelfAttention(_Attention):
+    """Multi-head self-attention: maps x [N, T, C] to the same shape.
+
+    The dense layer "qkv" [C, 3 C] has the order query, key, value, each of which is split into heads; "out" is [C, C].
+    """
 
     @nn.compact
     def __call__(
@@ -123,96 +154,97 @@ class SelfAttention(nn.Module):
         mask: jax.Array | None = None,
         place: int | jax.Array | None = None,
     ) -> jax.Array:
-        """Attends to x; or, where `place` is given, to what is remembered and x.
+        """Attends to x, or with `place` to cached tokens and x.
 
         Args:
           x: [N, T, C].
-          bias, mask: as in `attend`.
-          place: of x's first token in the sequence that the collection "cache" (mutable) remembers, keys and values
-            [N, S, H, C / H]: x's are put there, and `mask` [..., S] says which of them are seen. S is the mask's in
-            the first call, which starts the cache.
+          bias: See `attend`.
+          mask: See `attend`. With `place`, it is required, and its last axis has the length S of the cache.
+          place: Position of x's first token in the sequence that the mutable collection "cache" holds, as keys and
+            values [N, S, H, C / H]. The keys and values of x are written there. The first call creates the cache.
         """
-        batch, length, channels = x.shape
-        qkv = self.dense(3 * channels, name="qkv")(x).reshape(batch, length, 3, self.heads, channels // self.heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [N, T, H, C / H] each
+        q, k, v = self._project(x, "qkv", 3, x.shape[-1])
         if place is not None:
-            shape = (batch, mask.shape[-1], *k.shape[2:])
-            k, v = (self._remembered(name, new, shape, place) for name, new in (("keys", k), ("values", v)))
-        y = attend(q, k, v, bias, mask)  # [N, T, H, C / H]
-        return self.dense(channels, name="out")(y.reshape(batch, length, channels))
+            assert mask is not None
+            shape = (x.shape[0], mask.shape[-1], *k.shape[2:])
+            k, v = (self._cached(name, new, shape, place) for name, new in (("keys", k), ("values", v)))
+        return self._output(attend(q, k, v, bias, mask))
 
-    def _remembered(self, name, new, shape, place) -> jax.Array:
+    def _cached(self, name, new, shape, place) -> jax.Array:
         cached = self.variable("cache", name, jnp.zeros, shape, new.dtype)
         cached.value = lax.dynamic_update_slice_in_dim(cached.value, new, place, 1)
         return cached.value
 
 
-class CrossAttention(nn.Module):
-    """Multi-head attention of x [N, T, C] to a memory [N, S, M]: -> [N, T, C].
+class CrossAttention(_Attention):
+    """Multi-head attention of x [N, T, C] to a memory [N, S, M], with output [N, T, C].
 
-    Attributes:
-      dense: constructor of dense layers: "q" [C, C], "kv" [M, 2 C], in the order key, value, each of them by head, and
-        "out" [C, C].
-      heads: their number, a divisor of C.
+    The dense layers are "q" [C, C]; "kv" [M, 2 C], in the order key, value, each of which is split into heads; and
+    "out" [C, C].
     """
-
-    dense: Callable
-    heads: int
 
     @nn.compact
     def __call__(
         self, x: jax.Array, memory: jax.Array | None, mask: jax.Array | None = None, remember: bool = False
     ) -> jax.Array:
-        """Attends to `memory`, whose keys and values `remember` puts into the collection "cache"; None: to those."""
-        batch, length, channels = x.shape
-        heads = (self.heads, channels // self.heads)
-        q = self.dense(channels, name="q")(x).reshape(batch, length, *heads)
+        """Attends to `memory`, or with None to the cached keys and values.
+
+        Args:
+          x: [N, T, C].
+          memory: [N, S, M], or None.
+          mask: See `attend`.
+          remember: Whether to write the keys and values of `memory` to the collection "cache".
+        """
+        (q,) = self._project(x, "q", 1, x.shape[-1])
         if memory is None:
             k, v = self.get_variable("cache", "keys"), self.get_variable("cache", "values")  # [N, S, H, C / H]
         else:
-            kv = self.dense(2 * channels, name="kv")(memory).reshape(batch, memory.shape[1], 2, *heads)
-            k, v = kv[:, :, 0], kv[:, :, 1]
+            k, v = self._project(memory, "kv", 2, x.shape[-1])
         if remember:
             self.put_variable("cache", "keys", k)
             self.put_variable("cache", "values", v)
-        return self.dense(channels, name="out")(attend(q, k, v, mask=mask).reshape(batch, length, channels))
+        return self._output(attend(q, k, v, mask=mask))
 
 
 def attention_weights(
     model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Applies a model, and computes again what its attentions weigh by, which `attend` does not give.
+    """Applies a model and returns the weights of its attention layers, which `attend` does not return.
 
-    It reads their queries and keys, bias and mask, so the model is as it was; under jit as well. Not for blocks that
-    are rematerialized, nor for a decoder's cache.
+    The weights are recomputed from queries, keys, bias and mask, without a change to the model; it works under jit. It
+    does not support rematerialized blocks or a decoder's cache.
 
     Args:
-      model, variables, *inputs, **kwargs: as for `model.apply`.
+      model: The network.
+      variables: Its variables.
+      *inputs: Positional arguments of `model.apply`.
+      **kwargs: Keyword arguments of `model.apply`.
 
     Returns:
-      What `model.apply` returns, and {path of the module, "decoder/block0/cross": softmax(q k' / sqrt(D) + bias),
+      The result of `model.apply`, and {path of the module, e.g. "decoder/block0/cross": softmax(q k' / sqrt(D) + bias),
       float32 [N, H, T, S]} in the order of the computation.
     """
     projected: dict[tuple[str, ...], jax.Array] = {}
-    found: dict[str, jax.Array] = {}
+    weights: dict[str, jax.Array] = {}
 
     def read(call, args, call_kwargs, context):
         module, y = context.module, call(*args, **call_kwargs)
         if context.method_name != "__call__":
             return y
-        if isinstance(module.parent, (SelfAttention, CrossAttention)):
+        if isinstance(module.parent, _Attention):
             projected[module.path] = y
-        if isinstance(module, (SelfAttention, CrossAttention)):
-            asked = inspect.signature(type(module).__call__).bind(module, *args, **call_kwargs).arguments
+        if isinstance(module, _Attention):
+            arguments = inspect.signature(type(module).__call__).bind(module, *args, **call_kwargs).arguments
             if isinstance(module, SelfAttention):
                 q, k, _ = jnp.split(projected[*module.path, "qkv"], 3, -1)  # [N, T, C] each
             else:
                 q = projected[*module.path, "q"]
                 k, _ = jnp.split(projected[*module.path, "kv"], 2, -1)
             q, k = (x.reshape(*x.shape[:2], module.heads, x.shape[2] // module.heads) for x in (q, k))
-            found["/".join(module.path)] = jax.nn.softmax(_logits(q, k, asked.get("bias"), asked.get("mask")))
+            logits = _logits(q, k, arguments.get("bias"), arguments.get("mask"))
+            weights["/".join(module.path)] = jax.nn.softmax(logits)
         return y
 
     with nn.intercept_methods(read):
         output = model.apply(variables, *inputs, **kwargs)
-    return output, found
+    return output, weights

@@ -1,9 +1,9 @@
-"""Really skipping: examples of a batch that a layer is not needed for are not computed.
+"""Conditional computation: layers that compute only the examples of a batch that need them.
 
-A network that decides by example what to compute (gated.py, early_exit.py, msdnet.py) calls `compacted` for what may
-be skipped. By default everything is computed, and what is not wanted is masked: the program has no branches. Within
-`skipping()` the wanted examples are put next to each other, and one of a few programs for batches of fixed sizes runs
-on them, chosen on the device: nothing is compiled again, and the host waits for nothing.
+A network that decides per example what to compute (gated.py, early_exit.py, msdnet.py) calls `compacted` for optional
+parts. By default everything is computed and unneeded results are masked, so the program has no branches. Within
+`skipping()` the needed examples are gathered, and the device chooses one of a few programs for batches of fixed sizes.
+Nothing is recompiled, and the host does not wait.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ _parts = contextvars.ContextVar("parts", default=0)
 
 @contextlib.contextmanager
 def skipping(parts: int = 8) -> Iterator[None]:
-    """Within the context, networks that are traced skip what their examples do not need; inference only.
+    """Makes networks that are traced within the context skip computations per example; for inference only.
 
-    It acts while tracing, as `models.kernels.tracing.lowering`.
+    It takes effect while tracing, like `models.kernels.tracing.lowering`.
 
     Args:
-      parts: a batch of N is computed in sizes of multiples of N / parts, so at most N / parts examples too many; each
-        size is a program of its own to compile. Of a single image there are two: all, and nothing.
+      parts: A batch of N is computed in sizes that are multiples of N / parts, so at most N / parts examples are
+        computed unnecessarily. Each size is a program that has to be compiled. A single image has two sizes, 0 and 1.
 
     Raises:
-      UserError: parts below 1.
+      UserError: `parts` is below 1.
     """
     if parts < 1:
         raise UserError(f"skipping: parts={parts} must be at least 1")
@@ -43,24 +43,24 @@ def skipping(parts: int = 8) -> Iterator[None]:
 
 
 def sizes(count: int, parts: int) -> list[int]:
-    """The sizes in which a batch of `count` is computed: 0, …, count, rounded up."""
+    """Returns the sizes in which a batch of `count` is computed: 0, ..., count, rounded up."""
     return sorted({-(-count * i // parts) for i in range(parts + 1)})
 
 
 def compacted(function: Callable, module: nn.Module, keep: jax.Array, x: Any, otherwise: Any = None) -> Any:
-    """function(module, x) for the examples to keep, `otherwise` for the rest.
+    """Returns function(module, x) for the examples to keep, and `otherwise` for the others.
 
     Args:
-      function: of a module and a tree of arrays [N, ...]; each example's result depends on that example alone.
-      module: whose submodules `function` calls.
+      function: Function of a module and a tree of arrays [N, ...]; the result of an example depends only on it.
+      module: Module whose submodules `function` calls.
       keep: bool [N].
-      x: what it is called with.
-      otherwise: a tree of arrays as `function` returns; None for zeros.
+      x: Argument of `function`.
+      otherwise: A tree of arrays like the result of `function`; None stands for zeros.
 
     Returns:
       A tree of arrays [N, ...].
     """
-    parts, count = _parts.get(), keep.shape[0]  # not len(): the count may be a symbol, in a program for any
+    parts, count = _parts.get(), keep.shape[0]  # not len(): an exported program has a symbolic batch size
 
     def rest(new, otherwise):
         if otherwise is None:
@@ -74,20 +74,20 @@ def compacted(function: Callable, module: nn.Module, keep: jax.Array, x: Any, ot
     if not parts or module.is_initializing():
         return masked(module, x, otherwise)
     allowed = sizes(count, parts)
-    rows = jnp.argsort(~keep, stable=True)  # those to keep first
-    place = jnp.cumsum(keep) - 1  # of each that is kept, among these
+    rows = jnp.argsort(~keep, stable=True)  # examples to keep come first
+    rank = jnp.cumsum(keep) - 1  # index of each kept example among them
 
     def of_size(size):
         def compute(module, x, otherwise):
-            first = rows[:size]  # some may be there to fill the size
+            first = rows[:size]  # may include examples that only fill the size
             new = function(module, jax.tree.map(lambda leaf: leaf[first], x))
-            found = jnp.minimum(place, size - 1)  # gathered, not scattered: XLA's scatter is slow on a CPU
+            source = jnp.minimum(rank, size - 1)  # for a gather, because XLA's scatter is slow on a CPU
             return jax.tree.map(
-                lambda new, old: jnp.where(_column(keep, new), new[found], old), new, rest(new, otherwise)
+                lambda new, old: jnp.where(_column(keep, new), new[source], old), new, rest(new, otherwise)
             )
 
         def nothing(module, x, otherwise):
-            # shapes are all that is used of this, and the compiler drops it
+            # Only the shapes of this result are used, so the compiler removes it
             new = None if otherwise is not None else function(module, jax.tree.map(lambda leaf: leaf[:1], x))
             return rest(new, otherwise)
 
@@ -98,5 +98,5 @@ def compacted(function: Callable, module: nn.Module, keep: jax.Array, x: Any, ot
 
 
 def _column(keep: jax.Array, like: jax.Array) -> jax.Array:
-    """[N] -> [N, 1, ...], of as many axes as `like`."""
+    """Reshapes [N] to [N, 1, ...] with as many axes as `like`."""
     return keep.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,19 +1,20 @@
-"""Convolution and dense layers: ONE convolution, with the lowering picked by backend, type and shape.
+"""Convolution and dense layers, with a lowering chosen by backend, type and shape.
 
-On accelerators it is lax.conv_general_dilated. XLA's CPU backend lowers some shapes so badly that other formulations of
-the same sums are up to a hundred times faster there. `chosen_lowering` names the formulation that a convolution gets:
+Accelerators use lax.conv_general_dilated. XLA's CPU backend compiles some shapes so badly that other ways to compute
+the same sums are up to a hundred times faster there. `chosen_lowering` names the lowering of a convolution:
 
   plain      lax.conv_general_dilated
-  matmul     1x1, and patches that do not overlap: a matrix product, see `product`
-  patches    few places and wide kernels: a product with the patches, copied next to each other
-  native     float32, channels by the vector: the loops of conv.cc, compiled on the machine (native.py); gradients of
-             wide kernels as in dense
-  dense      without those: the plain one, its gradients as convolutions of the one layout that XLA has kernels for
-  depthwise  likewise: a sum of shifted products
-  grouped    likewise: groups merged into blocks of up to 32 channels, dense convolutions of block-diagonal kernels
+  matmul     1x1 kernels, and patches that do not overlap: a matrix product, see `product`
+  patches    small maps and wide kernels: a product with gathered patches
+  native     float32, channels in whole vectors: the loops of conv.cc, compiled on this machine (native.py); gradients
+             of wide kernels as in dense
+  dense      without native code: the plain one, with gradients in the layout for which XLA has fast kernels
+  depthwise  without native code: a sum of shifted products
+  grouped    without native code: dense convolutions of block-diagonal kernels, which merge groups into blocks of up to
+             32 channels
 
-All agree with the plain one in value and both gradients to 1e-5 and depend on the machine and on shapes alone. All but
-plain have a custom gradient for reverse mode; tracing.py says what forward mode needs.
+All of them agree with the plain one in value and both gradients to 1e-5. The choice depends only on the machine and on
+shapes. All except plain have a custom gradient for reverse mode; tracing.py says what forward mode needs.
 Measurements: 2 cores with AVX-512, jax 0.10.2, float32, with the settings of models/kernels/runtime.py.
 """
 
@@ -25,19 +26,20 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen import dtypes
 from jax import lax
 
 from models.errors import UserError
 from models.kernels import lowerings, native
 from models.kernels.tracing import custom_vjp, plain_wanted
 
-# Channels of a block of merged groups: the arithmetic grows with it, and so does its speed, up to about here.
+# Channels of a block of merged groups. Larger blocks need more arithmetic, at a higher speed up to about this size.
 _BLOCK_CHANNELS = 32
 
-# Channels of a vector of conv.cc, and the kernel sizes (C D) up to which its gradient by the kernel is the faster one.
+# Channels of a vector in conv.cc, and the kernel size C D up to which its kernel gradient is the faster one.
 _VECTOR = 16
 _WIDE = 256 * 256
-# Places of a row of the output up to which a wide kernel meets copied patches: rows of them are too short for conv.cc
+# Width of the output up to which wide kernels use gathered patches, because such rows are too short for conv.cc
 # (VGG-16 at 32x32, batch 64: forward 373 -> 316 ms, gradient 1103 -> 999 ms).
 _FEW = 4
 
@@ -48,13 +50,15 @@ Padding = tuple[Pair, Pair]
 def chosen_lowering(
     x_shape, kernel_shape, strides, padding, dilation, groups, backend: str, dtype=jnp.float32, compiled: bool = True
 ) -> str:
-    """Names the formulation (module docstring) of a convolution of these shapes.
+    """Returns the name of the lowering (module docstring) of a convolution of these shapes.
 
     Args:
-      x_shape to groups: as for `conv2d`.
+      x_shape: Shape of x.
+      kernel_shape: Shape of the kernel.
+      strides, padding, dilation, groups: See `conv2d`.
       backend: "cpu", "gpu", ...
-      dtype: of x and kernel.
-      compiled: whether there is a library for "native".
+      dtype: Type of x and kernel.
+      compiled: Whether the library for "native" is available.
     """
     channels, features = x_shape[3], kernel_shape[3]
     if backend != "cpu" or 0 in (*x_shape, *kernel_shape):
@@ -62,8 +66,8 @@ def chosen_lowering(
     unpadded = padding == ((0, 0), (0, 0)) and dilation == (1, 1) and groups == 1
     if unpadded and (kernel_shape[:2] == (1, 1) or _are_patches(x_shape, kernel_shape, strides)):
         return "matmul"
-    places = lowerings.output_size(x_shape[2], kernel_shape[1], strides[1], padding[1], dilation[1])
-    if groups == 1 and places <= _FEW and channels * features >= _WIDE and min(itertools.chain(*padding)) >= 0:
+    width = lowerings.output_size(x_shape[2], kernel_shape[1], strides[1], padding[1], dilation[1])
+    if groups == 1 and width <= _FEW and channels * features >= _WIDE and min(itertools.chain(*padding)) >= 0:
         return "patches"
     if compiled and dtype == jnp.float32 and min(itertools.chain(*padding)) >= 0:
         inside, outside = channels // groups, features // groups
@@ -92,14 +96,15 @@ def conv2d(
     dilation: Pair = (1, 1),
     groups: int = 1,
 ) -> jax.Array:
-    """Convolution (cross-correlation) of images, by the fastest formulation for the backend and the shapes.
+    """Returns the convolution (cross-correlation) of images, by the fastest lowering for the backend and the shapes.
 
     Args:
       x: [N, H, W, C].
-      kernel: [kh, kw, C / groups, D], of x's dtype; D a multiple of groups.
-      strides, dilation: (vertical, horizontal); `dilation` is the distance of the kernel's taps.
+      kernel: [kh, kw, C / groups, D], of x's type; D is a multiple of groups.
+      strides: (vertical, horizontal).
       padding: ((top, bottom), (left, right)), pixels of zeros.
-      groups: C / groups input channels reach D / groups output channels each.
+      dilation: (vertical, horizontal) distance of the kernel's taps.
+      groups: Number of groups; each maps C / groups input channels to D / groups output channels.
 
     Returns:
       [N, H', W', D] with H' = (H + top + bottom - dilation (kh - 1) - 1) // stride + 1.
@@ -107,17 +112,16 @@ def conv2d(
     Raises:
       EmptyMap: H' or W' is 0.
     """
-    strides, dilation = tuple(strides), tuple(dilation)
-    padding = tuple((int(low), int(high)) for low, high in padding)
+    strides, dilation, padding = _pair(strides), _pair(dilation), _padding(padding)
     lowerings.output_sizes(x.shape[1:3], kernel.shape[:2], strides, padding, dilation)
     name = "plain"
     if not plain_wanted():
         if jax.default_backend() == "cpu":
             kernel, padding = _without_dead_taps(x.shape, kernel, strides, padding, dilation)
-        how = (x.shape, kernel.shape, strides, padding, dilation, groups, jax.default_backend(), x.dtype)
-        name = chosen_lowering(*how, compiled=True)
+        shapes = (x.shape, kernel.shape, strides, padding, dilation, groups, jax.default_backend(), x.dtype)
+        name = chosen_lowering(*shapes, compiled=True)
         if name == "native" and not native.available():
-            name = chosen_lowering(*how, compiled=False)
+            name = chosen_lowering(*shapes, compiled=False)
     if name == "matmul":
         return _matmul(x, kernel, strides)
     if name == "patches":
@@ -134,16 +138,20 @@ def conv2d(
 
 
 def _without_dead_taps(x_shape, kernel, strides, padding, dilation) -> tuple[jax.Array, Padding]:
-    """The kernel without the rows and columns at its edges that meet nothing but padding, and the padding left: of a
-    7x7 kernel on 2x2 places 3x3 remains (ConvNeXt's last stages at 32x32), of a 3x3 kernel on one place 1x1.
+    """Removes the rows and columns at the edges of a kernel that only ever see padding.
+
+    A 7x7 kernel on a 2x2 map shrinks to 3x3 (ConvNeXt's last stages at 32x32), a 3x3 kernel on a 1x1 map to 1x1.
+
+    Returns:
+      The kernel, and the remaining padding.
     """
     for axis in (0, 1):
         (low, high), count, step = padding[axis], kernel.shape[axis], dilation[axis]
-        places = lowerings.output_size(x_shape[1 + axis], count, strides[axis], padding[axis], step)
+        length = lowerings.output_size(x_shape[1 + axis], count, strides[axis], padding[axis], step)
         alive = [
             tap
             for tap in range(count)
-            if any(0 <= place * strides[axis] - low + tap * step < x_shape[1 + axis] for place in range(places))
+            if any(0 <= i * strides[axis] - low + tap * step < x_shape[1 + axis] for i in range(length))
         ]
         if not alive:
             continue
@@ -166,10 +174,10 @@ def _matmul(x, kernel, strides):
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Matrix product of x [..., C] with a kernel [C, D].
+    """Returns the matrix product of x [..., C] with a kernel [C, D].
 
-    On a CPU the gradient by a small kernel, a product of two narrow and very long matrices, is taken by conv.cc where
-    it can be: for 16 to 96 channels at 112x112, batch 8, 3 ms instead of 41.
+    On a CPU, conv.cc computes the gradient of a small kernel, a product of two narrow and very long matrices, if it
+    supports the shape: for 16 to 96 channels at 112x112, batch 8, in 3 ms instead of 41.
     """
     if plain_wanted() or jax.default_backend() != "cpu":
         return jnp.matmul(x, kernel)
@@ -177,9 +185,11 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def unfused(x: jax.Array) -> jax.Array:
-    """x; on a CPU cut to its own precision, which keeps YNNPACK from computing x inside of what follows: the first of
-    two products again for every block of the second (VGG-16's classifier: 1150 -> 40 ms; DenseNet-121 forward, 32x32,
-    batch 64: 53 -> 50 ms), or GELU by slower means (ConvNeXt-T forward, 32x32, batch 64: 128 -> 109 ms).
+    """Returns x, and on a CPU stops YNNPACK from fusing x into its consumer and recomputing it.
+
+    It rounds x to its own precision. Without it, YNNPACK computes the first of two products again for every block of
+    the second (VGG-16's classifier: 1150 -> 40 ms; DenseNet-121 forward, 32x32, batch 64: 53 -> 50 ms), or GELU in a
+    slower way (ConvNeXt-T forward, 32x32, batch 64: 128 -> 109 ms).
     """
     if plain_wanted() or jax.default_backend() != "cpu":
         return x
@@ -199,18 +209,18 @@ def _patches(x, kernel, strides, padding, dilation):
 
 @custom_vjp
 def _product(x, kernel):
-    return jnp.matmul(unfused(x), kernel)  # where gradients are taken, x is kept, and not computed again
+    return jnp.matmul(unfused(x), kernel)  # if there are gradients, x is stored and not recomputed
 
 
 def _product_backward(residuals, dy):
     x, kernel = residuals
     dx = jnp.matmul(dy, kernel.T)
-    # the last axis of the kernel that is whole vectors, if one is
+    # the last axis of the kernel that consists of whole vectors, if there is one
     side = next((axis for axis in (1, 0) if kernel.shape[axis] % _VECTOR == 0), None)
     small = x.ndim in (3, 4) and x.dtype == jnp.float32 and kernel.size < _WIDE
     if side is None or not small or not native.available():
-        x, dy = (a.reshape(-1, a.shape[-1]) for a in (x, dy))  # or else XLA copies x, transposed
-        return dx, unfused(x.T @ dy)  # not with the optimizer's update
+        x, dy = (a.reshape(-1, a.shape[-1]) for a in (x, dy))  # otherwise XLA copies x, transposed
+        return dx, unfused(x.T @ dy)  # not fused with the optimizer's update
     if x.ndim == 3:  # [N, T, C] -> [N, 1, T, C]
         x, dy = x[:, None], dy[:, None]
     a, b = (x, dy) if side == 1 else (dy, x)
@@ -223,7 +233,7 @@ _product.defvjp(lambda x, kernel: (jnp.matmul(x, kernel), (x, kernel)), _product
 
 
 # -- native ----------------------------------------------------------------------------------------------
-# Milliseconds for value and both gradients; the best formulation that XLA compiles, and PyTorch's oneDNN:
+# Milliseconds for value and both gradients; in parentheses, the best lowering by XLA, and PyTorch's oneDNN:
 #   3x3, 16 channels, 32x32, batch 128                9.5   (17.3;  9.7)
 #   3x3, 64 channels, 56x56, batch 8                 28.0   (35.1; 26.1)
 #   3x3 depthwise, 144 channels, 56x56, batch 8       5.5   (19.3; 18.0)
@@ -232,31 +242,31 @@ _product.defvjp(lambda x, kernel: (jnp.matmul(x, kernel), (x, kernel)), _product
 
 @functools.partial(custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _native(x, kernel, strides, padding, dilation, groups):
-    how = (strides, padding, dilation)
-    shape = (x.shape[0], *lowerings.output_sizes(x.shape[1:3], kernel.shape[:2], *how), kernel.shape[3])
-    return native.call("conv_forward", x, kernel, shape, groups, *how)
+    shape = lowerings.output_sizes(x.shape[1:3], kernel.shape[:2], strides, padding, dilation)
+    shape = (x.shape[0], *shape, kernel.shape[3])
+    return native.call("conv_forward", x, kernel, shape, groups, strides, padding, dilation)
 
 
 def _native_backward(strides, padding, dilation, groups, residuals, dy):
     x, kernel = residuals
-    how = (strides, padding, dilation)
+    options = (strides, padding, dilation)
     kh, kw, inputs, features = kernel.shape
     if groups == 1 and inputs % _VECTOR:
-        dx = lowerings.dense_dx(x, kernel, dy, *how)
+        dx = lowerings.dense_dx(x, kernel, dy, *options)
     else:  # [kh, kw, C / g, g D / g] -> [kh, kw, D / g, g C / g]
         swapped = kernel.reshape(kh, kw, inputs, groups, features // groups).transpose(0, 1, 4, 3, 2)
         swapped = swapped.reshape(kh, kw, features // groups, groups * inputs)
-        dx = native.call("conv_input_gradient", dy, swapped, x.shape, groups, *how)
+        dx = native.call("conv_input_gradient", dy, swapped, x.shape, groups, *options)
     if groups == 1 and inputs * features >= _WIDE:
-        return dx, lowerings.dense_dk(x, kernel, dy, *how)
-    return dx, native.call("conv_kernel_gradient", x, dy, kernel.shape, groups, *how)
+        return dx, lowerings.dense_dk(x, kernel, dy, *options)
+    return dx, native.call("conv_kernel_gradient", x, dy, kernel.shape, groups, *options)
 
 
-_native.defvjp(lambda x, kernel, *how: (_native(x, kernel, *how), (x, kernel)), _native_backward)
+_native.defvjp(lambda x, kernel, *options: (_native(x, kernel, *options), (x, kernel)), _native_backward)
 
 
 # -- groups ----------------------------------------------------------------------------------------------
-# XLA's kernel gradient for 32 groups of 4 channels takes 85 times as long as this in training.
+# XLA's kernel gradient for 32 groups of 4 channels takes 85 times as long as this one in training.
 
 
 def _grouped(x, kernel, strides, padding, dilation, groups):
@@ -278,11 +288,19 @@ def _grouped(x, kernel, strides, padding, dilation, groups):
 
 
 def _pair(value: int | Sequence[int]) -> Pair:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    if isinstance(value, int):
+        return value, value
+    vertical, horizontal = value
+    return vertical, horizontal
 
 
-def width_of(layer: nn.Module) -> int:
-    """Output features of a layer: those that `layer.widths`, pairs (path, features), has for its path, or its own."""
+def _padding(value: Sequence[Sequence[int]]) -> Padding:
+    (top, bottom), (left, right) = value
+    return (int(top), int(bottom)), (int(left), int(right))
+
+
+def width_of(layer: "Conv | Dense") -> int:
+    """Returns the output features of a layer: the entry of `layer.widths` for its path, or `layer.features`."""
     return dict(layer.widths).get("/".join(layer.path), layer.features) if layer.widths else layer.features
 
 
@@ -290,12 +308,15 @@ class Conv(nn.Module):
     """Convolution of images [N, H, W, C] to [N, H', W', features], by `conv2d`.
 
     Attributes:
-      features: output channels, a multiple of groups.
-      kernel_size, strides, dilation: a number, or (vertical, horizontal).
-      padding: pixels on every side, or ((top, bottom), (left, right)); None: half the kernel, k // 2, on every side.
-      groups: of channels; the kernel is [kh, kw, C / groups, features].
-      dtype: of the computation; None for that of the input and the parameters.
-      widths: see `width_of`.
+      features: Output channels, a multiple of groups.
+      kernel_size, strides, dilation: A number, or (vertical, horizontal).
+      padding: Pixels on every side, or ((top, bottom), (left, right)); None pads by half the kernel, k // 2.
+      groups: Number of groups; the kernel is [kh, kw, C / groups, features].
+      use_bias: Whether to add a bias.
+      kernel_init, bias_init: Initializers (key, shape, dtype) -> array.
+      dtype: Type of the computation; None uses that of the input and the parameters.
+      param_dtype: Type of the parameters.
+      widths: Pairs (path of a layer, output features) that override `features`.
     """
 
     features: int
@@ -316,33 +337,33 @@ class Conv(nn.Module):
         size, strides, dilation = _pair(self.kernel_size), _pair(self.strides), _pair(self.dilation)
         padding = self.padding
         if padding is None:
-            padding = tuple((d * (k // 2),) * 2 for k, d in zip(size, dilation, strict=True))
+            padding = [(d * (k // 2),) * 2 for k, d in zip(size, dilation, strict=True)]
         elif isinstance(padding, int):
             padding = ((padding, padding), (padding, padding))
         features = width_of(self)
         if x.shape[-1] % self.groups or features % self.groups:
             raise UserError(
-                f"convolution {'/'.join(self.path)}: {x.shape[-1]} channels in and {features} out "
-                f"cannot be dealt into {self.groups} groups"
+                f"convolution {'/'.join(self.path)}: {x.shape[-1]} input and {features} output channels "
+                f"are not divisible into {self.groups} groups"
             )
         shape = (*size, x.shape[-1] // self.groups, features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, (features,), self.param_dtype) if self.use_bias else None
-        y = self.convolve(x, kernel, strides, padding, dilation)
+        y = self.convolve(x, kernel, strides, _padding(padding), dilation)
         return y if bias is None else y + bias.astype(y.dtype)
 
     def effective(self, kernel: jax.Array) -> jax.Array:
-        """The kernel to convolve with, of the kernel that is learned."""
+        """Returns the kernel to convolve with, given the learned kernel."""
         return kernel
 
     def convolve(self, x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, dilation: Pair) -> jax.Array:
-        """X with the kernel that is learned, in the type of the computation; without the bias."""
-        x, kernel = nn.dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
+        """Convolves x with the learned kernel, in the type of the computation, without the bias."""
+        x, kernel = dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
         return conv2d(x, kernel, strides, padding, dilation, self.groups)
 
 
 class StandardizedConv(Conv):
-    """Convolution by kernels of zero mean and unit variance for each output feature: weight standardization.
+    """Convolution with weight standardization: kernels have zero mean and unit variance per output feature.
 
     Qiao et al. 2019, arXiv 1903.10520, eq. 4 to 6, with the epsilon of BiT's published networks.
     """
@@ -350,13 +371,13 @@ class StandardizedConv(Conv):
     epsilon: float = 1e-8
 
     def effective(self, kernel: jax.Array) -> jax.Array:
-        """Kernel [kh, kw, C / groups, D], standardized over all axes but D."""
-        centred = kernel - kernel.mean((0, 1, 2))
-        return centred * lax.rsqrt(jnp.square(centred).mean((0, 1, 2)) + self.epsilon)
+        """Standardizes a kernel [kh, kw, C / groups, D] over all axes except D."""
+        centered = kernel - kernel.mean((0, 1, 2))
+        return centered * lax.rsqrt(jnp.square(centered).mean((0, 1, 2)) + self.epsilon)
 
 
 class Dense(nn.Module):
-    """Matrix product of x [..., inputs] with a kernel [inputs, features], plus a bias."""
+    """Matrix product of x [..., inputs] with a kernel [inputs, features], plus a bias; `Conv` explains the fields."""
 
     features: int
     use_bias: bool = True
@@ -375,10 +396,10 @@ class Dense(nn.Module):
         return y if bias is None else y + bias.astype(y.dtype)
 
     def effective(self, kernel: jax.Array) -> jax.Array:
-        """The kernel to multiply with, of the kernel that is learned."""
+        """Returns the kernel to multiply with, given the learned kernel."""
         return kernel
 
     def multiply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """X with the kernel that is learned, in the type of the computation; without the bias."""
-        x, kernel = nn.dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
+        """Multiplies x with the learned kernel, in the type of the computation, without the bias."""
+        x, kernel = dtypes.promote_dtype(x, self.effective(kernel), dtype=self.dtype)
         return product(x, kernel)

@@ -1,7 +1,7 @@
-"""Named places in a network whose activations can be read, and differentiated, from outside.
+"""Endpoints: named activations of a network that can be read and differentiated from outside.
 
-A model marks them with `x = Endpoint("stage1")(x)`; nothing else about the model changes. Where the mark is inside a
-submodule, that one's path comes first: "stage2/block3". `capture` reads them, under jit and grad as well.
+A model marks one with `x = Endpoint("stage1")(x)`, which has no other effect. Inside a submodule, the submodule's path
+comes first: "stage2/block3". `capture` reads endpoints, also under jit and grad.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from models.errors import choice_error
 
 
 class Endpoint(nn.Module):
-    """The identity, with a label by which `capture` finds it. Belongs outside of rematerialized blocks."""
+    """The identity, with a label that `capture` looks for. It must be outside rematerialized blocks."""
 
     label: str
 
@@ -22,7 +22,7 @@ class Endpoint(nn.Module):
         return x
 
     def full_name(self) -> str:
-        """The path of the enclosing module and the label, joined by slashes."""
+        """Returns the path of the enclosing module and the label, joined by slashes."""
         return "/".join((*self.path[:-1], self.label))
 
 
@@ -35,25 +35,28 @@ def capture(
     layers: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Applies a model and returns its activations as well.
+    """Applies a model and returns activations as well.
 
     Args:
-      model, variables, *inputs, **kwargs: as for `model.apply`; with `mutable`, the first result is what that returns.
-      names: the endpoints to return; None for all.
-      add: {name: array} added to these activations before the network goes on, so that the gradient by such an array
-        of zeros is the gradient by the activation. What is returned has it added.
-      layers: whether the output of every layer with a kernel is an endpoint, too, by the layer's path:
+      model: The network.
+      variables: Its variables.
+      *inputs: Positional arguments of `model.apply`.
+      names: Endpoints to return; None for all.
+      add: {name: array} to add to these activations before the network continues. The gradient with respect to such an
+        array of zeros is the gradient with respect to the activation. Returned activations include it.
+      layers: Whether the output of every layer with a kernel is an endpoint as well, named by the layer's path, e.g.
         "stage2/block3/conv1".
+      **kwargs: Keyword arguments of `model.apply`, e.g. `mutable`.
 
     Returns:
-      What `model.apply` returns, and {name: activation} in the order of the computation.
+      The result of `model.apply`, and {name: activation} in the order of the computation.
 
     Raises:
-      UserError: an endpoint asked for is not in this model.
+      UserError: The model lacks a requested endpoint.
     """
     add = dict(add or {})
-    wanted = None if names is None else set(names)
-    found: dict[str, jax.Array] = {}
+    requested = None if names is None else set(names)
+    activations: dict[str, jax.Array] = {}
 
     def read(call, args, call_kwargs, context):
         x = call(*args, **call_kwargs)
@@ -63,23 +66,23 @@ def capture(
             name = module.full_name() if marked else "/".join(module.path)
             if name in add:
                 x = x + add[name].astype(x.dtype)
-            found[name] = x
+            activations[name] = x
         return x
 
     with nn.intercept_methods(read):
         output = model.apply(variables, *inputs, **kwargs)
-    for name in (*(wanted or ()), *add):
-        if name not in found:
-            raise choice_error("endpoint", name, found)
-    return output, {name: x for name, x in found.items() if wanted is None or name in wanted}
+    for name in (*(requested or ()), *add):
+        if name not in activations:
+            raise choice_error("endpoint", name, activations)
+    return output, {name: x for name, x in activations.items() if requested is None or name in requested}
 
 
 def order(model: nn.Module, variables: Any, *inputs: Any) -> list[str]:
-    """Paths of the layers with a kernel, and names of the endpoints, in the order of the computation."""
-    found = []
+    """Returns paths of layers with a kernel and names of endpoints, in the order of the computation."""
+    names = []
 
-    def trace(variables, *inputs):  # what eval_shape returned would be in the order of the alphabet
-        found.extend(capture(model, variables, *inputs, layers=True)[1])
+    def trace(variables, *inputs):  # the result of eval_shape would be sorted alphabetically
+        names.extend(capture(model, variables, *inputs, layers=True)[1])
 
     jax.eval_shape(trace, variables, *inputs)
-    return found
+    return names

@@ -1,4 +1,4 @@
-"""What a network with several exits ends in, at each of them (Huang et al. 2018, arXiv 1703.09844)."""
+"""Exits of a network, and the choice of an exit per example (Huang et al. 2018, arXiv 1703.09844)."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -15,16 +15,16 @@ from models.layers.ingredients import Ingredients
 
 
 class Exit(nn.Module):
-    """A classifier on intermediate features: [N, H, W, C] -> logits [N, num_classes], float32.
+    """A classifier on intermediate features: maps [N, H, W, C] to logits [N, num_classes], float32.
 
-    Two 3x3 convolutions with stride 2, each normalized and activated, the mean over what is left (2x2 in the paper),
-    and a dense layer.
+    It has two 3x3 convolutions with stride 2, each normalized and activated, the mean over the remaining map (2x2 in
+    the paper), and a dense layer.
 
     Attributes:
-      layers: constructors of the ingredients.
-      num_classes: of the logits.
-      features: channels of the convolutions; 0: as many as come in.
-      mark: what the dense layer's input goes through: an Endpoint of the network's, or None.
+      layers: Constructors of the ingredients.
+      num_classes: Number of classes.
+      features: Channels of the convolutions; 0 uses those of the input.
+      mark: Endpoint of the network for the input of the dense layer, or None.
     """
 
     layers: Ingredients
@@ -43,53 +43,58 @@ class Exit(nn.Module):
 
 
 def confidence(logits: jax.Array) -> jax.Array:
-    """The probability of the most probable class (section 4): [..., num_classes] -> [...]."""
+    """Returns the probability of the most probable class (section 4): [..., num_classes] -> [...]."""
     return jnp.max(nn.softmax(logits), -1)
 
 
 class Leaving:
-    """Who leaves at which exit of a network, while it is called.
+    """The exits at which examples leave a network during one call.
 
-    Endpoints: "exit1", ..., the logits of each exit; with `leave`, those of earlier exits for who left there, and
-    "left", int32 [N], the exit that each example left at, counted from 0.
+    Endpoints: "exit1", ..., the logits of each exit; with `leave`, examples that left earlier have the logits of their
+    exit. Also "left", int32 [N], the index of the exit of each example, from 0.
 
     Args:
-      module: the network.
-      leave: float [exits - 1]: an example leaves at the first exit where its `confidence` is at least this, else at
-        the last. None: all go to the last.
-      exits: how many there are.
+      module: The network.
+      leave: float [exits - 1]; an example leaves at the first exit where its `confidence` is at least this threshold,
+        else at the last. With None, all examples go to the last exit.
+      exits: Number of exits.
+      train: Whether this is a training step.
 
     Attributes:
-      stays: who is still there, bool [N]; None: all.
+      stays: bool [N], the examples that have not left; None for all.
 
     Raises:
-      UserError: another number of thresholds; any in training; exits of unlike numbers of classes.
+      UserError: The number of thresholds is wrong, there are thresholds in training, or the exits differ in their
+        number of classes.
     """
+
+    stays: jax.Array | None
 
     def __init__(self, module: nn.Module, leave: Any, exits: int, train: bool):
         if train and leave is not None:
-            raise UserError("leave: examples leave early in evaluation, in training (train=True) all exits learn")
+            raise UserError("leave: examples leave early only in evaluation; with train=True all exits learn")
         if leave is not None and jnp.shape(leave) != (exits - 1,):
             raise UserError(
-                f"leave must be {exits - 1} thresholds, one for each exit but the last, not an array of "
-                f"shape {jnp.shape(leave)}"
+                f"leave must have {exits - 1} thresholds, one for each exit except the last, but its shape is "
+                f"{jnp.shape(leave)}"
             )
         self._mark, self._leave, self._exits = functools.partial(Endpoint, parent=module), leave, exits
-        self._number, self._logits, self._left, self.stays = 0, None, 0, None
+        self._logits: jax.Array | None = None
+        self._number, self._left, self.stays = 0, 0, None
 
     def at(self, logits: jax.Array) -> jax.Array:
-        """The next exit says this, of those who stay: logits of all, [N, num_classes]."""
-        if self._logits is not None and logits.shape != self._logits.shape:  # as `widths` may have it
+        """Records the logits of the next exit for the examples that stay, and returns those of all examples."""
+        if self._logits is not None and logits.shape != self._logits.shape:  # `widths` can cause this
             raise UserError(
-                f"exit{self._number + 1} gives {logits.shape[1]} classes, and those before it {self._logits.shape[1]}"
+                f"exit{self._number + 1} has {logits.shape[1]} classes, but earlier exits have {self._logits.shape[1]}"
             )
-        if self.stays is not None:
+        if self.stays is not None and self._logits is not None:
             logits = jnp.where(self.stays[:, None], logits, self._logits)
             self._left += self.stays.astype(jnp.int32)
         self._logits = self._mark(f"exit{self._number + 1}")(logits)
         self._number += 1
         if self._leave is not None and self._number < self._exits:
-            unsure = ~(confidence(self._logits) >= self._leave[self._number - 1])  # NaN is
+            unsure = ~(confidence(self._logits) >= self._leave[self._number - 1])  # also for NaN
             self.stays = unsure if self.stays is None else self.stays & unsure
         elif self._leave is not None:
             self._mark("left")(self._left + jnp.zeros(len(logits), jnp.int32))
@@ -97,32 +102,35 @@ class Leaving:
 
 
 def run_exits(module: nn.Module, steps: Sequence[Callable], x: Any, leave: Any, train: bool) -> jax.Array:
-    """From exit to exit, for all examples or, with `leave`, for those that have not left: see `Leaving`.
+    """Runs a network from exit to exit, with `leave` only for the examples that have not left; see `Leaving`.
 
     Args:
-      module: the network, whose submodules the steps call.
-      steps: one an exit, step(module, x) -> (x for the next step, logits of this exit). Those after the first mark no
-        endpoints where there is `leave`: nothing may get out of what is computed for some.
-      x: what the first is called with.
-      leave, train: see `Leaving`.
+      module: The network, whose submodules the steps call.
+      steps: One function per exit, step(module, x) -> (x for the next step, logits of this exit). With `leave`, steps
+        after the first must not mark endpoints, because they are computed for only some examples.
+      x: Input of the first step.
+      leave: See `Leaving`.
+      train: See `Leaving`.
 
     Returns:
-      Logits [N, num_classes] of the exit that each example left at.
+      Logits [N, num_classes] of the exit where each example left.
     """
-    leaving = Leaving(module, leave, len(steps), train)
+    leaving, final = Leaving(module, leave, len(steps), train), None
     for step in steps:
         stays = leaving.stays
         x, logits = step(module, x) if stays is None else compacted(step, module, stays, x)
-        logits = leaving.at(logits)
-    return logits
+        final = leaving.at(logits)
+    assert final is not None
+    return final
 
 
 def costs(cost: Any, num_exits: int, of: str = "mult_adds") -> list[int]:
-    """What an example costs that leaves at exit 1, ..., exit `num_exits`, the earlier exits included.
+    """Returns the costs of an example that leaves at exit 1, ..., exit `num_exits`, including the earlier exits.
 
     Args:
-      cost: a Complexity of a network with modules "exit1", ...; the last exit may be what the network ends in.
-      of: what of each layer is added up, "mult_adds" or "params".
+      cost: Complexity of a network with modules "exit1", ...; the last exit may be the end of the network.
+      num_exits: Number of exits.
+      of: Field of a layer to sum up, "mult_adds" or "params".
     """
     total, until = 0, {}
     for layer in cost.layers:
@@ -132,6 +140,6 @@ def costs(cost: Any, num_exits: int, of: str = "mult_adds") -> list[int]:
 
 
 def last_alone(cost: Any, num_exits: int) -> int:
-    """Mult-adds of an example for which no earlier exit is computed; arguments as of `costs`."""
+    """Returns the mult-adds of an example for which no earlier exit is computed; see `costs` for the arguments."""
     earlier = {f"exit{k}" for k in range(1, num_exits)}
     return sum(layer.mult_adds for layer in cost.layers if layer.path.split("/")[0] not in earlier)

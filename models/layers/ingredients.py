@@ -1,4 +1,4 @@
-"""The fields that every network has, and what they resolve to: the ingredients that studies exchange."""
+"""Ingredients: the fields that every network has, which studies exchange, and the layers that they resolve to."""
 
 import bisect
 import functools
@@ -19,7 +19,7 @@ from models.layers.init import init
 from models.layers.low_bit import BinaryWeightConv, BinaryWeightDense, TernaryConv, TernaryDense, XnorConv, XnorDense
 from models.layers.norm import norm, separates_channels, synchronizes
 
-SYNC_AXIS = "batch"  # the device axis of a training step
+SYNC_AXIS = "batch"  # name of the device axis of a training step
 CONVS = {
     "standard": Conv,
     "standardized": StandardizedConv,
@@ -28,20 +28,20 @@ CONVS = {
     "xnor": XnorConv,
 }
 DENSES = {"standard": Dense, "ternary": TernaryDense, "binary_weight": BinaryWeightDense, "xnor": XnorDense}
-LOW_BIT = ("ternary", "binary_weight", "xnor")  # of the two: see Sites
-MAX_SMALLEST = 1024  # pixels: the largest size that is tried where images are too small
-HEAD = "head"  # the name of every network's last layer
+LOW_BIT = ("ternary", "binary_weight", "xnor")  # names in CONVS and DENSES that `Sites` restricts
+MAX_SMALLEST = 1024  # largest image size, in pixels, to try if images are too small
+HEAD = "head"  # name of every network's last layer
 
 
 class Ingredients(NamedTuple):
-    """Constructors of the layers of one call of a model, the model's fields bound; only `act` is a function of arrays.
+    """Constructors of the layers for one call of a model, with the model's fields bound, and the activation.
 
     Attributes:
-      conv: conv(features, kernel_size, strides=1, ..., name=...), with a bias only where there is no normalization,
-        unless the network says `use_bias`; None in a network that has no convolutions.
+      conv: conv(features, kernel_size, strides=1, ..., name=...); it has a bias only without normalization, unless the
+        network passes `use_bias`. Networks without convolutions have a constructor that raises TypeError.
       dense: dense(features, name=...), with a bias.
       norm: norm(name=..., scale_init=...).
-      act: of an array.
+      act: Function of an array.
     """
 
     conv: Callable
@@ -51,39 +51,47 @@ class Ingredients(NamedTuple):
 
 
 class Sites:
-    """Which layers of one call of a network are low-bit where a name asks for that: all but the first and the head,
-    which remain standard, as in the papers (Zhu 2017, section 5; Rastegari 2016, section 4.1).
+    """Decides which layers are quantized in one forward pass: every layer except the first and the head.
+
+    These remain standard, as in the papers (Zhu 2017, section 5; Rastegari 2016, section 4.1).
 
     Args:
-      first: whether a layer comes first; in some networks that is an embedding.
+      first: Whether the first layer is a convolution or dense layer; in some networks it is an embedding.
     """
 
     def __init__(self, first: bool = True):
         self._first = first
-        self._wanted: dict[str, str] = {}  # fields that have made no low-bit layer yet
+        self._unused: dict[str, str] = {}  # {field: spec} that have not made a low-bit layer yet
 
     def constructor(self, field: str, spec: str | Callable, known: dict[str, Callable]) -> Callable:
-        """Of the layers that `spec`, a name in `known`, FILE.py:NAME or a class, asks for in `field`; UserError for
-        other names.
+        """Returns the constructor of the layers for a field.
+
+        Args:
+          field: Name of the field, for errors.
+          spec: A name in `known`, FILE.py:NAME, or a class.
+          known: Layers by name.
+
+        Raises:
+          UserError: The name is unknown.
         """
-        spec = plugins.load(spec)
-        if not callable(spec) and spec not in known:
-            raise choice_error(field, spec, known)
-        chosen = spec if callable(spec) else known[spec]
-        low_bit = not callable(spec) and spec in LOW_BIT
+        layer = plugins.load(spec)
+        if not callable(layer) and layer not in known:
+            raise choice_error(field, layer, known)
+        chosen = layer if callable(layer) else known[layer]
+        low_bit = not callable(layer) and layer in LOW_BIT
         if low_bit:
-            self._wanted[field] = spec
+            self._unused[field] = str(layer)
 
         def construct(*args, name: str | None = None, **kwargs):
             first, self._first = self._first, False
             if low_bit and not first and name != HEAD:
-                self._wanted.pop(field, None)
+                self._unused.pop(field, None)
                 return chosen(*args, name=name, **kwargs)
-            if name == HEAD and self._wanted:
-                field_left, spec_left = next(iter(self._wanted.items()))
+            if name == HEAD and self._unused:
+                unused_field, unused_spec = next(iter(self._unused.items()))
                 raise UserError(
-                    f"{field_left}='{spec_left}' is without effect: the first layer and the head remain "
-                    "standard, and this network has no other of its kind"
+                    f"{unused_field}='{unused_spec}' is without effect: the first layer and the head remain "
+                    "standard, and this network has no other layer of this kind"
                 )
             return (known["standard"] if low_bit else chosen)(*args, name=name, **kwargs)
 
@@ -91,19 +99,20 @@ class Sites:
 
 
 class Network(nn.Module):
-    """Base of every network: the ingredients that all of them have.
+    """Base of every network, with the ingredients that all of them share.
 
     Attributes:
-      norm: see layers/norm.py.
-      act: see layers/activation.py.
-      kernel_init: of every kernel, stem and head included, see layers/init.py; biases start at zero. `models.create`
-        and configs call it `init`, a name that flax modules have taken.
-      dense: "standard", or a class with the fields of layers/conv.py's Dense, for every such layer; "ternary",
-        "binary_weight" or "xnor" (low_bit.py), for every one but the network's first layer and its head.
-      dtype: of the computation, e.g. "bfloat16"; None for float32. Parameters, statistics and logits stay float32.
+      norm: Normalization; see layers/norm.py.
+      act: Activation; see layers/activation.py.
+      kernel_init: Initializer of every kernel, including stem and head; see layers/init.py. Biases start at zero.
+        `models.create` and configs call this field `init`, a name that flax modules use themselves.
+      dense: "standard", or a class with the fields of layers/conv.py's Dense, for every such layer; or "ternary",
+        "binary_weight" or "xnor" (low_bit.py), for every such layer except the network's first layer and its head.
+      dtype: Type of the computation, e.g. "bfloat16"; None uses float32. Parameters, statistics and logits stay
+        float32.
 
     Raises:
-      UserError: a field has a value that it cannot have, or that other fields leave without effect.
+      UserError: The value of a field is not allowed, or has no effect because of other fields.
     """
 
     norm: str | Callable = "batch"
@@ -118,7 +127,7 @@ class Network(nn.Module):
         super().__post_init__()
 
     def check(self) -> None:
-        """Raises UserError where the fields of a family contradict each other; the `_need_` methods are for it."""
+        """Raises UserError if fields of the family have bad values or contradict each other."""
 
     def _need_at_least(self, least: int, *fields: str) -> None:
         for field in fields:
@@ -131,11 +140,11 @@ class Network(nn.Module):
                 raise UserError(f"{field}={getattr(self, field)} must be at least 0 and below 1")
 
     def _need_mean_over_space(self, channels: int) -> None:
-        """That of what the norm puts out is not the same for all images."""
+        """Raises UserError if the mean over space of the norm's output is the same for all images."""
         if separates_channels(self.norm, channels):
             raise UserError(
-                f"norm='{self.norm}', which averages each channel by itself, is 0 in the mean over space "
-                "that is classified, whatever the image: use another norm"
+                f"norm='{self.norm}' normalizes each channel separately, so the mean over space that is classified is "
+                "the same for every image: use another norm"
             )
 
     def _need_choice(self, field: str, allowed: Collection[str]) -> None:
@@ -145,7 +154,7 @@ class Network(nn.Module):
     def _need_numbers(
         self, field: str, example: Sequence[int], *, empty: bool = False, count: int | None = None, least: int = 1
     ) -> None:
-        """Whole numbers: `count` of them where given, and none at all only if `empty`."""
+        """Raises UserError unless the field holds `count` (or any number of) whole numbers; () needs `empty`."""
         value = getattr(self, field)
         if (
             not isinstance(value, (tuple, list))
@@ -157,17 +166,17 @@ class Network(nn.Module):
             raise UserError(f"{field}={value} must be {many}whole numbers of at least {least}, as {tuple(example)}")
 
     def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes and types of what the network is called with, for one example."""
+        """Returns shapes and types of the network's inputs for one example."""
         raise NotImplementedError
 
     def ingredients(self, train: bool) -> Ingredients:
-        """Resolves the fields for one call."""
+        """Resolves the fields for one forward pass."""
         return self._ingredients(train, Sites())
 
     def _ingredients(self, train: bool, sites: Sites) -> Ingredients:
         kernels = {"kernel_init": init(self.kernel_init), "dtype": _dtype(self.dtype)}
         return Ingredients(
-            conv=None,
+            conv=_no_convolutions,
             dense=functools.partial(sites.constructor("dense", self.dense, DENSES), **kernels),
             norm=norm(self.norm, train=train, dtype=kernels["dtype"], axis_name=self._norm_axis(train)),
             act=activation(self.act),
@@ -177,31 +186,35 @@ class Network(nn.Module):
         return None
 
 
+def _no_convolutions(*args: Any, **kwargs: Any) -> nn.Module:
+    raise TypeError("this network has no convolutions")
+
+
 class Classifier(Network):
     """Base of the networks from images [N, H, W, C] to logits [N, num_classes], float32.
 
-    A subclass has fields of its own, and `__call__(self, images, train=False)` under `nn.compact`, in which it
+    A subclass adds fields, and `__call__(self, images, train=False)` under `nn.compact`, which
 
-      takes its layers from `layers = self.ingredients(train)` (see Ingredients), each with a name: that is the path
-        of its parameters, and what widths, freezing and imported weights call it by;
-      marks what others may read by `x = Endpoint("stage1")(x)` (layers/endpoint.py): maps [N, h, w, C], of which the
-        last is what Grad-CAM explains, and "pre_logits" [N, C], the features of transfer;
-      ends in a dense layer named "head", which transfer replaces, in float32.
+      takes its layers from `layers = self.ingredients(train)` (see Ingredients) and names each of them: the name is the
+        path of the parameters, which widths, freezing and imported weights use;
+      marks activations by `x = Endpoint("stage1")(x)` (layers/endpoint.py): maps [N, h, w, C], the last of which
+        Grad-CAM explains, and "pre_logits" [N, C], the features for transfer;
+      ends in a dense layer named "head", which transfer replaces, with a float32 result.
 
     It has the fields of Network, and:
 
     Attributes:
-      num_classes: of the logits.
-      image_size: height and width of the images that the network is made for. Networks whose parameters depend on it
-        say so; all others take any size, and this is what tools choose where nobody says.
+      num_classes: Number of classes.
+      image_size: Height and width of the images that the network is designed for. Networks whose parameters depend on
+        it say so. All others take any size, and tools use this one by default.
       conv: "standard", "standardized" (weight standardization), or a class with the fields of layers/conv.py's Conv,
-        for every convolution; "ternary", "binary_weight" or "xnor" (low_bit.py), for every one but the
-        network's first layer. An XNOR network's activation is the sign of its convolutions' input: with act="identity"
-        preresnets have the paper's block, normalize, binarize, convolve, pool (section 3.2), and so have networks that
-        pool what they have normalized, as the maximum commutes with norms of positive scale.
-      sync_norm: whether batch statistics are averaged over the devices of a training step.
-      widths: output features of layers by path, (("stage1/block0/conv1", 12), ...), where the family has others; what
-        follows a layer takes what it gives. `models.create` checks that there are such layers.
+        for every convolution; or "ternary", "binary_weight" or "xnor" (low_bit.py), for every convolution except the
+        network's first layer. The sign of a convolution's input is the activation of an XNOR network. With
+        act="identity", preresnets have the paper's block: normalize, binarize, convolve, pool (section 3.2). So do
+        networks that pool after normalization, because the maximum commutes with norms of positive scale.
+      sync_norm: Whether batch statistics are averaged over the devices of a training step.
+      widths: Output features of layers by path, (("stage1/block0/conv1", 12), ...), which replace those of the family.
+        The next layer adapts its input. `models.create` checks that such layers exist.
     """
 
     num_classes: int = 1000
@@ -218,22 +231,22 @@ class Classifier(Network):
     def __post_init__(self):
         self.widths = _pairs(self.widths)
         if self.sync_norm and not any(synchronizes(norm) for norm in self._norms() if norm is not None):
-            raise UserError(f"sync_norm=True is for norm 'batch'; norm '{self.norm}' has nothing to synchronize")
+            raise UserError(f"sync_norm=True needs norm 'batch'; norm '{self.norm}' has nothing to synchronize")
         self._need_at_least(1, "num_classes", "image_size")
         super().__post_init__()
 
     def _norms(self) -> tuple[str | Callable | None, ...]:
-        """The normalizations that the fields ask for."""
+        """Returns the normalizations in the fields."""
         return (self.norm,)
 
     def example(self, size: int | None = None, channels: int = 3) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Images [1, size, size, channels]; size `image_size` if None."""
+        """Returns the shape and type of images [1, size, size, channels]; size None is `image_size`."""
         size = self.image_size if size is None else size
         return (jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32),)
 
     def _ingredients(self, train: bool, sites: Sites) -> Ingredients:
         layers = super()._ingredients(train, sites)
-        widths = {"widths": self.widths} if self.widths else {}  # a class of a user's may have no such field
+        widths = {"widths": self.widths} if self.widths else {}  # a user's class may lack this field
         dense = functools.partial(layers.dense, **widths)
         conv = sites.constructor("conv", self.conv, CONVS)
         return layers._replace(
@@ -245,14 +258,14 @@ class Classifier(Network):
 
 
 def _naming_smallest(call: Callable) -> Callable:
-    """Wraps a network's `__call__`: where images leave an empty map, the UserError names the smallest that do not."""
+    """Wraps a network's `__call__` so that errors for too small images name the smallest possible size."""
 
     @functools.wraps(call)
     def checked(self, images, *args, **kwargs):
         try:
             return call(self, images, *args, **kwargs)
         except EmptyMap:
-            is_part = isinstance(self.parent, nn.Module)  # then these are not the images of the whole network
+            is_part = isinstance(self.parent, nn.Module)  # a part does not see the images of the whole network
             smallest = None if is_part else _smallest_image(self, images.shape[-1])
             if smallest is None:
                 raise
@@ -266,8 +279,8 @@ def _naming_smallest(call: Callable) -> Callable:
 
 
 def _smallest_image(network: Classifier, channels: int) -> int | None:
-    """Returns the smallest height and width that leave no map empty, from shapes alone; None above MAX_SMALLEST."""
-    part = nn.Sequential([network.clone(parent=None, name=None)])  # of which EmptyMap passes through
+    """Returns the smallest height and width that leave no map empty, or None if they exceed MAX_SMALLEST."""
+    part = nn.Sequential([network.clone(parent=None, name=None)])  # as a part, it lets EmptyMap propagate
 
     def fits(size):
         try:
@@ -287,7 +300,7 @@ def _smallest_image(network: Classifier, channels: int) -> int | None:
 
 
 def _pairs(widths: Any) -> tuple[tuple[str, int], ...]:
-    """`Classifier.widths` as tuples, of which a config may have made lists."""
+    """Converts `Classifier.widths`, which may be lists in a config, to tuples; raises UserError for bad values."""
     try:
         pairs = tuple((path, features) for path, features in widths)
     except (TypeError, ValueError):
@@ -297,7 +310,9 @@ def _pairs(widths: Any) -> tuple[tuple[str, int], ...]:
         or len({path for path, _ in pairs}) < len(pairs)
         or any(not isinstance(path, str) or not has_type(n, int) or n < 1 for path, n in pairs)
     ):
-        raise UserError(f"widths={widths} must be pairs of a layer and its features, as (('stage1/block0/conv1', 12),)")
+        raise UserError(
+            f"widths={widths} must be pairs of a layer and its features, e.g. (('stage1/block0/conv1', 12),)"
+        )
     return pairs
 
 

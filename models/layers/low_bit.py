@@ -1,12 +1,12 @@
-"""Layers whose kernels have one or two bits a weight, in place of Conv and Dense.
+"""Low-bit layers: replacements for Conv and Dense whose kernels have one or two bits per weight.
 
   Zhu et al. 2017          Trained ternary quantization, arXiv 1612.01064                  Ternary*
   Rastegari et al. 2016    XNOR-Net: ImageNet classification using binary convolutional
                            neural networks, arXiv 1603.05279                               BinaryWeight*, Xnor*
 
-What learns is a kernel of floats, "kernel", of which each call makes the low-bit one. The names "ternary",
-"binary_weight" and "xnor" of the fields `conv` and `dense` (layers/ingredients.py) keep the first layer and the head
-in floats, as both papers do; the classes themselves do not.
+The learned "kernel" holds floats, which each call quantizes. The names "ternary", "binary_weight" and "xnor" in the
+fields `conv` and `dense` (layers/ingredients.py) leave the first layer and the head in floats, as both papers do; the
+classes themselves do not.
 """
 
 import functools
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from flax.linen import dtypes
 
 from models.kernels.tracing import packed_wanted
 from models.layers import xnor
@@ -26,37 +27,39 @@ from models.layers.init import jit_once
 
 
 class LowBit(nn.Module):
-    """Base of the layers here."""
+    """Base of low-bit layers."""
 
     def stored(self, kernel: jax.Array) -> jax.Array:
-        """A kernel of few values, for a file: loaded as this layer's "kernel", it has the effect of `kernel`, to the
-        bit.
+        """Returns a kernel of few distinct values, for a file.
+
+        As this layer's "kernel", it has the same effect as `kernel`, to the bit.
         """
         raise NotImplementedError
 
 
-SCALES = ("positive", "negative")  # parameters of ternary layers
+SCALES = ("positive", "negative")  # names of the scales of ternary layers
 
 # -- ternary ---------------------------------------------------------------------------------------------
 
 
 def _sides(kernel, threshold):
-    """Where a kernel is above and below the threshold, a fraction of its largest magnitude (Zhu 2017, eq. 9)."""
+    """Returns masks of weights above and below the threshold, a fraction of the largest magnitude (Zhu 2017, eq. 9)."""
     limit = threshold * jnp.abs(kernel).max(initial=0)
     return kernel > limit, kernel < -limit
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def ternarized(kernel: jax.Array, positive: jax.Array, negative: jax.Array, threshold: float) -> jax.Array:
-    """Positive where the kernel is above the threshold, -negative where it is below, else 0 (Zhu 2017, eq. 6).
+    """Returns `positive` for weights above the threshold, -`negative` for weights below it, else 0 (Zhu 2017, eq. 6).
 
-    The derivatives by the scales are the true ones (eq. 7). The kernel gets the derivative times the scale of its side,
-    and as it is in between (eq. 8).
+    The derivatives with respect to the scales are exact (eq. 7). The derivative with respect to the kernel is
+    multiplied by the scale of its side, and passes unchanged between the thresholds (eq. 8).
 
     Args:
-      kernel: of any shape.
-      positive, negative: scalars.
-      threshold: as a fraction of the largest magnitude.
+      kernel: An array of any shape.
+      positive: Scalar.
+      negative: Scalar.
+      threshold: Fraction of the largest magnitude.
     """
     above, below = _sides(kernel, threshold)
     return jnp.where(above, positive, jnp.where(below, -negative, 0)).astype(kernel.dtype)
@@ -71,20 +74,21 @@ def _ternarized_derivative(threshold, primals, tangents):
 
 
 def _scale(kernel, threshold):
-    """Mean magnitude of what is beyond the threshold."""
+    """Returns the mean magnitude of the weights beyond the threshold."""
     above, below = _sides(kernel, threshold)
     beyond = above | below
     return (jnp.abs(kernel) * beyond).sum(dtype=jnp.float32) / jnp.maximum(beyond.sum(), 1)
 
 
 class _Ternary(LowBit):
-    """Kernels of -negative, 0 and positive: two trained scales a layer, "positive" and "negative", float32.
+    """A layer whose weights are -negative, 0 or positive, with two trained scales, "positive" and "negative", float32.
 
-    They start at the mean magnitude of what is beyond the threshold. Their gradients are sums over the layer and want a
-    smaller learning rate than the weights, config.optimizer.groups = ((".*/(positive|negative)", 0.01), (".*", 1.0)).
+    The scales start at the mean magnitude of the weights beyond the threshold. Their gradients are sums over the layer
+    and need a smaller learning rate than the weights:
+    config.optimizer.groups = ((".*/(positive|negative)", 0.01), (".*", 1.0)).
 
     Attributes:
-      threshold: below which a weight is 0, as a fraction of the kernel's largest magnitude. The paper's, section 3.2.
+      threshold: Fraction of the kernel's largest magnitude below which a weight is 0 (section 3.2 of the paper).
     """
 
     threshold: float = 0.05
@@ -94,7 +98,7 @@ class _Ternary(LowBit):
         return ternarized(kernel, *scales, self.threshold)
 
     def stored(self, kernel: jax.Array) -> jax.Array:
-        """-1, 0 and 1."""
+        """Returns a kernel of -1, 0 and 1."""
         above, below = _sides(kernel, self.threshold)
         return above.astype(kernel.dtype) - below.astype(kernel.dtype)
 
@@ -111,16 +115,16 @@ class TernaryDense(_Ternary, Dense):
 
 
 class _Binary(LowBit):
-    """Kernels of one magnitude a filter, the mean of its own: sign(w) mean|w| (Rastegari 2016, section 3.1).
+    """A layer whose filters are sign(w) mean|w|, with one magnitude per filter (Rastegari 2016, section 3.1).
 
-    The derivative goes through the sign where |w| <= 1, and through the mean as it is.
+    The derivative passes through the sign where |w| <= 1, and that of the mean is exact.
     """
 
     def effective(self, kernel: jax.Array) -> jax.Array:
         return (xnor.signs(kernel) * xnor.filter_scale(kernel)).astype(kernel.dtype)
 
     def stored(self, kernel: jax.Array) -> jax.Array:
-        """The effective kernel, of which the effective one is itself."""
+        """Returns the effective kernel, whose effective kernel is itself."""
         return _Binary.effective(self, kernel)
 
 
@@ -132,42 +136,43 @@ class BinaryWeightDense(_Binary, Dense):
     __doc__ = _Binary.__doc__
 
 
-PACKED = "packed"  # collection of packed kernels
+PACKED = "packed"  # name of the collection of packed kernels
 
 
 class _Xnor(_Binary):
-    """What XNOR layers share."""
+    """Base of XNOR layers."""
 
     def pack(self, kernel: jax.Array) -> xnor.Packed:
-        """Bits and scales of the layer's kernel."""
+        """Returns the bits and scales of the layer's kernel."""
         return xnor.pack_conv(kernel) if kernel.ndim == 4 else xnor.pack_dense(kernel)
 
     def packed(self, kernel: jax.Array) -> xnor.Packed:
-        """As `pack`, or what the variables have."""
+        """Returns the packed kernel in the variables, or else `pack(kernel)`."""
         return self.get_variable(PACKED, "kernel") if self.has_variable(PACKED, "kernel") else self.pack(kernel)
 
 
 class XnorConv(_Xnor, Conv):
-    """Binary kernels and inputs, with the scales of both: xnor.convolve (Rastegari 2016, section 3.2).
+    """Convolution of binary inputs with binary kernels, with the scales of both (Rastegari 2016, section 3.2).
 
-    Computed in float32, so that sums of signs are exact, then brought to `dtype`. Inside of `lowering("packed")` by
-    packed bits, with the same result to the bit and without gradients; groups remain floats there. The kernel is packed
-    in every call, but where the variables have it packed (`packed`).
+    It computes in float32, so that sums of signs are exact, and converts the result to `dtype`. Within
+    `lowering("packed")` it computes with packed bits, with the same result to the bit and without gradients;
+    convolutions with groups still use floats. The kernel is packed in every call unless the variables hold it packed
+    (`packed`).
     """
 
     def convolve(self, x, kernel, strides, padding, dilation):
-        dtype = nn.dtypes.canonicalize_dtype(x, kernel, dtype=self.dtype)
-        how = (strides, tuple(map(tuple, padding)), dilation)
+        dtype = dtypes.canonicalize_dtype(x, kernel, dtype=self.dtype)
+        options = (strides, padding, dilation)
         if packed_wanted() and self.groups == 1:
-            return xnor.convolve_packed(x.astype(dtype), self.packed(kernel), *how).astype(dtype)
-        return xnor.convolve(x.astype(dtype), kernel, *how, self.groups).astype(dtype)
+            return xnor.convolve_packed(x.astype(dtype), self.packed(kernel), *options).astype(dtype)
+        return xnor.convolve(x.astype(dtype), kernel, *options, self.groups).astype(dtype)
 
 
 class XnorDense(_Xnor, Dense):
-    """Binary kernels and inputs, with the scales of both: xnor.multiply; otherwise as XnorConv."""
+    """Matrix product of binary inputs with binary kernels, with the scales of both; otherwise like XnorConv."""
 
     def multiply(self, x, kernel):
-        dtype = nn.dtypes.canonicalize_dtype(x, kernel, dtype=self.dtype)
+        dtype = dtypes.canonicalize_dtype(x, kernel, dtype=self.dtype)
         if packed_wanted():
             return xnor.multiply_packed(x.astype(dtype), self.packed(kernel)).astype(dtype)
         return xnor.multiply(x.astype(dtype), kernel).astype(dtype)
@@ -177,42 +182,45 @@ class XnorDense(_Xnor, Dense):
 
 
 def layers(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> dict[tuple[str, ...], LowBit]:
-    """The low-bit layers of a model, unbound, by path, in the order of the computation.
+    """Returns the low-bit layers of a model, unbound, by path, in the order of the computation.
 
     Args:
-      model, variables, *inputs, **kwargs: as for `model.apply`; shapes and types are enough.
+      model: The network.
+      variables: Its variables, or their shapes and types.
+      *inputs: Positional arguments of `model.apply`, or their shapes and types.
+      **kwargs: Keyword arguments of `model.apply`.
     """
-    found: dict[tuple[str, ...], LowBit] = {}
+    low_bit: dict[tuple[str, ...], LowBit] = {}
 
     def read(call, args, call_kwargs, context):
         layer = context.module
         if context.method_name == "__call__" and isinstance(layer, LowBit):
-            found[layer.path] = layer.clone(parent=None, name=None)
+            low_bit[layer.path] = layer.clone(parent=None, name=None)
         return call(*args, **call_kwargs)
 
     with nn.intercept_methods(read):
         jax.eval_shape(functools.partial(model.apply, **kwargs), variables, *inputs)
-    return found
+    return low_bit
 
 
 def with_scales(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Arrays of a network in floats with the scales that its ternary layers start from.
+    """Adds the initial scales of ternary layers to the arrays of a network in floats.
 
     Args:
-      arrays: by path.
-      names: paths of the network with ternary layers; scales among them that the arrays lack are made of the kernel
-        beside them, by the paper's threshold.
+      arrays: Arrays by path.
+      names: Paths of the arrays of the network with ternary layers. Missing scales are computed from the kernel of the
+        same layer, with the paper's threshold.
     """
-    made = dict(arrays)
+    extended = dict(arrays)
     for name in names:
         layer, _, leaf = name.rpartition("/")
-        if leaf in SCALES and name not in made and (kernel := arrays.get(f"{layer}/kernel")) is not None:
-            made[name] = np.asarray(_scale(jnp.asarray(kernel, jnp.float32), _Ternary.threshold))
-    return made
+        if leaf in SCALES and name not in extended and (kernel := arrays.get(f"{layer}/kernel")) is not None:
+            extended[name] = np.asarray(_scale(jnp.asarray(kernel, jnp.float32), _Ternary.threshold))
+    return extended
 
 
 def binary(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> list[str]:
-    """Paths of the kernels of binary layers. Arguments as of `layers`."""
+    """Returns the paths of the kernels of binary layers; see `layers` for the arguments."""
     return [
         "/".join((*path, "kernel"))
         for path, layer in layers(model, variables, *inputs, **kwargs).items()
@@ -221,25 +229,27 @@ def binary(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> lis
 
 
 def packed(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> Any:
-    """The variables with the kernels of XNOR layers packed as well, for calls inside of `lowering("packed")`. Arguments
-    as of `layers`.
+    """Adds the packed kernels of XNOR layers to the variables, for calls within `lowering("packed")`.
+
+    See `layers` for the arguments.
     """
     params = traverse_util.flatten_dict(variables["params"])
-    found = {
+    xnor_layers = {
         (*path, "kernel"): layer
         for path, layer in layers(model, variables, *inputs, **kwargs).items()
         if isinstance(layer, _Xnor) and getattr(layer, "groups", 1) == 1
     }
-    bits = jit_once(lambda kernels: {path: found[path].pack(kernel) for path, kernel in kernels.items()})
-    return {**variables, PACKED: traverse_util.unflatten_dict(bits({path: params[path] for path in found}))}
+    bits = jit_once(lambda kernels: {path: xnor_layers[path].pack(kernel) for path, kernel in kernels.items()})
+    return {**variables, PACKED: traverse_util.unflatten_dict(bits({path: params[path] for path in xnor_layers}))}
 
 
 def stored(model: nn.Module, variables: Any, *inputs: Any, **kwargs: Any) -> Any:
-    """The variables with every low-bit layer's kernel as its `stored` has it: few values, and the same outputs to the
-    bit. Arguments as of `layers`.
+    """Replaces the kernel of every low-bit layer by its `stored` one: few values, and the same outputs to the bit.
+
+    See `layers` for the arguments.
     """
     params = traverse_util.flatten_dict(variables["params"])
-    found = {(*path, "kernel"): layer for path, layer in layers(model, variables, *inputs, **kwargs).items()}
-    few = jit_once(lambda kernels: {path: found[path].stored(kernel) for path, kernel in kernels.items()})
-    params |= few({path: params[path] for path in found})
+    low_bit = {(*path, "kernel"): layer for path, layer in layers(model, variables, *inputs, **kwargs).items()}
+    few = jit_once(lambda kernels: {path: low_bit[path].stored(kernel) for path, kernel in kernels.items()})
+    params |= few({path: params[path] for path in low_bit})
     return {**variables, "params": traverse_util.unflatten_dict(params)}

@@ -1,18 +1,18 @@
-"""Normalization: batch, frozen batch, layer, instance, group, channel, none: one formula, averages over other axes.
+"""Normalization: batch, frozen batch, layer, instance, group, channel and none, which average over different axes.
 
   y = (x - mean) / sqrt(var + epsilon) * scale + bias                       x [N, ..., C], scale and bias [C]
 
-  batch      over the batch and space, for each channel       Ioffe & Szegedy 2015, arXiv 1502.03167
-             ("batch:0.6": 0.6 of the running statistics and 0.4 of the batch's make the next ones; 0.9 without)
-  layer      over space and channels, for each example        Ba et al. 2016, arXiv 1607.06450, as Wu & He draw it
-  instance   over space, for each example and channel         Ulyanov et al. 2016, arXiv 1607.08022
+  batch      over the batch and space, per channel            Ioffe & Szegedy 2015, arXiv 1502.03167
+             ("batch:0.6" sets the momentum of the running statistics; the default is 0.9)
+  layer      over space and channels, per example             Ba et al. 2016, arXiv 1607.06450, as in Wu & He
+  instance   over space, per example and channel              Ulyanov et al. 2016, arXiv 1607.08022
   group      over space and the channels of a group           Wu & He 2018, arXiv 1803.08494, fig. 2
-  channel    over the channels, for each place                the LayerNorm of transformers and ConvNeXt
-  frozen_batch   as batch at test time, in training too: what pretrained networks are fine-tuned with where batches are
-             small or their early stages stay as they are
+  channel    over the channels, per position                  the LayerNorm of transformers and ConvNeXt
+  frozen_batch   like batch at test time, also in training; for fine-tuning pretrained networks with small batches or
+             fixed early stages
 
-scale and bias are per channel in all of them, as in Wu & He, so that parameters do not depend on the resolution.
-PyTorch's LayerNorm([C, H, W]) has one of each for every element; the two agree where those are constant over space.
+scale and bias are per channel in all of them, as in Wu & He, so parameters do not depend on the resolution. PyTorch's
+LayerNorm([C, H, W]) has one of each per element; the two agree if those are constant over space.
 """
 
 import contextlib
@@ -33,47 +33,48 @@ from models.errors import UserError, choice_error
 from models.kernels.tracing import custom_vjp
 
 _any_batch = contextvars.ContextVar("any_batch", default=False)
-GROUPS = 32  # of "group", in layers of as many channels or more; Wu & He 2018, section 4.1
+GROUPS = 32  # default of "group" in layers with at least as many channels; Wu & He 2018, section 4.1
 _ones, _zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
 
 
 def norm(spec: str | Callable, *, train: bool, dtype: Any = None, axis_name: str | None = None) -> Callable:
-    """Resolves `spec` to a constructor of layers, `make(name=..., scale_init=..., epsilon=...)`, all of them optional.
+    """Resolves `spec` to a constructor of layers, `make(name=..., scale_init=..., epsilon=...)`; all are optional.
 
     Args:
-      spec: one of NORMS; "group" has 32 groups, or one a channel in layers of fewer channels (the first stages of
-        CIFAR networks), "group:8" exactly 8. Or FILE.py:NAME, or a callable, which returns a function of x; it takes
-        the keywords of `make`, and gets those of train, dtype and axis_name that it takes as well.
-      train: whether batch statistics are used and running ones updated.
-      dtype: of the output; None for that of the input. Statistics are float32 whatever it is.
-      axis_name: the device axis that batch statistics are averaged over, where there is one of that name (a training
-        step lifted over devices); None for each device's own.
+      spec: One of NORMS. "group" has 32 groups, or one group per channel in layers with fewer channels (the first
+        stages of CIFAR networks); "group:8" has exactly 8. It can also be FILE.py:NAME, or a callable that takes the
+        keywords of `make` and returns a function of x; it also gets train, dtype and axis_name if it takes them.
+      train: Whether to use batch statistics and update running ones.
+      dtype: Type of the output; None uses that of the input. Statistics are always float32.
+      axis_name: Device axis over which batch statistics are averaged, if there is an axis of this name (in a training
+        step that is lifted over devices); None uses the statistics of each device.
 
     Raises:
-      UserError: unknown spec, or one that does not take the keywords of `make`.
+      UserError: `spec` is unknown, or does not take the keywords of `make`.
     """
     make, options = _resolved(spec)
     needed = ("name", "scale_init", "epsilon")
     for keyword in set(needed) - set(_taken(make, needed)):
-        raise UserError(f"norm {spec} takes no {keyword}: a norm has to take {', '.join(needed)}")
+        raise UserError(f"norm {spec} takes no {keyword}: a norm must take {', '.join(needed)}")
     offered = {"train": train, "dtype": dtype, "axis_name": axis_name}
     return functools.partial(make, **{keyword: offered[keyword] for keyword in _taken(make, offered)}, **options)
 
 
 def synchronizes(spec: str | Callable) -> bool:
-    """Whether a norm has statistics that can be averaged over devices: whether it takes axis_name."""
+    """Returns whether a norm takes axis_name, and thus can average statistics over devices."""
     return bool(_taken(_resolved(spec)[0], ["axis_name"]))
 
 
 def separates_channels(spec: str | Callable, channels: int) -> bool:
-    """Whether a norm averages each channel of each example by itself: its output's mean over space is the bias,
-    whatever the input; so is its output where there is one place.
+    """Returns whether a norm averages each channel of each example separately.
+
+    The mean of its output over space is then the bias for every input, and so is the output on a 1x1 map.
     """
     return spec in ("instance", f"group:{channels}") or (spec == "group" and channels <= GROUPS)
 
 
 def _resolved(spec: str | Callable) -> tuple[Callable, dict[str, Any]]:
-    """What makes the layers of `norm`, and the field that the text after a name's colon sets."""
+    """Returns the constructor of the layers of `norm`, and the field that the text after a name's colon sets."""
     spec = plugins.load(spec)
     if callable(spec):
         return spec, {}
@@ -89,7 +90,7 @@ def _resolved(spec: str | Callable) -> tuple[Callable, dict[str, Any]]:
 
 
 def _taken(make: Callable, keywords: Iterable[str]) -> list[str]:
-    """Those of the keywords that can be given."""
+    """Returns the keywords that `make` accepts."""
     parameters = inspect.signature(make).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return list(keywords)
@@ -108,7 +109,7 @@ def _groups(text: str) -> int | None:
 
 
 def _devices(axis_name: str | None) -> int:
-    """Size of the device axis; 0 outside of any program that has it."""
+    """Returns the size of the device axis, or 0 outside programs that have it."""
     try:
         return lax.axis_size(axis_name) if axis_name else 0
     except NameError:
@@ -124,14 +125,17 @@ def _mean(x: jax.Array, axes: tuple[int, ...], axis_name: str | None) -> jax.Arr
 def normalize(x, scale, bias, axes, epsilon, axis_name, dtype):
     """Normalizes x over `axes` (and over the devices of `axis_name`), then scales and shifts.
 
-    Two passes, the variance from differences to the mean: mean of squares minus square of mean loses every digit of
-    the variance of inputs whose mean is large. Of x-sized arrays, only x itself, in its own type, is kept for the
-    gradient.
+    It makes two passes and computes the variance from differences to the mean. The mean of squares minus the square of
+    the mean loses all digits of the variance if the mean is large. The backward pass stores one array of x's size: x.
 
     Args:
-      x: [..., *channels], any floating type; the sums are float32.
-      scale, bias: float32 [*channels], over the last axes of x.
-      axes, epsilon, axis_name, dtype: see above; dtype is the output's.
+      x: [..., *channels], any floating type; sums are float32.
+      scale: float32 [*channels], over the last axes of x.
+      bias: float32 [*channels], over the last axes of x.
+      axes: Axes to average over.
+      epsilon: Added to the variance.
+      axis_name: Device axis to average over, or None.
+      dtype: Type of the output.
 
     Returns:
       y of x's shape; mean and biased variance, float32, of x's shape with `axes` reduced to 1.
@@ -152,20 +156,20 @@ def _backward(axes, epsilon, axis_name, dtype, residuals, cotangents):
     dy, dmean, dvar = cotangents
     dy = dy.astype(jnp.float32)
     rstd = lax.rsqrt(var + epsilon)
-    places = tuple(range(x.ndim - scale.ndim))
-    common = tuple(axis for axis in axes if axis in places)  # summed once, for the parameters and for the input
-    rest = tuple(axis for axis in axes if axis not in places)
-    centred = x.astype(jnp.float32) - mean
+    positions = tuple(range(x.ndim - scale.ndim))
+    common = tuple(axis for axis in axes if axis in positions)  # summed once, for the parameters and for the input
+    rest = tuple(axis for axis in axes if axis not in positions)
+    centered = x.astype(jnp.float32) - mean
     sum_dy = dy.sum(common, keepdims=True)
-    sum_dy_x = (dy * centred).sum(common, keepdims=True)
-    dscale, dbias = (sum_dy_x * rstd).sum(places), sum_dy.sum(places)
+    sum_dy_x = (dy * centered).sum(common, keepdims=True)
+    dscale, dbias = (sum_dy_x * rstd).sum(positions), sum_dy.sum(positions)
     count = math.prod(x.shape[axis] for axis in axes)
     mean_g = (scale * sum_dy).sum(rest, keepdims=True) / count
     mean_g_x = (scale * sum_dy_x).sum(rest, keepdims=True) / count
     dmean, dvar = dmean / count, dvar / count
-    if axis_name is not None:  # what one device puts in reaches the losses of all
+    if axis_name is not None:  # the input of one device affects the losses of all
         mean_g, mean_g_x, dmean, dvar = lax.pmean((mean_g, mean_g_x, dmean, dvar), axis_name)
-    dx = dy * (scale * rstd) - centred * (mean_g_x * rstd**3 - 2 * dvar) - (mean_g * rstd - dmean)
+    dx = dy * (scale * rstd) - centered * (mean_g_x * rstd**3 - 2 * dvar) - (mean_g * rstd - dmean)
     return dx.astype(x.dtype), dscale, dbias
 
 
@@ -174,7 +178,7 @@ normalize.defvjp(_forward, _backward)
 
 @contextlib.contextmanager
 def example_stands_for_batch() -> Iterator[None]:
-    """Lets batch norm take one example in training mode, for a program that is traced for its cost and never run."""
+    """Allows batch norm of one example in training mode, for programs that are traced for their cost and never run."""
     token = _any_batch.set(True)
     try:
         yield
@@ -183,18 +187,18 @@ def example_stands_for_batch() -> Iterator[None]:
 
 
 def _check_several(module: nn.Module, kind: str, values: int, cure: str) -> None:
-    """Raises UserError where each mean is of one value or none, so that nothing of the input is left.
+    """Raises UserError if each mean is over fewer than two values, so that the output does not depend on the input.
 
-    Parameters are made without this check: they may be for images of any size.
+    Initialization skips this check, because its images may have any size.
     """
     if values < 2 and not module.is_initializing():
         raise UserError(
-            f"norm '{kind}' at {'/'.join(module.path)} leaves nothing of what it gets: each of its means "
+            f"norm '{kind}' at {'/'.join(module.path)} removes its whole input: each of its means "
             f"is over {values} {'value' if values == 1 else 'values'} there; {cure}"
         )
 
 
-# What helps where a mean is over a single value
+# Remedies for a mean over a single value
 _PER_EXAMPLE = "use another norm, or larger images"
 _PER_BATCH = (
     "use a larger batch_size, fewer parts (accumulate), larger images, sync_norm=True on several devices, or "
@@ -212,11 +216,12 @@ def _output(dtype: Any, x: jax.Array) -> Any:
 
 
 class BatchNorm(nn.Module):
-    """Normalizes each channel over the batch and space; by running statistics where `train` is False.
+    """Batch normalization: averages each channel over the batch and space, or uses running statistics.
 
-    The collection "batch_stats" holds "mean" and "var", float32 [C]: `momentum` of the old plus the rest of the
-    batch's, the variance unbiased, as PyTorch has it. Where the collection "batch_moments" is mutable, a training call
-    leaves the batch's "mean" and biased "var" there, from which running statistics can be recomputed.
+    Running statistics are used if `train` is False. The collection "batch_stats" holds them as "mean" and "var",
+    float32 [C], weighted by `momentum` against the batch's. The variance is unbiased, as in PyTorch. If the collection
+    "batch_moments" is mutable, a training call writes the batch's "mean" and biased "var" there, so that running
+    statistics can be recomputed.
     """
 
     train: bool
@@ -254,13 +259,26 @@ class BatchNorm(nn.Module):
         return y
 
 
-class GroupNorm(nn.Module):
-    """Normalizes each example over space and the channels of a group; groups=None: GROUPS, or C where C is smaller."""
+class _ExampleNorm(nn.Module):
+    """Base of the norms that average within an example."""
 
-    groups: int | None = None
     dtype: Any = None
     scale_init: Callable = _ones
     epsilon: float = 1e-5
+
+    def _normalize(self, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        affine = _affine(self, x.shape[-1])
+        return normalize(x, *affine, axes, self.epsilon, None, _output(self.dtype, x))[0]
+
+
+class GroupNorm(_ExampleNorm):
+    """Group normalization: averages each example over space and the channels of a group.
+
+    Attributes:
+      groups: Number of groups; None uses GROUPS, or one group per channel if there are fewer channels.
+    """
+
+    groups: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -269,7 +287,7 @@ class GroupNorm(nn.Module):
         if channels % groups:
             raise UserError(
                 f"norm 'group:{groups}' at {'/'.join(self.path)}: the {channels} channels of this layer "
-                f"cannot be dealt into {groups} groups; use a divisor of {channels}"
+                f"are not divisible into {groups} groups; use a divisor of {channels}"
             )
         shape = (groups, channels // groups)
         scale, bias = (p.reshape(shape) for p in _affine(self, channels))
@@ -279,34 +297,25 @@ class GroupNorm(nn.Module):
         return normalize(grouped, scale, bias, axes, self.epsilon, None, _output(self.dtype, x))[0].reshape(x.shape)
 
 
-class InstanceNorm(nn.Module):
-    """Normalizes each channel of each example over space."""
-
-    dtype: Any = None
-    scale_init: Callable = _ones
-    epsilon: float = 1e-5
+class InstanceNorm(_ExampleNorm):
+    """Instance normalization: averages each channel of each example over space."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        axes = tuple(range(1, x.ndim - 1))
         _check_several(self, "instance", math.prod(x.shape[1:-1]), _PER_EXAMPLE)
-        return normalize(x, *_affine(self, x.shape[-1]), axes, self.epsilon, None, _output(self.dtype, x))[0]
+        return self._normalize(x, tuple(range(1, x.ndim - 1)))
 
 
-class ChannelNorm(nn.Module):
-    """Normalizes over the channels, at each place of each example."""
-
-    dtype: Any = None
-    scale_init: Callable = _ones
-    epsilon: float = 1e-5
+class ChannelNorm(_ExampleNorm):
+    """Channel normalization: averages over the channels at each position of each example."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return normalize(x, *_affine(self, x.shape[-1]), (x.ndim - 1,), self.epsilon, None, _output(self.dtype, x))[0]
+        return self._normalize(x, (x.ndim - 1,))
 
 
 class NoNorm(nn.Module):
-    """The identity; scale_init and epsilon are for the layers that have them."""
+    """The identity, which ignores scale_init and epsilon."""
 
     scale_init: Callable | None = None
     epsilon: float | None = None
@@ -330,5 +339,5 @@ NORMS = {
     "channel": ChannelNorm,
     "none": NoNorm,
 }
-# Fields that follow a name's colon, and how they are read; None: the text is none
+# {name: (field that follows the name's colon, parser that returns None for bad text)}
 OPTIONS = {"batch": ("momentum", _momentum), "group": ("groups", _groups)}

@@ -1,4 +1,4 @@
-"""Pooling: the largest or the mean of square windows, and means to a given size, whatever the input's."""
+"""Pooling: maxima and means over square windows, and means to a fixed output size."""
 
 import flax.linen as nn
 import jax
@@ -11,37 +11,38 @@ from models.layers.conv import unfused
 
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:
-    """Returns the largest of size x size windows of [N, H, W, C]; `padding` places around it are never the largest.
+    """Returns the maxima of size x size windows of [N, H, W, C]; padding never is the maximum.
 
     Raises:
-      EmptyMap: there is no window.
+      EmptyMap: The map is smaller than a window.
     """
     around = ((padding, padding), (padding, padding))
     lowerings.output_sizes(x.shape[1:3], (size, size), (stride, stride), around, (1, 1))
-    if padding and onnx_wanted():  # jax2onnx 0.17 leaves the padding of a window out
+    if padding and onnx_wanted():  # jax2onnx 0.17 drops the padding of a window
         x, padding = jnp.pad(x, ((0, 0), *around, (0, 0)), constant_values=-jnp.inf), 0
-    x = unfused(x)  # or else YNNPACK takes ReLU within the windows, beside an array of zeros
-    return nn.max_pool(x, window_shape=(size, size), strides=(stride, stride), padding=around if padding else "VALID")
+    x = unfused(x)  # otherwise YNNPACK computes ReLU within the windows, against an array of zeros
+    window, strides = (size, size), (stride, stride)
+    return nn.max_pool(x, window, strides, padding=around if padding else "VALID")  # pyright: ignore[reportArgumentType] (flax's annotation says str)
 
 
 def avg_pool(x: jax.Array, size: int) -> jax.Array:
     """Returns the means of size x size windows of [N, H, W, C], which do not overlap.
 
     Raises:
-      EmptyMap: there is no window.
+      EmptyMap: The map is smaller than a window.
     """
     lowerings.output_sizes(x.shape[1:3], (size, size), (size, size), ((0, 0), (0, 0)), (1, 1))
     return nn.avg_pool(x, window_shape=(size, size), strides=(size, size), padding="VALID")
 
 
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
-    """Averages [N, H, W, C] over size x size cells -> [N, size, size, C], as PyTorch's AdaptiveAvgPool2d.
+    """Averages [N, H, W, C] over size x size cells to [N, size, size, C], like PyTorch's AdaptiveAvgPool2d.
 
-    Along each axis, cell i covers the places from floor(i length / size) up to ceil((i + 1) length / size): cells
-    overlap where size does not divide the length, and repeat places where the length is the smaller of the two.
+    Along each axis, cell i covers the positions from floor(i length / size) up to ceil((i + 1) length / size). Cells
+    overlap if size does not divide the length, and repeat positions if the length is less than size.
 
     Raises:
-      EmptyMap: there is no place to average.
+      EmptyMap: The map is empty.
     """
     if 0 in x.shape[1:3]:
         raise lowerings.EmptyMap(x.shape[1:3])

@@ -1,4 +1,4 @@
-"""Noise in training: dropout and stochastic depth. Both draw from the rng stream "dropout"."""
+"""Dropout and stochastic depth, which draw from the rng stream "dropout"."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ Dropout = nn.Dropout  # Srivastava et al. 2014: Dropout(rate, deterministic=not 
 
 
 class StochasticDepth(nn.Module):
-    """Drops the whole input of some examples, each with probability `rate`, and scales the others by 1 / (1 - rate).
+    """Stochastic depth: drops the input of an example with probability `rate`, and scales others by 1 / (1 - rate).
 
-    Put at the end of a residual branch. Huang et al. 2016 (arXiv 1603.09382) drop it for a whole batch and scale in
-    testing; by example and scaled in training, as here, is what later networks do, and the expectation is the same.
+    It ends a residual branch. Huang et al. 2016 (arXiv 1603.09382) drop the branch for a whole batch and scale in
+    testing. Later networks drop it per example and scale in training, as here; the expectation is the same.
     """
 
     rate: float
@@ -21,7 +21,7 @@ class StochasticDepth(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """X [N, ...] -> [N, ...]; the identity where `deterministic`."""
+        """Maps x [N, ...] to the same shape; the identity if `deterministic`."""
         if self.deterministic or self.rate == 0:
             return x
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
@@ -30,7 +30,7 @@ class StochasticDepth(nn.Module):
 
 
 def drop_rates(last: float, stage_sizes: Sequence[int]) -> list[list[float]]:
-    """For each block of each stage, growing linearly from 0 for the first block to `last` for the last."""
+    """Returns the rates of the blocks of each stage, which grow linearly from 0 to `last`."""
     steps = max(sum(stage_sizes) - 1, 1)
     starts = [sum(stage_sizes[:stage]) for stage in range(len(stage_sizes))]
     return [[last * (start + i) / steps for i in range(size)] for start, size in zip(starts, stage_sizes, strict=True)]

@@ -1,27 +1,20 @@
-"""The config of transfer learning, and its study on made outcomes and on tiny runs."""
+"""The config of transfer learning."""
 
-import functools
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 import models
 from configs import transfer as config
-from experiments import study
-from experiments.studies.transfer import measures as transfer_measures
-from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes, trials
 from tests import tfds_sample, tiny
 from tests.tiers import keep_first
 from tests.train.data.test_transfer_sets import caltech101, caltech_birds2011, cars196, picture, thing
 from train import loop
 from train.run import build_run
-
-MODULE = study.module("transfer")
 
 
 @pytest.fixture(scope="module")
@@ -252,187 +245,3 @@ def test_the_command_of_features_and_classifiers(source, tmp_path):
     )
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
     assert wrong.stderr.startswith("error: unknown endpoint 'stag2'; did you mean 'stage2'? allowed: stem, stage1")
-
-
-# -- the study on made outcomes ------------------------------------------------------------------------------------
-
-
-planned = functools.cache(MODULE.trials)  # seconds each: hundreds of configs
-
-
-def made(sign, scale="cifar10", noise=0.002):
-    """Outcomes of all trials as published (sign 1), or of the opposite (-1)."""
-    found = []
-    for trial in planned(scale):
-        labels = trial.labels
-        n = noise * (labels["seed"] - 1)
-        if labels["part"] == "source":
-            found.append(Outcome(labels, {"accuracy": 0.5}, None, {}, {}))
-            continue
-        how = labels["how"]
-        few = labels.get("labels") not in (None, "all")
-        value = {
-            "hand-crafted": 0.4,
-            "scratch": 0.5 - (0.2 if few else 0) * sign,
-            "classifier": 0.6,
-            "fine-tuned": 0.7,
-        }[how]
-        if sign < 0 and how != "hand-crafted":
-            value = {"scratch": 0.9, "fine-tuned": 0.3 if few else 0.35, "classifier": 0.38}[how]
-            value = 0.85 if few and how == "scratch" else value - 0.1 * few
-        value += n
-        if labels["part"] == "grid":
-            value = 0.3 + sign * (0.1 * labels["share"] + 0.01 * labels["width"] * (1 + labels["share"])) + n
-        if labels["part"] in ("relation", "bias"):
-            value = 0.5 + sign * {"near": 0.1, "far": -0.1, "imbalanced": -0.1}.get(labels["source"], 0.0) + n
-        lost = 0.1 if (labels.get("source") == "cue") == (sign > 0) else 0.02
-        measured = {
-            "probe": {
-                str(count): {kind: {"accuracy": value} for kind in ("logistic", "svm", "knn")}
-                for count in (10, 50, 250, "all")
-            },
-            "logistic": {"accuracy": value, "clean": value, "painted": value - lost + n, "changed": lost},
-            "cue": {"clean": value, "painted": value - lost + n, "changed": lost},
-            "handcrafted": {"sift_fv:16": {str(n): [0.4] * (1 if n == "all" else 3) for n in (10, 50, 250, "all")}},
-            "embedding": {"x": [[0.0, 1.0], [1.0, 0.0]], "labels": [0, 1], "classes": ["a", "b"]},
-        }
-        history = {"test": {"step": [1, 2], "accuracy": [value - 0.1, value]}} if trial.train else {}
-        found.append(
-            Outcome(
-                labels,
-                {"accuracy": value} if trial.train else None,
-                None,
-                history,
-                {measure.__name__: measured[measure.__name__] for measure in trial.measures},
-            )
-        )
-    return Outcomes(found)
-
-
-def diverged(scale="cifar10"):
-    return Outcomes([Outcome(trial.labels, None, "the loss is nan", {}, {}) for trial in planned(scale)])
-
-
-@pytest.mark.parametrize("scale", ["digits", "cifar10"])
-def test_trials_are_distinct_and_have_three_seeds(scale):
-    planned = MODULE.trials(scale)
-    labels = [tuple(trial.labels.items()) for trial in planned]
-    assert len(set(labels)) == len(labels)
-    alike = {}
-    for pairs in labels:
-        alike.setdefault(tuple(pair for pair in pairs if pair[0] not in ("seed", "select")), []).append(pairs)
-    assert all(len(group) == 3 for key, group in alike.items() if ("how", "hand-crafted") not in key)
-    scratch = [trial for trial in planned if trial.labels.get("how") == "scratch"]
-    tuned = {
-        (t.labels["target"], t.labels["labels"], t.labels["seed"]): t
-        for t in planned
-        if t.labels["part"] == "transfer" and t.labels["how"] == "fine-tuned"
-    }
-    for one in scratch:  # the same budget
-        other = tuned[one.labels["target"], one.labels["labels"], one.labels["seed"]]
-        assert (one.config.duration, one.config.batch_size) == (other.config.duration, other.config.batch_size)
-        assert one.start is None and other.start.labels["seed"] == one.labels["seed"]
-    # The unbiased source is one of the grid, too
-    assert len({trials.address(trial) for trial in planned}) == len(planned) - 3
-
-
-def test_verdicts_on_made_outcomes():
-    assert {claim.judge(made(1)).verdict for claim in MODULE.STUDY.claims} == {AGREES}
-    assert {claim.judge(made(-1)).verdict for claim in MODULE.STUDY.claims} <= {DISAGREES, TOO_SMALL}
-    assert sum(claim.judge(made(-1)).verdict == DISAGREES for claim in MODULE.STUDY.claims) >= 9
-    assert AGREES not in {claim.judge(diverged()).verdict for claim in MODULE.STUDY.claims}
-    wide = [claim.judge(made(1, noise=0.5)).verdict for claim in MODULE.STUDY.claims]
-    assert wide.count(TOO_SMALL) >= 6
-
-
-@pytest.mark.parametrize("outcomes", [made(1), made(1, "digits"), diverged()], ids=["made", "digits", "diverged"])
-def test_tables_and_pictures(outcomes):
-    tables = MODULE.STUDY.tables(outcomes)
-    for table in tables:
-        assert {len(row) for row in table.rows} <= {len(table.columns)}
-    assert [row[1:] for row in tables[0].rows][2] == ["18.8 (SIFT+FK)", "—", 61.0, 70.4, "+51.6"]
-    for about in MODULE.STUDY.pictures:
-        figure = Figure(figsize=about.size, layout="constrained")
-        about.draw(outcomes, figure)
-        figure.draw_without_rendering()
-        assert figure.axes
-
-
-def test_the_table_is_that_of_the_outcomes():
-    ours = MODULE.STUDY.tables(made(1))[1]
-    assert ours.columns == MODULE.STUDY.tables(made(1))[0].columns
-    assert ours.rows[0] == ["cifar10_jpeg", "40.0 %", "50.0 ± 0.2 %", "60.0 ± 0.2 %", "70.0 ± 0.2 %", "+30.0"]
-
-
-def test_a_run_that_diverged_is_no_number():
-    outcomes = [
-        o._replace(summary=None, diverged="nan") if o.labels.get("how") == "scratch" and o.labels["seed"] == 1 else o
-        for o in made(1)
-    ]
-    row = MODULE.STUDY.tables(Outcomes(outcomes))[1].rows[0]
-    assert row[2] == "50.0 ± 0.3 % (1 of 3 diverged)"
-    assert {claim.judge(Outcomes(outcomes)).verdict for claim in MODULE.STUDY.claims} == {AGREES}
-
-
-def test_without_weights_the_largest_scale_says_how_to_get_them(monkeypatch):
-    from models.errors import UserError
-
-    monkeypatch.setenv("ABLATE_RESNET50", "/nowhere.safetensors")
-    with pytest.raises(UserError, match="not there: /nowhere.safetensors .*python -m models.weights import"):
-        MODULE.trials("imagenet")
-
-
-def test_the_largest_scale_is_the_published_table(weights_file, monkeypatch):
-    monkeypatch.setenv("ABLATE_RESNET50", str(weights_file))
-    planned = MODULE.trials("imagenet")
-    assert len(planned) == 5 * (3 * 3 + 1)
-    assert {trial.labels["target"] for trial in planned} == {"caltech101", "voc2007", "cub200", "aircraft", "cars"}
-
-
-# -- measures on tiny runs -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(source, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return build_run(
-        tiny.config(
-            init_from=str(source),
-            data__select="classes('5-9')",
-            data__select_test="classes('5-9')",
-            eval_batch_size=180,
-        )
-    )
-
-
-@pytest.mark.full
-def test_probe_has_every_number_of_labels_and_classifier(run):
-    found = transfer_measures.probe(run, run.state)
-    assert list(found) == ["2", "5", "20", "all"]
-    assert all(list(row) == ["logistic", "svm", "knn"] for row in found.values())
-    assert 0.3 < found["2"]["logistic"]["accuracy"] <= found["all"]["logistic"]["accuracy"] <= 1
-
-
-@pytest.mark.full
-def test_the_cue_is_on_test_images_alone(run):
-    found = transfer_measures.logistic(run, run.state)
-    assert found["clean"] == pytest.approx(found["accuracy"])
-    assert 0 < found["changed"] <= 1 and found["painted"] < found["clean"]
-    trained = transfer_measures.cue(run, run.state)
-    wanted = run.evaluate(run.parallel.place(run.state))["accuracy"]
-    assert trained["clean"] == pytest.approx(wanted, abs=0.01)
-
-
-@pytest.mark.full
-def test_the_embedding_is_of_test_images(run):
-    found = transfer_measures.embedding(run, run.state)
-    assert len(found["x"]) == len(found["labels"]) == len(run.feed.test) and set(found["labels"]) == set(range(5))
-    assert np.std(found["x"]) > 0.1
-
-
-@pytest.mark.full
-def test_hand_crafted_features_by_number_of_labels(run, monkeypatch):
-    monkeypatch.setattr(transfer_measures, "HANDCRAFTED", ("hog",))
-    found = transfer_measures.handcrafted(run, run.state)["hog"]
-    assert [len(found[count]) for count in ("2", "5", "20", "all")] == [3, 3, 3, 1]
-    assert found["all"][0] > 0.9 and np.mean(found["2"]) < found["all"][0]

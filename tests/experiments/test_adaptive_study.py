@@ -1,17 +1,15 @@
-"""The study of adaptive inference on made outcomes, what it measures on tiny runs, and what times skipping."""
+"""What the study of adaptive inference measures on tiny runs, and what times skipping."""
 
 import base64
 import io
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.bench import skipped
 from experiments.studies.adaptive import measures
 from experiments.studies.adaptive import study as about
-from experiments.study import AGREES, DISAGREES, TOO_SMALL, VERDICTS, Outcome, Outcomes
 from models.layers.conditional import sizes
 from tests import tiny
 from train import adaptive, loop, restore
@@ -109,146 +107,9 @@ def test_easy_and_hard_images(dropped, early):
     assert (pixels == run.feed.test.example(index, None)["image"][..., 0]).all() and kept["says"] == said
 
 
-# -- made outcomes -------------------------------------------------------------------------------------------------
-
-
-def made(labels, accuracy, mult_adds=100, **measured):
-    summary = {"accuracy": accuracy, "mult_adds": mult_adds, "parameters": 10}
-    return Outcome(labels, summary, None, {}, measured)
-
-
-def of_blocks(labels, accuracy, blocks, every, **measured):
-    rows = [
-        {"way": "all blocks", "accuracy": every, "mult_adds": 100.0, "blocks": 15.0},
-        {"way": "as decided", "accuracy": accuracy, "mult_adds": 10 + 6.0 * blocks, "blocks": float(blocks)},
-    ]
-    used = [0] * 16
-    used[round(blocks)] = 7
-    return made(
-        labels,
-        accuracy,
-        decided={
-            "rows": rows,
-            "blocks": [f"b{i}" for i in range(15)],
-            "classes": ["0", "1"],
-            "by_class": [[0.5] * 15, [0.7] * 15],
-            "used": used,
-            "paths": 3,
-        },
-        **measured,
-    )
-
-
-def of_exits(labels, accuracies, costs=(20.0, 60.0, 100.0), gain=0.01):
-    rows = [
-        {"way": f"exit {i + 1}", "accuracy": a, "mult_adds": c}
-        for i, (a, c) in enumerate(zip(accuracies, costs, strict=True))
-    ]
-    rows += [
-        {
-            "way": "batch",
-            "budget": c,
-            "mult_adds": c,
-            "accuracy": a + gain,
-            "left": [0.5, 0.3, 0.2],
-            "thresholds": [0.9, 0.9],
-        }
-        for a, c in zip(accuracies, costs, strict=True)
-    ]
-    return made(labels, accuracies[-1], leaving={"rows": rows, "classes": ["0", "1"], "by_class": [30.0, 50.0]})
-
-
-def outcomes(better=0.0, seeds=3):
-    """What the papers say, where `better` is 0.03; the contrary where it is negative."""
-    png = io.BytesIO()
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(png, "PNG")
-    shown = [{"image": base64.b64encode(png.getvalue()).decode(), "label": "1", "says": "3 blocks"}]
-    extremes, found = {"easy": shown * 3, "hard": shown}, []
-    for seed in range(seeds):
-        noise = seed / 1000
-        for depth, cost in ((8, 30), (32, 80), (38, 95)):
-            found.append(made({"method": "ResNet", "depth": depth, "seed": seed}, 0.8 + noise, cost))
-        found.append(made({"method": "ResNet-32, twice as long", "seed": seed}, 0.8 + noise, 80))
-        for target in (0.3, 0.7):
-            accuracy = 0.8 + better + noise + (0.02 if (target > 0.5) == (better >= 0) else 0)
-            found.append(
-                of_blocks(
-                    {"method": "ConvNet-AIG", "target": target, "seed": seed},
-                    accuracy,
-                    (8 if better >= 0 else 14.5) + noise,
-                    accuracy + better,
-                    extremes=extremes,
-                )
-            )
-        chosen = dict.fromkeys(("first", "random", "distributed"), 0.7 - better + noise)
-        found.append(
-            of_blocks(
-                {"method": "policy alone", "seed": seed},
-                0.75 + noise,
-                9,
-                0.8,
-                heuristics={**chosen, "policy": 0.7 + noise, "blocks": 9},
-            )
-        )
-        for penalty in (1.0, 10.0):
-            found.append(
-                of_blocks(
-                    {"method": "BlockDrop", "penalty": penalty, "seed": seed},
-                    0.79 + 2 * better + noise,
-                    (7 if better >= 0 else 14) + (penalty - 1) * better + noise,
-                    0.8,
-                    extremes=extremes,
-                )
-            )
-        found.append(of_exits({"method": "MSDNet", "seed": seed}, [0.8 + better + noise] * 3, gain=better))
-        found.append(of_exits({"method": "ResNet with exits", "seed": seed}, [0.8 + noise] * 3, gain=better))
-    return Outcomes(found)
-
-
-@pytest.mark.parametrize(("better", "verdict"), [(0.03, AGREES), (-0.03, DISAGREES)])
-def test_every_claim_can_agree_and_disagree(better, verdict):
-    judgements = {claim.statement: claim.judge(outcomes(better)) for claim in about.CLAIMS}
-    assert {statement: judgement.verdict for statement, judgement in judgements.items()} == dict.fromkeys(
-        judgements, verdict
-    )
-    assert all(judgement.ours for judgement in judgements.values())
-
-
-def test_one_seed_tells_nothing():
-    assert {claim.judge(outcomes(0.03, seeds=1)).verdict for claim in about.CLAIMS} == {TOO_SMALL}
-
-
-def diverged(all_of_them):
-    """The same, where some have diverged, or all."""
-    return Outcomes(
-        [
-            Outcome(o.labels, None, "loss is nan", {}, {}) if all_of_them or o.labels["seed"] == 0 else o
-            for o in outcomes(0.03)
-        ]
-    )
-
-
-@pytest.mark.parametrize(
-    "found",
-    [outcomes(0.03), outcomes(0.03, seeds=1), diverged(False), diverged(True)],
-    ids=["all", "one seed", "some diverged", "all diverged"],
-)
-def test_tables_pictures_and_verdicts(found, tmp_path):
-    for table in about.STUDY.tables(found):
-        assert all(len(row) == len(table.columns) for row in table.rows), table.title
-    for picture in about.STUDY.pictures:
-        figure = Figure(figsize=picture.size, layout="constrained")
-        picture.draw(found, figure)
-        figure.savefig(tmp_path / f"{picture.name}.png")
-    assert {claim.judge(found).verdict for claim in about.CLAIMS} <= set(VERDICTS)
-
-
 @pytest.mark.parametrize("scale", ["digits", "cifar10"])
-def test_trials_are_told_apart_and_start_from_trials(scale):
-    planned = about.trials(scale)
-    labels = [tuple(sorted(trial.labels.items())) for trial in planned]
-    assert len(set(labels)) == len(labels)
-    for trial in planned:
+def test_policies_start_from_trained_networks(scale):
+    for trial in about.trials(scale):
         assert (trial.start is not None) == (trial.labels["method"] in ("policy alone", "BlockDrop"))
         assert trial.config.data.train_split == about.TRAINED[scale]
 

@@ -5,40 +5,48 @@ import pytest
 import rich.console
 from matplotlib.figure import Figure
 
-from configs import compression as config
+from configs import pruning as config
 from experiments import study
 from experiments.bench import smaller, timing
 from experiments.studies.compression import results
 from experiments.studies.compression import study as compression
-from experiments.studies.networks import Network
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes, trials
 from models.compress import file, packed
 from tests import tiny
 from train import loop
 from train.run import build_run
 
-TINY = {
-    "net": compression.Subject(
-        Network("lenet_300_100", {"hidden": (30, 20)}, 8), 0.02, 6, 0.8, 4, 4, 4, 1, ("hidden1/kernel", 0.3)
-    )
+NET = "LeNet-300-100"
+TINY = {  # of the study's constants
+    "NETWORKS": {"digits": (NET,)},
+    "FILTERS": {"digits": {NET: ("hidden1/kernel", 0.3)}},
+    "SEEDS": {"digits": (0,)},
+    "SPARSITIES": {"digits": (0.9,)},
+    "DEPTHS": {"digits": (8,)},
+    "LENGTHS": {"digits": (1, 1)},
+    "KINDS": {kind: compression.KINDS[kind] for kind in ("full", "ternary")},
 }
+EPOCHS = {"30 epochs": "6 epochs", "90 epochs": "4 epochs", "5 epochs": "1 epochs"}
+
+
+def shrink(c):
+    """Makes the LeNet of a trial small, in place: two narrow layers, few epochs."""
+    if c.model.name == "lenet_300_100":
+        c.model.hidden, c.duration = (30, 20), EPOCHS[c.duration]
+        c.data.image_size, c.data.augment = 8, "crop(1)"
+        c.optimizer.prune = c.optimizer.prune.replace("(0.92,", "(0.8,")
+        c.optimizer.share = c.optimizer.share.replace("6", "4")
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """The whole study, of a network of two small layers and of ResNet-8."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "SUBJECTS": {"digits": TINY},
-            "SEEDS": {"digits": (0,)},
-            "STUDIED": {"digits": "net"},
-            "SPARSITIES": {"digits": (0.9,)},
-            "DEPTHS": {"digits": (8,)},
-            "LENGTHS": {"digits": (1, 1)},
-        }.items():
+        for name, value in TINY.items():
             patch.setattr(compression, name, value)
-        patch.setattr(compression, "KINDS", {kind: compression.KINDS[kind] for kind in ("full", "ternary")})
         planned = compression.trials("digits")
+    for trial in planned:
+        shrink(trial.config)
     return Outcomes(trials.run_all(planned, tmp_path_factory.mktemp("study"), 1, rich.console.Console(quiet=True)))
 
 
@@ -77,8 +85,12 @@ def test_claims_tables_and_pictures(outcomes, tmp_path):
         assert judgement.verdict in study.VERDICTS and judgement.ours
     made = {table.title: table for table in compression.STUDY.tables(outcomes)}
     rows = {row[0]: row for row in made["Deep compression"].rows}
-    assert rows["net"][-1] == "yes" and rows["VGG-16 (Han 2016, table 1)"][-2] == 49
-    assert [row[0] for row in made["net, layer by layer"].rows][-3:] == ["biases, norms", "header, checksum", "total"]
+    assert rows[NET][-1] == "yes" and rows["VGG-16 (Han 2016, table 1)"][-2] == 49
+    assert [row[0] for row in made[f"{NET}, layer by layer"].rows][-3:] == [
+        "biases, norms",
+        "header, checksum",
+        "total",
+    ]
     assert made["Few bits a weight: error"].rows[0][:1] == [8] and made["Filters removed"].rows
     for table in made.values():
         assert all(len(row) == len(table.columns) for row in table.rows), table.title
@@ -327,8 +339,11 @@ def test_a_run_is_pruned_and_then_shared_by_the_config(tmp_path):
     ("text", "message"),
     [
         ("from=/nowhere", r"from=/nowhere: want the folder of a run \(No such file or directory"),
-        ("from=/nowhere,stage=cut", "unknown stage 'cut'; allowed: prune, share"),
+        ("from=/nowhere,stage=cut", "unknown stage 'cut'; allowed: dense, prune, share"),
         ("sparsity=0.5", "want the folder of a run"),
+        ("LeNet-3", "unknown network 'LeNet-3'; allowed: LeNet-300-100, LeNet-5, VGG-11, ResNet-20"),
+        ("LeNet-5,scale=imagenet", "unknown scale 'imagenet'; allowed: digits, cifar10"),
+        ("from=/nowhere,stage=dense", "stage=dense is for a network by its name"),
     ],
 )
 def test_a_config_of_nothing_is_one_line(text, message):

@@ -52,19 +52,9 @@ def types() -> dict[str, Any]:
     import torch
 
     names = (
-        "float64",
-        "float32",
-        "float16",
-        "bfloat16",
-        "int64",
-        "int32",
-        "int16",
-        "int8",
-        "uint8",
-        "uint16",
-        "uint32",
+        "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32",
         "uint64",
-    )
+    )  # fmt: skip
     return {name: torch.arange(3).to(getattr(torch, name)) for name in names} | {"bool": torch.tensor([False, True])}
 
 
@@ -104,35 +94,22 @@ def files() -> dict[str, np.ndarray]:
     torch.jit.save(torch.jit.script(whole), program)
     quantized = torch.quantize_per_tensor(plain()["a"], 0.1, 0, torch.qint8)
     return {
-        "new": saved(plain()),
-        "old": saved(plain(), _use_new_zipfile_serialization=False),
+        "new": saved(plain()), "old": saved(plain(), _use_new_zipfile_serialization=False),
         "protocol4": saved(plain(), pickle_protocol=4),
-        "old_training": saved(training(), _use_new_zipfile_serialization=False),
-        "training": saved(training()),
-        "views": saved(views()),
-        "old_views": saved(views(), _use_new_zipfile_serialization=False),
-        "types": saved(types()),
-        "parameters": saved({k: torch.nn.Parameter(v) for k, v in plain().items()}),
-        "marked": saved({"a": marked}),
-        "module": saved(torch.nn.Linear(3, 4)),
-        "state_dict": saved(copy.deepcopy(torch.nn.BatchNorm1d(4)).state_dict()),
-        "cycle": saved(cycle),
-        "cycle_of_arrays": saved(cycle_of_arrays),
-        "sparse": saved({"a": plain()["a"].to_sparse()}),
-        "csr": saved({"a": plain()["a"].to_sparse_csr()}),
-        "quantized": saved({"a": quantized}),
-        "float8": saved({"a": plain()["a"].to(torch.float8_e4m3fn)}),
-        "complex": saved({"a": plain()["a"] + 1j}),
+        "old_training": saved(training(), _use_new_zipfile_serialization=False), "training": saved(training()),
+        "views": saved(views()), "old_views": saved(views(), _use_new_zipfile_serialization=False),
+        "types": saved(types()), "parameters": saved({k: torch.nn.Parameter(v) for k, v in plain().items()}),
+        "marked": saved({"a": marked}), "module": saved(torch.nn.Linear(3, 4)),
+        "state_dict": saved(copy.deepcopy(torch.nn.BatchNorm1d(4)).state_dict()), "cycle": saved(cycle),
+        "cycle_of_arrays": saved(cycle_of_arrays), "sparse": saved({"a": plain()["a"].to_sparse()}),
+        "csr": saved({"a": plain()["a"].to_sparse_csr()}), "quantized": saved({"a": quantized}),
+        "float8": saved({"a": plain()["a"].to(torch.float8_e4m3fn)}), "complex": saved({"a": plain()["a"] + 1j}),
         "conjugated": saved({"a": (plain()["a"] + 1j).conj()}),
         "nested": saved({"a": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}),
-        "meta": saved({"a": torch.ones(2, device="meta")}),
-        "tensor": saved(plain()["a"]),
-        "list": saved([1, 2]),
-        "nothing": saved({}),
-        "numbers": saved({"epoch": 3}),
-        "numbered": saved({3: plain()["a"]}),
+        "meta": saved({"a": torch.ones(2, device="meta")}), "tensor": saved(plain()["a"]), "list": saved([1, 2]),
+        "nothing": saved({}), "numbers": saved({"epoch": 3}), "numbered": saved({3: plain()["a"]}),
         "program": np.frombuffer(program.getvalue(), np.uint8),
-    }
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,36 +13,17 @@ import zipfile
 from collections.abc import Callable, Iterator
 
 _EDGES = (
-    0,
-    1,
-    0x7F,
-    0x80,
-    0xFF,
-    0x7FFF,
-    0xFFFF,
-    0x7FFFFFFF,
-    0x80000000,
-    0xFFFFFFFF,
-    1 << 40,
-    (1 << 63) - 1,
-    1 << 63,
+    0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1, 1 << 63,
     (1 << 64) - 1,
-)
+)  # fmt: skip
 _DECIMALS = (b"0", b"-1", b"3", b"65536", b"2147483648", b"9223372036854775807", b"1e999", b"NaN", b"9" * 400)
 _EDGE = 300  # bytes at the beginning and the end that are changed more often
 _ENTRY = b"PK\x01\x02"  # of a zip's directory
 # Offsets and struct formats of an entry's fields.
 _FIELDS = {
-    "version": (6, "<H"),
-    "flags": (8, "<H"),
-    "method": (10, "<H"),
-    "crc": (16, "<I"),
-    "stored": (20, "<I"),
-    "size": (24, "<I"),
-    "name length": (28, "<H"),
-    "extra length": (30, "<H"),
-    "offset": (42, "<I"),
-}
+    "version": (6, "<H"), "flags": (8, "<H"), "method": (10, "<H"), "crc": (16, "<I"), "stored": (20, "<I"),
+    "size": (24, "<I"), "name length": (28, "<H"), "extra length": (30, "<H"), "offset": (42, "<I"),
+}  # fmt: skip
 _NAMES = ("../x", "x", "x.npy", "data.pkl", "a/data.pkl", "a" * 500, "\u0000", "a\nb")
 
 

@@ -58,16 +58,8 @@ if __name__ == "__main__":
             **{
                 name: ("torchvision", getattr(tv, name))
                 for name in (
-                    "resnet18",
-                    "resnet34",
-                    "resnet50",
-                    "resnet101",
-                    "resnet152",
-                    "wide_resnet50_2",
-                    "wide_resnet101_2",
-                    "resnext50_32x4d",
-                    "resnext101_32x8d",
-                    "resnext101_64x4d",
+                    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2",
+                    "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
                 )
             },
             **{
@@ -83,4 +75,4 @@ if __name__ == "__main__":
                 )
             },
         },
-    )
+    )  # fmt: skip

@@ -85,22 +85,15 @@ def test_names_in_the_files_of_the_authors():
     arrays = weights.to_arrays(model, drawn.variables(model), "bit")
     unit = "resnet/block1/unit01"
     assert {name: array.shape for name, array in arrays.items()} == {
-        "resnet/root_block/standardized_conv2d/kernel": (7, 7, 3, 8),
-        f"{unit}/a/group_norm/gamma": (8,),
-        f"{unit}/a/group_norm/beta": (8,),
-        f"{unit}/a/standardized_conv2d/kernel": (1, 1, 8, 8),
-        f"{unit}/a/proj/standardized_conv2d/kernel": (1, 1, 8, 32),
-        f"{unit}/b/group_norm/gamma": (8,),
-        f"{unit}/b/group_norm/beta": (8,),
-        f"{unit}/b/standardized_conv2d/kernel": (3, 3, 8, 8),
-        f"{unit}/c/group_norm/gamma": (8,),
-        f"{unit}/c/group_norm/beta": (8,),
-        f"{unit}/c/standardized_conv2d/kernel": (1, 1, 8, 32),
-        "resnet/group_norm/gamma": (32,),
-        "resnet/group_norm/beta": (32,),
-        "resnet/head/conv2d/kernel": (1, 1, 32, 10),
+        "resnet/root_block/standardized_conv2d/kernel": (7, 7, 3, 8), f"{unit}/a/group_norm/gamma": (8,),
+        f"{unit}/a/group_norm/beta": (8,), f"{unit}/a/standardized_conv2d/kernel": (1, 1, 8, 8),
+        f"{unit}/a/proj/standardized_conv2d/kernel": (1, 1, 8, 32), f"{unit}/b/group_norm/gamma": (8,),
+        f"{unit}/b/group_norm/beta": (8,), f"{unit}/b/standardized_conv2d/kernel": (3, 3, 8, 8),
+        f"{unit}/c/group_norm/gamma": (8,), f"{unit}/c/group_norm/beta": (8,),
+        f"{unit}/c/standardized_conv2d/kernel": (1, 1, 8, 32), "resnet/group_norm/gamma": (32,),
+        "resnet/group_norm/beta": (32,), "resnet/head/conv2d/kernel": (1, 1, 32, 10),
         "resnet/head/conv2d/bias": (10,),
-    }
+    }  # fmt: skip
     names = set(weights.to_arrays(bit(stage_sizes=(1, 12)), drawn.zeros(bit(stage_sizes=(1, 12))), "bit"))
     assert "resnet/block2/unit12/c/standardized_conv2d/kernel" in names
 

@@ -45,18 +45,9 @@ def test_networks_are_those_of_table_2(name):
 def test_parameters_have_the_names_that_weights_are_mapped_by():
     tree = params("densenet121")
     assert set(tree) == {
-        "stem_conv",
-        "stem_norm",
-        "stage1",
-        "stage2",
-        "stage3",
-        "stage4",
-        "transition1",
-        "transition2",
-        "transition3",
-        "final_norm",
-        "head",
-    }
+        "stem_conv", "stem_norm", "stage1", "stage2", "stage3", "stage4", "transition1", "transition2", "transition3",
+        "final_norm", "head",
+    }  # fmt: skip
     assert set(tree["stage1"]) == {f"layer{i}" for i in range(6)}
     assert set(tree["stage1"]["layer0"]) == {"norm1", "conv1", "norm2", "conv2"}
     assert set(tree["transition1"]) == {"norm", "conv"}

@@ -203,21 +203,10 @@ def test_a_short_run_evaluates_what_it_learned(tmp_path, warmup):
 # -- empty maps and empty batches ------------------------------------------------------------------------------------
 
 SMALLEST = {
-    "convnext_tiny": 32,
-    "alexnet": 63,
-    "alexnet_original": 67,
-    "vgg11_bn": 32,
-    "vgg16_cifar": 32,
-    "airbench94": 9,
-    "densenet121": 29,
-    "densenet40_k12": 4,
-    "lenet5": 16,
-    "swin_t": 4,
-    "blockdrop101": 2,
-    "convnext_ladder14_separate_downsampling": 32,
-    "mobilenet_v2": 1,
-    "resnet20": 1,
-}
+    "convnext_tiny": 32, "alexnet": 63, "alexnet_original": 67, "vgg11_bn": 32, "vgg16_cifar": 32, "airbench94": 9,
+    "densenet121": 29, "densenet40_k12": 4, "lenet5": 16, "swin_t": 4, "blockdrop101": 2,
+    "convnext_ladder14_separate_downsampling": 32, "mobilenet_v2": 1, "resnet20": 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -529,7 +518,7 @@ LAYERS = {
     "conv": lambda x: jnp.sin(conv.Conv(16, 3).apply({"params": {"kernel": jnp.ones((3, 3, 16, 16)) / 50}}, x)).sum(),
     "product": lambda x: jnp.sin(conv.product(x, jnp.ones((16, 16)) / 9)).sum(),
     "norm": lambda x: jnp.sin(
-        models.layers.norm.GroupNorm(4).apply({"params": {"scale": jnp.ones(16), "bias": jnp.ones(16)}}, x)
+        models.layers.norm.GroupNorm(groups=4).apply({"params": {"scale": jnp.ones(16), "bias": jnp.ones(16)}}, x)
     ).sum(),
     "attention": lambda x: jnp.sin(attention.attend(*[x[:, :, 0, None]] * 3)).sum(),
 }

@@ -81,25 +81,13 @@ def test_equal(family, label):
     "name",
     keep(
         (
-            "alexnet",
-            "vgg11_bn",
-            "resnet18",
-            "resnet50",
-            "resnext50_32x4d",
-            "resnetv2_50x1_bit",
-            "densenet121",
-            "mobilenet_v1",
-            "mobilenet_v2",
-            "convnext_tiny",
-            "swin_t",
-            "vit_tiny_patch16",
-            "convnet_aig38",
-            "airbench94",
-            "msdnet_cifar_budgeted",
+            "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "resnetv2_50x1_bit", "densenet121",
+            "mobilenet_v1", "mobilenet_v2", "convnext_tiny", "swin_t", "vit_tiny_patch16", "convnet_aig38",
+            "airbench94", "msdnet_cifar_budgeted",
         ),
         MANIFESTS,
     ),
-)
+)  # fmt: skip
 def test_exported_names_and_shapes_are_those_of_the_library(name):
     layout, digest, count = MANIFESTS[name]
     shapes = shapes_of(models.create(name), layout)

@@ -106,15 +106,8 @@ def test_merging_halves_the_resolution_rounded_up():
     found = capture(model, drawn.variables(model), jnp.asarray(drawn.images("odd", (1, 36, 28, 3))))[1]
     assert found["stage1"].shape == (1, 9, 7, 8) and found["stage2"].shape == (1, 5, 4, 16)
     assert list(found) == [
-        "stem",
-        "stage1/block0",
-        "stage1/block1",
-        "stage1",
-        "stage2/block0",
-        "stage2",
-        "last_map",
-        "pre_logits",
-    ]
+        "stem", "stage1/block0", "stage1/block1", "stage1", "stage2/block0", "stage2", "last_map", "pre_logits",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "timm"])

@@ -155,20 +155,9 @@ def test_dropout_is_on_embeddings_and_on_every_sublayer():
 
 # Another value of each field; each must change the parameters' shapes, their values or the output in training.
 PERTURBED = {
-    "norm": "batch",
-    "act": "silu",
-    "init": "msra",
-    "dense": SPIES["dense"],
-    "dtype": "bfloat16",
-    "vocab_size": 31,
-    "width": 8,
-    "heads": 4,
-    "layers": 2,
-    "ff_width": 16,
-    "dropout": 0.5,
-    "positions": "none",
-    "prenorm": True,
-}
+    "norm": "batch", "act": "silu", "init": "msra", "dense": SPIES["dense"], "dtype": "bfloat16", "vocab_size": 31,
+    "width": 8, "heads": 4, "layers": 2, "ff_width": 16, "dropout": 0.5, "positions": "none", "prenorm": True,
+}  # fmt: skip
 
 
 @functools.cache

@@ -172,7 +172,7 @@ def test_held_out_images_are_the_others(exits):
 def test_budgets_that_make_no_sense(folders, gated, exits):
     costs = exit_costs(exits[0].task.model, (8, 8, 1))
     for everyone in (False, True):
-        with pytest.raises(UserError, match=f"budget=100 .* the cheapest exit costs, {costs[0]:,}"):
+        with pytest.raises(UserError, match=f"budget=100 .* the cost of the cheapest exit, {costs[0]:,}"):
             adaptive.measure(*exits, [1e6, 100.0], everyone)
     with pytest.raises(UserError, match="--budget, --anytime and --validation are for networks with exits"):
         adaptive.measure(*gated, [1e6])

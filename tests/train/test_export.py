@@ -348,7 +348,7 @@ def test_what_others_have_put_into_the_folder_stays(runs, out, tmp_path):
     folder = shutil.copytree(out / "safetensors", tmp_path / "out")
     write.check("safetensors", folder, [])
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="has something else in it than an exported network"):
+    with pytest.raises(UserError, match="has files that are not part of an exported network"):
         write.check("safetensors", folder, [])
     assert (folder / "notes.txt").read_text() == "mine"
 
@@ -411,7 +411,7 @@ def test_a_network_that_pytorch_has_not(runs, tmp_path):
     [
         (lambda p, y: (p, y + 0.01 * np.abs(y).max()), "logits differ by"),
         (lambda p, y: (p, y * np.nan), "not finite"),
-        (lambda p, y: (p[:, ::-1], y), "its probabilities are not those of its logits"),
+        (lambda p, y: (p[:, ::-1], y), "its probabilities differ from those of its logits"),
         (lambda p, y: (p, y + 0.01 * np.abs(y).max() * (len(y) == 1)), "logits differ .one image."),
     ],
 )
@@ -478,7 +478,7 @@ def test_the_commands(runs, out, files, tmp_path):
             (("--workdir=/nowhere", "--out=x", "--format=zip"), "unknown --format 'zip'"),
             (("--out=x",), "--workdir is missing"),
             (("--workdir=/nowhere", "--out=tests"), "--out=tests has something else in it"),
-            (("--workdir=/nowhere", "--out=README.md/x"), "README.md is no folder"),
+            (("--workdir=/nowhere", "--out=README.md/x"), "README.md is not a folder"),
             (
                 ("--workdir=/nowhere", "--out=x", "--fold=batch_norm"),
                 "the format safetensors holds weights, in which nothing",
@@ -534,11 +534,11 @@ def changed(data, change):
     ("change", "message"),
     [
         (lambda about: about.update(model="lenet6"), "unknown model 'lenet6'"),
-        (lambda about: about.update(model=["lenet5"]), "its network cannot be made"),
-        (lambda about: about.pop("fields"), "its network cannot be made"),
+        (lambda about: about.update(model=["lenet5"]), "its network cannot be created"),
+        (lambda about: about.pop("fields"), "its network cannot be created"),
         (lambda about: about["fields"].update(depth=3), "unknown field of lenet_300_100 'depth'"),
         (lambda about: about["fields"].update(hidden=[10**9]), "a field of its network is 1000000000"),
-        (lambda about: about["fields"].update(hidden=[9]), "other arrays than its network"),
+        (lambda about: about["fields"].update(hidden=[9]), "its arrays differ from those of its network"),
         (lambda about: about["fields"].update(hidden=[8] * 5000), "far more layers than the file"),
         (lambda about: about["fields"].update(hidden=[[[8]]]), "hidden="),
         (lambda about: about["fields"].update(hidden={"a": 1}), "a field of its network is"),

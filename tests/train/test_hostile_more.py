@@ -142,7 +142,7 @@ def options(where):
 def test_a_single_class_is_refused(tmp_path):
     images(tmp_path, *(f"archive/{kind}/{i}.png" for kind in ("cat", "dog") for i in range(5)))  # one folder too many
     train, test = (folder.FolderSource(str(tmp_path), split, options(tmp_path)) for split in ("train", "test"))
-    with pytest.raises(UserError, match="there is one class only, 'archive'; want two or more"):
+    with pytest.raises(UserError, match="there is only one class, 'archive'; two or more are needed"):
         splits.compare(train, test, f"folder:{tmp_path}")
 
 
@@ -174,13 +174,13 @@ def test_one_image_a_class_cannot_be_held_out(split, tmp_path):
 
 def test_arrays_of_other_names_are_listed(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros(3), y=np.zeros(3))
-    with pytest.raises(UserError, match="its arrays are x, y; want train_image, .* and train_label"):
+    with pytest.raises(UserError, match="its arrays are x, y; it must have train_image, .* and train_label"):
         arrays.from_npz(str(tmp_path / "a.npz"), "train", source.Options(source=f"arrays:{tmp_path / 'a.npz'}"))
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 8, 8)])
 def test_channels_before_places_are_refused(shape):
-    with pytest.raises(UserError, match=r"look like \[N, C, H, W\]; want \[N, H, W, C\]"):
+    with pytest.raises(UserError, match=r"look like \[N, C, H, W\]; bring them to \[N, H, W, C\] by"):
         arrays.ArraySource(np.zeros((4, *shape), np.uint8), np.arange(4) % 2)
     images = np.moveaxis(np.zeros((4, *shape), np.uint8), 1, 3)
     assert arrays.ArraySource(images, np.arange(4) % 2).image_shape == images.shape[1:]

@@ -88,19 +88,9 @@ def test_checkpoints_of_earlier_versions_are_read_and_run_out(run, copied):
 
 
 EDITS = [
-    ("step", 80),
-    ("step", 8),
-    ("step", "12"),
-    ("seconds", -1e9),
-    ("data", {}),
-    ("recorder", None),
-    ("scores", {"accuracy": 1.0}),
-    ("scores", {}),
-    ("files", {}),
-    ("checksum", "0" * 64),
-    ("checksum", 0),
-    ("new", 1),
-]
+    ("step", 80), ("step", 8), ("step", "12"), ("seconds", -1e9), ("data", {}), ("recorder", None),
+    ("scores", {"accuracy": 1.0}), ("scores", {}), ("files", {}), ("checksum", "0" * 64), ("checksum", 0), ("new", 1),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("key", "value"), EDITS)

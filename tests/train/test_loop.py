@@ -41,16 +41,9 @@ def test_a_run_leaves_everything(finished):
     config, folder, summary = finished
     assert summary == json.loads((folder / "summary.json").read_text())
     assert {
-        "accuracy",
-        "parameters",
-        "mult_adds",
-        "seconds",
-        "images_per_second",
-        "device",
-        "commit",
-        "versions",
+        "accuracy", "parameters", "mult_adds", "seconds", "images_per_second", "device", "commit", "versions",
         "seconds_to_first_step",
-    } <= summary.keys()
+    } <= summary.keys()  # fmt: skip
     assert summary["training_seconds"] == pytest.approx(12 * 32 / summary["images_per_second"], abs=0.01)
     assert summary["test_examples"] == 360 and summary["steps"] == 12
     assert json.loads((folder / "config.json").read_text())["batch_size"] == config.batch_size

@@ -170,20 +170,12 @@ def data(tmp_path_factory):
 def config(data, **changes):
     return tiny.config(
         **{
-            "task__name": "multi_label",
-            "data__source": "tfds:voc/2007",
-            "data__dir": str(data),
-            "data__train_split": "train+validation",
-            "data__image_size": 16,
-            "data__crop": "resize",
-            "batch_size": 16,
-            "eval_batch_size": 8,
-            "steps_per_call": 1,
-            "hooks": "average_precision|figures",
-            "optimizer__schedule": "constant",
-            **changes,
+            "task__name": "multi_label", "data__source": "tfds:voc/2007", "data__dir": str(data),
+            "data__train_split": "train+validation", "data__image_size": 16, "data__crop": "resize", "batch_size": 16,
+            "eval_batch_size": 8, "steps_per_call": 1, "hooks": "average_precision|figures",
+            "optimizer__schedule": "constant", **changes,
         }
-    )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("pipeline", keep_first(1, ["resident", "stream"]))

@@ -156,21 +156,11 @@ def section(**changes):
 
     return ConfigDict(
         {
-            "name": "sgd(momentum=0.9)",
-            "l1": 0.0,
-            "prune": "",
-            "share": "",
-            "learning_rate": 0.1,
-            "schedule": "constant",
-            "warmup": "0 steps",
-            "warmup_from": 0.0,
-            "weight_decay": 0.0,
-            "decay": ".*",
-            "clip_norm": 0.0,
-            "multiplied": "update",
-            **changes,
+            "name": "sgd(momentum=0.9)", "l1": 0.0, "prune": "", "share": "", "learning_rate": 0.1,
+            "schedule": "constant", "warmup": "0 steps", "warmup_from": 0.0, "weight_decay": 0.0, "decay": ".*",
+            "clip_norm": 0.0, "multiplied": "update", **changes,
         }
-    )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["sgd(momentum=0.9)", "adamw"])

@@ -1,4 +1,4 @@
-"""Data: sources, the order of examples, streaming and resident pipelines, augmentation.
+"""Data: sources, the order of examples, streaming and resident pipelines, and augmentation.
 
-Nothing here imports jax before it is needed: the worker processes of the streaming pipeline import these modules.
+This file imports nothing, since each worker process of the streaming pipeline imports it to unpickle its source.
 """

@@ -1,10 +1,10 @@
-"""From encoded bytes to uint8 pixels of one size: decoding and cropping in one step, on the host.
+"""Decoding and cropping on the host, in one step: from encoded bytes to uint8 pixels of one size.
 
 A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that still has the pixels needed (its DCT blocks make
 that cheap), and only the crop is resampled.
 
-Every encoding of a picture gives the same levels (`levels`). Of a file with several frames or pages (GIF, APNG, WebP,
-TIFF), the first one counts. A picture of more than MOST_PIXELS is refused.
+All encodings of a picture give the same levels (`levels`). A file with several frames or pages (GIF, APNG, WebP, TIFF)
+stands for its first one. A picture of more than MOST_PIXELS pixels is refused.
 """
 
 import dataclasses
@@ -12,7 +12,9 @@ import functools
 import io
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,18 +23,19 @@ from models.errors import UserError
 
 CROPS = ("none", "resize", "random_resized", "whole")
 EXIF = ("apply", "ignore")
-MOST_PIXELS = 89_478_485  # PIL's own limit, above which it warns of a bomb
-BACKGROUND = (255, 255, 255)  # under transparent pixels: drawings and cut-outs are made for white pages
+MOST_PIXELS = 89_478_485  # PIL's own limit, above which it warns of a decompression bomb
+BACKGROUND = (255, 255, 255)  # behind transparent pixels: drawings and cut-outs are made for white pages
 Crop = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original image
+Range = tuple[float, float]  # low, high
 
 # Formats that PIL opens although they are documents, films or tables of measurements
 _NOT_PICTURES = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"})
-_NUMBERS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes with more than eight bits a pixel
-_ORIENTATION = 0x0112  # the tag of EXIF
+_NUMBERS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes with more than eight bits per pixel
+_ORIENTATION = 0x0112  # tag of EXIF
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # their values
 _Turn = Image.Transpose
-# By orientation: how to turn what is stored, and whether that swaps the axes, mirrors the stored x, the stored y
+# By EXIF orientation: how to turn the stored picture, and whether that swaps the axes, mirrors x, mirrors y
 _TURNS = {
     2: (_Turn.FLIP_LEFT_RIGHT, False, True, False),
     3: (_Turn.ROTATE_180, False, True, True),
@@ -42,34 +45,45 @@ _TURNS = {
     7: (_Turn.TRANSVERSE, True, True, True),
     8: (_Turn.ROTATE_90, True, True, False),
 }
-# What PIL warns of names no file: damaged tags, which it passes over, and too many pixels, which `_check` refuses
+# PIL's warnings name no file. They are about damaged tags, which it skips, and too many pixels, which `_check` refuses
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """Decodes and crops one image: `decoder(encoded, rng) -> uint8 [H, W, C]`.
+    """A function that decodes and crops one image: `decoder(encoded, rng) -> uint8 [H, W, C]`.
 
-    crop: "none" (as it is), "resize" (the evaluation crop, in training too), "random_resized" (Szegedy 2015, in
-    training), "whole" (all of the image, squeezed to a square; in training a part of its shape: Kolesnikov 2020, 3.3).
-    size: height and width after a crop. channels: 1 or 3. scale: range of the crop's share of the area.
-    ratio: range of its width / height. eval_crop: the central crop's share of the shorter side. exif: "apply" turns a
-    photograph as its EXIF orientation says, before the crop; "ignore" takes it as it is stored. (PIL always applies the
-    tag of that name which is a TIFF's own.)
+    Attributes:
+      crop: "none" keeps the image. "resize" is the evaluation crop, in training too. "random_resized" is random in
+        training (Szegedy 2015). "whole" squeezes the whole image to a square, in training a random part of the same
+        shape (Kolesnikov 2020, section 3.3).
+      size: height and width after a crop.
+      channels: 1 or 3.
+      scale: range of the random crop's share of the area.
+      ratio: range of the random crop's width / height.
+      eval_crop: side of the central crop, as a share of the shorter side.
+      exif: "apply" turns a photograph as its EXIF orientation says, before the crop; "ignore" takes it as stored. (PIL
+        always applies the orientation tag of a TIFF.)
     """
 
     crop: str
     size: int
     channels: int
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: Range = (0.08, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
     eval_crop: float = 0.875
     exif: str = "apply"
 
     def __call__(self, encoded: bytes | Path | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-        """The pixels of a file's bytes, of a file, or of uint8 pixels [H, W, C]; `rng` None is the evaluation crop.
+        """Returns the pixels of one image, uint8 [H, W, C].
 
-        Raises whatever PIL raises for a file that it cannot decode, and ValueError for levels without a meaning.
+        Args:
+          encoded: the bytes of a file, a file, or uint8 pixels [H, W, C].
+          rng: generator of the training crop; None for the evaluation crop.
+
+        Raises:
+          ValueError: the levels have no meaning (see `levels`), or there are too many pixels.
+          Exception: whatever PIL raises for a file that it cannot decode.
         """
         if isinstance(encoded, np.ndarray):
             if self.crop == "none" and encoded.shape[-1] == self.channels:
@@ -82,22 +96,15 @@ class Decoder:
             return self._pixels(image, rng, orientation(image) if self.exif == "apply" else 1)
 
     def _pixels(self, image: Image.Image, rng: np.random.Generator | None, turned: int = 1) -> np.ndarray:
-        """`turned`: the EXIF orientation. Only the finished crop is turned, so a JPEG's scaled decoding remains."""
+        """Crops first and turns by the EXIF orientation `turned` last, so that a JPEG can still be decoded scaled."""
         method, swaps, *_ = _TURNS.get(turned, (None, False))
         box = None
         if self.crop != "none":
-            size = image.size[::-1] if swaps else image.size
-            random = self.crop in ("random_resized", "whole") and rng is not None
-            if self.crop == "whole":
-                box = part_of_whole(*size, rng, self.scale) if random else (0, 0, *size)
-            else:
-                box = (
-                    random_box(*size, rng, self.scale, self.ratio)
-                    if random
-                    else central_box(*size, self.size, self.eval_crop)
-                )
-            # Evaluation keeps twice the pixels it needs: ImageNet's are then decoded in full, as published results are.
-            box = _scaled_decoding(image, _stored(box, image.size, turned), self.size if random else 2 * self.size)
+            rng = None if self.crop == "resize" else rng
+            width, height = image.size[::-1] if swaps else image.size
+            box = self._box(width, height, rng)
+            # Evaluation keeps twice the pixels it needs: ImageNet's are then decoded in full, as for published results
+            box = _scaled_decoding(image, _stored(box, image.size, turned), 2 * self.size if rng is None else self.size)
         image = levels(image, self.channels)
         if box is not None:
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
@@ -106,27 +113,37 @@ class Decoder:
         pixels = np.asarray(image)
         return pixels[..., None] if self.channels == 1 else pixels
 
+    def _box(self, width: int, height: int, rng: np.random.Generator | None) -> Crop:
+        """Returns the crop of an upright picture, random with `rng`."""
+        if self.crop == "whole":
+            return (0, 0, width, height) if rng is None else part_of_whole(width, height, rng, self.scale)
+        if rng is None:
+            return central_box(width, height, self.size, self.eval_crop)
+        return random_box(width, height, rng, self.scale, self.ratio)
+
 
 @functools.cache
 def endings() -> frozenset[str]:
-    """Returns the endings of files that this PIL reads as pictures, in lower case: ".jpg", ".jfif", ".tif", …"""
+    """Returns the file endings, in lower case (".jpg", ".jfif", …), that the installed PIL reads as pictures."""
     Image.init()
-    readable = {*Image.OPEN, "MPO"} - _NOT_PICTURES  # the opener of JPEG gives MPO, a JPEG with further views
+    readable = {*Image.OPEN, "MPO"} - _NOT_PICTURES  # PIL's opener for JPEG also opens MPO, a JPEG with further views
     return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in readable)
 
 
 def _check(image: Image.Image) -> None:
-    """Raises ValueError for an opened file that is no picture, or that claims too many pixels."""
+    """Raises ValueError for an opened file that is not a picture, or that claims too many pixels."""
     if image.format in _NOT_PICTURES:
-        raise ValueError(f"{image.format} is no format of pictures")
+        raise ValueError(f"{image.format} is not a format for pictures")
     if image.width * image.height > MOST_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels are more than {MOST_PIXELS:,}")
 
 
 def _mend_transparency(image: Image.Image) -> None:
-    """Brings the transparent color of a PNG to the eight bits of its pixels: PIL leaves it in the file's bits."""
-    color = image.info.get("transparency")
-    raw = image.tile[0][3] if image.format == "PNG" and image.tile and color is not None else ""
+    """Scales the transparent color of a PNG to the eight bits of its pixels; PIL leaves it in the file's bits."""
+    color, tiles = image.info.get("transparency"), getattr(image, "tile", ())
+    if color is None or image.format != "PNG" or not tiles:
+        return
+    raw = tiles[0][3]
     if raw in ("L;2", "L;4"):
         image.info["transparency"] = color * (85 if raw == "L;2" else 17)
     elif raw == "RGB;16B":
@@ -134,20 +151,20 @@ def _mend_transparency(image: Image.Image) -> None:
 
 
 def orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation of an opened image, 2 to 8, or 1 where there is none that can be read."""
+    """Returns the EXIF orientation of an opened image, 2 to 8, or 1 if there is none that can be read."""
     if image.format not in ("JPEG", "MPO"):
-        image.load()  # a TIFF turns itself while it is loaded, and a PNG may have the tag after its pixels
+        image.load()  # PIL turns a TIFF while it loads it, and a PNG may have the tag after its pixels
     elif not {"exif", "xmp"} & image.info.keys():
-        return 1  # asking for the tags would cost as much as decoding a small image
+        return 1  # reading the tags would cost as much as decoding a small image
     try:
         turned = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # PIL raises SyntaxError, struct.error, … for damaged tags, which viewers pass over, too
+    except Exception:  # PIL raises SyntaxError, struct.error, … for damaged tags, which viewers skip, too
         return 1
     return turned if turned in _TURNS else 1
 
 
 def _stored(box: Crop, size: tuple[int, int], turned: int) -> Crop:
-    """Returns where a box of the upright picture lies in the stored one, whose width and height are `size`."""
+    """Returns the box in the stored picture, of width and height `size`, for a box in the upright picture."""
     _, swaps, mirrors_x, mirrors_y = _TURNS.get(turned, (None, False, False, False))
     left, top, right, bottom = (box[1], box[0], box[3], box[2]) if swaps else box
     if mirrors_x:
@@ -158,15 +175,16 @@ def _stored(box: Crop, size: tuple[int, int], turned: int) -> Crop:
 
 
 def levels(image: Image.Image, channels: int) -> Image.Image:
-    """Returns an opened image of any encoding as uint8 levels: of mode "L" for 1 channel, "RGB" for 3.
+    """Returns an opened image of any encoding as uint8 levels, in mode "L" for 1 channel, "RGB" for 3.
 
-    Integers of more than eight bits are scaled by the range that their file declares; signed ones by their positive
-    half. Floating-point values are levels in [0, 1]. Transparent pixels are composited over BACKGROUND.
+    Integers of more than eight bits are scaled by the range that their file declares, signed integers by the positive
+    half of it. Floating-point values are levels in [0, 1]. Transparent pixels are composited over BACKGROUND.
 
     Raises:
-      ValueError: negative integers; floating-point values outside [0, 1]; small values that would all become black.
+      ValueError: integers are negative, floating-point values are outside of [0, 1], or all values are so small that
+        they would become black.
     """
-    image.load()  # the palette is not known before
+    image.load()  # the palette is unknown before
     if image.mode in _NUMBERS:
         image = _scaled(image)
     elif image.has_transparency_data:
@@ -178,8 +196,8 @@ def levels(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Returns an image of one number a pixel, of more than eight bits, as mode "L"."""
-    tags = image.tag_v2 if image.format == "TIFF" else {}
+    """Converts an image with one number of more than eight bits per pixel to mode "L"."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     values = np.asarray(image)
     if image.mode == "F":
         top, kind = 1, "floating-point"
@@ -188,8 +206,8 @@ def _scaled(image: Image.Image) -> Image.Image:
         values = values.view(np.uint32) if bits == 32 and not signed else values
         top, kind = 2 ** (bits - signed) - 1, f"{bits}-bit"
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= top):  # nor is a value that is no number
-        raise ValueError(f"its {kind} values reach from {low:g} to {high:g}: want 0 to {top}")
+    if not (low >= 0 and high <= top):  # so written that it refuses NaN, too
+        raise ValueError(f"its {kind} values reach from {low:g} to {high:g}; allowed: 0 to {top}")
     scaled = np.rint(values.astype(np.float32 if top < 2**16 else np.float64) * (255 / top)).astype(np.uint8)
     if high > 0 and not scaled.any():
         raise ValueError(f"its {kind} values reach only {high:g} of {top}, so all of it would be black: rescale them")
@@ -200,46 +218,54 @@ def _scaled(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled)
 
 
-def _integers(image: Image.Image, tags: dict) -> tuple[int, bool]:
-    """Returns how many bits a number of the file has, and whether one of them is a sign."""
+def _integers(image: Image.Image, tags: Mapping[int, Any]) -> tuple[int, bool]:
+    """Returns the number of bits of the file's integers, and True if they are signed."""
     if tags:
         return tags[_BITS_PER_SAMPLE][0], tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
-    # What PIL reads as "I" of a PNG or PPM, it has scaled to sixteen bits
+    # PIL has scaled a PNG or PPM of mode "I" to sixteen bits
     return (32, True) if image.mode == "I" and image.format not in ("PNG", "PPM") else (16, False)
 
 
 def _composited(image: Image.Image) -> Image.Image:
-    """Returns an image with transparency over BACKGROUND, as mode "RGB"."""
+    """Composites an image with transparency over BACKGROUND; returns mode "RGB"."""
     if image.mode == "La":
-        image = image.convert("LA")  # PIL converts it to no other
+        image = image.convert("LA")  # the only mode to which PIL converts it
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image).convert("RGB")
 
 
 def of_file(decoder: Decoder, shape: tuple[int, int, int], path: str | Path) -> np.ndarray:
-    """The pixels of a user's file, uint8 of `shape` [H, W, C], as evaluation crops them, or squeezed to that size where
-    it crops none.
+    """Decodes a user's file with the evaluation crop, or squeezes it to `shape` where evaluation does not crop.
+
+    Args:
+      decoder: the decoder of the run.
+      shape: (H, W, C) of the network's images.
+      path: the file.
+
+    Returns:
+      Pixels, uint8 `shape`.
 
     Raises:
-      UserError: no such file, one that cannot be decoded, or images that are no squares.
+      UserError: there is no such file, it cannot be decoded, or the network's images are not square.
     """
     height, width, channels = shape
     if decoder.crop == "none" or height != decoder.size:
         if height != width:
-            raise UserError(f"{path}: files are made squares, and this network's images are {height} x {width}")
+            raise UserError(f"{path}: files are squeezed to squares, and this network's images are {height} x {width}")
         decoder = dataclasses.replace(decoder, crop="whole", size=height, channels=channels)
     if not Path(path).is_file():
-        raise UserError(f"{path}: {'this is no file' if Path(path).exists() else 'there is no such file'}")
+        raise UserError(f"{path}: {'this is not a file' if Path(path).exists() else 'there is no such file'}")
     try:
         return decoder(Path(path))
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, … for a damaged file
         raise UserError(f"{path}: it cannot be decoded: {error}") from None
 
 
-def random_box(
-    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
-) -> Crop:
-    """A crop of random area and aspect (Szegedy 2015, section 6), with torchvision's ten tries and central fallback."""
+def random_box(width: int, height: int, rng: np.random.Generator, scale: Range, ratio: Range) -> Crop:
+    """Returns a crop of random area and aspect ratio (Szegedy 2015, section 6).
+
+    As in torchvision, ten tries are made before it falls back to a central crop.
+    """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -253,17 +279,17 @@ def random_box(
     return left, top, left + w, top + h
 
 
-def part_of_whole(width: int, height: int, rng: np.random.Generator, scale: tuple[float, float]) -> Crop:
-    """A crop of random area and the image's own aspect: that of a square to which all of it was squeezed."""
+def part_of_whole(width: int, height: int, rng: np.random.Generator, scale: Range) -> Crop:
+    """Returns a crop of random area with the image's aspect ratio: a square once the image is squeezed to a square."""
     share = math.sqrt(rng.uniform(*scale))
     left, top = ((1 - share) * rng.uniform(0, side) for side in (width, height))
     return left, top, left + share * width, top + share * height
 
 
 def central_box(width: int, height: int, size: int, eval_crop: float) -> Crop:
-    """The box that "resize the shorter side to size / eval_crop, then crop the centre" reads.
+    """Returns the box that is left by resizing the shorter side to size / eval_crop and cropping the center.
 
-    Whole pixels are rounded where torchvision's Resize and CenterCrop round, so the result is theirs (to one level).
+    Whole pixels are rounded where torchvision's Resize and CenterCrop round, so that results agree to one level.
     """
     short = int(size / eval_crop)
     if width <= height:
@@ -276,11 +302,11 @@ def central_box(width: int, height: int, size: int, eval_crop: float) -> Crop:
 
 
 def _scaled_decoding(image: Image.Image, box: Crop, size: int) -> Crop:
-    """Lets a JPEG be decoded at the smallest scale at which `box` still has `size` pixels; the box at that scale."""
+    """Makes PIL decode a JPEG at the smallest scale that leaves `size` pixels of `box`; returns the scaled box."""
     width, height = image.size
     needed = (math.ceil(width * size / (box[2] - box[0])), math.ceil(height * size / (box[3] - box[1])))
     if not hasattr(image, "draft") or image.draft(None, needed) is None or image.size == (width, height):
         return box
-    # The scale is a power of two; the last column and row of blocks may be cut, so it is not the ratio of the sizes.
+    # The scale is a power of two. It is not the ratio of the sizes, since the last column or row of blocks may be cut
     scale = 2 ** round(math.log2(width / image.size[0]))
     return box[0] / scale, box[1] / scale, min(box[2] / scale, image.size[0]), min(box[3] / scale, image.size[1])

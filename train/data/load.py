@@ -7,11 +7,12 @@ from typing import Any
 from models import plugins
 from models.errors import choice_error
 from train import spec
+from train.data.options import Options
 from train.data.select import select
-from train.data.source import Options, Source
+from train.data.source import Source
 
-# Module and function of each kind, (split, options) -> Source, or (what follows the colon, split, options). They are
-# imported when they are needed: scikit-learn and TFDS are slow to import, and a run needs one of them at most.
+# Module and function of each kind: (split, options) -> Source, or (text after the colon, split, options) -> Source.
+# They are imported when needed: scikit-learn and TFDS are slow to import, and a run needs at most one of them.
 KINDS = {
     "digits": "train.data.sources.digits:source",
     "tfds:NAME": "train.data.sources.tfds:TfdsSource",
@@ -22,10 +23,14 @@ TEXT_KINDS = ("grammar", "text:FOLDER")  # see sources/text.py
 
 
 def load(config: Any, split: str) -> Source:
-    """The source that `config` (an attribute-style section with the fields of `Options`) describes.
+    """Returns the source that a section `data` of a config describes.
 
-    `split`: "train" and "test" stand for config.train_split and config.test_split; any other is taken as it is.
-    Raises UserError for an unknown source or split, a missing folder, and a data set that is not prepared.
+    Args:
+      config: has the fields of `Options` as attributes.
+      split: "train" or "test", which stand for config.train_split and config.test_split, or the name of a split.
+
+    Raises:
+      UserError: the source or the split is unknown, a folder is missing, or a data set is not prepared.
     """
     options = Options.read(config)
     part = {"train": options.select, "test": options.select_test}.get(split, "")
@@ -33,7 +38,7 @@ def load(config: Any, split: str) -> Source:
 
 
 def load_test(data: Mapping[str, Any], **changes: Any) -> Source:
-    """The test source of a run's section `data`, with other values for some of its keys."""
+    """Returns the test source for a run's section `data`, after `changes` to some of its keys."""
     return load(types.SimpleNamespace(**{**data, **changes}), "test")
 
 

@@ -1,6 +1,6 @@
-"""Mixing pairs of examples, images and labels: mixup (Zhang 2018) and CutMix (Yun 2019).
+"""Mixing the images and labels of pairs of examples: mixup (Zhang 2018) and CutMix (Yun 2019).
 
-Example 2j is mixed with 2j+1, and 2j+1 with 2j, with one draw for the pair (as timm's "pair" mode). The order of
+Examples 2j and 2j+1 are mixed with each other, with one draw for the pair (as timm's "pair" mode). The order of
 examples is random already, so no permutation is needed, and a pair never straddles two devices.
 """
 
@@ -9,26 +9,35 @@ import jax.numpy as jnp
 
 
 def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """One pair: images float [2, H, W, C], targets [2, classes]; each becomes lam * itself + (1 - lam) * the other,
-    with lam from Beta(alpha, alpha).
+    """Mixes a pair: each example becomes lam * itself + (1 - lam) * the other, with lam from Beta(alpha, alpha).
+
+    Args:
+      key: key of the pair.
+      images: float [2, H, W, C].
+      targets: [2, classes].
+      alpha: parameter of the Beta distribution.
+
+    Returns:
+      Mixed images and targets.
     """
-    # On a grid, products with whole levels are exact: the result cannot depend on how a compiler contracts them.
+    # On this grid, products with whole levels are exact: the result cannot depend on how a compiler contracts them.
     lam = jnp.round(jax.random.beta(key, alpha, alpha) * 4096) / 4096
     return lam * images + (1 - lam) * images[::-1], lam * targets + (1 - lam) * targets[::-1]
 
 
 def cutmix(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """One pair, as `mixup`: each gets a box of the other, of area 1 - lam around a uniform centre; what the border
-    cuts off counts in the targets.
+    """Mixes a pair, as `mixup`: each example gets a box of the other, of area 1 - lam around a uniform center.
+
+    Targets are weighted by the area of the box that lies inside the image.
     """
     height, width = images.shape[1:3]
     lam_key, y_key, x_key = jax.random.split(key, 3)
     side = jnp.sqrt(1 - jax.random.beta(lam_key, alpha, alpha))
     inside = []
     for axis_key, size in ((y_key, height), (x_key, width)):
-        centre, half = jax.random.randint(axis_key, (), 0, size), (side * size).astype(jnp.int32) // 2
-        place = jnp.arange(size)
-        inside.append((place >= centre - half) & (place < centre + half))
+        center, half = jax.random.randint(axis_key, (), 0, size), (side * size).astype(jnp.int32) // 2
+        pixel = jnp.arange(size)
+        inside.append((pixel >= center - half) & (pixel < center + half))
     box = inside[0][:, None] & inside[1]  # [H, W]
     lam = 1 - jnp.mean(box.astype(jnp.float32))
     return jnp.where(box[..., None], images[::-1], images), lam * targets + (1 - lam) * targets[::-1]
@@ -37,7 +46,7 @@ def cutmix(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) 
 def mixup_cutmix(
     key: jax.Array, images: jax.Array, targets: jax.Array, mixup_alpha: float, cutmix_alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """One pair, as `mixup`: the one or the other, with probability 1/2 each (timm's default)."""
+    """Mixes a pair by `mixup` or by `cutmix`, with probability 1/2 each (timm's default)."""
     choice_key, mixup_key, cutmix_key = jax.random.split(key, 3)
     return jax.lax.cond(
         jax.random.bernoulli(choice_key),

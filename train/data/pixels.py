@@ -1,7 +1,7 @@
-"""Image operations on uint8 pixels [H, W, C], as pure JAX functions: what the augmentations are made of.
+"""Image operations on uint8 pixels [H, W, C], as pure JAX functions, from which augmentations are made.
 
-They compute what torchvision.transforms.functional computes for uint8 tensors, its truncations included (tests hold
-recorded references): all within one level, geometry to the pixel except where a coordinate is a tie.
+They equal torchvision.transforms.functional on uint8 tensors, its truncations included, to within one level. Geometry
+is equal to the pixel, except where a coordinate is a tie. Tests compare with recorded references.
 """
 
 import jax
@@ -11,8 +11,11 @@ _LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale (ITU-R 601)
 
 
 def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Output pixel (x, y) is the input pixel nearest to matrix [2, 3] @ (x, y, 1), with 0 outside; x and y are
-    measured from the centre of the image.
+    """Transforms an image: output pixel (x, y) is the input pixel nearest to matrix @ (x, y, 1), or 0 outside.
+
+    Args:
+      image: uint8 [H, W, C].
+      matrix: float [2, 3], for coordinates measured from the center of the image.
     """
     height, width = image.shape[:2]
     x, y = jnp.arange(width) - (width - 1) / 2, (jnp.arange(height) - (height - 1) / 2)[:, None]
@@ -25,51 +28,54 @@ def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def grayscale(image: jax.Array) -> jax.Array:
-    """[H, W, 3] -> [H, W, 1], luma truncated to whole levels; one channel is left as it is."""
+    """Returns luma truncated to whole levels, [H, W, 3] -> [H, W, 1]; one channel is returned unchanged."""
     if image.shape[-1] == 1:
         return image
     luma = sum(weight * image[..., channel].astype(jnp.float32) for channel, weight in enumerate(_LUMA))
-    return luma.astype(jnp.uint8)[..., None]
+    return jnp.asarray(luma).astype(jnp.uint8)[..., None]
 
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Scales all levels: 0 is black, 1 the image."""
+    """Scales all levels: factor 0 gives black, 1 the image."""
     return _blend(image, 0.0, factor)
 
 
 def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Moves away from the image's mean luma: 0 is flat gray, 1 the image."""
+    """Scales the distance from the mean luma: factor 0 gives flat gray, 1 the image."""
     return _blend(image, jnp.mean(grayscale(image).astype(jnp.float32)), factor)
 
 
 def saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Moves away from the gray image: 0 is gray, 1 the image. One channel is left as it is."""
+    """Scales the distance from the gray image: factor 0 gives gray, 1 the image. One channel stays as it is."""
     return image if image.shape[-1] == 1 else _blend(image, grayscale(image).astype(jnp.float32), factor)
 
 
 def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Moves away from a smoothed image (3x3, centre 5/13, neighbours 1/13; borders kept): 0 is smooth, 1 the image."""
+    """Scales the distance from a smoothed image: factor 0 gives the smoothed image, 1 the image.
+
+    Smoothing is 3x3, with 5/13 for the center and 1/13 for each neighbor; the border keeps its pixels.
+    """
     height, width = image.shape[:2]
     if height <= 2 or width <= 2:
         return image
     pixels = image.astype(jnp.float32)
-    near = sum(pixels[i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3))
-    smooth = jnp.round((near + 4 * pixels[1:-1, 1:-1]) / 13)
+    window = sum(pixels[i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3))
+    smooth = jnp.round((window + 4 * pixels[1:-1, 1:-1]) / 13)
     return _blend(image, pixels.at[1:-1, 1:-1].set(smooth), factor)
 
 
-def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
+def posterize(image: jax.Array, bits: jax.Array | int) -> jax.Array:
     """Keeps the highest `bits` (0..8) bits of each level."""
     return image & (256 - jnp.left_shift(1, 8 - bits)).astype(jnp.uint8)
 
 
-def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
+def solarize(image: jax.Array, threshold: jax.Array | float) -> jax.Array:
     """Inverts the levels at or above `threshold`."""
     return jnp.where(image >= threshold, 255 - image, image)
 
 
 def autocontrast(image: jax.Array) -> jax.Array:
-    """Stretches each channel to 0..255; a channel of one level is left as it is."""
+    """Stretches each channel to 0..255; a channel with a single level stays as it is."""
     pixels = image.astype(jnp.float32)
     low, high = pixels.min(axis=(0, 1)), pixels.max(axis=(0, 1))  # [C]
     flat = low == high
@@ -78,24 +84,24 @@ def autocontrast(image: jax.Array) -> jax.Array:
 
 
 def equalize(image: jax.Array) -> jax.Array:
-    """Makes the histogram of each channel flat (PIL's ImageOps.equalize)."""
+    """Flattens the histogram of each channel (PIL's ImageOps.equalize)."""
     height, width, channels = image.shape
     return jax.vmap(_equalize)(image.reshape(height * width, channels).T).T.reshape(image.shape)
 
 
 def _equalize(levels: jax.Array) -> jax.Array:
-    # The histogram as a product of one-hot matrices of the high and low four bits: scatters serialize on accelerators.
+    # The histogram is a product of one-hot matrices of the high and low four bits: scatters serialize on accelerators.
     high, low = (jax.nn.one_hot(part, 16, dtype=jnp.bfloat16) for part in (levels >> 4, levels & 15))  # [HW, 16]
     histogram = jnp.matmul(high.T, low, preferred_element_type=jnp.float32).astype(jnp.int32).reshape(256)
     last = 255 - jnp.argmax(histogram[::-1] > 0)
     step = (levels.size - histogram[last]) // 255
-    below = jnp.cumsum(histogram) - histogram  # pixels of lower level
+    below = jnp.cumsum(histogram) - histogram  # pixels with lower levels
     table = jnp.clip((below + step // 2) // jnp.maximum(step, 1), 0, 255).astype(jnp.uint8)
     return jnp.where(step == 0, levels, jnp.take(table, levels, mode="clip"))
 
 
 def hue(image: jax.Array, shift: jax.Array) -> jax.Array:
-    """Turns the hue by `shift` (-0.5..0.5 of the circle), through HSV. Wants three channels."""
+    """Rotates the hue of an RGB image by `shift`, -0.5..0.5 of the circle, in HSV."""
     red, green, blue = (image[..., channel].astype(jnp.float32) / 255 for channel in range(3))
     value, least = jnp.maximum(jnp.maximum(red, green), blue), jnp.minimum(jnp.minimum(red, green), blue)
     gray = value == least

@@ -1,4 +1,4 @@
-"""Downloads a TFDS set and prepares it: the only thing here that needs TensorFlow. See --help."""
+"""Downloads a TFDS set and prepares it; only this command needs TensorFlow. See --help."""
 
 import errno
 from collections.abc import Sequence
@@ -17,12 +17,20 @@ The set is written as array_record; training then reads it without TensorFlow as
 
 
 def prepare(name: str, folder: str) -> str:
-    """Prepares set `name` (name, name/config or name:version) in `folder`, or finds it prepared.
+    """Prepares a TFDS set in a folder, unless it is prepared there already.
 
-    Returns lines that say where it lies and what its splits are. Raises UserError for an unknown name, missing
-    TensorFlow, a failed download, a full disk, and a set that lies there in a format without random access.
+    Args:
+      name: name, name/config or name:version of the set.
+      folder: where to write.
+
+    Returns:
+      Lines that name the set's folder and its splits.
+
+    Raises:
+      UserError: the name is unknown, TensorFlow is missing, the download fails, the folder cannot be written, or the
+        set is there in a format without random access.
     """
-    from train.data.sources.tfds import known_names, unknown_name  # not for --help: with it comes TFDS
+    from train.data.sources.tfds import known_names, unknown_name  # imports TFDS, which --help does not need
 
     base = name.partition("/")[0].partition(":")[0]
     if base not in known_names(folder):
@@ -31,14 +39,14 @@ def prepare(name: str, folder: str) -> str:
     try:
         builder = tfds.builder(name, data_dir=folder, file_format="array_record")
         builder.download_and_prepare()
-    except Exception as error:  # whatever the network, the disk and the set's own script come up with
+    except Exception as error:  # the network, the disk and the set's own script can raise anything
         disk = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-        what = "write" if disk else "download or prepare"
-        raise UserError(f"cannot {what} data set '{name}' in {folder}: {_line(error)}") from error
+        action = "write" if disk else "download or prepare"
+        raise UserError(f"cannot {action} data set '{name}' in {folder}: {_line(error)}") from error
     file_format = builder.info.file_format.value
     if file_format != "array_record":
         raise UserError(
-            f"data set '{name}' lies in {builder.data_path} as {file_format}, which has no random access: "
+            f"data set '{name}' is in {builder.data_path} as {file_format}, which has no random access: "
             "move that folder away, or choose another --data_dir"
         )
     splits = ", ".join(f"{split} {info.num_examples:,}" for split, info in sorted(builder.info.splits.items()))
@@ -47,8 +55,9 @@ def prepare(name: str, folder: str) -> str:
 
 def _tensorflow_datasets() -> ModuleType:
     try:
-        import importlib_resources  # noqa: F401  TFDS 4.9 wants it where TensorFlow is, and does not say so
-        import tensorflow  # noqa: F401  what TFDS writes with
+        # TFDS 4.9 imports it together with TensorFlow, without requiring it; the extra `prepare` has both
+        import importlib_resources  # noqa: F401  # pyright: ignore[reportMissingImports]  an optional library
+        import tensorflow  # noqa: F401  TFDS writes with it
         import tensorflow_datasets
     except ImportError as error:
         raise UserError(
@@ -58,20 +67,22 @@ def _tensorflow_datasets() -> ModuleType:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of what an error says, or its type."""
+    """Returns the first line of an error's message, or its type if it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the folder and the splits."""
+    """Prepares the set and prints its folder and splits."""
     if len(argv) != 2:
-        raise UserError("want the name of one TFDS data set, as in: python -m train.data.prepare cifar10")
+        raise UserError(
+            "the command takes the name of one TFDS data set, such as: python -m train.data.prepare cifar10"
+        )
     from train.data.sources.tfds import data_dir
 
     print(prepare(argv[1], data_dir(DATA_DIR.value)))
 
 
-if __name__ == "__main__":  # only here: absl has one table of flags for the process
+if __name__ == "__main__":  # flags are defined only here, since absl has one table of flags per process
     DATA_DIR = command.define_path(
         "data_dir", "", "Where to write; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."
     )

@@ -1,13 +1,12 @@
-"""RandAugment (Cubuk 2020, arXiv:1909.13719): n operations, drawn uniformly, all of one magnitude."""
+"""RandAugment (Cubuk 2020, arXiv 1909.13719): n operations, drawn uniformly, all with one magnitude."""
 
 import jax
 import jax.numpy as jnp
 
 from train.data import pixels
 
-# The operations and, at magnitude 30, the strength of each, as in torchvision's RandAugment. Shears in pixels per
-# pixel; translations as a share of the width (150 of 331, the image size of AutoAugment); rotations in degrees;
-# enhancements as distance of the factor from 1.
+# Strengths at magnitude 30, as in torchvision's RandAugment: shears in pixels per pixel, translations as a share of the
+# width (150 of 331, the image size of AutoAugment), rotations in degrees, enhancements as the factor's distance from 1.
 _SHEAR, _TRANSLATE, _ROTATE, _ENHANCE = 0.3, 150 / 331, 30.0, 0.9
 OPS = (
     "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast",
@@ -18,15 +17,20 @@ BINS = 30
 
 
 def apply(image: jax.Array, op: jax.Array, magnitude: int, sign: jax.Array) -> jax.Array:
-    """Applies operation number `op` of OPS to uint8 [H, W, C]. magnitude: 0..30; sign: +1 or -1, for those that have
-    two directions.
+    """Applies one operation to an image.
+
+    Args:
+      image: uint8 [H, W, C].
+      op: number of the operation in OPS.
+      magnitude: 0..30.
+      sign: +1 or -1, the direction of operations that have two.
     """
     strength = magnitude / BINS
     factor = 1 + sign * strength * _ENHANCE
     branches = {
         "identity": lambda: image,
-        # One branch for the geometric ones, as their matrices are chosen from: under vmap every branch is computed.
-        "geometric": lambda: pixels.affine(image, _matrix(image.shape, op - 1, strength, sign)),
+        # Geometric operations share a branch, which chooses a matrix: under vmap every branch is computed
+        "geometric": lambda: pixels.affine(image, _matrix(image.shape[0], image.shape[1], op - 1, strength, sign)),
         "brightness": lambda: pixels.brightness(image, factor),
         "color": lambda: pixels.saturation(image, factor),
         "contrast": lambda: pixels.contrast(image, factor),
@@ -41,15 +45,14 @@ def apply(image: jax.Array, op: jax.Array, magnitude: int, sign: jax.Array) -> j
     return jax.lax.switch(branch, list(branches.values()))
 
 
-def _matrix(shape: tuple[int, int, int], which: jax.Array, strength: float, sign: jax.Array) -> jax.Array:
-    """The matrix [2, 3] of geometric operation `which`, from output to input coordinates (pixels.affine)."""
-    height, width, _ = shape
+def _matrix(height: int, width: int, which: jax.Array, strength: float, sign: jax.Array) -> jax.Array:
+    """Returns the matrix [2, 3] of geometric operation `which`, from output to input coordinates (pixels.affine)."""
     shear = sign * strength * _SHEAR
     angle = jnp.radians(sign * strength * _ROTATE)
     dx, dy = (-sign * int(strength * _TRANSLATE * size) for size in (width, height))  # whole pixels
     one, zero = jnp.ones_like(shear), jnp.zeros_like(shear)
     matrices = [
-        [one, shear, shear * height / 2, zero, one, zero],  # about the upper left corner
+        [one, shear, shear * height / 2, zero, one, zero],  # shears keep the upper left corner
         [one, zero, zero, shear, one, shear * width / 2],
         [one, zero, dx, zero, one, zero],
         [one, zero, zero, zero, one, dy],
@@ -59,7 +62,7 @@ def _matrix(shape: tuple[int, int, int], which: jax.Array, strength: float, sign
 
 
 def randaugment(key: jax.Array, image: jax.Array, ops: int, magnitude: int) -> jax.Array:
-    """Applies `ops` random operations in turn to uint8 [H, W, C]."""
+    """Applies `ops` random operations, one after another, to an image, uint8 [H, W, C]."""
     op_key, sign_key = jax.random.split(key)
     chosen = jax.random.randint(op_key, (ops,), 0, len(OPS))
     signs = jax.random.rademacher(sign_key, (ops,), jnp.float32)

@@ -1,7 +1,7 @@
-"""The resident pipeline: a data set that is small enough lives on the device, decoded once.
+"""The resident pipeline: a small data set is decoded once and stays in the memory of the device.
 
-Which examples make batch t comes from the same `order.Order` as in streaming; the batch is gathered from the device's
-own memory inside the compiled step, so a step moves B indices to the device instead of B images.
+The order of examples comes from `shuffle.Order`, as in streaming. The compiled step gathers the batch from the device's
+own memory, so that a step moves B indices to the device instead of B images.
 """
 
 from typing import Any
@@ -18,15 +18,19 @@ LIMIT_BYTES = 2 << 30
 
 
 class Resident:
-    """A source decoded once. arrays: {"image": uint8 [N, H, W, C], "label": int32 [N, *label_shape]}, for the caller to
-    put on the device. skipped: int64 [S], the indices of images that could not be decoded (data.on_error=skip); for
-    each the next readable example stands in.
+    """A source, decoded once.
+
+    Attributes:
+      arrays: {"image": uint8 [N, H, W, C], "label": int32 [N, *label_shape]}, for the caller to put on the device.
+      skipped: int64 [S], indices of images that could not be decoded (data.on_error=skip). The next readable example
+        replaces each of them.
     """
 
     def __init__(self, source: Source):
         if source.random_crop:
             raise UserError(
-                f"data.pipeline=resident decodes once, so it cannot do data.crop={source.decoder.crop}: use stream"
+                f"data.pipeline=resident decodes each image once, which data.crop={source.decoder.crop} does not "
+                "allow; use data.pipeline=stream"
             )
         arrays = source.arrays(replace=True)
         self.arrays = {key: arrays[key] for key in ("image", "label")}
@@ -34,20 +38,20 @@ class Resident:
 
     @staticmethod
     def gather(arrays: dict[str, jax.Array], indices: jax.Array) -> dict[str, jax.Array]:
-        """The examples at `indices` [B], as a batch; pure, for use inside the compiled step."""
-        # Order gives valid indices only, so the gather need not check them.
+        """Returns the examples at `indices`, int [B], as a batch; for use inside the compiled step."""
+        # All indices come from Order and are valid, so the gather need not check them
         return {key: jnp.take(value, indices, axis=0, mode="clip") for key, value in arrays.items()}
 
 
 def fits(source: Source) -> bool:
-    """Whether to keep the source on the device: images of one size, no random crop, at most LIMIT_BYTES of pixels."""
+    """Returns True if the source can stay on the device: one image size, no random crop, at most LIMIT_BYTES."""
     return (
         source.fixed_size and not source.random_crop and len(source) * int(np.prod(source.image_shape)) <= LIMIT_BYTES
     )
 
 
 def choose(pipeline: Any, source: Source) -> str:
-    """ "resident" or "stream", for config.data.pipeline "auto", "resident" or "stream"."""
+    """Resolves `data.pipeline`: "auto" becomes "resident" where the source fits, else "stream"."""
     if pipeline not in PIPELINES:
         raise choice_error("data.pipeline", pipeline, PIPELINES)
     if pipeline == "auto":

@@ -1,22 +1,22 @@
-"""Parts of a split, and cues painted on it: data.select="classes('0-4')|per_class(50)", from left to right.
+"""Parts of a split, and cues painted on images: data.select="classes('0-4')|per_class(50)", from left to right.
 
-    classes(a, 'b-c', 'd-e/2')   examples of these classes alone: a number, a range, every second of one; numbered anew
-    per_class(n, seed=0)         n random examples of each class; those of a smaller n are among them
-    share(p, seed=0)             a random share of all; those of a smaller share are among them
-    imbalance(r, seed=0)         of C classes, in random order, the first keeps all, the last one in r, the i-th between
-                                 them r^(-i / (C - 1)) (Cui 2019, arXiv 1901.05555, section 5)
-    paint(classes='all', p=1.0, size=0.25, seed=0)    a yellow square, of that share of the side, in the lower right of
-                                 images of these classes, each with probability p (Salman 2022, arXiv 2207.02842); it is
-                                 there before augmentation, which may flip or cut it
+    classes(a, 'b-c', 'd-e/2')   examples of these classes: a number, a range, every second class of a range. The
+                                 classes are renumbered from 0.
+    per_class(n, seed=0)         n random examples of each class, which include those of any smaller n
+    share(p, seed=0)             a random share of all examples, which includes any smaller share
+    imbalance(r, seed=0)         class i of C, in random order, keeps the share r^(-i / (C - 1)) of its examples: all
+                                 of the first class, one in r of the last (Cui 2019, arXiv 1901.05555, section 5)
+    paint(classes='all', p=1.0, size=0.25, seed=0)    a yellow square in the lower right corner of images of these
+                                 classes, each with probability p (Salman 2022, arXiv 2207.02842). `size` is its share
+                                 of the side. Augmentation comes later, and may flip or cut it.
     place(canvas, size='0.3-0.5', objects=1, clutter=4, copies=1, seed=0)    the images as objects on a larger canvas
-                                 (composite.py); comes last
+                                 (composite.py); must come last
 
-Which examples these are depends on the split and the seed alone, not on the seed of a run.
+The selection depends only on the split and on `seed`, not on the seed of a run.
 """
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,32 +25,39 @@ from models.errors import UserError
 from train import spec as calls
 from train.data.composite import Placed
 from train.data.identity import Digest
-from train.data.source import Source, Wrapped
+from train.data.source import Indices, Label, Source, Stored, Wrapped
 
 YELLOW = (255, 255, 0)
 
 
 class Selected(Wrapped):
-    """Some examples of `source`: those at `index`, int [n], whose classes `classes` are called 0, 1, …; of example i
-    `painted[i]` of the side is painted, float [n], 0 for none. labels: theirs, int [n], numbered so.
+    """Some of the examples of a source, with renumbered classes.
+
+    Attributes:
+      index: numbers of the examples in the source, int [n].
+      painted: share of the side that is painted, float [n]; 0 for none.
+      labels: renumbered labels, int32 [n].
+      label_of: new label by the label in the source.
+      files: names of the image files, if the source has files.
     """
 
     def __init__(
         self, source: Source, index: np.ndarray, classes: Sequence[int], painted: np.ndarray, labels: np.ndarray
     ):
+        """Takes examples `index` of `source`; `classes` has the source's label of each new class."""
         super().__init__(source, len(index), [source.classes[label] for label in classes])
         self.index, self.painted, self.labels = index, painted, labels.astype(np.int32)
         self.label_of = {label: new for new, label in enumerate(classes)}
-        if hasattr(source, "files"):
-            self.files = [source.files[i] for i in index]
+        if files := getattr(source, "files", None):
+            self.files = [files[i] for i in index]
 
     @property
     def how(self) -> Any:
         return self.painted.tobytes()
 
-    def fetch(self, indices: Sequence[int]) -> list[tuple[bytes | Path | np.ndarray, int]]:
-        found = self.source.fetch([int(self.index[i]) for i in indices])
-        return [(stored, self.label_of[label]) for stored, label in found]
+    def fetch(self, indices: Indices) -> list[tuple[Stored, Label]]:
+        examples = self.source.fetch([int(self.index[i]) for i in indices])
+        return [(stored, self.label_of[int(label)]) for stored, label in examples]
 
     def known_labels(self) -> np.ndarray:
         return self.labels
@@ -62,8 +69,8 @@ class Selected(Wrapped):
     def name(self, index: int) -> str:
         return self.source.name(int(self.index[index]))
 
-    def _decode(self, index: int, stored: Any, rng: np.random.Generator | None) -> np.ndarray:
-        pixels = self.source._decode(int(self.index[index]), stored, rng)
+    def decode(self, index: int, stored: Stored, rng: np.random.Generator | None) -> np.ndarray:
+        pixels = self.source.decode(int(self.index[index]), stored, rng)
         if self.painted[index]:
             height, width = (max(1, round(self.painted[index] * side)) for side in pixels.shape[:2])
             pixels = pixels.copy()
@@ -72,35 +79,45 @@ class Selected(Wrapped):
 
 
 class _Selection:
-    """What is selected so far of a source."""
+    """The part of a source that the operations so far have selected.
+
+    Attributes:
+      labels: of the whole source, int32 [N].
+      index: numbers of the selected examples.
+      kept: labels of the selected classes.
+      painted: painted share of the side for each example of the whole source, float [N].
+      placed: canvases with the selected images, once `place` has made them.
+    """
 
     def __init__(self, source: Source):
         if source.label_shape != ():
-            raise UserError("data.select is for sets of one label an image")
-        self.source, self.labels = source, source.all_labels()  # int [N], of the whole split
+            raise UserError("data.select is for sets of one label per image")
+        self.source, self.labels = source, source.all_labels()
         self.index, self.kept = np.arange(len(source)), list(range(len(source.classes)))
         self.painted = np.zeros(len(source))
         self.placed: Placed | None = None
 
-    def selected(self) -> "Selected":
+    def selected(self) -> Selected:
+        """Returns the selected examples as a source."""
         return Selected(self.source, self.index, self.kept, self.painted[self.index], self.own())
 
     def own(self) -> np.ndarray:
-        """Labels of what is selected, numbered as `kept`."""
+        """Returns the labels of the selected examples, as positions in `kept`."""
         number = np.full(len(self.source.classes), -1)
         number[self.kept] = np.arange(len(self.kept))
         return number[self.labels[self.index]]
 
     def rank(self, seed: int) -> np.ndarray:
-        """A random number for each selected example, that does not depend on what else is selected."""
+        """Returns a random number for each selected example, which does not depend on the rest of the selection."""
         return np.random.default_rng([seed, 71]).random(len(self.source))[self.index]
 
     def keep(self, mask: np.ndarray) -> None:
+        """Keeps the selected examples whose entry of `mask` is True."""
         self.index = self.index[mask]
 
 
 def classes(selection: _Selection, *which: Any) -> None:
-    """See the module."""
+    """Keeps some classes and renumbers them; see the module."""
     if not which:
         raise ValueError("it names no class")
     numbers = _numbers(which, len(selection.kept))
@@ -109,7 +126,7 @@ def classes(selection: _Selection, *which: Any) -> None:
 
 
 def per_class(selection: _Selection, n: int, seed: int = 0) -> None:
-    """See the module."""
+    """Keeps `n` random examples of each class; see the module."""
     if n < 1:
         raise ValueError(f"n={n} must be 1 or more")
     counts = np.bincount(selection.own(), minlength=len(selection.kept))
@@ -120,7 +137,7 @@ def per_class(selection: _Selection, n: int, seed: int = 0) -> None:
 
 
 def share(selection: _Selection, p: float, seed: int = 0) -> None:
-    """See the module."""
+    """Keeps the random share `p` of all examples; see the module."""
     if not 0 < p <= 1:
         raise ValueError(f"p={p} must be in (0, 1]")
     order = selection.rank(seed).argsort().argsort()
@@ -128,18 +145,18 @@ def share(selection: _Selection, p: float, seed: int = 0) -> None:
 
 
 def imbalance(selection: _Selection, r: float, seed: int = 0) -> None:
-    """See the module."""
+    """Keeps fewer examples of each class than of the one before; see the module."""
     if r < 1:
         raise ValueError(f"r={r} must be 1 or more")
     own, count = selection.own(), len(selection.kept)
-    # In random order, since neighbours are alike in many sets: ImageNet's first classes are all animals
+    # Random order, since neighbors are alike in many sets: the first classes of ImageNet are all animals
     place = np.random.default_rng([seed, 72]).permutation(count)
     quota = np.bincount(own, minlength=count) * r ** (-place / max(count - 1, 1))
     selection.keep(_rank_in_class(selection, seed) < np.maximum(1, np.round(quota))[own])
 
 
 def paint(selection: _Selection, classes: Any = "all", p: float = 1.0, size: float = 0.25, seed: int = 0) -> None:
-    """See the module."""
+    """Marks random examples of some classes to be painted; see the module."""
     if not (0 < p <= 1 and 0 < size <= 1):
         raise ValueError(f"p={p} and size={size} must be in (0, 1]")
     count = len(selection.kept)
@@ -157,17 +174,17 @@ def place(
     copies: int = 1,
     seed: int = 0,
 ) -> None:
-    """See the module."""
+    """Puts the selected images on larger canvases; see the module."""
     low, _, high = size.partition("-")
     try:
         limits = float(low), float(high or low)
     except ValueError:
-        raise ValueError(f"size='{size}': want a range of shares of the canvas' side, as '0.3-0.5'") from None
+        raise ValueError(f"size='{size}': must be a range of shares of the canvas' side, such as '0.3-0.5'") from None
     selection.placed = Placed(selection.selected(), canvas, limits, objects, clutter, copies, seed)
 
 
 def _rank_in_class(selection: _Selection, seed: int) -> np.ndarray:
-    """0, 1, … among the selected examples of the same class, at random."""
+    """Numbers the selected examples of each class 0, 1, … in random order."""
     own, rank = selection.own(), selection.rank(seed)
     order, places = np.lexsort((rank, own)), np.empty(len(own), int)
     starts = np.concatenate([[0], np.cumsum(np.bincount(own, minlength=len(selection.kept)))])
@@ -176,17 +193,17 @@ def _rank_in_class(selection: _Selection, seed: int) -> np.ndarray:
 
 
 def _numbers(which: Sequence[Any], count: int) -> list[int]:
-    """Class numbers of 3, "3", "0-4", "0-9/2"."""
-    found = []
+    """Returns the class numbers that 3, "3", "0-4" or "0-9/2" stand for; ValueError unless each is there once."""
+    numbers = []
     for part in which:
         match = re.fullmatch(r"(\d+)(?:-(\d+)(?:/([1-9]\d*))?)?", str(part))
         if not match:
-            raise ValueError(f"cannot read the classes {part!r}: want a number, a range as '0-4', or '0-9/2'")
+            raise ValueError(f"cannot read the classes {part!r}; allowed: a number, a range such as '0-4', or '0-9/2'")
         low, high, step = match.groups()
-        found += range(int(low), int(high or low) + 1, int(step or 1))
-    if not found or max(found) >= count or len(set(found)) != len(found):
+        numbers += range(int(low), int(high or low) + 1, int(step or 1))
+    if not numbers or max(numbers) >= count or len(set(numbers)) != len(numbers):
         raise ValueError(f"classes are 0 to {count - 1}, each once, not {', '.join(map(str, which))}")
-    return found
+    return numbers
 
 
 OPERATIONS = {
@@ -200,19 +217,19 @@ OPERATIONS = {
 
 
 def select(source: Source, spec: str) -> Source:
-    """The part of `source` that `spec` says, the source itself for "".
+    """Returns the part of `source` that `spec` describes, or the source itself for "".
 
     Raises:
-      UserError: an operation that there is not, or that does not fit the source.
+      UserError: an operation is unknown, or does not fit the source.
     """
-    found = calls.parse("data.select", spec)
-    if not found:
+    operations = calls.parse("data.select", spec)
+    if not operations:
         return source
     selection = _Selection(source)
-    for call in found:
+    for call in operations:
         if selection.placed:
-            raise UserError(f"data.select '{spec}': place comes last")
+            raise UserError(f"data.select '{spec}': place must come last")
         calls.resolve("data.select", call, OPERATIONS, selection)
         if not len(selection.index):
-            raise UserError(f"data.select '{spec}' leaves no example")
+            raise UserError(f"data.select '{spec}' leaves no examples")
     return selection.placed or selection.selected()

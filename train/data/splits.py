@@ -1,4 +1,4 @@
-"""The training and the test split of a run beside each other: what has to be the same in both."""
+"""Checks that the training and the test split of a run fit each other."""
 
 from collections.abc import Iterable
 
@@ -7,74 +7,77 @@ import numpy as np
 from models.errors import UserError
 from train.data.source import Source, Unreadable
 
-_NAMES = 5  # of classes in a line
+_NAMES = 5  # most names of classes in a line
 
 
 def compare(train: Source, test: Source, name: str) -> list[str]:
-    """Checks that what is learned on `train` can be tested on `test`.
+    """Checks that a network trained on `train` can be tested on `test`.
 
     Args:
-      train, test: the splits.
-      name: what a user calls the data set, for errors.
+      train: the training split.
+      test: the test split.
+      name: the data set's name in errors.
 
     Returns:
-      Lines to tell the user: classes that the test split lacks.
+      Lines to tell the user: the classes that the test split lacks.
 
     Raises:
-      UserError: a single class; images or labels of another shape; test labels that training never has; a split of
-        which no image can be decoded, where data.on_error=skip would leave out all of it.
+      UserError: there is a single class; shapes of images or labels differ; the test split has labels that training
+        lacks; or data.on_error=skip would leave out all images of a split.
     """
-    what = f"data.source={name}"
-    if not train.label_shape and len(train.classes) < 2:  # as of an archive that unpacks into a folder of its own
+    option = f"data.source={name}"
+    if not train.label_shape and len(train.classes) < 2:  # such as an archive that unpacked into a folder of its own
         raise UserError(
-            f"{what}: there is one class only, '{train.classes[0]}'; want two or more (a folder of images "
-            "has one folder for each class)"
+            f"{option}: there is only one class, '{', '.join(train.classes)}'; two or more are needed (a folder of "
+            "images has one folder for each class)"
         )
     if train.image_shape != test.image_shape:
         shapes = ["x".join(map(str, source.image_shape)) for source in (train, test)]
         raise UserError(
-            f"{what}: its training images are {shapes[0]} and its test images {shapes[1]}: bring them to "
+            f"{option}: its training images are {shapes[0]} and its test images {shapes[1]}: bring them to "
             "one shape by data.image_size with data.crop, and data.channels"
         )
     if train.label_shape != test.label_shape:
         raise UserError(
-            f"{what}: labels of training images have the shape {list(train.label_shape)}, those of test "
+            f"{option}: labels of training images have the shape {list(train.label_shape)}, those of test "
             f"images {list(test.label_shape)}"
         )
-    _check_names(train, test, what)
+    _check_names(train, test, option)
     seen, tested = _labels(train), _labels(test)
     for split, source in (("training", train), ("test", test)):
-        _check_readable(source, f"{what}: none of its {len(source):,} {split} images can be decoded")
+        _check_readable(source, f"{option}: none of its {len(source):,} {split} images can be decoded")
     if seen is None or tested is None:
         return []
     if unseen := sorted(tested - seen):
-        raise UserError(f"{what}: no training image has these labels of test images: {_some(train, unseen)}")
+        raise UserError(f"{option}: no training image has these labels of test images: {_some(train, unseen)}")
     missing = sorted(seen - tested)
     return (
-        [f"no test image is of these {len(missing):,} of the {len(train.classes):,} classes: {_some(train, missing)}"]
+        [f"{len(missing):,} of the {len(train.classes):,} classes have no test images: {_some(train, missing)}"]
         if missing
         else []
     )
 
 
-def _check_names(train: Source, test: Source, what: str) -> None:
-    """Raises UserError where a label of the test split does not stand for the class that it stands for in training.
-    The test split may have fewer classes if these are the first.
+def _check_names(train: Source, test: Source, option: str) -> None:
+    """Raises UserError where a label means one class in training and another in the test split.
+
+    The test split may have fewer classes if they are the first ones.
     """
     if test.classes == train.classes[: len(test.classes)]:
         return
     known = set(train.classes)
     unknown = [name for name in test.classes if name not in known]
-    difference = f"training lacks {_list(unknown)}" if unknown else "the test split numbers them otherwise"
+    difference = f"training lacks {_list(unknown)}" if unknown else "the test split numbers them differently"
     raise UserError(
-        f"{what}: its splits have different classes: {difference} (where data.select names classes, "
+        f"{option}: its splits have different classes: {difference} (where data.select names classes, "
         "data.select_test has to name the same)"
     )
 
 
 def _labels(source: Source) -> set[int] | None:
-    """Returns which labels there are, or of several an image which are present; None if all examples would have to be
-    read for that.
+    """Returns the labels that a source has, or None if that needs reading all examples.
+
+    Of several labels per image, the labels that are present in some image count.
     """
     labels = source.known_labels()
     if labels is None:
@@ -83,7 +86,7 @@ def _labels(source: Source) -> set[int] | None:
 
 
 def _check_readable(source: Source, problem: str) -> None:
-    """Raises UserError where images are skipped that cannot be decoded, and none can be."""
+    """Raises UserError if unreadable images are skipped and no image can be decoded."""
     first = None
     for index in range(len(source)) if source.on_error == "skip" else ():
         try:

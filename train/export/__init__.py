@@ -1,10 +1,12 @@
-"""Trained networks as files for others: python -m train.export, python -m train.predict.
+"""Trained networks as files for other programs: python -m train.export, python -m train.predict.
 
-network.py       what a run has trained, as it computes
-graph.py         the same as one function of images, to be written as a program (ONNX, StableHLO)
-formats.py       how each format is written, and opened again
-verify.py        a written network against the one that it was made of, on real images
+network.py       the network that a run has trained, as it computes
+graph.py         that network as one function of images, to write as a program (ONNX, StableHLO)
+formats.py       writes each format, and opens it again
+verify.py        compares a written network with the run's network, on real images
 loaded.py        a run, or an exported network of any format, as a function of images
-onnx_side.py     runs in a process of its own, by jax2onnx
+write.py         writes, verifies and describes an export
+card.py          card.json, the description of an exported network
+onnx_side.py     runs jax2onnx in a process of its own
 torch_side.py    runs in a Python that has PyTorch
 """

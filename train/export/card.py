@@ -1,4 +1,4 @@
-"""What an exported network says of itself: card.json, beside the file of its format (train/export)."""
+"""card.json, which describes an exported network, beside the file with the network itself."""
 
 import hashlib
 import json
@@ -57,32 +57,43 @@ SCHEMA = {
 
 
 def is_in(folder: Path) -> bool:
-    """Returns whether the folder is an exported network."""
+    """Returns True if the folder is an exported network."""
     return (folder / NAME).is_file()
 
 
 def write(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
     """Writes the card of a folder, with the checksums of its other files and of the card itself, and returns it."""
     files = sorted(path for path in folder.iterdir() if path.name != NAME)
-    card = json.loads(json.dumps(dict(card)))  # as it is read back
-    card["sha256"] = {path.name: sha256(path) for path in files}
-    card["card_sha256"] = _digest(card)
-    write_json(folder / NAME, card)
-    return card
+    content = json.loads(json.dumps(dict(card)))  # as it is read back
+    content["sha256"] = {path.name: sha256(path) for path in files}
+    content["card_sha256"] = _digest(content)
+    write_json(folder / NAME, content)
+    return content
 
 
 def read(folder: Path) -> dict[str, Any]:
     """Reads the card of an exported network, and compares the files with their checksums.
 
-    Keys: "format", "file" (beside the card), "architecture" and "fields" (for `models.create`), "inputs" (shape of one
-    example [1, H, W, C]), "ingredients", "parameters", "mult_adds", "preprocessing", "labels", "probabilities"
-    ("softmax" or, of several classes per image, "sigmoid"), "folded", "views" (over which
-    the run's own evaluation averages; the file is the network alone), "metrics" (of that evaluation), "data", "config",
-    "license", "made", "usage", "verified", "sha256" (by file), "card_sha256" (of all other keys); of the format torch
-    also "torch": library, name and arguments there.
+    Returns:
+      The card. Its keys are:
+        "format", "file": the format, and the name of the file beside the card.
+        "architecture", "fields": arguments of `models.create`.
+        "inputs": shape of one example, [1, H, W, C].
+        "ingredients", "parameters", "mult_adds": facts about the network.
+        "preprocessing": from pixels to the network's input.
+        "labels": names of the classes.
+        "probabilities": "softmax" or, for several classes per image, "sigmoid".
+        "folded": operations that are part of the program.
+        "views": the views over which the run's own evaluation averages; the file holds only the network.
+        "metrics": results of that evaluation.
+        "data", "config": the data set and the config of the run.
+        "license", "made", "usage": the license, the environment of the export, and code that opens the file.
+        "verified": the comparison with the run's network.
+        "sha256", "card_sha256": checksums by file, and of all other keys.
+        "torch": of the format torch, library, name and arguments there.
 
     Raises:
-      UserError: the card or a file is missing, damaged, or not what was exported.
+      UserError: the card or a file is missing, damaged, or differs from the export.
     """
     path = folder / NAME
     if not path.is_file():
@@ -109,7 +120,7 @@ def network(folder: Path, card: Mapping[str, Any]) -> tuple[nn.Module, dict[str,
     """Returns the network of a format that holds weights, and its variables.
 
     Raises:
-      UserError: the format holds a program; the file is damaged, or of another network than the card's.
+      UserError: the format holds a program, the file is damaged, or it does not fit the card's network.
     """
     path, kind = folder / card["file"], card["format"]
     if kind == "compressed":

@@ -1,6 +1,6 @@
-"""The formats of exported networks: how each is written into a folder, and opened as a function of images.
+"""Writes each format of exported networks into a folder, and opens it as a function of images.
 
-opened(pixels uint8 [N, H, W, C]) -> probabilities, logits: float32 [N, num_classes], numpy
+opened(pixels uint8 [N, H, W, C]) -> probabilities, logits: float32 [N, num_classes], NumPy arrays
 """
 
 import importlib.metadata
@@ -10,10 +10,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,26 +31,26 @@ from train.files import write_atomically
 Card = dict[str, Any]
 Opened = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 PLATFORMS = ("cpu", "cuda", "tpu")  # of one StableHLO file
-REFUSED = 3  # exit code of a process that cannot take the weights
+REFUSED = 3  # exit code of a process whose network does not take the weights
 TORCH_SIDE = Path(__file__).with_name("torch_side.py")
 
 
 class Failed(Exception):
-    """A written network is not the one that it was made of."""
+    """A written network that differs from the run's network."""
 
 
 class Format(NamedTuple):
     """One of FORMATS.
 
     Attributes:
-      file: its name in the folder.
+      file: name of the file in the folder.
       write: (network, card, path of the file) -> entries to add to the card.
       open: (folder, card) -> a function of images, in this process.
-      exact: whether the logits are the network's to the bit.
-      folds: those of `graph.FOLDS` that it can have.
-      by: whose code `open` runs.
-      outside: (folder, card, pixels, Python to run) -> who ran it, and the logits there: in another process, which has
-        nothing of this project; or None.
+      exact: True if the logits equal the network's to the bit.
+      folds: the `graph.FOLDS` that it supports.
+      by: names the software that `open` runs.
+      outside: (folder, card, pixels, Python to run) -> the software that ran, and its logits. It runs in another
+        process, without this project. None if the format has no such check.
     """
 
     file: str
@@ -61,16 +62,20 @@ class Format(NamedTuple):
     outside: Callable[[Path, Card, np.ndarray, str], tuple[str, np.ndarray]] | None = None
 
 
-def of_variables(model: Any, variables: Any, card: Mapping[str, Any]) -> Opened:
-    """A flax module as a function of pixels."""
+def of_variables(model: nn.Module, variables: Mapping[str, Any], card: Mapping[str, Any]) -> Opened:
+    """Returns a flax module as a function of pixels."""
     variables = jax.device_put(dict(variables))
 
     @jax.jit
     def compute(variables, pixels):
-        logits = model.apply(variables, graph.normalized(pixels, card["preprocessing"]))
+        logits = cast("jax.Array", model.apply(variables, graph.normalized(pixels, card["preprocessing"])))
         return graph.to_probabilities(logits, card["probabilities"]), logits
 
-    return lambda pixels: tuple(map(np.asarray, compute(variables, pixels)))
+    def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        probabilities, logits = compute(variables, pixels)
+        return np.asarray(probabilities), np.asarray(logits)
+
+    return run
 
 
 _OURS = "train.export.loaded.load(FOLDER).run(pixels), or --config.init_from=FOLDER"
@@ -78,36 +83,36 @@ _OURS = "train.export.loaded.load(FOLDER).run(pixels), or --config.init_from=FOL
 # -- weights -------------------------------------------------------------------------------------------------------
 
 
-def _write_compressed(network, card, path):
+def _write_compressed(network: Network, card: Card, path: Path) -> Card:
     write_atomically(path, file.dump(network.name, network.fields, network.variables, network.inputs))
     return {"usage": _OURS}
 
 
-def _write_safetensors(network, card, path):
+def _write_safetensors(network: Network, card: Card, path: Path) -> Card:
     weights.save(path, network.create(), network.variables, {"model": network.name, "fields": network.fields})
     return {"usage": _OURS}
 
 
-def _open_weights(folder, card):
+def _open_weights(folder: Path, card: Card) -> Opened:
     return of_variables(*cards.network(folder, card), card)
 
 
 # -- PyTorch -------------------------------------------------------------------------------------------------------
 
 
-def _write_torch(network, card, path):
-    theirs = card["torch"]
-    weights.write(path, weights.to_arrays(network.create(), network.variables, theirs["library"]), {"format": "pt"})
-    made = {"torchvision": "torchvision.models.get_model", "timm": "timm.create_model"}[theirs["library"]]
-    options = "".join(f", {key}={value!r}" for key, value in theirs["arguments"].items())
+def _write_torch(network: Network, card: Card, path: Path) -> Card:
+    peer = card["torch"]
+    weights.write(path, weights.to_arrays(network.create(), network.variables, peer["library"]), {"format": "pt"})
+    constructor = {"torchvision": "torchvision.models.get_model", "timm": "timm.create_model"}[peer["library"]]
+    options = "".join(f", {key}={value!r}" for key, value in peer["arguments"].items())
     return {
-        "usage": f"net = {made}({theirs['name']!r}{options}); "
+        "usage": f"net = {constructor}({peer['name']!r}{options}); "
         f"net.load_state_dict(safetensors.torch.load_file({path.name!r}), strict=True)"
     }
 
 
-def _torch_outside(folder, card, pixels, python):
-    """The logits of their network with the file's weights, load_state_dict(strict=True)."""
+def _torch_outside(folder: Path, card: Card, pixels: np.ndarray, python: str) -> tuple[str, np.ndarray]:
+    """Runs the library's network with the file's weights, loaded by load_state_dict(strict=True)."""
     images = np.asarray(graph.normalized(pixels, card["preprocessing"]))
     return _elsewhere(
         [python, str(TORCH_SIDE), json.dumps(card["torch"]), str(folder / card["file"])], images, f"PyTorch ({python})"
@@ -117,27 +122,26 @@ def _torch_outside(folder, card, pixels, python):
 # -- programs ------------------------------------------------------------------------------------------------------
 
 
-def _both(outputs, card):
-    """Probabilities and logits of what a program returns."""
-    *probabilities, logits = map(np.asarray, outputs)
-    return (
-        (*probabilities, logits)
-        if probabilities
-        else (np.asarray(graph.to_probabilities(jnp.asarray(logits), card["probabilities"])), logits)
-    )
+def _both(outputs: Iterable[Any], card: Card) -> tuple[np.ndarray, np.ndarray]:
+    """Returns probabilities and logits from the outputs of a program."""
+    arrays = [np.asarray(output) for output in outputs]
+    if len(arrays) == 1:
+        return np.asarray(graph.to_probabilities(jnp.asarray(arrays[0]), card["probabilities"])), arrays[0]
+    probabilities, logits = arrays
+    return probabilities, logits
 
 
-def _fed(card, call):
-    """A program as a function of pixels."""
+def _fed(card: Card, call: Callable[[np.ndarray], Iterable[Any]]) -> Opened:
+    """Returns a program as a function of pixels."""
     if "normalization" in card["folded"]:
         return lambda pixels: _both(call(pixels), card)
     return lambda pixels: _both(call(np.asarray(graph.normalized(pixels, card["preprocessing"]))), card)
 
 
-def _write_onnx(network, card, path):
-    for name in ("jax2onnx", "onnx", "onnxruntime"):  # without the last, it could not be checked
+def _write_onnx(network: Network, card: Card, path: Path) -> Card:
+    for name in ("jax2onnx", "onnx", "onnxruntime"):  # the last one checks the file
         _needed(name)
-    # Not by the working folder, from which paths of the user's files count
+    # The process keeps the working folder, since paths of the user's files are relative to it
     path_of_modules = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as folder:
         weights.save(Path(folder) / "model.safetensors", network.create(), network.variables)
@@ -150,14 +154,14 @@ def _write_onnx(network, card, path):
             env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path_of_modules},
         )
     if done.returncode:
-        raise Failed(f"jax2onnx does not convert it: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+        raise Failed(f"jax2onnx cannot convert the network: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
     return {
         "usage": f"session = onnxruntime.InferenceSession({path.name!r}); "
         f"session.run({graph.outputs(card)!r}, {{'images': images}})"
     }
 
 
-def _open_onnx(folder, card):
+def _open_onnx(folder: Path, card: Card) -> Opened:
     _needed("onnxruntime")
     import onnxruntime
 
@@ -176,7 +180,7 @@ def _needed(name: str) -> None:
         )
 
 
-def _write_stablehlo(network, card, path):
+def _write_stablehlo(network: Network, card: Card, path: Path) -> Card:
     if _bytes(network) > graph.ONE_FILE:
         raise UserError(
             f"format stablehlo holds its arrays in one file of at most 2 GiB, and {network.name} has "
@@ -185,8 +189,8 @@ def _write_stablehlo(network, card, path):
     function = jax.jit(graph.program(network, card["preprocessing"], card["probabilities"], card["folded"]))
     with lowering("plain"):
         (batch,) = jax.export.symbolic_shape("N")
-        made = jax.export.export(function, platforms=PLATFORMS)(graph.inputs(card, batch))
-    write_atomically(path, bytes(made.serialize()))
+        exported = jax.export.export(function, platforms=PLATFORMS)(graph.inputs(card, batch))
+    write_atomically(path, bytes(exported.serialize()))
     returned = ", ".join(graph.outputs(card))
     return {
         "platforms": list(PLATFORMS),
@@ -195,10 +199,10 @@ def _write_stablehlo(network, card, path):
     }
 
 
-def _open_stablehlo(folder, card):
+def _open_stablehlo(folder: Path, card: Card) -> Opened:
     try:
         program = jax.export.deserialize(bytearray((folder / card["file"]).read_bytes()))
-    except Exception as error:  # flatbuffers raise whatever a damaged file makes them stumble over
+    except Exception as error:  # flatbuffers can raise anything for a damaged file
         raise UserError(f"{folder}: {card['file']} is damaged: {type(error).__name__} {error}") from None
     if jax.default_backend() not in ("cpu", "gpu", "tpu"):
         raise UserError(f"{folder}: this program is for {', '.join(PLATFORMS)}")
@@ -213,13 +217,13 @@ import jax
 import jax.export
 import numpy
 program = jax.jit(jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read())).call)
-with numpy.load(sys.argv[2]) as given:
-    numpy.savez(sys.argv[3], logits=program(given["images"])[-1])
+with numpy.load(sys.argv[2]) as arrays:
+    numpy.savez(sys.argv[3], logits=program(arrays["images"])[-1])
 print("a process with jax", jax.__version__, "alone")
 """
 
 
-def _stablehlo_outside(folder, card, pixels, python):
+def _stablehlo_outside(folder: Path, card: Card, pixels: np.ndarray, python: str) -> tuple[str, np.ndarray]:
     del python
     if "normalization" not in card["folded"]:
         pixels = np.asarray(graph.normalized(pixels, card["preprocessing"]))
@@ -227,27 +231,36 @@ def _stablehlo_outside(folder, card, pixels, python):
 
 
 def _elsewhere(command: list[str], images: np.ndarray, who: str) -> tuple[str, np.ndarray]:
-    """What a command says last, and the logits that it makes of images: it gets the names of two .npz files."""
+    """Runs a command in another process.
+
+    Args:
+      command: the command. It gets two more arguments: an .npz file with "images", and the .npz file for "logits".
+      images: the images.
+      who: the command's name in errors.
+
+    Returns:
+      The last line that it prints, and the logits.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        given, found = Path(folder) / "given.npz", Path(folder) / "found.npz"
-        np.savez(given, images=images)
+        inputs, outputs = Path(folder) / "images.npz", Path(folder) / "logits.npz"
+        np.savez(inputs, images=images)
         try:
             done = subprocess.run(
-                [*command, str(given), str(found)],
+                [*command, str(inputs), str(outputs)],
                 capture_output=True,
                 text=True,
                 check=False,
                 env={**os.environ, "JAX_PLATFORMS": "cpu"},
             )
         except OSError as error:
-            raise UserError(f"{who} does not run: {error.strerror}; --torch_python names another") from None
+            raise UserError(f"{who} does not run: {error.strerror}; choose another Python by --torch_python") from None
         if done.returncode == REFUSED:
             raise Failed(done.stderr.strip().splitlines()[-1])
-        if done.returncode or not found.exists():
+        if done.returncode or not outputs.exists():
             lines = [*done.stderr.strip().splitlines(), f"exit code {done.returncode}"]
-            more = "; --torch_python names another" if "ModuleNotFoundError" in done.stderr else ""
+            more = "; choose another Python by --torch_python" if "ModuleNotFoundError" in done.stderr else ""
             raise UserError(f"{who} does not run it: {lines[max(-2, -len(lines))]}{more}")
-        with np.load(found) as arrays:
+        with np.load(outputs) as arrays:
             return done.stdout.strip().splitlines()[-1], arrays["logits"]
 
 

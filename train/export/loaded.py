@@ -1,4 +1,4 @@
-"""A run, or an exported network of any format, as a function of images."""
+"""Opens a run, or an exported network of any format, as a function of images."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,27 +13,38 @@ from train.files import expanded
 
 
 class Loaded(NamedTuple):
-    """`run(pixels uint8 [N, H, W, C])` gives probabilities and logits, float32 [N, num_classes]."""
+    """An opened network.
+
+    Attributes:
+      card: its description, see `train.export.card.read`.
+      run: maps pixels, uint8 [N, H, W, C], to probabilities and logits, float32 [N, num_classes].
+    """
 
     card: dict[str, Any]
     run: formats.Opened
 
     def pixels(self, path: str | Path) -> np.ndarray:
-        """A file as the network's evaluation crops it, uint8 [H, W, C]; UserError where it is no image."""
-        how = self.card["preprocessing"]
-        decoder = Decoder(how["crop"], how["size"], how["channels"], eval_crop=how["eval_crop"], exif=how["exif"])
-        return of_file(decoder, tuple(how["shape"]), path)
+        """Decodes a file with the evaluation crop, uint8 [H, W, C]; raises UserError if it is not an image."""
+        facts = self.card["preprocessing"]
+        decoder = Decoder(
+            facts["crop"], facts["size"], facts["channels"], eval_crop=facts["eval_crop"], exif=facts["exif"]
+        )
+        return of_file(decoder, tuple(facts["shape"]), path)
 
 
 def load(where: str | Path, which: str = "last") -> Loaded:
-    """Opens the folder of an exported network, of any format, or that of a run: its "last" or its "best" checkpoint.
+    """Opens the folder of an exported network or of a run.
+
+    Args:
+      where: the folder.
+      which: the checkpoint of a run, "last" or "best".
 
     Raises:
-      UserError: there is neither, it is damaged, or what the format needs is missing.
+      UserError: the folder holds neither, it is damaged, or a library that the format needs is missing.
     """
     folder = expanded(where)
     if not folder.is_dir():
-        raise UserError(f"{where}: there is no such folder; want that of a run or of an exported network")
+        raise UserError(f"{where}: there is no such folder; give that of a run or of an exported network")
     if not cards.is_in(folder):
         return of_run(folder, which)
     card = cards.read(folder)
@@ -43,8 +54,8 @@ def load(where: str | Path, which: str = "last") -> Loaded:
 
 
 def of_run(folder: Path, which: str = "last") -> Loaded:
-    """The network of a run's checkpoint, in float32."""
-    from train import restore  # and with it the loop
+    """Opens a checkpoint of a run, in float32."""
+    from train import restore  # imports the loop, which exported networks do not need
     from train.export import network as networks
     from train.export import write
 

@@ -1,8 +1,10 @@
-"""The network that a run has trained, as it computes."""
+"""The network that a run has trained, with the weights that it computes with."""
 
 import copy
 import functools
 from typing import Any, NamedTuple
+
+import flax.linen as nn
 
 import models
 from models.compress import shrink
@@ -14,23 +16,30 @@ from train.optim import pruning, weight_sharing
 
 
 class Network(NamedTuple):
-    """What a file holds: `models.create(name, **fields)`, called with `inputs` (shape of one example), `variables`."""
+    """A network and its variables.
+
+    Attributes:
+      name: first argument of `models.create`.
+      fields: its other arguments.
+      inputs: shape of one example, (1, H, W, C).
+      variables: the variables of the flax module.
+    """
 
     name: str
     fields: dict[str, Any]
     inputs: tuple[int, ...]
     variables: dict[str, Any]
 
-    def create(self) -> Any:
-        """The flax module."""
+    def create(self) -> nn.Module:
+        """Returns the flax module."""
         return models.create(self.name, **self.fields)
 
 
 def network(run: Any, state: Any) -> Network:
-    """The network that a run has trained, as it computes: low-bit weights as they are used, pruned filters gone.
+    """Returns the network that a run has trained, with low-bit weights as they are used and without pruned filters.
 
     Raises:
-      UserError: filters that cannot be taken out; a network of sentences.
+      UserError: filters cannot be removed, or the network does not take images.
     """
     as_images(run.feed, f"export is for networks that take images, not {run.feed.unit}")
     config, model = run.config["model"], run.model
@@ -44,13 +53,14 @@ def network(run: Any, state: Any) -> Network:
 
 
 def shared(network: Network, text: str) -> Network:
-    """The network with the weights of each layer at the values of a codebook, see train/optim/weight_sharing.py."""
-    params = weight_sharing.plan(text).snap(network.variables["params"])
-    return network._replace(variables={**network.variables, "params": params})
+    """Returns the network with each layer's weights rounded to a codebook, see train/optim/weight_sharing.py."""
+    plan = weight_sharing.plan(text)
+    assert plan is not None  # it is None only for an empty text
+    return network._replace(variables={**network.variables, "params": plan.snap(network.variables["params"])})
 
 
 def evaluate(run: Any, state: Any, network: Network) -> dict[str, Any]:
-    """Metrics of a network on the test set of a run, as the run's own evaluation has them."""
+    """Evaluates a network on the test set of a run, and returns the metrics of the run's own evaluation."""
     variables, call = dict(network.variables), run.evaluation_call
     if network.create() != run.model:
         call = run.parallel.lift_evaluation(
@@ -61,7 +71,7 @@ def evaluate(run: Any, state: Any, network: Network) -> dict[str, Any]:
 
 
 def _task(run: Any, network: Network) -> Any:
-    """The run's task, on that network."""
+    """Returns the run's task for another network."""
     task = copy.copy(run.task)
     task.model = network.create()
     return task

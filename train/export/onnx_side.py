@@ -1,4 +1,4 @@
-"""Converts a network to ONNX in a process of its own: jax2onnx leaves functions of JAX changed behind it.
+"""Converts a network to ONNX in a process of its own, since jax2onnx leaves changed functions of JAX behind.
 
     python -m train.export.onnx_side FOLDER model.onnx
 
@@ -19,8 +19,8 @@ from train.export.network import Network
 
 
 def convert(folder: Path, path: Path) -> None:
-    """Writes the program of a card, arrays beside it where they are too large for one file."""
-    for name in ("jax2onnx", "onnx_ir"):  # they tell of every example of theirs and every constant that they skip
+    """Writes the program of a card, with its arrays in a second file if they are too large for one."""
+    for name in ("jax2onnx", "onnx_ir"):  # they log each of their examples and each constant that they skip
         logging.getLogger(name).setLevel(logging.ERROR)
     import jax2onnx
     import onnx
@@ -30,7 +30,7 @@ def convert(folder: Path, path: Path) -> None:
     network = Network(card["architecture"], card["fields"], tuple(card["inputs"]), variables)
     function = graph.program(network, card["preprocessing"], card["probabilities"], card["folded"])
     with lowering("onnx"):
-        made = jax2onnx.to_onnx(
+        model = jax2onnx.to_onnx(
             function,
             inputs=[graph.inputs(card, "N")],
             model_name=network.name,
@@ -38,9 +38,9 @@ def convert(folder: Path, path: Path) -> None:
             output_names=graph.outputs(card),
         )
     known = ("architecture", "preprocessing", "labels", "probabilities", "license")
-    onnx.helper.set_model_props(made, {key: json.dumps(card[key]) for key in known})
-    apart = sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) > graph.ONE_FILE
-    onnx.save_model(made, path, save_as_external_data=apart, location=f"{path.name}.data" if apart else None)
+    onnx.helper.set_model_props(model, {key: json.dumps(card[key]) for key in known})
+    is_large = sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) > graph.ONE_FILE
+    onnx.save_model(model, path, save_as_external_data=is_large, location=f"{path.name}.data" if is_large else None)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""A written network against the one that it was made of, on real images."""
+"""Compares a written network with the run's network, on real images."""
 
+import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,91 +18,97 @@ from train.export import formats, graph
 from train.export.formats import Failed
 from train.export.network import Network
 
-# What two programs that compute the same in another order may differ by, as a share of the largest logit; the parity of
-# imported networks is held to as much (tests/models/test_parity.py).
+# Largest difference between programs that compute the same in another order, as a share of the largest logit. The
+# parity tests of imported networks have the same tolerance (tests/models/test_parity.py).
 TOLERANCE = 1e-4
-OUTSIDE = 64  # images that another process gets
-RANDOM = 64  # images of random pixels that stand in for a test set that is no longer there
+OUTSIDE = 64  # images to run in another process
+RANDOM = 64  # images of random pixels to use if the test set is no longer there
 
 
-def verify(run: Any, network: Network, folder: Any, card: formats.Card, count: int, python: str) -> dict[str, Any]:
-    """Opens what was written and runs it on test images, evenly spaced over the set, on the host.
+def verify(run: Any, network: Network, folder: Path, card: formats.Card, count: int, python: str) -> dict[str, Any]:
+    """Opens a written network and runs it on test images, evenly spaced over the set, on the host.
 
-    Where the test set is no longer there, images of random pixels stand in for it.
+    If the test set is no longer there, images of random pixels replace it.
 
     Args:
-      run: whose data they are.
-      network: what was written.
-      folder: where.
-      card: of it.
-      count: images; 0 for all.
-      python: of formats that another Python opens.
+      run: the run, for its data.
+      network: the run's network.
+      folder: the folder of the written network.
+      card: its card.
+      count: number of images; 0 means all.
+      python: a Python with PyTorch, for the format torch.
 
     Returns:
-      {"images", "of" ("test images" or "random pixels"), "largest_logit", "largest_difference" (of logits, absolute),
-      "by", "metrics": {"network", "file"} of test images}.
+      {"images": their number, "of": "test images" or "random pixels", "largest_logit", "largest_difference": absolute,
+      of logits, "by": the software that ran, "metrics": {"network", "file"} on test images}.
 
     Raises:
-      Failed: logits or probabilities differ by more than TOLERANCE; where the format is exact, at all.
+      Failed: logits or probabilities differ by more than TOLERANCE or, if the format is exact, at all.
     """
     with runtime.on_host():
         return _verified(run, network, folder, card, count, python)
 
 
-def _verified(run, network, folder, card, count, python):
+@dataclasses.dataclass
+class _Comparison:
+    """A comparison of logits over several batches, and the largest values so far."""
+
+    is_exact: bool
+    largest: float = 0.0
+    difference: float = 0.0
+
+    def add(self, logits: np.ndarray, expected: np.ndarray, where: str = "") -> None:
+        """Compares the logits of a batch; raises Failed if they differ too much."""
+        if not np.isfinite(logits).all():
+            raise Failed(f"the file's logits are not finite{where}")
+        self.largest = max(self.largest, float(np.abs(expected).max()))
+        self.difference = max(self.difference, float(np.abs(logits - expected).max()))
+        if self.difference > TOLERANCE * self.largest or (self.is_exact and logits.tobytes() != expected.tobytes()):
+            raise Failed(
+                f"logits differ{where} by {self.difference:.3g}, of at most {self.largest:.3g}"
+                + (", where they should be equal to the bit" if self.is_exact else "")
+            )
+
+
+def _verified(run: Any, network: Network, folder: Path, card: formats.Card, count: int, python: str) -> dict[str, Any]:
     how, size = formats.FORMATS[card["format"]], run.config["eval_batch_size"]
-    opened, here = how.open(folder, card), formats.of_variables(network.create(), network.variables, card)
+    opened, reference = how.open(folder, card), formats.of_variables(network.create(), network.variables, card)
     test = test_set(run)
     images = RANDOM if test is None else min(count, len(test)) if count else len(test)
-    largest = difference = 0.0
     metrics: dict[str, Any] = {"network": None, "file": None}
-    by = how.by()
-
-    def compare(found, wanted, what):
-        nonlocal largest, difference
-        if not np.isfinite(found).all():
-            raise Failed(f"the file gives logits that are not finite{what}")
-        largest = max(largest, float(np.abs(wanted).max()))
-        difference = max(difference, float(np.abs(found - wanted).max()))
-        if difference > TOLERANCE * largest or (how.exact and found.tobytes() != wanted.tobytes()):
-            raise Failed(
-                f"logits differ{what} by {difference:.3g}, of at most {largest:.3g}"
-                + (", where they should be equal to the bit" if how.exact else "")
-            )
-
-    for start, batch in enumerate(_batches(test, images, size, run.feed.image_shape)):
+    comparison, by = _Comparison(how.exact), how.by()
+    for number, batch in enumerate(_batches(test, images, size, run.feed.image_shape)):
         pixels = batch["image"]
-        wanted, (probabilities, found) = here(pixels)[1], opened(pixels)
-        compare(found, wanted, "")
-        says = np.asarray(graph.to_probabilities(jnp.asarray(found), card["probabilities"]))
-        if np.abs(probabilities - says).max() > TOLERANCE:
-            raise Failed("its probabilities are not those of its logits")
-        if not start:
-            # An image alone: the batch of a program is dynamic, and no image's result depends on the others.
-            compare(opened(pixels[:1])[1], here(pixels[:1])[1], " (one image)")
+        (_, expected), (probabilities, logits) = reference(pixels), opened(pixels)
+        comparison.add(logits, expected)
+        of_logits = np.asarray(graph.to_probabilities(jnp.asarray(logits), card["probabilities"]))
+        if np.abs(probabilities - of_logits).max() > TOLERANCE:
+            raise Failed("its probabilities differ from those of its logits")
+        if number == 0:
+            # A program takes batches of any size, and no image's result depends on the other images
+            comparison.add(opened(pixels[:1])[1], reference(pixels[:1])[1], " (one image)")
             if how.outside:
-                by, elsewhere = how.outside(folder, card, pixels[:OUTSIDE], python)
-                compare(elsewhere, wanted[:OUTSIDE], f" in {by}")
-        for name, logits in (("network", wanted), ("file", found)) if test is not None else ():
-            scored = run.task.measured(
-                jnp.asarray(logits), jax.tree.map(jnp.asarray, {"label": batch["label"], "mask": batch["mask"]})
-            )
-            metrics[name] = evaluate.add(metrics[name], scored)
+                by, outside = how.outside(folder, card, pixels[:OUTSIDE], python)
+                comparison.add(outside, expected[:OUTSIDE], f" in {by}")
+        if test is not None:
+            labels = jax.tree.map(jnp.asarray, {"label": batch["label"], "mask": batch["mask"]})
+            for name, values in (("network", expected), ("file", logits)):
+                metrics[name] = evaluate.add(metrics[name], run.task.measured(jnp.asarray(values), labels))
     return {
         "images": images,
         "of": "random pixels" if test is None else "test images",
-        "largest_logit": largest,
-        "largest_difference": difference,
+        "largest_logit": comparison.largest,
+        "largest_difference": comparison.difference,
         "by": by,
         "metrics": {name: evaluate.ratios(total) for name, total in metrics.items() if total},
     }
 
 
 def test_set(run: Any) -> Source | None:
-    """Returns the test set of a run, or None where it is no longer there.
+    """Returns the test set of a run, or None if it is no longer there.
 
     Raises:
-      Changed: it is there, but is not the one that the run has recorded.
+      Changed: it is there, but differs from the one that the run has recorded.
     """
     try:
         return run.feed.test
@@ -111,7 +119,7 @@ def test_set(run: Any) -> Source | None:
 
 
 def _batches(test: Source | None, count: int, size: int, shape: tuple[int, ...]) -> Iterator[dict[str, np.ndarray]]:
-    """Yields `count` images, uint8 [N, *shape] with N <= size: evenly spaced over a test set, else random pixels."""
+    """Yields `count` images, uint8, in batches of at most `size`: evenly spaced test images, or random pixels."""
     if test is None:
         rng = np.random.default_rng(0)
         yield from (

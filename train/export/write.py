@@ -1,4 +1,4 @@
-"""Writes a network with its card into a folder, which is there only once the network in it is verified."""
+"""Writes a network with its card into a folder, which appears only after the network in it is verified."""
 
 import shutil
 import sys
@@ -21,7 +21,10 @@ INGREDIENTS = {"norm": "norm", "act": "act", "init": "kernel_init", "conv": "con
 
 
 def preprocessing(run: Any) -> dict[str, Any]:
-    """From a file to what a run's network takes: see `train.data.decode.Decoder` and `train.data.augment.normalize`."""
+    """Describes how a file becomes an input of a run's network.
+
+    See `train.data.decode.Decoder` and `train.data.augment.normalize`.
+    """
     decoder, data = run.feed.decoder, run.config["data"]
     return {
         "crop": decoder.crop,
@@ -38,17 +41,17 @@ def preprocessing(run: Any) -> dict[str, Any]:
 
 
 def card_of(run: Any, network: Network, metrics: Any, folds: Collection[str] = (), license: str = "") -> dict[str, Any]:
-    """What is to be said of a run's network, whatever the format; see `train.export.card.read`."""
+    """Returns the entries of a card that do not depend on the format; see `train.export.card.read`."""
     model = network.create()
     cost = analyze(model, network.inputs)
-    made = {name: getattr(model, field) for name, field in INGREDIENTS.items() if hasattr(model, field)}
+    ingredients = {name: getattr(model, field) for name, field in INGREDIENTS.items() if hasattr(model, field)}
     return {
         "architecture": network.name,
         "fields": network.fields,
         "inputs": list(network.inputs),
         "ingredients": {
             name: value if isinstance(value, str) else getattr(value, "__name__", str(value))
-            for name, value in made.items()
+            for name, value in ingredients.items()
         },
         "parameters": cost.params,
         "mult_adds": cost.mult_adds,
@@ -81,30 +84,30 @@ def export(
     """Writes a run's network in one of `formats.FORMATS`, opens it again and compares it on test images.
 
     Args:
-      run: whose network it is.
-      network: from `train.export.network`.
-      format: its name.
-      out: folder; an exported network that is there already is replaced once this one is verified.
-      metrics: of the run on its test set, for the card.
-      folds: of `graph.FOLDS`, what is made part of a program.
-      images: of the test set, to verify with; 0: all.
-      license: of the weights, by its SPDX identifier.
-      layout: of the format torch, "torchvision" or "timm"; "": the first that the network has.
-      python: of the format torch, the Python that has that library.
+      run: the run.
+      network: its network, from `train.export.network`.
+      format: name of the format.
+      out: folder to write; an exported network in it is replaced after the new one is verified.
+      metrics: metrics of the run on its test set, for the card.
+      folds: operations of `graph.FOLDS` to make part of a program.
+      images: number of test images to verify with; 0 means all.
+      license: SPDX identifier of the license of the weights.
+      layout: for the format torch, "torchvision" or "timm"; "" means the first that has the network.
+      python: for the format torch, a Python that has that library.
 
     Returns:
       The card, as it is in the folder.
 
     Raises:
-      UserError: unknown format, a fold that it cannot have, a network that it is not for, a library that is missing.
-      verify.Failed: what was written is not the network; nothing is left of it.
+      UserError: the format is unknown, or does not support a fold or the network, or a library is missing.
+      verify.Failed: the written network differs from the run's; nothing is left in the folder.
     """
     check(format, out, folds)
     out, how = Path(out), formats.FORMATS[format]
     card = {"format": format, "file": how.file, **card_of(run, network, metrics, folds, license)}
     if format == "torch":
-        found = torch_names.constructor(network.name, network.create(), layout)
-        card["torch"] = dict(zip(("library", "name", "arguments"), found, strict=True))
+        constructor = torch_names.constructor(network.name, network.create(), layout)
+        card["torch"] = dict(zip(("library", "name", "arguments"), constructor, strict=True))
     partial = out.absolute().with_name(f".{out.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -121,19 +124,19 @@ def export(
 
 
 def known(format: str) -> formats.Format:
-    """The format of that name; UserError where there is none."""
+    """Returns the format of a name; raises UserError if there is none."""
     if format not in formats.FORMATS:
         raise choice_error("--format", format, formats.FORMATS)
     return formats.FORMATS[format]
 
 
 def _ours(path: Path) -> bool:
-    """Whether an export has written the file; whatever else is in a folder is not deleted with it."""
+    """Returns True for a file that an export writes; a folder with any other file is never deleted."""
     return path.name == cards.NAME or path.name.removesuffix(".data") in {how.file for how in formats.FORMATS.values()}
 
 
 def check(format: str, out: str | Path, folds: Collection[str]) -> None:
-    """Raises UserError for what can be told without the run."""
+    """Checks format, folder and folds without the run; raises UserError."""
     out, allowed = Path(out), known(format).folds
     for fold in folds:
         if fold not in graph.FOLDS:
@@ -144,7 +147,7 @@ def check(format: str, out: str | Path, folds: Collection[str]) -> None:
                 "stablehlo hold programs"
             )
     if out.exists() and (not out.is_dir() or not all(map(_ours, out.iterdir()))):
-        raise UserError(f"--out={out} has something else in it than an exported network: choose another folder")
+        raise UserError(f"--out={out} has files that are not part of an exported network: choose another folder")
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir():
-        raise UserError(f"--out={out}: {above} is no folder")
+        raise UserError(f"--out={out}: {above} is not a folder")

@@ -1,29 +1,33 @@
-"""Pictures of how training went."""
+"""Figures of a run: its training, its mistakes and its predictions."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.image import AxesImage
 
 from models.analysis.chart import save
 from train.plots.palette import BLUE, RED
 
+Shares = Sequence[Sequence[float] | None]
 
-def tidy(axes: Any, grid: str = "major") -> None:
-    """The look that all plots share: a faint grid, no frame above and at the right."""
+
+def tidy(axes: Axes, grid: Literal["major", "minor", "both"] = "major") -> None:
+    """Gives axes the look that all plots share: a faint grid, and no frame at the top and at the right."""
     axes.grid(alpha=0.25, which=grid)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss, accuracy (or hits) and learning rate against the step, training and test.
+    """Draws loss, accuracy (or hits) and learning rate against the step, for training and test.
 
     Args:
-      lines: of metrics.jsonl.
+      lines: the lines of metrics.jsonl.
       path: PNG to write.
     """
     names = [name for name in ("loss", "accuracy", "hit", "learning_rate") if any(name in line for line in lines)]
@@ -43,37 +47,37 @@ def curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     save(figure, path, dpi=120)
 
 
-def sensitivity_lines(axes: Any, layers: Mapping[str, Mapping[str, Sequence[float]]], named: int) -> None:
-    """Accuracy against the sparsity of one layer alone, in percent, a line a layer, the first ones dark.
+def sensitivity_lines(axes: Axes, layers: Mapping[str, Mapping[str, Sequence[float]]], named: int) -> None:
+    """Draws accuracy against the sparsity of a single layer, in percent: one line per layer, the first layers dark.
 
     Args:
-      axes: to draw into.
-      layers: of what the hook `sensitivity` measures.
-      named: of more layers than these the first and the last alone have a label.
+      axes: the axes to draw into.
+      layers: "layers" of the results of the hook `sensitivity`.
+      named: with more layers than this, only the first and the last get a label.
     """
     for i, (name, curve) in enumerate(layers.items()):
-        labelled = len(layers) <= named or i in (0, len(layers) - 1)
+        is_named = len(layers) <= named or i in (0, len(layers) - 1)
         axes.plot(
             [100 * share for share in curve["sparsity"]],
             [100 * value for value in curve["accuracy"]],
             marker=".",
             color=colormaps["viridis"](i / max(1, len(layers) - 1)),
-            label=name.removesuffix("/kernel") if labelled else None,
+            label=name.removesuffix("/kernel") if is_named else None,
         )
 
 
-def sensitivity(found: Mapping[str, Any], path: Path) -> None:
-    """`sensitivity_lines` of all layers as a PNG.
+def sensitivity(results: Mapping[str, Any], path: Path) -> None:
+    """Draws `sensitivity_lines` of all layers.
 
     Args:
-      found: what the hook `sensitivity` measures.
+      results: the results of the hook `sensitivity`.
       path: PNG to write.
     """
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes, layers = figure.subplots(), found["layers"]
+    axes, layers = figure.subplots(), results["layers"]
     sensitivity_lines(axes, layers, named=len(layers))
-    axes.axhline(100 * found["whole"], color="0.6", linestyle=":")
-    axes.set(xlabel="weights of the layer that are gone (%)", ylabel="accuracy on training images (%)")
+    axes.axhline(100 * results["whole"], color="0.6", linestyle=":")
+    axes.set(xlabel="weights of the layer that are pruned (%)", ylabel="accuracy on training images (%)")
     axes.legend(
         frameon=False,
         fontsize=7 if len(layers) > 12 else 9,
@@ -86,14 +90,14 @@ def sensitivity(found: Mapping[str, Any], path: Path) -> None:
 
 
 def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Counts [true class, predicted class] of logits [N, classes] and labels [N]."""
+    """Counts examples [true class, predicted class], int64, from logits [N, classes] and labels [N]."""
     matrix = np.zeros((logits.shape[1], logits.shape[1]), np.int64)
     np.add.at(matrix, (labels, logits.argmax(1)), 1)
     return matrix
 
 
 def most_confident_errors(logits: np.ndarray, labels: np.ndarray, count: int) -> list[tuple[int, int, float]]:
-    """(row, predicted class, its probability) of the wrong predictions, the most confident first."""
+    """Returns the row, predicted class and its probability of `count` wrong predictions, the most confident first."""
     shifted = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = shifted / shifted.sum(1, keepdims=True)
     predicted = probabilities.argmax(1)
@@ -104,7 +108,7 @@ def most_confident_errors(logits: np.ndarray, labels: np.ndarray, count: int) ->
 
 
 def _short(name: str, limit: int = 17) -> str:
-    """Names of classes can be longer than the pictures above which they stand."""
+    """Cuts a name, which could be wider than the picture below it."""
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
@@ -117,21 +121,40 @@ def mistakes(
     index: Sequence[int],
     count: int = 16,
 ) -> None:
-    """The confusion matrix beside the most confident errors.
+    """Draws the confusion matrix and the most confident errors.
 
     Args:
-      logits: [N, classes].
-      labels: [N].
-      classes: their names.
+      logits: float [N, classes].
+      labels: int [N].
+      classes: names of the classes.
       path: PNG to write.
-      image: from a place in the set to uint8 [H, W, C].
-      index: of each row, its place in the set.
+      image: maps an index of the set to pixels, uint8 [H, W, C].
+      index: index of each row in the set.
       count: errors to show, at most 16.
     """
     figure = Figure(figsize=(12, 6), layout="constrained")
-    left, right = figure.subfigures(1, 2)
-    matrix = confusion(logits, labels)
-    axes = left.subplots()
+    left, right = figure.subfigures(1, 2, squeeze=False)[0]
+    _draw_confusion(left, confusion(logits, labels), classes)
+    errors = most_confident_errors(logits, labels, count)
+    right.suptitle("Most confident errors, and their # in the test set" if errors else "No errors")
+    side = max(2, math.ceil(len(errors) ** 0.5))
+    panels = right.subplots(side, side).ravel()
+    for axes in panels:
+        axes.axis("off")
+    for axes, (row, predicted, probability) in zip(panels, errors, strict=False):
+        pixels = np.asarray(image(int(index[row])))
+        axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
+        names = (
+            _short(classes[int(labels[row])]),
+            f"not {_short(classes[predicted])}",
+            f"{probability:.0%}, #{index[row]}",
+        )
+        axes.set_title("\n".join(names), fontsize=7.5)
+    save(figure, path, dpi=110)
+
+
+def _draw_confusion(figure: SubFigure, matrix: np.ndarray, classes: Sequence[str]) -> None:
+    axes = figure.subplots()
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     few = len(classes) <= 20
@@ -142,7 +165,7 @@ def mistakes(
             axes.text(
                 predicted,
                 true,
-                matrix[true, predicted],
+                str(matrix[true, predicted]),
                 ha="center",
                 va="center",
                 fontsize=8,
@@ -153,26 +176,14 @@ def mistakes(
         ylabel="true class",
         title=f"Confusion matrix ({np.trace(matrix)} of {matrix.sum()} right)",
     )
-    left.colorbar(drawn, ax=axes, label="share of the true class", shrink=0.8)
-    errors = most_confident_errors(logits, labels, count)
-    right.suptitle("Most confident errors, and their # in the test set" if errors else "No errors")
-    side = max(2, math.ceil(len(errors) ** 0.5))
-    panels = right.subplots(side, side).ravel()
-    for axes in panels:
-        axes.axis("off")
-    for axes, (row, predicted, probability) in zip(panels, errors, strict=False):
-        pixels = np.asarray(image(int(index[row])))
-        axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
-        names = _short(classes[labels[row]]), f"not {_short(classes[predicted])}", f"{probability:.0%}, #{index[row]}"
-        axes.set_title("\n".join(names), fontsize=7.5)
-    save(figure, path, dpi=110)
+    figure.colorbar(drawn, ax=axes, label="share of the true class", shrink=0.8)
 
 
 def attention(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Attention of the decoder to the source, a sentence a panel; see `draw_attention`.
+    """Draws the decoder's attention to the source, one panel per sentence; see `draw_attention`.
 
     Args:
-      maps: of `train.tasks.translate.attention`.
+      maps: results of `train.tasks.translate.attention`.
       path: PNG to write.
     """
     figure = Figure(figsize=(13, 6.5 * math.ceil(len(maps) / 2)), layout="constrained")
@@ -181,52 +192,65 @@ def attention(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_attention(maps: Sequence[Mapping[str, Any]], figure: Figure) -> None:
-    """Draws maps {"source", "ours", "weights"}, the mean over heads of each, two in a row: a row of a panel is the
-    token that is written, a column one of the source.
+    """Draws attention, averaged over heads, with two panels per row.
+
+    A row of a panel is an output token, a column is a token of the source.
+
+    Args:
+      maps: {"source": tokens, "ours": output tokens, "weights": [heads, output tokens, source tokens]}, at least one.
+      figure: the figure to draw into.
     """
     panels = figure.subplots(math.ceil(len(maps) / 2), min(2, len(maps)), squeeze=False).ravel()
     for axes in panels[len(maps) :]:
         axes.axis("off")
-    drawn = None
-    for axes, found in zip(panels, maps, strict=False):
-        drawn = axes.imshow(np.mean(found["weights"], 0), cmap="Blues", vmin=0, vmax=1)  # [H, T, S] -> [T, S]
-        size = min(10, 260 / max(len(found["source"]), len(found["ours"])))
-        axes.set_xticks(range(len(found["source"])), found["source"], rotation=90, fontsize=size)
-        axes.set_yticks(range(len(found["ours"])), found["ours"], fontsize=size)
+    images = []
+    for axes, one in zip(panels, maps, strict=False):
+        images.append(axes.imshow(np.mean(one["weights"], 0), cmap="Blues", vmin=0, vmax=1))  # [H, T, S] -> [T, S]
+        size = min(10, 260 / max(len(one["source"]), len(one["ours"])))
+        axes.set_xticks(range(len(one["source"])), one["source"], rotation=90, fontsize=size)
+        axes.set_yticks(range(len(one["ours"])), one["ours"], fontsize=size)
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
-        axes.set(xlabel="token of the source", ylabel="token that is written")
+        axes.set(xlabel="source token", ylabel="output token")
         axes.xaxis.set_label_position("top")
-    figure.colorbar(drawn, ax=list(panels), label="attention, mean of heads", shrink=0.5)
+    figure.colorbar(images[-1], ax=list(panels), label="attention, mean of heads", shrink=0.5)
 
 
-def classes_by_part(axes: Any, shares: Sequence[Sequence[float]], classes: Sequence[str], what: str) -> Any:
-    """A class a row, a block or an exit (`what`) a column, percent; returns the image, for a colorbar."""
+def classes_by_part(axes: Axes, shares: Shares, classes: Sequence[str], what: str) -> AxesImage:
+    """Draws shares in percent, one row per class and one column per block or exit; returns the image, for a colorbar.
+
+    Args:
+      axes: the axes to draw into.
+      shares: for each class, the share of each part; None for a class without images.
+      classes: names of the classes.
+      what: the name of a part, "block" or "exit".
+    """
     parts = max(len(row) for row in shares if row is not None)
-    missing = [math.nan] * parts  # a class without images
+    missing = [math.nan] * parts
     image = axes.imshow(
         [[100 * share for share in row or missing] for row in shares], vmin=0, vmax=100, aspect="auto", cmap="viridis"
     )
     axes.set_xlabel(what)
-    axes.set_xticks(range(0, parts, 1 + parts // 20), range(1, parts + 1, 1 + parts // 20))
+    ticks = range(0, parts, 1 + parts // 20)
+    axes.set_xticks(ticks, [str(part + 1) for part in ticks])
     axes.set_ylabel("class")
     if len(classes) <= 40:
         axes.set_yticks(range(len(classes)), classes)
     return image
 
 
-def of_classes(shares: Sequence[Sequence[float]], classes: Sequence[str], what: str, path: Path) -> None:
-    """`classes_by_part` as a PNG: blocks that are computed, or exits that are right."""
+def of_classes(shares: Shares, classes: Sequence[str], what: str, path: Path) -> None:
+    """Writes `classes_by_part` to the PNG `path`: blocks that are computed, or exits that are right."""
     figure = Figure(figsize=(7.0, 1.5 + 0.25 * min(len(classes), 40)), layout="constrained")
     axes = figure.subplots()
     image = classes_by_part(axes, shares, classes, what)
-    label = {"block": "computed for (% of the class)", "exit": "right about (% of the class)"}[what]
+    label = {"block": "computed for (% of the class)", "exit": "right for (% of the class)"}[what]
     figure.colorbar(image, label=label)
     save(figure, path, dpi=120)
 
 
-def images_in_rows(figure: Any, rows: Sequence[tuple[str, Sequence[tuple[Any, str]]]]) -> None:
-    """Rows of (name, [(pixels [H, W, C] or [H, W], what is said above it)])."""
+def images_in_rows(figure: Figure | SubFigure, rows: Sequence[tuple[str, Sequence[tuple[Any, str]]]]) -> None:
+    """Draws rows of images; a row is its name and pairs of pixels, [H, W, C] or [H, W], and a title."""
     columns = max((len(shown) for _, shown in rows), default=0)
     grid = figure.subplots(max(len(rows), 1), max(columns, 1), squeeze=False)
     for axes in grid.flat:
@@ -242,17 +266,17 @@ def images_in_rows(figure: Any, rows: Sequence[tuple[str, Sequence[tuple[Any, st
 
 
 def of_images(rows: Sequence[tuple[str, Sequence[tuple[Any, str]]]], path: Path) -> None:
-    """`images_in_rows` as a PNG."""
+    """Writes `images_in_rows` to the PNG `path`."""
     figure = Figure(figsize=(11.0, 0.4 + 1.3 * len(rows)), layout="constrained")
     images_in_rows(figure, rows)
     save(figure, path, dpi=120)
 
 
 def predictions(rows: Sequence[tuple[np.ndarray, str, Sequence[tuple[str, float]]]], path: Path | str) -> None:
-    """A row an image: its pixels, and bars of its most probable classes.
+    """Draws one row per image: its pixels, and bars for its most probable classes.
 
     Args:
-      rows: (pixels uint8 [H, W, C], name, [(class, probability), …]).
+      rows: (pixels uint8 [H, W, C], name, [(class, probability), …]) for each image.
       path: PNG to write.
     """
     most = max(len(classes) for _, _, classes in rows)

@@ -1,4 +1,4 @@
-"""The colors that plots share; a module of their own, since matplotlib takes long to import."""
+"""The colors that plots share; a separate module, since matplotlib is slow to import."""
 
 BLACK, GRAY = "#222222", "#777777"
 BLUE, RED, YELLOW, GREEN = "#4878a8", "#c8553d", "#c9a227", "#3d8f6b"

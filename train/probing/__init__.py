@@ -1,1 +1,1 @@
-"""Classifiers on the features of a network that is not trained further."""
+"""Classifiers on the features of a network that is not trained any further."""

@@ -1,11 +1,11 @@
-"""Classifiers on fixed features, their one hyperparameter chosen on a validation part of the training set.
+"""Classifiers on fixed features, each with one hyperparameter that is chosen on a validation part of the training set.
 
-    logistic   multinomial logistic regression, or one a class where labels are many an image; L-BFGS, in JAX
-    svm        linear support vector machines, one against the rest, squared hinge loss; L-BFGS, in JAX
-    knn        k nearest neighbours by the cosine, in JAX
+    logistic   multinomial logistic regression or, for several classes per image, one regression per class; L-BFGS
+    svm        linear support vector machines, one against the rest, squared hinge loss; L-BFGS
+    knn        k nearest neighbors by the cosine
 
-Features are standardized by the training set first (logistic, svm). Labels: int [N] below `classes`, or int
-[N, classes] with 1 present, 0 absent, -1 not counted.
+The features for logistic and svm are standardized by the training set. Labels are int [N] below `classes` or, for
+several classes per image, int [N, classes] with 1 for present, 0 for absent, -1 for not counted.
 """
 
 import functools
@@ -18,22 +18,22 @@ import numpy as np
 import optax
 
 from models.errors import UserError, choice_error
-from train.probing.features import standardizer
+from train.probing.features import Features, standardizer
 from train.tasks import average_precision
 
-# Weight of |W|^2 / 2 beside the mean loss; scikit-learn's C is 1 / (strength x N).
+# Weight of |W|^2 / 2 beside the mean loss; scikit-learn's C is 1 / (strength x N)
 STRENGTHS = tuple(10.0**exponent for exponent in (-6, -5, -4, -3, -2, -1, 0))
 SVM_STRENGTHS = tuple(10.0**exponent for exponent in (-4, -3, -2, -1, 0))
-NEIGHBOURS = (1, 3, 10, 30)
-HELD_OUT = 0.2  # of the training set, to choose by
-STEPS = 300  # of L-BFGS, at most
-TOLERANCE = 1e-5  # largest element of the gradient at which it ends
+NEIGHBORS = (1, 3, 10, 30)
+HELD_OUT = 0.2  # share of the training set for validation
+STEPS = 300  # most steps of L-BFGS
+TOLERANCE = 1e-5  # L-BFGS ends when no element of the gradient is larger
 
 Scorer = Callable[[np.ndarray], np.ndarray]  # features [N, D] -> scores [N, classes]
 
 
 def logistic(x: np.ndarray, y: np.ndarray, classes: int, strength: float) -> Scorer:
-    """Minimizes the mean cross-entropy + strength / 2 |W|^2; the biases are free, as scikit-learn has it."""
+    """Minimizes the mean cross-entropy + strength / 2 |W|^2; biases are not penalized, as in scikit-learn."""
     return _linear(_cross_entropy, x, y, classes, strength)
 
 
@@ -51,7 +51,7 @@ def _linear(losses: Callable, x: np.ndarray, y: np.ndarray, classes: int, streng
 
 @functools.partial(jax.jit, static_argnums=0)
 def _minimize(losses: Callable, weights: Any, x: jax.Array, y: jax.Array, strength: float) -> Any:
-    """By L-BFGS with a zoom line search (Nocedal & Wright 2006, algorithms 7.4 and 3.5)."""
+    """Minimizes by L-BFGS with a zoom line search (Nocedal & Wright 2006, algorithms 7.4 and 3.5)."""
 
     def loss(weights):
         kernel, bias = weights
@@ -68,15 +68,17 @@ def _minimize(losses: Callable, weights: Any, x: jax.Array, y: jax.Array, streng
         weights, state, count, _ = carry
         value, gradient = value_and_grad(weights, state=state)
         updates, state = optimizer.update(gradient, state, weights, value=value, grad=gradient, value_fn=loss)
-        largest = jnp.max(jnp.array([jnp.max(jnp.abs(leaf)) for leaf in gradient]))
+        largest = jnp.max(jnp.array([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(gradient)]))
         return optax.apply_updates(weights, updates), state, count + 1, largest
 
     return jax.lax.while_loop(more, step, (weights, optimizer.init(weights), 0, jnp.inf))[0]
 
 
 def svm(x: np.ndarray, y: np.ndarray, classes: int, strength: float) -> Scorer:
-    """Minimizes the mean over images of the squared hinge losses of all classes, each against the rest, + strength / 2
-    |W|^2: what scikit-learn's LinearSVC does with C = 1 / (strength x N), but for the biases, which are free here.
+    """Minimizes the mean squared hinge loss + strength / 2 |W|^2.
+
+    The loss of an image is the sum over all classes, each against the rest. This equals scikit-learn's LinearSVC with
+    C = 1 / (strength x N), except that biases are not penalized here.
     """
     return _linear(_squared_hinge, x, y, classes, strength)
 
@@ -87,8 +89,9 @@ def _squared_hinge(logits: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def knn(x: np.ndarray, y: np.ndarray, classes: int, k: int) -> Scorer:
-    """Share of the votes of the k nearest, weighted by exp(cosine / 0.07) as in Wu 2018 (arXiv 1805.01978, section
-    3.4).
+    """Scores classes by the votes of the k nearest neighbors, weighted by exp(cosine / 0.07).
+
+    Source: Wu 2018 (arXiv 1805.01978, section 3.4).
     """
     labels = np.eye(classes, dtype=np.int32)[y] if y.ndim == 1 else y
     present, counted, known = (jnp.asarray(array, jnp.float32) for array in (labels == 1, labels >= 0, _unit(x)))
@@ -97,7 +100,7 @@ def knn(x: np.ndarray, y: np.ndarray, classes: int, k: int) -> Scorer:
     def votes(queries):
         cosine, index = jax.lax.top_k(queries @ known.T, min(k, len(known)))
         weight = jnp.exp((cosine - 1) / 0.07)
-        votes, all_votes = (jnp.einsum("nk,nkc->nc", weight, what[index]) for what in (present, counted))
+        votes, all_votes = (jnp.einsum("nk,nkc->nc", weight, labels[index]) for labels in (present, counted))
         return votes / jnp.maximum(all_votes, 1e-30)
 
     def score(x):
@@ -111,35 +114,41 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-# name: (fit, values of its hyperparameter, whether features are standardized)
+# name: (function that fits, values of its hyperparameter, True to standardize features)
 CLASSIFIERS = {
     "logistic": (logistic, STRENGTHS, True),
     "svm": (svm, SVM_STRENGTHS, True),
-    "knn": (knn, NEIGHBOURS, False),
+    "knn": (knn, NEIGHBORS, False),
 }
 
 
 class Fitted(NamedTuple):
-    """score: of features as they are extracted; the hyperparameter, and what each value of it reached on the part to
-    choose by, {} where a class has too few examples for one.
+    """A fitted classifier.
+
+    Attributes:
+      score: maps features, as they are extracted, to scores.
+      chosen: value of the hyperparameter.
+      validation: result on the validation part for each value; {} if a class has too few examples for such a part.
     """
 
     score: Scorer
     chosen: float
-    validation: dict[float, float]
+    validation: dict[float, float | None]
 
 
-def fit(kind: str, train: Any, classes: int, seed: int = 0) -> Fitted:
-    """Chooses the hyperparameter on a fifth of `train` (of each class where labels are one an image); fits all of it.
+def fit(kind: str, train: Features, classes: int, seed: int = 0) -> Fitted:
+    """Chooses the hyperparameter on a fifth of the training set, then fits the whole set.
+
+    With one class per image, the part has a fifth of each class.
 
     Args:
       kind: one of CLASSIFIERS.
-      train: `train.probing.features.Features`.
-      classes: their number.
-      seed: of the part to choose by.
+      train: the training set.
+      classes: number of classes.
+      seed: seed of the validation part.
 
     Raises:
-      UserError: an unknown kind.
+      UserError: the kind is unknown.
     """
     if kind not in CLASSIFIERS:
         raise choice_error("classifier", kind, CLASSIFIERS)
@@ -161,29 +170,33 @@ def fit(kind: str, train: Any, classes: int, seed: int = 0) -> Fitted:
     return Fitted(scorer(train.x, train.labels, chosen), chosen, validation)
 
 
-def evaluate(kind: str, train: Any, test: Any, classes: int, seed: int = 0) -> dict[str, Any]:
-    """Fits `train` and measures on `test`.
+def evaluate(kind: str, train: Features, test: Features, classes: int, seed: int = 0) -> dict[str, Any]:
+    """Fits a classifier to the training set and evaluates it on the test set.
 
     Args:
-      kind, train, classes, seed: see `fit`.
-      test: `train.probing.features.Features`.
+      kind: one of CLASSIFIERS.
+      train: the training set.
+      test: the test set.
+      classes: number of classes.
+      seed: seed of the validation part, see `fit`.
 
     Returns:
-      {"chosen", "validation": {value: score}, and of the test set "accuracy", "mean_class_accuracy", or, where
-      labels are many an image, "mean_average_precision", "mean_average_precision_11"}.
+      {"chosen", "validation": {value: result}, and metrics of the test set}. The metrics are "accuracy" and
+      "mean_class_accuracy" or, for several classes per image, "mean_average_precision" and
+      "mean_average_precision_11".
 
     Raises:
-      UserError: an unknown kind, labels that the classes do not have, features of different sizes.
+      UserError: the kind is unknown, a label is not below `classes`, or features have different sizes.
     """
     if train.x.shape[1] != test.x.shape[1]:
-        raise UserError(f"features of {train.x.shape[1]} and of {test.x.shape[1]} numbers do not fit")
+        raise UserError(f"training features have {train.x.shape[1]} numbers, and test features {test.x.shape[1]}")
     if max(train.labels.max(), test.labels.max()) >= classes and train.labels.ndim == 1:
-        raise UserError(f"label {max(train.labels.max(), test.labels.max())} is none of {classes} classes")
+        raise UserError(f"label {max(train.labels.max(), test.labels.max())} is not one of {classes} classes")
     return described(fit(kind, train, classes, seed), test, classes)
 
 
-def described(fitted: Fitted, test: Any, classes: int) -> dict[str, Any]:
-    """What `evaluate` returns, of a classifier that is fitted."""
+def described(fitted: Fitted, test: Features, classes: int) -> dict[str, Any]:
+    """Evaluates a fitted classifier; returns the results of `evaluate`."""
     return {
         "chosen": fitted.chosen,
         "validation": {str(value): score for value, score in fitted.validation.items()},
@@ -191,8 +204,8 @@ def described(fitted: Fitted, test: Any, classes: int) -> dict[str, Any]:
     }
 
 
-def measure(scores: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:
-    """Metrics of scores [N, classes]: see `evaluate`."""
+def measure(scores: np.ndarray, labels: np.ndarray, classes: int) -> Mapping[str, float | None]:
+    """Returns the metrics of scores [N, classes], see `evaluate`; None means that no class is present in any image."""
     if labels.ndim == 2:
         return average_precision.measure(scores, labels)
     right = scores.argmax(1) == labels
@@ -200,29 +213,31 @@ def measure(scores: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, f
     return {"accuracy": float(right.mean()), "mean_class_accuracy": float(np.mean(own))}
 
 
-def headline(found: Mapping[str, float]) -> float:
-    """The one of the results by which classifiers are chosen and compared."""
-    return found.get("accuracy", found.get("mean_average_precision"))
+def headline(metrics: Mapping[str, float | None]) -> float | None:
+    """Returns the metric by which classifiers are chosen and compared."""
+    return metrics["accuracy"] if "accuracy" in metrics else metrics["mean_average_precision"]
 
 
 def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to fit and to choose by; none of the latter where a class has a single example."""
+    """Returns the indices to fit and to validate; none to validate if a class has a single example."""
     from sklearn.model_selection import train_test_split
 
     index = np.arange(len(labels))
     if labels.ndim == 2:
-        return tuple(train_test_split(index, test_size=HELD_OUT, random_state=seed))
+        fitted, held = train_test_split(index, test_size=HELD_OUT, random_state=seed)
+        return np.asarray(fitted), np.asarray(held)
     counts = np.bincount(labels)
     if counts[counts > 0].min() < 2:
         return index, index[:0]
-    held = max(round(HELD_OUT * len(labels)), int((counts > 0).sum()))
-    return tuple(train_test_split(index, test_size=held, stratify=labels, random_state=seed))
+    size = max(round(HELD_OUT * len(labels)), int((counts > 0).sum()))
+    fitted, held = train_test_split(index, test_size=size, stratify=labels, random_state=seed)
+    return np.asarray(fitted), np.asarray(held)
 
 
 def names(text: str | Sequence[str]) -> list[str]:
-    """Kinds from "logistic,svm"; UserError for an unknown one."""
-    found = [name.strip() for name in (text.split(",") if isinstance(text, str) else text)]
-    for name in found:
+    """Returns the kinds that a text such as "logistic,svm" lists; raises UserError if one is unknown."""
+    kinds = [name.strip() for name in (text.split(",") if isinstance(text, str) else text)]
+    for name in kinds:
         if name not in CLASSIFIERS:
             raise choice_error("classifier", name, CLASSIFIERS)
-    return found
+    return kinds

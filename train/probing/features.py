@@ -1,9 +1,9 @@
-"""A network as a fixed extractor of features: computed once a set, kept on disk by content, used by every classifier.
+"""Features of a fixed network, computed once per data set and cached on disk for all classifiers.
 
-What is kept is named by a digest of the network (its code, its fields and the bits of its variables, but for the head,
-which no endpoint sees), the endpoint, the data (bits of the files, or names, sizes and times of a folder's) and the
-preprocessing. So another checkpoint, endpoint or data set is never mistaken for this one, and the same one is not
-computed twice, by whatever run it is asked for.
+A cache file is named by a digest of the network, the endpoint, the data and the preprocessing. The network counts by
+its code, its fields and the bits of its variables, except for the head, which no endpoint sees. The data count by the
+bits of the images or, for files, by names, sizes and times. So features of another checkpoint, endpoint or data set are
+never taken for these, and two runs with the same network compute them once.
 """
 
 import contextlib
@@ -34,37 +34,38 @@ from train.data.source import Source
 from train.run import Network
 
 ENDPOINT = "pre_logits"
-VERSION = 3  # of what is kept
-_CONTENTS = weakref.WeakKeyDictionary()  # digests of sources: each is read once, whatever is extracted from it
+VERSION = 3  # of the cache files
+_CONTENTS = weakref.WeakKeyDictionary()  # digests of sources, so that each is read only once
 
 
 class Features(NamedTuple):
-    """x float32 [N, D]; labels int32 [N], or [N, classes] where there are many an image."""
+    """Features x, float32 [N, D], with labels, int32 [N] or, for several classes per image, [N, classes]."""
 
     x: np.ndarray
     labels: np.ndarray
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/ablate/features, ~/.cache/ablate/features."""
+    """Returns $XDG_CACHE_HOME/ablate/features, or ~/.cache/ablate/features."""
     return runtime.cache_folder() / "features"
 
 
 def extract(
     network: Network, variables: Any, split: str, endpoint: str = ENDPOINT, folder: Path | None = None
 ) -> Features:
-    """Features of the images of a split, in order, with the evaluation crop; of maps [N, H, W, C] and of tokens
-    [N, T, C] the mean over places.
+    """Returns the features of the images of a split, in order, with the evaluation crop.
+
+    Maps [N, H, W, C] and tokens [N, T, C] are averaged over positions.
 
     Args:
       network: the network and its data.
-      variables: of the network, as numpy.
+      variables: of the network, NumPy arrays.
       split: "train" or "test".
-      endpoint: of the network.
-      folder: where features are kept; None for `cache_folder()`.
+      endpoint: endpoint of the network.
+      folder: folder of the cache; None means `cache_folder()`.
 
     Raises:
-      UserError: the network has no such endpoint; those that it has are listed.
+      UserError: the network has no such endpoint; the error lists its endpoints.
     """
     if split not in ("train", "test"):
         raise choice_error("split", split, ("train", "test"))
@@ -75,39 +76,39 @@ def extract(
 def of_source(
     network: Network, variables: Any, source: Source, endpoint: str = ENDPOINT, folder: Path | None = None
 ) -> Features:
-    """As `extract`, of any source that the run's images could come from."""
+    """Returns the features of any source of images for the network; see `extract`."""
     folder = folder or cache_folder()
-    if isinstance(source, Selected) and not source.painted.any():  # of a set that is there whole, a part is there
+    if isinstance(source, Selected) and not source.painted.any():  # the features of the whole set may be cached
         whole = _read(folder / _name(network, variables, endpoint, source.source))
-        if whole and len(whole.x) == len(source.source):  # none of its images was skipped
+        if whole and len(whole.x) == len(source.source):  # no image was skipped
             labels = np.array([source.label_of[int(label)] for label in whole.labels[source.index]], np.int32)
             return Features(whole.x[source.index], labels)
     path = folder / _name(network, variables, endpoint, source)
-    found = _read(path)
-    if found is None:
-        found = _compute(network, variables, endpoint, source)
-        _write(path, found)
-    return found
+    features = _read(path)
+    if features is None:
+        features = _compute(network, variables, endpoint, source)
+        _write(path, features)
+    return features
 
 
 def check(network: Network, endpoint: str) -> None:
-    """Raises UserError where the network has no such endpoint, with those that it has, or is not for images."""
-    as_images(network.feed, f"features are of images, not {network.feed.unit}")
-    found = jax.eval_shape(
+    """Raises UserError if the network is not for images, or has no such endpoint; the error lists its endpoints."""
+    feed = as_images(network.feed, f"features are of images, not {network.feed.unit}")
+    shapes = jax.eval_shape(
         lambda variables, image: capture(network.model, variables, image, names=[endpoint], train=False)[1],
         network.shapes[0],
-        jax.ShapeDtypeStruct((1, *network.feed.image_shape), np.float32),
+        jax.ShapeDtypeStruct((1, *feed.image_shape), np.float32),
     )
-    if found[endpoint].ndim < 2:
-        raise UserError(f"endpoint {endpoint} is one number an image, which is no feature vector")
+    if shapes[endpoint].ndim < 2:
+        raise UserError(f"endpoint {endpoint} is one number per image, not a feature vector")
 
 
 def _compute(network: Network, variables: Any, endpoint: str, source: Source) -> Features:
     @jax.jit
     def pooled(variables, batch):
         image = network.feed.prepare_evaluation(batch)["image"]
-        _, found = capture(network.model, variables, image, names=[endpoint], train=False)
-        x = found[endpoint]
+        _, endpoints = capture(network.model, variables, image, names=[endpoint], train=False)
+        x = endpoints[endpoint]
         return x.reshape(x.shape[0], -1, x.shape[-1]).mean(1).astype(np.float32)  # [N, …, C] -> [N, C]
 
     variables, parts = jax.device_put(variables), []
@@ -118,7 +119,7 @@ def _compute(network: Network, variables: Any, endpoint: str, source: Source) ->
 
 
 def _name(network: Network, variables: Any, endpoint: str, source: Source) -> str:
-    """The file of these features."""
+    """Returns the name of the cache file of these features."""
     data, model = network.config["data"], network.model
     digest = Digest()
     families = tuple(kind.__module__ for kind in type(model).__mro__ if kind.__module__.startswith("models."))
@@ -137,28 +138,30 @@ def _name(network: Network, variables: Any, endpoint: str, source: Source) -> st
 
 @functools.cache
 def _code(families: tuple[str, ...]) -> bytes:
-    """The sources that decide what a network whose classes are in these modules gives for an image."""
-    layers = (path for room in (models.layers, models.kernels) for path in Path(room.__file__).parent.glob("*.py"))
+    """Returns the source code that decides the features of a network whose classes are in these modules."""
+    layers = (path for room in (models.layers, models.kernels) for path in Path(str(room.__file__)).parent.glob("*.py"))
     modules = (decode, select, composite, augment, *(sys.modules[family] for family in families))
-    files = {*layers, *(Path(module.__file__) for module in modules)}
+    files = {*layers, *(Path(str(module.__file__)) for module in modules)}
     return b"".join(file.read_bytes() for file in sorted(files))
 
 
 def content(source: Source) -> str:
-    """A digest of what the source holds: it reads all of it."""
+    """Reads a whole source and returns a digest of its content."""
     digest = Digest()
     digest.add(source.image_shape, source.decoder, source.on_error, source.classes, len(source), source.how)
     for start in range(0, len(source), 1024):
         for stored, label in source.fetch(range(start, min(start + 1024, len(source)))):
             if isinstance(stored, Path):
-                about = stored.stat()
-                stored = (str(stored), about.st_size, about.st_mtime_ns)
-            digest.add(stored.tobytes() if isinstance(stored, np.ndarray) else stored, np.asarray(label).tolist())
+                status = stored.stat()
+                digest.add((str(stored), status.st_size, status.st_mtime_ns))
+            else:
+                digest.add(stored.tobytes() if isinstance(stored, np.ndarray) else stored)
+            digest.add(np.asarray(label).tolist())
     return digest.hexdigest()
 
 
 def _read(path: Path) -> Features | None:
-    """Returns what is kept there, or None where nothing is, or where it is damaged."""
+    """Returns the features in a cache file, or None if it is missing or damaged."""
     try:
         with npz.opened(path) as arrays:
             return Features(arrays["x"], arrays["labels"])
@@ -166,12 +169,12 @@ def _read(path: Path) -> Features | None:
         return None
 
 
-def _write(path: Path, found: Features) -> None:
-    """Atomically; a disk without space or a folder that cannot be written costs the file alone."""
+def _write(path: Path, features: Features) -> None:
+    """Writes a cache file atomically, or not at all if the disk is full or the folder cannot be written."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, x=found.x, labels=found.labels)
+        np.savez(temporary, x=features.x, labels=features.labels)
         temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
@@ -179,12 +182,12 @@ def _write(path: Path, found: Features) -> None:
 
 
 def standardizer(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Each feature minus its mean over `train`, divided by its standard deviation there; constant ones become 0."""
+    """Returns a function that brings features to mean 0 and deviation 1 over `train`, and constant ones to 0."""
     mean, std = train.mean(0), train.std(0)
     scale = np.where(std > 1e-6 * (1 + np.abs(mean)), 1 / np.maximum(std, 1e-12), 0).astype(np.float32)
     return lambda x: (x - mean) * scale
 
 
-def summary(found: Mapping[str, Features]) -> str:
-    """ "train 1,437 x 128, test 360 x 128"."""
-    return ", ".join(f"{split} {len(part.x):,} x {part.x.shape[1]}" for split, part in found.items())
+def summary(features: Mapping[str, Features]) -> str:
+    """Writes the sizes of features by split, as in "train 1,437 x 128, test 360 x 128"."""
+    return ", ".join(f"{split} {len(part.x):,} x {part.x.shape[1]}" for split, part in features.items())

@@ -12,9 +12,12 @@ POINTS = 12  # budgets
 
 
 def decided(run: Any, state: Any) -> dict[str, Any]:
-    """Of a network with gates or a policy: {"rows": `train.adaptive.measure`, "blocks": names, "by_class": for each
-    class the share of its images for which each block is computed, "used": how many images use 0, 1, ... blocks,
-    "paths": different choices of blocks}.
+    """Measures a network with gates or a policy.
+
+    Returns:
+      "rows" of `train.adaptive.measure`; "blocks", their names; "by_class", for each class the share of its images for
+      which each block is computed; "used", how many images use 0, 1, … blocks; "paths", the number of different
+      choices.
     """
     from train import adaptive
 
@@ -31,8 +34,11 @@ def decided(run: Any, state: Any) -> dict[str, Any]:
 
 
 def leaving(run: Any, state: Any) -> dict[str, Any]:
-    """Of a network with exits: {"rows": `train.adaptive.measure` for POINTS budgets, "classes", "by_class": mult-adds
-    of an image of each class on average at the middle one}.
+    """Measures a network with exits.
+
+    Returns:
+      "rows" of `train.adaptive.measure` for POINTS budgets; "classes"; "by_class", the mean mult-adds per image of each
+      class at the middle budget.
     """
     from models.analysis import exit_policy
     from train import adaptive
@@ -51,7 +57,7 @@ def leaving(run: Any, state: Any) -> dict[str, Any]:
 
 
 def extremes(run: Any, state: Any) -> dict[str, list[dict[str, Any]]]:
-    """`train.adaptive.extremes` with the images: {"easy", "hard": [{"image": PNG, base64, "label", "says"}]}."""
+    """Returns `train.adaptive.extremes` with the images: {"easy", "hard": [{"image": PNG, "label", "says"}]}."""
     from train import adaptive
 
     return {
@@ -66,8 +72,11 @@ def _example(run: Any, index: int, says: str) -> dict[str, Any]:
 
 
 def heuristics(run: Any, state: Any) -> dict[str, Any]:
-    """Accuracy of the network of a policy with as many blocks as the policy takes on average, chosen otherwise (Wu
-    2018, section 4.2): {"blocks", "policy", "first", "random", "distributed"}; random blocks are others for each image.
+    """Measures accuracy with as many blocks as a policy takes on average, chosen otherwise (Wu 2018, section 4.2).
+
+    Returns:
+      "blocks", their number, and the accuracy of the "policy", of the "first" blocks, of "distributed" ones, and of
+      "random" ones, which differ from image to image.
     """
     import jax
     import jax.numpy as jnp

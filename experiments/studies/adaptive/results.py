@@ -1,9 +1,9 @@
-"""What is read off the trials of the study of adaptive inference: verdicts, tables, pictures."""
+"""Results of the study of adaptive inference: judges, tables, pictures."""
 
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib import colormaps
@@ -15,6 +15,7 @@ from experiments.study import (
     Outcome,
     Outcomes,
     Table,
+    Verdict,
     all_of,
     compare,
     finite,
@@ -22,9 +23,9 @@ from experiments.study import (
     needs,
     spread,
 )
+from experiments.study.figures import finish, panels_by
 from models.analysis.cost import short
 from train.plots import figures
-from train.plots.figures import tidy
 from train.plots.palette import BLUE, GRAY, RED, YELLOW
 
 COLORS = {
@@ -57,48 +58,56 @@ PUBLISHED = [  # network, accuracy in percent, of its blocks or mult-adds, sourc
 ]
 
 
-def _row(outcome: Outcome, way: str) -> dict[str, Any] | None:
-    """Of a network with blocks, "all blocks" or "as decided"; None where training diverged."""
-    rows = outcome.measured.get("decided", {}).get("rows", ())
-    return next((row for row in rows if row["way"] == way), None)
-
-
 def _values(outcomes: Outcomes, way: str, field: str) -> list[float]:
-    """A number of that row of each."""
-    rows = [_row(outcome, way) for outcome in outcomes]
+    """Returns a number of the row "all blocks" or "as decided" of each; NaN where training diverged."""
+    rows = (
+        next((row for row in o.measured.get("decided", {}).get("rows", ()) if row["way"] == way), None)
+        for o in outcomes
+    )
     return [row[field] if row else float("nan") for row in rows]
 
 
+def _accuracies(outcomes: Outcomes) -> list[float]:
+    return _values(outcomes, "as decided", "accuracy")
+
+
+def _blocks(outcomes: Outcomes) -> list[float]:
+    return _values(outcomes, "as decided", "blocks")
+
+
 def _saved(outcomes: Outcomes) -> list[float]:
-    """The share of the mult-adds that is saved, by what the network with all of its blocks computes."""
+    """Returns the saved share of the mult-adds that the network with all of its blocks computes."""
     pairs = zip(_values(outcomes, "as decided", "mult_adds"), _values(outcomes, "all blocks", "mult_adds"), strict=True)
     return [1 - used / whole for used, whole in pairs]
 
 
-def _at_least(values: Sequence[float], least: float) -> str:
+def _at_least(values: Sequence[float], least: float) -> Verdict:
     return compare(values, [least] * len(values))
 
 
+# -- judges --------------------------------------------------------------------------------------------------------
+
+
 def gates_save(outcomes: Outcomes) -> Judgement:
-    every, plain = outcomes.where(method="ConvNet-AIG"), outcomes.where(method="ResNet", depth=38)
+    """Compares gates with a ResNet, and what they save with a tenth."""
+    every = outcomes.where(method="ConvNet-AIG")
+    plain = outcomes.where(method="ResNet", depth=38).values("accuracy")
     target = 0.7 if 0.7 in every.distinct("target") else max(every.distinct("target"))
     own = every.where(target=target)
-    accuracy, saved = _values(own, "as decided", "accuracy"), _saved(own)
     return Judgement(
-        all_of([compare(accuracy, plain.values("accuracy"), by=-0.005), _at_least(saved, 0.1)]),
-        f"ConvNet-AIG 38, target {target}: {spread(accuracy)} with {spread(saved)} of its mult-adds "
-        f"saved; ResNet-38 {spread(plain.values('accuracy'))}",
+        all_of([compare(_accuracies(own), plain, by=-0.005), _at_least(_saved(own), 0.1)]),
+        f"ConvNet-AIG 38, target {target}: {spread(_accuracies(own))} with {spread(_saved(own))} of its mult-adds "
+        f"saved; ResNet-38 {spread(plain)}",
     )
 
 
-def _mean_by_seed(outcomes: Outcomes, way: str, field: str) -> list[float]:
-    """Over all networks of a seed."""
-    return [statistics.mean(_values(own, way, field)) for _, own in outcomes.groups("seed")]
-
-
 def all_better(outcomes: Outcomes) -> Judgement:
+    """Compares all blocks with those decided on, means by seed over all targets."""
     own = outcomes.where(method="ConvNet-AIG")
-    every, some = (_mean_by_seed(own, way, "accuracy") for way in ("all blocks", "as decided"))
+    every, some = (
+        [statistics.mean(_values(group, way, "accuracy")) for _, group in own.groups("seed")]
+        for way in ("all blocks", "as decided")
+    )
     return Judgement(
         compare(every, some),
         f"all blocks {spread(every, digits=2)}, as decided "
@@ -107,20 +116,20 @@ def all_better(outcomes: Outcomes) -> Judgement:
 
 
 def targets(outcomes: Outcomes) -> Judgement:
+    """Compares the highest target with the lowest."""
     own = outcomes.where(method="ConvNet-AIG")
-    found = {target: own.where(target=target) for target in sorted(own.distinct("target"))}
-    accuracy = {target: _values(some, "as decided", "accuracy") for target, some in found.items()}
-    if len(found) < 2:
+    groups = {target: own.where(target=target) for target in sorted(own.distinct("target"))}
+    if len(groups) < 2:
         return Judgement(TOO_SMALL, "not part of this scale")
     shown = "; ".join(
-        f"t = {target}: {spread(values)} with {spread(_saved(found[target]))} saved"
-        for target, values in accuracy.items()
+        f"t = {target}: {spread(_accuracies(group))} with {spread(_saved(group))} saved"
+        for target, group in groups.items()
     )
-    return Judgement(compare(accuracy[max(found)], accuracy[min(found)]), shown)
+    return Judgement(compare(_accuracies(groups[max(groups)]), _accuracies(groups[min(groups)])), shown)
 
 
-def _joint(outcomes: Outcomes, choose: Callable) -> tuple[Outcomes, float]:
-    """Those of the joint training with the lowest (min) or highest (max) penalty, and it."""
+def _joint(outcomes: Outcomes, choose: Callable[[Iterable[float]], float]) -> tuple[Outcomes, float]:
+    """Returns the joint training with the lowest (min) or highest (max) penalty, and that penalty."""
     own = outcomes.where(method="BlockDrop")
     penalty = choose(own.distinct("penalty"))
     return own.where(penalty=penalty), penalty
@@ -128,9 +137,10 @@ def _joint(outcomes: Outcomes, choose: Callable) -> tuple[Outcomes, float]:
 
 @needs(method="BlockDrop")
 def policy_saves(outcomes: Outcomes) -> Judgement:
+    """Compares a policy with the whole network, and its blocks with two thirds."""
     plain = outcomes.where(method="ResNet-32, twice as long").values("accuracy")
     own, penalty = _joint(outcomes, max)
-    accuracy, used = _values(own, "as decided", "accuracy"), _values(own, "as decided", "blocks")
+    accuracy, used = _accuracies(own), _blocks(own)
     return Judgement(
         all_of([compare(accuracy, plain, by=-0.01), _at_least([-x for x in used], -10)]),
         f"ResNet-32 {spread(plain)}; penalty {penalty:g}: {spread(accuracy)} with "
@@ -140,21 +150,23 @@ def policy_saves(outcomes: Outcomes) -> Judgement:
 
 @needs(method="BlockDrop")
 def joint_better(outcomes: Outcomes) -> Judgement:
+    """Compares training policy and network together with the policy alone."""
     alone, (joint, penalty) = outcomes.where(method="policy alone"), _joint(outcomes, min)
-    accuracy = [_values(own, "as decided", "accuracy") for own in (joint, alone)]
-    blocks = [_values(own, "as decided", "blocks") for own in (joint, alone)]
-    fewer = compare(blocks[1], blocks[0], by=-0.5)
+    fewer = compare(_blocks(alone), _blocks(joint), by=-0.5)
+    together, apart = (
+        f"{spread(_accuracies(own))} with {spread(_blocks(own), percent=False)}" for own in (joint, alone)
+    )
     return Judgement(
-        all_of([compare(*accuracy), fewer]),
-        f"together (penalty {penalty:g}) {spread(accuracy[0])} with {spread(blocks[0], percent=False)} "
-        f"blocks, policy alone {spread(accuracy[1])} with {spread(blocks[1], percent=False)}",
+        all_of([compare(_accuracies(joint), _accuracies(alone)), fewer]),
+        f"together (penalty {penalty:g}) {together} blocks, policy alone {apart}",
     )
 
 
 @needs(method="BlockDrop")
 def penalties(outcomes: Outcomes) -> Judgement:
+    """Compares the blocks kept under the highest penalty with those under the lowest."""
     own = outcomes.where(method="BlockDrop")
-    used = {p: _values(own.where(penalty=p), "as decided", "blocks") for p in sorted(own.distinct("penalty"))}
+    used = {p: _blocks(own.where(penalty=p)) for p in sorted(own.distinct("penalty"))}
     if len(used) < 2:
         return Judgement(TOO_SMALL, "not part of this scale")
     return Judgement(
@@ -170,13 +182,13 @@ Curve = list[tuple[float, float]]  # (mult-adds, accuracy), ascending
 
 
 def _curve(outcome: Outcome, batch: bool) -> Curve:
-    """Of a network with exits: thresholds by budget, or each exit for all images."""
+    """Returns the curve of a network with exits: thresholds by budget, or each exit for all images."""
     rows = outcome.measured.get("leaving", {}).get("rows", ())
     return sorted((row["mult_adds"], row["accuracy"]) for row in rows if (row["way"] == "batch") == batch)
 
 
 def _at(curve: Curve, cost: float) -> float:
-    """Accuracy at a cost within the curve, linear between its points."""
+    """Returns the accuracy at a cost within the curve, linear between its points."""
     for (left, low), (right, high) in itertools.pairwise(curve):
         if left <= cost <= right:
             return low + (high - low) * (cost - left) / (right - left) if right > left else high
@@ -184,51 +196,45 @@ def _at(curve: Curve, cost: float) -> float:
 
 
 def _average(curve: Curve, low: float, high: float) -> float:
-    """Mean accuracy between two costs, of 50 points."""
+    """Returns the mean accuracy between two costs, over 50 points."""
     return statistics.mean(_at(curve, low + (high - low) * i / 49) for i in range(50))
 
 
-def _means(pairs: Sequence[tuple[Curve, Curve]]) -> tuple[list[float], list[float]]:
-    """Mean accuracy of each curve over the costs that both of its pair have."""
-    found = []
-    for a, b in pairs:
-        low, high = max(a[0][0], b[0][0]), min(a[-1][0], b[-1][0]) * (1 - 1e-9)
-        found.append((_average(a, low, high), _average(b, low, high)) if low < high else (float("nan"),) * 2)
-    return [one for one, _ in found], [two for _, two in found]
-
-
-def _pairs(outcomes: Outcomes, first: tuple[str, bool], second: tuple[str, bool]) -> list[tuple[Curve, Curve]]:
-    """(method, batch) against another, by seed."""
-    found = []
+def _means(outcomes: Outcomes, first: tuple[str, bool], second: tuple[str, bool]) -> tuple[list[float], list[float]]:
+    """Returns, by seed, the mean accuracy of two curves, (method, batch), over the costs that both have."""
+    means = []
     for _, own in outcomes.groups("seed"):
         pair = [_curve(one, batch) for method, batch in (first, second) for one in own.where(method=method)]
         if len(pair) == 2 and all(pair):
-            found.append(tuple(pair))
-    return found
+            low, high = max(curve[0][0] for curve in pair), min(curve[-1][0] for curve in pair) * (1 - 1e-9)
+            means.append([_average(curve, low, high) if low < high else float("nan") for curve in pair])
+    return [one for one, _ in means], [two for _, two in means]
 
 
 def scales_better(outcomes: Outcomes) -> Judgement:
-    """By the exits, the same for every image."""
-    values = _means(_pairs(outcomes, ("MSDNet", False), ("ResNet with exits", False)))
+    """Compares exits, the same for every image."""
+    msdnet, resnet = _means(outcomes, ("MSDNet", False), ("ResNet with exits", False))
     return Judgement(
-        compare(*values),
-        f"MSDNet {spread(values[0], digits=2)}, ResNet with exits "
-        f"{spread(values[1], digits=2)}, means over the mult-adds that both have",
+        compare(msdnet, resnet),
+        f"MSDNet {spread(msdnet, digits=2)}, ResNet with exits "
+        f"{spread(resnet, digits=2)}, means over the mult-adds that both have",
     )
 
 
 def batch_better(outcomes: Outcomes) -> Judgement:
+    """Compares budgets spent by image with the same exit for all."""
     parts, shown = [], []
     for method in WITH_EXITS:
-        values = _means(_pairs(outcomes, (method, True), (method, False)))
-        parts.append(compare(*values))
+        by_image, alike = _means(outcomes, (method, True), (method, False))
+        parts.append(compare(by_image, alike))
         shown.append(
-            f"{method}: by image {spread(values[0], digits=2)}, the same exit for all {spread(values[1], digits=2)}"
+            f"{method}: by image {spread(by_image, digits=2)}, the same exit for all {spread(alike, digits=2)}"
         )
     return Judgement(all_of(parts), "; ".join(shown))
 
 
 def above_resnets(outcomes: Outcomes) -> Judgement:
+    """Compares MSDNet with each ResNet within its range, at the cost of the ResNet."""
     parts, shown = [], []
     for (depth,), own in outcomes.where(method="ResNet").groups("depth"):
         pairs = []
@@ -237,9 +243,9 @@ def above_resnets(outcomes: Outcomes) -> Judgement:
             if plain.summary and curves and curves[0]:
                 pairs.append((_at(curves[0], plain.get("mult_adds")), plain.get("accuracy")))
         if pairs and not any(math.isnan(there) for there, _ in pairs):
-            values = [there for there, _ in pairs], [accuracy for _, accuracy in pairs]
-            parts.append(compare(*values))
-            shown.append(f"ResNet-{depth} {spread(values[1])}, MSDNet there {spread(values[0])}")
+            there, accuracies = [at for at, _ in pairs], [accuracy for _, accuracy in pairs]
+            parts.append(compare(there, accuracies))
+            shown.append(f"ResNet-{depth} {spread(accuracies)}, MSDNet there {spread(there)}")
     return Judgement(all_of(parts) if parts else TOO_SMALL, "; ".join(shown) or "no ResNet is within its range")
 
 
@@ -250,77 +256,57 @@ def _cost(values: Sequence[float]) -> str:
     return short(mean(values)).strip() if finite(values) else "diverged"
 
 
-def _name(labels: dict[str, Any]) -> str:
+def _name(labels: Mapping[str, Any]) -> str:
     more = {"depth": "{}", "target": ", target {}", "penalty": ", penalty {:g}"}
     text = labels["method"] + ("-" if "depth" in labels else "")
     return text + "".join(form.format(labels[name]) for name, form in more.items() if name in labels)
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Accuracy and cost of all networks; exits; classes."""
-    rows, groups = [], {}
-    for outcome in outcomes:
-        groups.setdefault(_name(outcome.labels), []).append(outcome)
-    for name, found in groups.items():
-        own = Outcomes(found)
-        whole, numbers = _cost(own.values("mult_adds")), next((int(o.get("parameters")) for o in own if o.summary), 0)
-        if own[0].labels["method"] in WITH_EXITS or own[0].labels["method"].startswith("ResNet"):
-            rows.append([name, f"{numbers:,}", spread(own.values("accuracy"), digits=2), whole, whole, "", ""])
-            continue
-        used = _values(own, "as decided", "blocks")
-        paths = finite(own.measured("decided", "paths"))
-        rows.append(
-            [
-                name,
-                f"{numbers:,}",
-                spread(_values(own, "as decided", "accuracy"), digits=2),
-                whole,
-                f"{_cost(_values(own, 'as decided', 'mult_adds'))} ({spread(_saved(own))} saved)",
-                spread(used, percent=False),
-                spread(paths, percent=False, digits=0),
-            ]
-        )
-    found = [
-        Table(
-            "Networks",
-            (
-                "network",
-                "parameters",
-                "accuracy",
-                "mult-adds, all of it",
-                "on average",
-                "blocks",
-                "different choices of blocks",
-            ),
-            rows,
-        )
-    ]
-    for method in WITH_EXITS:
-        if own := outcomes.where(method=method).results("leaving"):
-            found.append(_table_of_exits(method, own))
-    if chosen := outcomes.results("heuristics"):
-        blocks = spread([one["blocks"] for one in chosen], percent=False)
-        found.append(
-            Table(
-                "Blocks chosen otherwise, of a ResNet-32 that is not trained on",
-                ("which blocks", "of 15", "accuracy"),
-                [
-                    [way, blocks, spread([one[way] for one in chosen])]
-                    for way in ("policy", "first", "distributed", "random")
-                ],
-            )
-        )
+    """Returns accuracy and cost of all networks; exits; classes."""
     return [
-        *found,
+        _table_of_networks(outcomes),
+        *(
+            _table_of_exits(method, own)
+            for method in WITH_EXITS
+            if (own := outcomes.where(method=method).results("leaving"))
+        ),
+        *_table_of_heuristics(outcomes),
         _table_of_classes(_first(outcomes)),
         Table("Published", ("network", "accuracy, %", "computed", "source"), [list(row) for row in PUBLISHED]),
     ]
 
 
-def _table_of_exits(method: str, found: Sequence[dict[str, Any]]) -> Table:
-    """Budgets and exits, means over seeds."""
+def _table_of_networks(outcomes: Outcomes) -> Table:
     rows = []
-    for same in zip(*(one["rows"] for one in found), strict=True):
+    for name in dict.fromkeys(_name(outcome.labels) for outcome in outcomes):
+        own = Outcomes([outcome for outcome in outcomes if _name(outcome.labels) == name])
+        first, whole = own.first(), _cost(own.values("mult_adds"))
+        row = [name, f"{int(first['parameters']) if first else 0:,}"]
+        if own[0].labels["method"] in WITH_EXITS or own[0].labels["method"].startswith("ResNet"):
+            rows.append([*row, spread(own.values("accuracy"), digits=2), whole, whole, "", ""])
+            continue
+        cost = _cost(_values(own, "as decided", "mult_adds"))
+        paths = finite(own.measured("decided", "paths"))
+        row += [spread(_accuracies(own), digits=2), whole, f"{cost} ({spread(_saved(own))} saved)"]
+        rows.append([*row, spread(_blocks(own), percent=False), spread(paths, percent=False, digits=0)])
+    costs = ("mult-adds, all of it", "on average", "blocks", "different choices of blocks")
+    return Table("Networks", ("network", "parameters", "accuracy", *costs), rows)
+
+
+def _table_of_heuristics(outcomes: Outcomes) -> list[Table]:
+    results = outcomes.results("heuristics")
+    blocks = spread([one["blocks"] for one in results], percent=False)
+    ways = ("policy", "first", "distributed", "random")
+    rows = [[way, blocks, spread([one[way] for one in results])] for way in ways]
+    title = "Blocks chosen otherwise, of a ResNet-32 that is not trained on"
+    return [Table(title, ("which blocks", "of 15", "accuracy"), rows)] if results else []
+
+
+def _table_of_exits(method: str, results: Sequence[dict[str, Any]]) -> Table:
+    """Returns budgets and exits, means over seeds."""
+    rows = []
+    for same in zip(*(one["rows"] for one in results), strict=True):
         left = same[0].get("left")
         rows.append(
             [
@@ -330,27 +316,20 @@ def _table_of_exits(method: str, found: Sequence[dict[str, Any]]) -> Table:
                 " ".join(f"{share:.0%}" for share in left) if left else "",
             ]
         )
-    return Table(
-        f"{method}: exits and budgets",
-        ("way", "accuracy", "mult-adds on average", "images that leave at each exit, first seed"),
-        rows,
-    )
+    columns = ("way", "accuracy", "mult-adds on average", "images that leave at each exit, first seed")
+    return Table(f"{method}: exits and budgets", columns, rows)
 
 
 def _table_of_classes(outcomes: Outcomes) -> Table:
-    """What each class takes on average."""
+    """Returns what each class takes on average."""
     columns, classes = {}, []
     for outcome in outcomes:
-        found = outcome.measured
-        if "decided" in found:
-            classes = found["decided"]["classes"]
-            columns[f"{_name(outcome.labels)}: blocks"] = [
-                f"{sum(row):.2f}" if row else "" for row in found["decided"]["by_class"]
-            ]
-        elif "leaving" in found:
-            columns[f"{_name(outcome.labels)}: mult-adds"] = [
-                short(spent or 0).strip() for spent in found["leaving"]["by_class"]
-            ]
+        name = _name(outcome.labels)
+        if decided := outcome.measured.get("decided"):
+            classes = decided["classes"]
+            columns[f"{name}: blocks"] = [f"{sum(row):.2f}" if row else "" for row in decided["by_class"]]
+        elif leaving := outcome.measured.get("leaving"):
+            columns[f"{name}: mult-adds"] = [short(spent or 0).strip() for spent in leaving["by_class"]]
     return Table(
         "What the images of each class take on average, first seed",
         ("class", *columns),
@@ -369,57 +348,46 @@ def _point(outcomes: Outcomes, costs: Sequence[float], accuracies: Sequence[floa
 
 
 def draw_curves(outcomes: Outcomes, figure: Any) -> None:
-    """Accuracy against mult-adds."""
-    panels = figure.subplots(1, 2, sharey=True)
-    plain = [
-        (depth, _point(own, own.values("mult_adds"), own.values("accuracy")))
+    """Draws accuracy against mult-adds."""
+    left, right = figure.subplots(1, 2, sharey=True)
+    plain = {
+        depth: point
         for (depth,), own in outcomes.where(method="ResNet").groups("depth")
-    ]
-    for axes in panels:
-        shown = [(depth, point) for depth, point in plain if point]
-        axes.plot(
-            *zip(*(point for _, point in shown), strict=True),
-            "s-",
-            color=COLORS["ResNet"],
-            markersize=4,
-            label="ResNet-" + ", ".join(str(depth) for depth, _ in shown),
-        )
-        axes.set_xlabel("mult-adds on average (millions)")
-        tidy(axes)
-    for method, label in (("ConvNet-AIG", "target"), ("BlockDrop", "penalty"), ("policy alone", "seed")):
+        if (point := _point(own, own.values("mult_adds"), own.values("accuracy")))
+    }
+    label, color = "ResNet-" + ", ".join(map(str, plain)), COLORS["ResNet"]
+    for axes in (left, right):
+        axes.plot(*zip(*plain.values(), strict=True), "s-", color=color, markersize=4, label=label)
+    _draw_deciding(left, outcomes)
+    _draw_exits(right, outcomes)
+    left.set_ylabel("test accuracy (%)")
+    for axes in (left, right):
+        finish(axes, legend={"fontsize": 9}, xlabel="mult-adds on average (millions)")
+
+
+def _draw_deciding(axes: Any, outcomes: Outcomes) -> None:
+    for method, label in (("ConvNet-AIG", "target"), ("BlockDrop", "penalty"), ("policy alone", "")):
         own, points = outcomes.where(method=method), []
-        for value in own.distinct(label) if label != "seed" else [own.distinct("seed")]:
-            some = own.where(**{label: value})
-            point = _point(some, _values(some, "as decided", "mult_adds"), _values(some, "as decided", "accuracy"))
-            if point:
+        for value, group in [(v, own.where(**{label: v})) for v in own.distinct(label)] if label else [(None, own)]:
+            if point := _point(group, _values(group, "as decided", "mult_adds"), _accuracies(group)):
                 points.append(point)
-                if label != "seed":
-                    panels[0].annotate(f"{value:g}", point, xytext=(4, 4), textcoords="offset points", fontsize=9)
+                if label:
+                    axes.annotate(f"{value:g}", point, xytext=(4, 4), textcoords="offset points", fontsize=9)
         if points:
-            panels[0].plot(
-                *zip(*points, strict=True),
-                "o-" if label != "seed" else "o",
-                color=COLORS[method],
-                label=method + (f", by {label}" if label != "seed" else ""),
-            )
+            style, name = ("o-", f"{method}, by {label}") if label else ("o", method)
+            axes.plot(*zip(*points, strict=True), style, color=COLORS[method], label=name)
+
+
+def _draw_exits(axes: Any, outcomes: Outcomes) -> None:
     for method in WITH_EXITS:
         own = outcomes.where(method=method).having("leaving")
-        for batch, style in ((False, ".:"), (True, ".-")):
-            curves = [_curve(o, batch) for o in own]
-            if curves:
+        for batch, style, name in ((False, ".:", "each exit"), (True, ".-", "by image")):
+            if curves := [_curve(o, batch) for o in own]:
                 points = [
                     (statistics.mean(c for c, _ in same) / 1e6, 100 * statistics.mean(a for _, a in same))
                     for same in zip(*curves, strict=True)
                 ]
-                panels[1].plot(
-                    *zip(*points, strict=True),
-                    style,
-                    color=COLORS[method],
-                    label=f"{method}, {'by image' if batch else 'each exit'}",
-                )
-    panels[0].set_ylabel("test accuracy (%)")
-    for axes in panels:
-        axes.legend(frameon=False, fontsize=9)
+                axes.plot(*zip(*points, strict=True), style, color=COLORS[method], label=f"{method}, {name}")
 
 
 def _first(outcomes: Outcomes) -> Outcomes:
@@ -427,7 +395,7 @@ def _first(outcomes: Outcomes) -> Outcomes:
 
 
 def draw_used(outcomes: Outcomes, figure: Any) -> None:
-    """Distribution of blocks, and of exits."""
+    """Draws the distribution of blocks, and of exits."""
     left, right = figure.subplots(1, 2)
     own = [o for o in _first(outcomes).having("decided") if o.labels["method"] != "policy alone"]
     for i, outcome in enumerate(own):
@@ -435,60 +403,42 @@ def draw_used(outcomes: Outcomes, figure: Any) -> None:
         total, whole = sum(used), len(used) - 1
         for count, images in enumerate(used):
             if images:
-                left.scatter(
-                    100 * count / whole,
-                    i,
-                    s=400 * images / total,
-                    color=COLORS[outcome.labels["method"]],
-                    alpha=0.7,
-                    linewidths=0,
-                )
+                color = COLORS[outcome.labels["method"]]
+                left.scatter(100 * count / whole, i, s=400 * images / total, color=color, alpha=0.7, linewidths=0)
     left.set_yticks(range(len(own)), [_name(o.labels) for o in own])
-    left.set(
-        xlabel="blocks computed (% of all); area: share of the images",
-        xlim=(-5, 105),
-        ylim=(max(len(own), 1) - 0.5, -0.5),
-    )
-    tidy(left)
-    found = _first(outcomes).where(method="MSDNet").results("leaving")
-    rows = [row for row in found[0]["rows"] if "left" in row] if found else []
+    xlabel = "blocks computed (% of all); area: share of the images"
+    finish(left, xlabel=xlabel, xlim=(-5, 105), ylim=(max(len(own), 1) - 0.5, -0.5))
+    exits = _first(outcomes).where(method="MSDNet").results("leaving")
+    rows = [row for row in exits[0]["rows"] if "left" in row] if exits else []
     base = [0.0] * len(rows)
     for k in range(len(rows[0]["left"]) if rows else 0):
         shares = [100 * row["left"][k] for row in rows]
-        right.bar(
-            range(len(rows)),
-            shares,
-            0.8,
-            bottom=base,
-            label=f"exit {k + 1}",
-            color=colormaps["viridis"](k / max(1, len(rows[0]["left"]) - 1)),
-        )
+        color = colormaps["viridis"](k / max(1, len(rows[0]["left"]) - 1))
+        right.bar(range(len(rows)), shares, 0.8, bottom=base, label=f"exit {k + 1}", color=color)
         base = [a + b for a, b in zip(base, shares, strict=True)]
     right.set_xticks(range(len(rows)), [f"{row['budget'] / 1e6:.2g}" for row in rows], fontsize=8)
-    right.set(xlabel="budget for the average image (millions of mult-adds)", ylabel="images (%)")
-    if rows:
-        right.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    tidy(right)
+    legend = {"fontsize": 9, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    finish(right, legend=legend, xlabel="budget for the average image (millions of mult-adds)", ylabel="images (%)")
 
 
 def draw_classes(outcomes: Outcomes, figure: Any) -> None:
-    """A panel a network, classes by blocks: the lowest target, and the joint training."""
+    """Draws a panel per network, classes by blocks: the lowest target, and the joint training."""
     own = _first(outcomes).having("decided")
     chosen = [outcome for method in ("ConvNet-AIG", "BlockDrop") for outcome in own.where(method=method)[:1]]
     if not chosen:
         return
-    panels = figure.subplots(1, len(chosen), squeeze=False)[0]
+    panels, image = panels_by(figure, len(chosen)), None
     for axes, outcome in zip(panels, chosen, strict=True):
-        found = outcome.measured["decided"]
-        image = figures.classes_by_part(axes, found["by_class"], found["classes"], "block")
+        decided = outcome.measured["decided"]
+        image = figures.classes_by_part(axes, decided["by_class"], decided["classes"], "block")
         axes.set_title(_name(outcome.labels))
     figure.colorbar(image, ax=panels, label="computed for (% of the class)")
 
 
 def draw_extremes(outcomes: Outcomes, figure: Any) -> None:
-    """Two rows a network: easy and hard images."""
+    """Draws two rows per network: easy and hard images."""
 
-    def example(one):
+    def example(one: dict[str, Any]) -> tuple[Any, str]:
         return from_png(one["image"]), f"{one['label']}\n{one['says']}"
 
     # The first of each method

@@ -31,7 +31,7 @@ PENALTIES = {"digits": (1.0, 10.0), "cifar10": ()}  # of the joint training; non
 
 
 def _with_exits(scale: str) -> dict[str, Network]:
-    """Of about the same cost, that of a ResNet-38."""
+    """Returns networks with exits of about the cost of a ResNet-38."""
     width, growth = WIDTH[scale], {"digits": 4, "cifar10": 6}[scale]
     return {
         "MSDNet": Network("msdnet_cifar_budgeted", {"width": width, "growth": growth, "exit_width": 4 * width}),
@@ -43,8 +43,8 @@ def _with_exits(scale: str) -> dict[str, Network]:
 
 
 def trials(scale: str) -> list[Trial]:
-    """Residual networks; gates; a policy, alone and jointly; exits."""
-    found = []
+    """Lists residual networks; gates; a policy, alone and jointly; exits."""
+    planned = []
     for seed in SEEDS[scale]:
         whole = {}
         for depth in DEPTHS[scale]:
@@ -52,20 +52,20 @@ def trials(scale: str) -> list[Trial]:
                 {"method": "ResNet", "depth": depth, "seed": seed},
                 _config(scale, Network(f"resnet{depth}", {"width": WIDTH[scale]}), seed),
             )
-        found += whole.values()
+        planned += whole.values()
         for target in TARGETS[scale]:
             c = _config(scale, Network("convnet_aig38", {"width": WIDTH[scale], "target": target}), seed)
             c.task.name = "gated(weight=2.0)"
-            found.append(
+            planned.append(
                 Trial({"method": "ConvNet-AIG", "target": target, "seed": seed}, c, measures=(decided, extremes))
             )
         if PENALTIES[scale]:
-            found += _policies(scale, seed, whole[32])
+            planned += _policies(scale, seed, whole[32])
         for name, network in _with_exits(scale).items():
             c = _config(scale, network, seed)
             c.task.name = "multi_exit"
-            found.append(Trial({"method": name, "seed": seed}, c, measures=(leaving, extremes)))
-    return found
+            planned.append(Trial({"method": name, "seed": seed}, c, measures=(leaving, extremes)))
+    return planned
 
 
 def _config(scale: str, network: Network, seed: int) -> Any:
@@ -78,7 +78,7 @@ def _config(scale: str, network: Network, seed: int) -> Any:
 
 
 def _policies(scale: str, seed: int, whole: Trial) -> list[Trial]:
-    """The policy of a trained network, and the two together from there on."""
+    """Lists the policy of a trained network, and the two together from there on."""
     c = _config(scale, Network("blockdrop32", {"width": WIDTH[scale], "policy_width": 4}), seed)
     c.init_new, c.optimizer.groups = "policy", (("policy/.*", 1.0), (".*", 0.0))
     c.optimizer.name, c.optimizer.learning_rate, c.optimizer.weight_decay = "adam", 3e-3, 0.0
@@ -87,17 +87,14 @@ def _policies(scale: str, seed: int, whole: Trial) -> list[Trial]:
     alone = Trial({"method": "policy alone", "seed": seed}, c, measures=(decided, heuristics), start=whole)
     c = _config(scale, Network("resnet32", {"width": WIDTH[scale]}), seed)
     c.duration = f"{2 * EPOCHS[scale]} epochs"
-    found = [Trial({"method": "ResNet-32, twice as long", "seed": seed}, c), alone]
+    planned = [Trial({"method": "ResNet-32, twice as long", "seed": seed}, c), alone]
     for penalty in PENALTIES[scale]:
         c = alone.config.copy_and_resolve_references()
         c.init_new, c.optimizer.groups, c.optimizer.learning_rate = "", ((".*", 1.0),), 1e-3
         c.task.name = f"policy(penalty={penalty}, entropy=0.0, joint=True)"
-        found.append(
-            Trial(
-                {"method": "BlockDrop", "penalty": penalty, "seed": seed}, c, measures=(decided, extremes), start=alone
-            )
-        )
-    return found
+        labels = {"method": "BlockDrop", "penalty": penalty, "seed": seed}
+        planned.append(Trial(labels, c, measures=(decided, extremes), start=alone))
+    return planned
 
 
 CLAIMS = [

@@ -14,51 +14,19 @@ A network that is pruned, or whose weights become ternary, is trained on for lon
 with, as in the papers.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from experiments.studies.compression import results
 from experiments.studies.compression.measures import bits, centroids, cut, sensitivity, stored
 from experiments.studies.networks import Network, config
-from experiments.study import Claim, Picture, Study, Trial
+from experiments.study import Claim, Measure, Picture, Study, Trial, recipe
 
 SETS = {"cifar10": "tfds:cifar10_jpeg"}
-
-
-class Subject(NamedTuple):
-    """A network that goes through the three stages of Han 2016; lengths are in epochs.
-
-    Attributes:
-      network, rate, dense: what is trained, with which learning rate, how long.
-      sparsity, pruned: how much of it goes, in how long, the second half of which only retrains.
-      conv, bits, shared: bits of indices of convolutions and of dense layers, and how long their values are trained.
-      filters: expression of the layers whose filters go, and the share of each that does.
-    """
-
-    network: Network
-    rate: float
-    dense: int
-    sparsity: float
-    pruned: int
-    conv: int
-    bits: int
-    shared: int
-    filters: tuple[str, float] = ("", 0.0)
-
-
-VGG_FILTERS, RESNET_FILTERS = (".*/conv[0-9]/kernel", 0.2), (".*/conv1/kernel", 0.35)  # a third of the work of each
-# Bits and sparsity of the LeNets as published (sections 4 and 5, tables 2 and 3).
-SUBJECTS = {
-    "digits": {
-        "LeNet-300-100": Subject(Network("lenet_300_100", {}, 28), 0.02, 30, 0.92, 90, 6, 6, 5),
-        "LeNet-5": Subject(Network("lenet5", {}, 28), 0.02, 30, 0.92, 90, 8, 5, 5),
-        "VGG-11": Subject(Network("vgg11_cifar", {"width": 16}, 32), 0.1, 12, 0.9, 12, 5, 5, 3, VGG_FILTERS),
-        "ResNet-20": Subject(Network("resnet20", {"width": 16}), 0.1, 12, 0.8, 12, 5, 5, 3, RESNET_FILTERS),
-    },
-    "cifar10": {
-        "VGG-11": Subject(Network("vgg11_cifar", {"width": 32}), 0.1, 10, 0.86, 8, 5, 5, 1),
-        "ResNet-20": Subject(Network("resnet20", {"width": 16}), 0.1, 10, 0.8, 3, 5, 5, 1, RESNET_FILTERS),
-    },
+NETWORKS = {"digits": ("LeNet-300-100", "LeNet-5", "VGG-11", "ResNet-20"), "cifar10": ("VGG-11", "ResNet-20")}
+FILTERS = {  # expression of the layers whose filters go, and the share of each that does: a third of the work of each
+    "digits": {"VGG-11": (".*/conv[0-9]/kernel", 0.2), "ResNet-20": (".*/conv1/kernel", 0.35)},
+    "cifar10": {"ResNet-20": (".*/conv1/kernel", 0.35)},
 }
 SEEDS = {"digits": (0, 1, 2), "cifar10": (0,)}
 STUDIED = {"digits": "LeNet-300-100", "cifar10": "ResNet-20"}  # network of the curves
@@ -79,130 +47,80 @@ KINDS = {  # of weights; an XNOR network is a preresnet whose only nonlinearity 
 
 
 def trials(scale: str) -> list[Trial]:
-    """The three stages of each network; curves of one; filters; low bits."""
-    found = []
+    """Lists the three stages of each network; curves of one; filters; low bits."""
+    planned = []
     for seed in SEEDS[scale]:
-        for name, subject in SUBJECTS[scale].items():
-            labels, studied = {"part": "stages", "network": name, "seed": seed}, name == STUDIED[scale]
-            whole = Trial(
-                {**labels, "stage": "dense"},
-                _config(scale, subject.network, seed, subject.dense, subject.rate),
-                measures=(stored, sensitivity, *((cut, bits) if studied else ())),
-            )
-            gone = _pruned(
-                scale,
-                subject,
-                whole,
-                {**labels, "stage": "pruned"},
-                measures=(stored, *((bits, centroids) if studied else ())),
-            )
-            found += [whole, gone, _shared(subject, gone, {**labels, "stage": "shared"})]
-            what, share = subject.filters
-            if what:  # the same share of each layer, as in the paper
-                found.append(
-                    _pruned(
-                        scale,
-                        subject,
-                        whole,
-                        {**labels, "part": "filters"},
-                        share,
-                        by="layer",
-                        more=f", structure=filters, what='{what}'",
-                        measures=(stored,),
-                    )
-                )
-        found += _curves(scale, seed) + (_low_bits(scale, seed) if seed < 2 else [])  # these cost the most
-    return found
+        for name in NETWORKS[scale]:
+            planned += _stages(scale, seed, name, name == STUDIED[scale])
+        planned += _curves(scale, seed) + (_low_bits(scale, seed) if seed < 2 else [])  # these cost the most
+    return planned
+
+
+def _stages(scale: str, seed: int, name: str, studied: bool) -> list[Trial]:
+    """Lists the stages of a network, and the network without some of its filters."""
+
+    def trial(stage: str, measures: Sequence[Measure], start: Trial | None = None) -> Trial:
+        labels = {"part": "stages", "network": name, "seed": seed, "stage": stage}
+        kind = {"pruned": "prune", "shared": "share"}.get(stage, stage)
+        return Trial(labels, _config(scale, seed, name, stage=kind), measures=measures, start=start)
+
+    whole = trial("dense", (stored, sensitivity, *((cut, bits) if studied else ())))
+    pruned = trial("pruned", (stored, *((bits, centroids) if studied else ())), whole)
+    planned = [whole, pruned, trial("shared", (stored,), pruned)]
+    if name in FILTERS[scale]:
+        what, share = FILTERS[scale][name]
+        options = {"sparsity": share, "by": "layer", "structure": "filters", "what": what}  # as in the paper
+        labels = {"part": "filters", "network": name, "seed": seed}
+        config = _config(scale, seed, name, stage="prune", **options)
+        planned.append(Trial(labels, config, measures=(stored,), start=whole))
+    return planned
+
+
+def _config(scale: str, seed: int, name: str, **options: Any) -> Any:
+    texts = (f",{option}={value}" for option, value in options.items())
+    return recipe(f"configs/pruning.py:{name},scale={scale},seed={seed}{''.join(texts)}")
 
 
 def _curves(scale: str, seed: int) -> list[Trial]:
-    """Sparsities of one network: with decay (L2) and with L1, all at once and step by step."""
-    subject, found = SUBJECTS[scale][STUDIED[scale]], []
+    """Lists sparsities of one network: with decay (L2) and with L1, all at once and step by step."""
+    name, planned = STUDIED[scale], []
     for decay in ("L2", "L1") if scale in L1 else ("L2",):
-        labels = {"part": "curves", "decay": decay, "seed": seed}
-        c = _config(scale, subject.network, seed, subject.dense, subject.rate)
-        if decay == "L1":
-            c.optimizer.l1, c.optimizer.weight_decay = L1[scale], 0.0
-        whole = Trial({**labels, "how": "whole"}, c, measures=(cut,))
-        found.append(whole)
+        labels, penalty = {"part": "curves", "decay": decay, "seed": seed}, {"l1": L1[scale]} if decay == "L1" else {}
+        config = _config(scale, seed, name, stage="dense", **penalty)
+        whole = Trial({**labels, "how": "whole"}, config, measures=(cut,))
+        planned.append(whole)
+        hows = ("at once",) if decay == "L1" else ("at once", "step by step") if scale in L1 else ("step by step",)
+        measures = (bits,) if decay == "L2" else ()
         for sparsity in SPARSITIES[scale]:
-            hows = ("at once",) if decay == "L1" else ("at once", "step by step") if scale in L1 else ("step by step",)
             for how in hows:
-                found.append(
-                    _pruned(
-                        scale,
-                        subject,
-                        whole,
-                        {**labels, "how": how, "sparsity": sparsity},
-                        sparsity,
-                        once=how == "at once",
-                        measures=(bits,) if decay == "L2" else (),
-                    )
-                )
-    return found
+                options = {**penalty, "sparsity": sparsity, "once": how == "at once"}
+                config = _config(scale, seed, name, stage="prune", **options)
+                own = {**labels, "how": how, "sparsity": sparsity}
+                planned.append(Trial(own, config, measures=measures, start=whole))
+    return planned
 
 
 def _low_bits(scale: str, seed: int) -> list[Trial]:
     """Returns ResNets with low-bit weights and XNOR activations; ternary ones start from the full network."""
-    found, full = [], None
+    planned = []
     for depth in DEPTHS[scale]:
+        whole = None
         for kind, (family, fields) in KINDS.items():
             if scale == "cifar10" and kind == "full, preactivation":
                 continue
             network = Network(f"{family}{depth}", {"width": {"digits": 8, "cifar10": 16}[scale], **fields})
-            trial = Trial(
-                {"part": "low bits", "depth": depth, "kind": kind, "seed": seed},
-                _config(scale, network, seed, LENGTHS[scale][0], 0.1),
-                measures=(stored,),
-            )
-            full = trial if kind == "full" else full
+            c = config(scale, network, seed, LENGTHS[scale][kind == "ternary"])
+            c.optimizer.learning_rate = 0.1
+            if scale in SETS:
+                c.data.source, c.evaluate_every = SETS[scale], "2 epochs"
             if kind == "ternary":
-                c = _after(full, LENGTHS[scale][1], 0.05)
-                c.model.conv, c.optimizer.groups = fields["conv"], SLOW_SCALES
-                trial = trial._replace(config=c, start=full)
-            found.append(trial)
-    return found
-
-
-def _config(scale: str, network: Network, seed: int, epochs: int, rate: float) -> Any:
-    c = config(scale, network, seed, epochs)
-    c.optimizer.learning_rate = rate
-    if scale in SETS:
-        c.data.source = SETS[scale]
-        c.evaluate_every = "2 epochs"
-    return c
-
-
-def _after(start: Trial, epochs: int, rate: float) -> Any:
-    """The config of a run that goes on from another's network."""
-    c = start.config.copy_and_resolve_references()
-    c.init_new, c.optimizer.warmup = "", "0 steps"
-    c.duration, c.optimizer.learning_rate = f"{epochs} epochs", rate
-    return c
-
-
-def _pruned(
-    scale: str,
-    subject: Subject,
-    start: Trial,
-    labels: dict[str, Any],
-    sparsity: float = 0.0,
-    once: bool = False,
-    more: str = "",
-    by: str = "std",
-    measures: Sequence[Callable] = (),
-) -> Trial:
-    """Weights go for half of the time, or all at once; by="std": Han 2015's thresholds."""
-    c = _after(start, subject.pruned, subject.rate / 2)
-    schedule = "" if once else ", end='50%', every='2%'"
-    c.optimizer.prune = f"magnitude({sparsity or subject.sparsity}{schedule}, by={by}{more})"
-    return Trial(labels, c, measures=measures, start=start)
-
-
-def _shared(subject: Subject, start: Trial, labels: dict[str, Any]) -> Trial:
-    c = _after(start, subject.shared, 1e-3)
-    c.optimizer.prune, c.optimizer.share = "", f"linear(conv={subject.conv}, dense={subject.bits})"
-    return Trial(labels, c, measures=(stored,), start=start)
+                c.init_new, c.optimizer.warmup = "", "0 steps"
+                c.optimizer.learning_rate, c.optimizer.groups = 0.05, SLOW_SCALES
+            labels = {"part": "low bits", "depth": depth, "kind": kind, "seed": seed}
+            trial = Trial(labels, c, measures=(stored,), start=whole if kind == "ternary" else None)
+            whole = trial if kind == "full" else whole
+            planned.append(trial)
+    return planned
 
 
 CLAIMS = [

@@ -22,7 +22,7 @@ PLAIN, BOTTLENECK, GROUPED, SEPARABLE, INVERTED, DENSE = BLOCKS = (
 _BOTTLENECK = {"bottleneck": True, "shortcut": "B"}
 _ZERO = {"zero_gamma": True}  # of the recipe for ImageNet, Goyal 2017
 # By block: the network of equal mult-adds, and that of equal parameters.
-EQUAL: Mapping[str, Mapping[str, tuple[Network, Network]]] = {
+EQUAL: Mapping[str, Mapping[str, Sequence[Network]]] = {
     "digits": {
         PLAIN: (Network("resnet8", {"width": 14, "shortcut": "B"}),) * 2,
         BOTTLENECK: (Network("resnet20", {**_BOTTLENECK, "stage_sizes": (1, 1, 1), "width": 11}),) * 2,

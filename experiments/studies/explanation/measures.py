@@ -33,7 +33,13 @@ SMOOTH = 1 / 16  # of the side: the deviation by which heat of single pixels is 
 
 
 class Examples(NamedTuple):
-    """pixels uint8 [N, H, W, C]; images as the network gets them; of each its objects, (label, box) first."""
+    """Canvases with their objects.
+
+    Attributes:
+      pixels: uint8 [N, H, W, C].
+      images: As the network gets them.
+      objects: Of each canvas, (label, box) first.
+    """
 
     pixels: np.ndarray
     images: Any
@@ -42,17 +48,17 @@ class Examples(NamedTuple):
     def labels(self, which: int = 0) -> np.ndarray:
         return np.array([things[which].label for things in self.objects], np.int32)
 
-    def boxes(self, which: int = 0) -> np.ndarray:
-        return np.array([things[which].box for things in self.objects])
+    def boxes(self, which: int = 0) -> list[tuple[int, int, int, int]]:
+        return [tuple(things[which].box) for things in self.objects]
 
 
 def examples(run: Any, split: str, count: int, objects: int = 1) -> Examples:
-    """The first canvases of a split, made as the run's test set with that many objects."""
+    """Returns the first canvases of a split, made as the run's test set with that many objects."""
     from train.data import load
 
     data = run.config["data"]
     select = data["select_test"] if objects == 1 else data["select_test"].replace(")", f", objects={objects})")
-    placed = load.load_test(data, test_split=data[f"{split}_split"], select_test=select)
+    placed: Any = load.load_test(data, test_split=data[f"{split}_split"], select_test=select)
     count = min(count, len(placed))
     pixels = placed.read(np.arange(count))["image"]
     images = run.feed.prepare_evaluation({"image": pixels})["image"]
@@ -62,7 +68,7 @@ def examples(run: Any, split: str, count: int, objects: int = 1) -> Examples:
 def found_by(
     run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
 ) -> Iterator[tuple[str, Any]]:
-    """Pairs (method, `Explanation`) of the methods, () for METHODS, that the network has."""
+    """Yields pairs (method, `Explanation`) of the methods, () for METHODS, that the network has."""
     from models.errors import UserError
     from models.explain import catalogue
 
@@ -77,7 +83,7 @@ def found_by(
 def explained(
     run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Pairs (method, heat [N, H, W]) as of `found_by`."""
+    """Yields pairs (method, heat [N, H, W]), as `found_by`."""
     from models.explain import catalogue
 
     for name, found in found_by(run, variables, images, target, methods):
@@ -85,10 +91,13 @@ def explained(
 
 
 def localization(run: Any, state: Any) -> dict[str, Any]:
-    """Of test images, for their labels: {"right": share that is classified right, method: {"pointing": share whose
-    highest place is on the object, "threshold": that of the best boxes on training images, "localized": share with IoU
-    0.5, "error": share that is not localized or not classified right, "error_at_0.2": with the threshold of Zhou 2016},
-    "chance": the object's area, "middle": share of the objects that cover the middle}
+    """Measures where the maps of test images are highest, for their labels.
+
+    Returns:
+      "right": share that is classified right; "chance": the object's area; "middle": share of the objects that cover
+      the middle; and by method {"pointing": share whose highest place is on the object, "threshold": that of the best
+      boxes on training images, "localized": share with IoU 0.5, "error": share that is not localized or not classified
+      right, "error_at_0.2": with the threshold of Zhou 2016}.
     """
     import jax
     from scipy import ndimage
@@ -127,23 +136,30 @@ def localization(run: Any, state: Any) -> dict[str, Any]:
 
 
 def at_middle(some: Examples, which: int = 0) -> float:
-    """How often the middle of the canvas is on the object: what pointing there would give (Zhang 2016)."""
+    """Returns how often the middle of the canvas is on the object: what pointing there would give (Zhang 2016)."""
     from models.explain import faithful
 
-    peak = np.zeros(some.images.shape[:3])
-    peak[:, peak.shape[1] // 2, peak.shape[2] // 2] = 1
+    count, height, width = some.images.shape[:3]
+    peak = np.zeros((count, height, width))
+    peak[:, height // 2, width // 2] = 1
     return float(faithful.pointing(peak, some.boxes(which)).mean())
 
 
 def mean_of_varied(correlations: np.ndarray) -> float:
-    """Over the images whose maps are not constant; 0 where all are, as a map of zeros says nothing of the other."""
+    """Returns the mean over images whose maps are not constant; 0 where all are.
+
+    A map of zeros says nothing about the other one.
+    """
     good = correlations[np.isfinite(correlations)]
     return float(good.mean()) if good.size else 0.0
 
 
 def two_objects(run: Any, state: Any) -> dict[str, Any]:
-    """Of images with two objects of different classes: {method: share of (image, object) in which the highest place is
-    on the object whose class is asked for; "middle": in which the middle is}.
+    """Measures the pointing game on images with two objects of different classes.
+
+    Returns:
+      By method the share of (image, object) in which the highest place is on the object whose class is asked for;
+      "middle": in which the middle is.
     """
     import jax
 
@@ -159,9 +175,12 @@ def two_objects(run: Any, state: Any) -> dict[str, Any]:
 
 
 def faithfulness(run: Any, state: Any) -> dict[str, Any]:
-    """Of test images, for the most probable class: {method: {"deletion", "insertion": area under the curve,
-    "deletion_curve", "insertion_curve", "occlusion": rank correlation with what squares cost, over their positions}};
-    "random": pixels in random order; "occlusion": in that of what squares over them cost.
+    """Measures deletion, insertion and occlusion on test images, for the most probable class.
+
+    Returns:
+      By method {"deletion", "insertion": area under the curve, "deletion_curve", "insertion_curve", "occlusion": rank
+      correlation with what squares cost, over their positions}. "random" has the pixels in random order, "occlusion" in
+      that of what squares over them cost.
     """
     import jax
 
@@ -212,8 +231,10 @@ def faithfulness(run: Any, state: Any) -> dict[str, Any]:
 
 
 def sanity(run: Any, state: Any) -> dict[str, Any]:
-    """{"layers": from the logits down, method: rank correlation of the map with that of the trained network as all
-    layers down to each are drawn anew, mean over images}.
+    """Measures how alike the maps remain as layers are drawn anew, from the logits down.
+
+    Returns:
+      "layers", and by method the rank correlation with the map of the trained network after each, mean over images.
     """
     import jax
 
@@ -238,8 +259,11 @@ def sanity(run: Any, state: Any) -> dict[str, Any]:
 
 
 def effective(run: Any, state: Any) -> dict[str, Any]:
-    """Of the middle unit of the last map, or, where it sees more than a canvas, of the last that sees no more:
-    {"theoretical": size or None for all of it, "box", "before" and "after" training: {"size", "map": PNG}}.
+    """Measures the effective receptive field of the middle unit of the last map that sees no more than a canvas.
+
+    Returns:
+      {"theoretical": size or None for all of it, "endpoint", "box", "before" and "after" training: {"size", "map":
+      PNG}}.
     """
     import jax
 
@@ -250,7 +274,7 @@ def effective(run: Any, state: Any) -> dict[str, Any]:
     fields, name = receptive.fields(model, run.feed.inputs), method.map_endpoint(about)
     if fields[name]:
         name = [one for one, field in fields.items() if field and max(field.size) <= min(test.images.shape[1:3])][-1]
-    field, (height, width, _) = fields[name], method.grid(about.endpoints[name])
+    field, (height, width, _) = fields[name], method.grid(about.endpoints[name]) or (1, 1, 0)  # a map has places
     found: dict[str, Any] = {
         "theoretical": None if field is None else list(field.size),
         "endpoint": name,
@@ -265,8 +289,12 @@ def effective(run: Any, state: Any) -> dict[str, Any]:
 
 
 def gallery(run: Any, state: Any) -> list[dict[str, Any]]:
-    """Rows of the gallery: an image of one object, and one of two, for each of its classes: [{"image": PNG, "says",
-    "boxes", "panels": {method: PNG}}]. With CIFAR's classes the second is a cat and a dog.
+    """Returns rows of the gallery: an image of one object, and one of two, for each of its classes.
+
+    With CIFAR's classes the second is a cat and a dog.
+
+    Returns:
+      [{"image": PNG, "says", "boxes", "class", "panels": {method: PNG}}].
     """
     import jax
 
@@ -280,15 +308,16 @@ def gallery(run: Any, state: Any) -> list[dict[str, Any]]:
     rows = []
     for some, i, which in ((one, 1, 0), (two, pair, 0), (two, pair, 1)):
         thing, image = some.objects[i][which], some.images[i : i + 1]
-        panels = {}
+        panels, logits = {}, np.zeros(0)
         for name, values in found_by(run, variables, image, np.array([thing.label], np.int32)):
+            logits = values.logits
             heat = np.asarray(catalogue.heat(values.values, image.shape[1:3])[0])
             panels[name] = png(
                 around_gray(np.asarray(values.values[0]))
                 if name in catalogue.SIGNED
                 else share_of_largest(heat, 1.0 if name in catalogue.MAPS else 0.995)
             )
-        probability = np.asarray(jax.nn.softmax(values.logits))[0]
+        probability = np.asarray(jax.nn.softmax(logits))[0]
         top = int(probability.argmax())
         says = f"{classes[thing.label]}: {probability[thing.label]:.0%}"
         says += "" if top == thing.label else f"\ntop {classes[top]} {probability[top]:.0%}"

@@ -291,7 +291,7 @@ def draw_effective(outcomes: Outcomes, figure: Any) -> None:
     own = outcomes.where(seed=outcomes.distinct("seed")[0]).having("effective")
     if not own:
         return
-    grid = figure.subplots(2, len(own), squeeze=False)
+    grid, drawn = figure.subplots(2, len(own), squeeze=False), None
     for line, when in zip(grid, ("before", "after"), strict=True):
         for axes, outcome in zip(line, own, strict=True):
             field = outcome.measured["effective"]

@@ -15,8 +15,6 @@ cifar10    cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (f
            canvases of 48x48; one seed
 """
 
-from typing import Any
-
 from experiments.studies.explanation import results
 from experiments.studies.explanation.measures import effective, faithfulness, gallery, localization, sanity, two_objects
 from experiments.studies.networks import Network, config
@@ -30,7 +28,7 @@ MEASURES = (localization, two_objects, faithfulness, sanity, effective, gallery)
 
 
 def _networks(scale: str) -> dict[str, tuple[Network, int, float, str]]:
-    """Whose last units see all or most of a canvas: (network, epochs, learning rate, optimizer).
+    """Returns networks whose last units see most of a canvas: (network, epochs, learning rate, optimizer).
 
     A ViT of patches alone hardly learns from so few images, so its stem is convolutions (Xiao 2021), and it takes long.
     """
@@ -45,8 +43,8 @@ def _networks(scale: str) -> dict[str, tuple[Network, int, float, str]]:
 
 
 def trials(scale: str) -> list[Trial]:
-    """The three networks under each seed."""
-    found = []
+    """Lists the three networks under each seed."""
+    planned = []
     for seed in SEEDS[scale]:
         for kind, (network, epochs, rate, optimizer) in _networks(scale).items():
             c = config(scale, network, seed, epochs)
@@ -58,11 +56,11 @@ def trials(scale: str) -> list[Trial]:
             c.optimizer.name, c.optimizer.learning_rate = optimizer, rate
             if optimizer == "adamw":
                 c.optimizer.weight_decay = 0.05
-            found.append(Trial({"network": kind, "seed": seed}, c, measures=MEASURES))
-    return found
+            planned.append(Trial({"network": kind, "seed": seed}, c, measures=MEASURES))
+    return planned
 
 
-CLAIMS: list[Any] = [
+CLAIMS = [
     Claim(
         "Class activation maps localize the object better than gradients.",
         "top-1 localization error on ILSVRC: GoogLeNet-GAP 56.40 %, backprop on GoogLeNet 61.31 %",

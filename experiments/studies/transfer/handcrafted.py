@@ -29,18 +29,19 @@ _CHUNK = 2**22  # numbers held at once, roughly: 16 MiB
 
 
 def describe(kind: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Features of training and test images; whatever is learned for them is learned from training images alone.
+    """Returns features of training and test images; whatever is learned for them is learned from training images alone.
 
     Args:
       kind: "hog", "sift_fv" (Fisher vectors) or "sift_bow" (bag of words); "sift_fv:32" is with 32 words.
-      train, test: uint8 [N, height, width, 1 or 3], all images of one size.
-      seed: of the vocabulary.
+      train: uint8 [N, height, width, 1 or 3], all images of one size.
+      test: Of the same form and size.
+      seed: Of the vocabulary.
 
     Returns:
       float32 [N, features] of each. Of 32x32 pixels: 324 (hog), 2 * 64 * words (sift_fv), words (sift_bow).
 
     Raises:
-      UserError: unknown kind, images of another kind, too few of them for so many words, or a library is missing.
+      UserError: Unknown kind, images of another kind, too few of them for so many words, or a library is missing.
     """
     name, words = _parse(kind)
     if name == "hog":
@@ -50,12 +51,14 @@ def describe(kind: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> t
 
 
 def hog(images: np.ndarray, cell: int = 0) -> np.ndarray:
-    """Histograms of oriented gradients (Dalal and Triggs 2005): 9 unsigned orientations, in blocks of 2x2 cells that
-    overlap by one, each block normalized by L2-Hys. Of three channels, every pixel's strongest gradient counts.
+    """Returns histograms of oriented gradients (Dalal and Triggs 2005).
+
+    There are 9 unsigned orientations, in blocks of 2x2 cells that overlap by one, each block normalized by L2-Hys. Of
+    three channels, every pixel's strongest gradient counts.
 
     Args:
       images: uint8 [N, height, width, 1 or 3].
-      cell: pixels to a side; 0: 8 where the shorter side has 32 or more, 4 from 16, otherwise 2.
+      cell: Pixels to a side; 0: 8 where the shorter side has 32 or more, 4 from 16, otherwise 2.
 
     Returns:
       float32 [N, blocks down * blocks across * 2 * 2 * 9], in that order: 324 for 32x32, but 26,244 for 224x224.
@@ -79,19 +82,19 @@ def hog(images: np.ndarray, cell: int = 0) -> np.ndarray:
 
 
 def dense_sift(images: np.ndarray) -> np.ndarray:
-    """SIFT descriptors (Lowe 2004) of upright patches on a grid, as RootSIFT (Arandjelovic and Zisserman 2012): the
-    square roots of a descriptor that sums to 1, whose Euclidean distance is the Hellinger distance.
+    """Returns SIFT descriptors (Lowe 2004) of upright patches on a grid, as RootSIFT (Arandjelovic and Zisserman 2012).
 
-    The scales are those of SIFT's octaves, so that blur and patch grow together: bins of 2.4 and 4.8 pixels, patches of
-    9.6 and 19.2, one every 4 pixels; from 64 pixels to the shorter side on, patches of 38.4 as well, one every 8.
-    Images are gray; smaller ones are enlarged to 32 pixels first. All N * P * 512 bytes are held: `describe` calls this
-    with some images at a time.
+    RootSIFT is the square roots of a descriptor that sums to 1; its Euclidean distance is the Hellinger distance. The
+    scales are those of SIFT's octaves, so that blur and patch grow together: bins of 2.4 and 4.8 pixels, patches of 9.6
+    and 19.2, one every 4 pixels; from 64 pixels to the shorter side on, patches of 38.4 as well, one every 8. Images
+    are gray; smaller ones are enlarged to 32 pixels first. All N * P * 512 bytes are held: `describe` calls this with
+    some images at a time.
 
     Args:
       images: uint8 [N, height, width, 1 or 3].
 
     Returns:
-      float32 [N, P, 128], P = scales * rows * columns, in that order; L2 norm 1, or 0 where a patch is of one colour.
+      float32 [N, P, 128], P = scales * rows * columns, in that order; L2 norm 1, or 0 where a patch is of one color.
     """
     cv2 = _library("cv2", "SIFT needs OpenCV")
     _check(images)
@@ -114,11 +117,11 @@ def dense_sift(images: np.ndarray) -> np.ndarray:
 
 
 class FisherVector:
-    """How an image's descriptors would change a Gaussian mixture (Perronnin, Sanchez and Mensink 2010): the gradients
-    by its means and standard deviations, each in units of its own spread, then signed square roots and L2 norm 1.
+    """A Fisher vector: how descriptors would change a Gaussian mixture (Perronnin, Sanchez and Mensink 2010).
 
-    The vectors are those of skimage.feature.fisher_vector, but: of many images at once (three times as fast),
-    without the gradients by the weights, and with the paper's sign of those by the deviations.
+    The vector has the gradients by its means and standard deviations, each in units of its own spread; then signed
+    square roots and L2 norm 1. It is that of skimage.feature.fisher_vector, but: of many images at once (three times as
+    fast), without the gradients by the weights, and with the paper's sign of those by the deviations.
     """
 
     def __init__(self, words: int = KINDS["sift_fv"]):
@@ -150,14 +153,17 @@ class FisherVector:
         return self
 
     def transform(self, descriptors: np.ndarray) -> np.ndarray:
-        """Of descriptors [N, P, 128], float32 [N, 2 * words * 64]: by the means [words, 64], then by the deviations;
-        L2 norm 1.
+        """Returns float32 [N, 2 * words * 64] of descriptors [N, P, 128], with L2 norm 1.
+
+        The gradients by the means [words, 64] come first, then those by the deviations.
         """
-        weights, means, variances = self.mixture.weights_, self.mixture.means_, self.mixture.covariances_
+        mixture: Any = self.mixture  # which is fitted, as the PCA is
+        pca: Any = self.pca
+        weights, means, variances = mixture.weights_, mixture.means_, mixture.covariances_
         # log of weight * density, less what all words share: linear in x and its square.
         constant = np.log(weights) - 0.5 * (np.log(variances) + means**2 / variances).sum(1)
         linear, square = (means / variances).T, (-0.5 / variances).T
-        project, shift = self.pca.components_.T, -self.pca.mean_ @ self.pca.components_.T
+        project, shift = pca.components_.T, -pca.mean_ @ pca.components_.T
         constant, linear, square, project, shift, mu, sigma, root = (
             x.astype(np.float32)
             for x in (constant, linear, square, project, shift, means, np.sqrt(variances), np.sqrt(weights)[:, None])
@@ -183,7 +189,7 @@ class FisherVector:
 
 
 class BagOfWords:
-    """How often each visual word, a cluster of descriptors, occurs in an image (Csurka 2004)."""
+    """A bag of words: how often each, a cluster of descriptors, occurs in an image (Csurka 2004)."""
 
     def __init__(self, words: int = KINDS["sift_bow"]):
         self.words = self.features = words
@@ -195,14 +201,20 @@ class BagOfWords:
         if len(descriptors) < self.words:
             raise UserError(f"a bag of {self.words} words needs {self.words} descriptors, not {len(descriptors)}")
         with _reproducible():
-            self.clusters = MiniBatchKMeans(self.words, batch_size=4096, n_init=3, random_state=seed)
+            self.clusters = MiniBatchKMeans(
+                self.words,
+                batch_size=4096,
+                n_init=3,  # pyright: ignore[reportArgumentType]  (the inferred type is that of the default, a text)
+                random_state=seed,
+            )
             _quietly(self.clusters.fit, np.asarray(descriptors, np.float32))
         return self
 
     def transform(self, descriptors: np.ndarray) -> np.ndarray:
-        """Of descriptors [N, P, 128], float32 [N, words]: square roots of the shares of the words, so L2 norm 1."""
+        """Returns float32 [N, words] of descriptors [N, P, 128]: square roots of the words' shares, so L2 norm 1."""
         count, points, size = descriptors.shape
-        words = self.clusters.predict(np.asarray(descriptors, np.float32).reshape(-1, size)).reshape(count, points)
+        words = np.asarray(self.clusters.predict(np.asarray(descriptors, np.float32).reshape(-1, size)))
+        words = words.reshape(count, points)
         histogram = np.bincount((words + self.words * np.arange(count)[:, None]).ravel(), minlength=count * self.words)
         return np.sqrt(histogram.reshape(count, self.words) / points).astype(np.float32)
 
@@ -247,7 +259,7 @@ def _grid(size: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
     """(octave, y, x) of every patch: as many centers as strides fit, in the middle of the image."""
     large = min(size) >= 64
     stride = 8 if large else 4
-    ys, xs = (np.arange(side // stride) * stride + (side - 1) % stride // 2 for side in size)
+    ys, xs = ([i * stride + (side - 1) % stride // 2 for i in range(side // stride)] for side in size)
     return itertools.product(_OCTAVES if large else _OCTAVES[:2], ys, xs)
 
 

@@ -14,7 +14,7 @@ ALL = "all"
 
 
 def probe(run: Any, state: Any) -> dict[str, dict[str, Any]]:
-    """{labels a class: {classifier: what `classifiers.evaluate` finds}}, on the features of the network as it is."""
+    """Returns {labels a class: {classifier: result of `classifiers.evaluate`}}, on the features of the network."""
     from train.data.select import select
     from train.probing import classifiers, features
 
@@ -37,8 +37,11 @@ def probe(run: Any, state: Any) -> dict[str, dict[str, Any]]:
 
 
 def logistic(run: Any, state: Any) -> dict[str, Any]:
-    """What logistic regression finds on the features of the training set as the run has it; and, of the same
-    regression, on test images with the cue ("painted") and how many predictions that changes.
+    """Measures logistic regression on the features of the training set as the run has it.
+
+    Returns:
+      What `classifiers.described` says; and of the same regression the accuracy on test images with the cue
+      ("painted"), and the share of predictions that it changes.
     """
     from train.data.select import select
     from train.probing import classifiers, features
@@ -54,7 +57,7 @@ def logistic(run: Any, state: Any) -> dict[str, Any]:
 
 
 def cue(run: Any, state: Any) -> dict[str, Any]:
-    """Accuracy of a trained network on test images as they are and with the cue, and what it changes of predictions."""
+    """Measures a trained network on test images as they are and with the cue, and the share of changed predictions."""
     from train import evaluate
     from train.data.select import select
 
@@ -77,13 +80,12 @@ def _cue(clean: np.ndarray, painted: np.ndarray, labels: np.ndarray) -> dict[str
 
 
 def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
-    """{kind: {labels a class: accuracy by seed}} of a linear SVM on features that nobody trained.
+    """Returns {kind: {labels a class: accuracy by seed}} of a linear SVM on features that nobody trained.
 
     What they learn without labels (visual words) they learn from the whole training set.
     """
     del state
     from experiments.studies.transfer.handcrafted import describe
-    from train.data.select import select
     from train.probing import classifiers, features
 
     train, test = (getattr(run.feed, split).arrays() for split in ("train", "test"))
@@ -99,7 +101,7 @@ def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
             parts = (
                 [np.arange(len(x))]
                 if count == ALL
-                else [np.array([place[i] for i in select(_base(run), _part(run, count, seed)).index]) for seed in SEEDS]
+                else [np.array([place[i] for i in _selected(run, count, seed).index]) for seed in SEEDS]
             )
             found[kind][str(count)] = [
                 classifiers.headline(
@@ -116,7 +118,7 @@ def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
 
 
 def embedding(run: Any, state: Any) -> dict[str, list]:
-    """Features of test images in two dimensions, by t-SNE (van der Maaten & Hinton 2008): {"x": [[…, …]], "labels"}."""
+    """Returns features of test images in two dimensions, by t-SNE (van der Maaten & Hinton 2008): {"x", "labels"}."""
     from sklearn.manifold import TSNE
 
     from train.probing import features
@@ -134,6 +136,12 @@ def _counts(run: Any) -> tuple[Any, ...]:
         return (ALL,)
     least = np.bincount(run.feed.train.all_labels()).min()
     return (*(count for count in LABELS.get(run.feed.image_shape[0], ()) if count <= least), ALL)
+
+
+def _selected(run: Any, count: int, seed: int) -> Any:
+    from train.data.select import select
+
+    return select(_base(run), _part(run, count, seed))
 
 
 def _base(run: Any) -> Any:

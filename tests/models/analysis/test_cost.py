@@ -26,32 +26,13 @@ from tests.tiers import keep
 
 # architectures.csv: convolutions and matrix products at 224 x 224, in 1e9.
 MULT_ADDS = {
-    "resnet18": 1.814,
-    "resnet34": 3.664,
-    "resnet50": 4.089,
-    "resnet101": 7.801,
-    "resnet152": 11.514,
-    "wide_resnet50_2": 11.398,
-    "resnext50_32x4d": 4.230,
-    "resnext101_32x8d": 16.414,
-    "densenet121": 2.834,
-    "densenet161": 7.728,
-    "densenet201": 4.291,
-    "convnext_tiny": 4.456,
-    "convnext_base": 15.355,
-    "swin_t": 4.491,
-    "swin_b": 15.431,
-    "alexnet": 0.714,
-    "vgg11": 7.609,
-    "vgg16": 15.470,
-    "vgg19": 19.632,
-    "vgg16_bn": 15.470,
-    "mobilenet_v1": 0.569,
-    "mobilenet_v1_conv": 4.867,
-    "mobilenet_v2": 0.301,
-    "vit_base_patch16": 17.564,
+    "resnet18": 1.814, "resnet34": 3.664, "resnet50": 4.089, "resnet101": 7.801, "resnet152": 11.514,
+    "wide_resnet50_2": 11.398, "resnext50_32x4d": 4.230, "resnext101_32x8d": 16.414, "densenet121": 2.834,
+    "densenet161": 7.728, "densenet201": 4.291, "convnext_tiny": 4.456, "convnext_base": 15.355, "swin_t": 4.491,
+    "swin_b": 15.431, "alexnet": 0.714, "vgg11": 7.609, "vgg16": 15.470, "vgg19": 19.632, "vgg16_bn": 15.470,
+    "mobilenet_v1": 0.569, "mobilenet_v1_conv": 4.867, "mobilenet_v2": 0.301, "vit_base_patch16": 17.564,
     "vit_large_patch16": 61.555,
-}
+}  # fmt: skip
 # Araujo, Norris & Sim 2019, table of the authors' library, for the stride in the first 1x1; the same recurrence for the
 # others. After each stage, the last the network's.
 FIELDS = {
@@ -357,8 +338,8 @@ def test_command_line(tmp_path, capsys):
     assert "<svg" in (tmp_path / "cost.svg").read_text()
     for argv, message in (
         (["resnet5"], "unknown model 'resnet5'"),
-        ([], "one model is needed"),
-        (["resnet8", "x"], "got 2"),
+        ([], "expected one model, not 0"),
+        (["resnet8", "x"], "not 2"),
         (["resnet8", "--set=norm=grop"], "did you mean 'group'"),
         (["resnet8", "--resolution=0"], "resolution"),
         (["resnet8", "--nrom=batch"], "nrom"),

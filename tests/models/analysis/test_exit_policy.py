@@ -52,7 +52,7 @@ def test_extremes():
 @pytest.mark.parametrize("function", [exit_policy.shares, exit_policy.anytime])
 @pytest.mark.parametrize("allowed", [9.5e6, -1.0, math.nan])
 def test_below_the_cheapest_exit_both_numbers_are_named(function, allowed):
-    message = re.escape(f"budget={allowed:g} mult-adds is less than the cheapest exit costs, 10,000,000")
+    message = re.escape(f"budget={allowed:g} mult-adds is less than the cost of the cheapest exit, 10,000,000")
     with pytest.raises(UserError, match=message):
         function(allowed, (10_000_000, 20_000_000))
 

@@ -64,7 +64,7 @@ def test_small_layers_keep_their_values():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0,), "bits=0 must be 1 to 16"),
+        ((0,), "bits=0 must be from 1 to 16"),
         ((17,), "bits=17"),
         ((4, "lineal"), "unknown codebook init 'lineal'; did you mean"),
     ],

@@ -12,20 +12,10 @@ from tests.networks import SMALL
 
 # Normalizations, and how many of them a convolution or dense layer precedes alone.
 COUNTS = {
-    "basic": (5, 5),
-    "bottleneck": (9, 9),
-    "preact": (5, 3),
-    "bit": (0, 0),
-    "gated": (11, 11),
-    "dense": (8, 3),
-    "dense_imagenet": (5, 1),
-    "multi_scale": (23, 23),
-    "inverted": (10, 10),
-    "separable": (7, 7),
-    "ladder_start": (9, 9),
-    "vit": (0, 0),
-    "airbench": (6, 3),
-}
+    "basic": (5, 5), "bottleneck": (9, 9), "preact": (5, 3), "bit": (0, 0), "gated": (11, 11), "dense": (8, 3),
+    "dense_imagenet": (5, 1), "multi_scale": (23, 23), "inverted": (10, 10), "separable": (7, 7),
+    "ladder_start": (9, 9), "vit": (0, 0), "airbench": (6, 3),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

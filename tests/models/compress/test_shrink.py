@@ -225,16 +225,16 @@ RESNET = ("resnet8", {"stage_sizes": (1, 1), "width": 8})
             "stage1/block0/conv2",
             "filters of stage1/block0/conv2 cannot be removed: add got incompatible shapes",
         ),
-        (RESNET, "head", "filters of head cannot be removed: they are what the network gives"),
+        (RESNET, "head", "filters of head cannot be removed: they are the outputs of the network"),
         (
             RESNET,
             "stage1/block0/cov2",
-            "stage1/block0/cov2/kernel is no kernel.*did you mean 'stage1/block0/conv2/kernel'",
+            "stage1/block0/cov2/kernel is not the kernel.*did you mean 'stage1/block0/conv2/kernel'",
         ),
         (
             ("densenet_bc100_k12", {"stage_sizes": (2, 1), "growth": 4, "width": 8}),
             "stage1/layer0/conv2",
-            "stage1/layer0/conv2 cannot be removed: stage1/layer1/norm1/.* sees them beside those of other layers",
+            "stage1/layer0/conv2 cannot be removed: stage1/layer1/norm1/.* sees them together with those of other",
         ),
         (("vit_tiny_patch16", CASES["vit"][1]), "block0/attention/qkv", "attention/qkv cannot be removed: cannot resh"),
         (
@@ -243,7 +243,7 @@ RESNET = ("resnet8", {"stage_sizes": (1, 1), "width": 8})
             "stem_conv cannot be removed: with one less, stage1/block0/downsample_conv/bias is new",
         ),
         (("lenet5", {**LENET[1], "convs": (1, 6)}), "conv1", "filters of conv1 cannot be removed: it has only one"),
-        (("mobilenet_v1", CASES["separable"][1]), "stage1/block0/depthwise", "cannot be dealt into 8 groups"),
+        (("mobilenet_v1", CASES["separable"][1]), "stage1/block0/depthwise", "not divisible into 8 groups"),
     ],
 )
 def test_filters_that_cannot_be_removed(net, kernel, message):
@@ -293,9 +293,9 @@ def test_variables_of_another_network_are_refused():
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.zeros(4, bool), "mask of conv1/kernel: all of its filters go; at least one has to stay"),
-        (np.arange(300).reshape(5, 5, 3, 4) > 5, "mask of conv1/kernel: some filters go in part"),
-        (np.arange(5) > 2, "mask of conv1/kernel: it is for 5 filters, and there are 4"),
+        (np.zeros(4, bool), "mask of conv1/kernel: it removes all filters; at least one must stay"),
+        (np.arange(300).reshape(5, 5, 3, 4) > 5, "mask of conv1/kernel: some filters are pruned in part"),
+        (np.arange(5) > 2, "mask of conv1/kernel: it has 5 entries, but there are 4 filters"),
     ],
 )
 def test_masks_that_cannot_be(mask, message):

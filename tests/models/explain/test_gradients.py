@@ -120,21 +120,10 @@ def test_grad_cam_and_its_guided_gradient_on_every_network(kind):
 # -- class activation maps ---------------------------------------------------------------------------------------------
 
 AVERAGED = [
-    ("basic", {}),
-    ("vit", {"pool": "mean"}),
-    ("dense", {}),
-    ("inverted", {}),
-    ("swin", {}),
-    ("preact", {}),
-    ("bit", {}),
-    ("separable", {}),
-    ("ladder_start", {}),
-    ("blockdrop", {}),
-    ("early_exit", {}),
-    ("vgg", {"classifier": (), "dropout": 0.0}),
-    ("swin", {"dtype": "bfloat16"}),
-    ("inverted", {"dtype": "bfloat16"}),
-]
+    ("basic", {}), ("vit", {"pool": "mean"}), ("dense", {}), ("inverted", {}), ("swin", {}), ("preact", {}),
+    ("bit", {}), ("separable", {}), ("ladder_start", {}), ("blockdrop", {}), ("early_exit", {}),
+    ("vgg", {"classifier": (), "dropout": 0.0}), ("swin", {"dtype": "bfloat16"}), ("inverted", {"dtype": "bfloat16"}),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind,fields", keep_first(2, AVERAGED))

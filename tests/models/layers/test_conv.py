@@ -227,7 +227,7 @@ def test_layers():
     with lowering("plain"):
         ways.append(jax.grad(lambda v: jnp.cos(layer.clone(use_bias=False).apply(v, tokens)).sum())(variables))
     _assert_close(*map(jax.tree.leaves, ways), 1e-5)
-    with pytest.raises(UserError, match="6 channels in and 10 out cannot be dealt into 4 groups"):
+    with pytest.raises(UserError, match="6 input and 10 output channels are not divisible into 4 groups"):
         conv.Conv(10, 3, groups=4).init(jax.random.key(0), x)
 
 

@@ -13,16 +13,8 @@ from tests.tiers import keep_first
 
 IMAGES = jnp.asarray(drawn.images("endpoints", (2, 16, 16, 3)))
 NAMES = [
-    "stem",
-    "stage1/block0",
-    "stage1",
-    "stage2/block0",
-    "stage2",
-    "stage3/block0",
-    "stage3",
-    "last_map",
-    "pre_logits",
-]
+    "stem", "stage1/block0", "stage1", "stage2/block0", "stage2", "stage3/block0", "stage3", "last_map", "pre_logits",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=keep_first(1, [False, True]), ids=["kept", "remat"])

@@ -65,12 +65,12 @@ def test_callable_is_taken_as_it_is():
     "spec,message",
     [
         ("msr", "unknown init 'msr'; did you mean 'msra'"),
-        ("normal:", "no positive"),
-        ("normal:-1", "no positive"),
-        ("normal:x", "'x' is no positive"),
+        ("normal:", "not a positive"),
+        ("normal:-1", "not a positive"),
+        ("normal:x", "'x' is not a positive"),
         ("msra:2", "unknown init"),
         (7, "unknown init"),
-        ("normal:nan", "no positive"),
+        ("normal:nan", "not a positive"),
     ],
 )
 def test_mistakes_are_refused(spec, message):
@@ -160,6 +160,8 @@ def test_whitened_patches_are_white():
     jax.tree.map(
         np.testing.assert_array_equal, {**changed["params"], "stem_conv": 0}, {**variables["params"], "stem_conv": 0}
     )
-    with pytest.raises(UserError, match="stem_conv has 64 features of 3 channels; want an even number of at most 54"):
+    with pytest.raises(
+        UserError, match="stem_conv has 64 features of 3 channels; it needs an even number of at most 54"
+    ):
         wide = models.create("resnet8", width=64)
         whiten(wide, models.initialize(wide, jax.random.key(0), images.shape), images)

@@ -42,29 +42,14 @@ def foreign_reader(error):
 @pytest.mark.parametrize(
     "error",
     [
-        ValueError("x"),
-        MemoryError(),
-        RecursionError("deep"),
-        zlib.error("bits"),
-        NotImplementedError("zip version"),
-        OverflowError("big"),
-        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "start"),
-        struct.error("short"),
-        KeyError("k"),
-        AttributeError("a"),
-        EOFError(),
-        IndexError("i"),
-        AssertionError(),
-        Unprintable(1, 2),
-        ValueError("a\nb\x1b[2J" * 999),
-        zipfile.BadZipFile("no"),
-        TypeError("t"),
-        SyntaxError("s"),
-        ValueError("\ud800"),
-        StopIteration(),
+        ValueError("x"), MemoryError(), RecursionError("deep"), zlib.error("bits"),
+        NotImplementedError("zip version"), OverflowError("big"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "start"),
+        struct.error("short"), KeyError("k"), AttributeError("a"), EOFError(), IndexError("i"), AssertionError(),
+        Unprintable(1, 2), ValueError("a\nb\x1b[2J" * 999), zipfile.BadZipFile("no"), TypeError("t"),
+        SyntaxError("s"), ValueError("\ud800"), StopIteration(),
     ],
     ids=lambda error: type(error).__name__,
-)
+)  # fmt: skip
 def test_whatever_a_reader_raises_is_one_line(error):
     with pytest.raises(UserError, match=r"^dir/w.npz: damaged, or no .npz file \(") as caught:
         foreign_reader(error)
@@ -97,40 +82,30 @@ NPZ = {
     "no axes of nothing": archive({"a.npy": npy(f"(0, {1 << 70})", data=b"")}),
     "an enormous type": archive({"a.npy": npy("(1,)", "'<U500000000'")}),
     "an enormous void": archive({"a.npy": npy("(1,)", "'|V2000000000'")}),
-    "objects": archive({"a.npy": npy(descr="'|O'")}),
-    "records": archive({"a.npy": npy(descr="[('x', '<f4')]")}),
+    "objects": archive({"a.npy": npy(descr="'|O'")}), "records": archive({"a.npy": npy(descr="[('x', '<f4')]")}),
     "a type of arrays": archive({"a.npy": npy("(1,)", "('<f4', (2,))")}),
-    "times": archive({"a.npy": npy("(1,)", "'<M8[s]'")}),
-    "complex numbers": archive({"a.npy": npy("(1,)", "'<c8'")}),
+    "times": archive({"a.npy": npy("(1,)", "'<M8[s]'")}), "complex numbers": archive({"a.npy": npy("(1,)", "'<c8'")}),
     "a type without size": archive({"a.npy": npy("(2,)", "'<U0'")}),
     "an unknown type": archive({"a.npy": npy(descr="'<f3'")}),
     "a type that is none": archive({"a.npy": npy(descr="7")}),
     "no text in the header": archive({"a.npy": npy("(\xff,)", version=2)}),
-    "a long header": archive({"a.npy": npy(f"(2,{' ' * 60_000})")}),
-    "half a header": archive({"a.npy": npy()[:30]}),
-    "version 3": archive({"a.npy": npy(version=3)}),
-    "version 9": archive({"a.npy": npy(version=9)}),
-    "no header": archive({"a.npy": b"hello"}),
-    "an empty member": archive({"a.npy": b""}),
+    "a long header": archive({"a.npy": npy(f"(2,{' ' * 60_000})")}), "half a header": archive({"a.npy": npy()[:30]}),
+    "version 3": archive({"a.npy": npy(version=3)}), "version 9": archive({"a.npy": npy(version=9)}),
+    "no header": archive({"a.npy": b"hello"}), "an empty member": archive({"a.npy": b""}),
     "a pickle": archive({"a.npy": b"\x80\x04N."}),
     "another member": archive({"a.npy": npy(), "readme.txt": b"hello"}),
     "a folder": archive([("a.npy", npy()), ("b/", b"")]),
     "a name of control characters": archive({"a\x1b[2J\n.npy": npy()}),
-    "bzip2": archive({"a.npy": npy()}, zipfile.ZIP_BZIP2),
-    "lzma": archive({"a.npy": npy()}, zipfile.ZIP_LZMA),
-    "an unknown method": edited(PLAIN, 10, "<H", 99),
-    "an encrypted member": edited(PLAIN, 8, "<H", 1),
-    "a newer zip": edited(PLAIN, 6, "<H", 99),
-    "a size of 4 GB": edited(PLAIN, 24, "<I", 0xFFFFFFF0),
+    "bzip2": archive({"a.npy": npy()}, zipfile.ZIP_BZIP2), "lzma": archive({"a.npy": npy()}, zipfile.ZIP_LZMA),
+    "an unknown method": edited(PLAIN, 10, "<H", 99), "an encrypted member": edited(PLAIN, 8, "<H", 1),
+    "a newer zip": edited(PLAIN, 6, "<H", 99), "a size of 4 GB": edited(PLAIN, 24, "<I", 0xFFFFFFF0),
     "stored 4 GB": edited(edited(PLAIN, 24, "<I", 0xFFFFFFF0), 20, "<I", 0xFFFFFFF0),
     "a deflated size of 4 GB": edited(archive({"a.npy": npy()}, zipfile.ZIP_DEFLATED), 24, "<I", 0xFFFFFFF0),
     "a smaller size": edited(archive({"a.npy": npy()}, zipfile.ZIP_DEFLATED), 24, "<I", 80),
-    "another checksum": edited(PLAIN, 16, "<I", 1),
-    "a member beyond the file": edited(PLAIN, 42, "<I", 1 << 31),
+    "another checksum": edited(PLAIN, 16, "<I", 1), "a member beyond the file": edited(PLAIN, 42, "<I", 1 << 31),
     "an entry that swallows the next": edited(archive({"a.npy": npy(), "b.npy": npy()}), 32, "<H", 46 + 5),
-    "no directory": PLAIN[:-30],
-    "nothing": b"",
-}
+    "no directory": PLAIN[:-30], "nothing": b"",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NPZ)
@@ -203,27 +178,15 @@ IMAGES = np.zeros((3, 4, 4, 1), np.uint8)
 @pytest.mark.parametrize(
     "labels",
     [
-        np.array([0, 1, 1 << 63], np.uint64),
-        np.array([0, 1, (1 << 64) - 1], np.uint64),
-        np.array([0, 1, (1 << 63) - 1]),
-        np.array([0, 1, 1 << 31]),
-        np.array([0, 1, -1]),
-        np.array([-(1 << 63), 0, 1]),
-        np.array([0, 1, MOST_CLASSES]),
-        np.array([0, 1, 2.0]),
-        np.array([0, 1, np.nan]),
-        np.array([0, 1, np.inf]),
-        np.array([True, False, True]),
-        np.array(["a", "b", "c"]),
-        np.array([0, 1]),
-        np.array(0),
-        np.zeros((3, 1, 1), int),
-        np.array([[2], [0], [1]]),
-        np.array([[-128], [0], [1]], np.int8),
+        np.array([0, 1, 1 << 63], np.uint64), np.array([0, 1, (1 << 64) - 1], np.uint64),
+        np.array([0, 1, (1 << 63) - 1]), np.array([0, 1, 1 << 31]), np.array([0, 1, -1]),
+        np.array([-(1 << 63), 0, 1]), np.array([0, 1, MOST_CLASSES]), np.array([0, 1, 2.0]), np.array([0, 1, np.nan]),
+        np.array([0, 1, np.inf]), np.array([True, False, True]), np.array(["a", "b", "c"]), np.array([0, 1]),
+        np.array(0), np.zeros((3, 1, 1), int), np.array([[2], [0], [1]]), np.array([[-128], [0], [1]], np.int8),
         np.array([0, 1, 2], np.complex64),
     ],
     ids=lambda labels: f"{labels.dtype}-{labels.ravel()[-1]}",
-)
+)  # fmt: skip
 def test_labels_that_are_none(tmp_path, labels):
     data = saved(train_image=IMAGES, train_label=labels)
     line = refused(tmp_path / "a.npz", data, lambda path: load(Options(f"arrays:{path}"), "train"))
@@ -266,43 +229,29 @@ def entry(shape=(2,), offsets=(0, 8), dtype="F32", **more):
 
 ENTRY = json.dumps(entry()).encode()
 SAFE = {
-    "a header of 2^63 bytes": safe({"a": entry()}, length=1 << 63),
-    "half a length": b"\x01\0",
-    "a header beyond the file": safe({"a": entry()}, length=10_000),
-    "no header": safe(b""),
+    "a header of 2^63 bytes": safe({"a": entry()}, length=1 << 63), "half a length": b"\x01\0",
+    "a header beyond the file": safe({"a": entry()}, length=10_000), "no header": safe(b""),
     "deep JSON": safe(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
-    "deeper objects": safe(b'{"a":' * 100_000 + b"1" + b"}" * 100_000),
-    "half of the JSON": safe(b'{"a": {"dtype'),
-    "a list": safe(b"[]"),
-    "a number": safe(b"1"),
-    "no JSON": safe(b"\xff\xfe"),
-    "an entry of text": safe({"a": "b"}),
+    "deeper objects": safe(b'{"a":' * 100_000 + b"1" + b"}" * 100_000), "half of the JSON": safe(b'{"a": {"dtype'),
+    "a list": safe(b"[]"), "a number": safe(b"1"), "no JSON": safe(b"\xff\xfe"), "an entry of text": safe({"a": "b"}),
     "no shape": safe({"a": {"dtype": "F32", "data_offsets": [0, 8]}}),
-    "an enormous shape": safe({"a": entry((10**12,), (0, 4 * 10**12))}),
-    "fewer bytes": safe({"a": entry((3,))}),
-    "more bytes": safe({"a": entry((1,))}),
-    "negative": safe({"a": entry((-2,), (0, 8))}),
-    "offsets backwards": safe({"a": entry((2,), (8, 0))}),
-    "three offsets": safe({"a": entry((2,), (0, 4, 8))}),
-    "a shape of fractions": safe({"a": entry((2.0,))}),
-    "a shape of true": safe({"a": entry((True, 2))}),
+    "an enormous shape": safe({"a": entry((10**12,), (0, 4 * 10**12))}), "fewer bytes": safe({"a": entry((3,))}),
+    "more bytes": safe({"a": entry((1,))}), "negative": safe({"a": entry((-2,), (0, 8))}),
+    "offsets backwards": safe({"a": entry((2,), (8, 0))}), "three offsets": safe({"a": entry((2,), (0, 4, 8))}),
+    "a shape of fractions": safe({"a": entry((2.0,))}), "a shape of true": safe({"a": entry((True, 2))}),
     "digits": safe(b'{"a": {"dtype": "F32", "data_offsets": [0, 8], "shape": [' + b"9" * 9000 + b"]}}"),
     "not a number": safe(b'{"a": {"dtype": "F32", "data_offsets": [0, 8], "shape": [NaN]}}'),
     "overlapping": safe({"a": entry(), "b": entry()}),
     "a hole": safe({"a": entry(), "b": entry((2,), (12, 20))}, bytes(20)),
-    "bytes after the last": safe({"a": entry()}, bytes(9)),
-    "bytes missing": safe({"a": entry()}, bytes(7)),
-    "float8": safe({"a": entry((8,), dtype="F8_E4M3")}),
-    "float4": safe({"a": entry((16,), dtype="F4")}),
-    "an unknown type": safe({"a": entry(dtype="F31")}),
-    "a type of list": safe({"a": entry(dtype=["F32"])}),
+    "bytes after the last": safe({"a": entry()}, bytes(9)), "bytes missing": safe({"a": entry()}, bytes(7)),
+    "float8": safe({"a": entry((8,), dtype="F8_E4M3")}), "float4": safe({"a": entry((16,), dtype="F4")}),
+    "an unknown type": safe({"a": entry(dtype="F31")}), "a type of list": safe({"a": entry(dtype=["F32"])}),
     "complex": safe({"a": entry((1,), dtype="C64")}),
     "a hundred axes": safe({"a": entry((1,) * 100, (0, 4))}, bytes(4)),
-    "metadata of numbers": safe({"__metadata__": {"a": 1}, "a": entry()}),
-    "a newline": safe({"a\nb": entry()}),
+    "metadata of numbers": safe({"__metadata__": {"a": 1}, "a": entry()}), "a newline": safe({"a\nb": entry()}),
     "metadata of text": safe({"__metadata__": "x", "a": entry()}),
     "a lone surrogate": safe(b'{"\\ud800": ' + ENTRY + b"}"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SAFE)
@@ -315,19 +264,10 @@ def test_hostile_safetensors_files(tmp_path, name):
 @pytest.mark.parametrize(
     "text",
     [
-        "(" * 5000,
-        "-" * 20_000 + "1",
-        "9" * 9000,
-        "[1, 2]",
-        "{'model': 3}",
-        "{'fields': [1]}",
-        "{'fields': {1: 2}}",
-        "{'model': ",
-        "\0",
-        "{[]: 1}",
-        "x" * 10_000,
+        "(" * 5000, "-" * 20_000 + "1", "9" * 9000, "[1, 2]", "{'model': 3}", "{'fields': [1]}", "{'fields': {1: 2}}",
+        "{'model': ", "\0", "{[]: 1}", "x" * 10_000,
     ],
-)
+)  # fmt: skip
 def test_metadata_that_name_no_network(tmp_path, text):
     path = tmp_path / "w.safetensors"
     refused(path, safetensors.numpy.save({"a": B}, {"ablate": text}), weights.about, "its metadata 'ablate'")
@@ -348,21 +288,10 @@ def test_types_of_safetensors(tmp_path):
     arrays = {
         name: np.arange(3).astype(name)
         for name in (
-            "float64",
-            "float32",
-            "float16",
-            "bfloat16",
-            "int64",
-            "int32",
-            "int16",
-            "int8",
-            "uint64",
-            "uint32",
-            "uint16",
-            "uint8",
-            "bool",
+            "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint64", "uint32",
+            "uint16", "uint8", "bool",
         )
-    }
+    }  # fmt: skip
     safetensors.numpy.save_file(arrays, tmp_path / "w.safetensors", {"k": "v"})
     found = read(tmp_path / "w.safetensors")
     assert weights.metadata(tmp_path / "w.safetensors") == {"k": "v"}

@@ -184,24 +184,14 @@ def content(save):
 SAFE = safetensors.numpy.save({"a": np.arange(100.0)})
 NPZ = content(lambda file: np.savez(file, a=np.arange(100.0)))
 BAD = {
-    "empty.safetensors": b"",
-    "empty.npz": b"",
-    "text.safetensors": b"hello" * 20,
-    "text.npz": b"hello" * 20,
-    "short.safetensors": SAFE[:-8],
-    "header.safetensors": SAFE[:20],
-    "longer.safetensors": SAFE + b"x" * 8,
-    "short.npz": NPZ[:-30],
-    "start.npz": NPZ[:60],
-    "flipped.npz": NPZ[:300] + b"\xff\xff" + NPZ[302:],
-    "npz.safetensors": NPZ,
-    "safetensors.npz": SAFE,
-    "array.npz": content(lambda file: np.save(file, np.ones(3))),
-    "objects.npz": content(lambda file: np.savez(file, a=np.array([{}, None]))),
-    "nothing.npz": content(np.savez),
+    "empty.safetensors": b"", "empty.npz": b"", "text.safetensors": b"hello" * 20, "text.npz": b"hello" * 20,
+    "short.safetensors": SAFE[:-8], "header.safetensors": SAFE[:20], "longer.safetensors": SAFE + b"x" * 8,
+    "short.npz": NPZ[:-30], "start.npz": NPZ[:60], "flipped.npz": NPZ[:300] + b"\xff\xff" + NPZ[302:],
+    "npz.safetensors": NPZ, "safetensors.npz": SAFE, "array.npz": content(lambda file: np.save(file, np.ones(3))),
+    "objects.npz": content(lambda file: np.savez(file, a=np.array([{}, None]))), "nothing.npz": content(np.savez),
     "nothing.safetensors": safetensors.numpy.save({}),
     "words.npz": content(lambda file: np.savez(file, a=np.array(["x"]))),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)

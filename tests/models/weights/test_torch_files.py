@@ -61,23 +61,15 @@ def test_types_of_torch(tmp_path):
     "name,message",
     [
         ("module", r"refused for the objects in it \(torch.nn.modules.linear.Linear\); save its state_dict alone"),
-        ("cycle", "no arrays by name in it, but 'model'"),
-        ("sparse", r"'a' is no plain array \(sparse"),
-        ("csr", "sparse"),
-        ("quantized", r"'a' is no plain array \(qtensor"),
-        ("float8", "its numbers are float8_e4m3fn"),
-        ("complex", "no real numbers but complex64"),
-        ("conjugated", "conjugated or negated"),
-        ("nested", "nested_tensor"),
-        ("meta", "meta_tensor"),
-        ("tensor", "a Tensor instead of arrays by name"),
-        ("list", "a list instead of arrays"),
-        ("nothing", "no arrays"),
-        ("numbers", "no arrays by name in it, but 'epoch'"),
-        ("numbered", "numbered, not named"),
-        ("program", "TorchScript program"),
+        ("cycle", "no arrays by name in it, but 'model'"), ("sparse", r"'a' is no plain array \(sparse"),
+        ("csr", "sparse"), ("quantized", r"'a' is no plain array \(qtensor"),
+        ("float8", "its numbers are float8_e4m3fn"), ("complex", "no real numbers but complex64"),
+        ("conjugated", "conjugated or negated"), ("nested", "nested_tensor"), ("meta", "meta_tensor"),
+        ("tensor", "a Tensor instead of arrays by name"), ("list", "a list instead of arrays"),
+        ("nothing", "no arrays"), ("numbers", "no arrays by name in it, but 'epoch'"),
+        ("numbered", "numbered, not named"), ("program", "TorchScript program"),
     ],
-)
+)  # fmt: skip
 def test_files_of_torch_without_arrays(tmp_path, name, message):
     refused(tmp_path / "w.pth", TORCH[name].tobytes(), message=message)
 
@@ -93,40 +85,31 @@ def forged(old, new, name="new", member="data.pkl"):
 
 BIG, SHAPE = b"J\xff\xff\xff\x7f", b"K\x04K\x03\x86"
 FORGED = {
-    "an enormous shape": forged(SHAPE, BIG + b"K\x03\x86"),
-    "a larger shape": forged(SHAPE, b"K\x05K\x03\x86"),
+    "an enormous shape": forged(SHAPE, BIG + b"K\x03\x86"), "a larger shape": forged(SHAPE, b"K\x05K\x03\x86"),
     "a negative shape": forged(SHAPE, b"J\xff\xff\xff\xffK\x03\x86"),
     "a shape of text": forged(SHAPE, b"X\1\0\0\0aK\x03\x86"),
     "a shape beyond 64 bits": forged(SHAPE, b"\x8a\x0a" + b"\xff" * 9 + b"\x7fK\x03\x86"),
     "strides beyond": forged(b"K\x03K\x01\x86", BIG + b"K\x01\x86"),
-    "one stride": forged(b"K\x03K\x01\x86", b"K\x03\x85"),
-    "2^62 numbers": forged(SHAPE, BIG + BIG + b"\x86"),
-    "a storage of more": forged(b"K\x0ct", b"K\x0dt"),
-    "an enormous storage": forged(b"K\x0ct", BIG + b"t"),
+    "one stride": forged(b"K\x03K\x01\x86", b"K\x03\x85"), "2^62 numbers": forged(SHAPE, BIG + BIG + b"\x86"),
+    "a storage of more": forged(b"K\x0ct", b"K\x0dt"), "an enormous storage": forged(b"K\x0ct", BIG + b"t"),
     "a storage of another type": forged(b"FloatStorage", b"DoubleStorage"),
     "a missing storage": forged(b"X\1\0\0\x000", b"X\1\0\0\x007"),
     "big-endian": forged(b"little", b"big", member="byteorder"),
     "an unknown opcode": forged(b"\x80\x02", b"\x80\x02\xff"),
-    "an extension": forged(b"\x80\x02", b"\x80\x02\x82\x01"),
-    "an empty stack": forged(b"\x80\x02", b"\x80\x02R"),
+    "an extension": forged(b"\x80\x02", b"\x80\x02\x82\x01"), "an empty stack": forged(b"\x80\x02", b"\x80\x02R"),
     "no mark": forged(b"\x80\x02", b"\x80\x02u"),
     "a place that is not in the memo": forged(b"\x80\x02", b"\x80\x02h\x70"),
-    "an object": forged(b"\x80\x02", b"\x80\x02ctorch\nload\n)R."),
-    "no end": forged(b"u.", b"u"),
+    "an object": forged(b"\x80\x02", b"\x80\x02ctorch\nload\n)R."), "no end": forged(b"u.", b"u"),
     "an enormous text": forged(b"\x80\x02", b"\x80\x02X\xff\xff\xff\x7f"),
     "bytes": forged(b"\x80\x02", b"\x80\x02\x8e" + b"\x7f" * 8),
     "digits": forged(b"\x80\x02", b"\x80\x02L" + b"9" * 9000 + b"L\n"),
     "other rebuilding": forged(b"_rebuild_tensor_v2", b"_rebuild_qtensor"),
     "too few arguments": forged(b"_rebuild_tensor_v2", b"_rebuild_tensor_v3"),
-    "a pickle of nothing": forged(b"\x80\x02", b"."),
-    "no pickle": forged(b"\x80\x02", b"hello"),
-    "a legacy number": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + b"\x80\x02M\xe9\x03.",
-    "a tar": b"data" * 500,
-    "two values": archive({"a/data.pkl": b"N.", "b/data.pkl": b"N."}),
-    "no value": archive({"a/version": b"3"}),
-    "a zip of a zip": archive({"a/data.pkl": TORCH["new"].tobytes()}),
-    "an empty zip": archive({}),
-}
+    "a pickle of nothing": forged(b"\x80\x02", b"."), "no pickle": forged(b"\x80\x02", b"hello"),
+    "a legacy number": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + b"\x80\x02M\xe9\x03.", "a tar": b"data" * 500,
+    "two values": archive({"a/data.pkl": b"N.", "b/data.pkl": b"N."}), "no value": archive({"a/version": b"3"}),
+    "a zip of a zip": archive({"a/data.pkl": TORCH["new"].tobytes()}), "an empty zip": archive({}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FORGED)

@@ -47,18 +47,11 @@ def test_nested_wrappers_in_any_order(keys):
 @pytest.mark.parametrize(
     "beside",
     [
-        {"epoch": 3},
-        {"best_acc": 0.5},
-        {"arch": "resnet"},
-        {"none": None},
-        {"done": True},
-        {"optimizer": {"lr": 0.1, "a": A}},
-        {"args": {"width": [1, 2]}},
-        {"args": unwrap.Opaque("argparse.Namespace")},
-        {"history": [1.0, 2.0]},
-        {"raw": b"x"},
+        {"epoch": 3}, {"best_acc": 0.5}, {"arch": "resnet"}, {"none": None}, {"done": True},
+        {"optimizer": {"lr": 0.1, "a": A}}, {"args": {"width": [1, 2]}},
+        {"args": unwrap.Opaque("argparse.Namespace")}, {"history": [1.0, 2.0]}, {"raw": b"x"},
     ],
-)
+)  # fmt: skip
 def test_what_lies_beside_arrays(beside):
     assert unwrap.state({**STATE, **beside}).keys() == STATE.keys()
     assert unwrap.state({"model": {**STATE, **beside}, **beside}).keys() == STATE.keys()
@@ -116,18 +109,10 @@ def theirs():
 @pytest.mark.parametrize(
     "prefix",
     [
-        *PREFIXES,
-        "model.",
-        "net.",
-        "backbone.",
-        "module.model.",
-        "model._orig_mod.",
-        "state_dict.module.model.",
-        "ema.module.",
-        "net.model.net.",
-        "_orig_mod.network.",
+        *PREFIXES, "model.", "net.", "backbone.", "module.model.", "model._orig_mod.", "state_dict.module.model.",
+        "ema.module.", "net.model.net.", "_orig_mod.network.",
     ],
-)
+)  # fmt: skip
 def test_prefixes_of_lightning_and_others(theirs, prefix):
     counters = {"epoch": np.array(3), "best_acc": np.array(0.5), "global_step": np.array(7)}
     named = {f"{prefix}{name}": array for name, array in theirs.items()}

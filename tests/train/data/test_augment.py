@@ -50,20 +50,9 @@ def test_pixel_operation_equals_torchvision(name):
 
 
 TORCHVISION = [
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-    "Rotate",
-    "Brightness",
-    "Color",
-    "Contrast",
-    "Sharpness",
-    "Posterize",
-    "Solarize",
-    "AutoContrast",
-    "Equalize",
-]
+    "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness",
+    "Posterize", "Solarize", "AutoContrast", "Equalize",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("magnitude", [9, 17])
@@ -217,13 +206,13 @@ def test_mixing_wants_an_even_batch():
         ("cutout(0)", 3, r"cutout: size=0 is not positive; want cutout\(size: int\)"),
         ("randaugment(2)", 3, "randaugment: missing a required argument: 'magnitude'"),
         ("randaugment(2,31)", 3, "magnitude=31 is not in 0..30"),
-        ("erase(1.5)", 3, "p=1.5 is no probability"),
+        ("erase(1.5)", 3, "p=1.5 is not a probability"),
         ("erase(True)", 3, "p must be float, not True"),
         ("flip(p=0.5,q=1)", 3, "unexpected keyword argument 'q'"),
         ("mixup(0)", 3, "a=0 is not positive"),
         ("mixup(0.2)|flip", 3, "flip: mixup and cutmix come once, at the end"),
-        ("grayscale", 1, "grayscale: wants RGB images"),
-        ("jitter(0.4,0.4,0.4)", 1, "saturation and hue want RGB"),
+        ("grayscale", 1, "grayscale: needs RGB images"),
+        ("jitter(0.4,0.4,0.4)", 1, "saturation and hue need RGB"),
         ("crop(4)+flip", 3, "cannot read data.augment '.*': write name"),
         ("crop(__import__('os'))", 3, "cannot read data.augment '.*': write name"),
         ("crop(4", 3, "cannot read data.augment '.*': write name"),
@@ -241,5 +230,5 @@ def test_normalize():
     assert result.dtype == jnp.float32
     np.testing.assert_allclose(result[0, :, 0], [[-1, -1, 0], [1, 3, 0.5]])
     assert normalize(images, (0.5,), (0.5,)).shape == images.shape
-    with pytest.raises(UserError, match=r"data.std=.*: want 1 number, or one for each of 1 channels"):
+    with pytest.raises(UserError, match=r"data.std=.*: must be a tuple of 1 number, or of one for each of 1 channels"):
         normalize(images[..., :1], (0.5,), (0.5, 0.5, 0.5))

@@ -31,14 +31,14 @@ def test_objects_are_where_they_are_said_to_be(objects, channels):
     sides = []
     for i in (0, 5, 30, 47):
         example, things = placed.example(i), placed.objects(i)
-        assert len(things) == objects and things[0].index == i % 24 and example["label"] == things[0].label
+        assert len(things) == objects and things[0].image == i % 24 and example["label"] == things[0].label
         assert len({thing.label for thing in things}) == objects
         covered = np.zeros((32, 32), int)
         for thing in things:
             top, left, bottom, right = thing.box
-            assert thing.label == images.labels[thing.index] and bottom - top == right - left
+            assert thing.label == images.labels[thing.image] and bottom - top == right - left
             np.testing.assert_array_equal(
-                example["image"][top:bottom, left:right], resized(images.images[thing.index], bottom - top)
+                example["image"][top:bottom, left:right], resized(images.images[thing.image], bottom - top)
             )
             covered[top:bottom, left:right] += 1
             sides.append(bottom - top)
@@ -51,7 +51,7 @@ def test_an_example_depends_on_seed_and_number_alone():
     placed = select(source(), "place(32, copies=2)")
     alone = placed.example(29)["image"]
     np.testing.assert_array_equal(placed.read([3, 29, 5])["image"][1], alone)
-    assert placed.objects(29).pop().index == placed.objects(5).pop().index == 5  # two canvases of image 5
+    assert placed.objects(29).pop().image == placed.objects(5).pop().image == 5  # two canvases of image 5
     assert not np.array_equal(placed.example(5)["image"], alone)
     assert not np.array_equal(select(source(), "place(32, copies=2, seed=1)").example(29)["image"], alone)
     assert content(placed) != content(select(source(), "place(32, copies=2, seed=1)"))  # kept features are not mixed
@@ -95,11 +95,11 @@ def test_what_is_chosen_before_is_placed():
     [
         ("place(32, objects=3)", "objects=3 must be 1 or 2"),
         ("place(32, objects=2, size='0.4-0.6')", "size=0.4-0.6 must be within 0 and 0.5"),
-        ("place(32, size='big')", "size='big': want a range"),
+        ("place(32, size='big')", "size='big': must be a range"),
         ("place(3)", "at least 2 pixels"),
-        ("place(32)|share(0.5)", "place comes last"),
+        ("place(32)|share(0.5)", "place must come last"),
         ("classes('1-2')|place(32, objects=2)", "objects=2 and clutter=4 need images of 3 classes, not 2"),
-        ("place(32, seed=-1)", "nothing negative"),
+        ("place(32, seed=-1)", "nothing may be negative"),
         ("place()", "missing a required argument"),
     ],
 )
@@ -110,5 +110,5 @@ def test_what_cannot_be_is_refused(spec, says):
 
 def test_images_of_several_classes_are_refused():
     several = ArraySource(np.zeros((4, 8, 8, 3), np.uint8), np.ones((4, 3), int))
-    with pytest.raises(UserError, match="one label an image"):
+    with pytest.raises(UserError, match="one label per image"):
         Placed(several, 32)

@@ -89,7 +89,7 @@ def test_the_report_counts_what_is_left_out_by_reason(tmp_path):
         opened(tmp_path).report.startswith(f"folder {tmp_path}: 6 images in 2 classes (1 hidden, 4 .heic, ")
         and "; 1 of them" in opened(tmp_path).report
     )
-    for reason in ("2 broken link", "1 without an ending", "1 outside of the folders", "1 no file"):
+    for reason in ("2 broken link", "1 without an ending", "1 outside of the folders", "1 not a file"):
         assert reason in opened(tmp_path).report
     for number in range(9):
         (tmp_path / "dog" / f"a.x{number}").write_bytes(b"")
@@ -97,31 +97,9 @@ def test_the_report_counts_what_is_left_out_by_reason(tmp_path):
 
 
 ENDS = [
-    ".jpg",
-    ".JPG",
-    ".jpeg",
-    ".Jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".PNG",
-    ".apng",
-    ".bmp",
-    ".dib",
-    ".gif",
-    ".webp",
-    ".tif",
-    ".TIFF",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-    ".tga",
-    ".jp2",
-    ".qoi",
-    ".mpo",
-    ".ico",
-]
+    ".jpg", ".JPG", ".jpeg", ".Jpeg", ".jpe", ".jfif", ".png", ".PNG", ".apng", ".bmp", ".dib", ".gif", ".webp",
+    ".tif", ".TIFF", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".qoi", ".mpo", ".ico",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("ending", ENDS)
@@ -184,7 +162,7 @@ def test_what_lies_beside_splits_is_said(tmp_path):
     fill(tmp_path, *class_of("train/cat"), *class_of("val/cat"), "test/0.png", "masks/cat/0.png")
     source = opened(tmp_path)
     assert len(source) == 5 and opened(tmp_path, "test").files[0] == "val/cat/0.png"
-    assert source.report.endswith("; not looked into, as it is no split: masks, test")
+    assert source.report.endswith("; not searched, since it is not a split: masks, test")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +176,7 @@ def test_what_lies_beside_splits_is_said(tmp_path):
 )
 def test_a_class_that_is_called_train(names, classes, tmp_path):
     source = opened(fill(tmp_path, *[file for name in names for file in class_of(name)]))
-    assert source.classes == classes and "taken for a class, not for a split: " in source.report
+    assert source.classes == classes and "used as a class, not as a split: " in source.report
 
 
 @pytest.mark.parametrize(
@@ -214,7 +192,9 @@ def test_a_class_that_is_called_train(names, classes, tmp_path):
 )
 def test_splits_without_a_counterpart_are_no_classes(names, mixed, tmp_path):
     fill(tmp_path, *[file for name in names for file in class_of(name)])
-    with pytest.raises(UserError, match="has no folder but .*: want a training folder and a test or valid") as error:
+    with pytest.raises(
+        UserError, match="has no folders except .*: it must have a training folder and a test or valid"
+    ) as error:
         opened(tmp_path)
     assert str(error.value).endswith(f"directly in {mixed}" if mixed else "one folder of images for each class")
 
@@ -232,24 +212,16 @@ def test_a_test_split_may_lack_classes_and_have_none_of_its_own(tmp_path):
     train, test = opened(tmp_path), opened(tmp_path, "test")
     assert test.classes == train.classes == ("ant", "bee", "cat") and set(test.labels) == {2}
     assert "5 images in 1 of 3 classes" in test.report
-    assert splits.compare(train, test, "x") == ["no test image is of these 2 of the 3 classes: ant, bee"]
+    assert splits.compare(train, test, "x") == ["2 of the 3 classes have no test images: ant, bee"]
     fill(tmp_path, "test/bees/0.png", "test/wasp/0.png")
     with pytest.raises(UserError, match="classes that the training folder lacks: bees, wasp; did you mean 'bee'?"):
         opened(tmp_path, "test")
 
 
 NAMES = {
-    "composed": "caf\u00e9",
-    "decomposed": "cafe\u0301",
-    "latin1": b"caf\xe9",
-    "money": "$1",
-    "cjk": "\u732b",
-    "long": "x" * 200,
-    "spaces": " a  b ",
-    "line": "a\nb",
-    "percent": "%s{0}",
-    "brackets": "[red]x[/red]",
-}
+    "composed": "caf\u00e9", "decomposed": "cafe\u0301", "latin1": b"caf\xe9", "money": "$1", "cjk": "\u732b",
+    "long": "x" * 200, "spaces": " a  b ", "line": "a\nb", "percent": "%s{0}", "brackets": "[red]x[/red]",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -298,18 +270,11 @@ def test_ten_thousand_classes_take_seconds(tmp_path):
 @pytest.mark.parametrize(
     "counts, held",
     [
-        ((14, 13, 13), (3, 3, 2)),
-        ((40, 1), (8, 0)),
-        ((1, 1, 1, 7), (0, 0, 0, 2)),
-        ((2,), (1,)),
-        ((5, 5, 5), (1, 1, 1)),
-        ((2, 2, 2, 2, 2), (1, 1, 0, 0, 0)),
-        ((3, 3, 3), (1, 1, 0)),
-        ((1000, 10), (200, 2)),
-        ((1, 1, 1, 1, 2), (0, 0, 0, 0, 1)),
-        ((4,) * 25, (1,) * 20 + (0,) * 5),
+        ((14, 13, 13), (3, 3, 2)), ((40, 1), (8, 0)), ((1, 1, 1, 7), (0, 0, 0, 2)), ((2,), (1,)),
+        ((5, 5, 5), (1, 1, 1)), ((2, 2, 2, 2, 2), (1, 1, 0, 0, 0)), ((3, 3, 3), (1, 1, 0)), ((1000, 10), (200, 2)),
+        ((1, 1, 1, 1, 2), (0, 0, 0, 0, 1)), ((4,) * 25, (1,) * 20 + (0,) * 5),
     ],
-)
+)  # fmt: skip
 def test_a_fifth_is_held_out_exactly(counts, held, tmp_path):
     fill(tmp_path, *[name for label, count in enumerate(counts) for name in class_of(f"{label:02d}", count)])
     train, test = opened(tmp_path), opened(tmp_path, "test")
@@ -342,7 +307,7 @@ def arrays(labels, shape=(8, 8, 3), classes=None, value=0, **changes):
             r"labels of training images have the shape \[\], those of test images \[2\]",
         ),
         ({"labels": [[0, 1], [0, -1]]}, {"labels": [[0, 1], [1, 0]]}, "no training image has these labels .*: 0"),
-        ({"classes": ["a", "b", "c"]}, {"classes": ["b", "a", "c"]}, "the test split numbers them otherwise"),
+        ({"classes": ["a", "b", "c"]}, {"classes": ["b", "a", "c"]}, "the test split numbers them differently"),
         ({"classes": ["a", "b", "c"]}, {"classes": ["a", "b", "d"]}, "training lacks d"),
     ],
 )
@@ -359,7 +324,7 @@ def test_a_test_set_that_lacks_classes_is_fine(labels, lacking):
 
 def test_of_many_classes_a_few_are_named():
     (line,) = splits.compare(arrays(range(50)), arrays([0]), "x")
-    assert line == "no test image is of these 49 of the 50 classes: 1, 2, 3, 4, 5 and 44 more"
+    assert line == "49 of the 50 classes have no test images: 1, 2, 3, 4, 5 and 44 more"
 
 
 @pytest.mark.parametrize("split", ["training", "test"])
@@ -493,19 +458,9 @@ def test_sources_of_users_are_known_by_a_sample(tmp_path):
 
 def test_what_is_made_of_a_source_is_known_by_it_and_by_how():
     specs = (
-        "",
-        "share(0.5)",
-        "share(0.5, seed=1)",
-        "classes(0, 1)",
-        "classes(1, 0)",
-        "paint(0)",
-        "paint(1)",
-        "paint(0, size=0.5)",
-        "place(16)",
-        "place(16, seed=1)",
-        "place(16, copies=2)",
-        "place(20)",
-    )
+        "", "share(0.5)", "share(0.5, seed=1)", "classes(0, 1)", "classes(1, 0)", "paint(0)", "paint(1)",
+        "paint(0, size=0.5)", "place(16)", "place(16, seed=1)", "place(16, copies=2)", "place(20)",
+    )  # fmt: skip
     found = {
         json.dumps(select(arrays(np.arange(40) % 4, value=value), spec).identity())
         for spec in specs
@@ -582,7 +537,7 @@ def test_a_streamed_run_says_what_it_skipped_and_found(tmp_path):
     assert build_run(config).feed.notes == [
         f"folder {root}/train: 18 images in 2 classes (1 hidden left out)",
         f"folder {root}/test: 5 images in 1 of 2 classes",
-        "no test image is of these 1 of the 2 classes: b",
+        "1 of the 2 classes have no test images: b",
     ]
     console = rich.console.Console(file=io.StringIO(), width=500)
     summary = loop.train(config, tmp_path / "run", console)

@@ -31,7 +31,7 @@ def test_without_tensorflow():
     "arguments, message",
     [
         (["cifar1O"], "error: unknown TFDS data set 'cifar1O'; did you mean 'cifar10'? the nearest of "),
-        ([], "error: want the name of one TFDS data set"),
+        ([], "error: the command takes the name of one TFDS data set"),
         (["cifar10", "--data_dirr=x"], "error: Unknown command line flag 'data_dirr'"),
     ],
 )
@@ -88,5 +88,5 @@ def test_what_fails_outside_is_one_line(monkeypatch, failure, message):
 
 def test_a_set_prepared_before_in_another_format_is_refused(monkeypatch):
     fake_tfds(monkeypatch, file_format="tfrecord")
-    with pytest.raises(UserError, match=r"lies in /d/cifar10/3.0.2 as tfrecord, which has no random access"):
+    with pytest.raises(UserError, match=r"is in /d/cifar10/3.0.2 as tfrecord, which has no random access"):
         prepare.prepare("cifar10", "/d")

@@ -92,7 +92,7 @@ def test_parts_of_parts_names_and_copies():
         ("per_class(11)", "class 'c0' has 10 examples, not 11"),
         ("per_class(0)", "n=0 must be 1 or more"),
         ("share(0.0)", r"p=0.0 must be in \(0, 1\]"),
-        ("share(0.001)", "leaves no example"),
+        ("share(0.001)", "leaves no examples"),
         ("imbalance(0.5)", "r=0.5 must be 1 or more"),
         ("classes('0-9')", "classes are 0 to 5, each once, not 0-9"),
         ("classes(1, 1)", "each once"),

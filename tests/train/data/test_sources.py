@@ -60,7 +60,7 @@ def test_arrays(tmp_path):
         load(Options(f"arrays:{tmp_path}/a.npz"), "val")
     with pytest.raises(UserError, match=r"No such file"):
         load(Options(f"arrays:{tmp_path}/b.npz"), "train")
-    with pytest.raises(UserError, match=r"want images uint8 \[N, H, W, C\].*got float64 \[2, 4, 4\]"):
+    with pytest.raises(UserError, match=r"images must be uint8 \[N, H, W, C\].*got float64 \[2, 4, 4\]"):
         ArraySource(np.zeros((2, 4, 4)), np.zeros(2))
 
 
@@ -77,7 +77,7 @@ def test_arrays(tmp_path):
         ({"image_size": 32}, "data.image_size=32 but its images are 8x8"),
         ({"image_size": -1}, "data.image_size=-1"),
         ({"eval_crop": 0.0}, "data.eval_crop=0.0"),
-        ({"crop_scale": (1.0, 0.5)}, r"data.crop_scale=\(1.0, 0.5\): want .low, high. with 0 < low <= high <= 1.0"),
+        ({"crop_scale": (1.0, 0.5)}, r"data.crop_scale=\(1.0, 0.5\): must be .low, high. with 0 < low <= high <= 1.0"),
     ],
 )
 def test_wrong_options_are_named(change, message):
@@ -298,7 +298,7 @@ def test_wrong_folders_are_explained(tmp_path):
         return str(error.value)
 
     assert "there is no such folder" in failure(tmp_path / "none")
-    assert "has no folders: want one folder of images for each class" in failure(tmp_path)
+    assert "has no folders: it must have one folder of images for each class" in failure(tmp_path)
     folder_of(tmp_path, {"ant": 3, "bee": 0})
     assert f"class folder {tmp_path}/bee has no images" in failure(tmp_path)
     assert "unknown split of folder" in failure(tmp_path, "tests")
@@ -307,7 +307,7 @@ def test_wrong_folders_are_explained(tmp_path):
     with pytest.raises(UserError, match=r"image .*/ant/\d.png is 9x7, not 6x6: set data.crop"):
         load(dataclasses.replace(options_of(tmp_path), crop="none"), "train").arrays()
     folder_of(tmp_path / "split" / "train", {"ant": 2})
-    assert "has no folder but train: want a training folder and a test or validation" in failure(tmp_path / "split")
+    assert "has no folders except train: it must have a training folder" in failure(tmp_path / "split")
     folder_of(tmp_path / "split" / "test", {"ant": 2, "aunt": 2})
     assert "classes that the training folder lacks: aunt; did you mean 'ant'?" in failure(tmp_path / "split", "test")
 

@@ -52,7 +52,7 @@ def test_plain_and_compressed_files(tmp_path):
         (lambda folder: (folder / "train.de").unlink(), "unknown text in .* 'train.de'; did you mean 'train.en'"),
         (
             lambda folder: (folder / "train.de").write_text("eins\nzwei\n"),
-            f"train.en has {len(PAIRS)} lines, train.de has 2 lines; want a sentence a line",
+            f"train.en has {len(PAIRS)} lines, train.de has 2 lines; each needs one sentence per line",
         ),
         (lambda folder: [path.write_text("") for path in folder.glob("train.*")], "train.en has 0 lines"),
         (lambda folder: (folder / "train.de").write_bytes(b"\xff\n"), "train.de: damaged, or no UTF-8 file"),

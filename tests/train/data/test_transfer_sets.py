@@ -209,7 +209,7 @@ def test_arrays_with_several_classes(tmp_path):
     source = load(Options(f"arrays:{tmp_path}/a.npz"), "train")
     assert source.label_shape == (2,) and source.classes == ("0", "1")
     assert source.arrays()["label"].tolist() == labels.tolist()
-    with pytest.raises(UserError, match=r"\[N\] or, of -1, 0 and 1, \[N, classes\]; got"):
+    with pytest.raises(UserError, match=r"integers \[N\], or -1, 0 and 1 \[N, classes\]; got"):
         ArraySource(images, labels + 1)
     with pytest.raises(UserError, match=r"got uint8 \[3, 4, 4, 1\] and int64 \[2, 2\]"):
         ArraySource(images, labels[:2])

@@ -88,19 +88,10 @@ def test_sharded_parameters_are_those_of_replicated_ones(changes):
 
 
 VIT = {
-    "model__name": "vit_tiny_patch16",
-    "model__norm": "channel",
-    "model__act": "gelu",
-    "model__patch_size": 4,
-    "model__depth": 6,
-    "model__width": 48,
-    "model__mlp_width": 192,
-    "model__heads": 3,
-    "batch_size": 16,
-    "eval_batch_size": 40,
-    "optimizer__name": "adamw",
-    "optimizer__learning_rate": 1e-3,
-}
+    "model__name": "vit_tiny_patch16", "model__norm": "channel", "model__act": "gelu", "model__patch_size": 4,
+    "model__depth": 6, "model__width": 48, "model__mlp_width": 192, "model__heads": 3, "batch_size": 16,
+    "eval_batch_size": 40, "optimizer__name": "adamw", "optimizer__learning_rate": 1e-3,
+}  # fmt: skip
 EXITS = {
     "model__name": "early_exit_resnet62",
     "model__stage_sizes": (2, 1),

@@ -183,10 +183,10 @@ def test_allocations_are_the_smallest_drop_that_gives_the_total(seed):
             0.9,
             "0.9 cannot be reached: .* up to 0.475",
         ),
-        ({**CURVES, "b": {"sparsity": [0.3, 0.1], "accuracy": [0.9, 0.9]}}, 0.5, "sensitivity of b: want as many"),
-        ({**CURVES, "b": {"sparsity": [0.3]}}, 0.5, "sensitivity of b: want as many"),
-        ({**CURVES, "b": [0.3]}, 0.5, "sensitivity of b: want as many"),
-        ({**CURVES, "b": {"sparsity": [0.3], "accuracy": [None]}}, 0.5, "sensitivity of b: want as many"),
+        ({**CURVES, "b": {"sparsity": [0.3, 0.1], "accuracy": [0.9, 0.9]}}, 0.5, "sensitivity of b: needs as many"),
+        ({**CURVES, "b": {"sparsity": [0.3]}}, 0.5, "sensitivity of b: needs as many"),
+        ({**CURVES, "b": [0.3]}, 0.5, "sensitivity of b: needs as many"),
+        ({**CURVES, "b": {"sparsity": [0.3], "accuracy": [None]}}, 0.5, "sensitivity of b: needs as many"),
     ],
 )
 def test_curves_that_cannot_be(curves, sparsity, message):
@@ -202,7 +202,7 @@ def test_two_of_four_neighbours_along_the_inputs():
         assert (blocks.sum(1) == 2).all()
         score = score.reshape(-1, 4)
         assert (np.where(blocks, score, np.inf).min(1) >= np.where(blocks, -np.inf, score).max(1)).all()
-    with pytest.raises(UserError, match="the 6 inputs of a cannot be dealt out in fours"):
+    with pytest.raises(UserError, match="the 6 inputs of a are not divisible by 4"):
         functions.keep({"a": jnp.ones((6, 2))}, 0.0, structure="2:4")
 
 
@@ -371,7 +371,7 @@ def test_a_network_without_filters_equals_its_smaller_one_after_any_step():
             "stem_conv/kernel",
             "filters of stem_conv cannot be removed: without them the network computes something else",
         ),
-        (f"{INNER}|stage1/block0/norm1/scale", "stage1/block0/norm1/scale is no kernel of a layer"),
+        (f"{INNER}|stage1/block0/norm1/scale", "stage1/block0/norm1/scale is not the kernel of a layer"),
     ],
 )
 def test_filters_that_cannot_be_removed_are_refused_before_training(what, bad):

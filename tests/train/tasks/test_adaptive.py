@@ -432,5 +432,5 @@ def test_lsuv_is_not_for_gates():
 
 def test_one_number_an_image_is_no_feature():
     run = build_run(config(NETWORKS["gated"], "gated"))
-    with pytest.raises(UserError, match="gate is one number an image"):
+    with pytest.raises(UserError, match="gate is one number per image"):
         features.check(run, f"{run.task.model.gated[0]}/gate")

@@ -1,37 +1,43 @@
-"""The 1,797 handwritten digits that ship inside scikit-learn: 8x8 pixels, ten classes, real, and no download.
+"""The 1,797 handwritten digits that come with scikit-learn: 8x8 pixels, ten classes, no download.
 
 They are the test set of the UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998).
 """
 
+from typing import TYPE_CHECKING, cast
+
 import numpy as np
 
 from models.errors import choice_error
-from train.data.source import Options
+from train.data.options import Options
 from train.data.sources.arrays import ArraySource
 
-# A stratified split that never changes, whatever the seed of a run: results of different seeds are comparable.
+if TYPE_CHECKING:
+    from sklearn.utils import Bunch
+
+# The stratified split does not depend on the seed of a run, so that results of different seeds are comparable
 _SPLIT_SEED = 0
 _TEST_SHARE = 0.2  # 1,437 to train, 360 to test
-_VALIDATION_SHARE = 0.2  # of the training part: 1,149 to fit, 288 to choose by
+_VALIDATION_SHARE = 0.2  # of the training part: 1,149 to fit, 288 for validation
 
 
 def source(split: str, options: Options) -> ArraySource:
-    """`split` is "train" or "test", or "train_fit" or "validation", which part "train"."""
+    """Returns the split "train" or "test", or "train_fit" or "validation", which part "train"."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     splits = ("train", "test", "train_fit", "validation")
     if split not in splits:
         raise choice_error("split of digits", split, splits)
-    digits = load_digits()
+    digits = cast("Bunch", load_digits())
     labels = digits.target.astype(np.int32)
 
     def part(indices: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-        return train_test_split(indices, test_size=share, stratify=labels[indices], random_state=_SPLIT_SEED)
+        kept, held_out = train_test_split(indices, test_size=share, stratify=labels[indices], random_state=_SPLIT_SEED)
+        return np.asarray(kept), np.asarray(held_out)
 
     train, test = part(np.arange(len(labels)), _TEST_SHARE)
     fit, validation = part(train, _VALIDATION_SHARE)
     indices = {"train": train, "test": test, "train_fit": fit, "validation": validation}[split]
-    # Stored as 0..16 (counts of 4x4 blocks of on pixels); as uint8 they are 0..255 like any other image.
+    # Stored levels are 0..16 (counts of the pixels that are on in a 4x4 block)
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # [1797, 8, 8, 1]
     return ArraySource(images[indices], labels[indices], [str(digit) for digit in range(10)], options)

@@ -1,4 +1,4 @@
-"""A user's own images: one folder a class, or one such folder for each split. See `listing` for which files count."""
+"""A user's own images: one folder per class, or such folders for each split; `listing` decides which files count."""
 
 import hashlib
 from collections import Counter
@@ -9,11 +9,12 @@ import numpy as np
 
 from models.errors import UserError, choice_error, nearest
 from train.data import identity
-from train.data.source import Options, Source
+from train.data.options import Options
+from train.data.source import Indices, Source
 from train.data.sources import listing
 from train.files import expanded
 
-_HELD_OUT = 5  # one in so many is held out where the user made no split
+_HELD_OUT = 5  # one image in five is held out where the user made no split
 _SPLITS = ("train", "test", "train_fit", "validation")
 _NAMES = {
     "train": "train",
@@ -23,42 +24,41 @@ _NAMES = {
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
-}  # of folders, in lower case, and the splits that they are
-_WANTED = "want one folder of images for each class"
+}  # split by the name of its folder, in lower case
+_NEEDED = "it must have one folder of images for each class"
 
-File = tuple[str, int]  # name relative to the data set's folder, label
+File = tuple[str, int]  # name relative to the data set's folder, and label
 
 
 class FolderSource(Source):
-    """PATH/CLASS/FILE, or PATH/SPLIT/CLASS/FILE, with a class folder's images at any depth.
+    """A source of the files PATH/CLASS/FILE or PATH/SPLIT/CLASS/FILE; images may lie at any depth in a class folder.
 
-    A folder counts as a split if it is called as one in any case (train, training; test, testing; val, valid,
-    validation), holds folders but no images itself, and a training folder has a test or validation folder beside it.
-    Anything else is a class, also one that is called "train".
+    A folder is a split if its name says so in any case (train, training; test, testing; val, valid, validation) and it
+    holds folders but no images itself. This holds only if there are a training folder and a test or validation folder.
+    Any other folder is a class, even one that is called "train".
 
-    Splits "train" and "test": the user's folders (the validation folder is the test split where there is no test
-    folder), else a fifth is held out for testing, of all classes alike. "validation" is a validation folder beside a
-    test folder, else a fifth of "train", with "train_fit" the rest.
+    "train" and "test" are the user's folders; a validation folder is the test split if there is no test folder. Without
+    such folders a fifth of each class is held out for testing. "validation" is a validation folder beside a test
+    folder, else a fifth of "train"; "train_fit" is the rest of "train".
 
-    Labels number the sorted class folders of the training split, whose names match in any Unicode normalization. A
-    class without a training image is an error; the test split may lack classes.
+    Labels number the sorted class folders of the training split; names match in any Unicode normalization. A class
+    without a training image is an error, but the test split may lack classes.
 
-    A million images are listed in 4 s, and ten thousand classes of twenty in 1.4 s (warm, on an AMD EPYC core).
-
-    report: one line on what is there and what is left out.
+    A million images are listed in 4 s, and ten thousand classes of twenty images in 1.4 s (warm cache, AMD EPYC core).
     """
 
     def __init__(self, path: str, split: str, options: Options):
+        """Lists the images of a split; raises UserError if the folder is not as described above."""
         self.root = expanded(path)
         if split not in _SPLITS:
             raise choice_error(f"split of folder {path}", split, _SPLITS)
         if not self.root.is_dir():
             raise UserError(f"data.source=folder:{path}: there is no such folder")
         classes, files, self.report = _split_files(str(self.root), split)
-        self.files, self.labels = zip(*files, strict=True) if files else ((), ())
+        self.files, self.labels = tuple(name for name, _ in files), tuple(label for _, label in files)
         super().__init__(len(files), classes, (None, None, 3), options)
 
-    def fetch(self, indices: Sequence[int]) -> list[tuple[Path, int]]:
+    def fetch(self, indices: Indices) -> list[tuple[Path, int]]:
         return [(self.root / self.files[index], self.labels[index]) for index in indices]
 
     def name(self, index: int) -> str:
@@ -107,13 +107,13 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def _split_folders(root: str) -> tuple[dict[str, str], list[str]]:
-    """Returns the folder of each split, {} where the folders are classes, and what to say where that is not plain."""
+    """Returns the folder of each split, {} if the folders are classes, and remarks on folders that look ambiguous."""
     names = listing.folders(root)
     if not names:
-        raise UserError(f"folder {identity.shown(root)} has no folders: {_WANTED}")
-    called = [name for name in names if name.casefold() in _NAMES]
+        raise UserError(f"folder {identity.shown(root)} has no folders: {_NEEDED}")
+    candidates = [name for name in names if name.casefold() in _NAMES]
     splits = {}
-    for name in called:
+    for name in candidates:
         if listing.folders(f"{root}/{name}") and not listing.holds_images(f"{root}/{name}"):
             split = _NAMES[name.casefold()]
             if split in splits:
@@ -121,45 +121,45 @@ def _split_folders(root: str) -> tuple[dict[str, str], list[str]]:
             splits[split] = name
     if "train" in splits and len(splits) > 1:
         others = [identity.shown(name) for name in names if name not in splits.values()]
-        return splits, [f"not looked into, as it is no split: {', '.join(others)}"] if others else []
-    if called and len(called) == len(names):
-        mixed = [name for name in called if listing.holds_images(f"{root}/{name}")]
+        return splits, [f"not searched, since it is not a split: {', '.join(others)}"] if others else []
+    if candidates and len(candidates) == len(names):
+        mixed = [name for name in candidates if listing.holds_images(f"{root}/{name}")]
         raise UserError(
-            f"folder {identity.shown(root)} has no folder but {', '.join(called)}: want a training folder "
-            "and a test or validation folder, in each of them one folder of images for each class"
+            f"folder {identity.shown(root)} has no folders except {', '.join(candidates)}: it must have a training "
+            "folder and a test or validation folder, each with one folder of images for each class"
             + f"; images lie directly in {', '.join(mixed)}"
             * bool(mixed)
         )
-    return {}, [f"taken for a class, not for a split: {', '.join(called)}"] if called else []
+    return {}, [f"used as a class, not as a split: {', '.join(candidates)}"] if candidates else []
 
 
 def _classes(folder: str) -> dict[str, list[str]]:
-    """Returns the folders of each class, by its name: several where a name is there in two Unicode normalizations."""
+    """Returns the folders of each class by its name; one name may be there in two Unicode normalizations."""
     classes = {}
     for name in listing.folders(folder):
         classes.setdefault(identity.shown(name), []).append(name)
     if not classes:
-        raise UserError(f"folder {identity.shown(folder)} has no folders: {_WANTED}")
+        raise UserError(f"folder {identity.shown(folder)} has no folders: {_NEEDED}")
     return dict(sorted(classes.items()))
 
 
 def _images(root: str, split: str, classes: list[str], left_out: Counter, is_training: bool = True) -> list[File]:
-    """Returns the images of the class folders in root/split, by class and name, and adds what is left out."""
+    """Returns the images of the class folders in root/split, by class and name, and adds to the counts `left_out`."""
     above = f"{split}/" if split else ""
-    found = {
+    listed = {
         name: [listing.images(root, above + folder) for folder in folders]
         for name, folders in _classes(f"{root}/{split}").items()
     }
     known = set(classes)
-    unknown = [name for name, parts in found.items() if name not in known and any(files for files, _ in parts)]
+    unknown = [name for name, parts in listed.items() if name not in known and any(files for files, _ in parts)]
     if unknown:
         raise UserError(
             f"folder {identity.shown(f'{root}/{split}')} has images of classes that the training folder "
             f"lacks: {', '.join(unknown)}{nearest(unknown[0], classes)}"
         )
     for name in classes if is_training else ():
-        if not any(files for files, _ in found[name]):
-            others = listing.words(sum((counts for _, counts in found[name]), Counter()))
+        if not any(files for files, _ in listed[name]):
+            others = listing.words(sum((counts for _, counts in listed[name]), Counter()))
             raise UserError(
                 f"class folder {identity.shown(f'{root}/{above}{name}')} has no images"
                 + (f", only {others}" if others else "")
@@ -167,7 +167,7 @@ def _images(root: str, split: str, classes: list[str], left_out: Counter, is_tra
             )
     files = []
     for label, name in enumerate(classes):
-        for part, counts in found.get(name, ()):
+        for part, counts in listed.get(name, ()):
             files += [(file, label) for file in part]
             left_out += counts
     return files
@@ -185,8 +185,10 @@ def _report(folder: str, files: list[File], classes: dict[str, list[str]], left_
 
 
 def _hold_out(root: str, files: list[File], what: str) -> tuple[list[File], list[File]]:
-    """Parts files into those that are kept and those that are held out: of each class the first by a hash of their
-    names, a different one for each `what`. So no seed decides, and a file that is added moves at most a few others.
+    """Parts files into those that are kept and those that are held out for `what`, "test" or "validation".
+
+    The first files of each class by a hash of name and `what` are held out. So no seed decides, and one more file moves
+    only a few others.
     """
     by_label: dict[int, list[File]] = {}
     for file in files:
@@ -205,9 +207,10 @@ def _hold_out(root: str, files: list[File], what: str) -> tuple[list[File], list
 
 
 def _quotas(counts: Sequence[int]) -> list[int]:
-    """Returns how many of each class are held out: a fifth of all, rounded (but at least 1), of which each class has
-    its fifth rounded down or up. The largest remainders are rounded up, of equal ones the first. A class's only image
-    is kept.
+    """Returns how many images of each class are held out.
+
+    The total is a fifth of all images, rounded, and at least 1. Each class gives a fifth, rounded down or up: the
+    largest remainders are rounded up, the first of equal ones first. The only image of a class is kept.
     """
     total = max(1, round(sum(counts) / _HELD_OUT))
     quotas = [count // _HELD_OUT for count in counts]
@@ -220,5 +223,5 @@ def _quotas(counts: Sequence[int]) -> list[int]:
 
 
 def _rank(name: str) -> bytes:
-    """Returns bytes that depend on the name alone."""
+    """Returns a hash of a name, the same for all Unicode normalizations."""
     return hashlib.sha256(identity.name_bytes(name)).digest()[:8]

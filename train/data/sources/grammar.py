@@ -1,15 +1,17 @@
-"""English sentences of a small grammar and their German, for runs that need no text from elsewhere.
+"""English sentences of a small grammar with their German translations, for runs without a text from elsewhere.
 
   the old dog can see a white cat now.          jetzt kann der alte Hund eine weiße Katze sehen.
   a cow finds the fox, because the fox hears the bird.      eine Kuh findet den Fuchs, weil der Fuchs den Vogel hört.
 
-What makes it a task: an adverb goes to the front and the verb before the subject; infinitives, and verbs after "weil",
-go to the end; articles and adjectives agree in gender and case, so the same phrase reads differently as subject and as
-object. Test sentences come in pairs whose two main noun phrases have changed places: the tokens of both are the same,
-so what depends on the set of tokens alone translates at most one of the two, half of the test set.
+Three rules make it a task. An adverb goes to the front, and the verb before the subject. Infinitives, and verbs after
+"weil", go to the end. Articles and adjectives agree in gender and case, so that a phrase differs as subject and as
+object.
+
+Test sentences come in pairs whose main subject and object are swapped. Both have the same tokens, so that a model that
+sees only the set of tokens translates at most one of them, half of the test set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +21,7 @@ from train.data.shuffle import philox
 
 LANGUAGES = ("en", "de")
 SIZES = {"train": 4000, "test": 200}
-_SEED = 0  # the text is the same whatever the seed of a run
+_SEED = 0  # the text does not depend on the seed of a run
 _NOUNS = {
     "man": ("m", "Mann"),
     "dog": ("m", "Hund"),
@@ -55,10 +57,10 @@ _VERBS = {
     "call": ("ruft", "rufen"),
     "know": ("kennt", "kennen"),
 }
-_THIRD = {"carry": "carries"}  # person; others add an s
+_THIRD = {"carry": "carries"}  # third person; other verbs add an s
 _MODALS = {"can": "kann", "must": "muss", "may": "darf", "will": "wird"}
 _ADVERBS = {"today": "heute", "tomorrow": "morgen", "now": "jetzt", "often": "oft", "here": "hier"}
-# (article, case, gender): the German article, and the ending of an adjective after it.
+# By (article, case) and gender: the German article, and the ending of an adjective after it
 _AGREEMENT = {
     ("the", "subject"): {"m": ("der", "e"), "f": ("die", "e"), "n": ("das", "e")},
     ("the", "object"): {"m": ("den", "en"), "f": ("die", "e"), "n": ("das", "e")},
@@ -68,7 +70,7 @@ _AGREEMENT = {
 
 
 class Phrase(NamedTuple):
-    """A noun phrase; "" for no adjective."""
+    """A noun phrase; `adjective` may be ""."""
 
     article: str
     adjective: str
@@ -86,7 +88,7 @@ class Phrase(NamedTuple):
 
 
 class Clause(NamedTuple):
-    """ "" for no modal, no adverb."""
+    """A clause; `modal` and `adverb` may be ""."""
 
     subject: Phrase
     modal: str
@@ -112,7 +114,7 @@ class Clause(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """A main clause and, or None, why."""
+    """A main clause and, unless None, a clause with the reason."""
 
     main: Clause
     why: Clause | None
@@ -124,15 +126,15 @@ class Sentence(NamedTuple):
         return self.main.german() + (f", weil {self.why.german(subordinate=True)}" if self.why else "") + "."
 
     def swapped(self) -> "Sentence":
-        """Subject and object of the main clause have changed places."""
+        """Returns the sentence with subject and object of the main clause swapped."""
         return self._replace(main=self.main._replace(subject=self.main.object, object=self.main.subject))
 
 
 def sentences(languages: Sequence[str], split: str) -> list[list[str]]:
-    """The texts of a split, a list for each language; no test sentence is among the training ones.
+    """Returns the sentences of a split, one list for each language; no test sentence is a training sentence.
 
     Raises:
-      UserError: another split or language.
+      UserError: there is no such split or language.
     """
     if split not in SIZES:
         raise choice_error("split of grammar", split, SIZES)
@@ -154,8 +156,9 @@ def sentences(languages: Sequence[str], split: str) -> list[list[str]]:
 
 
 def _draw(rng: np.random.Generator) -> Sentence:
-    def choose(words, share: float = 1.0) -> str:
-        return list(words)[rng.integers(len(words))] if rng.random() < share else ""
+    def choose(words: Iterable[str], share: float = 1.0) -> str:
+        choices = list(words)
+        return choices[rng.integers(len(choices))] if rng.random() < share else ""
 
     def phrase() -> Phrase:
         return Phrase(choose(("the", "a")), choose(_ADJECTIVES, 0.5), choose(_NOUNS))

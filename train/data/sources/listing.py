@@ -1,4 +1,4 @@
-"""Which files of a user's folder are images, and why the others are left out."""
+"""Lists the images of a user's folder, and counts by reason the files that are left out."""
 
 import os
 from collections import Counter
@@ -9,7 +9,8 @@ from models.errors import UserError
 from train.data.decode import endings
 from train.data.identity import shown
 
-# Besides what begins with a dot: what Windows, macOS, archives and network drives leave behind, in lower case
+# Files and folders that Windows, macOS, archives and network drives leave behind, in lower case; names that begin with
+# a dot are hidden as well
 _DROPPINGS = frozenset(
     {
         "__macosx",
@@ -30,9 +31,7 @@ _ENDINGS_SHOWN = 5
 
 
 def folders(path: str) -> list[str]:
-    """Returns the names of the folders in a folder, links to folders among them, sorted, without hidden ones and those
-    of runs.
-    """
+    """Returns the sorted names of the folders in a folder, with links to folders, without hidden folders and runs."""
     return sorted(
         entry.name
         for entry in _entries(path)
@@ -41,14 +40,14 @@ def folders(path: str) -> list[str]:
 
 
 def holds_images(path: str) -> bool:
-    """Returns whether an image lies directly in a folder."""
+    """Returns True if an image lies directly in a folder."""
     return any(
         _is_image(entry.name) and not _is_hidden(entry.name) and _kind(entry) == "file" for entry in _entries(path)
     )
 
 
 def beside(path: str) -> Counter:
-    """Counts, by reason, what lies directly in a folder of folders and is not looked into."""
+    """Counts, by reason, the entries of a folder of folders that are not searched for images."""
     left_out = Counter()
     for entry in _entries(path):
         if _is_hidden(entry.name):
@@ -61,18 +60,20 @@ def beside(path: str) -> Counter:
 
 
 def images(root: str, folder: str) -> tuple[list[str], Counter]:
-    """Finds the images at any depth below root/folder: names relative to `root`, sorted, and a count by reason of what
-    is left out. Links are followed, to each folder once.
+    """Finds the images at any depth below root/folder; follows links, but visits each folder once.
+
+    Returns:
+      Sorted names relative to `root`, and the number of files left out by reason.
 
     Raises:
-      UserError: a folder that cannot be read.
+      UserError: a folder cannot be read.
     """
     own = os.path.realpath(f"{root}/{folder}")
-    # A link to a folder above would bring in other classes, or all of the disk
-    found, left_out, visited = [], Counter(), {_key(str(above)) for above in Path(own).parents}
+    # A link to a folder above would bring in other classes, or the whole disk
+    names, left_out, visited = [], Counter(), {_key(str(above)) for above in Path(own).parents}
     pending, links = [folder], []
     while pending or links:
-        # What lies there itself goes before what is linked: if it is both, its name is the own one
+        # Folders come before links: a folder that is also linked is listed under its own name
         name = pending.pop() if pending else links.pop()
         path = f"{root}/{name}"
         if (key := _key(path)) in visited:
@@ -90,15 +91,15 @@ def images(root: str, folder: str) -> tuple[list[str], Counter]:
             elif not _is_image(entry.name):
                 left_out[_ending(entry.name) or "without an ending"] += 1
             elif kind == "file":
-                found.append(f"{name}/{entry.name}")
+                names.append(f"{name}/{entry.name}")
             else:
-                left_out["broken link" if entry.is_symlink() else "no file"] += 1
+                left_out["broken link" if entry.is_symlink() else "not a file"] += 1
         links.sort(reverse=True)
-    return sorted(found, key=lambda name: name.split("/")), left_out
+    return sorted(names, key=lambda name: name.split("/")), left_out
 
 
 def words(left_out: Counter) -> str:
-    """Returns "12 hidden, 4 .heic": what is left out, by reason, the most frequent endings alone; "" for nothing."""
+    """Writes counts as "12 hidden, 4 .heic", with only the most frequent endings by name."""
     counts = {reason: count for reason, count in left_out.most_common() if count}
     kinds = [reason for reason in counts if reason.startswith(".")]
     for reason in kinds[_ENDINGS_SHOWN:]:
@@ -112,7 +113,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_run(path: str) -> bool:
-    """Returns whether a folder is a --workdir, whose pictures are not for training."""
+    """Returns True if a folder is a --workdir, whose pictures are not for training."""
     return os.path.isfile(f"{path}/config.json") and os.path.isdir(f"{path}/checkpoints")
 
 
@@ -125,7 +126,7 @@ def _is_image(name: str) -> bool:
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """Returns "folder", "file", or "" for anything else, as a link to nothing or to itself."""
+    """Returns "folder", "file", or "" for anything else, such as a link to nothing or to itself."""
     try:
         return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
     except OSError:

@@ -1,11 +1,11 @@
-"""Any image classification set of TensorFlow Datasets, read through `tfds.data_source`: no TensorFlow is needed.
+"""Image classification sets of TensorFlow Datasets, read through `tfds.data_source` without TensorFlow.
 
-The image is kept encoded by TFDS and decoded here (decode.Decoder): in one step with the crop, and much faster.
-Of a record nothing else is parsed but the label: segmentation masks and the like cost nothing.
+TFDS returns images encoded, and they are decoded here (decode.Decoder) in one step with the crop, which is much faster.
+Only the image and the label of a record are parsed, so that segmentation masks and the like cost nothing.
 
-Where a set has a list of classes for each image, a label says of every class 1 present, 0 absent, -1 not counted. The
-last is for PASCAL VOC: of the classes in `labels`, those that `labels_no_difficult` lacks are there as objects marked
-"difficult" alone, which its evaluation passes over (Everingham 2010, section 4.1).
+In a set with a list of classes per image, a label has, for each class, 1 for present, 0 for absent, -1 for not counted.
+Only PASCAL VOC needs -1: all objects of a class are marked "difficult" if `labels` has the class and
+`labels_no_difficult` lacks it, and VOC's evaluation ignores such objects (Everingham 2010, section 4.1).
 """
 
 import contextlib
@@ -13,42 +13,55 @@ import math
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.registered import DatasetNotFoundError
 
 from models.errors import UserError, choice_error
 from models.weights.foreign import Damaged, reading
 from train.data.decode import MOST_PIXELS
 from train.data.identity import Digest, of_files
-from train.data.source import Options, Source
+from train.data.options import Options
+from train.data.source import Indices, Label, Source
 from train.files import expanded, read_json
 
 _RANDOM_ACCESS = ("array_record", "parquet")
 _NAMES = ("file_name", "id", "image/filename", "image/file_name")  # features that name an example
-_CERTAIN = "_no_difficult"  # ends the name of the list without what is there as difficult objects alone
+_CERTAIN = "_no_difficult"  # suffix of the list without classes whose objects are all difficult
+
+
+class _Records(Protocol):
+    """The records of a split, as `as_data_source` returns them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> bytes: ...
+
+    def __getitems__(self, indices: list[int]) -> list[bytes]: ...
 
 
 class TfdsSource(Source):
-    """Split `split` ("train", "train[:90%]", …) of the TFDS set `name`, which lies prepared in options.dir."""
+    """A split of a TFDS set that is prepared in `options.dir`."""
 
     def __init__(self, name: str, split: str, options: Options):
+        """Opens split `split` ("train", "train[:90%]", …) of set `name`; UserError if it is missing or damaged."""
         self.title, self.split, self.dir = name, split, data_dir(options.dir)
         self._lock, self._opened = threading.Lock(), None
         with self._reading():
             self._describe(name, split, options)
 
     def _reading(self) -> contextlib.AbstractContextManager:
-        """Returns a context in which whatever TFDS raises for damaged files is one line."""
+        """Returns a context that turns anything TFDS raises for damaged files into a UserError of one line."""
         return reading(f"TFDS data set '{self.title}' in {self.dir}", "TFDS")
 
     def _describe(self, name: str, split: str, options: Options) -> None:
         builder = _builder(name, self.dir)
         self.image_key, self.label_key = _keys(name, builder.info)
-        features, splits = builder.info.features, builder.info.splits
+        features, splits = _features(builder.info), builder.info.splits
         for part in split.split("+"):  # "train+validation[:50%]"
             if part.partition("[")[0].strip() not in splits:
                 raise choice_error(f"split of {name}", part, splits)
@@ -57,7 +70,7 @@ class TfdsSource(Source):
         self._check_shards(builder, split)
         shape = features[self.image_key].shape
         if math.prod(side or 1 for side in shape[:2]) > MOST_PIXELS:
-            raise Damaged(f"its images are said to be {shape[0]}x{shape[1]}; allowed: {MOST_PIXELS:,} pixels")
+            raise Damaged(f"its images are declared as {shape[0]}x{shape[1]}; allowed: {MOST_PIXELS:,} pixels")
         try:
             count = len(self._data)
         except ValueError as error:
@@ -65,7 +78,7 @@ class TfdsSource(Source):
         super().__init__(count, features[self.label_key].names, shape, options)
 
     def _check_shards(self, builder: tfds.core.DatasetBuilder, split: str) -> None:
-        """Raises Damaged where a file is said to have more records than bytes."""
+        """Raises Damaged if a file is declared to have more records than bytes."""
         for part in split.split("+"):
             info = builder.info.splits[part.partition("[")[0].strip()]
             for path, records in zip(info.filepaths, info.shard_lengths, strict=True):
@@ -75,25 +88,26 @@ class TfdsSource(Source):
                     )
 
     @property
-    def _data(self) -> Sequence[bytes]:
-        """The open data source of records. Worker processes open their own: what is pickled is its name."""
+    def _data(self) -> _Records:
+        """Returns the records; each worker process opens them for itself, since only the set's name is pickled."""
         return self._open()[0]
 
     def _parse(self, record: bytes, *keys: str) -> dict[str, Any]:
-        """Some features of a record; the image as it is stored. TFDS's own parser would decode all of them."""
+        """Returns some features of a record, with the image still encoded; TFDS's own parser would decode all."""
         _, features, parsers = self._open()
-        if keys not in parsers:  # what a parser works out once costs more than an image does
+        if keys not in parsers:  # making a parser costs more than parsing an image
             parsers[keys] = tfds.features.FeaturesDict({key: features[key] for key in keys if key in features})
         skip = {self.image_key: tfds.decode.SkipDecoding()} if self.image_key in keys else None
         return parsers[keys].deserialize_example_np(record, decoders=skip)
 
-    def _open(self) -> tuple[Sequence[bytes], tfds.features.FeaturesDict, dict[tuple[str, ...], Any]]:
-        """The records, the features of a whole one, and the parsers that `_parse` made."""
+    def _open(self) -> tuple[_Records, Mapping[str, Any], dict[tuple[str, ...], Any]]:
+        """Returns the records, their features, and the parsers that `_parse` has made."""
         with self._lock:
             if self._opened is None:
                 builder = _builder(self.title, self.dir)
                 raw = tfds.decode.DeserializeMethod.RAW_BYTES
-                self._opened = builder.as_data_source(self.split, deserialize_method=raw), builder.info.features, {}
+                records = builder.as_data_source(self.split, deserialize_method=raw)  # pyright: ignore[reportCallIssue]  TFDS's decorator
+                self._opened = records, _features(builder.info), {}
             return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
@@ -102,38 +116,40 @@ class TfdsSource(Source):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock(), _opened=None)
 
-    def fetch(self, indices: Sequence[int]) -> list[tuple[bytes, int | np.ndarray]]:
-        # All of a batch at once: array_record reads a list of records in threads of its own, 10 times faster.
+    def fetch(self, indices: Indices) -> list[tuple[bytes, Label]]:
+        # One call for all: array_record reads a list of records in threads of its own, 10 times faster
         with self._reading():
             records = self._data.__getitems__([int(index) for index in indices])
             return [self._example(record) for record in records]
 
-    def _example(self, record: bytes) -> tuple[bytes, int | np.ndarray]:
+    def _example(self, record: bytes) -> tuple[bytes, Label]:
         certain = self.label_key + _CERTAIN
-        found = self._parse(record, self.image_key, self.label_key, *(certain,) * bool(self.label_shape))
+        values = self._parse(record, self.image_key, self.label_key, *(certain,) * bool(self.label_shape))
         if not self.label_shape:
-            label = int(found[self.label_key])
+            label = int(values[self.label_key])
             if not 0 <= label < len(self.classes):
                 raise Damaged(f"a record has the label {label}; allowed: 0 to {len(self.classes) - 1}")
-            return found[self.image_key], label
+            return values[self.image_key], label
         label = np.zeros(self.label_shape, np.int32)
-        label[np.asarray(found[self.label_key], int)] = -1 if certain in found else 1
-        label[np.asarray(found.get(certain, ()), int)] = 1
-        return found[self.image_key], label
+        label[np.asarray(values[self.label_key], int)] = -1 if certain in values else 1
+        label[np.asarray(values.get(certain, ()), int)] = 1
+        return values[self.image_key], label
 
     def identity(self) -> dict[str, str | int]:
-        """Name, version and split, and a digest of what TFDS keeps of the split's files (numbers of records, bytes,
-        checksums of the downloads), of their sizes, and of both ends of a sample of them.
+        """Returns name, version and split, and a digest.
+
+        The digest covers the facts that TFDS keeps about the split's files (numbers of records, bytes, checksums of the
+        downloads), their sizes, and both ends of a sample of them.
         """
         builder = _builder(self.title, self.dir)
-        about = read_json(Path(builder.data_path, "dataset_info.json"))
+        info = read_json(Path(builder.data_path, "dataset_info.json"))
         bases = {part.partition("[")[0].strip() for part in self.split.split("+")}
-        digest = Digest().add(*(about.get(key) for key in ("downloadChecksums", "downloadSize")))
-        for part in sorted(about.get("splits", ()), key=lambda part: part["name"]):
+        digest = Digest().add(*(info.get(key) for key in ("downloadChecksums", "downloadSize")))
+        for part in sorted(info.get("splits", ()), key=lambda part: part["name"]):
             if part["name"] in bases:
                 digest.add(sorted(part.items()))
         files = [Path(path).name for base in sorted(bases) for path in builder.info.splits[base].filepaths]
-        digest.add(of_files(builder.data_path, files))
+        digest.add(of_files(os.fspath(builder.data_path), files))
         return {"images": self.count, "set": builder.info.full_name, "split": self.split, "content": digest.short()}
 
     def name(self, index: int) -> str:
@@ -145,53 +161,56 @@ class TfdsSource(Source):
 
 
 class NotPrepared(UserError):
-    """A set that TFDS knows, but that does not lie in the folder."""
+    """A set that TFDS knows, but that is not in the folder."""
 
 
 def described(name: str, options: Options) -> tuple[int, tuple[int, int, int]] | None:
-    """(classes, (H, W, C) after decoding) of a set that is not prepared, from what TFDS knows of it.
+    """Describes a set that is not prepared, from the facts that TFDS has about it.
 
-    None where that is not enough, or where the crop leaves the size open.
+    Returns:
+      The number of classes, and (H, W, C) after decoding; None if TFDS does not know enough, or if the crop leaves the
+      size open.
     """
     try:
         info = tfds.builder(name, data_dir=data_dir(options.dir)).info
         image, label = _keys(name, info)
-        height, width, channels = info.features[image].shape
-    except Exception:  # whatever a set's script comes up with: this is a courtesy
+        features = _features(info)
+        height, width, channels = features[image].shape
+    except Exception:  # a set's script can raise anything, and this is only a courtesy
         return None
     height, width = options.image_size or height, options.image_size or width
-    return (info.features[label].num_classes, (height, width, channels)) if height and width else None
+    return (features[label].num_classes, (height, width, channels)) if height and width else None
 
 
 def data_dir(configured: str) -> str:
-    """The folder of the prepared sets: as configured, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Returns the folder of the prepared sets: `configured`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     return str(expanded(configured or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def known_names(folder: str) -> list[str]:
-    """The names of the sets that TFDS can prepare, and of those that lie in `folder`, which may be sets of any make."""
+    """Returns the names of the sets that TFDS can prepare, and of all sets in `folder`, whoever made them."""
     prepared = [path.name for path in Path(folder).glob("*") if _is_prepared(path)]
     return sorted({*tfds.list_builders(with_community_datasets=False), *prepared})
 
 
 def unknown_name(name: str, folder: str) -> UserError:
-    """The error for a `name` that TFDS has no set of."""
+    """Returns the error for a `name` that is not a TFDS set."""
     unknown = choice_error("TFDS data set", name, known_names(folder))
     return UserError(f"{unknown}; sets prepared elsewhere are looked for in {folder} (data.dir)")
 
 
 def prepare_command(name: str, folder: str) -> str:
-    """The command that prepares set `name` in `folder`."""
+    """Returns the command that prepares set `name` in `folder`."""
     return f"python -m train.data.prepare {name} --data_dir={folder}"
 
 
 def _is_prepared(path: Path) -> bool:
-    """Whether a version lies in `path`/VERSION or `path`/CONFIG/VERSION."""
+    """Returns True if `path`/VERSION or `path`/CONFIG/VERSION holds a prepared set."""
     return any(any(path.glob(f"{depth}/dataset_info.json")) for depth in ("*", "*/*"))
 
 
 def _builder(name: str, folder: str) -> tfds.core.DatasetBuilder:
-    """The builder of a set that is prepared for random access. Raises UserError for any other."""
+    """Returns the builder of a set that is prepared for random access; raises UserError for any other set."""
     path = Path(folder, re.split(r"[/:]", name)[0])
     if not _is_prepared(path):
         if path.name not in known_names(folder):
@@ -199,10 +218,11 @@ def _builder(name: str, folder: str) -> tfds.core.DatasetBuilder:
         raise _not_prepared(name, folder, path)
     try:
         builder = tfds.builder(name, data_dir=folder)
-    except (ValueError, AssertionError, tfds.core.registered.DatasetNotFoundError) as error:
+    except (ValueError, AssertionError, DatasetNotFoundError) as error:
         raise UserError(f"TFDS data set '{name}': {str(error).strip().splitlines()[0]}") from error
     if not Path(builder.data_path, "dataset_info.json").is_file():
         raise _not_prepared(name, folder, builder.data_path)
+    assert builder.info.file_format is not None  # TFDS fills it in when it reads dataset_info.json
     file_format = builder.info.file_format.value
     if file_format not in _RANDOM_ACCESS:
         raise UserError(
@@ -218,12 +238,18 @@ def _not_prepared(name: str, folder: str, searched: os.PathLike) -> UserError:
     )
 
 
+def _features(info: tfds.core.DatasetInfo) -> Mapping[str, Any]:
+    """Returns the features of a set's records by name; other kinds of features do not hold images with labels."""
+    return cast("Mapping[str, Any]", info.features)
+
+
 def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
-    """The names of the image and of the label (a class, or a list of classes): the supervised keys, else the only
-    features of those types.
+    """Returns the features that hold the image and the label (a class, or a list of classes).
+
+    They are the supervised keys, else the only features of those types.
     """
-    features = info.features
-    candidates = [info.supervised_keys] if info.supervised_keys else []
+    features = _features(info)
+    candidates = [cast("tuple[str, ...]", info.supervised_keys)] if info.supervised_keys else []
     images = [key for key in features if isinstance(features[key], tfds.features.Image)]
     labels = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
     lists = [
@@ -233,13 +259,13 @@ def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
         and isinstance(features[key].feature, tfds.features.ClassLabel)
     ]
     lists = [key for key in lists if key.removesuffix(_CERTAIN) == key or key.removesuffix(_CERTAIN) not in lists]
-    for found in (labels, () if labels else lists):
-        if len(images) == len(found) == 1:
-            candidates.append((images[0], found[0]))
+    for label_keys in (labels, [] if labels else lists):
+        if len(images) == len(label_keys) == 1:
+            candidates.append((images[0], label_keys[0]))
     labels += lists
     for keys in candidates:
         if len(keys) == 2 and keys[0] in images and keys[1] in labels and features[keys[0]].np_dtype == np.uint8:
-            return keys
+            return keys[0], keys[1]
     raise UserError(
         f"data set '{name}' has no image (uint8) with a class label: its features are {', '.join(features)}"
     )

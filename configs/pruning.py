@@ -1,0 +1,169 @@
+"""Pruning: weights that go while a network trains on, then weights that share few values (Han 2016).
+
+    python -m train --config=configs/pruning.py:LeNet-5,stage=dense --workdir=runs/lenet5
+    python -m train --config=configs/pruning.py:LeNet-5,stage=prune,from=runs/lenet5 --workdir=runs/pruned
+    python -m train --config=configs/pruning.py:LeNet-5,stage=share,from=runs/pruned --workdir=runs/shared
+    python -m train.export --workdir=runs/shared --format=compressed --out=exported/lenet5
+
+Or any run of yours, whose data, network and recipe are taken over from its folder:
+
+    python -m train --config=configs/pruning.py:from=runs/digits,stage=prune,sparsity=0.9 --workdir=runs/pruned
+    python -m train --config=configs/pruning.py:from=runs/pruned,stage=share,conv=8,dense=5 --workdir=runs/shared
+
+stage=dense    the network by name, whole: LeNet-300-100, LeNet-5 (on digits at 28x28), VGG-11, ResNet-20
+stage=prune    weights go for half of the training, more at first, the rest retrains (Zhu & Gupta 2018, Han 2015), or
+               `once` at its beginning; score=magnitude | movement | snip | random; by=std (Han 2015's thresholds) |
+               global | layer | a file of the hook sensitivity; structure=weights | filters | 2:4; what: expression of
+               the kernels that may go
+stage=share    2^conv values a convolution and 2^dense a dense layer, by k-means, then trained (Han 2016)
+
+Networks by name have the recipes of the study of compression (experiments/studies/compression), where scale=cifar10 is
+cifar10_jpeg, a TFDS set; l1: the factor of an L1 penalty instead of weight decay. For a run, 0 stands for: `epochs` as
+long as before where weights go, a tenth of it where they share; `lr` half of its learning rate, a hundredth.
+Published (Han 2016, table 1): LeNet-300-100 40 times smaller, LeNet-5 39, AlexNet 35, VGG-16 49, without loss.
+Cost: `epochs` of the data; the LeNets on digits take a minute a stage on a CPU.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs import study
+from configs.base import arguments, base
+
+
+class Recipe(NamedTuple):
+    """A network that goes through the three stages of Han 2016; lengths are in epochs.
+
+    Attributes:
+      fields: The model's, "name" among them.
+      size: Height and width of the images; 0: as they are.
+      rate: Learning rate of the dense stage.
+      epochs: Of the stages dense, prune (whose second half only retrains) and share.
+      sparsity: The share of the weights that goes.
+      bits: Bits of the indices of convolutions and of dense layers.
+    """
+
+    fields: dict
+    size: int
+    rate: float
+    epochs: tuple[int, int, int]
+    sparsity: float
+    bits: tuple[int, int]
+
+
+# Bits and sparsity of the LeNets as published (sections 4 and 5, tables 2 and 3).
+RECIPES = {
+    "digits": {
+        "LeNet-300-100": Recipe({"name": "lenet_300_100"}, 28, 0.02, (30, 90, 5), 0.92, (6, 6)),
+        "LeNet-5": Recipe({"name": "lenet5"}, 28, 0.02, (30, 90, 5), 0.92, (8, 5)),
+        "VGG-11": Recipe({"name": "vgg11_cifar", "width": 16}, 32, 0.1, (12, 12, 3), 0.9, (5, 5)),
+        "ResNet-20": Recipe({"name": "resnet20", "width": 16}, 0, 0.1, (12, 12, 3), 0.8, (5, 5)),
+    },
+    "cifar10": {
+        "VGG-11": Recipe({"name": "vgg11_cifar", "width": 32}, 0, 0.1, (10, 8, 1), 0.86, (5, 5)),
+        "ResNet-20": Recipe({"name": "resnet20", "width": 16}, 0, 0.1, (10, 3, 1), 0.8, (5, 5)),
+    },
+}
+STAGES = ("dense", "prune", "share")
+KERNELS = ".*/kernel"
+
+
+def get_config(text: str = ""):
+    """Arguments: network, from, stage (dense | prune | share), and its options.
+
+    They are sparsity, score, by, structure, what, once (prune), conv, dense (share), epochs, lr; for networks by name
+    also l1, scale, seed. 0 is the recipe's value.
+    """
+    a = arguments(
+        text,
+        network="",
+        **{"from": ""},
+        stage="prune",
+        sparsity=0.0,
+        score="magnitude",
+        by="std",
+        structure="weights",
+        what=KERNELS,
+        once=False,
+        conv=0,
+        dense=0,
+        epochs=0,
+        lr=0.0,
+        l1=0.0,
+        scale="digits",
+        seed=0,
+    )
+    if a.stage not in STAGES:
+        raise ValueError(f"unknown stage '{a.stage}'; allowed: {', '.join(STAGES)}")
+    return _by_name(a) if a.network else _of_run(a)
+
+
+def _by_name(a):
+    """Returns the recipe of a network by its name, at its stage."""
+    if a.scale not in RECIPES:
+        raise ValueError(f"unknown scale '{a.scale}'; allowed: {', '.join(RECIPES)}")
+    if a.network not in RECIPES[a.scale]:
+        raise ValueError(f"unknown network '{a.network}'; allowed: {', '.join(RECIPES[a.scale])}")
+    recipe, stage = RECIPES[a.scale][a.network], STAGES.index(a.stage)
+    c = study.get_config(f"{a.scale},seed={a.seed},epochs={a.epochs or recipe.epochs[stage]},size={recipe.size}")
+    c.model = ConfigDict(recipe.fields)
+    if a.scale == "cifar10":
+        c.data.source, c.evaluate_every = "tfds:cifar10_jpeg", "2 epochs"
+    if a.l1:
+        c.optimizer.l1, c.optimizer.weight_decay = a.l1, 0.0
+    c.optimizer.learning_rate = a.lr or (recipe.rate, recipe.rate / 2, 1e-3)[stage]
+    if a.stage != "dense":
+        c.init_from, c.init_new, c.optimizer.warmup = a["from"], "", "0 steps"
+    _set_stage(c, a, recipe.sparsity, recipe.bits)
+    return c
+
+
+def _of_run(a):
+    """Returns the config of a run, changed for the stage that starts from it."""
+    if a.stage == "dense":
+        raise ValueError("stage=dense is for a network by its name: set network")
+    folder = Path(a["from"]).expanduser()
+    try:
+        c = ConfigDict(json.loads((folder / "config.json").read_text()))
+        c.optimizer = {**base().optimizer, **c.optimizer}  # runs of earlier versions lack some keys
+        rate, duration = c.optimizer.learning_rate, c.duration
+    except OSError as error:
+        raise ValueError(f"from={a['from']}: want the folder of a run ({error.strerror}: config.json)") from None
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"from={a['from']}: its config.json cannot be read ({error})") from None
+    sharing = a.stage == "share"
+    c.init_from, c.init_new, c.data_init = a["from"], "", "none"
+    c.optimizer.learning_rate = a.lr or rate / (100 if sharing else 2)
+    c.duration = f"{a.epochs} epochs" if a.epochs else _tenth(duration) if sharing else duration
+    c.optimizer.warmup, c.ema_decay, c.lookahead = "0 steps", 0.0, ""
+    c.hooks = "|".join(hook for hook in c.hooks.split("|") if hook and hook != "sparsity")
+    if not sharing:
+        c.hooks = "|".join(filter(None, (c.hooks, "sparsity")))
+    _set_stage(c, a, 0.9, (8, 5))
+    return c
+
+
+def _set_stage(c, a, sparsity, bits):
+    """Sets what goes or is shared; arguments come before these defaults."""
+    c.optimizer.prune, c.optimizer.share = "", ""
+    if a.stage == "share":
+        c.optimizer.share = f"linear(conv={a.conv or bits[0]}, dense={a.dense or bits[1]})"
+    if a.stage == "prune":
+        schedule = "" if a.once else ", end='50%', every='2%'"
+        c.optimizer.prune = f"{a.score}({a.sparsity or sparsity}{schedule}, by={_argument(a.by)}"
+        if a.structure != "weights":
+            c.optimizer.prune += f", structure={_argument(a.structure)}"
+        c.optimizer.prune += f", what='{a.what}')" if a.what != KERNELS else ")"
+
+
+def _argument(text):
+    return text if text.isidentifier() else f"'{text}'"
+
+
+def _tenth(duration: str) -> str:
+    """Returns a tenth of "30 epochs", at least one of its unit."""
+    count, _, unit = duration.partition(" ")
+    return f"{max(1.0, float(count) / 10):g} {unit}"

@@ -1,0 +1,193 @@
+"""Results of the study of attention: judges, tables, pictures."""
+
+import statistics
+from typing import Any
+
+from experiments.studies import networks
+from experiments.study import TOO_SMALL, Judge, Judgement, Outcomes, Table, all_of, compare, holds, spread
+from experiments.study.figures import dots, finish, heatmap
+from experiments.study.tables import table_by
+from train.plots.palette import BLACK, BLUE, RED
+
+SEEDS = (0, 1, 2)
+PATCHES, CONVOLUTIONS = STEMS = ("ViT_P", "ViT_C")
+NEAR = 0.05  # error above a network's best that counts as near it
+OPTIMIZERS = {"adamw": "adamw", "sgd": "sgd(momentum=0.9)"}
+ROWS = {  # name: (row of models/convnext_ladder.py, published top-1 in percent, with the recipe of row 1)
+    "0 ResNet": ("00_resnet50", "78.82 ± 0.07"),
+    "2 stage ratio": ("02_stage_ratio", "79.36 ± 0.07"),
+    "3 patchify": ("03_patchify_stem", "79.51 ± 0.18"),
+    "4 depthwise": ("04_depthwise", "78.28 ± 0.08"),
+    "5 width": ("05_width96", "80.50 ± 0.02"),
+    "6 inverted": ("06_inverted_bottleneck", "80.64 ± 0.03"),
+    "7 moved up": ("07_depthwise_first", "79.92 ± 0.08"),
+    "8 kernel 5": ("08_kernel5", "80.35 ± 0.08"),
+    "9 kernel 7": ("09_kernel7", "80.57 ± 0.14"),
+    "10 GELU": ("10_gelu", "80.62 ± 0.14"),
+    "11 fewer acts": ("11_fewer_activations", "81.27 ± 0.06"),
+    "12 fewer norms": ("12_fewer_norms", "81.41 ± 0.09"),
+    "13 layer norm": ("13_layer_norm", "81.47 ± 0.09"),
+    "14 ConvNeXt": ("14_separate_downsampling", "81.97 ± 0.06"),
+}
+EQUAL = "equal mult-adds"
+NAMES = {"adamw": "AdamW", "sgd": "SGD"}
+COLORS = {PATCHES: RED, CONVOLUTIONS: BLUE}
+
+
+# -- judges --------------------------------------------------------------------------------------------------------
+
+
+def _errors(outcomes: Outcomes) -> list[float]:
+    """Returns test errors; a run that diverged has everything wrong."""
+    return [1 - accuracy for accuracy in outcomes.values("accuracy", diverged=0.0)]
+
+
+def _settings(outcomes: Outcomes, stem: str) -> list[float]:
+    """Returns the error of each setting of the grid, the first seed's, ascending."""
+    return sorted(_errors(outcomes.where(set="grid", stem=stem, seed=SEEDS[0])))
+
+
+def _best(outcomes: Outcomes, stem: str, optimizer: str) -> tuple[float, list[float]]:
+    """Returns the best learning rate, and its errors by seed, at the weight decay that has all seeds."""
+    candidates = [
+        (rate, _errors(group))
+        for (rate, _), group in outcomes.where(set="grid", stem=stem, optimizer=optimizer).groups("rate", "decay")
+        if len(group) > 1
+    ]
+    return min(candidates, key=lambda pair: statistics.mean(pair[1]))
+
+
+def optimizers(outcomes: Outcomes) -> Judgement:
+    """Compares the gap of each seed, at each optimizer's best learning rate."""
+    gaps, texts = {}, []
+    for stem in STEMS:
+        (fast, adamw), (slow, sgd) = (_best(outcomes, stem, optimizer) for optimizer in OPTIMIZERS)
+        gaps[stem] = [b - a for a, b in zip(adamw, sgd, strict=True)]
+        texts.append(f"{stem}: error {spread(adamw)} with AdamW ({fast:g}), {spread(sgd)} with SGD ({slow:g})")
+    return Judgement(compare(gaps[PATCHES], gaps[CONVOLUTIONS]), "; ".join(texts))
+
+
+def near(outcomes: Outcomes) -> Judgement:
+    """Compares how many settings of the grid are near a network's best."""
+    settings = {stem: _settings(outcomes, stem) for stem in STEMS}
+    shares = {stem: statistics.mean(error <= errors[0] + NEAR for error in errors) for stem, errors in settings.items()}
+    difference = shares[CONVOLUTIONS] - shares[PATCHES]
+    return Judgement(
+        TOO_SMALL if abs(difference) <= 0.2 else holds(difference > 0),
+        "; ".join(f"{stem}: {share:.0%} of {len(settings[stem])} settings" for stem, share in shares.items()),
+    )
+
+
+def _by_length(outcomes: Outcomes, stem: str) -> dict[int, list[float]]:
+    return {epochs: _errors(group) for (epochs,), group in outcomes.where(set="length", stem=stem).groups("epochs")}
+
+
+def lengths(outcomes: Outcomes) -> Judgement:
+    """Compares by how much the error of a seed's short training is above that of its long one."""
+    gaps, texts = {}, []
+    for stem in STEMS:
+        errors = _by_length(outcomes, stem)
+        short, long = min(errors), max(errors)
+        gaps[stem] = [a - b for a, b in zip(errors[short], errors[long], strict=True)]
+        texts.append(f"{stem}: error {spread(errors[short])} after {short} epochs, {spread(errors[long])} after {long}")
+    return Judgement(compare(gaps[PATCHES], gaps[CONVOLUTIONS]), "; ".join(texts))
+
+
+def stems(outcomes: Outcomes) -> Judgement:
+    """Compares the errors of both stems after the middle length."""
+    errors = {stem: _by_length(outcomes, stem) for stem in STEMS}
+    middle = sorted(errors[PATCHES])[1]
+    return Judgement(
+        compare(errors[PATCHES][middle], errors[CONVOLUTIONS][middle]),
+        "; ".join(f"{stem}: error {spread(errors[stem][middle])}" for stem in STEMS),
+    )
+
+
+def rows(*pairs: tuple[str, str]) -> Judge:
+    """Returns a judge: in each pair of the ladder's rows the first is more accurate."""
+
+    def judge(outcomes: Outcomes) -> Judgement:
+        ladder = outcomes.where(set="ladder")
+        names = list(dict.fromkeys(row for pair in pairs for row in pair))
+        values = {row: [1 - error for error in _errors(ladder.where(network=row))] for row in names}
+        verdicts = [compare(values[first], values[second]) for first, second in pairs]
+        return Judgement(all_of(verdicts), networks.accuracies(ladder, *names))
+
+    return judge
+
+
+# -- tables and pictures -------------------------------------------------------------------------------------------
+
+
+def tables(outcomes: Outcomes) -> list[Table]:
+    """Returns lengths, the ladder, the families and the grid."""
+    lengths = {stem: _by_length(outcomes, stem) for stem in STEMS}
+    ladder = {**networks.CELLS, "published, ImageNet, %": lambda group: ROWS[group[0].labels["network"]][1]}
+    by_network = {"network": "network"}
+    labels = {"stem": "network", "optimizer": "optimizer", "rate": "learning rate", "decay": "weight decay"}
+    grid = table_by(
+        "Test error over the grid", outcomes.where(set="grid"), labels, {"test error": lambda g: spread(_errors(g))}
+    )
+    shown = [[stem, optimizer, f"{rate:g}", f"{decay:g}", *rest] for stem, optimizer, rate, decay, *rest in grid.rows]
+    return [
+        Table(
+            "Test error over training length",
+            ["network", *(f"{epochs} epochs" for epochs in lengths[PATCHES])],
+            [[stem, *(spread(errors) for errors in by_epochs.values())] for stem, by_epochs in lengths.items()],
+        ),
+        table_by("From ResNet to ConvNeXt", outcomes.where(set="ladder"), by_network, ladder),
+        table_by("Families at equal mult-adds", outcomes.where(set=EQUAL), by_network, networks.CELLS),
+        grid._replace(rows=shown),
+    ]
+
+
+def draw_grid(outcomes: Outcomes, figure: Any) -> None:
+    """Draws the grid as heat maps, a panel per stem and optimizer."""
+    grid, panels, drawn = outcomes.where(set="grid"), list(figure.subplots(1, 4)), None
+    for axes, (stem, optimizer) in zip(panels, [(s, o) for s in STEMS for o in OPTIMIZERS], strict=True):
+        part = grid.where(stem=stem, optimizer=optimizer)
+        rates, decays = part.distinct("rate"), part.distinct("decay")
+        image = [
+            [100 * statistics.mean(_errors(part.where(rate=rate, decay=decay))) for decay in decays] for rate in rates
+        ]
+        rows, columns = ([f"{value:g}" for value in values] for values in (rates, decays))
+        style = {"vmin": 0, "vmax": 90, "cmap": "viridis_r", "fontsize": 9}
+        drawn = heatmap(axes, image, rows, columns, lambda value: value > 45, **style)
+        axes.set(title=f"{stem}, {NAMES[optimizer]}", xlabel="weight decay", ylabel="learning rate")
+    figure.colorbar(drawn, ax=panels, label="test error, %", shrink=0.9)
+
+
+def draw_distributions(outcomes: Outcomes, figure: Any) -> None:
+    """Draws the distribution of the grid's errors, and error by training length."""
+    left, right = figure.subplots(1, 2)
+    for stem in STEMS:
+        for optimizer, style in (("adamw", "-"), ("sgd", "--")):
+            part = outcomes.where(set="grid", stem=stem, optimizer=optimizer, seed=SEEDS[0])
+            x = [*(100 * error for error in sorted(_errors(part))), 100]
+            y = [*((i + 1) / len(part) for i in range(len(part))), 1.0]
+            left.step(x, y, style, where="post", color=COLORS[stem], label=f"{stem}, {NAMES[optimizer]}")
+        errors = {epochs: [100 * value for value in values] for epochs, values in _by_length(outcomes, stem).items()}
+        for epochs, values in errors.items():
+            right.plot([epochs] * len(values), values, "o", color=COLORS[stem], alpha=0.5)
+        right.plot(list(errors), [statistics.mean(v) for v in errors.values()], color=COLORS[stem], label=stem)
+    right.set(xscale="log")
+    ticks = list(_by_length(outcomes, PATCHES))
+    right.set_xticks(ticks, ticks)
+    right.minorticks_off()
+    small = {"fontsize": 9}
+    ylabel = "share of settings with at most this error"
+    finish(left, legend=small, xlabel="test error, %", ylabel=ylabel, ylim=(0, 1.03))
+    finish(right, legend=small, xlabel="epochs", ylabel="test error, %")
+
+
+def draw_ladder(outcomes: Outcomes, figure: Any) -> None:
+    """Draws the ladder's rows and the families, a point per run."""
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    for axes, kind, title in ((left, "ladder", "from ResNet to ConvNeXt"), (right, EQUAL, "at equal mult-adds")):
+        part = outcomes.where(set=kind)
+        names = part.distinct("network")
+        for x, name in enumerate(names):
+            values = [1 - error for error in _errors(part.where(network=name))]
+            dots(axes, x, values, BLUE, 0.3, {"color": BLACK})
+        axes.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names], fontsize=9)
+        finish(axes, ylabel="test accuracy, %", title=title)

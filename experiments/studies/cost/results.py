@@ -1,0 +1,266 @@
+"""Results of the study of cost: judges, tables, pictures."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axis import Axis
+from matplotlib.ticker import EngFormatter, LogLocator
+
+from experiments.studies import networks
+from experiments.studies.cost.networks import BLOCKS, DENSE, MOBILENETS, PLAIN, SEPARABLE
+from experiments.study import TOO_SMALL, Judge, Judgement, Outcomes, Table, all_of, compare, finite, holds, more, spread
+from experiments.study.figures import dots, finish, panels_by
+from train.plots.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
+
+TOLERANCE = 0.05  # costliest over cheapest, less 1
+CLASSIFIER = 1024 * 1000  # mult-adds of MobileNet's
+KINDS = {"mult_adds": "equal mult-adds", "parameters": "equal parameters"}
+COLORS = dict(zip(BLOCKS, (BLACK, BLUE, PURPLE, YELLOW, RED, GREEN), strict=True))
+
+
+# -- judges --------------------------------------------------------------------------------------------------------
+
+
+def better(field: str, high: str, low: str) -> Judge:
+    """Returns a judge: one block is more accurate than another of the same cost."""
+    return networks.more_accurate(KINDS[field], field, TOLERANCE, high, low)
+
+
+def cheaper(kind: str, cheap: str, dear: str, share: float, loss: float) -> Judge:
+    """Returns a judge: `cheap` has at most `share` of the mult-adds and is less than `loss` below in accuracy."""
+
+    def judge(outcomes: Outcomes) -> Judgement:
+        pair = [outcomes.where(set=kind, network=name) for name in (cheap, dear)]
+        work = [max(finite(one.values("mult_adds")), default=0) for one in pair]
+        if not all(work):
+            return Judgement(TOO_SMALL, "all runs of one diverged")
+        verdict = compare(pair[0].values("accuracy"), pair[1].values("accuracy"), by=-loss)
+        text = networks.accuracies(outcomes.where(set=kind), cheap, dear)
+        return Judgement(
+            all_of([holds(work[0] <= share * work[1]), verdict]), f"{text}; {work[0] / work[1]:.0%} of the mult-adds"
+        )
+
+    return judge
+
+
+def efficient(outcomes: Outcomes) -> Judgement:
+    """Compares the largest dense network that has half of the parameters of the largest residual one with it."""
+    sizes = {
+        family: [
+            (max(finite(group.values("parameters")), default=0), group)
+            for _, group in outcomes.where(set="sizes", network=family).groups("size")
+        ]
+        for family in ("residual", "dense")
+    }
+    largest, residual = max(sizes["residual"], key=lambda pair: pair[0])
+    small = [pair for pair in sizes["dense"] if 0 < pair[0] <= largest / 2]
+    if not small:
+        return Judgement(TOO_SMALL, "no dense network that small")
+    parameters, dense = max(small, key=lambda pair: pair[0])
+    names = (f"dense, {parameters:,} parameters,", f"residual, {largest:,} parameters,")
+    return more(dict(zip(names, (dense.values("accuracy"), residual.values("accuracy")), strict=True)), by=-0.01)
+
+
+def reused(outcomes: Outcomes) -> Judgement:
+    """Compares mean weights from the earlier half of the sources with those from the later half, in each block.
+
+    It counts layers that read at least four sources, and the block where the ratio is smallest.
+    """
+    measured = outcomes.where(set="re-use").results("reuse")
+    if not measured:
+        return Judgement(TOO_SMALL, "all runs diverged")
+
+    def ratio(row: Sequence[float]) -> float:
+        return statistics.mean(row[: len(row) // 2]) / statistics.mean(row[len(row) // 2 :])
+
+    least = min(
+        statistics.mean(ratio(row) for row in block if len(row) >= 4) for one in measured for block in one["blocks"]
+    )
+    moved = statistics.mean(one["moved"] for one in measured)
+    return Judgement(
+        TOO_SMALL if moved < 0.5 else holds(least >= 0.5),
+        f"earlier sources have {least:.2f} of the later ones' weight in the block where "
+        f"they have least; training moved the weights by {moved:.0%} of what they were",
+    )
+
+
+def timed(outcomes: Outcomes) -> Judgement:
+    """Compares the times of a training step at equal mult-adds."""
+    times = {
+        o.labels["network"]: o.measured["step_time"]["milliseconds"]
+        for o in outcomes.where(set="step time", of=KINDS["mult_adds"])
+    }
+    fast, slow = min(times, key=times.__getitem__), max(times, key=times.__getitem__)
+    text = f"{fast} {times[fast]:.1f} ms, {slow} {times[slow]:.1f} ms a step"
+    return Judgement(holds(times[slow] > 1.5 * times[fast]), text)
+
+
+def _counted() -> list[tuple[str, Any, int, float, str]]:
+    """Counts MobileNets at ImageNet's size, beside the published millions of mult-adds and of parameters."""
+    return [
+        (label, networks.cost("imagenet", network), mult_adds, parameters, source)
+        for label, network, mult_adds, parameters, source in MOBILENETS
+    ]
+
+
+def table_4(outcomes: Outcomes) -> Judgement:
+    """Compares our counts with Howard 2017, table 4."""
+    del outcomes  # counted, not trained
+    rows = [row for row in _counted() if row[-1].endswith("table 4")]
+    exact = all(
+        round(cost.params / 1e6, 1) == parameters
+        and any(
+            mult_adds in (int(millions), round(millions))
+            for millions in (cost.mult_adds / 1e6, (cost.mult_adds - CLASSIFIER) / 1e6)
+        )
+        for _, cost, mult_adds, parameters, _ in rows
+    )
+    return Judgement(
+        holds(exact),
+        "; ".join(
+            f"{label} {cost.mult_adds / 1e6:.2f} M "
+            f"({(cost.mult_adds - CLASSIFIER) / 1e6:.2f} M without its classifier), "
+            f"{cost.params / 1e6:.2f} M parameters"
+            for label, cost, *_ in rows
+        ),
+    )
+
+
+# -- tables and pictures -------------------------------------------------------------------------------------------
+
+
+def tables(outcomes: Outcomes) -> list[Table]:
+    """Returns MobileNet's counts; accuracies at equal costs, of sizes and of pairs; the time of a step."""
+    counted = [
+        [label, f"{cost.mult_adds / 1e6:.1f}", mult_adds, f"{cost.params / 1e6:.2f}", parameters, source]
+        for label, cost, mult_adds, parameters, source in _counted()
+    ]
+    times = [
+        [
+            _name(o.labels),
+            o.labels["of"],
+            f"{(measured := o.measured['step_time'])['mult_adds']:,}",
+            f"{measured['milliseconds']:.2f}",
+            f"{3 * measured['mult_adds'] * measured['images'] / measured['milliseconds'] / 1e6:.1f}",
+        ]
+        for o in outcomes.where(set="step time")
+    ]
+    titles = {
+        **{kind: f"At {kind}" for kind in KINDS.values()},
+        "sizes": "Sizes",
+        "convolution": "Whole and separable",
+        "downsampling": "Early and late downsampling",
+    }
+    return [
+        Table(
+            "Counts of MobileNets",
+            ["network", "mult-adds, M", "published", "parameters, M", "published", "source"],
+            counted,
+        ),
+        *(_table_of_networks(title, outcomes.where(set=kind)) for kind, title in titles.items()),
+        Table(
+            "Time of a training step",
+            ["network", "of", "mult-adds", "ms", "G mult-adds/s, forward and backward"],
+            times,
+        ),
+    ]
+
+
+def _table_of_networks(title: str, outcomes: Outcomes) -> Table:
+    """Returns a table with a row per network, and per size where there are several."""
+    cells = {**networks.CELLS, "training loss at the end": lambda group: spread(_final_losses(group), False, 3)}
+    rows = []
+    for name in dict.fromkeys(_name(o.labels) for o in outcomes):
+        group = Outcomes([o for o in outcomes if _name(o.labels) == name])
+        rows.append([name, *(cell(group) for cell in cells.values())])
+    return Table(title, ["network", *cells], rows)
+
+
+def _final_losses(outcomes: Outcomes) -> list[float]:
+    return [o.history["train"]["loss"][-1] for o in outcomes if o.summary]
+
+
+def _name(labels: Mapping[str, Any]) -> str:
+    return f"{labels['network']} {labels['size'] + 1}" if "size" in labels else labels["network"]
+
+
+def draw_equal(outcomes: Outcomes, figure: Any) -> None:
+    """Draws accuracy at equal cost, a point per run."""
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (field, kind) in zip(panels, KINDS.items(), strict=True):
+        for x, block in enumerate(BLOCKS):
+            accuracies = outcomes.where(set=kind, network=block).values("accuracy")
+            dots(axes, x, accuracies, COLORS[block], 0.25, {"color": COLORS[block], "linewidth": 2})
+        costs = finite(outcomes.where(set=kind).values(field))
+        axes.set_title(f"{kind}, {min(costs):,} to {max(costs):,}" if costs else kind, fontsize=10)
+        axes.set_xticks(range(len(BLOCKS)), [block.replace(" ", "\n") for block in BLOCKS], fontsize=9)
+        finish(axes)
+    panels[0].set_ylabel("test accuracy, %")
+
+
+def _tick(axis: Axis) -> None:
+    """Writes plain numbers at 1, 2 and 5 of each decade of a logarithmic axis."""
+    axis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_minor_formatter(EngFormatter(sep=""))
+
+
+def draw_sizes(outcomes: Outcomes, figure: Any) -> None:
+    """Draws accuracy against parameters."""
+    axes = figure.subplots()
+    for family, color in (("residual", COLORS[PLAIN]), ("dense", COLORS[DENSE])):
+        groups = [group for _, group in outcomes.where(set="sizes", network=family).groups("size")]
+        points = [
+            (max(finite(group.values("parameters"))), [100 * value for value in accuracies])
+            for group in groups
+            if (accuracies := finite(group.values("accuracy")))
+        ]
+        for x, ys in points:
+            axes.plot([x] * len(ys), ys, "o", color=color, alpha=0.5, markersize=4)
+        axes.plot([x for x, _ in points], [statistics.mean(ys) for _, ys in points], color=color, label=family)
+    axes.set(xscale="log")
+    _tick(axes.xaxis)
+    finish(axes, grid="both", legend={}, xlabel="parameters", ylabel="test accuracy, %")
+
+
+def draw_reuse(outcomes: Outcomes, figure: Any) -> None:
+    """Draws the weights of dense blocks from layer to layer."""
+    measured = [one["blocks"] for one in outcomes.where(set="re-use").results("reuse")]
+    if not measured:
+        return
+    panels, drawn = panels_by(figure, len(measured[0])), None
+    for stage, axes in enumerate(panels):
+        rows = [
+            [statistics.mean(values) for values in zip(*runs, strict=True)]
+            for runs in zip(*(one[stage] for one in measured), strict=True)
+        ]
+        size = len(rows)
+        image = [
+            [row[source] / max(row) if source < len(row) else float("nan") for row in rows] for source in range(size)
+        ]
+        drawn = axes.imshow(image, vmin=0, vmax=1, cmap="viridis")
+        last = "transition" if stage < len(panels) - 1 else "classifier"
+        axes.set_xticks(range(size), [*map(str, range(1, size)), last])
+        axes.set_yticks(range(size), ["input", *map(str, range(1, size))])
+        axes.get_xticklabels()[-1].set(rotation=30, ha="right")
+        axes.set(title=f"dense block {stage + 1}", xlabel="to layer")
+    panels[0].set_ylabel("from layer")
+    figure.colorbar(drawn, ax=panels, label="mean |weight|, over the column's largest", shrink=0.8)
+
+
+def draw_step_time(outcomes: Outcomes, figure: Any) -> None:
+    """Draws the time of a step against mult-adds."""
+    axes, timed = figure.subplots(), outcomes.where(set="step time")
+    pairs = {"whole": BROWN, "early": PINK, "late": CYAN, "separable": COLORS[SEPARABLE]}
+    colors = {**COLORS, "residual": "#999999", **pairs}
+    for (name,), group in timed.groups("network"):
+        points = [(one["mult_adds"], one["milliseconds"]) for one in group.results("step_time")]
+        axes.plot(*zip(*points, strict=True), "o", color=colors[name], label=name)
+    first = timed[0].measured["step_time"]
+    axes.set(xscale="log", yscale="log", xlabel="mult-adds, one image forward")
+    axes.set_title(first["device"], fontsize=10)
+    _tick(axes.xaxis)
+    _tick(axes.yaxis)
+    legend = {"fontsize": 9, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    finish(axes, grid="both", legend=legend, ylabel=f"training step of {first['images']} images, ms")

@@ -1,0 +1,291 @@
+"""Results of the study of depth: judges, tables, pictures."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from matplotlib import colormaps
+
+from experiments.study import (
+    AGREES,
+    TOO_SMALL,
+    Judge,
+    Judgement,
+    Outcomes,
+    Table,
+    all_of,
+    compare,
+    holds,
+    listed,
+    more,
+    spread,
+)
+from experiments.study.figures import curves, errorbars, finish, legend_below, lines_by, number_ticks
+from experiments.study.tables import accuracy, table_by
+from train.plots.palette import BLUE, GRAY, RED
+
+CONVERGED = 0.5  # test accuracy of a network of which something can be deleted
+PUBLISHED = {  # test error (%)
+    "cifar10": {"residual": {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.61}},  # He 2016, table 6; 110: mean of five
+    "imagenet": {
+        "plain": {18: 27.94, 34: 28.54},
+        "residual": {18: 27.88, 34: 25.03},  # He 2016, tables 2 and 3
+        "projections where shapes change": {34: 24.52},
+        "projections everywhere": {34: 24.19},
+    },
+}
+SHORTCUTS = ("residual", "projections where shapes change", "projections everywhere")
+COLORS = {"plain": RED, "residual": BLUE}
+DELETED = (("plain", "shallow"), ("residual", "shallow"), ("residual", "deep"))  # whose blocks are deleted
+
+
+# -- judges --------------------------------------------------------------------------------------------------------
+
+
+def _end(outcomes: Outcomes, network: str, **labels: Any) -> Outcomes:
+    return outcomes.where(at="end", network=network, **labels)
+
+
+def accuracies(outcomes: Outcomes, network: str, **labels: Any) -> list[float]:
+    """Returns accuracies by seed, to decide by: a run that diverged has 0."""
+    return _end(outcomes, network, **labels).values("accuracy", diverged=0.0)
+
+
+def final_losses(outcomes: Outcomes, network: str, **labels: Any) -> list[float]:
+    """Returns final training losses by seed."""
+    return _end(outcomes, network, **labels).final_losses()
+
+
+def _depth(outcomes: Outcomes, role: str) -> int:
+    return outcomes.where(role=role).distinct("depth")[0]
+
+
+def deeper(network: str, metric: Callable[..., list[float]], name: str, percent: bool, digits: int) -> Judge:
+    """Returns a judge: the metric of the deep network is above that of the shallow one."""
+
+    def judge(outcomes: Outcomes) -> Judgement:
+        values = {role: metric(outcomes, network, role=role) for role in ("shallow", "deep")}
+        text = ", ".join(
+            f"with {_depth(outcomes, role)}{' layers' * (role == 'shallow')} {spread(group, percent, digits)}"
+            for role, group in values.items()
+        )
+        return Judgement(compare(values["deep"], values["shallow"]), f"{name} {text}")
+
+    return judge
+
+
+def better(high: str, low: str, name: str) -> Judge:
+    """Returns a judge: one deep network is more accurate than another, called `name`."""
+
+    def judge(outcomes: Outcomes) -> Judgement:
+        groups = {label: accuracies(outcomes, network, role="deep") for label, network in ((high, high), (name, low))}
+        return more(groups, start=f"{_depth(outcomes, 'deep')} layers: ", separator=", ")
+
+    return judge
+
+
+def faster(outcomes: Outcomes) -> Judgement:
+    """Compares accuracies, and early losses, of shallow networks with and without shortcuts."""
+    values = {network: accuracies(outcomes, network, role="shallow") for network in ("residual", "plain")}
+    early = {network: _end(outcomes, network, role="shallow").early_losses() for network in values}
+    pair = tuple(values.values())
+    apart = [compare(*pair, by=0.02), compare(*pair[::-1], by=0.02)]
+    alike = TOO_SMALL if TOO_SMALL in apart and AGREES not in apart else holds(AGREES not in apart)
+    return Judgement(
+        all_of([alike, compare(early["plain"], early["residual"])]),
+        "; ".join(
+            f"{network}: accuracy {spread(group)}, training loss over the first third "
+            f"{spread(early[network], False, 2)}"
+            for network, group in values.items()
+        ),
+    )
+
+
+def shortcuts(outcomes: Outcomes) -> Judgement:
+    """Compares the span of the shortcuts with what the simplest gains on the plain network."""
+    depth = _end(outcomes, SHORTCUTS[1]).distinct("depth")[0]
+    values = {network: accuracies(outcomes, network, depth=depth) for network in ("plain", *SHORTCUTS)}
+    means = {network: statistics.mean(v) for network, v in values.items()}
+    apart = max(means[s] for s in SHORTCUTS) - min(means[s] for s in SHORTCUTS)
+    gains = compare(values["residual"], values["plain"]) == AGREES
+    verdict = holds(apart < (means["residual"] - means["plain"]) / 2) if gains else TOO_SMALL
+    return Judgement(verdict, f"{depth} layers: {listed(values, separator=', ')}")
+
+
+def _thirds(outcomes: Outcomes, network: str, at: str) -> list[float]:
+    """Returns by seed the mean gradient norm of the first third of the layers over that of the last."""
+    ratios = []
+    for norms in (one["norms"] for one in outcomes.where(network=network, at=at, role="deep").results("gradients")):
+        third = len(norms) // 3
+        if third and sum(norms[-third:]) > 0:
+            ratios.append(sum(norms[:third]) / sum(norms[-third:]))
+    return ratios
+
+
+def healthy(outcomes: Outcomes) -> Judgement:
+    """Decides whether gradients at step 0 are of one order from first to last layers."""
+    ratios = {network: _thirds(outcomes, network, "step 0") for network in COLORS}
+    inside = {0.1 <= ratio <= 10 for ratio in ratios["plain"]}
+    ours = f"first third over last third at step 0: {listed(ratios, False, 2, ', ')}"
+    return Judgement(holds(True in inside) if len(inside) == 1 else TOO_SMALL, ours)
+
+
+def zero_gamma(outcomes: Outcomes) -> Judgement:
+    """Compares early losses with and without scales that begin at zero."""
+    early = {network: _end(outcomes, network, role="deep").early_losses() for network in ("zero gamma", "residual")}
+    ours = (
+        f"{network} {spread(v, False, 2)} (accuracy {spread(accuracies(outcomes, network, role='deep'))})"
+        for network, v in early.items()
+    )
+    return Judgement(
+        compare(early["residual"], early["zero gamma"]), f"training loss over the first third: {', '.join(ours)}"
+    )
+
+
+def _deleted(outcomes: Outcomes, network: str, role: str, halving: bool = False) -> list[float]:
+    """Returns for each seed that converged the median test accuracy over deletions of blocks, as a fraction.
+
+    The fraction is that of the way from chance (0) to the whole network (1); of blocks that keep, or halve, the
+    resolution.
+    """
+    medians = []
+    for d in _end(outcomes, network, role=role).results("deletions"):
+        if d["whole"] >= CONVERGED:
+            kept = [
+                (a - d["chance"]) / (d["whole"] - d["chance"])
+                for a, half in zip(d["accuracy"], d["halving"], strict=True)
+                if half == halving
+            ]
+            medians += [statistics.median(kept)] if kept else []
+    return medians
+
+
+def kept(network: str, role: str, agrees: Callable[[float], bool]) -> Judge:
+    """Returns a judge of what is left without a block, which has to agree for every seed."""
+
+    def judge(outcomes: Outcomes) -> Judgement:
+        kept = _deleted(outcomes, network, role)
+        ours = f"{network}, {_depth(outcomes, role)} layers: {spread(kept)} of what is above chance is left"
+        sides = {agrees(value) for value in kept}
+        return Judgement(holds(True in sides) if len(kept) > 1 and len(sides) == 1 else TOO_SMALL, ours)
+
+    return judge
+
+
+def halving(outcomes: Outcomes) -> Judgement:
+    """Compares deleted blocks that keep the resolution with those that halve it."""
+    keeping, halving = (_deleted(outcomes, "residual", "deep", half) for half in (False, True))
+    groups = {"that keeps the resolution": keeping, "that halves it": halving}
+    return more(groups, start="left without a block ", separator=", ")
+
+
+# -- tables and pictures -------------------------------------------------------------------------------------------
+
+
+def tables(outcomes: Outcomes) -> list[Table]:
+    """Returns accuracy and loss of every network, beside the published; gradients; deletions."""
+
+    def published(scale: str) -> Callable[[Outcomes], str]:
+        def cell(group: Outcomes) -> str:
+            error = PUBLISHED[scale].get(group[0].labels["network"], {}).get(group[0].labels["depth"])
+            return f"{100 - error:.2f}" if error else "—"
+
+        return cell
+
+    def deleted(network: str, role: str) -> list[Any]:
+        whole = [one["whole"] for one in _end(outcomes, network, role=role).results("deletions")]
+        shares = [spread(_deleted(outcomes, network, role, half)) for half in (False, True)]
+        return [network, _depth(outcomes, role), spread(whole), *shares]
+
+    networks = table_by(
+        "Test accuracy and final training loss",
+        outcomes.where(at="end"),
+        {"network": "network", "depth": "layers"},
+        {
+            "test accuracy": accuracy,
+            "training loss (nats)": lambda group: spread(group.final_losses(), False, 3),
+            "published: CIFAR-10 (%)": published("cifar10"),
+            "published: ImageNet, 10-crop (%)": published("imagenet"),
+        },
+    )
+    ratios = Table(
+        f"Gradient norm, first third of the layers over last third, {_depth(outcomes, 'deep')} layers",
+        ["network", "step 0", "end of training"],
+        [[name, *(spread(_thirds(outcomes, name, at), False, 3) for at in ("step 0", "end"))] for name in COLORS],
+    )
+    columns = [
+        "network",
+        "layers",
+        "accuracy of the whole",
+        "a block that keeps the resolution",
+        "a block that halves it",
+    ]
+    title = "Left of the accuracy above chance after one block is deleted, median over blocks"
+    return [networks, ratios, Table(title, columns, [deleted(*one) for one in DELETED])]
+
+
+def draw_depth(outcomes: Outcomes, figure: Any) -> None:
+    """Draws accuracy and final loss against depth."""
+    left, right = figure.subplots(1, 2)
+    depths = outcomes.distinct("depth")
+    for network, color in COLORS.items():
+        groups = [_end(outcomes, network, depth=depth) for depth in depths]
+        errorbars(left, depths, [group.values("accuracy") for group in groups], color=color, label=network)
+        errorbars(right, depths, [group.final_losses() for group in groups], 1, color=color, label=network)
+    right.set_yscale("log")
+    for axes, name in ((left, "test accuracy (%)"), (right, "final training loss (nats)")):
+        axes.set_xticks(depths, depths)
+        finish(axes, legend={}, xlabel="layers", ylabel=name)
+
+
+def draw_training(outcomes: Outcomes, figure: Any) -> None:
+    """Draws training losses, a line per run."""
+    depths = outcomes.distinct("depth")
+    panels = figure.subplots(1, len(COLORS), sharey=True)
+    for axes, network in zip(panels, COLORS, strict=True):
+        for i, depth in enumerate(depths):
+            color = colormaps["viridis"](0.15 + 0.7 * i / max(1, len(depths) - 1))
+            group = _end(outcomes, network, depth=depth)
+            curves(axes, group, "train", "loss", f"{depth} layers", color=color, linewidth=1.2)
+        finish(axes, legend={"fontsize": 9}, title=network, xlabel="step", yscale="log")
+    panels[0].set_ylabel("training loss (nats)")
+
+
+def draw_gradients(outcomes: Outcomes, figure: Any) -> None:
+    """Draws gradient norms by layer."""
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, at, when in zip(panels, ("step 0", "end"), ("step 0", "end of training"), strict=True):
+        for network, color in COLORS.items():
+            runs = [one["norms"] for one in outcomes.where(network=network, at=at, role="deep").results("gradients")]
+            lines = [(range(1, len(norms) + 1), norms) for norms in runs]
+            lines_by(axes, lines, network, color=color, alpha=0.8, linewidth=1.1)
+        finish(axes, title=f"{_depth(outcomes, 'deep')} layers, {when}", xlabel="layer", yscale="log")
+    panels[0].set_ylabel("norm of the gradient by the kernel")
+    panels[0].legend(frameon=False)
+
+
+def draw_deletions(outcomes: Outcomes, figure: Any) -> None:
+    """Draws accuracy without each block."""
+    panels = figure.subplots(1, len(DELETED), sharey=True, width_ratios=(1, 1, 2))
+    for axes, (network, role) in zip(panels, DELETED, strict=True):
+        if runs := _end(outcomes, network, role=role).results("deletions"):
+            _draw_deleted_blocks(axes, runs, COLORS[network])
+        title = f"{network}, {_depth(outcomes, role)} layers"
+        finish(axes, title=title, xlabel="deleted block (stage.block)", ylim=(0, 102))
+    panels[0].set_ylabel("test accuracy (%)")
+    legend_below(figure, panels[-1])
+
+
+def _draw_deleted_blocks(axes: Any, runs: list[dict[str, Any]], color: str) -> None:
+    names = runs[0]["blocks"]
+    for i, run in enumerate(runs):
+        axes.axhline(100 * run["whole"], color=GRAY, linewidth=1, label="nothing deleted" if i == 0 else None)
+        points = [(range(len(names)), [100 * a for a in run["accuracy"]])]
+        label = "one block deleted" if i == 0 else ""
+        lines_by(axes, points, label, "o", markersize=4, alpha=0.7, color=color)
+    axes.axhline(100 * runs[0]["chance"], color=GRAY, linewidth=1, linestyle=":", label="chance")
+    for i, at in enumerate(at for at, half in enumerate(runs[0]["halving"]) if half):
+        label = "halves the resolution" if i == 0 else None
+        axes.axvspan(at - 0.5, at + 0.5, color=GRAY, alpha=0.15, linewidth=0, label=label)
+    short = [name.replace("stage", "").replace("/block", ".") for name in names]
+    number_ticks(axes, short, rotation=90, fontsize=9)

@@ -1,0 +1,147 @@
+"""The study of transfer: its trials and tables, and what it measures on tiny runs."""
+
+import numpy as np
+import pytest
+
+import models
+from experiments import study
+from experiments.studies.transfer import measures as transfer_measures
+from experiments.study import AGREES, Outcomes, trials
+from tests import tiny
+from tests.experiments.worlds import transfer
+from train import loop
+from train.run import build_run
+
+MODULE = study.module("transfer")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transfer") / "run"
+    loop.train(tiny.config(duration="4 steps"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    """ResNet-18 in our layout, as `models.weights import` leaves it."""
+    import jax
+
+    from models import weights
+
+    path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    model = models.create("resnet18", width=8)
+    weights.save(
+        path,
+        model,
+        models.initialize(model, jax.random.key(0), model.example()),
+        {"model": "resnet18", "fields": {"width": 8}},
+    )
+    return path
+
+
+@pytest.mark.parametrize("scale", ["digits", "cifar10"])
+def test_trials_have_three_seeds_and_equal_budgets(scale):
+    planned = MODULE.trials(scale)
+    labels = [tuple(trial.labels.items()) for trial in planned]
+    alike = {}
+    for pairs in labels:
+        alike.setdefault(tuple(pair for pair in pairs if pair[0] not in ("seed", "select")), []).append(pairs)
+    assert all(len(group) == 3 for key, group in alike.items() if ("how", "hand-crafted") not in key)
+    scratch = [trial for trial in planned if trial.labels.get("how") == "scratch"]
+    tuned = {
+        (t.labels["target"], t.labels["labels"], t.labels["seed"]): t
+        for t in planned
+        if t.labels["part"] == "transfer" and t.labels["how"] == "fine-tuned"
+    }
+    for one in scratch:  # the same budget
+        other = tuned[one.labels["target"], one.labels["labels"], one.labels["seed"]]
+        assert (one.config.duration, one.config.batch_size) == (other.config.duration, other.config.batch_size)
+        assert one.start is None and other.start.labels["seed"] == one.labels["seed"]
+    # The unbiased source is one of the grid, too
+    assert len({trials.address(trial) for trial in planned}) == len(planned) - 3
+
+
+def test_the_published_table_is_as_published():
+    tables = MODULE.STUDY.tables(transfer(1))
+    assert [row[1:] for row in tables[0].rows][2] == ["18.8 (SIFT+FK)", "—", 61.0, 70.4, "+51.6"]
+
+
+def test_the_table_is_that_of_the_outcomes():
+    ours = MODULE.STUDY.tables(transfer(1))[1]
+    assert ours.columns == MODULE.STUDY.tables(transfer(1))[0].columns
+    assert ours.rows[0] == ["cifar10_jpeg", "40.0 %", "50.0 ± 0.2 %", "60.0 ± 0.2 %", "70.0 ± 0.2 %", "+30.0"]
+
+
+def test_a_run_that_diverged_is_no_number():
+    outcomes = [
+        o._replace(summary=None, diverged="nan") if o.labels.get("how") == "scratch" and o.labels["seed"] == 1 else o
+        for o in transfer(1)
+    ]
+    row = MODULE.STUDY.tables(Outcomes(outcomes))[1].rows[0]
+    assert row[2] == "50.0 ± 0.3 % (1 of 3 diverged)"
+    assert {claim.judge(Outcomes(outcomes)).verdict for claim in MODULE.STUDY.claims} == {AGREES}
+
+
+def test_without_weights_the_largest_scale_says_how_to_get_them(monkeypatch):
+    from models.errors import UserError
+
+    monkeypatch.setenv("ABLATE_RESNET50", "/nowhere.safetensors")
+    with pytest.raises(UserError, match="not there: /nowhere.safetensors .*python -m models.weights import"):
+        MODULE.trials("imagenet")
+
+
+def test_the_largest_scale_is_the_published_table(weights_file, monkeypatch):
+    monkeypatch.setenv("ABLATE_RESNET50", str(weights_file))
+    planned = MODULE.trials("imagenet")
+    assert len(planned) == 5 * (3 * 3 + 1)
+    assert {trial.labels["target"] for trial in planned} == {"caltech101", "voc2007", "cub200", "aircraft", "cars"}
+
+
+# -- measures on tiny runs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return build_run(
+        tiny.config(
+            init_from=str(source),
+            data__select="classes('5-9')",
+            data__select_test="classes('5-9')",
+            eval_batch_size=180,
+        )
+    )
+
+
+@pytest.mark.full
+def test_probe_has_every_number_of_labels_and_classifier(run):
+    found = transfer_measures.probe(run, run.state)
+    assert list(found) == ["2", "5", "20", "all"]
+    assert all(list(row) == ["logistic", "svm", "knn"] for row in found.values())
+    assert 0.3 < found["2"]["logistic"]["accuracy"] <= found["all"]["logistic"]["accuracy"] <= 1
+
+
+@pytest.mark.full
+def test_the_cue_is_on_test_images_alone(run):
+    found = transfer_measures.logistic(run, run.state)
+    assert found["clean"] == pytest.approx(found["accuracy"])
+    assert 0 < found["changed"] <= 1 and found["painted"] < found["clean"]
+    trained = transfer_measures.cue(run, run.state)
+    wanted = run.evaluate(run.parallel.place(run.state))["accuracy"]
+    assert trained["clean"] == pytest.approx(wanted, abs=0.01)
+
+
+@pytest.mark.full
+def test_the_embedding_is_of_test_images(run):
+    found = transfer_measures.embedding(run, run.state)
+    assert len(found["x"]) == len(found["labels"]) == len(run.feed.test) and set(found["labels"]) == set(range(5))
+    assert np.std(found["x"]) > 0.1
+
+
+@pytest.mark.full
+def test_hand_crafted_features_by_number_of_labels(run, monkeypatch):
+    monkeypatch.setattr(transfer_measures, "HANDCRAFTED", ("hog",))
+    found = transfer_measures.handcrafted(run, run.state)["hog"]
+    assert [len(found[count]) for count in ("2", "5", "20", "all")] == [3, 3, 3, 1]
+    assert found["all"][0] > 0.9 and np.mean(found["2"]) < found["all"][0]

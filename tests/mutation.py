@@ -1,0 +1,133 @@
+"""Breaks the code in one place after the other, and records which tier of tests notices: python -m tests.mutation.
+
+Each change goes into a copy of the working tree. The tests that run are those of the files that its row names: first
+the ones of `make check`, then the ones of `make test`, then all.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+
+from models.analysis.tables import markdown_table
+from train import summary
+from train.files import write_atomically, write_json
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "experiments" / "results"
+TIERS = {"check": "check and not full", "test": "not full", "test-all": ""}
+CHECKPOINTS = "train/test_checkpoint.py train/test_hostile_workdir.py"
+# By file: the code, what is written instead, and the files of tests.
+MUTANTS = """
+train/step.py
+    jnp.sum(x, 0), metrics)  =>  jnp.mean(x, 0), metrics)  | train/test_step.py train/devices/test_parallel.py
+    (10 + t)) if ema_warmup  =>  (11 + t)) if ema_warmup  | train/test_step.py
+    lax.axis_index(AXIS) * size)  =>  0 * size)  | train/test_step.py train/devices/test_parallel.py
+    fold_in(model_key, index)  =>  fold_in(model_key, 0)  | train/test_step.py train/devices/test_parallel.py
+train/data/shuffle.py
+    self.seed, int(epoch))  =>  self.seed, int(epoch) // 2)  | train/data/test_shuffle.py train/data/test_stream.py
+    ^ (odd > 0)  =>  ^ (odd < 0)  | train/data/test_shuffle.py models/test_airbench.py train/data/test_augment.py
+    range(index * batch_size  =>  range(0 * batch_size  | train/data/test_shuffle.py train/data/test_stream.py
+    [0, 0, 0, stream]  =>  [0, 0, 0, 0]  | train/data/test_shuffle.py train/data/test_stream.py
+models/layers/norm.py
+    (count / max(count - 1, 1))  =>  1  | models/layers/test_norm.py
+    rstd**3 - 2 * dvar)  =>  rstd**3 - dvar)  | models/layers/test_norm.py
+    jnp.square(x32 - mean), axes, axis_name)  =>  jnp.square(x32 - mean), axes, None)  | models/layers/test_norm.py
+    running_var.value + self.epsilon) * scale  =>  running_var.value) * scale  | models/layers/test_norm.py
+models/resnet.py
+    self.preact and i > 1:  =>  self.preact and i > 2:  | models/test_resnet.py models/test_parity.py
+    if self.stride_in == "1x1" else  =>  if self.stride_in != "1x1" else  | models/test_resnet.py models/test_parity.py
+    drop_slope * (before + i + 1)  =>  drop_slope * (before + i)  | models/test_families.py
+    return y if self.preact else act(y)  =>  return act(y)  | models/test_resnet.py models/test_parity.py
+train/checkpoint_format.py
+    about.pop("checksum") != _checksum(about)  =>  about.pop("checksum") is None  | CHECKPOINTS
+    str(about["step"]) != folder.name  =>  str(about["step"]) is None  | CHECKPOINTS
+    if actual[name] != digest  =>  if actual[name] is None  | CHECKPOINTS
+    leaf)) != about["crc32"][name]  =>  leaf)) is None  | CHECKPOINTS
+"""
+
+
+def mutants():
+    """Yields (file, code, what is written instead, files of tests)."""
+    for file, rows in re.findall(r"^(\S+)\n((?: +.*\n)*)", MUTANTS.lstrip(), re.MULTILINE):
+        for row in rows.splitlines():
+            change, _, tests = row.rpartition(" | ")
+            code, _, other = change.partition("=>")
+            yield file, code.strip(), other.strip(), tests.replace("CHECKPOINTS", CHECKPOINTS).split()
+
+
+def copy_of_the_tree(folder):
+    """Copies the files that Git tracks or would track, as they are."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+
+
+def catches(folder, tier, tests):
+    """Returns the first test of the tier that fails; None where all pass, or the tier has no test in these files."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-m", TIERS[tier], *(f"tests/{t}" for t in tests)]
+    cache = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/.cache", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | cache, check=False)
+    if done.returncode not in (0, 1, 5):  # 5: no tests
+        raise RuntimeError(done.stdout + done.stderr)
+    return (re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE) or [None])[0]
+
+
+def judged(folder, file, code, other, tests):
+    """Returns the row of one mutant: where it is, and the test by which each tier catches it."""
+    text = (folder / file).read_text()
+    assert text.count(code) == 1, f"{file} has {text.count(code)} times {code!r}: mend tests/mutation.py"
+    row = {"file": file, "line": text[: text.index(code)].count("\n") + 1, "code": code, "instead": other}
+    (folder / file).write_text(text.replace(code, other))
+    for tier in TIERS:
+        row[tier] = catches(folder, tier, tests)
+        if row[tier]:  # the next tiers have this test, too
+            row |= dict.fromkeys(list(TIERS)[list(TIERS).index(tier) :], row[tier])
+            break
+    (folder / file).write_text(text)
+    return row
+
+
+def main():
+    with tempfile.TemporaryDirectory(prefix="ablate-mutation-") as room:
+        folder = Path(room)
+        copy_of_the_tree(folder)
+        rows = []
+        for mutant in mutants():
+            rows.append(judged(folder, *mutant))
+            print(json.dumps(rows[-1]), flush=True)
+    result = {"rows": rows, **summary.environment(jax.devices())}
+    write_json(RESULTS / "mutation.json", result)
+    write_atomically(RESULTS / "mutation.md", page(result))
+
+
+def page(result):
+    """Returns the result in Markdown."""
+    rows = result["rows"]
+    titles = ["file", "line", "code", "instead", *(f"make {tier}" for tier in TIERS)]
+    cells = [
+        [row["file"], row["line"], f"`{row['code']}`", f"`{row['instead']}`", *(row[tier] or "no" for tier in TIERS)]
+        for row in rows
+    ]
+    counts = ", ".join(f"`make {tier}` notices {sum(bool(row[tier]) for row in rows)} of {len(rows)}" for tier in TIERS)
+    return f"""# Mutations: which tier of tests notices a broken line
+
+By `python -m tests.mutation`: {counts}. Each cell names the first test that fails, among those of a few files for each
+line; a test of `make check` is in the other tiers, too.
+
+{markdown_table(titles, cells)}
+
+Commit {result["commit"]}; {result["device"]}.
+"""
+
+
+if __name__ == "__main__":
+    main()
