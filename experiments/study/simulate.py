@@ -1,0 +1,152 @@
+"""Simulates verdicts: how often they are false, and how often they are missed. See --help."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from absl import flags
+
+from experiments.study import evidence
+from models import command
+from models.analysis.tables import markdown_table, terminal_table
+
+USAGE = """Draws outcomes of studies whose truth is known, and counts false and missed verdicts.
+
+    python -m experiments.study.simulate
+    python -m experiments.study.simulate --rounds=20000 --markdown
+
+"false" is the share of claims (and of studies of CLAIMS claims, after correction) with a verdict although there is no
+effect; "missed" is the share of claims without a verdict where the effect is 1, 2 or 3 spreads.
+"""
+
+CLAIMS = 10
+EFFECTS = (1.0, 2.0, 3.0)
+SEEDS = (3, 5, 10, 20)
+
+Draw = Callable[[np.random.Generator, int], np.ndarray]  # n outcomes of mean 0 and standard deviation 1
+
+
+def _skewed(rng: np.random.Generator, n: int) -> np.ndarray:
+    return rng.exponential(1.0, n) - 1.0
+
+
+def _two_humped(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.where(rng.random(n) < 0.5, -1.0, 1.0) + 0.05 * rng.standard_normal(n)
+
+
+def _divergent(rng: np.random.Generator, n: int) -> np.ndarray:
+    values = rng.standard_normal(n)
+    values[rng.random(n) < 0.1] = np.nan
+    return values
+
+
+DRAWS: Mapping[str, tuple[Draw, float]] = {  # and the second group's spread in units of the first's
+    "normal": (lambda rng, n: rng.standard_normal(n), 1.0),
+    "unequal spreads (1 : 10)": (lambda rng, n: rng.standard_normal(n), 10.0),
+    "skewed": (_skewed, 1.0),
+    "two-humped": (_two_humped, 1.0),
+    "one in ten diverges": (_divergent, 1.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Shares of verdicts: of single claims, and of studies with at least one false verdict after correction."""
+
+    draws: str
+    rule: str
+    seeds: str
+    false_claim: float
+    false_study: float
+    missed: tuple[float, ...]
+
+
+def _claim(rng: np.random.Generator, draws: str, seeds: int, effect: float) -> tuple[np.ndarray, np.ndarray]:
+    draw, ratio = DRAWS[draws]
+    return draw(rng, seeds) + effect, ratio * draw(rng, seeds)
+
+
+def fixed(draws: str, seeds: int, rounds: int, rng: np.random.Generator, effects: Sequence[float] = EFFECTS) -> Rates:
+    """Simulates studies with a fixed number of seeds."""
+    single = study = 0
+    for _ in range(rounds):
+        claims = [evidence.more(*_claim(rng, draws, seeds, 0.0)) for _ in range(CLAIMS)]
+        single += sum(evidence.p_value(one) <= evidence.ALPHA for one in claims)
+        study += any(one is not None for one in evidence.decide(claims))
+    missed = tuple(
+        np.mean(
+            [
+                evidence.p_value(evidence.more(*_claim(rng, draws, seeds, effect))) > evidence.ALPHA
+                for _ in range(rounds)
+            ]
+        )
+        for effect in effects
+    )
+    return Rates(draws, "fixed", str(seeds), single / rounds / CLAIMS, study / rounds, missed)
+
+
+def sequential(
+    draws: str, most: int, rounds: int, rng: np.random.Generator, effects: Sequence[float] = EFFECTS
+) -> Rates:
+    """Simulates studies that add seeds to undecided claims at the looks of `evidence.looks`."""
+    looks, single, study, missed = evidence.looks(most), 0, 0, []
+    for _ in range(rounds):
+        claims = [_claim(rng, draws, most, 0.0) for _ in range(CLAIMS)]
+        decided = [_first(claim, looks) for claim in claims]
+        single += sum(count is not None for count in decided)
+        study += any(_study(claims, looks))
+    for effect in effects:
+        counts = [_first(_claim(rng, draws, most, effect), looks) for _ in range(rounds)]
+        missed.append(float(np.mean([count is None for count in counts])))
+    return Rates(
+        draws, "sequential", f"{looks[0][0]} to {most}", single / rounds / CLAIMS, study / rounds, tuple(missed)
+    )
+
+
+def _first(claim: tuple[np.ndarray, np.ndarray], looks: Sequence[tuple[int, float]]) -> int | None:
+    """Returns the seeds at which a claim alone is decided."""
+    for count, level in looks:
+        if evidence.p_value(evidence.more(*(group[:count] for group in claim))) <= level:
+            return count
+    return None
+
+
+def _study(claims: Sequence[tuple[np.ndarray, np.ndarray]], looks: Sequence[tuple[int, float]]) -> list[bool]:
+    """Returns which claims of a study are decided at some look."""
+    decided = [False] * len(claims)
+    for count, level in looks:
+        verdicts = evidence.decide([evidence.more(*(g[:count] for g in claim)) for claim in claims], level)
+        decided = [before or verdict is not None for before, verdict in zip(decided, verdicts, strict=True)]
+    return decided
+
+
+COLUMNS = ("outcomes", "rule", "seeds", "false, a claim", "false, a study", *(f"missed at {e:g} sd" for e in EFFECTS))
+
+
+def row(rates: Rates) -> list[str]:
+    """Returns the cells of a table."""
+    shares = (rates.false_claim, rates.false_study, *rates.missed)
+    return [rates.draws, rates.rule, rates.seeds, *(f"{share:.1%}" for share in shares)]
+
+
+def simulate(rounds: int, seed: int = 0) -> list[Rates]:
+    """Returns the rates for all kinds of outcomes, fixed and sequential."""
+    rng = np.random.default_rng(seed)
+    rates = [fixed(draws, seeds, rounds, rng) for draws in DRAWS for seeds in SEEDS]
+    return rates + [sequential(draws, 20, rounds, rng) for draws in DRAWS]
+
+
+def main() -> None:
+    """Simulates and prints."""
+    rows = list(map(row, simulate(ROUNDS.value, SEED.value)))
+    if MARKDOWN.value:
+        print(markdown_table(COLUMNS, rows))
+    else:
+        command.console().print(terminal_table(COLUMNS, rows, texts=3))
+
+
+if __name__ == "__main__":  # only here: absl has one table of flags for the process
+    ROUNDS = flags.DEFINE_integer("rounds", 500, "Studies of each kind.", lower_bound=1)
+    SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+    MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the table as Markdown.")
+    command.run(main, USAGE)

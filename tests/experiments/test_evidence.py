@@ -1,0 +1,125 @@
+"""Evidence for claims: against scipy and statsmodels, by exact counts, and error rates by simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.weightstats import ttost_ind
+
+from experiments.study import evidence, simulate
+
+RNG = np.random.default_rng(0)
+HIGH, LOW = RNG.normal(1.0, 1.0, 12), RNG.normal(0.0, 3.0, 15)
+
+
+@pytest.mark.parametrize("by", [-2.0, 0.0, 0.5, 1.0])
+def test_more_is_the_larger_one_of_welch_and_a_permutation_test(by):
+    one = evidence.more(HIGH, LOW, by)
+    welch = stats.ttest_ind(HIGH - by, LOW, equal_var=False, alternative="greater").pvalue
+
+    def t(x, y, axis):
+        return stats.ttest_ind(x, y, equal_var=False, axis=axis).statistic
+
+    permuted = stats.permutation_test(
+        (HIGH - by, LOW), t, vectorized=True, alternative="greater", n_resamples=20_000, rng=1
+    ).pvalue
+    assert one.p_for == pytest.approx(max(welch, permuted) if welch <= evidence.CLEAR else welch, abs=0.01)
+    interval = stats.ttest_ind(HIGH, LOW, equal_var=False).confidence_interval(evidence.LEVEL)
+    np.testing.assert_allclose((one.low, one.high), (interval.low, interval.high), rtol=1e-9)
+    assert one.estimate == pytest.approx(HIGH.mean() - LOW.mean()) and one.margin == by
+
+
+def test_few_divisions_are_counted_exactly():
+    high, low = [3.0, 4.0, 5.0], [0.0, 1.0, 2.0]
+    assert evidence.more(high, low).p_for == pytest.approx(1 / math.comb(6, 3))
+    assert evidence.more(low, high).p_against == pytest.approx(1 / math.comb(6, 3))
+    # Three seeds of each never give a verdict by themselves; six do, if all of one group are above all of the other
+    assert evidence.p_value(evidence.more(high, low)) > evidence.ALPHA
+    assert evidence.p_value(evidence.more([*high, 3.5, 4.5, 5.5], [*low, 0.5, 1.5, 2.5])) < evidence.ALPHA / 10
+
+
+@pytest.mark.parametrize("margin", [0.3, 1.0, 3.0])
+def test_equivalence_is_two_one_sided_tests(margin):
+    first, second = RNG.normal(0, 1, 40), RNG.normal(0.2, 1.5, 40)
+    one = evidence.equivalent(first, second, margin)
+    theirs = ttost_ind(first, second, -margin, margin, usevar="unequal")[0]
+    assert one.p_for == pytest.approx(theirs, abs=0.02)
+    assert not (one.p_for < 0.05 and one.p_against < 0.05)
+
+
+def test_a_wide_interval_is_no_agreement():
+    few = evidence.equivalent([0.0, 10.0, -10.0], [0.1, 9.0, -9.0], 1.0)
+    assert evidence.decide([few]) == [None]
+    apart = evidence.equivalent(RNG.normal(0, 0.1, 9), RNG.normal(5, 0.1, 9), 1.0)
+    assert evidence.decide([apart]) == [False]
+
+
+def test_equal_outcomes_do_not_prove_that_there_is_no_spread():
+    a, b = [0.980, 0.980, 0.980, 0.980], [0.979, 0.979, 0.979, 0.979]
+    assert evidence.more(a, b, resolution=0.01).p_for > 0.01 > evidence.more(a, b).p_for - 0.01
+    assert evidence.more([1.0], [0.0]) == evidence.NOTHING == evidence.more([math.nan] * 5, [0.0] * 5)
+
+
+def test_counts_are_exact():
+    assert evidence.usual(5, 5).p_for == pytest.approx(0.5**5) and evidence.usual(0, 5).p_against == pytest.approx(
+        0.5**5
+    )
+    table = [[6, 0], [0, 6]]
+    assert evidence.more_often((6, 6), (0, 6)).p_for == stats.barnard_exact(table, alternative="greater").pvalue
+    for same in ((3, 3), (0, 3)):
+        assert evidence.decide([evidence.more_often(same, (same[0] * 2, 6))]) == [None]
+    assert evidence.usual(0, 0) == evidence.NOTHING == evidence.more_often((0, 0), (1, 2))
+
+
+@pytest.mark.parametrize("rising", [True, False])
+def test_a_trend_is_that_of_all_settings(rising):
+    groups = [(x, x * 0.5 + RNG.normal(0, 0.3, 4)) for x in range(5)]
+    one = evidence.trend(groups, rising)
+    x, y = np.repeat(range(5), 4), np.concatenate([values for _, values in groups])
+    two_sided = stats.linregress(x, y).pvalue
+    assert (one.p_for if rising else one.p_against) == pytest.approx(two_sided / 2)
+    assert evidence.decide([one]) == [rising] and one.low < 0.5 < one.high
+
+
+def test_a_statement_of_parts_holds_where_all_do_and_fails_where_one_does():
+    sure, unclear, wrong = evidence.holds(True), evidence.Evidence(0.3, 0.7), evidence.Evidence(0.99, 0.001)
+    assert evidence.all_of(sure, sure).p_for == 0 and evidence.all_of(sure, unclear).p_for == 0.3
+    assert evidence.all_of(sure, unclear, wrong).p_against == pytest.approx(0.003)
+    assert evidence.decide([evidence.all_of(sure, unclear, wrong)]) == [False]
+    assert evidence.negated(wrong) == evidence.Evidence(0.001, 0.99)
+
+
+def test_claims_are_corrected_for_their_number():
+    claims = [evidence.Evidence(p, 1 - p) for p in (0.001, 0.004, 0.02, 0.3)]
+    two_sided = [0.002, 0.008, 0.04, 0.6]
+    holm = [min(1, p * k) for p, k in zip(two_sided, (4, 3, 2, 1), strict=True)]
+    np.testing.assert_allclose(evidence.corrected(claims), holm)
+    assert evidence.decide(claims) == [True, True, None, None] and evidence.decide([]) == []
+
+
+def test_looks_spend_no_more_than_alpha():
+    for most in (3, 5, 20, 100):
+        looks = evidence.looks(most)
+        assert looks[-1][0] == most and [count for count, _ in looks] == sorted({count for count, _ in looks})
+        assert sum(level for _, level in looks) == pytest.approx(evidence.ALPHA)
+        assert all(level > 0 for _, level in looks)
+
+
+@pytest.mark.parametrize("draws", simulate.DRAWS)
+def test_no_more_than_5_percent_of_verdicts_are_false(draws):
+    rounds, rng = 60, np.random.default_rng(1)
+    for rates in (
+        simulate.fixed(draws, 6, rounds, rng, effects=()),
+        simulate.sequential(draws, 8, rounds, rng, effects=()),
+    ):
+        claims = rounds * simulate.CLAIMS
+        for share, count in ((rates.false_claim, claims), (rates.false_study, rounds)):
+            # Not above 5% by more than three standard errors of the simulation
+            assert share <= evidence.ALPHA + 3 * math.sqrt(evidence.ALPHA * (1 - evidence.ALPHA) / count), rates
+
+
+def test_the_simulation_finds_false_verdicts_of_a_bad_rule(monkeypatch):
+    monkeypatch.setattr(evidence, "_permuted", lambda *arguments: 0.0)  # Welch alone, of two humps and three seeds
+    rates = simulate.fixed("two-humped", 3, 100, np.random.default_rng(0), effects=())
+    assert rates.false_study > 0.15

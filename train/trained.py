@@ -1,0 +1,134 @@
+"""Trained networks in Python: `train.load("runs/digits")`."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import models
+from models import weights
+from models.errors import UserError
+from models.layers.endpoint import capture
+from train.export import loaded
+
+WEIGHTS = ("run", "safetensors", "compressed")  # formats that hold variables, not a program
+
+
+class Trained:
+    """A trained network and the preprocessing that it expects.
+
+    Images are given as files (str or Path), as uint8 pixels [H, W, C] of any size, or as uint8 pixels [N, H, W, C] of
+    the network's own size. Everything is float32 on the default device.
+
+    Attributes:
+      card: the description of the network; see docs/export.md.
+      classes: names of the classes, in the order of the outputs.
+    """
+
+    def __init__(self, opened: loaded.Loaded):
+        self._opened = opened
+        self.card = opened.card
+        self.classes: tuple[str, ...] = tuple(opened.card["labels"])
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.card["preprocessing"]["shape"]))
+        return f"Trained({self.card['architecture']}, {len(self.classes)} classes, images {shape})"
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The flax module."""
+        return models.create(self.card["architecture"], **self.card["fields"])
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables of the module, {"params": …, "batch_stats": … with batch norm}.
+
+        Raises:
+          UserError: the export holds a program, not variables.
+        """
+        if self._opened.variables is None:
+            raise UserError(f"an export in the format {self.card['format']} is a program; its weights cannot be read")
+        return self._opened.variables
+
+    def preprocess(self, images: Any) -> jax.Array:
+        """Decodes, crops and normalizes images as the evaluation of the run did: float32 [N, H, W, C].
+
+        Raises:
+          UserError: a file is not an image, or an array is not uint8 pixels.
+        """
+        card = self.card["preprocessing"]
+        mean, std = (jnp.asarray(card[name], jnp.float32) for name in ("mean", "std"))
+        return (jnp.asarray(self._pixels(images), jnp.float32) / 255 - mean) / std
+
+    def predict(self, images: Any) -> np.ndarray:
+        """Returns the probabilities of the classes, float32 [N, num_classes]."""
+        return self._opened.run(self._pixels(images))[0]
+
+    def logits(self, images: Any) -> np.ndarray:
+        """Returns the logits, float32 [N, num_classes]."""
+        return self._opened.run(self._pixels(images))[1]
+
+    def features(self, images: Any, endpoint: str = "pre_logits") -> np.ndarray:
+        """Returns the activations at a named endpoint, e.g. [N, H, W, C] or [N, C].
+
+        Raises:
+          UserError: the network has no such endpoint; the error lists those that it has.
+        """
+        _, activations = self._capture(endpoint)(self.variables, self.preprocess(images))
+        return np.asarray(activations[endpoint])
+
+    def gradient(self, images: Any, target: int | str | Sequence[int] | None = None) -> np.ndarray:
+        """Returns the gradient of a class's logit with respect to the normalized images, float32 [N, H, W, C].
+
+        Args:
+          images: see the class.
+          target: the class by name or index, one index per image, or None for the class with the highest logit.
+        """
+        inputs = self.preprocess(images)
+        if isinstance(target, str):
+            if target not in self.classes:
+                raise UserError(f"unknown class '{target}'; allowed: {', '.join(self.classes)}")
+            target = self.classes.index(target)
+        chosen = None if target is None else jnp.broadcast_to(jnp.asarray(target, jnp.int32), (len(inputs),))
+
+        def score(inputs):
+            logits: Any = self.model.apply(self.variables, inputs, train=False)
+            index = jnp.argmax(logits, -1) if chosen is None else chosen
+            return jnp.take_along_axis(logits, index[:, None], -1).sum()
+
+        return np.asarray(jax.jit(jax.grad(score))(inputs))
+
+    def _capture(self, endpoint: str) -> Callable[..., Any]:
+        return jax.jit(lambda variables, x: capture(self.model, variables, x, names=[endpoint], train=False))
+
+    def _pixels(self, images: Any) -> np.ndarray:
+        """Returns uint8 pixels [N, H, W, C] of the network's size."""
+        shape = tuple(self.card["preprocessing"]["shape"])
+        if isinstance(images, (str, Path)):
+            images = [images]
+        if isinstance(images, (list, tuple)):
+            return np.stack([self._opened.pixels(image) for image in images])
+        array = np.asarray(images)
+        if array.dtype != np.uint8 or array.ndim not in (3, 4):
+            raise UserError(f"images are {array.dtype} {list(array.shape)}; give files, or uint8 pixels [N, H, W, C]")
+        if array.ndim == 4 and array.shape[1:] == shape:
+            return array
+        return np.stack([self._opened.pixels(image) for image in (array if array.ndim == 4 else array[None])])
+
+
+def load(where: str | Path, which: str = "last") -> Trained:
+    """Opens the folder of a run or of an exported network.
+
+    Args:
+      where: the folder.
+      which: the checkpoint of a run, "last" or "best" (on its test set).
+
+    Raises:
+      UserError: there is no such folder, it is damaged, or a library that the format needs is missing.
+    """
+    return Trained(loaded.load(where, which))
