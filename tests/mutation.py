@@ -26,10 +26,10 @@ CHECKPOINTS = "train/test_checkpoint.py train/test_hostile_workdir.py"
 # By file: the code, what is written instead, and the files of tests.
 MUTANTS = """
 train/step.py
-    jnp.sum(x, 0), metrics)  =>  jnp.mean(x, 0), metrics)  | train/test_step.py train/devices/test_parallel.py
+    jnp.sum(x, 0), metrics)  =>  jnp.mean(x, 0), metrics)  | train/test_step.py
     (10 + t)) if ema_warmup  =>  (11 + t)) if ema_warmup  | train/test_step.py
     lax.axis_index(AXIS) * size)  =>  0 * size)  | train/test_step.py train/devices/test_parallel.py
-    fold_in(model_key, index)  =>  fold_in(model_key, 0)  | train/test_step.py train/devices/test_parallel.py
+    fold_in(model_key, index)  =>  fold_in(model_key, 0)  | train/test_step.py
 train/data/shuffle.py
     self.seed, int(epoch))  =>  self.seed, int(epoch) // 2)  | train/data/test_shuffle.py train/data/test_stream.py
     ^ (odd > 0)  =>  ^ (odd < 0)  | train/data/test_shuffle.py models/test_airbench.py train/data/test_augment.py

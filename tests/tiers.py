@@ -65,7 +65,6 @@ models/test_hostile.py
     test_the_smallest_image_of_well_known_networks                  2  the other networks
     test_a_batch_of_none_gives_no_logits                            6  the other families
 models/test_parity.py
-    test_equal                                                     13  the other networks of a family
     test_exported_names_and_shapes_are_those_of_the_library         7  test_equal
 models/test_registry.py
     test_no_other_op_than_the_ingredients                           12  the other kinds

@@ -85,3 +85,5 @@ def test_preactivation_is_that_of_the_paper():
     found = capture(model, models.initialize(model, jax.random.key(0), TINY.shape), TINY - 1)[1]
     np.testing.assert_array_equal(found["stage1"], found["stem"])
     assert float(found["stem"].min()) == 0  # after the activation
+    found = capture(model, drawn.variables(model), TINY)[1]
+    assert float(found["stage1"].min()) < 0  # none after the sum
