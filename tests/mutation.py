@@ -116,19 +116,26 @@ def page(result):
     rows = result["rows"]
     titles = ["file", "line", "code", "instead", *(f"make {tier}" for tier in TIERS)]
     cells = [
-        [row["file"], row["line"], f"`{row['code']}`", f"`{row['instead']}`", *(row[tier] or "no" for tier in TIERS)]
+        [row["file"], row["line"], f"`{row['code']}`", f"`{row['instead']}`", *(_noticed(row, tier) for tier in TIERS)]
         for row in rows
     ]
     counts = ", ".join(f"`make {tier}` notices {sum(bool(row[tier]) for row in rows)} of {len(rows)}" for tier in TIERS)
     return f"""# Mutations: which tier of tests notices a broken line
 
-By `python -m tests.mutation`: {counts}. Each cell names the first test that fails, among those of a few files for each
-line; a test of `make check` is in the other tiers, too.
+By `python -m tests.mutation`: {counts}.
+Each cell names the first test that fails, among those of a few files for each line. A test of `make check` is in the
+other tiers, too.
 
 {markdown_table(titles, cells)}
 
 Commit {result["commit"]}; {result["device"]}.
 """
+
+
+def _noticed(row, tier):
+    """Returns the test that fails in this tier; "the same" for the test of the tier before."""
+    before = [row[name] for name in TIERS][: list(TIERS).index(tier)]
+    return "no" if not row[tier] else "the same" if row[tier] in before else row[tier].removeprefix("tests/")
 
 
 if __name__ == "__main__":
