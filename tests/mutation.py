@@ -26,10 +26,10 @@ CHECKPOINTS = "train/test_checkpoint.py train/test_hostile_workdir.py"
 # By file: the code, what is written instead, and the files of tests.
 MUTANTS = """
 train/step.py
-    jnp.sum(x, 0), metrics)  =>  jnp.mean(x, 0), metrics)  | train/test_step.py train/devices/test_parallel.py
+    jnp.sum(x, 0), metrics)  =>  jnp.mean(x, 0), metrics)  | train/test_step.py
     (10 + t)) if ema_warmup  =>  (11 + t)) if ema_warmup  | train/test_step.py
     lax.axis_index(AXIS) * size)  =>  0 * size)  | train/test_step.py train/devices/test_parallel.py
-    fold_in(model_key, index)  =>  fold_in(model_key, 0)  | train/test_step.py train/devices/test_parallel.py
+    fold_in(model_key, index)  =>  fold_in(model_key, 0)  | train/test_step.py
 train/data/shuffle.py
     self.seed, int(epoch))  =>  self.seed, int(epoch) // 2)  | train/data/test_shuffle.py train/data/test_stream.py
     ^ (odd > 0)  =>  ^ (odd < 0)  | train/data/test_shuffle.py models/test_airbench.py train/data/test_augment.py
@@ -116,19 +116,26 @@ def page(result):
     rows = result["rows"]
     titles = ["file", "line", "code", "instead", *(f"make {tier}" for tier in TIERS)]
     cells = [
-        [row["file"], row["line"], f"`{row['code']}`", f"`{row['instead']}`", *(row[tier] or "no" for tier in TIERS)]
+        [row["file"], row["line"], f"`{row['code']}`", f"`{row['instead']}`", *(_noticed(row, tier) for tier in TIERS)]
         for row in rows
     ]
     counts = ", ".join(f"`make {tier}` notices {sum(bool(row[tier]) for row in rows)} of {len(rows)}" for tier in TIERS)
     return f"""# Mutations: which tier of tests notices a broken line
 
-By `python -m tests.mutation`: {counts}. Each cell names the first test that fails, among those of a few files for each
-line; a test of `make check` is in the other tiers, too.
+By `python -m tests.mutation`: {counts}.
+Each cell names the first test that fails, among those of a few files for each line. A test of `make check` is in the
+other tiers, too.
 
 {markdown_table(titles, cells)}
 
 Commit {result["commit"]}; {result["device"]}.
 """
+
+
+def _noticed(row, tier):
+    """Returns the test that fails in this tier; "the same" for the test of the tier before."""
+    before = [row[name] for name in TIERS][: list(TIERS).index(tier)]
+    return "no" if not row[tier] else "the same" if row[tier] in before else row[tier].removeprefix("tests/")
 
 
 if __name__ == "__main__":

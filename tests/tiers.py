@@ -23,14 +23,8 @@ configs/test_every_config.py
 configs/test_transfer.py
     test_the_command_of_features_and_classifiers                    0  train/probing, train/test_cli.py
     test_every_stage_of_a_family_has_its_group                      2  the other families
-experiments/test_cost_study.py
-    test_cost_verdicts                                              0  test_adaptive_study.py, test_studies.py: verdicts
 experiments/test_explain.py
     test_the_command_writes_pictures_and_says_what_the_network_says 0  test_rows_are_what_the_methods_find
-experiments/test_explanation_study.py
-    test_tables_and_pictures_of_made_and_of_diverged_outcomes       0  test_studies.py: the same of other studies
-experiments/test_studies.py
-    test_tables_and_pictures_of_made_and_of_diverged_outcomes       1  the other studies
 experiments/test_trials.py
     test_what_a_trial_starts_from_runs_first_and_once               0  test_compression_study.py: starts of trials
     test_interrupted_trials_go_on                                   0  train/test_resume.py; test_finished_trials_…
@@ -65,7 +59,6 @@ models/test_hostile.py
     test_the_smallest_image_of_well_known_networks                  2  the other networks
     test_a_batch_of_none_gives_no_logits                            6  the other families
 models/test_parity.py
-    test_equal                                                     13  the other networks of a family
     test_exported_names_and_shapes_are_those_of_the_library         7  test_equal
 models/test_registry.py
     test_no_other_op_than_the_ingredients                           12  the other kinds

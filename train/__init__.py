@@ -12,11 +12,15 @@ if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `train.train` and `train.recalibrate_batch_norm` when they are used, because --help needs no JAX."""
+    """Imports the functions of the package when they are used, because --help needs no JAX."""
     if name == "train":
         from train.loop import train
 
         return train
+    if name == "load":
+        from train.trained import load
+
+        return load
     if name == "recalibrate_batch_norm":
         from train.hooks.recalibrate import recalibrate_batch_norm
 

@@ -10,13 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import models
-from models import weights
 from models.errors import UserError
 from models.layers.endpoint import capture
 from train.export import loaded
-
-WEIGHTS = ("run", "safetensors", "compressed")  # formats that hold variables, not a program
 
 
 class Trained:
@@ -39,21 +35,19 @@ class Trained:
         shape = "x".join(map(str, self.card["preprocessing"]["shape"]))
         return f"Trained({self.card['architecture']}, {len(self.classes)} classes, images {shape})"
 
-    @functools.cached_property
+    @property
     def model(self) -> nn.Module:
-        """The flax module."""
-        return models.create(self.card["architecture"], **self.card["fields"])
+        """The flax module; raises UserError where the export holds a program."""
+        return self._network[0]
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables of the module, {"params": …, "batch_stats": … with batch norm}.
+        """The variables of the module, {"params": …, "batch_stats": … with batch norm}; raises as `model` does."""
+        return self._network[1]
 
-        Raises:
-          UserError: the export holds a program, not variables.
-        """
-        if self._opened.variables is None:
-            raise UserError(f"an export in the format {self.card['format']} is a program; its weights cannot be read")
-        return self._opened.variables
+    @functools.cached_property
+    def _network(self) -> tuple[nn.Module, dict[str, Any]]:
+        return self._opened.network()
 
     def preprocess(self, images: Any) -> jax.Array:
         """Decodes, crops and normalizes images as the evaluation of the run did: float32 [N, H, W, C].
@@ -111,14 +105,11 @@ class Trained:
         shape = tuple(self.card["preprocessing"]["shape"])
         if isinstance(images, (str, Path)):
             images = [images]
-        if isinstance(images, (list, tuple)):
-            return np.stack([self._opened.pixels(image) for image in images])
-        array = np.asarray(images)
-        if array.dtype != np.uint8 or array.ndim not in (3, 4):
-            raise UserError(f"images are {array.dtype} {list(array.shape)}; give files, or uint8 pixels [N, H, W, C]")
-        if array.ndim == 4 and array.shape[1:] == shape:
-            return array
-        return np.stack([self._opened.pixels(image) for image in (array if array.ndim == 4 else array[None])])
+        if isinstance(images, np.ndarray):
+            if images.dtype == np.uint8 and images.shape[1:] == shape:
+                return images
+            images = images if images.ndim == 4 else images[None]
+        return np.stack([self._opened.pixels(image) for image in images])
 
 
 def load(where: str | Path, which: str = "last") -> Trained:

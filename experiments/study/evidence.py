@@ -15,6 +15,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import special, stats
@@ -25,6 +26,8 @@ LEVEL = 0.95  # of intervals
 CLEAR = 0.2  # a larger p value of Welch's test decides nothing, whatever the permutation test says
 PERMUTATIONS = 20_000
 TINY = 1e-24  # variance of a group whose outcomes are all equal, where their resolution is not known
+
+Values = Sequence[float] | np.ndarray  # outcomes by seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Evidence:
 NOTHING = Evidence(1.0, 1.0)
 
 
-def finite(values: Sequence[float]) -> np.ndarray:
+def finite(values: Values) -> np.ndarray:
     """Returns the values that are finite, as float64."""
     array = np.asarray(list(values), np.float64)
     return array[np.isfinite(array)]
@@ -130,13 +133,13 @@ def _divisions(count: int, size: int) -> np.ndarray:
     return chosen
 
 
-def _difference(high: Sequence[float], low: Sequence[float], resolution: float) -> _Difference | None:
+def _difference(high: Values, low: Values, resolution: float) -> _Difference | None:
     """Returns the difference of means; None where a group has fewer than two finite values."""
     first, second = finite(high), finite(low)
     return _Difference(first, second, resolution) if min(len(first), len(second)) >= 2 else None
 
 
-def more(high: Sequence[float], low: Sequence[float], by: float = 0.0, resolution: float = 0.0) -> Evidence:
+def more(high: Values, low: Values, by: float = 0.0, resolution: float = 0.0) -> Evidence:
     """Tests that the mean of `high` is above the mean of `low` by more than `by`; see `_Difference.above`.
 
     Args:
@@ -159,7 +162,7 @@ def more(high: Sequence[float], low: Sequence[float], by: float = 0.0, resolutio
     )
 
 
-def equivalent(first: Sequence[float], second: Sequence[float], margin: float, resolution: float = 0.0) -> Evidence:
+def equivalent(first: Values, second: Values, margin: float, resolution: float = 0.0) -> Evidence:
     """Tests that two means differ by less than `margin` (two one-sided tests); a wide interval is no agreement."""
     difference = _difference(first, second, resolution)
     if difference is None:
@@ -176,7 +179,7 @@ def equivalent(first: Sequence[float], second: Sequence[float], margin: float, r
     )
 
 
-def no_less(good: Sequence[float], reference: Sequence[float], margin: float, resolution: float = 0.0) -> Evidence:
+def no_less(good: Values, reference: Values, margin: float, resolution: float = 0.0) -> Evidence:
     """Tests that the mean of `good` is at most `margin` below that of `reference`."""
     return dataclasses.replace(
         more(good, reference, -margin, resolution), test="non-inferiority by Welch and permutation"
@@ -223,7 +226,7 @@ def more_often(first: tuple[int, int], second: tuple[int, int]) -> Evidence:
     )
 
 
-def trend(groups: Sequence[tuple[float, Sequence[float]]], rising: bool = True) -> Evidence:
+def trend(groups: Sequence[tuple[float, Values]], rising: bool = True) -> Evidence:
     """Tests that outcomes rise (or fall) with a setting, over all of its values (slope of a least-squares line).
 
     Args:
@@ -235,7 +238,7 @@ def trend(groups: Sequence[tuple[float, Sequence[float]]], rising: bool = True) 
     y = np.concatenate([finite(values) for _, values in groups])
     if len({*x}) < 2 or len(y) < len({*x}) + 2:
         return NOTHING
-    line = stats.linregress(x, y)
+    line: Any = stats.linregress(x, y)
     if not line.stderr:
         return dataclasses.replace(holds((line.slope > 0) == rising), estimate=float(line.slope), test="slope")
     sign, freedom = (1 if rising else -1), len(y) - 2
@@ -280,7 +283,7 @@ def p_value(evidence: Evidence) -> float:
 
 def corrected(claims: Sequence[Evidence]) -> list[float]:
     """Returns the p values of a study's claims, corrected for their number (Holm)."""
-    return multipletests([p_value(one) for one in claims], ALPHA, "holm")[1].tolist() if claims else []
+    return np.asarray(multipletests([p_value(one) for one in claims], ALPHA, "holm")[1]).tolist() if claims else []
 
 
 def decide(claims: Sequence[Evidence], level: float = ALPHA) -> list[bool | None]:

@@ -18,7 +18,7 @@ from typing import Any
 import filelock
 
 from models.errors import UserError
-from train.files import parse_json
+from train.storage.files import parse_json
 
 NAME = "trials.jsonl"
 ROOMS = ("models", "train", "experiments")

@@ -74,11 +74,13 @@ def fixed(draws: str, seeds: int, rounds: int, rng: np.random.Generator, effects
         single += sum(evidence.p_value(one) <= evidence.ALPHA for one in claims)
         study += any(one is not None for one in evidence.decide(claims))
     missed = tuple(
-        np.mean(
-            [
-                evidence.p_value(evidence.more(*_claim(rng, draws, seeds, effect))) > evidence.ALPHA
-                for _ in range(rounds)
-            ]
+        float(
+            np.mean(
+                [
+                    evidence.p_value(evidence.more(*_claim(rng, draws, seeds, effect))) > evidence.ALPHA
+                    for _ in range(rounds)
+                ]
+            )
         )
         for effect in effects
     )
@@ -106,7 +108,7 @@ def sequential(
 def _first(claim: tuple[np.ndarray, np.ndarray], looks: Sequence[tuple[int, float]]) -> int | None:
     """Returns the seeds at which a claim alone is decided."""
     for count, level in looks:
-        if evidence.p_value(evidence.more(*(group[:count] for group in claim))) <= level:
+        if evidence.p_value(evidence.more(claim[0][:count], claim[1][:count])) <= level:
             return count
     return None
 
@@ -115,7 +117,7 @@ def _study(claims: Sequence[tuple[np.ndarray, np.ndarray]], looks: Sequence[tupl
     """Returns which claims of a study are decided at some look."""
     decided = [False] * len(claims)
     for count, level in looks:
-        verdicts = evidence.decide([evidence.more(*(g[:count] for g in claim)) for claim in claims], level)
+        verdicts = evidence.decide([evidence.more(claim[0][:count], claim[1][:count]) for claim in claims], level)
         decided = [before or verdict is not None for before, verdict in zip(decided, verdicts, strict=True)]
     return decided
 

@@ -1,11 +1,13 @@
 """models/resnet.py: what each field does. tests/models/test_parity.py has the comparison with torchvision."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import models
+from models.layers.conv import Conv
 from models.layers.endpoint import capture
 from models.layers.regularize import StochasticDepth
 from tests.golden import drawn
@@ -85,3 +87,19 @@ def test_preactivation_is_that_of_the_paper():
     found = capture(model, models.initialize(model, jax.random.key(0), TINY.shape), TINY - 1)[1]
     np.testing.assert_array_equal(found["stage1"], found["stem"])
     assert float(found["stem"].min()) == 0  # after the activation
+    found = capture(model, drawn.variables(model), TINY)[1]
+    assert float(found["stage1"].min()) < 0  # none after the sum
+
+
+@pytest.mark.parametrize("where,strides", [("3x3", [1, 2, 1]), ("1x1", [2, 1, 1])])
+def test_the_stride_of_a_bottleneck_is_that_of_the_convolution_named(where, strides):
+    seen = {}
+
+    def read(call, args, kwargs, context):
+        if isinstance(context.module, Conv):
+            seen["/".join(context.module.path)] = context.module.strides
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(read):
+        drawn.abstract(models.create("resnet50", stride_in=where, stage_sizes=(1, 1), width=8))
+    assert [seen[f"stage2/block0/conv{i}"] for i in (1, 2, 3)] == strides

@@ -1,7 +1,9 @@
 """Checkpoints: the last and the best are kept, damage is noticed, a full disk is said in one line."""
 
 import errno
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 
 from models.errors import UserError
-from train.storage import checkpoint
+from tests.damage import write_as_earlier_versions
+from train.storage import checkpoint, checkpoint_format
 
 TREE = {"params": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "step": np.int32(7), "rng": np.array([1, 2], np.uint32)}
 
@@ -68,7 +71,28 @@ def garble_the_description(folder):
     (folder / "about" / "metadata").write_text("{")
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lose_a_file, garble_the_description])
+def edit_the_description(folder):
+    path = folder / "about" / "metadata"
+    path.write_text(path.read_text().replace('"seconds": 1.5', '"seconds": 2.5'))
+
+
+def change_a_file_that_is_decoded_all_the_same(folder):
+    with (folder / "state" / "_METADATA").open("ab") as file:
+        file.write(b" ")
+
+
+def take_the_place_of_another(folder):
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("1"), folder)
+
+
+DAMAGES = [
+    truncate, flip_a_bit, lose_a_file, garble_the_description, edit_the_description,
+    change_a_file_that_is_decoded_all_the_same, take_the_place_of_another,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_newest_is_passed_over(tmp_path, damage):
     saved(tmp_path / "c", [0.1, 0.2]).close()
     damage(tmp_path / "c" / "2")
@@ -79,6 +103,19 @@ def test_a_damaged_newest_is_passed_over(tmp_path, damage):
     store.save(2, TREE, {}, {"accuracy": 0.3})  # its place is free again
     store.close()
     assert checkpoint.Checkpoints(tmp_path / "c").steps() == [1, 2]
+
+
+def test_arrays_of_earlier_versions_are_verified_by_their_own_sums(tmp_path):
+    leaves = {"params/kernel": np.arange(6, dtype=np.float32), "step": np.int32(4)}
+    about = {"seconds": 1.5, "data": {}, "recorder": {"sums": None, "logged": 0}, "step": 4}
+    write_as_earlier_versions(tmp_path, {4: (leaves, about)})
+    np.testing.assert_array_equal(checkpoint_format.read(tmp_path / "4")[0]["params/kernel"], np.arange(6))
+    path = tmp_path / "4" / "about" / "metadata"
+    content = json.loads(path.read_text())
+    content["crc32"]["params/kernel"] ^= 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="the checksum of params/kernel differs"):
+        checkpoint_format.read(tmp_path / "4")
 
 
 def test_all_damaged(tmp_path):

@@ -234,6 +234,40 @@ def _composited(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image).convert("RGB")
 
 
+def _for_users(decoder: Decoder, shape: tuple[int, int, int], name: str) -> Decoder:
+    """Returns the evaluation crop of a run, or one that squeezes images to `shape` where evaluation does not crop.
+
+    Raises:
+      UserError: the network's images are not square; `name` says what was to be decoded.
+    """
+    height, width, channels = shape
+    if decoder.crop != "none" and height == decoder.size:
+        return decoder
+    if height != width:
+        raise UserError(f"{name}: images are squeezed to squares, and this network's images are {height} x {width}")
+    return dataclasses.replace(decoder, crop="whole", size=height, channels=channels)
+
+
+def of_pixels(decoder: Decoder, shape: tuple[int, int, int], pixels: np.ndarray) -> np.ndarray:
+    """Crops a user's pixels as `of_file` crops a file.
+
+    Args:
+      decoder: the decoder of the run.
+      shape: (H, W, C) of the network's images.
+      pixels: uint8 [H, W], or [H, W, C] with 1 or 3 channels; left as they are where they have this shape already.
+
+    Returns:
+      Pixels, uint8 `shape`.
+
+    Raises:
+      UserError: the array is something else, or the network's images are not square.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+        raise UserError(f"an image is {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [H, W], [H, W, 1], [H, W, 3]")
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    return pixels if pixels.shape == shape else _for_users(decoder, shape, "an image")(pixels)
+
+
 def of_file(decoder: Decoder, shape: tuple[int, int, int], path: str | Path) -> np.ndarray:
     """Decodes a user's file with the evaluation crop, or squeezes it to `shape` where evaluation does not crop.
 
@@ -248,11 +282,7 @@ def of_file(decoder: Decoder, shape: tuple[int, int, int], path: str | Path) -> 
     Raises:
       UserError: there is no such file, it cannot be decoded, or the network's images are not square.
     """
-    height, width, channels = shape
-    if decoder.crop == "none" or height != decoder.size:
-        if height != width:
-            raise UserError(f"{path}: files are squeezed to squares, and this network's images are {height} x {width}")
-        decoder = dataclasses.replace(decoder, crop="whole", size=height, channels=channels)
+    decoder = _for_users(decoder, shape, str(path))
     if not Path(path).is_file():
         raise UserError(f"{path}: {'this is not a file' if Path(path).exists() else 'there is no such file'}")
     try:

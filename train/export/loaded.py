@@ -1,12 +1,15 @@
 """Opens a run, or an exported network of any format, as a function of images."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import numpy as np
 
 from models.errors import UserError, choice_error
-from train.data.decode import Decoder, of_file
+from train.data.decode import Decoder, of_file, of_pixels
 from train.export import card as cards
 from train.export import formats
 from train.storage.files import expanded
@@ -18,18 +21,25 @@ class Loaded(NamedTuple):
     Attributes:
       card: its description, see `train.export.card.read`.
       run: maps pixels, uint8 [N, H, W, C], to probabilities and logits, float32 [N, num_classes].
+      network: returns the flax module and its variables; raises UserError where the file holds a program.
     """
 
     card: dict[str, Any]
     run: formats.Opened
+    network: Callable[[], tuple[nn.Module, dict[str, Any]]]
 
-    def pixels(self, path: str | Path) -> np.ndarray:
-        """Decodes a file with the evaluation crop, uint8 [H, W, C]; raises UserError if it is not an image."""
+    def pixels(self, image: str | Path | np.ndarray) -> np.ndarray:
+        """Returns a file, or uint8 pixels [H, W, C] of any size, with the evaluation crop: uint8 [H, W, C].
+
+        Raises:
+          UserError: it is not an image.
+        """
         facts = self.card["preprocessing"]
         decoder = Decoder(
             facts["crop"], facts["size"], facts["channels"], eval_crop=facts["eval_crop"], exif=facts["exif"]
         )
-        return of_file(decoder, tuple(facts["shape"]), path)
+        shape = tuple(facts["shape"])
+        return of_pixels(decoder, shape, image) if isinstance(image, np.ndarray) else of_file(decoder, shape, image)
 
 
 def load(where: str | Path, which: str = "last") -> Loaded:
@@ -50,7 +60,8 @@ def load(where: str | Path, which: str = "last") -> Loaded:
     card = cards.read(folder)
     if card["format"] not in formats.FORMATS:
         raise choice_error(f"format in {folder}/{cards.NAME}", card["format"], formats.FORMATS)
-    return Loaded(card, formats.FORMATS[card["format"]].open(folder, card))
+    opened = formats.FORMATS[card["format"]].open(folder, card)
+    return Loaded(card, opened, functools.partial(cards.network, folder, card))
 
 
 def of_run(folder: Path, which: str = "last") -> Loaded:
@@ -62,4 +73,5 @@ def of_run(folder: Path, which: str = "last") -> Loaded:
     run, state = restore.load_network(folder, which)
     network = networks.network(run, state)
     card = {"format": "run", "file": "checkpoints", **write.card_of(run, network, {})}
-    return Loaded(card, formats.of_variables(network.create(), network.variables, card))
+    model = network.create()
+    return Loaded(card, formats.of_variables(model, network.variables, card), lambda: (model, network.variables))

@@ -10,7 +10,7 @@ import pytest
 
 from models.errors import UserError
 from models.layers.init import jit_once
-from models.layers.norm import norm, normalize
+from models.layers.norm import BatchNorm, norm, normalize
 from tests.golden import FOLDER, drawn
 
 GOLDEN = np.load(FOLDER / "norm.npz")
@@ -221,3 +221,11 @@ def test_momentum_of_running_statistics():
     _, updated = module.apply(module.init(jax.random.key(0), x), x, mutable=["batch_stats"])
     np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.4 * 2)
     np.testing.assert_allclose(updated["batch_stats"]["var"], 0.6 * 1 + 0.4 * 2)
+
+
+def test_evaluation_divides_by_the_root_of_variance_and_epsilon():
+    x, (mean, scale, bias) = drawn.images("evaluated", (2, 3, 3, 4)), drawn.images("channels", (3, 4))
+    var = np.float32([0, 1e-3, 1, 4])
+    variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
+    found = BatchNorm(train=False, epsilon=1e-3).apply(variables, x)
+    np.testing.assert_allclose(found, (x - mean) / np.sqrt(var + 1e-3) * scale + bias, rtol=1e-5, atol=1e-5)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from train.data.shuffle import Order, philox
+from models.errors import UserError
+from train.data.shuffle import Order, philox, rows
 
 
 def test_every_epoch_has_every_example_once_across_batches_that_straddle_epochs():
@@ -51,3 +52,9 @@ def test_far_positions():
 def test_streams_of_philox_are_independent():
     draws = [philox(s, n, u).integers(2**62) for s in (0, 1) for n in (0, 1) for u in (0, 1)]
     assert len(set(draws)) == 8
+
+
+def test_processes_have_parts_of_a_batch_in_order():
+    assert [rows(12, (process, 3)) for process in range(3)] == [range(4), range(4, 8), range(8, 12)]
+    with pytest.raises(UserError, match="batch size 12 is not divisible by the 5 processes"):
+        rows(12, (0, 5))
