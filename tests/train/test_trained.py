@@ -1,0 +1,97 @@
+"""`train.load`: a run or an export as an object with predictions, features and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import train
+from models.errors import UserError
+from models.layers.endpoint import capture
+from tests import tiny
+from train import loop, restore
+from train.export import network, write
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    loop.train(tiny.config(), folder / "run")
+    run, state = restore.load_network(folder / "run")
+    for kind in ("safetensors", "stablehlo"):
+        write.export(run, network.network(run, state), kind, folder / kind, {}, images=8)
+    return folder, run, state
+
+
+@pytest.fixture(scope="module")
+def images(folders):
+    return next(folders[1].feed.test_batches())["image"][:6]
+
+
+def test_a_run_predicts_what_its_network_computes(folders, images):
+    folder, run, state = folders
+    trained, variables = train.load(folder / "run"), state.evaluation_variables()
+    inputs = run.feed.prepare_evaluation({"image": jnp.asarray(images)})["image"]
+    logits = run.model.apply(variables, inputs, train=False)
+    np.testing.assert_allclose(trained.preprocess(images), inputs, rtol=1e-6)
+    np.testing.assert_allclose(trained.logits(images), logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(trained.predict(images), jax.nn.softmax(logits), rtol=1e-4, atol=1e-5)
+    _, stage = capture(run.model, variables, inputs, names=["stage1"], train=False)
+    np.testing.assert_allclose(trained.features(images, "stage1"), stage["stage1"], rtol=1e-4, atol=1e-5)
+    assert trained.classes == run.feed.classes and repr(trained) == "Trained(resnet8, 10 classes, images 8x8x1)"
+    jax.tree.map(np.testing.assert_array_equal, trained.variables, variables)
+
+
+def test_the_gradient_is_that_of_the_class(folders, images):
+    trained = train.load(folders[0] / "run")
+    top = trained.logits(images).argmax(-1)
+    by_top, by_index = trained.gradient(images), trained.gradient(images, top)
+    np.testing.assert_allclose(by_top, by_index, rtol=1e-5)
+    np.testing.assert_allclose(trained.gradient(images, "3"), trained.gradient(images, 3), rtol=1e-5)
+    # By a difference along the gradient
+    inputs, step = trained.preprocess(images), 1e-3
+
+    def score(x):
+        return np.asarray(trained.model.apply(trained.variables, x, train=False))[:, 3]
+
+    gradient = trained.gradient(images, 3)
+    slope = (score(inputs + step * gradient) - score(inputs - step * gradient)) / (2 * step)
+    np.testing.assert_allclose(slope, (gradient**2).sum((1, 2, 3)), rtol=0.05, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "stablehlo"])
+def test_an_export_gives_the_same(folders, images, kind):
+    trained = train.load(folders[0] / kind)
+    np.testing.assert_allclose(
+        trained.predict(images), train.load(folders[0] / "run").predict(images), rtol=1e-4, atol=1e-5
+    )
+    if kind == "stablehlo":
+        with pytest.raises(UserError, match="program"):
+            trained.features(images)
+    else:
+        assert trained.features(images).shape == (6, 16)
+
+
+def test_files_and_pixels_of_any_size_are_cropped_as_in_evaluation(folders, images, tmp_path):
+    trained = train.load(folders[0] / "run")
+    large = np.repeat(np.repeat(images[0], 5, 0), 5, 1)  # [40, 40, 1]
+    Image.fromarray(large[..., 0]).save(tmp_path / "one.png")
+    by_file = trained.predict(tmp_path / "one.png")
+    for given in (large, large[..., 0][None, ..., None], [str(tmp_path / "one.png")], [large]):
+        np.testing.assert_array_equal(trained.predict(given), by_file)
+    np.testing.assert_allclose(by_file[0], trained.predict(images[:1])[0], atol=0.2)
+
+
+def test_mistakes_are_one_line(folders, images, tmp_path):
+    trained = train.load(folders[0] / "run")
+    for act, message in (
+        (lambda: train.load(tmp_path / "none"), "there is no such folder"),
+        (lambda: trained.predict(images.astype(np.float32)), r"an image is float32 \[8, 8, 1\]; allowed: uint8"),
+        (lambda: trained.predict(tmp_path / "none.png"), "there is no such file"),
+        (lambda: trained.features(images, "stage9"), "unknown endpoint 'stage9'.*stage1"),
+        (lambda: trained.gradient(images, "cat"), "unknown class 'cat'; allowed: 0, 1, 2"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            act()
+        assert "\n" not in str(error.value)
