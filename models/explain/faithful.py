@@ -166,8 +166,8 @@ def box_of(saliency_map: np.ndarray, threshold: float = 0.2) -> Box:
     if peak <= 0:
         height, width = saliency_map.shape
         return 0, 0, height, width
-    parts, _ = cast(tuple[np.ndarray, int], ndimage.label(saliency_map > threshold * peak))
-    sizes = np.bincount(parts.ravel())[1:]
+    parts, count = cast(tuple[np.ndarray, int], ndimage.label(saliency_map > threshold * peak))
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     rows, columns = ndimage.find_objects(parts)[int(sizes.argmax())]
     return rows.start, columns.start, rows.stop, columns.stop
 

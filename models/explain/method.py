@@ -51,7 +51,7 @@ class Outline(NamedTuple):
         return {**self.layers, **self.endpoints}[name]
 
 
-def outline(model: nn.Module, variables: Any, images: jax.Array) -> Outline:
+def outline(model: nn.Module, variables: Any, images: jax.Array | jax.ShapeDtypeStruct) -> Outline:
     """Traces a network without computing, once for each shape of images.
 
     Raises:

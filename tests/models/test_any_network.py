@@ -239,7 +239,7 @@ def with_new_head(family, folder):
     given = pretrained.Pretrained("a run", FAMILIES[family].name, weights.flatten(variables))
     with pytest.raises(UserError, match="has 10 classes, but the data have 7: init_new=") as error:
         pretrained.start(model, drawn_anew, given, [])
-    new = re.search(r"init_new=(\S+) draws", str(error.value))[1].split("|")
+    new = re.search(r"init_new=(\S+) initializes", str(error.value))[1].split("|")
     found, old, other = (
         weights.flatten(tree) for tree in (pretrained.start(model, drawn_anew, given, new), variables, drawn_anew)
     )
