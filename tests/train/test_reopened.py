@@ -235,4 +235,4 @@ def test_the_record_says_what_a_new_run_needs_to_know(trained):
 def test_runs_that_recorded_less_read_the_data_set_and_say_so(trained, capsys):
     run, _ = trained
     assert restore.recorded(run, {"data": {"training images": 30}}) is None
-    assert "of an earlier version" in capsys.readouterr().err
+    assert "from an earlier version" in capsys.readouterr().err
