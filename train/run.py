@@ -19,7 +19,7 @@ import models
 from models.errors import UserError, choice_error
 from train import evaluate, hooks, step, tasks
 from train.data.feed import Feed
-from train.data.image_feed import ImageFeed
+from train.data.image_feed import ImageFeed, as_images
 from train.data.sources import text
 from train.data.text_feed import TextFeed
 from train.devices.parallel import Parallel
@@ -60,6 +60,11 @@ class Network:
     def model(self) -> Any:
         """The flax module."""
         return self.task.model
+
+    @property
+    def images(self) -> ImageFeed:
+        """The feed, whose examples are images; raises UserError where they are not."""
+        return as_images(self.feed, f"this is for networks that take images, not {self.feed.unit}")
 
     @property
     def total(self) -> int:

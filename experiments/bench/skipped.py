@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rich.console
@@ -15,6 +15,11 @@ from models.analysis.tables import markdown_table, terminal_table
 from models.errors import UserError
 from models.kernels import runtime
 from train import cli
+
+if TYPE_CHECKING:  # what trains is imported when a measure runs
+    from train.run import Run
+    from train.state import TrainState
+
 
 USAGE = """Times networks that decide by image what to compute: the whole network, masked, and really skipping.
 
@@ -83,7 +88,7 @@ def runs(folder: Path, console: rich.console.Console) -> list[Path]:
     ]
 
 
-def programs(run: Any, state: Any, lost: float) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+def programs(run: "Run", state: "TrainState", lost: float) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """Of a run: {program: function (variables, images) -> logits}, and of each {"accuracy", "mult_adds"}."""
     import jax.numpy as jnp
 
@@ -103,7 +108,7 @@ def programs(run: Any, state: Any, lost: float) -> tuple[dict[str, Any], dict[st
 
         decide = model.apply
     else:
-        costs = exit_costs(model, run.feed.image_shape)
+        costs = exit_costs(model, run.images.image_shape)
         fitted = adaptive.exits(run, state, adaptive.held_out(run))
         test = adaptive.exits(run, state, run.feed.test_batches())
         least = fitted["right"][:, -1].mean() - lost

@@ -199,7 +199,7 @@ def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, lis
     if (best.index < 0).any():
         raise UserError(f"{name}: fewer than {k} images of the split give it a finite value")
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)
-    height, width = job.run.feed.image_shape[:2]
+    height, width = job.run.images.image_shape[:2]
     rows = []
     for c, channel in enumerate(wanted):
         pixels = np.stack([job.source.example(int(i))["image"] for i in best.index[c]])

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from models.errors import UserError, choice_error
 from train.data import decode
+
+if TYPE_CHECKING:  # what trains is imported when a measure runs
+    from train.run import Network
 
 
 class Subject(NamedTuple):
@@ -30,7 +33,7 @@ class Job(NamedTuple):
       out: folder of the pictures.
     """
 
-    run: Any
+    run: "Network"
     variables: Any
     subjects: Sequence[Subject]
     images: Any
@@ -47,13 +50,14 @@ class Job(NamedTuple):
 
     @property
     def source(self) -> Any:
-        return self.run.feed.split(self.split)
+        return self.run.images.split(self.split)
 
 
-def from_files(run: Any, files: Sequence[str]) -> list[Subject]:
+def from_files(run: "Network", files: Sequence[str]) -> list[Subject]:
     """Images of files, see `train.data.decode.of_file`."""
     return [
-        Subject(decode.of_file(run.feed.decoder, run.feed.image_shape, file), Path(file).name, None) for file in files
+        Subject(decode.of_file(run.images.decoder, run.images.image_shape, file), Path(file).name, None)
+        for file in files
     ]
 
 
@@ -68,7 +72,7 @@ def from_split(source: Any, split: str, indices: Sequence[int]) -> list[Subject]
     return found
 
 
-def mistakes(run: Any, variables: Any, source: Any, count: int = 8) -> list[int]:
+def mistakes(run: "Network", variables: Any, source: Any, count: int = 8) -> list[int]:
     """Indices of the images of a split that the network is most confidently wrong about, as in mistakes.png.
 
     Raises:
@@ -78,7 +82,7 @@ def mistakes(run: Any, variables: Any, source: Any, count: int = 8) -> list[int]
     from train.plots import figures
 
     logits, labels, index = evaluate.predictions(
-        run.task.predict, variables, run.feed.prepare_evaluation, run.feed.batches(source)
+        run.task.predict, variables, run.feed.prepare_evaluation, run.images.batches(source)
     )
     found = [int(index[row]) for row, *_ in figures.most_confident_errors(logits, labels, count)]
     if not found:
@@ -117,7 +121,7 @@ def class_of(name: str, classes: Sequence[str]) -> int:
 def batches(job: Job) -> Any:
     """The images of the split as the network gets them, with their places in it and a mask."""
     start = 0
-    for batch in job.run.feed.batches(job.source):
+    for batch in job.run.images.batches(job.source):
         count = len(batch["mask"])
         yield (
             job.run.feed.prepare_evaluation({"image": batch["image"]})["image"],

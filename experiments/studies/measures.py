@@ -7,15 +7,20 @@ be read without it.
 import base64
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+if TYPE_CHECKING:  # what trains is imported when a measure runs
+    from train.run import Run
+    from train.state import TrainState
+
+
 STEPS = (0.5, 1.0, 2.0, 4.0)  # along the gradient, in learning rates
 
 
-def gap(run: Any, state: Any) -> dict[str, float]:
+def gap(run: "Run", state: "TrainState") -> dict[str, float]:
     """Measures accuracy by mode.
 
     Returns:
@@ -27,7 +32,7 @@ def gap(run: Any, state: Any) -> dict[str, float]:
     from train.hooks.recalibrate import Recalibrate
 
     part = run.config["batch_size"] // len(run.parallel.devices) // run.config["accumulate"]
-    batch = run.feed.examples(2048, multiple=part)
+    batch = run.images.examples(2048, multiple=part)
     parts = jax.tree.map(lambda x: x.reshape(-1, part, *x.shape[1:]), batch)
 
     @jax.jit
@@ -46,7 +51,7 @@ def gap(run: Any, state: Any) -> dict[str, float]:
     state = run.parallel.place(state)
     found["test"] = run.evaluate(state)["accuracy"]
     if "batch_stats" in run.state.model_state:
-        batches = max(1, min(200, len(run.feed.train) // run.config["batch_size"]))
+        batches = max(1, min(200, len(run.images.train) // run.config["batch_size"]))
         found["recalibrated"] = run.evaluate(Recalibrate(batches).at_end(run, state))["accuracy"]
     return found
 
@@ -78,7 +83,7 @@ def along_gradient(
     }
 
 
-def smoothness(run: Any, state: Any) -> dict[str, list[float]]:
+def smoothness(run: "Run", state: "TrainState") -> dict[str, list[float]]:
     """Measures `along_gradient` of the training loss on one batch of training images, STEPS learning rates far."""
     import jax
 
@@ -86,10 +91,10 @@ def smoothness(run: Any, state: Any) -> dict[str, list[float]]:
         return run.task.loss(params, state.model_state, state.task_state, batch, jax.random.key(0), state.step)[0]
 
     rate = run.config["optimizer"]["learning_rate"]
-    return along_gradient(loss, state.params, (state, run.feed.examples(128)), [rate * step for step in STEPS])
+    return along_gradient(loss, state.params, (state, run.images.examples(128)), [rate * step for step in STEPS])
 
 
-def layers(run: Any, state: Any, images: Any) -> list[str]:
+def layers(run: "Run", state: "TrainState", images: Any) -> list[str]:
     """Returns the paths of the layers with a kernel, in the order of the computation, shortcuts left out."""
     from models.layers.endpoint import order
 
@@ -108,12 +113,12 @@ def _kernels(params: Any) -> dict[tuple[str, ...], Any]:
     return {path[:-1]: x for path, x in flax.traverse_util.flatten_dict(params).items() if path[-1] == "kernel"}
 
 
-def gradients(run: Any, state: Any) -> dict[str, list]:
+def gradients(run: "Run", state: "TrainState") -> dict[str, list]:
     """Measures by layer, see `layers`, the norm of the training loss's gradient by its kernel on 128 images."""
     import jax
     import jax.numpy as jnp
 
-    batch = run.feed.examples(128)
+    batch = run.images.examples(128)
 
     @jax.jit
     def norms(state, batch):
@@ -128,7 +133,7 @@ def gradients(run: Any, state: Any) -> dict[str, list]:
     return {"layers": names, "norms": [float(found[name]) for name in names]}
 
 
-def deletions(run: Any, state: Any) -> dict[str, Any]:
+def deletions(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures test accuracy after a block is replaced by its shortcut; Veit 2016, section 4.1.
 
     In a plain network it is replaced by the identity, where its input and output have one shape.

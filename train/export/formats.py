@@ -25,7 +25,7 @@ from models.errors import UserError
 from models.kernels.tracing import lowering
 from train.export import card as cards
 from train.export import graph
-from train.export.network import Network
+from train.export.network import PortableNetwork
 from train.storage.files import write_atomically
 
 Card = dict[str, Any]
@@ -54,7 +54,7 @@ class Format(NamedTuple):
     """
 
     file: str
-    write: Callable[[Network, Card, Path], Card]
+    write: Callable[[PortableNetwork, Card, Path], Card]
     open: Callable[[Path, Card], Opened]
     exact: bool = False
     folds: tuple[str, ...] = ()
@@ -83,12 +83,12 @@ _OURS = "train.export.loaded.load(FOLDER).run(pixels), or --config.init_from=FOL
 # -- weights -------------------------------------------------------------------------------------------------------
 
 
-def _write_compressed(network: Network, card: Card, path: Path) -> Card:
+def _write_compressed(network: PortableNetwork, card: Card, path: Path) -> Card:
     write_atomically(path, file.dump(network.name, network.fields, network.variables, network.inputs))
     return {"usage": _OURS}
 
 
-def _write_safetensors(network: Network, card: Card, path: Path) -> Card:
+def _write_safetensors(network: PortableNetwork, card: Card, path: Path) -> Card:
     weights.save(path, network.create(), network.variables, {"model": network.name, "fields": network.fields})
     return {"usage": _OURS}
 
@@ -100,7 +100,7 @@ def _open_weights(folder: Path, card: Card) -> Opened:
 # -- PyTorch -------------------------------------------------------------------------------------------------------
 
 
-def _write_torch(network: Network, card: Card, path: Path) -> Card:
+def _write_torch(network: PortableNetwork, card: Card, path: Path) -> Card:
     peer = card["torch"]
     weights.write(path, weights.to_arrays(network.create(), network.variables, peer["library"]), {"format": "pt"})
     constructor = {"torchvision": "torchvision.models.get_model", "timm": "timm.create_model"}[peer["library"]]
@@ -138,7 +138,7 @@ def _fed(card: Card, call: Callable[[np.ndarray], Iterable[Any]]) -> Opened:
     return lambda pixels: _both(call(np.asarray(graph.normalized(pixels, card["preprocessing"]))), card)
 
 
-def _write_onnx(network: Network, card: Card, path: Path) -> Card:
+def _write_onnx(network: PortableNetwork, card: Card, path: Path) -> Card:
     for name in ("jax2onnx", "onnx", "onnxruntime"):  # the last one checks the file
         _needed(name)
     # The process keeps the working folder, since paths of the user's files are relative to it
@@ -180,7 +180,7 @@ def _needed(name: str) -> None:
         )
 
 
-def _write_stablehlo(network: Network, card: Card, path: Path) -> Card:
+def _write_stablehlo(network: PortableNetwork, card: Card, path: Path) -> Card:
     if _bytes(network) > graph.ONE_FILE:
         raise UserError(
             f"format stablehlo holds its arrays in one file of at most 2 GiB, and {network.name} has "
@@ -264,7 +264,7 @@ def _elsewhere(command: list[str], images: np.ndarray, who: str) -> tuple[str, n
             return done.stdout.strip().splitlines()[-1], arrays["logits"]
 
 
-def _bytes(network: Network) -> int:
+def _bytes(network: PortableNetwork) -> int:
     return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(network.variables))
 
 

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import models
 from models.compress import fold
 from train.data import augment
-from train.export.network import Network
+from train.export.network import PortableNetwork
 
 # Operations that can become part of the program: normalization of the pixels, and batch normalization
 FOLDS = ("normalization", "batch_norm")
 ONE_FILE = 1_800_000_000  # bytes of arrays; protocol buffers (ONNX) and flatbuffers (StableHLO) are limited to 2 GiB
 
 
-def program(network: Network, preprocessing: Mapping[str, Any], probabilities: str, folds: Collection[str]) -> Callable:
+def program(
+    network: PortableNetwork, preprocessing: Mapping[str, Any], probabilities: str, folds: Collection[str]
+) -> Callable:
     """Returns the network as a function of images, with its arrays as constants.
 
     Args:

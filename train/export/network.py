@@ -13,9 +13,12 @@ from train import evaluate as scoring
 from train import step
 from train.data.image_feed import as_images
 from train.optim import pruning, weight_sharing
+from train.run import Network
+from train.state import TrainState
+from train.tasks.base import Task
 
 
-class Network(NamedTuple):
+class PortableNetwork(NamedTuple):
     """A network and its variables.
 
     Attributes:
@@ -35,7 +38,7 @@ class Network(NamedTuple):
         return models.create(self.name, **self.fields)
 
 
-def network(run: Any, state: Any) -> Network:
+def network(run: Network, state: TrainState) -> PortableNetwork:
     """Returns the network that a run has trained, with low-bit weights as they are used and without pruned filters.
 
     Raises:
@@ -49,17 +52,17 @@ def network(run: Any, state: Any) -> Network:
     if prune and prune.structure == "filters":
         model, variables = shrink.shrink(model, variables, pruning.masks_of(state.opt_state), run.feed.inputs)
         fields["widths"] = model.widths
-    return Network(config["name"], fields, run.feed.inputs, variables)
+    return PortableNetwork(config["name"], fields, run.feed.inputs, variables)
 
 
-def shared(network: Network, text: str) -> Network:
+def shared(network: PortableNetwork, text: str) -> PortableNetwork:
     """Returns the network with each layer's weights rounded to a codebook, see train/optim/weight_sharing.py."""
     plan = weight_sharing.plan(text)
     assert plan is not None  # it is None only for an empty text
     return network._replace(variables={**network.variables, "params": plan.snap(network.variables["params"])})
 
 
-def evaluate(run: Any, state: Any, network: Network) -> dict[str, Any]:
+def evaluate(run: Network, state: TrainState, network: PortableNetwork) -> dict[str, Any]:
     """Evaluates a network on the test set of a run, and returns the metrics of the run's own evaluation."""
     variables, call = dict(network.variables), run.evaluation_call
     if network.create() != run.model:
@@ -70,7 +73,7 @@ def evaluate(run: Any, state: Any, network: Network) -> dict[str, Any]:
     return scoring.evaluate(call, run.parallel.place(state), run.feed.evaluation_calls(), run.feed.test_weight)
 
 
-def _task(run: Any, network: Network) -> Any:
+def _task(run: Network, network: PortableNetwork) -> Task:
     """Returns the run's task for another network."""
     task = copy.copy(run.task)
     task.model = network.create()

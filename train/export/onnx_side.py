@@ -15,7 +15,7 @@ import jax
 from models.kernels.tracing import lowering
 from train.export import card as cards
 from train.export import graph
-from train.export.network import Network
+from train.export.network import PortableNetwork
 
 
 def convert(folder: Path, path: Path) -> None:
@@ -27,7 +27,7 @@ def convert(folder: Path, path: Path) -> None:
 
     card = json.loads((folder / cards.NAME).read_text())
     _, variables = cards.network(folder, {**card, "format": "safetensors", "file": "model.safetensors"})
-    network = Network(card["architecture"], card["fields"], tuple(card["inputs"]), variables)
+    network = PortableNetwork(card["architecture"], card["fields"], tuple(card["inputs"]), variables)
     function = graph.program(network, card["preprocessing"], card["probabilities"], card["folded"])
     with lowering("onnx"):
         model = jax2onnx.to_onnx(

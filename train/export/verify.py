@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,9 @@ from train.data.feed import Changed
 from train.data.source import Source
 from train.export import formats, graph
 from train.export.formats import Failed
-from train.export.network import Network
+from train.export.network import PortableNetwork
+from train.run import Network
+from train.tasks.base import ImageTask
 
 # Largest difference between programs that compute the same in another order, as a share of the largest logit. The
 # parity tests of imported networks have the same tolerance (tests/models/test_parity.py).
@@ -25,7 +27,9 @@ OUTSIDE = 64  # images to run in another process
 RANDOM = 64  # images of random pixels to use if the test set is no longer there
 
 
-def verify(run: Any, network: Network, folder: Path, card: formats.Card, count: int, python: str) -> dict[str, Any]:
+def verify(
+    run: Network, network: PortableNetwork, folder: Path, card: formats.Card, count: int, python: str
+) -> dict[str, Any]:
     """Opens a written network and runs it on test images, evenly spaced over the set, on the host.
 
     If the test set is no longer there, images of random pixels replace it.
@@ -70,14 +74,16 @@ class _Comparison:
             )
 
 
-def _verified(run: Any, network: Network, folder: Path, card: formats.Card, count: int, python: str) -> dict[str, Any]:
+def _verified(
+    run: Network, network: PortableNetwork, folder: Path, card: formats.Card, count: int, python: str
+) -> dict[str, Any]:
     how, size = formats.FORMATS[card["format"]], run.config["eval_batch_size"]
     opened, reference = how.open(folder, card), formats.of_variables(network.create(), network.variables, card)
     test = test_set(run)
     images = RANDOM if test is None else min(count, len(test)) if count else len(test)
     metrics: dict[str, Any] = {"network": None, "file": None}
     comparison, by = _Comparison(how.exact), how.by()
-    for number, batch in enumerate(_batches(test, images, size, run.feed.image_shape)):
+    for number, batch in enumerate(_batches(test, images, size, run.images.image_shape)):
         pixels = batch["image"]
         (_, expected), (probabilities, logits) = reference(pixels), opened(pixels)
         comparison.add(logits, expected)
@@ -93,7 +99,9 @@ def _verified(run: Any, network: Network, folder: Path, card: formats.Card, coun
         if test is not None:
             labels = jax.tree.map(jnp.asarray, {"label": batch["label"], "mask": batch["mask"]})
             for name, values in (("network", expected), ("file", logits)):
-                metrics[name] = evaluate.add(metrics[name], run.task.measured(jnp.asarray(values), labels))
+                metrics[name] = evaluate.add(
+                    metrics[name], cast(ImageTask, run.task).measured(jnp.asarray(values), labels)
+                )
     return {
         "images": images,
         "of": "random pixels" if test is None else "test images",
@@ -104,14 +112,14 @@ def _verified(run: Any, network: Network, folder: Path, card: formats.Card, coun
     }
 
 
-def test_set(run: Any) -> Source | None:
+def test_set(run: Network) -> Source | None:
     """Returns the test set of a run, or None if it is no longer there.
 
     Raises:
       Changed: it is there, but differs from the one that the run has recorded.
     """
     try:
-        return run.feed.test
+        return run.images.test
     except Changed:
         raise
     except UserError:

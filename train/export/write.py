@@ -14,25 +14,26 @@ from models.errors import UserError, choice_error
 from models.weights import torch_names
 from train.export import card as cards
 from train.export import formats, graph, verify
-from train.export.network import Network
+from train.export.network import PortableNetwork
 from train.recording import summary
+from train.run import Network
 
 INGREDIENTS = {"norm": "norm", "act": "act", "init": "kernel_init", "conv": "conv", "dense": "dense"}
 
 
-def preprocessing(run: Any) -> dict[str, Any]:
+def preprocessing(run: Network) -> dict[str, Any]:
     """Describes how a file becomes an input of a run's network.
 
     See `train.data.decode.Decoder` and `train.data.augment.normalize`.
     """
-    decoder, data = run.feed.decoder, run.config["data"]
+    decoder, data = run.images.decoder, run.config["data"]
     return {
         "crop": decoder.crop,
         "size": decoder.size,
         "channels": decoder.channels,
         "eval_crop": decoder.eval_crop,
         "exif": decoder.exif,
-        "shape": list(run.feed.image_shape),
+        "shape": list(run.images.image_shape),
         "mean": list(data["mean"]),
         "std": list(data["std"]),
         "pixels": "uint8, [N, H, W, C]" + ", RGB" * (decoder.channels == 3),
@@ -40,7 +41,9 @@ def preprocessing(run: Any) -> dict[str, Any]:
     }
 
 
-def card_of(run: Any, network: Network, metrics: Any, folds: Collection[str] = (), license: str = "") -> dict[str, Any]:
+def card_of(
+    run: Network, network: PortableNetwork, metrics: Any, folds: Collection[str] = (), license: str = ""
+) -> dict[str, Any]:
     """Returns the entries of a card that do not depend on the format; see `train.export.card.read`."""
     model = network.create()
     cost = analyze(model, network.inputs)
@@ -69,8 +72,8 @@ def card_of(run: Any, network: Network, metrics: Any, folds: Collection[str] = (
 
 
 def export(
-    run: Any,
-    network: Network,
+    run: Network,
+    network: PortableNetwork,
     format: str,
     out: str | Path,
     metrics: Any,

@@ -1,17 +1,22 @@
 """What the study of adaptive inference measures on trained networks: functions (run, state) -> what JSON can hold."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.studies.measures import png
 
+if TYPE_CHECKING:  # what trains is imported when a measure runs
+    from train.run import Run
+    from train.state import TrainState
+
+
 SHOWN = 12  # images of a picture
 POINTS = 12  # budgets
 
 
-def decided(run: Any, state: Any) -> dict[str, Any]:
+def decided(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures a network with gates or a policy.
 
     Returns:
@@ -33,7 +38,7 @@ def decided(run: Any, state: Any) -> dict[str, Any]:
     }
 
 
-def leaving(run: Any, state: Any) -> dict[str, Any]:
+def leaving(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures a network with exits.
 
     Returns:
@@ -44,7 +49,7 @@ def leaving(run: Any, state: Any) -> dict[str, Any]:
     from train import adaptive
     from train.tasks.multi_exit import exit_costs
 
-    costs = exit_costs(run.task.model, run.feed.image_shape)
+    costs = exit_costs(run.task.model, run.images.image_shape)
     rows = adaptive.measure(run, state, adaptive.between(costs, POINTS))
     middle = rows[len(costs) + POINTS // 2]
     test = adaptive.exits(run, state, run.feed.test_batches())
@@ -56,7 +61,7 @@ def leaving(run: Any, state: Any) -> dict[str, Any]:
     }
 
 
-def extremes(run: Any, state: Any) -> dict[str, list[dict[str, Any]]]:
+def extremes(run: "Run", state: "TrainState") -> dict[str, list[dict[str, Any]]]:
     """Returns `train.adaptive.extremes` with the images: {"easy", "hard": [{"image": PNG, "label", "says"}]}."""
     from train import adaptive
 
@@ -66,12 +71,12 @@ def extremes(run: Any, state: Any) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _example(run: Any, index: int, says: str) -> dict[str, Any]:
-    example = run.feed.test.example(index, None)
+def _example(run: "Run", index: int, says: str) -> dict[str, Any]:
+    example = run.images.test.example(index, None)
     return {"image": png(example["image"]), "label": run.feed.classes[int(example["label"])], "says": says}
 
 
-def heuristics(run: Any, state: Any) -> dict[str, Any]:
+def heuristics(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures accuracy with as many blocks as a policy takes on average, chosen otherwise (Wu 2018, section 4.2).
 
     Returns:

@@ -2,9 +2,14 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:  # what trains is imported when a measure runs
+    from train.run import Run
+    from train.state import TrainState
+
 
 BITS = (1, 2, 3, 4, 5, 6, 8)
 CUTS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -12,7 +17,7 @@ INITS = ("linear", "density", "random")
 SPARSITIES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # of one layer alone
 
 
-def stored(run: Any, state: Any) -> dict[str, Any]:
+def stored(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Exports the network, which verifies that what is read back gives the same logits to the bit.
 
     Returns:
@@ -45,7 +50,7 @@ def stored(run: Any, state: Any) -> dict[str, Any]:
     }
 
 
-def bits(run: Any, state: Any) -> list[dict[str, float]]:
+def bits(run: "Run", state: "TrainState") -> list[dict[str, float]]:
     """What is left with so many bits a weight, without training: [{"bits" (0: as they are), "accuracy", "ratio"}]."""
     import jax
 
@@ -61,7 +66,7 @@ def bits(run: Any, state: Any) -> list[dict[str, float]]:
     return found
 
 
-def centroids(run: Any, state: Any) -> dict[str, list[float]]:
+def centroids(run: "Run", state: "TrainState") -> dict[str, list[float]]:
     """Accuracy by how k-means starts, with 2, 3 and 4 bits a weight, without training."""
     from train.export import network as export
 
@@ -72,7 +77,7 @@ def centroids(run: Any, state: Any) -> dict[str, list[float]]:
     return {init: [accuracy(init, count) for count in (2, 3, 4)] for init in INITS}
 
 
-def cut(run: Any, state: Any) -> list[float]:
+def cut(run: "Run", state: "TrainState") -> list[float]:
     """Accuracy without the smallest weights, by Han 2015's thresholds, for each of CUTS; nothing is trained."""
     from models.compress import prune
     from train.export import network as export
@@ -89,7 +94,7 @@ def cut(run: Any, state: Any) -> list[float]:
     return found
 
 
-def sensitivity(run: Any, state: Any) -> dict[str, Any]:
+def sensitivity(run: "Run", state: "TrainState") -> dict[str, Any]:
     """`train.hooks.sensitivity.measure` on 1,000 training images."""
     from train.hooks.sensitivity import measure
 

@@ -14,7 +14,7 @@ networks beside their published accuracies.
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.studies import networks
 from experiments.studies.cost import results
@@ -33,6 +33,11 @@ from experiments.studies.cost.networks import (
 from experiments.studies.cost.results import KINDS
 from experiments.studies.networks import Network
 from experiments.study import Claim, Measure, Picture, Study, Trial
+
+if TYPE_CHECKING:  # what trains is imported when a measure runs
+    from train.run import Run
+    from train.state import TrainState
+
 
 SEEDS = (0, 1, 2)
 EPOCHS = {"digits": 6, "cifar10": 60, "imagenet": 90}  # on digits half of the recipe's, which reach 99 %
@@ -71,7 +76,7 @@ def trials(scale: str) -> list[Trial]:
     return planned
 
 
-def step_time(run: Any, state: Any) -> dict[str, Any]:
+def step_time(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures milliseconds of the compiled training step for `images` images: the median of TIMED after three."""
     import jax
 
@@ -83,7 +88,7 @@ def step_time(run: Any, state: Any) -> dict[str, Any]:
         began = time.perf_counter()
         state = jax.block_until_ready(run.train_call(state, run.feed.data, items))[0]
         seconds.append(time.perf_counter() - began)
-    cost = analyze(run.task.model, (1, *run.feed.image_shape))
+    cost = analyze(run.task.model, (1, *run.images.image_shape))
     return {
         "milliseconds": 1000 * statistics.median(seconds[3:]),
         "images": run.config["batch_size"],
@@ -93,7 +98,7 @@ def step_time(run: Any, state: Any) -> dict[str, Any]:
     }
 
 
-def reuse(run: Any, state: Any) -> dict[str, Any]:
+def reuse(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures the mean absolute weight from each earlier layer to each later one (Huang 2017, fig. 5).
 
     Returns:

@@ -4,11 +4,16 @@ Methods that a network has not (CAM of networks that end otherwise, rollout with
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from experiments.studies.measures import png
+
+if TYPE_CHECKING:  # what trains is imported when a measure runs
+    from train.run import Run
+    from train.state import TrainState
+
 
 METHODS = (
     "cam",
@@ -52,7 +57,7 @@ class Examples(NamedTuple):
         return [tuple(things[which].box) for things in self.objects]
 
 
-def examples(run: Any, split: str, count: int, objects: int = 1) -> Examples:
+def examples(run: "Run", split: str, count: int, objects: int = 1) -> Examples:
     """Returns the first canvases of a split, made as the run's test set with that many objects."""
     from train.data import load
 
@@ -66,7 +71,7 @@ def examples(run: Any, split: str, count: int, objects: int = 1) -> Examples:
 
 
 def found_by(
-    run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
+    run: "Run", variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
 ) -> Iterator[tuple[str, Any]]:
     """Yields pairs (method, `Explanation`) of the methods, () for METHODS, that the network has."""
     from models.errors import UserError
@@ -81,7 +86,7 @@ def found_by(
 
 
 def explained(
-    run: Any, variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
+    run: "Run", variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields pairs (method, heat [N, H, W]), as `found_by`."""
     from models.explain import catalogue
@@ -90,7 +95,7 @@ def explained(
         yield name, np.asarray(catalogue.heat(found.values, images.shape[1:3]))
 
 
-def localization(run: Any, state: Any) -> dict[str, Any]:
+def localization(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures where the maps of test images are highest, for their labels.
 
     Returns:
@@ -154,7 +159,7 @@ def mean_of_varied(correlations: np.ndarray) -> float:
     return float(good.mean()) if good.size else 0.0
 
 
-def two_objects(run: Any, state: Any) -> dict[str, Any]:
+def two_objects(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures the pointing game on images with two objects of different classes.
 
     Returns:
@@ -174,7 +179,7 @@ def two_objects(run: Any, state: Any) -> dict[str, Any]:
     return {name: float(np.mean(shares)) for name, shares in found.items()}
 
 
-def faithfulness(run: Any, state: Any) -> dict[str, Any]:
+def faithfulness(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures deletion, insertion and occlusion on test images, for the most probable class.
 
     Returns:
@@ -230,7 +235,7 @@ def faithfulness(run: Any, state: Any) -> dict[str, Any]:
     return found
 
 
-def sanity(run: Any, state: Any) -> dict[str, Any]:
+def sanity(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures how alike the maps remain as layers are drawn anew, from the logits down.
 
     Returns:
@@ -258,7 +263,7 @@ def sanity(run: Any, state: Any) -> dict[str, Any]:
     return found
 
 
-def effective(run: Any, state: Any) -> dict[str, Any]:
+def effective(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures the effective receptive field of the middle unit of the last map that sees no more than a canvas.
 
     Returns:
@@ -288,7 +293,7 @@ def effective(run: Any, state: Any) -> dict[str, Any]:
     return found
 
 
-def gallery(run: Any, state: Any) -> list[dict[str, Any]]:
+def gallery(run: "Run", state: "TrainState") -> list[dict[str, Any]]:
     """Returns rows of the gallery: an image of one object, and one of two, for each of its classes.
 
     With CIFAR's classes the second is a cat and a dog.

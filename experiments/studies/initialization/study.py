@@ -9,12 +9,17 @@ vanishes exponentially in the depth, where each stretches it, it explodes. At st
 """
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.studies.initialization import results
 from experiments.studies.initialization.results import CONVERGED, CURED, INITS, NETWORKS, SEEDS
 from experiments.studies.measures import layers
 from experiments.study import Claim, Picture, Study, Trial, recipe
+
+if TYPE_CHECKING:  # what trains is imported when a measure runs
+    from train.run import Run
+    from train.state import TrainState
+
 
 DEPTHS = {"digits": (8, 14, 20), "cifar10": (14, 20, 32)}  # the first is "shallow" below, the last "deep"
 STEP_0 = 44  # layers of the networks that are measured at step 0
@@ -46,7 +51,7 @@ def trials(scale: str) -> list[Trial]:
     return planned
 
 
-def signal(run: Any, state: Any) -> dict[str, Any]:
+def signal(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures standard deviations by layer with a kernel, in order, on one batch of training images.
 
     Returns:
@@ -59,7 +64,7 @@ def signal(run: Any, state: Any) -> dict[str, Any]:
 
     from models.layers.endpoint import capture
 
-    batch = run.feed.examples(128)
+    batch = run.images.examples(128)
     order = [name for name in layers(run, state, batch["image"]) if name != "head"]
 
     @jax.jit

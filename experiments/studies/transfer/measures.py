@@ -1,8 +1,13 @@
 """What the study of transfer measures on a network before or after it is trained: functions (run, state) -> JSON."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:  # what trains is imported when a measure runs
+    from train.run import Run
+    from train.state import TrainState
+
 
 LABELS = {8: (2, 5, 20), 32: (10, 50, 250), 224: ()}  # by the size of images: labels a class, besides all
 CLASSIFIERS = ("logistic", "svm", "knn")
@@ -13,7 +18,7 @@ EMBEDDED = 1000  # test images of the picture
 ALL = "all"
 
 
-def probe(run: Any, state: Any) -> dict[str, dict[str, Any]]:
+def probe(run: "Run", state: "TrainState") -> dict[str, dict[str, Any]]:
     """Returns {labels a class: {classifier: result of `classifiers.evaluate`}}, on the features of the network."""
     from train.data.select import select
     from train.probing import classifiers, features
@@ -36,7 +41,7 @@ def probe(run: Any, state: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def logistic(run: Any, state: Any) -> dict[str, Any]:
+def logistic(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures logistic regression on the features of the training set as the run has it.
 
     Returns:
@@ -47,7 +52,7 @@ def logistic(run: Any, state: Any) -> dict[str, Any]:
     from train.probing import classifiers, features
 
     train, test = (features.extract(run, state.evaluation_variables(), split) for split in ("train", "test"))
-    painted = features.of_source(run, state.evaluation_variables(), select(run.feed.test, PAINT))
+    painted = features.of_source(run, state.evaluation_variables(), select(run.images.test, PAINT))
     count = len(run.feed.classes)
     fitted = classifiers.fit("logistic", train, count, run.config["seed"])
     return {
@@ -56,18 +61,18 @@ def logistic(run: Any, state: Any) -> dict[str, Any]:
     }
 
 
-def cue(run: Any, state: Any) -> dict[str, Any]:
+def cue(run: "Run", state: "TrainState") -> dict[str, Any]:
     """Measures a trained network on test images as they are and with the cue, and the share of changed predictions."""
     from train import evaluate
     from train.data.select import select
 
     def scores(source):
         return evaluate.predictions(
-            run.task.predict, state.evaluation_variables(), run.feed.prepare_evaluation, run.feed.batches(source)
+            run.task.predict, state.evaluation_variables(), run.feed.prepare_evaluation, run.images.batches(source)
         )
 
-    clean, labels, _ = scores(run.feed.test)
-    return _cue(clean, scores(select(run.feed.test, PAINT))[0], labels)
+    clean, labels, _ = scores(run.images.test)
+    return _cue(clean, scores(select(run.images.test, PAINT))[0], labels)
 
 
 def _cue(clean: np.ndarray, painted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def _cue(clean: np.ndarray, painted: np.ndarray, labels: np.ndarray) -> dict[str
     }
 
 
-def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
+def handcrafted(run: "Run", state: "TrainState") -> dict[str, dict[str, list[float]]]:
     """Returns {kind: {labels a class: accuracy by seed}} of a linear SVM on features that nobody trained.
 
     What they learn without labels (visual words) they learn from the whole training set.
@@ -91,7 +96,9 @@ def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
     train, test = (getattr(run.feed, split).arrays() for split in ("train", "test"))
     readable = train["mask"] > 0
     test = {name: test[name][test["mask"] > 0] for name in ("image", "label")}
-    place = {index: place for place, index in enumerate(getattr(run.feed.train, "index", range(len(run.feed.train))))}
+    place = {
+        index: place for place, index in enumerate(getattr(run.images.train, "index", range(len(run.images.train))))
+    }
     found = {}
     for kind in HANDCRAFTED:
         x, x_test = describe(kind, train["image"], test["image"])
@@ -117,7 +124,7 @@ def handcrafted(run: Any, state: Any) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def embedding(run: Any, state: Any) -> dict[str, list]:
+def embedding(run: "Run", state: "TrainState") -> dict[str, list]:
     """Returns features of test images in two dimensions, by t-SNE (van der Maaten & Hinton 2008): {"x", "labels"}."""
     from sklearn.manifold import TSNE
 
@@ -130,26 +137,26 @@ def embedding(run: Any, state: Any) -> dict[str, list]:
     return {"x": placed.round(2).tolist(), "labels": test.labels[index].tolist(), "classes": list(run.feed.classes)}
 
 
-def _counts(run: Any) -> tuple[Any, ...]:
+def _counts(run: "Run") -> tuple[Any, ...]:
     """Numbers of labels a class that every class has, and all of them."""
-    if run.feed.train.label_shape:
+    if run.images.train.label_shape:
         return (ALL,)
-    least = np.bincount(run.feed.train.all_labels()).min()
-    return (*(count for count in LABELS.get(run.feed.image_shape[0], ()) if count <= least), ALL)
+    least = np.bincount(run.images.train.all_labels()).min()
+    return (*(count for count in LABELS.get(run.images.image_shape[0], ()) if count <= least), ALL)
 
 
-def _selected(run: Any, count: int, seed: int) -> Any:
+def _selected(run: "Run", count: int, seed: int) -> Any:
     from train.data.select import select
 
     return select(_base(run), _part(run, count, seed))
 
 
-def _base(run: Any) -> Any:
+def _base(run: "Run") -> Any:
     """The training split without the run's selection."""
-    return getattr(run.feed.train, "source", run.feed.train)
+    return getattr(run.images.train, "source", run.images.train)
 
 
-def _part(run: Any, count: int, seed: int) -> str:
+def _part(run: "Run", count: int, seed: int) -> str:
     """The selection of `count` images of each of the run's classes."""
     classes = [part for part in run.config["data"]["select"].split("|") if part.startswith("classes")]
     return "|".join((*classes, f"per_class({count}, seed={seed})"))

@@ -11,7 +11,7 @@ Multi30k, from the folder $ABLATE_MULTI30K, else ../shared/multi30k.
 import os
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.study import Claim, Judge, Outcomes, Picture, Study, Table, Trial, recipe
 from experiments.study.figures import finish, legend_below, mean_line
@@ -20,6 +20,11 @@ from experiments.study.verdicts import AGREES, DISAGREES, TOO_SMALL, Judgement, 
 from models.errors import UserError
 from train.plots.figures import draw_attention
 from train.plots.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
+
+if TYPE_CHECKING:  # what trains is imported when a measure runs
+    from train.run import Run
+    from train.state import TrainState
+
 
 FULL = "full"
 # label -> what is changed in the config: section, key, value
@@ -66,7 +71,7 @@ def trials(scale: str) -> list[Trial]:
     return planned
 
 
-def attention(run: Any, state: Any) -> list[dict[str, Any]]:
+def attention(run: "Run", state: "TrainState") -> list[dict[str, Any]]:
     """Measures the last decoder block's attention to the source, mean of heads, for the first test sentences."""
     from train.hooks import translation
 
