@@ -311,7 +311,7 @@ def field_of(family, folder):
 
 def network_of(family):
     about, model = FAMILIES[family], whole(family).model
-    return export.Network(about.name, about.fields, (1, *model.example()[0].shape[1:]), moved(family))
+    return export.PortableNetwork(about.name, about.fields, (1, *model.example()[0].shape[1:]), moved(family))
 
 
 def card_of(family, format):

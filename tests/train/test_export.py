@@ -271,7 +271,7 @@ def test_programs_of_other_kinds_of_networks(kind, format, tmp_path):
     name, fields = SMALL[kind]
     if "image_size" in models.fields(name):
         fields = {**fields, "image_size": 32}
-    network = export.Network(name, fields, (1, 32, 32, 3), drawn.variables(models.create(name, **fields)))
+    network = export.PortableNetwork(name, fields, (1, 32, 32, 3), drawn.variables(models.create(name, **fields)))
     card = {
         "file": formats.FORMATS[format].file, "folded": list(formats.FORMATS[format].folds), "labels": [],
         "architecture": name, "fields": fields, "inputs": [1, 32, 32, 3], "license": None, "probabilities": "softmax",
