@@ -82,6 +82,7 @@ train/data/test_text.py
 train/devices/test_multihost.py
     test_two_processes_of_two_devices_are_one_of_four_and_of_one    1  the other way to lift
 train/optim/test_pruning.py
+    test_a_network_without_filters_equals_its_smaller_one_after_any_step 0  compress/test_shrink.py, test_any_network.py
     test_the_file_that_pruning_goes_by_belongs_to_the_run           0  test_sensitivity_from_a_file_…
     test_filters_that_cannot_be_removed_are_refused_before_training 1  compress/test_shrink.py
     test_exactly_as_many_stay_and_they_are_the_highest              6  the other counts
@@ -91,6 +92,7 @@ train/test_adaptive.py
 train/test_cli.py
     test_mistakes                                                   2  the other mistakes
 train/test_export.py
+    test_programs_hold_what_was_folded                              0  models/compress/test_fold.py
     test_the_commands                                               0  test_reopened.py: train.predict
     test_mistakes                                                   1  the other mistake
 train/test_hostile_more.py
@@ -118,6 +120,8 @@ train/test_resume.py
     test_ctrl_c_twice_at_once_is_no_traceback                       1  the other moments
 train/test_step.py
     test_a_short_run_evaluates_what_it_learned                      1  the other family
+train/tasks/test_adaptive.py
+    test_the_loss_of_a_policy_and_its_gradient                      1  the other way to learn
 """
 # `make check`: unit tests, which train no runs and start no processes. A file alone means all its tests, but for those
 # after a dash.
