@@ -136,7 +136,7 @@ REFUSED = (
     Refusal(
         ("norm=instance",),
         ("Swin",),
-        "is 0 in the mean over space that is classified, whatever the image",
+        "normalizes each channel separately, so the mean over space",
         "its last norm is averaged over space: 0, whatever the image",
     ),
     Refusal(
@@ -186,7 +186,7 @@ REFUSED = (
             "LeNet", "AlexNet", "VGG", "airbench", "plain", "pre-activation", "DenseNet", "ladder", "ConvNet-AIG",
             "BlockDrop", "early exit", "MSDNet",
         ),
-        "is in the layout of no PyTorch library",
+        "has no layout of a PyTorch library",
         "torchvision and timm have no such network (of AlexNet: two groups; of VGG: one hidden layer)",
     ),
     Refusal(

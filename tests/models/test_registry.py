@@ -343,7 +343,7 @@ def test_every_field_changes_something(family, field):
         ("resnet50", {"dense": "fast"}, "unknown dense 'fast'.*standard"),
         ("resnet50", {"dtype": "bf16"}, "unknown dtype 'bf16'.*bfloat16"),
         ("resnet50", {"dtype": "int32"}, "unknown dtype 'int32'"),
-        ("resnet50", {"norm": "group", "sync_norm": True}, "sync_norm=True is for norm 'batch'"),
+        ("resnet50", {"norm": "group", "sync_norm": True}, "sync_norm=True needs norm 'batch'"),
     ],
 )
 def test_mistakes_are_one_line(name, fields, message):

@@ -394,7 +394,7 @@ def _json(data):
 
 def test_a_network_that_pytorch_has_not(runs, tmp_path):
     run, state = restore.load(runs / "whole")
-    with pytest.raises(UserError, match="resnet8 is in the layout of no PyTorch library"):
+    with pytest.raises(UserError, match="resnet8 has no layout of a PyTorch library"):
         write.export(run, export.network(run, state), "torch", tmp_path / "out", {})
     assert not list(tmp_path.iterdir())
 

@@ -254,7 +254,7 @@ def test_the_file_that_is_read_is_not_written_over(action, link, tmp_path, capsy
         )
         == 2
     )
-    assert "is the file that is read" in capsys.readouterr().err and file.read_bytes() == before
+    assert "is the file to read" in capsys.readouterr().err and file.read_bytes() == before
 
 
 # -- folders that are not a run's ------------------------------------------------------------------------------------

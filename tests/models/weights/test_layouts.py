@@ -251,7 +251,7 @@ def test_metadata(tmp_path):
     write(tmp_path / "w.safetensors", {"a": np.ones(2)}, {"format": "pt"})
     assert weights.metadata(tmp_path / "w.safetensors") == {"format": "pt"}
     assert weights.about(tmp_path / "w.safetensors") == {}
-    with pytest.raises(UserError, match=r"metadata is for .safetensors"):
+    with pytest.raises(UserError, match=r"only .safetensors files can hold metadata"):
         write(tmp_path / "w.npz", {"a": np.ones(2)}, {"format": "pt"})
     write(tmp_path / "w.npz", {"a": np.ones(2)})
     assert weights.metadata(tmp_path / "w.npz") == {}
@@ -395,7 +395,7 @@ def test_module_runs_as_a_program():
 
 @pytest.mark.skipif(HAS_TORCH, reason="torch is installed")
 def test_torch_files_are_written_by_torch(tmp_path):
-    with pytest.raises(UserError, match=r"w.pth is written by PyTorch: pip install torch, or write a .safetensors"):
+    with pytest.raises(UserError, match=r"w.pth needs PyTorch: pip install torch, or write a .safetensors"):
         write(tmp_path / "w.pth", {"a": np.ones(2)})
 
 
