@@ -21,8 +21,13 @@ def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Arra
     if padding and onnx_wanted():  # jax2onnx 0.17 drops the padding of a window
         x, padding = jnp.pad(x, ((0, 0), *around, (0, 0)), constant_values=-jnp.inf), 0
     x = unfused(x)  # otherwise YNNPACK computes ReLU within the windows, against an array of zeros
-    window, strides = (size, size), (stride, stride)
-    return nn.max_pool(x, window, strides, padding=around if padding else "VALID")  # pyright: ignore[reportArgumentType] (flax's annotation says str)
+    # jax2onnx takes keywords alone
+    return nn.max_pool(
+        x,
+        window_shape=(size, size),
+        strides=(stride, stride),
+        padding=around if padding else "VALID",  # pyright: ignore[reportArgumentType]  flax annotates str
+    )
 
 
 def avg_pool(x: jax.Array, size: int) -> jax.Array:
