@@ -217,9 +217,9 @@ def test_narrower_layers_can_be_left():
 @pytest.mark.parametrize(
     "call,message",
     [
-        ({"leave": jnp.zeros(2), "train": True}, "leave: examples leave early in evaluation"),
-        ({"leave": jnp.zeros(3)}, r"leave must be 2 thresholds, .* of shape \(3,\)"),
-        ({"leave": 0.5}, r"leave must be 2 thresholds, .* of shape \(\)"),
+        ({"leave": jnp.zeros(2), "train": True}, "leave: examples leave early only in evaluation"),
+        ({"leave": jnp.zeros(3)}, r"leave must have 2 thresholds, .* its shape is \(3,\)"),
+        ({"leave": 0.5}, r"leave must have 2 thresholds, .* its shape is \(\)"),
     ],
 )
 def test_calls_that_make_no_sense_are_refused(call, message):
