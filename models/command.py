@@ -14,7 +14,7 @@ import sys
 import textwrap
 import threading
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
@@ -185,6 +185,25 @@ class _Interrupt:
             os._exit(INTERRUPTED)
         self.came = True
         raise KeyboardInterrupt
+
+
+Handler = Callable[[int, types.FrameType | None], Any]
+
+
+@contextlib.contextmanager
+def handling(numbers: Iterable[int], handler: Handler) -> Iterator[dict[int, Any]]:
+    """Handles signals within a context, and yields the handlers that were there before; they return at its end.
+
+    Outside of the main thread, where Python allows no handlers, nothing is handled.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield before
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def _exit_immediately() -> NoReturn:

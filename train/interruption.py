@@ -2,11 +2,12 @@
 
 import os
 import signal
-import threading
 import time
 
 import jax
 from jax.experimental import multihost_utils
+
+from models import command
 
 SAME = 1.0  # seconds within which signals count as one: a terminal and a wrapper may both forward the same ctrl-C
 
@@ -22,10 +23,9 @@ class Interruption:
     signal: str | None = None
 
     def __enter__(self):
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            handled = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
-            self._before = {number: signal.signal(number, self._note) for number in handled}
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+        self._handling = command.handling(numbers, self._note)
+        self._before = self._handling.__enter__()
         return self
 
     def noted(self, number: int) -> str | None:
@@ -45,5 +45,4 @@ class Interruption:
                 before(number, frame)
 
     def __exit__(self, *error):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handling.__exit__(*error)

@@ -16,7 +16,7 @@ import rich.console
 import rich.progress
 
 from experiments import study
-from models import plugins
+from models import command, plugins
 from models.errors import UserError
 from train.recording import summary
 from train.storage.files import read_json, write_json
@@ -261,7 +261,8 @@ class _Signals:
         self._act = act
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._handling = command.handling((signal.SIGTERM, signal.SIGINT), self._note)
+        self._handling.__enter__()
         return self
 
     def _note(self, number, frame):
@@ -270,7 +271,6 @@ class _Signals:
         self._act()
 
     def __exit__(self, *error):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handling.__exit__(*error)
         if error[0]:
             self._act()
