@@ -51,7 +51,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def commit() -> str:
     """Returns the commit of this code, with "+changes" if files differ from it; "unknown" outside a git checkout.
 
-    Changes to experiments/results and README.md do not count, because studies write results there. Otherwise the first
+    Changes to experiments/results, README.md and docs do not count, because studies and reports write there. Otherwise the first
     of several studies in a row would mark the commit of the others as changed.
     """
 
@@ -69,6 +69,7 @@ def commit() -> str:
             ":/",
             ":(top,exclude)experiments/results",
             ":(top,exclude)README.md",
+            ":(top,exclude)docs",
         )
         return git("rev-parse", "HEAD")[:12] + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
