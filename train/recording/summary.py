@@ -51,8 +51,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def commit() -> str:
     """Returns the commit of this code, with "+changes" if files differ from it; "unknown" outside a git checkout.
 
-    Changes to experiments/results, README.md and docs do not count, because studies and reports write there. Otherwise the first
-    of several studies in a row would mark the commit of the others as changed.
+    Changes to experiments/results, README.md and docs do not count, because studies and reports write there. Otherwise
+    the first of several studies in a row would mark the commit of the others as changed.
     """
 
     def git(*arguments):
