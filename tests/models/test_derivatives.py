@@ -176,7 +176,7 @@ LAYERS = {
     "conv": lambda x: jnp.sin(conv.Conv(16, 3).apply({"params": {"kernel": jnp.ones((3, 3, 16, 16)) / 50}}, x)).sum(),
     "product": lambda x: jnp.sin(conv.product(x, jnp.ones((16, 16)) / 9)).sum(),
     "norm": lambda x: jnp.sin(
-        models.layers.norm.GroupNorm(4).apply({"params": {"scale": jnp.ones(16), "bias": jnp.ones(16)}}, x)
+        models.layers.norm.GroupNorm(groups=4).apply({"params": {"scale": jnp.ones(16), "bias": jnp.ones(16)}}, x)
     ).sum(),
     "attention": lambda x: jnp.sin(attention.attend(*[x[:, :, 0, None]] * 3)).sum(),
 }
