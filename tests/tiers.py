@@ -15,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parent
 
-# Files, and by line a test and how many of its cases `make test` runs (evenly spaced; 0: none), with the sibling that
-# covers the code of the others.
+# By file: a test, how many of its cases `make test` runs (evenly spaced; 0: none), and the sibling that covers the code
+# of the other cases.
 FULL = """
 configs/test_every_config.py
     test_every_key_is_known_and_read                                2  the other configs
@@ -123,8 +123,8 @@ train/test_step.py
 train/tasks/test_adaptive.py
     test_the_loss_of_a_policy_and_its_gradient                      1  the other way to learn
 """
-# `make check`: unit tests, which train no runs and start no processes. A file alone means all its tests, but for those
-# after a dash.
+# `make check`: unit tests, which train no runs and start no processes. A file without tests means all its tests, except
+# those after a dash.
 CHECK = """
 models/analysis/test_exit_policy.py
 models/compress/test_archive.py
@@ -186,7 +186,7 @@ train/test_step.py
 
 
 def _rows(table: str) -> Iterator[tuple[str, str]]:
-    """Yields (file, rest of an indented line); "" where a file has no such lines."""
+    """Yields (file, content of an indented line); "" where a file has no such lines."""
     for file, lines in re.findall(r"^(\S+)\n((?: +.*\n)*)", table.lstrip("\n"), re.MULTILINE):
         yield from ((file, line.strip()) for line in lines.splitlines() or [""])
 
@@ -214,20 +214,20 @@ def mark(items: list[pytest.Item]) -> None:
 
 
 def unknown(items: list[pytest.Item]) -> set[str]:
-    """Returns the rows of FULL and CHECK that no test has; for a session that collects all tests."""
+    """Returns the rows of FULL and CHECK that match no test; for a session that collects all tests."""
     names = {(item.path.relative_to(ROOT).as_posix(), item.name.partition("[")[0]) for item in items}
     files = {(file, "") for file, _ in names}
     return {"::".join(row) for row in (KEPT.keys() | CHECKED | UNCHECKED) - names - files}
 
 
 def keep_first(count: int, values: Iterable[Any]) -> list[Any]:
-    """Returns parameters of a test: the first `count` of the values, and the others marked `full`."""
+    """Returns test parameters: the first `count` of the values as they are, and the others marked `full`."""
     values = list(values)
     return keep(values[:count], values)
 
 
 def keep(these: Container[Any], values: Iterable[Any]) -> list[Any]:
-    """Returns parameters of a test: `these` of the values, and the others marked `full`."""
+    """Returns test parameters: `these` of the values as they are, and the others marked `full`."""
     return [
         value
         if value in these

@@ -1,4 +1,4 @@
-"""A process that reads mutants, so that a crash, a hang or a flood of memory is seen from outside."""
+"""A process that reads mutants, so that crashes, hangs and excessive memory use are detected from outside."""
 
 import multiprocessing
 import os
@@ -11,11 +11,11 @@ from models.errors import UserError
 from tests.fuzz import cases
 
 SECONDS = 5.0  # a mutant that takes longer is a hang
-MEMORY = 1 << 30  # bytes that reading a mutant may take more than reading the good file
+MEMORY = 1 << 30  # extra bytes that reading a mutant may take, compared with the good file
 
 
 def serve(connection: Any, name: str, folder: str) -> None:
-    """Writes the good files, then answers (file, bytes of a mutant) with (kind, what was said), until None comes."""
+    """Writes the good files, then answers (file, bytes of a mutant) with (kind, message) until None arrives."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     os.dup2(devnull, 2)
@@ -25,7 +25,7 @@ def serve(connection: Any, name: str, folder: str) -> None:
     good = case.read(root)
     earlier = {good, *case.passes(root)} - {good}
     files = sorted(str(path.relative_to(root)) for path in root.glob(case.files) if path.is_file())
-    case.read(root)  # what is allocated once, is
+    case.read(root)  # allocates first what is allocated only once
     connection.send(files)
     while (work := connection.recv()) is not None:
         path, data = root / work[0], work[1]
@@ -48,7 +48,7 @@ def serve(connection: Any, name: str, folder: str) -> None:
 
 
 class Worker:
-    """A process that reads mutants of one case; it is started again after a crash or a hang."""
+    """A process that reads mutants of one case; it restarts after a crash or a hang."""
 
     def __init__(self, name: str, folder: Path):
         self._name, self._folder = name, folder
@@ -63,7 +63,7 @@ class Worker:
         self.files = self._connection.recv()
 
     def ask(self, file: str, data: bytes) -> tuple[str, str]:
-        """Returns the kind of what happened, and what was said."""
+        """Returns the kind of outcome and its message."""
         path = self._folder / file
         before = path.read_bytes()
         self._connection.send((file, data))

@@ -1,10 +1,11 @@
-"""Whole networks of torchvision and timm through our files and commands, and back. Needs PyTorch; see parity.py.
+"""Round trips of whole torchvision and timm networks through our files and commands. Needs PyTorch; see parity.py.
 
   PYTHONPATH=../shared/tools ../venv-torch/bin/python -m tests.golden.check_weights [NAME ...]
 
-For every network that they and we have, up to LIMIT parameters: theirs, drawn, is saved as .pth and as .safetensors,
-imported by the command line from each, and gives the logits of a random image; the export of that loads in theirs and
-is equal bitwise. Without names, all are checked and experiments/results/parity.{json,md} are written: some 30 minutes.
+Covers every network that both libraries have, up to LIMIT parameters. Their network with drawn weights is saved as .pth
+and as .safetensors, imported from each by the command line, and gives the logits of a random image. Our export loads
+into their network and is bitwise equal. Without names, all networks are checked and
+experiments/results/parity.{json,md} are written: some 30 minutes.
 """
 
 import contextlib
@@ -33,12 +34,12 @@ with contextlib.suppress(ImportError):
     import torchvision_cpu  # noqa: F401
 
 LIMIT = 150e6
-TOLERANCE = 1e-4  # of the largest logit
+TOLERANCE = 1e-4  # relative to the largest logit
 RESULTS = pathlib.Path(__file__).parents[2] / "experiments/results"
 
 
 def pairs() -> dict[str, dict[str, str]]:
-    """{our name: {layout: their name}}, networks up to LIMIT."""
+    """Returns {our name: {layout: their name}} for networks up to LIMIT."""
     import timm
     import torchvision.models as tv
 
@@ -60,7 +61,7 @@ def parameters(model: Any) -> int:
 
 
 def create(layout: str, name: str) -> Any:
-    """Their network as it is drawn, with what is constant in it moved, so that nothing is without effect."""
+    """Returns their network with drawn weights; constant parameters are moved, so that each one has an effect."""
     import timm
     import torch
     import torchvision.models as tv
@@ -74,7 +75,7 @@ def create(layout: str, name: str) -> Any:
 
 
 def check(name: str, theirs: dict[str, str], folder: pathlib.Path) -> list[dict[str, Any]]:
-    """A row for each layout; raises where arrays differ."""
+    """Returns a row for each layout; raises where arrays differ."""
     import torch
     from safetensors.torch import save_file
 
@@ -124,7 +125,7 @@ def run_command(*arguments: str) -> None:
 
 
 def main(names: list[str]) -> int:
-    """Prints a line a network, writes the results where all were checked; 1 where any differs."""
+    """Prints a line per network and writes the results when all were checked; returns 1 if any differs."""
     table, failed = [], []
     with tempfile.TemporaryDirectory() as folder:
         for name, theirs in pairs().items():
@@ -141,7 +142,7 @@ def main(names: list[str]) -> int:
 
 
 def write(table: list[dict[str, Any]]) -> None:
-    """experiments/results/parity.json and .md."""
+    """Writes experiments/results/parity.json and .md."""
     about = summary.environment(jax.devices())
     about["versions"] |= {package: importlib.metadata.version(package) for package in ("torch", "torchvision", "timm")}
     write_json(RESULTS / "parity.json", {"networks": table, "tolerance": TOLERANCE, **about})

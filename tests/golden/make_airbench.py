@@ -1,4 +1,4 @@
-"""Records the PyTorch network of airbench94 in airbench.npz, see parity.py, and two steps of its optimizer."""
+"""Records the PyTorch network of airbench94 (see parity.py) and two steps of its optimizer in airbench.npz."""
 
 import functools
 import pathlib

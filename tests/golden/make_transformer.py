@@ -1,4 +1,4 @@
-"""Records what PyTorch's transformer layers give for drawn weights, in transformer.npz; see parity.py."""
+"""Records the outputs of PyTorch's transformer layers with drawn weights in transformer.npz; see parity.py."""
 
 import pathlib
 
@@ -13,7 +13,7 @@ CASES = {"paper": {}, "prenorm": {"prenorm": True, "act": "gelu"}}
 
 
 def tokens(name: str, shape: tuple[int, int], padding: tuple[int, ...]) -> np.ndarray:
-    """int32 tokens from 1 to 29 by `name`, of which each row ends with so many 0."""
+    """Returns int32 tokens from 1 to 29, seeded by `name`; each row ends with its number of padding zeros."""
     found = 1 + np.abs(drawn.images(name, shape) * 1000).astype(np.int32) % 29
     for row, count in zip(found, padding, strict=True):
         row[len(row) - count :] = 0
@@ -24,9 +24,9 @@ SOURCE, TARGET = tokens("source", (3, 9), (0, 4, 2)), tokens("target", (3, 7), (
 
 
 def state(params, prefix, names):
-    """Arrays of one of our stacks by PyTorch's names."""
+    """Returns the arrays of one of our stacks under PyTorch's names."""
     arrays = {}
-    for path, array in sorted(params.items(), reverse=True):  # cross/q before cross/kv: theirs are one array
+    for path, array in sorted(params.items(), reverse=True):  # cross/q before cross/kv: PyTorch has one array for both
         if not path.startswith(f"{prefix}/block"):
             continue
         _, block, *layer, leaf = path.split("/")
