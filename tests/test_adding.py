@@ -110,7 +110,7 @@ def test_one_line_registers_each(monkeypatch, folder):
     for line, table, path in lines:
         module = importlib.import_module(path.replace("/", ".").removesuffix(".__init__"))
         name, where = line.replace('"', "").split(": ")
-        monkeypatch.setitem(getattr(module, table), name, where.split(".")[-1])  # the name of the file beside the table
+        monkeypatch.setitem(getattr(module, table), name, where.split(".")[-1])  # the module, as the table names it
     assert models.create("mynet16").width == 16
     assert norms.norm("rms", train=True)(name="n").epsilon == 1e-6
     assert spec.resolve_one("task", "focal(gamma=0.5)", tasks.TASKS, None, 2, tiny.config().task).gamma == 0.5
@@ -185,9 +185,8 @@ def test_configs_take_it_as_an_argument_and_other_processes_find_it():
     ],
 )
 def test_a_mistake_is_one_line(folder, monkeypatch, code, use, message):
-    monkeypatch.setattr(
-        sys, "dont_write_bytecode", True
-    )  # otherwise Python tells it from the next file by its modification time, in whole seconds, alone
+    # Bytecode is matched to a file by its modification time in whole seconds, and the next case comes sooner.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     sys.modules.pop((folder / "wrong.py").as_uri().replace(".", "%2E"), None)
     (folder / "wrong.py").write_text(code or "")
     with pytest.raises(UserError, match=re.escape(message)) as raised:

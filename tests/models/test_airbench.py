@@ -1,4 +1,4 @@
-"""The speedrun: its network's training step beside PyTorch's, its averages, its views, and that it resumes exactly."""
+"""The speedrun: its training step beside PyTorch's, its averages and views, and that it resumes exactly."""
 
 import functools
 
@@ -29,7 +29,7 @@ GOLDEN = np.load(FOLDER / "airbench.npz")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A file of 96 images to train on and 32 to test."""
+    """Returns a file of 96 training images and 32 test images."""
     rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("arrays") / "images.npz"
     np.savez(
         path,
@@ -104,7 +104,7 @@ def test_lookahead_by_hand():
 
 
 def test_views_are_weighted_as_published():
-    """Logits of a linear network are those of the weighted mean of the views."""
+    """Checks that the logits of a linear network are those of the weighted mean of the views."""
     images = drawn.images("views", (3, 5, 6, 2))
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
     mean = 0.5 * images + 0.25 * padded[:, :-2, :-2] + 0.25 * padded[:, 2:, 2:]
@@ -123,7 +123,7 @@ def test_views_are_weighted_as_published():
 
 @pytest.mark.full
 def test_it_resumes_exactly_and_leaves_what_it_freezes(images, tmp_path):
-    """Seven steps, the state as a checkpoint holds it, and the others by a run set up anew: those of the whole run."""
+    """Checks that a new run continues bitwise from the state after seven steps, as a checkpoint holds it."""
     loop.train(small(images), tmp_path / "whole")
     run = build_run(small(images))
     state, calls = run.parallel.place(run.state), 0

@@ -1,4 +1,4 @@
-"""models/alexnet.py and layers/pooling.py: what each field does. test_parity.py has the comparison with PyTorch."""
+"""Tests of models/alexnet.py and layers/pooling.py: the effect of each field. test_parity.py compares with PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def endpoints(name, size, **fields):
 
 
 def test_shapes_of_the_paper():
-    """Krizhevsky 2012, fig. 2."""
+    """Compares shapes with Krizhevsky 2012, fig. 2."""
     assert endpoints("alexnet_original", 227) == {
         "conv1": (55, 55, 96), "conv2": (27, 27, 256), "conv3": (13, 13, 384), "conv4": (13, 13, 384),
         "conv5": (13, 13, 256), "pool5": (6, 6, 256), "pre_logits": (4096,),
@@ -47,7 +47,7 @@ def test_towers_meet_in_conv3_alone():
 def test_local_response_norm_is_equation_1(n):
     x = drawn.images("response", (2, 3, 3, 7)) * 10
     expected = np.empty_like(x)
-    for i in range(7):  # for even n PyTorch's side gets the odd one
+    for i in range(7):  # for even n, the window has one channel more below than above
         around = x[..., max(0, i - n // 2) : min(7, i + (n - 1) // 2 + 1)]
         expected[..., i] = x[..., i] / (2 + 1e-2 * np.square(around).sum(-1)) ** 0.75
     found = local_response_norm(jnp.asarray(x), n, 2.0, 1e-2)
@@ -69,7 +69,7 @@ def test_response_normalization_acts_twice(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 3, 6, 7])
 def test_adaptive_pooling_averages_overlapping_cells(size):
-    """PyTorch's cells; lengths below, equal to, a multiple of and beside a multiple of the size."""
+    """Compares PyTorch's cells for lengths below, equal to, a multiple of and next to a multiple of the size."""
     x = drawn.images("adaptive", (2, 6, 13, 3))
     expected = np.empty((2, size, size, 3), np.float32)
     for i in range(size):

@@ -1,7 +1,7 @@
-"""Any network with any method: each pair of tests/combinations.py works, or is refused in one line.
+"""Any network with any method: each pair of tests/combinations.py works or is refused in one line.
 
-Compiling is what costs time here, so a family has three programs of a training step (tests/any_network.py), in which
-norms and initializations are dealt out to the layers; with one in all layers it is trained in `make test-all`.
+Compilation is what costs time here, so a family has three programs of a training step (tests/any_network.py), in which
+different layers get different norms and initializations. `make test-all` also trains each norm in all layers.
 """
 
 import functools
@@ -62,7 +62,7 @@ from train.storage import checkpoint
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation():
-    """Every test here compiles more than it computes."""
+    """Compiles with few optimizations: these tests spend more time on compilation than on computation."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -70,13 +70,13 @@ def quick_compilation():
 
 @pytest.fixture(scope="module")
 def last_family():
-    """[the family of the last test]."""
+    """Returns [the family of the last test]."""
     return [None]
 
 
 @pytest.fixture(autouse=True)
 def one_family_at_a_time(request, last_family):
-    """The programs of the family before are given up: each maps memory, of which a process has a limit (conftest)."""
+    """Drops the programs of the previous family: each maps memory, which is limited for each process (conftest)."""
     family = getattr(request.node, "callspec", None) and request.node.callspec.params.get("family")
     if last_family != [family]:
         last_family[:] = [family]
@@ -89,14 +89,14 @@ def one_family_at_a_time(request, last_family):
 
 
 def trained(family, program, folder):
-    """A step of that program; it computes in the precision that it says."""
+    """Checks a step of that program and its precision."""
     assert_learns(stepped(family, program))
     model = subject(family, program).model
     assert model.dtype == ("bfloat16" if program == "ternary" else None)
 
 
 def normalized(family, spec, folder):
-    """That norm in all layers, abstractly; and a step of the program in which some have it."""
+    """Checks the norm in all layers, abstractly, and a step of the program in which some layers have it."""
     model = create(family, norm=spec)
     inputs = models.abstract([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs_of(family)])
     variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
@@ -115,7 +115,8 @@ def normalized(family, spec, folder):
         program = "ternary" if spec in ("layer", "frozen_batch", "instance") else "xnor"
         made = subject(family, program).model.norm
         assert_learns(stepped(family, program))
-        assert made == spec or made.args[0].index(spec) < len(made.args[1].known)  # there are places enough
+        # The program has enough places for it
+        assert made == spec or made.args[0].index(spec) < len(made.args[1].known)
 
 
 def initialized(family, spec, folder):
@@ -145,7 +146,7 @@ def of_data(family, how, folder):
 
 
 def config_of(family, folder, **changes):
-    """A run's config on digits, or on a few sentences."""
+    """Returns a run's config for digits, or for a few sentences."""
     about = FAMILIES[family]
     if is_text(family):
         sentences.write(folder)
@@ -159,7 +160,7 @@ def config_of(family, folder, **changes):
 
 
 def low_bits(family, field, kind, folder):
-    """All layers of that field but the first and the head; as used, their kernels have few values."""
+    """Checks that all layers of that field except the first and the head are quantized to few values."""
     model = create(family, **{field: kind})
     inputs = inputs_of(family)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
@@ -173,7 +174,7 @@ def low_bits(family, field, kind, folder):
     jax.eval_shape(lambda variables: order.extend(capture(model, variables, *inputs, layers=True)[1]), shapes)
     first = {name.startswith("policy/"): name for name in reversed(order) if name in kernels}.values()
     if is_text(family):
-        first = []  # that is the embedding
+        first = []  # the embedding comes first
     of_field = {name for name, rank in kernels.items() if rank == {"conv": 4, "dense": 2}[field]}
     assert layers == {name for name in of_field - set(first) if name.split("/")[-1] != HEAD} and layers
     if kind not in PROGRAMS:
@@ -183,7 +184,7 @@ def low_bits(family, field, kind, folder):
     stored = lowbit.stored(it.model, found.after.variables(), *inputs)
     for name in layers:
         kernel = np.asarray(named(stored["params"])[f"{name}/kernel"])
-        values = [np.unique(one) for one in kernel.reshape(-1, kernel.shape[-1]).T]  # of a filter
+        values = [np.unique(one) for one in kernel.reshape(-1, kernel.shape[-1]).T]  # per filter
         assert max(map(len, values)) == (3 if kind == "ternary" else 2) or kernel[..., 0].size < 9, name
 
 
@@ -193,7 +194,7 @@ def two_steps(family, variables, tx):
 
 
 def pruned(family, folder):
-    """Half of each layer, once; a second step moves what is left."""
+    """Checks that half of each layer is pruned once, and that a second step moves the remaining weights."""
     variables = whole(family).variables
     text = "magnitude(0.5, by='layer')"
     cut, retrained = two_steps(family, variables, optimizer_of(variables["params"], prune=text))
@@ -218,7 +219,7 @@ def without_filters(family, folder):
 
 
 def shared(family, folder):
-    """Of one kernel: each takes its time."""
+    """Checks weight sharing for one kernel: each takes a while."""
     kernel = next(
         name
         for name, leaf in named(whole(family).variables["params"]).items()
@@ -250,7 +251,7 @@ def with_new_head(family, folder):
 
 
 def resumed(family, folder):
-    """Through a file after the first step: the second gives the same bits."""
+    """Checks that a second step from the file written after the first gives the same bits."""
     first = stepped(family, "whole").after
     saved = checkpoint.Checkpoints(folder)
     saved.save(1, first, {}, {})
@@ -266,7 +267,7 @@ def resumed(family, folder):
 
 @functools.cache
 def moved(family):
-    """The network's variables a little off their start: nothing is 0 there or equal to something else by chance."""
+    """Returns the network's variables moved slightly off their start: no value is 0 or equals another by chance."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: np.float32(leaf + 0.1 * np.abs(rng.standard_normal(leaf.shape)) * (leaf.ndim < 2)),
@@ -364,20 +365,20 @@ def written(family, format, folder):
     how.write(network, card, folder / card["file"])
     if format == "stablehlo":
         return assert_near(how.open(folder, card)(pixels_of(family))[1], family)
-    model, variables = cards.network(folder, card)  # of these the logits are equal to the bit
+    model, variables = cards.network(folder, card)  # in these formats the logits are equal to the bit
     assert model == network.create()
     tiny.assert_same(dict(variables), dict(network.variables))
     return None
 
 
 class Converted:
-    """The networks as ONNX, all converted by one process when the first is wanted."""
+    """The networks as ONNX, all converted by one process on first use."""
 
     def __init__(self):
         self._root = None
 
     def of(self, family):
-        """The folder; fails with what jax2onnx said."""
+        """Returns the folder; fails with the error of jax2onnx."""
         if self._root is None:
             self._root = tempfile.TemporaryDirectory()
             wanted = {}
@@ -466,8 +467,8 @@ def test_a_step_from_one_initialization_of_all_kernels(family, spec):
     model = create(family, init=spec)
     variables = models.initialize(model, jax.random.key(1), model.example())
     state = start(family, jax.tree.map(np.asarray, variables))
-    if spec == "dirac":  # a transition that is the identity reads nothing of what a DenseNet's layers have appended, so
-        for _ in range(2):  # that they get no gradient until a step has changed it; in an MSDNet two follow each other
+    if spec == "dirac":  # a transition that is the identity ignores channels that a DenseNet's layers append, so
+        for _ in range(2):  # they get no gradient until a step changes it; an MSDNet has two in a row
             state = take_step(family, state).after
     assert_learns(take_step(family, state))
 

@@ -1,4 +1,4 @@
-"""BiT, of models/resnet.py: what sets it apart from other preact networks. test_parity.py compares it with timm."""
+"""BiT, of models/resnet.py: how it differs from other preact networks. test_parity.py compares it with timm."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def test_the_stem_has_no_normalization_and_the_first_block_has():
 
 
 def test_zeros_count_in_the_maximum_of_the_stem():
-    """A stem that gives -1 everywhere: windows over the border have a zero of the padding as their maximum."""
+    """Tests a stem that gives -1 everywhere: windows over the border have a padding zero as their maximum."""
     model = bit(conv="standard", norm="none")
     variables = jax.tree.map(jnp.zeros_like, drawn.variables(model))
     variables["params"]["stem_conv"]["bias"] = -jnp.ones(8)
@@ -65,7 +65,7 @@ def test_zeros_count_in_the_maximum_of_the_stem():
 
 
 def test_projections_start_from_the_activated_input():
-    """With branches of zero, the first block gives its projection of act(norm1(x))."""
+    """Checks that, with branches of zero, the first block gives its projection of act(norm1(x))."""
     model = bit(zero_gamma=True, stage_sizes=(1,))
     variables = models.initialize(model, jax.random.key(0), IMAGES.shape)
     _, found = capture(model, variables, IMAGES)
@@ -80,7 +80,7 @@ def test_projections_start_from_the_activated_input():
 
 
 def test_names_in_the_files_of_the_authors():
-    """As timm's loader of these files asks for them, with shapes of TensorFlow: [kh, kw, C, D]."""
+    """Checks the names that timm's loader of these files expects, with TensorFlow's shapes: [kh, kw, C, D]."""
     model = bit(stage_sizes=(1,))
     arrays = weights.to_arrays(model, drawn.variables(model), "bit")
     unit = "resnet/block1/unit01"

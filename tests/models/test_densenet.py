@@ -1,4 +1,4 @@
-"""models/densenet.py: what each field does. test_parity.py has the comparison with torchvision and timm."""
+"""Tests of models/densenet.py: the effect of each field. test_parity.py compares with torchvision and timm."""
 
 import re
 
@@ -36,7 +36,7 @@ def params(name, **fields):
 
 @pytest.mark.parametrize("name", keep_first(2, TABLE_2))
 def test_networks_are_those_of_table_2(name):
-    """Parameters, and the depth L: convolutions of the stem, the layers and the transitions, and the head."""
+    """Compares parameters and the depth L: convolutions of the stem, the layers and the transitions, and the head."""
     assert round(PARAMETERS[name] / 1e6, 1) == TABLE_2[name]
     kernels = [path for path in flatten({"params": params(name)}) if path.endswith("kernel")]
     assert len(kernels) == int(re.search(r"\d+", name)[0])
@@ -73,7 +73,7 @@ def test_channels_grow_and_are_compressed():
 
 
 def test_every_layer_reads_all_earlier_ones():
-    """A block's output begins with its input; each layer's new channels follow, in order."""
+    """Checks that a block's output begins with its input and that each layer's new channels follow, in order."""
     model = models.create("densenet_bc100_k12", stage_sizes=(3, 1), growth=2, width=4)
     _, found = capture(model, drawn.variables(model), TINY)
     parts = [found["stem"], *(found[f"stage1/layer{i}"] for i in range(3))]
@@ -83,7 +83,7 @@ def test_every_layer_reads_all_earlier_ones():
 
 
 def test_transitions_average_over_2_by_2():
-    """All before the mean is place by place: it gives the mean of what the four places of each window give alone."""
+    """Checks that a transition equals the mean over each window of its outputs for the four positions alone."""
     model = models.create("densenet_bc100_k12", stage_sizes=(1, 1), growth=2, width=4)
     variables = drawn.variables(model)
 
@@ -112,7 +112,7 @@ def test_dropout_follows_every_convolution_but_the_first(name, layers):
 
 @pytest.mark.full
 def test_remat_keeps_memory_linear_in_the_layers():
-    """Pleiss 2017: O(L) instead of O(L^2) for a block of L layers."""
+    """Checks Pleiss 2017: O(L) instead of O(L^2) memory for a block of L layers."""
 
     def kept(size, remat):
         model = models.create("densenet_bc100_k12", stage_sizes=(size,), remat=remat)
@@ -124,14 +124,14 @@ def test_remat_keeps_memory_linear_in_the_layers():
 
 
 def test_remat_keeps_the_outputs_of_convolutions():
-    """For one layer more: its bottleneck (4k channels) and its new channels (k), beside statistics of channels."""
+    """Checks the memory of one more layer: its bottleneck (4k channels), new channels (k) and channel statistics."""
 
     def kept(size):
         model = models.create("densenet_bc100_k12", stage_sizes=(size,), remat=True)
         return analyze(model, model.example()).kept_bytes
 
     maps = 5 * 12 * 32 * 32 * 4
-    # The last concatenation, its normalization and activation and their mask are kept as well, and grow by k channels.
+    # The last concatenation, its normalization, its activation and their mask are kept as well, and grow by k channels.
     ending = 12 * 32 * 32 * (4 + 4 + 1)
     assert maps <= kept(9) - kept(8) <= maps + ending + 4 * 5 * 200
 

@@ -1,4 +1,4 @@
-"""Derivatives that others take: of attention for a GPU that is not here, in forward mode, and of second order."""
+"""Derivatives beyond reverse mode: of attention for an absent GPU, in forward mode, and of second order."""
 
 import functools
 import re
@@ -26,7 +26,7 @@ def gpu(monkeypatch):
 
 
 def for_cuda(gradient, *inputs):
-    """How many calls of cuDNN's attention a program for NVIDIA's GPUs has."""
+    """Returns the number of calls of cuDNN's attention in a program for NVIDIA's GPUs."""
     text = jax.jit(gradient).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()
     return len(re.findall(r"@__cudnn\$fmha", text))
 
@@ -98,7 +98,7 @@ CURE = r"within `with models.lowering\('forward_mode'\):`"
 
 
 def training_loss(kind):
-    """A function of images, through a training call, and images."""
+    """Returns a function of images, through a training call, and images."""
     model = small(kind)
     x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     variables = models.initialize(model, jax.random.key(0), x.shape)
@@ -113,7 +113,7 @@ def training_loss(kind):
 
 @pytest.mark.parametrize("kind", some_in_full(SMALL, ("basic", "gated", "dense", "convnext", "swin", "lenet", "vit_c")))
 def test_forward_mode_names_its_cure(kind):
-    """Every family: refused in one line as it is, compiled within the cure."""
+    """Checks that every family is refused in one line by default and compiles within the recommended context."""
     model = small(kind)
     variables = shapes(model, images(1, 32, 32, 3))
 
@@ -209,7 +209,7 @@ def test_second_order_is_right_or_refused(layer, way):
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_second_derivatives_within_the_cure(layer):
-    """By differences of the gradient that reverse mode has outside of it."""
+    """Compares with differences of the reverse-mode gradient taken outside the context."""
     x, d = jax.random.normal(jax.random.key(0), (2, 2, 2, 2, 16))
     step_size = 1e-2
     gradient = jax.grad(LAYERS[layer])

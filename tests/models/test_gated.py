@@ -1,4 +1,4 @@
-"""models/gated.py and layers/skipping.py: what gates and policies decide, what that costs, and that it is skipped."""
+"""Tests of models/gated.py and layers/conditional.py: decisions of gates and policies, their costs, and skipping."""
 
 import functools
 import json
@@ -28,7 +28,7 @@ KINDS = {  # two blocks each, one of which has a projection, or both
 
 
 def colored(count, name="gated"):
-    """Images [count, 8, 8, 3] of different means, which is what gates see."""
+    """Returns images [count, 8, 8, 3] of different means, which is what gates see."""
     return jnp.asarray(drawn.images(name, (count, 8, 8, 3)) + 2 * drawn.images(f"{name} colors", (count, 1, 1, 3)))
 
 
@@ -93,7 +93,7 @@ def test_keep_decides_instead(kind):
     np.testing.assert_array_equal(computed, keep)
     np.testing.assert_allclose(some[3], whole[3], rtol=1e-5, atol=1e-5)
     assert all(np.abs(some[i] - whole[i]).max() > 1e-3 for i in (0, 1, 2, 4))
-    other = jax.tree_util.tree_map_with_path(  # of what nobody keeps nothing is seen
+    other = jax.tree_util.tree_map_with_path(  # blocks that no image keeps see nothing
         lambda path, leaf: (
             leaf
             + (
@@ -141,7 +141,7 @@ def test_samples_are_0_or_1_and_gradients_those_of_the_soft_sample(temperature):
 
 
 def test_a_policy_alone_is_the_one_inside():
-    """Also where layers have other widths: those of the policy, by their paths there."""
+    """Compares the policy alone with the one inside; where other layers have widths, only the policy's own apply."""
     widths = (("policy/stage1/block0/conv1", 3), ("stage1/block0/conv1", 5))
     model, variables = small("policy", widths=widths, policy_pool=2)
     own = {name: tree["policy"] for name, tree in variables.items()}
@@ -153,7 +153,7 @@ def test_a_policy_alone_is_the_one_inside():
 
 
 def test_the_authors_network_decides_and_says_the_same():
-    """golden/make_gated.py; on every image all gates decide by a margin."""
+    """Compares with golden/make_gated.py; all gates decide by a margin on every image."""
     golden = np.load(Path(make_gated.__file__).with_name("gated.npz"))
     name, fields = json.loads(str(golden["network"]))
     model = models.create(name, **fields)
@@ -170,7 +170,7 @@ def test_the_authors_network_decides_and_says_the_same():
 
 @functools.cache
 def programs(kind):
-    """Of a small network with and without skipping: gates(variables, images, keep)."""
+    """Returns programs of a small network with and without skipping: gates(variables, images, keep)."""
     model, variables = small(kind)
 
     def skipped(variables, images, keep=None):
@@ -209,8 +209,9 @@ def test_what_the_network_decides_is_skipped_likewise(kind):
 
 @pytest.fixture
 def executed():
-    """Rows that were computed: x = executed.mark(x) within a program, executed.rows(what it gave) after it. What the
-    compiler drops is not computed.
+    """Counts computed rows: x = executed.mark(x) within a program, executed.rows(output) after it.
+
+    Operations that the compiler drops are not counted.
     """
 
     class Executed:
@@ -238,7 +239,7 @@ def test_sizes():
 
 
 class Doubling(nn.Module):
-    """Twice a number and the sum of both of a tree {"a" [N, 2], "b" [N]}, computed for some."""
+    """A layer that gives, for some rows of a tree {"a" [N, 2], "b" [N]}, the doubled "a" and the sum of both."""
 
     mark: object
     otherwise: bool
@@ -289,7 +290,7 @@ def test_a_network_computes_a_branch_for_no_more_than_a_size(executed):
         with skipping(parts=4):
             return model.apply(variables, colored(13), keep=keep)
 
-    always = [13] * 3  # the stem's activation, and after the sum of each block
+    always = [13] * 3  # the stem's activation, and the one after the sum of each block
     for first, second, rows in ((0, 0, [0, 0]), (13, 13, [13, 13]), (3, 9, [4, 10])):
         keep = jnp.stack([jnp.arange(13) < first, jnp.arange(13) >= 13 - second], -1).astype(jnp.float32)
         assert executed.rows(run(keep)) == sorted(always + [row for row in rows if row])

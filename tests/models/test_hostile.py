@@ -1,4 +1,4 @@
-"""What strangers do to networks: batches of one and of none, images too small, other derivatives, an absent GPU."""
+"""Unusual uses of networks: batches of one and of none, images too small, other derivatives, an absent GPU."""
 
 import re
 
@@ -23,7 +23,7 @@ TRANSFORMER = {"vocab_size": 11, "width": 16, "heads": 2, "layers": 1, "ff_width
 
 
 def some_in_full(names, quick):
-    """Parameters of a test: the names, those that are not quick marked."""
+    """Returns test parameters: the names, with all but the quick ones marked `full`."""
     return [pytest.param(name, marks=[pytest.mark.full] * (name not in quick)) for name in names]
 
 
@@ -75,7 +75,7 @@ def test_batch_norm_of_one_value_is_refused_by_the_name_of_its_layer(case):
     name, fields, size, layer = ONE_VALUE[case]
     model = models.create(name, **fields)
     channels = 3
-    variables = shapes(model, images(1, size, size, channels))  # initialization is no training
+    variables = shapes(model, images(1, size, size, channels))  # initialization does not count as training
     with pytest.raises(
         UserError,
         match=f"^norm 'batch' at {layer} leaves nothing .* over 1 value there; .*batch_size"
@@ -85,7 +85,7 @@ def test_batch_norm_of_one_value_is_refused_by_the_name_of_its_layer(case):
     with pytest.raises(UserError, match="over 0 values"):
         trained(model, variables, images(0, size, size, channels))
     trained(model, variables, images(2, size, size, channels))
-    jax.eval_shape(model.apply, variables, images(1, size, size, channels))  # by running statistics
+    jax.eval_shape(model.apply, variables, images(1, size, size, channels))  # with running statistics
     for norm in ("frozen_batch", "layer"):
         other = models.create(name, **{**fields, "norm": norm})
         trained(other, shapes(other, images(1, size, size, channels)), images(1, size, size, channels))
@@ -96,7 +96,7 @@ def test_values_are_counted_over_devices_where_statistics_are_synchronized(sync_
     model = models.create("lenet_300_100", norm="batch", sync_norm=sync_norm)
     variables = shapes(model, images(1, 28, 28, 1))
 
-    def on_devices(x):  # 4 of them, an example each
+    def on_devices(x):  # four devices, with one example each
         return jax.vmap(
             lambda x: model.apply(variables_of(x), x, train=True, mutable=["batch_stats"])[0], axis_name="batch"
         )(x)
@@ -184,7 +184,7 @@ def test_every_family_says_the_smallest_image_that_it_takes(kind):
     with pytest.raises(UserError) as caught:
         shapes(model, images(1, 0, 0, 3))
     text = str(caught.value)
-    if "image_size=" in text:  # tokens are as many as this says
+    if "image_size=" in text:  # the number of tokens depends on it
         assert text.startswith("images of 0 x 0: image_size=32 fixes the positions")
         return
     least = int(re.fullmatch(r"images of 0 x 0 are too small: this \w+ takes images of (\d+) x \1 or larger", text)[1])
@@ -206,7 +206,7 @@ def test_a_trained_network_refuses_small_images_before_anything_is_computed():
     model = small("convnext")
     variables = models.initialize(model, jax.random.key(0), (1, 32, 32, 3))
     with pytest.raises(UserError, match="images of 4 x 4 are too small"):
-        model.apply(variables, jnp.zeros((2, 4, 4, 3)))  # died of SIGFPE
+        model.apply(variables, jnp.zeros((2, 4, 4, 3)))  # used to die of SIGFPE
     with pytest.raises(UserError, match="images of 4 x 4 are too small"):
         jax.jit(jax.grad(lambda v, x: model.apply(v, x).sum()))(variables, jnp.zeros((2, 4, 4, 3)))
 
@@ -283,7 +283,7 @@ def test_binary_layers_of_a_batch_of_none(how):
 
 @pytest.mark.parametrize("groups", [1, 16])
 def test_gradients_of_no_images_are_zero(groups):
-    """In native code as well, which is what a CPU gets for these channels."""
+    """Checks gradients for an empty batch, also in native code, which a CPU uses for these channels."""
     x, kernel = jnp.zeros((0, 8, 8, 16)), jnp.ones((3, 3, 16 // groups, 16))
     gradient = jax.grad(lambda k: conv.conv2d(x, k, (1, 1), ((1, 1), (1, 1)), groups=groups).sum())(kernel)
     assert gradient.shape == kernel.shape and not gradient.any()

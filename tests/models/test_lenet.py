@@ -1,4 +1,4 @@
-"""models/lenet.py: Caffe's networks, on the images they were made for and on others."""
+"""Tests of models/lenet.py: Caffe's networks, on the images they were designed for and on others."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""models/mobilenet.py: the papers' tables. tests/models/test_parity.py has the comparison with timm and torchvision."""
+"""Tests of models/mobilenet.py against the papers' tables. test_parity.py compares with timm and torchvision."""
 
 import flax.linen as nn
 import jax
@@ -33,7 +33,7 @@ from tests.tiers import keep_first
     ),
 )
 def test_mult_adds_of_howard(name, size, millions):
-    """With or without the head's 1024 x 1000, and rounded or cut: the tables do not say."""
+    """Allows the head's 1024 x 1000 to be included or not, and rounding or truncation: the tables do not say."""
     found = analyze(models.create(name), (1, size, size, 3)).mult_adds / 1e6
     assert found == pytest.approx(millions, abs=1.5)
 
@@ -60,7 +60,7 @@ def test_make_divisible():
 
 
 def layers(name, kind=Conv, **fields):
-    """(features, kernel size, stride, groups) of the convolutions, in order."""
+    """Returns (features, kernel size, stride, groups) of the convolutions, in order."""
     found = []
 
     def read(call, args, kwargs, context):
@@ -76,7 +76,7 @@ def layers(name, kind=Conv, **fields):
 
 def test_first_version_is_table_1():
     channels = [64, 128, 128, 256, 256, *[512] * 6, 1024, 1024]
-    strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1]  # the last: table 1 says 2, its sizes say 1
+    strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1]  # the last: table 1 says 2, but its sizes imply 1
     inputs = [32, *channels[:-1]]
     expected = [(32, 3, 2, 1)]
     for c_in, c_out, stride in zip(inputs, channels, strides, strict=True):
@@ -107,7 +107,7 @@ IMAGES = jnp.asarray(drawn.images("mobilenet", (2, 16, 16, 3)))
 
 
 def test_shortcuts_are_where_shapes_stay():
-    """With a last normalization of zero, a block gives its input where it has a shortcut, else zeros."""
+    """Checks that, with a last normalization of zero, a block gives its input where it has a shortcut, else zeros."""
     model = models.create("mobilenet_v2", stage_sizes=(1, 2), width_multiplier=0.5)
     variables = models.initialize(model, jax.random.key(0), IMAGES.shape)
 

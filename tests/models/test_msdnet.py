@@ -1,4 +1,4 @@
-"""models/msdnet.py: the plan, exits and leaving at them. test_parity.py has the comparison with the authors' code."""
+"""Tests of models/msdnet.py: the plan, exits and leaving at them. test_parity.py compares with the authors' code."""
 
 import functools
 import itertools
@@ -27,9 +27,9 @@ from tests.networks import SMALL
 from tests.tiers import keep_first
 
 COUNTS = json.loads(str(np.load(FOLDER / "msdnet.npz")["about"]))["counts"]
-# Of each exit, in 1e6, as the authors' code prints them: operations (those of ReLU, pooling and biases counted, too)
-# and parameters. The first is a published table of CIFAR-100, whose growth is not the code's default but 16; the others
-# are of ImageNet, the last from issue 10 of the authors' repository.
+# For each exit, in 1e6, as printed by the authors' code: operations (including ReLU, pooling and biases) and
+# parameters. The first is a published table for CIFAR-100, with growth 16 instead of the code's default. The others are
+# for ImageNet, the last from issue 10 of the authors' repository.
 PUBLISHED = {
     "anytime_growth16": (
         [56.43, 101.00, 155.31, 198.10, 249.53, 298.05, 340.64],
@@ -53,7 +53,7 @@ def tiny(**fields):
 
 @functools.cache
 def network():
-    """A network with variables, the logits of its exits for IMAGES, and thresholds that some pass at each exit."""
+    """Returns a network, its variables, its exits' logits for IMAGES, and thresholds that some pass at each exit."""
     model = tiny()
     variables = drawn.variables(model)
     run = jit_once(lambda variables, images: capture(model, variables, images))
@@ -79,7 +79,7 @@ def test_what_is_recorded_is_what_is_published(label):
     "label", keep_first(1, ["budgeted", "anytime", "imagenet_step4", "anytime_growth16", "imagenet_step7"])
 )
 def test_each_exit_costs_what_the_authors_code_says(label):
-    """Products of convolutions and dense layers, and parameters, exactly."""
+    """Checks products of convolutions and dense layers, and parameters, exactly."""
     counts = COUNTS[label]
     model = models.create(counts["name"], **counts["fields"])
     cost = analyze(model, model.example())
@@ -88,7 +88,7 @@ def test_each_exit_costs_what_the_authors_code_says(label):
 
 
 def test_the_plan_of_cifar():
-    """16 layers dealt among 3 scales are 6, 6 and 4; channels 16 + 7 x 6 = 58 and 29 + 6 x 6 = 65 are halved."""
+    """Checks 16 layers over 3 scales: 6, 6 and 4; channels 16 + 7 x 6 = 58 and 29 + 6 x 6 = 65 are halved."""
     assert [len(steps) for steps in models.create("msdnet_cifar_anytime").plan()] == [4, 2, 2, 2, 2, 2, 2]
     steps = steps_of("msdnet_cifar_anytime")
     assert [step.scales for step in steps] == [3] * 6 + [2] * 6 + [1] * 4
@@ -103,7 +103,7 @@ def test_the_plans_of_other_variants():
 
 
 def test_the_plan_that_keeps_scales_as_long_as_it_can():
-    """Of 7 layers the last needs one scale, the one before two; transitions after layers 2 and 4."""
+    """Checks 7 layers: the last needs one scale, the previous one two; transitions follow layers 2 and 4."""
     steps = steps_of("msdnet_cifar_anytime", num_exits=3, base=3, prune="min")
     assert [step.scales for step in steps] == [3, 3, 3, 3, 3, 2, 1]
     assert [step.transition for step in steps] == [None, 14, None, 13, None, None, None]
@@ -126,7 +126,7 @@ def test_only_coarse_scales_remain():
 
 
 def test_units_never_widen():
-    """Of 4 channels, a factor of 4 would make 8."""
+    """Checks 4 channels: a factor of 4 would expand them to 8."""
     params = drawn.abstract(tiny(bottleneck_factors=(4, 1)))["params"]["block1"]
     assert params["layer0"]["same1"]["conv1"]["kernel"].shape == (1, 1, 4, 4)
     assert params["layer1"]["same1"]["conv1"]["kernel"].shape == (1, 1, 6, 6)
@@ -161,7 +161,7 @@ def test_endpoints_are_what_exits_read_and_give():
 
 
 def by_hand(logits, leave):
-    """Of each example, the exit and the logits there."""
+    """Returns, for each example, the exit and its logits."""
     sure = [np.asarray(confidence(at)) >= threshold for at, threshold in zip(logits, leave, strict=False)]
     left = np.argmax([*sure, np.ones(logits.shape[1], bool)], 0)
     return left, logits[left, np.arange(len(left))]
@@ -190,7 +190,8 @@ def test_examples_leave_where_they_are_sure(count, parts):
         np.testing.assert_array_equal(at["exit3"], found)
 
     check(left, wanted, found, at)
-    for thresholds in ([0.0, 0.0], [2.0, 0.0], [2.0, 2.0]):  # all at one exit: none, or all, of every size
+    # All at one exit: none or all of the images, for every size
+    for thresholds in ([0.0, 0.0], [2.0, 0.0], [2.0, 2.0]):
         check(*by_hand(logits[:, :count], thresholds), *run(variables, IMAGES[:count], jnp.asarray(thresholds)))
 
 

@@ -1,4 +1,4 @@
-"""models/resnet.py: what each field does. tests/models/test_parity.py has the comparison with torchvision."""
+"""Tests of models/resnet.py: the effect of each field. test_parity.py compares with torchvision."""
 
 import flax.linen as nn
 import jax
@@ -39,7 +39,7 @@ TINY = jnp.asarray(drawn.images("tiny", (4, 8, 8, 3)))
 
 
 def test_shortcut_a_subsamples_and_pads_with_zeros():
-    """With branches that are zero, what a stage adds is its shortcut."""
+    """Checks shortcuts alone: with branches that are zero, a stage adds nothing else."""
     model = models.create("resnet8", width=4, zero_gamma=True, stage_sizes=(1, 1))
     found = capture(model, models.initialize(model, jax.random.key(0), TINY.shape), TINY)[1]
     expected = jnp.concatenate([found["stage1"][:, ::2, ::2], jnp.zeros((4, 4, 4, 4))], -1)
@@ -78,17 +78,17 @@ def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
 
 
 def test_preactivation_is_that_of_the_paper():
-    """He 2016b, fig. 1b and appendix: an identity path from the stem's activation to the final normalization."""
+    """Checks He 2016b, fig. 1b and appendix: an identity path from the stem's activation to the final normalization."""
     model = models.create("preresnet20", width=4, zero_gamma=True, shortcut="A", stage_sizes=(2,))
     params = drawn.abstract(model)["params"]
-    assert set(params["stage1"]["block0"]) == {"conv1", "norm2", "conv2"}  # the stem has done its first normalization
+    assert set(params["stage1"]["block0"]) == {"conv1", "norm2", "conv2"}  # the stem contains its first normalization
     assert set(params["stage1"]["block1"]) == {"norm1", "conv1", "norm2", "conv2"}
     assert "final_norm" in params
     found = capture(model, models.initialize(model, jax.random.key(0), TINY.shape), TINY - 1)[1]
     np.testing.assert_array_equal(found["stage1"], found["stem"])
     assert float(found["stem"].min()) == 0  # after the activation
     found = capture(model, drawn.variables(model), TINY)[1]
-    assert float(found["stage1"].min()) < 0  # none after the sum
+    assert float(found["stage1"].min()) < 0  # no activation after the sum
 
 
 @pytest.mark.parametrize("where,strides", [("3x3", [1, 2, 1]), ("1x1", [2, 1, 1])])

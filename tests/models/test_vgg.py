@@ -1,4 +1,4 @@
-"""models/vgg.py: the pattern, and the classifier. test_parity.py has the comparison with torchvision and timm."""
+"""Tests of models/vgg.py: the pattern and the classifier. test_parity.py compares with torchvision and timm."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def endpoints(name, size=None, **fields):
 
 
 def test_the_pattern():
-    """Simonyan & Zisserman 2015, table 1, column D: half the resolution and twice the channels, up to 512."""
+    """Checks Simonyan & Zisserman 2015, table 1, column D: half the resolution and twice the channels, up to 512."""
     found = endpoints("vgg16")
     assert [found[f"stage{i}"] for i in range(1, 6)] == [
         (112, 112, 64),
@@ -41,7 +41,7 @@ def test_the_pattern():
 @pytest.mark.parametrize("depth,layers", [(11, 8), (13, 10), (16, 13), (19, 16)])
 def test_depth_counts_layers_with_kernels(depth, layers):
     found = endpoints(f"vgg{depth}")
-    assert sum("/conv" in name for name in found) == layers == depth - 3  # and three dense ones
+    assert sum("/conv" in name for name in found) == layers == depth - 3  # and three dense layers
 
 
 def test_convolutions_have_biases_beside_any_norm():

@@ -1,4 +1,4 @@
-"""models/vit.py: what the papers say of it. test_parity.py has the comparison with torchvision and timm."""
+"""Tests of models/vit.py against the papers. test_parity.py compares with torchvision and timm."""
 
 import flax.linen as nn
 import jax
@@ -34,7 +34,7 @@ TABLE_1 = {
     "vit_p_1gf": (4.8, 1.1), "vit_p_4gf": (18.5, 3.9), "vit_p_18gf": (86.7, 17.5), "vit_p_36gf": (178.4, 35.9),
     "vit_c_1gf": (4.6, 1.1), "vit_c_4gf": (17.8, 4.0), "vit_c_18gf": (81.6, 17.7), "vit_c_36gf": (167.8, 35.0),
 }  # fmt: skip
-# ViT_P-18GF is ViT-B by the paper's own words, 86.6M in its table 2; torchvision counts 17.56e9 for it, as we do.
+# The paper calls ViT_P-18GF the same as ViT-B, with 86.6M in its table 2; torchvision counts 17.56e9 for it, as we do.
 OFF_BY_A_DIGIT = {"vit_p_18gf": (86.6, 17.6), "vit_p_36gf": (178.4, 36.0)}
 
 
@@ -49,7 +49,7 @@ def test_costs_are_those_of_xiao(name):
 
 @pytest.mark.parametrize("name,mult_adds,params", [("vit_p_4gf", 58e6, 0.3e6), ("vit_c_4gf", 435e6, 1.0e6)])
 def test_costs_of_stems_are_those_of_xiao(name, mult_adds, params):
-    """Table 3; the stem of convolutions has no transformer block in it."""
+    """Compares with table 3; a stem of convolutions replaces one transformer block."""
     model = models.create(name)
     stem = [layer for layer in analyze(model, model.example()).layers if layer.path.startswith("stem")]
     assert sum(layer.mult_adds for layer in stem) == pytest.approx(mult_adds, rel=0.01)
@@ -58,7 +58,7 @@ def test_costs_of_stems_are_those_of_xiao(name, mult_adds, params):
 
 @pytest.mark.parametrize("size", ["1gf", "18gf"])
 def test_stem_of_convolutions_is_that_of_xiao(size):
-    """Section 3: 3x3 convolutions, batch norm and ReLU after each, one 1x1; 14 x 14 places; one block less."""
+    """Checks section 3: 3x3 convolutions, each with batch norm and ReLU, one 1x1; 14 x 14 positions; one block less."""
     model = models.create(f"vit_c_{size}")
     found = {}
 
@@ -150,7 +150,7 @@ def test_positions_are_resized_as_timm_does(i):
 @pytest.mark.parametrize("layout", keep_first(1, ["ablate", "timm"]))
 @pytest.mark.parametrize("positions", ["learned", "sincos2d"])
 def test_weights_serve_images_of_another_size(positions, layout):
-    """With constant positions and images, the network does not see the size."""
+    """Checks that, with constant positions and images, the network does not depend on the size."""
     model, larger = (tiny(positions=positions, pool="mean", image_size=size) for size in (16, 24))
     variables = drawn.variables(model)
     if positions == "learned":
@@ -164,7 +164,7 @@ def test_weights_serve_images_of_another_size(positions, layout):
 
 
 def test_without_positions_patches_are_a_set():
-    """Images whose patches change places differ by positions alone."""
+    """Checks that images with permuted patches differ by positions alone."""
     model = tiny(pool="mean")
     variables = drawn.variables(model)
     shuffled = IMAGES.reshape(2, 4, 4, 16, 3)[:, jnp.array([2, 0, 3, 1])].reshape(2, 16, 16, 3)  # rows of patches
@@ -175,7 +175,7 @@ def test_without_positions_patches_are_a_set():
 
 
 def test_the_class_token_alone_is_classified():
-    """The gradient of the logits by the last block's output is zero at all tokens but the first."""
+    """Checks that the gradient of the logits by the last block's output is zero at all tokens but the first."""
     model = tiny()
     variables = drawn.variables(model)
     zeros = jnp.zeros((2, 17, 8))
@@ -198,7 +198,7 @@ def test_attention_and_its_gradients_are_those_of_jax(biased, masked):
     q, k, v = (jnp.asarray(drawn.images(name, (2, length, 3, 4))) for name, length in (("q", 5), ("k", 6), ("v", 6)))
     bias = jnp.asarray(drawn.images("bias", (1, 3, 5, 6))) if biased else None
     mask = jnp.asarray(drawn.images("mask", (2, 1, 5, 6)) > 0).at[1, 0, 2].set(False) if masked else None
-    assert mask is None or mask.any()  # but for one query, which sees no key and so all of them
+    assert mask is None or mask.any()  # except for one query, which sees no key and therefore all of them
     towards = drawn.images("towards", q.shape)
 
     def of(attention):

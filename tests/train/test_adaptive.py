@@ -1,4 +1,4 @@
-"""python -m train.adaptive and configs/adaptive.py: tiny runs, measured; and each config."""
+"""python -m train.adaptive and configs/adaptive.py: tiny runs with measurements, and each config."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ from train.tasks.multi_exit import exit_costs
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Runs of a few steps: with gates, with exits, and a plain network, on which blockdrop's config starts."""
+    """Returns runs of a few steps: with gates, with exits, and a plain network from which blockdrop's config starts."""
     root = tmp_path_factory.mktemp("adaptive")
     short = {"duration": "6 steps", "steps_per_call": 6, "optimizer__learning_rate": 0.02}
     loop.train(run_config(RUNS["gated"], TEXTS["gated"], **short), root / "gated")
@@ -92,7 +92,7 @@ def test_a_budget_of_every_image(exits):
 
 
 def test_the_network_leaves_where_the_rows_say(exits):
-    """Thresholds as `leave=` of the network, against thresholds on what all exits say."""
+    """Compares thresholds as `leave=` of the network with thresholds on the output of all exits."""
     run, state = exits
     costs = exit_costs(run.task.model, (8, 8, 1))
     row = adaptive.measure(run, state, [0.6 * costs[0] + 0.4 * costs[1]])[-1]

@@ -1,4 +1,4 @@
-"""Checkpoints: the last and the best are kept, damage is noticed, a full disk is said in one line."""
+"""Checkpoints: the last and the best are kept, damage is detected, and a full disk is reported in one line."""
 
 import errno
 import json
@@ -157,11 +157,11 @@ def test_a_disk_that_fills_up_while_writing_is_said(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no disk space for checkpoint 2 .* the checkpoint of step 1 is kept"):
         store.wait()
     store.close()
-    assert os.listdir(tmp_path) == ["1"]  # what was written of it has made room
+    assert os.listdir(tmp_path) == ["1"]  # the partial checkpoint was removed to free space
 
 
 def test_what_a_kill_in_the_middle_of_a_save_leaves_is_no_checkpoint(tmp_path):
-    """A process saves step after step and is killed while one is being written, at many different moments."""
+    """Kills a process that saves step after step in the middle of a save, at many different moments."""
     script = (
         "import sys, numpy as np\n"
         "from train import checkpoint\n"
@@ -182,7 +182,7 @@ def test_what_a_kill_in_the_middle_of_a_save_leaves_is_no_checkpoint(tmp_path):
         )
         for _ in range(saves):
             process.stdout.readline()
-        process.kill()  # the save announced last has begun and has not ended
+        process.kill()  # the save announced last has started and not finished
         process.wait()
         store = checkpoint.Checkpoints(tmp_path / "c", keep=2)
         leaves, about = store.restore_newest(pytest.fail)

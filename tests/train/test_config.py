@@ -1,4 +1,4 @@
-"""Strict configs, durations, and the small language of choices."""
+"""Strict configs, durations, and the mini-language of choices."""
 
 import pytest
 from ml_collections import ConfigDict

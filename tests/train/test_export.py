@@ -1,4 +1,4 @@
-"""Exported networks: the file is small, gives back what the run computes to the bit, and a bad one is one line."""
+"""Exported networks: the file is small and reproduces the run to the bit; a bad file gives a one-line error."""
 
 import collections
 import json
@@ -35,7 +35,7 @@ def train(folder, **changes):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Whole, pruned, then with shared weights."""
+    """Returns three runs: whole, pruned, then with shared weights."""
     root = tmp_path_factory.mktemp("runs")
     train(root / "whole")
     train(root / "pruned", init_from=str(root / "whole"), init_new="", optimizer__prune="magnitude(0.9)")
@@ -50,7 +50,10 @@ def runs(tmp_path_factory):
 
 
 def exported(folder, out):
-    """The run and its network; its compressed file, which equals it to the bit or is refused; what that holds."""
+    """Returns the run, its network, and the content of its compressed file.
+
+    The file equals the network to the bit, or is refused.
+    """
     run, state = restore.load(folder)
     network = export.network(run, state)
     path = out / write.export(run, network, "compressed", out, {})["file"]
@@ -116,7 +119,7 @@ def test_a_network_without_filters_is_exported_as_a_smaller_one(runs, tmp_path):
     assert after["loss"] == pytest.approx(before["loss"], rel=1e-4) and after["accuracy"] == before["accuracy"]
     again = build_run(
         tiny.config(init_from=str(path), init_new="", model__widths=network.fields["widths"])
-    )  # it trains on as the network that it is
+    )  # training goes on with the smaller network
     tiny.assert_same(again.state.variables(), network.variables)
 
 
@@ -146,7 +149,7 @@ def test_runs_of_earlier_versions_are_opened(runs, tmp_path):
     folder = shutil.copytree(runs / "whole", tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
     del config["lookahead"], config["ema_warmup"], config["optimizer"]["multiplied"]
-    config["devices"] = 8  # more than there are here
+    config["devices"] = 8  # more than this machine has
     (folder / "config.json").write_text(json.dumps(config))
     run, state = restore.load(folder)
     tiny.assert_same(state, restore.load(runs / "whole")[1])
@@ -186,7 +189,7 @@ def command(*arguments, module="train.export"):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Two images of the test set, as a user has them."""
+    """Returns files of two test images, in a user's formats."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("files")
@@ -198,7 +201,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def out(runs, tmp_path_factory):
-    """The run "whole" in every format but torch, and their cards."""
+    """Returns the run "whole" in every format except torch, and the cards."""
     folder = tmp_path_factory.mktemp("exported")
     pytest.importorskip("jax2onnx")
     run, state = restore.load(runs / "whole")
@@ -254,7 +257,7 @@ def test_programs_hold_what_was_folded(out, runs, format, tmp_path):
     assert dtype != pixel_dtype
     root = {"onnx": "Sqrt", "stablehlo": "rsqrt"}[format]
     assert folded["Conv"] == bare["Conv"] and folded[root] == 0 and folded["convolution"] == bare["convolution"]
-    assert sum(folded.values()) < sum(bare.values())  # in spite of the pixels and the softmax
+    assert sum(folded.values()) < sum(bare.values())  # even though the export adds preprocessing and softmax
 
 
 @pytest.mark.full
@@ -301,8 +304,10 @@ def test_an_exported_network_is_a_start(out, runs):
 
 @pytest.mark.full
 def test_names_and_shapes_for_pytorch(tmp_path, monkeypatch):
-    """A double stands for PyTorch, which takes torchvision's names, shapes and number of parameters (tests/golden/
-    check_weights.py loads them there); the real one is asked where ABLATE_TORCH_PYTHON names a Python that has it.
+    """Replaces PyTorch by a double that checks torchvision's names, shapes and number of parameters.
+
+    tests/golden/check_weights.py loads the files there. Where ABLATE_TORCH_PYTHON names a Python that has PyTorch, the
+    real one is used.
     """
     train(tmp_path / "run", model__name="resnet18", model__width=64, data__channels=3, duration="1 step")
     run, state = restore.load(tmp_path / "run")

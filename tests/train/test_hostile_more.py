@@ -1,4 +1,4 @@
-"""More files and habits of strangers: odd paths, texts on the terminal, folders that are predicted, full disks."""
+"""More unusual files and habits: odd paths, texts on the terminal, folders to predict, full disks."""
 
 import io
 import json
@@ -115,7 +115,7 @@ def test_glyphs_that_no_font_has_are_no_news(tmp_path):
 
 def test_a_picture_for_which_there_is_no_space_is_named(monkeypatch):
     def full(*arguments, **options):
-        raise OSError(28, "No space left on device")  # as PIL raises it when it closes the file
+        raise OSError(28, "No space left on device")  # PIL raises it when it closes the file
 
     monkeypatch.setattr(Figure, "savefig", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
@@ -142,7 +142,8 @@ def options(where):
 
 
 def test_a_single_class_is_refused(tmp_path):
-    images(tmp_path, *(f"archive/{kind}/{i}.png" for kind in ("cat", "dog") for i in range(5)))  # one folder too many
+    # One folder level too many
+    images(tmp_path, *(f"archive/{kind}/{i}.png" for kind in ("cat", "dog") for i in range(5)))
     train, test = (folder.FolderSource(str(tmp_path), split, options(tmp_path)) for split in ("train", "test"))
     with pytest.raises(UserError, match="there is only one class, 'archive'; two or more are needed"):
         splits.compare(train, test, f"folder:{tmp_path}")
@@ -221,7 +222,7 @@ def test_the_summary_shows_any_folder(tmp_path):
 
 
 def lenet():
-    """A small network and its weights in our own layout."""
+    """Returns a small network and its weights in our own layout."""
     model = models.create("lenet_300_100", num_classes=3)
     return model, weights.to_arrays(model, models.initialize(model, jax.random.key(0), model.example()), "ablate")
 

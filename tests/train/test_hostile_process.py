@@ -30,7 +30,10 @@ run, copied = damage.run, damage.copied  # fixtures
 
 
 def points(folder):
-    """What TensorBoard shows, {(tag, step): [(value, time)]}: by sorted files; a start forgets what comes after it."""
+    """Returns TensorBoard's view, {(tag, step): [(value, time)]}.
+
+    TensorBoard reads files in sorted order, and a start discards the points after it.
+    """
     shown = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for event in events.read(path):
@@ -72,7 +75,7 @@ def lose_the_file(folder):
 
 
 def copy_it(folder):
-    """What a kill between the new file and the removal of the old one leaves."""
+    """Leaves the state of a kill between writing the new file and removing the old one."""
     (path,) = folder.glob(events.PATTERN)
     shutil.copy(path, path.with_name("events.out.tfevents.1500000000.elsewhere"))
 
@@ -86,7 +89,7 @@ def garble(folder):
 
 @pytest.mark.parametrize("accident", [keep_all, lose_the_end, lose_the_file, copy_it, garble])
 def test_tensorboard_has_every_point_once_after_a_kill(run, copied, accident):
-    """Killed behind step 12, of which the checkpoint is not whole: points of steps 9 to 12 are written again."""
+    """Tests a kill after step 12, whose checkpoint is incomplete: points of steps 9 to 12 are written again."""
     assert_each_point_once(copied)
     before = points(copied)
     shutil.rmtree(copied / "checkpoints" / "12")
@@ -102,7 +105,7 @@ def test_tensorboard_has_every_point_once_after_a_kill(run, copied, accident):
 
 
 def test_a_tensorboard_that_watched_sees_no_point_twice(tmp_path):
-    """It has read the old file when the new one appears, and both were there."""
+    """Tests a TensorBoard that has read the old file when the new one appears, while both exist."""
     lines = [{"step": step, "split": "train", "loss": 1 / step} for step in range(1, 9)]
     file = events.EventFile(tmp_path, lines)
     file.close()
@@ -147,13 +150,13 @@ def test_a_second_start_says_who_has_the_folder(run, copied, holder):
         "wait until it ends, or choose another --workdir$",
     ):
         loop.train(run[0], copied)
-    assert damage.content(copied) == before and time.time() - began < 2  # before anything is set up
+    assert damage.content(copied) == before and time.time() - began < 2  # before any setup
     assert checkpoint.read(copied)  # readers need no lock
     for text in ("", "{", "[]", "null", '{"process": 1}'):
         (copied / ".lock.json").write_text(text)
         with pytest.raises(UserError, match="is being trained by another process: wait"):
             loop.train(run[0], copied)
-    holder.kill()  # without a chance to clean up
+    holder.kill()  # no chance to clean up
     holder.wait()
     assert loop.train(run[0], copied)["steps"] == 12
     assert not list(copied.glob(".lock*"))
@@ -166,7 +169,7 @@ def test_the_lock_is_given_back_where_a_run_is_refused(run, copied, changes):
     assert not list(copied.glob(".lock*"))
     lock = Lock(copied)
     lock.acquire()
-    lock.acquire()  # has it already
+    lock.acquire()  # already holds it
     assert json.loads((copied / ".lock.json").read_text())["process"] == os.getpid()
     lock.release()
     lock.release()
@@ -184,7 +187,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
     def refuse(*arguments):
         raise OSError(number, os.strerror(number))
 
-    (tmp_path / ".lock").write_text("")  # of a time at which the folder was elsewhere
+    (tmp_path / ".lock").write_text("")  # left from before the folder was moved
     monkeypatch.setattr(fcntl, "flock", refuse)
     first, second = Lock(tmp_path), Lock(tmp_path)
     first.acquire()
@@ -197,7 +200,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
     first.release()
     second.acquire()
     second.release()
-    # Of a process of this host that was killed
+    # A process of this host that was killed
     process = subprocess.Popen([sys.executable, "-S", "-c", ""])
     process.wait()
     first.acquire()
@@ -272,7 +275,7 @@ def test_a_run_without_trouble_has_no_log(run):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 3 MiB."""
+    """Returns a file system of 3 MiB."""
     path = tmp_path / "disk"
     path.mkdir()
     if subprocess.run(
@@ -322,7 +325,7 @@ def test_signals_at_once_are_one(numbers):
             interruption._since -= 10
             signal.raise_signal(signal.SIGTERM)
             assert came == []
-            signal.raise_signal(signal.SIGINT)  # pressed again later: that is for the command
+            signal.raise_signal(signal.SIGINT)  # pressed again later, which concerns the command
             assert len(came) == 1 and came[0][0] == signal.SIGINT
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,6 +1,6 @@
-"""Workdirs after a kill, a flipped bit or an editor: a checkpoint is restored bit by bit or passed over, in one line.
+"""Workdirs after a kill, a flipped bit or an edit: a checkpoint is restored bit by bit or skipped, in one line.
 
-What other processes, a full disk and ctrl-C do is in tests/train/test_hostile_process.py.
+tests/train/test_hostile_process.py covers other processes, full disks and ctrl-C.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ run, copied = damage.run, damage.copied  # fixtures
 
 @pytest.mark.parametrize("part", range(4))
 def test_any_damage_gives_a_checkpoint_bit_by_bit_or_one_line(run, tmp_path, capfd, part):
-    """300 accidents; 1 to 3 in each."""
+    """Tests 300 rounds of 1 to 3 accidents each."""
     held, rng = run[2], random.Random(part)
     with details.kept(tmp_path / "details.log"):
         for number in range(75):
@@ -35,7 +35,7 @@ def test_any_damage_gives_a_checkpoint_bit_by_bit_or_one_line(run, tmp_path, cap
             shutil.copytree(run[1] / "checkpoints", folder)
             kinds = [damage.accident(folder, rng)]
             for _ in range(rng.choice([0, 0, 1, 2])):
-                # What is damaged may not take a further accident
+                # a further accident may be impossible after the damage
                 with contextlib.suppress(OSError, ValueError, IndexError, RecursionError):
                     kinds.append(damage.accident(folder, rng))
             store, said = checkpoint.Checkpoints(folder, headline="accuracy"), []
@@ -56,7 +56,7 @@ def test_any_damage_gives_a_checkpoint_bit_by_bit_or_one_line(run, tmp_path, cap
 
 
 def test_any_damage_to_checkpoints_of_earlier_versions(run, tmp_path, capfd):
-    """What they say beside the arrays has no checksum; the arrays, their step and the process are safe."""
+    """Tests checkpoints whose metadata has no checksum; the arrays, their step and the process stay safe."""
     held, rng = run[2], random.Random(5)
     damage.write_as_earlier_versions(tmp_path / "earlier", held)
     capfd.readouterr()
@@ -77,7 +77,7 @@ def test_checkpoints_of_earlier_versions_are_read_and_run_out(run, copied):
     _, _, held = run
     shutil.rmtree(copied / "checkpoints")
     damage.write_as_earlier_versions(copied / "checkpoints", {step: held[step] for step in damage.STEPS[:2]})
-    (copied / "checkpoints" / "4" / "metrics" / "metrics").write_text('{"accuracy": 0.9, "lo')  # an old one's, too
+    (copied / "checkpoints" / "4" / "metrics" / "metrics").write_text('{"accuracy": 0.9, "lo')  # also in an old one
     store = checkpoint.Checkpoints(copied / "checkpoints", headline="accuracy")
     leaves, about = store.restore_newest(pytest.fail)
     assert damage.same(leaves, held[8][0]) and about["recorder"] == held[8][1]["recorder"] and store.best() == 8
@@ -99,7 +99,7 @@ EDITS = [
 def test_nothing_that_is_said_about_a_checkpoint_can_be_edited(copied, key, value, rename):
     path = copied / "checkpoints" / "12" / "about" / "metadata"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    if rename:  # an editor who does it thoroughly
+    if rename:  # a thorough edit renames the folder as well
         path.parents[1].rename(copied / "checkpoints" / "80")
     said = []
     store = checkpoint.Checkpoints(copied / "checkpoints", headline="accuracy")
@@ -118,7 +118,7 @@ def test_a_checkpoint_cannot_pass_as_one_of_an_earlier_version(copied, key):
 
 
 def test_an_untrained_network_is_not_finished(run, copied):
-    """`step` of the newest edited to the last step: the run goes on from the one before, to the same bits."""
+    """Edits `step` of the newest checkpoint to the last step: the run resumes from the one before, to the same bits."""
     config, _, held = run
     shutil.rmtree(copied / "checkpoints" / "12")
     (copied / "checkpoints" / "8").rename(copied / "checkpoints" / "12")
@@ -140,7 +140,7 @@ def test_a_reader_passes_over_the_damaged_newest_and_says_so(run, copied, capfd)
     assert out == "" and err.count("\n") == 1
     assert err.startswith(f"warning: {copied}: checkpoint 12 is damaged (the checksum of state/")
     assert err.endswith("differs); using the one of step 8\n")
-    assert damage.content(copied) == before  # it only reads
+    assert damage.content(copied) == before  # reading changes nothing
 
 
 @pytest.mark.parametrize("part", ["state", "about"])
@@ -160,7 +160,7 @@ def test_all_are_damaged(run, copied, capfd):
     with pytest.raises(UserError, match="run: checkpoint 12 is damaged: .*; so is every one before it"):
         checkpoint.read(copied)
     store = checkpoint.Checkpoints(copied / "checkpoints")
-    for _ in range(2):  # nothing is moved: the second start says the same, and does not start afresh
+    for _ in range(2):  # nothing is moved: the second start gives the same error and does not start afresh
         with pytest.raises(UserError, match=r"every checkpoint in .* is damaged .*12.*; choose another --workdir"):
             store.restore_newest(pytest.fail)
     store.close()
@@ -204,7 +204,7 @@ def test_a_kill_in_the_middle_of_a_removal_leaves_no_half(tmp_path, monkeypatch)
     tree = {"x": np.arange(5.0)}
     store.save(1, tree, {}, {})
     store.wait()
-    monkeypatch.setattr(checkpoint, "remove", lambda path: None)  # the process ends here
+    monkeypatch.setattr(checkpoint, "remove", lambda path: None)  # stands for a process that ends here
     store.save(2, tree, {}, {})
     store.close()
     assert sorted(os.listdir(tmp_path / "c")) == [".old-1.tmp", "2"]

@@ -1,4 +1,4 @@
-"""Several classes an image: the task's numbers, average precision, and a run from end to end."""
+"""Several classes per image: the task's numbers, average precision, and a whole run."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def batch(logits, labels, mask=None):
 
 
 def test_loss_by_hand():
-    """The mean over an image's counted classes, then over images; what is not counted may be anything."""
+    """Checks the mean over an image's counted classes, then over images; labels that are not counted have no effect."""
     logits = [[2.0, -1.0, 0.5], [1.0, jnp.inf, -3.0], [0.0, 0.0, 0.0]]
     labels, mask = [[1, 0, 0], [0, -1, 1], [1, 1, 1]], [1, 1, 0]
 
@@ -54,7 +54,7 @@ def test_loss_by_hand():
     found = evaluate.ratios(task().evaluate(PLAIN, {}, batch(logits, labels, mask)))
     assert found["loss"] == pytest.approx((first + second) / 2, rel=1e-5)
     loss, (metrics, _, _) = task().loss({"shift": 0.0}, {}, {}, batch(logits, labels, mask), jax.random.key(0), 0)
-    # By the share's size, not by its weight, so that the mean of all devices' losses is that of all images.
+    # By the share's size, not by its weight, so that the mean over devices is the mean over all images.
     assert float(loss) == pytest.approx((first + second) / 3, rel=1e-5) and metrics["loss"][1] == 2
     smooth = task(0.2).loss({"shift": 0.0}, {}, {}, batch(logits[:1], labels[:1]), jax.random.key(0), 0)[0]
     by_hand = np.mean([cross_entropy(2.0, 0.9), cross_entropy(-1.0, 0.1), cross_entropy(0.5, 0.1)])
@@ -75,9 +75,9 @@ def test_no_gradient_from_what_is_not_counted():
         ([2.0, 1.0, 0.0], [1, 0, 0], 1),
         ([2.0, 1.0, 0.0], [0, 1, 1], 0),
         ([2.0, 1.0, 0.0], [1, 1, 1], 1),
-        ([2.0, 1.0, 0.0], [-1, 1, 0], 1),  # the highest of the counted ones
+        ([2.0, 1.0, 0.0], [-1, 1, 0], 1),  # the highest among the counted classes
         ([1.0, 1.0, 0.0], [1, 0, 0], 0),
-        ([1.0, 1.0, 0.0], [1, 1, 0], 1),  # a tie counts where both are right
+        ([1.0, 1.0, 0.0], [1, 1, 0], 1),  # a tie counts if both are correct
         ([2.0, 1.0, 0.0], [-1, 0, 0], 0),
         ([2.0, 1.0, 0.0], [-1, -1, -1], 0),
         ([np.nan, 1.0, 0.0], [1, 0, 0], 0),
@@ -93,7 +93,7 @@ def test_hit(logits, label, hit):
 
 @pytest.mark.parametrize("levels", [3, 20, 10**6])
 def test_average_precision_is_sklearns(levels):
-    """Many ties, few, none."""
+    """Compares with scikit-learn for many ties, few ties, and none."""
     rng = np.random.default_rng(levels)
     for count in (1, 2, 7, 200):
         scores, labels = rng.integers(0, levels, count) / 7, (rng.random(count) < 0.3).astype(int)
@@ -102,7 +102,7 @@ def test_average_precision_is_sklearns(levels):
         assert average_precision.average_precision(scores, labels) == pytest.approx(wanted)
         order = rng.permutation(count)
         for formula in (average_precision.average_precision, average_precision.average_precision_11):
-            assert formula(scores[order], labels[order]) == formula(scores, labels)  # ties: the order decides nothing
+            assert formula(scores[order], labels[order]) == formula(scores, labels)  # ties: their order does not matter
 
 
 def test_eleven_points_by_hand():
@@ -110,13 +110,13 @@ def test_eleven_points_by_hand():
         return average_precision.average_precision_11(np.arange(len(ranked), 0, -1.0), np.array(ranked))
 
     assert points([1, 1, 0]) == 1
-    # Recall 1/2 at precision 1, recall 1 at 2/3: r = 0 to 0.5 have 1, the other five 2/3.
+    # Recall 1/2 at precision 1, recall 1 at 2/3: r = 0 to 0.5 give 1, the other five 2/3.
     assert points([1, 0, 1]) == pytest.approx((6 + 5 * 2 / 3) / 11)
-    # Precisions 1/2, 2/3, 3/5 at recalls 1/3, 2/3, 1; the highest further on counts: up to r = 0.6 it is 2/3.
+    # Precisions 1/2, 2/3, 3/5 at recalls 1/3, 2/3, 1; the highest at higher recall counts: up to r = 0.6 it is 2/3.
     assert points([0, 1, 1, 0, 1]) == pytest.approx((7 * 2 / 3 + 4 * 3 / 5) / 11)
-    # Ten positives, so that recalls are the eleven points themselves: 1 up to 0.3, which floats can miss.
+    # Ten positives, so that recalls are the eleven points themselves: 1 up to 0.3, which rounding can miss.
     ranked = [1, 1, 1, 0, 0, 0] + [1] * 7
-    after = 10 / 13  # precisions rise to the end: 4/7 … 10/13
+    after = 10 / 13  # precisions rise towards the end: 4/7 … 10/13
     assert points(ranked) == pytest.approx((4 + 7 * after) / 11)
     tied = average_precision.average_precision_11(np.zeros(4), np.array([1, 0, 0, 0]))
     assert tied == pytest.approx(1 / 4)
@@ -142,7 +142,7 @@ def test_what_is_not_counted_is_as_if_it_were_not_there():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """voc/2007 as TFDS writes it, of images whose channels tell which of three classes are there."""
+    """Writes voc/2007 in TFDS's form, with images whose channels tell which of three classes are present."""
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
 
     def example(i):
@@ -195,7 +195,7 @@ def test_a_run_and_its_continuation(tmp_path, data, pipeline):
     assert lines[-1]["mean_average_precision"] == result["mean_average_precision"]
     assert [line["step"] for line in lines if line["split"] == "test"] == [6, 12]
     losses = [line["loss"] for line in lines if line["split"] == "train"]
-    assert losses[-1] < losses[0] < 1.5  # it starts at log 2 and learns that most classes are never there
+    assert losses[-1] < losses[0] < 1.5  # it starts at log 2 and learns that most classes are absent
     assert (tmp_path / "whole" / "curves.png").exists() and not (tmp_path / "whole" / "mistakes.png").exists()
 
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
@@ -206,7 +206,7 @@ def test_a_run_and_its_continuation(tmp_path, data, pipeline):
 
 
 def test_average_precision_of_a_run_is_that_of_its_scores(data):
-    """However the test set is cut into batches; on several devices, too."""
+    """Checks all batch sizes of the test set, and several devices."""
     run = build_run(config(data, devices=4, accumulate=2))
     state = run.parallel.place(run.state)
     results = run.evaluate(state, last=True)

@@ -1,4 +1,4 @@
-"""Starting from networks that were trained before, and learning rates that differ by part of the network."""
+"""Starting from pretrained networks, and learning rates that differ between parts of the network."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from train.setup import pretrained
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A run on five of the ten digits, with averaged weights."""
+    """Returns a run on five of the ten digits, with averaged weights."""
     folder = tmp_path_factory.mktemp("source") / "run"
     loop.train(five(duration="4 steps", ema_decay=0.5), folder)
     return folder

@@ -49,7 +49,7 @@ def test_the_gradient_is_that_of_the_class(folders, images):
     by_top, by_index = trained.gradient(images), trained.gradient(images, top)
     np.testing.assert_allclose(by_top, by_index, rtol=1e-5)
     np.testing.assert_allclose(trained.gradient(images, "3"), trained.gradient(images, 3), rtol=1e-5)
-    # By a difference along the gradient
+    # Compares with a finite difference along the gradient
     inputs, step = trained.preprocess(images), 1e-3
 
     def score(x):

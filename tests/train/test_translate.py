@@ -1,4 +1,4 @@
-"""Translation by the one loop: loss and metrics, overfitting, hooks, exact resuming, and attention's weights."""
+"""Translation by the common loop: loss and metrics, overfitting, hooks, exact resuming, and attention weights."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def overfitting(folder):
 
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
-    """A run that learns its 12 pairs by heart."""
+    """Returns a run that memorizes its 12 pairs."""
     workdir = tmp_path_factory.mktemp("run") / "run"
     return workdir, loop.train(overfitting(folder), workdir)
 
@@ -81,7 +81,7 @@ def test_translations_are_written_beside_source_and_reference(finished):
 
 @pytest.mark.full
 def test_going_on_is_exact(finished, folder, tmp_path):
-    """From step 120 to 160, and from the last checkpoint to the summary: the same bits, the same BLEU."""
+    """Resumes from step 120 and from the last checkpoint: the same bits and the same BLEU as without interruption."""
     workdir, summary = finished
     for lost in (("checkpoints/160", "summary.json"), ("summary.json", "translations.txt")):
         broken = tmp_path / lost[0].replace("/", "-")
@@ -93,18 +93,18 @@ def test_going_on_is_exact(finished, folder, tmp_path):
             name: summary[name] for name in ("bleu", "loss", "accuracy")
         }
         tiny.assert_same(final(workdir)[0], final(broken)[0])
-        assert told(workdir) == told(broken)  # each step once, every number but the speed
+        assert told(workdir) == told(broken)  # each step once, with every number except the speed
         assert (broken / "translations.txt").read_text() == (workdir / "translations.txt").read_text()
 
 
 def told(workdir):
-    """The lines of metrics.jsonl but for the speed."""
+    """Returns the lines of metrics.jsonl without the speed."""
     lines = workdir_lib.read_metrics(workdir / "metrics.jsonl")
     return [{name: value for name, value in line.items() if name != "sentences_per_second"} for line in lines]
 
 
 def parameters(**changes):
-    """After 3 steps without dropout, and by an optimizer that does not magnify gradients of nothing but rounding."""
+    """Returns parameters after 3 steps without dropout, by an optimizer that does not magnify rounding errors."""
     run = build_run(
         config(
             "grammar",
@@ -124,7 +124,7 @@ def parameters(**changes):
 
 @pytest.mark.full
 def test_devices_and_parts_weigh_every_token_alike():
-    """Shares of a batch have different numbers of tokens; the gradient is that of the whole batch all the same."""
+    """Checks shares of a batch with different numbers of tokens: the gradient is that of the whole batch."""
     one, expected = parameters()
     other, metrics = parameters(devices=2, parallel="shard_map", accumulate=4)
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
@@ -191,7 +191,7 @@ def test_translations_are_found_by_beam_search():
     greedy = jax.eval_shape(made.predict, variables, batch())
     assert (greedy.shape, greedy.dtype) == ((3, 12), jnp.int32)
     found = made.translate(variables, SOURCE, beams=3)
-    assert found.shape == (3, 12)  # the source's length and 50 more, but what the model takes
+    assert found.shape == (3, 12)  # 50 more than the length of the source, but at most the model's maximum
     np.testing.assert_array_equal(found, beam_search(made.model, variables, SOURCE, length=12, beams=3)[0][:, 0])
 
 
@@ -221,7 +221,10 @@ def test_tasks_and_hooks_are_for_their_data():
     ),
 )
 def test_attention_weights_are_those_that_the_model_uses(name, fields, inputs):
-    """Applied to the values they give what each attention gives; the model's own output is as without reading."""
+    """Checks that, applied to the values, the weights reproduce each attention's output.
+
+    Reading them does not change the model's own output.
+    """
     model = models.create(name, **fields)
     variables = drawn.variables(model)
     read = jax.jit(lambda variables, *inputs: attention_weights(model, variables, *inputs))

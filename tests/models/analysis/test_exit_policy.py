@@ -1,6 +1,4 @@
-"""models/analysis/exit_policy.py: shares, thresholds and leaving, against the loops of the authors' way written
-anew.
-"""
+"""Tests of models/analysis/exit_policy.py: shares, thresholds and exits, against the authors' loops rewritten here."""
 
 import math
 import re
@@ -15,7 +13,7 @@ COSTS = (10e6, 14e6, 30e6, 31e6, 60e6)
 
 
 def drawn(count=997, exits=5, seed=0):
-    """Confidences in (0.2, 1), no two alike."""
+    """Returns distinct confidences in (0.2, 1)."""
     return np.random.default_rng(seed).uniform(0.2, 1, (count, exits)).astype(np.float32)
 
 
@@ -53,8 +51,9 @@ def test_below_the_cheapest_exit_both_numbers_are_named(function, allowed):
 
 
 def find_thresholds(confidences, shares):
-    """Huang 2018's public code (dynamic_eval_find_threshold), in plain loops: from the most confident on, images that
-    are still there are counted until as many as wanted have been seen.
+    """Finds thresholds as in Huang 2018's public code (dynamic_eval_find_threshold), in plain loops.
+
+    Counts the images that are still there, from the most confident on, until the desired number is reached.
     """
     count, exits = confidences.shape
     gone, found = [False] * count, [exit_policy.NEVER] * (exits - 1)
@@ -70,7 +69,7 @@ def find_thresholds(confidences, shares):
 
 
 def leave_at(confidences, limits):
-    """dynamic_eval_with_threshold: the first exit that is sure enough."""
+    """Returns dynamic_eval_with_threshold's choice: the first exit that is confident enough."""
     return [next((k for k, limit in enumerate(limits) if row[k] >= limit), len(limits)) for row in confidences]
 
 
@@ -98,7 +97,7 @@ def test_none_leaves_where_none_is_to():
 
 
 def test_of_equals_all_leave():
-    """Confidences that saturate at 1 are no rarity."""
+    """Checks equal confidences: saturation at 1 is common."""
     confidences = np.full((10, 3), 0.5)
     confidences[:6, 0] = 1.0
     limits = exit_policy.thresholds(confidences, [0.2, 0.2, 0.6])

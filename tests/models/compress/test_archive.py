@@ -1,4 +1,4 @@
-"""The file of a compressed network: bit for bit what went in, and no mutation does more than say so."""
+"""Compressed networks as files: content is restored bit for bit, and mutated files at most raise a stated error."""
 
 import json
 import struct
@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 
 
 def network():
-    """Arrays of every encoding."""
+    """Returns arrays for every encoding."""
     pruned = RNG.normal(size=(30, 40)).astype(np.float32)
     pruned[RNG.random(pruned.shape) < 0.9] = 0
     rare = np.zeros((50, 50), np.float32)
@@ -80,7 +80,7 @@ def test_the_width_of_jumps_that_is_taken_is_the_best():
 
 
 def mutated(data):
-    """Cut, a bit flipped, bytes changed, or a part doubled; with a checksum that fits, every second time."""
+    """Returns a mutant: cut, with a flipped bit, changed bytes, or a doubled part; half have a valid checksum."""
     data = bytearray(data)
     kind = RNG.integers(4)
     if kind == 0:
@@ -135,7 +135,7 @@ def test_hostile_headers(change, message):
 
 
 def with_header(data, made):
-    """The file with other bytes for its header, and a checksum that fits."""
+    """Returns the file with other bytes as its header, and a valid checksum."""
     length = struct.unpack_from("<I", data, 10)[0]
     hostile = data[:10] + struct.pack("<I", len(made)) + made + data[14 + length : -4]
     return hostile + struct.pack("<I", zlib.crc32(hostile))
@@ -148,7 +148,7 @@ def test_a_header_that_inflates_without_end_is_refused():
 
 
 def test_a_small_file_cannot_ask_for_a_large_array():
-    """An entry of a few bits stands for 256 places at most."""
+    """Checks that an entry of a few bits stands for at most 256 positions."""
     data = packed.pack({}, {"w": np.zeros((300, 300), np.float32)})
     length = struct.unpack_from("<I", data, 10)[0]
     header = json.loads(zlib.decompress(data[14 : 14 + length]))
@@ -182,7 +182,7 @@ def test_changed_headers_take_no_more_memory_than_the_file_justifies(count):
             try:
                 hostile = with_header(data, zlib.compress(json.dumps(changed).encode(), 1))
                 shapes = {name: one.shape for name, one in packed.contents(hostile).items()}
-                packed.unpack(hostile, shapes)  # of a network that has just these arrays
+                packed.unpack(hostile, shapes)  # for a network with exactly these arrays
             except Damaged:
                 pass
         assert tracemalloc.get_traced_memory()[1] < 20e6

@@ -1,4 +1,4 @@
-"""Codebooks against scikit-learn's k-means, Huffman codes against the entropy and hostile bits."""
+"""Codebooks against scikit-learn's k-means; Huffman codes against the entropy and hostile bits."""
 
 import heapq
 
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("init", codebook.INITS)
 @pytest.mark.parametrize("count", [2, 16, 32])
 def test_kmeans_is_scikit_learns_from_the_same_start(init, count):
-    values = RNG.uniform(-1, 1, 3000).astype(np.float32)  # no centroid is left without values: theirs would move it
+    values = RNG.uniform(-1, 1, 3000).astype(np.float32)  # no centroid loses all its values: scikit-learn would move it
     start = np.sort(codebook.initial(values, count, init))
     theirs = KMeans(count, init=start[:, None], n_init=1, max_iter=1000, tol=0, algorithm="lloyd")
     theirs.fit(values[:, None].astype(np.float64))
@@ -44,7 +44,7 @@ def test_shared_weights_are_few_the_nearest_and_keep_zeros(bits):
     distance = np.abs(weights[weights != 0][:, None] - shared.codebook)
     np.testing.assert_allclose(np.abs(found - weights)[weights != 0], distance.min(1), atol=1e-7)
     again = codebook.share(found, bits)
-    np.testing.assert_array_equal(again.weights(), found)  # what is shared already stays as it is
+    np.testing.assert_array_equal(again.weights(), found)  # values that are already shared do not change
 
 
 def test_more_bits_less_error():
@@ -110,7 +110,7 @@ def test_codes_are_prefix_free_and_within_a_bit_of_the_entropy(kind):
 
 
 def test_lengths_are_optimal():
-    """The total is the sum of the inner nodes of Huffman's tree."""
+    """Compares the total length with the sum of the inner nodes of Huffman's tree."""
     for _ in range(20):
         counts = RNG.integers(1, 100, RNG.integers(2, 40))
         heap, total = counts.tolist(), 0
@@ -132,7 +132,7 @@ def test_nothing_is_nothing():
 
 
 def test_hostile_bits_and_lengths_are_said_to_be():
-    """10,000 mutations: the same number of symbols, or Damaged; nothing else."""
+    """Checks that 10,000 mutations give either the same number of symbols or Damaged."""
     p = distribution("normal", 16)
     symbols = RNG.choice(16, 60, p=p / p.sum())
     lengths = huffman.lengths(np.bincount(symbols, minlength=16))

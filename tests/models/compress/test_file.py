@@ -1,4 +1,4 @@
-"""Compressed files of networks that are damaged or hostile are refused in one line."""
+"""Damaged or hostile files of compressed networks are refused in one line."""
 
 import json
 import struct
@@ -21,7 +21,7 @@ def small():
 
 
 def changed(data, change):
-    """The file with another header, and a checksum that fits."""
+    """Returns the file with a changed header and a valid checksum."""
     length = struct.unpack_from("<I", data, 10)[0]
     header = json.loads(zlib.decompress(data[14 : 14 + length]))
     change(header["about"])

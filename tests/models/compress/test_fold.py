@@ -1,4 +1,4 @@
-"""Batch normalization folded into the layer before it: the same logits, and only where that is right."""
+"""Batch normalization folded into the preceding layer: the same logits, and only where folding is correct."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from models.compress.fold import fold
 from tests.golden import drawn
 from tests.networks import SMALL
 
-# Normalizations, and how many of them a convolution or dense layer precedes alone.
+# The number of normalizations, and how many of them follow a convolution or dense layer that has no other consumer.
 COUNTS = {
     "basic": (5, 5), "bottleneck": (9, 9), "preact": (5, 3), "bit": (0, 0), "gated": (11, 11), "dense": (8, 3),
     "dense_imagenet": (5, 1), "multi_scale": (23, 23), "inverted": (10, 10), "separable": (7, 7),
@@ -36,7 +36,7 @@ def test_logits_are_those_of_the_whole_network(kind):
     expected = np.asarray(jax.jit(model.apply)(variables, images))
     logits = np.asarray(jax.jit(apply)(folded, images))
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
-    for pair in found:  # what the normalization was told is not looked at any more
+    for pair in found:  # the arguments of the normalization are no longer read
         tree = folded["batch_stats"]
         for key in pair.norm:
             tree = tree[key]

@@ -1,4 +1,4 @@
-"""Filters removed: the smaller network computes what the masked one does, whatever the family."""
+"""Removal of filters: in every family, the smaller network computes the same as the masked one."""
 
 import json
 import re
@@ -23,7 +23,7 @@ IMAGES = jnp.asarray(drawn.images("shrink", (2, 32, 32, 3)))
 TEN = {"num_classes": 10}
 LENET = ("lenet5", {"convs": (4, 6), "hidden": (12,), "image_size": 32})
 VGG_CIFAR = ("vgg11_cifar", {"stage_sizes": (1, 2), "width": 8})
-# Small networks, and whose filters go.
+# Small networks, and the kernels whose filters are removed.
 CASES = {
     "lenet": (*LENET, "conv1|conv2|hidden1"),
     "lenet_batch": (LENET[0], {**LENET[1], "norm": "batch"}, "conv1|conv2|hidden1"),
@@ -64,7 +64,7 @@ def kernels_of(variables, what):
 
 
 def some_masks(variables, kernels, seed=0):
-    """Random filters, at least one of each kernel, and not all."""
+    """Returns random masks that keep at least one filter of each kernel, and not all."""
     rng, masks = np.random.default_rng(seed), {}
     for kernel in kernels:
         features = flat(variables)[f"params/{kernel}"].shape[-1]
@@ -74,7 +74,7 @@ def some_masks(variables, kernels, seed=0):
 
 
 def zeroed(variables, couplings, masks, own=lambda coupling: coupling.own):
-    """The variables with the filters' slices of arrays 0."""
+    """Returns the variables with zeros in every slice that belongs to a removed filter."""
     leaves = {name: np.array(leaf) for name, leaf in flat(variables).items()}
     for kernel, mask in masks.items():
         for coupling in couplings[kernel]:
@@ -85,7 +85,7 @@ def zeroed(variables, couplings, masks, own=lambda coupling: coupling.own):
 
 
 def logits(model, *several):
-    """Of the images, under each of several variables."""
+    """Returns the logits of IMAGES under each of several variables."""
     run = jit_once(model.apply)
     return [np.asarray(run(variables, IMAGES)) for variables in several]
 
@@ -115,7 +115,7 @@ def test_the_smaller_network_computes_what_the_masked_one_does(case):
     couplings = shrink.coupled(model, IMAGES.shape, kernels)
     masked, whole = logits(model, zeroed(variables, couplings, masks), variables)
     assert_near(*logits(smaller, fewer), masked)
-    assert np.abs(masked - whole).max() > 1e-3 * np.abs(masked).max()  # something went
+    assert np.abs(masked - whole).max() > 1e-3 * np.abs(masked).max()  # the masks have an effect
     shapes = jax.tree.map(np.shape, jax.eval_shape(smaller.init, jax.random.key(0), IMAGES))
     assert jax.tree.map(np.shape, fewer) == shapes
     before, after = (analyze(net, (1, *IMAGES.shape[1:])) for net in (model, smaller))
@@ -160,13 +160,16 @@ def test_parameters_by_hand():
     vgg, variables = network(*VGG_CIFAR)
     masks = {"stage1/conv1/kernel": np.arange(8) != 3, "stage2/conv2/kernel": np.arange(16) < 5}
     smaller, fewer = shrink.shrink(vgg, variables, masks, IMAGES.shape)
-    a, b, c = 7, 16, 5  # convolutions have biases there; scale and bias of each normalization
+    a, b, c = 7, 16, 5  # convolutions have biases here; scale and bias of each normalization
     assert size(fewer) == 9 * (3 * a + a * b + b * c) + 3 * (a + b + c) + 10 * (c + 1)
     assert smaller.widths == (("stage1/conv1", 7), ("stage2/conv2", 5))
 
 
 def test_what_stays_is_what_was():
-    """By hand: of LeNet's second convolution the first and the third map, at each place of the flattened map."""
+    """Removes all but the first and third map of LeNet's second convolution, and compares with slices taken by hand.
+
+    The hidden layer loses the other maps at each position of the flattened map.
+    """
     model, variables = network(*LENET)
     mask = np.array([1, 0, 1, 0, 0, 0], bool)
     _, fewer = shrink.shrink(model, variables, {"conv2/kernel": mask}, IMAGES.shape)
@@ -179,7 +182,7 @@ def test_what_stays_is_what_was():
 
 
 def test_a_zero_kernel_alone_is_not_gone():
-    """Behind a batch normalization it gives a constant: this is why vectors are own."""
+    """Checks that a zero kernel before a batch normalization still gives a constant; its vectors count as well."""
     model, variables = network(*VGG_CIFAR)
     masks = some_masks(variables, ["stage1/conv1/kernel"])
     couplings = shrink.coupled(model, IMAGES.shape, masks)
@@ -256,7 +259,7 @@ def test_filters_that_cannot_be_removed(net, kernel, message):
 @pytest.mark.parametrize(
     ("net", "kernel"),
     [
-        (RESNET, "stem_conv"),  # its shortcut pads what is missing with zeros, at the end
+        (RESNET, "stem_conv"),  # its shortcut pads missing channels with zeros, at the end
         (
             ("vgg11", {"stage_sizes": (1, 1), "width": 4, "classifier": (), "dropout": 0.0, "norm": "layer", **TEN}),
             "stage1/conv1",
@@ -274,7 +277,10 @@ def test_what_shapes_do_not_show_is_found_by_logits(net, kernel):
 
 
 def test_a_branch_that_starts_at_zero_hides_nothing():
-    """Gated by a scale of 0, the branch gives 0 whatever is removed: the trial is with other parameters."""
+    """Checks that filters are tried with drawn parameters.
+
+    With its initial scale of 0, the branch would give 0 whichever filter is removed.
+    """
     model, variables = network("convnext_tiny", {**CASES["convnext"][1], "norm": "layer"})
     stage = variables["params"]["stage1"]["block0"]
     stage["layer_scale"] = 0 * stage["layer_scale"]
@@ -329,7 +335,7 @@ def test_widths_are_a_config_value():
 
 
 class Bare(nn.Module):
-    """A user's dense layer, which knows nothing of widths."""
+    """A user's dense layer, which does not know the field `widths`."""
 
     features: int
     kernel_init: object = None

@@ -1,4 +1,4 @@
-"""Positions as jumps: they come back, fillers are where a jump is too short, and widths bound the jumps."""
+"""Positions encoded as jumps: decoding restores them, fillers bridge long gaps, and bit widths bound the jumps."""
 
 import numpy as np
 import pytest
@@ -20,11 +20,11 @@ def test_positions_come_back(bits, share):
     assert np.isin(kept, found).all()
     filler = ~np.isin(found, kept)
     assert (jumps[filler] == 2**bits).all()
-    assert size - 1 - (found[-1] if len(found) else -1) < 2**bits  # what follows the last is bounded, too
+    assert size - 1 - (found[-1] if len(found) else -1) < 2**bits  # the gap after the last position is bounded, too
 
 
 def test_the_papers_example():
-    """Fig. 2: entries at 1, 4 and 15 with jumps of 3 bits: 15 is 11 on from 4, so a filler comes at 12."""
+    """Reproduces fig. 2: entries at 1, 4 and 15 with 3-bit jumps; 15 is 11 after 4, so a filler comes at 12."""
     jumps = sparse.jumps(np.array([1, 4, 15]), 3, 16)
     assert jumps.tolist() == [2, 3, 8, 3]
     assert sparse.positions(jumps, 16).tolist() == [1, 4, 12, 15]

@@ -1,4 +1,4 @@
-"""models/explain/faithful.py against plain loops."""
+"""Tests of models/explain/faithful.py, against plain loops."""
 
 import flax.linen as nn
 import jax
@@ -27,7 +27,7 @@ def probability(model, variables, image, target):
 
 
 def test_deletion_and_insertion_equal_a_loop_over_pixels(network):
-    maps = np.random.default_rng(0).integers(0, 40, (3, 16, 16))  # with ties: the first place goes first
+    maps = np.random.default_rng(0).integers(0, 40, (3, 16, 16))  # with ties: the first position comes first
     target, steps = np.array([1, 7, 2]), 4
     deleted = faithful.deletion(*network, IMAGES, maps, target, steps=steps, color=(0.5, -1.0, 2.0))
     inserted = faithful.insertion(*network, IMAGES, maps, target, steps=steps)
@@ -62,7 +62,7 @@ def test_the_class_is_that_of_the_whole_image_unless_it_is_named(network):
 
 
 def test_blur_is_a_gaussian():
-    images = drawn.images("blur", (2, 224, 32, 2))  # of the size for which the paper names its blur
+    images = drawn.images("blur", (2, 224, 32, 2))  # the size for which the paper states its blur
     found = np.asarray(faithful.blurred(jnp.asarray(images)))
     for n, c in np.ndindex(2, 2):
         want = ndimage.gaussian_filter(images[n, ..., c], 5.0, radius=5, mode="nearest")
@@ -146,7 +146,7 @@ def test_layers_are_drawn_anew_from_the_logits_down(kind, first):
         assert f"params/{layer}/kernel" in replaced and seen <= replaced
         seen = replaced
         order.append(layer)
-    assert seen == set(before)  # all of it, statistics included
+    assert seen == set(before)  # all variables, statistics included
     assert order[0] == "head" and order[-1] == first
 
 

@@ -1,4 +1,4 @@
-"""models/explain: gradients, class activation maps and attention rollout, beside captum, pytorch-grad-cam and NumPy."""
+"""Tests of models/explain: gradients, class activation maps and rollout, beside captum, pytorch-grad-cam and NumPy."""
 
 import functools
 import json
@@ -37,7 +37,7 @@ METHODS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation():
-    """Every test here compiles more than it computes."""
+    """Compiles with few optimizations: these tests spend more time on compilation than on computation."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -45,7 +45,7 @@ def quick_compilation():
 
 @functools.cache
 def network(kind, **fields):
-    """A small network, its variables, and two images."""
+    """Returns a small network, its variables, and two images."""
     name, own = SMALL[kind]
     model = models.create(name, **{**own, **fields})
     variables = drawn.variables(model)
@@ -73,7 +73,7 @@ def test_equals_captums_and_pytorch_grad_cams(key):
         found = found - found.min((1, 2), keepdims=True)
         found /= found.max((1, 2), keepdims=True)
     theirs = GOLDEN[key].astype(np.float32)
-    # Grad-CAM++: it adds 1e-6 to g^2 (2 + S g), which is about 1e-4 in the transformer.
+    # Grad-CAM++ adds 1e-6 to g^2 (2 + S g), which is about 1e-4 in the transformer.
     atol = 0.03 if method == "grad_cam_plus_plus" else 1e-3
     np.testing.assert_allclose(found / GOLDEN[f"{key}|largest"], theirs, atol=atol)
     assert np.corrcoef(found.ravel(), theirs.ravel())[0, 1] > (0.999 if atol == 0.03 else 0.99999)
@@ -82,7 +82,7 @@ def test_equals_captums_and_pytorch_grad_cams(key):
 # -- every network -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full  # tests/models/test_any_network.py has each method with each family
+@pytest.mark.full  # tests/models/test_any_network.py tries each method with each family
 @pytest.mark.parametrize(
     "kind,fields",
     [
@@ -106,10 +106,11 @@ def test_every_method_on_every_network(kind, fields):
         expected = (2, height, width) if name.startswith("grad_cam") else images.shape
         assert found.values.shape == expected and found.values.dtype == jnp.float32
         assert jnp.isfinite(found.values).all() and found.target.tolist() == [3, 3] and found.logits.shape == (2, 10)
-        assert found.values.any() or name == "grad_cam_plus_plus", name  # of no negative weights: maps may be
+        # Without negative weights, its maps may be zero
+        assert found.values.any() or name == "grad_cam_plus_plus", name
 
 
-@pytest.mark.parametrize("kind", keep(("inverted",), SMALL))  # test_any_network.py has Grad-CAM of every family
+@pytest.mark.parametrize("kind", keep(("inverted",), SMALL))  # test_any_network.py tries Grad-CAM on every family
 def test_grad_cam_and_its_guided_gradient_on_every_network(kind):
     model, variables, images = network(kind)
     found = gradient.guided_grad_cam(model, variables, images)
@@ -204,7 +205,7 @@ def test_smooth_grad_is_the_mean_gradient_at_noisy_images():
 
 @pytest.mark.parametrize("name", keep_first(2, METHODS))
 def test_images_do_not_depend_on_their_batch(name):
-    """Each has its own class, that of the most probable among them."""
+    """Checks that each image has its own class, the most probable one of each."""
     model, variables, images = network("lenet")
     options = {"samples": 2} if name == "smooth_grad" else {}
     options |= {"steps": 2} if name == "integrated_gradients" else {}

@@ -1,4 +1,4 @@
-"""models/explain/occlusion.py: against a loop over the positions, and captum's Occlusion (golden/make_occlusion.py)."""
+"""Tests of models/explain/occlusion.py, against a loop over positions and captum (golden/make_occlusion.py)."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_positions_cover_every_pixel():
         2,
         [
             ("basic", 7, 4, "stage1", (0.5, -1.0, 2.0)),  # 30 windows: batches of 6
-            ("basic", 4, [9, -1], "stem", 0.3),  # of 4, the last of 2
+            ("basic", 4, [9, -1], "stem", 0.3),  # batches of 4, the last one of 2
             ("basic", 64, None, None, 0.0),
             ("vit", 64, [0, 1], "block0", 0.3),  # tokens
         ],
@@ -75,7 +75,7 @@ def test_is_a_loop_over_the_positions(kind, batch, target, endpoint, color):
 
 
 def test_captum():
-    """Captum gives each pixel the mean of what is lost over the squares that cover it."""
+    """Compares with captum, which gives each pixel the mean drop of the squares that cover it."""
     golden = np.load(FOLDER / "occlusion.npz")
     about = json.loads(str(golden["occluded"]))
     model = models.create("vgg11", **about["fields"])

@@ -1,4 +1,4 @@
-"""models/explain/patches.py: against NumPy over the whole data set, and plain gradients."""
+"""Tests of models/explain/patches.py, against NumPy over the whole data set and plain gradients."""
 
 import functools
 
@@ -17,7 +17,7 @@ from tests.golden import drawn
 from tests.networks import SMALL
 from tests.tiers import keep_first
 
-# The last one's maps are rounded, so that there are ties between images and within them.
+# The last one's maps are rounded, so that ties occur between images and within them.
 KINDS = {"basic": "stage2", "vit": "block0", "inverted": "stage1", "convnext": "stage1", "ties": "stage1"}
 SET = drawn.images("data set", (23, 32, 32, 3))
 SET[11], SET[17] = SET[5], SET[2]  # the same image twice
@@ -33,14 +33,17 @@ def network(kind):
 
 @functools.cache
 def maps(kind):
-    """Of the whole set, float32 [N, h, w, C]."""
+    """Returns the maps of the whole set, float32 [N, h, w, C]."""
     model, variables = network(kind)
     x = np.asarray(jax.jit(lambda x: capture(model, variables, x)[1][KINDS[kind]])(SET))
     return x if x.ndim == 4 else x[:, 1:].reshape(len(x), 4, 4, -1)  # after the class token
 
 
 def batches(size, order=None):
-    """Of `size`, the last one padded with images that would win, and with one row in the middle that is none."""
+    """Yields batches of `size`.
+
+    The last one is padded with images that would win, and has a masked row in the middle.
+    """
     order = np.arange(len(SET)) if order is None else order
     order = np.concatenate([order[:3], [-1], order[3:]])
     order = np.concatenate([order, np.full(-len(order) % size, -1)])
@@ -50,7 +53,7 @@ def batches(size, order=None):
 
 
 def in_numpy(kind, channels, k):
-    """values, index, row, column by a stable sort of all."""
+    """Returns values, index, row and column by a stable sort of all activations."""
     x = maps(kind)
     flat = x.reshape(len(x), -1, x.shape[-1])[..., channels]
     place, values = flat.argmax(1), flat.max(1)  # [N, C]
@@ -85,10 +88,10 @@ def test_order_of_the_batches_does_not_matter():
 def test_fewer_images_than_asked_for():
     def few():
         yield SET[:4], np.arange(4), np.asarray([1, 0, 1, 1])
-        yield np.full((4, 32, 32, 3), np.nan, np.float32), np.arange(4, 8), np.ones(4)  # NaN does not count
+        yield np.full((4, 32, 32, 3), np.nan, np.float32), np.arange(4, 8), np.ones(4)  # NaN is ignored
 
     found = patches.top_patches(*network("basic"), few(), k=30)
-    assert found.values.shape == (16, 30)  # the last map's first 16 channels, 30 whatever the number of images
+    assert found.values.shape == (16, 30)  # the first 16 channels of the last map; 30, more than there are images
     assert np.isneginf(found.values[:, 3:]).all() and (np.asarray(found.index)[:, 3:] == -1).all()
     assert all(sorted(row) == [0, 2, 3] for row in np.asarray(found.index)[:, :3].tolist())
 
@@ -109,7 +112,7 @@ def test_fewer_images_than_asked_for():
 def test_projections_are_gradients_of_one_unit(kind, rule):
     model, variables = network(kind)
     _, rows, columns, channels = np.transpose(
-        [  # the strongest of each: others may be dead
+        [  # the strongest of each: other channels may be dead
             (n, *np.unravel_index(maps(kind)[n].argmax(), maps(kind).shape[1:])) for n in (0, 1)
         ]
     )
@@ -152,7 +155,8 @@ def test_crop():
     found = patches.crop(images, boxes)
     for patch, image, (top, left, bottom, right) in zip(found, padded, boxes, strict=True):
         np.testing.assert_array_equal(patch, image[top + 9 : bottom + 9, left + 9 : right + 9])
-    assert patches.crop(images[:1], [(-2, -2, 8, 7)], (7, 8, 9))[0, 0, 0].tolist() == [7, 8, 9]  # more than the image
+    # Extends beyond the image
+    assert patches.crop(images[:1], [(-2, -2, 8, 7)], (7, 8, 9))[0, 0, 0].tolist() == [7, 8, 9]
     beyond = patches.crop(np.zeros((1, 2, 2, 1), np.uint8), [(0, 0, 3, 3)])
     assert beyond.ravel().tolist() == [0, 0, 128, 0, 0, 128, 128, 128, 128]
     with pytest.raises(UserError, match="each of the 4 images needs a box, all of one size"):

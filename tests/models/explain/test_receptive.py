@@ -1,4 +1,4 @@
-"""models/explain/receptive.py: fields against where NaN spreads, published lists and convolutions of boxes."""
+"""Tests of models/explain/receptive.py: fields against changed pixels, published lists and convolutions of boxes."""
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ from tests.golden import drawn
 from tests.networks import SMALL
 
 BOTTLENECK = {**SMALL["bottleneck"][1], "groups": 1}
-# Networks without statistics over places, whose units grow with every pixel that they see where weights are positive.
+# Networks without spatial statistics. With positive weights, their units grow with every pixel that they see.
 NETWORKS = {
     **{
         kind: (*SMALL[kind], 32)
@@ -38,7 +38,7 @@ NETWORKS = {
 
 
 def positive(path, shape):
-    """Weights above zero, of which the averages neither grow nor shrink."""
+    """Returns positive weights whose averages neither grow nor shrink."""
     drawn_here = 0.5 + np.abs(drawn.weight(path, shape))
     kind = path.rsplit("/", 1)[-1]
     return (
@@ -59,7 +59,7 @@ FULL = ("dense_imagenet", "ladder_start", "ladder_inverted", "multi_scale", "vit
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.full] * (kind in FULL)) for kind in NETWORKS])
 def test_units_see_the_pixels_of_their_box(kind):
-    """A bright row (or column) changes exactly those units whose box has it, at the border as well."""
+    """Checks that a bright row (or column) changes exactly the units whose box contains it, also at the border."""
     name, changed, size = NETWORKS[kind]
     model = models.create(name, **changed)
     channels, lines = model.example()[0].shape[-1], np.eye(size, dtype=bool)
@@ -85,17 +85,17 @@ def test_units_see_the_pixels_of_their_box(kind):
             np.testing.assert_array_equal(seen, want, err_msg=endpoint)
 
 
-# Araujo 2019's table: receptive field, stride and padding before the first pixel of TF-Slim's networks; the place
-# here is the same where padding is. Slim pads strided layers "SAME", which for even images is one pixel less before
-# the first than after the last; here it is k // 2 on both sides.
+# Araujo 2019's table: receptive field, stride and padding before the first pixel of TF-Slim's networks. Positions here
+# agree where the padding does. Slim pads strided layers "SAME": on even images, one pixel less before the first than
+# after the last. Here the padding is k // 2 on both sides.
 @pytest.mark.parametrize(
     "name,changed,size,endpoint,published,less",
     [
         ("alexnet_original", {}, 227, "pool5", (195, 32, 64), 0),
         ("vgg16", {}, 224, "stage5", (212, 32, 90), 0),
-        ("resnet50", {"stride_in": "1x1"}, 224, "stage4", (483, 32, 239), 2),  # of its max-pooling, at stride 2
+        ("resnet50", {"stride_in": "1x1"}, 224, "stage4", (483, 32, 239), 2),  # its max-pooling, at stride 2
         pytest.param("resnet101", {"stride_in": "1x1"}, 224, "stage4", (1027, 32, 511), 2, marks=pytest.mark.full),
-        ("mobilenet_v1", {}, 224, "stage5", (315, 32, 126), 1 + 2 + 4 + 8 + 16),  # of five 3x3 of stride 2
+        ("mobilenet_v1", {}, 224, "stage5", (315, 32, 126), 1 + 2 + 4 + 8 + 16),  # five 3x3 convolutions of stride 2
     ],
 )
 def test_published(name, changed, size, endpoint, published, less):
@@ -116,7 +116,7 @@ def test_endpoints_and_layers():
 
 
 class Boxes(nn.Module):
-    """Convolutions by ones: what is seen is a box convolved with itself."""
+    """Convolutions with kernels of ones, whose effective field is a box convolved with itself."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -141,7 +141,7 @@ def test_effective_is_the_box_convolved():
 
 
 def test_effective_is_the_mean_gradient():
-    """Each image's gradient by itself, of one channel and of all, inside of the theoretical box; tokens as well."""
+    """Compares with each image's gradient, for one channel and for all, inside the theoretical box; tokens as well."""
     model = models.create(SMALL["basic"][0], **SMALL["basic"][1])
     variables, images = drawn.variables(model), drawn.images("effective", (3, 16, 16, 3))
     for channel in (None, 2):

@@ -1,4 +1,4 @@
-"""models/kernels/native.py: where the library lies, when it is made, and that nothing breaks without a compiler."""
+"""Tests of models/kernels/native.py: where the library lies, when it is built, and fallbacks without a compiler."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""models.kernels.runtime: what it sets, what it leaves alone, and the switch; each in a process of its own."""
+"""Tests of models.kernels.runtime: what it sets, what it leaves alone, and the switch; each in a separate process."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def _run(code: str, **env: str) -> str:
     return done.stdout.strip()
 
 
-# loaded by path: models/__init__ imports JAX, and this is about the module alone
+# Loaded by path: models/__init__ imports JAX, and these tests concern the module alone.
 LOAD = """
 import importlib.util, os, sys
 spec = importlib.util.spec_from_file_location("runtime", "models/kernels/runtime.py")
@@ -121,7 +121,7 @@ def test_programs_are_kept_for_the_next_process_of_the_same_kind_of_processor(tm
     )
     assert first == second and Path(first).parent == tmp_path / "ablate" and any(Path(first).glob("*-cache"))
     assert none == again == "0" and int(hits) > 0
-    for time in Path(first).glob("*-atime"):  # as if that process had been killed while it wrote
+    for time in Path(first).glob("*-atime"):  # as if that process had been killed while writing
         time.unlink()
     assert _run(PROGRAM, **env).split() == [first, "0"] and _run(PROGRAM, **env).split() == [first, hits]
     assert other != first

@@ -1,4 +1,4 @@
-"""models/layers/endpoint.py: activations and their gradients, from outside."""
+"""Tests of models/layers/endpoint.py: reading and differentiating activations from outside."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def test_gradient_by_an_activation_under_jit(network):
 
     gradients, found = gradient(variables, IMAGES)
     assert list(found) == ["stage3"]
-    weight = variables["params"]["head"]["kernel"][:, 1]  # after stage3: the mean over space, then the head
+    weight = variables["params"]["head"]["kernel"][:, 1]  # after stage3: the spatial mean, then the head
     np.testing.assert_allclose(gradients["pre_logits"], np.broadcast_to(weight, (2, 16)), rtol=1e-5)
     np.testing.assert_allclose(gradients["stage3"], np.broadcast_to(weight / 16, (2, 4, 4, 16)), rtol=1e-5)
 

@@ -66,7 +66,7 @@ def test_what_is_no_fault_of_the_file_goes_through():
         raise UserError("mine")
 
 
-# .npz, of weights and of data sets
+# .npz files of weights and of data sets
 
 PLAIN = archive({"a.npy": npy()})
 NPZ = {
@@ -115,13 +115,13 @@ def test_hostile_npz_files(tmp_path, name):
 
 @pytest.mark.parametrize("name", sorted(set(NPZ) - {"complex numbers"}))
 def test_hostile_npz_files_as_data_sets(tmp_path, name):
-    """The same files, under the names that a data set has."""
+    """Tests the same files under the names that a data set has."""
     data = NPZ[name]
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             members = [(info.filename, file.read(info)) for info in file.infolist()]
     except Exception:
-        pass  # an archive that Python does not read either stays as it is
+        pass  # an archive that Python cannot read either is left as it is
     else:
         members = [("train_image.npy" if key == "a.npy" else key, value) for key, value in members]
         method = {"bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}.get(name, zipfile.ZIP_STORED)
@@ -130,7 +130,7 @@ def test_hostile_npz_files_as_data_sets(tmp_path, name):
 
 
 def test_a_zip_bomb_is_not_read(tmp_path, monkeypatch):
-    """What a file may hold is stated: FREE bytes, or RATIO times its own."""
+    """Checks the stated limit of a file's content: FREE bytes, or RATIO times the file's own size."""
     size = 3 << 20
     data = archive({"a.npy": npy(f"({size // 4},)", data=bytes(size))}, zipfile.ZIP_DEFLATED)
     (tmp_path / "w.npz").write_bytes(data)
@@ -315,7 +315,7 @@ BASES = {
 
 @pytest.mark.parametrize("name", BASES)
 def test_mutants_of_weights(tmp_path, name):
-    """Each is one line, or arrays; with memory for a few times its length."""
+    """Checks that each mutant gives one line or arrays, with memory for a few times its length."""
     path, outcomes = tmp_path / name, set()
     for what, data in mutants(BASES[name], 3, 60):
         path.write_bytes(data)

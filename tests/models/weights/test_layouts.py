@@ -1,4 +1,4 @@
-"""models/weights: every family's layouts there and back, files good and bad, and the command line."""
+"""Tests of models/weights: round trips of every family's layouts, valid and invalid files, and the command line."""
 
 import importlib.util
 import io
@@ -21,7 +21,7 @@ from tests.golden import drawn
 from tests.networks import SMALL
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
-# Networks with norms or heads that the layouts know, where those of SMALL have others.
+# Networks with norms or heads that the layouts support, where those in SMALL have others.
 LAID_OUT = {
     **SMALL,
     "imagenet": ("resnet18", {"stage_sizes": (1, 1), "width": 8, "num_classes": 10}),
@@ -46,7 +46,7 @@ def tiny(**fields):
 
 @pytest.fixture(scope="module")
 def theirs():
-    """Weights of `tiny()` as torchvision names them."""
+    """Returns weights of `tiny()` under torchvision's names."""
     return to_arrays(tiny(), drawn.variables(tiny()), "torchvision")
 
 
@@ -56,7 +56,7 @@ def test_every_library_is_there():
 
 @pytest.mark.parametrize("kind,layout", CASES)
 def test_there_and_back(kind, layout):
-    """Bitwise, for other names one to one, and nothing is left over."""
+    """Checks a bitwise round trip with one-to-one names and nothing left over."""
     name, fields = LAID_OUT[kind]
     model = models.create(name, **fields)
     variables = drawn.variables(model)
@@ -93,7 +93,7 @@ def test_mismatch_suggests_what_is_probable(theirs):
         from_arrays(tiny(), {**theirs, "conv1.weight": np.zeros((4, 3, 5, 5))}, "torchvision")
     with pytest.raises(Mismatch, match="their names are those of the layout 'torchvision'"):
         from_arrays(tiny(), theirs, "ablate")
-    with pytest.raises(Mismatch) as error:  # missing and of another shape: nothing to suggest
+    with pytest.raises(Mismatch) as error:  # missing, and with a different shape: nothing to suggest
         from_arrays(tiny(num_classes=5), {k: v for k, v in theirs.items() if k != "fc.bias"}, "torchvision")
     assert "--new" not in error.value.summary and "layout" not in error.value.summary
 
@@ -275,7 +275,7 @@ def test_save_and_load(tmp_path):
 
 
 def test_import_and_export(tmp_path, theirs, capsys):
-    """In by one command and out by the other: the same arrays; the same command gives the same bytes."""
+    """Checks that importing and exporting restores the arrays; the same command gives the same bytes."""
     write(tmp_path / "in.npz", theirs)
     ours, again, out = (str(tmp_path / name) for name in ("ours.safetensors", "again.safetensors", "out.safetensors"))
     command = ["import", str(tmp_path / "in.npz"), "--from", "torchvision", *TINY_FLAGS]
@@ -291,7 +291,7 @@ def test_import_and_export(tmp_path, theirs, capsys):
     jax.tree.map(np.testing.assert_array_equal, weights.load(ours, tiny()), drawn.variables(tiny()))
 
     capsys.readouterr()
-    assert main(["weights", "export", ours, "--to", "timm", "--out", out]) == 0  # the network is in the file
+    assert main(["weights", "export", ours, "--to", "timm", "--out", out]) == 0  # the file contains the network
     assert capsys.readouterr().out == (
         f"resnet18: {arrays} arrays, {count:,} parameters, from {ours}, to {out} (timm)\n"
     )

@@ -126,7 +126,7 @@ def test_prefixes_that_are_not_everywhere_stay(theirs):
         from_arrays(tiny(), some, "torchvision")
     with pytest.raises(Mismatch, match="arrays of these torchvision weights"):
         from_arrays(tiny(), {f"mine.{name}": array for name, array in theirs.items()}, "torchvision")
-    known = {"model.a": A, "model.b": B}  # a network whose own names begin so
+    known = {"model.a": A, "model.b": B}  # a network whose own names begin with "model."
     assert unwrap.without_prefixes(known, unwrap.ATTRIBUTES, {"model.a", "model.c"}) == known
 
 
@@ -210,5 +210,5 @@ def test_channels_that_are_given_are_kept(theirs):
         from_arrays(tiny(), gray, "torchvision", drawn=drawn.variables(tiny()))
     drawn_anew = flatten(from_arrays(tiny(), gray, "torchvision", new=["stem_conv"]))
     assert drawn_anew["stem_conv/kernel"].shape == (7, 7, 3, 4)
-    with pytest.raises(Mismatch, match=r"2 arrays .*do not fit"):  # of three channels and more that does not fit
+    with pytest.raises(Mismatch, match=r"2 arrays .*do not fit"):  # three channels, and more arrays that do not fit
         from_arrays(tiny(), {**gray, "fc.weight": np.zeros((9, 8)), "fc.bias": np.zeros(9)}, "torchvision")

@@ -20,7 +20,7 @@ from train.data.source import Options, Unreadable
 
 
 def fill(root, *names, start=0):
-    """Writes small images, 256 different ones, at these places; returns the folder."""
+    """Writes small, distinct images (up to 256) at these paths; returns the folder."""
     for number, name in enumerate(names, start):
         path = os.path.join(os.fsencode(root), name if isinstance(name, bytes) else os.fsencode(name))
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -84,7 +84,7 @@ ENDS = [
 
 @pytest.mark.parametrize("ending", ENDS)
 def test_endings_of_pictures(ending, tmp_path):
-    fill(tmp_path, f"a/1{ending}", f"a/2{ending}")  # what is in a file, and not its ending, says how it is read
+    fill(tmp_path, f"a/1{ending}", f"a/2{ending}")  # the content of a file, not its ending, decides how it is read
     assert opened(tmp_path).example(0)["image"].shape == (8, 8, 3)
 
 
@@ -97,7 +97,7 @@ def test_endings_of_other_things(ending, tmp_path):
 
 
 def test_links_are_followed_and_end(tmp_path):
-    """To a folder of images, to a file, to itself, to the class, to all classes, and to all of the disk."""
+    """Tests links to a folder of images, a file, the link itself, the class, all classes, and the whole disk."""
     elsewhere = fill(tmp_path / "elsewhere", *[f"deep/{n}.png" for n in range(4)], "one.png")
     root = fill(tmp_path / "set", *class_of("cat", 2), *class_of("dog", 2), "dog/inside/9.png")
     (root / "cat" / "more").symlink_to(elsewhere / "deep")
@@ -198,7 +198,7 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_any_kind_work_to_the_end(name, tmp_path):
-    """In a run: decoded in worker processes' way, shown, and written as JSON."""
+    """Trains a run whose data is decoded as worker processes do, shown, and written as JSON."""
     raw = os.fsencode(NAMES[name])
     fill(tmp_path, *[raw + b"/" + raw[:100] + b"%d.png" % n for n in range(5)], *class_of("zebra"))
     source = pickle.loads(pickle.dumps(opened(tmp_path)))
@@ -224,7 +224,7 @@ def test_class_names_match_in_any_unicode_normalization(tmp_path):
     train, test = opened(tmp_path), opened(tmp_path, "test")
     assert train.classes == test.classes == ("caf\u00e9", "dog") and sorted(set(test.labels)) == [0, 1]
     other = fill(tmp_path / "mac", *class_of("train/cafe\u0301"), *class_of("train/dog"), *class_of("test/dog"))
-    assert opened(other).identity() == train.identity()  # a copy by macOS
+    assert opened(other).identity() == train.identity()  # a copy made by macOS
     fill(other, "train/caf\u00e9/more.png")
     assert opened(other).classes == train.classes and len(opened(other)) == 11
 
@@ -254,4 +254,4 @@ def test_a_fifth_is_held_out_exactly(counts, held, tmp_path):
     assert not set(train.storage.files) & set(test.files) and len(train) + len(test) == sum(counts)
     assert np.bincount(train.labels, minlength=len(counts)).min() >= 1
     again = opened(fill(tmp_path / "copy", *train.storage.files, *test.files), "test")
-    assert again.files == test.files  # names alone decide
+    assert again.files == test.files  # only names decide

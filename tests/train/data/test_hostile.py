@@ -1,4 +1,4 @@
-"""Data of strangers: folders, names, splits beside each other, and what a run takes for the same data."""
+"""Unusual data: folders, names, splits beside each other, and data that a run accepts as the same."""
 
 import io
 import json
@@ -133,7 +133,7 @@ def test_folders_are_known_by_names_sizes_and_a_sample(tmp_path):
         assert opened(tmp_path / "copy").identity() != first
     victim.write_bytes(whole)
     os.utime(victim, (0, 0))
-    assert opened(tmp_path / "copy").identity() == first  # times are of no account
+    assert opened(tmp_path / "copy").identity() == first  # modification times do not matter
     (tmp_path / "copy" / "cat").rename(tmp_path / "copy" / "zebra")
     assert opened(tmp_path / "copy").identity() != first
 
@@ -213,7 +213,7 @@ def test_what_is_made_of_a_source_is_known_by_it_and_by_how():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A finished run on arrays, what it was trained on, and how to write others into their file."""
+    """Returns a finished run on arrays, its data, and a function that writes other arrays into the file."""
     folder = tmp_path_factory.mktemp("trained")
     rng = np.random.default_rng(0)
     first = {
@@ -257,7 +257,7 @@ def test_processes_with_other_pixels_or_labels_are_refused(trained, monkeypatch)
     multihost.check_same("set of data", identities[0])
 
 
-# What a run says
+# Messages of a run
 
 
 def test_a_streamed_run_says_what_it_skipped_and_found(tmp_path):

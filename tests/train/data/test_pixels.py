@@ -1,4 +1,4 @@
-"""Pictures of strangers: in every encoding their pixels mean what the file says, and photographs are upright."""
+"""Unusual pictures: in every encoding, pixels mean what the file says, and photographs are upright."""
 
 import dataclasses
 import io
@@ -27,12 +27,12 @@ SHAPE = (HEIGHT, WIDTH, 3)
 
 
 def rgb(pixels):
-    """Gray pixels with their level in each channel."""
+    """Returns gray pixels with their level in each channel."""
     return pixels if pixels.ndim == 3 else pixels[..., None].repeat(3, -1)
 
 
 def off(found, expected):
-    """The largest difference of two pictures, in levels."""
+    """Returns the largest difference of two pictures, in levels."""
     assert found.dtype == np.uint8 and found.shape == expected.shape
     return np.abs(found.astype(int) - expected.astype(int)).max()
 
@@ -64,7 +64,7 @@ def test_every_encoding_of_a_picture_gives_its_pixels(name, tmp_path):
 
 
 def test_a_folder_of_all_encodings_is_read_alike(tmp_path):
-    """Files with a class each: predict, explain and probe read them through the same Decoder."""
+    """Checks files with a class each: predict, explain and probe read them through the same Decoder."""
     for number, (name, (file, _, _)) in enumerate(ENCODINGS.items()):
         folder = tmp_path / "train" / f"{number:02d}"
         folder.mkdir(parents=True)
@@ -82,7 +82,7 @@ def test_a_folder_of_all_encodings_is_read_alike(tmp_path):
 
 
 def test_one_place_decodes():
-    """All that looks at a user's pictures opens them in decode.py."""
+    """Checks that all code that reads a user's pictures opens them in decode.py."""
     places = [
         *(ROOT / "train").rglob("*.py"),
         ROOT / "experiments" / "explain.py",
@@ -154,7 +154,7 @@ def test_what_has_no_meaning_is_refused_in_one_line(name, tmp_path):
 
 @pytest.mark.parametrize("pixels", [90_000_000, 200_000_000])
 def test_a_file_that_claims_too_many_pixels_is_refused_before_they_are_decoded(pixels):
-    """PIL warns of the first, which would pass, and raises for the second."""
+    """Checks two sizes: PIL warns about the first, which would pass, and raises for the second."""
     side = int(pixels**0.5)
     file = io.BytesIO()
     Image.new("1", (side, side)).save(file, "PNG")
@@ -195,7 +195,7 @@ UNTURN = {
 
 
 def taken(picture, turned, kind="JPEG", **options):
-    """A photograph of the picture by a camera that was held so."""
+    """Returns a photograph of the picture by a camera held in that orientation."""
     image = Image.fromarray(picture)
     if UNTURN[turned]:
         image = image.transpose(Image.Transpose[UNTURN[turned]])
@@ -222,7 +222,7 @@ def test_a_photograph_is_upright(turned, kind, options):
 @pytest.mark.parametrize("crop", ["resize", "random_resized", "whole"])
 @pytest.mark.parametrize("turned", UNTURN)
 def test_the_crop_of_an_upright_photograph(crop, turned):
-    """The same part as of the picture itself, at a scale at which a JPEG is decoded in eighths."""
+    """Checks for the same part as in the picture itself, at a scale at which a JPEG is decoded in eighths."""
     y, x = np.mgrid[:720, :960]
     smooth = np.stack([128 + 120 * np.sin(x / 90), 128 + 120 * np.cos(y / 110), (x + y) / 7], -1).astype(np.uint8)
     decoder = Decoder(crop, 24, 3)
@@ -263,7 +263,7 @@ def test_exif_is_an_option(tmp_path):
 
 
 def test_what_was_made_before_exif_was_applied_ignores_it(tmp_path):
-    """The runs of earlier versions: exported networks of these have no checksums, and are refused."""
+    """Checks runs of earlier versions; their exported networks have no checksums and are refused."""
     run = tmp_path / "run"
     loop.train(tiny.config(duration="2 steps"), run)
     config = json.loads((run / "config.json").read_text())

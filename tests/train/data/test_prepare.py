@@ -1,4 +1,4 @@
-"""The command that prepares a TFDS set: what it says without TensorFlow, and where TFDS fails."""
+"""The command that prepares a TFDS set: messages without TensorFlow, and failures of TFDS."""
 
 import importlib.util
 import subprocess

@@ -1,4 +1,4 @@
-"""Parts of a split and cues: which examples they are, their labels, what is painted."""
+"""Parts of a split and cues: their examples, labels, and painted pixels."""
 
 import pickle
 
@@ -15,13 +15,13 @@ from train.run import build_run
 
 
 def source(count=60, classes=6, channels=3):
-    """Image i is of colour i, its class i % classes."""
+    """Returns a source in which image i has color i and class i % classes."""
     images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 8, 8, channels))
     return ArraySource(np.ascontiguousarray(images), np.arange(count) % classes, [f"c{i}" for i in range(classes)])
 
 
 def content(part):
-    """(colour of the upper left pixel, label) of every example."""
+    """Returns (color of the upper left pixel, label) of every example."""
     found = part.arrays()
     return list(zip(found["image"][:, 0, 0, 0].tolist(), found["label"].tolist(), strict=True))
 
@@ -69,7 +69,7 @@ def test_paint_marks_images_of_its_classes_alone_and_no_label():
     np.testing.assert_array_equal(found["image"][:, :-2], plain["image"][:, :-2])
     np.testing.assert_array_equal(found["image"][:, :, :-2], plain["image"][:, :, :-2])
     np.testing.assert_array_equal(found["label"], plain["label"])
-    assert plain["image"].max() < 60  # the source itself is as it was
+    assert plain["image"].max() < 60  # the source itself is unchanged
     half = (select(source(6000), "paint(p=0.5)").painted > 0).mean()
     assert 0.47 < half < 0.53
     gray = select(source(channels=1), "paint()").arrays()["image"]
@@ -79,7 +79,7 @@ def test_paint_marks_images_of_its_classes_alone_and_no_label():
 def test_parts_of_parts_names_and_copies():
     part = select(source(), "classes('0-2')|per_class(3)|paint(0)")
     assert len(part) == 9 and part.painted.tolist().count(0.25) == 3
-    within = select(part, "classes(0, 1)")  # a part of a part is painted as that is
+    within = select(part, "classes(0, 1)")  # a part of a part keeps its paint
     np.testing.assert_array_equal(within.arrays()["image"], part.arrays()["image"][within.index])
     copy = pickle.loads(pickle.dumps(part))
     assert content(copy) == content(part) and copy.name(0) == f"arrays {part.index[0]}"
@@ -137,7 +137,7 @@ def test_the_whole_image_is_squeezed_and_training_crops_keep_its_shape():
     assert whole.random_crop
     tested = whole.example(0)["image"]
     assert tested.shape == (20, 20, 3)
-    assert tested[0, 0, 0] < 4 and tested[0, -1, 0] > 75 and tested[-1, 0, 1] > 37  # corner to corner
+    assert tested[0, 0, 0] < 4 and tested[0, -1, 0] > 75 and tested[-1, 0, 1] > 37  # from corner to corner
     for seed in range(5):
         crop = whole.example(0, np.random.default_rng(seed))["image"].astype(int)
         assert crop[0, -1, 0] - crop[0, 0, 0] == pytest.approx(0.8 * 80 * 19 / 20, abs=2)

@@ -39,7 +39,7 @@ def test_mirrored_alternates_and_depends_on_seed_and_position_alone():
 
 
 def test_order_is_recorded():
-    # A change here changes what every published seed trained on.
+    # A change here changes the training order of every published seed.
     np.testing.assert_array_equal(Order(8, seed=42).indices(0, 16), [7, 0, 4, 2, 1, 3, 5, 6, 5, 1, 4, 7, 3, 0, 2, 6])
 
 

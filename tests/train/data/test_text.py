@@ -1,6 +1,4 @@
-"""train/data/sources/text.py, grammar.py, train/data/text_feed.py: reading, vocabulary, batches of one length,
-every pair once.
-"""
+"""Tests of the sources text and grammar and of the text feed: reading, vocabulary, batches of one length, coverage."""
 
 import gzip
 from collections import Counter
@@ -116,7 +114,7 @@ def test_vocabulary_is_determined_by_the_text_and_kept(tmp_path, monkeypatch):
 
 
 def test_any_text_comes_back(corpus):
-    """Words, letters and scripts that were never seen; what looks like a special token; spaces within."""
+    """Tests unseen words, letters and scripts, text that looks like a special token, and inner spaces."""
     for line in ("Ein großer  Hund.", "the dog's “</s>” <pad>", "日本 🐕", ""):
         ids = corpus.tokenizer.encode(line).ids
         assert not {0, 1, 2} & set(ids) and corpus.decode([[1, *ids, 2, 0, 0]]) == [line]
@@ -143,14 +141,14 @@ def test_longer_training_pairs_are_left_out_and_counted():
 def test_batches_are_a_function_of_seed_and_step():
     lengths = np.random.default_rng(0).integers(3, 30, 1000)
     batches, again = text.Batches(lengths, 16, 5), text.Batches(lengths, 16, 5)
-    for t in (200, 3, 77, 3, 61):  # in any order, and from anywhere
+    for t in (200, 3, 77, 3, 61):  # in any order, from any step
         np.testing.assert_array_equal(batches[t], again[t])
     assert not np.array_equal(batches[3], text.Batches(lengths, 16, 6)[3])
-    pools = -(-1000 // 16) // 2  # of 62 batches each: 31 pools of 992 are 31 epochs less a few
+    pools = -(-1000 // 16) // 2  # 62 batches each: 31 pools of 992 are a little less than 31 epochs
     seen = Counter(np.concatenate([batches[t] for t in range(62 * pools)]).tolist())
     assert set(seen.values()) <= {pools - 1, pools} and len(seen) == 1000
     order = [int(lengths[batches[t]].max()) for t in range(62)]
-    assert order != sorted(order)  # short and long ones mixed
+    assert order != sorted(order)  # short and long ones are mixed
     spread = np.mean([np.ptp(lengths[batches[t]]) for t in range(62)])
     assert spread < 2 < np.mean([np.ptp(np.random.default_rng(t).choice(lengths, 16)) for t in range(62)])
 
@@ -167,7 +165,7 @@ def test_a_batch_is_padded_to_its_bucket(corpus):
         widths.add(source.shape[1])
         if t == 7:
             later = next(corpus.calls(7, 8))[1]
-            np.testing.assert_array_equal(later["source"], items["source"])  # where a run goes on
+            np.testing.assert_array_equal(later["source"], items["source"])  # where a run resumes
     assert widths == {12, 28}
 
 
@@ -195,7 +193,7 @@ def test_evaluation_has_every_pair_once(size):
 
 
 def test_grammar_s_test_pairs_differ_in_order_alone():
-    """So a function of the set of tokens translates at most one of each two."""
+    """Checks that a function of the set of tokens can translate at most one of each two correctly."""
     english, german = grammar.sentences(("en", "de"), "test")
     for i in range(0, 200, 2):
         one, other = (sorted(line.strip(".").replace(",", "").split()) for line in english[i : i + 2])

@@ -12,7 +12,10 @@ from train.run import build_run
 
 
 def trained(**changes):
-    """The run, and its state after 6 steps. Without batch norm a batch means the same on any number of devices."""
+    """Returns the run, and its state after 6 steps.
+
+    Without batch norm, a batch means the same on any number of devices.
+    """
     run = build_run(tiny.config(**{"model__norm": "group:2", "data__augment": "crop(1)|mixup(0.5)", **changes}))
     state = run.parallel.place(run.state)
     for _, items in run.feed.calls(0, 6):
@@ -72,7 +75,7 @@ PRUNED = {"optimizer__prune": "magnitude(0.5, start='2 steps', end='4 steps', ev
     "changes", keep_first(1, [ADAMW, SGD, CLIPPED, LARS, PRUNED]), ids=["adamw", "sgd", "clipped", "lars", "pruned"]
 )
 def test_sharded_parameters_are_those_of_replicated_ones(changes):
-    """Norms over all weights and thresholds over all layers, too; optimizer and average are sharded with them."""
+    """Covers norms over all weights and thresholds over all layers; optimizer and average are sharded, too."""
     found = {}
     for kind in ("shard_map", "fsdp"):
         run, state = trained(devices=4, parallel=kind, **changes)
@@ -103,7 +106,7 @@ EXITS = {
 
 @pytest.mark.full
 def test_a_device_never_has_room_for_all_parameters():
-    """Of a sharded network neither the training step nor the evaluation holds the whole at once, as XLA counts it."""
+    """Checks, by XLA's count, that training and evaluation of a sharded network never hold all of it at once."""
     temporary, whole = {}, 0
     for kind in ("shard_map", "fsdp"):
         run = build_run(tiny.config(devices=4, parallel=kind, **{**VIT, "model__width": 96, "model__mlp_width": 384}))

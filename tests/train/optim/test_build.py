@@ -93,7 +93,7 @@ def test_schedules():
     assert rates([0, 50, 100], schedule="cosine") == [1, 0.5, 0]
     assert rates([0, 50, 100], schedule="cosine(final=0.1)") == [1, 0.55, 0.1]
     assert rates([0, 25, 100], schedule="linear") == [1, 0.75, 0]
-    # Warm-up reaches 1 in its last step; the rest of the schedule begins there.
+    # The warm-up reaches 1 in its last step; the rest of the schedule begins there.
     assert rates([0, 4, 9, 10, 55], schedule="cosine", warmup="1 epoch") == [0.1, 0.5, 1, 1, 0.5]
     assert rates([0, 9], warmup="10 steps", warmup_from=0.5) == [0.55, 1]
     assert rates([0, 3, 15], schedule="inverse_sqrt", warmup="4 steps") == [0.25, 1, 0.5]
@@ -128,7 +128,7 @@ def test_optimizers_are_optax(name, reference):
 
 
 def test_pytorch_sgd_by_hand():
-    """Three steps of torch.optim.SGD(lr=0.1, momentum=0.9, weight_decay=0.5) on w=2, gradient 1: worked by hand."""
+    """Checks three steps of torch.optim.SGD(lr=0.1, momentum=0.9, weight_decay=0.5) on w=2 with gradient 1, by hand."""
     tx, _ = optimizer.create(section(name="sgd(momentum=0.9)", weight_decay=0.5), PARAMS, TO_STEPS, 100)
     w, state, velocity, expected = PARAMS, tx.init(PARAMS), 0.0, 2.0
     for _ in range(3):
@@ -140,7 +140,7 @@ def test_pytorch_sgd_by_hand():
 
 
 def test_a_multiplier_of_the_gradient_leaves_the_decay():
-    """Two steps of torch.optim.SGD(lr=0.1 k, momentum=0.5, nesterov=True, weight_decay=0.2 / k), worked by hand."""
+    """Checks two steps of torch.optim.SGD(lr=0.1 k, momentum=0.5, nesterov=True, weight_decay=0.2 / k), by hand."""
     tx, _ = optimizer.create(
         section(
             name="sgd(momentum=0.5, nesterov=True)",

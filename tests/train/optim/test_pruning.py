@@ -79,26 +79,28 @@ def test_of_each_layer_its_best_filter_stays_and_the_count_is_exact():
     found = {"a": jnp.arange(12.0).reshape(2, 6), "b": 100 + jnp.arange(8.0).reshape(2, 4), "c": jnp.ones((2, 2))}
     masks = units(jax.jit(lambda s: functions.keep(found, s, structure="filters"))(0.75))
     assert masks["a"].tolist() == [False] * 5 + [True] and masks["b"].tolist() == [False] * 3 + [True]
-    assert masks["c"].tolist() == [True, False]  # round(12 / 4) in all: the best of each; of equal ones the first
+    assert masks["c"].tolist() == [True, False]  # round(12 / 4) in all: the best of each; the first of equal ones
     masks = units(functions.keep(found, 0.5, structure="filters"))
     assert [masks[name].sum() for name in "abc"] == [1, 4, 1]
     for by in ("global", "layer"):
         assert [mask.sum() for mask in units(functions.keep(found, 0.99, by, "filters")).values()] == [1, 1, 1]
     before = functions.keep(found, 0.75, structure="filters")
     again = units(functions.keep({**found, "a": -found["a"]}, 0.75, structure="filters", before=before))
-    np.testing.assert_array_equal(again["a"], units(before)["a"])  # its best is gone: what is left stays
+    # Its best weight is pruned already: the remaining mask stays
+    np.testing.assert_array_equal(again["a"], units(before)["a"])
 
 
 def test_std_is_a_threshold_in_proportion_to_the_deviation():
-    """Han 2015, section 3: |w| > q std(w) for each layer, with one q."""
+    """Checks Han 2015, section 3: |w| > q std(w) for each layer, with one q."""
     weights = {name: (10.0**i) * kernel for i, (name, kernel) in enumerate(arrays((30, 20), (3, 3, 5, 8)).items())}
     masks = functions.keep(functions.scores("magnitude", weights, {}, {}), 0.7, "std", weights=weights)
     ratios = {name: np.abs(kernel) / np.std(kernel) for name, kernel in weights.items()}
     kept = np.concatenate([np.ravel(ratios[name])[np.ravel(masks[name])] for name in masks])
     lost = np.concatenate([np.ravel(ratios[name])[~np.ravel(masks[name])] for name in masks])
     assert kept.size == round(0.3 * 960) and kept.min() >= lost.max()
-    assert all(0.15 < np.mean(mask) < 0.45 for mask in masks.values())  # global magnitude would take all of the first
-    # of a layer that has lost weights, the deviation is of the others
+    # Global magnitude would prune the whole first layer
+    assert all(0.15 < np.mean(mask) < 0.45 for mask in masks.values())
+    # In a layer that has lost weights, the deviation is that of the others.
     before = {name: mask | (np.arange(mask.size).reshape(mask.shape) % 2 == 0) for name, mask in masks.items()}
     cut = {name: jnp.where(before[name], kernel, 0) for name, kernel in weights.items()}
     again = functions.keep(functions.scores("magnitude", cut, {}, {}), 0.8, "std", before=before, weights=cut)
@@ -122,11 +124,14 @@ CURVES = {
 
 
 def test_allocation_by_hand():
-    """Drop of a: 0.2 s up to s = 0.5, then 0.8 s - 0.3; of b: 0 up to 0.5, then 0.8 s - 0.4."""
+    """Checks two drops by hand.
+
+    Drop of a: 0.2 s up to s = 0.5, then 0.8 s - 0.3; of b: 0 up to 0.5, then 0.8 s - 0.4.
+    """
     sizes = {"a": 100, "b": 300}
-    eps = (0.5 - 0.375) / (0.25 * 5 + 0.75 * 1.25)  # a on its first line, 0.1 and less
+    eps = (0.5 - 0.375) / (0.25 * 5 + 0.75 * 1.25)  # a on its first line, at 0.1 or less
     assert functions.allocate(CURVES, 0.9, sizes, 0.5) == pytest.approx({"a": 5 * eps, "b": 0.5 + 1.25 * eps})
-    eps = (0.6 - 0.25 * 0.375 - 0.375) / 1.25  # a on its second
+    eps = (0.6 - 0.25 * 0.375 - 0.375) / 1.25  # a on its second line
     wanted = {"a": 0.375 + 1.25 * eps, "b": 0.5 + 1.25 * eps}
     assert functions.allocate(CURVES, 0.9, sizes, 0.6) == pytest.approx(wanted)
     assert functions.allocate(CURVES, 0.9, sizes, 1.0) == pytest.approx({"a": 1.0, "b": 1.0})
@@ -134,8 +139,8 @@ def test_allocation_by_hand():
 
 def test_where_drops_jump_the_total_is_exact_all_the_same():
     free = {"a": {"sparsity": [0.4, 0.8], "accuracy": [0.95, 0.9]}, "b": {"sparsity": [0.2, 0.4], "accuracy": [1, 1]}}
-    shares = functions.allocate(free, 0.9, {"a": 10, "b": 10}, 0.3)  # nothing costs anything
-    assert shares == pytest.approx({"a": 0.4, "b": 0.2})  # half of the 0.8 and the 0.4 that are free
+    shares = functions.allocate(free, 0.9, {"a": 10, "b": 10}, 0.3)  # no sparsity costs any accuracy
+    assert shares == pytest.approx({"a": 0.4, "b": 0.2})  # half of the free 0.8 and 0.4
     step = {"a": {"sparsity": [0.2, 0.8], "accuracy": [0.8, 0.8]}, "b": {"sparsity": [0.5], "accuracy": [0.0]}}
     shares = functions.allocate(step, 0.9, {"a": 10, "b": 10}, 0.3)  # a at a drop of 0.1: between 0.2 and 0.8
     assert shares["b"] == pytest.approx(0.5 * 0.1 / 0.9) and shares["a"] + shares["b"] == pytest.approx(0.6)
@@ -144,7 +149,7 @@ def test_where_drops_jump_the_total_is_exact_all_the_same():
 def test_drops_that_are_not_monotone_are_made_so():
     bumpy = {"a": {"sparsity": [0.0, 0.2, 0.4, 0.8], "accuracy": [0.9, 0.7, 0.88, 0.5]}}
     assert functions.allocate(bumpy, 0.9, {"a": 5}, 0.3)["a"] == pytest.approx(0.3)
-    level = {**bumpy, "b": {"sparsity": [1.0], "accuracy": [0.7]}}  # b has a drop of 0.2 only at the end
+    level = {**bumpy, "b": {"sparsity": [1.0], "accuracy": [0.7]}}  # b only has a drop of 0.2 at the end
     shares = functions.allocate(level, 0.9, {"a": 10, "b": 10}, 0.6)
     assert shares["b"] == pytest.approx(1.0, abs=1e-6) and shares["a"] == pytest.approx(0.2, abs=1e-6)
 
@@ -241,7 +246,10 @@ def steps(text):
 
 
 def run_wrapper(text, count=20, tx=None):
-    """Masks after each of `count` updates of two layers and a bias of constant gradient, and the parameters."""
+    """Returns the masks after each of `count` updates and the final parameters.
+
+    Two layers and a bias have constant gradients.
+    """
     params = {
         "a": {"kernel": jnp.asarray(RNG.normal(size=(4, 5)).astype(np.float32))},
         "b": {"kernel": jnp.asarray(RNG.normal(size=(8, 5)).astype(np.float32)), "bias": jnp.ones(5)},
@@ -342,7 +350,7 @@ INNER = "stage[0-9]+/block[0-9]+/conv1/kernel"
 
 
 def test_a_network_without_filters_equals_its_smaller_one_after_any_step():
-    """As trained: nothing is set to zero here."""
+    """Compares networks as trained, without setting anything to zero."""
     run = build_run(tiny.config(optimizer__prune=FILTERS.format(INNER), optimizer__name="adamw", steps_per_call=1))
     state, sizes = run.parallel.place(run.state), []
     for done, (_, items) in enumerate(run.feed.calls(0, run.total), 1):
@@ -456,4 +464,4 @@ def test_the_file_that_pruning_goes_by_belongs_to_the_run(tmp_path):
     with pytest.raises(UserError, match="file of optimizer.prune"):
         loop.train(config, tmp_path / "run")
     path.unlink()
-    assert pruning.masks_of(restore.load(tmp_path / "run")[1].opt_state)  # to export it, the file is not needed
+    assert pruning.masks_of(restore.load(tmp_path / "run")[1].opt_state)  # exporting does not require the file

@@ -1,4 +1,4 @@
-"""Classifiers on features: equal to scikit-learn's, chosen without the test set."""
+"""Classifiers on features: equal to scikit-learn's, and chosen without the test set."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_logistic_regression_is_scikit_learns(strength):
 @pytest.mark.parametrize("strength", [1e-2, 0.1])
 def test_the_svm_is_scikit_learns(strength):
     train, test = data(), data(seed=1)
-    # Their bias is one more weight: made so large that it is as good as free
+    # LinearSVC treats the bias as one more weight: scaled so large that it is practically free
     theirs = LinearSVC(C=1 / (strength * len(train.x)), intercept_scaling=100, dual=False, tol=1e-8, max_iter=20000)
     wanted = theirs.fit(train.x, train.labels).decision_function(test.x)
     np.testing.assert_allclose(classifiers.svm(train.x, train.labels, 4, strength)(test.x), wanted, atol=2e-2)
@@ -52,7 +52,7 @@ def test_several_labels_are_one_regression_a_class_of_what_is_counted():
     score = classifiers.logistic(train.x, labels, 3, 0.01)(train.x)
     for label in range(3):
         counted = labels[:, label] >= 0
-        # The mean is over all images, as many as they have
+        # our mean covers all images, whatever their number
         theirs = LogisticRegression(C=1 / (0.01 * len(labels)), max_iter=5000, tol=1e-8)
         theirs.fit(train.x[counted], labels[counted, label])
         np.testing.assert_allclose(score[:, label], theirs.decision_function(train.x), atol=2e-2)

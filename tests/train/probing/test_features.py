@@ -1,4 +1,4 @@
-"""Features of a fixed network: the network's own activations, computed once a content."""
+"""Features of a fixed network: the network's own activations, computed once for the same content."""
 
 import time
 
@@ -51,11 +51,11 @@ def test_the_same_content_is_computed_once_and_other_content_is_not_mistaken_for
         "test",
         folder=tmp_path,
     )
-    assert files(tmp_path) == before  # no endpoint sees the head
+    assert files(tmp_path) == before  # no endpoint depends on the head
     moved = {"kernel": np.nextafter(stem["kernel"], 1)}
     other_state = run.state.replace(params={**run.state.params, "stem_conv": moved})
     others = [
-        (run, other_state, {}),  # other variables
+        (run, other_state, {}),  # different variables
         (run, run.state, {"endpoint": "stage2"}),
         (build_run(tiny.config(model__norm="group:2", data__mean=(0.4,))), run.state, {}),
         (build_run(tiny.config(model__norm="group:2", data__select_test="paint()")), run.state, {}),
@@ -105,7 +105,7 @@ def test_a_set_of_which_images_were_skipped_has_no_parts(tmp_path):
     part = features.of_source(
         run, run.state.variables(), select(run.feed.train, "classes(1)"), folder=tmp_path / "kept"
     )
-    count = int((run.feed.train.all_labels() == 1).sum())  # the broken one is of class 0
+    count = int((run.feed.train.all_labels() == 1).sum())  # the broken image is of class 0
     assert part.labels.tolist() == [0] * count and len(part.x) == count
     np.testing.assert_allclose(part.x, whole.x[whole.labels == 1], rtol=1e-4, atol=1e-5)
 

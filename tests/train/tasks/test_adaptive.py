@@ -1,4 +1,4 @@
-"""train/tasks gated, policy and multi_exit: losses and metrics by hand, what learns, and whole runs."""
+"""The tasks gated, policy and multi_exit: losses and metrics by hand, learned parameters, and whole runs."""
 
 import functools
 
@@ -36,7 +36,7 @@ NETWORKS = {
 
 @functools.cache
 def network(name):
-    """A tiny network and drawn variables, of one channel."""
+    """Returns a tiny network with one input channel, and drawn variables."""
     model = models.create(NETWORKS[name][0], **NETWORKS[name][1])
     shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     return model, jax.tree.map(jnp.asarray, drawn.filled(shapes, drawn.weight))
@@ -55,7 +55,7 @@ def ratio(metric):
     return np.asarray(metric[0]) / np.asarray(metric[1])
 
 
-RUNS = {  # smaller still
+RUNS = {  # smaller than SMALL
     "gated": ("convnet_aig38", {"stage_sizes": (1, 1), "rates": (1, 0.3), "gate_width": 4}),
     "policy": ("blockdrop32", {"stage_sizes": (1, 1), "policy_sizes": (1,), "policy_width": 4}),
     "multi_exit": ("early_exit_resnet62", {"stage_sizes": (1, 1), "exits": (1,), "exit_width": 4}),
@@ -69,7 +69,7 @@ COMPUTED = np.array([[1, 0, 1], [1, 1, 1], [1, 0, 1], [1, 0, 0], [1, 1, 0], [1, 
 
 
 def test_the_loss_of_gates_by_hand(monkeypatch):
-    """The last two images are padding."""
+    """Computes the loss by hand; the last two images are padding."""
     model, logits = network("gated")[0], drawn.images("logits", (6, 10))
     monkeypatch.setattr(gated_module, "gates", lambda *_, **__: ((jnp.asarray(logits), {}), jnp.asarray(COMPUTED)))
     loss, (metrics, _, _) = create("gated(weight=3.0)", model).loss({}, {}, {}, BATCH, jax.random.key(0), 0)
@@ -101,7 +101,7 @@ def test_evaluation_measures_what_the_gates_decide():
 
 
 def test_gates_learn_towards_their_rates():
-    """With no share of the images wanted, the gradient closes every gate; a closed batch's weight counts nothing."""
+    """Checks that gates close with a target rate of zero, and that a closed batch's weight counts nothing."""
     model, variables = network("gated")
     task, state = (
         create("gated(weight=1e6)", model.clone(rates=(1, 0.0, 0.0))),
@@ -129,7 +129,7 @@ SAMPLE = np.array([[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1,
 
 
 def expected(shift, model, variables, learned, penalty, bound, entropy):
-    """The loss as a plain sum, with `shift` [K] on the policy's logits alone: rewards are given."""
+    """Returns the loss as a plain sum, with `shift` [K] on the policy's logits alone: rewards are constants."""
     own = {name: tree["policy"] for name, tree in variables.items()}
     logits, _ = model.policy(parent=None).apply(own, IMAGES, train=True, mutable=["batch_stats"])
     z = np.asarray(logits, np.float64)
@@ -179,14 +179,14 @@ def test_the_loss_of_a_policy_and_its_gradient(monkeypatch, learned):
     slopes = [(by_hand(step)[0] - by_hand(-step)[0]) / 2e-4 for step in 1e-4 * np.eye(3)]
     np.testing.assert_allclose(gradient["policy"]["head"]["bias"], slopes, rtol=1e-3, atol=1e-6)
     assert (gradient["policy"]["head"]["bias"][: 3 - learned] == 0).all()
-    # The network stays as it is.
+    # The network does not change.
     moving = {path[0].key for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if (leaf != 0).any()}
     assert moving == {"policy"} and all((leaf != 0).any() for leaf in jax.tree.leaves(gradient["policy"]))
     assert changed(state, new) == {"policy"}
 
 
 def changed(old, new):
-    """Top names of the running statistics that are not the same any more."""
+    """Returns the top-level names of the running statistics that have changed."""
     assert jax.tree.structure(old) == jax.tree.structure(new)
     return {
         path[1].key
@@ -231,7 +231,7 @@ def test_probabilities_of_0_and_1_give_numbers(bound):
 def test_the_curriculum_goes_from_the_last_block_to_all():
     model, variables = network("policy")
     variables = jax.tree.map(jnp.array, variables)
-    variables["params"]["policy"]["head"]["bias"] = jnp.full(3, -100.0)  # drops what it may
+    variables["params"]["policy"]["head"]["bias"] = jnp.full(3, -100.0)  # drops every optional block
     task = create("policy(curriculum='2 epochs')", model, {"2 epochs": 30, "100%": 60}.get)
     with pytest.raises(UserError, match="curriculum='2 epochs' is longer than the training of 20 steps"):
         create("policy(curriculum='2 epochs')", model, {"2 epochs": 30, "100%": 20}.get)
@@ -328,7 +328,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, monkeypatch, ki
     def killed(run, state, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "evaluate", killed)  # at step 6, when 4 was saved
+    monkeypatch.setattr(Run, "evaluate", killed)  # at step 6, after step 4 was saved
     with pytest.raises(KeyboardInterrupt):
         loop.train(c, tmp_path / "run")
     monkeypatch.setattr(Run, "evaluate", evaluate)
@@ -371,7 +371,7 @@ def test_a_policy_starts_from_a_trained_network_and_then_both_go_on(tmp_path):
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.full) for kind in RUNS])
 def test_two_devices(kind):
-    """Metrics that are vectors, and the state of a task, by pmap and by shard_map."""
+    """Checks vector metrics and the state of a task, by pmap and by shard_map."""
     found = []
     for parallel in ("pmap", "shard_map"):
         run = build_run(
