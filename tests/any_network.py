@@ -89,8 +89,8 @@ class Inits:
 
 
 def low_bit(family, kind):
-    found = dict.fromkeys(FAMILIES[family].low_bit, kind)
-    return {**found, "act": "identity"} if kind == "xnor" else found  # the sign of the input is the activation
+    fields = dict.fromkeys(FAMILIES[family].low_bit, kind)
+    return {**fields, "act": "identity"} if kind == "xnor" else fields  # the sign of the input is the activation
 
 
 PROGRAMS = {  # family fields for each of them
@@ -105,8 +105,8 @@ PROGRAMS = {  # family fields for each of them
 
 
 def create(family, **fields):
-    about = FAMILIES[family]
-    return models.create(about.name, **{**about.fields, **fields})
+    entry = FAMILIES[family]
+    return models.create(entry.name, **{**entry.fields, **fields})
 
 
 def is_text(family):
@@ -247,11 +247,11 @@ def stepped(family, program):
     return take_step(family, start(family, subject(family, program).variables, program=program), program=program)
 
 
-def assert_learns(found):
+def assert_learns(result):
     """Asserts that the loss and all arrays are finite float32 and that every parameter moves against its gradient."""
-    assert math.isfinite(found.loss)
-    before, after = named(found.before.params), named(found.after.params)
-    for name, gradient in found.gradients.items():
+    assert math.isfinite(result.loss)
+    before, after = named(result.before.params), named(result.after.params)
+    for name, gradient in result.gradients.items():
         assert gradient.dtype == after[name].dtype == np.float32, name
         assert np.isfinite(after[name]).all(), name
         assert gradient.any(), name
@@ -264,14 +264,14 @@ def all_inits(family):
 
     The first pair comes from `whole`.
     """
-    found, known = [(whole(family).inits, whole(family).variables)], set(whole(family).inits)
+    draws, known = [(whole(family).inits, whole(family).variables)], set(whole(family).inits)
     while len(known) < len(ALL_INITS):
         inits = Inits(len(known))
         model = create(family, init=inits)
         variables = models.initialize(model, jax.random.key(1), model.example())
         known |= inits.used.keys()
-        found.append((inits.used, jax.tree.map(np.asarray, variables)))
-    return found
+        draws.append((inits.used, jax.tree.map(np.asarray, variables)))
+    return draws
 
 
 @functools.cache

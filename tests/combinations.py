@@ -106,7 +106,7 @@ def _but(*families: str) -> tuple[str, ...]:
     return tuple(family for family in FAMILIES if family not in families)
 
 
-WITH_DENSE = tuple(family for family, about in FAMILIES.items() if "dense" in about.low_bit)
+WITH_DENSE = tuple(family for family, entry in FAMILIES.items() if "dense" in entry.low_bit)
 TEXT = ("Transformer",)
 REFUSED = (
     Refusal(

@@ -45,14 +45,14 @@ def write_as_earlier_versions(folder, held):
     """Writes the checkpoints as versions before checksums did, through Orbax's manager."""
     options = ocp.CheckpointManagerOptions(best_fn=lambda metrics: metrics.get("accuracy", 0))
     manager = ocp.CheckpointManager(folder, options=options)
-    for step, (leaves, about) in held.items():
-        about = {name: about[name] for name in ("seconds", "data", "recorder", "step")} | {
+    for step, (leaves, metadata) in held.items():
+        metadata = {name: metadata[name] for name in ("seconds", "data", "recorder", "step")} | {
             "crc32": {name: zlib.crc32(np.ascontiguousarray(leaf)) for name, leaf in leaves.items()}
         }
         manager.save(
             step,
             metrics={"accuracy": step / 100},
-            args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(about)),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(metadata)),
         )
     manager.close()
 

@@ -88,7 +88,7 @@ def test_a_study_has_a_verdict_and_its_place_in_the_report(tmp_path, monkeypatch
     assert len(planned) == 4
     one_seed = module.STUDY._replace(trials=lambda scale: planned[::2])  # faster
     monkeypatch.setattr(module, "STUDY", one_seed)
-    found = runner.run(
+    results = runner.run(
         "my_study.py",
         "digits",
         tmp_path / "work",
@@ -96,8 +96,8 @@ def test_a_study_has_a_verdict_and_its_place_in_the_report(tmp_path, monkeypatch
         1,
         rich.console.Console(quiet=True),
     )
-    assert [claim["verdict"] in study.VERDICTS for claim in found["claims"]] == [True]
-    assert len({trial["folder"] for trial in found["trials"] if trial["folder"].startswith("mynet8-")}) == 2
+    assert [claim["verdict"] in study.VERDICTS for claim in results["claims"]] == [True]
+    assert len({trial["folder"] for trial in results["trials"] if trial["folder"].startswith("mynet8-")}) == 2
     report = content.gather(tmp_path / "results", tmp_path / "pictures")
     assert "Root mean squares" in [section.title for section in report.sections]
     assert [claim.study for claim in report.claims] == ["Root mean squares"]

@@ -36,12 +36,12 @@ def at_import(path):
     ]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
+            modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            found = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        for name in found:
+        for name in modules:
             parts = name.split(".")
             yield from (".".join(parts[:i]) for i in range(1, len(parts) + 1))
 

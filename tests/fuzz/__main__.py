@@ -35,10 +35,10 @@ def run(name: str, seconds: float, seed: int, most: int, folder: Path) -> dict[s
             if data is None:
                 streams.remove((file, stream))
                 continue
-            kind, said = worker.ask(file, data)
+            kind, message = worker.ask(file, data)
             counts[kind] += 1
             if (kind in FAULTS or (case.checked and kind == "other")) and len(faults) < SHOWN:
-                faults.append({"file": file, "mutant": what, "kind": kind, "said": said[-600:]})
+                faults.append({"file": file, "mutant": what, "kind": kind, "said": message[-600:]})
     worker.close()
     return {
         "case": name,
@@ -73,12 +73,12 @@ def write(rows: list[dict[str, Any]], seed: int, folder: Path) -> None:
     from train.recording import summary
     from train.storage.files import write_atomically, write_json
 
-    about = {
+    environment = {
         "seed": seed,
         **summary.environment(jax.devices()),
         "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    write_json(folder / "fuzz.json", {"rows": rows, **about})
+    write_json(folder / "fuzz.json", {"rows": rows, **environment})
     write_atomically(
         folder / "fuzz.md",
         f"""# Damaged files
@@ -89,7 +89,7 @@ earlier one with a warning. Formats without a checksum may give other contents. 
 
 {table(rows)}
 
-{sum(row["mutants"] for row in rows):,} mutants, seed {seed}; commit {about["commit"]}; {about["device"]}.
+{sum(row["mutants"] for row in rows):,} mutants, seed {seed}; commit {environment["commit"]}; {environment["device"]}.
 """,
     )
 

@@ -175,8 +175,8 @@ def _read_run(folder: Path) -> str:
 
 
 def _read_checkpoint(folder: Path) -> str:
-    leaves, about = read_checkpoint(folder, warn=lambda line: None)
-    return digest([leaves, about])
+    leaves, metadata = read_checkpoint(folder, warn=lambda line: None)
+    return digest([leaves, metadata])
 
 
 def _earlier_checkpoints(folder: Path) -> list[str]:

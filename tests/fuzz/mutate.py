@@ -33,12 +33,12 @@ def mutants(data: bytes, seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     kinds = [_bits, _bytes, _number, _decimal, _cut, _insert, _delete, _repeat, _blank]
     if zipfile.is_zipfile(io.BytesIO(data)):
         kinds += [_entry, _entry, _member, _member, _member, _packing]
-    made = 0
-    while made < count:
+    number = 0
+    while number < count:
         what, mutant = rng.choice(kinds)(data, rng)
         if mutant != data:
-            yield f"{made}: {what}", mutant
-            made += 1
+            yield f"{number}: {what}", mutant
+            number += 1
 
 
 def _place(data: bytes, rng: random.Random) -> int:

@@ -31,20 +31,20 @@ def serve(connection: Any, name: str, folder: str) -> None:
         path, data = root / work[0], work[1]
         before, peak = path.read_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         path.write_bytes(data)
-        said = ""
+        message = ""
         try:
             read = case.read(root)
             kind = "same" if read == good else "earlier" if read in earlier else "other"
         except UserError as error:
-            kind, said = "refused", str(error)
-            if "\n" in said:
+            kind, message = "refused", str(error)
+            if "\n" in message:
                 kind = "traceback"
         except BaseException:
-            kind, said = "traceback", traceback.format_exc(limit=-2)
+            kind, message = "traceback", traceback.format_exc(limit=-2)
         path.write_bytes(before)
         if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak > MEMORY // 1024:
             kind = "memory"
-        connection.send((kind, said))
+        connection.send((kind, message))
 
 
 class Worker:
@@ -70,14 +70,14 @@ class Worker:
         try:
             if self._connection.poll(SECONDS):
                 return self._connection.recv()
-            kind, said = "hang", f"more than {SECONDS} s"
+            kind, message = "hang", f"more than {SECONDS} s"
         except (EOFError, OSError):
             self._process.join()
-            kind, said = "crash", f"exit code {self._process.exitcode}"
+            kind, message = "crash", f"exit code {self._process.exitcode}"
         self._process.kill()
         path.write_bytes(before)
         self._start()
-        return kind, said
+        return kind, message
 
     def close(self) -> None:
         """Ends the process."""

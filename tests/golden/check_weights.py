@@ -43,7 +43,7 @@ def pairs() -> dict[str, dict[str, str]]:
     import timm
     import torchvision.models as tv
 
-    found: dict[str, dict[str, str]] = {}
+    names: dict[str, dict[str, str]] = {}
     for name in models.names():
         model = models.create(name)
         for layout, table, known in (
@@ -52,8 +52,8 @@ def pairs() -> dict[str, dict[str, str]]:
         ):
             theirs = table.get(name, name)
             if theirs in known and layout in weights.layouts(model):
-                found.setdefault(name, {})[layout] = theirs
-    return {name: theirs for name, theirs in found.items() if parameters(models.create(name)) <= LIMIT}
+                names.setdefault(name, {})[layout] = theirs
+    return {name: theirs for name, theirs in names.items() if parameters(models.create(name)) <= LIMIT}
 
 
 def parameters(model: Any) -> int:
@@ -118,10 +118,10 @@ def check(name: str, theirs: dict[str, str], folder: pathlib.Path) -> list[dict[
 
 
 def run_command(*arguments: str) -> None:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         code = command(["weights", *arguments])
-    assert code == 0, said.getvalue()
+    assert code == 0, output.getvalue()
 
 
 def main(names: list[str]) -> int:
@@ -143,9 +143,11 @@ def main(names: list[str]) -> int:
 
 def write(table: list[dict[str, Any]]) -> None:
     """Writes experiments/results/parity.json and .md."""
-    about = summary.environment(jax.devices())
-    about["versions"] |= {package: importlib.metadata.version(package) for package in ("torch", "torchvision", "timm")}
-    write_json(RESULTS / "parity.json", {"networks": table, "tolerance": TOLERANCE, **about})
+    environment = summary.environment(jax.devices())
+    environment["versions"] |= {
+        package: importlib.metadata.version(package) for package in ("torch", "torchvision", "timm")
+    }
+    write_json(RESULTS / "parity.json", {"networks": table, "tolerance": TOLERANCE, **environment})
     columns = ("network", "layout", "theirs", "parameters", "arrays", "largest logit", "relative error")
     rows = [
         (
@@ -154,12 +156,12 @@ def write(table: list[dict[str, Any]]) -> None:
         )
         for row in table
     ]  # fmt: skip
-    versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("torch", "torchvision", "timm", "jax"))
+    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "torchvision", "timm", "jax"))
     write_atomically(
         RESULTS / "parity.md",
         f"""# Weights of other libraries in our networks
 
-{about["device"]}, {about["commit"]}; {versions}. Written by `python -m tests.golden.check_weights`.
+{environment["device"]}, {environment["commit"]}; {versions}. Written by `python -m tests.golden.check_weights`.
 
 Their network, drawn at random, goes through a .pth and a .safetensors file and `python -m models.weights import` into
 ours, and by `export` back, bitwise equal. The error is the largest difference of the two networks' logits of one random

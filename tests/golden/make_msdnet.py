@@ -92,14 +92,14 @@ if __name__ == "__main__":
         Products of convolutions and linear layers are also counted on their own.
         """
         model = models.create(name, **fields)
-        theirs, products, found = Theirs(model).eval(), [0], []
+        theirs, products, counts = Theirs(model).eval(), [0], []
 
         def add(layer, _, output):
             if isinstance(layer, torch.nn.Conv2d):
                 products[0] += output.numel() * layer.weight[0].numel()
             if isinstance(layer, torch.nn.Linear):
                 products[0] += layer.weight.numel()
-                found.append(products[0])
+                counts.append(products[0])
 
         for layer in theirs.modules():
             layer.register_forward_hook(add)
@@ -112,7 +112,7 @@ if __name__ == "__main__":
             "fields": fields,
             "operations": [int(n) for n in operations],
             "params": list(params),
-            "products": found,
+            "products": counts,
         }
 
     def case(name, fields, shape):
@@ -122,11 +122,11 @@ if __name__ == "__main__":
 
     record(
         "msdnet",
-        {label: case(*about) for label, about in CASES.items()},
+        {label: case(*entry) for label, entry in CASES.items()},
         {
             name: ("msdnet_pytorch", lambda name=name: Theirs(models.create(name)))
             for name in models.names()
             if name.startswith("msdnet")
         },
-        counts={label: count(*about) for label, about in COUNTED.items()},
+        counts={label: count(*entry) for label, entry in COUNTED.items()},
     )

@@ -14,10 +14,10 @@ CASES = {"paper": {}, "prenorm": {"prenorm": True, "act": "gelu"}}
 
 def tokens(name: str, shape: tuple[int, int], padding: tuple[int, ...]) -> np.ndarray:
     """Returns int32 tokens from 1 to 29, seeded by `name`; each row ends with its number of padding zeros."""
-    found = 1 + np.abs(drawn.images(name, shape) * 1000).astype(np.int32) % 29
-    for row, count in zip(found, padding, strict=True):
+    indices = 1 + np.abs(drawn.images(name, shape) * 1000).astype(np.int32) % 29
+    for row, count in zip(indices, padding, strict=True):
         row[len(row) - count :] = 0
-    return found
+    return indices
 
 
 SOURCE, TARGET = tokens("source", (3, 9), (0, 4, 2)), tokens("target", (3, 7), (3, 0, 1))
@@ -83,12 +83,12 @@ if __name__ == "__main__":
             nets[kind] = net.eval()
         embedding = torch.from_numpy(params["embedding"])
 
-        def embed(found):
-            place, i = torch.arange(found.shape[1]).float()[:, None], torch.arange(8)
+        def embed(indices):
+            place, i = torch.arange(indices.shape[1]).float()[:, None], torch.arange(8)
             angle = place / 10000 ** (2 * i / 16)
-            positions = torch.zeros(found.shape[1], 16)
+            positions = torch.zeros(indices.shape[1], 16)
             positions[:, 0::2], positions[:, 1::2] = torch.sin(angle), torch.cos(angle)
-            return embedding[found] * 4 + positions  # sqrt(16)
+            return embedding[indices] * 4 + positions  # sqrt(16)
 
         source, target = torch.from_numpy(SOURCE).long(), torch.from_numpy(TARGET).long()
         causal = torch.nn.Transformer.generate_square_subsequent_mask(target.shape[1])

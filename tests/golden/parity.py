@@ -88,8 +88,8 @@ def record(
                 if "batch_stats" in variables:
                     arrays[f"{key}|train"] = np.asarray(theirs.train()(images))
                     after = {name: value.numpy() for name, value in theirs.state_dict().items()}
-                    found = flatten(weights.from_arrays(model, after, case.layout))
-                    arrays[f"{key}|stats"] = projections(found)
+                    statistics = flatten(weights.from_arrays(model, after, case.layout))
+                    arrays[f"{key}|stats"] = projections(statistics)
         print(label, {key: float(np.abs(value).max()) for key, value in arrays.items() if key.startswith(f"{label}|")})
     for name, (layout, constructor) in (networks or {}).items():
         with torch.device("meta"):
@@ -105,8 +105,8 @@ def record(
                     print(name, key, ours[key], shapes[key])
             raise SystemExit(f"{name}: our names and shapes are not theirs")
         print(name, manifests[name])
-    about = {"cases": described, "manifests": manifests, **more}
-    np.savez_compressed(pathlib.Path(__file__).with_name(f"{family}.npz"), about=json.dumps(about), **arrays)
+    description = {"cases": described, "manifests": manifests, **more}
+    np.savez_compressed(pathlib.Path(__file__).with_name(f"{family}.npz"), about=json.dumps(description), **arrays)
 
 
 def shapes_of(model: Any, layout: str) -> dict[str, tuple[int, ...]]:

@@ -50,8 +50,8 @@ def test_local_response_norm_is_equation_1(n):
     for i in range(7):  # for even n, the window has one channel more below than above
         around = x[..., max(0, i - n // 2) : min(7, i + (n - 1) // 2 + 1)]
         expected[..., i] = x[..., i] / (2 + 1e-2 * np.square(around).sum(-1)) ** 0.75
-    found = local_response_norm(jnp.asarray(x), n, 2.0, 1e-2)
-    np.testing.assert_allclose(found, expected, rtol=2e-6)
+    output = local_response_norm(jnp.asarray(x), n, 2.0, 1e-2)
+    np.testing.assert_allclose(output, expected, rtol=2e-6)
     half = local_response_norm(jnp.asarray(x, jnp.bfloat16), n, 2.0, 1e-2)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), expected, rtol=0.02)
@@ -94,8 +94,8 @@ def test_dropout_is_of_the_hidden_layers_in_training():
     model = models.create("alexnet", stem=(3, 1, 1), convs=(4,) * 5, classifier=(2000,), num_classes=4, dropout=0.3)
     variables = models.initialize(model, jax.random.key(0), (1, 32, 32, 3))
     images = jnp.asarray(drawn.images("dropout", (1, 32, 32, 3)))
-    found = capture(model, variables, images)[1]["pre_logits"]
+    evaluated = capture(model, variables, images)[1]["pre_logits"]
     trained = capture(model, variables, images, train=True, rngs={"dropout": jax.random.key(0)})[1]["pre_logits"]
-    kept = np.asarray(trained != 0)[np.asarray(found != 0)]
+    kept = np.asarray(trained != 0)[np.asarray(evaluated != 0)]
     assert kept.mean() == pytest.approx(0.7, abs=0.05)
-    np.testing.assert_allclose(trained[trained != 0], (found / 0.7)[trained != 0], rtol=1e-5)
+    np.testing.assert_allclose(trained[trained != 0], (evaluated / 0.7)[trained != 0], rtol=1e-5)

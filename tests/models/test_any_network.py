@@ -108,23 +108,23 @@ def normalized(family, spec, folder):
     assert logits.dtype == jnp.float32 and logits.shape[0] == BATCH
     assert ("batch_stats" in variables) == ("batch" in spec)
     if spec == "batch":
-        found = stepped(family, "whole")
-        means = [leaf for name, leaf in named(found.after.model_state).items() if name.endswith("mean")]
+        result = stepped(family, "whole")
+        means = [leaf for name, leaf in named(result.after.model_state).items() if name.endswith("mean")]
         assert means and all(mean.any() for mean in means)  # they start at 0
     else:
         program = "ternary" if spec in ("layer", "frozen_batch", "instance") else "xnor"
-        made = subject(family, program).model.norm
+        layer = subject(family, program).model.norm
         assert_learns(stepped(family, program))
         # The program has enough places for it
-        assert made == spec or made.args[0].index(spec) < len(made.args[1].known)
+        assert layer == spec or layer.args[0].index(spec) < len(layer.args[1].known)
 
 
 def initialized(family, spec, folder):
     number, used = next((i, used) for i, (used, _) in enumerate(all_inits(family)) if spec in used)
-    found = stepped_from(family, number)
-    kernels = [leaf for name, leaf in named(found.before.params).items() if name.endswith("kernel")]
+    result = stepped_from(family, number)
+    kernels = [leaf for name, leaf in named(result.before.params).items() if name.endswith("kernel")]
     assert any(kernel.shape == used[spec] and kernel.any() for kernel in kernels)
-    assert_learns(found)
+    assert_learns(result)
 
 
 def of_data(family, how, folder):
@@ -147,14 +147,14 @@ def of_data(family, how, folder):
 
 def config_of(family, folder, **changes):
     """Returns a run's config for digits, or for a few sentences."""
-    about = FAMILIES[family]
+    entry = FAMILIES[family]
     if is_text(family):
         sentences.write(folder)
         return sentences.config(f"text:{folder}", optimizer__warmup="0 steps", **changes)
-    c = tiny.config(model__name=about.name, data__channels=3, **changes)
+    c = tiny.config(model__name=entry.name, data__channels=3, **changes)
     with c.unlocked():
         del c.model["width"]
-        c.model.update({name: value for name, value in about.fields.items() if name != "num_classes"})
+        c.model.update({name: value for name, value in entry.fields.items() if name != "num_classes"})
     c.model.image_size = 8
     return c
 
@@ -179,9 +179,9 @@ def low_bits(family, field, kind, folder):
     assert layers == {name for name in of_field - set(first) if name.split("/")[-1] != HEAD} and layers
     if kind not in PROGRAMS:
         return
-    it, found = subject(family, kind), stepped(family, kind)
-    assert_learns(found)
-    stored = lowbit.stored(it.model, found.after.variables(), *inputs)
+    it, result = subject(family, kind), stepped(family, kind)
+    assert_learns(result)
+    stored = lowbit.stored(it.model, result.after.variables(), *inputs)
     for name in layers:
         kernel = np.asarray(named(stored["params"])[f"{name}/kernel"])
         values = [np.unique(one) for one in kernel.reshape(-1, kernel.shape[-1]).T]  # per filter
@@ -227,24 +227,24 @@ def shared(family, folder):
     )
     text = f"linear(conv=2, dense=2, what='{kernel}')"
     params = weight_sharing.plan(text).snap(whole(family).variables["params"])
-    found = take_step(
+    result = take_step(
         family, start(family, {**whole(family).variables, "params": params}, tx := optimizer_of(params, share=text)), tx
     )
-    before, after = (named(state.params)[kernel] for state in (found.before, found.after))
+    before, after = (named(state.params)[kernel] for state in (result.before, result.after))
     assert np.any(before != after) and len(np.unique(after)) == len(np.unique(before)) == 4
 
 
 def with_new_head(family, folder):
     variables, model = whole(family).variables, create(family, num_classes=7)
     drawn_anew = drawn.variables(model)
-    given = pretrained.Pretrained("a run", FAMILIES[family].name, weights.flatten(variables))
+    source = pretrained.Pretrained("a run", FAMILIES[family].name, weights.flatten(variables))
     with pytest.raises(UserError, match="has 10 classes, but the data have 7: init_new=") as error:
-        pretrained.start(model, drawn_anew, given, [])
+        pretrained.start(model, drawn_anew, source, [])
     new = re.search(r"init_new=(\S+) initializes", str(error.value))[1].split("|")
-    found, old, other = (
-        weights.flatten(tree) for tree in (pretrained.start(model, drawn_anew, given, new), variables, drawn_anew)
+    started, old, other = (
+        weights.flatten(tree) for tree in (pretrained.start(model, drawn_anew, source, new), variables, drawn_anew)
     )
-    for name, leaf in found.items():
+    for name, leaf in started.items():
         is_head = "head" in name.split("/") and not name.startswith("policy/")
         np.testing.assert_array_equal(leaf, (other if is_head else old)[name])
         assert not is_head or leaf.shape[-1] == 7
@@ -286,33 +286,33 @@ def assert_map(values):
 
 
 def occluded(family, folder):
-    found = explained(family, functools.partial(occlusion.occlusion, size=8, stride=8))
-    assert found.score.shape == (BATCH, 2, 2)
-    assert_map(found.score - np.asarray(found.logits).max(-1)[:, None, None])
+    explanation = explained(family, functools.partial(occlusion.occlusion, size=8, stride=8))
+    assert explanation.score.shape == (BATCH, 2, 2)
+    assert_map(explanation.score - np.asarray(explanation.logits).max(-1)[:, None, None])
 
 
 def rolled(family, folder):
-    found = explained(family, rollout.attention_rollout)
-    assert_map(found.values)
-    assert (found.values > 0).all() and (found.values.sum((1, 2)) < 1 + 1e-5).all()
+    explanation = explained(family, rollout.attention_rollout)
+    assert_map(explanation.values)
+    assert (explanation.values > 0).all() and (explanation.values.sum((1, 2)) < 1 + 1e-5).all()
 
 
 def field_of(family, folder):
     model, images = whole(family).model, jnp.asarray(inputs_of(family)[0])
     outline(model, whole(family).variables, images)
-    found = {name: field for name, field in receptive.fields(model, images.shape).items() if field}
-    for field in found.values():
+    fields = {name: field for name, field in receptive.fields(model, images.shape).items() if field}
+    for field in fields.values():
         top, left, bottom, right = field.clipped(0, 0, images.shape[1:])
         assert 0 <= top < bottom <= images.shape[1] and 0 <= left < right <= images.shape[2] and min(field.size) > 0
-    assert found or family in ("ViT",)
+    assert fields or family in ("ViT",)
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
 def network_of(family):
-    about, model = FAMILIES[family], whole(family).model
-    return export.PortableNetwork(about.name, about.fields, (1, *model.example()[0].shape[1:]), moved(family))
+    entry, model = FAMILIES[family], whole(family).model
+    return export.PortableNetwork(entry.name, entry.fields, (1, *model.example()[0].shape[1:]), moved(family))
 
 
 def card_of(family, format):
@@ -336,8 +336,8 @@ def logits_of(family):
     return formats.of_variables(network.create(), network.variables, card_of(family, "stablehlo"))(pixels_of(family))[1]
 
 
-def assert_near(found, family):
-    np.testing.assert_allclose(found, logits_of(family), rtol=0, atol=2e-5 * np.abs(logits_of(family)).max())
+def assert_near(logits, family):
+    np.testing.assert_allclose(logits, logits_of(family), rtol=0, atol=2e-5 * np.abs(logits_of(family)).max())
 
 
 def folded(family, folder):
@@ -345,8 +345,8 @@ def folded(family, folder):
     if is_text(family):  # it normalizes sums
         return np.testing.assert_array_equal(fold(model, moved(family), *inputs_of(family))[2], [])
     images = graph.normalized(pixels_of(family), card_of(family, "onnx")["preprocessing"])
-    apply, variables, found = fold(model, moved(family), images)
-    assert bool(found) == (family not in ("BiT", "ViT"))
+    apply, variables, pairs = fold(model, moved(family), images)
+    assert bool(pairs) == (family not in ("BiT", "ViT"))
     return assert_near(jax.jit(apply)(variables, images), family)
 
 
@@ -357,8 +357,8 @@ def written(family, format, folder):
         return export.network(run, run.state)
     network, how, card = network_of(family), formats.FORMATS[format], card_of(family, format)
     if format == "torch":
-        found = torch_names.constructor(network.name, network.create())
-        card["torch"] = dict(zip(("library", "name", "arguments"), found, strict=True))
+        description = torch_names.constructor(network.name, network.create())
+        card["torch"] = dict(zip(("library", "name", "arguments"), description, strict=True))
     if format == "onnx":
         converted = ONNX.of(family)
         return assert_near(how.open(converted, card)(pixels_of(family))[1], family)
@@ -381,7 +381,7 @@ class Converted:
         """Returns the folder; fails with the error of jax2onnx."""
         if self._root is None:
             self._root = tempfile.TemporaryDirectory()
-            wanted = {}
+            folders = {}
             for name in FAMILIES:
                 if not is_text(name):
                     folder = Path(self._root.name) / name.replace(" ", "_")
@@ -389,8 +389,8 @@ class Converted:
                     network = network_of(name)
                     weights.save(folder / "model.safetensors", network.create(), network.variables)
                     (folder / cards.NAME).write_text(json.dumps(card_of(name, "onnx")))
-                    wanted[name] = folder
-            subprocess.run([sys.executable, "-c", CONVERT, *map(str, wanted.values())], cwd=tiny.ROOT, check=True)
+                    folders[name] = folder
+            subprocess.run([sys.executable, "-c", CONVERT, *map(str, folders.values())], cwd=tiny.ROOT, check=True)
         folder = Path(self._root.name) / family.replace(" ", "_")
         assert (folder / "model.onnx").exists(), (folder / "error.txt").read_text()
         return folder

@@ -68,15 +68,15 @@ def test_projections_start_from_the_activated_input():
     """Checks that, with branches of zero, the first block gives its projection of act(norm1(x))."""
     model = bit(zero_gamma=True, stage_sizes=(1,))
     variables = models.initialize(model, jax.random.key(0), IMAGES.shape)
-    _, found = capture(model, variables, IMAGES)
+    _, activations = capture(model, variables, IMAGES)
     block = variables["params"]["stage1"]["block0"]
-    grouped = found["stem"].reshape(2, 8, 8, 4, 2)
+    grouped = activations["stem"].reshape(2, 8, 8, 4, 2)
     centred = grouped - grouped.mean((1, 2, 4), keepdims=True)
     normed = centred / jnp.sqrt(jnp.square(centred).mean((1, 2, 4), keepdims=True) + 1e-5)
     kernel = block["downsample_conv"]["kernel"][0, 0]
     kernel = (kernel - kernel.mean(0)) / kernel.std(0)
     expected = jax.nn.relu(normed.reshape(2, 8, 8, 8)) @ kernel
-    np.testing.assert_allclose(found["stage1"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(activations["stage1"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_names_in_the_files_of_the_authors():

@@ -172,8 +172,8 @@ def test_layer_scale_is_the_first_factor_of_the_branches():
     def branch(scale):
         model = models.create("convnext_tiny", layer_scale=scale, init="msra", **TINY)
         variables = models.initialize(model, jax.random.key(0), IMAGES.shape)
-        found = jit_once(lambda variables: capture(model, variables, IMAGES)[1])(variables)
-        return found["stage1/block0"] - found["stem"]
+        activations = jit_once(lambda variables: capture(model, variables, IMAGES)[1])(variables)
+        return activations["stage1/block0"] - activations["stem"]
 
     whole = branch(0.0)  # no factor
     assert float(jnp.abs(whole).max()) > 0.1

@@ -69,9 +69,9 @@ def logs_of(model, variables, source):
         target = np.full((1, model.max_length), PAD)
         target[0, : len(beginning) + 1] = (BOS, *beginning)
         logits = whole_decoder(model)(variables, source[None], target)
-        found = np.asarray(jax.nn.log_softmax(logits[0, len(beginning)]), np.float64)
-        found[PAD] = -np.inf
-        return found
+        log_probabilities = np.asarray(jax.nn.log_softmax(logits[0, len(beginning)]), np.float64)
+        log_probabilities[PAD] = -np.inf
+        return log_probabilities
 
     return logs
 
@@ -85,13 +85,13 @@ def greedy_in_python(logs, length):
 
 def brute_force(logs, vocabulary, length, alpha):
     """Returns every hypothesis with its score, best first."""
-    found = []
+    hypotheses = []
     for count in range(1, length + 1):
         for tokens in itertools.product(range(1, vocabulary), repeat=count):
             if EOS not in tokens[:-1] and (tokens[-1] == EOS or count == length):
                 log = sum(logs(tokens[:i])[token] for i, token in enumerate(tokens))
-                found.append((log / ((5 + count) / 6) ** alpha, tokens))
-    return sorted(found, reverse=True)
+                hypotheses.append((log / ((5 + count) / 6) ** alpha, tokens))
+    return sorted(hypotheses, reverse=True)
 
 
 def beam_in_python(logs, length, beams, alpha):
@@ -136,9 +136,9 @@ def toy():
 
 def test_greedy_takes_the_likeliest_until_the_end(toy):
     model, variables = toy
-    found = np.asarray(greedy(model, variables, WORDS, length=8))
+    translations = np.asarray(greedy(model, variables, WORDS, length=8))
     expected = [padded(greedy_in_python(logs_of(*toy, source), 8), 8) for source in WORDS]
-    assert found.tolist() == expected and found.dtype == np.int32
+    assert translations.tolist() == expected and translations.dtype == np.int32
     lengths = {len(tokens) - tokens.count(PAD) for tokens in expected}
     assert len(lengths) > 2 and min(lengths) < 8  # otherwise the test would cover little
 
@@ -158,8 +158,8 @@ def test_wide_beam_search_is_brute_force(toy, alpha):
     for n, source in enumerate(WORDS):
         best = brute_force(logs_of(*toy, source), 6, length, alpha)[:beams]
         np.testing.assert_allclose(scores[n, : len(best)], [score for score, _ in best], rtol=1e-4, atol=1e-4)
-        found = {tuple(found) for found in tokens[n, : len(best)].tolist()}
-        assert tokens[n, 0].tolist() == padded(best[0][1], length) and len(found) == len(best)
+        hypotheses = {tuple(hypotheses) for hypotheses in tokens[n, : len(best)].tolist()}
+        assert tokens[n, 0].tolist() == padded(best[0][1], length) and len(hypotheses) == len(best)
 
 
 @pytest.mark.parametrize("beams,alpha,length", keep_first(1, [(3, 0.6, 6), (4, 0.6, 8), (3, 0.0, 5)]))

@@ -75,11 +75,11 @@ def test_channels_grow_and_are_compressed():
 def test_every_layer_reads_all_earlier_ones():
     """Checks that a block's output begins with its input and that each layer's new channels follow, in order."""
     model = models.create("densenet_bc100_k12", stage_sizes=(3, 1), growth=2, width=4)
-    _, found = capture(model, drawn.variables(model), TINY)
-    parts = [found["stem"], *(found[f"stage1/layer{i}"] for i in range(3))]
+    _, activations = capture(model, drawn.variables(model), TINY)
+    parts = [activations["stem"], *(activations[f"stage1/layer{i}"] for i in range(3))]
     assert [part.shape[-1] for part in parts] == [4, 2, 2, 2]
-    np.testing.assert_array_equal(found["stage1"], jnp.concatenate(parts, -1))
-    assert found["stage2/layer0"].shape == (2, 4, 4, 2) and found["pre_logits"].shape == (2, 7)
+    np.testing.assert_array_equal(activations["stage1"], jnp.concatenate(parts, -1))
+    assert activations["stage2/layer0"].shape == (2, 4, 4, 2) and activations["pre_logits"].shape == (2, 7)
 
 
 def test_transitions_average_over_2_by_2():
@@ -88,8 +88,8 @@ def test_transitions_average_over_2_by_2():
     variables = drawn.variables(model)
 
     def after(stage1):
-        _, found = capture(model, variables, TINY)
-        return capture(model, variables, TINY, add={"stage1": stage1 - found["stage1"]})[1]["stage2"][..., :3]
+        _, activations = capture(model, variables, TINY)
+        return capture(model, variables, TINY, add={"stage1": stage1 - activations["stage1"]})[1]["stage2"][..., :3]
 
     maps = jnp.asarray(drawn.images("maps", (2, 8, 8, 6)))
     repeated = [maps[:, i::2, j::2].repeat(2, 1).repeat(2, 2) for i in (0, 1) for j in (0, 1)]

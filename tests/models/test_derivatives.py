@@ -36,11 +36,11 @@ def for_cuda(gradient, *inputs):
 @pytest.mark.parametrize("kind", ["none", "mask", "bias", "both"])
 def test_gradients_of_attention_are_compiled_for_cuda(gpu, dtype, lengths, kind):
     q, k = (images(2, length, 2, 64, dtype=dtype) for length in lengths)
-    given = {"mask": jnp.ones((1, 1, *lengths), bool)} if kind in ("mask", "both") else {}
-    given |= {"bias": jnp.ones((1, 2, *lengths))} if kind in ("bias", "both") else {}
+    arguments = {"mask": jnp.ones((1, 1, *lengths), bool)} if kind in ("mask", "both") else {}
+    arguments |= {"bias": jnp.ones((1, 2, *lengths))} if kind in ("bias", "both") else {}
 
     def loss(q, k, v):
-        return attention.attend(q, k, v, **given).astype(jnp.float32).sum()
+        return attention.attend(q, k, v, **arguments).astype(jnp.float32).sum()
 
     flash = dtype != "float32" and (kind == "none" or max(length % 2 for length in lengths) == 0)
     assert for_cuda(jax.grad(loss, (0, 1, 2)), q, k, k) == (2 if flash else 0)
@@ -200,11 +200,11 @@ def test_second_order_is_right_or_refused(layer, way):
     with models.lowering("forward_mode"):
         right = DERIVATIVES[way](LAYERS[layer], x)
     try:
-        found = DERIVATIVES[way](LAYERS[layer], x)
+        derivative = DERIVATIVES[way](LAYERS[layer], x)
     except UserError as error:
         assert re.search(CURE, str(error))
     else:
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, right)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), derivative, right)
 
 
 @pytest.mark.parametrize("layer", LAYERS)

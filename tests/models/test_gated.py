@@ -225,8 +225,8 @@ def executed():
 
             return jax.pure_callback(seen, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
-        def rows(self, found):
-            jax.block_until_ready(found)
+        def rows(self, output):
+            jax.block_until_ready(output)
             rows, self.seen[:] = sorted(self.seen), []
             return rows
 
@@ -266,17 +266,17 @@ def test_only_the_rows_of_a_size_are_computed(executed, otherwise):
         with skipping(parts=4):
             return module.apply(variables, x, keep)
 
-    for wanted, computed in ((0, 0), (1, 4), (4, 4), (5, 7), (10, 10), (11, 13), (13, 13)):
+    for count, computed in ((0, 0), (1, 4), (4, 4), (5, 7), (10, 10), (11, 13), (13, 13)):
         keep = np.zeros(13, bool)
-        keep[np.random.default_rng(wanted).permutation(13)[:wanted]] = True
-        found = run(jnp.asarray(keep))
-        assert sum(executed.rows(found)) == computed
+        keep[np.random.default_rng(count).permutation(13)[:count]] = True
+        output = run(jnp.asarray(keep))
+        assert sum(executed.rows(output)) == computed
         rest = (-x["a"], -x["b"]) if otherwise else (0, 0)
-        np.testing.assert_allclose(found[0], np.where(keep[:, None], 2 * x["a"], rest[0]), rtol=1e-6)
-        np.testing.assert_allclose(found[1], np.where(keep, x["a"].sum(-1) + x["b"], rest[1]), rtol=1e-6)
+        np.testing.assert_allclose(output[0], np.where(keep[:, None], 2 * x["a"], rest[0]), rtol=1e-6)
+        np.testing.assert_allclose(output[1], np.where(keep, x["a"].sum(-1) + x["b"], rest[1]), rtol=1e-6)
         masked = module.apply(variables, x, jnp.asarray(keep))
         assert executed.rows(masked) == [13]  # all
-        np.testing.assert_array_equal(masked[0], found[0])
+        np.testing.assert_array_equal(masked[0], output[0])
 
 
 def test_a_network_computes_a_branch_for_no_more_than_a_size(executed):
@@ -309,15 +309,15 @@ def test_skipping_is_over_after_its_context():
 
 def test_costs_by_hand():
     model, _ = small("basic", gate_width=6)
-    found = costs(model, analyze(model, (1, 8, 8, 3)))
-    assert found.blocks == (2 * 9 * 4 * 4 * 64, 9 * 4 * 8 * 16 + 9 * 8 * 8 * 16)
-    assert found.deciding == 2 * (4 * 6 + 6 * 2)
-    assert found.always == 9 * 3 * 4 * 64 + 4 * 8 * 16 + 8 * 10  # stem, projection, head
+    cost = costs(model, analyze(model, (1, 8, 8, 3)))
+    assert cost.blocks == (2 * 9 * 4 * 4 * 64, 9 * 4 * 8 * 16 + 9 * 8 * 8 * 16)
+    assert cost.deciding == 2 * (4 * 6 + 6 * 2)
+    assert cost.always == 9 * 3 * 4 * 64 + 4 * 8 * 16 + 8 * 10  # stem, projection, head
     model, _ = small("policy", policy_pool=2)
-    found = costs(model, analyze(model, (1, 8, 8, 3)))
-    assert found.blocks == (2 * 9 * 4 * 4 * 64, 9 * 4 * 8 * 16 + 9 * 8 * 8 * 16)
-    assert found.deciding == 9 * 3 * 4 * 16 + 2 * 9 * 4 * 4 * 16 + 4 * 2
-    assert found.always == 9 * 3 * 4 * 64 + 8 * 10
+    cost = costs(model, analyze(model, (1, 8, 8, 3)))
+    assert cost.blocks == (2 * 9 * 4 * 4 * 64, 9 * 4 * 8 * 16 + 9 * 8 * 8 * 16)
+    assert cost.deciding == 9 * 3 * 4 * 16 + 2 * 9 * 4 * 4 * 16 + 4 * 2
+    assert cost.always == 9 * 3 * 4 * 64 + 8 * 10
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -354,10 +354,10 @@ def test_weights_of_a_residual_network_are_taken(kind, new):
     plain = models.create("resnet38", stage_sizes=model.stage_sizes, width=model.width, stem="imagenet")
     own = models.initialize(plain, jax.random.key(3), (1, 32, 32, 3))
     theirs = weights.to_arrays(plain, own, "torchvision")
-    found = weights.flatten(weights.from_arrays(model, theirs, "torchvision", new=[new], drawn=variables))
+    arrays = weights.flatten(weights.from_arrays(model, theirs, "torchvision", new=[new], drawn=variables))
     for path, leaf in weights.flatten(own).items():
-        np.testing.assert_array_equal(found[path], leaf)
-    drawn_anew = set(found) - set(weights.flatten(own))
+        np.testing.assert_array_equal(arrays[path], leaf)
+    drawn_anew = set(arrays) - set(weights.flatten(own))
     assert drawn_anew and all("gate/" in path or path.startswith("policy/") for path in drawn_anew)
     again = weights.from_arrays(model, weights.to_arrays(model, variables, "torchvision"), "torchvision")
     for path, leaf in weights.flatten(variables).items():

@@ -34,8 +34,8 @@ from tests.tiers import keep_first
 )
 def test_mult_adds_of_howard(name, size, millions):
     """Allows the head's 1024 x 1000 to be included or not, and rounding or truncation: the tables do not say."""
-    found = analyze(models.create(name), (1, size, size, 3)).mult_adds / 1e6
-    assert found == pytest.approx(millions, abs=1.5)
+    mult_adds = analyze(models.create(name), (1, size, size, 3)).mult_adds / 1e6
+    assert mult_adds == pytest.approx(millions, abs=1.5)
 
 
 @pytest.mark.parametrize(
@@ -61,17 +61,17 @@ def test_make_divisible():
 
 def layers(name, kind=Conv, **fields):
     """Returns (features, kernel size, stride, groups) of the convolutions, in order."""
-    found = []
+    convolutions = []
 
     def read(call, args, kwargs, context):
         m = context.module
         if isinstance(m, kind) and context.method_name == "__call__":
-            found.append((m.features, m.kernel_size, m.strides, m.groups))
+            convolutions.append((m.features, m.kernel_size, m.strides, m.groups))
         return call(*args, **kwargs)
 
     with nn.intercept_methods(read):
         drawn.abstract(models.create(name, **fields))
-    return found
+    return convolutions
 
 
 def test_first_version_is_table_1():
@@ -87,8 +87,8 @@ def test_first_version_is_table_1():
 
 
 def test_second_version_is_table_2():
-    found = layers("mobilenet_v2", stage_sizes=(1, 2))
-    assert found == [
+    convolutions = layers("mobilenet_v2", stage_sizes=(1, 2))
+    assert convolutions == [
         (32, 3, 2, 1),
         (32, 3, 1, 32),
         (16, 1, 1, 1),  # stage 1: no expansion
@@ -117,9 +117,9 @@ def test_shortcuts_are_where_shapes_stay():
 
     variables = jax.tree_util.tree_map_with_path(zero, variables)
     for shortcut in (True, False):
-        found = capture(model.clone(shortcut=shortcut), variables, IMAGES)[1]
-        expected = found["stage2/block0"] if shortcut else jnp.zeros_like(found["stage2/block0"])
-        np.testing.assert_array_equal(found["stage2/block1"], expected)
+        activations = capture(model.clone(shortcut=shortcut), variables, IMAGES)[1]
+        expected = activations["stage2/block0"] if shortcut else jnp.zeros_like(activations["stage2/block0"])
+        np.testing.assert_array_equal(activations["stage2/block1"], expected)
 
 
 def test_bottlenecks_are_linear():

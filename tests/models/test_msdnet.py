@@ -57,8 +57,8 @@ def network():
     model = tiny()
     variables = drawn.variables(model)
     run = jit_once(lambda variables, images: capture(model, variables, images))
-    _, found = run(variables, IMAGES)
-    logits = np.stack([found[f"exit{i + 1}"] for i in range(EXITS)])
+    _, activations = run(variables, IMAGES)
+    logits = np.stack([activations[f"exit{i + 1}"] for i in range(EXITS)])
     first, second = confidence(logits[0]), confidence(logits[1])
     leave = jnp.stack([jnp.quantile(first, 0.7), jnp.quantile(second[first < jnp.quantile(first, 0.7)], 0.5)])
     return model, variables, logits, leave
@@ -145,16 +145,18 @@ def test_kernels_start_with_the_variance_of_their_outputs_and_the_stem_has_a_bia
 def test_endpoints_are_what_exits_read_and_give():
     model, variables, *_ = network()
     images = IMAGES[:2]
-    logits, found = capture(model, variables, images)
-    assert list(found) == ["stem", "block1", "exit1", "block2", "exit2", "block3", "pre_logits", "exit3"]
-    assert found["stem"].shape == (2, 32, 32, 4) and found["block1"].shape == (2, 16, 16, 16)
+    logits, activations = capture(model, variables, images)
+    assert list(activations) == ["stem", "block1", "exit1", "block2", "exit2", "block3", "pre_logits", "exit3"]
+    assert activations["stem"].shape == (2, 32, 32, 4) and activations["block1"].shape == (2, 16, 16, 16)
     head = variables["params"]["exit3"]["head"]
-    np.testing.assert_allclose(found["pre_logits"] @ head["kernel"] + head["bias"], logits, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(found["exit3"], logits)
-    more = {"block2": jnp.ones_like(found["block2"])}
+    np.testing.assert_allclose(activations["pre_logits"] @ head["kernel"] + head["bias"], logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(activations["exit3"], logits)
+    more = {"block2": jnp.ones_like(activations["block2"])}
     _, moved = capture(model, variables, images, add=more)
-    np.testing.assert_array_equal(moved["exit1"], found["exit1"])
-    assert not np.allclose(moved["exit2"], found["exit2"]) and not np.allclose(moved["exit3"], found["exit3"])
+    np.testing.assert_array_equal(moved["exit1"], activations["exit1"])
+    assert not np.allclose(moved["exit2"], activations["exit2"]) and not np.allclose(
+        moved["exit3"], activations["exit3"]
+    )
 
 
 # -- leaving ---------------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ def by_hand(logits, leave):
 @pytest.mark.parametrize("parts,count", keep_first(1, [(4, 13), (4, 1), (0, 13), (0, 1)]))
 def test_examples_leave_where_they_are_sure(count, parts):
     model, variables, logits, leave = network()
-    left, wanted = by_hand(logits[:, :count], leave)
+    left, expected = by_hand(logits[:, :count], leave)
     assert count == 1 or set(left) == {0, 1, 2}
 
     @jax.jit
@@ -180,16 +182,16 @@ def test_examples_leave_where_they_are_sure(count, parts):
     if parts:
         with skipping(parts):
             run.lower(variables, IMAGES[:count], leave)
-            found, at = run(variables, IMAGES[:count], leave)
+            output, at = run(variables, IMAGES[:count], leave)
     else:
-        found, at = run(variables, IMAGES[:count], leave)
+        output, at = run(variables, IMAGES[:count], leave)
 
-    def check(left, wanted, found, at):
+    def check(left, expected, output, at):
         assert at["left"].dtype == jnp.int32 and list(at["left"]) == list(left)
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
-        np.testing.assert_array_equal(at["exit3"], found)
+        np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_array_equal(at["exit3"], output)
 
-    check(left, wanted, found, at)
+    check(left, expected, output, at)
     # All at one exit: none or all of the images, for every size
     for thresholds in ([0.0, 0.0], [2.0, 0.0], [2.0, 2.0]):
         check(*by_hand(logits[:, :count], thresholds), *run(variables, IMAGES[:count], jnp.asarray(thresholds)))
@@ -236,10 +238,10 @@ def test_calls_that_make_no_sense_are_refused(call, message):
 @pytest.mark.parametrize("spec", ["ternary", "binary_weight", "xnor"])
 def test_the_first_layer_and_all_heads_stay_standard(spec):
     model = tiny(conv=spec)
-    found = layers_of(model, drawn.abstract(model))
-    standard = {path for path, kind in found.items() if kind in (Conv, Dense)}
+    layers = layers_of(model, drawn.abstract(model))
+    standard = {path for path, kind in layers.items() if kind in (Conv, Dense)}
     assert standard == {"block1/stem/conv1", "exit1/head", "exit2/head", "exit3/head"}
-    assert {kind for path, kind in found.items() if path not in standard} == {CONVS[spec]}
+    assert {kind for path, kind in layers.items() if path not in standard} == {CONVS[spec]}
 
 
 def test_low_bit_heads_alone_are_refused():
@@ -249,8 +251,8 @@ def test_low_bit_heads_alone_are_refused():
 
 def test_filters_that_nothing_else_sees_can_be_removed():
     model = tiny()
-    found = shrink.coupled(model, model.example(), ["exit1/conv1/kernel", "block1/layer0/same1/conv1/kernel"])
-    for kernel, couplings in found.items():
+    couplings_of = shrink.coupled(model, model.example(), ["exit1/conv1/kernel", "block1/layer0/same1/conv1/kernel"])
+    for kernel, couplings in couplings_of.items():
         unit = kernel.removesuffix("/conv1/kernel")
         assert {coupling.array for coupling in couplings} == {
             f"params/{unit}/conv1/kernel",

@@ -17,7 +17,7 @@ from tests.tiers import keep
 
 GOLDEN = {path.stem: dict(np.load(path)) for path in sorted((FOLDER).glob("*.npz"))}
 ABOUT = {family: json.loads(str(arrays["about"])) for family, arrays in GOLDEN.items() if "about" in arrays}
-CASES = [(family, label) for family, about in ABOUT.items() for label in about["cases"]]
+CASES = [(family, label) for family, record in ABOUT.items() for label in record["cases"]]
 RELATIVES = (
     "densenet-timm",
     "mobilenet-v2_timm",
@@ -34,7 +34,7 @@ RELATIVES = (
     "convnext-unscaled",
     "vgg-timm",
 )  # other families, for `make test-all`
-MANIFESTS = {name: entry for about in ABOUT.values() for name, entry in about["manifests"].items()}
+MANIFESTS = {name: entry for record in ABOUT.values() for name, entry in record["manifests"].items()}
 
 
 def close(ours, theirs, what):
@@ -56,8 +56,8 @@ def test_equal(family, label):
 
     def output(variables, images, **kwargs):
         """Returns logits, or those of all exits [exits, N, num_classes], and the updated collections."""
-        found, at = capture(model, variables, images, mutable=state, names=endpoints, **kwargs)
-        return jnp.stack([at[name] for name in endpoints]) if endpoints else found[0], found[1]
+        output_and_state, at = capture(model, variables, images, mutable=state, names=endpoints, **kwargs)
+        return jnp.stack([at[name] for name in endpoints]) if endpoints else output_and_state[0], output_and_state[1]
 
     @jit_once
     def run(variables, images):

@@ -79,7 +79,7 @@ def test_every_parameter_learns_and_statistics_change_in_training_alone(kind, dt
         params["policy"]["head"]["bias"] += 100
 
     def loss(params, train):
-        (logits, updated), found = capture(
+        (logits, updated), activations = capture(
             model,
             {"params": params, "batch_stats": state},
             IMAGES,
@@ -87,7 +87,7 @@ def test_every_parameter_learns_and_statistics_change_in_training_alone(kind, dt
             mutable=["batch_stats"],
             rngs={"dropout": jax.random.key(1)},
         )
-        exits = [at for name, at in found.items() if re.fullmatch(r"exit\d+", name)] or [logits]
+        exits = [at for name, at in activations.items() if re.fullmatch(r"exit\d+", name)] or [logits]
         losses = [-jax.nn.log_softmax(at)[:, 3].mean() for at in exits]
         return sum(losses), (logits, updated.get("batch_stats", {}))
 
@@ -240,12 +240,12 @@ def test_every_kernel_is_drawn_by_init(kind):
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_dtype_reaches_every_convolution_and_product(kind):
-    found = [
+    products = [
         eqn
         for eqn in operations(small(kind, dtype="bfloat16"))
         if eqn.primitive.name in ("conv_general_dilated", "dot_general")
     ]
-    assert found and all(atom.aval.dtype == jnp.bfloat16 for eqn in found for atom in eqn.invars)
+    assert products and all(atom.aval.dtype == jnp.bfloat16 for eqn in products for atom in eqn.invars)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SMALL if kind not in ("swin", "vit", "vit_c")])

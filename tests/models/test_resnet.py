@@ -41,9 +41,9 @@ TINY = jnp.asarray(drawn.images("tiny", (4, 8, 8, 3)))
 def test_shortcut_a_subsamples_and_pads_with_zeros():
     """Checks shortcuts alone: with branches that are zero, a stage adds nothing else."""
     model = models.create("resnet8", width=4, zero_gamma=True, stage_sizes=(1, 1))
-    found = capture(model, models.initialize(model, jax.random.key(0), TINY.shape), TINY)[1]
-    expected = jnp.concatenate([found["stage1"][:, ::2, ::2], jnp.zeros((4, 4, 4, 4))], -1)
-    np.testing.assert_array_equal(found["stage2"], expected)
+    activations = capture(model, models.initialize(model, jax.random.key(0), TINY.shape), TINY)[1]
+    expected = jnp.concatenate([activations["stage1"][:, ::2, ::2], jnp.zeros((4, 4, 4, 4))], -1)
+    np.testing.assert_array_equal(activations["stage2"], expected)
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,10 @@ def test_shortcut_a_subsamples_and_pads_with_zeros():
 def test_zero_gamma_makes_branches_start_at_zero(name, fields):
     model = models.create(name, width=4, zero_gamma=True, shortcut="A", act=lambda x: x, **fields)
     variables = models.initialize(model, jax.random.key(0), TINY.shape)
-    found = capture(model, variables, TINY)[1]
-    width = found["stem"].shape[-1]
-    np.testing.assert_array_equal(found["stage1/block0"][..., :width], found["stem"])
-    assert (found["stage1/block0"][..., width:] == 0).all()
+    activations = capture(model, variables, TINY)[1]
+    width = activations["stem"].shape[-1]
+    np.testing.assert_array_equal(activations["stage1/block0"][..., :width], activations["stem"])
+    assert (activations["stage1/block0"][..., width:] == 0).all()
 
 
 def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
@@ -84,11 +84,11 @@ def test_preactivation_is_that_of_the_paper():
     assert set(params["stage1"]["block0"]) == {"conv1", "norm2", "conv2"}  # the stem contains its first normalization
     assert set(params["stage1"]["block1"]) == {"norm1", "conv1", "norm2", "conv2"}
     assert "final_norm" in params
-    found = capture(model, models.initialize(model, jax.random.key(0), TINY.shape), TINY - 1)[1]
-    np.testing.assert_array_equal(found["stage1"], found["stem"])
-    assert float(found["stem"].min()) == 0  # after the activation
-    found = capture(model, drawn.variables(model), TINY)[1]
-    assert float(found["stage1"].min()) < 0  # no activation after the sum
+    activations = capture(model, models.initialize(model, jax.random.key(0), TINY.shape), TINY - 1)[1]
+    np.testing.assert_array_equal(activations["stage1"], activations["stem"])
+    assert float(activations["stem"].min()) == 0  # after the activation
+    activations = capture(model, drawn.variables(model), TINY)[1]
+    assert float(activations["stage1"].min()) < 0  # no activation after the sum
 
 
 @pytest.mark.parametrize("where,strides", [("3x3", [1, 2, 1]), ("1x1", [2, 1, 1])])

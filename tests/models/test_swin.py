@@ -103,9 +103,9 @@ def test_position_bias_acts_on_the_attention_of_its_distance():
 @pytest.mark.full
 def test_merging_halves_the_resolution_rounded_up():
     model = models.create("swin_t", **TINY)
-    found = capture(model, drawn.variables(model), jnp.asarray(drawn.images("odd", (1, 36, 28, 3))))[1]
-    assert found["stage1"].shape == (1, 9, 7, 8) and found["stage2"].shape == (1, 5, 4, 16)
-    assert list(found) == [
+    activations = capture(model, drawn.variables(model), jnp.asarray(drawn.images("odd", (1, 36, 28, 3))))[1]
+    assert activations["stage1"].shape == (1, 9, 7, 8) and activations["stage2"].shape == (1, 5, 4, 16)
+    assert list(activations) == [
         "stem", "stage1/block0", "stage1/block1", "stage1", "stage2/block0", "stage2", "last_map", "pre_logits",
     ]  # fmt: skip
 

@@ -253,9 +253,11 @@ def test_dtype_reaches_every_product():
 def test_endpoints_and_cost():
     model = small()
     variables = drawn.variables(model)
-    logits, found = capture(model, variables, SOURCE, TARGET)
-    assert list(found) == ["encoder/block0", "decoder/block0", "pre_logits"]
-    np.testing.assert_allclose(found["pre_logits"] @ variables["params"]["embedding"].T, logits, rtol=1e-5, atol=1e-5)
+    logits, activations = capture(model, variables, SOURCE, TARGET)
+    assert list(activations) == ["encoder/block0", "decoder/block0", "pre_logits"]
+    np.testing.assert_allclose(
+        activations["pre_logits"] @ variables["params"]["embedding"].T, logits, rtol=1e-5, atol=1e-5
+    )
     cost = analyze(model, model.example())
     length, width, ff, vocabulary = 12, 16, 24, 30
     attention = 4 * length * width**2 + 2 * length**2 * width

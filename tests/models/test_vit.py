@@ -60,11 +60,11 @@ def test_costs_of_stems_are_those_of_xiao(name, mult_adds, params):
 def test_stem_of_convolutions_is_that_of_xiao(size):
     """Checks section 3: 3x3 convolutions, each with batch norm and ReLU, one 1x1; 14 x 14 positions; one block less."""
     model = models.create(f"vit_c_{size}")
-    found = {}
+    modules = {}
 
     def read(call, args, kwargs, context):
         if context.method_name == "__call__" and isinstance(context.module, (Conv, BatchNorm)):
-            found.setdefault("/".join(context.module.path), context.module)
+            modules.setdefault("/".join(context.module.path), context.module)
         return call(*args, **kwargs)
 
     def run():
@@ -76,11 +76,11 @@ def test_stem_of_convolutions_is_that_of_xiao(size):
     assert stem.shape == (1, 14, 14, model.width)
     channels = {"1gf": (24, 48, 96, 192), "18gf": (64, 128, 128, 256, 256, 512)}[size]
     count = len(channels)
-    assert list(found) == [f"stem_{k}{i}" for i in range(1, count + 1) for k in ("conv", "norm")] + ["stem_out"]
-    assert [found[f"stem_conv{i}"].features for i in range(1, count + 1)] == list(channels)
+    assert list(modules) == [f"stem_{k}{i}" for i in range(1, count + 1) for k in ("conv", "norm")] + ["stem_out"]
+    assert [modules[f"stem_conv{i}"].features for i in range(1, count + 1)] == list(channels)
     strides = {"1gf": [2, 2, 2, 2], "18gf": [2, 2, 1, 2, 1, 2]}[size]
-    assert [found[f"stem_conv{i}"].strides for i in range(1, count + 1)] == strides
-    assert found["stem_out"].kernel_size == 1 and found["stem_out"].use_bias
+    assert [modules[f"stem_conv{i}"].strides for i in range(1, count + 1)] == strides
+    assert modules["stem_out"].kernel_size == 1 and modules["stem_out"].use_bias
     blocks = [name for name in params["params"] if name.startswith("block")]
     assert len(blocks) == models.create(f"vit_p_{size}").depth - 1
 
@@ -209,8 +209,8 @@ def test_attention_and_its_gradients_are_those_of_jax(biased, masked):
         (_, y), gradients = jax.value_and_grad(project, range(4 if biased else 3), has_aux=True)(q, k, v, bias)
         return y, *gradients
 
-    for found, expected in zip(of(attend), of(jax.nn.dot_product_attention), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    for array, expected in zip(of(attend), of(jax.nn.dot_product_attention), strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_images_of_another_size_are_refused():

@@ -218,8 +218,8 @@ def test_every_format_says_what_the_run_says(runs, out, files, format):
     assert card["verified"]["images"] == 50 and card["metrics"]["accuracy"] == pytest.approx(
         json.loads((runs / "whole" / "summary.json").read_text())["accuracy"]
     )
-    found = card["verified"]["metrics"]
-    assert found["network"]["accuracy"] == found["file"]["accuracy"] > 0.1
+    metrics = card["verified"]["metrics"]
+    assert metrics["network"]["accuracy"] == metrics["file"]["accuracy"] > 0.1
     assert card["ingredients"] == {
         "norm": "batch",
         "act": "relu",
@@ -282,10 +282,10 @@ def test_programs_of_other_kinds_of_networks(kind, format, tmp_path):
     }  # fmt: skip
     formats.FORMATS[format].write(network, card, tmp_path / card["file"])
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    found = formats.FORMATS[format].open(tmp_path, card)(pixels)
-    wanted = formats.of_variables(network.create(), network.variables, card)(pixels)
-    np.testing.assert_allclose(found[1], wanted[1], rtol=0, atol=1e-5 * np.abs(wanted[1]).max())
-    np.testing.assert_allclose(found[0], wanted[0], rtol=0, atol=1e-5)
+    outputs = formats.FORMATS[format].open(tmp_path, card)(pixels)
+    expected = formats.of_variables(network.create(), network.variables, card)(pixels)
+    np.testing.assert_allclose(outputs[1], expected[1], rtol=0, atol=1e-5 * np.abs(expected[1]).max())
+    np.testing.assert_allclose(outputs[0], expected[0], rtol=0, atol=1e-5)
 
 
 def test_an_exported_network_is_a_start(out, runs):

@@ -61,9 +61,9 @@ def test_checkpoints_in_a_folder_of_any_name_are_read_again(name, tmp_path):
     leaves = {"params/a/kernel": np.arange(12, dtype=np.float32).reshape(3, 4), "step": np.int32(7)}
     (tmp_path / name).mkdir(parents=True)
     checkpoint_format.write(tmp_path / name / "7", leaves, {"step": 7, "scores": {}})
-    found, about = checkpoint_format.read(tmp_path / name / "7")
-    assert about["step"] == 7 and found.keys() == leaves.keys()
-    assert all(np.array_equal(found[key], leaves[key]) for key in leaves)
+    restored, metadata = checkpoint_format.read(tmp_path / name / "7")
+    assert metadata["step"] == 7 and restored.keys() == leaves.keys()
+    assert all(np.array_equal(restored[key], leaves[key]) for key in leaves)
 
 
 def test_a_run_in_a_folder_with_brackets_goes_on(tmp_path):

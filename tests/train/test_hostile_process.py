@@ -54,10 +54,10 @@ def expected(folder):
 
 
 def assert_each_point_once(folder):
-    shown, wanted = points(folder), expected(folder)
-    assert shown.keys() == wanted.keys() and len(wanted) > 20
-    for key, found in shown.items():
-        assert [value for value, _ in found] == pytest.approx([wanted[key]]), key
+    shown, expected_values = points(folder), expected(folder)
+    assert shown.keys() == expected_values.keys() and len(expected_values) > 20
+    for key, values in shown.items():
+        assert [value for value, _ in values] == pytest.approx([expected_values[key]]), key
 
 
 def keep_all(folder):
@@ -97,7 +97,7 @@ def test_tensorboard_has_every_point_once_after_a_kill(run, copied, accident):
     loop.train(run[0], copied)
     assert_each_point_once(copied)
     assert len(list(copied.glob(events.PATTERN))) == 1
-    times = {step: found[0][1] for (tag, step), found in sorted(points(copied).items()) if tag == "train/loss"}
+    times = {step: values[0][1] for (tag, step), values in sorted(points(copied).items()) if tag == "train/loss"}
     assert list(times) == sorted(times) and list(times.values()) == sorted(times.values())
     assert times[12] > before["train/loss", 12][0][1]
     if accident in (keep_all, copy_it):
@@ -114,7 +114,7 @@ def test_a_tensorboard_that_watched_sees_no_point_twice(tmp_path):
     file.write(6, "train", {"loss": 7.0})
     for path in (tmp_path / "seen").iterdir():
         shutil.move(path, tmp_path)
-    assert {step: [value for value, _ in found] for (_, step), found in points(tmp_path).items()} == {
+    assert {step: [value for value, _ in values] for (_, step), values in points(tmp_path).items()} == {
         **{step: [pytest.approx(1 / step)] for step in range(1, 6)},
         6: [7.0],
     }

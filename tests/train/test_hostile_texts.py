@@ -95,8 +95,8 @@ def test_a_picture_that_fails_is_a_warning_and_the_run_is_finished(tmp_path, mon
     monkeypatch.setattr(figures, "mistakes", fail)
     summary = loop.train(tiny.config(hooks="figures", duration="2 steps"), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and "mistakes.png was not drawn: ValueError: no font at all" in said[0]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "mistakes.png was not drawn: ValueError: no font at all" in lines[0]
     assert (tmp_path / "run" / "curves.png").exists()
 
 

@@ -38,17 +38,21 @@ def test_any_damage_gives_a_checkpoint_bit_by_bit_or_one_line(run, tmp_path, cap
                 # a further accident may be impossible after the damage
                 with contextlib.suppress(OSError, ValueError, IndexError, RecursionError):
                     kinds.append(damage.accident(folder, rng))
-            store, said = checkpoint.Checkpoints(folder, headline="accuracy"), []
+            store, messages = checkpoint.Checkpoints(folder, headline="accuracy"), []
             store.best()
             try:
-                leaves, about = store.restore_newest(said.append)
+                leaves, metadata = store.restore_newest(messages.append)
             except UserError as error:
                 assert "\n" not in str(error) and len(str(error)) < 400, kinds
             else:
-                step = about["step"]
-                assert damage.same(leaves, held[step][0]) and about == held[step][1], (kinds, step)
-                assert len(said) == sum(path.name.startswith("damaged-checkpoint-") for path in folder.parent.iterdir())
-                assert all("\n" not in line and len(line) < 400 and f"of step {step}" in line for line in said), kinds
+                step = metadata["step"]
+                assert damage.same(leaves, held[step][0]) and metadata == held[step][1], (kinds, step)
+                assert len(messages) == sum(
+                    path.name.startswith("damaged-checkpoint-") for path in folder.parent.iterdir()
+                )
+                assert all("\n" not in line and len(line) < 400 and f"of step {step}" in line for line in messages), (
+                    kinds
+                )
             store.close()
             shutil.rmtree(tmp_path / str(number))
     out, err = capfd.readouterr()
@@ -65,10 +69,10 @@ def test_any_damage_to_checkpoints_of_earlier_versions(run, tmp_path, capfd):
             folder = tmp_path / str(number) / "checkpoints"
             shutil.copytree(tmp_path / "earlier", folder)
             kind = damage.accident(folder, rng)
-            store, said = checkpoint.Checkpoints(folder, headline="accuracy"), []
+            store, messages = checkpoint.Checkpoints(folder, headline="accuracy"), []
             store.best()
-            leaves, about = store.restore_newest(said.append)
-            assert damage.same(leaves, held[about["step"]][0]), kind
+            leaves, metadata = store.restore_newest(messages.append)
+            assert damage.same(leaves, held[metadata["step"]][0]), kind
             store.close()
     assert capfd.readouterr().err == ""
 
@@ -79,8 +83,8 @@ def test_checkpoints_of_earlier_versions_are_read_and_run_out(run, copied):
     damage.write_as_earlier_versions(copied / "checkpoints", {step: held[step] for step in damage.STEPS[:2]})
     (copied / "checkpoints" / "4" / "metrics" / "metrics").write_text('{"accuracy": 0.9, "lo')  # also in an old one
     store = checkpoint.Checkpoints(copied / "checkpoints", headline="accuracy")
-    leaves, about = store.restore_newest(pytest.fail)
-    assert damage.same(leaves, held[8][0]) and about["recorder"] == held[8][1]["recorder"] and store.best() == 8
+    leaves, metadata = store.restore_newest(pytest.fail)
+    assert damage.same(leaves, held[8][0]) and metadata["recorder"] == held[8][1]["recorder"] and store.best() == 8
     for step in (12, 16, 20):
         store.save(step, held[12][0], {}, {"accuracy": 0.01})
     store.wait()
@@ -101,9 +105,9 @@ def test_nothing_that_is_said_about_a_checkpoint_can_be_edited(copied, key, valu
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     if rename:  # a thorough edit renames the folder as well
         path.parents[1].rename(copied / "checkpoints" / "80")
-    said = []
+    messages = []
     store = checkpoint.Checkpoints(copied / "checkpoints", headline="accuracy")
-    assert store.restore_newest(said.append)[1]["step"] == 8 and len(said) == 1
+    assert store.restore_newest(messages.append)[1]["step"] == 8 and len(messages) == 1
     store.close()
 
 
@@ -145,12 +149,12 @@ def test_a_reader_passes_over_the_damaged_newest_and_says_so(run, copied, capfd)
 
 @pytest.mark.parametrize("part", ["state", "about"])
 def test_a_reader_of_the_best_passes_it_over_too(run, copied, part):
-    scores = {step: about["scores"]["accuracy"] for step, (_, about) in run[2].items()}
+    scores = {step: metadata["scores"]["accuracy"] for step, (_, metadata) in run[2].items()}
     best, second = sorted(damage.STEPS, key=lambda step: (scores[step], step))[:-3:-1]
     damage.cut(damage.largest(copied / "checkpoints" / str(best) / part))
-    said = []
-    assert damage.same(checkpoint.read(copied, best="accuracy", warn=said.append)[0], run[2][second][0])
-    assert len(said) == 1 and f"checkpoint {best} is damaged" in said[0] and f"of step {second}" in said[0]
+    messages = []
+    assert damage.same(checkpoint.read(copied, best="accuracy", warn=messages.append)[0], run[2][second][0])
+    assert len(messages) == 1 and f"checkpoint {best} is damaged" in messages[0] and f"of step {second}" in messages[0]
 
 
 def test_all_are_damaged(run, copied, capfd):
@@ -256,11 +260,11 @@ def test_the_place_for_a_damaged_one_may_be_taken(copied, monkeypatch, aside):
                 else (_ for _ in ()).throw(OSError(errno.EXDEV, "Invalid cross-device link"))
             ),
         )
-    said = []
+    messages = []
     store = checkpoint.Checkpoints(copied / "checkpoints")
-    leaves, about = store.restore_newest(said.append)
-    assert about["step"] == 8 and len(said) == 1
-    assert ("it stays where it is (Invalid cross-device link)" in said[0]) == (aside == "cannot be moved")
+    leaves, metadata = store.restore_newest(messages.append)
+    assert metadata["step"] == 8 and len(messages) == 1
+    assert ("it stays where it is (Invalid cross-device link)" in messages[0]) == (aside == "cannot be moved")
     assert (place / "about").is_dir() == (aside != "cannot be moved")
     store.save(12, leaves, {}, {})  # its place is free
     store.wait()

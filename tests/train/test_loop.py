@@ -19,12 +19,12 @@ from train.storage import checkpoint, workdir
 def final(folder):
     """Returns the leaves of the newest checkpoint."""
     store = checkpoint.Checkpoints(folder / "checkpoints")
-    leaves, about = store.restore_newest(pytest.fail)
+    leaves, metadata = store.restore_newest(pytest.fail)
     store.close()
-    return leaves, about
+    return leaves, metadata
 
 
-def told(folder):
+def logged_metrics(folder):
     """Returns the lines of metrics.jsonl without the speed."""
     lines = workdir.read_metrics(folder / "metrics.jsonl")
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
@@ -133,15 +133,15 @@ def test_a_lost_checkpoint_is_made_up_for_to_the_bit(tmp_path):
     assert (tmp_path / "broken" / "damaged-checkpoint-12").is_dir()
     tiny.assert_same(final(whole)[0], final(broken)[0])
 
-    assert told(whole) == told(broken)
+    assert logged_metrics(whole) == logged_metrics(broken)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     config = tiny.config(optimizer__learning_rate=1e-3, optimizer__schedule="step(1e30, '6 steps')", model__norm="none")
     with pytest.raises(UserError, match=r"the (loss|gradient norm) is (nan|inf) at step ([7-9]|10)"):
         loop.train(config, tmp_path)
-    leaves, about = final(tmp_path)
-    assert about["step"] == 4 and all(np.isfinite(leaf).all() for leaf in leaves.values())
+    leaves, metadata = final(tmp_path)
+    assert metadata["step"] == 4 and all(np.isfinite(leaf).all() for leaf in leaves.values())
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_going_on_is_exact_in_every_mode(tmp_path, changes):
     (tmp_path / "broken" / "checkpoints" / "12" / "about" / "metadata").write_text("")
     loop.train(config, tmp_path / "broken")
     tiny.assert_same(final(tmp_path / "whole")[0], final(tmp_path / "broken")[0])
-    assert told(tmp_path / "whole") == told(tmp_path / "broken")
+    assert logged_metrics(tmp_path / "whole") == logged_metrics(tmp_path / "broken")
 
 
 def test_lsuv_as_data_init():

@@ -16,7 +16,7 @@ from models.errors import UserError
 from tests import tfds_sample, tiny
 from tests.tiers import keep_first
 from tests.train.data.test_transfer_sets import thing
-from tests.train.test_loop import final, told
+from tests.train.test_loop import final, logged_metrics
 from tests.train.test_step import Constant
 from train import evaluate, loop, tasks
 from train.recording import summary
@@ -51,8 +51,8 @@ def test_loss_by_hand():
 
     first = np.mean([cross_entropy(2.0, 1), cross_entropy(-1.0, 0), cross_entropy(0.5, 0)])
     second = np.mean([cross_entropy(1.0, 0), cross_entropy(-3.0, 1)])
-    found = evaluate.ratios(task().evaluate(PLAIN, {}, batch(logits, labels, mask)))
-    assert found["loss"] == pytest.approx((first + second) / 2, rel=1e-5)
+    averages = evaluate.ratios(task().evaluate(PLAIN, {}, batch(logits, labels, mask)))
+    assert averages["loss"] == pytest.approx((first + second) / 2, rel=1e-5)
     loss, (metrics, _, _) = task().loss({"shift": 0.0}, {}, {}, batch(logits, labels, mask), jax.random.key(0), 0)
     # By the share's size, not by its weight, so that the mean over devices is the mean over all images.
     assert float(loss) == pytest.approx((first + second) / 3, rel=1e-5) and metrics["loss"][1] == 2
@@ -98,8 +98,8 @@ def test_average_precision_is_sklearns(levels):
     for count in (1, 2, 7, 200):
         scores, labels = rng.integers(0, levels, count) / 7, (rng.random(count) < 0.3).astype(int)
         labels[rng.integers(count)] = 1
-        wanted = average_precision_score(labels, scores)
-        assert average_precision.average_precision(scores, labels) == pytest.approx(wanted)
+        expected = average_precision_score(labels, scores)
+        assert average_precision.average_precision(scores, labels) == pytest.approx(expected)
         order = rng.permutation(count)
         for formula in (average_precision.average_precision, average_precision.average_precision_11):
             assert formula(scores[order], labels[order]) == formula(scores, labels)  # ties: their order does not matter
@@ -127,11 +127,11 @@ def test_what_is_not_counted_is_as_if_it_were_not_there():
     scores, labels = rng.random((50, 4)), rng.integers(-1, 2, (50, 4))
     labels[:, 2] = np.where(labels[:, 2] == 1, -1, labels[:, 2])  # no image has class 2
     for formula in (average_precision.average_precision, average_precision.average_precision_11):
-        found = average_precision.by_class(formula, scores, labels)
+        by_class = average_precision.by_class(formula, scores, labels)
         kept = [labels[:, c] >= 0 for c in range(4)]
-        assert found == [formula(scores[k, c], labels[k, c]) for c, k in enumerate(kept)]
-        assert found[2] is None
-        assert average_precision.mean(found) == pytest.approx(np.mean([found[0], found[1], found[3]]))
+        assert by_class == [formula(scores[k, c], labels[k, c]) for c, k in enumerate(kept)]
+        assert by_class[2] is None
+        assert average_precision.mean(by_class) == pytest.approx(np.mean([by_class[0], by_class[1], by_class[3]]))
     assert average_precision.mean([None]) is None
     assert average_precision.average_precision(np.zeros(2), np.array([-1, -1])) is None
     assert average_precision.average_precision(np.zeros(0), np.zeros(0, int)) is None
@@ -181,17 +181,17 @@ def config(data, **changes):
 
 @pytest.mark.parametrize("pipeline", keep_first(1, ["resident", "stream"]))
 def test_a_run_and_its_continuation(tmp_path, data, pipeline):
-    made = config(
+    run_config = config(
         data, data__pipeline=pipeline, steps_per_call=2 if pipeline == "resident" else 1, data__augment="crop(1)|flip"
     )
-    result = loop.train(made, tmp_path / "whole")
+    result = loop.train(run_config, tmp_path / "whole")
     assert result == json.loads((tmp_path / "whole" / "summary.json").read_text())
     by_class = result["average_precision_by_class"]
     known = [value for value in by_class if value is not None]
     assert len(by_class) == 20 and len(known) == 3 and result["test_examples"] == 21
     assert result["mean_average_precision"] == pytest.approx(np.mean(known))
     assert 0 < result["mean_average_precision_11"] <= 1 and 0 <= result["hit"] <= 1
-    lines = told(tmp_path / "whole")
+    lines = logged_metrics(tmp_path / "whole")
     assert lines[-1]["mean_average_precision"] == result["mean_average_precision"]
     assert [line["step"] for line in lines if line["split"] == "test"] == [6, 12]
     losses = [line["loss"] for line in lines if line["split"] == "train"]
@@ -200,8 +200,8 @@ def test_a_run_and_its_continuation(tmp_path, data, pipeline):
 
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     (tmp_path / "broken" / "checkpoints" / "12" / "about" / "metadata").write_text("")
-    again = loop.train(made, tmp_path / "broken")
-    assert again["average_precision_by_class"] == by_class and told(tmp_path / "broken") == lines
+    again = loop.train(run_config, tmp_path / "broken")
+    assert again["average_precision_by_class"] == by_class and logged_metrics(tmp_path / "broken") == lines
     tiny.assert_same(final(tmp_path / "whole")[0], final(tmp_path / "broken")[0])
 
 
@@ -260,8 +260,8 @@ def test_mean_class_accuracy_counts_every_class_alike():
     def call(state, data, items):
         return {"loss": (1.0, 10.0), "accuracy_by_class": (np.array([7.0, 0.0, 1.0, 0.0]), np.array([7, 2, 1, 0]))}
 
-    found = evaluate.evaluate(call, None, [None], lambda: 10)
-    assert found["accuracy_by_class"] == [1, 0, 1, None] and found["mean_class_accuracy"] == pytest.approx(2 / 3)
+    metrics = evaluate.evaluate(call, None, [None], lambda: 10)
+    assert metrics["accuracy_by_class"] == [1, 0, 1, None] and metrics["mean_class_accuracy"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.full

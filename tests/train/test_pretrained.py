@@ -43,11 +43,11 @@ def flat(tree):
 
 def test_all_but_the_head_is_what_the_run_evaluates(source):
     run = build_run(tiny.config(init_from=str(source)))
-    found, drawn = flat(run.state.params), flat(build_run(tiny.config()).state.params)
+    params, drawn = flat(run.state.params), flat(build_run(tiny.config()).state.params)
     kept = pretrained.load(source).arrays
     averaged = build_run(five(ema_decay=0.5))
-    assert averaged.state.params["head"]["kernel"].shape[1] == 5 and found["head/kernel"].shape[1] == 10
-    for name, leaf in found.items():
+    assert averaged.state.params["head"]["kernel"].shape[1] == 5 and params["head/kernel"].shape[1] == 10
+    for name, leaf in params.items():
         np.testing.assert_array_equal(leaf, drawn[name] if name.startswith("head") else kept[name], err_msg=name)
     for name, leaf in flat(run.state.model_state["batch_stats"]).items():
         np.testing.assert_array_equal(leaf, kept[name], err_msg=name)
@@ -175,9 +175,9 @@ def test_a_group_moves_from_its_step_on_with_the_optimizers_own_state(name):
     ours = params
     for step in range(5):
         updates, state = tx.update(gradient, state, params)
-        wanted, plain_state = plain.update(gradient, plain_state, params)
-        np.testing.assert_array_equal(updates["a"], wanted["a"])
-        np.testing.assert_allclose(updates["b"], 0.5 * wanted["b"] if step >= 3 else np.zeros(2), rtol=1e-6)
+        plain_updates, plain_state = plain.update(gradient, plain_state, params)
+        np.testing.assert_array_equal(updates["a"], plain_updates["a"])
+        np.testing.assert_allclose(updates["b"], 0.5 * plain_updates["b"] if step >= 3 else np.zeros(2), rtol=1e-6)
         ours = optax.apply_updates(ours, updates)
     assert np.abs(ours["b"] - 1).max() > 0
 

@@ -144,13 +144,13 @@ def test_one_dispatch_of_several_steps_is_the_steps_one_by_one():
     run = build_run(tiny.config(steps_per_call=4))
     single = build_run(tiny.config(steps_per_call=1))
     states = []
-    for made in (run, single):
-        state, counts = made.parallel.place(made.state), []
-        for count, items in made.feed.calls(0, 6):
-            state, metrics = made.train_call(state, made.feed.data, items)
+    for each in (run, single):
+        state, counts = each.parallel.place(each.state), []
+        for count, items in each.feed.calls(0, 6):
+            state, metrics = each.train_call(state, each.feed.data, items)
             assert metrics["loss"][0].shape == (count,)
             counts.append(count)
-        states.append((counts, made.parallel.fetch(state)))
+        states.append((counts, each.parallel.fetch(state)))
     assert states[0][0] == [4, 2] and states[1][0] == [1] * 6
     assert optax.tree.norm(states[0][1].params) == pytest.approx(float(optax.tree.norm(states[1][1].params)), rel=1e-5)
 
@@ -215,12 +215,12 @@ def averaged(decay, warmup, steps=30):
             step.update, optimizer=tx, learning_rate=lambda _: jnp.float32(1), ema_decay=decay, ema_warmup=warmup
         )
     )
-    found = []
+    averages = []
     for t in range(1, steps + 1):
         state, _ = update(state, {"w": jnp.float32(-1)}, {}, {"counted": {"n": jnp.int32(t)}}, {})
         assert int(state.ema["model_state"]["counted"]["n"]) == t
-        found.append(float(state.ema["params"]["w"]))
-    return found
+        averages.append(float(state.ema["params"]["w"]))
+    return averages
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])

@@ -30,9 +30,9 @@ from train.tasks import translate
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("corpus")
-    write(made)
-    return made
+    corpus = tmp_path_factory.mktemp("corpus")
+    write(corpus)
+    return corpus
 
 
 def overfitting(folder):
@@ -70,10 +70,10 @@ def test_a_tiny_text_is_learned_and_scored(finished):
 
 def test_translations_are_written_beside_source_and_reference(finished):
     workdir, summary = finished
-    found = [block.split("\n") for block in (workdir / "translations.txt").read_text().strip().split("\n\n")]
-    assert [tuple(lines[:2]) for lines in found] == list(PAIRS)
-    ours = [lines[2] for lines in found]
-    assert sacrebleu.corpus_bleu(ours, [[lines[1] for lines in found]]).score == pytest.approx(summary["bleu"])
+    blocks = [block.split("\n") for block in (workdir / "translations.txt").read_text().strip().split("\n\n")]
+    assert [tuple(lines[:2]) for lines in blocks] == list(PAIRS)
+    ours = [lines[2] for lines in blocks]
+    assert sacrebleu.corpus_bleu(ours, [[lines[1] for lines in blocks]]).score == pytest.approx(summary["bleu"])
     for name in ("curves.png", "attention.png"):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG") and (workdir / name).stat().st_size > 10_000
     assert not (workdir / "mistakes.png").exists()
@@ -93,11 +93,11 @@ def test_going_on_is_exact(finished, folder, tmp_path):
             name: summary[name] for name in ("bleu", "loss", "accuracy")
         }
         tiny.assert_same(final(workdir)[0], final(broken)[0])
-        assert told(workdir) == told(broken)  # each step once, with every number except the speed
+        assert logged_metrics(workdir) == logged_metrics(broken)  # each step once, with every number except the speed
         assert (broken / "translations.txt").read_text() == (workdir / "translations.txt").read_text()
 
 
-def told(workdir):
+def logged_metrics(workdir):
     """Returns the lines of metrics.jsonl without the speed."""
     lines = workdir_lib.read_metrics(workdir / "metrics.jsonl")
     return [{name: value for name, value in line.items() if name != "sentences_per_second"} for line in lines]
@@ -135,8 +135,8 @@ def test_devices_and_parts_weigh_every_token_alike():
 
 def task():
     model = models.create("transformer_base", **{**TINY, "layers": 1, "dropout": 0.0})
-    made = translate.Translate(model, 30, ConfigDict({"label_smoothing": 0.1}))
-    return made, jax.tree.map(jnp.asarray, drawn.variables(model))
+    translation = translate.Translate(model, 30, ConfigDict({"label_smoothing": 0.1}))
+    return translation, jax.tree.map(jnp.asarray, drawn.variables(model))
 
 
 def batch(**changes):
@@ -151,48 +151,50 @@ def batch(**changes):
 
 
 def test_the_loss_is_smoothed_cross_entropy_of_the_tokens():
-    made, variables = task()
-    given = batch()
+    translation, variables = task()
+    inputs = batch()
     key = jax.random.key(0)
-    loss, (metrics, _, _) = jax.jit(made.loss)(variables["params"], {}, {}, given, key, 0)
-    logits = jax.jit(made.model.apply)(variables, SOURCE, given["target"][:, :-1])
-    label = given["target"][:, 1:]
+    loss, (metrics, _, _) = jax.jit(translation.loss)(variables["params"], {}, {}, inputs, key, 0)
+    logits = jax.jit(translation.model.apply)(variables, SOURCE, inputs["target"][:, :-1])
+    label = inputs["target"][:, 1:]
     expected = optax.softmax_cross_entropy(logits, optax.smooth_labels(jax.nn.one_hot(label, 30), 0.1))
     real = label > 0
     assert float(loss) == pytest.approx(float(expected[real].mean()), rel=1e-5)
     assert [float(metrics[name][1]) for name in ("loss", "accuracy")] == [real.sum()] * 2
     assert float(metrics["accuracy"][0]) == np.sum((logits.argmax(-1) == label)[real])
-    tested = jax.jit(made.evaluate)(variables, {}, given)["loss"][0]
+    tested = jax.jit(translation.evaluate)(variables, {}, inputs)["loss"][0]
     plain = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     assert float(tested) == pytest.approx(float(plain[real].sum()), rel=1e-5)
 
 
 def test_padding_and_masked_rows_count_nothing():
-    made, variables = task()
+    translation, variables = task()
     wider = {name: np.pad(batch()[name], ((0, 0), (0, 3))) for name in ("source", "target")}
-    loss = jax.jit(lambda given: made.loss(variables["params"], {}, {}, given, jax.random.key(0), 0)[:2])
-    evaluate = jax.jit(lambda given: made.evaluate(variables, {}, given))
+    loss = jax.jit(lambda inputs: translation.loss(variables["params"], {}, {}, inputs, jax.random.key(0), 0)[:2])
+    evaluate = jax.jit(lambda inputs: translation.evaluate(variables, {}, inputs))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), loss(batch()), loss(batch(**wider)))
     masked = batch(mask=np.float32([1, 0, 1]))
     other = {name: np.where(np.arange(3)[:, None] == 1, x % 7 + 1, x) for name, x in masked.items() if x.ndim == 2}
-    found = evaluate(masked)
-    jax.tree.map(np.testing.assert_array_equal, found, evaluate({**masked, **other}))
-    assert float(found["loss"][1]) == (TARGET[[0, 2]] > 0).sum()
+    metrics = evaluate(masked)
+    jax.tree.map(np.testing.assert_array_equal, metrics, evaluate({**masked, **other}))
+    assert float(metrics["loss"][1]) == (TARGET[[0, 2]] > 0).sum()
 
 
 def test_equal_logits_are_right_by_no_luck():
-    made, variables = task()
+    translation, variables = task()
     variables["params"]["embedding"] = jnp.zeros_like(variables["params"]["embedding"])
-    assert float(jax.jit(made.evaluate)(variables, {}, batch())["accuracy"][0]) == 0
+    assert float(jax.jit(translation.evaluate)(variables, {}, batch())["accuracy"][0]) == 0
 
 
 def test_translations_are_found_by_beam_search():
-    made, variables = task()
-    greedy = jax.eval_shape(made.predict, variables, batch())
+    translation, variables = task()
+    greedy = jax.eval_shape(translation.predict, variables, batch())
     assert (greedy.shape, greedy.dtype) == ((3, 12), jnp.int32)
-    found = made.translate(variables, SOURCE, beams=3)
-    assert found.shape == (3, 12)  # 50 more than the length of the source, but at most the model's maximum
-    np.testing.assert_array_equal(found, beam_search(made.model, variables, SOURCE, length=12, beams=3)[0][:, 0])
+    translations = translation.translate(variables, SOURCE, beams=3)
+    assert translations.shape == (3, 12)  # 50 more than the length of the source, but at most the model's maximum
+    np.testing.assert_array_equal(
+        translations, beam_search(translation.model, variables, SOURCE, length=12, beams=3)[0][:, 0]
+    )
 
 
 def test_tasks_and_hooks_are_for_their_data():
@@ -234,12 +236,12 @@ def test_attention_weights_are_those_that_the_model_uses(name, fields, inputs):
     )
     np.testing.assert_allclose(output, plain, rtol=1e-5, atol=1e-5)
     assert len(weights) == sum(path.endswith(("/qkv", "/kv")) for path in layers) > 1
-    for path, found in weights.items():
+    for path, array in weights.items():
         packed = layers[f"{path}/kv" if f"{path}/kv" in layers else f"{path}/qkv"]
         value = packed[..., -(packed.shape[-1] // (2 if f"{path}/kv" in layers else 3)) :]
-        heads = found.shape[1]
+        heads = array.shape[1]
         value = value.reshape(*value.shape[:2], heads, -1)
-        y = jnp.einsum("nhts,nshd->nthd", found, value)
+        y = jnp.einsum("nhts,nshd->nthd", array, value)
         leaves = variables["params"]
         for key in path.split("/"):
             leaves = leaves[key]

@@ -56,16 +56,16 @@ def find_thresholds(confidences, shares):
     Counts the images that are still there, from the most confident on, until the desired number is reached.
     """
     count, exits = confidences.shape
-    gone, found = [False] * count, [exit_policy.NEVER] * (exits - 1)
+    gone, thresholds = [False] * count, [exit_policy.NEVER] * (exits - 1)
     for k in range(exits - 1):
-        wanted, seen = math.floor(count * shares[k]), 0
+        target, seen = math.floor(count * shares[k]), 0
         for i in sorted(range(count), key=lambda i: -confidences[i, k]):
             seen += not gone[i]
-            if not gone[i] and seen == wanted:
-                found[k] = confidences[i, k]
+            if not gone[i] and seen == target:
+                thresholds[k] = confidences[i, k]
                 break
-        gone = [gone[i] or confidences[i, k] >= found[k] for i in range(count)]
-    return found
+        gone = [gone[i] or confidences[i, k] >= thresholds[k] for i in range(count)]
+    return thresholds
 
 
 def leave_at(confidences, limits):

@@ -41,11 +41,11 @@ def packing(arrays=None):
 def test_what_went_in_comes_out():
     data, arrays, shapes = packing()
     assert packed.about(data) == {"model": "lenet5", "fields": {}}
-    found, listed = packed.unpack(data, shapes), packed.contents(data)
-    assert list(found) == list(arrays)
+    restored, listed = packed.unpack(data, shapes), packed.contents(data)
+    assert list(restored) == list(arrays)
     for name, array in arrays.items():
-        assert found[name].dtype == np.float32 and found[name].shape == array.shape, name
-        assert found[name].tobytes() == array.tobytes(), name
+        assert restored[name].dtype == np.float32 and restored[name].shape == array.shape, name
+        assert restored[name].tobytes() == array.tobytes(), name
     header = struct.unpack_from("<I", data, 10)[0]
     assert sum(sum(one.parts.values()) for one in listed.values()) + header + 14 + 4 == len(data)
 
@@ -102,14 +102,14 @@ def test_ten_thousand_mutations_are_said_to_be_damaged_or_give_arrays_of_the_rig
     pruned = np.where(RNG.random((20, 20)) < 0.8, 0, RNG.normal(size=(20, 20))).astype(np.float32)
     signs = np.where(pruned < 0, np.float32(-2), np.float32(2))
     data, _, shapes = packing({"a": codebook.share(pruned, 3).weights(), "b": pruned, "c": pruned[0], "d": signs})
-    said = 0
+    refused = 0
     for _ in range(10_000):
         try:
-            found = packed.unpack(mutated(data), shapes)
-            assert {name: array.shape for name, array in found.items()} == shapes
+            restored = packed.unpack(mutated(data), shapes)
+            assert {name: array.shape for name, array in restored.items()} == shapes
         except Damaged:
-            said += 1
-    assert said > 7000
+            refused += 1
+    assert refused > 7000
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_hostile_headers(change, message):
         packed.unpack(with_header(data, zlib.compress(json.dumps(header).encode())), shapes)
 
 
-def with_header(data, made):
+def with_header(data, header):
     """Returns the file with other bytes as its header, and a valid checksum."""
     length = struct.unpack_from("<I", data, 10)[0]
-    hostile = data[:10] + struct.pack("<I", len(made)) + made + data[14 + length : -4]
+    hostile = data[:10] + struct.pack("<I", len(header)) + header + data[14 + length : -4]
     return hostile + struct.pack("<I", zlib.crc32(hostile))
 
 

@@ -38,13 +38,13 @@ def test_shared_weights_are_few_the_nearest_and_keep_zeros(bits):
     weights = RNG.normal(size=(3, 3, 8, 40)).astype(np.float32)
     weights[RNG.random(weights.shape) < 0.7] = 0
     shared = codebook.share(weights, bits)
-    found = shared.weights()
-    assert len(shared.codebook) <= 2**bits and found.dtype == np.float32
-    np.testing.assert_array_equal(found == 0, weights == 0)
+    values = shared.weights()
+    assert len(shared.codebook) <= 2**bits and values.dtype == np.float32
+    np.testing.assert_array_equal(values == 0, weights == 0)
     distance = np.abs(weights[weights != 0][:, None] - shared.codebook)
-    np.testing.assert_allclose(np.abs(found - weights)[weights != 0], distance.min(1), atol=1e-7)
-    again = codebook.share(found, bits)
-    np.testing.assert_array_equal(again.weights(), found)  # values that are already shared do not change
+    np.testing.assert_allclose(np.abs(values - weights)[weights != 0], distance.min(1), atol=1e-7)
+    again = codebook.share(values, bits)
+    np.testing.assert_array_equal(again.weights(), values)  # values that are already shared do not change
 
 
 def test_more_bits_less_error():
@@ -137,7 +137,7 @@ def test_hostile_bits_and_lengths_are_said_to_be():
     symbols = RNG.choice(16, 60, p=p / p.sum())
     lengths = huffman.lengths(np.bincount(symbols, minlength=16))
     data = huffman.encode(symbols, lengths)
-    said = 0
+    refused = 0
     for _ in range(10_000):
         bits, table, count = bytearray(data), lengths.copy(), len(symbols)
         change = RNG.integers(4)
@@ -152,5 +152,5 @@ def test_hostile_bits_and_lengths_are_said_to_be():
         try:
             assert len(huffman.decode(bytes(bits), table, count)) == count
         except huffman.Damaged:
-            said += 1
-    assert said > 5000
+            refused += 1
+    assert refused > 5000

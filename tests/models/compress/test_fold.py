@@ -31,12 +31,12 @@ def test_logits_are_those_of_the_whole_network(kind):
     norms = sum(
         path[-1].key == "var" for path, _ in jax.tree_util.tree_leaves_with_path(variables.get("batch_stats", {}))
     )
-    apply, folded, found = fold(model, variables, images)
-    assert (norms, len(found)) == COUNTS[kind]
+    apply, folded, pairs = fold(model, variables, images)
+    assert (norms, len(pairs)) == COUNTS[kind]
     expected = np.asarray(jax.jit(model.apply)(variables, images))
     logits = np.asarray(jax.jit(apply)(folded, images))
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
-    for pair in found:  # the arguments of the normalization are no longer read
+    for pair in pairs:  # the arguments of the normalization are no longer read
         tree = folded["batch_stats"]
         for key in pair.norm:
             tree = tree[key]
@@ -47,7 +47,7 @@ def test_logits_are_those_of_the_whole_network(kind):
 def test_a_layer_with_a_bias_keeps_one():
     model = models.create("vgg11_bn", stage_sizes=(1, 2), width=4, classifier=(16,), num_classes=10, image_size=32)
     variables, images = drawn.variables(model), jnp.asarray(drawn.images("vgg", (2, 32, 32, 3)))
-    apply, folded, found = fold(model, variables, images)
-    assert found and np.abs(np.asarray(apply(folded, images) - model.apply(variables, images))).max() < 1e-4
+    apply, folded, pairs = fold(model, variables, images)
+    assert pairs and np.abs(np.asarray(apply(folded, images) - model.apply(variables, images))).max() < 1e-4
     before, after = (jax.tree.structure(tree) for tree in (variables, folded))
     assert before == after

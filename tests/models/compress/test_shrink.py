@@ -124,9 +124,9 @@ def test_the_smaller_network_computes_what_the_masked_one_does(case):
 
 def test_couplings_of_a_lenet_by_hand():
     model, variables = network(LENET[0], {**LENET[1], "norm": "batch"})
-    found = shrink.coupled(model, IMAGES.shape, kernels_of(variables, "conv1|conv2"))
+    couplings_of = shrink.coupled(model, IMAGES.shape, kernels_of(variables, "conv1|conv2"))
     places = 5 * 5
-    assert {kernel: set(couplings) for kernel, couplings in found.items()} == {
+    assert {kernel: set(couplings) for kernel, couplings in couplings_of.items()} == {
         "conv1/kernel": {
             Coupling("params/conv1/kernel", 3, 1, True),
             Coupling("params/conv1_norm/scale", 0, 1, True),
@@ -144,7 +144,7 @@ def test_couplings_of_a_lenet_by_hand():
             Coupling("params/hidden1/kernel", 0, places, False),
         },
     }
-    assert found["conv1/kernel"][0].array == "params/conv1/kernel"
+    assert couplings_of["conv1/kernel"][0].array == "params/conv1/kernel"
 
 
 def test_parameters_by_hand():
@@ -176,8 +176,8 @@ def test_what_stays_is_what_was():
     before, after = variables["params"], fewer["params"]
     np.testing.assert_array_equal(after["conv2"]["kernel"], before["conv2"]["kernel"][..., [0, 2]])
     np.testing.assert_array_equal(after["conv2"]["bias"], before["conv2"]["bias"][[0, 2]])
-    wanted = before["hidden1"]["kernel"].reshape(25, 6, 12)[:, [0, 2]].reshape(50, 12)
-    np.testing.assert_array_equal(after["hidden1"]["kernel"], wanted)
+    expected = before["hidden1"]["kernel"].reshape(25, 6, 12)[:, [0, 2]].reshape(50, 12)
+    np.testing.assert_array_equal(after["hidden1"]["kernel"], expected)
     np.testing.assert_array_equal(after["conv1"]["kernel"], before["conv1"]["kernel"])
 
 
@@ -200,14 +200,14 @@ def test_shrinking_again_goes_on():
         *once, {"stage1/conv1/kernel": np.arange(7) != 0, "stage2/conv1/kernel": np.arange(16) > 2}, IMAGES.shape
     )
     assert twice.widths == (("stage1/conv1", 6), ("stage2/conv1", 13))
-    both, wanted = shrink.shrink(
+    both, expected = shrink.shrink(
         model,
         variables,
         {"stage1/conv1/kernel": ~np.isin(np.arange(8), (0, 3)), "stage2/conv1/kernel": np.arange(16) > 2},
         IMAGES.shape,
     )
     assert both == twice
-    jax.tree.map(np.testing.assert_array_equal, fewer, wanted)
+    jax.tree.map(np.testing.assert_array_equal, fewer, expected)
 
 
 def test_nothing_pruned_is_nothing_changed():
@@ -272,8 +272,8 @@ def test_what_shapes_do_not_show_is_found_by_logits(net, kernel):
     mask = np.arange(flat(variables)[f"params/{kernel}/kernel"].shape[-1]) != 1
     with pytest.raises(UserError, match=f"filters of {kernel} cannot be removed: the logits differ by .* mixes chan"):
         shrink.shrink(model, variables, {f"{kernel}/kernel": mask}, IMAGES.shape)
-    found, refused = shrink.removable(model, variables, IMAGES.shape, [f"{kernel}/kernel"])
-    assert not found and "computes something else" in refused[f"{kernel}/kernel"]
+    removable, refused = shrink.removable(model, variables, IMAGES.shape, [f"{kernel}/kernel"])
+    assert not removable and "computes something else" in refused[f"{kernel}/kernel"]
 
 
 def test_a_branch_that_starts_at_zero_hides_nothing():
@@ -285,8 +285,8 @@ def test_a_branch_that_starts_at_zero_hides_nothing():
     stage = variables["params"]["stage1"]["block0"]
     stage["layer_scale"] = 0 * stage["layer_scale"]
     kernels = kernels_of(variables, "stage1/downsample_conv|stem_conv|stage1/block0/expand")
-    found, refused = shrink.removable(model, variables, IMAGES.shape, kernels)
-    assert list(found) == ["stage1/block0/expand/kernel"] and list(refused) == ["stem_conv/kernel"]
+    removable, refused = shrink.removable(model, variables, IMAGES.shape, kernels)
+    assert list(removable) == ["stage1/block0/expand/kernel"] and list(refused) == ["stem_conv/kernel"]
     assert "computes something else" in refused["stem_conv/kernel"]
 
 

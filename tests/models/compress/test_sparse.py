@@ -16,11 +16,13 @@ def test_positions_come_back(bits, share):
     kept = np.flatnonzero(RNG.random(size) < share)
     jumps = sparse.jumps(kept, bits, size)
     assert ((jumps >= 1) & (jumps <= 2**bits)).all()
-    found = sparse.positions(jumps, size)
-    assert np.isin(kept, found).all()
-    filler = ~np.isin(found, kept)
+    positions = sparse.positions(jumps, size)
+    assert np.isin(kept, positions).all()
+    filler = ~np.isin(positions, kept)
     assert (jumps[filler] == 2**bits).all()
-    assert size - 1 - (found[-1] if len(found) else -1) < 2**bits  # the gap after the last position is bounded, too
+    assert (
+        size - 1 - (positions[-1] if len(positions) else -1) < 2**bits
+    )  # the gap after the last position is bounded, too
 
 
 def test_the_papers_example():

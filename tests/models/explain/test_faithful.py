@@ -63,10 +63,10 @@ def test_the_class_is_that_of_the_whole_image_unless_it_is_named(network):
 
 def test_blur_is_a_gaussian():
     images = drawn.images("blur", (2, 224, 32, 2))  # the size for which the paper states its blur
-    found = np.asarray(faithful.blurred(jnp.asarray(images)))
+    blurred = np.asarray(faithful.blurred(jnp.asarray(images)))
     for n, c in np.ndindex(2, 2):
         want = ndimage.gaussian_filter(images[n, ..., c], 5.0, radius=5, mode="nearest")
-        np.testing.assert_allclose(found[n, ..., c], want, atol=1e-5)
+        np.testing.assert_allclose(blurred[n, ..., c], want, atol=1e-5)
 
 
 def test_the_order_of_a_linear_network_s_products_is_better_than_any_other():

@@ -65,12 +65,12 @@ def in_numpy(kind, channels, k):
 @pytest.mark.parametrize("kind,size", keep_first(3, [("basic", 5), ("ties", 7), ("ties", 1), ("ties", 24), ("vit", 8)]))
 def test_is_a_stable_sort_of_the_whole_set(kind, size):
     channels = [5, 0, 3]
-    found = patches.top_patches(*network(kind), batches(size), endpoint=KINDS[kind], channels=channels, k=6)
+    top = patches.top_patches(*network(kind), batches(size), endpoint=KINDS[kind], channels=channels, k=6)
     values, *places = in_numpy(kind, channels, 6)
-    np.testing.assert_allclose(found.values, values, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(top.values, values, rtol=1e-4, atol=1e-4)
     for name, want in zip(("index", "row", "column"), places, strict=True):
-        np.testing.assert_array_equal(getattr(found, name), want, err_msg=name)
-    assert found.index.dtype == found.row.dtype == jnp.int32 and found.values.dtype == jnp.float32
+        np.testing.assert_array_equal(getattr(top, name), want, err_msg=name)
+    assert top.index.dtype == top.row.dtype == jnp.int32 and top.values.dtype == jnp.float32
     if kind == "ties":
         assert len(np.unique(values)) < values.size / 2
 
@@ -90,10 +90,10 @@ def test_fewer_images_than_asked_for():
         yield SET[:4], np.arange(4), np.asarray([1, 0, 1, 1])
         yield np.full((4, 32, 32, 3), np.nan, np.float32), np.arange(4, 8), np.ones(4)  # NaN is ignored
 
-    found = patches.top_patches(*network("basic"), few(), k=30)
-    assert found.values.shape == (16, 30)  # the first 16 channels of the last map; 30, more than there are images
-    assert np.isneginf(found.values[:, 3:]).all() and (np.asarray(found.index)[:, 3:] == -1).all()
-    assert all(sorted(row) == [0, 2, 3] for row in np.asarray(found.index)[:, :3].tolist())
+    top = patches.top_patches(*network("basic"), few(), k=30)
+    assert top.values.shape == (16, 30)  # the first 16 channels of the last map; 30, more than there are images
+    assert np.isneginf(top.values[:, 3:]).all() and (np.asarray(top.index)[:, 3:] == -1).all()
+    assert all(sorted(row) == [0, 2, 3] for row in np.asarray(top.index)[:, :3].tolist())
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_projections_are_gradients_of_one_unit(kind, rule):
         ]
     )
     units = {"channels": channels, "rows": rows, "columns": columns}
-    found = patches.projections(model, variables, SET[:2], endpoint=KINDS[kind], rule=rule, **units)
+    projections = patches.projections(model, variables, SET[:2], endpoint=KINDS[kind], rule=rule, **units)
     ruled = model if rule == "gradient" else with_rule(model, rule)
 
     @jax.jit
@@ -125,10 +125,10 @@ def test_projections_are_gradients_of_one_unit(kind, rule):
         x = capture(ruled, variables, image[None])[1][KINDS[kind]][0]
         return (x if x.ndim == 3 else x[1:].reshape(4, 4, -1))[row, column, channel]
 
-    assert found.shape == (2, 32, 32, 3)
+    assert projections.shape == (2, 32, 32, 3)
     for n, image in enumerate(SET[:2]):
         want = jax.grad(unit)(image, *(units[name][n] for name in ("channels", "rows", "columns")))
-        np.testing.assert_allclose(found[n], want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
+        np.testing.assert_allclose(projections[n], want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
         assert np.abs(want).max() > 0
 
 
@@ -137,23 +137,23 @@ def test_projections_stay_in_the_receptive_field():
     best = patches.top_patches(model, variables, batches(8), endpoint="stage1", channels=(4,), k=3)
     field = theoretical(model, SET.shape, "stage1")
     index, rows, columns = (np.asarray(x)[0] for x in best[1:])
-    found = np.asarray(
+    projections = np.asarray(
         patches.projections(
             model, variables, SET[index], endpoint="stage1", channels=[4] * 3, rows=rows, columns=columns, rule="guided"
         )
     )
     boxes = [field.box(*place) for place in zip(rows.tolist(), columns.tolist(), strict=True)]
-    inside = patches.crop(found, boxes, 0)
+    inside = patches.crop(projections, boxes, 0)
     assert inside.shape == (3, *field.size, 3) and np.abs(inside).max() > 0
-    np.testing.assert_allclose(np.abs(inside).sum((1, 2, 3)), np.abs(found).sum((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(np.abs(inside).sum((1, 2, 3)), np.abs(projections).sum((1, 2, 3)), rtol=1e-5)
 
 
 def test_crop():
     images = drawn.images("crop", (4, 6, 5, 3))
     padded = np.pad(images, ((0, 0), (9, 9), (9, 9), (0, 0)), constant_values=0.5)
     boxes = [(1, 1, 5, 4), (-2, 3, 2, 6), (4, -1, 8, 2), (-9, -3, -5, 0)]
-    found = patches.crop(images, boxes)
-    for patch, image, (top, left, bottom, right) in zip(found, padded, boxes, strict=True):
+    crops = patches.crop(images, boxes)
+    for patch, image, (top, left, bottom, right) in zip(crops, padded, boxes, strict=True):
         np.testing.assert_array_equal(patch, image[top + 9 : bottom + 9, left + 9 : right + 9])
     # Extends beyond the image
     assert patches.crop(images[:1], [(-2, -2, 8, 7)], (7, 8, 9))[0, 0, 0].tolist() == [7, 8, 9]

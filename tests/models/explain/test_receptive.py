@@ -71,11 +71,11 @@ def test_units_see_the_pixels_of_their_box(kind):
         ]
     )  # none, each row, each column
     images = np.where(bright, 1e5, 1.0).astype(np.float32)[..., None].repeat(channels, 3)
-    found = jax.jit(lambda *args: capture(model, *args)[1])(drawn.filled(drawn.abstract(model), positive), images)
+    activations = jax.jit(lambda *args: capture(model, *args)[1])(drawn.filled(drawn.abstract(model), positive), images)
     known = {name: field for name, field in fields(model, (1, size, size, channels)).items() if field}
     assert len(known) >= {"swin": 1, "vit_c": 1}.get(kind, 2)
     for endpoint, field in known.items():
-        maps = np.asarray(found[endpoint], np.float64)
+        maps = np.asarray(activations[endpoint], np.float64)
         changes = (np.abs(maps[1:] - maps[0]) > 1e-4 * np.abs(maps[0])).any(-1)  # [2 size, h, w]
         for axis, seen in ((0, changes[:size].any(2)), (1, changes[size:].any(1))):  # [size, places]
             want = np.zeros_like(seen)
@@ -100,15 +100,15 @@ def test_units_see_the_pixels_of_their_box(kind):
 )
 def test_published(name, changed, size, endpoint, published, less):
     field, stride, padding = published
-    found = theoretical(models.create(name, **changed), (1, size, size, 3), endpoint)
-    assert found == Field((field,) * 2, (stride,) * 2, (-padding - less,) * 2)
+    result = theoretical(models.create(name, **changed), (1, size, size, 3), endpoint)
+    assert result == Field((field,) * 2, (stride,) * 2, (-padding - less,) * 2)
 
 
 def test_endpoints_and_layers():
     model = models.create("resnet8", width=4)
-    found = fields(model, model.example())
-    assert list(found)[:3] == ["stem", "stage1/block0", "stage1"] and found["pre_logits"] is None
-    assert theoretical(model, model.example()) == found["stage3"]
+    by_endpoint = fields(model, model.example())
+    assert list(by_endpoint)[:3] == ["stem", "stage1/block0", "stage1"] and by_endpoint["pre_logits"] is None
+    assert theoretical(model, model.example()) == by_endpoint["stage3"]
     assert theoretical(model, model.example(), "stage2/block0/conv1") == Field((9, 9), (2, 2), (-4, -4))
     assert theoretical(models.create(*SMALL["vit"][:1], **SMALL["vit"][1]), (1, 32, 32, 3)) is None
     with pytest.raises(UserError, match="unknown endpoint 'stage9'; did you mean 'stage"):
@@ -133,9 +133,9 @@ def test_effective_is_the_box_convolved():
         line = np.convolve(line, np.ones(3))  # [9]
     want = np.zeros((17, 17))
     want[4:13, 4:13] = line[:, None] * line
-    found = effective(model, variables, images)
-    np.testing.assert_allclose(found, want, rtol=1e-6)
-    assert effective_size(found) == np.sqrt((want > 0.0455 * want.max()).sum()) < 9
+    map_of_effects = effective(model, variables, images)
+    np.testing.assert_allclose(map_of_effects, want, rtol=1e-6)
+    assert effective_size(map_of_effects) == np.sqrt((want > 0.0455 * want.max()).sum()) < 9
     moved = effective(model, variables, images, place=(5, 11), endpoint="conv3")
     np.testing.assert_allclose(moved, np.roll(want, (-3, 3), (0, 1)), rtol=1e-6)
 
@@ -152,12 +152,12 @@ def test_effective_is_the_mean_gradient():
 
         gradient = jax.jit(jax.grad(unit))
         want = np.mean([np.abs(gradient(image)) for image in images], 0).mean(-1)
-        found = effective(model, variables, images, endpoint="stage1", channel=channel, place=(3, 5))
-        np.testing.assert_allclose(found, want, rtol=2e-4, atol=1e-6 * want.max())
+        map_of_effects = effective(model, variables, images, endpoint="stage1", channel=channel, place=(3, 5))
+        np.testing.assert_allclose(map_of_effects, want, rtol=2e-4, atol=1e-6 * want.max())
         top, left, bottom, right = fields(model, images.shape)["stage1"].clipped(3, 5, (16, 16))
-        outside = np.ones(found.shape, bool)
+        outside = np.ones(map_of_effects.shape, bool)
         outside[top:bottom, left:right] = False
-        assert not np.asarray(found)[outside].any()
+        assert not np.asarray(map_of_effects)[outside].any()
     layer = effective(model, variables, images, endpoint="stage1/block0/conv1", place=(3, 5))
     assert (np.asarray(layer) > 0).sum() == 5 * 5  # two 3x3 convolutions from the image
     vit = models.create(SMALL["vit"][0], **SMALL["vit"][1])

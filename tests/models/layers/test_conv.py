@@ -121,8 +121,10 @@ def test_agrees_with_the_plain_convolution(case, compiled, monkeypatch):
 )
 def test_taps_that_meet_padding_alone_are_left_out(size, kernel, stride, padding, dilation, left, padding_left):
     taps = np.arange(kernel, dtype=np.float32).reshape(1, kernel, 1, 1)
-    found, rest = convolution._without_dead_taps((1, 1, size, 1), taps, (1, stride), ((0, 0), padding), (1, dilation))
-    assert found.ravel().tolist() == left and rest == ((0, 0), padding_left)
+    taps_left, rest = convolution._without_dead_taps(
+        (1, 1, size, 1), taps, (1, stride), ((0, 0), padding), (1, dilation)
+    )
+    assert taps_left.ravel().tolist() == left and rest == ((0, 0), padding_left)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
@@ -168,9 +170,9 @@ def test_the_same_bits_every_time(case):
 
 
 @pytest.mark.parametrize("dtype,wanted", [("float32", "native"), ("bfloat16", "dense"), ("float16", "dense")])
-def test_the_library_is_for_float32(dtype, wanted):
+def test_the_library_is_for_float32(dtype, lowering):
     shape = ((2, 8, 8, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "cpu")
-    assert convolution.chosen_lowering(*shape, dtype=jnp.dtype(dtype)) == wanted
+    assert convolution.chosen_lowering(*shape, dtype=jnp.dtype(dtype)) == lowering
     negative = (*shape[:3], ((-1, 1), (1, 1)), *shape[4:])
     assert convolution.chosen_lowering(*negative) == "dense"
 

@@ -114,9 +114,9 @@ def test_lsuv_gives_every_layer_unit_variance(fields):
             )
         return dict(variances)
 
-    found = forward(changed)
-    assert len(found) == (8 if fields["shortcut"] == "none" else 10)  # convolutions, projections, the head
-    for path, variance in found.items():
+    variance_of = forward(changed)
+    assert len(variance_of) == (8 if fields["shortcut"] == "none" else 10)  # convolutions, projections, the head
+    for path, variance in variance_of.items():
         assert 0.9 <= variance <= 1.1, path
 
     for (path, new), old in zip(jax.tree_util.tree_leaves_with_path(changed), jax.tree.leaves(variables), strict=True):

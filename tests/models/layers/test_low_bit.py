@@ -76,16 +76,16 @@ def network(key, kind):
 
 def layers_of(model, variables):
     """Returns {path: class} of the convolutions and dense layers of a call."""
-    found = {}
+    layers = {}
 
     def read(call, args, kwargs, context):
         if context.method_name == "__call__" and isinstance(context.module, (Conv, Dense)):
-            found["/".join(context.module.path)] = type(context.module)
+            layers["/".join(context.module.path)] = type(context.module)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(read):
         jax.eval_shape(model.apply, variables, IMAGES)
-    return found
+    return layers
 
 
 # -- kernels ---------------------------------------------------------------------------------------------
@@ -198,13 +198,13 @@ def test_all_but_the_first_and_the_head(key, kind):
     model, floats, count = network(key, kind)
     variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     for _ in range(2):  # the first call leaves nothing behind
-        found = layers_of(model, variables)
-        assert {path for path, layer in found.items() if layer in (Conv, Dense)} == floats
-        assert sum(layer in LAYERS[kind] for layer in found.values()) == count == len(found) - len(floats)
+        layers = layers_of(model, variables)
+        assert {path for path, layer in layers.items() if layer in (Conv, Dense)} == floats
+        assert sum(layer in LAYERS[kind] for layer in layers.values()) == count == len(layers) - len(floats)
     again = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     assert jax.tree.structure(again) == jax.tree.structure(variables)
     assert ["/".join(path) for path in low_bit.layers(model, variables, IMAGES)] == [
-        path for path in found if path not in floats
+        path for path in layers if path not in floats
     ]
 
 
@@ -317,8 +317,8 @@ def test_ternary_layers_start_from_full_ones(tmp_path):
 
     loop.train(tiny.config(duration="4 steps"), tmp_path / "full")
     full = build_run(tiny.config(init_from=str(tmp_path / "full"), init_new="")).state.params
-    found = build_run(tiny.config(init_from=str(tmp_path / "full"), init_new="", model__conv="ternary")).state.params
-    layer, kernel = found["stage2"]["block0"]["conv1"], full["stage2"]["block0"]["conv1"]["kernel"]
+    params = build_run(tiny.config(init_from=str(tmp_path / "full"), init_new="", model__conv="ternary")).state.params
+    layer, kernel = params["stage2"]["block0"]["conv1"], full["stage2"]["block0"]["conv1"]["kernel"]
     np.testing.assert_array_equal(layer["kernel"], kernel)
     magnitude = np.abs(kernel)
     mean = magnitude[magnitude > 0.05 * magnitude.max()].mean()

@@ -232,5 +232,5 @@ def test_evaluation_divides_by_the_root_of_variance_and_epsilon():
     x, (mean, scale, bias) = drawn.images("evaluated", (2, 3, 3, 4)), drawn.images("channels", (3, 4))
     var = np.float32([0, 1e-3, 1, 4])
     variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
-    found = BatchNorm(train=False, epsilon=1e-3).apply(variables, x)
-    np.testing.assert_allclose(found, (x - mean) / np.sqrt(var + 1e-3) * scale + bias, rtol=1e-5, atol=1e-5)
+    output = BatchNorm(train=False, epsilon=1e-3).apply(variables, x)
+    np.testing.assert_allclose(output, (x - mean) / np.sqrt(var + 1e-3) * scale + bias, rtol=1e-5, atol=1e-5)

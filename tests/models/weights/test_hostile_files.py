@@ -163,11 +163,11 @@ def test_npz_files_of_numpy_are_read(tmp_path):
     }
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "w.npz", **arrays, text=np.array("resnet"))
-        found = read(tmp_path / "w.npz")
-        assert found.keys() == arrays.keys()
+        restored = read(tmp_path / "w.npz")
+        assert restored.keys() == arrays.keys()
         for name, array in arrays.items():
-            assert found[name].dtype == np.asarray(array).dtype
-            np.testing.assert_array_equal(found[name], array)
+            assert restored[name].dtype == np.asarray(array).dtype
+            np.testing.assert_array_equal(restored[name], array)
 
 
 # Labels of arrays
@@ -293,11 +293,11 @@ def test_types_of_safetensors(tmp_path):
         )
     }  # fmt: skip
     safetensors.numpy.save_file(arrays, tmp_path / "w.safetensors", {"k": "v"})
-    found = read(tmp_path / "w.safetensors")
+    restored = read(tmp_path / "w.safetensors")
     assert weights.metadata(tmp_path / "w.safetensors") == {"k": "v"}
     for name, array in arrays.items():
-        assert found[name].dtype == ("float32" if name in ("float16", "bfloat16") else name)
-        np.testing.assert_array_equal(found[name], array.astype(found[name].dtype))
+        assert restored[name].dtype == ("float32" if name in ("float16", "bfloat16") else name)
+        np.testing.assert_array_equal(restored[name], array.astype(restored[name].dtype))
 
 
 # Mutants

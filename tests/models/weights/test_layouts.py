@@ -100,15 +100,15 @@ def test_mismatch_suggests_what_is_probable(theirs):
 
 def test_a_new_head_is_drawn_and_the_rest_is_kept(theirs):
     model = tiny(num_classes=5)
-    found = flatten(from_arrays(model, theirs, "torchvision", new=["head"], seed=3))
+    arrays = flatten(from_arrays(model, theirs, "torchvision", new=["head"], seed=3))
     own = flatten(models.initialize(model, jax.random.key(3), model.example()))
-    assert found["head/kernel"].shape == (8, 5)
-    for path, array in found.items():
+    assert arrays["head/kernel"].shape == (8, 5)
+    for path, array in arrays.items():
         kept = None if path.startswith("head/") else flatten(drawn.variables(tiny()))[path]
         np.testing.assert_array_equal(array, own[path] if kept is None else kept, err_msg=path)
     without = {name: array for name, array in theirs.items() if not name.startswith("fc.")}
     again = flatten(from_arrays(model, without, "torchvision", new=["head"], seed=3))
-    jax.tree.map(np.testing.assert_array_equal, again, found)
+    jax.tree.map(np.testing.assert_array_equal, again, arrays)
     with pytest.raises(UserError, match="unknown part of the network 'haed'; did you mean 'head'"):
         from_arrays(model, theirs, "torchvision", new=["haed"])
 
@@ -127,19 +127,19 @@ def test_a_family_may_adapt_what_is_read(theirs, monkeypatch):
         return {name: array[:2] if name.startswith("fc.") else array for name, array in arrays.items()}
 
     monkeypatch.setattr("models.resnet.adapt", adapt, raising=False)
-    found = from_arrays(tiny(num_classes=2), theirs, "torchvision")
-    np.testing.assert_array_equal(found["params"]["head"]["kernel"], theirs["fc.weight"][:2].T)
+    variables = from_arrays(tiny(num_classes=2), theirs, "torchvision")
+    np.testing.assert_array_equal(variables["params"]["head"]["kernel"], theirs["fc.weight"][:2].T)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_files_give_what_they_got(tmp_path, suffix, theirs):
     path = tmp_path / f"w{suffix}"
     write(path, theirs)
-    found = read(path)
-    assert found.keys() == theirs.keys()
+    arrays = read(path)
+    assert arrays.keys() == theirs.keys()
     for name, array in theirs.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
+        assert arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(arrays[name], array)
     assert [path.name for path in tmp_path.iterdir()] == [f"w{suffix}"]
 
 
@@ -147,23 +147,23 @@ def test_views_are_written_as_they_look(tmp_path):
     table = np.arange(6, dtype=np.float32).reshape(2, 3)
     for suffix in (".safetensors", ".npz"):
         write(tmp_path / f"w{suffix}", {"t": table.T, "reversed": table[:, ::-1], "scalar": table[0, 1]})
-        found = read(tmp_path / f"w{suffix}")
-        np.testing.assert_array_equal(found["t"], table.T)
-        np.testing.assert_array_equal(found["reversed"], table[:, ::-1])
-        assert found["scalar"].shape == () and found["scalar"] == 1
+        arrays = read(tmp_path / f"w{suffix}")
+        np.testing.assert_array_equal(arrays["t"], table.T)
+        np.testing.assert_array_equal(arrays["reversed"], table[:, ::-1])
+        assert arrays["scalar"].shape == () and arrays["scalar"] == 1
 
 
 def test_half_precision_becomes_float32(tmp_path):
     values = np.array([1.5, -2, 0.25], np.float32)
     stored = {name: values.astype(name) for name in ("bfloat16", "float16", "float64")}
     safetensors.numpy.save_file(stored, tmp_path / "w.safetensors")
-    found = read(tmp_path / "w.safetensors")
-    assert {name: array.dtype.name for name, array in found.items()} == {
+    arrays = read(tmp_path / "w.safetensors")
+    assert {name: array.dtype.name for name, array in arrays.items()} == {
         "bfloat16": "float32",
         "float16": "float32",
         "float64": "float64",
     }
-    for array in found.values():
+    for array in arrays.values():
         np.testing.assert_array_equal(array, values)
 
 
@@ -295,10 +295,10 @@ def test_import_and_export(tmp_path, theirs, capsys):
     assert capsys.readouterr().out == (
         f"resnet18: {arrays} arrays, {count:,} parameters, from {ours}, to {out} (timm)\n"
     )
-    found = read(out)
-    assert found.keys() == theirs.keys() and weights.metadata(out) == {"format": "pt"}
+    restored = read(out)
+    assert restored.keys() == theirs.keys() and weights.metadata(out) == {"format": "pt"}
     for name in theirs:
-        np.testing.assert_array_equal(found[name], theirs[name])
+        np.testing.assert_array_equal(restored[name], theirs[name])
     assert main(["weights", "export", ours, "--to=safetensors", f"--out={out}"]) == 0
     for source in ("safetensors", "ablate"):
         assert main(["weights", "import", out, "--from", source, *TINY_FLAGS, f"--out={again}"]) == 0
@@ -326,9 +326,9 @@ def test_import_with_a_new_head(tmp_path, theirs, capsys):
     for seed in (0, 5):
         assert main(["weights", "import", *flags, "--new", "head", f"--seed={seed}"]) == 0
         assert "head drawn anew" in capsys.readouterr().out
-        found = weights.load(tmp_path / "o.safetensors", tiny(num_classes=7))
+        variables = weights.load(tmp_path / "o.safetensors", tiny(num_classes=7))
         expected = from_arrays(tiny(num_classes=7), theirs, "torchvision", new=["head"], seed=seed)
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        jax.tree.map(np.testing.assert_array_equal, variables, expected)
     assert weights.about(tmp_path / "o.safetensors")["fields"]["num_classes"] == 7
 
 
@@ -408,10 +408,10 @@ class TestTorchFiles:
         write(tmp_path / f"w{suffix}", theirs)
         loaded = torch.load(tmp_path / f"w{suffix}", weights_only=True)
         assert loaded["bn1.num_batches_tracked"].dtype == torch.int64
-        found = read(tmp_path / f"w{suffix}")
-        assert found.keys() == theirs.keys()
+        restored = read(tmp_path / f"w{suffix}")
+        assert restored.keys() == theirs.keys()
         for name, array in theirs.items():
-            np.testing.assert_array_equal(found[name], array)
+            np.testing.assert_array_equal(restored[name], array)
         assert len(list(tmp_path.iterdir())) == 1
 
     @pytest.mark.parametrize(
@@ -430,9 +430,9 @@ class TestTorchFiles:
         import torch
 
         torch.save(wrap({"a": torch.tensor([1.5, 2.0])}), tmp_path / "w.pth")
-        found = read(tmp_path / "w.pth")
-        assert set(found) == {"a"} and found["a"].dtype == np.float32
-        np.testing.assert_array_equal(found["a"], [1.5, 2.0])
+        arrays = read(tmp_path / "w.pth")
+        assert set(arrays) == {"a"} and arrays["a"].dtype == np.float32
+        np.testing.assert_array_equal(arrays["a"], [1.5, 2.0])
 
     def test_bad_files_are_one_line(self, tmp_path):
         import argparse

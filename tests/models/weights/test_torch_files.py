@@ -14,34 +14,34 @@ from tests.fuzz.build import TORCH, A, B, archive, refused
 @pytest.mark.parametrize("name", ["new", "old", "protocol4", "parameters", "cycle_of_arrays"])
 def test_files_of_torch(tmp_path, name):
     (tmp_path / "w.pth").write_bytes(TORCH[name].tobytes())
-    found = read(tmp_path / "w.pth")
-    assert found.keys() == {"a", "b"} and all(array.flags.writeable for array in found.values())
-    np.testing.assert_array_equal(found["a"], A)
-    np.testing.assert_array_equal(found["b"], B)
+    arrays = read(tmp_path / "w.pth")
+    assert arrays.keys() == {"a", "b"} and all(array.flags.writeable for array in arrays.values())
+    np.testing.assert_array_equal(arrays["a"], A)
+    np.testing.assert_array_equal(arrays["b"], B)
 
 
 @pytest.mark.parametrize("name", ["training", "old_training"])
 def test_training_checkpoints_of_torch(tmp_path, name):
     """Checks files with more than weights: NumPy numbers, an argparse.Namespace, an optimizer's state."""
     (tmp_path / "w.pth").write_bytes(TORCH[name].tobytes())
-    found = read(tmp_path / "w.pth")
-    assert found.keys() == {"weight", "bias"}
-    np.testing.assert_array_equal(found["weight"], A)
+    arrays = read(tmp_path / "w.pth")
+    assert arrays.keys() == {"weight", "bias"}
+    np.testing.assert_array_equal(arrays["weight"], A)
 
 
 @pytest.mark.parametrize("name", ["views", "old_views"])
 def test_views_of_torch(tmp_path, name):
     (tmp_path / "w.pth").write_bytes(TORCH[name].tobytes())
-    base, found = np.arange(24, dtype=np.float32), read(tmp_path / "w.pth")
+    base, arrays = np.arange(24, dtype=np.float32), read(tmp_path / "w.pth")
     expected = {
         "whole": base, "transposed": base.reshape(4, 6).T, "part": base[5:9], "steps": base[1::7],
         "channels_last": base.reshape(2, 3, 2, 2), "expanded": np.full(5, 3), "number": np.array(7),
         "empty": np.zeros((0, 3)), "tied": base,
     }  # fmt: skip
-    assert found.keys() == expected.keys()
+    assert arrays.keys() == expected.keys()
     for key, array in expected.items():
-        assert found[key].shape == array.shape
-        np.testing.assert_array_equal(found[key], array)
+        assert arrays[key].shape == array.shape
+        np.testing.assert_array_equal(arrays[key], array)
 
 
 def test_types_of_torch(tmp_path):

@@ -203,12 +203,12 @@ def test_what_is_made_of_a_source_is_known_by_it_and_by_how():
         "", "share(0.5)", "share(0.5, seed=1)", "classes(0, 1)", "classes(1, 0)", "paint(0)", "paint(1)",
         "paint(0, size=0.5)", "place(16)", "place(16, seed=1)", "place(16, copies=2)", "place(20)",
     )  # fmt: skip
-    found = {
+    identities = {
         json.dumps(select(arrays(np.arange(40) % 4, value=value), spec).identity())
         for spec in specs
         for value in (0, 1)
     }
-    assert len(found) == 2 * len(specs)
+    assert len(identities) == 2 * len(specs)
 
 
 @pytest.fixture(scope="module")

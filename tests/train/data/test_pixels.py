@@ -31,10 +31,10 @@ def rgb(pixels):
     return pixels if pixels.ndim == 3 else pixels[..., None].repeat(3, -1)
 
 
-def off(found, expected):
+def off(pixels, expected):
     """Returns the largest difference of two pictures, in levels."""
-    assert found.dtype == np.uint8 and found.shape == expected.shape
-    return np.abs(found.astype(int) - expected.astype(int)).max()
+    assert pixels.dtype == np.uint8 and pixels.shape == expected.shape
+    return np.abs(pixels.astype(int) - expected.astype(int)).max()
 
 
 # Pixels mean what the file says
@@ -55,12 +55,12 @@ def test_every_encoding_of_a_picture_gives_its_pixels(name, tmp_path):
             "crop": "whole", "size": 16, "channels": 3, "eval_crop": 0.875, "exif": "apply", "shape": [16, 16, 3],
         }
     }  # fmt: skip
-    for found in (
+    for decoded in (
         Decoder("whole", 16, 3)(path),
         of_file(Decoder("none", 0, 3), (16, 16, 3), path),
         Loaded(card, None).pixels(path),
     ):
-        assert off(found, small) <= loss + 1  # levels are rounded before and after
+        assert off(decoded, small) <= loss + 1  # levels are rounded before and after
 
 
 def test_a_folder_of_all_encodings_is_read_alike(tmp_path):
@@ -77,8 +77,8 @@ def test_a_folder_of_all_encodings_is_read_alike(tmp_path):
         for _, picture, _ in ENCODINGS.values()
     ]
     losses = [loss for _, _, loss in ENCODINGS.values()]
-    for name, found, expected, loss in zip(ENCODINGS, source.arrays()["image"], whole, losses, strict=True):
-        assert off(found, expected) <= loss + 1, name
+    for name, decoded, expected, loss in zip(ENCODINGS, source.arrays()["image"], whole, losses, strict=True):
+        assert off(decoded, expected) <= loss + 1, name
 
 
 def test_one_place_decodes():
@@ -227,11 +227,11 @@ def test_the_crop_of_an_upright_photograph(crop, turned):
     smooth = np.stack([128 + 120 * np.sin(x / 90), 128 + 120 * np.cos(y / 110), (x + y) / 7], -1).astype(np.uint8)
     decoder = Decoder(crop, 24, 3)
     for rng in (None, 0, 1, 2):
-        found, expected = (
+        cropped, expected = (
             decoder(file, None if rng is None else philox(0, rng, 1))
             for file in (taken(smooth, turned, quality=95), taken(smooth, 1, quality=95))
         )
-        assert off(found, expected) <= 6, (rng, off(found, expected))
+        assert off(cropped, expected) <= 6, (rng, off(cropped, expected))
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ def source(count=60, classes=6, channels=3):
 
 def content(part):
     """Returns (color of the upper left pixel, label) of every example."""
-    found = part.arrays()
-    return list(zip(found["image"][:, 0, 0, 0].tolist(), found["label"].tolist(), strict=True))
+    arrays = part.arrays()
+    return list(zip(arrays["image"][:, 0, 0, 0].tolist(), arrays["label"].tolist(), strict=True))
 
 
 def test_all_is_the_source_itself():
@@ -63,12 +63,12 @@ def test_imbalance_falls_exponentially():
 def test_paint_marks_images_of_its_classes_alone_and_no_label():
     whole = source()
     part = select(whole, "paint('0-2', p=1.0, size=0.25)")
-    found, plain = part.arrays(), whole.arrays()
-    marked = (found["image"][:, -2:, -2:] == (255, 255, 0)).all((1, 2, 3))
-    np.testing.assert_array_equal(marked, found["label"] < 3)
-    np.testing.assert_array_equal(found["image"][:, :-2], plain["image"][:, :-2])
-    np.testing.assert_array_equal(found["image"][:, :, :-2], plain["image"][:, :, :-2])
-    np.testing.assert_array_equal(found["label"], plain["label"])
+    painted, plain = part.arrays(), whole.arrays()
+    marked = (painted["image"][:, -2:, -2:] == (255, 255, 0)).all((1, 2, 3))
+    np.testing.assert_array_equal(marked, painted["label"] < 3)
+    np.testing.assert_array_equal(painted["image"][:, :-2], plain["image"][:, :-2])
+    np.testing.assert_array_equal(painted["image"][:, :, :-2], plain["image"][:, :, :-2])
+    np.testing.assert_array_equal(painted["label"], plain["label"])
     assert plain["image"].max() < 60  # the source itself is unchanged
     half = (select(source(6000), "paint(p=0.5)").painted > 0).mean()
     assert 0.47 < half < 0.53
@@ -116,9 +116,9 @@ def test_splits_are_selected_on_their_own_and_must_have_the_same_classes():
 def test_gray_images_as_rgb_and_back(channels):
     options = {"source": "digits", "channels": channels, "image_size": 16, "crop": "resize", "eval_crop": 1.0}
     part = load(type("Section", (), {**Options(source="").__dict__, **options}), "test")
-    found = part.read([0, 1])["image"]
-    assert found.shape == (2, 16, 16, channels)
-    assert (found == found[..., :1]).all()
+    pixels = part.read([0, 1])["image"]
+    assert pixels.shape == (2, 16, 16, channels)
+    assert (pixels == pixels[..., :1]).all()
     images = [
         load(type("Section", (), {**Options(source="").__dict__, "source": "digits", **changed}), "test").read([0])[
             "image"

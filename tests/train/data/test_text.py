@@ -16,7 +16,7 @@ from train.run import build_run
 
 def feed(batch_size=8, eval_batch_size=8, shard=(0, 1), **changes):
     c = config("grammar", **changes)
-    made = TextFeed(
+    text_feed = TextFeed(
         "grammar",
         c.text,
         Parallel("shard_map", 1),
@@ -25,8 +25,8 @@ def feed(batch_size=8, eval_batch_size=8, shard=(0, 1), **changes):
         steps_per_call=1,
         seed=3,
     )
-    made._shard = shard
-    return made
+    text_feed._shard = shard
+    return text_feed
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +103,11 @@ def test_vocabulary_is_determined_by_the_text_and_kept(tmp_path, monkeypatch):
     texts = grammar.sentences(("en", "de"), "train")
     assert text._learn(texts, 400).to_str() == text._learn(texts, 400).to_str()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = text.vocabulary(texts, 400)
-    assert made.get_vocab_size() == 400
+    vocabulary = text.vocabulary(texts, 400)
+    assert vocabulary.get_vocab_size() == 400
     (path,) = (tmp_path / "ablate").iterdir()
     monkeypatch.setattr(text, "_learn", lambda *arguments: pytest.fail("learned again"))
-    assert text.vocabulary(texts, 400).to_str() == made.to_str()
+    assert text.vocabulary(texts, 400).to_str() == vocabulary.to_str()
     with pytest.raises(pytest.fail.Exception, match="learned again"):
         text.vocabulary([texts[0][1:], texts[1]], 400)
     assert path.name.startswith("bpe-")
@@ -171,25 +171,25 @@ def test_a_batch_is_padded_to_its_bucket(corpus):
 
 def test_processes_share_a_batch_and_the_test_split(corpus):
     halves = [feed(shard=(process, 2)) for process in (0, 1)]
-    whole, *parts = (next(made.calls(5, 6))[1] for made in (corpus, *halves))
+    whole, *parts = (next(each.calls(5, 6))[1] for each in (corpus, *halves))
     for name in whole:
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts], 1), whole[name])
-    for items, *parts in zip(*(made.evaluation_calls() for made in (corpus, *halves)), strict=True):
+    for items, *parts in zip(*(each.evaluation_calls() for each in (corpus, *halves)), strict=True):
         np.testing.assert_array_equal(np.concatenate([part["target"] for part in parts], 1), items["target"])
 
 
 @pytest.mark.parametrize("size", [8, 64])  # 200 pairs: 8 fits, 64 does not
 def test_evaluation_has_every_pair_once(size):
-    made = feed(eval_batch_size=size)
-    batches = list(made.test_batches())
+    text_feed = feed(eval_batch_size=size)
+    batches = list(text_feed.test_batches())
     real = np.concatenate([batch["mask"] for batch in batches]) > 0
     index = np.concatenate([batch["index"] for batch in batches])
     assert sorted(index[real].tolist()) == list(range(200)) and (index[~real] == -1).all()
     assert {len(batch["mask"]) for batch in batches} == {size}
-    sources = [line for batch in batches for line in made.decode(batch["source"][batch["mask"] > 0].tolist())]
-    assert sources == [made.test.texts[0][i] for i in index[real]]
+    sources = [line for batch in batches for line in text_feed.decode(batch["source"][batch["mask"] > 0].tolist())]
+    assert sources == [text_feed.test.texts[0][i] for i in index[real]]
     tokens = sum((batch["target"][batch["mask"] > 0, 1:] > 0).sum() for batch in batches)
-    assert tokens == made.test_weight() and made.test_count() == 200
+    assert tokens == text_feed.test_weight() and text_feed.test_count() == 200
 
 
 def test_grammar_s_test_pairs_differ_in_order_alone():

@@ -128,11 +128,11 @@ def voc_source(folder: Path, split: str = "train", **changes):
 
 
 def expected(classes: tuple[str, ...], numbers) -> np.ndarray:
-    found = np.zeros((len(numbers), len(classes)), np.int32)
+    labels = np.zeros((len(numbers), len(classes)), np.int32)
     for row, number in enumerate(numbers):
         for name, value in VOC_LABELS[number].items():
-            found[row, classes.index(name)] = value
-    return found
+            labels[row, classes.index(name)] = value
+    return labels
 
 
 def test_voc(voc_dir):

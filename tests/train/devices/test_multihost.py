@@ -113,8 +113,8 @@ def test_two_processes_of_two_devices_are_one_of_four_and_of_one(tmp_path, whole
     config = tiny.config(**SAME, devices=devices, model__norm="group:2")
     summary = loop.train(config, tmp_path / "one")
     assert_close(final(whole)[0], final(tmp_path / "one")[0], 1e-4)
-    told = json.loads((whole / "summary.json").read_text())
-    assert told["loss"] == pytest.approx(summary["loss"], rel=1e-4) and told["test_examples"] == 360
+    saved_summary = json.loads((whole / "summary.json").read_text())
+    assert saved_summary["loss"] == pytest.approx(summary["loss"], rel=1e-4) and saved_summary["test_examples"] == 360
     assert steps_logged(whole) == list(range(4, 25, 4))
 
 
@@ -136,8 +136,8 @@ def test_one_is_told_to_stop_and_all_save_the_same_step(tmp_path):
     assert (code, other_code) == (0, 0), (err, other_err)
     assert "SIGTERM: saved at step" in out and "step" not in other_out
     assert not (folder / "summary.json").exists()
-    leaves, said = alone(folder, *SHARDED, "--config.parallel=shard_map", devices=1)
-    assert "resuming from step" in said
+    leaves, output = alone(folder, *SHARDED, "--config.parallel=shard_map", devices=1)
+    assert "resuming from step" in output
     config = tiny.config(**SAME, steps_per_call=1, devices=4, data__pipeline="stream", model__norm="group:2")
     loop.train(config, tmp_path / "one")
     assert_close(leaves, final(tmp_path / "one")[0])
@@ -205,5 +205,5 @@ def test_mistakes(arguments, message):
 
 def test_no_cluster():
     done = tiny.run("--config=configs/digits.py", "--workdir=/nowhere", "--distributed")
-    said = "error: --distributed: JAX finds no cluster here"
-    assert done.returncode == 2 and done.stderr.startswith(said), done.stderr
+    message = "error: --distributed: JAX finds no cluster here"
+    assert done.returncode == 2 and done.stderr.startswith(message), done.stderr

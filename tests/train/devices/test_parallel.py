@@ -76,12 +76,12 @@ PRUNED = {"optimizer__prune": "magnitude(0.5, start='2 steps', end='4 steps', ev
 )
 def test_sharded_parameters_are_those_of_replicated_ones(changes):
     """Covers norms over all weights and thresholds over all layers; optimizer and average are sharded, too."""
-    found = {}
+    results = {}
     for kind in ("shard_map", "fsdp"):
         run, state = trained(devices=4, parallel=kind, **changes)
-        found[kind] = run.parallel.fetch(state), run.evaluate(state)
-    assert_close(found["fsdp"][0], found["shard_map"][0])
-    assert found["fsdp"][1]["loss"] == pytest.approx(found["shard_map"][1]["loss"], rel=1e-5)
+        results[kind] = run.parallel.fetch(state), run.evaluate(state)
+    assert_close(results["fsdp"][0], results["shard_map"][0])
+    assert results["fsdp"][1]["loss"] == pytest.approx(results["shard_map"][1]["loss"], rel=1e-5)
     held = {}
     for leaf in jax.tree.leaves(state):
         for shard in leaf.addressable_shards:
@@ -125,12 +125,12 @@ def test_a_device_never_has_room_for_all_parameters():
 @pytest.mark.full
 @pytest.mark.parametrize("changes", [VIT, EXITS], ids=["vit", "exits"])
 def test_sharded_networks_of_other_kinds_are_the_replicated_ones(changes):
-    found = {}
+    results = {}
     for kind in ("shard_map", "fsdp"):
         run, state = trained(devices=4, parallel=kind, **changes)
-        found[kind] = run.parallel.fetch(state).params, run.evaluate(state)["loss"]
-    assert_close(found["fsdp"][0], found["shard_map"][0])
-    assert found["fsdp"][1] == pytest.approx(found["shard_map"][1], rel=1e-5)
+        results[kind] = run.parallel.fetch(state).params, run.evaluate(state)["loss"]
+    assert_close(results["fsdp"][0], results["shard_map"][0])
+    assert results["fsdp"][1] == pytest.approx(results["shard_map"][1], rel=1e-5)
 
 
 def test_bad_devices():

@@ -40,26 +40,26 @@ def section(**changes):
 def updates(grad=1.0, **changes):
     tx, _ = optimizer.create(section(**changes), PARAMS, TO_STEPS, 100)
     grads = jax.tree.map(lambda x: jnp.full_like(x, grad), PARAMS)
-    found, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    tree, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
     names = optimizer.parameter_names(PARAMS)
-    return {name: float(x[0]) for name, x in zip(names, jax.tree.leaves(found), strict=True)}
+    return {name: float(x[0]) for name, x in zip(names, jax.tree.leaves(tree), strict=True)}
 
 
 def test_decay_only_where_the_expression_matches():
-    found = updates(grad=0.0, weight_decay=0.5, decay=".*/kernel")
-    assert found == pytest.approx({"stem/kernel": -0.1, "stem/bias": 0.0, "head/kernel": -0.2})
+    changes = updates(grad=0.0, weight_decay=0.5, decay=".*/kernel")
+    assert changes == pytest.approx({"stem/kernel": -0.1, "stem/bias": 0.0, "head/kernel": -0.2})
 
 
 def test_l1_pulls_by_the_sign_where_the_expression_matches():
-    found = updates(grad=0.0, l1=0.5, decay=".*/kernel")
-    assert found == pytest.approx({"stem/kernel": -0.05, "stem/bias": 0.0, "head/kernel": -0.05})
+    changes = updates(grad=0.0, l1=0.5, decay=".*/kernel")
+    assert changes == pytest.approx({"stem/kernel": -0.05, "stem/bias": 0.0, "head/kernel": -0.05})
     with pytest.raises(UserError, match="optimizer.l1=-1.0 must be at least 0"):
         updates(l1=-1.0)
 
 
 def test_groups_multiply_and_freeze():
-    found = updates(groups=(("head/.*", 1.0), ("stem/bias", 0.0), (".*", 0.5)))
-    assert found == pytest.approx({"stem/kernel": -0.05, "stem/bias": 0.0, "head/kernel": -0.1})
+    changes = updates(groups=(("head/.*", 1.0), ("stem/bias", 0.0), (".*", 0.5)))
+    assert changes == pytest.approx({"stem/kernel": -0.05, "stem/bias": 0.0, "head/kernel": -0.1})
     tx, _ = optimizer.create(section(name="adamw", groups=(("stem/.*", 0.0), (".*", 1.0))), PARAMS, TO_STEPS, 100)
     sizes = [leaf.size for leaf in jax.tree.leaves(tx.init(PARAMS))]
     assert sum(size for size in sizes if size > 1) == 4  # Adam's two moments of the head alone

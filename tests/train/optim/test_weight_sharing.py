@@ -57,11 +57,11 @@ def test_the_values_are_trained_as_if_they_were_the_parameters(tx):
     index = {name: np.searchsorted(books[name], layer["kernel"]) for name, layer in start.items()}
 
     def expand(books):
-        made = {
+        kernels = {
             name: jnp.where(start[name]["kernel"] == 0, 0, book[np.minimum(index[name], len(book) - 1)])
             for name, book in books.items()
         }
-        return {"conv": {"kernel": made["conv"], "bias": start["conv"]["bias"]}, "head": {"kernel": made["head"]}}
+        return {"conv": {"kernel": kernels["conv"], "bias": start["conv"]["bias"]}, "head": {"kernel": kernels["head"]}}
 
     theirs_state = tx.init(books)
     update = jax.jit(wrapped.update)

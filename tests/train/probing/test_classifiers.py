@@ -23,8 +23,10 @@ def test_logistic_regression_is_scikit_learns(strength):
     train, test = data(), data(seed=1)
     theirs = LogisticRegression(C=1 / (strength * len(train.x)), max_iter=5000, tol=1e-8).fit(train.x, train.labels)
     ours = classifiers.logistic(train.x, train.labels, 4, strength)(test.x)
-    wanted = theirs.decision_function(test.x)
-    np.testing.assert_allclose(ours - ours.mean(1, keepdims=True), wanted - wanted.mean(1, keepdims=True), atol=2e-2)
+    expected = theirs.decision_function(test.x)
+    np.testing.assert_allclose(
+        ours - ours.mean(1, keepdims=True), expected - expected.mean(1, keepdims=True), atol=2e-2
+    )
 
 
 @pytest.mark.parametrize("strength", [1e-2, 0.1])
@@ -32,17 +34,17 @@ def test_the_svm_is_scikit_learns(strength):
     train, test = data(), data(seed=1)
     # LinearSVC treats the bias as one more weight: scaled so large that it is practically free
     theirs = LinearSVC(C=1 / (strength * len(train.x)), intercept_scaling=100, dual=False, tol=1e-8, max_iter=20000)
-    wanted = theirs.fit(train.x, train.labels).decision_function(test.x)
-    np.testing.assert_allclose(classifiers.svm(train.x, train.labels, 4, strength)(test.x), wanted, atol=2e-2)
+    expected = theirs.fit(train.x, train.labels).decision_function(test.x)
+    np.testing.assert_allclose(classifiers.svm(train.x, train.labels, 4, strength)(test.x), expected, atol=2e-2)
 
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_neighbours_are_scikit_learns(k):
     train, test = data(), data(seed=1)
     theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp(-distance / 0.07))
-    wanted = theirs.fit(train.x, train.labels).predict_proba(test.x)
+    expected = theirs.fit(train.x, train.labels).predict_proba(test.x)
     ours = classifiers.knn(train.x, train.labels, 4, k)(test.x)
-    np.testing.assert_allclose(ours / ours.sum(1, keepdims=True), wanted, atol=1e-4)
+    np.testing.assert_allclose(ours / ours.sum(1, keepdims=True), expected, atol=1e-4)
 
 
 def test_several_labels_are_one_regression_a_class_of_what_is_counted():
@@ -61,13 +63,13 @@ def test_several_labels_are_one_regression_a_class_of_what_is_counted():
 @pytest.mark.parametrize("kind", classifiers.CLASSIFIERS)
 def test_the_hyperparameter_is_chosen_without_the_test_set(kind):
     train, test = data(noise=2.0), data(seed=1, noise=2.0)
-    found = classifiers.evaluate(kind, train, test, 4)
-    assert found["validation"][str(found["chosen"])] == max(found["validation"].values())
+    result = classifiers.evaluate(kind, train, test, 4)
+    assert result["validation"][str(result["chosen"])] == max(result["validation"].values())
     wrong = Features(test.x, (test.labels + 1) % 4)
     other = classifiers.evaluate(kind, train, wrong, 4)
-    assert other["chosen"] == found["chosen"] and other["validation"] == found["validation"]
-    assert found["accuracy"] > 0.5 > other["accuracy"]
-    assert abs(found["mean_class_accuracy"] - found["accuracy"]) < 0.1
+    assert other["chosen"] == result["chosen"] and other["validation"] == result["validation"]
+    assert result["accuracy"] > 0.5 > other["accuracy"]
+    assert abs(result["mean_class_accuracy"] - result["accuracy"]) < 0.1
 
 
 @pytest.mark.parametrize("kind", classifiers.CLASSIFIERS)
@@ -75,14 +77,14 @@ def test_several_labels_are_ranked(kind):
     train, test = data(classes=3), data(classes=3, seed=1)
     many = [Features(part.x, np.eye(3, dtype=np.int32)[part.labels]) for part in (train, test)]
     many[1].labels[:20, 0] = -1
-    found = classifiers.evaluate(kind, *many, 3)
-    assert 0.6 < found["mean_average_precision"] <= 1 and 0.6 < found["mean_average_precision_11"] <= 1
+    result = classifiers.evaluate(kind, *many, 3)
+    assert 0.6 < result["mean_average_precision"] <= 1 and 0.6 < result["mean_average_precision_11"] <= 1
 
 
 def test_one_example_a_class_leaves_nothing_to_choose_by():
     train = Features(np.eye(4, dtype=np.float32), np.arange(4, dtype=np.int32))
-    found = classifiers.evaluate("logistic", train, train, 4)
-    assert found["validation"] == {} and found["accuracy"] == 1
+    result = classifiers.evaluate("logistic", train, train, 4)
+    assert result["validation"] == {} and result["accuracy"] == 1
     assert classifiers.evaluate("knn", train, train, 4)["accuracy"] == 1
 
 

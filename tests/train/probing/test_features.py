@@ -26,14 +26,14 @@ def files(folder):
 
 @pytest.mark.parametrize(("endpoint", "size"), keep_first(1, [("pre_logits", 16), ("stage2", 8), ("stage1/block0", 4)]))
 def test_they_are_the_activations_averaged_over_places(run, tmp_path, endpoint, size):
-    found = features.extract(run, run.state.variables(), "test", endpoint, tmp_path)
-    assert found.x.shape == (360, size) and found.x.dtype == np.float32
+    extracted = features.extract(run, run.state.variables(), "test", endpoint, tmp_path)
+    assert extracted.x.shape == (360, size) and extracted.x.dtype == np.float32
     arrays = run.feed.test.arrays()
     image = run.feed.prepare_evaluation({"image": arrays["image"][:50]})["image"]
-    _, wanted = capture(run.task.model, run.state.variables(), image, names=[endpoint], train=False)
-    wanted = np.asarray(wanted[endpoint]).reshape(50, -1, size).mean(1)
-    np.testing.assert_allclose(found.x[:50], wanted, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(found.labels, arrays["label"])
+    _, expected = capture(run.task.model, run.state.variables(), image, names=[endpoint], train=False)
+    expected = np.asarray(expected[endpoint]).reshape(50, -1, size).mean(1)
+    np.testing.assert_allclose(extracted.x[:50], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(extracted.labels, arrays["label"])
 
 
 def test_the_same_content_is_computed_once_and_other_content_is_not_mistaken_for_it(run, tmp_path):
@@ -71,13 +71,13 @@ def test_the_same_content_is_computed_once_and_other_content_is_not_mistaken_for
 def test_a_part_of_what_is_there_is_not_computed_again(run, tmp_path):
     whole = features.extract(run, run.state.variables(), "train", folder=tmp_path)
     part = select(run.feed.train, "classes(3, 1)|per_class(4)")
-    found = features.of_source(run, run.state.variables(), part, folder=tmp_path)
+    extracted = features.of_source(run, run.state.variables(), part, folder=tmp_path)
     assert len(files(tmp_path)) == 1
-    np.testing.assert_array_equal(found.x, whole.x[part.index])
-    np.testing.assert_array_equal(found.labels, part.arrays()["label"])
+    np.testing.assert_array_equal(extracted.x, whole.x[part.index])
+    np.testing.assert_array_equal(extracted.labels, part.arrays()["label"])
     alone = features.of_source(run, run.state.variables(), part, folder=tmp_path / "other")
-    np.testing.assert_allclose(alone.x, found.x, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(alone.labels, found.labels)
+    np.testing.assert_allclose(alone.x, extracted.x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(alone.labels, extracted.labels)
 
 
 def test_a_set_of_which_images_were_skipped_has_no_parts(tmp_path):

@@ -121,8 +121,8 @@ def test_gates_learn_towards_their_rates():
 def test_rewards_by_hand():
     logits = jnp.eye(10)[jnp.asarray([3, 1, 0, 9])]
     keep = jnp.asarray([[1, 1, 1], [1, 0, 1], [0, 0, 0], [0, 0, 0]], jnp.float32)
-    found = tasks.policy.reward(logits, BATCH["label"][:4], keep, 5.0)
-    np.testing.assert_allclose(found, [0, 1 - (2 / 3) ** 2, -5, 1], rtol=1e-6)
+    rewards = tasks.policy.reward(logits, BATCH["label"][:4], keep, 5.0)
+    np.testing.assert_allclose(rewards, [0, 1 - (2 / 3) ** 2, -5, 1], rtol=1e-6)
 
 
 SAMPLE = np.array([[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 1]], bool)
@@ -135,7 +135,7 @@ def expected(shift, model, variables, learned, penalty, bound, entropy):
     z = np.asarray(logits, np.float64)
     open_ = np.arange(3) >= 3 - learned
     sample, greedy = np.where(open_, SAMPLE, True), np.where(open_, z >= 0, True)
-    said = [
+    outputs = [
         np.asarray(model.apply(variables, IMAGES, keep=jnp.asarray(keep, jnp.float32))).argmax(-1)
         for keep in (sample, greedy)
     ]
@@ -144,7 +144,7 @@ def expected(shift, model, variables, learned, penalty, bound, entropy):
     for i in np.flatnonzero(MASK):
         reward, base = (
             1 - keep[i].mean() ** 2 if best[i] == LABELS[i] else -penalty
-            for best, keep in zip(said, (sample, greedy), strict=True)
+            for best, keep in zip(outputs, (sample, greedy), strict=True)
         )
         for k in np.flatnonzero(open_):
             total -= (reward - base) * np.log(p[i, k] if sample[i, k] else 1 - p[i, k])
@@ -170,9 +170,9 @@ def test_the_loss_of_a_policy_and_its_gradient(monkeypatch, learned):
     by_hand = functools.partial(
         expected, model=model, variables=variables, learned=learned, penalty=2.0, bound=0.7, entropy=0.05
     )
-    wanted, greedy, p = by_hand(np.zeros(3))
+    expected_loss, greedy, p = by_hand(np.zeros(3))
     assert int(task_state["learned"]) == learned
-    assert loss == pytest.approx(wanted, rel=1e-4)
+    assert loss == pytest.approx(expected_loss, rel=1e-4)
     jax.effects_barrier()
     np.testing.assert_allclose(drawn_from[0], p, rtol=1e-4)
     assert ratio(metrics["blocks"]) == pytest.approx(greedy[:4].sum(1).mean())
@@ -210,8 +210,8 @@ def test_both_learn_together():
     logits = model.policy(parent=None).apply(own, IMAGES, train=True, mutable=["batch_stats"])[0]
     p = jax.nn.sigmoid(logits)
     keep = jax.random.bernoulli(sample_key, 0.8 * p + 0.2 * (1 - p)).astype(jnp.float32)
-    said = model.apply(variables, IMAGES, train=True, keep=keep, mutable=["batch_stats"])[0]
-    assert ratio(metrics["loss"]) == pytest.approx(cross_entropy(said)[:4].mean(), rel=1e-4)
+    output = model.apply(variables, IMAGES, train=True, keep=keep, mutable=["batch_stats"])[0]
+    assert ratio(metrics["loss"]) == pytest.approx(cross_entropy(output)[:4].mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize("bound", [0.0, 1.0])
@@ -259,13 +259,13 @@ def test_every_exit_counts():
     model, variables = network("multi_exit")
     task, state = create("multi_exit", model), {"batch_stats": variables["batch_stats"]}
     exits = ["exit1", "exit2", "exit3"]
-    _, found = capture(model, variables, IMAGES, names=exits, train=True, mutable=["batch_stats"])
+    _, activations = capture(model, variables, IMAGES, names=exits, train=True, mutable=["batch_stats"])
     loss, (metrics, new, _) = task.loss(variables["params"], state, {}, BATCH, jax.random.key(0), 0)
-    losses = [cross_entropy(found[name])[:4] for name in exits]
+    losses = [cross_entropy(activations[name])[:4] for name in exits]
     assert loss == pytest.approx(np.sum(losses) / 6, rel=1e-5)
     assert "exit1" in changed(state, new)
-    logits, found = capture(model, variables, IMAGES, names=exits)
-    right = [(found[name].argmax(-1) == LABELS)[:4].mean() for name in exits]
+    logits, activations = capture(model, variables, IMAGES, names=exits)
+    right = [(activations[name].argmax(-1) == LABELS)[:4].mean() for name in exits]
     metrics = task.evaluate(variables, {}, BATCH)
     np.testing.assert_allclose(ratio(metrics["accuracy_by_exit"]), right)
     assert ratio(metrics["accuracy"]) == right[-1]
@@ -372,7 +372,7 @@ def test_a_policy_starts_from_a_trained_network_and_then_both_go_on(tmp_path):
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.full) for kind in RUNS])
 def test_two_devices(kind):
     """Checks vector metrics and the state of a task, by pmap and by shard_map."""
-    found = []
+    by_lift = []
     for parallel in ("pmap", "shard_map"):
         run = build_run(
             config(
@@ -381,9 +381,9 @@ def test_two_devices(kind):
         )
         _, items = next(run.feed.calls(0, 1))
         state, metrics = run.train_call(run.parallel.place(run.state), run.feed.data, items)
-        found.append((run.parallel.fetch(state).params, run.evaluate(state)))
+        by_lift.append((run.parallel.fetch(state).params, run.evaluate(state)))
         assert np.asarray(metrics["loss"][1]).tolist() == [32]
-        results = found[-1][1]
+        results = by_lift[-1][1]
         if kind == "multi_exit":
             assert len(results["accuracy_by_exit"]) == len(results["mult_adds_by_exit"]) == 2
         else:
@@ -391,8 +391,8 @@ def test_two_devices(kind):
         if kind == "policy":
             learned = run.parallel.fetch(state).task_state["learned"]
             assert learned == 1 and learned.dtype == np.int32 and results["gate_rates"][0] == 1
-    tiny.assert_same(*(params for params, _ in found))
-    assert found[0][1] == found[1][1]
+    tiny.assert_same(*(params for params, _ in by_lift))
+    assert by_lift[0][1] == by_lift[1][1]
 
 
 # -- what else treats such networks --------------------------------------------------------------------------------
@@ -423,9 +423,9 @@ def test_other_classes_at_exits_are_said_with_what_to_do():
         UserError, match=r"7 classes, but the data have 10: init_new=head\|\*/head initializes its heads randomly"
     ):
         pretrained.start(model, variables, start, [])
-    found = weights.flatten(pretrained.start(model, variables, start, ["head", "*/head"]))
-    np.testing.assert_array_equal(found["exit1/conv1/kernel"], arrays["exit1/conv1/kernel"])
-    assert found["exit1/head/bias"].shape == found["head/bias"].shape == (10,)
+    started = weights.flatten(pretrained.start(model, variables, start, ["head", "*/head"]))
+    np.testing.assert_array_equal(started["exit1/conv1/kernel"], arrays["exit1/conv1/kernel"])
+    assert started["exit1/head/bias"].shape == started["head/bias"].shape == (10,)
 
 
 def test_lsuv_is_not_for_gates():
