@@ -169,7 +169,7 @@ def test_the_same_bits_every_time(case):
         assert all(np.array_equal(a, b) for a, b in zip(first, run(*inputs), strict=True))
 
 
-@pytest.mark.parametrize("dtype,wanted", [("float32", "native"), ("bfloat16", "dense"), ("float16", "dense")])
+@pytest.mark.parametrize("dtype,lowering", [("float32", "native"), ("bfloat16", "dense"), ("float16", "dense")])
 def test_the_library_is_for_float32(dtype, lowering):
     shape = ((2, 8, 8, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "cpu")
     assert convolution.chosen_lowering(*shape, dtype=jnp.dtype(dtype)) == lowering
