@@ -61,7 +61,7 @@ def modules():
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
-def test_there_are_no_circles_of_imports_and_no_private_names_are_imported():
+def test_imports_have_no_cycles_and_no_private_names():
     files, uses = modules(), {}
     for name, path in files.items():
         uses[name] = set()
@@ -81,12 +81,12 @@ def test_there_are_no_circles_of_imports_and_no_private_names_are_imported():
     assert not left, "files that import each other in a circle, or import such files"
 
 
-def test_configs_import_ml_collections_alone():
+def test_configs_only_import_ml_collections():
     for path in (ROOT / "configs").rglob("*.py"):
         assert set(imported(path)) <= {"ml_collections", "configs", *sys.stdlib_module_names}, path
 
 
-def test_the_top_level_holds_what_the_design_names():
+def test_the_top_level_matches_the_design():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     if not tracked:
         pytest.skip("not a git checkout")

@@ -49,7 +49,7 @@ def small(images):
     return c
 
 
-def test_steps_of_its_optimizer_equal_pytorchs():
+def test_steps_of_its_optimizer_equal_pytorch():
     c = cifar10.get_config(f"speedrun,batch={BATCH}")
     c.optimizer.schedule = "constant"
     model = models.create("airbench94", **FIELDS)
@@ -144,7 +144,7 @@ def test_it_resumes_exactly_and_leaves_what_it_freezes(images, tmp_path):
     assert not np.array_equal(final_state.ema["params"]["head"]["kernel"], run.state.ema["params"]["head"]["kernel"])
 
 
-def test_streamed_batches_say_what_resident_ones_do(images):
+def test_streamed_batches_equal_resident_ones(images):
     by_pipeline = []
     for pipeline in ("resident", "stream"):
         c = small(images)

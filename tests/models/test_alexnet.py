@@ -79,18 +79,18 @@ def test_adaptive_pooling_averages_overlapping_cells(size):
     np.testing.assert_allclose(adaptive_avg_pool(jnp.asarray(x), size), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_adaptive_pooling_of_a_map_of_that_size_is_nothing():
+def test_adaptive_pooling_of_a_map_of_the_output_size_is_the_identity():
     x = jnp.asarray(drawn.images("adaptive", (1, 6, 6, 2)))
     assert adaptive_avg_pool(x, 6) is x
 
 
-def test_images_that_leave_nothing_are_refused():
+def test_images_that_are_too_small_are_refused():
     for name in ("alexnet", "alexnet_original", "vgg11"):
         with pytest.raises(UserError, match="images of 30 x 30 are too small"):
             endpoints(name, 30)
 
 
-def test_dropout_is_of_the_hidden_layers_in_training():
+def test_dropout_acts_on_the_hidden_layers_in_training():
     model = models.create("alexnet", stem=(3, 1, 1), convs=(4,) * 5, classifier=(2000,), num_classes=4, dropout=0.3)
     variables = models.initialize(model, jax.random.key(0), (1, 32, 32, 3))
     images = jnp.asarray(drawn.images("dropout", (1, 32, 32, 3)))

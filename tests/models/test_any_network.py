@@ -473,7 +473,7 @@ def test_a_step_from_one_initialization_of_all_kernels(family, spec):
     assert_learns(take_step(family, state))
 
 
-def test_every_family_and_every_method_is_there():
+def test_every_family_and_every_method_is_covered():
     classes = {
         partial.func
         for module in set(models.FAMILIES.values())
@@ -483,5 +483,5 @@ def test_every_family_and_every_method_is_there():
     assert set(CHECKS) == set(METHODS)
 
 
-def test_the_readme_has_the_table_of_what_is_refused():
+def test_the_readme_has_the_table_of_refusals():
     assert combinations.table() in (tiny.ROOT / "README.md").read_text()

@@ -44,7 +44,7 @@ def test_the_factor_widens_every_layer():
         assert shapes[1][path] == tuple(n * f for n, f in zip(narrow, factors, strict=True)), path
 
 
-def test_the_stem_has_no_normalization_and_the_first_block_has():
+def test_the_first_block_has_a_normalization_and_the_stem_has_none():
     params = drawn.abstract(bit())["params"]
     assert set(params) == {"stem_conv", "stage1", "stage2", "final_norm", "head"}
     layers = {f"{kind}{i}" for kind in ("conv", "norm") for i in (1, 2, 3)}
@@ -98,7 +98,7 @@ def test_names_in_the_files_of_the_authors():
     assert "resnet/block2/unit12/c/standardized_conv2d/kernel" in names
 
 
-def test_layouts_are_of_bottlenecks_alone():
+def test_only_bottlenecks_have_layouts():
     assert set(weights.layouts(bit())) == {"ablate", "timm", "bit"}
     assert set(weights.layouts(bit(bottleneck=False))) == {"ablate"}
     assert set(weights.layouts(models.create("preresnet50"))) == {"ablate"}  # timm's resnetv2_50 has another stem

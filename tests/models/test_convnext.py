@@ -106,7 +106,7 @@ def test_the_ladder_ends_at_convnext_without_layer_scale():
     )
 
 
-def test_what_is_left_in_the_blocks_of_the_ladder():
+def test_remaining_layers_in_the_blocks_of_the_ladder():
     """Checks names and kernels of a downsampling block; biases remain where no normalization cancels them."""
 
     @functools.cache
@@ -156,7 +156,7 @@ def test_activations_of_the_ladder(row, calls):
     assert len(seen) == calls
 
 
-def test_convnext_is_laid_out_as_the_paper_has_it():
+def test_convnext_has_the_layout_of_the_paper():
     params = drawn.abstract(models.create("convnext_tiny"))["params"]
     assert set(params) == {"stem_conv", "stem_norm", "stage1", "stage2", "stage3", "stage4", "final_norm", "head"}
     blocks = {f"block{i}" for i in range(3)}

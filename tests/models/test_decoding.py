@@ -163,7 +163,7 @@ def test_wide_beam_search_is_brute_force(toy, alpha):
 
 
 @pytest.mark.parametrize("beams,alpha,length", keep_first(1, [(3, 0.6, 6), (4, 0.6, 8), (3, 0.0, 5)]))
-def test_beam_search_is_that_of_lists(toy, beams, alpha, length):
+def test_beam_search_equals_a_search_with_lists(toy, beams, alpha, length):
     """Compares with each source on its own: the rest of its batch has no effect."""
     tokens, scores = beam_search(*toy, WORDS, length=length, beams=beams, alpha=alpha)
     assert tokens.shape == (6, beams, length) and tokens.dtype == jnp.int32
@@ -173,7 +173,7 @@ def test_beam_search_is_that_of_lists(toy, beams, alpha, length):
         np.testing.assert_allclose(scores[n], [score for score, _ in expected], rtol=1e-4, atol=1e-4)
 
 
-def test_default_is_the_paper_s(toy):
+def test_the_defaults_are_those_of_the_paper(toy):
     default, named = (beam_search(*toy, WORDS, length=4, **fields) for fields in ({}, {"beams": 4, "alpha": 0.6}))
     jax.tree.map(np.testing.assert_array_equal, default, named)
 

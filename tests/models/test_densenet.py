@@ -137,7 +137,7 @@ def test_remat_keeps_the_outputs_of_convolutions():
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "timm"])
-def test_weights_come_back_from_the_layouts(layout):
+def test_weights_survive_a_round_trip_through_the_layouts(layout):
     model = models.create("densenet121", stage_sizes=(2, 1), growth=4, width=8, num_classes=10)
     variables = drawn.variables(model)
     arrays = weights.to_arrays(model, variables, layout)

@@ -112,7 +112,7 @@ def training_loss(kind):
 
 
 @pytest.mark.parametrize("kind", some_in_full(SMALL, ("basic", "gated", "dense", "convnext", "swin", "lenet", "vit_c")))
-def test_forward_mode_names_its_cure(kind):
+def test_errors_of_forward_mode_name_the_remedy(kind):
     """Checks that every family is refused in one line by default and compiles within the recommended context."""
     model = small(kind)
     variables = shapes(model, images(1, 32, 32, 3))
@@ -133,7 +133,7 @@ def test_forward_mode_names_its_cure(kind):
 
 
 @pytest.mark.parametrize("kind", some_in_full(SMALL, ("basic", "alexnet", "vit")))
-def test_forward_mode_agrees_with_reverse_mode_within_the_cure(kind):
+def test_forward_mode_agrees_with_reverse_mode_within_the_context(kind):
     loss, x = training_loss(kind)
     direction = jax.random.normal(jax.random.key(2), x.shape)
     reverse = jnp.vdot(jit_once(jax.grad(loss))(x), direction)
@@ -208,7 +208,7 @@ def test_second_order_is_right_or_refused(layer, way):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_second_derivatives_within_the_cure(layer):
+def test_second_derivatives_within_the_context(layer):
     """Compares with differences of the reverse-mode gradient taken outside the context."""
     x, d = jax.random.normal(jax.random.key(0), (2, 2, 2, 2, 16))
     step_size = 1e-2
@@ -221,7 +221,7 @@ def test_second_derivatives_within_the_cure(layer):
     np.testing.assert_allclose(jnp.einsum("abcdefgh,efgh->abcd", hessian, d), product, rtol=1e-3, atol=1e-3)
 
 
-def test_reverse_mode_leaves_nothing_of_the_check_in_a_program():
+def test_the_check_of_reverse_mode_leaves_no_trace_in_a_program():
     model = small("basic")
     variables = shapes(model, images(1, 8, 8, 3))
     text = jax.jit(jax.grad(lambda v, x: model.apply(v, x).sum())).lower(variables, images(2, 8, 8, 3)).as_text()

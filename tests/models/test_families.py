@@ -236,7 +236,7 @@ def relative(*case):
         relative("densenet_bc100_k12(stage_sizes=(4, 2), growth=4, dropout=0.3, bottleneck=0, compression=1.0)", 8, 1),
     ],
 )  # fmt: skip
-def test_remat_changes_nothing_but_what_is_kept(network, side, share):
+def test_remat_only_changes_the_memory_that_is_kept(network, side, share):
     """Checks the same loss, statistics and gradients; the backward pass keeps less than this share of the memory."""
     name, _, fields = call(network)
     images = jnp.asarray(drawn.images("remat", (2, side, side, 3)))

@@ -80,7 +80,7 @@ def without_gates(params):
 
 
 @pytest.mark.parametrize("kind", ["basic", "policy"])
-def test_keep_decides_instead(kind):
+def test_keep_overrides_the_gates(kind):
     model, variables = small(kind)
     images, ones = colored(5), jnp.ones((5, 2))
     whole, computed = decided(model, variables, images, keep=ones)
@@ -108,12 +108,12 @@ def test_keep_decides_instead(kind):
     np.testing.assert_array_equal(decided(model, other, images, keep=keep)[0][0], some[0])
 
 
-def test_keep_is_said_of_blocks_without_a_gate_too():
+def test_keep_covers_blocks_without_a_gate_too():
     model, variables = small("basic", rates=(1, 0.5))
     np.testing.assert_array_equal(decided(model, variables, colored(3), keep=jnp.zeros((3, 2)))[1], jnp.zeros((3, 2)))
 
 
-def test_gates_start_open_for_87_of_100():
+def test_gates_start_open_for_87_percent():
     model = models.create("convnet_aig38")
     gate = Gate(model.ingredients(train=True), 16, 1.0, train=True)
     x, keys = jnp.abs(jnp.asarray(drawn.images("gate", (8192, 1, 1, 16)))), jax.random.split(jax.random.key(0))
@@ -140,7 +140,7 @@ def test_samples_are_0_or_1_and_gradients_those_of_the_soft_sample(temperature):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_a_policy_alone_is_the_one_inside():
+def test_a_policy_alone_equals_the_one_inside_the_network():
     """Compares the policy alone with the one inside; where other layers have widths, only the policy's own apply."""
     widths = (("policy/stage1/block0/conv1", 3), ("stage1/block0/conv1", 5))
     model, variables = small("policy", widths=widths, policy_pool=2)
@@ -152,7 +152,7 @@ def test_a_policy_alone_is_the_one_inside():
     np.testing.assert_allclose(model.pooled(colored(13)), pooled, rtol=1e-5, atol=1e-6)
 
 
-def test_the_authors_network_decides_and_says_the_same():
+def test_decisions_and_logits_equal_those_of_the_authors_network():
     """Compares with golden/make_gated.py; all gates decide by a margin on every image."""
     golden = np.load(Path(make_gated.__file__).with_name("gated.npz"))
     name, fields = json.loads(str(golden["network"]))
@@ -190,7 +190,7 @@ def assert_agree(a, b):
 
 @pytest.mark.parametrize("count", [1, 13])
 @pytest.mark.parametrize("kind", keep_first(2, KINDS))
-def test_what_is_skipped_changes_no_logits_and_compiles_nothing_again(kind, count):
+def test_skipping_changes_no_logits_and_compiles_nothing_again(kind, count):
     skipped, masked, variables = programs(kind)
     before, images = skipped._cache_size(), colored(count)
     some = jnp.asarray(np.random.default_rng(0).integers(0, 2, (count, 2)), jnp.float32)
@@ -201,7 +201,7 @@ def test_what_is_skipped_changes_no_logits_and_compiles_nothing_again(kind, coun
 
 
 @pytest.mark.parametrize("kind", ["basic", "policy"])
-def test_what_the_network_decides_is_skipped_likewise(kind):
+def test_decisions_of_the_network_skip_blocks_too(kind):
     skipped, masked, variables = programs(kind)
     for name in ("gated", "others"):
         assert_agree(skipped(variables, colored(13, name)), masked(variables, colored(13, name)))
@@ -297,7 +297,7 @@ def test_a_network_computes_a_branch_for_no_more_than_a_size(executed):
     assert run._cache_size() == 1
 
 
-def test_skipping_is_over_after_its_context():
+def test_skipping_ends_with_its_context():
     with pytest.raises(ValueError, match="out"), skipping(3):
         raise ValueError("out")
     model, variables = small("policy")
@@ -334,7 +334,7 @@ def test_all_blocks_cost_what_the_network_costs(kind):
 # -- mistakes ------------------------------------------------------------------------------------------------------
 
 
-def test_no_parts():
+def test_zero_parts_are_refused():
     with pytest.raises(UserError, match="parts=0 must be at least 1"), skipping(0):
         pass
 
@@ -364,6 +364,6 @@ def test_weights_of_a_residual_network_are_taken(kind, new):
         np.testing.assert_array_equal(weights.flatten(again)[path], leaf)
 
 
-def test_low_bits_are_those_of_gates_too():
+def test_gates_have_low_bits_too():
     _, variables = small("basic", dense="ternary")
     assert {"positive", "negative"} < set(variables["params"]["stage1"]["block0"]["gate"]["dense1"])

@@ -131,7 +131,7 @@ def test_a_run_of_one_value_per_channel_is_refused_when_it_is_set_up(changes):
         build_run(dense_run(**ONE_EACH[changes]))
 
 
-def test_the_command_says_so_in_one_line_and_writes_nothing(tmp_path):
+def test_the_command_reports_it_in_one_line_and_writes_nothing(tmp_path):
     done = tiny.run(
         "--config=configs/digits.py",
         f"--workdir={tmp_path}/run",
@@ -145,7 +145,7 @@ def test_the_command_says_so_in_one_line_and_writes_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_costs_of_one_example_are_known_all_the_same():
+def test_costs_of_one_example_are_still_computed():
     cost = analyze(models.create("lenet_300_100", norm="batch"), (1, 28, 28, 1))
     assert sum(layer.params for layer in cost.layers) == 266_610 + 2 * 400
 
@@ -179,7 +179,7 @@ def test_the_smallest_image_of_well_known_networks(name):
         ("basic", "blockdrop", "dense_imagenet", "convnext", "ladder_end", "swin", "lenet", "vgg", "airbench", "vit"),
     ),
 )
-def test_every_family_says_the_smallest_image_that_it_takes(kind):
+def test_every_family_names_the_smallest_image_that_it_accepts(kind):
     model = small(kind)
     with pytest.raises(UserError) as caught:
         shapes(model, images(1, 0, 0, 3))
@@ -195,7 +195,7 @@ def test_every_family_says_the_smallest_image_that_it_takes(kind):
             shapes(model, images(1, height, width, 3))
 
 
-def test_a_network_that_is_a_part_says_what_is_left():
+def test_a_network_within_another_names_the_size_of_its_empty_map():
     import flax.linen as nn
 
     with pytest.raises(EmptyMap, match="they leave a map of 1 x 0"):
@@ -211,7 +211,7 @@ def test_a_trained_network_refuses_small_images_before_anything_is_computed():
         jax.jit(jax.grad(lambda v, x: model.apply(v, x).sum()))(variables, jnp.zeros((2, 4, 4, 3)))
 
 
-def test_commands_say_it_in_one_line(capsys):
+def test_commands_report_it_in_one_line(capsys):
     assert command_line(["complexity", "convnext_tiny", "--resolution=8"]) == 2
     assert capsys.readouterr().err.endswith("takes images of 32 x 32 or larger\n")
 
@@ -252,14 +252,14 @@ def test_native_code_checks_its_sizes(case):
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_a_batch_of_none_gives_no_logits(kind):
+def test_an_empty_batch_gives_no_logits(kind):
     model = small(kind)
     variables = shapes(model, images(1, 32, 32, 3))
     assert jax.eval_shape(model.apply, variables, images(0, 32, 32, 3)).shape == (0, model.num_classes)
 
 
 @pytest.mark.parametrize("kind", some_in_full(SMALL, ("vit", "lenet")))
-def test_a_batch_of_none_is_computed(kind):
+def test_an_empty_batch_is_computed(kind):
     model = small(kind)
     variables = models.initialize(model, jax.random.key(0), (1, 32, 32, 3))
     none = jnp.zeros((0, 32, 32, 3))
@@ -267,14 +267,14 @@ def test_a_batch_of_none_is_computed(kind):
     assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
-def test_sentences_of_a_batch_of_none():
+def test_an_empty_batch_of_sentences():
     model = models.create("transformer_base", **TRANSFORMER)
     variables = shapes(model, *model.example())
     assert jax.eval_shape(model.apply, variables, *[images(0, 8, dtype="int32")] * 2).shape == (0, 8, 11)
 
 
 @pytest.mark.parametrize("how", ["auto", "packed"])
-def test_binary_layers_of_a_batch_of_none(how):
+def test_binary_layers_of_an_empty_batch(how):
     model = models.create("resnet8", width=4, conv="xnor")
     variables = shapes(model, images(1, 8, 8, 3))
     with lowering(how):
@@ -282,7 +282,7 @@ def test_binary_layers_of_a_batch_of_none(how):
 
 
 @pytest.mark.parametrize("groups", [1, 16])
-def test_gradients_of_no_images_are_zero(groups):
+def test_gradients_of_an_empty_batch_are_zero(groups):
     """Checks gradients for an empty batch, also in native code, which a CPU uses for these channels."""
     x, kernel = jnp.zeros((0, 8, 8, 16)), jnp.ones((3, 3, 16 // groups, 16))
     gradient = jax.grad(lambda k: conv.conv2d(x, k, (1, 1), ((1, 1), (1, 1)), groups=groups).sum())(kernel)
@@ -291,7 +291,7 @@ def test_gradients_of_no_images_are_zero(groups):
     assert not gradient.any()
 
 
-def test_an_exported_program_refuses_no_images_in_words():
+def test_an_exported_program_refuses_an_empty_batch_with_a_clear_error():
     model = small("vit", depth=1)
     variables = models.initialize(model, jax.random.key(0), (1, 32, 32, 3))
     with lowering("plain"):

@@ -68,7 +68,7 @@ def network():
 
 
 @pytest.mark.parametrize("label", PUBLISHED)
-def test_what_is_recorded_is_what_is_published(label):
+def test_recorded_costs_equal_the_published_ones(label):
     operations, params = PUBLISHED[label]
     digits = -1 if label == "imagenet_step4" else 2  # printed as 0.34 G
     assert [round(n / 1e6, 2) for n in COUNTS[label]["params"]] == params
@@ -78,7 +78,7 @@ def test_what_is_recorded_is_what_is_published(label):
 @pytest.mark.parametrize(
     "label", keep_first(1, ["budgeted", "anytime", "imagenet_step4", "anytime_growth16", "imagenet_step7"])
 )
-def test_each_exit_costs_what_the_authors_code_says(label):
+def test_each_exit_costs_the_same_as_in_the_authors_code(label):
     """Checks products of convolutions and dense layers, and parameters, exactly."""
     counts = COUNTS[label]
     model = models.create(counts["name"], **counts["fields"])
@@ -142,7 +142,7 @@ def test_kernels_start_with_the_variance_of_their_outputs_and_the_stem_has_a_bia
     assert biases == {"block1/stem/conv1/bias", *(f"exit{i}/head/bias" for i in (1, 2, 3))}
 
 
-def test_endpoints_are_what_exits_read_and_give():
+def test_endpoints_are_the_inputs_and_outputs_of_exits():
     model, variables, *_ = network()
     images = IMAGES[:2]
     logits, activations = capture(model, variables, images)
@@ -170,7 +170,7 @@ def by_hand(logits, leave):
 
 
 @pytest.mark.parametrize("parts,count", keep_first(1, [(4, 13), (4, 1), (0, 13), (0, 1)]))
-def test_examples_leave_where_they_are_sure(count, parts):
+def test_examples_leave_where_they_are_confident(count, parts):
     model, variables, logits, leave = network()
     left, expected = by_hand(logits[:, :count], leave)
     assert count == 1 or set(left) == {0, 1, 2}
@@ -197,7 +197,7 @@ def test_examples_leave_where_they_are_sure(count, parts):
         check(*by_hand(logits[:, :count], thresholds), *run(variables, IMAGES[:count], jnp.asarray(thresholds)))
 
 
-def test_what_is_skipped_is_a_branch():
+def test_skipped_computation_is_a_branch():
     model, variables, _, leave = network()
 
     def branches():
@@ -209,7 +209,7 @@ def test_what_is_skipped_is_a_branch():
         assert branches() == [5] * (EXITS - 1)
 
 
-def test_narrower_layers_can_be_left():
+def test_early_exits_work_with_narrower_layers():
     model = tiny(widths=(("block2/layer0/same2/conv2", 1),))
     variables = drawn.variables(model)
     with skipping(parts=2):
@@ -225,7 +225,7 @@ def test_narrower_layers_can_be_left():
         ({"leave": 0.5}, r"leave must be 2 thresholds, .* of shape \(\)"),
     ],
 )
-def test_calls_that_make_no_sense_are_refused(call, message):
+def test_meaningless_calls_are_refused(call, message):
     model, variables, *_ = network()
     with pytest.raises(UserError, match=message) as error:
         model.apply(variables, IMAGES[:1], mutable=["batch_stats"], **call)
@@ -249,7 +249,7 @@ def test_low_bit_heads_alone_are_refused():
         drawn.abstract(tiny(dense="ternary"))
 
 
-def test_filters_that_nothing_else_sees_can_be_removed():
+def test_filters_without_other_consumers_can_be_removed():
     model = tiny()
     couplings_of = shrink.coupled(model, model.example(), ["exit1/conv1/kernel", "block1/layer0/same1/conv1/kernel"])
     for kernel, couplings in couplings_of.items():

@@ -195,7 +195,7 @@ SPIES = {"conv": SpyConv, "dense": SpyDense, "norm": SpyNorm, "act": jnp.arctan}
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_no_other_op_than_the_ingredients(kind):
+def test_there_are_no_operations_besides_the_ingredients(kind):
     """Checks with a spy for each ingredient that no standard operation is left and that all spies are used."""
     calls = layer_calls(small(kind))
     assert calls["conv"] + calls["dense"] and calls["act"]
@@ -210,7 +210,7 @@ def test_no_other_op_than_the_ingredients(kind):
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_without_norm_there_is_none(kind):
+def test_networks_without_norm_normalize_nothing(kind):
     model = small(kind, norm="none")
     variables = abstract(model)
     assert set(variables) == {"params"}
@@ -358,7 +358,7 @@ def test_a_stem_of_batch_norm_can_be_synchronized():
         models.create("vit_p_1gf", sync_norm=True)
 
 
-def test_layers_of_ones_own_are_taken():
+def test_custom_layers_are_accepted():
     """Checks that a class with the fields of Conv, Dense or a norm is used as it is."""
     base, same = (abstract(small("basic", **fields)) for fields in ({}, {"conv": Conv, "dense": Dense}))
     assert jax.tree.map(jnp.shape, base) == jax.tree.map(jnp.shape, same)

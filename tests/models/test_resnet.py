@@ -28,7 +28,7 @@ def projections(name, **fields):
     return sum("downsample_conv" in jax.tree_util.keystr(path) for path, _ in leaves)
 
 
-def test_shortcuts_project_where_the_paper_has_it():
+def test_shortcuts_project_where_the_paper_does():
     assert [projections("resnet20", shortcut=s) for s in ("A", "B", "C", "none")] == [0, 2, 9, 0]
     assert [projections("resnet50", shortcut=s) for s in ("A", "B", "C", "none")] == [0, 4, 16, 0]
     assert projections("plain20") == projections("plain34") == 0

@@ -35,7 +35,7 @@ def rectangle(size, rows, columns):
     return places
 
 
-def test_a_window_is_local_and_the_shift_connects_its_neighbours():
+def test_a_window_is_local_and_the_shift_connects_its_neighbors():
     """Checks windows of 4 on 12 x 12; shifted by 2, the next ones start at 2 and 6, with smaller ones at either end."""
     first, second = reached(5, 6, (12, 12))
     np.testing.assert_array_equal(first, rectangle((12, 12), slice(4, 8), slice(4, 8)))
@@ -56,21 +56,21 @@ def test_a_map_that_one_window_covers_is_not_shifted():
     assert reached(1, 1, (3, 4))[1].all()
 
 
-def test_windows_of_maps_that_they_do_not_divide():
+def test_windows_of_maps_whose_size_they_do_not_divide():
     first, second = reached(9, 0, (10, 5))  # padded to 12 x 8
     np.testing.assert_array_equal(first, rectangle((10, 5), slice(8, 10), slice(0, 4)))
     np.testing.assert_array_equal(second, rectangle((10, 5), slice(6, 10), slice(0, 5)))
 
 
 @pytest.mark.parametrize("height,width,window,shift", [(8, 12, 4, (2, 2)), (6, 9, 3, (1, 1)), (4, 8, 4, (0, 2))])
-def test_the_mask_joins_what_was_together_before_the_shift(height, width, window, shift):
+def test_the_mask_joins_positions_that_were_adjacent_before_the_shift(height, width, window, shift):
     places = np.stack(np.mgrid[:height, :width], -1)  # the original position of each place in the shifted map
     places = swin.windows_of(np.roll(places, (-shift[0], -shift[1]), (0, 1))[None], window)
     near = np.abs(places[:, :, None] - places[:, None]).max(-1) < window
     np.testing.assert_array_equal(swin.shifted_mask(height, width, window, shift), near)
 
 
-def test_windows_and_back():
+def test_windows_survive_a_round_trip():
     x = drawn.images("windows", (2, 6, 9, 5))
     windows = swin.windows_of(x, 3)
     assert windows.shape == (12, 9, 5)
@@ -111,7 +111,7 @@ def test_merging_halves_the_resolution_rounded_up():
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "timm"])
-def test_weights_come_back_from_the_layouts(layout):
+def test_weights_survive_a_round_trip_through_the_layouts(layout):
     model = models.create("swin_t", **TINY)
     variables = drawn.variables(model)
     arrays = weights.to_arrays(model, variables, layout)

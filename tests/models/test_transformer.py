@@ -86,7 +86,7 @@ def test_self_attention_is_an_operation_on_sets(positions, prenorm):
         assert np.abs(here - there).max() > 0.1
 
 
-def test_learned_positions_are_a_vector_for_each_place():
+def test_learned_positions_are_a_vector_per_position():
     model = small(positions="learned")
     variables = drawn.variables(model)
     table = variables["params"]["positions"]
@@ -100,7 +100,7 @@ def test_learned_positions_are_a_vector_for_each_place():
     )
 
 
-def test_no_place_sees_what_follows_and_none_sees_padding():
+def test_no_position_sees_later_ones_or_padding():
     model = tiny()
     variables, run = drawn.variables(model), jit_once(model.apply)
     logits = run(variables, SOURCE, TARGET)
@@ -194,7 +194,7 @@ def operations(model):
 
 
 @pytest.mark.parametrize("prenorm", [False, True])
-def test_no_other_op_than_the_ingredients(prenorm):
+def test_there_are_no_operations_besides_the_ingredients(prenorm):
     """Checks with spies that the only standard operation left is the product with the embedding."""
     calls = dict.fromkeys(("dense", "norm", "act"), 0)
 

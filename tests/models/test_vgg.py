@@ -50,7 +50,7 @@ def test_convolutions_have_biases_beside_any_norm():
         assert set(stage["conv1"]) == {"kernel", "bias"} and ("norm1" in stage) == (norm != "none")
 
 
-def test_the_form_for_cifar_averages_and_has_no_hidden_layers():
+def test_the_cifar_variant_averages_and_has_no_hidden_layers():
     params = drawn.abstract(models.create("vgg16_cifar"))["params"]
     assert params["head"]["kernel"].shape == (512, 10) and not any("hidden" in name for name in params)
     assert endpoints("vgg16_cifar")["stage5"] == (1, 1, 512)
@@ -60,7 +60,7 @@ def test_the_form_for_cifar_averages_and_has_no_hidden_layers():
     np.testing.assert_allclose(activations["pre_logits"], activations["stage1"].mean((1, 2)), rtol=1e-5)
 
 
-def test_weights_in_torchvisions_layout_and_back():
+def test_weights_survive_a_round_trip_through_torchvisions_layout():
     model = models.create("vgg11_bn", width=2, stage_sizes=(1, 2), classifier=(6, 5), num_classes=3)
     variables = drawn.variables(model)
     for layout in ("torchvision", "timm"):

@@ -174,7 +174,7 @@ def test_without_positions_patches_are_a_set():
     np.testing.assert_allclose(run(variables, IMAGES), run(variables, shuffled), rtol=1e-4, atol=1e-5)
 
 
-def test_the_class_token_alone_is_classified():
+def test_only_the_class_token_is_classified():
     """Checks that the gradient of the logits by the last block's output is zero at all tokens but the first."""
     model = tiny()
     variables = drawn.variables(model)

@@ -141,7 +141,7 @@ def test_easy_and_hard_images(gated, exits):
         ("train_fit", "other", "other"),
     ],
 )
-def test_thresholds_are_fitted_on_what_was_not_trained_on(trained, asked, expected):
+def test_thresholds_are_fitted_on_held_out_images(trained, asked, expected):
     options = {"train_split": trained, "test_split": "test", "select": "classes('0-4')", "select_test": ""}
     feed = types.SimpleNamespace(batches=lambda opened: [opened], split=lambda name, select_test: (name, select_test))
     run = types.SimpleNamespace(config={"data": options}, feed=feed)
@@ -156,7 +156,7 @@ def test_images_that_were_trained_or_tested_on_are_refused(split, what):
 
 
 @pytest.mark.parametrize("trained", ["train", "train[1000:]", "train[10:20]", "train[:50%]+train[60%:]"])
-def test_without_such_images_it_says_so(trained):
+def test_missing_held_out_images_are_reported(trained):
     run = types.SimpleNamespace(config={"data": {"train_split": trained, "test_split": "test"}})
     with pytest.raises(UserError, match="images that were not trained on") as error:
         adaptive.held_out(run)
@@ -169,7 +169,7 @@ def test_held_out_images_are_the_others(exits):
     assert total + len(run.feed.train) == 1437
 
 
-def test_budgets_that_make_no_sense(folders, gated, exits):
+def test_meaningless_budgets_are_refused(folders, gated, exits):
     costs = exit_costs(exits[0].task.model, (8, 8, 1))
     for everyone in (False, True):
         with pytest.raises(UserError, match=f"budget=100 .* the cost of the cheapest exit, {costs[0]:,}"):

@@ -129,7 +129,7 @@ def test_all_damaged(tmp_path):
         checkpoint.Checkpoints(tmp_path / "c").restore_newest(lambda text: None)
 
 
-def test_what_does_not_fit_is_listed(tmp_path):
+def test_mismatched_arrays_are_listed(tmp_path):
     store = saved(tmp_path, [0.1])
     leaves, _ = store.restore_newest(pytest.fail)
     other = {"params": {"kernel": jnp.zeros((2, 4)), "bias": jnp.zeros(3)}, "step": np.int32(0)}
@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_listed(tmp_path):
     store.close()
 
 
-def test_no_disk_space_is_said_before_anything_is_written(tmp_path, monkeypatch):
+def test_missing_disk_space_is_reported_before_anything_is_written(tmp_path, monkeypatch):
     store = saved(tmp_path, [0.1])
     usage = type("usage", (), {"free": 100})
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
@@ -149,7 +149,7 @@ def test_no_disk_space_is_said_before_anything_is_written(tmp_path, monkeypatch)
     store.close()
 
 
-def test_a_disk_that_fills_up_while_writing_is_said(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_while_writing_is_reported(tmp_path, monkeypatch):
     store = saved(tmp_path, [0.1])
 
     def full(folder, *arguments):
@@ -164,7 +164,7 @@ def test_a_disk_that_fills_up_while_writing_is_said(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["1"]  # the partial checkpoint was removed to free space
 
 
-def test_what_a_kill_in_the_middle_of_a_save_leaves_is_no_checkpoint(tmp_path):
+def test_a_kill_in_the_middle_of_a_save_leaves_no_partial_checkpoint(tmp_path):
     """Kills a process that saves step after step in the middle of a save, at many different moments."""
     script = (
         "import sys, numpy as np\n"

@@ -88,7 +88,7 @@ def test_rows_of_the_table_are_what_the_file_holds(runs, tmp_path):
     assert rows["header, checksum"]["bytes"] < 1500
 
 
-def test_a_file_is_a_start_like_any_other(runs, tmp_path):
+def test_a_file_initializes_a_run_like_any_other(runs, tmp_path):
     *_, path, _ = exported(runs / "shared", tmp_path / "x")
     ours = build_run(tiny.config(init_from=str(path), init_new="")).state
     theirs = build_run(tiny.config(init_from=str(runs / "shared"), init_new="")).state
@@ -138,7 +138,7 @@ def test_low_bit_networks_are_stored_in_few_bits(kind, tmp_path):
     assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(before["loss"], rel=1e-6)
 
 
-def test_a_run_that_saved_nothing_is_said(tmp_path):
+def test_a_run_that_saved_nothing_is_reported(tmp_path):
     loop.train(tiny.config(duration="4 steps"), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match="this run has no checkpoint yet"):
@@ -288,7 +288,7 @@ def test_programs_of_other_kinds_of_networks(kind, format, tmp_path):
     np.testing.assert_allclose(outputs[0], expected[0], rtol=0, atol=1e-5)
 
 
-def test_an_exported_network_is_a_start(out, runs):
+def test_an_exported_network_initializes_a_run(out, runs):
     starts = {
         where: build_run(tiny.config(init_from=str(where), init_new="")).state.variables()
         for where in (runs / "whole", out / "safetensors", out / "compressed")
@@ -342,7 +342,7 @@ def test_names_and_shapes_for_pytorch(tmp_path, monkeypatch):
         formats._torch_outside(tmp_path / "out", card, np.zeros((1, 8, 8, 3), np.uint8), "/nowhere/python")
 
 
-def test_what_others_have_put_into_the_folder_stays(runs, out, tmp_path):
+def test_other_files_in_the_folder_are_kept(runs, out, tmp_path):
     folder = shutil.copytree(out / "safetensors", tmp_path / "out")
     write.check("safetensors", folder, [])
     (folder / "notes.txt").write_text("mine")
@@ -361,7 +361,7 @@ def test_what_others_have_put_into_the_folder_stays(runs, out, tmp_path):
         ({"labels": ["x"] * 10}, "card.json is not what was exported: its checksum differs"),
     ],
 )
-def test_cards_that_someone_has_written(out, tmp_path, change, message):
+def test_edited_cards_are_refused(out, tmp_path, change, message):
     folder = shutil.copytree(out / "safetensors", tmp_path / "out")
     card = json.loads((folder / "card.json").read_text())
     (folder / "card.json").write_text(json.dumps({**card, **change}))
@@ -397,7 +397,7 @@ def _json(data):
         return None
 
 
-def test_a_network_that_pytorch_has_not(runs, tmp_path):
+def test_a_network_that_pytorch_lacks(runs, tmp_path):
     run, state = restore.load(runs / "whole")
     with pytest.raises(UserError, match="resnet8 has no layout of a PyTorch library"):
         write.export(run, export.network(run, state), "torch", tmp_path / "out", {})
@@ -428,7 +428,7 @@ def test_a_file_that_is_not_the_network_is_a_failed_export(runs, out, tmp_path, 
 
 
 @pytest.mark.full
-def test_several_classes_an_image_have_probabilities_of_their_own(tmp_path):
+def test_several_classes_per_image_have_separate_probabilities(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
     labels = np.random.default_rng(1).integers(0, 2, (40, 3)).astype(np.int8)
     np.savez(tmp_path / "a.npz", train_image=images, train_label=labels, test_image=images, test_label=labels)

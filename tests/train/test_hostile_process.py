@@ -142,7 +142,7 @@ def holder(copied):
     process.wait()
 
 
-def test_a_second_start_says_who_has_the_folder(run, copied, holder):
+def test_a_second_start_names_the_owner_of_the_folder(run, copied, holder):
     before, began = damage.content(copied), time.time()
     with pytest.raises(
         UserError,
@@ -163,7 +163,7 @@ def test_a_second_start_says_who_has_the_folder(run, copied, holder):
 
 
 @pytest.mark.parametrize("changes", [{"model__norm": "bach"}, {"batch_size": 16}])
-def test_the_lock_is_given_back_where_a_run_is_refused(run, copied, changes):
+def test_the_lock_is_released_where_a_run_is_refused(run, copied, changes):
     with pytest.raises(UserError):
         loop.train(tiny.config(**changes), copied)
     assert not list(copied.glob(".lock*"))
@@ -175,7 +175,7 @@ def test_the_lock_is_given_back_where_a_run_is_refused(run, copied, changes):
     lock.release()
 
 
-def test_the_lock_is_given_back_where_a_run_fails(tmp_path, monkeypatch):
+def test_the_lock_is_released_where_a_run_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir.MetricsFile, "write", lambda *arguments: 1 / 0)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
@@ -237,7 +237,7 @@ def make_noise():
 
 
 @pytest.mark.filterwarnings("always")
-def test_what_libraries_say_is_in_the_log(tmp_path, capfd):
+def test_messages_of_libraries_are_in_the_log(tmp_path, capfd):
     before = logging.getLogger().handlers[:], warnings.showwarning, sys.unraisablehook, threading.excepthook
     terminal = logging.StreamHandler()
     logging.getLogger().addHandler(terminal)
@@ -263,7 +263,7 @@ def test_what_libraries_say_is_in_the_log(tmp_path, capfd):
 
 @pytest.mark.filterwarnings("always")
 @pytest.mark.parametrize("path", [None, "missing/details.log", "/dev/full"])
-def test_a_log_that_cannot_be_written_is_let_go(tmp_path, capfd, path):
+def test_a_log_that_cannot_be_written_is_ignored(tmp_path, capfd, path):
     with details.kept(path and tmp_path / path):
         make_noise()
     assert capfd.readouterr() == ("", "") and os.listdir(tmp_path) == []
@@ -313,7 +313,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_one_line(small_di
     "numbers",
     [(signal.SIGINT,) * 2, (signal.SIGINT,) * 5, (signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)],
 )
-def test_signals_at_once_are_one(numbers):
+def test_simultaneous_signals_count_as_one(numbers):
     came = []
     before = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
     try:

@@ -82,7 +82,7 @@ def shown(text, on_axis=False):
 
 
 @pytest.mark.parametrize("on_axis", [False, True])
-def test_texts_are_no_mathematics_but_powers_of_ten_are(on_axis):
+def test_only_powers_of_ten_are_typeset_as_mathematics(on_axis):
     mathematical, figure = shown("$1 and $5", on_axis)
     assert "$1 and $5" not in mathematical and figure.axes[0].get_title() == "$1 and $5"
     assert any("10^{2}" in text for text in mathematical)

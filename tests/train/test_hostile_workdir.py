@@ -77,7 +77,7 @@ def test_any_damage_to_checkpoints_of_earlier_versions(run, tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_checkpoints_of_earlier_versions_are_read_and_run_out(run, copied):
+def test_checkpoints_of_earlier_versions_are_read_and_resumed(run, copied):
     _, _, held = run
     shutil.rmtree(copied / "checkpoints")
     damage.write_as_earlier_versions(copied / "checkpoints", {step: held[step] for step in damage.STEPS[:2]})
@@ -100,7 +100,7 @@ EDITS = [
 
 @pytest.mark.parametrize(("key", "value"), EDITS)
 @pytest.mark.parametrize("rename", [False, True])
-def test_nothing_that_is_said_about_a_checkpoint_can_be_edited(copied, key, value, rename):
+def test_edited_metadata_of_a_checkpoint_are_detected(copied, key, value, rename):
     path = copied / "checkpoints" / "12" / "about" / "metadata"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     if rename:  # a thorough edit renames the folder as well
@@ -136,7 +136,7 @@ def test_an_untrained_network_is_not_finished(run, copied):
 # -- readers of runs --------------------------------------------------------------------------------------------------
 
 
-def test_a_reader_passes_over_the_damaged_newest_and_says_so(run, copied, capfd):
+def test_a_reader_skips_the_damaged_newest_and_reports_it(run, copied, capfd):
     damage.cut(damage.largest(copied / "checkpoints" / "12" / "state"))
     before = damage.content(copied)
     assert damage.same(checkpoint.read(copied)[0], run[2][8][0])
@@ -148,7 +148,7 @@ def test_a_reader_passes_over_the_damaged_newest_and_says_so(run, copied, capfd)
 
 
 @pytest.mark.parametrize("part", ["state", "about"])
-def test_a_reader_of_the_best_passes_it_over_too(run, copied, part):
+def test_a_reader_of_the_best_skips_a_damaged_one_too(run, copied, part):
     scores = {step: metadata["scores"]["accuracy"] for step, (_, metadata) in run[2].items()}
     best, second = sorted(damage.STEPS, key=lambda step: (scores[step], step))[:-3:-1]
     damage.cut(damage.largest(copied / "checkpoints" / str(best) / part))
@@ -203,7 +203,7 @@ def test_a_trial_is_measured_at_its_end_or_not_at_all(run, copied, tmp_path):
 # -- removal ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_kill_in_the_middle_of_a_removal_leaves_no_half(tmp_path, monkeypatch):
+def test_a_kill_in_the_middle_of_a_removal_leaves_no_partial_checkpoint(tmp_path, monkeypatch):
     store = checkpoint.Checkpoints(tmp_path / "c", keep=1)
     tree = {"x": np.arange(5.0)}
     store.save(1, tree, {}, {})
@@ -218,7 +218,7 @@ def test_a_kill_in_the_middle_of_a_removal_leaves_no_half(tmp_path, monkeypatch)
     store.close()
 
 
-def test_what_kills_left_is_cleaned_at_the_next_start(run, copied):
+def test_remains_of_killed_runs_are_removed_at_the_next_start(run, copied):
     config, _, held = run
     for name in (
         "checkpoints/.new-16.tmp/state/d",
@@ -242,7 +242,7 @@ def test_what_kills_left_is_cleaned_at_the_next_start(run, copied):
 
 
 @pytest.mark.parametrize("aside", ["nothing", "folder", "file", "cannot be moved"])
-def test_the_place_for_a_damaged_one_may_be_taken(copied, monkeypatch, aside):
+def test_the_name_for_a_damaged_checkpoint_may_be_taken(copied, monkeypatch, aside):
     damage.cut(damage.largest(copied / "checkpoints" / "12"))
     place = copied / "damaged-checkpoint-12"
     if aside == "folder":

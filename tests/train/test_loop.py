@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
     return config, folder, loop.train(config, folder)
 
 
-def test_a_run_leaves_everything(finished):
+def test_a_run_writes_every_file(finished):
     config, folder, summary = finished
     assert summary == json.loads((folder / "summary.json").read_text())
     assert {
@@ -95,7 +95,7 @@ def test_event_files_hold_the_same_numbers(finished):
     assert ("train/loss", 4) in scalars
 
 
-def test_a_finished_run_stands(finished, capsys):
+def test_a_finished_run_is_left_as_it_is(finished, capsys):
     config, folder, summary = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert loop.train(config, folder) == summary
@@ -110,7 +110,7 @@ def test_recalibration_reaches_the_checkpoint_and_the_average(finished):
     assert not np.array_equal(trained, averaged)
 
 
-def test_another_config_is_refused_and_said(finished):
+def test_a_different_config_is_refused_with_its_difference(finished):
     _, folder, _ = finished
     other = tiny.config(hooks="recalibrate(2)|figures", ema_decay=0.5, data__augment="crop(1)", batch_size=64)
     with pytest.raises(UserError, match=r"belongs to a run with a different config \(batch_size: 32 -> 64\)"):
@@ -120,7 +120,7 @@ def test_another_config_is_refused_and_said(finished):
 
 
 @pytest.mark.full
-def test_a_lost_checkpoint_is_made_up_for_to_the_bit(tmp_path):
+def test_a_lost_checkpoint_is_recomputed_to_the_bit(tmp_path):
     """Compares 12 steps with 8 steps, restore, 4 steps: parameters, statistics, momentum, average, rng, metrics."""
     config = tiny.config(ema_decay=0.5, data__augment="crop(1)|mixup(0.3)", model__dropout=0.1)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -209,7 +209,7 @@ def test_a_loss_that_explodes_on_the_last_step_is_no_result(tmp_path):
 
 
 @pytest.mark.full
-def test_a_run_that_saved_nothing_has_no_claim_to_its_folder(tmp_path):
+def test_a_run_that_saved_nothing_does_not_own_its_folder(tmp_path):
     hopeless = tiny.config(optimizer__learning_rate=1e30, optimizer__warmup="0 steps", model__norm="none")
     with pytest.raises(UserError, match="is (nan|inf) at step"):
         loop.train(hopeless, tmp_path)

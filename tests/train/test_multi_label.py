@@ -63,7 +63,7 @@ def test_loss_by_hand():
         task(1.0)
 
 
-def test_no_gradient_from_what_is_not_counted():
+def test_uncounted_labels_give_no_gradient():
     labels, image = jnp.array([[1, -1, 0]]), jnp.array([[0.3, 0.2, 0.1]])
     gradient = jax.grad(lambda x: task().loss({"shift": 0.0}, {}, {}, batch(x, labels), jax.random.key(0), 0)[0])(image)
     assert (np.asarray(gradient)[0] != 0).tolist() == [True, False, True]
@@ -92,7 +92,7 @@ def test_hit(logits, label, hit):
 
 
 @pytest.mark.parametrize("levels", [3, 20, 10**6])
-def test_average_precision_is_sklearns(levels):
+def test_average_precision_equals_scikit_learn(levels):
     """Compares with scikit-learn for many ties, few ties, and none."""
     rng = np.random.default_rng(levels)
     for count in (1, 2, 7, 200):
@@ -122,7 +122,7 @@ def test_eleven_points_by_hand():
     assert tied == pytest.approx(1 / 4)
 
 
-def test_what_is_not_counted_is_as_if_it_were_not_there():
+def test_uncounted_labels_have_no_effect():
     rng = np.random.default_rng(0)
     scores, labels = rng.random((50, 4)), rng.integers(-1, 2, (50, 4))
     labels[:, 2] = np.where(labels[:, 2] == 1, -1, labels[:, 2])  # no image has class 2
@@ -235,7 +235,7 @@ def test_average_precision_of_a_run_is_that_of_its_scores(data):
         ),
     ],
 )
-def test_what_does_not_fit_several_classes_is_one_line(tmp_path, data, changes, message):
+def test_options_that_do_not_fit_several_classes_are_one_line(tmp_path, data, changes, message):
     with pytest.raises(UserError, match=message) as error:
         loop.train(config(data, **changes), tmp_path / "run")
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
@@ -251,12 +251,12 @@ def test_what_does_not_fit_several_classes_is_one_line(tmp_path, data, changes, 
         ({"hooks": "average_precision"}, "average_precision is for several classes per image"),
     ],
 )
-def test_what_does_not_fit_one_class_is_one_line(changes, message):
+def test_options_that_do_not_fit_one_class_are_one_line(changes, message):
     with pytest.raises(UserError, match=message):
         build_run(tiny.config(**changes))
 
 
-def test_mean_class_accuracy_counts_every_class_alike():
+def test_mean_class_accuracy_counts_every_class_equally():
     def call(state, data, items):
         return {"loss": (1.0, 10.0), "accuracy_by_class": (np.array([7.0, 0.0, 1.0, 0.0]), np.array([7, 2, 1, 0]))}
 
@@ -265,7 +265,7 @@ def test_mean_class_accuracy_counts_every_class_alike():
 
 
 @pytest.mark.full
-def test_the_table_shows_them(tmp_path, data):
+def test_the_table_shows_the_metrics_of_the_task(tmp_path, data):
     def shown(result):
         console = rich.console.Console(file=io.StringIO(), width=120)
         console.print(summary.table(result, tmp_path))

@@ -109,7 +109,7 @@ def enlarge(data):
 
 
 @pytest.mark.parametrize("change", [rename, delete, add, swap, repaint])
-def test_predictions_are_by_the_names_of_the_training(copy, change):
+def test_predictions_use_the_class_names_of_the_training(copy, change):
     run, data, cat = copy
     assert says(run, cat) == "cat"
     change(data)
@@ -119,7 +119,7 @@ def test_predictions_are_by_the_names_of_the_training(copy, change):
 
 
 @pytest.mark.parametrize("change", [rename, add, swap, repaint, lose, enlarge])
-def test_a_test_set_that_changed_is_said_where_it_is_used(copy, change, tmp_path):
+def test_a_test_set_that_changed_is_reported_where_it_is_used(copy, change, tmp_path):
     run, data, _ = copy
     change(data)
     reopened, state = restore.load(run)
@@ -134,7 +134,7 @@ def test_a_test_set_that_changed_is_said_where_it_is_used(copy, change, tmp_path
 
 
 @pytest.mark.parametrize("change", [rename, add, repaint])
-def test_a_run_does_not_go_on_with_other_data(copy, change):
+def test_a_run_does_not_resume_with_other_data(copy, change):
     run, data, _ = copy
     config = json.loads((run / "config.json").read_text())
     change(data)

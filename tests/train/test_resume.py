@@ -105,7 +105,7 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_ctrl_c_twice_at_once_is_no_traceback(tmp_path, moment):
+def test_double_ctrl_c_gives_no_traceback(tmp_path, moment):
     """Interrupts twice, as when a shell passes on the terminal's signal; saves if there is anything to save."""
     folder = tmp_path / "run"
     folder.mkdir()

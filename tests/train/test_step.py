@@ -113,7 +113,7 @@ def test_evaluation_is_exact_on_uneven_batches():
     assert results["accuracy_by_class"][:5] == pytest.approx([1 / 2, 1, 1, None, 0])
 
 
-def test_not_a_number_is_never_right():
+def test_nan_logits_are_never_correct():
     batch = {"image": jnp.full((1, 1, 1, 7), jnp.nan), "label": jnp.zeros(1, int), "mask": jnp.ones(1)}
     metrics = classify().evaluate({"params": {"shift": 0.0}}, {}, batch)
     assert metrics["accuracy"][0] == metrics["top5"][0] == 0
@@ -139,7 +139,7 @@ def test_an_evaluation_that_misses_examples_fails():
         evaluate.evaluate(lambda state, data, items: {"loss": (0.0, 4.0)}, None, [None], lambda: 5)
 
 
-def test_one_dispatch_of_several_steps_is_the_steps_one_by_one():
+def test_one_dispatch_of_several_steps_equals_single_steps():
     """Allows a few ulps: exact arithmetic would be equal, but XLA may fuse the loop's body differently."""
     run = build_run(tiny.config(steps_per_call=4))
     single = build_run(tiny.config(steps_per_call=1))
@@ -155,7 +155,7 @@ def test_one_dispatch_of_several_steps_is_the_steps_one_by_one():
     assert optax.tree.norm(states[0][1].params) == pytest.approx(float(optax.tree.norm(states[1][1].params)), rel=1e-5)
 
 
-def test_counters_of_a_task_stay_whole_numbers():
+def test_counters_of_a_task_stay_integers():
     class Counting(tasks.TASKS["classify"]):
         def init(self, key, image_shape):
             return super().init(key, image_shape)[0], {"batches": jnp.zeros((), jnp.int32)}

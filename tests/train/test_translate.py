@@ -80,7 +80,7 @@ def test_translations_are_written_beside_source_and_reference(finished):
 
 
 @pytest.mark.full
-def test_going_on_is_exact(finished, folder, tmp_path):
+def test_resuming_is_exact(finished, folder, tmp_path):
     """Resumes from step 120 and from the last checkpoint: the same bits and the same BLEU as without interruption."""
     workdir, summary = finished
     for lost in (("checkpoints/160", "summary.json"), ("summary.json", "translations.txt")):
@@ -123,7 +123,7 @@ def parameters(**changes):
 
 
 @pytest.mark.full
-def test_devices_and_parts_weigh_every_token_alike():
+def test_devices_and_parts_weigh_every_token_equally():
     """Checks shares of a batch with different numbers of tokens: the gradient is that of the whole batch."""
     one, expected = parameters()
     other, metrics = parameters(devices=2, parallel="shard_map", accumulate=4)
@@ -167,7 +167,7 @@ def test_the_loss_is_smoothed_cross_entropy_of_the_tokens():
     assert float(tested) == pytest.approx(float(plain[real].sum()), rel=1e-5)
 
 
-def test_padding_and_masked_rows_count_nothing():
+def test_padding_and_masked_rows_have_no_effect():
     translation, variables = task()
     wider = {name: np.pad(batch()[name], ((0, 0), (0, 3))) for name in ("source", "target")}
     loss = jax.jit(lambda inputs: translation.loss(variables["params"], {}, {}, inputs, jax.random.key(0), 0)[:2])
@@ -180,7 +180,7 @@ def test_padding_and_masked_rows_count_nothing():
     assert float(metrics["loss"][1]) == (TARGET[[0, 2]] > 0).sum()
 
 
-def test_equal_logits_are_right_by_no_luck():
+def test_equal_logits_do_not_count_as_correct():
     translation, variables = task()
     variables["params"]["embedding"] = jnp.zeros_like(variables["params"]["embedding"])
     assert float(jax.jit(translation.evaluate)(variables, {}, batch())["accuracy"][0]) == 0
@@ -197,7 +197,7 @@ def test_translations_are_found_by_beam_search():
     )
 
 
-def test_tasks_and_hooks_are_for_their_data():
+def test_tasks_and_hooks_require_their_kind_of_data():
     with pytest.raises(UserError, match="task translate is for encoder-decoders .*, not ResNet"):
         translate.Translate(models.create("resnet8"), 10, None)
     with pytest.raises(UserError, match="unknown task.name 'translate'; allowed: classify"):

@@ -309,7 +309,7 @@ class Between(nn.Module):
         return Dense(3, name="b")(jnp.tanh(x).mean((1, 2)))
 
 
-def test_what_is_between_layers_counts_with_the_one_before():
+def test_operations_between_layers_count_toward_the_preceding_layer():
     kept = {row.path: row.kept_bytes for row in analyze(Between(), (1, 8, 6, 2)).layers}
     assert set(kept) == {"", "a", "b"}
     assert kept[""] == 4 * 96 and kept["b"] == 0  # the image; nothing follows b

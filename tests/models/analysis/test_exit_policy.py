@@ -90,13 +90,13 @@ def test_planned_shares_are_those_of_the_fitted_images(allowed):
     assert np.asarray(COSTS)[left].mean() == pytest.approx(allowed, rel=0.02)  # rounded down
 
 
-def test_none_leaves_where_none_is_to():
+def test_no_image_leaves_at_an_exit_whose_share_is_zero():
     limits = exit_policy.thresholds(drawn(), [0, 0.5, 0, 0, 0.5])
     assert (limits[[0, 2, 3]] == exit_policy.NEVER).all() and 0.2 < limits[1] < 1
     assert set(exit_policy.leave(drawn(), limits)) == {1, 4}
 
 
-def test_of_equals_all_leave():
+def test_all_images_of_equal_confidence_leave():
     """Checks equal confidences: saturation at 1 is common."""
     confidences = np.full((10, 3), 0.5)
     confidences[:6, 0] = 1.0
@@ -107,7 +107,7 @@ def test_of_equals_all_leave():
     assert (exit_policy.leave(confidences[:, :2], everyone) == 0).all()
 
 
-def test_what_is_not_a_number_stays_to_the_end():
+def test_nan_confidences_stay_until_the_last_exit():
     confidences = drawn(100, 3)
     confidences[:5] = np.nan
     limits = exit_policy.thresholds(confidences, [0.5, 0.3, 0.2])

@@ -38,7 +38,7 @@ def packing(arrays=None):
     return data, arrays, {name: array.shape for name, array in arrays.items()}
 
 
-def test_what_went_in_comes_out():
+def test_packed_arrays_are_restored():
     data, arrays, shapes = packing()
     assert packed.about(data) == {"model": "lenet5", "fields": {}}
     restored, listed = packed.unpack(data, shapes), packed.contents(data)
@@ -63,12 +63,12 @@ def test_what_went_in_comes_out():
         ("rare", "shared", 60),
     ],
 )
-def test_every_array_takes_the_smallest_form(name, encoding, most):
+def test_every_array_gets_the_smallest_encoding(name, encoding, most):
     one = packed.contents(packing()[0])[name]
     assert one.encoding == encoding and sum(one.parts.values()) <= most
 
 
-def test_the_width_of_jumps_that_is_taken_is_the_best():
+def test_the_chosen_width_of_jumps_is_the_best():
     for share in (0.5, 0.9, 0.99, 0.999):
         weights = np.where(RNG.random(20_000) < share, 0, RNG.choice(np.float32([1, 2, 3]), 20_000)).astype(np.float32)
         kept = np.flatnonzero(weights)
@@ -98,7 +98,7 @@ def mutated(data):
     return bytes(data)
 
 
-def test_ten_thousand_mutations_are_said_to_be_damaged_or_give_arrays_of_the_right_shapes():
+def test_ten_thousand_mutants_are_damaged_or_give_arrays_of_the_right_shapes():
     pruned = np.where(RNG.random((20, 20)) < 0.8, 0, RNG.normal(size=(20, 20))).astype(np.float32)
     signs = np.where(pruned < 0, np.float32(-2), np.float32(2))
     data, _, shapes = packing({"a": codebook.share(pruned, 3).weights(), "b": pruned, "c": pruned[0], "d": signs})
@@ -202,6 +202,6 @@ def test_other_files_and_versions():
             packed.unpack(bad, shapes)
 
 
-def test_other_types_than_float32_are_no_weights():
+def test_types_other_than_float32_are_refused():
     with pytest.raises(TypeError, match="w is float64, not float32"):
         packed.pack({}, {"w": np.zeros(3)})

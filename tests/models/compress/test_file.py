@@ -70,7 +70,7 @@ def test_damaged_files_are_one_line(tmp_path):
         file.read(tmp_path / "none.ablate")
 
 
-def test_mutations_of_the_whole_file_with_checksums_that_fit():
+def test_mutants_of_the_whole_file_with_valid_checksums():
     data, refused = small(), 0
     rng = np.random.default_rng(0)
     for _ in range(400):

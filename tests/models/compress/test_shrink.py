@@ -165,7 +165,7 @@ def test_parameters_by_hand():
     assert smaller.widths == (("stage1/conv1", 7), ("stage2/conv2", 5))
 
 
-def test_what_stays_is_what_was():
+def test_remaining_parameters_are_unchanged():
     """Removes all but the first and third map of LeNet's second convolution, and compares with slices taken by hand.
 
     The hidden layer loses the other maps at each position of the flattened map.
@@ -181,7 +181,7 @@ def test_what_stays_is_what_was():
     np.testing.assert_array_equal(after["conv1"]["kernel"], before["conv1"]["kernel"])
 
 
-def test_a_zero_kernel_alone_is_not_gone():
+def test_a_zero_kernel_alone_does_not_remove_a_filter():
     """Checks that a zero kernel before a batch normalization still gives a constant; its vectors count as well."""
     model, variables = network(*VGG_CIFAR)
     masks = some_masks(variables, ["stage1/conv1/kernel"])
@@ -193,7 +193,7 @@ def test_a_zero_kernel_alone_is_not_gone():
     assert np.abs(logits(model, kernels_alone)[0] - logits(smaller, fewer)[0]).max() > 0.01
 
 
-def test_shrinking_again_goes_on():
+def test_shrinking_can_be_repeated():
     model, variables = network(*VGG_CIFAR)
     once = shrink.shrink(model, variables, {"stage1/conv1/kernel": np.arange(8) != 3}, IMAGES.shape)
     twice, fewer = shrink.shrink(
@@ -210,7 +210,7 @@ def test_shrinking_again_goes_on():
     jax.tree.map(np.testing.assert_array_equal, fewer, expected)
 
 
-def test_nothing_pruned_is_nothing_changed():
+def test_pruning_nothing_changes_nothing():
     model, variables = network(*LENET)
     same, leaves = shrink.shrink(model, variables, {"conv1/kernel": np.ones((5, 5, 3, 4), bool)}, IMAGES.shape)
     assert same == model
@@ -267,7 +267,7 @@ def test_filters_that_cannot_be_removed(net, kernel, message):
         (("mobilenet_v2", CASES["inverted"][1]), "stage2/block0/project"),  # block1 would lose its shortcut
     ],
 )
-def test_what_shapes_do_not_show_is_found_by_logits(net, kernel):
+def test_logits_reveal_couplings_that_shapes_do_not_show(net, kernel):
     model, variables = network(*net)
     mask = np.arange(flat(variables)[f"params/{kernel}/kernel"].shape[-1]) != 1
     with pytest.raises(UserError, match=f"filters of {kernel} cannot be removed: the logits differ by .* mixes chan"):
@@ -304,7 +304,7 @@ def test_variables_of_another_network_are_refused():
         (np.arange(5) > 2, "mask of conv1/kernel: it has 5 entries, but there are 4 filters"),
     ],
 )
-def test_masks_that_cannot_be(mask, message):
+def test_impossible_masks_are_refused(mask, message):
     model, variables = network(*LENET)
     with pytest.raises(UserError, match=message):
         shrink.shrink(model, variables, {"conv1/kernel": mask}, IMAGES.shape)
@@ -364,7 +364,7 @@ class Bare(nn.Module):
         ({"widths": (("stage1/block0/conv1", 5),), "dense": Bare}, "do not fit the network: .*widths"),
     ],
 )
-def test_widths_that_cannot_be(fields, message):
+def test_impossible_widths_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         models.create(*RESNET[:1], **RESNET[1], **fields)
 

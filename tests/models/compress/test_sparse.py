@@ -11,7 +11,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize("bits", [1, 3, 5, 8])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 1.0])
-def test_positions_come_back(bits, share):
+def test_positions_survive_a_round_trip(bits, share):
     size = 5000
     kept = np.flatnonzero(RNG.random(size) < share)
     jumps = sparse.jumps(kept, bits, size)
@@ -25,14 +25,14 @@ def test_positions_come_back(bits, share):
     )  # the gap after the last position is bounded, too
 
 
-def test_the_papers_example():
+def test_the_example_of_the_paper():
     """Reproduces fig. 2: entries at 1, 4 and 15 with 3-bit jumps; 15 is 11 after 4, so a filler comes at 12."""
     jumps = sparse.jumps(np.array([1, 4, 15]), 3, 16)
     assert jumps.tolist() == [2, 3, 8, 3]
     assert sparse.positions(jumps, 16).tolist() == [1, 4, 12, 15]
 
 
-def test_jumps_that_lead_nowhere():
+def test_jumps_outside_of_the_array_are_refused():
     with pytest.raises(Damaged, match="outside"):
         sparse.positions([3, 3], 5)
     with pytest.raises(Damaged):

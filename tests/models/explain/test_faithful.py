@@ -69,7 +69,7 @@ def test_blur_is_a_gaussian():
         np.testing.assert_allclose(blurred[n, ..., c], want, atol=1e-5)
 
 
-def test_the_order_of_a_linear_network_s_products_is_better_than_any_other():
+def test_the_order_by_products_is_the_best_for_a_linear_network():
     class Linear(nn.Module):
         @nn.compact
         def __call__(self, x, train=False):
@@ -126,7 +126,7 @@ def test_rank_correlation():
 
 
 @pytest.mark.parametrize("kind, first", [("basic", "stem_conv"), ("vgg", "stage1/conv1"), ("vit", "stem_conv")])
-def test_layers_are_drawn_anew_from_the_logits_down(kind, first):
+def test_layers_are_redrawn_from_the_logits_down(kind, first):
     name, fields = networks.SMALL[kind]
     model = models.create(name, **fields)
     variables = drawn.variables(model)

@@ -59,7 +59,7 @@ def network(kind, **fields):
 @pytest.mark.parametrize(
     "key", keep_first(4, [key for key in GOLDEN.files if "|" in key and not key.endswith("|largest")])
 )
-def test_equals_captums_and_pytorch_grad_cams(key):
+def test_equals_captum_and_pytorch_grad_cam(key):
     kind, method, *endpoint = key.split("|")
     name, fields, _ = ABOUT["fields"][kind]
     model = models.create(name, **fields)
@@ -165,7 +165,7 @@ def test_counterfactual_maps_are_of_the_negated_gradients():
 
 @pytest.mark.parametrize("kind,fields", [("inverted", {}), ("vit_c", {"stem_act": "relu"})])
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rule_changes_gradients_alone(kind, fields, rule):
+def test_a_rule_only_changes_gradients(kind, fields, rule):
     model, variables, images = network(kind, **fields)
     ruled = with_rule(model, rule)
     assert ruled == with_rule(model, rule) and hash(ruled) == hash(with_rule(model, rule))  # compiled once
@@ -257,6 +257,6 @@ def test_attention_rollout_is_a_product_over_the_blocks(fields):
         (functools.partial(gradient.integrated_gradients, baseline=(0, 0)), "a tuple of 1, one for each channel"),
     ],
 )
-def test_mistakes_are_told_in_one_line(call, message):
+def test_errors_are_one_line(call, message):
     with pytest.raises(UserError, match=message):
         call(*network("lenet"))

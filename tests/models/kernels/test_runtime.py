@@ -85,7 +85,7 @@ print(faults[-1] - faults[0])
         assert int(tuned) < 100 < int(untuned)
 
 
-def test_the_user_s_allocator_settings_stand(monkeypatch):
+def test_allocator_settings_of_the_user_are_kept(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
     assert not runtime.keep_freed_memory()
@@ -135,7 +135,7 @@ def test_programs_are_kept_for_the_next_process_of_the_same_kind_of_processor(tm
         ({"XDG_CACHE_HOME": "/dev/null"}, "None"),  # where nothing can be written
     ],
 )
-def test_the_user_s_choice_of_a_cache_stands(tmp_path, env, folder):
+def test_the_choice_of_a_cache_by_the_user_is_kept(tmp_path, env, folder):
     if folder == "own":
         folder = env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "own")
     assert _run(PROGRAM, JAX_PLATFORMS="cpu", **{"XDG_CACHE_HOME": str(tmp_path), **env}).split() == [folder, "0"]

@@ -56,7 +56,7 @@ def test_gradient_by_an_activation_under_jit(network):
     np.testing.assert_allclose(gradients["stage3"], np.broadcast_to(weight / 16, (2, 4, 4, 16)), rtol=1e-5)
 
 
-def test_what_is_added_is_returned_and_goes_on(network):
+def test_an_added_term_is_returned_and_propagates(network):
     model, variables = network
     logits, activations = capture(model, variables, IMAGES, names=["stem"], add={"stem": jnp.ones((2, 16, 16, 4))})
     plain, without = capture(model, variables, IMAGES, names=["stem"])

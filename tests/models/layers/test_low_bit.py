@@ -180,7 +180,7 @@ def test_binary_values_and_gradients(layer, shape):
     np.testing.assert_allclose(pull(dy)[0][place] * step[place], loss[1] - loss[0], rtol=1e-3)
 
 
-def test_binary_kernels_are_their_own():
+def test_binarizing_twice_changes_nothing():
     for shape in ((3, 3, 4, 6), (7, 7, 1, 40), (1000, 30)):
         (kernel,) = drawn(shape)
         effective = low_bit.BinaryWeightDense(shape[-1]).effective
@@ -220,7 +220,7 @@ def test_all_but_the_first_and_the_head(key, kind):
         ],
     ),
 )
-def test_a_step_moves_every_kernel_and_what_is_stored_is_the_same_network(key, kind):
+def test_a_step_moves_every_kernel_and_the_stored_network_is_the_same(key, kind):
     model, floats, _ = network(key, kind)
     variables = models.initialize(model, jax.random.key(0), IMAGES.shape)
 
@@ -283,7 +283,7 @@ def test_names_mean_sites_and_classes_mean_every_layer():
     assert list(layers_of(model, variables).values()) == [StandardizedConv, low_bit.XnorDense, Dense]
 
 
-def test_of_transformers_every_dense_layer():
+def test_every_dense_layer_of_a_transformer_is_quantized():
     """Checks that every dense layer is quantized: the first and last layer of a transformer is the embedding."""
     model = models.create(
         "transformer_base", vocab_size=11, width=8, heads=2, layers=1, ff_width=12, max_length=5, dense="ternary"
@@ -304,7 +304,7 @@ def test_of_transformers_every_dense_layer():
         ("vit_tiny_patch16", {"conv": "binary_weight", "dense": "xnor"}, "conv='binary_weight' is without effect"),
     ],
 )
-def test_low_bits_for_nothing_are_a_mistake(name, fields, message):
+def test_low_bits_without_effect_are_an_error(name, fields, message):
     model = models.create(name, **fields)
     with pytest.raises(UserError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), *model.example())

@@ -50,13 +50,13 @@ def foreign_reader(error):
     ],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
-def test_whatever_a_reader_raises_is_one_line(error):
+def test_any_exception_of_a_reader_becomes_one_line(error):
     with pytest.raises(UserError, match=r"^dir/w.npz: damaged, or no .npz file \(") as caught:
         foreign_reader(error)
     assert str(caught.value).isprintable() and len(str(caught.value)) <= foreign.LONGEST
 
 
-def test_what_is_no_fault_of_the_file_goes_through():
+def test_errors_unrelated_to_the_file_propagate():
     for error in (KeyboardInterrupt, SystemExit):
         with pytest.raises(error), foreign.reading("w.npz", ".npz"):
             raise error
@@ -187,7 +187,7 @@ IMAGES = np.zeros((3, 4, 4, 1), np.uint8)
     ],
     ids=lambda labels: f"{labels.dtype}-{labels.ravel()[-1]}",
 )  # fmt: skip
-def test_labels_that_are_none(tmp_path, labels):
+def test_invalid_labels_are_refused(tmp_path, labels):
     data = saved(train_image=IMAGES, train_label=labels)
     line = refused(tmp_path / "a.npz", data, lambda path: load(Options(f"arrays:{path}"), "train"))
     assert line.startswith(f"data.source=arrays:{tmp_path}/a.npz: ")
@@ -268,7 +268,7 @@ def test_hostile_safetensors_files(tmp_path, name):
         "{'model': ", "\0", "{[]: 1}", "x" * 10_000,
     ],
 )  # fmt: skip
-def test_metadata_that_name_no_network(tmp_path, text):
+def test_metadata_that_do_not_name_a_network(tmp_path, text):
     path = tmp_path / "w.safetensors"
     refused(path, safetensors.numpy.save({"a": B}, {"ablate": text}), weights.about, "its metadata 'ablate'")
 
@@ -277,7 +277,7 @@ def test_metadata_that_name_no_network(tmp_path, text):
     "fields",
     [{"stage_sizes": 3}, {"width": -1}, {"width": "x"}, {"norm": 5}, {"num_classes": 10**30}, {"stage_sizes": ((),)}],
 )
-def test_fields_that_no_network_has(tmp_path, capsys, fields):
+def test_unknown_fields_are_refused(tmp_path, capsys, fields):
     path = tmp_path / "w.safetensors"
     write(path, {"a": B}, {"ablate": repr({"model": "resnet18", "fields": fields})})
     assert main(["weights", "export", str(path), "--to=timm", f"--out={tmp_path}/o.npz"]) == 2

@@ -50,12 +50,12 @@ def theirs():
     return to_arrays(tiny(), drawn.variables(tiny()), "torchvision")
 
 
-def test_every_library_is_there():
+def test_every_library_is_covered():
     assert {layout for _, layout in CASES} >= {"ablate", "torchvision", "timm", "bit", "caffe"}
 
 
 @pytest.mark.parametrize("kind,layout", CASES)
-def test_there_and_back(kind, layout):
+def test_round_trip(kind, layout):
     """Checks a bitwise round trip with one-to-one names and nothing left over."""
     name, fields = LAID_OUT[kind]
     model = models.create(name, **fields)
@@ -86,7 +86,7 @@ def test_mismatch_names_every_array(theirs):
     assert str(error.value).splitlines() == [error.value.summary, *error.value.lines]
 
 
-def test_mismatch_suggests_what_is_probable(theirs):
+def test_mismatch_suggests_probable_causes(theirs):
     with pytest.raises(Mismatch, match="by the shape of 'head' alone: --new head .*num_classes=N"):
         from_arrays(tiny(num_classes=5), theirs, "torchvision")
     with pytest.raises(Mismatch, match="by the shape of 'stem_conv' alone: --new stem_conv .*FIELD=VALUE"):
@@ -121,7 +121,7 @@ def test_unknown_layouts():
             from_arrays(model, {}, name)
 
 
-def test_a_family_may_adapt_what_is_read(theirs, monkeypatch):
+def test_a_family_may_adapt_the_arrays_that_are_read(theirs, monkeypatch):
     def adapt(model, arrays, source):
         assert (model.num_classes, source) == (2, "torchvision")
         return {name: array[:2] if name.startswith("fc.") else array for name, array in arrays.items()}
@@ -132,7 +132,7 @@ def test_a_family_may_adapt_what_is_read(theirs, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_files_give_what_they_got(tmp_path, suffix, theirs):
+def test_files_give_back_their_arrays(tmp_path, suffix, theirs):
     path = tmp_path / f"w{suffix}"
     write(path, theirs)
     arrays = read(path)
@@ -143,7 +143,7 @@ def test_files_give_what_they_got(tmp_path, suffix, theirs):
     assert [path.name for path in tmp_path.iterdir()] == [f"w{suffix}"]
 
 
-def test_views_are_written_as_they_look(tmp_path):
+def test_views_are_written_with_their_visible_content(tmp_path):
     table = np.arange(6, dtype=np.float32).reshape(2, 3)
     for suffix in (".safetensors", ".npz"):
         write(tmp_path / f"w{suffix}", {"t": table.T, "reversed": table[:, ::-1], "scalar": table[0, 1]})
@@ -168,7 +168,7 @@ def test_half_precision_becomes_float32(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_prefixes_of_wrappers_are_taken_off(tmp_path, prefix):
+def test_prefixes_of_wrappers_are_removed(tmp_path, prefix):
     write(tmp_path / "w.npz", {f"{prefix}{name}": np.ones(2) for name in ("a.weight", "module.b")})
     assert set(read(tmp_path / "w.npz")) == {"a.weight", "module.b"}
     write(tmp_path / "w.npz", {"module.a": np.ones(2), "b": np.ones(2)})
@@ -224,7 +224,7 @@ def test_a_compressed_file_with_damage(tmp_path):
         ("folder.npz", "there is no such file"),
     ],
 )
-def test_what_is_no_file_of_weights(tmp_path, name, message):
+def test_other_files_are_refused(tmp_path, name, message):
     (tmp_path / "folder.npz").mkdir()
     (tmp_path / "w.h5").write_bytes(SAFE)
     with pytest.raises(UserError, match=message):
@@ -232,7 +232,7 @@ def test_what_is_no_file_of_weights(tmp_path, name, message):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path, suffix, monkeypatch):
+def test_a_failed_write_leaves_no_file(tmp_path, suffix, monkeypatch):
     with pytest.raises(UserError, match="cannot be written"):
         write(tmp_path / "no" / f"w{suffix}", {"a": np.ones(2)})
     write(tmp_path / f"w{suffix}", {"a": np.ones(2)})
@@ -402,7 +402,7 @@ def test_torch_files_are_written_by_torch(tmp_path):
 @pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
 class TestTorchFiles:
     @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
-    def test_there_and_back(self, tmp_path, theirs, suffix):
+    def test_round_trip(self, tmp_path, theirs, suffix):
         import torch
 
         write(tmp_path / f"w{suffix}", theirs)

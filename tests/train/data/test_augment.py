@@ -93,12 +93,12 @@ def _overlap(spec: str, shape: tuple[int, int, int], size: int, start: int) -> N
     assert not (one["image"] == fresh["image"]).all()
 
 
-def test_an_example_depends_on_its_place_in_the_global_batch_alone():
+def test_an_example_only_depends_on_its_position_in_the_global_batch():
     _overlap(EVERYTHING + "|mixup_cutmix(0.8,1.0)", (10, 10, 3), 12, 4)
     _overlap("crop(1,reflect)|randaugment(1,5)", (8, 8, 1), 6, 3)
 
 
-def test_halves_of_a_batch_come_out_as_the_whole():
+def test_halves_of_a_batch_equal_the_whole():
     augment, batch = jax.jit(build("crop(2)|flip|mixup(0.4)", 10, (10, 10, 3))), _batch((10, 10, 3))
     whole = augment(jax.random.key(3), batch, 0)
     halves = [
@@ -144,7 +144,7 @@ def test_flip_mirrors_half_of_the_images():
     assert (flipped | same).all() and 150 < flipped.sum() < 250
 
 
-def test_alternate_flip_mirrors_what_the_batch_says():
+def test_alternate_flip_mirrors_the_images_that_the_batch_marks():
     batch = {**_batch((4, 4, 1)), "mirrored": jnp.asarray([True, False] * 2)}
     batch = {name: array[:4] for name, array in batch.items()}
     after = build("alternate_flip", 2, (4, 4, 1))(jax.random.key(0), batch)
@@ -154,7 +154,7 @@ def test_alternate_flip_mirrors_what_the_batch_says():
     assert "mirrored" not in after
 
 
-def test_cutout_fills_a_clipped_square_with_the_mean_colour():
+def test_cutout_fills_a_clipped_square_with_the_mean_color():
     images = jnp.full((300, 8, 8, 3), 7, jnp.uint8)
     batch = {"image": images, "label": jnp.zeros(300, jnp.int32)}
     after = np.asarray(build("cutout(4)", 2, (8, 8, 3), mean=(0.5, 0.25, 1.0))(jax.random.key(0), batch)["image"])
@@ -190,7 +190,7 @@ def test_mixup_and_cutmix_mix_labels_as_they_mix_images():
     assert whole  # cutmix takes each pixel from one image
 
 
-def test_mixing_wants_an_even_batch():
+def test_mixing_requires_an_even_batch():
     with pytest.raises(UserError, match=r"mixup\(0.2\).*must be even, not 3"):
         build("mixup(0.2)", 10, (4, 4, 1))(jax.random.key(0), _batch((4, 4, 1), 3))
 

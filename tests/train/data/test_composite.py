@@ -24,7 +24,7 @@ def resized(pixels, side):
 
 @pytest.mark.parametrize("objects", [1, 2])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_objects_are_where_they_are_said_to_be(objects, channels):
+def test_objects_are_at_their_stated_positions(objects, channels):
     images = source(channels)
     placed = select(images, f"place(32, objects={objects}, copies=2)")
     assert len(placed) == 48 and placed.image_shape == (32, 32, channels) and placed.classes == images.classes
@@ -47,7 +47,7 @@ def test_objects_are_where_they_are_said_to_be(objects, channels):
     np.testing.assert_array_equal(placed.all_labels(), [placed.example(i)["label"] for i in range(48)])
 
 
-def test_an_example_depends_on_seed_and_number_alone():
+def test_an_example_only_depends_on_seed_and_number():
     placed = select(source(), "place(32, copies=2)")
     alone = placed.example(29)["image"]
     np.testing.assert_array_equal(placed.read([3, 29, 5])["image"][1], alone)
@@ -86,7 +86,7 @@ def test_clutter_is_of_other_classes():
         assert colors and colors <= {200 + 10 * c for c in range(4)} - {200 + 10 * t.label for t in objects}
 
 
-def test_what_is_chosen_before_is_placed():
+def test_images_that_were_selected_before_are_placed():
     placed = select(source(), "classes('2-3')|place(32)")  # clutter belongs to the other of the two classes
     assert placed.classes == ("2", "3") and len(placed) == 12 and set(placed.all_labels()) == {0, 1}
 
@@ -104,7 +104,7 @@ def test_what_is_chosen_before_is_placed():
         ("place()", "missing a required argument"),
     ],
 )
-def test_what_cannot_be_is_refused(spec, says):
+def test_impossible_specifications_are_refused(spec, says):
     with pytest.raises(UserError, match=says):
         select(source(), spec)
 

@@ -37,7 +37,7 @@ def opened(root, split="train", **changes):
     return load(Options(f"folder:{root}", image_size=8, crop="resize", **changes), split)
 
 
-def test_hidden_files_and_what_systems_leave_behind_are_no_images(tmp_path):
+def test_hidden_files_and_files_of_the_system_are_not_images(tmp_path):
     fill(tmp_path, *class_of("cat"), *class_of("dog"))
     hidden = [
         "cat/.ipynb_checkpoints/1-checkpoint.png", ".ipynb_checkpoints/1.png", "cat/._1.png", "__MACOSX/cat/._1.png",
@@ -56,7 +56,7 @@ def test_hidden_files_and_what_systems_leave_behind_are_no_images(tmp_path):
     )
 
 
-def test_the_report_counts_what_is_left_out_by_reason(tmp_path):
+def test_the_report_counts_ignored_files_by_reason(tmp_path):
     fill(tmp_path, *class_of("cat", 3), *class_of("dog", 3), "outside.png")
     for number in range(4):
         (tmp_path / "cat" / f"{number}.HEIC").write_bytes(b"")
@@ -89,14 +89,14 @@ def test_endings_of_pictures(ending, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".pdf", ".eps", ".ps", ".heic", ".svg", ".mpg", ".h5", ".txt", ".npy", ".png~"])
-def test_endings_of_other_things(ending, tmp_path):
+def test_endings_of_other_files(ending, tmp_path):
     fill(tmp_path, "a/1.png", "a/2.png", f"a/3{ending}")
     assert len(opened(tmp_path)) == 1 and f"1 {ending} left out" in opened(tmp_path).report
     with pytest.raises(UserError, match=f"class folder .*/b has no images, only 1 {re.escape(ending)}: fill it or"):
         opened(fill(tmp_path, f"b/1{ending}"))
 
 
-def test_links_are_followed_and_end(tmp_path):
+def test_links_are_followed_without_endless_loops(tmp_path):
     """Tests links to a folder of images, a file, the link itself, the class, all classes, and the whole disk."""
     elsewhere = fill(tmp_path / "elsewhere", *[f"deep/{n}.png" for n in range(4)], "one.png")
     root = fill(tmp_path / "set", *class_of("cat", 2), *class_of("dog", 2), "dog/inside/9.png")
@@ -132,7 +132,7 @@ def test_folders_that_are_splits(train, test, tmp_path):
     assert len(opened(tmp_path, "validation")) == 2 and len(opened(tmp_path, "train_fit")) == 8
 
 
-def test_what_lies_beside_splits_is_said(tmp_path):
+def test_other_folders_beside_splits_are_reported(tmp_path):
     fill(tmp_path, *class_of("train/cat"), *class_of("val/cat"), "test/0.png", "masks/cat/0.png")
     source = opened(tmp_path)
     assert len(source) == 5 and opened(tmp_path, "test").files[0] == "val/cat/0.png"
@@ -177,7 +177,7 @@ def test_two_folders_for_one_split_are_refused(tmp_path):
         opened(tmp_path)
 
 
-def test_a_test_split_may_lack_classes_and_have_none_of_its_own(tmp_path):
+def test_a_test_split_may_lack_classes_but_not_add_any(tmp_path):
     fill(tmp_path, *class_of("train/ant"), *class_of("train/bee"), *class_of("train/cat"), *class_of("test/cat"))
     (tmp_path / "test" / "bee").mkdir()
     (tmp_path / "test" / "nothing").mkdir()
@@ -197,7 +197,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_of_any_kind_work_to_the_end(name, tmp_path):
+def test_names_of_any_kind_work_from_end_to_end(name, tmp_path):
     """Trains a run whose data is decoded as worker processes do, shown, and written as JSON."""
     raw = os.fsencode(NAMES[name])
     fill(tmp_path, *[raw + b"/" + raw[:100] + b"%d.png" % n for n in range(5)], *class_of("zebra"))

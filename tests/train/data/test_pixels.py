@@ -81,7 +81,7 @@ def test_a_folder_of_all_encodings_is_read_alike(tmp_path):
         assert off(decoded, expected) <= loss + 1, name
 
 
-def test_one_place_decodes():
+def test_images_are_only_decoded_in_one_module():
     """Checks that all code that reads a user's pictures opens them in decode.py."""
     places = [
         *(ROOT / "train").rglob("*.py"),
@@ -138,7 +138,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_meaning_is_refused_in_one_line(name, tmp_path):
+def test_pixels_without_a_meaning_are_refused_in_one_line(name, tmp_path):
     file, message = REFUSED[name]
     folder = tmp_path / "class"
     folder.mkdir()
@@ -174,7 +174,7 @@ def frames(kind, **options):
     "kind, options",
     [("GIF", {}), ("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True}), ("MPO", {"quality": 98, "subsampling": 0})],
 )
-def test_of_several_frames_the_first_counts(kind, options):
+def test_the_first_of_several_frames_is_read(kind, options):
     assert off(Decoder("none", 0, 3)(frames(kind, **options)), COLOR) <= 4
     assert (
         off(
@@ -237,12 +237,12 @@ def test_the_crop_of_an_upright_photograph(crop, turned):
 @pytest.mark.parametrize(
     "exif", [b"", b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\x05\0", b"Exif\0\0nonsense"]
 )
-def test_damaged_tags_are_passed_over(exif):
+def test_damaged_tags_are_ignored(exif):
     assert off(Decoder("none", 0, 3)(pictures.saved(COLOR, "JPEG", quality=98, subsampling=0, exif=exif)), COLOR) <= 4
 
 
 @pytest.mark.parametrize("number", [0, 9, 77])
-def test_an_orientation_that_there_is_not_is_none(number):
+def test_an_unknown_orientation_is_ignored(number):
     exif = Image.Exif()
     exif[0x0112] = number
     file = pictures.saved(COLOR, "JPEG", quality=98, subsampling=0, exif=exif)
@@ -262,7 +262,7 @@ def test_exif_is_an_option(tmp_path):
         load(dataclasses.replace(options, exif="ignored"), "train")
 
 
-def test_what_was_made_before_exif_was_applied_ignores_it(tmp_path):
+def test_runs_from_before_exif_was_applied_ignore_it(tmp_path):
     """Checks runs of earlier versions; their exported networks have no checksums and are refused."""
     run = tmp_path / "run"
     loop.train(tiny.config(duration="2 steps"), run)

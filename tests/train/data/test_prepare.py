@@ -80,7 +80,7 @@ def test_the_folder_and_the_splits_are_printed(monkeypatch):
         (AssertionError(), "cannot download or prepare data set 'mnist' in /d: AssertionError"),
     ],
 )
-def test_what_fails_outside_is_one_line(monkeypatch, failure, message):
+def test_external_failures_are_one_line(monkeypatch, failure, message):
     fake_tfds(monkeypatch, failure)
     with pytest.raises(UserError, match=message):
         prepare.prepare("mnist", "/d")

@@ -31,7 +31,7 @@ def test_all_is_the_source_itself():
     assert select(whole, "") is whole
 
 
-def test_classes_are_numbered_anew_in_the_order_that_they_are_named():
+def test_classes_are_renumbered_in_the_order_in_which_they_are_named():
     part = select(source(), "classes(4, '0-1')")
     assert part.classes == ("c4", "c0", "c1") and len(part) == 30
     assert all(label == {4: 0, 0: 1, 1: 2}[colour % 6] for colour, label in content(part))
@@ -60,7 +60,7 @@ def test_imbalance_falls_exponentially():
     assert sorted(other) == sorted(counts) and other.tolist() != counts.tolist()
 
 
-def test_paint_marks_images_of_its_classes_alone_and_no_label():
+def test_paint_only_marks_images_of_its_classes_and_changes_no_label():
     whole = source()
     part = select(whole, "paint('0-2', p=1.0, size=0.25)")
     painted, plain = part.arrays(), whole.arrays()

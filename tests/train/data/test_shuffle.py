@@ -16,7 +16,7 @@ def test_every_epoch_has_every_example_once_across_batches_that_straddle_epochs(
     assert run.dtype == np.int64
 
 
-def test_order_depends_on_seed_and_position_alone():
+def test_order_only_depends_on_seed_and_position():
     run = Order(100, seed=1).indices(0, 1000)
     other = Order(100, seed=1)
     for position, count in ((730, 41), (5, 300), (999, 1), (98, 4), (0, 1000)):  # in any sequence

@@ -162,7 +162,7 @@ def tfds_dir(tmp_path):
     return tmp_path
 
 
-def test_tfds_set_of_any_make(tfds_dir):
+def test_tfds_set_of_any_builder(tfds_dir):
     options = Options("tfds:insects", dir=str(tfds_dir), train_split="train[:75%]")
     source = load(options, "train")
     assert (len(source), source.classes, source.image_shape) == (9, ("ant", "bee", "cat"), (8, 8, 3))
@@ -208,7 +208,7 @@ def test_feature_names_are_found_by_type(tfds_dir):
     assert source.example(0)["label"] == 2 and source.classes == ("ant", "bee", "cat")
 
 
-def test_data_dir_is_configured_or_of_the_environment(monkeypatch, tfds_dir):
+def test_data_dir_comes_from_the_config_or_the_environment(monkeypatch, tfds_dir):
     from train.data.sources.tfds import data_dir
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_dir))
@@ -259,7 +259,7 @@ def options_of(root: Path, **changes) -> Options:
     return Options(f"folder:{root}", image_size=6, crop="resize", **changes)
 
 
-def test_folder_without_splits_gets_one_of_a_fifth(tmp_path):
+def test_folder_without_splits_holds_out_a_fifth(tmp_path):
     options = options_of(folder_of(tmp_path, {"cat": 60, "ant": 40, "bee": 2}))
 
     def files(split):

@@ -192,7 +192,7 @@ def test_evaluation_has_every_pair_once(size):
     assert tokens == text_feed.test_weight() and text_feed.test_count() == 200
 
 
-def test_grammar_s_test_pairs_differ_in_order_alone():
+def test_test_pairs_of_the_grammar_only_differ_in_order():
     """Checks that a function of the set of tokens can translate at most one of each two correctly."""
     english, german = grammar.sentences(("en", "de"), "test")
     for i in range(0, 200, 2):
@@ -203,7 +203,7 @@ def test_grammar_s_test_pairs_differ_in_order_alone():
     assert grammar.sentences(("de", "en"), "test") == [german, english]
 
 
-def test_grammar_s_german_is_german():
+def test_the_german_of_the_grammar_is_german():
     phrase = grammar.Phrase
     man, cat = phrase("the", "old", "man"), phrase("a", "white", "cat")
     clause = grammar.Clause(man, "can", "see", cat, "now")

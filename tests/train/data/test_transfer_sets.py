@@ -101,7 +101,7 @@ def write(folder: Path, name: str, make, counts: dict[str, int]) -> None:
         ("mnist", mnist, 10, (28, 28, 1), None),
     ],
 )
-def test_sets_of_one_class_an_image(tmp_path, name, make, classes, shape, known):
+def test_sets_with_one_class_per_image(tmp_path, name, make, classes, shape, known):
     write(tmp_path, name, make, {"train": 5, "test": 4})
     changes = SIZED if shape[0] == 16 else {}
     train, test = (load(Options(f"tfds:{name}", dir=str(tmp_path), **changes), split) for split in ("train", "test"))

@@ -119,14 +119,14 @@ def test_two_processes_of_two_devices_are_one_of_four_and_of_one(tmp_path, whole
 
 
 @pytest.mark.full
-def test_statistics_are_a_devices_own_in_two_processes_too(tmp_path):
+def test_statistics_stay_per_device_in_two_processes(tmp_path):
     """Allows for some ulps, which batch norm magnifies."""
     leaves = alone(tmp_path / "one", devices=4)[0]
     assert_close(final(two(tmp_path / "two"))[0], leaves, 1e-4)
 
 
 @pytest.mark.full
-def test_one_is_told_to_stop_and_all_save_the_same_step(tmp_path):
+def test_stopping_one_process_makes_all_save_the_same_step(tmp_path):
     """Interrupts a sharded, streamed run, which one process with another number of devices then resumes."""
     folder = tmp_path / "run"
     processes = start(*FLAGS, *SHARDED, f"--workdir={folder}")
@@ -145,7 +145,7 @@ def test_one_is_told_to_stop_and_all_save_the_same_step(tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize("victim", [1, 0])
-def test_a_killed_process_ends_the_other_and_the_rerun_goes_on(tmp_path, whole, victim):
+def test_a_killed_process_ends_the_other_and_the_rerun_resumes(tmp_path, whole, victim):
     folder, norm = tmp_path / "run", "--config.model.norm=group:2"
     processes = start(*FLAGS, norm, f"--workdir={folder}")
     wait_for_step(processes, folder, 4 + 8 * victim)
@@ -157,7 +157,7 @@ def test_a_killed_process_ends_the_other_and_the_rerun_goes_on(tmp_path, whole, 
     tiny.assert_same(final(two(folder, norm))[0], final(whole)[0])
 
 
-def test_another_config_on_one_of_them(tmp_path):
+def test_processes_with_different_configs_are_refused(tmp_path):
     ended = finish(start(*FLAGS, f"--workdir={tmp_path / 'run'}", others=("--config.seed=1",)))
     for index, (code, _, err) in enumerate(ended):
         assert code == 2 and "Traceback" not in err, err
@@ -178,7 +178,7 @@ def test_a_failure_of_one_ends_the_other(tmp_path):
 
 
 @pytest.mark.parametrize("missing", keep_first(1, [0, 1]))
-def test_the_others_do_not_come(missing):
+def test_missing_processes_are_reported(missing):
     processes = start("--config=configs/digits.py", "--workdir=/nowhere", "--join_seconds=3")
     processes[missing].kill()
     code, _, err = finish(processes, SECONDS)[1 - missing]

@@ -43,7 +43,7 @@ def test_pmap_and_shard_map_agree_to_the_bit(reference):
 
 
 @pytest.mark.parametrize("kind", keep_first(1, ["pmap", "shard_map"]))
-def test_four_devices_give_what_one_gives(reference, kind):
+def test_four_devices_give_the_same_as_one(reference, kind):
     assert_close(parameters(devices=4, parallel=kind), reference)
 
 
@@ -105,7 +105,7 @@ EXITS = {
 
 
 @pytest.mark.full
-def test_a_device_never_has_room_for_all_parameters():
+def test_no_device_ever_holds_all_parameters():
     """Checks, by XLA's count, that training and evaluation of a sharded network never hold all of it at once."""
     temporary, whole = {}, 0
     for kind in ("shard_map", "fsdp"):

@@ -114,7 +114,7 @@ def test_schedules():
         ("lamb", optax.lamb(0.1)),
     ],
 )
-def test_optimizers_are_optax(name, reference):
+def test_optimizers_equal_optax(name, reference):
     tx, _ = optimizer.create(section(name=name), PARAMS, TO_STEPS, 100)
     ours, theirs = PARAMS, PARAMS
     state, reference_state = tx.init(PARAMS), reference.init(PARAMS)

@@ -36,7 +36,7 @@ def arrays(*shapes):
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999, 1.0])
 @pytest.mark.parametrize("by", ["global", "layer"])
-def test_exactly_as_many_stay_and_they_are_the_highest(share, by):
+def test_exactly_the_required_number_of_highest_scores_is_kept(share, by):
     scores = functions.scores("magnitude", arrays((3, 3, 4, 8), (10, 7)), {}, {})
     masks = jax.jit(lambda s: functions.keep(scores, s, by))(share)
     groups = [list(scores)] if by == "global" else [[name] for name in scores]
@@ -48,20 +48,20 @@ def test_exactly_as_many_stay_and_they_are_the_highest(share, by):
         np.testing.assert_array_equal(np.sort(score[mask]), np.sort(score)[score.size - count :])
 
 
-def test_of_equal_scores_the_first_stay():
+def test_the_first_of_equal_scores_are_kept():
     masks = functions.keep({"a": jnp.ones((2, 3)), "b": jnp.ones(4)}, 0.5)
     assert masks["a"].tolist() == [[True] * 3, [True, True, False]] and masks["b"].tolist() == [False] * 4
     assert functions.keep({"a": jnp.ones((1, 4))}, 0.5, "layer")["a"].tolist() == [[True, True, False, False]]
 
 
-def test_what_was_lost_stays_lost():
+def test_pruned_weights_stay_pruned():
     score = {"a": jnp.arange(8.0)}
     before = {"a": jnp.arange(8) < 5}
     assert functions.keep(score, 0.5, before=before)["a"].tolist() == [False, True, True, True, True, *[False] * 3]
     assert functions.keep(score, 0.0, before=before)["a"].sum() == 5
 
 
-def test_filters_go_whole():
+def test_filters_are_pruned_as_a_whole():
     scores = functions.scores("magnitude", arrays((3, 3, 4, 8), (10, 7)), {}, {})
     masks = functions.keep(scores, 0.4, structure="filters", by="layer")
     for name, mask in masks.items():
@@ -75,7 +75,7 @@ def units(masks):
     return {name: np.asarray(mask).reshape(-1, mask.shape[-1])[0] for name, mask in masks.items()}
 
 
-def test_of_each_layer_its_best_filter_stays_and_the_count_is_exact():
+def test_each_layer_keeps_its_best_filter_and_the_count_is_exact():
     scores = {"a": jnp.arange(12.0).reshape(2, 6), "b": 100 + jnp.arange(8.0).reshape(2, 4), "c": jnp.ones((2, 2))}
     masks = units(jax.jit(lambda s: functions.keep(scores, s, structure="filters"))(0.75))
     assert masks["a"].tolist() == [False] * 5 + [True] and masks["b"].tolist() == [False] * 3 + [True]
@@ -109,7 +109,7 @@ def test_std_is_a_threshold_in_proportion_to_the_deviation():
     assert all((ratios[name][np.asarray(before[name] & ~again[name])] <= bound).all() for name in cut)
 
 
-def test_by_layer_each_may_have_its_own_share():
+def test_each_layer_may_have_its_own_share():
     scores = functions.scores("magnitude", arrays((10, 10), (4, 5)), {}, {})
     masks = functions.keep(scores, {"layer0/kernel": 0.9, "layer1/kernel": 0.25}, "layer")
     assert [mask.sum() for mask in masks.values()] == [10, 15]
@@ -137,7 +137,7 @@ def test_allocation_by_hand():
     assert functions.allocate(CURVES, 0.9, sizes, 1.0) == pytest.approx({"a": 1.0, "b": 1.0})
 
 
-def test_where_drops_jump_the_total_is_exact_all_the_same():
+def test_the_total_is_exact_even_where_drops_jump():
     free = {"a": {"sparsity": [0.4, 0.8], "accuracy": [0.95, 0.9]}, "b": {"sparsity": [0.2, 0.4], "accuracy": [1, 1]}}
     shares = functions.allocate(free, 0.9, {"a": 10, "b": 10}, 0.3)  # no sparsity costs any accuracy
     assert shares == pytest.approx({"a": 0.4, "b": 0.2})  # half of the free 0.8 and 0.4
@@ -146,7 +146,7 @@ def test_where_drops_jump_the_total_is_exact_all_the_same():
     assert shares["b"] == pytest.approx(0.5 * 0.1 / 0.9) and shares["a"] + shares["b"] == pytest.approx(0.6)
 
 
-def test_drops_that_are_not_monotone_are_made_so():
+def test_drops_are_made_monotone():
     bumpy = {"a": {"sparsity": [0.0, 0.2, 0.4, 0.8], "accuracy": [0.9, 0.7, 0.88, 0.5]}}
     assert functions.allocate(bumpy, 0.9, {"a": 5}, 0.3)["a"] == pytest.approx(0.3)
     level = {**bumpy, "b": {"sparsity": [1.0], "accuracy": [0.7]}}  # b only has a drop of 0.2 at the end
@@ -195,12 +195,12 @@ def test_allocations_are_the_smallest_drop_that_gives_the_total(seed):
         ({**CURVES, "b": {"sparsity": [0.3], "accuracy": [None]}}, 0.5, "sensitivity of b: needs as many"),
     ],
 )
-def test_curves_that_cannot_be(curves, sparsity, message):
+def test_impossible_curves_are_refused(curves, sparsity, message):
     with pytest.raises(UserError, match=message):
         functions.allocate(curves, 0.9, {"a": 100, "b": 300}, sparsity)
 
 
-def test_two_of_four_neighbours_along_the_inputs():
+def test_two_of_four_neighbors_along_the_inputs():
     scores = functions.scores("magnitude", arrays((3, 3, 8, 5), (12, 7)), {}, {})
     for name, mask in functions.keep(scores, 0.0, structure="2:4").items():
         score = np.moveaxis(np.asarray(scores[name]), -2, -1)
@@ -221,7 +221,7 @@ def test_scores_by_hand():
     assert 0.4 < drawn["a"].mean() < 0.6 and (drawn["a"] != drawn["b"]).any()
 
 
-def test_the_cubic_schedule_is_the_papers():
+def test_the_cubic_schedule_is_that_of_the_paper():
     n, steps = 5, np.arange(6)
     ours = functions.cubic(steps / n, 0.1, 0.9)
     np.testing.assert_allclose(ours, 0.9 + (0.1 - 0.9) * (1 - steps / n) ** 3, rtol=1e-6)
@@ -281,7 +281,7 @@ def test_masks_come_on_schedule_and_weights_stay_0(score, tx):
         np.testing.assert_array_equal(kernel == 0, ~masks_by_step[-1][f"{name}/kernel"])
 
 
-def test_what_stays_is_moved_by_the_optimizer_alone():
+def test_remaining_weights_are_only_moved_by_the_optimizer():
     _, whole = run_wrapper("magnitude(0.0)")
     params = {"a": jnp.arange(1.0, 9.0)}
     tx = pruning.wrap(optax.adam(0.1), pruning.plan("magnitude(0.5, what='.*')", steps, 10))
@@ -311,7 +311,7 @@ def test_what_stays_is_moved_by_the_optimizer_alone():
         ("magnitude(0.5, what='none')", "what='none' matches no parameter, e.g. a/kernel"),
     ],
 )
-def test_a_plan_that_cannot_be_is_one_line(text, message):
+def test_impossible_plans_are_one_line(text, message):
     with pytest.raises(UserError, match=message):
         run_wrapper(text)
 
@@ -322,7 +322,7 @@ PRUNE = "magnitude(0.9, start='2 steps', end='8 steps', every='2 steps')"
 
 
 @pytest.mark.parametrize("parallel", keep_first(1, ["pmap", "shard_map"]))
-def test_a_run_prunes_and_goes_on_with_its_masks(tmp_path, parallel):
+def test_a_run_prunes_and_resumes_with_its_masks(tmp_path, parallel):
     config = tiny.config(optimizer__prune=PRUNE, hooks="sparsity", parallel=parallel, steps_per_call=1)
     whole = loop.train(config, tmp_path / "whole")
     assert whole["sparsity"] == pytest.approx(0.9, abs=1e-3) and whole["sparsity_by_layer"]["head/kernel"] < 1
@@ -339,7 +339,7 @@ def test_a_run_prunes_and_goes_on_with_its_masks(tmp_path, parallel):
 
 
 @pytest.mark.full
-def test_a_pruned_run_is_a_start_like_any_other(tmp_path):
+def test_a_pruned_run_initializes_another_like_any_other(tmp_path):
     loop.train(tiny.config(optimizer__prune=PRUNE, duration="10 steps"), tmp_path / "first")
     again = build_run(tiny.config(init_from=str(tmp_path / "first")))
     assert (again.state.params["stage3"]["block0"]["conv1"]["kernel"] == 0).mean() > 0.5
@@ -429,7 +429,7 @@ def test_sensitivity_from_a_file_decides_what_goes_where(tmp_path):
         ({"hooks": "sparsity"}, "hooks: sparsity is for runs with optimizer.prune"),
     ],
 )
-def test_what_does_not_go_together(changes, message):
+def test_incompatible_options_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         build_run(tiny.config(**changes))
 

@@ -19,7 +19,7 @@ def data(count=300, size=8, classes=4, noise=1.0, seed=0):
 
 
 @pytest.mark.parametrize("strength", [1e-3, 0.1])
-def test_logistic_regression_is_scikit_learns(strength):
+def test_logistic_regression_equals_scikit_learn(strength):
     train, test = data(), data(seed=1)
     theirs = LogisticRegression(C=1 / (strength * len(train.x)), max_iter=5000, tol=1e-8).fit(train.x, train.labels)
     ours = classifiers.logistic(train.x, train.labels, 4, strength)(test.x)
@@ -30,7 +30,7 @@ def test_logistic_regression_is_scikit_learns(strength):
 
 
 @pytest.mark.parametrize("strength", [1e-2, 0.1])
-def test_the_svm_is_scikit_learns(strength):
+def test_the_svm_equals_scikit_learn(strength):
     train, test = data(), data(seed=1)
     # LinearSVC treats the bias as one more weight: scaled so large that it is practically free
     theirs = LinearSVC(C=1 / (strength * len(train.x)), intercept_scaling=100, dual=False, tol=1e-8, max_iter=20000)
@@ -39,7 +39,7 @@ def test_the_svm_is_scikit_learns(strength):
 
 
 @pytest.mark.parametrize("k", [1, 5])
-def test_neighbours_are_scikit_learns(k):
+def test_neighbors_equal_scikit_learn(k):
     train, test = data(), data(seed=1)
     theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp(-distance / 0.07))
     expected = theirs.fit(train.x, train.labels).predict_proba(test.x)
@@ -47,7 +47,7 @@ def test_neighbours_are_scikit_learns(k):
     np.testing.assert_allclose(ours / ours.sum(1, keepdims=True), expected, atol=1e-4)
 
 
-def test_several_labels_are_one_regression_a_class_of_what_is_counted():
+def test_several_labels_are_one_regression_per_class_on_counted_labels():
     train = data(classes=3, noise=2.0)
     labels = np.eye(3, dtype=np.int32)[train.labels]
     labels[:40, 1] = -1
@@ -81,7 +81,7 @@ def test_several_labels_are_ranked(kind):
     assert 0.6 < result["mean_average_precision"] <= 1 and 0.6 < result["mean_average_precision_11"] <= 1
 
 
-def test_one_example_a_class_leaves_nothing_to_choose_by():
+def test_one_example_per_class_leaves_no_validation_set():
     train = Features(np.eye(4, dtype=np.float32), np.arange(4, dtype=np.int32))
     result = classifiers.evaluate("logistic", train, train, 4)
     assert result["validation"] == {} and result["accuracy"] == 1

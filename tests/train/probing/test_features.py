@@ -36,7 +36,7 @@ def test_they_are_the_activations_averaged_over_places(run, tmp_path, endpoint, 
     np.testing.assert_array_equal(extracted.labels, arrays["label"])
 
 
-def test_the_same_content_is_computed_once_and_other_content_is_not_mistaken_for_it(run, tmp_path):
+def test_features_are_computed_once_for_each_content(run, tmp_path):
     first = features.extract(run, run.state.variables(), "test", folder=tmp_path)
     before = files(tmp_path)
     assert len(before) == 1
@@ -68,7 +68,7 @@ def test_the_same_content_is_computed_once_and_other_content_is_not_mistaken_for
     assert len(files(tmp_path)) == len(others) + 2
 
 
-def test_a_part_of_what_is_there_is_not_computed_again(run, tmp_path):
+def test_a_part_of_stored_features_is_not_computed_again(run, tmp_path):
     whole = features.extract(run, run.state.variables(), "train", folder=tmp_path)
     part = select(run.feed.train, "classes(3, 1)|per_class(4)")
     extracted = features.of_source(run, run.state.variables(), part, folder=tmp_path)
@@ -80,7 +80,7 @@ def test_a_part_of_what_is_there_is_not_computed_again(run, tmp_path):
     np.testing.assert_array_equal(alone.labels, extracted.labels)
 
 
-def test_a_set_of_which_images_were_skipped_has_no_parts(tmp_path):
+def test_a_set_with_skipped_images_has_no_parts(tmp_path):
     for name in ("ant", "bee"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(10):
@@ -110,7 +110,7 @@ def test_a_set_of_which_images_were_skipped_has_no_parts(tmp_path):
     np.testing.assert_allclose(part.x, whole.x[whole.labels == 1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_damaged_file_is_computed_again_and_a_folder_that_cannot_be_written_is_no_hindrance(run, tmp_path):
+def test_a_damaged_file_is_computed_again_and_a_read_only_folder_is_tolerated(run, tmp_path):
     first = features.extract(run, run.state.variables(), "test", folder=tmp_path)
     (path,) = tmp_path.glob("*.npz")
     path.write_bytes(path.read_bytes()[:1000])
@@ -122,7 +122,7 @@ def test_a_damaged_file_is_computed_again_and_a_folder_that_cannot_be_written_is
     )
 
 
-def test_what_there_is_not_is_one_line_with_what_there_is(run, tmp_path):
+def test_unknown_names_are_one_line_that_lists_the_known_ones(run, tmp_path):
     with pytest.raises(UserError, match="unknown endpoint 'stage9'; did you mean 'stage.'. allowed: stem, stage1"):
         features.extract(run, run.state.variables(), "test", "stage9", tmp_path)
     with pytest.raises(UserError, match="unknown split 'validation'"):

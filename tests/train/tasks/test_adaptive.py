@@ -80,7 +80,7 @@ def test_the_loss_of_gates_by_hand(monkeypatch):
     assert ratio(metrics["loss"]) == pytest.approx(cross_entropy(logits)[:4].mean(), rel=1e-5)
 
 
-def test_what_was_computed_by_hand():
+def test_computed_blocks_and_costs_by_hand():
     model = network("gated")[0]
     used = create("gated", model).used(jnp.asarray(COMPUTED), BATCH)
     always = 9 * 4 * 64 + 4 * 8 * 16 + (4 * 4 + 4 * 2) + (8 * 4 + 4 * 2) + 8 * 10  # stem, projection, gates, head
@@ -100,7 +100,7 @@ def test_evaluation_measures_what_the_gates_decide():
     assert ratio(metrics["accuracy"]) == np.mean(logits.argmax(-1)[:4] == LABELS[:4])
 
 
-def test_gates_learn_towards_their_rates():
+def test_gates_learn_toward_their_rates():
     """Checks that gates close with a target rate of zero, and that a closed batch's weight counts nothing."""
     model, variables = network("gated")
     task, state = (
@@ -215,7 +215,7 @@ def test_both_learn_together():
 
 
 @pytest.mark.parametrize("bound", [0.0, 1.0])
-def test_probabilities_of_0_and_1_give_numbers(bound):
+def test_probabilities_of_0_and_1_give_finite_numbers(bound):
     model, variables = network("policy")
     params = jax.tree.map(jnp.array, variables["params"])
     params["policy"]["head"]["bias"] = jnp.asarray([100.0, -100.0, 100.0])
@@ -340,7 +340,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, monkeypatch, ki
 
 
 @pytest.mark.full
-def test_a_policy_starts_from_a_trained_network_and_then_both_go_on(tmp_path):
+def test_a_policy_starts_from_a_trained_network_and_then_both_train_on(tmp_path):
     name, fields = RUNS["policy"]
     loop.train(tiny.config(model__name="resnet8", model__stage_sizes=(1, 1), duration="4 steps"), tmp_path / "resnet")
     alone = config(
@@ -413,7 +413,7 @@ def test_transfer_has_their_task_and_heads(name, task, new):
     assert (c.task.name, c.init_new) == (task, new)
 
 
-def test_other_classes_at_exits_are_said_with_what_to_do():
+def test_errors_for_other_classes_at_exits_name_the_remedy():
     fields = {"width": 4, "stage_sizes": (1, 1), "exits": (1,), "exit_width": 4}
     model, before = (models.create("early_exit_resnet62", **fields, num_classes=classes) for classes in (10, 7))
     arrays = weights.flatten(models.initialize(before, jax.random.key(0), (1, 8, 8, 1)))
@@ -433,7 +433,7 @@ def test_lsuv_is_not_for_gates():
         build_run(config(NETWORKS["gated"], "gated", data_init="lsuv"))
 
 
-def test_one_number_an_image_is_no_feature():
+def test_one_number_per_image_is_not_a_feature():
     run = build_run(config(NETWORKS["gated"], "gated"))
     with pytest.raises(UserError, match="gate is one number per image"):
         features.check(run, f"{run.task.model.gated[0]}/gate")
