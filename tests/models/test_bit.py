@@ -71,8 +71,8 @@ def test_projections_start_from_the_activated_input():
     _, activations = capture(model, variables, IMAGES)
     block = variables["params"]["stage1"]["block0"]
     grouped = activations["stem"].reshape(2, 8, 8, 4, 2)
-    centred = grouped - grouped.mean((1, 2, 4), keepdims=True)
-    normed = centred / jnp.sqrt(jnp.square(centred).mean((1, 2, 4), keepdims=True) + 1e-5)
+    centered = grouped - grouped.mean((1, 2, 4), keepdims=True)
+    normed = centered / jnp.sqrt(jnp.square(centered).mean((1, 2, 4), keepdims=True) + 1e-5)
     kernel = block["downsample_conv"]["kernel"][0, 0]
     kernel = (kernel - kernel.mean(0)) / kernel.std(0)
     expected = jax.nn.relu(normed.reshape(2, 8, 8, 8)) @ kernel

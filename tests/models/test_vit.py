@@ -199,12 +199,12 @@ def test_attention_and_its_gradients_are_those_of_jax(biased, masked):
     bias = jnp.asarray(drawn.images("bias", (1, 3, 5, 6))) if biased else None
     mask = jnp.asarray(drawn.images("mask", (2, 1, 5, 6)) > 0).at[1, 0, 2].set(False) if masked else None
     assert mask is None or mask.any()  # except for one query, which sees no key and therefore all of them
-    towards = drawn.images("towards", q.shape)
+    weights = drawn.images("towards", q.shape)
 
     def of(attention):
         def project(q, k, v, bias):
             y = attention(q, k, v, bias, mask)
-            return (y * towards).sum(), y
+            return (y * weights).sum(), y
 
         (_, y), gradients = jax.value_and_grad(project, range(4 if biased else 3), has_aux=True)(q, k, v, bias)
         return y, *gradients

@@ -116,7 +116,7 @@ def test_eleven_points_by_hand():
     assert points([0, 1, 1, 0, 1]) == pytest.approx((7 * 2 / 3 + 4 * 3 / 5) / 11)
     # Ten positives, so that recalls are the eleven points themselves: 1 up to 0.3, which rounding can miss.
     ranked = [1, 1, 1, 0, 0, 0] + [1] * 7
-    after = 10 / 13  # precisions rise towards the end: 4/7 … 10/13
+    after = 10 / 13  # precisions rise toward the end: 4/7 … 10/13
     assert points(ranked) == pytest.approx((4 + 7 * after) / 11)
     tied = average_precision.average_precision_11(np.zeros(4), np.array([1, 0, 0, 0]))
     assert tied == pytest.approx(1 / 4)

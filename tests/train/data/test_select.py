@@ -34,10 +34,10 @@ def test_all_is_the_source_itself():
 def test_classes_are_renumbered_in_the_order_in_which_they_are_named():
     part = select(source(), "classes(4, '0-1')")
     assert part.classes == ("c4", "c0", "c1") and len(part) == 30
-    assert all(label == {4: 0, 0: 1, 1: 2}[colour % 6] for colour, label in content(part))
+    assert all(label == {4: 0, 0: 1, 1: 2}[color % 6] for color, label in content(part))
     assert select(source(), "classes('1-5/2')").classes == ("c1", "c3", "c5")
     again = select(part, "classes(2)")
-    assert again.classes == ("c1",) and {colour % 6 for colour, _ in content(again)} == {1}
+    assert again.classes == ("c1",) and {color % 6 for color, _ in content(again)} == {1}
 
 
 def test_a_smaller_part_is_within_a_larger_one_and_seeds_differ():

@@ -14,8 +14,8 @@ from train.probing.features import Features
 def data(count=300, size=8, classes=4, noise=1.0, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count).astype(np.int32)
-    centres = np.random.default_rng(9).normal(size=(classes, size))
-    return Features((centres[labels] + noise * rng.normal(size=(count, size))).astype(np.float32), labels)
+    centers = np.random.default_rng(9).normal(size=(classes, size))
+    return Features((centers[labels] + noise * rng.normal(size=(count, size))).astype(np.float32), labels)
 
 
 @pytest.mark.parametrize("strength", [1e-3, 0.1])
