@@ -33,7 +33,7 @@ PARALLEL = Parallel("pmap", 1)
 # -- networks ------------------------------------------------------------------------------------------------------
 
 
-class Dealt(nn.Module):
+class AlternatingNorm(nn.Module):
     """A normalization layer that applies a different one of `norms` at each place of a network, in turn.
 
     `number` maps a module's path to a number, so every call sees the same network. Where a channel holds a single value
@@ -67,12 +67,12 @@ class Places:
         return self.known.setdefault("/".join(path), len(self.known))
 
 
-def dealt_norms(family, *norms):
+def alternating_norms(family, *norms):
     """Returns a value for the field `norm`: those norms that the family accepts, or its own where it accepts none."""
     allowed = tuple(norm for norm in norms if norm in norms_of(family))
     if len(allowed) < 2:
         return {"norm": allowed[0]} if allowed else {}
-    return {"norm": functools.partial(Dealt, allowed, Places())}
+    return {"norm": functools.partial(AlternatingNorm, allowed, Places())}
 
 
 class Inits:
@@ -97,10 +97,10 @@ PROGRAMS = {  # family fields for each of them
     "whole": lambda family: {},
     "ternary": lambda family: {
         **low_bit(family, "ternary"),
-        **dealt_norms(family, "layer", "frozen_batch", "instance"),
+        **alternating_norms(family, "layer", "frozen_batch", "instance"),
         "dtype": "bfloat16",
     },
-    "xnor": lambda family: {**low_bit(family, "xnor"), **dealt_norms(family, "channel", "group:2", "none")},
+    "xnor": lambda family: {**low_bit(family, "xnor"), **alternating_norms(family, "channel", "group:2", "none")},
 }
 
 

@@ -101,7 +101,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     tiers.mark(items)
     if config.args == [str(Path(__file__).parent)] or config.args == ["tests"]:
-        assert not (rows := tiers.unknown(items)), f"tests/tiers.py names tests that are not there: {sorted(rows)}"
+        assert not (rows := tiers.unknown(items)), f"tests/tiers.py names tests that do not exist: {sorted(rows)}"
     place = {file: i for i, file in enumerate(LONG)}
     names = {item.path: item.path.relative_to(tiers.ROOT).as_posix() for item in items}
     items.sort(key=lambda item: place.get(names[item.path], len(LONG)))

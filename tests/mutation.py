@@ -84,7 +84,9 @@ def catches(folder, tier, tests):
 def judged(folder, file, code, other, tests):
     """Returns the row of one mutant: its location, and the test by which each tier catches it."""
     text = (folder / file).read_text()
-    assert text.count(code) == 1, f"{file} has {text.count(code)} times {code!r}: mend tests/mutation.py"
+    assert text.count(code) == 1, (
+        f"{file} contains {code!r} {text.count(code)} times, not once: update tests/mutation.py"
+    )
     row = {"file": file, "line": text[: text.index(code)].count("\n") + 1, "code": code, "instead": other}
     (folder / file).write_text(text.replace(code, other))
     for tier in TIERS:

@@ -16,7 +16,7 @@ from models.layers.init import jit_once
 from tests.models.test_hostile import TRANSFORMER, images, shapes, small, some_in_full
 from tests.networks import SMALL
 
-# -- attention on a GPU that is not here -----------------------------------------------------------------------------
+# -- attention on an absent GPU ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture

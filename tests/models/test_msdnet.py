@@ -159,7 +159,7 @@ def test_endpoints_are_the_inputs_and_outputs_of_exits():
     )
 
 
-# -- leaving ---------------------------------------------------------------------------------------------
+# -- early exits ---------------------------------------------------------------------------------------------
 
 
 def by_hand(logits, leave):
@@ -232,7 +232,7 @@ def test_meaningless_calls_are_refused(call, message):
     assert "\n" not in str(error.value)
 
 
-# -- with the rest ---------------------------------------------------------------------------------------
+# -- with other methods ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", ["ternary", "binary_weight", "xnor"])

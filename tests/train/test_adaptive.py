@@ -132,7 +132,7 @@ def test_easy_and_hard_images(gated, exits):
 
 
 @pytest.mark.parametrize(
-    ("trained", "asked", "expected"),
+    ("trained", "source", "expected"),
     [
         ("train_fit", "", "validation"),
         ("train[:45000]", "", "train[45000:]"),
@@ -141,11 +141,11 @@ def test_easy_and_hard_images(gated, exits):
         ("train_fit", "other", "other"),
     ],
 )
-def test_thresholds_are_fitted_on_held_out_images(trained, asked, expected):
+def test_thresholds_are_fitted_on_held_out_images(trained, source, expected):
     options = {"train_split": trained, "test_split": "test", "select": "classes('0-4')", "select_test": ""}
     feed = types.SimpleNamespace(batches=lambda opened: [opened], split=lambda name, select_test: (name, select_test))
     run = types.SimpleNamespace(config={"data": options}, feed=feed)
-    assert list(adaptive.held_out(run, asked)) == [(expected, "classes('0-4')")]
+    assert list(adaptive.held_out(run, source)) == [(expected, "classes('0-4')")]
 
 
 @pytest.mark.parametrize(("split", "what"), [("train_fit", "trained"), ("test", "tested")])

@@ -314,18 +314,18 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_one_line(small_di
     [(signal.SIGINT,) * 2, (signal.SIGINT,) * 5, (signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)],
 )
 def test_simultaneous_signals_count_as_one(numbers):
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+    received = []
+    before = signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
     try:
         with Interruption() as interruption:
             assert interruption.noted(0) is None
             for number in numbers:
                 signal.raise_signal(number)
-            assert interruption.noted(1) == numbers[0].name and came == []
+            assert interruption.noted(1) == numbers[0].name and received == []
             interruption._since -= 10
             signal.raise_signal(signal.SIGTERM)
-            assert came == []
+            assert received == []
             signal.raise_signal(signal.SIGINT)  # pressed again later, which concerns the command
-            assert len(came) == 1 and came[0][0] == signal.SIGINT
+            assert len(received) == 1 and received[0][0] == signal.SIGINT
     finally:
         signal.signal(signal.SIGINT, before)

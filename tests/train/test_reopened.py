@@ -70,7 +70,7 @@ def copy(trained, tmp_path, monkeypatch):
     shutil.copytree(keep, data)
 
 
-def says(folder, image):
+def top_class(folder, image):
     (row,) = predict.predict(loaded.load(folder), [str(image)], 1)
     return row["classes"][0][0]
 
@@ -111,9 +111,9 @@ def enlarge(data):
 @pytest.mark.parametrize("change", [rename, delete, add, swap, repaint])
 def test_predictions_use_the_class_names_of_the_training(copy, change):
     run, data, cat = copy
-    assert says(run, cat) == "cat"
+    assert top_class(run, cat) == "cat"
     change(data)
-    assert says(run, cat) == "cat"
+    assert top_class(run, cat) == "cat"
     card = loaded.of_run(run).card
     assert card["labels"] == list(CLASSES) and card["preprocessing"]["shape"] == [8, 8, 3]
 
@@ -148,7 +148,7 @@ def test_weights_are_exported_without_a_data_set(copy, tmp_path):
     reopened, state = restore.load(run)
     card = write.export(reopened, networks.network(reopened, state), "safetensors", tmp_path / "out", {})
     assert card["verified"]["of"] == "random pixels" and card["verified"]["metrics"] == {}
-    assert card["verified"]["images"] == verify.RANDOM and says(tmp_path / "out", cat) == "cat"
+    assert card["verified"]["images"] == verify.RANDOM and top_class(tmp_path / "out", cat) == "cat"
 
 
 def command(module, *arguments):

@@ -40,8 +40,8 @@ def test_deletion_and_insertion_equal_a_loop_over_pixels(network):
             image[gone] = (0.5, -1.0, 2.0)
             back[gone] = IMAGES[n].reshape(-1, 3)[gone]
             for curve, pixels in ((deleted, image), (inserted, back)):
-                want = probability(*network, pixels.reshape(16, 16, 3), kind)
-                np.testing.assert_allclose(curve.probability[n, step], want, rtol=1e-4)
+                expected = probability(*network, pixels.reshape(16, 16, 3), kind)
+                np.testing.assert_allclose(curve.probability[n, step], expected, rtol=1e-4)
     p = np.asarray(deleted.probability)
     np.testing.assert_allclose(deleted.area, (p[:, 1:] + p[:, :-1]).mean(1) / 2, rtol=1e-5)
 
@@ -65,8 +65,8 @@ def test_blur_is_a_gaussian():
     images = drawn.images("blur", (2, 224, 32, 2))  # the size for which the paper states its blur
     blurred = np.asarray(faithful.blurred(jnp.asarray(images)))
     for n, c in np.ndindex(2, 2):
-        want = ndimage.gaussian_filter(images[n, ..., c], 5.0, radius=5, mode="nearest")
-        np.testing.assert_allclose(blurred[n, ..., c], want, atol=1e-5)
+        expected = ndimage.gaussian_filter(images[n, ..., c], 5.0, radius=5, mode="nearest")
+        np.testing.assert_allclose(blurred[n, ..., c], expected, atol=1e-5)
 
 
 def test_the_order_by_products_is_the_best_for_a_linear_network():
@@ -114,8 +114,8 @@ def test_iou_equals_that_of_masks():
             masks.append(mask)
             boxes.append((top, left, bottom, right))
         if all(mask.any() for mask in masks):
-            want = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
-            assert faithful.iou(*boxes) == pytest.approx(want)
+            expected = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
+            assert faithful.iou(*boxes) == pytest.approx(expected)
 
 
 def test_rank_correlation():

@@ -58,8 +58,8 @@ def test_is_a_loop_over_the_positions(kind, batch, target, endpoint, color):
     assert result.rows.tolist() == down and result.columns.tolist() == across
     for n, image in enumerate(images):
         logits, totals = numbers(image)
-        asked = -1 if target is None else np.broadcast_to(target, 2)[n]
-        label, channel = int(logits.argmax()) if asked == -1 else asked, int(totals.argmax())
+        explicit = -1 if target is None else np.broadcast_to(target, 2)[n]
+        label, channel = int(logits.argmax()) if explicit == -1 else explicit, int(totals.argmax())
         assert (result.target[n], result.channel[n]) == (label, channel)
         np.testing.assert_allclose(result.logits[n], logits, rtol=1e-4, atol=1e-4)
         for r, row in enumerate(down):
@@ -91,12 +91,12 @@ def test_captum():
                 square = np.s_[:, row : row + size, column : column + size]
                 lost[square] += np.asarray(scores)[:, r, c, None, None]
                 times[square] += 1
-        want = golden[f"stride{stride}"]
-        np.testing.assert_allclose(lost / times, want, atol=1e-4 * np.abs(want).max())
+        expected = golden[f"stride{stride}"]
+        np.testing.assert_allclose(lost / times, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
-    "asked,message",
+    "options,message",
     [
         ({"size": 13}, "size=13 x 13 is larger than the images of 16 x 12 pixels"),
         ({"size": 0}, "size=0 must be a number of pixels, or two, of at least 1"),
@@ -109,7 +109,7 @@ def test_captum():
         ({"endpoint": "stage7"}, "unknown endpoint 'stage7'"),
     ],
 )
-def test_errors(asked, message):
+def test_errors(options, message):
     with pytest.raises(UserError, match=message) as caught:
-        occlusion(MODEL, VARIABLES, IMAGES, **{"size": 4, "stride": 4, **asked})
+        occlusion(MODEL, VARIABLES, IMAGES, **{"size": 4, "stride": 4, **options})
     assert "\n" not in str(caught.value)

@@ -68,8 +68,8 @@ def test_is_a_stable_sort_of_the_whole_set(kind, size):
     top = patches.top_patches(*network(kind), batches(size), endpoint=KINDS[kind], channels=channels, k=6)
     values, *places = in_numpy(kind, channels, 6)
     np.testing.assert_allclose(top.values, values, rtol=1e-4, atol=1e-4)
-    for name, want in zip(("index", "row", "column"), places, strict=True):
-        np.testing.assert_array_equal(getattr(top, name), want, err_msg=name)
+    for name, expected in zip(("index", "row", "column"), places, strict=True):
+        np.testing.assert_array_equal(getattr(top, name), expected, err_msg=name)
     assert top.index.dtype == top.row.dtype == jnp.int32 and top.values.dtype == jnp.float32
     if kind == "ties":
         assert len(np.unique(values)) < values.size / 2
@@ -127,9 +127,9 @@ def test_projections_are_gradients_of_one_unit(kind, rule):
 
     assert projections.shape == (2, 32, 32, 3)
     for n, image in enumerate(SET[:2]):
-        want = jax.grad(unit)(image, *(units[name][n] for name in ("channels", "rows", "columns")))
-        np.testing.assert_allclose(projections[n], want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
-        assert np.abs(want).max() > 0
+        expected = jax.grad(unit)(image, *(units[name][n] for name in ("channels", "rows", "columns")))
+        np.testing.assert_allclose(projections[n], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+        assert np.abs(expected).max() > 0
 
 
 def test_projections_stay_in_the_receptive_field():
@@ -164,7 +164,7 @@ def test_crop():
 
 
 @pytest.mark.parametrize(
-    "asked,message",
+    "options,message",
     [
         ({"k": 0}, "k=0 must be at least 1"),
         ({"channels": (0, 16)}, "channel=16 is out of range: stage2 has channels 0 to 15"),
@@ -172,14 +172,14 @@ def test_crop():
         ({"batches": []}, "there are no images to find patches in"),
     ],
 )
-def test_errors(asked, message):
-    asked = {"batches": batches(8), "endpoint": "stage2", **asked}
+def test_errors(options, message):
+    options = {"batches": batches(8), "endpoint": "stage2", **options}
     with pytest.raises(UserError, match=message):
-        patches.top_patches(*network("basic"), asked.pop("batches"), **asked)
+        patches.top_patches(*network("basic"), options.pop("batches"), **options)
 
 
 @pytest.mark.parametrize(
-    "asked,message",
+    "options,message",
     [
         ({"rule": "deconv"}, "unknown rule 'deconv'; did you mean 'deconvnet'"),
         ({"rows": [0, 16]}, "row=16 is out of range: stage2 has rows 0 to 15"),
@@ -187,7 +187,7 @@ def test_errors(asked, message):
         ({"columns": [0]}, r"columns must have one entry for each of the 2 images"),
     ],
 )
-def test_errors_of_projections(asked, message):
+def test_errors_of_projections(options, message):
     units = {"channels": [0, 0], "rows": [0, 0], "columns": [0, 0], "endpoint": "stage2"}
     with pytest.raises(UserError, match=message):
-        patches.projections(*network("basic"), SET[:2], **{**units, **asked})
+        patches.projections(*network("basic"), SET[:2], **{**units, **options})

@@ -78,11 +78,11 @@ def test_units_see_the_pixels_of_their_box(kind):
         maps = np.asarray(activations[endpoint], np.float64)
         changes = (np.abs(maps[1:] - maps[0]) > 1e-4 * np.abs(maps[0])).any(-1)  # [2 size, h, w]
         for axis, seen in ((0, changes[:size].any(2)), (1, changes[size:].any(1))):  # [size, places]
-            want = np.zeros_like(seen)
+            expected = np.zeros_like(seen)
             for i in range(seen.shape[1]):
                 box = field.clipped(i, i, (size, size))
-                want[box[axis] : box[axis + 2], i] = True
-            np.testing.assert_array_equal(seen, want, err_msg=endpoint)
+                expected[box[axis] : box[axis + 2], i] = True
+            np.testing.assert_array_equal(seen, expected, err_msg=endpoint)
 
 
 # Araujo 2019's table: receptive field, stride and padding before the first pixel of TF-Slim's networks. Positions here
@@ -131,13 +131,13 @@ def test_effective_is_the_box_convolved():
     line = np.ones(3)
     for _ in range(3):
         line = np.convolve(line, np.ones(3))  # [9]
-    want = np.zeros((17, 17))
-    want[4:13, 4:13] = line[:, None] * line
+    expected = np.zeros((17, 17))
+    expected[4:13, 4:13] = line[:, None] * line
     map_of_effects = effective(model, variables, images)
-    np.testing.assert_allclose(map_of_effects, want, rtol=1e-6)
-    assert effective_size(map_of_effects) == np.sqrt((want > 0.0455 * want.max()).sum()) < 9
+    np.testing.assert_allclose(map_of_effects, expected, rtol=1e-6)
+    assert effective_size(map_of_effects) == np.sqrt((expected > 0.0455 * expected.max()).sum()) < 9
     moved = effective(model, variables, images, place=(5, 11), endpoint="conv3")
-    np.testing.assert_allclose(moved, np.roll(want, (-3, 3), (0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(moved, np.roll(expected, (-3, 3), (0, 1)), rtol=1e-6)
 
 
 def test_effective_is_the_mean_gradient():
@@ -151,9 +151,9 @@ def test_effective_is_the_mean_gradient():
             return maps.sum() if channel is None else maps[channel]
 
         gradient = jax.jit(jax.grad(unit))
-        want = np.mean([np.abs(gradient(image)) for image in images], 0).mean(-1)
+        expected = np.mean([np.abs(gradient(image)) for image in images], 0).mean(-1)
         map_of_effects = effective(model, variables, images, endpoint="stage1", channel=channel, place=(3, 5))
-        np.testing.assert_allclose(map_of_effects, want, rtol=2e-4, atol=1e-6 * want.max())
+        np.testing.assert_allclose(map_of_effects, expected, rtol=2e-4, atol=1e-6 * expected.max())
         top, left, bottom, right = fields(model, images.shape)["stage1"].clipped(3, 5, (16, 16))
         outside = np.ones(map_of_effects.shape, bool)
         outside[top:bottom, left:right] = False
@@ -166,7 +166,7 @@ def test_effective_is_the_mean_gradient():
 
 
 @pytest.mark.parametrize(
-    "asked,message",
+    "options,message",
     [
         ({"place": (0, 9)}, "column=9 is out of range: stage2 has columns 0 to 7"),
         ({"channel": 16}, "channel=16 is out of range: stage2 has channels 0 to 15"),
@@ -174,8 +174,8 @@ def test_effective_is_the_mean_gradient():
         ({"endpoint": "pre_logits"}, "unknown endpoint with positions 'pre_logits'"),
     ],
 )
-def test_errors(asked, message):
+def test_errors(options, message):
     model = models.create(SMALL["basic"][0], **SMALL["basic"][1])
-    asked = {"endpoint": "stage2", **asked}
+    options = {"endpoint": "stage2", **options}
     with pytest.raises(UserError, match=message):
-        effective(model, drawn.variables(model), np.zeros((1, 16, 16, 3), np.float32), **asked)
+        effective(model, drawn.variables(model), np.zeros((1, 16, 16, 3), np.float32), **options)

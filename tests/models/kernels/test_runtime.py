@@ -62,7 +62,7 @@ def test_unknown_release_gets_no_flag(monkeypatch):
         assert runtime.xla_flags("") == flags
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
 def test_freed_memory_stays_in_the_process():
     code = (
         LOAD

@@ -92,7 +92,7 @@ def test_images_that_were_selected_before_are_placed():
 
 
 @pytest.mark.parametrize(
-    "spec, says",
+    "spec, message",
     [
         ("place(32, objects=3)", "objects=3 must be 1 or 2"),
         ("place(32, objects=2, size='0.4-0.6')", "size=0.4-0.6 must be within 0 and 0.5"),
@@ -104,8 +104,8 @@ def test_images_that_were_selected_before_are_placed():
         ("place()", "missing a required argument"),
     ],
 )
-def test_impossible_specifications_are_refused(spec, says):
-    with pytest.raises(UserError, match=says):
+def test_impossible_specifications_are_refused(spec, message):
+    with pytest.raises(UserError, match=message):
         select(source(), spec)
 
 

@@ -395,7 +395,7 @@ def test_two_devices(kind):
     assert by_lift[0][1] == by_lift[1][1]
 
 
-# -- what else treats such networks --------------------------------------------------------------------------------
+# -- other operations on such networks -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
