@@ -1,4 +1,4 @@
-"""Networks of tests/combinations.py and their training steps, each compiled once; for test_any_network.py."""
+"""Networks of tests/combinations.py and their training steps, each compiled once; used by test_any_network.py."""
 
 import functools
 import math
@@ -33,11 +33,11 @@ PARALLEL = Parallel("pmap", 1)
 # -- networks ------------------------------------------------------------------------------------------------------
 
 
-class Dealt(nn.Module):
-    """A norm that is another one at each place of a network, of `norms` in turn.
+class AlternatingNorm(nn.Module):
+    """A normalization layer that applies a different one of `norms` at each place of a network, in turn.
 
-    `number` is of a place's path, so that it is the same network in every call. Where a feature has one number
-    alone, there is the next instead of "instance".
+    `number` maps a module's path to a number, so every call sees the same network. Where a channel holds a single value
+    per feature, the next norm replaces "instance".
     """
 
     norms: tuple[str, ...]
@@ -50,7 +50,7 @@ class Dealt(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        number = self.number([part for part in self.path if part != "policy"])  # which a task calls alone, too
+        number = self.number([part for part in self.path if part != "policy"])  # a task also calls the policy alone
         if self.norms[number % len(self.norms)] == "instance" and math.prod(x.shape[1:-1]) == 1:
             number += 1
         make = norm(self.norms[number % len(self.norms)], train=self.train, dtype=self.dtype, axis_name=self.axis_name)
@@ -58,7 +58,7 @@ class Dealt(nn.Module):
 
 
 class Places:
-    """Numbers of paths, in the order in which they are new."""
+    """Numbers for paths, in order of first use."""
 
     def __init__(self):
         self.known = {}
@@ -67,16 +67,16 @@ class Places:
         return self.known.setdefault("/".join(path), len(self.known))
 
 
-def dealt_norms(family, *norms):
-    """A field `norm` with those of the norms that the family takes, its own where that is none."""
+def alternating_norms(family, *norms):
+    """Returns a value for the field `norm`: those norms that the family accepts, or its own where it accepts none."""
     allowed = tuple(norm for norm in norms if norm in norms_of(family))
     if len(allowed) < 2:
         return {"norm": allowed[0]} if allowed else {}
-    return {"norm": functools.partial(Dealt, allowed, Places())}
+    return {"norm": functools.partial(AlternatingNorm, allowed, Places())}
 
 
 class Inits:
-    """An initialization that is another one for each kernel, of ALL_INITS in turn from number `first` on."""
+    """An initializer that draws each kernel by a different one of ALL_INITS, in turn, starting at number `first`."""
 
     def __init__(self, first):
         self.next, self.used = first, {}
@@ -89,24 +89,24 @@ class Inits:
 
 
 def low_bit(family, kind):
-    found = dict.fromkeys(FAMILIES[family].low_bit, kind)
-    return {**found, "act": "identity"} if kind == "xnor" else found  # the sign of its input is the activation
+    fields = dict.fromkeys(FAMILIES[family].low_bit, kind)
+    return {**fields, "act": "identity"} if kind == "xnor" else fields  # the sign of the input is the activation
 
 
-PROGRAMS = {  # fields of a family in each of them
+PROGRAMS = {  # family fields for each of them
     "whole": lambda family: {},
     "ternary": lambda family: {
         **low_bit(family, "ternary"),
-        **dealt_norms(family, "layer", "frozen_batch", "instance"),
+        **alternating_norms(family, "layer", "frozen_batch", "instance"),
         "dtype": "bfloat16",
     },
-    "xnor": lambda family: {**low_bit(family, "xnor"), **dealt_norms(family, "channel", "group:2", "none")},
+    "xnor": lambda family: {**low_bit(family, "xnor"), **alternating_norms(family, "channel", "group:2", "none")},
 }
 
 
 def create(family, **fields):
-    about = FAMILIES[family]
-    return models.create(about.name, **{**about.fields, **fields})
+    entry = FAMILIES[family]
+    return models.create(entry.name, **{**entry.fields, **fields})
 
 
 def is_text(family):
@@ -132,13 +132,13 @@ def batch_of(family):
 
 
 def inputs_of(family):
-    """What a network is called with."""
+    """Returns the inputs that the network is called with."""
     batch = batch_of(family)
     return (batch["source"], batch["target"][:, :-1]) if is_text(family) else (batch["image"],)
 
 
 class Subject(NamedTuple):
-    """A network, the task by which it learns, its first variables, and which initializations drew shapes of kernels."""
+    """A network, the task that trains it, its initial variables, and the initializers that drew each kernel shape."""
 
     model: Any
     task: Any
@@ -154,7 +154,7 @@ def with_task(family, model):
 
 @functools.cache
 def whole(family):
-    """The network in float32, its kernels initialized by several of ALL_INITS."""
+    """Returns the network in float32, its kernels initialized by several of ALL_INITS."""
     task, inits = with_task(family, create(family)), Inits(0)
     variables, task_state = with_task(family, create(family, init=inits)).init(jax.random.key(0), task.model.example())
     return Subject(task.model, task, jax.tree.map(np.asarray, variables), task_state, inits.used)
@@ -162,7 +162,7 @@ def whole(family):
 
 @functools.cache
 def subject(family, program):
-    """Of one of PROGRAMS, or of fields ((name, value), ...)."""
+    """Returns the subject for one of PROGRAMS, or for fields given as ((name, value), ...)."""
     if program == "whole":
         return whole(family)
     fields = PROGRAMS[program](family) if program in PROGRAMS else dict(program)
@@ -172,7 +172,7 @@ def subject(family, program):
 
 
 def weight(path, shape):
-    """`drawn.weight`, but for the scales of ternary layers, which are positive."""
+    """Returns `drawn.weight`, except that the scales of ternary layers are positive."""
     return np.float32(0.5) if path.split("/")[-1] in lowbit.SCALES else drawn.weight(path, shape)
 
 
@@ -180,7 +180,7 @@ def weight(path, shape):
 
 
 class Stepped(NamedTuple):
-    """The states before and after a step, gradients by name, the mean loss."""
+    """The states before and after a step, the gradients by name, and the mean loss."""
 
     before: Any
     after: Any
@@ -190,7 +190,7 @@ class Stepped(NamedTuple):
 
 @functools.cache
 def gradients_of(family, program):
-    """`train.step.gradients`, compiled."""
+    """Returns `train.step.gradients`, compiled."""
     task = subject(family, program).task
 
     def compute(state, data, items):
@@ -204,7 +204,7 @@ def gradients_of(family, program):
 
 @functools.cache
 def updates(tx):
-    """`train.step.update`, compiled."""
+    """Returns `train.step.update`, compiled."""
     return jax.jit(functools.partial(step.update, optimizer=tx, learning_rate=lambda count: jnp.float32(0.1)))
 
 
@@ -236,7 +236,7 @@ def take_step(family, state, tx=PLAIN, program="whole"):
     items = PARALLEL.shard({name: leaf[None] for name, leaf in batch_of(family).items()})
     grads, rest = jax.tree.map(
         np.asarray, gradients_of(family, program)(state.replace(opt_state=()), {}, items)
-    )  # which they do not depend on: one program for all optimizers
+    )  # the gradients do not depend on them: one program serves all optimizers
     after, metrics = jax.tree.map(np.asarray, updates(tx)(state, grads, *rest))
     total, weight = metrics["loss"]
     return Stepped(state, after, named(grads), float(total / weight))
@@ -247,11 +247,11 @@ def stepped(family, program):
     return take_step(family, start(family, subject(family, program).variables, program=program), program=program)
 
 
-def assert_learns(found):
-    """Loss, gradients and parameters are finite float32; every parameter has a gradient and goes down it."""
-    assert math.isfinite(found.loss)
-    before, after = named(found.before.params), named(found.after.params)
-    for name, gradient in found.gradients.items():
+def assert_learns(result):
+    """Asserts that the loss and all arrays are finite float32 and that every parameter moves against its gradient."""
+    assert math.isfinite(result.loss)
+    before, after = named(result.before.params), named(result.after.params)
+    for name, gradient in result.gradients.items():
         assert gradient.dtype == after[name].dtype == np.float32, name
         assert np.isfinite(after[name]).all(), name
         assert gradient.any(), name
@@ -260,17 +260,18 @@ def assert_learns(found):
 
 @functools.cache
 def all_inits(family):
-    """Variables whose kernels are drawn by each of ALL_INITS in turn, as often as it takes to have all: pairs (shapes
-    of those used, variables). The first are those of `whole`.
+    """Returns (shapes drawn, variables) pairs until each of ALL_INITS has drawn a kernel.
+
+    The first pair comes from `whole`.
     """
-    found, known = [(whole(family).inits, whole(family).variables)], set(whole(family).inits)
+    draws, known = [(whole(family).inits, whole(family).variables)], set(whole(family).inits)
     while len(known) < len(ALL_INITS):
         inits = Inits(len(known))
         model = create(family, init=inits)
         variables = models.initialize(model, jax.random.key(1), model.example())
         known |= inits.used.keys()
-        found.append((inits.used, jax.tree.map(np.asarray, variables)))
-    return found
+        draws.append((inits.used, jax.tree.map(np.asarray, variables)))
+    return draws
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""Every family of architectures, every method, and what of the two does not go together: the one place that says so.
+"""Every family of architectures, every method, and the pairs that do not work together: the only place that lists them.
 
-test_any_network.py crosses them: a pair that REFUSED has must end in its one line, every other one must work. The table
-in the README is `table()`.
+test_any_network.py tries every pair: a pair in REFUSED must end with its one-line error, and every other pair must
+work. The table in the README is `table()`.
 """
 
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ class Family(NamedTuple):
 
 
 def _small(kind: str, low_bit: tuple[str, ...] = ("conv",), task: str = "classify", **fields: Any) -> Family:
-    """One of SMALL with the norm "batch", smaller still by `fields`."""
+    """Returns one of SMALL with the norm "batch", made smaller still by `fields`."""
     name, own = SMALL[kind]
     return Family(name, {**own, "num_classes": 10, "image_size": SIDE, "norm": "batch", **fields}, low_bit, task)
 
@@ -63,7 +63,7 @@ FAMILIES = {
         "translate",
     ),
 }
-# Layers whose filters can be removed, where they are not those of networks.PERTURBED.
+# Layers whose filters can be removed, where they differ from those of networks.PERTURBED.
 FILTERS = {
     "AlexNet": "hidden1",
     "ResNeXt": "stem_conv",
@@ -81,12 +81,12 @@ METHODS = (
     "resume", "fold", "grad_cam", "cam", "occlusion", "attention_rollout", "receptive field",
     *(f"export {format}" for format in FORMATS),
 )  # fmt: skip
-# The tests' time goes into compiling, so `make test` tries every method on these families alone. On the others it takes
-# a step in float32 and tries the methods that compile no program of their own. `make test-all` tries all pairs.
+# Compilation takes most of the tests' time, so `make test` tries every method on these families only. On the others it
+# takes one float32 step and tries the methods that compile no program of their own. `make test-all` tries all pairs.
 WHOLE = ("ResNet", "ViT", "Transformer")
 LIGHT = ("new head", "receptive field", *(f"export {format}" for format in ("safetensors", "torch", "compressed")))
 STEPPED = ("trained in float32", "norm=batch", "resume", *LIGHT)
-# Families whose blocks are another one's, too, take no step.
+# Families that share their blocks with another family take no step.
 RELATIVES = (
     "AlexNet", "plain", "pre-activation", "BiT", "ResNeXt", "MobileNet v1", "ladder", "ViT_C", "BlockDrop",
     "early exit",
@@ -94,7 +94,7 @@ RELATIVES = (
 
 
 class Refusal(NamedTuple):
-    """Families that refuse methods with the same line, a regular expression, and why."""
+    """Families that refuse methods with the same error, its regular expression, and the reason."""
 
     methods: tuple[str, ...]
     families: tuple[str, ...]
@@ -106,7 +106,7 @@ def _but(*families: str) -> tuple[str, ...]:
     return tuple(family for family in FAMILIES if family not in families)
 
 
-WITH_DENSE = tuple(family for family, about in FAMILIES.items() if "dense" in about.low_bit)
+WITH_DENSE = tuple(family for family, entry in FAMILIES.items() if "dense" in entry.low_bit)
 TEXT = ("Transformer",)
 REFUSED = (
     Refusal(
@@ -217,24 +217,24 @@ REFUSED = (
 
 
 def refusal(family: str, method: str) -> str | None:
-    """The line with which the family refuses the method; None where the two go together."""
+    """Returns the error with which the family refuses the method; None where the two work together."""
     return next((one.line for one in REFUSED if family in one.families and method in one.methods), None)
 
 
 def in_full(family: str, method: str) -> bool:
-    """Returns whether `make test-all` alone tries the pair; `make test` tries all that are refused."""
+    """Returns whether only `make test-all` tries the pair; `make test` tries every pair that is refused."""
     if refusal(family, method) or family in WHOLE:
         return False
     return method not in (LIGHT if family in RELATIVES else STEPPED)
 
 
 def norms_of(family: str) -> list[str]:
-    """The norms that it takes."""
+    """Returns the norms that the family accepts."""
     return [norm for norm in NORMS if not refusal(family, f"norm={norm}")]
 
 
 def table() -> str:
-    """REFUSED in Markdown."""
+    """Returns REFUSED as a Markdown table."""
     rows = []
     for one in REFUSED:
         others = _but(*one.families)

@@ -1,8 +1,8 @@
-"""Every test process has four CPU devices, so that what is lifted over devices can be tested anywhere.
+"""Every test process has four CPU devices, so that multi-device code can be tested anywhere.
 
-Most of the tests' time is compilation. So what one process compiles, the others of the same run load; LLVM does not
-optimize, nor is a program cut into parts for it, and fusions do not go through MLIR. XLA_FLAGS, where set, decide
-(`make test-all` compiles as users do).
+Compilation takes most of the tests' time, so the processes of one run share a compilation cache. LLVM does not
+optimize, does not split programs for parallel compilation, and does not use MLIR for fusions. XLA_FLAGS, where set,
+takes precedence (`make test-all` compiles as users do).
 """
 
 import atexit
@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tests of correctness compare with references made on a CPU
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # correctness tests compare with references recorded on a CPU
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
@@ -29,7 +29,8 @@ from tests import tiers
 
 jax.config.update("jax_num_cpu_devices", 4)
 
-# The longest files first, by measured time: no worker is alone with one at the end (`make test` keeps this order).
+# The longest files come first, by measured time, so that no worker is left alone with one at the end (`make test` keeps
+# this order).
 LONG = """
 models/test_any_network.py
 train/devices/test_multihost.py
@@ -96,36 +97,36 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "check: unit tests of `make check` (tests/tiers.py)")
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m decides
+@pytest.hookimpl(tryfirst=True)  # run before -m selects tests
 def pytest_collection_modifyitems(config, items):
     tiers.mark(items)
     if config.args == [str(Path(__file__).parent)] or config.args == ["tests"]:
-        assert not (rows := tiers.unknown(items)), f"tests/tiers.py names tests that are not there: {sorted(rows)}"
+        assert not (rows := tiers.unknown(items)), f"tests/tiers.py names tests that do not exist: {sorted(rows)}"
     place = {file: i for i, file in enumerate(LONG)}
     names = {item.path: item.path.relative_to(tiers.ROOT).as_posix() for item in items}
     items.sort(key=lambda item: place.get(names[item.path], len(LONG)))
 
 
-MOST_MAPS = 20_000  # of 65,530, the number that Linux allows a process
+MOST_MAPS = 20_000  # Linux allows a process 65,530
 
 
 def maps():
-    """Returns how many pieces of memory the process maps."""
+    """Returns the number of memory maps of this process."""
     try:
         return Path("/proc/self/maps").read_bytes().count(b"\n")
     except OSError:
-        return MOST_MAPS  # not a Linux; nobody knows
+        return MOST_MAPS  # not Linux: the number is unknown
 
 
 @pytest.fixture(scope="module", autouse=True)
 def room_for_programs():
-    """Gives up the programs of the last files where they are many, and does not search for garbage in what lives on.
+    """Clears compiled programs once they are many, and freezes live objects so that garbage collection skips them.
 
-    Each program maps memory, and LLVM aborts at Linux's limit. Streams and Orbax collect garbage often, and modules are
-    a million objects.
+    Each program maps memory, and LLVM aborts at Linux's limit. Streams and Orbax collect garbage often, and the
+    imported modules hold a million objects.
     """
     if maps() >= MOST_MAPS:
         jax.clear_caches()
-        gc.unfreeze()  # objects that were alive when the last file began may be garbage now
+        gc.unfreeze()  # objects that were alive when the last file started may be garbage now
         gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""A finished run, and accidents that befall its folder."""
+"""A finished run, and accidents that damage its folder."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ STEPS = (4, 8, 12)
 
 
 def finished_run(folder):
-    """Trains 12 steps with three checkpoints; returns the config and, by step, what the checkpoints hold."""
+    """Trains 12 steps with three checkpoints; returns the config and the content of the checkpoints by step."""
     config = tiny.config(keep_checkpoints=3, log_every="1 steps", evaluate_every="4 steps", ema_decay=0.5)
     loop.train(config, folder)
     store = checkpoint.Checkpoints(folder / "checkpoints", read_only=True)
@@ -28,7 +28,7 @@ def finished_run(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(config, folder, what each checkpoint holds) of a finished run."""
+    """Returns (config, folder, content of each checkpoint) of a finished run."""
     folder = tmp_path_factory.mktemp("run") / "run"
     config, held = finished_run(folder)
     return config, folder, held
@@ -36,23 +36,23 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def copied(run, tmp_path):
-    """A copy of the run that may be damaged."""
+    """Returns the folder of a copy of the run that a test may damage."""
     shutil.copytree(run[1], tmp_path / "run")
     return tmp_path / "run"
 
 
 def write_as_earlier_versions(folder, held):
-    """The checkpoints as versions before checksums wrote them, through Orbax's manager."""
+    """Writes the checkpoints as versions before checksums did, through Orbax's manager."""
     options = ocp.CheckpointManagerOptions(best_fn=lambda metrics: metrics.get("accuracy", 0))
     manager = ocp.CheckpointManager(folder, options=options)
-    for step, (leaves, about) in held.items():
-        about = {name: about[name] for name in ("seconds", "data", "recorder", "step")} | {
+    for step, (leaves, metadata) in held.items():
+        metadata = {name: metadata[name] for name in ("seconds", "data", "recorder", "step")} | {
             "crc32": {name: zlib.crc32(np.ascontiguousarray(leaf)) for name, leaf in leaves.items()}
         }
         manager.save(
             step,
             metrics={"accuracy": step / 100},
-            args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(about)),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(metadata)),
         )
     manager.close()
 
@@ -81,7 +81,7 @@ def files(folder):
 
 
 def edit_json(content, rng):
-    """Another number, text or type in one place."""
+    """Changes a number, text or type in one place."""
     path = []
 
     def places(value, at):
@@ -104,7 +104,7 @@ def edit_json(content, rng):
 
 
 def accident(folder, rng):
-    """One accident in a folder of checkpoints; returns its name."""
+    """Causes one accident in a folder of checkpoints; returns its name."""
     steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
     step = folder / str(rng.choice([steps[-1], steps[-1], rng.choice(steps)]))
     other = folder / str(rng.choice([one for one in steps if str(one) != step.name]))

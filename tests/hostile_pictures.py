@@ -1,4 +1,4 @@
-"""One picture in many encodings, some of which PIL reads but does not write: PNG and TIFF with any number of bits."""
+"""One picture in many encodings, including PNGs and TIFFs of any bit depth that PIL reads but does not write."""
 
 import io
 import struct
@@ -7,15 +7,15 @@ import zlib
 import numpy as np
 from PIL import Image
 
-WIDTH, HEIGHT, BLOCK = 64, 48, 16  # blocks of one color each, as JPEG has them
+WIDTH, HEIGHT, BLOCK = 64, 48, 16  # each block has a single color, as in JPEG
 _COLORS = np.random.default_rng(3).integers(0, 256, (HEIGHT // BLOCK, WIDTH // BLOCK, 3), np.uint8)
-COLOR = _COLORS.repeat(BLOCK, 0).repeat(BLOCK, 1)  # uint8 [48, 64, 3]; no turn of it looks like it
+COLOR = _COLORS.repeat(BLOCK, 0).repeat(BLOCK, 1)  # uint8 [48, 64, 3]; no rotation or reflection equals it
 GRAY = COLOR[..., 1]
 SHARE = GRAY / 255  # float64 in [0, 1]
 
 
 def saved(pixels: np.ndarray, kind: str, mode: str | None = None, **options) -> bytes:
-    """Returns pixels as PIL writes them in a format, converted to a mode."""
+    """Returns the pixels as PIL writes them in a format, converted to a mode."""
     file = io.BytesIO()
     image = Image.fromarray(pixels)
     (image.convert(mode) if mode else image).save(file, kind, **options)
@@ -23,8 +23,9 @@ def saved(pixels: np.ndarray, kind: str, mode: str | None = None, **options) -> 
 
 
 def png(pixels: np.ndarray, bits: int, kind: int, transparent: bytes = b"") -> bytes:
-    """Returns a PNG of numbers [H, W] or [H, W, C] with 1 to 16 bits, of a color type (0 gray, 2 RGB, 4 gray and
-    alpha, 6 RGBA) and with that content of the chunk tRNS.
+    """Returns a PNG of numbers [H, W] or [H, W, C] with 1 to 16 bits.
+
+    `kind` is the color type (0 gray, 2 RGB, 4 gray and alpha, 6 RGBA), `transparent` the content of the chunk tRNS.
     """
     rows = pixels.reshape(len(pixels), -1)
     places = np.arange(bits, dtype=pixels.dtype)[::-1]
@@ -44,7 +45,7 @@ def png(pixels: np.ndarray, bits: int, kind: int, transparent: bytes = b"") -> b
 
 
 def tiff(pixels: np.ndarray, endian: str = "<", bits: int = 0, white_is_zero: bool = False) -> bytes:
-    """Returns an uncompressed TIFF of numbers [H, W], whose dtype says what they are; `bits` 12 packs them."""
+    """Returns an uncompressed TIFF of numbers [H, W]; the dtype sets the sample format, and `bits` of 12 packs them."""
     kinds = {"u": 1, "i": 2, "f": 3}
     raw = pixels.astype(pixels.dtype.newbyteorder(endian)).tobytes()
     if bits:
@@ -61,13 +62,13 @@ def tiff(pixels: np.ndarray, endian: str = "<", bits: int = 0, white_is_zero: bo
 
 
 def pnm(kind: str, pixels: np.ndarray, top: int) -> bytes:
-    """Returns a PGM ("P5") or PPM ("P6") whose levels reach `top`."""
+    """Returns a PGM ("P5") or PPM ("P6") with the maximum level `top`."""
     kept = np.rint(pixels / 255 * top).astype(np.uint8 if top < 256 else ">u2")
     return f"{kind}\n{WIDTH} {HEIGHT}\n{top}\n".encode() + kept.tobytes()
 
 
 def levels(bits: int) -> np.ndarray:
-    """Returns the gray picture as numbers of so many bits."""
+    """Returns the gray picture as numbers of this many bits."""
     return np.rint(SHARE * (2**bits - 1)).astype(np.uint64)
 
 
@@ -85,7 +86,7 @@ def _opaque(pixels: np.ndarray) -> np.ndarray:
     return np.dstack([pixels, np.full((HEIGHT, WIDTH), 255, np.uint8)])
 
 
-# name.ending: (the file, the picture in it, levels by which the encoding may differ)
+# name.ending: (the file, the picture in it, the number of levels by which the encoding may differ)
 ENCODINGS = {
     "gray1.png": (png(levels(1), 1, 0), GRAY, 127.5),
     "gray2.png": (png(levels(2), 2, 0), GRAY, 42.5),
@@ -104,7 +105,7 @@ ENCODINGS = {
     "rgb8.tiff": (saved(COLOR, "TIFF", compression="tiff_lzw"), COLOR, 0),
     "rgba8.tif": (saved(_opaque(COLOR), "TIFF"), COLOR, 0),
     "cmyk.tif": (saved(COLOR, "TIFF", "CMYK"), COLOR, 0),
-    "lab.tif": (saved(COLOR, "TIFF", "LAB"), COLOR, 30),  # eight bits of Lab lose that much of a vivid color
+    "lab.tif": (saved(COLOR, "TIFF", "LAB"), COLOR, 30),  # Lab with eight bits loses that much of a vivid color
     "palette.tif": (_file(_palette(), "TIFF"), COLOR, 0),
     "palette_alpha.tif": (_file(_palette().convert("PA"), "TIFF"), COLOR, 0),
     "gray12.tif": (tiff(levels(12).astype(np.uint16), bits=12), GRAY, 0),
@@ -142,7 +143,7 @@ ENCODINGS = {
     "rgb8.ico": (saved(COLOR, "ICO", sizes=[(WIDTH, HEIGHT)]), COLOR, 0),
 }
 
-# Half of the picture is transparent, and black or red under that
+# Half of the picture is transparent, and black or red underneath
 HIDDEN = np.zeros((HEIGHT, WIDTH), bool)
 HIDDEN[: HEIGHT // 2] = True
 _SEEN = np.where(HIDDEN, 0, 255).astype(np.uint8)
@@ -153,7 +154,7 @@ COLOR_SEEN = np.where(HIDDEN[..., None], np.uint8(255), COLOR)
 
 
 def _indexed() -> tuple[Image.Image, int]:
-    """Returns a palette image of the picture, and the number in it of the hidden red."""
+    """Returns a palette image of the picture, and the palette index of the hidden red."""
     image = Image.fromarray(_UNDER).convert("P", palette=Image.Palette.ADAPTIVE)
     return image, image.getpixel((0, 0))
 

@@ -1,7 +1,7 @@
-"""Breaks the code in one place after the other, and records which tier of tests notices: python -m tests.mutation.
+"""Breaks the code in one place at a time and records which tier of tests notices: python -m tests.mutation.
 
-Each change goes into a copy of the working tree. The tests that run are those of the files that its row names: first
-the ones of `make check`, then the ones of `make test`, then all.
+Each change is applied to a copy of the working tree. Only the test files that its row names are run: first their tests
+in `make check`, then those in `make test`, then all.
 """
 
 import json
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
 TIERS = {"check": "check and not full", "test": "not full", "test-all": ""}
 CHECKPOINTS = "train/test_checkpoint.py train/test_hostile_workdir.py"
-# By file: the code, what is written instead, and the files of tests.
+# By file: the code, its replacement, and the test files.
 MUTANTS = """
 train/step.py
     jnp.sum(x, 0), metrics)  =>  jnp.mean(x, 0), metrics)  | train/test_step.py
@@ -54,7 +54,7 @@ train/storage/checkpoint_format.py
 
 
 def mutants():
-    """Yields (file, code, what is written instead, files of tests)."""
+    """Yields (file, code, replacement, test files)."""
     for file, rows in re.findall(r"^(\S+)\n((?: +.*\n)*)", MUTANTS.lstrip(), re.MULTILINE):
         for row in rows.splitlines():
             change, _, tests = row.rpartition(" | ")
@@ -63,7 +63,7 @@ def mutants():
 
 
 def copy_of_the_tree(folder):
-    """Copies the files that Git tracks or would track, as they are."""
+    """Copies the files that Git tracks or would track, with their current content."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]:
         if (ROOT / name).is_file():
@@ -72,7 +72,7 @@ def copy_of_the_tree(folder):
 
 
 def catches(folder, tier, tests):
-    """Returns the first test of the tier that fails; None where all pass, or the tier has no test in these files."""
+    """Returns the first test of the tier that fails; None where all pass or there is no such test."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-m", TIERS[tier], *(f"tests/{t}" for t in tests)]
     cache = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/.cache", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | cache, check=False)
@@ -82,14 +82,16 @@ def catches(folder, tier, tests):
 
 
 def judged(folder, file, code, other, tests):
-    """Returns the row of one mutant: where it is, and the test by which each tier catches it."""
+    """Returns the row of one mutant: its location, and the test by which each tier catches it."""
     text = (folder / file).read_text()
-    assert text.count(code) == 1, f"{file} has {text.count(code)} times {code!r}: mend tests/mutation.py"
+    assert text.count(code) == 1, (
+        f"{file} contains {code!r} {text.count(code)} times, not once: update tests/mutation.py"
+    )
     row = {"file": file, "line": text[: text.index(code)].count("\n") + 1, "code": code, "instead": other}
     (folder / file).write_text(text.replace(code, other))
     for tier in TIERS:
         row[tier] = catches(folder, tier, tests)
-        if row[tier]:  # the next tiers have this test, too
+        if row[tier]:  # the next tiers include this test
             row |= dict.fromkeys(list(TIERS)[list(TIERS).index(tier) :], row[tier])
             break
     (folder / file).write_text(text)
@@ -97,7 +99,7 @@ def judged(folder, file, code, other, tests):
 
 
 def main():
-    numbers = [int(number) for number in sys.argv[1:]]  # rows to judge again; none: all
+    numbers = [int(number) for number in sys.argv[1:]]  # rows to judge again; default: all
     with tempfile.TemporaryDirectory(prefix="ablate-mutation-") as room:
         folder = Path(room)
         copy_of_the_tree(folder)

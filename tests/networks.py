@@ -1,4 +1,4 @@
-"""Tables of the registered networks that tests hold them to; tests/models/test_registry.py reads them."""
+"""Expected properties of the registered networks; tests/models/test_registry.py reads them."""
 
 import csv
 import re
@@ -8,14 +8,14 @@ import pytest
 
 from train.setup import spec
 
-# Trained parameters. Where the reference names no paper, the counts are equal; a paper rounds them. Networks without a
-# reference guard against changes.
+# Trained parameters. Where the reference names no paper, the counts are equal; papers round them. Networks without a
+# reference are listed to guard against changes.
 with open(Path(__file__).parent / "data" / "parameters.csv") as _file:
     PARAMETERS = {row["network"]: int(row["parameters"]) for row in csv.DictReader(_file)}
 
 
 def _table(text):
-    """Returns {key: (name, fields)} of lines "key: name(field=value, …)"; an indented line continues the one before."""
+    """Returns {key: (name, fields)} for lines "key: name(field=value, …)"; indented lines continue the previous one."""
     lines = (line.split(": ", 1) for line in re.sub(r"\n +", " ", text).strip().splitlines())
     calls = {kind: spec.parse("a table of the tests", call)[0] for kind, call in lines}
     return {kind: (call.name, dict(call.kwargs)) for kind, call in calls.items()}
@@ -52,7 +52,7 @@ vit_c: vit_c_1gf(stem_channels=(4, 8, 8), patch_size=4, stem_norm=None, stem_act
 """)
 
 
-# For each class of networks, the kind of SMALL to try it on, and values for the fields that not all families have.
+# For each class of networks: the kind of SMALL to try it on, and values for the fields that not every family has.
 _OTHERS = _table("""
 ResNet: basic(stage_sizes=(1, 2), bottleneck=True, stem=imagenet, width=4, widen=2, groups=('bottleneck', 2),
     base_width=('bottleneck', 32), stride_in=('bottleneck', '1x1'), shortcut=B, preact=True, zero_gamma=True,
@@ -84,12 +84,12 @@ GatedResNet: gated(stage_sizes=(2,), shortcut=A, target=1.0, rates=(0.5, 1), gat
 BlockDrop: blockdrop(shortcut=A, policy_sizes=(1, 2), policy_width=8, policy_pool=4)
 EarlyExitResNet: early_exit(exits=(1, 2), exit_width=0)
 """)
-# Every family's fields. The tests replace "spy" by the spy for that field.
+# Fields of every family. The tests replace "spy" by the spy for that field.
 _COMMON = {
     "num_classes": 7, "norm": "group:2", "act": "silu", "widths": "stage1/block0/conv1:5", "init": "xavier_normal",
     "conv": "standardized", "dense": "spy", "dtype": "bfloat16",
 }  # fmt: skip
-# Residual networks with something more; their kinds consist of bottlenecks.
+# Residual networks with additional fields; their kinds consist of bottlenecks.
 _RESIDUAL = dict(_OTHERS["ResNet"][1], bottleneck=False, groups=2, base_width=32, stride_in="1x1")
 
 
@@ -106,14 +106,14 @@ def _perturbed(family):
 
 # Each value must change the parameters' shapes, their values or the output in training.
 PERTURBED = {family: _perturbed(family) for family in _OTHERS}
-# Kernels that start as their paper has it, whatever `init` is: what a gate's logits start from.
+# Kernels that start as in their paper, whatever `init` is: those that produce the logits of a gate.
 OWN_START = re.compile("gate/dense2/kernel")
-# Parameters that learn by a task of their own alone: what decides by a threshold has no gradient (test_adaptive_tasks).
+# Parameters that only learn by a task of their own, because a threshold has no gradient (test_adaptive_tasks).
 NO_GRADIENT = re.compile("policy/")
-# Fields that change neither on one device: they act on several devices (test_norm), on memory, on gradients
-# (test_gated), or, image_size, only where a family's parameters depend on it.
+# Fields that change neither of them on one device. They affect several devices (test_norm), memory, or gradients
+# (test_gated); image_size matters only where a family's parameters depend on it.
 ELSEWHERE = {"sync_norm", "remat", "temperature", "image_size"}
-# Deeper relatives of others in PARAMETERS, which take their time to trace: for `make test-all`.
+# Deeper variants of others in PARAMETERS, which take long to trace: only for `make test-all`.
 DEEP = re.compile(
     "101|152|200|201|264|161|1202|1001|164|_bc(250|190)|large|huge|swin_[bl]|(18|36)gf|ladder(0[5-9]|1[0-2])|"
     "msdnet_imagenet_step[67]"
@@ -121,5 +121,5 @@ DEEP = re.compile(
 
 
 def deep_in_full(names):
-    """Parameters of a test: the names, those of deep networks marked."""
+    """Returns test parameters: the names, with those of deep networks marked `full`."""
     return [pytest.param(name, marks=[pytest.mark.full] * bool(DEEP.search(name))) for name in names]

@@ -14,14 +14,14 @@ PAIRS = (
 
 
 def write(folder):
-    """The pairs as train.en, train.de, test.en and test.de."""
+    """Writes the pairs as train.en, train.de, test.en and test.de."""
     for split in ("train", "test"):
         for language, lines in zip(("en", "de"), zip(*PAIRS, strict=True), strict=True):
             (folder / f"{split}.{language}").write_text("\n".join(lines) + "\n")
 
 
 def config(source, **changes):
-    """configs/translation.py with a network of one narrow block on one device; "section__key" changes a key."""
+    """Returns configs/translation.py with a network of one narrow block on one device; "section__key" changes a key."""
     c = translation.get_config()
     c.model.width, c.model.heads, c.model.layers, c.model.ff_width = 32, 2, 1, 64
     c.data.source, c.batch_size, c.eval_batch_size, c.devices, c.hooks = source, 12, 8, 1, ""

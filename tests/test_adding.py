@@ -1,4 +1,4 @@
-"""The README's section "Adding": its files do what it says, as they stand there; what is wrong with one is one line."""
+"""Tests the README's section "Adding": its files work as printed, and a mistake in one gives a one-line error."""
 
 import importlib
 import pickle
@@ -35,7 +35,10 @@ QUICK = {"duration": "4 steps", "checkpoint_every": "4 steps", "evaluate_every":
 
 @pytest.fixture(autouse=True, scope="module")
 def folder(tmp_path_factory):
-    """The working folder, with the files: not the project's, of which configs are named by their paths."""
+    """Returns a working folder with the files.
+
+    It is not the project's own folder, because configs are named by their paths.
+    """
     folder = tmp_path_factory.mktemp("mine")
     (folder / "configs").symlink_to(tiny.ROOT / "configs")
     for name, code in FILES.items():
@@ -51,13 +54,13 @@ def test_an_architecture_is_trained_explained_counted_and_exported(tmp_path, cap
     assert result["parameters"] == 9 * (4 + 32 + 128) + 2 * (4 + 8 + 16) + 16 * 10 + 10
     trained, state = restore.load(tmp_path / "run")
     exported = network.network(trained, state)
-    write.export(trained, exported, "safetensors", tmp_path / "out", {}, images=8)  # which reads it back
+    write.export(trained, exported, "safetensors", tmp_path / "out", {}, images=8)  # also reads the file back
     opened = loaded.load(tmp_path / "out")
     assert opened.card["architecture"] == "my_net.py:mynet8"
     probabilities, logits = opened.run(np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1))
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), rtol=1e-5)
     maps, *_ = cam.grad_cam(exported.create(), exported.variables, jnp.ones((1, 8, 8, 1)), jnp.zeros(1, int))
-    assert maps.shape == (1, 2, 2)  # of the last stage
+    assert maps.shape == (1, 2, 2)  # from the last stage
     assert command_line(["", "my_net.py:mynet8", "--resolution=8", "--channels=1", "--set=width=4"]) == 0
     assert f"{result['parameters'] + 990 * 17:,}" in capsys.readouterr().out  # 1,000 classes
 
@@ -83,9 +86,9 @@ def test_a_study_has_a_verdict_and_its_place_in_the_report(tmp_path, monkeypatch
     module = study.module("my_study.py")
     planned = module.trials("digits")
     assert len(planned) == 4
-    one_seed = module.STUDY._replace(trials=lambda scale: planned[::2])  # which is quicker
+    one_seed = module.STUDY._replace(trials=lambda scale: planned[::2])  # faster
     monkeypatch.setattr(module, "STUDY", one_seed)
-    found = runner.run(
+    results = runner.run(
         "my_study.py",
         "digits",
         tmp_path / "work",
@@ -93,8 +96,8 @@ def test_a_study_has_a_verdict_and_its_place_in_the_report(tmp_path, monkeypatch
         1,
         rich.console.Console(quiet=True),
     )
-    assert [claim["verdict"] in study.VERDICTS for claim in found["claims"]] == [True]
-    assert len({trial["folder"] for trial in found["trials"] if trial["folder"].startswith("mynet8-")}) == 2
+    assert [claim["verdict"] in study.VERDICTS for claim in results["claims"]] == [True]
+    assert len({trial["folder"] for trial in results["trials"] if trial["folder"].startswith("mynet8-")}) == 2
     report = content.gather(tmp_path / "results", tmp_path / "pictures")
     assert "Root mean squares" in [section.title for section in report.sections]
     assert [claim.study for claim in report.claims] == ["Root mean squares"]
@@ -107,7 +110,7 @@ def test_one_line_registers_each(monkeypatch, folder):
     for line, table, path in lines:
         module = importlib.import_module(path.replace("/", ".").removesuffix(".__init__"))
         name, where = line.replace('"', "").split(": ")
-        monkeypatch.setitem(getattr(module, table), name, where.split(".")[-1])  # where the file has not moved
+        monkeypatch.setitem(getattr(module, table), name, where.split(".")[-1])  # the module, as the table names it
     assert models.create("mynet16").width == 16
     assert norms.norm("rms", train=True)(name="n").epsilon == 1e-6
     assert spec.resolve_one("task", "focal(gamma=0.5)", tasks.TASKS, None, 2, tiny.config().task).gamma == 0.5
@@ -182,7 +185,8 @@ def test_configs_take_it_as_an_argument_and_other_processes_find_it():
     ],
 )
 def test_a_mistake_is_one_line(folder, monkeypatch, code, use, message):
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # which is told from the next file's by the second alone
+    # Bytecode is matched to a file by its modification time in whole seconds, and the next case comes sooner.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     sys.modules.pop((folder / "wrong.py").as_uri().replace(".", "%2E"), None)
     (folder / "wrong.py").write_text(code or "")
     with pytest.raises(UserError, match=re.escape(message)) as raised:

@@ -1,4 +1,4 @@
-"""The rooms of the house: imports run one way, configs are plain data, nothing else lies at the top."""
+"""Rules of the architecture: imports run one way, configs are plain data, and the top level holds nothing else."""
 
 import ast
 import importlib.util
@@ -13,11 +13,11 @@ import models
 from experiments.bench import commands
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ["models", "train", "experiments"]  # each may import itself and those before it
+ROOMS = ["models", "train", "experiments"]  # each may import itself and the rooms before it
 
 
 def imported(path):
-    """Top-level names that a file imports, wherever in it."""
+    """Returns the top-level names that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
@@ -26,7 +26,7 @@ def imported(path):
 
 
 def at_import(path):
-    """The modules that a file imports when it is imported itself, and their packages."""
+    """Returns the modules that are loaded when a file is imported, with their packages."""
     tree = ast.parse(path.read_text())
     tree.body = [
         node
@@ -36,12 +36,12 @@ def at_import(path):
     ]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
+            modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            found = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        for name in found:
+        for name in modules:
             parts = name.split(".")
             yield from (".".join(parts[:i]) for i in range(1, len(parts) + 1))
 
@@ -56,12 +56,12 @@ def test_imports_run_one_way(room):
 
 
 def modules():
-    """Each file of the rooms by the name of its module."""
+    """Returns the file of each module in the rooms, by the module's name."""
     paths = (path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
-def test_there_are_no_circles_of_imports_and_no_private_names_are_imported():
+def test_imports_have_no_cycles_and_no_private_names():
     files, uses = modules(), {}
     for name, path in files.items():
         uses[name] = set()
@@ -81,12 +81,12 @@ def test_there_are_no_circles_of_imports_and_no_private_names_are_imported():
     assert not left, "files that import each other in a circle, or import such files"
 
 
-def test_configs_import_ml_collections_alone():
+def test_configs_only_import_ml_collections():
     for path in (ROOT / "configs").rglob("*.py"):
         assert set(imported(path)) <= {"ml_collections", "configs", *sys.stdlib_module_names}, path
 
 
-def test_the_top_level_holds_what_the_design_names():
+def test_the_top_level_matches_the_design():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     if not tracked:
         pytest.skip("not a git checkout")
@@ -136,7 +136,7 @@ SLOW = {
 
 
 def test_help_waits_for_no_slow_import():
-    """Of each command: what is imported before its flags are parsed, by its modules and those of ours they import."""
+    """Checks that no command imports a slow module, directly or through our own modules, before it parses its flags."""
     assert {"train", "train.export", "models.analysis", "experiments.run"} <= set(commands.names())
     for command in commands.names():
         left, seen = [Path(importlib.util.find_spec(command).origin)], set()

@@ -1,4 +1,4 @@
-"""Writes a small TFDS set in array_record, without TensorFlow, as `tfds.builder` finds it."""
+"""Writes a small TFDS data set in array_record, without TensorFlow, where `tfds.builder` looks for it."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 
 def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
-    """A file of uint8 pixels [H, W, 3]."""
+    """Returns an image file of uint8 pixels [H, W, 3]."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
@@ -28,7 +28,12 @@ def write(
     file_format: str = "array_record",
     features: tuple[str, str] = ("image", "label"),
 ) -> None:
-    """Prepares set `name` of three classes in `data_dir`. splits: encoded images and labels. shape: None: varying."""
+    """Writes the data set `name` of three classes into `data_dir`.
+
+    Args:
+      splits: encoded images and labels.
+      shape: None for images of varying sizes.
+    """
     folder = data_dir / name / "1.0.0"
     folder.mkdir(parents=True)
     dimensions = [*(str(side) for side in shape or (-1, -1)), "3"]
@@ -57,9 +62,10 @@ def write(
 
 
 def write_as(data_dir: Path, name: str, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Prepares TFDS's own set `name` in `data_dir`, of examples that are made: what TFDS itself would write of them.
+    """Writes made-up examples as TFDS's own data set `name` into `data_dir`, in the form that TFDS itself would write.
 
-    splits: examples with all features that TFDS gives the set; images are bytes of files.
+    Args:
+      splits: examples with every feature of the data set in TFDS; images are the bytes of files.
     """
     builder = tfds.builder(name, data_dir=data_dir)
     features, folder, infos = builder.info.features, Path(builder.data_path), []

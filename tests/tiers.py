@@ -15,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parent
 
-# Files, and by line a test and how many of its cases `make test` runs (evenly spaced; 0: none), with the sibling that
-# covers the code of the others.
+# By file: a test, how many of its cases `make test` runs (evenly spaced; 0: none), and the sibling that covers the code
+# of the other cases.
 FULL = """
 configs/test_every_config.py
     test_every_key_is_known_and_read                                2  the other configs
@@ -41,9 +41,9 @@ models/compress/test_shrink.py
 models/explain/test_receptive.py
     test_units_see_the_pixels_of_their_box                          5  the other networks
 models/kernels/test_native.py
-    test_goes_without                                               1  the other reasons
+    test_works_without_the_library                                  1  the other reasons
 models/kernels/test_runtime.py
-    test_the_user_s_choice_of_a_cache_stands                        1  the other choices
+    test_the_choice_of_a_cache_by_the_user_is_kept                  1  the other choices
 models/layers/test_conv.py
     test_agrees_with_the_plain_convolution                          40  the other shapes
 models/test_derivatives.py
@@ -51,28 +51,28 @@ models/test_derivatives.py
     test_a_token_that_nothing_attends_to_changes_nothing            1  the other networks
     test_networks_with_attention_are_differentiated_for_cuda        2  test_gradients_of_attention_are_compiled_for_cuda
     test_gradients_of_attention_are_compiled_for_cuda              24  the other shapes
-    test_forward_mode_names_its_cure                                3  the other layers
+    test_errors_of_forward_mode_name_the_remedy                     3  the other layers
     test_forward_mode_of_a_layer_is_refused_in_every_way           12  the other layers
 models/test_hostile.py
-    test_the_command_says_so_in_one_line_and_writes_nothing         0  test_commands_say_it_in_one_line
-    test_every_family_says_the_smallest_image_that_it_takes         3  the other families
+    test_the_command_reports_it_in_one_line_and_writes_nothing      0  test_commands_report_it_in_one_line
+    test_every_family_names_the_smallest_image_that_it_accepts      3  the other families
     test_the_smallest_image_of_well_known_networks                  2  the other networks
-    test_a_batch_of_none_gives_no_logits                            6  the other families
+    test_an_empty_batch_gives_no_logits                             6  the other families
 models/test_parity.py
     test_exported_names_and_shapes_are_those_of_the_library         7  test_equal
 models/test_registry.py
-    test_no_other_op_than_the_ingredients                           12  the other kinds
+    test_there_are_no_operations_besides_the_ingredients            12  the other kinds
     test_parameters_and_logits_of_every_network                    24  the other networks of a family
     test_every_field_changes_something                             30  models/test_FAMILY.py, test_parity.py
     test_every_kernel_is_drawn_by_init                              8  test_any_network.py
     test_the_training_pass_for_a_gpu_has_no_transposes_and_no_float32_products    8  test_dtype_reaches_…
     test_dtype_reaches_every_convolution_and_product               12  the other families
-    test_without_norm_there_is_none                                12  the other families
+    test_networks_without_norm_normalize_nothing                   12  the other families
 models/weights/test_layouts.py
-    test_there_and_back                                             27  the other kinds of a layout
+    test_round_trip                                                 27  the other kinds of a layout
 models/weights/test_unwrap.py
-    test_networks_take_the_channels_of_their_file                   9  the other families
-    test_a_file_of_other_channels_in_and_out                        1  the other layouts
+    test_networks_adopt_the_channels_of_their_file                  9  the other families
+    test_import_and_export_of_a_file_with_other_channels            1  the other layouts
 train/data/test_hostile.py
     test_a_run_is_not_resumed_with_other_arrays                     2  the other arrays
 train/data/test_prepare.py
@@ -85,7 +85,7 @@ train/optim/test_pruning.py
     test_a_network_without_filters_equals_its_smaller_one_after_any_step 0  compress/test_shrink.py, test_any_network.py
     test_the_file_that_pruning_goes_by_belongs_to_the_run           0  test_sensitivity_from_a_file_…
     test_filters_that_cannot_be_removed_are_refused_before_training 1  compress/test_shrink.py
-    test_exactly_as_many_stay_and_they_are_the_highest              6  the other counts
+    test_exactly_the_required_number_of_highest_scores_is_kept      6  the other counts
 train/test_adaptive.py
     test_the_command                                                0  the other tests of this file, in the process
     test_blockdrop_from_a_network_and_both_from_that                0  train/tasks/test_adaptive.py
@@ -98,8 +98,8 @@ train/test_export.py
 train/test_hostile_more.py
     test_weights_that_are_not_finite_are_refused                    4  the other weights
     test_checkpoints_in_a_folder_of_any_name_are_read_again         3  the other names
-    test_a_config_that_is_no_python_file_is_refused_in_one_line     1  the other files
-    test_files_that_are_no_runs_are_not_written_over                3  the other files
+    test_a_config_that_is_not_a_python_file_is_refused_in_one_line  1  the other files
+    test_files_that_are_not_of_runs_are_not_overwritten             3  the other files
 train/test_hostile_process.py
     test_tensorboard_has_every_point_once_after_a_kill              2  the other moments
 train/test_hostile_texts.py
@@ -112,19 +112,19 @@ train/test_hostile_workdir.py
 train/test_loop.py
     test_a_mistake_is_one_line_and_nothing_is_written               20  the other mistakes
 train/test_reopened.py
-    test_predictions_are_by_the_names_of_the_training               2  the other sources
+    test_predictions_use_the_class_names_of_the_training            2  the other sources
     test_commands_without_a_data_set                                0  test_a_folder_and_a_bad_file_are_predicted
-    test_a_test_set_that_changed_is_said_where_it_is_used           3  the other commands
+    test_a_test_set_that_changed_is_reported_where_it_is_used       3  the other commands
 train/test_resume.py
     test_sigkill_in_the_middle_of_steps_and_of_saves                0  test_sigterm_…, test_loop.py: test_going_on_…
-    test_ctrl_c_twice_at_once_is_no_traceback                       1  the other moments
+    test_double_ctrl_c_gives_no_traceback                           1  the other moments
 train/test_step.py
     test_a_short_run_evaluates_what_it_learned                      1  the other family
 train/tasks/test_adaptive.py
     test_the_loss_of_a_policy_and_its_gradient                      1  the other way to learn
 """
-# `make check`: unit tests, which train no runs and start no processes. A file alone means all its tests, but for those
-# after a dash.
+# `make check`: unit tests, which train no runs and start no processes. A file without tests means all its tests, except
+# those after a dash.
 CHECK = """
 models/analysis/test_exit_policy.py
 models/compress/test_archive.py
@@ -144,7 +144,7 @@ models/test_mobilenet.py
     - test_shortcuts_are_where_shapes_stay
 models/test_registry.py
     test_mistakes_are_one_line
-    test_no_other_op_than_the_ingredients
+    test_there_are_no_operations_besides_the_ingredients
     test_the_table_holds_every_registered_name
 models/test_resnet.py
 models/test_swin.py
@@ -152,21 +152,21 @@ models/test_swin.py
 models/test_vgg.py
 models/weights/test_hostile_files.py
 models/weights/test_layouts.py
-    test_there_and_back
+    test_round_trip
     test_mismatch_names_every_array
 models/weights/test_torch_files.py
 test_architecture.py
 train/data/test_composite.py
 train/data/test_folders.py
     test_a_fifth_is_held_out_exactly
-    test_links_are_followed_and_end
+    test_links_are_followed_without_endless_loops
     test_two_folders_for_one_split_are_refused
 train/data/test_hostile.py
     test_splits_that_do_not_fit_are_refused
-    test_what_is_made_of_a_source_is_known_by_it_and_by_how
+    test_derived_sources_are_identified_by_source_and_derivation
 train/data/test_pixels.py
     - test_the_crop_of_an_upright_photograph
-    - test_what_was_made_before_exif_was_applied_ignores_it
+    - test_runs_from_before_exif_was_applied_ignore_it
 train/data/test_select.py
 train/data/test_shuffle.py
 train/data/test_sources.py
@@ -174,7 +174,7 @@ train/data/test_sources.py
 train/data/test_transfer_sets.py
 train/optim/test_build.py
 train/test_checkpoint.py
-    - test_what_a_kill_in_the_middle_of_a_save_leaves_is_no_checkpoint
+    - test_a_kill_in_the_middle_of_a_save_leaves_no_partial_checkpoint
 train/test_config.py
 train/test_step.py
     test_averaged_weights
@@ -186,7 +186,7 @@ train/test_step.py
 
 
 def _rows(table: str) -> Iterator[tuple[str, str]]:
-    """Yields (file, rest of an indented line); "" where a file has no such lines."""
+    """Yields (file, content of an indented line); "" where a file has no such lines."""
     for file, lines in re.findall(r"^(\S+)\n((?: +.*\n)*)", table.lstrip("\n"), re.MULTILINE):
         yield from ((file, line.strip()) for line in lines.splitlines() or [""])
 
@@ -214,20 +214,20 @@ def mark(items: list[pytest.Item]) -> None:
 
 
 def unknown(items: list[pytest.Item]) -> set[str]:
-    """Returns the rows of FULL and CHECK that no test has; for a session that collects all tests."""
+    """Returns the rows of FULL and CHECK that match no test; for a session that collects all tests."""
     names = {(item.path.relative_to(ROOT).as_posix(), item.name.partition("[")[0]) for item in items}
     files = {(file, "") for file, _ in names}
     return {"::".join(row) for row in (KEPT.keys() | CHECKED | UNCHECKED) - names - files}
 
 
 def keep_first(count: int, values: Iterable[Any]) -> list[Any]:
-    """Returns parameters of a test: the first `count` of the values, and the others marked `full`."""
+    """Returns test parameters: the first `count` of the values as they are, and the others marked `full`."""
     values = list(values)
     return keep(values[:count], values)
 
 
 def keep(these: Container[Any], values: Iterable[Any]) -> list[Any]:
-    """Returns parameters of a test: `these` of the values, and the others marked `full`."""
+    """Returns test parameters: `these` of the values as they are, and the others marked `full`."""
     return [
         value
         if value in these

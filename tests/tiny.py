@@ -15,7 +15,7 @@ SHARED = ROOT.parent / "shared"  # data of the workplace; tests that use it are 
 
 
 def config(**changes):
-    """configs/digits.py cut to 12 steps of a narrow network on one device; "section__key" changes a key."""
+    """Returns configs/digits.py cut to 12 steps of a narrow network on one device; "section__key" changes a key."""
     c = digits.get_config()
     c.model.name, c.model.width = "resnet8", 4
     c.duration, c.batch_size, c.steps_per_call, c.devices = "12 steps", 32, 2, 1
@@ -25,7 +25,7 @@ def config(**changes):
 
 
 def change(c, **changes):
-    """Changes keys of a config, "section__key", and returns it."""
+    """Changes keys of a config, named "section__key", and returns it."""
     for path, value in changes.items():
         *sections, key = path.split("__")
         section = c
@@ -36,9 +36,10 @@ def change(c, **changes):
 
 
 def command(*arguments, devices=1, **options):
-    """`python -m train …` in a subprocess, from the root, not started yet as a Popen but with its arguments.
+    """Returns the Popen arguments that run `python -m train …` in a subprocess, from the repository's root.
 
-    It compiles as users do, which the tests' own process does not (conftest.py): such runs promise their bits.
+    The subprocess compiles as users do, which the tests' own process does not (conftest.py): bitwise promises hold for
+    such runs.
     """
     environment = {
         **os.environ,
@@ -70,7 +71,7 @@ TINY_FLAGS = (
 
 
 def assert_same(a, b):
-    """Bitwise equal trees."""
+    """Asserts that two trees are bitwise equal."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for path, (x, y) in zip(
         jax.tree_util.tree_leaves_with_path(a), zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True), strict=True

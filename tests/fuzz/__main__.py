@@ -1,4 +1,4 @@
-"""Mutates each kind of file that the project reads, and counts what goes wrong. See --help."""
+"""Mutates each kind of file that the project reads, and counts the failures. See --help."""
 
 import argparse
 import fnmatch
@@ -16,11 +16,11 @@ from tests.fuzz.worker import SECONDS, Worker
 
 KINDS = ("refused", "same", "earlier", "other", "traceback", "crash", "hang", "memory")
 FAULTS = ("traceback", "crash", "hang", "memory")
-SHOWN = 5  # mutants of a kind of fault that are described in the results
+SHOWN = 5  # mutants per kind of fault that the results describe
 
 
 def run(name: str, seconds: float, seed: int, most: int, folder: Path) -> dict[str, Any]:
-    """Reads mutants of one case until the time is up, the files in turn.
+    """Reads mutants of one case until the time is up, cycling through the files.
 
     Returns:
       {"case", "checked", "mutants", one count per kind, "faults": descriptions of some}.
@@ -35,10 +35,10 @@ def run(name: str, seconds: float, seed: int, most: int, folder: Path) -> dict[s
             if data is None:
                 streams.remove((file, stream))
                 continue
-            kind, said = worker.ask(file, data)
+            kind, message = worker.ask(file, data)
             counts[kind] += 1
             if (kind in FAULTS or (case.checked and kind == "other")) and len(faults) < SHOWN:
-                faults.append({"file": file, "mutant": what, "kind": kind, "said": said[-600:]})
+                faults.append({"file": file, "mutant": what, "kind": kind, "said": message[-600:]})
     worker.close()
     return {
         "case": name,
@@ -50,7 +50,7 @@ def run(name: str, seconds: float, seed: int, most: int, folder: Path) -> dict[s
 
 
 def bad(row: dict[str, Any]) -> int:
-    """Returns how many mutants of a row did what none may do."""
+    """Returns the number of mutants in a row with a forbidden outcome."""
     return sum(row[kind] for kind in FAULTS) + (row["other"] if row["checked"] else 0)
 
 
@@ -73,12 +73,12 @@ def write(rows: list[dict[str, Any]], seed: int, folder: Path) -> None:
     from train.recording import summary
     from train.storage.files import write_atomically, write_json
 
-    about = {
+    environment = {
         "seed": seed,
         **summary.environment(jax.devices()),
         "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    write_json(folder / "fuzz.json", {"rows": rows, **about})
+    write_json(folder / "fuzz.json", {"rows": rows, **environment})
     write_atomically(
         folder / "fuzz.md",
         f"""# Damaged files
@@ -89,13 +89,13 @@ earlier one with a warning. Formats without a checksum may give other contents. 
 
 {table(rows)}
 
-{sum(row["mutants"] for row in rows):,} mutants, seed {seed}; commit {about["commit"]}; {about["device"]}.
+{sum(row["mutants"] for row in rows):,} mutants, seed {seed}; commit {environment["commit"]}; {environment["device"]}.
 """,
     )
 
 
 def main() -> int:
-    """Returns 1 where a mutant did what none may do."""
+    """Returns 1 if a mutant had a forbidden outcome."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=300, help="for all kinds of files together")
     parser.add_argument("--mutants", type=int, default=2000, help="at most, of each kind")

@@ -1,4 +1,4 @@
-"""Files with anything in them, built byte by byte, and the check that one is refused."""
+"""Files with arbitrary content, built byte by byte, and an assertion that a file is refused."""
 
 import io
 import struct
@@ -13,9 +13,9 @@ import pytest
 from models import weights
 from models.errors import UserError
 
-TORCH = dict(np.load(Path(__file__).with_name("torch_files.npz")))  # make_torch_files.py says what they are
+TORCH = dict(np.load(Path(__file__).with_name("torch_files.npz")))  # make_torch_files.py describes them
 A, B = np.arange(12, dtype=np.float32).reshape(4, 3), np.arange(4, dtype=np.float32)
-MOST_MEMORY = 48 << 20  # bytes for a hostile file of a few hundred: none of what it claims is allocated
+MOST_MEMORY = 48 << 20  # bytes for a hostile file of a few hundred: nothing that it claims is allocated
 
 
 def archive(members, method=zipfile.ZIP_STORED):
@@ -27,7 +27,7 @@ def archive(members, method=zipfile.ZIP_STORED):
 
 
 def npy(shape="(2,)", descr="'<f4'", data=bytes(8), version=1, order="False"):
-    """An .npy array with any header."""
+    """Returns an .npy file with any header."""
     header = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}\n".encode()
     length = struct.pack("<H" if version == 1 else "<I", len(header))
     return b"\x93NUMPY" + bytes([version, 0]) + length + header + data
@@ -40,14 +40,14 @@ def saved(**arrays):
 
 
 def edited(data, offset, form, value):
-    """A zip archive with another value in a field of its only entry in the directory."""
+    """Returns a zip archive with a changed field in the directory entry of its only member."""
     changed, start = bytearray(data), data.index(b"PK\x01\x02")
     struct.pack_into(form, changed, start + offset, value)
     return bytes(changed)
 
 
 def refused(path, data, act=weights.read, message=None):
-    """Asserts that a file is refused in one line, quickly, and without memory for what it claims."""
+    """Asserts that a file is refused in one line, quickly, and without allocating what it claims to hold."""
     path.write_bytes(data)
     start = time.perf_counter()
     tracemalloc.start()

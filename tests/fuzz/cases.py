@@ -162,7 +162,7 @@ def _read_compressed(folder: Path) -> str:
 
 
 def make_run(folder: Path) -> None:
-    """Trains a small run; a second call copies the first one's result."""
+    """Trains a small run; later calls copy the result of the first."""
     kept = folder.parent / "a-trained-run"
     if not kept.exists():
         loop.train(tiny.config(hooks="sensitivity(40)"), kept)
@@ -175,12 +175,12 @@ def _read_run(folder: Path) -> str:
 
 
 def _read_checkpoint(folder: Path) -> str:
-    leaves, about = read_checkpoint(folder, warn=lambda line: None)
-    return digest([leaves, about])
+    leaves, metadata = read_checkpoint(folder, warn=lambda line: None)
+    return digest([leaves, metadata])
 
 
 def _earlier_checkpoints(folder: Path) -> list[str]:
-    """Returns what is read when the newest checkpoint is damaged, and so on."""
+    """Returns the texts that are read when the newest checkpoints are damaged, one after the other."""
     kept, root = [], folder / "checkpoints"
     with_numbers = sorted((path for path in root.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
     for newest in reversed(with_numbers[1:]):

@@ -1,4 +1,4 @@
-"""Writes torch_files.npz: small files of torch.save, so that reading them is tested where PyTorch is not installed.
+"""Writes torch_files.npz: small torch.save files, so that reading them is tested without PyTorch.
 
 python -m tests.fuzz.make_torch_files
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def saved(value: Any, **options: Any) -> np.ndarray:
-    """The bytes of a file, uint8."""
+    """Returns the bytes of a file, uint8."""
     import torch
 
     buffer = io.BytesIO()
@@ -22,14 +22,14 @@ def saved(value: Any, **options: Any) -> np.ndarray:
 
 
 def plain() -> dict[str, Any]:
-    """{"a": 0 to 11 as [4, 3], "b": 0 to 3}, float32."""
+    """Returns {"a": 0 to 11 as [4, 3], "b": 0 to 3}, float32."""
     import torch
 
     return {"a": torch.arange(12.0).reshape(4, 3), "b": torch.arange(4.0)}
 
 
 def views() -> dict[str, Any]:
-    """Tensors that are views of one storage of 0 to 23, or have unusual shapes."""
+    """Returns tensors with unusual shapes, or that are views of one storage holding 0 to 23."""
     import torch
 
     base = torch.arange(24.0)
@@ -42,7 +42,7 @@ def views() -> dict[str, Any]:
 
 
 def types() -> dict[str, Any]:
-    """0 to 2 in every type that NumPy has, and bfloat16."""
+    """Returns 0 to 2 in every type that NumPy has, and in bfloat16."""
     import torch
 
     names = (
@@ -53,7 +53,7 @@ def types() -> dict[str, Any]:
 
 
 def training() -> dict[str, Any]:
-    """A checkpoint of a training script: the network compiled and in DataParallel, its optimizer and options."""
+    """Returns a training script's checkpoint: a compiled network in DataParallel, its optimizer and options."""
     import torch
 
     net = torch.nn.Linear(3, 4)
@@ -71,7 +71,7 @@ def training() -> dict[str, Any]:
 
 
 def files() -> dict[str, np.ndarray]:
-    """All of them by name."""
+    """Returns all files by name."""
     import torch
 
     whole, cycle, cycle_of_arrays = torch.nn.Linear(3, 4), {}, plain()

@@ -1,8 +1,8 @@
-"""Seeded mutations of files: the same seed gives the same mutants, each with a name that says what was done.
+"""Seeded mutations of files: the same seed gives the same mutants, each with a name that describes the change.
 
-Bits, bytes, blocks, numbers in binary and in decimal are changed anywhere, and more often near the beginning and the
-end, where headers and directories are. Of zip archives the directory is edited as well, and the members are mutated and
-packed again with right checksums, so that the readers behind the checksums are reached.
+Bits, bytes, blocks, and binary and decimal numbers are changed anywhere. Changes are more frequent near the beginning
+and the end, where headers and directories lie. In zip archives the directory is edited as well. Members are also
+mutated and packed again with correct checksums, so that the readers behind the checksums are reached.
 """
 
 import io
@@ -18,8 +18,8 @@ _EDGES = (
 )  # fmt: skip
 _DECIMALS = (b"0", b"-1", b"3", b"65536", b"2147483648", b"9223372036854775807", b"1e999", b"NaN", b"9" * 400)
 _EDGE = 300  # bytes at the beginning and the end that are changed more often
-_ENTRY = b"PK\x01\x02"  # of a zip's directory
-# Offsets and struct formats of an entry's fields.
+_ENTRY = b"PK\x01\x02"  # in a zip's directory
+# Offsets and struct formats of the fields of an entry.
 _FIELDS = {
     "version": (6, "<H"), "flags": (8, "<H"), "method": (10, "<H"), "crc": (16, "<I"), "stored": (20, "<I"),
     "size": (24, "<I"), "name length": (28, "<H"), "extra length": (30, "<H"), "offset": (42, "<I"),
@@ -33,12 +33,12 @@ def mutants(data: bytes, seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     kinds = [_bits, _bytes, _number, _decimal, _cut, _insert, _delete, _repeat, _blank]
     if zipfile.is_zipfile(io.BytesIO(data)):
         kinds += [_entry, _entry, _member, _member, _member, _packing]
-    made = 0
-    while made < count:
+    number = 0
+    while number < count:
         what, mutant = rng.choice(kinds)(data, rng)
         if mutant != data:
-            yield f"{made}: {what}", mutant
-            made += 1
+            yield f"{number}: {what}", mutant
+            number += 1
 
 
 def _place(data: bytes, rng: random.Random) -> int:
@@ -106,7 +106,7 @@ def _blank(data: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 
 def _entry(data: bytes, rng: random.Random) -> tuple[str, bytes]:
-    """Changes a field of a zip's directory, and the same field of a member's own header half of the time."""
+    """Changes a field in a zip's directory and, half of the time, the same field in the member's own header."""
     entries = [match.start() for match in re.finditer(re.escape(_ENTRY), data)]
     if not entries:
         return _number(data, rng)
@@ -131,7 +131,7 @@ def _member(data: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 
 def _packing(data: bytes, rng: random.Random) -> tuple[str, bytes]:
-    """Packs the archive again with other members, names or methods."""
+    """Packs the archive again with different members, names or methods."""
     members = _members(data)
     name, new = rng.choice(list(members)), rng.choice(_NAMES)
     kind = rng.randrange(4)

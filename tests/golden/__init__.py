@@ -1,4 +1,4 @@
-"""Small records of what other libraries compute, and the scripts that made them."""
+"""Small recordings of other libraries' results, and the scripts that made them."""
 
 from pathlib import Path
 

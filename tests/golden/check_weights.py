@@ -1,10 +1,11 @@
-"""Whole networks of torchvision and timm through our files and commands, and back. Needs PyTorch; see parity.py.
+"""Round trips of whole torchvision and timm networks through our files and commands. Needs PyTorch; see parity.py.
 
   PYTHONPATH=../shared/tools ../venv-torch/bin/python -m tests.golden.check_weights [NAME ...]
 
-For every network that they and we have, up to LIMIT parameters: theirs, drawn, is saved as .pth and as .safetensors,
-imported by the command line from each, and gives the logits of a random image; the export of that loads in theirs and
-is equal bitwise. Without names, all are checked and experiments/results/parity.{json,md} are written: some 30 minutes.
+Covers every network that both libraries have, up to LIMIT parameters. Their network with drawn weights is saved as .pth
+and as .safetensors, imported from each by the command line, and gives the logits of a random image. Our export loads
+into their network and is bitwise equal. Without names, all networks are checked and
+experiments/results/parity.{json,md} are written: some 30 minutes.
 """
 
 import contextlib
@@ -33,16 +34,16 @@ with contextlib.suppress(ImportError):
     import torchvision_cpu  # noqa: F401
 
 LIMIT = 150e6
-TOLERANCE = 1e-4  # of the largest logit
+TOLERANCE = 1e-4  # relative to the largest logit
 RESULTS = pathlib.Path(__file__).parents[2] / "experiments/results"
 
 
 def pairs() -> dict[str, dict[str, str]]:
-    """{our name: {layout: their name}}, networks up to LIMIT."""
+    """Returns {our name: {layout: their name}} for networks up to LIMIT."""
     import timm
     import torchvision.models as tv
 
-    found: dict[str, dict[str, str]] = {}
+    names: dict[str, dict[str, str]] = {}
     for name in models.names():
         model = models.create(name)
         for layout, table, known in (
@@ -51,8 +52,8 @@ def pairs() -> dict[str, dict[str, str]]:
         ):
             theirs = table.get(name, name)
             if theirs in known and layout in weights.layouts(model):
-                found.setdefault(name, {})[layout] = theirs
-    return {name: theirs for name, theirs in found.items() if parameters(models.create(name)) <= LIMIT}
+                names.setdefault(name, {})[layout] = theirs
+    return {name: theirs for name, theirs in names.items() if parameters(models.create(name)) <= LIMIT}
 
 
 def parameters(model: Any) -> int:
@@ -60,7 +61,7 @@ def parameters(model: Any) -> int:
 
 
 def create(layout: str, name: str) -> Any:
-    """Their network as it is drawn, with what is constant in it moved, so that nothing is without effect."""
+    """Returns their network with drawn weights; constant parameters are moved, so that each one has an effect."""
     import timm
     import torch
     import torchvision.models as tv
@@ -74,7 +75,7 @@ def create(layout: str, name: str) -> Any:
 
 
 def check(name: str, theirs: dict[str, str], folder: pathlib.Path) -> list[dict[str, Any]]:
-    """A row for each layout; raises where arrays differ."""
+    """Returns a row for each layout; raises where arrays differ."""
     import torch
     from safetensors.torch import save_file
 
@@ -117,14 +118,14 @@ def check(name: str, theirs: dict[str, str], folder: pathlib.Path) -> list[dict[
 
 
 def run_command(*arguments: str) -> None:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         code = command(["weights", *arguments])
-    assert code == 0, said.getvalue()
+    assert code == 0, output.getvalue()
 
 
 def main(names: list[str]) -> int:
-    """Prints a line a network, writes the results where all were checked; 1 where any differs."""
+    """Prints a line per network and writes the results when all were checked; returns 1 if any differs."""
     table, failed = [], []
     with tempfile.TemporaryDirectory() as folder:
         for name, theirs in pairs().items():
@@ -141,10 +142,12 @@ def main(names: list[str]) -> int:
 
 
 def write(table: list[dict[str, Any]]) -> None:
-    """experiments/results/parity.json and .md."""
-    about = summary.environment(jax.devices())
-    about["versions"] |= {package: importlib.metadata.version(package) for package in ("torch", "torchvision", "timm")}
-    write_json(RESULTS / "parity.json", {"networks": table, "tolerance": TOLERANCE, **about})
+    """Writes experiments/results/parity.json and .md."""
+    environment = summary.environment(jax.devices())
+    environment["versions"] |= {
+        package: importlib.metadata.version(package) for package in ("torch", "torchvision", "timm")
+    }
+    write_json(RESULTS / "parity.json", {"networks": table, "tolerance": TOLERANCE, **environment})
     columns = ("network", "layout", "theirs", "parameters", "arrays", "largest logit", "relative error")
     rows = [
         (
@@ -153,12 +156,12 @@ def write(table: list[dict[str, Any]]) -> None:
         )
         for row in table
     ]  # fmt: skip
-    versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("torch", "torchvision", "timm", "jax"))
+    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "torchvision", "timm", "jax"))
     write_atomically(
         RESULTS / "parity.md",
         f"""# Weights of other libraries in our networks
 
-{about["device"]}, {about["commit"]}; {versions}. Written by `python -m tests.golden.check_weights`.
+{environment["device"]}, {environment["commit"]}; {versions}. Written by `python -m tests.golden.check_weights`.
 
 Their network, drawn at random, goes through a .pth and a .safetensors file and `python -m models.weights import` into
 ours, and by `export` back, bitwise equal. The error is the largest difference of the two networks' logits of one random

@@ -1,6 +1,6 @@
-"""Weights and images drawn by name, the same in the script that records a reference and in the test that reads it.
+"""Weights and images drawn by name: the same in the script that records a reference and in the test that reads it.
 
-Arrays are in our layouts and by our paths; only outputs have to be stored.
+Arrays are in our layouts, under our paths; only outputs have to be stored.
 """
 
 import zlib
@@ -11,23 +11,23 @@ import numpy as np
 
 
 def images(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal float32 of `shape`, by `name`."""
+    """Returns standard normal float32 images of `shape`, seeded by `name`."""
     return np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
 
 
 def weight(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The array at `path` ("stage1/block0/conv1/kernel"), float32: none is zero or one, variances are positive."""
+    """Returns a float32 array for `path` ("stage1/block0/conv1/kernel"): never zero or one; variances are positive."""
     drawn = images(path, shape)
     kind = path.rsplit("/", 1)[-1]
     if kind == "kernel":
         return drawn * np.float32(np.sqrt(2 / np.prod(shape[:-1])))
     if kind in ("scale", "var"):
         return np.float32(0.5) + np.float32(0.5) * np.square(drawn)
-    return np.float32(0.2) * drawn  # bias, mean, positions, ...
+    return np.float32(0.2) * drawn  # biases, means, positions, ...
 
 
 def abstract(model: Any) -> Any:
-    """Shapes of a model's variables, for its own example."""
+    """Returns the shapes of a model's variables, for its own example."""
     import jax
 
     from models.kernels.tracing import lowering
@@ -37,17 +37,17 @@ def abstract(model: Any) -> Any:
 
 
 def variables(model: Any) -> Any:
-    """A model's variables, each array by `weight`."""
+    """Returns a model's variables, each array drawn by `weight`."""
     return filled(abstract(model), weight)
 
 
 def zeros(model: Any) -> Any:
-    """A model's variables, zeros that take no memory."""
+    """Returns a model's variables as zeros that take no memory."""
     return filled(abstract(model), lambda path, shape: np.broadcast_to(np.float32(0), shape))
 
 
 def filled(shapes: Any, array: Callable[[str, tuple[int, ...]], np.ndarray]) -> Any:
-    """Variables of these shapes, each `array(path, shape)`."""
+    """Returns variables of these shapes, each from `array(path, shape)`."""
     import jax
 
     return jax.tree_util.tree_map_with_path(

@@ -1,4 +1,4 @@
-"""Records the PyTorch network of airbench94 in airbench.npz, see parity.py, and two steps of its optimizer."""
+"""Records the PyTorch network of airbench94 (see parity.py) and two steps of its optimizer in airbench.npz."""
 
 import functools
 import pathlib
@@ -48,5 +48,5 @@ if __name__ == "__main__":
     path = pathlib.Path(__file__).with_name("airbench.npz")
     with np.load(path) as known:
         arrays = dict(known)
-    found = flatten(weights.from_arrays(model, after, "airbench"))
-    np.savez_compressed(path, **arrays, **{f"steps/{name}": value for name, value in found.items()})
+    after_steps = flatten(weights.from_arrays(model, after, "airbench"))
+    np.savez_compressed(path, **arrays, **{f"steps/{name}": value for name, value in after_steps.items()})

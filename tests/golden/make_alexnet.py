@@ -1,4 +1,4 @@
-"""Records torchvision's AlexNet, and the original's layers by PyTorch, in alexnet.npz; see parity.py."""
+"""Records torchvision's AlexNet, and the original's layers in PyTorch, in alexnet.npz; see parity.py."""
 
 from tests.golden.parity import Case, record
 
@@ -19,7 +19,10 @@ if __name__ == "__main__":
     )
 
     def original(hidden=4096, num_classes=1000, alpha=1e-4):
-        """Krizhevsky 2012, with Caffe's names; the adaptive pooling does nothing at the paper's 227 x 227."""
+        """Returns the network of Krizhevsky 2012, with Caffe's names.
+
+        The adaptive pooling is the identity at the paper's 227 x 227.
+        """
         layers = OrderedDict()
         for i, conv in enumerate(
             (
@@ -59,7 +62,7 @@ if __name__ == "__main__":
         return net
 
     small = {"num_classes": 10, "classifier": (32, 32)}
-    strong = 0.3  # the paper's alpha moves the logits very little: squares of drawn activations are about one
+    strong = 0.3  # the paper's alpha barely affects the logits: squares of drawn activations are about one
     record(
         "alexnet",
         {

@@ -1,4 +1,4 @@
-"""Records what torchvision's functional transforms give, for test_augment.py and test_sources.py.
+"""Records torchvision's functional transforms for test_augment.py and test_sources.py.
 
     PYTHONPATH=../shared/tools ../venv-torch/bin/python tests/golden/make_augment.py
 
@@ -21,7 +21,7 @@ NEAREST = InterpolationMode.NEAREST
 
 
 def picture(channels: int) -> np.ndarray:
-    """Smooth shapes, noise, a flat area and both extremes, on a grid that is not square: uint8 [14, 18, C]."""
+    """Returns smooth shapes, noise, a flat area and both extremes on a non-square grid: uint8 [14, 18, C]."""
     rng = np.random.default_rng(7)
     y, x = np.mgrid[:14, :18]
     waves = [120 + 90 * np.sin(x / (3 + c) + y / (5 - c)) + rng.normal(0, 12, x.shape) for c in range(channels)]
@@ -57,7 +57,7 @@ def main() -> None:
             record("grayscale", 0, F.rgb_to_grayscale(tensor))
             for shift in (-0.5, -0.21, 0.0, 0.1, 0.4):
                 record("hue", shift, F.adjust_hue(tensor, shift))
-        # RandAugment's own operations at magnitude 9 and 17 of 30, in both directions.
+        # The operations of RandAugment at magnitudes 9 and 17 of 30, in both directions.
         for magnitude in (9, 17):
             for sign in (1, -1):
                 share = magnitude / 30
@@ -79,7 +79,7 @@ def main() -> None:
                     signed = name not in ("Posterize", "Solarize", "AutoContrast", "Equalize")
                     value = strength * sign if signed else strength
                     record(f"randaugment/{name}", magnitude * sign, _apply_op(tensor, name, value, NEAREST, None))
-    # The evaluation crop, of both orientations.
+    # The evaluation crop, in both orientations.
     for crop, size in ((0.875, 9), (0.8, 7), (1.0, 12)):
         for turned in (False, True):
             image = picture(3).transpose(1, 0, 2) if turned else picture(3)

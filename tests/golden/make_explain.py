@@ -1,12 +1,12 @@
-"""Records what captum 0.9 and pytorch-grad-cam 1.5 find for drawn weights in explain.npz; see parity.py.
+"""Records what captum 0.9 and pytorch-grad-cam 1.5 compute for drawn weights in explain.npz; see parity.py.
 
   PYTHONPATH=../shared/tools ../venv-torch/bin/python -m tests.golden.make_explain
 
 Install captum and grad-cam by `pip install --no-deps`, then ttach, opencv-python-headless, scikit-learn, matplotlib:
-what the first two require would exchange the CPU build of PyTorch for another.
+the requirements of the first two would replace the CPU build of PyTorch.
 
-Each value is divided by the largest of its array, which is kept beside it, to fit float16. pytorch-grad-cam scales
-every map to [0, 1]; all that is left out of it here is that it resizes the maps.
+To fit float16, each array is divided by its largest value, which is stored beside it. pytorch-grad-cam scales every map
+to [0, 1]; only its resizing of the maps is left out here.
 """
 
 import functools
@@ -33,7 +33,7 @@ FIELDS = {
         "timm",
     ),
 }
-MAPS = {  # endpoints, and what they are of theirs
+MAPS = {  # our endpoints, and the corresponding module of theirs
     "resnet": {"stage1": "layer1"},
     "vgg": {"stage3/conv1": "features.13"},
     "vit": {"block0": "blocks.0"},
@@ -71,11 +71,11 @@ if __name__ == "__main__":
         net.load_state_dict({key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in state.items()})
         for module in net.modules():
             if isinstance(module, ReLU):
-                module.inplace = False  # both libraries hook these
+                module.inplace = False  # both libraries put hooks on these
         return net.eval()
 
     def unresized(method):
-        """A method of pytorch-grad-cam's that gives maps of the layer's size."""
+        """Returns one of pytorch-grad-cam's methods that gives maps of the layer's size."""
         return type(method.__name__, (method,), {"get_target_width_height": lambda self, images: None})
 
     def tokens_as_maps(x):  # without the class token
@@ -106,7 +106,7 @@ if __name__ == "__main__":
         if kind == "resnet":
             guided = pytorch_grad_cam.GuidedBackpropReLUModel(load(kind), "cpu")
             keep("resnet|guided_backprop", np.stack([guided(x[i : i + 1], c) for i, c in enumerate(TARGET)]))
-        if kind == "vgg":  # captum's rules are for modules that are called once
+        if kind == "vgg":  # captum's rules require modules that are called once
             keep("vgg|guided_backprop", captum.attr.GuidedBackprop(load(kind)).attribute(x, target))
             keep("vgg|deconvnet", captum.attr.Deconvolution(load(kind)).attribute(x, target))
             baseline = torch.tensor(BASELINE)[:, None, None].expand(x.shape)

@@ -1,5 +1,6 @@
-"""Records what the network of github.com/andreasveit/convnet-aig computes, and decides, in gated.npz; needs torch and a
-checkout of that:
+"""Records the outputs and decisions of github.com/andreasveit/convnet-aig in gated.npz.
+
+Needs torch and a checkout of that repository:
 
   ../venv-torch/bin/python -m tests.golden.make_gated --reference=../convnet-aig
 """
@@ -33,7 +34,7 @@ LAYOUT = Layout(
 
 
 def images() -> np.ndarray:
-    """Of different colors: gates see means over space."""
+    """Returns images of different colors, because gates see spatial means."""
     return drawn.images("gated", (24, 32, 32, 3)) + 2 * drawn.images("gated colors", (24, 1, 1, 3))
 
 
@@ -45,7 +46,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(parser.parse_args().reference))
 
     class Squeezed(torch.nn.BatchNorm1d):
-        """For [N, C, 1, 1], which that of today refuses."""
+        """A batch norm that accepts [N, C, 1, 1], which the current one refuses."""
 
         def forward(self, x):
             return super().forward(x[:, :, 0, 0])[:, :, None, None]
@@ -57,7 +58,7 @@ if __name__ == "__main__":
     margins = []
 
     def without_noise(self, logits):
-        """A sample is the larger logit then."""
+        """Returns the larger logit in place of a sample."""
         margins.append((logits[:, 1] - logits[:, 0])[:, 0, 0].numpy())
         return torch.zeros_like(logits)
 

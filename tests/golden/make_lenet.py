@@ -1,4 +1,4 @@
-"""Records LeNets, written as Caffe's prototxts have them, in lenet.npz; see parity.py."""
+"""Records LeNets, written as in Caffe's prototxts, in lenet.npz; see parity.py."""
 
 from tests.golden.parity import Case, record
 

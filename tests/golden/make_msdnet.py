@@ -1,5 +1,6 @@
-"""Records the networks of github.com/kalviny/MSDNet-PyTorch, and what its op_counter.py says, in msdnet.npz; see
-parity.py. It needs torch and a checkout of that:
+"""Records the networks of github.com/kalviny/MSDNet-PyTorch, and its op_counter.py's results, in msdnet.npz.
+
+See parity.py. Needs torch and a checkout of that repository:
 
   ../venv-torch/bin/python -m tests.golden.make_msdnet --reference=../MSDNet-PyTorch
 """
@@ -15,7 +16,7 @@ import models
 from tests.golden.parity import Case, record
 
 TINY = {"num_exits": 3, "width": 4, "growth": 2, "num_classes": 10}
-CASES = {  # label: name, fields, images; an exit of theirs ends in 2x2 places
+CASES = {  # label: name, fields, images; one of their exits ends in 2x2 positions
     "anytime": ("msdnet_cifar_anytime", {}, (2, 32, 32, 3)),
     "budgeted": ("msdnet_cifar_budgeted", {}, (2, 32, 32, 3)),
     "imagenet": ("msdnet_imagenet_step4", {**TINY, "base": 3, "step": 2}, (2, 160, 192, 3)),
@@ -37,7 +38,7 @@ COUNTED = {  # label: name, fields
 
 
 def load(folder: pathlib.Path, name: str):
-    """A module of the reference, beside our own `models`."""
+    """Returns a module of the reference, beside our own `models`."""
     spec = importlib.util.spec_from_file_location(f"reference_{name}", folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -45,7 +46,7 @@ def load(folder: pathlib.Path, name: str):
 
 
 def args(model) -> types.SimpleNamespace:
-    """Their arguments for our fields."""
+    """Returns their arguments for our fields."""
     return types.SimpleNamespace(
         data="cifar100" if model.stem == "cifar" else "ImageNet",
         nBlocks=model.num_exits,
@@ -72,7 +73,7 @@ if __name__ == "__main__":
     network, op_counter = load(folder / "models", "msdnet"), load(folder, "op_counter")
 
     class Theirs(network.MSDNet):
-        """With as many classes as asked for: they know the data sets alone."""
+        """Their network with any number of classes; the original knows only those of its data sets."""
 
         def __init__(self, model):
             self.classes = model.num_classes
@@ -86,18 +87,19 @@ if __name__ == "__main__":
             return super()._build_classifier_imagenet(width, self.classes)
 
     def count(name, fields):
-        """Of each exit: operations and parameters by their counter, and the products of convolutions and linear layers
-        alone.
+        """Returns operations and parameters of each exit by their counter.
+
+        Products of convolutions and linear layers are also counted on their own.
         """
         model = models.create(name, **fields)
-        theirs, products, found = Theirs(model).eval(), [0], []
+        theirs, products, counts = Theirs(model).eval(), [0], []
 
         def add(layer, _, output):
             if isinstance(layer, torch.nn.Conv2d):
                 products[0] += output.numel() * layer.weight[0].numel()
             if isinstance(layer, torch.nn.Linear):
                 products[0] += layer.weight.numel()
-                found.append(products[0])
+                counts.append(products[0])
 
         for layer in theirs.modules():
             layer.register_forward_hook(add)
@@ -110,7 +112,7 @@ if __name__ == "__main__":
             "fields": fields,
             "operations": [int(n) for n in operations],
             "params": list(params),
-            "products": found,
+            "products": counts,
         }
 
     def case(name, fields, shape):
@@ -120,11 +122,11 @@ if __name__ == "__main__":
 
     record(
         "msdnet",
-        {label: case(*about) for label, about in CASES.items()},
+        {label: case(*entry) for label, entry in CASES.items()},
         {
             name: ("msdnet_pytorch", lambda name=name: Theirs(models.create(name)))
             for name in models.names()
             if name.startswith("msdnet")
         },
-        counts={label: count(*about) for label, about in COUNTED.items()},
+        counts={label: count(*entry) for label, entry in COUNTED.items()},
     )

@@ -1,4 +1,4 @@
-"""Records what PyTorch's normalization layers compute, in norm.npz.
+"""Records the results of PyTorch's normalization layers in norm.npz.
 
 ../venv-torch/bin/python -m tests.golden.make_norm        (any environment with torch and numpy)
 """

@@ -30,13 +30,13 @@ if __name__ == "__main__":
     state = weights.to_arrays(model, drawn.variables(model), "torchvision")
     net.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in state.items()}, strict=True)
     images = torch.from_numpy(drawn.images("occlusion", SHAPE)).permute(0, 3, 1, 2)
-    found = {}
+    scores = {}
     for stride in STRIDES:
         with torch.no_grad():
-            found[f"stride{stride}"] = (
+            scores[f"stride{stride}"] = (
                 Occlusion(net.eval())
                 .attribute(images, (3, SIZE, SIZE), (3, stride, stride), COLOR, TARGET, perturbations_per_eval=4)[:, 0]
                 .numpy()
             )
-    about = {"fields": FIELDS, "size": SIZE, "shape": SHAPE, "target": TARGET, "color": COLOR, "strides": STRIDES}
-    np.savez_compressed(pathlib.Path(__file__).with_name("occlusion.npz"), occluded=json.dumps(about), **found)
+    settings = {"fields": FIELDS, "size": SIZE, "shape": SHAPE, "target": TARGET, "color": COLOR, "strides": STRIDES}
+    np.savez_compressed(pathlib.Path(__file__).with_name("occlusion.npz"), occluded=json.dumps(settings), **scores)

@@ -33,7 +33,7 @@ if __name__ == "__main__":
             "even": Case(
                 "swin_t", fields(*two, 4), "torchvision", torchvision(*two, 4), ((2, 64, 64, 3), (3, 96, 80, 3))
             ),
-            # timm shrinks windows to small maps and pads after shifting: the same where windows divide the maps.
+            # timm shrinks windows to small maps and pads after shifting: no difference where windows divide the maps.
             "timm": Case("swin_t", fields(*two), "timm", of_timm(56, 56), ((2, 56, 56, 3),)),
             "timm_tall": Case("swin_t", fields(*two), "timm", of_timm(112, 56), ((2, 112, 56, 3),)),
         },

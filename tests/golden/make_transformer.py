@@ -1,4 +1,4 @@
-"""Records what PyTorch's transformer layers give for drawn weights, in transformer.npz; see parity.py."""
+"""Records the outputs of PyTorch's transformer layers with drawn weights in transformer.npz; see parity.py."""
 
 import pathlib
 
@@ -13,20 +13,20 @@ CASES = {"paper": {}, "prenorm": {"prenorm": True, "act": "gelu"}}
 
 
 def tokens(name: str, shape: tuple[int, int], padding: tuple[int, ...]) -> np.ndarray:
-    """int32 tokens from 1 to 29 by `name`, of which each row ends with so many 0."""
-    found = 1 + np.abs(drawn.images(name, shape) * 1000).astype(np.int32) % 29
-    for row, count in zip(found, padding, strict=True):
+    """Returns int32 tokens from 1 to 29, seeded by `name`; each row ends with its number of padding zeros."""
+    indices = 1 + np.abs(drawn.images(name, shape) * 1000).astype(np.int32) % 29
+    for row, count in zip(indices, padding, strict=True):
         row[len(row) - count :] = 0
-    return found
+    return indices
 
 
 SOURCE, TARGET = tokens("source", (3, 9), (0, 4, 2)), tokens("target", (3, 7), (3, 0, 1))
 
 
 def state(params, prefix, names):
-    """Arrays of one of our stacks by PyTorch's names."""
+    """Returns the arrays of one of our stacks under PyTorch's names."""
     arrays = {}
-    for path, array in sorted(params.items(), reverse=True):  # cross/q before cross/kv: theirs are one array
+    for path, array in sorted(params.items(), reverse=True):  # cross/q before cross/kv: PyTorch has one array for both
         if not path.startswith(f"{prefix}/block"):
             continue
         _, block, *layer, leaf = path.split("/")
@@ -83,12 +83,12 @@ if __name__ == "__main__":
             nets[kind] = net.eval()
         embedding = torch.from_numpy(params["embedding"])
 
-        def embed(found):
-            place, i = torch.arange(found.shape[1]).float()[:, None], torch.arange(8)
+        def embed(indices):
+            place, i = torch.arange(indices.shape[1]).float()[:, None], torch.arange(8)
             angle = place / 10000 ** (2 * i / 16)
-            positions = torch.zeros(found.shape[1], 16)
+            positions = torch.zeros(indices.shape[1], 16)
             positions[:, 0::2], positions[:, 1::2] = torch.sin(angle), torch.cos(angle)
-            return embedding[found] * 4 + positions  # sqrt(16)
+            return embedding[indices] * 4 + positions  # sqrt(16)
 
         source, target = torch.from_numpy(SOURCE).long(), torch.from_numpy(TARGET).long()
         causal = torch.nn.Transformer.generate_square_subsequent_mask(target.shape[1])

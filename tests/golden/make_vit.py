@@ -9,7 +9,7 @@ from models.vit import _EARLY, _SIZES
 from tests.golden import drawn
 from tests.golden.parity import Case, record
 
-RESIZED = (((4, 4), (7, 5), 1), ((7, 6), (3, 4), 0), ((5, 5), (5, 8), 2))  # old grid, new grid, other tokens
+RESIZED = (((4, 4), (7, 5), 1), ((7, 6), (3, 4), 0), ((5, 5), (5, 8), 2))  # old grid, new grid, extra tokens
 
 if __name__ == "__main__":
     import timm

@@ -1,11 +1,11 @@
-"""Records what other libraries' networks give for drawn weights that went through our layouts. Needs PyTorch.
+"""Records the outputs of other libraries' networks for drawn weights that went through our layouts. Needs PyTorch.
 
 A family's script, tests/golden/make_FAMILY.py, lists cases and calls `record`; test_parity.py compares. Run one as
 
   PYTHONPATH=../shared/tools ../venv-torch/bin/python -m tests.golden.make_resnet
 
-in an environment that holds this project, torch 2.13, torchvision 0.28 and timm 1.0 (torchvision_cpu is needed beside a
-CPU build of torch only).
+in an environment with this project, torch 2.13, torchvision 0.28 and timm 1.0. A CPU build of torch also needs
+torchvision_cpu.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ with contextlib.suppress(ImportError):
 
 
 class Case(NamedTuple):
-    """One comparison: `name` with `fields` of ours, and `theirs()`, their module with the same structure.
+    """One comparison: `name` with our `fields`, and `theirs()`, their module with the same structure.
 
-    `theirs()` gives logits, or where there are several exits a list of what `endpoints` are of ours.
+    `theirs()` gives logits. For several exits it gives a list that matches our `endpoints`.
     """
 
     name: str
-    fields: dict[str, Any]  # JSON; num_classes=10 keeps the records small
+    fields: dict[str, Any]  # must be JSON; num_classes=10 keeps the records small
     layout: str
     theirs: Callable[[], Any]
     shapes: Sequence[tuple[int, ...]] = ((2, 64, 64, 3), (3, 96, 80, 3))
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 def manifest(names_and_shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """A digest of names and shapes."""
+    """Returns a digest of names and shapes."""
     lines = sorted(f"{name} {tuple(map(int, shape))}" for name, shape in names_and_shapes.items())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
@@ -55,11 +55,11 @@ def record(
     """Writes golden/FAMILY.npz.
 
     Args:
-      family: of the file.
-      cases: by any label. Their network must load our weights with strict=True; its logits in evaluation and, where it
-        has batch norm, in training, and the running statistics after that, are kept.
-      networks: {our name: (layout, constructor of theirs)}: of these, whole, names and shapes of the state_dict.
-      **more: what else is to be known about the family, JSON.
+      family: name of the file.
+      cases: comparisons by an arbitrary label. Their network must load our weights with strict=True. Records
+        its logits in evaluation and, where it has batch norm, its logits in training and the running statistics after.
+      networks: {our name: (layout, constructor of theirs)}; records the names and shapes of their whole state_dict.
+      **more: further facts about the family, as JSON.
     """
     import torch
 
@@ -88,8 +88,8 @@ def record(
                 if "batch_stats" in variables:
                     arrays[f"{key}|train"] = np.asarray(theirs.train()(images))
                     after = {name: value.numpy() for name, value in theirs.state_dict().items()}
-                    found = flatten(weights.from_arrays(model, after, case.layout))
-                    arrays[f"{key}|stats"] = projections(found)
+                    statistics = flatten(weights.from_arrays(model, after, case.layout))
+                    arrays[f"{key}|stats"] = projections(statistics)
         print(label, {key: float(np.abs(value).max()) for key, value in arrays.items() if key.startswith(f"{label}|")})
     for name, (layout, constructor) in (networks or {}).items():
         with torch.device("meta"):
@@ -105,17 +105,17 @@ def record(
                     print(name, key, ours[key], shapes[key])
             raise SystemExit(f"{name}: our names and shapes are not theirs")
         print(name, manifests[name])
-    about = {"cases": described, "manifests": manifests, **more}
-    np.savez_compressed(pathlib.Path(__file__).with_name(f"{family}.npz"), about=json.dumps(about), **arrays)
+    description = {"cases": described, "manifests": manifests, **more}
+    np.savez_compressed(pathlib.Path(__file__).with_name(f"{family}.npz"), about=json.dumps(description), **arrays)
 
 
 def shapes_of(model: Any, layout: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what `weights.to_arrays` gives, without the arrays."""
+    """Returns names and shapes of the result of `weights.to_arrays`, without the arrays."""
     return {name: array.shape for name, array in weights.to_arrays(model, drawn.zeros(model), layout).items()}
 
 
 def projections(variables: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Every running mean and variance, in the order of their paths, by its product with a drawn vector."""
+    """Returns the product of every running mean and variance with a drawn vector, in the order of their paths."""
     return np.asarray(
         [
             np.dot(np.asarray(value, np.float64), drawn.images(f"projection {path}", value.shape))

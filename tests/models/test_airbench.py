@@ -1,4 +1,4 @@
-"""The speedrun: its network's training step beside PyTorch's, its averages, its views, and that it resumes exactly."""
+"""The speedrun: its training step beside PyTorch's, its averages and views, and that it resumes exactly."""
 
 import functools
 
@@ -29,7 +29,7 @@ GOLDEN = np.load(FOLDER / "airbench.npz")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A file of 96 images to train on and 32 to test."""
+    """Returns a file of 96 training images and 32 test images."""
     rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("arrays") / "images.npz"
     np.savez(
         path,
@@ -49,7 +49,7 @@ def small(images):
     return c
 
 
-def test_steps_of_its_optimizer_equal_pytorchs():
+def test_steps_of_its_optimizer_equal_pytorch():
     c = cifar10.get_config(f"speedrun,batch={BATCH}")
     c.optimizer.schedule = "constant"
     model = models.create("airbench94", **FIELDS)
@@ -75,11 +75,11 @@ def test_steps_of_its_optimizer_equal_pytorchs():
     for number in range(STEPS):
         shown = jnp.asarray(drawn.images(f"step{number}", (BATCH, 32, 32, 3)))
         params, state, opt_state = step(params, state, opt_state, shown)
-    found = flatten({"params": params, **state})
+    arrays = flatten({"params": params, **state})
     recorded = {name.removeprefix("steps/"): GOLDEN[name] for name in GOLDEN.files if name.startswith("steps/")}
-    assert found.keys() == recorded.keys()
+    assert arrays.keys() == recorded.keys()
     for name, theirs in recorded.items():
-        np.testing.assert_allclose(found[name], theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max(), err_msg=name)
+        np.testing.assert_allclose(arrays[name], theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max(), err_msg=name)
 
 
 def test_lookahead_by_hand():
@@ -104,7 +104,7 @@ def test_lookahead_by_hand():
 
 
 def test_views_are_weighted_as_published():
-    """Logits of a linear network are those of the weighted mean of the views."""
+    """Checks that the logits of a linear network are those of the weighted mean of the views."""
     images = drawn.images("views", (3, 5, 6, 2))
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
     mean = 0.5 * images + 0.25 * padded[:, :-2, :-2] + 0.25 * padded[:, 2:, 2:]
@@ -114,8 +114,8 @@ def test_views_are_weighted_as_published():
         ("mirror_shift", (mean + mean[:, :, ::-1]) / 2),
     ):
         kernel = drawn.images("kernel", (60, 4))
-        found = averaged(lambda x: x.reshape(len(x), -1) @ kernel, jnp.asarray(images), views)
-        np.testing.assert_allclose(found, seen.reshape(3, -1) @ kernel, rtol=1e-4, atol=1e-5)
+        logits = averaged(lambda x: x.reshape(len(x), -1) @ kernel, jnp.asarray(images), views)
+        np.testing.assert_allclose(logits, seen.reshape(3, -1) @ kernel, rtol=1e-4, atol=1e-5)
     section = ml_collections.ConfigDict({"name": "classify(views=mirrored)", "label_smoothing": 0.0})
     with pytest.raises(UserError, match="unknown views of a task 'mirrored'; did you mean 'mirror'"):
         tasks.create(section, None, 10)
@@ -123,7 +123,7 @@ def test_views_are_weighted_as_published():
 
 @pytest.mark.full
 def test_it_resumes_exactly_and_leaves_what_it_freezes(images, tmp_path):
-    """Seven steps, the state as a checkpoint holds it, and the others by a run set up anew: those of the whole run."""
+    """Checks that a new run continues bitwise from the state after seven steps, as a checkpoint holds it."""
     loop.train(small(images), tmp_path / "whole")
     run = build_run(small(images))
     state, calls = run.parallel.place(run.state), 0
@@ -133,19 +133,19 @@ def test_it_resumes_exactly_and_leaves_what_it_freezes(images, tmp_path):
     state = again.parallel.place(run.parallel.fetch(state))
     for _, items in again.feed.calls(calls, again.total):
         state, _ = again.train_call(state, again.feed.data, items)
-    found = again.parallel.fetch(state)
+    final_state = again.parallel.fetch(state)
     saved = checkpoint.Checkpoints(tmp_path / "whole" / "checkpoints", 2, "accuracy")
-    leaves, about = saved.restore_newest(warn=print)
-    assert about["step"] == 15
-    tiny.assert_same(checkpoint.unflatten(again.state, leaves, "whole"), found)
-    old, new = (flatten({"params": params}) for params in (run.state.params, found.params))
+    leaves, metadata = saved.restore_newest(warn=print)
+    assert metadata["step"] == 15
+    tiny.assert_same(checkpoint.unflatten(again.state, leaves, "whole"), final_state)
+    old, new = (flatten({"params": params}) for params in (run.state.params, final_state.params))
     still = {name for name in old if np.array_equal(old[name], new[name])}
     assert still == {name for name in old if name.endswith("scale")} | {"stem_conv/kernel"}
-    assert not np.array_equal(found.ema["params"]["head"]["kernel"], run.state.ema["params"]["head"]["kernel"])
+    assert not np.array_equal(final_state.ema["params"]["head"]["kernel"], run.state.ema["params"]["head"]["kernel"])
 
 
-def test_streamed_batches_say_what_resident_ones_do(images):
-    found = []
+def test_streamed_batches_equal_resident_ones(images):
+    by_pipeline = []
     for pipeline in ("resident", "stream"):
         c = small(images)
         c.data.pipeline = pipeline
@@ -155,5 +155,5 @@ def test_streamed_batches_say_what_resident_ones_do(images):
             jax.tree.map(np.asarray, run.feed.gather(run.feed.data, jax.tree.map(lambda x: x[0, 0], item)))
             for item in items
         ]
-        found.append([{name: batch[name] for name in ("image", "label", "mirrored")} for batch in batches])
-    tiny.assert_same(*found)
+        by_pipeline.append([{name: batch[name] for name in ("image", "label", "mirrored")} for batch in batches])
+    tiny.assert_same(*by_pipeline)

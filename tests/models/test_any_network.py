@@ -1,7 +1,7 @@
-"""Any network with any method: each pair of tests/combinations.py works, or is refused in one line.
+"""Any network with any method: each pair of tests/combinations.py works or is refused in one line.
 
-Compiling is what costs time here, so a family has three programs of a training step (tests/any_network.py), in which
-norms and initializations are dealt out to the layers; with one in all layers it is trained in `make test-all`.
+Compilation is what costs time here, so a family has three programs of a training step (tests/any_network.py), in which
+different layers get different norms and initializations. `make test-all` also trains each norm in all layers.
 """
 
 import functools
@@ -62,7 +62,7 @@ from train.storage import checkpoint
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation():
-    """Every test here compiles more than it computes."""
+    """Compiles with few optimizations: these tests spend more time on compilation than on computation."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -70,13 +70,13 @@ def quick_compilation():
 
 @pytest.fixture(scope="module")
 def last_family():
-    """[the family of the last test]."""
+    """Returns [the family of the last test]."""
     return [None]
 
 
 @pytest.fixture(autouse=True)
 def one_family_at_a_time(request, last_family):
-    """The programs of the family before are given up: each maps memory, of which a process has a limit (conftest)."""
+    """Drops the programs of the previous family: each maps memory, which is limited for each process (conftest)."""
     family = getattr(request.node, "callspec", None) and request.node.callspec.params.get("family")
     if last_family != [family]:
         last_family[:] = [family]
@@ -89,14 +89,14 @@ def one_family_at_a_time(request, last_family):
 
 
 def trained(family, program, folder):
-    """A step of that program; it computes in the precision that it says."""
+    """Checks a step of that program and its precision."""
     assert_learns(stepped(family, program))
     model = subject(family, program).model
     assert model.dtype == ("bfloat16" if program == "ternary" else None)
 
 
 def normalized(family, spec, folder):
-    """That norm in all layers, abstractly; and a step of the program in which some have it."""
+    """Checks the norm in all layers, abstractly, and a step of the program in which some layers have it."""
     model = create(family, norm=spec)
     inputs = models.abstract([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs_of(family)])
     variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
@@ -108,22 +108,23 @@ def normalized(family, spec, folder):
     assert logits.dtype == jnp.float32 and logits.shape[0] == BATCH
     assert ("batch_stats" in variables) == ("batch" in spec)
     if spec == "batch":
-        found = stepped(family, "whole")
-        means = [leaf for name, leaf in named(found.after.model_state).items() if name.endswith("mean")]
+        result = stepped(family, "whole")
+        means = [leaf for name, leaf in named(result.after.model_state).items() if name.endswith("mean")]
         assert means and all(mean.any() for mean in means)  # they start at 0
     else:
         program = "ternary" if spec in ("layer", "frozen_batch", "instance") else "xnor"
-        made = subject(family, program).model.norm
+        layer = subject(family, program).model.norm
         assert_learns(stepped(family, program))
-        assert made == spec or made.args[0].index(spec) < len(made.args[1].known)  # there are places enough
+        # The program has enough places for it
+        assert layer == spec or layer.args[0].index(spec) < len(layer.args[1].known)
 
 
 def initialized(family, spec, folder):
     number, used = next((i, used) for i, (used, _) in enumerate(all_inits(family)) if spec in used)
-    found = stepped_from(family, number)
-    kernels = [leaf for name, leaf in named(found.before.params).items() if name.endswith("kernel")]
+    result = stepped_from(family, number)
+    kernels = [leaf for name, leaf in named(result.before.params).items() if name.endswith("kernel")]
     assert any(kernel.shape == used[spec] and kernel.any() for kernel in kernels)
-    assert_learns(found)
+    assert_learns(result)
 
 
 def of_data(family, how, folder):
@@ -145,21 +146,21 @@ def of_data(family, how, folder):
 
 
 def config_of(family, folder, **changes):
-    """A run's config on digits, or on a few sentences."""
-    about = FAMILIES[family]
+    """Returns a run's config for digits, or for a few sentences."""
+    entry = FAMILIES[family]
     if is_text(family):
         sentences.write(folder)
         return sentences.config(f"text:{folder}", optimizer__warmup="0 steps", **changes)
-    c = tiny.config(model__name=about.name, data__channels=3, **changes)
+    c = tiny.config(model__name=entry.name, data__channels=3, **changes)
     with c.unlocked():
         del c.model["width"]
-        c.model.update({name: value for name, value in about.fields.items() if name != "num_classes"})
+        c.model.update({name: value for name, value in entry.fields.items() if name != "num_classes"})
     c.model.image_size = 8
     return c
 
 
 def low_bits(family, field, kind, folder):
-    """All layers of that field but the first and the head; as used, their kernels have few values."""
+    """Checks that all layers of that field except the first and the head are quantized to few values."""
     model = create(family, **{field: kind})
     inputs = inputs_of(family)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
@@ -173,17 +174,17 @@ def low_bits(family, field, kind, folder):
     jax.eval_shape(lambda variables: order.extend(capture(model, variables, *inputs, layers=True)[1]), shapes)
     first = {name.startswith("policy/"): name for name in reversed(order) if name in kernels}.values()
     if is_text(family):
-        first = []  # that is the embedding
+        first = []  # the embedding comes first
     of_field = {name for name, rank in kernels.items() if rank == {"conv": 4, "dense": 2}[field]}
     assert layers == {name for name in of_field - set(first) if name.split("/")[-1] != HEAD} and layers
     if kind not in PROGRAMS:
         return
-    it, found = subject(family, kind), stepped(family, kind)
-    assert_learns(found)
-    stored = lowbit.stored(it.model, found.after.variables(), *inputs)
+    it, result = subject(family, kind), stepped(family, kind)
+    assert_learns(result)
+    stored = lowbit.stored(it.model, result.after.variables(), *inputs)
     for name in layers:
         kernel = np.asarray(named(stored["params"])[f"{name}/kernel"])
-        values = [np.unique(one) for one in kernel.reshape(-1, kernel.shape[-1]).T]  # of a filter
+        values = [np.unique(one) for one in kernel.reshape(-1, kernel.shape[-1]).T]  # per filter
         assert max(map(len, values)) == (3 if kind == "ternary" else 2) or kernel[..., 0].size < 9, name
 
 
@@ -193,7 +194,7 @@ def two_steps(family, variables, tx):
 
 
 def pruned(family, folder):
-    """Half of each layer, once; a second step moves what is left."""
+    """Checks that half of each layer is pruned once, and that a second step moves the remaining weights."""
     variables = whole(family).variables
     text = "magnitude(0.5, by='layer')"
     cut, retrained = two_steps(family, variables, optimizer_of(variables["params"], prune=text))
@@ -218,7 +219,7 @@ def without_filters(family, folder):
 
 
 def shared(family, folder):
-    """Of one kernel: each takes its time."""
+    """Checks weight sharing for one kernel: each takes a while."""
     kernel = next(
         name
         for name, leaf in named(whole(family).variables["params"]).items()
@@ -226,31 +227,31 @@ def shared(family, folder):
     )
     text = f"linear(conv=2, dense=2, what='{kernel}')"
     params = weight_sharing.plan(text).snap(whole(family).variables["params"])
-    found = take_step(
+    result = take_step(
         family, start(family, {**whole(family).variables, "params": params}, tx := optimizer_of(params, share=text)), tx
     )
-    before, after = (named(state.params)[kernel] for state in (found.before, found.after))
+    before, after = (named(state.params)[kernel] for state in (result.before, result.after))
     assert np.any(before != after) and len(np.unique(after)) == len(np.unique(before)) == 4
 
 
 def with_new_head(family, folder):
     variables, model = whole(family).variables, create(family, num_classes=7)
     drawn_anew = drawn.variables(model)
-    given = pretrained.Pretrained("a run", FAMILIES[family].name, weights.flatten(variables))
+    source = pretrained.Pretrained("a run", FAMILIES[family].name, weights.flatten(variables))
     with pytest.raises(UserError, match="has 10 classes, but the data have 7: init_new=") as error:
-        pretrained.start(model, drawn_anew, given, [])
+        pretrained.start(model, drawn_anew, source, [])
     new = re.search(r"init_new=(\S+) initializes", str(error.value))[1].split("|")
-    found, old, other = (
-        weights.flatten(tree) for tree in (pretrained.start(model, drawn_anew, given, new), variables, drawn_anew)
+    started, old, other = (
+        weights.flatten(tree) for tree in (pretrained.start(model, drawn_anew, source, new), variables, drawn_anew)
     )
-    for name, leaf in found.items():
+    for name, leaf in started.items():
         is_head = "head" in name.split("/") and not name.startswith("policy/")
         np.testing.assert_array_equal(leaf, (other if is_head else old)[name])
         assert not is_head or leaf.shape[-1] == 7
 
 
 def resumed(family, folder):
-    """Through a file after the first step: the second gives the same bits."""
+    """Checks that a second step from the file written after the first gives the same bits."""
     first = stepped(family, "whole").after
     saved = checkpoint.Checkpoints(folder)
     saved.save(1, first, {}, {})
@@ -266,7 +267,7 @@ def resumed(family, folder):
 
 @functools.cache
 def moved(family):
-    """The network's variables a little off their start: nothing is 0 there or equal to something else by chance."""
+    """Returns the network's variables moved slightly off their start: no value is 0 or equals another by chance."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: np.float32(leaf + 0.1 * np.abs(rng.standard_normal(leaf.shape)) * (leaf.ndim < 2)),
@@ -285,33 +286,33 @@ def assert_map(values):
 
 
 def occluded(family, folder):
-    found = explained(family, functools.partial(occlusion.occlusion, size=8, stride=8))
-    assert found.score.shape == (BATCH, 2, 2)
-    assert_map(found.score - np.asarray(found.logits).max(-1)[:, None, None])
+    explanation = explained(family, functools.partial(occlusion.occlusion, size=8, stride=8))
+    assert explanation.score.shape == (BATCH, 2, 2)
+    assert_map(explanation.score - np.asarray(explanation.logits).max(-1)[:, None, None])
 
 
 def rolled(family, folder):
-    found = explained(family, rollout.attention_rollout)
-    assert_map(found.values)
-    assert (found.values > 0).all() and (found.values.sum((1, 2)) < 1 + 1e-5).all()
+    explanation = explained(family, rollout.attention_rollout)
+    assert_map(explanation.values)
+    assert (explanation.values > 0).all() and (explanation.values.sum((1, 2)) < 1 + 1e-5).all()
 
 
 def field_of(family, folder):
     model, images = whole(family).model, jnp.asarray(inputs_of(family)[0])
     outline(model, whole(family).variables, images)
-    found = {name: field for name, field in receptive.fields(model, images.shape).items() if field}
-    for field in found.values():
+    fields = {name: field for name, field in receptive.fields(model, images.shape).items() if field}
+    for field in fields.values():
         top, left, bottom, right = field.clipped(0, 0, images.shape[1:])
         assert 0 <= top < bottom <= images.shape[1] and 0 <= left < right <= images.shape[2] and min(field.size) > 0
-    assert found or family in ("ViT",)
+    assert fields or family in ("ViT",)
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
 def network_of(family):
-    about, model = FAMILIES[family], whole(family).model
-    return export.PortableNetwork(about.name, about.fields, (1, *model.example()[0].shape[1:]), moved(family))
+    entry, model = FAMILIES[family], whole(family).model
+    return export.PortableNetwork(entry.name, entry.fields, (1, *model.example()[0].shape[1:]), moved(family))
 
 
 def card_of(family, format):
@@ -335,8 +336,8 @@ def logits_of(family):
     return formats.of_variables(network.create(), network.variables, card_of(family, "stablehlo"))(pixels_of(family))[1]
 
 
-def assert_near(found, family):
-    np.testing.assert_allclose(found, logits_of(family), rtol=0, atol=2e-5 * np.abs(logits_of(family)).max())
+def assert_near(logits, family):
+    np.testing.assert_allclose(logits, logits_of(family), rtol=0, atol=2e-5 * np.abs(logits_of(family)).max())
 
 
 def folded(family, folder):
@@ -344,8 +345,8 @@ def folded(family, folder):
     if is_text(family):  # it normalizes sums
         return np.testing.assert_array_equal(fold(model, moved(family), *inputs_of(family))[2], [])
     images = graph.normalized(pixels_of(family), card_of(family, "onnx")["preprocessing"])
-    apply, variables, found = fold(model, moved(family), images)
-    assert bool(found) == (family not in ("BiT", "ViT"))
+    apply, variables, pairs = fold(model, moved(family), images)
+    assert bool(pairs) == (family not in ("BiT", "ViT"))
     return assert_near(jax.jit(apply)(variables, images), family)
 
 
@@ -356,31 +357,31 @@ def written(family, format, folder):
         return export.network(run, run.state)
     network, how, card = network_of(family), formats.FORMATS[format], card_of(family, format)
     if format == "torch":
-        found = torch_names.constructor(network.name, network.create())
-        card["torch"] = dict(zip(("library", "name", "arguments"), found, strict=True))
+        description = torch_names.constructor(network.name, network.create())
+        card["torch"] = dict(zip(("library", "name", "arguments"), description, strict=True))
     if format == "onnx":
         converted = ONNX.of(family)
         return assert_near(how.open(converted, card)(pixels_of(family))[1], family)
     how.write(network, card, folder / card["file"])
     if format == "stablehlo":
         return assert_near(how.open(folder, card)(pixels_of(family))[1], family)
-    model, variables = cards.network(folder, card)  # of these the logits are equal to the bit
+    model, variables = cards.network(folder, card)  # in these formats the logits are equal to the bit
     assert model == network.create()
     tiny.assert_same(dict(variables), dict(network.variables))
     return None
 
 
 class Converted:
-    """The networks as ONNX, all converted by one process when the first is wanted."""
+    """The networks as ONNX, all converted by one process on first use."""
 
     def __init__(self):
         self._root = None
 
     def of(self, family):
-        """The folder; fails with what jax2onnx said."""
+        """Returns the folder; fails with the error of jax2onnx."""
         if self._root is None:
             self._root = tempfile.TemporaryDirectory()
-            wanted = {}
+            folders = {}
             for name in FAMILIES:
                 if not is_text(name):
                     folder = Path(self._root.name) / name.replace(" ", "_")
@@ -388,8 +389,8 @@ class Converted:
                     network = network_of(name)
                     weights.save(folder / "model.safetensors", network.create(), network.variables)
                     (folder / cards.NAME).write_text(json.dumps(card_of(name, "onnx")))
-                    wanted[name] = folder
-            subprocess.run([sys.executable, "-c", CONVERT, *map(str, wanted.values())], cwd=tiny.ROOT, check=True)
+                    folders[name] = folder
+            subprocess.run([sys.executable, "-c", CONVERT, *map(str, folders.values())], cwd=tiny.ROOT, check=True)
         folder = Path(self._root.name) / family.replace(" ", "_")
         assert (folder / "model.onnx").exists(), (folder / "error.txt").read_text()
         return folder
@@ -466,13 +467,13 @@ def test_a_step_from_one_initialization_of_all_kernels(family, spec):
     model = create(family, init=spec)
     variables = models.initialize(model, jax.random.key(1), model.example())
     state = start(family, jax.tree.map(np.asarray, variables))
-    if spec == "dirac":  # a transition that is the identity reads nothing of what a DenseNet's layers have appended, so
-        for _ in range(2):  # that they get no gradient until a step has changed it; in an MSDNet two follow each other
+    if spec == "dirac":  # a transition that is the identity ignores channels that a DenseNet's layers append, so
+        for _ in range(2):  # they get no gradient until a step changes it; an MSDNet has two in a row
             state = take_step(family, state).after
     assert_learns(take_step(family, state))
 
 
-def test_every_family_and_every_method_is_there():
+def test_every_family_and_every_method_is_covered():
     classes = {
         partial.func
         for module in set(models.FAMILIES.values())
@@ -482,5 +483,5 @@ def test_every_family_and_every_method_is_there():
     assert set(CHECKS) == set(METHODS)
 
 
-def test_the_readme_has_the_table_of_what_is_refused():
+def test_the_readme_has_the_table_of_refusals():
     assert combinations.table() in (tiny.ROOT / "README.md").read_text()

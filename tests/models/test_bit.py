@@ -1,4 +1,4 @@
-"""BiT, of models/resnet.py: what sets it apart from other preact networks. test_parity.py compares it with timm."""
+"""BiT, of models/resnet.py: how it differs from other preact networks. test_parity.py compares it with timm."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def test_the_factor_widens_every_layer():
         assert shapes[1][path] == tuple(n * f for n, f in zip(narrow, factors, strict=True)), path
 
 
-def test_the_stem_has_no_normalization_and_the_first_block_has():
+def test_the_first_block_has_a_normalization_and_the_stem_has_none():
     params = drawn.abstract(bit())["params"]
     assert set(params) == {"stem_conv", "stage1", "stage2", "final_norm", "head"}
     layers = {f"{kind}{i}" for kind in ("conv", "norm") for i in (1, 2, 3)}
@@ -53,7 +53,7 @@ def test_the_stem_has_no_normalization_and_the_first_block_has():
 
 
 def test_zeros_count_in_the_maximum_of_the_stem():
-    """A stem that gives -1 everywhere: windows over the border have a zero of the padding as their maximum."""
+    """Tests a stem that gives -1 everywhere: windows over the border have a padding zero as their maximum."""
     model = bit(conv="standard", norm="none")
     variables = jax.tree.map(jnp.zeros_like, drawn.variables(model))
     variables["params"]["stem_conv"]["bias"] = -jnp.ones(8)
@@ -65,22 +65,22 @@ def test_zeros_count_in_the_maximum_of_the_stem():
 
 
 def test_projections_start_from_the_activated_input():
-    """With branches of zero, the first block gives its projection of act(norm1(x))."""
+    """Checks that, with branches of zero, the first block gives its projection of act(norm1(x))."""
     model = bit(zero_gamma=True, stage_sizes=(1,))
     variables = models.initialize(model, jax.random.key(0), IMAGES.shape)
-    _, found = capture(model, variables, IMAGES)
+    _, activations = capture(model, variables, IMAGES)
     block = variables["params"]["stage1"]["block0"]
-    grouped = found["stem"].reshape(2, 8, 8, 4, 2)
-    centred = grouped - grouped.mean((1, 2, 4), keepdims=True)
-    normed = centred / jnp.sqrt(jnp.square(centred).mean((1, 2, 4), keepdims=True) + 1e-5)
+    grouped = activations["stem"].reshape(2, 8, 8, 4, 2)
+    centered = grouped - grouped.mean((1, 2, 4), keepdims=True)
+    normed = centered / jnp.sqrt(jnp.square(centered).mean((1, 2, 4), keepdims=True) + 1e-5)
     kernel = block["downsample_conv"]["kernel"][0, 0]
     kernel = (kernel - kernel.mean(0)) / kernel.std(0)
     expected = jax.nn.relu(normed.reshape(2, 8, 8, 8)) @ kernel
-    np.testing.assert_allclose(found["stage1"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(activations["stage1"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_names_in_the_files_of_the_authors():
-    """As timm's loader of these files asks for them, with shapes of TensorFlow: [kh, kw, C, D]."""
+    """Checks the names that timm's loader of these files expects, with TensorFlow's shapes: [kh, kw, C, D]."""
     model = bit(stage_sizes=(1,))
     arrays = weights.to_arrays(model, drawn.variables(model), "bit")
     unit = "resnet/block1/unit01"
@@ -98,7 +98,7 @@ def test_names_in_the_files_of_the_authors():
     assert "resnet/block2/unit12/c/standardized_conv2d/kernel" in names
 
 
-def test_layouts_are_of_bottlenecks_alone():
+def test_only_bottlenecks_have_layouts():
     assert set(weights.layouts(bit())) == {"ablate", "timm", "bit"}
     assert set(weights.layouts(bit(bottleneck=False))) == {"ablate"}
     assert set(weights.layouts(models.create("preresnet50"))) == {"ablate"}  # timm's resnetv2_50 has another stem

@@ -1,4 +1,4 @@
-"""models/convnext.py and models/convnext_ladder.py: what each field does, and the costs of the published ladder."""
+"""Tests of models/convnext.py and convnext_ladder.py: the effect of each field, and costs of the published ladder."""
 
 import functools
 import itertools
@@ -26,10 +26,10 @@ LADDER = {
     "09b_kernel9": 4.21, "09c_kernel11": 4.29, "10_gelu": 4.15, "11_fewer_activations": 4.15, "12_fewer_norms": 4.15,
     "13_layer_norm": 4.46, "14_separate_downsampling": 4.49,
 }  # fmt: skip
-# The two that no reading found here gives, and what ours costs. A norm has no mult-adds, so row 13 costs what row 12
-# does; row 14 is ConvNeXt-T, 4.456 (architectures.csv). Table 11, below, has it so, and does not agree with table 10.
+# Two values that no reading of the paper gives, and our costs. A norm has no mult-adds, so row 13 costs the same as row
+# 12. Row 14 is ConvNeXt-T, 4.456 (architectures.csv). Table 11, below, agrees with that and contradicts table 10.
 UNMATCHED = {"13_layer_norm": 4.15, "14_separate_downsampling": 4.46}
-# Table 11: the same steps of networks with ConvNeXt-B's blocks and width.
+# Table 11: the same steps for networks with the blocks and width of ConvNeXt-B.
 LARGER = {
     "05_width96": 16.76, "06_inverted_bottleneck": 15.68, "07_depthwise_first": 14.63, "08_kernel5": 14.70,
     "09_kernel7": 14.81, "09b_kernel9": 14.95, "09c_kernel11": 15.13, "10_gelu": 14.81, "11_fewer_activations": 14.81,
@@ -106,8 +106,8 @@ def test_the_ladder_ends_at_convnext_without_layer_scale():
     )
 
 
-def test_what_is_left_in_the_blocks_of_the_ladder():
-    """Names and kernels of a block that halves the resolution; biases where normalization does not cancel them."""
+def test_remaining_layers_in_the_blocks_of_the_ladder():
+    """Checks names and kernels of a downsampling block; biases remain where no normalization cancels them."""
 
     @functools.cache
     def block(row):
@@ -156,7 +156,7 @@ def test_activations_of_the_ladder(row, calls):
     assert len(seen) == calls
 
 
-def test_convnext_is_laid_out_as_the_paper_has_it():
+def test_convnext_has_the_layout_of_the_paper():
     params = drawn.abstract(models.create("convnext_tiny"))["params"]
     assert set(params) == {"stem_conv", "stem_norm", "stage1", "stage2", "stage3", "stage4", "final_norm", "head"}
     blocks = {f"block{i}" for i in range(3)}
@@ -172,8 +172,8 @@ def test_layer_scale_is_the_first_factor_of_the_branches():
     def branch(scale):
         model = models.create("convnext_tiny", layer_scale=scale, init="msra", **TINY)
         variables = models.initialize(model, jax.random.key(0), IMAGES.shape)
-        found = jit_once(lambda variables: capture(model, variables, IMAGES)[1])(variables)
-        return found["stage1/block0"] - found["stem"]
+        activations = jit_once(lambda variables: capture(model, variables, IMAGES)[1])(variables)
+        return activations["stage1/block0"] - activations["stem"]
 
     whole = branch(0.0)  # no factor
     assert float(jnp.abs(whole).max()) > 0.1

@@ -1,4 +1,4 @@
-"""models/decoding.py: the cache equals the whole decoder, searches equal simple ones in Python."""
+"""Tests of models/decoding.py: the cache equals the whole decoder, and searches equal simple ones in Python."""
 
 import functools
 import itertools
@@ -35,7 +35,7 @@ def test_the_cache_equals_the_whole_decoder(fields):
     whole = jit_once(model.apply)(variables, SOURCE, TARGET)
     encoded = model.apply(variables, SOURCE, method="encode")
     step = jax.jit(functools.partial(model.apply, method="decode_next", mutable=["cache"]), static_argnums=5)
-    cache, length = {}, 9  # longer than the target: what is not yet there is not seen
+    cache, length = {}, 9  # longer than the target: positions to come are masked
     for place in range(TARGET.shape[1]):
         memory = encoded if place == 0 else None
         logits, cache = step({**variables, **cache}, TARGET[:, place], place, SOURCE, memory, length)
@@ -45,7 +45,7 @@ def test_the_cache_equals_the_whole_decoder(fields):
 
 
 def test_keys_of_the_source_are_computed_once():
-    """After the first step, the projection of what the encoder gave is not called, and the cache keeps its values."""
+    """Checks that the projection of the encoder's output is only called in the first step, and stays in the cache."""
     model, variables = tiny()
     encoded = model.apply(variables, SOURCE, method="encode")
     token = jnp.full(3, BOS)
@@ -62,16 +62,16 @@ def whole_decoder(model):
 
 
 def logs_of(model, variables, source):
-    """Log-probabilities of the tokens after a beginning, by the whole decoder; of padding, none."""
+    """Returns log-probabilities of the next tokens after a prefix, by the whole decoder; padding is excluded."""
 
     @functools.cache
     def logs(beginning):
         target = np.full((1, model.max_length), PAD)
         target[0, : len(beginning) + 1] = (BOS, *beginning)
         logits = whole_decoder(model)(variables, source[None], target)
-        found = np.asarray(jax.nn.log_softmax(logits[0, len(beginning)]), np.float64)
-        found[PAD] = -np.inf
-        return found
+        log_probabilities = np.asarray(jax.nn.log_softmax(logits[0, len(beginning)]), np.float64)
+        log_probabilities[PAD] = -np.inf
+        return log_probabilities
 
     return logs
 
@@ -84,18 +84,18 @@ def greedy_in_python(logs, length):
 
 
 def brute_force(logs, vocabulary, length, alpha):
-    """Every hypothesis with its score, best first."""
-    found = []
+    """Returns every hypothesis with its score, best first."""
+    hypotheses = []
     for count in range(1, length + 1):
         for tokens in itertools.product(range(1, vocabulary), repeat=count):
             if EOS not in tokens[:-1] and (tokens[-1] == EOS or count == length):
                 log = sum(logs(tokens[:i])[token] for i, token in enumerate(tokens))
-                found.append((log / ((5 + count) / 6) ** alpha, tokens))
-    return sorted(found, reverse=True)
+                hypotheses.append((log / ((5 + count) / 6) ** alpha, tokens))
+    return sorted(hypotheses, reverse=True)
 
 
 def beam_in_python(logs, length, beams, alpha):
-    """The search of `beam_search` for one source, with lists."""
+    """Returns the result of `beam_search` for one source, computed with lists."""
     alive, ended = [(0.0, ())], []
     for count in range(1, length + 1):
         grown = sorted(
@@ -125,7 +125,7 @@ WORDS = np.array([[3, 4, 5, 3], [5, 3, 0, 0], [4, 4, 3, 0], [5, 5, 5, 4], [3, 0,
 
 @pytest.fixture(scope="module")
 def toy():
-    """Six tokens, of which none is followed by itself; some translations end early and others late."""
+    """Returns a model of six tokens, none followed by itself; some translations end early and others late."""
     model, variables = tiny(vocab_size=6, max_length=8, prenorm=True)
     params = variables["params"]
     params["embedding"] = 2 * params["embedding"]
@@ -136,11 +136,11 @@ def toy():
 
 def test_greedy_takes_the_likeliest_until_the_end(toy):
     model, variables = toy
-    found = np.asarray(greedy(model, variables, WORDS, length=8))
+    translations = np.asarray(greedy(model, variables, WORDS, length=8))
     expected = [padded(greedy_in_python(logs_of(*toy, source), 8), 8) for source in WORDS]
-    assert found.tolist() == expected and found.dtype == np.int32
+    assert translations.tolist() == expected and translations.dtype == np.int32
     lengths = {len(tokens) - tokens.count(PAD) for tokens in expected}
-    assert len(lengths) > 2 and min(lengths) < 8  # or this would have tested little
+    assert len(lengths) > 2 and min(lengths) < 8  # otherwise the test would cover little
 
 
 @pytest.mark.parametrize("alpha", keep_first(1, [0.6, 0.0, 2.0]))
@@ -152,19 +152,19 @@ def test_one_beam_is_greedy(toy, alpha):
 
 @pytest.mark.parametrize("alpha", keep_first(1, [0.6, 0.0]))
 def test_wide_beam_search_is_brute_force(toy, alpha):
-    """With as many beams as there are continuations, every hypothesis is found."""
+    """Checks that every hypothesis is found with as many beams as there are continuations."""
     length, beams = 3, 4 * 4 * 5
     tokens, scores = beam_search(*toy, WORDS, length=length, beams=beams, alpha=alpha)
     for n, source in enumerate(WORDS):
         best = brute_force(logs_of(*toy, source), 6, length, alpha)[:beams]
         np.testing.assert_allclose(scores[n, : len(best)], [score for score, _ in best], rtol=1e-4, atol=1e-4)
-        found = {tuple(found) for found in tokens[n, : len(best)].tolist()}
-        assert tokens[n, 0].tolist() == padded(best[0][1], length) and len(found) == len(best)
+        hypotheses = {tuple(hypotheses) for hypotheses in tokens[n, : len(best)].tolist()}
+        assert tokens[n, 0].tolist() == padded(best[0][1], length) and len(hypotheses) == len(best)
 
 
 @pytest.mark.parametrize("beams,alpha,length", keep_first(1, [(3, 0.6, 6), (4, 0.6, 8), (3, 0.0, 5)]))
-def test_beam_search_is_that_of_lists(toy, beams, alpha, length):
-    """Of each source alone: what the others of its batch do has no effect."""
+def test_beam_search_equals_a_search_with_lists(toy, beams, alpha, length):
+    """Compares with each source on its own: the rest of its batch has no effect."""
     tokens, scores = beam_search(*toy, WORDS, length=length, beams=beams, alpha=alpha)
     assert tokens.shape == (6, beams, length) and tokens.dtype == jnp.int32
     for n, source in enumerate(WORDS):
@@ -173,7 +173,7 @@ def test_beam_search_is_that_of_lists(toy, beams, alpha, length):
         np.testing.assert_allclose(scores[n], [score for score, _ in expected], rtol=1e-4, atol=1e-4)
 
 
-def test_default_is_the_paper_s(toy):
+def test_the_defaults_are_those_of_the_paper(toy):
     default, named = (beam_search(*toy, WORDS, length=4, **fields) for fields in ({}, {"beams": 4, "alpha": 0.6}))
     jax.tree.map(np.testing.assert_array_equal, default, named)
 

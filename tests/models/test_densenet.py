@@ -1,4 +1,4 @@
-"""models/densenet.py: what each field does. test_parity.py has the comparison with torchvision and timm."""
+"""Tests of models/densenet.py: the effect of each field. test_parity.py compares with torchvision and timm."""
 
 import re
 
@@ -36,7 +36,7 @@ def params(name, **fields):
 
 @pytest.mark.parametrize("name", keep_first(2, TABLE_2))
 def test_networks_are_those_of_table_2(name):
-    """Parameters, and the depth L: convolutions of the stem, the layers and the transitions, and the head."""
+    """Compares parameters and the depth L: convolutions of the stem, the layers and the transitions, and the head."""
     assert round(PARAMETERS[name] / 1e6, 1) == TABLE_2[name]
     kernels = [path for path in flatten({"params": params(name)}) if path.endswith("kernel")]
     assert len(kernels) == int(re.search(r"\d+", name)[0])
@@ -73,23 +73,23 @@ def test_channels_grow_and_are_compressed():
 
 
 def test_every_layer_reads_all_earlier_ones():
-    """A block's output begins with its input; each layer's new channels follow, in order."""
+    """Checks that a block's output begins with its input and that each layer's new channels follow, in order."""
     model = models.create("densenet_bc100_k12", stage_sizes=(3, 1), growth=2, width=4)
-    _, found = capture(model, drawn.variables(model), TINY)
-    parts = [found["stem"], *(found[f"stage1/layer{i}"] for i in range(3))]
+    _, activations = capture(model, drawn.variables(model), TINY)
+    parts = [activations["stem"], *(activations[f"stage1/layer{i}"] for i in range(3))]
     assert [part.shape[-1] for part in parts] == [4, 2, 2, 2]
-    np.testing.assert_array_equal(found["stage1"], jnp.concatenate(parts, -1))
-    assert found["stage2/layer0"].shape == (2, 4, 4, 2) and found["pre_logits"].shape == (2, 7)
+    np.testing.assert_array_equal(activations["stage1"], jnp.concatenate(parts, -1))
+    assert activations["stage2/layer0"].shape == (2, 4, 4, 2) and activations["pre_logits"].shape == (2, 7)
 
 
 def test_transitions_average_over_2_by_2():
-    """All before the mean is place by place: it gives the mean of what the four places of each window give alone."""
+    """Checks that a transition equals the mean over each window of its outputs for the four positions alone."""
     model = models.create("densenet_bc100_k12", stage_sizes=(1, 1), growth=2, width=4)
     variables = drawn.variables(model)
 
     def after(stage1):
-        _, found = capture(model, variables, TINY)
-        return capture(model, variables, TINY, add={"stage1": stage1 - found["stage1"]})[1]["stage2"][..., :3]
+        _, activations = capture(model, variables, TINY)
+        return capture(model, variables, TINY, add={"stage1": stage1 - activations["stage1"]})[1]["stage2"][..., :3]
 
     maps = jnp.asarray(drawn.images("maps", (2, 8, 8, 6)))
     repeated = [maps[:, i::2, j::2].repeat(2, 1).repeat(2, 2) for i in (0, 1) for j in (0, 1)]
@@ -112,7 +112,7 @@ def test_dropout_follows_every_convolution_but_the_first(name, layers):
 
 @pytest.mark.full
 def test_remat_keeps_memory_linear_in_the_layers():
-    """Pleiss 2017: O(L) instead of O(L^2) for a block of L layers."""
+    """Checks Pleiss 2017: O(L) instead of O(L^2) memory for a block of L layers."""
 
     def kept(size, remat):
         model = models.create("densenet_bc100_k12", stage_sizes=(size,), remat=remat)
@@ -124,20 +124,20 @@ def test_remat_keeps_memory_linear_in_the_layers():
 
 
 def test_remat_keeps_the_outputs_of_convolutions():
-    """For one layer more: its bottleneck (4k channels) and its new channels (k), beside statistics of channels."""
+    """Checks the memory of one more layer: its bottleneck (4k channels), new channels (k) and channel statistics."""
 
     def kept(size):
         model = models.create("densenet_bc100_k12", stage_sizes=(size,), remat=True)
         return analyze(model, model.example()).kept_bytes
 
     maps = 5 * 12 * 32 * 32 * 4
-    # The last concatenation, its normalization and activation and their mask are kept as well, and grow by k channels.
+    # The last concatenation, its normalization, its activation and their mask are kept as well, and grow by k channels.
     ending = 12 * 32 * 32 * (4 + 4 + 1)
     assert maps <= kept(9) - kept(8) <= maps + ending + 4 * 5 * 200
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "timm"])
-def test_weights_come_back_from_the_layouts(layout):
+def test_weights_survive_a_round_trip_through_the_layouts(layout):
     model = models.create("densenet121", stage_sizes=(2, 1), growth=4, width=8, num_classes=10)
     variables = drawn.variables(model)
     arrays = weights.to_arrays(model, variables, layout)

@@ -1,4 +1,4 @@
-"""Derivatives that others take: of attention for a GPU that is not here, in forward mode, and of second order."""
+"""Derivatives beyond reverse mode: of attention for an absent GPU, in forward mode, and of second order."""
 
 import functools
 import re
@@ -16,7 +16,7 @@ from models.layers.init import jit_once
 from tests.models.test_hostile import TRANSFORMER, images, shapes, small, some_in_full
 from tests.networks import SMALL
 
-# -- attention on a GPU that is not here -----------------------------------------------------------------------------
+# -- attention on an absent GPU ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def gpu(monkeypatch):
 
 
 def for_cuda(gradient, *inputs):
-    """How many calls of cuDNN's attention a program for NVIDIA's GPUs has."""
+    """Returns the number of calls of cuDNN's attention in a program for NVIDIA's GPUs."""
     text = jax.jit(gradient).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()
     return len(re.findall(r"@__cudnn\$fmha", text))
 
@@ -36,11 +36,11 @@ def for_cuda(gradient, *inputs):
 @pytest.mark.parametrize("kind", ["none", "mask", "bias", "both"])
 def test_gradients_of_attention_are_compiled_for_cuda(gpu, dtype, lengths, kind):
     q, k = (images(2, length, 2, 64, dtype=dtype) for length in lengths)
-    given = {"mask": jnp.ones((1, 1, *lengths), bool)} if kind in ("mask", "both") else {}
-    given |= {"bias": jnp.ones((1, 2, *lengths))} if kind in ("bias", "both") else {}
+    arguments = {"mask": jnp.ones((1, 1, *lengths), bool)} if kind in ("mask", "both") else {}
+    arguments |= {"bias": jnp.ones((1, 2, *lengths))} if kind in ("bias", "both") else {}
 
     def loss(q, k, v):
-        return attention.attend(q, k, v, **given).astype(jnp.float32).sum()
+        return attention.attend(q, k, v, **arguments).astype(jnp.float32).sum()
 
     flash = dtype != "float32" and (kind == "none" or max(length % 2 for length in lengths) == 0)
     assert for_cuda(jax.grad(loss, (0, 1, 2)), q, k, k) == (2 if flash else 0)
@@ -98,7 +98,7 @@ CURE = r"within `with models.lowering\('forward_mode'\):`"
 
 
 def training_loss(kind):
-    """A function of images, through a training call, and images."""
+    """Returns a function of images, through a training call, and images."""
     model = small(kind)
     x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     variables = models.initialize(model, jax.random.key(0), x.shape)
@@ -112,8 +112,8 @@ def training_loss(kind):
 
 
 @pytest.mark.parametrize("kind", some_in_full(SMALL, ("basic", "gated", "dense", "convnext", "swin", "lenet", "vit_c")))
-def test_forward_mode_names_its_cure(kind):
-    """Every family: refused in one line as it is, compiled within the cure."""
+def test_errors_of_forward_mode_name_the_remedy(kind):
+    """Checks that every family is refused in one line by default and compiles within the recommended context."""
     model = small(kind)
     variables = shapes(model, images(1, 32, 32, 3))
 
@@ -133,7 +133,7 @@ def test_forward_mode_names_its_cure(kind):
 
 
 @pytest.mark.parametrize("kind", some_in_full(SMALL, ("basic", "alexnet", "vit")))
-def test_forward_mode_agrees_with_reverse_mode_within_the_cure(kind):
+def test_forward_mode_agrees_with_reverse_mode_within_the_context(kind):
     loss, x = training_loss(kind)
     direction = jax.random.normal(jax.random.key(2), x.shape)
     reverse = jnp.vdot(jit_once(jax.grad(loss))(x), direction)
@@ -200,16 +200,16 @@ def test_second_order_is_right_or_refused(layer, way):
     with models.lowering("forward_mode"):
         right = DERIVATIVES[way](LAYERS[layer], x)
     try:
-        found = DERIVATIVES[way](LAYERS[layer], x)
+        derivative = DERIVATIVES[way](LAYERS[layer], x)
     except UserError as error:
         assert re.search(CURE, str(error))
     else:
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, right)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), derivative, right)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_second_derivatives_within_the_cure(layer):
-    """By differences of the gradient that reverse mode has outside of it."""
+def test_second_derivatives_within_the_context(layer):
+    """Compares with differences of the reverse-mode gradient taken outside the context."""
     x, d = jax.random.normal(jax.random.key(0), (2, 2, 2, 2, 16))
     step_size = 1e-2
     gradient = jax.grad(LAYERS[layer])
@@ -221,7 +221,7 @@ def test_second_derivatives_within_the_cure(layer):
     np.testing.assert_allclose(jnp.einsum("abcdefgh,efgh->abcd", hessian, d), product, rtol=1e-3, atol=1e-3)
 
 
-def test_reverse_mode_leaves_nothing_of_the_check_in_a_program():
+def test_the_check_of_reverse_mode_leaves_no_trace_in_a_program():
     model = small("basic")
     variables = shapes(model, images(1, 8, 8, 3))
     text = jax.jit(jax.grad(lambda v, x: model.apply(v, x).sum())).lower(variables, images(2, 8, 8, 3)).as_text()

@@ -1,4 +1,4 @@
-"""Rules that several families of networks share: mistakes, stochastic depth, and rematerialization."""
+"""Rules that several families of networks share: errors, stochastic depth, and rematerialization."""
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from tests.golden import drawn
 from tests.golden.make_transformer import TINY as TRANSFORMER
 from train.setup import spec
 
-# A network with the fields that each case changes, then by line the changed fields and the start of the error.
+# A network with the fields that each case changes; then, line by line, the changed fields and the start of the error.
 MISTAKES = """
 resnet20
     shortcut=D                                  => unknown shortcut 'D'
@@ -206,7 +206,7 @@ def test_a_rate_is_a_number(fields):
     ],
 )
 def test_stochastic_depth_grows_linearly_to_the_last_block(network, rates):
-    """From the first block that can be dropped; of Swin and ViT, on both branches of a block."""
+    """Checks linear growth from the first block that can be dropped; in Swin and ViT, on both branches of a block."""
     seen = []
 
     def read(method, args, kwargs, context):
@@ -236,8 +236,8 @@ def relative(*case):
         relative("densenet_bc100_k12(stage_sizes=(4, 2), growth=4, dropout=0.3, bottleneck=0, compression=1.0)", 8, 1),
     ],
 )  # fmt: skip
-def test_remat_changes_nothing_but_what_is_kept(network, side, share):
-    """The loss, statistics and gradients are the same; the backward pass keeps less than this share."""
+def test_remat_only_changes_the_memory_that_is_kept(network, side, share):
+    """Checks the same loss, statistics and gradients; the backward pass keeps less than this share of the memory."""
     name, _, fields = call(network)
     images = jnp.asarray(drawn.images("remat", (2, side, side, 3)))
 

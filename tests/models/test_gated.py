@@ -1,4 +1,4 @@
-"""models/gated.py and layers/skipping.py: what gates and policies decide, what that costs, and that it is skipped."""
+"""Tests of models/gated.py and layers/conditional.py: decisions of gates and policies, their costs, and skipping."""
 
 import functools
 import json
@@ -28,7 +28,7 @@ KINDS = {  # two blocks each, one of which has a projection, or both
 
 
 def colored(count, name="gated"):
-    """Images [count, 8, 8, 3] of different means, which is what gates see."""
+    """Returns images [count, 8, 8, 3] of different means, which is what gates see."""
     return jnp.asarray(drawn.images(name, (count, 8, 8, 3)) + 2 * drawn.images(f"{name} colors", (count, 1, 1, 3)))
 
 
@@ -80,7 +80,7 @@ def without_gates(params):
 
 
 @pytest.mark.parametrize("kind", ["basic", "policy"])
-def test_keep_decides_instead(kind):
+def test_keep_overrides_the_gates(kind):
     model, variables = small(kind)
     images, ones = colored(5), jnp.ones((5, 2))
     whole, computed = decided(model, variables, images, keep=ones)
@@ -93,7 +93,7 @@ def test_keep_decides_instead(kind):
     np.testing.assert_array_equal(computed, keep)
     np.testing.assert_allclose(some[3], whole[3], rtol=1e-5, atol=1e-5)
     assert all(np.abs(some[i] - whole[i]).max() > 1e-3 for i in (0, 1, 2, 4))
-    other = jax.tree_util.tree_map_with_path(  # of what nobody keeps nothing is seen
+    other = jax.tree_util.tree_map_with_path(  # blocks that no image keeps see nothing
         lambda path, leaf: (
             leaf
             + (
@@ -108,12 +108,12 @@ def test_keep_decides_instead(kind):
     np.testing.assert_array_equal(decided(model, other, images, keep=keep)[0][0], some[0])
 
 
-def test_keep_is_said_of_blocks_without_a_gate_too():
+def test_keep_covers_blocks_without_a_gate_too():
     model, variables = small("basic", rates=(1, 0.5))
     np.testing.assert_array_equal(decided(model, variables, colored(3), keep=jnp.zeros((3, 2)))[1], jnp.zeros((3, 2)))
 
 
-def test_gates_start_open_for_87_of_100():
+def test_gates_start_open_for_87_percent():
     model = models.create("convnet_aig38")
     gate = Gate(model.ingredients(train=True), 16, 1.0, train=True)
     x, keys = jnp.abs(jnp.asarray(drawn.images("gate", (8192, 1, 1, 16)))), jax.random.split(jax.random.key(0))
@@ -140,8 +140,8 @@ def test_samples_are_0_or_1_and_gradients_those_of_the_soft_sample(temperature):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_a_policy_alone_is_the_one_inside():
-    """Also where layers have other widths: those of the policy, by their paths there."""
+def test_a_policy_alone_equals_the_one_inside_the_network():
+    """Compares the policy alone with the one inside; where other layers have widths, only the policy's own apply."""
     widths = (("policy/stage1/block0/conv1", 3), ("stage1/block0/conv1", 5))
     model, variables = small("policy", widths=widths, policy_pool=2)
     own = {name: tree["policy"] for name, tree in variables.items()}
@@ -152,8 +152,8 @@ def test_a_policy_alone_is_the_one_inside():
     np.testing.assert_allclose(model.pooled(colored(13)), pooled, rtol=1e-5, atol=1e-6)
 
 
-def test_the_authors_network_decides_and_says_the_same():
-    """golden/make_gated.py; on every image all gates decide by a margin."""
+def test_decisions_and_logits_equal_those_of_the_authors_network():
+    """Compares with golden/make_gated.py; all gates decide by a margin on every image."""
     golden = np.load(Path(make_gated.__file__).with_name("gated.npz"))
     name, fields = json.loads(str(golden["network"]))
     model = models.create(name, **fields)
@@ -170,7 +170,7 @@ def test_the_authors_network_decides_and_says_the_same():
 
 @functools.cache
 def programs(kind):
-    """Of a small network with and without skipping: gates(variables, images, keep)."""
+    """Returns programs of a small network with and without skipping: gates(variables, images, keep)."""
     model, variables = small(kind)
 
     def skipped(variables, images, keep=None):
@@ -190,7 +190,7 @@ def assert_agree(a, b):
 
 @pytest.mark.parametrize("count", [1, 13])
 @pytest.mark.parametrize("kind", keep_first(2, KINDS))
-def test_what_is_skipped_changes_no_logits_and_compiles_nothing_again(kind, count):
+def test_skipping_changes_no_logits_and_compiles_nothing_again(kind, count):
     skipped, masked, variables = programs(kind)
     before, images = skipped._cache_size(), colored(count)
     some = jnp.asarray(np.random.default_rng(0).integers(0, 2, (count, 2)), jnp.float32)
@@ -201,7 +201,7 @@ def test_what_is_skipped_changes_no_logits_and_compiles_nothing_again(kind, coun
 
 
 @pytest.mark.parametrize("kind", ["basic", "policy"])
-def test_what_the_network_decides_is_skipped_likewise(kind):
+def test_decisions_of_the_network_skip_blocks_too(kind):
     skipped, masked, variables = programs(kind)
     for name in ("gated", "others"):
         assert_agree(skipped(variables, colored(13, name)), masked(variables, colored(13, name)))
@@ -209,8 +209,9 @@ def test_what_the_network_decides_is_skipped_likewise(kind):
 
 @pytest.fixture
 def executed():
-    """Rows that were computed: x = executed.mark(x) within a program, executed.rows(what it gave) after it. What the
-    compiler drops is not computed.
+    """Counts computed rows: x = executed.mark(x) within a program, executed.rows(output) after it.
+
+    Operations that the compiler drops are not counted.
     """
 
     class Executed:
@@ -224,8 +225,8 @@ def executed():
 
             return jax.pure_callback(seen, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
-        def rows(self, found):
-            jax.block_until_ready(found)
+        def rows(self, output):
+            jax.block_until_ready(output)
             rows, self.seen[:] = sorted(self.seen), []
             return rows
 
@@ -238,7 +239,7 @@ def test_sizes():
 
 
 class Doubling(nn.Module):
-    """Twice a number and the sum of both of a tree {"a" [N, 2], "b" [N]}, computed for some."""
+    """A layer that gives, for some rows of a tree {"a" [N, 2], "b" [N]}, the doubled "a" and the sum of both."""
 
     mark: object
     otherwise: bool
@@ -265,17 +266,17 @@ def test_only_the_rows_of_a_size_are_computed(executed, otherwise):
         with skipping(parts=4):
             return module.apply(variables, x, keep)
 
-    for wanted, computed in ((0, 0), (1, 4), (4, 4), (5, 7), (10, 10), (11, 13), (13, 13)):
+    for count, computed in ((0, 0), (1, 4), (4, 4), (5, 7), (10, 10), (11, 13), (13, 13)):
         keep = np.zeros(13, bool)
-        keep[np.random.default_rng(wanted).permutation(13)[:wanted]] = True
-        found = run(jnp.asarray(keep))
-        assert sum(executed.rows(found)) == computed
+        keep[np.random.default_rng(count).permutation(13)[:count]] = True
+        output = run(jnp.asarray(keep))
+        assert sum(executed.rows(output)) == computed
         rest = (-x["a"], -x["b"]) if otherwise else (0, 0)
-        np.testing.assert_allclose(found[0], np.where(keep[:, None], 2 * x["a"], rest[0]), rtol=1e-6)
-        np.testing.assert_allclose(found[1], np.where(keep, x["a"].sum(-1) + x["b"], rest[1]), rtol=1e-6)
+        np.testing.assert_allclose(output[0], np.where(keep[:, None], 2 * x["a"], rest[0]), rtol=1e-6)
+        np.testing.assert_allclose(output[1], np.where(keep, x["a"].sum(-1) + x["b"], rest[1]), rtol=1e-6)
         masked = module.apply(variables, x, jnp.asarray(keep))
         assert executed.rows(masked) == [13]  # all
-        np.testing.assert_array_equal(masked[0], found[0])
+        np.testing.assert_array_equal(masked[0], output[0])
 
 
 def test_a_network_computes_a_branch_for_no_more_than_a_size(executed):
@@ -289,14 +290,14 @@ def test_a_network_computes_a_branch_for_no_more_than_a_size(executed):
         with skipping(parts=4):
             return model.apply(variables, colored(13), keep=keep)
 
-    always = [13] * 3  # the stem's activation, and after the sum of each block
+    always = [13] * 3  # the stem's activation, and the one after the sum of each block
     for first, second, rows in ((0, 0, [0, 0]), (13, 13, [13, 13]), (3, 9, [4, 10])):
         keep = jnp.stack([jnp.arange(13) < first, jnp.arange(13) >= 13 - second], -1).astype(jnp.float32)
         assert executed.rows(run(keep)) == sorted(always + [row for row in rows if row])
     assert run._cache_size() == 1
 
 
-def test_skipping_is_over_after_its_context():
+def test_skipping_ends_with_its_context():
     with pytest.raises(ValueError, match="out"), skipping(3):
         raise ValueError("out")
     model, variables = small("policy")
@@ -308,15 +309,15 @@ def test_skipping_is_over_after_its_context():
 
 def test_costs_by_hand():
     model, _ = small("basic", gate_width=6)
-    found = costs(model, analyze(model, (1, 8, 8, 3)))
-    assert found.blocks == (2 * 9 * 4 * 4 * 64, 9 * 4 * 8 * 16 + 9 * 8 * 8 * 16)
-    assert found.deciding == 2 * (4 * 6 + 6 * 2)
-    assert found.always == 9 * 3 * 4 * 64 + 4 * 8 * 16 + 8 * 10  # stem, projection, head
+    cost = costs(model, analyze(model, (1, 8, 8, 3)))
+    assert cost.blocks == (2 * 9 * 4 * 4 * 64, 9 * 4 * 8 * 16 + 9 * 8 * 8 * 16)
+    assert cost.deciding == 2 * (4 * 6 + 6 * 2)
+    assert cost.always == 9 * 3 * 4 * 64 + 4 * 8 * 16 + 8 * 10  # stem, projection, head
     model, _ = small("policy", policy_pool=2)
-    found = costs(model, analyze(model, (1, 8, 8, 3)))
-    assert found.blocks == (2 * 9 * 4 * 4 * 64, 9 * 4 * 8 * 16 + 9 * 8 * 8 * 16)
-    assert found.deciding == 9 * 3 * 4 * 16 + 2 * 9 * 4 * 4 * 16 + 4 * 2
-    assert found.always == 9 * 3 * 4 * 64 + 8 * 10
+    cost = costs(model, analyze(model, (1, 8, 8, 3)))
+    assert cost.blocks == (2 * 9 * 4 * 4 * 64, 9 * 4 * 8 * 16 + 9 * 8 * 8 * 16)
+    assert cost.deciding == 9 * 3 * 4 * 16 + 2 * 9 * 4 * 4 * 16 + 4 * 2
+    assert cost.always == 9 * 3 * 4 * 64 + 8 * 10
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -333,7 +334,7 @@ def test_all_blocks_cost_what_the_network_costs(kind):
 # -- mistakes ------------------------------------------------------------------------------------------------------
 
 
-def test_no_parts():
+def test_zero_parts_are_refused():
     with pytest.raises(UserError, match="parts=0 must be at least 1"), skipping(0):
         pass
 
@@ -353,16 +354,16 @@ def test_weights_of_a_residual_network_are_taken(kind, new):
     plain = models.create("resnet38", stage_sizes=model.stage_sizes, width=model.width, stem="imagenet")
     own = models.initialize(plain, jax.random.key(3), (1, 32, 32, 3))
     theirs = weights.to_arrays(plain, own, "torchvision")
-    found = weights.flatten(weights.from_arrays(model, theirs, "torchvision", new=[new], drawn=variables))
+    arrays = weights.flatten(weights.from_arrays(model, theirs, "torchvision", new=[new], drawn=variables))
     for path, leaf in weights.flatten(own).items():
-        np.testing.assert_array_equal(found[path], leaf)
-    drawn_anew = set(found) - set(weights.flatten(own))
+        np.testing.assert_array_equal(arrays[path], leaf)
+    drawn_anew = set(arrays) - set(weights.flatten(own))
     assert drawn_anew and all("gate/" in path or path.startswith("policy/") for path in drawn_anew)
     again = weights.from_arrays(model, weights.to_arrays(model, variables, "torchvision"), "torchvision")
     for path, leaf in weights.flatten(variables).items():
         np.testing.assert_array_equal(weights.flatten(again)[path], leaf)
 
 
-def test_low_bits_are_those_of_gates_too():
+def test_gates_have_low_bits_too():
     _, variables = small("basic", dense="ternary")
     assert {"positive", "negative"} < set(variables["params"]["stage1"]["block0"]["gate"]["dense1"])

@@ -1,4 +1,4 @@
-"""What strangers do to networks: batches of one and of none, images too small, other derivatives, an absent GPU."""
+"""Unusual uses of networks: batches of one and of none, images too small, other derivatives, an absent GPU."""
 
 import re
 
@@ -23,7 +23,7 @@ TRANSFORMER = {"vocab_size": 11, "width": 16, "heads": 2, "layers": 1, "ff_width
 
 
 def some_in_full(names, quick):
-    """Parameters of a test: the names, those that are not quick marked."""
+    """Returns test parameters: the names, with all but the quick ones marked `full`."""
     return [pytest.param(name, marks=[pytest.mark.full] * (name not in quick)) for name in names]
 
 
@@ -75,7 +75,7 @@ def test_batch_norm_of_one_value_is_refused_by_the_name_of_its_layer(case):
     name, fields, size, layer = ONE_VALUE[case]
     model = models.create(name, **fields)
     channels = 3
-    variables = shapes(model, images(1, size, size, channels))  # initialization is no training
+    variables = shapes(model, images(1, size, size, channels))  # initialization does not count as training
     with pytest.raises(
         UserError,
         match=f"^norm 'batch' at {layer} leaves nothing .* over 1 value there; .*batch_size"
@@ -85,7 +85,7 @@ def test_batch_norm_of_one_value_is_refused_by_the_name_of_its_layer(case):
     with pytest.raises(UserError, match="over 0 values"):
         trained(model, variables, images(0, size, size, channels))
     trained(model, variables, images(2, size, size, channels))
-    jax.eval_shape(model.apply, variables, images(1, size, size, channels))  # by running statistics
+    jax.eval_shape(model.apply, variables, images(1, size, size, channels))  # with running statistics
     for norm in ("frozen_batch", "layer"):
         other = models.create(name, **{**fields, "norm": norm})
         trained(other, shapes(other, images(1, size, size, channels)), images(1, size, size, channels))
@@ -96,7 +96,7 @@ def test_values_are_counted_over_devices_where_statistics_are_synchronized(sync_
     model = models.create("lenet_300_100", norm="batch", sync_norm=sync_norm)
     variables = shapes(model, images(1, 28, 28, 1))
 
-    def on_devices(x):  # 4 of them, an example each
+    def on_devices(x):  # four devices, with one example each
         return jax.vmap(
             lambda x: model.apply(variables_of(x), x, train=True, mutable=["batch_stats"])[0], axis_name="batch"
         )(x)
@@ -131,7 +131,7 @@ def test_a_run_of_one_value_per_channel_is_refused_when_it_is_set_up(changes):
         build_run(dense_run(**ONE_EACH[changes]))
 
 
-def test_the_command_says_so_in_one_line_and_writes_nothing(tmp_path):
+def test_the_command_reports_it_in_one_line_and_writes_nothing(tmp_path):
     done = tiny.run(
         "--config=configs/digits.py",
         f"--workdir={tmp_path}/run",
@@ -145,7 +145,7 @@ def test_the_command_says_so_in_one_line_and_writes_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_costs_of_one_example_are_known_all_the_same():
+def test_costs_of_one_example_are_still_computed():
     cost = analyze(models.create("lenet_300_100", norm="batch"), (1, 28, 28, 1))
     assert sum(layer.params for layer in cost.layers) == 266_610 + 2 * 400
 
@@ -179,12 +179,12 @@ def test_the_smallest_image_of_well_known_networks(name):
         ("basic", "blockdrop", "dense_imagenet", "convnext", "ladder_end", "swin", "lenet", "vgg", "airbench", "vit"),
     ),
 )
-def test_every_family_says_the_smallest_image_that_it_takes(kind):
+def test_every_family_names_the_smallest_image_that_it_accepts(kind):
     model = small(kind)
     with pytest.raises(UserError) as caught:
         shapes(model, images(1, 0, 0, 3))
     text = str(caught.value)
-    if "image_size=" in text:  # tokens are as many as this says
+    if "image_size=" in text:  # the number of tokens depends on it
         assert text.startswith("images of 0 x 0: image_size=32 fixes the positions")
         return
     least = int(re.fullmatch(r"images of 0 x 0 are too small: this \w+ takes images of (\d+) x \1 or larger", text)[1])
@@ -195,7 +195,7 @@ def test_every_family_says_the_smallest_image_that_it_takes(kind):
             shapes(model, images(1, height, width, 3))
 
 
-def test_a_network_that_is_a_part_says_what_is_left():
+def test_a_network_within_another_names_the_size_of_its_empty_map():
     import flax.linen as nn
 
     with pytest.raises(EmptyMap, match="they leave a map of 1 x 0"):
@@ -206,12 +206,12 @@ def test_a_trained_network_refuses_small_images_before_anything_is_computed():
     model = small("convnext")
     variables = models.initialize(model, jax.random.key(0), (1, 32, 32, 3))
     with pytest.raises(UserError, match="images of 4 x 4 are too small"):
-        model.apply(variables, jnp.zeros((2, 4, 4, 3)))  # died of SIGFPE
+        model.apply(variables, jnp.zeros((2, 4, 4, 3)))  # used to die of SIGFPE
     with pytest.raises(UserError, match="images of 4 x 4 are too small"):
         jax.jit(jax.grad(lambda v, x: model.apply(v, x).sum()))(variables, jnp.zeros((2, 4, 4, 3)))
 
 
-def test_commands_say_it_in_one_line(capsys):
+def test_commands_report_it_in_one_line(capsys):
     assert command_line(["complexity", "convnext_tiny", "--resolution=8"]) == 2
     assert capsys.readouterr().err.endswith("takes images of 32 x 32 or larger\n")
 
@@ -252,14 +252,14 @@ def test_native_code_checks_its_sizes(case):
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_a_batch_of_none_gives_no_logits(kind):
+def test_an_empty_batch_gives_no_logits(kind):
     model = small(kind)
     variables = shapes(model, images(1, 32, 32, 3))
     assert jax.eval_shape(model.apply, variables, images(0, 32, 32, 3)).shape == (0, model.num_classes)
 
 
 @pytest.mark.parametrize("kind", some_in_full(SMALL, ("vit", "lenet")))
-def test_a_batch_of_none_is_computed(kind):
+def test_an_empty_batch_is_computed(kind):
     model = small(kind)
     variables = models.initialize(model, jax.random.key(0), (1, 32, 32, 3))
     none = jnp.zeros((0, 32, 32, 3))
@@ -267,14 +267,14 @@ def test_a_batch_of_none_is_computed(kind):
     assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
-def test_sentences_of_a_batch_of_none():
+def test_an_empty_batch_of_sentences():
     model = models.create("transformer_base", **TRANSFORMER)
     variables = shapes(model, *model.example())
     assert jax.eval_shape(model.apply, variables, *[images(0, 8, dtype="int32")] * 2).shape == (0, 8, 11)
 
 
 @pytest.mark.parametrize("how", ["auto", "packed"])
-def test_binary_layers_of_a_batch_of_none(how):
+def test_binary_layers_of_an_empty_batch(how):
     model = models.create("resnet8", width=4, conv="xnor")
     variables = shapes(model, images(1, 8, 8, 3))
     with lowering(how):
@@ -282,8 +282,8 @@ def test_binary_layers_of_a_batch_of_none(how):
 
 
 @pytest.mark.parametrize("groups", [1, 16])
-def test_gradients_of_no_images_are_zero(groups):
-    """In native code as well, which is what a CPU gets for these channels."""
+def test_gradients_of_an_empty_batch_are_zero(groups):
+    """Checks gradients for an empty batch, also in native code, which a CPU uses for these channels."""
     x, kernel = jnp.zeros((0, 8, 8, 16)), jnp.ones((3, 3, 16 // groups, 16))
     gradient = jax.grad(lambda k: conv.conv2d(x, k, (1, 1), ((1, 1), (1, 1)), groups=groups).sum())(kernel)
     assert gradient.shape == kernel.shape and not gradient.any()
@@ -291,7 +291,7 @@ def test_gradients_of_no_images_are_zero(groups):
     assert not gradient.any()
 
 
-def test_an_exported_program_refuses_no_images_in_words():
+def test_an_exported_program_refuses_an_empty_batch_with_a_clear_error():
     model = small("vit", depth=1)
     variables = models.initialize(model, jax.random.key(0), (1, 32, 32, 3))
     with lowering("plain"):

@@ -1,4 +1,4 @@
-"""models/lenet.py: Caffe's networks, on the images they were made for and on others."""
+"""Tests of models/lenet.py: Caffe's networks, on the images they were designed for and on others."""
 
 import flax.linen as nn
 import jax
@@ -44,8 +44,8 @@ def test_parameters_depend_on_the_image():
 def test_the_only_activation_follows_the_hidden_layer():
     model = models.create("lenet5", convs=(4, 4), hidden=(8,), act=jnp.zeros_like)
     variables = drawn.variables(model)
-    logits, found = capture(model, variables, jnp.asarray(drawn.images("lenet", (2, 28, 28, 1))))
-    assert float(found["conv1"].min()) < 0 and float(found["conv2"].min()) < 0
+    logits, activations = capture(model, variables, jnp.asarray(drawn.images("lenet", (2, 28, 28, 1))))
+    assert float(activations["conv1"].min()) < 0 and float(activations["conv2"].min()) < 0
     np.testing.assert_array_equal(logits, np.broadcast_to(variables["params"]["head"]["bias"], (2, 10)))
 
 
@@ -60,6 +60,6 @@ def test_norm_follows_convolutions_and_hidden_layers():
 def test_pooling_takes_maxima():
     model = models.create("lenet5", convs=(1,), hidden=(4,), init=nn.initializers.ones_init())
     image = jnp.zeros((1, 28, 28, 1)).at[0, 4, 4, 0].set(1.0)
-    found = capture(model, models.initialize(model, jax.random.key(0), image.shape), image)[1]
+    activations = capture(model, models.initialize(model, jax.random.key(0), image.shape), image)[1]
     expected = jnp.zeros((1, 12, 12, 1)).at[0, :3, :3].set(1.0)  # 5 x 5 outputs see the pixel
-    np.testing.assert_array_equal(found["conv1"], expected)
+    np.testing.assert_array_equal(activations["conv1"], expected)

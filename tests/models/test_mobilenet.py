@@ -1,4 +1,4 @@
-"""models/mobilenet.py: the papers' tables. tests/models/test_parity.py has the comparison with timm and torchvision."""
+"""Tests of models/mobilenet.py against the papers' tables. test_parity.py compares with timm and torchvision."""
 
 import flax.linen as nn
 import jax
@@ -33,9 +33,9 @@ from tests.tiers import keep_first
     ),
 )
 def test_mult_adds_of_howard(name, size, millions):
-    """With or without the head's 1024 x 1000, and rounded or cut: the tables do not say."""
-    found = analyze(models.create(name), (1, size, size, 3)).mult_adds / 1e6
-    assert found == pytest.approx(millions, abs=1.5)
+    """Allows the head's 1024 x 1000 to be included or not, and rounding or truncation: the tables do not say."""
+    mult_adds = analyze(models.create(name), (1, size, size, 3)).mult_adds / 1e6
+    assert mult_adds == pytest.approx(millions, abs=1.5)
 
 
 @pytest.mark.parametrize(
@@ -60,23 +60,23 @@ def test_make_divisible():
 
 
 def layers(name, kind=Conv, **fields):
-    """(features, kernel size, stride, groups) of the convolutions, in order."""
-    found = []
+    """Returns (features, kernel size, stride, groups) of the convolutions, in order."""
+    convolutions = []
 
     def read(call, args, kwargs, context):
         m = context.module
         if isinstance(m, kind) and context.method_name == "__call__":
-            found.append((m.features, m.kernel_size, m.strides, m.groups))
+            convolutions.append((m.features, m.kernel_size, m.strides, m.groups))
         return call(*args, **kwargs)
 
     with nn.intercept_methods(read):
         drawn.abstract(models.create(name, **fields))
-    return found
+    return convolutions
 
 
 def test_first_version_is_table_1():
     channels = [64, 128, 128, 256, 256, *[512] * 6, 1024, 1024]
-    strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1]  # the last: table 1 says 2, its sizes say 1
+    strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1]  # the last: table 1 says 2, but its sizes imply 1
     inputs = [32, *channels[:-1]]
     expected = [(32, 3, 2, 1)]
     for c_in, c_out, stride in zip(inputs, channels, strides, strict=True):
@@ -87,8 +87,8 @@ def test_first_version_is_table_1():
 
 
 def test_second_version_is_table_2():
-    found = layers("mobilenet_v2", stage_sizes=(1, 2))
-    assert found == [
+    convolutions = layers("mobilenet_v2", stage_sizes=(1, 2))
+    assert convolutions == [
         (32, 3, 2, 1),
         (32, 3, 1, 32),
         (16, 1, 1, 1),  # stage 1: no expansion
@@ -107,7 +107,7 @@ IMAGES = jnp.asarray(drawn.images("mobilenet", (2, 16, 16, 3)))
 
 
 def test_shortcuts_are_where_shapes_stay():
-    """With a last normalization of zero, a block gives its input where it has a shortcut, else zeros."""
+    """Checks that, with a last normalization of zero, a block gives its input where it has a shortcut, else zeros."""
     model = models.create("mobilenet_v2", stage_sizes=(1, 2), width_multiplier=0.5)
     variables = models.initialize(model, jax.random.key(0), IMAGES.shape)
 
@@ -117,9 +117,9 @@ def test_shortcuts_are_where_shapes_stay():
 
     variables = jax.tree_util.tree_map_with_path(zero, variables)
     for shortcut in (True, False):
-        found = capture(model.clone(shortcut=shortcut), variables, IMAGES)[1]
-        expected = found["stage2/block0"] if shortcut else jnp.zeros_like(found["stage2/block0"])
-        np.testing.assert_array_equal(found["stage2/block1"], expected)
+        activations = capture(model.clone(shortcut=shortcut), variables, IMAGES)[1]
+        expected = activations["stage2/block0"] if shortcut else jnp.zeros_like(activations["stage2/block0"])
+        np.testing.assert_array_equal(activations["stage2/block1"], expected)
 
 
 def test_bottlenecks_are_linear():

@@ -1,4 +1,4 @@
-"""models/msdnet.py: the plan, exits and leaving at them. test_parity.py has the comparison with the authors' code."""
+"""Tests of models/msdnet.py: the plan, exits and leaving at them. test_parity.py compares with the authors' code."""
 
 import functools
 import itertools
@@ -27,9 +27,9 @@ from tests.networks import SMALL
 from tests.tiers import keep_first
 
 COUNTS = json.loads(str(np.load(FOLDER / "msdnet.npz")["about"]))["counts"]
-# Of each exit, in 1e6, as the authors' code prints them: operations (those of ReLU, pooling and biases counted, too)
-# and parameters. The first is a published table of CIFAR-100, whose growth is not the code's default but 16; the others
-# are of ImageNet, the last from issue 10 of the authors' repository.
+# For each exit, in 1e6, as printed by the authors' code: operations (including ReLU, pooling and biases) and
+# parameters. The first is a published table for CIFAR-100, with growth 16 instead of the code's default. The others are
+# for ImageNet, the last from issue 10 of the authors' repository.
 PUBLISHED = {
     "anytime_growth16": (
         [56.43, 101.00, 155.31, 198.10, 249.53, 298.05, 340.64],
@@ -53,12 +53,12 @@ def tiny(**fields):
 
 @functools.cache
 def network():
-    """A network with variables, the logits of its exits for IMAGES, and thresholds that some pass at each exit."""
+    """Returns a network, its variables, its exits' logits for IMAGES, and thresholds that some pass at each exit."""
     model = tiny()
     variables = drawn.variables(model)
     run = jit_once(lambda variables, images: capture(model, variables, images))
-    _, found = run(variables, IMAGES)
-    logits = np.stack([found[f"exit{i + 1}"] for i in range(EXITS)])
+    _, activations = run(variables, IMAGES)
+    logits = np.stack([activations[f"exit{i + 1}"] for i in range(EXITS)])
     first, second = confidence(logits[0]), confidence(logits[1])
     leave = jnp.stack([jnp.quantile(first, 0.7), jnp.quantile(second[first < jnp.quantile(first, 0.7)], 0.5)])
     return model, variables, logits, leave
@@ -68,7 +68,7 @@ def network():
 
 
 @pytest.mark.parametrize("label", PUBLISHED)
-def test_what_is_recorded_is_what_is_published(label):
+def test_recorded_costs_equal_the_published_ones(label):
     operations, params = PUBLISHED[label]
     digits = -1 if label == "imagenet_step4" else 2  # printed as 0.34 G
     assert [round(n / 1e6, 2) for n in COUNTS[label]["params"]] == params
@@ -78,8 +78,8 @@ def test_what_is_recorded_is_what_is_published(label):
 @pytest.mark.parametrize(
     "label", keep_first(1, ["budgeted", "anytime", "imagenet_step4", "anytime_growth16", "imagenet_step7"])
 )
-def test_each_exit_costs_what_the_authors_code_says(label):
-    """Products of convolutions and dense layers, and parameters, exactly."""
+def test_each_exit_costs_the_same_as_in_the_authors_code(label):
+    """Checks products of convolutions and dense layers, and parameters, exactly."""
     counts = COUNTS[label]
     model = models.create(counts["name"], **counts["fields"])
     cost = analyze(model, model.example())
@@ -88,7 +88,7 @@ def test_each_exit_costs_what_the_authors_code_says(label):
 
 
 def test_the_plan_of_cifar():
-    """16 layers dealt among 3 scales are 6, 6 and 4; channels 16 + 7 x 6 = 58 and 29 + 6 x 6 = 65 are halved."""
+    """Checks 16 layers over 3 scales: 6, 6 and 4; channels 16 + 7 x 6 = 58 and 29 + 6 x 6 = 65 are halved."""
     assert [len(steps) for steps in models.create("msdnet_cifar_anytime").plan()] == [4, 2, 2, 2, 2, 2, 2]
     steps = steps_of("msdnet_cifar_anytime")
     assert [step.scales for step in steps] == [3] * 6 + [2] * 6 + [1] * 4
@@ -103,7 +103,7 @@ def test_the_plans_of_other_variants():
 
 
 def test_the_plan_that_keeps_scales_as_long_as_it_can():
-    """Of 7 layers the last needs one scale, the one before two; transitions after layers 2 and 4."""
+    """Checks 7 layers: the last needs one scale, the previous one two; transitions follow layers 2 and 4."""
     steps = steps_of("msdnet_cifar_anytime", num_exits=3, base=3, prune="min")
     assert [step.scales for step in steps] == [3, 3, 3, 3, 3, 2, 1]
     assert [step.transition for step in steps] == [None, 14, None, 13, None, None, None]
@@ -126,7 +126,7 @@ def test_only_coarse_scales_remain():
 
 
 def test_units_never_widen():
-    """Of 4 channels, a factor of 4 would make 8."""
+    """Checks 4 channels: a factor of 4 would expand them to 8."""
     params = drawn.abstract(tiny(bottleneck_factors=(4, 1)))["params"]["block1"]
     assert params["layer0"]["same1"]["conv1"]["kernel"].shape == (1, 1, 4, 4)
     assert params["layer1"]["same1"]["conv1"]["kernel"].shape == (1, 1, 6, 6)
@@ -142,35 +142,37 @@ def test_kernels_start_with_the_variance_of_their_outputs_and_the_stem_has_a_bia
     assert biases == {"block1/stem/conv1/bias", *(f"exit{i}/head/bias" for i in (1, 2, 3))}
 
 
-def test_endpoints_are_what_exits_read_and_give():
+def test_endpoints_are_the_inputs_and_outputs_of_exits():
     model, variables, *_ = network()
     images = IMAGES[:2]
-    logits, found = capture(model, variables, images)
-    assert list(found) == ["stem", "block1", "exit1", "block2", "exit2", "block3", "pre_logits", "exit3"]
-    assert found["stem"].shape == (2, 32, 32, 4) and found["block1"].shape == (2, 16, 16, 16)
+    logits, activations = capture(model, variables, images)
+    assert list(activations) == ["stem", "block1", "exit1", "block2", "exit2", "block3", "pre_logits", "exit3"]
+    assert activations["stem"].shape == (2, 32, 32, 4) and activations["block1"].shape == (2, 16, 16, 16)
     head = variables["params"]["exit3"]["head"]
-    np.testing.assert_allclose(found["pre_logits"] @ head["kernel"] + head["bias"], logits, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(found["exit3"], logits)
-    more = {"block2": jnp.ones_like(found["block2"])}
+    np.testing.assert_allclose(activations["pre_logits"] @ head["kernel"] + head["bias"], logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(activations["exit3"], logits)
+    more = {"block2": jnp.ones_like(activations["block2"])}
     _, moved = capture(model, variables, images, add=more)
-    np.testing.assert_array_equal(moved["exit1"], found["exit1"])
-    assert not np.allclose(moved["exit2"], found["exit2"]) and not np.allclose(moved["exit3"], found["exit3"])
+    np.testing.assert_array_equal(moved["exit1"], activations["exit1"])
+    assert not np.allclose(moved["exit2"], activations["exit2"]) and not np.allclose(
+        moved["exit3"], activations["exit3"]
+    )
 
 
-# -- leaving ---------------------------------------------------------------------------------------------
+# -- early exits ---------------------------------------------------------------------------------------------
 
 
 def by_hand(logits, leave):
-    """Of each example, the exit and the logits there."""
+    """Returns, for each example, the exit and its logits."""
     sure = [np.asarray(confidence(at)) >= threshold for at, threshold in zip(logits, leave, strict=False)]
     left = np.argmax([*sure, np.ones(logits.shape[1], bool)], 0)
     return left, logits[left, np.arange(len(left))]
 
 
 @pytest.mark.parametrize("parts,count", keep_first(1, [(4, 13), (4, 1), (0, 13), (0, 1)]))
-def test_examples_leave_where_they_are_sure(count, parts):
+def test_examples_leave_where_they_are_confident(count, parts):
     model, variables, logits, leave = network()
-    left, wanted = by_hand(logits[:, :count], leave)
+    left, expected = by_hand(logits[:, :count], leave)
     assert count == 1 or set(left) == {0, 1, 2}
 
     @jax.jit
@@ -180,21 +182,22 @@ def test_examples_leave_where_they_are_sure(count, parts):
     if parts:
         with skipping(parts):
             run.lower(variables, IMAGES[:count], leave)
-            found, at = run(variables, IMAGES[:count], leave)
+            output, at = run(variables, IMAGES[:count], leave)
     else:
-        found, at = run(variables, IMAGES[:count], leave)
+        output, at = run(variables, IMAGES[:count], leave)
 
-    def check(left, wanted, found, at):
+    def check(left, expected, output, at):
         assert at["left"].dtype == jnp.int32 and list(at["left"]) == list(left)
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
-        np.testing.assert_array_equal(at["exit3"], found)
+        np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_array_equal(at["exit3"], output)
 
-    check(left, wanted, found, at)
-    for thresholds in ([0.0, 0.0], [2.0, 0.0], [2.0, 2.0]):  # all at one exit: none, or all, of every size
+    check(left, expected, output, at)
+    # All at one exit: none or all of the images, for every size
+    for thresholds in ([0.0, 0.0], [2.0, 0.0], [2.0, 2.0]):
         check(*by_hand(logits[:, :count], thresholds), *run(variables, IMAGES[:count], jnp.asarray(thresholds)))
 
 
-def test_what_is_skipped_is_a_branch():
+def test_skipped_computation_is_a_branch():
     model, variables, _, leave = network()
 
     def branches():
@@ -206,7 +209,7 @@ def test_what_is_skipped_is_a_branch():
         assert branches() == [5] * (EXITS - 1)
 
 
-def test_narrower_layers_can_be_left():
+def test_early_exits_work_with_narrower_layers():
     model = tiny(widths=(("block2/layer0/same2/conv2", 1),))
     variables = drawn.variables(model)
     with skipping(parts=2):
@@ -222,23 +225,23 @@ def test_narrower_layers_can_be_left():
         ({"leave": 0.5}, r"leave must have 2 thresholds, .* its shape is \(\)"),
     ],
 )
-def test_calls_that_make_no_sense_are_refused(call, message):
+def test_meaningless_calls_are_refused(call, message):
     model, variables, *_ = network()
     with pytest.raises(UserError, match=message) as error:
         model.apply(variables, IMAGES[:1], mutable=["batch_stats"], **call)
     assert "\n" not in str(error.value)
 
 
-# -- with the rest ---------------------------------------------------------------------------------------
+# -- with other methods ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", ["ternary", "binary_weight", "xnor"])
 def test_the_first_layer_and_all_heads_stay_standard(spec):
     model = tiny(conv=spec)
-    found = layers_of(model, drawn.abstract(model))
-    standard = {path for path, kind in found.items() if kind in (Conv, Dense)}
+    layers = layers_of(model, drawn.abstract(model))
+    standard = {path for path, kind in layers.items() if kind in (Conv, Dense)}
     assert standard == {"block1/stem/conv1", "exit1/head", "exit2/head", "exit3/head"}
-    assert {kind for path, kind in found.items() if path not in standard} == {CONVS[spec]}
+    assert {kind for path, kind in layers.items() if path not in standard} == {CONVS[spec]}
 
 
 def test_low_bit_heads_alone_are_refused():
@@ -246,10 +249,10 @@ def test_low_bit_heads_alone_are_refused():
         drawn.abstract(tiny(dense="ternary"))
 
 
-def test_filters_that_nothing_else_sees_can_be_removed():
+def test_filters_without_other_consumers_can_be_removed():
     model = tiny()
-    found = shrink.coupled(model, model.example(), ["exit1/conv1/kernel", "block1/layer0/same1/conv1/kernel"])
-    for kernel, couplings in found.items():
+    couplings_of = shrink.coupled(model, model.example(), ["exit1/conv1/kernel", "block1/layer0/same1/conv1/kernel"])
+    for kernel, couplings in couplings_of.items():
         unit = kernel.removesuffix("/conv1/kernel")
         assert {coupling.array for coupling in couplings} == {
             f"params/{unit}/conv1/kernel",

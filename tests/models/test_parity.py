@@ -1,4 +1,4 @@
-"""Networks equal other libraries' with the same weights: the records that golden/make_FAMILY.py made."""
+"""Networks equal those of other libraries with the same weights, as recorded by golden/make_FAMILY.py."""
 
 import json
 
@@ -17,7 +17,7 @@ from tests.tiers import keep
 
 GOLDEN = {path.stem: dict(np.load(path)) for path in sorted((FOLDER).glob("*.npz"))}
 ABOUT = {family: json.loads(str(arrays["about"])) for family, arrays in GOLDEN.items() if "about" in arrays}
-CASES = [(family, label) for family, about in ABOUT.items() for label in about["cases"]]
+CASES = [(family, label) for family, record in ABOUT.items() for label in record["cases"]]
 RELATIVES = (
     "densenet-timm",
     "mobilenet-v2_timm",
@@ -33,8 +33,8 @@ RELATIVES = (
     "swin-timm_tall",
     "convnext-unscaled",
     "vgg-timm",
-)  # of others, for `make test-all`
-MANIFESTS = {name: entry for about in ABOUT.values() for name, entry in about["manifests"].items()}
+)  # other families, for `make test-all`
+MANIFESTS = {name: entry for record in ABOUT.values() for name, entry in record["manifests"].items()}
 
 
 def close(ours, theirs, what):
@@ -45,7 +45,7 @@ def close(ours, theirs, what):
     "family,label", [pytest.param(*case, marks=[pytest.mark.full] * ("-".join(case) in RELATIVES)) for case in CASES]
 )
 def test_equal(family, label):
-    """Logits in both modes and the statistics that training updates, with drawn weights and statistics."""
+    """Compares logits in both modes and the statistics that training updates, with drawn weights and statistics."""
     case, golden = ABOUT[family]["cases"][label], GOLDEN[family]
     model = models.create(
         case["name"],
@@ -55,9 +55,9 @@ def test_equal(family, label):
     state, endpoints = [name for name in variables if name != "params"], case.get("endpoints", ())
 
     def output(variables, images, **kwargs):
-        """Logits, or those of all exits [exits, N, num_classes]; and what is updated."""
-        found, at = capture(model, variables, images, mutable=state, names=endpoints, **kwargs)
-        return jnp.stack([at[name] for name in endpoints]) if endpoints else found[0], found[1]
+        """Returns logits, or those of all exits [exits, N, num_classes], and the updated collections."""
+        output_and_state, at = capture(model, variables, images, mutable=state, names=endpoints, **kwargs)
+        return jnp.stack([at[name] for name in endpoints]) if endpoints else output_and_state[0], output_and_state[1]
 
     @jit_once
     def run(variables, images):

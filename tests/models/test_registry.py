@@ -1,4 +1,4 @@
-"""Every registered network: its exact parameters, and that each ingredient is honoured everywhere."""
+"""Every registered network: its exact number of parameters, and that it honors each ingredient everywhere."""
 
 import functools
 import math
@@ -47,7 +47,7 @@ def test_the_table_holds_every_registered_name():
 
 @pytest.mark.parametrize("name", deep_in_full(PARAMETERS))
 def test_parameters_and_logits_of_every_network(name):
-    """Abstractly, for the network's own example: the count, the collections, shape and type of the logits."""
+    """Checks the count, the collections, and the logits' shape and type, abstractly, for the network's own example."""
     model = models.create(name)
     with lowering("plain"):
         logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), *model.example())
@@ -75,11 +75,11 @@ def test_every_parameter_learns_and_statistics_change_in_training_alone(kind, dt
     model = small(kind, dtype=dtype, num_classes=10, **regularized)
     variables = models.initialize(model, jax.random.key(0), IMAGES.shape)
     params, state = variables["params"], variables.get("batch_stats", {})
-    if "policy" in params:  # that computes every block, so that all have a gradient
+    if "policy" in params:  # computes every block, so that all have a gradient
         params["policy"]["head"]["bias"] += 100
 
     def loss(params, train):
-        (logits, updated), found = capture(
+        (logits, updated), activations = capture(
             model,
             {"params": params, "batch_stats": state},
             IMAGES,
@@ -87,7 +87,7 @@ def test_every_parameter_learns_and_statistics_change_in_training_alone(kind, dt
             mutable=["batch_stats"],
             rngs={"dropout": jax.random.key(1)},
         )
-        exits = [at for name, at in found.items() if re.fullmatch(r"exit\d+", name)] or [logits]
+        exits = [at for name, at in activations.items() if re.fullmatch(r"exit\d+", name)] or [logits]
         losses = [-jax.nn.log_softmax(at)[:, 3].mean() for at in exits]
         return sum(losses), (logits, updated.get("batch_stats", {}))
 
@@ -106,7 +106,7 @@ def test_every_parameter_learns_and_statistics_change_in_training_alone(kind, dt
 
 
 def operations(model, train=False):
-    """All operations of the forward pass; those that call a program are there besides what they call."""
+    """Returns all operations of the forward pass; calls of programs are listed beside their content."""
 
     def walk(jaxpr):
         for eqn in jaxpr.eqns:
@@ -122,7 +122,7 @@ def operations(model, train=False):
 
 
 def layer_calls(model):
-    """How often the model calls a Conv, a Dense, a norm and `act`."""
+    """Returns how often the model calls a Conv, a Dense, a norm and `act`."""
     calls = dict.fromkeys(("conv", "dense", "norm", "act"), 0)
     kinds = {"conv": Conv, "dense": Dense, "norm": (BatchNorm, GroupNorm, InstanceNorm, ChannelNorm)}
 
@@ -142,7 +142,7 @@ def layer_calls(model):
 
 
 class SpyConv(nn.Module):
-    """In place of Conv: a convolution by another operation, counted by its name."""
+    """A replacement for Conv: a convolution by a different operation, identified by its name."""
 
     features: int
     kernel_size: int
@@ -187,7 +187,7 @@ class SpyNorm(nn.Module):
 
 
 def softmax_guard(eqn):
-    """The maximum of softmax with minus infinity: attention's, no activation."""
+    """Returns whether the operation is softmax's maximum with minus infinity: part of attention, no activation."""
     return eqn.primitive.name == "max" and any(getattr(atom, "val", 0) == -math.inf for atom in eqn.invars)
 
 
@@ -195,14 +195,14 @@ SPIES = {"conv": SpyConv, "dense": SpyDense, "norm": SpyNorm, "act": jnp.arctan}
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_no_other_op_than_the_ingredients(kind):
-    """With a spy for each ingredient, none of the operations of the standard ones is left, and all spies are used."""
+def test_there_are_no_operations_besides_the_ingredients(kind):
+    """Checks with a spy for each ingredient that no standard operation is left and that all spies are used."""
     calls = layer_calls(small(kind))
     assert calls["conv"] + calls["dense"] and calls["act"]
     spied = operations(small(kind, **SPIES))
     names = [eqn.primitive.name for eqn in spied if not softmax_guard(eqn)]
     assert not {"conv_general_dilated", "max", "erf", "erfc", "logistic", "custom_vjp_call"} & set(names)
-    for eqn in spied:  # products are attention's: of activations with activations, for each example
+    for eqn in spied:  # products belong to attention: activations times activations, for each example
         if eqn.primitive.name == "dot_general":
             assert all(eqn.params["dimension_numbers"][1])
     spy_ops = {"conv": "tanh", "dense": "sin", "norm": "cos", "act": "atan"}
@@ -210,14 +210,14 @@ def test_no_other_op_than_the_ingredients(kind):
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_without_norm_there_is_none(kind):
+def test_networks_without_norm_normalize_nothing(kind):
     model = small(kind, norm="none")
     variables = abstract(model)
     assert set(variables) == {"params"}
     assert layer_calls(model)["norm"] == 0
     paths = [tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])]
     kernels, biases = ({path[:-1] for path in paths if path[-1] == leaf} for leaf in ("kernel", "bias"))
-    assert biases == kernels  # nothing else could shift what a convolution gives
+    assert biases == kernels  # nothing else could shift the output of a convolution
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -240,17 +240,17 @@ def test_every_kernel_is_drawn_by_init(kind):
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_dtype_reaches_every_convolution_and_product(kind):
-    found = [
+    products = [
         eqn
         for eqn in operations(small(kind, dtype="bfloat16"))
         if eqn.primitive.name in ("conv_general_dilated", "dot_general")
     ]
-    assert found and all(atom.aval.dtype == jnp.bfloat16 for eqn in found for atom in eqn.invars)
+    assert products and all(atom.aval.dtype == jnp.bfloat16 for eqn in products for atom in eqn.invars)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SMALL if kind not in ("swin", "vit", "vit_c")])
 def test_the_training_pass_for_a_gpu_has_no_transposes_and_no_float32_products(kind):
-    """Value and gradient in bfloat16, lowered for CUDA. Attention is left out: it is a kernel of cuDNN's there."""
+    """Lowers value and gradient in bfloat16 for CUDA. Attention is left out: there it is a cuDNN kernel."""
     model, images = small(kind, dtype="bfloat16"), jax.ShapeDtypeStruct((11, 32, 32, 3), jnp.bfloat16)
 
     def loss(params, state, images):
@@ -282,8 +282,8 @@ def test_every_class_of_networks_is_perturbed():
     assert {type(small(kind)).__name__ for kind in SMALL} == set(PERTURBED)
 
 
-# Fields of all families, which test_any_network.py and the spies above set in each; and where all but a few are those
-# of ResNet (tests/models/test_convnext.py has the ladder's steps).
+# Fields of all families, which test_any_network.py and the spies above set in each; and the networks that share almost
+# all fields with ResNet (tests/models/test_convnext.py tests the ladder's steps).
 COMMON = ("num_classes", "norm", "act", "widths", "init", "conv", "dense", "dtype")
 SHARED = {family: {*COMMON, *PERTURBED["ResNet"]} for family in ("GatedResNet", "BlockDrop", "EarlyExitResNet")}
 SHARED["Ladder"] = PERTURBED["Ladder"]
@@ -291,7 +291,7 @@ SHARED["Ladder"] = PERTURBED["Ladder"]
 
 @functools.cache
 def trained_output(kind, **fields):
-    """Training-mode logits of a small network with drawn parameters."""
+    """Returns training-mode logits of a small network with drawn parameters."""
     model = small(kind, **fields)
     variables = drawn.filled(abstract(model), drawn.weight)
     run = jit_once(
@@ -313,7 +313,7 @@ def trained_output(kind, **fields):
     ],
 )
 def test_every_field_changes_something(family, field):
-    """The parameters' shapes, what is computed from them, or how they start."""
+    """Checks that a field changes the parameters' shapes, the outputs, or the initial values."""
     kind, value = PERTURBED[family][field]
     fields = {field: SPIES[field] if value == "spy" else value}
     base, changed = small(kind), small(kind, **fields)
@@ -358,8 +358,8 @@ def test_a_stem_of_batch_norm_can_be_synchronized():
         models.create("vit_p_1gf", sync_norm=True)
 
 
-def test_layers_of_ones_own_are_taken():
-    """A class with the fields of Conv, Dense or a norm goes in as it is."""
+def test_custom_layers_are_accepted():
+    """Checks that a class with the fields of Conv, Dense or a norm is used as it is."""
     base, same = (abstract(small("basic", **fields)) for fields in ({}, {"conv": Conv, "dense": Dense}))
     assert jax.tree.map(jnp.shape, base) == jax.tree.map(jnp.shape, same)
 

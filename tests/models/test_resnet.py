@@ -1,4 +1,4 @@
-"""models/resnet.py: what each field does. tests/models/test_parity.py has the comparison with torchvision."""
+"""Tests of models/resnet.py: the effect of each field. test_parity.py compares with torchvision."""
 
 import flax.linen as nn
 import jax
@@ -28,7 +28,7 @@ def projections(name, **fields):
     return sum("downsample_conv" in jax.tree_util.keystr(path) for path, _ in leaves)
 
 
-def test_shortcuts_project_where_the_paper_has_it():
+def test_shortcuts_project_where_the_paper_does():
     assert [projections("resnet20", shortcut=s) for s in ("A", "B", "C", "none")] == [0, 2, 9, 0]
     assert [projections("resnet50", shortcut=s) for s in ("A", "B", "C", "none")] == [0, 4, 16, 0]
     assert projections("plain20") == projections("plain34") == 0
@@ -39,11 +39,11 @@ TINY = jnp.asarray(drawn.images("tiny", (4, 8, 8, 3)))
 
 
 def test_shortcut_a_subsamples_and_pads_with_zeros():
-    """With branches that are zero, what a stage adds is its shortcut."""
+    """Checks shortcuts alone: with branches that are zero, a stage adds nothing else."""
     model = models.create("resnet8", width=4, zero_gamma=True, stage_sizes=(1, 1))
-    found = capture(model, models.initialize(model, jax.random.key(0), TINY.shape), TINY)[1]
-    expected = jnp.concatenate([found["stage1"][:, ::2, ::2], jnp.zeros((4, 4, 4, 4))], -1)
-    np.testing.assert_array_equal(found["stage2"], expected)
+    activations = capture(model, models.initialize(model, jax.random.key(0), TINY.shape), TINY)[1]
+    expected = jnp.concatenate([activations["stage1"][:, ::2, ::2], jnp.zeros((4, 4, 4, 4))], -1)
+    np.testing.assert_array_equal(activations["stage2"], expected)
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,10 @@ def test_shortcut_a_subsamples_and_pads_with_zeros():
 def test_zero_gamma_makes_branches_start_at_zero(name, fields):
     model = models.create(name, width=4, zero_gamma=True, shortcut="A", act=lambda x: x, **fields)
     variables = models.initialize(model, jax.random.key(0), TINY.shape)
-    found = capture(model, variables, TINY)[1]
-    width = found["stem"].shape[-1]
-    np.testing.assert_array_equal(found["stage1/block0"][..., :width], found["stem"])
-    assert (found["stage1/block0"][..., width:] == 0).all()
+    activations = capture(model, variables, TINY)[1]
+    width = activations["stem"].shape[-1]
+    np.testing.assert_array_equal(activations["stage1/block0"][..., :width], activations["stem"])
+    assert (activations["stage1/block0"][..., width:] == 0).all()
 
 
 def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
@@ -78,17 +78,17 @@ def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
 
 
 def test_preactivation_is_that_of_the_paper():
-    """He 2016b, fig. 1b and appendix: an identity path from the stem's activation to the final normalization."""
+    """Checks He 2016b, fig. 1b and appendix: an identity path from the stem's activation to the final normalization."""
     model = models.create("preresnet20", width=4, zero_gamma=True, shortcut="A", stage_sizes=(2,))
     params = drawn.abstract(model)["params"]
-    assert set(params["stage1"]["block0"]) == {"conv1", "norm2", "conv2"}  # the stem has done its first normalization
+    assert set(params["stage1"]["block0"]) == {"conv1", "norm2", "conv2"}  # the stem contains its first normalization
     assert set(params["stage1"]["block1"]) == {"norm1", "conv1", "norm2", "conv2"}
     assert "final_norm" in params
-    found = capture(model, models.initialize(model, jax.random.key(0), TINY.shape), TINY - 1)[1]
-    np.testing.assert_array_equal(found["stage1"], found["stem"])
-    assert float(found["stem"].min()) == 0  # after the activation
-    found = capture(model, drawn.variables(model), TINY)[1]
-    assert float(found["stage1"].min()) < 0  # none after the sum
+    activations = capture(model, models.initialize(model, jax.random.key(0), TINY.shape), TINY - 1)[1]
+    np.testing.assert_array_equal(activations["stage1"], activations["stem"])
+    assert float(activations["stem"].min()) == 0  # after the activation
+    activations = capture(model, drawn.variables(model), TINY)[1]
+    assert float(activations["stage1"].min()) < 0  # no activation after the sum
 
 
 @pytest.mark.parametrize("where,strides", [("3x3", [1, 2, 1]), ("1x1", [2, 1, 1])])

@@ -1,4 +1,4 @@
-"""models/swin.py: windows, their shift, and what each field does. test_parity.py has the comparison with others."""
+"""Tests of models/swin.py: windows, their shift, and the effect of each field. test_parity.py compares with others."""
 
 import itertools
 
@@ -14,13 +14,13 @@ from models.layers.init import jit_once
 from models.weights.layouts import flatten
 from tests.golden import drawn
 
-# One stage on maps of the images' own size.
+# One stage on maps of the same size as the images.
 FLAT = {"stage_sizes": (2,), "heads": (2,), "width": 8, "window": 4, "patch_size": 1, "num_classes": 10}
 TINY = {"stage_sizes": (2, 1), "heads": (2, 4), "width": 8, "window": 4, "num_classes": 10}
 
 
 def reached(row, column, size, **fields):
-    """Which places of the map change by block, bool [H, W], when the image changes at one."""
+    """Returns the positions that change when one pixel of the image does: bool [H, W] for each block."""
     model = models.create("swin_t", **{**FLAT, **fields})
     variables = drawn.variables(model)
     images = jnp.asarray(drawn.images("pixel", (1, *size, 3)))
@@ -35,8 +35,8 @@ def rectangle(size, rows, columns):
     return places
 
 
-def test_a_window_is_local_and_the_shift_connects_its_neighbours():
-    """Windows of 4 on 12 x 12; shifted by 2, the next ones are at 2, 6, and what is left at either end."""
+def test_a_window_is_local_and_the_shift_connects_its_neighbors():
+    """Checks windows of 4 on 12 x 12; shifted by 2, the next ones start at 2 and 6, with smaller ones at either end."""
     first, second = reached(5, 6, (12, 12))
     np.testing.assert_array_equal(first, rectangle((12, 12), slice(4, 8), slice(4, 8)))
     np.testing.assert_array_equal(second, rectangle((12, 12), slice(2, 10), slice(2, 10)))
@@ -49,28 +49,28 @@ def test_a_shifted_window_does_not_join_opposite_ends():
 
 
 def test_a_map_that_one_window_covers_is_not_shifted():
-    """Along each axis on its own: 4 rows are one window, 12 columns are three."""
+    """Checks each axis on its own: 4 rows are one window, 12 columns are three."""
     first, second = reached(1, 1, (4, 12))
     np.testing.assert_array_equal(first, rectangle((4, 12), slice(0, 4), slice(0, 4)))
     np.testing.assert_array_equal(second, rectangle((4, 12), slice(0, 4), slice(0, 6)))
     assert reached(1, 1, (3, 4))[1].all()
 
 
-def test_windows_of_maps_that_they_do_not_divide():
+def test_windows_of_maps_whose_size_they_do_not_divide():
     first, second = reached(9, 0, (10, 5))  # padded to 12 x 8
     np.testing.assert_array_equal(first, rectangle((10, 5), slice(8, 10), slice(0, 4)))
     np.testing.assert_array_equal(second, rectangle((10, 5), slice(6, 10), slice(0, 5)))
 
 
 @pytest.mark.parametrize("height,width,window,shift", [(8, 12, 4, (2, 2)), (6, 9, 3, (1, 1)), (4, 8, 4, (0, 2))])
-def test_the_mask_joins_what_was_together_before_the_shift(height, width, window, shift):
-    places = np.stack(np.mgrid[:height, :width], -1)  # where each place of the shifted map was
+def test_the_mask_joins_positions_that_were_adjacent_before_the_shift(height, width, window, shift):
+    places = np.stack(np.mgrid[:height, :width], -1)  # the original position of each place in the shifted map
     places = swin.windows_of(np.roll(places, (-shift[0], -shift[1]), (0, 1))[None], window)
     near = np.abs(places[:, :, None] - places[:, None]).max(-1) < window
     np.testing.assert_array_equal(swin.shifted_mask(height, width, window, shift), near)
 
 
-def test_windows_and_back():
+def test_windows_survive_a_round_trip():
     x = drawn.images("windows", (2, 6, 9, 5))
     windows = swin.windows_of(x, 3)
     assert windows.shape == (12, 9, 5)
@@ -79,7 +79,7 @@ def test_windows_and_back():
 
 
 def test_relative_positions_number_the_distances():
-    """Equal for equal distances, different for different ones, and none of the table's rows is left out."""
+    """Checks that equal distances share a number, different ones do not, and every row of the table is used."""
     rows = swin.relative_positions(3)
     places = list(itertools.product(range(3), range(3)))
     of = {}
@@ -89,11 +89,11 @@ def test_relative_positions_number_the_distances():
 
 
 def test_position_bias_acts_on_the_attention_of_its_distance():
-    """A bias that lets each place see its right neighbour alone moves the map left by one, in each window."""
+    """Checks that a bias that only admits the right neighbor moves the map left by one, within each window."""
     model = swin.WindowAttention(models.create("swin_t").ingredients(False), 1, 4, False)
     x = jnp.asarray(drawn.images("neighbour", (1, 4, 8, 3)))
     table = jnp.zeros((49, 1)).at[swin.relative_positions(4)[0, 1]].set(1e4)
-    eye = jnp.concatenate([jnp.zeros((3, 6)), jnp.eye(3)], 1)  # value: x itself
+    eye = jnp.concatenate([jnp.zeros((3, 6)), jnp.eye(3)], 1)  # the value is x itself
     attention = {"qkv": {"kernel": eye, "bias": jnp.zeros(9)}, "out": {"kernel": jnp.eye(3), "bias": jnp.zeros(3)}}
     y = model.apply({"params": {"position_bias": table, "attention": attention}}, x)
     for left in (0, 4):
@@ -103,15 +103,15 @@ def test_position_bias_acts_on_the_attention_of_its_distance():
 @pytest.mark.full
 def test_merging_halves_the_resolution_rounded_up():
     model = models.create("swin_t", **TINY)
-    found = capture(model, drawn.variables(model), jnp.asarray(drawn.images("odd", (1, 36, 28, 3))))[1]
-    assert found["stage1"].shape == (1, 9, 7, 8) and found["stage2"].shape == (1, 5, 4, 16)
-    assert list(found) == [
+    activations = capture(model, drawn.variables(model), jnp.asarray(drawn.images("odd", (1, 36, 28, 3))))[1]
+    assert activations["stage1"].shape == (1, 9, 7, 8) and activations["stage2"].shape == (1, 5, 4, 16)
+    assert list(activations) == [
         "stem", "stage1/block0", "stage1/block1", "stage1", "stage2/block0", "stage2", "last_map", "pre_logits",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "timm"])
-def test_weights_come_back_from_the_layouts(layout):
+def test_weights_survive_a_round_trip_through_the_layouts(layout):
     model = models.create("swin_t", **TINY)
     variables = drawn.variables(model)
     arrays = weights.to_arrays(model, variables, layout)

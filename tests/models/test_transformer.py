@@ -1,4 +1,4 @@
-"""models/transformer.py: equal to PyTorch's layers, what each field does, what attention sees."""
+"""Tests of models/transformer.py: equal to PyTorch's layers, the effect of each field, and what attention sees."""
 
 import functools
 
@@ -35,7 +35,7 @@ def small(**fields):
 
 @pytest.mark.parametrize("label", keep_first(1, CASES))
 def test_equal_to_pytorch(label):
-    """Both stacks, with padding and the causal mask, at the padded places too."""
+    """Compares both stacks, with padding and the causal mask, including padded positions."""
     model = tiny(**CASES[label])
     variables = drawn.variables(model)
     encoded = jit_once(functools.partial(model.apply, method="encode"))(variables, SOURCE)
@@ -46,7 +46,7 @@ def test_equal_to_pytorch(label):
     np.testing.assert_allclose(apart, logits, rtol=1e-5, atol=1e-5)
 
 
-# Millions of parameters with 41,000 tokens; Vaswani 2017, table 3, base and (C). And big, which 36,000 fit.
+# Millions of parameters with 41,000 tokens: Vaswani 2017, table 3, base and (C), and big, which fits 36,000.
 @pytest.mark.parametrize(
     "name,fields,millions",
     [
@@ -74,7 +74,7 @@ def test_sine_positions_are_those_of_the_paper():
 @pytest.mark.parametrize("prenorm", [False, True])
 @pytest.mark.parametrize("positions", ["none", "sine"])
 def test_self_attention_is_an_operation_on_sets(positions, prenorm):
-    """Without positions the encoder is permutation-equivariant, with them it is not."""
+    """Checks that the encoder is permutation-equivariant without positions, and not with them."""
     model = tiny(positions=positions, prenorm=prenorm)
     variables = drawn.variables(model)
     encode = jit_once(functools.partial(model.apply, method="encode"))
@@ -86,7 +86,7 @@ def test_self_attention_is_an_operation_on_sets(positions, prenorm):
         assert np.abs(here - there).max() > 0.1
 
 
-def test_learned_positions_are_a_vector_for_each_place():
+def test_learned_positions_are_a_vector_per_position():
     model = small(positions="learned")
     variables = drawn.variables(model)
     table = variables["params"]["positions"]
@@ -100,7 +100,7 @@ def test_learned_positions_are_a_vector_for_each_place():
     )
 
 
-def test_no_place_sees_what_follows_and_none_sees_padding():
+def test_no_position_sees_later_ones_or_padding():
     model = tiny()
     variables, run = drawn.variables(model), jit_once(model.apply)
     logits = run(variables, SOURCE, TARGET)
@@ -109,7 +109,7 @@ def test_no_place_sees_what_follows_and_none_sees_padding():
     assert np.abs(changed[:, 4:] - logits[:, 4:]).max() > 0.1
     longer = run(variables, np.pad(SOURCE, ((0, 0), (0, 3))), TARGET)
     np.testing.assert_allclose(longer, logits, rtol=1e-5, atol=1e-5)
-    alone = run(variables, SOURCE[1:2, :5], TARGET[1:2])  # its padding cut off
+    alone = run(variables, SOURCE[1:2, :5], TARGET[1:2])  # without its padding
     np.testing.assert_allclose(alone, logits[1:2], rtol=1e-5, atol=1e-5)
     nothing = run(variables, np.zeros_like(SOURCE), TARGET)  # the padding of a batch
     assert np.isfinite(nothing).all()
@@ -153,7 +153,7 @@ def test_dropout_is_on_embeddings_and_on_every_sublayer():
     assert places == [embedding] + [("encoder", 0.3, False)] * 2 + [embedding] + [("decoder", 0.3, False)] * 3
 
 
-# Another value of each field; each must change the parameters' shapes, their values or the output in training.
+# A changed value for each field; each must change the parameters' shapes, their values or the training output.
 PERTURBED = {
     "norm": "batch", "act": "silu", "init": "msra", "dense": SPIES["dense"], "dtype": "bfloat16", "vocab_size": 31,
     "width": 8, "heads": 4, "layers": 2, "ff_width": 16, "dropout": 0.5, "positions": "none", "prenorm": True,
@@ -178,7 +178,7 @@ def test_every_field_changes_something(field):
 
 
 def test_every_field_is_perturbed():
-    """All but max_length, which limits what is taken; see below."""
+    """Checks all fields except max_length, which limits the input; see below."""
     assert set(models.fields("transformer_base")) - ELSEWHERE - {"max_length"} == set(PERTURBED)
 
 
@@ -194,8 +194,8 @@ def operations(model):
 
 
 @pytest.mark.parametrize("prenorm", [False, True])
-def test_no_other_op_than_the_ingredients(prenorm):
-    """With spies, no operation of the standard ones is left but the product with the embedding."""
+def test_there_are_no_operations_besides_the_ingredients(prenorm):
+    """Checks with spies that the only standard operation left is the product with the embedding."""
     calls = dict.fromkeys(("dense", "norm", "act"), 0)
 
     def read(call, args, kwargs, context):
@@ -253,9 +253,11 @@ def test_dtype_reaches_every_product():
 def test_endpoints_and_cost():
     model = small()
     variables = drawn.variables(model)
-    logits, found = capture(model, variables, SOURCE, TARGET)
-    assert list(found) == ["encoder/block0", "decoder/block0", "pre_logits"]
-    np.testing.assert_allclose(found["pre_logits"] @ variables["params"]["embedding"].T, logits, rtol=1e-5, atol=1e-5)
+    logits, activations = capture(model, variables, SOURCE, TARGET)
+    assert list(activations) == ["encoder/block0", "decoder/block0", "pre_logits"]
+    np.testing.assert_allclose(
+        activations["pre_logits"] @ variables["params"]["embedding"].T, logits, rtol=1e-5, atol=1e-5
+    )
     cost = analyze(model, model.example())
     length, width, ff, vocabulary = 12, 16, 24, 30
     attention = 4 * length * width**2 + 2 * length**2 * width

@@ -1,4 +1,4 @@
-"""models/vit.py: what the papers say of it. test_parity.py has the comparison with torchvision and timm."""
+"""Tests of models/vit.py against the papers. test_parity.py compares with torchvision and timm."""
 
 import flax.linen as nn
 import jax
@@ -34,7 +34,7 @@ TABLE_1 = {
     "vit_p_1gf": (4.8, 1.1), "vit_p_4gf": (18.5, 3.9), "vit_p_18gf": (86.7, 17.5), "vit_p_36gf": (178.4, 35.9),
     "vit_c_1gf": (4.6, 1.1), "vit_c_4gf": (17.8, 4.0), "vit_c_18gf": (81.6, 17.7), "vit_c_36gf": (167.8, 35.0),
 }  # fmt: skip
-# ViT_P-18GF is ViT-B by the paper's own words, 86.6M in its table 2; torchvision counts 17.56e9 for it, as we do.
+# The paper calls ViT_P-18GF the same as ViT-B, with 86.6M in its table 2; torchvision counts 17.56e9 for it, as we do.
 OFF_BY_A_DIGIT = {"vit_p_18gf": (86.6, 17.6), "vit_p_36gf": (178.4, 36.0)}
 
 
@@ -49,7 +49,7 @@ def test_costs_are_those_of_xiao(name):
 
 @pytest.mark.parametrize("name,mult_adds,params", [("vit_p_4gf", 58e6, 0.3e6), ("vit_c_4gf", 435e6, 1.0e6)])
 def test_costs_of_stems_are_those_of_xiao(name, mult_adds, params):
-    """Table 3; the stem of convolutions has no transformer block in it."""
+    """Compares with table 3; a stem of convolutions replaces one transformer block."""
     model = models.create(name)
     stem = [layer for layer in analyze(model, model.example()).layers if layer.path.startswith("stem")]
     assert sum(layer.mult_adds for layer in stem) == pytest.approx(mult_adds, rel=0.01)
@@ -58,13 +58,13 @@ def test_costs_of_stems_are_those_of_xiao(name, mult_adds, params):
 
 @pytest.mark.parametrize("size", ["1gf", "18gf"])
 def test_stem_of_convolutions_is_that_of_xiao(size):
-    """Section 3: 3x3 convolutions, batch norm and ReLU after each, one 1x1; 14 x 14 places; one block less."""
+    """Checks section 3: 3x3 convolutions, each with batch norm and ReLU, one 1x1; 14 x 14 positions; one block less."""
     model = models.create(f"vit_c_{size}")
-    found = {}
+    modules = {}
 
     def read(call, args, kwargs, context):
         if context.method_name == "__call__" and isinstance(context.module, (Conv, BatchNorm)):
-            found.setdefault("/".join(context.module.path), context.module)
+            modules.setdefault("/".join(context.module.path), context.module)
         return call(*args, **kwargs)
 
     def run():
@@ -76,11 +76,11 @@ def test_stem_of_convolutions_is_that_of_xiao(size):
     assert stem.shape == (1, 14, 14, model.width)
     channels = {"1gf": (24, 48, 96, 192), "18gf": (64, 128, 128, 256, 256, 512)}[size]
     count = len(channels)
-    assert list(found) == [f"stem_{k}{i}" for i in range(1, count + 1) for k in ("conv", "norm")] + ["stem_out"]
-    assert [found[f"stem_conv{i}"].features for i in range(1, count + 1)] == list(channels)
+    assert list(modules) == [f"stem_{k}{i}" for i in range(1, count + 1) for k in ("conv", "norm")] + ["stem_out"]
+    assert [modules[f"stem_conv{i}"].features for i in range(1, count + 1)] == list(channels)
     strides = {"1gf": [2, 2, 2, 2], "18gf": [2, 2, 1, 2, 1, 2]}[size]
-    assert [found[f"stem_conv{i}"].strides for i in range(1, count + 1)] == strides
-    assert found["stem_out"].kernel_size == 1 and found["stem_out"].use_bias
+    assert [modules[f"stem_conv{i}"].strides for i in range(1, count + 1)] == strides
+    assert modules["stem_out"].kernel_size == 1 and modules["stem_out"].use_bias
     blocks = [name for name in params["params"] if name.startswith("block")]
     assert len(blocks) == models.create(f"vit_p_{size}").depth - 1
 
@@ -150,7 +150,7 @@ def test_positions_are_resized_as_timm_does(i):
 @pytest.mark.parametrize("layout", keep_first(1, ["ablate", "timm"]))
 @pytest.mark.parametrize("positions", ["learned", "sincos2d"])
 def test_weights_serve_images_of_another_size(positions, layout):
-    """With constant positions and images, the network does not see the size."""
+    """Checks that, with constant positions and images, the network does not depend on the size."""
     model, larger = (tiny(positions=positions, pool="mean", image_size=size) for size in (16, 24))
     variables = drawn.variables(model)
     if positions == "learned":
@@ -164,7 +164,7 @@ def test_weights_serve_images_of_another_size(positions, layout):
 
 
 def test_without_positions_patches_are_a_set():
-    """Images whose patches change places differ by positions alone."""
+    """Checks that images with permuted patches differ by positions alone."""
     model = tiny(pool="mean")
     variables = drawn.variables(model)
     shuffled = IMAGES.reshape(2, 4, 4, 16, 3)[:, jnp.array([2, 0, 3, 1])].reshape(2, 16, 16, 3)  # rows of patches
@@ -174,8 +174,8 @@ def test_without_positions_patches_are_a_set():
     np.testing.assert_allclose(run(variables, IMAGES), run(variables, shuffled), rtol=1e-4, atol=1e-5)
 
 
-def test_the_class_token_alone_is_classified():
-    """The gradient of the logits by the last block's output is zero at all tokens but the first."""
+def test_only_the_class_token_is_classified():
+    """Checks that the gradient of the logits by the last block's output is zero at all tokens but the first."""
     model = tiny()
     variables = drawn.variables(model)
     zeros = jnp.zeros((2, 17, 8))
@@ -198,19 +198,19 @@ def test_attention_and_its_gradients_are_those_of_jax(biased, masked):
     q, k, v = (jnp.asarray(drawn.images(name, (2, length, 3, 4))) for name, length in (("q", 5), ("k", 6), ("v", 6)))
     bias = jnp.asarray(drawn.images("bias", (1, 3, 5, 6))) if biased else None
     mask = jnp.asarray(drawn.images("mask", (2, 1, 5, 6)) > 0).at[1, 0, 2].set(False) if masked else None
-    assert mask is None or mask.any()  # but for one query, which sees no key and so all of them
-    towards = drawn.images("towards", q.shape)
+    assert mask is None or mask.any()  # except for one query, which sees no key and therefore all of them
+    weights = drawn.images("towards", q.shape)
 
     def of(attention):
         def project(q, k, v, bias):
             y = attention(q, k, v, bias, mask)
-            return (y * towards).sum(), y
+            return (y * weights).sum(), y
 
         (_, y), gradients = jax.value_and_grad(project, range(4 if biased else 3), has_aux=True)(q, k, v, bias)
         return y, *gradients
 
-    for found, expected in zip(of(attend), of(jax.nn.dot_product_attention), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    for array, expected in zip(of(attend), of(jax.nn.dot_product_attention), strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_images_of_another_size_are_refused():

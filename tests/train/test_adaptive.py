@@ -1,4 +1,4 @@
-"""python -m train.adaptive and configs/adaptive.py: tiny runs, measured; and each config."""
+"""python -m train.adaptive and configs/adaptive.py: tiny runs with measurements, and each config."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ from train.tasks.multi_exit import exit_costs
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Runs of a few steps: with gates, with exits, and a plain network, on which blockdrop's config starts."""
+    """Returns runs of a few steps: with gates, with exits, and a plain network from which blockdrop's config starts."""
     root = tmp_path_factory.mktemp("adaptive")
     short = {"duration": "6 steps", "steps_per_call": 6, "optimizer__learning_rate": 0.02}
     loop.train(run_config(RUNS["gated"], TEXTS["gated"], **short), root / "gated")
@@ -63,9 +63,9 @@ def test_blocks_as_decided_and_all(gated):
     assert decided["accuracy"] == pytest.approx(results["accuracy"])
     assert decided["blocks"] == pytest.approx(results["blocks"])
     assert decided["mult_adds"] == pytest.approx(results["average_mult_adds"], rel=1e-5)
-    found = adaptive.blocks(run, state)
-    np.testing.assert_allclose(found["computed"].mean(0), results["gate_rates"], rtol=1e-5)
-    assert len(found["labels"]) == 360
+    decisions = adaptive.blocks(run, state)
+    np.testing.assert_allclose(decisions["computed"].mean(0), results["gate_rates"], rtol=1e-5)
+    assert len(decisions["labels"]) == 360
 
 
 def test_each_exit_and_a_range_of_budgets(exits):
@@ -92,15 +92,15 @@ def test_a_budget_of_every_image(exits):
 
 
 def test_the_network_leaves_where_the_rows_say(exits):
-    """Thresholds as `leave=` of the network, against thresholds on what all exits say."""
+    """Compares thresholds as `leave=` of the network with thresholds on the output of all exits."""
     run, state = exits
     costs = exit_costs(run.task.model, (8, 8, 1))
     row = adaptive.measure(run, state, [0.6 * costs[0] + 0.4 * costs[1]])[-1]
 
     @jax.jit
     def left(variables, images):
-        logits, found = capture(run.task.model, variables, images, leave=jnp.asarray(row["thresholds"]))
-        return jnp.argmax(logits, -1), found["left"]
+        logits, outputs = capture(run.task.model, variables, images, leave=jnp.asarray(row["thresholds"]))
+        return jnp.argmax(logits, -1), outputs["left"]
 
     at, right = [], []
     for batch in run.feed.test_batches():
@@ -109,8 +109,8 @@ def test_the_network_leaves_where_the_rows_say(exits):
         real = np.asarray(batch["mask"]) > 0
         at.extend(np.asarray(exit)[real])
         right.extend(np.asarray(best == batch["label"])[real])
-    found = adaptive.exits(run, state, run.feed.test_batches())
-    np.testing.assert_array_equal(at, exit_policy.leave(found["confidence"], np.asarray(row["thresholds"])))
+    outputs = adaptive.exits(run, state, run.feed.test_batches())
+    np.testing.assert_array_equal(at, exit_policy.leave(outputs["confidence"], np.asarray(row["thresholds"])))
     assert np.mean(right) == pytest.approx(row["accuracy"])
     np.testing.assert_allclose(np.bincount(at, minlength=2) / 360, row["left"])
     assert 0 < row["left"][0] < 1
@@ -119,20 +119,20 @@ def test_the_network_leaves_where_the_rows_say(exits):
 def test_easy_and_hard_images(gated, exits):
     run, state = gated
     used, right = (adaptive.blocks(run, state)[name] for name in ("computed", "right"))
-    found = adaptive.extremes(run, state, 5)
-    easy, hard = ([used[i].sum() for i, _ in found[name]] for name in ("easy", "hard"))
+    images = adaptive.extremes(run, state, 5)
+    easy, hard = ([used[i].sum() for i, _ in images[name]] for name in ("easy", "hard"))
     assert max(easy) == min(used[right].sum(1)) and min(hard) == max(used[right].sum(1))
-    assert all(right[i] for name in found for i, _ in found[name])
+    assert all(right[i] for name in images for i, _ in images[name])
     run, state = exits
-    found, right = adaptive.extremes(run, state, 5), adaptive.exits(run, state, run.feed.test_batches())["right"]
-    assert all(right[i, 0] for i, _ in found["easy"]) and len(found["easy"]) == 5
-    assert all(right[i].tolist() == [False, True] for i, _ in found["hard"])
+    images, right = adaptive.extremes(run, state, 5), adaptive.exits(run, state, run.feed.test_batches())["right"]
+    assert all(right[i, 0] for i, _ in images["easy"]) and len(images["easy"]) == 5
+    assert all(right[i].tolist() == [False, True] for i, _ in images["hard"])
     shares = adaptive.by_class(np.array([[1, 0], [0, 0], [1, 1]]), np.array([1, 1, 0]), 2)
     assert shares == [[1, 1], [0.5, 0]]
 
 
 @pytest.mark.parametrize(
-    ("trained", "asked", "wanted"),
+    ("trained", "source", "expected"),
     [
         ("train_fit", "", "validation"),
         ("train[:45000]", "", "train[45000:]"),
@@ -141,11 +141,11 @@ def test_easy_and_hard_images(gated, exits):
         ("train_fit", "other", "other"),
     ],
 )
-def test_thresholds_are_fitted_on_what_was_not_trained_on(trained, asked, wanted):
+def test_thresholds_are_fitted_on_held_out_images(trained, source, expected):
     options = {"train_split": trained, "test_split": "test", "select": "classes('0-4')", "select_test": ""}
     feed = types.SimpleNamespace(batches=lambda opened: [opened], split=lambda name, select_test: (name, select_test))
     run = types.SimpleNamespace(config={"data": options}, feed=feed)
-    assert list(adaptive.held_out(run, asked)) == [(wanted, "classes('0-4')")]
+    assert list(adaptive.held_out(run, source)) == [(expected, "classes('0-4')")]
 
 
 @pytest.mark.parametrize(("split", "what"), [("train_fit", "trained"), ("test", "tested")])
@@ -156,7 +156,7 @@ def test_images_that_were_trained_or_tested_on_are_refused(split, what):
 
 
 @pytest.mark.parametrize("trained", ["train", "train[1000:]", "train[10:20]", "train[:50%]+train[60%:]"])
-def test_without_such_images_it_says_so(trained):
+def test_missing_held_out_images_are_reported(trained):
     run = types.SimpleNamespace(config={"data": {"train_split": trained, "test_split": "test"}})
     with pytest.raises(UserError, match="images that were not trained on") as error:
         adaptive.held_out(run)
@@ -169,7 +169,7 @@ def test_held_out_images_are_the_others(exits):
     assert total + len(run.feed.train) == 1437
 
 
-def test_budgets_that_make_no_sense(folders, gated, exits):
+def test_meaningless_budgets_are_refused(folders, gated, exits):
     costs = exit_costs(exits[0].task.model, (8, 8, 1))
     for everyone in (False, True):
         with pytest.raises(UserError, match=f"budget=100 .* the cost of the cheapest exit, {costs[0]:,}"):
@@ -207,10 +207,10 @@ def command(*arguments):
 def test_the_command(folders, tmp_path, kind, flags, ways):
     done = command(f"--workdir={folders / kind}", f"--out={tmp_path / 'out'}", *flags)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out" / "adaptive.json").read_text())
+    result = json.loads((tmp_path / "out" / "adaptive.json").read_text())
     for name in ("classes.png", "images.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
-    assert [row["way"] for row in found["rows"]] == ways and found["model"] == RUNS[
+    assert [row["way"] for row in result["rows"]] == ways and result["model"] == RUNS[
         "multi_exit" if kind == "exits" else kind
     ][0]
     assert "100.0%" in done.stdout and all(way in done.stdout for way in ways)

@@ -1,4 +1,4 @@
-"""Checkpoints: the last and the best are kept, damage is noticed, a full disk is said in one line."""
+"""Checkpoints: the last and the best are kept, damage is detected, and a full disk is reported in one line."""
 
 import errno
 import json
@@ -30,8 +30,8 @@ def saved(folder, scores, **options):
 
 def test_round_trip_is_bitwise(tmp_path):
     store = saved(tmp_path, [0.5])
-    leaves, about = store.restore_newest(pytest.fail)
-    assert (about["step"], about["seconds"]) == (1, 1.5)
+    leaves, metadata = store.restore_newest(pytest.fail)
+    assert (metadata["step"], metadata["seconds"]) == (1, 1.5)
     back = checkpoint.unflatten(TREE, leaves, "checkpoint")
     np.testing.assert_array_equal(back["params"]["kernel"], TREE["params"]["kernel"])
     assert back["rng"].dtype == np.uint32 and int(back["step"]) == 1
@@ -96,10 +96,14 @@ DAMAGES = [
 def test_a_damaged_newest_is_passed_over(tmp_path, damage):
     saved(tmp_path / "c", [0.1, 0.2]).close()
     damage(tmp_path / "c" / "2")
-    store, said = checkpoint.Checkpoints(tmp_path / "c", headline="accuracy"), []
-    _, about = store.restore_newest(said.append)
-    assert about["step"] == 1
-    assert len(said) == 1 and said[0].startswith("checkpoint 2 is damaged (") and "using the one before it" in said[0]
+    store, messages = checkpoint.Checkpoints(tmp_path / "c", headline="accuracy"), []
+    _, metadata = store.restore_newest(messages.append)
+    assert metadata["step"] == 1
+    assert (
+        len(messages) == 1
+        and messages[0].startswith("checkpoint 2 is damaged (")
+        and "using the one before it" in messages[0]
+    )
     store.save(2, TREE, {}, {"accuracy": 0.3})  # its place is free again
     store.close()
     assert checkpoint.Checkpoints(tmp_path / "c").steps() == [1, 2]
@@ -107,8 +111,8 @@ def test_a_damaged_newest_is_passed_over(tmp_path, damage):
 
 def test_arrays_of_earlier_versions_are_verified_by_their_own_sums(tmp_path):
     leaves = {"params/kernel": np.arange(6, dtype=np.float32), "step": np.int32(4)}
-    about = {"seconds": 1.5, "data": {}, "recorder": {"sums": None, "logged": 0}, "step": 4}
-    write_as_earlier_versions(tmp_path, {4: (leaves, about)})
+    metadata = {"seconds": 1.5, "data": {}, "recorder": {"sums": None, "logged": 0}, "step": 4}
+    write_as_earlier_versions(tmp_path, {4: (leaves, metadata)})
     np.testing.assert_array_equal(checkpoint_format.read(tmp_path / "4")[0]["params/kernel"], np.arange(6))
     path = tmp_path / "4" / "about" / "metadata"
     content = json.loads(path.read_text())
@@ -125,7 +129,7 @@ def test_all_damaged(tmp_path):
         checkpoint.Checkpoints(tmp_path / "c").restore_newest(lambda text: None)
 
 
-def test_what_does_not_fit_is_listed(tmp_path):
+def test_mismatched_arrays_are_listed(tmp_path):
     store = saved(tmp_path, [0.1])
     leaves, _ = store.restore_newest(pytest.fail)
     other = {"params": {"kernel": jnp.zeros((2, 4)), "bias": jnp.zeros(3)}, "step": np.int32(0)}
@@ -134,7 +138,7 @@ def test_what_does_not_fit_is_listed(tmp_path):
     store.close()
 
 
-def test_no_disk_space_is_said_before_anything_is_written(tmp_path, monkeypatch):
+def test_missing_disk_space_is_reported_before_anything_is_written(tmp_path, monkeypatch):
     store = saved(tmp_path, [0.1])
     usage = type("usage", (), {"free": 100})
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
@@ -145,7 +149,7 @@ def test_no_disk_space_is_said_before_anything_is_written(tmp_path, monkeypatch)
     store.close()
 
 
-def test_a_disk_that_fills_up_while_writing_is_said(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_while_writing_is_reported(tmp_path, monkeypatch):
     store = saved(tmp_path, [0.1])
 
     def full(folder, *arguments):
@@ -157,11 +161,11 @@ def test_a_disk_that_fills_up_while_writing_is_said(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no disk space for checkpoint 2 .* the checkpoint of step 1 is kept"):
         store.wait()
     store.close()
-    assert os.listdir(tmp_path) == ["1"]  # what was written of it has made room
+    assert os.listdir(tmp_path) == ["1"]  # the partial checkpoint was removed to free space
 
 
-def test_what_a_kill_in_the_middle_of_a_save_leaves_is_no_checkpoint(tmp_path):
-    """A process saves step after step and is killed while one is being written, at many different moments."""
+def test_a_kill_in_the_middle_of_a_save_leaves_no_partial_checkpoint(tmp_path):
+    """Kills a process that saves step after step in the middle of a save, at many different moments."""
     script = (
         "import sys, numpy as np\n"
         "from train import checkpoint\n"
@@ -182,9 +186,9 @@ def test_what_a_kill_in_the_middle_of_a_save_leaves_is_no_checkpoint(tmp_path):
         )
         for _ in range(saves):
             process.stdout.readline()
-        process.kill()  # the save announced last has begun and has not ended
+        process.kill()  # the save announced last has started and not finished
         process.wait()
         store = checkpoint.Checkpoints(tmp_path / "c", keep=2)
-        leaves, about = store.restore_newest(pytest.fail)
-        assert (leaves["x"] == about["step"]).all()
+        leaves, metadata = store.restore_newest(pytest.fail)
+        assert (leaves["x"] == metadata["step"]).all()
         store.close()

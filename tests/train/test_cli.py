@@ -1,4 +1,4 @@
-"""The command line: help, the dry run, and mistakes, each one line on stderr with exit code 2."""
+"""The command line: help, the dry run, and errors, each one line on stderr with exit code 2."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Strict configs, durations, and the small language of choices."""
+"""Strict configs, durations, and the mini-language of choices."""
 
 import pytest
 from ml_collections import ConfigDict
@@ -35,7 +35,7 @@ def test_durations_that_cannot_be_read(text):
     with pytest.raises(UserError, match="write 'N steps', 'N epochs', 'N examples', or 'N%'".replace(", or", ",")):
         config.steps(text, batch_size=10, examples=1000, total=40)
     with pytest.raises(UserError):
-        config.steps("10%", batch_size=10, examples=1000)  # of what?
+        config.steps("10%", batch_size=10, examples=1000)  # percent of an unknown total
 
 
 def test_load_finds_the_projects_configs_from_anywhere_and_says_what_they_refuse(tmp_path, monkeypatch):

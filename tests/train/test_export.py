@@ -1,4 +1,4 @@
-"""Exported networks: the file is small, gives back what the run computes to the bit, and a bad one is one line."""
+"""Exported networks: the file is small and reproduces the run to the bit; a bad file gives a one-line error."""
 
 import collections
 import json
@@ -35,7 +35,7 @@ def train(folder, **changes):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Whole, pruned, then with shared weights."""
+    """Returns three runs: whole, pruned, then with shared weights."""
     root = tmp_path_factory.mktemp("runs")
     train(root / "whole")
     train(root / "pruned", init_from=str(root / "whole"), init_new="", optimizer__prune="magnitude(0.9)")
@@ -50,7 +50,10 @@ def runs(tmp_path_factory):
 
 
 def exported(folder, out):
-    """The run and its network; its compressed file, which equals it to the bit or is refused; what that holds."""
+    """Returns the run, its network, and the content of its compressed file.
+
+    The file equals the network to the bit, or is refused.
+    """
     run, state = restore.load(folder)
     network = export.network(run, state)
     path = out / write.export(run, network, "compressed", out, {})["file"]
@@ -85,7 +88,7 @@ def test_rows_of_the_table_are_what_the_file_holds(runs, tmp_path):
     assert rows["header, checksum"]["bytes"] < 1500
 
 
-def test_a_file_is_a_start_like_any_other(runs, tmp_path):
+def test_a_file_initializes_a_run_like_any_other(runs, tmp_path):
     *_, path, _ = exported(runs / "shared", tmp_path / "x")
     ours = build_run(tiny.config(init_from=str(path), init_new="")).state
     theirs = build_run(tiny.config(init_from=str(runs / "shared"), init_new="")).state
@@ -116,7 +119,7 @@ def test_a_network_without_filters_is_exported_as_a_smaller_one(runs, tmp_path):
     assert after["loss"] == pytest.approx(before["loss"], rel=1e-4) and after["accuracy"] == before["accuracy"]
     again = build_run(
         tiny.config(init_from=str(path), init_new="", model__widths=network.fields["widths"])
-    )  # it trains on as the network that it is
+    )  # training goes on with the smaller network
     tiny.assert_same(again.state.variables(), network.variables)
 
 
@@ -135,7 +138,7 @@ def test_low_bit_networks_are_stored_in_few_bits(kind, tmp_path):
     assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(before["loss"], rel=1e-6)
 
 
-def test_a_run_that_saved_nothing_is_said(tmp_path):
+def test_a_run_that_saved_nothing_is_reported(tmp_path):
     loop.train(tiny.config(duration="4 steps"), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match="this run has no checkpoint yet"):
@@ -146,7 +149,7 @@ def test_runs_of_earlier_versions_are_opened(runs, tmp_path):
     folder = shutil.copytree(runs / "whole", tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
     del config["lookahead"], config["ema_warmup"], config["optimizer"]["multiplied"]
-    config["devices"] = 8  # more than there are here
+    config["devices"] = 8  # more than this machine has
     (folder / "config.json").write_text(json.dumps(config))
     run, state = restore.load(folder)
     tiny.assert_same(state, restore.load(runs / "whole")[1])
@@ -186,7 +189,7 @@ def command(*arguments, module="train.export"):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Two images of the test set, as a user has them."""
+    """Returns files of two test images, in a user's formats."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("files")
@@ -198,7 +201,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def out(runs, tmp_path_factory):
-    """The run "whole" in every format but torch, and their cards."""
+    """Returns the run "whole" in every format except torch, and the cards."""
     folder = tmp_path_factory.mktemp("exported")
     pytest.importorskip("jax2onnx")
     run, state = restore.load(runs / "whole")
@@ -215,8 +218,8 @@ def test_every_format_says_what_the_run_says(runs, out, files, format):
     assert card["verified"]["images"] == 50 and card["metrics"]["accuracy"] == pytest.approx(
         json.loads((runs / "whole" / "summary.json").read_text())["accuracy"]
     )
-    found = card["verified"]["metrics"]
-    assert found["network"]["accuracy"] == found["file"]["accuracy"] > 0.1
+    metrics = card["verified"]["metrics"]
+    assert metrics["network"]["accuracy"] == metrics["file"]["accuracy"] > 0.1
     assert card["ingredients"] == {
         "norm": "batch",
         "act": "relu",
@@ -254,7 +257,7 @@ def test_programs_hold_what_was_folded(out, runs, format, tmp_path):
     assert dtype != pixel_dtype
     root = {"onnx": "Sqrt", "stablehlo": "rsqrt"}[format]
     assert folded["Conv"] == bare["Conv"] and folded[root] == 0 and folded["convolution"] == bare["convolution"]
-    assert sum(folded.values()) < sum(bare.values())  # in spite of the pixels and the softmax
+    assert sum(folded.values()) < sum(bare.values())  # even though the export adds preprocessing and softmax
 
 
 @pytest.mark.full
@@ -279,13 +282,13 @@ def test_programs_of_other_kinds_of_networks(kind, format, tmp_path):
     }  # fmt: skip
     formats.FORMATS[format].write(network, card, tmp_path / card["file"])
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    found = formats.FORMATS[format].open(tmp_path, card)(pixels)
-    wanted = formats.of_variables(network.create(), network.variables, card)(pixels)
-    np.testing.assert_allclose(found[1], wanted[1], rtol=0, atol=1e-5 * np.abs(wanted[1]).max())
-    np.testing.assert_allclose(found[0], wanted[0], rtol=0, atol=1e-5)
+    outputs = formats.FORMATS[format].open(tmp_path, card)(pixels)
+    expected = formats.of_variables(network.create(), network.variables, card)(pixels)
+    np.testing.assert_allclose(outputs[1], expected[1], rtol=0, atol=1e-5 * np.abs(expected[1]).max())
+    np.testing.assert_allclose(outputs[0], expected[0], rtol=0, atol=1e-5)
 
 
-def test_an_exported_network_is_a_start(out, runs):
+def test_an_exported_network_initializes_a_run(out, runs):
     starts = {
         where: build_run(tiny.config(init_from=str(where), init_new="")).state.variables()
         for where in (runs / "whole", out / "safetensors", out / "compressed")
@@ -301,8 +304,10 @@ def test_an_exported_network_is_a_start(out, runs):
 
 @pytest.mark.full
 def test_names_and_shapes_for_pytorch(tmp_path, monkeypatch):
-    """A double stands for PyTorch, which takes torchvision's names, shapes and number of parameters (tests/golden/
-    check_weights.py loads them there); the real one is asked where ABLATE_TORCH_PYTHON names a Python that has it.
+    """Replaces PyTorch by a double that checks torchvision's names, shapes and number of parameters.
+
+    tests/golden/check_weights.py loads the files there. Where ABLATE_TORCH_PYTHON names a Python that has PyTorch, the
+    real one is used.
     """
     train(tmp_path / "run", model__name="resnet18", model__width=64, data__channels=3, duration="1 step")
     run, state = restore.load(tmp_path / "run")
@@ -337,7 +342,7 @@ def test_names_and_shapes_for_pytorch(tmp_path, monkeypatch):
         formats._torch_outside(tmp_path / "out", card, np.zeros((1, 8, 8, 3), np.uint8), "/nowhere/python")
 
 
-def test_what_others_have_put_into_the_folder_stays(runs, out, tmp_path):
+def test_other_files_in_the_folder_are_kept(runs, out, tmp_path):
     folder = shutil.copytree(out / "safetensors", tmp_path / "out")
     write.check("safetensors", folder, [])
     (folder / "notes.txt").write_text("mine")
@@ -356,7 +361,7 @@ def test_what_others_have_put_into_the_folder_stays(runs, out, tmp_path):
         ({"labels": ["x"] * 10}, "card.json is not what was exported: its checksum differs"),
     ],
 )
-def test_cards_that_someone_has_written(out, tmp_path, change, message):
+def test_edited_cards_are_refused(out, tmp_path, change, message):
     folder = shutil.copytree(out / "safetensors", tmp_path / "out")
     card = json.loads((folder / "card.json").read_text())
     (folder / "card.json").write_text(json.dumps({**card, **change}))
@@ -392,7 +397,7 @@ def _json(data):
         return None
 
 
-def test_a_network_that_pytorch_has_not(runs, tmp_path):
+def test_a_network_that_pytorch_lacks(runs, tmp_path):
     run, state = restore.load(runs / "whole")
     with pytest.raises(UserError, match="resnet8 has no layout of a PyTorch library"):
         write.export(run, export.network(run, state), "torch", tmp_path / "out", {})
@@ -423,7 +428,7 @@ def test_a_file_that_is_not_the_network_is_a_failed_export(runs, out, tmp_path, 
 
 
 @pytest.mark.full
-def test_several_classes_an_image_have_probabilities_of_their_own(tmp_path):
+def test_several_classes_per_image_have_separate_probabilities(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
     labels = np.random.default_rng(1).integers(0, 2, (40, 3)).astype(np.int8)
     np.savez(tmp_path / "a.npz", train_image=images, train_label=labels, test_image=images, test_label=labels)

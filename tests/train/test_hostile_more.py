@@ -1,4 +1,4 @@
-"""More files and habits of strangers: odd paths, texts on the terminal, folders that are predicted, full disks."""
+"""More unusual files and habits: odd paths, texts on the terminal, folders to predict, full disks."""
 
 import io
 import json
@@ -61,12 +61,12 @@ def test_checkpoints_in_a_folder_of_any_name_are_read_again(name, tmp_path):
     leaves = {"params/a/kernel": np.arange(12, dtype=np.float32).reshape(3, 4), "step": np.int32(7)}
     (tmp_path / name).mkdir(parents=True)
     checkpoint_format.write(tmp_path / name / "7", leaves, {"step": 7, "scores": {}})
-    found, about = checkpoint_format.read(tmp_path / name / "7")
-    assert about["step"] == 7 and found.keys() == leaves.keys()
-    assert all(np.array_equal(found[key], leaves[key]) for key in leaves)
+    restored, metadata = checkpoint_format.read(tmp_path / name / "7")
+    assert metadata["step"] == 7 and restored.keys() == leaves.keys()
+    assert all(np.array_equal(restored[key], leaves[key]) for key in leaves)
 
 
-def test_a_run_in_a_folder_with_brackets_goes_on(tmp_path):
+def test_a_run_in_a_folder_with_brackets_resumes(tmp_path):
     config = tiny.config(duration="4 steps", checkpoint_every="2 steps", evaluate_every="4 steps")
     where = tmp_path / "old [copy 1]" / "run:"
     whole = loop.train(config, where)
@@ -101,7 +101,7 @@ def test_the_terminal_shows_any_text_as_it_is(text):
     assert all(f"{before}{text}" in written.getvalue() for before in ("", "head ", "cell "))
 
 
-def test_glyphs_that_no_font_has_are_no_news(tmp_path):
+def test_missing_glyphs_cause_no_warnings(tmp_path):
     figure = Figure()
     figure.subplots().set_title("\u65e5\U00020000")
     with warnings.catch_warnings():
@@ -115,7 +115,7 @@ def test_glyphs_that_no_font_has_are_no_news(tmp_path):
 
 def test_a_picture_for_which_there_is_no_space_is_named(monkeypatch):
     def full(*arguments, **options):
-        raise OSError(28, "No space left on device")  # as PIL raises it when it closes the file
+        raise OSError(28, "No space left on device")  # PIL raises it when it closes the file
 
     monkeypatch.setattr(Figure, "savefig", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
@@ -123,7 +123,7 @@ def test_a_picture_for_which_there_is_no_space_is_named(monkeypatch):
     assert caught.value.filename == "a/b.png" and checkpoint.is_full(caught.value)
 
 
-def test_what_a_checkpoint_needs_is_more_than_what_is_free(tmp_path, monkeypatch):
+def test_a_checkpoint_that_needs_more_than_the_free_space_is_refused(tmp_path, monkeypatch):
     class Disk:
         free = 400_000
 
@@ -142,7 +142,8 @@ def options(where):
 
 
 def test_a_single_class_is_refused(tmp_path):
-    images(tmp_path, *(f"archive/{kind}/{i}.png" for kind in ("cat", "dog") for i in range(5)))  # one folder too many
+    # One folder level too many
+    images(tmp_path, *(f"archive/{kind}/{i}.png" for kind in ("cat", "dog") for i in range(5)))
     train, test = (folder.FolderSource(str(tmp_path), split, options(tmp_path)) for split in ("train", "test"))
     with pytest.raises(UserError, match="there is only one class, 'archive'; two or more are needed"):
         splits.compare(train, test, f"folder:{tmp_path}")
@@ -161,14 +162,14 @@ def test_a_run_among_the_images_is_left_out(where, tmp_path):
     assert "1 folder of a run left out" in after.report and "left out" not in before.report
 
 
-def test_a_single_label_of_several_an_image_is_accepted():
+def test_a_single_class_of_multi_label_data_is_accepted():
     pixels, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([[1], [0], [1], [0]])
     one = arrays.ArraySource(pixels, labels)
     assert splits.compare(one, one, "arrays") == []
 
 
 @pytest.mark.parametrize("split", ["train", "test", "validation"])
-def test_one_image_a_class_cannot_be_held_out(split, tmp_path):
+def test_one_image_per_class_cannot_be_held_out(split, tmp_path):
     images(tmp_path, "cat/a.png", "dog/b.png", "owl/c.png")
     with pytest.raises(UserError, match=f"{tmp_path} has only one image of each class, so that none can be held out"):
         folder.FolderSource(str(tmp_path), split, options(tmp_path))
@@ -181,7 +182,7 @@ def test_arrays_of_other_names_are_listed(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 8, 8)])
-def test_channels_before_places_are_refused(shape):
+def test_channels_first_arrays_are_refused(shape):
     with pytest.raises(UserError, match=r"look like \[N, C, H, W\]; bring them to \[N, H, W, C\] by"):
         arrays.ArraySource(np.zeros((4, *shape), np.uint8), np.arange(4) % 2)
     images = np.moveaxis(np.zeros((4, *shape), np.uint8), 1, 3)
@@ -221,7 +222,7 @@ def test_the_summary_shows_any_folder(tmp_path):
 
 
 def lenet():
-    """A small network and its weights in our own layout."""
+    """Returns a small network and its weights in our own layout."""
     model = models.create("lenet_300_100", num_classes=3)
     return model, weights.to_arrays(model, models.initialize(model, jax.random.key(0), model.example()), "ablate")
 
@@ -240,7 +241,7 @@ def test_weights_that_are_not_finite_are_refused(value, dtype):
 
 @pytest.mark.parametrize("action", ["import", "export"])
 @pytest.mark.parametrize("link", [False, True])
-def test_the_file_that_is_read_is_not_written_over(action, link, tmp_path, capsys):
+def test_the_file_that_is_read_is_not_overwritten(action, link, tmp_path, capsys):
     model, arrays = lenet()
     file, out = tmp_path / "a.safetensors", tmp_path / ("b.safetensors" if link else "a.safetensors")
     weights.write(file, arrays)
@@ -267,7 +268,7 @@ def test_the_file_that_is_read_is_not_written_over(action, link, tmp_path, capsy
         ("config.json", ""), ("data.json", "{}"), ("summary.json", "{}"), ("metrics.jsonl", '{"loss": 1}\n'),
     ],
 )  # fmt: skip
-def test_files_that_are_no_runs_are_not_written_over(name, content, tmp_path):
+def test_files_that_are_not_of_runs_are_not_overwritten(name, content, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=f"{tmp_path} holds a {name} that does not belong to a run"):
         loop.train(tiny.config(duration="2 steps"), tmp_path)
@@ -283,7 +284,7 @@ def test_a_run_that_saved_nothing_gives_its_folder_to_another_config(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "~$draft.png"])
-def test_a_tilde_that_is_no_users_is_a_name(name, tmp_path, monkeypatch):
+def test_a_tilde_without_a_user_is_part_of_a_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(expanded(name)) == name
     for read in (
@@ -302,7 +303,7 @@ def test_an_export_without_checksums_is_of_an_earlier_version(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "notes", "data.yaml", "runs[1].txt"])
-def test_a_config_that_is_no_python_file_is_refused_in_one_line(name, tmp_path):
+def test_a_config_that_is_not_a_python_file_is_refused_in_one_line(name, tmp_path):
     (tmp_path / name).write_text('{"seed": true}\n')
     script = "from train import cli\ncli.define_config()\ncli.run(lambda: 0, 'x')"
     done = subprocess.run(

@@ -30,7 +30,10 @@ run, copied = damage.run, damage.copied  # fixtures
 
 
 def points(folder):
-    """What TensorBoard shows, {(tag, step): [(value, time)]}: by sorted files; a start forgets what comes after it."""
+    """Returns TensorBoard's view, {(tag, step): [(value, time)]}.
+
+    TensorBoard reads files in sorted order, and a start discards the points after it.
+    """
     shown = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for event in events.read(path):
@@ -51,10 +54,10 @@ def expected(folder):
 
 
 def assert_each_point_once(folder):
-    shown, wanted = points(folder), expected(folder)
-    assert shown.keys() == wanted.keys() and len(wanted) > 20
-    for key, found in shown.items():
-        assert [value for value, _ in found] == pytest.approx([wanted[key]]), key
+    shown, expected_values = points(folder), expected(folder)
+    assert shown.keys() == expected_values.keys() and len(expected_values) > 20
+    for key, values in shown.items():
+        assert [value for value, _ in values] == pytest.approx([expected_values[key]]), key
 
 
 def keep_all(folder):
@@ -72,7 +75,7 @@ def lose_the_file(folder):
 
 
 def copy_it(folder):
-    """What a kill between the new file and the removal of the old one leaves."""
+    """Leaves the state of a kill between writing the new file and removing the old one."""
     (path,) = folder.glob(events.PATTERN)
     shutil.copy(path, path.with_name("events.out.tfevents.1500000000.elsewhere"))
 
@@ -86,7 +89,7 @@ def garble(folder):
 
 @pytest.mark.parametrize("accident", [keep_all, lose_the_end, lose_the_file, copy_it, garble])
 def test_tensorboard_has_every_point_once_after_a_kill(run, copied, accident):
-    """Killed behind step 12, of which the checkpoint is not whole: points of steps 9 to 12 are written again."""
+    """Tests a kill after step 12, whose checkpoint is incomplete: points of steps 9 to 12 are written again."""
     assert_each_point_once(copied)
     before = points(copied)
     shutil.rmtree(copied / "checkpoints" / "12")
@@ -94,7 +97,7 @@ def test_tensorboard_has_every_point_once_after_a_kill(run, copied, accident):
     loop.train(run[0], copied)
     assert_each_point_once(copied)
     assert len(list(copied.glob(events.PATTERN))) == 1
-    times = {step: found[0][1] for (tag, step), found in sorted(points(copied).items()) if tag == "train/loss"}
+    times = {step: values[0][1] for (tag, step), values in sorted(points(copied).items()) if tag == "train/loss"}
     assert list(times) == sorted(times) and list(times.values()) == sorted(times.values())
     assert times[12] > before["train/loss", 12][0][1]
     if accident in (keep_all, copy_it):
@@ -102,7 +105,7 @@ def test_tensorboard_has_every_point_once_after_a_kill(run, copied, accident):
 
 
 def test_a_tensorboard_that_watched_sees_no_point_twice(tmp_path):
-    """It has read the old file when the new one appears, and both were there."""
+    """Tests a TensorBoard that has read the old file when the new one appears, while both exist."""
     lines = [{"step": step, "split": "train", "loss": 1 / step} for step in range(1, 9)]
     file = events.EventFile(tmp_path, lines)
     file.close()
@@ -111,7 +114,7 @@ def test_a_tensorboard_that_watched_sees_no_point_twice(tmp_path):
     file.write(6, "train", {"loss": 7.0})
     for path in (tmp_path / "seen").iterdir():
         shutil.move(path, tmp_path)
-    assert {step: [value for value, _ in found] for (_, step), found in points(tmp_path).items()} == {
+    assert {step: [value for value, _ in values] for (_, step), values in points(tmp_path).items()} == {
         **{step: [pytest.approx(1 / step)] for step in range(1, 6)},
         6: [7.0],
     }
@@ -139,7 +142,7 @@ def holder(copied):
     process.wait()
 
 
-def test_a_second_start_says_who_has_the_folder(run, copied, holder):
+def test_a_second_start_names_the_owner_of_the_folder(run, copied, holder):
     before, began = damage.content(copied), time.time()
     with pytest.raises(
         UserError,
@@ -147,32 +150,32 @@ def test_a_second_start_says_who_has_the_folder(run, copied, holder):
         "wait until it ends, or choose another --workdir$",
     ):
         loop.train(run[0], copied)
-    assert damage.content(copied) == before and time.time() - began < 2  # before anything is set up
+    assert damage.content(copied) == before and time.time() - began < 2  # before any setup
     assert checkpoint.read(copied)  # readers need no lock
     for text in ("", "{", "[]", "null", '{"process": 1}'):
         (copied / ".lock.json").write_text(text)
         with pytest.raises(UserError, match="is being trained by another process: wait"):
             loop.train(run[0], copied)
-    holder.kill()  # without a chance to clean up
+    holder.kill()  # no chance to clean up
     holder.wait()
     assert loop.train(run[0], copied)["steps"] == 12
     assert not list(copied.glob(".lock*"))
 
 
 @pytest.mark.parametrize("changes", [{"model__norm": "bach"}, {"batch_size": 16}])
-def test_the_lock_is_given_back_where_a_run_is_refused(run, copied, changes):
+def test_the_lock_is_released_where_a_run_is_refused(run, copied, changes):
     with pytest.raises(UserError):
         loop.train(tiny.config(**changes), copied)
     assert not list(copied.glob(".lock*"))
     lock = Lock(copied)
     lock.acquire()
-    lock.acquire()  # has it already
+    lock.acquire()  # already holds it
     assert json.loads((copied / ".lock.json").read_text())["process"] == os.getpid()
     lock.release()
     lock.release()
 
 
-def test_the_lock_is_given_back_where_a_run_fails(tmp_path, monkeypatch):
+def test_the_lock_is_released_where_a_run_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir.MetricsFile, "write", lambda *arguments: 1 / 0)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
@@ -184,7 +187,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
     def refuse(*arguments):
         raise OSError(number, os.strerror(number))
 
-    (tmp_path / ".lock").write_text("")  # of a time at which the folder was elsewhere
+    (tmp_path / ".lock").write_text("")  # left from before the folder was moved
     monkeypatch.setattr(fcntl, "flock", refuse)
     first, second = Lock(tmp_path), Lock(tmp_path)
     first.acquire()
@@ -197,7 +200,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
     first.release()
     second.acquire()
     second.release()
-    # Of a process of this host that was killed
+    # A process of this host that was killed
     process = subprocess.Popen([sys.executable, "-S", "-c", ""])
     process.wait()
     first.acquire()
@@ -234,7 +237,7 @@ def make_noise():
 
 
 @pytest.mark.filterwarnings("always")
-def test_what_libraries_say_is_in_the_log(tmp_path, capfd):
+def test_messages_of_libraries_are_in_the_log(tmp_path, capfd):
     before = logging.getLogger().handlers[:], warnings.showwarning, sys.unraisablehook, threading.excepthook
     terminal = logging.StreamHandler()
     logging.getLogger().addHandler(terminal)
@@ -260,7 +263,7 @@ def test_what_libraries_say_is_in_the_log(tmp_path, capfd):
 
 @pytest.mark.filterwarnings("always")
 @pytest.mark.parametrize("path", [None, "missing/details.log", "/dev/full"])
-def test_a_log_that_cannot_be_written_is_let_go(tmp_path, capfd, path):
+def test_a_log_that_cannot_be_written_is_ignored(tmp_path, capfd, path):
     with details.kept(path and tmp_path / path):
         make_noise()
     assert capfd.readouterr() == ("", "") and os.listdir(tmp_path) == []
@@ -272,7 +275,7 @@ def test_a_run_without_trouble_has_no_log(run):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 3 MiB."""
+    """Returns a file system of 3 MiB."""
     path = tmp_path / "disk"
     path.mkdir()
     if subprocess.run(
@@ -310,19 +313,19 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_one_line(small_di
     "numbers",
     [(signal.SIGINT,) * 2, (signal.SIGINT,) * 5, (signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)],
 )
-def test_signals_at_once_are_one(numbers):
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+def test_simultaneous_signals_count_as_one(numbers):
+    received = []
+    before = signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
     try:
         with Interruption() as interruption:
             assert interruption.noted(0) is None
             for number in numbers:
                 signal.raise_signal(number)
-            assert interruption.noted(1) == numbers[0].name and came == []
+            assert interruption.noted(1) == numbers[0].name and received == []
             interruption._since -= 10
             signal.raise_signal(signal.SIGTERM)
-            assert came == []
-            signal.raise_signal(signal.SIGINT)  # pressed again later: that is for the command
-            assert len(came) == 1 and came[0][0] == signal.SIGINT
+            assert received == []
+            signal.raise_signal(signal.SIGINT)  # pressed again later, which concerns the command
+            assert len(received) == 1 and received[0][0] == signal.SIGINT
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""Users' texts in pictures and on the terminal are shown as they are; paths may begin with ~; JSON is checked."""
+"""Users' texts appear unchanged in pictures and on the terminal; paths may begin with ~; JSON is checked."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_pictures_show_any_name(name, tmp_path):
 
 
 def shown(text, on_axis=False):
-    """The texts of a saved picture that are read as mathematics."""
+    """Returns the texts of a saved picture that are parsed as mathematics."""
     figure = Figure()
     axes = figure.subplots()
     axes.plot([1, 1000], [1, 1000])
@@ -82,7 +82,7 @@ def shown(text, on_axis=False):
 
 
 @pytest.mark.parametrize("on_axis", [False, True])
-def test_texts_are_no_mathematics_but_powers_of_ten_are(on_axis):
+def test_only_powers_of_ten_are_typeset_as_mathematics(on_axis):
     mathematical, figure = shown("$1 and $5", on_axis)
     assert "$1 and $5" not in mathematical and figure.axes[0].get_title() == "$1 and $5"
     assert any("10^{2}" in text for text in mathematical)
@@ -95,8 +95,8 @@ def test_a_picture_that_fails_is_a_warning_and_the_run_is_finished(tmp_path, mon
     monkeypatch.setattr(figures, "mistakes", fail)
     summary = loop.train(tiny.config(hooks="figures", duration="2 steps"), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and "mistakes.png was not drawn: ValueError: no font at all" in said[0]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "mistakes.png was not drawn: ValueError: no font at all" in lines[0]
     assert (tmp_path / "run" / "curves.png").exists()
 
 
@@ -111,7 +111,7 @@ def test_a_picture_that_fails_is_a_warning_and_the_run_is_finished(tmp_path, mon
     ],
 )  # fmt: skip
 def test_paths_may_begin_with_a_tilde(module, tmp_path):
-    """Each path flag is parsed by the command, which then fails for another reason that names the expanded path."""
+    """Checks each path flag: the command expands it, then fails with an error that names the expanded path."""
     flag = {"train.predict": "--out=~/nowhere/x.png", "train.probe": "--cache=~/x", "experiments.run": "--out=~/x"}.get(
         module, "--workdir=~/nowhere"
     )
@@ -199,7 +199,7 @@ def test_the_configs_of_the_project_have_the_types_of_their_defaults():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a finished run, whose summary a test may write over."""
+    """Returns the folder of a finished run, whose summary a test may overwrite."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     loop.train(tiny.config(), folder)
     return folder

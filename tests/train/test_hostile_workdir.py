@@ -1,6 +1,6 @@
-"""Workdirs after a kill, a flipped bit or an editor: a checkpoint is restored bit by bit or passed over, in one line.
+"""Workdirs after a kill, a flipped bit or an edit: a checkpoint is restored bit by bit or skipped, in one line.
 
-What other processes, a full disk and ctrl-C do is in tests/train/test_hostile_process.py.
+tests/train/test_hostile_process.py covers other processes, full disks and ctrl-C.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ run, copied = damage.run, damage.copied  # fixtures
 
 @pytest.mark.parametrize("part", range(4))
 def test_any_damage_gives_a_checkpoint_bit_by_bit_or_one_line(run, tmp_path, capfd, part):
-    """300 accidents; 1 to 3 in each."""
+    """Tests 300 rounds of 1 to 3 accidents each."""
     held, rng = run[2], random.Random(part)
     with details.kept(tmp_path / "details.log"):
         for number in range(75):
@@ -35,20 +35,24 @@ def test_any_damage_gives_a_checkpoint_bit_by_bit_or_one_line(run, tmp_path, cap
             shutil.copytree(run[1] / "checkpoints", folder)
             kinds = [damage.accident(folder, rng)]
             for _ in range(rng.choice([0, 0, 1, 2])):
-                # What is damaged may not take a further accident
+                # a further accident may be impossible after the damage
                 with contextlib.suppress(OSError, ValueError, IndexError, RecursionError):
                     kinds.append(damage.accident(folder, rng))
-            store, said = checkpoint.Checkpoints(folder, headline="accuracy"), []
+            store, messages = checkpoint.Checkpoints(folder, headline="accuracy"), []
             store.best()
             try:
-                leaves, about = store.restore_newest(said.append)
+                leaves, metadata = store.restore_newest(messages.append)
             except UserError as error:
                 assert "\n" not in str(error) and len(str(error)) < 400, kinds
             else:
-                step = about["step"]
-                assert damage.same(leaves, held[step][0]) and about == held[step][1], (kinds, step)
-                assert len(said) == sum(path.name.startswith("damaged-checkpoint-") for path in folder.parent.iterdir())
-                assert all("\n" not in line and len(line) < 400 and f"of step {step}" in line for line in said), kinds
+                step = metadata["step"]
+                assert damage.same(leaves, held[step][0]) and metadata == held[step][1], (kinds, step)
+                assert len(messages) == sum(
+                    path.name.startswith("damaged-checkpoint-") for path in folder.parent.iterdir()
+                )
+                assert all("\n" not in line and len(line) < 400 and f"of step {step}" in line for line in messages), (
+                    kinds
+                )
             store.close()
             shutil.rmtree(tmp_path / str(number))
     out, err = capfd.readouterr()
@@ -56,7 +60,7 @@ def test_any_damage_gives_a_checkpoint_bit_by_bit_or_one_line(run, tmp_path, cap
 
 
 def test_any_damage_to_checkpoints_of_earlier_versions(run, tmp_path, capfd):
-    """What they say beside the arrays has no checksum; the arrays, their step and the process are safe."""
+    """Tests checkpoints whose metadata has no checksum; the arrays, their step and the process stay safe."""
     held, rng = run[2], random.Random(5)
     damage.write_as_earlier_versions(tmp_path / "earlier", held)
     capfd.readouterr()
@@ -65,22 +69,22 @@ def test_any_damage_to_checkpoints_of_earlier_versions(run, tmp_path, capfd):
             folder = tmp_path / str(number) / "checkpoints"
             shutil.copytree(tmp_path / "earlier", folder)
             kind = damage.accident(folder, rng)
-            store, said = checkpoint.Checkpoints(folder, headline="accuracy"), []
+            store, messages = checkpoint.Checkpoints(folder, headline="accuracy"), []
             store.best()
-            leaves, about = store.restore_newest(said.append)
-            assert damage.same(leaves, held[about["step"]][0]), kind
+            leaves, metadata = store.restore_newest(messages.append)
+            assert damage.same(leaves, held[metadata["step"]][0]), kind
             store.close()
     assert capfd.readouterr().err == ""
 
 
-def test_checkpoints_of_earlier_versions_are_read_and_run_out(run, copied):
+def test_checkpoints_of_earlier_versions_are_read_and_resumed(run, copied):
     _, _, held = run
     shutil.rmtree(copied / "checkpoints")
     damage.write_as_earlier_versions(copied / "checkpoints", {step: held[step] for step in damage.STEPS[:2]})
-    (copied / "checkpoints" / "4" / "metrics" / "metrics").write_text('{"accuracy": 0.9, "lo')  # an old one's, too
+    (copied / "checkpoints" / "4" / "metrics" / "metrics").write_text('{"accuracy": 0.9, "lo')  # also in an old one
     store = checkpoint.Checkpoints(copied / "checkpoints", headline="accuracy")
-    leaves, about = store.restore_newest(pytest.fail)
-    assert damage.same(leaves, held[8][0]) and about["recorder"] == held[8][1]["recorder"] and store.best() == 8
+    leaves, metadata = store.restore_newest(pytest.fail)
+    assert damage.same(leaves, held[8][0]) and metadata["recorder"] == held[8][1]["recorder"] and store.best() == 8
     for step in (12, 16, 20):
         store.save(step, held[12][0], {}, {"accuracy": 0.01})
     store.wait()
@@ -96,14 +100,14 @@ EDITS = [
 
 @pytest.mark.parametrize(("key", "value"), EDITS)
 @pytest.mark.parametrize("rename", [False, True])
-def test_nothing_that_is_said_about_a_checkpoint_can_be_edited(copied, key, value, rename):
+def test_edited_metadata_of_a_checkpoint_are_detected(copied, key, value, rename):
     path = copied / "checkpoints" / "12" / "about" / "metadata"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    if rename:  # an editor who does it thoroughly
+    if rename:  # a thorough edit renames the folder as well
         path.parents[1].rename(copied / "checkpoints" / "80")
-    said = []
+    messages = []
     store = checkpoint.Checkpoints(copied / "checkpoints", headline="accuracy")
-    assert store.restore_newest(said.append)[1]["step"] == 8 and len(said) == 1
+    assert store.restore_newest(messages.append)[1]["step"] == 8 and len(messages) == 1
     store.close()
 
 
@@ -118,7 +122,7 @@ def test_a_checkpoint_cannot_pass_as_one_of_an_earlier_version(copied, key):
 
 
 def test_an_untrained_network_is_not_finished(run, copied):
-    """`step` of the newest edited to the last step: the run goes on from the one before, to the same bits."""
+    """Edits `step` of the newest checkpoint to the last step: the run resumes from the one before, to the same bits."""
     config, _, held = run
     shutil.rmtree(copied / "checkpoints" / "12")
     (copied / "checkpoints" / "8").rename(copied / "checkpoints" / "12")
@@ -132,7 +136,7 @@ def test_an_untrained_network_is_not_finished(run, copied):
 # -- readers of runs --------------------------------------------------------------------------------------------------
 
 
-def test_a_reader_passes_over_the_damaged_newest_and_says_so(run, copied, capfd):
+def test_a_reader_skips_the_damaged_newest_and_reports_it(run, copied, capfd):
     damage.cut(damage.largest(copied / "checkpoints" / "12" / "state"))
     before = damage.content(copied)
     assert damage.same(checkpoint.read(copied)[0], run[2][8][0])
@@ -140,17 +144,17 @@ def test_a_reader_passes_over_the_damaged_newest_and_says_so(run, copied, capfd)
     assert out == "" and err.count("\n") == 1
     assert err.startswith(f"warning: {copied}: checkpoint 12 is damaged (the checksum of state/")
     assert err.endswith("differs); using the one of step 8\n")
-    assert damage.content(copied) == before  # it only reads
+    assert damage.content(copied) == before  # reading changes nothing
 
 
 @pytest.mark.parametrize("part", ["state", "about"])
-def test_a_reader_of_the_best_passes_it_over_too(run, copied, part):
-    scores = {step: about["scores"]["accuracy"] for step, (_, about) in run[2].items()}
+def test_a_reader_of_the_best_skips_a_damaged_one_too(run, copied, part):
+    scores = {step: metadata["scores"]["accuracy"] for step, (_, metadata) in run[2].items()}
     best, second = sorted(damage.STEPS, key=lambda step: (scores[step], step))[:-3:-1]
     damage.cut(damage.largest(copied / "checkpoints" / str(best) / part))
-    said = []
-    assert damage.same(checkpoint.read(copied, best="accuracy", warn=said.append)[0], run[2][second][0])
-    assert len(said) == 1 and f"checkpoint {best} is damaged" in said[0] and f"of step {second}" in said[0]
+    messages = []
+    assert damage.same(checkpoint.read(copied, best="accuracy", warn=messages.append)[0], run[2][second][0])
+    assert len(messages) == 1 and f"checkpoint {best} is damaged" in messages[0] and f"of step {second}" in messages[0]
 
 
 def test_all_are_damaged(run, copied, capfd):
@@ -160,7 +164,7 @@ def test_all_are_damaged(run, copied, capfd):
     with pytest.raises(UserError, match="run: checkpoint 12 is damaged: .*; so is every one before it"):
         checkpoint.read(copied)
     store = checkpoint.Checkpoints(copied / "checkpoints")
-    for _ in range(2):  # nothing is moved: the second start says the same, and does not start afresh
+    for _ in range(2):  # nothing is moved: the second start gives the same error and does not start afresh
         with pytest.raises(UserError, match=r"every checkpoint in .* is damaged .*12.*; choose another --workdir"):
             store.restore_newest(pytest.fail)
     store.close()
@@ -199,12 +203,12 @@ def test_a_trial_is_measured_at_its_end_or_not_at_all(run, copied, tmp_path):
 # -- removal ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_kill_in_the_middle_of_a_removal_leaves_no_half(tmp_path, monkeypatch):
+def test_a_kill_in_the_middle_of_a_removal_leaves_no_partial_checkpoint(tmp_path, monkeypatch):
     store = checkpoint.Checkpoints(tmp_path / "c", keep=1)
     tree = {"x": np.arange(5.0)}
     store.save(1, tree, {}, {})
     store.wait()
-    monkeypatch.setattr(checkpoint, "remove", lambda path: None)  # the process ends here
+    monkeypatch.setattr(checkpoint, "remove", lambda path: None)  # stands for a process that ends here
     store.save(2, tree, {}, {})
     store.close()
     assert sorted(os.listdir(tmp_path / "c")) == [".old-1.tmp", "2"]
@@ -214,7 +218,7 @@ def test_a_kill_in_the_middle_of_a_removal_leaves_no_half(tmp_path, monkeypatch)
     store.close()
 
 
-def test_what_kills_left_is_cleaned_at_the_next_start(run, copied):
+def test_remains_of_killed_runs_are_removed_at_the_next_start(run, copied):
     config, _, held = run
     for name in (
         "checkpoints/.new-16.tmp/state/d",
@@ -238,7 +242,7 @@ def test_what_kills_left_is_cleaned_at_the_next_start(run, copied):
 
 
 @pytest.mark.parametrize("aside", ["nothing", "folder", "file", "cannot be moved"])
-def test_the_place_for_a_damaged_one_may_be_taken(copied, monkeypatch, aside):
+def test_the_name_for_a_damaged_checkpoint_may_be_taken(copied, monkeypatch, aside):
     damage.cut(damage.largest(copied / "checkpoints" / "12"))
     place = copied / "damaged-checkpoint-12"
     if aside == "folder":
@@ -256,11 +260,11 @@ def test_the_place_for_a_damaged_one_may_be_taken(copied, monkeypatch, aside):
                 else (_ for _ in ()).throw(OSError(errno.EXDEV, "Invalid cross-device link"))
             ),
         )
-    said = []
+    messages = []
     store = checkpoint.Checkpoints(copied / "checkpoints")
-    leaves, about = store.restore_newest(said.append)
-    assert about["step"] == 8 and len(said) == 1
-    assert ("it stays where it is (Invalid cross-device link)" in said[0]) == (aside == "cannot be moved")
+    leaves, metadata = store.restore_newest(messages.append)
+    assert metadata["step"] == 8 and len(messages) == 1
+    assert ("it stays where it is (Invalid cross-device link)" in messages[0]) == (aside == "cannot be moved")
     assert (place / "about").is_dir() == (aside != "cannot be moved")
     store.save(12, leaves, {}, {})  # its place is free
     store.wait()

@@ -1,4 +1,4 @@
-"""The loop from end to end: what it writes, how it goes on, what it refuses."""
+"""The loop from end to end: its files, resuming, and errors."""
 
 import json
 import shutil
@@ -17,28 +17,28 @@ from train.storage import checkpoint, workdir
 
 
 def final(folder):
-    """Leaves of the newest checkpoint."""
+    """Returns the leaves of the newest checkpoint."""
     store = checkpoint.Checkpoints(folder / "checkpoints")
-    leaves, about = store.restore_newest(pytest.fail)
+    leaves, metadata = store.restore_newest(pytest.fail)
     store.close()
-    return leaves, about
+    return leaves, metadata
 
 
-def told(folder):
-    """The lines of metrics.jsonl but for the speed."""
+def logged_metrics(folder):
+    """Returns the lines of metrics.jsonl without the speed."""
     lines = workdir.read_metrics(folder / "metrics.jsonl")
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One whole run, with pictures and recalibrated statistics."""
+    """Returns a whole run, with pictures and recalibrated statistics."""
     folder = tmp_path_factory.mktemp("run")
     config = tiny.config(hooks="recalibrate(2)|figures", ema_decay=0.5, data__augment="crop(1)")
     return config, folder, loop.train(config, folder)
 
 
-def test_a_run_leaves_everything(finished):
+def test_a_run_writes_every_file(finished):
     config, folder, summary = finished
     assert summary == json.loads((folder / "summary.json").read_text())
     assert {
@@ -65,7 +65,8 @@ def test_speed_leaves_out_the_compilation_of_each_length_of_call(monkeypatch):
     recorder = metrics.Recorder(
         None, rich.console.Console(quiet=True), total=7, step=0, batch_size=10, unit="images", log_every=0, before=None
     )
-    for at, count in ((5.0, 2), (9.0, 2), (11.0, 2), (111.0, 1)):  # the last is another program: 100 s to compile
+    # The last is another program, which takes 100 s to compile
+    for at, count in ((5.0, 2), (9.0, 2), (11.0, 2), (111.0, 1)):
         clock[0] = at
         recorder.add(
             count, {name: (np.ones(count), np.ones(count)) for name in ("loss", "gradient_norm", "learning_rate")}
@@ -94,7 +95,7 @@ def test_event_files_hold_the_same_numbers(finished):
     assert ("train/loss", 4) in scalars
 
 
-def test_a_finished_run_stands(finished, capsys):
+def test_a_finished_run_is_left_as_it_is(finished, capsys):
     config, folder, summary = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert loop.train(config, folder) == summary
@@ -109,18 +110,18 @@ def test_recalibration_reaches_the_checkpoint_and_the_average(finished):
     assert not np.array_equal(trained, averaged)
 
 
-def test_another_config_is_refused_and_said(finished):
+def test_a_different_config_is_refused_with_its_difference(finished):
     _, folder, _ = finished
     other = tiny.config(hooks="recalibrate(2)|figures", ema_decay=0.5, data__augment="crop(1)", batch_size=64)
     with pytest.raises(UserError, match=r"belongs to a run with a different config \(batch_size: 32 -> 64\)"):
         loop.train(other, folder)
     faster = tiny.config(hooks="recalibrate(2)|figures", ema_decay=0.5, data__augment="crop(1)", log_every="1 steps")
-    assert loop.train(faster, folder)["steps"] == 12  # how often it logs is nobody's result
+    assert loop.train(faster, folder)["steps"] == 12  # the logging interval does not affect results
 
 
 @pytest.mark.full
-def test_a_lost_checkpoint_is_made_up_for_to_the_bit(tmp_path):
-    """12 steps equal 8 steps, restore, 4 steps: parameters, statistics, momentum, average, rng, metrics."""
+def test_a_lost_checkpoint_is_recomputed_to_the_bit(tmp_path):
+    """Compares 12 steps with 8 steps, restore, 4 steps: parameters, statistics, momentum, average, rng, metrics."""
     config = tiny.config(ema_decay=0.5, data__augment="crop(1)|mixup(0.3)", model__dropout=0.1)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     loop.train(config, whole)
@@ -132,15 +133,15 @@ def test_a_lost_checkpoint_is_made_up_for_to_the_bit(tmp_path):
     assert (tmp_path / "broken" / "damaged-checkpoint-12").is_dir()
     tiny.assert_same(final(whole)[0], final(broken)[0])
 
-    assert told(whole) == told(broken)
+    assert logged_metrics(whole) == logged_metrics(broken)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     config = tiny.config(optimizer__learning_rate=1e-3, optimizer__schedule="step(1e30, '6 steps')", model__norm="none")
     with pytest.raises(UserError, match=r"the (loss|gradient norm) is (nan|inf) at step ([7-9]|10)"):
         loop.train(config, tmp_path)
-    leaves, about = final(tmp_path)
-    assert about["step"] == 4 and all(np.isfinite(leaf).all() for leaf in leaves.values())
+    leaves, metadata = final(tmp_path)
+    assert metadata["step"] == 4 and all(np.isfinite(leaf).all() for leaf in leaves.values())
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, changes, message
 
 
 def test_a_loss_that_explodes_on_the_last_step_is_no_result(tmp_path):
-    """The update after a finite loss ruins the parameters: neither they nor their evaluation are kept."""
+    """Tests a finite loss whose update ruins the parameters: neither they nor their evaluation are kept."""
     config = tiny.config(
         optimizer__learning_rate=1e-3,
         optimizer__schedule="step(1e38, '11 steps')",
@@ -201,14 +202,14 @@ def test_a_loss_that_explodes_on_the_last_step_is_no_result(tmp_path):
         model__norm="none",
         steps_per_call=1,
         model__act="gelu",
-    )  # a ReLU makes 0 of -inf
+    )  # a ReLU turns -inf into 0
     with pytest.raises(UserError, match="at step 12; the last checkpoint before it is kept"):
         loop.train(config, tmp_path)
     assert final(tmp_path)[1]["step"] == 8 and not (tmp_path / "summary.json").exists()
 
 
 @pytest.mark.full
-def test_a_run_that_saved_nothing_has_no_claim_to_its_folder(tmp_path):
+def test_a_run_that_saved_nothing_does_not_own_its_folder(tmp_path):
     hopeless = tiny.config(optimizer__learning_rate=1e30, optimizer__warmup="0 steps", model__norm="none")
     with pytest.raises(UserError, match="is (nan|inf) at step"):
         loop.train(hopeless, tmp_path)
@@ -242,7 +243,7 @@ def test_a_disk_that_fills_up_is_one_line(tmp_path, monkeypatch):
 @pytest.mark.full
 def test_a_class_without_test_images_is_null_in_json(tmp_path):
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (30, 8, 8, 2), np.uint8)  # two channels: no picture, but no fault either
+    images = rng.integers(0, 256, (30, 8, 8, 2), np.uint8)  # two channels: no picture, but no error either
     np.savez(
         tmp_path / "set.npz",
         train_image=images,
@@ -254,7 +255,7 @@ def test_a_class_without_test_images_is_null_in_json(tmp_path):
     config = tiny.config(data__source=source, duration="2 steps", eval_batch_size=10, hooks="figures")
     loop.train(config, tmp_path / "run")
     text = (tmp_path / "run" / "summary.json").read_text()
-    json.loads(text, parse_constant=pytest.fail)  # called for NaN and Infinity, which are no JSON
+    json.loads(text, parse_constant=pytest.fail)  # called for NaN and Infinity, which are not JSON
 
 
 def test_only_at_the_end():
@@ -275,14 +276,14 @@ def test_only_at_the_end():
     ids=["stream", "devices", "bfloat16"],
 )
 def test_going_on_is_exact_in_every_mode(tmp_path, changes):
-    """As above, for streams with workers, several devices, accumulation, bfloat16, lines between checkpoints."""
+    """Repeats the test above for worker processes, several devices, accumulation, bfloat16, and more log lines."""
     config = tiny.config(data__augment="crop(1)", **changes)
     loop.train(config, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     (tmp_path / "broken" / "checkpoints" / "12" / "about" / "metadata").write_text("")
     loop.train(config, tmp_path / "broken")
     tiny.assert_same(final(tmp_path / "whole")[0], final(tmp_path / "broken")[0])
-    assert told(tmp_path / "whole") == told(tmp_path / "broken")
+    assert logged_metrics(tmp_path / "whole") == logged_metrics(tmp_path / "broken")
 
 
 def test_lsuv_as_data_init():

@@ -1,4 +1,4 @@
-"""Several classes an image: the task's numbers, average precision, and a run from end to end."""
+"""Several classes per image: the task's numbers, average precision, and a whole run."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from models.errors import UserError
 from tests import tfds_sample, tiny
 from tests.tiers import keep_first
 from tests.train.data.test_transfer_sets import thing
-from tests.train.test_loop import final, told
+from tests.train.test_loop import final, logged_metrics
 from tests.train.test_step import Constant
 from train import evaluate, loop, tasks
 from train.recording import summary
@@ -41,7 +41,7 @@ def batch(logits, labels, mask=None):
 
 
 def test_loss_by_hand():
-    """The mean over an image's counted classes, then over images; what is not counted may be anything."""
+    """Checks the mean over an image's counted classes, then over images; labels that are not counted have no effect."""
     logits = [[2.0, -1.0, 0.5], [1.0, jnp.inf, -3.0], [0.0, 0.0, 0.0]]
     labels, mask = [[1, 0, 0], [0, -1, 1], [1, 1, 1]], [1, 1, 0]
 
@@ -51,10 +51,10 @@ def test_loss_by_hand():
 
     first = np.mean([cross_entropy(2.0, 1), cross_entropy(-1.0, 0), cross_entropy(0.5, 0)])
     second = np.mean([cross_entropy(1.0, 0), cross_entropy(-3.0, 1)])
-    found = evaluate.ratios(task().evaluate(PLAIN, {}, batch(logits, labels, mask)))
-    assert found["loss"] == pytest.approx((first + second) / 2, rel=1e-5)
+    averages = evaluate.ratios(task().evaluate(PLAIN, {}, batch(logits, labels, mask)))
+    assert averages["loss"] == pytest.approx((first + second) / 2, rel=1e-5)
     loss, (metrics, _, _) = task().loss({"shift": 0.0}, {}, {}, batch(logits, labels, mask), jax.random.key(0), 0)
-    # By the share's size, not by its weight, so that the mean of all devices' losses is that of all images.
+    # By the share's size, not by its weight, so that the mean over devices is the mean over all images.
     assert float(loss) == pytest.approx((first + second) / 3, rel=1e-5) and metrics["loss"][1] == 2
     smooth = task(0.2).loss({"shift": 0.0}, {}, {}, batch(logits[:1], labels[:1]), jax.random.key(0), 0)[0]
     by_hand = np.mean([cross_entropy(2.0, 0.9), cross_entropy(-1.0, 0.1), cross_entropy(0.5, 0.1)])
@@ -63,7 +63,7 @@ def test_loss_by_hand():
         task(1.0)
 
 
-def test_no_gradient_from_what_is_not_counted():
+def test_uncounted_labels_give_no_gradient():
     labels, image = jnp.array([[1, -1, 0]]), jnp.array([[0.3, 0.2, 0.1]])
     gradient = jax.grad(lambda x: task().loss({"shift": 0.0}, {}, {}, batch(x, labels), jax.random.key(0), 0)[0])(image)
     assert (np.asarray(gradient)[0] != 0).tolist() == [True, False, True]
@@ -75,9 +75,9 @@ def test_no_gradient_from_what_is_not_counted():
         ([2.0, 1.0, 0.0], [1, 0, 0], 1),
         ([2.0, 1.0, 0.0], [0, 1, 1], 0),
         ([2.0, 1.0, 0.0], [1, 1, 1], 1),
-        ([2.0, 1.0, 0.0], [-1, 1, 0], 1),  # the highest of the counted ones
+        ([2.0, 1.0, 0.0], [-1, 1, 0], 1),  # the highest among the counted classes
         ([1.0, 1.0, 0.0], [1, 0, 0], 0),
-        ([1.0, 1.0, 0.0], [1, 1, 0], 1),  # a tie counts where both are right
+        ([1.0, 1.0, 0.0], [1, 1, 0], 1),  # a tie counts if both are correct
         ([2.0, 1.0, 0.0], [-1, 0, 0], 0),
         ([2.0, 1.0, 0.0], [-1, -1, -1], 0),
         ([np.nan, 1.0, 0.0], [1, 0, 0], 0),
@@ -92,17 +92,17 @@ def test_hit(logits, label, hit):
 
 
 @pytest.mark.parametrize("levels", [3, 20, 10**6])
-def test_average_precision_is_sklearns(levels):
-    """Many ties, few, none."""
+def test_average_precision_equals_scikit_learn(levels):
+    """Compares with scikit-learn for many ties, few ties, and none."""
     rng = np.random.default_rng(levels)
     for count in (1, 2, 7, 200):
         scores, labels = rng.integers(0, levels, count) / 7, (rng.random(count) < 0.3).astype(int)
         labels[rng.integers(count)] = 1
-        wanted = average_precision_score(labels, scores)
-        assert average_precision.average_precision(scores, labels) == pytest.approx(wanted)
+        expected = average_precision_score(labels, scores)
+        assert average_precision.average_precision(scores, labels) == pytest.approx(expected)
         order = rng.permutation(count)
         for formula in (average_precision.average_precision, average_precision.average_precision_11):
-            assert formula(scores[order], labels[order]) == formula(scores, labels)  # ties: the order decides nothing
+            assert formula(scores[order], labels[order]) == formula(scores, labels)  # ties: their order does not matter
 
 
 def test_eleven_points_by_hand():
@@ -110,28 +110,28 @@ def test_eleven_points_by_hand():
         return average_precision.average_precision_11(np.arange(len(ranked), 0, -1.0), np.array(ranked))
 
     assert points([1, 1, 0]) == 1
-    # Recall 1/2 at precision 1, recall 1 at 2/3: r = 0 to 0.5 have 1, the other five 2/3.
+    # Recall 1/2 at precision 1, recall 1 at 2/3: r = 0 to 0.5 give 1, the other five 2/3.
     assert points([1, 0, 1]) == pytest.approx((6 + 5 * 2 / 3) / 11)
-    # Precisions 1/2, 2/3, 3/5 at recalls 1/3, 2/3, 1; the highest further on counts: up to r = 0.6 it is 2/3.
+    # Precisions 1/2, 2/3, 3/5 at recalls 1/3, 2/3, 1; the highest at higher recall counts: up to r = 0.6 it is 2/3.
     assert points([0, 1, 1, 0, 1]) == pytest.approx((7 * 2 / 3 + 4 * 3 / 5) / 11)
-    # Ten positives, so that recalls are the eleven points themselves: 1 up to 0.3, which floats can miss.
+    # Ten positives, so that recalls are the eleven points themselves: 1 up to 0.3, which rounding can miss.
     ranked = [1, 1, 1, 0, 0, 0] + [1] * 7
-    after = 10 / 13  # precisions rise to the end: 4/7 … 10/13
+    after = 10 / 13  # precisions rise toward the end: 4/7 … 10/13
     assert points(ranked) == pytest.approx((4 + 7 * after) / 11)
     tied = average_precision.average_precision_11(np.zeros(4), np.array([1, 0, 0, 0]))
     assert tied == pytest.approx(1 / 4)
 
 
-def test_what_is_not_counted_is_as_if_it_were_not_there():
+def test_uncounted_labels_have_no_effect():
     rng = np.random.default_rng(0)
     scores, labels = rng.random((50, 4)), rng.integers(-1, 2, (50, 4))
     labels[:, 2] = np.where(labels[:, 2] == 1, -1, labels[:, 2])  # no image has class 2
     for formula in (average_precision.average_precision, average_precision.average_precision_11):
-        found = average_precision.by_class(formula, scores, labels)
+        by_class = average_precision.by_class(formula, scores, labels)
         kept = [labels[:, c] >= 0 for c in range(4)]
-        assert found == [formula(scores[k, c], labels[k, c]) for c, k in enumerate(kept)]
-        assert found[2] is None
-        assert average_precision.mean(found) == pytest.approx(np.mean([found[0], found[1], found[3]]))
+        assert by_class == [formula(scores[k, c], labels[k, c]) for c, k in enumerate(kept)]
+        assert by_class[2] is None
+        assert average_precision.mean(by_class) == pytest.approx(np.mean([by_class[0], by_class[1], by_class[3]]))
     assert average_precision.mean([None]) is None
     assert average_precision.average_precision(np.zeros(2), np.array([-1, -1])) is None
     assert average_precision.average_precision(np.zeros(0), np.zeros(0, int)) is None
@@ -142,7 +142,7 @@ def test_what_is_not_counted_is_as_if_it_were_not_there():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """voc/2007 as TFDS writes it, of images whose channels tell which of three classes are there."""
+    """Writes voc/2007 in TFDS's form, with images whose channels tell which of three classes are present."""
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
 
     def example(i):
@@ -181,32 +181,32 @@ def config(data, **changes):
 
 @pytest.mark.parametrize("pipeline", keep_first(1, ["resident", "stream"]))
 def test_a_run_and_its_continuation(tmp_path, data, pipeline):
-    made = config(
+    run_config = config(
         data, data__pipeline=pipeline, steps_per_call=2 if pipeline == "resident" else 1, data__augment="crop(1)|flip"
     )
-    result = loop.train(made, tmp_path / "whole")
+    result = loop.train(run_config, tmp_path / "whole")
     assert result == json.loads((tmp_path / "whole" / "summary.json").read_text())
     by_class = result["average_precision_by_class"]
     known = [value for value in by_class if value is not None]
     assert len(by_class) == 20 and len(known) == 3 and result["test_examples"] == 21
     assert result["mean_average_precision"] == pytest.approx(np.mean(known))
     assert 0 < result["mean_average_precision_11"] <= 1 and 0 <= result["hit"] <= 1
-    lines = told(tmp_path / "whole")
+    lines = logged_metrics(tmp_path / "whole")
     assert lines[-1]["mean_average_precision"] == result["mean_average_precision"]
     assert [line["step"] for line in lines if line["split"] == "test"] == [6, 12]
     losses = [line["loss"] for line in lines if line["split"] == "train"]
-    assert losses[-1] < losses[0] < 1.5  # it starts at log 2 and learns that most classes are never there
+    assert losses[-1] < losses[0] < 1.5  # it starts at log 2 and learns that most classes are absent
     assert (tmp_path / "whole" / "curves.png").exists() and not (tmp_path / "whole" / "mistakes.png").exists()
 
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     (tmp_path / "broken" / "checkpoints" / "12" / "about" / "metadata").write_text("")
-    again = loop.train(made, tmp_path / "broken")
-    assert again["average_precision_by_class"] == by_class and told(tmp_path / "broken") == lines
+    again = loop.train(run_config, tmp_path / "broken")
+    assert again["average_precision_by_class"] == by_class and logged_metrics(tmp_path / "broken") == lines
     tiny.assert_same(final(tmp_path / "whole")[0], final(tmp_path / "broken")[0])
 
 
 def test_average_precision_of_a_run_is_that_of_its_scores(data):
-    """However the test set is cut into batches; on several devices, too."""
+    """Checks all batch sizes of the test set, and several devices."""
     run = build_run(config(data, devices=4, accumulate=2))
     state = run.parallel.place(run.state)
     results = run.evaluate(state, last=True)
@@ -235,7 +235,7 @@ def test_average_precision_of_a_run_is_that_of_its_scores(data):
         ),
     ],
 )
-def test_what_does_not_fit_several_classes_is_one_line(tmp_path, data, changes, message):
+def test_options_that_do_not_fit_several_classes_are_one_line(tmp_path, data, changes, message):
     with pytest.raises(UserError, match=message) as error:
         loop.train(config(data, **changes), tmp_path / "run")
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
@@ -251,21 +251,21 @@ def test_what_does_not_fit_several_classes_is_one_line(tmp_path, data, changes, 
         ({"hooks": "average_precision"}, "average_precision is for several classes per image"),
     ],
 )
-def test_what_does_not_fit_one_class_is_one_line(changes, message):
+def test_options_that_do_not_fit_one_class_are_one_line(changes, message):
     with pytest.raises(UserError, match=message):
         build_run(tiny.config(**changes))
 
 
-def test_mean_class_accuracy_counts_every_class_alike():
+def test_mean_class_accuracy_counts_every_class_equally():
     def call(state, data, items):
         return {"loss": (1.0, 10.0), "accuracy_by_class": (np.array([7.0, 0.0, 1.0, 0.0]), np.array([7, 2, 1, 0]))}
 
-    found = evaluate.evaluate(call, None, [None], lambda: 10)
-    assert found["accuracy_by_class"] == [1, 0, 1, None] and found["mean_class_accuracy"] == pytest.approx(2 / 3)
+    metrics = evaluate.evaluate(call, None, [None], lambda: 10)
+    assert metrics["accuracy_by_class"] == [1, 0, 1, None] and metrics["mean_class_accuracy"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.full
-def test_the_table_shows_them(tmp_path, data):
+def test_the_table_shows_the_metrics_of_the_task(tmp_path, data):
     def shown(result):
         console = rich.console.Console(file=io.StringIO(), width=120)
         console.print(summary.table(result, tmp_path))

@@ -1,4 +1,4 @@
-"""Starting from networks that were trained before, and learning rates that differ by part of the network."""
+"""Starting from pretrained networks, and learning rates that differ between parts of the network."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from train.setup import pretrained
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A run on five of the ten digits, with averaged weights."""
+    """Returns a run on five of the ten digits, with averaged weights."""
     folder = tmp_path_factory.mktemp("source") / "run"
     loop.train(five(duration="4 steps", ema_decay=0.5), folder)
     return folder
@@ -41,13 +41,13 @@ def flat(tree):
     }
 
 
-def test_all_but_the_head_is_what_the_run_evaluates(source):
+def test_everything_but_the_head_comes_from_the_evaluated_variables(source):
     run = build_run(tiny.config(init_from=str(source)))
-    found, drawn = flat(run.state.params), flat(build_run(tiny.config()).state.params)
+    params, drawn = flat(run.state.params), flat(build_run(tiny.config()).state.params)
     kept = pretrained.load(source).arrays
     averaged = build_run(five(ema_decay=0.5))
-    assert averaged.state.params["head"]["kernel"].shape[1] == 5 and found["head/kernel"].shape[1] == 10
-    for name, leaf in found.items():
+    assert averaged.state.params["head"]["kernel"].shape[1] == 5 and params["head/kernel"].shape[1] == 10
+    for name, leaf in params.items():
         np.testing.assert_array_equal(leaf, drawn[name] if name.startswith("head") else kept[name], err_msg=name)
     for name, leaf in flat(run.state.model_state["batch_stats"]).items():
         np.testing.assert_array_equal(leaf, kept[name], err_msg=name)
@@ -80,7 +80,7 @@ def test_a_file_of_imported_weights(tmp_path):
 
 
 @pytest.mark.full
-def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(source, tmp_path):
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(source, tmp_path):
     config = tiny.config(init_from=str(source), duration="8 steps")
     whole = loop.train(config, tmp_path / "whole")
     loop.train(config, tmp_path / "cut")
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_one_line(source, changes, message):
         build_run(tiny.config(init_from=str(source), **changes))
 
 
-def test_there_is_nothing_to_start_from(tmp_path):
+def test_missing_starts_are_reported(tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.json").write_text('{"model": {"name": "resnet8"}}')
     (tmp_path / "notes.txt").write_text("")
@@ -122,7 +122,7 @@ def test_there_is_nothing_to_start_from(tmp_path):
             pretrained.load(tmp_path / name)
 
 
-def test_a_damaged_checkpoint_is_said(source, tmp_path):
+def test_a_damaged_checkpoint_is_reported(source, tmp_path):
     shutil.copytree(source, tmp_path / "run")
     for path in (tmp_path / "run" / "checkpoints").rglob("d/*"):
         path.write_bytes(b"\0" * path.stat().st_size)
@@ -175,9 +175,9 @@ def test_a_group_moves_from_its_step_on_with_the_optimizers_own_state(name):
     ours = params
     for step in range(5):
         updates, state = tx.update(gradient, state, params)
-        wanted, plain_state = plain.update(gradient, plain_state, params)
-        np.testing.assert_array_equal(updates["a"], wanted["a"])
-        np.testing.assert_allclose(updates["b"], 0.5 * wanted["b"] if step >= 3 else np.zeros(2), rtol=1e-6)
+        plain_updates, plain_state = plain.update(gradient, plain_state, params)
+        np.testing.assert_array_equal(updates["a"], plain_updates["a"])
+        np.testing.assert_allclose(updates["b"], 0.5 * plain_updates["b"] if step >= 3 else np.zeros(2), rtol=1e-6)
         ours = optax.apply_updates(ours, updates)
     assert np.abs(ours["b"] - 1).max() > 0
 
@@ -190,6 +190,6 @@ def test_a_group_moves_from_its_step_on_with_the_optimizers_own_state(name):
         (((".*", 1.0, "2 steps", "2 steps"),), "a group ends before it starts"),
     ],
 )
-def test_a_start_that_cannot_be(groups, message):
+def test_impossible_starts_are_refused(groups, message):
     with pytest.raises(UserError, match=message):
         optimizer.create(section(groups=groups), {"a": np.ones(2)}, steps, 10)

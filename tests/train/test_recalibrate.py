@@ -32,7 +32,7 @@ def test_moments_are_those_of_all_images_together():
 
 
 def test_evaluation_on_the_same_images_matches_training_mode():
-    """With one batch, running statistics equal batch statistics, so both modes give the same logits."""
+    """Checks one batch: running statistics equal batch statistics, so both modes give the same logits."""
     model = models.create("resnet8", width=4, num_classes=5)
     images = jax.random.normal(jax.random.key(1), (16, 8, 8, 3))
     variables = models.initialize(model, jax.random.key(0), images.shape)

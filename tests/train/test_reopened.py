@@ -1,4 +1,4 @@
-"""A run is reopened as what it was: its data set may change, or be gone."""
+"""A run is reopened as it was trained, even if its data set has changed or is gone."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def photos(root):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of a run on images of three classes, and that of the images."""
+    """Returns the folder of a run on images of three classes, and the folder of the images."""
     root = tmp_path_factory.mktemp("reopened")
     data = photos(root / "photos")
     loop.train(
@@ -61,7 +61,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def copy(trained, tmp_path, monkeypatch):
-    """Copies of the run, of its images where they were, and a picture of a cat."""
+    """Yields a copy of the run, the folder of images, restored afterwards, and a picture of a cat."""
     run, data = trained
     keep = tmp_path / "kept"
     shutil.copytree(data, keep)
@@ -70,7 +70,7 @@ def copy(trained, tmp_path, monkeypatch):
     shutil.copytree(keep, data)
 
 
-def says(folder, image):
+def top_class(folder, image):
     (row,) = predict.predict(loaded.load(folder), [str(image)], 1)
     return row["classes"][0][0]
 
@@ -109,17 +109,17 @@ def enlarge(data):
 
 
 @pytest.mark.parametrize("change", [rename, delete, add, swap, repaint])
-def test_predictions_are_by_the_names_of_the_training(copy, change):
+def test_predictions_use_the_class_names_of_the_training(copy, change):
     run, data, cat = copy
-    assert says(run, cat) == "cat"
+    assert top_class(run, cat) == "cat"
     change(data)
-    assert says(run, cat) == "cat"
+    assert top_class(run, cat) == "cat"
     card = loaded.of_run(run).card
     assert card["labels"] == list(CLASSES) and card["preprocessing"]["shape"] == [8, 8, 3]
 
 
 @pytest.mark.parametrize("change", [rename, add, swap, repaint, lose, enlarge])
-def test_a_test_set_that_changed_is_said_where_it_is_used(copy, change, tmp_path):
+def test_a_test_set_that_changed_is_reported_where_it_is_used(copy, change, tmp_path):
     run, data, _ = copy
     change(data)
     reopened, state = restore.load(run)
@@ -134,7 +134,7 @@ def test_a_test_set_that_changed_is_said_where_it_is_used(copy, change, tmp_path
 
 
 @pytest.mark.parametrize("change", [rename, add, repaint])
-def test_a_run_does_not_go_on_with_other_data(copy, change):
+def test_a_run_does_not_resume_with_other_data(copy, change):
     run, data, _ = copy
     config = json.loads((run / "config.json").read_text())
     change(data)
@@ -148,7 +148,7 @@ def test_weights_are_exported_without_a_data_set(copy, tmp_path):
     reopened, state = restore.load(run)
     card = write.export(reopened, networks.network(reopened, state), "safetensors", tmp_path / "out", {})
     assert card["verified"]["of"] == "random pixels" and card["verified"]["metrics"] == {}
-    assert card["verified"]["images"] == verify.RANDOM and says(tmp_path / "out", cat) == "cat"
+    assert card["verified"]["images"] == verify.RANDOM and top_class(tmp_path / "out", cat) == "cat"
 
 
 def command(module, *arguments):
@@ -204,7 +204,7 @@ def test_a_folder_and_a_bad_file_are_predicted(copy, tmp_path):
 
 
 def test_every_way_to_a_prediction_sees_the_same_pixels(trained, tmp_path):
-    """The training set, predict, explain, probe and exported networks, for one picture in every encoding."""
+    """Compares training set, predict, explain, probe and exported networks for one picture in every encoding."""
     run, _ = trained
     reopened, state = restore.load(run)
     write.export(reopened, networks.network(reopened, state), "safetensors", tmp_path / "out", {}, images=4)
@@ -215,7 +215,7 @@ def test_every_way_to_a_prediction_sees_the_same_pixels(trained, tmp_path):
             (tmp_path / "set" / split / "cat").mkdir(parents=True, exist_ok=True)
             (tmp_path / "set" / split / "cat" / name).write_bytes(file)
     config = tiny.config(data__source=f"folder:{tmp_path / 'set'}", data__image_size=8, data__crop="resize").data
-    for split in ("train", "test"):  # features of train.probe are of these sources
+    for split in ("train", "test"):  # train.probe computes features of these sources
         source = load(config, split)
         assert len(source) == len(encodings)
         for index, path in enumerate(source.files):

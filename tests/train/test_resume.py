@@ -1,4 +1,4 @@
-"""Killed or interrupted at any instant, the same command goes on and ends with the same bits."""
+"""Killed or interrupted at any moment, a run resumes by the same command and ends with the same bits."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The final leaves of a run that nothing interrupted."""
+    """Returns the final leaves of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     done = tiny.run(*FLAGS, f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
@@ -45,7 +45,7 @@ def wait_until(process, condition):
 
 
 def saving(folder):
-    """Whether a checkpoint is being written: Orbax writes to a folder with another name first."""
+    """Returns whether a checkpoint is being written: Orbax first writes to a folder with a temporary name."""
     path = folder / "checkpoints"
     return path.exists() and any("tmp" in entry for entry in os.listdir(path))
 
@@ -54,7 +54,7 @@ def test_sigkill_in_the_middle_of_steps_and_of_saves(tmp_path, whole):
     folder = tmp_path / "run"
     conditions = [
         lambda: steps_logged(folder)[-1:] >= [8],  # in the middle of a step
-        lambda: saving(folder),  # in the middle of a save, the oldest of which is complete by now
+        lambda: saving(folder),  # in the middle of a save, when the oldest is complete
         lambda: steps_logged(folder)[-1:] >= [28],
     ]
     for condition in conditions:
@@ -105,11 +105,11 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_ctrl_c_twice_at_once_is_no_traceback(tmp_path, moment):
-    """As of a terminal whose shell passes it on; where there is something to save, it is saved."""
+def test_double_ctrl_c_gives_no_traceback(tmp_path, moment):
+    """Interrupts twice, as when a shell passes on the terminal's signal; saves if there is anything to save."""
     folder = tmp_path / "run"
     folder.mkdir()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background tests ignore it
     process = subprocess.Popen(**tiny.command(*FLAGS, "--config.duration=600 steps", f"--workdir={folder}"))
     signal.signal(signal.SIGINT, before)
     wait_until(process, lambda: MOMENTS[moment](folder))

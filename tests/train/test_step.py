@@ -1,4 +1,4 @@
-"""What one step does: metrics, averaging, frozen parameters, mixed precision, exact evaluation."""
+"""A single training step: metrics, averaging, frozen parameters, mixed precision, exact evaluation."""
 
 import functools
 from types import SimpleNamespace
@@ -92,13 +92,13 @@ def classify(label_smoothing=0.0, classes=7):
 
 
 def test_evaluation_is_exact_on_uneven_batches():
-    """Five examples in batches of three, the last padded: every number worked out by hand."""
+    """Evaluates five examples in batches of three, the last one padded; every number is computed by hand."""
     task, log2 = classify(), float(np.log(2))
     logits = np.full((6, 1, 1, 7), -100.0, np.float32)
     for row, best in enumerate([0, 1, 1, 2, 3]):
         logits[row, 0, 0, best] = 0.0
     logits[4, 0, 0, 4] = 0.0  # a tie: counted as wrong, and its loss is log 2
-    logits[5, 0, 0, 0] = 0.0  # padding that would be right
+    logits[5, 0, 0, 0] = 0.0  # padding that would count as correct
     labels, mask = np.array([0, 1, 0, 2, 4, 0]), np.array([1, 1, 1, 1, 1, 0], np.float32)
     total = None
     for rows in (slice(0, 3), slice(3, 6)):
@@ -108,12 +108,12 @@ def test_evaluation_is_exact_on_uneven_batches():
     results = evaluate.ratios(total)
     assert total["accuracy"][1] == 5
     assert results["accuracy"] == pytest.approx(3 / 5)
-    assert results["top5"] == pytest.approx(4 / 5)  # the third example's own class is one of six at -100
+    assert results["top5"] == pytest.approx(4 / 5)  # the third example's class is one of six at -100
     assert results["loss"] == pytest.approx((100 + log2) / 5, rel=1e-6)
     assert results["accuracy_by_class"][:5] == pytest.approx([1 / 2, 1, 1, None, 0])
 
 
-def test_not_a_number_is_never_right():
+def test_nan_logits_are_never_correct():
     batch = {"image": jnp.full((1, 1, 1, 7), jnp.nan), "label": jnp.zeros(1, int), "mask": jnp.ones(1)}
     metrics = classify().evaluate({"params": {"shift": 0.0}}, {}, batch)
     assert metrics["accuracy"][0] == metrics["top5"][0] == 0
@@ -139,23 +139,23 @@ def test_an_evaluation_that_misses_examples_fails():
         evaluate.evaluate(lambda state, data, items: {"loss": (0.0, 4.0)}, None, [None], lambda: 5)
 
 
-def test_one_dispatch_of_several_steps_is_the_steps_one_by_one():
-    """In exact arithmetic; XLA may fuse the loop's body differently, so to a few ulps."""
+def test_one_dispatch_of_several_steps_equals_single_steps():
+    """Allows a few ulps: exact arithmetic would be equal, but XLA may fuse the loop's body differently."""
     run = build_run(tiny.config(steps_per_call=4))
     single = build_run(tiny.config(steps_per_call=1))
     states = []
-    for made in (run, single):
-        state, counts = made.parallel.place(made.state), []
-        for count, items in made.feed.calls(0, 6):
-            state, metrics = made.train_call(state, made.feed.data, items)
+    for each in (run, single):
+        state, counts = each.parallel.place(each.state), []
+        for count, items in each.feed.calls(0, 6):
+            state, metrics = each.train_call(state, each.feed.data, items)
             assert metrics["loss"][0].shape == (count,)
             counts.append(count)
-        states.append((counts, made.parallel.fetch(state)))
+        states.append((counts, each.parallel.fetch(state)))
     assert states[0][0] == [4, 2] and states[1][0] == [1] * 6
     assert optax.tree.norm(states[0][1].params) == pytest.approx(float(optax.tree.norm(states[1][1].params)), rel=1e-5)
 
 
-def test_counters_of_a_task_stay_whole_numbers():
+def test_counters_of_a_task_stay_integers():
     class Counting(tasks.TASKS["classify"]):
         def init(self, key, image_shape):
             return super().init(key, image_shape)[0], {"batches": jnp.zeros((), jnp.int32)}
@@ -172,11 +172,11 @@ def test_counters_of_a_task_stay_whole_numbers():
     finally:
         del tasks.TASKS["counting"]
     count = run.parallel.fetch(state).task_state["batches"]
-    assert count.dtype == np.int32 and count == 4  # two steps of two parts each
+    assert count.dtype == np.int32 and count == 4  # two steps with two parts each
 
 
 class Draws:
-    """A task whose metrics are a number drawn from its key, and the place of its examples in the global batch."""
+    """A task with two metrics: a number drawn from its key, and the positions of its examples in the global batch."""
 
     def loss(self, params, model_state, task_state, batch, key, step):
         metrics = {"drawn": (jax.random.uniform(key), jnp.ones(())), "first": (batch["first"].sum(), jnp.ones(()))}
@@ -184,7 +184,7 @@ class Draws:
 
 
 def test_each_part_of_each_device_has_its_own_key_and_each_device_its_place():
-    """Two devices of four examples, in two parts each."""
+    """Tests two devices with four examples each, in two parts."""
     rng, number = jax.random.key(5), 3
     state = SimpleNamespace(
         rng=jax.random.key_data(rng), step=number, params={"w": jnp.ones(())}, model_state={}, task_state={}
@@ -207,7 +207,7 @@ def test_each_part_of_each_device_has_its_own_key_and_each_device_its_place():
 
 
 def averaged(decay, warmup, steps=30):
-    """The average of 1, 2, 3, ... after each step, from 0 on."""
+    """Returns the average of 1, 2, 3, ... after each step, starting from 0."""
     tx = optax.sgd(1.0)
     state = states.create({"params": {"w": jnp.zeros(())}, "counted": {"n": jnp.zeros((), jnp.int32)}}, {}, tx, 0, True)
     update = jax.jit(
@@ -215,12 +215,12 @@ def averaged(decay, warmup, steps=30):
             step.update, optimizer=tx, learning_rate=lambda _: jnp.float32(1), ema_decay=decay, ema_warmup=warmup
         )
     )
-    found = []
+    averages = []
     for t in range(1, steps + 1):
         state, _ = update(state, {"w": jnp.float32(-1)}, {}, {"counted": {"n": jnp.int32(t)}}, {})
         assert int(state.ema["model_state"]["counted"]["n"]) == t
-        found.append(float(state.ema["params"]["w"]))
-    return found
+        averages.append(float(state.ema["params"]["w"]))
+    return averages
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
@@ -232,7 +232,7 @@ def test_the_decay_of_averages_warms_up(decay, warmup):
         average = now * average + (1 - now) * t
         expected.append(average)
     np.testing.assert_allclose(averaged(decay, warmup), expected, rtol=1e-5)
-    if decay == 0.9999:  # after 30 steps: near the last weights, or where it began
+    if decay == 0.9999:  # after 30 steps: near the last weights, or near the start
         assert (expected[-1] > 20) == warmup and (expected[-1] < 0.1) != warmup
 
 

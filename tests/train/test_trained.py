@@ -49,7 +49,7 @@ def test_the_gradient_is_that_of_the_class(folders, images):
     by_top, by_index = trained.gradient(images), trained.gradient(images, top)
     np.testing.assert_allclose(by_top, by_index, rtol=1e-5)
     np.testing.assert_allclose(trained.gradient(images, "3"), trained.gradient(images, 3), rtol=1e-5)
-    # By a difference along the gradient
+    # Compares with a finite difference along the gradient
     inputs, step = trained.preprocess(images), 1e-3
 
     def score(x):
@@ -78,8 +78,8 @@ def test_files_and_pixels_of_any_size_are_cropped_as_in_evaluation(folders, imag
     large = np.repeat(np.repeat(images[0], 5, 0), 5, 1)  # [40, 40, 1]
     Image.fromarray(large[..., 0]).save(tmp_path / "one.png")
     by_file = trained.predict(tmp_path / "one.png")
-    for given in (large, large[..., 0][None, ..., None], [str(tmp_path / "one.png")], [large]):
-        np.testing.assert_array_equal(trained.predict(given), by_file)
+    for images_or_paths in (large, large[..., 0][None, ..., None], [str(tmp_path / "one.png")], [large]):
+        np.testing.assert_array_equal(trained.predict(images_or_paths), by_file)
     np.testing.assert_allclose(by_file[0], trained.predict(images[:1])[0], atol=0.2)
 
 

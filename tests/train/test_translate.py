@@ -1,4 +1,4 @@
-"""Translation by the one loop: loss and metrics, overfitting, hooks, exact resuming, and attention's weights."""
+"""Translation by the common loop: loss and metrics, overfitting, hooks, exact resuming, and attention weights."""
 
 import json
 import shutil
@@ -30,9 +30,9 @@ from train.tasks import translate
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("corpus")
-    write(made)
-    return made
+    corpus = tmp_path_factory.mktemp("corpus")
+    write(corpus)
+    return corpus
 
 
 def overfitting(folder):
@@ -53,7 +53,7 @@ def overfitting(folder):
 
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
-    """A run that learns its 12 pairs by heart."""
+    """Returns a run that memorizes its 12 pairs."""
     workdir = tmp_path_factory.mktemp("run") / "run"
     return workdir, loop.train(overfitting(folder), workdir)
 
@@ -70,18 +70,18 @@ def test_a_tiny_text_is_learned_and_scored(finished):
 
 def test_translations_are_written_beside_source_and_reference(finished):
     workdir, summary = finished
-    found = [block.split("\n") for block in (workdir / "translations.txt").read_text().strip().split("\n\n")]
-    assert [tuple(lines[:2]) for lines in found] == list(PAIRS)
-    ours = [lines[2] for lines in found]
-    assert sacrebleu.corpus_bleu(ours, [[lines[1] for lines in found]]).score == pytest.approx(summary["bleu"])
+    blocks = [block.split("\n") for block in (workdir / "translations.txt").read_text().strip().split("\n\n")]
+    assert [tuple(lines[:2]) for lines in blocks] == list(PAIRS)
+    ours = [lines[2] for lines in blocks]
+    assert sacrebleu.corpus_bleu(ours, [[lines[1] for lines in blocks]]).score == pytest.approx(summary["bleu"])
     for name in ("curves.png", "attention.png"):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG") and (workdir / name).stat().st_size > 10_000
     assert not (workdir / "mistakes.png").exists()
 
 
 @pytest.mark.full
-def test_going_on_is_exact(finished, folder, tmp_path):
-    """From step 120 to 160, and from the last checkpoint to the summary: the same bits, the same BLEU."""
+def test_resuming_is_exact(finished, folder, tmp_path):
+    """Resumes from step 120 and from the last checkpoint: the same bits and the same BLEU as without interruption."""
     workdir, summary = finished
     for lost in (("checkpoints/160", "summary.json"), ("summary.json", "translations.txt")):
         broken = tmp_path / lost[0].replace("/", "-")
@@ -93,18 +93,18 @@ def test_going_on_is_exact(finished, folder, tmp_path):
             name: summary[name] for name in ("bleu", "loss", "accuracy")
         }
         tiny.assert_same(final(workdir)[0], final(broken)[0])
-        assert told(workdir) == told(broken)  # each step once, every number but the speed
+        assert logged_metrics(workdir) == logged_metrics(broken)  # each step once, with every number except the speed
         assert (broken / "translations.txt").read_text() == (workdir / "translations.txt").read_text()
 
 
-def told(workdir):
-    """The lines of metrics.jsonl but for the speed."""
+def logged_metrics(workdir):
+    """Returns the lines of metrics.jsonl without the speed."""
     lines = workdir_lib.read_metrics(workdir / "metrics.jsonl")
     return [{name: value for name, value in line.items() if name != "sentences_per_second"} for line in lines]
 
 
 def parameters(**changes):
-    """After 3 steps without dropout, and by an optimizer that does not magnify gradients of nothing but rounding."""
+    """Returns parameters after 3 steps without dropout, by an optimizer that does not magnify rounding errors."""
     run = build_run(
         config(
             "grammar",
@@ -123,8 +123,8 @@ def parameters(**changes):
 
 
 @pytest.mark.full
-def test_devices_and_parts_weigh_every_token_alike():
-    """Shares of a batch have different numbers of tokens; the gradient is that of the whole batch all the same."""
+def test_devices_and_parts_weigh_every_token_equally():
+    """Checks shares of a batch with different numbers of tokens: the gradient is that of the whole batch."""
     one, expected = parameters()
     other, metrics = parameters(devices=2, parallel="shard_map", accumulate=4)
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
@@ -135,8 +135,8 @@ def test_devices_and_parts_weigh_every_token_alike():
 
 def task():
     model = models.create("transformer_base", **{**TINY, "layers": 1, "dropout": 0.0})
-    made = translate.Translate(model, 30, ConfigDict({"label_smoothing": 0.1}))
-    return made, jax.tree.map(jnp.asarray, drawn.variables(model))
+    translation = translate.Translate(model, 30, ConfigDict({"label_smoothing": 0.1}))
+    return translation, jax.tree.map(jnp.asarray, drawn.variables(model))
 
 
 def batch(**changes):
@@ -151,51 +151,53 @@ def batch(**changes):
 
 
 def test_the_loss_is_smoothed_cross_entropy_of_the_tokens():
-    made, variables = task()
-    given = batch()
+    translation, variables = task()
+    inputs = batch()
     key = jax.random.key(0)
-    loss, (metrics, _, _) = jax.jit(made.loss)(variables["params"], {}, {}, given, key, 0)
-    logits = jax.jit(made.model.apply)(variables, SOURCE, given["target"][:, :-1])
-    label = given["target"][:, 1:]
+    loss, (metrics, _, _) = jax.jit(translation.loss)(variables["params"], {}, {}, inputs, key, 0)
+    logits = jax.jit(translation.model.apply)(variables, SOURCE, inputs["target"][:, :-1])
+    label = inputs["target"][:, 1:]
     expected = optax.softmax_cross_entropy(logits, optax.smooth_labels(jax.nn.one_hot(label, 30), 0.1))
     real = label > 0
     assert float(loss) == pytest.approx(float(expected[real].mean()), rel=1e-5)
     assert [float(metrics[name][1]) for name in ("loss", "accuracy")] == [real.sum()] * 2
     assert float(metrics["accuracy"][0]) == np.sum((logits.argmax(-1) == label)[real])
-    tested = jax.jit(made.evaluate)(variables, {}, given)["loss"][0]
+    tested = jax.jit(translation.evaluate)(variables, {}, inputs)["loss"][0]
     plain = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     assert float(tested) == pytest.approx(float(plain[real].sum()), rel=1e-5)
 
 
-def test_padding_and_masked_rows_count_nothing():
-    made, variables = task()
+def test_padding_and_masked_rows_have_no_effect():
+    translation, variables = task()
     wider = {name: np.pad(batch()[name], ((0, 0), (0, 3))) for name in ("source", "target")}
-    loss = jax.jit(lambda given: made.loss(variables["params"], {}, {}, given, jax.random.key(0), 0)[:2])
-    evaluate = jax.jit(lambda given: made.evaluate(variables, {}, given))
+    loss = jax.jit(lambda inputs: translation.loss(variables["params"], {}, {}, inputs, jax.random.key(0), 0)[:2])
+    evaluate = jax.jit(lambda inputs: translation.evaluate(variables, {}, inputs))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), loss(batch()), loss(batch(**wider)))
     masked = batch(mask=np.float32([1, 0, 1]))
     other = {name: np.where(np.arange(3)[:, None] == 1, x % 7 + 1, x) for name, x in masked.items() if x.ndim == 2}
-    found = evaluate(masked)
-    jax.tree.map(np.testing.assert_array_equal, found, evaluate({**masked, **other}))
-    assert float(found["loss"][1]) == (TARGET[[0, 2]] > 0).sum()
+    metrics = evaluate(masked)
+    jax.tree.map(np.testing.assert_array_equal, metrics, evaluate({**masked, **other}))
+    assert float(metrics["loss"][1]) == (TARGET[[0, 2]] > 0).sum()
 
 
-def test_equal_logits_are_right_by_no_luck():
-    made, variables = task()
+def test_equal_logits_do_not_count_as_correct():
+    translation, variables = task()
     variables["params"]["embedding"] = jnp.zeros_like(variables["params"]["embedding"])
-    assert float(jax.jit(made.evaluate)(variables, {}, batch())["accuracy"][0]) == 0
+    assert float(jax.jit(translation.evaluate)(variables, {}, batch())["accuracy"][0]) == 0
 
 
 def test_translations_are_found_by_beam_search():
-    made, variables = task()
-    greedy = jax.eval_shape(made.predict, variables, batch())
+    translation, variables = task()
+    greedy = jax.eval_shape(translation.predict, variables, batch())
     assert (greedy.shape, greedy.dtype) == ((3, 12), jnp.int32)
-    found = made.translate(variables, SOURCE, beams=3)
-    assert found.shape == (3, 12)  # the source's length and 50 more, but what the model takes
-    np.testing.assert_array_equal(found, beam_search(made.model, variables, SOURCE, length=12, beams=3)[0][:, 0])
+    translations = translation.translate(variables, SOURCE, beams=3)
+    assert translations.shape == (3, 12)  # 50 more than the length of the source, but at most the model's maximum
+    np.testing.assert_array_equal(
+        translations, beam_search(translation.model, variables, SOURCE, length=12, beams=3)[0][:, 0]
+    )
 
 
-def test_tasks_and_hooks_are_for_their_data():
+def test_tasks_and_hooks_require_their_kind_of_data():
     with pytest.raises(UserError, match="task translate is for encoder-decoders .*, not ResNet"):
         translate.Translate(models.create("resnet8"), 10, None)
     with pytest.raises(UserError, match="unknown task.name 'translate'; allowed: classify"):
@@ -221,7 +223,10 @@ def test_tasks_and_hooks_are_for_their_data():
     ),
 )
 def test_attention_weights_are_those_that_the_model_uses(name, fields, inputs):
-    """Applied to the values they give what each attention gives; the model's own output is as without reading."""
+    """Checks that, applied to the values, the weights reproduce each attention's output.
+
+    Reading them does not change the model's own output.
+    """
     model = models.create(name, **fields)
     variables = drawn.variables(model)
     read = jax.jit(lambda variables, *inputs: attention_weights(model, variables, *inputs))
@@ -231,12 +236,12 @@ def test_attention_weights_are_those_that_the_model_uses(name, fields, inputs):
     )
     np.testing.assert_allclose(output, plain, rtol=1e-5, atol=1e-5)
     assert len(weights) == sum(path.endswith(("/qkv", "/kv")) for path in layers) > 1
-    for path, found in weights.items():
+    for path, array in weights.items():
         packed = layers[f"{path}/kv" if f"{path}/kv" in layers else f"{path}/qkv"]
         value = packed[..., -(packed.shape[-1] // (2 if f"{path}/kv" in layers else 3)) :]
-        heads = found.shape[1]
+        heads = array.shape[1]
         value = value.reshape(*value.shape[:2], heads, -1)
-        y = jnp.einsum("nhts,nshd->nthd", found, value)
+        y = jnp.einsum("nhts,nshd->nthd", array, value)
         leaves = variables["params"]
         for key in path.split("/"):
             leaves = leaves[key]

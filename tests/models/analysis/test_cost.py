@@ -1,6 +1,4 @@
-"""models/analysis/cost.py and models/analysis/jaxpr.py: against published costs and small programs whose cost is
-known.
-"""
+"""Tests of models/analysis/cost.py and jaxpr.py, against published costs and programs small enough to count by hand."""
 
 import csv
 import functools
@@ -33,8 +31,8 @@ MULT_ADDS = {
     "mobilenet_v1": 0.569, "mobilenet_v1_conv": 4.867, "mobilenet_v2": 0.301, "vit_base_patch16": 17.564,
     "vit_large_patch16": 61.555,
 }  # fmt: skip
-# Araujo, Norris & Sim 2019, table of the authors' library, for the stride in the first 1x1; the same recurrence for the
-# others. After each stage, the last the network's.
+# Araujo, Norris & Sim 2019, table of the authors' library for resnets with the stride in the first 1x1; the others by
+# the same recurrence. One value after each stage, the last one for the whole network.
 FIELDS = {
     ("resnet50", "1x1"): (483, (35, 99, 291, 483)),
     ("resnet101", "1x1"): (1027, None),
@@ -45,7 +43,7 @@ FIELDS = {
     ("resnet18", "3x3"): (435, (43, 99, 211, 435)),
     ("resnet34", "3x3"): (899, None),
 }
-# The same table, by endpoint, the last the network's; of mobilenet_v2 and densenet121 by the recurrence.
+# The same table by endpoint, the last value for the whole network; mobilenet_v2 and densenet121 by the recurrence.
 FIELDS_AT = {
     "alexnet_original": {"conv1": 11, "conv2": 51, "conv3": 99, "conv4": 131, "conv5": 163, "pool5": 195},
     "vgg16": {"stage5": 212},
@@ -141,8 +139,8 @@ def test_counts_by_hand():
     assert (c.receptive_field, c.stride, c.start) == (None, None, None)
     assert (a.output_bytes, b.output_bytes, c.output_bytes) == (4 * 192, 4 * 96, 4 * 3)
     assert cost.endpoints["a"].output_shape == (1, 8, 6, 4)
-    # Kept: the image for a's gradient, the ReLU's output for b's and its mask, tanh's output twice (y, and 1 - y^2 or
-    # so) and the mean for c's.
+    # Kept: the image for a's gradient, the ReLU's output for b's and its mask, tanh's output twice (y, and about 1 -
+    # y^2), and the mean for c's.
     kept = sum(row.kept_bytes for row in cost.layers)
     assert 4 * (96 + 192 + 96 + 8) + 192 <= kept <= 4 * (96 + 192 + 2 * 96 + 8) + 192
     assert (cost.params, cost.mult_adds) == (a.params + b.params + c.params, a.mult_adds + b.mult_adds + c.mult_adds)
@@ -154,12 +152,15 @@ def test_remat_keeps_less_and_bfloat16_half():
         for fields in ({}, {"remat": True}, {"dtype": "bfloat16"})
     )
     assert remat.kept_bytes < 0.4 * base.kept_bytes
-    assert 0.5 <= half.kept_bytes / base.kept_bytes < 0.62  # the masks stay bytes, the image float32
+    assert 0.5 <= half.kept_bytes / base.kept_bytes < 0.62  # masks stay bytes, and the image stays float32
     assert half.output_bytes < 0.51 * base.output_bytes
 
 
 def walked(function, *args, image=0):
-    """Mult-adds of `function` and the view of its (first) output; argument `image` is the image [N, H, W, C]."""
+    """Returns the mult-adds of `function` and the view of its (first) output.
+
+    Argument number `image` is the image [N, H, W, C].
+    """
     walk = Walk({()})
     views = walk.run(jax.make_jaxpr(function)(*args), [View((1, 2)) if i == image else None for i in range(len(args))])
     return walk.mult_adds[()], views[0]
@@ -244,7 +245,7 @@ ONE = 16 * 16 * 4 * 36  # one such convolution
         (lambda x: x + jnp.roll(x, 1, 1), 0, View()),
         (lambda x: lax.dynamic_slice(x, (0, 2, 0, 1), (1, 8, 16, 2)), 0, View()),
         (lambda x: lax.dynamic_slice(x, (0, 0, 0, 1), (1, 16, 16, 2)), 0, View((1, 2))),
-        (lambda x: x + jnp.cumsum(x.reshape(1, 256, 4), 1).reshape(x.shape), 0, View()),  # a map of all places
+        (lambda x: x + jnp.cumsum(x.reshape(1, 256, 4), 1).reshape(x.shape), 0, View()),  # reads all positions
         (lambda x: jnp.where(x.mean() > 0, x, 2 * x), 0, View((1, 2))),  # a gate
     ],
 )
@@ -284,7 +285,7 @@ def test_formulas_equal_the_counts(block):
 
 
 def test_formulas_of_known_sizes():
-    """He 2016's bottleneck and Xie 2017's aggregated one are of about 70k parameters (Xie 2017, fig. 1 and eq. 4)."""
+    """Compares He 2016's bottleneck with Xie 2017's aggregated one: about 70k parameters each (fig. 1 and eq. 4)."""
     assert textbook.bottleneck(256, 64) == 69_632 and textbook.plain(3, 256) == 589_824
     assert 2 * 256 * 128 + textbook.grouped(3, 128, 32) == 70_144
     assert textbook.grouped(3, 64, 1) == textbook.plain(3, 64) == 36_864
@@ -300,7 +301,7 @@ def test_command_line_of_formulas(capsys):
 
 
 class Between(nn.Module):
-    """Activations and pooling are of no layer."""
+    """A network with an activation and pooling that belong to no layer."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -308,11 +309,11 @@ class Between(nn.Module):
         return Dense(3, name="b")(jnp.tanh(x).mean((1, 2)))
 
 
-def test_what_is_between_layers_counts_with_the_one_before():
+def test_operations_between_layers_count_toward_the_preceding_layer():
     kept = {row.path: row.kept_bytes for row in analyze(Between(), (1, 8, 6, 2)).layers}
     assert set(kept) == {"", "a", "b"}
     assert kept[""] == 4 * 96 and kept["b"] == 0  # the image; nothing follows b
-    assert kept["a"] >= 4 * (192 + 48 + 4)  # what pooling takes, tanh and the mean give
+    assert kept["a"] >= 4 * (192 + 48 + 4)  # the input of pooling, and the outputs of tanh and of the mean
 
 
 def test_chart_has_all_costs_in_the_order_of_the_computation(tmp_path):

@@ -1,6 +1,4 @@
-"""models/analysis/exit_policy.py: shares, thresholds and leaving, against the loops of the authors' way written
-anew.
-"""
+"""Tests of models/analysis/exit_policy.py: shares, thresholds and exits, against the authors' loops rewritten here."""
 
 import math
 import re
@@ -15,7 +13,7 @@ COSTS = (10e6, 14e6, 30e6, 31e6, 60e6)
 
 
 def drawn(count=997, exits=5, seed=0):
-    """Confidences in (0.2, 1), no two alike."""
+    """Returns distinct confidences in (0.2, 1)."""
     return np.random.default_rng(seed).uniform(0.2, 1, (count, exits)).astype(np.float32)
 
 
@@ -53,24 +51,25 @@ def test_below_the_cheapest_exit_both_numbers_are_named(function, allowed):
 
 
 def find_thresholds(confidences, shares):
-    """Huang 2018's public code (dynamic_eval_find_threshold), in plain loops: from the most confident on, images that
-    are still there are counted until as many as wanted have been seen.
+    """Finds thresholds as in Huang 2018's public code (dynamic_eval_find_threshold), in plain loops.
+
+    Counts the images that are still there, from the most confident on, until the desired number is reached.
     """
     count, exits = confidences.shape
-    gone, found = [False] * count, [exit_policy.NEVER] * (exits - 1)
+    gone, thresholds = [False] * count, [exit_policy.NEVER] * (exits - 1)
     for k in range(exits - 1):
-        wanted, seen = math.floor(count * shares[k]), 0
+        target, seen = math.floor(count * shares[k]), 0
         for i in sorted(range(count), key=lambda i: -confidences[i, k]):
             seen += not gone[i]
-            if not gone[i] and seen == wanted:
-                found[k] = confidences[i, k]
+            if not gone[i] and seen == target:
+                thresholds[k] = confidences[i, k]
                 break
-        gone = [gone[i] or confidences[i, k] >= found[k] for i in range(count)]
-    return found
+        gone = [gone[i] or confidences[i, k] >= thresholds[k] for i in range(count)]
+    return thresholds
 
 
 def leave_at(confidences, limits):
-    """dynamic_eval_with_threshold: the first exit that is sure enough."""
+    """Returns dynamic_eval_with_threshold's choice: the first exit that is confident enough."""
     return [next((k for k, limit in enumerate(limits) if row[k] >= limit), len(limits)) for row in confidences]
 
 
@@ -91,14 +90,14 @@ def test_planned_shares_are_those_of_the_fitted_images(allowed):
     assert np.asarray(COSTS)[left].mean() == pytest.approx(allowed, rel=0.02)  # rounded down
 
 
-def test_none_leaves_where_none_is_to():
+def test_no_image_leaves_at_an_exit_whose_share_is_zero():
     limits = exit_policy.thresholds(drawn(), [0, 0.5, 0, 0, 0.5])
     assert (limits[[0, 2, 3]] == exit_policy.NEVER).all() and 0.2 < limits[1] < 1
     assert set(exit_policy.leave(drawn(), limits)) == {1, 4}
 
 
-def test_of_equals_all_leave():
-    """Confidences that saturate at 1 are no rarity."""
+def test_all_images_of_equal_confidence_leave():
+    """Checks equal confidences: saturation at 1 is common."""
     confidences = np.full((10, 3), 0.5)
     confidences[:6, 0] = 1.0
     limits = exit_policy.thresholds(confidences, [0.2, 0.2, 0.6])
@@ -108,7 +107,7 @@ def test_of_equals_all_leave():
     assert (exit_policy.leave(confidences[:, :2], everyone) == 0).all()
 
 
-def test_what_is_not_a_number_stays_to_the_end():
+def test_nan_confidences_stay_until_the_last_exit():
     confidences = drawn(100, 3)
     confidences[:5] = np.nan
     limits = exit_policy.thresholds(confidences, [0.5, 0.3, 0.2])

@@ -1,4 +1,4 @@
-"""The file of a compressed network: bit for bit what went in, and no mutation does more than say so."""
+"""Compressed networks as files: content is restored bit for bit, and mutated files at most raise a stated error."""
 
 import json
 import struct
@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 
 
 def network():
-    """Arrays of every encoding."""
+    """Returns arrays for every encoding."""
     pruned = RNG.normal(size=(30, 40)).astype(np.float32)
     pruned[RNG.random(pruned.shape) < 0.9] = 0
     rare = np.zeros((50, 50), np.float32)
@@ -38,14 +38,14 @@ def packing(arrays=None):
     return data, arrays, {name: array.shape for name, array in arrays.items()}
 
 
-def test_what_went_in_comes_out():
+def test_packed_arrays_are_restored():
     data, arrays, shapes = packing()
     assert packed.about(data) == {"model": "lenet5", "fields": {}}
-    found, listed = packed.unpack(data, shapes), packed.contents(data)
-    assert list(found) == list(arrays)
+    restored, listed = packed.unpack(data, shapes), packed.contents(data)
+    assert list(restored) == list(arrays)
     for name, array in arrays.items():
-        assert found[name].dtype == np.float32 and found[name].shape == array.shape, name
-        assert found[name].tobytes() == array.tobytes(), name
+        assert restored[name].dtype == np.float32 and restored[name].shape == array.shape, name
+        assert restored[name].tobytes() == array.tobytes(), name
     header = struct.unpack_from("<I", data, 10)[0]
     assert sum(sum(one.parts.values()) for one in listed.values()) + header + 14 + 4 == len(data)
 
@@ -63,12 +63,12 @@ def test_what_went_in_comes_out():
         ("rare", "shared", 60),
     ],
 )
-def test_every_array_takes_the_smallest_form(name, encoding, most):
+def test_every_array_gets_the_smallest_encoding(name, encoding, most):
     one = packed.contents(packing()[0])[name]
     assert one.encoding == encoding and sum(one.parts.values()) <= most
 
 
-def test_the_width_of_jumps_that_is_taken_is_the_best():
+def test_the_chosen_width_of_jumps_is_the_best():
     for share in (0.5, 0.9, 0.99, 0.999):
         weights = np.where(RNG.random(20_000) < share, 0, RNG.choice(np.float32([1, 2, 3]), 20_000)).astype(np.float32)
         kept = np.flatnonzero(weights)
@@ -80,7 +80,7 @@ def test_the_width_of_jumps_that_is_taken_is_the_best():
 
 
 def mutated(data):
-    """Cut, a bit flipped, bytes changed, or a part doubled; with a checksum that fits, every second time."""
+    """Returns a mutant: cut, with a flipped bit, changed bytes, or a doubled part; half have a valid checksum."""
     data = bytearray(data)
     kind = RNG.integers(4)
     if kind == 0:
@@ -98,18 +98,18 @@ def mutated(data):
     return bytes(data)
 
 
-def test_ten_thousand_mutations_are_said_to_be_damaged_or_give_arrays_of_the_right_shapes():
+def test_ten_thousand_mutants_are_damaged_or_give_arrays_of_the_right_shapes():
     pruned = np.where(RNG.random((20, 20)) < 0.8, 0, RNG.normal(size=(20, 20))).astype(np.float32)
     signs = np.where(pruned < 0, np.float32(-2), np.float32(2))
     data, _, shapes = packing({"a": codebook.share(pruned, 3).weights(), "b": pruned, "c": pruned[0], "d": signs})
-    said = 0
+    refused = 0
     for _ in range(10_000):
         try:
-            found = packed.unpack(mutated(data), shapes)
-            assert {name: array.shape for name, array in found.items()} == shapes
+            restored = packed.unpack(mutated(data), shapes)
+            assert {name: array.shape for name, array in restored.items()} == shapes
         except Damaged:
-            said += 1
-    assert said > 7000
+            refused += 1
+    assert refused > 7000
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_hostile_headers(change, message):
         packed.unpack(with_header(data, zlib.compress(json.dumps(header).encode())), shapes)
 
 
-def with_header(data, made):
-    """The file with other bytes for its header, and a checksum that fits."""
+def with_header(data, header):
+    """Returns the file with other bytes as its header, and a valid checksum."""
     length = struct.unpack_from("<I", data, 10)[0]
-    hostile = data[:10] + struct.pack("<I", len(made)) + made + data[14 + length : -4]
+    hostile = data[:10] + struct.pack("<I", len(header)) + header + data[14 + length : -4]
     return hostile + struct.pack("<I", zlib.crc32(hostile))
 
 
@@ -148,7 +148,7 @@ def test_a_header_that_inflates_without_end_is_refused():
 
 
 def test_a_small_file_cannot_ask_for_a_large_array():
-    """An entry of a few bits stands for 256 places at most."""
+    """Checks that an entry of a few bits stands for at most 256 positions."""
     data = packed.pack({}, {"w": np.zeros((300, 300), np.float32)})
     length = struct.unpack_from("<I", data, 10)[0]
     header = json.loads(zlib.decompress(data[14 : 14 + length]))
@@ -182,7 +182,7 @@ def test_changed_headers_take_no_more_memory_than_the_file_justifies(count):
             try:
                 hostile = with_header(data, zlib.compress(json.dumps(changed).encode(), 1))
                 shapes = {name: one.shape for name, one in packed.contents(hostile).items()}
-                packed.unpack(hostile, shapes)  # of a network that has just these arrays
+                packed.unpack(hostile, shapes)  # for a network with exactly these arrays
             except Damaged:
                 pass
         assert tracemalloc.get_traced_memory()[1] < 20e6
@@ -202,6 +202,6 @@ def test_other_files_and_versions():
             packed.unpack(bad, shapes)
 
 
-def test_other_types_than_float32_are_no_weights():
+def test_types_other_than_float32_are_refused():
     with pytest.raises(TypeError, match="w is float64, not float32"):
         packed.pack({}, {"w": np.zeros(3)})

@@ -1,4 +1,4 @@
-"""Codebooks against scikit-learn's k-means, Huffman codes against the entropy and hostile bits."""
+"""Codebooks against scikit-learn's k-means; Huffman codes against the entropy and hostile bits."""
 
 import heapq
 
@@ -17,8 +17,8 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize("init", codebook.INITS)
 @pytest.mark.parametrize("count", [2, 16, 32])
-def test_kmeans_is_scikit_learns_from_the_same_start(init, count):
-    values = RNG.uniform(-1, 1, 3000).astype(np.float32)  # no centroid is left without values: theirs would move it
+def test_kmeans_equals_scikit_learn_from_the_same_start(init, count):
+    values = RNG.uniform(-1, 1, 3000).astype(np.float32)  # no centroid loses all its values: scikit-learn would move it
     start = np.sort(codebook.initial(values, count, init))
     theirs = KMeans(count, init=start[:, None], n_init=1, max_iter=1000, tol=0, algorithm="lloyd")
     theirs.fit(values[:, None].astype(np.float64))
@@ -34,17 +34,17 @@ def test_where_centroids_start():
 
 
 @pytest.mark.parametrize("bits", [1, 5, 8])
-def test_shared_weights_are_few_the_nearest_and_keep_zeros(bits):
+def test_shared_weights_are_the_nearest_of_few_values_and_keep_zeros(bits):
     weights = RNG.normal(size=(3, 3, 8, 40)).astype(np.float32)
     weights[RNG.random(weights.shape) < 0.7] = 0
     shared = codebook.share(weights, bits)
-    found = shared.weights()
-    assert len(shared.codebook) <= 2**bits and found.dtype == np.float32
-    np.testing.assert_array_equal(found == 0, weights == 0)
+    values = shared.weights()
+    assert len(shared.codebook) <= 2**bits and values.dtype == np.float32
+    np.testing.assert_array_equal(values == 0, weights == 0)
     distance = np.abs(weights[weights != 0][:, None] - shared.codebook)
-    np.testing.assert_allclose(np.abs(found - weights)[weights != 0], distance.min(1), atol=1e-7)
-    again = codebook.share(found, bits)
-    np.testing.assert_array_equal(again.weights(), found)  # what is shared already stays as it is
+    np.testing.assert_allclose(np.abs(values - weights)[weights != 0], distance.min(1), atol=1e-7)
+    again = codebook.share(values, bits)
+    np.testing.assert_array_equal(again.weights(), values)  # values that are already shared do not change
 
 
 def test_more_bits_less_error():
@@ -69,7 +69,7 @@ def test_small_layers_keep_their_values():
         ((4, "lineal"), "unknown codebook init 'lineal'; did you mean"),
     ],
 )
-def test_codebooks_that_cannot_be(arguments, message):
+def test_impossible_codebooks_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         codebook.share(np.ones(3), *arguments)
 
@@ -85,7 +85,7 @@ def distribution(kind, size=64):
 
 @pytest.mark.parametrize("kind", ["uniform", "skewed", "normal"])
 @pytest.mark.parametrize("count", [1, 2, 1000, 50_000])
-def test_symbols_come_back(kind, count):
+def test_symbols_survive_a_round_trip(kind, count):
     p = distribution(kind)
     symbols = RNG.choice(len(p), count, p=p / p.sum())
     lengths = huffman.lengths(np.bincount(symbols, minlength=len(p)))
@@ -110,7 +110,7 @@ def test_codes_are_prefix_free_and_within_a_bit_of_the_entropy(kind):
 
 
 def test_lengths_are_optimal():
-    """The total is the sum of the inner nodes of Huffman's tree."""
+    """Compares the total length with the sum of the inner nodes of Huffman's tree."""
     for _ in range(20):
         counts = RNG.integers(1, 100, RNG.integers(2, 40))
         heap, total = counts.tolist(), 0
@@ -122,7 +122,7 @@ def test_lengths_are_optimal():
         assert (huffman.lengths(counts).astype(int) * counts).sum() == total
 
 
-def test_nothing_is_nothing():
+def test_empty_input_gives_empty_output():
     assert huffman.encode(np.zeros(0, int), np.zeros(4, np.uint8)) == b""
     assert huffman.decode(b"", np.zeros(4, np.uint8), 0).size == 0
     with pytest.raises(huffman.Damaged):
@@ -131,13 +131,13 @@ def test_nothing_is_nothing():
         huffman.decode(b"\0", np.zeros(4, np.uint8), 3)
 
 
-def test_hostile_bits_and_lengths_are_said_to_be():
-    """10,000 mutations: the same number of symbols, or Damaged; nothing else."""
+def test_hostile_bits_and_lengths_are_refused():
+    """Checks that 10,000 mutations give either the same number of symbols or Damaged."""
     p = distribution("normal", 16)
     symbols = RNG.choice(16, 60, p=p / p.sum())
     lengths = huffman.lengths(np.bincount(symbols, minlength=16))
     data = huffman.encode(symbols, lengths)
-    said = 0
+    refused = 0
     for _ in range(10_000):
         bits, table, count = bytearray(data), lengths.copy(), len(symbols)
         change = RNG.integers(4)
@@ -152,5 +152,5 @@ def test_hostile_bits_and_lengths_are_said_to_be():
         try:
             assert len(huffman.decode(bytes(bits), table, count)) == count
         except huffman.Damaged:
-            said += 1
-    assert said > 5000
+            refused += 1
+    assert refused > 5000

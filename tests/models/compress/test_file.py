@@ -1,4 +1,4 @@
-"""Compressed files of networks that are damaged or hostile are refused in one line."""
+"""Damaged or hostile files of compressed networks are refused in one line."""
 
 import json
 import struct
@@ -21,35 +21,35 @@ def small():
 
 
 def changed(data, change):
-    """The file with another header, and a checksum that fits."""
+    """Returns the file with a changed header and a valid checksum."""
     length = struct.unpack_from("<I", data, 10)[0]
     header = json.loads(zlib.decompress(data[14 : 14 + length]))
     change(header["about"])
-    made = zlib.compress(json.dumps(header).encode())
-    made = data[:10] + struct.pack("<I", len(made)) + made + data[14 + length : -4]
-    return made + struct.pack("<I", zlib.crc32(made))
+    packed = zlib.compress(json.dumps(header).encode())
+    packed = data[:10] + struct.pack("<I", len(packed)) + packed + data[14 + length : -4]
+    return packed + struct.pack("<I", zlib.crc32(packed))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda about: about.update(model="lenet6"), "unknown model 'lenet6'"),
-        (lambda about: about.update(model=["lenet5"]), "its network cannot be made"),
-        (lambda about: about.pop("fields"), "its network cannot be made"),
-        (lambda about: about["fields"].update(depth=3), "unknown field of lenet_300_100 'depth'"),
-        (lambda about: about["fields"].update(hidden=[10**9]), "a field of its network is 1000000000"),
-        (lambda about: about["fields"].update(hidden=[9]), "other arrays than its network"),
-        (lambda about: about["fields"].update(hidden=[8] * 5000), "far more layers than the file"),
-        (lambda about: about["fields"].update(hidden=[[[8]]]), "hidden="),
-        (lambda about: about["fields"].update(hidden={"a": 1}), "a field of its network is"),
-        (lambda about: about.update(model="resnet8", fields={"stage_sizes": [990]}), "far more layers than the file"),
-        (lambda about: about.update(model="resnet1202", fields={}), "far more layers than the file"),
+        (lambda card: card.update(model="lenet6"), "unknown model 'lenet6'"),
+        (lambda card: card.update(model=["lenet5"]), "its network cannot be made"),
+        (lambda card: card.pop("fields"), "its network cannot be made"),
+        (lambda card: card["fields"].update(depth=3), "unknown field of lenet_300_100 'depth'"),
+        (lambda card: card["fields"].update(hidden=[10**9]), "a field of its network is 1000000000"),
+        (lambda card: card["fields"].update(hidden=[9]), "other arrays than its network"),
+        (lambda card: card["fields"].update(hidden=[8] * 5000), "far more layers than the file"),
+        (lambda card: card["fields"].update(hidden=[[[8]]]), "hidden="),
+        (lambda card: card["fields"].update(hidden={"a": 1}), "a field of its network is"),
+        (lambda card: card.update(model="resnet8", fields={"stage_sizes": [990]}), "far more layers than the file"),
+        (lambda card: card.update(model="resnet1202", fields={}), "far more layers than the file"),
         (
-            lambda about: about.update(model="resnet8", fields={"stage_sizes": [900], "widths": [["head", 10]]}),
+            lambda card: card.update(model="resnet8", fields={"stage_sizes": [900], "widths": [["head", 10]]}),
             "far more layers than the file",
         ),
-        (lambda about: about.update(model="swin_tiny", fields={"window": 200}), "a field of its network is 200"),
-        (lambda about: about.update(inputs=[1, 10**6, 10**6, 3]), "a field of its network is 1000000"),
+        (lambda card: card.update(model="swin_tiny", fields={"window": 200}), "a field of its network is 200"),
+        (lambda card: card.update(inputs=[1, 10**6, 10**6, 3]), "a field of its network is 1000000"),
     ],
 )
 def test_hostile_networks_are_one_line(change, message, tmp_path):
@@ -70,8 +70,8 @@ def test_damaged_files_are_one_line(tmp_path):
         file.read(tmp_path / "none.ablate")
 
 
-def test_mutations_of_the_whole_file_with_checksums_that_fit():
-    data, said = small(), 0
+def test_mutants_of_the_whole_file_with_valid_checksums():
+    data, refused = small(), 0
     rng = np.random.default_rng(0)
     for _ in range(400):
         bad = bytearray(data)
@@ -81,6 +81,6 @@ def test_mutations_of_the_whole_file_with_checksums_that_fit():
         try:
             file.load(bytes(bad))
         except UserError:
-            said += 1
-    assert said > 10
+            refused += 1
+    assert refused > 10
     assert packed.about(data)["model"] == "lenet_300_100"

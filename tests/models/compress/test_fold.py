@@ -1,4 +1,4 @@
-"""Batch normalization folded into the layer before it: the same logits, and only where that is right."""
+"""Batch normalization folded into the preceding layer: the same logits, and only where folding is correct."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from models.compress.fold import fold
 from tests.golden import drawn
 from tests.networks import SMALL
 
-# Normalizations, and how many of them a convolution or dense layer precedes alone.
+# The number of normalizations, and how many of them follow a convolution or dense layer that has no other consumer.
 COUNTS = {
     "basic": (5, 5), "bottleneck": (9, 9), "preact": (5, 3), "bit": (0, 0), "gated": (11, 11), "dense": (8, 3),
     "dense_imagenet": (5, 1), "multi_scale": (23, 23), "inverted": (10, 10), "separable": (7, 7),
@@ -31,12 +31,12 @@ def test_logits_are_those_of_the_whole_network(kind):
     norms = sum(
         path[-1].key == "var" for path, _ in jax.tree_util.tree_leaves_with_path(variables.get("batch_stats", {}))
     )
-    apply, folded, found = fold(model, variables, images)
-    assert (norms, len(found)) == COUNTS[kind]
+    apply, folded, pairs = fold(model, variables, images)
+    assert (norms, len(pairs)) == COUNTS[kind]
     expected = np.asarray(jax.jit(model.apply)(variables, images))
     logits = np.asarray(jax.jit(apply)(folded, images))
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
-    for pair in found:  # what the normalization was told is not looked at any more
+    for pair in pairs:  # the arguments of the normalization are no longer read
         tree = folded["batch_stats"]
         for key in pair.norm:
             tree = tree[key]
@@ -47,7 +47,7 @@ def test_logits_are_those_of_the_whole_network(kind):
 def test_a_layer_with_a_bias_keeps_one():
     model = models.create("vgg11_bn", stage_sizes=(1, 2), width=4, classifier=(16,), num_classes=10, image_size=32)
     variables, images = drawn.variables(model), jnp.asarray(drawn.images("vgg", (2, 32, 32, 3)))
-    apply, folded, found = fold(model, variables, images)
-    assert found and np.abs(np.asarray(apply(folded, images) - model.apply(variables, images))).max() < 1e-4
+    apply, folded, pairs = fold(model, variables, images)
+    assert pairs and np.abs(np.asarray(apply(folded, images) - model.apply(variables, images))).max() < 1e-4
     before, after = (jax.tree.structure(tree) for tree in (variables, folded))
     assert before == after

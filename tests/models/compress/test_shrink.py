@@ -1,4 +1,4 @@
-"""Filters removed: the smaller network computes what the masked one does, whatever the family."""
+"""Removal of filters: in every family, the smaller network computes the same as the masked one."""
 
 import json
 import re
@@ -23,7 +23,7 @@ IMAGES = jnp.asarray(drawn.images("shrink", (2, 32, 32, 3)))
 TEN = {"num_classes": 10}
 LENET = ("lenet5", {"convs": (4, 6), "hidden": (12,), "image_size": 32})
 VGG_CIFAR = ("vgg11_cifar", {"stage_sizes": (1, 2), "width": 8})
-# Small networks, and whose filters go.
+# Small networks, and the kernels whose filters are removed.
 CASES = {
     "lenet": (*LENET, "conv1|conv2|hidden1"),
     "lenet_batch": (LENET[0], {**LENET[1], "norm": "batch"}, "conv1|conv2|hidden1"),
@@ -64,7 +64,7 @@ def kernels_of(variables, what):
 
 
 def some_masks(variables, kernels, seed=0):
-    """Random filters, at least one of each kernel, and not all."""
+    """Returns random masks that keep at least one filter of each kernel, and not all."""
     rng, masks = np.random.default_rng(seed), {}
     for kernel in kernels:
         features = flat(variables)[f"params/{kernel}"].shape[-1]
@@ -74,7 +74,7 @@ def some_masks(variables, kernels, seed=0):
 
 
 def zeroed(variables, couplings, masks, own=lambda coupling: coupling.own):
-    """The variables with the filters' slices of arrays 0."""
+    """Returns the variables with zeros in every slice that belongs to a removed filter."""
     leaves = {name: np.array(leaf) for name, leaf in flat(variables).items()}
     for kernel, mask in masks.items():
         for coupling in couplings[kernel]:
@@ -85,7 +85,7 @@ def zeroed(variables, couplings, masks, own=lambda coupling: coupling.own):
 
 
 def logits(model, *several):
-    """Of the images, under each of several variables."""
+    """Returns the logits of IMAGES under each of several variables."""
     run = jit_once(model.apply)
     return [np.asarray(run(variables, IMAGES)) for variables in several]
 
@@ -115,7 +115,7 @@ def test_the_smaller_network_computes_what_the_masked_one_does(case):
     couplings = shrink.coupled(model, IMAGES.shape, kernels)
     masked, whole = logits(model, zeroed(variables, couplings, masks), variables)
     assert_near(*logits(smaller, fewer), masked)
-    assert np.abs(masked - whole).max() > 1e-3 * np.abs(masked).max()  # something went
+    assert np.abs(masked - whole).max() > 1e-3 * np.abs(masked).max()  # the masks have an effect
     shapes = jax.tree.map(np.shape, jax.eval_shape(smaller.init, jax.random.key(0), IMAGES))
     assert jax.tree.map(np.shape, fewer) == shapes
     before, after = (analyze(net, (1, *IMAGES.shape[1:])) for net in (model, smaller))
@@ -124,9 +124,9 @@ def test_the_smaller_network_computes_what_the_masked_one_does(case):
 
 def test_couplings_of_a_lenet_by_hand():
     model, variables = network(LENET[0], {**LENET[1], "norm": "batch"})
-    found = shrink.coupled(model, IMAGES.shape, kernels_of(variables, "conv1|conv2"))
+    couplings_of = shrink.coupled(model, IMAGES.shape, kernels_of(variables, "conv1|conv2"))
     places = 5 * 5
-    assert {kernel: set(couplings) for kernel, couplings in found.items()} == {
+    assert {kernel: set(couplings) for kernel, couplings in couplings_of.items()} == {
         "conv1/kernel": {
             Coupling("params/conv1/kernel", 3, 1, True),
             Coupling("params/conv1_norm/scale", 0, 1, True),
@@ -144,7 +144,7 @@ def test_couplings_of_a_lenet_by_hand():
             Coupling("params/hidden1/kernel", 0, places, False),
         },
     }
-    assert found["conv1/kernel"][0].array == "params/conv1/kernel"
+    assert couplings_of["conv1/kernel"][0].array == "params/conv1/kernel"
 
 
 def test_parameters_by_hand():
@@ -160,26 +160,29 @@ def test_parameters_by_hand():
     vgg, variables = network(*VGG_CIFAR)
     masks = {"stage1/conv1/kernel": np.arange(8) != 3, "stage2/conv2/kernel": np.arange(16) < 5}
     smaller, fewer = shrink.shrink(vgg, variables, masks, IMAGES.shape)
-    a, b, c = 7, 16, 5  # convolutions have biases there; scale and bias of each normalization
+    a, b, c = 7, 16, 5  # convolutions have biases here; scale and bias of each normalization
     assert size(fewer) == 9 * (3 * a + a * b + b * c) + 3 * (a + b + c) + 10 * (c + 1)
     assert smaller.widths == (("stage1/conv1", 7), ("stage2/conv2", 5))
 
 
-def test_what_stays_is_what_was():
-    """By hand: of LeNet's second convolution the first and the third map, at each place of the flattened map."""
+def test_remaining_parameters_are_unchanged():
+    """Removes all but the first and third map of LeNet's second convolution, and compares with slices taken by hand.
+
+    The hidden layer loses the other maps at each position of the flattened map.
+    """
     model, variables = network(*LENET)
     mask = np.array([1, 0, 1, 0, 0, 0], bool)
     _, fewer = shrink.shrink(model, variables, {"conv2/kernel": mask}, IMAGES.shape)
     before, after = variables["params"], fewer["params"]
     np.testing.assert_array_equal(after["conv2"]["kernel"], before["conv2"]["kernel"][..., [0, 2]])
     np.testing.assert_array_equal(after["conv2"]["bias"], before["conv2"]["bias"][[0, 2]])
-    wanted = before["hidden1"]["kernel"].reshape(25, 6, 12)[:, [0, 2]].reshape(50, 12)
-    np.testing.assert_array_equal(after["hidden1"]["kernel"], wanted)
+    expected = before["hidden1"]["kernel"].reshape(25, 6, 12)[:, [0, 2]].reshape(50, 12)
+    np.testing.assert_array_equal(after["hidden1"]["kernel"], expected)
     np.testing.assert_array_equal(after["conv1"]["kernel"], before["conv1"]["kernel"])
 
 
-def test_a_zero_kernel_alone_is_not_gone():
-    """Behind a batch normalization it gives a constant: this is why vectors are own."""
+def test_a_zero_kernel_alone_does_not_remove_a_filter():
+    """Checks that a zero kernel before a batch normalization still gives a constant; its vectors count as well."""
     model, variables = network(*VGG_CIFAR)
     masks = some_masks(variables, ["stage1/conv1/kernel"])
     couplings = shrink.coupled(model, IMAGES.shape, masks)
@@ -190,24 +193,24 @@ def test_a_zero_kernel_alone_is_not_gone():
     assert np.abs(logits(model, kernels_alone)[0] - logits(smaller, fewer)[0]).max() > 0.01
 
 
-def test_shrinking_again_goes_on():
+def test_shrinking_can_be_repeated():
     model, variables = network(*VGG_CIFAR)
     once = shrink.shrink(model, variables, {"stage1/conv1/kernel": np.arange(8) != 3}, IMAGES.shape)
     twice, fewer = shrink.shrink(
         *once, {"stage1/conv1/kernel": np.arange(7) != 0, "stage2/conv1/kernel": np.arange(16) > 2}, IMAGES.shape
     )
     assert twice.widths == (("stage1/conv1", 6), ("stage2/conv1", 13))
-    both, wanted = shrink.shrink(
+    both, expected = shrink.shrink(
         model,
         variables,
         {"stage1/conv1/kernel": ~np.isin(np.arange(8), (0, 3)), "stage2/conv1/kernel": np.arange(16) > 2},
         IMAGES.shape,
     )
     assert both == twice
-    jax.tree.map(np.testing.assert_array_equal, fewer, wanted)
+    jax.tree.map(np.testing.assert_array_equal, fewer, expected)
 
 
-def test_nothing_pruned_is_nothing_changed():
+def test_pruning_nothing_changes_nothing():
     model, variables = network(*LENET)
     same, leaves = shrink.shrink(model, variables, {"conv1/kernel": np.ones((5, 5, 3, 4), bool)}, IMAGES.shape)
     assert same == model
@@ -256,7 +259,7 @@ def test_filters_that_cannot_be_removed(net, kernel, message):
 @pytest.mark.parametrize(
     ("net", "kernel"),
     [
-        (RESNET, "stem_conv"),  # its shortcut pads what is missing with zeros, at the end
+        (RESNET, "stem_conv"),  # its shortcut pads missing channels with zeros, at the end
         (
             ("vgg11", {"stage_sizes": (1, 1), "width": 4, "classifier": (), "dropout": 0.0, "norm": "layer", **TEN}),
             "stage1/conv1",
@@ -264,23 +267,26 @@ def test_filters_that_cannot_be_removed(net, kernel, message):
         (("mobilenet_v2", CASES["inverted"][1]), "stage2/block0/project"),  # block1 would lose its shortcut
     ],
 )
-def test_what_shapes_do_not_show_is_found_by_logits(net, kernel):
+def test_logits_reveal_couplings_that_shapes_do_not_show(net, kernel):
     model, variables = network(*net)
     mask = np.arange(flat(variables)[f"params/{kernel}/kernel"].shape[-1]) != 1
     with pytest.raises(UserError, match=f"filters of {kernel} cannot be removed: the logits differ by .* mixes chan"):
         shrink.shrink(model, variables, {f"{kernel}/kernel": mask}, IMAGES.shape)
-    found, refused = shrink.removable(model, variables, IMAGES.shape, [f"{kernel}/kernel"])
-    assert not found and "computes something else" in refused[f"{kernel}/kernel"]
+    removable, refused = shrink.removable(model, variables, IMAGES.shape, [f"{kernel}/kernel"])
+    assert not removable and "computes something else" in refused[f"{kernel}/kernel"]
 
 
 def test_a_branch_that_starts_at_zero_hides_nothing():
-    """Gated by a scale of 0, the branch gives 0 whatever is removed: the trial is with other parameters."""
+    """Checks that filters are tried with drawn parameters.
+
+    With its initial scale of 0, the branch would give 0 whichever filter is removed.
+    """
     model, variables = network("convnext_tiny", {**CASES["convnext"][1], "norm": "layer"})
     stage = variables["params"]["stage1"]["block0"]
     stage["layer_scale"] = 0 * stage["layer_scale"]
     kernels = kernels_of(variables, "stage1/downsample_conv|stem_conv|stage1/block0/expand")
-    found, refused = shrink.removable(model, variables, IMAGES.shape, kernels)
-    assert list(found) == ["stage1/block0/expand/kernel"] and list(refused) == ["stem_conv/kernel"]
+    removable, refused = shrink.removable(model, variables, IMAGES.shape, kernels)
+    assert list(removable) == ["stage1/block0/expand/kernel"] and list(refused) == ["stem_conv/kernel"]
     assert "computes something else" in refused["stem_conv/kernel"]
 
 
@@ -298,7 +304,7 @@ def test_variables_of_another_network_are_refused():
         (np.arange(5) > 2, "mask of conv1/kernel: it has 5 entries, but there are 4 filters"),
     ],
 )
-def test_masks_that_cannot_be(mask, message):
+def test_impossible_masks_are_refused(mask, message):
     model, variables = network(*LENET)
     with pytest.raises(UserError, match=message):
         shrink.shrink(model, variables, {"conv1/kernel": mask}, IMAGES.shape)
@@ -329,7 +335,7 @@ def test_widths_are_a_config_value():
 
 
 class Bare(nn.Module):
-    """A user's dense layer, which knows nothing of widths."""
+    """A user's dense layer, which does not know the field `widths`."""
 
     features: int
     kernel_init: object = None
@@ -358,7 +364,7 @@ class Bare(nn.Module):
         ({"widths": (("stage1/block0/conv1", 5),), "dense": Bare}, "do not fit the network: .*widths"),
     ],
 )
-def test_widths_that_cannot_be(fields, message):
+def test_impossible_widths_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         models.create(*RESNET[:1], **RESNET[1], **fields)
 

@@ -1,4 +1,4 @@
-"""Positions as jumps: they come back, fillers are where a jump is too short, and widths bound the jumps."""
+"""Positions encoded as jumps: decoding restores them, fillers bridge long gaps, and bit widths bound the jumps."""
 
 import numpy as np
 import pytest
@@ -11,26 +11,28 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize("bits", [1, 3, 5, 8])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 1.0])
-def test_positions_come_back(bits, share):
+def test_positions_survive_a_round_trip(bits, share):
     size = 5000
     kept = np.flatnonzero(RNG.random(size) < share)
     jumps = sparse.jumps(kept, bits, size)
     assert ((jumps >= 1) & (jumps <= 2**bits)).all()
-    found = sparse.positions(jumps, size)
-    assert np.isin(kept, found).all()
-    filler = ~np.isin(found, kept)
+    positions = sparse.positions(jumps, size)
+    assert np.isin(kept, positions).all()
+    filler = ~np.isin(positions, kept)
     assert (jumps[filler] == 2**bits).all()
-    assert size - 1 - (found[-1] if len(found) else -1) < 2**bits  # what follows the last is bounded, too
+    assert (
+        size - 1 - (positions[-1] if len(positions) else -1) < 2**bits
+    )  # the gap after the last position is bounded, too
 
 
-def test_the_papers_example():
-    """Fig. 2: entries at 1, 4 and 15 with jumps of 3 bits: 15 is 11 on from 4, so a filler comes at 12."""
+def test_the_example_of_the_paper():
+    """Reproduces fig. 2: entries at 1, 4 and 15 with 3-bit jumps; 15 is 11 after 4, so a filler comes at 12."""
     jumps = sparse.jumps(np.array([1, 4, 15]), 3, 16)
     assert jumps.tolist() == [2, 3, 8, 3]
     assert sparse.positions(jumps, 16).tolist() == [1, 4, 12, 15]
 
 
-def test_jumps_that_lead_nowhere():
+def test_jumps_outside_of_the_array_are_refused():
     with pytest.raises(Damaged, match="outside"):
         sparse.positions([3, 3], 5)
     with pytest.raises(Damaged):

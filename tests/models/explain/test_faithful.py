@@ -1,4 +1,4 @@
-"""models/explain/faithful.py against plain loops."""
+"""Tests of models/explain/faithful.py, against plain loops."""
 
 import flax.linen as nn
 import jax
@@ -27,7 +27,7 @@ def probability(model, variables, image, target):
 
 
 def test_deletion_and_insertion_equal_a_loop_over_pixels(network):
-    maps = np.random.default_rng(0).integers(0, 40, (3, 16, 16))  # with ties: the first place goes first
+    maps = np.random.default_rng(0).integers(0, 40, (3, 16, 16))  # with ties: the first position comes first
     target, steps = np.array([1, 7, 2]), 4
     deleted = faithful.deletion(*network, IMAGES, maps, target, steps=steps, color=(0.5, -1.0, 2.0))
     inserted = faithful.insertion(*network, IMAGES, maps, target, steps=steps)
@@ -40,8 +40,8 @@ def test_deletion_and_insertion_equal_a_loop_over_pixels(network):
             image[gone] = (0.5, -1.0, 2.0)
             back[gone] = IMAGES[n].reshape(-1, 3)[gone]
             for curve, pixels in ((deleted, image), (inserted, back)):
-                want = probability(*network, pixels.reshape(16, 16, 3), kind)
-                np.testing.assert_allclose(curve.probability[n, step], want, rtol=1e-4)
+                expected = probability(*network, pixels.reshape(16, 16, 3), kind)
+                np.testing.assert_allclose(curve.probability[n, step], expected, rtol=1e-4)
     p = np.asarray(deleted.probability)
     np.testing.assert_allclose(deleted.area, (p[:, 1:] + p[:, :-1]).mean(1) / 2, rtol=1e-5)
 
@@ -62,14 +62,14 @@ def test_the_class_is_that_of_the_whole_image_unless_it_is_named(network):
 
 
 def test_blur_is_a_gaussian():
-    images = drawn.images("blur", (2, 224, 32, 2))  # of the size for which the paper names its blur
-    found = np.asarray(faithful.blurred(jnp.asarray(images)))
+    images = drawn.images("blur", (2, 224, 32, 2))  # the size for which the paper states its blur
+    blurred = np.asarray(faithful.blurred(jnp.asarray(images)))
     for n, c in np.ndindex(2, 2):
-        want = ndimage.gaussian_filter(images[n, ..., c], 5.0, radius=5, mode="nearest")
-        np.testing.assert_allclose(found[n, ..., c], want, atol=1e-5)
+        expected = ndimage.gaussian_filter(images[n, ..., c], 5.0, radius=5, mode="nearest")
+        np.testing.assert_allclose(blurred[n, ..., c], expected, atol=1e-5)
 
 
-def test_the_order_of_a_linear_network_s_products_is_better_than_any_other():
+def test_the_order_by_products_is_the_best_for_a_linear_network():
     class Linear(nn.Module):
         @nn.compact
         def __call__(self, x, train=False):
@@ -114,8 +114,8 @@ def test_iou_equals_that_of_masks():
             masks.append(mask)
             boxes.append((top, left, bottom, right))
         if all(mask.any() for mask in masks):
-            want = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
-            assert faithful.iou(*boxes) == pytest.approx(want)
+            expected = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
+            assert faithful.iou(*boxes) == pytest.approx(expected)
 
 
 def test_rank_correlation():
@@ -126,7 +126,7 @@ def test_rank_correlation():
 
 
 @pytest.mark.parametrize("kind, first", [("basic", "stem_conv"), ("vgg", "stage1/conv1"), ("vit", "stem_conv")])
-def test_layers_are_drawn_anew_from_the_logits_down(kind, first):
+def test_layers_are_redrawn_from_the_logits_down(kind, first):
     name, fields = networks.SMALL[kind]
     model = models.create(name, **fields)
     variables = drawn.variables(model)
@@ -146,7 +146,7 @@ def test_layers_are_drawn_anew_from_the_logits_down(kind, first):
         assert f"params/{layer}/kernel" in replaced and seen <= replaced
         seen = replaced
         order.append(layer)
-    assert seen == set(before)  # all of it, statistics included
+    assert seen == set(before)  # all variables, statistics included
     assert order[0] == "head" and order[-1] == first
 
 

@@ -1,4 +1,4 @@
-"""models/explain: gradients, class activation maps and attention rollout, beside captum, pytorch-grad-cam and NumPy."""
+"""Tests of models/explain: gradients, class activation maps and rollout, beside captum, pytorch-grad-cam and NumPy."""
 
 import functools
 import json
@@ -37,7 +37,7 @@ METHODS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation():
-    """Every test here compiles more than it computes."""
+    """Compiles with few optimizations: these tests spend more time on compilation than on computation."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -45,7 +45,7 @@ def quick_compilation():
 
 @functools.cache
 def network(kind, **fields):
-    """A small network, its variables, and two images."""
+    """Returns a small network, its variables, and two images."""
     name, own = SMALL[kind]
     model = models.create(name, **{**own, **fields})
     variables = drawn.variables(model)
@@ -59,7 +59,7 @@ def network(kind, **fields):
 @pytest.mark.parametrize(
     "key", keep_first(4, [key for key in GOLDEN.files if "|" in key and not key.endswith("|largest")])
 )
-def test_equals_captums_and_pytorch_grad_cams(key):
+def test_equals_captum_and_pytorch_grad_cam(key):
     kind, method, *endpoint = key.split("|")
     name, fields, _ = ABOUT["fields"][kind]
     model = models.create(name, **fields)
@@ -67,22 +67,22 @@ def test_equals_captums_and_pytorch_grad_cams(key):
     if method == "integrated_gradients":
         options = {"steps": ABOUT["steps"], "baseline": tuple(ABOUT["baseline"])}
     images = drawn.images(f"explain {kind}", ABOUT["shape"])
-    found = METHODS[method](model, drawn.variables(model), images, np.asarray(ABOUT["target"]), **options).values
-    found = np.asarray(found)
-    if found.ndim == 3:  # pytorch-grad-cam scales maps to [0, 1]
-        found = found - found.min((1, 2), keepdims=True)
-        found /= found.max((1, 2), keepdims=True)
+    values = METHODS[method](model, drawn.variables(model), images, np.asarray(ABOUT["target"]), **options).values
+    values = np.asarray(values)
+    if values.ndim == 3:  # pytorch-grad-cam scales maps to [0, 1]
+        values = values - values.min((1, 2), keepdims=True)
+        values /= values.max((1, 2), keepdims=True)
     theirs = GOLDEN[key].astype(np.float32)
-    # Grad-CAM++: it adds 1e-6 to g^2 (2 + S g), which is about 1e-4 in the transformer.
+    # Grad-CAM++ adds 1e-6 to g^2 (2 + S g), which is about 1e-4 in the transformer.
     atol = 0.03 if method == "grad_cam_plus_plus" else 1e-3
-    np.testing.assert_allclose(found / GOLDEN[f"{key}|largest"], theirs, atol=atol)
-    assert np.corrcoef(found.ravel(), theirs.ravel())[0, 1] > (0.999 if atol == 0.03 else 0.99999)
+    np.testing.assert_allclose(values / GOLDEN[f"{key}|largest"], theirs, atol=atol)
+    assert np.corrcoef(values.ravel(), theirs.ravel())[0, 1] > (0.999 if atol == 0.03 else 0.99999)
 
 
 # -- every network -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full  # tests/models/test_any_network.py has each method with each family
+@pytest.mark.full  # tests/models/test_any_network.py tries each method with each family
 @pytest.mark.parametrize(
     "kind,fields",
     [
@@ -101,20 +101,25 @@ def test_every_method_on_every_network(kind, fields):
     def explained(variables, images):
         return {name: method(model, variables, images, 3, **OPTIONS.get(name, {})) for name, method in METHODS.items()}
 
-    for name, found in explained(variables, images).items():
-        height, width = found.values.shape[1:3]
+    for name, explanation in explained(variables, images).items():
+        height, width = explanation.values.shape[1:3]
         expected = (2, height, width) if name.startswith("grad_cam") else images.shape
-        assert found.values.shape == expected and found.values.dtype == jnp.float32
-        assert jnp.isfinite(found.values).all() and found.target.tolist() == [3, 3] and found.logits.shape == (2, 10)
-        assert found.values.any() or name == "grad_cam_plus_plus", name  # of no negative weights: maps may be
+        assert explanation.values.shape == expected and explanation.values.dtype == jnp.float32
+        assert (
+            jnp.isfinite(explanation.values).all()
+            and explanation.target.tolist() == [3, 3]
+            and explanation.logits.shape == (2, 10)
+        )
+        # Without negative weights, its maps may be zero
+        assert explanation.values.any() or name == "grad_cam_plus_plus", name
 
 
-@pytest.mark.parametrize("kind", keep(("inverted",), SMALL))  # test_any_network.py has Grad-CAM of every family
+@pytest.mark.parametrize("kind", keep(("inverted",), SMALL))  # test_any_network.py tries Grad-CAM on every family
 def test_grad_cam_and_its_guided_gradient_on_every_network(kind):
     model, variables, images = network(kind)
-    found = gradient.guided_grad_cam(model, variables, images)
-    assert found.values.shape == images.shape and jnp.isfinite(found.values).all()
-    np.testing.assert_array_equal(found.target, found.logits.argmax(-1))
+    explanation = gradient.guided_grad_cam(model, variables, images)
+    assert explanation.values.shape == images.shape and jnp.isfinite(explanation.values).all()
+    np.testing.assert_array_equal(explanation.target, explanation.logits.argmax(-1))
 
 
 # -- class activation maps ---------------------------------------------------------------------------------------------
@@ -129,14 +134,14 @@ AVERAGED = [
 @pytest.mark.parametrize("kind,fields", keep_first(2, AVERAGED))
 def test_cam_is_grad_cam_times_the_places_where_the_mean_is_classified(kind, fields):
     model, variables, images = network(kind, **fields)
-    found, gradients = cam.cam(model, variables, images, [1, 2]), cam.grad_cam(model, variables, images, [1, 2])
+    maps, gradients = cam.cam(model, variables, images, [1, 2]), cam.grad_cam(model, variables, images, [1, 2])
     assert list(outline(model, variables, images).endpoints).count("last_map") == 1
-    places, largest = found.values[0].size, jnp.abs(found.values).max()
+    places, largest = maps.values[0].size, jnp.abs(maps.values).max()
     half = 0.02 if "dtype" in fields else 1e-5
-    np.testing.assert_allclose(jnp.maximum(found.values, 0), places * gradients.values, atol=half * largest)
-    score = picked(found.logits, found.target) - variables["params"]["head"]["bias"][np.asarray([1, 2])]
-    np.testing.assert_allclose(found.values.mean((1, 2)), score, atol=half * largest)
-    assert (found.values < 0).any()
+    np.testing.assert_allclose(jnp.maximum(maps.values, 0), places * gradients.values, atol=half * largest)
+    score = picked(maps.logits, maps.target) - variables["params"]["head"]["bias"][np.asarray([1, 2])]
+    np.testing.assert_allclose(maps.values.mean((1, 2)), score, atol=half * largest)
+    assert (maps.values < 0).any()
 
 
 def test_counterfactual_maps_are_of_the_negated_gradients():
@@ -145,8 +150,8 @@ def test_counterfactual_maps_are_of_the_negated_gradients():
     for_class, against = (cam.grad_cam(model, variables, images, **options, counterfactual=c).values for c in (0, 1))
 
     def score(add):
-        logits, found = capture(model, variables, images, add={"stage1": add})
-        return logits[:, 5].sum(), found["stage1"]
+        logits, activations = capture(model, variables, images, add={"stage1": add})
+        return logits[:, 5].sum(), activations["stage1"]
 
     gradients, maps = jax.jit(jax.grad(score, has_aux=True))(jnp.zeros((2, 16, 16, 4)))
     signed = np.einsum("nhwc,nc->nhw", maps, np.asarray(gradients).mean((1, 2)))
@@ -160,7 +165,7 @@ def test_counterfactual_maps_are_of_the_negated_gradients():
 
 @pytest.mark.parametrize("kind,fields", [("inverted", {}), ("vit_c", {"stem_act": "relu"})])
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rule_changes_gradients_alone(kind, fields, rule):
+def test_a_rule_only_changes_gradients(kind, fields, rule):
     model, variables, images = network(kind, **fields)
     ruled = with_rule(model, rule)
     assert ruled == with_rule(model, rule) and hash(ruled) == hash(with_rule(model, rule))  # compiled once
@@ -181,10 +186,10 @@ def test_a_rule_needs_an_activation_to_replace():
 def test_integrated_gradients_sum_to_what_the_score_gains():
     model, variables, images = network("vit")
     baseline = (0.5, 0.0, -1.0)
-    found = gradient.integrated_gradients(model, variables, images, [4, 9], baseline=baseline)
+    explanation = gradient.integrated_gradients(model, variables, images, [4, 9], baseline=baseline)
     start = jax.jit(model.apply)(variables, jnp.broadcast_to(jnp.asarray(baseline), images.shape))
-    gained = picked(found.logits, found.target) - picked(start, found.target)
-    np.testing.assert_allclose(found.values.sum((1, 2, 3)), gained, rtol=1e-4, atol=1e-4)
+    gained = picked(explanation.logits, explanation.target) - picked(start, explanation.target)
+    np.testing.assert_allclose(explanation.values.sum((1, 2, 3)), gained, rtol=1e-4, atol=1e-4)
 
 
 def test_smooth_grad_is_the_mean_gradient_at_noisy_images():
@@ -204,7 +209,7 @@ def test_smooth_grad_is_the_mean_gradient_at_noisy_images():
 
 @pytest.mark.parametrize("name", keep_first(2, METHODS))
 def test_images_do_not_depend_on_their_batch(name):
-    """Each has its own class, that of the most probable among them."""
+    """Checks that each image has its own class, the most probable one of each."""
     model, variables, images = network("lenet")
     options = {"samples": 2} if name == "smooth_grad" else {}
     options |= {"steps": 2} if name == "integrated_gradients" else {}
@@ -221,7 +226,7 @@ def test_images_do_not_depend_on_their_batch(name):
 @pytest.mark.parametrize("fields", keep_first(1, [{"pool": "mean"}, {}, {"remat": True}]), ids=str)
 def test_attention_rollout_is_a_product_over_the_blocks(fields):
     model, variables, images = network("vit", **fields)
-    found = rollout.attention_rollout(model, variables, images, 2)
+    explanation = rollout.attention_rollout(model, variables, images, 2)
     weights = attention_weights(model.clone(remat=False), variables, images)[1]
     for n in range(2):
         product = np.eye(len(next(iter(weights.values()))[n, 0]))
@@ -229,7 +234,7 @@ def test_attention_rollout_is_a_product_over_the_blocks(fields):
             mixed = np.mean(weights[f"{block}/attention"][n], 0) + np.eye(len(product))
             product = mixed / mixed.sum(1, keepdims=True) @ product
         row = product.mean(0) if "pool" in fields else product[0, 1:]
-        np.testing.assert_allclose(found.values[n], row.reshape(4, 4), rtol=1e-4)
+        np.testing.assert_allclose(explanation.values[n], row.reshape(4, 4), rtol=1e-4)
     np.testing.assert_allclose(rollout.rollout(model, weights, 2).sum(-1), 1, rtol=1e-5)
 
 
@@ -252,6 +257,6 @@ def test_attention_rollout_is_a_product_over_the_blocks(fields):
         (functools.partial(gradient.integrated_gradients, baseline=(0, 0)), "a tuple of 1, one for each channel"),
     ],
 )
-def test_mistakes_are_told_in_one_line(call, message):
+def test_errors_are_one_line(call, message):
     with pytest.raises(UserError, match=message):
         call(*network("lenet"))

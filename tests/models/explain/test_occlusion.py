@@ -1,4 +1,4 @@
-"""models/explain/occlusion.py: against a loop over the positions, and captum's Occlusion (golden/make_occlusion.py)."""
+"""Tests of models/explain/occlusion.py, against a loop over positions and captum (golden/make_occlusion.py)."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_positions_cover_every_pixel():
         2,
         [
             ("basic", 7, 4, "stage1", (0.5, -1.0, 2.0)),  # 30 windows: batches of 6
-            ("basic", 4, [9, -1], "stem", 0.3),  # of 4, the last of 2
+            ("basic", 4, [9, -1], "stem", 0.3),  # batches of 4, the last one of 2
             ("basic", 64, None, None, 0.0),
             ("vit", 64, [0, 1], "block0", 0.3),  # tokens
         ],
@@ -44,7 +44,7 @@ def test_is_a_loop_over_the_positions(kind, batch, target, endpoint, color):
     if kind == "vit":
         model = models.create(SMALL["vit"][0], **SMALL["vit"][1])
         variables, images, size, stride = drawn.variables(model), drawn.images("vit", (2, 32, 32, 3)), (16, 20), (9, 12)
-    found = occlusion(
+    result = occlusion(
         model, variables, images, target, size=size, stride=stride, color=color, endpoint=endpoint, batch=batch
     )
     forward = jax.jit(lambda images: capture(model, variables, images, names=[endpoint or "stage2"]))
@@ -55,48 +55,48 @@ def test_is_a_loop_over_the_positions(kind, batch, target, endpoint, color):
         return np.asarray(logits, np.float64)[0], (x[1:] if x.ndim == 2 else x).reshape(-1, x.shape[-1]).sum(0)
 
     down, across = ([0, 4, 8, 11], [0, 3, 6]) if kind == "basic" else ([0, 9, 16], [0, 12])
-    assert found.rows.tolist() == down and found.columns.tolist() == across
+    assert result.rows.tolist() == down and result.columns.tolist() == across
     for n, image in enumerate(images):
         logits, totals = numbers(image)
-        asked = -1 if target is None else np.broadcast_to(target, 2)[n]
-        label, channel = int(logits.argmax()) if asked == -1 else asked, int(totals.argmax())
-        assert (found.target[n], found.channel[n]) == (label, channel)
-        np.testing.assert_allclose(found.logits[n], logits, rtol=1e-4, atol=1e-4)
+        explicit = -1 if target is None else np.broadcast_to(target, 2)[n]
+        label, channel = int(logits.argmax()) if explicit == -1 else explicit, int(totals.argmax())
+        assert (result.target[n], result.channel[n]) == (label, channel)
+        np.testing.assert_allclose(result.logits[n], logits, rtol=1e-4, atol=1e-4)
         for r, row in enumerate(down):
             for c, column in enumerate(across):
                 covered = image.copy()
                 covered[row : row + size[0], column : column + size[1]] = color
                 logits, totals = numbers(covered)
-                np.testing.assert_allclose(found.score[n, r, c], logits[label], rtol=1e-4, atol=1e-4)
-                np.testing.assert_allclose(found.strongest[n, r, c], totals[channel], rtol=1e-4, atol=1e-3)
+                np.testing.assert_allclose(result.score[n, r, c], logits[label], rtol=1e-4, atol=1e-4)
+                np.testing.assert_allclose(result.strongest[n, r, c], totals[channel], rtol=1e-4, atol=1e-3)
                 probability = np.exp(logits[label] - np.logaddexp.reduce(logits))
-                np.testing.assert_allclose(found.probability[n, r, c], probability, rtol=1e-3, atol=1e-6)
-                assert found.top[n, r, c] == logits.argmax()
+                np.testing.assert_allclose(result.probability[n, r, c], probability, rtol=1e-3, atol=1e-6)
+                assert result.top[n, r, c] == logits.argmax()
 
 
 def test_captum():
-    """Captum gives each pixel the mean of what is lost over the squares that cover it."""
+    """Compares with captum, which gives each pixel the mean drop of the squares that cover it."""
     golden = np.load(FOLDER / "occlusion.npz")
-    about = json.loads(str(golden["occluded"]))
-    model = models.create("vgg11", **about["fields"])
-    images, size = drawn.images("occlusion", about["shape"]), about["size"]
-    for stride in about["strides"]:
-        found = occlusion(
-            model, drawn.variables(model), images, about["target"], size=size, stride=stride, color=about["color"]
+    settings = json.loads(str(golden["occluded"]))
+    model = models.create("vgg11", **settings["fields"])
+    images, size = drawn.images("occlusion", settings["shape"]), settings["size"]
+    for stride in settings["strides"]:
+        result = occlusion(
+            model, drawn.variables(model), images, settings["target"], size=size, stride=stride, color=settings["color"]
         )
         lost, times = np.zeros((2, 2, 32, 32))
-        scores = found.logits[np.arange(2), found.target][:, None, None] - found.score
-        for r, row in enumerate(found.rows):
-            for c, column in enumerate(found.columns):
+        scores = result.logits[np.arange(2), result.target][:, None, None] - result.score
+        for r, row in enumerate(result.rows):
+            for c, column in enumerate(result.columns):
                 square = np.s_[:, row : row + size, column : column + size]
                 lost[square] += np.asarray(scores)[:, r, c, None, None]
                 times[square] += 1
-        want = golden[f"stride{stride}"]
-        np.testing.assert_allclose(lost / times, want, atol=1e-4 * np.abs(want).max())
+        expected = golden[f"stride{stride}"]
+        np.testing.assert_allclose(lost / times, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
-    "asked,message",
+    "options,message",
     [
         ({"size": 13}, "size=13 x 13 is larger than the images of 16 x 12 pixels"),
         ({"size": 0}, "size=0 must be a number of pixels, or two, of at least 1"),
@@ -109,7 +109,7 @@ def test_captum():
         ({"endpoint": "stage7"}, "unknown endpoint 'stage7'"),
     ],
 )
-def test_errors(asked, message):
+def test_errors(options, message):
     with pytest.raises(UserError, match=message) as caught:
-        occlusion(MODEL, VARIABLES, IMAGES, **{"size": 4, "stride": 4, **asked})
+        occlusion(MODEL, VARIABLES, IMAGES, **{"size": 4, "stride": 4, **options})
     assert "\n" not in str(caught.value)

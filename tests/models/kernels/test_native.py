@@ -1,4 +1,4 @@
-"""models/kernels/native.py: where the library lies, when it is made, and that nothing breaks without a compiler."""
+"""Tests of models/kernels/native.py: where the library lies, when it is built, and fallbacks without a compiler."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def _available(tmp_path, **env):
 
 
 @pytest.mark.full
-def test_compiled_once_and_found_again(tmp_path):
+def test_the_library_is_compiled_once_and_reused(tmp_path):
     if not _available(tmp_path):
         pytest.skip("no C++ compiler here")
     files = sorted((tmp_path / "ablate").iterdir())
@@ -56,6 +56,6 @@ def test_a_damaged_library_is_compiled_again(tmp_path, change):
 
 
 @pytest.mark.parametrize("env", [{"CXX": "no-such-compiler"}, {"CXX": "false"}, {"ABLATE_CPU_TUNING": "0"}])
-def test_goes_without(tmp_path, env):
+def test_works_without_the_library(tmp_path, env):
     assert not _available(tmp_path, **env)
     assert not list(tmp_path.rglob("*.so"))

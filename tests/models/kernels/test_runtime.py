@@ -1,4 +1,4 @@
-"""models.kernels.runtime: what it sets, what it leaves alone, and the switch; each in a process of its own."""
+"""Tests of models.kernels.runtime: what it sets, what it leaves alone, and the switch; each in a separate process."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def _run(code: str, **env: str) -> str:
     return done.stdout.strip()
 
 
-# loaded by path: models/__init__ imports JAX, and this is about the module alone
+# Loaded by path: models/__init__ imports JAX, and these tests concern the module alone.
 LOAD = """
 import importlib.util, os, sys
 spec = importlib.util.spec_from_file_location("runtime", "models/kernels/runtime.py")
@@ -62,7 +62,7 @@ def test_unknown_release_gets_no_flag(monkeypatch):
         assert runtime.xla_flags("") == flags
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
 def test_freed_memory_stays_in_the_process():
     code = (
         LOAD
@@ -85,7 +85,7 @@ print(faults[-1] - faults[0])
         assert int(tuned) < 100 < int(untuned)
 
 
-def test_the_user_s_allocator_settings_stand(monkeypatch):
+def test_allocator_settings_of_the_user_are_kept(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
     assert not runtime.keep_freed_memory()
@@ -121,7 +121,7 @@ def test_programs_are_kept_for_the_next_process_of_the_same_kind_of_processor(tm
     )
     assert first == second and Path(first).parent == tmp_path / "ablate" and any(Path(first).glob("*-cache"))
     assert none == again == "0" and int(hits) > 0
-    for time in Path(first).glob("*-atime"):  # as if that process had been killed while it wrote
+    for time in Path(first).glob("*-atime"):  # as if that process had been killed while writing
         time.unlink()
     assert _run(PROGRAM, **env).split() == [first, "0"] and _run(PROGRAM, **env).split() == [first, hits]
     assert other != first
@@ -135,7 +135,7 @@ def test_programs_are_kept_for_the_next_process_of_the_same_kind_of_processor(tm
         ({"XDG_CACHE_HOME": "/dev/null"}, "None"),  # where nothing can be written
     ],
 )
-def test_the_user_s_choice_of_a_cache_stands(tmp_path, env, folder):
+def test_the_choice_of_a_cache_by_the_user_is_kept(tmp_path, env, folder):
     if folder == "own":
         folder = env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "own")
     assert _run(PROGRAM, JAX_PLATFORMS="cpu", **{"XDG_CACHE_HOME": str(tmp_path), **env}).split() == [folder, "0"]

@@ -13,7 +13,7 @@ from models.kernels import convolution
 from models.kernels.tracing import lowering
 from models.layers import conv
 
-# x shape, kernel size, features, strides, padding, dilation, groups, lowering on a CPU with and without the library
+# x shape, kernel size, features, strides, padding, dilation, groups, CPU lowering with and without the library
 CASES = [
     ((2, 8, 8, 16), (3, 3), 16, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "native", "dense"),
     ((2, 7, 10, 3), (3, 3), 5, (1, 1), ((0, 2), (1, 1)), (1, 1), 1, "dense", "dense"),
@@ -55,7 +55,7 @@ CASES = [
     ((2, 9, 11, 128), (3, 3), 80, (2, 2), ((1, 1), (1, 1)), (1, 1), 1, "native", "dense"),  # weights are copied
     ((2, 5, 7, 192), (3, 3), 192, (1, 1), ((1, 1), (1, 1)), (1, 1), 2, "native", "grouped"),
 ]
-# one of each lowering: compilation is what these tests take their time for
+# one of each lowering: these tests spend their time on compilation
 SMALL = [CASES[i] for i in (0, 4, 15, 16, 19, 21, 29, 32, 35)]
 
 
@@ -67,7 +67,7 @@ def _inputs(case, dtype=np.float32):
 
 
 def _value_and_gradients(case, x, kernel):
-    """y, and the gradients of sum(y * c) for a fixed, irregular c."""
+    """Returns y, and the gradients of sum(y * c) for a fixed, irregular c."""
     y, pull = jax.vjp(lambda x, k: convolution.conv2d(x, k, *case[3:7]), x, kernel)
     return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype))
 
@@ -113,7 +113,7 @@ def test_agrees_with_the_plain_convolution(case, compiled, monkeypatch):
         (1, 7, 1, (3, 3), 1, [3], (0, 0)),
         (2, 7, 1, (3, 3), 1, [2, 3, 4], (1, 1)),
         (4, 7, 1, (3, 3), 1, [0, 1, 2, 3, 4, 5, 6], (3, 3)),
-        (2, 3, 2, (1, 1), 1, [1, 2], (0, 1)),  # the bottom row is never read: one place
+        (2, 3, 2, (1, 1), 1, [1, 2], (0, 1)),  # the bottom row is never read: one output position
         (3, 3, 1, (4, 4), 4, [1], (0, 0)),
         (5, 3, 1, (4, 4), 4, [0, 1, 2], (4, 4)),
         (1, 3, 1, (0, 3), 1, [0], (0, 1)),
@@ -121,8 +121,10 @@ def test_agrees_with_the_plain_convolution(case, compiled, monkeypatch):
 )
 def test_taps_that_meet_padding_alone_are_left_out(size, kernel, stride, padding, dilation, left, padding_left):
     taps = np.arange(kernel, dtype=np.float32).reshape(1, kernel, 1, 1)
-    found, rest = convolution._without_dead_taps((1, 1, size, 1), taps, (1, stride), ((0, 0), padding), (1, dilation))
-    assert found.ravel().tolist() == left and rest == ((0, 0), padding_left)
+    taps_left, rest = convolution._without_dead_taps(
+        (1, 1, size, 1), taps, (1, stride), ((0, 0), padding), (1, dilation)
+    )
+    assert taps_left.ravel().tolist() == left and rest == ((0, 0), padding_left)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
@@ -141,7 +143,7 @@ def test_under_vmap_scan_and_remat(case):
         scanned = jax.lax.map(lambda x: run(x, kernel), xs)
         return (*jax.vmap(run, (0, None))(xs, kernel), *scanned, remat), (*reference, *reference, kept)
 
-    # the sine doubles what rounding moved: a little more room
+    # the sine doubles rounding errors, so the tolerance is larger
     _assert_close(*ways(np.stack([x, 2 * x + 1]), kernel / kernel[..., 0].size), 3e-5)
 
 
@@ -159,7 +161,7 @@ def test_bfloat16(case):
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[-2] == "native"], ids=str)
 def test_the_same_bits_every_time(case):
-    """Sums are cut by shape, not by the threads that happen to be free."""
+    """Checks that sums are split by shape, not by the number of free threads."""
     inputs = _inputs(case)
     run = jax.jit(functools.partial(_value_and_gradients, case))
     first = run(*inputs)
@@ -167,16 +169,16 @@ def test_the_same_bits_every_time(case):
         assert all(np.array_equal(a, b) for a, b in zip(first, run(*inputs), strict=True))
 
 
-@pytest.mark.parametrize("dtype,wanted", [("float32", "native"), ("bfloat16", "dense"), ("float16", "dense")])
-def test_the_library_is_for_float32(dtype, wanted):
+@pytest.mark.parametrize("dtype,lowering", [("float32", "native"), ("bfloat16", "dense"), ("float16", "dense")])
+def test_the_library_is_for_float32(dtype, lowering):
     shape = ((2, 8, 8, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1)), (1, 1), 1, "cpu")
-    assert convolution.chosen_lowering(*shape, dtype=jnp.dtype(dtype)) == wanted
+    assert convolution.chosen_lowering(*shape, dtype=jnp.dtype(dtype)) == lowering
     negative = (*shape[:3], ((-1, 1), (1, 1)), *shape[4:])
     assert convolution.chosen_lowering(*negative) == "dense"
 
 
 def test_on_several_devices():
-    """As in the training loop: each device's program calls the library at the same time."""
+    """Checks several devices whose programs call the library at the same time, as in the training loop."""
     case = CASES[0]
     x, kernel = _inputs(case)
     xs = np.stack([x * (i + 1) for i in range(4)])
@@ -234,7 +236,7 @@ def test_layers():
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
 def test_gradients_in_a_loop_are_convolutions_that_xla_has_kernels_for(strides):
-    """Inside loops XLA's CPU compiler leaves permuted dimensions as they are and takes 50 times as long."""
+    """Checks gradients in loops, where XLA's CPU compiler keeps permuted dimensions and takes 50 times as long."""
 
     def step(kernel, x):
         y, pull = jax.vjp(lambda k, x: convolution.conv2d(x, k, strides, ((1, 1), (1, 1))), kernel, x)

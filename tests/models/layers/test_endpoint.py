@@ -1,4 +1,4 @@
-"""models/layers/endpoint.py: activations and their gradients, from outside."""
+"""Tests of models/layers/endpoint.py: reading and differentiating activations from outside."""
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,17 @@ def network(request):
 
 def test_reads_every_endpoint_in_order(network):
     model, variables = network
-    logits, found = capture(model, variables, IMAGES)
-    assert list(found) == NAMES
-    assert [found[name].shape for name in ("stem", "stage2", "pre_logits")] == [(2, 16, 16, 4), (2, 8, 8, 8), (2, 16)]
+    logits, activations = capture(model, variables, IMAGES)
+    assert list(activations) == NAMES
+    assert [activations[name].shape for name in ("stem", "stage2", "pre_logits")] == [
+        (2, 16, 16, 4),
+        (2, 8, 8, 8),
+        (2, 16),
+    ]
     np.testing.assert_array_equal(logits, model.apply(variables, IMAGES))
-    np.testing.assert_array_equal(found["stage3"], found["stage3/block0"])
+    np.testing.assert_array_equal(activations["stage3"], activations["stage3/block0"])
     head = variables["params"]["head"]
-    np.testing.assert_allclose(found["pre_logits"] @ head["kernel"] + head["bias"], logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(activations["pre_logits"] @ head["kernel"] + head["bias"], logits, rtol=1e-5, atol=1e-5)
 
 
 def test_gradient_by_an_activation_under_jit(network):
@@ -40,30 +44,30 @@ def test_gradient_by_an_activation_under_jit(network):
     @jax.jit
     def gradient(variables, images):
         def score(add):
-            logits, found = capture(model, variables, images, names=["stage3"], add=add)
-            return logits[:, 1].sum(), found
+            logits, activations = capture(model, variables, images, names=["stage3"], add=add)
+            return logits[:, 1].sum(), activations
 
         return jax.grad(score, has_aux=True)({"stage3": jnp.zeros((2, 4, 4, 16)), "pre_logits": jnp.zeros((2, 16))})
 
-    gradients, found = gradient(variables, IMAGES)
-    assert list(found) == ["stage3"]
-    weight = variables["params"]["head"]["kernel"][:, 1]  # after stage3: the mean over space, then the head
+    gradients, activations = gradient(variables, IMAGES)
+    assert list(activations) == ["stage3"]
+    weight = variables["params"]["head"]["kernel"][:, 1]  # after stage3: the spatial mean, then the head
     np.testing.assert_allclose(gradients["pre_logits"], np.broadcast_to(weight, (2, 16)), rtol=1e-5)
     np.testing.assert_allclose(gradients["stage3"], np.broadcast_to(weight / 16, (2, 4, 4, 16)), rtol=1e-5)
 
 
-def test_what_is_added_is_returned_and_goes_on(network):
+def test_an_added_term_is_returned_and_propagates(network):
     model, variables = network
-    logits, found = capture(model, variables, IMAGES, names=["stem"], add={"stem": jnp.ones((2, 16, 16, 4))})
+    logits, activations = capture(model, variables, IMAGES, names=["stem"], add={"stem": jnp.ones((2, 16, 16, 4))})
     plain, without = capture(model, variables, IMAGES, names=["stem"])
-    np.testing.assert_allclose(found["stem"], without["stem"] + 1, rtol=1e-6)
+    np.testing.assert_allclose(activations["stem"], without["stem"] + 1, rtol=1e-6)
     assert not np.allclose(logits, plain)
 
 
 def test_training_mode_returns_what_apply_returns(network):
     model, variables = network
-    (logits, updated), found = capture(model, variables, IMAGES, train=True, mutable=["batch_stats"])
-    assert logits.shape == (2, 10) and set(updated) == {"batch_stats"} and list(found) == NAMES
+    (logits, updated), activations = capture(model, variables, IMAGES, train=True, mutable=["batch_stats"])
+    assert logits.shape == (2, 10) and set(updated) == {"batch_stats"} and list(activations) == NAMES
 
 
 @pytest.mark.parametrize("kwargs", [{"names": ["stage9"]}, {"add": {"stage9": jnp.zeros(())}}])

@@ -1,4 +1,4 @@
-"""models/layers/init.py: the statistics of what is drawn, and LSUV."""
+"""Tests of models/layers/init.py: the statistics of drawn values, and LSUV."""
 
 import flax.linen as nn
 import jax
@@ -27,7 +27,7 @@ VARIANCES = {
     "truncated_normal": lambda shape: 0.02**2,
     "truncated_normal:0.5": lambda shape: 0.5**2,
 }
-# Largest value drawn, in standard deviations: where a distribution ends, or None for a Gaussian's (beyond 3).
+# The largest value drawn, in standard deviations: the bound of a distribution, or None for a Gaussian (beyond 3).
 ENDS = {"xavier_uniform": 3**0.5, "truncated_normal": 2 / 0.8796, "truncated_normal:0.5": 2 / 0.8796}
 
 
@@ -42,7 +42,7 @@ def test_statistics(spec):
         largest = np.abs(kernel).max() / std
         if spec in ENDS:
             assert ENDS[spec] * 0.97 < largest < ENDS[spec] * 1.001
-        else:  # not truncated: 4608 and more draws reach beyond 3
+        else:  # not truncated: 4608 draws or more reach beyond 3
             assert largest > 3
 
 
@@ -96,7 +96,8 @@ def test_lsuv_gives_every_layer_unit_variance(fields):
     changed = lsuv(model, variables, images, rng)
     assert jax.tree.structure(changed) == jax.tree.structure(variables)
 
-    plain = models.create("resnet8", width=4, **{**fields, "remat": False})  # so that variances may leave the blocks
+    # So that variances may drift between blocks
+    plain = models.create("resnet8", width=4, **{**fields, "remat": False})
     variances = {}
 
     def read(call, args, kwargs, context):
@@ -113,16 +114,16 @@ def test_lsuv_gives_every_layer_unit_variance(fields):
             )
         return dict(variances)
 
-    found = forward(changed)
-    assert len(found) == (8 if fields["shortcut"] == "none" else 10)  # convolutions, projections, the head
-    for path, variance in found.items():
+    variance_of = forward(changed)
+    assert len(variance_of) == (8 if fields["shortcut"] == "none" else 10)  # convolutions, projections, the head
+    for path, variance in variance_of.items():
         assert 0.9 <= variance <= 1.1, path
 
     for (path, new), old in zip(jax.tree_util.tree_leaves_with_path(changed), jax.tree.leaves(variables), strict=True):
         if path[-1].key != "kernel":
             np.testing.assert_array_equal(new, old)
             continue
-        matrix = new.reshape(-1, new.shape[-1])  # orthonormal but for one factor
+        matrix = new.reshape(-1, new.shape[-1])  # orthonormal up to one factor
         gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
         np.testing.assert_allclose(gram / gram[0, 0], np.eye(len(gram)), atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""models/layers/low_bit.py: kernels and gradients against NumPy, and which layers of a network have low bits."""
+"""Tests of models/layers/low_bit.py: kernels and gradients against NumPy, and the layers that are quantized."""
 
 import functools
 
@@ -24,7 +24,7 @@ LAYERS = {
     "xnor": (low_bit.XnorConv, low_bit.XnorDense),
     "binary_weight": (low_bit.BinaryWeightConv, low_bit.BinaryWeightDense),
 }
-# name, fields, fields with low bits, layers in floats, layers with low bits
+# name, fields, quantizing fields, layers in floats, number of quantized layers
 NETWORKS = {
     "resnet8": ("resnet8", {"width": 8}, ("conv",), {"stem_conv", "head"}, 6),
     "projections": (
@@ -75,24 +75,24 @@ def network(key, kind):
 
 
 def layers_of(model, variables):
-    """{path: class} of the convolutions and dense layers of a call."""
-    found = {}
+    """Returns {path: class} of the convolutions and dense layers of a call."""
+    layers = {}
 
     def read(call, args, kwargs, context):
         if context.method_name == "__call__" and isinstance(context.module, (Conv, Dense)):
-            found["/".join(context.module.path)] = type(context.module)
+            layers["/".join(context.module.path)] = type(context.module)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(read):
         jax.eval_shape(model.apply, variables, IMAGES)
-    return found
+    return layers
 
 
 # -- kernels ---------------------------------------------------------------------------------------------
 
 
 def test_ternary_values_and_gradients():
-    """Zhu 2017, eq. 6 to 8; those by the scales are true derivatives."""
+    """Compares with Zhu 2017, eq. 6 to 8; the derivatives by the scales are exact."""
     kernel, dy = drawn((3, 3, 4, 5), (3, 3, 4, 5))
     kernel[0, 0, 0, :2] = 0.0, np.abs(kernel).max() * 0.049
     limit = 0.05 * np.abs(kernel).max()
@@ -143,7 +143,7 @@ def test_ternary_layers_start_at_the_mean_beyond_their_threshold(layer, shape):
 
 
 def test_zero_kernels_stay_finite():
-    """As the last convolution of a branch starts in some networks."""
+    """Tests zero kernels: the last convolution of a branch starts that way in some networks."""
     for layer in (
         low_bit.TernaryDense(3, kernel_init=nn.initializers.zeros_init()),
         low_bit.BinaryWeightDense(3, kernel_init=nn.initializers.zeros_init()),
@@ -161,7 +161,10 @@ def test_zero_kernels_stay_finite():
     "layer,shape", [(low_bit.BinaryWeightConv(6, 3), (3, 3, 4, 6)), (low_bit.BinaryWeightDense(6), (40, 6))], ids=str
 )
 def test_binary_values_and_gradients(layer, shape):
-    """sign(w) alpha; the derivative by w through alpha is the true one, through the sign that of the identity."""
+    """Compares with sign(w) alpha.
+
+    The derivative by w is exact through alpha, and that of the identity through the sign.
+    """
     kernel, dy = drawn(shape, shape)
     axes, size = tuple(range(len(shape) - 1)), kernel[..., 0].size
     effective, pull = jax.vjp(layer.effective, kernel)
@@ -169,7 +172,7 @@ def test_binary_values_and_gradients(layer, shape):
     np.testing.assert_allclose(effective, sign * alpha, rtol=1e-6)
     by_hand = dy * alpha * (np.abs(kernel) <= 1) + sign * (dy * sign).sum(axes) / size
     np.testing.assert_allclose(pull(dy)[0], by_hand, rtol=1e-4, atol=1e-5)
-    # where |w| > 1 no gradient goes through the sign, and what is left is a true derivative
+    # Where |w| > 1, no gradient goes through the sign, and the rest is a true derivative.
     place = np.unravel_index(np.argmax(np.abs(kernel)), shape)
     step = np.zeros(shape, np.float32)
     step[place] = 0.5 * np.sign(kernel[place])
@@ -177,7 +180,7 @@ def test_binary_values_and_gradients(layer, shape):
     np.testing.assert_allclose(pull(dy)[0][place] * step[place], loss[1] - loss[0], rtol=1e-3)
 
 
-def test_binary_kernels_are_their_own():
+def test_binarizing_twice_changes_nothing():
     for shape in ((3, 3, 4, 6), (7, 7, 1, 40), (1000, 30)):
         (kernel,) = drawn(shape)
         effective = low_bit.BinaryWeightDense(shape[-1]).effective
@@ -194,14 +197,14 @@ def test_binary_kernels_are_their_own():
 def test_all_but_the_first_and_the_head(key, kind):
     model, floats, count = network(key, kind)
     variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
-    for _ in range(2):  # a call leaves nothing behind
-        found = layers_of(model, variables)
-        assert {path for path, layer in found.items() if layer in (Conv, Dense)} == floats
-        assert sum(layer in LAYERS[kind] for layer in found.values()) == count == len(found) - len(floats)
+    for _ in range(2):  # the first call leaves nothing behind
+        layers = layers_of(model, variables)
+        assert {path for path, layer in layers.items() if layer in (Conv, Dense)} == floats
+        assert sum(layer in LAYERS[kind] for layer in layers.values()) == count == len(layers) - len(floats)
     again = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     assert jax.tree.structure(again) == jax.tree.structure(variables)
     assert ["/".join(path) for path in low_bit.layers(model, variables, IMAGES)] == [
-        path for path in found if path not in floats
+        path for path in layers if path not in floats
     ]
 
 
@@ -217,7 +220,7 @@ def test_all_but_the_first_and_the_head(key, kind):
         ],
     ),
 )
-def test_a_step_moves_every_kernel_and_what_is_stored_is_the_same_network(key, kind):
+def test_a_step_moves_every_kernel_and_the_stored_network_is_the_same(key, kind):
     model, floats, _ = network(key, kind)
     variables = models.initialize(model, jax.random.key(0), IMAGES.shape)
 
@@ -261,7 +264,7 @@ def test_a_step_moves_every_kernel_and_what_is_stored_is_the_same_network(key, k
 
 @pytest.mark.parametrize("key", keep_first(1, ["resnet8", "vit"]))
 def test_packed_networks_agree_with_float_ones(key):
-    """Layers agree to the bit; what XLA fuses around them may round otherwise."""
+    """Compares networks: layers agree to the bit, but operations that XLA fuses around them may round differently."""
     model, *_ = network(key, "xnor")
     variables = models.initialize(model, jax.random.key(0), IMAGES.shape)
     with lowering("packed"):
@@ -274,14 +277,14 @@ def test_names_mean_sites_and_classes_mean_every_layer():
     model = models.create("resnet8", **fields, conv=low_bit.XnorConv, dense=low_bit.TernaryDense)
     variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     assert set(layers_of(model, variables).values()) == {low_bit.XnorConv, low_bit.TernaryDense}
-    # the first layer is the first whatever its class is
+    # the first layer counts as the first whatever its class is
     model = models.create("lenet5", convs=(4,), hidden=(16,), image_size=32, conv="standardized", dense="xnor")
     variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     assert list(layers_of(model, variables).values()) == [StandardizedConv, low_bit.XnorDense, Dense]
 
 
-def test_of_transformers_every_dense_layer():
-    """Their first and last layer is the embedding."""
+def test_every_dense_layer_of_a_transformer_is_quantized():
+    """Checks that every dense layer is quantized: the first and last layer of a transformer is the embedding."""
     model = models.create(
         "transformer_base", vocab_size=11, width=8, heads=2, layers=1, ff_width=12, max_length=5, dense="ternary"
     )
@@ -301,7 +304,7 @@ def test_of_transformers_every_dense_layer():
         ("vit_tiny_patch16", {"conv": "binary_weight", "dense": "xnor"}, "conv='binary_weight' is without effect"),
     ],
 )
-def test_low_bits_for_nothing_are_a_mistake(name, fields, message):
+def test_low_bits_without_effect_are_an_error(name, fields, message):
     model = models.create(name, **fields)
     with pytest.raises(UserError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), *model.example())
@@ -314,8 +317,8 @@ def test_ternary_layers_start_from_full_ones(tmp_path):
 
     loop.train(tiny.config(duration="4 steps"), tmp_path / "full")
     full = build_run(tiny.config(init_from=str(tmp_path / "full"), init_new="")).state.params
-    found = build_run(tiny.config(init_from=str(tmp_path / "full"), init_new="", model__conv="ternary")).state.params
-    layer, kernel = found["stage2"]["block0"]["conv1"], full["stage2"]["block0"]["conv1"]["kernel"]
+    params = build_run(tiny.config(init_from=str(tmp_path / "full"), init_new="", model__conv="ternary")).state.params
+    layer, kernel = params["stage2"]["block0"]["conv1"], full["stage2"]["block0"]["conv1"]["kernel"]
     np.testing.assert_array_equal(layer["kernel"], kernel)
     magnitude = np.abs(kernel)
     mean = magnitude[magnitude > 0.05 * magnitude.max()].mean()
@@ -328,10 +331,10 @@ def test_a_network_packed_beforehand_computes_the_same_as_one_packed_in_the_call
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
     variables = models.initialize(model, jax.random.key(0), images.shape)
     packed = low_bit.packed(model, variables, images)
-    assert len(traverse_util.flatten_dict(packed["packed"])) == 18  # all but the stem and the head
+    assert len(traverse_util.flatten_dict(packed["packed"])) == 18  # all except the stem and the head
     with lowering("packed"):
         once, again = (np.asarray(jax.jit(model.apply)(v, images)) for v in (variables, packed))
     np.testing.assert_allclose(again, once, rtol=1e-5, atol=1e-6)
     flipped = {**packed, "packed": jax.tree.map(lambda x: ~x if x.dtype == jnp.uint32 else x, packed["packed"])}
     with lowering("packed"):
-        assert np.abs(np.asarray(jax.jit(model.apply)(flipped, images)) - once).max() > 0.01  # they are what is used
+        assert np.abs(np.asarray(jax.jit(model.apply)(flipped, images)) - once).max() > 0.01  # the packed bits are used

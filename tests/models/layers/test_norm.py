@@ -1,4 +1,4 @@
-"""models/layers/norm.py: equal to PyTorch's layers (golden/make_norm.py), safe, and the same on several devices."""
+"""Tests of models/layers/norm.py: against PyTorch (golden/make_norm.py), stable, and the same on several devices."""
 
 import functools
 
@@ -22,7 +22,7 @@ SPECS = {
     "group:4": "group:4",
     "group:1": "layer",
     "channel": "channel",
-}  # PyTorch's LayerNorm over C, H, W and its GroupNorm of one group are one thing here
+}  # PyTorch's LayerNorm over C, H, W equals its GroupNorm with one group
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -63,7 +63,7 @@ def test_equals_pytorch_in_output_gradients_and_statistics(recorded, spec):
 
 @pytest.mark.parametrize("spec", ["batch", "group:4", "channel"])
 def test_gradient_is_that_of_the_formula(spec):
-    """Every output of `normalize`, the statistics' cotangents included, by differentiating the plain formula."""
+    """Compares the gradient of every output of `normalize`, the statistics included, with that of the plain formula."""
     x = jnp.asarray(drawn.images("formula", (2, 3, 3, 2, 4)))
     axes = {"batch": (0, 1, 2), "group:4": (1, 2, 4), "channel": (3, 4)}[spec]
     scale, bias = (jnp.asarray(drawn.weight(f"formula/{kind}", (2, 4))) for kind in ("scale", "bias"))
@@ -82,7 +82,10 @@ def test_gradient_is_that_of_the_formula(spec):
 
 
 def test_variance_survives_a_large_mean():
-    """Mean of squares minus square of the mean would lose it: 1e4 squared has no digit left for a variance of 1."""
+    """Tests a large mean.
+
+    Mean of squares minus square of the mean would fail: 1e4 squared has no digit left for a variance of 1.
+    """
     x = drawn.images("large mean", (8, 16, 16, 4))
     y = layer("batch").init_with_output(jax.random.key(0), jnp.asarray(x + np.float32(1e4)))[0]
     np.testing.assert_allclose(np.var(y, (0, 1, 2)), 1, atol=1e-3)
@@ -90,8 +93,10 @@ def test_variance_survives_a_large_mean():
 
 @pytest.mark.parametrize("sync", [False, True])
 def test_statistics_per_device_or_synchronized(sync):
-    """With a device axis of 4 (vmap gives the same collectives as pmap): synchronized equals the whole batch at once,
-    gradients included; otherwise each part is on its own.
+    """Compares devices with the whole batch.
+
+    vmap over an axis of 4 gives the same collectives as pmap. Synchronized statistics equal those of the whole batch,
+    gradients included; otherwise each part has its own.
     """
     x, dy = (jnp.asarray(drawn.images(name, (8, 3, 3, 8))) for name in ("x", "dy"))
     params, state = drawn_params(), {"mean": jnp.zeros(8), "var": jnp.ones(8)}
@@ -140,7 +145,7 @@ def test_bfloat16_has_float32_statistics_and_parameters(spec, train):
     assert y.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     exact = layer(spec, train).init_with_output(jax.random.key(0), x.astype(jnp.float32))[0]
-    np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=2e-2, rtol=1e-2)  # rounding of the output alone
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=2e-2, rtol=1e-2)  # only the output is rounded
 
 
 def test_only_the_input_is_kept_for_the_gradient():
@@ -227,5 +232,5 @@ def test_evaluation_divides_by_the_root_of_variance_and_epsilon():
     x, (mean, scale, bias) = drawn.images("evaluated", (2, 3, 3, 4)), drawn.images("channels", (3, 4))
     var = np.float32([0, 1e-3, 1, 4])
     variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
-    found = BatchNorm(train=False, epsilon=1e-3).apply(variables, x)
-    np.testing.assert_allclose(found, (x - mean) / np.sqrt(var + 1e-3) * scale + bias, rtol=1e-5, atol=1e-5)
+    output = BatchNorm(train=False, epsilon=1e-3).apply(variables, x)
+    np.testing.assert_allclose(output, (x - mean) / np.sqrt(var + 1e-3) * scale + bias, rtol=1e-5, atol=1e-5)

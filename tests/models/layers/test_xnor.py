@@ -1,4 +1,4 @@
-"""models/layers/xnor.py: values and gradients against NumPy, and packed bits against floats, bit for bit."""
+"""Tests of models/layers/xnor.py: values and gradients against NumPy, and packed bits against floats, bit for bit."""
 
 import itertools
 
@@ -21,9 +21,9 @@ CASES = [
     ((1, 9, 7, 130), (5, 3), 70, (2, 3), ((0, 1), (2, 4)), (2, 1)),
     ((2, 6, 5, 3), (1, 1), 5, (1, 1), ((0, 0), (0, 0)), (1, 1)),
     ((2, 7, 9, 32), (1, 1), 16, (2, 2), ((0, 0), (0, 0)), (1, 1)),
-    ((1, 2, 3, 33), (7, 7), 130, (1, 1), ((3, 3), (3, 3)), (1, 1)),  # most taps see padding alone
+    ((1, 2, 3, 33), (7, 7), 130, (1, 1), ((3, 3), (3, 3)), (1, 1)),  # most taps only see padding
     ((1, 14, 14, 96), (3, 3), 80, (1, 1), ((2, 2), (2, 2)), (2, 2)),
-    ((2, 9, 9, 20), (3, 3), 24, (1, 1), ((-1, -2), (1, -1)), (1, 1)),  # what is cut off
+    ((2, 9, 9, 20), (3, 3), 24, (1, 1), ((-1, -2), (1, -1)), (1, 1)),  # negative padding: rows and columns are cut off
 ]
 
 
@@ -33,7 +33,7 @@ def drawn(*shapes):
 
 
 def by_hand(x, kernel, strides, padding, dilation, groups=1):
-    """The definition, place by place, in float64: sums of signs, alpha, K."""
+    """Computes the definition, position by position, in float64: sums of signs, alpha, K."""
     signs, sizes = np.where(x >= 0, 1.0, -1.0), np.abs(x.astype(np.float64))
     signs, sizes = (np.pad(a, ((0, 0), *np.maximum(padding, 0), (0, 0))) for a in (signs, sizes))
     (top, bottom), (left, right) = -np.minimum(padding, 0)
@@ -65,7 +65,7 @@ def test_packed_equals_float_to_the_bit(case, compiled, monkeypatch):
     if not compiled:
         monkeypatch.setattr(native, "available", lambda: False)
     x, kernel = drawn(x_shape, (*size, x_shape[-1], features))
-    x[0, 0] = 0.0  # whose sign is 1
+    x[0, 0] = 0.0  # its sign is 1
     x[0, 1] = -0.0
     floats = jax.jit(lambda x, kernel: xnor.convolve(x, kernel, *how))(x, kernel)
     packed = jax.jit(xnor.pack_conv)(kernel)
@@ -111,7 +111,7 @@ def test_groups_have_scales_of_their_own(groups, inside, outside):
 
 
 def test_scales_of_filters_have_the_same_bits_everywhere_and_are_exact_where_magnitudes_are_equal():
-    """For sizes whose reciprocals are not exact, and magnitudes of which sums are not."""
+    """Tests sizes whose reciprocals are inexact, and magnitudes whose sums are."""
     for size in ((3, 3, 5, 7), (49, 400), (4097, 20), (1, 1)):
         (kernel,) = drawn(size)
         scale = jax.jit(xnor.filter_scale)(kernel)
@@ -124,7 +124,7 @@ def test_scales_of_filters_have_the_same_bits_everywhere_and_are_exact_where_mag
 
 
 def test_gradients():
-    """The scales' are true derivatives; through signs it is that of the identity, where magnitudes are up to 1."""
+    """Checks gradients: exact for the scales; through signs that of the identity, where magnitudes are at most 1."""
     x, kernel = drawn((2, 5, 4, 6), (3, 3, 6, 4))
     kernel *= 0.9
     how = ((2, 1), ((1, 1), (0, 1)), (1, 1))
@@ -182,7 +182,7 @@ def test_gradients_of_products():
     ids=str,
 )
 def test_layers_take_packed_bits_inside_of_the_lowering(layer, shape, dtype):
-    """Sums of many channels are exact in bfloat16 as well: the layers compute them in float32."""
+    """Checks sums of many channels in bfloat16: the layers compute them exactly, in float32."""
     layer = layer.clone(dtype=dtype and jnp.dtype(dtype), bias_init=jax.nn.initializers.normal(1.0))
     (x,) = drawn(shape)
     variables = jit_once(layer.init)(jax.random.key(0), x)

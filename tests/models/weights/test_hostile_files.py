@@ -50,13 +50,13 @@ def foreign_reader(error):
     ],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
-def test_whatever_a_reader_raises_is_one_line(error):
+def test_any_exception_of_a_reader_becomes_one_line(error):
     with pytest.raises(UserError, match=r"^dir/w.npz: damaged, or no .npz file \(") as caught:
         foreign_reader(error)
     assert str(caught.value).isprintable() and len(str(caught.value)) <= foreign.LONGEST
 
 
-def test_what_is_no_fault_of_the_file_goes_through():
+def test_errors_unrelated_to_the_file_propagate():
     for error in (KeyboardInterrupt, SystemExit):
         with pytest.raises(error), foreign.reading("w.npz", ".npz"):
             raise error
@@ -66,7 +66,7 @@ def test_what_is_no_fault_of_the_file_goes_through():
         raise UserError("mine")
 
 
-# .npz, of weights and of data sets
+# .npz files of weights and of data sets
 
 PLAIN = archive({"a.npy": npy()})
 NPZ = {
@@ -115,13 +115,13 @@ def test_hostile_npz_files(tmp_path, name):
 
 @pytest.mark.parametrize("name", sorted(set(NPZ) - {"complex numbers"}))
 def test_hostile_npz_files_as_data_sets(tmp_path, name):
-    """The same files, under the names that a data set has."""
+    """Tests the same files under the names that a data set has."""
     data = NPZ[name]
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             members = [(info.filename, file.read(info)) for info in file.infolist()]
     except Exception:
-        pass  # an archive that Python does not read either stays as it is
+        pass  # an archive that Python cannot read either is left as it is
     else:
         members = [("train_image.npy" if key == "a.npy" else key, value) for key, value in members]
         method = {"bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}.get(name, zipfile.ZIP_STORED)
@@ -130,7 +130,7 @@ def test_hostile_npz_files_as_data_sets(tmp_path, name):
 
 
 def test_a_zip_bomb_is_not_read(tmp_path, monkeypatch):
-    """What a file may hold is stated: FREE bytes, or RATIO times its own."""
+    """Checks the stated limit of a file's content: FREE bytes, or RATIO times the file's own size."""
     size = 3 << 20
     data = archive({"a.npy": npy(f"({size // 4},)", data=bytes(size))}, zipfile.ZIP_DEFLATED)
     (tmp_path / "w.npz").write_bytes(data)
@@ -163,11 +163,11 @@ def test_npz_files_of_numpy_are_read(tmp_path):
     }
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "w.npz", **arrays, text=np.array("resnet"))
-        found = read(tmp_path / "w.npz")
-        assert found.keys() == arrays.keys()
+        restored = read(tmp_path / "w.npz")
+        assert restored.keys() == arrays.keys()
         for name, array in arrays.items():
-            assert found[name].dtype == np.asarray(array).dtype
-            np.testing.assert_array_equal(found[name], array)
+            assert restored[name].dtype == np.asarray(array).dtype
+            np.testing.assert_array_equal(restored[name], array)
 
 
 # Labels of arrays
@@ -187,7 +187,7 @@ IMAGES = np.zeros((3, 4, 4, 1), np.uint8)
     ],
     ids=lambda labels: f"{labels.dtype}-{labels.ravel()[-1]}",
 )  # fmt: skip
-def test_labels_that_are_none(tmp_path, labels):
+def test_invalid_labels_are_refused(tmp_path, labels):
     data = saved(train_image=IMAGES, train_label=labels)
     line = refused(tmp_path / "a.npz", data, lambda path: load(Options(f"arrays:{path}"), "train"))
     assert line.startswith(f"data.source=arrays:{tmp_path}/a.npz: ")
@@ -268,7 +268,7 @@ def test_hostile_safetensors_files(tmp_path, name):
         "{'model': ", "\0", "{[]: 1}", "x" * 10_000,
     ],
 )  # fmt: skip
-def test_metadata_that_name_no_network(tmp_path, text):
+def test_metadata_that_do_not_name_a_network(tmp_path, text):
     path = tmp_path / "w.safetensors"
     refused(path, safetensors.numpy.save({"a": B}, {"ablate": text}), weights.about, "its metadata 'ablate'")
 
@@ -277,7 +277,7 @@ def test_metadata_that_name_no_network(tmp_path, text):
     "fields",
     [{"stage_sizes": 3}, {"width": -1}, {"width": "x"}, {"norm": 5}, {"num_classes": 10**30}, {"stage_sizes": ((),)}],
 )
-def test_fields_that_no_network_has(tmp_path, capsys, fields):
+def test_unknown_fields_are_refused(tmp_path, capsys, fields):
     path = tmp_path / "w.safetensors"
     write(path, {"a": B}, {"ablate": repr({"model": "resnet18", "fields": fields})})
     assert main(["weights", "export", str(path), "--to=timm", f"--out={tmp_path}/o.npz"]) == 2
@@ -293,11 +293,11 @@ def test_types_of_safetensors(tmp_path):
         )
     }  # fmt: skip
     safetensors.numpy.save_file(arrays, tmp_path / "w.safetensors", {"k": "v"})
-    found = read(tmp_path / "w.safetensors")
+    restored = read(tmp_path / "w.safetensors")
     assert weights.metadata(tmp_path / "w.safetensors") == {"k": "v"}
     for name, array in arrays.items():
-        assert found[name].dtype == ("float32" if name in ("float16", "bfloat16") else name)
-        np.testing.assert_array_equal(found[name], array.astype(found[name].dtype))
+        assert restored[name].dtype == ("float32" if name in ("float16", "bfloat16") else name)
+        np.testing.assert_array_equal(restored[name], array.astype(restored[name].dtype))
 
 
 # Mutants
@@ -315,7 +315,7 @@ BASES = {
 
 @pytest.mark.parametrize("name", BASES)
 def test_mutants_of_weights(tmp_path, name):
-    """Each is one line, or arrays; with memory for a few times its length."""
+    """Checks that each mutant gives one line or arrays, with memory for a few times its length."""
     path, outcomes = tmp_path / name, set()
     for what, data in mutants(BASES[name], 3, 60):
         path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""models/weights: every family's layouts there and back, files good and bad, and the command line."""
+"""Tests of models/weights: round trips of every family's layouts, valid and invalid files, and the command line."""
 
 import importlib.util
 import io
@@ -21,7 +21,7 @@ from tests.golden import drawn
 from tests.networks import SMALL
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
-# Networks with norms or heads that the layouts know, where those of SMALL have others.
+# Networks with norms or heads that the layouts support, where those in SMALL have others.
 LAID_OUT = {
     **SMALL,
     "imagenet": ("resnet18", {"stage_sizes": (1, 1), "width": 8, "num_classes": 10}),
@@ -46,17 +46,17 @@ def tiny(**fields):
 
 @pytest.fixture(scope="module")
 def theirs():
-    """Weights of `tiny()` as torchvision names them."""
+    """Returns weights of `tiny()` under torchvision's names."""
     return to_arrays(tiny(), drawn.variables(tiny()), "torchvision")
 
 
-def test_every_library_is_there():
+def test_every_library_is_covered():
     assert {layout for _, layout in CASES} >= {"ablate", "torchvision", "timm", "bit", "caffe"}
 
 
 @pytest.mark.parametrize("kind,layout", CASES)
-def test_there_and_back(kind, layout):
-    """Bitwise, for other names one to one, and nothing is left over."""
+def test_round_trip(kind, layout):
+    """Checks a bitwise round trip with one-to-one names and nothing left over."""
     name, fields = LAID_OUT[kind]
     model = models.create(name, **fields)
     variables = drawn.variables(model)
@@ -86,29 +86,29 @@ def test_mismatch_names_every_array(theirs):
     assert str(error.value).splitlines() == [error.value.summary, *error.value.lines]
 
 
-def test_mismatch_suggests_what_is_probable(theirs):
+def test_mismatch_suggests_probable_causes(theirs):
     with pytest.raises(Mismatch, match="by the shape of 'head' alone: --new head .*num_classes=N"):
         from_arrays(tiny(num_classes=5), theirs, "torchvision")
     with pytest.raises(Mismatch, match="by the shape of 'stem_conv' alone: --new stem_conv .*FIELD=VALUE"):
         from_arrays(tiny(), {**theirs, "conv1.weight": np.zeros((4, 3, 5, 5))}, "torchvision")
     with pytest.raises(Mismatch, match="their names are those of the layout 'torchvision'"):
         from_arrays(tiny(), theirs, "ablate")
-    with pytest.raises(Mismatch) as error:  # missing and of another shape: nothing to suggest
+    with pytest.raises(Mismatch) as error:  # missing, and with a different shape: nothing to suggest
         from_arrays(tiny(num_classes=5), {k: v for k, v in theirs.items() if k != "fc.bias"}, "torchvision")
     assert "--new" not in error.value.summary and "layout" not in error.value.summary
 
 
 def test_a_new_head_is_drawn_and_the_rest_is_kept(theirs):
     model = tiny(num_classes=5)
-    found = flatten(from_arrays(model, theirs, "torchvision", new=["head"], seed=3))
+    arrays = flatten(from_arrays(model, theirs, "torchvision", new=["head"], seed=3))
     own = flatten(models.initialize(model, jax.random.key(3), model.example()))
-    assert found["head/kernel"].shape == (8, 5)
-    for path, array in found.items():
+    assert arrays["head/kernel"].shape == (8, 5)
+    for path, array in arrays.items():
         kept = None if path.startswith("head/") else flatten(drawn.variables(tiny()))[path]
         np.testing.assert_array_equal(array, own[path] if kept is None else kept, err_msg=path)
     without = {name: array for name, array in theirs.items() if not name.startswith("fc.")}
     again = flatten(from_arrays(model, without, "torchvision", new=["head"], seed=3))
-    jax.tree.map(np.testing.assert_array_equal, again, found)
+    jax.tree.map(np.testing.assert_array_equal, again, arrays)
     with pytest.raises(UserError, match="unknown part of the network 'haed'; did you mean 'head'"):
         from_arrays(model, theirs, "torchvision", new=["haed"])
 
@@ -121,54 +121,54 @@ def test_unknown_layouts():
             from_arrays(model, {}, name)
 
 
-def test_a_family_may_adapt_what_is_read(theirs, monkeypatch):
+def test_a_family_may_adapt_the_arrays_that_are_read(theirs, monkeypatch):
     def adapt(model, arrays, source):
         assert (model.num_classes, source) == (2, "torchvision")
         return {name: array[:2] if name.startswith("fc.") else array for name, array in arrays.items()}
 
     monkeypatch.setattr("models.resnet.adapt", adapt, raising=False)
-    found = from_arrays(tiny(num_classes=2), theirs, "torchvision")
-    np.testing.assert_array_equal(found["params"]["head"]["kernel"], theirs["fc.weight"][:2].T)
+    variables = from_arrays(tiny(num_classes=2), theirs, "torchvision")
+    np.testing.assert_array_equal(variables["params"]["head"]["kernel"], theirs["fc.weight"][:2].T)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_files_give_what_they_got(tmp_path, suffix, theirs):
+def test_files_give_back_their_arrays(tmp_path, suffix, theirs):
     path = tmp_path / f"w{suffix}"
     write(path, theirs)
-    found = read(path)
-    assert found.keys() == theirs.keys()
+    arrays = read(path)
+    assert arrays.keys() == theirs.keys()
     for name, array in theirs.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
+        assert arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(arrays[name], array)
     assert [path.name for path in tmp_path.iterdir()] == [f"w{suffix}"]
 
 
-def test_views_are_written_as_they_look(tmp_path):
+def test_views_are_written_with_their_visible_content(tmp_path):
     table = np.arange(6, dtype=np.float32).reshape(2, 3)
     for suffix in (".safetensors", ".npz"):
         write(tmp_path / f"w{suffix}", {"t": table.T, "reversed": table[:, ::-1], "scalar": table[0, 1]})
-        found = read(tmp_path / f"w{suffix}")
-        np.testing.assert_array_equal(found["t"], table.T)
-        np.testing.assert_array_equal(found["reversed"], table[:, ::-1])
-        assert found["scalar"].shape == () and found["scalar"] == 1
+        arrays = read(tmp_path / f"w{suffix}")
+        np.testing.assert_array_equal(arrays["t"], table.T)
+        np.testing.assert_array_equal(arrays["reversed"], table[:, ::-1])
+        assert arrays["scalar"].shape == () and arrays["scalar"] == 1
 
 
 def test_half_precision_becomes_float32(tmp_path):
     values = np.array([1.5, -2, 0.25], np.float32)
     stored = {name: values.astype(name) for name in ("bfloat16", "float16", "float64")}
     safetensors.numpy.save_file(stored, tmp_path / "w.safetensors")
-    found = read(tmp_path / "w.safetensors")
-    assert {name: array.dtype.name for name, array in found.items()} == {
+    arrays = read(tmp_path / "w.safetensors")
+    assert {name: array.dtype.name for name, array in arrays.items()} == {
         "bfloat16": "float32",
         "float16": "float32",
         "float64": "float64",
     }
-    for array in found.values():
+    for array in arrays.values():
         np.testing.assert_array_equal(array, values)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_prefixes_of_wrappers_are_taken_off(tmp_path, prefix):
+def test_prefixes_of_wrappers_are_removed(tmp_path, prefix):
     write(tmp_path / "w.npz", {f"{prefix}{name}": np.ones(2) for name in ("a.weight", "module.b")})
     assert set(read(tmp_path / "w.npz")) == {"a.weight", "module.b"}
     write(tmp_path / "w.npz", {"module.a": np.ones(2), "b": np.ones(2)})
@@ -224,7 +224,7 @@ def test_a_compressed_file_with_damage(tmp_path):
         ("folder.npz", "there is no such file"),
     ],
 )
-def test_what_is_no_file_of_weights(tmp_path, name, message):
+def test_other_files_are_refused(tmp_path, name, message):
     (tmp_path / "folder.npz").mkdir()
     (tmp_path / "w.h5").write_bytes(SAFE)
     with pytest.raises(UserError, match=message):
@@ -232,7 +232,7 @@ def test_what_is_no_file_of_weights(tmp_path, name, message):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path, suffix, monkeypatch):
+def test_a_failed_write_leaves_no_file(tmp_path, suffix, monkeypatch):
     with pytest.raises(UserError, match="cannot be written"):
         write(tmp_path / "no" / f"w{suffix}", {"a": np.ones(2)})
     write(tmp_path / f"w{suffix}", {"a": np.ones(2)})
@@ -275,7 +275,7 @@ def test_save_and_load(tmp_path):
 
 
 def test_import_and_export(tmp_path, theirs, capsys):
-    """In by one command and out by the other: the same arrays; the same command gives the same bytes."""
+    """Checks that importing and exporting restores the arrays; the same command gives the same bytes."""
     write(tmp_path / "in.npz", theirs)
     ours, again, out = (str(tmp_path / name) for name in ("ours.safetensors", "again.safetensors", "out.safetensors"))
     command = ["import", str(tmp_path / "in.npz"), "--from", "torchvision", *TINY_FLAGS]
@@ -291,14 +291,14 @@ def test_import_and_export(tmp_path, theirs, capsys):
     jax.tree.map(np.testing.assert_array_equal, weights.load(ours, tiny()), drawn.variables(tiny()))
 
     capsys.readouterr()
-    assert main(["weights", "export", ours, "--to", "timm", "--out", out]) == 0  # the network is in the file
+    assert main(["weights", "export", ours, "--to", "timm", "--out", out]) == 0  # the file contains the network
     assert capsys.readouterr().out == (
         f"resnet18: {arrays} arrays, {count:,} parameters, from {ours}, to {out} (timm)\n"
     )
-    found = read(out)
-    assert found.keys() == theirs.keys() and weights.metadata(out) == {"format": "pt"}
+    restored = read(out)
+    assert restored.keys() == theirs.keys() and weights.metadata(out) == {"format": "pt"}
     for name in theirs:
-        np.testing.assert_array_equal(found[name], theirs[name])
+        np.testing.assert_array_equal(restored[name], theirs[name])
     assert main(["weights", "export", ours, "--to=safetensors", f"--out={out}"]) == 0
     for source in ("safetensors", "ablate"):
         assert main(["weights", "import", out, "--from", source, *TINY_FLAGS, f"--out={again}"]) == 0
@@ -326,9 +326,9 @@ def test_import_with_a_new_head(tmp_path, theirs, capsys):
     for seed in (0, 5):
         assert main(["weights", "import", *flags, "--new", "head", f"--seed={seed}"]) == 0
         assert "head drawn anew" in capsys.readouterr().out
-        found = weights.load(tmp_path / "o.safetensors", tiny(num_classes=7))
+        variables = weights.load(tmp_path / "o.safetensors", tiny(num_classes=7))
         expected = from_arrays(tiny(num_classes=7), theirs, "torchvision", new=["head"], seed=seed)
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        jax.tree.map(np.testing.assert_array_equal, variables, expected)
     assert weights.about(tmp_path / "o.safetensors")["fields"]["num_classes"] == 7
 
 
@@ -402,16 +402,16 @@ def test_torch_files_are_written_by_torch(tmp_path):
 @pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
 class TestTorchFiles:
     @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
-    def test_there_and_back(self, tmp_path, theirs, suffix):
+    def test_round_trip(self, tmp_path, theirs, suffix):
         import torch
 
         write(tmp_path / f"w{suffix}", theirs)
         loaded = torch.load(tmp_path / f"w{suffix}", weights_only=True)
         assert loaded["bn1.num_batches_tracked"].dtype == torch.int64
-        found = read(tmp_path / f"w{suffix}")
-        assert found.keys() == theirs.keys()
+        restored = read(tmp_path / f"w{suffix}")
+        assert restored.keys() == theirs.keys()
         for name, array in theirs.items():
-            np.testing.assert_array_equal(found[name], array)
+            np.testing.assert_array_equal(restored[name], array)
         assert len(list(tmp_path.iterdir())) == 1
 
     @pytest.mark.parametrize(
@@ -430,9 +430,9 @@ class TestTorchFiles:
         import torch
 
         torch.save(wrap({"a": torch.tensor([1.5, 2.0])}), tmp_path / "w.pth")
-        found = read(tmp_path / "w.pth")
-        assert set(found) == {"a"} and found["a"].dtype == np.float32
-        np.testing.assert_array_equal(found["a"], [1.5, 2.0])
+        arrays = read(tmp_path / "w.pth")
+        assert set(arrays) == {"a"} and arrays["a"].dtype == np.float32
+        np.testing.assert_array_equal(arrays["a"], [1.5, 2.0])
 
     def test_bad_files_are_one_line(self, tmp_path):
         import argparse

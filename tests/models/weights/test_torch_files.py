@@ -14,34 +14,34 @@ from tests.fuzz.build import TORCH, A, B, archive, refused
 @pytest.mark.parametrize("name", ["new", "old", "protocol4", "parameters", "cycle_of_arrays"])
 def test_files_of_torch(tmp_path, name):
     (tmp_path / "w.pth").write_bytes(TORCH[name].tobytes())
-    found = read(tmp_path / "w.pth")
-    assert found.keys() == {"a", "b"} and all(array.flags.writeable for array in found.values())
-    np.testing.assert_array_equal(found["a"], A)
-    np.testing.assert_array_equal(found["b"], B)
+    arrays = read(tmp_path / "w.pth")
+    assert arrays.keys() == {"a", "b"} and all(array.flags.writeable for array in arrays.values())
+    np.testing.assert_array_equal(arrays["a"], A)
+    np.testing.assert_array_equal(arrays["b"], B)
 
 
 @pytest.mark.parametrize("name", ["training", "old_training"])
 def test_training_checkpoints_of_torch(tmp_path, name):
-    """Beside the weights: numbers of NumPy, an argparse.Namespace, an optimizer's state."""
+    """Checks files with more than weights: NumPy numbers, an argparse.Namespace, an optimizer's state."""
     (tmp_path / "w.pth").write_bytes(TORCH[name].tobytes())
-    found = read(tmp_path / "w.pth")
-    assert found.keys() == {"weight", "bias"}
-    np.testing.assert_array_equal(found["weight"], A)
+    arrays = read(tmp_path / "w.pth")
+    assert arrays.keys() == {"weight", "bias"}
+    np.testing.assert_array_equal(arrays["weight"], A)
 
 
 @pytest.mark.parametrize("name", ["views", "old_views"])
 def test_views_of_torch(tmp_path, name):
     (tmp_path / "w.pth").write_bytes(TORCH[name].tobytes())
-    base, found = np.arange(24, dtype=np.float32), read(tmp_path / "w.pth")
+    base, arrays = np.arange(24, dtype=np.float32), read(tmp_path / "w.pth")
     expected = {
         "whole": base, "transposed": base.reshape(4, 6).T, "part": base[5:9], "steps": base[1::7],
         "channels_last": base.reshape(2, 3, 2, 2), "expanded": np.full(5, 3), "number": np.array(7),
         "empty": np.zeros((0, 3)), "tied": base,
     }  # fmt: skip
-    assert found.keys() == expected.keys()
+    assert arrays.keys() == expected.keys()
     for key, array in expected.items():
-        assert found[key].shape == array.shape
-        np.testing.assert_array_equal(found[key], array)
+        assert arrays[key].shape == array.shape
+        np.testing.assert_array_equal(arrays[key], array)
 
 
 def test_types_of_torch(tmp_path):
@@ -69,7 +69,7 @@ def test_files_of_torch_without_arrays(tmp_path, name, message):
 
 
 def forged(old, new, name="new", member="data.pkl"):
-    """A file of torch.save with other bytes in a member, packed again with right checksums."""
+    """Returns a torch.save file with other bytes in one member, packed again with correct checksums."""
     with zipfile.ZipFile(io.BytesIO(TORCH[name].tobytes())) as file:
         members = {key: file.read(key) for key in file.namelist()}
     key = next(key for key in members if key.endswith(member))
@@ -121,11 +121,11 @@ def test_pickles_that_take_other_readers_gigabytes_or_years():
     def built(data):
         return pickles.load(io.BytesIO(data), lambda name, arguments: None, lambda pid: pid)
 
-    assert built(b"\x80\x02Nr\xff\xff\xff\x7f.") is None  # a memo of 2^31 places in C's unpickler
-    pairs = b"".join(b"q%ch%c\x86" % (i, i) for i in range(100))  # the hash of the last takes 2^100 steps
+    assert built(b"\x80\x02Nr\xff\xff\xff\x7f.") is None  # a memo of 2^31 entries in C's unpickler
+    pairs = b"".join(b"q%ch%c\x86" % (i, i) for i in range(100))  # hashing the last one takes 2^100 steps
     assert len(built(b"\x80\x02}N" + pairs + b"Ns.")) == 1
     depth = 100_000
     nested = built(b"\x80\x02" + b"(" * depth + b"N" + b"l" * depth + b".")
     assert isinstance(nested, list)
-    while nested and nested[0] is not None:  # freed from the outside, as Python frees deep lists anyway
+    while nested and nested[0] is not None:  # frees from the outside in, as Python does for deep lists
         nested = nested[0]

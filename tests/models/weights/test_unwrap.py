@@ -52,12 +52,12 @@ def test_nested_wrappers_in_any_order(keys):
         {"args": unwrap.Opaque("argparse.Namespace")}, {"history": [1.0, 2.0]}, {"raw": b"x"},
     ],
 )  # fmt: skip
-def test_what_lies_beside_arrays(beside):
+def test_other_entries_beside_arrays_are_ignored(beside):
     assert unwrap.state({**STATE, **beside}).keys() == STATE.keys()
     assert unwrap.state({"model": {**STATE, **beside}, **beside}).keys() == STATE.keys()
 
 
-def test_of_several_the_first_that_has_arrays():
+def test_the_first_of_several_entries_with_arrays_is_read():
     other = {"conv.weight": A + 1}
     for tree, expected in (
         ({"state_dict": STATE, "model_ema": other}, other),
@@ -71,7 +71,7 @@ def test_of_several_the_first_that_has_arrays():
         np.testing.assert_array_equal(unwrap.state(tree)["conv.weight"], expected["conv.weight"])
 
 
-def test_trees_without_end():
+def test_endless_trees():
     cycle, deep = {}, STATE
     cycle["model"] = {"state_dict": cycle, "net": cycle}
     with pytest.raises(foreign.Damaged, match="no arrays by name"):
@@ -120,17 +120,17 @@ def test_prefixes_of_lightning_and_others(theirs, prefix):
         jax.tree.map(np.testing.assert_array_equal, from_arrays(tiny(), arrays, "torchvision"), drawn.variables(tiny()))
 
 
-def test_prefixes_that_are_not_everywhere_stay(theirs):
+def test_prefixes_that_only_some_names_have_are_kept(theirs):
     some = {name if name.startswith("fc") else f"model.{name}": array for name, array in theirs.items()}
     with pytest.raises(Mismatch, match="arrays of these torchvision weights"):
         from_arrays(tiny(), some, "torchvision")
     with pytest.raises(Mismatch, match="arrays of these torchvision weights"):
         from_arrays(tiny(), {f"mine.{name}": array for name, array in theirs.items()}, "torchvision")
-    known = {"model.a": A, "model.b": B}  # a network whose own names begin so
+    known = {"model.a": A, "model.b": B}  # a network whose own names begin with "model."
     assert unwrap.without_prefixes(known, unwrap.ATTRIBUTES, {"model.a", "model.c"}) == known
 
 
-def test_numbers_beside_arrays_are_no_parameters(theirs):
+def test_numbers_beside_arrays_are_not_parameters(theirs):
     with pytest.raises(Mismatch, match=r"alpha: \(\), unexpected"):
         from_arrays(tiny(), {**theirs, "layer1.0.alpha": np.array(0.5)}, "torchvision")
     with pytest.raises(Mismatch, match=r"epoch: \(2,\), unexpected"):
@@ -138,7 +138,7 @@ def test_numbers_beside_arrays_are_no_parameters(theirs):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "bool", "int32", "int64", "uint16"])
-def test_whole_numbers_are_no_weights(theirs, dtype):
+def test_integers_are_not_weights(theirs, dtype):
     with pytest.raises(UserError, match=rf"'fc.weight' holds {dtype}, not floating-point numbers") as error:
         from_arrays(tiny(), {**theirs, "fc.weight": theirs["fc.weight"].astype(dtype)}, "torchvision")
     assert "\n" not in str(error.value) and not isinstance(error.value, Mismatch)
@@ -171,7 +171,7 @@ LAID_OUT = {**SMALL, "flattened": ("lenet_300_100", {}), "imagenet": ("resnet18"
 
 @pytest.mark.parametrize("kind", [kind for kind, (name, _) in LAID_OUT.items() if not name.startswith("transformer")])
 @pytest.mark.parametrize("channels", [1, 4])
-def test_networks_take_the_channels_of_their_file(kind, channels):
+def test_networks_adopt_the_channels_of_their_file(kind, channels):
     name, fields = LAID_OUT[kind]
     model = models.create(name, **fields)
     with lowering("plain"):
@@ -184,7 +184,7 @@ def test_networks_take_the_channels_of_their_file(kind, channels):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 12])
-def test_a_file_of_other_channels_in_and_out(tmp_path, capsys, channels):
+def test_import_and_export_of_a_file_with_other_channels(tmp_path, capsys, channels):
     model, image = tiny(), drawn.images("gray", (2, 32, 32, channels))
     variables = models.initialize(model, jax.random.key(0), image.shape)
     write(
@@ -202,7 +202,7 @@ def test_a_file_of_other_channels_in_and_out(tmp_path, capsys, channels):
     assert new["head/kernel"].shape == (8, 5) and new["stem_conv/kernel"].shape == (7, 7, channels, 4)
 
 
-def test_channels_that_are_given_are_kept(theirs):
+def test_explicit_channels_are_kept(theirs):
     gray = {**theirs, "conv1.weight": theirs["conv1.weight"][:, :1]}
     with pytest.raises(Mismatch, match="by the shape of 'stem_conv' alone"):
         from_arrays(tiny(), gray, "torchvision", inputs=(1, 32, 32, 3))
@@ -210,5 +210,5 @@ def test_channels_that_are_given_are_kept(theirs):
         from_arrays(tiny(), gray, "torchvision", drawn=drawn.variables(tiny()))
     drawn_anew = flatten(from_arrays(tiny(), gray, "torchvision", new=["stem_conv"]))
     assert drawn_anew["stem_conv/kernel"].shape == (7, 7, 3, 4)
-    with pytest.raises(Mismatch, match=r"2 arrays .*do not fit"):  # of three channels and more that does not fit
+    with pytest.raises(Mismatch, match=r"2 arrays .*do not fit"):  # three channels, and more arrays that do not fit
         from_arrays(tiny(), {**gray, "fc.weight": np.zeros((9, 8)), "fc.bias": np.zeros(9)}, "torchvision")

@@ -1,4 +1,4 @@
-"""Augmentation: each pixel operation against torchvision, and the mini-language's chain, errors and invariance."""
+"""Augmentation: each pixel operation against torchvision; chains, errors and invariance of the mini-language."""
 
 from functools import partial
 
@@ -44,7 +44,7 @@ def test_pixel_operation_equals_torchvision(name):
         if name == "grayscale":
             ours = jnp.broadcast_to(ours, theirs.shape)
         difference = _difference(ours, theirs)
-        # Truncation falls to the level below where a product that should be whole differs in its last bit.
+        # Truncation gives the level below where a product that should be whole differs in its last bit.
         assert difference.max() <= (0 if exact else 1), (name, strength, channels)
         assert np.mean(difference > 0) < 0.15, (name, strength, channels)
 
@@ -81,7 +81,7 @@ EVERYTHING = "crop(2)|flip|cutout(4)|randaugment(2,9)|jitter(0.4,0.4,0.4,0.1)|gr
 
 
 def _overlap(spec: str, shape: tuple[int, int, int], size: int, start: int) -> None:
-    """Asserts that examples start … size-1 come out alike as the end of one batch and the beginning of another."""
+    """Asserts that examples start … size-1 are the same at the end of one batch and at the beginning of another."""
     apply, batch = jax.jit(build(spec, 10, shape)), _batch(shape, size + start)
     one, other = (
         apply(jax.random.key(3), jax.tree.map(lambda x, s=first: x[s : s + size], batch), first) for first in (0, start)
@@ -93,12 +93,12 @@ def _overlap(spec: str, shape: tuple[int, int, int], size: int, start: int) -> N
     assert not (one["image"] == fresh["image"]).all()
 
 
-def test_an_example_depends_on_its_place_in_the_global_batch_alone():
+def test_an_example_only_depends_on_its_position_in_the_global_batch():
     _overlap(EVERYTHING + "|mixup_cutmix(0.8,1.0)", (10, 10, 3), 12, 4)
     _overlap("crop(1,reflect)|randaugment(1,5)", (8, 8, 1), 6, 3)
 
 
-def test_halves_of_a_batch_come_out_as_the_whole():
+def test_halves_of_a_batch_equal_the_whole():
     augment, batch = jax.jit(build("crop(2)|flip|mixup(0.4)", 10, (10, 10, 3))), _batch((10, 10, 3))
     whole = augment(jax.random.key(3), batch, 0)
     halves = [
@@ -109,7 +109,7 @@ def test_halves_of_a_batch_come_out_as_the_whole():
 
 
 def test_branching_operations_are_the_same_mapped_and_vmapped():
-    # A CPU applies them one image after the other, an accelerator to all at once.
+    # A CPU applies operations to one image after the other, an accelerator to all at once.
     batch = _batch((9, 9, 3), 12)
     keys = jax.random.split(jax.random.key(0), 12)
     for spec in ("randaugment(2,15)", "jitter(0.4,0.4,0.4,0.2)"):
@@ -144,7 +144,7 @@ def test_flip_mirrors_half_of_the_images():
     assert (flipped | same).all() and 150 < flipped.sum() < 250
 
 
-def test_alternate_flip_mirrors_what_the_batch_says():
+def test_alternate_flip_mirrors_the_images_that_the_batch_marks():
     batch = {**_batch((4, 4, 1)), "mirrored": jnp.asarray([True, False] * 2)}
     batch = {name: array[:4] for name, array in batch.items()}
     after = build("alternate_flip", 2, (4, 4, 1))(jax.random.key(0), batch)
@@ -154,14 +154,14 @@ def test_alternate_flip_mirrors_what_the_batch_says():
     assert "mirrored" not in after
 
 
-def test_cutout_fills_a_clipped_square_with_the_mean_colour():
+def test_cutout_fills_a_clipped_square_with_the_mean_color():
     images = jnp.full((300, 8, 8, 3), 7, jnp.uint8)
     batch = {"image": images, "label": jnp.zeros(300, jnp.int32)}
     after = np.asarray(build("cutout(4)", 2, (8, 8, 3), mean=(0.5, 0.25, 1.0))(jax.random.key(0), batch)["image"])
     hole = after[..., 0] == 128
     assert (after[hole] == [128, 64, 255]).all() and (after[~hole] == 7).all()
     areas = hole.sum((1, 2))
-    assert areas.max() == 16 and areas.min() == 4  # a corner's hole is a quarter of it
+    assert areas.max() == 16 and areas.min() == 4  # a hole in a corner is a quarter of that
     assert np.all(hole.any(1).sum(1) * hole.any(2).sum(1) == areas)  # rectangles
 
 
@@ -171,7 +171,7 @@ def test_erase_makes_rectangles_of_the_published_areas():
     after = np.asarray(build("erase(0.25)", 2, (20, 20, 1))(jax.random.key(0), batch)["image"])[..., 0]
     erased = after.any((1, 2))
     assert 90 < erased.sum() < 160
-    shares = [x.any(1).sum() * x.any(0).sum() / 400 for x in after[erased]]  # noise is 0 here and there
+    shares = [x.any(1).sum() * x.any(0).sum() / 400 for x in after[erased]]  # noise is sometimes 0
     assert min(shares) < 0.06 and 0.3 < max(shares) < 0.45
     assert 110 < after[after > 0].mean() < 146
 
@@ -190,7 +190,7 @@ def test_mixup_and_cutmix_mix_labels_as_they_mix_images():
     assert whole  # cutmix takes each pixel from one image
 
 
-def test_mixing_wants_an_even_batch():
+def test_mixing_requires_an_even_batch():
     with pytest.raises(UserError, match=r"mixup\(0.2\).*must be even, not 3"):
         build("mixup(0.2)", 10, (4, 4, 1))(jax.random.key(0), _batch((4, 4, 1), 3))
 

@@ -1,4 +1,4 @@
-"""train/data/composite.py: objects at known places."""
+"""Tests of train/data/composite.py: objects at known positions."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from train.probing.features import content
 
 
 def source(channels=3, classes=4):
-    """Images of noise, 24 of 8x8."""
+    """Returns a source of 24 noise images of 8x8."""
     images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, channels), np.uint8)
     return ArraySource(images, np.arange(24) % classes)
 
@@ -24,7 +24,7 @@ def resized(pixels, side):
 
 @pytest.mark.parametrize("objects", [1, 2])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_objects_are_where_they_are_said_to_be(objects, channels):
+def test_objects_are_at_their_stated_positions(objects, channels):
     images = source(channels)
     placed = select(images, f"place(32, objects={objects}, copies=2)")
     assert len(placed) == 48 and placed.image_shape == (32, 32, channels) and placed.classes == images.classes
@@ -47,14 +47,15 @@ def test_objects_are_where_they_are_said_to_be(objects, channels):
     np.testing.assert_array_equal(placed.all_labels(), [placed.example(i)["label"] for i in range(48)])
 
 
-def test_an_example_depends_on_seed_and_number_alone():
+def test_an_example_only_depends_on_seed_and_number():
     placed = select(source(), "place(32, copies=2)")
     alone = placed.example(29)["image"]
     np.testing.assert_array_equal(placed.read([3, 29, 5])["image"][1], alone)
-    assert placed.objects(29).pop().image == placed.objects(5).pop().image == 5  # two canvases of image 5
+    assert placed.objects(29).pop().image == placed.objects(5).pop().image == 5  # two canvases show image 5
     assert not np.array_equal(placed.example(5)["image"], alone)
     assert not np.array_equal(select(source(), "place(32, copies=2, seed=1)").example(29)["image"], alone)
-    assert content(placed) != content(select(source(), "place(32, copies=2, seed=1)"))  # kept features are not mixed
+    # Cached features must not be shared
+    assert content(placed) != content(select(source(), "place(32, copies=2, seed=1)"))
 
 
 def test_clutter_lies_outside_of_the_object_and_the_background_is_smooth():
@@ -67,11 +68,11 @@ def test_clutter_lies_outside_of_the_object_and_the_background_is_smooth():
     np.testing.assert_array_equal(a[~outside], b[~outside])
     assert (a[outside] != b[outside]).any()
     inner = outside[:, 1:] & outside[:, :-1]
-    assert np.abs(np.diff(a, axis=1))[inner].max() <= 255 / 8 + 1  # bilinear between places that are 8 pixels apart
+    assert np.abs(np.diff(a, axis=1))[inner].max() <= 255 / 8 + 1  # bilinear between points that are 8 pixels apart
 
 
 def test_clutter_is_of_other_classes():
-    """Images of one color a class."""
+    """Checks clutter on images with one color per class."""
     colors = np.repeat(10 * np.arange(4, dtype=np.uint8) + 200, 6)[:, None, None, None]
     images = ArraySource(colors * np.ones((1, 8, 8, 3), np.uint8), np.repeat(np.arange(4), 6))
     for i in (0, 7, 20):
@@ -85,13 +86,13 @@ def test_clutter_is_of_other_classes():
         assert colors and colors <= {200 + 10 * c for c in range(4)} - {200 + 10 * t.label for t in objects}
 
 
-def test_what_is_chosen_before_is_placed():
-    placed = select(source(), "classes('2-3')|place(32)")  # clutter is of the other of the two
+def test_images_that_were_selected_before_are_placed():
+    placed = select(source(), "classes('2-3')|place(32)")  # clutter belongs to the other of the two classes
     assert placed.classes == ("2", "3") and len(placed) == 12 and set(placed.all_labels()) == {0, 1}
 
 
 @pytest.mark.parametrize(
-    "spec, says",
+    "spec, message",
     [
         ("place(32, objects=3)", "objects=3 must be 1 or 2"),
         ("place(32, objects=2, size='0.4-0.6')", "size=0.4-0.6 must be within 0 and 0.5"),
@@ -103,8 +104,8 @@ def test_what_is_chosen_before_is_placed():
         ("place()", "missing a required argument"),
     ],
 )
-def test_what_cannot_be_is_refused(spec, says):
-    with pytest.raises(UserError, match=says):
+def test_impossible_specifications_are_refused(spec, message):
+    with pytest.raises(UserError, match=message):
         select(source(), spec)
 
 

@@ -20,7 +20,7 @@ from train.data.source import Options, Unreadable
 
 
 def fill(root, *names, start=0):
-    """Writes small images, 256 different ones, at these places; returns the folder."""
+    """Writes small, distinct images (up to 256) at these paths; returns the folder."""
     for number, name in enumerate(names, start):
         path = os.path.join(os.fsencode(root), name if isinstance(name, bytes) else os.fsencode(name))
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -37,7 +37,7 @@ def opened(root, split="train", **changes):
     return load(Options(f"folder:{root}", image_size=8, crop="resize", **changes), split)
 
 
-def test_hidden_files_and_what_systems_leave_behind_are_no_images(tmp_path):
+def test_hidden_files_and_files_of_the_system_are_not_images(tmp_path):
     fill(tmp_path, *class_of("cat"), *class_of("dog"))
     hidden = [
         "cat/.ipynb_checkpoints/1-checkpoint.png", ".ipynb_checkpoints/1.png", "cat/._1.png", "__MACOSX/cat/._1.png",
@@ -56,7 +56,7 @@ def test_hidden_files_and_what_systems_leave_behind_are_no_images(tmp_path):
     )
 
 
-def test_the_report_counts_what_is_left_out_by_reason(tmp_path):
+def test_the_report_counts_ignored_files_by_reason(tmp_path):
     fill(tmp_path, *class_of("cat", 3), *class_of("dog", 3), "outside.png")
     for number in range(4):
         (tmp_path / "cat" / f"{number}.HEIC").write_bytes(b"")
@@ -84,20 +84,20 @@ ENDS = [
 
 @pytest.mark.parametrize("ending", ENDS)
 def test_endings_of_pictures(ending, tmp_path):
-    fill(tmp_path, f"a/1{ending}", f"a/2{ending}")  # what is in a file, and not its ending, says how it is read
+    fill(tmp_path, f"a/1{ending}", f"a/2{ending}")  # the content of a file, not its ending, decides how it is read
     assert opened(tmp_path).example(0)["image"].shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("ending", [".pdf", ".eps", ".ps", ".heic", ".svg", ".mpg", ".h5", ".txt", ".npy", ".png~"])
-def test_endings_of_other_things(ending, tmp_path):
+def test_endings_of_other_files(ending, tmp_path):
     fill(tmp_path, "a/1.png", "a/2.png", f"a/3{ending}")
     assert len(opened(tmp_path)) == 1 and f"1 {ending} left out" in opened(tmp_path).report
     with pytest.raises(UserError, match=f"class folder .*/b has no images, only 1 {re.escape(ending)}: fill it or"):
         opened(fill(tmp_path, f"b/1{ending}"))
 
 
-def test_links_are_followed_and_end(tmp_path):
-    """To a folder of images, to a file, to itself, to the class, to all classes, and to all of the disk."""
+def test_links_are_followed_without_endless_loops(tmp_path):
+    """Tests links to a folder of images, a file, the link itself, the class, all classes, and the whole disk."""
     elsewhere = fill(tmp_path / "elsewhere", *[f"deep/{n}.png" for n in range(4)], "one.png")
     root = fill(tmp_path / "set", *class_of("cat", 2), *class_of("dog", 2), "dog/inside/9.png")
     (root / "cat" / "more").symlink_to(elsewhere / "deep")
@@ -132,7 +132,7 @@ def test_folders_that_are_splits(train, test, tmp_path):
     assert len(opened(tmp_path, "validation")) == 2 and len(opened(tmp_path, "train_fit")) == 8
 
 
-def test_what_lies_beside_splits_is_said(tmp_path):
+def test_other_folders_beside_splits_are_reported(tmp_path):
     fill(tmp_path, *class_of("train/cat"), *class_of("val/cat"), "test/0.png", "masks/cat/0.png")
     source = opened(tmp_path)
     assert len(source) == 5 and opened(tmp_path, "test").files[0] == "val/cat/0.png"
@@ -177,7 +177,7 @@ def test_two_folders_for_one_split_are_refused(tmp_path):
         opened(tmp_path)
 
 
-def test_a_test_split_may_lack_classes_and_have_none_of_its_own(tmp_path):
+def test_a_test_split_may_lack_classes_but_not_add_any(tmp_path):
     fill(tmp_path, *class_of("train/ant"), *class_of("train/bee"), *class_of("train/cat"), *class_of("test/cat"))
     (tmp_path / "test" / "bee").mkdir()
     (tmp_path / "test" / "nothing").mkdir()
@@ -197,8 +197,8 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_of_any_kind_work_to_the_end(name, tmp_path):
-    """In a run: decoded in worker processes' way, shown, and written as JSON."""
+def test_names_of_any_kind_work_from_end_to_end(name, tmp_path):
+    """Trains a run whose data is decoded as worker processes do, shown, and written as JSON."""
     raw = os.fsencode(NAMES[name])
     fill(tmp_path, *[raw + b"/" + raw[:100] + b"%d.png" % n for n in range(5)], *class_of("zebra"))
     source = pickle.loads(pickle.dumps(opened(tmp_path)))
@@ -224,7 +224,7 @@ def test_class_names_match_in_any_unicode_normalization(tmp_path):
     train, test = opened(tmp_path), opened(tmp_path, "test")
     assert train.classes == test.classes == ("caf\u00e9", "dog") and sorted(set(test.labels)) == [0, 1]
     other = fill(tmp_path / "mac", *class_of("train/cafe\u0301"), *class_of("train/dog"), *class_of("test/dog"))
-    assert opened(other).identity() == train.identity()  # a copy by macOS
+    assert opened(other).identity() == train.identity()  # a copy made by macOS
     fill(other, "train/caf\u00e9/more.png")
     assert opened(other).classes == train.classes and len(opened(other)) == 11
 
@@ -254,4 +254,4 @@ def test_a_fifth_is_held_out_exactly(counts, held, tmp_path):
     assert not set(train.storage.files) & set(test.files) and len(train) + len(test) == sum(counts)
     assert np.bincount(train.labels, minlength=len(counts)).min() >= 1
     again = opened(fill(tmp_path / "copy", *train.storage.files, *test.files), "test")
-    assert again.files == test.files  # names alone decide
+    assert again.files == test.files  # only names decide

@@ -1,4 +1,4 @@
-"""Data of strangers: folders, names, splits beside each other, and what a run takes for the same data."""
+"""Unusual data: folders, names, splits beside each other, and data that a run accepts as the same."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def test_a_test_set_that_lacks_classes_is_fine(labels, lacking):
     assert len(lines) == bool(lacking) and all(line.endswith(": " + ", ".join(lacking)) for line in lines)
 
 
-def test_of_many_classes_a_few_are_named():
+def test_a_few_of_many_classes_are_named():
     (line,) = splits.compare(arrays(range(50)), arrays([0]), "x")
     assert line == "49 of the 50 classes have no test images: 1, 2, 3, 4, 5 and 44 more"
 
@@ -101,7 +101,7 @@ def changed(array, *place, by=1):
     return array
 
 
-def test_arrays_are_known_by_their_pixels_and_labels(tmp_path):
+def test_arrays_are_identified_by_their_pixels_and_labels(tmp_path):
     images = np.random.default_rng(0).integers(0, 250, (40, 8, 8, 1), np.uint8)
     labels = np.arange(40) % 4
     first = identity_of(images, labels, tmp_path)
@@ -121,7 +121,7 @@ def test_arrays_are_known_by_their_pixels_and_labels(tmp_path):
     assert len({tuple(sorted(other.items())) for other in (first, *others)}) == 8
 
 
-def test_folders_are_known_by_names_sizes_and_a_sample(tmp_path):
+def test_folders_are_identified_by_names_sizes_and_a_sample(tmp_path):
     root = fill(tmp_path / "set", *class_of("cat", 30), *class_of("dog", 30))
     first = opened(root).identity()
     shutil.copytree(root, tmp_path / "copy")
@@ -133,12 +133,12 @@ def test_folders_are_known_by_names_sizes_and_a_sample(tmp_path):
         assert opened(tmp_path / "copy").identity() != first
     victim.write_bytes(whole)
     os.utime(victim, (0, 0))
-    assert opened(tmp_path / "copy").identity() == first  # times are of no account
+    assert opened(tmp_path / "copy").identity() == first  # modification times do not matter
     (tmp_path / "copy" / "cat").rename(tmp_path / "copy" / "zebra")
     assert opened(tmp_path / "copy").identity() != first
 
 
-def test_tfds_sets_are_known_by_version_split_and_files(tmp_path):
+def test_tfds_sets_are_identified_by_version_split_and_files(tmp_path):
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         images = np.random.default_rng(seed).integers(0, 256, (12, 8, 8, 3), np.uint8)
         examples = [(tfds_sample.encode(image), i % 3) for i, image in enumerate(images)]
@@ -190,7 +190,7 @@ def images(split, options, value=0):
 """
 
 
-def test_sources_of_users_are_known_by_a_sample(tmp_path):
+def test_sources_of_users_are_identified_by_a_sample(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     first, same, other = (
         load(Options(f"{tmp_path}/own.py:images{call}"), "train").identity() for call in ("", "(0)", "(value=1)")
@@ -198,22 +198,22 @@ def test_sources_of_users_are_known_by_a_sample(tmp_path):
     assert first == same != other and first["images"] == 500
 
 
-def test_what_is_made_of_a_source_is_known_by_it_and_by_how():
+def test_derived_sources_are_identified_by_source_and_derivation():
     specs = (
         "", "share(0.5)", "share(0.5, seed=1)", "classes(0, 1)", "classes(1, 0)", "paint(0)", "paint(1)",
         "paint(0, size=0.5)", "place(16)", "place(16, seed=1)", "place(16, copies=2)", "place(20)",
     )  # fmt: skip
-    found = {
+    identities = {
         json.dumps(select(arrays(np.arange(40) % 4, value=value), spec).identity())
         for spec in specs
         for value in (0, 1)
     }
-    assert len(found) == 2 * len(specs)
+    assert len(identities) == 2 * len(specs)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A finished run on arrays, what it was trained on, and how to write others into their file."""
+    """Returns a finished run on arrays, its data, and a function that writes other arrays into the file."""
     folder = tmp_path_factory.mktemp("trained")
     rng = np.random.default_rng(0)
     first = {
@@ -257,10 +257,10 @@ def test_processes_with_other_pixels_or_labels_are_refused(trained, monkeypatch)
     multihost.check_same("set of data", identities[0])
 
 
-# What a run says
+# Messages of a run
 
 
-def test_a_streamed_run_says_what_it_skipped_and_found(tmp_path):
+def test_a_streamed_run_reports_its_data_and_what_it_skipped(tmp_path):
     root = fill(tmp_path / "set", *class_of("train/a", 9), *class_of("train/b", 9), *class_of("test/a", 5))
     (root / "train" / "a" / ".hidden.png").write_bytes(b"")
     bad = [*[f"train/a/{n}.png" for n in range(4)], "test/a/3.png"]

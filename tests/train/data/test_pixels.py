@@ -1,4 +1,4 @@
-"""Pictures of strangers: in every encoding their pixels mean what the file says, and photographs are upright."""
+"""Unusual pictures: in every encoding, pixels mean what the file says, and photographs are upright."""
 
 import dataclasses
 import io
@@ -27,14 +27,14 @@ SHAPE = (HEIGHT, WIDTH, 3)
 
 
 def rgb(pixels):
-    """Gray pixels with their level in each channel."""
+    """Returns gray pixels with their level in each channel."""
     return pixels if pixels.ndim == 3 else pixels[..., None].repeat(3, -1)
 
 
-def off(found, expected):
-    """The largest difference of two pictures, in levels."""
-    assert found.dtype == np.uint8 and found.shape == expected.shape
-    return np.abs(found.astype(int) - expected.astype(int)).max()
+def off(pixels, expected):
+    """Returns the largest difference of two pictures, in levels."""
+    assert pixels.dtype == np.uint8 and pixels.shape == expected.shape
+    return np.abs(pixels.astype(int) - expected.astype(int)).max()
 
 
 # Pixels mean what the file says
@@ -55,16 +55,16 @@ def test_every_encoding_of_a_picture_gives_its_pixels(name, tmp_path):
             "crop": "whole", "size": 16, "channels": 3, "eval_crop": 0.875, "exif": "apply", "shape": [16, 16, 3],
         }
     }  # fmt: skip
-    for found in (
+    for decoded in (
         Decoder("whole", 16, 3)(path),
         of_file(Decoder("none", 0, 3), (16, 16, 3), path),
         Loaded(card, None).pixels(path),
     ):
-        assert off(found, small) <= loss + 1  # levels are rounded before and after
+        assert off(decoded, small) <= loss + 1  # levels are rounded before and after
 
 
 def test_a_folder_of_all_encodings_is_read_alike(tmp_path):
-    """Files with a class each: predict, explain and probe read them through the same Decoder."""
+    """Checks files with a class each: predict, explain and probe read them through the same Decoder."""
     for number, (name, (file, _, _)) in enumerate(ENCODINGS.items()):
         folder = tmp_path / "train" / f"{number:02d}"
         folder.mkdir(parents=True)
@@ -77,12 +77,12 @@ def test_a_folder_of_all_encodings_is_read_alike(tmp_path):
         for _, picture, _ in ENCODINGS.values()
     ]
     losses = [loss for _, _, loss in ENCODINGS.values()]
-    for name, found, expected, loss in zip(ENCODINGS, source.arrays()["image"], whole, losses, strict=True):
-        assert off(found, expected) <= loss + 1, name
+    for name, decoded, expected, loss in zip(ENCODINGS, source.arrays()["image"], whole, losses, strict=True):
+        assert off(decoded, expected) <= loss + 1, name
 
 
-def test_one_place_decodes():
-    """All that looks at a user's pictures opens them in decode.py."""
+def test_images_are_only_decoded_in_one_module():
+    """Checks that all code that reads a user's pictures opens them in decode.py."""
     places = [
         *(ROOT / "train").rglob("*.py"),
         ROOT / "experiments" / "explain.py",
@@ -138,7 +138,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_meaning_is_refused_in_one_line(name, tmp_path):
+def test_pixels_without_a_meaning_are_refused_in_one_line(name, tmp_path):
     file, message = REFUSED[name]
     folder = tmp_path / "class"
     folder.mkdir()
@@ -154,7 +154,7 @@ def test_what_has_no_meaning_is_refused_in_one_line(name, tmp_path):
 
 @pytest.mark.parametrize("pixels", [90_000_000, 200_000_000])
 def test_a_file_that_claims_too_many_pixels_is_refused_before_they_are_decoded(pixels):
-    """PIL warns of the first, which would pass, and raises for the second."""
+    """Checks two sizes: PIL warns about the first, which would pass, and raises for the second."""
     side = int(pixels**0.5)
     file = io.BytesIO()
     Image.new("1", (side, side)).save(file, "PNG")
@@ -174,7 +174,7 @@ def frames(kind, **options):
     "kind, options",
     [("GIF", {}), ("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True}), ("MPO", {"quality": 98, "subsampling": 0})],
 )
-def test_of_several_frames_the_first_counts(kind, options):
+def test_the_first_of_several_frames_is_read(kind, options):
     assert off(Decoder("none", 0, 3)(frames(kind, **options)), COLOR) <= 4
     assert (
         off(
@@ -195,7 +195,7 @@ UNTURN = {
 
 
 def taken(picture, turned, kind="JPEG", **options):
-    """A photograph of the picture by a camera that was held so."""
+    """Returns a photograph of the picture by a camera held in that orientation."""
     image = Image.fromarray(picture)
     if UNTURN[turned]:
         image = image.transpose(Image.Transpose[UNTURN[turned]])
@@ -222,27 +222,27 @@ def test_a_photograph_is_upright(turned, kind, options):
 @pytest.mark.parametrize("crop", ["resize", "random_resized", "whole"])
 @pytest.mark.parametrize("turned", UNTURN)
 def test_the_crop_of_an_upright_photograph(crop, turned):
-    """The same part as of the picture itself, at a scale at which a JPEG is decoded in eighths."""
+    """Checks for the same part as in the picture itself, at a scale at which a JPEG is decoded in eighths."""
     y, x = np.mgrid[:720, :960]
     smooth = np.stack([128 + 120 * np.sin(x / 90), 128 + 120 * np.cos(y / 110), (x + y) / 7], -1).astype(np.uint8)
     decoder = Decoder(crop, 24, 3)
     for rng in (None, 0, 1, 2):
-        found, expected = (
+        cropped, expected = (
             decoder(file, None if rng is None else philox(0, rng, 1))
             for file in (taken(smooth, turned, quality=95), taken(smooth, 1, quality=95))
         )
-        assert off(found, expected) <= 6, (rng, off(found, expected))
+        assert off(cropped, expected) <= 6, (rng, off(cropped, expected))
 
 
 @pytest.mark.parametrize(
     "exif", [b"", b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\x05\0", b"Exif\0\0nonsense"]
 )
-def test_damaged_tags_are_passed_over(exif):
+def test_damaged_tags_are_ignored(exif):
     assert off(Decoder("none", 0, 3)(pictures.saved(COLOR, "JPEG", quality=98, subsampling=0, exif=exif)), COLOR) <= 4
 
 
 @pytest.mark.parametrize("number", [0, 9, 77])
-def test_an_orientation_that_there_is_not_is_none(number):
+def test_an_unknown_orientation_is_ignored(number):
     exif = Image.Exif()
     exif[0x0112] = number
     file = pictures.saved(COLOR, "JPEG", quality=98, subsampling=0, exif=exif)
@@ -262,8 +262,8 @@ def test_exif_is_an_option(tmp_path):
         load(dataclasses.replace(options, exif="ignored"), "train")
 
 
-def test_what_was_made_before_exif_was_applied_ignores_it(tmp_path):
-    """The runs of earlier versions: exported networks of these have no checksums, and are refused."""
+def test_runs_from_before_exif_was_applied_ignore_it(tmp_path):
+    """Checks runs of earlier versions; their exported networks have no checksums and are refused."""
     run = tmp_path / "run"
     loop.train(tiny.config(duration="2 steps"), run)
     config = json.loads((run / "config.json").read_text())

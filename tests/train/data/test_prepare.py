@@ -1,4 +1,4 @@
-"""The command that prepares a TFDS set: what it says without TensorFlow, and where TFDS fails."""
+"""The command that prepares a TFDS set: messages without TensorFlow, and failures of TFDS."""
 
 import importlib.util
 import subprocess
@@ -19,7 +19,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is here")
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed")
 def test_without_tensorflow():
     result = run("cifar10")
     assert result.returncode == 2 and result.stderr.count("\n") == 1
@@ -48,7 +48,7 @@ def test_help():
 
 
 def fake_tfds(monkeypatch, failure: Exception | None = None, file_format: str = "array_record") -> list:
-    asked = []
+    calls = []
 
     def download_and_prepare():
         if failure:
@@ -57,16 +57,16 @@ def fake_tfds(monkeypatch, failure: Exception | None = None, file_format: str = 
     splits = {name: SimpleNamespace(num_examples=count) for name, count in (("train", 50000), ("test", 10000))}
     info = SimpleNamespace(file_format=SimpleNamespace(value=file_format), splits=splits)
     built = SimpleNamespace(download_and_prepare=download_and_prepare, info=info, data_path="/d/cifar10/3.0.2")
-    tfds = SimpleNamespace(builder=lambda name, **keywords: asked.append((name, keywords)) or built)
+    tfds = SimpleNamespace(builder=lambda name, **keywords: calls.append((name, keywords)) or built)
     monkeypatch.setattr(prepare, "_tensorflow_datasets", lambda: tfds)
-    return asked
+    return calls
 
 
 def test_the_folder_and_the_splits_are_printed(monkeypatch):
-    asked = fake_tfds(monkeypatch)
+    calls = fake_tfds(monkeypatch)
     text = prepare.prepare("cifar10:3.*.*", "/d")
     assert text == "cifar10:3.*.* is prepared in /d/cifar10/3.0.2\nsplits: test 10,000, train 50,000"
-    assert asked == [("cifar10:3.*.*", {"data_dir": "/d", "file_format": "array_record"})]
+    assert calls == [("cifar10:3.*.*", {"data_dir": "/d", "file_format": "array_record"})]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_folder_and_the_splits_are_printed(monkeypatch):
         (AssertionError(), "cannot download or prepare data set 'mnist' in /d: AssertionError"),
     ],
 )
-def test_what_fails_outside_is_one_line(monkeypatch, failure, message):
+def test_external_failures_are_one_line(monkeypatch, failure, message):
     fake_tfds(monkeypatch, failure)
     with pytest.raises(UserError, match=message):
         prepare.prepare("mnist", "/d")

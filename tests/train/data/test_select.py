@@ -1,4 +1,4 @@
-"""Parts of a split and cues: which examples they are, their labels, what is painted."""
+"""Parts of a split and cues: their examples, labels, and painted pixels."""
 
 import pickle
 
@@ -15,15 +15,15 @@ from train.run import build_run
 
 
 def source(count=60, classes=6, channels=3):
-    """Image i is of colour i, its class i % classes."""
+    """Returns a source in which image i has color i and class i % classes."""
     images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 8, 8, channels))
     return ArraySource(np.ascontiguousarray(images), np.arange(count) % classes, [f"c{i}" for i in range(classes)])
 
 
 def content(part):
-    """(colour of the upper left pixel, label) of every example."""
-    found = part.arrays()
-    return list(zip(found["image"][:, 0, 0, 0].tolist(), found["label"].tolist(), strict=True))
+    """Returns (color of the upper left pixel, label) of every example."""
+    arrays = part.arrays()
+    return list(zip(arrays["image"][:, 0, 0, 0].tolist(), arrays["label"].tolist(), strict=True))
 
 
 def test_all_is_the_source_itself():
@@ -31,13 +31,13 @@ def test_all_is_the_source_itself():
     assert select(whole, "") is whole
 
 
-def test_classes_are_numbered_anew_in_the_order_that_they_are_named():
+def test_classes_are_renumbered_in_the_order_in_which_they_are_named():
     part = select(source(), "classes(4, '0-1')")
     assert part.classes == ("c4", "c0", "c1") and len(part) == 30
-    assert all(label == {4: 0, 0: 1, 1: 2}[colour % 6] for colour, label in content(part))
+    assert all(label == {4: 0, 0: 1, 1: 2}[color % 6] for color, label in content(part))
     assert select(source(), "classes('1-5/2')").classes == ("c1", "c3", "c5")
     again = select(part, "classes(2)")
-    assert again.classes == ("c1",) and {colour % 6 for colour, _ in content(again)} == {1}
+    assert again.classes == ("c1",) and {color % 6 for color, _ in content(again)} == {1}
 
 
 def test_a_smaller_part_is_within_a_larger_one_and_seeds_differ():
@@ -60,16 +60,16 @@ def test_imbalance_falls_exponentially():
     assert sorted(other) == sorted(counts) and other.tolist() != counts.tolist()
 
 
-def test_paint_marks_images_of_its_classes_alone_and_no_label():
+def test_paint_only_marks_images_of_its_classes_and_changes_no_label():
     whole = source()
     part = select(whole, "paint('0-2', p=1.0, size=0.25)")
-    found, plain = part.arrays(), whole.arrays()
-    marked = (found["image"][:, -2:, -2:] == (255, 255, 0)).all((1, 2, 3))
-    np.testing.assert_array_equal(marked, found["label"] < 3)
-    np.testing.assert_array_equal(found["image"][:, :-2], plain["image"][:, :-2])
-    np.testing.assert_array_equal(found["image"][:, :, :-2], plain["image"][:, :, :-2])
-    np.testing.assert_array_equal(found["label"], plain["label"])
-    assert plain["image"].max() < 60  # the source itself is as it was
+    painted, plain = part.arrays(), whole.arrays()
+    marked = (painted["image"][:, -2:, -2:] == (255, 255, 0)).all((1, 2, 3))
+    np.testing.assert_array_equal(marked, painted["label"] < 3)
+    np.testing.assert_array_equal(painted["image"][:, :-2], plain["image"][:, :-2])
+    np.testing.assert_array_equal(painted["image"][:, :, :-2], plain["image"][:, :, :-2])
+    np.testing.assert_array_equal(painted["label"], plain["label"])
+    assert plain["image"].max() < 60  # the source itself is unchanged
     half = (select(source(6000), "paint(p=0.5)").painted > 0).mean()
     assert 0.47 < half < 0.53
     gray = select(source(channels=1), "paint()").arrays()["image"]
@@ -79,7 +79,7 @@ def test_paint_marks_images_of_its_classes_alone_and_no_label():
 def test_parts_of_parts_names_and_copies():
     part = select(source(), "classes('0-2')|per_class(3)|paint(0)")
     assert len(part) == 9 and part.painted.tolist().count(0.25) == 3
-    within = select(part, "classes(0, 1)")  # a part of a part is painted as that is
+    within = select(part, "classes(0, 1)")  # a part of a part keeps its paint
     np.testing.assert_array_equal(within.arrays()["image"], part.arrays()["image"][within.index])
     copy = pickle.loads(pickle.dumps(part))
     assert content(copy) == content(part) and copy.name(0) == f"arrays {part.index[0]}"
@@ -116,9 +116,9 @@ def test_splits_are_selected_on_their_own_and_must_have_the_same_classes():
 def test_gray_images_as_rgb_and_back(channels):
     options = {"source": "digits", "channels": channels, "image_size": 16, "crop": "resize", "eval_crop": 1.0}
     part = load(type("Section", (), {**Options(source="").__dict__, **options}), "test")
-    found = part.read([0, 1])["image"]
-    assert found.shape == (2, 16, 16, channels)
-    assert (found == found[..., :1]).all()
+    pixels = part.read([0, 1])["image"]
+    assert pixels.shape == (2, 16, 16, channels)
+    assert (pixels == pixels[..., :1]).all()
     images = [
         load(type("Section", (), {**Options(source="").__dict__, "source": "digits", **changed}), "test").read([0])[
             "image"
@@ -137,7 +137,7 @@ def test_the_whole_image_is_squeezed_and_training_crops_keep_its_shape():
     assert whole.random_crop
     tested = whole.example(0)["image"]
     assert tested.shape == (20, 20, 3)
-    assert tested[0, 0, 0] < 4 and tested[0, -1, 0] > 75 and tested[-1, 0, 1] > 37  # corner to corner
+    assert tested[0, 0, 0] < 4 and tested[0, -1, 0] > 75 and tested[-1, 0, 1] > 37  # from corner to corner
     for seed in range(5):
         crop = whole.example(0, np.random.default_rng(seed))["image"].astype(int)
         assert crop[0, -1, 0] - crop[0, 0, 0] == pytest.approx(0.8 * 80 * 19 / 20, abs=2)

@@ -16,7 +16,7 @@ def test_every_epoch_has_every_example_once_across_batches_that_straddle_epochs(
     assert run.dtype == np.int64
 
 
-def test_order_depends_on_seed_and_position_alone():
+def test_order_only_depends_on_seed_and_position():
     run = Order(100, seed=1).indices(0, 1000)
     other = Order(100, seed=1)
     for position, count in ((730, 41), (5, 300), (999, 1), (98, 4), (0, 1000)):  # in any sequence
@@ -39,7 +39,7 @@ def test_mirrored_alternates_and_depends_on_seed_and_position_alone():
 
 
 def test_order_is_recorded():
-    # A change here changes what every published seed trained on.
+    # A change here changes the training order of every published seed.
     np.testing.assert_array_equal(Order(8, seed=42).indices(0, 16), [7, 0, 4, 2, 1, 3, 5, 6, 5, 1, 4, 7, 3, 0, 2, 6])
 
 

@@ -1,4 +1,4 @@
-"""Sources: digits, TFDS sets, folders, arrays; decoding and cropping; what each says to bad input."""
+"""Sources: digits, TFDS sets, folders and arrays; decoding and cropping; errors for bad input."""
 
 import dataclasses
 import io
@@ -43,7 +43,7 @@ def test_digits_have_a_fixed_stratified_split():
     images = [{x.tobytes() for x in source.images} for source in (train, test, fit, validation)]
     assert not images[0] & images[1] and not images[2] & images[3] and images[2] | images[3] == images[0]
     assert train.images.max() == 255 and len(np.unique(train.images)) == 17
-    # Recorded: results of different versions are of the same test set.
+    # Recorded, so that results of different versions use the same test set.
     assert test.arrays()["label"][:10].tolist() == [7, 6, 3, 7, 7, 3, 2, 8, 9, 3]
     with pytest.raises(UserError, match=r"unknown split of digits 'tset'; did you mean 'test'"):
         load(Options("digits"), "tset")
@@ -114,7 +114,8 @@ def test_evaluation_crop_is_torchvisions(name):
     image = GOLDEN["image/3"].transpose(1, 0, 2) if int(turned) else GOLDEN["image/3"]
     ours = Decoder("resize", int(size), 3, eval_crop=float(crop))(tfds_sample.encode(image))
     difference = np.abs(ours.astype(int) - GOLDEN[name].astype(int))
-    assert difference.max() <= 1 and np.mean(difference) < 0.25  # PIL keeps a box in float32, and ties are many here
+    # PIL keeps a box in float32, and ties are frequent here
+    assert difference.max() <= 1 and np.mean(difference) < 0.25
 
 
 @pytest.mark.parametrize("width, height, size", [(900, 620, 64), (333, 517, 32), (70, 64, 64), (41, 1000, 24)])
@@ -139,7 +140,7 @@ def test_random_crops_have_the_published_areas_and_aspects():
     area, aspect = width * height / 20000, width / height
     assert 0.075 < area.min() < 0.1 and area.max() <= 4 / 3 * 100 * 100 / 20000 + 0.01
     assert 0.7 < aspect.min() < 0.8 and 1.25 < aspect.max() < 1.42
-    # No crop of such an area fits: the largest central one of an allowed aspect.
+    # No crop of that area fits: the largest central one of an allowed aspect ratio.
     assert random_box(1000, 10, philox(0, 0, 1), (0.9, 1.0), (3 / 4, 4 / 3)) == (493, 0, 506, 10)
 
 
@@ -161,7 +162,7 @@ def tfds_dir(tmp_path):
     return tmp_path
 
 
-def test_tfds_set_of_any_make(tfds_dir):
+def test_tfds_set_of_any_builder(tfds_dir):
     options = Options("tfds:insects", dir=str(tfds_dir), train_split="train[:75%]")
     source = load(options, "train")
     assert (len(source), source.classes, source.image_shape) == (9, ("ant", "bee", "cat"), (8, 8, 3))
@@ -207,7 +208,7 @@ def test_feature_names_are_found_by_type(tfds_dir):
     assert source.example(0)["label"] == 2 and source.classes == ("ant", "bee", "cat")
 
 
-def test_data_dir_is_configured_or_of_the_environment(monkeypatch, tfds_dir):
+def test_data_dir_comes_from_the_config_or_the_environment(monkeypatch, tfds_dir):
     from train.data.sources.tfds import data_dir
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_dir))
@@ -238,7 +239,7 @@ def test_shared_sets():
     assert len(imagenet) == 250 and not imagenet.fixed_size and len(imagenet.classes) == 1000
     first, again, other = (imagenet.example(3, philox(0, i, 1))["image"] for i in (0, 0, 1))
     assert (first == again).all() and (first != other).any() and first.shape == (224, 224, 3)
-    # Two fifths of ImageNet's files need care: grayscale, CMYK, PNG called JPEG. All of the sample decode.
+    # Two fifths of ImageNet's files need care: grayscale, CMYK, PNG with a JPEG ending. All of the sample decode.
     batch = imagenet.read(range(0, 250, 5))
     assert batch["mask"].all() and batch["image"].std((1, 2, 3)).min() > 5
 
@@ -258,7 +259,7 @@ def options_of(root: Path, **changes) -> Options:
     return Options(f"folder:{root}", image_size=6, crop="resize", **changes)
 
 
-def test_folder_without_splits_gets_one_of_a_fifth(tmp_path):
+def test_folder_without_splits_holds_out_a_fifth(tmp_path):
     options = options_of(folder_of(tmp_path, {"cat": 60, "ant": 40, "bee": 2}))
 
     def files(split):
@@ -275,7 +276,7 @@ def test_folder_without_splits_gets_one_of_a_fifth(tmp_path):
     assert source.example(0)["image"].shape == (6, 6, 3) and source.name(0) == str(tmp_path / source.files[0])
     for i in range(60, 80):
         Image.fromarray(pictures(1)[0]).save(tmp_path / "cat" / f"{i}.png")
-    assert len(files("test")) == 24 and len(files("test") & test) >= 15  # few change sides
+    assert len(files("test")) == 24 and len(files("test") & test) >= 15  # few files change sides
 
 
 def test_folder_with_splits(tmp_path):
@@ -284,7 +285,7 @@ def test_folder_with_splits(tmp_path):
     options = options_of(tmp_path)
     assert len(load(options, "train")) == 20
     assert load(options, "test").files[0].startswith("val/")
-    validation = load(options, "validation").files  # made from train, as the folder val is the test set here
+    validation = load(options, "validation").files  # made from train, because the folder val is the test set here
     assert validation[0].startswith("train/") and len(validation) + len(load(options, "train_fit")) == 20
     folder_of(tmp_path / "test", {"ant": 3, "bee": 3})
     assert load(options, "test").files[0].startswith("test/") and len(load(options, "validation")) == 20

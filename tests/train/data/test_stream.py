@@ -1,4 +1,4 @@
-"""Streaming and resident pipelines: batch t depends on (seed, t) alone, and evaluation has every example once."""
+"""Streaming and resident pipelines: batch t depends on (seed, t) alone, and evaluation covers every example once."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
 
 
 def check_invariance(source, batch_size: int, steps: int, workers: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Asserts the same batches for numbers of workers, for two processes and after a restart; returns them."""
+    """Asserts the same batches for any number of workers, for two processes and after a restart; returns them."""
 
     def run(start=0, count=steps, workers=0, shard=(0, 1)):
         return collect(stream(source, Order(len(source), 5), batch_size, start, count, workers, shard, seed=5))
@@ -72,7 +72,7 @@ def check_invariance(source, batch_size: int, steps: int, workers: tuple[int, ..
 def test_batches_depend_on_seed_and_step_alone(insects, workers):
     source = insects_source(insects)
     whole = check_invariance(source, 6, 9, workers=(workers,))
-    # 54 positions of 20 examples: each twice and more, hardly ever with the same crop.
+    # 54 positions of 20 examples: each twice or more, hardly ever with the same crop.
     assert np.bincount(Order(20, 5).indices(0, 54)).min() >= 2
     assert len({image.tobytes() for image in whole["image"].reshape(54, -1)}) > 50
     other = collect(stream(source, Order(20, 5), 6, 0, 9, seed=6))
@@ -186,7 +186,7 @@ def test_resident_batches_are_the_streamed_ones():
     source = load(Options("digits"), "train")
     resident, order = Resident(source), Order(len(source), 3)
     gather = jax.jit(Resident.gather)
-    for step, batch in enumerate(stream(source, order, 64, 40, 5)):  # across the end of the second epoch
+    for step, batch in enumerate(stream(source, order, 64, 40, 5)):  # crosses the end of the second epoch
         gathered = gather(resident.arrays, order.indices((40 + step) * 64, 64))
         for key in ("image", "label"):
             np.testing.assert_array_equal(gathered[key], batch[key])

@@ -1,6 +1,4 @@
-"""train/data/sources/text.py, grammar.py, train/data/text_feed.py: reading, vocabulary, batches of one length,
-every pair once.
-"""
+"""Tests of the sources text and grammar and of the text feed: reading, vocabulary, batches of one length, coverage."""
 
 import gzip
 from collections import Counter
@@ -18,7 +16,7 @@ from train.run import build_run
 
 def feed(batch_size=8, eval_batch_size=8, shard=(0, 1), **changes):
     c = config("grammar", **changes)
-    made = TextFeed(
+    text_feed = TextFeed(
         "grammar",
         c.text,
         Parallel("shard_map", 1),
@@ -27,8 +25,8 @@ def feed(batch_size=8, eval_batch_size=8, shard=(0, 1), **changes):
         steps_per_call=1,
         seed=3,
     )
-    made._shard = shard
-    return made
+    text_feed._shard = shard
+    return text_feed
 
 
 @pytest.fixture(scope="module")
@@ -105,18 +103,18 @@ def test_vocabulary_is_determined_by_the_text_and_kept(tmp_path, monkeypatch):
     texts = grammar.sentences(("en", "de"), "train")
     assert text._learn(texts, 400).to_str() == text._learn(texts, 400).to_str()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = text.vocabulary(texts, 400)
-    assert made.get_vocab_size() == 400
+    vocabulary = text.vocabulary(texts, 400)
+    assert vocabulary.get_vocab_size() == 400
     (path,) = (tmp_path / "ablate").iterdir()
     monkeypatch.setattr(text, "_learn", lambda *arguments: pytest.fail("learned again"))
-    assert text.vocabulary(texts, 400).to_str() == made.to_str()
+    assert text.vocabulary(texts, 400).to_str() == vocabulary.to_str()
     with pytest.raises(pytest.fail.Exception, match="learned again"):
         text.vocabulary([texts[0][1:], texts[1]], 400)
     assert path.name.startswith("bpe-")
 
 
 def test_any_text_comes_back(corpus):
-    """Words, letters and scripts that were never seen; what looks like a special token; spaces within."""
+    """Tests unseen words, letters and scripts, text that looks like a special token, and inner spaces."""
     for line in ("Ein großer  Hund.", "the dog's “</s>” <pad>", "日本 🐕", ""):
         ids = corpus.tokenizer.encode(line).ids
         assert not {0, 1, 2} & set(ids) and corpus.decode([[1, *ids, 2, 0, 0]]) == [line]
@@ -143,14 +141,14 @@ def test_longer_training_pairs_are_left_out_and_counted():
 def test_batches_are_a_function_of_seed_and_step():
     lengths = np.random.default_rng(0).integers(3, 30, 1000)
     batches, again = text.Batches(lengths, 16, 5), text.Batches(lengths, 16, 5)
-    for t in (200, 3, 77, 3, 61):  # in any order, and from anywhere
+    for t in (200, 3, 77, 3, 61):  # in any order, from any step
         np.testing.assert_array_equal(batches[t], again[t])
     assert not np.array_equal(batches[3], text.Batches(lengths, 16, 6)[3])
-    pools = -(-1000 // 16) // 2  # of 62 batches each: 31 pools of 992 are 31 epochs less a few
+    pools = -(-1000 // 16) // 2  # 62 batches each: 31 pools of 992 are a little less than 31 epochs
     seen = Counter(np.concatenate([batches[t] for t in range(62 * pools)]).tolist())
     assert set(seen.values()) <= {pools - 1, pools} and len(seen) == 1000
     order = [int(lengths[batches[t]].max()) for t in range(62)]
-    assert order != sorted(order)  # short and long ones mixed
+    assert order != sorted(order)  # short and long ones are mixed
     spread = np.mean([np.ptp(lengths[batches[t]]) for t in range(62)])
     assert spread < 2 < np.mean([np.ptp(np.random.default_rng(t).choice(lengths, 16)) for t in range(62)])
 
@@ -167,35 +165,35 @@ def test_a_batch_is_padded_to_its_bucket(corpus):
         widths.add(source.shape[1])
         if t == 7:
             later = next(corpus.calls(7, 8))[1]
-            np.testing.assert_array_equal(later["source"], items["source"])  # where a run goes on
+            np.testing.assert_array_equal(later["source"], items["source"])  # where a run resumes
     assert widths == {12, 28}
 
 
 def test_processes_share_a_batch_and_the_test_split(corpus):
     halves = [feed(shard=(process, 2)) for process in (0, 1)]
-    whole, *parts = (next(made.calls(5, 6))[1] for made in (corpus, *halves))
+    whole, *parts = (next(each.calls(5, 6))[1] for each in (corpus, *halves))
     for name in whole:
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts], 1), whole[name])
-    for items, *parts in zip(*(made.evaluation_calls() for made in (corpus, *halves)), strict=True):
+    for items, *parts in zip(*(each.evaluation_calls() for each in (corpus, *halves)), strict=True):
         np.testing.assert_array_equal(np.concatenate([part["target"] for part in parts], 1), items["target"])
 
 
 @pytest.mark.parametrize("size", [8, 64])  # 200 pairs: 8 fits, 64 does not
 def test_evaluation_has_every_pair_once(size):
-    made = feed(eval_batch_size=size)
-    batches = list(made.test_batches())
+    text_feed = feed(eval_batch_size=size)
+    batches = list(text_feed.test_batches())
     real = np.concatenate([batch["mask"] for batch in batches]) > 0
     index = np.concatenate([batch["index"] for batch in batches])
     assert sorted(index[real].tolist()) == list(range(200)) and (index[~real] == -1).all()
     assert {len(batch["mask"]) for batch in batches} == {size}
-    sources = [line for batch in batches for line in made.decode(batch["source"][batch["mask"] > 0].tolist())]
-    assert sources == [made.test.texts[0][i] for i in index[real]]
+    sources = [line for batch in batches for line in text_feed.decode(batch["source"][batch["mask"] > 0].tolist())]
+    assert sources == [text_feed.test.texts[0][i] for i in index[real]]
     tokens = sum((batch["target"][batch["mask"] > 0, 1:] > 0).sum() for batch in batches)
-    assert tokens == made.test_weight() and made.test_count() == 200
+    assert tokens == text_feed.test_weight() and text_feed.test_count() == 200
 
 
-def test_grammar_s_test_pairs_differ_in_order_alone():
-    """So a function of the set of tokens translates at most one of each two."""
+def test_test_pairs_of_the_grammar_only_differ_in_order():
+    """Checks that a function of the set of tokens can translate at most one of each two correctly."""
     english, german = grammar.sentences(("en", "de"), "test")
     for i in range(0, 200, 2):
         one, other = (sorted(line.strip(".").replace(",", "").split()) for line in english[i : i + 2])
@@ -205,7 +203,7 @@ def test_grammar_s_test_pairs_differ_in_order_alone():
     assert grammar.sentences(("de", "en"), "test") == [german, english]
 
 
-def test_grammar_s_german_is_german():
+def test_the_german_of_the_grammar_is_german():
     phrase = grammar.Phrase
     man, cat = phrase("the", "old", "man"), phrase("a", "white", "cat")
     clause = grammar.Clause(man, "can", "see", cat, "now")

@@ -1,4 +1,4 @@
-"""The sets of transfer learning, in the form that TFDS gives them: the right features, labels and splits are read."""
+"""Transfer data sets, in TFDS's form: the right features, labels and splits are read."""
 
 import io
 import json
@@ -101,7 +101,7 @@ def write(folder: Path, name: str, make, counts: dict[str, int]) -> None:
         ("mnist", mnist, 10, (28, 28, 1), None),
     ],
 )
-def test_sets_of_one_class_an_image(tmp_path, name, make, classes, shape, known):
+def test_sets_with_one_class_per_image(tmp_path, name, make, classes, shape, known):
     write(tmp_path, name, make, {"train": 5, "test": 4})
     changes = SIZED if shape[0] == 16 else {}
     train, test = (load(Options(f"tfds:{name}", dir=str(tmp_path), **changes), split) for split in ("train", "test"))
@@ -111,7 +111,7 @@ def test_sets_of_one_class_an_image(tmp_path, name, make, classes, shape, known)
     assert arrays["label"].tolist() == [0, 1, 2, 3, 4] and arrays["label"].dtype == np.int32
     assert (train.image_key, train.label_key) == ("image", "label")
     assert train.name(2) == f"{name} train 2" + (f" ({known})" if known else "")
-    if shape[0] == 32:  # a PNG keeps every level
+    if shape[0] == 32:  # a PNG preserves every level
         ((stored, _),) = train.fetch([3])
         np.testing.assert_array_equal(arrays["image"][3], np.asarray(Image.open(io.BytesIO(stored))))
 
@@ -128,11 +128,11 @@ def voc_source(folder: Path, split: str = "train", **changes):
 
 
 def expected(classes: tuple[str, ...], numbers) -> np.ndarray:
-    found = np.zeros((len(numbers), len(classes)), np.int32)
+    labels = np.zeros((len(numbers), len(classes)), np.int32)
     for row, number in enumerate(numbers):
         for name, value in VOC_LABELS[number].items():
-            found[row, classes.index(name)] = value
-    return found
+            labels[row, classes.index(name)] = value
+    return labels
 
 
 def test_voc(voc_dir):
@@ -173,7 +173,7 @@ def test_streams_and_resident_data_carry_label_vectors(voc_dir, workers):
 
 
 def test_a_list_of_classes_without_one_for_difficult_objects(tmp_path):
-    """A set of any make; what its label list has is present."""
+    """Tests a set with any builder: the classes in its label list count as present."""
     features = tfds.features.FeaturesDict(
         {
             "photo": tfds.features.Image(shape=(8, 8, 3)),
@@ -216,7 +216,7 @@ def test_arrays_with_several_classes(tmp_path):
 
 
 def test_a_folder_of_aircraft(tmp_path):
-    """FGVC-Aircraft is no set of TFDS: folders train/VARIANT and test/VARIANT, "/" in a name written otherwise."""
+    """Tests FGVC-Aircraft, which TFDS lacks: folders train/VARIANT and test/VARIANT, with "/" in a name replaced."""
     assert not [name for name in tfds.list_builders(with_community_datasets=False) if "aircraft" in name]
     variants = ("707-320", "Boeing 717", "F-A-18")
     for split, count in (("train", 3), ("test", 2)):

@@ -1,4 +1,4 @@
-"""Two processes of two devices each, over loopback, as a user starts them: one process's results, and how they end."""
+"""Two processes of two devices each, over loopback, as a user starts them: same results as one, and how they end."""
 
 import json
 import os
@@ -23,8 +23,8 @@ FLAGS = (
     "--config.evaluate_every=12 steps", "--config.data.augment=crop(1)|mixup(0.2)", "--config.ema_decay=0.9",
     "--config.model.act=silu", "--config.optimizer.learning_rate=0.02",
 )  # fmt: skip
-# What FLAGS says, for a run in the tests' own process. Without the kinks of ReLU and at a small learning rate last
-# digits stay last digits: an input of ReLU at zero takes another side on another processor.
+# The config that FLAGS give, for a run in the tests' own process. Without the kinks of ReLU and at a small learning
+# rate, rounding differences stay small: a ReLU input near zero may change its sign on another processor.
 SAME = {
     "duration": "24 steps",
     "evaluate_every": "12 steps",
@@ -40,11 +40,11 @@ SHARDED = (
     "--config.model.norm=group:2",
     "--config.hooks=figures",
 )
-SECONDS = 60  # within which the others must have noticed
+SECONDS = 60  # the others must notice within this time
 
 
 def start(*flags, others=()):
-    """Two processes; process 1 with the flags `others` as well."""
+    """Starts two processes; process 1 also gets the flags `others`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -64,7 +64,7 @@ def start(*flags, others=()):
 
 
 def finish(processes, seconds=200):
-    """[(exit code, stdout, stderr)]; none outlives the test."""
+    """Returns [(exit code, stdout, stderr)]; no process outlives the test."""
     try:
         texts = [process.communicate(timeout=seconds) for process in processes]
         return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
@@ -82,7 +82,10 @@ def wait_for_step(processes, folder, step):
 
 
 def alone(folder, *flags, devices):
-    """Last leaves of one process, and what it said; compiled as the others are, for batch norm's last digits."""
+    """Returns the last leaves of a single process, and its output.
+
+    It is compiled like the two processes, to keep batch norm's last digits.
+    """
     done = tiny.run(*FLAGS, *flags, f"--workdir={folder}", devices=devices)
     assert done.returncode == 0, done.stderr
     return final(folder)[0], done.stdout
@@ -97,33 +100,34 @@ def two(folder, *flags):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Folder of a run of two processes that nothing interrupted, by pmap; no statistics are a device's own."""
+    """Returns the folder of an uninterrupted run of two processes, by pmap, without per-device statistics."""
     return two(tmp_path_factory.mktemp("whole") / "run", "--config.model.norm=group:2")
 
 
 @pytest.mark.parametrize("devices", [4, 1])
 def test_two_processes_of_two_devices_are_one_of_four_and_of_one(tmp_path, whole, devices):
-    """But for what 24 steps make of the last digits, as sums go another way round and the compilation is another. All
-    360 test images count, once.
+    """Allows for 24 steps of rounding: sums have a different order, and the compilation differs.
+
+    All 360 test images count once.
     """
     config = tiny.config(**SAME, devices=devices, model__norm="group:2")
     summary = loop.train(config, tmp_path / "one")
     assert_close(final(whole)[0], final(tmp_path / "one")[0], 1e-4)
-    told = json.loads((whole / "summary.json").read_text())
-    assert told["loss"] == pytest.approx(summary["loss"], rel=1e-4) and told["test_examples"] == 360
+    saved_summary = json.loads((whole / "summary.json").read_text())
+    assert saved_summary["loss"] == pytest.approx(summary["loss"], rel=1e-4) and saved_summary["test_examples"] == 360
     assert steps_logged(whole) == list(range(4, 25, 4))
 
 
 @pytest.mark.full
-def test_statistics_are_a_devices_own_in_two_processes_too(tmp_path):
-    """To some ulps, which batch norm makes more of."""
+def test_statistics_stay_per_device_in_two_processes(tmp_path):
+    """Allows for some ulps, which batch norm magnifies."""
     leaves = alone(tmp_path / "one", devices=4)[0]
     assert_close(final(two(tmp_path / "two"))[0], leaves, 1e-4)
 
 
 @pytest.mark.full
-def test_one_is_told_to_stop_and_all_save_the_same_step(tmp_path):
-    """Sharded and streamed; then one process of another number of devices goes on from what they saved."""
+def test_stopping_one_process_makes_all_save_the_same_step(tmp_path):
+    """Interrupts a sharded, streamed run, which one process with another number of devices then resumes."""
     folder = tmp_path / "run"
     processes = start(*FLAGS, *SHARDED, f"--workdir={folder}")
     wait_for_step(processes, folder, 4)
@@ -132,8 +136,8 @@ def test_one_is_told_to_stop_and_all_save_the_same_step(tmp_path):
     assert (code, other_code) == (0, 0), (err, other_err)
     assert "SIGTERM: saved at step" in out and "step" not in other_out
     assert not (folder / "summary.json").exists()
-    leaves, said = alone(folder, *SHARDED, "--config.parallel=shard_map", devices=1)
-    assert "resuming from step" in said
+    leaves, output = alone(folder, *SHARDED, "--config.parallel=shard_map", devices=1)
+    assert "resuming from step" in output
     config = tiny.config(**SAME, steps_per_call=1, devices=4, data__pipeline="stream", model__norm="group:2")
     loop.train(config, tmp_path / "one")
     assert_close(leaves, final(tmp_path / "one")[0])
@@ -141,7 +145,7 @@ def test_one_is_told_to_stop_and_all_save_the_same_step(tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize("victim", [1, 0])
-def test_a_killed_process_ends_the_other_and_the_rerun_goes_on(tmp_path, whole, victim):
+def test_a_killed_process_ends_the_other_and_the_rerun_resumes(tmp_path, whole, victim):
     folder, norm = tmp_path / "run", "--config.model.norm=group:2"
     processes = start(*FLAGS, norm, f"--workdir={folder}")
     wait_for_step(processes, folder, 4 + 8 * victim)
@@ -153,7 +157,7 @@ def test_a_killed_process_ends_the_other_and_the_rerun_goes_on(tmp_path, whole, 
     tiny.assert_same(final(two(folder, norm))[0], final(whole)[0])
 
 
-def test_another_config_on_one_of_them(tmp_path):
+def test_processes_with_different_configs_are_refused(tmp_path):
     ended = finish(start(*FLAGS, f"--workdir={tmp_path / 'run'}", others=("--config.seed=1",)))
     for index, (code, _, err) in enumerate(ended):
         assert code == 2 and "Traceback" not in err, err
@@ -163,7 +167,7 @@ def test_another_config_on_one_of_them(tmp_path):
 
 @pytest.mark.full
 def test_a_failure_of_one_ends_the_other(tmp_path):
-    """Process 0 finds the folder taken away while it trains; process 1 would wait for it forever."""
+    """Removes the folder of process 0 while it trains; process 1 would wait for it forever."""
     folder = tmp_path / "run"
     processes = start(*FLAGS, f"--workdir={folder}")
     wait_for_step(processes, folder, 4)
@@ -174,7 +178,7 @@ def test_a_failure_of_one_ends_the_other(tmp_path):
 
 
 @pytest.mark.parametrize("missing", keep_first(1, [0, 1]))
-def test_the_others_do_not_come(missing):
+def test_missing_processes_are_reported(missing):
     processes = start("--config=configs/digits.py", "--workdir=/nowhere", "--join_seconds=3")
     processes[missing].kill()
     code, _, err = finish(processes, SECONDS)[1 - missing]
@@ -194,12 +198,12 @@ def test_the_others_do_not_come(missing):
     ],
 )
 def test_mistakes(arguments, message):
-    """Said before JAX is asked for anything."""
+    """Checks that the error comes before any use of JAX."""
     with pytest.raises(UserError, match=message):
         multihost.join(*arguments, 1)
 
 
 def test_no_cluster():
     done = tiny.run("--config=configs/digits.py", "--workdir=/nowhere", "--distributed")
-    said = "error: --distributed: JAX finds no cluster here"
-    assert done.returncode == 2 and done.stderr.startswith(said), done.stderr
+    message = "error: --distributed: JAX finds no cluster here"
+    assert done.returncode == 2 and done.stderr.startswith(message), done.stderr

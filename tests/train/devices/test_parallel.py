@@ -12,7 +12,10 @@ from train.run import build_run
 
 
 def trained(**changes):
-    """The run, and its state after 6 steps. Without batch norm a batch means the same on any number of devices."""
+    """Returns the run, and its state after 6 steps.
+
+    Without batch norm, a batch means the same on any number of devices.
+    """
     run = build_run(tiny.config(**{"model__norm": "group:2", "data__augment": "crop(1)|mixup(0.5)", **changes}))
     state = run.parallel.place(run.state)
     for _, items in run.feed.calls(0, 6):
@@ -40,7 +43,7 @@ def test_pmap_and_shard_map_agree_to_the_bit(reference):
 
 
 @pytest.mark.parametrize("kind", keep_first(1, ["pmap", "shard_map"]))
-def test_four_devices_give_what_one_gives(reference, kind):
+def test_four_devices_give_the_same_as_one(reference, kind):
     assert_close(parameters(devices=4, parallel=kind), reference)
 
 
@@ -72,13 +75,13 @@ PRUNED = {"optimizer__prune": "magnitude(0.5, start='2 steps', end='4 steps', ev
     "changes", keep_first(1, [ADAMW, SGD, CLIPPED, LARS, PRUNED]), ids=["adamw", "sgd", "clipped", "lars", "pruned"]
 )
 def test_sharded_parameters_are_those_of_replicated_ones(changes):
-    """Norms over all weights and thresholds over all layers, too; optimizer and average are sharded with them."""
-    found = {}
+    """Covers norms over all weights and thresholds over all layers; optimizer and average are sharded, too."""
+    results = {}
     for kind in ("shard_map", "fsdp"):
         run, state = trained(devices=4, parallel=kind, **changes)
-        found[kind] = run.parallel.fetch(state), run.evaluate(state)
-    assert_close(found["fsdp"][0], found["shard_map"][0])
-    assert found["fsdp"][1]["loss"] == pytest.approx(found["shard_map"][1]["loss"], rel=1e-5)
+        results[kind] = run.parallel.fetch(state), run.evaluate(state)
+    assert_close(results["fsdp"][0], results["shard_map"][0])
+    assert results["fsdp"][1]["loss"] == pytest.approx(results["shard_map"][1]["loss"], rel=1e-5)
     held = {}
     for leaf in jax.tree.leaves(state):
         for shard in leaf.addressable_shards:
@@ -102,8 +105,8 @@ EXITS = {
 
 
 @pytest.mark.full
-def test_a_device_never_has_room_for_all_parameters():
-    """Of a sharded network neither the training step nor the evaluation holds the whole at once, as XLA counts it."""
+def test_no_device_ever_holds_all_parameters():
+    """Checks, by XLA's count, that training and evaluation of a sharded network never hold all of it at once."""
     temporary, whole = {}, 0
     for kind in ("shard_map", "fsdp"):
         run = build_run(tiny.config(devices=4, parallel=kind, **{**VIT, "model__width": 96, "model__mlp_width": 384}))
@@ -122,12 +125,12 @@ def test_a_device_never_has_room_for_all_parameters():
 @pytest.mark.full
 @pytest.mark.parametrize("changes", [VIT, EXITS], ids=["vit", "exits"])
 def test_sharded_networks_of_other_kinds_are_the_replicated_ones(changes):
-    found = {}
+    results = {}
     for kind in ("shard_map", "fsdp"):
         run, state = trained(devices=4, parallel=kind, **changes)
-        found[kind] = run.parallel.fetch(state).params, run.evaluate(state)["loss"]
-    assert_close(found["fsdp"][0], found["shard_map"][0])
-    assert found["fsdp"][1] == pytest.approx(found["shard_map"][1], rel=1e-5)
+        results[kind] = run.parallel.fetch(state).params, run.evaluate(state)["loss"]
+    assert_close(results["fsdp"][0], results["shard_map"][0])
+    assert results["fsdp"][1] == pytest.approx(results["shard_map"][1], rel=1e-5)
 
 
 def test_bad_devices():

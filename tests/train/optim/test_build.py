@@ -40,26 +40,26 @@ def section(**changes):
 def updates(grad=1.0, **changes):
     tx, _ = optimizer.create(section(**changes), PARAMS, TO_STEPS, 100)
     grads = jax.tree.map(lambda x: jnp.full_like(x, grad), PARAMS)
-    found, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    tree, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
     names = optimizer.parameter_names(PARAMS)
-    return {name: float(x[0]) for name, x in zip(names, jax.tree.leaves(found), strict=True)}
+    return {name: float(x[0]) for name, x in zip(names, jax.tree.leaves(tree), strict=True)}
 
 
 def test_decay_only_where_the_expression_matches():
-    found = updates(grad=0.0, weight_decay=0.5, decay=".*/kernel")
-    assert found == pytest.approx({"stem/kernel": -0.1, "stem/bias": 0.0, "head/kernel": -0.2})
+    changes = updates(grad=0.0, weight_decay=0.5, decay=".*/kernel")
+    assert changes == pytest.approx({"stem/kernel": -0.1, "stem/bias": 0.0, "head/kernel": -0.2})
 
 
 def test_l1_pulls_by_the_sign_where_the_expression_matches():
-    found = updates(grad=0.0, l1=0.5, decay=".*/kernel")
-    assert found == pytest.approx({"stem/kernel": -0.05, "stem/bias": 0.0, "head/kernel": -0.05})
+    changes = updates(grad=0.0, l1=0.5, decay=".*/kernel")
+    assert changes == pytest.approx({"stem/kernel": -0.05, "stem/bias": 0.0, "head/kernel": -0.05})
     with pytest.raises(UserError, match="optimizer.l1=-1.0 must be at least 0"):
         updates(l1=-1.0)
 
 
 def test_groups_multiply_and_freeze():
-    found = updates(groups=(("head/.*", 1.0), ("stem/bias", 0.0), (".*", 0.5)))
-    assert found == pytest.approx({"stem/kernel": -0.05, "stem/bias": 0.0, "head/kernel": -0.1})
+    changes = updates(groups=(("head/.*", 1.0), ("stem/bias", 0.0), (".*", 0.5)))
+    assert changes == pytest.approx({"stem/kernel": -0.05, "stem/bias": 0.0, "head/kernel": -0.1})
     tx, _ = optimizer.create(section(name="adamw", groups=(("stem/.*", 0.0), (".*", 1.0))), PARAMS, TO_STEPS, 100)
     sizes = [leaf.size for leaf in jax.tree.leaves(tx.init(PARAMS))]
     assert sum(size for size in sizes if size > 1) == 4  # Adam's two moments of the head alone
@@ -93,7 +93,7 @@ def test_schedules():
     assert rates([0, 50, 100], schedule="cosine") == [1, 0.5, 0]
     assert rates([0, 50, 100], schedule="cosine(final=0.1)") == [1, 0.55, 0.1]
     assert rates([0, 25, 100], schedule="linear") == [1, 0.75, 0]
-    # Warm-up reaches 1 in its last step; the rest of the schedule begins there.
+    # The warm-up reaches 1 in its last step; the rest of the schedule begins there.
     assert rates([0, 4, 9, 10, 55], schedule="cosine", warmup="1 epoch") == [0.1, 0.5, 1, 1, 0.5]
     assert rates([0, 9], warmup="10 steps", warmup_from=0.5) == [0.55, 1]
     assert rates([0, 3, 15], schedule="inverse_sqrt", warmup="4 steps") == [0.25, 1, 0.5]
@@ -114,7 +114,7 @@ def test_schedules():
         ("lamb", optax.lamb(0.1)),
     ],
 )
-def test_optimizers_are_optax(name, reference):
+def test_optimizers_equal_optax(name, reference):
     tx, _ = optimizer.create(section(name=name), PARAMS, TO_STEPS, 100)
     ours, theirs = PARAMS, PARAMS
     state, reference_state = tx.init(PARAMS), reference.init(PARAMS)
@@ -128,7 +128,7 @@ def test_optimizers_are_optax(name, reference):
 
 
 def test_pytorch_sgd_by_hand():
-    """Three steps of torch.optim.SGD(lr=0.1, momentum=0.9, weight_decay=0.5) on w=2, gradient 1: worked by hand."""
+    """Checks three steps of torch.optim.SGD(lr=0.1, momentum=0.9, weight_decay=0.5) on w=2 with gradient 1, by hand."""
     tx, _ = optimizer.create(section(name="sgd(momentum=0.9)", weight_decay=0.5), PARAMS, TO_STEPS, 100)
     w, state, velocity, expected = PARAMS, tx.init(PARAMS), 0.0, 2.0
     for _ in range(3):
@@ -140,7 +140,7 @@ def test_pytorch_sgd_by_hand():
 
 
 def test_a_multiplier_of_the_gradient_leaves_the_decay():
-    """Two steps of torch.optim.SGD(lr=0.1 k, momentum=0.5, nesterov=True, weight_decay=0.2 / k), worked by hand."""
+    """Checks two steps of torch.optim.SGD(lr=0.1 k, momentum=0.5, nesterov=True, weight_decay=0.2 / k), by hand."""
     tx, _ = optimizer.create(
         section(
             name="sgd(momentum=0.5, nesterov=True)",

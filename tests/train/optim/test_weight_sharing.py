@@ -1,4 +1,4 @@
-"""Shared weights: they stay few, the gradient is that of the values, what is 0 stays 0, and runs go on to the bit."""
+"""Shared weights: few values remain, gradients are those of the values, zeros stay, and runs resume to the bit."""
 
 import shutil
 
@@ -43,7 +43,7 @@ def test_snapped_weights_are_those_of_the_codebook():
 
 @pytest.mark.parametrize("tx", [optax.sgd(0.01, 0.9), optax.adam(0.01)], ids=["sgd", "adam"])
 def test_the_values_are_trained_as_if_they_were_the_parameters(tx):
-    """Of loss(codebook[index]), by the same optimizer on the codebook itself."""
+    """Compares with training the codebook itself by loss(codebook[index]) and the same optimizer."""
     plan = weight_sharing.plan("linear(conv=3, dense=3)")
     start = plan.snap(params())
     target = jax.tree.map(lambda x: jnp.asarray(RNG.normal(size=x.shape), jnp.float32), start)
@@ -57,11 +57,11 @@ def test_the_values_are_trained_as_if_they_were_the_parameters(tx):
     index = {name: np.searchsorted(books[name], layer["kernel"]) for name, layer in start.items()}
 
     def expand(books):
-        made = {
+        kernels = {
             name: jnp.where(start[name]["kernel"] == 0, 0, book[np.minimum(index[name], len(book) - 1)])
             for name, book in books.items()
         }
-        return {"conv": {"kernel": made["conv"], "bias": start["conv"]["bias"]}, "head": {"kernel": made["head"]}}
+        return {"conv": {"kernel": kernels["conv"], "bias": start["conv"]["bias"]}, "head": {"kernel": kernels["head"]}}
 
     theirs_state = tx.init(books)
     update = jax.jit(wrapped.update)
@@ -75,7 +75,7 @@ def test_the_values_are_trained_as_if_they_were_the_parameters(tx):
         kept = np.asarray(start[name]["kernel"]) != 0
         np.testing.assert_array_equal(np.asarray(ours[name]["kernel"]) != 0, kept)
         assert len(values(ours[name]["kernel"])) <= 8
-    assert (np.asarray(ours["conv"]["bias"]) != 1).all()  # what does not share is trained as ever
+    assert (np.asarray(ours["conv"]["bias"]) != 1).all()  # unshared parameters are trained as usual
 
 
 def test_a_run_shares_and_goes_on_to_the_bit(tmp_path):

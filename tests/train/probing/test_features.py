@@ -1,4 +1,4 @@
-"""Features of a fixed network: the network's own activations, computed once a content."""
+"""Features of a fixed network: the network's own activations, computed once for the same content."""
 
 import time
 
@@ -26,17 +26,17 @@ def files(folder):
 
 @pytest.mark.parametrize(("endpoint", "size"), keep_first(1, [("pre_logits", 16), ("stage2", 8), ("stage1/block0", 4)]))
 def test_they_are_the_activations_averaged_over_places(run, tmp_path, endpoint, size):
-    found = features.extract(run, run.state.variables(), "test", endpoint, tmp_path)
-    assert found.x.shape == (360, size) and found.x.dtype == np.float32
+    extracted = features.extract(run, run.state.variables(), "test", endpoint, tmp_path)
+    assert extracted.x.shape == (360, size) and extracted.x.dtype == np.float32
     arrays = run.feed.test.arrays()
     image = run.feed.prepare_evaluation({"image": arrays["image"][:50]})["image"]
-    _, wanted = capture(run.task.model, run.state.variables(), image, names=[endpoint], train=False)
-    wanted = np.asarray(wanted[endpoint]).reshape(50, -1, size).mean(1)
-    np.testing.assert_allclose(found.x[:50], wanted, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(found.labels, arrays["label"])
+    _, expected = capture(run.task.model, run.state.variables(), image, names=[endpoint], train=False)
+    expected = np.asarray(expected[endpoint]).reshape(50, -1, size).mean(1)
+    np.testing.assert_allclose(extracted.x[:50], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(extracted.labels, arrays["label"])
 
 
-def test_the_same_content_is_computed_once_and_other_content_is_not_mistaken_for_it(run, tmp_path):
+def test_features_are_computed_once_for_each_content(run, tmp_path):
     first = features.extract(run, run.state.variables(), "test", folder=tmp_path)
     before = files(tmp_path)
     assert len(before) == 1
@@ -51,11 +51,11 @@ def test_the_same_content_is_computed_once_and_other_content_is_not_mistaken_for
         "test",
         folder=tmp_path,
     )
-    assert files(tmp_path) == before  # no endpoint sees the head
+    assert files(tmp_path) == before  # no endpoint depends on the head
     moved = {"kernel": np.nextafter(stem["kernel"], 1)}
     other_state = run.state.replace(params={**run.state.params, "stem_conv": moved})
     others = [
-        (run, other_state, {}),  # other variables
+        (run, other_state, {}),  # different variables
         (run, run.state, {"endpoint": "stage2"}),
         (build_run(tiny.config(model__norm="group:2", data__mean=(0.4,))), run.state, {}),
         (build_run(tiny.config(model__norm="group:2", data__select_test="paint()")), run.state, {}),
@@ -68,19 +68,19 @@ def test_the_same_content_is_computed_once_and_other_content_is_not_mistaken_for
     assert len(files(tmp_path)) == len(others) + 2
 
 
-def test_a_part_of_what_is_there_is_not_computed_again(run, tmp_path):
+def test_a_part_of_stored_features_is_not_computed_again(run, tmp_path):
     whole = features.extract(run, run.state.variables(), "train", folder=tmp_path)
     part = select(run.feed.train, "classes(3, 1)|per_class(4)")
-    found = features.of_source(run, run.state.variables(), part, folder=tmp_path)
+    extracted = features.of_source(run, run.state.variables(), part, folder=tmp_path)
     assert len(files(tmp_path)) == 1
-    np.testing.assert_array_equal(found.x, whole.x[part.index])
-    np.testing.assert_array_equal(found.labels, part.arrays()["label"])
+    np.testing.assert_array_equal(extracted.x, whole.x[part.index])
+    np.testing.assert_array_equal(extracted.labels, part.arrays()["label"])
     alone = features.of_source(run, run.state.variables(), part, folder=tmp_path / "other")
-    np.testing.assert_allclose(alone.x, found.x, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(alone.labels, found.labels)
+    np.testing.assert_allclose(alone.x, extracted.x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(alone.labels, extracted.labels)
 
 
-def test_a_set_of_which_images_were_skipped_has_no_parts(tmp_path):
+def test_a_set_with_skipped_images_has_no_parts(tmp_path):
     for name in ("ant", "bee"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(10):
@@ -105,12 +105,12 @@ def test_a_set_of_which_images_were_skipped_has_no_parts(tmp_path):
     part = features.of_source(
         run, run.state.variables(), select(run.feed.train, "classes(1)"), folder=tmp_path / "kept"
     )
-    count = int((run.feed.train.all_labels() == 1).sum())  # the broken one is of class 0
+    count = int((run.feed.train.all_labels() == 1).sum())  # the broken image is of class 0
     assert part.labels.tolist() == [0] * count and len(part.x) == count
     np.testing.assert_allclose(part.x, whole.x[whole.labels == 1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_damaged_file_is_computed_again_and_a_folder_that_cannot_be_written_is_no_hindrance(run, tmp_path):
+def test_a_damaged_file_is_computed_again_and_a_read_only_folder_is_tolerated(run, tmp_path):
     first = features.extract(run, run.state.variables(), "test", folder=tmp_path)
     (path,) = tmp_path.glob("*.npz")
     path.write_bytes(path.read_bytes()[:1000])
@@ -122,7 +122,7 @@ def test_a_damaged_file_is_computed_again_and_a_folder_that_cannot_be_written_is
     )
 
 
-def test_what_there_is_not_is_one_line_with_what_there_is(run, tmp_path):
+def test_unknown_names_are_one_line_that_lists_the_known_ones(run, tmp_path):
     with pytest.raises(UserError, match="unknown endpoint 'stage9'; did you mean 'stage.'. allowed: stem, stage1"):
         features.extract(run, run.state.variables(), "test", "stage9", tmp_path)
     with pytest.raises(UserError, match="unknown split 'validation'"):

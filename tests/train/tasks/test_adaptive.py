@@ -1,4 +1,4 @@
-"""train/tasks gated, policy and multi_exit: losses and metrics by hand, what learns, and whole runs."""
+"""The tasks gated, policy and multi_exit: losses and metrics by hand, learned parameters, and whole runs."""
 
 import functools
 
@@ -36,7 +36,7 @@ NETWORKS = {
 
 @functools.cache
 def network(name):
-    """A tiny network and drawn variables, of one channel."""
+    """Returns a tiny network with one input channel, and drawn variables."""
     model = models.create(NETWORKS[name][0], **NETWORKS[name][1])
     shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     return model, jax.tree.map(jnp.asarray, drawn.filled(shapes, drawn.weight))
@@ -55,7 +55,7 @@ def ratio(metric):
     return np.asarray(metric[0]) / np.asarray(metric[1])
 
 
-RUNS = {  # smaller still
+RUNS = {  # smaller than SMALL
     "gated": ("convnet_aig38", {"stage_sizes": (1, 1), "rates": (1, 0.3), "gate_width": 4}),
     "policy": ("blockdrop32", {"stage_sizes": (1, 1), "policy_sizes": (1,), "policy_width": 4}),
     "multi_exit": ("early_exit_resnet62", {"stage_sizes": (1, 1), "exits": (1,), "exit_width": 4}),
@@ -69,7 +69,7 @@ COMPUTED = np.array([[1, 0, 1], [1, 1, 1], [1, 0, 1], [1, 0, 0], [1, 1, 0], [1, 
 
 
 def test_the_loss_of_gates_by_hand(monkeypatch):
-    """The last two images are padding."""
+    """Computes the loss by hand; the last two images are padding."""
     model, logits = network("gated")[0], drawn.images("logits", (6, 10))
     monkeypatch.setattr(gated_module, "gates", lambda *_, **__: ((jnp.asarray(logits), {}), jnp.asarray(COMPUTED)))
     loss, (metrics, _, _) = create("gated(weight=3.0)", model).loss({}, {}, {}, BATCH, jax.random.key(0), 0)
@@ -80,7 +80,7 @@ def test_the_loss_of_gates_by_hand(monkeypatch):
     assert ratio(metrics["loss"]) == pytest.approx(cross_entropy(logits)[:4].mean(), rel=1e-5)
 
 
-def test_what_was_computed_by_hand():
+def test_computed_blocks_and_costs_by_hand():
     model = network("gated")[0]
     used = create("gated", model).used(jnp.asarray(COMPUTED), BATCH)
     always = 9 * 4 * 64 + 4 * 8 * 16 + (4 * 4 + 4 * 2) + (8 * 4 + 4 * 2) + 8 * 10  # stem, projection, gates, head
@@ -100,8 +100,8 @@ def test_evaluation_measures_what_the_gates_decide():
     assert ratio(metrics["accuracy"]) == np.mean(logits.argmax(-1)[:4] == LABELS[:4])
 
 
-def test_gates_learn_towards_their_rates():
-    """With no share of the images wanted, the gradient closes every gate; a closed batch's weight counts nothing."""
+def test_gates_learn_toward_their_rates():
+    """Checks that gates close with a target rate of zero, and that a closed batch's weight counts nothing."""
     model, variables = network("gated")
     task, state = (
         create("gated(weight=1e6)", model.clone(rates=(1, 0.0, 0.0))),
@@ -121,21 +121,21 @@ def test_gates_learn_towards_their_rates():
 def test_rewards_by_hand():
     logits = jnp.eye(10)[jnp.asarray([3, 1, 0, 9])]
     keep = jnp.asarray([[1, 1, 1], [1, 0, 1], [0, 0, 0], [0, 0, 0]], jnp.float32)
-    found = tasks.policy.reward(logits, BATCH["label"][:4], keep, 5.0)
-    np.testing.assert_allclose(found, [0, 1 - (2 / 3) ** 2, -5, 1], rtol=1e-6)
+    rewards = tasks.policy.reward(logits, BATCH["label"][:4], keep, 5.0)
+    np.testing.assert_allclose(rewards, [0, 1 - (2 / 3) ** 2, -5, 1], rtol=1e-6)
 
 
 SAMPLE = np.array([[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 1]], bool)
 
 
 def expected(shift, model, variables, learned, penalty, bound, entropy):
-    """The loss as a plain sum, with `shift` [K] on the policy's logits alone: rewards are given."""
+    """Returns the loss as a plain sum, with `shift` [K] on the policy's logits alone: rewards are constants."""
     own = {name: tree["policy"] for name, tree in variables.items()}
     logits, _ = model.policy(parent=None).apply(own, IMAGES, train=True, mutable=["batch_stats"])
     z = np.asarray(logits, np.float64)
     open_ = np.arange(3) >= 3 - learned
     sample, greedy = np.where(open_, SAMPLE, True), np.where(open_, z >= 0, True)
-    said = [
+    outputs = [
         np.asarray(model.apply(variables, IMAGES, keep=jnp.asarray(keep, jnp.float32))).argmax(-1)
         for keep in (sample, greedy)
     ]
@@ -144,7 +144,7 @@ def expected(shift, model, variables, learned, penalty, bound, entropy):
     for i in np.flatnonzero(MASK):
         reward, base = (
             1 - keep[i].mean() ** 2 if best[i] == LABELS[i] else -penalty
-            for best, keep in zip(said, (sample, greedy), strict=True)
+            for best, keep in zip(outputs, (sample, greedy), strict=True)
         )
         for k in np.flatnonzero(open_):
             total -= (reward - base) * np.log(p[i, k] if sample[i, k] else 1 - p[i, k])
@@ -170,23 +170,23 @@ def test_the_loss_of_a_policy_and_its_gradient(monkeypatch, learned):
     by_hand = functools.partial(
         expected, model=model, variables=variables, learned=learned, penalty=2.0, bound=0.7, entropy=0.05
     )
-    wanted, greedy, p = by_hand(np.zeros(3))
+    expected_loss, greedy, p = by_hand(np.zeros(3))
     assert int(task_state["learned"]) == learned
-    assert loss == pytest.approx(wanted, rel=1e-4)
+    assert loss == pytest.approx(expected_loss, rel=1e-4)
     jax.effects_barrier()
     np.testing.assert_allclose(drawn_from[0], p, rtol=1e-4)
     assert ratio(metrics["blocks"]) == pytest.approx(greedy[:4].sum(1).mean())
     slopes = [(by_hand(step)[0] - by_hand(-step)[0]) / 2e-4 for step in 1e-4 * np.eye(3)]
     np.testing.assert_allclose(gradient["policy"]["head"]["bias"], slopes, rtol=1e-3, atol=1e-6)
     assert (gradient["policy"]["head"]["bias"][: 3 - learned] == 0).all()
-    # The network stays as it is.
+    # The network does not change.
     moving = {path[0].key for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if (leaf != 0).any()}
     assert moving == {"policy"} and all((leaf != 0).any() for leaf in jax.tree.leaves(gradient["policy"]))
     assert changed(state, new) == {"policy"}
 
 
 def changed(old, new):
-    """Top names of the running statistics that are not the same any more."""
+    """Returns the top-level names of the running statistics that have changed."""
     assert jax.tree.structure(old) == jax.tree.structure(new)
     return {
         path[1].key
@@ -210,12 +210,12 @@ def test_both_learn_together():
     logits = model.policy(parent=None).apply(own, IMAGES, train=True, mutable=["batch_stats"])[0]
     p = jax.nn.sigmoid(logits)
     keep = jax.random.bernoulli(sample_key, 0.8 * p + 0.2 * (1 - p)).astype(jnp.float32)
-    said = model.apply(variables, IMAGES, train=True, keep=keep, mutable=["batch_stats"])[0]
-    assert ratio(metrics["loss"]) == pytest.approx(cross_entropy(said)[:4].mean(), rel=1e-4)
+    output = model.apply(variables, IMAGES, train=True, keep=keep, mutable=["batch_stats"])[0]
+    assert ratio(metrics["loss"]) == pytest.approx(cross_entropy(output)[:4].mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize("bound", [0.0, 1.0])
-def test_probabilities_of_0_and_1_give_numbers(bound):
+def test_probabilities_of_0_and_1_give_finite_numbers(bound):
     model, variables = network("policy")
     params = jax.tree.map(jnp.array, variables["params"])
     params["policy"]["head"]["bias"] = jnp.asarray([100.0, -100.0, 100.0])
@@ -231,7 +231,7 @@ def test_probabilities_of_0_and_1_give_numbers(bound):
 def test_the_curriculum_goes_from_the_last_block_to_all():
     model, variables = network("policy")
     variables = jax.tree.map(jnp.array, variables)
-    variables["params"]["policy"]["head"]["bias"] = jnp.full(3, -100.0)  # drops what it may
+    variables["params"]["policy"]["head"]["bias"] = jnp.full(3, -100.0)  # drops every optional block
     task = create("policy(curriculum='2 epochs')", model, {"2 epochs": 30, "100%": 60}.get)
     with pytest.raises(UserError, match="curriculum='2 epochs' is longer than the training of 20 steps"):
         create("policy(curriculum='2 epochs')", model, {"2 epochs": 30, "100%": 20}.get)
@@ -259,13 +259,13 @@ def test_every_exit_counts():
     model, variables = network("multi_exit")
     task, state = create("multi_exit", model), {"batch_stats": variables["batch_stats"]}
     exits = ["exit1", "exit2", "exit3"]
-    _, found = capture(model, variables, IMAGES, names=exits, train=True, mutable=["batch_stats"])
+    _, activations = capture(model, variables, IMAGES, names=exits, train=True, mutable=["batch_stats"])
     loss, (metrics, new, _) = task.loss(variables["params"], state, {}, BATCH, jax.random.key(0), 0)
-    losses = [cross_entropy(found[name])[:4] for name in exits]
+    losses = [cross_entropy(activations[name])[:4] for name in exits]
     assert loss == pytest.approx(np.sum(losses) / 6, rel=1e-5)
     assert "exit1" in changed(state, new)
-    logits, found = capture(model, variables, IMAGES, names=exits)
-    right = [(found[name].argmax(-1) == LABELS)[:4].mean() for name in exits]
+    logits, activations = capture(model, variables, IMAGES, names=exits)
+    right = [(activations[name].argmax(-1) == LABELS)[:4].mean() for name in exits]
     metrics = task.evaluate(variables, {}, BATCH)
     np.testing.assert_allclose(ratio(metrics["accuracy_by_exit"]), right)
     assert ratio(metrics["accuracy"]) == right[-1]
@@ -328,7 +328,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, monkeypatch, ki
     def killed(run, state, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "evaluate", killed)  # at step 6, when 4 was saved
+    monkeypatch.setattr(Run, "evaluate", killed)  # at step 6, after step 4 was saved
     with pytest.raises(KeyboardInterrupt):
         loop.train(c, tmp_path / "run")
     monkeypatch.setattr(Run, "evaluate", evaluate)
@@ -340,7 +340,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, monkeypatch, ki
 
 
 @pytest.mark.full
-def test_a_policy_starts_from_a_trained_network_and_then_both_go_on(tmp_path):
+def test_a_policy_starts_from_a_trained_network_and_then_both_train_on(tmp_path):
     name, fields = RUNS["policy"]
     loop.train(tiny.config(model__name="resnet8", model__stage_sizes=(1, 1), duration="4 steps"), tmp_path / "resnet")
     alone = config(
@@ -371,8 +371,8 @@ def test_a_policy_starts_from_a_trained_network_and_then_both_go_on(tmp_path):
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.full) for kind in RUNS])
 def test_two_devices(kind):
-    """Metrics that are vectors, and the state of a task, by pmap and by shard_map."""
-    found = []
+    """Checks vector metrics and the state of a task, by pmap and by shard_map."""
+    by_lift = []
     for parallel in ("pmap", "shard_map"):
         run = build_run(
             config(
@@ -381,9 +381,9 @@ def test_two_devices(kind):
         )
         _, items = next(run.feed.calls(0, 1))
         state, metrics = run.train_call(run.parallel.place(run.state), run.feed.data, items)
-        found.append((run.parallel.fetch(state).params, run.evaluate(state)))
+        by_lift.append((run.parallel.fetch(state).params, run.evaluate(state)))
         assert np.asarray(metrics["loss"][1]).tolist() == [32]
-        results = found[-1][1]
+        results = by_lift[-1][1]
         if kind == "multi_exit":
             assert len(results["accuracy_by_exit"]) == len(results["mult_adds_by_exit"]) == 2
         else:
@@ -391,11 +391,11 @@ def test_two_devices(kind):
         if kind == "policy":
             learned = run.parallel.fetch(state).task_state["learned"]
             assert learned == 1 and learned.dtype == np.int32 and results["gate_rates"][0] == 1
-    tiny.assert_same(*(params for params, _ in found))
-    assert found[0][1] == found[1][1]
+    tiny.assert_same(*(params for params, _ in by_lift))
+    assert by_lift[0][1] == by_lift[1][1]
 
 
-# -- what else treats such networks --------------------------------------------------------------------------------
+# -- other operations on such networks -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_transfer_has_their_task_and_heads(name, task, new):
     assert (c.task.name, c.init_new) == (task, new)
 
 
-def test_other_classes_at_exits_are_said_with_what_to_do():
+def test_errors_for_other_classes_at_exits_name_the_remedy():
     fields = {"width": 4, "stage_sizes": (1, 1), "exits": (1,), "exit_width": 4}
     model, before = (models.create("early_exit_resnet62", **fields, num_classes=classes) for classes in (10, 7))
     arrays = weights.flatten(models.initialize(before, jax.random.key(0), (1, 8, 8, 1)))
@@ -423,9 +423,9 @@ def test_other_classes_at_exits_are_said_with_what_to_do():
         UserError, match=r"7 classes, but the data have 10: init_new=head\|\*/head initializes its heads randomly"
     ):
         pretrained.start(model, variables, start, [])
-    found = weights.flatten(pretrained.start(model, variables, start, ["head", "*/head"]))
-    np.testing.assert_array_equal(found["exit1/conv1/kernel"], arrays["exit1/conv1/kernel"])
-    assert found["exit1/head/bias"].shape == found["head/bias"].shape == (10,)
+    started = weights.flatten(pretrained.start(model, variables, start, ["head", "*/head"]))
+    np.testing.assert_array_equal(started["exit1/conv1/kernel"], arrays["exit1/conv1/kernel"])
+    assert started["exit1/head/bias"].shape == started["head/bias"].shape == (10,)
 
 
 def test_lsuv_is_not_for_gates():
@@ -433,7 +433,7 @@ def test_lsuv_is_not_for_gates():
         build_run(config(NETWORKS["gated"], "gated", data_init="lsuv"))
 
 
-def test_one_number_an_image_is_no_feature():
+def test_one_number_per_image_is_not_a_feature():
     run = build_run(config(NETWORKS["gated"], "gated"))
     with pytest.raises(UserError, match="gate is one number per image"):
         features.check(run, f"{run.task.model.gated[0]}/gate")
