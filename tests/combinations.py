@@ -1,7 +1,7 @@
 """Every family of architectures, every method, and what of the two does not go together: the one place that says so.
 
 test_any_network.py crosses them: a pair that REFUSED has must end in its one line, every other one must work. The table
-in the README is `table()`.
+in docs/troubleshooting.md is `table()`.
 """
 
 from typing import Any, NamedTuple

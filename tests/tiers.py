@@ -127,6 +127,7 @@ train/test_resume.py
 """
 # `make check`: unit tests, which train no runs and start no processes; a test alone where the rest of its file does.
 CHECK = """
+docs/test_pages.py
 models/analysis/test_exit_policy.py
 models/compress/test_archive.py
 models/compress/test_codebook.py

@@ -223,14 +223,14 @@ def test_results_that_a_study_writes_are_no_change_of_the_code(tmp_path, monkeyp
             capture_output=True,
         )
 
-    for name in ("train/summary.py", "experiments/results/a.json", "README.md"):
+    for name in ("train/summary.py", "experiments/results/a.json", "README.md", "docs/results.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
     for arguments in (("init",), ("add", "."), ("commit", "-m", "one")):
         git(*arguments)
     monkeypatch.setattr(summary, "__file__", str(tmp_path / "train" / "summary.py"))
     clean = summary.commit()
-    for name in ("experiments/results/a.json", "README.md"):
+    for name in ("experiments/results/a.json", "README.md", "docs/results.md"):
         (tmp_path / name).write_text("2")
     assert len(clean) == 12 and summary.commit() == clean
     (tmp_path / "train" / "summary.py").write_text("2")

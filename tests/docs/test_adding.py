@@ -1,4 +1,4 @@
-"""The README's section "Adding": its files do what it says, as they stand there; what is wrong with one is one line."""
+"""The files of docs/extend.md do what the page says, as they are written there; a mistake in one is one line."""
 
 import importlib
 import pickle
@@ -27,8 +27,8 @@ from train.data import load
 from train.export import loaded, network, write
 from train.run import build_run
 
-README = (tiny.ROOT / "README.md").read_text()
-FILES = dict(re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", README, re.DOTALL))
+PAGE = (tiny.ROOT / "docs" / "extend.md").read_text()
+FILES = dict(re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
 QUICK = {"duration": "4 steps", "checkpoint_every": "4 steps", "evaluate_every": "4 steps", "eval_batch_size": 64}
 
 
@@ -101,7 +101,7 @@ def test_a_study_has_a_verdict_and_its_place_in_the_report(tmp_path, monkeypatch
 
 def test_one_line_registers_each(monkeypatch, folder):
     monkeypatch.syspath_prepend(str(folder))
-    lines = re.findall(r'`("\w+": "[\w.]+(?::\w+)?"),` in `(\w+)` of `([\w/]+)\.py`', README)
+    lines = re.findall(r'`("\w+": "[\w.]+(?::\w+)?"),` in `(\w+)` of `([\w/]+)\.py`', PAGE)
     assert [table for _, table, _ in lines] == ["FAMILIES", "NORMS", "TASKS", "KINDS", "STUDIES"]
     for line, table, path in lines:
         module = importlib.import_module(path.replace("/", ".").removesuffix(".__init__"))
