@@ -64,7 +64,7 @@ def anchors(page):
 def shell_commands(page):
     """Pairs (line, words) of the commands in fenced blocks, and of those in the text that begin with python -m."""
     for block in blocks(page):
-        if block.language == "sh":
+        if block.language == "sh" and block.mark != "fails":
             for line in block.lines:
                 yield from ((block.line, words) for words in _split(line))
     for line in re.findall(r"`(python -m [^`\n]+)`", prose(page)):
@@ -112,8 +112,8 @@ def config_keys():
 def fault(words):
     """What is wrong with a command, "" for nothing."""
     for word in words:  # a command within a command
-        if " python -m " in f" {word}" and word not in words[:1]:
-            return next(filter(None, map(fault, _split(word))), "")
+        if "python -m " in word:
+            return next(filter(None, map(fault, _split(word.partition("=")[2] or word))), "")
     if "-m" in words and words[words.index("-m") - 1].endswith("python"):
         place = words.index("-m")
         return _fault_of_module(words[place + 1], words[place + 2 :])

@@ -47,7 +47,7 @@ def start(tmp_path_factory):
     """A folder with the configs and the run that `make train` makes."""
     folder = tmp_path_factory.mktemp("start")
     (folder / "configs").symlink_to(ROOT / "configs")
-    done = run("python -m train --config=configs/digits.py --config.duration='4 epochs' --workdir=runs/digits", folder)
+    done = run("python -m train --config=configs/digits.py --workdir=runs/digits", folder)
     assert not done.returncode, done.stderr
     return folder
 
