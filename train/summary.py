@@ -51,8 +51,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def commit() -> str:
     """The commit of this code, with "+changes" where the working tree differs; "unknown" outside a git checkout.
 
-    What commands write about results (experiments/results, README.md, docs) is no change of the code: of several studies
-    in a row the first would make the commit of the others unclear.
+    What commands write about results (experiments/results, README.md, docs) is no change of the code: of several
+    studies in a row the first would make the commit of the others unclear.
     """
 
     def git(*arguments):

@@ -291,8 +291,8 @@ def models_page() -> str:
         NOTICE,
         "`models.create(NAME)` makes each of these networks, and `--config.model.name=NAME` trains it. Costs are read "
         "from the traced program for one example of the given input. The receptive field, in pixels, is that of the "
-        "last layer before attention or pooling over the whole image. The last column names the libraries whose weights "
-        "`python -m models.weights import` reads; every network also has a layout of our own (`ablate`).",
+        "last layer before attention or pooling over the whole image. The last column names the libraries whose "
+        "weights `python -m models.weights import` reads; every network also has a layout of our own (`ablate`).",
         "Ingredients that networks share: "
         + "; ".join(
             f"`{field}`: {', '.join(f'`{name}`' for name in table)}"
