@@ -184,7 +184,8 @@ def _keywords(call: ast.Call) -> Iterator[ast.keyword]:
             yield keyword
         elif isinstance(keyword.value, ast.Dict):
             for key, value in zip(keyword.value.keys, keyword.value.values, strict=True):
-                yield ast.keyword(arg=ast.literal_eval(key), value=value)
+                if key is not None:
+                    yield ast.keyword(arg=ast.literal_eval(key), value=value)
 
 
 def _kind(key: Key) -> str:
