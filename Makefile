@@ -23,7 +23,7 @@ help:
 	@echo "make lint      ruff and pyright"
 	@echo "make bench     networks (one by batch), CIFAR, data, start-up beside PyTorch and timm (the extra bench); skipping"
 	@echo "make studies   all studies at the smallest scale, in runs/studies; finished trials are not run again"
-	@echo "make report    report/index.html, report/report.md and the tables of README.md from all results"
+	@echo "make report    report/index.html, report/report.md, and what is generated in README.md and docs/ (minutes)"
 	@echo "make clean     remove .venv and caches; runs/ stays"
 
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -66,7 +66,7 @@ studies: $(READY)
 	$(BIN)/python -m experiments.run all --scale=digits
 
 report: $(READY)
-	$(BIN)/python -m experiments.report --readme=README.md
+	$(BIN)/python -m experiments.report --readme=README.md --docs=docs
 
 clean:
 	rm -rf $(VENV) build *.egg-info .ruff_cache

@@ -2,7 +2,8 @@
 
 Durations are texts: "64000 steps", "90 epochs", "1.28e6 examples", or of the whole training "50%".
 Choices with arguments are texts, too: "sgd(momentum=0.9, nesterov=True)", "crop(4)|flip", "step(0.1, '50%', '75%')".
-Wherever one of several names is chosen, FILE.py:NAME takes it from a file of yours (README, "Adding").
+Wherever one of several names is chosen, FILE.py:NAME takes it from a file of yours (docs/extend.md). The comment above
+a key is its meaning in docs/configs.md.
 """
 
 from typing import Any
@@ -17,92 +18,145 @@ CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 def base() -> ConfigDict:
     """The defaults, complete."""
     c = ConfigDict()
-    c.seed = 0  # of initialization, order, augmentation, dropout
-    c.duration = "10 epochs"  # of the whole training
-    c.batch_size = 128  # images a step over all devices and processes
+    # Seed of initialization, data order, augmentation and dropout.
+    c.seed = 0
+    # Length of the whole training.
+    c.duration = "10 epochs"
+    # Images per step, over all devices and processes.
+    c.batch_size = 128
+    # Images per evaluation step; the last batch is padded, and each image counts once.
     c.eval_batch_size = 500
-    c.accumulate = 1  # parts into which a device cuts its share of a batch; gradients are averaged over them
-    c.steps_per_call = 1  # optimizer steps a dispatch (a scan); more than 1 only where the data are resident
-    c.precision = "float32"  # of the computation: float32 | bfloat16; parameters and statistics stay float32
-    c.ema_decay = 0.0  # of the averaged weights that are then evaluated, e.g. 0.9999; 0: off
+    # Parts into which a device cuts its share of a batch; gradients are averaged over them.
+    c.accumulate = 1
+    # Optimizer steps per dispatch (a scan); more than 1 only where the data are resident.
+    c.steps_per_call = 1
+    # Type of the computation; parameters and statistics stay float32.
+    c.precision = "float32"
+    # Decay of averaged weights, which are then evaluated, e.g. 0.9999; 0 is off.
+    c.ema_decay = 0.0
     # The decay at the end of step t is min(ema_decay, (1 + t) / (10 + t)), so that a short run does not evaluate its
-    # initial weights; as TensorFlow's ExponentialMovingAverage with num_updates. False: ema_decay throughout
+    # initial weights, as in TensorFlow's ExponentialMovingAverage with num_updates. False: ema_decay throughout.
     c.ema_warmup = True
-    c.lookahead = ""  # lookahead(decay, power=0, every=1, start='0 steps'): weights go back to averages of theirs
-    c.parallel = "pmap"  # how a step is lifted over the devices: pmap | shard_map | fsdp (state sharded)
-    c.devices = 0  # 0: all
+    # lookahead(decay, power=0, every=1, start='0 steps'): weights return to their averages; "" is off.
+    c.lookahead = ""
+    # Lifting of a step over the devices; fsdp shards the state.
+    c.parallel = "pmap"
+    # Devices to use; 0 is all.
+    c.devices = 0
+    # Interval between logged training metrics.
     c.log_every = "50 steps"
+    # Interval between evaluations.
     c.evaluate_every = "1 epoch"
+    # Interval between checkpoints.
     c.checkpoint_every = "1 epoch"
-    c.keep_checkpoints = 2  # the latest, besides the best
-    c.hooks = "figures"  # recalibrate(batches) | figures | average_precision | sparsity | sensitivity | bleu(beam)
+    # Number of latest checkpoints to keep, besides the best one.
+    c.keep_checkpoints = 2
+    # What a run does besides training, with "|" between several; recalibrate(batches) and bleu(beam) take arguments.
+    c.hooks = "figures"
 
     # What is trained, and by which loss (train/tasks).
     c.task = ConfigDict()
-    # classify[(views=mirror | mirror_shift)] | multi_label |
-    # gated(weight=2.0) | policy(penalty=5.0, curriculum='50%', joint=False) | multi_exit | translate
+    # Task, with its arguments: classify(views=mirror) or (views=mirror_shift), gated(weight=2.0),
+    # policy(penalty=5.0, curriculum='50%', joint=False).
     c.task.name = "classify"
+    # Share of the target that is spread over all classes.
     c.task.label_smoothing = 0.0
 
-    # `name` of models.names(); every other key is a field of that model: norm, act, init, conv, dense, dtype, …
+    # A network by name; every other key is one of its fields: norm, act, init, conv, dense, dtype, …
     c.model = ConfigDict()
+    # One of models.names().
     c.model.name = "resnet20"
-    c.model.norm = "batch"  # batch[:momentum] | frozen_batch | layer | channel | instance | group[:groups] | none
-    c.model.sync_norm = False  # batch norm over all devices instead of one
-    c.model.act = "relu"  # relu | gelu | silu | relu6 | identity
-    # msra | msra_fan_out | xavier_uniform | xavier_normal | lecun | orthogonal | dirac | normal:STD |
-    # truncated_normal:STD
+    # Normalization; batch:MOMENTUM and group:GROUPS set a number.
+    c.model.norm = "batch"
+    # Whether batch norm averages over all devices instead of one.
+    c.model.sync_norm = False
+    # Activation.
+    c.model.act = "relu"
+    # Initialization of kernels.
     c.model.init = "msra"
-    # The folder of a run (its newest checkpoint) or of an exported network, a .ablate file, or a .safetensors file by
-    # `python -m models.weights import`; "": scratch
+    # Start of the weights: the folder of a run (its newest checkpoint) or of an exported network, a .ablate file, or a
+    # .safetensors file by `python -m models.weights import`; "" is from scratch.
     c.init_from = ""
-    c.init_new = "head"  # with init_from: parts that are drawn anew whatever it has, "head|stage3", "*/gate"; "": none
-    # lsuv: kernels orthonormal, then scaled so that each layer's output has variance 1 on a batch
-    # whiten: the first convolution gives whitened patches and their negatives, by 5,000 training images
+    # With init_from: parts to draw anew whatever the file has, e.g. "head|stage3" or "*/gate"; "" is none.
+    c.init_new = "head"
+    # Initialization from data. lsuv: kernels are orthonormal, then scaled so that each layer's output has variance 1 on
+    # a batch. whiten: the first convolution gives whitened patches and their negatives, from 5,000 training images.
     c.data_init = "none"
 
+    # Optimizer, learning rate, regularization, pruning (train/optim).
     c.optimizer = ConfigDict()
-    c.optimizer.name = "sgd(momentum=0.9)"  # sgd | adam | adamw | lars | lamb
+    # Optimizer, with its arguments.
+    c.optimizer.name = "sgd(momentum=0.9)"
+    # Peak of the learning rate.
     c.optimizer.learning_rate = 0.1
-    c.optimizer.schedule = "constant"  # constant | step(factor, at, …) | cosine(final) | linear(final) |
-    # triangle(start, peak, final) | inverse_sqrt
-    c.optimizer.warmup = "0 steps"  # linear
-    c.optimizer.warmup_from = 0.0  # as a fraction of the learning rate
+    # Factor of the learning rate by step, with its arguments.
+    c.optimizer.schedule = "constant"
+    # Length of a linear warm-up.
+    c.optimizer.warmup = "0 steps"
+    # Where the warm-up starts, as a fraction of the learning rate.
+    c.optimizer.warmup_from = 0.0
+    # Weight decay of the parameters that `decay` names.
     c.optimizer.weight_decay = 0.0
-    c.optimizer.l1 = 0.0  # times the sign of a weight that decays, added to its gradient
-    c.optimizer.decay = ".*"  # regular expression: the parameters that decay; '.*/kernel' leaves norms and biases out
-    c.optimizer.clip_norm = 0.0  # bound of the global gradient norm; 0: none
-    # (regular expression, multiplier of the learning rate[, from when it trains[, until when]]); 0 freezes; first match
+    # Factor of an L1 penalty: times the sign of a weight that decays, it is added to the gradient.
+    c.optimizer.l1 = 0.0
+    # Regular expression of the parameters that decay; '.*/kernel' leaves out norms and biases.
+    c.optimizer.decay = ".*"
+    # Bound of the global gradient norm; 0 is none.
+    c.optimizer.clip_norm = 0.0
+    # (regular expression, multiplier of the learning rate[, from when it trains[, until when]]) each; the first match
+    # counts, and 0 freezes.
     c.optimizer.groups = ((".*", 1.0),)
-    c.optimizer.multiplied = "update"  # by that: update (with its decay) | gradient (all decay alike; sgd)
-    # Weights that go while training goes on, e.g. "magnitude(0.9, start='20%', end='60%', every='5%')"
-    # (train/optim/pruning.py)
+    # What the multipliers of groups multiply: the update, with its decay, or the gradient, so that all decay alike
+    # (sgd only).
+    c.optimizer.multiplied = "update"
+    # Pruning while training goes on, e.g. "magnitude(0.9, start='20%', end='60%', every='5%')"
+    # (train/optim/pruning.py); "" is none.
     c.optimizer.prune = ""
-    # Weights of a layer that share few values, the values trained, e.g. "linear(conv=8, dense=5)"
-    # (train/optim/weight_sharing.py)
+    # Weights of a layer that share few values, which are trained, e.g. "linear(conv=8, dense=5)"
+    # (train/optim/weight_sharing.py); "" is none.
     c.optimizer.share = ""
 
+    # Data set, decoding, augmentation (train/data).
     c.data = ConfigDict()
-    c.data.source = "digits"  # digits | tfds:NAME | folder:PATH | arrays:FILE.npz | grammar | text:FOLDER
-    c.data.dir = ""  # of TFDS sets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    # Data set.
+    c.data.source = "digits"
+    # Folder of TFDS sets; "" is $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+    c.data.dir = ""
+    # Split that trains, as TFDS writes it.
     c.data.train_split = "train"
+    # Split that is evaluated.
     c.data.test_split = "test"
-    # What is taken of a split, "classes('0-4')|per_class(50)", and a cue painted on it (train/data/select.py)
-    c.data.select = ""  # of the training split
-    c.data.select_test = ""  # of the test split
-    c.data.channels = 0  # 3: gray images as RGB, 1: RGB as gray; 0: as they are
-    c.data.pipeline = "auto"  # resident (on the device, uint8) | stream | auto
-    c.data.workers = 0  # processes that decode for a stream; 0: threads
-    c.data.on_error = "fail"  # of images that cannot be decoded: fail | skip
-    c.data.image_size = 0  # 0: as they are
-    c.data.crop = "none"  # while decoding: none | resize | random_resized (evaluation: center) | whole (BiT)
-    c.data.crop_scale = (0.08, 1.0)  # random_resized: share of the area
-    c.data.crop_ratio = (3 / 4, 4 / 3)  # random_resized: width / height
-    c.data.eval_crop = 0.875  # share of the shorter side
-    # apply | ignore: photographs are turned as their EXIF orientation says, as every viewer does it, or taken as stored
+    # Part of the training split, e.g. "classes('0-4')|per_class(50)", and cues painted on it (train/data/select.py).
+    c.data.select = ""
+    # Part of the test split, likewise.
+    c.data.select_test = ""
+    # 3 repeats gray images as RGB, 1 converts RGB to gray, 0 keeps the channels.
+    c.data.channels = 0
+    # Where the images are: on the device as uint8 (resident), or decoded while training (stream).
+    c.data.pipeline = "auto"
+    # Processes that decode for a stream; 0 is threads.
+    c.data.workers = 0
+    # What happens to images that cannot be decoded.
+    c.data.on_error = "fail"
+    # Height and width of the images; 0 keeps them.
+    c.data.image_size = 0
+    # Crop while decoding. random_resized evaluates the center; whole squeezes the image to a square, as BiT does.
+    c.data.crop = "none"
+    # random_resized: range of the share of the area.
+    c.data.crop_scale = (0.08, 1.0)
+    # random_resized: range of width / height.
+    c.data.crop_ratio = (3 / 4, 4 / 3)
+    # Evaluation: side of the central crop as a share of the shorter side.
+    c.data.eval_crop = 0.875
+    # apply turns photographs as their EXIF orientation says, as every viewer does; ignore takes them as stored.
     c.data.exif = "apply"
-    c.data.augment = ""  # in the compiled step, e.g. "crop(4)|flip|randaugment(2,9)|erase(0.25)|mixup_cutmix(0.8,1.0)"
-    c.data.mean = (0.5,)  # by channel, pixels in [0, 1]
+    # Augmentations in the compiled step, with "|" between several: crop(pad), flip(p=0.5), alternate_flip,
+    # cutout(size), erase(p=0.5), randaugment(ops, magnitude), jitter(b, c=0, s=0, h=0), grayscale(p=0.1); once, at the
+    # end, mixup(a), cutmix(a) or mixup_cutmix(a, b).
+    c.data.augment = ""
+    # Mean per channel that is subtracted from pixels in [0, 1].
+    c.data.mean = (0.5,)
+    # Standard deviation per channel that they are divided by.
     c.data.std = (0.5,)
     return c
 

@@ -2,7 +2,7 @@
 
     python -m train --config=configs/digits.py --workdir=runs/digits
 
-Nothing is downloaded. 1,437 images train, 360 test (fixed stratified split). Expected: see README, "Results".
+Nothing is downloaded. 1,437 images train, 360 test (fixed stratified split). Expected: see docs/results.md.
 """
 
 from configs.base import arguments, base

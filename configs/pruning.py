@@ -25,6 +25,7 @@ Cost: `epochs` of the data; the LeNets on digits take a minute a stage on a CPU.
 """
 
 import json
+import keyword
 from pathlib import Path
 from typing import NamedTuple
 
@@ -160,7 +161,7 @@ def _set_stage(c, a, sparsity, bits):
 
 
 def _argument(text):
-    return text if text.isidentifier() else f"'{text}'"
+    return text if text.isidentifier() and not keyword.iskeyword(text) else f"'{text}'"  # "global" is a keyword
 
 
 def _tenth(duration: str) -> str:

@@ -1,7 +1,7 @@
 """Every family of architectures, every method, and the pairs that do not work together: the only place that lists them.
 
 test_any_network.py tries every pair: a pair in REFUSED must end with its one-line error, and every other pair must
-work. The table in the README is `table()`.
+work. The table in docs/troubleshooting.md is `table()`.
 """
 
 from typing import Any, NamedTuple

@@ -126,6 +126,7 @@ train/tasks/test_adaptive.py
 # `make check`: unit tests, which train no runs and start no processes. A file without tests means all its tests, except
 # those after a dash.
 CHECK = """
+docs/test_pages.py
 models/analysis/test_exit_policy.py
 models/compress/test_archive.py
 models/compress/test_codebook.py

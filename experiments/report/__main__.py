@@ -11,6 +11,7 @@ USAGE = """Builds the page of all results: report/index.html, complete in itself
     python -m experiments.report
     python -m experiments.report --results=experiments/results --out=report
     python -m experiments.report --readme=README.md         and the generated blocks of that file
+    python -m experiments.report --docs=docs                and those of a folder, configs.md and models.md (minutes)
 
 Reads what `experiments.run`, `experiments.seeds`, `experiments.bench`, `experiments.bench.costs` and the check of
 weights have written under --results, and trains nothing. What is not there is named with the command that makes it.
@@ -18,17 +19,26 @@ weights have written under --results, and trains nothing. What is not there is n
 
 
 def main() -> None:
-    """Reads, and writes the two pages and the blocks of the README."""
+    """Reads, and writes the two pages, the blocks of other pages, and the reference."""
     from experiments.report import content, readme, render
     from train.storage.files import write_atomically
 
     out = Path(OUT.value)
     render.write(content.gather(Path(RESULTS.value), out / render.PICTURES), out)
     command.console().print(f"written to {out / 'index.html'} and {out / 'report.md'}", soft_wrap=True)
-    if README.value:
-        path = Path(README.value)
-        if not path.is_file():
-            raise UserError(f"--readme={path}: there is no such file")
+    pages = [Path(README.value)] if README.value else []
+    if README.value and not pages[0].is_file():
+        raise UserError(f"--readme={pages[0]}: there is no such file")
+    if DOCS.value:
+        docs = Path(DOCS.value)
+        if not docs.is_dir():
+            raise UserError(f"--docs={docs}: there is no such folder")
+        from experiments.report import reference
+
+        write_atomically(docs / "configs.md", reference.configs_page())
+        write_atomically(docs / "models.md", reference.models_page())
+        pages += sorted(docs.glob("*.md"))
+    for path in pages:
         write_atomically(path, readme.update(path.read_text(), Path(RESULTS.value)))
 
 
@@ -36,4 +46,5 @@ if __name__ == "__main__":  # only here: absl has one table of flags for the pro
     RESULTS = command.define_path("results", "experiments/results", "Folder of the results.")
     OUT = command.define_path("out", "report", "Folder to write to.")
     README = command.define_path("readme", "", "Markdown file whose blocks <!-- generated: NAME --> are made anew.")
+    DOCS = command.define_path("docs", "", "Folder of Markdown files: their blocks, configs.md and models.md.")
     cli.run(main, USAGE)

@@ -1,14 +1,17 @@
-"""README's numbers: what stands between `<!-- generated: NAME -->` and `<!-- end -->` is made from the results."""
+"""Numbers in Markdown pages: blocks between `<!-- generated: NAME -->` and `<!-- end -->`, made from the results.
+
+README.md, docs/results.md and docs/benchmarks.md have such blocks.
+"""
 
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import models
 from experiments import study
-from experiments.report import content
+from experiments.report import content, highlights, results_files
 from models.analysis.tables import markdown_table
 from models.errors import UserError
 
@@ -48,10 +51,6 @@ def update(text: str, results: Path) -> str:
     return "".join(parts) + text[at:]
 
 
-def _missing(command: str) -> str:
-    return f"Not measured yet: `{command}`."
-
-
 def _where(found: Mapping[str, Any]) -> str:
     return f"{found['device']}, commit {found['commit']}"
 
@@ -73,15 +72,6 @@ def _placed(columns: Sequence[str], rows: Sequence[tuple[Mapping[str, Any], Sequ
 # -- studies -------------------------------------------------------------------------------------------------------
 
 
-def _runs(results: Path, names: Sequence[str] = tuple(study.STUDIES)) -> Iterator[tuple[Mapping[str, Any], Path]]:
-    """(results.json, its folder) of the studies, in the order of the catalogue and of the scales."""
-    for name in names:
-        for scale in study.SCALES:
-            path = results / "studies" / name / scale / "results.json"
-            if path.exists():
-                yield content.read(path), path.parent
-
-
 def _commits(environments: Sequence[Mapping[str, Any]]) -> str:
     """Devices, and the first and last commit of each."""
     commits = {}
@@ -93,9 +83,9 @@ def _commits(environments: Sequence[Mapping[str, Any]]) -> str:
 def studies(results: Path) -> str:
     """What ran, where, and how many of the claims it agrees with."""
     rows = []
-    for result, folder in _runs(results):
+    for result, folder in results_files.runs(results):
         counts = study.counts(result["claims"])
-        where = f"experiments/results/studies/{folder.parent.name}/{folder.name}/results.md"
+        where = f"../experiments/results/studies/{folder.parent.name}/{folder.name}/results.md"
         rows.append(
             [
                 f"[{result['title']}]({where})",
@@ -107,7 +97,7 @@ def studies(results: Path) -> str:
             ]
         )
     if not rows:
-        return _missing("make studies")
+        return results_files.missing("make studies")
     total = [sum(row[i] for row in rows) for i in (4, 5, 6)]
     rows.append(["all", "", sum(row[2] for row in rows), "", *total, ""])
     return markdown_table(("study", "scale", "trials", "training", *study.VERDICTS, "on, at commit"), rows)
@@ -117,7 +107,7 @@ def against(results: Path) -> str:
     """The claims that a study disagrees with, and its numbers."""
     lines = [
         f"- {result['title']}, {result['scale']}: {claim['statement']} Ours: {claim['ours']}."
-        for result, _ in _runs(results)
+        for result, _ in results_files.runs(results)
         for claim in result["claims"]
         if claim["verdict"] == study.DISAGREES
     ]
@@ -131,7 +121,7 @@ def _of_study(
 
     def block(results: Path) -> str:
         shown = []
-        for result, _ in _runs(results, (name,)):
+        for result, _ in results_files.runs(results, (name,)):
             table = next((one for one in result["tables"] if one["title"] == title), None)
             if result["scale"] not in scales or table is None:
                 continue
@@ -143,7 +133,7 @@ def _of_study(
                 markdown_table(columns_shown, rows),
                 "",
             ]
-        return "\n".join(shown) or _missing(f"python -m experiments.run {name} --scale={scales[0]}")
+        return "\n".join(shown) or results_files.missing(f"python -m experiments.run {name} --scale={scales[0]}")
 
     return block
 
@@ -155,7 +145,7 @@ def digits(results: Path) -> str:
     """The first training under several seeds."""
     path = results / "digits.json"
     if not path.exists():
-        return _missing(content.SEEDS)
+        return results_files.missing(content.SEEDS)
     found = content.read(path)
     runs = found["runs"]
     told = (
@@ -175,7 +165,7 @@ def parity(results: Path) -> str:
     """How far the logits of imported networks are from those of the library that they come from."""
     path = results / "parity.json"
     if not path.exists():
-        return _missing(content.PARITY)
+        return results_files.missing(content.PARITY)
     found = content.read(path)
     errors = [one["relative_error"] for one in found["networks"]]
     return (
@@ -184,36 +174,10 @@ def parity(results: Path) -> str:
     )
 
 
-def _bench_rows(results: Path) -> list[dict[str, Any]]:
-    """Of all benchmarks in folders of experiments/results/bench, those of the newest measurement of each case."""
-    newest = {}
-    for path in sorted((results / "bench").glob("*/bench.json")):
-        found = content.read(path)
-        for row in found["rows"]:
-            row = {
-                "measured": found.get("measured", ""),
-                "device": found["device"],
-                "commit": found.get("commit", ""),
-                **row,
-            }
-            if "ms" not in row:  # it failed
-                continue
-            before = newest.setdefault((row["case"], row["device"]), [])
-            if before and before[0]["measured"] < row["measured"]:
-                before.clear()
-            if not before or before[0]["measured"] == row["measured"]:
-                before.append(row)
-    return [row for rows in newest.values() for row in rows]
-
-
-def _is_peer(row: Mapping[str, Any]) -> bool:
-    return row.get("side", "peer" if row["who"].startswith("PyTorch") else "") == "peer"
-
-
 def speed(results: Path) -> str:
     """Training step and forward pass of networks beside the fastest of PyTorch's."""
     cases = {}
-    for row in _bench_rows(results):
+    for row in results_files.bench_rows(results):
         if row["what"] in ("step", "forward") and not row["case"].startswith("explain"):
             cases.setdefault((row["case"], row["device"], row["commit"]), {}).setdefault(row["what"], []).append(row)
     rows = []
@@ -221,29 +185,33 @@ def speed(results: Path) -> str:
         shown = []
         for what in ("step", "forward"):
             ours = [row["ms"] for row in calls.get(what, ()) if row["who"] == "ours"]
-            peer = [row["ms"] for row in calls.get(what, ()) if _is_peer(row)]
+            peer = [row["ms"] for row in calls.get(what, ()) if results_files.is_peer(row)]
             shown.append(f"{ours[0]:.4g} / {min(peer):.4g} = {ours[0] / min(peer):.2f}" if ours and peer else "")
         if any(shown):
             rows.append(({"device": device, "commit": commit}, [case, *shown]))
     columns = ("case", "training step, ours / PyTorch, ms", "forward pass, ours / PyTorch, ms")
-    return _placed(columns, rows) if rows else _missing(content.BENCH)
+    return _placed(columns, rows) if rows else results_files.missing(content.BENCH)
 
 
 def _calls(what: str, unit: str, value: Callable[[Mapping[str, Any]], str], command: str) -> Callable[[Path], str]:
     """A block: the benchmark's rows of this call."""
 
     def block(results: Path) -> str:
-        rows = [(row, [row["case"], row["who"], value(row)]) for row in _bench_rows(results) if row["what"] == what]
-        return _placed(("case", "who", unit), rows) if rows else _missing(command)
+        rows = [
+            (row, [row["case"], row["who"], value(row)])
+            for row in results_files.bench_rows(results)
+            if row["what"] == what
+        ]
+        return _placed(("case", "who", unit), rows) if rows else results_files.missing(command)
 
     return block
 
 
 def commands(results: Path) -> str:
     """How long the packages take to import and the commands to answer, and what memory that takes."""
-    rows = [row for row in _bench_rows(results) if row["what"] in ("import", "--help")]
+    rows = [row for row in results_files.bench_rows(results) if row["what"] in ("import", "--help")]
     if not rows:
-        return _missing(f"{content.BENCH} --cases=commands")
+        return results_files.missing(f"{content.BENCH} --cases=commands")
     helps = sorted((row for row in rows if row["what"] == "--help"), key=lambda row: row["ms"])
     shown = [(row, row["what"], row["who"]) for row in rows if row["what"] == "import"]
     shown += [
@@ -258,9 +226,9 @@ def commands(results: Path) -> str:
 
 def tests(results: Path) -> str:
     """How long the last `make test` took, and which files of tests took most of it."""
-    rows = [row for row in _bench_rows(results) if row["case"] == "tests" and row["what"] != "one test"]
+    rows = [row for row in results_files.bench_rows(results) if row["case"] == "tests" and row["what"] != "one test"]
     if not rows:
-        return _missing(f"make test; {content.BENCH} --cases=tests")
+        return results_files.missing(f"make test; {content.BENCH} --cases=tests")
     return _placed(
         ("tests", "number", "min"),
         [(row, [row["who"], row["samples"], f"{row['ms'] / 60000:.1f}"]) for row in rows[: 1 + LARGEST]],
@@ -271,7 +239,7 @@ def smaller(results: Path) -> str:
     """What fewer filters, zeros and packed bits gain in time, by whole networks."""
     path = results / "bench" / "smaller" / "smaller.json"
     if not path.exists():
-        return _missing("python -m experiments.bench.smaller")
+        return results_files.missing("python -m experiments.bench.smaller")
     found = content.read(path)
     rows = [
         (
@@ -295,7 +263,7 @@ def skipped(results: Path) -> str:
     """What networks gain in time that decide by image what to compute."""
     path = results / "bench" / "skipped" / "skipped.json"
     if not path.exists():
-        return _missing("python -m experiments.bench.skipped")
+        return results_files.missing("python -m experiments.bench.skipped")
     found = content.read(path)
     programs = {(row["network"], row["batch"], row["program"]): row for row in found["rows"]}
     rows = [
@@ -317,6 +285,7 @@ def skipped(results: Path) -> str:
 
 
 BLOCKS: Mapping[str, Callable[[Path], str]] = {
+    "summary": highlights.table,
     "digits": digits,
     "studies": studies,
     "against": against,

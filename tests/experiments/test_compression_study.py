@@ -15,6 +15,7 @@ from models.compress import file, packed
 from tests import tiny
 from train import loop
 from train.run import build_run
+from train.setup import spec
 
 NET = "LeNet-300-100"
 TINY = {  # of the study's constants
@@ -27,6 +28,12 @@ TINY = {  # of the study's constants
     "KINDS": {kind: compression.KINDS[kind] for kind in ("full", "ternary")},
 }
 EPOCHS = {"30 epochs": "6 epochs", "90 epochs": "4 epochs", "5 epochs": "1 epochs"}
+
+
+@pytest.mark.parametrize("by", ["std", "global", "layer", "runs/x/sensitivity.json"])
+def test_what_a_config_writes_of_pruning_can_be_read(by):
+    text = config.get_config(f"LeNet-5,stage=prune,from=runs/x,by={by}").optimizer.prune
+    assert spec.parse("optimizer.prune", text)[0].kwargs["by"] == by
 
 
 def shrink(c):

@@ -483,5 +483,5 @@ def test_every_family_and_every_method_is_covered():
     assert set(CHECKS) == set(METHODS)
 
 
-def test_the_readme_has_the_table_of_refusals():
-    assert combinations.table() in (tiny.ROOT / "README.md").read_text()
+def test_the_page_has_the_table_of_what_is_refused():
+    assert combinations.table() in (tiny.ROOT / "docs" / "troubleshooting.md").read_text()

@@ -1,4 +1,4 @@
-"""Tests the README's section "Adding": its files work as printed, and a mistake in one gives a one-line error."""
+"""Tests docs/extend.md: its files work as printed, and a mistake in one gives a one-line error."""
 
 import importlib
 import pickle
@@ -28,8 +28,8 @@ from train.run import build_run
 from train.setup import config as configs
 from train.setup import spec
 
-README = (tiny.ROOT / "README.md").read_text()
-FILES = dict(re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", README, re.DOTALL))
+PAGE = (tiny.ROOT / "docs" / "extend.md").read_text()
+FILES = dict(re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
 QUICK = {"duration": "4 steps", "checkpoint_every": "4 steps", "evaluate_every": "4 steps", "eval_batch_size": 64}
 
 
@@ -105,7 +105,7 @@ def test_a_study_has_a_verdict_and_its_place_in_the_report(tmp_path, monkeypatch
 
 def test_one_line_registers_each(monkeypatch, folder):
     monkeypatch.syspath_prepend(str(folder))
-    lines = re.findall(r'`("\w+": "[\w.]+(?::\w+)?"),` in `(\w+)` of `([\w/]+)\.py`', README)
+    lines = re.findall(r'`("\w+": "[\w.]+(?::\w+)?"),` in `(\w+)` of `([\w/]+)\.py`', PAGE)
     assert [table for _, table, _ in lines] == ["FAMILIES", "NORMS", "TASKS", "KINDS", "STUDIES"]
     for line, table, path in lines:
         module = importlib.import_module(path.replace("/", ".").removesuffix(".__init__"))

@@ -1,0 +1,156 @@
+"""The Markdown pages for users, taken apart: fenced blocks, links, anchors, commands."""
+
+import ast
+import functools
+import re
+import shlex
+from typing import NamedTuple
+
+import models
+from experiments.bench import commands
+from experiments.report import reference
+from tests.tiny import ROOT
+
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"(?:<!-- (not run|fails)(?:: (.*?))? -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OTHER_PROGRAMS = {".", "cd", "git", "srun", "gcloud", "pip"}
+OTHER_MODULES = {"pytest", "pip", "build", "venv", "tests.fuzz", "tests.mutation", "tests.golden.make_resnet"}
+
+
+class Block(NamedTuple):
+    """A fenced block: the line that it begins on, its language, its text, and the mark above it."""
+
+    line: int
+    language: str
+    text: str
+    mark: str
+
+    @property
+    def lines(self):
+        """Its commands, continued lines joined."""
+        return [line for line in self.text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def label(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page):
+    text = page.read_text()
+    return [
+        Block(text.count("\n", 0, found.start()) + 1, found[3], found[4], found[1] or "")
+        for found in FENCE.finditer(text)
+    ]
+
+
+def prose(page):
+    """The text without fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def links(page):
+    """Targets of links and pictures that are no addresses of the web."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(page)))
+    return [target for target in targets if not target.startswith(("http://", "https://", "mailto:"))]
+
+
+def anchors(page):
+    """The anchors that a forge gives to headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def shell_commands(page):
+    """Pairs (line, words) of the commands in fenced blocks, and of those in the text that begin with python -m."""
+    for block in blocks(page):
+        if block.language == "sh" and block.mark != "fails":
+            for line in block.lines:
+                yield from ((block.line, words) for words in _split(line))
+    for line in re.findall(r"`(python -m [^`\n]+)`", prose(page)):
+        yield from ((0, words) for words in _split(line.replace("…", "")))
+
+
+def _split(line):
+    words = shlex.split(line, comments=True)
+    while "&&" in words:
+        place = words.index("&&")
+        yield words[:place]
+        words = words[place + 1 :]
+    if words:
+        yield words
+
+
+@functools.cache
+def flags(module):
+    """The flags that the file of a command defines; for `python -m` of a module without one, None."""
+    if module not in commands.names():
+        return None
+    path = ROOT / module.replace(".", "/")
+    path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func).rpartition(".")[2]
+        if re.match(r"define|DEFINE", name):
+            found.add(node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else name[7:])
+    return found | {"help"}
+
+
+@functools.cache
+def config_arguments():
+    return {f"configs/{config.file}": set(config.arguments) for config in reference.files()}
+
+
+@functools.cache
+def config_keys():
+    keys = {key.path for section in reference.sections() for key in section.keys}
+    return keys | {f"model.{field}" for name in models.names() for field in models.fields(name)}
+
+
+def fault(words):
+    """What is wrong with a command, "" for nothing."""
+    for word in words:  # a command within a command
+        if "python -m " in word:
+            return next(filter(None, map(fault, _split(word.partition("=")[2] or word))), "")
+    if "-m" in words and words[words.index("-m") - 1].endswith("python"):
+        place = words.index("-m")
+        return _fault_of_module(words[place + 1], words[place + 2 :])
+    if words[0] == "make":
+        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        return "".join(f"no target {target}" for target in words[1:] if "=" not in target and target not in targets)
+    if words[0] == "pip" or words[0].endswith("/pip"):
+        extras = re.search(r"\.\[(\w+)\]", " ".join(words))
+        known = (ROOT / "setup.cfg").read_text()
+        return f"no extra {extras[1]}" if extras and not re.search(rf"^{extras[1]} ?=", known, re.MULTILINE) else ""
+    return "" if words[0] in OTHER_PROGRAMS else f"unknown program {words[0]}"
+
+
+def _fault_of_module(module, arguments):
+    if module in OTHER_MODULES:
+        return ""
+    known = flags(module)
+    if known is None:
+        return f"{module} is no command"
+    for argument in arguments:
+        flag, _, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--"):
+            continue
+        if flag.startswith("config.") and "config" in known:
+            if flag.removeprefix("config.") not in config_keys():
+                return f"no config key {flag}"
+        elif flag not in known and flag.removeprefix("no") not in known:
+            return f"{module} has no flag --{flag}"
+        elif flag == "config" and (problem := _fault_of_config(value)):
+            return problem
+    return ""
+
+
+def _fault_of_config(text):
+    path, _, arguments = text.partition(":")
+    if path not in config_arguments():
+        return f"no config {path}"
+    names = [part.partition("=")[0] for part in arguments.split(",") if "=" in part]
+    unknown = [name for name in names if name not in config_arguments()[path]]
+    return f"{path} has no arguments {unknown}" if unknown else ""
