@@ -20,7 +20,8 @@ from models.layers.norm import NORMS
 from train.data.load import KINDS, TEXT_KINDS
 from train.data.select import OPERATIONS
 from train.hooks import HOOKS
-from train.optim.build import OPTIMIZERS, SCHEDULES
+from train.optim.build import OPTIMIZERS
+from train.optim.schedules import SCHEDULES
 from train.tasks import BY_UNIT
 
 ROOT = Path(__file__).parents[2]
