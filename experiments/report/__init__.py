@@ -1,1 +1,1 @@
-"""One report of all results: a page, its Markdown, and the tables of README.md."""
+"""One report of all results: a page, its Markdown, and what is generated in README.md and docs/."""
