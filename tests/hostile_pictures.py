@@ -63,8 +63,8 @@ def tiff(pixels: np.ndarray, endian: str = "<", bits: int = 0, white_is_zero: bo
 
 def pnm(kind: str, pixels: np.ndarray, top: int) -> bytes:
     """Returns a PGM ("P5") or PPM ("P6") with the maximum level `top`."""
-    kept = np.rint(pixels / 255 * top).astype(np.uint8 if top < 256 else ">u2")
-    return f"{kind}\n{WIDTH} {HEIGHT}\n{top}\n".encode() + kept.tobytes()
+    scaled = np.rint(pixels / 255 * top).astype(np.uint8 if top < 256 else ">u2")
+    return f"{kind}\n{WIDTH} {HEIGHT}\n{top}\n".encode() + scaled.tobytes()
 
 
 def levels(bits: int) -> np.ndarray:

@@ -163,10 +163,10 @@ def _read_compressed(folder: Path) -> str:
 
 def make_run(folder: Path) -> None:
     """Trains a small run; later calls copy the result of the first."""
-    kept = folder.parent / "a-trained-run"
-    if not kept.exists():
-        loop.train(tiny.config(hooks="sensitivity(40)"), kept)
-    shutil.copytree(kept, folder, dirs_exist_ok=True)
+    trained = folder.parent / "a-trained-run"
+    if not trained.exists():
+        loop.train(tiny.config(hooks="sensitivity(40)"), trained)
+    shutil.copytree(trained, folder, dirs_exist_ok=True)
 
 
 def _read_run(folder: Path) -> str:
@@ -181,14 +181,14 @@ def _read_checkpoint(folder: Path) -> str:
 
 def _earlier_checkpoints(folder: Path) -> list[str]:
     """Returns the texts that are read when the newest checkpoints are damaged, one after the other."""
-    kept, root = [], folder / "checkpoints"
+    texts, root = [], folder / "checkpoints"
     with_numbers = sorted((path for path in root.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
     for newest in reversed(with_numbers[1:]):
         newest.rename(folder / f"aside-{newest.name}")
-        kept.append(_read_checkpoint(folder))
+        texts.append(_read_checkpoint(folder))
     for path in folder.glob("aside-*"):
         path.rename(root / path.name.removeprefix("aside-"))
-    return kept
+    return texts
 
 
 def _read_metrics(folder: Path) -> str:

@@ -59,10 +59,10 @@ def test_mult_adds_of_the_larger_ladder(row):
 
 
 def test_each_step_changes_one_field():
-    kept = [row for row in LADDER if row not in ("09b_kernel9", "09c_kernel11")]
+    rows = [row for row in LADDER if row not in ("09b_kernel9", "09c_kernel11")]
     fields = models.fields("convnext_ladder00_resnet50")
     changes = []
-    for old, new in itertools.pairwise(kept):
+    for old, new in itertools.pairwise(rows):
         old, new = ladder(old), ladder(new)
         changes.append([f for f in fields if f != "init" and getattr(old, f) != getattr(new, f)])
     assert changes == [

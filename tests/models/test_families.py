@@ -252,9 +252,9 @@ def test_remat_only_changes_the_memory_that_is_kept(network, side, share):
             return jnp.square(logits).mean(), updated
 
         residuals = jax.eval_shape(lambda params: jax.vjp(loss, params, has_aux=True)[1], state["params"])
-        kept = sum(leaf.size for leaf in jax.tree.leaves(residuals))
-        return jit_once(jax.value_and_grad(loss, has_aux=True))(state["params"]), kept
+        kept_size = sum(leaf.size for leaf in jax.tree.leaves(residuals))
+        return jit_once(jax.value_and_grad(loss, has_aux=True))(state["params"]), kept_size
 
-    (result, kept), (again, kept_less) = gradient(False), gradient(True)
+    (result, kept_size), (again, kept_less) = gradient(False), gradient(True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), result, again)
-    assert kept_less < share * kept
+    assert kept_less < share * kept_size

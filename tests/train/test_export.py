@@ -158,9 +158,9 @@ def test_runs_of_earlier_versions_are_opened(runs, tmp_path):
         for line in workdir.read_metrics(folder / "metrics.jsonl")
         if line["split"] == "test"
     }
-    kept = [int(path.name) for path in (folder / "checkpoints").iterdir()]
+    steps = [int(path.name) for path in (folder / "checkpoints").iterdir()]
     _, best = restore.load(folder, "best")
-    assert scores[int(best.step)] == max(scores.get(step, 0.0) for step in kept)
+    assert scores[int(best.step)] == max(scores.get(step, 0.0) for step in steps)
     with pytest.raises(UserError, match="unknown --checkpoint 'bets'; did you mean 'best'"):
         restore.load(folder, "bets")
 

@@ -128,8 +128,8 @@ def test_uncounted_labels_have_no_effect():
     labels[:, 2] = np.where(labels[:, 2] == 1, -1, labels[:, 2])  # no image has class 2
     for formula in (average_precision.average_precision, average_precision.average_precision_11):
         by_class = average_precision.by_class(formula, scores, labels)
-        kept = [labels[:, c] >= 0 for c in range(4)]
-        assert by_class == [formula(scores[k, c], labels[k, c]) for c, k in enumerate(kept)]
+        counted = [labels[:, c] >= 0 for c in range(4)]
+        assert by_class == [formula(scores[k, c], labels[k, c]) for c, k in enumerate(counted)]
         assert by_class[2] is None
         assert average_precision.mean(by_class) == pytest.approx(np.mean([by_class[0], by_class[1], by_class[3]]))
     assert average_precision.mean([None]) is None

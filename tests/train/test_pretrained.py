@@ -44,13 +44,13 @@ def flat(tree):
 def test_everything_but_the_head_comes_from_the_evaluated_variables(source):
     run = build_run(tiny.config(init_from=str(source)))
     params, drawn = flat(run.state.params), flat(build_run(tiny.config()).state.params)
-    kept = pretrained.load(source).arrays
+    arrays = pretrained.load(source).arrays
     averaged = build_run(five(ema_decay=0.5))
     assert averaged.state.params["head"]["kernel"].shape[1] == 5 and params["head/kernel"].shape[1] == 10
     for name, leaf in params.items():
-        np.testing.assert_array_equal(leaf, drawn[name] if name.startswith("head") else kept[name], err_msg=name)
+        np.testing.assert_array_equal(leaf, drawn[name] if name.startswith("head") else arrays[name], err_msg=name)
     for name, leaf in flat(run.state.model_state["batch_stats"]).items():
-        np.testing.assert_array_equal(leaf, kept[name], err_msg=name)
+        np.testing.assert_array_equal(leaf, arrays[name], err_msg=name)
 
 
 def test_averaged_weights_come_before_the_last_ones(source, tmp_path):

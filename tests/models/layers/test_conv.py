@@ -139,9 +139,9 @@ def test_under_vmap_scan_and_remat(case):
         reference = jax.vmap(plain, (0, None))(xs, kernel)
         remat = jax.grad(lambda x: convolve(x).sum())(xs[0])
         with lowering("plain"):
-            kept = jax.grad(lambda x: jnp.sin(convolution.conv2d(x, kernel, *case[3:7])).sum())(xs[0])
+            without_remat = jax.grad(lambda x: jnp.sin(convolution.conv2d(x, kernel, *case[3:7])).sum())(xs[0])
         scanned = jax.lax.map(lambda x: run(x, kernel), xs)
-        return (*jax.vmap(run, (0, None))(xs, kernel), *scanned, remat), (*reference, *reference, kept)
+        return (*jax.vmap(run, (0, None))(xs, kernel), *scanned, remat), (*reference, *reference, without_remat)
 
     # the sine doubles rounding errors, so the tolerance is larger
     _assert_close(*ways(np.stack([x, 2 * x + 1]), kernel / kernel[..., 0].size), 3e-5)

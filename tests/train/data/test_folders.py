@@ -251,7 +251,7 @@ def test_a_fifth_is_held_out_exactly(counts, held, tmp_path):
     fill(tmp_path, *[name for label, count in enumerate(counts) for name in class_of(f"{label:02d}", count)])
     train, test = opened(tmp_path), opened(tmp_path, "test")
     assert np.bincount(test.labels, minlength=len(counts)).tolist() == list(held)
-    assert not set(train.storage.files) & set(test.files) and len(train) + len(test) == sum(counts)
+    assert not set(train.files) & set(test.files) and len(train) + len(test) == sum(counts)
     assert np.bincount(train.labels, minlength=len(counts)).min() >= 1
-    again = opened(fill(tmp_path / "copy", *train.storage.files, *test.files), "test")
+    again = opened(fill(tmp_path / "copy", *train.files, *test.files), "test")
     assert again.files == test.files  # only names decide

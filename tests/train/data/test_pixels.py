@@ -58,7 +58,7 @@ def test_every_encoding_of_a_picture_gives_its_pixels(name, tmp_path):
     for decoded in (
         Decoder("whole", 16, 3)(path),
         of_file(Decoder("none", 0, 3), (16, 16, 3), path),
-        Loaded(card, None).pixels(path),
+        Loaded(card, None, None).pixels(path),
     ):
         assert off(decoded, small) <= loss + 1  # levels are rounded before and after
 
@@ -85,7 +85,7 @@ def test_images_are_only_decoded_in_one_module():
     """Checks that all code that reads a user's pictures opens them in decode.py."""
     places = [
         *(ROOT / "train").rglob("*.py"),
-        ROOT / "experiments" / "explain.py",
+        *(ROOT / "experiments" / "explain").rglob("*.py"),
         *(ROOT / "experiments/studies/adaptive").rglob("*.py"),
     ]
     assert [path.name for path in places if re.search(r"Image\.open|imread", path.read_text())] == ["decode.py"]

@@ -97,7 +97,7 @@ def test_a_set_with_skipped_images_has_no_parts(tmp_path):
             steps_per_call=1,
         )
     )
-    broken = run.feed.train.root / run.feed.train.storage.files[0]
+    broken = run.feed.train.root / run.feed.train.files[0]
     broken.write_bytes(broken.read_bytes()[:50])
     run = build_run(run.config)
     whole = features.extract(run, run.state.variables(), "train", folder=tmp_path / "kept")
