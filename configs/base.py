@@ -1,64 +1,65 @@
-"""Every key that a classification run has, with what it means. Other configs start from here and change what they need.
+"""Every key of a classification run, with its default and its meaning. Other configs start here and change a few keys.
 
-Durations are texts: "64000 steps", "90 epochs", "1.28e6 examples", or of the whole training "50%".
-Choices with arguments are texts, too: "sgd(momentum=0.9, nesterov=True)", "crop(4)|flip", "step(0.1, '50%', '75%')".
-Wherever one of several names is chosen, FILE.py:NAME takes it from a file of yours (README, "Adding").
+Durations are strings: "64000 steps", "90 epochs", "1.28e6 examples", or "50%" of the whole training.
+Choices with arguments are strings too: "sgd(momentum=0.9, nesterov=True)", "crop(4)|flip", "step(0.1, '50%', '75%')".
+Where a key takes one of several names, FILE.py:NAME takes it from a file of yours (README, "Adding").
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-# Of the training sets' pixels, by channel, for `data.update`
+# Mean and standard deviation per channel of the pixels of each training set, for `data.update`
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 
 
 def base() -> ConfigDict:
-    """The defaults, complete."""
+    """Returns the complete default config."""
     c = ConfigDict()
-    c.seed = 0  # of initialization, order, augmentation, dropout
-    c.duration = "10 epochs"  # of the whole training
-    c.batch_size = 128  # images a step over all devices and processes
-    c.eval_batch_size = 500
-    c.accumulate = 1  # parts into which a device cuts its share of a batch; gradients are averaged over them
-    c.steps_per_call = 1  # optimizer steps a dispatch (a scan); more than 1 only where the data are resident
-    c.precision = "float32"  # of the computation: float32 | bfloat16; parameters and statistics stay float32
-    c.ema_decay = 0.0  # of the averaged weights that are then evaluated, e.g. 0.9999; 0: off
-    # The decay at the end of step t is min(ema_decay, (1 + t) / (10 + t)), so that a short run does not evaluate its
-    # initial weights; as TensorFlow's ExponentialMovingAverage with num_updates. False: ema_decay throughout
+    c.seed = 0  # seed of the initialization, the order of examples, augmentation and dropout
+    c.duration = "10 epochs"  # length of the whole training
+    c.batch_size = 128  # images per step, over all devices and processes
+    c.eval_batch_size = 500  # images per batch of the evaluation
+    c.accumulate = 1  # parts into which each device splits its share of a batch; their gradients are averaged
+    c.steps_per_call = 1  # optimizer steps per dispatch (a scan); more than 1 needs data resident on the device
+    c.precision = "float32"  # type of the computation: float32 | bfloat16; parameters and statistics stay float32
+    c.ema_decay = 0.0  # decay of the averaged weights that evaluation then uses, e.g. 0.9999; 0: no averaging
+    # Caps the decay at the end of step t at (1 + t) / (10 + t), so that a short run does not evaluate its initial
+    # weights; TensorFlow's ExponentialMovingAverage with num_updates does the same. False: always ema_decay
     c.ema_warmup = True
-    c.lookahead = ""  # lookahead(decay, power=0, every=1, start='0 steps'): weights go back to averages of theirs
-    c.parallel = "pmap"  # how a step is lifted over the devices: pmap | shard_map | fsdp (state sharded)
-    c.devices = 0  # 0: all
+    c.lookahead = ""  # lookahead(decay, power=0, every=1, start='0 steps'): weights are reset to their own averages
+    c.parallel = "pmap"  # how a step is distributed over the devices: pmap | shard_map | fsdp (sharded state)
+    c.devices = 0  # number of devices to use; 0: all
     c.log_every = "50 steps"
     c.evaluate_every = "1 epoch"
     c.checkpoint_every = "1 epoch"
-    c.keep_checkpoints = 2  # the latest, besides the best
+    c.keep_checkpoints = 2  # number of latest checkpoints to keep, in addition to the best
     c.hooks = "figures"  # recalibrate(batches) | figures | average_precision | sparsity | sensitivity | bleu(beam)
 
-    # What is trained, and by which loss (train/tasks).
+    # The task decides what is trained and with which loss (train/tasks).
     c.task = ConfigDict()
     # classify[(views=mirror | mirror_shift)] | multi_label |
     # gated(weight=2.0) | policy(penalty=5.0, curriculum='50%', joint=False) | multi_exit | translate
     c.task.name = "classify"
-    c.task.label_smoothing = 0.0
+    c.task.label_smoothing = 0.0  # share of each target that is spread evenly over all classes
 
-    # `name` of models.names(); every other key is a field of that model: norm, act, init, conv, dense, dtype, …
+    # `name` is one of models.names(); every other key is a field of the model: norm, act, init, conv, dense, dtype, …
     c.model = ConfigDict()
     c.model.name = "resnet20"
     c.model.norm = "batch"  # batch[:momentum] | frozen_batch | layer | channel | instance | group[:groups] | none
-    c.model.sync_norm = False  # batch norm over all devices instead of one
+    c.model.sync_norm = False  # True: batch statistics over all devices instead of per device
     c.model.act = "relu"  # relu | gelu | silu | relu6 | identity
     # msra | msra_fan_out | xavier_uniform | xavier_normal | lecun | orthogonal | dirac | normal:STD |
     # truncated_normal:STD
     c.model.init = "msra"
-    # The folder of a run (its newest checkpoint) or of an exported network, a .ablate file, or a .safetensors file by
-    # `python -m models.weights import`; "": scratch
+    # Initial weights: the folder of a run (its newest checkpoint) or of an exported network, a .ablate file, or a
+    # .safetensors file from `python -m models.weights import`; "": train from scratch
     c.init_from = ""
-    c.init_new = "head"  # with init_from: parts that are drawn anew whatever it has, "head|stage3", "*/gate"; "": none
-    # lsuv: kernels orthonormal, then scaled so that each layer's output has variance 1 on a batch
-    # whiten: the first convolution gives whitened patches and their negatives, by 5,000 training images
+    # With init_from: parts that are initialized randomly even if the file has them, "head|stage3", "*/gate"; "": none
+    c.init_new = "head"
+    # none | lsuv: orthonormal kernels, then scaled so that each layer's output has variance 1 on one batch |
+    # whiten: the first convolution outputs whitened patches and their negatives, estimated from 5,000 training images
     c.data_init = "none"
 
     c.optimizer = ConfigDict()
@@ -66,56 +67,58 @@ def base() -> ConfigDict:
     c.optimizer.learning_rate = 0.1
     c.optimizer.schedule = "constant"  # constant | step(factor, at, …) | cosine(final) | linear(final) |
     # triangle(start, peak, final) | inverse_sqrt
-    c.optimizer.warmup = "0 steps"  # linear
-    c.optimizer.warmup_from = 0.0  # as a fraction of the learning rate
+    c.optimizer.warmup = "0 steps"  # length of the linear warm-up
+    c.optimizer.warmup_from = 0.0  # start of the warm-up, as a fraction of the learning rate
     c.optimizer.weight_decay = 0.0
-    c.optimizer.l1 = 0.0  # times the sign of a weight that decays, added to its gradient
-    c.optimizer.decay = ".*"  # regular expression: the parameters that decay; '.*/kernel' leaves norms and biases out
-    c.optimizer.clip_norm = 0.0  # bound of the global gradient norm; 0: none
-    # (regular expression, multiplier of the learning rate[, from when it trains[, until when]]); 0 freezes; first match
+    c.optimizer.l1 = 0.0  # coefficient of sign(weight), added to the gradient of each weight that decays
+    c.optimizer.decay = ".*"  # regular expression of the parameters that decay; '.*/kernel' skips norms and biases
+    c.optimizer.clip_norm = 0.0  # upper bound of the global gradient norm; 0: no clipping
+    # Rows of (regular expression, multiplier of the learning rate[, start of its training[, end]]); the first match
+    # counts; a multiplier of 0 freezes
     c.optimizer.groups = ((".*", 1.0),)
-    c.optimizer.multiplied = "update"  # by that: update (with its decay) | gradient (all decay alike; sgd)
-    # Weights that go while training goes on, e.g. "magnitude(0.9, start='20%', end='60%', every='5%')"
-    # (train/optim/pruning.py)
+    # What the multipliers scale: update (its decay included) | gradient (all parameters decay alike; needs sgd)
+    c.optimizer.multiplied = "update"
+    # Pruning during training, e.g. "magnitude(0.9, start='20%', end='60%', every='5%')" (train/optim/pruning.py)
     c.optimizer.prune = ""
-    # Weights of a layer that share few values, the values trained, e.g. "linear(conv=8, dense=5)"
+    # Weight sharing: the weights of a layer share a few trained values, e.g. "linear(conv=8, dense=5)"
     # (train/optim/weight_sharing.py)
     c.optimizer.share = ""
 
     c.data = ConfigDict()
     c.data.source = "digits"  # digits | tfds:NAME | folder:PATH | arrays:FILE.npz | grammar | text:FOLDER
-    c.data.dir = ""  # of TFDS sets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    c.data.dir = ""  # folder of TFDS data sets; "": $TFDS_DATA_DIR, or ~/tensorflow_datasets
     c.data.train_split = "train"
     c.data.test_split = "test"
-    # What is taken of a split, "classes('0-4')|per_class(50)", and a cue painted on it (train/data/select.py)
-    c.data.select = ""  # of the training split
-    c.data.select_test = ""  # of the test split
-    c.data.channels = 0  # 3: gray images as RGB, 1: RGB as gray; 0: as they are
-    c.data.pipeline = "auto"  # resident (on the device, uint8) | stream | auto
-    c.data.workers = 0  # processes that decode for a stream; 0: threads
-    c.data.on_error = "fail"  # of images that cannot be decoded: fail | skip
-    c.data.image_size = 0  # 0: as they are
-    c.data.crop = "none"  # while decoding: none | resize | random_resized (evaluation: center) | whole (BiT)
-    c.data.crop_scale = (0.08, 1.0)  # random_resized: share of the area
-    c.data.crop_ratio = (3 / 4, 4 / 3)  # random_resized: width / height
-    c.data.eval_crop = 0.875  # share of the shorter side
-    # apply | ignore: photographs are turned as their EXIF orientation says, as every viewer does it, or taken as stored
+    # Selection of examples of a split, "classes('0-4')|per_class(50)", or a cue painted on them (train/data/select.py)
+    c.data.select = ""  # for the training split
+    c.data.select_test = ""  # for the test split
+    c.data.channels = 0  # 3: convert gray images to RGB, 1: convert RGB to gray, 0: leave them unchanged
+    c.data.pipeline = "auto"  # resident (uint8 on the device) | stream | auto
+    c.data.workers = 0  # number of processes that decode for a stream; 0: threads
+    c.data.on_error = "fail"  # what to do with images that cannot be decoded: fail | skip
+    c.data.image_size = 0  # height and width in pixels; 0: the size of the source
+    c.data.crop = "none"  # crop while decoding: none | resize | random_resized (evaluation: center) | whole (BiT)
+    c.data.crop_scale = (0.08, 1.0)  # random_resized: range of the share of the area
+    c.data.crop_ratio = (3 / 4, 4 / 3)  # random_resized: range of width / height
+    c.data.eval_crop = 0.875  # evaluation's center crop, as a share of the shorter side
+    # apply | ignore: rotate photographs as their EXIF orientation says, as image viewers do, or use them as stored
     c.data.exif = "apply"
-    c.data.augment = ""  # in the compiled step, e.g. "crop(4)|flip|randaugment(2,9)|erase(0.25)|mixup_cutmix(0.8,1.0)"
-    c.data.mean = (0.5,)  # by channel, pixels in [0, 1]
-    c.data.std = (0.5,)
+    # Augmentation in the compiled step, e.g. "crop(4)|flip|randaugment(2,9)|erase(0.25)|mixup_cutmix(0.8,1.0)"
+    c.data.augment = ""
+    c.data.mean = (0.5,)  # mean per channel, of pixels in [0, 1]
+    c.data.std = (0.5,)  # standard deviation per channel
     return c
 
 
 def arguments(text: str, **defaults: Any) -> ConfigDict:
-    """Reads what follows the colon of --config=file.py:ARGUMENTS, e.g. "resnet20,norm=group".
+    """Parses the text after the colon of --config=file.py:ARGUMENTS, e.g. "resnet20,norm=group".
 
-    A word without "=" is the first of `defaults`. Values take the types of the defaults.
+    A word without "=" is the value of the first default. Each value is converted to the type of its default.
 
     Raises:
-      ValueError: for an unknown argument or a value of another type, in one line.
+      ValueError: An argument is unknown, or its value does not have the type of the default.
     """
-    found = dict(defaults)
+    values = dict(defaults)
     for position, part in enumerate(filter(None, text.split(","))):
         name, equals, value = part.partition("=")
         if not equals:
@@ -127,7 +130,7 @@ def arguments(text: str, **defaults: Any) -> ConfigDict:
             )
         kind = type(defaults[name])
         try:
-            found[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+            values[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (KeyError, ValueError):
             raise ValueError(f"config argument {name}={value} must be of type {kind.__name__}") from None
-    return ConfigDict(found)
+    return ConfigDict(values)

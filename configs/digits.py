@@ -2,14 +2,14 @@
 
     python -m train --config=configs/digits.py --workdir=runs/digits
 
-Nothing is downloaded. 1,437 images train, 360 test (fixed stratified split). Expected: see README, "Results".
+Nothing is downloaded. 1,437 images train, 360 test (fixed stratified split). Expected results: README, "Results".
 """
 
 from configs.base import arguments, base
 
 
 def get_config(text: str = ""):
-    """Arguments: model, norm, epochs."""
+    """Takes the arguments model, norm, epochs."""
     a = arguments(text, model="resnet8", norm="batch", epochs=30)
     c = base()
     c.model.name = a.model

@@ -1,4 +1,4 @@
-"""What a user waits for before anything is computed: imports, --help of each command; and how long the tests take."""
+"""Times that users wait before anything is computed: imports and --help of each command; and the tests' durations."""
 
 import collections
 import re
@@ -20,12 +20,12 @@ except ImportError:
 import torch, timm
 """
 JUNIT = Path("runs/tests.xml")
-CLASS = re.compile(r"\.[A-Z].*")  # of tests, after its module
-LONGEST = 20  # tests that have a row
+CLASS = re.compile(r"\.[A-Z].*")  # module under tests/ -> the group of its rows
+LONGEST = 20  # number of slowest tests that get a row
 
 
 def names() -> list[str]:
-    """Every command, as `python -m` takes it."""
+    """Returns every command, as `python -m` takes it."""
     found = []
     for path in sorted(path for room in ("models", "train", "experiments") for path in (ROOT / room).rglob("*.py")):
         if re.search(r"^    (cli\.run\(main|command\.exit_with\()", path.read_text(), re.MULTILINE):
@@ -34,7 +34,7 @@ def names() -> list[str]:
 
 
 def commands(settings: Settings) -> list[dict[str, Any]]:
-    """Imports, and PyTorch's beside them; --help of each command: medians of fresh processes, peak memory."""
+    """Measures imports, ours and PyTorch's, and --help of each command: medians of fresh processes, peak memory."""
     imports = [("PyTorch, timm", "peer", ["-c", PEER])] if settings.peer_python else []
     imports += [(f"ours, {name}", "ours", ["-c", f"import {name}"]) for name in IMPORTED]
     rows = with_ratios([_row("import", *one, settings) for one in imports])
@@ -60,16 +60,16 @@ def _row(what: str, who: str, side: str, arguments: Sequence[str], settings: Set
 
 
 def tests(path: Path = JUNIT) -> list[dict[str, Any]]:
-    """Seconds of the last `make test`: of the whole, of each file, of the LONGEST tests.
+    """Returns the seconds of the last `make test`: in total, per file, and of the LONGEST tests.
 
     Args:
-      path: of pytest's JUnit file, whose suite is named by the commit.
+      path: pytest's JUnit file, whose suite is named by the commit.
 
     Raises:
-      UserError: there is no such file, or it is no such file.
+      UserError: The file is missing, or is not such a file.
     """
     if not path.exists():
-        raise UserError(f"there is no {path}: make test writes it")
+        raise UserError(f"{path} is missing: make test writes it")
     try:
         suite = next(xml.etree.ElementTree.parse(path).iter("testsuite"))
         found = [

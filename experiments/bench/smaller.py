@@ -1,4 +1,4 @@
-"""What networks without filters, without weights, and of packed bits gain on this machine. See --help."""
+"""Speedups from removed filters, zero weights and packed bits on this machine. See --help."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +18,13 @@ USAGE = """Times the forward pass of smaller networks beside the whole ones.
     python -m experiments.bench.smaller
     python -m experiments.bench.smaller --cases=filters --rounds=30
 
-filters   ResNet-20, VGG-11 and ResNet-50 without a quarter and a half of the filters that can go, the smaller dense
-          networks of models/compress/shrink.py; ResNet-50 with 90% of its weights 0, by the dense kernels there are
-binary    preactivation ResNet-20 and ResNet-18 in floats; as XNOR networks by floats, and by xor and popcount
-layers    one convolution, and one dense layer, likewise
+filters   ResNet-20, VGG-11 and ResNet-50 without a quarter and a half of the removable filters, as the smaller dense
+          networks of models/compress/shrink.py; ResNet-50 with 90% of its weights 0, on the existing dense kernels
+binary    preactivation ResNet-20 and ResNet-18 in floats; as XNOR networks in floats, and by xor and popcount
+layers    one convolution and one dense layer, in the same versions
 
-The programs of a case take turns; times are medians, ratios to the first. smaller.json and smaller.md go to --out.
+The programs of a case take turns; times are medians, ratios are relative to the first. smaller.json and smaller.md go
+to --out.
 """
 CASES = ("filters", "binary", "layers")
 
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def network(name: str, model: Any, variables: Any, images: Any, packed: bool = False) -> Timed:
-    """The forward pass of a network."""
+    """Returns the forward pass of a network, compiled."""
     import jax
 
     from models.analysis.cost import analyze
@@ -78,7 +79,7 @@ def network(name: str, model: Any, variables: Any, images: Any, packed: bool = F
 
 
 def _drawn(model: Any, shape: Sequence[int]) -> tuple[Any, Any]:
-    """Variables of the model, and images [N, H, W, C]."""
+    """Returns variables of the model, and images [N, H, W, C]."""
     import jax
 
     import models
@@ -88,7 +89,7 @@ def _drawn(model: Any, shape: Sequence[int]) -> tuple[Any, Any]:
 
 
 def filters() -> list[tuple[str, list[Timed]]]:
-    """Whole networks, and without filters."""
+    """Times whole networks, and networks without some filters."""
     import jax
     import numpy as np
 
@@ -128,7 +129,7 @@ def filters() -> list[tuple[str, list[Timed]]]:
 
 
 def binary() -> list[tuple[str, list[Timed]]]:
-    """Networks of floats, and of signs."""
+    """Times networks of floats, and of signs."""
     import models
 
     found = []
@@ -154,7 +155,7 @@ def binary() -> list[tuple[str, list[Timed]]]:
 
 
 def layers() -> list[tuple[str, list[Timed]]]:
-    """A layer of floats, and of packed signs."""
+    """Times a layer of floats, and of packed signs."""
     import jax
 
     from models.layers import conv, xnor
@@ -204,7 +205,7 @@ COLUMNS = ("case", "program", "mult-adds, one image", "of them", "time", "times 
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row as texts."""
+    """Returns a row as strings."""
     return [
         row["case"],
         row["program"],
@@ -216,19 +217,19 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
-    """The results as a page."""
+    """Returns the results as a page."""
     return f"""# What smaller networks gain
 
-Forward pass, float32 and packed bits; the programs of a case took turns, medians; times faster than the case's first.
-Mult-adds are those in principle: of zeros none, of packed bits none. {about["device"]}, commit {about["commit"]}, on
-{about["cores"]} cores.
+Forward pass, float32 and packed bits. The programs of a case took turns. Times are medians; "times faster" is relative
+to the case's first. Mult-adds are theoretical: zeros and packed bits count none. {about["device"]}, commit
+{about["commit"]}, on {about["cores"]} cores.
 
 {markdown_table(COLUMNS, list(map(cells, rows)))}
 """
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
-    KINDS = flags.DEFINE_list("cases", list(CASES), f"Some of {', '.join(CASES)}.")
-    ROUNDS = flags.DEFINE_integer("rounds", 20, "Calls of which the median is taken.", lower_bound=3)
+    KINDS = flags.DEFINE_list("cases", list(CASES), f"Cases to time, among {', '.join(CASES)}.")
+    ROUNDS = flags.DEFINE_integer("rounds", 20, "Number of calls; the median counts.", lower_bound=3)
     OUT = command.define_path("out", "experiments/results/bench/smaller", "Folder of smaller.json and smaller.md.")
     cli.run(main, USAGE)
