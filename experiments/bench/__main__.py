@@ -179,15 +179,15 @@ def device() -> dict[str, Any]:
     from experiments.bench.workers import Settings, Spec, WorkerFailed, one
 
     try:
-        about = one(Spec("ours", "ours", {"case": "about"}), Settings())
+        description = one(Spec("ours", "ours", {"case": "about"}), Settings())
     except WorkerFailed as error:
         raise UserError(f"JAX finds no device: {error}") from None
-    if about["platform"] == "cpu" and SWEEP.value == "devices" and not VIRTUAL.value:
+    if description["platform"] == "cpu" and SWEEP.value == "devices" and not VIRTUAL.value:
         raise UserError(
             "--sweep=devices: virtual devices of a CPU share its cores, so their speed means nothing; "
             "--virtual_devices=4 measures them nevertheless"
         )
-    return about
+    return description
 
 
 def peer_version(names: Sequence[str]) -> str:
@@ -286,15 +286,15 @@ def main() -> None:
     from experiments.bench import targets
 
     jax.config.update("jax_platforms", "cpu")  # this process only traces networks; workers get the accelerator
-    about = device()
-    accelerator = about["platform"] != "cpu"
+    description = device()
+    accelerator = description["platform"] != "cpu"
     names = CASES.value or usual(accelerator)
     version, settings = peer_version(names), settings_from_flags(accelerator)
-    out = Path(OUT.value or f"experiments/results/bench/{slug(about['device']).replace('_', '-')}")
+    out = Path(OUT.value or f"experiments/results/bench/{slug(description['device']).replace('_', '-')}")
     header = {
-        "device": about["device"],
-        "commit": COMMIT.value or about["commit"],
-        "versions": about["versions"],
+        "device": description["device"],
+        "commit": COMMIT.value or description["commit"],
+        "versions": description["versions"],
         "peer": f"PyTorch {version}",
         **{name: getattr(settings, name) for name in ("processes", "rounds", "overlap")},
     }
@@ -302,7 +302,7 @@ def main() -> None:
     console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
     values = [int(value) for value in VALUES.value]
     with tempfile.TemporaryDirectory() as folder:
-        cases = measured(names, SIZES.value, SWEEP.value, values, about["devices"], Path(folder), settings)
+        cases = measured(names, SIZES.value, SWEEP.value, values, description["devices"], Path(folder), settings)
         for title, measure in cases:
             began = time.monotonic()
             try:

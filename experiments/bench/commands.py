@@ -26,11 +26,11 @@ LONGEST = 20  # number of slowest tests that get a row
 
 def names() -> list[str]:
     """Returns every command, as `python -m` takes it."""
-    found = []
+    modules = []
     for path in sorted(path for room in ("models", "train", "experiments") for path in (ROOT / room).rglob("*.py")):
         if re.search(r"^    (cli\.run\(main|command\.exit_with\()", path.read_text(), re.MULTILINE):
-            found.append(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"))
-    return found
+            modules.append(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"))
+    return modules
 
 
 def commands(settings: Settings) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ def tests(path: Path = JUNIT) -> list[dict[str, Any]]:
         raise UserError(f"{path} is missing: make test writes it")
     try:
         suite = next(xml.etree.ElementTree.parse(path).iter("testsuite"))
-        found = [
+        cases = [
             (CLASS.sub("", case["classname"]).replace(".", "/") + ".py", case["name"], float(case["time"]))
             for case in (element.attrib for element in suite.iter("testcase"))
         ]
@@ -80,15 +80,15 @@ def tests(path: Path = JUNIT) -> list[dict[str, Any]]:
     except (xml.etree.ElementTree.ParseError, StopIteration, KeyError, ValueError):
         raise UserError(f"{path} is not what make test writes") from None
     by_file = collections.defaultdict(list)
-    for file, _, seconds in found:
+    for file, _, seconds in cases:
         by_file[file].append(seconds)
-    rows = [("all tests", "wall time", whole, len(found))]
+    rows = [("all tests", "wall time", whole, len(cases))]
     rows += sorted(
         (("tests of a file", file, sum(times), len(times)) for file, times in by_file.items()), key=lambda row: -row[2]
     )
     rows += [
         ("one test", f"{file}::{name}", seconds, 1)
-        for file, name, seconds in sorted(found, key=lambda one: -one[2])[:LONGEST]
+        for file, name, seconds in sorted(cases, key=lambda one: -one[2])[:LONGEST]
     ]
     return [
         {

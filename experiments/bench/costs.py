@@ -232,7 +232,7 @@ def draw_early(costs: Mapping[str, Any], path: Path) -> None:
     save(figure, path)
 
 
-def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     """Returns the page as Markdown."""
     from models.analysis import textbook
     from models.analysis.cost import short
@@ -266,7 +266,7 @@ def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], about: Mapping[
     columns_early = ["network", *columns, f"kept at {SIZE // 2}² and up", f"mult-adds at {SIZE // 2}² and up"]
     return f"""# What accuracy costs
 
-{about["device"]}, {about["commit"]}. Written by `python -m experiments.bench.costs`.
+{environment["device"]}, {environment["commit"]}. Written by `python -m experiments.bench.costs`.
 
 Costs are counted in the traced programs of our networks, for one image of {SIZE} x {SIZE} in float32. A multiply-add
 counts as 1; "outputs" are those of the layers in the forward pass; "kept for backward" is what training keeps of them
@@ -310,7 +310,7 @@ def write(out: Path) -> None:
     for field in ("mult_adds", "params", "kept_bytes"):
         draw_tradeoff(costs, field, out / f"tradeoff_{field}.png")
     draw_early(early, out / "early.png")
-    about = summary.environment(jax.devices())
+    environment = summary.environment(jax.devices())
     write_json(
         out / "costs.json",
         {
@@ -320,10 +320,10 @@ def write(out: Path) -> None:
             },
             "early": {name: {field: by_resolution(cost, field) for field in COSTS} for name, cost in early.items()},
             "image_size": SIZE,
-            **about,
+            **environment,
         },
     )
-    write_atomically(out / "costs.md", markdown(costs, early, about))
+    write_atomically(out / "costs.md", markdown(costs, early, environment))
 
 
 def main() -> None:

@@ -50,8 +50,8 @@ _RESOLUTIONS = {32: (16, 32, 64, 96), 224: (128, 160, 192, 224, 288)}  # by the 
 def sizes(name: str, settings: Settings) -> dict[int, int]:
     """Returns images per step by image size."""
     network = NETWORKS[name]
-    found = network.accelerator if settings.accelerator else network.cpu
-    return {size: settings.batch or batch for size, batch in found.items()}
+    batches = network.accelerator if settings.accelerator else network.cpu
+    return {size: settings.batch or batch for size, batch in batches.items()}
 
 
 def on_both_sides(name: str, size: int) -> dict[str, Any]:
@@ -110,13 +110,13 @@ def network(name: str, size: int, batch: int, ceiling: float, settings: Settings
         if "ms" in row and ceiling:
             flops = mfu.model_flops(row["what"], mfu.mult_adds(name, size), batch)
             row["mfu"] = round(mfu.utilization(flops, row["ms"], ceiling), 4)
-    about = {
+    labels = {
         "case": f"{name}, {size}x{size}, batch {batch}, {settings.precision}",
         "subject": f"{name}/{size}",
         "batch": batch,
         "precision": settings.precision,
     }
-    return [{**about, **row} for row in rows]
+    return [{**labels, **row} for row in rows]
 
 
 def profiled(name: str, size: int, batch: int, settings: Settings) -> dict[str, list[dict[str, Any]]]:
@@ -144,8 +144,8 @@ def explanations(name: str, settings: Settings) -> list[dict[str, Any]]:
         passes = windows / batch if row["what"] == "occlusion" else 1
         if "ms" in row:
             row["forwards"] = round(row["ms"] / (passes * forward[row["who"]]), 2)
-    about = f"explain {name}, {size}x{size}, batch {batch}, {windows} windows"
-    return [{"case": about, "subject": f"explain/{name}", **row} for row in rows]
+    title = f"explain {name}, {size}x{size}, batch {batch}, {windows} windows"
+    return [{"case": title, "subject": f"explain/{name}", **row} for row in rows]
 
 
 def sweep(kind: str, name: str, devices: int, settings: Settings, values: Sequence[int] = ()) -> list[dict[str, Any]]:

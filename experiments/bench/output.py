@@ -49,8 +49,11 @@ COLORS = {"step": BLUE, "forward": "#93b5d3"}
 def read(folder: Path) -> dict[str, Any]:
     """Reads earlier results: {"rows": […], "profiles": […]}, without cases in which nothing ran."""
     path = folder / "bench.json"
-    found = read_json(path, SCHEMA) if path.exists() else {}
-    return {"rows": [row for row in found.get("rows", []) if row.get("side")], "profiles": found.get("profiles", [])}
+    content = read_json(path, SCHEMA) if path.exists() else {}
+    return {
+        "rows": [row for row in content.get("rows", []) if row.get("side")],
+        "profiles": content.get("profiles", []),
+    }
 
 
 def merged(before: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

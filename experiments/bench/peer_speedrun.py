@@ -200,10 +200,10 @@ def main() -> None:
     seconds = time.perf_counter() - began
     net.eval()
     with torch.no_grad(), autocast:
-        found = [(logits(net, part), net(part)) for part in test.split(2000)]
+        parts = [(logits(net, part), net(part)) for part in test.split(2000)]
     right = [
         float((torch.cat(outputs).argmax(1) == data["test_label"]).float().mean())
-        for outputs in zip(*found, strict=True)
+        for outputs in zip(*parts, strict=True)
     ]
     print(
         json.dumps(

@@ -21,8 +21,8 @@ def tfds_folder(name: str, asked: str = "") -> str | None:
     It tries the folder `asked` for, $TFDS_DATA_DIR, the one in the home folder, and one shared beside the checkout.
     """
     folders = (asked, os.environ.get("TFDS_DATA_DIR", ""), "~/tensorflow_datasets", ROOT.parent / "shared" / "tfds")
-    found = [Path(folder).expanduser() for folder in folders if folder]
-    return next((str(folder) for folder in found if (folder / name).is_dir()), None)
+    paths = [Path(folder).expanduser() for folder in folders if folder]
+    return next((str(folder) for folder in paths if (folder / name).is_dir()), None)
 
 
 def jpegs(folder: Path, tfds_folder: str | None) -> str:
@@ -94,8 +94,8 @@ def data(folder: Path, tfds_folder: str | None, settings: Settings) -> list[dict
     for row in rows:
         if "ms" in row:
             row["per_core"] = round(row["images_per_second"] / cores, 1)
-    about = {"case": f"JPEGs to crops of 224, {what}, {cores} cores", "subject": "data/jpeg"}
-    return [{**about, **row} for row in rows]
+    labels = {"case": f"JPEGs to crops of 224, {what}, {cores} cores", "subject": "data/jpeg"}
+    return [{**labels, **row} for row in rows]
 
 
 def cifar(folder: Path, settings: Settings) -> list[dict[str, Any]]:
@@ -136,13 +136,13 @@ def cifar(folder: Path, settings: Settings) -> list[dict[str, Any]]:
     for row in rows:
         if "ms" in row:
             row["epoch_seconds"] = round(CIFAR / row["images_per_second"], 3)
-    about = {
+    labels = {
         "case": f"CIFAR training, ResNet-20, batch {batch}, {settings.precision}, {workers} workers",
         "subject": "cifar/resnet20",
         "batch": batch,
         "precision": settings.precision,
     }
-    return [{**about, **row} for row in rows]
+    return [{**labels, **row} for row in rows]
 
 
 def loop_overhead(folder: Path, settings: Settings) -> list[dict[str, Any]]:

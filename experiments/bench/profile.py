@@ -39,7 +39,7 @@ def operations(planes: Iterable[Any]) -> list[list[Event]]:
     """
     planes = list(planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
-    found = []
+    streams = []
     for plane in devices or planes:
         lines = list(plane.lines)
         # A TPU's trace has a separate line of operations, a GPU's has the kernels of each stream.
@@ -49,12 +49,12 @@ def operations(planes: Iterable[Any]) -> list[list[Event]]:
             or ([] if devices else lines)
         )
         for line in chosen:
-            found.append([])
+            streams.append([])
             for event in line.events:
                 operation = dict(event.stats).get("hlo_op")
                 if operation or devices:
-                    found[-1].append((event.start_ns, event.duration_ns, str(operation or event.name)))
-    return found
+                    streams[-1].append((event.start_ns, event.duration_ns, str(operation or event.name)))
+    return streams
 
 
 def idle(events: Iterable[Event]) -> float:

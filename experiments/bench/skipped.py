@@ -113,8 +113,8 @@ def programs(run: "Run", state: "TrainState", lost: float) -> tuple[dict[str, An
         test = adaptive.exits(run, state, run.feed.test_batches())
         least = fitted["right"][:, -1].mean() - lost
         budgets = np.linspace(costs[0], costs[-1], 40)
-        found = next(a for a in budgets if adaptive.budgeted(fitted, fitted, costs, a)["accuracy"] >= least)
-        row = adaptive.budgeted(test, fitted, costs, found)
+        budget = next(a for a in budgets if adaptive.budgeted(fitted, fitted, costs, a)["accuracy"] >= least)
+        row = adaptive.budgeted(test, fitted, costs, budget)
         rows = [{"accuracy": float(test["right"][:, -1].mean()), "mult_adds": last_alone(cost, len(costs))}, row]
         limits = jnp.asarray(row["thresholds"], jnp.float32)
         whole = model.apply
@@ -126,10 +126,10 @@ def programs(run: "Run", state: "TrainState", lost: float) -> tuple[dict[str, An
         with skipping(PARTS):
             return decide(variables, images)
 
-    made = {"whole": whole, "masked": decide, "skipping": skip}
-    about = {name: {key: rows[name != "whole"][key] for key in ("accuracy", "mult_adds")} for name in made}
-    about["masked"]["mult_adds"] = cost.mult_adds
-    return made, about
+    functions = {"whole": whole, "masked": decide, "skipping": skip}
+    costs_of = {name: {key: rows[name != "whole"][key] for key in ("accuracy", "mult_adds")} for name in functions}
+    costs_of["masked"]["mult_adds"] = cost.mult_adds
+    return functions, costs_of
 
 
 def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lost: float) -> list[dict[str, Any]]:
@@ -140,7 +140,7 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
 
     run, state = restore.load(workdir)
     feed: Any = run.feed  # batches of images
-    made, about = programs(run, state, lost)
+    functions, facts = programs(run, state, lost)
     variables = jax.device_put(state.evaluation_variables())
     count = min(images, len(feed.test))
     pixels = feed.test.read(np.arange(count))["image"]
@@ -151,7 +151,7 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
         parts = [jax.device_put(shown[i : i + batch]) for i in range(0, count - batch + 1, batch)]
         if not parts:
             raise UserError(f"--batches={batch}: there are only {count} images (--images)")
-        compiled = {name: jax.jit(function) for name, function in made.items()}
+        compiled = {name: jax.jit(function) for name, function in functions.items()}
         logits = {
             name: np.concatenate([np.asarray(f(variables, part)) for part in parts]) for name, f in compiled.items()
         }
@@ -159,7 +159,7 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
         def call(f, parts=parts):
             return lambda: [jax.block_until_ready(f(variables, part)) for part in parts]
 
-        times = timed([Timed(name, call(f), round(about[name]["mult_adds"])) for name, f in compiled.items()], rounds)
+        times = timed([Timed(name, call(f), round(facts[name]["mult_adds"])) for name, f in compiled.items()], rounds)
         apart = float(np.abs(logits["masked"] - logits["skipping"]).max())
         for row in times:
             rows.append(
@@ -168,7 +168,7 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
                     "data": data,
                     "batch": batch,
                     **row,
-                    **about[row["program"]],
+                    **facts[row["program"]],
                     "milliseconds": row["milliseconds"] / (len(parts) * batch),
                     "images": len(parts) * batch,
                     "skipping_differs_by": apart,
@@ -190,15 +190,15 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> str:
     """Returns the results as a page."""
     apart = max(row["skipping_differs_by"] for row in rows)
     return f"""# Speedups from skipping
 
 Forward pass, float32. The programs of a network and batch took turns on the same test images. Times are medians;
-"times faster" is relative to the whole network. Accuracies are on the whole test set ({about["data"]}). The largest
-difference of a logit between masked and skipping: {apart:.1e}. {about["device"]}, commit {about["commit"]}, on
-{about["cores"]} cores.
+"times faster" is relative to the whole network. Accuracies are on the whole test set
+({environment["data"]}). The largest difference of a logit between masked and skipping: {apart:.1e}.
+{environment["device"]}, commit {environment["commit"]}, on {environment["cores"]} cores.
 
 {markdown_table(COLUMNS, list(map(cells, rows)))}
 """
@@ -221,20 +221,22 @@ def main() -> None:
     folders = [Path(name) for name in WORKDIRS.value] or runs(Path(TRAIN.value), console)
     rows = []
     for folder in folders:
-        found = time_run(folder, batches, IMAGES.value, ROUNDS.value, LOST.value)
+        rows_of_run = time_run(folder, batches, IMAGES.value, ROUNDS.value, LOST.value)
         for batch in batches:
             console.print(
                 f"{folder.name}, batch {batch}: "
-                + ", ".join(f"{row['program']} {row['milliseconds']:.3f} ms" for row in found if row["batch"] == batch),
+                + ", ".join(
+                    f"{row['program']} {row['milliseconds']:.3f} ms" for row in rows_of_run if row["batch"] == batch
+                ),
                 soft_wrap=True,
                 highlight=False,
             )
-        rows += found
+        rows += rows_of_run
     data = ", ".join(dict.fromkeys(row["data"] for row in rows))
-    about = {"cores": runtime.cores(), "data": data, **summary.environment(jax.devices())}
+    environment = {"cores": runtime.cores(), "data": data, **summary.environment(jax.devices())}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "skipped.json", {"rows": rows, **about})
-    write_atomically(out / "skipped.md", markdown(rows, about))
+    write_json(out / "skipped.json", {"rows": rows, **environment})
+    write_atomically(out / "skipped.md", markdown(rows, environment))
     console.print(terminal_table(COLUMNS, list(map(cells, rows)), texts=3))
 
 

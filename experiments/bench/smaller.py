@@ -50,10 +50,10 @@ def main() -> None:
                 soft_wrap=True,
                 highlight=False,
             )
-    about = {"cores": runtime.cores(), **summary.environment(jax.devices())}
+    environment = {"cores": runtime.cores(), **summary.environment(jax.devices())}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "smaller.json", {"rows": rows, **about})
-    write_atomically(out / "smaller.md", markdown(rows, about))
+    write_json(out / "smaller.json", {"rows": rows, **environment})
+    write_atomically(out / "smaller.md", markdown(rows, environment))
     console.print(terminal_table(COLUMNS, list(map(cells, rows)), texts=2))
 
 
@@ -97,7 +97,7 @@ def filters() -> list[tuple[str, list[Timed]]]:
     from models.compress import shrink
     from models.weights.layouts import flatten
 
-    found = []
+    rows = []
     for name, size, batch, what in (
         ("resnet20", 32, 64, "conv1/"),
         ("vgg11_cifar", 32, 16, "conv"),
@@ -124,15 +124,15 @@ def filters() -> list[tuple[str, list[Timed]]]:
             )
             timed = network("90% of the weights 0", model, zeros, images)
             programs.append(timed._replace(mult_adds=(timed.mult_adds or 0) // 10))  # in principle
-        found.append((f"{name}, {size}x{size}, batch {batch}", programs))
-    return found
+        rows.append((f"{name}, {size}x{size}, batch {batch}", programs))
+    return rows
 
 
 def binary() -> list[tuple[str, list[Timed]]]:
     """Times networks of floats, and of signs."""
     import models
 
-    found = []
+    rows = []
     for name, size, batch in (
         ("preresnet20", 32, 1),
         ("preresnet20", 32, 64),
@@ -141,7 +141,7 @@ def binary() -> list[tuple[str, list[Timed]]]:
     ):
         full, signs = models.create(name), models.create(name, conv="xnor", act="identity")
         variables, images = _drawn(full, (batch, size, size, 3))
-        found.append(
+        rows.append(
             (
                 f"{name}, {size}x{size}, batch {batch}",
                 [
@@ -151,7 +151,7 @@ def binary() -> list[tuple[str, list[Timed]]]:
                 ],
             )
         )
-    return found
+    return rows
 
 
 def layers() -> list[tuple[str, list[Timed]]]:
@@ -160,13 +160,13 @@ def layers() -> list[tuple[str, list[Timed]]]:
 
     from models.layers import conv, xnor
 
-    found = []
+    rows = []
     how = ((1, 1), ((1, 1), (1, 1)), (1, 1))
     for channels, size, batch in ((64, 56, 1), (64, 56, 8), (256, 14, 1), (256, 14, 8), (512, 7, 1), (512, 7, 8)):
         x = jax.random.normal(jax.random.key(0), (batch, size, size, channels))
         kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, channels))
         cost = size * size * 9 * channels**2
-        found.append(
+        rows.append(
             (
                 f"3x3 convolution, {channels} channels, {size}x{size}, batch {batch}",
                 _layer(
@@ -182,13 +182,13 @@ def layers() -> list[tuple[str, list[Timed]]]:
     for batch in (1, 16):
         x = jax.random.normal(jax.random.key(0), (batch, 4096))
         kernel = jax.random.normal(jax.random.key(1), (4096, 4096))
-        found.append(
+        rows.append(
             (
                 f"dense, 4096 x 4096, batch {batch}",
                 _layer(conv.product, xnor.multiply_packed, xnor.pack_dense, x, kernel, 4096**2),
             )
         )
-    return found
+    return rows
 
 
 def _layer(floats: Callable, signs: Callable, pack: Callable, x: Any, kernel: Any, cost: int) -> list[Timed]:
@@ -216,13 +216,13 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> str:
     """Returns the results as a page."""
     return f"""# What smaller networks gain
 
 Forward pass, float32 and packed bits. The programs of a case took turns. Times are medians; "times faster" is relative
-to the case's first. Mult-adds are theoretical: zeros and packed bits count none. {about["device"]}, commit
-{about["commit"]}, on {about["cores"]} cores.
+to the case's first. Mult-adds are theoretical: zeros and packed bits count none. {environment["device"]}, commit
+{environment["commit"]}, on {environment["cores"]} cores.
 
 {markdown_table(COLUMNS, list(map(cells, rows)))}
 """

@@ -31,8 +31,8 @@ def images(folder: Path, settings: Settings) -> tuple[Path, str, bool]:
     if settings.images:
         path, title = Path(settings.images).expanduser().absolute(), Path(settings.images).name
     else:
-        found = [(name, tfds_folder(name, settings.data_dir)) for name in SETS]
-        title, prepared = next(((name, at) for name, at in found if at), ("", None))
+        folders = [(name, tfds_folder(name, settings.data_dir)) for name in SETS]
+        title, prepared = next(((name, at) for name, at in folders if at), ("", None))
         if not prepared:
             raise UserError(f"no images: --images=FILE.npz names some, and none of {', '.join(SETS)} is prepared")
         path = folder / f"{title}.npz"
@@ -71,7 +71,7 @@ def speedrun(folder: Path, settings: Settings, recipe: Mapping[str, float] = {})
     arguments = [f"{name}={value}" for name, value in recipe.items()]
 
     def ours(seed):
-        found, _ = _trained(
+        result, _ = _trained(
             folder / f"speedrun{seed}",
             [
                 f"--config=configs/cifar10.py:{','.join(['speedrun', *arguments])}",
@@ -80,10 +80,10 @@ def speedrun(folder: Path, settings: Settings, recipe: Mapping[str, float] = {})
             ],
             path,
         )
-        return 1e3 * found["training_seconds"], found["accuracy"]
+        return 1e3 * result["training_seconds"], result["accuracy"]
 
     def peer(seed, *flags):
-        found = json.loads(
+        result = json.loads(
             _output(
                 [
                     settings.python("peer"),
@@ -97,7 +97,7 @@ def speedrun(folder: Path, settings: Settings, recipe: Mapping[str, float] = {})
                 ]
             )
         )
-        return 1e3 * found["training_seconds"], found["accuracy"]
+        return 1e3 * result["training_seconds"], result["accuracy"]
 
     runs: dict[str, tuple[str, Callable[[int], tuple[float, float]]]] = {"PyTorch": ("peer", peer)}
     if settings.compile:
@@ -121,7 +121,7 @@ def minute(folder: Path, settings: Settings) -> list[dict[str, Any]]:
     path, title, is_original = images(folder, settings)
 
     def ours(seed):
-        found, seconds = _trained(
+        result, seconds = _trained(
             folder / f"minute{seed}",
             [
                 "--config=configs/cifar10.py:resnet20,recipe=brief",
@@ -130,7 +130,7 @@ def minute(folder: Path, settings: Settings) -> list[dict[str, Any]]:
             ],
             path,
         )
-        return 1e3 * seconds, found["accuracy"]
+        return 1e3 * seconds, result["accuracy"]
 
     rows = _rows("command", {"ours": ("ours", ours)}, settings)
     return [

@@ -60,8 +60,8 @@ def start(kind: str, folder: Path, settings: Settings) -> list[dict[str, Any]]:
     failed = {}
     for attempt in range(settings.processes):
         try:
-            about = one(Spec("PyTorch", "peer", case), settings)
-            taken[peer].append((about["ready_after"], about["peak_mib"]))
+            facts = one(Spec("PyTorch", "peer", case), settings)
+            taken[peer].append((facts["ready_after"], facts["peak_mib"]))
         except WorkerFailed as error:
             failed[peer] = str(error)
         for who in (cold, warm):
@@ -81,8 +81,8 @@ def start(kind: str, folder: Path, settings: Settings) -> list[dict[str, Any]]:
                 "peak_mib": round(max(peak for _, peak in starts)),
             }
         )
-    about = {"case": f"command to first step, {title}", "subject": f"start/{kind}"}
-    return [{**about, **row} for row in with_ratios(rows)]
+    facts = {"case": f"command to first step, {title}", "subject": f"start/{kind}"}
+    return [{**facts, **row} for row in with_ratios(rows)]
 
 
 def first_step(arguments: Sequence[str], workdir: Path, cache: Path) -> tuple[float, float]:

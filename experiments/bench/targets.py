@@ -120,9 +120,9 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     A target for an H200 is judged on any other accelerator, too; the verdict then names that device. If one of the
     peer's workers failed, or torch.compile did not run, the fastest is unknown: "met" is None.
     """
-    found = []
+    verdicts = []
     for target in TARGETS:
-        about = [
+        matching = [
             row
             for row in rows
             if row["subject"] == target.subject
@@ -131,15 +131,15 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             and target.batch in (0, row.get("batch"))
             and target.precision in ("", row.get("precision"))
         ]
-        for row in about:
+        for row in matching:
             is_there = re.search(target.device, row["device"])
             is_alike = is_there or (target.device == H200 and not re.search(CPU, row["device"]))
-            value = _value(target, row, about) if is_alike and row["who"] == target.who else None
+            value = _value(target, row, matching) if is_alike and row["who"] == target.who else None
             if value is None:
                 continue
             unknown = _unknown([one for one in rows if one["case"] == row["case"] and one["side"] == "peer"])
             if unknown and (target.measure == "times_best" or target.against == FASTEST):
-                found.append(
+                verdicts.append(
                     {
                         "subject": target.subject,
                         "target": described(target),
@@ -152,7 +152,7 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             met = value <= target.limit if target.at_most else value >= target.limit
             missed = value / target.limit - 1 if target.at_most else 1 - value / target.limit
             where = "" if is_there else f" (on {row['device']}; the target is for an {target.device})"
-            found.append(
+            verdicts.append(
                 {
                     "subject": target.subject,
                     "target": described(target),
@@ -161,7 +161,7 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "verdict": ("met" if met else f"missed by {missed:.0%}") + where,
                 }
             )
-    return found
+    return verdicts
 
 
 def _unknown(peers: Sequence[Mapping[str, Any]]) -> str:
@@ -181,10 +181,10 @@ def described(target: Target) -> str:
     )
 
 
-def _value(target: Target, row: Mapping[str, Any], about: Sequence[Mapping[str, Any]]) -> float | None:
+def _value(target: Target, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float | None:
     if not target.against:
         return row.get(target.measure)
     if target.against == FASTEST:
         return row.get("times_best")
-    other = [one["ms"] for one in about if one["who"] == target.against and one["case"] == row["case"]]
+    other = [one["ms"] for one in rows if one["who"] == target.against and one["case"] == row["case"]]
     return round(other[0] / row["ms"], 3) if other else None

@@ -13,7 +13,7 @@ from experiments.bench.serve import WARM, Served, after_warm_up, work
 
 
 def data(case: dict) -> Served:
-    """Prepares decoding the crops of a folder of JPEGs, resizing and batches, with AUTOTUNE; timed from batch ten on."""
+    """Prepares decoding the crops of a folder of JPEGs, resizing and batches, by AUTOTUNE; timed from batch ten."""
     files = [str(path) for path in sorted(Path(case["folder"]).rglob("*.jpg"))]
 
     def load(file):

@@ -30,14 +30,14 @@ def timed(programs: Sequence[Timed], rounds: int) -> list[dict[str, Any]]:
     for program in programs:
         program.call()
         program.call()
-    found, first = medians({program.name: program.call for program in programs}, rounds), programs[0]
+    seconds, first = medians({program.name: program.call for program in programs}, rounds), programs[0]
     return [
         {
             "program": program.name,
             "mult_adds": program.mult_adds,
             "of_mult_adds": program.mult_adds / first.mult_adds if program.mult_adds and first.mult_adds else None,
-            "milliseconds": round(1000 * found[program.name], 4),
-            "times_faster": round(found[first.name] / found[program.name], 3),
+            "milliseconds": round(1000 * seconds[program.name], 4),
+            "times_faster": round(seconds[first.name] / seconds[program.name], 3),
         }
         for program in programs
     ]

@@ -77,16 +77,16 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
         float(jnp.max(jnp.abs(ours[0] - theirs["loss"][0][0])))
         for ours, theirs in zip(at_once()[1]["loss"][0], (metrics for _, metrics in apart()), strict=True)
     )
-    found = medians(calls, rounds)
+    seconds = medians(calls, rounds)
     return {
         "model": first.config["model"]["name"],
         "width": first.config["model"].get("width"),
         "image": list(first.feed.image_shape),
         "batch": first.config["batch_size"],
         "runs": count,
-        "milliseconds": {name: round(1000 * value, 3) for name, value in found.items()},
+        "milliseconds": {name: round(1000 * value, 3) for name, value in seconds.items()},
         "compile_seconds": {name: round(value, 2) for name, value in compiling.items()},
-        "ratio": round(found["together"] / found["apart"], 3),
+        "ratio": round(seconds["together"] / seconds["apart"], 3),
         "difference_of_loss": same,
         "cores": runtime.cores(),
         **summary.environment(first.parallel.devices),

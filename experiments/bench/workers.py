@@ -112,9 +112,9 @@ def watched(command: Sequence[str], env: Mapping[str, str] | None = None) -> Wat
     done = subprocess.run(
         [sys.executable, "-S", "-c", _WATCH, *command], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, check=True
     )
-    code, said, *measured = json.loads(done.stdout)
+    code, message, *measured = json.loads(done.stdout)
     if code:
-        raise WorkerFailed(said)
+        raise WorkerFailed(message)
     return Watched(*measured)
 
 
@@ -143,9 +143,9 @@ class Worker:
 
     def ready(self) -> dict[str, Any]:
         """Waits until the worker is ready; returns its description. Sets `ready_after`, the seconds that took."""
-        about = self._answer()["ready"]
+        description = self._answer()["ready"]
         self.ready_after = time.perf_counter() - self._began
-        return about
+        return description
 
     def run(self, call: str, count: int) -> list[dict[str, float]]:
         """Returns samples of `count` calls."""
@@ -186,11 +186,11 @@ def one(spec: Spec, settings: Settings) -> dict[str, Any]:
     """
     worker = Worker(spec, settings)
     try:
-        about = worker.ready()
+        description = worker.ready()
         peaks = worker.close()
     finally:
         worker.kill()
-    return {**about, **peaks, "ready_after": worker.ready_after}
+    return {**description, **peaks, "ready_after": worker.ready_after}
 
 
 def interleaved(
@@ -201,7 +201,7 @@ def interleaved(
     A worker that fails is left out from then on; its row gives the reason.
     """
     samples: dict[tuple[str, str], list[dict[str, float]]] = collections.defaultdict(list)
-    told: dict[str, dict[str, Any]] = collections.defaultdict(
+    descriptions: dict[str, dict[str, Any]] = collections.defaultdict(
         dict
     )  # descriptions of the workers, and their memory peaks
     failed: dict[str, str] = {}
@@ -228,9 +228,9 @@ def interleaved(
                     continue
                 running.append(worker)
                 if not settings.overlap:
-                    told[worker.name].update(attempt(worker, worker.ready))
+                    descriptions[worker.name].update(attempt(worker, worker.ready))
             for worker in [*running] if settings.overlap else ():
-                told[worker.name].update(attempt(worker, worker.ready))
+                descriptions[worker.name].update(attempt(worker, worker.ready))
             for _ in range(settings.rounds):
                 for call in calls:
                     for worker in [*running]:
@@ -239,20 +239,20 @@ def interleaved(
                         )
             for worker in [*running]:
                 for name, peak in dict(attempt(worker, worker.close)).items():
-                    told[worker.name][name] = round(max(told[worker.name].get(name, 0), peak))
+                    descriptions[worker.name][name] = round(max(descriptions[worker.name].get(name, 0), peak))
         finally:
             for worker in running:
                 worker.kill()
     if len(failed) == len(specs):
         raise UserError(f"no worker of the case ran: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
-    return table(specs, calls, samples, told, failed)
+    return table(specs, calls, samples, descriptions, failed)
 
 
 def table(
     specs: Sequence[Spec],
     calls: Sequence[Call],
     samples: Mapping[tuple[str, str], Sequence[Mapping[str, float]]],
-    told: Mapping[str, Mapping[str, Any]],
+    descriptions: Mapping[str, Mapping[str, Any]],
     failed: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """Returns one row per call and worker.
@@ -264,29 +264,29 @@ def table(
     """
     rows = []
     for call in calls:
-        found = []
+        of_call = []
         for spec in specs:
             side = "ours" if spec.module == "ours" else "peer"
             row = {"what": call.name, "who": spec.name, "side": side}
             if spec.name in failed:
-                found.append({**row, "failed": failed[spec.name]})
+                of_call.append({**row, "failed": failed[spec.name]})
                 continue
             taken = samples[call.name, spec.name]
             quiet = [sample["ms"] for sample in taken if sample["preempted"] < _QUIET]
             kept = quiet if len(quiet) >= _ENOUGH else [sample["ms"] for sample in taken]
             median = statistics.median(kept) / call.units
-            found.append(
+            of_call.append(
                 {
                     **row,
                     "ms": round(median, 4),
                     "min_ms": round(min(kept) / call.units, 4),
                     "samples": len(kept),
-                    **told.get(spec.name, {}),
+                    **descriptions.get(spec.name, {}),
                 }
             )
             if call.images:
-                found[-1]["images_per_second"] = round(1e3 * call.images / median, 1)
-        rows += with_ratios(found)
+                of_call[-1]["images_per_second"] = round(1e3 * call.images / median, 1)
+        rows += with_ratios(of_call)
     return rows
 
 

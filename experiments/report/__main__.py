@@ -6,19 +6,19 @@ from models import command
 from models.errors import UserError
 from train import cli
 
-USAGE = """Builds the page of all results: report/index.html, complete in itself, and the same as report/report.md.
+USAGE = """Builds a self-contained page of all results, report/index.html, and the same as report/report.md.
 
     python -m experiments.report
     python -m experiments.report --results=experiments/results --out=report
-    python -m experiments.report --readme=README.md         and the generated blocks of that file
+    python -m experiments.report --readme=README.md         also updates the generated blocks of that file
 
-Reads what `experiments.run`, `experiments.seeds`, `experiments.bench`, `experiments.bench.costs` and the check of
-weights have written under --results, and trains nothing. What is not there is named with the command that makes it.
+Reads the files that `experiments.run`, `experiments.seeds`, `experiments.bench`, `experiments.bench.costs` and the
+check of weights have written under --results, and trains nothing. The page names missing results with their command.
 """
 
 
 def main() -> None:
-    """Reads, and writes the two pages and the blocks of the README."""
+    """Reads the results, and writes the two pages and the blocks of the README."""
     from experiments.report import content, readme, render
     from train.storage.files import write_atomically
 
@@ -35,5 +35,5 @@ def main() -> None:
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     RESULTS = command.define_path("results", "experiments/results", "Folder of the results.")
     OUT = command.define_path("out", "report", "Folder to write to.")
-    README = command.define_path("readme", "", "Markdown file whose blocks <!-- generated: NAME --> are made anew.")
+    README = command.define_path("readme", "", "Markdown file whose blocks <!-- generated: NAME --> are regenerated.")
     cli.run(main, USAGE)

@@ -40,7 +40,7 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_bits(outcomes: Outcomes, figure: Any) -> None:
-    """Draws accuracy against the file's size."""
+    """Draws accuracy against the size of the file."""
     axes = figure.subplots()
     colors = {"sharing alone": YELLOW, "pruning alone": BLUE, "both": RED}
     for method, seeds in points_of(outcomes).items():
@@ -80,7 +80,7 @@ def draw_sensitivity(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_bytes(outcomes: Outcomes, figure: Any) -> None:
-    """Draws what the bytes of each file are for."""
+    """Draws the parts of each file's bytes."""
     axes: Axes = figure.subplots()
     rows = [
         (f"{network}, {stage}", stored)
