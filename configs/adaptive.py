@@ -65,9 +65,9 @@ def get_config(text: str = ""):
             else f"from={a['from']} is for blockdrop and blockdrop_joint"
         )
     if a.data and a.scale == "digits":
-        raise ValueError(f"data={a.data} is for the other scales; digits are scikit-learn's")
+        raise ValueError(f"data={a.data} applies to the other scales; digits uses scikit-learn's images")
     if a.scale == "imagenet" and a.method == "early_exit" and not a.model:
-        raise ValueError("early_exit has no network for ImageNet; name one by model=")
+        raise ValueError("early_exit has no default network for ImageNet; set model=")
     c = base()
     c.model.name = a.model or NETWORKS[a.method][a.scale == "imagenet"]
     _data(c, a)

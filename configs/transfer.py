@@ -228,7 +228,7 @@ def groups(frozen: str, unfreeze: str, decay: float, model: str, stages: int) ->
         raise ValueError(f"decay={decay} must be in (0, 1]")
     if frozen == "all":
         if unfreeze or decay != 1:
-            raise ValueError("freeze=all leaves nothing for unfreeze and decay")
+            raise ValueError("freeze=all leaves no stage for unfreeze and decay")
         return ("head/.*", 1.0), (".*", 0.0)
     if frozen == "0" and not unfreeze and decay == 1:
         return ((".*", 1.0),)
@@ -248,7 +248,7 @@ def groups(frozen: str, unfreeze: str, decay: float, model: str, stages: int) ->
         try:
             start = (f"{depth * float(time):g}{'' if unit == '%' else ' '}{unit}",) if unfreeze else ()
         except ValueError:
-            raise ValueError(f"unfreeze={unfreeze}: want a duration, as '2 epochs' or '10%'") from None
+            raise ValueError(f"unfreeze={unfreeze}: must be a duration, e.g. '2 epochs' or '10%'") from None
         rows.append((level, 0.0) if frozen != "0" and i <= int(frozen) else (level, decay**depth, *start))
     return (*rows, (".*", 1.0))
 

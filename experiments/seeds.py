@@ -46,7 +46,7 @@ def main() -> None:
         config.seed = seed
         result = loop.train(config.copy_and_resolve_references(), folder, console)
         if "interrupted" in result:
-            raise UserError(f"{result['interrupted']} at seed {seed}: the same command goes on")
+            raise UserError(f"{result['interrupted']} at seed {seed}: run the same command to resume")
         runs.append(result)
     accuracies = [run["accuracy"] for run in runs]
     table = terminal_table(

@@ -181,7 +181,7 @@ def device() -> dict[str, Any]:
     try:
         description = one(Spec("ours", "ours", {"case": "about"}), Settings())
     except WorkerFailed as error:
-        raise UserError(f"JAX finds no device: {error}") from None
+        raise UserError(f"JAX has no device: {error}") from None
     if description["platform"] == "cpu" and SWEEP.value == "devices" and not VIRTUAL.value:
         raise UserError(
             "--sweep=devices: virtual devices of a CPU share its cores, so their speed means nothing; "

@@ -39,7 +39,7 @@ def main() -> None:
     console, out = command.console(), Path(OUT.value)
     for case in KINDS.value:
         if case not in CASES:
-            raise UserError(f"--cases={case}: allowed are {', '.join(CASES)}")
+            raise UserError(f"--cases={case}: unknown case; allowed: {', '.join(CASES)}")
     rows = []
     for kind in KINDS.value:
         for title, programs in {"filters": filters, "binary": binary, "layers": layers}[kind]():

@@ -212,7 +212,7 @@ def draw_occlusion(
                 edgecolor="white",
             )
         )
-        line[0].set_title("where it costs the class most", fontsize=8, pad=3)
+        line[0].set_title("most costly square for the class", fontsize=8, pad=3)
         line[0].set_ylabel(names[i], fontsize=9)
         drawn = line[1].pcolormesh(*edges, result["strongest"][i], cmap=HEAT)
         line[1].set_title(f"channel {int(result['channel'][i])}, total activation", fontsize=8, pad=3)

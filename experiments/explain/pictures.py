@@ -197,7 +197,7 @@ def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, lis
     best = patches.top_patches(job.model, job.variables, batches(job), endpoint=name, channels=numbers, k=k)
     best = type(best)(*map(jax.device_get, best))
     if (best.index < 0).any():
-        raise UserError(f"{name}: fewer than {k} images of the split give it a finite value")
+        raise UserError(f"{name}: its values are finite for fewer than {k} images of the split")
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)
     height, width = job.run.images.image_shape[:2]
     rows = []
@@ -238,10 +238,10 @@ def numbers_of(text: str, count: int) -> tuple[int, ...]:
     for part in text.replace(",", " ").split():
         low, _, high = part.partition("-")
         if not low.isdecimal() or not (high or low).isdecimal() or not int(low) <= int(high or low) < count:
-            raise ValueError(f"channels='{text}': want numbers or ranges of 0 to {count - 1}, as '0-7' or '3 9'")
+            raise ValueError(f"channels='{text}': must be numbers or ranges from 0 to {count - 1}, e.g. '0-7' or '3 9'")
         numbers += range(int(low), int(high or low) + 1)
     if not numbers:
-        raise ValueError(f"channels='{text}' names none of 0 to {count - 1}")
+        raise ValueError(f"channels='{text}' names no channel of 0 to {count - 1}")
     return tuple(dict.fromkeys(numbers))
 
 

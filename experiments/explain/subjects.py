@@ -86,7 +86,7 @@ def mistakes(run: "Network", variables: Any, source: Any, count: int = 8) -> lis
     )
     indices = [int(index[row]) for row, *_ in figures.most_confident_errors(logits, labels, count)]
     if not indices:
-        raise UserError(f"--indices=mistakes: the network is right about all of the {len(labels)} images")
+        raise UserError(f"--indices=mistakes: the network classifies all {len(labels)} images correctly")
     return indices
 
 

@@ -90,8 +90,8 @@ def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
             state = restore.restored(prepared, folder)
             if int(state.step) < prepared.total:
                 raise UserError(
-                    f"{folder}: what is left of this trial is its step {int(state.step)} of "
-                    f"{prepared.total}: delete its outcome.json to train the rest again"
+                    f"{folder}: this trial's newest checkpoint is of step {int(state.step)}, not "
+                    f"{prepared.total}: delete its outcome.json to train the remaining steps"
                 )
         for measure in missing:
             outcome["measured"][measure.__name__] = measure(prepared, state)
@@ -180,7 +180,7 @@ class Interrupted(UserError):
     """An interruption: a signal has ended the trials."""
 
     def __init__(self, name: str):
-        super().__init__(f"{name}: what is done is kept; the same command goes on")
+        super().__init__(f"{name}: finished work is kept; run the same command to resume")
 
 
 def _here(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -228,7 +228,9 @@ def _in_processes(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterat
                     except (EOFError, ConnectionError):
                         if signals.name:
                             continue
-                        raise RuntimeError(f"the process that ran {name} died; the same command goes on") from None
+                        raise RuntimeError(
+                            f"the process that ran {name} died; run the same command to resume"
+                        ) from None
                     if kind == "mistake":
                         raise UserError(f"{name}: {outcome}")
                     if kind == "fault":

@@ -53,7 +53,7 @@ VITS: Mapping[str, Mapping[str, Network]] = {  # the stem replaces one block
 
 
 def _ladder(size: int, stage_sizes: Sequence[int], width: int) -> dict[str, Network]:
-    """Returns small relatives for images of `size`, with fewer, larger steps; the width grows by half as theirs does."""
+    """Returns small relatives for images of `size`, with fewer, larger steps; the width grows by half, as theirs."""
     rows = [row for row in ROWS if int(row.split()[0]) in (0, 3, 4, 5, 14)]
     return {
         row: Network(

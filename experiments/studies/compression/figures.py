@@ -36,7 +36,7 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
             if not all(map(math.isnan, values)):
                 label = f"{decay}, {how if how != 'cut' else 'without retraining'}"
                 axes.plot([100 * s for s in shown], values, style, color=color, marker=".", label=label)
-    finish(axes, legend={"fontsize": 9}, xlabel="weights gone (%)", ylabel="test accuracy (%)")
+    finish(axes, legend={"fontsize": 9}, xlabel="pruned weights (%)", ylabel="test accuracy (%)")
 
 
 def draw_bits(outcomes: Outcomes, figure: Any) -> None:
@@ -75,7 +75,7 @@ def draw_sensitivity(outcomes: Outcomes, figure: Any) -> None:
     for axes, network in zip(panels, networks, strict=True):
         for one in stage_of(outcomes, network, "dense").results("sensitivity")[:1]:
             sensitivity_lines(axes, one["layers"], named=10)
-        finish(axes, legend={"fontsize": 8}, title=network, xlabel="weights of the layer gone (%)")
+        finish(axes, legend={"fontsize": 8}, title=network, xlabel="pruned weights of the layer (%)")
     panels[0].set_ylabel("accuracy on training images (%)")
 
 

@@ -248,7 +248,7 @@ def draw_gradients(outcomes: Outcomes, figure: Any) -> None:
             lines = [(range(1, len(norms) + 1), norms) for norms in runs]
             lines_by(axes, lines, network, color=color, alpha=0.8, linewidth=1.1)
         finish(axes, title=f"{_depth(outcomes, 'deep')} layers, {when}", xlabel="layer", yscale="log")
-    panels[0].set_ylabel("norm of the gradient by the kernel")
+    panels[0].set_ylabel("gradient norm of the kernel")
     panels[0].legend(frameon=False)
 
 

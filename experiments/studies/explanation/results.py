@@ -281,7 +281,7 @@ def draw_sanity(outcomes: Outcomes, figure: Any) -> None:
             if curves := [one[name] for one in own if name in one]:
                 points = [1.0, *(statistics.mean(same) for same in zip(*curves, strict=True))]
                 axes.plot(range(len(points)), points, label=NAMES[name], color=_color(name), marker=".")
-        finish(axes, title=network, xlabel="layers drawn anew, from the logits down")
+        finish(axes, title=network, xlabel="reinitialized layers, from the logits down")
     panels[0].set_ylabel("rank correlation with the trained network's map")
     _legend_beside(figure, panels)
 

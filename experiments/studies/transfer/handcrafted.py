@@ -230,14 +230,14 @@ def _parse(kind: str) -> tuple[str, int]:
     if name == "hog":
         raise UserError(f"features '{kind}': hog has no words")
     if not words.isdecimal() or int(words) < 1:
-        raise UserError(f"features '{kind}': words must be a whole number from 1 on, as in '{name}:{KINDS[name]}'")
+        raise UserError(f"features '{kind}': words must be a whole number, at least 1, as in '{name}:{KINDS[name]}'")
     return name, int(words)
 
 
 def _check(images: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise UserError(
-            f"handcrafted features are of uint8 images [N, height, width, 1 or 3], not {images.dtype} "
+            f"handcrafted features need uint8 images [N, height, width, 1 or 3], not {images.dtype} "
             f"{list(images.shape)}"
         )
 
@@ -246,7 +246,7 @@ def _library(name: str, what: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{what}, which is not here ({error}): pip install -e '.[classic]'") from error
+        raise UserError(f"{what}, which is not installed ({error}): pip install -e '.[classic]'") from error
 
 
 def _sift_size(images: np.ndarray) -> tuple[int, int]:

@@ -264,7 +264,7 @@ def draw_labels(outcomes: Outcomes, figure: Any) -> None:
         runs = [_values(outcomes, target, how, count) for count in counts]
         errorbars(axes, range(len(counts)), runs, color=color, label=how)
     number_ticks(axes, counts)
-    finish(axes, legend={}, xlabel="labels a class", ylabel=f"accuracy on {target} (%)")
+    finish(axes, legend={}, xlabel="labels per class", ylabel=f"accuracy on {target} (%)")
 
 
 def draw_curves(outcomes: Outcomes, figure: Any) -> None:
@@ -299,7 +299,7 @@ def draw_grid(outcomes: Outcomes, figure: Any) -> None:
 def draw_sources(outcomes: Outcomes, figure: Any) -> None:
     """Draws accuracy on the target by source."""
     parts = [part for part in ("relation", "bias") if len(outcomes.where(part=part))] or ["relation"]
-    bars = {"accuracy": "test images as they are", "painted": "with the cue"}
+    bars = {"accuracy": "unchanged test images", "painted": "with the cue"}
     for axes, part in zip(panels_by(figure, len(parts)), parts, strict=True):
         names = outcomes.where(part=part).distinct("source")
         shown = [key for key in bars if key == "accuracy" or part == "bias"]
@@ -314,7 +314,7 @@ def draw_sources(outcomes: Outcomes, figure: Any) -> None:
 
 def draw_embedding(outcomes: Outcomes, figure: Any) -> None:
     """Draws features in two dimensions, one panel per way, colored by class."""
-    titles = {"classifier": "pretrained, as it is", "scratch": "trained from scratch", "fine-tuned": "fine-tuned"}
+    titles = {"classifier": "pretrained, unchanged", "scratch": "trained from scratch", "fine-tuned": "fine-tuned"}
     own = outcomes.where(part="transfer").having("embedding")
     shown = sorted(own, key=lambda outcome: list(titles).index(outcome.labels["how"]))
     for axes, outcome in zip(panels_by(figure, len(shown)), shown, strict=False):

@@ -233,7 +233,7 @@ def _imagenet() -> list[Trial]:
     weights, planned = os.environ.get("ABLATE_RESNET50", "resnet50.safetensors"), []
     if not os.path.isfile(weights):
         raise UserError(
-            f"the weights to start from are not there: {weights} (or $ABLATE_RESNET50); make them by "
+            f"the initial weights {weights} (or $ABLATE_RESNET50) are missing; make them by "
             "python -m models.weights import --from torchvision resnet50.pth --model resnet50 --out FILE"
         )
     for seed in SEEDS:

@@ -53,7 +53,7 @@ def trials(scale: str) -> list[Trial]:
     folder = "grammar" if scale == "digits" else os.environ.get("ABLATE_MULTI30K", "../shared/multi30k")
     if scale != "digits" and not Path(folder).is_dir():
         raise UserError(
-            f"study translation needs Multi30k at this scale, and there is no folder {folder}: set "
+            f"study translation needs Multi30k at this scale, but the folder {folder} is missing: set "
             "ABLATE_MULTI30K to one with train.en, train.de, test_2016_flickr.en, … (or .gz)"
         )
     planned = []
