@@ -1,4 +1,4 @@
-"""Adaptive inference: networks that decide by image what to compute.
+"""Adaptive inference: networks that decide per image what to compute.
 
     python -m train --config=configs/adaptive.py:aig,scale=cifar10 --workdir=runs/aig
     python -m train --config=configs/adaptive.py:blockdrop,scale=cifar10,from=runs/resnet110 --workdir=runs/policy
@@ -7,22 +7,24 @@
     python -m train --config=configs/adaptive.py:early_exit,scale=cifar10 --workdir=runs/early_exit
     python -m train.adaptive --workdir=runs/msdnet --budget=25e6
 
-aig               Veit & Belongie 2018, section 4 and the authors' code: 350 epochs of 256 on CIFAR, 100 on ImageNet;
-                  other targets by --config.model.target=0.5, rates of single blocks by --config.model.rates
-blockdrop         Wu et al. 2018, section 4.1 and the authors' code: the policy alone, of a network that is trained (a
-                  run, or a .safetensors file); the last block first, all of them after 54 epochs (33 on ImageNet). The
-                  policy starts from scratch, theirs on ImageNet from a ResNet-18
-blockdrop_joint   then the policy and the network together; a higher penalty keeps more blocks and accuracy
-msdnet            Huang et al. 2018, section 5 and the PyTorch code beside it: 300 epochs of 64 on CIFAR, 90 of 256 on
-                  ImageNet; images for the thresholds of budgets are held out (5,000, 50,000)
-early_exit        the baseline there, a residual network with exits, likewise
+aig               Veit & Belongie 2018, section 4 and the authors' code: 350 epochs of batch 256 on CIFAR, 100 on
+                  ImageNet; set other targets by --config.model.target=0.5, rates of single blocks by
+                  --config.model.rates
+blockdrop         Wu et al. 2018, section 4.1 and the authors' code: trains the policy alone, for a trained network (a
+                  run, or a .safetensors file); the curriculum starts at the last block and reaches all of them after
+                  54 epochs (33 on ImageNet). The policy starts from scratch; on ImageNet theirs starts from a ResNet-18
+blockdrop_joint   then trains the policy and the network together; a higher penalty keeps more blocks and accuracy
+msdnet            Huang et al. 2018, section 5 and its PyTorch code: 300 epochs of batch 64 on CIFAR, 90 of batch 256 on
+                  ImageNet; images for the thresholds of the budgets are held out (5,000 and 50,000)
+early_exit        the baseline of that paper, a residual network with exits, trained in the same way
 
-digits, on scikit-learn's 8x8 images, is for trying things out: narrow networks, minutes on a CPU. A network for its
-blockdrop: --config=configs/study.py:digits,model=resnet20 --config.model.stage_sizes="(2,2,2)".
+digits, scikit-learn's 8x8 images, is for first experiments: narrow networks, minutes on a CPU. To train a network for
+blockdrop on it: --config=configs/study.py:digits,model=resnet20 --config.model.stage_sizes="(2,2,2)".
 Published: AIG-110 5.76% error with 82% of its blocks, ResNet-110 6.61% (Veit 2018, table 1); BlockDrop 93.6% with 16.9
-of the 54 blocks of a ResNet-110 of 93.2%, 76.4% on ImageNet with 24.8 of 33 (Wu 2018, table 1, and the authors' page).
+of the 54 blocks of a ResNet-110 that has 93.2%, 76.4% on ImageNet with 24.8 of 33 (Wu 2018, table 1, and the authors'
+page).
 Cost: 350 epochs of AIG-110 are 1.75e7 images of 253M mult-adds, forward and backward: hours on a GPU. The budgeted
-MSDNet on CIFAR is 1.35e7 images of 58M; a policy's 5000 epochs are 2.5e8 images twice forward.
+MSDNet on CIFAR needs 1.35e7 images of 58M; the 5000 epochs of a policy need 2.5e8 images, twice forward.
 """
 
 from configs.base import CIFAR10, IMAGENET, arguments, base
@@ -46,10 +48,10 @@ SMALL = {
 
 
 def get_config(text: str = ""):
-    """Arguments: method, scale (digits | cifar10 | cifar100 | imagenet), model, from, data, epochs.
+    """Takes the arguments method, scale (digits | cifar10 | cifar100 | imagenet), model, from, data, epochs.
 
-    `model` "" and `epochs` 0 are the paper's, `data` "", a TFDS name, the scale's; `from` is a run's folder, for
-    blockdrop.
+    `model` "" and `epochs` 0 take the paper's values. `data` is a TFDS name; "" is the data set of the scale. `from` is
+    a run's folder, for blockdrop.
     """
     a = arguments(text, method="aig", scale="digits", model="", **{"from": ""}, data="", epochs=0)
     for name, value, allowed in (("method", a.method, METHODS), ("scale", a.scale, SCALES)):
@@ -63,9 +65,9 @@ def get_config(text: str = ""):
             else f"from={a['from']} is for blockdrop and blockdrop_joint"
         )
     if a.data and a.scale == "digits":
-        raise ValueError(f"data={a.data} is for the other scales; digits are scikit-learn's")
+        raise ValueError(f"data={a.data} applies to the other scales; digits uses scikit-learn's images")
     if a.scale == "imagenet" and a.method == "early_exit" and not a.model:
-        raise ValueError("early_exit has no network for ImageNet; name one by model=")
+        raise ValueError("early_exit has no default network for ImageNet; set model=")
     c = base()
     c.model.name = a.model or NETWORKS[a.method][a.scale == "imagenet"]
     _data(c, a)

@@ -1,4 +1,4 @@
-"""Every key that a classification run has, with what it means. Other configs start from here and change what they need.
+"""Every key of a classification run, with its default and its meaning. Other configs start here and change a few keys.
 
 Durations are texts: "64000 steps", "90 epochs", "1.28e6 examples", or of the whole training "50%".
 Choices with arguments are texts, too: "sgd(momentum=0.9, nesterov=True)", "crop(4)|flip", "step(0.1, '50%', '75%')".
@@ -10,13 +10,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-# Of the training sets' pixels, by channel, for `data.update`
+# Mean and standard deviation per channel of the pixels of each training set, for `data.update`
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 
 
 def base() -> ConfigDict:
-    """The defaults, complete."""
+    """Returns the complete default config."""
     c = ConfigDict()
     # Seed of initialization, data order, augmentation and dropout.
     c.seed = 0
@@ -54,7 +54,7 @@ def base() -> ConfigDict:
     # What a run does besides training, with "|" between several; recalibrate(batches) and bleu(beam) take arguments.
     c.hooks = "figures"
 
-    # What is trained, and by which loss (train/tasks).
+    # The task decides what is trained and with which loss (train/tasks).
     c.task = ConfigDict()
     # Task, with its arguments: classify(views=mirror) or (views=mirror_shift), gated(weight=2.0),
     # policy(penalty=5.0, curriculum='50%', joint=False).
@@ -162,14 +162,14 @@ def base() -> ConfigDict:
 
 
 def arguments(text: str, **defaults: Any) -> ConfigDict:
-    """Reads what follows the colon of --config=file.py:ARGUMENTS, e.g. "resnet20,norm=group".
+    """Parses the text after the colon of --config=file.py:ARGUMENTS, e.g. "resnet20,norm=group".
 
-    A word without "=" is the first of `defaults`. Values take the types of the defaults.
+    A word without "=" is the value of the first default. Each value is converted to the type of its default.
 
     Raises:
-      ValueError: for an unknown argument or a value of another type, in one line.
+      ValueError: An argument is unknown, or its value does not have the type of the default.
     """
-    found = dict(defaults)
+    values = dict(defaults)
     for position, part in enumerate(filter(None, text.split(","))):
         name, equals, value = part.partition("=")
         if not equals:
@@ -181,7 +181,7 @@ def arguments(text: str, **defaults: Any) -> ConfigDict:
             )
         kind = type(defaults[name])
         try:
-            found[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+            values[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (KeyError, ValueError):
             raise ValueError(f"config argument {name}={value} must be of type {kind.__name__}") from None
-    return ConfigDict(found)
+    return ConfigDict(values)

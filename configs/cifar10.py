@@ -3,26 +3,26 @@
     python -m train.data.prepare cifar10
     python -m train --config=configs/cifar10.py:resnet20 --workdir=runs/resnet20
 
-64,000 steps of 128, learning rate 0.1 divided by 10 at 32k and 48k, 4-pixel padding with a random crop, flip, decay
-1e-4 on every parameter, shortcut A. The mean of each channel is subtracted (the paper: of each pixel).
+64,000 steps of batch 128; learning rate 0.1, divided by 10 at 32k and 48k; 4-pixel padding with a random crop; flip;
+decay 1e-4 on every parameter; shortcut A. The mean of each channel is subtracted (in the paper, of each pixel).
 Published test error (table 6): ResNet-20 8.75%, -32 7.51%, -44 7.17%, -56 6.97%, -110 6.61% (mean of five), -1202
 7.93%.
-Cost: 64k steps of ResNet-20 are 1.0e9 images' forward and backward of 41M mult-adds: hours on a CPU, minutes on a GPU.
+Cost: 64k steps of ResNet-20 are 1.0e9 images of 41M mult-adds, forward and backward: hours on a CPU, minutes on a GPU.
 
-ResNet-110 starts with a learning rate of 0.01 in the paper: --config.optimizer.warmup="400 steps".
+In the paper, ResNet-110 starts with a learning rate of 0.01: --config.optimizer.warmup="400 steps".
 
     python -m train --config=configs/cifar10.py:speedrun --workdir=runs/speedrun
     python -m train --config=configs/cifar10.py:speedrun,width=16,batch=128 --config.precision=float32 --workdir=…
 
     python -m train --config=configs/cifar10.py:resnet20,recipe=brief --workdir=runs/brief
 
-recipe=brief: 30 epochs of 512 in bfloat16, for an accelerator, where ResNet-20 is to reach 91% within a minute: one
-rise and fall of the learning rate (as Smith 2018, arXiv 1708.07120), Nesterov's momentum and decay 5e-4 (as Zagoruyko
-2016, arXiv 1605.07146). Not measured yet.
+recipe=brief: 30 epochs of batch 512 in bfloat16, for an accelerator, to bring ResNet-20 to 91% within a minute: the
+learning rate rises and falls once (as in Smith 2018, arXiv 1708.07120), with Nesterov momentum and decay 5e-4 (as in
+Zagoruyko 2016, arXiv 1605.07146). Not measured yet.
 
 speedrun: airbench94 (Jordan 2024, arXiv 2404.00498; code KellerJordan/cifar10-airbench, airbench94.py), for seconds on
 one accelerator. Published: 94.01% on average, in 3.83 s of training on an A100 (3.29 s compiled by torch.compile).
-Different here: 9.9 epochs are 483 steps instead of 476, since no remainder of an epoch is dropped; weights go back to
+Differences: 9.9 epochs are 483 steps instead of 476, because no remainder of an epoch is dropped; weights are reset to
 their averages every 5 steps, but not once more at the end of each epoch.
 """
 
@@ -30,14 +30,14 @@ from configs.base import CIFAR10, arguments, base
 
 
 def get_config(text: str = ""):
-    """Arguments: model (or speedrun), norm, data (a TFDS name), recipe (he | brief); speedrun: batch, width, epochs."""
+    """Takes the arguments model (or speedrun), norm, data, recipe (he | brief); speedrun also batch, width, epochs."""
     a = arguments(text, model="resnet20", norm="batch", data="cifar10", recipe="he", batch=1024, width=64, epochs=9.9)
     c = base()
     if a.recipe not in ("he", "brief"):
         raise ValueError(f"unknown recipe '{a.recipe}'; allowed: he, brief")
     if a.model == "speedrun":
         if a.recipe != "he":
-            raise ValueError(f"recipe={a.recipe} is of other models than speedrun, which is a recipe")
+            raise ValueError(f"recipe={a.recipe} does not apply to speedrun, which is a recipe itself")
         return _speedrun(c, a)
     if (a.batch, a.width, a.epochs) != (1024, 64, 9.9):
         raise ValueError(
@@ -64,7 +64,7 @@ def get_config(text: str = ""):
 def _brief(c):
     c.duration = "30 epochs"
     c.batch_size = 512
-    c.steps_per_call = 10  # of 2930
+    c.steps_per_call = 10  # 2930 steps in all
     c.log_every, c.evaluate_every, c.checkpoint_every = "10%", "100%", "100%"
     c.hooks = ""
     c.precision = "bfloat16"
@@ -82,15 +82,15 @@ def _cifar(c, a):
 
 def _speedrun(c, a):
     momentum, decay = 0.85, 0.0153
-    start = "30.3%"  # of lookahead, and the end of the stem's bias: 3 of 9.9 epochs
-    rate = 11.5  # for 1024 examples whose gradients are added up, of a step as long as momentum would make it
+    start = "30.3%"  # start of lookahead, and end of training the stem's bias: 3 of 9.9 epochs
+    rate = 11.5  # for the sum of the gradients of 1024 examples, per step as long as momentum makes it
     c.model.name, c.model.width = "airbench94", a.width
     c.model.norm = "batch:0.6" if a.norm == "batch" else a.norm
     c.model.act, c.model.init, c.data_init = "gelu", "dirac", "whiten"
     c.precision = "bfloat16"
     c.duration = f"{a.epochs} epochs"
     c.batch_size, c.eval_batch_size = a.batch, 2000
-    c.steps_per_call = 23  # of 483
+    c.steps_per_call = 23  # 483 steps in all
     c.log_every = c.evaluate_every = c.checkpoint_every = "100%"
     c.hooks = ""
     c.task.name = "classify(views=mirror_shift)"

@@ -9,7 +9,7 @@ from configs.base import arguments, base
 
 
 def get_config(text: str = ""):
-    """Arguments: model, norm, epochs."""
+    """Takes the arguments model, norm, epochs."""
     a = arguments(text, model="resnet8", norm="batch", epochs=30)
     c = base()
     c.model.name = a.model

@@ -1,19 +1,19 @@
-"""Your own images, one folder a class.
+"""A folder of your own images, with one subfolder per class.
 
     python -m train --config=configs/folder.py:images=/data/flowers --workdir=runs/flowers
 
-Where the folder holds train/ and val/ (or test/), these are the splits; otherwise a fixed fifth of all images, of each
-class alike, is kept for testing. Images of any size are cropped at random to `size` while they are decoded. A ResNet-18
-from scratch, 30 epochs: a start, to be changed from the command line (`--config.model.name=resnet50
+If the folder holds train/ and val/ (or test/), these are the splits. Otherwise a fixed fifth of the images of each
+class is held out for testing. Images of any size are cropped at random to `size` while they are decoded. The default is
+a ResNet-18 from scratch, 30 epochs: a start, to be changed from the command line (`--config.model.name=resnet50
 --config.data.on_error=skip`).
-Cost: 1.8e9 mult-adds an image forward at size 224, three times that to train.
+Cost: 1.8e9 mult-adds per image and forward pass at size 224, three times as many to train.
 """
 
 from configs.base import IMAGENET, arguments, base
 
 
 def get_config(text: str = ""):
-    """Arguments: images (the folder), model, size, epochs, batch."""
+    """Takes the arguments images (the folder), model, size, epochs, batch."""
     a = arguments(text, images="images", model="resnet18", size=224, epochs=30, batch=64)
     c = base()
     c.model.name = a.model

@@ -18,7 +18,7 @@ from configs.base import IMAGENET, arguments, base
 
 
 def get_config(text: str = ""):
-    """Arguments: model, norm, recipe (goyal | modern), data (a TFDS name), batch, size."""
+    """Takes the arguments model, norm, recipe (goyal | modern), data (a TFDS name), batch, size."""
     a = arguments(text, model="resnet50", norm="batch", recipe="goyal", data="imagenet2012", batch=0, size=224)
     if a.recipe not in ("goyal", "modern"):
         raise ValueError(f"unknown recipe '{a.recipe}'; allowed: goyal, modern")
@@ -35,7 +35,7 @@ def get_config(text: str = ""):
     c.data.workers = 8
     c.data.image_size = a.size
     c.data.crop = "random_resized"
-    c.data.exif = "ignore"  # so do the pipelines of torchvision and TensorFlow, and published accuracies are theirs
+    c.data.exif = "ignore"  # like the pipelines of torchvision and TensorFlow, which published accuracies rest on
     c.data.update(IMAGENET)
     if a.recipe == "goyal":
         c.model.zero_gamma = True

@@ -4,12 +4,13 @@
     python -m train --config=configs/initialization.py:plain20,init=orthogonal,data_init=lsuv --workdir=runs/y
 
 This is the recipe of the study of initialization (experiments/studies/initialization): SGD with a low learning rate
-where nothing is normalized, and a warm-up of an epoch. Scales are those of configs/study.py. On digits a deep network
-without normalization needs a thousand steps to begin, and more channels than the other studies give it.
+if nothing is normalized, and a warm-up of one epoch. The scales are those of configs/study.py. On digits, a deep
+network without normalization needs a thousand steps before it begins to learn, and more channels than other studies
+use.
 
 Expected: in plain networks of 20 layers MSRA learns and Xavier stalls; batch norm cures a bad scale.
 Published (He 2015, figures 2 and 3): 22 layers converge with both, 30 layers with MSRA alone.
-Cost: half a minute of a core (digits), minutes of a GPU (cifar10).
+Cost: half a minute on one core (digits), minutes on a GPU (cifar10).
 """
 
 from configs import study
@@ -17,7 +18,7 @@ from configs.base import arguments
 
 
 def get_config(text: str = ""):
-    """Arguments: model, init and data_init (see configs/base.py), norm, scale (digits | cifar10 | imagenet), seed."""
+    """Takes the arguments model, init and data_init (see configs/base.py), norm, scale (see configs/study.py), seed."""
     a = arguments(text, model="plain20", init="msra_fan_in", data_init="none", norm="none", scale="digits", seed=0)
     c = study.get_config(f"{a.scale},model={a.model},norm={a.norm},init={a.init},seed={a.seed}")
     c.data_init = a.data_init

@@ -1,27 +1,27 @@
-"""Pruning: weights that go while a network trains on, then weights that share few values (Han 2016).
+"""Pruning during training, then weight sharing (Han 2016).
 
     python -m train --config=configs/pruning.py:LeNet-5,stage=dense --workdir=runs/lenet5
     python -m train --config=configs/pruning.py:LeNet-5,stage=prune,from=runs/lenet5 --workdir=runs/pruned
     python -m train --config=configs/pruning.py:LeNet-5,stage=share,from=runs/pruned --workdir=runs/shared
     python -m train.export --workdir=runs/shared --format=compressed --out=exported/lenet5
 
-Or any run of yours, whose data, network and recipe are taken over from its folder:
+Or start from any run of yours; its folder supplies the data, the network and the recipe:
 
     python -m train --config=configs/pruning.py:from=runs/digits,stage=prune,sparsity=0.9 --workdir=runs/pruned
     python -m train --config=configs/pruning.py:from=runs/pruned,stage=share,conv=8,dense=5 --workdir=runs/shared
 
-stage=dense    the network by name, whole: LeNet-300-100, LeNet-5 (on digits at 28x28), VGG-11, ResNet-20
-stage=prune    weights go for half of the training, more at first, the rest retrains (Zhu & Gupta 2018, Han 2015), or
-               `once` at its beginning; score=magnitude | movement | snip | random; by=std (Han 2015's thresholds) |
-               global | layer | a file of the hook sensitivity; structure=weights | filters | 2:4; what: expression of
-               the kernels that may go
-stage=share    2^conv values a convolution and 2^dense a dense layer, by k-means, then trained (Han 2016)
+stage=dense    trains a network by name, unpruned: LeNet-300-100, LeNet-5 (on digits at 28x28), VGG-11, ResNet-20
+stage=prune    prunes weights during the first half of training, more at first, then retrains (Zhu & Gupta 2018, Han
+               2015), or all at `once` at the beginning; score=magnitude | movement | snip | random; by=std (Han 2015's
+               thresholds) | global | layer | a file of the hook sensitivity; structure=weights | filters | 2:4; what:
+               regular expression of the kernels that may be pruned
+stage=share    2^conv values per convolution and 2^dense per dense layer, by k-means, then trained (Han 2016)
 
-Networks by name have the recipes of the study of compression (experiments/studies/compression), where scale=cifar10 is
-cifar10_jpeg, a TFDS set; l1: the factor of an L1 penalty instead of weight decay. For a run, 0 stands for: `epochs` as
-long as before where weights go, a tenth of it where they share; `lr` half of its learning rate, a hundredth.
+Networks by name have the recipes of the study of compression (experiments/studies/compression). There, scale=cifar10 is
+cifar10_jpeg, a TFDS set. l1 is the factor of an L1 penalty that replaces weight decay. For a run, `epochs` 0 means the
+run's own duration to prune and a tenth of it to share; `lr` 0 means half or a hundredth of its learning rate.
 Published (Han 2016, table 1): LeNet-300-100 40 times smaller, LeNet-5 39, AlexNet 35, VGG-16 49, without loss.
-Cost: `epochs` of the data; the LeNets on digits take a minute a stage on a CPU.
+Cost: `epochs` of the data; on digits, each stage of a LeNet takes a minute on a CPU.
 """
 
 import json
@@ -36,14 +36,14 @@ from configs.base import arguments, base
 
 
 class Recipe(NamedTuple):
-    """A network that goes through the three stages of Han 2016; lengths are in epochs.
+    """A network that passes through the three stages of Han 2016; lengths are in epochs.
 
     Attributes:
-      fields: The model's, "name" among them.
-      size: Height and width of the images; 0: as they are.
+      fields: Fields of the model, "name" among them.
+      size: Height and width of the images; 0: unchanged.
       rate: Learning rate of the dense stage.
-      epochs: Of the stages dense, prune (whose second half only retrains) and share.
-      sparsity: The share of the weights that goes.
+      epochs: Lengths of the stages dense, prune (whose second half only retrains) and share.
+      sparsity: Share of the weights that are pruned.
       bits: Bits of the indices of convolutions and of dense layers.
     """
 
@@ -73,10 +73,10 @@ KERNELS = ".*/kernel"
 
 
 def get_config(text: str = ""):
-    """Arguments: network, from, stage (dense | prune | share), and its options.
+    """Takes the arguments network, from, stage (dense | prune | share), and options of the stage.
 
-    They are sparsity, score, by, structure, what, once (prune), conv, dense (share), epochs, lr; for networks by name
-    also l1, scale, seed. 0 is the recipe's value.
+    The options are sparsity, score, by, structure, what, once (prune), conv, dense (share), epochs, lr; for networks by
+    name also l1, scale, seed. 0 stands for the recipe's value.
     """
     a = arguments(
         text,
@@ -103,7 +103,7 @@ def get_config(text: str = ""):
 
 
 def _by_name(a):
-    """Returns the recipe of a network by its name, at its stage."""
+    """Returns the recipe of a named network for one stage."""
     if a.scale not in RECIPES:
         raise ValueError(f"unknown scale '{a.scale}'; allowed: {', '.join(RECIPES)}")
     if a.network not in RECIPES[a.scale]:
@@ -123,16 +123,16 @@ def _by_name(a):
 
 
 def _of_run(a):
-    """Returns the config of a run, changed for the stage that starts from it."""
+    """Returns the config of an existing run, changed for the stage that starts from it."""
     if a.stage == "dense":
-        raise ValueError("stage=dense is for a network by its name: set network")
+        raise ValueError("stage=dense needs a network by name: set network=NAME")
     folder = Path(a["from"]).expanduser()
     try:
         c = ConfigDict(json.loads((folder / "config.json").read_text()))
         c.optimizer = {**base().optimizer, **c.optimizer}  # runs of earlier versions lack some keys
         rate, duration = c.optimizer.learning_rate, c.duration
     except OSError as error:
-        raise ValueError(f"from={a['from']}: want the folder of a run ({error.strerror}: config.json)") from None
+        raise ValueError(f"from={a['from']}: must be the folder of a run ({error.strerror}: config.json)") from None
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"from={a['from']}: its config.json cannot be read ({error})") from None
     sharing = a.stage == "share"
@@ -148,7 +148,7 @@ def _of_run(a):
 
 
 def _set_stage(c, a, sparsity, bits):
-    """Sets what goes or is shared; arguments come before these defaults."""
+    """Sets what is pruned or shared; arguments take precedence over the defaults."""
     c.optimizer.prune, c.optimizer.share = "", ""
     if a.stage == "share":
         c.optimizer.share = f"linear(conv={a.conv or bits[0]}, dense={a.dense or bits[1]})"
@@ -165,6 +165,6 @@ def _argument(text):
 
 
 def _tenth(duration: str) -> str:
-    """Returns a tenth of "30 epochs", at least one of its unit."""
+    """Returns a tenth of a duration such as "30 epochs", but at least one of its unit."""
     count, _, unit = duration.partition(" ")
     return f"{max(1.0, float(count) / 10):g} {unit}"

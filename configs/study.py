@@ -1,12 +1,12 @@
-"""The recipe that the trials of a study share, by scale.
+"""The recipe that the trials of a study share, per scale.
 
     python -m train --config=configs/study.py:digits,model=plain20,norm=none,init=xavier_normal --workdir=runs/x
 
-digits    scikit-learn's 8x8 images, 1,437 to train and 360 to test; networks of a quarter of the width; seconds
+digits    scikit-learn's 8x8 images, 1,437 to train and 360 to test; networks at a quarter of their width; seconds
 cifar10   configs/cifar10.py, shorter: a cosine over `epochs`; minutes on a GPU
 imagenet  configs/imagenet.py, the recipe of Goyal 2017
 
-Expected: what each study of experiments/ states before it runs. Cost: seconds a run, minutes on a GPU, days on many.
+Expected: each study of experiments/ states it before it runs. Cost: seconds per run, minutes on a GPU, or days on many.
 """
 
 from configs import cifar10, digits, imagenet
@@ -16,9 +16,9 @@ EPOCHS = {"digits": 12, "cifar10": 60, "imagenet": 90}
 
 
 def get_config(text: str = ""):
-    """Arguments: scale (digits | cifar10 | imagenet), model, norm, init, lr (0: the recipe's), epochs (0), size, seed.
+    """Takes the arguments scale (digits | cifar10 | imagenet), model, norm, init, lr, epochs, size, seed.
 
-    Images are resized to `size`, the height and width; 0: as the recipe has them.
+    lr and epochs: 0 takes the recipe's; size: height and width to which images are resized, 0 keeps the recipe's.
     """
     a = arguments(text, scale="digits", model="resnet20", norm="batch", init="msra", lr=0.0, epochs=0, size=0, seed=0)
     if a.scale not in EPOCHS:
@@ -38,7 +38,7 @@ def get_config(text: str = ""):
         if a.model.startswith(("plain", "resnet", "preresnet")):
             c.model.width = 8
         else:
-            del c.model.width  # of configs/digits.py: other families have widths of their own, or none
+            del c.model.width  # set by configs/digits.py; other families have their own widths, or none
         c.evaluate_every = "4 epochs"
     if a.scale == "cifar10":
         c.optimizer.schedule = "cosine"
@@ -53,5 +53,5 @@ def _resize(c, size, scale):
     c.data.image_size = size
     if c.data.crop == "none":
         c.data.crop, c.data.eval_crop = "resize", 1.0
-        side, shift = {"digits": (8, 1), "cifar10": (32, 4)}[scale]  # pixels of an image as it is, see the recipes
+        side, shift = {"digits": (8, 1), "cifar10": (32, 4)}[scale]  # original side, and the recipe's shift
         c.data.augment = c.data.augment.replace(f"crop({shift})", f"crop({shift * size // side})")

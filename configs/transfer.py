@@ -1,4 +1,4 @@
-"""Transfer: a pretrained network fine-tuned on another data set, or a network from scratch with the same budget.
+"""Transfer: a pretrained network fine-tuned on another data set, or a network trained from scratch on the same budget.
 
     python -m train --config=configs/transfer.py:from=runs/x,to=cifar10 --workdir=runs/y
     python -m train --config=configs/transfer.py:from=resnet50.safetensors,to=caltech101,rule=bit --workdir=runs/y
@@ -6,26 +6,26 @@
     python -m train --config=configs/transfer.py:model=resnet20,to=cifar10 --workdir=runs/y            from scratch
     python -m train.probe --config=configs/transfer.py:from=runs/x,to=cifar10                 features and classifiers
 
-`from` is a run's folder or a file of `python -m models.weights import`; both say which network it is, and a run how its
-images were normalized. The head is drawn anew for the target's classes.
+`from` is a run's folder or a file of `python -m models.weights import`; both say which network it is, and a run also
+how its images were normalized. The head is initialized anew for the target's classes.
 
 rule=finetune  SGD with a low learning rate, `lr` (0: 0.01; from scratch 0.1), a cosine over `epochs` (or `steps`)
-rule=bit       the BiT hyper-rule (Kolesnikov 2020, section 3.3): SGD 0.003 at 512 images, 500, 10,000 or 20,000 steps
-               by the number of examples, resolution by the size of images, mixup 0.1 from 20,000 examples on
+rule=bit       the BiT hyper-rule (Kolesnikov 2020, section 3.3): SGD 0.003 at batch 512, for 500, 10,000 or 20,000
+               steps depending on the number of examples; resolution by image size; mixup 0.1 from 20,000 examples on
 
-freeze=N       the stem and N stages stay as they are; freeze=all: all but the head
-unfreeze=T     gradual: the head alone, then from each T on one more stage from the top, e.g. unfreeze=2 epochs
-decay=F        learning rate of each stage below the head is F times that of the one above
+freeze=N       freezes the stem and the first N stages; freeze=all freezes all but the head
+unfreeze=T     unfreezes gradually: first the head alone, then one more stage from the top after each T, e.g. 2 epochs
+decay=F        gives each stage below the head F times the learning rate of the one above
 
-With freeze or unfreeze, batch norm goes by the source's statistics everywhere (norm=frozen_batch): those of parts that
-do not train would drift. The three are for networks of stages, of which `stages` says how many where the name does not.
+With freeze or unfreeze, batch norm uses the source's statistics everywhere (norm=frozen_batch), because those of frozen
+parts would drift. The three options need a network of stages; `stages` gives their number if the name does not.
 
 Targets: digits, cifar10, cifar10_jpeg, cifar100 and those of the published table: caltech101, voc2007 (multi-label),
 cub200, cars, aircraft (a folder of train/VARIANT and test/VARIANT, --config.data.source=folder:PATH). Prepare them by
 `python -m train.data.prepare caltech101`, voc/2007, caltech_birds2011, cars196.
 Published (ImageNet -> target, in the order non-convolutional, features and classifier, fine-tuned): Caltech-101 84.3,
 87.7, 88.4; VOC 2007 61.7, 79.7, 82.4; CUB-200 18.8, 61.0, 70.4; Aircraft 61.0, 45.0, 74.1; Cars 59.2, 36.5, 79.8.
-Cost: 30 epochs of the target's images; ResNet-50 at 224 is 4.1e9 mult-adds an image forward, for an accelerator.
+Cost: 30 epochs of the target's images; ResNet-50 at 224 costs 4.1e9 mult-adds per image forward: for an accelerator.
 """
 
 import ast
@@ -43,8 +43,8 @@ class Target(NamedTuple):
     """A data set, as config.data names it.
 
     Attributes:
-      examples: To train on.
-      size: Of the images; 0: it varies, photographs of some 500 pixels.
+      examples: Number of training examples.
+      size: Height and width of the images; 0: photographs of varying size, around 500 pixels.
     """
 
     source: str
@@ -68,7 +68,7 @@ TARGETS = {
     "aircraft": Target("folder:fgvc-aircraft-2013b", "train", "test", 6667, 100, 0),
 }
 SIZES = {**{target.source: target.size for target in TARGETS.values()}, "tfds:tiny_imagenet32": 32}
-# Expressions of names: the number of stages of their networks, 0 for those that have none; the first that fits counts.
+# Maps regular expressions of model names to the number of stages, 0 for networks without; the first match counts.
 STAGES = {
     r"(pre)?resnet(8|14|20|32|38|44|56|74|110|164|1001|1202)": 3,
     r"(convnet_aig|blockdrop)(32|38|74|110)": 3,
@@ -83,15 +83,16 @@ STAGES = {
     r"(alexnet|lenet|vit|msdnet).*": 0,
     r".*": 4,
 }
-# Families whose norm is not batch where nobody sets it
+# Families whose default norm is not batch norm
 NO_BATCH_NORM = r"(alexnet|lenet|vit|swin|convnext|resnetv2|vgg(?!.*(bn|cifar))).*"
 
 
 def get_config(text: str = ""):
-    """Arguments: from or model (from scratch), to, labels, rule (finetune | bit), lr, epochs or steps, batch, size.
+    """Takes the arguments from or model (from scratch), to, labels, rule (finetune | bit), lr, and the others below.
 
-    labels: per class, 0: all; epochs 0: 30; size: of images, 0: what the network was trained on, or the target's. There
-    are also freeze, unfreeze, decay, stages (of the network; 0: by its name), seed.
+    labels: number per class, 0: all; epochs: 0 is 30; size: of the images, 0: the size that the network was trained on,
+    or the target's. The others are epochs or steps, batch, freeze, unfreeze, decay, stages (of the network; 0: by its
+    name), seed.
     """
     a = arguments(
         text,
@@ -149,16 +150,16 @@ def _check(a: Any) -> None:
         if a[name] not in allowed:
             raise ValueError(f"unknown {name} '{a[name]}'; allowed: {', '.join(allowed)}")
     if not a["from"] and not a.model:
-        raise ValueError("want from=RUN (or a .safetensors file), or model=NAME to train from scratch")
+        raise ValueError("set from=RUN (or a .safetensors file), or model=NAME to train from scratch")
     for name in ("epochs", "steps", "size") if a.rule == "bit" else ():
         if a[name]:
-            raise ValueError(f"{name}={a[name]}: rule=bit says that itself")
+            raise ValueError(f"{name}={a[name]}: rule=bit sets it; leave it out")
 
 
 def _start(c: Any, start: str, known: Mapping[str, Any]) -> None:
     """Sets the network, its task and its heads, and how its images are normalized."""
     for name in set(c.model) - set(known["model"]):
-        del c.model[name]  # fields that the network does not set, or does not have
+        del c.model[name]  # fields that the network's config does not set, or that it does not have
     c.model.update(known["model"])
     c.init_from = start
     for name in ("mean", "std"):
@@ -174,7 +175,7 @@ def _start(c: Any, start: str, known: Mapping[str, Any]) -> None:
 
 
 def images(c: Any, target: Target, size: int, channels: int) -> None:
-    """Sets how images come to the network's size: photographs are cropped at random, small ones resized if needed."""
+    """Sets how images get the network's size: photographs are cropped at random, small ones resized if needed."""
     gray = target.source == "digits"
     c.data.channels = channels if gray and channels == 3 else 0
     if not target.size:
@@ -190,10 +191,10 @@ def bit(c: Any, examples: int, size: int, batch: int = 512) -> None:
     """Sets the BiT hyper-rule (Kolesnikov 2020, section 3.3; schedules as in the authors' bit_hyperrule.py).
 
     Args:
-      c: the config to change.
-      examples: to train on.
-      size: of the images, 0 where it varies and is large.
-      batch: images a step.
+      c: Config to change.
+      examples: Number of training examples.
+      size: Height and width of the images; 0 if they vary and are large.
+      batch: Images per step.
     """
     if examples < 20_000:
         warmup, first, second, third, total = 100, 200, 300, 400, 500
@@ -218,46 +219,46 @@ def bit(c: Any, examples: int, size: int, batch: int = 512) -> None:
 
 
 def groups(frozen: str, unfreeze: str, decay: float, model: str, stages: int) -> tuple[tuple[Any, ...], ...]:
-    """Returns config.optimizer.groups: `frozen` stages with the stem, or "all"; gradual unfreezing; decay by stage.
+    """Returns config.optimizer.groups for frozen stages, gradual unfreezing, and learning rates that decay by stage.
 
-    A stage is what a path of parameters begins with: "stem…", "stage1/…" (with "transition1/…"), …; all else goes with
-    the head.
+    `frozen` counts stages, and includes the stem; "all" freezes all but the head. A stage is the beginning of a
+    parameter's path: "stem…", "stage1/…" (with "transition1/…"), …; everything else belongs to the head.
     """
     if not 0 < decay <= 1:
         raise ValueError(f"decay={decay} must be in (0, 1]")
     if frozen == "all":
         if unfreeze or decay != 1:
-            raise ValueError("freeze=all leaves nothing for unfreeze and decay")
+            raise ValueError("freeze=all leaves no stage for unfreeze and decay")
         return ("head/.*", 1.0), (".*", 0.0)
     if frozen == "0" and not unfreeze and decay == 1:
         return ((".*", 1.0),)
     stages = stages or next(count for name, count in STAGES.items() if re.fullmatch(name, model))
     if not stages:
         raise ValueError(
-            f"freeze, unfreeze and decay are for networks of stages, not {model}; freeze=all, and "
-            "--config.optimizer.groups, are for all"
+            f"freeze, unfreeze and decay need a network of stages, unlike {model}; use freeze=all, or "
+            "--config.optimizer.groups, instead"
         )
     if not (frozen.isdecimal() and int(frozen) <= stages):
         raise ValueError(f"freeze={frozen} must be 0 to {stages}, or all")
     time, unit = (unfreeze[:-1], "%") if unfreeze.endswith("%") else (unfreeze.split() + ["", ""])[:2]
-    found = []
+    rows = []
     stem = () if model.startswith("vgg") else ("stem.*",)
     for i, level in enumerate((*stem, *(f"(stage|transition){i}/.*" for i in range(1, stages + 1))), 1 - len(stem)):
-        depth = stages + 1 - i  # below the head
+        depth = stages + 1 - i  # number of stages from the head down
         try:
             start = (f"{depth * float(time):g}{'' if unit == '%' else ' '}{unit}",) if unfreeze else ()
         except ValueError:
-            raise ValueError(f"unfreeze={unfreeze}: want a duration, as '2 epochs' or '10%'") from None
-        found.append((level, 0.0) if frozen != "0" and i <= int(frozen) else (level, decay**depth, *start))
-    return (*found, (".*", 1.0))
+            raise ValueError(f"unfreeze={unfreeze}: must be a duration, e.g. '2 epochs' or '10%'") from None
+        rows.append((level, 0.0) if frozen != "0" and i <= int(frozen) else (level, decay**depth, *start))
+    return (*rows, (".*", 1.0))
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[int]]:
     """Returns the config of a run, and the shape [H, W, C] of its images, [] where the run did not record it.
 
     Args:
-      folder: of the run, or of an exported network (`python -m train.export`), whose config has the network that was
-        exported.
+      folder: Folder of the run, or of an exported network (`python -m train.export`). The config of the latter has the
+        fields of the exported network.
     """
     if (folder / "card.json").is_file():
         card = json.loads((folder / "card.json").read_text())
@@ -269,13 +270,13 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[int]]:
 
 
 def described(where: str) -> dict[str, Any]:
-    """Returns what a run or a file says of its network.
+    """Returns what a run or a file records about its network.
 
     Returns:
-      {"model": its section, "batch_norm", and of a run's images "mean", "std", "size", "channels"}.
+      {"model": the section of the config, "batch_norm"}; for a run also its images' "mean", "std", "size", "channels".
 
     Raises:
-      ValueError: There is nothing that can be read.
+      ValueError: The file or folder cannot be read.
     """
     path = Path(where).expanduser()
     try:
@@ -289,18 +290,18 @@ def described(where: str) -> dict[str, Any]:
             known["batch_norm"] = norm == "batch"
             known["channels"] = shape[2] if shape else data.get("channels") or (1 if data["source"] == "digits" else 3)
             return known
-        with path.open("rb") as file:  # .safetensors: the length of a JSON header, and it
+        with path.open("rb") as file:  # a .safetensors file starts with the length of its JSON header
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, path.stat().st_size)))
-        about = ast.literal_eval(header["__metadata__"]["ablate"])
-        fields = {name: value for name, value in about.get("fields", {}).items() if name != "num_classes"}
-        return {"model": {"name": about["model"], **fields}, "batch_norm": any(n.endswith("/var") for n in header)}
+        metadata = ast.literal_eval(header["__metadata__"]["ablate"])
+        fields = {name: value for name, value in metadata.get("fields", {}).items() if name != "num_classes"}
+        return {"model": {"name": metadata["model"], **fields}, "batch_norm": any(n.endswith("/var") for n in header)}
     except OSError as error:
         raise ValueError(
             f"from={where}: {error.strerror}; want the folder of a run or of an exported network, or a "
             ".safetensors file"
         ) from None
-    except Exception:  # a damaged header raises whatever its parsers stumble over, a deep one RecursionError
+    except Exception:  # parsers of a damaged header raise any error, even RecursionError
         raise ValueError(
             f"from={where}: it does not say which network it is; want a run's folder or a .safetensors "
             "file of python -m models.weights import"

@@ -1,4 +1,4 @@
-"""Runs a study: its trials by the one training loop, then tables, pictures and verdicts. See --help."""
+"""Runs a study: its trials in the training loop, then tables, pictures and verdicts. See --help."""
 
 import csv
 import tempfile
@@ -20,20 +20,20 @@ from models.errors import UserError, choice_error
 from models.kernels import runtime
 from train import cli
 
-USAGE = """Runs a study and writes what came out: tables (Markdown, CSV), figures (PNG), verdicts.
+USAGE = """Runs a study and writes its results: tables (Markdown, CSV), figures (PNG), verdicts.
 
-    python -m experiments.run --list                             the studies, their questions and what they cost
+    python -m experiments.run --list                             the studies, their questions and costs
     python -m experiments.run initialization --scale=digits
-    python -m experiments.run all --scale=digits                 one that fails does not end the others
+    python -m experiments.run all --scale=digits                 continues after a study that fails
     python -m experiments.run my_study.py                        a file of yours that defines STUDY
 
-Each trial has a folder in --workdir, named by its config: what is finished is not run again, what was interrupted
-goes on. Results go to --out/STUDY/SCALE.
+Each trial has a folder in --workdir, named by its config. Finished trials are not run again, and interrupted ones
+resume. Results go to --out/STUDY/SCALE.
 """
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the studies that the arguments name."""
+    """Runs the studies named by the arguments."""
     console = command.console()
     if LIST.value:
         console.print(catalogue())
@@ -54,11 +54,11 @@ def main(arguments: Sequence[str]) -> None:
 def run_each(
     specs: Sequence[str], scale: str, workdir: Path, out: Path, jobs: int, console: rich.console.Console
 ) -> None:
-    """Runs studies, as `run` does; one that fails does not end the others.
+    """Runs studies, as `run` does; continues after one that fails.
 
     Raises:
-      UserError: For the studies that failed; RuntimeError where one did for a fault of the code.
-      Interrupted: At once.
+      UserError: Some studies failed. RuntimeError instead if one failed because of a fault of the code.
+      Interrupted: A signal arrived; raised at once.
     """
     failed = {}
     for spec in specs:
@@ -81,7 +81,7 @@ def run_each(
 
 
 def catalogue() -> rich.table.Table:
-    """Returns the studies with their questions and, by scale, costs."""
+    """Returns the studies with their questions, and their costs by scale."""
     studies = {name: study.module(name).STUDY for name in study.STUDIES}
     return terminal_table(
         ("study", "question", "cost"),
@@ -95,28 +95,28 @@ def catalogue() -> rich.table.Table:
 
 
 def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: rich.console.Console) -> dict[str, Any]:
-    """Runs what is missing of a study and writes its results.
+    """Runs the missing trials of a study and writes its results.
 
     Args:
       spec: Name or path of the study.
       scale: One of its scales.
-      workdir: Of the trials.
-      out: The results go to out/NAME/SCALE.
-      jobs: Trials at once, 0 for the default.
-      console: For progress and results.
+      workdir: Folder of the trials.
+      out: Folder of the results, which go to out/NAME/SCALE.
+      jobs: Number of trials at once; 0 for the default.
+      console: Console for progress and results.
 
     Returns:
       The content of results.json.
 
     Raises:
-      UserError: No such study or scale, a trial that cannot run, an interruption.
+      UserError: The study or scale does not exist, a trial cannot run, or a signal interrupted it.
     """
     this = study.module(spec).STUDY
     if scale not in this.cost:
         raise choice_error(f"scale of study {this.name}", scale, this.cost)
     folder = writable(out / this.name / scale)
     console.print(f"[bold]{this.title}[/]: {this.question}", markup=True)
-    for claim in this.claims:  # before anything runs
+    for claim in this.claims:  # expectations are printed before anything runs
         console.print(
             f"  expected: {claim.expected} [dim]({claim.source}: {claim.published})[/]", soft_wrap=True, markup=True
         )
@@ -141,7 +141,7 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
 
 
 def content(this: study.Study, spec: str, scale: str, outcomes: study.Outcomes) -> dict[str, Any]:
-    """Returns what results.json says of the outcomes: claims with their verdicts, tables, figures."""
+    """Returns the content of results.json: claims with their verdicts, tables, figures."""
     claims = [judged(claim, outcomes) for claim in this.claims]
     return {
         "study": this.name,
@@ -173,15 +173,15 @@ def show(results: Mapping[str, Any], console: rich.console.Console) -> None:
 
 
 def decision(claim: Mapping[str, Any]) -> list[str]:
-    """Returns a claim's verdict, and how many seeds would tell where that is known."""
+    """Returns a claim's verdict, and the number of seeds that would decide it, if known."""
     return list(filter(None, (claim["verdict"], study.seeds_text(claim))))
 
 
 def writable(folder: Path) -> Path:
-    """Returns the folder, made if it is missing; before hours of trials.
+    """Creates the folder if it is missing, so that a failure comes before hours of trials; returns it.
 
     Raises:
-      UserError: It cannot be written to.
+      UserError: The folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -192,15 +192,15 @@ def writable(folder: Path) -> Path:
 
 
 def judged(claim: study.Claim, outcomes: study.Outcomes) -> dict[str, Any]:
-    """Returns a claim with its verdict, as in results.json; "seeds" of one that is too small to tell, where known."""
+    """Returns a claim with its verdict, as in results.json; "seeds" if it is too small to tell and they are known."""
     judgement = claim.judge(outcomes)
     texts = {field: getattr(claim, field) for field in ("statement", "published", "source", "expected")}
-    seeds = getattr(judgement.verdict, "seeds", None)  # a user's judge may give a plain text
+    seeds = getattr(judgement.verdict, "seeds", None)  # a user's judge may return a plain string
     return {**texts, **judgement._asdict(), **({"seeds": seeds} if seeds else {})}
 
 
 def default_jobs() -> int:
-    """Returns one trial per core, up to 8, on a CPU; one on an accelerator, which a trial has to itself."""
+    """Returns the number of trials at once: one per core, up to 8, on a CPU; one on an accelerator, which it fills."""
     import jax
 
     if jax.default_backend() != "cpu":
@@ -209,7 +209,7 @@ def default_jobs() -> int:
 
 
 def environments(outcomes: study.Outcomes) -> list[dict[str, Any]]:
-    """Returns the distinct (commit, device, versions) of the trials; where none trained, that of this process."""
+    """Returns the distinct (commit, device, versions) of the trials; if none trained, those of this process."""
     import jax
 
     from train.recording import summary
@@ -220,7 +220,7 @@ def environments(outcomes: study.Outcomes) -> list[dict[str, Any]]:
 
 
 def kept(trial: study.Trial, outcome: study.Outcome) -> dict[str, Any]:
-    """Returns what results.json keeps of a trial."""
+    """Returns the record of a trial in results.json."""
     names = ("accuracy", "loss", "bleu", "exact_match", "parameters", "mult_adds", "steps", "seconds")
     summary = outcome.summary and {name: outcome.summary[name] for name in names if name in outcome.summary}
     return {
@@ -232,7 +232,7 @@ def kept(trial: study.Trial, outcome: study.Outcome) -> dict[str, Any]:
 
 
 def write(this: study.Study, results: Mapping[str, Any], outcomes: study.Outcomes, folder: Path) -> None:
-    """Writes results.json, results.md, a CSV per table and a PNG per picture."""
+    """Writes results.json, results.md, one CSV per table and one PNG per picture."""
     from matplotlib.figure import Figure
 
     from models.analysis.chart import save
@@ -250,7 +250,7 @@ def write(this: study.Study, results: Mapping[str, Any], outcomes: study.Outcome
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Returns the results as a page."""
+    """Returns the results as a Markdown page."""
     where = "; ".join(f"{entry['device']}, commit {entry['commit']}" for entry in results["environments"])
     text = [
         f"# {results['title']}",
@@ -279,11 +279,13 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
-    SCALE = flags.DEFINE_enum("scale", "digits", study.SCALES, "How large: minutes on a CPU, a GPU, or many.")
+    SCALE = flags.DEFINE_enum(
+        "scale", "digits", study.SCALES, "Size of the study: for minutes on a CPU, a GPU, or many GPUs."
+    )
     WORKDIR = command.define_path("workdir", "runs/studies", "Folder of the trials.")
     OUT = command.define_path("out", "experiments/results/studies", "Folder of the results.")
     JOBS = flags.DEFINE_integer(
-        "jobs", 0, "Trials at once; 0: one a core on a CPU (up to 8), one on an accelerator.", lower_bound=0
+        "jobs", 0, "Trials at once; 0: one per core on a CPU (up to 8), one on an accelerator.", lower_bound=0
     )
-    LIST = flags.DEFINE_bool("list", False, "Name the studies, and end.")
+    LIST = flags.DEFINE_bool("list", False, "List the studies, and exit.")
     cli.run(main, USAGE, positional=True)

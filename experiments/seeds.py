@@ -1,4 +1,4 @@
-"""One config under several seeds: mean and spread of the result, kept with the device and the commit. See --help."""
+"""Runs one config with several seeds, and records mean and spread with the device and the commit. See --help."""
 
 import math
 import statistics
@@ -12,18 +12,18 @@ from models.analysis.tables import terminal_table
 from models.errors import UserError
 from train import cli
 
-USAGE = """Runs a config under several seeds by the one training loop, and keeps what came out.
+USAGE = """Runs a config with several seeds in the training loop, and records the results.
 
     python -m experiments.seeds --config=configs/digits.py --workdir=runs/seeds --out=experiments/results/digits.json
 
-Each seed has a workdir of its own; finished ones are not run again.
+Each seed has its own workdir; finished ones are not run again.
 """
 
 KEPT = ("seed", "accuracy", "loss", "seconds", "images_per_second")
 
 
 def main() -> None:
-    """Runs what is missing, prints and writes the result."""
+    """Runs missing seeds, prints and writes the result."""
     for flag in (WORKDIR, OUT):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing")
@@ -39,14 +39,14 @@ def main() -> None:
     others = {run["commit"] for run in finished} - {summary.commit()}
     if others and len(finished) < len(folders):
         raise UserError(
-            f"--workdir={WORKDIR.value}: it has runs of commit {', '.join(sorted(others))}, this is "
-            f"{summary.commit()}: choose another"
+            f"--workdir={WORKDIR.value}: it holds runs of commit {', '.join(sorted(others))}, this is "
+            f"{summary.commit()}: choose another folder"
         )
     for seed, folder in enumerate(folders):
         config.seed = seed
         result = loop.train(config.copy_and_resolve_references(), folder, console)
         if "interrupted" in result:
-            raise UserError(f"{result['interrupted']} at seed {seed}: the same command goes on")
+            raise UserError(f"{result['interrupted']} at seed {seed}: run the same command to resume")
         runs.append(result)
     accuracies = [run["accuracy"] for run in runs]
     table = terminal_table(
@@ -60,7 +60,9 @@ def main() -> None:
     shared = {name: runs[0][name] for name in ("model", "data", "test_examples", "parameters", "mult_adds", "steps")}
     environments = [{name: run[name] for name in ("commit", "device", "versions")} for run in runs]
     if any(environment != environments[0] for environment in environments):
-        raise UserError(f"the runs in {WORKDIR.value} are of several commits, devices or versions: choose another")
+        raise UserError(
+            f"the runs in {WORKDIR.value} are of several commits, devices or versions: choose another folder"
+        )
     out = Path(OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(
@@ -79,7 +81,7 @@ def main() -> None:
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     CONFIG = cli.define_config()
-    SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds 0, 1, … of this number.", lower_bound=2)
+    SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds: 0, 1, …", lower_bound=2)
     WORKDIR = command.define_path("workdir", None, "Folder of the runs.")
     OUT = command.define_path("out", None, "JSON file to write.")
     cli.run(main, USAGE)

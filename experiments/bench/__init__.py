@@ -1,1 +1,1 @@
-"""How fast: ours beside PyTorch, interleaved in one run. `python -m experiments.bench`."""
+"""The benchmark of speed: ours beside PyTorch, interleaved in one run. `python -m experiments.bench`."""

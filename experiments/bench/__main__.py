@@ -1,4 +1,4 @@
-"""Runs the cases of the benchmark, ours and the peer's in turn, and writes the results. See --help."""
+"""Runs the cases of the benchmark, alternating ours and the peer's, and writes the results. See --help."""
 
 import os
 import subprocess
@@ -18,25 +18,25 @@ from models.analysis.tables import slug, terminal_table
 from models.errors import UserError, choice_error
 from train import cli
 
-USAGE = """Measures speed, ours beside PyTorch and timm (the extra `bench`), in turn: medians, ratios, peak memory.
+USAGE = """Measures speed, alternating ours with PyTorch and timm (the extra `bench`): medians, ratios, peak memory.
 
-    python -m experiments.bench                                        what is there to measure on this device
+    python -m experiments.bench                                        the important cases on this device
     python -m experiments.bench --quick --profile                      on a GPU, when its time is scarce
     python -m experiments.bench --cases=resnet20,loop --rounds=20
     python -m experiments.bench --cases=mobilenet_v2 --sizes=224 --peer_python=../venv-torch/bin/python
     python -m experiments.bench --cases=resnet50 --sweep=batch         or resolution, devices
 
-Cases: networks (timm's on the peer's side but for ResNet-20; training step and forward pass, eager and compiled, with
-their share of a measured matrix product; no dropout or stochastic depth on either side); "cifar", training from end to
-end beside loops of PyTorch; "data", JPEGs to crops beside torch's DataLoader and tf.data; "start", from the command to
-the first step; "commands", imports and --help of each command; "tests", the last `make test` by file and by test;
-"speedrun", airbench94's recipe beside the same in PyTorch, and "minute", ResNet-20 by a short recipe, whole
-trainings on CIFAR-10 for an accelerator; "loop", what the loop adds to a step; "explain", Grad-CAM and occlusion
-beside pytorch-grad-cam's and captum's. Without PyTorch (--peer_python=) ours is measured alone.
+Cases: networks (the peer uses timm's, except for ResNet-20; training step and forward pass, eager and compiled, with
+their share of a measured matrix product; no dropout or stochastic depth on either side); "cifar", training end to
+end, beside training loops in PyTorch; "data", JPEGs to crops beside torch's DataLoader and tf.data; "start", from the
+command to the first step; "commands", imports and --help of each command; "tests", the last `make test` by file and by
+test; "speedrun", airbench94's recipe beside the same in PyTorch, and "minute", ResNet-20 with a short recipe, both
+whole trainings on CIFAR-10 for an accelerator; "loop", the overhead of the loop per step; "explain", Grad-CAM and
+occlusion beside those of pytorch-grad-cam and captum. Without PyTorch (--peer_python=), only ours is measured.
 
-bench.json, bench.md and charts in --out are written after each case; rows of other cases that are there stay. Only one
-worker computes at a time; samples in which the machine gave its cores to something else are left out where enough
-others remain. A worker that fails (no compiler, no memory) has a row that says so.
+bench.json, bench.md and charts in --out are written after each case; rows of other cases are kept. Only one worker
+computes at a time. Samples during which the machine ran something else are discarded if enough others remain.
+A worker that fails (no compiler, no memory) gets a row with the reason.
 """
 OTHERS = ("cifar", "data", "start", "commands", "tests", "speedrun", "minute", "loop", "explain")
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -46,7 +46,7 @@ def check(cases: list[str], sizes: list[str], modes: list[str], sweep: str, valu
     """Checks cases, sizes, modes of torch.compile and values of a sweep.
 
     Raises:
-      UserError: One is unknown, or what is swept is no network.
+      UserError: One is unknown, or the case to sweep is not a network.
     """
     from experiments.bench.networks import NETWORKS
 
@@ -59,14 +59,14 @@ def check(cases: list[str], sizes: list[str], modes: list[str], sweep: str, valu
             if name not in known:
                 raise choice_error(kind, name, known)
     if sweep and (not cases or set(cases) - set(NETWORKS)):
-        raise UserError(f"--sweep={sweep} is of networks, by name: --cases={'|'.join(NETWORKS)}")
+        raise UserError(f"--sweep={sweep} measures networks only: name them by --cases={'|'.join(NETWORKS)}")
     for value in values:
         if not value.isdecimal() or not int(value):
-            raise UserError(f"--values={value}: want whole numbers above 0, e.g. --values=1,2,4")
+            raise UserError(f"--values={value}: must be whole numbers above 0, e.g. --values=1,2,4")
 
 
 def usual(accelerator: bool) -> list[str]:
-    """The cases that matter on the device, most important first."""
+    """Returns the most important cases for the device, most important first."""
     networks = ["resnet50", "convnext_tiny", "vit_small_patch16", "mobilenet_v2", "densenet121", "swin_t"]
     if accelerator:
         return [
@@ -87,7 +87,7 @@ def usual(accelerator: bool) -> list[str]:
 def measured(
     names: list[str], sizes: list[str], sweep: str, values: list[int], devices: int, folder: Path, settings: Any
 ) -> Iterator[tuple[str, Callable[[], list[dict[str, Any]]]]]:
-    """(title, what measures its rows) of each part, in order."""
+    """Returns (title, function that measures its rows) for each part, in order."""
     from experiments.bench import commands, mfu, networks, pipelines, speedrun, start
 
     products: list[dict[str, Any]] = []
@@ -133,7 +133,7 @@ def measured(
 
 
 def has(python: str, *modules: str) -> bool:
-    """Whether that Python finds the modules."""
+    """Returns whether that Python finds the modules."""
     code = f"import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, {modules!r})))"
     try:
         return bool(python) and subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
@@ -142,7 +142,7 @@ def has(python: str, *modules: str) -> bool:
 
 
 def settings_from_flags(accelerator: bool) -> Any:
-    """What the flags say, "auto" and the like resolved; fewer and shorter measurements with --quick."""
+    """Reads the settings from the flags, with "auto" resolved; --quick takes fewer and shorter measurements."""
     from experiments.bench.workers import Settings
 
     quick = {"processes": 1, "rounds": 2, "overlap": True} if QUICK.value else {}
@@ -171,23 +171,23 @@ def settings_from_flags(accelerator: bool) -> Any:
 
 
 def device() -> dict[str, Any]:
-    """Returns what a worker of ours says of the device.
+    """Returns what our worker reports about the device.
 
     Raises:
-      UserError: There is none, or --sweep=devices would measure virtual ones.
+      UserError: There is no device, or --sweep=devices would measure virtual ones.
     """
     from experiments.bench.workers import Settings, Spec, WorkerFailed, one
 
     try:
-        about = one(Spec("ours", "ours", {"case": "about"}), Settings())
+        description = one(Spec("ours", "ours", {"case": "about"}), Settings())
     except WorkerFailed as error:
-        raise UserError(f"JAX finds no device: {error}") from None
-    if about["platform"] == "cpu" and SWEEP.value == "devices" and not VIRTUAL.value:
+        raise UserError(f"JAX has no device: {error}") from None
+    if description["platform"] == "cpu" and SWEEP.value == "devices" and not VIRTUAL.value:
         raise UserError(
-            "--sweep=devices: virtual devices of a CPU share its cores, so they say nothing of speed; "
-            "--virtual_devices=4 measures them all the same"
+            "--sweep=devices: virtual devices of a CPU share its cores, so their speed means nothing; "
+            "--virtual_devices=4 measures them nevertheless"
         )
-    return about
+    return description
 
 
 def peer_version(names: Sequence[str]) -> str:
@@ -215,7 +215,7 @@ def peer_version(names: Sequence[str]) -> str:
 
 
 class Results:
-    """The results of this command, beside those that the folder has; each addition is written at once."""
+    """The results of this command, merged with those in the folder; each addition is written at once."""
 
     def __init__(self, out: Path, header: Mapping[str, Any]):
         from experiments.bench import output
@@ -244,7 +244,7 @@ class Results:
 
 
 def profile(results: Results, settings: Any, console: rich.console.Console) -> None:
-    """Adds where our time goes in networks that missed a target."""
+    """Adds profiles of our time in networks that missed a target."""
     from experiments.bench import networks, targets
     from experiments.bench.workers import WorkerFailed
 
@@ -285,16 +285,16 @@ def main() -> None:
 
     from experiments.bench import targets
 
-    jax.config.update("jax_platforms", "cpu")  # this process traces networks; an accelerator is for the workers
-    about = device()
-    accelerator = about["platform"] != "cpu"
+    jax.config.update("jax_platforms", "cpu")  # this process only traces networks; workers get the accelerator
+    description = device()
+    accelerator = description["platform"] != "cpu"
     names = CASES.value or usual(accelerator)
     version, settings = peer_version(names), settings_from_flags(accelerator)
-    out = Path(OUT.value or f"experiments/results/bench/{slug(about['device']).replace('_', '-')}")
+    out = Path(OUT.value or f"experiments/results/bench/{slug(description['device']).replace('_', '-')}")
     header = {
-        "device": about["device"],
-        "commit": COMMIT.value or about["commit"],
-        "versions": about["versions"],
+        "device": description["device"],
+        "commit": COMMIT.value or description["commit"],
+        "versions": description["versions"],
         "peer": f"PyTorch {version}",
         **{name: getattr(settings, name) for name in ("processes", "rounds", "overlap")},
     }
@@ -302,12 +302,12 @@ def main() -> None:
     console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
     values = [int(value) for value in VALUES.value]
     with tempfile.TemporaryDirectory() as folder:
-        cases = measured(names, SIZES.value, SWEEP.value, values, about["devices"], Path(folder), settings)
+        cases = measured(names, SIZES.value, SWEEP.value, values, description["devices"], Path(folder), settings)
         for title, measure in cases:
             began = time.monotonic()
             try:
                 rows = measure()
-            except UserError as error:  # the other cases are worth having
+            except UserError as error:  # a failed case does not end the others
                 rows = [{"case": title, "subject": title, "what": "", "who": "", "side": "", "failed": str(error)}]
             results.add(rows)
             console.print(table(rows, time.monotonic() - began))
@@ -320,50 +320,52 @@ def main() -> None:
 
 if __name__ == "__main__":
     CASES = flags.DEFINE_list(
-        "cases", [], f"Names of networks, and of {', '.join(OTHERS)}; default: what matters on the device."
+        "cases", [], f"Networks by name, and any of {', '.join(OTHERS)}; default: the important ones for the device."
     )
-    SIZES = flags.DEFINE_list("sizes", ["32", "224"], "Sizes of images at which networks are measured.")
+    SIZES = flags.DEFINE_list("sizes", ["32", "224"], "Image sizes at which networks are measured.")
     SWEEP = flags.DEFINE_enum(
-        "sweep", "", ["", "batch", "resolution", "devices"], "What the networks of --cases cost by."
+        "sweep", "", ["", "batch", "resolution", "devices"], "Quantity over which the networks of --cases are measured."
     )
-    VALUES = flags.DEFINE_list("values", [], "Of the sweep; default: some that fit.")
-    VIRTUAL = flags.DEFINE_integer("virtual_devices", 0, "CPU devices, for --sweep=devices where there is no other.")
+    VALUES = flags.DEFINE_list("values", [], "Values of the sweep; default: some suitable ones.")
+    VIRTUAL = flags.DEFINE_integer(
+        "virtual_devices", 0, "Virtual CPU devices, for --sweep=devices without accelerators."
+    )
     QUICK = flags.DEFINE_bool(
         "quick", False, "Training steps alone, one start, few samples; the workers of a case compile at the same time."
     )
-    PROFILE = flags.DEFINE_bool("profile", False, "Also say where our time goes in networks that miss a target.")
-    STOCK = flags.DEFINE_bool("stock", False, "Also measure ours without the settings and lowerings of this project.")
-    flags.DEFINE_integer("processes", 3, "How often all workers of a case are started afresh.", lower_bound=1)
+    PROFILE = flags.DEFINE_bool("profile", False, "Also profile our time in networks that miss a target.")
+    STOCK = flags.DEFINE_bool("stock", False, "Also measure ours without this project's settings and lowerings.")
+    flags.DEFINE_integer("processes", 3, "Number of times that all workers of a case are started.", lower_bound=1)
     flags.DEFINE_integer(
-        "rounds", 4, "Rounds a start; in each, every worker runs every call --inner times.", lower_bound=1
+        "rounds", 4, "Rounds per start; in each, every worker runs every call --inner times.", lower_bound=1
     )
-    flags.DEFINE_integer("inner", 3, "Calls a round.", lower_bound=1)
-    BATCH = flags.DEFINE_integer("batch", 0, "Images a step; 0: 8 to 256, by network, size and device.")
+    flags.DEFINE_integer("inner", 3, "Calls per round.", lower_bound=1)
+    BATCH = flags.DEFINE_integer("batch", 0, "Images per step; 0: 8 to 256, by network, size and device.")
     PRECISION = flags.DEFINE_enum(
         "precision",
         "auto",
         ["auto", "float32", "bfloat16"],
-        "Of the computation, for both; auto: bfloat16 on an accelerator, float32 on a CPU.",
+        "Precision of the computation on both sides; auto: bfloat16 on an accelerator, float32 on a CPU.",
     )
     COMPILE = flags.DEFINE_list(
         "compile", ["default"], f"Modes of torch.compile to measure beside eager, of {', '.join(MODES)}; empty: none."
     )
     CORES = flags.DEFINE_integer(
-        "data_cores", 2, "Cores that every side of the case data is confined to.", lower_bound=1
+        "data_cores", 2, "Number of cores to which each side of the case data is confined.", lower_bound=1
     )
     DATA_DIR = command.define_path(
-        "data_dir", "", "Where TFDS sets lie: imagenet_sample for the case data, cifar10 for speedrun and minute."
+        "data_dir", "", "Folder of TFDS sets: imagenet_sample for the case data, cifar10 for speedrun and minute."
     )
     IMAGES = command.define_path(
         "images",
         "",
-        "CIFAR-10 for speedrun and minute, an .npz for data.source=arrays; "
+        "CIFAR-10 for speedrun and minute, as an .npz for data.source=arrays; "
         "default: the TFDS set cifar10, or cifar10_jpeg.",
     )
     PEER = command.define_path(
-        "peer_python", sys.executable, "Python that has PyTorch, timm, torchvision; empty: ours alone."
+        "peer_python", sys.executable, "Python with PyTorch, timm, torchvision; empty: only ours."
     )
-    TF = command.define_path("tf_python", "", "Python that has TensorFlow; default: this one, if it has.")
-    COMMIT = flags.DEFINE_string("commit", "", "That rows name, where this is a copy without its git folder.")
+    TF = command.define_path("tf_python", "", "Python with TensorFlow; default: this one, if it has it.")
+    COMMIT = flags.DEFINE_string("commit", "", "Commit to record in rows, for a copy without its git folder.")
     OUT = command.define_path("out", "", "Folder of the results; default: experiments/results/bench/DEVICE.")
     cli.run(main, USAGE)

@@ -1,4 +1,4 @@
-"""What a user waits for before anything is computed: imports, --help of each command; and how long the tests take."""
+"""Times that users wait before anything is computed: imports and --help of each command; and the tests' durations."""
 
 import collections
 import re
@@ -20,21 +20,21 @@ except ImportError:
 import torch, timm
 """
 JUNIT = Path("runs/tests.xml")
-CLASS = re.compile(r"\.[A-Z].*")  # of tests, after its module
-LONGEST = 20  # tests that have a row
+CLASS = re.compile(r"\.[A-Z].*")  # module under tests/ -> the group of its rows
+LONGEST = 20  # number of slowest tests that get a row
 
 
 def names() -> list[str]:
-    """Every command, as `python -m` takes it."""
-    found = []
+    """Returns every command, as `python -m` takes it."""
+    modules = []
     for path in sorted(path for room in ("models", "train", "experiments") for path in (ROOT / room).rglob("*.py")):
         if re.search(r"^    (cli\.run\(main|command\.exit_with\()", path.read_text(), re.MULTILINE):
-            found.append(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"))
-    return found
+            modules.append(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"))
+    return modules
 
 
 def commands(settings: Settings) -> list[dict[str, Any]]:
-    """Imports, and PyTorch's beside them; --help of each command: medians of fresh processes, peak memory."""
+    """Measures imports, ours and PyTorch's, and --help of each command: medians of fresh processes, peak memory."""
     imports = [("PyTorch, timm", "peer", ["-c", PEER])] if settings.peer_python else []
     imports += [(f"ours, {name}", "ours", ["-c", f"import {name}"]) for name in IMPORTED]
     rows = with_ratios([_row("import", *one, settings) for one in imports])
@@ -60,35 +60,35 @@ def _row(what: str, who: str, side: str, arguments: Sequence[str], settings: Set
 
 
 def tests(path: Path = JUNIT) -> list[dict[str, Any]]:
-    """Seconds of the last `make test`: of the whole, of each file, of the LONGEST tests.
+    """Returns the seconds of the last `make test`: in total, per file, and of the LONGEST tests.
 
     Args:
-      path: of pytest's JUnit file, whose suite is named by the commit.
+      path: pytest's JUnit file, whose suite is named by the commit.
 
     Raises:
-      UserError: there is no such file, or it is no such file.
+      UserError: The file is missing, or is not such a file.
     """
     if not path.exists():
-        raise UserError(f"there is no {path}: make test writes it")
+        raise UserError(f"{path} is missing: make test writes it")
     try:
         suite = next(xml.etree.ElementTree.parse(path).iter("testsuite"))
-        found = [
+        cases = [
             (CLASS.sub("", case["classname"]).replace(".", "/") + ".py", case["name"], float(case["time"]))
             for case in (element.attrib for element in suite.iter("testcase"))
         ]
         whole, stamp = float(suite.attrib["time"]), {"commit": suite.get("name"), "measured": suite.get("timestamp")}
     except (xml.etree.ElementTree.ParseError, StopIteration, KeyError, ValueError):
-        raise UserError(f"{path} is not what make test writes") from None
+        raise UserError(f"{path} is not a file of make test") from None
     by_file = collections.defaultdict(list)
-    for file, _, seconds in found:
+    for file, _, seconds in cases:
         by_file[file].append(seconds)
-    rows = [("all tests", "wall time", whole, len(found))]
+    rows = [("all tests", "wall time", whole, len(cases))]
     rows += sorted(
         (("tests of a file", file, sum(times), len(times)) for file, times in by_file.items()), key=lambda row: -row[2]
     )
     rows += [
         ("one test", f"{file}::{name}", seconds, 1)
-        for file, name, seconds in sorted(found, key=lambda one: -one[2])[:LONGEST]
+        for file, name, seconds in sorted(cases, key=lambda one: -one[2])[:LONGEST]
     ]
     return [
         {

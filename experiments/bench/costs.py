@@ -1,4 +1,4 @@
-"""Accuracy against cost: published top-1 of ImageNet beside what our networks cost, as counted. See --help."""
+"""Accuracy against cost: published ImageNet top-1 beside the counted costs of our networks. See --help."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ from models.errors import UserError
 from train import cli
 from train.plots.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
-USAGE = """Writes costs.md, costs.json and pictures: accuracy against mult-adds, parameters and activation memory; what
-early downsampling saves; the textbook's formulas beside the counts.
+USAGE = """Writes costs.md, costs.json and pictures: accuracy against mult-adds, parameters and activation memory;
+savings by early downsampling; the textbook's formulas beside the counts.
 
     python -m experiments.bench.costs --out=experiments/results/costs
 
-Costs are read from the traced programs: no weights, no images, about two minutes.
+Costs are counted in the traced programs. This needs no weights and no images, and takes about two minutes.
 """
 
 SIZE = 224
@@ -26,8 +26,9 @@ HOWARD_4, HOWARD_6 = "Howard 2017, table 4", "Howard 2017, table 6"
 class Published(NamedTuple):
     """Top-1 accuracy in percent on ImageNet's validation images, one crop of 224 x 224.
 
-    `modern` is for recipes with strong augmentation and regularization: by the weights' own descriptions DeiT's, Swin's
-    and torchvision's "new" one. The others are "simple" ones or older. Accuracies compare within each kind.
+    `modern` marks recipes with strong augmentation and regularization: those of DeiT and Swin, and torchvision's "new"
+    one, according to the descriptions of the weights. The others are "simple" or older. Compare accuracies within each
+    kind only.
     """
 
     family: str
@@ -90,13 +91,13 @@ COLORS = {
     "Swin": PINK,
     "ConvNeXt": CYAN,
 }
-COSTS = {  # field of complexity.Layer and Complexity: (title, unit)
+COSTS = {  # field of cost.Layer and cost.Complexity: (title, unit)
     "mult_adds": ("mult-adds", ""),
     "params": ("parameters", ""),
     "output_bytes": ("memory of layers' outputs", "B"),
     "kept_bytes": ("activation memory kept for backward", "B"),
 }
-# What downsampling early saves: the first two are drawn, the last is ResNet-50 without its stem's two halvings.
+# Networks that show what early downsampling saves: two to draw, and ResNet-50 without the two halvings of its stem
 EARLY = {
     "VGG-16": ("vgg16", {}),
     "ResNet-50": ("resnet50", {}),
@@ -117,7 +118,7 @@ PLACES = (
 
 
 def count(name: str, fields: Mapping[str, Any] | None = None) -> Any:
-    """`complexity.analyze` of a network for one image of SIZE x SIZE."""
+    """Returns the costs of a network for one image of SIZE x SIZE."""
     import models
     from models.analysis.cost import analyze
 
@@ -126,7 +127,7 @@ def count(name: str, fields: Mapping[str, Any] | None = None) -> Any:
 
 
 def by_resolution(cost: Any, field: str) -> dict[int, int]:
-    """{height of the output: sum of the layers' `field`}; 1 for vectors; what the network itself keeps is its image."""
+    """Returns {output height: sum of the layers' `field`}; vectors have height 1, the network itself its image's."""
     sums: dict[int, int] = dict.fromkeys((SIZE, SIZE // 2, SIZE // 4, SIZE // 8, SIZE // 16, SIZE // 32, 1), 0)
     for layer in cost.layers:
         height = layer.output_shape[1] if len(layer.output_shape) == 4 else 1
@@ -136,7 +137,7 @@ def by_resolution(cost: Any, field: str) -> dict[int, int]:
 
 
 def label(axes: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
-    """Writes (x, y, text, color) beside each point, where it covers the least of points and of the texts before it."""
+    """Writes (x, y, text, color) beside each point, where it hides the fewest points and earlier texts."""
     from matplotlib.transforms import Bbox
 
     def covered(box):
@@ -144,7 +145,7 @@ def label(axes: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
         outside = box.x0 < inside.x0 or box.x1 > inside.x1
         return sum(part.width * part.height for part in shared if part) + 1e6 * outside
 
-    axes.figure.draw_without_rendering()  # settles where the axes are
+    axes.figure.draw_without_rendering()  # fixes the position of the axes
     inside = axes.get_window_extent()
     markers = axes.transData.transform([point[:2] for point in points])
     taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in markers]
@@ -161,7 +162,7 @@ def label(axes: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
 
 
 def draw_tradeoff(costs: Mapping[str, Any], field: str, path: Path) -> None:
-    """Published top-1 of every network against one of its costs, on a logarithmic axis."""
+    """Draws the published top-1 of every network against one of its costs, on a logarithmic axis."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
@@ -199,7 +200,7 @@ def draw_tradeoff(costs: Mapping[str, Any], field: str, path: Path) -> None:
 
 
 def draw_early(costs: Mapping[str, Any], path: Path) -> None:
-    """Costs by the resolution at which they arise, VGG-16 and ResNet-50 side by side."""
+    """Draws costs by the resolution at which they arise, VGG-16 and ResNet-50 side by side."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
@@ -231,8 +232,8 @@ def draw_early(costs: Mapping[str, Any], path: Path) -> None:
     save(figure, path)
 
 
-def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    """The page."""
+def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    """Returns the page as Markdown."""
     from models.analysis import textbook
     from models.analysis.cost import short
 
@@ -265,7 +266,7 @@ def markdown(costs: Mapping[str, Any], early: Mapping[str, Any], about: Mapping[
     columns_early = ["network", *columns, f"kept at {SIZE // 2}² and up", f"mult-adds at {SIZE // 2}² and up"]
     return f"""# What accuracy costs
 
-{about["device"]}, {about["commit"]}. Written by `python -m experiments.bench.costs`.
+{environment["device"]}, {environment["commit"]}. Written by `python -m experiments.bench.costs`.
 
 Costs are counted in the traced programs of our networks, for one image of {SIZE} x {SIZE} in float32. A multiply-add
 counts as 1; "outputs" are those of the layers in the forward pass; "kept for backward" is what training keeps of them
@@ -309,7 +310,7 @@ def write(out: Path) -> None:
     for field in ("mult_adds", "params", "kept_bytes"):
         draw_tradeoff(costs, field, out / f"tradeoff_{field}.png")
     draw_early(early, out / "early.png")
-    about = summary.environment(jax.devices())
+    environment = summary.environment(jax.devices())
     write_json(
         out / "costs.json",
         {
@@ -319,14 +320,14 @@ def write(out: Path) -> None:
             },
             "early": {name: {field: by_resolution(cost, field) for field in COSTS} for name, cost in early.items()},
             "image_size": SIZE,
-            **about,
+            **environment,
         },
     )
-    write_atomically(out / "costs.md", markdown(costs, early, about))
+    write_atomically(out / "costs.md", markdown(costs, early, environment))
 
 
 def main() -> None:
-    """Writes the page where the flags say."""
+    """Writes the page into the folder of --out."""
     if not OUT.value:
         raise UserError("--out is missing")
     out, console = Path(OUT.value), command.console()

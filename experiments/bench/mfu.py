@@ -1,12 +1,11 @@
-"""Model flops utilization: how much of what a device can do at best a step makes use of.
+"""Model FLOPs utilization: the share of a device's peak performance that a step uses.
 
     model flops of a forward pass    2 x mult-adds of `models.analysis.cost` x images
-    of a training step               3 times that: the backward pass computes two products for each of the forward's
-    ceiling                          the fastest square matrix product measured in the same run, in its precision, by
-                                     ours or by PyTorch, whichever is faster
+    model flops of a training step   3 times as many: the backward pass computes two products per forward product
+    ceiling                          the fastest square matrix product measured in the same run and precision, ours or
+                                 PyTorch's, whichever is faster
 
-What a program computes besides (elementwise operations, recomputation) does not count, so the same flops hold for ours
-and the peer's.
+Elementwise operations and recomputation do not count, so the same FLOPs hold for ours and the peer's.
 """
 
 import functools
@@ -17,28 +16,28 @@ import models
 from experiments.bench.workers import Call, Settings, Spec, interleaved
 from models.analysis import cost
 
-SIZES = {True: (2048, 4096, 8192, 16384), False: (512, 1024, 2048)}  # of the matrices, by whether on an accelerator
-PASSES = {"step": 3, "forward": 1}  # forward passes that a call is worth
+SIZES = {True: (2048, 4096, 8192, 16384), False: (512, 1024, 2048)}  # sides of the matrices, by accelerator or not
+PASSES = {"step": 3, "forward": 1}  # number of forward passes with the same FLOPs as the call
 
 
 @functools.cache
 def mult_adds(name: str, size: int) -> int:
-    """Of one image's forward pass."""
+    """Returns the FLOPs of one image's forward pass."""
     return cost.analyze(models.create(name, image_size=size), (1, size, size, 3)).mult_adds
 
 
 def model_flops(what: str, mult_adds: int, images: int) -> float:
-    """Of a call "step" or "forward" on so many images."""
+    """Returns the FLOPs of a call "step" or "forward" on `images` images."""
     return PASSES[what] * 2 * mult_adds * images
 
 
 def utilization(flops: float, milliseconds: float, ceiling: float) -> float:
-    """Share of the ceiling, in flops/s, that `flops` in so long come to."""
+    """Returns the share of the ceiling, in FLOPs/s, that `flops` within that time use."""
     return flops / (milliseconds / 1e3) / ceiling
 
 
 def products(settings: Settings) -> list[dict[str, Any]]:
-    """Rows of square matrix products of several sizes; with "tflops", 10^12 flops/s."""
+    """Returns rows of square matrix products of several sizes; with "tflops", 10^12 FLOPs/s."""
     sizes = SIZES[settings.accelerator]
     case = {
         "case": "matmul",
@@ -55,5 +54,5 @@ def products(settings: Settings) -> list[dict[str, Any]]:
 
 
 def ceiling(rows: Sequence[Mapping[str, Any]]) -> float:
-    """The best of `products`, in flops/s; 0 where none was measured."""
+    """Returns the best of `products`, in FLOPs/s; 0 if none was measured."""
     return max((row.get("tflops", 0) for row in rows), default=0) * 1e12

@@ -1,4 +1,4 @@
-"""Cases of networks: training step, forward pass, explanations, and what they cost by batch, resolution and devices."""
+"""Cases of networks: training step, forward pass, explanations, and their cost by batch, resolution and devices."""
 
 import itertools
 import os
@@ -18,10 +18,9 @@ from models.weights import torch_names
 
 
 class Network(NamedTuple):
-    """Images per step by size of the images, on a CPU and on an accelerator.
+    """Images per step by image size, on a CPU and on an accelerator.
 
-    The largest on an accelerator are those that two of PyTorch's workers and ours have room for beside each other in 80
-    GB.
+    The largest values on an accelerator leave room in 80 GB for two workers of PyTorch and ours at the same time.
     """
 
     cpu: dict[int, int]
@@ -35,30 +34,30 @@ NETWORKS = {
     "vit_small_patch16": Network({32: 64, 224: 8}, {224: 256}),
     "mobilenet_v2": Network({32: 64, 224: 8}, {224: 256}),
     "densenet121": Network({32: 64, 224: 8}, {224: 128}),
-    # timm's at 32x32 has smaller windows and fewer positions than the original's, so it is another network than ours.
+    # timm's network at 32x32 has smaller windows and fewer positions than the original, so it differs from ours.
     "swin_t": Network({224: 8}, {224: 128}),
     "resnet20": Network({32: 128}, {32: 128}),
     "resnext50_32x4d": Network({32: 64, 224: 8}, {224: 128}),
     "vgg16": Network({32: 64, 224: 8}, {224: 128}),
 }
-# Of "explain": network: (size of images, batch, occluding square, its stride).
+# For "explain": network: (image size, batch, side of the occluding square, its stride).
 EXPLAINED = {"resnet20": (32, 128, 8, 2), "resnet50": (224, 8, 32, 32)}
-_NOISE = {"dropout": "drop_rate", "stochastic_depth": "drop_path_rate"}  # by our field: timm's argument
-_BATCHES = {True: (8, 32, 64, 128, 256), False: (1, 2, 4, 8, 16, 32)}  # by whether on an accelerator
-_RESOLUTIONS = {32: (16, 32, 64, 96), 224: (128, 160, 192, 224, 288)}  # by the size that a network is measured at
+_NOISE = {"dropout": "drop_rate", "stochastic_depth": "drop_path_rate"}  # our field: timm's argument
+_BATCHES = {True: (8, 32, 64, 128, 256), False: (1, 2, 4, 8, 16, 32)}  # by whether it runs on an accelerator
+_RESOLUTIONS = {32: (16, 32, 64, 96), 224: (128, 160, 192, 224, 288)}  # by the network's image size
 
 
 def sizes(name: str, settings: Settings) -> dict[int, int]:
-    """Images a step by size of the images."""
+    """Returns images per step by image size."""
     network = NETWORKS[name]
-    found = network.accelerator if settings.accelerator else network.cpu
-    return {size: settings.batch or batch for size, batch in found.items()}
+    batches = network.accelerator if settings.accelerator else network.cpu
+    return {size: settings.batch or batch for size, batch in batches.items()}
 
 
 def on_both_sides(name: str, size: int) -> dict[str, Any]:
-    """Returns one network for both: our "model" and "fields", and the arguments of "timm"'s create_model.
+    """Returns one network for both sides: our "model" and "fields", and the arguments of timm's create_model, "timm".
 
-    timm has no ResNet-20. Both are without dropout and stochastic depth, whose defaults differ.
+    timm has no ResNet-20. Both sides omit dropout and stochastic depth, because their defaults differ.
     """
     fields = {field: 0.0 for field in _NOISE if field in models.fields(name)}
     case = {"model": name, "size": size, "fields": fields}
@@ -72,10 +71,10 @@ def on_both_sides(name: str, size: int) -> dict[str, Any]:
 
 
 def steps_case(name: str, size: int, batch: int, settings: Settings) -> dict[str, Any]:
-    """Returns the case of the workers for training steps and forward passes.
+    """Returns the workers' case for training steps and forward passes.
 
-    On an accelerator ten steps are dispatched before anything waits, as in training: a single step of a small network
-    takes less than a wait.
+    An accelerator gets ten steps per wait, as in training: a single step of a small network takes less time than a
+    wait.
     """
     return {
         "case": "steps",
@@ -88,7 +87,7 @@ def steps_case(name: str, size: int, batch: int, settings: Settings) -> dict[str
 
 
 def compared(case: dict[str, Any], settings: Settings) -> list[Spec]:
-    """PyTorch eager and compiled, ours, and ours without the settings and lowerings of this project if asked for."""
+    """Returns PyTorch eager and compiled, ours, and on request ours without this project's settings and lowerings."""
     modes = [Spec(compiled_name(mode), "peer", {**case, "compile": mode}) for mode in settings.compile]
     # Importing `models` has put this project's flags into the environment that workers inherit.
     inherited = " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split() if "_ynn_" not in flag)
@@ -98,12 +97,12 @@ def compared(case: dict[str, Any], settings: Settings) -> list[Spec]:
 
 
 def compiled_name(mode: str) -> str:
-    """Of the worker with torch.compile in this mode."""
+    """Returns the name of the worker with torch.compile in this mode."""
     return "torch.compile" if mode == "default" else f"torch.compile {mode}"
 
 
 def network(name: str, size: int, batch: int, ceiling: float, settings: Settings) -> list[dict[str, Any]]:
-    """Rows of the training step and the forward pass, with "mfu", their share of the `ceiling` in flops/s."""
+    """Returns rows of the training step and the forward pass; "mfu" is their share of the `ceiling` in FLOPs/s."""
     case = steps_case(name, size, batch, settings)
     calls = [Call(call, case["repeat"], batch) for call in case["calls"]]
     rows = interleaved(compared(case, settings), calls, settings)
@@ -111,23 +110,23 @@ def network(name: str, size: int, batch: int, ceiling: float, settings: Settings
         if "ms" in row and ceiling:
             flops = mfu.model_flops(row["what"], mfu.mult_adds(name, size), batch)
             row["mfu"] = round(mfu.utilization(flops, row["ms"], ceiling), 4)
-    about = {
+    labels = {
         "case": f"{name}, {size}x{size}, batch {batch}, {settings.precision}",
         "subject": f"{name}/{size}",
         "batch": batch,
         "precision": settings.precision,
     }
-    return [{**about, **row} for row in rows]
+    return [{**labels, **row} for row in rows]
 
 
 def profiled(name: str, size: int, batch: int, settings: Settings) -> dict[str, list[dict[str, Any]]]:
-    """Where our step's time goes: rows of `profile.traced`, by call."""
+    """Returns the profile of our step: rows of `profile.traced`, by call."""
     case = {**steps_case(name, size, batch, settings), "case": "profile", "repeat": 1, "calls": ["step"]}
     return one(Spec("ours", "ours", case), settings)["profile"]
 
 
 def explanations(name: str, settings: Settings) -> list[dict[str, Any]]:
-    """Measures Grad-CAM of a batch, scaled to its images, and the occlusion of one image; in forward passes as well.
+    """Measures Grad-CAM of a batch, scaled to its images, and the occlusion of one image; also in forward passes.
 
     Both are in float32, and PyTorch's side is eager.
     """
@@ -145,20 +144,20 @@ def explanations(name: str, settings: Settings) -> list[dict[str, Any]]:
         passes = windows / batch if row["what"] == "occlusion" else 1
         if "ms" in row:
             row["forwards"] = round(row["ms"] / (passes * forward[row["who"]]), 2)
-    about = f"explain {name}, {size}x{size}, batch {batch}, {windows} windows"
-    return [{"case": about, "subject": f"explain/{name}", **row} for row in rows]
+    title = f"explain {name}, {size}x{size}, batch {batch}, {windows} windows"
+    return [{"case": title, "subject": f"explain/{name}", **row} for row in rows]
 
 
 def sweep(kind: str, name: str, devices: int, settings: Settings, values: Sequence[int] = ()) -> list[dict[str, Any]]:
-    """Rows of a network at several batches, resolutions or numbers of devices; "sweep" is the kind, "value" where.
+    """Returns rows of a network at several batches, resolutions or numbers of devices; with "sweep" (kind), "value".
 
     Args:
-      kind: "batch", "resolution" or "devices", which get a batch each (weak scaling), by the loop's own program, ours
-        alone.
-      name: of the network.
-      devices: that there are, virtual ones included.
-      settings: of the measurement.
-      values: other ones than usual. One at which nothing runs has a row that says why; the others stay.
+      kind: "batch", "resolution" or "devices". With "devices", each device gets a full batch (weak scaling), and only
+        ours runs, by the program of the training loop.
+      name: Name of the network.
+      devices: Number of devices, virtual ones included.
+      settings: Settings of the measurement.
+      values: Replaces the usual values. A value at which nothing runs gets a row with the reason; the others stay.
     """
     size, batch = list(sizes(name, settings).items())[-1]
     if kind == "devices":
@@ -180,7 +179,7 @@ def sweep(kind: str, name: str, devices: int, settings: Settings, values: Sequen
 def _at(value, specs, calls, settings):
     try:
         rows = interleaved(specs, calls, settings)
-    except UserError as error:  # of the largest batch, mostly: out of memory
+    except UserError as error:  # usually the largest batch, out of memory
         rows = [{"what": "step", "who": "all", "side": "all", "failed": str(error)}]
     return [{"value": value, **row} for row in rows]
 
@@ -218,7 +217,7 @@ def _devices(name, size, batch, values, settings):
 
 
 def made_images(path: Path, size: int, count: int) -> None:
-    """Writes an .npz as data.source=arrays reads it, of random pixels in ten classes."""
+    """Writes an .npz for data.source=arrays, of random pixels in ten classes."""
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {
         f"{split}_{name}": value

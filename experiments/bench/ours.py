@@ -1,4 +1,4 @@
-"""Our worker: the same work as `peer`, and what the loop adds to a bare step.
+"""Our worker: the same work as `peer`, and the overhead of the training loop over a bare step.
 
 python -m experiments.bench.ours '{"case": "steps", "model": "resnet20", "batch": 128, "size": 32}'
 """
@@ -16,13 +16,13 @@ import models
 from experiments.bench.serve import WARM, Served, after_warm_up, work
 from models.kernels.tracing import lowering
 
-# What trains and reads data is imported where it is used: bare steps need neither grain nor Orbax, which a machine that
-# is lent for an hour may not have.
-PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # as `train.loop` has them
+# Modules that train and read data are imported where they are used. Bare steps need neither grain nor Orbax, which a
+# machine borrowed for an hour may lack.
+PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # as in `train.loop`
 
 
 def about(case: dict) -> Served:
-    """Where this runs."""
+    """Describes the machine."""
     from train.recording import summary
 
     devices = jax.devices()
@@ -30,7 +30,7 @@ def about(case: dict) -> Served:
 
 
 def device_peak() -> int | None:
-    """Bytes; None where the backend does not tell, as on a CPU."""
+    """Returns bytes; None if the backend does not report them, as on a CPU."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
@@ -38,7 +38,7 @@ def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[st
     """Compiles a training step (SGD with momentum and decay) and a forward pass on one fixed batch, without the loop.
 
     Returns:
-      The calls, each of which does it `repeat` times and waits once; and the number of parameters.
+      The calls, and the number of parameters. Each call computes `repeat` times and waits once.
     """
     dtype = PRECISIONS[case.get("precision", "float32")]
     model = models.create(case["model"], image_size=case["size"], dtype=dtype, **case.get("fields", {}))
@@ -97,7 +97,7 @@ def steps(case: dict) -> Served:
 
 
 def profiled(case: dict) -> Served:
-    """Says under "profile" where the time of `step_and_forward`'s calls goes, as `profile.traced` does."""
+    """Reports under "profile" the time of `step_and_forward`'s calls, as in `profile.traced`."""
     from experiments.bench import profile
 
     calls, _ = step_and_forward(case)
@@ -105,7 +105,7 @@ def profiled(case: dict) -> Served:
 
 
 def matmul(case: dict) -> Served:
-    """Products of square matrices, a call for each size."""
+    """Prepares products of square matrices, one call per size."""
     dtype = PRECISIONS[case["precision"]] or jnp.float32
     product = jax.jit(jnp.matmul)
 
@@ -119,7 +119,7 @@ def matmul(case: dict) -> Served:
 
 
 def explain(case: dict) -> Served:
-    """Forward pass and Grad-CAM of a batch, and the occlusion of its first image, compiled; for the top classes."""
+    """Compiles forward pass and Grad-CAM of a batch, and the occlusion of its first image; for the top classes."""
     from models.explain.cam import grad_cam
     from models.explain.catalogue import heat
     from models.explain.occlusion import occlusion
@@ -146,9 +146,9 @@ def explain(case: dict) -> Served:
 
 
 def loop_steps(case: dict) -> Served:
-    """Prepares `steps` steps as the real loop does them, by configs/cifar10.py but for the keys of the case.
+    """Prepares `steps` steps of the real loop, with configs/cifar10.py changed by the keys of the case.
 
-    They include the data pipeline of the case, augmentation, and metrics fetched one dispatch late.
+    They include the case's data pipeline, augmentation, and metrics fetched one dispatch late.
     """
     import rich.console
 
@@ -158,7 +158,7 @@ def loop_steps(case: dict) -> Served:
 
     config: Any = config_lib.load("configs/cifar10.py")
     if case["model"] != config.model.name:
-        config.model = type(config.model)({"name": case["model"]})  # norm and the like are the network's own
+        config.model = type(config.model)({"name": case["model"]})  # fields such as norm keep the network's defaults
     config.data.source = f"arrays:{case['arrays']}"
     for name in ("pipeline", "workers", "augment"):
         config.data[name] = case.get(name, config.data[name])
@@ -192,12 +192,12 @@ def loop_steps(case: dict) -> Served:
 
 
 def data(case: dict) -> Served:
-    """A folder of JPEGs: decode, random-resized crop, batch, by the streaming pipeline; from the tenth batch on."""
+    """Prepares decoding a folder of JPEGs, random-resized crops and batches by the stream; timed from batch ten on."""
     from train.data import load, shuffle, source, stream
 
     options = source.Options(
         source=f"folder:{case['folder']}", image_size=case["size"], crop="random_resized", exif="ignore"
-    )  # as the peers
+    )  # like the peers
     images = load.load(options, "train")
 
     def one_pass():

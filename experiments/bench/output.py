@@ -1,4 +1,4 @@
-"""The results in a folder: bench.json, bench.md, charts. Rows of earlier runs stay where they are not measured anew."""
+"""The results in a folder: bench.json, bench.md, charts. Earlier rows stay unless they are measured anew."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from train.storage.files import read_json, write_atomically, write_json
 
 _ROWS = {"type": "array", "items": {"type": "object"}}
 SCHEMA = {"type": "object", "properties": {"rows": _ROWS, "profiles": _ROWS}}
-COLUMNS = {  # key of a row: title
+COLUMNS = {  # key of a row: title of its column
     "case": "case",
     "value": "at",
     "what": "call",
@@ -23,8 +23,8 @@ COLUMNS = {  # key of a row: title
     "ms": "median ms",
     "min_ms": "min ms",
     "images_per_second": "images/s",
-    "per_core": "images/s a core",
-    "epoch_seconds": "s an epoch",
+    "per_core": "images/s per core",
+    "epoch_seconds": "s per epoch",
     "accuracy": "accuracy",
     "tflops": "Tflop/s",
     "times_first": "times the first",
@@ -37,23 +37,27 @@ COLUMNS = {  # key of a row: title
     "commit": "commit",
     "failed": "why not",
 }
-NOTE = """Programs take turns, a median each; columns that no row has are left out. "times the first": how many times as
-fast as the first row of the case; "times the peer's best": as the fastest of PyTorch's rows (or tf.data's); above 1 is
-faster. "of the ceiling": model flops utilization, 2 x mult-adds forward and twice that backward, over the fastest
+NOTE = """Programs take turns, with one median each; columns without values are omitted. "times the first": speed
+relative to the first row of the case; "times the peer's best": relative to the fastest of PyTorch's rows (or
+tf.data's); above 1 is faster. "of the ceiling": model FLOPs utilization, 2 x mult-adds forward and twice that backward,
+over the fastest
 square matrix product of the run."""
-SWEPT = {"batch": "images a step", "resolution": "height and width, pixels", "devices": "devices"}
+SWEPT = {"batch": "images per step", "resolution": "height and width, pixels", "devices": "devices"}
 COLORS = {"step": BLUE, "forward": "#93b5d3"}
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What is there from earlier: {"rows": […], "profiles": […]}; not of cases of which nothing ran."""
+    """Reads earlier results: {"rows": […], "profiles": […]}, without cases in which nothing ran."""
     path = folder / "bench.json"
-    found = read_json(path, SCHEMA) if path.exists() else {}
-    return {"rows": [row for row in found.get("rows", []) if row.get("side")], "profiles": found.get("profiles", [])}
+    content = read_json(path, SCHEMA) if path.exists() else {}
+    return {
+        "rows": [row for row in content.get("rows", []) if row.get("side")],
+        "profiles": content.get("profiles", []),
+    }
 
 
 def merged(before: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows, without those before of a case that was measured anew."""
+    """Merges rows: those of a case that was measured anew replace the earlier ones."""
     again = {row["case"] for row in new}
     return [*(row for row in before if row["case"] not in again), *new]
 
@@ -62,8 +66,8 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
     """Writes bench.json, bench.md and the charts; each file is complete at any instant.
 
     Args:
-      folder: It is made if it is missing.
-      result: "rows", "profiles" (rows with "case"), "device", and whatever else bench.json should hold.
+      folder: Created if it is missing.
+      result: "rows", "profiles" (rows with "case"), "device", and anything else that bench.json should hold.
     """
     folder.mkdir(parents=True, exist_ok=True)
     judged = targets.judged(result["rows"])
@@ -73,12 +77,12 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that any of the rows has, in order."""
+    """Returns the keys that any of the rows has, in order."""
     return [key for key in COLUMNS if any(row.get(key) not in (None, "") for row in rows)]
 
 
 def cell(key: str, row: Mapping[str, Any]) -> str:
-    """A value as a table shows it; "" where the row has none."""
+    """Formats a value for a table; "" if the row has none."""
     value = row.get(key)
     if value is None:
         return ""
@@ -90,7 +94,7 @@ def cell(key: str, row: Mapping[str, Any]) -> str:
 
 
 def markdown(result: Mapping[str, Any], judged: Sequence[Mapping[str, Any]], pictures: Sequence[str]) -> str:
-    """The page: charts, targets, rows, profiles."""
+    """Returns the page: charts, targets, rows, profiles."""
     head = ", ".join(str(result[name]) for name in ("device", "commit", "peer", "measured") if result.get(name))
     parts = ["# Benchmark", f"{head}.", NOTE, *(f"![{name}]({name})" for name in pictures)]
     if judged:
@@ -112,7 +116,7 @@ def markdown(result: Mapping[str, Any], judged: Sequence[Mapping[str, Any]], pic
         parts += [
             f"## Where the time goes: {case}",
             markdown_table(
-                ["operation", "share", "ms a call", "times a call"],
+                ["operation", "share", "ms per call", "times per call"],
                 [[row["kind"], f"{row['share']:.1%}", cell("ms", row), str(row["count"])] for row in rows],
             ),
         ]
@@ -120,7 +124,7 @@ def markdown(result: Mapping[str, Any], judged: Sequence[Mapping[str, Any]], pic
 
 
 def charts(folder: Path, rows: Sequence[Mapping[str, Any]], device: str) -> list[str]:
-    """Draws bench.png, ours against the peer's best, and a chart a sweep; the names of those that there is data for."""
+    """Draws bench.png, ours against the peer's best, and one chart per sweep; returns the names of the drawn files."""
     drawn = []
     compared = [row for row in rows if "times_best" in row and "sweep" not in row and row["subject"] != "matmul"]
     if compared:
@@ -135,7 +139,7 @@ def charts(folder: Path, rows: Sequence[Mapping[str, Any]], device: str) -> list
 
 
 def ratios(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
-    """A bar a row: how many times as fast as the peer's best."""
+    """Draws one bar per row: how many times as fast as the peer's best."""
     figure = Figure(figsize=(11, 1.5 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(
@@ -156,8 +160,8 @@ def ratios(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
 
 
 def lines(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:
-    """Images/s, time of an image, and the accelerator's peak memory where it is known, at the values of a sweep."""
-    panels = {"images_per_second": "images/s", "ms": "ms a call"}
+    """Draws images/s, time per image, and the accelerator's peak memory if known, over the values of a sweep."""
+    panels = {"images_per_second": "images/s", "ms": "ms per call"}
     if any("device_peak_mib" in row for row in rows):
         panels["device_peak_mib"] = "peak memory of the device, MiB"
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")

@@ -1,11 +1,11 @@
-"""The peer's worker: PyTorch, channels_last, all cores or the GPU.
+"""The peer's worker: PyTorch, channels_last, on all cores or the GPU.
 
-It imports nothing of this project but `serve`, since it runs in an environment of its own.
+It imports nothing of this project but `serve`, because it runs in its own environment.
 
     python -m experiments.bench.peer '{"case": "steps", "model": "resnet20", "batch": 128, "size": 32}'
 """
 
-# It runs in an environment with PyTorch, which ours need not have:
+# This module runs in an environment with PyTorch, which ours may lack:
 # pyright: reportMissingImports=false
 
 import contextlib
@@ -25,7 +25,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Block(nn.Module):
-    """A residual block with shortcut A, as `models.resnet`."""
+    """A residual block with shortcut A, as in `models.resnet`."""
 
     def __init__(self, before: int, after: int, stride: int):
         super().__init__()
@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 def resnet20() -> nn.Module:
-    """He 2016, section 4.2."""
+    """The ResNet for CIFAR of He 2016, section 4.2."""
     blocks, before = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(True)], 16
     for stage, after in enumerate((16, 32, 64)):
         for block in range(3):
@@ -52,7 +52,7 @@ def resnet20() -> nn.Module:
 
 
 def network(case: dict) -> nn.Module:
-    """What timm makes of the case's arguments of `create_model`; ResNet-20 from here where there are none."""
+    """Returns timm's network for the case's `create_model` arguments, or our ResNet-20 if there are none."""
     if "timm" not in case:
         return resnet20()
     with contextlib.suppress(ImportError):
@@ -63,7 +63,7 @@ def network(case: dict) -> nn.Module:
 
 
 def prepare_torch() -> None:
-    """All cores; cuDNN tries its algorithms; float32 products as XLA has them on a GPU, in TF32."""
+    """Uses all cores; lets cuDNN try its algorithms; computes float32 products in TF32 on a GPU, like XLA."""
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
@@ -76,22 +76,22 @@ def finish() -> None:
 
 
 def device_peak() -> int | None:
-    """Bytes of tensors at most; None on a CPU."""
+    """Returns the peak bytes of tensors; None on a CPU."""
     return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None
 
 
 def autocast(case: dict) -> torch.autocast:
-    """The context of a forward pass in the case's precision."""
+    """Returns the context of a forward pass in the case's precision."""
     return torch.autocast(DEVICE, torch.bfloat16, enabled=case.get("precision") == "bfloat16")
 
 
 def compiled(function: Callable[..., Any], case: dict) -> Callable[..., Any]:
-    """torch.compile in the mode that the case names; the function itself where it names none."""
+    """Applies torch.compile in the case's mode; returns the function unchanged if the case names none."""
     return torch.compile(function, mode=case["compile"]) if case.get("compile") else function
 
 
 def steps(case: dict) -> Served:
-    """Training step (SGD with momentum and decay, fused) and forward pass on one fixed batch."""
+    """Prepares a training step (SGD with momentum and decay, fused) and a forward pass on one fixed batch."""
     net = network(case).to(DEVICE, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-4, fused=True)
     call = compiled(net, case)
@@ -124,7 +124,7 @@ def steps(case: dict) -> Served:
 
 
 def matmul(case: dict) -> Served:
-    """Products of square matrices, a call for each size."""
+    """Prepares products of square matrices, one call per size."""
     dtype = getattr(torch, case["precision"])
 
     def products(size):
@@ -142,10 +142,10 @@ def matmul(case: dict) -> Served:
 
 
 def cifar(case: dict) -> Served:
-    """`steps` steps of ResNet-20 as configs/cifar10.py has them: crop of 4 padded pixels, flip, normalization, SGD.
+    """Prepares `steps` steps of ResNet-20 as in configs/cifar10.py: padded crop, flip, normalization, SGD.
 
-    "resident": the images are on the device, batches are cropped and flipped there at once; else torch's DataLoader
-    with torchvision's transforms.
+    "resident" keeps the images on the device, and crops and flips whole batches there. Otherwise torch's DataLoader
+    reads them with torchvision's transforms.
     """
     arrays = np.load(case["arrays"])
     images, labels = arrays["train_image"], torch.from_numpy(arrays["train_label"]).long()
@@ -154,7 +154,7 @@ def cifar(case: dict) -> Served:
     net = resnet20().to(DEVICE, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-4, fused=True)
     call = compiled(net, case)
-    seen = torch.zeros(2, device=DEVICE)  # loss and hits, read at the end of a call
+    seen = torch.zeros(2, device=DEVICE)  # loss and correct predictions, read at the end of a call
 
     def take(count):
         for _ in range(count):
@@ -176,7 +176,7 @@ _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def _resident(images, labels, case):
-    """Endless batches from tensors on the device."""
+    """Yields endless batches from tensors on the device."""
     mean, std = (torch.tensor(v, device=DEVICE).view(1, 3, 1, 1) * 255 for v in (_MEAN, _STD))
     pixels = F.pad(torch.from_numpy(images).to(DEVICE), (0, 0, 4, 4, 4, 4))
     labels, offsets = labels.to(DEVICE), torch.arange(32, device=DEVICE)
@@ -196,7 +196,7 @@ def _resident(images, labels, case):
 
 
 def _loaded(images, labels, case):
-    """Endless batches from torch's DataLoader."""
+    """Yields endless batches from torch's DataLoader."""
     with contextlib.suppress(ImportError):
         import torchvision_cpu  # noqa: F401
     from PIL import Image
@@ -235,7 +235,7 @@ def _loaded(images, labels, case):
 
 
 def explain(case: dict) -> Served:
-    """Forward pass and pytorch-grad-cam's Grad-CAM of a batch, and captum's occlusion of its first image."""
+    """Prepares forward pass and pytorch-grad-cam's Grad-CAM of a batch, and captum's occlusion of its first image."""
     with contextlib.suppress(ImportError):
         import torchvision_cpu  # noqa: F401
     from captum.attr import Occlusion
@@ -274,9 +274,9 @@ def explain(case: dict) -> Served:
 
 
 def data(case: dict) -> Served:
-    """Prepares a folder of JPEGs: decode, random-resized crop, batch; from the tenth batch on.
+    """Prepares decoding a folder of JPEGs, random-resized crops and batches; timed from the tenth batch on.
 
-    It is torch's DataLoader with torchvision's transforms of Pillow's images.
+    It uses torch's DataLoader with torchvision's transforms of Pillow's images.
     """
     with contextlib.suppress(ImportError):
         import torchvision_cpu  # noqa: F401
@@ -297,7 +297,7 @@ def data(case: dict) -> Served:
 
     workers = case["workers"]
     if not workers:
-        torch.set_num_threads(1)  # Pillow works in the thread that asks for a batch
+        torch.set_num_threads(1)  # Pillow decodes in the thread that requests the batch
     loader = DataLoader(Images(), case["batch"], num_workers=workers, persistent_workers=workers > 0)
 
     def one_pass():

@@ -2,15 +2,15 @@
 
     python -m experiments.bench.peer_speedrun --images=cifar10.npz --epochs=9.9 --width=64
 
-Images: train_image, test_image uint8 [N, 32, 32, 3], train_label, test_label, as
---config.data.source=arrays:cifar10.npz takes them. On a GPU it computes in bfloat16, on a CPU in float32. Prints one
-line of JSON: accuracy (averaged over six views), accuracy_one_view, training_seconds, steps, images, device. The time
-is that of the steps alone, as in a run's summary.json; what is published has the whitening in it, too.
+The images are an .npz with train_image, test_image uint8 [N, 32, 32, 3], train_label, test_label, as for
+--config.data.source=arrays:cifar10.npz. A GPU computes in bfloat16, a CPU in float32. Prints one line of JSON:
+accuracy (averaged over six views), accuracy_one_view, training_seconds, steps, images, device. The time covers the
+steps alone, as in a run's summary.json; the published time includes the whitening.
 
-After Jordan 2024, arXiv 2404.00498 (airbench94), with the differences that the config names.
+Based on Jordan 2024, arXiv 2404.00498 (airbench94), with the differences that the config names.
 """
 
-# It runs in an environment with PyTorch, which ours need not have:
+# This module runs in an environment with PyTorch, which ours may lack:
 # pyright: reportMissingImports=false
 
 import argparse
@@ -26,7 +26,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 class Scale(nn.Module):
-    """Times a number."""
+    """Multiplication by a number."""
 
     def __init__(self, factor: float):
         super().__init__()
@@ -56,7 +56,7 @@ class Stage(nn.Module):
 
 
 def network(width: int = 64) -> nn.Sequential:
-    """As airbench94.py names its parts."""
+    """The network of airbench94.py, with its names of parts."""
     net = nn.Sequential(
         nn.Conv2d(3, 24, 2),
         nn.GELU(),
@@ -74,7 +74,7 @@ def network(width: int = 64) -> nn.Sequential:
 
 
 def whiten(conv: nn.Conv2d, images: torch.Tensor) -> None:
-    """The kernel of `conv` by eigenvectors of the second moments of the patches of normalized images [N, C, H, W]."""
+    """Returns the kernel of `conv`: eigenvectors of the second moments of patches of normalized images [N, C, H, W]."""
     size = conv.kernel_size[0]
     patches = images.unfold(2, size, 1).unfold(3, size, 1).transpose(1, 3).reshape(-1, images.shape[1] * size**2)
     values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
@@ -83,7 +83,7 @@ def whiten(conv: nn.Conv2d, images: torch.Tensor) -> None:
 
 
 def optimizer(net: nn.Module, batch: int) -> torch.optim.Optimizer:
-    """SGD on losses that are added up; all parameters decay alike, biases of norms learn 64 times as fast."""
+    """SGD on summed losses; all parameters decay alike, biases of norms learn 64 times as fast."""
     scale = 1024 * (1 + 1 / (1 - 0.85))
     rate, decay = 11.5 / scale, 0.0153 * batch / scale
     groups = {rate: [], 64 * rate: []}
@@ -99,7 +99,7 @@ def optimizer(net: nn.Module, batch: int) -> torch.optim.Optimizer:
 
 
 def crop(images: torch.Tensor, size: int = 32) -> torch.Tensor:
-    """A random crop of each of images [N, C, H, W], which were padded."""
+    """Crops each of the padded images [N, C, H, W] at random."""
     count, _, height, width = images.shape
     top = torch.randint(height - size + 1, (count, 1), device=images.device)
     left = torch.randint(width - size + 1, (count, 1), device=images.device)
@@ -110,7 +110,7 @@ def crop(images: torch.Tensor, size: int = 32) -> torch.Tensor:
 
 
 def logits(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Averaged over six views: half the image, a quarter each of two shifts by a pixel; all of them mirrored, too."""
+    """Averages logits over six views: the image (half), two shifts by a pixel (a quarter each), and all mirrored."""
 
     def mirrored(x):
         return 0.5 * net(x) + 0.5 * net(x.flip(-1))
@@ -121,12 +121,12 @@ def logits(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    """One training."""
+    """Trains once, evaluates, and prints the result."""
     parser = argparse.ArgumentParser()
     for name, default in (("images", "cifar10.npz"), ("epochs", 9.9), ("width", 64), ("batch", 1024), ("seed", 0)):
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: by the device")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: depends on the device")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.backends.cudnn.benchmark = True
@@ -147,7 +147,10 @@ def main() -> None:
     net = network(args.width).to(device, memory_format=torch.channels_last).train()
     call = torch.compile(net) if args.compile else net
     whiten(net[0], images[:5000])
-    for trained in (False, True):  # compiled, and cuDNN's algorithms tried, for both: the stem's bias stops to learn
+    for trained in (
+        False,
+        True,
+    ):  # compiles, and tries cuDNN's algorithms, in both states: later the stem's bias is frozen
         net[0].bias.requires_grad = trained
         with autocast:
             call(images[: args.batch]).sum().backward()
@@ -165,7 +168,7 @@ def main() -> None:
     slow, queue, epoch = None, torch.empty(0, dtype=torch.long, device=device), -1
     for step in range(1, steps + 1):
         take, need = [], args.batch
-        while need:  # a batch may straddle two epochs
+        while need:  # a batch may span two epochs
             if not len(queue):
                 queue, epoch = torch.randperm(count, device=device), epoch + 1
             take.append((queue[:need], epoch % 2))
@@ -197,10 +200,10 @@ def main() -> None:
     seconds = time.perf_counter() - began
     net.eval()
     with torch.no_grad(), autocast:
-        found = [(logits(net, part), net(part)) for part in test.split(2000)]
+        parts = [(logits(net, part), net(part)) for part in test.split(2000)]
     right = [
         float((torch.cat(outputs).argmax(1) == data["test_label"]).float().mean())
-        for outputs in zip(*found, strict=True)
+        for outputs in zip(*parts, strict=True)
     ]
     print(
         json.dumps(

@@ -1,4 +1,4 @@
-"""Cases of data and of the loop: JPEGs to batches, CIFAR training from end to end, what the loop adds to a step."""
+"""Cases of data and of the loop: JPEGs to batches, CIFAR training end to end, overhead of the loop per step."""
 
 import os
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ from experiments.bench.workers import ROOT, Call, Settings, Spec, interleaved
 from models.kernels import runtime
 
 SAMPLE = "imagenet_sample"  # a TFDS set of JPEGs at their original sizes
-CIFAR = 50_000  # images of an epoch
+CIFAR = 50_000  # images per epoch
 
 
 def tfds_folder(name: str, asked: str = "") -> str | None:
-    """Returns the first folder of TFDS sets that has this one; None where there is none.
+    """Returns the first folder of TFDS sets that contains this set; None if no folder does.
 
-    The folders are the one `asked` for, $TFDS_DATA_DIR, the home's, and one shared beside the checkout.
+    It tries the folder `asked` for, $TFDS_DATA_DIR, the one in the home folder, and one shared beside the checkout.
     """
     folders = (asked, os.environ.get("TFDS_DATA_DIR", ""), "~/tensorflow_datasets", ROOT.parent / "shared" / "tfds")
-    found = [Path(folder).expanduser() for folder in folders if folder]
-    return next((str(folder) for folder in found if (folder / name).is_dir()), None)
+    paths = [Path(folder).expanduser() for folder in folders if folder]
+    return next((str(folder) for folder in paths if (folder / name).is_dir()), None)
 
 
 def jpegs(folder: Path, tfds_folder: str | None) -> str:
-    """Writes JPEGs below `folder`/train, a folder a class, with `folder`/test the same; returns what they are.
+    """Writes JPEGs below `folder`/train, one folder per class, and the same in `folder`/test; describes them.
 
-    Those of SAMPLE where its folder is given, else crops of the two photographs that come with scikit-learn.
+    They come from SAMPLE if its folder is given, and otherwise are crops of the two photographs in scikit-learn.
     """
 
     def write(images: Iterator[tuple[int, bytes]]) -> int:
@@ -47,7 +47,7 @@ def jpegs(folder: Path, tfds_folder: str | None) -> str:
 
     options = Options(
         source=f"tfds:{SAMPLE}", dir=tfds_folder, image_size=224, crop="random_resized", exif="ignore"
-    )  # as the peers
+    )  # like the peers
     source = TfdsSource(SAMPLE, "validation", options)
     count = write((int(label) % 10, encoded) for encoded, label in source.fetch(range(len(source))))
     return f"{count} ImageNet images at their sizes"
@@ -69,7 +69,7 @@ def _photographs():
 
 
 def data(folder: Path, tfds_folder: str | None, settings: Settings) -> list[dict[str, Any]]:
-    """JPEGs to random-resized crops at 224, a unit an image; all sides on the same few cores, "per_core" images/s."""
+    """Measures JPEGs to random-resized crops at 224, all sides on the same few cores; "per_core" is images/s."""
     what, cores = jpegs(folder / "jpegs", tfds_folder), settings.cores
     case = {
         "case": "data",
@@ -94,16 +94,16 @@ def data(folder: Path, tfds_folder: str | None, settings: Settings) -> list[dict
     for row in rows:
         if "ms" in row:
             row["per_core"] = round(row["images_per_second"] / cores, 1)
-    about = {"case": f"JPEGs to crops of 224, {what}, {cores} cores", "subject": "data/jpeg"}
-    return [{**about, **row} for row in rows]
+    labels = {"case": f"JPEGs to crops of 224, {what}, {cores} cores", "subject": "data/jpeg"}
+    return [{**labels, **row} for row in rows]
 
 
 def cifar(folder: Path, settings: Settings) -> list[dict[str, Any]]:
-    """Measures ResNet-20 by configs/cifar10.py inside the loop, and loops of PyTorch.
+    """Measures ResNet-20 by configs/cifar10.py inside the loop, and training loops in PyTorch.
 
-    PyTorch has the images on the device (eager and compiled), or torch's DataLoader. "epoch_seconds" is for 50,000
-    images. A call is a few steps on a CPU, else an epoch; what loads in processes has as many as there are cores, 16 at
-    most.
+    PyTorch keeps the images on the device (eager and compiled), or uses torch's DataLoader. "epoch_seconds" is for
+    50,000 images. A call is a few steps on a CPU, otherwise an epoch. Loaders with processes get one per core, at most
+    16.
     """
     workers = min(runtime.cores(), 16) if settings.accelerator else settings.cores
     count, steps = (CIFAR, 390) if settings.accelerator else (5_000, 4)
@@ -117,7 +117,7 @@ def cifar(folder: Path, settings: Settings) -> list[dict[str, Any]]:
         "steps": steps,
         "workers": workers,
     }
-    # Small steps wait for their launches: what saves those belongs to PyTorch's best.
+    # Small steps wait for their launches, so a mode that saves launches belongs to PyTorch's best.
     modes = dict.fromkeys([*settings.compile] + ["reduce-overhead"] * (settings.accelerator and bool(settings.compile)))
     peer, ours = {**case, "case": "cifar", "resident": True}, {**case, "case": "loop"}
     specs = [
@@ -136,17 +136,17 @@ def cifar(folder: Path, settings: Settings) -> list[dict[str, Any]]:
     for row in rows:
         if "ms" in row:
             row["epoch_seconds"] = round(CIFAR / row["images_per_second"], 3)
-    about = {
+    labels = {
         "case": f"CIFAR training, ResNet-20, batch {batch}, {settings.precision}, {workers} workers",
         "subject": "cifar/resnet20",
         "batch": batch,
         "precision": settings.precision,
     }
-    return [{**about, **row} for row in rows]
+    return [{**labels, **row} for row in rows]
 
 
 def loop_overhead(folder: Path, settings: Settings) -> list[dict[str, Any]]:
-    """The step inside the loop, resident and streamed, against the bare one."""
+    """Compares the step inside the loop, resident and streamed, with the bare step."""
     path, steps = folder / "made.npz", 40 if settings.accelerator else 4
     made_images(path, 32, 20_000)
     case = {

@@ -1,4 +1,4 @@
-"""Where the time of a call goes: the operations in a trace of `jax.profiler`, by kind."""
+"""Time of a call by kind of operation, from a trace of `jax.profiler`."""
 
 import collections
 import re
@@ -9,17 +9,17 @@ from typing import Any
 
 import jax
 
-CALLS = 3  # traced
-KINDS = 12  # listed; the others are one row
+CALLS = 3  # number of traced calls
+KINDS = 12  # number of listed kinds; the others share one row
 IDLE = "no operation runs"
-Event = tuple[float, float, str]  # start and duration in nanoseconds, name
+Event = tuple[float, float, str]  # (start and duration in nanoseconds, name)
 
 
 def traced(call: Callable[[], object]) -> list[dict[str, Any]]:
-    """Rows {"kind", "share", "ms", "count"} of the operations of a compiled call, most time first.
+    """Returns rows {"kind", "share", "ms", "count"} of the operations of a compiled call, most time first.
 
-    `ms` and `count` are of one call, added up over the streams of a device, or over a CPU's threads. One row, IDLE, is
-    the time in which no operation runs: launches, Python, the host. `share` is of the sum of all rows.
+    `ms` and `count` are per call, summed over the streams of a device, or over a CPU's threads. The row IDLE is the
+    time in which no operation runs: launches, Python, the host. `share` is relative to the sum of all rows.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -33,32 +33,32 @@ def traced(call: Callable[[], object]) -> list[dict[str, Any]]:
 
 
 def operations(planes: Iterable[Any]) -> list[list[Event]]:
-    """Returns what XLA ran, by stream or thread: on accelerators where the trace has any, else on the host.
+    """Returns the operations that XLA ran, by stream or thread: on accelerators if the trace has any, else on the host.
 
-    A kernel is called by its HLO operation where the trace names it.
+    A kernel is named by its HLO operation if the trace has that name.
     """
     planes = list(planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
-    found = []
+    streams = []
     for plane in devices or planes:
         lines = list(plane.lines)
-        # A TPU's trace has the operations on a line of their own, a GPU's the kernels of each stream.
+        # A TPU's trace has a separate line of operations, a GPU's has the kernels of each stream.
         chosen = (
             [line for line in lines if line.name.startswith("Stream")]
             or [line for line in lines if line.name == "XLA Ops"]
             or ([] if devices else lines)
         )
         for line in chosen:
-            found.append([])
+            streams.append([])
             for event in line.events:
                 operation = dict(event.stats).get("hlo_op")
                 if operation or devices:
-                    found[-1].append((event.start_ns, event.duration_ns, str(operation or event.name)))
-    return found
+                    streams[-1].append((event.start_ns, event.duration_ns, str(operation or event.name)))
+    return streams
 
 
 def idle(events: Iterable[Event]) -> float:
-    """The time between the first start and the last end in which none of the events goes on."""
+    """Returns the time between the first start and the last end in which no event runs."""
     waited, until = 0.0, None
     for start, duration, _ in sorted(events):
         waited += max(0.0, start - until) if until is not None else 0.0
@@ -67,9 +67,9 @@ def idle(events: Iterable[Event]) -> float:
 
 
 def own_times(events: Iterable[Event]) -> list[tuple[str, float]]:
-    """(name, time without what is nested in it) of the events of one thread or stream."""
+    """Returns (name, time without nested events) of the events of one thread or stream."""
     own: list[list[Any]] = []
-    inside: list[tuple[float, int]] = []  # (end, place in `own`) of those that the current one lies in
+    inside: list[tuple[float, int]] = []  # (end, index in `own`) of the events that enclose the current one
     for start, duration, name in sorted(events, key=lambda event: (event[0], -event[1])):
         while inside and inside[-1][0] <= start:
             inside.pop()
@@ -81,12 +81,12 @@ def own_times(events: Iterable[Event]) -> list[tuple[str, float]]:
 
 
 def kind(name: str) -> str:
-    """An operation's name without its number: "fusion.12.clone" -> "fusion"."""
+    """Returns an operation's name without its number: "fusion.12.clone" -> "fusion"."""
     return re.sub(r"([._](\d+|clone|remat))+$", "", name)[:60]
 
 
 def by_kind(operations: Iterable[tuple[str, float]], calls: int) -> list[dict[str, Any]]:
-    """Rows of `traced` from the operations of so many calls."""
+    """Returns the rows of `traced` from the operations of `calls` calls."""
     times, counts = collections.defaultdict[str, float](float), collections.Counter()
     for name, time in operations:
         times[kind(name)] += time

@@ -1,7 +1,7 @@
-"""The worker's side of a benchmark: times calls when it is told to. Needs the standard library alone.
+"""The worker's side of a benchmark: times calls on request. Needs the standard library alone.
 
-A worker answers by lines of JSON: when everything is compiled {"ready": what it says of itself}, or {"failed": why};
-then to each line "CALL COUNT" of its input COUNT lines {"ms": wall time, "preempted": involuntary context switches};
+A worker answers with lines of JSON: {"ready": its description} when everything is compiled, or {"failed": reason};
+then for each line "CALL COUNT" of its input COUNT lines {"ms": wall time, "preempted": involuntary context switches};
 and when its input closes {"peak_mib": of the process, "device_peak_mib": of an accelerator, where it can be read}.
 """
 
@@ -14,16 +14,16 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-WARM = 10  # batches after which a pipeline runs at its pace: workers have started, and nothing is left from before
+WARM = 10  # batches before a pipeline is timed: its workers have started, and its buffers are used up
 
 
 class Served(NamedTuple):
     """The work of a worker.
 
     Attributes:
-      calls: By name; each returns when its work is done (None, or the seconds of the part that counts).
-      about: What the worker says of itself.
-      device_peak: Gives the peak of the accelerator's memory in bytes; None without.
+      calls: Calls by name; each returns when its work is done (None, or the seconds of the part that counts).
+      about: The worker's description of itself.
+      device_peak: Returns the peak of the accelerator's memory in bytes, or None.
     """
 
     calls: Mapping[str, Callable[[], float | None]]
@@ -32,7 +32,7 @@ class Served(NamedTuple):
 
 
 def after_warm_up(batches: Iterable[object]) -> float:
-    """Seconds from the end of batch WARM to the end of the last."""
+    """Returns the seconds from the end of batch WARM to the end of the last."""
     iterator = iter(batches)
     for _ in range(WARM):
         next(iterator)
@@ -45,7 +45,7 @@ def after_warm_up(batches: Iterable[object]) -> float:
 def work(cases: Mapping[str, Callable[[dict[str, Any]], Served]]) -> None:
     """Sets up the case that the command line describes in JSON, by its "case", and serves it."""
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints, or a program that it starts, is no answer
+    os.dup2(2, 1)  # output of libraries and of the programs that they start must not mix with answers
 
     def answer(**fields: Any) -> None:
         print(json.dumps(fields), file=out, flush=True)
@@ -61,7 +61,7 @@ def work(cases: Mapping[str, Callable[[dict[str, Any]], Served]]) -> None:
         used = served.device_peak()
         peaks = {"device_peak_mib": used / 2**20} if used else {}
         answer(peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, **peaks)
-    except Exception as error:  # whatever a library raises: out of memory, no compiler, a network that it does not have
+    except Exception as error:  # libraries raise anything: out of memory, no compiler, an unknown network
         traceback.print_exc()
         answer(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         sys.exit(1)

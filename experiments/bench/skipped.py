@@ -1,4 +1,4 @@
-"""What skipping gains in time on this machine. See --help."""
+"""Speedups from skipping computation on this machine. See --help."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,33 +16,33 @@ from models.errors import UserError
 from models.kernels import runtime
 from train import cli
 
-if TYPE_CHECKING:  # what trains is imported when a measure runs
+if TYPE_CHECKING:  # modules that train are imported only when a measure runs
     from train.run import Run
     from train.state import TrainState
 
 
-USAGE = """Times networks that decide by image what to compute: the whole network, masked, and really skipping.
+USAGE = """Times networks that decide per image what to compute: the whole network, masked, and actually skipping.
 
-    python -m experiments.bench.skipped                                    trains what is missing, 10 minutes on 2 cores
+    python -m experiments.bench.skipped                                    trains missing networks: 10 minutes, 2 cores
     python -m experiments.bench.skipped --workdirs=runs/aig,runs/msdnet    finished runs of yours
 
-whole      everything is computed of every image, and nothing decided: of a network with exits the last exit alone
-masked     the network decides, and everything is computed
-skipping   the network decides, and what it does not want is not computed (models/layers/conditional.py)
+whole      computes everything for every image, without decisions; in a network with exits, the last exit alone
+masked     the network decides, but everything is computed
+skipping   the network decides, and unneeded parts are not computed (models/layers/conditional.py)
 
-Of a network with exits, the thresholds are those of the smallest budget that loses at most --lost of the accuracy of
-the last exit, on images that were held out from training. The programs take turns on the same test images, one at a
-time and in batches; times are medians, an image's; accuracies are of the test set. Results go to --out.
+For a network with exits, the thresholds are those of the smallest budget that loses at most --lost of the last exit's
+accuracy, on images held out from training. The programs take turns on the same test images, one at a time and in
+batches; times are medians per image; accuracies are on the test set. Results go to --out.
 
-Without --workdirs: a ResNet-32 with gates, which start from a trained one, with a policy, and with exits, and an
-MSDNet, at their widths on CIFAR, trained in --train on scikit-learn's digits at 32x32.
+Without --workdirs: a ResNet-32 with gates that start from a trained one, one with a policy, one with exits, and an
+MSDNet, at their widths for CIFAR, trained in --train on scikit-learn's digits at 32x32.
 """
-PARTS = 8  # sizes of batches that are computed, see models.layers.conditional
-COLUMNS = ("network", "batch", "program", "accuracy", "mult-adds on average", "time an image", "times faster")
+PARTS = 8  # batch sizes that are compiled, see models.layers.conditional
+COLUMNS = ("network", "batch", "program", "accuracy", "mult-adds on average", "time per image", "times faster")
 
 
 def runs(folder: Path, console: rich.console.Console) -> list[Path]:
-    """Folders of the networks that are timed where nobody names others; those that are missing are trained."""
+    """Returns the folders of the default networks; trains those that are missing."""
     from experiments.study import recipe
     from train import loop
 
@@ -89,7 +89,7 @@ def runs(folder: Path, console: rich.console.Console) -> list[Path]:
 
 
 def programs(run: "Run", state: "TrainState", lost: float) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """Of a run: {program: function (variables, images) -> logits}, and of each {"accuracy", "mult_adds"}."""
+    """Returns {program: function (variables, images) -> logits} of a run, and {"accuracy", "mult_adds"} of each."""
     import jax.numpy as jnp
 
     from models.analysis.cost import analyze
@@ -113,8 +113,8 @@ def programs(run: "Run", state: "TrainState", lost: float) -> tuple[dict[str, An
         test = adaptive.exits(run, state, run.feed.test_batches())
         least = fitted["right"][:, -1].mean() - lost
         budgets = np.linspace(costs[0], costs[-1], 40)
-        found = next(a for a in budgets if adaptive.budgeted(fitted, fitted, costs, a)["accuracy"] >= least)
-        row = adaptive.budgeted(test, fitted, costs, found)
+        budget = next(a for a in budgets if adaptive.budgeted(fitted, fitted, costs, a)["accuracy"] >= least)
+        row = adaptive.budgeted(test, fitted, costs, budget)
         rows = [{"accuracy": float(test["right"][:, -1].mean()), "mult_adds": last_alone(cost, len(costs))}, row]
         limits = jnp.asarray(row["thresholds"], jnp.float32)
         whole = model.apply
@@ -126,21 +126,21 @@ def programs(run: "Run", state: "TrainState", lost: float) -> tuple[dict[str, An
         with skipping(PARTS):
             return decide(variables, images)
 
-    made = {"whole": whole, "masked": decide, "skipping": skip}
-    about = {name: {key: rows[name != "whole"][key] for key in ("accuracy", "mult_adds")} for name in made}
-    about["masked"]["mult_adds"] = cost.mult_adds
-    return made, about
+    functions = {"whole": whole, "masked": decide, "skipping": skip}
+    costs_of = {name: {key: rows[name != "whole"][key] for key in ("accuracy", "mult_adds")} for name in functions}
+    costs_of["masked"]["mult_adds"] = cost.mult_adds
+    return functions, costs_of
 
 
 def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lost: float) -> list[dict[str, Any]]:
-    """Rows of the table of one run, and by how much logits differ when skipping."""
+    """Returns the rows of one run, and the largest difference of logits when skipping."""
     import jax
 
     from train import restore
 
     run, state = restore.load(workdir)
-    feed: Any = run.feed  # of images
-    made, about = programs(run, state, lost)
+    feed: Any = run.feed  # batches of images
+    functions, facts = programs(run, state, lost)
     variables = jax.device_put(state.evaluation_variables())
     count = min(images, len(feed.test))
     pixels = feed.test.read(np.arange(count))["image"]
@@ -150,8 +150,8 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
     for batch in batches:
         parts = [jax.device_put(shown[i : i + batch]) for i in range(0, count - batch + 1, batch)]
         if not parts:
-            raise UserError(f"--batches={batch}: there are {count} images (--images)")
-        compiled = {name: jax.jit(function) for name, function in made.items()}
+            raise UserError(f"--batches={batch}: there are only {count} images (--images)")
+        compiled = {name: jax.jit(function) for name, function in functions.items()}
         logits = {
             name: np.concatenate([np.asarray(f(variables, part)) for part in parts]) for name, f in compiled.items()
         }
@@ -159,7 +159,7 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
         def call(f, parts=parts):
             return lambda: [jax.block_until_ready(f(variables, part)) for part in parts]
 
-        times = timed([Timed(name, call(f), round(about[name]["mult_adds"])) for name, f in compiled.items()], rounds)
+        times = timed([Timed(name, call(f), round(facts[name]["mult_adds"])) for name, f in compiled.items()], rounds)
         apart = float(np.abs(logits["masked"] - logits["skipping"]).max())
         for row in times:
             rows.append(
@@ -168,7 +168,7 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
                     "data": data,
                     "batch": batch,
                     **row,
-                    **about[row["program"]],
+                    **facts[row["program"]],
                     "milliseconds": row["milliseconds"] / (len(parts) * batch),
                     "images": len(parts) * batch,
                     "skipping_differs_by": apart,
@@ -178,7 +178,7 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row as texts."""
+    """Returns a row as strings."""
     return [
         row["network"],
         str(row["batch"]),
@@ -190,21 +190,22 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
-    """The results as a page."""
+def markdown(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> str:
+    """Returns the results as a page."""
     apart = max(row["skipping_differs_by"] for row in rows)
-    return f"""# What skipping gains
+    return f"""# Speedups from skipping
 
-Forward pass, float32; the programs of a network and batch took turns on the same test images; medians; times faster
-than the whole network. Accuracies are of the whole test set ({about["data"]}). The largest difference of a logit
-between masked and skipping: {apart:.1e}. {about["device"]}, commit {about["commit"]}, on {about["cores"]} cores.
+Forward pass, float32. The programs of a network and batch took turns on the same test images. Times are medians;
+"times faster" is relative to the whole network. Accuracies are on the whole test set
+({environment["data"]}). The largest difference of a logit between masked and skipping: {apart:.1e}.
+{environment["device"]}, commit {environment["commit"]}, on {environment["cores"]} cores.
 
 {markdown_table(COLUMNS, list(map(cells, rows)))}
 """
 
 
 def main() -> None:
-    """Trains what is missing, times, prints and writes."""
+    """Trains missing networks, times all, prints and writes."""
     import jax
 
     from train.recording import summary
@@ -216,35 +217,37 @@ def main() -> None:
     except ValueError:
         batches = [0]
     if min(batches, default=0) < 1:
-        raise UserError(f"--batches={','.join(BATCHES.value)}: want sizes, e.g. 1,64")
+        raise UserError(f"--batches={','.join(BATCHES.value)}: must be batch sizes, e.g. 1,64")
     folders = [Path(name) for name in WORKDIRS.value] or runs(Path(TRAIN.value), console)
     rows = []
     for folder in folders:
-        found = time_run(folder, batches, IMAGES.value, ROUNDS.value, LOST.value)
+        rows_of_run = time_run(folder, batches, IMAGES.value, ROUNDS.value, LOST.value)
         for batch in batches:
             console.print(
                 f"{folder.name}, batch {batch}: "
-                + ", ".join(f"{row['program']} {row['milliseconds']:.3f} ms" for row in found if row["batch"] == batch),
+                + ", ".join(
+                    f"{row['program']} {row['milliseconds']:.3f} ms" for row in rows_of_run if row["batch"] == batch
+                ),
                 soft_wrap=True,
                 highlight=False,
             )
-        rows += found
+        rows += rows_of_run
     data = ", ".join(dict.fromkeys(row["data"] for row in rows))
-    about = {"cores": runtime.cores(), "data": data, **summary.environment(jax.devices())}
+    environment = {"cores": runtime.cores(), "data": data, **summary.environment(jax.devices())}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "skipped.json", {"rows": rows, **about})
-    write_atomically(out / "skipped.md", markdown(rows, about))
+    write_json(out / "skipped.json", {"rows": rows, **environment})
+    write_atomically(out / "skipped.md", markdown(rows, environment))
     console.print(terminal_table(COLUMNS, list(map(cells, rows)), texts=3))
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
     WORKDIRS = command.define_paths("workdirs", [], "Folders of finished runs.")
-    TRAIN = command.define_path("train", "runs/skipped", "Folder of what is trained without --workdirs.")
-    BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Sizes of batches.")
-    IMAGES = flags.DEFINE_integer("images", 128, "Test images that a program is timed on.", lower_bound=1)
-    ROUNDS = flags.DEFINE_integer("rounds", 9, "Passes over them of which the median is taken.", lower_bound=3)
+    TRAIN = command.define_path("train", "runs/skipped", "Folder of the networks that are trained without --workdirs.")
+    BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Batch sizes.")
+    IMAGES = flags.DEFINE_integer("images", 128, "Number of test images on which each program is timed.", lower_bound=1)
+    ROUNDS = flags.DEFINE_integer("rounds", 9, "Number of passes over them; the median counts.", lower_bound=3)
     LOST = flags.DEFINE_float(
-        "lost", 0.005, "Accuracy that leaving early may lose on the images held out.", lower_bound=0.0
+        "lost", 0.005, "Largest loss of accuracy on the held-out images from leaving early.", lower_bound=0.0
     )
     OUT = command.define_path("out", "experiments/results/bench/skipped", "Folder of skipped.json and skipped.md.")
     cli.run(main, USAGE)

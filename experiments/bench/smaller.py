@@ -1,4 +1,4 @@
-"""What networks without filters, without weights, and of packed bits gain on this machine. See --help."""
+"""Speedups from removed filters, zero weights and packed bits on this machine. See --help."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +18,13 @@ USAGE = """Times the forward pass of smaller networks beside the whole ones.
     python -m experiments.bench.smaller
     python -m experiments.bench.smaller --cases=filters --rounds=30
 
-filters   ResNet-20, VGG-11 and ResNet-50 without a quarter and a half of the filters that can go, the smaller dense
-          networks of models/compress/shrink.py; ResNet-50 with 90% of its weights 0, by the dense kernels there are
-binary    preactivation ResNet-20 and ResNet-18 in floats; as XNOR networks by floats, and by xor and popcount
-layers    one convolution, and one dense layer, likewise
+filters   ResNet-20, VGG-11 and ResNet-50 without a quarter and a half of the removable filters, as the smaller dense
+          networks of models/compress/shrink.py; ResNet-50 with 90% of its weights 0, on the existing dense kernels
+binary    preactivation ResNet-20 and ResNet-18 in floats; as XNOR networks in floats, and by xor and popcount
+layers    one convolution and one dense layer, in the same versions
 
-The programs of a case take turns; times are medians, ratios to the first. smaller.json and smaller.md go to --out.
+The programs of a case take turns; times are medians, ratios are relative to the first. smaller.json and smaller.md go
+to --out.
 """
 CASES = ("filters", "binary", "layers")
 
@@ -38,7 +39,7 @@ def main() -> None:
     console, out = command.console(), Path(OUT.value)
     for case in KINDS.value:
         if case not in CASES:
-            raise UserError(f"--cases={case}: allowed are {', '.join(CASES)}")
+            raise UserError(f"--cases={case}: unknown case; allowed: {', '.join(CASES)}")
     rows = []
     for kind in KINDS.value:
         for title, programs in {"filters": filters, "binary": binary, "layers": layers}[kind]():
@@ -49,15 +50,15 @@ def main() -> None:
                 soft_wrap=True,
                 highlight=False,
             )
-    about = {"cores": runtime.cores(), **summary.environment(jax.devices())}
+    environment = {"cores": runtime.cores(), **summary.environment(jax.devices())}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "smaller.json", {"rows": rows, **about})
-    write_atomically(out / "smaller.md", markdown(rows, about))
+    write_json(out / "smaller.json", {"rows": rows, **environment})
+    write_atomically(out / "smaller.md", markdown(rows, environment))
     console.print(terminal_table(COLUMNS, list(map(cells, rows)), texts=2))
 
 
 def network(name: str, model: Any, variables: Any, images: Any, packed: bool = False) -> Timed:
-    """The forward pass of a network."""
+    """Returns the forward pass of a network, compiled."""
     import jax
 
     from models.analysis.cost import analyze
@@ -78,7 +79,7 @@ def network(name: str, model: Any, variables: Any, images: Any, packed: bool = F
 
 
 def _drawn(model: Any, shape: Sequence[int]) -> tuple[Any, Any]:
-    """Variables of the model, and images [N, H, W, C]."""
+    """Returns variables of the model, and images [N, H, W, C]."""
     import jax
 
     import models
@@ -88,7 +89,7 @@ def _drawn(model: Any, shape: Sequence[int]) -> tuple[Any, Any]:
 
 
 def filters() -> list[tuple[str, list[Timed]]]:
-    """Whole networks, and without filters."""
+    """Times whole networks, and networks without some filters."""
     import jax
     import numpy as np
 
@@ -96,7 +97,7 @@ def filters() -> list[tuple[str, list[Timed]]]:
     from models.compress import shrink
     from models.weights.layouts import flatten
 
-    found = []
+    rows = []
     for name, size, batch, what in (
         ("resnet20", 32, 64, "conv1/"),
         ("vgg11_cifar", 32, 16, "conv"),
@@ -123,15 +124,15 @@ def filters() -> list[tuple[str, list[Timed]]]:
             )
             timed = network("90% of the weights 0", model, zeros, images)
             programs.append(timed._replace(mult_adds=(timed.mult_adds or 0) // 10))  # in principle
-        found.append((f"{name}, {size}x{size}, batch {batch}", programs))
-    return found
+        rows.append((f"{name}, {size}x{size}, batch {batch}", programs))
+    return rows
 
 
 def binary() -> list[tuple[str, list[Timed]]]:
-    """Networks of floats, and of signs."""
+    """Times networks of floats, and of signs."""
     import models
 
-    found = []
+    rows = []
     for name, size, batch in (
         ("preresnet20", 32, 1),
         ("preresnet20", 32, 64),
@@ -140,7 +141,7 @@ def binary() -> list[tuple[str, list[Timed]]]:
     ):
         full, signs = models.create(name), models.create(name, conv="xnor", act="identity")
         variables, images = _drawn(full, (batch, size, size, 3))
-        found.append(
+        rows.append(
             (
                 f"{name}, {size}x{size}, batch {batch}",
                 [
@@ -150,22 +151,22 @@ def binary() -> list[tuple[str, list[Timed]]]:
                 ],
             )
         )
-    return found
+    return rows
 
 
 def layers() -> list[tuple[str, list[Timed]]]:
-    """A layer of floats, and of packed signs."""
+    """Times a layer of floats, and of packed signs."""
     import jax
 
     from models.layers import conv, xnor
 
-    found = []
+    rows = []
     how = ((1, 1), ((1, 1), (1, 1)), (1, 1))
     for channels, size, batch in ((64, 56, 1), (64, 56, 8), (256, 14, 1), (256, 14, 8), (512, 7, 1), (512, 7, 8)):
         x = jax.random.normal(jax.random.key(0), (batch, size, size, channels))
         kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, channels))
         cost = size * size * 9 * channels**2
-        found.append(
+        rows.append(
             (
                 f"3x3 convolution, {channels} channels, {size}x{size}, batch {batch}",
                 _layer(
@@ -181,13 +182,13 @@ def layers() -> list[tuple[str, list[Timed]]]:
     for batch in (1, 16):
         x = jax.random.normal(jax.random.key(0), (batch, 4096))
         kernel = jax.random.normal(jax.random.key(1), (4096, 4096))
-        found.append(
+        rows.append(
             (
                 f"dense, 4096 x 4096, batch {batch}",
                 _layer(conv.product, xnor.multiply_packed, xnor.pack_dense, x, kernel, 4096**2),
             )
         )
-    return found
+    return rows
 
 
 def _layer(floats: Callable, signs: Callable, pack: Callable, x: Any, kernel: Any, cost: int) -> list[Timed]:
@@ -204,7 +205,7 @@ COLUMNS = ("case", "program", "mult-adds, one image", "of them", "time", "times 
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row as texts."""
+    """Returns a row as strings."""
     return [
         row["case"],
         row["program"],
@@ -215,20 +216,20 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
-    """The results as a page."""
+def markdown(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> str:
+    """Returns the results as a page."""
     return f"""# What smaller networks gain
 
-Forward pass, float32 and packed bits; the programs of a case took turns, medians; times faster than the case's first.
-Mult-adds are those in principle: of zeros none, of packed bits none. {about["device"]}, commit {about["commit"]}, on
-{about["cores"]} cores.
+Forward pass, float32 and packed bits. The programs of a case took turns. Times are medians; "times faster" is relative
+to the case's first. Mult-adds are theoretical: zeros and packed bits count none. {environment["device"]}, commit
+{environment["commit"]}, on {environment["cores"]} cores.
 
 {markdown_table(COLUMNS, list(map(cells, rows)))}
 """
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
-    KINDS = flags.DEFINE_list("cases", list(CASES), f"Some of {', '.join(CASES)}.")
-    ROUNDS = flags.DEFINE_integer("rounds", 20, "Calls of which the median is taken.", lower_bound=3)
+    KINDS = flags.DEFINE_list("cases", list(CASES), f"Cases to time, among {', '.join(CASES)}.")
+    ROUNDS = flags.DEFINE_integer("rounds", 20, "Number of calls; the median counts.", lower_bound=3)
     OUT = command.define_path("out", "experiments/results/bench/smaller", "Folder of smaller.json and smaller.md.")
     cli.run(main, USAGE)

@@ -15,23 +15,24 @@ from experiments.bench.pipelines import tfds_folder
 from experiments.bench.workers import ROOT, Settings, WorkerFailed, with_ratios
 from models.errors import UserError
 
-SETS = ("cifar10", "cifar10_jpeg")  # of TFDS, the first that is there
-_SUMS = (6_415_714_204, 6_295_060_180, 5_829_907_619)  # of the original's training images: red, green, blue
+SETS = ("cifar10", "cifar10_jpeg")  # TFDS sets; the first prepared one is used
+_SUMS = (6_415_714_204, 6_295_060_180, 5_829_907_619)  # sums over the original training images: red, green, blue
 
 
 def images(folder: Path, settings: Settings) -> tuple[Path, str, bool]:
-    """An .npz as data.source=arrays reads it, what it holds, and whether that is the original CIFAR-10.
+    """Returns an .npz for data.source=arrays, the name of its data set, and whether that is the original CIFAR-10.
 
-    Settings.images where it is given, else written into `folder` from the first of SETS that is prepared.
+    The file is Settings.images if that is set. Otherwise it is written into `folder` from the first prepared set of
+    SETS.
 
     Raises:
-      UserError: there is neither.
+      UserError: Neither exists.
     """
     if settings.images:
         path, title = Path(settings.images).expanduser().absolute(), Path(settings.images).name
     else:
-        found = [(name, tfds_folder(name, settings.data_dir)) for name in SETS]
-        title, prepared = next(((name, at) for name, at in found if at), ("", None))
+        folders = [(name, tfds_folder(name, settings.data_dir)) for name in SETS]
+        title, prepared = next(((name, at) for name, at in folders if at), ("", None))
         if not prepared:
             raise UserError(f"no images: --images=FILE.npz names some, and none of {', '.join(SETS)} is prepared")
         path = folder / f"{title}.npz"
@@ -45,7 +46,7 @@ def images(folder: Path, settings: Settings) -> tuple[Path, str, bool]:
 
 
 def original(pixels: np.ndarray) -> bool:
-    """Whether these are CIFAR-10's training images as published, in any order: JPEGs of them differ."""
+    """Returns whether these are CIFAR-10's training images as published, in any order; JPEGs of them differ."""
     return pixels.shape == (50_000, 32, 32, 3) and tuple(pixels.sum((0, 1, 2), dtype=np.int64)) == _SUMS
 
 
@@ -63,14 +64,14 @@ def _write(path, name, folder):
 def speedrun(folder: Path, settings: Settings, recipe: Mapping[str, float] = {}) -> list[dict[str, Any]]:
     """Measures configs/cifar10.py:speedrun beside `peer_speedrun`, eager and compiled, on one device.
 
-    "ms" is the training alone ("training_seconds" on both sides), "accuracy" that by the six views; there are as many
-    seeds as `processes`. `recipe` has another width, batch and epochs, for both.
+    "ms" is the training alone ("training_seconds" on both sides), "accuracy" uses the six views. The number of seeds is
+    `processes`. `recipe` changes width, batch and epochs on both sides.
     """
     path, title, is_original = images(folder, settings)
     arguments = [f"{name}={value}" for name, value in recipe.items()]
 
     def ours(seed):
-        found, _ = _trained(
+        result, _ = _trained(
             folder / f"speedrun{seed}",
             [
                 f"--config=configs/cifar10.py:{','.join(['speedrun', *arguments])}",
@@ -79,10 +80,10 @@ def speedrun(folder: Path, settings: Settings, recipe: Mapping[str, float] = {})
             ],
             path,
         )
-        return 1e3 * found["training_seconds"], found["accuracy"]
+        return 1e3 * result["training_seconds"], result["accuracy"]
 
     def peer(seed, *flags):
-        found = json.loads(
+        result = json.loads(
             _output(
                 [
                     settings.python("peer"),
@@ -96,7 +97,7 @@ def speedrun(folder: Path, settings: Settings, recipe: Mapping[str, float] = {})
                 ]
             )
         )
-        return 1e3 * found["training_seconds"], found["accuracy"]
+        return 1e3 * result["training_seconds"], result["accuracy"]
 
     runs: dict[str, tuple[str, Callable[[int], tuple[float, float]]]] = {"PyTorch": ("peer", peer)}
     if settings.compile:
@@ -113,14 +114,14 @@ def speedrun(folder: Path, settings: Settings, recipe: Mapping[str, float] = {})
 
 
 def minute(folder: Path, settings: Settings) -> list[dict[str, Any]]:
-    """Measures configs/cifar10.py:resnet20,recipe=brief, ours alone, with as many seeds as `processes`.
+    """Measures configs/cifar10.py:resnet20,recipe=brief, ours alone; the number of seeds is `processes`.
 
-    "ms" is the whole command; there is "accuracy", too.
+    "ms" is the time of the whole command; the rows have "accuracy", too.
     """
     path, title, is_original = images(folder, settings)
 
     def ours(seed):
-        found, seconds = _trained(
+        result, seconds = _trained(
             folder / f"minute{seed}",
             [
                 "--config=configs/cifar10.py:resnet20,recipe=brief",
@@ -129,7 +130,7 @@ def minute(folder: Path, settings: Settings) -> list[dict[str, Any]]:
             ],
             path,
         )
-        return 1e3 * seconds, found["accuracy"]
+        return 1e3 * seconds, result["accuracy"]
 
     rows = _rows("command", {"ours": ("ours", ours)}, settings)
     return [
@@ -145,7 +146,7 @@ def minute(folder: Path, settings: Settings) -> list[dict[str, Any]]:
 def _rows(
     what: str, runs: Mapping[str, tuple[str, Callable[[int], tuple[float, float]]]], settings: Settings
 ) -> list[dict[str, Any]]:
-    """Rows of what gives (milliseconds, accuracy) of a seed, by name and side; in turn."""
+    """Returns rows of (milliseconds, accuracy) per seed, by name and side; the programs take turns."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     failed = {}
     for seed in range(settings.processes):
@@ -174,7 +175,7 @@ def _rows(
 
 
 def _trained(workdir: Path, arguments: Sequence[str], images: Path) -> tuple[dict[str, Any], float]:
-    """The summary of `python -m train` on one device, and the seconds that the command took."""
+    """Returns the summary of `python -m train` on one device, and the seconds of the command."""
     began = time.perf_counter()
     _output(
         [
@@ -191,7 +192,7 @@ def _trained(workdir: Path, arguments: Sequence[str], images: Path) -> tuple[dic
 
 
 def _output(command: Sequence[str]) -> str:
-    """The last line that a command says; WorkerFailed where it fails."""
+    """Returns the last line that a command prints; raises WorkerFailed if the command fails."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise WorkerFailed((done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"])[-1][:200])

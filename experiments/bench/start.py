@@ -1,7 +1,7 @@
-"""From the command to the end of the first step: the first ever on a machine, and with what that one left behind.
+"""Time from the command to the end of the first step: on a fresh machine, and with the caches of an earlier run.
 
-Cold, nothing is in the user's cache folder (XDG_CACHE_HOME is a new one): XLA's programs are compiled, and on a CPU the
-C++ of our convolutions. Warm, another run with the same folder, by the product's own rules of what is kept there.
+Cold: the user's cache folder is empty (XDG_CACHE_HOME is a new one), so XLA's programs are compiled, and on a CPU the
+C++ of our convolutions. Warm: another run with the same cache folder, which keeps files by the product's own rules.
 """
 
 import json
@@ -17,17 +17,19 @@ from experiments.bench.networks import made_images, on_both_sides
 from experiments.bench.workers import Settings, Spec, WorkerFailed, one, watched, with_ratios
 from models.errors import UserError
 
-CACHE = re.compile(r"JAX_(COMPILATION|PERSISTENT|ENABLE_COMPILATION)_CACHE.*", re.IGNORECASE)  # the user's own choices
+CACHE = re.compile(
+    r"JAX_(COMPILATION|PERSISTENT|ENABLE_COMPILATION)_CACHE.*", re.IGNORECASE
+)  # settings of the user that would change the measurement
 KINDS = ("digits", "resnet50")
 
 
 def start(kind: str, folder: Path, settings: Settings) -> list[dict[str, Any]]:
-    """`python -m train`, imports, data and compilation included, and PyTorch's start until its third eager step.
+    """Measures `python -m train` with imports, data and compilation, and PyTorch's start until its third eager step.
 
     Args:
-      kind: "digits", ResNet-8 (PyTorch: ResNet-20) on digits; "resnet50", ResNet-50 on 64 made images of 224x224.
-      folder: for data, workdirs and folders of caches, a new one for each cold start.
-      settings: medians of so many `processes`.
+      kind: "digits", ResNet-8 (PyTorch: ResNet-20) on digits; "resnet50", ResNet-50 on 64 generated images of 224x224.
+      folder: Folder for data, workdirs and cache folders; each cold start gets a new one.
+      settings: Settings; medians are over `processes` starts.
     """
     batch = 64 if kind == "digits" or settings.accelerator else 8
     path = folder / "start.npz"
@@ -54,12 +56,12 @@ def start(kind: str, folder: Path, settings: Settings) -> list[dict[str, Any]]:
     }[kind]
     case = {"case": "steps", "precision": settings.precision, "calls": ["step"], "batch": batch, **network}
     peer, cold, warm = "PyTorch, eager", "ours, cold", "ours, warm"
-    taken: dict[str, list[tuple[float, float]]] = {peer: [], cold: [], warm: []}  # seconds, MiB
+    taken: dict[str, list[tuple[float, float]]] = {peer: [], cold: [], warm: []}  # (seconds, MiB)
     failed = {}
     for attempt in range(settings.processes):
         try:
-            about = one(Spec("PyTorch", "peer", case), settings)
-            taken[peer].append((about["ready_after"], about["peak_mib"]))
+            facts = one(Spec("PyTorch", "peer", case), settings)
+            taken[peer].append((facts["ready_after"], facts["peak_mib"]))
         except WorkerFailed as error:
             failed[peer] = str(error)
         for who in (cold, warm):
@@ -79,15 +81,15 @@ def start(kind: str, folder: Path, settings: Settings) -> list[dict[str, Any]]:
                 "peak_mib": round(max(peak for _, peak in starts)),
             }
         )
-    about = {"case": f"command to first step, {title}", "subject": f"start/{kind}"}
-    return [{**about, **row} for row in with_ratios(rows)]
+    facts = {"case": f"command to first step, {title}", "subject": f"start/{kind}"}
+    return [{**facts, **row} for row in with_ratios(rows)]
 
 
 def first_step(arguments: Sequence[str], workdir: Path, cache: Path) -> tuple[float, float]:
-    """Measures the start of `python -m train`, with `cache` as the user's folder of caches.
+    """Measures the start of `python -m train`, with `cache` as the user's cache folder.
 
     Returns:
-      Seconds until its first step is through, and the peak of memory of its two steps and their evaluation, in MiB.
+      Seconds until its first step is done, and the peak memory of its two steps and their evaluation, in MiB.
     """
     inherited = {name: value for name, value in os.environ.items() if not CACHE.fullmatch(name)}
     try:

@@ -1,4 +1,4 @@
-"""What the project wants to reach, in one table, and what measured rows say about it."""
+"""The project's performance targets in one table, and their verdicts from measured rows."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +14,9 @@ FASTEST = "the fastest of PyTorch's"
 class Target(NamedTuple):
     """A limit of a measured number.
 
-    subject, what, who: of the rows that it is about. measure: their key. limit: the least that reaches it, or, with
-    `at_most`, the most. device: pattern of the devices that it is for. against: the row that `measure` is relative to,
-    where it is not the first or the best of the peer's. batch, precision: of the rows that it is for (0, "": any).
+    subject, what, who: select the rows. measure: key of the number. limit: the least that reaches the target, or, with
+    `at_most`, the most. device: pattern of the devices of the target. against: the row that `measure` is relative to,
+    if not the first or the best of the peer's. batch, precision: of the rows (0, "": any).
     """
 
     subject: str
@@ -32,7 +32,7 @@ class Target(NamedTuple):
 
 
 def _beside_pytorch(name: str, sizes: Sequence[int], slower: float) -> Iterator[Target]:
-    """On a CPU, training step and forward pass may take so many times PyTorch's time."""
+    """Returns targets on a CPU: training step and forward pass take at most this many times PyTorch's time."""
     for size in sizes:
         for what in ("step", "forward"):
             yield Target(
@@ -47,7 +47,7 @@ def _beside_pytorch(name: str, sizes: Sequence[int], slower: float) -> Iterator[
 
 
 def _on_h200(name: str, measure: str, limit: float) -> Target:
-    """Of a training step, at the batch that the benchmark has for it there."""
+    """Returns the target of a training step, at the benchmark's batch for that device."""
     return Target(
         f"{name}/224", "step", measure, limit, H200, batch=NETWORKS[name].accelerator[224], precision="bfloat16"
     )
@@ -115,14 +115,14 @@ SHOWN = {
 
 
 def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """{"target", "measured", "met", "verdict", "subject"} of each target that is about one of the rows.
+    """Returns {"target", "measured", "met", "verdict", "subject"} for each target that the rows are about.
 
-    A target for an H200 is judged on any other accelerator, too; the verdict then names that. Where a worker of the
-    peer's failed, or torch.compile did not run, nobody knows the fastest: "met" is None.
+    A target for an H200 is judged on any other accelerator, too; the verdict then names that device. If one of the
+    peer's workers failed, or torch.compile did not run, the fastest is unknown: "met" is None.
     """
-    found = []
+    verdicts = []
     for target in TARGETS:
-        about = [
+        matching = [
             row
             for row in rows
             if row["subject"] == target.subject
@@ -131,15 +131,15 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             and target.batch in (0, row.get("batch"))
             and target.precision in ("", row.get("precision"))
         ]
-        for row in about:
+        for row in matching:
             is_there = re.search(target.device, row["device"])
             is_alike = is_there or (target.device == H200 and not re.search(CPU, row["device"]))
-            value = _value(target, row, about) if is_alike and row["who"] == target.who else None
+            value = _value(target, row, matching) if is_alike and row["who"] == target.who else None
             if value is None:
                 continue
             unknown = _unknown([one for one in rows if one["case"] == row["case"] and one["side"] == "peer"])
             if unknown and (target.measure == "times_best" or target.against == FASTEST):
-                found.append(
+                verdicts.append(
                     {
                         "subject": target.subject,
                         "target": described(target),
@@ -152,7 +152,7 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             met = value <= target.limit if target.at_most else value >= target.limit
             missed = value / target.limit - 1 if target.at_most else 1 - value / target.limit
             where = "" if is_there else f" (on {row['device']}; the target is for an {target.device})"
-            found.append(
+            verdicts.append(
                 {
                     "subject": target.subject,
                     "target": described(target),
@@ -161,11 +161,11 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "verdict": ("met" if met else f"missed by {missed:.0%}") + where,
                 }
             )
-    return found
+    return verdicts
 
 
 def _unknown(peers: Sequence[Mapping[str, Any]]) -> str:
-    """Why these rows do not tell what is the fastest of the peer's; "" where they do."""
+    """Returns why the fastest of the peer's is unknown from these rows; "" if it is known."""
     failed = [row["who"] for row in peers if "failed" in row]
     if failed:
         return f"{', '.join(failed)} failed"
@@ -173,7 +173,7 @@ def _unknown(peers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def described(target: Target) -> str:
-    """In words: "resnet50/224, step: at least 1.2 times as fast as …"."""
+    """Returns a target in words: "resnet50/224, step: at least 1.2 times as fast as …"."""
     bound = "at most" if target.at_most else "at least"
     return (
         f"{target.subject}, {target.what}, {target.who}: {bound} {target.limit:g} {SHOWN[target.measure]}"
@@ -181,10 +181,10 @@ def described(target: Target) -> str:
     )
 
 
-def _value(target: Target, row: Mapping[str, Any], about: Sequence[Mapping[str, Any]]) -> float | None:
+def _value(target: Target, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float | None:
     if not target.against:
         return row.get(target.measure)
     if target.against == FASTEST:
         return row.get("times_best")
-    other = [one["ms"] for one in about if one["who"] == target.against and one["case"] == row["case"]]
+    other = [one["ms"] for one in rows if one["who"] == target.against and one["case"] == row["case"]]
     return round(other[0] / row["ms"], 3) if other else None

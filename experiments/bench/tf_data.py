@@ -1,6 +1,6 @@
 """The worker of tf.data: TensorFlow on the CPU.
 
-It imports nothing of this project but `serve`, since it runs in an environment of its own.
+It imports nothing of this project but `serve`, because it runs in its own environment.
 
     python -m experiments.bench.tf_data '{"case": "data", "folder": "photos", "size": 224, "batch": 32, "batches": 30}'
 """
@@ -13,7 +13,7 @@ from experiments.bench.serve import WARM, Served, after_warm_up, work
 
 
 def data(case: dict) -> Served:
-    """Prepares a folder of JPEGs: decode of the crop alone, resize, batch, with AUTOTUNE; from the tenth batch on."""
+    """Prepares decoding the crops of a folder of JPEGs, resizing and batches, by AUTOTUNE; timed from batch ten."""
     files = [str(path) for path in sorted(Path(case["folder"]).rglob("*.jpg"))]
 
     def load(file):

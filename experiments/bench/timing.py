@@ -1,4 +1,4 @@
-"""Programs that are timed beside each other on one machine: they take turns, so that what slows it slows all alike."""
+"""Timing of programs side by side on one machine: they take turns, so that disturbances slow all alike."""
 
 import statistics
 import time
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Timed(NamedTuple):
-    """A program to time: `call()` waits for the result. Mult-adds are those of floats; None where there are none."""
+    """A program to time: `call()` waits for the result. Mult-adds are those of floats; None if there are none."""
 
     name: str
     call: Callable[[], Any]
@@ -15,7 +15,7 @@ class Timed(NamedTuple):
 
 
 def medians(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The median of each, in seconds; each waits for its result, and nothing is called before to warm up."""
+    """Returns the median time of each call in seconds; each waits for its result, and no call warms up first."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -26,18 +26,18 @@ def medians(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, fl
 
 
 def timed(programs: Sequence[Timed], rounds: int) -> list[dict[str, Any]]:
-    """Medians of the programs after two calls of each, and how they compare with the first."""
+    """Returns medians of the programs after two warm-up calls each, and ratios to the first."""
     for program in programs:
         program.call()
         program.call()
-    found, first = medians({program.name: program.call for program in programs}, rounds), programs[0]
+    seconds, first = medians({program.name: program.call for program in programs}, rounds), programs[0]
     return [
         {
             "program": program.name,
             "mult_adds": program.mult_adds,
             "of_mult_adds": program.mult_adds / first.mult_adds if program.mult_adds and first.mult_adds else None,
-            "milliseconds": round(1000 * found[program.name], 4),
-            "times_faster": round(found[first.name] / found[program.name], 3),
+            "milliseconds": round(1000 * seconds[program.name], 4),
+            "times_faster": round(seconds[first.name] / seconds[program.name], 3),
         }
         for program in programs
     ]

@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone, trained together in one compiled program or one after another. See --help."""
+"""Runs that differ only in their seed, trained together in one compiled program or one after another. See --help."""
 
 import time
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from models.errors import UserError
 from models.kernels import runtime
 from train import cli
 
-USAGE = """Measures whether runs that differ in their seed alone are faster in one program (vmap over the states).
+USAGE = """Measures whether runs that differ only in their seed are faster in one program (vmap over the states).
 
     python -m experiments.bench.together --config=configs/study.py:digits,model=resnet8
     python -m experiments.bench.together --seeds=2,4,8,16 --config=configs/study.py:cifar10,model=resnet20      on a GPU
 
-The programs take turns; times are medians of a step of all runs. Results are added to
-together.json and together.md of --out, a config a row.
+The programs take turns; times are medians per step of all runs. Results are added to together.json and together.md in
+--out, one row per config.
 """
 
 
@@ -28,19 +28,19 @@ def main() -> None:
     """Measures, prints and adds to the results."""
     config, console, counts = CONFIG(), command.console(), [int(n) for n in SEEDS.value if n.isdecimal()]
     if len(counts) != len(SEEDS.value) or min(counts, default=0) < 2:
-        raise UserError(f"--seeds={','.join(SEEDS.value)}: numbers from 2 on are allowed")
+        raise UserError(f"--seeds={','.join(SEEDS.value)}: must be numbers of runs, at least 2")
     rows = [measure(config, count, ROUNDS.value) for count in counts]
     write(rows, Path(OUT.value))
     console.print(terminal_table(COLUMNS, list(map(cells, rows)), rows[0]["device"]))
 
 
 def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a step of `count` runs, one after another and together, and how long each took to compile.
+    """Measures the milliseconds per step of `count` runs, one after another and together, and their compilation times.
 
     Args:
-      config: of the loop; seeds 0, 1, … are set.
-      count: of the runs.
-      rounds: steps of which the median is taken.
+      config: Config of the loop; seeds 0, 1, … are set.
+      count: Number of runs.
+      rounds: Number of steps; the median counts.
     """
     import jax
     import jax.numpy as jnp
@@ -54,7 +54,8 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
         runs.append(build_run(config.copy_and_resolve_references()))
     first = runs[0]
     items = [next(run.feed.calls(0, 1))[1] for run in runs]
-    # What Run.train_call lifts, over one more axis: of states the first, of items the one before the examples.
+    # Lifts the function that Run.train_call lifts over one more axis: the first of states, for items the one before the
+    # examples.
     axis = 2 if first.parallel.kind == "pmap" else 1
     together = first.parallel.lift(jax.vmap(first.program, in_axes=(0, None, 1)))
     alone = first.parallel.lift(first.program)
@@ -76,16 +77,16 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
         float(jnp.max(jnp.abs(ours[0] - theirs["loss"][0][0])))
         for ours, theirs in zip(at_once()[1]["loss"][0], (metrics for _, metrics in apart()), strict=True)
     )
-    found = medians(calls, rounds)
+    seconds = medians(calls, rounds)
     return {
         "model": first.config["model"]["name"],
         "width": first.config["model"].get("width"),
         "image": list(first.feed.image_shape),
         "batch": first.config["batch_size"],
         "runs": count,
-        "milliseconds": {name: round(1000 * value, 3) for name, value in found.items()},
+        "milliseconds": {name: round(1000 * value, 3) for name, value in seconds.items()},
         "compile_seconds": {name: round(value, 2) for name, value in compiling.items()},
-        "ratio": round(found["together"] / found["apart"], 3),
+        "ratio": round(seconds["together"] / seconds["apart"], 3),
         "difference_of_loss": same,
         "cores": runtime.cores(),
         **summary.environment(first.parallel.devices),
@@ -96,7 +97,7 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
 def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Adds rows to the results in the folder.
 
-    A row takes the place of the earlier one of the same model, image, batch, runs, cores and device.
+    A row replaces an earlier one with the same model, image, batch, runs, cores and device.
     """
     from train.storage.files import read_json, write_atomically, write_json
 
@@ -114,8 +115,8 @@ def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
         folder / "together.md",
         f"""# Runs of one shape, together in one program
 
-Time of one training step of all runs, which differ in their seed, one after another and by vmap over their states;
-medians, in turn. Compiling: the first call, nothing cached but what the machine's own loops are.
+Time of one training step of all runs, which differ only in their seed, one after another and by vmap over their states;
+medians, in turn. Compiling: the first call, with nothing cached except the machine's own loops.
 
 {markdown_table(columns, lines)}
 """,
@@ -126,7 +127,7 @@ COLUMNS = ["network", "image", "batch", "cores", "runs", "one after another", "t
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A row as texts."""
+    """Returns a row as strings."""
     name = row["model"] + (f", width {row['width']}" if row["width"] else "")
     return [
         name,
@@ -143,6 +144,6 @@ def cells(row: dict[str, Any]) -> list[str]:
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
     CONFIG = cli.define_config()
     SEEDS = flags.DEFINE_list("seeds", ["3", "6"], "Numbers of runs.")
-    ROUNDS = flags.DEFINE_integer("rounds", 15, "Steps of which the median is taken.", lower_bound=3)
+    ROUNDS = flags.DEFINE_integer("rounds", 15, "Number of steps; the median counts.", lower_bound=3)
     OUT = command.define_path("out", "experiments/results/bench/together", "Folder of together.json and together.md.")
     cli.run(main, USAGE)

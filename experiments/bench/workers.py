@@ -1,4 +1,4 @@
-"""The workers of a case take turns: processes, samples, medians, ratios."""
+"""Workers of a case, which take turns: processes, samples, medians, ratios."""
 
 import collections
 import dataclasses
@@ -15,21 +15,22 @@ from typing import Any, NamedTuple
 from models.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-_QUIET = 25  # involuntary context switches in a sample that still counts as undisturbed
-_ENOUGH = 5  # undisturbed samples, with which the others are left out
+_QUIET = 25  # most involuntary context switches in a sample that counts as undisturbed
+_ENOUGH = 5  # number of undisturbed samples that suffices to discard the others
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the command line asks of all cases.
+    """Settings of the command line for all cases.
 
-    peer_python, tf_python: have PyTorch, TensorFlow ("": none has, so its workers fail). processes: how often all
-    workers of a case are started afresh: where a process's memory happens to lie changes its speed by more than its own
-    samples differ. rounds: a start; in each, every worker runs every call `inner` times. overlap: the workers of a case
-    start, and compile, at the same time. accelerator: whether ours runs on one. batch: images a step; 0 is each
-    network's own. precision: "float32" or "bfloat16", of the computation. compile: modes of torch.compile to measure.
-    stock: ours without the settings and lowerings of this project as well. quick: training steps alone, and fewer of
-    them. data_dir: of TFDS sets. images: an .npz of CIFAR-10. cores: that a data pipeline gets.
+    peer_python, tf_python: interpreters with PyTorch and TensorFlow ("": none, so their workers fail). processes:
+    number of starts of all workers of a case; the memory layout of a process changes its speed by more than its own
+    samples differ.
+    rounds: rounds per start; in each, every worker runs every call `inner` times. overlap: the workers of a case start,
+    and compile, at the same time. accelerator: whether ours runs on one. batch: images per step; 0: each network's own.
+    precision: "float32" or "bfloat16", of the computation. compile: modes of torch.compile to measure. stock: also
+    measures ours without this project's settings and lowerings. quick: only training steps, and fewer of them.
+    data_dir: folder of TFDS sets. images: an .npz of CIFAR-10. cores: number of cores of a data pipeline.
     """
 
     peer_python: str = sys.executable
@@ -49,7 +50,7 @@ class Settings:
     cores: int = 2
 
     def python(self, module: str) -> str:
-        """What runs a worker's module; WorkerFailed where there is none."""
+        """Returns the Python that runs a worker's module; raises WorkerFailed if there is none."""
         if module == "ours":
             return sys.executable
         flag, library = {"peer": ("peer_python", "PyTorch"), "tf_data": ("tf_python", "TensorFlow")}[module]
@@ -62,11 +63,11 @@ class Spec(NamedTuple):
     """A worker to start.
 
     Attributes:
-      name: In the table.
+      name: Name in the table.
       module: ours, peer or tf_data.
-      case: In JSON's types.
+      case: The case, in JSON's types.
       env: Variables of its environment.
-      cores: To which it is confined; 0: all.
+      cores: Number of cores to which it is confined; 0: all.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Spec(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What is timed: by name; units of work in a call, and images in a unit."""
+    """A timed quantity: its name; units of work per call, and images per unit."""
 
     name: str
     units: int = 1
@@ -85,17 +86,17 @@ class Call(NamedTuple):
 
 
 class WorkerFailed(Exception):
-    """A worker said why it cannot go on, or ended."""
+    """A worker that reported a failure, or ended."""
 
 
 class Watched(NamedTuple):
-    """A process that has ended well: how long it took, and the largest resident size of it or of one it started."""
+    """The result of a finished process: its time, and the largest resident size among it and its children."""
 
     seconds: float
     peak_mib: float
 
 
-# In a small process of its own: a child starts with the peak of what it was forked from
+# A small process of its own measures, because a child starts with the peak memory of its parent
 _WATCH = """
 import json, resource, subprocess, sys, time
 began = time.perf_counter()
@@ -107,25 +108,25 @@ print(json.dumps([done.returncode, (done.stderr.strip().splitlines() or ["no out
 
 
 def watched(command: Sequence[str], env: Mapping[str, str] | None = None) -> Watched:
-    """Runs a command to its end in the project's folder; WorkerFailed with the last thing it said where it fails."""
+    """Runs a command to its end in the project's folder; raises WorkerFailed with its last output if it fails."""
     done = subprocess.run(
         [sys.executable, "-S", "-c", _WATCH, *command], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, check=True
     )
-    code, said, *measured = json.loads(done.stdout)
+    code, message, *measured = json.loads(done.stdout)
     if code:
-        raise WorkerFailed(said)
+        raise WorkerFailed(message)
     return Watched(*measured)
 
 
 class Worker:
-    """A process that does a case's work when it is told to."""
+    """A process that works on a case on request."""
 
     def __init__(self, spec: Spec, settings: Settings):
         confine = None
         if spec.cores and hasattr(os, "sched_setaffinity"):
             kept = sorted(os.sched_getaffinity(0))[: spec.cores]
             confine = lambda: os.sched_setaffinity(0, kept)  # noqa: E731
-        # JAX would take most of an accelerator's memory at once, which the peer's worker wants as well.
+        # By default JAX would take most of an accelerator's memory at once, which the peer's worker needs as well.
         env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **spec.env}
         self._process = subprocess.Popen(
             [settings.python(spec.module), "-m", f"experiments.bench.{spec.module}", json.dumps(spec.case)],
@@ -141,26 +142,26 @@ class Worker:
         self._began, self.name = time.perf_counter(), spec.name
 
     def ready(self) -> dict[str, Any]:
-        """Waits until it is; what it says of itself. `ready_after` is then how long it took, in seconds."""
-        about = self._answer()["ready"]
+        """Waits until the worker is ready; returns its description. Sets `ready_after`, the seconds that took."""
+        description = self._answer()["ready"]
         self.ready_after = time.perf_counter() - self._began
-        return about
+        return description
 
     def run(self, call: str, count: int) -> list[dict[str, float]]:
-        """Samples of `count` calls."""
+        """Returns samples of `count` calls."""
         self._asked.write(f"{call} {count}\n")
         self._asked.flush()
         return [self._answer() for _ in range(count)]
 
     def close(self) -> dict[str, float]:
-        """Ends the process; its peaks of memory in MiB."""
+        """Ends the process; returns its memory peaks in MiB."""
         self._asked.close()
         peaks = self._answer()
         self._process.wait()
         return peaks
 
     def kill(self) -> None:
-        """Ends the process whatever it does."""
+        """Kills the process, whatever its state."""
         self._process.kill()
         self._process.wait()
 
@@ -178,29 +179,31 @@ def one(spec: Spec, settings: Settings) -> dict[str, Any]:
     """Runs a worker that has no calls.
 
     Returns:
-      What it says of itself, and its peaks of memory; "ready_after" is how long it took to be ready, in seconds.
+      Its description and its memory peaks; "ready_after" is the time until it was ready, in seconds.
 
     Raises:
-      WorkerFailed: With the reason.
+      WorkerFailed: The worker failed; the message is its reason.
     """
     worker = Worker(spec, settings)
     try:
-        about = worker.ready()
+        description = worker.ready()
         peaks = worker.close()
     finally:
         worker.kill()
-    return {**about, **peaks, "ready_after": worker.ready_after}
+    return {**description, **peaks, "ready_after": worker.ready_after}
 
 
 def interleaved(
     specs: Sequence[Spec], calls: Sequence[Call], settings: Settings, inner: int = 0
 ) -> list[dict[str, Any]]:
-    """Rows of `table` for the workers, which take turns, `inner` (0: of the settings) calls a time.
+    """Returns the rows of `table` for workers that take turns, `inner` (0: the settings') calls each.
 
-    A worker that fails is left out from there on; its row says why.
+    A worker that fails is left out from then on; its row gives the reason.
     """
     samples: dict[tuple[str, str], list[dict[str, float]]] = collections.defaultdict(list)
-    told: dict[str, dict[str, Any]] = collections.defaultdict(dict)  # what a worker says of itself, and its peaks
+    descriptions: dict[str, dict[str, Any]] = collections.defaultdict(
+        dict
+    )  # descriptions of the workers, and their memory peaks
     failed: dict[str, str] = {}
     for _ in range(settings.processes):
         running: list[Worker] = []
@@ -212,7 +215,7 @@ def interleaved(
                 failed[worker.name] = str(error)
                 worker.kill()
                 running.remove(worker)
-                return ()  # neither samples nor anything told
+                return ()  # neither samples nor a description
 
         try:
             for spec in specs:
@@ -225,9 +228,9 @@ def interleaved(
                     continue
                 running.append(worker)
                 if not settings.overlap:
-                    told[worker.name].update(attempt(worker, worker.ready))
+                    descriptions[worker.name].update(attempt(worker, worker.ready))
             for worker in [*running] if settings.overlap else ():
-                told[worker.name].update(attempt(worker, worker.ready))
+                descriptions[worker.name].update(attempt(worker, worker.ready))
             for _ in range(settings.rounds):
                 for call in calls:
                     for worker in [*running]:
@@ -236,59 +239,59 @@ def interleaved(
                         )
             for worker in [*running]:
                 for name, peak in dict(attempt(worker, worker.close)).items():
-                    told[worker.name][name] = round(max(told[worker.name].get(name, 0), peak))
+                    descriptions[worker.name][name] = round(max(descriptions[worker.name].get(name, 0), peak))
         finally:
             for worker in running:
                 worker.kill()
     if len(failed) == len(specs):
         raise UserError(f"no worker of the case ran: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
-    return table(specs, calls, samples, told, failed)
+    return table(specs, calls, samples, descriptions, failed)
 
 
 def table(
     specs: Sequence[Spec],
     calls: Sequence[Call],
     samples: Mapping[tuple[str, str], Sequence[Mapping[str, float]]],
-    told: Mapping[str, Mapping[str, Any]],
+    descriptions: Mapping[str, Mapping[str, Any]],
     failed: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """A row a call and worker.
+    """Returns one row per call and worker.
 
-    Keys: "what", "who", "side" ("ours", "peer"), "ms" (median of a unit), "min_ms", "samples", "images_per_second", and
-    what the worker has told ("peak_mib", "device_peak_mib", "params"); how many times as fast as the first worker,
-    "times_first", and, of ours, as the fastest of the peer's, "times_best". A worker that failed has "failed", why,
-    instead.
+    Keys: "what", "who", "side" ("ours", "peer"), "ms" (median per unit), "min_ms", "samples", "images_per_second", and
+    the worker's own numbers ("peak_mib", "device_peak_mib", "params"); "times_first", the speed relative to the first
+    worker, and for ours "times_best", the speed relative to the fastest of the peer's. A worker that failed has
+    "failed", the reason, instead.
     """
     rows = []
     for call in calls:
-        found = []
+        of_call = []
         for spec in specs:
             side = "ours" if spec.module == "ours" else "peer"
             row = {"what": call.name, "who": spec.name, "side": side}
             if spec.name in failed:
-                found.append({**row, "failed": failed[spec.name]})
+                of_call.append({**row, "failed": failed[spec.name]})
                 continue
             taken = samples[call.name, spec.name]
             quiet = [sample["ms"] for sample in taken if sample["preempted"] < _QUIET]
             kept = quiet if len(quiet) >= _ENOUGH else [sample["ms"] for sample in taken]
             median = statistics.median(kept) / call.units
-            found.append(
+            of_call.append(
                 {
                     **row,
                     "ms": round(median, 4),
                     "min_ms": round(min(kept) / call.units, 4),
                     "samples": len(kept),
-                    **told.get(spec.name, {}),
+                    **descriptions.get(spec.name, {}),
                 }
             )
             if call.images:
-                found[-1]["images_per_second"] = round(1e3 * call.images / median, 1)
-        rows += with_ratios(found)
+                of_call[-1]["images_per_second"] = round(1e3 * call.images / median, 1)
+        rows += with_ratios(of_call)
     return rows
 
 
 def with_ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of one call, with "times_first" and "times_best" where there is something to compare with."""
+    """Returns the rows of one call, with "times_first" and "times_best" if there is a row to compare with."""
     first, peers = rows[0].get("ms"), [row["ms"] for row in rows if row["side"] == "peer" and "ms" in row]
     for row in rows:
         if "ms" in row and first:

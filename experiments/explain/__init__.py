@@ -1,1 +1,1 @@
-"""Pictures of what a trained network sees, and what it bases its decision on. `python -m experiments.explain`."""
+"""Pictures of what a trained network sees and bases its decisions on. `python -m experiments.explain`."""

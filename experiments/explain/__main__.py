@@ -1,4 +1,4 @@
-"""The command: explains images of a finished run, and writes pictures. See --help."""
+"""The command that explains images of a finished run, and writes pictures. See --help."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,30 +17,30 @@ from models.errors import UserError, choice_error
 from train import cli
 from train.setup import spec
 
-USAGE = """Looks inside the network of a finished run, and writes pictures.
+USAGE = """Draws pictures of what the network of a finished run sees in images, and bases its decisions on.
 
     python -m experiments.explain --workdir=runs/x --indices=0,5,9 --method="grad_cam|guided_grad_cam"
     python -m experiments.explain --workdir=runs/x --image=cat.jpg --method="occlusion(size=32, stride=8)"
     python -m experiments.explain --workdir=runs/x --image=both.jpg --target=cat,dog --method=grad_cam
-    python -m experiments.explain --workdir=runs/x --indices=mistakes --target=top1,label     its most confident errors
+    python -m experiments.explain --workdir=runs/x --indices=mistakes --target=top1,label     the most confident errors
 
---method: one or several with | between them, with arguments as a function has them:
+--method takes one or several methods separated by |, with arguments as in a function call:
 
-of a decision, all in one picture, attributions.png, a row an image and class:
+of a decision, together in one picture, attributions.png, with one row per image and class:
     cam, attention_rollout, grad_cam(endpoint='stage3'), grad_cam_plus_plus(endpoint=…), counterfactual(endpoint=…),
     saliency, smooth_grad(samples=32, noise=0.15, seed=0), integrated_gradients(steps=64, baseline=0.0),
     guided_backprop, deconvnet, guided_grad_cam(endpoint=…)
-with a picture of their own:
-    occlusion(size=0, stride=0, color=0.5, endpoint='')      a square over the image: pixels (0: a quarter of the side,
-                                                             and an eighth of the square); color 0 black, 1 white
-    receptive_field(endpoint='', channel=-1, row=-1, column=-1)     which pixels a unit sees (box), and which matter to
-                                                             it; -1: all channels, the middle
-    top_patches(endpoint='', channels='0-7', k=9)            what activates channels most, over the whole --split
+with their own picture:
+    occlusion(size=0, stride=0, color=0.5, endpoint='')      a square over the image; pixels (0: a quarter of the side,
+                                                             an eighth of the square); color: 0 black, 1 white
+    receptive_field(endpoint='', channel=-1, row=-1, column=-1)     the pixels that a unit sees (box), and those that
+                                                             matter to it; -1: all channels, the middle
+    top_patches(endpoint='', channels='0-7', k=9)            patches that activate channels most, over the --split
 
---target: classes by name or number (several with commas: a row each), "top1" (what the network says), "label". A class
-whose name has a comma is named by its number.
-A baseline is in the units of the normalized images: 0.0 is the mean color where the run normalizes by it.
-Endpoints: `python -m models.analysis NAME` lists them; a layer with a kernel is one by its path, stage2/block0/conv1.
+--target takes classes by name or number (several, separated by commas, get one row each), "top1" (the network's
+answer) or "label". A class with a comma in its name must be given by its number.
+A baseline has the units of normalized images: 0.0 is the mean color if the run normalizes by it.
+`python -m models.analysis NAME` lists the endpoints; a layer with a kernel is one by its path, stage2/block0/conv1.
 The deconvnet of a network without max-pooling hardly depends on the image.
 """
 
@@ -63,10 +63,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> rich.table.Table:
 
 
 def parsed_methods(catalogue: Mapping[str, Callable[..., Any]]) -> Sequence[spec.Call]:
-    """Returns the calls of --method.
+    """Parses the calls of --method.
 
     Raises:
-      UserError: A method is unknown, there is none, or one with a picture of its own is named twice.
+      UserError: A method is unknown or missing, or one with its own picture is named twice.
     """
     calls = spec.parse("method", METHOD.value)
     known = (*catalogue, *PICTURES)
@@ -77,29 +77,29 @@ def parsed_methods(catalogue: Mapping[str, Callable[..., Any]]) -> Sequence[spec
             raise choice_error("method", call.name, known)
     own = [call.name for call in calls if call.name in PICTURES]
     if len(set(own)) < len(own):
-        raise UserError(f"--method={METHOD.value}: {', '.join(PICTURES)} have a picture each: name them once")
+        raise UserError(f"--method={METHOD.value}: {', '.join(PICTURES)} draw one picture each: name each once")
     return calls
 
 
 def parsed_indices() -> list[int] | None:
     """Returns the numbers of --indices; None for "mistakes"."""
     if IMAGE.value and INDICES.value:
-        raise UserError("--image and --indices: want one of them")
+        raise UserError("--image and --indices exclude each other: set one of them")
     if INDICES.value == ["mistakes"]:
         return None
     try:
         return [int(text) for text in INDICES.value or ["0"]]
     except ValueError:
-        raise UserError(f"--indices={','.join(INDICES.value)}: want numbers, e.g. 0,5,9, or mistakes") from None
+        raise UserError(f"--indices={','.join(INDICES.value)}: must be numbers, e.g. 0,5,9, or mistakes") from None
 
 
 def check_inputs(feed: Any) -> None:
     """Raises UserError unless a run's inputs are images of 1 or 3 channels with one class each."""
     from train.data.image_feed import as_images
 
-    channels = as_images(feed, f"explain is for networks that take images, not {feed.unit}").image_shape[2]
+    channels = as_images(feed, f"explain needs a network of images, not of {feed.unit}").image_shape[2]
     if feed.label_shape:
-        raise UserError("explain is for data sets of one class per image")
+        raise UserError("explain needs a data set with one class per image")
     if channels not in (1, 3):
         raise UserError(f"explain draws images of 1 or 3 channels, not {channels}")
 
@@ -121,7 +121,7 @@ def main() -> None:
 
     run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
     check_inputs(run.feed)
-    feed: Any = run.feed  # of images
+    feed: Any = run.feed  # batches of images
     variables = jax.device_put(state.evaluation_variables())
     if indices is None:
         indices = mistakes(run, variables, feed.split(SPLIT.value))
@@ -134,7 +134,7 @@ def main() -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out={out}: {error.strerror}: want a folder") from None
+        raise UserError(f"--out={out}: {error.strerror}: must be a folder") from None
     console, rows, written = command.console(), [], []
     decisions = [call for call in calls if call.name in catalogue.METHODS]
     if decisions:
@@ -161,15 +161,15 @@ def main() -> None:
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
     WORKDIR = command.define_path("workdir", None, "Folder of the run.")
-    CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Of the run: last, or best (on its test set).")
-    IMAGE = command.define_paths("image", [], "Files of images, with commas between.")
+    CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Checkpoint of the run: last, or best (on its test set).")
+    IMAGE = command.define_paths("image", [], "Image files, separated by commas.")
     SPLIT = flags.DEFINE_string("split", "test", "Split of the run's data, for --indices and top_patches.")
     INDICES = flags.DEFINE_list(
         "indices",
         [],
-        "Which images of the split, or mistakes: the 8 that the network is most confidently wrong about; default 0.",
+        "Indices of images in the split, or mistakes: the 8 most confident errors of the network; default 0.",
     )
-    METHOD = flags.DEFINE_string("method", "grad_cam", "Methods, see above.")
-    TARGET = flags.DEFINE_string("target", "top1", "Classes that are explained, see above.")
-    OUT = command.define_path("out", "", "Folder for the pictures; default: explain in that of the run.")
+    METHOD = flags.DEFINE_string("method", "grad_cam", "Methods; see above.")
+    TARGET = flags.DEFINE_string("target", "top1", "Classes to explain; see above.")
+    OUT = command.define_path("out", "", "Folder for the pictures; default: explain/ in the run's folder.")
     cli.run(main, USAGE)

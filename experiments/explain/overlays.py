@@ -1,4 +1,4 @@
-"""Pictures of explanations: heat laid over images, the panels of occlusion, receptive fields, patches in a grid.
+"""Pictures of explanations: heat over images, panels of occlusion, receptive fields, grids of patches.
 
 All draw into a matplotlib Figure; images are uint8 [H, W, C] or numbers in [0, 1].
 """
@@ -20,12 +20,12 @@ BOXES = ("#39ff14", "#ff3df2", "#00e5ff")
 
 
 class Panel(NamedTuple):
-    """What one method found of one image.
+    """The result of one method for one image.
 
     Attributes:
-      values: [H, W], heat over the image, at least 0; or, `signed`, [H, W, C], drawn as a picture around gray.
-      says: above the panel.
-      over: whether heat is laid over the image; else it is drawn alone, bright where it is large.
+      values: [H, W], heat over the image, at least 0; or, if `signed`, [H, W, C], drawn as a picture around gray.
+      says: Text above the panel.
+      over: Whether the heat is laid over the image; otherwise it is drawn alone, bright where it is large.
     """
 
     values: Any
@@ -35,7 +35,7 @@ class Panel(NamedTuple):
 
 
 def shown(pixels: Any) -> np.ndarray:
-    """An image for imshow: [H, W, 3]."""
+    """Returns an image for imshow: [H, W, 3]."""
     pixels = np.asarray(pixels)
     return np.repeat(pixels, 3, 2) if pixels.shape[-1] == 1 else pixels
 
@@ -43,7 +43,7 @@ def shown(pixels: Any) -> np.ndarray:
 def around_gray(values: Any) -> np.ndarray:
     """Returns signed numbers [H, W, C] as a picture: 0 is gray, the largest magnitudes are black and white.
 
-    The outermost 0.5 % are cut, since single pixels would make the rest darker.
+    The outermost 0.5 % are clipped, because single pixels would darken the rest.
     """
     values = np.asarray(values, np.float32)
     limit = np.quantile(np.abs(values), 0.995)
@@ -51,14 +51,14 @@ def around_gray(values: Any) -> np.ndarray:
 
 
 def share_of_largest(values: Any, quantile: float = 1.0) -> np.ndarray:
-    """Heat [H, W] from 0 to 1; zeros where there is none."""
+    """Returns heat [H, W] scaled to [0, 1]; zeros if there is none."""
     values = np.maximum(np.asarray(values, np.float32), 0)
     limit = np.quantile(values, quantile)
     return np.clip(values / limit, 0, 1) if limit > 0 else np.zeros_like(values)
 
 
 def draw_box(axes: Any, box: Sequence[int], color: str = BOXES[0]) -> None:
-    """(top, left, bottom, right) around the pixels [top:bottom, left:right]."""
+    """Draws a box (top, left, bottom, right) around the pixels [top:bottom, left:right]."""
     top, left, bottom, right = box
     axes.add_patch(
         Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=color, linewidth=1.6)
@@ -73,7 +73,7 @@ def _bare(axes: Any) -> None:
 
 
 def draw_panel(axes: Any, image: Any, panel: Panel) -> None:
-    """One method on one image."""
+    """Draws the result of one method over one image."""
     if panel.signed:
         axes.imshow(around_gray(panel.values), interpolation="nearest")
     elif panel.over:
@@ -86,7 +86,7 @@ def draw_panel(axes: Any, image: Any, panel: Panel) -> None:
 
 
 class Row(NamedTuple):
-    """An image, what is written at its left and above it, and a Panel (None: nothing) for each column."""
+    """An image, the texts at its left and above it, and a Panel (None: empty) for each column."""
 
     image: Any
     name: str
@@ -96,7 +96,7 @@ class Row(NamedTuple):
 
 
 def _headings(figure: Any, axes_of_row: Sequence[Any], titles: Sequence[str]) -> None:
-    """Above the panels of the first row, and above what is written above these."""
+    """Writes headings above the first row, above the panels' own titles."""
     lines = max(title.count("\n") for title in titles) + 1
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - (0.14 * lines + 0.1) / figure.get_figheight()))
     for axes, title in zip(axes_of_row, titles, strict=True):
@@ -115,12 +115,12 @@ def _headings(figure: Any, axes_of_row: Sequence[Any], titles: Sequence[str]) ->
 
 
 def size_of(rows: int, columns: int) -> tuple[float, float]:
-    """Inches of a Figure for `draw_rows`."""
+    """Returns the size in inches of a Figure for `draw_rows`."""
     return max(5.0, 1.75 * (columns + 1) + 1.6), 2.1 * rows + 0.7
 
 
 def draw_rows(figure: Any, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """A row an image, a column a method; a colorbar where heat lies over images."""
+    """Draws one row per image, one column per method, and a colorbar if heat lies over images."""
     grid = figure.subplots(len(rows), len(columns) + 1, squeeze=False)
     _headings(figure, grid[0], ("image", *columns))
     for line, row in zip(grid, rows, strict=True):
@@ -170,38 +170,38 @@ def draw_rows(figure: Any, columns: Sequence[str], rows: Sequence[Row]) -> None:
 def draw_occlusion(
     figure: Any,
     images: Sequence[Any],
-    found: Mapping[str, np.ndarray],
+    result: Mapping[str, np.ndarray],
     square: tuple[int, int],
     classes: Sequence[str],
     names: Sequence[str],
     color: Any,
 ) -> None:
-    """Draws a row per image, as Zeiler & Fergus 2014, figure 7.
+    """Draws one row per image, as in figure 7 of Zeiler & Fergus 2014.
 
-    The panels are the image with one square, and by where the square's middle is: the total activation of the strongest
-    feature map, the probability of the class, and the most probable class.
+    The panels show the image with one square, and three maps over the center of the square: the total activation of the
+    strongest feature map, the probability of the class, and the most probable class.
 
     Args:
-      figure: An empty one.
-      images: One per row.
-      found: The fields of `models.explain.occlusion.Occlusion` as numpy.
-      square: Height and width, pixels.
-      classes: Their names.
-      names: Of the images.
-      color: Of the square, as imshow takes an image of one pixel: [C] in [0, 1].
+      figure: An empty figure.
+      images: Images, one per row.
+      result: The fields of `models.explain.occlusion.Occlusion` as numpy.
+      square: Height and width of the square, in pixels.
+      classes: Names of the classes.
+      names: Names of the images.
+      color: Color of the square, as imshow takes an image of one pixel: [C] in [0, 1].
     """
-    edges = _edges(np.asarray(found["columns"]), square[1]), _edges(np.asarray(found["rows"]), square[0])
+    edges = _edges(np.asarray(result["columns"]), square[1]), _edges(np.asarray(result["rows"]), square[0])
     grid = figure.subplots(len(images), 4, squeeze=False)
     _headings(figure, grid[0], ("image, and the square", "strongest feature map", "probability", "most probable class"))
     for i, (line, image) in enumerate(zip(grid, images, strict=True)):
-        target, probability = int(found["target"][i]), found["probability"][i]
+        target, probability = int(result["target"][i]), result["probability"][i]
         height, width = np.shape(image)[:2]
         for axes in line:
             _bare(axes)
             axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal")
         line[0].imshow(shown(image), interpolation="nearest")
         hardest = np.unravel_index(probability.argmin(), probability.shape)
-        corner = found["columns"][hardest[1]], found["rows"][hardest[0]]
+        corner = result["columns"][hardest[1]], result["rows"][hardest[0]]
         line[0].add_patch(
             Rectangle(
                 (float(corner[0]) - 0.5, float(corner[1]) - 0.5),
@@ -212,17 +212,17 @@ def draw_occlusion(
                 edgecolor="white",
             )
         )
-        line[0].set_title("where it costs the class most", fontsize=8, pad=3)
+        line[0].set_title("most costly square for the class", fontsize=8, pad=3)
         line[0].set_ylabel(names[i], fontsize=9)
-        drawn = line[1].pcolormesh(*edges, found["strongest"][i], cmap=HEAT)
-        line[1].set_title(f"channel {int(found['channel'][i])}, total activation", fontsize=8, pad=3)
+        drawn = line[1].pcolormesh(*edges, result["strongest"][i], cmap=HEAT)
+        line[1].set_title(f"channel {int(result['channel'][i])}, total activation", fontsize=8, pad=3)
         figure.colorbar(drawn, ax=line[1], shrink=0.8)
         drawn = line[2].pcolormesh(*edges, probability, cmap=HEAT, vmin=0, vmax=1)
         line[2].set_title(
-            f"{classes[target]}; {softmax(found['logits'][i])[target]:.0%} without the square", fontsize=8, pad=3
+            f"{classes[target]}; {softmax(result['logits'][i])[target]:.0%} without the square", fontsize=8, pad=3
         )
         figure.colorbar(drawn, ax=line[2], shrink=0.8)
-        top = found["top"][i]
+        top = result["top"][i]
         kinds = sorted(np.unique(top).tolist(), key=lambda kind: -(top == kind).sum())
         number = np.vectorize({kind: n for n, kind in enumerate(kinds)}.get)(top)
         palette = ListedColormap([colormaps["tab20"](n % 20) for n in range(len(kinds))])
@@ -238,7 +238,7 @@ def draw_occlusion(
 
 
 def _edges(corners: np.ndarray, side: int) -> np.ndarray:
-    """Between the middles of squares with these corners, in pixels, and as far outside of them."""
+    """Returns edges halfway between the centers of squares with these corners, in pixels, and as far outside them."""
     middles = corners + (side - 1) / 2
     if len(middles) == 1:
         return np.array([corners[0] - 0.5, corners[0] + side - 0.5])
@@ -258,16 +258,16 @@ def draw_receptive(
     mean: Any,
     says: str,
 ) -> None:
-    """Draws two panels per image, itself and the effective field, and at the end the effective field of many images.
+    """Draws two panels per image, itself and its effective field, and one of the mean effective field of many images.
 
     Args:
-      figure: An empty one.
-      images: Up to four.
-      names: Of the images.
-      box: The theoretical field (top, left, bottom, right), within the image; None where a unit sees all of it.
-      effective: [H, W] for each image.
-      mean: [H, W], over many images.
-      says: Above the panels.
+      figure: An empty figure.
+      images: Up to four images.
+      names: Names of the images.
+      box: The theoretical field (top, left, bottom, right), within the image; None if a unit sees all of it.
+      effective: Effective field [H, W] of each image.
+      mean: Mean effective field [H, W] over many images.
+      says: Text above the panels.
     """
     count = len(images)
     grid = figure.subplots(1, 2 * count + 1, squeeze=False)[0]
@@ -287,7 +287,7 @@ def draw_receptive(
 
 
 def montage(patches: Sequence[Any], columns: int) -> np.ndarray:
-    """Images of one size as one, [H, W, 3] in [0, 1], `columns` a row, white between them."""
+    """Tiles images of one size into one, [H, W, 3] in [0, 1], with `columns` per row and white between them."""
     patches = [
         shown(patch).astype(np.float32) / (255 if np.asarray(patch).dtype == np.uint8 else 1) for patch in patches
     ]
@@ -302,7 +302,7 @@ def montage(patches: Sequence[Any], columns: int) -> np.ndarray:
 
 
 def draw_patches(figure: Any, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> None:
-    """A row a channel: (its name, a montage for each column)."""
+    """Draws one row per channel: (its name, one montage per column)."""
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for axes, title in zip(grid[0], columns, strict=True):
         axes.set_title(title, fontsize=9, fontweight="bold")

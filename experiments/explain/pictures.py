@@ -10,11 +10,11 @@ from models.errors import UserError
 from train.setup import spec
 
 
-def attributions(job: Job, wanted: Sequence[spec.Call], pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """attributions.png: a row an image and class, a column a method.
+def attributions(job: Job, calls: Sequence[spec.Call], pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Draws attributions.png, one row per image and class, one column per method.
 
     Returns:
-      Of each row {"image", "label", "target", "probability", "top1", "top1_probability"}.
+      A record per row: {"image", "label", "target", "probability", "top1", "top1_probability"}.
     """
     import jax
     from matplotlib.figure import Figure
@@ -25,18 +25,18 @@ def attributions(job: Job, wanted: Sequence[spec.Call], pairs: Sequence[tuple[in
 
     numbers = [number for number, _ in pairs]
     images, target = job.images[np.array(numbers)], np.array([kind for _, kind in pairs], np.int32)
-    columns, found, size = [], [], job.run.config["eval_batch_size"]
-    for call in wanted:
+    columns, explanations, size = [], [], job.run.config["eval_batch_size"]
+    for call in calls:
         parts = [
             spec.resolve(
                 "method", call, catalogue.METHODS, job.model, job.variables, images[i : i + size], target[i : i + size]
             )
             for i in range(0, len(images), size)
         ]
-        found.append(jax.tree.map(lambda *some: np.concatenate(some), *parts))
+        explanations.append(jax.tree.map(lambda *some: np.concatenate(some), *parts))
         columns.append(call.name.replace("_", " ") + "".join(f"\n{value}" for value in call.kwargs.values()))
-    probabilities = np.asarray(jax.nn.softmax(found[0].logits))
-    target, rows, told = np.asarray(found[0].target), [], []
+    probabilities = np.asarray(jax.nn.softmax(explanations[0].logits))
+    target, rows, records = np.asarray(explanations[0].target), [], []
     for i, number in enumerate(numbers):
         subject, row = job.subjects[number], probabilities[i]
         says = "" if subject.label is None else f"label: {job.classes[subject.label]}"
@@ -44,10 +44,10 @@ def attributions(job: Job, wanted: Sequence[spec.Call], pairs: Sequence[tuple[in
         if target[i] != row.argmax():
             says += f", top {job.classes[row.argmax()]} {row.max():.0%}"
         panels = [
-            panel_of(call.name, one.values[i], images.shape[1:3]) for call, one in zip(wanted, found, strict=True)
+            panel_of(call.name, one.values[i], images.shape[1:3]) for call, one in zip(calls, explanations, strict=True)
         ]
         rows.append(overlays.Row(subject.pixels, subject.name, says.strip(), panels))
-        told.append(
+        records.append(
             {
                 "image": subject.name,
                 "label": None if subject.label is None else job.classes[subject.label],
@@ -60,11 +60,11 @@ def attributions(job: Job, wanted: Sequence[spec.Call], pairs: Sequence[tuple[in
     figure = Figure(figsize=overlays.size_of(len(rows), len(columns)), layout="constrained", dpi=120)
     overlays.draw_rows(figure, columns, rows)
     save(figure, job.out / "attributions.png")
-    return told
+    return records
 
 
 def panel_of(name: str, values: Any, size: tuple[int, int]) -> Any:
-    """How a method's finding of one image, [h, w] or [H, W, C], is drawn."""
+    """Returns the panel for a method's values on one image, [h, w] or [H, W, C]."""
     from experiments.explain import overlays
     from models.explain import catalogue
 
@@ -76,7 +76,7 @@ def panel_of(name: str, values: Any, size: tuple[int, int]) -> Any:
 def occlusion(
     job: Job, pairs: Sequence[tuple[int, int]], size: int = 0, stride: int = 0, color: float = 0.5, endpoint: str = ""
 ) -> None:
-    """occlusion.png; see the module's help."""
+    """Draws occlusion.png; see the command's help."""
     from matplotlib.figure import Figure
 
     from experiments.explain import overlays
@@ -93,7 +93,7 @@ def occlusion(
     square = np.full((1, 1, 1, channels), round(255 * color), np.uint8)
     painted = np.asarray(job.run.feed.prepare_evaluation({"image": square})["image"]).ravel()
     numbers = np.array([number for number, _ in pairs])
-    found = method.occlusion(
+    occluded = method.occlusion(
         job.model,
         job.variables,
         job.images[numbers],
@@ -107,7 +107,7 @@ def occlusion(
     overlays.draw_occlusion(
         figure,
         [job.subjects[n].pixels for n in numbers],
-        {k: np.asarray(v) for k, v in found._asdict().items()},
+        {k: np.asarray(v) for k, v in occluded._asdict().items()},
         (size, size),
         job.classes,
         [job.subjects[n].name for n in numbers],
@@ -133,9 +133,9 @@ def receptive_field(
         if value < -1:
             raise ValueError(f"{option}={value} must be at least 0, or -1 for the default")
     images = job.images
-    about = method.outline(job.model, job.variables, images)
-    name = method.map_endpoint(about, endpoint or None)
-    height, width, _ = method.grid(about.shape(name)) or (1, 1, 0)  # a map has places
+    outline = method.outline(job.model, job.variables, images)
+    name = method.map_endpoint(outline, endpoint or None)
+    height, width, _ = method.grid(outline.shape(name)) or (1, 1, 0)  # a map has places
     place = (height // 2 if row < 0 else row, width // 2 if column < 0 else column)
     options = {"endpoint": name, "channel": None if channel < 0 else channel, "place": place}
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)
@@ -169,7 +169,7 @@ def receptive_field(
 def top_patches(
     job: Job, pairs: Sequence[tuple[int, int]], endpoint: str = "", channels: str = "0-7", k: int = 9
 ) -> None:
-    """top_patches.png: a row a channel, patches and their projections; see the module's help."""
+    """Draws top_patches.png: one row per channel with its patches and their projections; see the command's help."""
     from matplotlib.figure import Figure
 
     from experiments.explain import overlays
@@ -183,25 +183,25 @@ def top_patches(
 
 
 def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, list[tuple[str, list[np.ndarray]]]]:
-    """The endpoint, and for each channel (its name, montages of the k patches and of their two projections)."""
+    """Returns the endpoint, and per channel its name and the montages of the k patches and of their two projections."""
     import jax
 
     from experiments.explain import overlays
     from models.explain import method, patches, receptive
 
-    about = method.outline(job.model, job.variables, job.images[:1])
-    name = method.map_endpoint(about, endpoint or None)
-    wanted = numbers_of(channels, about.shape(name)[-1])
+    outline = method.outline(job.model, job.variables, job.images[:1])
+    name = method.map_endpoint(outline, endpoint or None)
+    numbers = numbers_of(channels, outline.shape(name)[-1])
     if not 0 < k <= len(job.source):
         raise ValueError(f"k={k} must be 1 to {len(job.source)}, the images of the split")
-    best = patches.top_patches(job.model, job.variables, batches(job), endpoint=name, channels=wanted, k=k)
+    best = patches.top_patches(job.model, job.variables, batches(job), endpoint=name, channels=numbers, k=k)
     best = type(best)(*map(jax.device_get, best))
     if (best.index < 0).any():
-        raise UserError(f"{name}: fewer than {k} images of the split give it a finite value")
+        raise UserError(f"{name}: its values are finite for fewer than {k} images of the split")
     field = receptive.theoretical(job.model, job.run.feed.inputs, name)
     height, width = job.run.images.image_shape[:2]
     rows = []
-    for c, channel in enumerate(wanted):
+    for c, channel in enumerate(numbers):
         pixels = np.stack([job.source.example(int(i))["image"] for i in best.index[c]])
         images = job.run.feed.prepare_evaluation({"image": pixels})["image"]
         where = list(zip(best.row[c].tolist(), best.column[c].tolist(), strict=True))
@@ -211,7 +211,7 @@ def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, lis
         ]
         shown = [patches.crop(pixels, boxes)]
         for rule in ("deconvnet", "guided"):
-            found = patches.projections(
+            projections = patches.projections(
                 job.model,
                 job.variables,
                 images,
@@ -221,7 +221,7 @@ def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, lis
                 columns=best.column[c],
                 rule=rule,
             )
-            shown.append(patches.crop(np.stack([overlays.around_gray(one) for one in np.asarray(found)]), boxes))
+            shown.append(patches.crop(np.stack([overlays.around_gray(one) for one in np.asarray(projections)]), boxes))
         side = int(np.ceil(np.sqrt(k)))
         rows.append(
             (
@@ -233,16 +233,16 @@ def patches_of(job: Job, endpoint: str, channels: str, k: int) -> tuple[str, lis
 
 
 def numbers_of(text: str, count: int) -> tuple[int, ...]:
-    """Channels of "3", "0-7", "0-3 9"."""
-    found = []
+    """Parses channels such as "3", "0-7", "0-3 9"."""
+    numbers = []
     for part in text.replace(",", " ").split():
         low, _, high = part.partition("-")
         if not low.isdecimal() or not (high or low).isdecimal() or not int(low) <= int(high or low) < count:
-            raise ValueError(f"channels='{text}': want numbers or ranges of 0 to {count - 1}, as '0-7' or '3 9'")
-        found += range(int(low), int(high or low) + 1)
-    if not found:
-        raise ValueError(f"channels='{text}' names none of 0 to {count - 1}")
-    return tuple(dict.fromkeys(found))
+            raise ValueError(f"channels='{text}': must be numbers or ranges from 0 to {count - 1}, e.g. '0-7' or '3 9'")
+        numbers += range(int(low), int(high or low) + 1)
+    if not numbers:
+        raise ValueError(f"channels='{text}' names no channel of 0 to {count - 1}")
+    return tuple(dict.fromkeys(numbers))
 
 
 PICTURES: Mapping[str, Callable] = {

@@ -1,4 +1,4 @@
-"""Images to explain, and what every method gets of them."""
+"""Images to explain, and the inputs of every method."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +9,12 @@ import numpy as np
 from models.errors import UserError, choice_error
 from train.data import decode
 
-if TYPE_CHECKING:  # what trains is imported when a measure runs
+if TYPE_CHECKING:  # modules that train are imported only when a measure runs
     from train.run import Network
 
 
 class Subject(NamedTuple):
-    """An image to explain: uint8 [H, W, C], its name, and its class where that is known."""
+    """An image to explain: uint8 [H, W, C], its name, and its class if known."""
 
     pixels: np.ndarray
     name: str
@@ -22,15 +22,15 @@ class Subject(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What every method gets.
+    """The inputs of every method.
 
     Attributes:
-      run: `train.run.Network`.
-      variables: of its network, on the device.
-      subjects: the images.
-      images: as the network gets them, [N, H, W, C].
-      split: of the run's data; it is opened by methods that need more than the subjects.
-      out: folder of the pictures.
+      run: The loaded run, `train.run.Network`.
+      variables: Variables of its network, on the device.
+      subjects: The images to explain.
+      images: The same images as inputs of the network, [N, H, W, C].
+      split: Name of a split of the run's data; opened by methods that need more than the subjects.
+      out: Folder of the pictures.
     """
 
     run: "Network"
@@ -54,7 +54,7 @@ class Job(NamedTuple):
 
 
 def from_files(run: "Network", files: Sequence[str]) -> list[Subject]:
-    """Images of files, see `train.data.decode.of_file`."""
+    """Reads images from files; see `train.data.decode.of_file`."""
     return [
         Subject(decode.of_file(run.images.decoder, run.images.image_shape, file), Path(file).name, None)
         for file in files
@@ -62,21 +62,21 @@ def from_files(run: "Network", files: Sequence[str]) -> list[Subject]:
 
 
 def from_split(source: Any, split: str, indices: Sequence[int]) -> list[Subject]:
-    """Images of a split; UserError where it has no such index."""
-    found = []
+    """Returns images of a split; raises UserError for an index that the split lacks."""
+    subjects = []
     for index in indices:
         if not 0 <= index < len(source):
             raise UserError(f"--indices={index} is out of range: split '{split}' has images 0 to {len(source) - 1}")
         example = source.example(index, None)
-        found.append(Subject(example["image"], f"{split} {index}", int(example["label"])))
-    return found
+        subjects.append(Subject(example["image"], f"{split} {index}", int(example["label"])))
+    return subjects
 
 
 def mistakes(run: "Network", variables: Any, source: Any, count: int = 8) -> list[int]:
-    """Indices of the images of a split that the network is most confidently wrong about, as in mistakes.png.
+    """Returns indices of the network's most confident errors in a split, as in mistakes.png.
 
     Raises:
-      UserError: it is right about all.
+      UserError: The network makes no error.
     """
     from train import evaluate
     from train.plots import figures
@@ -84,31 +84,31 @@ def mistakes(run: "Network", variables: Any, source: Any, count: int = 8) -> lis
     logits, labels, index = evaluate.predictions(
         run.task.predict, variables, run.feed.prepare_evaluation, run.images.batches(source)
     )
-    found = [int(index[row]) for row, *_ in figures.most_confident_errors(logits, labels, count)]
-    if not found:
-        raise UserError(f"--indices=mistakes: the network is right about all of the {len(labels)} images")
-    return found
+    indices = [int(index[row]) for row, *_ in figures.most_confident_errors(logits, labels, count)]
+    if not indices:
+        raise UserError(f"--indices=mistakes: the network classifies all {len(labels)} images correctly")
+    return indices
 
 
 def targets(text: str, subjects: Sequence[Subject], classes: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs (number of the subject, class or -1 for the most probable), in the order of the subjects.
+    """Returns pairs (number of the subject, class or -1 for the most probable), in the order of the subjects.
 
     Raises:
-      UserError: an unknown class; "label" of an image without one.
+      UserError: A class is unknown, or "label" is asked of an image without one.
     """
-    found = []
+    pairs = []
     for number, subject in enumerate(subjects):
         for name in map(str.strip, text.split(",")):
             if name == "label" and subject.label is None:
                 raise UserError(f"--target=label: {subject.name} has no label: name a class, or top1")
-            found.append(
+            pairs.append(
                 (number, -1 if name == "top1" else subject.label if name == "label" else class_of(name, classes))
             )
-    return found
+    return pairs
 
 
 def class_of(name: str, classes: Sequence[str]) -> int:
-    """A class by its name or its number."""
+    """Returns the index of a class, given by its name or number."""
     if name in classes:
         return list(classes).index(name)
     if name.isdecimal() and int(name) < len(classes):
@@ -119,7 +119,7 @@ def class_of(name: str, classes: Sequence[str]) -> int:
 
 
 def batches(job: Job) -> Any:
-    """The images of the split as the network gets them, with their places in it and a mask."""
+    """Yields the split's images as inputs of the network, with their indices in the split and a mask."""
     start = 0
     for batch in job.run.images.batches(job.source):
         count = len(batch["mask"])

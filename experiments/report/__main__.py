@@ -6,15 +6,15 @@ from models import command
 from models.errors import UserError
 from train import cli
 
-USAGE = """Builds the page of all results: report/index.html, complete in itself, and the same as report/report.md.
+USAGE = """Builds a self-contained page of all results, report/index.html, and the same as report/report.md.
 
     python -m experiments.report
     python -m experiments.report --results=experiments/results --out=report
     python -m experiments.report --readme=README.md         and the generated blocks of that file
     python -m experiments.report --docs=docs                and those of a folder, configs.md and models.md (minutes)
 
-Reads what `experiments.run`, `experiments.seeds`, `experiments.bench`, `experiments.bench.costs` and the check of
-weights have written under --results, and trains nothing. What is not there is named with the command that makes it.
+Reads the files that `experiments.run`, `experiments.seeds`, `experiments.bench`, `experiments.bench.costs` and the
+check of weights have written under --results, and trains nothing. The page names missing results with their command.
 """
 
 

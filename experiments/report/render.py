@@ -1,4 +1,4 @@
-"""Writes a report as one HTML page, complete in itself, and as Markdown with its pictures beside it."""
+"""Writing a report as one self-contained HTML page, and as Markdown with its pictures beside it."""
 
 import base64
 import re
@@ -17,15 +17,15 @@ from experiments import study
 from experiments.report.content import Figure, Page, Report
 from models.errors import UserError
 
-PICTURES = "pictures"  # folder in that of the report, for the Markdown
+PICTURES = "pictures"  # folder for the pictures of the Markdown, inside the report's folder
 NUMBER = re.compile(r"[<>≈~]?[+−-]?\d[\d.,]*(e[+-]?\d+)?( ± [\d.,]+)?( ?(%|ms|s|[kMGT]?i?B|[kMGT]))?( \(.*diverged\))?")
-LONG = 24  # rows of a table from which on it gets a box of limited height
+LONG = 24  # least number of rows of a table that gets a box of limited height
 BLANK = ("", "—", "-", "diverged")
 BADGES = dict(zip(study.VERDICTS, ("agrees", "disagrees", "unclear"), strict=True))  # classes in style.css
 
 
 def write(report: Report, out: Path) -> None:
-    """Writes index.html and report.md into the folder, and the pictures of the latter below it."""
+    """Writes index.html and report.md into the folder, and the pictures of report.md below it."""
     from train.storage.files import write_atomically
 
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def write(report: Report, out: Path) -> None:
 
 
 def numeric(rows: Sequence[Sequence[Any]]) -> list[bool]:
-    """By column, whether its cells are numbers, with a unit or a spread at most."""
+    """Returns for each column whether all cells are numbers, at most with a unit or a spread."""
     columns = [[str(cell).strip() for cell in column] for column in zip(*rows, strict=True)]
     return [
         any(cell not in BLANK for cell in column) and all(cell in BLANK or NUMBER.fullmatch(cell) for cell in column)
@@ -65,12 +65,12 @@ def numeric(rows: Sequence[Sequence[Any]]) -> list[bool]:
 
 
 def unbroken(text: str) -> str:
-    """Text in which no line ends between a number and its spread or percent sign."""
+    """Returns the text without line breaks between a number and its spread or percent sign."""
     return re.sub(r"(?<=±) | (?=[±%])", "\N{NO-BREAK SPACE}", text)
 
 
 def escaped(text: Any) -> str:
-    """Text as it is, on one line, in Markdown and its tables."""
+    """Escapes a text for one line of Markdown or a cell of its tables."""
     return re.sub(r"([\\`*_<>|\[\]])", r"\\\1", " ".join(str(text).split()))
 
 
@@ -79,33 +79,33 @@ def escaped(text: Any) -> str:
 
 def _picture(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"{path}: this picture of the results is missing; run again the command that draws it")
+        raise UserError(f"{path}: this picture of the results is missing; run the command that draws it again")
     return path
 
 
 def embedded(path: Path) -> str:
-    """The picture as a data URI."""
+    """Returns the picture as a data URI."""
     return "data:image/png;base64," + base64.b64encode(_picture(path).read_bytes()).decode()
 
 
 def size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels."""
+    """Returns width and height in pixels."""
     with Image.open(_picture(path)) as image:
         return image.size
 
 
 def copied(path: Path, target: Path) -> str:
-    """Copies the picture, and returns its place beside the Markdown."""
+    """Copies the picture, and returns its path relative to the Markdown."""
     if path.resolve() != target.resolve():
         shutil.copyfile(_picture(path), target)
     return f"{PICTURES}/{target.name}"
 
 
-# -- pages that other commands have written ------------------------------------------------------------------------
+# -- pages written by other commands ------------------------------------------------------------------------
 
 
 def page_html(page: Page, level: int) -> markupsafe.Markup:
-    """The page as HTML: its "##" become headings of `level`, its tables and pictures like those of the report."""
+    """Returns the page as HTML: its "##" become headings of `level`, its tables and pictures match the report's."""
     parser = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(page.text)
     for i, token in enumerate(tokens):
@@ -131,7 +131,7 @@ def page_html(page: Page, level: int) -> markupsafe.Markup:
 
 
 def _align(tokens: Sequence[Any]) -> int:
-    """Marks the cells of a table's numeric columns; returns how many rows it has."""
+    """Marks the cells of a table's numeric columns; returns the number of its rows."""
     rows = []
     for i, token in enumerate(tokens):
         if token.type == "tr_open":
@@ -145,7 +145,7 @@ def _align(tokens: Sequence[Any]) -> int:
 
 
 def zoomable(figure: Figure) -> markupsafe.Markup:
-    """The picture, embedded; a click or the space bar shows it at its full size."""
+    """Returns the picture, embedded; a click or the space bar shows it at full size."""
     width, height = size(figure.file)
     return markupsafe.Markup(
         '<span class="card"><label><input type="checkbox" aria-label="full size: {alt}">'
@@ -154,7 +154,7 @@ def zoomable(figure: Figure) -> markupsafe.Markup:
 
 
 def page_markdown(page: Page, level: int, pictures: Path) -> str:
-    """The page with its headings moved below `level`, and its pictures copied."""
+    """Returns the page with its headings moved below `level`, and its pictures copied."""
 
     def heading(match):
         return "#" * (len(match[1]) - 2 + level) + " "

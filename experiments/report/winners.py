@@ -1,8 +1,8 @@
 """Winners of the ImageNet challenge (ILSVRC) in classification, 2010 to 2017, from published numbers alone.
 
-Errors are top-5, of the test set, by the best entry that used the challenge's own training data alone. They stand on
-the organizers' page of each year's results, image-net.org/challenges/LSVRC/YEAR/results. Those pages were read in
-transcriptions that agree with each other; 2014, 2015 and 2017 stand in abstracts of papers as well. `read` says where.
+Errors are top-5 on the test set, of the best entry trained only on the challenge's own data. The organizers publish
+them on each year's results page, image-net.org/challenges/LSVRC/YEAR/results. Those pages were read in transcriptions
+that agree with each other; for 2014, 2015 and 2017 abstracts of papers have the numbers, too. `read` names the source.
 """
 
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import NamedTuple
 from experiments.study import Table
 from train.plots.palette import BLUE, RED
 
-HUMAN = 5.1  # Russakovsky 2015, section 6.4: one annotator, trained on 500 images, on 1,500 images of the test set
+HUMAN = (
+    5.1  # Russakovsky 2015, section 6.4: one annotator, trained on 500 images, tested on 1,500 images of the test set
+)
 CAPTION = (
     "Top-5 error of each year's winner on the challenge's test set, without data from elsewhere (with it: SuperVision "
     "15.3 %, Clarifai 11.2 %). All from 2012 on are ensembles of convolutional networks. The line is one trained "
@@ -20,7 +22,7 @@ CAPTION = (
 
 
 class Winner(NamedTuple):
-    """A year's winner: the team, what it entered, its top-5 error in percent, and where that was read."""
+    """A year's winner: the team, its entry, its top-5 error in percent, and the source of that number."""
 
     year: int
     team: str
@@ -43,7 +45,7 @@ WINNERS = (
 
 
 def table() -> Table:
-    """The numbers of the figure with their sources."""
+    """Returns the numbers of the figure with their sources."""
     rows = [
         [
             winner.year,
@@ -58,7 +60,7 @@ def table() -> Table:
 
 
 def draw(path: Path) -> None:
-    """Writes the figure, a PNG."""
+    """Draws the figure and writes it as a PNG."""
     from matplotlib.figure import Figure
 
     from models.analysis.chart import save

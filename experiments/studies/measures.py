@@ -1,7 +1,7 @@
-"""What studies measure on a trained network, besides its accuracy: functions (run, state) -> what JSON can hold.
+"""Measures of several studies on a trained network, besides its accuracy: functions (run, state) -> JSON values.
 
-A study imports those whose names its trials give. `state` is numpy; JAX is imported within, so that a study's file can
-be read without it.
+A study imports the measures that its trials name. `state` holds numpy arrays. Functions import JAX themselves, so that
+a study's file can be read without it.
 """
 
 import base64
@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-if TYPE_CHECKING:  # what trains is imported when a measure runs
+if TYPE_CHECKING:  # modules that train are imported only when a measure runs
     from train.run import Run
     from train.state import TrainState
 
 
-STEPS = (0.5, 1.0, 2.0, 4.0)  # along the gradient, in learning rates
+STEPS = (0.5, 1.0, 2.0, 4.0)  # step lengths along the gradient, in learning rates
 
 
 def gap(run: "Run", state: "TrainState") -> dict[str, float]:
     """Measures accuracy by mode.
 
-    Returns:
-      On training images with the statistics of the "batch", as many images as in training, and as in evaluation
-      ("train"); on the "test" set, and there with statistics computed anew ("recalibrated", batch norm alone).
+    Accuracy on training images with the statistics of the "batch", as many images as in training, and as in evaluation
+    ("train"); on the "test" set; and, with batch norm, on the test set with recomputed statistics ("recalibrated").
     """
     import jax
 
@@ -47,23 +46,23 @@ def gap(run: "Run", state: "TrainState") -> dict[str, float]:
         return jax.tree.map(lambda x: x.sum() / batch["label"].size, jax.lax.map(both, parts))
 
     in_training, in_evaluation = accuracies(state, parts)
-    found = {"batch": float(in_training), "train": float(in_evaluation)}
+    accuracy = {"batch": float(in_training), "train": float(in_evaluation)}
     state = run.parallel.place(state)
-    found["test"] = run.evaluate(state)["accuracy"]
+    accuracy["test"] = run.evaluate(state)["accuracy"]
     if "batch_stats" in run.state.model_state:
         batches = max(1, min(200, len(run.images.train) // run.config["batch_size"]))
-        found["recalibrated"] = run.evaluate(Recalibrate(batches).at_end(run, state))["accuracy"]
-    return found
+        accuracy["recalibrated"] = run.evaluate(Recalibrate(batches).at_end(run, state))["accuracy"]
+    return accuracy
 
 
 def along_gradient(
     loss: Callable, params: Any, arguments: Sequence[Any], steps: Sequence[float]
 ) -> dict[str, list[float]]:
-    """Santurkar 2018, fig. 4: what steps of these lengths times the gradient of loss(params, *arguments) meet.
+    """Measures the loss and its gradient along the gradient of loss(params, *arguments), as in Santurkar 2018, fig. 4.
 
     Returns:
-      {"loss": before and after each step; "change": norm of the change of the gradient; "smoothness": that divided by
-      the distance}, after each.
+      {"loss": before the step and after each; "change": norm of the change of the gradient after each; "smoothness":
+      that norm divided by the distance}.
     """
     import jax
     import optax
@@ -75,16 +74,16 @@ def along_gradient(
         return there, change, change / (step * optax.tree.norm(gradient))
 
     before, gradient = jax.jit(jax.value_and_grad(loss))(params, *arguments)
-    found = [tuple(map(float, at(params, gradient, step, *arguments))) for step in steps]
+    values = [tuple(map(float, at(params, gradient, step, *arguments))) for step in steps]
     return {
-        "loss": [float(before), *(there for there, _, _ in found)],
-        "change": [change for _, change, _ in found],
-        "smoothness": [smoothness for _, _, smoothness in found],
+        "loss": [float(before), *(there for there, _, _ in values)],
+        "change": [change for _, change, _ in values],
+        "smoothness": [smoothness for _, _, smoothness in values],
     }
 
 
 def smoothness(run: "Run", state: "TrainState") -> dict[str, list[float]]:
-    """Measures `along_gradient` of the training loss on one batch of training images, STEPS learning rates far."""
+    """Measures `along_gradient` of the training loss on one batch of training images, STEPS learning rates away."""
     import jax
 
     def loss(params, state, batch):
@@ -95,7 +94,7 @@ def smoothness(run: "Run", state: "TrainState") -> dict[str, list[float]]:
 
 
 def layers(run: "Run", state: "TrainState", images: Any) -> list[str]:
-    """Returns the paths of the layers with a kernel, in the order of the computation, shortcuts left out."""
+    """Returns the paths of the layers with a kernel, in the order of the computation, without shortcuts."""
     from models.layers.endpoint import order
 
     kernels = {"/".join(path) for path in _kernels(state.params)}
@@ -107,14 +106,14 @@ def layers(run: "Run", state: "TrainState", images: Any) -> list[str]:
 
 
 def _kernels(params: Any) -> dict[tuple[str, ...], Any]:
-    """By the path of the layer."""
+    """Returns the kernels by the path of their layer."""
     import flax.traverse_util
 
     return {path[:-1]: x for path, x in flax.traverse_util.flatten_dict(params).items() if path[-1] == "kernel"}
 
 
 def gradients(run: "Run", state: "TrainState") -> dict[str, list]:
-    """Measures by layer, see `layers`, the norm of the training loss's gradient by its kernel on 128 images."""
+    """Measures for each of `layers` the norm of the training loss's gradient by its kernel, on 128 images."""
     import jax
     import jax.numpy as jnp
 
@@ -129,18 +128,18 @@ def gradients(run: "Run", state: "TrainState") -> dict[str, list]:
             "/".join(path): jnp.linalg.norm(g.ravel()) for path, g in _kernels(jax.grad(loss)(state.params)).items()
         }
 
-    found, names = norms(state, batch), layers(run, state, batch["image"])
-    return {"layers": names, "norms": [float(found[name]) for name in names]}
+    by_layer, names = norms(state, batch), layers(run, state, batch["image"])
+    return {"layers": names, "norms": [float(by_layer[name]) for name in names]}
 
 
 def deletions(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures test accuracy after a block is replaced by its shortcut; Veit 2016, section 4.1.
+    """Measures test accuracy after each block is replaced by its shortcut, as in Veit 2016, section 4.1.
 
-    In a plain network it is replaced by the identity, where its input and output have one shape.
+    A plain network has no shortcuts. There the identity replaces blocks whose input and output have the same shape.
 
     Returns:
-      {"blocks": names in order, "halving": whether each halves the resolution, "accuracy": without each, "whole": of
-      the network as it is, "chance": of a guess}.
+      {"blocks": names in order, "halving": whether each halves the resolution, "accuracy": without each, "whole":
+      accuracy of the whole network, "chance": accuracy of guessing}.
     """
     import flax.linen as nn
     import jax
@@ -160,7 +159,7 @@ def deletions(run: "Run", state: "TrainState") -> dict[str, Any]:
             y, module = call(*args, **kwargs), context.module
             if context.method_name != "__call__" or not isinstance(module, Block if plain else StochasticDepth):
                 return y
-            path = "/".join(module.path if plain else module.path[:-1])  # StochasticDepth is what ends a branch
+            path = "/".join(module.path if plain else module.path[:-1])  # StochasticDepth ends a residual branch
             if path not in blocks:
                 return y
             return jnp.where(deleted == blocks.index(path), args[0] if plain else 0, y)
@@ -172,7 +171,7 @@ def deletions(run: "Run", state: "TrainState") -> dict[str, Any]:
     variables = jax.device_put(state.variables())
     sums = np.zeros((len(blocks) + 1, 2))
     for batch in run.feed.test_batches():
-        for deleted in range(-1, len(blocks)):  # -1: none
+        for deleted in range(-1, len(blocks)):  # -1: no block
             sums[deleted + 1] += np.asarray(correct(variables, deleted, batch))
     whole, *accuracy = (sums[:, 0] / sums[:, 1]).tolist()
     return {
@@ -185,7 +184,7 @@ def deletions(run: "Run", state: "TrainState") -> dict[str, Any]:
 
 
 def png(values: Any) -> str:
-    """Returns pixels uint8 [H, W, C], or numbers in [0, 1], [H, W] or [H, W, 3], as a PNG in base64."""
+    """Encodes pixels uint8 [H, W, C], or numbers in [0, 1], [H, W] or [H, W, 3], as a PNG in base64."""
     values, file = np.asarray(values), io.BytesIO()
     pixels = values if values.dtype == np.uint8 else np.round(255 * values).astype(np.uint8)
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 and pixels.ndim == 3 else pixels).save(file, "PNG")
@@ -193,6 +192,6 @@ def png(values: Any) -> str:
 
 
 def from_png(text: str) -> np.ndarray:
-    """Returns the pixels of `png`, uint8 [H, W] or [H, W, 3]."""
+    """Decodes the pixels of `png`, uint8 [H, W] or [H, W, 3]."""
     with Image.open(io.BytesIO(base64.b64decode(text))) as image:
         return np.array(image)

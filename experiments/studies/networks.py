@@ -1,4 +1,4 @@
-"""Networks that studies compare at equal cost: a name, fields and a size of images, all else as in the paper."""
+"""Networks that studies compare at equal cost: a name, fields and an image size; all else is as in the paper."""
 
 import functools
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from experiments.study.tables import accuracy, count_of
 if TYPE_CHECKING:
     from models.analysis.cost import Complexity
 
-IMAGES = {"digits": (8, 1), "cifar10": (32, 3), "imagenet": (224, 3)}  # height and width, channels
+IMAGES = {"digits": (8, 1), "cifar10": (32, 3), "imagenet": (224, 3)}  # (height and width, channels)
 
 
 class Network(NamedTuple):
@@ -18,9 +18,9 @@ class Network(NamedTuple):
 
     Attributes:
       name: One of `models.names()`.
-      fields: Fields of the model that differ from those that the name stands for.
-      size: Height and width to which images are resized; 0: as they are. A network whose stem halves the resolution
-        gets images of twice the size where it is compared with one whose stem does not.
+      fields: Fields of the model that differ from the defaults of its name.
+      size: Height and width to which images are resized; 0: unchanged. A network whose stem halves the resolution
+        gets images of twice the size when compared with one whose stem does not.
     """
 
     name: str
@@ -57,7 +57,7 @@ CELLS = {"mult-adds": count_of("mult_adds"), "parameters": count_of("parameters"
 
 
 def unequal(outcomes: Outcomes, field: str) -> float:
-    """Returns, as a fraction, how far the costliest network is above the cheapest by a field of the summaries."""
+    """Returns by which fraction the costliest network exceeds the cheapest in a field of the summaries."""
     costs = [outcome.summary[field] for outcome in outcomes if outcome.summary]
     return max(costs) / min(costs) - 1 if costs else 0.0
 
@@ -68,9 +68,9 @@ def accuracies(outcomes: Outcomes, *names: str) -> str:
 
 
 def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str) -> Judge:
-    """Returns a judge: `high` is more accurate than `low`, both of the set `kind`.
+    """Returns a judge: `high` is more accurate than `low`; both labels are of `kind`.
 
-    It is too small to tell where the costs, `field` of the summaries, are further apart than `tolerance`.
+    The verdict is "too small to tell" if the costs, `field` of the summaries, differ by more than `tolerance`.
     """
 
     def judge(outcomes: Outcomes) -> Judgement:

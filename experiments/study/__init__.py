@@ -1,6 +1,6 @@
 """The framework of studies: a question, published claims, the trials that decide them, and how each is judged.
 
-A study is a file that defines STUDY. It is named in STUDIES, or asked for by its path: `experiments.run my_study.py`.
+A study is a file that defines STUDY. It is listed in STUDIES, or given by its path: `experiments.run my_study.py`.
 """
 
 import functools
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, overload
 
-from experiments.study.verdicts import (  # noqa: F401  (users' studies import them from here)
+from experiments.study.verdicts import (  # noqa: F401  (studies of users import them from here)
     AGREES,
     DISAGREES,
     TOO_SMALL,
@@ -54,16 +54,16 @@ Measure = Callable[[Any, Any], Any]  # (`train.run.Run`, state as numpy) -> what
 
 
 class Trial(NamedTuple):
-    """One run of the training loop, and what is measured on it.
+    """One run of the training loop, and the measures taken on it.
 
     Attributes:
-      labels: What distinguishes it within the study, e.g. {"depth": 20, "init": "msra", "seed": 0}.
+      labels: Distinguish it within the study, e.g. {"depth": 20, "init": "msra", "seed": 0}.
       config: A complete config of `train.loop.train`.
       train: Whether the network is trained; otherwise only the initial state is measured.
-      measures: Functions of a file. They see the run and its last state, or without training its first one. Their
-        results are kept by their names.
-      start: The trial whose trained network this one starts from (config.init_from is set to its folder). It is run
-        first, whether it is among the study's trials or not.
+      measures: Module-level functions of the run and its last state, or without training its first state. Their results
+        are stored under their names.
+      start: The trial whose trained network this one starts from (config.init_from is set to its folder). It runs
+        first, even if it is not among the study's trials.
     """
 
     labels: Mapping[str, Any]
@@ -77,9 +77,9 @@ class Outcome(NamedTuple):
     """The result of a trial.
 
     Attributes:
-      labels: The trial's.
-      summary: As in summary.json; None where nothing was trained or training diverged.
-      diverged: How training ended where the loss was no longer finite; else None.
+      labels: Labels of the trial.
+      summary: Content of summary.json; None if nothing was trained or training diverged.
+      diverged: How training ended if the loss became infinite or NaN; else None.
       history: {"train" | "test": {"step": [...], "loss": [...], …}}.
       measured: {name of a measure: its result}.
     """
@@ -91,7 +91,7 @@ class Outcome(NamedTuple):
     measured: Mapping[str, Any]
 
     def get(self, name: str, diverged: float = math.nan) -> float:
-        """Returns a number of the summary; `diverged` where training diverged."""
+        """Returns a number of the summary; `diverged` if training diverged."""
         return diverged if self.summary is None else self.summary[name]
 
 
@@ -114,7 +114,7 @@ class Outcomes(Sequence[Outcome]):
         return self._outcomes[index]
 
     def where(self, **labels: Any) -> "Outcomes":
-        """Returns the outcomes that have these labels; a list allows any of its members."""
+        """Returns the outcomes with these labels; a list allows any of its members."""
 
         def fits(outcome: Outcome, name: str, value: Any) -> bool:
             allowed = value if isinstance(value, list) else [value]
@@ -123,7 +123,7 @@ class Outcomes(Sequence[Outcome]):
         return Outcomes([o for o in self if all(fits(o, *pair) for pair in labels.items())])
 
     def distinct(self, name: str) -> list[Any]:
-        """Returns the values of a label, in the order of the trials."""
+        """Returns the distinct values of a label, in the order of the trials."""
         return list(dict.fromkeys(o.labels[name] for o in self if name in o.labels))
 
     def groups(self, *names: str) -> Iterator[tuple[tuple[Any, ...], "Outcomes"]]:
@@ -135,15 +135,15 @@ class Outcomes(Sequence[Outcome]):
             yield key, self.where(**dict(zip(names, key, strict=True)))
 
     def values(self, name: str, diverged: float = math.nan) -> list[float]:
-        """Returns a number of each summary; `diverged` where training diverged."""
+        """Returns a number of each summary; `diverged` if training diverged."""
         return [outcome.get(name, diverged) for outcome in self]
 
     def first(self) -> Mapping[str, Any] | None:
-        """Returns the first summary; None where all diverged."""
+        """Returns the first summary; None if all runs diverged."""
         return next((outcome.summary for outcome in self if outcome.summary), None)
 
     def having(self, measure: str) -> "Outcomes":
-        """Returns the outcomes that have a measure: training did not diverge."""
+        """Returns the outcomes that have a measure, whose training thus did not diverge."""
         return Outcomes([outcome for outcome in self if measure in outcome.measured])
 
     def results(self, measure: str) -> list[Any]:
@@ -151,7 +151,7 @@ class Outcomes(Sequence[Outcome]):
         return [outcome.measured[measure] for outcome in self.having(measure)]
 
     def measured(self, *path: Any) -> list[float]:
-        """Returns a number of each: a measure, then keys and places within its result; NaN where there is none."""
+        """Returns one number per outcome: a measure, then keys and indices within its result; NaN if it is missing."""
 
         def number(value: Any) -> float:
             try:
@@ -168,7 +168,7 @@ class Outcomes(Sequence[Outcome]):
         return [run for outcome in self if (run := outcome.history.get("train", {}).get("loss"))]
 
     def early_losses(self) -> list[float]:
-        """Returns the mean loss over the first third of each training: lower where it starts to learn earlier."""
+        """Returns the mean loss over the first third of each training; lower if learning starts earlier."""
         return [statistics.mean(run[: max(1, len(run) // 3)]) for run in self.losses()]
 
     def final_losses(self) -> list[float]:
@@ -180,7 +180,7 @@ Judge = Callable[[Outcomes], Judgement]
 
 
 def needs(**labels: Any) -> Callable[[Judge], Judge]:
-    """Wraps a judge: it says so where a scale has no trial of these labels."""
+    """Wraps a judge, so that it says so if a scale has no trial with these labels."""
 
     def wrap(judge: Judge) -> Judge:
         @functools.wraps(judge)
@@ -196,11 +196,11 @@ class Claim(NamedTuple):
     """A published statement, and how our trials decide on it.
 
     Attributes:
-      statement: One sentence.
-      published: The numbers.
-      source: Paper and table.
-      expected: What ours should show, and from when on it does; said before anything runs.
-      judge: Decides.
+      statement: The statement, in one sentence.
+      published: The published numbers.
+      source: The paper and its table.
+      expected: The result that ours should show, with its threshold; stated before anything runs.
+      judge: Function of the outcomes that returns the verdict.
     """
 
     statement: str
@@ -211,7 +211,7 @@ class Claim(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of texts and numbers under `columns`."""
+    """A table: rows of strings and numbers under `columns`."""
 
     title: str
     columns: Sequence[str]
@@ -231,15 +231,15 @@ class Study(NamedTuple):
     """A question with its trials, claims, tables and pictures; see the module.
 
     Attributes:
-      name: In STUDIES.
-      title: A few words.
-      question: A sentence.
-      cost: By scale, what running it takes.
+      name: The name in STUDIES.
+      title: A title of a few words.
+      question: The question, in one sentence.
+      cost: By scale, the time and data that running it takes.
       trials: Function of the scale, for each scale that has a `cost`.
-      claims: Published results.
-      tables: Function of the outcomes.
-      pictures: Drawn from the outcomes.
-      would_change: Which measurements would turn the verdicts: more seeds, a longer schedule, other data.
+      claims: Published claims.
+      tables: Function of the outcomes that returns the tables.
+      pictures: Figures drawn from the outcomes.
+      would_change: The measurements that could change the verdicts: more seeds, a longer schedule, other data.
     """
 
     name: str
@@ -264,7 +264,7 @@ def module(spec: str) -> ModuleType:
     """Returns the module of a study, by its name in STUDIES or the path of a file.
 
     Raises:
-      UserError: There is none.
+      UserError: The study does not exist, or its file does not define STUDY.
     """
     if spec in STUDIES:
         return importlib.import_module(STUDIES[spec])

@@ -1,7 +1,7 @@
 """Evidence for and against a claim: p values of stated tests, an estimate with its interval, and rules to combine them.
 
 Each function tests one statement about groups of seeds. `p_for` is the p value of the null hypothesis that the
-statement is false, `p_against` that of the null hypothesis that it is true, so at most one of them is small. `decide`
+statement is false, `p_against` that of the null hypothesis that it is true; at most one of them is small. `decide`
 turns the evidence for all claims of a study into verdicts, with Holm's correction for their number.
 
   Welch 1947       the generalization of Student's problem when several different population variances are involved
@@ -21,26 +21,26 @@ import numpy as np
 from scipy import special, stats
 from statsmodels.stats.multitest import multipletests
 
-ALPHA = 0.05  # rate of false verdicts, per study
-LEVEL = 0.95  # of intervals
-CLEAR = 0.2  # a larger p value of Welch's test decides nothing, whatever the permutation test says
+ALPHA = 0.05  # probability of any false verdict in a study
+LEVEL = 0.95  # confidence level of intervals
+CLEAR = 0.2  # with a larger p value of Welch's test nothing is decided, whatever the permutation test says
 PERMUTATIONS = 20_000
-TINY = 1e-24  # variance of a group whose outcomes are all equal, where their resolution is not known
+TINY = 1e-24  # variance of a group whose outcomes are all equal, if their resolution is unknown
 
-Values = Sequence[float] | np.ndarray  # outcomes by seed
+Values = Sequence[float] | np.ndarray  # outcomes, one per seed
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What the outcomes say about one statement.
+    """The evidence of the outcomes for and against one statement.
 
     Attributes:
-      p_for, p_against: see the module; 1 where nothing can be said.
-      estimate: of the effect, in the units of the outcomes; NaN where there is no single one.
-      low, high: interval of the effect, at LEVEL.
-      margin: the value that the effect is compared with.
-      test: name of the test.
-      seeds: per group, at which spreads and means like these would decide; None where unknown.
+      p_for, p_against: The two p values, see the module; 1 if nothing can be said.
+      estimate: Estimate of the effect, in the units of the outcomes; NaN if there is no single one.
+      low, high: Confidence interval of the effect, at LEVEL.
+      margin: The value that the effect is compared with.
+      test: Name of the test.
+      seeds: Seeds per group that would decide at spreads and means like these; None if unknown.
     """
 
     p_for: float
@@ -57,7 +57,7 @@ NOTHING = Evidence(1.0, 1.0)
 
 
 def finite(values: Values) -> np.ndarray:
-    """Returns the values that are finite, as float64."""
+    """Returns the finite values, as float64."""
     array = np.asarray(list(values), np.float64)
     return array[np.isfinite(array)]
 
@@ -68,10 +68,10 @@ def holds(condition: bool) -> Evidence:
 
 
 class _Difference:
-    """A difference of the means of two groups of at least two seeds.
+    """A difference between the means of two groups of at least two seeds.
 
-    Equal outcomes of a few seeds do not prove that their spread is 0. So the variance of a group is at least that of
-    rounding to the outcome's `resolution`.
+    Equal outcomes of a few seeds do not prove that their spread is 0. So the variance of a group is at least the
+    rounding variance of the outcome's `resolution`.
     """
 
     def __init__(self, high: np.ndarray, low: np.ndarray, resolution: float):
@@ -84,9 +84,9 @@ class _Difference:
     def above(self, margin: float) -> float:
         """Returns the p value of the null hypothesis that the difference is at most `margin`.
 
-        It is the larger one of Welch's t test and of a permutation test of Welch's t. The former is not valid for a
-        few seeds of outcomes with two humps, such as networks that stall or learn; the latter has no power where the
-        former has none.
+        It is the larger of the p values of Welch's t test and of a permutation test of Welch's t. Welch's is invalid
+        for a few seeds of outcomes with two modes, such as networks that stall or learn. The permutation test
+        has no power where Welch's has none.
         """
         welch = float(special.stdtr(self._freedom, (margin - self.estimate) / self._error))
         return welch if welch > CLEAR else max(welch, _permuted(self._high - margin, self._low, self._floor))
@@ -105,7 +105,7 @@ class _Difference:
 def _permuted(high: np.ndarray, low: np.ndarray, floor: float) -> float:
     """Returns the share of divisions of all outcomes into two such groups whose t is at least that of `high` and `low`.
 
-    All divisions are counted where there are at most PERMUTATIONS, else as many random ones, always the same.
+    All divisions are enumerated if there are at most PERMUTATIONS; otherwise a fixed random sample of as many.
     """
     everything, size = np.concatenate([high, low]), len(high)
 
@@ -121,7 +121,7 @@ def _permuted(high: np.ndarray, low: np.ndarray, floor: float) -> float:
 
 @functools.lru_cache(maxsize=64)
 def _divisions(count: int, size: int) -> np.ndarray:
-    """Returns divisions of `count` outcomes into `size` and the rest, bool [P, count]; the first is the given one."""
+    """Returns divisions of `count` outcomes into `size` and the rest, bool [P, count]; the first is the original."""
     if math.comb(count, size) <= PERMUTATIONS:
         indices = np.array(list(itertools.combinations(range(count), size)))
     else:
@@ -134,19 +134,19 @@ def _divisions(count: int, size: int) -> np.ndarray:
 
 
 def _difference(high: Values, low: Values, resolution: float) -> _Difference | None:
-    """Returns the difference of means; None where a group has fewer than two finite values."""
+    """Returns the difference of means; None if a group has fewer than two finite values."""
     first, second = finite(high), finite(low)
     return _Difference(first, second, resolution) if min(len(first), len(second)) >= 2 else None
 
 
 def more(high: Values, low: Values, by: float = 0.0, resolution: float = 0.0) -> Evidence:
-    """Tests that the mean of `high` is above the mean of `low` by more than `by`; see `_Difference.above`.
+    """Tests whether the mean of `high` is above the mean of `low` by more than `by`; see `_Difference.above`.
 
     Args:
-      high: outcomes by seed.
-      low: outcomes by seed of the other group.
-      by: the margin.
-      resolution: the smallest difference that an outcome can show, e.g. 1 / test images for an accuracy.
+      high: Outcomes, one per seed.
+      low: Outcomes of the other group, one per seed.
+      by: The margin.
+      resolution: The smallest difference that an outcome can show, e.g. 1 / test images for an accuracy.
     """
     difference = _difference(high, low, resolution)
     if difference is None:
@@ -163,7 +163,7 @@ def more(high: Values, low: Values, by: float = 0.0, resolution: float = 0.0) ->
 
 
 def equivalent(first: Values, second: Values, margin: float, resolution: float = 0.0) -> Evidence:
-    """Tests that two means differ by less than `margin` (two one-sided tests); a wide interval is no agreement."""
+    """Tests whether two means differ by less than `margin` (two one-sided tests); a wide interval is no agreement."""
     difference = _difference(first, second, resolution)
     if difference is None:
         return NOTHING
@@ -180,14 +180,14 @@ def equivalent(first: Values, second: Values, margin: float, resolution: float =
 
 
 def no_less(good: Values, reference: Values, margin: float, resolution: float = 0.0) -> Evidence:
-    """Tests that the mean of `good` is at most `margin` below that of `reference`."""
+    """Tests whether the mean of `good` is at most `margin` below that of `reference`."""
     return dataclasses.replace(
         more(good, reference, -margin, resolution), test="non-inferiority by Welch and permutation"
     )
 
 
 def usual(successes: int, runs: int, share: float = 0.5) -> Evidence:
-    """Tests that more than `share` of all seeds succeed (binomial, exact)."""
+    """Tests whether more than `share` of all seeds succeed (binomial, exact)."""
     if not runs:
         return NOTHING
     interval = stats.binomtest(successes, runs).proportion_ci(LEVEL, "exact")
@@ -203,7 +203,7 @@ def usual(successes: int, runs: int, share: float = 0.5) -> Evidence:
 
 
 def more_often(first: tuple[int, int], second: tuple[int, int]) -> Evidence:
-    """Tests that the first group succeeds more often than the second (Barnard's exact test).
+    """Tests whether the first group succeeds more often than the second (Barnard's exact test).
 
     Args:
       first: (successes, runs).
@@ -216,7 +216,7 @@ def more_often(first: tuple[int, int], second: tuple[int, int]) -> Evidence:
         len({first[0] / first[1], second[0] / second[1]} & {0.0, 1.0}) == 1
         and first[0] * second[1] == second[0] * first[1]
     ):
-        return dataclasses.replace(NOTHING, estimate=0.0, margin=0.0, test="Barnard")  # all succeed, or none does
+        return dataclasses.replace(NOTHING, estimate=0.0, margin=0.0, test="Barnard")  # all runs succeed, or none does
     return Evidence(
         float(stats.barnard_exact(table, alternative="greater").pvalue),
         float(stats.barnard_exact(table, alternative="less").pvalue),
@@ -227,12 +227,12 @@ def more_often(first: tuple[int, int], second: tuple[int, int]) -> Evidence:
 
 
 def trend(groups: Sequence[tuple[float, Values]], rising: bool = True) -> Evidence:
-    """Tests that outcomes rise (or fall) with a setting, over all of its values (slope of a least-squares line).
+    """Tests whether outcomes rise (or fall) with a setting, over all of its values (slope of a least-squares line).
 
     Args:
-      groups: (setting, outcomes by seed) for at least three settings; give the logarithm of a setting that is
-        multiplied from one to the next.
-      rising: the direction of the statement.
+      groups: (setting, outcomes by seed) for at least three settings; pass the logarithm of a setting that grows by
+        factors.
+      rising: The direction of the statement.
     """
     x = np.concatenate([np.full(len(finite(values)), setting) for setting, values in groups])
     y = np.concatenate([finite(values) for _, values in groups])
@@ -255,10 +255,10 @@ def trend(groups: Sequence[tuple[float, Values]], rising: bool = True) -> Eviden
 
 
 def all_of(*parts: Evidence) -> Evidence:
-    """Combines the parts of a statement: it is true where all of them are.
+    """Combines the parts of a statement, which is true if all of them are.
 
-    For it speaks the weakest part (Berger's intersection-union test); against it the strongest, by Bonferroni.
-    The estimate is that of the part that is closest to undecided.
+    `p_for` is that of the weakest part (Berger's intersection-union test), `p_against` that of the strongest, with
+    Bonferroni's correction. The estimate is that of the part closest to undecided.
     """
     hardest = max(parts, key=lambda part: min(part.p_for, part.p_against))
     seeds = [part.seeds for part in parts if part.seeds is not None]
@@ -277,7 +277,7 @@ def negated(evidence: Evidence) -> Evidence:
 
 
 def p_value(evidence: Evidence) -> float:
-    """Returns the two-sided p value: of a verdict either way."""
+    """Returns the two-sided p value of a verdict either way."""
     return min(1.0, 2 * min(evidence.p_for, evidence.p_against))
 
 
@@ -287,11 +287,11 @@ def corrected(claims: Sequence[Evidence]) -> list[float]:
 
 
 def decide(claims: Sequence[Evidence], level: float = ALPHA) -> list[bool | None]:
-    """Returns for each claim of a study: it holds, it does not, or None where that is undecided.
+    """Returns for each claim of a study whether it holds, or None if that is undecided.
 
     Args:
-      claims: of a study.
-      level: probability of any false verdict in the study; a sequential look spends a part of ALPHA (`spent`).
+      claims: Evidence for each claim of the study.
+      level: Probability of any false verdict in the study; a sequential look spends a part of ALPHA (`spent`).
     """
     return [
         (one.p_for < one.p_against if p <= level else None) for one, p in zip(claims, corrected(claims), strict=True)
@@ -299,9 +299,9 @@ def decide(claims: Sequence[Evidence], level: float = ALPHA) -> list[bool | None
 
 
 def spent(fraction: float) -> float:
-    """Returns the part of ALPHA that may be spent until a fraction of all seeds has been seen.
+    """Returns the part of ALPHA that may be spent by the time that a fraction of all seeds has been seen.
 
-    It is the spending function of Lan & DeMets 1983 that is like Pocock's boundary: looks early in the trials count.
+    It is the spending function of Lan & DeMets 1983 that resembles Pocock's boundary: early looks get a large share.
     """
     return ALPHA * math.log(1 + (math.e - 1) * min(1.0, fraction))
 
@@ -313,9 +313,9 @@ def looks(most: int, first: int = 3, growth: float = 1.5) -> list[tuple[int, flo
     ALPHA, whatever the tests are.
 
     Args:
-      most: seeds per group at the last look.
-      first: seeds per group at the first look.
-      growth: from one look to the next.
+      most: Seeds per group at the last look.
+      first: Seeds per group at the first look.
+      growth: Factor from one look to the next.
     """
     counts = [min(first, most)]
     while counts[-1] < most:
@@ -325,7 +325,7 @@ def looks(most: int, first: int = 3, growth: float = 1.5) -> list[tuple[int, flo
 
 
 def _seeds(distance: float, first: np.ndarray, second: np.ndarray, resolution: float) -> int | None:
-    """Returns the seeds per group at which a difference like this is decided with a probability of 80%, at ALPHA."""
+    """Returns the seeds per group at which such a difference is decided with a probability of 80%, at ALPHA."""
     if not distance:
         return None
     floor = resolution**2 / 12

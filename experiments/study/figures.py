@@ -1,4 +1,4 @@
-"""Drawings that studies repeat, on matplotlib's axes."""
+"""Drawings that several studies share, on matplotlib axes."""
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ def finish(
     legend: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> None:
-    """Sets labels, title and scales, removes needless lines, and adds a legend with these options, if any."""
+    """Sets labels, title and scales, removes unneeded lines, and adds a legend with these options, if any."""
     axes.set(**settings)
     tidy(axes, grid)
     if legend is not None and axes.get_legend_handles_labels()[0]:
@@ -27,7 +27,7 @@ def finish(
 
 
 def legend_below(figure: Figure | SubFigure, axes: Axes, ncols: int = 0, **options: Any) -> None:
-    """Puts one legend below all panels, with the labels of `axes`, in one row unless `ncols` says otherwise."""
+    """Puts one legend below all panels, with the labels of `axes`, in one row unless `ncols` is set."""
     handles, names = axes.get_legend_handles_labels()
     options = {"frameon": False, "fontsize": 9, "ncols": ncols or len(names), **options}
     if handles:
@@ -35,14 +35,14 @@ def legend_below(figure: Figure | SubFigure, axes: Axes, ncols: int = 0, **optio
 
 
 def number_ticks(axes: Axes, names: Sequence[Any], **style: Any) -> None:
-    """Writes names at 0, 1, … of the horizontal axis."""
+    """Writes names at 0, 1, … on the horizontal axis."""
     axes.set_xticks(range(len(names)), [str(name) for name in names], **style)
 
 
 def curves(
     axes: Axes, outcomes: Iterable[Any], split: str, metric: str, label: str, scale: float = 1, **style: Any
 ) -> None:
-    """Draws a metric against the step, a line per run; the first has the label."""
+    """Draws a metric against the step, one line per run; the first line has the label."""
     histories = [outcome.history.get(split, {}) for outcome in outcomes]
     lines_by(axes, [(h.get("step", []), [scale * v for v in h.get(metric, [])]) for h in histories], label, **style)
 
@@ -56,7 +56,7 @@ def lines_by(axes: Axes, runs: Iterable[tuple[Any, Any]], label: str, *style: st
 def errorbars(
     axes: Axes, x: Iterable[float], runs: Sequence[Sequence[float]], scale: float = 100, **style: Any
 ) -> None:
-    """Draws mean and standard deviation of the finite values at each x; in percent where `scale` is 100."""
+    """Draws mean and standard deviation of the finite values at each x; in percent if `scale` is 100."""
     points = [(at, [scale * v for v in good]) for at, run in zip(x, runs, strict=True) if (good := finite(run))]
     if points:
         means, deviations = ([function(v) for _, v in points] for function in (statistics.mean, deviation))
@@ -73,7 +73,7 @@ def bars_by(
     labels: Mapping[str, str] | None = None,
     **style: Any,
 ) -> None:
-    """Draws means with standard deviations: at 0, 1, … a bar for each group, side by side over `width`."""
+    """Draws means with standard deviations as bars at 0, 1, …, one per group, side by side over `width`."""
     each = width / max(len(groups), 1)
     for i, (name, runs) in enumerate(groups.items()):
         good = [(at, [scale * value for value in finite(run)]) for at, run in enumerate(runs) if finite(run)]
@@ -105,7 +105,7 @@ def heatmap(
     fontsize: float | None = None,
     **style: Any,
 ) -> AxesImage:
-    """Draws numbers over their colors, and returns the image for a colorbar; white text where `dark(value)`."""
+    """Draws numbers over their colors, and returns the image for a colorbar; text is white if `dark(value)`."""
     drawn = axes.imshow(image, aspect="auto", origin="lower", **style)
     for y, row in enumerate(image):
         for x, value in enumerate(row):
@@ -117,12 +117,12 @@ def heatmap(
 
 
 def panels_by(figure: Figure | SubFigure, count: int, **options: Any) -> list[Axes]:
-    """Returns at least one panel, in a row."""
+    """Returns the panels of one row, at least one."""
     return list(figure.subplots(1, max(count, 1), squeeze=False, **options)[0])
 
 
 def mean_line(outcomes: Outcomes, split: str, metric: str) -> tuple[list[float], list[float]] | None:
-    """Returns steps and the mean over runs of a metric; None where no run has it."""
+    """Returns the steps and the mean over runs of a metric; None if no run has it."""
     histories = [outcome.history[split] for outcome in outcomes if outcome.summary]
     if not histories:
         return None

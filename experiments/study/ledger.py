@@ -1,8 +1,7 @@
 """The ledger of a study: one line per finished trial, kept with the project.
 
-A line of `trials.jsonl` holds the outcome of a trial and where it was run. So a trial that is in the ledger is not run
-again, on whatever machine, and its checkpoints need not be kept. Ledgers of several machines are united by
-concatenation.
+A line of `trials.jsonl` holds the outcome of a trial and where it ran. So a trial in the ledger is never run again, on
+any machine, and its checkpoints may be deleted. Concatenation merges the ledgers of several machines.
 """
 
 import ast
@@ -42,10 +41,11 @@ class Ledger:
     """The finished trials of a study at one scale.
 
     Args:
-      folder: of the study's results; it need not exist yet.
+      folder: Folder of the study's results; it need not exist yet.
 
     Raises:
-      UserError: a line is damaged. A last line that a kill cut short is dropped instead: that trial did not finish.
+      UserError: A line is damaged. A last line that a kill cut short is dropped instead, because its trial did not
+        finish.
     """
 
     def __init__(self, folder: Path):
@@ -55,7 +55,7 @@ class Ledger:
             self._keep(line)
 
     def _keep(self, line: dict[str, Any]) -> None:
-        """Keeps a line; of several lines of a trial the last one, with what others of the same code measured."""
+        """Stores a line; a trial's last line counts, with the measures of its other lines if their code is the same."""
         before = self._lines.get(line["trial"])
         if before and before["code"] == line["code"]:
             measured = {**before["outcome"].get("measured", {}), **line["outcome"].get("measured", {})}
@@ -69,14 +69,14 @@ class Ledger:
         """Returns the line of a trial, or None.
 
         Args:
-          trial: its address.
-          code: digest of the code that the trial would run now; a line of other code does not count. "" accepts any.
+          trial: Address of the trial.
+          code: Digest of the code that the trial would run now; lines of other code do not count. "" accepts any.
         """
         line = self._lines.get(trial)
         return line if line and code in ("", line["code"]) else None
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Appends a line, whole or not at all as far as readers see, also beside other processes."""
+        """Appends a line atomically for readers, even beside other processes."""
         text = json.dumps(dict(line), allow_nan=False, sort_keys=True)
         kept = parse_json(text, LINE, "a line for the ledger")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class Ledger:
             file.seek(0, os.SEEK_END)
             if file.tell():
                 file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a kill cut the last line short
+                if file.read(1) != b"\n":  # a kill has cut the last line short
                     _drop_last(file)
             file.write(f"{text}\n".encode())
             file.flush()
@@ -93,7 +93,7 @@ class Ledger:
 
 
 def _drop_last(file: Any) -> None:
-    """Truncates a file behind its last newline."""
+    """Truncates a file after its last newline."""
     file.seek(0)
     content = file.read()
     file.truncate(content.rfind(b"\n") + 1)
@@ -109,7 +109,7 @@ def _read(path: Path) -> Iterable[dict[str, Any]]:
         try:
             yield parse_json(text, LINE, f"{path}, line {number}")
         except UserError:
-            if number == len(lines):  # no newline behind it
+            if number == len(lines):  # without a newline at its end
                 return
             raise
 
@@ -117,10 +117,10 @@ def _read(path: Path) -> Iterable[dict[str, Any]]:
 def code(modules: Iterable[str]) -> str:
     """Returns a digest of the code of modules and of all modules of this project that they import.
 
-    Comments, docstrings and layout do not count. Imports within functions do not count either: name these modules.
+    Comments, docstrings and layout do not count. Nor do imports within functions: name those modules explicitly.
 
     Args:
-      modules: names, e.g. "train.loop", "models.resnet".
+      modules: Names, e.g. "train.loop", "models.resnet".
     """
     pending, files = list(modules), {}
     while pending:

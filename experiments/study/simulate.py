@@ -15,15 +15,15 @@ USAGE = """Draws outcomes of studies whose truth is known, and counts false and 
     python -m experiments.study.simulate
     python -m experiments.study.simulate --rounds=20000 --markdown
 
-"false" is the share of claims (and of studies of CLAIMS claims, after correction) with a verdict although there is no
-effect; "missed" is the share of claims without a verdict where the effect is 1, 2 or 3 spreads.
+"false" is the share of claims (and of studies of CLAIMS claims, after correction) with a verdict without any effect;
+"missed" is the share of claims without a verdict at an effect of 1, 2 or 3 standard deviations.
 """
 
 CLAIMS = 10
 EFFECTS = (1.0, 2.0, 3.0)
 SEEDS = (3, 5, 10, 20)
 
-Draw = Callable[[np.random.Generator, int], np.ndarray]  # n outcomes of mean 0 and standard deviation 1
+Draw = Callable[[np.random.Generator, int], np.ndarray]  # returns n outcomes of mean 0 and standard deviation 1
 
 
 def _skewed(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -40,7 +40,7 @@ def _divergent(rng: np.random.Generator, n: int) -> np.ndarray:
     return values
 
 
-DRAWS: Mapping[str, tuple[Draw, float]] = {  # and the second group's spread in units of the first's
+DRAWS: Mapping[str, tuple[Draw, float]] = {  # kinds of outcomes, and the second group's spread relative to the first's
     "normal": (lambda rng, n: rng.standard_normal(n), 1.0),
     "unequal spreads (1 : 10)": (lambda rng, n: rng.standard_normal(n), 10.0),
     "skewed": (_skewed, 1.0),
@@ -51,7 +51,7 @@ DRAWS: Mapping[str, tuple[Draw, float]] = {  # and the second group's spread in 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Shares of verdicts: of single claims, and of studies with at least one false verdict after correction."""
+    """Rates of verdicts: of single claims, and of studies with at least one false verdict after correction."""
 
     draws: str
     rule: str
@@ -90,7 +90,7 @@ def fixed(draws: str, seeds: int, rounds: int, rng: np.random.Generator, effects
 def sequential(
     draws: str, most: int, rounds: int, rng: np.random.Generator, effects: Sequence[float] = EFFECTS
 ) -> Rates:
-    """Simulates studies that add seeds to undecided claims at the looks of `evidence.looks`."""
+    """Simulates studies that add seeds to undecided claims, at the looks of `evidence.looks`."""
     looks, single, study, missed = evidence.looks(most), 0, 0, []
     for _ in range(rounds):
         claims = [_claim(rng, draws, most, 0.0) for _ in range(CLAIMS)]
@@ -106,7 +106,7 @@ def sequential(
 
 
 def _first(claim: tuple[np.ndarray, np.ndarray], looks: Sequence[tuple[int, float]]) -> int | None:
-    """Returns the seeds at which a claim alone is decided."""
+    """Returns the number of seeds at which a claim alone is decided."""
     for count, level in looks:
         if evidence.p_value(evidence.more(claim[0][:count], claim[1][:count])) <= level:
             return count
@@ -122,7 +122,7 @@ def _study(claims: Sequence[tuple[np.ndarray, np.ndarray]], looks: Sequence[tupl
     return decided
 
 
-COLUMNS = ("outcomes", "rule", "seeds", "false, a claim", "false, a study", *(f"missed at {e:g} sd" for e in EFFECTS))
+COLUMNS = ("outcomes", "rule", "seeds", "false per claim", "false per study", *(f"missed at {e:g} sd" for e in EFFECTS))
 
 
 def row(rates: Rates) -> list[str]:
@@ -148,7 +148,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
-    ROUNDS = flags.DEFINE_integer("rounds", 500, "Studies of each kind.", lower_bound=1)
-    SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+    ROUNDS = flags.DEFINE_integer("rounds", 500, "Number of simulated studies of each kind.", lower_bound=1)
+    SEED = flags.DEFINE_integer("seed", 0, "Seed of the random draws.")
     MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the table as Markdown.")
     command.run(main, USAGE)

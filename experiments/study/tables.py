@@ -1,4 +1,4 @@
-"""Tables that studies repeat: a row per group of trials, a cell per number."""
+"""Tables that several studies share: one row per group of trials, one cell per number."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ Cell = Callable[[Outcomes], Any]
 
 
 def of_summary(name: str, percent: bool = True, digits: int = 1) -> Cell:
-    """Returns a cell: mean and standard deviation of a number of the summaries."""
+    """Returns a cell with mean and standard deviation of a number of the summaries."""
     return lambda group: spread(group.values(name), percent, digits)
 
 
 def count_of(name: str) -> Cell:
-    """Returns a cell: a whole number of the first summary, with commas; "—" where all diverged."""
+    """Returns a cell with an integer of the first summary, with commas; "—" if all runs diverged."""
     return lambda group: next((f"{o.summary[name]:,}" for o in group if o.summary), "—")
 
 
@@ -23,13 +23,13 @@ accuracy = of_summary("accuracy")
 
 
 def table_by(title: str, outcomes: Outcomes, labels: Mapping[str, str], cells: Mapping[str, Cell]) -> Table:
-    """Returns a table with a row for each combination of labels.
+    """Returns a table with one row for each combination of labels.
 
     Args:
-      title: The table's title.
-      outcomes: Those without one of the labels are left out.
+      title: Title of the table.
+      outcomes: Outcomes; those without one of the labels are left out.
       labels: Heading of each label's column, by label.
-      cells: The other columns: heading, and the function of a group that gives the cell.
+      cells: The other columns: heading, and the function of a group that returns the cell.
     """
     rows: Sequence[Sequence[Any]] = [
         [*key, *(cell(group) for cell in cells.values())] for key, group in outcomes.groups(*labels)

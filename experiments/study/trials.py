@@ -1,4 +1,4 @@
-"""Runs trials: each in a folder named by its config, several at once where the machine is a CPU with several cores."""
+"""Runs trials, each in a folder named by its config; several at once on a CPU with several cores."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ from models.errors import UserError
 from train.recording import summary
 from train.storage.files import read_json, write_json
 
-# What outcome.json holds: see `run`.
+# Schema of outcome.json; see `run`.
 SCHEMA = {
     "type": "object",
     "required": ["summary", "diverged", "history", "measured"],
@@ -43,7 +43,7 @@ KEPT = {"train": ("loss", "accuracy", "gradient_norm"), "test": ("loss", "accura
 
 
 def address(trial: study.Trial) -> str:
-    """Name of the trial's folder: the model, and a digest of the config. Equal configs of two studies share it."""
+    """Returns the name of the trial's folder: the model, and a digest of the config. Equal configs share it."""
     from train.storage import workdir
 
     config = workdir.plain(trial.config)
@@ -56,7 +56,7 @@ def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
     """Trains and measures what is missing in `folder`, and returns the content of its outcome.json.
 
     Returns:
-      {"summary", "diverged", "history", "measured"}; {"interrupted": signal} where SIGTERM or SIGINT ended it early.
+      {"summary", "diverged", "history", "measured"}; {"interrupted": signal} if SIGTERM or SIGINT ended it early.
     """
     from train import loop, restore
     from train.recording import recorder
@@ -90,8 +90,8 @@ def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
             state = restore.restored(prepared, folder)
             if int(state.step) < prepared.total:
                 raise UserError(
-                    f"{folder}: what is left of this trial is its step {int(state.step)} of "
-                    f"{prepared.total}: delete its outcome.json to train the rest again"
+                    f"{folder}: this trial's newest checkpoint is of step {int(state.step)}, not "
+                    f"{prepared.total}: delete its outcome.json to train the remaining steps"
                 )
         for measure in missing:
             outcome["measured"][measure.__name__] = measure(prepared, state)
@@ -109,9 +109,9 @@ def _history(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:
 
 
 def _serve(connection: Any, cores: Sequence[int], cache: str) -> None:
-    """A worker: answers (trial, folder) with (kind, outcome or text) until None comes."""
+    """Works in its own process: answers each (trial, folder) with (kind, outcome or text), until None arrives."""
     if cores:
-        os.sched_setaffinity(0, cores)  # before JAX looks how many threads it should start
+        os.sched_setaffinity(0, cores)  # before JAX reads the number of threads to start
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -125,26 +125,26 @@ def _serve(connection: Any, cores: Sequence[int], cache: str) -> None:
 
 
 def run_all(trials: Sequence[study.Trial], root: Path, jobs: int, console: rich.console.Console) -> list[study.Outcome]:
-    """Runs all trials in folders of `root`, those of equal configs once; finished ones are only read.
+    """Runs all trials in folders of `root`, those with equal configs once; finished ones are only read.
 
     Args:
-      trials: of the study.
-      root: of the folders.
-      jobs: trials at once; more than one in processes of their own, which share out the cores.
-      console: for progress: a bar on a terminal, a line for each trial elsewhere.
+      trials: Trials of the study.
+      root: Folder of the trials' folders.
+      jobs: Number of trials at once; several run in separate processes, which divide the cores.
+      console: Console for progress: a bar on a terminal, otherwise one line per trial.
 
     Raises:
-      UserError: a trial's.
-      Interrupted: SIGTERM or SIGINT ended it, and the same command goes on.
+      UserError: A trial failed.
+      Interrupted: SIGTERM or SIGINT ended it; the same command resumes.
     """
     root.mkdir(parents=True, exist_ok=True)
     work = {}
     for trial in (one for planned in trials for one in (*_starts(planned), planned)):
-        # Of equal trials one runs, with the measures of all
+        # Equal trials run once, with the measures of all
         name = address(trial)
         measures = dict.fromkeys((*(work[name].measures if name in work else ()), *trial.measures))
         work[name] = trial._replace(measures=tuple(measures))
-    found = {}
+    outcomes = {}
     bar = rich.progress.Progress(
         rich.progress.TextColumn("[bold]{task.description}"),
         rich.progress.BarColumn(),
@@ -158,7 +158,7 @@ def run_all(trials: Sequence[study.Trial], root: Path, jobs: int, console: rich.
         task = bar.add_task("trials", total=len(work), last="")
         run_each = _here if jobs == 1 else _in_processes
         for name, outcome in run_each(work, root, jobs):
-            found[name] = outcome
+            outcomes[name] = outcome
             labels = ", ".join(f"{key} {value}" for key, value in work[name].labels.items())
             result = outcome["diverged"] or (
                 f"accuracy {outcome['summary']['accuracy']:.1%}"
@@ -167,20 +167,20 @@ def run_all(trials: Sequence[study.Trial], root: Path, jobs: int, console: rich.
             )
             bar.update(task, advance=1, last=labels)
             if not console.is_terminal:
-                console.print(f"{len(found)}/{len(work)}  {labels}: {result}", soft_wrap=True, highlight=False)
-    return [study.Outcome(trial.labels, **found[address(trial)]) for trial in trials]
+                console.print(f"{len(outcomes)}/{len(work)}  {labels}: {result}", soft_wrap=True, highlight=False)
+    return [study.Outcome(trial.labels, **outcomes[address(trial)]) for trial in trials]
 
 
 def _starts(trial: study.Trial) -> list[study.Trial]:
-    """Those that have to run before it, in order."""
+    """Returns the trials that have to run before this one, in order."""
     return [*_starts(trial.start), trial.start] if trial.start else []
 
 
 class Interrupted(UserError):
-    """A signal has ended the trials."""
+    """An interruption: a signal has ended the trials."""
 
     def __init__(self, name: str):
-        super().__init__(f"{name}: what is done is kept; the same command goes on")
+        super().__init__(f"{name}: finished work is kept; run the same command to resume")
 
 
 def _here(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -196,7 +196,7 @@ def _here(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterator[tuple
 
 
 def _in_processes(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`jobs` workers, each given the next trial when it has answered."""
+    """Runs `jobs` workers; each gets the next trial when it has answered."""
     context = multiprocessing.get_context("spawn")
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     waiting, busy, workers, done = list(work), {}, [], set()
@@ -208,7 +208,7 @@ def _in_processes(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterat
         workers.append((process, ours))
 
     def give():
-        """To every idle worker the first trial that may start."""
+        """Sends every idle worker the first trial that may start."""
         for _, connection in workers:
             ready = [name for name in waiting if not (start := work[name].start) or address(start) in done]
             if connection not in busy and ready:
@@ -228,7 +228,9 @@ def _in_processes(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterat
                     except (EOFError, ConnectionError):
                         if signals.name:
                             continue
-                        raise RuntimeError(f"the process that ran {name} died; the same command goes on") from None
+                        raise RuntimeError(
+                            f"the process that ran {name} died; run the same command to resume"
+                        ) from None
                     if kind == "mistake":
                         raise UserError(f"{name}: {outcome}")
                     if kind == "fault":
@@ -241,9 +243,9 @@ def _in_processes(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterat
                     done.add(name)
                     if not signals.name:
                         give()
-    finally:  # also where a trial failed: what comes next has the cores to itself
+    finally:  # also after a failed trial: later work then has the cores to itself
         for _, connection in workers:
-            with contextlib.suppress(OSError):  # it has ended
+            with contextlib.suppress(OSError):  # the worker has already ended
                 connection.send(None)
         for process, _ in workers:
             process.join(20)
@@ -253,7 +255,7 @@ def _in_processes(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterat
 
 
 class _Signals:
-    """Within it SIGTERM and SIGINT are noted and passed on by `act`; the trials that run save and end."""
+    """Notes SIGTERM and SIGINT within the context, and passes them on by `act`; running trials save and end."""
 
     name: str | None = None
 

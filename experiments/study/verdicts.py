@@ -1,4 +1,4 @@
-"""Verdicts: comparisons of groups of seeds with a stated error, and their texts."""
+"""Verdicts: comparisons of groups of seeds at a stated error rate, and their texts."""
 
 import math
 import statistics
@@ -12,7 +12,7 @@ class Verdict(str):
     """One of VERDICTS.
 
     Attributes:
-      seeds: With "too small to tell", the seeds per group that would decide at this spread; None where unknown.
+      seeds: With "too small to tell", the seeds per group that would decide at this spread; None if unknown.
     """
 
     seeds: int | None = None
@@ -22,19 +22,19 @@ AGREES, DISAGREES, TOO_SMALL = VERDICTS = tuple(map(Verdict, ("agrees", "disagre
 
 
 class Judgement(NamedTuple):
-    """A verdict and the numbers that it rests on, in one sentence."""
+    """A verdict and its numbers, in one sentence."""
 
     verdict: Verdict
     ours: str
 
 
 def finite(values: Iterable[float]) -> list[float]:
-    """Returns the values that are finite."""
+    """Returns the finite values."""
     return [value for value in values if math.isfinite(value)]
 
 
 def mean(values: Sequence[float]) -> float:
-    """Returns the mean of the finite values; NaN where there is none."""
+    """Returns the mean of the finite values; NaN if there is none."""
     good = finite(values)
     return statistics.mean(good) if good else math.nan
 
@@ -46,7 +46,7 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def spread(values: Sequence[float], percent: bool = True, digits: int = 1) -> str:
-    """Returns mean and standard deviation over seeds, e.g. "97.2 ± 0.3 %", and how many diverged."""
+    """Formats mean and standard deviation over seeds, e.g. "97.2 ± 0.3 %", and the number of diverged runs."""
     good, scale = finite(values), 100 if percent else 1
     if not good:
         return "diverged" if values else "—"
@@ -58,14 +58,14 @@ def spread(values: Sequence[float], percent: bool = True, digits: int = 1) -> st
 
 
 def listed(values: Mapping[Any, Sequence[float]], percent: bool = True, digits: int = 1, separator: str = "; ") -> str:
-    """Returns "NAME MEAN ± DEVIATION" for each group."""
+    """Formats "NAME MEAN ± DEVIATION" for each group."""
     return separator.join(f"{name} {spread(group, percent, digits)}" for name, group in values.items())
 
 
 def seeds_needed(high: Sequence[float], low: Sequence[float], by: float = 0.0) -> int | None:
     """Returns the seeds per group at which means and spreads like these are over two standard errors apart.
 
-    None where a group has fewer than two values, or the difference is `by` itself.
+    None if a group has fewer than two values, or the difference equals `by`.
     """
     high, low = finite(high), finite(low)
     if min(len(high), len(low)) < 2 or not (difference := statistics.mean(high) - statistics.mean(low) - by):
@@ -94,7 +94,7 @@ def holds(condition: bool) -> Verdict:
 
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
-    """Combines the parts of a claim: it disagrees where one does, else is too small to tell where one is."""
+    """Combines the parts of a claim: it disagrees if one part does, else is too small to tell if one part is."""
     if DISAGREES in verdicts:
         return DISAGREES
     unclear = [verdict for verdict in verdicts if verdict == TOO_SMALL]
@@ -110,18 +110,18 @@ def more(
     digits: int = 1,
     separator: str = "; ",
 ) -> Judgement:
-    """Judges whether the first of some named groups is above the second by more than `by`; lists them all."""
+    """Judges whether the first of some named groups is above the second by more than `by`; lists all groups."""
     high, low, *_ = groups.values()
     return Judgement(compare(high, low, by), start + listed(groups, percent, digits, separator))
 
 
 def counts(claims: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Counts the claims, as in results.json, by verdict, in the order of VERDICTS."""
+    """Counts the claims of results.json by verdict, in the order of VERDICTS."""
     return [sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS]
 
 
 def overall(claims: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the verdict on a study, from its claims as in results.json: counts, and what it disagrees with."""
+    """Returns the verdict on a study from its claims in results.json: counts, and the claims that it disagrees with."""
     agree, disagree, unclear = counts(claims)
     text = (
         f"Of {len(claims)} claim{'s' * (len(claims) != 1)} {agree} {'agrees' if agree == 1 else 'agree'}, "
@@ -133,6 +133,6 @@ def overall(claims: Sequence[Mapping[str, Any]]) -> str:
 
 
 def seeds_text(claim: Mapping[str, Any]) -> str:
-    """Returns how many seeds would decide a claim, as in results.json, that is too small to tell; "" if unknown."""
+    """Formats how many seeds would decide a claim of results.json that is too small to tell; "" if unknown."""
     seeds = claim.get("seeds")
     return f"{min(seeds, MOST_SEEDS)}{' or more' if seeds > MOST_SEEDS else ''} seeds would tell" if seeds else ""

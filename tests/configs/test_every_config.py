@@ -100,5 +100,5 @@ def test_bad_recipe():
         imagenet.get_config("recipe=modrn")
     with pytest.raises(ValueError, match="unknown recipe 'breif'; allowed: he, brief"):
         cifar10.get_config("recipe=breif")
-    with pytest.raises(ValueError, match="recipe=brief is of other models than speedrun"):
+    with pytest.raises(ValueError, match="recipe=brief does not apply to speedrun"):
         cifar10.get_config("speedrun,recipe=brief")

@@ -105,16 +105,16 @@ def test_freezing_decay_and_unfreezing(source):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("to=digits", "want from=RUN .* or model=NAME to train from scratch"),
+        ("to=digits", "set from=RUN .* or model=NAME to train from scratch"),
         ("from=/nowhere,to=digits", "from=/nowhere: No such file or directory"),
         ("model=resnet8,to=digit", "unknown to 'digit'; allowed: digits, cifar10"),
         ("model=resnet8,to=digits,rule=big", "unknown rule 'big'; allowed: finetune, bit"),
         ("model=resnet8,to=digits,freeze=4", "freeze=4 must be 0 to 3, or all"),
-        ("model=vit_small_patch16,to=cifar10,freeze=1", "for networks of stages, not vit_small_patch16"),
-        ("model=resnet8,to=digits,freeze=all,decay=0.5", "freeze=all leaves nothing for unfreeze and decay"),
-        ("model=resnet8,to=digits,rule=bit,steps=9", "steps=9: rule=bit says that itself"),
+        ("model=vit_small_patch16,to=cifar10,freeze=1", "need a network of stages, unlike vit_small_patch16"),
+        ("model=resnet8,to=digits,freeze=all,decay=0.5", "freeze=all leaves no stage for unfreeze and decay"),
+        ("model=resnet8,to=digits,rule=bit,steps=9", "steps=9: rule=bit sets it"),
         ("model=resnet8,to=digits,decay=2.0", r"decay=2.0 must be in \(0, 1\]"),
-        ("model=resnet8,to=digits,unfreeze=soon", "unfreeze=soon: want a duration"),
+        ("model=resnet8,to=digits,unfreeze=soon", "unfreeze=soon: must be a duration"),
     ],
 )
 def test_mistakes_are_one_line(text, message):

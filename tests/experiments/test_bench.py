@@ -92,9 +92,9 @@ def test_tests_are_told_by_file_and_the_longest(tmp_path):
     assert (longest["who"], longest["ms"]) == ("tests/test_a.py::test_14", 7_000) and len(others) == 19
     for text in ("", "<testsuites/>", '<testsuite name="abc" tests="30"/>'):
         path.write_text(text)
-        with pytest.raises(UserError, match="tests.xml is not what make test writes"):
+        with pytest.raises(UserError, match="tests.xml is not a file of make test"):
             commands.tests(path)
-    with pytest.raises(UserError, match="gone.xml: make test writes it"):
+    with pytest.raises(UserError, match="gone.xml is missing: make test writes it"):
         commands.tests(tmp_path / "gone.xml")
 
 
@@ -299,8 +299,8 @@ def test_cases_are_checked():
         ((["resnet21"], [], [], "", []), "did you mean 'resnet20'"),
         (([], ["64"], [], "", []), "size '64'"),
         (([], [], ["fast"], "", []), "unknown mode of torch.compile 'fast'"),
-        ((["data"], [], [], "batch", []), "--sweep=batch is of networks"),
-        (([], [], [], "batch", []), "--sweep=batch is of networks"),
+        ((["data"], [], [], "batch", []), "--sweep=batch measures networks only"),
+        (([], [], [], "batch", []), "--sweep=batch measures networks only"),
         ((["resnet20"], [], [], "batch", ["0"]), "whole numbers above 0"),
     ):
         with pytest.raises(UserError, match=message):

@@ -94,7 +94,7 @@ def test_mistakes_are_the_most_confident_errors(folder):
         task=SimpleNamespace(predict=lambda variables, batch: jax.nn.one_hot(batch["label"], 10)),
         feed=SimpleNamespace(prepare_evaluation=lambda batch: batch, batches=run.feed.batches),
     )
-    with pytest.raises(UserError, match="--indices=mistakes: the network is right about all of the 360 images"):
+    with pytest.raises(UserError, match="--indices=mistakes: the network classifies all 360 images correctly"):
         subjects.mistakes(right, {}, run.feed.test)
 
 
@@ -175,7 +175,10 @@ def test_images_of_files_are_seen_as_the_run_sees_its_own(job, tmp_path):
         (lambda job, tmp: act(job, "occlusion(size=40)"), "size=40 x 40 is larger than the images of 16 x 16"),
         (lambda job, tmp: act(job, "occlusion(color=2.0)"), "color=2.0 must be from 0"),
         (lambda job, tmp: act(job, "occlusion(width=3)"), "unexpected keyword argument 'width'"),
-        (lambda job, tmp: act(job, "top_patches(channels='0-99')"), "channels='0-99': want numbers or ranges of 0 to"),
+        (
+            lambda job, tmp: act(job, "top_patches(channels='0-99')"),
+            "channels='0-99': must be numbers or ranges from 0 to",
+        ),
         (lambda job, tmp: act(job, "top_patches(k=1000)"), "k=1000 must be 1 to 360"),
         (lambda job, tmp: act(job, "receptive_field(endpoint=stage9)"), "unknown endpoint 'stage9'.*stage1"),
         (lambda job, tmp: act(job, "receptive_field(row=99)"), "row=99 is out of range"),

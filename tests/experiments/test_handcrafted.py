@@ -144,7 +144,7 @@ def test_a_linear_classifier_reads_digits(monkeypatch, kind, least):
     ("kind", "message"),
     [
         ("sift_fw", r"unknown kind of features 'sift_fw'; did you mean 'sift_fv'\? allowed: hog, sift_fv, sift_bow"),
-        ("sift_fv:many", "features 'sift_fv:many': words must be a whole number from 1 on, as in 'sift_fv:64'"),
+        ("sift_fv:many", "features 'sift_fv:many': words must be a whole number, at least 1, as in 'sift_fv:64'"),
         ("sift_bow:0", "features 'sift_bow:0': words must be a whole number"),
         ("hog:8", "features 'hog:8': hog has no words"),
     ],
@@ -167,7 +167,9 @@ def test_says_what_to_install(monkeypatch, library, kind, name):
 def test_mistakes_are_one_line():
     for library in ("skimage", "cv2"):
         pytest.importorskip(library)
-    with pytest.raises(UserError, match=r"of uint8 images \[N, height, width, 1 or 3\], not float32 \[2, 32, 32, 3\]"):
+    with pytest.raises(
+        UserError, match=r"need uint8 images \[N, height, width, 1 or 3\], not float32 \[2, 32, 32, 3\]"
+    ):
         handcrafted.hog(np.zeros((2, 32, 32, 3), np.float32))
     with pytest.raises(UserError, match="HOG with cells of 8 pixels needs images of 16x16, not 12x32"):
         handcrafted.hog(_noise(1, 12, 32, 1), cell=8)

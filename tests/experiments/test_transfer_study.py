@@ -87,7 +87,9 @@ def test_without_weights_the_largest_scale_says_how_to_get_them(monkeypatch):
     from models.errors import UserError
 
     monkeypatch.setenv("ABLATE_RESNET50", "/nowhere.safetensors")
-    with pytest.raises(UserError, match="not there: /nowhere.safetensors .*python -m models.weights import"):
+    with pytest.raises(
+        UserError, match="initial weights /nowhere.safetensors .* missing; make them by python -m models.weights import"
+    ):
         MODULE.trials("imagenet")
 
 

@@ -171,7 +171,7 @@ def test_interrupted_trials_go_on(tmp_path, jobs):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and "UserError: SIGTERM: what is done is kept" in errors
+    assert process.returncode == 1 and "UserError: SIGTERM: finished work is kept" in errors
     before = stamps(root).get(names[0])  # with two processes the first may be under way still
     assert not (root / names[1] / "outcome.json").exists()
     steps = [int(path.name) for path in (root / names[1] / "checkpoints").iterdir() if path.name.isdecimal()]

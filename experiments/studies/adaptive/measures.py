@@ -1,4 +1,4 @@
-"""What the study of adaptive inference measures on trained networks: functions (run, state) -> what JSON can hold."""
+"""Measures of the study of adaptive inference on trained networks: functions (run, state) -> JSON values."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -7,13 +7,13 @@ import numpy as np
 
 from experiments.studies.measures import png
 
-if TYPE_CHECKING:  # what trains is imported when a measure runs
+if TYPE_CHECKING:  # modules that train are imported only when a measure runs
     from train.run import Run
     from train.state import TrainState
 
 
-SHOWN = 12  # images of a picture
-POINTS = 12  # budgets
+SHOWN = 12  # images per picture
+POINTS = 12  # number of budgets
 
 
 def decided(run: "Run", state: "TrainState") -> dict[str, Any]:
@@ -21,13 +21,13 @@ def decided(run: "Run", state: "TrainState") -> dict[str, Any]:
 
     Returns:
       "rows" of `train.adaptive.measure`; "blocks", their names; "by_class", for each class the share of its images for
-      which each block is computed; "used", how many images use 0, 1, … blocks; "paths", the number of different
-      choices.
+      which each block is computed; "used", the number of images that use 0, 1, … blocks; "paths", the number of
+      distinct choices.
     """
     from train import adaptive
 
-    found = adaptive.blocks(run, state)
-    computed, labels = found["computed"], found["labels"]
+    decisions = adaptive.blocks(run, state)
+    computed, labels = decisions["computed"], decisions["labels"]
     return {
         "rows": adaptive.measure(run, state),
         "blocks": list(run.task.model.blocks),
@@ -66,7 +66,7 @@ def extremes(run: "Run", state: "TrainState") -> dict[str, list[dict[str, Any]]]
     from train import adaptive
 
     return {
-        kind: [_example(run, index, said) for index, said in shown]
+        kind: [_example(run, index, says) for index, says in shown]
         for kind, shown in adaptive.extremes(run, state, SHOWN).items()
     }
 
@@ -77,7 +77,7 @@ def _example(run: "Run", index: int, says: str) -> dict[str, Any]:
 
 
 def heuristics(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures accuracy with as many blocks as a policy takes on average, chosen otherwise (Wu 2018, section 4.2).
+    """Measures accuracy with as many blocks as a policy uses on average, chosen differently (Wu 2018, section 4.2).
 
     Returns:
       "blocks", their number, and the accuracy of the "policy", of the "first" blocks, of "distributed" ones, and of
@@ -88,9 +88,9 @@ def heuristics(run: "Run", state: "TrainState") -> dict[str, Any]:
 
     from train import adaptive
 
-    found = adaptive.blocks(run, state)
-    model, total = run.task.model, found["computed"].shape[1]
-    count = math.ceil(found["computed"].sum(1).mean())
+    decisions = adaptive.blocks(run, state)
+    model, total = run.task.model, decisions["computed"].shape[1]
+    count = math.ceil(decisions["computed"].sum(1).mean())
     spaced = np.zeros(total)
     spaced[np.linspace(0, total - 1, count).round().astype(int)] = 1
 
@@ -110,7 +110,7 @@ def heuristics(run: "Run", state: "TrainState") -> dict[str, Any]:
 
     return {
         "blocks": count,
-        "policy": float(found["right"].mean()),
+        "policy": float(decisions["right"].mean()),
         "random": accuracy(random),
         "first": accuracy(fixed(np.arange(total) < count)),
         "distributed": accuracy(fixed(spaced)),

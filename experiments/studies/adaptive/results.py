@@ -11,7 +11,7 @@ from experiments.study.verdicts import TOO_SMALL, Judgement, Verdict, all_of, co
 from models.analysis.cost import short
 
 WITH_EXITS = ("MSDNet", "ResNet with exits")
-PUBLISHED = [  # network, accuracy in percent, of its blocks or mult-adds, source
+PUBLISHED = [  # (network, accuracy in percent, its blocks or mult-adds, source)
     ("ResNet-110, CIFAR-10", "93.39", "0.5 G mult-adds", "Veit 2018, table 1"),
     ("ConvNet-AIG 110, t = 0.7", "94.24", "0.41 G, 82 % of its layers", "Veit 2018, table 1"),
     ("ConvNet-AIG 110, all layers", "94.86", "0.5 G", "Veit 2018, table 1"),
@@ -33,7 +33,7 @@ PUBLISHED = [  # network, accuracy in percent, of its blocks or mult-adds, sourc
 
 
 def values_of(outcomes: Outcomes, way: str, field: str) -> list[float]:
-    """Returns a number of the row "all blocks" or "as decided" of each; NaN where training diverged."""
+    """Returns a number of the row "all blocks" or "as decided" of each outcome; NaN if training diverged."""
     rows = (
         next((row for row in o.measured.get("decided", {}).get("rows", ()) if row["way"] == way), None)
         for o in outcomes
@@ -42,7 +42,7 @@ def values_of(outcomes: Outcomes, way: str, field: str) -> list[float]:
 
 
 def accuracies(outcomes: Outcomes) -> list[float]:
-    """Returns accuracies with the blocks that are decided on."""
+    """Returns accuracies with the blocks that the network decides on."""
     return values_of(outcomes, "as decided", "accuracy")
 
 
@@ -51,7 +51,7 @@ def _blocks(outcomes: Outcomes) -> list[float]:
 
 
 def _saved(outcomes: Outcomes) -> list[float]:
-    """Returns the saved share of the mult-adds that the network with all of its blocks computes."""
+    """Returns the saved share of the mult-adds of the network with all of its blocks."""
     pairs = zip(
         values_of(outcomes, "as decided", "mult_adds"), values_of(outcomes, "all blocks", "mult_adds"), strict=True
     )
@@ -66,7 +66,7 @@ def _at_least(values: Sequence[float], least: float) -> Verdict:
 
 
 def gates_save(outcomes: Outcomes) -> Judgement:
-    """Compares gates with a ResNet, and what they save with a tenth."""
+    """Compares gates with a ResNet, and their saved mult-adds with a tenth."""
     every = outcomes.where(method="ConvNet-AIG")
     plain = outcomes.where(method="ResNet", depth=38).values("accuracy")
     target = 0.7 if 0.7 in every.distinct("target") else max(every.distinct("target"))
@@ -79,7 +79,7 @@ def gates_save(outcomes: Outcomes) -> Judgement:
 
 
 def all_better(outcomes: Outcomes) -> Judgement:
-    """Compares all blocks with those decided on, means by seed over all targets."""
+    """Compares all blocks with those decided on; means by seed over all targets."""
     own = outcomes.where(method="ConvNet-AIG")
     every, some = (
         [statistics.mean(values_of(group, way, "accuracy")) for _, group in own.groups("seed")]
@@ -114,7 +114,7 @@ def _joint(outcomes: Outcomes, choose: Callable[[Iterable[float]], float]) -> tu
 
 @needs(method="BlockDrop")
 def policy_saves(outcomes: Outcomes) -> Judgement:
-    """Compares a policy with the whole network, and its blocks with two thirds."""
+    """Compares a policy with the whole network, and its number of blocks with two thirds."""
     plain = outcomes.where(method="ResNet-32, twice as long").values("accuracy")
     own, penalty = _joint(outcomes, max)
     accuracy, used = accuracies(own), _blocks(own)
@@ -155,7 +155,7 @@ def penalties(outcomes: Outcomes) -> Judgement:
 # -- curves --------------------------------------------------------------------------------------------------------
 
 
-Curve = list[tuple[float, float]]  # (mult-adds, accuracy), ascending
+Curve = list[tuple[float, float]]  # points (mult-adds, accuracy), ascending
 
 
 def curve_of(outcome: Outcome, batch: bool) -> Curve:
@@ -165,7 +165,7 @@ def curve_of(outcome: Outcome, batch: bool) -> Curve:
 
 
 def _at(curve: Curve, cost: float) -> float:
-    """Returns the accuracy at a cost within the curve, linear between its points."""
+    """Returns the accuracy at a cost within the curve, linearly interpolated."""
     for (left, low), (right, high) in itertools.pairwise(curve):
         if left <= cost <= right:
             return low + (high - low) * (cost - left) / (right - left) if right > left else high
@@ -178,7 +178,7 @@ def _average(curve: Curve, low: float, high: float) -> float:
 
 
 def _means(outcomes: Outcomes, first: tuple[str, bool], second: tuple[str, bool]) -> tuple[list[float], list[float]]:
-    """Returns, by seed, the mean accuracy of two curves, (method, batch), over the costs that both have."""
+    """Returns, by seed, the mean accuracy of two curves, (method, batch), over the costs that both cover."""
     means = []
     for _, own in outcomes.groups("seed"):
         pair = [curve_of(one, batch) for method, batch in (first, second) for one in own.where(method=method)]
@@ -189,7 +189,7 @@ def _means(outcomes: Outcomes, first: tuple[str, bool], second: tuple[str, bool]
 
 
 def scales_better(outcomes: Outcomes) -> Judgement:
-    """Compares exits, the same for every image."""
+    """Compares exits that are the same for every image."""
     msdnet, resnet = _means(outcomes, ("MSDNet", False), ("ResNet with exits", False))
     return Judgement(
         compare(msdnet, resnet),
@@ -199,7 +199,7 @@ def scales_better(outcomes: Outcomes) -> Judgement:
 
 
 def batch_better(outcomes: Outcomes) -> Judgement:
-    """Compares budgets spent by image with the same exit for all."""
+    """Compares budgets spent per image with the same exit for all images."""
     parts, shown = [], []
     for method in WITH_EXITS:
         by_image, alike = _means(outcomes, (method, True), (method, False))
@@ -299,7 +299,7 @@ def _table_of_exits(method: str, results: Sequence[dict[str, Any]]) -> Table:
 
 
 def _table_of_classes(outcomes: Outcomes) -> Table:
-    """Returns what each class takes on average."""
+    """Returns the mean cost of each class."""
     columns, classes = {}, []
     for outcome in outcomes:
         name = name_of(outcome.labels)

@@ -1,16 +1,16 @@
-"""Adaptive inference: networks that decide by image what to compute, and what that saves.
+"""Adaptive inference: networks that decide per image what to compute, and the savings.
 
   Huang et al. 2018        Multi-scale dense networks for resource efficient image classification, arXiv 1703.09844
   Veit & Belongie 2018     Convolutional networks with adaptive inference graphs, arXiv 1711.11503
   Wu et al. 2018           BlockDrop: dynamic inference paths in residual networks, arXiv 1711.08393
 
-digits     scikit-learn's digits, 8x8; networks of half the width
+digits     scikit-learn's digits, 8x8; networks at half of their width
 cifar10    cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (lossy; for CIFAR-10 itself change SETS);
-           4 epochs and no policies: what a CPU can do in two hours
+           4 epochs and no policies: as much as a CPU can do in two hours
 
-All networks learn from the same images for as long; those on which the thresholds of budgets are fitted are left out
-for all. A policy and its joint training come after that of the network, which is then trained twice as long, as in the
-paper.
+All networks learn from the same images for the same time; images on which the thresholds of budgets are fitted are left
+out for all. A policy and its joint training come after the training of its network, which is then trained twice as
+long, as in the paper.
 """
 
 from typing import Any
@@ -25,13 +25,13 @@ TRAINED = {"digits": "train_fit", "cifar10": "train[:45000]"}
 SEEDS = {"digits": (0, 1, 2), "cifar10": (0,)}
 EPOCHS = {"digits": 40, "cifar10": 4}
 WIDTH = {"digits": 8, "cifar10": 16}
-DEPTHS = {"digits": (8, 20, 32, 38), "cifar10": (8, 14, 38)}  # 38: that of the gates; 32: of the policy
+DEPTHS = {"digits": (8, 20, 32, 38), "cifar10": (8, 14, 38)}  # 38: for the gates; 32: for the policy
 TARGETS = {"digits": (0.3, 0.5, 0.7, 0.9), "cifar10": (0.5,)}
-PENALTIES = {"digits": (1.0, 10.0), "cifar10": ()}  # of the joint training; none: no policy
+PENALTIES = {"digits": (1.0, 10.0), "cifar10": ()}  # penalties of the joint training; none: no policy
 
 
 def _with_exits(scale: str) -> dict[str, Network]:
-    """Returns networks with exits of about the cost of a ResNet-38."""
+    """Returns networks with exits that cost about as much as a ResNet-38."""
     width, growth = WIDTH[scale], {"digits": 4, "cifar10": 6}[scale]
     return {
         "MSDNet": Network("msdnet_cifar_budgeted", {"width": width, "growth": growth, "exit_width": 4 * width}),
@@ -78,7 +78,7 @@ def _config(scale: str, network: Network, seed: int) -> Any:
 
 
 def _policies(scale: str, seed: int, whole: Trial) -> list[Trial]:
-    """Lists the policy of a trained network, and the two together from there on."""
+    """Lists the policy of a trained network, and the joint training that starts from it."""
     c = _config(scale, Network("blockdrop32", {"width": WIDTH[scale], "policy_width": 4}), seed)
     c.init_new, c.optimizer.groups = "policy", (("policy/.*", 1.0), (".*", 0.0))
     c.optimizer.name, c.optimizer.learning_rate, c.optimizer.weight_decay = "adam", 3e-3, 0.0

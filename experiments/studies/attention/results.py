@@ -11,9 +11,9 @@ from train.plots.palette import BLACK, BLUE, RED
 
 SEEDS = (0, 1, 2)
 PATCHES, CONVOLUTIONS = STEMS = ("ViT_P", "ViT_C")
-NEAR = 0.05  # error above a network's best that counts as near it
+NEAR = 0.05  # largest error above a network's best that counts as near it
 OPTIMIZERS = {"adamw": "adamw", "sgd": "sgd(momentum=0.9)"}
-ROWS = {  # name: (row of models/convnext_ladder.py, published top-1 in percent, with the recipe of row 1)
+ROWS = {  # name: (row of models/convnext_ladder.py, published top-1 in percent with the recipe of row 1)
     "0 ResNet": ("00_resnet50", "78.82 ± 0.07"),
     "2 stage ratio": ("02_stage_ratio", "79.36 ± 0.07"),
     "3 patchify": ("03_patchify_stem", "79.51 ± 0.18"),
@@ -38,12 +38,12 @@ COLORS = {PATCHES: RED, CONVOLUTIONS: BLUE}
 
 
 def _errors(outcomes: Outcomes) -> list[float]:
-    """Returns test errors; a run that diverged has everything wrong."""
+    """Returns test errors; 1 for a run that diverged."""
     return [1 - accuracy for accuracy in outcomes.values("accuracy", diverged=0.0)]
 
 
 def _settings(outcomes: Outcomes, stem: str) -> list[float]:
-    """Returns the error of each setting of the grid, the first seed's, ascending."""
+    """Returns the errors of the grid's settings for the first seed, ascending."""
     return sorted(_errors(outcomes.where(set="grid", stem=stem, seed=SEEDS[0])))
 
 
@@ -58,7 +58,7 @@ def _best(outcomes: Outcomes, stem: str, optimizer: str) -> tuple[float, list[fl
 
 
 def optimizers(outcomes: Outcomes) -> Judgement:
-    """Compares the gap of each seed, at each optimizer's best learning rate."""
+    """Compares each seed's gap between optimizers, each at its best learning rate."""
     gaps, texts = {}, []
     for stem in STEMS:
         (fast, adamw), (slow, sgd) = (_best(outcomes, stem, optimizer) for optimizer in OPTIMIZERS)
@@ -68,7 +68,7 @@ def optimizers(outcomes: Outcomes) -> Judgement:
 
 
 def near(outcomes: Outcomes) -> Judgement:
-    """Compares how many settings of the grid are near a network's best."""
+    """Compares the numbers of the grid's settings near a network's best."""
     settings = {stem: _settings(outcomes, stem) for stem in STEMS}
     shares = {stem: statistics.mean(error <= errors[0] + NEAR for error in errors) for stem, errors in settings.items()}
     difference = shares[CONVOLUTIONS] - shares[PATCHES]
@@ -83,7 +83,7 @@ def _by_length(outcomes: Outcomes, stem: str) -> dict[int, list[float]]:
 
 
 def lengths(outcomes: Outcomes) -> Judgement:
-    """Compares by how much the error of a seed's short training is above that of its long one."""
+    """Compares by how much the error after a seed's short training exceeds that after its long one."""
     gaps, texts = {}, []
     for stem in STEMS:
         errors = _by_length(outcomes, stem)
@@ -142,7 +142,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
 
 
 def draw_grid(outcomes: Outcomes, figure: Any) -> None:
-    """Draws the grid as heat maps, a panel per stem and optimizer."""
+    """Draws the grid as heat maps, one panel per stem and optimizer."""
     grid, panels, drawn = outcomes.where(set="grid"), list(figure.subplots(1, 4)), None
     for axes, (stem, optimizer) in zip(panels, [(s, o) for s in STEMS for o in OPTIMIZERS], strict=True):
         part = grid.where(stem=stem, optimizer=optimizer)
@@ -181,7 +181,7 @@ def draw_distributions(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_ladder(outcomes: Outcomes, figure: Any) -> None:
-    """Draws the ladder's rows and the families, a point per run."""
+    """Draws the ladder's rows and the families, one point per run."""
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     for axes, kind, title in ((left, "ladder", "from ResNet to ConvNeXt"), (right, EQUAL, "at equal mult-adds")):
         part = outcomes.where(set=kind)

@@ -1,12 +1,12 @@
-"""Convolution or attention: what a stem of convolutions does for a Vision Transformer, and ConvNeXt step by step.
+"""Convolution or attention: the effect of a convolutional stem on a Vision Transformer, and ConvNeXt step by step.
 
   Xiao et al. 2021       Early convolutions help transformers see better, arXiv 2106.14881      ViT_P, ViT_C
   Liu et al. 2022        A ConvNet for the 2020s, arXiv 2201.03545                              ConvNeXt, the ladder
   Liu et al. 2021        Swin Transformer, arXiv 2103.14030
   Touvron et al. 2021    Training data-efficient image transformers, arXiv 2012.12877           DeiT, a ViT
 
-The grid of learning rate and weight decay is one seed a setting, but for the middle weight decay, on which the
-comparison of optimizers rests: three seeds. So are all other comparisons.
+The grid of learning rate and weight decay has one seed per setting, except for the middle weight decay, on which the
+comparison of optimizers rests: it has three seeds, and so have all other comparisons.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ from experiments.studies.attention.results import CONVOLUTIONS, EQUAL, NEAR, OPT
 from experiments.studies.networks import Network
 from experiments.study import Claim, Picture, Study, Trial
 
-TOLERANCE = 0.10  # of mult-adds: costliest over cheapest, less 1
+TOLERANCE = 0.10  # tolerance of mult-adds: costliest over cheapest, minus 1
 LENGTHS = {"digits": (4, 8, 24), "cifar10": (30, 60, 180), "imagenet": (50, 100, 400)}  # epochs
 GRID_EPOCHS = {"digits": 8, "cifar10": 60, "imagenet": 50}
-# By scale and optimizer: learning rates, and weight decays, of which three seeds have the middle one.
+# By scale and optimizer: learning rates, and weight decays; the middle weight decay has three seeds.
 GRID: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]] = {
     "digits": {"adamw": ((5e-4, 4e-3, 3.2e-2), (0.01, 0.1, 1.0)), "sgd": ((0.01, 0.08, 0.64), (1e-5, 1e-4, 1e-3))},
     "cifar10": {
@@ -33,13 +33,13 @@ GRID: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]] = {
         "sgd": ((0.64, 1.27, 2.54, 5.08), (1.2e-5, 2.4e-5, 4.8e-5)),
     },
 }
-FIXED = {"digits": 4e-3, "cifar10": 1e-3, "imagenet": 1e-3}  # AdamW's learning rate outside of the grid
+FIXED = {"digits": 4e-3, "cifar10": 1e-3, "imagenet": 1e-3}  # AdamW's learning rate outside the grid
 
-# A standard deviation of 0.02 is for widths of some hundred; that of a kernel's outputs depends on std^2 x width.
+# A standard deviation of 0.02 suits widths of a few hundred: a kernel's outputs scale with std^2 x width.
 _WIDER_INIT = {"init": "truncated_normal:0.07"}
 _DIGITS_VIT = {**_WIDER_INIT, "patch_size": 2, "width": 32, "heads": 2, "mlp_width": 96}
 _CIFAR_VIT = {"patch_size": 4, "width": 96, "heads": 3, "mlp_width": 288}
-VITS: Mapping[str, Mapping[str, Network]] = {  # the stem takes the place of one block
+VITS: Mapping[str, Mapping[str, Network]] = {  # the stem replaces one block
     "digits": {
         PATCHES: Network("vit_p_1gf", {**_DIGITS_VIT, "depth": 3}),
         CONVOLUTIONS: Network("vit_c_1gf", {**_DIGITS_VIT, "depth": 2, "stem_channels": (32, 32)}),
@@ -53,7 +53,7 @@ VITS: Mapping[str, Mapping[str, Network]] = {  # the stem takes the place of one
 
 
 def _ladder(size: int, stage_sizes: Sequence[int], width: int) -> dict[str, Network]:
-    """Small relatives on images of `size`, in fewer and larger steps; the width grows by half where theirs does."""
+    """Returns small relatives for images of `size`, with fewer, larger steps; the width grows by half, as theirs."""
     rows = [row for row in ROWS if int(row.split()[0]) in (0, 3, 4, 5, 14)]
     return {
         row: Network(
@@ -70,7 +70,7 @@ LADDER = {
     "cifar10": _ladder(0, (2, 4), 32),
     "imagenet": {row: Network(f"convnext_ladder{name}") for row, (name, _) in ROWS.items()},
 }
-FAMILIES: Mapping[str, Mapping[str, Network]] = {  # those on digits see images of 16 x 16 as maps of 4 x 4, then 2 x 2
+FAMILIES: Mapping[str, Mapping[str, Network]] = {  # on digits, images of 16 x 16 become maps of 4 x 4, then 2 x 2
     "digits": {
         "ConvNeXt": Network("convnext_tiny", {**_WIDER_INIT, "stage_sizes": (2, 2), "width": 28}, 16),
         "Swin": Network(
@@ -129,7 +129,7 @@ def trials(scale: str) -> list[Trial]:
 def _config(
     scale: str, network: Network, seed: int, epochs: int, optimizer: str = "adamw", rate: float = 0, decay: float = 0
 ) -> Any:
-    """Returns the modern recipe with this network; rate and decay 0: those outside of the grid."""
+    """Returns the modern recipe with this network; rate and decay 0: those used outside the grid."""
     c = networks.config(scale, network, seed, epochs)
     c.optimizer.name = OPTIMIZERS[optimizer]
     c.optimizer.learning_rate = rate or FIXED[scale]

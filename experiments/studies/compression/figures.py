@@ -36,11 +36,11 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
             if not all(map(math.isnan, values)):
                 label = f"{decay}, {how if how != 'cut' else 'without retraining'}"
                 axes.plot([100 * s for s in shown], values, style, color=color, marker=".", label=label)
-    finish(axes, legend={"fontsize": 9}, xlabel="weights gone (%)", ylabel="test accuracy (%)")
+    finish(axes, legend={"fontsize": 9}, xlabel="pruned weights (%)", ylabel="test accuracy (%)")
 
 
 def draw_bits(outcomes: Outcomes, figure: Any) -> None:
-    """Draws accuracy against the file's size."""
+    """Draws accuracy against the size of the file."""
     axes = figure.subplots()
     colors = {"sharing alone": YELLOW, "pruning alone": BLUE, "both": RED}
     for method, seeds in points_of(outcomes).items():
@@ -75,12 +75,12 @@ def draw_sensitivity(outcomes: Outcomes, figure: Any) -> None:
     for axes, network in zip(panels, networks, strict=True):
         for one in stage_of(outcomes, network, "dense").results("sensitivity")[:1]:
             sensitivity_lines(axes, one["layers"], named=10)
-        finish(axes, legend={"fontsize": 8}, title=network, xlabel="weights of the layer gone (%)")
+        finish(axes, legend={"fontsize": 8}, title=network, xlabel="pruned weights of the layer (%)")
     panels[0].set_ylabel("accuracy on training images (%)")
 
 
 def draw_bytes(outcomes: Outcomes, figure: Any) -> None:
-    """Draws what the bytes of each file are for."""
+    """Draws the parts of each file's bytes."""
     axes: Axes = figure.subplots()
     rows = [
         (f"{network}, {stage}", stored)

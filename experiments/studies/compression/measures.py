@@ -1,4 +1,4 @@
-"""What the study of compression measures on trained networks: functions (run, state) -> what JSON can hold."""
+"""Measures of the study of compression on trained networks: functions (run, state) -> JSON values."""
 
 import tempfile
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:  # what trains is imported when a measure runs
+if TYPE_CHECKING:  # modules that train are imported only when a measure runs
     from train.run import Run
     from train.state import TrainState
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:  # what trains is imported when a measure runs
 BITS = (1, 2, 3, 4, 5, 6, 8)
 CUTS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 INITS = ("linear", "density", "random")
-SPARSITIES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # of one layer alone
+SPARSITIES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # sparsities of one layer alone
 
 
 def stored(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Exports the network, which verifies that what is read back gives the same logits to the bit.
+    """Exports the network, and verifies that the file read back gives bitwise equal logits.
 
     Returns:
-      {"bytes" (of the file), "float32" (4 for each number of the network), "ratio", "identical", "layers":
+      {"bytes" (of the file), "float32" (4 per number of the network), "ratio", "identical", "layers":
       `models.compress.file.table`, "accuracy", "parameters", "mult_adds"}.
     """
     import models
@@ -51,23 +51,27 @@ def stored(run: "Run", state: "TrainState") -> dict[str, Any]:
 
 
 def bits(run: "Run", state: "TrainState") -> list[dict[str, float]]:
-    """What is left with so many bits a weight, without training: [{"bits" (0: as they are), "accuracy", "ratio"}]."""
+    """Measures weight sharing by bits per weight, without training.
+
+    Returns:
+      Rows of {"bits" (0: unshared weights), "accuracy", "ratio"}.
+    """
     import jax
 
     from models.compress import file
     from train.export import network as export
 
-    network, found = export.network(run, state), []
+    network, rows = export.network(run, state), []
     for count in (0, *BITS):
-        made = export.shared(network, f"linear(conv={count}, dense={count})") if count else network
-        size = len(file.dump(made.name, made.fields, made.variables, made.inputs))
-        whole = sum(4 * leaf.size for leaf in jax.tree.leaves(made.variables))
-        found.append({"bits": count, "accuracy": export.evaluate(run, state, made)["accuracy"], "ratio": whole / size})
-    return found
+        shared = export.shared(network, f"linear(conv={count}, dense={count})") if count else network
+        size = len(file.dump(shared.name, shared.fields, shared.variables, shared.inputs))
+        whole = sum(4 * leaf.size for leaf in jax.tree.leaves(shared.variables))
+        rows.append({"bits": count, "accuracy": export.evaluate(run, state, shared)["accuracy"], "ratio": whole / size})
+    return rows
 
 
 def centroids(run: "Run", state: "TrainState") -> dict[str, list[float]]:
-    """Accuracy by how k-means starts, with 2, 3 and 4 bits a weight, without training."""
+    """Measures accuracy by k-means initialization, with 2, 3 and 4 bits per weight, without training."""
     from train.export import network as export
 
     def accuracy(init, count):
@@ -78,24 +82,24 @@ def centroids(run: "Run", state: "TrainState") -> dict[str, list[float]]:
 
 
 def cut(run: "Run", state: "TrainState") -> list[float]:
-    """Accuracy without the smallest weights, by Han 2015's thresholds, for each of CUTS; nothing is trained."""
+    """Measures accuracy without the smallest weights, by Han 2015's thresholds, for each of CUTS, without training."""
     from models.compress import prune
     from train.export import network as export
     from train.optim.parameters import KERNELS, named, pattern, put
 
     network = export.network(run, state)
     params = network.variables["params"]
-    kernels, found = named(params, pattern(KERNELS)), []
+    kernels, accuracies = named(params, pattern(KERNELS)), []
     for share in CUTS:
         masks = prune.keep(prune.scores("magnitude", kernels, {}, {}), share, "std", weights=kernels)
         left = put(params, {name: np.where(masks[name], leaf, 0) for name, leaf in kernels.items()})
-        made = network._replace(variables={**network.variables, "params": left})
-        found.append(export.evaluate(run, state, made)["accuracy"])
-    return found
+        pruned = network._replace(variables={**network.variables, "params": left})
+        accuracies.append(export.evaluate(run, state, pruned)["accuracy"])
+    return accuracies
 
 
 def sensitivity(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """`train.hooks.sensitivity.measure` on 1,000 training images."""
+    """Measures `train.hooks.sensitivity.measure` on 1,000 training images."""
     from train.hooks.sensitivity import measure
 
     return measure(run, state.evaluation_variables(), state.task_state, 1000, SPARSITIES)

@@ -7,32 +7,32 @@ from experiments.studies.compression.measures import CUTS
 from experiments.study import Judge, Outcomes, Table, needs
 from experiments.study.verdicts import TOO_SMALL, Judgement, all_of, compare, holds, listed, spread
 
-# Han 2016, table 1: error before and after in percent, ratio
+# Han 2016, table 1: (error before and after in percent, ratio)
 PUBLISHED = {
     "LeNet-300-100": (1.64, 1.58, 40),
     "LeNet-5": (0.80, 0.74, 39),
     "AlexNet": (42.78, 42.78, 35),
     "VGG-16": (31.50, 31.17, 49),
 }
-# Zhu 2017, CIFAR-10: error in percent with full precision, ternary
+# Zhu 2017, CIFAR-10: error in percent with (full precision, ternary weights)
 TERNARY = {20: (8.23, 8.87), 32: (7.67, 7.63), 44: (7.18, 7.02), 56: (6.80, 6.44)}
 STAGES = ("dense", "pruned", "shared")
 
 
 def stage_of(outcomes: Outcomes, network: str, stage: str) -> Outcomes:
-    """Returns a network at a stage."""
+    """Returns the outcomes of a network at a stage."""
     return outcomes.where(part="stages", network=network, stage=stage)
 
 
 def _lost(outcomes: Outcomes, network: str) -> list[float]:
-    """Returns by seed the accuracy of the dense network less that of the file that was read back."""
+    """Returns by seed the accuracy of the dense network minus that of the file that was read back."""
     before = stage_of(outcomes, network, "dense").values("accuracy")
     after = stage_of(outcomes, network, "shared").measured("stored", "accuracy")
     return [a - b for a, b in zip(before, after, strict=True)]
 
 
 def smaller(network: str, ratio: float) -> Judge:
-    """Returns a judge: the file is so many times smaller, with no more than half a point of accuracy lost."""
+    """Returns a judge: the file is this many times smaller, and loses at most half a point of accuracy."""
 
     @needs(network=network)
     def judge(outcomes: Outcomes) -> Judgement:
@@ -46,7 +46,7 @@ def smaller(network: str, ratio: float) -> Judge:
 
 
 def curve_at(outcomes: Outcomes, decay: str, how: str, sparsity: float) -> list[float]:
-    """Returns accuracies at a sparsity: "cut" without retraining, "at once" or "step by step" with."""
+    """Returns accuracies at a sparsity: "cut" without retraining, or with retraining "at once" or "step by step"."""
     own = outcomes.where(part="curves", decay=decay)
     if how == "cut":
         return own.where(how="whole").measured("cut", CUTS.index(sparsity))
@@ -98,14 +98,14 @@ def points_of(outcomes: Outcomes) -> dict[str, list[list[tuple[float, float]]]]:
 
 
 def _smallest(points: Sequence[tuple[float, float]], least: float) -> float:
-    """Returns the largest ratio of a point of at least that accuracy; 1 where there is none: the network as it is."""
+    """Returns the largest ratio of a point with at least that accuracy; 1, the network itself, if there is none."""
     return max((ratio for ratio, accuracy in points if accuracy >= least), default=1.0)
 
 
 def both(outcomes: Outcomes) -> Judgement:
-    """Compares which method gets smallest with at most a point of accuracy lost."""
+    """Compares how small each method gets with at most a point of accuracy lost."""
     points = points_of(outcomes)
-    whole = [seed[0][1] for seed in points["sharing alone"]]  # the largest file: the weights as they are
+    whole = [seed[0][1] for seed in points["sharing alone"]]  # the largest file: the weights unchanged
     best = {
         method: [_smallest(seed, least - 0.01) for seed, least in zip(seeds, whole, strict=True)]
         for method, seeds in points.items()
@@ -117,7 +117,7 @@ def both(outcomes: Outcomes) -> Judgement:
 
 
 def linear(outcomes: Outcomes) -> Judgement:
-    """Compares k-means from even steps with the others, mean over 2, 3 and 4 bits."""
+    """Compares k-means from evenly spaced values with the other initializations; mean over 2, 3 and 4 bits."""
     own = outcomes.where(part="stages", stage="pruned").results("centroids")
     means = {init: [sum(one[init]) / len(one[init]) for one in own] for init in ("linear", "density", "random")}
     return Judgement(
@@ -152,7 +152,7 @@ xnor = _low_bits("binary weights", "XNOR", 0.0)
 
 
 def _filters(outcomes: Outcomes, network: str) -> tuple[Outcomes, Outcomes]:
-    """Returns the whole networks and those without some filters, where they did not diverge."""
+    """Returns the whole networks and those without some filters, if they did not diverge."""
     whole, without = stage_of(outcomes, network, "dense"), outcomes.where(part="filters", network=network)
     return whole.having("stored"), without.having("stored")
 
@@ -223,7 +223,7 @@ def _row_of_network(outcomes: Outcomes, network: str) -> list[Any]:
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns a table of every part of the study that its scale has."""
+    """Returns one table for each part of the study that its scale has."""
     networks = outcomes.where(part="stages").distinct("network")
     return [
         _table_of_stages(outcomes, networks),

@@ -1,4 +1,4 @@
-"""Compression: weights that go, that share values, that have one bit or two, and what is left of the file.
+"""Compression: pruned weights, shared values, weights of one or two bits, and the resulting size of the file.
 
   Han et al. 2015          Learning both weights and connections, arXiv 1506.02626
   Han et al. 2016          Deep compression, arXiv 1510.00149
@@ -10,8 +10,8 @@ digits     LeNets (at 28x28, as published: 266,610 and 431,080 numbers), VGG-11 
 cifar10    VGG-11 and ResNet-20 on cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (lossy; for
            CIFAR-10 itself change SETS); low bits with ResNet-20
 
-A network that is pruned, or whose weights become ternary, is trained on for longer than the one that it is compared
-with, as in the papers.
+A network that is pruned, or whose weights become ternary, trains for longer than the network that it is compared with,
+as in the papers.
 """
 
 from collections.abc import Sequence
@@ -29,15 +29,15 @@ FILTERS = {  # expression of the layers whose filters go, and the share of each 
     "cifar10": {"ResNet-20": (".*/conv1/kernel", 0.35)},
 }
 SEEDS = {"digits": (0, 1, 2), "cifar10": (0,)}
-STUDIED = {"digits": "LeNet-300-100", "cifar10": "ResNet-20"}  # network of the curves
-SPARSITIES = {"digits": (0.8, 0.9, 0.95, 0.98, 0.99), "cifar10": ()}  # of what is retrained for them
+STUDIED = {"digits": "LeNet-300-100", "cifar10": "ResNet-20"}  # network whose curves are measured
+SPARSITIES = {"digits": (0.8, 0.9, 0.95, 0.98, 0.99), "cifar10": ()}  # epochs of retraining for the curves
 L1 = {"digits": 1e-4}  # its factor
 DEPTHS = {"digits": (20, 32, 56), "cifar10": (20,)}  # as many as a CPU can do; the paper's are 20, 32, 44, 56
 LENGTHS = {"digits": (12, 12), "cifar10": (10, 5)}  # epochs: from scratch, and of ternary weights from full ones
-# A scale's gradient is the sum over its layer: at the rate of the weights it changes its sign in the first epoch, and
-# ResNet-20 gets no further than 45 % on the digits (commit c47dc5c).
+# A scale's gradient is a sum over its layer: at the learning rate of the weights, the scale changes its sign in the
+# first epoch, and ResNet-20 gets no further than 45 % on the digits (commit c47dc5c).
 SLOW_SCALES = ((".*/(positive|negative)", 0.01), (".*", 1.0))
-KINDS = {  # of weights; an XNOR network is a preresnet whose only nonlinearity is the sign (Rastegari 2016, fig. 2)
+KINDS = {  # weights; an XNOR network is a preresnet whose only nonlinearity is the sign (Rastegari 2016, fig. 2)
     "full": ("resnet", {}),
     "ternary": ("resnet", {"conv": "ternary"}),
     "binary weights": ("resnet", {"conv": "binary_weight"}),
@@ -82,7 +82,7 @@ def _config(scale: str, seed: int, name: str, **options: Any) -> Any:
 
 
 def _curves(scale: str, seed: int) -> list[Trial]:
-    """Lists sparsities of one network: with decay (L2) and with L1, all at once and step by step."""
+    """Lists sparsities of one network: with L2 decay and with L1, pruned at once and step by step."""
     name, planned = STUDIED[scale], []
     for decay in ("L2", "L1") if scale in L1 else ("L2",):
         labels, penalty = {"part": "curves", "decay": decay, "seed": seed}, {"l1": L1[scale]} if decay == "L1" else {}
@@ -101,7 +101,7 @@ def _curves(scale: str, seed: int) -> list[Trial]:
 
 
 def _low_bits(scale: str, seed: int) -> list[Trial]:
-    """Returns ResNets with low-bit weights and XNOR activations; ternary ones start from the full network."""
+    """Returns ResNets with low-bit weights and XNOR activations; ternary ones start from the full-precision network."""
     planned = []
     for depth in DEPTHS[scale]:
         whole = None

@@ -13,8 +13,8 @@ from experiments.study import TOO_SMALL, Judge, Judgement, Outcomes, Table, all_
 from experiments.study.figures import dots, finish, panels_by
 from train.plots.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
-TOLERANCE = 0.05  # costliest over cheapest, less 1
-CLASSIFIER = 1024 * 1000  # mult-adds of MobileNet's
+TOLERANCE = 0.05  # costliest over cheapest, minus 1
+CLASSIFIER = 1024 * 1000  # published mult-adds of MobileNet
 KINDS = {"mult_adds": "equal mult-adds", "parameters": "equal parameters"}
 COLORS = dict(zip(BLOCKS, (BLACK, BLUE, PURPLE, YELLOW, RED, GREEN), strict=True))
 
@@ -45,7 +45,7 @@ def cheaper(kind: str, cheap: str, dear: str, share: float, loss: float) -> Judg
 
 
 def efficient(outcomes: Outcomes) -> Judgement:
-    """Compares the largest dense network that has half of the parameters of the largest residual one with it."""
+    """Compares the largest residual network with the largest dense network that has half of its parameters."""
     sizes = {
         family: [
             (max(finite(group.values("parameters")), default=0), group)
@@ -86,7 +86,7 @@ def reused(outcomes: Outcomes) -> Judgement:
 
 
 def timed(outcomes: Outcomes) -> Judgement:
-    """Compares the times of a training step at equal mult-adds."""
+    """Compares the times per training step at equal mult-adds."""
     times = {
         o.labels["network"]: o.measured["step_time"]["milliseconds"]
         for o in outcomes.where(set="step time", of=KINDS["mult_adds"])
@@ -131,7 +131,7 @@ def table_4(outcomes: Outcomes) -> Judgement:
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns MobileNet's counts; accuracies at equal costs, of sizes and of pairs; the time of a step."""
+    """Returns MobileNet's counts; accuracies at equal costs, of sizes and of pairs; the time per step."""
     counted = [
         [label, f"{cost.mult_adds / 1e6:.1f}", mult_adds, f"{cost.params / 1e6:.2f}", parameters, source]
         for label, cost, mult_adds, parameters, source in _counted()
@@ -168,7 +168,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
 
 
 def _table_of_networks(title: str, outcomes: Outcomes) -> Table:
-    """Returns a table with a row per network, and per size where there are several."""
+    """Returns a table with one row per network, and per size if there are several."""
     cells = {**networks.CELLS, "training loss at the end": lambda group: spread(_final_losses(group), False, 3)}
     rows = []
     for name in dict.fromkeys(_name(o.labels) for o in outcomes):
@@ -186,7 +186,7 @@ def _name(labels: Mapping[str, Any]) -> str:
 
 
 def draw_equal(outcomes: Outcomes, figure: Any) -> None:
-    """Draws accuracy at equal cost, a point per run."""
+    """Draws accuracy at equal cost, one point per run."""
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (field, kind) in zip(panels, KINDS.items(), strict=True):
         for x, block in enumerate(BLOCKS):
@@ -225,7 +225,7 @@ def draw_sizes(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_reuse(outcomes: Outcomes, figure: Any) -> None:
-    """Draws the weights of dense blocks from layer to layer."""
+    """Draws the weights between layers of dense blocks."""
     measured = [one["blocks"] for one in outcomes.where(set="re-use").results("reuse")]
     if not measured:
         return
@@ -250,7 +250,7 @@ def draw_reuse(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_step_time(outcomes: Outcomes, figure: Any) -> None:
-    """Draws the time of a step against mult-adds."""
+    """Draws the time per step against mult-adds."""
     axes, timed = figure.subplots(), outcomes.where(set="step time")
     pairs = {"whole": BROWN, "early": PINK, "late": CYAN, "separable": COLORS[SEPARABLE]}
     colors = {**COLORS, "residual": "#999999", **pairs}

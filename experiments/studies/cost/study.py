@@ -7,7 +7,7 @@
   Huang et al. 2017      Densely connected convolutional networks, arXiv 1608.06993      dense connections
 
 Mult-adds and parameters are counted in the traced programs (models/analysis/cost.py); a claim about equal cost is
-judged only where the costs counted are equal within TOLERANCE. experiments/bench/costs.py has the costs of the papers'
+judged only if the counted costs are equal within TOLERANCE. experiments/bench/costs.py has the costs of the papers'
 networks beside their published accuracies.
 """
 
@@ -34,14 +34,14 @@ from experiments.studies.cost.results import KINDS
 from experiments.studies.networks import Network
 from experiments.study import Claim, Measure, Picture, Study, Trial
 
-if TYPE_CHECKING:  # what trains is imported when a measure runs
+if TYPE_CHECKING:  # modules that train are imported only when a measure runs
     from train.run import Run
     from train.state import TrainState
 
 
 SEEDS = (0, 1, 2)
 EPOCHS = {"digits": 6, "cifar10": 60, "imagenet": 90}  # on digits half of the recipe's, which reach 99 %
-TIMED = 15  # training steps of which the median is taken
+TIMED = 15  # number of timed training steps; the median counts
 
 COSTS = {
     "digits": "about 5 minutes on 2 cores",
@@ -77,7 +77,7 @@ def trials(scale: str) -> list[Trial]:
 
 
 def step_time(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures milliseconds of the compiled training step for `images` images: the median of TIMED after three."""
+    """Measures milliseconds per compiled training step on `images` images: the median of TIMED steps after three."""
     import jax
 
     from models.analysis.cost import analyze
@@ -99,13 +99,13 @@ def step_time(run: "Run", state: "TrainState") -> dict[str, Any]:
 
 
 def reuse(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures the mean absolute weight from each earlier layer to each later one (Huang 2017, fig. 5).
+    """Measures the mean absolute weight from each earlier layer to each later one, as in Huang 2017, fig. 5.
 
     Returns:
-      "blocks": by dense block, `weights[l][s]`: of layer l's first convolution over the channels that come from source
-      s, which is the block's input for s = 0, else layer s - 1. After the layers there is one more row, what follows
-      the block: the transition's convolution, or the classifier.
-      "moved": sum of |w - w before training| over that of |w before training|, of the same kernels.
+      "blocks": for each dense block, `weights[l][s]`: mean weight of layer l's first convolution over the channels from
+      source s. Source 0 is the block's input, source s > 0 is layer s - 1. The last row is the layer after the block:
+      the transition's convolution, or the classifier.
+      "moved": sum of |w - w before training|, relative to that of |w before training|, of the same kernels.
     """
     import numpy as np
 
@@ -117,7 +117,7 @@ def reuse(run: "Run", state: "TrainState") -> dict[str, Any]:
         for path in paths:
             now, first = (np.asarray(_at(s.params, path)["kernel"], np.float64) for s in (state, run.state))
             channels = np.abs(now).reshape(-1, *now.shape[-2:]).mean((0, 2))  # [taps, in, out] -> [in]
-            width = width or len(channels)  # of the block's input
+            width = width or len(channels)  # number of channels of the block's input
             ends = range(width, len(channels) + 1, model.growth)
             weights.append([float(part.mean()) for part in np.split(channels, ends) if len(part)])
             changes, before = changes + np.abs(now - first).sum(), before + np.abs(first).sum()

@@ -12,7 +12,7 @@ from experiments.study.tables import accuracy, table_by
 from experiments.study.verdicts import AGREES, TOO_SMALL, Judgement, all_of, compare, holds, listed, more, spread
 from train.plots.palette import BLUE, GRAY, RED
 
-CONVERGED = 0.5  # test accuracy of a network of which something can be deleted
+CONVERGED = 0.5  # least test accuracy of a network for measuring deletions
 PUBLISHED = {  # test error (%)
     "cifar10": {"residual": {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.61}},  # He 2016, table 6; 110: mean of five
     "imagenet": {
@@ -24,7 +24,7 @@ PUBLISHED = {  # test error (%)
 }
 SHORTCUTS = ("residual", "projections where shapes change", "projections everywhere")
 COLORS = {"plain": RED, "residual": BLUE}
-DELETED = (("plain", "shallow"), ("residual", "shallow"), ("residual", "deep"))  # whose blocks are deleted
+DELETED = (("plain", "shallow"), ("residual", "shallow"), ("residual", "deep"))  # networks whose blocks are deleted
 
 
 # -- judges --------------------------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ def _end(outcomes: Outcomes, network: str, **labels: Any) -> Outcomes:
 
 
 def accuracies(outcomes: Outcomes, network: str, **labels: Any) -> list[float]:
-    """Returns accuracies by seed, to decide by: a run that diverged has 0."""
+    """Returns accuracies by seed, for verdicts; 0 for a run that diverged."""
     return _end(outcomes, network, **labels).values("accuracy", diverged=0.0)
 
 
@@ -90,7 +90,7 @@ def faster(outcomes: Outcomes) -> Judgement:
 
 
 def shortcuts(outcomes: Outcomes) -> Judgement:
-    """Compares the span of the shortcuts with what the simplest gains on the plain network."""
+    """Compares the spread of the shortcut variants with the gain of the simplest one over the plain network."""
     depth = _end(outcomes, SHORTCUTS[1]).distinct("depth")[0]
     values = {network: accuracies(outcomes, network, depth=depth) for network in ("plain", *SHORTCUTS)}
     means = {network: statistics.mean(v) for network, v in values.items()}
@@ -101,7 +101,7 @@ def shortcuts(outcomes: Outcomes) -> Judgement:
 
 
 def _thirds(outcomes: Outcomes, network: str, at: str) -> list[float]:
-    """Returns by seed the mean gradient norm of the first third of the layers over that of the last."""
+    """Returns by seed the mean gradient norm of the first third of the layers, relative to that of the last third."""
     ratios = []
     for norms in (one["norms"] for one in outcomes.where(network=network, at=at, role="deep").results("gradients")):
         third = len(norms) // 3
@@ -111,7 +111,7 @@ def _thirds(outcomes: Outcomes, network: str, at: str) -> list[float]:
 
 
 def healthy(outcomes: Outcomes) -> Judgement:
-    """Decides whether gradients at step 0 are of one order from first to last layers."""
+    """Decides whether gradients at step 0 have one order of magnitude from the first to the last layers."""
     ratios = {network: _thirds(outcomes, network, "step 0") for network in COLORS}
     inside = {0.1 <= ratio <= 10 for ratio in ratios["plain"]}
     ours = f"first third over last third at step 0: {listed(ratios, False, 2, ', ')}"
@@ -133,8 +133,8 @@ def zero_gamma(outcomes: Outcomes) -> Judgement:
 def _deleted(outcomes: Outcomes, network: str, role: str, halving: bool = False) -> list[float]:
     """Returns for each seed that converged the median test accuracy over deletions of blocks, as a fraction.
 
-    The fraction is that of the way from chance (0) to the whole network (1); of blocks that keep, or halve, the
-    resolution.
+    The fraction is the position between chance (0) and the whole network (1). Only blocks that keep, or that halve, the
+    resolution count.
     """
     medians = []
     for d in _end(outcomes, network, role=role).results("deletions"):
@@ -171,7 +171,7 @@ def halving(outcomes: Outcomes) -> Judgement:
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns accuracy and loss of every network, beside the published; gradients; deletions."""
+    """Returns accuracy and loss of every network, beside the published values; gradients; deletions."""
 
     def published(scale: str) -> Callable[[Outcomes], str]:
         def cell(group: Outcomes) -> str:
@@ -227,7 +227,7 @@ def draw_depth(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_training(outcomes: Outcomes, figure: Any) -> None:
-    """Draws training losses, a line per run."""
+    """Draws training losses, one line per run."""
     depths = outcomes.distinct("depth")
     panels = figure.subplots(1, len(COLORS), sharey=True)
     for axes, network in zip(panels, COLORS, strict=True):
@@ -248,7 +248,7 @@ def draw_gradients(outcomes: Outcomes, figure: Any) -> None:
             lines = [(range(1, len(norms) + 1), norms) for norms in runs]
             lines_by(axes, lines, network, color=color, alpha=0.8, linewidth=1.1)
         finish(axes, title=f"{_depth(outcomes, 'deep')} layers, {when}", xlabel="layer", yscale="log")
-    panels[0].set_ylabel("norm of the gradient by the kernel")
+    panels[0].set_ylabel("gradient norm of the kernel")
     panels[0].legend(frameon=False)
 
 

@@ -1,12 +1,12 @@
-"""Depth and residual connections: does a deeper network train, and what do its shortcuts do?
+"""Depth and residual connections: whether deeper networks train, and the effect of their shortcuts.
 
   He et al. 2016      Deep residual learning for image recognition, arXiv 1512.03385
   He et al. 2016b     Identity mappings in deep residual networks, arXiv 1603.05027
   Veit et al. 2016    Residual networks behave like ensembles of relatively shallow networks, arXiv 1605.06431
   Goyal et al. 2017   Accurate, large minibatch SGD, arXiv 1706.02677
 
-The curves say whether a network learns, the gradients by layer whether the signal reaches the early ones, and deleting
-one block of a trained network how much the others rely on it.
+The curves show whether a network learns; the gradients by layer, whether the signal reaches the early layers; and the
+deletion of one block of a trained network, how much the other blocks rely on it.
 """
 
 from typing import Any
@@ -17,9 +17,9 @@ from experiments.studies.measures import deletions, gradients
 from experiments.study import Claim, Picture, Study, Trial, recipe
 
 DEPTHS = {"digits": (20, 32, 44, 56), "cifar10": (20, 32, 44, 56, 110), "imagenet": (18, 34)}
-SHALLOW = {"digits": 20, "cifar10": 20, "imagenet": 18}  # pairs that the claims compare
+SHALLOW = {"digits": 20, "cifar10": 20, "imagenet": 18}  # pairs of depths that the claims compare
 DEEP = {"digits": 56, "cifar10": 56, "imagenet": 34}
-MIDDLE = {"digits": 32, "cifar10": 56, "imagenet": 34}  # in which the shortcuts are compared
+MIDDLE = {"digits": 32, "cifar10": 56, "imagenet": 34}  # depth at which the shortcuts are compared
 SEEDS = (0, 1, 2)
 VARIANTS = {  # label -> (family, fields)
     "plain": ("plain", {}),
@@ -54,9 +54,9 @@ def trials(scale: str) -> list[Trial]:
 def _config(scale: str, network: str, depth: int, seed: int) -> Any:
     family, fields = VARIANTS[network]
     config = recipe(f"configs/study.py:{scale},model={family}{depth},seed={seed}")
-    config.model.update({"zero_gamma": False, **fields})  # Goyal's recipe has it in every network
+    config.model.update({"zero_gamma": False, **fields})  # Goyal's recipe uses it in every network
     if scale == "cifar10":
-        config.optimizer.warmup = "400 steps"  # which ResNet-110 needs; He 2016, section 4.2
+        config.optimizer.warmup = "400 steps"  # ResNet-110 needs a warm-up; He 2016, section 4.2
     return config
 
 

@@ -1,4 +1,4 @@
-"""What the study of explanations measures on trained networks: functions (run, state) -> what JSON can hold.
+"""Measures of the study of explanations on trained networks: functions (run, state) -> JSON values.
 
 Methods that a network has not (CAM of networks that end otherwise, rollout without attention) are left out.
 """
@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.studies.measures import png
 
-if TYPE_CHECKING:  # what trains is imported when a measure runs
+if TYPE_CHECKING:  # modules that train are imported only when a measure runs
     from train.run import Run
     from train.state import TrainState
 
@@ -27,23 +27,23 @@ METHODS = (
     "deconvnet",
     "guided_grad_cam",
 )
-SOME_HAVE = ("cam", "attention_rollout")  # networks that end in the mean of a map, and transformers
+SOME_HAVE = ("cam", "attention_rollout")  # methods for networks that end in the mean of a map, and for transformers
 OPTIONS = {"smooth_grad": {"samples": 8}, "integrated_gradients": {"steps": 16}}
-IMAGES = 96  # of the test set
-FEW = 48  # for what costs a sweep an image, or a method a layer
-STEPS = 16  # of deletion and insertion
-BLUR = 1 / 8  # of the side: what insertion starts from; a digit can be read through the paper's blur
-THRESHOLDS = np.linspace(0.05, 0.8, 16)  # of boxes
-SMOOTH = 1 / 16  # of the side: the deviation by which heat of single pixels is smoothed before a box is drawn around it
+IMAGES = 96  # images of the test set
+FEW = 48  # images for measures that need a sweep per image, or a method per layer
+STEPS = 16  # steps of deletion and insertion
+BLUR = 1 / 8  # share of the side: blur from which insertion starts; digits are readable through the paper's blur
+THRESHOLDS = np.linspace(0.05, 0.8, 16)  # thresholds of boxes
+SMOOTH = 1 / 16  # share of the side: standard deviation of the blur of single pixels' heat before a box is drawn
 
 
 class Examples(NamedTuple):
-    """Canvases with their objects.
+    """Canvases and their objects.
 
     Attributes:
       pixels: uint8 [N, H, W, C].
-      images: As the network gets them.
-      objects: Of each canvas, (label, box) first.
+      images: The canvases as inputs of the network.
+      objects: For each canvas, its objects (label, box), the labeled one first.
     """
 
     pixels: np.ndarray
@@ -58,7 +58,7 @@ class Examples(NamedTuple):
 
 
 def examples(run: "Run", split: str, count: int, objects: int = 1) -> Examples:
-    """Returns the first canvases of a split, made as the run's test set with that many objects."""
+    """Returns the first canvases of a split, composed like the run's test set but with that many objects."""
     from train.data import load
 
     data = run.config["data"]
@@ -70,10 +70,10 @@ def examples(run: "Run", split: str, count: int, objects: int = 1) -> Examples:
     return Examples(pixels, images, [placed.objects(i) for i in range(count)])
 
 
-def found_by(
+def attributions(
     run: "Run", variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
 ) -> Iterator[tuple[str, Any]]:
-    """Yields pairs (method, `Explanation`) of the methods, () for METHODS, that the network has."""
+    """Yields pairs (method, `Explanation`) for those of the methods (() for METHODS) that the network supports."""
     from models.errors import UserError
     from models.explain import catalogue
 
@@ -88,15 +88,15 @@ def found_by(
 def explained(
     run: "Run", variables: Any, images: Any, target: Any, methods: Sequence[str] = ()
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields pairs (method, heat [N, H, W]), as `found_by`."""
+    """Yields pairs (method, heat [N, H, W]), in the order of `attributions`."""
     from models.explain import catalogue
 
-    for name, found in found_by(run, variables, images, target, methods):
-        yield name, np.asarray(catalogue.heat(found.values, images.shape[1:3]))
+    for name, explanation in attributions(run, variables, images, target, methods):
+        yield name, np.asarray(catalogue.heat(explanation.values, images.shape[1:3]))
 
 
 def localization(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures where the maps of test images are highest, for their labels.
+    """Measures where the maps of test images, for their labels, are highest.
 
     Returns:
       "right": share that is classified right; "chance": the object's area; "middle": share of the objects that cover
@@ -141,7 +141,7 @@ def localization(run: "Run", state: "TrainState") -> dict[str, Any]:
 
 
 def at_middle(some: Examples, which: int = 0) -> float:
-    """Returns how often the middle of the canvas is on the object: what pointing there would give (Zhang 2016)."""
+    """Returns how often the middle of the canvas is on the object: the score of pointing there (Zhang 2016)."""
     from models.explain import faithful
 
     count, height, width = some.images.shape[:3]
@@ -151,9 +151,9 @@ def at_middle(some: Examples, which: int = 0) -> float:
 
 
 def mean_of_varied(correlations: np.ndarray) -> float:
-    """Returns the mean over images whose maps are not constant; 0 where all are.
+    """Returns the mean over images whose maps are not constant; 0 if all are.
 
-    A map of zeros says nothing about the other one.
+    A map of zeros says nothing about the other map.
     """
     good = correlations[np.isfinite(correlations)]
     return float(good.mean()) if good.size else 0.0
@@ -171,12 +171,12 @@ def two_objects(run: "Run", state: "TrainState") -> dict[str, Any]:
     from models.explain import faithful
 
     variables, both = jax.device_put(state.evaluation_variables()), examples(run, "test", IMAGES, objects=2)
-    found: dict[str, list[float]] = {}
+    shares: dict[str, list[float]] = {}
     for which in (0, 1):
         for name, heat in explained(run, variables, both.images, both.labels(which)):
-            found.setdefault(name, []).append(float(faithful.pointing(heat, both.boxes(which)).mean()))
-        found.setdefault("middle", []).append(at_middle(both, which))
-    return {name: float(np.mean(shares)) for name, shares in found.items()}
+            shares.setdefault(name, []).append(float(faithful.pointing(heat, both.boxes(which)).mean()))
+        shares.setdefault("middle", []).append(at_middle(both, which))
+    return {name: float(np.mean(values)) for name, values in shares.items()}
 
 
 def faithfulness(run: "Run", state: "TrainState") -> dict[str, Any]:
@@ -221,22 +221,22 @@ def faithfulness(run: "Run", state: "TrainState") -> dict[str, Any]:
         "occlusion": spread(cost),
         "random": np.random.default_rng(0).random((len(target), height, width)),
     }
-    found = {}
+    scores = {}
     for name, heat in heats.items():
         deleted = faithful.deletion(model, variables, test.images, heat, target, steps=STEPS)
         inserted = faithful.insertion(model, variables, test.images, heat, target, steps=STEPS, blur=BLUR)
-        found[name] = {
+        scores[name] = {
             "deletion": float(deleted.area.mean()),
             "insertion": float(inserted.area.mean()),
             "deletion_curve": np.asarray(deleted.probability).mean(0).tolist(),
             "insertion_curve": np.asarray(inserted.probability).mean(0).tolist(),
             "occlusion": mean_of_varied(faithful.rank_correlation(in_squares(heat), cost)),
         }
-    return found
+    return scores
 
 
 def sanity(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures how alike the maps remain as layers are drawn anew, from the logits down.
+    """Measures how similar the maps stay as layers are reinitialized, from the logits down.
 
     Returns:
       "layers", and by method the rank correlation with the map of the trained network after each, mean over images.
@@ -264,7 +264,7 @@ def sanity(run: "Run", state: "TrainState") -> dict[str, Any]:
 
 
 def effective(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures the effective receptive field of the middle unit of the last map that sees no more than a canvas.
+    """Measures the effective receptive field of the middle unit, in the last map whose units see at most a canvas.
 
     Returns:
       {"theoretical": size or None for all of it, "endpoint", "box", "before" and "after" training: {"size", "map":
@@ -275,12 +275,15 @@ def effective(run: "Run", state: "TrainState") -> dict[str, Any]:
     from models.explain import method, receptive
 
     model, test = run.task.model, examples(run, "test", IMAGES)
-    about = method.outline(model, state.evaluation_variables(), test.images)
-    fields, name = receptive.fields(model, run.feed.inputs), method.map_endpoint(about)
+    outline = method.outline(model, state.evaluation_variables(), test.images)
+    fields, name = receptive.fields(model, run.feed.inputs), method.map_endpoint(outline)
     if fields[name]:
         name = [one for one, field in fields.items() if field and max(field.size) <= min(test.images.shape[1:3])][-1]
-    field, (height, width, _) = fields[name], method.grid(about.endpoints[name]) or (1, 1, 0)  # a map has places
-    found: dict[str, Any] = {
+    field, (height, width, _) = (
+        fields[name],
+        method.grid(outline.endpoints[name]) or (1, 1, 0),
+    )  # the endpoint is a map, so it has a grid
+    result: dict[str, Any] = {
         "theoretical": None if field is None else list(field.size),
         "endpoint": name,
         "box": None if field is None else list(field.box(height // 2, width // 2)),
@@ -289,14 +292,14 @@ def effective(run: "Run", state: "TrainState") -> dict[str, Any]:
         values = np.asarray(
             receptive.effective(model, jax.device_put(one.evaluation_variables()), test.images, endpoint=name)
         )
-        found[when] = {"size": receptive.effective_size(values), "map": png(values / values.max())}
-    return found
+        result[when] = {"size": receptive.effective_size(values), "map": png(values / values.max())}
+    return result
 
 
 def gallery(run: "Run", state: "TrainState") -> list[dict[str, Any]]:
-    """Returns rows of the gallery: an image of one object, and one of two, for each of its classes.
+    """Returns the rows of the gallery: an image of one object, and one of two, explained for each of its classes.
 
-    With CIFAR's classes the second is a cat and a dog.
+    With CIFAR's classes the second image shows a cat and a dog.
 
     Returns:
       [{"image": PNG, "says", "boxes", "class", "panels": {method: PNG}}].
@@ -308,13 +311,13 @@ def gallery(run: "Run", state: "TrainState") -> list[dict[str, Any]]:
 
     variables, classes = jax.device_put(state.evaluation_variables()), run.feed.classes
     one, two = examples(run, "test", FEW), examples(run, "test", 2000 if "cat" in classes else FEW, objects=2)
-    wanted = {classes.index("cat"), classes.index("dog")} if "cat" in classes else None
-    pair = next(i for i, things in enumerate(two.objects) if wanted in (None, {thing.label for thing in things}))
+    labels = {classes.index("cat"), classes.index("dog")} if "cat" in classes else None
+    pair = next(i for i, things in enumerate(two.objects) if labels in (None, {thing.label for thing in things}))
     rows = []
     for some, i, which in ((one, 1, 0), (two, pair, 0), (two, pair, 1)):
         thing, image = some.objects[i][which], some.images[i : i + 1]
         panels, logits = {}, np.zeros(0)
-        for name, values in found_by(run, variables, image, np.array([thing.label], np.int32)):
+        for name, values in attributions(run, variables, image, np.array([thing.label], np.int32)):
             logits = values.logits
             heat = np.asarray(catalogue.heat(values.values, image.shape[1:3])[0])
             panels[name] = png(

@@ -29,7 +29,7 @@ NAMES = {
     "random": "random order",
     "middle": "the middle, always",
 }
-PUBLISHED = [  # what, numbers, source
+PUBLISHED = [  # (quantity, numbers, source)
     ("localization error, ILSVRC val, GoogLeNet-GAP (CAM)", "56.40 % top-1, 43.00 % top-5", "Zhou 2016, table 2"),
     ("the same, VGGnet-GAP (CAM)", "57.20 %, 45.14 %", "Zhou 2016, table 2"),
     ("the same, backprop on GoogLeNet, VGGnet, AlexNet", "61.31, 61.12, 65.17 % top-1", "Zhou 2016, table 2"),
@@ -62,7 +62,7 @@ grad_cam_localizes = _lower("VGG", "grad_cam", "saliency")
 
 
 def tells_classes_apart(outcomes: Outcomes) -> Judgement:
-    """Compares how often guided Grad-CAM and guided backprop point at the object that is asked for."""
+    """Compares how often guided Grad-CAM and guided backprop point at the requested object."""
     values = {}
     for name in ("guided_grad_cam", "guided_backprop"):
         by_network = [own.measured("two_objects", name) for _, own in outcomes.groups("network")]
@@ -77,13 +77,13 @@ def agrees_with_occlusion(outcomes: Outcomes) -> Judgement:
 
 
 def _half_way(outcome: Outcome, name: str) -> float:
-    """Returns the rank correlation after the upper half of the layers is drawn anew."""
+    """Returns the rank correlation after the upper half of the layers is reinitialized."""
     correlations = outcome.measured.get("sanity", {}).get(name)
     return correlations[(len(correlations) - 1) // 2] if correlations else float("nan")
 
 
 def insensitive(outcomes: Outcomes) -> Judgement:
-    """Compares what guided backprop and Grad-CAM keep of their maps without the upper layers."""
+    """Compares how much guided backprop and Grad-CAM keep of their maps without the trained upper layers."""
     own, names = outcomes.where(network="VGG"), ("guided_backprop", "grad_cam")
     return more({NAMES[n]: [_half_way(o, n) for o in own] for n in names}, by=0.2, percent=False, digits=2)
 
@@ -112,7 +112,7 @@ def _methods(outcomes: Outcomes, measure: str) -> list[str]:
 def _table(
     outcomes: Outcomes, title: str, measure: str, paths: Sequence[tuple[str, tuple[str, ...]]], percent: bool
 ) -> Table:
-    """Returns a table: a row per method; for each network and (name, keys below the method) a column."""
+    """Returns a table: one row per method; one column per network and (name, keys below the method)."""
     networks, rows = outcomes.distinct("network"), []
     for name in _methods(outcomes, measure):
         cells = [
@@ -130,7 +130,7 @@ def _table(
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns localization, two objects, faithfulness, sanity, published."""
+    """Returns the tables of localization, two objects, faithfulness, sanity, published numbers."""
     half = Outcomes(
         [
             o._replace(
@@ -192,7 +192,7 @@ def _color(name: str) -> Any:
 
 
 def draw_gallery(outcomes: Outcomes, figure: Any) -> None:
-    """Draws three rows per network, a column per method."""
+    """Draws three rows per network, one column per method."""
     seed = outcomes.distinct("seed")[0]
     own = outcomes.where(seed=seed).having("gallery")
     if not own:
@@ -243,7 +243,7 @@ def draw_localization(outcomes: Outcomes, figure: Any) -> None:
 
 
 def _legend_beside(figure: Any, panels: Iterable[Any]) -> None:
-    """Puts one legend at the right, of the labels of all panels."""
+    """Puts one legend at the right, with the labels of all panels."""
     handles = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -251,7 +251,7 @@ def _legend_beside(figure: Any, panels: Iterable[Any]) -> None:
 
 
 def draw_curves(outcomes: Outcomes, figure: Any) -> None:
-    """Draws a row for deletion and insertion, a column per network."""
+    """Draws a row for deletion and one for insertion, one column per network."""
     networks = outcomes.distinct("network")
     grid = figure.subplots(2, len(networks), sharex=True, sharey=True, squeeze=False)
     for line, kind in zip(grid, ("deletion", "insertion"), strict=True):
@@ -272,7 +272,7 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_sanity(outcomes: Outcomes, figure: Any) -> None:
-    """Draws a panel per network: rank correlation by how many layers are new."""
+    """Draws one panel per network: rank correlation against the number of reinitialized layers."""
     networks = outcomes.distinct("network")
     panels = panels_by(figure, len(networks), sharey=True)
     for axes, network in zip(panels, networks, strict=True):
@@ -281,13 +281,13 @@ def draw_sanity(outcomes: Outcomes, figure: Any) -> None:
             if curves := [one[name] for one in own if name in one]:
                 points = [1.0, *(statistics.mean(same) for same in zip(*curves, strict=True))]
                 axes.plot(range(len(points)), points, label=NAMES[name], color=_color(name), marker=".")
-        finish(axes, title=network, xlabel="layers drawn anew, from the logits down")
+        finish(axes, title=network, xlabel="reinitialized layers, from the logits down")
     panels[0].set_ylabel("rank correlation with the trained network's map")
     _legend_beside(figure, panels)
 
 
 def draw_effective(outcomes: Outcomes, figure: Any) -> None:
-    """Draws a column per network: before and after training."""
+    """Draws one column per network: before and after training."""
     own = outcomes.where(seed=outcomes.distinct("seed")[0]).having("effective")
     if not own:
         return

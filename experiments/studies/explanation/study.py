@@ -1,14 +1,14 @@
-"""Explanations: whether the maps that are drawn over images show where the object is, and what the network uses.
+"""Explanations: do maps over images show where the object is, and which pixels the network uses?
 
   Zhou et al. 2016         Learning deep features for discriminative localization, arXiv 1512.04150
   Selvaraju et al. 2017    Grad-CAM, arXiv 1610.02391
   Adebayo et al. 2018      Sanity checks for saliency maps, arXiv 1810.03292
   Luo et al. 2016          Understanding the effective receptive field, arXiv 1701.04128
 
-The images are canvases on which an object, or two of different classes, lies at a known place among fragments of
-others (train/data/composite.py). Three kinds of network: ResNet, which ends in average pooling, VGG, which ends in
-dense layers, and ViT with a class token and a stem of convolutions. Grad-CAM is that of the default endpoint: the last
-map, of the ViT the tokens that its last block reads.
+The images are canvases with one object, or two of different classes, at known places among fragments of others
+(train/data/composite.py). There are three kinds of network: ResNet, which ends in average pooling; VGG, which ends in
+dense layers; and ViT with a class token and a convolutional stem. Grad-CAM uses the default endpoint: the last map, or
+for the ViT the tokens that its last block reads.
 
 digits     scikit-learn's digits on canvases of 32x32
 cifar10    cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (for CIFAR-10 itself change SETS), on
@@ -23,14 +23,14 @@ from experiments.study import Claim, Picture, Study, Trial
 SETS = {"cifar10": "tfds:cifar10_jpeg"}
 SEEDS = {"digits": (0, 1, 2), "cifar10": (0,)}
 CANVAS = {"digits": 32, "cifar10": 48}
-COPIES = {"digits": 4, "cifar10": 1}  # canvases of an image
+COPIES = {"digits": 4, "cifar10": 1}  # canvases per image
 MEASURES = (localization, two_objects, faithfulness, sanity, effective, gallery)
 
 
 def _networks(scale: str) -> dict[str, tuple[Network, int, float, str]]:
     """Returns networks whose last units see most of a canvas: (network, epochs, learning rate, optimizer).
 
-    A ViT of patches alone hardly learns from so few images, so its stem is convolutions (Xiao 2021), and it takes long.
+    A ViT on patches hardly learns from so few images. So it gets a convolutional stem (Xiao 2021) and long training.
     """
     vgg = {"width": 16, "stage_sizes": (2, 2, 2), "classifier": (256,), "norm": "batch", "dropout": 0.0}
     vit = {"stem_channels": (32, 64), "patch_size": 4, "depth": 4, "width": 64, "heads": 4, "mlp_width": 128}
@@ -43,7 +43,7 @@ def _networks(scale: str) -> dict[str, tuple[Network, int, float, str]]:
 
 
 def trials(scale: str) -> list[Trial]:
-    """Lists the three networks under each seed."""
+    """Lists the three networks with every seed."""
     planned = []
     for seed in SEEDS[scale]:
         for kind, (network, epochs, rate, optimizer) in _networks(scale).items():

@@ -27,7 +27,7 @@ NETWORKS = {  # label -> (model without its depth, norm)
     "residual, batch norm": ("resnet", "batch"),
 }
 SEEDS = (0, 1, 2)
-CONVERGED = 0.5  # test accuracy that is far from chance (10 %) and from the best
+CONVERGED = 0.5  # test accuracy far from both chance (10 %) and the best
 COLORS = dict(zip(INITS, (RED, YELLOW, BROWN, BLUE, CYAN, PURPLE, GREEN), strict=True))
 PAIR = ("MSRA fan-in", "Xavier")
 
@@ -44,16 +44,16 @@ def _depth(outcomes: Outcomes, role: str) -> int:
 
 
 def _share(outcomes: Outcomes, network: str, role: str, init: str) -> tuple[int, int]:
-    """Returns how many of the runs converged, and how many there are."""
+    """Returns the number of runs that converged, and the number of all runs."""
     values = _end(outcomes, network, role, init).values("accuracy")
     return sum(value >= CONVERGED for value in values), len(values)
 
 
 def _factor(outcomes: Outcomes, init: str, direction: str, network: str = "plain") -> float:
-    """Returns the geometric mean over layers and seeds of the change of the standard deviation from layer to layer.
+    """Returns the geometric mean, over layers and seeds, of the factor between standard deviations of adjacent layers.
 
-    It is taken in the direction in which the signal travels, and over the layers before the first that halves the
-    resolution. There the padding of small maps, which lowers the deviation as well, does least.
+    The factor is taken in the direction in which the signal travels, over the layers before the first that halves the
+    resolution. There, the padding of small maps, which also lowers the deviation, matters least.
     """
     factors = []
     for one in outcomes.where(at="step 0", network=network, init=init).results("signal"):
@@ -80,7 +80,7 @@ def rule(outcomes: Outcomes) -> Judgement:
 
 def deepest(outcomes: Outcomes) -> Judgement:
     """Compares MSRA and Xavier in the deepest networks."""
-    chance = 0.1  # what a run that diverged knows
+    chance = 0.1  # a diverged run counts as one that guesses
     good, bad = (_end(outcomes, "plain", "deep", init).values("accuracy", diverged=chance) for init in PAIR)
     stalled = _share(outcomes, "plain", "deep", "Xavier")[0] == 0
     verdict = compare(good, bad, by=0.2)
@@ -88,7 +88,7 @@ def deepest(outcomes: Outcomes) -> Judgement:
 
 
 def earlier(outcomes: Outcomes) -> Judgement:
-    """Compares early losses in the shallowest networks, which all have to converge."""
+    """Compares early losses in the shallowest networks, which must all converge."""
     early = {init: _end(outcomes, "plain", "shallow", init).early_losses() for init in PAIR}
     both = all(_share(outcomes, "plain", "shallow", init)[0] == len(SEEDS) for init in PAIR)
     return Judgement(
@@ -175,7 +175,7 @@ def draw_signal(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_training(outcomes: Outcomes, figure: Any) -> None:
-    """Draws training losses, a line per run."""
+    """Draws training losses, one line per run."""
     plain = outcomes.where(at="end", network="plain")
     panels = figure.subplots(1, len(plain.distinct("depth")), sharey=True)
     for axes, ((depth,), runs) in zip(panels, plain.groups("depth"), strict=True):

@@ -1,11 +1,11 @@
-"""Initialization: which scale of the first weights lets a deep network train, and what cures a bad one.
+"""Initialization: the scale of initial weights at which a deep network trains, and cures of a bad scale.
 
   Glorot & Bengio 2010     Understanding the difficulty of training deep feedforward neural networks
   He et al. 2015           Delving deep into rectifiers, arXiv 1502.01852
   Mishkin & Matas 2016     All you need is a good init, arXiv 1511.06422 (LSUV)
 
-The gradient by an early layer is a product of the Jacobians of all later ones: where each shrinks it by a factor, it
-vanishes exponentially in the depth, where each stretches it, it explodes. At step 0 that is measured layer by layer.
+The gradient at an early layer is a product of the Jacobians of all later ones. If each shrinks it by a factor, it
+vanishes exponentially in the depth; if each stretches it, it explodes. At step 0 this is measured layer by layer.
 """
 
 import functools
@@ -16,13 +16,13 @@ from experiments.studies.initialization.results import CONVERGED, CURED, INITS, 
 from experiments.studies.measures import layers
 from experiments.study import Claim, Picture, Study, Trial, recipe
 
-if TYPE_CHECKING:  # what trains is imported when a measure runs
+if TYPE_CHECKING:  # modules that train are imported only when a measure runs
     from train.run import Run
     from train.state import TrainState
 
 
-DEPTHS = {"digits": (8, 14, 20), "cifar10": (14, 20, 32)}  # the first is "shallow" below, the last "deep"
-STEP_0 = 44  # layers of the networks that are measured at step 0
+DEPTHS = {"digits": (8, 14, 20), "cifar10": (14, 20, 32)}  # below, the first is "shallow", the last is "deep"
+STEP_0 = 44  # depth of the networks that are measured at step 0
 
 
 def trials(scale: str) -> list[Trial]:
@@ -52,11 +52,11 @@ def trials(scale: str) -> list[Trial]:
 
 
 def signal(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures standard deviations by layer with a kernel, in order, on one batch of training images.
+    """Measures standard deviations for each layer with a kernel, in order, on one batch of training images.
 
     Returns:
-      "layers" (without the classifier), and for each the standard deviation of its output ("forward") and that of the
-      gradient of the loss by its output ("backward").
+      "layers" (without the classifier), and for each the standard deviation of its output ("forward") and of the loss's
+      gradient with respect to its output ("backward").
     """
     import jax
     import jax.numpy as jnp

@@ -21,8 +21,8 @@ from experiments.study.verdicts import (
 )
 from train.plots.palette import BLUE, CYAN, GRAY, GREEN, RED, YELLOW
 
-SIZES = (32, 16, 8, 4, 2)  # images that are normalized together
-POINTS = (1, 2, 4, 8)  # epochs after which the smoothness is measured
+SIZES = (32, 16, 8, 4, 2)  # numbers of images that are normalized together
+POINTS = (1, 2, 4, 8)  # numbers of epochs after which the smoothness is measured
 PUBLISHED = {  # top-1 error (%) of ResNet-50 on ImageNet; Wu & He 2018, tables 1 and 2
     "BN": {32: 23.6, 16: 23.7, 8: 24.8, 4: 27.3, 2: 34.7},
     "GN": {32: 24.1, 16: 24.2, 8: 24.0, 4: 24.2, 2: 24.1},
@@ -48,11 +48,13 @@ SMOOTHNESS = {  # key of the measure `smoothness` -> heading
 
 def _runs(outcomes: Outcomes, norm: str, images: int) -> Outcomes:
     own = outcomes.where(part="size", norm=norm, images=images)
-    return own if len(own) or norm != "BN, same steps" else _runs(outcomes, "BN", images)  # at 32 they are the same
+    return (
+        own if len(own) or norm != "BN, same steps" else _runs(outcomes, "BN", images)
+    )  # at 32 images both are the same
 
 
 def _accuracy(outcomes: Outcomes, norm: str, images: int) -> list[float]:
-    """Returns accuracies by seed, to decide by: a run that diverged has 0."""
+    """Returns accuracies by seed, for verdicts; 0 for a run that diverged."""
     return _runs(outcomes, norm, images).values("accuracy", diverged=0.0)
 
 
@@ -61,7 +63,7 @@ def _gaps(outcomes: Outcomes, norm: str, images: int, mode: str) -> list[float]:
 
 
 def _differences(outcomes: Outcomes, images: int, first: str, second: str) -> list[float]:
-    """Returns by seed what BN's accuracy in one mode is above that in another."""
+    """Returns by seed the accuracy of BN in one mode minus that in another."""
     pairs = zip(_gaps(outcomes, "BN", images, first), _gaps(outcomes, "BN", images, second), strict=True)
     return [a - b for a, b in pairs]
 
@@ -78,7 +80,7 @@ def bn_small(outcomes: Outcomes) -> Judgement:
 
 
 def gn_flat(outcomes: Outcomes) -> Judgement:
-    """Compares the span of GN's means with what BN loses."""
+    """Compares the range of GN's means with the loss of BN's accuracy."""
     many, few = (_accuracy(outcomes, "BN", images) for images in (32, 2))
     drop = statistics.mean(many) - statistics.mean(few)
     means = [statistics.mean(_accuracy(outcomes, "GN", n)) for n in SIZES]
@@ -101,7 +103,7 @@ def order(outcomes: Outcomes) -> Judgement:
 
 
 def discrepancy(outcomes: Outcomes) -> Judgement:
-    """Compares how far BN's two modes differ with 2 and with 32 images."""
+    """Compares the difference of BN's two modes with 2 and with 32 images."""
     many, few = ([abs(d) for d in _differences(outcomes, images, "batch", "train")] for images in (32, 2))
     return Judgement(compare(few, many), f"the two differ by {spread(many)} at 32, {spread(few)} at 2")
 
@@ -109,7 +111,7 @@ def discrepancy(outcomes: Outcomes) -> Judgement:
 def recalibrated(outcomes: Outcomes) -> Judgement:
     """Compares recalibrated statistics with the running averages."""
     many, few = (_differences(outcomes, images, "recalibrated", "test") for images in (32, 2))
-    verdict = compare(few, [0.0] * len(few))  # each run against itself
+    verdict = compare(few, [0.0] * len(few))  # each run is compared with itself
     return Judgement(verdict, f"recalibration adds {spread(many)} at 32, {spread(few)} at 2")
 
 
@@ -164,7 +166,7 @@ def smoother(name: str) -> Judge:
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns accuracy by norm and images a device, beside the published; BN's gap; groups; smoothness."""
+    """Returns accuracy by norm and images per device, beside the published values; BN's gap; groups; smoothness."""
     sizes = [
         [
             norm,

@@ -1,4 +1,4 @@
-"""Normalization: what it averages over, how many images that needs, and what it does to the loss.
+"""Normalization: what it averages over, how many images it needs, and its effect on the loss.
 
   Ioffe & Szegedy 2015     Batch normalization, arXiv 1502.03167
   Ba et al. 2016           Layer normalization, arXiv 1607.06450
@@ -7,10 +7,10 @@
   Wu & He 2018             Group normalization, arXiv 1803.08494
   Santurkar et al. 2018    How does batch normalization help optimization?, arXiv 1805.11604
 
-Wu & He train on 8 GPUs with 32 to 2 images on each, and a learning rate in proportion to the batch, for the same
-number of epochs. So do we, with PARTS in place of the GPUs: the parts into which one device cuts a batch, which batch
-norm sees one at a time. "BN, same steps" leaves batch and learning rate as they are at 32 and cuts smaller parts: the
-noise of the statistics is then all that changes.
+Wu & He train on 8 GPUs with 32 to 2 images per GPU, a learning rate proportional to the batch, and a fixed number of
+epochs. So do we, with PARTS in place of the GPUs: the parts into which one device splits a batch; batch norm sees one
+part at a time. "BN, same steps" keeps the batch and the learning rate of 32 images, and splits into smaller parts: then
+only the noise of the statistics changes.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from experiments.studies.normalization.results import POINTS, SIZES
 from experiments.study import Claim, Picture, Study, Trial, recipe
 
 NETWORKS = {"digits": "resnet8", "cifar10": "resnet20", "imagenet": "resnet50"}
-PLAIN = {"digits": "plain14", "cifar10": "plain20", "imagenet": "plain18"}  # of which the smoothness is measured
+PLAIN = {"digits": "plain14", "cifar10": "plain20", "imagenet": "plain18"}  # networks whose smoothness is measured
 WIDTHS = {"digits": 8, "cifar10": 16, "imagenet": 64}  # channels of the narrowest layer; GN has half as many groups
 PARTS = {"digits": (1, 2), "cifar10": (1, 4), "imagenet": (8, 1)}  # (devices, accumulate)
 EPOCHS = {"digits": 6, "cifar10": 60, "imagenet": 90}
@@ -30,7 +30,7 @@ SMOOTH_RATE = 0.02  # learning rate with which networks without normalization su
 
 
 def trials(scale: str) -> list[Trial]:
-    """Lists all norms by images a device; BN in smaller parts of one batch; numbers of groups; smoothness."""
+    """Lists all norms by images per device; BN in smaller parts of one batch; numbers of groups; smoothness."""
     width, planned = WIDTHS[scale], []
     specs = {"BN": "batch", "GN": f"group:{width // 2}", "LN": "layer", "IN": "instance", "none": "none"}
     for seed in SEEDS:
@@ -53,14 +53,14 @@ def trials(scale: str) -> list[Trial]:
 
 
 def _config(scale: str, norm: str, images: int, seed: int, same_steps: bool = False, model: str = "") -> Any:
-    """Returns the config of a network that sees so many images at once."""
+    """Returns the config of a network that normalizes that many images at once."""
     devices, parts = PARTS[scale]
     model = model or NETWORKS[scale]
     c = recipe(f"configs/study.py:{scale},model={model},norm={norm},seed={seed},epochs={EPOCHS[scale]}")
     c.devices, c.batch_size = devices, devices * parts * SIZES[0]
     c.accumulate = parts * SIZES[0] // images if same_steps else parts
     if norm == "none":
-        c.optimizer.learning_rate /= 5  # does not survive the recipe's
+        c.optimizer.learning_rate /= 5  # a network without normalization does not survive the recipe's rate
     if not same_steps:
         c.batch_size = c.batch_size * images // SIZES[0]
         c.optimizer.learning_rate *= images / SIZES[0]
@@ -68,12 +68,12 @@ def _config(scale: str, norm: str, images: int, seed: int, same_steps: bool = Fa
 
 
 def _smooth(scale: str, norm: str, epochs: int, seed: int) -> Any:
-    """Returns the config of a plain network, whose shorter runs are the beginnings of the longer ones."""
+    """Returns the config of a plain network; its shorter runs are the beginnings of the longer ones."""
     c = _config(scale, norm, SIZES[0], seed, model=PLAIN[scale])
     c.duration, c.optimizer.learning_rate = f"{epochs} epochs", SMOOTH_RATE
     c.optimizer.schedule, c.optimizer.warmup = "constant", "0 steps"
     if scale == "imagenet":
-        c.model.zero_gamma = False  # of the recipe, for networks with shortcuts
+        c.model.zero_gamma = False  # the recipe sets it, for networks with shortcuts
     return c
 
 

@@ -1,4 +1,4 @@
-"""Features from before networks learned them: HOG, dense SIFT, bags of words and Fisher vectors.
+"""Handcrafted features, from before networks learned them: HOG, dense SIFT, bags of words and Fisher vectors.
 
 What a pretrained network's features are compared with: until 2012 a linear classifier on these was the state of the
 art (Sanchez 2011 won the last ImageNet challenge before AlexNet with Fisher vectors of SIFT). Everything here is a pure
@@ -16,32 +16,33 @@ import numpy as np
 
 from models.errors import UserError, choice_error
 
-KINDS = {"hog": 0, "sift_fv": 64, "sift_bow": 512}  # -> visual words, where no number is given
-DIMENSIONS = 64  # of SIFT after PCA, as in Perronnin 2010
-SAMPLE = 100_000  # descriptors that a vocabulary is learned from
-_SAMPLE_IMAGES = 2000  # that these come from, at most
-_SMALLEST = 32  # pixels: smaller images are enlarged for SIFT, whose patches they would not hold
+KINDS = {"hog": 0, "sift_fv": 64, "sift_bow": 512}  # kind -> default number of visual words
+DIMENSIONS = 64  # dimensions of SIFT after PCA, as in Perronnin 2010
+SAMPLE = 100_000  # number of descriptors from which a vocabulary is learned
+_SAMPLE_IMAGES = 2000  # largest number of images that these come from
+_SMALLEST = 32  # pixels: smaller images are enlarged, because SIFT's patches do not fit into them
 # Of scale space; the last one for images of 64 pixels and more. On 1,500 training images of CIFAR-10 kept apart, a
 # linear classifier of Fisher vectors (16 words, 4,000 images) is right in 56.4% with the first two, 51.6% with all
 # three, 54.5% and 50.2% with the first and the second alone, and in 56.5% with four times as many patches.
 _OCTAVES = (-1, 0, 1)
-_CHUNK = 2**22  # numbers held at once, roughly: 16 MiB
+_CHUNK = 2**22  # numbers held in memory at once, roughly: 16 MiB
 
 
 def describe(kind: str, train: np.ndarray, test: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns features of training and test images; whatever is learned for them is learned from training images alone.
+    """Returns features of training and test images; everything fitted for them is fitted on training images alone.
 
     Args:
-      kind: "hog", "sift_fv" (Fisher vectors) or "sift_bow" (bag of words); "sift_fv:32" is with 32 words.
+      kind: "hog", "sift_fv" (Fisher vectors) or "sift_bow" (bag of words); "sift_fv:32" has 32 words.
       train: uint8 [N, height, width, 1 or 3], all images of one size.
-      test: Of the same form and size.
-      seed: Of the vocabulary.
+      test: Like train, with the same shape of images.
+      seed: Seed of the vocabulary.
 
     Returns:
-      float32 [N, features] of each. Of 32x32 pixels: 324 (hog), 2 * 64 * words (sift_fv), words (sift_bow).
+      float32 [N, features] for each. For 32x32 pixels: 324 (hog), 2 * 64 * words (sift_fv), words (sift_bow).
 
     Raises:
-      UserError: Unknown kind, images of another kind, too few of them for so many words, or a library is missing.
+      UserError: The kind is unknown, the images have another form or are too few for so many words, or a library is
+        missing.
     """
     name, words = _parse(kind)
     if name == "hog":
@@ -105,15 +106,15 @@ def dense_sift(images: np.ndarray) -> np.ndarray:
     expected = cv2.KeyPoint.convert(keypoints)
     # Otherwise the enlarged image of octave -1 is a quarter of a pixel off.
     sift = cv2.SIFT_create(enable_precise_upscale=True)
-    found = np.empty((len(images), len(keypoints), 128), np.float32)
+    descriptors = np.empty((len(images), len(keypoints), 128), np.float32)
     for i, image in enumerate(images):
         gray = image[..., 0] if image.shape[2] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         if gray.shape != size:
             gray = cv2.resize(gray, size[::-1], interpolation=cv2.INTER_CUBIC)
-        kept, found[i] = sift.compute(np.ascontiguousarray(gray), keypoints)
+        kept, descriptors[i] = sift.compute(np.ascontiguousarray(gray), keypoints)
         assert np.array_equal(cv2.KeyPoint.convert(kept), expected), "OpenCV dropped or moved keypoints"
-    found /= np.maximum(found.sum(2, keepdims=True), 1e-9)
-    return np.sqrt(found, out=found)
+    descriptors /= np.maximum(descriptors.sum(2, keepdims=True), 1e-9)
+    return np.sqrt(descriptors, out=descriptors)
 
 
 class FisherVector:
@@ -229,14 +230,14 @@ def _parse(kind: str) -> tuple[str, int]:
     if name == "hog":
         raise UserError(f"features '{kind}': hog has no words")
     if not words.isdecimal() or int(words) < 1:
-        raise UserError(f"features '{kind}': words must be a whole number from 1 on, as in '{name}:{KINDS[name]}'")
+        raise UserError(f"features '{kind}': words must be a whole number, at least 1, as in '{name}:{KINDS[name]}'")
     return name, int(words)
 
 
 def _check(images: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise UserError(
-            f"handcrafted features are of uint8 images [N, height, width, 1 or 3], not {images.dtype} "
+            f"handcrafted features need uint8 images [N, height, width, 1 or 3], not {images.dtype} "
             f"{list(images.shape)}"
         )
 
@@ -245,7 +246,7 @@ def _library(name: str, what: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{what}, which is not here ({error}): pip install -e '.[classic]'") from error
+        raise UserError(f"{what}, which is not installed ({error}): pip install -e '.[classic]'") from error
 
 
 def _sift_size(images: np.ndarray) -> tuple[int, int]:

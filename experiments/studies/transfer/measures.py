@@ -1,31 +1,31 @@
-"""What the study of transfer measures on a network before or after it is trained: functions (run, state) -> JSON."""
+"""Measures of the study of transfer on a network before or after training: functions (run, state) -> JSON values."""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:  # what trains is imported when a measure runs
+if TYPE_CHECKING:  # modules that train are imported only when a measure runs
     from train.run import Run
     from train.state import TrainState
 
 
-LABELS = {8: (2, 5, 20), 32: (10, 50, 250), 224: ()}  # by the size of images: labels a class, besides all
+LABELS = {8: (2, 5, 20), 32: (10, 50, 250), 224: ()}  # image size -> numbers of labels per class, in addition to all
 CLASSIFIERS = ("logistic", "svm", "knn")
 HANDCRAFTED = ("hog", "sift_fv:16", "sift_bow")
 PAINT = "paint('all')"
 SEEDS = (0, 1, 2)
-EMBEDDED = 1000  # test images of the picture
+EMBEDDED = 1000  # number of test images in the picture
 ALL = "all"
 
 
 def probe(run: "Run", state: "TrainState") -> dict[str, dict[str, Any]]:
-    """Returns {labels a class: {classifier: result of `classifiers.evaluate`}}, on the features of the network."""
+    """Returns {labels per class: {classifier: result of `classifiers.evaluate`}}, on the features of the network."""
     from train.data.select import select
     from train.probing import classifiers, features
 
     test = features.extract(run, state.evaluation_variables(), "test")
-    whole = features.extract(run, state.evaluation_variables(), "train")  # of which every part is there, then
-    found = {}
+    whole = features.extract(run, state.evaluation_variables(), "train")  # so every part of it is available
+    results = {}
     for count in _counts(run):
         part = (
             whole
@@ -34,19 +34,19 @@ def probe(run: "Run", state: "TrainState") -> dict[str, dict[str, Any]]:
                 run, state.evaluation_variables(), select(_base(run), _part(run, count, run.config["seed"]))
             )
         )
-        found[str(count)] = {
+        results[str(count)] = {
             kind: classifiers.evaluate(kind, part, test, len(run.feed.classes), run.config["seed"])
             for kind in CLASSIFIERS
         }
-    return found
+    return results
 
 
 def logistic(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures logistic regression on the features of the training set as the run has it.
+    """Measures logistic regression on the features of the run's training set.
 
     Returns:
-      What `classifiers.described` says; and of the same regression the accuracy on test images with the cue
-      ("painted"), and the share of predictions that it changes.
+      The result of `classifiers.described`, and for the same regression the accuracy on test images with the cue
+      ("painted"), and the share of predictions that the cue changes.
     """
     from train.data.select import select
     from train.probing import classifiers, features
@@ -62,7 +62,7 @@ def logistic(run: "Run", state: "TrainState") -> dict[str, Any]:
 
 
 def cue(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures a trained network on test images as they are and with the cue, and the share of changed predictions."""
+    """Measures a trained network on test images with and without the cue, and the share of changed predictions."""
     from train import evaluate
     from train.data.select import select
 
@@ -85,9 +85,9 @@ def _cue(clean: np.ndarray, painted: np.ndarray, labels: np.ndarray) -> dict[str
 
 
 def handcrafted(run: "Run", state: "TrainState") -> dict[str, dict[str, list[float]]]:
-    """Returns {kind: {labels a class: accuracy by seed}} of a linear SVM on features that nobody trained.
+    """Returns {kind: {labels per class: accuracy by seed}} of a linear SVM on handcrafted features.
 
-    What they learn without labels (visual words) they learn from the whole training set.
+    Unsupervised parts of the features (visual words) are learned from the whole training set.
     """
     del state
     from experiments.studies.transfer.handcrafted import describe
@@ -99,18 +99,18 @@ def handcrafted(run: "Run", state: "TrainState") -> dict[str, dict[str, list[flo
     place = {
         index: place for place, index in enumerate(getattr(run.images.train, "index", range(len(run.images.train))))
     }
-    found = {}
+    accuracies = {}
     for kind in HANDCRAFTED:
         x, x_test = describe(kind, train["image"], test["image"])
         tested = features.Features(x_test, test["label"])
-        found[kind] = {}
+        accuracies[kind] = {}
         for count in _counts(run):
             parts = (
                 [np.arange(len(x))]
                 if count == ALL
                 else [np.array([place[i] for i in _selected(run, count, seed).index]) for seed in SEEDS]
             )
-            found[kind][str(count)] = [
+            accuracies[kind][str(count)] = [
                 classifiers.headline(
                     classifiers.evaluate(
                         "svm",
@@ -121,7 +121,7 @@ def handcrafted(run: "Run", state: "TrainState") -> dict[str, dict[str, list[flo
                 )
                 for part in parts
             ]
-    return found
+    return accuracies
 
 
 def embedding(run: "Run", state: "TrainState") -> dict[str, list]:
@@ -138,7 +138,7 @@ def embedding(run: "Run", state: "TrainState") -> dict[str, list]:
 
 
 def _counts(run: "Run") -> tuple[Any, ...]:
-    """Numbers of labels a class that every class has, and all of them."""
+    """Returns the numbers of labels per class that every class has, and ALL."""
     if run.images.train.label_shape:
         return (ALL,)
     least = np.bincount(run.images.train.all_labels()).min()
@@ -152,11 +152,11 @@ def _selected(run: "Run", count: int, seed: int) -> Any:
 
 
 def _base(run: "Run") -> Any:
-    """The training split without the run's selection."""
+    """Returns the training split without the run's selection."""
     return getattr(run.images.train, "source", run.images.train)
 
 
 def _part(run: "Run", count: int, seed: int) -> str:
-    """The selection of `count` images of each of the run's classes."""
+    """Selects `count` images of each of the run's classes."""
     classes = [part for part in run.config["data"]["select"].split("|") if part.startswith("classes")]
     return "|".join((*classes, f"per_class({count}, seed={seed})"))

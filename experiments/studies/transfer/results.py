@@ -10,7 +10,7 @@ from experiments.study.figures import bars_by, curves, errorbars, finish, heatma
 from experiments.study.verdicts import TOO_SMALL, Judgement, all_of, compare, finite, listed, mean, more, spread
 from train.plots.palette import BLUE, GRAY, RED, YELLOW
 
-# data set: (non-convolutional method, its result, pretrained + classifier, fine-tuned), accuracy or mAP in percent
+# data set: (non-convolutional method, its result, pretrained + classifier, fine-tuned), accuracy or mAP in %
 PUBLISHED = {
     "Caltech-101": ("MKL", 84.3, 87.7, 88.4),
     "VOC 2007": ("SIFT+FK", 61.7, 79.7, 82.4),
@@ -18,15 +18,16 @@ PUBLISHED = {
     "Aircraft": ("SIFT+FK", 61.0, 45.0, 74.1),
     "Cars": ("SIFT+FK", 59.2, 36.5, 79.8),
 }
-HANDCRAFTED, CLASSIFIER = "sift_fv:16", "logistic"  # what stands for each in the table
-PER_CLASS = ("caltech101", "aircraft")  # reported as the mean over classes
+HANDCRAFTED, CLASSIFIER = "sift_fv:16", "logistic"  # our counterparts of the columns
+PER_CLASS = ("caltech101", "aircraft")  # accuracy is reported as the mean over classes
 COLORS = {"scratch": GRAY, "hand-crafted": YELLOW, "classifier": BLUE, "fine-tuned": RED}
 
 
 def _values(outcomes: Outcomes, target: str, how: str, count: Any) -> list[float]:
-    """Returns accuracies (or mean average precisions) by seed, NaN for a run that diverged.
+    """Returns accuracies (or mean average precisions) by seed; NaN for a run that diverged.
 
-    Fisher vectors stand for hand-crafted features, and logistic regression for classifiers: said before anything ran.
+    Fisher vectors represent hand-crafted features, and logistic regression represents classifiers; both were fixed
+    before any run.
     """
     own = outcomes.where(part="transfer", target=target, how=how)
     if how == "hand-crafted":
@@ -41,7 +42,7 @@ def _values(outcomes: Outcomes, target: str, how: str, count: Any) -> list[float
 
 
 def _score(numbers: Any, target: str) -> float:
-    """Returns mean average precision; the mean over classes where the field reports that; accuracy."""
+    """Returns mean average precision, the mean over classes if the field reports that, or accuracy."""
     names = ("mean_average_precision", *(("mean_class_accuracy",) if target in PER_CLASS else ()), "accuracy")
     return next(numbers[name] for name in names if name in numbers)
 
@@ -64,7 +65,7 @@ def better(high: str, low: str) -> Judge:
         parts, texts = [], []
         for target in _targets(outcomes):
             first, second = (_values(outcomes, target, how, ALL) for how in (high, low))
-            repeated = second * len(first) if len(second) == 1 else second  # what has no seed is a constant
+            repeated = second * len(first) if len(second) == 1 else second  # a value without seeds is a constant
             parts.append(compare(first, repeated))
             texts.append(f"{target}: {high} {spread(first)}, {low} {spread(second)}")
         return Judgement(all_of(parts), "; ".join(texts))
@@ -73,11 +74,11 @@ def better(high: str, low: str) -> Judge:
 
 
 def few_labels(outcomes: Outcomes) -> Judgement:
-    """Compares the gain of fine-tuning over scratch with the fewest labels with that with all."""
+    """Compares the gain of fine-tuning over scratch with the fewest labels and with all labels."""
     target, gains = _targets(outcomes)[0], {}
     for count in _counts(outcomes, target):
         tuned, scratch = (_values(outcomes, target, how, count) for how in ("fine-tuned", "scratch"))
-        gains[count] = [a - b for a, b in zip(tuned, scratch, strict=True)]  # of the same seed
+        gains[count] = [a - b for a, b in zip(tuned, scratch, strict=True)]  # differences within the same seed
     text = "gain of fine-tuning over scratch: " + ", ".join(
         f"{spread(gain)} with {count} labels{'' if count == ALL else ' a class'}" for count, gain in gains.items()
     )
@@ -102,7 +103,7 @@ def _grid(outcomes: Outcomes, width: int, share: float) -> list[float]:
 
 
 def _last_above_first(values: Mapping[str, Sequence[float]], start: str) -> Judgement:
-    """Compares the last of values, named by what was done for them in ascending order, with the first."""
+    """Compares the last group of values with the first; the groups are in ascending order."""
     series = list(values.values())
     text = ", ".join(f"{spread(value)} {name}" for name, value in values.items())
     return Judgement(compare(series[-1], series[0]), start + text)
@@ -115,7 +116,7 @@ def _axes_of_grid(outcomes: Outcomes) -> tuple[list[int], list[float]]:
 
 @needs(part="grid")
 def more_data(outcomes: Outcomes) -> Judgement:
-    """Compares all of the source with the least of it, for the widest network."""
+    """Compares all of the source with its smallest share, for the widest network."""
     widths, shares = _axes_of_grid(outcomes)
     values = {f"from {share:.1%} of the source": _grid(outcomes, widths[-1], share) for share in shares}
     return _last_above_first(values, f"width {widths[-1]}: ")
@@ -131,7 +132,7 @@ def bigger(outcomes: Outcomes) -> Judgement:
 
 @needs(part="grid")
 def together(outcomes: Outcomes) -> Judgement:
-    """Compares what more source data bring the widest and the narrowest network."""
+    """Compares the gains of the widest and the narrowest network from more source data."""
     widths, shares = _axes_of_grid(outcomes)
     gains = {}
     for width in (widths[0], widths[-1]):
@@ -153,13 +154,13 @@ def related(outcomes: Outcomes) -> Judgement:
 
 
 def _lost(outcomes: Outcomes, source: str, how: str) -> list[float]:
-    """Returns the accuracy that the cue on test images costs, by seed."""
+    """Returns by seed the accuracy that the cue on test images costs."""
     own = outcomes.where(part="bias", source=source, how=how)
     return [one["clean"] - one["painted"] for one in own.results("logistic" if how == "classifier" else "cue")]
 
 
 def biased(how: str) -> Judge:
-    """Returns a judge: the cue costs more where the source had it."""
+    """Returns a judge: the cue costs more if the source had it."""
 
     @needs(part="bias")
     def judge(outcomes: Outcomes) -> Judgement:
@@ -172,7 +173,7 @@ def biased(how: str) -> Judge:
 
 @needs(part="bias")
 def imbalanced(outcomes: Outcomes) -> Judgement:
-    """Compares a balanced source with an imbalanced one of as many images."""
+    """Compares a balanced source with an imbalanced one of the same number of images."""
     return more(
         {name: _logistic(outcomes, "bias", name) for name in ("balanced", "imbalanced", "clean")}, separator=", "
     )
@@ -182,7 +183,7 @@ def imbalanced(outcomes: Outcomes) -> Judgement:
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns the published table and ours of the same columns; by labels; the grid; parts and biases of the source."""
+    """Returns the published table beside ours; by labels; the grid; parts and biases of the source."""
     columns = ["data set", "non-convnet", "from scratch", "pretrained + classifier", "fine-tuned", "improvement"]
     published = [
         [name, f"{base} ({method})", "—", first, tuned, f"{tuned - base:+.1f}"]
@@ -255,7 +256,7 @@ def _methods(outcomes: Outcomes) -> Table:
 
 
 def draw_labels(outcomes: Outcomes, figure: Any) -> None:
-    """Draws accuracy against labels a class."""
+    """Draws accuracy against labels per class."""
     target = _targets(outcomes)[0]
     counts = _counts(outcomes, target)
     axes = figure.subplots()
@@ -263,7 +264,7 @@ def draw_labels(outcomes: Outcomes, figure: Any) -> None:
         runs = [_values(outcomes, target, how, count) for count in counts]
         errorbars(axes, range(len(counts)), runs, color=color, label=how)
     number_ticks(axes, counts)
-    finish(axes, legend={}, xlabel="labels a class", ylabel=f"accuracy on {target} (%)")
+    finish(axes, legend={}, xlabel="labels per class", ylabel=f"accuracy on {target} (%)")
 
 
 def draw_curves(outcomes: Outcomes, figure: Any) -> None:
@@ -276,7 +277,7 @@ def draw_curves(outcomes: Outcomes, figure: Any) -> None:
         for how in ("scratch", "fine-tuned"):
             own = [o for o in outcomes.where(part="transfer", target=target, how=how, labels=count) if o.history]
             curves(axes, own, "test", "accuracy", how, 100, color=COLORS[how], marker=".")
-        title = "all labels" if count == ALL else f"{count} labels a class"
+        title = "all labels" if count == ALL else f"{count} labels per class"
         finish(axes, legend={}, xlabel="step", ylabel=f"test accuracy on {target} (%)", title=title)
 
 
@@ -298,7 +299,7 @@ def draw_grid(outcomes: Outcomes, figure: Any) -> None:
 def draw_sources(outcomes: Outcomes, figure: Any) -> None:
     """Draws accuracy on the target by source."""
     parts = [part for part in ("relation", "bias") if len(outcomes.where(part=part))] or ["relation"]
-    bars = {"accuracy": "test images as they are", "painted": "with the cue"}
+    bars = {"accuracy": "unchanged test images", "painted": "with the cue"}
     for axes, part in zip(panels_by(figure, len(parts)), parts, strict=True):
         names = outcomes.where(part=part).distinct("source")
         shown = [key for key in bars if key == "accuracy" or part == "bias"]
@@ -312,8 +313,8 @@ def draw_sources(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_embedding(outcomes: Outcomes, figure: Any) -> None:
-    """Draws features in two dimensions, a panel per way, colored by class."""
-    titles = {"classifier": "pretrained, as it is", "scratch": "trained from scratch", "fine-tuned": "fine-tuned"}
+    """Draws features in two dimensions, one panel per way, colored by class."""
+    titles = {"classifier": "pretrained, unchanged", "scratch": "trained from scratch", "fine-tuned": "fine-tuned"}
     own = outcomes.where(part="transfer").having("embedding")
     shown = sorted(own, key=lambda outcome: list(titles).index(outcome.labels["how"]))
     for axes, outcome in zip(panels_by(figure, len(shown)), shown, strict=False):

@@ -1,4 +1,4 @@
-"""Transfer learning: what a pretrained network brings to another data set, and what decides how much.
+"""Transfer learning: the gain of a pretrained network on another data set, and the factors that decide its size.
 
   Razavian et al. 2014      CNN features off-the-shelf, arXiv 1403.6382 (features and a linear SVM)
   Agrawal 2014, Girshick 2014, Lin 2015 and others: the fine-tuned networks of the table, as the lecture collects them
@@ -25,15 +25,15 @@ from experiments.studies.transfer.measures import ALL, SEEDS, cue, embedding, ha
 from experiments.study import Claim, Measure, Picture, Study, Trial, recipe
 from models.errors import UserError
 
-SETS = {"cifar10": ("tfds:tiny_imagenet32", "validation")}  # source, and its split to test on
+SETS = {"cifar10": ("tfds:tiny_imagenet32", "validation")}  # source, and its test split
 PHOTOGRAPHS = ("caltech101", "voc2007", "cub200", "aircraft", "cars")
-# Of Tiny ImageNet's 200 classes: birds, cats, dogs, frogs, hoofed animals, cars, trucks, boats, a train; food and
-# household things; every sixth.
+# Selections of Tiny ImageNet's 200 classes: birds, cats, dogs, frogs, hoofed animals, cars, trucks, boats, a train;
+# food and household things; every sixth.
 NEAR = "20, 21, 22, 11, '30-33', '24-29', '1-3', '49-53', 70, 94, 116, 153, 121, 133, 145, 164, 166, 115, 108, 81"
 FAR = "63, 64, 65, 67, 68, 69, '73-80', 82, 83, 85, '177-193'"
 ANY = ", ".join(str(label) for label in range(0, 200, 6))
 SUBSETS = {"near": NEAR, "any": ANY, "far": FAR}
-FACTOR = 30  # of the most to the least frequent class of the imbalanced source
+FACTOR = 30  # ratio of the most to the least frequent class in the imbalanced source
 RATES = {"scratch": 0.1, "fine-tuned": 0.02}  # learning rates
 
 
@@ -41,10 +41,10 @@ class Scale(NamedTuple):
     """Networks, targets and lengths of training (steps) of a scale that pretrains.
 
     Attributes:
-      small: The network of the grid, parts and biases.
-      probed: Labels a class where sources are compared.
-      few: Steps on a target with some labels a class; many: with all.
-      main: Steps on the source that everything starts from; grid: on one of the grid; part: on a part or a bias.
+      small: Network for the grid, parts and biases.
+      probed: Labels per class when sources are compared.
+      few: Steps on a target with some labels per class; many: with all labels.
+      main: Steps on the source of all transfers; grid: on a source of the grid; part: on a part or a biased source.
     """
 
     model: str
@@ -54,7 +54,7 @@ class Scale(NamedTuple):
     shares: tuple[float, ...]
     targets: tuple[str, ...]
     labels: tuple[int, ...]
-    probed: int  # labels a class where sources are compared
+    probed: int  # labels per class when sources are compared
     few: int
     many: int
     main: int
@@ -97,7 +97,7 @@ SCALES = {
 
 
 def trials(scale: str) -> list[Trial]:
-    """Lists the sources, and what starts from them."""
+    """Lists the sources, and the trials that start from them."""
     if scale == "imagenet":
         return _imagenet()
     planned = []
@@ -110,7 +110,7 @@ def trials(scale: str) -> list[Trial]:
 
 
 def _transfers(scale: str, seed: int, target: str, main: Trial) -> list[Trial]:
-    """Lists the ways to a target from the main source, and from scratch."""
+    """Lists the ways to a target, from the main source and from scratch."""
     s, labels = SCALES[scale], {"part": "transfer", "target": target, "seed": seed}
     first = target == s.targets[0]
     shown = (embedding,) if seed == 0 and first else ()
@@ -127,7 +127,7 @@ def _transfers(scale: str, seed: int, target: str, main: Trial) -> list[Trial]:
 
 
 def _compared(scale: str, seed: int) -> list[Trial]:
-    """Lists what starts from sources that differ: their size, their relation to the target, their biases."""
+    """Lists trials from sources that differ in size, in relation to the target, and in biases."""
     s, tuned = SCALES[scale], []
 
     def source(select: str = "", width: int = s.width, steps: int = s.part, both: bool = False) -> Trial:
@@ -164,13 +164,13 @@ def _compared(scale: str, seed: int) -> list[Trial]:
 
 
 def _biases(scale: str, seed: int) -> dict[str, str]:
-    """Returns, by name, selections of the source.
+    """Returns named selections of the source.
 
-    They are all; all, with a cue on every second class; a part with few images of most classes; and a random part of as
-    many images.
+    They are: all of it; all, with a cue on every second class; a part with few images of most classes; and a random
+    part with the same number of images.
     """
     classes = {"digits": 5, "cifar10": 200}[scale]
-    half = f"0-{classes - 1}/2"  # every second: neighbours are alike
+    half = f"0-{classes - 1}/2"  # every second class, because neighbors are alike
     kept = statistics.mean(FACTOR ** (-i / (classes - 1)) for i in range(classes))
     return {
         "clean": "",
@@ -181,7 +181,7 @@ def _biases(scale: str, seed: int) -> dict[str, str]:
 
 
 def _source(scale: str, seed: int, model: str, width: int, steps: int, select: str = "", both: bool = False) -> Trial:
-    """Returns a network that is trained on what `select` leaves of the source (`both`: of its test split, too)."""
+    """Returns a network trained on the selection of the source; with `both` its test split is selected, too."""
     c = recipe(f"configs/study.py:{scale},model={model},seed={seed}")
     c.model.width = width
     test = select if both else ""
@@ -191,7 +191,7 @@ def _source(scale: str, seed: int, model: str, width: int, steps: int, select: s
         c.batch_size, c.eval_batch_size = 64, 180
     else:
         c.data.source, c.data.test_split = SETS[scale]
-        if steps != SCALES[scale].main:  # small networks and parts: more steps of fewer images
+        if steps != SCALES[scale].main:  # small networks and parts take more steps of fewer images
             c.batch_size, c.optimizer.learning_rate = 32, 0.05
     c.data.select, c.data.select_test = select, test
     c.duration, c.evaluate_every, c.log_every = f"{steps} steps", "100%", "10%"
@@ -209,7 +209,7 @@ def _target(
 ) -> Trial:
     """Returns a trial on a target that starts from a source's network.
 
-    `how` is "" where nothing is trained, and "scratch" where the network starts from new weights.
+    `how` is "" if nothing is trained, and "scratch" if the network starts from new weights.
     """
     s, source = SCALES[scale], start.config
     steps = s.many if count == ALL and target == s.targets[0] else s.few
@@ -229,11 +229,11 @@ def _target(
 
 
 def _imagenet() -> list[Trial]:
-    """Lists the published data sets, from weights that were trained elsewhere."""
+    """Lists the published data sets, from pretrained weights of other libraries."""
     weights, planned = os.environ.get("ABLATE_RESNET50", "resnet50.safetensors"), []
     if not os.path.isfile(weights):
         raise UserError(
-            f"the weights to start from are not there: {weights} (or $ABLATE_RESNET50); make them by "
+            f"the initial weights {weights} (or $ABLATE_RESNET50) are missing; make them by "
             "python -m models.weights import --from torchvision resnet50.pth --model resnet50 --out FILE"
         )
     for seed in SEEDS:
@@ -241,7 +241,7 @@ def _imagenet() -> list[Trial]:
             for how in ("fine-tuned", "scratch", "classifier", *(("hand-crafted",) if seed == 0 else ())):
                 start = "model=resnet50" if how in ("scratch", "hand-crafted") else f"from={weights}"
                 c = recipe(f"configs/transfer.py:{start},to={target},seed={seed}")
-                if target == "aircraft":  # not in TFDS
+                if target == "aircraft":  # TFDS lacks it
                     c.data.source = f"folder:{os.environ.get('ABLATE_AIRCRAFT', c.data.source.partition(':')[2])}"
                 c.precision = "bfloat16"
                 measures = {"classifier": (probe,), "hand-crafted": (handcrafted,)}.get(how, ())

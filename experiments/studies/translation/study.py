@@ -1,11 +1,11 @@
-"""Translation: what a Transformer from English to German loses without one of its parts.
+"""Translation: the loss of a Transformer from English to German without one of its parts.
 
   Vaswani et al. 2017     Attention is all you need, arXiv 1706.03762, sections 3.5, 5.4 and 6.2, table 3
   Lin et al. 2020         Dynamic context-guided capsule network, arXiv 2009.02016 (a text-only Transformer on Multi30k)
 
-The smallest scale has sentences of a grammar (train/data/sources/grammar.py) that German orders otherwise; test
-sentences come in pairs of the same tokens, so what sees a set translates at most half of them. The next one has
-Multi30k, from the folder $ABLATE_MULTI30K, else ../shared/multi30k.
+The smallest scale uses sentences of a grammar (train/data/sources/grammar.py) with a different word order in German.
+Test sentences come in pairs of the same tokens, so a network that ignores their order translates at most half of them.
+The next scale uses Multi30k, from the folder $ABLATE_MULTI30K, or ../shared/multi30k.
 """
 
 import os
@@ -21,13 +21,13 @@ from models.errors import UserError
 from train.plots.figures import draw_attention
 from train.plots.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 
-if TYPE_CHECKING:  # what trains is imported when a measure runs
+if TYPE_CHECKING:  # modules that train are imported only when a measure runs
     from train.run import Run
     from train.state import TrainState
 
 
 FULL = "full"
-# label -> what is changed in the config: section, key, value
+# label -> change of the config: (section, key, value)
 NETWORKS = {
     FULL: None,
     "1 head": ("model", "heads", 1),
@@ -41,19 +41,19 @@ SEEDS = (0, 1, 2)
 COLORS = dict(zip(NETWORKS, (BLUE, RED, YELLOW, PURPLE, CYAN, GREEN, BROWN), strict=True))
 CLOSE = 2.0  # BLEU: means that differ by less are nearly identical, or reach a published number
 PUBLISHED_MULTI30K = 38.4  # Lin 2020, results table, row 7
-SAMPLES = 4  # test sentences whose attention is drawn
+SAMPLES = 4  # number of test sentences whose attention is drawn
 
 
 def trials(scale: str) -> list[Trial]:
-    """Lists every network under every seed; attention is measured on the first full one.
+    """Lists every network with every seed; attention is measured on the first full one.
 
     Raises:
-      UserError: Multi30k is not there.
+      UserError: Multi30k is missing.
     """
     folder = "grammar" if scale == "digits" else os.environ.get("ABLATE_MULTI30K", "../shared/multi30k")
     if scale != "digits" and not Path(folder).is_dir():
         raise UserError(
-            f"study translation needs Multi30k at this scale, and there is no folder {folder}: set "
+            f"study translation needs Multi30k at this scale, but the folder {folder} is missing: set "
             "ABLATE_MULTI30K to one with train.en, train.de, test_2016_flickr.en, … (or .gz)"
         )
     planned = []
@@ -72,7 +72,7 @@ def trials(scale: str) -> list[Trial]:
 
 
 def attention(run: "Run", state: "TrainState") -> list[dict[str, Any]]:
-    """Measures the last decoder block's attention to the source, mean of heads, for the first test sentences."""
+    """Measures the last decoder block's attention to the source, averaged over heads, for the first test sentences."""
     from train.hooks import translation
 
     return [
@@ -97,9 +97,9 @@ def _is_grammar(outcomes: Outcomes) -> bool:
 
 
 def _loses(network: str, needs_more: bool = False) -> Judge:
-    """Returns a judge: the full network is better than that one.
+    """Returns a judge: the full network is better than `network`.
 
-    With `needs_more`, the grammar, which has nothing to overfit, cannot tell against it.
+    With `needs_more`, the grammar cannot contradict the claim, because it has nothing to overfit.
     """
 
     def judge(outcomes: Outcomes) -> Judgement:
@@ -141,7 +141,7 @@ def _level(outcomes: Outcomes) -> Judgement:
 
 
 def tables(outcomes: Outcomes) -> list[Table]:
-    """Returns one table: BLEU and the rest by network."""
+    """Returns one table: BLEU and other metrics by network."""
     return [
         table_by(
             "Translation of the test split by network",
@@ -171,7 +171,7 @@ def _draw_curves(outcomes: Outcomes, figure: Any) -> None:
                 steps, means = line
                 values = [scale * value for value in means]
                 axes.plot(steps, values, color=COLORS[network], label=network, linewidth=1.4)
-    finish(left, xlabel="step", ylabel="loss on the test split (nats a token)", yscale="log")
+    finish(left, xlabel="step", ylabel="loss on the test split (nats per token)", yscale="log")
     finish(right, xlabel="step", ylabel="tokens right (%)")
     legend_below(figure, right, ncols=4)
 
