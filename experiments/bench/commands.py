@@ -20,7 +20,7 @@ except ImportError:
 import torch, timm
 """
 JUNIT = Path("runs/tests.xml")
-CLASS = re.compile(r"\.[A-Z].*")  # module under tests/ -> the group of its rows
+CLASS = re.compile(r"\.[A-Z].*")  # class of a test, after its module
 LONGEST = 20  # number of slowest tests that get a row
 
 

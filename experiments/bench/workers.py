@@ -25,9 +25,9 @@ class Settings:
 
     peer_python, tf_python: interpreters with PyTorch and TensorFlow ("": none, so their workers fail). processes:
     number of starts of all workers of a case; the memory layout of a process changes its speed by more than its own
-    samples differ.
-    rounds: rounds per start; in each, every worker runs every call `inner` times. overlap: the workers of a case start,
-    and compile, at the same time. accelerator: whether ours runs on one. batch: images per step; 0: each network's own.
+    samples differ. rounds: rounds per start; in each, every worker runs every call `inner` times. overlap: the workers
+    of a case start, and compile, at the same time. accelerator: whether ours runs on one. batch: images per step; 0:
+    each network's own.
     precision: "float32" or "bfloat16", of the computation. compile: modes of torch.compile to measure. stock: also
     measures ours without this project's settings and lowerings. quick: only training steps, and fewer of them.
     data_dir: folder of TFDS sets. images: an .npz of CIFAR-10. cores: number of cores of a data pipeline.
@@ -201,9 +201,8 @@ def interleaved(
     A worker that fails is left out from then on; its row gives the reason.
     """
     samples: dict[tuple[str, str], list[dict[str, float]]] = collections.defaultdict(list)
-    descriptions: dict[str, dict[str, Any]] = collections.defaultdict(
-        dict
-    )  # descriptions of the workers, and their memory peaks
+    # Descriptions of the workers, and their memory peaks
+    descriptions: dict[str, dict[str, Any]] = collections.defaultdict(dict)
     failed: dict[str, str] = {}
     for _ in range(settings.processes):
         running: list[Worker] = []

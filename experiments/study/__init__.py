@@ -50,7 +50,7 @@ STUDIES = {
         "explanation",
     )
 }
-Measure = Callable[[Any, Any], Any]  # (`train.run.Run`, state as numpy) -> what JSON can hold
+Measure = Callable[[Any, Any], Any]  # (`train.run.Run`, state as numpy) -> a JSON value
 
 
 class Trial(NamedTuple):

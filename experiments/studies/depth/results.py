@@ -149,7 +149,7 @@ def _deleted(outcomes: Outcomes, network: str, role: str, halving: bool = False)
 
 
 def kept(network: str, role: str, agrees: Callable[[float], bool]) -> Judge:
-    """Returns a judge of what is left without a block, which has to agree for every seed."""
+    """Returns a judge of the accuracy that remains without a block; every seed must agree."""
 
     def judge(outcomes: Outcomes) -> Judgement:
         kept = _deleted(outcomes, network, role)
