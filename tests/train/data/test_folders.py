@@ -69,7 +69,7 @@ def test_the_report_counts_ignored_files_by_reason(tmp_path):
         opened(tmp_path).report.startswith(f"folder {tmp_path}: 6 images in 2 classes (1 hidden, 4 .heic, ")
         and "; 1 of them" in opened(tmp_path).report
     )
-    for reason in ("2 broken link", "1 without an ending", "1 outside of the folders", "1 no file"):
+    for reason in ("2 broken link", "1 without an ending", "1 outside of the folders", "1 not a file"):
         assert reason in opened(tmp_path).report
     for number in range(9):
         (tmp_path / "dog" / f"a.x{number}").write_bytes(b"")
@@ -136,7 +136,7 @@ def test_other_folders_beside_splits_are_reported(tmp_path):
     fill(tmp_path, *class_of("train/cat"), *class_of("val/cat"), "test/0.png", "masks/cat/0.png")
     source = opened(tmp_path)
     assert len(source) == 5 and opened(tmp_path, "test").files[0] == "val/cat/0.png"
-    assert source.report.endswith("; not looked into, as it is no split: masks, test")
+    assert source.report.endswith("; not searched, since it is not a split: masks, test")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_other_folders_beside_splits_are_reported(tmp_path):
 )
 def test_a_class_that_is_called_train(names, classes, tmp_path):
     source = opened(fill(tmp_path, *[file for name in names for file in class_of(name)]))
-    assert source.classes == classes and "taken for a class, not for a split: " in source.report
+    assert source.classes == classes and "used as a class, not as a split: " in source.report
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,9 @@ def test_a_class_that_is_called_train(names, classes, tmp_path):
 )
 def test_splits_without_a_counterpart_are_no_classes(names, mixed, tmp_path):
     fill(tmp_path, *[file for name in names for file in class_of(name)])
-    with pytest.raises(UserError, match="has no folder but .*: want a training folder and a test or valid") as error:
+    with pytest.raises(
+        UserError, match="has no folders except .*: it must have a training folder and a test or valid"
+    ) as error:
         opened(tmp_path)
     assert str(error.value).endswith(f"directly in {mixed}" if mixed else "one folder of images for each class")
 
@@ -184,7 +186,7 @@ def test_a_test_split_may_lack_classes_but_not_add_any(tmp_path):
     train, test = opened(tmp_path), opened(tmp_path, "test")
     assert test.classes == train.classes == ("ant", "bee", "cat") and set(test.labels) == {2}
     assert "5 images in 1 of 3 classes" in test.report
-    assert splits.compare(train, test, "x") == ["no test image is of these 2 of the 3 classes: ant, bee"]
+    assert splits.compare(train, test, "x") == ["2 of the 3 classes have no test images: ant, bee"]
     fill(tmp_path, "test/bees/0.png", "test/wasp/0.png")
     with pytest.raises(UserError, match="classes that the training folder lacks: bees, wasp; did you mean 'bee'?"):
         opened(tmp_path, "test")
