@@ -95,7 +95,7 @@ def base() -> ConfigDict:
     c.data.channels = 0  # 3: convert gray images to RGB, 1: convert RGB to gray, 0: leave them unchanged
     c.data.pipeline = "auto"  # resident (uint8 on the device) | stream | auto
     c.data.workers = 0  # number of processes that decode for a stream; 0: threads
-    c.data.on_error = "fail"  # what to do with images that cannot be decoded: fail | skip
+    c.data.on_error = "fail"  # treatment of images that cannot be decoded: fail | skip
     c.data.image_size = 0  # height and width in pixels; 0: the size of the source
     c.data.crop = "none"  # crop while decoding: none | resize | random_resized (evaluation: center) | whole (BiT)
     c.data.crop_scale = (0.08, 1.0)  # random_resized: range of the share of the area
