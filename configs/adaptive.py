@@ -101,7 +101,7 @@ def _data(c, a):
         c.eval_batch_size = 1000
         c.data.update(CIFAR10)
     held = {"digits": "train_fit", "imagenet": "train[:1231167]"}.get(a.scale, "train[:45000]")
-    if a.data:  # which may be of another size
+    if a.data:  # the data set may have another size
         held = "train[:90%]"
     if a.method in ("msdnet", "early_exit"):
         c.data.train_split = held
@@ -119,7 +119,7 @@ def _aig(c, scale, epochs):
 
 def _blockdrop(c, scale, epochs):
     c.optimizer.name, c.optimizer.learning_rate, c.batch_size = "adam", 1e-3, 2048
-    c.optimizer.groups = (("policy/.*", 1.0), (".*", 0.0))  # the network stays as it is
+    c.optimizer.groups = (("policy/.*", 1.0), (".*", 0.0))  # the network stays fixed
     blocks = 33 if scale == "imagenet" else 54  # an epoch each
     curriculum = "50%" if scale == "digits" or 0 < epochs < blocks else f"{blocks} epochs"
     c.task.name = f"policy(penalty=1.0, curriculum='{curriculum}')"

@@ -92,7 +92,7 @@ def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[st
 
 
 def steps(case: dict) -> Served:
-    """`step_and_forward`."""
+    """Prepares the calls of `step_and_forward`."""
     return Served(*step_and_forward(case), device_peak)
 
 

@@ -22,12 +22,12 @@ class Served(NamedTuple):
 
     Attributes:
       calls: Calls by name; each returns when its work is done (None, or the seconds of the part that counts).
-      about: The worker's description of itself.
+      description: The worker's description of itself.
       device_peak: Returns the peak of the accelerator's memory in bytes, or None.
     """
 
     calls: Mapping[str, Callable[[], float | None]]
-    about: Mapping[str, Any] = {}
+    description: Mapping[str, Any] = {}
     device_peak: Callable[[], int | None] = lambda: None
 
 
@@ -53,7 +53,7 @@ def work(cases: Mapping[str, Callable[[dict[str, Any]], Served]]) -> None:
     try:
         asked = json.loads(sys.argv[1])
         served = cases[asked["case"]](asked)
-        answer(ready=dict(served.about))
+        answer(ready=dict(served.description))
         for line in sys.stdin:
             call, count = line.split()
             for _ in range(int(count)):

@@ -123,7 +123,7 @@ def filters() -> list[tuple[str, list[Timed]]]:
                 lambda x: np.where(np.random.default_rng(0).random(x.shape) < 0.9, 0, x) if x.ndim > 1 else x, variables
             )
             timed = network("90% of the weights 0", model, zeros, images)
-            programs.append(timed._replace(mult_adds=(timed.mult_adds or 0) // 10))  # in principle
+            programs.append(timed._replace(mult_adds=(timed.mult_adds or 0) // 10))  # theoretical
         rows.append((f"{name}, {size}x{size}, batch {batch}", programs))
     return rows
 

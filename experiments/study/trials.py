@@ -39,7 +39,10 @@ SCHEMA = {
         "measured": {"type": "object"},
     },
 }
-KEPT = {"train": ("loss", "accuracy", "gradient_norm"), "test": ("loss", "accuracy")}  # of metrics.jsonl
+KEPT = {
+    "train": ("loss", "accuracy", "gradient_norm"),
+    "test": ("loss", "accuracy"),
+}  # metrics of metrics.jsonl to store
 
 
 def address(trial: study.Trial) -> str:

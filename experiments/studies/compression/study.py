@@ -32,7 +32,7 @@ SEEDS = {"digits": (0, 1, 2), "cifar10": (0,)}
 STUDIED = {"digits": "LeNet-300-100", "cifar10": "ResNet-20"}  # network whose curves are measured
 SPARSITIES = {"digits": (0.8, 0.9, 0.95, 0.98, 0.99), "cifar10": ()}  # epochs of retraining for the curves
 L1 = {"digits": 1e-4}  # its factor
-DEPTHS = {"digits": (20, 32, 56), "cifar10": (20,)}  # as many as a CPU can do; the paper's are 20, 32, 44, 56
+DEPTHS = {"digits": (20, 32, 56), "cifar10": (20,)}  # as many as a CPU can train; the paper's are 20, 32, 44, 56
 LENGTHS = {"digits": (12, 12), "cifar10": (10, 5)}  # epochs: from scratch, and of ternary weights from full ones
 # A scale's gradient is a sum over its layer: at the learning rate of the weights, the scale changes its sign in the
 # first epoch, and ResNet-20 gets no further than 45 % on the digits (commit c47dc5c).

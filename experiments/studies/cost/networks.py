@@ -20,8 +20,8 @@ PLAIN, BOTTLENECK, GROUPED, SEPARABLE, INVERTED, DENSE = BLOCKS = (
 )
 
 _BOTTLENECK = {"bottleneck": True, "shortcut": "B"}
-_ZERO = {"zero_gamma": True}  # of the recipe for ImageNet, Goyal 2017
-# By block: the network of equal mult-adds, and that of equal parameters.
+_ZERO = {"zero_gamma": True}  # part of the recipe for ImageNet, Goyal 2017
+# By block: the network with equal mult-adds, and the network with equal parameters.
 EQUAL: Mapping[str, Mapping[str, Sequence[Network]]] = {
     "digits": {
         PLAIN: (Network("resnet8", {"width": 14, "shortcut": "B"}),) * 2,
@@ -75,7 +75,7 @@ EQUAL: Mapping[str, Mapping[str, Sequence[Network]]] = {
         DENSE: (Network("densenet201"), Network("densenet201", {"growth": 36, "width": 72})),
     },
 }
-SIZES: Mapping[str, Mapping[str, Sequence[Network]]] = {  # from small to large
+SIZES: Mapping[str, Mapping[str, Sequence[Network]]] = {  # ordered from small to large
     "digits": {
         "residual": [Network("resnet8", {"width": width, "shortcut": "B"}) for width in (4, 8, 14)],
         "dense": [
@@ -106,7 +106,7 @@ PAIRS: Mapping[str, Mapping[str, Mapping[str, Network]]] = {
             "separable": Network("mobilenet_v1", _SEPARABLE[scale], doubled),
             "whole": Network("mobilenet_v1_conv", _SEPARABLE[scale], doubled),
         },
-        # A stem of stride 4, on images of twice the size where there are few pixels; and one without a stride.
+        # A stem of stride 4, on images of twice the size if they are small; and a stem without a stride.
         "downsampling": {"early": Network(late.name, {**late.fields, "stem": "imagenet"}, doubled), "late": late},
     }
     for scale, doubled, late in (
@@ -121,7 +121,7 @@ REUSED = {
     "imagenet": Network("densenet121"),
 }
 HOWARD = "Howard 2017, table"
-MOBILENETS = (  # millions of mult-adds and of parameters as published
+MOBILENETS = (  # published millions of mult-adds and of parameters
     ("whole convolutions", Network("mobilenet_v1_conv"), 4866, 29.3, f"{HOWARD} 4"),
     ("MobileNet", Network("mobilenet_v1"), 569, 4.2, f"{HOWARD} 4"),
     ("shallow", Network("mobilenet_v1_shallow"), 307, 2.9, f"{HOWARD} 5"),

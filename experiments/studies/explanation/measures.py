@@ -119,7 +119,7 @@ def localization(run: "Run", state: "TrainState") -> dict[str, Any]:
             return heat
         return np.stack([ndimage.gaussian_filter(one, SMOOTH * heat.shape[1]) for one in heat])
 
-    found: dict[str, Any] = {"right": float(right.mean())}
+    scores: dict[str, Any] = {"right": float(right.mean())}
     fitted = dict(explained(run, variables, train.images, train.labels()))
     for name, heat in explained(run, variables, test.images, test.labels()):
         on_train = smooth(name, fitted[name])
@@ -127,7 +127,7 @@ def localization(run: "Run", state: "TrainState") -> dict[str, Any]:
         best = float(THRESHOLDS[int(np.argmax(shares))])
         heat = smooth(name, heat)
         there = faithful.localized(heat, test.boxes(), best)
-        found[name] = {
+        scores[name] = {
             "pointing": float(faithful.pointing(heat, test.boxes()).mean()),
             "threshold": best,
             "localized": float(there.mean()),
@@ -135,9 +135,9 @@ def localization(run: "Run", state: "TrainState") -> dict[str, Any]:
             "error_at_0.2": float(1 - (faithful.localized(heat, test.boxes(), 0.2) & right).mean()),
         }
     area = np.array([(b - t) * (r - left) for t, left, b, r in test.boxes()])
-    found["chance"] = float((area / np.prod(test.images.shape[1:3])).mean())
-    found["middle"] = at_middle(test)
-    return found
+    scores["chance"] = float((area / np.prod(test.images.shape[1:3])).mean())
+    scores["middle"] = at_middle(test)
+    return scores
 
 
 def at_middle(some: Examples, which: int = 0) -> float:
@@ -255,12 +255,12 @@ def sanity(run: "Run", state: "TrainState") -> dict[str, Any]:
             [name for name in METHODS if name != "smooth_grad"],
         )
     )
-    found: dict[str, Any] = {"layers": [], **{name: [] for name in whole}}
+    correlations: dict[str, Any] = {"layers": [], **{name: [] for name in whole}}
     for layer, variables in faithful.randomized(run.task.model, trained, run.feed.inputs, seed=1):
-        found["layers"].append(layer)
+        correlations["layers"].append(layer)
         for name, heat in explained(run, jax.device_put(variables), test.images, test.labels(), list(whole)):
-            found[name].append(mean_of_varied(faithful.rank_correlation(whole[name], heat)))
-    return found
+            correlations[name].append(mean_of_varied(faithful.rank_correlation(whole[name], heat)))
+    return correlations
 
 
 def effective(run: "Run", state: "TrainState") -> dict[str, Any]:

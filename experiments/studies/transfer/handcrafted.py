@@ -158,10 +158,10 @@ class FisherVector:
 
         The gradients by the means [words, 64] come first, then those by the deviations.
         """
-        mixture: Any = self.mixture  # which is fitted, as the PCA is
+        mixture: Any = self.mixture  # fitted, like the PCA
         pca: Any = self.pca
         weights, means, variances = mixture.weights_, mixture.means_, mixture.covariances_
-        # log of weight * density, less what all words share: linear in x and its square.
+        # log of weight * density, minus the terms that all words share: linear in x and its square.
         constant = np.log(weights) - 0.5 * (np.log(variances) + means**2 / variances).sum(1)
         linear, square = (means / variances).T, (-0.5 / variances).T
         project, shift = pca.components_.T, -pca.mean_ @ pca.components_.T
@@ -221,7 +221,7 @@ class BagOfWords:
 
 
 def _parse(kind: str) -> tuple[str, int]:
-    """("sift_fv", 32) of "sift_fv:32"."""
+    """Parses "sift_fv:32" to ("sift_fv", 32)."""
     name, colon, words = kind.partition(":")
     if name not in KINDS:
         raise choice_error("kind of features", name, KINDS)
@@ -250,14 +250,14 @@ def _library(name: str, what: str) -> Any:
 
 
 def _sift_size(images: np.ndarray) -> tuple[int, int]:
-    """Height and width at which descriptors are computed: the shorter side has 32 pixels or more."""
+    """Returns height and width for computing descriptors, with at least 32 pixels on the shorter side."""
     height, width = images.shape[1:3]
     factor = max(1.0, _SMALLEST / min(height, width))
     return round(height * factor), round(width * factor)
 
 
 def _grid(size: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
-    """(octave, y, x) of every patch: as many centers as strides fit, in the middle of the image."""
+    """Returns (octave, y, x) of every patch: as many centers as strides fit, centered in the image."""
     large = min(size) >= 64
     stride = 8 if large else 4
     ys, xs = ([i * stride + (side - 1) % stride // 2 for i in range(side // stride)] for side in size)
@@ -265,7 +265,7 @@ def _grid(size: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
 
 
 def _sample(images: np.ndarray, seed: int) -> np.ndarray:
-    """At most SAMPLE descriptors [M, 128] of random images, as many of each."""
+    """Returns at most SAMPLE descriptors [M, 128] of random images, equally many per image."""
     rng = np.random.default_rng(seed)
     chosen = images[np.sort(rng.permutation(len(images))[:_SAMPLE_IMAGES])]
     each = -(-SAMPLE // len(chosen))
@@ -277,7 +277,7 @@ def _sample(images: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _sift_parts(images: np.ndarray) -> Iterator[np.ndarray]:
-    """`dense_sift` of some images at a time: those of a whole training set would need many gigabytes."""
+    """Yields `dense_sift` of a few images at a time, because a whole training set would need many gigabytes."""
     _check(images)
     size = _sift_size(images)
     step = max(1, _CHUNK // (128 * sum(1 for _ in _grid(size))))
@@ -295,14 +295,14 @@ def _encode(encoder: FisherVector | BagOfWords, images: np.ndarray) -> np.ndarra
 
 
 def _reproducible() -> Any:
-    """One thread: several add in an order that changes from run to run, and k-means makes other words of it."""
-    from threadpoolctl import threadpool_limits  # what scikit-learn itself depends on
+    """Returns a context with one thread: several add in a varying order, so k-means would vary between runs."""
+    from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
 
     return threadpool_limits(1)
 
 
 def _quietly(fit: Any, *arguments: Any) -> None:
-    """Fits without a warning that it has not converged: a vocabulary need not."""
+    """Fits without warnings about convergence, which a vocabulary does not need."""
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
