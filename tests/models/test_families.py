@@ -67,7 +67,7 @@ vit_tiny_patch16(patch_size=4, depth=2, width=8, heads=2, mlp_width=16, image_si
     width=6, positions=sincos2d                 => multiple of 4, not width=6
     image_size=18                               => image_size=18 must be a multiple of patch_size=4
     pool=mean, norm=instance                    => normalizes each channel separately
-    pool=mean, norm=group                       => norm='group', which averages each channel
+    pool=mean, norm=group                       => norm='group' normalizes each channel separately
     dropout=1.0                                 => dropout=1.0
     stochastic_depth=-0.1                       => stochastic_depth=-0.1
     stem_norm=batch                             => set stem_channels

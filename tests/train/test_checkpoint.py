@@ -168,7 +168,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_no_partial_checkpoint(tmp_path):
     """Kills a process that saves step after step in the middle of a save, at many different moments."""
     script = (
         "import sys, numpy as np\n"
-        "from train import checkpoint\n"
+        "from train.storage import checkpoint\n"
         "store = checkpoint.Checkpoints(sys.argv[1], keep=2)\n"
         "start = max(store.steps(), default=0)\n"
         "for step in range(start + 1, start + 1000):\n"

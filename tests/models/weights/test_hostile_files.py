@@ -199,7 +199,7 @@ def test_invalid_labels_are_refused(tmp_path, labels):
         (IMAGES[:0], np.zeros(0, int), "no examples"),
         (IMAGES[:0], np.zeros((0, 10**9), int), "65,536 classes at most"),
         (IMAGES, None, "there is no array 'train_label'"),
-        (IMAGES.astype(np.float32), np.zeros(3, int), "want images uint8"),
+        (IMAGES.astype(np.float32), np.zeros(3, int), "images must be uint8"),
     ],
 )
 def test_data_sets_without_examples_or_labels(tmp_path, images, labels, message):
