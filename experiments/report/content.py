@@ -1,4 +1,4 @@
-"""What the report says, gathered from the folder of results: sections of blocks, which `render` writes in two forms.
+"""Content of the report, gathered from the folder of results: sections of blocks, which `render` writes in two forms.
 
 A block is a pair (kind, value):
 
@@ -158,7 +158,7 @@ def anchor(*parts: Any) -> str:
 
 
 def _studies(root: Path) -> Iterator[Section]:
-    """Those of the catalogue, run or not, then those that users have added, by their results alone."""
+    """Yields the studies of the catalogue, run or not, then those that users have added, by their results alone."""
     found = {path.parent.parent.name for scale in study.SCALES for path in root.glob(f"*/{scale}/results.json")}
     for name in (*study.STUDIES, *sorted(found - set(study.STUDIES))):
         about = study.module(name).STUDY if name in study.STUDIES else None

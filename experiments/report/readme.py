@@ -81,7 +81,7 @@ def _commits(environments: Sequence[Mapping[str, Any]]) -> str:
 
 
 def studies(results: Path) -> str:
-    """What ran, where, and how many of the claims it agrees with."""
+    """Returns a table of the studies: trials, device, and verdicts counted."""
     rows = []
     for result, folder in results_files.runs(results):
         counts = study.counts(result["claims"])
@@ -162,7 +162,7 @@ def digits(results: Path) -> str:
 
 
 def parity(results: Path) -> str:
-    """How far the logits of imported networks are from those of the library that they come from."""
+    """Returns the differences between logits of imported networks and of their library."""
     path = results / "parity.json"
     if not path.exists():
         return results_files.missing(content.PARITY)
@@ -208,7 +208,7 @@ def _calls(what: str, unit: str, value: Callable[[Mapping[str, Any]], str], comm
 
 
 def commands(results: Path) -> str:
-    """How long the packages take to import and the commands to answer, and what memory that takes."""
+    """Returns times and memory of imports and of each command's --help."""
     rows = [row for row in results_files.bench_rows(results) if row["what"] in ("import", "--help")]
     if not rows:
         return results_files.missing(f"{content.BENCH} --cases=commands")
@@ -225,7 +225,7 @@ def commands(results: Path) -> str:
 
 
 def tests(results: Path) -> str:
-    """How long the last `make test` took, and which files of tests took most of it."""
+    """Returns the time of the last `make test`, and the files of tests that took most of it."""
     rows = [row for row in results_files.bench_rows(results) if row["case"] == "tests" and row["what"] != "one test"]
     if not rows:
         return results_files.missing(f"make test; {content.BENCH} --cases=tests")
@@ -236,7 +236,7 @@ def tests(results: Path) -> str:
 
 
 def smaller(results: Path) -> str:
-    """What fewer filters, zeros and packed bits gain in time, by whole networks."""
+    """Returns what fewer filters, zeros and packed bits gain in time, by whole networks."""
     path = results / "bench" / "smaller" / "smaller.json"
     if not path.exists():
         return results_files.missing("python -m experiments.bench.smaller")
@@ -260,7 +260,7 @@ def smaller(results: Path) -> str:
 
 
 def skipped(results: Path) -> str:
-    """What networks gain in time that decide by image what to compute."""
+    """Returns the gain in time of networks that decide per image what to compute."""
     path = results / "bench" / "skipped" / "skipped.json"
     if not path.exists():
         return results_files.missing("python -m experiments.bench.skipped")

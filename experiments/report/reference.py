@@ -234,7 +234,7 @@ def configs_page(root: Path = ROOT) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What docs/models.md says of a network; `cells` is its row."""
+    """A network in docs/models.md; `cells` is its row."""
 
     name: str
     parameters: int

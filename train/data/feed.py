@@ -23,7 +23,7 @@ class Feed(Protocol):
 
     @property
     def unit(self) -> str:
-        """What examples are called: "images" or "sentences"."""
+        """Name of the examples: "images" or "sentences"."""
         ...
 
     @property

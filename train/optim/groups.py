@@ -27,7 +27,7 @@ class Groups(NamedTuple):
 
     @property
     def frozen(self) -> bool:
-        """Whether any parameter is frozen."""
+        """Tells whether any parameter is frozen."""
         return 0 in self.factors.values()
 
 

@@ -1,1 +1,1 @@
-"""What a run says of itself, while it trains, at its end, and before it starts."""
+"""Reports of a run: its metrics while it trains, its summary, and the dry run."""

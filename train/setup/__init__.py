@@ -1,1 +1,1 @@
-"""What a config means: strict reading, its small language, rules between features, the weights to start from."""
+"""Meaning of a config: strict reading, its small language, rules between features, the weights to start from."""
