@@ -246,7 +246,7 @@ def text(method, scale):
 @pytest.mark.parametrize("method", config.METHODS)
 def test_every_method_and_scale_has_a_config(method, scale):
     if (method, scale) == ("early_exit", "imagenet"):
-        with pytest.raises(ValueError, match="early_exit has no network for ImageNet"):
+        with pytest.raises(ValueError, match="early_exit has no default network for ImageNet"):
             config.get_config(text(method, scale))
         return
     c = config.get_config(text(method, scale))

@@ -196,7 +196,7 @@ def test_a_trial_is_measured_at_its_end_or_not_at_all(run, copied, tmp_path):
     }
     (copied / "outcome.json").write_text(json.dumps(outcome))
     damage.cut(damage.largest(copied / "checkpoints" / "12" / "state"))
-    with pytest.raises(UserError, match="is its step 8 of 12: delete its outcome.json"):
+    with pytest.raises(UserError, match="newest checkpoint is of step 8, not 12: delete its outcome.json"):
         trials.run(trial, copied)
 
 

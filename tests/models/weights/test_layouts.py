@@ -219,8 +219,8 @@ def test_a_compressed_file_with_damage(tmp_path):
         ("none.safetensors", "there is no such file"),
         ("none.npz", "there is no such file"),
         ("none.pth", "there is no such file"),
-        ("w.h5", "files of weights end in .safetensors, .npz, .pth"),
-        ("w", "files of weights end in"),
+        ("w.h5", "weights are in files that end in .safetensors, .npz, .pth"),
+        ("w", "weights are in files that end in"),
         ("folder.npz", "there is no such file"),
     ],
 )
@@ -358,7 +358,7 @@ def test_import_with_a_new_head(tmp_path, theirs, capsys):
             "takes --to, not --from",
         ),
         (["export", "IN", "--to=torchvision", "--model=resnet18", "--new=head", "--out=OUT"], "--new is for import"),
-        (["export", "IN", "--to=torchvision", "--model=resnet18", "--out=OUT.h5"], "files of weights end in"),
+        (["export", "IN", "--to=torchvision", "--model=resnet18", "--out=OUT.h5"], "weights are in files that end in"),
     ],
 )
 def test_mistakes(tmp_path, capsys, arguments, message, theirs):
