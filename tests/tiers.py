@@ -23,8 +23,12 @@ configs/test_every_config.py
 configs/test_transfer.py
     test_the_command_of_features_and_classifiers                    0  train/probing, train/test_cli.py
     test_every_stage_of_a_family_has_its_group                      2  the other families
+experiments/test_evidence.py
+    test_no_more_than_5_percent_of_verdicts_are_false               2  the other outcomes
 experiments/test_explain.py
     test_the_command_writes_pictures_and_says_what_the_network_says 0  test_rows_are_what_the_methods_find
+experiments/test_studies.py
+    test_tables_and_pictures                                       12  the other worlds of a study
 experiments/test_trials.py
     test_what_a_trial_starts_from_runs_first_and_once               0  test_compression_study.py: starts of trials
     test_interrupted_trials_go_on                                   0  train/test_resume.py; test_finished_trials_…
@@ -47,6 +51,7 @@ models/kernels/test_runtime.py
 models/layers/test_conv.py
     test_agrees_with_the_plain_convolution                          40  the other shapes
 models/test_derivatives.py
+    test_second_derivatives_within_the_context                      2  the other layers
     test_second_order_is_right_or_refused                           3  the other layers
     test_a_token_that_nothing_attends_to_changes_nothing            1  the other networks
     test_networks_with_attention_are_differentiated_for_cuda        2  test_gradients_of_attention_are_compiled_for_cuda
@@ -93,6 +98,8 @@ train/test_cli.py
     test_mistakes                                                   2  the other mistakes
 train/test_export.py
     test_programs_hold_what_was_folded                              0  models/compress/test_fold.py
+    test_the_file_gives_back_the_run_to_the_bit                     1  the other formats
+    test_every_format_says_what_the_run_says                        2  the other formats
     test_the_commands                                               0  test_reopened.py: train.predict
     test_mistakes                                                   1  the other mistake
 train/test_hostile_more.py
