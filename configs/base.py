@@ -128,7 +128,7 @@ def base() -> ConfigDict:
     c.data.test_split = "test"
     # Part of the training split, e.g. "classes('0-4')|per_class(50)", and cues painted on it (train/data/select.py).
     c.data.select = ""
-    # Part of the test split, likewise.
+    # Part of the test split, in the same form.
     c.data.select_test = ""
     # 3 repeats gray images as RGB, 1 converts RGB to gray, 0 keeps the channels.
     c.data.channels = 0

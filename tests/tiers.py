@@ -133,6 +133,7 @@ train/tasks/test_adaptive.py
 # `make check`: unit tests, which train no runs and start no processes. A file without tests means all its tests, except
 # those after a dash.
 CHECK = """
+test_language.py
 docs/test_pages.py
 models/analysis/test_exit_policy.py
 models/compress/test_archive.py

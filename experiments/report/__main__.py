@@ -33,10 +33,11 @@ def main() -> None:
         docs = Path(DOCS.value)
         if not docs.is_dir():
             raise UserError(f"--docs={docs}: there is no such folder")
-        from experiments.report import reference
+        from experiments.report import errors, reference
 
         write_atomically(docs / "configs.md", reference.configs_page())
         write_atomically(docs / "models.md", reference.models_page())
+        write_atomically(docs / "errors.md", errors.page())
         pages += sorted(docs.glob("*.md"))
     for path in pages:
         write_atomically(path, readme.update(path.read_text(), Path(RESULTS.value)))
@@ -46,5 +47,7 @@ if __name__ == "__main__":  # only here: absl has one table of flags for the pro
     RESULTS = command.define_path("results", "experiments/results", "Folder of the results.")
     OUT = command.define_path("out", "report", "Folder to write to.")
     README = command.define_path("readme", "", "Markdown file whose blocks <!-- generated: NAME --> are made anew.")
-    DOCS = command.define_path("docs", "", "Folder of Markdown files: their blocks, configs.md and models.md.")
+    DOCS = command.define_path(
+        "docs", "", "Folder of Markdown files: their blocks, configs.md, models.md and errors.md."
+    )
     cli.run(main, USAGE)

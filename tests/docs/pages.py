@@ -110,7 +110,7 @@ def config_keys():
 
 
 def fault(words):
-    """What is wrong with a command, "" for nothing."""
+    """Returns the fault of a command, "" for none."""
     for word in words:  # a command within a command
         if "python -m " in word:
             return next(filter(None, map(fault, _split(word.partition("=")[2] or word))), "")

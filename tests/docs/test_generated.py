@@ -5,7 +5,7 @@ import re
 import pytest
 
 import models
-from experiments.report import readme, reference
+from experiments.report import errors, readme, reference
 from tests.docs import pages
 from tests.networks import PARAMETERS
 from tests.tiny import ROOT
@@ -30,6 +30,10 @@ def test_blocks_are_what_the_results_give():
 
 def test_configs_md_is_current():
     assert (ROOT / "docs" / "configs.md").read_text() == reference.configs_page(), "make report"
+
+
+def test_errors_md_is_current():
+    assert (ROOT / "docs" / "errors.md").read_text() == errors.page(), "make report"
 
 
 def test_every_key_has_a_meaning():

@@ -1,4 +1,4 @@
-"""What the study of adaptive inference measures on tiny runs, and what times skipping."""
+"""Tests measures of the study of adaptive inference on tiny runs, and the command that times skipping."""
 
 import base64
 import io

@@ -45,7 +45,7 @@ def test_unequal_costs_are_not_compared():
 
 
 class Fake:
-    """What `reuse` sees of a run, and of a state."""
+    """Stands in for a run, and for its state, as `reuse` reads them."""
 
     def __init__(self, **fields):
         self.__dict__.update(fields)

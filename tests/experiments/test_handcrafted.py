@@ -45,7 +45,7 @@ def test_hog_of_an_edge_has_its_energy_in_one_orientation(axis, orientation):
     assert energy.sum() > 1 and energy[orientation] == pytest.approx(energy.sum())
 
 
-def test_hog_of_gray_as_colour_is_that_of_gray():
+def test_hog_of_gray_as_color_is_that_of_gray():
     pytest.importorskip("skimage")
     gray = _noise(2, 16, 24, 1)
     np.testing.assert_array_equal(handcrafted.hog(gray), handcrafted.hog(gray.repeat(3, 3)))

@@ -62,7 +62,7 @@ def trial(seed, measures=(), train=True, **changes):
 
 
 def long():
-    """Of which the second lasts long enough to be interrupted."""
+    """Returns trials, the second of which lasts long enough to be interrupted."""
     return [trial(0), trial(1, (size,), duration="800 steps", log_every="50 steps", evaluate_every="100%"), trial(2)]
 
 

@@ -161,7 +161,9 @@ def test_endings_in_upper_case(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["w.tar", "w.pkl", "w.h5", "w.onnx", "pth", "w"])
 def test_other_endings(tmp_path, name):
-    refused(tmp_path / name, TORCH["new"].tobytes(), message="weights are in files that end in .safetensors, .npz, .pth")
+    refused(
+        tmp_path / name, TORCH["new"].tobytes(), message="weights are in files that end in .safetensors, .npz, .pth"
+    )
 
 
 # Channels
