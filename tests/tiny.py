@@ -35,6 +35,25 @@ def change(c, **changes):
     return c
 
 
+def trained(folder, **changes):
+    """Trains a run of `config` in a folder, which is returned."""
+    from train import loop  # most users of this file need no Orbax
+
+    loop.train(config(**changes), folder)
+    return folder
+
+
+def resnet18_file(folder):
+    """Writes a narrow ResNet-18 in our layout, as `models.weights import` leaves it, and returns the file."""
+    import models
+    from models import weights
+
+    path, model = folder / "resnet18.safetensors", models.create("resnet18", width=8)
+    variables = models.initialize(model, jax.random.key(0), model.example())
+    weights.save(path, model, variables, {"model": "resnet18", "fields": {"width": 8}})
+    return path
+
+
 def command(*arguments, devices=1, **options):
     """Returns the Popen arguments that run `python -m train …` in a subprocess, from the repository's root.
 

@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 
-import models
 from experiments import study
 from experiments.studies.transfer import measures as transfer_measures
 from experiments.study import AGREES, Outcomes, trials
 from tests import tiny
 from tests.experiments.worlds import transfer
-from train import loop
 from train.run import build_run
 
 MODULE = study.module("transfer")
@@ -17,27 +15,12 @@ MODULE = study.module("transfer")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("transfer") / "run"
-    loop.train(tiny.config(duration="4 steps"), folder)
-    return folder
+    return tiny.trained(tmp_path_factory.mktemp("transfer") / "run", duration="4 steps")
 
 
 @pytest.fixture(scope="module")
 def weights_file(tmp_path_factory):
-    """ResNet-18 in our layout, as `models.weights import` leaves it."""
-    import jax
-
-    from models import weights
-
-    path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
-    model = models.create("resnet18", width=8)
-    weights.save(
-        path,
-        model,
-        models.initialize(model, jax.random.key(0), model.example()),
-        {"model": "resnet18", "fields": {"width": 8}},
-    )
-    return path
+    return tiny.resnet18_file(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.mark.parametrize("scale", ["digits", "cifar10"])
