@@ -63,7 +63,7 @@ FAMILIES = {
     "vit": "models.vit",
     "wide_resnet": "models.resnet",
 }
-# Names of fields for users, if flax uses the name itself.
+# {name for users: field of the module}, for names that flax modules already use themselves.
 _FIELD_OF = {"init": "kernel_init"}
 
 

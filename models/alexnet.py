@@ -5,11 +5,12 @@
 
 `alexnet_original` is the network of the paper's figure 2. Its two towers, which meet in conv3 and in the dense layers,
 are convolutions with two groups, and it has local response normalization. Images have 227 x 227 pixels, which conv1
-maps to the figure's 55 x 55; the 224 of the text would not give this. `alexnet` is torchvision's network: one tower,
-fewer maps, no response normalization.
+maps to the 55 x 55 positions of the figure. The paper's text says 224 pixels, but those do not give 55 positions.
+`alexnet` is torchvision's network: one tower, fewer maps, no response normalization.
 
-Dropout follows the hidden layers, as in the paper; torchvision drops their inputs. The paper draws kernels with
-init="normal:0.01" and starts the biases of conv2, conv4, conv5 and the hidden layers at one; biases here start at zero.
+Dropout applies to the outputs of the hidden layers, as in the paper; torchvision applies it to their inputs. The paper
+draws kernels with init="normal:0.01" and starts the biases of conv2, conv4, conv5 and the hidden layers at one; biases
+here start at zero.
 """
 
 import functools

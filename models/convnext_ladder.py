@@ -97,7 +97,8 @@ class Ladder(Classifier):
       kernel_size: Kernel size of the spatial convolution.
       fewer_acts: Keeps one activation per block, between the 1x1 convolutions; none after the sum or in the stem.
       fewer_norms: Keeps one normalization per block, after its first convolution; none after the projection of the
-        shortcut. Convolutions have biases where no normalization follows, or one that does not remove a bias.
+        shortcut. A convolution then lacks a bias only if batch or instance normalization follows, which would cancel
+        the bias.
       separate_downsampling: Puts normalization and a 2x2 convolution with stride 2 between stages, instead of strides
         and projections in blocks, and normalization before the head.
       stochastic_depth: As in ConvNeXt; the recipe of row 1 and later has 0.1.

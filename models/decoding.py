@@ -96,9 +96,10 @@ def beam_search(
 ) -> tuple[jax.Array, jax.Array]:
     """Translates by beam search, which extends the `beams` most likely sequences at each position.
 
-    Extensions are ranked by probability. One that ends becomes a hypothesis if it is among the first `beams`; its beam
-    goes to the next extension that does not end. A source is finished when it has `beams` hypotheses, so one beam is
-    the same as `greedy`. The defaults of beams and alpha are those of Vaswani et al. 2017, section 6.1.
+    Extensions are ranked by probability. An extension that ends with `eos` becomes a hypothesis if it ranks among the
+    first `beams`. The `beams` best extensions that do not end continue the search. A source is finished when it has
+    `beams` hypotheses, so one beam is the same as `greedy`. The defaults of beams and alpha are those of Vaswani et al.
+    2017, section 6.1.
 
     Args:
       model: See `greedy`.
@@ -194,7 +195,8 @@ def _first(model, variables, source, length, bos):
 def _next(model, variables, cache, token, place, source, length):
     """Returns the log-probabilities [N, V] after `token` [N], the decoder's input at `place`, and the cache.
 
-    The last token has no position of its own; its result is never used.
+    After the last token, `place` equals `length`, one past the end of the cache. The call then uses the last position
+    instead, and nothing reads its result.
     """
     place = jnp.minimum(place, length - 1)
     return _decode_next(model, {**variables, "cache": cache}, token, place, source, None, length)

@@ -81,6 +81,6 @@ VARIANTS = {
 def layouts(model: EarlyExitResNet) -> dict[str, Layout]:
     """Returns the layouts of the residual network; exits keep their names here.
 
-    Importing with new="exit*" draws them anew.
+    Importing weights with new="exit*" initializes the exits instead of reading them.
     """
     return with_own(resnet.layouts(model), r"exit\d+/.*")

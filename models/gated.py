@@ -316,6 +316,6 @@ VARIANTS = {
 def layouts(model: Adaptive) -> dict[str, Layout]:
     """Returns the layouts of the residual network; gates and policies keep their names here.
 
-    Importing with new="*/gate" or new="policy" draws them anew.
+    Importing weights with new="*/gate" or new="policy" initializes them instead of reading them.
     """
     return with_own(resnet.layouts(model), r".*/gate/.*|policy/.*")

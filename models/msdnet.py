@@ -41,10 +41,10 @@ class Step(NamedTuple):
 
 
 class Stem(nn.Module):
-    """The first layer, which computes from images [N, H, W, 3] a map for each scale, each from the next finer map.
+    """The first layer, which computes a map for each scale from images [N, H, W, 3].
 
-    The finest map is [N, H, W, features[0]], or with `pooled` [N, H / 4, W / 4, features[0]]. Each further map has half
-    the resolution of the previous one.
+    Each map except the finest is computed from the next finer map. The finest map is [N, H, W, features[0]], or with
+    `pooled` [N, H / 4, W / 4, features[0]]. Each further map has half the resolution of the previous one.
     """
 
     layers: Ingredients
@@ -135,7 +135,10 @@ class Transition(nn.Module):
 
 
 class Block(nn.Module):
-    """The layers before an exit: maps the maps of all scales, or images in the first block, to maps.
+    """The layers before an exit.
+
+    The first block takes images. Later blocks take a list of feature maps, one per remaining scale. All blocks return
+    such a list.
 
     Attributes:
       layers: Constructors of the ingredients.
@@ -143,7 +146,7 @@ class Block(nn.Module):
       factors: Channels of each scale, as a multiple of those in the plan.
       layer: Constructor of a layer.
       stem: Constructor of the stem in the first block, else None.
-      mark: Endpoint of the network for the stem's finest map.
+      mark: Function that marks the stem's finest map as an endpoint of the network; None marks nothing.
     """
 
     layers: Ingredients
@@ -181,12 +184,12 @@ class MSDNet(Classifier):
       width: Channels of the first layer at a scale of factor 1.
       growth: New channels of each layer at a scale of factor 1.
       growth_factors: Factor of each scale on `width` and `growth`; its length is the number of scales.
-      bottleneck_factors: For each scale, channels of the 1x1 convolutions that read it as a multiple of the channels
-        of the 3x3 convolutions, but at most their input channels.
+      bottleneck_factors: For each scale, a factor for the 1x1 convolutions that read this scale. They have this factor
+        times the channels of the following 3x3 convolution, but at most as many as their input.
       reduction: Channels after a transition as a fraction of those before; 0 disables transitions.
       prune: How fine scales are dropped. "max": layers are split evenly among the scales, with a transition wherever a
-        scale is dropped; "min": as late as the last exit allows, with transitions after one and two thirds of the
-        layers.
+        scale is dropped; "min": the last layer keeps one scale, and each earlier layer keeps one more, up to all.
+        Transitions then follow one third and two thirds of the layers.
       exit_width: Channels of the exits' convolutions; 0 uses the channels of the coarsest scale.
     """
 

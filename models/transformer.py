@@ -147,8 +147,8 @@ class Transformer(Network):
 
     Attributes:
       vocab_size: Number of tokens, including PAD. With the paper's 37,000 (section 5.1), base and big have 63.1M and
-        214.2M parameters. Table 3 states 65M, which fits 41,000 tokens, as do its networks of 2, 4 and 8 layers; and
-        213M, which fits 36,000.
+        214.2M parameters. Table 3 states 65M for base, which fits 41,000 tokens. Its sizes for 2, 4 and 8 layers fit
+        41,000 tokens too. It states 213M for big, which fits 36,000 tokens.
       width: Channels (the paper's d_model), an even multiple of heads.
       heads: Number of attention heads.
       layers: Number of blocks of the encoder, and of the decoder.
@@ -231,7 +231,7 @@ class Transformer(Network):
     def decode(self, target: jax.Array, encoded: jax.Array, source: jax.Array, train: bool = False) -> jax.Array:
         """Returns logits [N, T, vocab_size] for target tokens [N, T], given the output of `encode` for `source`.
 
-        No position attends to later ones, and therefore none before the padding attends to PAD.
+        No position attends to later positions. Padding comes last, so tokens before it never attend to PAD.
         """
         length = target.shape[1]
         causal = np.tri(length, dtype=bool)[None, None]  # [1, 1, T, T]

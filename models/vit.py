@@ -272,7 +272,7 @@ VARIANTS = {
 
 
 def layouts(model: ViT) -> dict[str, Layout]:
-    """torchvision's, of networks with a class token, and timm's, of those with patches.
+    """Returns torchvision's layout for networks with a class token, and timm's for networks that project patches.
 
     Both libraries keep fixed positions as if they were learned. Pool "mean" is timm's class_token=False,
     global_pool="avg", fc_norm=False, its vit_*_gap_*.

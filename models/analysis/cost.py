@@ -4,7 +4,8 @@ The program is the jaxpr of one forward pass of one example; nothing is computed
 the innermost module on its name stack, so the numbers are correct for modules of any class.
 
   mult-adds         multiply-adds of convolutions and matrix products (including attention and products with padding);
-                    a scan's body counts times its length, a while's body once, and of branches only the most expensive
+                    a scan multiplies its body by its length, a while loop counts its body once, and a conditional
+                    counts only its most expensive branch
   output bytes      outputs of the layers in the forward pass
   kept bytes        values that `jax.vjp` of the training pass stores for the backward pass and that depend on the
                     images; XLA may store less. Operations between two layers (activations, pooling, sums) count with
@@ -46,7 +47,7 @@ class Layer:
       output_shape: Shape of the (first) result, [1, ...].
       params: Number of parameters.
       mult_adds: Number of multiply-adds.
-      output_bytes: Size of the results; 0 for a module with submodules, whose outputs count there.
+      output_bytes: Size of the results. It is 0 for a module with submodules, because each submodule counts its own.
       kept_bytes: Size of the values stored for the backward pass.
       receptive_field, stride, start: (height, width) in pixels of the input, as in `jaxpr.View`; None if an output sees
         the whole image.

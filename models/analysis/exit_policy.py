@@ -1,6 +1,6 @@
 """Exit policies that keep a budget of mult-adds (Huang et al. 2018, arXiv 1703.09844, section 3).
 
-  anytime           every image has the same budget and leaves at the last exit that it allows
+  anytime           every image has the same budget and leaves at the last exit that costs at most this much
   budgeted batch    the budget is for the average image; an image leaves at the first exit whose confidence is at least
                     a threshold, and thresholds are fitted on images that were not used for training
 
@@ -31,9 +31,8 @@ def anytime(budget: float, costs: Sequence[float]) -> int:
 def shares(budget: float, costs: Sequence[float]) -> np.ndarray:
     """Returns the fraction of images that should leave at each exit, float64 [exits], for an average cost of `budget`.
 
-    The fractions are q, q^2, q^3, ..., normalized: the same fraction of the images that reach an exit leaves there
-    (section 4, with q at most 1; the authors' code allows up to 2). The budget determines q. If it allows the last exit
-    for all images, all of them go there.
+    The fractions are q, q^2, q^3, ..., divided by their sum (section 4). The paper has q at most 1, and the authors'
+    code allows up to 2. The budget determines q. If it allows the last exit for all images, all of them go there.
 
     Raises:
       UserError: The budget is below the cost of the cheapest exit.
@@ -56,7 +55,7 @@ def shares(budget: float, costs: Sequence[float]) -> np.ndarray:
 
 
 def thresholds(confidences: np.ndarray, leaving: Sequence[float]) -> np.ndarray:
-    """Returns thresholds [exits - 1] by which the fractions `leaving` of the images leave at each exit.
+    """Returns confidence thresholds [exits - 1], with which the fraction `leaving[k]` of all images leaves at exit k.
 
     The most confident of the remaining images leave. The threshold is NEVER if none should leave. NaN counts as a
     confidence of 0.

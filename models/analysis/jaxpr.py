@@ -197,7 +197,10 @@ def _shift(view: View | None, by: int) -> View | None:
 
 
 def _moved(view: View | None, target: Callable[[int], int | None]) -> View | None:
-    """Returns the view after axis a has become target(a), or None for an axis that has disappeared."""
+    """Returns the view after each axis a has moved to target(a).
+
+    If target(a) is None, axis a is gone. A view that loses one of its axes becomes WHOLE.
+    """
     if view is None or view.axes is None:
         return view
     axes = tuple(target(axis) for axis in view.axes)

@@ -1,4 +1,4 @@
-"""File format of a compressed network, whose size on disk is the network's size.
+"""File format of a compressed network. The network's compressed size is the size of this file.
 
   magic (8 bytes), version (2), size of the header (4), header, parts of the arrays, CRC-32 of everything before (4)
 
@@ -34,7 +34,8 @@ PARTS = {
     "shared": ("codebook", "tables", "jumps", "indices"),
     "signs": ("scales", "signs"),
 }
-# Possible bits of a jump. An entry takes at least 2 bits of a file and then spans at most 256 positions.
+# Possible bit widths of a jump before Huffman coding. A jump of 8 bits spans at most 256 positions. In the file, an
+# entry with a jump takes at least 2 bits: one for the jump, and one for the index or value.
 JUMPS = range(2, 9)
 MOST_VALUES = 1 << 16  # maximum size of a codebook
 MOST_HEADER = 1 << 20  # maximum bytes of the JSON; ResNet-1202 takes a third of that

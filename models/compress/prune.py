@@ -73,9 +73,9 @@ def keep(
         by the standard deviation of the array's unpruned weights. For magnitudes, "std" is a threshold per array that
         is proportional to the deviation (Han 2015, section 3), with the factor that gives the sparsity.
       structure: "weights"; "filters", all weights of one output (the last axis), by the sum of their scores; or "2:4",
-        2 of 4 neighbors along the inputs (the second-to-last axis). At least the best filter of each array is kept, and
-        a worse one of another array is pruned instead, so that the count is exact. If the count is less than the number
-        of arrays, one filter of each is kept.
+        2 of 4 neighbors along the inputs (the second-to-last axis). The best filter of each array is always kept. To
+        keep the count exact, the lowest-scoring filter that would otherwise be kept is pruned in its place. If the
+        count is less than the number of arrays, one filter of each is kept.
       before: Earlier masks; pruned weights stay pruned.
       weights: Weights by name, for "std".
 
@@ -166,8 +166,8 @@ def allocate(
 
     Each layer gets the largest sparsity whose drop of accuracy is at most eps, with the smallest eps that gives the
     total `sparsity`. A drop is `whole` minus the accuracy. It is interpolated linearly between measured sparsities, is
-    0 at sparsity 0, and never decreases. Where a curve is flat, sparsities jump with eps. Then all layers go the same
-    fraction of the jump, so that the total is exact.
+    0 at sparsity 0, and never decreases. Where a curve is flat, a tiny change of eps makes the sparsity of the layer
+    jump. Every layer then takes the same fraction of its jump, so that the total is exact.
 
     Args:
       curves: {layer: {"sparsity": ascending values in [0, 1], "accuracy": accuracies with only that layer pruned}}.

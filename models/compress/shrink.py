@@ -212,9 +212,10 @@ def _cut(model, variables, stays, couplings, inputs) -> tuple[nn.Module, dict[st
 def removable(
     model: nn.Module, variables: Any, inputs: Sequence[Any], kernels: Iterable[str]
 ) -> tuple[dict[str, list[Coupling]], dict[str, str]]:
-    """Finds the kernels whose filters can be removed exactly, for all of them together and in any number.
+    """Finds the kernels whose filters can be removed without changing the output.
 
-    It tries this on perturbed parameters, because parameters that start at 0 would hide an effect.
+    Filters may be removed from all of these kernels at once, and any number from each except all. It tries this on
+    perturbed parameters, because parameters that start at 0 would hide an effect.
 
     Args:
       model: See `shrink`.
@@ -235,7 +236,7 @@ def removable(
     near = jax.tree.map(functools.partial(_moved, np.random.default_rng(0)), variables)
 
     def exact(kernels: Iterable[str]) -> bool:
-        """Returns whether the network computes the same without every other filter, starting with the first."""
+        """Returns whether the network computes the same function without filters 0, 2, 4, ... of each kernel."""
         stays = {kernel: np.arange(shapes[f"params/{kernel}"][-1]) % 2 == 1 for kernel in kernels}
         try:
             return _cut(model, near, stays, accepted, inputs)[2] <= TOLERANCE

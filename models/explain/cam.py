@@ -22,15 +22,17 @@ from models.explain.method import Explanation, as_maps, explains, grid, map_endp
 from models.layers.endpoint import capture
 from models.layers.ingredients import HEAD
 
-# Tolerance between the logits and those that the map explains, relative to the largest logit, for rounding in float32
-# (True) and in half precision. Networks with another operation in between exceed it by far.
+# Largest allowed difference between the network's logits and those computed from the map and the head, relative to the
+# largest logit. It allows for rounding: True holds for float32 maps, False for maps in half precision. Networks with
+# another operation between map and head exceed it by far.
 TOLERANCE = {True: 1e-3, False: 0.05}
 
 
 def cam(model: nn.Module, variables: Any, images: Any, target: Any = None) -> Explanation:
-    """Weights the map that the network averages by the head's weights of the class, without the bias.
+    """Sums the channels of the map before average pooling, weighted by the head's weights for the class.
 
-    This is eq. 2 of Zhou 2016. The mean over positions is the score minus the head's bias. Values are signed.
+    The head's bias is left out. This is eq. 2 of Zhou 2016. The mean over positions is the score minus the head's bias.
+    Values are signed.
 
     Raises:
       UserError: The network does not end in the mean over a map and a linear layer "head". Within a traced function,

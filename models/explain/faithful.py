@@ -123,7 +123,8 @@ def _curve(model, variables, whole, before, after, maps, target, steps) -> Curve
 def blurred(images: jax.Array, blur: float = BLUR) -> jax.Array:
     """Blurs images [N, H, W, C] with a Gaussian kernel and repeated borders.
 
-    Its standard deviation is `blur` times the longer side, and it is truncated there.
+    The kernel's standard deviation is `blur` times the longer side of the images. The kernel is cut off at about one
+    standard deviation on each side.
     """
     deviation = blur * max(images.shape[1:3])
     reach = max(1, round(deviation))

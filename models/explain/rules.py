@@ -1,4 +1,6 @@
-"""Modified gradients of activations, whose result at the image shows the pattern that a unit responds to.
+"""Modified gradients of activation functions.
+
+With these rules, the gradient of a unit with respect to the image shows the pattern that the unit responds to.
 
   Zeiler & Fergus 2014            Visualizing and understanding convolutional networks, arXiv 1311.2901      "deconvnet"
   Springenberg et al. 2015        Striving for simplicity: the all convolutional net, arXiv 1412.6806        "guided"

@@ -189,8 +189,8 @@ def _matmul(x, kernel, strides):
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Returns the matrix product of x [..., C] with a kernel [C, D].
 
-    On a CPU, conv.cc computes the gradient of a small kernel, a product of two narrow and very long matrices, if it
-    supports the shape: for 16 to 96 channels at 112x112, batch 8, in 3 ms instead of 41.
+    On a CPU, conv.cc computes the gradient of a small kernel if it supports the shape. This gradient is a product of
+    two narrow and very long matrices. For 16 to 96 channels at 112x112, batch 8, conv.cc takes 3 ms instead of 41.
     """
     if plain_wanted() or jax.default_backend() != "cpu":
         return jnp.matmul(x, kernel)

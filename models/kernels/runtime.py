@@ -127,8 +127,8 @@ def _computes_on_cpu() -> bool:
 def keep_freed_memory() -> bool:
     """Makes glibc keep freed memory in the process, and returns whether it does.
 
-    Nothing changes with another C library, if the user has configured the allocator, or if an accelerator computes:
-    then the many threads of the host are faster with one arena each.
+    Nothing changes with another C library, or if the user has configured the allocator. Nothing changes with an
+    accelerator either: the host then has many threads, which are faster with one arena each.
     """
     if not sys.platform.startswith("linux") or not _computes_on_cpu():
         return False

@@ -98,8 +98,8 @@ def _refuse(*_: Any, **__: Any) -> Any:
     )
 
 
-# An identity that leaves nothing in a compiled program. Its derivative is an identity as well: reverse mode transposes
-# it and never evaluates it, while forward mode evaluates, batches or compiles it.
+# `_value` is an identity that adds nothing to a compiled program. Its derivative is another identity, `_tangent`.
+# Reverse mode only transposes `_tangent`. Forward mode evaluates, batches or compiles it, which raises a UserError.
 _value, _tangent = Primitive("reverse_only"), Primitive("reverse_only_tangent")
 _value.def_impl(lambda x: x)
 _value.def_abstract_eval(lambda x: x)

@@ -97,7 +97,8 @@ def _flash(q, k, biased) -> bool:
 def _even(q, k, v, bias, mask, implementation) -> jax.Array:
     """Returns `jax.nn.dot_product_attention`; odd lengths are padded with a token that nothing attends to.
 
-    Without a bias, JAX passes cuDNN an empty array, and then refuses gradients of odd lengths as it does with a bias.
+    If there is no bias, JAX passes cuDNN an empty array in its place. JAX therefore refuses gradients of odd lengths,
+    as if there were a bias.
     """
     batch, length = q.shape[:2]
     query_lengths = key_lengths = None

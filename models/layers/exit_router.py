@@ -24,7 +24,7 @@ class Exit(nn.Module):
       layers: Constructors of the ingredients.
       num_classes: Number of classes.
       features: Channels of the convolutions; 0 uses those of the input.
-      mark: Endpoint of the network for the input of the dense layer, or None.
+      mark: Function that marks the input of the dense layer as an endpoint of the network; None marks nothing.
     """
 
     layers: Ingredients

@@ -124,7 +124,7 @@ class _Binary(LowBit):
         return (xnor.signs(kernel) * xnor.filter_scale(kernel)).astype(kernel.dtype)
 
     def stored(self, kernel: jax.Array) -> jax.Array:
-        """Returns the effective kernel, whose effective kernel is itself."""
+        """Returns the effective kernel, which does not change if the layer quantizes it again."""
         return _Binary.effective(self, kernel)
 
 

@@ -68,7 +68,8 @@ def synchronizes(spec: str | Callable) -> bool:
 def separates_channels(spec: str | Callable, channels: int) -> bool:
     """Returns whether a norm averages each channel of each example separately.
 
-    The mean of its output over space is then the bias for every input, and so is the output on a 1x1 map.
+    For such a norm, the mean of the output over space equals the bias, whatever the input is. On a 1x1 map, the output
+    itself equals the bias.
     """
     return spec in ("instance", f"group:{channels}") or (spec == "group" and channels <= GROUPS)
 
@@ -219,9 +220,9 @@ class BatchNorm(nn.Module):
     """Batch normalization: averages each channel over the batch and space, or uses running statistics.
 
     Running statistics are used if `train` is False. The collection "batch_stats" holds them as "mean" and "var",
-    float32 [C], weighted by `momentum` against the batch's. The variance is unbiased, as in PyTorch. If the collection
-    "batch_moments" is mutable, a training call writes the batch's "mean" and biased "var" there, so that running
-    statistics can be recomputed.
+    float32 [C]. If it is mutable, a training call sets each to momentum * old + (1 - momentum) * the batch's value.
+    The variance is unbiased, as in PyTorch. If the collection "batch_moments" is mutable, a training call writes the
+    batch's "mean" and biased "var" there, so that running statistics can be recomputed.
     """
 
     train: bool

@@ -47,9 +47,9 @@ def _signs_derivative(primals, tangents):
 def filter_scale(kernel: jax.Array) -> jax.Array:
     """Returns alpha of a kernel [..., D], the mean magnitude of each filter, float32 [D] (eq. 6).
 
-    The result has the same bits in every program, because magnitudes are added in pairs, in a fixed order. It is exact
-    if all magnitudes of a filter are equal: it is the largest magnitude minus the mean difference to it, which is then
-    0. Therefore sign(w) alpha has the alpha of w.
+    The result has the same bits in every program, because magnitudes are added in pairs, in a fixed order. alpha is
+    computed as the largest magnitude minus the mean difference from it. If all magnitudes of a filter are equal, this
+    difference is 0, and alpha is exact. Therefore the kernel sign(w) alpha has the same alpha as w.
     """
     size = jnp.abs(kernel.astype(jnp.float32)).reshape(-1, kernel.shape[-1])  # [n, D]
     largest, count = size.max(0), size.shape[0]

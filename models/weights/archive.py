@@ -26,7 +26,8 @@ class Archive:
                 raise Damaged(f"the name of a member is not printable: {name}")
             if name in self.sizes:
                 raise Damaged(f"member '{name}' is in it twice")
-            if member.comment:  # no writer of arrays adds one; a damaged length turns later entries into one
+            # No writer of arrays adds comments. If a length is damaged, later entries can be read as a comment.
+            if member.comment:
                 raise Damaged(f"member '{name}' has a comment")
             if member.flag_bits & 1:
                 raise Damaged(f"member '{name}' is encrypted")
