@@ -326,7 +326,8 @@ def build_run(config: Config | Reader, recorded: Mapping[str, Any] | None = None
         hook.check(run)
     if fresh:
         _trace(run)
-    # As numpy, because the loop places it on the devices. The parameters were drawn while the programs were traced.
+    # The state is converted to numpy, because the loop places it on the devices. It is converted last, because JAX can
+    # draw the parameters in the background while the programs are traced.
     return dataclasses.replace(run, state=jax.tree.map(np.asarray, run.state))
 
 

@@ -92,7 +92,8 @@ def update(
       learning_rate: learning rate by step, for the metrics only.
       ema_decay: decay of the averaged variables; 0 for no average.
       ema_warmup: whether the decay is min(ema_decay, (1 + t) / (10 + t)) at the end of step t.
-      lookahead: an average of its own kind that the trained variables return to (train/optim/lookahead.py).
+      lookahead: updates slow weights, which `ema` holds, and at some steps resets the trained variables to them
+        (train/optim/lookahead.py).
 
     Returns:
       The next state, and the metrics with the gradient's norm and the learning rate.

@@ -157,7 +157,7 @@ def by_class(values: np.ndarray, labels: np.ndarray, classes: int) -> list[Any]:
 
 
 def tested(network: "Network", state: TrainState) -> dict[str, Any]:
-    """Returns the result of `blocks`, without `everything`, or of `exits` on the test set."""
+    """Measures the network on the test set: calls `blocks` if it skips blocks, or `exits` if it has exits."""
     if kind(network) == "blocks":
         return blocks(network, state)
     return exits(network, state, network.feed.test_batches())
@@ -168,9 +168,9 @@ def extremes(
 ) -> dict[str, list[tuple[int, str]]]:
     """Returns test images that are easy or hard for the network.
 
-    With blocks, these are right predictions with the fewest and with the most blocks. With exits, as in Huang 2018,
-    they are the right predictions of which the first exit is most confident, and images on which only the last exit is
-    right.
+    If the network skips blocks, these are correct predictions with the fewest and with the most computed blocks. If it
+    has exits, easy images are those that the first exit predicts correctly with the highest confidence. Hard images are
+    those that only the last exit predicts correctly (Huang 2018).
 
     Args:
       network: the network.

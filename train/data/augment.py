@@ -36,7 +36,7 @@ class Op:
     Attributes:
       apply: (key, uint8 [H, W, C]) -> uint8 [H, W, C].
       branches: True if it picks one of several operations by the key.
-      given: entry of the batch whose value for the example takes the place of the key; "" for none.
+      given: name of a batch entry. `apply` receives its value for the example instead of a random key. "" for none.
     """
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]
@@ -167,7 +167,8 @@ def _share(p: float) -> None:
     _want(0 <= p <= 1, f"p={p} is not a probability")
 
 
-# The operations. Each takes its site, then the arguments of the specification; it refuses them by a ValueError.
+# Functions that make operations. Each takes a `Site`, then the arguments in the specification. It raises ValueError if
+# an argument is invalid.
 
 
 @dataclasses.dataclass(frozen=True)

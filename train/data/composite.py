@@ -1,8 +1,8 @@
 """Images placed on a larger canvas at known positions: data with boxes, to test whether explanations find the object.
 
-The canvas is smooth gray noise. On it lie fragments of images of other classes, so that anything but noise need not be
-the object. On top is the object, or two objects of different classes, side by side or one above the other. All
-positions depend only on the seed and the example's number.
+The canvas is smooth gray noise. Fragments of images of other classes are pasted onto it as distractors, so that not
+everything that stands out from the noise is the object. One object is pasted on top, or two objects of different
+classes, side by side or one above the other. All positions depend only on the seed and the example's number.
 """
 
 from collections.abc import Sequence

@@ -103,7 +103,8 @@ class Decoder:
             rng = None if self.crop == "resize" else rng
             width, height = image.size[::-1] if swaps else image.size
             box = self._box(width, height, rng)
-            # Evaluation keeps twice the pixels it needs: ImageNet's are then decoded in full, as for published results
+            # Evaluation decodes at a scale that leaves at least twice the needed pixels per side. Typical ImageNet
+            # images are then decoded in full, as for published results.
             box = _scaled_decoding(image, _stored(box, image.size, turned), 2 * self.size if rng is None else self.size)
         image = levels(image, self.channels)
         if box is not None:

@@ -17,8 +17,9 @@ class Changed(UserError):
 class Feed(Protocol):
     """The data of one run, as the loop uses them: `ImageFeed` (image_feed.py) or `TextFeed` (text_feed.py).
 
-    A dispatch receives "items". In the compiled program, `gather` makes the batch of a step from the step's item and
-    from `data`, which stays on the devices. Batch t is a pure function of (seed, t).
+    One call of a compiled program (a "dispatch") runs one or more steps, and receives one "item" for each step. In the
+    compiled program, `gather` makes the batch of a step from the step's item and from `data`, which stays on the
+    devices. Batch t is a pure function of (seed, t).
     """
 
     @property
@@ -101,7 +102,7 @@ class Feed(Protocol):
         ...
 
     def test_weight(self) -> int:
-        """Returns the sum of the weights of the loss over that pass."""
+        """Returns the total weight of the loss in the last evaluation: the number of images, or of target tokens."""
         ...
 
     def training_images(self, count: int, size: int) -> Iterator[jax.Array]:

@@ -304,8 +304,8 @@ class ImageFeed:
     def skipped(self) -> dict[str, int]:
         """Numbers of images, by split, that could not be decoded and were skipped by data.on_error=skip.
 
-        "test" counts those of the last evaluation, "train" those since the processes started; a resumed run comes
-        across them again within an epoch. All processes must read it together.
+        "test" counts images of the last evaluation. "train" counts images since the processes started; after
+        a resume, the same images are found and counted again within an epoch. All processes must read it together.
         """
         return {split: len(self._all_unreadable(split)) for split in self._unreadable}
 

@@ -193,7 +193,11 @@ def _rank_in_class(selection: _Selection, seed: int) -> np.ndarray:
 
 
 def _numbers(which: Sequence[Any], count: int) -> list[int]:
-    """Returns the class numbers that 3, "3", "0-4" or "0-9/2" stand for; ValueError unless each is there once."""
+    """Returns the class numbers that 3, "3", "0-4" or "0-9/2" stand for.
+
+    Raises:
+      ValueError: no class is named, a text cannot be read, or a class is repeated or does not exist.
+    """
     numbers = []
     for part in which:
         match = re.fullmatch(r"(\d+)(?:-(\d+)(?:/([1-9]\d*))?)?", str(part))

@@ -34,8 +34,8 @@ class Order:
     def mirrored(self, position: int, count: int) -> np.ndarray:
         """Returns bool [count], True where the example at a position is mirrored.
 
-        In epoch 0, a random half of the examples is. Each example changes from one epoch to the next (Jordan 2024,
-        arXiv 2404.00498, section 3.6).
+        In epoch 0, each example is mirrored with probability 1/2. From then on, it is mirrored in every second epoch
+        (Jordan 2024, arXiv 2404.00498, section 3.6).
         """
         odd = np.arange(position, position + count, dtype=np.int64) // self.n % 2
         return _first_mirrored(self.n, self.seed)[self.indices(position, count)] ^ (odd > 0)

@@ -46,7 +46,7 @@ class Source(Protocol):
       on_error: "fail" or "skip", see `Options`.
       fixed_size: True if all stored images have one size.
       random_crop: True if training crops at random while it decodes, so that images cannot be decoded once and kept.
-      how: a value whose `repr` changes with the pixels, where they depend on more than stored images and `decoder`.
+      how: settings, besides `decoder`, that affect the pixels; digests of the source include its `repr`.
       report: one line on the files that were used and left out; "" for none.
     """
 

@@ -178,7 +178,8 @@ def _start_worker(index: int, count: int) -> None:
     """Prepares a worker process, which must neither take an accelerator nor outlive its parent."""
     jax.config.update("jax_platforms", "cpu")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent stops its workers
-    # So does the SIGTERM of a preemption, but the parent needs batches until it has saved its checkpoint
+    # A preemption's SIGTERM also reaches the whole group. The worker exits 10 s later, because the parent needs batches
+    # until it has saved its checkpoint.
     signal.signal(signal.SIGTERM, lambda *_: threading.Timer(10, os._exit, (0,)).start())
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

@@ -20,8 +20,8 @@ class TextFeed:
 
     A batch is {"source": int32 [B, W], "target": int32 [B, W + 1] from BOS to EOS, "mask": float32 [B], 0 for padding
     rows, "tokens": float32 [B]}. W is the first of `buckets` that holds the batch, so that one program per bucket is
-    compiled. "tokens", equal in all rows, is the mean number of target tokens per sentence over the global batch. A
-    device's mean loss is weighted by it, because its own number of tokens may differ.
+    compiled. "tokens", equal in all rows, is the mean number of target tokens per sentence over the global batch. The
+    loss is divided by it, and not by a device's own mean, which may differ between devices.
 
     Attributes:
       tokenizer: the tokenizer of both languages.

@@ -1,9 +1,9 @@
 """Fully sharded data parallelism, also known as ZeRO stage 3 (Rajbhandari 2020, arXiv 1910.02054).
 
 Every large leaf of the state (parameters, their average, the optimizer's state) is sharded along one axis over the
-devices. In the per-device part of a step, the parameters of a layer are gathered when its inputs are ready, and again
-for its gradient, which is reduce-scattered into shards. A device only needs memory for its shards of all layers and
-the whole parameters of a few. The optimizer works on global arrays.
+devices. In the per-device part of a step, the parameters of a layer are gathered when its inputs are ready. They are
+gathered again when its gradient is computed, and the gradient is reduce-scattered into shards. A device only needs
+memory for its shards of all layers and the whole parameters of a few. The optimizer works on global arrays.
 """
 
 import functools
@@ -169,7 +169,8 @@ def _layer_by_layer(
 def _rematerialized(method: Callable[..., Any], shards: Any, arrays: Any) -> Any:
     """Calls `method(shards, arrays)` so that shards are gathered again, instead of kept, for its gradient.
 
-    The call starts when the arrays are ready, and the computation of the gradient when that of the result is.
+    In the forward pass, the shards are gathered once the arrays are ready. In the backward pass, they are gathered once
+    the gradient of the result is ready.
     """
     # Traced here, because a module's method cannot be called after it has returned
     traced, result = jax.make_jaxpr(method, return_shape=True)(shards, arrays)

@@ -25,7 +25,7 @@ from models.errors import UserError
 from train.setup import config as config_lib
 
 HEARTBEAT = 30  # seconds of silence after which a process counts as dead
-GRACE = 5  # seconds in which other failed processes can print their errors before the end of this one ends them
+GRACE = 5  # seconds until this process exits, which ends the others; failed ones can print their errors until then
 GONE = (
     "another process of this run has ended (its output says why): start the run again on all hosts; the same command "
     "resumes from the last checkpoint"
@@ -140,8 +140,8 @@ _handlers: list[Any] = []  # C callbacks must stay alive while they are installe
 def _say_on_abort(message: str, code: int) -> None:
     """Installs a handler that prints a message and exits when XLA aborts the process.
 
-    XLA does so when the coordinator is lost, or reports that another process is. It accepts no Python callback for
-    this case, and Python's own signal handlers would run too late.
+    XLA aborts when the coordinator is lost, or when the coordinator reports that another process is lost. It accepts no
+    Python callback for this case, and Python's own signal handlers would run too late.
     """
 
     def end(number):

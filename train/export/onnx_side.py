@@ -1,4 +1,4 @@
-"""Converts a network to ONNX in a process of its own, since jax2onnx leaves changed functions of JAX behind.
+"""Converts a network to ONNX in a separate process, because jax2onnx patches functions of JAX and leaves them patched.
 
     python -m train.export.onnx_side FOLDER model.onnx
 

@@ -121,9 +121,10 @@ def create(
     its times, a group does not move, but the optimizer still sees its gradients, so that momentum and Adam's averages
     are right when its training starts (gradual unfreezing, Howard & Ruder 2018, section 3.3).
 
-    `config.multiplied` says what a multiplier multiplies: the whole update, decay included, or (for SGD only) the
-    gradient, in which case every parameter decays as with a multiplier of 1. `config.decay` is a regular expression of
-    the parameters that decay. `config.l1` pulls the same parameters to 0 by a constant force.
+    `config.multiplied` is "update" or "gradient". With "update", a multiplier scales the whole update, including weight
+    decay. With "gradient", which is for SGD only, it scales the gradient, and weight decay does not depend on it.
+    `config.decay` is a regular expression of the parameters that decay. `config.l1` pulls the same parameters to 0 by a
+    constant force.
 
     Args:
       config: the section `optimizer`; see configs/base.py.

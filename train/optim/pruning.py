@@ -77,7 +77,7 @@ class Plan(NamedTuple):
         return (step >= self.start) & (step <= self.end) & ((step - self.start) % self.every == 0)
 
     def share(self, step: jax.Array | int, sparsity: float) -> jax.Array:
-        """Returns the sparsity to reach at a step on the way to the final sparsity; the first event is above 0."""
+        """Returns the sparsity to reach at a step, between 0 and `sparsity`; the first event already prunes weights."""
         events = (self.end - self.start) // self.every + 1
         progress = cast(jax.Array, ((step - self.start) // self.every + 1) / events)  # or a float, which works as well
         return prune.SCHEDULES[self.schedule](progress, 0.0, sparsity)

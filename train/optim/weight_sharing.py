@@ -111,7 +111,8 @@ def wrap(inner: optax.GradientTransformation, plan: Plan) -> optax.GradientTrans
         shared = {}
         for name, move in named(moves, plan.what).items():
             index = state.index[name]
-            # One number per value, even if the compiler rounds equal sums differently: equal weights stay equal
+            # Weights that share a value must get the same update, but the compiler may round their equal sums
+            # differently. So all of them get the largest of their updates.
             one = jnp.full(2 ** plan.bits(move) + 1, -jnp.inf, move.dtype).at[index].max(move)
             shared[name] = jnp.where(weights[name] == 0, 0, one[index])
         return put(moves, shared), ShareState(state.index, after)

@@ -1,9 +1,10 @@
 """Features of a fixed network, computed once per data set and cached on disk for all classifiers.
 
-A cache file is named by a digest of the network, the endpoint, the data and the preprocessing. The network counts by
-its code, its fields and the bits of its variables, except for the head, which no endpoint sees. The data count by the
-bits of the images or, for files, by names, sizes and times. So features of another checkpoint, endpoint or data set are
-never taken for these, and two runs with the same network compute them once.
+A cache file is named by a digest of the network, the endpoint, the data and the preprocessing. The digest covers the
+network's code, fields and variables. The head's variables are left out, except for exits, whose logits may use them. Of
+the data, it covers the bits of the images or, for files, their names, sizes and modification times. So features of
+another checkpoint, endpoint or data set are never taken for these, and two runs with the same network compute them
+once.
 """
 
 import contextlib

@@ -106,9 +106,10 @@ class Recorder:
         self._since = time.perf_counter()
 
     def add(self, count: int, metrics: Mapping[str, Any]) -> None:
-        """Stores the metrics of the `count` steps just dispatched, leaves [count], and processes those before.
+        """Processes the metrics of the previous dispatch, then stores those of the `count` steps just dispatched.
 
-        Metrics are processed one dispatch late, so that the device never waits for Python.
+        The leaves of `metrics` are [count]. Metrics are processed one dispatch late, so that the device never waits for
+        Python.
 
         Raises:
           NonFiniteError: a loss or gradient norm is not finite. The message names the step.

@@ -1,9 +1,9 @@
 """The mini-language in which configs name components and their arguments.
 
 Examples are "sgd(momentum=0.9)" and "crop(4)|flip|cutout(8)". A single string is easy to override on the command line.
-It replaces a choice together with its arguments, so that no arguments of another choice are left behind unread. Text is
-parsed with `ast`; arguments must be literals. A name may come from a user's file, as in "my_loss.py:Focal(gamma=2.0)";
-see models/plugins.py.
+An override replaces a component together with its arguments, so that no arguments of the previous component remain.
+Text is parsed with `ast`; arguments must be literals. A name may come from a user's file, as in
+"my_loss.py:Focal(gamma=2.0)"; see models/plugins.py.
 """
 
 import ast

@@ -1,1 +1,1 @@
-"""A run's folder: who has it, what is in it, and how it stays whole."""
+"""The folder of a run: its lock, its files and checkpoints, and how they are written safely and verified."""

@@ -245,8 +245,8 @@ class Checkpoints:
         """Reads the newest (or best) checkpoint that is not damaged.
 
         Returns:
-          Its step and what `restore` returns for it, or None and None; and the reasons, by step, why checkpoints before
-          it in that order were skipped.
+          (step, content, damaged). `content` is what `restore` returns for the step. `step` and `content` are None if
+          there is no undamaged checkpoint. `damaged` gives the reason for each skipped step.
         """
         damaged: dict[int, str] = {}
         step = content = None

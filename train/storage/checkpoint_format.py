@@ -176,7 +176,7 @@ def _check_earlier(metadata: Mapping[str, Any]) -> None:
 def _earlier_scores(folder: Path) -> dict[str, Any]:
     try:
         return _json(folder / "metrics" / "metrics")
-    except (OSError, ValueError, RecursionError):  # scores only decide which checkpoint is best: this one is not
+    except (OSError, ValueError, RecursionError):  # without scores, it is not the best checkpoint
         return {}
 
 

@@ -21,8 +21,8 @@ LINE = {
     "required": ["step", "split"],
     "properties": {"step": {"type": "integer", "minimum": 0}, "split": {"enum": ["train", "test"]}},
 }
-# Keys that affect the speed or the output of a run but not its results: they may change when it resumes. So may the
-# devices, which change with devices=0 on another machine (only batch norm and dropout are per device).
+# Keys that affect the speed or the output of a run but not its results: they may change when it resumes. The number of
+# devices may change as well, e.g. with devices=0 on another machine; it affects only batch norm and dropout.
 OPERATIONAL = ("log_every", "checkpoint_every", "data.workers", "data.dir", "keep_checkpoints", "parallel", "devices")
 
 ABANDONED = 3600  # seconds after which a partially written export counts as abandoned

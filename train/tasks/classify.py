@@ -38,7 +38,8 @@ class Classify(ImageTask):
         losses = self.losses(logits, optax.smooth_labels(target, self.label_smoothing))
         total, weight = jnp.sum(losses * batch["mask"]), jnp.sum(batch["mask"])
         correct = (jnp.argmax(logits, -1) == jnp.argmax(target, -1)) * batch["mask"]
-        # Divided by the size, not by the weight, so that all devices count equally in the global mean
+        # Divided by the number of rows, which is equal on all devices, and not by the weight. So all unmasked examples
+        # count equally in the mean over devices.
         return total / losses.shape[0], {"loss": (total, weight), "accuracy": (jnp.sum(correct), weight)}
 
     def losses(self, logits, target):

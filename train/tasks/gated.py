@@ -68,7 +68,7 @@ class Gated(Skipping):
         self._weight = weight
 
     def loss(self, params, model_state, task_state, batch, key, step):
-        """Returns the loss of the class; see `Task.loss`."""
+        """Returns the classification loss plus the weighted loss of the gate rates; see `Task.loss`."""
         del step
         (logits, model_state), computed = gates(
             self.model,

@@ -20,7 +20,8 @@ class MultiLabel(ImageTask):
         del step
         logits, model_state = self.forward(params, model_state, batch, key)
         metrics = self.measured(logits, batch, self.label_smoothing)
-        # Divided by the size, not by the weight, so that all devices count equally in the global mean
+        # Divided by the number of rows, which is equal on all devices, and not by the weight. So all unmasked examples
+        # count equally in the mean over devices.
         return metrics["loss"][0] / len(logits), (metrics, model_state, task_state)
 
     def evaluate(self, variables, task_state, batch):

@@ -23,8 +23,9 @@ class Policy(Skipping):
       to_steps: converts durations to steps.
       penalty: the reward of a wrong prediction is minus this number (gamma); that of a right one is given by `reward`.
       bound: a probability p is sampled as bound * p + (1 - bound) * (1 - p) (alpha, equation 7).
-      entropy: weight of the entropy of the sampled decisions, which encourages exploration. It is beta in the authors'
-        code, whose term is only -p log p; here it is the entropy of both outcomes, over the blocks of the policy.
+      entropy: weight of the entropy of the sampled decisions, which encourages exploration. The authors' code calls it
+        beta, and its term is only -p log p. Here, the term is the binary entropy of each decision, summed over the
+        blocks that the policy may drop.
       curriculum: duration in which the policy gets more and more blocks to drop, the last ones first (section 3.3).
       joint: whether the network also learns, by the cross-entropy of its predictions with the sampled blocks. If not,
         its gradient is 0, and optimizer.groups must freeze it, so that it does not decay: (('policy/.*', 1.0),
@@ -58,7 +59,7 @@ class Policy(Skipping):
             )
 
     def init(self, key, inputs):
-        """Returns drawn variables and the state {"learned": number of blocks, counted from the last, of the policy}."""
+        """Returns drawn variables and the state {"learned": number of last blocks that the policy may drop}."""
         variables, _ = super().init(key, inputs)
         return variables, {"learned": self._learned(jnp.zeros((), jnp.int32))}
 

@@ -38,8 +38,9 @@ class FolderSource(Source):
     Any other folder is a class, even one that is called "train".
 
     "train" and "test" are the user's folders; a validation folder is the test split if there is no test folder. Without
-    such folders a fifth of each class is held out for testing. "validation" is a validation folder beside a test
-    folder, else a fifth of "train"; "train_fit" is the rest of "train".
+    such folders a fifth of each class is held out for testing. If there are both a test and a validation folder,
+    "validation" is the validation folder, and "train_fit" is all of "train". Otherwise, "validation" is a fifth of
+    "train", and "train_fit" is the rest.
 
     Labels number the sorted class folders of the training split; names match in any Unicode normalization. A class
     without a training image is an error, but the test split may lack classes.
@@ -187,8 +188,8 @@ def _report(folder: str, files: list[File], classes: dict[str, list[str]], left_
 def _hold_out(root: str, files: list[File], what: str) -> tuple[list[File], list[File]]:
     """Parts files into those that are kept and those that are held out for `what`, "test" or "validation".
 
-    The first files of each class by a hash of name and `what` are held out. So no seed decides, and one more file moves
-    only a few others.
+    The files of each class are sorted by a hash of `what` and the file's name, and the first ones are held out. So the
+    choice does not depend on a seed, and adding a file changes the choice of only a few others.
     """
     by_label: dict[int, list[File]] = {}
     for file in files:

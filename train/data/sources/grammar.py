@@ -3,12 +3,12 @@
   the old dog can see a white cat now.          jetzt kann der alte Hund eine weiße Katze sehen.
   a cow finds the fox, because the fox hears the bird.      eine Kuh findet den Fuchs, weil der Fuchs den Vogel hört.
 
-Three rules make it a task. An adverb goes to the front, and the verb before the subject. Infinitives, and verbs after
-"weil", go to the end. Articles and adjectives agree in gender and case, so that a phrase differs as subject and as
-object.
+Three rules of German make the translation more than a lookup of words. An adverb moves to the front, and then the verb
+precedes the subject. Infinitives, and verbs after "weil", go to the end. Articles and adjectives agree in gender and
+case, so that a phrase differs as subject and as object.
 
-Test sentences come in pairs whose main subject and object are swapped. Both have the same tokens, so that a model that
-sees only the set of tokens translates at most one of them, half of the test set.
+Test sentences come in pairs whose main subject and object are swapped. Both sentences of a pair have the same tokens.
+A model that sees only the set of tokens therefore translates at most half of the test set correctly.
 """
 
 from collections.abc import Iterable, Sequence
