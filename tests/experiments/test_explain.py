@@ -92,7 +92,8 @@ def test_mistakes_are_the_most_confident_errors(folder):
     np.testing.assert_allclose(confidence[found], sorted(confidence[wrong])[-1:-6:-1], rtol=1e-5)
     right = SimpleNamespace(
         task=SimpleNamespace(predict=lambda variables, batch: jax.nn.one_hot(batch["label"], 10)),
-        feed=SimpleNamespace(prepare_evaluation=lambda batch: batch, batches=run.feed.batches),
+        feed=SimpleNamespace(prepare_evaluation=lambda batch: batch),
+        images=run.images,
     )
     with pytest.raises(UserError, match="--indices=mistakes: the network classifies all 360 images correctly"):
         subjects.mistakes(right, {}, run.feed.test)

@@ -223,7 +223,7 @@ def test_the_command(folders, tmp_path, kind, flags, ways):
         [
             (("--workdir=/nowhere", "--budget=much"), "--budget=much: want mult-adds"),
             ((), "--workdir is missing"),
-            (("--workdir=/nowhere",), "--workdir=/nowhere: it is no run's folder"),
+            (("--workdir=/nowhere",), "/nowhere is not the folder of a run"),
             (("--workdir={gated}", "--budget=1e6"), "--anytime and --validation are for networks with exits"),
         ],
     ),

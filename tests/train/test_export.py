@@ -475,7 +475,7 @@ def test_the_commands(runs, out, files, tmp_path):
             (("--workdir=/nowhere", "--out=x"), "error: /nowhere is not the folder of a run"),
             (("--workdir=/nowhere", "--out=x", "--format=zip"), "unknown --format 'zip'"),
             (("--out=x",), "--workdir is missing"),
-            (("--workdir=/nowhere", "--out=tests"), "--out=tests has something else in it"),
+            (("--workdir=/nowhere", "--out=tests"), "--out=tests has files that are not part of an exported network"),
             (("--workdir=/nowhere", "--out=README.md/x"), "README.md is not a folder"),
             (
                 ("--workdir=/nowhere", "--out=x", "--fold=batch_norm"),
