@@ -240,7 +240,7 @@ def build_plans(config: Config | Reader, network: Network) -> Plans:
         weight_sharing.plan(reader.optimizer.share),
         lookahead.create(reader.lookahead, times.steps, network.total),
     )
-    rules.check(rules.Features(reader, network.feed, network.task, *plans))
+    rules.check(rules.Features(reader, network.feed, network.task, *plans, shapes=lambda: network.shapes[0]))
     return plans
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from models.errors import UserError
 from models.layers.endpoint import capture
-from train.export import loaded
+from train.export import graph, loaded
 
 
 class Trained:
@@ -55,9 +55,7 @@ class Trained:
         Raises:
           UserError: a file is not an image, or an array is not uint8 pixels.
         """
-        card = self.card["preprocessing"]
-        mean, std = (jnp.asarray(card[name], jnp.float32) for name in ("mean", "std"))
-        return (jnp.asarray(self._pixels(images), jnp.float32) / 255 - mean) / std
+        return graph.normalized(jnp.asarray(self._pixels(images)), self.card["preprocessing"])
 
     def predict(self, images: Any) -> np.ndarray:
         """Returns the probabilities of the classes, float32 [N, num_classes]."""

@@ -7,8 +7,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-
 import models
 from models.errors import UserError
 from models.gated import GatedResNet
@@ -31,6 +29,7 @@ class Features:
       prune: the plan of optimizer.prune, or None.
       share: the plan of optimizer.share, or None.
       lookahead: the average of `lookahead`, or None.
+      shapes: returns the shapes of the model's variables; called only by the rules that need them.
     """
 
     config: Reader
@@ -39,6 +38,7 @@ class Features:
     prune: pruning.Plan | None
     share: weight_sharing.Plan | None
     lookahead: Average | None
+    shapes: Callable[[], Any]
 
     @property
     def average(self) -> str:
@@ -50,8 +50,7 @@ class Features:
     @property
     def binary(self) -> str:
         """The name of the first kernel of a binary layer; "" if there is none."""
-        variables = jax.eval_shape(lambda key: self.task.init(key, self.feed.inputs)[0], jax.random.key(0))
-        kernels = low_bit.binary(self.task.model, variables, *models.abstract(self.feed.inputs))
+        kernels = low_bit.binary(self.task.model, self.shapes(), *models.abstract(self.feed.inputs))
         return kernels[0] if kernels else ""
 
 
