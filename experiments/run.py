@@ -1,19 +1,22 @@
 """Runs a study: its trials in the training loop, then tables, pictures and verdicts. See --help."""
 
 import csv
+import functools
+import re
 import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import rich.console
 import rich.table
 from absl import flags
 
 from experiments import study
-from experiments.study import trials
+from experiments.study import forest, ledger, sequential, trials, verdicts
+from experiments.study.evidence import ALPHA, FIRST
 from models import command
 from models.analysis.tables import markdown_table, slug, terminal_table
 from models.errors import UserError, choice_error
@@ -23,13 +26,39 @@ from train import cli
 USAGE = """Runs a study and writes its results: tables (Markdown, CSV), figures (PNG), verdicts.
 
     python -m experiments.run --list                             the studies, their questions and costs
-    python -m experiments.run initialization --scale=digits
+    python -m experiments.run initialization --scale=digits --seeds=7
+    python -m experiments.run depth --until=decided --most_seeds=20 --budget=2h
     python -m experiments.run all --scale=digits                 continues after a study that fails
     python -m experiments.run my_study.py                        a file of yours that defines STUDY
 
-Each trial has a folder in --workdir, named by its config. Finished trials are not run again, and interrupted ones
-resume. Results go to --out/STUDY/SCALE.
+Results go to --out/STUDY/SCALE. There, trials.jsonl keeps the outcome of each finished trial, so that it is never run
+again; interrupted trials resume in --workdir. With --until=decided, undecided claims get more seeds, the most promising
+first.
 """
+
+
+class Options(NamedTuple):
+    """How the trials of a study run.
+
+    Attributes:
+      workdir: Folder of the trials' folders.
+      out: Folder of the results, which go to out/STUDY/SCALE.
+      jobs: Number of trials at once; 0 for the default.
+      seeds: Seeds per group; the most if `decided`.
+      decided: Whether groups of undecided claims get more seeds, at the looks of `verdicts.looks`.
+      deadline: Time after which no trial starts, as `time.time`; None for no limit.
+      accept: Commits whose finished trials count although the code has changed.
+      keep: Keeps the folders of finished trials.
+    """
+
+    workdir: Path
+    out: Path
+    jobs: int = 0
+    seeds: int = FIRST
+    decided: bool = False
+    deadline: float | None = None
+    accept: tuple[str, ...] = ()
+    keep: bool = False
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,19 +70,31 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) != 2:
         raise UserError("name one study, or all: " + ", ".join(study.STUDIES))
     names = [name for name in study.STUDIES if SCALE.value in study.module(name).STUDY.cost]
-    run_each(
-        names if arguments[1] == "all" else arguments[1:],
-        SCALE.value,
+    decided = UNTIL.value == "decided"
+    if not decided and MOST_SEEDS.present:
+        raise UserError(f"--most_seeds={MOST_SEEDS.value} needs --until=decided; without it, set --seeds")
+    options = Options(
         Path(WORKDIR.value),
         Path(OUT.value),
         JOBS.value,
-        console,
+        MOST_SEEDS.value if decided else SEEDS.value,
+        decided,
+        time.time() + seconds(BUDGET.value) if BUDGET.value else None,
+        tuple(ACCEPT_COMMITS.value),
+        KEEP.value,
     )
+    run_each(names if arguments[1] == "all" else arguments[1:], SCALE.value, options, console)
 
 
-def run_each(
-    specs: Sequence[str], scale: str, workdir: Path, out: Path, jobs: int, console: rich.console.Console
-) -> None:
+def seconds(budget: str) -> float:
+    """Returns the seconds of a text such as "90s", "30m" or "2.5h"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget)
+    if not match:
+        raise UserError(f"--budget={budget} is not a time; allowed: a number and s, m or h, such as 90s, 30m, 2.5h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def run_each(specs: Sequence[str], scale: str, options: Options, console: rich.console.Console) -> None:
     """Runs studies, as `run` does; continues after one that fails.
 
     Raises:
@@ -63,7 +104,7 @@ def run_each(
     failed = {}
     for spec in specs:
         try:
-            run(spec, scale, workdir, out, jobs, console)
+            run(spec, scale, options, console)
         except trials.Interrupted:
             raise
         except Exception as error:
@@ -94,15 +135,13 @@ def catalogue() -> rich.table.Table:
     )
 
 
-def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: rich.console.Console) -> dict[str, Any]:
+def run(spec: str, scale: str, options: Options, console: rich.console.Console) -> dict[str, Any]:
     """Runs the missing trials of a study and writes its results.
 
     Args:
       spec: Name or path of the study.
       scale: One of its scales.
-      workdir: Folder of the trials.
-      out: Folder of the results, which go to out/NAME/SCALE.
-      jobs: Number of trials at once; 0 for the default.
+      options: How the trials run.
       console: Console for progress and results.
 
     Returns:
@@ -114,25 +153,43 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
     this = study.module(spec).STUDY
     if scale not in this.cost:
         raise choice_error(f"scale of study {this.name}", scale, this.cost)
-    folder = writable(out / this.name / scale)
+    folder = writable(options.out / this.name / scale)
     console.print(f"[bold]{this.title}[/]: {this.question}", markup=True)
     for claim in this.claims:  # expectations are printed before anything runs
         console.print(
             f"  expected: {claim.expected} [dim]({claim.source}: {claim.published})[/]", soft_wrap=True, markup=True
         )
-    began, planned = time.time(), this.trials(scale)
-    jobs = jobs or default_jobs()
-    outcomes = study.Outcomes(trials.run_all(planned, workdir / scale, jobs, console))
+    began, jobs = time.time(), options.jobs or default_jobs()
+    looks = verdicts.looks(options.seeds) if options.decided else [(options.seeds, ALPHA)]
+    planned, outcomes, seen = sequential.run_until_decided(
+        this,
+        this.trials(scale, range(options.seeds)),
+        looks,
+        functools.partial(
+            trials.run_all,
+            lines=ledger.Ledger(folder),
+            root=options.workdir / scale,
+            jobs=jobs,
+            console=console,
+            accept=options.accept,
+            deadline=options.deadline,
+            keep=options.keep,
+        ),
+        lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False),
+    )
+    records = [kept(trial, outcome) for trial, outcome in zip(planned, outcomes.all(), strict=True)]
+    each = {record["folder"]: outcome.seconds for record, outcome in zip(records, outcomes.all(), strict=True)}
     results = {
-        **content(this, spec, scale, outcomes),
+        **content(this, spec, scale, outcomes, seen),
+        "looks": [[count, level] for count, level in looks],
         "trials_at_once": jobs,
-        "seconds_of_training": round(sum(o.summary["seconds"] for o in outcomes if o.summary), 1),
+        "seconds_of_training": round(sum(each.values()), 1),
         "seconds_of_this_command": round(time.time() - began, 1),
         "finished": max(
-            (o.summary["finished"] for o in outcomes if o.summary),
+            (o.summary["finished"] for o in outcomes.all() if o.summary),
             default=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         ),
-        "trials": [kept(trial, outcome) for trial, outcome in zip(planned, outcomes, strict=True)],
+        "trials": records,
     }
     write(this, results, outcomes, folder)
     show(results, console)
@@ -140,9 +197,13 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
     return results
 
 
-def content(this: study.Study, spec: str, scale: str, outcomes: study.Outcomes) -> dict[str, Any]:
+def content(
+    this: study.Study, spec: str, scale: str, outcomes: study.Outcomes, seen: Sequence[sequential.Seen]
+) -> dict[str, Any]:
     """Returns the content of results.json: claims with their verdicts, tables, figures."""
-    claims = [judged(claim, outcomes) for claim in this.claims]
+    claims = sequential.records(seen, outcomes)
+    figures = {forest.NAME: forest.CAPTION} if forest.drawable(claims) else {}
+    figures |= {picture.name: picture.caption for picture in this.pictures}
     return {
         "study": this.name,
         "title": this.title,
@@ -153,7 +214,7 @@ def content(this: study.Study, spec: str, scale: str, outcomes: study.Outcomes) 
         "would_change": this.would_change,
         "claims": claims,
         "tables": [table._asdict() for table in this.tables(outcomes)],
-        "figures": [{"file": f"{picture.name}.png", "caption": picture.caption} for picture in this.pictures],
+        "figures": [{"file": f"{name}.png", "caption": caption} for name, caption in figures.items()],
         "environments": environments(outcomes),
     }
 
@@ -162,19 +223,24 @@ def show(results: Mapping[str, Any], console: rich.console.Console) -> None:
     """Prints tables and verdicts."""
     for table in results["tables"]:
         console.print(terminal_table(table["columns"], table["rows"], table["title"]))
-    verdicts = [
-        (*(claim[name] for name in ("statement", "published", "ours")), "\n".join(decision(claim)))
+    rows = [
+        (
+            *(claim[name] for name in ("statement", "published", "ours")),
+            verdicts.effect(claim),
+            "\n".join(decision(claim)),
+        )
         for claim in results["claims"]
     ]
-    console.print(terminal_table(("claim", "published", "ours", "verdict"), verdicts, "verdicts", 4, lines=True))
+    columns = ("claim", "published", "ours", "effect", "verdict")
+    console.print(terminal_table(columns, rows, "verdicts", 5, lines=True))
     console.print(results["verdict"], soft_wrap=True, highlight=False)
     if results["would_change"]:
         console.print(f"What would change it: {results['would_change']}", soft_wrap=True, highlight=False)
 
 
 def decision(claim: Mapping[str, Any]) -> list[str]:
-    """Returns a claim's verdict, and the number of seeds that would decide it, if known."""
-    return list(filter(None, (claim["verdict"], study.seeds_text(claim))))
+    """Returns a claim's verdict, its reason if it has one, and the number of seeds that would decide it, if known."""
+    return list(filter(None, (claim["verdict"], claim.get("reason"), study.seeds_text(claim))))
 
 
 def writable(folder: Path) -> Path:
@@ -189,14 +255,6 @@ def writable(folder: Path) -> Path:
     except OSError as error:
         raise UserError(f"--out: {folder} cannot be written to: {error.strerror}") from None
     return folder
-
-
-def judged(claim: study.Claim, outcomes: study.Outcomes) -> dict[str, Any]:
-    """Returns a claim with its verdict, as in results.json; "seeds" if it is too small to tell and they are known."""
-    judgement = claim.judge(outcomes)
-    texts = {field: getattr(claim, field) for field in ("statement", "published", "source", "expected")}
-    seeds = getattr(judgement.verdict, "seeds", None)  # a user's judge may return a plain string
-    return {**texts, **judgement._asdict(), **({"seeds": seeds} if seeds else {})}
 
 
 def default_jobs() -> int:
@@ -214,7 +272,8 @@ def environments(outcomes: study.Outcomes) -> list[dict[str, Any]]:
 
     from train.recording import summary
 
-    entries = [{name: o.summary[name] for name in ("commit", "device", "versions")} for o in outcomes if o.summary]
+    names = ("commit", "device", "versions")
+    entries = [{name: o.summary[name] for name in names} for o in outcomes.all() if o.summary]
     entries = entries or [summary.environment(jax.local_devices())]
     return [entry for i, entry in enumerate(entries) if entry not in entries[:i]]
 
@@ -231,6 +290,13 @@ def kept(trial: study.Trial, outcome: study.Outcome) -> dict[str, Any]:
     }
 
 
+def _test(claim: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the corrected p value, and the test with its margin and number of seeds."""
+    margin = verdicts.amount(claim["margin"], claim["unit"]) if claim["margin"] else ""
+    seen = f"{claim['seeds_seen']} seeds" if claim["test"] not in ("", "exact") else ""
+    return f"{claim['p']:.2g}", ", ".join(filter(None, (claim["test"], margin and f"margin {margin}", seen)))
+
+
 def write(this: study.Study, results: Mapping[str, Any], outcomes: study.Outcomes, folder: Path) -> None:
     """Writes results.json, results.md, one CSV per table and one PNG per picture."""
     from matplotlib.figure import Figure
@@ -238,6 +304,8 @@ def write(this: study.Study, results: Mapping[str, Any], outcomes: study.Outcome
     from models.analysis.chart import save
     from train.storage.files import write_atomically, write_json
 
+    if forest.drawable(results["claims"]):
+        save(forest.figure_of(results["claims"]), folder / f"{forest.NAME}.png")
     for picture in this.pictures:
         figure = Figure(figsize=picture.size, layout="constrained", dpi=120)
         picture.draw(outcomes, figure)
@@ -267,10 +335,13 @@ def markdown(results: Mapping[str, Any]) -> str:
         "## Claims",
         "",
     ]
-    columns = ("claim", "published", "source", "expected here", "ours", "verdict")
+    columns = ("claim", "published", "source", "expected here", "ours", "effect, 95% interval", "p", "test", "verdict")
     names = ("statement", "published", "source", "expected", "ours")
-    rows = [[*(claim[name] for name in names), "; ".join(decision(claim))] for claim in results["claims"]]
-    text += [markdown_table(columns, rows), ""]
+    rows = [
+        [*(claim[name] for name in names), verdicts.effect(claim), *_test(claim), "; ".join(decision(claim))]
+        for claim in results["claims"]
+    ]
+    text += [markdown_table(columns, rows), "", verdicts.RULE.format(most=results["looks"][-1][0]), ""]
     for table in results["tables"]:
         text += [f"## {table['title']}", "", markdown_table(table["columns"], table["rows"]), ""]
     for figure in results["figures"]:
@@ -287,5 +358,13 @@ if __name__ == "__main__":  # only here: absl has one table of flags for the pro
     JOBS = flags.DEFINE_integer(
         "jobs", 0, "Trials at once; 0: one per core on a CPU (up to 8), one on an accelerator.", lower_bound=0
     )
+    SEEDS = flags.DEFINE_integer("seeds", FIRST, "Seeds per group of trials: 0, 1, …", lower_bound=1)
+    UNTIL = flags.DEFINE_enum("until", None, ["decided"], "Adds seeds to the groups of undecided claims.")
+    MOST_SEEDS = flags.DEFINE_integer("most_seeds", 20, "Most seeds per group with --until=decided.", lower_bound=FIRST)
+    BUDGET = flags.DEFINE_string("budget", "", "Time after which no trial starts, such as 90s, 30m, 2.5h.")
+    ACCEPT_COMMITS = flags.DEFINE_list(
+        "accept_commits", [], "Commits whose finished trials count although the code has changed; or all."
+    )
+    KEEP = flags.DEFINE_bool("keep_runs", False, "Keep the folders of finished trials, with their checkpoints.")
     LIST = flags.DEFINE_bool("list", False, "List the studies, and exit.")
     cli.run(main, USAGE, positional=True)

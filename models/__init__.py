@@ -138,6 +138,11 @@ def _check_widths(model: Any) -> None:
         raise UserError(f"widths={model.widths} leave {logits.shape[-1]} of {model.num_classes} classes")
 
 
+def family(name: str) -> str:
+    """Returns the name of the module that defines a network, e.g. "models.resnet" for "resnet50"."""
+    return FAMILIES[max((start for start in FAMILIES if name.startswith(start)), key=len)]
+
+
 def _variant(name: str) -> functools.partial:
     """Returns the network `name` as a partial application of its class; raises UserError for an unknown name."""
     if plugins.split(name):

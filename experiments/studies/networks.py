@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.study import TOO_SMALL, Judge, Judgement, Outcomes, compare, listed, recipe
+from experiments.study import Judge, Judgement, Outcomes, evidence, listed, missing, recipe
 from experiments.study.tables import accuracy, count_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def accuracies(outcomes: Outcomes, *names: str) -> str:
 def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str) -> Judge:
     """Returns a judge: `high` is more accurate than `low`; both labels are of `kind`.
 
-    The verdict is "too small to tell" if the costs, `field` of the summaries, differ by more than `tolerance`.
+    Nothing is decided if the costs, `field` of the summaries, differ by more than `tolerance`.
     """
 
     def judge(outcomes: Outcomes) -> Judgement:
@@ -78,8 +78,8 @@ def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str) 
         apart = unequal(pair, field)
         text = f"{accuracies(pair, high, low)}, with {field.replace('_', '-')} {apart:.1%} apart"
         if apart > tolerance:
-            return Judgement(TOO_SMALL, f"{text}: no comparison")
-        values = [pair.where(network=name).values("accuracy") for name in (high, low)]
-        return Judgement(compare(values[0], values[1]), text)
+            return missing(f"no comparison: {text}")
+        values = [pair.where(network=name).values("accuracy", diverged=0.0) for name in (high, low)]
+        return Judgement(evidence.more(*values), text)
 
     return judge

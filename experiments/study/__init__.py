@@ -5,6 +5,7 @@ A study is a file that defines STUDY. It is listed in STUDIES, or given by its p
 
 import functools
 import importlib
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,6 @@ from experiments.study.verdicts import (  # noqa: F401  (studies of users import
     TOO_SMALL,
     VERDICTS,
     Judgement,
-    Verdict,
     all_of,
     compare,
     counts,
@@ -26,6 +26,7 @@ from experiments.study.verdicts import (  # noqa: F401  (studies of users import
     holds,
     listed,
     mean,
+    missing,
     more,
     overall,
     seeds_text,
@@ -82,6 +83,7 @@ class Outcome(NamedTuple):
       diverged: How training ended if the loss became infinite or NaN; else None.
       history: {"train" | "test": {"step": [...], "loss": [...], …}}.
       measured: {name of a measure: its result}.
+      seconds: Duration of training and measuring.
     """
 
     labels: Mapping[str, Any]
@@ -89,17 +91,29 @@ class Outcome(NamedTuple):
     diverged: str | None
     history: Mapping[str, Mapping[str, list]]
     measured: Mapping[str, Any]
+    seconds: float = 0.0
 
     def get(self, name: str, diverged: float = math.nan) -> float:
         """Returns a number of the summary; `diverged` if training diverged."""
         return diverged if self.summary is None else self.summary[name]
 
 
-class Outcomes(Sequence[Outcome]):
-    """The outcomes of a study, or some of them."""
+def group_of(labels: Mapping[str, Any]) -> str:
+    """Returns the group of a trial: its labels without the seed."""
+    return json.dumps({name: value for name, value in labels.items() if name != "seed"}, sort_keys=True, default=str)
 
-    def __init__(self, outcomes: Sequence[Outcome]):
+
+class Outcomes(Sequence[Outcome]):
+    """The outcomes of a study, or some of them.
+
+    Attributes:
+      used: {group: names of the numbers that were read}, over all parts of the same outcomes. It tells which trials a
+        judge needs.
+    """
+
+    def __init__(self, outcomes: Sequence[Outcome], used: dict[str, set[str]] | None = None):
         self._outcomes = list(outcomes)
+        self.used: dict[str, set[str]] = {} if used is None else used
 
     def __len__(self) -> int:
         return len(self._outcomes)
@@ -111,7 +125,17 @@ class Outcomes(Sequence[Outcome]):
     def __getitem__(self, index: slice) -> list[Outcome]: ...
 
     def __getitem__(self, index: int | slice) -> Outcome | list[Outcome]:
-        return self._outcomes[index]
+        chosen = self._outcomes[index]
+        self._use(chosen if isinstance(chosen, list) else [chosen])
+        return chosen
+
+    def _use(self, outcomes: Sequence[Outcome], name: str = "") -> Sequence[Outcome]:
+        for outcome in outcomes:
+            self.used.setdefault(group_of(outcome.labels), set()).add(name)
+        return outcomes
+
+    def _part(self, outcomes: Sequence[Outcome]) -> "Outcomes":
+        return Outcomes(outcomes, self.used)
 
     def where(self, **labels: Any) -> "Outcomes":
         """Returns the outcomes with these labels; a list allows any of its members."""
@@ -120,23 +144,31 @@ class Outcomes(Sequence[Outcome]):
             allowed = value if isinstance(value, list) else [value]
             return name in outcome.labels and outcome.labels[name] in allowed
 
-        return Outcomes([o for o in self if all(fits(o, *pair) for pair in labels.items())])
+        return self._part([o for o in self._outcomes if all(fits(o, *pair) for pair in labels.items())])
+
+    def all(self) -> list[Outcome]:
+        """Returns the outcomes without a record of their use."""
+        return list(self._outcomes)
+
+    def seeds_below(self, count: int) -> "Outcomes":
+        """Returns the outcomes of the seeds 0 to count - 1, with a record of use of their own."""
+        return Outcomes([o for o in self._outcomes if o.labels.get("seed", 0) < count])
 
     def distinct(self, name: str) -> list[Any]:
         """Returns the distinct values of a label, in the order of the trials."""
-        return list(dict.fromkeys(o.labels[name] for o in self if name in o.labels))
+        return list(dict.fromkeys(o.labels[name] for o in self._outcomes if name in o.labels))
 
     def groups(self, *names: str) -> Iterator[tuple[tuple[Any, ...], "Outcomes"]]:
         """Yields pairs (values of the labels, outcomes that share them), in the order of the trials."""
         keys = dict.fromkeys(
-            tuple(o.labels[name] for name in names) for o in self if all(name in o.labels for name in names)
+            tuple(o.labels[name] for name in names) for o in self._outcomes if all(name in o.labels for name in names)
         )
         for key in keys:
             yield key, self.where(**dict(zip(names, key, strict=True)))
 
     def values(self, name: str, diverged: float = math.nan) -> list[float]:
         """Returns a number of each summary; `diverged` if training diverged."""
-        return [outcome.get(name, diverged) for outcome in self]
+        return [outcome.get(name, diverged) for outcome in self._use(self._outcomes, name)]
 
     def first(self) -> Mapping[str, Any] | None:
         """Returns the first summary; None if all runs diverged."""
@@ -144,10 +176,11 @@ class Outcomes(Sequence[Outcome]):
 
     def having(self, measure: str) -> "Outcomes":
         """Returns the outcomes that have a measure, whose training thus did not diverge."""
-        return Outcomes([outcome for outcome in self if measure in outcome.measured])
+        return self._part([outcome for outcome in self._outcomes if measure in outcome.measured])
 
     def results(self, measure: str) -> list[Any]:
         """Returns the result of a measure for each outcome that has it."""
+        self._use(self._outcomes)
         return [outcome.measured[measure] for outcome in self.having(measure)]
 
     def measured(self, *path: Any) -> list[float]:
@@ -185,7 +218,7 @@ def needs(**labels: Any) -> Callable[[Judge], Judge]:
     def wrap(judge: Judge) -> Judge:
         @functools.wraps(judge)
         def judge_where_there_is(outcomes: Outcomes) -> Judgement:
-            return judge(outcomes) if outcomes.where(**labels) else Judgement(TOO_SMALL, "not part of this scale")
+            return judge(outcomes) if outcomes.where(**labels) else missing("not part of this scale")
 
         return judge_where_there_is
 
@@ -200,7 +233,8 @@ class Claim(NamedTuple):
       published: The published numbers.
       source: The paper and its table.
       expected: The result that ours should show, with its threshold; stated before anything runs.
-      judge: Function of the outcomes that returns the verdict.
+      judge: Function of the outcomes that returns the evidence.
+      effect: Published effect as a number in the units of the judge's estimate, for the forest plot.
     """
 
     statement: str
@@ -208,6 +242,7 @@ class Claim(NamedTuple):
     source: str
     expected: str
     judge: Judge
+    effect: float | None = None
 
 
 class Table(NamedTuple):
@@ -235,7 +270,7 @@ class Study(NamedTuple):
       title: A title of a few words.
       question: The question, in one sentence.
       cost: By scale, the time and data that running it takes.
-      trials: Function of the scale, for each scale that has a `cost`.
+      trials: Function of the scale, for each scale that has a `cost`, and of the seeds.
       claims: Published claims.
       tables: Function of the outcomes that returns the tables.
       pictures: Figures drawn from the outcomes.
@@ -246,7 +281,7 @@ class Study(NamedTuple):
     title: str
     question: str
     cost: Mapping[str, str]
-    trials: Callable[[str], list[Trial]]
+    trials: Callable[[str, Sequence[int]], list[Trial]]
     claims: Sequence[Claim]
     tables: Callable[[Outcomes], list[Table]]
     pictures: Sequence[Picture]

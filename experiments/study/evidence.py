@@ -1,13 +1,13 @@
 """Evidence for and against a claim: p values of stated tests, an estimate with its interval, and rules to combine them.
 
 Each function tests one statement about groups of seeds. `p_for` is the p value of the null hypothesis that the
-statement is false, `p_against` that of the null hypothesis that it is true; at most one of them is small. `decide`
-turns the evidence for all claims of a study into verdicts, with Holm's correction for their number.
+statement is false, `p_against` that of the null hypothesis that it is true. A statement that one mean is above another
+is also refuted if it is above by less than `worth`, the smallest difference that matters. `verdicts.decide`
+turns the evidence for all claims of a study into verdicts.
 
   Welch 1947       the generalization of Student's problem when several different population variances are involved
   Schuirmann 1987  two one-sided tests for equivalence
   Berger 1982      intersection-union tests: a statement with several parts has the largest p value of its parts
-  Holm 1979        a simple sequentially rejective multiple test procedure
 """
 
 import dataclasses
@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 from scipy import special, stats
-from statsmodels.stats.multitest import multipletests
 
 ALPHA = 0.05  # probability of any false verdict in a study
 LEVEL = 0.95  # confidence level of intervals
 CLEAR = 0.2  # with a larger p value of Welch's test nothing is decided, whatever the permutation test says
 PERMUTATIONS = 20_000
-TINY = 1e-24  # variance of a group whose outcomes are all equal, if their resolution is unknown
+POINT = 0.01  # a percentage point of accuracy
+TINY = 1e-24  # least variance of a group
+FIRST = 7  # seeds of the first look: with fewer, no permutation test decides one of ten claims
 
 Values = Sequence[float] | np.ndarray  # outcomes, one per seed
 
@@ -38,9 +39,11 @@ class Evidence:
       p_for, p_against: The two p values, see the module; 1 if nothing can be said.
       estimate: Estimate of the effect, in the units of the outcomes; NaN if there is no single one.
       low, high: Confidence interval of the effect, at LEVEL.
-      margin: The value that the effect is compared with.
+      margin: The value above which the effect agrees with the statement.
+      unit: Unit of the effect; "points" are percentage points, stored as fractions.
       test: Name of the test.
       seeds: Seeds per group that would decide at spreads and means like these; None if unknown.
+      note: The reason why nothing can be said, if that does not depend on the outcomes.
     """
 
     p_for: float
@@ -49,8 +52,10 @@ class Evidence:
     low: float = math.nan
     high: float = math.nan
     margin: float = math.nan
+    unit: str = ""
     test: str = ""
     seeds: int | None = None
+    note: str = ""
 
 
 NOTHING = Evidence(1.0, 1.0)
@@ -68,17 +73,14 @@ def holds(condition: bool) -> Evidence:
 
 
 class _Difference:
-    """A difference between the means of two groups of at least two seeds.
+    """A difference between the means of two groups of at least two seeds, or of one group and 0."""
 
-    Equal outcomes of a few seeds do not prove that their spread is 0. So the variance of a group is at least the
-    rounding variance of the outcome's `resolution`.
-    """
-
-    def __init__(self, high: np.ndarray, low: np.ndarray, resolution: float):
-        self._high, self._low, self._floor = high, low, max(resolution**2 / 12, TINY)
-        parts = [max(float(np.var(group, ddof=1)), self._floor) / len(group) for group in (high, low)]
-        self.estimate, self._error = float(high.mean() - low.mean()), math.sqrt(sum(parts))
-        weights = sum(part**2 / (len(group) - 1) for part, group in zip(parts, (high, low), strict=True))
+    def __init__(self, high: np.ndarray, low: np.ndarray | None):
+        self._high, self._low = high, low
+        groups = [high] if low is None else [high, low]
+        parts = [max(float(np.var(group, ddof=1)), TINY) / len(group) for group in groups]
+        self.estimate, self._error = float(high.mean() - (0.0 if low is None else low.mean())), math.sqrt(sum(parts))
+        weights = sum(part**2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True))
         self._freedom = sum(parts) ** 2 / weights
 
     def above(self, margin: float) -> float:
@@ -89,20 +91,31 @@ class _Difference:
         has no power where Welch's has none.
         """
         welch = float(special.stdtr(self._freedom, (margin - self.estimate) / self._error))
-        return welch if welch > CLEAR else max(welch, _permuted(self._high - margin, self._low, self._floor))
+        if welch > CLEAR:
+            return welch
+        high = self._high - margin
+        return max(welch, _flipped(high) if self._low is None else _permuted(high, self._low))
 
     def below(self, margin: float) -> float:
         """Returns the p value of the null hypothesis that the difference is at least `margin`."""
-        welch = float(special.stdtr(self._freedom, (self.estimate - margin) / self._error))
-        return welch if welch > CLEAR else max(welch, _permuted(self._low + margin, self._high, self._floor))
+        opposite = _Difference(-self._high, None) if self._low is None else _Difference(self._low, self._high)
+        return opposite.above(-margin)
 
     def interval(self) -> tuple[float, float]:
         """Returns Welch's interval at LEVEL."""
         half = self._error * float(special.stdtrit(self._freedom, (1 + LEVEL) / 2))
         return self.estimate - half, self.estimate + half
 
+    def seeds(self, distance: float) -> int | None:
+        """Returns the seeds per group at which such a distance from a margin is decided with a probability of 80%."""
+        if not distance:
+            return None
+        variance = sum(float(np.var(group, ddof=1)) for group in (self._high, self._low) if group is not None)
+        normal = float(stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(0.8))
+        return max(FIRST, math.ceil(variance * (normal / distance) ** 2) + 1)
 
-def _permuted(high: np.ndarray, low: np.ndarray, floor: float) -> float:
+
+def _permuted(high: np.ndarray, low: np.ndarray) -> float:
     """Returns the share of divisions of all outcomes into two such groups whose t is at least that of `high` and `low`.
 
     All divisions are enumerated if there are at most PERMUTATIONS; otherwise a fixed random sample of as many.
@@ -110,7 +123,7 @@ def _permuted(high: np.ndarray, low: np.ndarray, floor: float) -> float:
     everything, size = np.concatenate([high, low]), len(high)
 
     def t(groups: np.ndarray, others: np.ndarray) -> np.ndarray:
-        parts = [np.maximum(np.var(x, -1, ddof=1), floor) / x.shape[-1] for x in (groups, others)]
+        parts = [np.maximum(np.var(x, -1, ddof=1), TINY) / x.shape[-1] for x in (groups, others)]
         return (groups.mean(-1) - others.mean(-1)) / np.sqrt(parts[0] + parts[1])
 
     chosen = _divisions(len(everything), size)  # [P, N], bool
@@ -133,38 +146,70 @@ def _divisions(count: int, size: int) -> np.ndarray:
     return chosen
 
 
-def _difference(high: Values, low: Values, resolution: float) -> _Difference | None:
+def _flipped(values: np.ndarray) -> float:
+    """Returns the share of sign flips of the values whose mean is at least theirs (Fisher 1935)."""
+    if 2 ** len(values) <= PERMUTATIONS:
+        signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
+    else:
+        rng = np.random.default_rng(0)
+        signs = np.concatenate([np.ones((1, len(values))), rng.choice((1, -1), (PERMUTATIONS - 1, len(values)))])
+    return float(np.mean((signs * values).mean(-1) >= values.mean() - 1e-12))
+
+
+def _difference(high: Values, low: Values | None) -> _Difference | None:
     """Returns the difference of means; None if a group has fewer than two finite values."""
-    first, second = finite(high), finite(low)
-    return _Difference(first, second, resolution) if min(len(first), len(second)) >= 2 else None
+    groups = [finite(group) for group in (high, low) if group is not None]
+    return _Difference(groups[0], groups[1] if len(groups) > 1 else None) if min(map(len, groups)) >= 2 else None
 
 
-def more(high: Values, low: Values, by: float = 0.0, resolution: float = 0.0) -> Evidence:
+def _above(difference: _Difference | None, by: float, refuted: float, unit: str, test: str) -> Evidence:
+    """Returns the evidence that a difference is above `by`; it is refuted if it is below `refuted`."""
+    if difference is None:
+        return NOTHING
+    distance = max(difference.estimate - by, refuted - difference.estimate)
+    return Evidence(
+        difference.above(by),
+        difference.below(refuted),
+        difference.estimate,
+        *difference.interval(),
+        margin=by,
+        unit=unit,
+        test=test,
+        seeds=difference.seeds(distance),
+    )
+
+
+def more(high: Values, low: Values, by: float = 0.0, worth: float = POINT, unit: str = "points") -> Evidence:
     """Tests whether the mean of `high` is above the mean of `low` by more than `by`; see `_Difference.above`.
 
     Args:
       high: Outcomes, one per seed.
       low: Outcomes of the other group, one per seed.
       by: The margin.
-      resolution: The smallest difference that an outcome can show, e.g. 1 / test images for an accuracy.
+      worth: Smallest difference that matters: the statement is refuted if the difference is below it (and if it is
+        below `by`).
+      unit: Unit of the outcomes.
     """
-    difference = _difference(high, low, resolution)
-    if difference is None:
-        return NOTHING
-    return Evidence(
-        difference.above(by),
-        difference.below(by),
-        difference.estimate,
-        *difference.interval(),
-        margin=by,
-        test="Welch and permutation",
-        seeds=_seeds(abs(difference.estimate - by), finite(high), finite(low), resolution),
-    )
+    return _above(_difference(high, low), by, max(by, worth), unit, "Welch and permutation")
 
 
-def equivalent(first: Values, second: Values, margin: float, resolution: float = 0.0) -> Evidence:
+def above(values: Values, threshold: float, worth: float = 0.0, unit: str = "points") -> Evidence:
+    """Tests whether a mean over seeds is above a threshold (t test and sign flips); the effect is the distance to it.
+
+    The statement is refuted if the mean is below threshold + worth.
+    """
+    distances = finite(values) - threshold
+    return _above(_difference(distances, None), 0.0, worth, unit, "t and sign flips")
+
+
+def no_less(good: Values, reference: Values, margin: float = POINT, unit: str = "points") -> Evidence:
+    """Tests whether the mean of `good` is at most `margin` below that of `reference` (non-inferiority)."""
+    return _above(_difference(good, reference), -margin, -margin, unit, "non-inferiority by Welch and permutation")
+
+
+def equivalent(first: Values, second: Values, margin: float = POINT, unit: str = "points") -> Evidence:
     """Tests whether two means differ by less than `margin` (two one-sided tests); a wide interval is no agreement."""
-    difference = _difference(first, second, resolution)
+    difference = _difference(first, second)
     if difference is None:
         return NOTHING
     beyond = 2 * min(difference.above(margin), difference.below(-margin))
@@ -174,15 +219,9 @@ def equivalent(first: Values, second: Values, margin: float, resolution: float =
         difference.estimate,
         *difference.interval(),
         margin=margin,
+        unit=unit,
         test="two one-sided tests by Welch and permutation",
-        seeds=_seeds(abs(abs(difference.estimate) - margin), finite(first), finite(second), resolution),
-    )
-
-
-def no_less(good: Values, reference: Values, margin: float, resolution: float = 0.0) -> Evidence:
-    """Tests whether the mean of `good` is at most `margin` below that of `reference`."""
-    return dataclasses.replace(
-        more(good, reference, -margin, resolution), test="non-inferiority by Welch and permutation"
+        seeds=difference.seeds(abs(abs(difference.estimate) - margin)),
     )
 
 
@@ -198,6 +237,7 @@ def usual(successes: int, runs: int, share: float = 0.5) -> Evidence:
         interval.low,
         interval.high,
         margin=share,
+        unit="points",
         test="binomial",
     )
 
@@ -222,36 +262,55 @@ def more_often(first: tuple[int, int], second: tuple[int, int]) -> Evidence:
         float(stats.barnard_exact(table, alternative="less").pvalue),
         first[0] / first[1] - second[0] / second[1],
         margin=0.0,
+        unit="points",
         test="Barnard",
     )
 
 
-def trend(groups: Sequence[tuple[float, Values]], rising: bool = True) -> Evidence:
-    """Tests whether outcomes rise (or fall) with a setting, over all of its values (slope of a least-squares line).
+def trend(groups: Sequence[tuple[float, Values]], worth: float = POINT, unit: str = "points") -> Evidence:
+    """Tests whether outcomes rise with a setting, over all of its values (slope of a least-squares line).
+
+    The effect is the rise of the line from the smallest setting to the largest. Each p value is the larger of those of
+    the t test of the slope and of a permutation of the outcomes among the settings. To test whether outcomes fall,
+    negate them.
 
     Args:
       groups: (setting, outcomes by seed) for at least three settings; pass the logarithm of a setting that grows by
         factors.
-      rising: The direction of the statement.
+      worth: Smallest rise that matters: the statement is refuted if the rise is below it.
+      unit: Unit of the outcomes.
     """
     x = np.concatenate([np.full(len(finite(values)), setting) for setting, values in groups])
     y = np.concatenate([finite(values) for _, values in groups])
-    if len({*x}) < 2 or len(y) < len({*x}) + 2:
+    if len({*x}) < 3 or len(y) < len({*x}) + 2:
         return NOTHING
+    x = (x - x.min()) / (x.max() - x.min())
     line: Any = stats.linregress(x, y)
-    if not line.stderr:
-        return dataclasses.replace(holds((line.slope > 0) == rising), estimate=float(line.slope), test="slope")
-    sign, freedom = (1 if rising else -1), len(y) - 2
-    half = float(line.stderr * stats.t.ppf((1 + LEVEL) / 2, freedom))
+    error, freedom = max(float(line.stderr), math.sqrt(TINY)), len(y) - 2
+    half = error * float(special.stdtrit(freedom, (1 + LEVEL) / 2))
+
+    def p(sign: int, margin: float) -> float:
+        student = float(special.stdtr(freedom, sign * (margin - line.slope) / error))
+        return student if student > CLEAR else max(student, _rearranged(x, sign * (y - margin * x)))
+
     return Evidence(
-        float(stats.t.sf(sign * line.slope / line.stderr, freedom)),
-        float(stats.t.cdf(sign * line.slope / line.stderr, freedom)),
+        p(1, 0.0),
+        p(-1, worth),
         float(line.slope),
         float(line.slope) - half,
         float(line.slope) + half,
         margin=0.0,
-        test="slope",
+        unit=unit,
+        test="slope by t and permutation",
     )
+
+
+def _rearranged(x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the share of random permutations of y whose covariance with x is at least that of x and y."""
+    permuted = np.random.default_rng(0).permuted(np.tile(y, (PERMUTATIONS, 1)), axis=1)
+    permuted[0] = y
+    centered = x - x.mean()
+    return float(np.mean(permuted @ centered >= y @ centered - 1e-12))
 
 
 def all_of(*parts: Evidence) -> Evidence:
@@ -271,64 +330,17 @@ def all_of(*parts: Evidence) -> Evidence:
     )
 
 
+def given(condition: Evidence, statement: Evidence) -> Evidence:
+    """Returns the evidence for a statement that means something only if a condition holds."""
+    return dataclasses.replace(
+        statement,
+        p_for=max(condition.p_for, statement.p_for),
+        p_against=max(condition.p_for, statement.p_against),
+        test=" and ".join(dict.fromkeys(part.test for part in (condition, statement) if part.test)),
+        seeds=max((one.seeds for one in (condition, statement) if one.seeds is not None), default=None),
+    )
+
+
 def negated(evidence: Evidence) -> Evidence:
     """Returns the evidence for the opposite statement."""
     return dataclasses.replace(evidence, p_for=evidence.p_against, p_against=evidence.p_for)
-
-
-def p_value(evidence: Evidence) -> float:
-    """Returns the two-sided p value of a verdict either way."""
-    return min(1.0, 2 * min(evidence.p_for, evidence.p_against))
-
-
-def corrected(claims: Sequence[Evidence]) -> list[float]:
-    """Returns the p values of a study's claims, corrected for their number (Holm)."""
-    return np.asarray(multipletests([p_value(one) for one in claims], ALPHA, "holm")[1]).tolist() if claims else []
-
-
-def decide(claims: Sequence[Evidence], level: float = ALPHA) -> list[bool | None]:
-    """Returns for each claim of a study whether it holds, or None if that is undecided.
-
-    Args:
-      claims: Evidence for each claim of the study.
-      level: Probability of any false verdict in the study; a sequential look spends a part of ALPHA (`spent`).
-    """
-    return [
-        (one.p_for < one.p_against if p <= level else None) for one, p in zip(claims, corrected(claims), strict=True)
-    ]
-
-
-def spent(fraction: float) -> float:
-    """Returns the part of ALPHA that may be spent by the time that a fraction of all seeds has been seen.
-
-    It is the spending function of Lan & DeMets 1983 that resembles Pocock's boundary: early looks get a large share.
-    """
-    return ALPHA * math.log(1 + (math.e - 1) * min(1.0, fraction))
-
-
-def looks(most: int, first: int = 3, growth: float = 1.5) -> list[tuple[int, float]]:
-    """Returns the group-sequential looks: (seeds per group, level of that look).
-
-    Levels add up to ALPHA. So by Bonferroni's inequality the probability of a false verdict at any look is at most
-    ALPHA, whatever the tests are.
-
-    Args:
-      most: Seeds per group at the last look.
-      first: Seeds per group at the first look.
-      growth: Factor from one look to the next.
-    """
-    counts = [min(first, most)]
-    while counts[-1] < most:
-        counts.append(min(most, max(counts[-1] + 1, round(counts[-1] * growth))))
-    levels = np.diff([0.0, *(spent(count / most) for count in counts)])
-    return [(count, float(level)) for count, level in zip(counts, levels, strict=True)]
-
-
-def _seeds(distance: float, first: np.ndarray, second: np.ndarray, resolution: float) -> int | None:
-    """Returns the seeds per group at which such a difference is decided with a probability of 80%, at ALPHA."""
-    if not distance:
-        return None
-    floor = resolution**2 / 12
-    variance = max(float(np.var(first, ddof=1)), floor) + max(float(np.var(second, ddof=1)), floor)
-    normal = float(stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(0.8))
-    return max(2, math.ceil(variance * (normal / distance) ** 2) + 1)

@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,13 @@ class Ledger:
         self.path = folder / NAME
         self._lines: dict[str, dict[str, Any]] = {}
         for line in _read(self.path):
-            self._keep(line)
+            self.keep(line)
 
-    def _keep(self, line: dict[str, Any]) -> None:
-        """Stores a line; a trial's last line counts, with the measures of its other lines if their code is the same."""
+    def keep(self, line: dict[str, Any]) -> None:
+        """Stores a line that is in the file.
+
+        A trial's last line counts, with the measures of its other lines if their code is the same.
+        """
         before = self._lines.get(line["trial"])
         if before and before["code"] == line["code"]:
             measured = {**before["outcome"].get("measured", {}), **line["outcome"].get("measured", {})}
@@ -65,31 +68,37 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def get(self, trial: str, code: str = "") -> dict[str, Any] | None:
+    def get(self, trial: str, code: str = "", accept: Collection[str] = ()) -> dict[str, Any] | None:
         """Returns the line of a trial, or None.
 
         Args:
           trial: Address of the trial.
           code: Digest of the code that the trial would run now; lines of other code do not count. "" accepts any.
+          accept: Commits whose lines count whatever their code is; "all" accepts every commit.
         """
         line = self._lines.get(trial)
-        return line if line and code in ("", line["code"]) else None
+        return line if line and (code in ("", line["code"]) or {line["commit"], "all"} & {*accept}) else None
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Appends a line atomically for readers, even beside other processes."""
-        text = json.dumps(dict(line), allow_nan=False, sort_keys=True)
-        kept = parse_json(text, LINE, "a line for the ledger")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(self.path.with_name(f".{NAME}.lock")), self.path.open("ab+") as file:
-            file.seek(0, os.SEEK_END)
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a kill has cut the last line short
-                    _drop_last(file)
-            file.write(f"{text}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
-        self._keep(kept)
+        """Appends a line to the file, and stores it."""
+        self.keep(append(self.path, line))
+
+
+def append(path: Path, line: Mapping[str, Any]) -> dict[str, Any]:
+    """Appends a line to a ledger's file, atomically for readers and beside other processes; returns it as read."""
+    text = json.dumps(dict(line), allow_nan=False, sort_keys=True)
+    whole = parse_json(text, LINE, "a line for the ledger")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_name(f".{NAME}.lock")), path.open("ab+") as file:
+        file.seek(0, os.SEEK_END)
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a kill has cut the last line short
+                _drop_last(file)
+        file.write(f"{text}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+    return whole
 
 
 def _drop_last(file: Any) -> None:
@@ -114,34 +123,41 @@ def _read(path: Path) -> Iterable[dict[str, Any]]:
             raise
 
 
-def code(modules: Iterable[str]) -> str:
-    """Returns a digest of the code of modules and of all modules of this project that they import.
+def code(modules: Iterable[str], files: Iterable[str] = ()) -> str:
+    """Returns a digest of the code of modules and files, and of all modules of this project that they import.
 
-    Comments, docstrings and layout do not count. Nor do imports within functions: name those modules explicitly.
+    Comments, docstrings and layout do not count. Nor do imports within functions of modules: name those explicitly.
 
     Args:
       modules: Names, e.g. "train.loop", "models.resnet".
+      files: Paths of Python files; imports within their functions count.
     """
-    pending, files = list(modules), {}
+    pending, digests = list(modules), {}
+    for file in map(Path, files):
+        digests[file.name], imports = _digest(file, functions=True)
+        pending += imports
     while pending:
         name = pending.pop()
-        if name in files or name.split(".")[0] not in ROOMS:
+        if name in digests or name.split(".")[0] not in ROOMS:
             continue
-        digest, imports = _module(name)
-        files[name] = digest
+        digests[name], imports = _module(name)
         pending += imports
-    return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()[:16]
 
 
 @functools.cache
 def _module(name: str) -> tuple[str, tuple[str, ...]]:
-    """Returns the digest of one module, and the modules of this project that it imports at its top level."""
     spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        return "", ()
-    tree = ast.parse(Path(spec.origin).read_bytes())
+    return _digest(Path(spec.origin)) if spec and spec.origin else ("", ())
+
+
+@functools.cache
+def _digest(file: Path, functions: bool = False) -> tuple[str, tuple[str, ...]]:
+    """Returns the digest of a file, and the modules of this project that it imports, within functions if asked."""
+    tree = ast.parse(file.read_bytes())
     imports: list[str] = []
-    for node in ast.walk(ast.Module([n for n in tree.body if not isinstance(n, (ast.FunctionDef, ast.ClassDef))], [])):
+    top = [node for node in tree.body if functions or not isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    for node in ast.walk(ast.Module(top, [])):
         if isinstance(node, ast.Import):
             imports += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -1,48 +1,53 @@
-"""Runs trials, each in a folder named by its config; several at once on a CPU with several cores."""
+"""Runs trials, each in a folder named by its config; several at once on a CPU with several cores.
+
+Each finished trial leaves a line in the study's ledger. Its folder, with the checkpoints, is then deleted.
+"""
 
 import contextlib
 import hashlib
+import inspect
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
+import shutil
 import signal
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import rich.console
 import rich.progress
 
 from experiments import study
+from experiments.study import ledger
 from models import command, plugins
 from models.errors import UserError
-from train.recording import summary
-from train.storage.files import read_json, write_json
 
-# Schema of outcome.json; see `run`.
-SCHEMA = {
-    "type": "object",
-    "required": ["summary", "diverged", "history", "measured"],
-    "additionalProperties": False,
-    "properties": {
-        "summary": {"anyOf": [{"type": "null"}, summary.SCHEMA]},
-        "diverged": {"type": ["string", "null"]},
-        "history": {
-            "type": "object",
-            "additionalProperties": {
-                "type": "object",
-                "additionalProperties": {"type": "array", "items": {"type": ["number", "null"]}},
-            },
-        },
-        "measured": {"type": "object"},
-    },
-}
 KEPT = {
     "train": ("loss", "accuracy", "gradient_norm"),
     "test": ("loss", "accuracy"),
 }  # metrics of metrics.jsonl to store
+ALL = "all"  # accepts the lines of every commit
+
+
+class Job(NamedTuple):
+    """A trial with what its process needs.
+
+    Attributes:
+      trial: The trial, with the measures of all equal trials.
+      folder: Folder of its run.
+      ledger: File of the ledger that gets its line; None if it has one.
+      code: Digest of its code.
+    """
+
+    trial: study.Trial
+    folder: Path
+    ledger: Path | None
+    code: str
 
 
 def address(trial: study.Trial) -> str:
@@ -55,52 +60,72 @@ def address(trial: study.Trial) -> str:
     return f"{plugins.short(config['model']['name'])}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def run(trial: study.Trial, folder: Path) -> dict[str, Any]:
-    """Trains and measures what is missing in `folder`, and returns the content of its outcome.json.
+def code_of(trial: study.Trial) -> str:
+    """Returns the digest of the code that a trial runs: the loop, its network, its measures, and files of users."""
+    import models
+
+    name = trial.config.model.name
+    network = [] if plugins.split(name) else [models.family(name)]
+    files = [str(inspect.getsourcefile(measure)) for measure in trial.measures]
+    files += re.findall(r"[\w./~-]+\.py(?=:)", trial.config.to_json_best_effort())
+    return ledger.code(("train.loop", "train.restore", *network), files)
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Trains and measures in the job's folder, and appends the line to the ledger.
 
     Returns:
-      {"summary", "diverged", "history", "measured"}; {"interrupted": signal} if SIGTERM or SIGINT ended it early.
+      The line of the ledger; {"interrupted": signal} if SIGTERM or SIGINT ended it early.
     """
     from train import loop, restore
-    from train.recording import recorder
+    from train.recording import recorder, summary
     from train.run import build_run
     from train.storage import workdir
 
-    config, before = trial.config, None
+    trial, folder, began = job.trial, job.folder, time.time()
+    config = trial.config
     if trial.start:
-        before = folder.parent / address(trial.start)
         config = config.copy_and_resolve_references()
-        config.init_from = str(before.resolve())
-    path = folder / "outcome.json"
-    outcome = read_json(path, SCHEMA) if path.exists() else None
-    if outcome is None:
-        outcome = {"summary": None, "diverged": None, "history": {}, "measured": {}}
-        if before and read_json(before / "outcome.json", SCHEMA)["diverged"]:
-            outcome["diverged"] = f"{before.name}, that it starts from, diverged"
-        elif trial.train:
-            try:
-                outcome["summary"] = loop.train(config, folder)
-            except recorder.NonFiniteError as error:
-                outcome["diverged"] = str(error).split(";")[0]
-            if "interrupted" in (outcome["summary"] or {}):
-                return outcome["summary"]
-            outcome["history"] = _history(workdir.read_metrics(folder / "metrics.jsonl"))
-    missing = [measure for measure in trial.measures if measure.__name__ not in outcome["measured"]]
-    if missing and not outcome["diverged"]:
+        config.init_from = str((folder.parent / address(trial.start)).resolve())
+    outcome: dict[str, Any] = {"summary": None, "diverged": None, "history": {}, "measured": {}}
+    if trial.train:
+        try:
+            outcome["summary"] = loop.train(config, folder)
+        except recorder.NonFiniteError as error:
+            outcome["diverged"] = str(error).split(";")[0]
+        if "interrupted" in (outcome["summary"] or {}):
+            return outcome["summary"]
+        outcome["history"] = _history(workdir.read_metrics(folder / "metrics.jsonl"))
+    prepared = None
+    if trial.measures and not outcome["diverged"]:
         prepared = build_run(config)
-        state = prepared.state
-        if trial.train:
-            state = restore.restored(prepared, folder)
-            if int(state.step) < prepared.total:
-                raise UserError(
-                    f"{folder}: this trial's newest checkpoint is of step {int(state.step)}, not "
-                    f"{prepared.total}: delete its outcome.json to train the remaining steps"
-                )
-        for measure in missing:
+        state = restore.restored(prepared, folder) if trial.train else prepared.state
+        for measure in trial.measures:
             outcome["measured"][measure.__name__] = measure(prepared, state)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, outcome)
-    return outcome
+    line = _line(job, outcome, outcome["summary"] or summary.environment(prepared and prepared.parallel.devices))
+    line["seconds"] = round(time.time() - began, 2)
+    if job.ledger:
+        ledger.append(job.ledger, line)
+    return line
+
+
+def _line(job: Job, outcome: dict[str, Any], environment: Any) -> dict[str, Any]:
+    """Returns a line of the ledger."""
+    from train.storage import workdir
+
+    outcome = {**outcome, **{name: _short(outcome[name]) for name in ("history", "measured")}}
+    line = {"trial": address(job.trial), "labels": dict(job.trial.labels), "outcome": outcome, "code": job.code}
+    line |= {name: environment[name] for name in ("commit", "device", "versions")}
+    return workdir.plain({**line, "seconds": 0.0})
+
+
+def _short(value: Any) -> Any:
+    """Rounds all numbers of a JSON value to seven digits, about the precision of float32, to keep ledgers small."""
+    if isinstance(value, dict):
+        return {key: _short(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_short(one) for one in value]
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def _history(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:
@@ -112,7 +137,7 @@ def _history(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:
 
 
 def _serve(connection: Any, cores: Sequence[int], cache: str) -> None:
-    """Works in its own process: answers each (trial, folder) with (kind, outcome or text), until None arrives."""
+    """Works in its own process: answers each job with (kind, line or text), until None arrives."""
     if cores:
         os.sched_setaffinity(0, cores)  # before JAX reads the number of threads to start
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
@@ -120,34 +145,96 @@ def _serve(connection: Any, cores: Sequence[int], cache: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     while (work := connection.recv()) is not None:
         try:
-            connection.send(("done", run(*work)))
+            connection.send(("done", run(work)))
         except UserError as error:
             connection.send(("mistake", str(error)))
         except Exception:
             connection.send(("fault", traceback.format_exc()))
 
 
-def run_all(trials: Sequence[study.Trial], root: Path, jobs: int, console: rich.console.Console) -> list[study.Outcome]:
-    """Runs all trials in folders of `root`, those with equal configs once; finished ones are only read.
+def run_all(
+    trials: Sequence[study.Trial],
+    lines: ledger.Ledger,
+    root: Path,
+    jobs: int,
+    console: rich.console.Console,
+    accept: Collection[str] = (),
+    deadline: float | None = None,
+    keep: bool = False,
+) -> list[study.Outcome]:
+    """Runs all trials that the ledger lacks, those with equal configs once.
 
     Args:
       trials: Trials of the study.
+      lines: The ledger.
       root: Folder of the trials' folders.
       jobs: Number of trials at once; several run in separate processes, which divide the cores.
       console: Console for progress: a bar on a terminal, otherwise one line per trial.
+      accept: Commits whose lines count although their code differs; ALL for every commit.
+      deadline: Time after which no trial starts, as `time.time`.
+      keep: Keeps the folders of finished trials, with their checkpoints. Those that others start from are always kept.
+
+    Returns:
+      The outcomes, in the order of the trials.
 
     Raises:
-      UserError: A trial failed.
+      UserError: A trial failed, or the deadline came.
       Interrupted: SIGTERM or SIGINT ended it; the same command resumes.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    work = {}
-    for trial in (one for planned in trials for one in (*_starts(planned), planned)):
-        # Equal trials run once, with the measures of all
+    whole: dict[str, study.Trial] = {}
+    for trial in trials:  # equal trials run once, with the measures of all
         name = address(trial)
-        measures = dict.fromkeys((*(work[name].measures if name in work else ()), *trial.measures))
-        work[name] = trial._replace(measures=tuple(measures))
-    outcomes = {}
+        measures = dict.fromkeys((*(whole[name].measures if name in whole else ()), *trial.measures))
+        whole[name] = trial._replace(measures=tuple(measures))
+    codes = {name: code_of(trial) for name, trial in whole.items()}
+    known = {}
+    for name, trial in whole.items():
+        line = lines.get(name, codes[name], accept)
+        if line and (line["outcome"]["diverged"] or _names(trial) <= line["outcome"]["measured"].keys()):
+            known[name] = line
+    work: dict[str, Job] = {}
+    for name, trial in whole.items():
+        if name not in known:
+            for start in _starts(trial):
+                _add_start(work, address(start), start, root, known)
+            work[name] = Job(trial, root / name, lines.path, codes[name])
+    starts = {address(start) for job in work.values() for start in _starts(job.trial)}
+    if work:
+        root.mkdir(parents=True, exist_ok=True)
+    for name, line in _run_with_progress(work, known, root, jobs, console, deadline):
+        lines.keep(line)
+        known.setdefault(name, line)
+        if not keep and name not in starts:
+            shutil.rmtree(root / name, ignore_errors=True)
+    pairs = [(trial.labels, known[address(trial)]) for trial in trials]
+    return [study.Outcome(labels, **line["outcome"], seconds=line["seconds"]) for labels, line in pairs]
+
+
+def _names(trial: study.Trial) -> set[str]:
+    return {measure.__name__ for measure in trial.measures}
+
+
+def _starts(trial: study.Trial) -> list[study.Trial]:
+    """Returns the trials that have to run before this one, in order."""
+    return [*_starts(trial.start), trial.start] if trial.start else []
+
+
+def _add_start(work: dict[str, Job], name: str, start: study.Trial, root: Path, known: dict[str, Any]) -> None:
+    """Adds a trial that another one starts from, if its network is neither there nor planned."""
+    diverged = name in known and known[name]["outcome"]["diverged"]
+    if not (name in work or diverged or (root / name / "summary.json").exists()):
+        work[name] = Job(start._replace(measures=()), root / name, None, "")
+
+
+def _run_with_progress(
+    work: dict[str, Job],
+    known: dict[str, Any],
+    root: Path,
+    jobs: int,
+    console: rich.console.Console,
+    deadline: float | None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the line of each job as it finishes, and shows progress."""
     bar = rich.progress.Progress(
         rich.progress.TextColumn("[bold]{task.description}"),
         rich.progress.BarColumn(),
@@ -160,9 +247,9 @@ def run_all(trials: Sequence[study.Trial], root: Path, jobs: int, console: rich.
     with bar:
         task = bar.add_task("trials", total=len(work), last="")
         run_each = _here if jobs == 1 else _in_processes
-        for name, outcome in run_each(work, root, jobs):
-            outcomes[name] = outcome
-            labels = ", ".join(f"{key} {value}" for key, value in work[name].labels.items())
+        for done, (name, line) in enumerate(run_each(work, known, root, jobs, deadline), 1):
+            labels = ", ".join(f"{key} {value}" for key, value in work[name].trial.labels.items())
+            outcome = line["outcome"]
             result = outcome["diverged"] or (
                 f"accuracy {outcome['summary']['accuracy']:.1%}"
                 if "accuracy" in (outcome["summary"] or {})
@@ -170,13 +257,8 @@ def run_all(trials: Sequence[study.Trial], root: Path, jobs: int, console: rich.
             )
             bar.update(task, advance=1, last=labels)
             if not console.is_terminal:
-                console.print(f"{len(outcomes)}/{len(work)}  {labels}: {result}", soft_wrap=True, highlight=False)
-    return [study.Outcome(trial.labels, **outcomes[address(trial)]) for trial in trials]
-
-
-def _starts(trial: study.Trial) -> list[study.Trial]:
-    """Returns the trials that have to run before this one, in order."""
-    return [*_starts(trial.start), trial.start] if trial.start else []
+                console.print(f"{done}/{len(work)}  {labels}: {result}", soft_wrap=True, highlight=False)
+            yield name, line
 
 
 class Interrupted(UserError):
@@ -186,19 +268,44 @@ class Interrupted(UserError):
         super().__init__(f"{name}: finished work is kept; run the same command to resume")
 
 
-def _here(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    del jobs
-    for name, trial in work.items():
+class OutOfTime(UserError):
+    """The deadline came before the last trial started."""
+
+    def __init__(self, left: int):
+        super().__init__(f"the budget of time ended with {left} trials to run: run the same command to resume")
+
+
+def _after_divergence(job: Job, known: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the line of a job whose start has diverged, so that it cannot run; else None."""
+    start = known.get(address(job.trial.start)) if job.trial.start else None
+    if not (start and start["outcome"]["diverged"]):
+        return None
+    text = f"{start['trial']}, that it starts from, diverged"
+    line = _line(job, {"summary": None, "diverged": text, "history": {}, "measured": {}}, start)
+    if job.ledger:
+        ledger.append(job.ledger, line)
+    return line
+
+
+def _here(
+    work: dict[str, Job], known: dict[str, Any], root: Path, jobs: int, deadline: float | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    del root, jobs
+    for i, (name, job) in enumerate(work.items()):
+        if deadline and time.time() > deadline:
+            raise OutOfTime(len(work) - i)
         try:
-            outcome = run(trial, root / name)
+            line = _after_divergence(job, known) or run(job)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
-        if "interrupted" in outcome:
-            raise Interrupted(outcome["interrupted"])
-        yield name, outcome
+        if "interrupted" in line:
+            raise Interrupted(line["interrupted"])
+        yield name, line
 
 
-def _in_processes(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _in_processes(
+    work: dict[str, Job], known: dict[str, Any], root: Path, jobs: int, deadline: float | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Runs `jobs` workers; each gets the next trial when it has answered."""
     context = multiprocessing.get_context("spawn")
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -210,24 +317,40 @@ def _in_processes(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterat
         theirs.close()
         workers.append((process, ours))
 
-    def give():
-        """Sends every idle worker the first trial that may start."""
+    def next_job() -> str | None:
+        """Returns the first trial whose start has finished."""
+        starts = ((name, work[name].trial.start) for name in waiting)
+        return next(
+            (n for n, start in starts if not start or address(start) not in work or address(start) in done), None
+        )
+
+    def give() -> None:
+        """Sends every idle worker the next trial."""
         for _, connection in workers:
-            ready = [name for name in waiting if not (start := work[name].start) or address(start) in done]
-            if connection not in busy and ready:
-                waiting.remove(ready[0])
-                busy[connection] = ready[0]
-                connection.send((work[ready[0]], root / ready[0]))
+            late = deadline and time.time() > deadline
+            if connection not in busy and not late and (name := next_job()):
+                waiting.remove(name)
+                busy[connection] = name
+                connection.send(work[name])
+
+    def skip() -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields the lines of trials that cannot run."""
+        for name in list(waiting):
+            if line := _after_divergence(work[name], known):
+                waiting.remove(name)
+                done.add(name)
+                yield name, line
 
     try:
         with _Signals(lambda: [process.terminate() for process, _ in workers]) as signals:
+            yield from skip()
             give()
             while busy:
                 ready: list[Any] = multiprocessing.connection.wait(list(busy))
                 for connection in ready:
                     name = busy.pop(connection)
                     try:
-                        kind, outcome = connection.recv()
+                        kind, line = connection.recv()
                     except (EOFError, ConnectionError):
                         if signals.name:
                             continue
@@ -235,15 +358,16 @@ def _in_processes(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterat
                             f"the process that ran {name} died; run the same command to resume"
                         ) from None
                     if kind == "mistake":
-                        raise UserError(f"{name}: {outcome}")
+                        raise UserError(f"{name}: {line}")
                     if kind == "fault":
-                        raise RuntimeError(f"{name}: {outcome}")
-                    if "interrupted" in outcome:
-                        signals.name = signals.name or outcome["interrupted"]
+                        raise RuntimeError(f"{name}: {line}")
+                    if "interrupted" in line:
+                        signals.name = signals.name or line["interrupted"]
                         waiting.clear()
                         continue
-                    yield name, outcome
+                    yield name, line
                     done.add(name)
+                    yield from skip()
                     if not signals.name:
                         give()
     finally:  # also after a failed trial: later work then has the cores to itself
@@ -255,6 +379,8 @@ def _in_processes(work: dict[str, study.Trial], root: Path, jobs: int) -> Iterat
             process.kill()
     if signals.name:
         raise Interrupted(signals.name)
+    if waiting:
+        raise OutOfTime(len(waiting))
 
 
 class _Signals:

@@ -1,30 +1,37 @@
-"""Verdicts: comparisons of groups of seeds at a stated error rate, and their texts."""
+"""Verdicts: decisions on the claims of a study at a stated error rate, and their texts.
 
+Holm 1979          a simple sequentially rejective multiple test procedure
+Lan & DeMets 1983  discrete sequential boundaries for clinical trials
+"""
+
+import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from statsmodels.stats.multitest import multipletests
+
+from experiments.study import evidence
+from experiments.study.evidence import ALPHA, FIRST, Evidence
+
 MOST_SEEDS = 200  # caps the reported number of seeds
-
-
-class Verdict(str):
-    """One of VERDICTS.
-
-    Attributes:
-      seeds: With "too small to tell", the seeds per group that would decide at this spread; None if unknown.
-    """
-
-    seeds: int | None = None
-
-
-AGREES, DISAGREES, TOO_SMALL = VERDICTS = tuple(map(Verdict, ("agrees", "disagrees", "too small to tell")))
+AGREES, DISAGREES, TOO_SMALL = VERDICTS = ("agrees", "disagrees", "too small to tell")
+RULE = (
+    "Verdicts: the probability of any false one among the claims of a study is at most 5%. Each claim has a p value "
+    "for it and one against it; p is the smaller one, two-sided, corrected for the number of claims (Holm) and for the "
+    "looks at up to {most} seeds (alpha spending). A claim that one mean is above another is also refuted if the "
+    "difference is shown to be too small to matter: less than 1 percentage point, unless the claim says otherwise. "
+    "Intervals are those of one claim at one look."
+)
+UNITS = {"points": (100.0, "points")}  # how a unit is printed: (factor, name); others as they are
 
 
 class Judgement(NamedTuple):
-    """A verdict and its numbers, in one sentence."""
+    """The evidence for a claim, and its numbers in one sentence."""
 
-    verdict: Verdict
+    evidence: Evidence
     ours: str
 
 
@@ -62,46 +69,6 @@ def listed(values: Mapping[Any, Sequence[float]], percent: bool = True, digits: 
     return separator.join(f"{name} {spread(group, percent, digits)}" for name, group in values.items())
 
 
-def seeds_needed(high: Sequence[float], low: Sequence[float], by: float = 0.0) -> int | None:
-    """Returns the seeds per group at which means and spreads like these are over two standard errors apart.
-
-    None if a group has fewer than two values, or the difference equals `by`.
-    """
-    high, low = finite(high), finite(low)
-    if min(len(high), len(low)) < 2 or not (difference := statistics.mean(high) - statistics.mean(low) - by):
-        return None
-    return math.floor(4 * (statistics.variance(high) + statistics.variance(low)) / difference**2) + 1
-
-
-def compare(high: Sequence[float], low: Sequence[float], by: float = 0.0) -> Verdict:
-    """Decides whether the mean of `high` is above that of `low` by more than `by`.
-
-    It is "too small to tell" within two standard errors of the difference (Welch) of `by`.
-    """
-    verdict = Verdict(TOO_SMALL)
-    verdict.seeds = seeds_needed(high, low, by)
-    high, low = finite(high), finite(low)
-    if min(len(high), len(low)) < 2:
-        return verdict
-    difference = statistics.mean(high) - statistics.mean(low) - by
-    error = math.sqrt(statistics.variance(high) / len(high) + statistics.variance(low) / len(low))
-    return verdict if abs(difference) <= 2 * error else holds(difference > 0)
-
-
-def holds(condition: bool) -> Verdict:
-    """Returns the verdict on a claim that does or does not hold."""
-    return AGREES if condition else DISAGREES
-
-
-def all_of(verdicts: Sequence[Verdict]) -> Verdict:
-    """Combines the parts of a claim: it disagrees if one part does, else is too small to tell if one part is."""
-    if DISAGREES in verdicts:
-        return DISAGREES
-    unclear = [verdict for verdict in verdicts if verdict == TOO_SMALL]
-    seeds = [verdict.seeds for verdict in unclear if verdict.seeds is not None]
-    return TOO_SMALL if len(seeds) < len(unclear) else max(unclear, key=lambda one: one.seeds or 0, default=AGREES)
-
-
 def more(
     groups: Mapping[Any, Sequence[float]],
     by: float = 0.0,
@@ -109,10 +76,96 @@ def more(
     percent: bool = True,
     digits: int = 1,
     separator: str = "; ",
+    **test: Any,
 ) -> Judgement:
-    """Judges whether the first of some named groups is above the second by more than `by`; lists all groups."""
+    """Judges whether the first of some named groups is above the second by more than `by`; lists all groups.
+
+    `test` are further arguments of `evidence.more`.
+    """
     high, low, *_ = groups.values()
-    return Judgement(compare(high, low, by), start + listed(groups, percent, digits, separator))
+    return Judgement(evidence.more(high, low, by, **test), start + listed(groups, percent, digits, separator))
+
+
+def missing(note: str) -> Judgement:
+    """Returns the judgement of a claim that the outcomes cannot decide, with the reason."""
+    return Judgement(dataclasses.replace(evidence.NOTHING, note=note), note)
+
+
+def sequential(looks: Sequence[tuple[Evidence, float]]) -> Evidence:
+    """Combines the evidence of all looks at a claim: (evidence, level of the look), in order.
+
+    At each look a p value is weighed by ALPHA / level, and the smallest one counts. Levels add up to at most ALPHA. So
+    by Bonferroni's inequality it is a valid p value, at which look one stops and whatever the tests are. Estimate and
+    interval are those of the last look.
+    """
+    p_for, p_against = (
+        min(1.0, *(getattr(one, name) * ALPHA / level for one, level in looks)) for name in ("p_for", "p_against")
+    )
+    return dataclasses.replace(looks[-1][0], p_for=p_for, p_against=p_against)
+
+
+def p_value(one: Evidence) -> float:
+    """Returns the two-sided p value of a verdict either way."""
+    return min(1.0, 2 * min(one.p_for, one.p_against))
+
+
+def corrected(claims: Sequence[Evidence]) -> list[float]:
+    """Returns the p values of a study's claims, corrected for their number (Holm)."""
+    return np.asarray(multipletests([p_value(one) for one in claims], ALPHA, "holm")[1]).tolist() if claims else []
+
+
+def decide(claims: Sequence[Evidence]) -> list[bool | None]:
+    """Returns for each claim of a study whether it holds, or None if that is undecided.
+
+    The probability of any false verdict in a study is at most ALPHA. A small difference may both be above the margin
+    and below the one that matters; such a claim holds.
+    """
+    verdicts: list[bool | None] = []
+    for one, p in zip(claims, corrected(claims), strict=True):
+        factor = p / p_value(one) if p_value(one) else 1.0
+        verdicts.append(None if p > ALPHA else min(1.0, 2 * one.p_for) * factor <= ALPHA)
+    return verdicts
+
+
+def spent(fraction: float) -> float:
+    """Returns the part of ALPHA that may be spent by the time that a fraction of all seeds has been seen.
+
+    It is the spending function of Lan & DeMets 1983 that resembles Pocock's boundary: early looks get a large share.
+    """
+    return ALPHA * math.log(1 + (math.e - 1) * min(1.0, fraction))
+
+
+def looks(most: int, first: int = FIRST, growth: float = 1.4) -> list[tuple[int, float]]:
+    """Returns the group-sequential looks: (seeds per group, level of that look).
+
+    Levels add up to ALPHA. So by Bonferroni's inequality the probability of a false verdict at any look is at most
+    ALPHA, whatever the tests are.
+
+    Args:
+      most: Seeds per group at the last look.
+      first: Seeds per group at the first look.
+      growth: Factor from one look to the next.
+    """
+    counts = [min(first, most)]
+    while counts[-1] < most:
+        counts.append(min(most, max(counts[-1] + 1, round(counts[-1] * growth))))
+    levels = np.diff([0.0, *(spent(count / most) for count in counts)])
+    return [(count, float(level)) for count, level in zip(counts, levels, strict=True)]
+
+
+def amount(value: float, unit: str) -> str:
+    """Formats an effect with its sign and unit, e.g. "+1.2 points"."""
+    factor, name = UNITS.get(unit, (1.0, unit))
+    return f"{factor * value:+.{1 if factor == 100 else 2}f}{' ' * bool(name)}{name}"
+
+
+def effect(claim: Mapping[str, Any]) -> str:
+    """Formats a claim's estimate with its interval, e.g. "+1.2 points [+0.4, +2.0]"; "" if there is none."""
+    if claim.get("estimate") is None:
+        return ""
+    ends = [claim[key] for key in ("low", "high")]
+    interval = "" if None in ends else f" [{', '.join(amount(end, claim['unit']).split(' ')[0] for end in ends)}]"
+    return amount(claim["estimate"], claim["unit"]) + interval
 
 
 def counts(claims: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -136,3 +189,6 @@ def seeds_text(claim: Mapping[str, Any]) -> str:
     """Formats how many seeds would decide a claim of results.json that is too small to tell; "" if unknown."""
     seeds = claim.get("seeds")
     return f"{min(seeds, MOST_SEEDS)}{' or more' if seeds > MOST_SEEDS else ''} seeds would tell" if seeds else ""
+
+
+compare = holds = all_of = Verdict = None  # until all judges use evidence

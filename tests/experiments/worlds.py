@@ -4,28 +4,32 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
+from scipy import stats
 
 from experiments import study
-from experiments.studies.attention import study as attention
 from experiments.studies.explanation import measures
 from experiments.studies.measures import png
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes
 
 
+SEEDS = 10  # of each made group: enough to decide each claim of a study by every test
+NOISE = stats.norm.ppf((np.arange(SEEDS) + 0.5) / SEEDS)  # by seed
+
+
 @functools.cache
 def planned(name, scale="digits"):
     """Lists the trials of a study once: listing takes seconds."""
-    return study.module(name).trials(scale)
+    return study.module(name).trials(scale, range(SEEDS))
 
 
-def diverged(outcomes, seeds=(0, 1, 2)):
+def diverged(outcomes, seeds=range(SEEDS)):
     """Returns the same outcomes where all training of the seeds diverged; what is measured before training stays."""
     return Outcomes(
         [
             o._replace(summary=None, diverged="loss", history={}, measured={})
             if o.labels.get("seed") in seeds and o.labels.get("at") != "step 0"
             else o
-            for o in outcomes
+            for o in outcomes.all()
         ]
     )
 
@@ -55,7 +59,7 @@ def initialization_world(sign, noise):
     """Returns a world: sign 1 as published, -1 the opposite; noise between seeds."""
 
     def world(labels):
-        xavier, n = labels["init"] == "Xavier", noise * (labels["seed"] - 1)
+        xavier, n = labels["init"] == "Xavier", noise * NOISE[labels["seed"]]
         accuracy = {
             8: 0.97 if sign > 0 or not xavier else 0.7,
             14: 0.9,
@@ -76,7 +80,7 @@ def initialization_world(sign, noise):
 
 def normalization_world(sign, noise, group_falls=False):
     def world(labels):
-        n, norm = noise * (labels["seed"] - 1), labels.get("norm")
+        n, norm = noise * NOISE[labels["seed"]], labels.get("norm")
         few = np.log2(32 / labels["images"]) / 4  # 0 at 32, 1 at 2
         falls = 0.9 - 0.1 * sign * few
         accuracy = {
@@ -103,7 +107,7 @@ def normalization_world(sign, noise, group_falls=False):
 
 def depth_world(sign, noise, projections=0.91):
     def world(labels):
-        n, network, deep = noise * (labels["seed"] - 1), labels["network"], labels["role"] == "deep"
+        n, network, deep = noise * NOISE[labels["seed"]], labels["network"], labels["role"] == "deep"
         odd = noise > 0.1 and labels["seed"] == 0
         sign_here = -sign if odd else sign
         whole = {
@@ -192,7 +196,7 @@ def uneven(labels):
 def attention_agrees(labels):
     """Returns accuracies: ViT_P suffers from SGD, from rates off the best one, and from short training."""
     if labels["set"] == "grid":
-        off = attention.GRID["digits"][labels["optimizer"]][0].index(labels["rate"]) != 1
+        off = study.module("attention").GRID["digits"][labels["optimizer"]][0].index(labels["rate"]) != 1
         return 0.9 if labels["stem"] == "ViT_C" else 0.85 - 0.2 * (labels["optimizer"] == "sgd") - 0.3 * off
     if labels["set"] == "length":
         return 0.95 - (0.3 if labels["stem"] == "ViT_P" else 0.1) / labels["epochs"]
@@ -319,7 +323,7 @@ def transfer(sign, scale="cifar10", noise=0.002):
     found = []
     for trial in planned("transfer", scale):
         labels = trial.labels
-        n = noise * (labels["seed"] - 1)
+        n = noise * NOISE[labels["seed"]]
         if labels["part"] == "source":
             found.append(Outcome(labels, {"accuracy": 0.5}, None, {}, {}))
             continue

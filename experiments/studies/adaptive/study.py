@@ -13,6 +13,7 @@ out for all. A policy and its joint training come after the training of its netw
 long, as in the paper.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.studies.adaptive import figures, results
@@ -22,7 +23,6 @@ from experiments.study import Claim, Picture, Study, Trial
 
 SETS = {"cifar10": "tfds:cifar10_jpeg"}
 TRAINED = {"digits": "train_fit", "cifar10": "train[:45000]"}
-SEEDS = {"digits": (0, 1, 2), "cifar10": (0,)}
 EPOCHS = {"digits": 40, "cifar10": 4}
 WIDTH = {"digits": 8, "cifar10": 16}
 DEPTHS = {"digits": (8, 20, 32, 38), "cifar10": (8, 14, 38)}  # 38: for the gates; 32: for the policy
@@ -42,10 +42,10 @@ def _with_exits(scale: str) -> dict[str, Network]:
     }
 
 
-def trials(scale: str) -> list[Trial]:
+def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
     """Lists residual networks; gates; a policy, alone and jointly; exits."""
     planned = []
-    for seed in SEEDS[scale]:
+    for seed in seeds:
         whole = {}
         for depth in DEPTHS[scale]:
             whole[depth] = Trial(

@@ -9,7 +9,6 @@ from experiments.study.figures import dots, finish, heatmap
 from experiments.study.tables import table_by
 from train.plots.palette import BLACK, BLUE, RED
 
-SEEDS = (0, 1, 2)
 PATCHES, CONVOLUTIONS = STEMS = ("ViT_P", "ViT_C")
 NEAR = 0.05  # largest error above a network's best that counts as near it
 OPTIMIZERS = {"adamw": "adamw", "sgd": "sgd(momentum=0.9)"}
@@ -44,7 +43,7 @@ def _errors(outcomes: Outcomes) -> list[float]:
 
 def _settings(outcomes: Outcomes, stem: str) -> list[float]:
     """Returns the errors of the grid's settings for the first seed, ascending."""
-    return sorted(_errors(outcomes.where(set="grid", stem=stem, seed=SEEDS[0])))
+    return sorted(_errors(outcomes.where(set="grid", stem=stem, seed=0)))
 
 
 def _best(outcomes: Outcomes, stem: str, optimizer: str) -> tuple[float, list[float]]:
@@ -162,7 +161,7 @@ def draw_distributions(outcomes: Outcomes, figure: Any) -> None:
     left, right = figure.subplots(1, 2)
     for stem in STEMS:
         for optimizer, style in (("adamw", "-"), ("sgd", "--")):
-            part = outcomes.where(set="grid", stem=stem, optimizer=optimizer, seed=SEEDS[0])
+            part = outcomes.where(set="grid", stem=stem, optimizer=optimizer, seed=0)
             x = [*(100 * error for error in sorted(_errors(part))), 100]
             y = [*((i + 1) / len(part) for i in range(len(part))), 1.0]
             left.step(x, y, style, where="post", color=COLORS[stem], label=f"{stem}, {NAMES[optimizer]}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.studies import networks
 from experiments.studies.attention import results
-from experiments.studies.attention.results import CONVOLUTIONS, EQUAL, NEAR, OPTIMIZERS, PATCHES, ROWS, SEEDS
+from experiments.studies.attention.results import CONVOLUTIONS, EQUAL, NEAR, OPTIMIZERS, PATCHES, ROWS
 from experiments.studies.networks import Network
 from experiments.study import Claim, Picture, Study, Trial
 
@@ -103,11 +103,11 @@ COSTS = {
 }
 
 
-def trials(scale: str) -> list[Trial]:
+def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
     """Lists the grid, training lengths, the ladder, and families at equal cost."""
     planned, middle = [], LENGTHS[scale][1]
 
-    def add(network: Network, labels: Mapping[str, Any], config: Mapping[str, Any], seeds: Sequence[int] = SEEDS):
+    def add(network: Network, labels: Mapping[str, Any], config: Mapping[str, Any], seeds: Sequence[int] = seeds):
         planned.extend(Trial({**labels, "seed": seed}, _config(scale, network, seed, **config)) for seed in seeds)
 
     for stem, network in VITS[scale].items():
@@ -115,9 +115,13 @@ def trials(scale: str) -> list[Trial]:
             for decay in decays:
                 for rate in rates:
                     settings = {"optimizer": optimizer, "rate": rate, "decay": decay}
-                    seeds = SEEDS if decay == decays[1] else SEEDS[:1]
                     labels = {"set": "grid", "stem": stem, **settings}
-                    add(network, labels, {**settings, "epochs": GRID_EPOCHS[scale]}, seeds)
+                    add(
+                        network,
+                        labels,
+                        {**settings, "epochs": GRID_EPOCHS[scale]},
+                        seeds if decay == decays[1] else (0,),
+                    )
         for epochs in LENGTHS[scale]:
             add(network, {"set": "length", "stem": stem, "epochs": epochs}, {"epochs": epochs})
     for kind, members in (("ladder", LADDER[scale]), (EQUAL, FAMILIES[scale])):

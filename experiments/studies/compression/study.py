@@ -28,7 +28,6 @@ FILTERS = {  # expression of the layers whose filters go, and the share of each 
     "digits": {"VGG-11": (".*/conv[0-9]/kernel", 0.2), "ResNet-20": (".*/conv1/kernel", 0.35)},
     "cifar10": {"ResNet-20": (".*/conv1/kernel", 0.35)},
 }
-SEEDS = {"digits": (0, 1, 2), "cifar10": (0,)}
 STUDIED = {"digits": "LeNet-300-100", "cifar10": "ResNet-20"}  # network whose curves are measured
 SPARSITIES = {"digits": (0.8, 0.9, 0.95, 0.98, 0.99), "cifar10": ()}  # epochs of retraining for the curves
 L1 = {"digits": 1e-4}  # its factor
@@ -46,13 +45,13 @@ KINDS = {  # weights; an XNOR network is a preresnet whose only nonlinearity is 
 }
 
 
-def trials(scale: str) -> list[Trial]:
+def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
     """Lists the three stages of each network; curves of one; filters; low bits."""
     planned = []
-    for seed in SEEDS[scale]:
+    for seed in seeds:
         for name in NETWORKS[scale]:
             planned += _stages(scale, seed, name, name == STUDIED[scale])
-        planned += _curves(scale, seed) + (_low_bits(scale, seed) if seed < 2 else [])  # these cost the most
+        planned += _curves(scale, seed) + _low_bits(scale, seed)
     return planned
 
 

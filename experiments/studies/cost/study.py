@@ -11,13 +11,12 @@ judged only if the counted costs are equal within TOLERANCE. experiments/bench/c
 networks beside their published accuracies.
 """
 
-import statistics
-import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.studies import networks
 from experiments.studies.cost import results
+from experiments.studies.cost.measures import TIMED, reuse, step_time
 from experiments.studies.cost.networks import (
     BOTTLENECK,
     DENSE,
@@ -34,14 +33,7 @@ from experiments.studies.cost.results import KINDS
 from experiments.studies.networks import Network
 from experiments.study import Claim, Measure, Picture, Study, Trial
 
-if TYPE_CHECKING:  # modules that train are imported only when a measure runs
-    from train.run import Run
-    from train.state import TrainState
-
-
-SEEDS = (0, 1, 2)
 EPOCHS = {"digits": 6, "cifar10": 60, "imagenet": 90}  # on digits half of the recipe's, which reach 99 %
-TIMED = 15  # number of timed training steps; the median counts
 
 COSTS = {
     "digits": "about 5 minutes on 2 cores",
@@ -50,13 +42,13 @@ COSTS = {
 }
 
 
-def trials(scale: str) -> list[Trial]:
+def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
     """Lists blocks at equal cost; sizes of dense and residual networks; an early stem, whole convolutions; timing."""
     planned, timed = [], {}
 
     def add(network: Network, labels: Mapping[str, Any], epochs: int = EPOCHS[scale], measures: Sequence[Measure] = ()):
         timed.setdefault(str(network), (network, labels))
-        for seed in SEEDS:
+        for seed in seeds:
             config = networks.config(scale, network, seed, epochs)
             planned.append(Trial({**labels, "seed": seed}, config, measures=measures))
 
@@ -74,61 +66,6 @@ def trials(scale: str) -> list[Trial]:
         labels = {**labels, "of": labels["set"], "set": "step time"}
         planned.append(Trial(labels, networks.config(scale, network, 0, EPOCHS[scale]), False, (step_time,)))
     return planned
-
-
-def step_time(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures milliseconds per compiled training step on `images` images: the median of TIMED steps after three."""
-    import jax
-
-    from models.analysis.cost import analyze
-    from train.recording import summary
-
-    state, seconds = run.parallel.place(state), []
-    for _, items in run.feed.calls(0, 3 + TIMED):
-        began = time.perf_counter()
-        state = jax.block_until_ready(run.train_call(state, run.feed.data, items))[0]
-        seconds.append(time.perf_counter() - began)
-    cost = analyze(run.task.model, (1, *run.images.image_shape))
-    return {
-        "milliseconds": 1000 * statistics.median(seconds[3:]),
-        "images": run.config["batch_size"],
-        "mult_adds": cost.mult_adds,
-        "parameters": cost.params,
-        "device": summary.device(run.parallel.devices),
-    }
-
-
-def reuse(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures the mean absolute weight from each earlier layer to each later one, as in Huang 2017, fig. 5.
-
-    Returns:
-      "blocks": for each dense block, `weights[l][s]`: mean weight of layer l's first convolution over the channels from
-      source s. Source 0 is the block's input, source s > 0 is layer s - 1. The last row is the layer after the block:
-      the transition's convolution, or the classifier.
-      "moved": sum of |w - w before training|, relative to that of |w before training|, of the same kernels.
-    """
-    import numpy as np
-
-    model, blocks, changes, before = run.task.model, [], 0.0, 0.0
-    for stage, size in enumerate(model.stage_sizes, 1):
-        paths: list[Sequence[str]] = [(f"stage{stage}", f"layer{i}", "conv1") for i in range(size)]
-        paths.append((f"transition{stage}", "conv") if stage < len(model.stage_sizes) else ("head",))
-        weights, width = [], None
-        for path in paths:
-            now, first = (np.asarray(_at(s.params, path)["kernel"], np.float64) for s in (state, run.state))
-            channels = np.abs(now).reshape(-1, *now.shape[-2:]).mean((0, 2))  # [taps, in, out] -> [in]
-            width = width or len(channels)  # number of channels of the block's input
-            ends = range(width, len(channels) + 1, model.growth)
-            weights.append([float(part.mean()) for part in np.split(channels, ends) if len(part)])
-            changes, before = changes + np.abs(now - first).sum(), before + np.abs(first).sum()
-        blocks.append(weights)
-    return {"blocks": blocks, "moved": float(changes / before)}
-
-
-def _at(tree: Mapping[str, Any], path: Sequence[str]) -> Any:
-    for name in path:
-        tree = tree[name]
-    return tree
 
 
 STUDY = Study(

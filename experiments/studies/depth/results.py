@@ -1,17 +1,19 @@
 """Results of the study of depth: judges, tables, pictures."""
 
+import math
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 from matplotlib import colormaps
 
-from experiments.study import Judge, Outcomes, Table
+from experiments.study import Judge, Outcomes, Table, evidence
 from experiments.study.figures import curves, errorbars, finish, legend_below, lines_by, number_ticks
 from experiments.study.tables import accuracy, table_by
-from experiments.study.verdicts import AGREES, TOO_SMALL, Judgement, all_of, compare, holds, listed, more, spread
+from experiments.study.verdicts import Judgement, listed, mean, more, spread
 from train.plots.palette import BLUE, GRAY, RED
 
+NATS = 0.01  # smallest difference of training losses that matters
 CONVERGED = 0.5  # least test accuracy of a network for measuring deletions
 PUBLISHED = {  # test error (%)
     "cifar10": {"residual": {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.61}},  # He 2016, table 6; 110: mean of five
@@ -48,18 +50,25 @@ def _depth(outcomes: Outcomes, role: str) -> int:
     return outcomes.where(role=role).distinct("depth")[0]
 
 
-def deeper(network: str, metric: Callable[..., list[float]], name: str, percent: bool, digits: int) -> Judge:
-    """Returns a judge: the metric of the deep network is above that of the shallow one."""
+def deeper(network: str) -> Judge:
+    """Returns a judge: the deep network is more accurate than the shallow one."""
 
     def judge(outcomes: Outcomes) -> Judgement:
-        values = {role: metric(outcomes, network, role=role) for role in ("shallow", "deep")}
-        text = ", ".join(
-            f"with {_depth(outcomes, role)}{' layers' * (role == 'shallow')} {spread(group, percent, digits)}"
-            for role, group in values.items()
+        roles = ("deep", "shallow")
+        return more(
+            {f"{_depth(outcomes, role)} layers": accuracies(outcomes, network, role=role) for role in roles},
+            start="accuracy with ",
+            separator=", ",
         )
-        return Judgement(compare(values["deep"], values["shallow"]), f"{name} {text}")
 
     return judge
+
+
+def degrades(outcomes: Outcomes) -> Judgement:
+    """Compares the final training loss of the deep plain network with that of the shallow one."""
+    roles = ("deep", "shallow")
+    losses = {f"{_depth(outcomes, role)} layers": final_losses(outcomes, "plain", role=role) for role in roles}
+    return more(losses, 0.0, "final training loss with ", False, 2, ", ", worth=NATS, unit="nats")
 
 
 def better(high: str, low: str, name: str) -> Judge:
@@ -74,30 +83,27 @@ def better(high: str, low: str, name: str) -> Judge:
 
 def faster(outcomes: Outcomes) -> Judgement:
     """Compares accuracies, and early losses, of shallow networks with and without shortcuts."""
-    values = {network: accuracies(outcomes, network, role="shallow") for network in ("residual", "plain")}
-    early = {network: _end(outcomes, network, role="shallow").early_losses() for network in values}
-    pair = tuple(values.values())
-    apart = [compare(*pair, by=0.02), compare(*pair[::-1], by=0.02)]
-    alike = TOO_SMALL if TOO_SMALL in apart and AGREES not in apart else holds(AGREES not in apart)
-    return Judgement(
-        all_of([alike, compare(early["plain"], early["residual"])]),
-        "; ".join(
-            f"{network}: accuracy {spread(group)}, training loss over the first third "
-            f"{spread(early[network], False, 2)}"
-            for network, group in values.items()
-        ),
+    residual, plain = (_end(outcomes, network, role="shallow") for network in ("residual", "plain"))
+    early = [group.early_losses() for group in (plain, residual)]
+    alike = evidence.equivalent(residual.values("accuracy", 0.0), plain.values("accuracy", 0.0), 2 * evidence.POINT)
+    ours = "; ".join(
+        f"{name}: accuracy {spread(group.values('accuracy', 0.0))}, training loss over the first third "
+        f"{spread(group.early_losses(), False, 2)}"
+        for name, group in (("residual", residual), ("plain", plain))
     )
+    return Judgement(evidence.all_of(alike, evidence.more(*early, worth=NATS, unit="nats")), ours)
 
 
 def shortcuts(outcomes: Outcomes) -> Judgement:
-    """Compares the spread of the shortcut variants with the gain of the simplest one over the plain network."""
+    """Tests whether projections gain less than half of what the simplest shortcut gains on the plain network."""
     depth = _end(outcomes, SHORTCUTS[1]).distinct("depth")[0]
     values = {network: accuracies(outcomes, network, depth=depth) for network in ("plain", *SHORTCUTS)}
-    means = {network: statistics.mean(v) for network, v in values.items()}
-    apart = max(means[s] for s in SHORTCUTS) - min(means[s] for s in SHORTCUTS)
-    gains = compare(values["residual"], values["plain"]) == AGREES
-    verdict = holds(apart < (means["residual"] - means["plain"]) / 2) if gains else TOO_SMALL
-    return Judgement(verdict, f"{depth} layers: {listed(values, separator=', ')}")
+    half = (mean(values["residual"]) - mean(values["plain"])) / 2
+    gains = evidence.more(values["residual"], values["plain"])
+    alike = [evidence.no_less(values["residual"], values[name], max(half, 0.0)) for name in SHORTCUTS[1:]]
+    return Judgement(
+        evidence.given(gains, evidence.all_of(*alike)), f"{depth} layers: {listed(values, separator=', ')}"
+    )
 
 
 def _thirds(outcomes: Outcomes, network: str, at: str) -> list[float]:
@@ -111,11 +117,13 @@ def _thirds(outcomes: Outcomes, network: str, at: str) -> list[float]:
 
 
 def healthy(outcomes: Outcomes) -> Judgement:
-    """Decides whether gradients at step 0 have one order of magnitude from the first to the last layers."""
+    """Tests whether gradients at step 0 have one order of magnitude from the first to the last layers."""
     ratios = {network: _thirds(outcomes, network, "step 0") for network in COLORS}
-    inside = {0.1 <= ratio <= 10 for ratio in ratios["plain"]}
-    ours = f"first third over last third at step 0: {listed(ratios, False, 2, ', ')}"
-    return Judgement(holds(True in inside) if len(inside) == 1 else TOO_SMALL, ours)
+    logarithms = [math.log10(ratio) for ratio in ratios["plain"]]
+    inside = evidence.all_of(
+        evidence.above(logarithms, -1.0, unit="decades"), evidence.above([-v for v in logarithms], -1.0, unit="decades")
+    )
+    return Judgement(inside, f"first third over last third at step 0: {listed(ratios, False, 2, ', ')}")
 
 
 def zero_gamma(outcomes: Outcomes) -> Judgement:
@@ -125,9 +133,8 @@ def zero_gamma(outcomes: Outcomes) -> Judgement:
         f"{network} {spread(v, False, 2)} (accuracy {spread(accuracies(outcomes, network, role='deep'))})"
         for network, v in early.items()
     )
-    return Judgement(
-        compare(early["residual"], early["zero gamma"]), f"training loss over the first third: {', '.join(ours)}"
-    )
+    lower = evidence.more(early["residual"], early["zero gamma"], worth=NATS, unit="nats")
+    return Judgement(lower, f"training loss over the first third: {', '.join(ours)}")
 
 
 def _deleted(outcomes: Outcomes, network: str, role: str, halving: bool = False) -> list[float]:
@@ -139,32 +146,34 @@ def _deleted(outcomes: Outcomes, network: str, role: str, halving: bool = False)
     medians = []
     for d in _end(outcomes, network, role=role).results("deletions"):
         if d["whole"] >= CONVERGED:
-            kept = [
+            shares = [
                 (a - d["chance"]) / (d["whole"] - d["chance"])
                 for a, half in zip(d["accuracy"], d["halving"], strict=True)
                 if half == halving
             ]
-            medians += [statistics.median(kept)] if kept else []
+            medians += [statistics.median(shares)] if shares else []
     return medians
 
 
-def kept(network: str, role: str, agrees: Callable[[float], bool]) -> Judge:
-    """Returns a judge of the accuracy that remains without a block; every seed must agree."""
+def left(network: str, role: str, least: float | None = None, most: float | None = None) -> Judge:
+    """Returns a judge: the mean accuracy that remains without a block is at least, or at most, a threshold."""
 
     def judge(outcomes: Outcomes) -> Judgement:
-        kept = _deleted(outcomes, network, role)
-        ours = f"{network}, {_depth(outcomes, role)} layers: {spread(kept)} of what is above chance is left"
-        sides = {agrees(value) for value in kept}
-        return Judgement(holds(True in sides) if len(kept) > 1 and len(sides) == 1 else TOO_SMALL, ours)
+        shares = _deleted(outcomes, network, role)
+        enough = evidence.above(shares, least) if least is not None else evidence.above([-v for v in shares], -most)
+        return Judgement(
+            enough, f"{network}, {_depth(outcomes, role)} layers: {spread(shares)} of what is above chance is left"
+        )
 
     return judge
 
 
 def halving(outcomes: Outcomes) -> Judgement:
     """Compares deleted blocks that keep the resolution with those that halve it."""
-    keeping, halving = (_deleted(outcomes, "residual", "deep", half) for half in (False, True))
-    groups = {"that keeps the resolution": keeping, "that halves it": halving}
-    return more(groups, start="left without a block ", separator=", ")
+    keeping, halved = (_deleted(outcomes, "residual", "deep", half) for half in (False, True))
+    return more(
+        {"that keeps the resolution": keeping, "that halves it": halved}, 0.0, "left without a block ", True, 1, ", "
+    )
 
 
 # -- tables and pictures -------------------------------------------------------------------------------------------

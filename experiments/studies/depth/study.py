@@ -9,6 +9,7 @@ The curves show whether a network learns; the gradients by layer, whether the si
 deletion of one block of a trained network, how much the other blocks rely on it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.studies.depth import results
@@ -20,7 +21,6 @@ DEPTHS = {"digits": (20, 32, 44, 56), "cifar10": (20, 32, 44, 56, 110), "imagene
 SHALLOW = {"digits": 20, "cifar10": 20, "imagenet": 18}  # pairs of depths that the claims compare
 DEEP = {"digits": 56, "cifar10": 56, "imagenet": 34}
 MIDDLE = {"digits": 32, "cifar10": 56, "imagenet": 34}  # depth at which the shortcuts are compared
-SEEDS = (0, 1, 2)
 VARIANTS = {  # label -> (family, fields)
     "plain": ("plain", {}),
     "residual": ("resnet", {"shortcut": "A"}),
@@ -31,7 +31,7 @@ VARIANTS = {  # label -> (family, fields)
 }
 
 
-def trials(scale: str) -> list[Trial]:
+def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
     """Lists plain and residual networks by depth; shortcuts, pre-activation and zero gamma in a deep one."""
     shallow, deep = SHALLOW[scale], DEEP[scale]
     networks = [(network, depth) for depth in DEPTHS[scale] for network in COLORS]
@@ -42,7 +42,7 @@ def trials(scale: str) -> list[Trial]:
         role = {shallow: "shallow", deep: "deep"}.get(depth, "between")
         measured = (gradients,) if network in COLORS and role == "deep" else ()
         deleted = (deletions,) if (network, role) in DELETED else ()
-        for seed in SEEDS:
+        for seed in seeds:
             labels = {"network": network, "depth": depth, "seed": seed, "role": role}
             config = _config(scale, network, depth, seed)
             if measured:
@@ -81,37 +81,38 @@ STUDY = Study(
             "ImageNet: 28.54 % with 34 layers, 27.94 % with 18 (validation)",
             "He 2016, table 2; fig. 1 and 6 for training errors",
             "the final training loss of the deep plain network (56 layers, on ImageNet 34) is "
-            "above that of the shallow one (20, 18), by more than two standard errors",
-            results.deeper("plain", results.final_losses, "final training loss", False, 2),
+            f"above that of the shallow one (20, 18); differences below {results.NATS} nats do not matter",
+            results.degrades,
         ),
         Claim(
             "A deeper residual network is better.",
             "CIFAR-10: 8.75 % with 20 layers, 6.97 % with 56",
             "He 2016, table 6",
-            "the deep one's test accuracy is above the shallow one's, by more than two standard errors",
-            results.deeper("residual", results.accuracies, "accuracy", True, 1),
+            "the deep one's test accuracy is above the shallow one's",
+            results.deeper("residual"),
+            0.0178,
         ),
         Claim(
             "In deep networks residual connections are better than none.",
             "ImageNet, 34 layers: 25.03 % against 28.54 %",
             "He 2016, table 2",
-            "the deep residual network's accuracy is above the plain one's, by more than two standard errors",
+            "the deep residual network's accuracy is above the plain one's",
             results.better("residual", "plain", "plain"),
+            0.0351,
         ),
         Claim(
             "In shallow networks residual connections are no more accurate, but converge faster.",
             "ImageNet, 18 layers: 27.88 % against 27.94 %",
             "He 2016, section 4.1",
-            "the shallow ones' accuracies differ by less than 2 points, and the training loss over the first third "
-            "is lower with them, each by more than two standard errors",
+            "the accuracies of the shallow ones are equivalent within 2 points, and the training loss over the first "
+            f"third is lower with them; differences below {results.NATS} nats do not matter",
             results.faster,
         ),
         Claim(
             "Projections are not essential.",
             "ImageNet, 34 layers, shortcuts A / B / C: 25.03 / 24.52 / 24.19 %",
             "He 2016, table 3",
-            "the means with A, B and C span less than half of what A gains on the plain network; "
-            "undecided where it gains nothing",
+            "A gains on the plain network, and B and C are above A by less than half of that gain",
             results.shortcuts,
         ),
         Claim(
@@ -119,14 +120,14 @@ STUDY = Study(
             "no number: healthy norms",
             "He 2016, section 4.1",
             "in the deep plain network at step 0, gradient norms of the first third of the layers are between 1/10 "
-            "and 10 times those of the last third, for every seed",
+            "and 10 times those of the last third (geometric mean over seeds)",
             results.healthy,
         ),
         Claim(
             "Pre-activation generalizes better in deep networks.",
             "no number: improves generalization",
             "He 2016b, abstract",
-            "the deep pre-activation network's accuracy is above the original's, by more than two standard errors",
+            "the deep pre-activation network's accuracy is above the original's",
             results.better("pre-activation", "residual", "original"),
         ),
         Claim(
@@ -134,7 +135,7 @@ STUDY = Study(
             "no number: eases optimization at the start",
             "Goyal 2017, section 5.1",
             "in the deep network the training loss over the first third is lower "
-            "with zero gamma, by more than two standard errors",
+            f"with zero gamma; differences below {results.NATS} nats do not matter",
             results.zero_gamma,
         ),
         Claim(
@@ -142,22 +143,22 @@ STUDY = Study(
             "no number: minimal impact",
             "Veit 2016, section 4.1, fig. 3",
             "of the deep one's accuracy above chance, 95 % or more is left without "
-            "a block that keeps the resolution (median over blocks), for every seed",
-            results.kept("residual", "deep", lambda kept: kept >= 0.95),
+            "a block that keeps the resolution (median over blocks, mean over seeds)",
+            results.left("residual", "deep", least=0.95),
         ),
         Claim(
             "Deleting a layer of a trained plain network leaves nothing.",
             "no number: chance (VGG)",
             "Veit 2016, section 4.1, fig. 3",
             "of the shallow one's accuracy above chance, at most 10 % is left "
-            "without a block of two layers (median over blocks), for every seed",
-            results.kept("plain", "shallow", lambda kept: kept <= 0.1),
+            "without a block of two layers (median over blocks, mean over seeds)",
+            results.left("plain", "shallow", most=0.1),
         ),
         Claim(
             "Blocks that halve the resolution matter more.",
             "no number: slightly higher impact",
             "Veit 2016, fig. 3",
-            "in the deep residual network less is left without one that halves it, by more than two standard errors",
+            "in the deep residual network less is left without one that halves it",
             results.halving,
         ),
     ),
@@ -165,7 +166,7 @@ STUDY = Study(
     pictures=(
         Picture(
             "depth",
-            "Test accuracy and final training loss by depth; mean and standard deviation of three seeds.",
+            "Test accuracy and final training loss by depth; mean and standard deviation over seeds.",
             results.draw_depth,
             (11, 4.2),
         ),

@@ -15,13 +15,14 @@ cifar10    cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (f
            canvases of 48x48; one seed
 """
 
+from collections.abc import Sequence
+
 from experiments.studies.explanation import results
 from experiments.studies.explanation.measures import effective, faithfulness, gallery, localization, sanity, two_objects
 from experiments.studies.networks import Network, config
 from experiments.study import Claim, Picture, Study, Trial
 
 SETS = {"cifar10": "tfds:cifar10_jpeg"}
-SEEDS = {"digits": (0, 1, 2), "cifar10": (0,)}
 CANVAS = {"digits": 32, "cifar10": 48}
 COPIES = {"digits": 4, "cifar10": 1}  # canvases per image
 MEASURES = (localization, two_objects, faithfulness, sanity, effective, gallery)
@@ -42,10 +43,10 @@ def _networks(scale: str) -> dict[str, tuple[Network, int, float, str]]:
     }
 
 
-def trials(scale: str) -> list[Trial]:
+def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
     """Lists the three networks with every seed."""
     planned = []
-    for seed in SEEDS[scale]:
+    for seed in seeds:
         for kind, (network, epochs, rate, optimizer) in _networks(scale).items():
             c = config(scale, network, seed, epochs)
             if scale in SETS:

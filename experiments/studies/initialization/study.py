@@ -8,24 +8,19 @@ The gradient at an early layer is a product of the Jacobians of all later ones. 
 vanishes exponentially in the depth; if each stretches it, it explodes. At step 0 this is measured layer by layer.
 """
 
-import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from experiments.studies.initialization import results
-from experiments.studies.initialization.results import CONVERGED, CURED, INITS, NETWORKS, SEEDS
-from experiments.studies.measures import layers
+from experiments.studies.initialization.measures import signal
+from experiments.studies.initialization.results import CONVERGED, CURED, INITS, NETWORKS
 from experiments.study import Claim, Picture, Study, Trial, recipe
-
-if TYPE_CHECKING:  # modules that train are imported only when a measure runs
-    from train.run import Run
-    from train.state import TrainState
-
 
 DEPTHS = {"digits": (8, 14, 20), "cifar10": (14, 20, 32)}  # below, the first is "shallow", the last is "deep"
 STEP_0 = 44  # depth of the networks that are measured at step 0
 
 
-def trials(scale: str) -> list[Trial]:
+def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
     """Lists all inits in plain networks by depth; the inits of CURED in the deepest ones with each cure; step 0."""
     depths = DEPTHS[scale]
     roles = {depths[0]: "shallow", depths[-1]: "deep"}
@@ -41,7 +36,7 @@ def trials(scale: str) -> list[Trial]:
     planned = []
     for network in NETWORKS:
         inits = INITS if network == "plain" else CURED
-        for seed in SEEDS:
+        for seed in seeds:
             planned += [trial(network, STEP_0, init, seed, train=False, measures=(signal,)) for init in inits]
             planned += [
                 trial(network, depth, init, seed)
@@ -49,54 +44,6 @@ def trials(scale: str) -> list[Trial]:
                 for init in inits
             ]
     return planned
-
-
-def signal(run: "Run", state: "TrainState") -> dict[str, Any]:
-    """Measures standard deviations for each layer with a kernel, in order, on one batch of training images.
-
-    Returns:
-      "layers" (without the classifier), and for each the standard deviation of its output ("forward") and of the loss's
-      gradient with respect to its output ("backward").
-    """
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    from models.layers.endpoint import capture
-
-    batch = run.images.examples(128)
-    order = [name for name in layers(run, state, batch["image"]) if name != "head"]
-
-    @jax.jit
-    def measured(variables, images, labels):
-        read = functools.partial(
-            capture,
-            run.task.model,
-            variables,
-            images,
-            train=True,
-            layers=True,
-            rngs={"dropout": jax.random.key(0)},
-            mutable=list(state.model_state),
-        )
-        _, shapes = jax.eval_shape(read)
-
-        def loss(add):
-            (logits, _), outputs = read(add=add)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), {name: jnp.std(outputs[name]) for name in order}
-
-        gradients, forward = jax.grad(loss, has_aux=True)(
-            {name: jnp.zeros(shapes[name].shape, shapes[name].dtype) for name in order}
-        )
-        return forward, {name: jnp.std(g) for name, g in gradients.items()}
-
-    forward, backward = measured(state.variables(), batch["image"], batch["label"])
-    return {
-        "layers": order,
-        "forward": [float(forward[name]) for name in order],
-        "backward": [float(backward[name]) for name in order],
-    }
 
 
 STUDY = Study(

@@ -13,6 +13,7 @@ part at a time. "BN, same steps" keeps the batch and the learning rate of 32 ima
 only the noise of the statistics changes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.studies.measures import gap, smoothness
@@ -25,15 +26,14 @@ PLAIN = {"digits": "plain14", "cifar10": "plain20", "imagenet": "plain18"}  # ne
 WIDTHS = {"digits": 8, "cifar10": 16, "imagenet": 64}  # channels of the narrowest layer; GN has half as many groups
 PARTS = {"digits": (1, 2), "cifar10": (1, 4), "imagenet": (8, 1)}  # (devices, accumulate)
 EPOCHS = {"digits": 6, "cifar10": 60, "imagenet": 90}
-SEEDS = (0, 1, 2)
 SMOOTH_RATE = 0.02  # learning rate with which networks without normalization survive
 
 
-def trials(scale: str) -> list[Trial]:
+def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
     """Lists all norms by images per device; BN in smaller parts of one batch; numbers of groups; smoothness."""
     width, planned = WIDTHS[scale], []
     specs = {"BN": "batch", "GN": f"group:{width // 2}", "LN": "layer", "IN": "instance", "none": "none"}
-    for seed in SEEDS:
+    for seed in seeds:
         for label, spec in specs.items():
             measures = (gap,) if label in ("BN", "GN") else ()
             for images in SIZES:

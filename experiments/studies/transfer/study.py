@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.studies.transfer import results
-from experiments.studies.transfer.measures import ALL, SEEDS, cue, embedding, handcrafted, logistic, probe
+from experiments.studies.transfer.measures import ALL, cue, embedding, handcrafted, logistic, probe
 from experiments.study import Claim, Measure, Picture, Study, Trial, recipe
 from models.errors import UserError
 
@@ -96,12 +96,12 @@ SCALES = {
 }
 
 
-def trials(scale: str) -> list[Trial]:
+def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
     """Lists the sources, and the trials that start from them."""
     if scale == "imagenet":
-        return _imagenet()
+        return _imagenet(seeds)
     planned = []
-    for seed in SEEDS:
+    for seed in seeds:
         s = SCALES[scale]
         main = _source(scale, seed, s.model, s.width, s.main)
         planned += [main, *(trial for target in s.targets for trial in _transfers(scale, seed, target, main))]
@@ -228,7 +228,7 @@ def _target(
     return Trial(labels, c, train=bool(how), measures=measures, start=None if how == "scratch" else start)
 
 
-def _imagenet() -> list[Trial]:
+def _imagenet(seeds: Sequence[int]) -> list[Trial]:
     """Lists the published data sets, from pretrained weights of other libraries."""
     weights, planned = os.environ.get("ABLATE_RESNET50", "resnet50.safetensors"), []
     if not os.path.isfile(weights):
@@ -236,7 +236,7 @@ def _imagenet() -> list[Trial]:
             f"the initial weights {weights} (or $ABLATE_RESNET50) are missing; make them by "
             "python -m models.weights import --from torchvision resnet50.pth --model resnet50 --out FILE"
         )
-    for seed in SEEDS:
+    for seed in seeds:
         for target in PHOTOGRAPHS:
             for how in ("fine-tuned", "scratch", "classifier", *(("hand-crafted",) if seed == 0 else ())):
                 start = "model=resnet50" if how in ("scratch", "hand-crafted") else f"from={weights}"

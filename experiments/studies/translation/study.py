@@ -10,9 +10,11 @@ The next scale uses Multi30k, from the folder $ABLATE_MULTI30K, or ../shared/mul
 
 import os
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from experiments.studies.translation.measures import attention
 from experiments.study import Claim, Judge, Outcomes, Picture, Study, Table, Trial, recipe
 from experiments.study.figures import finish, legend_below, mean_line
 from experiments.study.tables import accuracy, count_of, of_summary, table_by
@@ -20,11 +22,6 @@ from experiments.study.verdicts import AGREES, DISAGREES, TOO_SMALL, Judgement, 
 from models.errors import UserError
 from train.plots.figures import draw_attention
 from train.plots.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
-
-if TYPE_CHECKING:  # modules that train are imported only when a measure runs
-    from train.run import Run
-    from train.state import TrainState
-
 
 FULL = "full"
 # label -> change of the config: (section, key, value)
@@ -37,14 +34,12 @@ NETWORKS = {
     "learned positions": ("model", "positions", "learned"),
     "no positions": ("model", "positions", "none"),
 }
-SEEDS = (0, 1, 2)
 COLORS = dict(zip(NETWORKS, (BLUE, RED, YELLOW, PURPLE, CYAN, GREEN, BROWN), strict=True))
 CLOSE = 2.0  # BLEU: means that differ by less are nearly identical, or reach a published number
 PUBLISHED_MULTI30K = 38.4  # Lin 2020, results table, row 7
-SAMPLES = 4  # number of test sentences whose attention is drawn
 
 
-def trials(scale: str) -> list[Trial]:
+def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
     """Lists every network with every seed; attention is measured on the first full one.
 
     Raises:
@@ -58,27 +53,17 @@ def trials(scale: str) -> list[Trial]:
         )
     planned = []
     for network, change in NETWORKS.items():
-        for seed in SEEDS:
+        for seed in seeds:
             c = recipe(f"configs/translation.py:folder={folder},seed={seed}")
             c.hooks, c.log_every, c.checkpoint_every, c.keep_checkpoints = "bleu(4)", "10%", "100%", 1
             c.evaluate_every = "10%"
             if change:
                 section, key, value = change
                 c[section][key] = value
-            measures = (attention,) if network == FULL and seed == SEEDS[0] else ()
+            measures = (attention,) if network == FULL and seed == 0 else ()
             labels = {"text": "grammar" if scale == "digits" else "Multi30k", "network": network, "seed": seed}
             planned.append(Trial(labels, c, measures=measures))
     return planned
-
-
-def attention(run: "Run", state: "TrainState") -> list[dict[str, Any]]:
-    """Measures the last decoder block's attention to the source, averaged over heads, for the first test sentences."""
-    from train.hooks import translation
-
-    return [
-        {**one, "weights": one["weights"].mean(0, keepdims=True).round(4).tolist()}
-        for one in translation.attention(run, state, range(SAMPLES))
-    ]
 
 
 # -- judges --------------------------------------------------------------------------------------------------------

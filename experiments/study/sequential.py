@@ -1,0 +1,213 @@
+"""Seeds until a claim is decided: what each claim has seen, what it needs, and which claim comes next.
+
+A claim is judged at fixed numbers of seeds, its looks. A look at n seeds sees the seeds 0 to n - 1 of the groups that
+the judge reads, and no others. So a claim's verdict does not depend on how many seeds other claims have asked for.
+"""
+
+import collections
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from experiments.study import Claim, Outcome, Outcomes, Study, Trial, group_of, verdicts
+from experiments.study.evidence import Evidence
+from experiments.study.trials import OutOfTime
+
+Looks = Sequence[tuple[int, float]]  # (seeds per group, level), see `verdicts.looks`
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A claim at the last of its looks.
+
+    Attributes:
+      claim: The claim.
+      evidence: Its evidence, over all of its looks.
+      ours: Its numbers, in one sentence.
+      used: Names of the numbers that the judge read, by group of trials.
+      seeds: Number of seeds at the last look.
+      next: Number of seeds at the next look; None after the last.
+    """
+
+    claim: Claim
+    evidence: Evidence
+    ours: str
+    used: Mapping[str, set[str]]
+    seeds: int
+    next: int | None
+
+
+class Counts:
+    """Numbers of seeds by group of trials."""
+
+    def __init__(self, labels: Sequence[Mapping[str, Any]]):
+        self._seeds: dict[str, list[int]] = collections.defaultdict(list)
+        for one in labels:
+            self._seeds[group_of(one)].append(one.get("seed", 0))
+
+    def below(self, group: str, count: int) -> int:
+        """Returns the number of a group's trials with seeds 0 to count - 1."""
+        return sum(seed < count for seed in self._seeds[group])
+
+
+def see(claim: Claim, outcomes: Outcomes, planned: Counts, looks: Looks) -> Seen:
+    """Judges a claim at each look whose trials have finished."""
+    present, seen = Counts([o.labels for o in outcomes.all()]), []
+    judgement, used, count = None, {}, 0
+    for count, level in looks:
+        if any(present.below(group, count) < planned.below(group, count) for group in used):
+            break
+        part = outcomes.seeds_below(count)
+        judgement = claim.judge(part)
+        used = part.used
+        seen.append((count, judgement.evidence, level))
+    assert judgement is not None
+    last = seen[-1][0]
+    return Seen(
+        claim,
+        verdicts.sequential([(one, level) for _, one, level in seen]),
+        judgement.ours,
+        used,
+        last,
+        next((count for count, _ in looks if count > last), None),
+    )
+
+
+def verdict_of(holds: bool | None) -> str:
+    """Returns the verdict on a claim that holds, does not, or is undecided."""
+    return verdicts.TOO_SMALL if holds is None else verdicts.AGREES if holds else verdicts.DISAGREES
+
+
+def ceiling(seen: Seen, outcomes: Outcomes) -> str:
+    """Returns the reason if a claim about accuracies cannot be decided, because they leave no room; else "".
+
+    At the ceiling, the best group is within one test image's worth of 100%.
+    """
+    groups = collections.defaultdict(list)
+    for outcome in outcomes.all():
+        group = group_of(outcome.labels)
+        if "accuracy" in seen.used.get(group, ()) and outcome.summary and "test_examples" in outcome.summary:
+            groups[group].append((outcome.summary["accuracy"], outcome.summary["test_examples"]))
+    best = max(groups.values(), key=lambda values: statistics.mean(v for v, _ in values), default=None)
+    if not best:
+        return ""
+    accuracy, images = statistics.mean(value for value, _ in best), best[0][1]
+    return f"at ceiling: {accuracy:.2%} of {images} test images" if accuracy >= 1 - 1 / images else ""
+
+
+def records(seen: Sequence[Seen], outcomes: Outcomes) -> list[dict[str, Any]]:
+    """Returns the claims with their verdicts, as in results.json."""
+    every = [one.evidence for one in seen]
+    rows = []
+    for one, p, holds in zip(seen, verdicts.corrected(every), verdicts.decide(every), strict=True):
+        claim, verdict, reason = one.claim, verdict_of(holds), one.evidence.note
+        small = holds is False and not one.evidence.high < one.evidence.margin  # refuted as too small to matter
+        if small and not math.isnan(one.evidence.high):
+            reason = "no difference that matters"
+        if (holds is None or small) and (full := ceiling(one, outcomes)):
+            verdict, reason = verdicts.TOO_SMALL, full
+        rows.append(
+            {
+                **{name: getattr(claim, name) for name in ("statement", "published", "source", "expected")},
+                "verdict": verdict,
+                "ours": one.ours,
+                **{name: _number(getattr(one.evidence, name)) for name in ("estimate", "low", "high", "margin")},
+                "unit": one.evidence.unit,
+                "effect": claim.effect,
+                "p": p,
+                "test": one.evidence.test,
+                "seeds_seen": one.seeds,
+                "reason": reason,
+                **({"seeds": one.evidence.seeds} if verdict == verdicts.TOO_SMALL and one.evidence.seeds else {}),
+            }
+        )
+    return rows
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The trials for the next look at an undecided claim.
+
+    Attributes:
+      seen: The claim.
+      trials: The trials that the look needs.
+      cost: Expected seconds of trials until the claim is decided.
+      likely: Whether the claim is expected to be decided by its last look.
+    """
+
+    seen: Seen
+    trials: Sequence[Trial]
+    cost: float
+    likely: bool
+
+
+def steps(seen: Sequence[Seen], planned: Sequence[Trial], outcomes: Outcomes, most: int) -> list[Step]:
+    """Returns the possible next looks, the most promising first: by the expected cost of a decision."""
+    seconds, finished = collections.defaultdict(list), set()
+    for outcome in outcomes.all():
+        key = _key(outcome.labels)
+        seconds[key[0]].append(outcome.seconds)
+        finished.add(key)
+    left = [(*key, trial) for trial in planned if (key := _key(trial.labels)) not in finished]
+    possible = []
+    for one, holds in zip(seen, verdicts.decide([one.evidence for one in seen]), strict=True):
+        own = [(group, seed, trial) for group, seed, trial in left if group in one.used]
+        if holds is not None or one.next is None or one.evidence.note or not own:
+            continue
+        need = max(one.evidence.seeds or most, one.next)
+        cost = sum(statistics.mean(seconds[group] or [0.0]) for group, seed, _ in own if seed < need)
+        trials = [trial for _, seed, trial in own if seed < one.next]
+        possible.append(Step(one, trials, cost, need <= most))
+    return sorted(possible, key=lambda step: (not step.likely, step.cost))
+
+
+def run_until_decided(
+    this: Study,
+    planned: Sequence[Trial],
+    looks: Looks,
+    run: Callable[[Sequence[Trial]], Sequence[Outcome]],
+    say: Callable[[str], None],
+) -> tuple[list[Trial], Outcomes, list[Seen]]:
+    """Runs the trials of the first look, then those of the most promising claims, until nothing is left to decide.
+
+    Args:
+      this: The study.
+      planned: Its trials with all seeds of the last look.
+      looks: The looks.
+      run: Runs trials and returns their outcomes; raises OutOfTime when the budget has ended.
+      say: Receives lines of text for the user.
+
+    Returns:
+      (trials that ran, their outcomes, the claims at their last looks).
+
+    Raises:
+      OutOfTime: The budget ended before the first look.
+    """
+    counts = Counts([trial.labels for trial in planned])
+    chosen = [trial for trial in planned if trial.labels.get("seed", 0) < looks[0][0]]
+    outcomes = Outcomes(run(chosen))
+    while True:
+        seen = [see(claim, outcomes, counts, looks) for claim in this.claims]
+        possible = steps(seen, planned, outcomes, looks[-1][0])
+        if not possible:
+            return chosen, outcomes, seen
+        step = possible[0]
+        ids = set(map(id, (*chosen, *step.trials)))
+        say(f"seeds up to {step.seen.next} for: {step.seen.claim.statement} ({len(step.trials)} trials)")
+        try:
+            larger = [trial for trial in planned if id(trial) in ids]
+            outcomes, chosen = Outcomes(run(larger)), larger
+        except OutOfTime:
+            rest = sum(one.cost for one in possible)
+            say(f"the budget ended; the {len(possible)} undecided claims would take about {rest:.0f} s of trials more")
+            return chosen, outcomes, seen
+
+
+def _key(labels: Mapping[str, Any]) -> tuple[str, int]:
+    return group_of(labels), labels.get("seed", 0)
