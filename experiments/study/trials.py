@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -120,12 +121,14 @@ def _line(job: Job, outcome: dict[str, Any], environment: Any) -> dict[str, Any]
 
 
 def _short(value: Any) -> Any:
-    """Rounds all numbers of a JSON value to seven digits, about the precision of float32, to keep ledgers small."""
+    """Rounds all numbers of a JSON value to seven digits, about the precision of float32; None for NaN and infinity."""
     if isinstance(value, dict):
         return {key: _short(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_short(one) for one in value]
-    return float(f"{value:.7g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return value
 
 
 def _history(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:
