@@ -67,7 +67,7 @@ def accuracies(outcomes: Outcomes, *names: str) -> str:
     return listed({name: outcomes.where(network=name).values("accuracy") for name in names})
 
 
-def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str) -> Judge:
+def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str, worth: float = evidence.POINT) -> Judge:
     """Returns a judge: `high` is more accurate than `low`; both labels are of `kind`.
 
     Nothing is decided if the costs, `field` of the summaries, differ by more than `tolerance`.
@@ -80,6 +80,6 @@ def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str) 
         if apart > tolerance:
             return missing(f"no comparison: {text}")
         values = [pair.where(network=name).values("accuracy", diverged=0.0) for name in (high, low)]
-        return Judgement(evidence.more(*values), text)
+        return Judgement(evidence.more(*values, worth=worth), text)
 
     return judge

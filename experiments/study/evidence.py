@@ -202,6 +202,11 @@ def above(values: Values, threshold: float, worth: float = 0.0, unit: str = "poi
     return _above(_difference(distances, None), 0.0, worth, unit, "t and sign flips")
 
 
+def within(values: Values, low: float, high: float, unit: str = "points") -> Evidence:
+    """Tests whether a mean over seeds is between two thresholds; the effect is the distance to the closer one."""
+    return all_of(above(values, low, unit=unit), above(-finite(values), -high, unit=unit))
+
+
 def no_less(good: Values, reference: Values, margin: float = POINT, unit: str = "points") -> Evidence:
     """Tests whether the mean of `good` is at most `margin` below that of `reference` (non-inferiority)."""
     return _above(_difference(good, reference), -margin, -margin, unit, "non-inferiority by Welch and permutation")

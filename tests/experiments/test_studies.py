@@ -2,7 +2,6 @@
 
 import functools
 import json
-import statistics
 import struct
 
 import jax
@@ -14,10 +13,10 @@ from matplotlib.figure import Figure
 import models
 from experiments import study
 from experiments.studies import measures
-from experiments.studies.initialization import study as initialization
-from experiments.study import AGREES, DISAGREES, TOO_SMALL, trials
+from experiments.studies.initialization.measures import signal
+from experiments.study import AGREES, DISAGREES, TOO_SMALL, evidence, sequential, trials
 from tests import tiny
-from tests.experiments.worlds import INITIALS, WITHOUT_TRAINING, WORLDS, diverged, planned
+from tests.experiments.worlds import INITIALS, SEEDS, WITHOUT_TRAINING, WORLDS, diverged, planned
 from train.run import build_run
 
 SCALES = [(name, scale) for name in study.STUDIES for scale in study.module(name).STUDY.cost]
@@ -34,7 +33,7 @@ def sets(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "scale"), SCALES)
 def test_trials_are_distinct_and_complete(name, scale, sets):
-    every = planned(name, "digits") if scale == "digits" else study.module(name).trials(scale)
+    every = planned(name, "digits") if scale == "digits" else study.module(name).trials(scale, range(3))
     labels = [tuple(sorted((key, str(value)) for key, value in trial.labels.items())) for trial in every]
     assert every and len(set(labels)) == len(labels)
     assert {trial.config.model.name for trial in every} <= set(models.names())
@@ -43,13 +42,12 @@ def test_trials_are_distinct_and_complete(name, scale, sets):
 
 
 @pytest.mark.parametrize("name", ("initialization", "normalization", "depth"))
-def test_trials_have_three_seeds_and_folders_of_their_own(name):
+def test_trials_have_all_seeds_and_folders_of_their_own(name):
     for scale in study.module(name).STUDY.cost:
-        made = planned(name) if scale == "digits" else study.module(name).trials(scale)
-        without_seed = {tuple(pair for pair in trial.labels.items() if pair[0] != "seed") for trial in made}
-        assert len(made) == 3 * len(without_seed)
+        every = study.module(name).trials(scale, range(3))
+        assert len(every) == 3 * len({study.group_of(trial.labels) for trial in every})
         by_address = {}
-        for trial in made:
+        for trial in every:
             by_address.setdefault(trials.address(trial), []).append(trial)
         shared = [group for group in by_address.values() if len(group) > 1]
         if name == "normalization":  # group normalization at 32 images is one of the numbers of groups, too
@@ -60,7 +58,7 @@ def test_trials_have_three_seeds_and_folders_of_their_own(name):
 
 def test_images_a_device_are_what_batch_norm_sees():
     for scale in ("digits", "cifar10", "imagenet"):
-        for trial in study.module("normalization").trials(scale):
+        for trial in study.module("normalization").trials(scale, range(1)):
             c = trial.config
             assert c.batch_size // c.devices // c.accumulate == trial.labels["images"]
             if trial.labels.get("norm") in ("GN", "LN", "IN", "BN") and trial.labels["part"] == "size":
@@ -76,14 +74,21 @@ def outcomes_of(case):
     return WORLDS[case][0]()
 
 
+def records_of(name, outcomes):
+    """Returns the claims of a study with their verdicts, judged once on all seeds."""
+    counts = sequential.Counts([outcome.labels for outcome in outcomes.all()])
+    looks = [(SEEDS, evidence.ALPHA)]
+    seen = [sequential.see(claim, outcomes, counts, looks) for claim in study.module(name).STUDY.claims]
+    return sequential.records(seen, outcomes)
+
+
 @pytest.mark.parametrize("case", WORLDS, ids=" ".join)
 def test_verdicts_follow_the_outcomes(case):
-    claims, initials = study.module(case[0]).STUDY.claims, WORLDS[case][1]
-    judgements = [claim.judge(outcomes_of(case)) for claim in claims]
-    pairs = zip(claims, initials, judgements, strict=True)
-    wrong = {claim.statement: one for claim, initial, one in pairs if INITIALS.get(initial, one.verdict) != one.verdict}
+    claims = records_of(case[0], outcomes_of(case))
+    pairs = zip(claims, WORLDS[case][1], strict=True)
+    wrong = [one for one, initial in pairs if INITIALS.get(initial, one["verdict"]) != one["verdict"]]
     assert not wrong
-    assert all(one.ours and "nan" not in one.ours for one in judgements)
+    assert all(claim["ours"] and "nan" not in claim["ours"] for claim in claims)
 
 
 CHANGES = {
@@ -113,9 +118,8 @@ def test_where_all_diverged_nothing_that_needs_training_agrees(name):
     outcomes = diverged(outcomes_of((name, "as published")))
     if name == "translation":  # its judges decide on runs that ended
         return
-    for i, claim in enumerate(study.module(name).STUDY.claims):
-        verdict = claim.judge(outcomes).verdict
-        assert verdict in study.VERDICTS and (verdict != AGREES or i in WITHOUT_TRAINING.get(name, ())), claim.statement
+    for i, claim in enumerate(records_of(name, outcomes)):
+        assert claim["verdict"] != AGREES or i in WITHOUT_TRAINING.get(name, ()), claim
 
 
 # -- measures ------------------------------------------------------------------------------------------------------
@@ -129,21 +133,9 @@ def untrained(**changes):
 # -- what a study says of itself -----------------------------------------------------------------------------------
 
 
-def test_seeds_that_would_tell_are_the_fewest():
-    high, low = [0.97, 0.98, 0.99], [0.96, 0.97, 0.985]
-    verdict = study.compare(high, low, by=0.001)
-    variance, difference = (
-        statistics.variance(high) + statistics.variance(low),
-        statistics.mean(high) - 0.001 - (statistics.mean(low)),
-    )
-    assert verdict == TOO_SMALL and [
-        difference > 2 * (variance / n) ** 0.5 for n in (verdict.seeds - 1, verdict.seeds)
-    ] == [False, True]
-    easier = study.compare([0.97, 0.985, 1.0], [0.96, 0.965, 0.985])
-    assert 3 < easier.seeds < verdict.seeds == study.all_of([easier, AGREES, verdict]).seeds
-    assert study.compare([0.9], low).seeds is None and study.compare(high, high).seeds is None
-    assert study.all_of([study.compare([0.9], low), easier]).seeds is None  # one part is not known
-    assert study.seeds_text({"verdict": verdict, "seeds": 10**6}) == "200 or more seeds would tell"
+def test_a_number_of_seeds_is_capped_in_texts():
+    assert study.seeds_text({"seeds": 10**6}) == "200 or more seeds would tell"
+    assert study.seeds_text({"seeds": 12}) == "12 seeds would tell" and study.seeds_text({}) == ""
 
 
 def test_the_verdict_on_a_study_counts_and_names_what_disagrees():
@@ -231,9 +223,7 @@ def test_signal_keeps_its_scale_behind_he():
     """A deep plain network at step 0: MSRA keeps the standard deviation about as it is, Xavier's lowers it."""
     factors = []
     for init in ("msra", "xavier_normal"):
-        found = initialization.signal(
-            *untrained(model__name="plain20", model__width=16, model__norm="none", model__init=init)
-        )
+        found = signal(*untrained(model__name="plain20", model__width=16, model__norm="none", model__init=init))
         assert len(found["layers"]) == len(found["forward"]) == len(found["backward"]) == 19
         factors.append((found["forward"][-1] / found["forward"][0]) ** (1 / 18))
     assert factors[0] / factors[1] == pytest.approx(2**0.5, rel=0.03) and 0.85 < factors[0] < 1.15

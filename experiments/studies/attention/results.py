@@ -4,7 +4,7 @@ import statistics
 from typing import Any
 
 from experiments.studies import networks
-from experiments.study import TOO_SMALL, Judge, Judgement, Outcomes, Table, all_of, compare, holds, spread
+from experiments.study import Judge, Judgement, Outcomes, Table, evidence, spread
 from experiments.study.figures import dots, finish, heatmap
 from experiments.study.tables import table_by
 from train.plots.palette import BLACK, BLUE, RED
@@ -63,18 +63,17 @@ def optimizers(outcomes: Outcomes) -> Judgement:
         (fast, adamw), (slow, sgd) = (_best(outcomes, stem, optimizer) for optimizer in OPTIMIZERS)
         gaps[stem] = [b - a for a, b in zip(adamw, sgd, strict=True)]
         texts.append(f"{stem}: error {spread(adamw)} with AdamW ({fast:g}), {spread(sgd)} with SGD ({slow:g})")
-    return Judgement(compare(gaps[PATCHES], gaps[CONVOLUTIONS]), "; ".join(texts))
+    return Judgement(evidence.more(gaps[PATCHES], gaps[CONVOLUTIONS]), "; ".join(texts))
 
 
 def near(outcomes: Outcomes) -> Judgement:
     """Compares the numbers of the grid's settings near a network's best."""
-    settings = {stem: _settings(outcomes, stem) for stem in STEMS}
-    shares = {stem: statistics.mean(error <= errors[0] + NEAR for error in errors) for stem, errors in settings.items()}
-    difference = shares[CONVOLUTIONS] - shares[PATCHES]
-    return Judgement(
-        TOO_SMALL if abs(difference) <= 0.2 else holds(difference > 0),
-        "; ".join(f"{stem}: {share:.0%} of {len(settings[stem])} settings" for stem, share in shares.items()),
-    )
+    counts = {}
+    for stem in STEMS:
+        errors = _settings(outcomes, stem)
+        counts[stem] = (sum(error <= errors[0] + NEAR for error in errors), len(errors))
+    text = "; ".join(f"{stem}: {good} of {settings} settings" for stem, (good, settings) in counts.items())
+    return Judgement(evidence.more_often(counts[CONVOLUTIONS], counts[PATCHES]), text)
 
 
 def _by_length(outcomes: Outcomes, stem: str) -> dict[int, list[float]]:
@@ -89,7 +88,7 @@ def lengths(outcomes: Outcomes) -> Judgement:
         short, long = min(errors), max(errors)
         gaps[stem] = [a - b for a, b in zip(errors[short], errors[long], strict=True)]
         texts.append(f"{stem}: error {spread(errors[short])} after {short} epochs, {spread(errors[long])} after {long}")
-    return Judgement(compare(gaps[PATCHES], gaps[CONVOLUTIONS]), "; ".join(texts))
+    return Judgement(evidence.more(gaps[PATCHES], gaps[CONVOLUTIONS]), "; ".join(texts))
 
 
 def stems(outcomes: Outcomes) -> Judgement:
@@ -97,7 +96,7 @@ def stems(outcomes: Outcomes) -> Judgement:
     errors = {stem: _by_length(outcomes, stem) for stem in STEMS}
     middle = sorted(errors[PATCHES])[1]
     return Judgement(
-        compare(errors[PATCHES][middle], errors[CONVOLUTIONS][middle]),
+        evidence.more(errors[PATCHES][middle], errors[CONVOLUTIONS][middle]),
         "; ".join(f"{stem}: error {spread(errors[stem][middle])}" for stem in STEMS),
     )
 
@@ -109,8 +108,8 @@ def rows(*pairs: tuple[str, str]) -> Judge:
         ladder = outcomes.where(set="ladder")
         names = list(dict.fromkeys(row for pair in pairs for row in pair))
         values = {row: [1 - error for error in _errors(ladder.where(network=row))] for row in names}
-        verdicts = [compare(values[first], values[second]) for first, second in pairs]
-        return Judgement(all_of(verdicts), networks.accuracies(ladder, *names))
+        parts = [evidence.more(values[first], values[second]) for first, second in pairs]
+        return Judgement(evidence.all_of(*parts), networks.accuracies(ladder, *names))
 
     return judge
 

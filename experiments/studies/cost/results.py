@@ -9,7 +9,7 @@ from matplotlib.ticker import EngFormatter, LogLocator
 
 from experiments.studies import networks
 from experiments.studies.cost.networks import BLOCKS, DENSE, MOBILENETS, PLAIN, SEPARABLE
-from experiments.study import TOO_SMALL, Judge, Judgement, Outcomes, Table, all_of, compare, finite, holds, more, spread
+from experiments.study import Judge, Judgement, Outcomes, Table, evidence, finite, missing, spread
 from experiments.study.figures import dots, finish, panels_by
 from train.plots.palette import BLACK, BLUE, BROWN, CYAN, GREEN, PINK, PURPLE, RED, YELLOW
 
@@ -34,12 +34,11 @@ def cheaper(kind: str, cheap: str, dear: str, share: float, loss: float) -> Judg
         pair = [outcomes.where(set=kind, network=name) for name in (cheap, dear)]
         work = [max(finite(one.values("mult_adds")), default=0) for one in pair]
         if not all(work):
-            return Judgement(TOO_SMALL, "all runs of one diverged")
-        verdict = compare(pair[0].values("accuracy"), pair[1].values("accuracy"), by=-loss)
+            return missing("all runs of one network diverged")
+        little = evidence.no_less(*(one.values("accuracy", diverged=0.0) for one in pair), loss)
         text = networks.accuracies(outcomes.where(set=kind), cheap, dear)
-        return Judgement(
-            all_of([holds(work[0] <= share * work[1]), verdict]), f"{text}; {work[0] / work[1]:.0%} of the mult-adds"
-        )
+        known = evidence.all_of(evidence.holds(work[0] <= share * work[1]), little)
+        return Judgement(known, f"{text}; {work[0] / work[1]:.0%} of the mult-adds")
 
     return judge
 
@@ -56,10 +55,13 @@ def efficient(outcomes: Outcomes) -> Judgement:
     largest, residual = max(sizes["residual"], key=lambda pair: pair[0])
     small = [pair for pair in sizes["dense"] if 0 < pair[0] <= largest / 2]
     if not small:
-        return Judgement(TOO_SMALL, "no dense network that small")
+        return missing("no dense network that small")
     parameters, dense = max(small, key=lambda pair: pair[0])
-    names = (f"dense, {parameters:,} parameters,", f"residual, {largest:,} parameters,")
-    return more(dict(zip(names, (dense.values("accuracy"), residual.values("accuracy")), strict=True)), by=-0.01)
+    values = [group.values("accuracy", diverged=0.0) for group in (dense, residual)]
+    text = (
+        f"dense, {parameters:,} parameters, {spread(values[0])}; residual, {largest:,} parameters, {spread(values[1])}"
+    )
+    return Judgement(evidence.no_less(*values), text)
 
 
 def reused(outcomes: Outcomes) -> Judgement:
@@ -69,19 +71,21 @@ def reused(outcomes: Outcomes) -> Judgement:
     """
     measured = outcomes.where(set="re-use").results("reuse")
     if not measured:
-        return Judgement(TOO_SMALL, "all runs diverged")
+        return missing("all runs diverged")
 
     def ratio(row: Sequence[float]) -> float:
         return statistics.mean(row[: len(row) // 2]) / statistics.mean(row[len(row) // 2 :])
 
-    least = min(
-        statistics.mean(ratio(row) for row in block if len(row) >= 4) for one in measured for block in one["blocks"]
-    )
-    moved = statistics.mean(one["moved"] for one in measured)
+    least = [
+        min(statistics.mean(ratio(row) for row in block if len(row) >= 4) for block in one["blocks"])
+        for one in measured
+    ]
+    moved = [one["moved"] for one in measured]
+    trained = evidence.above(moved, 0.5)
     return Judgement(
-        TOO_SMALL if moved < 0.5 else holds(least >= 0.5),
-        f"earlier sources have {least:.2f} of the later ones' weight in the block where "
-        f"they have least; training moved the weights by {moved:.0%} of what they were",
+        evidence.given(trained, evidence.above(least, 0.5, unit="of the weight")),
+        f"earlier sources have {spread(least, False, 2)} of the later ones' weight in the block where "
+        f"they have least; training moved the weights by {spread(moved)} of what they were",
     )
 
 
@@ -93,7 +97,7 @@ def timed(outcomes: Outcomes) -> Judgement:
     }
     fast, slow = min(times, key=times.__getitem__), max(times, key=times.__getitem__)
     text = f"{fast} {times[fast]:.1f} ms, {slow} {times[slow]:.1f} ms a step"
-    return Judgement(holds(times[slow] > 1.5 * times[fast]), text)
+    return Judgement(evidence.holds(times[slow] > 1.5 * times[fast]), text)
 
 
 def _counted() -> list[tuple[str, Any, int, float, str]]:
@@ -117,7 +121,7 @@ def table_4(outcomes: Outcomes) -> Judgement:
         for _, cost, mult_adds, parameters, _ in rows
     )
     return Judgement(
-        holds(exact),
+        evidence.holds(exact),
         "; ".join(
             f"{label} {cost.mult_adds / 1e6:.2f} M "
             f"({(cost.mult_adds - CLASSIFIER) / 1e6:.2f} M without its classifier), "

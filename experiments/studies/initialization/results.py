@@ -3,10 +3,10 @@
 import statistics
 from typing import Any
 
-from experiments.study import Judge, Outcomes, Table
+from experiments.study import Judge, Outcomes, Table, evidence
 from experiments.study.figures import curves, finish, legend_below
 from experiments.study.tables import table_by
-from experiments.study.verdicts import AGREES, DISAGREES, TOO_SMALL, Judgement, all_of, compare, holds, listed, spread
+from experiments.study.verdicts import Judgement, listed, spread
 from train.plots.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
 
 # label -> (model.init, data_init)
@@ -26,7 +26,7 @@ NETWORKS = {  # label -> (model without its depth, norm)
     "residual, no norm": ("resnet", "none"),
     "residual, batch norm": ("resnet", "batch"),
 }
-SEEDS = (0, 1, 2)
+NATS = 0.01  # smallest difference of training losses that matters
 CONVERGED = 0.5  # test accuracy far from both chance (10 %) and the best
 COLORS = dict(zip(INITS, (RED, YELLOW, BROWN, BLUE, CYAN, PURPLE, GREEN), strict=True))
 PAIR = ("MSRA fan-in", "Xavier")
@@ -49,8 +49,8 @@ def _share(outcomes: Outcomes, network: str, role: str, init: str) -> tuple[int,
     return sum(value >= CONVERGED for value in values), len(values)
 
 
-def _factor(outcomes: Outcomes, init: str, direction: str, network: str = "plain") -> float:
-    """Returns the geometric mean, over layers and seeds, of the factor between standard deviations of adjacent layers.
+def _factors(outcomes: Outcomes, init: str, direction: str, network: str = "plain") -> list[float]:
+    """Returns by seed the geometric mean, over layers, of the factor between standard deviations of adjacent layers.
 
     The factor is taken in the direction in which the signal travels, over the layers before the first that halves the
     resolution. There, the padding of small maps, which also lowers the deviation, matters least.
@@ -60,7 +60,7 @@ def _factor(outcomes: Outcomes, init: str, direction: str, network: str = "plain
         stds = [std for name, std in zip(one["layers"], one[direction], strict=True) if "stage1/" in name]
         first, last = (stds[0], stds[-1]) if direction == "forward" else (stds[-1], stds[0])
         factors.append((last / first) ** (1 / (len(stds) - 1)) if first and last else 0.0)
-    return statistics.geometric_mean(factors) if min(factors) > 0 else 0.0
+    return factors
 
 
 def _accuracies(outcomes: Outcomes, role: str) -> str:
@@ -69,55 +69,51 @@ def _accuracies(outcomes: Outcomes, role: str) -> str:
 
 
 def rule(outcomes: Outcomes) -> Judgement:
-    """Compares the factor per layer with MSRA and Xavier."""
-    msra, xavier = (_factor(outcomes, init, "forward") for init in PAIR)
-    return Judgement(
-        holds(0.9 <= msra <= 1.05 and abs(xavier / msra - 0.5**0.5) <= 0.02),
-        f"a layer multiplies the standard deviation by {msra:.3f} (MSRA) "
-        f"and {xavier:.3f} (Xavier), {xavier / msra:.3f} of it",
+    """Tests the factor per layer with MSRA, and Xavier's relative to it."""
+    msra, xavier = (_factors(outcomes, init, "forward") for init in PAIR)
+    ratios = [low / high for low, high in zip(xavier, msra, strict=True)]
+    known = evidence.all_of(
+        evidence.within(msra, 0.9, 1.05, unit="a layer"),
+        evidence.within(ratios, 0.5**0.5 - 0.02, 0.5**0.5 + 0.02, unit="a layer"),
     )
+    factors = [statistics.mean(values) for values in (msra, xavier, ratios)]
+    text = "a layer multiplies the standard deviation by {:.3f} (MSRA) and {:.3f} (Xavier), {:.3f} of it"
+    return Judgement(known, text.format(*factors))
 
 
 def deepest(outcomes: Outcomes) -> Judgement:
-    """Compares MSRA and Xavier in the deepest networks."""
-    chance = 0.1  # a diverged run counts as one that guesses
-    good, bad = (_end(outcomes, "plain", "deep", init).values("accuracy", diverged=chance) for init in PAIR)
-    stalled = _share(outcomes, "plain", "deep", "Xavier")[0] == 0
-    verdict = compare(good, bad, by=0.2)
-    return Judgement(verdict if stalled or verdict != AGREES else DISAGREES, _accuracies(outcomes, "deep"))
+    """Tests whether the deepest networks mostly converge with MSRA, and mostly do not with Xavier."""
+    msra, xavier = (_share(outcomes, "plain", "deep", init) for init in PAIR)
+    known = evidence.all_of(evidence.usual(*msra), evidence.negated(evidence.usual(*xavier)))
+    text = f"{msra[0]} of {msra[1]} runs converge with MSRA, {xavier[0]} of {xavier[1]} with Xavier"
+    return Judgement(known, f"{text}; {_accuracies(outcomes, 'deep')}")
 
 
 def earlier(outcomes: Outcomes) -> Judgement:
-    """Compares early losses in the shallowest networks, which must all converge."""
+    """Compares early losses in the shallowest networks, most of which must converge."""
     early = {init: _end(outcomes, "plain", "shallow", init).early_losses() for init in PAIR}
-    both = all(_share(outcomes, "plain", "shallow", init)[0] == len(SEEDS) for init in PAIR)
-    return Judgement(
-        all_of([holds(both), compare(early["Xavier"], early["MSRA fan-in"])]),
-        f"{_accuracies(outcomes, 'shallow')}; training loss over the first third {listed(early, False, 2)}",
-    )
+    both = (evidence.usual(*_share(outcomes, "plain", "shallow", init)) for init in PAIR)
+    lower = evidence.more(early["Xavier"], early["MSRA fan-in"], worth=NATS, unit="nats")
+    text = f"{_accuracies(outcomes, 'shallow')}; training loss over the first third {listed(early, False, 2)}"
+    return Judgement(evidence.all_of(*both, lower), text)
 
 
 def shallow(outcomes: Outcomes) -> Judgement:
-    """Decides whether MSRA and Xavier differ in the shallowest networks."""
-    msra, xavier = (_end(outcomes, "plain", "shallow", init).values("accuracy") for init in PAIR)
-    same = all(min(run) >= CONVERGED for run in (msra, xavier)) and compare(msra, xavier) == TOO_SMALL
-    apart = AGREES in (compare(msra, xavier, by=0.01), compare(xavier, msra, by=0.01))
-    return Judgement(holds(not apart) if apart or same else TOO_SMALL, _accuracies(outcomes, "shallow"))
+    """Tests whether MSRA and Xavier are equivalent in the shallowest networks."""
+    pair = (_end(outcomes, "plain", "shallow", init).values("accuracy", diverged=0.0) for init in PAIR)
+    return Judgement(evidence.equivalent(*pair), _accuracies(outcomes, "shallow"))
 
 
 def cured(network: str) -> Judge:
-    """Returns a judge: inits that never converge plain always do in this network."""
+    """Returns a judge: inits with which plain networks stall mostly converge in this network."""
 
     def judge(outcomes: Outcomes) -> Judgement:
-        shares = {init: _share(outcomes, network, "deep", init) for init in ("normal 0.01", "Xavier")}
-        before = {init: _share(outcomes, "plain", "deep", init) for init in shares}
-        fails = all(good == 0 for good, _ in before.values())
-        cured = all(good == count for good, count in shares.values())
-        text = "; ".join(
-            f"{init}: {before[init][0]} of {before[init][1]} converge plain, {good} of {count} with it"
-            for init, (good, count) in shares.items()
-        )
-        return Judgement(holds(cured) if fails else TOO_SMALL, text)
+        parts, texts = [], []
+        for init in ("normal 0.01", "Xavier"):
+            plain, other = (_share(outcomes, name, "deep", init) for name in ("plain", network))
+            parts.append(evidence.given(evidence.negated(evidence.usual(*plain)), evidence.usual(*other)))
+            texts.append(f"{init}: {plain[0]} of {plain[1]} converge plain, {other[0]} of {other[1]} with it")
+        return Judgement(evidence.all_of(*parts), "; ".join(texts))
 
     return judge
 
@@ -138,7 +134,9 @@ def tables(outcomes: Outcomes) -> list[Table]:
     ]
 
     def factor(direction: str) -> Any:
-        return lambda group: f"{_factor(group, group[0].labels['init'], direction, group[0].labels['network']):.3f}"
+        return lambda group: spread(
+            _factors(group, group[0].labels["init"], direction, group[0].labels["network"]), False, 3
+        )
 
     return [
         Table(

@@ -4,24 +4,14 @@ import math
 import statistics
 from typing import Any
 
-from experiments.study import Judge, Outcomes, Table
+from experiments.study import Judge, Outcomes, Table, evidence
 from experiments.study.figures import bars_by, errorbars, finish, legend_below, number_ticks
 from experiments.study.tables import accuracy, table_by
-from experiments.study.verdicts import (
-    AGREES,
-    TOO_SMALL,
-    Judgement,
-    all_of,
-    compare,
-    finite,
-    holds,
-    listed,
-    more,
-    spread,
-)
+from experiments.study.verdicts import Judgement, finite, listed, more, spread
 from train.plots.palette import BLUE, CYAN, GRAY, GREEN, RED, YELLOW
 
 SIZES = (32, 16, 8, 4, 2)  # numbers of images that are normalized together
+NATS, DECADES = 0.01, 0.05  # smallest differences of training losses, and of logarithms, that matter
 POINTS = (1, 2, 4, 8)  # numbers of epochs after which the smoothness is measured
 PUBLISHED = {  # top-1 error (%) of ResNet-50 on ImageNet; Wu & He 2018, tables 1 and 2
     "BN": {32: 23.6, 16: 23.7, 8: 24.8, 4: 27.3, 2: 34.7},
@@ -73,21 +63,21 @@ def _by_size(outcomes: Outcomes, norm: str) -> str:
 
 
 def bn_small(outcomes: Outcomes) -> Judgement:
-    """Compares BN with 32 and with 2 images."""
-    verdict = compare(_accuracy(outcomes, "BN", 32), _accuracy(outcomes, "BN", 2))
+    """Tests whether BN's accuracy rises with the logarithm of the number of images."""
+    rises = evidence.trend([(math.log2(images), _accuracy(outcomes, "BN", images)) for images in SIZES])
     same_steps = spread(_accuracy(outcomes, "BN, same steps", 2))
-    return Judgement(verdict, f"{_by_size(outcomes, 'BN')}; with the same steps {same_steps} at 2")
+    return Judgement(rises, f"{_by_size(outcomes, 'BN')}; with the same steps {same_steps} at 2")
 
 
 def gn_flat(outcomes: Outcomes) -> Judgement:
-    """Compares the range of GN's means with the loss of BN's accuracy."""
+    """Tests, where BN loses accuracy, whether GN loses less than a quarter of that at every number of images."""
     many, few = (_accuracy(outcomes, "BN", images) for images in (32, 2))
     drop = statistics.mean(many) - statistics.mean(few)
-    means = [statistics.mean(_accuracy(outcomes, "GN", n)) for n in SIZES]
-    span = max(means) - min(means)
-    text = f"its means span {100 * span:.1f} points, BN loses {100 * drop:.1f}"
-    verdict = holds(span < drop / 4) if compare(many, few) == AGREES else TOO_SMALL
-    return Judgement(verdict, f"{_by_size(outcomes, 'GN')}; {text}")
+    whole, *fewer = (_accuracy(outcomes, "GN", images) for images in SIZES)
+    flat = evidence.all_of(*(evidence.no_less(values, whole, max(drop, 0.0) / 4) for values in fewer))
+    return Judgement(
+        evidence.given(evidence.more(many, few), flat), f"{_by_size(outcomes, 'GN')}; BN loses {100 * drop:.1f} points"
+    )
 
 
 def gn_at_2(outcomes: Outcomes) -> Judgement:
@@ -96,37 +86,40 @@ def gn_at_2(outcomes: Outcomes) -> Judgement:
 
 
 def order(outcomes: Outcomes) -> Judgement:
-    """Compares GN, LN and IN with 32 images."""
+    """Compares GN with LN, and LN with IN, with 32 images."""
     values = {norm: _accuracy(outcomes, norm, 32) for norm in ("BN", "GN", "LN", "IN")}
-    verdict = all_of([compare(values["GN"], values["LN"]), compare(values["LN"], values["IN"])])
-    return Judgement(verdict, listed(values, separator=", "))
+    ordered = evidence.all_of(evidence.more(values["GN"], values["LN"]), evidence.more(values["LN"], values["IN"]))
+    return Judgement(ordered, listed(values, separator=", "))
 
 
 def discrepancy(outcomes: Outcomes) -> Judgement:
     """Compares the difference of BN's two modes with 2 and with 32 images."""
     many, few = ([abs(d) for d in _differences(outcomes, images, "batch", "train")] for images in (32, 2))
-    return Judgement(compare(few, many), f"the two differ by {spread(many)} at 32, {spread(few)} at 2")
+    return Judgement(evidence.more(few, many), f"the two differ by {spread(many)} at 32, {spread(few)} at 2")
 
 
 def recalibrated(outcomes: Outcomes) -> Judgement:
-    """Compares recalibrated statistics with the running averages."""
+    """Tests whether recalibrated statistics are better than running averages of the same run."""
     many, few = (_differences(outcomes, images, "recalibrated", "test") for images in (32, 2))
-    verdict = compare(few, [0.0] * len(few))  # each run is compared with itself
-    return Judgement(verdict, f"recalibration adds {spread(many)} at 32, {spread(few)} at 2")
+    gain = evidence.above(few, 0.0, worth=evidence.POINT)
+    return Judgement(gain, f"recalibration adds {spread(many)} at 32, {spread(few)} at 2")
 
 
 def groups(outcomes: Outcomes) -> Judgement:
     """Compares several groups with one."""
-    by_groups = {groups: own.values("accuracy") for (groups,), own in outcomes.where(part="groups").groups("groups")}
+    by_groups = {
+        groups: own.values("accuracy", diverged=0.0)
+        for (groups,), own in outcomes.where(part="groups").groups("groups")
+    }
     others = [value for groups, values in by_groups.items() if groups > 1 for value in values]
     text = "; ".join(f"{groups} groups {spread(values)}" for groups, values in by_groups.items())
-    return Judgement(compare(others, by_groups[1]), text)
+    return Judgement(evidence.more(others, by_groups[1]), text)
 
 
 def faster(outcomes: Outcomes) -> Judgement:
-    """Compares early losses with BN and without normalization."""
-    early = {norm: _runs(outcomes, norm, 32).early_losses() for norm in ("BN", "none")}
-    return Judgement(compare(early["none"], early["BN"]), listed(early, percent=False, digits=2))
+    """Compares early losses without normalization and with BN."""
+    early = {norm: _runs(outcomes, norm, 32).early_losses() for norm in ("none", "BN")}
+    return more(early, percent=False, digits=2, worth=NATS, unit="nats")
 
 
 def _along(outcomes: Outcomes, norm: str, epochs: int, name: str) -> list[float]:
@@ -154,8 +147,9 @@ def smoother(name: str) -> Judge:
             + ", ".join(spread(_along(outcomes, norm, epochs, name), percent=False, digits=2) for epochs in POINTS)
             for norm in ("BN", "none")
         )
+        varies = [by_seed(outcomes, norm) for norm in ("none", "BN")]
         return Judgement(
-            compare(by_seed(outcomes, "none"), by_seed(outcomes, "BN")),
+            evidence.more(*varies, worth=DECADES, unit="decades"),
             f"{'; '.join(numbers)}, after {', '.join(map(str, POINTS))} epochs",
         )
 

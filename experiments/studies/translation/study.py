@@ -8,17 +8,17 @@ Test sentences come in pairs of the same tokens, so a network that ignores their
 The next scale uses Multi30k, from the folder $ABLATE_MULTI30K, or ../shared/multi30k.
 """
 
+import dataclasses
 import os
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.studies.translation.measures import attention
-from experiments.study import Claim, Judge, Outcomes, Picture, Study, Table, Trial, recipe
+from experiments.study import Claim, Judge, Outcomes, Picture, Study, Table, Trial, evidence, recipe
 from experiments.study.figures import finish, legend_below, mean_line
 from experiments.study.tables import accuracy, count_of, of_summary, table_by
-from experiments.study.verdicts import AGREES, DISAGREES, TOO_SMALL, Judgement, all_of, compare, holds, spread
+from experiments.study.verdicts import Judgement, missing, spread
 from models.errors import UserError
 from train.plots.figures import draw_attention
 from train.plots.palette import BLUE, BROWN, CYAN, GREEN, PURPLE, RED, YELLOW
@@ -35,6 +35,7 @@ NETWORKS = {
     "no positions": ("model", "positions", "none"),
 }
 COLORS = dict(zip(NETWORKS, (BLUE, RED, YELLOW, PURPLE, CYAN, GREEN, BROWN), strict=True))
+WORTH = 0.5  # BLEU: smallest difference that matters
 CLOSE = 2.0  # BLEU: means that differ by less are nearly identical, or reach a published number
 PUBLISHED_MULTI30K = 38.4  # Lin 2020, results table, row 7
 
@@ -88,10 +89,10 @@ def _loses(network: str, needs_more: bool = False) -> Judge:
     """
 
     def judge(outcomes: Outcomes) -> Judgement:
-        verdict = compare(_values(outcomes, FULL), _values(outcomes, network))
-        if needs_more and verdict == DISAGREES and _is_grammar(outcomes):
-            verdict = TOO_SMALL
-        return Judgement(verdict, _bleu(outcomes, FULL, network))
+        loses = evidence.more(_values(outcomes, FULL), _values(outcomes, network), worth=WORTH, unit="BLEU")
+        if needs_more and _is_grammar(outcomes):
+            loses = dataclasses.replace(loses, p_against=1.0)
+        return Judgement(loses, _bleu(outcomes, FULL, network))
 
     return judge
 
@@ -101,25 +102,23 @@ def _order(outcomes: Outcomes) -> Judgement:
     name = "exact_match" if _is_grammar(outcomes) else "bleu"
     full, none = (_values(outcomes, network, name) for network in (FULL, "no positions"))
     if name == "bleu":
-        return Judgement(compare(full, none, by=5.0), _bleu(outcomes, FULL, "no positions"))
+        return Judgement(evidence.more(full, none, by=5.0, unit="BLEU"), _bleu(outcomes, FULL, "no positions"))
     return Judgement(
-        all_of([holds(max(none) <= 0.5), compare(full, none, by=0.25)]),
+        evidence.all_of(evidence.holds(max(none) <= 0.5), evidence.more(full, none, by=0.25)),
         f"sentences right: {FULL} {spread(full)}; no positions {spread(none)}, at most {max(none):.1%}",
     )
 
 
 def _same(outcomes: Outcomes) -> Judgement:
     pair = [_values(outcomes, network) for network in (FULL, "learned positions")]
-    apart, near = ([compare(*pair, by=by), compare(*pair[::-1], by=by)] for by in (CLOSE, -CLOSE))
-    verdict = DISAGREES if AGREES in apart else all_of(near)
-    return Judgement(verdict, _bleu(outcomes, FULL, "learned positions"))
+    return Judgement(evidence.equivalent(*pair, CLOSE, "BLEU"), _bleu(outcomes, FULL, "learned positions"))
 
 
 def _level(outcomes: Outcomes) -> Judgement:
     if _is_grammar(outcomes):
-        return Judgement(TOO_SMALL, f"{_bleu(outcomes, FULL)} on the grammar, which is another text")
-    difference = abs(statistics.mean(_values(outcomes, FULL)) - PUBLISHED_MULTI30K)
-    return Judgement(holds(difference <= CLOSE), _bleu(outcomes, FULL))
+        return missing(f"{_bleu(outcomes, FULL)} on the grammar, which is another text")
+    ends = (PUBLISHED_MULTI30K - CLOSE, PUBLISHED_MULTI30K + CLOSE)
+    return Judgement(evidence.within(_values(outcomes, FULL), *ends, unit="BLEU"), _bleu(outcomes, FULL))
 
 
 # -- tables and pictures -------------------------------------------------------------------------------------------
@@ -170,7 +169,10 @@ STUDY = Study(
     "the scale, so that heads and layers have little to gain, nothing to overfit is there for dropout, "
     "and 38.4 BLEU are of another text. On the grammar itself more seeds for learned positions, which "
     "spread by several BLEU.",
-    cost={"digits": "about 5 minutes on 2 cores", "cifar10": "21 runs of 60 epochs of Multi30k: hours on one GPU"},
+    cost={
+        "digits": "about 5 minutes on 2 cores",
+        "cifar10": "7 runs per seed of 60 epochs of Multi30k: an hour per seed on one GPU",
+    },
     trials=trials,
     claims=(
         Claim(
@@ -185,22 +187,24 @@ STUDY = Study(
             "Learned positions do as well as sines.",
             "nearly identical results",
             "Vaswani 2017, section 6.2",
-            f"means differ by less than {CLOSE:.0f} BLEU",
+            f"means are equivalent within {CLOSE:.0f} BLEU",
             _same,
         ),
         Claim(
             "One head is worse than eight.",
             "0.9 BLEU lower",
             "Vaswani 2017, section 6.2",
-            "8 heads have more BLEU",
+            f"8 heads have more BLEU; differences below {WORTH} do not matter",
             _loses("1 head"),
+            0.9,
         ),
         Claim(
             "Fewer layers are worse.",
             "2 layers 23.7, 6 layers 25.8 BLEU on newstest2013",
             "Vaswani 2017, table 3 (C)",
-            "more than one layer has more BLEU",
+            f"more than one layer has more BLEU; differences below {WORTH} do not matter",
             _loses("1 layer"),
+            2.1,
         ),
         Claim(
             "Dropout avoids overfitting.",
@@ -208,6 +212,7 @@ STUDY = Study(
             "Vaswani 2017, table 3 (D)",
             "more BLEU with it on Multi30k; the grammar has nothing to overfit",
             _loses("no dropout", needs_more=True),
+            1.2,
         ),
         Claim(
             "Label smoothing improves BLEU.",
@@ -215,6 +220,7 @@ STUDY = Study(
             "Vaswani 2017, table 3 (D)",
             "more BLEU with it on Multi30k; the grammar has nothing to overfit",
             _loses("no label smoothing", needs_more=True),
+            0.5,
         ),
         Claim(
             "A small Transformer translates Multi30k's test2016 at 38.4 BLEU.",
@@ -236,7 +242,7 @@ STUDY = Study(
         ),
         Picture(
             "curves",
-            "Loss and accuracy by token on the test split, the reference's beginning given; mean of three seeds.",
+            "Loss and accuracy by token on the test split, the reference's beginning given; mean over seeds.",
             _draw_curves,
             (12, 5),
         ),
