@@ -151,7 +151,6 @@ def _module(name: str) -> tuple[str, tuple[str, ...]]:
     return _digest(Path(spec.origin)) if spec and spec.origin else ("", ())
 
 
-@functools.cache
 def _digest(file: Path, functions: bool = False) -> tuple[str, tuple[str, ...]]:
     """Returns the digest of a file, and the modules of this project that it imports, within functions if asked."""
     tree = ast.parse(file.read_bytes())

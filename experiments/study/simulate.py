@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from absl import flags
 
-from experiments.study import evidence
+from experiments.study import evidence, verdicts
 from models import command
 from models.analysis.tables import markdown_table, terminal_table
 
@@ -21,7 +21,7 @@ USAGE = """Draws outcomes of studies whose truth is known, and counts false and 
 
 CLAIMS = 10
 EFFECTS = (1.0, 2.0, 3.0)
-SEEDS = (3, 5, 10, 20)
+SEEDS = (3, 7, 10, 20)
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]  # returns n outcomes of mean 0 and standard deviation 1
 
@@ -70,14 +70,14 @@ def fixed(draws: str, seeds: int, rounds: int, rng: np.random.Generator, effects
     """Simulates studies with a fixed number of seeds."""
     single = study = 0
     for _ in range(rounds):
-        claims = [evidence.more(*_claim(rng, draws, seeds, 0.0)) for _ in range(CLAIMS)]
-        single += sum(evidence.p_value(one) <= evidence.ALPHA for one in claims)
-        study += any(one is not None for one in evidence.decide(claims))
+        claims = [evidence.more(*_claim(rng, draws, seeds, 0.0), worth=0.0) for _ in range(CLAIMS)]
+        single += sum(verdicts.p_value(one) <= evidence.ALPHA for one in claims)
+        study += any(one is not None for one in verdicts.decide(claims))
     missed = tuple(
         float(
             np.mean(
                 [
-                    evidence.p_value(evidence.more(*_claim(rng, draws, seeds, effect))) > evidence.ALPHA
+                    verdicts.p_value(evidence.more(*_claim(rng, draws, seeds, effect), worth=0.0)) > evidence.ALPHA
                     for _ in range(rounds)
                 ]
             )
@@ -90,36 +90,25 @@ def fixed(draws: str, seeds: int, rounds: int, rng: np.random.Generator, effects
 def sequential(
     draws: str, most: int, rounds: int, rng: np.random.Generator, effects: Sequence[float] = EFFECTS
 ) -> Rates:
-    """Simulates studies that add seeds to undecided claims, at the looks of `evidence.looks`."""
-    looks, single, study, missed = evidence.looks(most), 0, 0, []
+    """Simulates studies that add seeds to undecided claims, at the looks of `verdicts.looks`."""
+    looks, single, study, missed = verdicts.looks(most), 0, 0, []
     for _ in range(rounds):
-        claims = [_claim(rng, draws, most, 0.0) for _ in range(CLAIMS)]
-        decided = [_first(claim, looks) for claim in claims]
-        single += sum(count is not None for count in decided)
-        study += any(_study(claims, looks))
+        claims = [_combined(_claim(rng, draws, most, 0.0), looks) for _ in range(CLAIMS)]
+        single += sum(verdicts.p_value(one) <= evidence.ALPHA for one in claims)
+        study += any(one is not None for one in verdicts.decide(claims))
     for effect in effects:
-        counts = [_first(_claim(rng, draws, most, effect), looks) for _ in range(rounds)]
-        missed.append(float(np.mean([count is None for count in counts])))
+        claims = [_combined(_claim(rng, draws, most, effect), looks) for _ in range(rounds)]
+        missed.append(float(np.mean([verdicts.p_value(one) > evidence.ALPHA for one in claims])))
     return Rates(
         draws, "sequential", f"{looks[0][0]} to {most}", single / rounds / CLAIMS, study / rounds, tuple(missed)
     )
 
 
-def _first(claim: tuple[np.ndarray, np.ndarray], looks: Sequence[tuple[int, float]]) -> int | None:
-    """Returns the number of seeds at which a claim alone is decided."""
-    for count, level in looks:
-        if evidence.p_value(evidence.more(claim[0][:count], claim[1][:count])) <= level:
-            return count
-    return None
-
-
-def _study(claims: Sequence[tuple[np.ndarray, np.ndarray]], looks: Sequence[tuple[int, float]]) -> list[bool]:
-    """Returns which claims of a study are decided at some look."""
-    decided = [False] * len(claims)
-    for count, level in looks:
-        verdicts = evidence.decide([evidence.more(claim[0][:count], claim[1][:count]) for claim in claims], level)
-        decided = [before or verdict is not None for before, verdict in zip(decided, verdicts, strict=True)]
-    return decided
+def _combined(claim: tuple[np.ndarray, np.ndarray], looks: Sequence[tuple[int, float]]) -> evidence.Evidence:
+    """Returns the evidence after all looks at a claim: the worst case, since a decided claim is not looked at again."""
+    return verdicts.sequential(
+        [(evidence.more(claim[0][:count], claim[1][:count], worth=0.0), level) for count, level in looks]
+    )
 
 
 COLUMNS = ("outcomes", "rule", "seeds", "false per claim", "false per study", *(f"missed at {e:g} sd" for e in EFFECTS))

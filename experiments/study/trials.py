@@ -78,6 +78,8 @@ def run(job: Job) -> dict[str, Any]:
     Returns:
       The line of the ledger; {"interrupted": signal} if SIGTERM or SIGINT ended it early.
     """
+    import jax
+
     from train import loop, restore
     from train.recording import recorder, summary
     from train.run import build_run
@@ -97,13 +99,17 @@ def run(job: Job) -> dict[str, Any]:
         if "interrupted" in (outcome["summary"] or {}):
             return outcome["summary"]
         outcome["history"] = _history(workdir.read_metrics(folder / "metrics.jsonl"))
-    prepared = None
     if trial.measures and not outcome["diverged"]:
         prepared = build_run(config)
         state = restore.restored(prepared, folder) if trial.train else prepared.state
+        if trial.train and int(state.step) < prepared.total:
+            raise UserError(
+                f"{folder}: this trial's newest whole checkpoint is of step {int(state.step)}, not {prepared.total}: "
+                "delete the folder to train it again"
+            )
         for measure in trial.measures:
             outcome["measured"][measure.__name__] = measure(prepared, state)
-    line = _line(job, outcome, outcome["summary"] or summary.environment(prepared and prepared.parallel.devices))
+    line = _line(job, outcome, outcome["summary"] or summary.environment(jax.local_devices()))
     line["seconds"] = round(time.time() - began, 2)
     if job.ledger:
         ledger.append(job.ledger, line)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import ttost_ind
 
-from experiments.study import evidence, simulate
+from experiments.study import evidence, simulate, verdicts
 
 RNG = np.random.default_rng(0)
 HIGH, LOW = RNG.normal(1.0, 1.0, 12), RNG.normal(0.0, 3.0, 15)
@@ -35,8 +35,8 @@ def test_few_divisions_are_counted_exactly():
     assert evidence.more(high, low).p_for == pytest.approx(1 / math.comb(6, 3))
     assert evidence.more(low, high).p_against == pytest.approx(1 / math.comb(6, 3))
     # Three seeds of each never give a verdict by themselves; six do, if all of one group are above all of the other
-    assert evidence.p_value(evidence.more(high, low)) > evidence.ALPHA
-    assert evidence.p_value(evidence.more([*high, 3.5, 4.5, 5.5], [*low, 0.5, 1.5, 2.5])) < evidence.ALPHA / 10
+    assert verdicts.p_value(evidence.more(high, low)) > evidence.ALPHA
+    assert verdicts.p_value(evidence.more([*high, 3.5, 4.5, 5.5], [*low, 0.5, 1.5, 2.5])) < evidence.ALPHA / 10
 
 
 @pytest.mark.parametrize("margin", [0.3, 1.0, 3.0])
@@ -50,15 +50,35 @@ def test_equivalence_is_two_one_sided_tests(margin):
 
 def test_a_wide_interval_is_no_agreement():
     few = evidence.equivalent([0.0, 10.0, -10.0], [0.1, 9.0, -9.0], 1.0)
-    assert evidence.decide([few]) == [None]
+    assert verdicts.decide([few]) == [None]
     apart = evidence.equivalent(RNG.normal(0, 0.1, 9), RNG.normal(5, 0.1, 9), 1.0)
-    assert evidence.decide([apart]) == [False]
+    assert verdicts.decide([apart]) == [False]
 
 
-def test_equal_outcomes_do_not_prove_that_there_is_no_spread():
-    a, b = [0.980, 0.980, 0.980, 0.980], [0.979, 0.979, 0.979, 0.979]
-    assert evidence.more(a, b, resolution=0.01).p_for > 0.01 > evidence.more(a, b).p_for - 0.01
+def test_groups_without_spread_or_seeds():
+    equal = [0.980] * 4, [0.979] * 4
+    assert evidence.more(*equal).p_for == pytest.approx(2 / math.comb(8, 4), rel=0.51)  # not 0: the permutation test
     assert evidence.more([1.0], [0.0]) == evidence.NOTHING == evidence.more([math.nan] * 5, [0.0] * 5)
+
+
+def test_a_difference_that_is_too_small_to_matter_refutes_a_statement():
+    low = 0.9 + 0.001 * stats.norm.ppf((np.arange(10) + 0.5) / 10)
+    same, small = evidence.more(low, low), evidence.more(low + 0.003, low)
+    assert verdicts.decide([same]) == [False] and same.high > 0
+    assert small.p_against < 0.001 and verdicts.decide([small]) == [True]  # above 0, although less than what matters
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.5, 0.9])
+def test_one_group_is_tested_by_t_and_sign_flips(threshold):
+    one = evidence.above(HIGH, threshold)
+    student = stats.ttest_1samp(HIGH, threshold, alternative="greater").pvalue
+    flipped = stats.permutation_test(
+        (HIGH - threshold,), np.mean, permutation_type="samples", alternative="greater", n_resamples=2**12
+    ).pvalue
+    assert one.p_for == pytest.approx(max(student, flipped) if student <= evidence.CLEAR else student, abs=1e-9)
+    assert one.estimate == pytest.approx(HIGH.mean() - threshold)
+    inside = evidence.within([0.5, 0.51, 0.49, 0.5, 0.5, 0.52, 0.48, 0.5, 0.5, 0.5], 0.4, 0.6)
+    assert verdicts.decide([inside]) == [True]
 
 
 def test_counts_are_exact():
@@ -68,25 +88,26 @@ def test_counts_are_exact():
     table = [[6, 0], [0, 6]]
     assert evidence.more_often((6, 6), (0, 6)).p_for == stats.barnard_exact(table, alternative="greater").pvalue
     for same in ((3, 3), (0, 3)):
-        assert evidence.decide([evidence.more_often(same, (same[0] * 2, 6))]) == [None]
+        assert verdicts.decide([evidence.more_often(same, (same[0] * 2, 6))]) == [None]
     assert evidence.usual(0, 0) == evidence.NOTHING == evidence.more_often((0, 0), (1, 2))
 
 
-@pytest.mark.parametrize("rising", [True, False])
-def test_a_trend_is_that_of_all_settings(rising):
+def test_a_trend_is_that_of_all_settings():
     groups = [(x, x * 0.5 + RNG.normal(0, 0.3, 4)) for x in range(5)]
-    one = evidence.trend(groups, rising)
+    one, falling = evidence.trend(groups), evidence.trend([(x, -values) for x, values in groups])
     x, y = np.repeat(range(5), 4), np.concatenate([values for _, values in groups])
-    two_sided = stats.linregress(x, y).pvalue
-    assert (one.p_for if rising else one.p_against) == pytest.approx(two_sided / 2)
-    assert evidence.decide([one]) == [rising] and one.low < 0.5 < one.high
+    line = stats.linregress(x, y)
+    assert one.p_for == pytest.approx(max(line.pvalue / 2, 1 / evidence.PERMUTATIONS))
+    assert one.estimate == pytest.approx(4 * line.slope) and one.low < 2.0 < one.high
+    assert verdicts.decide([one]) == [True] and verdicts.decide([falling]) == [False]
+    assert evidence.trend(groups[:2]) == evidence.NOTHING
 
 
 def test_a_statement_of_parts_holds_where_all_do_and_fails_where_one_does():
     sure, unclear, wrong = evidence.holds(True), evidence.Evidence(0.3, 0.7), evidence.Evidence(0.99, 0.001)
     assert evidence.all_of(sure, sure).p_for == 0 and evidence.all_of(sure, unclear).p_for == 0.3
     assert evidence.all_of(sure, unclear, wrong).p_against == pytest.approx(0.003)
-    assert evidence.decide([evidence.all_of(sure, unclear, wrong)]) == [False]
+    assert verdicts.decide([evidence.all_of(sure, unclear, wrong)]) == [False]
     assert evidence.negated(wrong) == evidence.Evidence(0.001, 0.99)
 
 
@@ -94,13 +115,30 @@ def test_claims_are_corrected_for_their_number():
     claims = [evidence.Evidence(p, 1 - p) for p in (0.001, 0.004, 0.02, 0.3)]
     two_sided = [0.002, 0.008, 0.04, 0.6]
     holm = [min(1, p * k) for p, k in zip(two_sided, (4, 3, 2, 1), strict=True)]
-    np.testing.assert_allclose(evidence.corrected(claims), holm)
-    assert evidence.decide(claims) == [True, True, None, None] and evidence.decide([]) == []
+    np.testing.assert_allclose(verdicts.corrected(claims), holm)
+    assert verdicts.decide(claims) == [True, True, None, None] and verdicts.decide([]) == []
+
+
+def test_a_condition_must_hold_before_a_statement_counts():
+    sure, never = evidence.holds(True), evidence.holds(False)
+    statement = evidence.Evidence(0.5, 1e-4)
+    assert verdicts.decide([evidence.given(sure, statement)]) == [False]
+    assert (
+        verdicts.decide([evidence.given(never, statement)])
+        == [None]
+        == verdicts.decide([evidence.given(statement, sure)])
+    )
+
+
+def test_looks_are_combined_into_one_p_value():
+    looks = [(evidence.Evidence(0.01, 0.9), 0.02), (evidence.Evidence(0.004, 0.9, 1.5), 0.01)]
+    one = verdicts.sequential(looks)
+    assert one.p_for == pytest.approx(min(0.01 * 0.05 / 0.02, 0.004 * 0.05 / 0.01)) and one.estimate == 1.5
 
 
 def test_looks_spend_no_more_than_alpha():
-    for most in (3, 5, 20, 100):
-        looks = evidence.looks(most)
+    for most in (7, 9, 20, 100):
+        looks = verdicts.looks(most)
         assert looks[-1][0] == most and [count for count, _ in looks] == sorted({count for count, _ in looks})
         assert sum(level for _, level in looks) == pytest.approx(evidence.ALPHA)
         assert all(level > 0 for _, level in looks)

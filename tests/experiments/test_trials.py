@@ -14,7 +14,7 @@ import pytest
 import rich.console
 
 from experiments import run
-from experiments.study import Trial, trials
+from experiments.study import Trial, ledger, trials
 from models import plugins
 from models.errors import UserError
 from tests import tiny
@@ -24,16 +24,12 @@ from train.recording import summary
 INTERRUPTED = """
 import sys
 from pathlib import Path
-import rich.console
-from experiments import run
-from experiments.study import Trial, trials
-from models import plugins
 from models.errors import UserError
 from tests.experiments import test_trials
 
 if __name__ == "__main__":
     try:
-        trials.run_all(test_trials.long(), Path(sys.argv[1]), int(sys.argv[2]), rich.console.Console())
+        test_trials.run_in(Path(sys.argv[1]), int(sys.argv[2]))
     except UserError as error:
         sys.exit(f"UserError: {error}")
 """
@@ -66,41 +62,65 @@ def long():
     return [trial(0), trial(1, (size,), duration="800 steps", log_every="50 steps", evaluate_every="100%"), trial(2)]
 
 
-def run_all(planned, root, jobs=1):
+def run_all(planned, root, jobs=1, **options):
     output = io.StringIO()
-    found = trials.run_all(planned, root, jobs, rich.console.Console(file=output))
-    return found, output.getvalue()
+    lines = ledger.Ledger(root.parent / "ledger")
+    outcomes = trials.run_all(
+        planned, lines, root, jobs, rich.console.Console(file=output), **{"keep": True, **options}
+    )
+    return outcomes, output.getvalue()
 
 
-def stamps(root):
-    return {path.parent.name: path.stat().st_mtime_ns for path in root.glob("*/summary.json")}
+def run_in(root, jobs):
+    """Runs the long trials in a process of their own."""
+    run_all(long(), root, jobs, keep=False)
 
 
-def test_finished_trials_are_read_and_equal_ones_run_once(tmp_path):
+def lines_of(root):
+    """Returns the lines of the ledger of `run_all`."""
+    return [json.loads(line) for line in (root.parent / "ledger" / ledger.NAME).read_text().splitlines()]
+
+
+def test_finished_trials_are_in_the_ledger_and_equal_ones_run_once(tmp_path):
     root = tmp_path / "runs"
     same = trial(0, (total,))._replace(labels={"part": "another"})
     planned = [trial(0, (size,)), trial(1), same, trial(0, (size,), train=False)]
-    found, output = run_all(planned, root)
-    assert output.count("\n") == 3 and "3/3" in output  # of four; the untrained one is another
-    assert [outcome.labels for outcome in found] == [t.labels for t in planned]
-    assert found[0].summary == found[2].summary and found[0].summary["steps"] == 4
-    assert found[0].measured["size"]["step"] == 4 and found[0].measured["total"] == 4
-    assert found[3].summary is None and found[3].measured["size"]["step"] == 0
-    assert found[3].measured["size"]["head"] != found[0].measured["size"]["head"]
-    assert found[0].history["train"]["step"] == [2, 4] and found[0].history["test"]["step"] == [4]
-    before = stamps(root)
-    assert len(before) == 2
-    again, _ = run_all([planned[0], trial(1, (size,)), *planned[2:]], root)  # a new measure of a finished trial
-    assert stamps(root) == before
-    assert again[0] == found[0] and again[1].measured["size"]["step"] == 4
+    outcomes, output = run_all(planned, root, keep=False)
+    assert output.count("\n") == 3 and "3/3" in output  # of four; the untrained one differs
+    assert [outcome.labels for outcome in outcomes] == [t.labels for t in planned]
+    assert outcomes[0].summary == outcomes[2].summary and outcomes[0].summary["steps"] == 4
+    assert outcomes[0].measured["size"]["step"] == 4 and outcomes[0].measured["total"] == 4
+    assert outcomes[3].summary is None and outcomes[3].measured["size"]["step"] == 0
+    assert outcomes[3].measured["size"]["head"] != outcomes[0].measured["size"]["head"]
+    assert outcomes[0].history["train"]["step"] == [2, 4] and outcomes[0].history["test"]["step"] == [4]
+    assert all(outcome.seconds > 0 for outcome in outcomes) and not list(root.glob("*/checkpoints"))
+    assert len(lines_of(root)) == 3
+    again, output = run_all(planned, tmp_path / "elsewhere")  # nothing runs, whatever the folder
+    assert again == outcomes and output == "" and len(lines_of(root)) == 3
+
+
+def test_other_code_runs_again_unless_its_commit_is_accepted(tmp_path, monkeypatch):
+    root, planned = tmp_path / "runs", [trial(0)]
+    (first,), _ = run_all(planned, root)
+    monkeypatch.setattr(trials, "code_of", lambda trial: "other")
+    for accept in ([first.summary["commit"]], ["all"]):
+        assert run_all(planned, root, accept=accept) == ([first], "")
+    (second,), output = run_all(planned, root, accept=["0" * 12])
+    assert "1/1" in output and second.summary["loss"] == first.summary["loss"]
+
+
+def test_after_the_deadline_no_trial_starts(tmp_path):
+    for jobs in (1, 2):
+        with pytest.raises(trials.OutOfTime, match="the budget of time ended with 2 trials to run"):
+            run_all([trial(0), trial(1)], tmp_path / "runs", jobs, deadline=time.time() - 1)
 
 
 @pytest.mark.full
 def test_one_process_and_two_agree(tmp_path):
     (tmp_path / "mine.py").write_text(inspect.getsource(size))  # which the processes have to find
     planned = [trial(seed, (plugins.module(str(tmp_path / "mine.py")).size,)) for seed in range(3)]
-    alone, _ = run_all(planned, tmp_path / "one")
-    together, output = run_all(planned, tmp_path / "two", jobs=2)
+    alone, _ = run_all(planned, tmp_path / "alone" / "runs")
+    together, output = run_all(planned, tmp_path / "together" / "runs", jobs=2)
     assert "3/3" in output
     for one, two in zip(alone, together, strict=True):
         assert one.labels == two.labels and one.history.keys() == two.history.keys()
@@ -111,10 +131,10 @@ def test_one_process_and_two_agree(tmp_path):
 
 def test_divergence_is_an_outcome(tmp_path):
     planned = [trial(0, (size,), optimizer__learning_rate=1e30, optimizer__warmup="0 steps")]
-    for _ in range(2):  # the second time it is read
-        (outcome,), output = run_all(planned, tmp_path / "runs")
-        assert outcome.summary is None and outcome.diverged and outcome.measured == {}
-        assert np.isnan(outcome.get("accuracy")) and outcome.diverged in output
+    (outcome,), output = run_all(planned, tmp_path / "runs")
+    assert outcome.summary is None and outcome.diverged and outcome.measured == {}
+    assert np.isnan(outcome.get("accuracy")) and outcome.diverged in output
+    assert run_all(planned, tmp_path / "runs") == ([outcome], "")
 
 
 @pytest.mark.parametrize("jobs", keep_first(1, [1, 2]))
@@ -129,7 +149,7 @@ def test_what_a_trial_starts_from_runs_first_and_once(tmp_path, jobs):
     root = tmp_path / "runs"
     found, output = run_all(planned, root, jobs)
     assert "4/4" in output  # one starts from another that starts from the first; one is in the list twice
-    assert len({trials.address(one) for one in planned}) == 4
+    assert len({trials.address(one) for one in planned}) == len(lines_of(root)) == 4
     configs = [json.loads((root / trials.address(one) / "config.json").read_text()) for one in planned[:3]]
     assert [config["init_from"] for config in configs] == [str(root / trials.address(first)), "", ""]
     assert found[0].summary["loss"] != found[1].summary["loss"]
@@ -138,7 +158,8 @@ def test_what_a_trial_starts_from_runs_first_and_once(tmp_path, jobs):
 
 def test_what_starts_from_a_run_that_diverged_says_so(tmp_path):
     bad = trial(0, optimizer__learning_rate=1e30, optimizer__warmup="0 steps")
-    (outcome,), _ = run_all([trial(1, (size,))._replace(start=bad)], tmp_path / "runs")
+    outcomes, _ = run_all([bad, trial(1, (size,))._replace(start=bad)], tmp_path / "runs")
+    outcome = outcomes[1]
     assert outcome.summary is None and outcome.diverged == f"{trials.address(bad)}, that it starts from, diverged"
 
 
@@ -164,7 +185,7 @@ def test_interrupted_trials_go_on(tmp_path, jobs):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    first, log, deadline = root / names[0] / "outcome.json", root / names[1] / "metrics.jsonl", time.time() + 100
+    first, log, deadline = tmp_path / "ledger" / ledger.NAME, root / names[1] / "metrics.jsonl", time.time() + 100
     while process.poll() is None and time.time() < deadline:
         if (jobs == 2 or first.exists()) and log.exists() and log.read_text().count("\n") > 2:
             break
@@ -172,22 +193,22 @@ def test_interrupted_trials_go_on(tmp_path, jobs):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "UserError: SIGTERM: finished work is kept" in errors
-    before = stamps(root).get(names[0])  # with two processes the first may be under way still
-    assert not (root / names[1] / "outcome.json").exists()
+    finished = [line["trial"] for line in lines_of(root)] if first.exists() else []
+    assert names[1] not in finished and (jobs == 2 or finished == names[:1])
     steps = [int(path.name) for path in (root / names[1] / "checkpoints").iterdir() if path.name.isdecimal()]
     assert len(steps) == 1 and 100 < steps[0] < 800
-    found, output = run_all(long(), root)
-    assert "3/3" in output and before in (None, stamps(root)[names[0]])
-    assert found[1].summary["steps"] == 800 and found[1].measured["size"]["step"] == 800
-    assert found[1].history["train"]["step"] == list(range(50, 801, 50))
-    assert json.loads((root / names[1] / "outcome.json").read_text())["summary"] == found[1].summary
+    outcomes, output = run_all(long(), root)
+    left = len(names) - len(finished)
+    assert f"{left}/{left}" in output and sorted(line["trial"] for line in lines_of(root)) == sorted(names)
+    assert outcomes[1].summary["steps"] == 800 and outcomes[1].measured["size"]["step"] == 800
+    assert outcomes[1].history["train"]["step"] == list(range(50, 801, 50))
 
 
 ALONE = """
-from tests.tiers import keep_first
-from experiments.study import AGREES, Claim, Judgement, Study
-STUDY = Study("NAME", "N", "?", {"digits": ""}, lambda scale: [], (
-    Claim("It is.", "1", "A 2020", "so", lambda outcomes: Judgement(AGREES, str(RESULT))),), lambda outcomes: [], (),
+from experiments.study import Claim, Judgement, Study, evidence
+STUDY = Study("NAME", "N", "?", {"digits": ""}, lambda scale, seeds: [], (
+    Claim("It is.", "1", "A 2020", "so", lambda outcomes: Judgement(evidence.holds(True), str(RESULT))),),
+    lambda outcomes: [], (),
     would_change="Nothing.")
 """
 
@@ -200,9 +221,8 @@ def test_a_study_that_fails_does_not_end_the_others(tmp_path):
     output = io.StringIO()
 
     def run_each(specs, out):
-        run.run_each(
-            list(map(str, specs)), "digits", tmp_path / "trials", out, 1, rich.console.Console(file=output, width=200)
-        )
+        options = run.Options(tmp_path / "trials", out, jobs=1)
+        run.run_each(list(map(str, specs)), "digits", options, rich.console.Console(file=output, width=200))
 
     with pytest.raises(RuntimeError, match=r"1 of 2 studies failed: .*bad.py: division by zero"):
         run_each(specs, tmp_path / "out")

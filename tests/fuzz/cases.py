@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from experiments.study import trials
+from experiments.study import ledger
 from models import weights
 from models.compress import file as compressed
 from tests import tfds_sample, tiny
@@ -31,7 +31,7 @@ from train.probing import features
 from train.recording import summary
 from train.storage import workdir
 from train.storage.checkpoint import read as read_checkpoint
-from train.storage.files import read_json, write_json
+from train.storage.files import read_json
 
 
 class Case(NamedTuple):
@@ -197,17 +197,20 @@ def _read_metrics(folder: Path) -> str:
         return digest(workdir.read_metrics(folder / "metrics.jsonl"))
 
 
-def _make_outcome(folder: Path) -> None:
+def _make_ledger(folder: Path) -> None:
     make_run(folder)
-    write_json(
-        folder / "outcome.json",
-        {
-            "summary": read_json(folder / "summary.json"),
-            "diverged": None,
-            "measured": {"size": 3},
-            "history": {"train": {"step": [4, 8], "loss": [2.0, 1.0]}},
-        },
-    )
+    whole = read_json(folder / "summary.json")
+    history = {"train": {"step": [4, 8], "loss": [2.0, 1.0]}}
+    outcome = {"summary": whole, "diverged": None, "measured": {"size": 3}, "history": history}
+    for i in range(3):
+        line = {name: whole[name] for name in ("commit", "device", "versions")}
+        line |= {"trial": f"resnet8-{i}", "labels": {"seed": i}, "outcome": outcome, "code": "0", "seconds": 1.0}
+        ledger.append(folder / ledger.NAME, line)
+
+
+def _read_ledger(folder: Path) -> str:
+    lines = ledger.Ledger(folder)
+    return digest([lines.get(f"resnet8-{i}") for i in range(3)])
 
 
 def _make_export(format: str) -> Callable[[Path], None]:
@@ -270,9 +273,7 @@ CASES = {
     "summary.json": Case(
         make_run, lambda folder: digest(read_json(folder / "summary.json", summary.SCHEMA)), "summary.json"
     ),
-    "outcome.json": Case(
-        _make_outcome, lambda folder: digest(read_json(folder / "outcome.json", trials.SCHEMA)), "outcome.json"
-    ),
+    "trials.jsonl": Case(_make_ledger, _read_ledger, "trials.jsonl"),
     "metrics.jsonl": Case(make_run, _read_metrics, "metrics.jsonl"),
     "sensitivity.json": Case(
         make_run, lambda folder: digest(sensitivity.read(str(folder / "sensitivity.json"))), "sensitivity.json"

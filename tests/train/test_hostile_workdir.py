@@ -187,17 +187,11 @@ def test_a_trial_is_measured_at_its_end_or_not_at_all(run, copied, tmp_path):
     def size(run, state):
         return 0
 
-    trial = Trial({}, run[0], train=True, measures=(size,))
-    outcome = {
-        "summary": json.loads((copied / "summary.json").read_text()),
-        "diverged": None,
-        "history": {},
-        "measured": {},
-    }
-    (copied / "outcome.json").write_text(json.dumps(outcome))
+    job = trials.Job(Trial({}, run[0], train=True, measures=(size,)), copied, tmp_path / "trials.jsonl", "")
     damage.cut(damage.largest(copied / "checkpoints" / "12" / "state"))
-    with pytest.raises(UserError, match="newest checkpoint is of step 8, not 12: delete its outcome.json"):
-        trials.run(trial, copied)
+    with pytest.raises(UserError, match="newest whole checkpoint is of step 8, not 12: delete the folder"):
+        trials.run(job)
+    assert not job.ledger.exists()
 
 
 # -- removal ----------------------------------------------------------------------------------------------------------

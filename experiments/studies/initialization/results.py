@@ -100,7 +100,7 @@ def earlier(outcomes: Outcomes) -> Judgement:
 
 def shallow(outcomes: Outcomes) -> Judgement:
     """Tests whether MSRA and Xavier are equivalent in the shallowest networks."""
-    pair = (_end(outcomes, "plain", "shallow", init).values("accuracy", diverged=0.0) for init in PAIR)
+    pair = (_end(outcomes, "plain", "shallow", init).values("accuracy") for init in PAIR)
     return Judgement(evidence.equivalent(*pair), _accuracies(outcomes, "shallow"))
 
 

@@ -83,8 +83,8 @@ STUDY = Study(
     question="How do batch, layer, instance, group and no normalization depend on the images a device sees, and does "
     "batch normalization make the loss smoother?",
     would_change="More test images for the order of group, layer and instance norm: on 360 of them seeds spread by as "
-    "much as the norms differ. For the smoothness of the loss, a depth and a learning rate at which the plain network without "
-    "normalization learns: where it has hardly begun, its loss is flat.",
+    "much as the norms differ. For the smoothness of the loss, a depth and a learning rate at which the plain network "
+    "without normalization learns: where it has hardly begun, its loss is flat.",
     cost={
         "digits": "about 7 minutes on 2 cores",
         "cifar10": "41 runs per seed, 33 of them 60 epochs of ResNet-20: some 7 hours of one GPU per seed. The small "
