@@ -102,11 +102,6 @@ def run(job: Job) -> dict[str, Any]:
     if trial.measures and not outcome["diverged"]:
         prepared = build_run(config)
         state = restore.restored(prepared, folder) if trial.train else prepared.state
-        if trial.train and int(state.step) < prepared.total:
-            raise UserError(
-                f"{folder}: this trial's newest whole checkpoint is of step {int(state.step)}, not {prepared.total}: "
-                "delete the folder to train it again"
-            )
         for measure in trial.measures:
             outcome["measured"][measure.__name__] = measure(prepared, state)
     line = _line(job, outcome, outcome["summary"] or summary.environment(jax.local_devices()))

@@ -183,15 +183,16 @@ def test_a_checkpoint_that_training_removes_while_it_is_read_is_no_damage(copied
     checkpoint.read(copied, warn=pytest.fail)
 
 
-def test_a_trial_is_measured_at_its_end_or_not_at_all(run, copied, tmp_path):
-    def size(run, state):
-        return 0
+def step_reached(run, state):
+    return int(state.step)
 
-    job = trials.Job(Trial({}, run[0], train=True, measures=(size,)), copied, tmp_path / "trials.jsonl", "")
+
+def test_a_trial_whose_last_checkpoint_is_damaged_is_trained_to_its_end_again(run, copied, tmp_path):
+    job = trials.Job(Trial({}, run[0], train=True, measures=(step_reached,)), copied, tmp_path / "trials.jsonl", "")
     damage.cut(damage.largest(copied / "checkpoints" / "12" / "state"))
-    with pytest.raises(UserError, match="newest whole checkpoint is of step 8, not 12: delete the folder"):
-        trials.run(job)
-    assert not job.ledger.exists()
+    line = trials.run(job)
+    assert line["outcome"]["measured"] == {"step_reached": 12} and line["outcome"]["summary"]["steps"] == 12
+    assert json.loads(job.ledger.read_text()) == line
 
 
 # -- removal ----------------------------------------------------------------------------------------------------------
