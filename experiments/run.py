@@ -132,7 +132,7 @@ def run(spec: str, scale: str, workdir: Path, out: Path, jobs: int, console: ric
             (o.summary["finished"] for o in outcomes if o.summary),
             default=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         ),
-        "trials": [kept(trial, outcome) for trial, outcome in zip(planned, outcomes, strict=True)],
+        "trials": [record_of(trial, outcome) for trial, outcome in zip(planned, outcomes, strict=True)],
     }
     write(this, results, outcomes, folder)
     show(results, console)
@@ -219,7 +219,7 @@ def environments(outcomes: study.Outcomes) -> list[dict[str, Any]]:
     return [entry for i, entry in enumerate(entries) if entry not in entries[:i]]
 
 
-def kept(trial: study.Trial, outcome: study.Outcome) -> dict[str, Any]:
+def record_of(trial: study.Trial, outcome: study.Outcome) -> dict[str, Any]:
     """Returns the record of a trial in results.json."""
     names = ("accuracy", "loss", "bleu", "exact_match", "parameters", "mult_adds", "steps", "seconds")
     summary = outcome.summary and {name: outcome.summary[name] for name in names if name in outcome.summary}

@@ -161,12 +161,12 @@ def beam_search(
             beams, jnp.concatenate([state.ended, tokens], 1), jnp.concatenate([state.ended_scores, scores], 1)
         )
 
-        alive_logs, kept = jax.lax.top_k(jnp.where(ends, _NEVER, logs), beams)  # [N, 2 B] -> [N, B]
-        alive, parent = _take(tokens, kept), _take(parent, kept)
+        alive_logs, best = jax.lax.top_k(jnp.where(ends, _NEVER, logs), beams)  # [N, 2 B] -> [N, B]
+        alive, parent = _take(tokens, best), _take(parent, best)
         cache = jax.tree.map(  # [N B, ...] -> [N, B, ...] -> [N B, ...]
             lambda x: _take(x.reshape(batch, beams, *x.shape[1:]), parent).reshape(x.shape), state.cache
         )
-        token = _take(token, kept).reshape(-1)  # [N, 2 B] -> [N, B] -> [N B]
+        token = _take(token, best).reshape(-1)  # [N, 2 B] -> [N, B] -> [N B]
         next_logs, cache = _next(model, variables, cache, token, state.place + 1, source_of_beams, length)
         next_logs = next_logs.reshape(batch, beams, vocabulary)  # [N B, V] -> [N, B, V]
         return Beams(state.place + 1, alive, alive_logs, ended, ended_scores, next_logs, cache)

@@ -216,9 +216,9 @@ def mark(items: list[pytest.Item]) -> None:
             if CHECKED & {(file, ""), (file, name)} and (file, name) not in UNCHECKED:
                 item.add_marker(pytest.mark.check)
     for key, count in KEPT.items():
-        kept = {i * len(cases[key]) // count for i in range(count)}
+        in_tier = {i * len(cases[key]) // count for i in range(count)}
         for i, item in enumerate(cases[key]):
-            if i not in kept:
+            if i not in in_tier:
                 item.add_marker(pytest.mark.full)
 
 

@@ -46,16 +46,16 @@ def _row(what: str, who: str, side: str, arguments: Sequence[str], settings: Set
     python = settings.python("ours" if side == "ours" else "peer")
     row = {"what": what, "who": who, "side": side}
     try:
-        taken = [watched([python, *arguments]) for _ in range(settings.processes)]
+        runs = [watched([python, *arguments]) for _ in range(settings.processes)]
     except WorkerFailed as error:
         return {**row, "failed": str(error)}
-    seconds = [one.seconds for one in taken]
+    seconds = [one.seconds for one in runs]
     return {
         **row,
         "ms": round(1e3 * statistics.median(seconds)),
         "min_ms": round(1e3 * min(seconds)),
-        "samples": len(taken),
-        "peak_mib": round(max(one.peak_mib for one in taken)),
+        "samples": len(runs),
+        "peak_mib": round(max(one.peak_mib for one in runs)),
     }
 
 

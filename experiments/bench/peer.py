@@ -115,8 +115,8 @@ def steps(case: dict) -> Served:
         net.train()
         finish()
 
-    known = {"step": step, "forward": forward}
-    calls = {name: known[name] for name in case.get("calls", known)}
+    all_calls = {"step": step, "forward": forward}
+    calls = {name: all_calls[name] for name in case.get("calls", all_calls)}
     for _ in range(3):
         for one in calls.values():
             one()

@@ -51,8 +51,8 @@ def work(cases: Mapping[str, Callable[[dict[str, Any]], Served]]) -> None:
         print(json.dumps(fields), file=out, flush=True)
 
     try:
-        asked = json.loads(sys.argv[1])
-        served = cases[asked["case"]](asked)
+        case = json.loads(sys.argv[1])
+        served = cases[case["case"]](case)
         answer(ready=dict(served.description))
         for line in sys.stdin:
             call, count = line.split()

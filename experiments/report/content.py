@@ -123,13 +123,13 @@ def gather(results: Path, pictures: Path) -> Report:
         _parity(results / "parity.md"),
         _fuzz(results / "fuzz.md"),
     ]
-    found = [read(path) for path in sorted(results.rglob("*.json"))]
-    devices = dict.fromkeys(value for one in found for value in _values(one, ("device",)))
-    date = max((value for one in found for value in _values(one, DATES)), default="")
-    groups = [(about, part, dict(part.blocks)["claims"]) for about in studies for part in about.children]
+    documents = [read(path) for path in sorted(results.rglob("*.json"))]
+    devices = dict.fromkeys(value for one in documents for value in _values(one, ("device",)))
+    date = max((value for one in documents for value in _values(one, DATES)), default="")
+    groups = [(section, part, dict(part.blocks)["claims"]) for section in studies for part in section.children]
     overview = [
-        Overview(part.anchor, about.title, own[0].scale, study.counts([one._asdict() for one in own]))
-        for about, part, own in groups
+        Overview(part.anchor, section.title, own[0].scale, study.counts([one._asdict() for one in own]))
+        for section, part, own in groups
         if own
     ]
     claims = [claim for *_, own in groups for claim in own]
@@ -159,13 +159,17 @@ def anchor(*parts: Any) -> str:
 
 def _studies(root: Path) -> Iterator[Section]:
     """Yields the studies of the catalogue, run or not, then those that users have added, by their results alone."""
-    found = {path.parent.parent.name for scale in study.SCALES for path in root.glob(f"*/{scale}/results.json")}
-    for name in (*study.STUDIES, *sorted(found - set(study.STUDIES))):
-        about = study.module(name).STUDY if name in study.STUDIES else None
+    names_with_results = {
+        path.parent.parent.name for scale in study.SCALES for path in root.glob(f"*/{scale}/results.json")
+    }
+    for name in (*study.STUDIES, *sorted(names_with_results - set(study.STUDIES))):
+        description = study.module(name).STUDY if name in study.STUDIES else None
         paths = [path for scale in study.SCALES if (path := root / name / scale / "results.json").exists()]
         runs = [(path, read(path)) for path in paths]
         try:
-            children = [_scale(result, path.parent, about.would_change if about else "") for path, result in runs]
+            children = [
+                _scale(result, path.parent, description.would_change if description else "") for path, result in runs
+            ]
         except KeyError as error:
             raise UserError(
                 f"{root / name}: its results.json lacks {error}; remove it and run the study again"
@@ -173,10 +177,14 @@ def _studies(root: Path) -> Iterator[Section]:
         command = f"python -m experiments.run {name} --scale="
         missing = [
             ("missing", (f"Not run at scale {scale} ({cost})", f"{command}{scale}"))
-            for scale, cost in (about.cost if about else {}).items()
+            for scale, cost in (description.cost if description else {}).items()
             if scale not in [path.parent.name for path in paths]
         ]
-        title, question = (about.title, about.question) if about else (runs[-1][1]["title"], runs[-1][1]["question"])
+        title, question = (
+            (description.title, description.question)
+            if description
+            else (runs[-1][1]["title"], runs[-1][1]["question"])
+        )
         yield Section(anchor(name), title, [("text", question)], children, missing)
 
 
@@ -293,18 +301,18 @@ def _seeds(path: Path) -> Section:
     title = "Digits, several seeds"
     if not path.exists():
         return Section("digits", title, [("missing", ("Not run yet", SEEDS))])
-    found = read(path)
+    digits = read(path)
     rows = [
-        [run["seed"], f"{run['accuracy']:.2%}", f"{run['loss']:.4f}", f"{run['seconds']:.1f}"] for run in found["runs"]
+        [run["seed"], f"{run['accuracy']:.2%}", f"{run['loss']:.4f}", f"{run['seconds']:.1f}"] for run in digits["runs"]
     ]
     facts = [
         (
             "accuracy",
-            f"{found['accuracy_mean']:.2%} ± {found['accuracy_std']:.2%}, mean and standard deviation of "
-            f"{len(rows)} seeds; {found['test_examples']} test images",
+            f"{digits['accuracy_mean']:.2%} ± {digits['accuracy_std']:.2%}, mean and standard deviation of "
+            f"{len(rows)} seeds; {digits['test_examples']} test images",
         ),
-        ("network", f"{found['model']}, {found['parameters']:,} parameters, {found['mult_adds']:,} mult-adds"),
-        ("environment", f"{found['device']}; commit {found['commit']}; {_versions(found['versions'])}"),
+        ("network", f"{digits['model']}, {digits['parameters']:,} parameters, {digits['mult_adds']:,} mult-adds"),
+        ("environment", f"{digits['device']}; commit {digits['commit']}; {_versions(digits['versions'])}"),
     ]
     return Section(
         "digits",

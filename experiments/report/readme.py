@@ -51,22 +51,22 @@ def update(text: str, results: Path) -> str:
     return "".join(parts) + text[at:]
 
 
-def _where(found: Mapping[str, Any]) -> str:
-    return f"{found['device']}, commit {found['commit']}"
+def _where(result: Mapping[str, Any]) -> str:
+    return f"{result['device']}, commit {result['commit']}"
 
 
 def _placed(columns: Sequence[str], rows: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) -> str:
     """A table of rows (what says device and commit, cells); these are a line where they are the same for all."""
-    shown, told = [list(cells) for _, cells in rows], []
+    shown, common = [list(cells) for _, cells in rows], []
     columns = list(columns)
     for name in ("device", "commit"):
         values = [where[name] for where, _ in rows]
         if len(set(values)) == 1:
-            told.append(f"commit {values[0]}" if name == "commit" else values[0])
+            common.append(f"commit {values[0]}" if name == "commit" else values[0])
         else:
             columns.append(name)
             shown = [[*cells, value] for cells, value in zip(shown, values, strict=True)]
-    return (f"{', '.join(told)}:\n\n" if told else "") + markdown_table(columns, shown)
+    return (f"{', '.join(common)}:\n\n" if common else "") + markdown_table(columns, shown)
 
 
 # -- studies -------------------------------------------------------------------------------------------------------
@@ -125,8 +125,8 @@ def _of_study(
             table = next((one for one in result["tables"] if one["title"] == title), None)
             if result["scale"] not in scales or table is None:
                 continue
-            kept = [i for i, column in enumerate(table["columns"]) if not columns or column in columns]
-            columns_shown, *rows = ([row[i] for i in kept] for row in (table["columns"], *table["rows"]))
+            positions = [i for i, column in enumerate(table["columns"]) if not columns or column in columns]
+            columns_shown, *rows = ([row[i] for i in positions] for row in (table["columns"], *table["rows"]))
             shown += [
                 f"Scale {result['scale']} ({_commits(result['environments'])}):",
                 "",
@@ -146,13 +146,13 @@ def digits(results: Path) -> str:
     path = results / "digits.json"
     if not path.exists():
         return results_files.missing(content.SEEDS)
-    found = content.read(path)
-    runs = found["runs"]
-    told = (
-        f"**{found['accuracy_mean']:.2%} ± {found['accuracy_std']:.2%}** of {found['test_examples']} test images "
-        f"by a {found['model']} of {found['parameters']:,} parameters ({_where(found)}):\n\n"
+    digits = content.read(path)
+    runs = digits["runs"]
+    sentence = (
+        f"**{digits['accuracy_mean']:.2%} ± {digits['accuracy_std']:.2%}** of {digits['test_examples']} test images "
+        f"by a {digits['model']} of {digits['parameters']:,} parameters ({_where(digits)}):\n\n"
     )
-    return told + markdown_table(
+    return sentence + markdown_table(
         ("seed", *(run["seed"] for run in runs)),
         [
             ("test accuracy", *(f"{run['accuracy']:.2%}" for run in runs)),
@@ -166,11 +166,11 @@ def parity(results: Path) -> str:
     path = results / "parity.json"
     if not path.exists():
         return results_files.missing(content.PARITY)
-    found = content.read(path)
-    errors = [one["relative_error"] for one in found["networks"]]
+    parity = content.read(path)
+    errors = [one["relative_error"] for one in parity["networks"]]
     return (
         f"Of {len(errors)} imported networks the logits differ by at most {max(errors):.1e} of the largest, in the "
-        f"median by {statistics.median(errors):.1e} ({_where(found)})."
+        f"median by {statistics.median(errors):.1e} ({_where(parity)})."
     )
 
 
@@ -240,10 +240,10 @@ def smaller(results: Path) -> str:
     path = results / "bench" / "smaller" / "smaller.json"
     if not path.exists():
         return results_files.missing("python -m experiments.bench.smaller")
-    found = content.read(path)
+    result = content.read(path)
     rows = [
         (
-            found,
+            result,
             [
                 row["case"],
                 row["program"],
@@ -251,7 +251,7 @@ def smaller(results: Path) -> str:
                 f"{row['times_faster']:.2f}",
             ],
         )
-        for row in found["rows"]
+        for row in result["rows"]
         if row["times_faster"] != 1
         and row["case"].split(",")[0] in models.names()
         and row["program"] != "XNOR by floats"
@@ -264,11 +264,11 @@ def skipped(results: Path) -> str:
     path = results / "bench" / "skipped" / "skipped.json"
     if not path.exists():
         return results_files.missing("python -m experiments.bench.skipped")
-    found = content.read(path)
-    programs = {(row["network"], row["batch"], row["program"]): row for row in found["rows"]}
+    result = content.read(path)
+    programs = {(row["network"], row["batch"], row["program"]): row for row in result["rows"]}
     rows = [
         (
-            found,
+            result,
             [
                 network,
                 batch,

@@ -155,7 +155,7 @@ def _flat(section: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 def files(root: Path = ROOT) -> list[Config]:
     """Returns the files of configs/ that define get_config."""
-    found = []
+    configs = []
     for path in sorted((root / "configs").glob("*.py")):
         tree = ast.parse(path.read_text())
         if not any(isinstance(node, ast.FunctionDef) and node.name == "get_config" for node in tree.body):
@@ -174,8 +174,8 @@ def files(root: Path = ROOT) -> list[Config]:
         }
         doc = ast.get_docstring(tree) or ""
         commands = re.findall(r"^ +(python -m .*?)(?: {3,}.*)?$", doc, re.MULTILINE)
-        found.append(Config(path.name, doc.partition("\n\n")[0].replace("\n", " "), arguments, commands))
-    return found
+        configs.append(Config(path.name, doc.partition("\n\n")[0].replace("\n", " "), arguments, commands))
+    return configs
 
 
 def _keywords(call: ast.Call) -> Iterator[ast.keyword]:
@@ -278,11 +278,11 @@ def network(name: str) -> Row:
 
 def families() -> dict[str, list[str]]:
     """Returns {module of a family: its networks}."""
-    found: dict[str, list[str]] = {}
+    networks: dict[str, list[str]] = {}
     for name in models.names():
         start = max((start for start in models.FAMILIES if name.startswith(start)), key=len)
-        found.setdefault(models.FAMILIES[start], []).append(name)
-    return dict(sorted(found.items()))
+        networks.setdefault(models.FAMILIES[start], []).append(name)
+    return dict(sorted(networks.items()))
 
 
 def models_page() -> str:

@@ -51,7 +51,7 @@ class Coupling(NamedTuple):
     repeat: int
     own: bool
 
-    def kept(self, stays: np.ndarray) -> np.ndarray:
+    def indices(self, stays: np.ndarray) -> np.ndarray:
         """Returns the indices along the axis that stay, for bool [D] per filter."""
         return np.flatnonzero(np.tile(stays, self.repeat))
 
@@ -150,11 +150,11 @@ def shrink(
                 f"{[*shapes[name]] if name in shapes else 'no such array'}"
             )
     stays = {kernel: _stays(kernel, np.asarray(mask)) for kernel, mask in masks.items()}
-    stays = {kernel: kept for kernel, kept in stays.items() if not kept.all()}
+    stays = {kernel: mask for kernel, mask in stays.items() if not mask.all()}
     couplings = coupled(model, inputs, stays)
-    for kernel, kept in stays.items():
-        if kept.size != (size := shapes[f"params/{kernel}"][-1]):
-            raise UserError(f"mask of {kernel}: it has {kept.size} entries, but there are {size} filters")
+    for kernel, mask in stays.items():
+        if mask.size != (size := shapes[f"params/{kernel}"][-1]):
+            raise UserError(f"mask of {kernel}: it has {mask.size} entries, but there are {size} filters")
     smaller, fewer, apart = _cut(model, variables, stays, couplings, inputs)
     if not apart <= TOLERANCE:
         raise UserError(
@@ -182,7 +182,7 @@ def _cut(model, variables, stays, couplings, inputs) -> tuple[nn.Module, dict[st
     """Returns the smaller model, its variables, and the largest difference of logits relative to the largest logit."""
     masked = {name: np.array(leaf) for name, leaf in _flat(variables).items()}
     fewer, cut = dict(masked), {}
-    for kernel, kept in stays.items():
+    for kernel, mask in stays.items():
         for coupling in couplings[kernel]:
             name, axis = coupling.array, coupling.axis
             if cut.setdefault((name, axis), kernel) != kernel:
@@ -190,10 +190,10 @@ def _cut(model, variables, stays, couplings, inputs) -> tuple[nn.Module, dict[st
                     f"filters of {_layer(kernel)} cannot be removed together with those of "
                     f"{_layer(cut[name, axis])}: {name} sees both"
                 )
-            fewer[name] = np.take(fewer[name], coupling.kept(kept), axis)
+            fewer[name] = np.take(fewer[name], coupling.indices(mask), axis)
             if coupling.own:
-                masked[name] = np.where(np.tile(kept, coupling.repeat), masked[name], 0)  # the last axis
-    smaller = _with(model, {_layer(kernel): int(kept.sum()) for kernel, kept in stays.items()})
+                masked[name] = np.where(np.tile(mask, coupling.repeat), masked[name], 0)  # the last axis
+    smaller = _with(model, {_layer(kernel): int(mask.sum()) for kernel, mask in stays.items()})
     fewer = traverse_util.unflatten_dict(fewer, sep="/")
     rng = np.random.default_rng(0)
     images = [jnp.asarray(rng.normal(size=(2, *x.shape[1:])), x.dtype) for x in models.abstract(inputs)]

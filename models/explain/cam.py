@@ -18,7 +18,17 @@ import numpy as np
 from jax.core import Tracer
 
 from models.errors import UserError
-from models.explain.method import Explanation, as_maps, explains, grid, map_endpoint, outline, picked, read, resolved
+from models.explain.method import (
+    Explanation,
+    as_maps,
+    explains,
+    grid,
+    logits_and_activation,
+    map_endpoint,
+    outline,
+    picked,
+    resolved,
+)
 from models.layers.endpoint import capture
 from models.layers.ingredients import HEAD
 
@@ -141,7 +151,7 @@ def _read(model, variables, images, target, endpoint) -> _Read:
     name = map_endpoint(shapes, endpoint)
 
     def score(add):
-        logits, x = read(model, variables, images, name, add)
+        logits, x = logits_and_activation(model, variables, images, name, add)
         chosen = resolved(target, logits)
         return picked(logits, chosen).sum(), (x, logits, chosen)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.errors import UserError
-from models.explain.method import as_maps, explains, map_endpoint, outline, picked, read, resolved
+from models.explain.method import as_maps, explains, logits_and_activation, map_endpoint, outline, picked, resolved
 
 Pair = tuple[int, int]
 
@@ -121,7 +121,7 @@ def _sweep(model, variables, images, target, *, size, stride, color, endpoint, b
     windows = len(rows) * len(columns)
 
     def forward(images):
-        logits, x = read(model, variables, images, endpoint)
+        logits, x = logits_and_activation(model, variables, images, endpoint)
         return logits.astype(jnp.float32), as_maps(x).sum((1, 2))
 
     logits, totals = forward(images)

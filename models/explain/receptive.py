@@ -18,7 +18,7 @@ import numpy as np
 import models
 from models.analysis import jaxpr
 from models.errors import choice_error
-from models.explain.method import as_maps, check_range, grid, map_endpoint, outline, read
+from models.explain.method import as_maps, check_range, grid, logits_and_activation, map_endpoint, outline
 from models.kernels.tracing import lowering
 from models.layers.endpoint import capture
 
@@ -155,7 +155,7 @@ def effective(
 @functools.partial(jax.jit, static_argnames=("model", "endpoint"))
 def _gradient(model, variables, images, row, column, channel, *, endpoint):
     def unit(images):
-        units = as_maps(read(model, variables, images, endpoint)[1])[:, row, column]  # [N, C]
+        units = as_maps(logits_and_activation(model, variables, images, endpoint)[1])[:, row, column]  # [N, C]
         return units.sum() if channel is None else units[:, channel].sum()
 
     return jnp.abs(jax.grad(unit)(images)).mean((0, 3))

@@ -63,21 +63,21 @@ class Sites:
         self._first = first
         self._unused: dict[str, str] = {}  # {field: spec} that have not made a low-bit layer yet
 
-    def constructor(self, field: str, spec: str | Callable, known: dict[str, Callable]) -> Callable:
+    def constructor(self, field: str, spec: str | Callable, constructors: dict[str, Callable]) -> Callable:
         """Returns the constructor of the layers for a field.
 
         Args:
           field: Name of the field, for errors.
-          spec: A name in `known`, FILE.py:NAME, or a class.
-          known: Layers by name.
+          spec: A name in `constructors`, FILE.py:NAME, or a class.
+          constructors: Layers by name.
 
         Raises:
           UserError: The name is unknown.
         """
         layer = plugins.load(spec)
-        if not callable(layer) and layer not in known:
-            raise choice_error(field, layer, known)
-        chosen = layer if callable(layer) else known[layer]
+        if not callable(layer) and layer not in constructors:
+            raise choice_error(field, layer, constructors)
+        chosen = layer if callable(layer) else constructors[layer]
         low_bit = not callable(layer) and layer in LOW_BIT
         if low_bit:
             self._unused[field] = str(layer)
@@ -93,7 +93,7 @@ class Sites:
                     f"{unused_field}='{unused_spec}' is without effect: the first layer and the head remain "
                     "standard, and this network has no other layer of this kind"
                 )
-            return (known["standard"] if low_bit else chosen)(*args, name=name, **kwargs)
+            return (constructors["standard"] if low_bit else chosen)(*args, name=name, **kwargs)
 
         return construct
 

@@ -97,14 +97,14 @@ def state(tree: Any) -> dict[str, Any]:
 
 
 def without_prefixes(
-    arrays: Mapping[str, Any], prefixes: Collection[str], known: Collection[str] = ()
+    arrays: Mapping[str, Any], prefixes: Collection[str], expected: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Removes prefixes that all names share, in any order, until there is none or a name is `known`.
+    """Removes prefixes that all names share, in any order, until there is none or a name is `expected`.
 
     Counters may lack the prefix.
     """
-    known = set(known)
-    while known.isdisjoint(arrays):
+    expected = set(expected)
+    while expected.isdisjoint(arrays):
         names = [name for name, array in arrays.items() if not is_counter(name, array)]
         prefix = next((prefix for prefix in prefixes if names and all(name.startswith(prefix) for name in names)), "")
         if not prefix:

@@ -199,10 +199,10 @@ def test_the_published_data_sets_fine_tune(sets, weights_file, tmp_path, name, c
         assert build_run(c).state.params["head"]["kernel"].shape[1] == classes
         return
     c.hooks = c.hooks.replace("figures|", "").replace("figures", "")
-    found = loop.train(c, tmp_path / "run")
-    assert found["steps"] == 2
-    assert ("mean_average_precision" in found) == (name == "voc2007")
-    assert ("mean_class_accuracy" in found) == (name != "voc2007")
+    summary = loop.train(c, tmp_path / "run")
+    assert summary["steps"] == 2
+    assert ("mean_average_precision" in summary) == (name == "voc2007")
+    assert ("mean_class_accuracy" in summary) == (name != "voc2007")
 
 
 def test_the_command_of_features_and_classifiers(source, tmp_path):
@@ -218,14 +218,14 @@ def test_the_command_of_features_and_classifiers(source, tmp_path):
     ]
     done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())["results"]
-    assert [(row["endpoint"], row["classifier"], row["features"]) for row in found] == [
+    rows = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert [(row["endpoint"], row["classifier"], row["features"]) for row in rows] == [
         ("stage2", "logistic", 8),
         ("stage2", "knn", 8),
         ("pre_logits", "logistic", 16),
         ("pre_logits", "knn", 16),
     ]
-    assert all(row["accuracy"] > 0.5 for row in found) and f"{found[0]['accuracy']:.2%}" in done.stdout
+    assert all(row["accuracy"] > 0.5 for row in rows) and f"{rows[0]['accuracy']:.2%}" in done.stdout
     wrong = subprocess.run(
         [*command[:4], "--endpoint=stag2"], cwd=tiny.ROOT, capture_output=True, text=True, timeout=200, check=False
     )

@@ -39,8 +39,8 @@ def label(page):
 def blocks(page):
     text = page.read_text()
     return [
-        Block(text.count("\n", 0, found.start()) + 1, found[3], found[4], found[1] or "")
-        for found in FENCE.finditer(text)
+        Block(text.count("\n", 0, fence.start()) + 1, fence[3], fence[4], fence[1] or "")
+        for fence in FENCE.finditer(text)
     ]
 
 
@@ -88,14 +88,14 @@ def flags(module):
         return None
     path = ROOT / module.replace(".", "/")
     path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func).rpartition(".")[2]
         if re.match(r"define|DEFINE", name):
-            found.add(node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else name[7:])
-    return found | {"help"}
+            names.add(node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else name[7:])
+    return names | {"help"}
 
 
 @functools.cache
@@ -122,25 +122,25 @@ def fault(words):
         return "".join(f"no target {target}" for target in words[1:] if "=" not in target and target not in targets)
     if words[0] == "pip" or words[0].endswith("/pip"):
         extras = re.search(r"\.\[(\w+)\]", " ".join(words))
-        known = (ROOT / "setup.cfg").read_text()
-        return f"no extra {extras[1]}" if extras and not re.search(rf"^{extras[1]} ?=", known, re.MULTILINE) else ""
+        setup = (ROOT / "setup.cfg").read_text()
+        return f"no extra {extras[1]}" if extras and not re.search(rf"^{extras[1]} ?=", setup, re.MULTILINE) else ""
     return "" if words[0] in OTHER_PROGRAMS else f"unknown program {words[0]}"
 
 
 def _fault_of_module(module, arguments):
     if module in OTHER_MODULES:
         return ""
-    known = flags(module)
-    if known is None:
+    names = flags(module)
+    if names is None:
         return f"{module} is no command"
     for argument in arguments:
         flag, _, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--"):
             continue
-        if flag.startswith("config.") and "config" in known:
+        if flag.startswith("config.") and "config" in names:
             if flag.removeprefix("config.") not in config_keys():
                 return f"no config key {flag}"
-        elif flag not in known and flag.removeprefix("no") not in known:
+        elif flag not in names and flag.removeprefix("no") not in names:
             return f"{module} has no flag --{flag}"
         elif flag == "config" and (problem := _fault_of_config(value)):
             return problem

@@ -31,16 +31,16 @@ def stamped(rows, case="resnet50, 224x224", subject="resnet50/224", device="1 x 
 
 
 def test_ours_is_compared_with_the_first_and_with_the_best_of_the_peer():
-    taken = samples(PyTorch=30.0, ours=10.0) | {("step", "torch.compile"): [{"ms": 18.0, "preempted": 0}] * 3}
-    eager, compiled, ours = workers.table(SPECS, [Call("step", 2, 64)], taken, {"ours": {"peak_mib": 7}}, {})
+    by_call = samples(PyTorch=30.0, ours=10.0) | {("step", "torch.compile"): [{"ms": 18.0, "preempted": 0}] * 3}
+    eager, compiled, ours = workers.table(SPECS, [Call("step", 2, 64)], by_call, {"ours": {"peak_mib": 7}}, {})
     assert (eager["ms"], eager["times_first"], eager["images_per_second"]) == (15.0, 1.0, 4266.7)
     assert (ours["ms"], ours["times_first"], ours["times_best"], ours["peak_mib"]) == (5.0, 3.0, 1.8, 7)
     assert compiled["times_first"] == 1.667 and "times_best" not in compiled
 
 
 def test_a_worker_that_failed_is_compared_with_nothing():
-    taken = samples(PyTorch=30.0, ours=10.0)
-    _, compiled, ours = workers.table(SPECS, [Call("step")], taken, {}, {"torch.compile": "no compiler"})
+    by_call = samples(PyTorch=30.0, ours=10.0)
+    _, compiled, ours = workers.table(SPECS, [Call("step")], by_call, {}, {"torch.compile": "no compiler"})
     assert compiled["failed"] == "no compiler" and "ms" not in compiled
     assert ours["times_best"] == 3.0
     *_, ours = workers.table(SPECS, [Call("step")], samples(ours=10.0), {}, {"PyTorch": "x", "torch.compile": "x"})
@@ -48,11 +48,11 @@ def test_a_worker_that_failed_is_compared_with_nothing():
 
 
 def test_disturbed_samples_are_left_out_where_enough_others_remain():
-    taken = {("step", "ours"): [{"ms": 1.0, "preempted": 0}] * 5 + [{"ms": 9.0, "preempted": 99}] * 7}
-    (row,) = workers.table(SPECS[2:], [Call("step")], taken, {}, {})
+    by_call = {("step", "ours"): [{"ms": 1.0, "preempted": 0}] * 5 + [{"ms": 9.0, "preempted": 99}] * 7}
+    (row,) = workers.table(SPECS[2:], [Call("step")], by_call, {}, {})
     assert (row["ms"], row["samples"]) == (1.0, 5)
-    taken["step", "ours"] = taken["step", "ours"][1:]
-    (row,) = workers.table(SPECS[2:], [Call("step")], taken, {}, {})
+    by_call["step", "ours"] = by_call["step", "ours"][1:]
+    (row,) = workers.table(SPECS[2:], [Call("step")], by_call, {}, {})
     assert (row["ms"], row["samples"]) == (9.0, 11)
 
 
@@ -231,7 +231,7 @@ def test_what_a_killed_run_wrote_stays_and_is_replaced_case_by_case(tmp_path):
     before = output.read(tmp_path)
     assert before == {"rows": rows + swept, "profiles": spent}
     page = (tmp_path / "bench.md").read_text()
-    for said in (
+    for text in (
         "| resnet50, 224x224 |",
         "no / compiler",
         "43.2%",
@@ -244,7 +244,7 @@ def test_what_a_killed_run_wrote_stays_and_is_replaced_case_by_case(tmp_path):
         "![resnet50-batch.png](resnet50-batch.png)",
         "| fusion | 50.0% | 1 | 3 |",
     ):
-        assert said in page, said
+        assert text in page, text
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("bench.png", "resnet50-batch.png"))
     assert output.merged(before["rows"], [{"case": "by batch", "ms": 5}]) == [*rows, {"case": "by batch", "ms": 5}]
     output.write(tmp_path, {**result, "rows": stamped([{"what": "", "who": "", "side": "", "failed": "all of it"}])})

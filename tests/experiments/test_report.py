@@ -118,7 +118,7 @@ def test_html_says_what_the_results_say(built):
         statements = 3 if claim["verdict"] == study.DISAGREES else 2  # the study's verdict names it, too
         for field, times in (("statement", statements), ("published", 2), ("source", 2), ("expected", 1), ("ours", 2)):
             assert text.count(claim[field]) == times, claim[field]
-    for said in (
+    for phrase in (
         COMMAND,
         "Does <i>it</i> & that work?",
         "Loss < 1 & falling.",
@@ -139,7 +139,7 @@ def test_html_says_what_the_results_say(built):
         "Below",
         winners.CAPTION,
     ):
-        assert said in text, said
+        assert phrase in text, phrase
     badges = [attrs["class"] for attrs in page.all("span") if attrs.get("class", "").startswith("badge")]
     assert sorted(badges) == sorted(2 * [f"badge {name}" for name in render.BADGES.values()])
 
@@ -183,9 +183,9 @@ def test_markdown_says_the_same(built):
     _, text, out = built
     parser = markdown_it.MarkdownIt("commonmark").enable("table")
     page = Page(parser.render(text).replace(" />", ">"))
-    said = " ".join(page.text.split())
+    text_of_page = " ".join(page.text.split())
     for claim in CLAIMS:
-        assert all(str(text) in said for text in claim.values())
+        assert all(str(text) in text_of_page for text in claim.values())
     for name in (
         COMMAND,
         "What would change it. Larger <toys> & more seeds.",
@@ -196,7 +196,7 @@ def test_markdown_says_the_same(built):
         "Sizes of *toys*",
         "5 min 12 s",
     ):
-        assert name in said, name
+        assert name in text_of_page, name
     pictures = [attrs["src"] for attrs in page.all("img")]
     assert len(pictures) == 3 and all((out / name).is_file() for name in pictures)
     assert any(row.startswith("| --- | ---: | ---: |") for row in text.splitlines())
@@ -266,11 +266,11 @@ def test_duration(seconds, text):
 
 
 def test_results_of_older_code_say_what_would_change_them(results, tmp_path):
-    about = {**result("cost"), "claims": CLAIMS}
-    del about["would_change"], about["verdict"]
+    old_result = {**result("cost"), "claims": CLAIMS}
+    del old_result["would_change"], old_result["verdict"]
     folder = results / "studies" / "cost" / "digits"
     folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(about))
+    (folder / "results.json").write_text(json.dumps(old_result))
     (results / "studies" / "toy" / "digits" / "curves.png").rename(folder / "curves.png")
     section = next(one for one in content.gather(results, tmp_path / "p").sections if one.anchor == "cost")
     assert dict(section.children[0].blocks)["verdict"][1] == study.module("cost").STUDY.would_change
@@ -295,10 +295,10 @@ def test_a_readme_of_results_with_holes(results, tmp_path):
         )
     )
     for folder in (results, tmp_path / "nothing"):
-        made = readme.update(text, folder)
-        assert "stale" not in made and made.count("After.\n") == len(readme.BLOCKS) == len(blocks(made))
-        assert readme.update(made, folder) == made
-        assert all("Not measured yet: `" in block or name == "against" for name, block in blocks(made))
+        updated = readme.update(text, folder)
+        assert "stale" not in updated and updated.count("After.\n") == len(readme.BLOCKS) == len(blocks(updated))
+        assert readme.update(updated, folder) == updated
+        assert all("Not measured yet: `" in block or name == "against" for name, block in blocks(updated))
 
 
 def test_speed_is_of_the_newest_rows_beside_the_fastest(results):

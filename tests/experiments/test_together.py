@@ -13,6 +13,6 @@ def test_together_and_apart_have_the_same_losses(tmp_path):
     together.write([row], tmp_path)
     together.write([{**row, "runs": 3}], tmp_path)
     together.write([row], tmp_path)
-    kept = json.loads((tmp_path / "together.json").read_text())["rows"]
-    assert [one["runs"] for one in kept] == [3, 2]
+    rows = json.loads((tmp_path / "together.json").read_text())["rows"]
+    assert [one["runs"] for one in rows] == [3, 2]
     assert (tmp_path / "together.md").read_text().count(row["device"]) == 2

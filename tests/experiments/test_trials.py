@@ -68,8 +68,8 @@ def long():
 
 def run_all(planned, root, jobs=1):
     output = io.StringIO()
-    found = trials.run_all(planned, root, jobs, rich.console.Console(file=output))
-    return found, output.getvalue()
+    outcomes = trials.run_all(planned, root, jobs, rich.console.Console(file=output))
+    return outcomes, output.getvalue()
 
 
 def stamps(root):
@@ -80,19 +80,19 @@ def test_finished_trials_are_read_and_equal_ones_run_once(tmp_path):
     root = tmp_path / "runs"
     same = trial(0, (total,))._replace(labels={"part": "another"})
     planned = [trial(0, (size,)), trial(1), same, trial(0, (size,), train=False)]
-    found, output = run_all(planned, root)
+    outcomes, output = run_all(planned, root)
     assert output.count("\n") == 3 and "3/3" in output  # of four; the untrained one is another
-    assert [outcome.labels for outcome in found] == [t.labels for t in planned]
-    assert found[0].summary == found[2].summary and found[0].summary["steps"] == 4
-    assert found[0].measured["size"]["step"] == 4 and found[0].measured["total"] == 4
-    assert found[3].summary is None and found[3].measured["size"]["step"] == 0
-    assert found[3].measured["size"]["head"] != found[0].measured["size"]["head"]
-    assert found[0].history["train"]["step"] == [2, 4] and found[0].history["test"]["step"] == [4]
+    assert [outcome.labels for outcome in outcomes] == [t.labels for t in planned]
+    assert outcomes[0].summary == outcomes[2].summary and outcomes[0].summary["steps"] == 4
+    assert outcomes[0].measured["size"]["step"] == 4 and outcomes[0].measured["total"] == 4
+    assert outcomes[3].summary is None and outcomes[3].measured["size"]["step"] == 0
+    assert outcomes[3].measured["size"]["head"] != outcomes[0].measured["size"]["head"]
+    assert outcomes[0].history["train"]["step"] == [2, 4] and outcomes[0].history["test"]["step"] == [4]
     before = stamps(root)
     assert len(before) == 2
     again, _ = run_all([planned[0], trial(1, (size,)), *planned[2:]], root)  # a new measure of a finished trial
     assert stamps(root) == before
-    assert again[0] == found[0] and again[1].measured["size"]["step"] == 4
+    assert again[0] == outcomes[0] and again[1].measured["size"]["step"] == 4
 
 
 @pytest.mark.full
@@ -127,13 +127,13 @@ def test_what_a_trial_starts_from_runs_first_and_once(tmp_path, jobs):
         trial(6, (size,), train=False)._replace(start=trial(5)._replace(start=first)),
     ]
     root = tmp_path / "runs"
-    found, output = run_all(planned, root, jobs)
+    outcomes, output = run_all(planned, root, jobs)
     assert "4/4" in output  # one starts from another that starts from the first; one is in the list twice
     assert len({trials.address(one) for one in planned}) == 4
     configs = [json.loads((root / trials.address(one) / "config.json").read_text()) for one in planned[:3]]
     assert [config["init_from"] for config in configs] == [str(root / trials.address(first)), "", ""]
-    assert found[0].summary["loss"] != found[1].summary["loss"]
-    assert found[3].measured["size"]["head"] > 0 and found[2].measured["size"]["step"] == 4
+    assert outcomes[0].summary["loss"] != outcomes[1].summary["loss"]
+    assert outcomes[3].measured["size"]["head"] > 0 and outcomes[2].measured["size"]["step"] == 4
 
 
 def test_what_starts_from_a_run_that_diverged_says_so(tmp_path):
@@ -176,11 +176,11 @@ def test_interrupted_trials_go_on(tmp_path, jobs):
     assert not (root / names[1] / "outcome.json").exists()
     steps = [int(path.name) for path in (root / names[1] / "checkpoints").iterdir() if path.name.isdecimal()]
     assert len(steps) == 1 and 100 < steps[0] < 800
-    found, output = run_all(long(), root)
+    outcomes, output = run_all(long(), root)
     assert "3/3" in output and before in (None, stamps(root)[names[0]])
-    assert found[1].summary["steps"] == 800 and found[1].measured["size"]["step"] == 800
-    assert found[1].history["train"]["step"] == list(range(50, 801, 50))
-    assert json.loads((root / names[1] / "outcome.json").read_text())["summary"] == found[1].summary
+    assert outcomes[1].summary["steps"] == 800 and outcomes[1].measured["size"]["step"] == 800
+    assert outcomes[1].history["train"]["step"] == list(range(50, 801, 50))
+    assert json.loads((root / names[1] / "outcome.json").read_text())["summary"] == outcomes[1].summary
 
 
 ALONE = """

@@ -187,9 +187,9 @@ def test_a_run_and_its_continuation(tmp_path, data, pipeline):
     result = loop.train(run_config, tmp_path / "whole")
     assert result == json.loads((tmp_path / "whole" / "summary.json").read_text())
     by_class = result["average_precision_by_class"]
-    known = [value for value in by_class if value is not None]
-    assert len(by_class) == 20 and len(known) == 3 and result["test_examples"] == 21
-    assert result["mean_average_precision"] == pytest.approx(np.mean(known))
+    defined = [value for value in by_class if value is not None]
+    assert len(by_class) == 20 and len(defined) == 3 and result["test_examples"] == 21
+    assert result["mean_average_precision"] == pytest.approx(np.mean(defined))
     assert 0 < result["mean_average_precision_11"] <= 1 and 0 <= result["hit"] <= 1
     lines = logged_metrics(tmp_path / "whole")
     assert lines[-1]["mean_average_precision"] == result["mean_average_precision"]

@@ -16,7 +16,7 @@ from train.data import augment, decode, load, resident, shuffle, source, splits,
 from train.data.feed import Changed, Feed
 from train.devices import multihost
 from train.devices.parallel import Parallel
-from train.setup import config as config_lib
+from train.setup.config import Reader, difference, plain
 
 MOST_WORKERS = 1024
 _NAMED = 3  # number of skipped images to name
@@ -41,7 +41,7 @@ class ImageFeed:
 
     def __init__(
         self,
-        config: config_lib.Reader,
+        config: Reader,
         parallel: Parallel,
         *,
         batch_size: int,
@@ -87,7 +87,7 @@ class ImageFeed:
                 f"data.augment='{config.augment}': mixup and cutmix require one class per image, but images of "
                 f"data.source={config.source} have several"
             )
-        self._mirrors = "mirrored" in augmentation.given
+        self._mirrors = "mirrored" in augmentation.entries
         normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
 
         def prepare(key, batch, first):
@@ -180,7 +180,7 @@ class ImageFeed:
         if self._recorded and name in self._recorded["identity"]:
             before |= self._recorded["identity"][name]
             now |= opened.identity()
-        if lines := config_lib.difference(before, now):
+        if lines := difference(before, now):
             raise Changed(
                 f"data.source={self._config.source}: split '{name}' is not what the run was trained on "
                 f"({'; '.join(lines)}); predicting files and explaining --image need no data set"
@@ -222,7 +222,7 @@ class ImageFeed:
         return self._resident_calls(step, total) if self._is_resident else self._streamed_calls(step, total)
 
     def _resident_calls(self, step, total):
-        rows = shuffle.rows(self._batch_size, self._shard)
+        rows = shuffle.process_rows(self._batch_size, self._shard)
         while step < total:
             count = min(self._steps_per_call, total - step)
             positions = step * self._batch_size, count * self._batch_size
@@ -292,7 +292,7 @@ class ImageFeed:
             "classes": list(self.classes),
             "image_shape": list(self.image_shape),
             "label_shape": list(self.label_shape),
-            "decoder": config_lib.plain(dataclasses.asdict(self.decoder)),
+            "decoder": plain(dataclasses.asdict(self.decoder)),
             "identity": {name: self.split(name).identity() for name in ("train", "test")},
         }
 

@@ -25,7 +25,7 @@ from models.errors import UserError
 from train.data.composite import Placed
 from train.data.identity import Digest
 from train.data.source import Indices, Label, Source, Stored, Wrapped
-from train.setup import spec as calls
+from train.setup import spec
 
 YELLOW = (255, 255, 0)
 
@@ -220,20 +220,20 @@ OPERATIONS = {
 }
 
 
-def select(source: Source, spec: str) -> Source:
-    """Returns the part of `source` that `spec` describes, or the source itself for "".
+def select(source: Source, text: str) -> Source:
+    """Returns the part of `source` that `text` describes, or the source itself for "".
 
     Raises:
       UserError: an operation is unknown, or does not fit the source.
     """
-    operations = calls.parse("data.select", spec)
+    operations = spec.parse("data.select", text)
     if not operations:
         return source
     selection = _Selection(source)
     for call in operations:
         if selection.placed:
-            raise UserError(f"data.select '{spec}': place must come last")
-        calls.resolve("data.select", call, OPERATIONS, selection)
+            raise UserError(f"data.select '{text}': place must come last")
+        spec.resolve("data.select", call, OPERATIONS, selection)
         if not len(selection.index):
-            raise UserError(f"data.select '{spec}' leaves no examples")
+            raise UserError(f"data.select '{text}' leaves no examples")
     return selection.placed or selection.selected()

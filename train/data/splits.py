@@ -65,8 +65,8 @@ def _check_names(train: Source, test: Source, option: str) -> None:
     """
     if test.classes == train.classes[: len(test.classes)]:
         return
-    known = set(train.classes)
-    unknown = [name for name in test.classes if name not in known]
+    trained_classes = set(train.classes)
+    unknown = [name for name in test.classes if name not in trained_classes]
     difference = f"training lacks {_list(unknown)}" if unknown else "the test split numbers them differently"
     raise UserError(
         f"{option}: its splits have different classes: {difference} (where data.select names classes, "

@@ -23,8 +23,7 @@ from models import weights
 from models.compress import file
 from models.errors import UserError
 from models.kernels.tracing import lowering
-from train.export import card as cards
-from train.export import graph
+from train.export import cards, graph
 from train.export.network import PortableNetwork
 from train.storage.files import write_atomically
 

@@ -94,17 +94,17 @@ def knn(x: np.ndarray, y: np.ndarray, classes: int, k: int) -> Scorer:
     Source: Wu 2018 (arXiv 1805.01978, section 3.4).
     """
     labels = np.eye(classes, dtype=np.int32)[y] if y.ndim == 1 else y
-    present, counted, known = (jnp.asarray(array, jnp.float32) for array in (labels == 1, labels >= 0, _unit(x)))
+    present, counted, neighbors = (jnp.asarray(array, jnp.float32) for array in (labels == 1, labels >= 0, _unit(x)))
 
     @jax.jit
     def votes(queries):
-        cosine, index = jax.lax.top_k(queries @ known.T, min(k, len(known)))
+        cosine, index = jax.lax.top_k(queries @ neighbors.T, min(k, len(neighbors)))
         weight = jnp.exp((cosine - 1) / 0.07)
         votes, all_votes = (jnp.einsum("nk,nkc->nc", weight, labels[index]) for labels in (present, counted))
         return votes / jnp.maximum(all_votes, 1e-30)
 
     def score(x):
-        chunk = max(1, 2**24 // len(known))
+        chunk = max(1, 2**24 // len(neighbors))
         return np.concatenate([np.asarray(votes(_unit(x[i : i + chunk]))) for i in range(0, len(x), chunk)])
 
     return score

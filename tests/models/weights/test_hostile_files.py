@@ -270,7 +270,7 @@ def test_hostile_safetensors_files(tmp_path, name):
 )  # fmt: skip
 def test_metadata_that_do_not_name_a_network(tmp_path, text):
     path = tmp_path / "w.safetensors"
-    refused(path, safetensors.numpy.save({"a": B}, {"ablate": text}), weights.about, "its metadata 'ablate'")
+    refused(path, safetensors.numpy.save({"a": B}, {"ablate": text}), weights.description, "its metadata 'ablate'")
 
 
 @pytest.mark.parametrize(

@@ -126,8 +126,8 @@ def test_prefixes_that_only_some_names_have_are_kept(theirs):
         from_arrays(tiny(), some, "torchvision")
     with pytest.raises(Mismatch, match="arrays of these torchvision weights"):
         from_arrays(tiny(), {f"mine.{name}": array for name, array in theirs.items()}, "torchvision")
-    known = {"model.a": A, "model.b": B}  # a network whose own names begin with "model."
-    assert unwrap.without_prefixes(known, unwrap.ATTRIBUTES, {"model.a", "model.c"}) == known
+    arrays = {"model.a": A, "model.b": B}  # a network whose own names begin with "model."
+    assert unwrap.without_prefixes(arrays, unwrap.ATTRIBUTES, {"model.a", "model.c"}) == arrays
 
 
 def test_numbers_beside_arrays_are_not_parameters(theirs):

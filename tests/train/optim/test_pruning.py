@@ -95,9 +95,9 @@ def test_std_is_a_threshold_in_proportion_to_the_deviation():
     weights = {name: (10.0**i) * kernel for i, (name, kernel) in enumerate(arrays((30, 20), (3, 3, 5, 8)).items())}
     masks = functions.keep(functions.scores("magnitude", weights, {}, {}), 0.7, "std", weights=weights)
     ratios = {name: np.abs(kernel) / np.std(kernel) for name, kernel in weights.items()}
-    kept = np.concatenate([np.ravel(ratios[name])[np.ravel(masks[name])] for name in masks])
+    survivors = np.concatenate([np.ravel(ratios[name])[np.ravel(masks[name])] for name in masks])
     lost = np.concatenate([np.ravel(ratios[name])[~np.ravel(masks[name])] for name in masks])
-    assert kept.size == round(0.3 * 960) and kept.min() >= lost.max()
+    assert survivors.size == round(0.3 * 960) and survivors.min() >= lost.max()
     # Global magnitude would prune the whole first layer
     assert all(0.15 < np.mean(mask) < 0.45 for mask in masks.values())
     # In a layer that has lost weights, the deviation is that of the others.
@@ -365,10 +365,10 @@ def test_a_network_without_filters_equals_its_smaller_one_after_any_step():
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
         sizes.append(sum(leaf.size for leaf in jax.tree.leaves(fewer["params"])))
     assert sizes[0] > sizes[1] == sizes[2]
-    kept = {name: int(mask.sum()) for name, mask in units(masks).items()}
+    units_left = {name: int(mask.sum()) for name, mask in units(masks).items()}
     filters = {name: mask.size for name, mask in units(masks).items()}
-    assert filters == dict(zip(sorted(filters), (4, 8, 16), strict=True)) and min(kept.values()) >= 1
-    assert sum(kept.values()) == round(0.4 * 28)
+    assert filters == dict(zip(sorted(filters), (4, 8, 16), strict=True)) and min(units_left.values()) >= 1
+    assert sum(units_left.values()) == round(0.4 * 28)
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,8 @@ def test_the_values_are_trained_as_if_they_were_the_parameters(tx):
         books = optax.apply_updates(books, changes)
     for name, layer in expand(books).items():
         np.testing.assert_allclose(ours[name]["kernel"], layer["kernel"], rtol=2e-4, atol=1e-5)
-        kept = np.asarray(start[name]["kernel"]) != 0
-        np.testing.assert_array_equal(np.asarray(ours[name]["kernel"]) != 0, kept)
+        mask = np.asarray(start[name]["kernel"]) != 0
+        np.testing.assert_array_equal(np.asarray(ours[name]["kernel"]) != 0, mask)
         assert len(values(ours[name]["kernel"])) <= 8
     assert (np.asarray(ours["conv"]["bias"]) != 1).all()  # unshared parameters are trained as usual
 
