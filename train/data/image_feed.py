@@ -359,8 +359,8 @@ class ImageFeed:
 
 
 def _gather(data: dict[str, jax.Array], item: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    index, others = item["index"], {name: array for name, array in item.items() if name != "index"}
-    return {**resident.Resident.gather(data, index), "mask": jnp.ones(index.shape, jnp.float32), **others}
+    indices, extra = item["index"], {name: array for name, array in item.items() if name != "index"}
+    return {**resident.Resident.gather(data, indices), "mask": jnp.ones(indices.shape, jnp.float32), **extra}
 
 
 def as_images(feed: Feed, message: str = "this is for images") -> ImageFeed:

@@ -155,12 +155,12 @@ class TextFeed:
         return self._parallel.shard({name: x[None, rows.start : rows.stop] for name, x in batch.items()})
 
     def _batch(self, corpus: text.Corpus, indices: np.ndarray) -> dict[str, np.ndarray]:
-        real = indices >= 0
-        width = text.width(corpus.lengths[indices[real]], self.buckets)
-        tokens = (corpus.target.lengths[indices[real]] - 1).mean()
+        unmasked = indices >= 0
+        width = text.width(corpus.lengths[indices[unmasked]], self.buckets)
+        tokens = (corpus.target.lengths[indices[unmasked]] - 1).mean()
         return {
             **corpus.batch(indices, width),
-            "mask": real.astype(np.float32),
+            "mask": unmasked.astype(np.float32),
             "tokens": np.full(len(indices), tokens, np.float32),
         }
 
