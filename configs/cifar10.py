@@ -41,8 +41,8 @@ def get_config(text: str = ""):
         return _speedrun(c, a)
     if (a.batch, a.width, a.epochs) != (1024, 64, 9.9):
         raise ValueError(
-            "batch, width, epochs are arguments of speedrun; set --config.batch_size, "
-            "--config.model.width, --config.duration"
+            "batch, width, epochs are arguments of speedrun only; set --config.batch_size, "
+            "--config.model.width, --config.duration instead"
         )
     c.model.name = a.model
     c.model.norm = a.norm

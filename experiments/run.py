@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
         console.print(catalogue())
         return
     if len(arguments) != 2:
-        raise UserError("name one study, or all: " + ", ".join(study.STUDIES))
+        raise UserError("name one study, or 'all' for all of them; studies: " + ", ".join(study.STUDIES))
     names = [name for name in study.STUDIES if SCALE.value in study.module(name).STUDY.cost]
     run_each(
         names if arguments[1] == "all" else arguments[1:],

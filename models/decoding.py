@@ -182,7 +182,9 @@ def _check(model: Transformer, length: int, bos: int, eos: int) -> None:
         raise UserError(f"length={length} of translations must be from 1 to the model's max_length={model.max_length}")
     for name, token in (("bos", bos), ("eos", eos)):
         if not 0 <= token < model.vocab_size or token == eos == PAD:
-            raise UserError(f"{name}={token} is the padding, or none of the {model.vocab_size} tokens")
+            raise UserError(
+                f"{name}={token} must be in [0, {model.vocab_size}), and eos must not be the padding, {PAD}"
+            )
 
 
 def _first(model, variables, source, length, bos):

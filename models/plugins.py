@@ -98,7 +98,7 @@ def load(spec: Any, table: str = "") -> Any:
     if table:
         choices = getattr(imported_file, table, None)
         if not isinstance(choices, dict):
-            raise UserError(f"{file}: it has no dictionary {table}, which should have {name}")
+            raise UserError(f"{file}: it has no dictionary {table}; it must define {table} with a key {name}")
         if name in choices:
             return choices[name]
     else:

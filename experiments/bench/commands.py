@@ -78,7 +78,7 @@ def tests(path: Path = JUNIT) -> list[dict[str, Any]]:
         ]
         whole, stamp = float(suite.attrib["time"]), {"commit": suite.get("name"), "measured": suite.get("timestamp")}
     except (xml.etree.ElementTree.ParseError, StopIteration, KeyError, ValueError):
-        raise UserError(f"{path} is not a file of make test") from None
+        raise UserError(f"{path} is not a report that make test has written") from None
     by_file = collections.defaultdict(list)
     for file, _, seconds in cases:
         by_file[file].append(seconds)

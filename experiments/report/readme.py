@@ -38,13 +38,13 @@ def update(text: str, results: Path) -> str:
         if name is None:
             name = mark[1]
             if name not in BLOCKS:
-                raise UserError(f"{mark[0]}: there is no such block; there are {', '.join(BLOCKS)}")
+                raise UserError(f"{mark[0]}: there is no such block; allowed: {', '.join(BLOCKS)}")
             parts.append(text[at : mark.end()])
         else:
             try:
                 parts.append(f"\n{BLOCKS[name](results).strip()}\n")
             except KeyError as error:
-                raise UserError(f"{BEGIN.format(name)}: a file of results that it is made from lacks {error}") from None
+                raise UserError(f"{BEGIN.format(name)}: a results file for this block lacks {error}") from None
             at, name = mark.start(), None
     if name is not None:
         raise UserError(f"{BEGIN.format(name)}: its {END} is missing")

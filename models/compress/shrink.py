@@ -77,7 +77,9 @@ def coupled(model: nn.Module, inputs: Sequence[Any], kernels: Iterable[str]) -> 
 def _shapes(model: nn.Module, inputs: Sequence[Any]) -> tuple[Shapes, tuple[int, ...]]:
     """Returns the shapes of the variables by name, and of the output."""
     if not hasattr(model, "widths"):
-        raise UserError(f"{type(model).__name__} has no field widths: only networks for images can lose filters")
+        raise UserError(
+            f"{type(model).__name__} has no field widths; filters can be removed only from networks that have it"
+        )
     output, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), *models.abstract(inputs))
     return {name: leaf.shape for name, leaf in _flat(variables).items()}, output.shape
 
@@ -146,7 +148,7 @@ def shrink(
     for name, leaf in _flat(variables).items():
         if shapes.get(name) != np.shape(leaf):
             raise UserError(
-                f"{name} is {[*np.shape(leaf)]}, but the network for these inputs has "
+                f"{name} has the shape {[*np.shape(leaf)]}, but the network for these inputs has "
                 f"{[*shapes[name]] if name in shapes else 'no such array'}"
             )
     stays = {kernel: _stays(kernel, np.asarray(mask)) for kernel, mask in masks.items()}
@@ -158,8 +160,8 @@ def shrink(
     smaller, fewer, apart = _cut(model, variables, stays, couplings, inputs)
     if not apart <= TOLERANCE:
         raise UserError(
-            f"filters of {', '.join(map(_layer, stays))} cannot be removed: the logits differ by "
-            f"{apart:.1g} of the largest. Something mixes channels, e.g. the normalization"
+            f"filters of {', '.join(map(_layer, stays))} cannot be removed: the logits would change "
+            f"by {apart:.1g} of the largest, because something mixes channels, e.g. the normalization"
         )
     return smaller, fewer
 
@@ -172,9 +174,9 @@ def _stays(kernel: str, mask: np.ndarray) -> np.ndarray:
     """Returns bool [D] for a mask."""
     rows = mask.astype(bool).reshape(-1, mask.shape[-1])
     if (rows != rows[0]).any():
-        raise UserError(f"mask of {kernel}: some filters are pruned in part; train with structure='filters'")
+        raise UserError(f"mask of {kernel}: it prunes parts of filters; train with structure='filters'")
     if not rows[0].any():
-        raise UserError(f"mask of {kernel}: it removes all filters; at least one must stay")
+        raise UserError(f"mask of {kernel}: it removes all filters; keep at least one")
     return rows[0]
 
 
@@ -188,7 +190,7 @@ def _cut(model, variables, stays, couplings, inputs) -> tuple[nn.Module, dict[st
             if cut.setdefault((name, axis), kernel) != kernel:
                 raise UserError(
                     f"filters of {_layer(kernel)} cannot be removed together with those of "
-                    f"{_layer(cut[name, axis])}: {name} sees both"
+                    f"{_layer(cut[name, axis])}: {name} depends on both"
                 )
             fewer[name] = np.take(fewer[name], coupling.indices(mask), axis)
             if coupling.own:

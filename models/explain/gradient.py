@@ -137,7 +137,9 @@ def integrated_gradients(
         raise UserError(f"steps={steps} must be at least 1")
     start = np.asarray(baseline, np.float32)
     if start.shape not in ((), images.shape[-1:]):
-        raise UserError(f"baseline={baseline} must be a number, or a tuple of {images.shape[-1]}, one for each channel")
+        raise UserError(
+            f"baseline={baseline} must be a number, or a tuple of {images.shape[-1]} numbers, one per channel"
+        )
     images, logits, target = _scored(model, variables, images, target)
     nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
     path = images - start

@@ -109,7 +109,7 @@ def occlusion(
 def _pair(name: str, value: Any) -> Pair:
     pair = np.asarray(value)
     if not np.issubdtype(pair.dtype, np.integer) or pair.shape not in ((), (2,)) or (pair < 1).any():
-        raise UserError(f"{name}={value} must be a number of pixels, or two, of at least 1")
+        raise UserError(f"{name}={value} must be one or two numbers of pixels, at least 1")
     vertical, horizontal = np.broadcast_to(pair, 2).tolist()
     return vertical, horizontal
 

@@ -201,7 +201,9 @@ def crop(images: Any, boxes: Sequence[Box], color: float | Sequence[float] | Non
     images = np.asarray(images)
     sizes = {(bottom - top, right - left) for top, left, bottom, right in boxes}
     if len(sizes) != 1 or len(boxes) != len(images):
-        raise UserError(f"each of the {len(images)} images needs a box, all of one size, not {sorted(sizes)}")
+        raise UserError(
+            f"each of the {len(images)} images needs one box, and all boxes need one size, not {sorted(sizes)}"
+        )
     patches = np.empty((len(boxes), *sizes.pop(), images.shape[3]), images.dtype)
     patches[:] = (128 if np.issubdtype(images.dtype, np.integer) else 0.5) if color is None else color
     height, width = images.shape[1:3]

@@ -90,7 +90,7 @@ class Sites:
             if name == HEAD and self._unused:
                 unused_field, unused_spec = next(iter(self._unused.items()))
                 raise UserError(
-                    f"{unused_field}='{unused_spec}' is without effect: the first layer and the head remain "
+                    f"{unused_field}='{unused_spec}' has no effect: the first layer and the head remain "
                     "standard, and this network has no other layer of this kind"
                 )
             return (constructors["standard"] if low_bit else chosen)(*args, name=name, **kwargs)
@@ -143,8 +143,8 @@ class Network(nn.Module):
         """Raises UserError if the mean over space of the norm's output is the same for all images."""
         if separates_channels(self.norm, channels):
             raise UserError(
-                f"norm='{self.norm}' normalizes each channel separately, so the mean over space that is classified is "
-                "the same for every image: use another norm"
+                f"norm='{self.norm}' normalizes each channel separately, so the spatial mean, which the head "
+                "classifies, is the same for every image: use another norm"
             )
 
     def _need_choice(self, field: str, allowed: Collection[str]) -> None:
@@ -163,7 +163,7 @@ class Network(nn.Module):
             or count not in (None, len(value))
         ):
             many = "" if count is None else f"{count} "
-            raise UserError(f"{field}={value} must be {many}whole numbers of at least {least}, as {tuple(example)}")
+            raise UserError(f"{field}={value} must be {many}whole numbers of at least {least}, e.g. {tuple(example)}")
 
     def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Returns shapes and types of the network's inputs for one example."""
@@ -311,7 +311,7 @@ def _pairs(widths: Any) -> tuple[tuple[str, int], ...]:
         or any(not isinstance(path, str) or not has_type(n, int) or n < 1 for path, n in pairs)
     ):
         raise UserError(
-            f"widths={widths} must be pairs of a layer and its features, e.g. (('stage1/block0/conv1', 12),)"
+            f"widths={widths} must be pairs (layer, number of features), e.g. (('stage1/block0/conv1', 12),)"
         )
     return pairs
 

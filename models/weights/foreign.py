@@ -34,7 +34,7 @@ def reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
         raise UserError(one_line(f"{path}: cannot be read: {error.strerror or error}")) from None
     except Exception as error:
         reason = f"{type(error).__name__}: {_text(error)}"
-        raise UserError(one_line(f"{path}: damaged, or no {kind} file ({reason})")) from None
+        raise UserError(one_line(f"{path}: damaged, or not a {kind} file ({reason})")) from None
 
 
 def one_line(text: str) -> str:

@@ -92,7 +92,7 @@ def test_tests_are_told_by_file_and_the_longest(tmp_path):
     assert (longest["who"], longest["ms"]) == ("tests/test_a.py::test_14", 7_000) and len(others) == 19
     for text in ("", "<testsuites/>", '<testsuite name="abc" tests="30"/>'):
         path.write_text(text)
-        with pytest.raises(UserError, match="tests.xml is not a file of make test"):
+        with pytest.raises(UserError, match="tests.xml is not a report that make test has written"):
             commands.tests(path)
     with pytest.raises(UserError, match="gone.xml is missing: make test writes it"):
         commands.tests(tmp_path / "gone.xml")

@@ -361,7 +361,7 @@ def test_commands_and_tests_are_those_of_the_benchmark(results):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<!-- generated: nonsense --><!-- end -->", "there is no such block; there are summary, digits, "),
+        ("<!-- generated: nonsense --><!-- end -->", "there is no such block; allowed: summary, digits, "),
         ("<!-- generated: digits -->", "its <!-- end --> is missing"),
         ("<!-- end -->", "a block begins with"),
         ("<!-- generated: digits --><!-- generated: speed --><!-- end -->", "a block begins with"),

@@ -161,7 +161,7 @@ def test_all_are_damaged(run, copied, capfd):
     for step in damage.STEPS:
         damage.cut(damage.largest(copied / "checkpoints" / str(step)))
     before = damage.content(copied)
-    with pytest.raises(UserError, match="run: checkpoint 12 is damaged: .*; so is every one before it"):
+    with pytest.raises(UserError, match="run: checkpoint 12 is damaged: .*; so are all earlier ones"):
         checkpoint.read(copied)
     store = checkpoint.Checkpoints(copied / "checkpoints")
     for _ in range(2):  # nothing is moved: the second start gives the same error and does not start afresh

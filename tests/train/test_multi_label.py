@@ -226,8 +226,8 @@ def test_average_precision_of_a_run_is_that_of_its_scores(data):
     [
         (
             {"task__name": "classify"},
-            r"task.name=classify wants one class per image, but data.source=tfds:voc/2007 has "
-            r"several classes; want task.name=multi_label",
+            r"task.name=classify needs one class per image, but data.source=tfds:voc/2007 has "
+            r"several classes; set task.name=multi_label",
         ),
         (
             {"data__augment": "flip|mixup(0.2)"},
@@ -246,7 +246,7 @@ def test_options_that_do_not_fit_several_classes_are_one_line(tmp_path, data, ch
     [
         (
             {"task__name": "multi_label"},
-            "task.name=multi_label wants several classes per image, but data.source=digits has one class",
+            "task.name=multi_label needs several classes per image, but data.source=digits has one class",
         ),
         ({"hooks": "average_precision"}, "average_precision is for several classes per image"),
     ],

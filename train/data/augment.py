@@ -111,7 +111,9 @@ def build(
     ops, mixer = [], None
     for call in spec.parse("data.augment", text):
         if mixer:
-            raise UserError(f"data.augment {call.name}: mixup and cutmix come once, at the end of '{text}'")
+            raise UserError(
+                f"data.augment {call.name}: it follows mixup or cutmix in '{text}', which come once, at the end"
+            )
         if call.name in _MIXERS:
             mixer = spec.resolve("data.augment", call, _MIXERS)
         elif call.name in _OPS or plugins.split(call.name):
@@ -144,7 +146,7 @@ def check_color(name: str, values: Sequence[float], channels: int) -> None:
     """Raises UserError unless `values` has one number, or one per channel (3 would turn 1 channel into 3)."""
     numbers = isinstance(values, (tuple, list)) and all(has_type(value, float) for value in values)
     if not numbers or len(values) not in (1, channels):
-        raise UserError(f"data.{name}={values}: must be a tuple of 1 number, or of one for each of {channels} channels")
+        raise UserError(f"data.{name}={values}: must be a tuple of 1 number, or of 1 per channel (here {channels})")
 
 
 def _each(op: Op, keys: jax.Array, images: jax.Array) -> jax.Array:

@@ -133,7 +133,7 @@ class ImageFeed:
         for key, size in sizes.items():
             if size / self._shard[1] > memory:
                 raise UserError(
-                    f"{key}={getattr(self, f'_{key}')}: the arrays take {size / 2**30:,.0f} GiB, and this "
+                    f"{key}={getattr(self, f'_{key}')}: the arrays take {size / 2**30:,.0f} GiB, but this "
                     f"machine has {memory / 2**30:,.0f} GiB of memory"
                 )
 

@@ -91,7 +91,7 @@ class _Selection:
 
     def __init__(self, source: Source):
         if source.label_shape != ():
-            raise UserError("data.select is for sets of one label per image")
+            raise UserError("data.select needs a data set with one label per image")
         self.source, self.labels = source, source.all_labels()
         self.index, self.class_labels = np.arange(len(source)), list(range(len(source.classes)))
         self.painted = np.zeros(len(source))
@@ -206,7 +206,7 @@ def _numbers(which: Sequence[Any], count: int) -> list[int]:
         low, high, step = match.groups()
         numbers += range(int(low), int(high or low) + 1, int(step or 1))
     if not numbers or max(numbers) >= count or len(set(numbers)) != len(numbers):
-        raise ValueError(f"classes are 0 to {count - 1}, each once, not {', '.join(map(str, which))}")
+        raise ValueError(f"classes must be distinct numbers from 0 to {count - 1}, not {', '.join(map(str, which))}")
     return numbers
 
 

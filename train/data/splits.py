@@ -95,7 +95,7 @@ def _check_readable(source: Source, problem: str) -> None:
         except Unreadable as error:
             first = first or error
     if first:
-        raise UserError(f"{problem}; the first: {first}")
+        raise UserError(f"{problem}; the first error: {first}")
 
 
 def _some(source: Source, labels: list[int]) -> str:

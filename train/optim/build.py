@@ -173,7 +173,7 @@ def _decay_mask(config: Reader, names: Sequence[str]) -> DecayMask:
     for key in ("weight_decay", "l1", "clip_norm"):
         schedules.check_range(key, getattr(config, key), 0)
     if (config.weight_decay or config.l1) and not any(decays.fullmatch(name) for name in names):
-        raise UserError(f"optimizer.decay '{config.decay}' matches no parameter, e.g. {names[0]}")
+        raise UserError(f"optimizer.decay '{config.decay}' matches no parameter; one is named {names[0]}")
 
     # A function rather than a tree, because `partition` shows the inner optimizer only the trainable part of the tree
     def decay_mask(tree):
@@ -192,7 +192,10 @@ def _groups(config: Reader, names: Sequence[str], to_steps: schedules.ToSteps, t
             f"optimizer.multiplied=gradient is for sgd; {config.name} normalizes gradients, which cancels a multiplier"
         )
     if late := [start for start, _ in by_group.times.values() if start >= max(total, 1)]:
-        raise UserError(f"optimizer.groups={config.groups}: a group starts at step {max(late)} of {total}")
+        raise UserError(
+            f"optimizer.groups={config.groups}: a group starts training at step {max(late)}, but the training "
+            f"ends at step {total}"
+        )
     return by_group
 
 

@@ -61,7 +61,8 @@ class Plan(NamedTuple):
         chosen = named(params, self.what)
         if not chosen:
             raise UserError(
-                f"optimizer.share: what='{self.what.pattern}' matches no parameter, e.g. {parameter_names(params)[0]}"
+                f"optimizer.share: what='{self.what.pattern}' matches no parameter; one is named "
+                f"{parameter_names(params)[0]}"
             )
         shared = {
             name: codebook.share(np.asarray(weights), self.bits(weights), self.init).weights()

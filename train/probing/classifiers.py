@@ -189,9 +189,11 @@ def evaluate(kind: str, train: Features, test: Features, classes: int, seed: int
       UserError: the kind is unknown, a label is not below `classes`, or features have different sizes.
     """
     if train.x.shape[1] != test.x.shape[1]:
-        raise UserError(f"training features have {train.x.shape[1]} numbers, and test features {test.x.shape[1]}")
+        raise UserError(f"training features have {train.x.shape[1]} dimensions, but test features {test.x.shape[1]}")
     if max(train.labels.max(), test.labels.max()) >= classes and train.labels.ndim == 1:
-        raise UserError(f"label {max(train.labels.max(), test.labels.max())} is not one of {classes} classes")
+        raise UserError(
+            f"label {max(train.labels.max(), test.labels.max())} is out of range: classes are 0 to {classes - 1}"
+        )
     return described(fit(kind, train, classes, seed), test, classes)
 
 

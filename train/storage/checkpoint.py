@@ -82,8 +82,7 @@ def read(
     if content is None and damaged:
         step = max(damaged)
         raise UserError(
-            f"{folder}: checkpoint {step} is damaged: {damaged[step]}"
-            f"{'; so is every one before it' * (len(damaged) > 1)}"
+            f"{folder}: checkpoint {step} is damaged: {damaged[step]}{'; so are all earlier ones' * (len(damaged) > 1)}"
         )
     if content is None:
         raise UserError(f"{folder}: this run has no checkpoint {f'with {best} ' * bool(best)}yet")

@@ -219,8 +219,8 @@ def test_a_compressed_file_with_damage(tmp_path):
         ("none.safetensors", "there is no such file"),
         ("none.npz", "there is no such file"),
         ("none.pth", "there is no such file"),
-        ("w.h5", "weights are in files that end in .safetensors, .npz, .pth"),
-        ("w", "weights are in files that end in"),
+        ("w.h5", "the name of a weights file must end in one of .safetensors, .npz, .pth"),
+        ("w", "a weights file must end in one of"),
         ("folder.npz", "there is no such file"),
     ],
 )
@@ -358,7 +358,7 @@ def test_import_with_a_new_head(tmp_path, theirs, capsys):
             "takes --to, not --from",
         ),
         (["export", "IN", "--to=torchvision", "--model=resnet18", "--new=head", "--out=OUT"], "--new is for import"),
-        (["export", "IN", "--to=torchvision", "--model=resnet18", "--out=OUT.h5"], "weights are in files that end in"),
+        (["export", "IN", "--to=torchvision", "--model=resnet18", "--out=OUT.h5"], "a weights file must end in one of"),
     ],
 )
 def test_mistakes(tmp_path, capsys, arguments, message, theirs):

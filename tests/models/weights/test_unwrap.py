@@ -162,7 +162,7 @@ def test_endings_in_upper_case(tmp_path, name):
 @pytest.mark.parametrize("name", ["w.tar", "w.pkl", "w.h5", "w.onnx", "pth", "w"])
 def test_other_endings(tmp_path, name):
     refused(
-        tmp_path / name, TORCH["new"].tobytes(), message="weights are in files that end in .safetensors, .npz, .pth"
+        tmp_path / name, TORCH["new"].tobytes(), message="a weights file must end in one of .safetensors, .npz, .pth"
     )
 
 

@@ -53,7 +53,7 @@ def test_plain_and_compressed_files(tmp_path):
             f"train.en has {len(PAIRS)} lines, train.de has 2 lines; each needs one sentence per line",
         ),
         (lambda folder: [path.write_text("") for path in folder.glob("train.*")], "train.en has 0 lines"),
-        (lambda folder: (folder / "train.de").write_bytes(b"\xff\n"), "train.de: damaged, or no UTF-8 file"),
+        (lambda folder: (folder / "train.de").write_bytes(b"\xff\n"), "train.de: damaged, or not a UTF-8 file"),
         (
             lambda folder: ((folder / "train.de").unlink(), (folder / "train.de.gz").write_bytes(b"no")),
             "train.de.gz: cannot be read: Not a gzipped file",

@@ -183,7 +183,7 @@ def test_allocations_are_the_smallest_drop_that_gives_the_total(seed):
 @pytest.mark.parametrize(
     ("curves", "sparsity", "message"),
     [
-        ({"a": CURVES["a"]}, 0.5, "no sensitivity of b"),
+        ({"a": CURVES["a"]}, 0.5, "the measured sensitivity lacks b"),
         (
             {**CURVES, "b": {"sparsity": [0.1, 0.3], "accuracy": [0.9, 0.9]}},
             0.9,
@@ -306,9 +306,9 @@ def test_remaining_weights_are_only_moved_by_the_optimizer():
         ("magnitude(0.5, schedule=square)", "unknown schedule 'square'"),
         ("magnitude(0.5, what='(')", r"what='\(' is not a regular expression"),
         ("magnitude(0.5, structure='rows')", "unknown pruning structure 'rows'"),
-        ("magnitude(0.5, by='all')", "unknown pruning by 'all'"),
+        ("magnitude(0.5, by='all')", "unknown value of by 'all'"),
         ("magnitude(by='a.json', structure='2:4')", "by='a.json': structure 2:4 takes no sparsity"),
-        ("magnitude(0.5, what='none')", "what='none' matches no parameter, e.g. a/kernel"),
+        ("magnitude(0.5, what='none')", "what='none' matches no parameter; one is named a/kernel"),
     ],
 )
 def test_impossible_plans_are_one_line(text, message):
@@ -412,7 +412,7 @@ def test_sensitivity_from_a_file_decides_what_goes_where(tmp_path):
         assert whole["sparsity_by_layer"][name] == pytest.approx(expected[name], abs=1 / size)
     assert expected["stage3/block0/conv2/kernel"] < 0.3 < 0.5 < expected["head/kernel"]
     path.write_text(json.dumps({"layers": {"head/kernel": curve}, "whole": 0.9}))
-    with pytest.raises(UserError, match="by='.*': no sensitivity of stage1/block0/conv1/kernel, .* and others"):
+    with pytest.raises(UserError, match="the measured sensitivity lacks stage1/block0/conv1/kernel, .* and others"):
         build_run(tiny.config(optimizer__prune=text))
     path.write_text('{"layers": {}}')
     with pytest.raises(UserError, match="by='.*' is not a file of the hook sensitivity"):
