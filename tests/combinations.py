@@ -173,7 +173,7 @@ REFUSED = (
         ("data_init=lsuv", "data_init=whiten"), TEXT, "is text, but data_init requires images", "they look at images"
     ),
     Refusal(("new head",), TEXT, "unknown field of transformer_base 'num_classes'", "its embedding gives the logits"),
-    Refusal(("prune filters",), TEXT, "Transformer has no field widths", "filters can be removed only from image networks"),
+    Refusal(("prune filters",), TEXT, "Transformer has no field widths", "only image networks can lose filters"),
     Refusal(
         ("prune filters",),
         ("BiT",),
