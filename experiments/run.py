@@ -192,7 +192,7 @@ def writable(folder: Path) -> Path:
 
 
 def judged(claim: study.Claim, outcomes: study.Outcomes) -> dict[str, Any]:
-    """Returns a claim with its verdict, as in results.json; "seeds" if it is too small to tell and they are known."""
+    """Returns a claim with its verdict, as in results.json, and "seeds" if it needs more and the number is known."""
     judgement = claim.judge(outcomes)
     texts = {field: getattr(claim, field) for field in ("statement", "published", "source", "expected")}
     seeds = getattr(judgement.verdict, "seeds", None)  # a user's judge may return a plain string

@@ -1,4 +1,4 @@
-"""Times that users wait before anything is computed: imports and --help of each command; and the tests' durations."""
+"""Times imports and --help of each command, for which users wait first, and lists the durations of tests."""
 
 import collections
 import re

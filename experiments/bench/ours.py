@@ -30,7 +30,7 @@ def machine(case: dict) -> Served:
 
 
 def device_peak() -> int | None:
-    """Returns bytes; None if the backend does not report them, as on a CPU."""
+    """Returns the peak memory in bytes, or None if the backend does not report them, as on a CPU."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
@@ -119,7 +119,7 @@ def matmul(case: dict) -> Served:
 
 
 def explain(case: dict) -> Served:
-    """Compiles forward pass and Grad-CAM of a batch, and the occlusion of its first image; for the top classes."""
+    """Compiles forward pass and Grad-CAM of a batch, and the occlusion of its first image, each for the top class."""
     from models.explain.cam import grad_cam
     from models.explain.catalogue import heat
     from models.explain.occlusion import occlusion

@@ -21,7 +21,7 @@ class Served(NamedTuple):
     """The work of a worker.
 
     Attributes:
-      calls: Calls by name; each returns when its work is done (None, or the seconds of the part that counts).
+      calls: Calls by name. Each ends with its work; it returns None, or the seconds to count instead of its whole time.
       description: The worker's description of itself.
       device_peak: Returns the peak of the accelerator's memory in bytes, or None.
     """
@@ -32,7 +32,7 @@ class Served(NamedTuple):
 
 
 def after_warm_up(batches: Iterable[object]) -> float:
-    """Returns the seconds from the end of batch WARM to the end of the last."""
+    """Returns the seconds from the end of batch WARM to the end of the last batch."""
     iterator = iter(batches)
     for _ in range(WARM):
         next(iterator)

@@ -51,9 +51,9 @@ class Page(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A claim with its verdict, as in results.json, and where it stands in the report.
+    """A claim with its verdict, as in results.json, and its anchor in the report.
 
-    `seeds` says how many would decide it, "" where that is not known.
+    `seeds` is the number of seeds that would decide it, "" where that is unknown.
     """
 
     anchor: str
@@ -88,7 +88,7 @@ class Overview(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Everything; `date` is that of the newest result and `commit` that of the code that made the report."""
+    """The whole report; `date` is of the newest result, and `commit` of the code that generated the report."""
 
     commit: str
     date: str
@@ -102,8 +102,8 @@ def gather(results: Path, pictures: Path) -> Report:
     """Reads the results.
 
     Args:
-      results: their folder.
-      pictures: a folder for figures that are drawn here; made if missing.
+      results: folder of the results.
+      pictures: folder for figures that are drawn here; created if missing.
 
     Raises:
       UserError: there is no such folder, or a file in it is not what its command writes.
@@ -137,12 +137,12 @@ def gather(results: Path, pictures: Path) -> Report:
 
 
 def read(path: Path) -> Any:
-    """Reads a file of results; raises UserError where it is damaged."""
+    """Reads a results file; raises UserError if it is damaged."""
     return read_json(path, {})
 
 
 def _values(value: Any, names: tuple[str, ...]) -> Iterator[str]:
-    """The texts that a tree of JSON has under these keys."""
+    """Yields the texts under these keys, anywhere in a JSON tree."""
     if isinstance(value, dict):
         yield from (text for name, text in value.items() if name in names and isinstance(text, str))
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -150,7 +150,7 @@ def _values(value: Any, names: tuple[str, ...]) -> Iterator[str]:
 
 
 def anchor(*parts: Any) -> str:
-    """An id of a place in the report."""
+    """Returns an HTML id for a place in the report."""
     return "-".join(re.sub(r"[^a-z0-9]+", "-", str(part).lower()).strip("-") for part in parts)
 
 
@@ -158,7 +158,7 @@ def anchor(*parts: Any) -> str:
 
 
 def _studies(root: Path) -> Iterator[Section]:
-    """Yields the studies of the catalogue, run or not, then those that users have added, by their results alone."""
+    """Yields all studies of the catalogue, then studies of users that have results."""
     names_with_results = {
         path.parent.parent.name for scale in study.SCALES for path in root.glob(f"*/{scale}/results.json")
     }
@@ -189,7 +189,7 @@ def _studies(root: Path) -> Iterator[Section]:
 
 
 def _scale(result: Mapping[str, Any], folder: Path, would_change: str) -> Section:
-    """A study at one scale; `would_change` is for results that do not say it."""
+    """Returns the section of a study at one scale; `would_change` serves results that lack this text."""
     name, scale = anchor(result["study"]), result["scale"]
     fields = ("statement", "published", "source", "expected", "ours", "verdict")
     claims = [
@@ -246,7 +246,7 @@ def _versions(versions: Mapping[str, str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: "41 s", "5 min 12 s", "3 h 20 min"."""
+    """Formats seconds for people: "41 s", "5 min 12 s", "3 h 20 min"."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if minutes else f"{rest} s"
@@ -291,7 +291,7 @@ def _fuzz(path: Path) -> Section:
 
 
 def _page(path: Path, name: str, command: str) -> list[tuple[str, Any]]:
-    """The blocks of a page that the command has written, or that it is missing."""
+    """Returns the blocks of a page that `command` has written, or a note that it is missing."""
     if not path.exists():
         return [("missing", ("Not there yet", command))]
     return [("command", command), ("page", Page(path.read_text().partition("\n")[2].strip(), path.parent, name))]
@@ -327,7 +327,7 @@ def _seeds(path: Path) -> Section:
 
 
 def _speed(folder: Path) -> Section:
-    """The tables of the benchmark, newest first."""
+    """Returns the section of the benchmark; its pages are newest first."""
     title, parts = "Speed beside PyTorch", []
     for path in sorted(folder.rglob("*.md")):
         where = [part for part in path.relative_to(folder).with_suffix("").parts if part != "bench"]

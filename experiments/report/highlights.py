@@ -31,7 +31,7 @@ def table(results: Path) -> str:
 
 
 def _read(path: Path, command: str, say: Callable[[Any], str]) -> str:
-    """Returns what `say` says of a file of results, or that it was not measured."""
+    """Returns the text of `say` for a results file, or a note that it was not measured."""
     return say(content.read(path)) if path.exists() else results_files.missing(command)
 
 

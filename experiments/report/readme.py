@@ -21,14 +21,14 @@ MARK = re.compile(r"<!-- generated: (.*?) -->|<!-- end -->")
 
 
 def update(text: str, results: Path) -> str:
-    """The text with its generated blocks made anew.
+    """Returns the text with its generated blocks written again.
 
     Args:
       text: Markdown.
-      results: the folder of the results. What is not there is named in its block, with the command that makes it.
+      results: folder of the results. The block of a missing result names the command that writes it.
 
     Raises:
-      UserError: a block of no such name, or one without an end; a file of results that is not what its command writes.
+      UserError: a block has an unknown name or no end, or a results file is damaged.
     """
     parts, at = [], 0
     name: str | None = None
@@ -56,7 +56,7 @@ def _where(result: Mapping[str, Any]) -> str:
 
 
 def _placed(columns: Sequence[str], rows: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) -> str:
-    """A table of rows (what says device and commit, cells); these are a line where they are the same for all."""
+    """Returns a table of rows (device and commit, cells); a device or commit that all rows share stands above it."""
     shown, common = [list(cells) for _, cells in rows], []
     columns = list(columns)
     for name in ("device", "commit"):
@@ -73,7 +73,7 @@ def _placed(columns: Sequence[str], rows: Sequence[tuple[Mapping[str, Any], Sequ
 
 
 def _commits(environments: Sequence[Mapping[str, Any]]) -> str:
-    """Devices, and the first and last commit of each."""
+    """Lists the devices with the first and last commit of each."""
     commits = {}
     for one in environments:
         commits.setdefault(one["device"], []).append(one["commit"])
@@ -104,7 +104,7 @@ def studies(results: Path) -> str:
 
 
 def against(results: Path) -> str:
-    """The claims that a study disagrees with, and its numbers."""
+    """Lists the claims with which a study disagrees, with our numbers."""
     lines = [
         f"- {result['title']}, {result['scale']}: {claim['statement']} Ours: {claim['ours']}."
         for result, _ in results_files.runs(results)
@@ -117,7 +117,7 @@ def against(results: Path) -> str:
 def _of_study(
     name: str, title: str, columns: Sequence[str] = (), scales: Sequence[str] = study.SCALES
 ) -> Callable[[Path], str]:
-    """A block: a table of a study by its title, or these columns of it, at each scale that has it."""
+    """Returns a block: a study's table with this title, or some of its columns, at each scale that has it."""
 
     def block(results: Path) -> str:
         shown = []
@@ -142,7 +142,7 @@ def _of_study(
 
 
 def digits(results: Path) -> str:
-    """The first training under several seeds."""
+    """Returns the accuracy of the first training with several seeds."""
     path = results / "digits.json"
     if not path.exists():
         return results_files.missing(content.SEEDS)
@@ -175,7 +175,7 @@ def parity(results: Path) -> str:
 
 
 def speed(results: Path) -> str:
-    """Training step and forward pass of networks beside the fastest of PyTorch's."""
+    """Compares training steps and forward passes with the fastest program of PyTorch."""
     cases = {}
     for row in results_files.bench_rows(results):
         if row["what"] in ("step", "forward") and not row["case"].startswith("explain"):
@@ -194,7 +194,7 @@ def speed(results: Path) -> str:
 
 
 def _calls(what: str, unit: str, value: Callable[[Mapping[str, Any]], str], command: str) -> Callable[[Path], str]:
-    """A block: the benchmark's rows of this call."""
+    """Returns a block: the benchmark's rows of one call."""
 
     def block(results: Path) -> str:
         rows = [
@@ -236,7 +236,7 @@ def tests(results: Path) -> str:
 
 
 def smaller(results: Path) -> str:
-    """Returns what fewer filters, zeros and packed bits gain in time, by whole networks."""
+    """Returns the speedups of whole networks from fewer filters, zeros and packed bits."""
     path = results / "bench" / "smaller" / "smaller.json"
     if not path.exists():
         return results_files.missing("python -m experiments.bench.smaller")

@@ -62,7 +62,7 @@ CHOICES: Mapping[str, Iterable[str]] = {
     "data.exif": ("apply", "ignore"),
 }
 
-# Beginnings of names and the papers that they come from; the first that fits counts.
+# Papers by the prefix of the network's name; the first match counts.
 PAPERS = {
     "airbench": "Jordan 2024, arXiv 2404.00498",
     "alexnet_original": "Krizhevsky 2012, NIPS",
@@ -103,7 +103,7 @@ class Key(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A section of configs/base.py: its path ("" for the top), what it is about, and its keys."""
+    """A section of configs/base.py: its path ("" for the top), its meaning and its keys."""
 
     path: str
     meaning: str
@@ -262,7 +262,7 @@ def paper(name: str) -> str:
 
 
 def network(name: str) -> Row:
-    """Returns what the traced program of a network says, for an example of the size that it is designed for."""
+    """Returns the costs of a network, traced for one example of the size that it is designed for."""
     model = models.create(name)
     cost = analyze(model, model.example())
     field = cost.receptive_field

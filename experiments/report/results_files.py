@@ -9,7 +9,7 @@ from experiments.report import content
 
 
 def missing(command: str) -> str:
-    """Returns what stands for a result that is not there, with the command that measures it."""
+    """Returns the text that replaces a missing result; it names the command that measures it."""
     return f"Not measured yet: `{command}`."
 
 
