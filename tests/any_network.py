@@ -58,7 +58,7 @@ class AlternatingNorm(nn.Module):
 
 
 class Places:
-    """Numbers for paths, in order of first use."""
+    """Numbers paths in the order of their first use."""
 
     def __init__(self):
         self.known = {}

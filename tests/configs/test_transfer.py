@@ -107,7 +107,7 @@ def test_mistakes_are_one_line(text, message):
         config.get_config(text)
 
 
-def test_another_network_than_the_run_says(source, tmp_path):
+def test_a_model_that_differs_from_the_runs_is_refused(source, tmp_path):
     with pytest.raises(ValueError, match=f"from={source} is a resnet8, not model=vgg11"):
         config.get_config(f"from={source},model=vgg11,to=digits")
     (tmp_path / "a.safetensors").write_bytes(b"no header")
@@ -166,7 +166,7 @@ def voc(i):
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """The five data sets of the published table, made."""
+    """Writes small synthetic versions of the five data sets of the published table."""
     root = tmp_path_factory.mktemp("sets")
     for name, make in (("caltech101", caltech101), ("caltech_birds2011", caltech_birds2011), ("cars196", cars196)):
         tfds_sample.write_as(root, name, {split: [make(i) for i in range(8)] for split in ("train", "test")})

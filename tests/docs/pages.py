@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
     @property
     def lines(self):
-        """Its commands, continued lines joined."""
+        """Returns the block's commands, with continued lines joined."""
         return [line for line in self.text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
@@ -50,19 +50,19 @@ def prose(page):
 
 
 def links(page):
-    """Targets of links and pictures that are no addresses of the web."""
+    """Returns the targets of links and pictures, except web addresses."""
     targets = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(page)))
     return [target for target in targets if not target.startswith(("http://", "https://", "mailto:"))]
 
 
 def anchors(page):
-    """The anchors that a forge gives to headings."""
+    """Returns the anchors that GitHub and similar sites give to headings."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def shell_commands(page):
-    """Pairs (line, words) of the commands in fenced blocks, and of those in the text that begin with python -m."""
+    """Returns (line, words) of each command in a fenced block, and of each in the text that begins with python -m."""
     for block in blocks(page):
         if block.language == "sh" and block.mark != "fails":
             for line in block.lines:
@@ -83,7 +83,7 @@ def _split(line):
 
 @functools.cache
 def flags(module):
-    """The flags that the file of a command defines; for `python -m` of a module without one, None."""
+    """Returns the flags that a command defines, or None if the module is not a command."""
     if module not in commands.names():
         return None
     path = ROOT / module.replace(".", "/")

@@ -1,4 +1,4 @@
-"""experiments/bench: what its tables say of samples, and that a worker or a run that ends early spoils nothing."""
+"""Tests of experiments/bench: its tables, targets and charts, and workers and runs that end early."""
 
 import importlib.util
 import json
@@ -67,15 +67,15 @@ def test_workers_that_fail_leave_the_others_running():
         workers.interleaved(specs[:1], [Call("8")], settings)
 
 
-def test_a_process_is_told_by_its_own_memory():
-    large = np.ones(2**26)  # 512 MiB, which a process that this one forks would count as its own
+def test_the_peak_memory_of_a_process_is_its_own():
+    large = np.ones(2**26)  # 512 MiB, which a forked process would count as its own
     small, grown = (workers.watched([sys.executable, "-S", "-c", code]) for code in ("", "b'1' * 2**27"))
     assert 2 < small.peak_mib < 100 < grown.peak_mib < 400 and small.seconds > 0 and large[0]
     with pytest.raises(workers.WorkerFailed, match="^ZeroDivisionError: division by zero$"):
         workers.watched([sys.executable, "-c", "1 / 0"])
 
 
-def test_tests_are_told_by_file_and_the_longest(tmp_path):
+def test_durations_of_tests_are_listed_by_file_and_the_longest_alone(tmp_path):
     inside = ("", ".TestThem")
     cases = "".join(
         f'<testcase classname="tests.test_{name}{inside[i % 2]}" name="test_{i}" time="{i / 2}"/>'
@@ -105,7 +105,7 @@ def test_flops_are_counted_as_said():
     assert mfu.ceiling([{"tflops": 2.0}, {"failed": "no memory"}, {"tflops": 3.5}]) == 3.5e12
 
 
-def test_targets_are_about_cases_that_there_are():
+def test_every_target_names_an_existing_case():
     subjects = {
         f"{name}/{size}"
         for name, network in networks.NETWORKS.items()
@@ -120,7 +120,7 @@ def test_targets_are_about_cases_that_there_are():
             assert int(target.subject.partition("/")[2]) in network.cpu, target
 
 
-def test_targets_say_by_how_much_they_are_missed():
+def test_a_missed_target_states_its_shortfall():
     row, peer = USUAL | {"who": "ours", "ms": 1.0, "times_best": 1.2}, USUAL | {"who": "torch.compile", "side": "peer"}
     assert [one["verdict"] for one in targets.judged(stamped([peer, row]))] == ["met"]
     (one,) = targets.judged(stamped([peer, {**row, "times_best": 0.9}], device="1 x NVIDIA H100"))
@@ -142,7 +142,7 @@ def test_targets_say_by_how_much_they_are_missed():
     assert [one["met"] for one in targets.judged(stamped(loops, subject="cifar/resnet20"))] == [None, False]
 
 
-def test_targets_are_judged_by_what_they_are_about():
+def test_each_target_is_judged_by_its_own_measure():
     row, peer = USUAL | {"who": "ours", "ms": 1.0, "times_best": 1.2}, USUAL | {"who": "torch.compile", "side": "peer"}
     for changes in ({"precision": "float32"}, {"batch": 1}):
         assert targets.judged(stamped([peer, row | changes])) == [], changes
@@ -176,7 +176,7 @@ def test_both_sides_train_the_same_network_without_noise(name):
         }
 
 
-def test_images_are_the_original_ones_or_not():
+def test_the_original_images_are_recognized():
     pixels = np.empty((50_000, 32, 32, 3), np.uint8)
     for channel, total in enumerate((6_415_714_204, 6_295_060_180, 5_829_907_619)):
         level, more = divmod(total, pixels[..., 0].size)
@@ -187,7 +187,7 @@ def test_images_are_the_original_ones_or_not():
     assert not speedrun.original(pixels) and not speedrun.original(pixels[:10])
 
 
-def test_whole_trainings_are_told_by_median_and_mean():
+def test_whole_trainings_are_summarized_by_median_and_mean():
     def failing(seed):
         raise workers.WorkerFailed("no compiler")
 
@@ -201,7 +201,7 @@ def test_whole_trainings_are_told_by_median_and_mean():
     assert (ours["accuracy"], ours["times_best"]) == (0.94, 3.0)
 
 
-def test_what_a_killed_run_wrote_stays_and_is_replaced_case_by_case(tmp_path):
+def test_results_of_a_killed_run_stay_until_their_case_is_measured_again(tmp_path):
     result = {"device": "1 x NVIDIA H200", "commit": "abc", "peer": "PyTorch 9", "measured": "2026-01-01T00:00:00Z"}
     rows = stamped(
         [

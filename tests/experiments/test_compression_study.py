@@ -1,4 +1,4 @@
-"""The config and the study of compression, on made outcomes and on tiny runs, and what times smaller networks."""
+"""Tests of the compression study: its config, verdicts on synthetic outcomes, tiny runs, and timings."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def shrink(c):
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """The whole study, of a network of two small layers and of ResNet-8."""
+    """Runs the whole study with a network of two small layers and with ResNet-8."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in TINY.items():
             patch.setattr(compression, name, value)
@@ -109,7 +109,7 @@ def test_claims_tables_and_pictures(outcomes, tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["digits", "cifar10"])
-def test_trials_are_told_apart_by_their_labels_and_start_from_trials(scale):
+def test_trials_have_distinct_labels_and_start_from_other_trials(scale):
     planned = compression.trials(scale)
     labels = [tuple(sorted(trial.labels.items())) for trial in planned]
     assert len(set(labels)) == len(labels)
@@ -165,7 +165,7 @@ def test_smaller_is_by_ratio_and_by_loss(ratio, lost, verdict):
 
 
 def curves(better):
-    """`better` ("L1 cut", …) is above all others by 5 points."""
+    """Returns outcomes in which `better` ("L1 cut", …) exceeds all others by 5 points."""
     outcomes = []
     for seed in range(3):
         for decay in ("L2", "L1"):
@@ -355,6 +355,6 @@ def test_a_run_is_pruned_and_then_shared_by_the_config(tmp_path):
         ("from=/nowhere,stage=dense", "stage=dense needs a network by name"),
     ],
 )
-def test_a_config_of_nothing_is_one_line(text, message):
+def test_impossible_configs_are_refused_in_one_line(text, message):
     with pytest.raises(ValueError, match=message):
         config.get_config(text)

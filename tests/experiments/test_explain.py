@@ -1,4 +1,4 @@
-"""python -m experiments.explain: its pictures show what the methods find, and a mistake is one line."""
+"""Tests of python -m experiments.explain: its pictures show the maps of the methods; each mistake is one line."""
 
 import json
 import subprocess
@@ -99,7 +99,7 @@ def test_mistakes_are_the_most_confident_errors(folder):
         subjects.mistakes(right, {}, run.feed.test)
 
 
-def test_rows_are_what_the_methods_find(job, monkeypatch):
+def test_rows_equal_the_maps_of_the_methods(job, monkeypatch):
     drawn = []
     monkeypatch.setattr(overlays, "draw_rows", lambda figure, columns, rows: drawn.append((columns, rows)))
     pairs = subjects.targets("label, 4", job.subjects, job.classes)
@@ -119,7 +119,7 @@ def test_rows_are_what_the_methods_find(job, monkeypatch):
 
 
 @pytest.mark.full
-def test_pictures_of_their_own(job):
+def test_methods_with_pictures_of_their_own(job):
     pairs = [(0, -1), (1, 3)]
     for text in (
         "occlusion(size=16)",
@@ -152,7 +152,7 @@ def test_patches_are_cut_where_the_channel_is_highest(job):
     np.testing.assert_allclose(rows[0][1][0], overlays.montage(patches, 2), atol=1 / 255)
 
 
-def test_images_of_files_are_seen_as_the_run_sees_its_own(job, tmp_path):
+def test_files_are_preprocessed_like_the_images_of_the_run(job, tmp_path):
     pixels = np.zeros((64, 32), np.uint8)
     pixels[:32] = 255
     Image.fromarray(pixels).save(tmp_path / "half.png")
@@ -209,7 +209,7 @@ def broken(folder):
     return str(folder / "broken.png")
 
 
-def test_heat_of_nothing_is_nothing():
+def test_a_map_of_zeros_has_no_heat():
     assert overlays.share_of_largest(np.zeros((4, 4))).max() == 0
     assert (overlays.around_gray(np.zeros((4, 4, 1))) == 0.5).all()
     values = np.linspace(-1, 1, 3 * 16).reshape(4, 4, 3)

@@ -38,7 +38,7 @@ def test_hog_chooses_its_cells(size, channels, features):
     np.testing.assert_allclose(blocks, 1, atol=1e-3)  # L2-Hys
 
 
-@pytest.mark.parametrize(("axis", "orientation"), [(1, 0), (0, 4)])  # of the gradient: 0 and 90 degrees, 20 a bin
+@pytest.mark.parametrize(("axis", "orientation"), [(1, 0), (0, 4)])  # of the gradient: 0 and 90 degrees, 20 per bin
 def test_hog_of_an_edge_has_its_energy_in_one_orientation(axis, orientation):
     pytest.importorskip("skimage")
     energy = (handcrafted.hog(_edges(axis)).reshape(-1, 9) ** 2).sum(0)
@@ -72,7 +72,7 @@ def test_sift_moves_with_the_image():
     np.testing.assert_allclose(left, right, atol=0.01)
 
 
-def test_sift_of_an_edge_has_one_direction_and_none_without():
+def test_sift_of_an_edge_has_one_direction_and_of_a_flat_image_none():
     pytest.importorskip("cv2")
     energy = (handcrafted.dense_sift(_edges(1)) ** 2).reshape(-1, 8).sum(0)  # of 8 directions, 45 degrees apart
     assert energy[0] > 0.95 * energy.sum()  # from dark to bright: to the right
@@ -116,7 +116,7 @@ def test_a_vocabulary_is_a_function_of_training_images_and_seed(monkeypatch, kin
     assert np.abs(first[0] - other[0]).max() > 0.01
 
 
-def test_a_vocabulary_is_learned_from_as_much_of_every_image(monkeypatch):
+def test_every_image_gives_a_vocabulary_the_same_number_of_descriptors(monkeypatch):
     pytest.importorskip("cv2")
     monkeypatch.setattr(handcrafted, "SAMPLE", 50)
     images = _noise(10, 32, 32, 1)

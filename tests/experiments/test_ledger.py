@@ -1,4 +1,4 @@
-"""The ledger of trials: a line per finished trial, whatever ends the process that writes it."""
+"""Tests of the ledger: one line per finished trial, even if the process that writes it is killed."""
 
 import multiprocessing
 import sys
@@ -24,7 +24,7 @@ def line(trial="resnet8-1", code="a", **changes):
     }
 
 
-def test_a_trial_comes_back_and_other_code_does_not_count(tmp_path):
+def test_a_trial_is_read_back_only_for_the_same_code(tmp_path):
     Ledger(tmp_path / "new").add(line())
     ledger_again = Ledger(tmp_path / "new")
     assert (
@@ -62,7 +62,7 @@ def test_a_line_that_is_none_is_not_written(tmp_path):
     assert not (tmp_path / ledger.NAME).exists()
 
 
-def test_ledgers_are_united_by_concatenation_and_measures_of_the_same_code_are(tmp_path):
+def test_concatenated_ledgers_merge_measures_of_the_same_code(tmp_path):
     for name, measured in (("one", {"gap": 1.0}), ("two", {"time": 2.0})):
         Ledger(tmp_path / name).add(line(outcome={**line()["outcome"], "measured": measured}))
     Ledger(tmp_path / "two").add(line("other"))
@@ -89,7 +89,7 @@ def test_processes_at_once_lose_no_line(tmp_path):
     assert len(Ledger(tmp_path)) == 8
 
 
-def test_the_digest_of_code_sees_code_and_not_words(tmp_path, monkeypatch):
+def test_the_digest_of_code_ignores_comments_and_docstrings(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "ROOMS", ("made_up", "made_up_too"))
     monkeypatch.syspath_prepend(tmp_path)
 

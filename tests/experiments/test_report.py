@@ -1,4 +1,4 @@
-"""experiments/report: the page is complete in itself, says what the results say, and names what is missing."""
+"""Tests of experiments/report: the page is self-contained, agrees with the results, and names missing ones."""
 
 import html.parser
 import json
@@ -60,7 +60,7 @@ def result(name):
 
 @pytest.fixture
 def results(tmp_path):
-    """A folder of results: a study that is in no catalogue, a page of costs, a benchmark."""
+    """Returns a folder of results: a study outside the catalogue, a page of costs, a benchmark."""
     root = tmp_path / "results"
     folder = root / "studies" / "toy" / "digits"
     for path in (folder, root / "costs", root / "bench" / "small"):
@@ -161,7 +161,7 @@ def test_html_is_complete_in_itself(built):
     assert "<script>alert" not in built[0]  # of a page of Markdown
 
 
-def test_links_lead_to_places_of_the_page(built):
+def test_links_lead_to_anchors_of_the_page(built):
     page = Page(built[0])
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -254,7 +254,7 @@ def test_missing_folder_is_one_line(tmp_path):
     ]
 
 
-def test_winners_are_of_every_year_and_fall():
+def test_winners_cover_every_year_and_their_errors_fall():
     assert [winner.year for winner in winners.WINNERS] == list(range(2010, 2018))
     errors = [winner.error for winner in winners.WINNERS]
     assert errors == sorted(errors, reverse=True) and errors[4] > winners.HUMAN > errors[5]
@@ -283,7 +283,7 @@ def blocks(text):
     return re.findall(r"<!-- generated: (.*?) -->\n(.*?)<!-- end -->", text, re.S)
 
 
-def test_a_readme_of_results_with_holes(results, tmp_path):
+def test_blocks_of_missing_results_say_so(results, tmp_path):
     text = "".join(f"Before.\n<!-- generated: {name} -->\nstale\n<!-- end -->\nAfter.\n" for name in readme.BLOCKS)
     (results / "bench" / "small" / "bench.json").write_text(
         json.dumps(
@@ -301,7 +301,7 @@ def test_a_readme_of_results_with_holes(results, tmp_path):
         assert all("Not measured yet: `" in block or name == "against" for name, block in blocks(updated))
 
 
-def test_speed_is_of_the_newest_rows_beside_the_fastest(results):
+def test_speed_compares_the_newest_rows_with_the_fastest_peer(results):
     def write(folder, measured, ms):
         (results / "bench" / folder).mkdir(exist_ok=True)
         rows = [
@@ -367,6 +367,6 @@ def test_commands_and_tests_are_those_of_the_benchmark(results):
         ("<!-- generated: digits --><!-- generated: speed --><!-- end -->", "a block begins with"),
     ],
 )
-def test_marks_of_the_readme_that_are_wrong(text, message, tmp_path):
+def test_wrong_marks_in_the_readme_are_refused(text, message, tmp_path):
     with pytest.raises(UserError, match=re.escape(message)):
         readme.update(text, tmp_path)

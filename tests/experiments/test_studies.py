@@ -1,4 +1,4 @@
-"""Every study without training: its trials, verdicts on made outcomes, tables, pictures; and what studies measure."""
+"""Tests of every study without training: trials, verdicts on synthetic outcomes, tables, pictures and measures."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ SCALES = [(name, scale) for name in study.STUDIES for scale in study.module(name
 
 @pytest.fixture
 def sets(tmp_path, monkeypatch):
-    """Names what the largest scales ask for: a folder of texts, a file of weights."""
+    """Points the largest scales to what they require: a folder of texts and a file of weights."""
     header = json.dumps({"__metadata__": {"ablate": repr({"model": "resnet50"})}}).encode()
     (tmp_path / "resnet50.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     monkeypatch.setenv("ABLATE_RESNET50", str(tmp_path / "resnet50.safetensors"))
@@ -58,7 +58,7 @@ def test_trials_have_three_seeds_and_folders_of_their_own(name):
             assert not shared
 
 
-def test_images_a_device_are_what_batch_norm_sees():
+def test_batch_norm_sees_the_images_per_device():
     for scale in ("digits", "cifar10", "imagenet"):
         for trial in study.module("normalization").trials(scale):
             c = trial.config
@@ -129,7 +129,7 @@ def untrained(**changes):
 # -- what a study says of itself -----------------------------------------------------------------------------------
 
 
-def test_seeds_that_would_tell_are_the_fewest():
+def test_the_seeds_that_would_decide_are_the_fewest():
     high, low = [0.97, 0.98, 0.99], [0.96, 0.97, 0.985]
     verdict = study.compare(high, low, by=0.001)
     variance, difference = (
@@ -202,7 +202,7 @@ def test_gradients_are_in_order_and_zero_behind_a_zero_scale():
     assert all((norm == 0) == ("block" in name) for name, norm in norms.items())
 
 
-def test_gap_knows_the_modes():
+def test_the_gap_is_measured_in_every_mode():
     run, state = untrained()
     gap = measures.gap(run, state)
     assert list(gap) == ["batch", "train", "test", "recalibrated"]
@@ -213,7 +213,7 @@ def test_gap_knows_the_modes():
 
 
 def test_along_the_gradient_of_a_parabola():
-    """Loss a x^2 / 2 has gradient a x, whose change over a distance d is a d: the smoothness is a."""
+    """Checks the loss a x^2 / 2: its gradient a x changes by a d over a distance d, so its smoothness is a."""
     landscape = measures.along_gradient(lambda x, a: a * jnp.sum(x**2) / 2, np.array([3.0, 4.0]), (2.0,), (0.1, 0.25))
     np.testing.assert_allclose(landscape["loss"], [25, 25 * 0.8**2, 25 * 0.5**2], rtol=1e-6)
     np.testing.assert_allclose(landscape["change"], [2.0, 5.0], rtol=1e-6)  # 2 x (step x 10)
@@ -227,8 +227,8 @@ def test_smoothness_of_a_network_has_a_width():
 
 
 @pytest.mark.full
-def test_signal_keeps_its_scale_behind_he():
-    """A deep plain network at step 0: MSRA keeps the standard deviation about as it is, Xavier's lowers it."""
+def test_he_initialization_keeps_the_scale_of_the_signal():
+    """Checks a deep plain network at step 0: MSRA about keeps the standard deviation, and Xavier lowers it."""
     factors = []
     for init in ("msra", "xavier_normal"):
         signal = initialization.signal(

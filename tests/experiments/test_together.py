@@ -1,4 +1,4 @@
-"""Runs that train together in one program: the losses of one after another, and what is kept of the measurement."""
+"""Tests of runs that train in one program: their losses equal those of separate runs, and results are merged."""
 
 import json
 

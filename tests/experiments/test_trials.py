@@ -1,4 +1,4 @@
-"""Running trials: once each, in the same folder, whatever ended them, on one process or on several."""
+"""Tests of running trials: each runs once, in its own folder, after any interruption, in one process or several."""
 
 import inspect
 import io
@@ -136,7 +136,7 @@ def test_what_a_trial_starts_from_runs_first_and_once(tmp_path, jobs):
     assert outcomes[3].measured["size"]["head"] > 0 and outcomes[2].measured["size"]["step"] == 4
 
 
-def test_what_starts_from_a_run_that_diverged_says_so(tmp_path):
+def test_a_trial_that_starts_from_a_diverged_run_says_so(tmp_path):
     bad = trial(0, optimizer__learning_rate=1e30, optimizer__warmup="0 steps")
     (outcome,), _ = run_all([trial(1, (size,))._replace(start=bad)], tmp_path / "runs")
     assert outcome.summary is None and outcome.diverged == f"{trials.address(bad)}, that it starts from, diverged"
@@ -214,7 +214,7 @@ def test_a_study_that_fails_does_not_end_the_others(tmp_path):
         run_each(specs[1:], specs[0])
 
 
-def test_results_that_a_study_writes_are_no_change_of_the_code(tmp_path, monkeypatch):
+def test_results_of_a_study_do_not_count_as_code(tmp_path, monkeypatch):
     def git(*arguments):
         subprocess.run(
             ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],

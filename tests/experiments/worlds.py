@@ -1,4 +1,4 @@
-"""Made outcomes of every study: as published, the opposite, and others, with the verdicts that they should get."""
+"""Synthetic outcomes of every study: as published, the opposite, and others, with the verdicts that they must get."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def planned(name, scale="digits"):
 
 
 def diverged(outcomes, seeds=(0, 1, 2)):
-    """Returns the same outcomes where all training of the seeds diverged; what is measured before training stays."""
+    """Returns the outcomes as if all trainings of these seeds had diverged; measures before training stay."""
     return Outcomes(
         [
             o._replace(summary=None, diverged="loss", history={}, measured={})
@@ -140,7 +140,7 @@ def depth_world(sign, noise, projections=0.91):
 
 
 def accurate(name, accuracy, costs=None):
-    """Returns outcomes of all trials, of the accuracy that a function of labels says."""
+    """Returns outcomes of all trials, with the accuracy that a function of the labels returns."""
     outcomes = []
     for trial in planned(name):
         summary = None
@@ -246,7 +246,7 @@ def of_exits(labels, accuracy, gain):
 
 
 def adaptive(better=0.0, seeds=3):
-    """Returns what the papers say, where `better` is 0.03; the contrary where it is negative."""
+    """Returns outcomes as in the papers for `better` = 0.03, and the opposite for a negative value."""
     shown = [{"image": png(np.zeros((8, 8), np.uint8)), "label": "1", "says": "3 blocks"}]
     extremes, outcomes = {"easy": shown * 3, "hard": shown}, []
     for seed in range(seeds):
@@ -384,7 +384,7 @@ def translation(text, sign=1, noise=0.1):
 # -- all -----------------------------------------------------------------------------------------------------------
 
 WORLDS: dict[tuple[str, str], tuple[Callable[[], Outcomes], str]] = {
-    # (study, world): (outcomes, verdicts in the order of the claims by their initials; "-": of no interest here)
+    # (study, world): (outcomes, verdicts in the order of the claims by their initials; "-": not checked)
     ("initialization", "as published"): (
         lambda: outcomes_in("initialization", initialization_world(1, 0.001)),
         "AAAAAA",

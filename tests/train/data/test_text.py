@@ -193,7 +193,7 @@ def test_evaluation_has_every_pair_once(size):
 
 
 def test_test_pairs_of_the_grammar_only_differ_in_order():
-    """Checks that a function of the set of tokens can translate at most one of each two correctly."""
+    """Checks that test sentences come in pairs of the same tokens: a model without order fails on one of each pair."""
     english, german = grammar.sentences(("en", "de"), "test")
     for i in range(0, 200, 2):
         one, other = (sorted(line.strip(".").replace(",", "").split()) for line in english[i : i + 2])
