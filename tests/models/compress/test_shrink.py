@@ -292,7 +292,7 @@ def test_a_branch_that_starts_at_zero_hides_nothing():
 
 def test_variables_of_another_network_are_refused():
     model, variables = network(*LENET)
-    with pytest.raises(UserError, match=r"params/hidden1/kernel is \[150, 12\], but the network .* has \[96, 12\]"):
+    with pytest.raises(UserError, match=r"params/hidden1/kernel has the shape \[150, 12\], but .* has \[96, 12\]"):
         shrink.shrink(model, variables, {"conv1/kernel": np.arange(4) > 0}, (1, 28, 28, 3))
 
 

@@ -100,9 +100,9 @@ def test_captum():
     [
         ({"size": 13}, "size=13 x 13 is larger than the images of 16 x 12 pixels"),
         ({"size": 0}, "size=0 must be one or two numbers of pixels, at least 1"),
-        ({"size": 2.5}, r"size=2.5 must be a number of pixels"),
+        ({"size": 2.5}, r"size=2.5 must be one or two numbers of pixels"),
         ({"stride": (1, 0)}, r"stride=\(1, 0\) must be one or two numbers of pixels, at least 1"),
-        ({"stride": [1, 2, 3]}, r"stride=\[1, 2, 3\] must be a number of pixels, or two"),
+        ({"stride": [1, 2, 3]}, r"stride=\[1, 2, 3\] must be one or two numbers of pixels"),
         ({"color": (0.5, 0.5)}, r"color=\[0.5, 0.5\] must be a number, or one for each of 3 channels"),
         ({"batch": 0}, "batch=0 must be at least 1"),
         ({"target": 10}, "target=10 is out of range: this network has classes 0 to 9"),
