@@ -189,11 +189,7 @@ def test_allocations_are_the_smallest_drop_that_gives_the_total(seed):
             0.9,
             "0.9 cannot be reached: .* up to 0.475",
         ),
-        (
-            {**CURVES, "b": {"sparsity": [0.3, 0.1], "accuracy": [0.9, 0.9]}},
-            0.5,
-            "sensitivity of b: must have one accuracy",
-        ),
+        ({**CURVES, "b": {"sparsity": [0.3, 0.1], "accuracy": [0.9, 0.9]}}, 0.5, "b: must have one accuracy"),
         ({**CURVES, "b": {"sparsity": [0.3]}}, 0.5, "sensitivity of b: must have one accuracy"),
         ({**CURVES, "b": [0.3]}, 0.5, "sensitivity of b: must have one accuracy"),
         ({**CURVES, "b": {"sparsity": [0.3], "accuracy": [None]}}, 0.5, "sensitivity of b: must have one accuracy"),
