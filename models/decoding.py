@@ -150,8 +150,8 @@ def beam_search(
         logs = state.alive_logs[:, :, None] + state.next_logs  # [N, B, V]
         vocabulary = logs.shape[-1]
         count = min(2 * beams, beams * vocabulary)
-        logs, chosen = jax.lax.top_k(jax.lax.collapse(logs, 1), count)  # [N, B V] -> [N, 2 B]
-        parent, token = chosen // vocabulary, (chosen % vocabulary).astype(jnp.int32)
+        logs, best_indices = jax.lax.top_k(jax.lax.collapse(logs, 1), count)  # [N, B V] -> [N, 2 B]
+        parent, token = best_indices // vocabulary, (best_indices % vocabulary).astype(jnp.int32)
         tokens = _take(state.alive, parent).at[:, :, state.place].set(token)  # [N, 2 B, L]
         ends, real = token == eos, logs > _NEVER / 2
 
@@ -216,5 +216,5 @@ def _take(x: jax.Array, indices: jax.Array) -> jax.Array:
 
 def _best(count: int, tokens: jax.Array, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the sequences with the `count` best scores: tokens [N, K, L] and scores [N, K] with K cut to `count`."""
-    scores, chosen = jax.lax.top_k(scores, count)
-    return _take(tokens, chosen), scores
+    scores, best = jax.lax.top_k(scores, count)
+    return _take(tokens, best), scores

@@ -270,10 +270,10 @@ def table(rows: Sequence[Mapping[str, Any]], seconds: float) -> rich.table.Table
     """Returns the rows of a case for the terminal."""
     from experiments.bench import output
 
-    shown = [key for key in output.columns(rows) if key not in ("case", "min_ms")]
-    cells = [[output.cell(key, row) for key in shown] for row in rows]
+    keys = [key for key in output.columns(rows) if key not in ("case", "min_ms")]
+    cells = [[output.cell(key, row) for key in keys] for row in rows]
     title = f"{rows[0]['case']} ({seconds:.0f} s)"
-    return terminal_table([output.COLUMNS[key] for key in shown], cells, title, texts=len(shown))
+    return terminal_table([output.COLUMNS[key] for key in keys], cells, title, texts=len(keys))
 
 
 def main() -> None:

@@ -58,8 +58,8 @@ def work(cases: Mapping[str, Callable[[dict[str, Any]], Served]]) -> None:
             call, count = line.split()
             for _ in range(int(count)):
                 answer(**_timed(served.calls[call]))
-        used = served.device_peak()
-        peaks = {"device_peak_mib": used / 2**20} if used else {}
+        peak = served.device_peak()
+        peaks = {"device_peak_mib": peak / 2**20} if peak else {}
         answer(peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, **peaks)
     except Exception as error:  # libraries raise anything: out of memory, no compiler, an unknown network
         traceback.print_exc()

@@ -57,7 +57,7 @@ def _where(result: Mapping[str, Any]) -> str:
 
 def _placed(columns: Sequence[str], rows: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) -> str:
     """Returns a table of rows (device and commit, cells); a device or commit that all rows share stands above it."""
-    shown, common = [list(cells) for _, cells in rows], []
+    table_rows, common = [list(cells) for _, cells in rows], []
     columns = list(columns)
     for name in ("device", "commit"):
         values = [where[name] for where, _ in rows]
@@ -65,8 +65,8 @@ def _placed(columns: Sequence[str], rows: Sequence[tuple[Mapping[str, Any], Sequ
             common.append(f"commit {values[0]}" if name == "commit" else values[0])
         else:
             columns.append(name)
-            shown = [[*cells, value] for cells, value in zip(shown, values, strict=True)]
-    return (f"{', '.join(common)}:\n\n" if common else "") + markdown_table(columns, shown)
+            table_rows = [[*cells, value] for cells, value in zip(table_rows, values, strict=True)]
+    return (f"{', '.join(common)}:\n\n" if common else "") + markdown_table(columns, table_rows)
 
 
 # -- studies -------------------------------------------------------------------------------------------------------
@@ -120,20 +120,20 @@ def _of_study(
     """Returns a block: a study's table with this title, or some of its columns, at each scale that has it."""
 
     def block(results: Path) -> str:
-        shown = []
+        lines = []
         for result, _ in results_files.runs(results, (name,)):
             table = next((one for one in result["tables"] if one["title"] == title), None)
             if result["scale"] not in scales or table is None:
                 continue
             positions = [i for i, column in enumerate(table["columns"]) if not columns or column in columns]
             columns_shown, *rows = ([row[i] for i in positions] for row in (table["columns"], *table["rows"]))
-            shown += [
+            lines += [
                 f"Scale {result['scale']} ({_commits(result['environments'])}):",
                 "",
                 markdown_table(columns_shown, rows),
                 "",
             ]
-        return "\n".join(shown) or results_files.missing(f"python -m experiments.run {name} --scale={scales[0]}")
+        return "\n".join(lines) or results_files.missing(f"python -m experiments.run {name} --scale={scales[0]}")
 
     return block
 
@@ -182,13 +182,13 @@ def speed(results: Path) -> str:
             cases.setdefault((row["case"], row["device"], row["commit"]), {}).setdefault(row["what"], []).append(row)
     rows = []
     for (case, device, commit), calls in cases.items():
-        shown = []
+        cells = []
         for what in ("step", "forward"):
             ours = [row["ms"] for row in calls.get(what, ()) if row["who"] == "ours"]
             peer = [row["ms"] for row in calls.get(what, ()) if results_files.is_peer(row)]
-            shown.append(f"{ours[0]:.4g} / {min(peer):.4g} = {ours[0] / min(peer):.2f}" if ours and peer else "")
-        if any(shown):
-            rows.append(({"device": device, "commit": commit}, [case, *shown]))
+            cells.append(f"{ours[0]:.4g} / {min(peer):.4g} = {ours[0] / min(peer):.2f}" if ours and peer else "")
+        if any(cells):
+            rows.append(({"device": device, "commit": commit}, [case, *cells]))
     columns = ("case", "training step, ours / PyTorch, ms", "forward pass, ours / PyTorch, ms")
     return _placed(columns, rows) if rows else results_files.missing(content.BENCH)
 
@@ -213,14 +213,14 @@ def commands(results: Path) -> str:
     if not rows:
         return results_files.missing(f"{content.BENCH} --cases=commands")
     helps = sorted((row for row in rows if row["what"] == "--help"), key=lambda row: row["ms"])
-    shown = [(row, row["what"], row["who"]) for row in rows if row["what"] == "import"]
-    shown += [
+    selected = [(row, row["what"], row["who"]) for row in rows if row["what"] == "import"]
+    selected += [
         (row, f"--help, the {which} of {len(helps)}", row["who"])
         for which, row in zip(("fastest", "slowest"), (helps[:1] + helps[-1:]), strict=False)
     ]
     return _placed(
         ("what", "who", "s", "peak MiB"),
-        [(row, [what, who, f"{row['ms'] / 1000:.2f}", row["peak_mib"]]) for row, what, who in shown],
+        [(row, [what, who, f"{row['ms'] / 1000:.2f}", row["peak_mib"]]) for row, what, who in selected],
     )
 
 

@@ -34,8 +34,8 @@ def _with_arguments(table: Mapping[str, Callable[..., Any]], leading: int) -> li
     calls = []
     for name, function in table.items():
         parameters = list(inspect.signature(function).parameters.values())[leading:]
-        shown = ", ".join(str(parameter) for parameter in parameters)
-        calls.append(f"{name}({shown})" if shown else name)
+        signature = ", ".join(str(parameter) for parameter in parameters)
+        calls.append(f"{name}({signature})" if signature else name)
     return calls
 
 

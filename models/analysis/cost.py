@@ -204,8 +204,9 @@ def analyze(model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStr
         variables = jax.eval_shape(model.init, key, *inputs)
         program, modules, endpoints = _trace(model, variables, inputs)
     walk = jaxpr.Walk(modules)
-    seen = [jaxpr.View(axes=(1, 2)) if len(input_shape) == 4 else jaxpr.WHOLE] + [jaxpr.WHOLE] * (len(inputs) - 1)
-    views = walk.run(program, [None] * len(jax.tree.leaves(variables)) + seen)
+    of_image = jaxpr.View(axes=(1, 2)) if len(input_shape) == 4 else jaxpr.WHOLE
+    input_views = [of_image, *[jaxpr.WHOLE] * (len(inputs) - 1)]
+    views = walk.run(program, [None] * len(jax.tree.leaves(variables)) + input_views)
     endpoint_views = dict(zip(endpoints, views[len(views) - len(endpoints) :], strict=True))
     params = _params(variables["params"], modules)
     parents = {path[:depth] for path in modules for depth in range(len(path))}

@@ -157,11 +157,11 @@ def gradient(model: nn.Module, variables: Any, images: jax.Array, target: jax.Ar
 
     def score(images):
         logits = jnp.asarray(model.apply(variables, images))
-        chosen = resolved(target, logits)
-        return picked(logits, chosen).sum(), (logits, chosen)
+        resolved_target = resolved(target, logits)
+        return picked(logits, resolved_target).sum(), (logits, resolved_target)
 
-    values, (logits, chosen) = jax.grad(score, has_aux=True)(images.astype(jnp.float32))
-    return Explanation(values, logits, chosen)
+    values, (logits, resolved_target) = jax.grad(score, has_aux=True)(images.astype(jnp.float32))
+    return Explanation(values, logits, resolved_target)
 
 
 def _scored(model, variables, images, target) -> tuple[jax.Array, jax.Array, jax.Array]:

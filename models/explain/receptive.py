@@ -85,8 +85,8 @@ def fields(
     with lowering("plain"):
         variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
         program = jax.make_jaxpr(forward)(variables, *inputs)
-    seen = [jaxpr.View(axes=(1, 2)), *[jaxpr.WHOLE] * (len(inputs) - 1)]
-    views = jaxpr.Walk(()).run(program, [None] * len(jax.tree.leaves(variables)) + seen)
+    input_views = [jaxpr.View(axes=(1, 2)), *[jaxpr.WHOLE] * (len(inputs) - 1)]
+    views = jaxpr.Walk(()).run(program, [None] * len(jax.tree.leaves(variables)) + input_views)
     return {
         name: None if view is None or view.axes is None else Field(view.field, view.stride, view.start)
         for name, view in zip(names, views, strict=True)

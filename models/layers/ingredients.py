@@ -77,7 +77,7 @@ class Sites:
         layer = plugins.load(spec)
         if not callable(layer) and layer not in constructors:
             raise choice_error(field, layer, constructors)
-        chosen = layer if callable(layer) else constructors[layer]
+        layer_constructor = layer if callable(layer) else constructors[layer]
         low_bit = not callable(layer) and layer in LOW_BIT
         if low_bit:
             self._unused[field] = str(layer)
@@ -86,14 +86,14 @@ class Sites:
             first, self._first = self._first, False
             if low_bit and not first and name != HEAD:
                 self._unused.pop(field, None)
-                return chosen(*args, name=name, **kwargs)
+                return layer_constructor(*args, name=name, **kwargs)
             if name == HEAD and self._unused:
                 unused_field, unused_spec = next(iter(self._unused.items()))
                 raise UserError(
                     f"{unused_field}='{unused_spec}' has no effect: the first layer and the head remain "
                     "standard, and this network has no other layer of this kind"
                 )
-            return (constructors["standard"] if low_bit else chosen)(*args, name=name, **kwargs)
+            return (constructors["standard"] if low_bit else layer_constructor)(*args, name=name, **kwargs)
 
         return construct
 

@@ -75,8 +75,8 @@ def _import(options: flags.FlagValues, file: str) -> None:
     arrays = weights.read(file)
     variables = weights.from_arrays(model, arrays, _layout(model, source), new=options.new, seed=options.seed)
     weights.save(options.out, model, variables, {"model": name, "fields": fields})
-    drawn = f", {', '.join(options.new)} drawn anew" if options.new else ""
-    _report(name, variables, f"from {file} ({source}){drawn}", f"to {options.out}")
+    suffix = f", {', '.join(options.new)} drawn anew" if options.new else ""
+    _report(name, variables, f"from {file} ({source}){suffix}", f"to {options.out}")
 
 
 def _export(options: flags.FlagValues, file: str) -> None:

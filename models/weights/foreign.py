@@ -39,8 +39,8 @@ def reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
 
 def one_line(text: str) -> str:
     """Returns the text without line breaks and unprintable characters, truncated to LONGEST characters."""
-    shown = "".join(character if character.isprintable() else "?" for character in " ".join(text[:10_000].split()))
-    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
+    printable = "".join(character if character.isprintable() else "?" for character in " ".join(text[:10_000].split()))
+    return printable if len(printable) <= LONGEST else f"{printable[: LONGEST - 1]}…"
 
 
 def most_bytes(file_size: int) -> int:

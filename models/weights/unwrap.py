@@ -115,12 +115,12 @@ def without_prefixes(
 
 def _levels(tree: Mapping) -> Iterator[Mapping]:
     """Yields the mappings under WRAPPERS, each once and before the one that contains it, without recursion."""
-    seen, stack = set(), [(tree, False)]
+    visited, stack = set(), [(tree, False)]
     while stack:
         level, is_done = stack.pop()
         if is_done:
             yield level
-        elif id(level) not in seen:
-            seen.add(id(level))
+        elif id(level) not in visited:
+            visited.add(id(level))
             inside = [level[key] for key in WRAPPERS if isinstance(level.get(key), Mapping)]
             stack += [(level, True), *((child, False) for child in reversed(inside))]

@@ -183,10 +183,10 @@ def extremes(
     """
     results = results or tested(network, state)
     if kind(network) == "blocks":
-        used = results["computed"].sum(1)
+        block_counts = results["computed"].sum(1)
         right = np.flatnonzero(results["right"])
-        order = right[np.argsort(used[right], kind="stable")]
-        easy, hard, descriptions = order, order[::-1], [f"{number} blocks" for number in used]
+        order = right[np.argsort(block_counts[right], kind="stable")]
+        easy, hard, descriptions = order, order[::-1], [f"{number} blocks" for number in block_counts]
     else:
         right, sure = results["right"], results["confidence"]
         first, late = np.flatnonzero(right[:, 0]), np.flatnonzero(right[:, -1] & ~right[:, :-1].any(1))

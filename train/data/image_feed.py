@@ -161,25 +161,25 @@ class ImageFeed:
         key = (name, *changes.items())
         if key not in self._opened:
             is_other = name not in ("train", "test")
-            opened = (
+            split = (
                 load.load_test(self._config.to_dict(), test_split=name, **changes)
                 if is_other
                 else (load.load(self._config, name))
             )
             if is_other or self._recorded:
-                self._compare(name, opened)
-            self._opened[key] = opened
+                self._compare(name, split)
+            self._opened[key] = split
         return self._opened[key]
 
-    def _compare(self, name: str, opened: source.Source) -> None:
+    def _compare(self, name: str, split: source.Source) -> None:
         """Raises Changed if a split differs from the run's record, or from the run's classes and shapes."""
         before = {fact: list(getattr(self, fact)) for fact in ("classes", "image_shape", "label_shape")}
-        now = {fact: list(getattr(opened, fact)) for fact in before}
+        now = {fact: list(getattr(split, fact)) for fact in before}
         if name != "train" and now["classes"] == before["classes"][: len(now["classes"])]:
             now["classes"] = before["classes"]  # a split for evaluation may lack the last classes
         if self._recorded and name in self._recorded["identity"]:
             before |= self._recorded["identity"][name]
-            now |= opened.identity()
+            now |= split.identity()
         if lines := difference(before, now):
             raise Changed(
                 f"data.source={self._config.source}: split '{name}' is not what the run was trained on "

@@ -63,8 +63,8 @@ class Selected(Wrapped):
         return self.labels
 
     def identity(self) -> dict[str, str | int]:
-        chosen = Digest().add_array(self.index).add_array(self.labels).add(self.classes)
-        return {**super().identity(), "chosen": chosen.short()}
+        digest = Digest().add_array(self.index).add_array(self.labels).add(self.classes)
+        return {**super().identity(), "chosen": digest.short()}
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.index[index]))
@@ -161,8 +161,8 @@ def paint(selection: _Selection, classes: Any = "all", p: float = 1.0, size: flo
         raise ValueError(f"p={p} and size={size} must be in (0, 1]")
     count = len(selection.class_labels)
     numbers = range(count) if classes == "all" else _numbers([classes], count)
-    chosen = np.isin(selection.new_labels(), list(numbers)) & (selection.rank(seed + 1) < p)
-    selection.painted[selection.index[chosen]] = size
+    painted = np.isin(selection.new_labels(), list(numbers)) & (selection.rank(seed + 1) < p)
+    selection.painted[selection.index[painted]] = size
 
 
 def place(

@@ -43,14 +43,14 @@ def compare(train: Source, test: Source, name: str) -> list[str]:
             f"images {list(test.label_shape)}"
         )
     _check_names(train, test, option)
-    seen, tested = _labels(train), _labels(test)
+    trained, tested = _labels(train), _labels(test)
     for split, source in (("training", train), ("test", test)):
         _check_readable(source, f"{option}: none of its {len(source):,} {split} images can be decoded")
-    if seen is None or tested is None:
+    if trained is None or tested is None:
         return []
-    if unseen := sorted(tested - seen):
+    if unseen := sorted(tested - trained):
         raise UserError(f"{option}: no training image has these labels of test images: {_some(train, unseen)}")
-    missing = sorted(seen - tested)
+    missing = sorted(trained - tested)
     return (
         [f"{len(missing):,} of the {len(train.classes):,} classes have no test images: {_some(train, missing)}"]
         if missing

@@ -63,15 +63,15 @@ def assign(names: Sequence[str], groups: Sequence[Sequence[Any]], to_steps: Call
         raise UserError(f"optimizer.groups={groups}: a multiplier must be 0 (frozen) or positive")
     if any(start >= end for _, _, (start, end) in patterns):
         raise UserError(f"optimizer.groups={groups}: a group ends before it starts")
-    factors, times, used = {}, {}, set()
+    factors, times, matched = {}, {}, set()
     for name in names:
         match = next((i for i, (expression, *_) in enumerate(patterns) if expression.fullmatch(name)), None)
         if match is None:
             raise UserError(f"optimizer.groups: no group matches the parameter '{name}'; end them with ('.*', 1.0)")
-        used.add(match)
+        matched.add(match)
         _, factors[name], times[name] = patterns[match]
     for i, (expression, *_) in enumerate(patterns):
-        if i not in used:
+        if i not in matched:
             raise UserError(
                 f"optimizer.groups '{expression.pattern}' matches no parameter that earlier groups leave; one "
                 f"parameter is named {names[0]}"

@@ -161,13 +161,13 @@ def fit(kind: str, train: Features, classes: int, seed: int = 0) -> Fitted:
         score = function(scale(x), labels, classes, value)
         return lambda x: score(scale(x))
 
-    fitted, held = _split(train.labels, seed)
+    fitted, held_out = _split(train.labels, seed)
     validation = {}
-    for value in values if len(held) else ():
+    for value in values if len(held_out) else ():
         score = scorer(train.x[fitted], train.labels[fitted], value)
-        validation[value] = headline(measure(score(train.x[held]), train.labels[held], classes))
-    chosen = max(values, key=lambda value: (validation[value], value)) if validation else values[len(values) // 2]
-    return Fitted(scorer(train.x, train.labels, chosen), chosen, validation)
+        validation[value] = headline(measure(score(train.x[held_out]), train.labels[held_out], classes))
+    best = max(values, key=lambda value: (validation[value], value)) if validation else values[len(values) // 2]
+    return Fitted(scorer(train.x, train.labels, best), best, validation)
 
 
 def evaluate(kind: str, train: Features, test: Features, classes: int, seed: int = 0) -> dict[str, Any]:
@@ -226,14 +226,14 @@ def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
     indices = np.arange(len(labels))
     if labels.ndim == 2:
-        fitted, held = train_test_split(indices, test_size=HELD_OUT, random_state=seed)
-        return np.asarray(fitted), np.asarray(held)
+        fitted, held_out = train_test_split(indices, test_size=HELD_OUT, random_state=seed)
+        return np.asarray(fitted), np.asarray(held_out)
     counts = np.bincount(labels)
     if counts[counts > 0].min() < 2:
         return indices, indices[:0]
     size = max(round(HELD_OUT * len(labels)), int((counts > 0).sum()))
-    fitted, held = train_test_split(indices, test_size=size, stratify=labels, random_state=seed)
-    return np.asarray(fitted), np.asarray(held)
+    fitted, held_out = train_test_split(indices, test_size=size, stratify=labels, random_state=seed)
+    return np.asarray(fitted), np.asarray(held_out)
 
 
 def names(text: str | Sequence[str]) -> list[str]:

@@ -194,17 +194,17 @@ def _hold_out(root: str, files: list[File], what: str) -> tuple[list[File], list
     by_label: dict[int, list[File]] = {}
     for file in files:
         by_label.setdefault(file[1], []).append(file)
-    rest, held = [], []
+    rest, held_out = [], []
     for own, quota in zip(by_label.values(), _quotas([len(own) for own in by_label.values()]), strict=True):
         first = set(sorted(own, key=lambda file: (_rank(f"{what} {file[0]}"), file))[:quota])
-        held += [file for file in own if file in first]
+        held_out += [file for file in own if file in first]
         rest += [file for file in own if file not in first]
-    if not held:
+    if not held_out:
         raise UserError(
             f"folder {identity.shown(root)} has only one image of each class, so that none can be held out "
             f"for {'testing' if what == 'test' else 'validation'}: add images, or a folder of that split"
         )
-    return rest, held
+    return rest, held_out
 
 
 def _quotas(counts: Sequence[int]) -> list[int]:
