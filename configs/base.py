@@ -26,20 +26,20 @@ def base() -> ConfigDict:
     c.batch_size = 128
     # Images per evaluation step; the last batch is padded, and each image counts once.
     c.eval_batch_size = 500
-    # Parts into which a device cuts its share of a batch; gradients are averaged over them.
+    # Parts into which each device splits its share of a batch; gradients are averaged over the parts.
     c.accumulate = 1
     # Optimizer steps per dispatch (a scan); more than 1 only where the data are resident.
     c.steps_per_call = 1
     # Type of the computation; parameters and statistics stay float32.
     c.precision = "float32"
-    # Decay of averaged weights, which are then evaluated, e.g. 0.9999; 0 is off.
+    # Decay of the moving average of the weights, e.g. 0.9999. If it is on, the average is evaluated; 0 is off.
     c.ema_decay = 0.0
     # The decay at the end of step t is min(ema_decay, (1 + t) / (10 + t)), so that a short run does not evaluate its
     # initial weights, as in TensorFlow's ExponentialMovingAverage with num_updates. False: ema_decay throughout.
     c.ema_warmup = True
-    # lookahead(decay, power=0, every=1, start='0 steps'): weights return to their averages; "" is off.
+    # lookahead(decay, power=0, every=1, start='0 steps'): weights are reset to their averages; "" is off.
     c.lookahead = ""
-    # Lifting of a step over the devices; fsdp shards the state.
+    # How a step is spread over the devices; fsdp also shards the state.
     c.parallel = "pmap"
     # Devices to use; 0 is all.
     c.devices = 0
@@ -66,7 +66,7 @@ def base() -> ConfigDict:
     c.model = ConfigDict()
     # One of models.names().
     c.model.name = "resnet20"
-    # Normalization; batch:MOMENTUM and group:GROUPS set a number.
+    # Normalization; batch:MOMENTUM sets the momentum, group:GROUPS the number of groups.
     c.model.norm = "batch"
     # Whether batch norm averages over all devices instead of one.
     c.model.sync_norm = False
@@ -77,7 +77,7 @@ def base() -> ConfigDict:
     # Start of the weights: the folder of a run (its newest checkpoint) or of an exported network, a .ablate file, or a
     # .safetensors file by `python -m models.weights import`; "" is from scratch.
     c.init_from = ""
-    # With init_from: parts to draw anew whatever the file has, e.g. "head|stage3" or "*/gate"; "" is none.
+    # With init_from: parts to initialize randomly even if stored, e.g. "head|stage3" or "*/gate"; "" is none.
     c.init_new = "head"
     # Initialization from data. lsuv: kernels are orthonormal, then scaled so that each layer's output has variance 1 on
     # a batch. whiten: the first convolution gives whitened patches and their negatives, from 5,000 training images.
@@ -89,7 +89,7 @@ def base() -> ConfigDict:
     c.optimizer.name = "sgd(momentum=0.9)"
     # Peak of the learning rate.
     c.optimizer.learning_rate = 0.1
-    # Factor of the learning rate by step, with its arguments.
+    # Schedule with its arguments: the factor of the learning rate at each step.
     c.optimizer.schedule = "constant"
     # Length of a linear warm-up.
     c.optimizer.warmup = "0 steps"
@@ -97,7 +97,7 @@ def base() -> ConfigDict:
     c.optimizer.warmup_from = 0.0
     # Weight decay of the parameters that `decay` names.
     c.optimizer.weight_decay = 0.0
-    # Factor of an L1 penalty: times the sign of a weight that decays, it is added to the gradient.
+    # Factor of an L1 penalty on the parameters that decay: factor x sign(weight) is added to the gradient.
     c.optimizer.l1 = 0.0
     # Regular expression of the parameters that decay; '.*/kernel' leaves out norms and biases.
     c.optimizer.decay = ".*"
@@ -112,7 +112,7 @@ def base() -> ConfigDict:
     # Pruning while training goes on, e.g. "magnitude(0.9, start='20%', end='60%', every='5%')"
     # (train/optim/pruning.py); "" is none.
     c.optimizer.prune = ""
-    # Weights of a layer that share few values, which are trained, e.g. "linear(conv=8, dense=5)"
+    # Weight sharing: each layer's weights take few values, which are trained, e.g. "linear(conv=8, dense=5)"
     # (train/optim/weight_sharing.py); "" is none.
     c.optimizer.share = ""
 
@@ -134,7 +134,7 @@ def base() -> ConfigDict:
     c.data.channels = 0
     # Where the images are: on the device as uint8 (resident), or decoded while training (stream).
     c.data.pipeline = "auto"
-    # Processes that decode for a stream; 0 is threads.
+    # Number of processes that decode streamed images; 0 uses threads.
     c.data.workers = 0
     # What happens to images that cannot be decoded.
     c.data.on_error = "fail"
@@ -142,7 +142,7 @@ def base() -> ConfigDict:
     c.data.image_size = 0
     # Crop while decoding. random_resized evaluates the center; whole squeezes the image to a square, as BiT does.
     c.data.crop = "none"
-    # random_resized: range of the share of the area.
+    # random_resized: range of the crop's share of the image area.
     c.data.crop_scale = (0.08, 1.0)
     # random_resized: range of width / height.
     c.data.crop_ratio = (3 / 4, 4 / 3)
@@ -156,7 +156,7 @@ def base() -> ConfigDict:
     c.data.augment = ""
     # Mean per channel that is subtracted from pixels in [0, 1].
     c.data.mean = (0.5,)
-    # Standard deviation per channel that they are divided by.
+    # Standard deviation per channel by which the pixels are then divided.
     c.data.std = (0.5,)
     return c
 

@@ -41,8 +41,8 @@ def get_config(text: str = ""):
         return _speedrun(c, a)
     if (a.batch, a.width, a.epochs) != (1024, 64, 9.9):
         raise ValueError(
-            "batch, width, epochs are arguments of speedrun; set --config.batch_size, "
-            "--config.model.width, --config.duration"
+            "batch, width, epochs are arguments of speedrun only; set --config.batch_size, "
+            "--config.model.width, --config.duration instead"
         )
     c.model.name = a.model
     c.model.norm = a.norm
@@ -83,7 +83,7 @@ def _cifar(c, a):
 def _speedrun(c, a):
     momentum, decay = 0.85, 0.0153
     start = "30.3%"  # start of lookahead, and end of training the stem's bias: 3 of 9.9 epochs
-    rate = 11.5  # for the sum of the gradients of 1024 examples, per step as long as momentum makes it
+    rate = 11.5  # for gradients summed over 1024 examples and over the steps that momentum adds up
     c.model.name, c.model.width = "airbench94", a.width
     c.model.norm = "batch:0.6" if a.norm == "batch" else a.norm
     c.model.act, c.model.init, c.data_init = "gelu", "dirac", "whiten"

@@ -35,7 +35,7 @@ def get_config(text: str = ""):
     c.data.workers = 8
     c.data.image_size = a.size
     c.data.crop = "random_resized"
-    c.data.exif = "ignore"  # like the pipelines of torchvision and TensorFlow, which published accuracies rest on
+    c.data.exif = "ignore"  # like torchvision's and TensorFlow's pipelines, which gave the published accuracies
     c.data.update(IMAGENET)
     if a.recipe == "goyal":
         c.model.zero_gamma = True

@@ -132,7 +132,7 @@ def _of_run(a):
         c.optimizer = {**base().optimizer, **c.optimizer}  # runs of earlier versions lack some keys
         rate, duration = c.optimizer.learning_rate, c.duration
     except OSError as error:
-        raise ValueError(f"from={a['from']}: must be the folder of a run ({error.strerror}: config.json)") from None
+        raise ValueError(f"from={a['from']}: must be the folder of a run (config.json: {error.strerror})") from None
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"from={a['from']}: its config.json cannot be read ({error})") from None
     sharing = a.stage == "share"

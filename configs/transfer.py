@@ -114,11 +114,11 @@ def get_config(text: str = ""):
     )
     _check(a)
     target, c = TARGETS[a.to], base()
-    known = described(a["from"]) if a["from"] else {"model": {"name": a.model}}
-    name = known["model"]["name"]
+    description = described(a["from"]) if a["from"] else {"model": {"name": a.model}}
+    name = description["model"]["name"]
     if a.model and a.model != name:
         raise ValueError(f"from={a['from']} is a {name}, not model={a.model}")
-    _start(c, a["from"], known)
+    _start(c, a["from"], description)
     c.seed = a.seed
     c.data.source, c.data.train_split, c.data.test_split = target.source, target.train, target.test
     examples = target.examples
@@ -135,12 +135,12 @@ def get_config(text: str = ""):
     c.optimizer.name, c.optimizer.weight_decay = "sgd(momentum=0.9)", 1e-4
     c.optimizer.learning_rate = a.lr or (0.01 if a["from"] else 0.1)
     c.optimizer.schedule, c.optimizer.warmup = "cosine", "5%"
-    images(c, target, a.size or known.get("size", 0) or target.size or 224, known.get("channels", 3))
+    images(c, target, a.size or description.get("size", 0) or target.size or 224, description.get("channels", 3))
     if a.rule == "bit":
         bit(c, examples, target.size, a.batch or 512)
         c.optimizer.learning_rate = a.lr or c.optimizer.learning_rate
     c.optimizer.groups = groups(a.freeze, a.unfreeze, a.decay, name, a.stages)
-    if (a.freeze != "0" or a.unfreeze) and known.get("batch_norm"):
+    if (a.freeze != "0" or a.unfreeze) and description.get("batch_norm"):
         c.model.norm = "frozen_batch"
     return c
 
@@ -156,14 +156,14 @@ def _check(a: Any) -> None:
             raise ValueError(f"{name}={a[name]}: rule=bit sets it; leave it out")
 
 
-def _start(c: Any, start: str, known: Mapping[str, Any]) -> None:
+def _start(c: Any, start: str, description: Mapping[str, Any]) -> None:
     """Sets the network, its task and its heads, and how its images are normalized."""
-    for name in set(c.model) - set(known["model"]):
+    for name in set(c.model) - set(description["model"]):
         del c.model[name]  # fields that the network's config does not set, or that it does not have
-    c.model.update(known["model"])
+    c.model.update(description["model"])
     c.init_from = start
     for name in ("mean", "std"):
-        c.data[name] = tuple(known.get(name) or IMAGENET[name])
+        c.data[name] = tuple(description.get(name) or IMAGENET[name])
     for beginning, task, heads in (
         ("msdnet", "multi_exit", "*/head"),
         ("early_exit", "multi_exit", "head|*/head"),
@@ -282,14 +282,16 @@ def described(where: str) -> dict[str, Any]:
     try:
         if path.is_dir():
             config, shape = read_run(path)
-            data, known = config["data"], {"model": config["model"]}
-            known |= {name: data[name] for name in ("mean", "std")}
-            known["size"] = shape[0] if shape else data["image_size"] or SIZES.get(data["source"], 0)
+            data, description = config["data"], {"model": config["model"]}
+            description |= {name: data[name] for name in ("mean", "std")}
+            description["size"] = shape[0] if shape else data["image_size"] or SIZES.get(data["source"], 0)
             known_by_name = "none" if re.fullmatch(NO_BATCH_NORM, config["model"]["name"]) else "batch"
             norm = config["model"].get("norm", known_by_name)
-            known["batch_norm"] = norm == "batch"
-            known["channels"] = shape[2] if shape else data.get("channels") or (1 if data["source"] == "digits" else 3)
-            return known
+            description["batch_norm"] = norm == "batch"
+            description["channels"] = (
+                shape[2] if shape else data.get("channels") or (1 if data["source"] == "digits" else 3)
+            )
+            return description
         with path.open("rb") as file:  # a .safetensors file starts with the length of its JSON header
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, path.stat().st_size)))

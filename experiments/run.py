@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
         console.print(catalogue())
         return
     if len(arguments) != 2:
-        raise UserError("name one study, or all: " + ", ".join(study.STUDIES))
+        raise UserError("name one study, or 'all' for all of them; studies: " + ", ".join(study.STUDIES))
     names = [name for name in study.STUDIES if SCALE.value in study.module(name).STUDY.cost]
     decided = UNTIL.value == "decided"
     if not decided and MOST_SEEDS.present:
@@ -177,7 +177,7 @@ def run(spec: str, scale: str, options: Options, console: rich.console.Console) 
         ),
         lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False),
     )
-    records = [kept(trial, outcome) for trial, outcome in zip(planned, outcomes.all(), strict=True)]
+    records = [record_of(trial, outcome) for trial, outcome in zip(planned, outcomes.all(), strict=True)]
     each = {record["folder"]: outcome.seconds for record, outcome in zip(records, outcomes.all(), strict=True)}
     results = {
         **content(this, spec, scale, outcomes, seen),
@@ -278,7 +278,7 @@ def environments(outcomes: study.Outcomes) -> list[dict[str, Any]]:
     return [entry for i, entry in enumerate(entries) if entry not in entries[:i]]
 
 
-def kept(trial: study.Trial, outcome: study.Outcome) -> dict[str, Any]:
+def record_of(trial: study.Trial, outcome: study.Outcome) -> dict[str, Any]:
     """Returns the record of a trial in results.json."""
     names = ("accuracy", "loss", "bleu", "exact_match", "parameters", "mult_adds", "steps", "seconds")
     summary = outcome.summary and {name: outcome.summary[name] for name in names if name in outcome.summary}

@@ -39,7 +39,7 @@ def main() -> None:
     others = {run["commit"] for run in finished} - {summary.commit()}
     if others and len(finished) < len(folders):
         raise UserError(
-            f"--workdir={WORKDIR.value}: it holds runs of commit {', '.join(sorted(others))}, this is "
+            f"--workdir={WORKDIR.value}: it holds runs of commit {', '.join(sorted(others))}, but this checkout is "
             f"{summary.commit()}: choose another folder"
         )
     for seed, folder in enumerate(folders):

@@ -135,7 +135,10 @@ def _check_widths(model: Any) -> None:
         if kernels[path][-1] != features:
             raise UserError(f"widths: {path} always has {kernels[path][-1]} features, not {features}")
     if logits.shape[-1] != model.num_classes:
-        raise UserError(f"widths={model.widths} leave {logits.shape[-1]} of {model.num_classes} classes")
+        raise UserError(
+            f"widths={model.widths} cut the head to {logits.shape[-1]} of {model.num_classes} classes; "
+            "remove the head from widths"
+        )
 
 
 def family(name: str) -> str:
@@ -198,7 +201,7 @@ def _check_memory(model: nn.Module, draw: Any, rng: jax.Array) -> None:
         sizes = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
         raise UserError(
             f"the variables of this {type(model).__name__} take {size / 2**30:,.0f} GiB, but this machine "
-            f"has {runtime.memory() / 2**30:,.0f} GiB of memory; its sizes are "
+            f"has {runtime.memory() / 2**30:,.0f} GiB of memory; the network has "
             + ", ".join(f"{name}={value}" for name, value in sizes.items() if type(value) is int)
         )
 

@@ -71,7 +71,7 @@ class AlexNet(Classifier):
     def check(self) -> None:
         self._need_numbers("stem", (11, 4, 0), count=3, least=0)
         if 0 in self.stem[:2]:
-            raise UserError(f"stem={self.stem} must be kernel size, stride and padding, as (11, 4, 0)")
+            raise UserError(f"stem={self.stem} must be (kernel size, stride, padding), e.g. (11, 4, 0)")
         self._need_numbers("convs", (64, 192, 384, 256, 256), count=5)
         self._need_numbers("classifier", (4096, 4096), empty=True)
         self._need_at_least(1, "groups")
@@ -83,7 +83,7 @@ class AlexNet(Classifier):
             or not has_type(response[0], int)
             or any(not has_type(value, float) or value <= 0 for value in response)
         ):
-            raise UserError(f"local_response={response} must be n, k and alpha, as (5, 2.0, 1e-4), or None")
+            raise UserError(f"local_response={response} must be (n, k, alpha), e.g. (5, 2.0, 1e-4), or None")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

@@ -7,7 +7,7 @@ arguments and returns an exit code, within `exit_with`.
 import ast
 import contextlib
 import io
-import logging as python_logging
+import logging
 import os
 import signal
 import sys
@@ -17,7 +17,8 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 
 from models.errors import UserError
 
@@ -98,7 +99,7 @@ def run(
         return arguments
 
     def call(argv: list[str]) -> NoReturn:
-        logging.set_verbosity(logging.WARNING)  # Orbax logs every step of every save
+        absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax logs every step of every save
         sys.exit((main(argv) if positional else main()) or 0)
 
     exit_with(lambda: app.run(call, flags_parser=parse_or_help))
@@ -158,7 +159,7 @@ def exit_with(command: Callable[[], int | None]) -> NoReturn:
         if not (is_os_error or isinstance(error, UserError)):
             raise
         _print_error(error)
-        python_logging.disable()  # later messages of libraries repeat the same error
+        logging.disable()  # later messages of libraries repeat the same error
         sys.exit(USER_ERROR)
 
 

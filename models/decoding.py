@@ -150,8 +150,8 @@ def beam_search(
         logs = state.alive_logs[:, :, None] + state.next_logs  # [N, B, V]
         vocabulary = logs.shape[-1]
         count = min(2 * beams, beams * vocabulary)
-        logs, chosen = jax.lax.top_k(jax.lax.collapse(logs, 1), count)  # [N, B V] -> [N, 2 B]
-        parent, token = chosen // vocabulary, (chosen % vocabulary).astype(jnp.int32)
+        logs, best_indices = jax.lax.top_k(jax.lax.collapse(logs, 1), count)  # [N, B V] -> [N, 2 B]
+        parent, token = best_indices // vocabulary, (best_indices % vocabulary).astype(jnp.int32)
         tokens = _take(state.alive, parent).at[:, :, state.place].set(token)  # [N, 2 B, L]
         ends, real = token == eos, logs > _NEVER / 2
 
@@ -161,12 +161,12 @@ def beam_search(
             beams, jnp.concatenate([state.ended, tokens], 1), jnp.concatenate([state.ended_scores, scores], 1)
         )
 
-        alive_logs, kept = jax.lax.top_k(jnp.where(ends, _NEVER, logs), beams)  # [N, 2 B] -> [N, B]
-        alive, parent = _take(tokens, kept), _take(parent, kept)
+        alive_logs, best = jax.lax.top_k(jnp.where(ends, _NEVER, logs), beams)  # [N, 2 B] -> [N, B]
+        alive, parent = _take(tokens, best), _take(parent, best)
         cache = jax.tree.map(  # [N B, ...] -> [N, B, ...] -> [N B, ...]
             lambda x: _take(x.reshape(batch, beams, *x.shape[1:]), parent).reshape(x.shape), state.cache
         )
-        token = _take(token, kept).reshape(-1)  # [N, 2 B] -> [N, B] -> [N B]
+        token = _take(token, best).reshape(-1)  # [N, 2 B] -> [N, B] -> [N B]
         next_logs, cache = _next(model, variables, cache, token, state.place + 1, source_of_beams, length)
         next_logs = next_logs.reshape(batch, beams, vocabulary)  # [N B, V] -> [N, B, V]
         return Beams(state.place + 1, alive, alive_logs, ended, ended_scores, next_logs, cache)
@@ -182,7 +182,9 @@ def _check(model: Transformer, length: int, bos: int, eos: int) -> None:
         raise UserError(f"length={length} of translations must be from 1 to the model's max_length={model.max_length}")
     for name, token in (("bos", bos), ("eos", eos)):
         if not 0 <= token < model.vocab_size or token == eos == PAD:
-            raise UserError(f"{name}={token} is the padding, or none of the {model.vocab_size} tokens")
+            raise UserError(
+                f"{name}={token} must be in [0, {model.vocab_size}), and eos must not be the padding, {PAD}"
+            )
 
 
 def _first(model, variables, source, length, bos):
@@ -214,5 +216,5 @@ def _take(x: jax.Array, indices: jax.Array) -> jax.Array:
 
 def _best(count: int, tokens: jax.Array, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the sequences with the `count` best scores: tokens [N, K, L] and scores [N, K] with K cut to `count`."""
-    scores, chosen = jax.lax.top_k(scores, count)
-    return _take(tokens, chosen), scores
+    scores, best = jax.lax.top_k(scores, count)
+    return _take(tokens, best), scores

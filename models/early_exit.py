@@ -41,7 +41,7 @@ class EarlyExitResNet(ResNet):
                 "of the network is always an exit"
             )
         if self.shortcut == "none":
-            raise UserError("shortcut='none' leaves nothing of a block that is skipped")
+            raise UserError("shortcut='none' does not work with skipped blocks, whose output is the shortcut")
 
     @property
     def num_exits(self) -> int:

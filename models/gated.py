@@ -87,7 +87,7 @@ class Adaptive(ResNet):
     def check(self) -> None:
         super().check()
         if self.shortcut == "none":
-            raise UserError("shortcut='none' leaves nothing of a block that is skipped")
+            raise UserError("shortcut='none' does not work with skipped blocks, whose output is the shortcut")
         if self.remat:
             raise UserError(
                 "remat=True does not work with networks that skip blocks: decisions of rematerialized blocks cannot "
@@ -193,8 +193,8 @@ class GatedResNet(Adaptive):
             raise UserError("rates are all 1, so no block has a gate; set some of them below 1")
         if separates_channels(self.norm, self.gate_width):
             raise UserError(
-                f"norm='{self.norm}' sets the input of a gate to a constant, because it has one value for each of its "
-                f"gate_width={self.gate_width} features; use fewer groups or more features"
+                f"norm='{self.norm}' normalizes each of the gate_width={self.gate_width} features alone, which "
+                "makes the input of each gate constant; use fewer groups or more features"
             )
 
     @property

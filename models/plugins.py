@@ -96,16 +96,16 @@ def load(spec: Any, table: str = "") -> Any:
     file, name = parts
     imported_file = module(file)
     if table:
-        known = getattr(imported_file, table, None)
-        if not isinstance(known, dict):
-            raise UserError(f"{file}: it has no dictionary {table}, which should have {name}")
-        if name in known:
-            return known[name]
+        choices = getattr(imported_file, table, None)
+        if not isinstance(choices, dict):
+            raise UserError(f"{file}: it has no dictionary {table}; it must define {table} with a key {name}")
+        if name in choices:
+            return choices[name]
     else:
         if callable(value := vars(imported_file).get(name)):
             return value
-        known = [defined for defined in _defined(imported_file) if callable(vars(imported_file)[defined])]
-    raise choice_error(f"name in {f'{table} of ' * bool(table)}{file}", name, known)
+        choices = [defined for defined in _defined(imported_file) if callable(vars(imported_file)[defined])]
+    raise choice_error(f"name in {f'{table} of ' * bool(table)}{file}", name, choices)
 
 
 def _defined(imported_file: types.ModuleType) -> Iterator[str]:

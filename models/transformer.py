@@ -257,9 +257,9 @@ class Transformer(Network):
         Returns:
           [N, vocab_size], float32.
         """
-        seen = (jnp.arange(length) <= place)[None, None, None]  # [1, 1, 1, length]
+        mask = (jnp.arange(length) <= place)[None, None, None]  # [1, 1, 1, length]
         x = self._embed(token[:, None], place, train=False)  # [N] -> [N, 1, C]
-        return self._logits(self.decoder(x, seen, encoded, _tokens(source), place, train=False))[:, 0]
+        return self._logits(self.decoder(x, mask, encoded, _tokens(source), place, train=False))[:, 0]
 
     def _embed(self, tokens: jax.Array, place: int | jax.Array, train: bool) -> jax.Array:
         """Embeds tokens [N, T], the first of which is at position `place`, as [N, T, C] (section 3.4)."""

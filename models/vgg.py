@@ -69,7 +69,9 @@ class VGG(Classifier):
         self._need_at_least(1, "width")
         self._need_rates("dropout")
         if self.dropout and not self.classifier:
-            raise UserError(f"dropout={self.dropout} has no effect with classifier=(): it follows those layers")
+            raise UserError(
+                f"dropout={self.dropout} has no effect with classifier=(): dropout follows the layers of classifier"
+            )
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

@@ -317,8 +317,8 @@ def layouts(model: ViT) -> dict[str, Layout]:
         ],
         extra=extra("pos_embed"),
     )
-    known = {"torchvision": torchvision} if model.pool == "token" else {}
-    return known if model.stem_channels else {**known, "timm": timm}
+    by_library = {"torchvision": torchvision} if model.pool == "token" else {}
+    return by_library if model.stem_channels else {**by_library, "timm": timm}
 
 
 _POSITIONS = {"ablate": "positions", "torchvision": "encoder.pos_embedding", "timm": "pos_embed"}

@@ -17,7 +17,6 @@ from models.layers.norm import norm
 from tests import tiny
 from tests.combinations import ALL_INITS, FAMILIES, TEXT, norms_of
 from tests.golden import drawn
-from train import state as states
 from train import step, tasks
 from train.devices.parallel import Parallel
 from train.optim import build as optimizer
@@ -25,6 +24,7 @@ from train.optim import pruning as prune
 from train.optim import weight_sharing
 from train.optim.parameters import named
 from train.setup import config as configs
+from train.state import initial_state
 
 BATCH = 4
 PARALLEL = Parallel("pmap", 1)
@@ -58,7 +58,7 @@ class AlternatingNorm(nn.Module):
 
 
 class Places:
-    """Numbers for paths, in order of first use."""
+    """Numbers paths in the order of their first use."""
 
     def __init__(self):
         self.known = {}
@@ -229,7 +229,7 @@ PLAIN = optimizer_of({"kernel": np.zeros(1)})
 
 
 def start(family, variables, tx=PLAIN, program="whole"):
-    return jax.tree.map(np.asarray, states.create(variables, subject(family, program).task_state, tx, 0, False))
+    return jax.tree.map(np.asarray, initial_state(variables, subject(family, program).task_state, tx, 0, False))
 
 
 def take_step(family, state, tx=PLAIN, program="whole"):
@@ -264,12 +264,12 @@ def all_inits(family):
 
     The first pair comes from `whole`.
     """
-    draws, known = [(whole(family).inits, whole(family).variables)], set(whole(family).inits)
-    while len(known) < len(ALL_INITS):
-        inits = Inits(len(known))
+    draws, init_names = [(whole(family).inits, whole(family).variables)], set(whole(family).inits)
+    while len(init_names) < len(ALL_INITS):
+        inits = Inits(len(init_names))
         model = create(family, init=inits)
         variables = models.initialize(model, jax.random.key(1), model.example())
-        known |= inits.used.keys()
+        init_names |= inits.used.keys()
         draws.append((inits.used, jax.tree.map(np.asarray, variables)))
     return draws
 

@@ -124,37 +124,37 @@ REFUSED = (
     Refusal(
         ("norm=instance",),
         ("ConvNet-AIG",),
-        "sets the input of a gate to a constant",
+        "makes the input of each gate constant",
         "a gate sees one number a feature",
     ),
     Refusal(
         ("norm=instance",),
         ("ConvNeXt",),
-        "at final_norm leaves nothing of its input",
+        "at final_norm erases its input",
         "its last norm follows the pooling, one number a feature",
     ),
     Refusal(
         ("norm=instance",),
         ("Swin",),
-        "normalizes each channel separately, so the mean over space",
+        "normalizes each channel separately, so the spatial mean",
         "its last norm is averaged over space: 0, whatever the image",
     ),
     Refusal(
         ("norm=instance",),
         ("airbench",),
-        "at stage3/norm1 leaves nothing of its input",
+        "at stage3/norm1 erases its input",
         "images below 32 x 32 leave one place in its last stage",
     ),
     Refusal(
         tuple(f"dense={kind}" for kind in LOW_BIT),
         _but(*WITH_DENSE),
-        "^dense='.*' is without effect: the first layer and the head remain standard",
+        "^dense='.*' has no effect: the first layer and the head remain standard",
         "its only dense layer is the head, which remains standard",
     ),
     Refusal(
         tuple(f"conv={kind}" for kind in LOW_BIT),
         ("ViT",),
-        "^conv='.*' is without effect",
+        "^conv='.*' has no effect",
         "its only convolution is the first layer, which remains standard",
     ),
     Refusal(
@@ -173,7 +173,7 @@ REFUSED = (
         ("data_init=lsuv", "data_init=whiten"), TEXT, "is text, but data_init requires images", "they look at images"
     ),
     Refusal(("new head",), TEXT, "unknown field of transformer_base 'num_classes'", "its embedding gives the logits"),
-    Refusal(("prune filters",), TEXT, "Transformer has no field widths", "only networks for images can lose filters"),
+    Refusal(("prune filters",), TEXT, "Transformer has no field widths", "only image networks can lose filters"),
     Refusal(
         ("prune filters",),
         ("BiT",),

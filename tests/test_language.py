@@ -53,7 +53,7 @@ def test_prose_is_plain(room):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value
             ]
         for line, text in prose:
-            if (word := re.search(f"{OURS}|{BRITISH}", text)) and not any(known in text for known in RECORDED):
+            if (word := re.search(f"{OURS}|{BRITISH}", text)) and not any(quoted in text for quoted in RECORDED):
                 faults.append(f"{name}:{line}: {word[0]}")
     assert not faults, "\n".join(faults)
 
@@ -65,7 +65,7 @@ def test_pages_are_plain(page):
     words = [
         f"{page.name}:{number}: {word[0]}"
         for number, line in enumerate(page.read_text().splitlines(), 1)
-        if (word := re.search(f"{OURS}|{BRITISH}", line)) and not any(known in line for known in RECORDED)
+        if (word := re.search(f"{OURS}|{BRITISH}", line)) and not any(quoted in line for quoted in RECORDED)
     ]
     assert not words, "\n".join(words)
 

@@ -26,7 +26,7 @@ configs/test_transfer.py
 experiments/test_evidence.py
     test_no_more_than_5_percent_of_verdicts_are_false               2  the other outcomes
 experiments/test_explain.py
-    test_the_command_writes_pictures_and_says_what_the_network_says 0  test_rows_are_what_the_methods_find
+    test_the_command_writes_pictures_and_says_what_the_network_says 0  test_rows_equal_the_maps_of_the_methods
 experiments/test_studies.py
     test_tables_and_pictures                                       12  the other worlds of a study
 experiments/test_trials.py
@@ -216,9 +216,9 @@ def mark(items: list[pytest.Item]) -> None:
             if CHECKED & {(file, ""), (file, name)} and (file, name) not in UNCHECKED:
                 item.add_marker(pytest.mark.check)
     for key, count in KEPT.items():
-        kept = {i * len(cases[key]) // count for i in range(count)}
+        in_tier = {i * len(cases[key]) // count for i in range(count)}
         for i, item in enumerate(cases[key]):
-            if i not in kept:
+            if i not in in_tier:
                 item.add_marker(pytest.mark.full)
 
 

@@ -74,11 +74,11 @@ def predictions(
     """
     variables = jax.device_put(variables)
     compiled = jax.jit(lambda variables, batch: predict(variables, prepare(batch)))
-    outputs, labels, index, start = [], [], [], 0
+    outputs, labels, indices, start = [], [], [], 0
     for batch in batches:
-        real = np.asarray(batch["mask"]) > 0
-        outputs.append(np.asarray(compiled(variables, batch))[real])
-        labels.append(np.asarray(batch["label"])[real])
-        index.append(start + np.flatnonzero(real))
-        start += len(real)
-    return np.concatenate(outputs), np.concatenate(labels), np.concatenate(index)
+        unmasked = np.asarray(batch["mask"]) > 0
+        outputs.append(np.asarray(compiled(variables, batch))[unmasked])
+        labels.append(np.asarray(batch["label"])[unmasked])
+        indices.append(start + np.flatnonzero(unmasked))
+        start += len(unmasked)
+    return np.concatenate(outputs), np.concatenate(labels), np.concatenate(indices)

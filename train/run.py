@@ -26,8 +26,7 @@ from train.devices.parallel import Parallel
 from train.optim import build, lookahead, pruning, schedules, weight_sharing
 from train.setup import initial_weights, rules
 from train.setup.config import Config, Durations, Reader, plain
-from train.state import TrainState
-from train.state import create as create_state
+from train.state import TrainState, initial_state
 from train.tasks.base import Task
 
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # dtype of computation; parameters and statistics are float32
@@ -306,7 +305,7 @@ def build_run(config: Config | Reader, recorded: Mapping[str, Any] | None = None
     program, train_call = build_programs(reader, network, plans, optimizer)
     with network.parallel.drawing():
         with_average = bool(plans.lookahead or reader.ema_decay)
-        state = create_state(variables, task_state, optimizer.transformation, reader.seed, with_average)
+        state = initial_state(variables, task_state, optimizer.transformation, reader.seed, with_average)
     run = Run(
         **{field.name: getattr(network, field.name) for field in dataclasses.fields(network)},
         hooks=hooks.create(reader.hooks),

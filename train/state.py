@@ -38,7 +38,7 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": self.ema["params"], **self.ema["model_state"]} if self.ema else self.variables()
 
 
-def create(
+def initial_state(
     variables: Any, task_state: Any, optimizer: optax.GradientTransformation, seed: int, with_ema: bool
 ) -> TrainState:
     """Creates the state before the first step, on the devices of the variables; may return before it is computed."""

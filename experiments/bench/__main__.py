@@ -50,14 +50,14 @@ def check(cases: list[str], sizes: list[str], modes: list[str], sweep: str, valu
     """
     from experiments.bench.networks import NETWORKS
 
-    for kind, names, known in (
+    for kind, names, choices in (
         ("case", cases, (*NETWORKS, *OTHERS)),
         ("size", sizes, ("32", "224")),
         ("mode of torch.compile", modes, MODES),
     ):
         for name in names:
-            if name not in known:
-                raise choice_error(kind, name, known)
+            if name not in choices:
+                raise choice_error(kind, name, choices)
     if sweep and (not cases or set(cases) - set(NETWORKS)):
         raise UserError(f"--sweep={sweep} measures networks only: name them by --cases={'|'.join(NETWORKS)}")
     for value in values:
@@ -146,7 +146,9 @@ def settings_from_flags(accelerator: bool) -> Any:
     from experiments.bench.workers import Settings
 
     quick = {"processes": 1, "rounds": 2, "overlap": True} if QUICK.value else {}
-    asked = {name: flags.FLAGS[name].value for name in ("processes", "rounds", "inner") if flags.FLAGS[name].present}
+    overrides = {
+        name: flags.FLAGS[name].value for name in ("processes", "rounds", "inner") if flags.FLAGS[name].present
+    }
     precision = PRECISION.value
     if precision == "auto":
         precision = "bfloat16" if accelerator else "float32"
@@ -165,7 +167,7 @@ def settings_from_flags(accelerator: bool) -> Any:
             "images": IMAGES.value,
             "cores": CORES.value,
             **quick,
-            **asked,
+            **overrides,
         }
     )
 
@@ -268,10 +270,10 @@ def table(rows: Sequence[Mapping[str, Any]], seconds: float) -> rich.table.Table
     """Returns the rows of a case for the terminal."""
     from experiments.bench import output
 
-    shown = [key for key in output.columns(rows) if key not in ("case", "min_ms")]
-    cells = [[output.cell(key, row) for key in shown] for row in rows]
+    keys = [key for key in output.columns(rows) if key not in ("case", "min_ms")]
+    cells = [[output.cell(key, row) for key in keys] for row in rows]
     title = f"{rows[0]['case']} ({seconds:.0f} s)"
-    return terminal_table([output.COLUMNS[key] for key in shown], cells, title, texts=len(shown))
+    return terminal_table([output.COLUMNS[key] for key in keys], cells, title, texts=len(keys))
 
 
 def main() -> None:

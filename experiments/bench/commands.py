@@ -1,4 +1,4 @@
-"""Times that users wait before anything is computed: imports and --help of each command; and the tests' durations."""
+"""Times imports and --help of each command, for which users wait first, and lists the durations of tests."""
 
 import collections
 import re
@@ -46,16 +46,16 @@ def _row(what: str, who: str, side: str, arguments: Sequence[str], settings: Set
     python = settings.python("ours" if side == "ours" else "peer")
     row = {"what": what, "who": who, "side": side}
     try:
-        taken = [watched([python, *arguments]) for _ in range(settings.processes)]
+        runs = [watched([python, *arguments]) for _ in range(settings.processes)]
     except WorkerFailed as error:
         return {**row, "failed": str(error)}
-    seconds = [one.seconds for one in taken]
+    seconds = [one.seconds for one in runs]
     return {
         **row,
         "ms": round(1e3 * statistics.median(seconds)),
         "min_ms": round(1e3 * min(seconds)),
-        "samples": len(taken),
-        "peak_mib": round(max(one.peak_mib for one in taken)),
+        "samples": len(runs),
+        "peak_mib": round(max(one.peak_mib for one in runs)),
     }
 
 
@@ -78,7 +78,7 @@ def tests(path: Path = JUNIT) -> list[dict[str, Any]]:
         ]
         whole, stamp = float(suite.attrib["time"]), {"commit": suite.get("name"), "measured": suite.get("timestamp")}
     except (xml.etree.ElementTree.ParseError, StopIteration, KeyError, ValueError):
-        raise UserError(f"{path} is not a file of make test") from None
+        raise UserError(f"{path} is not a report that make test has written") from None
     by_file = collections.defaultdict(list)
     for file, _, seconds in cases:
         by_file[file].append(seconds)

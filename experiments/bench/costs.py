@@ -141,14 +141,14 @@ def label(axes: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
     from matplotlib.transforms import Bbox
 
     def covered(box):
-        shared = [Bbox.intersection(box, other) for other in taken]
+        shared = [Bbox.intersection(box, other) for other in occupied]
         outside = box.x0 < inside.x0 or box.x1 > inside.x1
         return sum(part.width * part.height for part in shared if part) + 1e6 * outside
 
     axes.figure.draw_without_rendering()  # fixes the position of the axes
     inside = axes.get_window_extent()
     markers = axes.transData.transform([point[:2] for point in points])
-    taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in markers]
+    occupied = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in markers]
     for x, y, text, hue in points:
         notes = [
             axes.annotate(text, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, color=hue, fontsize=8)
@@ -156,7 +156,7 @@ def label(axes: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
         ]
         boxes = [note.get_window_extent() for note in notes]
         best = min(range(len(boxes)), key=lambda i: covered(boxes[i]))
-        taken.append(boxes[best])
+        occupied.append(boxes[best])
         for note in notes[:best] + notes[best + 1 :]:
             note.remove()
 

@@ -87,7 +87,7 @@ def steps_case(name: str, size: int, batch: int, settings: Settings) -> dict[str
 
 
 def compared(case: dict[str, Any], settings: Settings) -> list[Spec]:
-    """Returns PyTorch eager and compiled, ours, and on request ours without this project's settings and lowerings."""
+    """Returns the workers: PyTorch eager and compiled, ours, and on request ours without our settings and lowerings."""
     modes = [Spec(compiled_name(mode), "peer", {**case, "compile": mode}) for mode in settings.compile]
     # Importing `models` has put this project's flags into the environment that workers inherit.
     inherited = " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split() if "_ynn_" not in flag)
@@ -126,7 +126,7 @@ def profiled(name: str, size: int, batch: int, settings: Settings) -> dict[str, 
 
 
 def explanations(name: str, settings: Settings) -> list[dict[str, Any]]:
-    """Measures Grad-CAM of a batch, scaled to its images, and the occlusion of one image; also in forward passes.
+    """Measures Grad-CAM of a batch, scaled to its images, and the occlusion of one image; rows include forward passes.
 
     Both are in float32, and PyTorch's side is eager.
     """

@@ -21,7 +21,7 @@ from models.kernels.tracing import lowering
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}  # as in `train.loop`
 
 
-def about(case: dict) -> Served:
+def machine(case: dict) -> Served:
     """Describes the machine."""
     from train.recording import summary
 
@@ -30,7 +30,7 @@ def about(case: dict) -> Served:
 
 
 def device_peak() -> int | None:
-    """Returns bytes; None if the backend does not report them, as on a CPU."""
+    """Returns the peak memory in bytes, or None if the backend does not report them, as on a CPU."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
@@ -83,8 +83,8 @@ def step_and_forward(case: dict) -> tuple[dict[str, Callable[[], None]], dict[st
             logits = infer(state[0], x)
         jax.block_until_ready(logits)
 
-    known = {"step": step, "forward": forward}
-    calls = {name: known[name] for name in case.get("calls", known)}
+    all_calls = {"step": step, "forward": forward}
+    calls = {name: all_calls[name] for name in case.get("calls", all_calls)}
     for _ in range(2):
         for call in calls.values():
             call()
@@ -119,7 +119,7 @@ def matmul(case: dict) -> Served:
 
 
 def explain(case: dict) -> Served:
-    """Compiles forward pass and Grad-CAM of a batch, and the occlusion of its first image; for the top classes."""
+    """Compiles forward pass and Grad-CAM of a batch, and the occlusion of its first image, each for the top class."""
     from models.explain.cam import grad_cam
     from models.explain.catalogue import heat
     from models.explain.occlusion import occlusion
@@ -152,11 +152,11 @@ def loop_steps(case: dict) -> Served:
     """
     import rich.console
 
-    from train.recording import recorder as metrics
+    from train.recording.recorder import Recorder
     from train.run import build_run
-    from train.setup import config as config_lib
+    from train.setup.config import load
 
-    config: Any = config_lib.load("configs/cifar10.py")
+    config: Any = load("configs/cifar10.py")
     if case["model"] != config.model.name:
         config.model = type(config.model)({"name": case["model"]})  # fields such as norm keep the network's defaults
     config.data.source = f"arrays:{case['arrays']}"
@@ -168,7 +168,7 @@ def loop_steps(case: dict) -> Served:
         config[name] = case.get(name, config[name])
     endless, unit = 10**9, config.steps_per_call
     run = build_run(config)
-    recorder = metrics.Recorder(
+    recorder = Recorder(
         None,
         rich.console.Console(quiet=True),
         total=endless,
@@ -213,7 +213,7 @@ def data(case: dict) -> Served:
 if __name__ == "__main__":
     work(
         {
-            "about": about,
+            "about": machine,
             "steps": steps,
             "profile": profiled,
             "matmul": matmul,

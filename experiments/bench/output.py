@@ -105,10 +105,10 @@ def markdown(result: Mapping[str, Any], judged: Sequence[Mapping[str, Any]], pic
                 [[one["target"], cell("measured", one), one["verdict"]] for one in judged],
             ),
         ]
-    shown = columns(result["rows"])
+    keys = columns(result["rows"])
     parts += [
         "## Measured",
-        markdown_table([COLUMNS[key] for key in shown], [[cell(key, row) for key in shown] for row in result["rows"]]),
+        markdown_table([COLUMNS[key] for key in keys], [[cell(key, row) for key in keys] for row in result["rows"]]),
     ]
     cases = dict.fromkeys(row["case"] for row in result.get("profiles", ()))
     for case in cases:
@@ -125,17 +125,17 @@ def markdown(result: Mapping[str, Any], judged: Sequence[Mapping[str, Any]], pic
 
 def charts(folder: Path, rows: Sequence[Mapping[str, Any]], device: str) -> list[str]:
     """Draws bench.png, ours against the peer's best, and one chart per sweep; returns the names of the drawn files."""
-    drawn = []
+    charts = []
     compared = [row for row in rows if "times_best" in row and "sweep" not in row and row["subject"] != "matmul"]
     if compared:
         save(ratios(compared, device), folder / "bench.png", dpi=110)
-        drawn.append("bench.png")
+        charts.append("bench.png")
     for case in dict.fromkeys(row["case"] for row in rows if "sweep" in row and "ms" in row):
         swept = [row for row in rows if row["case"] == case and "ms" in row]
         name = f"{swept[0]['subject'].replace('/', '-')}.png"
         save(lines(swept, device), folder / name, dpi=110)
-        drawn.append(name)
-    return drawn
+        charts.append(name)
+    return charts
 
 
 def ratios(rows: Sequence[Mapping[str, Any]], device: str) -> Figure:

@@ -115,8 +115,8 @@ def steps(case: dict) -> Served:
         net.train()
         finish()
 
-    known = {"step": step, "forward": forward}
-    calls = {name: known[name] for name in case.get("calls", known)}
+    all_calls = {"step": step, "forward": forward}
+    calls = {name: all_calls[name] for name in case.get("calls", all_calls)}
     for _ in range(3):
         for one in calls.values():
             one()
@@ -154,7 +154,7 @@ def cifar(case: dict) -> Served:
     net = resnet20().to(DEVICE, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-4, fused=True)
     call = compiled(net, case)
-    seen = torch.zeros(2, device=DEVICE)  # loss and correct predictions, read at the end of a call
+    totals = torch.zeros(2, device=DEVICE)  # loss and correct predictions, read at the end of a call
 
     def take(count):
         for _ in range(count):
@@ -165,8 +165,8 @@ def cifar(case: dict) -> Served:
                 loss = F.cross_entropy(logits, y)
             loss.backward()
             optimizer.step()
-            seen.add_(torch.stack((loss.detach().float(), (logits.argmax(1) == y).float().mean())))
-        seen.tolist()
+            totals.add_(torch.stack((loss.detach().float(), (logits.argmax(1) == y).float().mean())))
+        totals.tolist()
 
     take(3)
     return Served({"step": lambda: take(case["steps"])}, device_peak=device_peak)

@@ -15,12 +15,12 @@ SAMPLE = "imagenet_sample"  # a TFDS set of JPEGs at their original sizes
 CIFAR = 50_000  # images per epoch
 
 
-def tfds_folder(name: str, asked: str = "") -> str | None:
+def tfds_folder(name: str, preferred: str = "") -> str | None:
     """Returns the first folder of TFDS sets that contains this set; None if no folder does.
 
-    It tries the folder `asked` for, $TFDS_DATA_DIR, the one in the home folder, and one shared beside the checkout.
+    It tries the folder `preferred`, $TFDS_DATA_DIR, the one in the home folder, and one shared beside the checkout.
     """
-    folders = (asked, os.environ.get("TFDS_DATA_DIR", ""), "~/tensorflow_datasets", ROOT.parent / "shared" / "tfds")
+    folders = (preferred, os.environ.get("TFDS_DATA_DIR", ""), "~/tensorflow_datasets", ROOT.parent / "shared" / "tfds")
     paths = [Path(folder).expanduser() for folder in folders if folder]
     return next((str(folder) for folder in paths if (folder / name).is_dir()), None)
 

@@ -21,7 +21,7 @@ class Served(NamedTuple):
     """The work of a worker.
 
     Attributes:
-      calls: Calls by name; each returns when its work is done (None, or the seconds of the part that counts).
+      calls: Calls by name. Each ends with its work; it returns None, or the seconds to count instead of its whole time.
       description: The worker's description of itself.
       device_peak: Returns the peak of the accelerator's memory in bytes, or None.
     """
@@ -32,7 +32,7 @@ class Served(NamedTuple):
 
 
 def after_warm_up(batches: Iterable[object]) -> float:
-    """Returns the seconds from the end of batch WARM to the end of the last."""
+    """Returns the seconds from the end of batch WARM to the end of the last batch."""
     iterator = iter(batches)
     for _ in range(WARM):
         next(iterator)
@@ -51,15 +51,15 @@ def work(cases: Mapping[str, Callable[[dict[str, Any]], Served]]) -> None:
         print(json.dumps(fields), file=out, flush=True)
 
     try:
-        asked = json.loads(sys.argv[1])
-        served = cases[asked["case"]](asked)
+        case = json.loads(sys.argv[1])
+        served = cases[case["case"]](case)
         answer(ready=dict(served.description))
         for line in sys.stdin:
             call, count = line.split()
             for _ in range(int(count)):
                 answer(**_timed(served.calls[call]))
-        used = served.device_peak()
-        peaks = {"device_peak_mib": used / 2**20} if used else {}
+        peak = served.device_peak()
+        peaks = {"device_peak_mib": peak / 2**20} if peak else {}
         answer(peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, **peaks)
     except Exception as error:  # libraries raise anything: out of memory, no compiler, an unknown network
         traceback.print_exc()

@@ -145,10 +145,10 @@ def time_run(workdir: Path, batches: Sequence[int], images: int, rounds: int, lo
     count = min(images, len(feed.test))
     pixels = feed.test.read(np.arange(count))["image"]
     data = f"{run.config['data']['source']} at {'x'.join(map(str, feed.image_shape[:2]))}"
-    shown = feed.prepare_evaluation({"image": jax.numpy.asarray(pixels)})["image"]
+    prepared = feed.prepare_evaluation({"image": jax.numpy.asarray(pixels)})["image"]
     rows = []
     for batch in batches:
-        parts = [jax.device_put(shown[i : i + batch]) for i in range(0, count - batch + 1, batch)]
+        parts = [jax.device_put(prepared[i : i + batch]) for i in range(0, count - batch + 1, batch)]
         if not parts:
             raise UserError(f"--batches={batch}: there are only {count} images (--images)")
         compiled = {name: jax.jit(function) for name, function in functions.items()}

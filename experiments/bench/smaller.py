@@ -129,7 +129,7 @@ def filters() -> list[tuple[str, list[Timed]]]:
 
 
 def binary() -> list[tuple[str, list[Timed]]]:
-    """Times networks of floats, and of signs."""
+    """Times networks with float weights and inputs, and with binary ones."""
     import models
 
     rows = []
@@ -155,7 +155,7 @@ def binary() -> list[tuple[str, list[Timed]]]:
 
 
 def layers() -> list[tuple[str, list[Timed]]]:
-    """Times a layer of floats, and of packed signs."""
+    """Times a convolution of floats, and of packed signs."""
     import jax
 
     from models.layers import conv, xnor

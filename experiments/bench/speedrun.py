@@ -147,12 +147,12 @@ def _rows(
     what: str, runs: Mapping[str, tuple[str, Callable[[int], tuple[float, float]]]], settings: Settings
 ) -> list[dict[str, Any]]:
     """Returns rows of (milliseconds, accuracy) per seed, by name and side; the programs take turns."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     failed = {}
     for seed in range(settings.processes):
         for name, (_, run) in runs.items():
             try:
-                taken[name] += [run(seed)] if name not in failed else []
+                measured[name] += [run(seed)] if name not in failed else []
             except WorkerFailed as error:
                 failed[name] = str(error)
     rows = []
@@ -161,7 +161,7 @@ def _rows(
         if name in failed:
             rows.append({**row, "failed": failed[name]})
             continue
-        times, accuracies = zip(*taken[name], strict=True)
+        times, accuracies = zip(*measured[name], strict=True)
         rows.append(
             {
                 **row,

@@ -56,19 +56,19 @@ def start(kind: str, folder: Path, settings: Settings) -> list[dict[str, Any]]:
     }[kind]
     case = {"case": "steps", "precision": settings.precision, "calls": ["step"], "batch": batch, **network}
     peer, cold, warm = "PyTorch, eager", "ours, cold", "ours, warm"
-    taken: dict[str, list[tuple[float, float]]] = {peer: [], cold: [], warm: []}  # (seconds, MiB)
+    measured: dict[str, list[tuple[float, float]]] = {peer: [], cold: [], warm: []}  # (seconds, MiB)
     failed = {}
     for attempt in range(settings.processes):
         try:
             facts = one(Spec("PyTorch", "peer", case), settings)
-            taken[peer].append((facts["ready_after"], facts["peak_mib"]))
+            measured[peer].append((facts["ready_after"], facts["peak_mib"]))
         except WorkerFailed as error:
             failed[peer] = str(error)
         for who in (cold, warm):
             workdir = folder / f"{kind}{attempt}{who[-4:]}"
-            taken[who].append(first_step(arguments, workdir, folder / f"cache-{kind}{attempt}"))
+            measured[who].append(first_step(arguments, workdir, folder / f"cache-{kind}{attempt}"))
     rows = []
-    for who, starts in taken.items():
+    for who, starts in measured.items():
         row = {"what": "start", "who": who, "side": "peer" if who == peer else "ours"}
         rows.append(
             {**row, "failed": failed[who]}

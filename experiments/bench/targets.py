@@ -12,7 +12,7 @@ FASTEST = "the fastest of PyTorch's"
 
 
 class Target(NamedTuple):
-    """A limit of a measured number.
+    """A limit on a measured number.
 
     subject, what, who: select the rows. measure: key of the number. limit: the least that reaches the target, or, with
     `at_most`, the most. device: pattern of the devices of the target. against: the row that `measure` is relative to,
@@ -115,7 +115,7 @@ SHOWN = {
 
 
 def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns {"target", "measured", "met", "verdict", "subject"} for each target that the rows are about.
+    """Returns {"target", "measured", "met", "verdict", "subject"} for each target that the rows measure.
 
     A target for an H200 is judged on any other accelerator, too; the verdict then names that device. If one of the
     peer's workers failed, or torch.compile did not run, the fastest is unknown: "met" is None.
@@ -165,7 +165,7 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _unknown(peers: Sequence[Mapping[str, Any]]) -> str:
-    """Returns why the fastest of the peer's is unknown from these rows; "" if it is known."""
+    """Returns why these rows do not show the peer's fastest program, or "" if they do."""
     failed = [row["who"] for row in peers if "failed" in row]
     if failed:
         return f"{', '.join(failed)} failed"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Timed(NamedTuple):
-    """A program to time: `call()` waits for the result. Mult-adds are those of floats; None if there are none."""
+    """A program to time: `call()` waits for the result. `mult_adds` counts float operations; None if there are none."""
 
     name: str
     call: Callable[[], Any]

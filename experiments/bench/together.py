@@ -54,8 +54,8 @@ def measure(config: Any, count: int, rounds: int) -> dict[str, Any]:
         runs.append(build_run(config.copy_and_resolve_references()))
     first = runs[0]
     items = [next(run.feed.calls(0, 1))[1] for run in runs]
-    # Lifts the function that Run.train_call lifts over one more axis: the first of states, for items the one before the
-    # examples.
+    # vmap adds an axis for the runs to the function that Run.train_call lifts: the first axis of states, and the axis
+    # before the examples of items.
     axis = 2 if first.parallel.kind == "pmap" else 1
     together = first.parallel.lift(jax.vmap(first.program, in_axes=(0, None, 1)))
     alone = first.parallel.lift(first.program)

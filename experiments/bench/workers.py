@@ -124,8 +124,8 @@ class Worker:
     def __init__(self, spec: Spec, settings: Settings):
         confine = None
         if spec.cores and hasattr(os, "sched_setaffinity"):
-            kept = sorted(os.sched_getaffinity(0))[: spec.cores]
-            confine = lambda: os.sched_setaffinity(0, kept)  # noqa: E731
+            cores = sorted(os.sched_getaffinity(0))[: spec.cores]
+            confine = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
         # By default JAX would take most of an accelerator's memory at once, which the peer's worker needs as well.
         env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **spec.env}
         self._process = subprocess.Popen(
@@ -270,16 +270,16 @@ def table(
             if spec.name in failed:
                 of_call.append({**row, "failed": failed[spec.name]})
                 continue
-            taken = samples[call.name, spec.name]
-            quiet = [sample["ms"] for sample in taken if sample["preempted"] < _QUIET]
-            kept = quiet if len(quiet) >= _ENOUGH else [sample["ms"] for sample in taken]
-            median = statistics.median(kept) / call.units
+            measured = samples[call.name, spec.name]
+            quiet = [sample["ms"] for sample in measured if sample["preempted"] < _QUIET]
+            milliseconds = quiet if len(quiet) >= _ENOUGH else [sample["ms"] for sample in measured]
+            median = statistics.median(milliseconds) / call.units
             of_call.append(
                 {
                     **row,
                     "ms": round(median, 4),
-                    "min_ms": round(min(kept) / call.units, 4),
-                    "samples": len(kept),
+                    "min_ms": round(min(milliseconds) / call.units, 4),
+                    "samples": len(milliseconds),
                     **descriptions.get(spec.name, {}),
                 }
             )

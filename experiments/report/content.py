@@ -51,9 +51,9 @@ class Page(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A claim with its verdict, as in results.json, and where it stands in the report.
+    """A claim with its verdict, as in results.json, and its anchor in the report.
 
-    `seeds` says how many would decide it, "" where that is not known.
+    `seeds` is the number of seeds that would decide it, "" where that is unknown.
     """
 
     anchor: str
@@ -88,7 +88,7 @@ class Overview(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Everything; `date` is that of the newest result and `commit` that of the code that made the report."""
+    """The whole report; `date` is of the newest result, and `commit` of the code that generated the report."""
 
     commit: str
     date: str
@@ -102,8 +102,8 @@ def gather(results: Path, pictures: Path) -> Report:
     """Reads the results.
 
     Args:
-      results: their folder.
-      pictures: a folder for figures that are drawn here; made if missing.
+      results: folder of the results.
+      pictures: folder for figures that are drawn here; created if missing.
 
     Raises:
       UserError: there is no such folder, or a file in it is not what its command writes.
@@ -123,13 +123,13 @@ def gather(results: Path, pictures: Path) -> Report:
         _parity(results / "parity.md"),
         _fuzz(results / "fuzz.md"),
     ]
-    found = [read(path) for path in sorted(results.rglob("*.json"))]
-    devices = dict.fromkeys(value for one in found for value in _values(one, ("device",)))
-    date = max((value for one in found for value in _values(one, DATES)), default="")
-    groups = [(about, part, dict(part.blocks)["claims"]) for about in studies for part in about.children]
+    documents = [read(path) for path in sorted(results.rglob("*.json"))]
+    devices = dict.fromkeys(value for one in documents for value in _values(one, ("device",)))
+    date = max((value for one in documents for value in _values(one, DATES)), default="")
+    groups = [(section, part, dict(part.blocks)["claims"]) for section in studies for part in section.children]
     overview = [
-        Overview(part.anchor, about.title, own[0].scale, study.counts([one._asdict() for one in own]))
-        for about, part, own in groups
+        Overview(part.anchor, section.title, own[0].scale, study.counts([one._asdict() for one in own]))
+        for section, part, own in groups
         if own
     ]
     claims = [claim for *_, own in groups for claim in own]
@@ -137,12 +137,12 @@ def gather(results: Path, pictures: Path) -> Report:
 
 
 def read(path: Path) -> Any:
-    """Reads a file of results; raises UserError where it is damaged."""
+    """Reads a results file; raises UserError if it is damaged."""
     return read_json(path, {})
 
 
 def _values(value: Any, names: tuple[str, ...]) -> Iterator[str]:
-    """The texts that a tree of JSON has under these keys."""
+    """Yields the texts under these keys, anywhere in a JSON tree."""
     if isinstance(value, dict):
         yield from (text for name, text in value.items() if name in names and isinstance(text, str))
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -150,7 +150,7 @@ def _values(value: Any, names: tuple[str, ...]) -> Iterator[str]:
 
 
 def anchor(*parts: Any) -> str:
-    """An id of a place in the report."""
+    """Returns an HTML id for a place in the report."""
     return "-".join(re.sub(r"[^a-z0-9]+", "-", str(part).lower()).strip("-") for part in parts)
 
 
@@ -158,14 +158,18 @@ def anchor(*parts: Any) -> str:
 
 
 def _studies(root: Path) -> Iterator[Section]:
-    """Yields the studies of the catalogue, run or not, then those that users have added, by their results alone."""
-    found = {path.parent.parent.name for scale in study.SCALES for path in root.glob(f"*/{scale}/results.json")}
-    for name in (*study.STUDIES, *sorted(found - set(study.STUDIES))):
-        about = study.module(name).STUDY if name in study.STUDIES else None
+    """Yields all studies of the catalogue, then studies of users that have results."""
+    names_with_results = {
+        path.parent.parent.name for scale in study.SCALES for path in root.glob(f"*/{scale}/results.json")
+    }
+    for name in (*study.STUDIES, *sorted(names_with_results - set(study.STUDIES))):
+        description = study.module(name).STUDY if name in study.STUDIES else None
         paths = [path for scale in study.SCALES if (path := root / name / scale / "results.json").exists()]
         runs = [(path, read(path)) for path in paths]
         try:
-            children = [_scale(result, path.parent, about.would_change if about else "") for path, result in runs]
+            children = [
+                _scale(result, path.parent, description.would_change if description else "") for path, result in runs
+            ]
         except KeyError as error:
             raise UserError(
                 f"{root / name}: its results.json lacks {error}; remove it and run the study again"
@@ -173,15 +177,19 @@ def _studies(root: Path) -> Iterator[Section]:
         command = f"python -m experiments.run {name} --scale="
         missing = [
             ("missing", (f"Not run at scale {scale} ({cost})", f"{command}{scale}"))
-            for scale, cost in (about.cost if about else {}).items()
+            for scale, cost in (description.cost if description else {}).items()
             if scale not in [path.parent.name for path in paths]
         ]
-        title, question = (about.title, about.question) if about else (runs[-1][1]["title"], runs[-1][1]["question"])
+        title, question = (
+            (description.title, description.question)
+            if description
+            else (runs[-1][1]["title"], runs[-1][1]["question"])
+        )
         yield Section(anchor(name), title, [("text", question)], children, missing)
 
 
 def _scale(result: Mapping[str, Any], folder: Path, would_change: str) -> Section:
-    """A study at one scale; `would_change` is for results that do not say it."""
+    """Returns the section of a study at one scale; `would_change` serves results that lack this text."""
     name, scale = anchor(result["study"]), result["scale"]
     fields = ("statement", "published", "source", "expected", "ours", "verdict")
     claims = [
@@ -238,7 +246,7 @@ def _versions(versions: Mapping[str, str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: "41 s", "5 min 12 s", "3 h 20 min"."""
+    """Formats seconds for people: "41 s", "5 min 12 s", "3 h 20 min"."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if minutes else f"{rest} s"
@@ -283,7 +291,7 @@ def _fuzz(path: Path) -> Section:
 
 
 def _page(path: Path, name: str, command: str) -> list[tuple[str, Any]]:
-    """The blocks of a page that the command has written, or that it is missing."""
+    """Returns the blocks of a page that `command` has written, or a note that it is missing."""
     if not path.exists():
         return [("missing", ("Not there yet", command))]
     return [("command", command), ("page", Page(path.read_text().partition("\n")[2].strip(), path.parent, name))]
@@ -293,18 +301,18 @@ def _seeds(path: Path) -> Section:
     title = "Digits, several seeds"
     if not path.exists():
         return Section("digits", title, [("missing", ("Not run yet", SEEDS))])
-    found = read(path)
+    digits = read(path)
     rows = [
-        [run["seed"], f"{run['accuracy']:.2%}", f"{run['loss']:.4f}", f"{run['seconds']:.1f}"] for run in found["runs"]
+        [run["seed"], f"{run['accuracy']:.2%}", f"{run['loss']:.4f}", f"{run['seconds']:.1f}"] for run in digits["runs"]
     ]
     facts = [
         (
             "accuracy",
-            f"{found['accuracy_mean']:.2%} ± {found['accuracy_std']:.2%}, mean and standard deviation of "
-            f"{len(rows)} seeds; {found['test_examples']} test images",
+            f"{digits['accuracy_mean']:.2%} ± {digits['accuracy_std']:.2%}, mean and standard deviation of "
+            f"{len(rows)} seeds; {digits['test_examples']} test images",
         ),
-        ("network", f"{found['model']}, {found['parameters']:,} parameters, {found['mult_adds']:,} mult-adds"),
-        ("environment", f"{found['device']}; commit {found['commit']}; {_versions(found['versions'])}"),
+        ("network", f"{digits['model']}, {digits['parameters']:,} parameters, {digits['mult_adds']:,} mult-adds"),
+        ("environment", f"{digits['device']}; commit {digits['commit']}; {_versions(digits['versions'])}"),
     ]
     return Section(
         "digits",
@@ -319,7 +327,7 @@ def _seeds(path: Path) -> Section:
 
 
 def _speed(folder: Path) -> Section:
-    """The tables of the benchmark, newest first."""
+    """Returns the section of the benchmark; its pages are newest first."""
     title, parts = "Speed beside PyTorch", []
     for path in sorted(folder.rglob("*.md")):
         where = [part for part in path.relative_to(folder).with_suffix("").parts if part != "bench"]

@@ -30,16 +30,16 @@ def table(results: Path) -> str:
     return markdown_table(("what", "result", "page"), rows)
 
 
-def _read(path: Path, command: str, say: Callable[[Any], str]) -> str:
-    """Returns what `say` says of a file of results, or that it was not measured."""
-    return say(content.read(path)) if path.exists() else results_files.missing(command)
+def _read(path: Path, command: str, describe: Callable[[Any], str]) -> str:
+    """Returns the text of `say` for a results file, or a note that it was not measured."""
+    return describe(content.read(path)) if path.exists() else results_files.missing(command)
 
 
 def _accuracy(results: Path) -> str:
-    def say(digits: Mapping[str, Any]) -> str:
+    def describe(digits: Mapping[str, Any]) -> str:
         return f"{digits['accuracy_mean']:.2%} ± {digits['accuracy_std']:.2%} of {digits['test_examples']} test images"
 
-    return _read(results / "digits.json", content.SEEDS, say)
+    return _read(results / "digits.json", content.SEEDS, describe)
 
 
 def _verdicts(results: Path) -> str:
@@ -51,11 +51,11 @@ def _verdicts(results: Path) -> str:
 
 
 def _imported(results: Path) -> str:
-    def say(parity: Mapping[str, Any]) -> str:
+    def describe(parity: Mapping[str, Any]) -> str:
         errors = [one["relative_error"] for one in parity["networks"]]
         return f"{len(errors)} networks, logits within {max(errors):.0e} of the largest"
 
-    return _read(results / "parity.json", content.PARITY, say)
+    return _read(results / "parity.json", content.PARITY, describe)
 
 
 def _cells(results: Path, name: str, scale: str, title: str, starts: Sequence[str]) -> dict[str, str]:
@@ -70,11 +70,11 @@ def _cells(results: Path, name: str, scale: str, title: str, starts: Sequence[st
 
 
 def _of_row(
-    name: str, scale: str, title: str, starts: Sequence[str], say: Callable[[Mapping[str, str]], str]
+    name: str, scale: str, title: str, starts: Sequence[str], describe: Callable[[Mapping[str, str]], str]
 ) -> Callable[[Path], str]:
     def result(results: Path) -> str:
         cells = _cells(results, name, scale, title, starts)
-        return say(cells) if cells else results_files.missing(f"python -m experiments.run {name} --scale={scale}")
+        return describe(cells) if cells else results_files.missing(f"python -m experiments.run {name} --scale={scale}")
 
     return result
 
@@ -132,10 +132,10 @@ def _beside_pytorch(what: str) -> Callable[[Path], str]:
 
 
 def _damaged(results: Path) -> str:
-    def say(fuzz: Mapping[str, Any]) -> str:
+    def describe(fuzz: Mapping[str, Any]) -> str:
         count = {key: sum(row[key] for row in fuzz["rows"]) for key in ("mutants", "traceback", "crash", "hang")}
         return f"{count['mutants']:,} mutants: {count['crash']} crashes, {count['traceback']} tracebacks, " + (
             f"{count['hang']} hangs"
         )
 
-    return _read(results / "fuzz.json", content.FUZZ, say)
+    return _read(results / "fuzz.json", content.FUZZ, describe)

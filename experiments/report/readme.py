@@ -21,14 +21,14 @@ MARK = re.compile(r"<!-- generated: (.*?) -->|<!-- end -->")
 
 
 def update(text: str, results: Path) -> str:
-    """The text with its generated blocks made anew.
+    """Returns the text with its generated blocks written again.
 
     Args:
       text: Markdown.
-      results: the folder of the results. What is not there is named in its block, with the command that makes it.
+      results: folder of the results. The block of a missing result names the command that writes it.
 
     Raises:
-      UserError: a block of no such name, or one without an end; a file of results that is not what its command writes.
+      UserError: a block has an unknown name or no end, or a results file is damaged.
     """
     parts, at = [], 0
     name: str | None = None
@@ -38,42 +38,42 @@ def update(text: str, results: Path) -> str:
         if name is None:
             name = mark[1]
             if name not in BLOCKS:
-                raise UserError(f"{mark[0]}: there is no such block; there are {', '.join(BLOCKS)}")
+                raise UserError(f"{mark[0]}: there is no such block; allowed: {', '.join(BLOCKS)}")
             parts.append(text[at : mark.end()])
         else:
             try:
                 parts.append(f"\n{BLOCKS[name](results).strip()}\n")
             except KeyError as error:
-                raise UserError(f"{BEGIN.format(name)}: a file of results that it is made from lacks {error}") from None
+                raise UserError(f"{BEGIN.format(name)}: a results file for this block lacks {error}") from None
             at, name = mark.start(), None
     if name is not None:
         raise UserError(f"{BEGIN.format(name)}: its {END} is missing")
     return "".join(parts) + text[at:]
 
 
-def _where(found: Mapping[str, Any]) -> str:
-    return f"{found['device']}, commit {found['commit']}"
+def _where(result: Mapping[str, Any]) -> str:
+    return f"{result['device']}, commit {result['commit']}"
 
 
 def _placed(columns: Sequence[str], rows: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) -> str:
-    """A table of rows (what says device and commit, cells); these are a line where they are the same for all."""
-    shown, told = [list(cells) for _, cells in rows], []
+    """Returns a table of rows (device and commit, cells); a device or commit that all rows share stands above it."""
+    table_rows, common = [list(cells) for _, cells in rows], []
     columns = list(columns)
     for name in ("device", "commit"):
         values = [where[name] for where, _ in rows]
         if len(set(values)) == 1:
-            told.append(f"commit {values[0]}" if name == "commit" else values[0])
+            common.append(f"commit {values[0]}" if name == "commit" else values[0])
         else:
             columns.append(name)
-            shown = [[*cells, value] for cells, value in zip(shown, values, strict=True)]
-    return (f"{', '.join(told)}:\n\n" if told else "") + markdown_table(columns, shown)
+            table_rows = [[*cells, value] for cells, value in zip(table_rows, values, strict=True)]
+    return (f"{', '.join(common)}:\n\n" if common else "") + markdown_table(columns, table_rows)
 
 
 # -- studies -------------------------------------------------------------------------------------------------------
 
 
 def _commits(environments: Sequence[Mapping[str, Any]]) -> str:
-    """Devices, and the first and last commit of each."""
+    """Lists the devices with the first and last commit of each."""
     commits = {}
     for one in environments:
         commits.setdefault(one["device"], []).append(one["commit"])
@@ -104,7 +104,7 @@ def studies(results: Path) -> str:
 
 
 def against(results: Path) -> str:
-    """The claims that a study disagrees with, and its numbers."""
+    """Lists the claims with which a study disagrees, with our numbers."""
     lines = [
         f"- {result['title']}, {result['scale']}: {claim['statement']} Ours: {claim['ours']}."
         for result, _ in results_files.runs(results)
@@ -117,23 +117,23 @@ def against(results: Path) -> str:
 def _of_study(
     name: str, title: str, columns: Sequence[str] = (), scales: Sequence[str] = study.SCALES
 ) -> Callable[[Path], str]:
-    """A block: a table of a study by its title, or these columns of it, at each scale that has it."""
+    """Returns a block: a study's table with this title, or some of its columns, at each scale that has it."""
 
     def block(results: Path) -> str:
-        shown = []
+        lines = []
         for result, _ in results_files.runs(results, (name,)):
             table = next((one for one in result["tables"] if one["title"] == title), None)
             if result["scale"] not in scales or table is None:
                 continue
-            kept = [i for i, column in enumerate(table["columns"]) if not columns or column in columns]
-            columns_shown, *rows = ([row[i] for i in kept] for row in (table["columns"], *table["rows"]))
-            shown += [
+            positions = [i for i, column in enumerate(table["columns"]) if not columns or column in columns]
+            columns_shown, *rows = ([row[i] for i in positions] for row in (table["columns"], *table["rows"]))
+            lines += [
                 f"Scale {result['scale']} ({_commits(result['environments'])}):",
                 "",
                 markdown_table(columns_shown, rows),
                 "",
             ]
-        return "\n".join(shown) or results_files.missing(f"python -m experiments.run {name} --scale={scales[0]}")
+        return "\n".join(lines) or results_files.missing(f"python -m experiments.run {name} --scale={scales[0]}")
 
     return block
 
@@ -142,17 +142,17 @@ def _of_study(
 
 
 def digits(results: Path) -> str:
-    """The first training under several seeds."""
+    """Returns the accuracy of the first training with several seeds."""
     path = results / "digits.json"
     if not path.exists():
         return results_files.missing(content.SEEDS)
-    found = content.read(path)
-    runs = found["runs"]
-    told = (
-        f"**{found['accuracy_mean']:.2%} ± {found['accuracy_std']:.2%}** of {found['test_examples']} test images "
-        f"by a {found['model']} of {found['parameters']:,} parameters ({_where(found)}):\n\n"
+    digits = content.read(path)
+    runs = digits["runs"]
+    sentence = (
+        f"**{digits['accuracy_mean']:.2%} ± {digits['accuracy_std']:.2%}** of {digits['test_examples']} test images "
+        f"by a {digits['model']} of {digits['parameters']:,} parameters ({_where(digits)}):\n\n"
     )
-    return told + markdown_table(
+    return sentence + markdown_table(
         ("seed", *(run["seed"] for run in runs)),
         [
             ("test accuracy", *(f"{run['accuracy']:.2%}" for run in runs)),
@@ -166,35 +166,35 @@ def parity(results: Path) -> str:
     path = results / "parity.json"
     if not path.exists():
         return results_files.missing(content.PARITY)
-    found = content.read(path)
-    errors = [one["relative_error"] for one in found["networks"]]
+    parity = content.read(path)
+    errors = [one["relative_error"] for one in parity["networks"]]
     return (
         f"Of {len(errors)} imported networks the logits differ by at most {max(errors):.1e} of the largest, in the "
-        f"median by {statistics.median(errors):.1e} ({_where(found)})."
+        f"median by {statistics.median(errors):.1e} ({_where(parity)})."
     )
 
 
 def speed(results: Path) -> str:
-    """Training step and forward pass of networks beside the fastest of PyTorch's."""
+    """Compares training steps and forward passes with the fastest program of PyTorch."""
     cases = {}
     for row in results_files.bench_rows(results):
         if row["what"] in ("step", "forward") and not row["case"].startswith("explain"):
             cases.setdefault((row["case"], row["device"], row["commit"]), {}).setdefault(row["what"], []).append(row)
     rows = []
     for (case, device, commit), calls in cases.items():
-        shown = []
+        cells = []
         for what in ("step", "forward"):
             ours = [row["ms"] for row in calls.get(what, ()) if row["who"] == "ours"]
             peer = [row["ms"] for row in calls.get(what, ()) if results_files.is_peer(row)]
-            shown.append(f"{ours[0]:.4g} / {min(peer):.4g} = {ours[0] / min(peer):.2f}" if ours and peer else "")
-        if any(shown):
-            rows.append(({"device": device, "commit": commit}, [case, *shown]))
+            cells.append(f"{ours[0]:.4g} / {min(peer):.4g} = {ours[0] / min(peer):.2f}" if ours and peer else "")
+        if any(cells):
+            rows.append(({"device": device, "commit": commit}, [case, *cells]))
     columns = ("case", "training step, ours / PyTorch, ms", "forward pass, ours / PyTorch, ms")
     return _placed(columns, rows) if rows else results_files.missing(content.BENCH)
 
 
 def _calls(what: str, unit: str, value: Callable[[Mapping[str, Any]], str], command: str) -> Callable[[Path], str]:
-    """A block: the benchmark's rows of this call."""
+    """Returns a block: the benchmark's rows of one call."""
 
     def block(results: Path) -> str:
         rows = [
@@ -213,14 +213,14 @@ def commands(results: Path) -> str:
     if not rows:
         return results_files.missing(f"{content.BENCH} --cases=commands")
     helps = sorted((row for row in rows if row["what"] == "--help"), key=lambda row: row["ms"])
-    shown = [(row, row["what"], row["who"]) for row in rows if row["what"] == "import"]
-    shown += [
+    selected = [(row, row["what"], row["who"]) for row in rows if row["what"] == "import"]
+    selected += [
         (row, f"--help, the {which} of {len(helps)}", row["who"])
         for which, row in zip(("fastest", "slowest"), (helps[:1] + helps[-1:]), strict=False)
     ]
     return _placed(
         ("what", "who", "s", "peak MiB"),
-        [(row, [what, who, f"{row['ms'] / 1000:.2f}", row["peak_mib"]]) for row, what, who in shown],
+        [(row, [what, who, f"{row['ms'] / 1000:.2f}", row["peak_mib"]]) for row, what, who in selected],
     )
 
 
@@ -236,14 +236,14 @@ def tests(results: Path) -> str:
 
 
 def smaller(results: Path) -> str:
-    """Returns what fewer filters, zeros and packed bits gain in time, by whole networks."""
+    """Returns the speedups of whole networks from fewer filters, zeros and packed bits."""
     path = results / "bench" / "smaller" / "smaller.json"
     if not path.exists():
         return results_files.missing("python -m experiments.bench.smaller")
-    found = content.read(path)
+    result = content.read(path)
     rows = [
         (
-            found,
+            result,
             [
                 row["case"],
                 row["program"],
@@ -251,7 +251,7 @@ def smaller(results: Path) -> str:
                 f"{row['times_faster']:.2f}",
             ],
         )
-        for row in found["rows"]
+        for row in result["rows"]
         if row["times_faster"] != 1
         and row["case"].split(",")[0] in models.names()
         and row["program"] != "XNOR by floats"
@@ -264,11 +264,11 @@ def skipped(results: Path) -> str:
     path = results / "bench" / "skipped" / "skipped.json"
     if not path.exists():
         return results_files.missing("python -m experiments.bench.skipped")
-    found = content.read(path)
-    programs = {(row["network"], row["batch"], row["program"]): row for row in found["rows"]}
+    result = content.read(path)
+    programs = {(row["network"], row["batch"], row["program"]): row for row in result["rows"]}
     rows = [
         (
-            found,
+            result,
             [
                 network,
                 batch,

@@ -34,8 +34,8 @@ def _with_arguments(table: Mapping[str, Callable[..., Any]], leading: int) -> li
     calls = []
     for name, function in table.items():
         parameters = list(inspect.signature(function).parameters.values())[leading:]
-        shown = ", ".join(str(parameter) for parameter in parameters)
-        calls.append(f"{name}({shown})" if shown else name)
+        signature = ", ".join(str(parameter) for parameter in parameters)
+        calls.append(f"{name}({signature})" if signature else name)
     return calls
 
 
@@ -62,7 +62,7 @@ CHOICES: Mapping[str, Iterable[str]] = {
     "data.exif": ("apply", "ignore"),
 }
 
-# Beginnings of names and the papers that they come from; the first that fits counts.
+# Papers by the prefix of the network's name; the first match counts.
 PAPERS = {
     "airbench": "Jordan 2024, arXiv 2404.00498",
     "alexnet_original": "Krizhevsky 2012, NIPS",
@@ -103,7 +103,7 @@ class Key(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A section of configs/base.py: its path ("" for the top), what it is about, and its keys."""
+    """A section of configs/base.py: its path ("" for the top), its meaning and its keys."""
 
     path: str
     meaning: str
@@ -155,7 +155,7 @@ def _flat(section: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 def files(root: Path = ROOT) -> list[Config]:
     """Returns the files of configs/ that define get_config."""
-    found = []
+    configs = []
     for path in sorted((root / "configs").glob("*.py")):
         tree = ast.parse(path.read_text())
         if not any(isinstance(node, ast.FunctionDef) and node.name == "get_config" for node in tree.body):
@@ -174,8 +174,8 @@ def files(root: Path = ROOT) -> list[Config]:
         }
         doc = ast.get_docstring(tree) or ""
         commands = re.findall(r"^ +(python -m .*?)(?: {3,}.*)?$", doc, re.MULTILINE)
-        found.append(Config(path.name, doc.partition("\n\n")[0].replace("\n", " "), arguments, commands))
-    return found
+        configs.append(Config(path.name, doc.partition("\n\n")[0].replace("\n", " "), arguments, commands))
+    return configs
 
 
 def _keywords(call: ast.Call) -> Iterator[ast.keyword]:
@@ -262,7 +262,7 @@ def paper(name: str) -> str:
 
 
 def network(name: str) -> Row:
-    """Returns what the traced program of a network says, for an example of the size that it is designed for."""
+    """Returns the costs of a network, traced for one example of the size that it is designed for."""
     model = models.create(name)
     cost = analyze(model, model.example())
     field = cost.receptive_field
@@ -278,11 +278,11 @@ def network(name: str) -> Row:
 
 def families() -> dict[str, list[str]]:
     """Returns {module of a family: its networks}."""
-    found: dict[str, list[str]] = {}
+    networks: dict[str, list[str]] = {}
     for name in models.names():
         start = max((start for start in models.FAMILIES if name.startswith(start)), key=len)
-        found.setdefault(models.FAMILIES[start], []).append(name)
-    return dict(sorted(found.items()))
+        networks.setdefault(models.FAMILIES[start], []).append(name)
+    return dict(sorted(networks.items()))
 
 
 def models_page() -> str:

@@ -9,7 +9,7 @@ from experiments.report import content
 
 
 def missing(command: str) -> str:
-    """Returns what stands for a result that is not there, with the command that measures it."""
+    """Returns the text that replaces a missing result; it names the command that measures it."""
     return f"Not measured yet: `{command}`."
 
 
@@ -26,12 +26,12 @@ def bench_rows(results: Path) -> list[dict[str, Any]]:
     """Returns the rows of the newest measurement of each case, of all benchmarks in experiments/results/bench."""
     newest = {}
     for path in sorted((results / "bench").glob("*/bench.json")):
-        found = content.read(path)
-        for row in found["rows"]:
+        benchmark = content.read(path)
+        for row in benchmark["rows"]:
             row = {
-                "measured": found.get("measured", ""),
-                "device": found["device"],
-                "commit": found.get("commit", ""),
+                "measured": benchmark.get("measured", ""),
+                "device": benchmark["device"],
+                "commit": benchmark.get("commit", ""),
                 **row,
             }
             if "ms" not in row:  # it failed

@@ -59,9 +59,9 @@ def draw(cost: Complexity, path: str, name: str) -> None:
     panels = figure.subplots(1, len(PANELS), sharey=True)
     for axes, (field, title, unit) in zip(panels, PANELS, strict=True):
         sizes = [sum(getattr(layer, field) for layer in layers) for layers in bars.values()]
-        shown = axes.barh(range(len(bars)), sizes, color=colors, height=0.78)
+        patches = axes.barh(range(len(bars)), sizes, color=colors, height=0.78)
         axes.bar_label(
-            shown,
+            patches,
             [short(size) + unit if size > 0.005 * sum(sizes) else "" for size in sizes],
             padding=2,
             fontsize=7,

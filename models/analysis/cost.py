@@ -204,13 +204,14 @@ def analyze(model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStr
         variables = jax.eval_shape(model.init, key, *inputs)
         program, modules, endpoints = _trace(model, variables, inputs)
     walk = jaxpr.Walk(modules)
-    seen = [jaxpr.View(axes=(1, 2)) if len(input_shape) == 4 else jaxpr.WHOLE] + [jaxpr.WHOLE] * (len(inputs) - 1)
-    views = walk.run(program, [None] * len(jax.tree.leaves(variables)) + seen)
+    of_image = jaxpr.View(axes=(1, 2)) if len(input_shape) == 4 else jaxpr.WHOLE
+    input_views = [of_image, *[jaxpr.WHOLE] * (len(inputs) - 1)]
+    views = walk.run(program, [None] * len(jax.tree.leaves(variables)) + input_views)
     endpoint_views = dict(zip(endpoints, views[len(views) - len(endpoints) :], strict=True))
     params = _params(variables["params"], modules)
     parents = {path[:depth] for path in modules for depth in range(len(path))}
     with lowering("plain"), example_stands_for_batch():
-        kept = _kept_bytes(model, variables, inputs, key, modules, {*modules} - parents | {*walk.mult_adds})
+        kept_bytes = _kept_bytes(model, variables, inputs, key, modules, {*modules} - parents | {*walk.mult_adds})
 
     def layer(path, kind, shape, output_bytes=0):
         pixels = _limits(walk.views.get(path))
@@ -221,7 +222,7 @@ def analyze(model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStr
             params.get(path, 0),
             walk.mult_adds.get(path, 0),
             output_bytes,
-            kept.get(path, 0),
+            kept_bytes.get(path, 0),
             *pixels,
         )
 
@@ -231,7 +232,7 @@ def analyze(model: nn.Module, inputs: Sequence[int] | Sequence[jax.ShapeDtypeStr
         layers=tuple(
             layer(path, kind, shape, 0 if path in parents else size)
             for path, (kind, shape, size) in modules.items()
-            if any(path in costs for costs in (params, walk.mult_adds, kept))
+            if any(path in costs for costs in (params, walk.mult_adds, kept_bytes))
         ),
         endpoints={
             name: Layer(name, "Endpoint", shape, 0, 0, 0, 0, *_limits(endpoint_views[name]))
@@ -315,8 +316,8 @@ def _kept_bytes(model, variables, inputs, key, modules: Collection[Path], layers
                 layer = module
             grows.update(eqn.outvars)
             origins.update(dict.fromkeys(eqn.outvars, layer or module))
-    kept = defaultdict(int)
+    kept_bytes = defaultdict(int)
     for var in {atom for atom in program.outvars if not isinstance(atom, Literal)}:
         if var in origins:
-            kept[origins[var]] += var.aval.size * var.aval.dtype.itemsize
-    return dict(kept)
+            kept_bytes[origins[var]] += var.aval.size * var.aval.dtype.itemsize
+    return dict(kept_bytes)

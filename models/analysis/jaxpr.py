@@ -61,15 +61,15 @@ class Walk:
           The views of its outputs.
         """
         jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-        seen = dict(zip(jaxpr.invars, views, strict=True))
+        view_of = dict(zip(jaxpr.invars, views, strict=True))
 
         def view(atom):
-            return None if isinstance(atom, Literal) else seen.get(atom)
+            return None if isinstance(atom, Literal) else view_of.get(atom)
 
         for eqn in jaxpr.eqns:
             inside = self.module_of(eqn, path)
             results = self._operation(eqn, [view(atom) for atom in eqn.invars], inside, times)
-            seen.update(zip(eqn.outvars, results, strict=True))
+            view_of.update(zip(eqn.outvars, results, strict=True))
             result = next((v for v in results if v is not None), None)
             if result is not None:
                 for depth in range(len(inside) + 1):

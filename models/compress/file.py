@@ -42,7 +42,7 @@ def read(path: str | Path) -> bytes:
     path = Path(path)
     try:
         data = path.read_bytes()
-        packed.about(data)
+        packed.description(data)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except Damaged as error:
@@ -50,9 +50,9 @@ def read(path: str | Path) -> bytes:
     return data
 
 
-def about(data: bytes) -> dict[str, Any]:
+def description(data: bytes) -> dict[str, Any]:
     """Returns {"model": name, "fields", "inputs"} of the bytes of a file."""
-    return packed.about(data)
+    return packed.description(data)
 
 
 def load(data: bytes, where: str | Path = "the file") -> tuple[nn.Module, dict[str, Any]]:
@@ -68,7 +68,7 @@ def load(data: bytes, where: str | Path = "the file") -> tuple[nn.Module, dict[s
       UserError: The file is damaged, or its network is unknown.
     """
     try:
-        model, drawn = _network(packed.about(data), len(packed.contents(data)))
+        model, drawn = _network(packed.description(data), len(packed.contents(data)))
         arrays = packed.unpack(data, {path: leaf.shape for path, leaf in weights.flatten(drawn).items()})
     except (Damaged, UserError) as error:
         raise UserError(f"{where}: {error}") from None
@@ -109,14 +109,14 @@ def table(data: bytes, variables: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _row(name: str, array: np.ndarray, entry: packed.Packed) -> dict[str, Any]:
     """Returns the row of `table` for an array."""
     parts = {part: size for part, size in entry.parts.items() if size}
-    kept = int(np.count_nonzero(array))
+    nonzero = int(np.count_nonzero(array))
     values = {"shared": parts.get("codebook", 0) // 4, "signs": 2}.get(entry.encoding)
-    symbols = values and values + (entry.entries > kept)  # zeros and fillers share one more symbol
+    symbols = values and values + (entry.entries > nonzero)  # zeros and fillers share one more symbol
     coded = {part: 8 * parts.get(part, 0) / max(entry.entries, 1) for part in ("indices", "signs", "jumps")}
     return {
         "name": name,
         "weights": array.size,
-        "kept": kept,
+        "kept": nonzero,
         "entries": entry.entries,
         "bytes": sum(parts.values()),
         "float32": 4 * array.size,
@@ -154,7 +154,7 @@ def rows(layers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
 
 
-def _network(about: Mapping[str, Any], count: int) -> tuple[nn.Module, dict[str, Any]]:
+def _network(description: Mapping[str, Any], count: int) -> tuple[nn.Module, dict[str, Any]]:
     """Returns the network of a header and the shapes of its variables, of which `count` are expected."""
     called = 0
 
@@ -166,8 +166,8 @@ def _network(about: Mapping[str, Any], count: int) -> tuple[nn.Module, dict[str,
         return call(*args, **kwargs)
 
     try:
-        name, fields = about["model"], _checked(about["fields"])
-        inputs = _checked(about["inputs"])
+        name, fields = description["model"], _checked(description["fields"])
+        inputs = _checked(description["inputs"])
         with lowering("plain"), nn.intercept_methods(bounded):
             model = models.create(name, **fields)  # traces networks with `widths`
             inputs = models.abstract(inputs) if inputs else model.example()

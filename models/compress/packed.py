@@ -64,11 +64,11 @@ class _Encoded(NamedTuple):
         return sum(map(len, self.parts))
 
 
-def pack(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+def pack(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
     """Returns the bytes of a file.
 
     Args:
-      about: Description of the network (name and fields) that JSON can represent.
+      description: Name and fields of the network, which JSON can represent.
       arrays: float32 arrays by name.
     """
     entries, payload = [], []
@@ -79,7 +79,7 @@ def pack(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
         encoded = _smallest(array)
         entries.append([name, array.shape, *encoded[:3], [len(part) for part in encoded.parts]])
         payload += encoded.parts
-    header = zlib.compress(json.dumps({"about": about, "arrays": entries}, separators=(",", ":")).encode(), 9)
+    header = zlib.compress(json.dumps({"about": description, "arrays": entries}, separators=(",", ":")).encode(), 9)
     data = _HEAD.pack(MAGIC, VERSION, len(header)) + header + b"".join(payload)
     return data + struct.pack("<I", zlib.crc32(data))
 
@@ -98,21 +98,21 @@ def _smallest(array: np.ndarray) -> _Encoded:
 
 def _with_jumps(raw: np.ndarray) -> list[_Encoded]:
     """Returns the encodings "sparse" and "shared" of bits uint32 [N], where they apply, with the best jump bits."""
-    kept = np.flatnonzero(raw)
-    codebook, index = np.unique(raw[kept], return_inverse=True)
+    nonzero = np.flatnonzero(raw)
+    codebook, index = np.unique(raw[nonzero], return_inverse=True)
     symbols = index + 1 if len(codebook) <= min(MOST_VALUES, raw.size // 2) else None
-    options = [*([] if symbols is None else [0]), *(JUMPS if len(kept) < raw.size else [])]
+    options = [*([] if symbols is None else [0]), *(JUMPS if len(nonzero) < raw.size else [])]
     if not options:
         return []
-    bits = min(options, key=lambda bits: _size(raw.size, kept, symbols, bits))
-    positions, tables, jumps = _jumps(raw.size, kept, bits)
+    bits = min(options, key=lambda bits: _size(raw.size, nonzero, symbols, bits))
+    positions, tables, jumps = _jumps(raw.size, nonzero, bits)
     encodings = []
     if bits:
         values = raw[positions].astype("<u4").tobytes()
         encodings.append(_Encoded("sparse", bits, len(positions), [zlib.compress(tables, 9), jumps, values]))
     if symbols is not None:
         filled = np.zeros(raw.size, np.int64)
-        filled[kept] = symbols
+        filled[nonzero] = symbols
         lengths = huffman.lengths(np.bincount(filled[positions], minlength=len(codebook) + 1))
         parts = [codebook.astype("<u4").tobytes(), zlib.compress(tables + lengths.tobytes(), 9), jumps]
         indices = huffman.encode(filled[positions], lengths)
@@ -126,16 +126,16 @@ def _scales(array: np.ndarray) -> np.ndarray | None:
     return rows[0] if len(rows) and (rows == rows[0]).all() and (rows[0] > 0).all() else None
 
 
-def _jumps(size: int, kept: np.ndarray, bits: int) -> tuple[np.ndarray, bytes, bytes]:
+def _jumps(size: int, nonzero: np.ndarray, bits: int) -> tuple[np.ndarray, bytes, bytes]:
     """Returns the positions of the entries, including fillers, the table of their jumps, and the coded jumps."""
     if not bits:
         return np.arange(size), b"", b""
-    steps = sparse.jumps(kept, bits, size)
+    steps = sparse.jumps(nonzero, bits, size)
     lengths = huffman.lengths(np.bincount(steps - 1, minlength=1 << bits))
     return np.cumsum(steps) - 1, lengths.tobytes(), huffman.encode(steps - 1, lengths)
 
 
-def _size(size: int, kept: np.ndarray, symbols: np.ndarray | None, bits: int) -> int:
+def _size(size: int, nonzero: np.ndarray, symbols: np.ndarray | None, bits: int) -> int:
     """Estimates the bits of jumps, indices (or 32 per value) and tables, which deflate to about half."""
 
     def coded(counts):
@@ -143,16 +143,16 @@ def _size(size: int, kept: np.ndarray, symbols: np.ndarray | None, bits: int) ->
 
     entries, total = size, 0
     if bits:
-        steps = sparse.jumps(kept, bits, size)
+        steps = sparse.jumps(nonzero, bits, size)
         entries, total = len(steps), coded(np.bincount(steps - 1, minlength=1 << bits))
     if symbols is None:
         return total + 32 * entries
     counts = np.bincount(symbols, minlength=1)
-    counts[0] = entries - len(kept)
+    counts[0] = entries - len(nonzero)
     return total + coded(counts)
 
 
-def about(data: bytes) -> dict[str, Any]:
+def description(data: bytes) -> dict[str, Any]:
     """Returns the description of the network that was passed to `pack`.
 
     Raises:
@@ -162,7 +162,7 @@ def about(data: bytes) -> dict[str, Any]:
 
 
 def contents(data: bytes) -> dict[str, Packed]:
-    """Returns the entries of the arrays in the header; raises Damaged like `about`."""
+    """Returns the entries of the arrays in the header; raises Damaged like `description`."""
     return _header(data)[1]
 
 

@@ -83,7 +83,7 @@ def keep(
       UserError: `by` or `structure` is unknown, or a number of inputs is not a multiple of 4.
     """
     if by not in BY:
-        raise choice_error("pruning by", by, BY)
+        raise choice_error("value of by", by, BY)
     if structure not in STRUCTURES:
         raise choice_error("pruning structure", structure, STRUCTURES)
     if by == "std":
@@ -179,7 +179,7 @@ def allocate(
       UserError: A layer has no valid curve, or `sparsity` exceeds the measured range.
     """
     if missing := sorted(sizes.keys() - curves.keys()):
-        raise UserError(f"no sensitivity of {', '.join(missing[:3])}{' and others' * (len(missing) > 3)}")
+        raise UserError(f"the measured sensitivity lacks {', '.join(missing[:3])}{' and others' * (len(missing) > 3)}")
     lines = {name: _drops(name, curves[name], whole) for name in sizes}
     weights = np.array([sizes[name] for name in sizes], float) / sum(sizes.values())
 
@@ -189,7 +189,9 @@ def allocate(
     low, high = 0.0, max(drops[-1] for _, drops in lines.values())
     below, above = np.zeros(len(lines)), shares(high)
     if weights @ above < sparsity - 1e-9:
-        raise UserError(f"sparsity {sparsity} cannot be reached: sensitivity was measured up to {weights @ above:.4g}")
+        raise UserError(
+            f"sparsity {sparsity} cannot be reached: sensitivity was measured only up to {weights @ above:.4g}"
+        )
     if weights @ shares(0.0) >= sparsity:
         above = shares(0.0)
     else:
@@ -221,7 +223,9 @@ def _drops(name: str, curve: Mapping[str, Sequence[float]], whole: float) -> tup
         or x[-1] > 1
         or not np.isfinite(accuracy).all()
     ):
-        raise UserError(f"sensitivity of {name}: needs as many accuracies as sparsities, which ascend within [0, 1]")
+        raise UserError(
+            f"sensitivity of {name}: must have one accuracy for each sparsity, and increasing sparsities in [0, 1]"
+        )
     drops = np.maximum.accumulate(np.maximum(whole - accuracy, 0))
     return (np.r_[0, x], np.r_[0, drops]) if x[0] > 0 else (x, np.r_[0, drops[1:]])
 

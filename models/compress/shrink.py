@@ -51,7 +51,7 @@ class Coupling(NamedTuple):
     repeat: int
     own: bool
 
-    def kept(self, stays: np.ndarray) -> np.ndarray:
+    def indices(self, stays: np.ndarray) -> np.ndarray:
         """Returns the indices along the axis that stay, for bool [D] per filter."""
         return np.flatnonzero(np.tile(stays, self.repeat))
 
@@ -77,7 +77,9 @@ def coupled(model: nn.Module, inputs: Sequence[Any], kernels: Iterable[str]) -> 
 def _shapes(model: nn.Module, inputs: Sequence[Any]) -> tuple[Shapes, tuple[int, ...]]:
     """Returns the shapes of the variables by name, and of the output."""
     if not hasattr(model, "widths"):
-        raise UserError(f"{type(model).__name__} has no field widths: only networks for images can lose filters")
+        raise UserError(
+            f"{type(model).__name__} has no field widths; filters can be removed only from networks that have it"
+        )
     output, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), *models.abstract(inputs))
     return {name: leaf.shape for name, leaf in _flat(variables).items()}, output.shape
 
@@ -146,20 +148,20 @@ def shrink(
     for name, leaf in _flat(variables).items():
         if shapes.get(name) != np.shape(leaf):
             raise UserError(
-                f"{name} is {[*np.shape(leaf)]}, but the network for these inputs has "
+                f"{name} has the shape {[*np.shape(leaf)]}, but the network for these inputs has "
                 f"{[*shapes[name]] if name in shapes else 'no such array'}"
             )
     stays = {kernel: _stays(kernel, np.asarray(mask)) for kernel, mask in masks.items()}
-    stays = {kernel: kept for kernel, kept in stays.items() if not kept.all()}
+    stays = {kernel: mask for kernel, mask in stays.items() if not mask.all()}
     couplings = coupled(model, inputs, stays)
-    for kernel, kept in stays.items():
-        if kept.size != (size := shapes[f"params/{kernel}"][-1]):
-            raise UserError(f"mask of {kernel}: it has {kept.size} entries, but there are {size} filters")
+    for kernel, mask in stays.items():
+        if mask.size != (size := shapes[f"params/{kernel}"][-1]):
+            raise UserError(f"mask of {kernel}: it has {mask.size} entries, but there are {size} filters")
     smaller, fewer, apart = _cut(model, variables, stays, couplings, inputs)
     if not apart <= TOLERANCE:
         raise UserError(
-            f"filters of {', '.join(map(_layer, stays))} cannot be removed: the logits differ by "
-            f"{apart:.1g} of the largest. Something mixes channels, e.g. the normalization"
+            f"filters of {', '.join(map(_layer, stays))} cannot be removed: the logits would change "
+            f"by {apart:.1g} of the largest, because something mixes channels, e.g. the normalization"
         )
     return smaller, fewer
 
@@ -172,9 +174,9 @@ def _stays(kernel: str, mask: np.ndarray) -> np.ndarray:
     """Returns bool [D] for a mask."""
     rows = mask.astype(bool).reshape(-1, mask.shape[-1])
     if (rows != rows[0]).any():
-        raise UserError(f"mask of {kernel}: some filters are pruned in part; train with structure='filters'")
+        raise UserError(f"mask of {kernel}: it prunes parts of filters; train with structure='filters'")
     if not rows[0].any():
-        raise UserError(f"mask of {kernel}: it removes all filters; at least one must stay")
+        raise UserError(f"mask of {kernel}: it removes all filters; keep at least one")
     return rows[0]
 
 
@@ -182,18 +184,18 @@ def _cut(model, variables, stays, couplings, inputs) -> tuple[nn.Module, dict[st
     """Returns the smaller model, its variables, and the largest difference of logits relative to the largest logit."""
     masked = {name: np.array(leaf) for name, leaf in _flat(variables).items()}
     fewer, cut = dict(masked), {}
-    for kernel, kept in stays.items():
+    for kernel, mask in stays.items():
         for coupling in couplings[kernel]:
             name, axis = coupling.array, coupling.axis
             if cut.setdefault((name, axis), kernel) != kernel:
                 raise UserError(
                     f"filters of {_layer(kernel)} cannot be removed together with those of "
-                    f"{_layer(cut[name, axis])}: {name} sees both"
+                    f"{_layer(cut[name, axis])}: {name} depends on both"
                 )
-            fewer[name] = np.take(fewer[name], coupling.kept(kept), axis)
+            fewer[name] = np.take(fewer[name], coupling.indices(mask), axis)
             if coupling.own:
-                masked[name] = np.where(np.tile(kept, coupling.repeat), masked[name], 0)  # the last axis
-    smaller = _with(model, {_layer(kernel): int(kept.sum()) for kernel, kept in stays.items()})
+                masked[name] = np.where(np.tile(mask, coupling.repeat), masked[name], 0)  # the last axis
+    smaller = _with(model, {_layer(kernel): int(mask.sum()) for kernel, mask in stays.items()})
     fewer = traverse_util.unflatten_dict(fewer, sep="/")
     rng = np.random.default_rng(0)
     images = [jnp.asarray(rng.normal(size=(2, *x.shape[1:])), x.dtype) for x in models.abstract(inputs)]

@@ -10,20 +10,20 @@ import numpy as np
 from models.compress.huffman import Damaged
 
 
-def jumps(kept: np.ndarray, bits: int, size: int) -> np.ndarray:
-    """Returns jumps int64 [M] in [1, 2^bits] that visit all of `kept`, starting from position -1.
+def jumps(nonzero: np.ndarray, bits: int, size: int) -> np.ndarray:
+    """Returns jumps int64 [M] in [1, 2^bits] that visit all of `nonzero`, starting from position -1.
 
-    Fillers continue after the last kept position, so that fewer than 2^bits positions follow the last entry.
+    Fillers continue after the last position, so that fewer than 2^bits positions follow the last entry.
 
     Args:
-      kept: int [N], flat positions of the weights, ascending.
+      nonzero: int [N], flat positions of the weights, ascending.
       bits: Bit width of a jump.
       size: Size of the whole array.
     """
     largest = 1 << bits
-    gaps = np.diff(kept, prepend=-1)
+    gaps = np.diff(nonzero, prepend=-1)
     fillers = (gaps - 1) // largest  # in each gap
-    last = int(kept[-1]) if len(kept) else -1
+    last = int(nonzero[-1]) if len(nonzero) else -1
     steps = np.full(len(gaps) + int(fillers.sum()) + (size - 1 - last) // largest, largest, np.int64)
     steps[np.cumsum(fillers + 1) - 1] = gaps - fillers * largest  # the entry at the end of each gap
     return steps

@@ -18,7 +18,17 @@ import numpy as np
 from jax.core import Tracer
 
 from models.errors import UserError
-from models.explain.method import Explanation, as_maps, explains, grid, map_endpoint, outline, picked, read, resolved
+from models.explain.method import (
+    Explanation,
+    as_maps,
+    explains,
+    grid,
+    logits_and_activation,
+    map_endpoint,
+    outline,
+    picked,
+    resolved,
+)
 from models.layers.endpoint import capture
 from models.layers.ingredients import HEAD
 
@@ -61,9 +71,9 @@ def _cam(model, variables, images, target) -> tuple[Explanation, jax.Array, jax.
     kernel = head["kernel"].astype(jnp.float32)  # [C, classes]
     explained = jnp.dot(maps.mean((1, 2)), kernel, precision="highest") + head.get("bias", 0.0)
     tolerance = TOLERANCE[activations[names[-1]].dtype == jnp.float32] * jnp.abs(logits).max()
-    chosen = resolved(target, logits)
+    resolved_target = resolved(target, logits)
     return (
-        Explanation(_weighted(maps, kernel.T[chosen]), logits, chosen),
+        Explanation(_weighted(maps, kernel.T[resolved_target]), logits, resolved_target),
         jnp.abs(explained - logits).max(),
         tolerance,
     )
@@ -141,13 +151,13 @@ def _read(model, variables, images, target, endpoint) -> _Read:
     name = map_endpoint(shapes, endpoint)
 
     def score(add):
-        logits, x = read(model, variables, images, name, add)
-        chosen = resolved(target, logits)
-        return picked(logits, chosen).sum(), (x, logits, chosen)
+        logits, x = logits_and_activation(model, variables, images, name, add)
+        resolved_target = resolved(target, logits)
+        return picked(logits, resolved_target).sum(), (x, logits, resolved_target)
 
     zeros = jnp.zeros(shapes.shape(name), jnp.float32)
-    gradients, (x, logits, chosen) = jax.grad(score, has_aux=True)(zeros)
-    return _Read(as_maps(x), as_maps(gradients), logits, chosen)
+    gradients, (x, logits, resolved_target) = jax.grad(score, has_aux=True)(zeros)
+    return _Read(as_maps(x), as_maps(gradients), logits, resolved_target)
 
 
 def _weighted(maps: jax.Array, weights: jax.Array) -> jax.Array:

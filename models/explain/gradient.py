@@ -137,7 +137,9 @@ def integrated_gradients(
         raise UserError(f"steps={steps} must be at least 1")
     start = np.asarray(baseline, np.float32)
     if start.shape not in ((), images.shape[-1:]):
-        raise UserError(f"baseline={baseline} must be a number, or a tuple of {images.shape[-1]}, one for each channel")
+        raise UserError(
+            f"baseline={baseline} must be a number, or a tuple of {images.shape[-1]} numbers, one per channel"
+        )
     images, logits, target = _scored(model, variables, images, target)
     nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
     path = images - start
@@ -155,11 +157,11 @@ def gradient(model: nn.Module, variables: Any, images: jax.Array, target: jax.Ar
 
     def score(images):
         logits = jnp.asarray(model.apply(variables, images))
-        chosen = resolved(target, logits)
-        return picked(logits, chosen).sum(), (logits, chosen)
+        resolved_target = resolved(target, logits)
+        return picked(logits, resolved_target).sum(), (logits, resolved_target)
 
-    values, (logits, chosen) = jax.grad(score, has_aux=True)(images.astype(jnp.float32))
-    return Explanation(values, logits, chosen)
+    values, (logits, resolved_target) = jax.grad(score, has_aux=True)(images.astype(jnp.float32))
+    return Explanation(values, logits, resolved_target)
 
 
 def _scored(model, variables, images, target) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -123,9 +123,9 @@ def map_endpoint(shapes: Outline, name: str | None = None) -> str:
     """
     maps = {endpoint: size for endpoint, shape in shapes.endpoints.items() if (size := grid(shape))}
     if name is not None:
-        known = {**shapes.layers, **shapes.endpoints}
-        if name not in known or not grid(known[name]):
-            raise choice_error("endpoint with positions" if name in known else "endpoint", name, maps)
+        shape_of = {**shapes.layers, **shapes.endpoints}
+        if name not in shape_of or not grid(shape_of[name]):
+            raise choice_error("endpoint with positions" if name in shape_of else "endpoint", name, maps)
         return name
     names = [endpoint for endpoint, (height, width, _) in maps.items() if height * width > 1]
     if names and maps[names[-1]][2]:
@@ -144,7 +144,7 @@ def check_range(name: str, numbers: Sequence[int] | np.ndarray, endpoint: str, l
         raise UserError(f"{name}={wrong[0]} is out of range: {endpoint} has {name}s 0 to {limit - 1}")
 
 
-def read(
+def logits_and_activation(
     model: nn.Module, variables: Any, images: jax.Array, name: str, add: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Returns logits and the activation of the endpoint or layer `name`, to which `add` is added, see `capture`."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.errors import UserError
-from models.explain.method import as_maps, explains, map_endpoint, outline, picked, read, resolved
+from models.explain.method import as_maps, explains, logits_and_activation, map_endpoint, outline, picked, resolved
 
 Pair = tuple[int, int]
 
@@ -109,7 +109,7 @@ def occlusion(
 def _pair(name: str, value: Any) -> Pair:
     pair = np.asarray(value)
     if not np.issubdtype(pair.dtype, np.integer) or pair.shape not in ((), (2,)) or (pair < 1).any():
-        raise UserError(f"{name}={value} must be a number of pixels, or two, of at least 1")
+        raise UserError(f"{name}={value} must be one or two numbers of pixels, at least 1")
     vertical, horizontal = np.broadcast_to(pair, 2).tolist()
     return vertical, horizontal
 
@@ -121,7 +121,7 @@ def _sweep(model, variables, images, target, *, size, stride, color, endpoint, b
     windows = len(rows) * len(columns)
 
     def forward(images):
-        logits, x = read(model, variables, images, endpoint)
+        logits, x = logits_and_activation(model, variables, images, endpoint)
         return logits.astype(jnp.float32), as_maps(x).sum((1, 2))
 
     logits, totals = forward(images)

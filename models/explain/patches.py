@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.errors import UserError, choice_error
-from models.explain.method import as_maps, check_range, grid, map_endpoint, outline, read
+from models.explain.method import as_maps, check_range, grid, logits_and_activation, map_endpoint, outline
 from models.explain.receptive import Box
 from models.explain.rules import RULES, with_rule
 
@@ -72,7 +72,7 @@ def update(
       endpoint: Name of a map.
       channels: Channels of the map, as many as in `best`.
     """
-    maps = as_maps(read(model, variables, images, endpoint)[1])[..., jnp.asarray(channels)]
+    maps = as_maps(logits_and_activation(model, variables, images, endpoint)[1])[..., jnp.asarray(channels)]
     count, _, width, _ = maps.shape
     flat = maps.reshape(count, -1, len(channels))
     position = flat.argmax(1).astype(jnp.int32)  # [N, C]
@@ -178,7 +178,7 @@ def projections(
 @functools.partial(jax.jit, static_argnames=("model", "endpoint"))
 def _projections(model, variables, images, rows, columns, channels, *, endpoint):
     def units(images):
-        maps = as_maps(read(model, variables, images, endpoint)[1])
+        maps = as_maps(logits_and_activation(model, variables, images, endpoint)[1])
         return maps[jnp.arange(len(images)), rows, columns, channels].sum()
 
     return jax.grad(units)(images)
@@ -201,7 +201,9 @@ def crop(images: Any, boxes: Sequence[Box], color: float | Sequence[float] | Non
     images = np.asarray(images)
     sizes = {(bottom - top, right - left) for top, left, bottom, right in boxes}
     if len(sizes) != 1 or len(boxes) != len(images):
-        raise UserError(f"each of the {len(images)} images needs a box, all of one size, not {sorted(sizes)}")
+        raise UserError(
+            f"each of the {len(images)} images needs one box, and all boxes need one size, not {sorted(sizes)}"
+        )
     patches = np.empty((len(boxes), *sizes.pop(), images.shape[3]), images.dtype)
     patches[:] = (128 if np.issubdtype(images.dtype, np.integer) else 0.5) if color is None else color
     height, width = images.shape[1:3]

@@ -18,7 +18,7 @@ import numpy as np
 import models
 from models.analysis import jaxpr
 from models.errors import choice_error
-from models.explain.method import as_maps, check_range, grid, map_endpoint, outline, read
+from models.explain.method import as_maps, check_range, grid, logits_and_activation, map_endpoint, outline
 from models.kernels.tracing import lowering
 from models.layers.endpoint import capture
 
@@ -85,8 +85,8 @@ def fields(
     with lowering("plain"):
         variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
         program = jax.make_jaxpr(forward)(variables, *inputs)
-    seen = [jaxpr.View(axes=(1, 2)), *[jaxpr.WHOLE] * (len(inputs) - 1)]
-    views = jaxpr.Walk(()).run(program, [None] * len(jax.tree.leaves(variables)) + seen)
+    input_views = [jaxpr.View(axes=(1, 2)), *[jaxpr.WHOLE] * (len(inputs) - 1)]
+    views = jaxpr.Walk(()).run(program, [None] * len(jax.tree.leaves(variables)) + input_views)
     return {
         name: None if view is None or view.axes is None else Field(view.field, view.stride, view.start)
         for name, view in zip(names, views, strict=True)
@@ -155,7 +155,7 @@ def effective(
 @functools.partial(jax.jit, static_argnames=("model", "endpoint"))
 def _gradient(model, variables, images, row, column, channel, *, endpoint):
     def unit(images):
-        units = as_maps(read(model, variables, images, endpoint)[1])[:, row, column]  # [N, C]
+        units = as_maps(logits_and_activation(model, variables, images, endpoint)[1])[:, row, column]  # [N, C]
         return units.sum() if channel is None else units[:, channel].sum()
 
     return jnp.abs(jax.grad(unit)(images)).mean((0, 3))

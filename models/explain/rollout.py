@@ -50,7 +50,7 @@ def rollout(model: nn.Module, weights: dict[str, jax.Array], count: int) -> jax.
     if batch != count or queries != keys or not grid((batch, queries, keys)):
         raise UserError(
             "attention_rollout needs a network whose attention layers see all tokens, such as ViT; "
-            f"{type(model).__name__} has {'none' if not weights else 'others'}: use grad_cam"
+            f"{type(model).__name__} has {'no attention' if not weights else 'other attention layers'}: use grad_cam"
         )
     mixed = [(weight.mean(1) + jnp.eye(queries)) / 2 for weight in weights.values()]  # [N, H, T, T] -> [N, T, T]
     return functools.reduce(lambda earlier, later: jnp.matmul(later, earlier, precision="highest"), mixed)

@@ -178,8 +178,8 @@ def _depthwise_dw(x, kernel, dy, strides, padding, dilation):
     def add_image(total, image):
         x, dy = image
         padded = pad(x[None], padding)
-        seen = [window(padded, i, j, dy.shape[:2], strides)[0] for i, j, _ in _taps(kernel, dilation)]
-        return total + jnp.stack([(window * dy).sum((0, 1)) for window in seen]).astype(total.dtype), None
+        windows = [window(padded, i, j, dy.shape[:2], strides)[0] for i, j, _ in _taps(kernel, dilation)]
+        return total + jnp.stack([(window * dy).sum((0, 1)) for window in windows]).astype(total.dtype), None
 
     zero = jnp.zeros((kernel.shape[0] * kernel.shape[1], kernel.shape[2]), jnp.float32)
     return lax.scan(add_image, zero, (x, dy))[0].reshape(kernel.shape).astype(kernel.dtype)

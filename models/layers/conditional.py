@@ -93,8 +93,8 @@ def compacted(function: Callable, module: nn.Module, keep: jax.Array, x: Any, ot
 
         return {0: nothing, count: masked}.get(size, compute)
 
-    chosen = jnp.searchsorted(jnp.asarray(allowed), jnp.sum(keep))
-    return nn.switch(chosen, [of_size(size) for size in allowed], module, x, otherwise)
+    branch = jnp.searchsorted(jnp.asarray(allowed), jnp.sum(keep))
+    return nn.switch(branch, [of_size(size) for size in allowed], module, x, otherwise)
 
 
 def _column(keep: jax.Array, like: jax.Array) -> jax.Array:

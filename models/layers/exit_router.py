@@ -72,7 +72,7 @@ class Leaving:
 
     def __init__(self, module: nn.Module, leave: Any, exits: int, train: bool):
         if train and leave is not None:
-            raise UserError("leave: examples leave early only in evaluation; with train=True all exits learn")
+            raise UserError("leave must be None with train=True: examples leave early only in evaluation")
         if leave is not None and jnp.shape(leave) != (exits - 1,):
             raise UserError(
                 f"leave must have {exits - 1} thresholds, one for each exit except the last, but its shape is "

@@ -63,21 +63,21 @@ class Sites:
         self._first = first
         self._unused: dict[str, str] = {}  # {field: spec} that have not made a low-bit layer yet
 
-    def constructor(self, field: str, spec: str | Callable, known: dict[str, Callable]) -> Callable:
+    def constructor(self, field: str, spec: str | Callable, constructors: dict[str, Callable]) -> Callable:
         """Returns the constructor of the layers for a field.
 
         Args:
           field: Name of the field, for errors.
-          spec: A name in `known`, FILE.py:NAME, or a class.
-          known: Layers by name.
+          spec: A name in `constructors`, FILE.py:NAME, or a class.
+          constructors: Layers by name.
 
         Raises:
           UserError: The name is unknown.
         """
         layer = plugins.load(spec)
-        if not callable(layer) and layer not in known:
-            raise choice_error(field, layer, known)
-        chosen = layer if callable(layer) else known[layer]
+        if not callable(layer) and layer not in constructors:
+            raise choice_error(field, layer, constructors)
+        layer_constructor = layer if callable(layer) else constructors[layer]
         low_bit = not callable(layer) and layer in LOW_BIT
         if low_bit:
             self._unused[field] = str(layer)
@@ -86,14 +86,14 @@ class Sites:
             first, self._first = self._first, False
             if low_bit and not first and name != HEAD:
                 self._unused.pop(field, None)
-                return chosen(*args, name=name, **kwargs)
+                return layer_constructor(*args, name=name, **kwargs)
             if name == HEAD and self._unused:
                 unused_field, unused_spec = next(iter(self._unused.items()))
                 raise UserError(
-                    f"{unused_field}='{unused_spec}' is without effect: the first layer and the head remain "
+                    f"{unused_field}='{unused_spec}' has no effect: the first layer and the head remain "
                     "standard, and this network has no other layer of this kind"
                 )
-            return (known["standard"] if low_bit else chosen)(*args, name=name, **kwargs)
+            return (constructors["standard"] if low_bit else layer_constructor)(*args, name=name, **kwargs)
 
         return construct
 
@@ -143,8 +143,8 @@ class Network(nn.Module):
         """Raises UserError if the mean over space of the norm's output is the same for all images."""
         if separates_channels(self.norm, channels):
             raise UserError(
-                f"norm='{self.norm}' normalizes each channel separately, so the mean over space that is classified is "
-                "the same for every image: use another norm"
+                f"norm='{self.norm}' normalizes each channel separately, so the spatial mean, which the head "
+                "classifies, is the same for every image: use another norm"
             )
 
     def _need_choice(self, field: str, allowed: Collection[str]) -> None:
@@ -163,7 +163,7 @@ class Network(nn.Module):
             or count not in (None, len(value))
         ):
             many = "" if count is None else f"{count} "
-            raise UserError(f"{field}={value} must be {many}whole numbers of at least {least}, as {tuple(example)}")
+            raise UserError(f"{field}={value} must be {many}whole numbers of at least {least}, e.g. {tuple(example)}")
 
     def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Returns shapes and types of the network's inputs for one example."""
@@ -311,7 +311,7 @@ def _pairs(widths: Any) -> tuple[tuple[str, int], ...]:
         or any(not isinstance(path, str) or not has_type(n, int) or n < 1 for path, n in pairs)
     ):
         raise UserError(
-            f"widths={widths} must be pairs of a layer and its features, e.g. (('stage1/block0/conv1', 12),)"
+            f"widths={widths} must be pairs (layer, number of features), e.g. (('stage1/block0/conv1', 12),)"
         )
     return pairs
 

@@ -192,8 +192,9 @@ def whiten(model: nn.Module, variables: Any, images: jax.Array, epsilon: float =
     size = height * width * channels
     if channels != images.shape[-1] or features % 2 or features > 2 * size:
         raise UserError(
-            f"data_init=whiten: {'/'.join(path)} has {features} features of {channels} channels; it needs an "
-            f"even number of at most {2 * height * width * images.shape[-1]}"
+            f"data_init=whiten: {'/'.join(path)} has {features} output features and sees {channels} of "
+            f"{images.shape[-1]} channels; it must see all, and have an even number of at most "
+            f"{2 * height * width * images.shape[-1]}"
         )
 
     @jit_once

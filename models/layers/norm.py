@@ -194,8 +194,8 @@ def _check_several(module: nn.Module, kind: str, values: int, cure: str) -> None
     """
     if values < 2 and not module.is_initializing():
         raise UserError(
-            f"norm '{kind}' at {'/'.join(module.path)} leaves nothing of its input: each of its means "
-            f"is over {values} {'value' if values == 1 else 'values'} there; {cure}"
+            f"norm '{kind}' at {'/'.join(module.path)} erases its input: each of its means "
+            f"is over {values} {'value' if values == 1 else 'values'}; {cure}"
         )
 
 

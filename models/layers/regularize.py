@@ -25,8 +25,8 @@ class StochasticDepth(nn.Module):
         if self.deterministic or self.rate == 0:
             return x
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape)
-        return jnp.where(kept, x / (1 - self.rate), jnp.zeros_like(x))
+        mask = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape)
+        return jnp.where(mask, x / (1 - self.rate), jnp.zeros_like(x))
 
 
 def drop_rates(last: float, stage_sizes: Sequence[int]) -> list[list[float]]:

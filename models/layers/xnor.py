@@ -169,8 +169,8 @@ def _sums(x, kernel, strides, padding, dilation):
     ]
 
     def add_word(different, word):
-        seen, bits = word  # per tap, [N, H', W'] and [kh, kw, D]
-        unequal = [lax.population_count(x[..., None] ^ bits[i, j]) for (i, j, _), x in zip(taps, seen, strict=True)]
+        words, bits = word  # per tap, [N, H', W'] and [kh, kw, D]
+        unequal = [lax.population_count(x[..., None] ^ bits[i, j]) for (i, j, _), x in zip(taps, words, strict=True)]
         return different + functools.reduce(jnp.add, unequal), None
 
     seen = [jnp.moveaxis(window, -1, 0) for _, _, window in taps]

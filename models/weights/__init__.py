@@ -50,10 +50,10 @@ def layouts(model: nn.Module) -> dict[str, Layout]:
 
 def layout(model: nn.Module, name: str) -> Layout:
     """Returns the layout called `name`; raises UserError if the model has none of this name."""
-    known = layouts(model)
-    if name not in known:
-        raise choice_error(f"layout of {type(model).__name__}", name, known)
-    return known[name]
+    choices = layouts(model)
+    if name not in choices:
+        raise choice_error(f"layout of {type(model).__name__}", name, choices)
+    return choices[name]
 
 
 def _family(model: nn.Module) -> Any:
@@ -137,12 +137,12 @@ def from_arrays(
             misfits.append((path, "!", f"{name}: {arrays[name].shape}, not {shape}, for {path} {leaf.shape}"))
         else:
             values[path] = _converted(foreign_layout, path, np.asarray(arrays[name]))
-    known = {foreign_layout.place(path)[0] for path in leaves}
-    known |= set(foreign_layout.extra(sorted(known)))
+    expected = {foreign_layout.place(path)[0] for path in leaves}
+    expected |= set(foreign_layout.extra(sorted(expected)))
     misfits += [
         ("", "+", f"{name}: {array.shape}, unexpected")
         for name, array in arrays.items()
-        if name not in known and not unwrap.is_counter(name, array)
+        if name not in expected and not unwrap.is_counter(name, array)
     ]
     if misfits:
         summary = f"{len(misfits)} arrays of these {source} weights do not fit this {type(model).__name__}"
@@ -241,13 +241,16 @@ def _hint(model: nn.Module, misfits: list[tuple[str, str, str]], arrays: Mapping
 
 
 def save(
-    path: str | os.PathLike, model: nn.Module, variables: Mapping[str, Any], about: Mapping[str, Any] | None = None
+    path: str | os.PathLike,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    description: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes variables in the project's layout to a .safetensors file, with Python literals `about` in its metadata.
+    """Writes variables in the project's layout to a .safetensors file, with `description` in its metadata.
 
-    The literals are a single entry, because safetensors does not preserve the order of entries.
+    The description consists of Python literals, in one entry: safetensors does not preserve the order of entries.
     """
-    write(path, to_arrays(model, variables, "ablate"), {"ablate": repr(dict(about or {}))})
+    write(path, to_arrays(model, variables, "ablate"), {"ablate": repr(dict(description or {}))})
 
 
 def load(path: str | os.PathLike, model: nn.Module) -> dict[str, Any]:
@@ -255,8 +258,8 @@ def load(path: str | os.PathLike, model: nn.Module) -> dict[str, Any]:
     return from_arrays(model, read(path), "ablate")
 
 
-def about(path: str | os.PathLike) -> dict[str, Any]:
-    """Returns the literals `about` that `save` wrote to a file, or {} for other files.
+def description(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns the description that `save` wrote to a file, or {} for other files.
 
     Raises:
       UserError: They are damaged, or "model" is not a text, or "fields" is not a dictionary with names as keys.

@@ -75,15 +75,15 @@ def _import(options: flags.FlagValues, file: str) -> None:
     arrays = weights.read(file)
     variables = weights.from_arrays(model, arrays, _layout(model, source), new=options.new, seed=options.seed)
     weights.save(options.out, model, variables, {"model": name, "fields": fields})
-    drawn = f", {', '.join(options.new)} drawn anew" if options.new else ""
-    _report(name, variables, f"from {file} ({source}){drawn}", f"to {options.out}")
+    suffix = f", {', '.join(options.new)} drawn anew" if options.new else ""
+    _report(name, variables, f"from {file} ({source}){suffix}", f"to {options.out}")
 
 
 def _export(options: flags.FlagValues, file: str) -> None:
     for name in ("new", "seed"):
         if options[name].present:
             raise UserError(f"--{name} is for import")
-    stored = weights.about(file)
+    stored = weights.description(file)
     name, fields = options.model or stored.get("model"), command.fields(options)
     if not name:
         raise UserError(f"--model is missing, and {file} does not name the network")
@@ -100,10 +100,10 @@ def _export(options: flags.FlagValues, file: str) -> None:
 
 def _layout(model: Any, name: str) -> str:
     """Returns the layout for a name on the command line; raises UserError if the model has no such layout."""
-    known = {OWN: "ablate", **{layout: layout for layout in weights.layouts(model)}}
-    if name not in known:
-        raise choice_error(f"layout of {type(model).__name__}", name, known)
-    return known[name]
+    choices = {OWN: "ablate", **{layout: layout for layout in weights.layouts(model)}}
+    if name not in choices:
+        raise choice_error(f"layout of {type(model).__name__}", name, choices)
+    return choices[name]
 
 
 def _report(name: str, variables: Any, source: str, target: str) -> None:

@@ -104,7 +104,7 @@ def _checked(path: str | os.PathLike) -> tuple[Path, str]:
     path = Path(path)
     kind = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
     if kind is None:
-        raise UserError(f"{path}: weights are in files that end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: the name of a weights file must end in one of {', '.join(SUFFIXES)}")
     return path, kind
 
 

@@ -34,13 +34,13 @@ def reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
         raise UserError(one_line(f"{path}: cannot be read: {error.strerror or error}")) from None
     except Exception as error:
         reason = f"{type(error).__name__}: {_text(error)}"
-        raise UserError(one_line(f"{path}: damaged, or no {kind} file ({reason})")) from None
+        raise UserError(one_line(f"{path}: damaged, or not a {kind} file ({reason})")) from None
 
 
 def one_line(text: str) -> str:
     """Returns the text without line breaks and unprintable characters, truncated to LONGEST characters."""
-    shown = "".join(character if character.isprintable() else "?" for character in " ".join(text[:10_000].split()))
-    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
+    printable = "".join(character if character.isprintable() else "?" for character in " ".join(text[:10_000].split()))
+    return printable if len(printable) <= LONGEST else f"{printable[: LONGEST - 1]}…"
 
 
 def most_bytes(file_size: int) -> int:

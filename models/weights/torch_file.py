@@ -117,7 +117,7 @@ def _new(members: archive.Archive) -> Any:
     """Returns the value in a zip archive."""
     pickled = [name for name in members.sizes if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickled) != 1:
-        raise Damaged("damaged, or no PyTorch file: a zip archive without one TOP/data.pkl")
+        raise Damaged("damaged, or not a PyTorch file: a zip archive without one TOP/data.pkl")
     top = pickled[0].removesuffix("data.pkl")
     if f"{top}constants.pkl" in members.sizes:
         raise Damaged("it is a TorchScript program; save its state_dict alone")
@@ -151,7 +151,7 @@ def _old(file: mmap.mmap) -> Any:
         return pickles.load(cast(IO[bytes], file), _build, persistent)  # mmap has the methods that pickletools uses
 
     if following() != _MAGIC or following() != _PROTOCOL:
-        raise Damaged("damaged, or no PyTorch file")
+        raise Damaged("damaged, or not a PyTorch file")
     system = following()
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Damaged("its numbers are big-endian")

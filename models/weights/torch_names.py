@@ -48,15 +48,15 @@ def constructor(name: str, model: nn.Module, library: str = "") -> tuple[str, st
     Raises:
       UserError: The network has no layout of the library, or of neither.
     """
-    known = [layout for layout in weights.layouts(model) if layout in NAMES]
-    if library not in ("", *known):
+    libraries = [layout for layout in weights.layouts(model) if layout in NAMES]
+    if library not in ("", *libraries):
         raise UserError(
             f"{name} has no layout '{library}'; "
-            + (f"allowed: {', '.join(known)}" if known else "torchvision and timm have no such network")
+            + (f"allowed: {', '.join(libraries)}" if libraries else "torchvision and timm have no such network")
         )
-    if not known:
+    if not libraries:
         raise UserError(f"{name} has no layout of a PyTorch library: torchvision and timm have no such network")
-    library = library or known[0]
+    library = library or libraries[0]
     theirs = NAMES[library].get(name, name)
     sizes = {argument: model.image_size for start, argument in _SIZES[library].items() if theirs.startswith(start)}
     return library, theirs, {"num_classes": model.num_classes, **sizes}

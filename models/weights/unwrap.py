@@ -97,14 +97,14 @@ def state(tree: Any) -> dict[str, Any]:
 
 
 def without_prefixes(
-    arrays: Mapping[str, Any], prefixes: Collection[str], known: Collection[str] = ()
+    arrays: Mapping[str, Any], prefixes: Collection[str], expected: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Removes prefixes that all names share, in any order, until there is none or a name is `known`.
+    """Removes prefixes that all names share, in any order, until there is none or a name is `expected`.
 
     Counters may lack the prefix.
     """
-    known = set(known)
-    while known.isdisjoint(arrays):
+    expected = set(expected)
+    while expected.isdisjoint(arrays):
         names = [name for name, array in arrays.items() if not is_counter(name, array)]
         prefix = next((prefix for prefix in prefixes if names and all(name.startswith(prefix) for name in names)), "")
         if not prefix:
@@ -115,12 +115,12 @@ def without_prefixes(
 
 def _levels(tree: Mapping) -> Iterator[Mapping]:
     """Yields the mappings under WRAPPERS, each once and before the one that contains it, without recursion."""
-    seen, stack = set(), [(tree, False)]
+    visited, stack = set(), [(tree, False)]
     while stack:
         level, is_done = stack.pop()
         if is_done:
             yield level
-        elif id(level) not in seen:
-            seen.add(id(level))
+        elif id(level) not in visited:
+            visited.add(id(level))
             inside = [level[key] for key in WRAPPERS if isinstance(level.get(key), Mapping)]
             stack += [(level, True), *((child, False) for child in reversed(inside))]

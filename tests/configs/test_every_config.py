@@ -1,4 +1,4 @@
-"""Every config sets up as it is, on made data of the right form, and says in its docstring what a reader needs."""
+"""Tests that every config builds a run on synthetic data of the right form, and documents its command and cost."""
 
 import importlib
 from pathlib import Path
@@ -28,7 +28,7 @@ def images(tmp_path_factory):
 
 
 def small(config, images):
-    """The config on the made images: what it asks of the rest stays."""
+    """Returns the config with the synthetic images as its data; all else stays."""
     config.data.source, config.data.train_split, config.data.test_split = f"folder:{images}", "train", "test"
     config.data.image_size, config.data.workers = 32, 0
     config.data.crop = "random_resized" if config.data.crop == "none" else config.data.crop
@@ -90,7 +90,7 @@ def test_a_config_is_one_trial_of_its_study(spec, name, labels):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_docstrings_say_the_command_and_the_cost(name):
+def test_docstrings_name_the_command_and_the_cost(name):
     text = importlib.import_module(f"configs.{name}").__doc__
     assert f"--config=configs/{name}.py" in text
     assert "Expected" in text or "Published" in text or name == "folder"

@@ -107,7 +107,7 @@ def test_mistakes_are_one_line(text, message):
         config.get_config(text)
 
 
-def test_another_network_than_the_run_says(source, tmp_path):
+def test_a_model_that_differs_from_the_runs_is_refused(source, tmp_path):
     with pytest.raises(ValueError, match=f"from={source} is a resnet8, not model=vgg11"):
         config.get_config(f"from={source},model=vgg11,to=digits")
     (tmp_path / "a.safetensors").write_bytes(b"no header")
@@ -166,7 +166,7 @@ def voc(i):
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """The five data sets of the published table, made."""
+    """Writes small synthetic versions of the five data sets of the published table."""
     root = tmp_path_factory.mktemp("sets")
     for name, make in (("caltech101", caltech101), ("caltech_birds2011", caltech_birds2011), ("cars196", cars196)):
         tfds_sample.write_as(root, name, {split: [make(i) for i in range(8)] for split in ("train", "test")})
@@ -199,10 +199,10 @@ def test_the_published_data_sets_fine_tune(sets, weights_file, tmp_path, name, c
         assert build_run(c).state.params["head"]["kernel"].shape[1] == classes
         return
     c.hooks = c.hooks.replace("figures|", "").replace("figures", "")
-    found = loop.train(c, tmp_path / "run")
-    assert found["steps"] == 2
-    assert ("mean_average_precision" in found) == (name == "voc2007")
-    assert ("mean_class_accuracy" in found) == (name != "voc2007")
+    summary = loop.train(c, tmp_path / "run")
+    assert summary["steps"] == 2
+    assert ("mean_average_precision" in summary) == (name == "voc2007")
+    assert ("mean_class_accuracy" in summary) == (name != "voc2007")
 
 
 def test_the_command_of_features_and_classifiers(source, tmp_path):
@@ -218,14 +218,14 @@ def test_the_command_of_features_and_classifiers(source, tmp_path):
     ]
     done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())["results"]
-    assert [(row["endpoint"], row["classifier"], row["features"]) for row in found] == [
+    rows = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert [(row["endpoint"], row["classifier"], row["features"]) for row in rows] == [
         ("stage2", "logistic", 8),
         ("stage2", "knn", 8),
         ("pre_logits", "logistic", 16),
         ("pre_logits", "knn", 16),
     ]
-    assert all(row["accuracy"] > 0.5 for row in found) and f"{found[0]['accuracy']:.2%}" in done.stdout
+    assert all(row["accuracy"] > 0.5 for row in rows) and f"{rows[0]['accuracy']:.2%}" in done.stdout
     wrong = subprocess.run(
         [*command[:4], "--endpoint=stag2"], cwd=tiny.ROOT, capture_output=True, text=True, timeout=200, check=False
     )

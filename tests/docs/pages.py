@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
     @property
     def lines(self):
-        """Its commands, continued lines joined."""
+        """Returns the block's commands, with continued lines joined."""
         return [line for line in self.text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
@@ -39,8 +39,8 @@ def label(page):
 def blocks(page):
     text = page.read_text()
     return [
-        Block(text.count("\n", 0, found.start()) + 1, found[3], found[4], found[1] or "")
-        for found in FENCE.finditer(text)
+        Block(text.count("\n", 0, fence.start()) + 1, fence[3], fence[4], fence[1] or "")
+        for fence in FENCE.finditer(text)
     ]
 
 
@@ -50,19 +50,19 @@ def prose(page):
 
 
 def links(page):
-    """Targets of links and pictures that are no addresses of the web."""
+    """Returns the targets of links and pictures, except web addresses."""
     targets = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(page)))
     return [target for target in targets if not target.startswith(("http://", "https://", "mailto:"))]
 
 
 def anchors(page):
-    """The anchors that a forge gives to headings."""
+    """Returns the anchors that GitHub and similar sites give to headings."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def shell_commands(page):
-    """Pairs (line, words) of the commands in fenced blocks, and of those in the text that begin with python -m."""
+    """Returns (line, words) of each command in a fenced block, and of each in the text that begins with python -m."""
     for block in blocks(page):
         if block.language == "sh" and block.mark != "fails":
             for line in block.lines:
@@ -83,19 +83,19 @@ def _split(line):
 
 @functools.cache
 def flags(module):
-    """The flags that the file of a command defines; for `python -m` of a module without one, None."""
+    """Returns the flags that a command defines, or None if the module is not a command."""
     if module not in commands.names():
         return None
     path = ROOT / module.replace(".", "/")
     path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func).rpartition(".")[2]
         if re.match(r"define|DEFINE", name):
-            found.add(node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else name[7:])
-    return found | {"help"}
+            names.add(node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else name[7:])
+    return names | {"help"}
 
 
 @functools.cache
@@ -122,25 +122,25 @@ def fault(words):
         return "".join(f"no target {target}" for target in words[1:] if "=" not in target and target not in targets)
     if words[0] == "pip" or words[0].endswith("/pip"):
         extras = re.search(r"\.\[(\w+)\]", " ".join(words))
-        known = (ROOT / "setup.cfg").read_text()
-        return f"no extra {extras[1]}" if extras and not re.search(rf"^{extras[1]} ?=", known, re.MULTILINE) else ""
+        setup = (ROOT / "setup.cfg").read_text()
+        return f"no extra {extras[1]}" if extras and not re.search(rf"^{extras[1]} ?=", setup, re.MULTILINE) else ""
     return "" if words[0] in OTHER_PROGRAMS else f"unknown program {words[0]}"
 
 
 def _fault_of_module(module, arguments):
     if module in OTHER_MODULES:
         return ""
-    known = flags(module)
-    if known is None:
+    names = flags(module)
+    if names is None:
         return f"{module} is no command"
     for argument in arguments:
         flag, _, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--"):
             continue
-        if flag.startswith("config.") and "config" in known:
+        if flag.startswith("config.") and "config" in names:
             if flag.removeprefix("config.") not in config_keys():
                 return f"no config key {flag}"
-        elif flag not in known and flag.removeprefix("no") not in known:
+        elif flag not in names and flag.removeprefix("no") not in names:
             return f"{module} has no flag --{flag}"
         elif flag == "config" and (problem := _fault_of_config(value)):
             return problem

@@ -145,7 +145,7 @@ def test_configs_take_it_as_an_argument_and_other_processes_find_it():
         (
             "x = 1\n",
             lambda: models.create("wrong.py:net"),
-            "wrong.py: it has no dictionary VARIANTS, which should have net",
+            "wrong.py: it has no dictionary VARIANTS; it must define VARIANTS with a key net",
         ),
         (
             "VARIANTS = {'net': 1}\n",

@@ -1,4 +1,4 @@
-"""Blocks of the pages run as they are written: Python that needs no run in `make test`, the others in the tier full."""
+"""Runs the code blocks of the pages: `make test` runs Python that needs no trained run, `make test-all` the others."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def run(text, folder):
 
 
 def shortened(line):
-    """The line with a training of two epochs where it does not say how long."""
+    """Shortens a training to two epochs unless the line sets its length."""
     if line.startswith("python -m train --config") and not any(
         word in line for word in ("config.duration", "epochs=", "dry_run")
     ):
@@ -61,7 +61,7 @@ def start(tmp_path, first_run):
 
 
 def with_blocks(*languages):
-    """The pages that have blocks of these languages to run."""
+    """Returns the pages with blocks to run in these languages."""
     return [page for page in PAGES if any(b.language in languages and b.mark != "not run" for b in pages.blocks(page))]
 
 

@@ -50,8 +50,8 @@ def test_commands_name_what_exists(page):
     ],
 )
 def test_faults_of_commands_are_found(command, problem):
-    found = next(filter(None, map(pages.fault, pages._split(command))), "")
-    assert found.endswith(problem) and bool(found) == bool(problem)
+    fault = next(filter(None, map(pages.fault, pages._split(command))), "")
+    assert fault.endswith(problem) and bool(fault) == bool(problem)
 
 
 def test_the_readme_is_one_page_and_names_the_commands_of_ci():

@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments.bench import skipped
 from experiments.studies.adaptive import measures
-from experiments.studies.adaptive import study as about
+from experiments.studies.adaptive import study as adaptive_study
 from models.layers.conditional import sizes
 from tests import tiny
 from train import adaptive, loop, restore
@@ -42,21 +42,21 @@ def early(tmp_path_factory):
 @pytest.mark.full
 def test_measures_of_blocks(dropped):
     (run, state), _ = dropped
-    found = measures.decided(run, state)
-    whole, decided = found["rows"]
+    decisions = measures.decided(run, state)
+    whole, decided = decisions["rows"]
     assert whole["blocks"] == 4 and whole["way"] == "all blocks"
-    used = np.asarray(found["used"])
+    used = np.asarray(decisions["used"])
     assert used.sum() == 360 and used @ np.arange(5) / 360 == pytest.approx(decided["blocks"])
-    assert 1 <= found["paths"] <= 16 and found["blocks"][0] == "stage1/block0"
+    assert 1 <= decisions["paths"] <= 16 and decisions["blocks"][0] == "stage1/block0"
     counts = np.bincount(adaptive.blocks(run, state)["labels"])
-    assert np.asarray(found["by_class"]).sum(1) @ counts / 360 == pytest.approx(decided["blocks"])
+    assert np.asarray(decisions["by_class"]).sum(1) @ counts / 360 == pytest.approx(decided["blocks"])
 
 
 @pytest.mark.full
 def test_heuristics_take_as_many_blocks(dropped, monkeypatch):
     (run, state), _ = dropped
-    found = measures.heuristics(run, state)
-    assert found["policy"] == measures.decided(run, state)["rows"][1]["accuracy"]
+    measured = measures.heuristics(run, state)
+    assert measured["policy"] == measures.decided(run, state)["rows"][1]["accuracy"]
     seen = []
     plain = type(run.task.model).apply
 
@@ -84,34 +84,34 @@ def test_heuristics_take_as_many_blocks(dropped, monkeypatch):
 @pytest.mark.full
 def test_measures_of_exits(early):
     (run, state), _ = early
-    found = measures.leaving(run, state)
-    assert len(found["rows"]) == 3 + measures.POINTS and len(found["by_class"]) == 10
-    costs = [row["mult_adds"] for row in found["rows"][:3]]
-    assert all(costs[0] <= spent <= costs[-1] for spent in found["by_class"])
+    measured = measures.leaving(run, state)
+    assert len(measured["rows"]) == 3 + measures.POINTS and len(measured["by_class"]) == 10
+    costs = [row["mult_adds"] for row in measured["rows"][:3]]
+    assert all(costs[0] <= spent <= costs[-1] for spent in measured["by_class"])
 
 
 @pytest.mark.full
 def test_easy_and_hard_images(dropped, early):
     (run, state), _ = dropped
-    shown, found = adaptive.extremes(run, state, 5), adaptive.blocks(run, state)
-    used = found["computed"].sum(1)
-    assert all(found["right"][i] for kind in shown.values() for i, _ in kind)
+    shown, measured = adaptive.extremes(run, state, 5), adaptive.blocks(run, state)
+    used = measured["computed"].sum(1)
+    assert all(measured["right"][i] for kind in shown.values() for i, _ in kind)
     assert max(used[i] for i, _ in shown["easy"]) <= min(used[i] for i, _ in shown["hard"])
     (run, state), _ = early
-    shown, found = adaptive.extremes(run, state, 5), adaptive.exits(run, state, run.feed.test_batches())
-    assert all(found["right"][i, 0] for i, _ in shown["easy"])
-    assert all(found["right"][i].tolist() == [False, False, True] for i, _ in shown["hard"])
-    kept = measures.extremes(run, state)["easy"][0]
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(kept["image"]))))
-    index, said = shown["easy"][0]
-    assert (pixels == run.feed.test.example(index, None)["image"][..., 0]).all() and kept["says"] == said
+    shown, measured = adaptive.extremes(run, state, 5), adaptive.exits(run, state, run.feed.test_batches())
+    assert all(measured["right"][i, 0] for i, _ in shown["easy"])
+    assert all(measured["right"][i].tolist() == [False, False, True] for i, _ in shown["hard"])
+    stored = measures.extremes(run, state)["easy"][0]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(stored["image"]))))
+    index, caption = shown["easy"][0]
+    assert (pixels == run.feed.test.example(index, None)["image"][..., 0]).all() and stored["says"] == caption
 
 
 @pytest.mark.parametrize("scale", ["digits", "cifar10"])
 def test_policies_start_from_trained_networks(scale):
-    for trial in about.trials(scale):
+    for trial in adaptive_study.trials(scale):
         assert (trial.start is not None) == (trial.labels["method"] in ("policy alone", "BlockDrop"))
-        assert trial.config.data.train_split == about.TRAINED[scale]
+        assert trial.config.data.train_split == adaptive_study.TRAINED[scale]
 
 
 # -- time ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""experiments/bench: what its tables say of samples, and that a worker or a run that ends early spoils nothing."""
+"""Tests of experiments/bench: its tables, targets and charts, and workers and runs that end early."""
 
 import importlib.util
 import json
@@ -31,16 +31,16 @@ def stamped(rows, case="resnet50, 224x224", subject="resnet50/224", device="1 x 
 
 
 def test_ours_is_compared_with_the_first_and_with_the_best_of_the_peer():
-    taken = samples(PyTorch=30.0, ours=10.0) | {("step", "torch.compile"): [{"ms": 18.0, "preempted": 0}] * 3}
-    eager, compiled, ours = workers.table(SPECS, [Call("step", 2, 64)], taken, {"ours": {"peak_mib": 7}}, {})
+    by_call = samples(PyTorch=30.0, ours=10.0) | {("step", "torch.compile"): [{"ms": 18.0, "preempted": 0}] * 3}
+    eager, compiled, ours = workers.table(SPECS, [Call("step", 2, 64)], by_call, {"ours": {"peak_mib": 7}}, {})
     assert (eager["ms"], eager["times_first"], eager["images_per_second"]) == (15.0, 1.0, 4266.7)
     assert (ours["ms"], ours["times_first"], ours["times_best"], ours["peak_mib"]) == (5.0, 3.0, 1.8, 7)
     assert compiled["times_first"] == 1.667 and "times_best" not in compiled
 
 
 def test_a_worker_that_failed_is_compared_with_nothing():
-    taken = samples(PyTorch=30.0, ours=10.0)
-    _, compiled, ours = workers.table(SPECS, [Call("step")], taken, {}, {"torch.compile": "no compiler"})
+    by_call = samples(PyTorch=30.0, ours=10.0)
+    _, compiled, ours = workers.table(SPECS, [Call("step")], by_call, {}, {"torch.compile": "no compiler"})
     assert compiled["failed"] == "no compiler" and "ms" not in compiled
     assert ours["times_best"] == 3.0
     *_, ours = workers.table(SPECS, [Call("step")], samples(ours=10.0), {}, {"PyTorch": "x", "torch.compile": "x"})
@@ -48,11 +48,11 @@ def test_a_worker_that_failed_is_compared_with_nothing():
 
 
 def test_disturbed_samples_are_left_out_where_enough_others_remain():
-    taken = {("step", "ours"): [{"ms": 1.0, "preempted": 0}] * 5 + [{"ms": 9.0, "preempted": 99}] * 7}
-    (row,) = workers.table(SPECS[2:], [Call("step")], taken, {}, {})
+    by_call = {("step", "ours"): [{"ms": 1.0, "preempted": 0}] * 5 + [{"ms": 9.0, "preempted": 99}] * 7}
+    (row,) = workers.table(SPECS[2:], [Call("step")], by_call, {}, {})
     assert (row["ms"], row["samples"]) == (1.0, 5)
-    taken["step", "ours"] = taken["step", "ours"][1:]
-    (row,) = workers.table(SPECS[2:], [Call("step")], taken, {}, {})
+    by_call["step", "ours"] = by_call["step", "ours"][1:]
+    (row,) = workers.table(SPECS[2:], [Call("step")], by_call, {}, {})
     assert (row["ms"], row["samples"]) == (9.0, 11)
 
 
@@ -67,15 +67,15 @@ def test_workers_that_fail_leave_the_others_running():
         workers.interleaved(specs[:1], [Call("8")], settings)
 
 
-def test_a_process_is_told_by_its_own_memory():
-    large = np.ones(2**26)  # 512 MiB, which a process that this one forks would count as its own
+def test_the_peak_memory_of_a_process_is_its_own():
+    large = np.ones(2**26)  # 512 MiB, which a forked process would count as its own
     small, grown = (workers.watched([sys.executable, "-S", "-c", code]) for code in ("", "b'1' * 2**27"))
     assert 2 < small.peak_mib < 100 < grown.peak_mib < 400 and small.seconds > 0 and large[0]
     with pytest.raises(workers.WorkerFailed, match="^ZeroDivisionError: division by zero$"):
         workers.watched([sys.executable, "-c", "1 / 0"])
 
 
-def test_tests_are_told_by_file_and_the_longest(tmp_path):
+def test_durations_of_tests_are_listed_by_file_and_the_longest_alone(tmp_path):
     inside = ("", ".TestThem")
     cases = "".join(
         f'<testcase classname="tests.test_{name}{inside[i % 2]}" name="test_{i}" time="{i / 2}"/>'
@@ -92,7 +92,7 @@ def test_tests_are_told_by_file_and_the_longest(tmp_path):
     assert (longest["who"], longest["ms"]) == ("tests/test_a.py::test_14", 7_000) and len(others) == 19
     for text in ("", "<testsuites/>", '<testsuite name="abc" tests="30"/>'):
         path.write_text(text)
-        with pytest.raises(UserError, match="tests.xml is not a file of make test"):
+        with pytest.raises(UserError, match="tests.xml is not a report that make test has written"):
             commands.tests(path)
     with pytest.raises(UserError, match="gone.xml is missing: make test writes it"):
         commands.tests(tmp_path / "gone.xml")
@@ -105,7 +105,7 @@ def test_flops_are_counted_as_said():
     assert mfu.ceiling([{"tflops": 2.0}, {"failed": "no memory"}, {"tflops": 3.5}]) == 3.5e12
 
 
-def test_targets_are_about_cases_that_there_are():
+def test_every_target_names_an_existing_case():
     subjects = {
         f"{name}/{size}"
         for name, network in networks.NETWORKS.items()
@@ -120,7 +120,7 @@ def test_targets_are_about_cases_that_there_are():
             assert int(target.subject.partition("/")[2]) in network.cpu, target
 
 
-def test_targets_say_by_how_much_they_are_missed():
+def test_a_missed_target_states_its_shortfall():
     row, peer = USUAL | {"who": "ours", "ms": 1.0, "times_best": 1.2}, USUAL | {"who": "torch.compile", "side": "peer"}
     assert [one["verdict"] for one in targets.judged(stamped([peer, row]))] == ["met"]
     (one,) = targets.judged(stamped([peer, {**row, "times_best": 0.9}], device="1 x NVIDIA H100"))
@@ -142,7 +142,7 @@ def test_targets_say_by_how_much_they_are_missed():
     assert [one["met"] for one in targets.judged(stamped(loops, subject="cifar/resnet20"))] == [None, False]
 
 
-def test_targets_are_judged_by_what_they_are_about():
+def test_each_target_is_judged_by_its_own_measure():
     row, peer = USUAL | {"who": "ours", "ms": 1.0, "times_best": 1.2}, USUAL | {"who": "torch.compile", "side": "peer"}
     for changes in ({"precision": "float32"}, {"batch": 1}):
         assert targets.judged(stamped([peer, row | changes])) == [], changes
@@ -176,7 +176,7 @@ def test_both_sides_train_the_same_network_without_noise(name):
         }
 
 
-def test_images_are_the_original_ones_or_not():
+def test_the_original_images_are_recognized():
     pixels = np.empty((50_000, 32, 32, 3), np.uint8)
     for channel, total in enumerate((6_415_714_204, 6_295_060_180, 5_829_907_619)):
         level, more = divmod(total, pixels[..., 0].size)
@@ -187,7 +187,7 @@ def test_images_are_the_original_ones_or_not():
     assert not speedrun.original(pixels) and not speedrun.original(pixels[:10])
 
 
-def test_whole_trainings_are_told_by_median_and_mean():
+def test_whole_trainings_are_summarized_by_median_and_mean():
     def failing(seed):
         raise workers.WorkerFailed("no compiler")
 
@@ -201,7 +201,7 @@ def test_whole_trainings_are_told_by_median_and_mean():
     assert (ours["accuracy"], ours["times_best"]) == (0.94, 3.0)
 
 
-def test_what_a_killed_run_wrote_stays_and_is_replaced_case_by_case(tmp_path):
+def test_results_of_a_killed_run_stay_until_their_case_is_measured_again(tmp_path):
     result = {"device": "1 x NVIDIA H200", "commit": "abc", "peer": "PyTorch 9", "measured": "2026-01-01T00:00:00Z"}
     rows = stamped(
         [
@@ -231,7 +231,7 @@ def test_what_a_killed_run_wrote_stays_and_is_replaced_case_by_case(tmp_path):
     before = output.read(tmp_path)
     assert before == {"rows": rows + swept, "profiles": spent}
     page = (tmp_path / "bench.md").read_text()
-    for said in (
+    for text in (
         "| resnet50, 224x224 |",
         "no / compiler",
         "43.2%",
@@ -244,7 +244,7 @@ def test_what_a_killed_run_wrote_stays_and_is_replaced_case_by_case(tmp_path):
         "![resnet50-batch.png](resnet50-batch.png)",
         "| fusion | 50.0% | 1 | 3 |",
     ):
-        assert said in page, said
+        assert text in page, text
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("bench.png", "resnet50-batch.png"))
     assert output.merged(before["rows"], [{"case": "by batch", "ms": 5}]) == [*rows, {"case": "by batch", "ms": 5}]
     output.write(tmp_path, {**result, "rows": stamped([{"what": "", "who": "", "side": "", "failed": "all of it"}])})

@@ -1,4 +1,4 @@
-"""The config and the study of compression, on made outcomes and on tiny runs, and what times smaller networks."""
+"""Tests of the compression study: its config, verdicts on synthetic outcomes, tiny runs, and timings."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def shrink(c):
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """The whole study, of a network of two small layers and of ResNet-8."""
+    """Runs the whole study with a network of two small layers and with ResNet-8."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in TINY.items():
             patch.setattr(compression, name, value)
@@ -66,8 +66,8 @@ def test_every_stage_is_measured(outcomes):
         outcomes.where(part="stages", stage=stage)[0].measured["stored"] for stage in results.STAGES
     )
     assert dense["ratio"] < 1.1 < pruned["ratio"] < shared["ratio"]
-    kept = sum(row["kept"] for row in pruned["layers"] if row["entries"])
-    assert kept == pytest.approx(0.2 * (64 * 30 + 30 * 20 + 20 * 10), abs=1)
+    weights_left = sum(row["kept"] for row in pruned["layers"] if row["entries"])
+    assert weights_left == pytest.approx(0.2 * (64 * 30 + 30 * 20 + 20 * 10), abs=1)
     assert results._unhuffed(shared["layers"]) > shared["bytes"]
     whole = outcomes.where(part="stages", stage="dense", seed=0)[0]
     assert whole.measured["cut"][0] == whole.summary["accuracy"] == pytest.approx(whole.measured["bits"][0]["accuracy"])
@@ -90,16 +90,16 @@ def test_claims_tables_and_pictures(outcomes, tmp_path):
     for claim in compression.CLAIMS:
         judgement = claim.judge(outcomes)
         assert judgement.verdict in study.VERDICTS and judgement.ours
-    made = {table.title: table for table in compression.STUDY.tables(outcomes)}
-    rows = {row[0]: row for row in made["Deep compression"].rows}
+    outcome_of = {table.title: table for table in compression.STUDY.tables(outcomes)}
+    rows = {row[0]: row for row in outcome_of["Deep compression"].rows}
     assert rows[NET][-1] == "yes" and rows["VGG-16 (Han 2016, table 1)"][-2] == 49
-    assert [row[0] for row in made[f"{NET}, layer by layer"].rows][-3:] == [
+    assert [row[0] for row in outcome_of[f"{NET}, layer by layer"].rows][-3:] == [
         "biases, norms",
         "header, checksum",
         "total",
     ]
-    assert made["Few bits a weight: error"].rows[0][:1] == [8] and made["Filters removed"].rows
-    for table in made.values():
+    assert outcome_of["Few bits a weight: error"].rows[0][:1] == [8] and outcome_of["Filters removed"].rows
+    for table in outcome_of.values():
         assert all(len(row) == len(table.columns) for row in table.rows), table.title
     for picture in compression.STUDY.pictures:
         figure = Figure(figsize=picture.size, layout="constrained")
@@ -109,18 +109,18 @@ def test_claims_tables_and_pictures(outcomes, tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["digits", "cifar10"])
-def test_trials_are_told_apart_by_their_labels_and_start_from_trials(scale):
+def test_trials_have_distinct_labels_and_start_from_other_trials(scale):
     planned = compression.trials(scale)
     labels = [tuple(sorted(trial.labels.items())) for trial in planned]
     assert len(set(labels)) == len(labels)
     for trial in planned:
-        wanted = (
+        starts_from_another = (
             trial.labels.get("stage") in ("pruned", "shared")
             or trial.labels["part"] == "filters"
             or trial.labels.get("kind") == "ternary"
             or trial.labels.get("how") in ("at once", "step by step")
         )
-        assert (trial.start is not None) == wanted
+        assert (trial.start is not None) == starts_from_another
         assert not (trial.config.optimizer.prune and trial.config.optimizer.share)
     if scale == "digits":
         sizes = {
@@ -134,7 +134,7 @@ def test_trials_are_told_apart_by_their_labels_and_start_from_trials(scale):
 # -- verdicts ------------------------------------------------------------------------------------------------------
 
 
-def made(labels, accuracy, **measured):
+def outcome_of(labels, accuracy, **measured):
     return Outcome(labels, {"accuracy": accuracy, "parameters": 10}, None, {}, measured)
 
 
@@ -144,8 +144,8 @@ def stages(ratio, lost):
             outcome
             for seed in range(3)
             for outcome in (
-                made({"part": "stages", "network": "N", "stage": "dense", "seed": seed}, 0.9 + seed / 1000),
-                made(
+                outcome_of({"part": "stages", "network": "N", "stage": "dense", "seed": seed}, 0.9 + seed / 1000),
+                outcome_of(
                     {"part": "stages", "network": "N", "stage": "shared", "seed": seed},
                     0.5,
                     stored={"ratio": ratio + seed / 10, "accuracy": 0.9 + seed / 1000 - lost + seed / 10_000},
@@ -165,26 +165,26 @@ def test_smaller_is_by_ratio_and_by_loss(ratio, lost, verdict):
 
 
 def curves(better):
-    """`better` ("L1 cut", …) is above all others by 5 points."""
-    found = []
+    """Returns outcomes in which `better` ("L1 cut", …) exceeds all others by 5 points."""
+    outcomes = []
     for seed in range(3):
         for decay in ("L2", "L1"):
 
             def level(how, decay=decay, seed=seed):
                 return 0.8 + 0.05 * (f"{decay} {how}" == better) + seed / 1000
 
-            found.append(
-                made(
+            outcomes.append(
+                outcome_of(
                     {"part": "curves", "decay": decay, "how": "whole", "seed": seed},
                     0.9,
                     cut=[level("cut")] * len(results.CUTS),
                 )
             )
-            found += [
-                made({"part": "curves", "decay": decay, "how": how, "sparsity": 0.9, "seed": seed}, level(how))
+            outcomes += [
+                outcome_of({"part": "curves", "decay": decay, "how": how, "sparsity": 0.9, "seed": seed}, level(how))
                 for how in ("at once", "step by step")
             ]
-    return Outcomes(found)
+    return Outcomes(outcomes)
 
 
 @pytest.mark.parametrize(
@@ -202,10 +202,10 @@ def test_curves_are_compared(judge, better, worse):
 
 
 def test_filters_have_to_save_a_third_and_lose_little():
-    def found(saved, lost):
+    def outcomes_of(saved, lost):
         return Outcomes(
             [
-                made(
+                outcome_of(
                     {"part": part, "network": "N", "seed": seed, **more},
                     0.9,
                     stored={"mult_adds": cost, "accuracy": 0.9 - fewer + seed / 1000},
@@ -218,8 +218,8 @@ def test_filters_have_to_save_a_third_and_lose_little():
             ]
         )
 
-    assert results.filters(found(35, 0.0)).verdict == AGREES
-    assert results.filters(found(5, 0.0)).verdict == results.filters(found(35, 0.05)).verdict == DISAGREES
+    assert results.filters(outcomes_of(35, 0.0)).verdict == AGREES
+    assert results.filters(outcomes_of(5, 0.0)).verdict == results.filters(outcomes_of(35, 0.05)).verdict == DISAGREES
 
 
 def test_bits_of_an_index_count_the_zero():
@@ -239,36 +239,36 @@ def test_both_together_are_compared_where_a_point_is_lost():
     def points(*pairs):
         return [{"bits": i, "ratio": ratio, "accuracy": accuracy} for i, (ratio, accuracy) in enumerate(pairs)]
 
-    def found(smallest):
+    def outcomes_of(smallest):
         return Outcomes(
             [
                 o
                 for seed in range(2)
                 for o in (
-                    made(
+                    outcome_of(
                         {"part": "stages", "stage": "dense", "seed": seed},
                         0.9,
                         bits=points((1, 0.9), (8 + seed / 10, 0.9), (16, 0.5)),
                     ),
-                    made(
+                    outcome_of(
                         {"part": "stages", "stage": "pruned", "seed": seed},
                         0.9,
                         bits=points((9 + seed / 10, 0.895), (smallest + seed / 10, 0.893), (60, 0.7)),
                     ),
-                    made({"part": "curves", "decay": "L2", "how": "whole", "seed": seed}, 0.9),
+                    outcome_of({"part": "curves", "decay": "L2", "how": "whole", "seed": seed}, 0.9),
                 )
             ]
         )
 
-    assert results.both(found(30)).verdict == AGREES and "both 30.1" in results.both(found(30)).ours
-    assert results.both(found(3)).verdict == DISAGREES
+    assert results.both(outcomes_of(30)).verdict == AGREES and "both 30.1" in results.both(outcomes_of(30)).ours
+    assert results.both(outcomes_of(3)).verdict == DISAGREES
 
 
 def test_low_bits_are_compared_at_every_depth():
-    def found(lost):
+    def outcomes_of(lost):
         return Outcomes(
             [
-                made(
+                outcome_of(
                     {"part": "low bits", "depth": depth, "kind": kind, "seed": seed},
                     0.9 + seed / 1000 - (kind == "ternary") * lost * (depth == 32),
                 )
@@ -278,11 +278,13 @@ def test_low_bits_are_compared_at_every_depth():
             ]
         )
 
-    assert results.ternary(found(0.0)).verdict == AGREES and results.ternary(found(0.05)).verdict == DISAGREES
-    assert results.xnor(found(0.0)).verdict == TOO_SMALL  # not there
+    assert (
+        results.ternary(outcomes_of(0.0)).verdict == AGREES and results.ternary(outcomes_of(0.05)).verdict == DISAGREES
+    )
+    assert results.xnor(outcomes_of(0.0)).verdict == TOO_SMALL  # not there
     worse = Outcomes(
         [
-            made({"part": "low bits", "depth": 20, "kind": kind, "seed": seed}, accuracy + seed / 1000)
+            outcome_of({"part": "low bits", "depth": 20, "kind": kind, "seed": seed}, accuracy + seed / 1000)
             for kind, accuracy in (("full", 0.9), ("binary weights", 0.89), ("XNOR", 0.7))
             for seed in range(3)
         ]
@@ -353,6 +355,6 @@ def test_a_run_is_pruned_and_then_shared_by_the_config(tmp_path):
         ("from=/nowhere,stage=dense", "stage=dense needs a network by name"),
     ],
 )
-def test_a_config_of_nothing_is_one_line(text, message):
+def test_impossible_configs_are_refused_in_one_line(text, message):
     with pytest.raises(ValueError, match=message):
         config.get_config(text)

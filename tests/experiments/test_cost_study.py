@@ -59,13 +59,13 @@ def test_reuse(bottleneck):
     kernel = after["stage1"]["layer1"]["conv1"]["kernel"]  # 4 channels of the block's input, 3 of layer 0
     kernel[..., :4, :], kernel[..., 4:, :] = -2.0, 0.5
     after["transition1"]["conv"]["kernel"][..., 7:, :] = 3.0
-    found = cost.reuse(Fake(task=Fake(model=model), state=Fake(params=before)), Fake(params=after))
-    assert [[len(row) for row in block] for block in found["blocks"]] == [[1, 2, 3], [1, 2]]
-    assert found["blocks"][0][1] == [2.0, 0.5] and found["blocks"][0][2][2] == 3.0
+    reuse = cost.reuse(Fake(task=Fake(model=model), state=Fake(params=before)), Fake(params=after))
+    assert [[len(row) for row in block] for block in reuse["blocks"]] == [[1, 2, 3], [1, 2]]
+    assert reuse["blocks"][0][1] == [2.0, 0.5] and reuse["blocks"][0][2][2] == 3.0
     np.testing.assert_allclose(
-        found["blocks"][0][0][0], np.abs(before["stage1"]["layer0"]["conv1"]["kernel"]).mean(), rtol=1e-6
+        reuse["blocks"][0][0][0], np.abs(before["stage1"]["layer0"]["conv1"]["kernel"]).mean(), rtol=1e-6
     )
-    assert found["moved"] > 0
+    assert reuse["moved"] > 0
     unmoved = cost.reuse(Fake(task=Fake(model=model), state=Fake(params=before)), Fake(params=before))
     assert unmoved["moved"] == 0
 
@@ -75,9 +75,9 @@ def test_step_time():
 
     network = networks.Network("resnet8", {"stage_sizes": (1,), "width": 4})
     run = build_run({**networks.config("digits", network, 0, 1).to_dict(), "devices": 1})
-    found = cost.step_time(run, run.state)
-    assert found["milliseconds"] > 0 and found["images"] == 64
-    assert found["mult_adds"] == networks.cost("digits", network).mult_adds
+    measured = cost.step_time(run, run.state)
+    assert measured["milliseconds"] > 0 and measured["images"] == 64
+    assert measured["mult_adds"] == networks.cost("digits", network).mult_adds
 
 
 @pytest.mark.parametrize(("model", "width"), [("plain20", 8), ("preresnet20", 8), ("mobilenet_v1", None)])

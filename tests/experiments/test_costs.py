@@ -48,12 +48,12 @@ def page(tmp_path_factory):
 
 
 def test_the_page_has_what_was_counted(page):
-    kept = json.loads((page / "costs.json").read_text())
+    stored = json.loads((page / "costs.json").read_text())
     text = (page / "costs.md").read_text()
     for name in FEW:
-        assert kept["networks"][name]["params"] == networks.PARAMETERS[name]
+        assert stored["networks"][name]["params"] == networks.PARAMETERS[name]
         assert f"| {name} | {costs.PUBLISHED[name].top1} | {networks.PARAMETERS[name]:,} |" in text
-    assert kept["commit"] and kept["device"]
+    assert stored["commit"] and stored["device"]
     assert "69,632 | 69,632 | resnet50 stage1/block1" in text
 
 

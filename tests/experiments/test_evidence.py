@@ -1,4 +1,4 @@
-"""Evidence for claims: against scipy and statsmodels, by exact counts, and error rates by simulation."""
+"""Tests of the evidence for claims, against SciPy, statsmodels and exact counts; error rates are simulated."""
 
 import math
 
@@ -14,7 +14,7 @@ HIGH, LOW = RNG.normal(1.0, 1.0, 12), RNG.normal(0.0, 3.0, 15)
 
 
 @pytest.mark.parametrize("by", [-2.0, 0.0, 0.5, 1.0])
-def test_more_is_the_larger_one_of_welch_and_a_permutation_test(by):
+def test_more_takes_the_larger_p_value_of_welch_and_a_permutation_test(by):
     one = evidence.more(HIGH, LOW, by)
     welch = stats.ttest_ind(HIGH - by, LOW, equal_var=False, alternative="greater").pvalue
 

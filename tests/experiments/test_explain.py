@@ -1,4 +1,4 @@
-"""python -m experiments.explain: its pictures show what the methods find, and a mistake is one line."""
+"""Tests of python -m experiments.explain: its pictures show the maps of the methods; each mistake is one line."""
 
 import json
 import subprocess
@@ -58,10 +58,10 @@ def test_the_command_writes_pictures_and_says_what_the_network_says(folder, tmp_
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    about = json.loads((tmp_path / "out" / "explain.json").read_text())
-    assert [row["target"] for row in about["images"]] == ["7", about["images"][0]["top1"]]
-    assert about["pictures"] == ["attributions.png", "occlusion.png"] and "photo.png" in done.stdout
-    for name in about["pictures"]:
+    record = json.loads((tmp_path / "out" / "explain.json").read_text())
+    assert [row["target"] for row in record["images"]] == ["7", record["images"][0]["top1"]]
+    assert record["pictures"] == ["attributions.png", "occlusion.png"] and "photo.png" in done.stdout
+    for name in record["pictures"]:
         with Image.open(tmp_path / "out" / name) as picture:
             assert np.ptp(np.asarray(picture.convert("L"))) > 100
 
@@ -82,14 +82,14 @@ def test_the_command_refuses_in_one_line(folder):
 def test_mistakes_are_the_most_confident_errors(folder):
     run, state = restore.load(folder)
     variables = state.evaluation_variables()
-    found = subjects.mistakes(run, variables, run.feed.test, count=5)
+    mistakes = subjects.mistakes(run, variables, run.feed.test, count=5)
     examples = subjects.from_split(run.feed.test, "test", range(len(run.feed.test)))
     images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in examples])})["image"]
-    said = np.asarray(jax.nn.softmax(run.task.model.apply(variables, images)))
-    wrong = [i for i, subject in enumerate(examples) if said[i].argmax() != subject.label]
-    confidence = said.max(1)
-    assert set(found) <= set(wrong) and len(found) == 5
-    np.testing.assert_allclose(confidence[found], sorted(confidence[wrong])[-1:-6:-1], rtol=1e-5)
+    probabilities = np.asarray(jax.nn.softmax(run.task.model.apply(variables, images)))
+    wrong = [i for i, subject in enumerate(examples) if probabilities[i].argmax() != subject.label]
+    confidence = probabilities.max(1)
+    assert set(mistakes) <= set(wrong) and len(mistakes) == 5
+    np.testing.assert_allclose(confidence[mistakes], sorted(confidence[wrong])[-1:-6:-1], rtol=1e-5)
     right = SimpleNamespace(
         task=SimpleNamespace(predict=lambda variables, batch: jax.nn.one_hot(batch["label"], 10)),
         feed=SimpleNamespace(prepare_evaluation=lambda batch: batch),
@@ -99,12 +99,14 @@ def test_mistakes_are_the_most_confident_errors(folder):
         subjects.mistakes(right, {}, run.feed.test)
 
 
-def test_rows_are_what_the_methods_find(job, monkeypatch):
+def test_rows_equal_the_maps_of_the_methods(job, monkeypatch):
     drawn = []
     monkeypatch.setattr(overlays, "draw_rows", lambda figure, columns, rows: drawn.append((columns, rows)))
     pairs = subjects.targets("label, 4", job.subjects, job.classes)
     assert pairs == [(0, job.subjects[0].label), (0, 4), (1, job.subjects[1].label), (1, 4)]
-    told = pictures.attributions(job, spec.parse("method", "grad_cam(endpoint=stage2)|saliency|guided_grad_cam"), pairs)
+    notes = pictures.attributions(
+        job, spec.parse("method", "grad_cam(endpoint=stage2)|saliency|guided_grad_cam"), pairs
+    )
     ((columns, rows),) = drawn
     assert [column.split("\n")[0] for column in columns] == ["grad cam", "saliency", "guided grad cam"]
     want = cam.grad_cam(job.model, job.variables, job.images[1:], 4, endpoint="stage2")
@@ -112,12 +114,12 @@ def test_rows_are_what_the_methods_find(job, monkeypatch):
     np.testing.assert_allclose(rows[3].panels[0].values, whole, rtol=1e-4, atol=1e-6)
     assert [panel.over for panel in rows[0].panels] == [True, False, True] and rows[0].panels[2].signed
     probability = np.asarray(jax.nn.softmax(want.logits))[0]
-    assert told[3]["target"] == "4" and told[3]["probability"] == pytest.approx(float(probability[4]), rel=1e-4)
-    assert told[3]["label"] == str(job.subjects[1].label) and told[3]["top1"] == str(probability.argmax())
+    assert notes[3]["target"] == "4" and notes[3]["probability"] == pytest.approx(float(probability[4]), rel=1e-4)
+    assert notes[3]["label"] == str(job.subjects[1].label) and notes[3]["top1"] == str(probability.argmax())
 
 
 @pytest.mark.full
-def test_pictures_of_their_own(job):
+def test_methods_with_pictures_of_their_own(job):
     pairs = [(0, -1), (1, 3)]
     for text in (
         "occlusion(size=16)",
@@ -134,29 +136,29 @@ def test_patches_are_cut_where_the_channel_is_highest(job):
     name, rows = pictures.patches_of(job, "stem", "1", 3)
     assert name == "stem" and len(rows) == 1
     field = receptive.theoretical(job.model, job.run.feed.inputs, "stem")
-    found = np.concatenate(
+    activations = np.concatenate(
         [
             np.asarray(capture(job.model, job.variables, images)[1]["stem"])[mask > 0, ..., 1]
             for images, _, mask in subjects.batches(job)
         ]
     )  # [N, 16, 16] of the whole split
-    order = np.argsort(-found.reshape(len(found), -1).max(1), kind="stable")[:3]
+    order = np.argsort(-activations.reshape(len(activations), -1).max(1), kind="stable")[:3]
     patches = []
     for i in order:
-        row, column = np.unravel_index(found[i].argmax(), found[i].shape)
+        row, column = np.unravel_index(activations[i].argmax(), activations[i].shape)
         top, left, bottom, right = field.box(row, column)
         padded = np.pad(job.source.example(int(i))["image"], ((1, 1), (1, 1), (0, 0)), constant_values=128)
         patches.append(padded[top + 1 : bottom + 1, left + 1 : right + 1])
     np.testing.assert_allclose(rows[0][1][0], overlays.montage(patches, 2), atol=1 / 255)
 
 
-def test_images_of_files_are_seen_as_the_run_sees_its_own(job, tmp_path):
+def test_files_are_preprocessed_like_the_images_of_the_run(job, tmp_path):
     pixels = np.zeros((64, 32), np.uint8)
     pixels[:32] = 255
     Image.fromarray(pixels).save(tmp_path / "half.png")
-    (found,) = subjects.from_files(job.run, [str(tmp_path / "half.png")])
-    assert found.pixels.shape == (16, 16, 1) and found.label is None  # squeezed: nothing is cut off
-    assert found.pixels[:7].min() == 255 and found.pixels[9:].max() == 0
+    (subject,) = subjects.from_files(job.run, [str(tmp_path / "half.png")])
+    assert subject.pixels.shape == (16, 16, 1) and subject.label is None  # squeezed: nothing is cut off
+    assert subject.pixels[:7].min() == 255 and subject.pixels[9:].max() == 0
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def broken(folder):
     return str(folder / "broken.png")
 
 
-def test_heat_of_nothing_is_nothing():
+def test_a_map_of_zeros_has_no_heat():
     assert overlays.share_of_largest(np.zeros((4, 4))).max() == 0
     assert (overlays.around_gray(np.zeros((4, 4, 1))) == 0.5).all()
     values = np.linspace(-1, 1, 3 * 16).reshape(4, 4, 3)

@@ -8,21 +8,21 @@ import pytest
 from PIL import Image
 
 from experiments.studies.explanation import measures
-from experiments.studies.explanation import study as about
+from experiments.studies.explanation import study as explanation_study
 from tests import tiny
 from tests.experiments.worlds import explanation
 from train import loop, restore
 
 
 def test_the_first_table_has_a_row_per_method():
-    first = about.STUDY.tables(explanation(1))[1]
+    first = explanation_study.STUDY.tables(explanation(1))[1]
     assert [row[0] for row in first.rows][:2] == ["CAM", "Grad-CAM"] and first.rows[0][1:] == ["75.0 ± 0.1 %", "—", "—"]
 
 
 def test_trials_place_their_objects():
-    for scale in about.STUDY.cost:
-        trials = about.trials(scale)
-        assert len(trials) == 3 * len(about.SEEDS[scale])
+    for scale in explanation_study.STUDY.cost:
+        trials = explanation_study.trials(scale)
+        assert len(trials) == 3 * len(explanation_study.SEEDS[scale])
         assert all("place(" in t.config.data.select and "place(" in t.config.data.select_test for t in trials)
 
 
@@ -56,11 +56,11 @@ def test_examples_are_canvases_with_their_objects(placed):
 @pytest.mark.full
 def test_measures(placed, small):
     run, state = placed
-    found = measures.localization(run, state)
-    assert {"cam", "grad_cam", "saliency", "right", "chance", "middle"} == set(found)  # no rollout without attention
-    for one in (found["cam"], found["saliency"]):
-        assert one["error"] >= 1 - min(one["localized"], found["right"]) and 0 <= one["pointing"] <= 1
-    assert 0.05 < found["chance"] < 0.26
+    measured = measures.localization(run, state)
+    assert {"cam", "grad_cam", "saliency", "right", "chance", "middle"} == set(measured)  # no rollout without attention
+    for one in (measured["cam"], measured["saliency"]):
+        assert one["error"] >= 1 - min(one["localized"], measured["right"]) and 0 <= one["pointing"] <= 1
+    assert 0.05 < measured["chance"] < 0.26
     assert set(measures.two_objects(run, state)) == {"cam", "grad_cam", "saliency", "middle"}
     faithful = measures.faithfulness(run, state)
     assert set(faithful) == {"cam", "grad_cam", "saliency", "occlusion", "random"}

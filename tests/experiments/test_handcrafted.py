@@ -32,13 +32,13 @@ def _edges(axis, size=32):
 @pytest.mark.parametrize(("size", "channels", "features"), [(8, 1, 324), (16, 1, 324), (32, 3, 324), (64, 3, 1764)])
 def test_hog_chooses_its_cells(size, channels, features):
     pytest.importorskip("skimage")
-    found = handcrafted.hog(_noise(3, size, size, channels))
-    assert found.shape == (3, features) and found.dtype == np.float32
-    blocks = np.linalg.norm(found.reshape(3, -1, 36), axis=2)
+    features_of_images = handcrafted.hog(_noise(3, size, size, channels))
+    assert features_of_images.shape == (3, features) and features_of_images.dtype == np.float32
+    blocks = np.linalg.norm(features_of_images.reshape(3, -1, 36), axis=2)
     np.testing.assert_allclose(blocks, 1, atol=1e-3)  # L2-Hys
 
 
-@pytest.mark.parametrize(("axis", "orientation"), [(1, 0), (0, 4)])  # of the gradient: 0 and 90 degrees, 20 a bin
+@pytest.mark.parametrize(("axis", "orientation"), [(1, 0), (0, 4)])  # of the gradient: 0 and 90 degrees, 20 per bin
 def test_hog_of_an_edge_has_its_energy_in_one_orientation(axis, orientation):
     pytest.importorskip("skimage")
     energy = (handcrafted.hog(_edges(axis)).reshape(-1, 9) ** 2).sum(0)
@@ -57,9 +57,9 @@ def test_hog_of_gray_as_color_is_that_of_gray():
 )
 def test_sift_has_a_root_of_a_distribution_for_every_patch(shape, patches):
     pytest.importorskip("cv2")
-    found = handcrafted.dense_sift(_noise(2, *shape))
-    assert found.shape == (2, patches, 128) and found.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(found, axis=2), 1, atol=1e-5)
+    descriptors = handcrafted.dense_sift(_noise(2, *shape))
+    assert descriptors.shape == (2, patches, 128) and descriptors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(descriptors, axis=2), 1, atol=1e-5)
 
 
 def test_sift_moves_with_the_image():
@@ -72,7 +72,7 @@ def test_sift_moves_with_the_image():
     np.testing.assert_allclose(left, right, atol=0.01)
 
 
-def test_sift_of_an_edge_has_one_direction_and_none_without():
+def test_sift_of_an_edge_has_one_direction_and_of_a_flat_image_none():
     pytest.importorskip("cv2")
     energy = (handcrafted.dense_sift(_edges(1)) ** 2).reshape(-1, 8).sum(0)  # of 8 directions, 45 degrees apart
     assert energy[0] > 0.95 * energy.sum()  # from dark to bright: to the right
@@ -84,9 +84,9 @@ def test_fisher_vectors_are_those_of_scikit_image(monkeypatch):
     monkeypatch.setattr(handcrafted, "_CHUNK", 20_000)  # several parts
     encoder = handcrafted.FisherVector(5).fit(_descriptors(600), seed=1)
     images = _descriptors(7, 20)
-    found = encoder.transform(images)
-    assert found.shape == (7, 2 * 5 * 64) and found.dtype == np.float32
-    for descriptors, vector in zip(images, found, strict=True):
+    vectors = encoder.transform(images)
+    assert vectors.shape == (7, 2 * 5 * 64) and vectors.dtype == np.float32
+    for descriptors, vector in zip(images, vectors, strict=True):
         theirs = feature.fisher_vector(encoder.pca.transform(descriptors), encoder.mixture)[5:]  # not by the weights
         theirs[5 * 64 :] *= -1  # the paper's sign of the gradients by deviations
         theirs = np.sign(theirs) * np.sqrt(np.abs(theirs))
@@ -96,11 +96,11 @@ def test_fisher_vectors_are_those_of_scikit_image(monkeypatch):
 def test_a_bag_counts_its_words():
     encoder = handcrafted.BagOfWords(6).fit(_descriptors(200), seed=1)
     centers = encoder.clusters.cluster_centers_
-    found = encoder.transform(centers[[[0, 0, 0, 3], [5, 1, 5, 1]]])
-    np.testing.assert_allclose(found**2, [[0.75, 0, 0, 0.25, 0, 0], [0, 0.5, 0, 0, 0, 0.5]], atol=1e-6)
-    found = encoder.transform(_descriptors(9, 30))
-    assert found.shape == (9, 6) and found.dtype == np.float32
-    np.testing.assert_allclose((found**2).sum(1), 1, atol=1e-5)
+    histograms = encoder.transform(centers[[[0, 0, 0, 3], [5, 1, 5, 1]]])
+    np.testing.assert_allclose(histograms**2, [[0.75, 0, 0, 0.25, 0, 0], [0, 0.5, 0, 0, 0, 0.5]], atol=1e-6)
+    histograms = encoder.transform(_descriptors(9, 30))
+    assert histograms.shape == (9, 6) and histograms.dtype == np.float32
+    np.testing.assert_allclose((histograms**2).sum(1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "features"), [("sift_fv:3", 384), ("sift_bow:7", 7)])
@@ -116,7 +116,7 @@ def test_a_vocabulary_is_a_function_of_training_images_and_seed(monkeypatch, kin
     assert np.abs(first[0] - other[0]).max() > 0.01
 
 
-def test_a_vocabulary_is_learned_from_as_much_of_every_image(monkeypatch):
+def test_every_image_gives_a_vocabulary_the_same_number_of_descriptors(monkeypatch):
     pytest.importorskip("cv2")
     monkeypatch.setattr(handcrafted, "SAMPLE", 50)
     images = _noise(10, 32, 32, 1)

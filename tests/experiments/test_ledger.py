@@ -1,4 +1,4 @@
-"""The ledger of trials: a line per finished trial, whatever ends the process that writes it."""
+"""Tests of the ledger: one line per finished trial, even if the process that writes it is killed."""
 
 import multiprocessing
 import sys
@@ -24,11 +24,15 @@ def line(trial="resnet8-1", code="a", **changes):
     }
 
 
-def test_a_trial_comes_back_and_other_code_does_not_count(tmp_path):
+def test_a_trial_is_read_back_only_for_the_same_code(tmp_path):
     Ledger(tmp_path / "new").add(line())
-    kept = Ledger(tmp_path / "new")
-    assert kept.get("resnet8-1", "a") == line() and kept.get("resnet8-1") == line() and len(kept) == 1
-    assert kept.get("resnet8-1", "b") is None and kept.get("resnet8-2") is None
+    ledger_again = Ledger(tmp_path / "new")
+    assert (
+        ledger_again.get("resnet8-1", "a") == line()
+        and ledger_again.get("resnet8-1") == line()
+        and len(ledger_again) == 1
+    )
+    assert ledger_again.get("resnet8-1", "b") is None and ledger_again.get("resnet8-2") is None
 
 
 @pytest.mark.parametrize("cut", [1, 20, 100])
@@ -39,8 +43,8 @@ def test_a_line_that_a_kill_cut_short_is_dropped_and_the_next_one_is_whole(tmp_p
     path.write_bytes(path.read_bytes()[:-cut])
     assert Ledger(tmp_path).get("a") and (Ledger(tmp_path).get("b") is None) == (cut > 1)
     Ledger(tmp_path).add(line("c"))
-    kept = Ledger(tmp_path)
-    assert kept.get("a") and kept.get("c") and len(kept) == len(path.read_bytes().splitlines())
+    ledger_again = Ledger(tmp_path)
+    assert ledger_again.get("a") and ledger_again.get("c") and len(ledger_again) == len(path.read_bytes().splitlines())
 
 
 def test_a_damaged_line_is_named(tmp_path):
@@ -58,15 +62,15 @@ def test_a_line_that_is_none_is_not_written(tmp_path):
     assert not (tmp_path / ledger.NAME).exists()
 
 
-def test_ledgers_are_united_by_concatenation_and_measures_of_the_same_code_are(tmp_path):
+def test_concatenated_ledgers_merge_measures_of_the_same_code(tmp_path):
     for name, measured in (("one", {"gap": 1.0}), ("two", {"time": 2.0})):
         Ledger(tmp_path / name).add(line(outcome={**line()["outcome"], "measured": measured}))
     Ledger(tmp_path / "two").add(line("other"))
     both = tmp_path / "both"
     both.mkdir()
     (both / ledger.NAME).write_bytes(b"".join((tmp_path / n / ledger.NAME).read_bytes() for n in ("one", "two")))
-    kept = Ledger(both)
-    assert len(kept) == 2 and kept.get("resnet8-1")["outcome"]["measured"] == {"gap": 1.0, "time": 2.0}
+    merged = Ledger(both)
+    assert len(merged) == 2 and merged.get("resnet8-1")["outcome"]["measured"] == {"gap": 1.0, "time": 2.0}
     Ledger(both).add(line(code="b", outcome={**line()["outcome"], "measured": {}}))
     assert Ledger(both).get("resnet8-1", "b")["outcome"]["measured"] == {}
 
@@ -85,7 +89,7 @@ def test_processes_at_once_lose_no_line(tmp_path):
     assert len(Ledger(tmp_path)) == 8
 
 
-def test_the_digest_of_code_sees_code_and_not_words(tmp_path, monkeypatch):
+def test_the_digest_of_code_ignores_comments_and_docstrings(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "ROOMS", ("made_up", "made_up_too"))
     monkeypatch.syspath_prepend(tmp_path)
 

@@ -1,4 +1,4 @@
-"""experiments/report: the page is complete in itself, says what the results say, and names what is missing."""
+"""Tests of experiments/report: the page is self-contained, agrees with the results, and names missing ones."""
 
 import html.parser
 import json
@@ -60,7 +60,7 @@ def result(name):
 
 @pytest.fixture
 def results(tmp_path):
-    """A folder of results: a study that is in no catalogue, a page of costs, a benchmark."""
+    """Returns a folder of results: a study outside the catalogue, a page of costs, a benchmark."""
     root = tmp_path / "results"
     folder = root / "studies" / "toy" / "digits"
     for path in (folder, root / "costs", root / "bench" / "small"):
@@ -118,7 +118,7 @@ def test_html_says_what_the_results_say(built):
         statements = 3 if claim["verdict"] == study.DISAGREES else 2  # the study's verdict names it, too
         for field, times in (("statement", statements), ("published", 2), ("source", 2), ("expected", 1), ("ours", 2)):
             assert text.count(claim[field]) == times, claim[field]
-    for said in (
+    for phrase in (
         COMMAND,
         "Does <i>it</i> & that work?",
         "Loss < 1 & falling.",
@@ -139,7 +139,7 @@ def test_html_says_what_the_results_say(built):
         "Below",
         winners.CAPTION,
     ):
-        assert said in text, said
+        assert phrase in text, phrase
     badges = [attrs["class"] for attrs in page.all("span") if attrs.get("class", "").startswith("badge")]
     assert sorted(badges) == sorted(2 * [f"badge {name}" for name in render.BADGES.values()])
 
@@ -161,7 +161,7 @@ def test_html_is_complete_in_itself(built):
     assert "<script>alert" not in built[0]  # of a page of Markdown
 
 
-def test_links_lead_to_places_of_the_page(built):
+def test_links_lead_to_anchors_of_the_page(built):
     page = Page(built[0])
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -183,9 +183,9 @@ def test_markdown_says_the_same(built):
     _, text, out = built
     parser = markdown_it.MarkdownIt("commonmark").enable("table")
     page = Page(parser.render(text).replace(" />", ">"))
-    said = " ".join(page.text.split())
+    text_of_page = " ".join(page.text.split())
     for claim in CLAIMS:
-        assert all(str(text) in said for text in claim.values())
+        assert all(str(text) in text_of_page for text in claim.values())
     for name in (
         COMMAND,
         "What would change it. Larger <toys> & more seeds.",
@@ -196,7 +196,7 @@ def test_markdown_says_the_same(built):
         "Sizes of *toys*",
         "5 min 12 s",
     ):
-        assert name in said, name
+        assert name in text_of_page, name
     pictures = [attrs["src"] for attrs in page.all("img")]
     assert len(pictures) == 3 and all((out / name).is_file() for name in pictures)
     assert any(row.startswith("| --- | ---: | ---: |") for row in text.splitlines())
@@ -254,7 +254,7 @@ def test_missing_folder_is_one_line(tmp_path):
     ]
 
 
-def test_winners_are_of_every_year_and_fall():
+def test_winners_cover_every_year_and_their_errors_fall():
     assert [winner.year for winner in winners.WINNERS] == list(range(2010, 2018))
     errors = [winner.error for winner in winners.WINNERS]
     assert errors == sorted(errors, reverse=True) and errors[4] > winners.HUMAN > errors[5]
@@ -266,11 +266,11 @@ def test_duration(seconds, text):
 
 
 def test_results_of_older_code_say_what_would_change_them(results, tmp_path):
-    about = {**result("cost"), "claims": CLAIMS}
-    del about["would_change"], about["verdict"]
+    old_result = {**result("cost"), "claims": CLAIMS}
+    del old_result["would_change"], old_result["verdict"]
     folder = results / "studies" / "cost" / "digits"
     folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(about))
+    (folder / "results.json").write_text(json.dumps(old_result))
     (results / "studies" / "toy" / "digits" / "curves.png").rename(folder / "curves.png")
     section = next(one for one in content.gather(results, tmp_path / "p").sections if one.anchor == "cost")
     assert dict(section.children[0].blocks)["verdict"][1] == study.module("cost").STUDY.would_change
@@ -283,7 +283,7 @@ def blocks(text):
     return re.findall(r"<!-- generated: (.*?) -->\n(.*?)<!-- end -->", text, re.S)
 
 
-def test_a_readme_of_results_with_holes(results, tmp_path):
+def test_blocks_of_missing_results_say_so(results, tmp_path):
     text = "".join(f"Before.\n<!-- generated: {name} -->\nstale\n<!-- end -->\nAfter.\n" for name in readme.BLOCKS)
     (results / "bench" / "small" / "bench.json").write_text(
         json.dumps(
@@ -295,13 +295,13 @@ def test_a_readme_of_results_with_holes(results, tmp_path):
         )
     )
     for folder in (results, tmp_path / "nothing"):
-        made = readme.update(text, folder)
-        assert "stale" not in made and made.count("After.\n") == len(readme.BLOCKS) == len(blocks(made))
-        assert readme.update(made, folder) == made
-        assert all("Not measured yet: `" in block or name == "against" for name, block in blocks(made))
+        updated = readme.update(text, folder)
+        assert "stale" not in updated and updated.count("After.\n") == len(readme.BLOCKS) == len(blocks(updated))
+        assert readme.update(updated, folder) == updated
+        assert all("Not measured yet: `" in block or name == "against" for name, block in blocks(updated))
 
 
-def test_speed_is_of_the_newest_rows_beside_the_fastest(results):
+def test_speed_compares_the_newest_rows_with_the_fastest_peer(results):
     def write(folder, measured, ms):
         (results / "bench" / folder).mkdir(exist_ok=True)
         rows = [
@@ -361,12 +361,12 @@ def test_commands_and_tests_are_those_of_the_benchmark(results):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<!-- generated: nonsense --><!-- end -->", "there is no such block; there are summary, digits, "),
+        ("<!-- generated: nonsense --><!-- end -->", "there is no such block; allowed: summary, digits, "),
         ("<!-- generated: digits -->", "its <!-- end --> is missing"),
         ("<!-- end -->", "a block begins with"),
         ("<!-- generated: digits --><!-- generated: speed --><!-- end -->", "a block begins with"),
     ],
 )
-def test_marks_of_the_readme_that_are_wrong(text, message, tmp_path):
+def test_wrong_marks_in_the_readme_are_refused(text, message, tmp_path):
     with pytest.raises(UserError, match=re.escape(message)):
         readme.update(text, tmp_path)

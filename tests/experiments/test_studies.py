@@ -1,4 +1,4 @@
-"""Every study without training: its trials, verdicts on made outcomes, tables, pictures; and what studies measure."""
+"""Tests of every study without training: trials, verdicts on synthetic outcomes, tables, pictures and measures."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ SCALES = [(name, scale) for name in study.STUDIES for scale in study.module(name
 
 @pytest.fixture
 def sets(tmp_path, monkeypatch):
-    """Names what the largest scales ask for: a folder of texts, a file of weights."""
+    """Points the largest scales to what they require: a folder of texts and a file of weights."""
     header = json.dumps({"__metadata__": {"ablate": repr({"model": "resnet50"})}}).encode()
     (tmp_path / "resnet50.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     monkeypatch.setenv("ABLATE_RESNET50", str(tmp_path / "resnet50.safetensors"))
@@ -56,7 +56,7 @@ def test_trials_have_all_seeds_and_folders_of_their_own(name):
             assert not shared
 
 
-def test_images_a_device_are_what_batch_norm_sees():
+def test_batch_norm_sees_the_images_per_device():
     for scale in ("digits", "cifar10", "imagenet"):
         for trial in study.module("normalization").trials(scale, range(1)):
             c = trial.config
@@ -102,11 +102,11 @@ DRAWN = [case for case in WORLDS if case[1] in ("as published", "grammar", "digi
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("case", DRAWN, ids=" ".join)
 def test_tables_and_pictures(case, change):
-    about, outcomes = study.module(case[0]).STUDY, CHANGES[change](outcomes_of(case))
-    for table in about.tables(outcomes):
+    description, outcomes = study.module(case[0]).STUDY, CHANGES[change](outcomes_of(case))
+    for table in description.tables(outcomes):
         assert {len(row) for row in table.rows} <= {len(table.columns)}, table.title
         assert table.rows or change != "whole", table.title
-    for picture in about.pictures:
+    for picture in description.pictures:
         figure = Figure(figsize=picture.size, layout="constrained")
         picture.draw(outcomes, figure)
         figure.draw_without_rendering()
@@ -152,11 +152,11 @@ def test_every_study_says_what_would_change_it():
 
 @pytest.mark.full
 def test_deleting_blocks_that_start_at_zero_changes_nothing():
-    found = measures.deletions(*untrained(model__name="resnet14", model__zero_gamma=True))
-    assert found["blocks"] == [f"stage{s}/block{i}" for s in (1, 2, 3) for i in (0, 1)]
-    assert found["halving"] == [False, False, True, False, True, False]
-    assert found["accuracy"] == [found["whole"]] * 6
-    assert found["chance"] == 0.1
+    deletions = measures.deletions(*untrained(model__name="resnet14", model__zero_gamma=True))
+    assert deletions["blocks"] == [f"stage{s}/block{i}" for s in (1, 2, 3) for i in (0, 1)]
+    assert deletions["halving"] == [False, False, True, False, True, False]
+    assert deletions["accuracy"] == [deletions["whole"]] * 6
+    assert deletions["chance"] == 0.1
 
 
 def test_deleting_a_block_is_zeroing_the_end_of_its_branch():
@@ -164,66 +164,66 @@ def test_deleting_a_block_is_zeroing_the_end_of_its_branch():
     noisy = jax.tree.map(
         lambda x: x + 0.3 * np.random.default_rng(0).normal(size=x.shape).astype(np.float32), state.params
     )
-    found = measures.deletions(run, state.replace(params=noisy))
+    deletions = measures.deletions(run, state.replace(params=noisy))
 
     def accuracy_of(params):
         return run.evaluate(run.parallel.place(state.replace(params=params)))["accuracy"]
 
     accuracy = []
-    for name in found["blocks"]:
+    for name in deletions["blocks"]:
         stage, block = name.split("/")
         blocks = noisy[stage]
         gone = {**blocks[block], "norm2": jax.tree.map(np.zeros_like, blocks[block]["norm2"])}
         params = {**noisy, stage: {**blocks, block: gone}}
         accuracy.append(accuracy_of(params))
-    np.testing.assert_allclose(found["accuracy"], accuracy, atol=1e-6)
-    assert found["whole"] == pytest.approx(accuracy_of(noisy))
-    assert len({*found["accuracy"], found["whole"]}) > 1
+    np.testing.assert_allclose(deletions["accuracy"], accuracy, atol=1e-6)
+    assert deletions["whole"] == pytest.approx(accuracy_of(noisy))
+    assert len({*deletions["accuracy"], deletions["whole"]}) > 1
 
 
 def test_a_plain_network_loses_only_blocks_that_keep_the_shape():
-    found = measures.deletions(*untrained(model__name="plain14"))
-    assert found["blocks"] == ["stage1/block0", "stage1/block1", "stage2/block1", "stage3/block1"]
-    assert not any(found["halving"])
+    deletions = measures.deletions(*untrained(model__name="plain14"))
+    assert deletions["blocks"] == ["stage1/block0", "stage1/block1", "stage2/block1", "stage3/block1"]
+    assert not any(deletions["halving"])
 
 
 def test_gradients_are_in_order_and_zero_behind_a_zero_scale():
-    found = measures.gradients(*untrained(model__zero_gamma=True, model__shortcut="B"))
-    norms = dict(zip(found["layers"], found["norms"], strict=True))
+    gradients = measures.gradients(*untrained(model__zero_gamma=True, model__shortcut="B"))
+    norms = dict(zip(gradients["layers"], gradients["norms"], strict=True))
     assert list(norms) == ["stem_conv", *(f"stage{s}/block0/conv{i}" for s in (1, 2, 3) for i in (1, 2)), "head"]
     assert all((norm == 0) == ("block" in name) for name, norm in norms.items())
 
 
-def test_gap_knows_the_modes():
+def test_the_gap_is_measured_in_every_mode():
     run, state = untrained()
-    found = measures.gap(run, state)
-    assert list(found) == ["batch", "train", "test", "recalibrated"]
-    assert found["test"] == run.evaluate(run.parallel.place(state))["accuracy"]
+    gap = measures.gap(run, state)
+    assert list(gap) == ["batch", "train", "test", "recalibrated"]
+    assert gap["test"] == run.evaluate(run.parallel.place(state))["accuracy"]
     run, state = untrained(model__norm="group:2", accumulate=4)
-    found = measures.gap(run, state)
-    assert list(found) == ["batch", "train", "test"] and found["batch"] == pytest.approx(found["train"])
+    gap = measures.gap(run, state)
+    assert list(gap) == ["batch", "train", "test"] and gap["batch"] == pytest.approx(gap["train"])
 
 
 def test_along_the_gradient_of_a_parabola():
-    """Loss a x^2 / 2 has gradient a x, whose change over a distance d is a d: the smoothness is a."""
-    found = measures.along_gradient(lambda x, a: a * jnp.sum(x**2) / 2, np.array([3.0, 4.0]), (2.0,), (0.1, 0.25))
-    np.testing.assert_allclose(found["loss"], [25, 25 * 0.8**2, 25 * 0.5**2], rtol=1e-6)
-    np.testing.assert_allclose(found["change"], [2.0, 5.0], rtol=1e-6)  # 2 x (step x 10)
-    np.testing.assert_allclose(found["smoothness"], [2.0, 2.0], rtol=1e-6)
+    """Checks the loss a x^2 / 2: its gradient a x changes by a d over a distance d, so its smoothness is a."""
+    landscape = measures.along_gradient(lambda x, a: a * jnp.sum(x**2) / 2, np.array([3.0, 4.0]), (2.0,), (0.1, 0.25))
+    np.testing.assert_allclose(landscape["loss"], [25, 25 * 0.8**2, 25 * 0.5**2], rtol=1e-6)
+    np.testing.assert_allclose(landscape["change"], [2.0, 5.0], rtol=1e-6)  # 2 x (step x 10)
+    np.testing.assert_allclose(landscape["smoothness"], [2.0, 2.0], rtol=1e-6)
 
 
 def test_smoothness_of_a_network_has_a_width():
-    found = measures.smoothness(*untrained(model__norm="none", optimizer__learning_rate=0.01))
-    assert len(found["loss"]) == 1 + len(found["change"]) == 1 + len(measures.STEPS)
-    assert max(found["loss"]) > min(found["loss"]) and min(found["smoothness"]) > 0
+    landscape = measures.smoothness(*untrained(model__norm="none", optimizer__learning_rate=0.01))
+    assert len(landscape["loss"]) == 1 + len(landscape["change"]) == 1 + len(measures.STEPS)
+    assert max(landscape["loss"]) > min(landscape["loss"]) and min(landscape["smoothness"]) > 0
 
 
 @pytest.mark.full
-def test_signal_keeps_its_scale_behind_he():
-    """A deep plain network at step 0: MSRA keeps the standard deviation about as it is, Xavier's lowers it."""
+def test_he_initialization_keeps_the_scale_of_the_signal():
+    """Checks a deep plain network at step 0: MSRA about keeps the standard deviation, and Xavier lowers it."""
     factors = []
     for init in ("msra", "xavier_normal"):
-        found = signal(*untrained(model__name="plain20", model__width=16, model__norm="none", model__init=init))
-        assert len(found["layers"]) == len(found["forward"]) == len(found["backward"]) == 19
-        factors.append((found["forward"][-1] / found["forward"][0]) ** (1 / 18))
+        stds = signal(*untrained(model__name="plain20", model__width=16, model__norm="none", model__init=init))
+        assert len(stds["layers"]) == len(stds["forward"]) == len(stds["backward"]) == 19
+        factors.append((stds["forward"][-1] / stds["forward"][0]) ** (1 / 18))
     assert factors[0] / factors[1] == pytest.approx(2**0.5, rel=0.03) and 0.85 < factors[0] < 1.15

@@ -1,4 +1,4 @@
-"""Runs that train together in one program: the losses of one after another, and what is kept of the measurement."""
+"""Tests of runs that train in one program: their losses equal those of separate runs, and results are merged."""
 
 import json
 
@@ -13,6 +13,6 @@ def test_together_and_apart_have_the_same_losses(tmp_path):
     together.write([row], tmp_path)
     together.write([{**row, "runs": 3}], tmp_path)
     together.write([row], tmp_path)
-    kept = json.loads((tmp_path / "together.json").read_text())["rows"]
-    assert [one["runs"] for one in kept] == [3, 2]
+    rows = json.loads((tmp_path / "together.json").read_text())["rows"]
+    assert [one["runs"] for one in rows] == [3, 2]
     assert (tmp_path / "together.md").read_text().count(row["device"]) == 2

@@ -101,32 +101,34 @@ def run(source, tmp_path, monkeypatch):
 
 @pytest.mark.full
 def test_probe_has_every_number_of_labels_and_classifier(run):
-    found = transfer_measures.probe(run, run.state)
-    assert list(found) == ["2", "5", "20", "all"]
-    assert all(list(row) == ["logistic", "svm", "knn"] for row in found.values())
-    assert 0.3 < found["2"]["logistic"]["accuracy"] <= found["all"]["logistic"]["accuracy"] <= 1
+    results_by_labels = transfer_measures.probe(run, run.state)
+    assert list(results_by_labels) == ["2", "5", "20", "all"]
+    assert all(list(row) == ["logistic", "svm", "knn"] for row in results_by_labels.values())
+    assert 0.3 < results_by_labels["2"]["logistic"]["accuracy"] <= results_by_labels["all"]["logistic"]["accuracy"] <= 1
 
 
 @pytest.mark.full
 def test_the_cue_is_on_test_images_alone(run):
-    found = transfer_measures.logistic(run, run.state)
-    assert found["clean"] == pytest.approx(found["accuracy"])
-    assert 0 < found["changed"] <= 1 and found["painted"] < found["clean"]
+    measured = transfer_measures.logistic(run, run.state)
+    assert measured["clean"] == pytest.approx(measured["accuracy"])
+    assert 0 < measured["changed"] <= 1 and measured["painted"] < measured["clean"]
     trained = transfer_measures.cue(run, run.state)
-    wanted = run.evaluate(run.parallel.place(run.state))["accuracy"]
-    assert trained["clean"] == pytest.approx(wanted, abs=0.01)
+    accuracy = run.evaluate(run.parallel.place(run.state))["accuracy"]
+    assert trained["clean"] == pytest.approx(accuracy, abs=0.01)
 
 
 @pytest.mark.full
 def test_the_embedding_is_of_test_images(run):
-    found = transfer_measures.embedding(run, run.state)
-    assert len(found["x"]) == len(found["labels"]) == len(run.feed.test) and set(found["labels"]) == set(range(5))
-    assert np.std(found["x"]) > 0.1
+    embedding = transfer_measures.embedding(run, run.state)
+    assert len(embedding["x"]) == len(embedding["labels"]) == len(run.feed.test) and set(embedding["labels"]) == set(
+        range(5)
+    )
+    assert np.std(embedding["x"]) > 0.1
 
 
 @pytest.mark.full
 def test_hand_crafted_features_by_number_of_labels(run, monkeypatch):
     monkeypatch.setattr(transfer_measures, "HANDCRAFTED", ("hog",))
-    found = transfer_measures.handcrafted(run, run.state)["hog"]
-    assert [len(found[count]) for count in ("2", "5", "20", "all")] == [3, 3, 3, 1]
-    assert found["all"][0] > 0.9 and np.mean(found["2"]) < found["all"][0]
+    accuracies = transfer_measures.handcrafted(run, run.state)["hog"]
+    assert [len(accuracies[count]) for count in ("2", "5", "20", "all")] == [3, 3, 3, 1]
+    assert accuracies["all"][0] > 0.9 and np.mean(accuracies["2"]) < accuracies["all"][0]

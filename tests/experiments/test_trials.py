@@ -1,4 +1,4 @@
-"""Running trials: once each, in the same folder, whatever ended them, on one process or on several."""
+"""Tests of running trials: each runs once, in its own folder, after any interruption, in one process or several."""
 
 import inspect
 import io
@@ -147,16 +147,16 @@ def test_what_a_trial_starts_from_runs_first_and_once(tmp_path, jobs):
         trial(6, (size,), train=False)._replace(start=trial(5)._replace(start=first)),
     ]
     root = tmp_path / "runs"
-    found, output = run_all(planned, root, jobs)
+    outcomes, output = run_all(planned, root, jobs)
     assert "4/4" in output  # one starts from another that starts from the first; one is in the list twice
     assert len({trials.address(one) for one in planned}) == len(lines_of(root)) == 4
     configs = [json.loads((root / trials.address(one) / "config.json").read_text()) for one in planned[:3]]
     assert [config["init_from"] for config in configs] == [str(root / trials.address(first)), "", ""]
-    assert found[0].summary["loss"] != found[1].summary["loss"]
-    assert found[3].measured["size"]["head"] > 0 and found[2].measured["size"]["step"] == 4
+    assert outcomes[0].summary["loss"] != outcomes[1].summary["loss"]
+    assert outcomes[3].measured["size"]["head"] > 0 and outcomes[2].measured["size"]["step"] == 4
 
 
-def test_what_starts_from_a_run_that_diverged_says_so(tmp_path):
+def test_a_trial_that_starts_from_a_diverged_run_says_so(tmp_path):
     bad = trial(0, optimizer__learning_rate=1e30, optimizer__warmup="0 steps")
     outcomes, _ = run_all([bad, trial(1, (size,))._replace(start=bad)], tmp_path / "runs")
     outcome = outcomes[1]
@@ -234,7 +234,7 @@ def test_a_study_that_fails_does_not_end_the_others(tmp_path):
         run_each(specs[1:], specs[0])
 
 
-def test_results_that_a_study_writes_are_no_change_of_the_code(tmp_path, monkeypatch):
+def test_results_of_a_study_do_not_count_as_code(tmp_path, monkeypatch):
     def git(*arguments):
         subprocess.run(
             ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],

@@ -1,4 +1,4 @@
-"""Made outcomes of every study: as published, the opposite, and others, with the verdicts that they should get."""
+"""Synthetic outcomes of every study: as published, the opposite, and others, with the verdicts that they must get."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from experiments.studies.explanation import measures
 from experiments.studies.measures import png
 from experiments.study import AGREES, DISAGREES, TOO_SMALL, Outcome, Outcomes
 
-SEEDS = 10  # of each made group: enough to decide each claim of a study by every test
+SEEDS = 10  # of each group: enough to decide each claim of a study by every test
 NOISE = stats.norm.ppf((np.arange(SEEDS) + 0.5) / SEEDS)  # by seed
 
 
@@ -36,13 +36,13 @@ def diverged(outcomes, seeds=range(SEEDS)):
 # -- initialization, normalization, depth --------------------------------------------------------------------------
 
 
-def made(name, world):
+def outcomes_in(name, world):
     """Returns outcomes of all trials, with {"accuracy", "loss" of training, measures…} of world(labels)."""
-    found = []
+    outcomes = []
     for trial in planned(name):
         values = world(trial.labels)
         history = {"train": {"step": [10 * i for i in range(1, 7)], "loss": values["loss"]}} if trial.train else {}
-        found.append(
+        outcomes.append(
             Outcome(
                 trial.labels,
                 {"accuracy": values["accuracy"], "loss": 1.0} if trial.train else None,
@@ -51,7 +51,7 @@ def made(name, world):
                 {measure.__name__: values[measure.__name__] for measure in trial.measures},
             )
         )
-    return Outcomes(found)
+    return Outcomes(outcomes)
 
 
 def initialization_world(sign, noise):
@@ -143,7 +143,7 @@ def depth_world(sign, noise, projections=0.91):
 
 
 def accurate(name, accuracy, costs=None):
-    """Returns outcomes of all trials, of the accuracy that a function of labels says."""
+    """Returns outcomes of all trials, with the accuracy that a function of the labels returns."""
     outcomes = []
     for trial in planned(name):
         summary = None
@@ -249,9 +249,9 @@ def of_exits(labels, accuracy, gain):
 
 
 def adaptive(better=0.0, seeds=3):
-    """Returns what the papers say, where `better` is 0.03; the contrary where it is negative."""
+    """Returns outcomes as in the papers for `better` = 0.03, and the opposite for a negative value."""
     shown = [{"image": png(np.zeros((8, 8), np.uint8)), "label": "1", "says": "3 blocks"}]
-    extremes, found = {"easy": shown * 3, "hard": shown}, []
+    extremes, outcomes = {"easy": shown * 3, "hard": shown}, []
     for seed in range(seeds):
         noise = seed / 1000
 
@@ -259,22 +259,22 @@ def adaptive(better=0.0, seeds=3):
             return {"method": method, **more, "seed": seed}
 
         for depth, cost in ((8, 30), (32, 80), (38, 95)):
-            found.append(outcome(labels("ResNet", depth=depth), 0.8 + noise, cost))
-        found.append(outcome(labels("ResNet-32, twice as long"), 0.8 + noise, 80))
+            outcomes.append(outcome(labels("ResNet", depth=depth), 0.8 + noise, cost))
+        outcomes.append(outcome(labels("ResNet-32, twice as long"), 0.8 + noise, 80))
         for target in (0.3, 0.7):
             accuracy = 0.8 + better + noise + (0.02 if (target > 0.5) == (better >= 0) else 0)
             blocks, own = (8 if better >= 0 else 14.5) + noise, labels("ConvNet-AIG", target=target)
-            found.append(of_blocks(own, accuracy, blocks, accuracy + better, extremes=extremes))
+            outcomes.append(of_blocks(own, accuracy, blocks, accuracy + better, extremes=extremes))
         chosen = dict.fromkeys(("first", "random", "distributed"), 0.7 - better + noise)
         heuristics = {**chosen, "policy": 0.7 + noise, "blocks": 9}
-        found.append(of_blocks(labels("policy alone"), 0.75 + noise, 9, 0.8, heuristics=heuristics))
+        outcomes.append(of_blocks(labels("policy alone"), 0.75 + noise, 9, 0.8, heuristics=heuristics))
         for penalty in (1.0, 10.0):
             blocks = (7 if better >= 0 else 14) + (penalty - 1) * better + noise
             own = labels("BlockDrop", penalty=penalty)
-            found.append(of_blocks(own, 0.79 + 2 * better + noise, blocks, 0.8, extremes=extremes))
-        found.append(of_exits(labels("MSDNet"), 0.8 + better + noise, better))
-        found.append(of_exits(labels("ResNet with exits"), 0.8 + noise, better))
-    return Outcomes(found)
+            outcomes.append(of_blocks(own, 0.79 + 2 * better + noise, blocks, 0.8, extremes=extremes))
+        outcomes.append(of_exits(labels("MSDNet"), 0.8 + better + noise, better))
+        outcomes.append(of_exits(labels("ResNet with exits"), 0.8 + noise, better))
+    return Outcomes(outcomes)
 
 
 # -- explanation ---------------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def adaptive(better=0.0, seeds=3):
 
 def explanation(sign, noise=0.001, after=12):
     """Returns outcomes: sign 1 as published, -1 against; noise between seeds; the field's size after training."""
-    found, picture, color = [], png(np.full((8, 8), 0.5)), png(np.full((8, 8, 3), 0.5))
+    outcomes, picture, color = [], png(np.full((8, 8), 0.5)), png(np.full((8, 8, 3), 0.5))
     only = {"cam": "ResNet", "attention_rollout": "ViT"}
     curves = {"deletion": 0.2, "insertion": 0.8, "deletion_curve": [1, 0.5, 0], "insertion_curve": [0, 0.5, 1]}
     for trial in planned("explanation"):
@@ -310,8 +310,8 @@ def explanation(sign, noise=0.001, after=12):
             },
             "gallery": [{**row, "panels": panels}] * 3,
         }
-        found.append(Outcome(trial.labels, {"accuracy": 0.9 + n, "parameters": 1000}, None, {}, measured))
-    return Outcomes(found)
+        outcomes.append(Outcome(trial.labels, {"accuracy": 0.9 + n, "parameters": 1000}, None, {}, measured))
+    return Outcomes(outcomes)
 
 
 # -- transfer, translation ----------------------------------------------------------------------------------------
@@ -319,12 +319,12 @@ def explanation(sign, noise=0.001, after=12):
 
 def transfer(sign, scale="cifar10", noise=0.002):
     """Returns outcomes of all trials as published (sign 1), or of the opposite (-1)."""
-    found = []
+    outcomes = []
     for trial in planned("transfer", scale):
         labels = trial.labels
         n = noise * NOISE[labels["seed"]]
         if labels["part"] == "source":
-            found.append(Outcome(labels, {"accuracy": 0.5}, None, {}, {}))
+            outcomes.append(Outcome(labels, {"accuracy": 0.5}, None, {}, {}))
             continue
         how = labels["how"]
         few = labels.get("labels") not in (None, "all")
@@ -354,7 +354,7 @@ def transfer(sign, scale="cifar10", noise=0.002):
             "embedding": {"x": [[0.0, 1.0], [1.0, 0.0]], "labels": [0, 1], "classes": ["a", "b"]},
         }
         history = {"test": {"step": [1, 2], "accuracy": [value - 0.1, value]}} if trial.train else {}
-        found.append(
+        outcomes.append(
             Outcome(
                 labels,
                 {"accuracy": value} if trial.train else None,
@@ -363,43 +363,52 @@ def transfer(sign, scale="cifar10", noise=0.002):
                 {measure.__name__: measured[measure.__name__] for measure in trial.measures},
             )
         )
-    return Outcomes(found)
+    return Outcomes(outcomes)
 
 
 def translation(text, sign=1, noise=0.1):
     """Returns outcomes on a text: sign 1 as published, -1 the opposite; noise between seeds."""
     lost = {"full": 0, "1 head": 2, "1 layer": 4, "no positions": 28, "learned positions": 0}
-    found = []
+    outcomes = []
     for trial in planned("translation"):
         seed = trial.labels["seed"]
         bleu = 38.4 - sign * lost.get(trial.labels["network"], 1) + noise * (seed - 1) ** (1 + (seed == 2))
         summary = {"bleu": bleu, "exact_match": bleu / 50, "accuracy": bleu / 45, "loss": 1.0, "parameters": 12345}
         history = {"test": {"step": [1, 2], "loss": [2.0, 1.0], "accuracy": [0.1, 0.2]}}
         maps = [{"weights": [[[0.1, 0.9], [0.5, 0.5]]], "source": ["a", "b"], "ours": ["x", "y"]}] * 2
-        found.append(
+        outcomes.append(
             Outcome(
                 {**trial.labels, "text": text}, summary, None, history, {"attention": maps} if trial.measures else {}
             )
         )
-    return Outcomes(found)
+    return Outcomes(outcomes)
 
 
 # -- all -----------------------------------------------------------------------------------------------------------
 
 WORLDS: dict[tuple[str, str], tuple[Callable[[], Outcomes], str]] = {
     # (study, world): (outcomes, verdicts in the order of the claims by their initials; "-": of no interest here)
-    ("initialization", "as published"): (lambda: made("initialization", initialization_world(1, 0.001)), "AAAAAA"),
-    ("initialization", "against"): (lambda: made("initialization", initialization_world(-1, 0.001)), "DDDDDD"),
-    ("initialization", "noise"): (lambda: made("initialization", initialization_world(1, 0.5)), "ATTTTT"),
-    ("normalization", "as published"): (lambda: made("normalization", normalization_world(1, 0.001)), "A" * 10),
-    ("normalization", "against"): (lambda: made("normalization", normalization_world(-1, 0.001)), "DT" + "D" * 8),
-    ("normalization", "noise"): (lambda: made("normalization", normalization_world(1, 0.5)), "T" * 10),
-    ("normalization", "all fall"): (lambda: made("normalization", normalization_world(1, 0.001, True)), "AD--------"),
-    ("depth", "as published"): (lambda: made("depth", depth_world(1, 0.001)), "A" * 11),
-    ("depth", "against"): (lambda: made("depth", depth_world(-1, 0.001)), "DDDDT" + "D" * 6),
-    ("depth", "noise"): (lambda: made("depth", depth_world(1, 0.5)), "T" * 11),
-    ("depth", "projections harm"): (lambda: made("depth", depth_world(1, 0.001, 0.7)), "----A------"),
-    ("depth", "projections help"): (lambda: made("depth", depth_world(1, 0.001, 1.05)), "----D------"),
+    ("initialization", "as published"): (
+        lambda: outcomes_in("initialization", initialization_world(1, 0.001)),
+        "AAAAAA",
+    ),
+    ("initialization", "against"): (lambda: outcomes_in("initialization", initialization_world(-1, 0.001)), "DDDDDD"),
+    ("initialization", "noise"): (lambda: outcomes_in("initialization", initialization_world(1, 0.5)), "ATTTTT"),
+    ("normalization", "as published"): (lambda: outcomes_in("normalization", normalization_world(1, 0.001)), "A" * 10),
+    ("normalization", "against"): (
+        lambda: outcomes_in("normalization", normalization_world(-1, 0.001)),
+        "DT" + "D" * 8,
+    ),
+    ("normalization", "noise"): (lambda: outcomes_in("normalization", normalization_world(1, 0.5)), "T" * 10),
+    ("normalization", "all fall"): (
+        lambda: outcomes_in("normalization", normalization_world(1, 0.001, True)),
+        "AD--------",
+    ),
+    ("depth", "as published"): (lambda: outcomes_in("depth", depth_world(1, 0.001)), "A" * 11),
+    ("depth", "against"): (lambda: outcomes_in("depth", depth_world(-1, 0.001)), "DDDDT" + "D" * 6),
+    ("depth", "noise"): (lambda: outcomes_in("depth", depth_world(1, 0.5)), "T" * 11),
+    ("depth", "projections harm"): (lambda: outcomes_in("depth", depth_world(1, 0.001, 0.7)), "----A------"),
+    ("depth", "projections help"): (lambda: outcomes_in("depth", depth_world(1, 0.001, 1.05)), "----D------"),
     ("translation", "as published"): (lambda: translation("Multi30k"), "A" * 7),
     ("translation", "against"): (lambda: translation("Multi30k", -1), "DADDDDA"),
     ("translation", "grammar"): (lambda: translation("grammar"), "AAAAAAT"),

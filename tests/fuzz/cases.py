@@ -132,7 +132,7 @@ def _make_safetensors(folder: Path) -> None:
 
 
 def _read_weights(name: str) -> Callable[[Path], str]:
-    return lambda folder: digest([weights.read(folder / name), weights.about(folder / name)])
+    return lambda folder: digest([weights.read(folder / name), weights.description(folder / name)])
 
 
 def _make_npz(folder: Path) -> None:

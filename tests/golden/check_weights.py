@@ -46,12 +46,12 @@ def pairs() -> dict[str, dict[str, str]]:
     names: dict[str, dict[str, str]] = {}
     for name in models.names():
         model = models.create(name)
-        for layout, table, known in (
+        for layout, table, library_names in (
             ("torchvision", torch_names.TORCHVISION, tv.list_models(module=tv)),
             ("timm", torch_names.TIMM, timm.list_models()),
         ):
             theirs = table.get(name, name)
-            if theirs in known and layout in weights.layouts(model):
+            if theirs in library_names and layout in weights.layouts(model):
                 names.setdefault(name, {})[layout] = theirs
     return {name: theirs for name, theirs in names.items() if parameters(models.create(name)) <= LIMIT}
 

@@ -46,7 +46,7 @@ if __name__ == "__main__":
         sgd.step()
     after = {name: value.numpy() for name, value in net.state_dict().items()}
     path = pathlib.Path(__file__).with_name("airbench.npz")
-    with np.load(path) as known:
-        arrays = dict(known)
+    with np.load(path) as stored:
+        arrays = dict(stored)
     after_steps = flatten(weights.from_arrays(model, after, "airbench"))
     np.savez_compressed(path, **arrays, **{f"steps/{name}": value for name, value in after_steps.items()})

@@ -96,6 +96,6 @@ def test_dropout_acts_on_the_hidden_layers_in_training():
     images = jnp.asarray(drawn.images("dropout", (1, 32, 32, 3)))
     evaluated = capture(model, variables, images)[1]["pre_logits"]
     trained = capture(model, variables, images, train=True, rngs={"dropout": jax.random.key(0)})[1]["pre_logits"]
-    kept = np.asarray(trained != 0)[np.asarray(evaluated != 0)]
-    assert kept.mean() == pytest.approx(0.7, abs=0.05)
+    mask = np.asarray(trained != 0)[np.asarray(evaluated != 0)]
+    assert mask.mean() == pytest.approx(0.7, abs=0.05)
     np.testing.assert_allclose(trained[trained != 0], (evaluated / 0.7)[trained != 0], rtol=1e-5)

@@ -50,8 +50,7 @@ from tests.any_network import (
 from tests.combinations import ALL_INITS, BOTH, FAMILIES, FILTERS, FORMATS, LOW_BIT, METHODS, NORMS, in_full, refusal
 from tests.golden import drawn
 from tests.networks import PERTURBED
-from train.export import card as cards
-from train.export import formats, graph
+from train.export import cards, formats, graph
 from train.export import network as export
 from train.optim import pruning, weight_sharing
 from train.optim.parameters import named

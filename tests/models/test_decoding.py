@@ -188,8 +188,8 @@ def test_fewer_hypotheses_than_beams_are_marked(toy):
     [
         ({"length": 9}, "length=9 of translations must be from 1 to the model's max_length=8"),
         ({"length": 0}, "length=0"),
-        ({"length": 4, "eos": 6}, "eos=6 is the padding, or none of the 6 tokens"),
-        ({"length": 4, "eos": 0}, "is the padding"),
+        ({"length": 4, "eos": 6}, r"eos=6 must be in \[0, 6\)"),
+        ({"length": 4, "eos": 0}, "eos must not be the padding"),
         ({"length": 4, "beams": 0}, "beams=0"),
         ({"length": 4, "alpha": -1.0}, "alpha=-1.0"),
     ],

@@ -114,26 +114,26 @@ def test_dropout_follows_every_convolution_but_the_first(name, layers):
 def test_remat_keeps_memory_linear_in_the_layers():
     """Checks Pleiss 2017: O(L) instead of O(L^2) memory for a block of L layers."""
 
-    def kept(size, remat):
+    def kept_bytes(size, remat):
         model = models.create("densenet_bc100_k12", stage_sizes=(size,), remat=remat)
         return analyze(model, model.example()).kept_bytes
 
-    small, large = (kept(size, remat=True) for size in (8, 16))
+    small, large = (kept_bytes(size, remat=True) for size in (8, 16))
     assert large < 2 * small
-    assert kept(16, remat=False) > 2.5 * kept(8, remat=False) and kept(16, remat=False) > 4 * large
+    assert kept_bytes(16, remat=False) > 2.5 * kept_bytes(8, remat=False) and kept_bytes(16, remat=False) > 4 * large
 
 
 def test_remat_keeps_the_outputs_of_convolutions():
     """Checks the memory of one more layer: its bottleneck (4k channels), new channels (k) and channel statistics."""
 
-    def kept(size):
+    def kept_bytes(size):
         model = models.create("densenet_bc100_k12", stage_sizes=(size,), remat=True)
         return analyze(model, model.example()).kept_bytes
 
     maps = 5 * 12 * 32 * 32 * 4
     # The last concatenation, its normalization, its activation and their mask are kept as well, and grow by k channels.
     ending = 12 * 32 * 32 * (4 + 4 + 1)
-    assert maps <= kept(9) - kept(8) <= maps + ending + 4 * 5 * 200
+    assert maps <= kept_bytes(9) - kept_bytes(8) <= maps + ending + 4 * 5 * 200
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "timm"])

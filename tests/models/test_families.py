@@ -82,7 +82,7 @@ alexnet_original
     convs=(8, 8, 8, 8, 0)                       => convs=.* must be 5 whole numbers
     classifier=4096                             => classifier=4096
     groups=0                                    => groups=0 must be at least 1
-    local_response=(5, 2.0)                     => local_response=.* must be n, k
+    local_response=(5, 2.0)                     => local_response=.* must be \\(n, k, alpha\\)
     local_response=(5.5, 2.0, 1e-4)             => local_response
     local_response=5                            => local_response=5
     dropout=1.0                                 => dropout=1.0 must be at least 0 and below 1
@@ -139,15 +139,15 @@ convnet_aig38(stage_sizes=(1, 1), width=4)
     rates=0.5                                   => must have one rate for each of the 2 blocks
     rates=(1, 1.0)                              => rates are all 1, so no block has a gate
     target=1.0                                  => no block has a gate
-    norm=instance                               => norm='instance' sets the input of a gate to a constant
-    norm=group                                  => norm='group' sets the input of a gate to a constant
-    norm='group:16'                             => norm='group:16' sets the input of a gate to a constant
-    shortcut=none                               => shortcut='none' leaves nothing
+    norm=instance                               => norm='instance' normalizes each of the gate_width=
+    norm=group                                  => norm='group' normalizes each of the gate_width=
+    norm='group:16'                             => norm='group:16' normalizes each of the gate_width=
+    shortcut=none                               => shortcut='none' does not work with skipped blocks
     temperature=0.0                             => temperature=0.0 must be above 0
     gate_width=0                                => gate_width=0 must be at least 1
 blockdrop32(stage_sizes=(1, 1), width=4, policy_sizes=(1,), policy_width=4)
     policy_pool=99                              => policy_pool=99 must be at most image_size=32
-    shortcut=none                               => shortcut='none' leaves nothing
+    shortcut=none                               => shortcut='none' does not work with skipped blocks
     remat=True                                  => remat=True does not work with networks that skip blocks
     policy_sizes=()                             => policy_sizes=\\(\\) must be whole numbers
     policy_pool=0                               => policy_pool=0 must be at least 1

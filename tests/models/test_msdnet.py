@@ -220,7 +220,7 @@ def test_early_exits_work_with_narrower_layers():
 @pytest.mark.parametrize(
     "call,message",
     [
-        ({"leave": jnp.zeros(2), "train": True}, "leave: examples leave early only in evaluation"),
+        ({"leave": jnp.zeros(2), "train": True}, "leave must be None with train=True"),
         ({"leave": jnp.zeros(3)}, r"leave must have 2 thresholds, .* its shape is \(3,\)"),
         ({"leave": 0.5}, r"leave must have 2 thresholds, .* its shape is \(\)"),
     ],
@@ -245,7 +245,7 @@ def test_the_first_layer_and_all_heads_stay_standard(spec):
 
 
 def test_low_bit_heads_alone_are_refused():
-    with pytest.raises(UserError, match="dense='ternary' is without effect"):
+    with pytest.raises(UserError, match="dense='ternary' has no effect"):
         drawn.abstract(tiny(dense="ternary"))
 
 

@@ -187,7 +187,7 @@ class SpyNorm(nn.Module):
 
 
 def softmax_guard(eqn):
-    """Returns whether the operation is softmax's maximum with minus infinity: part of attention, no activation."""
+    """Returns whether the operation is softmax's maximum with minus infinity, which belongs to attention."""
     return eqn.primitive.name == "max" and any(getattr(atom, "val", 0) == -math.inf for atom in eqn.invars)
 
 

@@ -71,9 +71,9 @@ def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
     x = jnp.asarray(drawn.images("depth", (4096, 2, 2)))
     layer = StochasticDepth(0.3, deterministic=False)
     y = layer.apply({}, x, rngs={"dropout": jax.random.key(0)})
-    kept = np.asarray(y != 0).all((1, 2))
-    assert kept.mean() == pytest.approx(0.7, abs=0.03)
-    np.testing.assert_allclose(y, np.where(kept[:, None, None], x / 0.7, 0), rtol=1e-6)
+    mask = np.asarray(y != 0).all((1, 2))
+    assert mask.mean() == pytest.approx(0.7, abs=0.03)
+    np.testing.assert_allclose(y, np.where(mask[:, None, None], x / 0.7, 0), rtol=1e-6)
     np.testing.assert_array_equal(StochasticDepth(0.3, deterministic=True).apply({}, x), x)
 
 

@@ -296,7 +296,7 @@ def test_an_exported_network_initializes_a_run(out, runs):
     first, *others = starts.values()
     for other in others:
         tiny.assert_same(other, first)
-    with pytest.raises(UserError, match="holds a program .onnx., in which weights have no names"):
+    with pytest.raises(UserError, match="holds a program .onnx., which does not name its weights"):
         build_run(tiny.config(init_from=str(out / "onnx")))
     config = transfer.get_config(f"from={out / 'safetensors'},to=digits")
     assert config.model.name == "resnet8" and config.model.width == 4 and config.init_from == str(out / "safetensors")
@@ -338,7 +338,7 @@ def test_names_and_shapes_for_pytorch(tmp_path, monkeypatch):
         )
     )
     tiny.assert_same(again.state.variables(), network.variables)
-    with pytest.raises(UserError, match="/nowhere/python. does not run: No such file"):
+    with pytest.raises(UserError, match="/nowhere/python. cannot be started: No such file"):
         formats._torch_outside(tmp_path / "out", card, np.zeros((1, 8, 8, 3), np.uint8), "/nowhere/python")
 
 

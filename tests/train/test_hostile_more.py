@@ -24,7 +24,7 @@ from tests import tiny
 from train import loop, predict, restore
 from train.data import source, splits
 from train.data.sources import arrays, folder
-from train.export import card
+from train.export import cards
 from train.recording import summary
 from train.storage import checkpoint, checkpoint_format, workdir
 from train.storage.files import expanded, write_json
@@ -297,9 +297,9 @@ def test_a_tilde_without_a_user_is_part_of_a_name(name, tmp_path, monkeypatch):
 
 
 def test_an_export_without_checksums_is_of_an_earlier_version(tmp_path):
-    (tmp_path / card.NAME).write_text('{"format": "onnx", "file": "model.onnx"}')
+    (tmp_path / cards.NAME).write_text('{"format": "onnx", "file": "model.onnx"}')
     with pytest.raises(UserError, match="has no checksums: it is of an earlier version; export the network again"):
-        card.read(tmp_path)
+        cards.read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "notes", "data.yaml", "runs[1].txt"])

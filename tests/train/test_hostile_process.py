@@ -242,7 +242,7 @@ def test_messages_of_libraries_are_in_the_log(tmp_path, capfd):
     terminal = logging.StreamHandler()
     logging.getLogger().addHandler(terminal)
     try:
-        with details.kept(tmp_path / "details.log"):
+        with details.redirect(tmp_path / "details.log"):
             make_noise()
     finally:
         logging.getLogger().removeHandler(terminal)
@@ -264,7 +264,7 @@ def test_messages_of_libraries_are_in_the_log(tmp_path, capfd):
 @pytest.mark.filterwarnings("always")
 @pytest.mark.parametrize("path", [None, "missing/details.log", "/dev/full"])
 def test_a_log_that_cannot_be_written_is_ignored(tmp_path, capfd, path):
-    with details.kept(path and tmp_path / path):
+    with details.redirect(path and tmp_path / path):
         make_noise()
     assert capfd.readouterr() == ("", "") and os.listdir(tmp_path) == []
 
@@ -293,7 +293,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_one_line(small_di
     store.wait()
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
     rng = np.random.default_rng(0)
-    with details.kept(small_disk / "details.log"):
+    with details.redirect(small_disk / "details.log"):
         for _ in range(3):
             store.save(2, {f"a{i}": rng.standard_normal(50_000) for i in range(30)}, {}, {})
             with pytest.raises(

@@ -29,7 +29,7 @@ run, copied = damage.run, damage.copied  # fixtures
 def test_any_damage_gives_a_checkpoint_bit_by_bit_or_one_line(run, tmp_path, capfd, part):
     """Tests 300 rounds of 1 to 3 accidents each."""
     held, rng = run[2], random.Random(part)
-    with details.kept(tmp_path / "details.log"):
+    with details.redirect(tmp_path / "details.log"):
         for number in range(75):
             folder = tmp_path / str(number) / "checkpoints"
             shutil.copytree(run[1] / "checkpoints", folder)
@@ -64,7 +64,7 @@ def test_any_damage_to_checkpoints_of_earlier_versions(run, tmp_path, capfd):
     held, rng = run[2], random.Random(5)
     damage.write_as_earlier_versions(tmp_path / "earlier", held)
     capfd.readouterr()
-    with details.kept(tmp_path / "details.log"):
+    with details.redirect(tmp_path / "details.log"):
         for number in range(60):
             folder = tmp_path / str(number) / "checkpoints"
             shutil.copytree(tmp_path / "earlier", folder)
@@ -161,7 +161,7 @@ def test_all_are_damaged(run, copied, capfd):
     for step in damage.STEPS:
         damage.cut(damage.largest(copied / "checkpoints" / str(step)))
     before = damage.content(copied)
-    with pytest.raises(UserError, match="run: checkpoint 12 is damaged: .*; so is every one before it"):
+    with pytest.raises(UserError, match="run: checkpoint 12 is damaged: .*; so are all earlier ones"):
         checkpoint.read(copied)
     store = checkpoint.Checkpoints(copied / "checkpoints")
     for _ in range(2):  # nothing is moved: the second start gives the same error and does not start afresh

@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         ({"hooks": "recalibrate", "model__norm": "group:2"}, "recalibrate is for networks with batch norm"),
         ({"hooks": "recalibrate(-1)"}, "hooks recalibrate: batches=-1"),
         ({"data__augment": "mixup(0.2)", "batch_size": 31, "steps_per_call": 1}, "must be even, not 31"),
-        ({"data__mean": (0.1, 0.2, 0.3)}, "data.mean=.*must be a tuple of 1 number, or of one for each of 1 channels"),
+        ({"data__mean": (0.1, 0.2, 0.3)}, r"data.mean=.*must be a tuple of 1 number, or of 1 per channel \(here 1\)"),
         ({"data__std": (0.0,)}, "data.std=.*must be positive"),
         ({"model__num_classes": 5}, "model.num_classes: the data set determines it"),
         ({"model__dtype": "float32"}, "model.dtype: set precision"),
@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         ({"optimizer__name": "sgd(momentum=2.5)"}, "optimizer.name sgd: momentum=2.5 must be in"),
         ({"optimizer__schedule": "step(a, '3 steps')"}, "optimizer.schedule step: factor must be float"),
         ({"optimizer__warmup": "200%"}, "optimizer.warmup=200% is longer than the training"),
-        ({"optimizer__groups": (".*", 1.0)}, "optimizer.groups=.*want pairs"),
+        ({"optimizer__groups": (".*", 1.0)}, "optimizer.groups=.*must be tuples"),
         ({"optimizer__groups": ((".*", -1.0),)}, "a multiplier must be 0"),
     ],
 )

@@ -187,9 +187,9 @@ def test_a_run_and_its_continuation(tmp_path, data, pipeline):
     result = loop.train(run_config, tmp_path / "whole")
     assert result == json.loads((tmp_path / "whole" / "summary.json").read_text())
     by_class = result["average_precision_by_class"]
-    known = [value for value in by_class if value is not None]
-    assert len(by_class) == 20 and len(known) == 3 and result["test_examples"] == 21
-    assert result["mean_average_precision"] == pytest.approx(np.mean(known))
+    defined = [value for value in by_class if value is not None]
+    assert len(by_class) == 20 and len(defined) == 3 and result["test_examples"] == 21
+    assert result["mean_average_precision"] == pytest.approx(np.mean(defined))
     assert 0 < result["mean_average_precision_11"] <= 1 and 0 <= result["hit"] <= 1
     lines = logged_metrics(tmp_path / "whole")
     assert lines[-1]["mean_average_precision"] == result["mean_average_precision"]
@@ -226,8 +226,8 @@ def test_average_precision_of_a_run_is_that_of_its_scores(data):
     [
         (
             {"task__name": "classify"},
-            r"task.name=classify wants one class per image, but data.source=tfds:voc/2007 has "
-            r"several classes; want task.name=multi_label",
+            r"task.name=classify needs one class per image, but data.source=tfds:voc/2007 has "
+            r"several classes; set task.name=multi_label",
         ),
         (
             {"data__augment": "flip|mixup(0.2)"},
@@ -246,7 +246,7 @@ def test_options_that_do_not_fit_several_classes_are_one_line(tmp_path, data, ch
     [
         (
             {"task__name": "multi_label"},
-            "task.name=multi_label wants several classes per image, but data.source=digits has one class",
+            "task.name=multi_label needs several classes per image, but data.source=digits has one class",
         ),
         ({"hooks": "average_precision"}, "average_precision is for several classes per image"),
     ],

@@ -185,8 +185,8 @@ def test_a_group_moves_from_its_step_on_with_the_optimizers_own_state(name):
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        (((".*", 1.0, "10 steps"),), "a group starts at step 10 of 10"),
-        (((".*", 1.0, "1 steps", "2 steps", "3 steps"),), "want pairs"),
+        (((".*", 1.0, "10 steps"),), "a group starts training at step 10, but the training ends at step 10"),
+        (((".*", 1.0, "1 steps", "2 steps", "3 steps"),), "must be tuples"),
         (((".*", 1.0, "2 steps", "2 steps"),), "a group ends before it starts"),
     ],
 )

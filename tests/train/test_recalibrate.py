@@ -49,5 +49,5 @@ def test_what_cannot_be_recalibrated():
     with pytest.raises(UserError, match="no batch norm"):
         recalibrate_batch_norm(model, variables, [jnp.zeros((2, 8, 8, 3))])
     model = models.create("resnet8", width=4)
-    with pytest.raises(UserError, match="no images"):
+    with pytest.raises(UserError, match="there are no images"):
         recalibrate_batch_norm(model, models.initialize(model, jax.random.key(0), (1, 8, 8, 3)), [])

@@ -228,8 +228,8 @@ def test_every_way_to_a_prediction_sees_the_same_pixels(trained, tmp_path):
 
 def test_the_record_says_what_a_new_run_needs_to_know(trained):
     run, _ = trained
-    known = transfer.described(str(run))
-    assert (known["size"], known["channels"]) == (8, 3)
+    description = transfer.described(str(run))
+    assert (description["size"], description["channels"]) == (8, 3)
 
 
 def test_runs_that_recorded_less_read_the_data_set_and_say_so(trained, capsys):

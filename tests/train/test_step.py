@@ -13,9 +13,9 @@ import pytest
 from models.errors import UserError
 from tests import tiny
 from train import evaluate, loop, step, tasks
-from train import state as states
 from train.devices.fsdp import AXIS
 from train.run import build_run
+from train.state import initial_state
 
 
 def first_step(**changes):
@@ -209,7 +209,7 @@ def test_each_part_of_each_device_has_its_own_key_and_each_device_its_place():
 def averaged(decay, warmup, steps=30):
     """Returns the average of 1, 2, 3, ... after each step, starting from 0."""
     tx = optax.sgd(1.0)
-    state = states.create({"params": {"w": jnp.zeros(())}, "counted": {"n": jnp.zeros((), jnp.int32)}}, {}, tx, 0, True)
+    state = initial_state({"params": {"w": jnp.zeros(())}, "counted": {"n": jnp.zeros((), jnp.int32)}}, {}, tx, 0, True)
     update = jax.jit(
         functools.partial(
             step.update, optimizer=tx, learning_rate=lambda _: jnp.float32(1), ema_decay=decay, ema_warmup=warmup

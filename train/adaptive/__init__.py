@@ -113,9 +113,9 @@ def held_out(network: "Network", split: str = "") -> Batches:
         split = f"{part[1]}[{part[2]}:]"
     if not split:
         raise UserError(
-            "a budget for the average image needs images that were not trained on, and it is not known which ones "
-            f"data.train_split='{trained}' leaves out: train with 'train[:90%]' (digits and folders: 'train_fit'), or "
-            "name a split by --validation"
+            "a budget for the average image needs images that were not trained on, but "
+            f"data.train_split='{trained}' does not say which ones: train with 'train[:90%]' (digits and "
+            "folders: 'train_fit'), or name a split by --validation"
         )
     feed = _images(network)
     return feed.batches(feed.split(split, select_test=data["select"]))
@@ -183,10 +183,10 @@ def extremes(
     """
     results = results or tested(network, state)
     if kind(network) == "blocks":
-        used = results["computed"].sum(1)
+        block_counts = results["computed"].sum(1)
         right = np.flatnonzero(results["right"])
-        order = right[np.argsort(used[right], kind="stable")]
-        easy, hard, descriptions = order, order[::-1], [f"{number} blocks" for number in used]
+        order = right[np.argsort(block_counts[right], kind="stable")]
+        easy, hard, descriptions = order, order[::-1], [f"{number} blocks" for number in block_counts]
     else:
         right, sure = results["right"], results["confidence"]
         first, late = np.flatnonzero(right[:, 0]), np.flatnonzero(right[:, -1] & ~right[:, :-1].any(1))
@@ -206,8 +206,8 @@ def kind(network: "Network") -> str:
         return "exits"
     name, task = network.config["model"]["name"], network.config["task"]["name"]
     raise UserError(
-        f"this run, of {name}, was trained by task.name={task}: want a network with gates, a policy or "
-        "exits, and task.name=gated, policy or multi_exit"
+        f"this run trained {name} by task.name={task}; allowed: networks with gates, a policy or exits, "
+        "trained by task.name=gated, policy or multi_exit"
     )
 
 
@@ -263,7 +263,8 @@ def _measure_exits(
     ]
     if everyone and validation:
         raise UserError(
-            "--validation is for budgets of the average image, whose thresholds are fitted on it, not for --anytime"
+            "--validation does not work with --anytime: it names the images on which thresholds for an "
+            "average budget are fitted"
         )
     if everyone:
         return [{**each[exit_policy.anytime(allowed, costs)], "budget": allowed} for allowed in budgets] or each

@@ -26,7 +26,7 @@ from models import plugins
 from models.errors import UserError, choice_error, has_type
 from train.data import mix, pixels
 from train.data.randaugment import BINS, randaugment
-from train.setup import spec as calls
+from train.setup import spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,27 +36,27 @@ class Op:
     Attributes:
       apply: (key, uint8 [H, W, C]) -> uint8 [H, W, C].
       branches: True if it picks one of several operations by the key.
-      given: name of a batch entry. `apply` receives its value for the example instead of a random key. "" for none.
+      entry: name of a batch entry. `apply` receives its value for the example instead of a random key. "" for none.
     """
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]
     branches: bool = False
-    given: str = ""
+    entry: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
     """A parsed specification: operations on single images, and at most one that mixes pairs."""
 
-    spec: str
+    text: str
     num_classes: int
     ops: tuple[Op, ...]
     mix: Callable | None
 
     @property
-    def given(self) -> set[str]:
+    def entries(self) -> set[str]:
         """Returns the entries of the batch that operations take in place of keys; they are not passed on."""
-        return {op.given for op in self.ops} - {""}
+        return {op.entry for op in self.ops} - {""}
 
     def __call__(self, key: jax.Array, batch: dict[str, jax.Array], first: jax.Array | int = 0) -> dict[str, jax.Array]:
         """Augments a batch.
@@ -75,13 +75,13 @@ class Augment:
         keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
         for number, op in enumerate(self.ops):
             op_keys = jax.vmap(lambda example_key, n=number: jax.random.fold_in(example_key, n))(keys)
-            images = _each(op, batch[op.given] if op.given else op_keys, images)
-        batch = {name: array for name, array in batch.items() if name not in self.given} | {"image": images}
+            images = _each(op, batch[op.entry] if op.entry else op_keys, images)
+        batch = {name: array for name, array in batch.items() if name not in self.entries} | {"image": images}
         return batch | self._mixed(self.mix, keys, images, batch["label"]) if self.mix else batch
 
     def _mixed(self, mix: Callable, keys: jax.Array, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
         if len(images) % 2:
-            raise UserError(f"data.augment='{self.spec}' mixes pairs: a device's batch must be even, not {len(images)}")
+            raise UserError(f"data.augment='{self.text}' mixes pairs: a device's batch must be even, not {len(images)}")
         pair_keys = jax.vmap(lambda pair_key: jax.random.fold_in(pair_key, len(self.ops)))(keys[::2])
         images = images.astype(jnp.float32).reshape(-1, 2, *images.shape[1:])  # [B, …] -> [B/2, 2, …]
         targets = jax.nn.one_hot(labels, self.num_classes).reshape(-1, 2, self.num_classes)
@@ -90,12 +90,12 @@ class Augment:
 
 
 def build(
-    spec: str, num_classes: int, image_shape: tuple[int, int, int], mean: Sequence[float] | None = None
+    text: str, num_classes: int, image_shape: tuple[int, int, int], mean: Sequence[float] | None = None
 ) -> Augment:
     """Parses a specification of augmentations.
 
     Args:
-      spec: operations as in the module's docstring; "" for none.
+      text: operations as in the module's docstring; "" for none.
       num_classes: length of a target that mixup and cutmix make.
       image_shape: (H, W, C) of the images, uint8.
       mean: color that cutout fills with, on the scale 0..1; None for black. (DeVries 2017 cuts normalized images, where
@@ -109,16 +109,18 @@ def build(
         check_color("mean", mean, channels)
     color = np.broadcast_to(np.round(255 * np.array(0.0 if mean is None else mean)).astype(np.uint8), (channels,))
     ops, mixer = [], None
-    for call in calls.parse("data.augment", spec):
+    for call in spec.parse("data.augment", text):
         if mixer:
-            raise UserError(f"data.augment {call.name}: mixup and cutmix come once, at the end of '{spec}'")
+            raise UserError(
+                f"data.augment {call.name}: it follows mixup or cutmix in '{text}', which come once, at the end"
+            )
         if call.name in _MIXERS:
-            mixer = calls.resolve("data.augment", call, _MIXERS)
+            mixer = spec.resolve("data.augment", call, _MIXERS)
         elif call.name in _OPS or plugins.split(call.name):
-            ops.append(calls.resolve("data.augment", call, _OPS, Site(height, width, channels, color)))
+            ops.append(spec.resolve("data.augment", call, _OPS, Site(height, width, channels, color)))
         else:
             raise choice_error("data.augment", call.name, [*_OPS, *_MIXERS])
-    return Augment(spec, num_classes, tuple(ops), mixer)
+    return Augment(text, num_classes, tuple(ops), mixer)
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -144,7 +146,7 @@ def check_color(name: str, values: Sequence[float], channels: int) -> None:
     """Raises UserError unless `values` has one number, or one per channel (3 would turn 1 channel into 3)."""
     numbers = isinstance(values, (tuple, list)) and all(has_type(value, float) for value in values)
     if not numbers or len(values) not in (1, channels):
-        raise UserError(f"data.{name}={values}: must be a tuple of 1 number, or of one for each of {channels} channels")
+        raise UserError(f"data.{name}={values}: must be a tuple of 1 number, or of 1 per channel (here {channels})")
 
 
 def _each(op: Op, keys: jax.Array, images: jax.Array) -> jax.Array:
@@ -201,7 +203,7 @@ def _flip(site: Site, p: float = 0.5) -> Op:
 
 def _alternate_flip(site: Site) -> Op:
     del site
-    return Op(lambda mirrored, image: jnp.where(mirrored, image[:, ::-1], image), given="mirrored")
+    return Op(lambda mirrored, image: jnp.where(mirrored, image[:, ::-1], image), entry="mirrored")
 
 
 def _cutout(site: Site, size: int) -> Op:

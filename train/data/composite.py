@@ -64,7 +64,7 @@ class Placed(Wrapped):
                 "least 2 pixels, there must be at least 1 copy, and nothing may be negative"
             )
         if source.label_shape != ():
-            raise UserError("data.select: place is for sets of one label per image")
+            raise UserError("data.select: place needs a data set with one label per image")
         self.labels = source.all_labels()
         kinds, needed = len(np.unique(self.labels)), objects + (clutter > 0)
         if kinds < needed:

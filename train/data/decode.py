@@ -245,7 +245,7 @@ def _for_users(decoder: Decoder, shape: tuple[int, int, int], name: str) -> Deco
     if decoder.crop != "none" and height == decoder.size:
         return decoder
     if height != width:
-        raise UserError(f"{name}: images are squeezed to squares, and this network's images are {height} x {width}")
+        raise UserError(f"{name}: files are squeezed to squares, but this network takes images of {height} x {width}")
     return dataclasses.replace(decoder, crop="whole", size=height, channels=channels)
 
 

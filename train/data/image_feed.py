@@ -16,7 +16,7 @@ from train.data import augment, decode, load, resident, shuffle, source, splits,
 from train.data.feed import Changed, Feed
 from train.devices import multihost
 from train.devices.parallel import Parallel
-from train.setup import config as config_lib
+from train.setup.config import Reader, difference, plain
 
 MOST_WORKERS = 1024
 _NAMED = 3  # number of skipped images to name
@@ -41,7 +41,7 @@ class ImageFeed:
 
     def __init__(
         self,
-        config: config_lib.Reader,
+        config: Reader,
         parallel: Parallel,
         *,
         batch_size: int,
@@ -87,7 +87,7 @@ class ImageFeed:
                 f"data.augment='{config.augment}': mixup and cutmix require one class per image, but images of "
                 f"data.source={config.source} have several"
             )
-        self._mirrors = "mirrored" in augmentation.given
+        self._mirrors = "mirrored" in augmentation.entries
         normalize = functools.partial(augment.normalize, mean=config.mean, std=config.std)
 
         def prepare(key, batch, first):
@@ -133,7 +133,7 @@ class ImageFeed:
         for key, size in sizes.items():
             if size / self._shard[1] > memory:
                 raise UserError(
-                    f"{key}={getattr(self, f'_{key}')}: the arrays take {size / 2**30:,.0f} GiB, and this "
+                    f"{key}={getattr(self, f'_{key}')}: the arrays take {size / 2**30:,.0f} GiB, but this "
                     f"machine has {memory / 2**30:,.0f} GiB of memory"
                 )
 
@@ -161,26 +161,26 @@ class ImageFeed:
         key = (name, *changes.items())
         if key not in self._opened:
             is_other = name not in ("train", "test")
-            opened = (
+            split = (
                 load.load_test(self._config.to_dict(), test_split=name, **changes)
                 if is_other
                 else (load.load(self._config, name))
             )
             if is_other or self._recorded:
-                self._compare(name, opened)
-            self._opened[key] = opened
+                self._compare(name, split)
+            self._opened[key] = split
         return self._opened[key]
 
-    def _compare(self, name: str, opened: source.Source) -> None:
+    def _compare(self, name: str, split: source.Source) -> None:
         """Raises Changed if a split differs from the run's record, or from the run's classes and shapes."""
         before = {fact: list(getattr(self, fact)) for fact in ("classes", "image_shape", "label_shape")}
-        now = {fact: list(getattr(opened, fact)) for fact in before}
+        now = {fact: list(getattr(split, fact)) for fact in before}
         if name != "train" and now["classes"] == before["classes"][: len(now["classes"])]:
             now["classes"] = before["classes"]  # a split for evaluation may lack the last classes
         if self._recorded and name in self._recorded["identity"]:
             before |= self._recorded["identity"][name]
-            now |= opened.identity()
-        if lines := config_lib.difference(before, now):
+            now |= split.identity()
+        if lines := difference(before, now):
             raise Changed(
                 f"data.source={self._config.source}: split '{name}' is not what the run was trained on "
                 f"({'; '.join(lines)}); predicting files and explaining --image need no data set"
@@ -222,7 +222,7 @@ class ImageFeed:
         return self._resident_calls(step, total) if self._is_resident else self._streamed_calls(step, total)
 
     def _resident_calls(self, step, total):
-        rows = shuffle.rows(self._batch_size, self._shard)
+        rows = shuffle.process_rows(self._batch_size, self._shard)
         while step < total:
             count = min(self._steps_per_call, total - step)
             positions = step * self._batch_size, count * self._batch_size
@@ -292,7 +292,7 @@ class ImageFeed:
             "classes": list(self.classes),
             "image_shape": list(self.image_shape),
             "label_shape": list(self.label_shape),
-            "decoder": config_lib.plain(dataclasses.asdict(self.decoder)),
+            "decoder": plain(dataclasses.asdict(self.decoder)),
             "identity": {name: self.split(name).identity() for name in ("train", "test")},
         }
 
@@ -359,8 +359,8 @@ class ImageFeed:
 
 
 def _gather(data: dict[str, jax.Array], item: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    index, others = item["index"], {name: array for name, array in item.items() if name != "index"}
-    return {**resident.Resident.gather(data, index), "mask": jnp.ones(index.shape, jnp.float32), **others}
+    indices, extra = item["index"], {name: array for name, array in item.items() if name != "index"}
+    return {**resident.Resident.gather(data, indices), "mask": jnp.ones(indices.shape, jnp.float32), **extra}
 
 
 def as_images(feed: Feed, message: str = "this is for images") -> ImageFeed:

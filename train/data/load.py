@@ -46,8 +46,8 @@ def _load(split: str, options: Options) -> Source:
     if plugins.split(options.source):
         return spec.resolve_one("data.source", options.source, {}, split, options)
     kind, colon, argument = options.source.partition(":")
-    for known, where in KINDS.items():
-        name, known_colon, _ = known.partition(":")
+    for pattern, where in KINDS.items():
+        name, known_colon, _ = pattern.partition(":")
         if (kind, colon, bool(argument)) == (name, known_colon, bool(known_colon)):
             return plugins.imported(where)(*filter(None, [argument]), split, options)
     raise choice_error("data.source", options.source, (*KINDS, *TEXT_KINDS))

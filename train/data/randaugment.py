@@ -64,7 +64,7 @@ def _matrix(height: int, width: int, which: jax.Array, strength: float, sign: ja
 def randaugment(key: jax.Array, image: jax.Array, ops: int, magnitude: int) -> jax.Array:
     """Applies `ops` random operations, one after another, to an image, uint8 [H, W, C]."""
     op_key, sign_key = jax.random.split(key)
-    chosen = jax.random.randint(op_key, (ops,), 0, len(OPS))
+    op_numbers = jax.random.randint(op_key, (ops,), 0, len(OPS))
     signs = jax.random.rademacher(sign_key, (ops,), jnp.float32)
-    image, _ = jax.lax.scan(lambda x, draw: (apply(x, draw[0], magnitude, draw[1]), None), image, (chosen, signs))
+    image, _ = jax.lax.scan(lambda x, draw: (apply(x, draw[0], magnitude, draw[1]), None), image, (op_numbers, signs))
     return image

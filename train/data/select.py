@@ -25,7 +25,7 @@ from models.errors import UserError
 from train.data.composite import Placed
 from train.data.identity import Digest
 from train.data.source import Indices, Label, Source, Stored, Wrapped
-from train.setup import spec as calls
+from train.setup import spec
 
 YELLOW = (255, 255, 0)
 
@@ -63,8 +63,8 @@ class Selected(Wrapped):
         return self.labels
 
     def identity(self) -> dict[str, str | int]:
-        chosen = Digest().add_array(self.index).add_array(self.labels).add(self.classes)
-        return {**super().identity(), "chosen": chosen.short()}
+        digest = Digest().add_array(self.index).add_array(self.labels).add(self.classes)
+        return {**super().identity(), "chosen": digest.short()}
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.index[index]))
@@ -84,27 +84,27 @@ class _Selection:
     Attributes:
       labels: of the whole source, int32 [N].
       index: numbers of the selected examples.
-      kept: labels of the selected classes.
+      class_labels: labels of the selected classes.
       painted: painted share of the side for each example of the whole source, float [N].
       placed: canvases with the selected images, once `place` has made them.
     """
 
     def __init__(self, source: Source):
         if source.label_shape != ():
-            raise UserError("data.select is for sets of one label per image")
+            raise UserError("data.select needs a data set with one label per image")
         self.source, self.labels = source, source.all_labels()
-        self.index, self.kept = np.arange(len(source)), list(range(len(source.classes)))
+        self.index, self.class_labels = np.arange(len(source)), list(range(len(source.classes)))
         self.painted = np.zeros(len(source))
         self.placed: Placed | None = None
 
     def selected(self) -> Selected:
         """Returns the selected examples as a source."""
-        return Selected(self.source, self.index, self.kept, self.painted[self.index], self.own())
+        return Selected(self.source, self.index, self.class_labels, self.painted[self.index], self.new_labels())
 
-    def own(self) -> np.ndarray:
-        """Returns the labels of the selected examples, as positions in `kept`."""
+    def new_labels(self) -> np.ndarray:
+        """Returns the labels of the selected examples, as positions in `class_labels`."""
         number = np.full(len(self.source.classes), -1)
-        number[self.kept] = np.arange(len(self.kept))
+        number[self.class_labels] = np.arange(len(self.class_labels))
         return number[self.labels[self.index]]
 
     def rank(self, seed: int) -> np.ndarray:
@@ -120,18 +120,18 @@ def classes(selection: _Selection, *which: Any) -> None:
     """Keeps some classes and renumbers them; see the module."""
     if not which:
         raise ValueError("it names no class")
-    numbers = _numbers(which, len(selection.kept))
-    selection.keep(np.isin(selection.own(), numbers))
-    selection.kept = [selection.kept[number] for number in numbers]
+    numbers = _numbers(which, len(selection.class_labels))
+    selection.keep(np.isin(selection.new_labels(), numbers))
+    selection.class_labels = [selection.class_labels[number] for number in numbers]
 
 
 def per_class(selection: _Selection, n: int, seed: int = 0) -> None:
     """Keeps `n` random examples of each class; see the module."""
     if n < 1:
         raise ValueError(f"n={n} must be 1 or more")
-    counts = np.bincount(selection.own(), minlength=len(selection.kept))
+    counts = np.bincount(selection.new_labels(), minlength=len(selection.class_labels))
     if counts.min() < n:
-        few = selection.source.classes[selection.kept[int(counts.argmin())]]
+        few = selection.source.classes[selection.class_labels[int(counts.argmin())]]
         raise ValueError(f"class '{few}' has {counts.min()} examples, not {n}")
     selection.keep(_rank_in_class(selection, seed) < n)
 
@@ -148,21 +148,21 @@ def imbalance(selection: _Selection, r: float, seed: int = 0) -> None:
     """Keeps fewer examples of each class than of the one before; see the module."""
     if r < 1:
         raise ValueError(f"r={r} must be 1 or more")
-    own, count = selection.own(), len(selection.kept)
+    labels, count = selection.new_labels(), len(selection.class_labels)
     # Random order, since neighbors are alike in many sets: the first classes of ImageNet are all animals
     place = np.random.default_rng([seed, 72]).permutation(count)
-    quota = np.bincount(own, minlength=count) * r ** (-place / max(count - 1, 1))
-    selection.keep(_rank_in_class(selection, seed) < np.maximum(1, np.round(quota))[own])
+    quota = np.bincount(labels, minlength=count) * r ** (-place / max(count - 1, 1))
+    selection.keep(_rank_in_class(selection, seed) < np.maximum(1, np.round(quota))[labels])
 
 
 def paint(selection: _Selection, classes: Any = "all", p: float = 1.0, size: float = 0.25, seed: int = 0) -> None:
     """Marks random examples of some classes to be painted; see the module."""
     if not (0 < p <= 1 and 0 < size <= 1):
         raise ValueError(f"p={p} and size={size} must be in (0, 1]")
-    count = len(selection.kept)
+    count = len(selection.class_labels)
     numbers = range(count) if classes == "all" else _numbers([classes], count)
-    chosen = np.isin(selection.own(), list(numbers)) & (selection.rank(seed + 1) < p)
-    selection.painted[selection.index[chosen]] = size
+    painted = np.isin(selection.new_labels(), list(numbers)) & (selection.rank(seed + 1) < p)
+    selection.painted[selection.index[painted]] = size
 
 
 def place(
@@ -185,10 +185,10 @@ def place(
 
 def _rank_in_class(selection: _Selection, seed: int) -> np.ndarray:
     """Numbers the selected examples of each class 0, 1, … in random order."""
-    own, rank = selection.own(), selection.rank(seed)
-    order, places = np.lexsort((rank, own)), np.empty(len(own), int)
-    starts = np.concatenate([[0], np.cumsum(np.bincount(own, minlength=len(selection.kept)))])
-    places[order] = np.arange(len(own)) - starts[own[order]]
+    labels, rank = selection.new_labels(), selection.rank(seed)
+    order, places = np.lexsort((rank, labels)), np.empty(len(labels), int)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(labels, minlength=len(selection.class_labels)))])
+    places[order] = np.arange(len(labels)) - starts[labels[order]]
     return places
 
 
@@ -206,7 +206,7 @@ def _numbers(which: Sequence[Any], count: int) -> list[int]:
         low, high, step = match.groups()
         numbers += range(int(low), int(high or low) + 1, int(step or 1))
     if not numbers or max(numbers) >= count or len(set(numbers)) != len(numbers):
-        raise ValueError(f"classes are 0 to {count - 1}, each once, not {', '.join(map(str, which))}")
+        raise ValueError(f"classes must be distinct numbers from 0 to {count - 1}, not {', '.join(map(str, which))}")
     return numbers
 
 
@@ -220,20 +220,20 @@ OPERATIONS = {
 }
 
 
-def select(source: Source, spec: str) -> Source:
-    """Returns the part of `source` that `spec` describes, or the source itself for "".
+def select(source: Source, text: str) -> Source:
+    """Returns the part of `source` that `text` describes, or the source itself for "".
 
     Raises:
       UserError: an operation is unknown, or does not fit the source.
     """
-    operations = calls.parse("data.select", spec)
+    operations = spec.parse("data.select", text)
     if not operations:
         return source
     selection = _Selection(source)
     for call in operations:
         if selection.placed:
-            raise UserError(f"data.select '{spec}': place must come last")
-        calls.resolve("data.select", call, OPERATIONS, selection)
+            raise UserError(f"data.select '{text}': place must come last")
+        spec.resolve("data.select", call, OPERATIONS, selection)
         if not len(selection.index):
-            raise UserError(f"data.select '{spec}' leaves no examples")
+            raise UserError(f"data.select '{text}' leaves no examples")
     return selection.placed or selection.selected()

@@ -67,7 +67,7 @@ def philox(seed: int, number: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], np.uint64)))
 
 
-def rows(batch_size: int, shard: tuple[int, int]) -> range:
+def process_rows(batch_size: int, shard: tuple[int, int]) -> range:
     """Returns the rows of a batch of size B that process r of P has, for shard = (r, P): r*B/P … (r+1)*B/P - 1.
 
     Raises:

@@ -136,9 +136,9 @@ class Source(Protocol):
 
     def all_labels(self) -> np.ndarray:
         """Returns the labels of all examples, int32 [N, *label_shape], without decoding an image."""
-        known = self.known_labels()
-        if known is not None:
-            return known
+        labels = self.known_labels()
+        if labels is not None:
+            return labels
         chunks = (range(start, min(start + 4096, self.count)) for start in range(0, self.count, 4096))
         return np.array([label for chunk in chunks for _, label in self.fetch(chunk)], np.int32)
 

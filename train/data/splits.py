@@ -43,14 +43,14 @@ def compare(train: Source, test: Source, name: str) -> list[str]:
             f"images {list(test.label_shape)}"
         )
     _check_names(train, test, option)
-    seen, tested = _labels(train), _labels(test)
+    trained, tested = _labels(train), _labels(test)
     for split, source in (("training", train), ("test", test)):
         _check_readable(source, f"{option}: none of its {len(source):,} {split} images can be decoded")
-    if seen is None or tested is None:
+    if trained is None or tested is None:
         return []
-    if unseen := sorted(tested - seen):
+    if unseen := sorted(tested - trained):
         raise UserError(f"{option}: no training image has these labels of test images: {_some(train, unseen)}")
-    missing = sorted(seen - tested)
+    missing = sorted(trained - tested)
     return (
         [f"{len(missing):,} of the {len(train.classes):,} classes have no test images: {_some(train, missing)}"]
         if missing
@@ -65,8 +65,8 @@ def _check_names(train: Source, test: Source, option: str) -> None:
     """
     if test.classes == train.classes[: len(test.classes)]:
         return
-    known = set(train.classes)
-    unknown = [name for name in test.classes if name not in known]
+    trained_classes = set(train.classes)
+    unknown = [name for name in test.classes if name not in trained_classes]
     difference = f"training lacks {_list(unknown)}" if unknown else "the test split numbers them differently"
     raise UserError(
         f"{option}: its splits have different classes: {difference} (where data.select names classes, "
@@ -95,7 +95,7 @@ def _check_readable(source: Source, problem: str) -> None:
         except Unreadable as error:
             first = first or error
     if first:
-        raise UserError(f"{problem}; the first: {first}")
+        raise UserError(f"{problem}; the first error: {first}")
 
 
 def _some(source: Source, labels: list[int]) -> str:

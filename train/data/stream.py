@@ -21,7 +21,7 @@ from absl import flags
 
 from models.errors import UserError
 from models.kernels import runtime
-from train.data.shuffle import Order, philox, rows
+from train.data.shuffle import Order, philox, process_rows
 from train.data.source import Batch, Source
 
 _CROPS = 1  # stream of philox that draws crops (0 is the order of examples)
@@ -107,7 +107,7 @@ def stream(
       int64 [S]}. All masks are 1. "skipped" has the indices of images that could not be decoded and were replaced
       (data.on_error=skip).
     """
-    batches = _TrainingBatches(source, order, batch_size, start_step, num_steps, rows(batch_size, shard), seed)
+    batches = _TrainingBatches(source, order, batch_size, start_step, num_steps, process_rows(batch_size, shard), seed)
     return _iterate(batches, workers)
 
 
@@ -119,7 +119,7 @@ def evaluation_batches(
     The last batch is padded with zeros. The mask is 0 for padding and for images that could not be decoded. Each
     process gets the same number of batches.
     """
-    return _iterate(_EvaluationBatches(source, batch_size, rows(batch_size, shard)), workers)
+    return _iterate(_EvaluationBatches(source, batch_size, process_rows(batch_size, shard)), workers)
 
 
 def _iterate(batches: _Batches, workers: int) -> Iterator[Batch]:

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from models.errors import UserError, has_type
-from train.data import shuffle as order
+from train.data import shuffle
 from train.data.feed import Changed, Feed
 from train.data.sources import text
 from train.devices.parallel import Parallel
-from train.setup import config as config_lib
+from train.setup.config import Reader, difference
 
 
 class TextFeed:
@@ -35,7 +35,7 @@ class TextFeed:
     def __init__(
         self,
         source: str,
-        config: config_lib.Reader,
+        config: Reader,
         parallel: Parallel,
         *,
         batch_size: int,
@@ -87,7 +87,7 @@ class TextFeed:
         longest = -(-int(self.test.lengths.max()) // 8) * 8
         self.buckets = (*buckets, *([longest] if longest > buckets[-1] else []))
         self.data: dict[str, jax.Array] = {}
-        if recorded and (lines := config_lib.difference(recorded["identity"], self.record()["identity"])):
+        if recorded and (lines := difference(recorded["identity"], self.record()["identity"])):
             raise Changed(f"data.source={source} changed since the run was trained ({'; '.join(lines)})")
 
     def gather(self, data: Any, item: Any) -> dict[str, jax.Array]:
@@ -151,16 +151,16 @@ class TextFeed:
 
     def _items(self, corpus: text.Corpus, indices: np.ndarray) -> Any:
         """Returns this process's rows of the batch, on its devices."""
-        batch, rows = self._batch(corpus, indices), order.rows(len(indices), self._shard)
+        batch, rows = self._batch(corpus, indices), shuffle.process_rows(len(indices), self._shard)
         return self._parallel.shard({name: x[None, rows.start : rows.stop] for name, x in batch.items()})
 
     def _batch(self, corpus: text.Corpus, indices: np.ndarray) -> dict[str, np.ndarray]:
-        real = indices >= 0
-        width = text.width(corpus.lengths[indices[real]], self.buckets)
-        tokens = (corpus.target.lengths[indices[real]] - 1).mean()
+        unmasked = indices >= 0
+        width = text.width(corpus.lengths[indices[unmasked]], self.buckets)
+        tokens = (corpus.target.lengths[indices[unmasked]] - 1).mean()
         return {
             **corpus.batch(indices, width),
-            "mask": real.astype(np.float32),
+            "mask": unmasked.astype(np.float32),
             "tokens": np.full(len(indices), tokens, np.float32),
         }
 

@@ -22,7 +22,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 
 from models.errors import UserError
-from train.setup import config as config_lib
+from train.setup.config import differences
 
 HEARTBEAT = 30  # seconds of silence after which a process counts as dead
 GRACE = 5  # seconds until this process exits, which ends the others; failed ones can print their errors until then
@@ -172,8 +172,8 @@ def check_same(what: str, values: Mapping[str, Any]) -> None:
     """
     first, *others = gather(values)
     for process, other in enumerate(others, 1):
-        if differences := config_lib.differences(other, first):
-            listed = "; ".join(f"{key} is {here}, not {there}" for key, here, there in differences)
+        if changes := differences(other, first):
+            listed = "; ".join(f"{key} is {here}, not {there}" for key, here, there in changes)
             raise UserError(
                 f"process {process}'s {what} differs from process 0's: {listed}; give all processes the same command "
                 "and the same files"

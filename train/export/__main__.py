@@ -46,21 +46,20 @@ def main() -> int:
         raise UserError(f"--{'out' if WORKDIR.value else 'workdir'} is missing, e.g. --workdir=runs/x --out=exported/x")
     from models.compress import file
     from train import restore  # imports Orbax, which --help does not need
-    from train.export import network as networks
-    from train.export import verify, write
+    from train.export import network, verify, write
 
     console = command.console()
-    folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.known(FORMAT.value).folds)
+    folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.named_format(FORMAT.value).folds)
     write.check(FORMAT.value, OUT.value, folds)
     run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
     before = run.evaluate(run.parallel.place(state)) if verify.test_set(run) is not None else {}
-    network = networks.network(run, state)
+    portable = network.network(run, state)
     if SHARE.value:
-        network = networks.shared(network, SHARE.value)
+        portable = network.shared(portable, SHARE.value)
     try:
         card = write.export(
             run,
-            network,
+            portable,
             FORMAT.value,
             OUT.value,
             before,
@@ -75,7 +74,7 @@ def main() -> int:
         return 1
     if FORMAT.value == "compressed":
         data = file.read(Path(OUT.value) / card["file"])
-        console.print(table(file.rows(file.table(data, network.variables))))
+        console.print(table(file.rows(file.table(data, portable.variables))))
     for line in filter(None, lines(card, Path(OUT.value), before, run.task.headline)):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     return 0

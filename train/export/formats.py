@@ -23,8 +23,7 @@ from models import weights
 from models.compress import file
 from models.errors import UserError
 from models.kernels.tracing import lowering
-from train.export import card as cards
-from train.export import graph
+from train.export import cards, graph
 from train.export.network import PortableNetwork
 from train.storage.files import write_atomically
 
@@ -205,7 +204,7 @@ def _open_stablehlo(folder: Path, card: Card) -> Opened:
     except Exception as error:  # flatbuffers can raise anything for a damaged file
         raise UserError(f"{folder}: {card['file']} is damaged: {type(error).__name__} {error}") from None
     if jax.default_backend() not in ("cpu", "gpu", "tpu"):
-        raise UserError(f"{folder}: this program is for {', '.join(PLATFORMS)}")
+        raise UserError(f"{folder}: this program runs on {', '.join(PLATFORMS)}, not on {jax.default_backend()}")
     return _fed(card, jax.jit(program.call))
 
 
@@ -253,13 +252,15 @@ def _elsewhere(command: list[str], images: np.ndarray, who: str) -> tuple[str, n
                 env={**os.environ, "JAX_PLATFORMS": "cpu"},
             )
         except OSError as error:
-            raise UserError(f"{who} does not run: {error.strerror}; choose another Python by --torch_python") from None
+            raise UserError(
+                f"{who} cannot be started: {error.strerror}; choose another Python by --torch_python"
+            ) from None
         if done.returncode == REFUSED:
             raise Failed(done.stderr.strip().splitlines()[-1])
         if done.returncode or not outputs.exists():
             lines = [*done.stderr.strip().splitlines(), f"exit code {done.returncode}"]
             more = "; choose another Python by --torch_python" if "ModuleNotFoundError" in done.stderr else ""
-            raise UserError(f"{who} does not run it: {lines[max(-2, -len(lines))]}{more}")
+            raise UserError(f"{who} cannot run the network: {lines[max(-2, -len(lines))]}{more}")
         with np.load(outputs) as arrays:
             return done.stdout.strip().splitlines()[-1], arrays["logits"]
 

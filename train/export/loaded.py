@@ -10,8 +10,7 @@ import numpy as np
 
 from models.errors import UserError, choice_error
 from train.data.decode import Decoder, of_file, of_pixels
-from train.export import card as cards
-from train.export import formats
+from train.export import cards, formats
 from train.storage.files import expanded
 
 
@@ -19,7 +18,7 @@ class Loaded(NamedTuple):
     """An opened network.
 
     Attributes:
-      card: its description, see `train.export.card.read`.
+      card: its description, see `train.export.cards.read`.
       run: maps pixels, uint8 [N, H, W, C], to probabilities and logits, float32 [N, num_classes].
       network: returns the flax module and its variables; raises UserError where the file holds a program.
     """
@@ -67,11 +66,10 @@ def load(where: str | Path, which: str = "last") -> Loaded:
 def of_run(folder: Path, which: str = "last") -> Loaded:
     """Opens a checkpoint of a run, in float32."""
     from train import restore  # imports the loop, which exported networks do not need
-    from train.export import network as networks
-    from train.export import write
+    from train.export import network, write
 
     run, state = restore.load_network(folder, which)
-    network = networks.network(run, state)
-    card = {"format": "run", "file": "checkpoints", **write.card_of(run, network, {})}
-    model = network.create()
-    return Loaded(card, formats.of_variables(model, network.variables, card), lambda: (model, network.variables))
+    portable = network.network(run, state)
+    card = {"format": "run", "file": "checkpoints", **write.card_of(run, portable, {})}
+    model = portable.create()
+    return Loaded(card, formats.of_variables(model, portable.variables, card), lambda: (model, portable.variables))

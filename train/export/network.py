@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 import models
+import train.evaluate
 from models.compress import shrink
 from models.layers import low_bit
-from train import evaluate as scoring
 from train import step
 from train.data.image_feed import as_images
 from train.optim import pruning, weight_sharing
@@ -70,7 +70,7 @@ def evaluate(run: Network, state: TrainState, network: PortableNetwork) -> dict[
             functools.partial(step.evaluation_call, prepare=run.feed.prepare_evaluation, task=_task(run, network))
         )
     state = state.replace(params=variables.pop("params"), model_state=variables, ema={}, opt_state={})
-    return scoring.evaluate(call, run.parallel.place(state), run.feed.evaluation_calls(), run.feed.test_weight)
+    return train.evaluate.evaluate(call, run.parallel.place(state), run.feed.evaluation_calls(), run.feed.test_weight)
 
 
 def _task(run: Network, network: PortableNetwork) -> Task:

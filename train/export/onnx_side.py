@@ -13,8 +13,7 @@ from pathlib import Path
 import jax
 
 from models.kernels.tracing import lowering
-from train.export import card as cards
-from train.export import graph
+from train.export import cards, graph
 from train.export.network import PortableNetwork
 
 
@@ -37,8 +36,8 @@ def convert(folder: Path, path: Path) -> None:
             input_names=["images"],
             output_names=graph.outputs(card),
         )
-    known = ("architecture", "preprocessing", "labels", "probabilities", "license")
-    onnx.helper.set_model_props(model, {key: json.dumps(card[key]) for key in known})
+    properties = ("architecture", "preprocessing", "labels", "probabilities", "license")
+    onnx.helper.set_model_props(model, {key: json.dumps(card[key]) for key in properties})
     is_large = sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) > graph.ONE_FILE
     onnx.save_model(model, path, save_as_external_data=is_large, location=f"{path.name}.data" if is_large else None)
 

@@ -12,8 +12,7 @@ import jax
 from models.analysis.cost import analyze
 from models.errors import UserError, choice_error
 from models.weights import torch_names
-from train.export import card as cards
-from train.export import formats, graph, verify
+from train.export import cards, formats, graph, verify
 from train.export.network import PortableNetwork
 from train.recording import summary
 from train.run import Network
@@ -44,7 +43,7 @@ def preprocessing(run: Network) -> dict[str, Any]:
 def card_of(
     run: Network, network: PortableNetwork, metrics: Any, folds: Collection[str] = (), license: str = ""
 ) -> dict[str, Any]:
-    """Returns the entries of a card that do not depend on the format; see `train.export.card.read`."""
+    """Returns the entries of a card that do not depend on the format; see `train.export.cards.read`."""
     model = network.create()
     cost = analyze(model, network.inputs)
     ingredients = {name: getattr(model, field) for name, field in INGREDIENTS.items() if hasattr(model, field)}
@@ -126,7 +125,7 @@ def export(
     return card
 
 
-def known(format: str) -> formats.Format:
+def named_format(format: str) -> formats.Format:
     """Returns the format of a name; raises UserError if there is none."""
     if format not in formats.FORMATS:
         raise choice_error("--format", format, formats.FORMATS)
@@ -140,7 +139,7 @@ def _ours(path: Path) -> bool:
 
 def check(format: str, out: str | Path, folds: Collection[str]) -> None:
     """Checks format, folder and folds without the run; raises UserError."""
-    out, allowed = Path(out), known(format).folds
+    out, allowed = Path(out), named_format(format).folds
     for fold in folds:
         if fold not in graph.FOLDS:
             raise choice_error("--fold", fold, graph.FOLDS)

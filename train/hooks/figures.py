@@ -42,12 +42,12 @@ class Figures(Hook):
         elif isinstance(run.feed, ImageFeed) and not run.feed.label_shape:
             test = run.feed.test
             with picture(folder / "mistakes.png"):
-                logits, labels, index = run.predictions(state.evaluation_variables(), run.feed.test_batches())
+                logits, labels, indices = run.predictions(state.evaluation_variables(), run.feed.test_batches())
                 figures.mistakes(
                     logits,
                     labels,
                     run.feed.classes,
                     folder / "mistakes.png",
                     image=lambda place: test.example(place, None)["image"],
-                    index=index.tolist(),
+                    index=indices.tolist(),
                 )

@@ -90,7 +90,7 @@ def recalibrate_batch_norm(model: nn.Module, variables: Any, images: Iterable[ja
         mean = jax.tree.map(lambda m, new: m + share * (new - m), mean, means)
         variance = jax.tree.map(lambda v, new: v + share * (new - v), variance, variances)
     if mean is None:
-        raise UserError("recalibrate_batch_norm: no images")
+        raise UserError("recalibrate_batch_norm: there are no images to compute statistics of")
     variance = jax.tree.map(jnp.add, variance, between)
     stats = {
         **{(*path, "mean"): value for path, value in mean.items()},

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from models.errors import UserError, choice_error
-from train.optim import groups as param_groups
-from train.optim import pruning as prune
-from train.optim import schedules, weight_sharing
+from train.optim import groups, pruning, schedules, weight_sharing
 from train.optim.parameters import parameter_name, parameter_names, pattern
 from train.setup import spec
 from train.setup.config import Reader
@@ -110,7 +108,7 @@ def create(
     params: Any,
     to_steps: schedules.ToSteps,
     total: int,
-    pruning: prune.Plan | None = None,
+    plan: pruning.Plan | None = None,
     sharing: weight_sharing.Plan | None = None,
     coupled: Callable[[list[str]], Mapping[str, Sequence[str]]] | None = None,
 ) -> tuple[optax.GradientTransformation, schedules.Schedule]:
@@ -131,7 +129,7 @@ def create(
       params: the parameters, arrays or shapes.
       to_steps: converts durations to steps.
       total: steps of the whole training.
-      pruning: which weights are pruned when; None for none.
+      plan: which weights are pruned when; None for none.
       sharing: which weights share values; None for none.
       coupled: returns, for kernels whose filters are pruned, the vectors with one entry per filter
         (`train.optim.pruning.vectors`).
@@ -141,12 +139,12 @@ def create(
     """
     names = parameter_names(params)
     decay_mask = _decay_mask(config, names)
-    groups = _groups(config, names, to_steps, total)
+    by_group = _groups(config, names, to_steps, total)
     learning_rate = schedules.create(config, to_steps, total)
     optimizer = spec.resolve_one(
         "optimizer.name", config.name, OPTIMIZERS, learning_rate, config.weight_decay, decay_mask
     )
-    multiply = param_groups.multiply(groups.factors)
+    multiply = groups.multiply(by_group.factors)
     of_gradient = config.multiplied == "gradient"
     if of_gradient:
         optimizer = optax.chain(multiply, optimizer)
@@ -154,16 +152,16 @@ def create(
         optimizer = optax.chain(optax.masked(_l1(config.l1), decay_mask), optimizer)
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
-    if set(groups.factors.values()) != {1.0} and not of_gradient:
+    if set(by_group.factors.values()) != {1.0} and not of_gradient:
         optimizer = optax.chain(optimizer, multiply)
-    if set(groups.times.values()) != {param_groups.ALWAYS}:
-        optimizer = optax.chain(optimizer, param_groups.within(groups.times))
-    if groups.frozen:
-        optimizer = param_groups.freeze(optimizer, groups.factors)
-    if pruning:
-        kernels = [name for name in names if pruning.what.fullmatch(name)]
-        vectors = coupled(kernels) if pruning.structure == "filters" and coupled else {}
-        optimizer = prune.wrap(optimizer, pruning, vectors)
+    if set(by_group.times.values()) != {groups.ALWAYS}:
+        optimizer = optax.chain(optimizer, groups.within(by_group.times))
+    if by_group.frozen:
+        optimizer = groups.freeze(optimizer, by_group.factors)
+    if plan:
+        kernels = [name for name in names if plan.what.fullmatch(name)]
+        vectors = coupled(kernels) if plan.structure == "filters" and coupled else {}
+        optimizer = pruning.wrap(optimizer, plan, vectors)
     if sharing:
         optimizer = weight_sharing.wrap(optimizer, sharing)
     return optimizer, learning_rate
@@ -175,7 +173,7 @@ def _decay_mask(config: Reader, names: Sequence[str]) -> DecayMask:
     for key in ("weight_decay", "l1", "clip_norm"):
         schedules.check_range(key, getattr(config, key), 0)
     if (config.weight_decay or config.l1) and not any(decays.fullmatch(name) for name in names):
-        raise UserError(f"optimizer.decay '{config.decay}' matches no parameter, e.g. {names[0]}")
+        raise UserError(f"optimizer.decay '{config.decay}' matches no parameter; one is named {names[0]}")
 
     # A function rather than a tree, because `partition` shows the inner optimizer only the trainable part of the tree
     def decay_mask(tree):
@@ -184,18 +182,21 @@ def _decay_mask(config: Reader, names: Sequence[str]) -> DecayMask:
     return decay_mask
 
 
-def _groups(config: Reader, names: Sequence[str], to_steps: schedules.ToSteps, total: int) -> param_groups.Groups:
+def _groups(config: Reader, names: Sequence[str], to_steps: schedules.ToSteps, total: int) -> groups.Groups:
     """Assigns groups to parameters, and checks the settings that depend on them."""
-    groups = param_groups.assign(names, config.groups, to_steps)
+    by_group = groups.assign(names, config.groups, to_steps)
     if config.multiplied not in MULTIPLIED:
         raise choice_error("optimizer.multiplied", config.multiplied, MULTIPLIED)
     if config.multiplied == "gradient" and not config.name.startswith("sgd"):
         raise UserError(
             f"optimizer.multiplied=gradient is for sgd; {config.name} normalizes gradients, which cancels a multiplier"
         )
-    if late := [start for start, _ in groups.times.values() if start >= max(total, 1)]:
-        raise UserError(f"optimizer.groups={config.groups}: a group starts at step {max(late)} of {total}")
-    return groups
+    if late := [start for start, _ in by_group.times.values() if start >= max(total, 1)]:
+        raise UserError(
+            f"optimizer.groups={config.groups}: a group starts training at step {max(late)}, but the training "
+            f"ends at step {total}"
+        )
+    return by_group
 
 
 def _l1(factor: float) -> optax.GradientTransformation:

@@ -56,24 +56,25 @@ def assign(names: Sequence[str], groups: Sequence[Sequence[Any]], to_steps: Call
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"optimizer.groups={groups}: want pairs (expression, multiplier) as (('.*', 1.0),), optionally with the "
-            "times from which and until which the group trains"
+            f"optimizer.groups={groups}: must be tuples (expression, multiplier), e.g. (('.*', 1.0),), optionally "
+            "followed by the times at which the group starts and stops training"
         ) from None
     if any(not 0 <= factor < math.inf for _, factor, _ in patterns):
         raise UserError(f"optimizer.groups={groups}: a multiplier must be 0 (frozen) or positive")
     if any(start >= end for _, _, (start, end) in patterns):
         raise UserError(f"optimizer.groups={groups}: a group ends before it starts")
-    factors, times, used = {}, {}, set()
+    factors, times, matched = {}, {}, set()
     for name in names:
         match = next((i for i, (expression, *_) in enumerate(patterns) if expression.fullmatch(name)), None)
         if match is None:
-            raise UserError(f"optimizer.groups match no parameter '{name}'; end them with ('.*', 1.0)")
-        used.add(match)
+            raise UserError(f"optimizer.groups: no group matches the parameter '{name}'; end them with ('.*', 1.0)")
+        matched.add(match)
         _, factors[name], times[name] = patterns[match]
     for i, (expression, *_) in enumerate(patterns):
-        if i not in used:
+        if i not in matched:
             raise UserError(
-                f"optimizer.groups '{expression.pattern}' is the first match of no parameter, e.g. {names[0]}"
+                f"optimizer.groups '{expression.pattern}' matches no parameter that earlier groups leave; one "
+                f"parameter is named {names[0]}"
             )
     return Groups(factors, times)
 

@@ -210,7 +210,8 @@ def wrap(
         weights = named(params, plan.what)
         if not weights:
             raise UserError(
-                f"optimizer.prune: what='{plan.what.pattern}' matches no parameter, e.g. {parameter_names(params)[0]}"
+                f"optimizer.prune: what='{plan.what.pattern}' matches no parameter; one is named "
+                f"{parameter_names(params)[0]}"
             )
         jax.eval_shape(lambda: plan.keep(weights, plan.end, weights=weights))  # raises if shapes do not fit
         moved = {name: jnp.zeros_like(weight) for name, weight in weights.items()} if plan.score == "movement" else {}

@@ -58,14 +58,15 @@ class Plan(NamedTuple):
         Raises:
           UserError: no parameter shares values.
         """
-        chosen = named(params, self.what)
-        if not chosen:
+        matching = named(params, self.what)
+        if not matching:
             raise UserError(
-                f"optimizer.share: what='{self.what.pattern}' matches no parameter, e.g. {parameter_names(params)[0]}"
+                f"optimizer.share: what='{self.what.pattern}' matches no parameter; one is named "
+                f"{parameter_names(params)[0]}"
             )
         shared = {
             name: codebook.share(np.asarray(weights), self.bits(weights), self.init).weights()
-            for name, weights in chosen.items()
+            for name, weights in matching.items()
         }
         return put(params, shared)
 

@@ -156,7 +156,7 @@ def mistakes(
 def _draw_confusion(figure: SubFigure, matrix: np.ndarray, classes: Sequence[str]) -> None:
     axes = figure.subplots()
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    heatmap = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     few = len(classes) <= 20
     if few:
         axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
@@ -176,7 +176,7 @@ def _draw_confusion(figure: SubFigure, matrix: np.ndarray, classes: Sequence[str
         ylabel="true class",
         title=f"Confusion matrix ({np.trace(matrix)} of {matrix.sum()} right)",
     )
-    figure.colorbar(drawn, ax=axes, label="share of the true class", shrink=0.8)
+    figure.colorbar(heatmap, ax=axes, label="share of the true class", shrink=0.8)
 
 
 def attention(maps: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -251,16 +251,16 @@ def of_classes(shares: Shares, classes: Sequence[str], what: str, path: Path) ->
 
 def images_in_rows(figure: Figure | SubFigure, rows: Sequence[tuple[str, Sequence[tuple[Any, str]]]]) -> None:
     """Draws rows of images; a row is its name and pairs of pixels, [H, W, C] or [H, W], and a title."""
-    columns = max((len(shown) for _, shown in rows), default=0)
+    columns = max((len(images) for _, images in rows), default=0)
     grid = figure.subplots(max(len(rows), 1), max(columns, 1), squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for (name, shown), line in zip(rows, grid, strict=False):
-        for axes, (pixels, text) in zip(line, shown, strict=False):
+    for (name, images), line in zip(rows, grid, strict=False):
+        for axes, (pixels, text) in zip(line, images, strict=False):
             pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
             axes.imshow(pixels, cmap="gray" if pixels.ndim == 2 else None)
             axes.set_title(text, fontsize=7.5, pad=2)
-        if not shown:
+        if not images:
             line[0].text(0.5, 0.5, "none", transform=line[0].transAxes, ha="center", va="center", fontsize=9)
         line[0].text(-0.2, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
 

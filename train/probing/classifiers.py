@@ -32,30 +32,30 @@ TOLERANCE = 1e-5  # L-BFGS ends when no element of the gradient is larger
 Scorer = Callable[[np.ndarray], np.ndarray]  # features [N, D] -> scores [N, classes]
 
 
-def logistic(x: np.ndarray, y: np.ndarray, classes: int, strength: float) -> Scorer:
+def logistic(x: np.ndarray, labels: np.ndarray, classes: int, strength: float) -> Scorer:
     """Minimizes the mean cross-entropy + strength / 2 |W|^2; biases are not penalized, as in scikit-learn."""
-    return _linear(_cross_entropy, x, y, classes, strength)
+    return _linear(_cross_entropy, x, labels, classes, strength)
 
 
-def _cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
-    if y.ndim == 1:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y)
-    return (optax.sigmoid_binary_cross_entropy(logits, jnp.maximum(y, 0)) * (y >= 0)).sum(-1)
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    if labels.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return (optax.sigmoid_binary_cross_entropy(logits, jnp.maximum(labels, 0)) * (labels >= 0)).sum(-1)
 
 
-def _linear(losses: Callable, x: np.ndarray, y: np.ndarray, classes: int, strength: float) -> Scorer:
+def _linear(losses: Callable, x: np.ndarray, labels: np.ndarray, classes: int, strength: float) -> Scorer:
     weights = np.zeros((x.shape[1], classes), np.float32), np.zeros(classes, np.float32)
-    kernel, bias = jax.tree.map(np.asarray, _minimize(losses, weights, jnp.asarray(x), jnp.asarray(y), strength))
+    kernel, bias = jax.tree.map(np.asarray, _minimize(losses, weights, jnp.asarray(x), jnp.asarray(labels), strength))
     return lambda x: x @ kernel + bias
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _minimize(losses: Callable, weights: Any, x: jax.Array, y: jax.Array, strength: float) -> Any:
+def _minimize(losses: Callable, weights: Any, x: jax.Array, labels: jax.Array, strength: float) -> Any:
     """Minimizes by L-BFGS with a zoom line search (Nocedal & Wright 2006, algorithms 7.4 and 3.5)."""
 
     def loss(weights):
         kernel, bias = weights
-        return losses(x @ kernel + bias, y).mean() + strength / 2 * jnp.sum(kernel**2)
+        return losses(x @ kernel + bias, labels).mean() + strength / 2 * jnp.sum(kernel**2)
 
     optimizer = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(loss)
@@ -74,37 +74,37 @@ def _minimize(losses: Callable, weights: Any, x: jax.Array, y: jax.Array, streng
     return jax.lax.while_loop(more, step, (weights, optimizer.init(weights), 0, jnp.inf))[0]
 
 
-def svm(x: np.ndarray, y: np.ndarray, classes: int, strength: float) -> Scorer:
+def svm(x: np.ndarray, labels: np.ndarray, classes: int, strength: float) -> Scorer:
     """Minimizes the mean squared hinge loss + strength / 2 |W|^2.
 
     The loss of an image is the sum over all classes, each against the rest. This equals scikit-learn's LinearSVC with
     C = 1 / (strength x N), except that biases are not penalized here.
     """
-    return _linear(_squared_hinge, x, y, classes, strength)
+    return _linear(_squared_hinge, x, labels, classes, strength)
 
 
-def _squared_hinge(logits: jax.Array, y: jax.Array) -> jax.Array:
-    present = jax.nn.one_hot(y, logits.shape[1]) if y.ndim == 1 else y
+def _squared_hinge(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    present = jax.nn.one_hot(labels, logits.shape[1]) if labels.ndim == 1 else labels
     return (jnp.square(jax.nn.relu(1 - (2 * jnp.maximum(present, 0) - 1) * logits)) * (present >= 0)).sum(-1)
 
 
-def knn(x: np.ndarray, y: np.ndarray, classes: int, k: int) -> Scorer:
+def knn(x: np.ndarray, labels: np.ndarray, classes: int, k: int) -> Scorer:
     """Scores classes by the votes of the k nearest neighbors, weighted by exp(cosine / 0.07).
 
     Source: Wu 2018 (arXiv 1805.01978, section 3.4).
     """
-    labels = np.eye(classes, dtype=np.int32)[y] if y.ndim == 1 else y
-    present, counted, known = (jnp.asarray(array, jnp.float32) for array in (labels == 1, labels >= 0, _unit(x)))
+    targets = np.eye(classes, dtype=np.int32)[labels] if labels.ndim == 1 else labels
+    present, counted, neighbors = (jnp.asarray(array, jnp.float32) for array in (targets == 1, targets >= 0, _unit(x)))
 
     @jax.jit
     def votes(queries):
-        cosine, index = jax.lax.top_k(queries @ known.T, min(k, len(known)))
+        cosine, indices = jax.lax.top_k(queries @ neighbors.T, min(k, len(neighbors)))
         weight = jnp.exp((cosine - 1) / 0.07)
-        votes, all_votes = (jnp.einsum("nk,nkc->nc", weight, labels[index]) for labels in (present, counted))
+        votes, all_votes = (jnp.einsum("nk,nkc->nc", weight, targets[indices]) for targets in (present, counted))
         return votes / jnp.maximum(all_votes, 1e-30)
 
     def score(x):
-        chunk = max(1, 2**24 // len(known))
+        chunk = max(1, 2**24 // len(neighbors))
         return np.concatenate([np.asarray(votes(_unit(x[i : i + chunk]))) for i in range(0, len(x), chunk)])
 
     return score
@@ -154,20 +154,20 @@ def fit(kind: str, train: Features, classes: int, seed: int = 0) -> Fitted:
         raise choice_error("classifier", kind, CLASSIFIERS)
     function, values, standardized = CLASSIFIERS[kind]
 
-    def scorer(x, y, value):
+    def scorer(x, labels, value):
         if not standardized:
-            return function(x, y, classes, value)
+            return function(x, labels, classes, value)
         scale = standardizer(x)
-        score = function(scale(x), y, classes, value)
+        score = function(scale(x), labels, classes, value)
         return lambda x: score(scale(x))
 
-    fitted, held = _split(train.labels, seed)
+    fitted, held_out = _split(train.labels, seed)
     validation = {}
-    for value in values if len(held) else ():
+    for value in values if len(held_out) else ():
         score = scorer(train.x[fitted], train.labels[fitted], value)
-        validation[value] = headline(measure(score(train.x[held]), train.labels[held], classes))
-    chosen = max(values, key=lambda value: (validation[value], value)) if validation else values[len(values) // 2]
-    return Fitted(scorer(train.x, train.labels, chosen), chosen, validation)
+        validation[value] = headline(measure(score(train.x[held_out]), train.labels[held_out], classes))
+    best = max(values, key=lambda value: (validation[value], value)) if validation else values[len(values) // 2]
+    return Fitted(scorer(train.x, train.labels, best), best, validation)
 
 
 def evaluate(kind: str, train: Features, test: Features, classes: int, seed: int = 0) -> dict[str, Any]:
@@ -189,9 +189,11 @@ def evaluate(kind: str, train: Features, test: Features, classes: int, seed: int
       UserError: the kind is unknown, a label is not below `classes`, or features have different sizes.
     """
     if train.x.shape[1] != test.x.shape[1]:
-        raise UserError(f"training features have {train.x.shape[1]} numbers, and test features {test.x.shape[1]}")
+        raise UserError(f"training features have {train.x.shape[1]} dimensions, but test features {test.x.shape[1]}")
     if max(train.labels.max(), test.labels.max()) >= classes and train.labels.ndim == 1:
-        raise UserError(f"label {max(train.labels.max(), test.labels.max())} is not one of {classes} classes")
+        raise UserError(
+            f"label {max(train.labels.max(), test.labels.max())} is out of range: classes are 0 to {classes - 1}"
+        )
     return described(fit(kind, train, classes, seed), test, classes)
 
 
@@ -222,16 +224,16 @@ def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the indices to fit and to validate; none to validate if a class has a single example."""
     from sklearn.model_selection import train_test_split
 
-    index = np.arange(len(labels))
+    indices = np.arange(len(labels))
     if labels.ndim == 2:
-        fitted, held = train_test_split(index, test_size=HELD_OUT, random_state=seed)
-        return np.asarray(fitted), np.asarray(held)
+        fitted, held_out = train_test_split(indices, test_size=HELD_OUT, random_state=seed)
+        return np.asarray(fitted), np.asarray(held_out)
     counts = np.bincount(labels)
     if counts[counts > 0].min() < 2:
-        return index, index[:0]
+        return indices, indices[:0]
     size = max(round(HELD_OUT * len(labels)), int((counts > 0).sum()))
-    fitted, held = train_test_split(index, test_size=size, stratify=labels, random_state=seed)
-    return np.asarray(fitted), np.asarray(held)
+    fitted, held_out = train_test_split(indices, test_size=size, stratify=labels, random_state=seed)
+    return np.asarray(fitted), np.asarray(held_out)
 
 
 def names(text: str | Sequence[str]) -> list[str]:

@@ -107,15 +107,15 @@ def check(network: Network, endpoint: str) -> None:
 def _compute(network: Network, variables: Any, endpoint: str, source: Source) -> Features:
     @jax.jit
     def pooled(variables, batch):
-        image = network.feed.prepare_evaluation(batch)["image"]
-        _, endpoints = capture(network.model, variables, image, names=[endpoint], train=False)
+        images = network.feed.prepare_evaluation(batch)["image"]
+        _, endpoints = capture(network.model, variables, images, names=[endpoint], train=False)
         x = endpoints[endpoint]
         return x.reshape(x.shape[0], -1, x.shape[-1]).mean(1).astype(np.float32)  # [N, …, C] -> [N, C]
 
     variables, parts = jax.device_put(variables), []
     for batch in as_images(network.feed).batches(source):
-        real = batch["mask"] > 0
-        parts.append((np.asarray(pooled(variables, batch))[real], batch["label"][real]))
+        unmasked = batch["mask"] > 0
+        parts.append((np.asarray(pooled(variables, batch))[unmasked], batch["label"][unmasked]))
     return Features(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 

@@ -152,8 +152,8 @@ class Recorder:
 
     def _log(self, values: Mapping[str, Any]) -> None:
         speed = self.examples_per_second
-        known = {f"{self._unit}_per_second": round(speed, 1)} if speed == speed else {}
-        self.write(self._step, "train", {**values, **known})
+        rate = {f"{self._unit}_per_second": round(speed, 1)} if speed == speed else {}
+        self.write(self._step, "train", {**values, **rate})
         if not self._console.is_terminal:
             self.say(f"step {self._step}/{self._total}  {self._describe(values)}{self._left()}")
         self._sums, self._logged = None, self._step

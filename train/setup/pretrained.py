@@ -13,7 +13,7 @@ from models import weights
 from models.compress import file
 from models.errors import UserError
 from models.layers import low_bit
-from train.export import card
+from train.export import cards
 from train.storage import checkpoint, workdir
 from train.storage.files import expanded
 
@@ -56,7 +56,7 @@ def load(where: str | Path) -> Pretrained:
     """
     path = expanded(where)
     if path.is_dir():
-        return _load_export(path) if card.is_in(path) else _load_run(path)
+        return _load_export(path) if cards.is_in(path) else _load_run(path)
     if not path.exists():
         raise UserError(f"init_from={where}: there is no such run or file")
     if path.suffix.lower() == file.SUFFIX:
@@ -66,13 +66,13 @@ def load(where: str | Path) -> Pretrained:
             f"init_from={where}: want the folder of a run or of an exported network, a {file.SUFFIX} or a "
             ".safetensors file; convert other files by python -m models.weights import"
         )
-    return Pretrained(str(where), weights.about(path).get("model"), weights.read(path))
+    return Pretrained(str(where), weights.description(path).get("model"), weights.read(path))
 
 
 def _load_export(folder: Path) -> Pretrained:
     try:
-        content = card.read(folder)
-        arrays = weights.flatten(card.network(folder, content)[1])
+        content = cards.read(folder)
+        arrays = weights.flatten(cards.network(folder, content)[1])
     except UserError as error:
         raise UserError(f"init_from={error}") from None
     return Pretrained(str(folder), content["architecture"], arrays)
@@ -84,7 +84,7 @@ def _load_compressed(path: Path) -> Pretrained:
         arrays = file.load(data, path)[1]
     except UserError as error:
         raise UserError(f"init_from={error}") from None
-    return Pretrained(str(path), file.about(data)["model"], weights.flatten(arrays))
+    return Pretrained(str(path), file.description(data)["model"], weights.flatten(arrays))
 
 
 def _load_run(folder: Path) -> Pretrained:

@@ -76,14 +76,13 @@ def read(
     """
     with (
         contextlib.closing(Checkpoints(folder / "checkpoints", headline=best, read_only=True)) as saved,
-        details.kept(None),
+        details.redirect(None),
     ):
         step, content, damaged = saved.first_whole(best=bool(best))
     if content is None and damaged:
         step = max(damaged)
         raise UserError(
-            f"{folder}: checkpoint {step} is damaged: {damaged[step]}"
-            f"{'; so is every one before it' * (len(damaged) > 1)}"
+            f"{folder}: checkpoint {step} is damaged: {damaged[step]}{'; so are all earlier ones' * (len(damaged) > 1)}"
         )
     if content is None:
         raise UserError(f"{folder}: this run has no checkpoint {f'with {best} ' * bool(best)}yet")
@@ -204,7 +203,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:  # from the file system or from tensorstore
             logging.getLogger(__name__).warning("checkpoint %d", step, exc_info=True)
             why = checkpoint_format.brief(error)
-            problem = UserError(f"cannot write checkpoint {step} in {self.folder}: {why}; {self.kept()}")
+            problem = UserError(f"cannot write checkpoint {step} in {self.folder}: {why}; {self.resume_hint()}")
             if is_full(error):
                 problem = self._no_space(step, "no space left on the device")
         if problem:
@@ -221,7 +220,7 @@ class Checkpoints:
             for leftover in self.folder.glob(".new-*.tmp"):  # threads of Orbax may write after a save has failed
                 remove(leftover)
 
-    def kept(self) -> str:
+    def resume_hint(self) -> str:
         """Returns a sentence that says from which checkpoint the run can resume."""
         last = max(self.steps(), default=None)
         if last is None:
@@ -229,7 +228,7 @@ class Checkpoints:
         return f"the checkpoint of step {last} is kept, and the same command resumes from it"
 
     def _no_space(self, step: int, why: str) -> UserError:
-        return UserError(f"no disk space for checkpoint {step} in {self.folder}: {why}; {self.kept()}")
+        return UserError(f"no disk space for checkpoint {step} in {self.folder}: {why}; {self.resume_hint()}")
 
     def restore(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Reads the leaves of a step by path, and the JSON that was saved with them.
@@ -302,8 +301,8 @@ def full_disk_is_said(folder: Path) -> Iterator[None]:
     except OSError as error:
         if not is_full(error):
             raise
-        kept = Checkpoints(folder / "checkpoints", read_only=True).kept()
-        raise UserError(f"no disk space in {folder}: {error.strerror}; {kept}") from error
+        resume_hint = Checkpoints(folder / "checkpoints", read_only=True).resume_hint()
+        raise UserError(f"no disk space in {folder}: {error.strerror}; {resume_hint}") from error
 
 
 def is_full(error: Exception) -> bool:

@@ -36,7 +36,7 @@ def _to_terminal(handler: logging.Handler) -> bool:
 
 
 @contextlib.contextmanager
-def kept(path: Path | None) -> Iterator[None]:
+def redirect(path: Path | None) -> Iterator[None]:
     """Redirects warnings and uncatchable exceptions from the terminal to a file while the context is active.
 
     Redirected are log records of level WARNING and above, Python's warnings, and exceptions in threads and destructors.

@@ -66,7 +66,7 @@ class Workdir(contextlib.ExitStack):
           headline: the metric that decides which checkpoint is best.
         """
         claim(self.path, config, record, self._lock)
-        self.enter_context(details.kept(self.path / "details.log"))
+        self.enter_context(details.redirect(self.path / "details.log"))
         self.checkpoints = self.enter_context(
             contextlib.closing(checkpoint.Checkpoints(self.path / "checkpoints", keep, headline))
         )

@@ -55,7 +55,7 @@ def create(
     if getattr(task, "multi_label", False) != several:
         kinds = ("one class", "several classes")
         raise UserError(
-            f"task.name={config.name} wants {kinds[not several]} per image, but data.source={source} has "
-            f"{kinds[several]}" + ("; want task.name=multi_label" if several else "")
+            f"task.name={config.name} needs {kinds[not several]} per image, but data.source={source} has "
+            f"{kinds[several]}" + ("; set task.name=multi_label" if several else "")
         )
     return task

@@ -86,5 +86,5 @@ def measure(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
 
 def mean(values: Sequence[float | None]) -> float | None:
     """Returns the mean of the values that are not None, or None if there are none."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None

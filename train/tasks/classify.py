@@ -32,19 +32,19 @@ class Classify(ImageTask):
 
     def scored(self, logits, batch):
         """Returns the loss of training logits, and its metrics."""
-        target = batch.get("target")
-        if target is None:
-            target = jax.nn.one_hot(batch["label"], self.num_classes)
-        losses = self.losses(logits, optax.smooth_labels(target, self.label_smoothing))
+        targets = batch.get("target")
+        if targets is None:
+            targets = jax.nn.one_hot(batch["label"], self.num_classes)
+        losses = self.losses(logits, optax.smooth_labels(targets, self.label_smoothing))
         total, weight = jnp.sum(losses * batch["mask"]), jnp.sum(batch["mask"])
-        correct = (jnp.argmax(logits, -1) == jnp.argmax(target, -1)) * batch["mask"]
+        correct = (jnp.argmax(logits, -1) == jnp.argmax(targets, -1)) * batch["mask"]
         # Divided by the number of rows, which is equal on all devices, and not by the weight. So all unmasked examples
         # count equally in the mean over devices.
         return total / losses.shape[0], {"loss": (total, weight), "accuracy": (jnp.sum(correct), weight)}
 
-    def losses(self, logits, target):
+    def losses(self, logits, targets):
         """Returns the training loss of each example, [B], for a distribution over classes [B, num_classes]."""
-        return optax.softmax_cross_entropy(logits, target)
+        return optax.softmax_cross_entropy(logits, targets)
 
     def evaluate(self, variables, task_state, batch):
         """Returns loss, top-1, top-5, and the accuracy of each class [num_classes]; masked rows do not count."""
@@ -61,10 +61,10 @@ class Classify(ImageTask):
 
     def measured(self, logits, batch):
         """Returns the evaluation metrics of logits."""
-        mask, label = batch["mask"], batch["label"]
-        by_class = jax.nn.one_hot(label, self.num_classes) * mask[:, None]  # [B, num_classes]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-        rank, weight = ranks(logits, label), jnp.sum(mask)
+        mask, labels = batch["mask"], batch["label"]
+        by_class = jax.nn.one_hot(labels, self.num_classes) * mask[:, None]  # [B, num_classes]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        rank, weight = ranks(logits, labels), jnp.sum(mask)
         return {
             "loss": (jnp.sum(losses * mask), weight),
             "accuracy": (jnp.sum((rank == 0) * mask), weight),
@@ -73,10 +73,10 @@ class Classify(ImageTask):
         }
 
 
-def ranks(logits: jax.Array, label: jax.Array) -> jax.Array:
+def ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the rank of the true class, 0 for the highest logit: logits [..., num_classes], labels [...].
 
     Ties count against the true class, so that a network whose logits are all equal is not right by chance.
     """
-    own = jnp.take_along_axis(logits, label[..., None], -1)
+    own = jnp.take_along_axis(logits, labels[..., None], -1)
     return jnp.sum(~(logits < own), -1) - 1  # in this form, NaN ranks last

@@ -35,14 +35,14 @@ class MultiLabel(ImageTask):
 
     def measured(self, logits, batch, smoothing=0.0):
         """Returns the metrics of logits."""
-        label, mask = batch["label"], batch["mask"]
-        counted = label >= 0  # [B, C]
-        target = (label == 1) * (1 - smoothing) + smoothing / 2
-        losses = optax.sigmoid_binary_cross_entropy(logits, target)
+        labels, mask = batch["label"], batch["mask"]
+        counted = labels >= 0  # [B, C]
+        targets = (labels == 1) * (1 - smoothing) + smoothing / 2
+        losses = optax.sigmoid_binary_cross_entropy(logits, targets)
         # Ignored losses are selected away, because multiplying them by 0 would keep NaN and infinity.
         losses = jnp.sum(jnp.where(counted, losses, 0), -1) / jnp.maximum(jnp.sum(counted, -1), 1)  # [B, C] -> [B]
         # Ties count against the network, and so does NaN, so that equal scores are not right by chance.
-        present = jnp.max(jnp.where(label == 1, logits, -jnp.inf), -1)
-        absent = jnp.max(jnp.where(label == 0, logits, -jnp.inf), -1)
+        present = jnp.max(jnp.where(labels == 1, logits, -jnp.inf), -1)
+        absent = jnp.max(jnp.where(labels == 0, logits, -jnp.inf), -1)
         weight = jnp.sum(mask)
         return {"loss": (jnp.sum(losses * mask), weight), "hit": (jnp.sum((present > absent) * mask), weight)}

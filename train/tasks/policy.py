@@ -96,8 +96,10 @@ class Policy(Skipping):
 
         explored, state = predict(sampled, params if self._joint else jax.lax.stop_gradient(params), self._joint)
         base, _ = predict(greedy, jax.lax.stop_gradient(params), self._joint)
-        label = jnp.argmax(batch["target"], -1) if "target" in batch else batch["label"]  # as in `scored`
-        rewards = [reward(logits, label, keep, self._penalty) for logits, keep in ((explored, sampled), (base, greedy))]
+        labels = jnp.argmax(batch["target"], -1) if "target" in batch else batch["label"]  # as in `scored`
+        rewards = [
+            reward(logits, labels, keep, self._penalty) for logits, keep in ((explored, sampled), (base, greedy))
+        ]
         log_probabilities = jnp.where(sampled > 0, jnp.log(bounded), jnp.log1p(-bounded)) * open_
         gain = -(rewards[0] - rewards[1]) * jnp.sum(log_probabilities, -1)
         entropy = -jnp.sum((bounded * jnp.log(bounded) + (1 - bounded) * jnp.log1p(-bounded)) * open_, -1)
@@ -119,11 +121,11 @@ class Policy(Skipping):
         return self.model.apply(variables, images, train=False, keep=computed), computed
 
 
-def reward(logits: jax.Array, label: jax.Array, keep: jax.Array, penalty: float) -> jax.Array:
+def reward(logits: jax.Array, labels: jax.Array, keep: jax.Array, penalty: float) -> jax.Array:
     """Returns the rewards [B] of equation 2, for logits [B, num_classes], labels [B] and keep [B, blocks].
 
     The reward of a right prediction is 1 minus the square of the share of blocks that are computed; that of a wrong
     prediction is minus the penalty.
     """
-    right = jnp.argmax(logits, -1) == label
+    right = jnp.argmax(logits, -1) == labels
     return jax.lax.stop_gradient(jnp.where(right, 1 - jnp.mean(keep, -1) ** 2, -penalty))

@@ -48,10 +48,10 @@ class Translate(ModelTask):
 
     def _measured(self, logits, batch, smoothing):
         """Returns the losses of tokens [B, T], 0 for padding, and the metrics."""
-        label = batch["target"][:, 1:]  # [B, T]
-        weight = (label != PAD) * batch["mask"][:, None]
+        labels = batch["target"][:, 1:]  # [B, T]
+        weight = (labels != PAD) * batch["mask"][:, None]
         total = jax.nn.logsumexp(logits, -1)  # [B, T, V] -> [B, T]
-        own = jnp.take_along_axis(logits, label[..., None], -1)[..., 0]
+        own = jnp.take_along_axis(logits, labels[..., None], -1)[..., 0]
         # Cross-entropy with 1 - smoothing on the label plus smoothing / V on every token, without that distribution
         losses = (total - (1 - smoothing) * own - smoothing * logits.mean(-1)) * weight
         # The label's logit must exceed all others, so that a network whose logits are all equal is not right by chance.

@@ -141,8 +141,8 @@ def test_counts_by_hand():
     assert cost.endpoints["a"].output_shape == (1, 8, 6, 4)
     # Kept: the image for a's gradient, the ReLU's output for b's and its mask, tanh's output twice (y, and about 1 -
     # y^2), and the mean for c's.
-    kept = sum(row.kept_bytes for row in cost.layers)
-    assert 4 * (96 + 192 + 96 + 8) + 192 <= kept <= 4 * (96 + 192 + 2 * 96 + 8) + 192
+    kept_bytes = sum(row.kept_bytes for row in cost.layers)
+    assert 4 * (96 + 192 + 96 + 8) + 192 <= kept_bytes <= 4 * (96 + 192 + 2 * 96 + 8) + 192
     assert (cost.params, cost.mult_adds) == (a.params + b.params + c.params, a.mult_adds + b.mult_adds + c.mult_adds)
 
 
@@ -310,10 +310,10 @@ class Between(nn.Module):
 
 
 def test_operations_between_layers_count_toward_the_preceding_layer():
-    kept = {row.path: row.kept_bytes for row in analyze(Between(), (1, 8, 6, 2)).layers}
-    assert set(kept) == {"", "a", "b"}
-    assert kept[""] == 4 * 96 and kept["b"] == 0  # the image; nothing follows b
-    assert kept["a"] >= 4 * (192 + 48 + 4)  # the input of pooling, and the outputs of tanh and of the mean
+    kept_bytes = {row.path: row.kept_bytes for row in analyze(Between(), (1, 8, 6, 2)).layers}
+    assert set(kept_bytes) == {"", "a", "b"}
+    assert kept_bytes[""] == 4 * 96 and kept_bytes["b"] == 0  # the image; nothing follows b
+    assert kept_bytes["a"] >= 4 * (192 + 48 + 4)  # the input of pooling, and the outputs of tanh and of the mean
 
 
 def test_chart_has_all_costs_in_the_order_of_the_computation(tmp_path):

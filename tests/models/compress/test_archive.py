@@ -40,7 +40,7 @@ def packing(arrays=None):
 
 def test_packed_arrays_are_restored():
     data, arrays, shapes = packing()
-    assert packed.about(data) == {"model": "lenet5", "fields": {}}
+    assert packed.description(data) == {"model": "lenet5", "fields": {}}
     restored, listed = packed.unpack(data, shapes), packed.contents(data)
     assert list(restored) == list(arrays)
     for name, array in arrays.items():
@@ -71,10 +71,10 @@ def test_every_array_gets_the_smallest_encoding(name, encoding, most):
 def test_the_chosen_width_of_jumps_is_the_best():
     for share in (0.5, 0.9, 0.99, 0.999):
         weights = np.where(RNG.random(20_000) < share, 0, RNG.choice(np.float32([1, 2, 3]), 20_000)).astype(np.float32)
-        kept = np.flatnonzero(weights)
-        index = weights[kept].astype(int)
+        nonzero = np.flatnonzero(weights)
+        index = weights[nonzero].astype(int)
         one = packed.contents(packed.pack({}, {"w": weights}))["w"]
-        sizes = {bits: packed._size(weights.size, kept, index, bits) / 8 for bits in (0, *packed.JUMPS)}
+        sizes = {bits: packed._size(weights.size, nonzero, index, bits) / 8 for bits in (0, *packed.JUMPS)}
         assert abs(sum(one.parts.values()) - 12 - min(sizes.values())) < 80
         assert one.jump_bits == min(sizes, key=sizes.get)
 

@@ -83,4 +83,4 @@ def test_mutants_of_the_whole_file_with_valid_checksums():
         except UserError:
             refused += 1
     assert refused > 10
-    assert packed.about(data)["model"] == "lenet_300_100"
+    assert packed.description(data)["model"] == "lenet_300_100"

@@ -13,12 +13,12 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 1.0])
 def test_positions_survive_a_round_trip(bits, share):
     size = 5000
-    kept = np.flatnonzero(RNG.random(size) < share)
-    jumps = sparse.jumps(kept, bits, size)
+    nonzero = np.flatnonzero(RNG.random(size) < share)
+    jumps = sparse.jumps(nonzero, bits, size)
     assert ((jumps >= 1) & (jumps <= 2**bits)).all()
     positions = sparse.positions(jumps, size)
-    assert np.isin(kept, positions).all()
-    filler = ~np.isin(positions, kept)
+    assert np.isin(nonzero, positions).all()
+    filler = ~np.isin(positions, nonzero)
     assert (jumps[filler] == 2**bits).all()
     assert (
         size - 1 - (positions[-1] if len(positions) else -1) < 2**bits

@@ -254,7 +254,7 @@ def test_attention_rollout_is_a_product_over_the_blocks(fields):
         (functools.partial(gradient.smooth_grad, samples=0), "samples=0 must be at least 1"),
         (functools.partial(gradient.smooth_grad, noise=-1.0), "noise=-1.0 must be at least 0"),
         (functools.partial(gradient.integrated_gradients, steps=0), "steps=0 must be at least 1"),
-        (functools.partial(gradient.integrated_gradients, baseline=(0, 0)), "a tuple of 1, one for each channel"),
+        (functools.partial(gradient.integrated_gradients, baseline=(0, 0)), "a tuple of 1 numbers, one per channel"),
     ],
 )
 def test_errors_are_one_line(call, message):

@@ -159,7 +159,7 @@ def test_crop():
     assert patches.crop(images[:1], [(-2, -2, 8, 7)], (7, 8, 9))[0, 0, 0].tolist() == [7, 8, 9]
     beyond = patches.crop(np.zeros((1, 2, 2, 1), np.uint8), [(0, 0, 3, 3)])
     assert beyond.ravel().tolist() == [0, 0, 128, 0, 0, 128, 128, 128, 128]
-    with pytest.raises(UserError, match="each of the 4 images needs a box, all of one size"):
+    with pytest.raises(UserError, match="each of the 4 images needs one box, and all boxes need one size"):
         patches.crop(images, [*boxes[:3], (0, 0, 1, 1)])
 
 

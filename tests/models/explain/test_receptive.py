@@ -72,9 +72,9 @@ def test_units_see_the_pixels_of_their_box(kind):
     )  # none, each row, each column
     images = np.where(bright, 1e5, 1.0).astype(np.float32)[..., None].repeat(channels, 3)
     activations = jax.jit(lambda *args: capture(model, *args)[1])(drawn.filled(drawn.abstract(model), positive), images)
-    known = {name: field for name, field in fields(model, (1, size, size, channels)).items() if field}
-    assert len(known) >= {"swin": 1, "vit_c": 1}.get(kind, 2)
-    for endpoint, field in known.items():
+    field_of = {name: field for name, field in fields(model, (1, size, size, channels)).items() if field}
+    assert len(field_of) >= {"swin": 1, "vit_c": 1}.get(kind, 2)
+    for endpoint, field in field_of.items():
         maps = np.asarray(activations[endpoint], np.float64)
         changes = (np.abs(maps[1:] - maps[0]) > 1e-4 * np.abs(maps[0])).any(-1)  # [2 size, h, w]
         for axis, seen in ((0, changes[:size].any(2)), (1, changes[size:].any(1))):  # [size, places]

@@ -161,6 +161,6 @@ def test_whitened_patches_are_white():
     jax.tree.map(
         np.testing.assert_array_equal, {**changed["params"], "stem_conv": 0}, {**variables["params"], "stem_conv": 0}
     )
-    with pytest.raises(UserError, match="stem_conv has 64 features of 3 channels; it needs an even number"):
+    with pytest.raises(UserError, match="stem_conv has 64 output features and sees 3 of 3 channels; it must"):
         wide = models.create("resnet8", width=64)
         whiten(wide, models.initialize(wide, jax.random.key(0), images.shape), images)

@@ -299,9 +299,9 @@ def test_every_dense_layer_of_a_transformer_is_quantized():
 @pytest.mark.parametrize(
     "name,fields,message",
     [
-        ("resnet8", {"dense": "xnor"}, "dense='xnor' is without effect"),
-        ("lenet_300_100", {"conv": "ternary"}, "conv='ternary' is without effect"),
-        ("vit_tiny_patch16", {"conv": "binary_weight", "dense": "xnor"}, "conv='binary_weight' is without effect"),
+        ("resnet8", {"dense": "xnor"}, "dense='xnor' has no effect"),
+        ("lenet_300_100", {"conv": "ternary"}, "conv='ternary' has no effect"),
+        ("vit_tiny_patch16", {"conv": "binary_weight", "dense": "xnor"}, "conv='binary_weight' has no effect"),
     ],
 )
 def test_low_bits_without_effect_are_an_error(name, fields, message):

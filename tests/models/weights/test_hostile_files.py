@@ -51,7 +51,7 @@ def foreign_reader(error):
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 def test_any_exception_of_a_reader_becomes_one_line(error):
-    with pytest.raises(UserError, match=r"^dir/w.npz: damaged, or no .npz file \(") as caught:
+    with pytest.raises(UserError, match=r"^dir/w.npz: damaged, or not a .npz file \(") as caught:
         foreign_reader(error)
     assert str(caught.value).isprintable() and len(str(caught.value)) <= foreign.LONGEST
 
@@ -197,7 +197,7 @@ def test_invalid_labels_are_refused(tmp_path, labels):
     "images,labels,message",
     [
         (IMAGES[:0], np.zeros(0, int), "no examples"),
-        (IMAGES[:0], np.zeros((0, 10**9), int), "65,536 classes at most"),
+        (IMAGES[:0], np.zeros((0, 10**9), int), "at most 65,536 classes"),
         (IMAGES, None, "there is no array 'train_label'"),
         (IMAGES.astype(np.float32), np.zeros(3, int), "images must be uint8"),
     ],
@@ -211,7 +211,7 @@ def test_labels_at_the_limits():
     assert len(ArraySource(IMAGES, np.array([0, 1, MOST_CLASSES - 1])).classes) == MOST_CLASSES
     assert ArraySource(IMAGES, np.array([0, 1, 1], np.uint64), ["a", "b"]).classes == ("a", "b")
     for labels in ([0, 1, 2], [0, 1, -1]):
-        with pytest.raises(UserError, match="of 2 classes at most"):
+        with pytest.raises(UserError, match="at most 2 classes"):
             ArraySource(IMAGES, np.array(labels), ["a", "b"])
 
 
@@ -270,7 +270,7 @@ def test_hostile_safetensors_files(tmp_path, name):
 )  # fmt: skip
 def test_metadata_that_do_not_name_a_network(tmp_path, text):
     path = tmp_path / "w.safetensors"
-    refused(path, safetensors.numpy.save({"a": B}, {"ablate": text}), weights.about, "its metadata 'ablate'")
+    refused(path, safetensors.numpy.save({"a": B}, {"ablate": text}), weights.description, "its metadata 'ablate'")
 
 
 @pytest.mark.parametrize(

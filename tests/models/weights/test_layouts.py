@@ -104,8 +104,8 @@ def test_a_new_head_is_drawn_and_the_rest_is_kept(theirs):
     own = flatten(models.initialize(model, jax.random.key(3), model.example()))
     assert arrays["head/kernel"].shape == (8, 5)
     for path, array in arrays.items():
-        kept = None if path.startswith("head/") else flatten(drawn.variables(tiny()))[path]
-        np.testing.assert_array_equal(array, own[path] if kept is None else kept, err_msg=path)
+        expected = None if path.startswith("head/") else flatten(drawn.variables(tiny()))[path]
+        np.testing.assert_array_equal(array, own[path] if expected is None else expected, err_msg=path)
     without = {name: array for name, array in theirs.items() if not name.startswith("fc.")}
     again = flatten(from_arrays(model, without, "torchvision", new=["head"], seed=3))
     jax.tree.map(np.testing.assert_array_equal, again, arrays)
@@ -219,8 +219,8 @@ def test_a_compressed_file_with_damage(tmp_path):
         ("none.safetensors", "there is no such file"),
         ("none.npz", "there is no such file"),
         ("none.pth", "there is no such file"),
-        ("w.h5", "weights are in files that end in .safetensors, .npz, .pth"),
-        ("w", "weights are in files that end in"),
+        ("w.h5", "the name of a weights file must end in one of .safetensors, .npz, .pth"),
+        ("w", "a weights file must end in one of"),
         ("folder.npz", "there is no such file"),
     ],
 )
@@ -250,14 +250,14 @@ def test_a_failed_write_leaves_no_file(tmp_path, suffix, monkeypatch):
 def test_metadata(tmp_path):
     write(tmp_path / "w.safetensors", {"a": np.ones(2)}, {"format": "pt"})
     assert weights.metadata(tmp_path / "w.safetensors") == {"format": "pt"}
-    assert weights.about(tmp_path / "w.safetensors") == {}
+    assert weights.description(tmp_path / "w.safetensors") == {}
     with pytest.raises(UserError, match=r"only .safetensors files can hold metadata"):
         write(tmp_path / "w.npz", {"a": np.ones(2)}, {"format": "pt"})
     write(tmp_path / "w.npz", {"a": np.ones(2)})
     assert weights.metadata(tmp_path / "w.npz") == {}
     write(tmp_path / "w.safetensors", {"a": np.ones(2)}, {"ablate": "__import__('os')"})
     with pytest.raises(UserError, match="no dictionary of literals"):
-        weights.about(tmp_path / "w.safetensors")
+        weights.description(tmp_path / "w.safetensors")
     (tmp_path / "w.safetensors").write_bytes(SAFE[:20])
     with pytest.raises(UserError, match="damaged"):
         weights.metadata(tmp_path / "w.safetensors")
@@ -267,7 +267,7 @@ def test_save_and_load(tmp_path):
     model, path = tiny(), tmp_path / "w.safetensors"
     variables = drawn.variables(model)
     weights.save(path, model, variables, {"model": "resnet18", "fields": TINY})
-    assert weights.about(path) == {"model": "resnet18", "fields": TINY}
+    assert weights.description(path) == {"model": "resnet18", "fields": TINY}
     jax.tree.map(np.testing.assert_array_equal, weights.load(path, model), variables)
     assert "stage1/block0/conv1/kernel" in read(path)
     with pytest.raises(Mismatch, match="'head' alone"):
@@ -329,7 +329,7 @@ def test_import_with_a_new_head(tmp_path, theirs, capsys):
         variables = weights.load(tmp_path / "o.safetensors", tiny(num_classes=7))
         expected = from_arrays(tiny(num_classes=7), theirs, "torchvision", new=["head"], seed=seed)
         jax.tree.map(np.testing.assert_array_equal, variables, expected)
-    assert weights.about(tmp_path / "o.safetensors")["fields"]["num_classes"] == 7
+    assert weights.description(tmp_path / "o.safetensors")["fields"]["num_classes"] == 7
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_import_with_a_new_head(tmp_path, theirs, capsys):
             "takes --to, not --from",
         ),
         (["export", "IN", "--to=torchvision", "--model=resnet18", "--new=head", "--out=OUT"], "--new is for import"),
-        (["export", "IN", "--to=torchvision", "--model=resnet18", "--out=OUT.h5"], "weights are in files that end in"),
+        (["export", "IN", "--to=torchvision", "--model=resnet18", "--out=OUT.h5"], "a weights file must end in one of"),
     ],
 )
 def test_mistakes(tmp_path, capsys, arguments, message, theirs):

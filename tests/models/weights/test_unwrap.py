@@ -126,8 +126,8 @@ def test_prefixes_that_only_some_names_have_are_kept(theirs):
         from_arrays(tiny(), some, "torchvision")
     with pytest.raises(Mismatch, match="arrays of these torchvision weights"):
         from_arrays(tiny(), {f"mine.{name}": array for name, array in theirs.items()}, "torchvision")
-    known = {"model.a": A, "model.b": B}  # a network whose own names begin with "model."
-    assert unwrap.without_prefixes(known, unwrap.ATTRIBUTES, {"model.a", "model.c"}) == known
+    arrays = {"model.a": A, "model.b": B}  # a network whose own names begin with "model."
+    assert unwrap.without_prefixes(arrays, unwrap.ATTRIBUTES, {"model.a", "model.c"}) == arrays
 
 
 def test_numbers_beside_arrays_are_not_parameters(theirs):
@@ -162,7 +162,7 @@ def test_endings_in_upper_case(tmp_path, name):
 @pytest.mark.parametrize("name", ["w.tar", "w.pkl", "w.h5", "w.onnx", "pth", "w"])
 def test_other_endings(tmp_path, name):
     refused(
-        tmp_path / name, TORCH["new"].tobytes(), message="weights are in files that end in .safetensors, .npz, .pth"
+        tmp_path / name, TORCH["new"].tobytes(), message="a weights file must end in one of .safetensors, .npz, .pth"
     )
 
 

@@ -210,7 +210,7 @@ def test_mixing_requires_an_even_batch():
         ("erase(True)", 3, "p must be float, not True"),
         ("flip(p=0.5,q=1)", 3, "unexpected keyword argument 'q'"),
         ("mixup(0)", 3, "a=0 is not positive"),
-        ("mixup(0.2)|flip", 3, "flip: mixup and cutmix come once, at the end"),
+        ("mixup(0.2)|flip", 3, "flip: it follows mixup or cutmix in .*, which come once, at the end"),
         ("grayscale", 1, "grayscale: needs RGB images"),
         ("jitter(0.4,0.4,0.4)", 1, "saturation and hue need RGB"),
         ("crop(4)+flip", 3, "cannot read data.augment '.*': write name"),
@@ -230,5 +230,5 @@ def test_normalize():
     assert result.dtype == jnp.float32
     np.testing.assert_allclose(result[0, :, 0], [[-1, -1, 0], [1, 3, 0.5]])
     assert normalize(images, (0.5,), (0.5,)).shape == images.shape
-    with pytest.raises(UserError, match=r"data.std=.*: must be a tuple of 1 number, or of one for each of 1 channels"):
+    with pytest.raises(UserError, match=r"data.std=.*: must be a tuple of 1 number, or of 1 per channel \(here 1\)"):
         normalize(images[..., :1], (0.5,), (0.5, 0.5, 0.5))

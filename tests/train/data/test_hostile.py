@@ -83,7 +83,7 @@ def test_a_split_without_a_readable_image_is_an_error(split, tmp_path):
         batch_size=4,
         eval_batch_size=4,
     )
-    with pytest.raises(UserError, match=f"none of its 10 {split} images can be decoded; the first: cannot decode"):
+    with pytest.raises(UserError, match=f"none of its 10 {split} images can be decoded; the first error: cannot"):
         build_run(config)
 
 

@@ -194,7 +194,7 @@ UNTURN = {
 }  # fmt: skip
 
 
-def taken(picture, turned, kind="JPEG", **options):
+def photograph(picture, turned, kind="JPEG", **options):
     """Returns a photograph of the picture by a camera held in that orientation."""
     image = Image.fromarray(picture)
     if UNTURN[turned]:
@@ -212,7 +212,7 @@ def taken(picture, turned, kind="JPEG", **options):
 )
 @pytest.mark.parametrize("turned", UNTURN)
 def test_a_photograph_is_upright(turned, kind, options):
-    file = taken(COLOR, turned, kind, **options)
+    file = photograph(COLOR, turned, kind, **options)
     assert off(Decoder("none", 0, 3)(file), COLOR) <= 4
     stored = Decoder("none", 0, 3, exif="ignore")(file)
     assert stored.shape == (SHAPE if kind == "TIFF" or turned < 5 else (WIDTH, HEIGHT, 3))
@@ -229,7 +229,7 @@ def test_the_crop_of_an_upright_photograph(crop, turned):
     for rng in (None, 0, 1, 2):
         cropped, expected = (
             decoder(file, None if rng is None else philox(0, rng, 1))
-            for file in (taken(smooth, turned, quality=95), taken(smooth, 1, quality=95))
+            for file in (photograph(smooth, turned, quality=95), photograph(smooth, 1, quality=95))
         )
         assert off(cropped, expected) <= 6, (rng, off(cropped, expected))
 
@@ -252,7 +252,7 @@ def test_an_unknown_orientation_is_ignored(number):
 def test_exif_is_an_option(tmp_path):
     (tmp_path / "class").mkdir()
     for number in range(2):
-        (tmp_path / "class" / f"{number}.jpg").write_bytes(taken(COLOR, 6, quality=98, subsampling=0))
+        (tmp_path / "class" / f"{number}.jpg").write_bytes(photograph(COLOR, 6, quality=98, subsampling=0))
     options = Options(f"folder:{tmp_path}", crop="whole", image_size=WIDTH)
     upright, stored = (
         load(dataclasses.replace(options, exif=exif), "train").example(0)["image"] for exif in ("apply", "ignore")

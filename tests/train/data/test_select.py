@@ -91,8 +91,8 @@ def test_parts_of_parts_names_and_copies():
     [
         ("per_class(11)", "class 'c0' has 10 examples, not 11"), ("per_class(0)", "n=0 must be 1 or more"),
         ("share(0.0)", r"p=0.0 must be in \(0, 1\]"), ("share(0.001)", "leaves no example"),
-        ("imbalance(0.5)", "r=0.5 must be 1 or more"), ("classes('0-9')", "classes are 0 to 5, each once, not 0-9"),
-        ("classes(1, 1)", "each once"), ("classes('a')", "cannot read the classes 'a'"),
+        ("imbalance(0.5)", "r=0.5 must be 1 or more"), ("classes('0-9')", "must be distinct numbers from 0 to 5"),
+        ("classes(1, 1)", "distinct"), ("classes('a')", "cannot read the classes 'a'"),
         ("classes('0-4/0')", "cannot read the classes '0-4/0'"), ("classes()", "it names no class"),
         ("paint(size=2.0)", "size=2.0 must be in"),
         ("per_clas(3)", "unknown data.select 'per_clas'; did you mean 'per_class'"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.errors import UserError
-from train.data.shuffle import Order, philox, rows
+from train.data.shuffle import Order, philox, process_rows
 
 
 def test_every_epoch_has_every_example_once_across_batches_that_straddle_epochs():
@@ -55,6 +55,6 @@ def test_streams_of_philox_are_independent():
 
 
 def test_processes_have_parts_of_a_batch_in_order():
-    assert [rows(12, (process, 3)) for process in range(3)] == [range(4), range(4, 8), range(8, 12)]
+    assert [process_rows(12, (process, 3)) for process in range(3)] == [range(4), range(4, 8), range(8, 12)]
     with pytest.raises(UserError, match="batch size 12 is not divisible by the 5 processes"):
-        rows(12, (0, 5))
+        process_rows(12, (0, 5))

@@ -53,7 +53,7 @@ def test_plain_and_compressed_files(tmp_path):
             f"train.en has {len(PAIRS)} lines, train.de has 2 lines; each needs one sentence per line",
         ),
         (lambda folder: [path.write_text("") for path in folder.glob("train.*")], "train.en has 0 lines"),
-        (lambda folder: (folder / "train.de").write_bytes(b"\xff\n"), "train.de: damaged, or no UTF-8 file"),
+        (lambda folder: (folder / "train.de").write_bytes(b"\xff\n"), "train.de: damaged, or not a UTF-8 file"),
         (
             lambda folder: ((folder / "train.de").unlink(), (folder / "train.de.gz").write_bytes(b"no")),
             "train.de.gz: cannot be read: Not a gzipped file",
@@ -193,7 +193,7 @@ def test_evaluation_has_every_pair_once(size):
 
 
 def test_test_pairs_of_the_grammar_only_differ_in_order():
-    """Checks that a function of the set of tokens can translate at most one of each two correctly."""
+    """Checks that test sentences come in pairs of the same tokens: a model without order fails on one of each pair."""
     english, german = grammar.sentences(("en", "de"), "test")
     for i in range(0, 200, 2):
         one, other = (sorted(line.strip(".").replace(",", "").split()) for line in english[i : i + 2])

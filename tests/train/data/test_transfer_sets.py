@@ -92,7 +92,7 @@ def write(folder: Path, name: str, make, counts: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "classes", "shape", "known"),
+    ("name", "make", "classes", "shape", "file_name"),
     [
         ("caltech101", caltech101, 102, (16, 16, 3), "image_0002.jpg"),
         ("caltech_birds2011", caltech_birds2011, 200, (16, 16, 3), "bird_2.jpg"),
@@ -101,7 +101,7 @@ def write(folder: Path, name: str, make, counts: dict[str, int]) -> None:
         ("mnist", mnist, 10, (28, 28, 1), None),
     ],
 )
-def test_sets_with_one_class_per_image(tmp_path, name, make, classes, shape, known):
+def test_sets_with_one_class_per_image(tmp_path, name, make, classes, shape, file_name):
     write(tmp_path, name, make, {"train": 5, "test": 4})
     changes = SIZED if shape[0] == 16 else {}
     train, test = (load(Options(f"tfds:{name}", dir=str(tmp_path), **changes), split) for split in ("train", "test"))
@@ -110,7 +110,7 @@ def test_sets_with_one_class_per_image(tmp_path, name, make, classes, shape, kno
     arrays = train.arrays()
     assert arrays["label"].tolist() == [0, 1, 2, 3, 4] and arrays["label"].dtype == np.int32
     assert (train.image_key, train.label_key) == ("image", "label")
-    assert train.name(2) == f"{name} train 2" + (f" ({known})" if known else "")
+    assert train.name(2) == f"{name} train 2" + (f" ({file_name})" if file_name else "")
     if shape[0] == 32:  # a PNG preserves every level
         ((stored, _),) = train.fetch([3])
         np.testing.assert_array_equal(arrays["image"][3], np.asarray(Image.open(io.BytesIO(stored))))

@@ -72,9 +72,9 @@ def test_clipping_counts_trained_parameters_only():
 
 
 def test_every_parameter_is_covered_and_every_expression_used():
-    with pytest.raises(UserError, match="match no parameter 'stem/"):
+    with pytest.raises(UserError, match="no group matches the parameter 'stem/"):
         updates(groups=(("head/.*", 1.0),))
-    with pytest.raises(UserError, match="'foot/.*' is the first match of no parameter"):
+    with pytest.raises(UserError, match="'foot/.*' matches no parameter that earlier groups leave"):
         updates(groups=(("foot/.*", 1.0), (".*", 1.0)))
     with pytest.raises(UserError, match="matches no parameter"):
         updates(weight_decay=1.0, decay="weights")

@@ -95,9 +95,9 @@ def test_std_is_a_threshold_in_proportion_to_the_deviation():
     weights = {name: (10.0**i) * kernel for i, (name, kernel) in enumerate(arrays((30, 20), (3, 3, 5, 8)).items())}
     masks = functions.keep(functions.scores("magnitude", weights, {}, {}), 0.7, "std", weights=weights)
     ratios = {name: np.abs(kernel) / np.std(kernel) for name, kernel in weights.items()}
-    kept = np.concatenate([np.ravel(ratios[name])[np.ravel(masks[name])] for name in masks])
+    survivors = np.concatenate([np.ravel(ratios[name])[np.ravel(masks[name])] for name in masks])
     lost = np.concatenate([np.ravel(ratios[name])[~np.ravel(masks[name])] for name in masks])
-    assert kept.size == round(0.3 * 960) and kept.min() >= lost.max()
+    assert survivors.size == round(0.3 * 960) and survivors.min() >= lost.max()
     # Global magnitude would prune the whole first layer
     assert all(0.15 < np.mean(mask) < 0.45 for mask in masks.values())
     # In a layer that has lost weights, the deviation is that of the others.
@@ -183,16 +183,16 @@ def test_allocations_are_the_smallest_drop_that_gives_the_total(seed):
 @pytest.mark.parametrize(
     ("curves", "sparsity", "message"),
     [
-        ({"a": CURVES["a"]}, 0.5, "no sensitivity of b"),
+        ({"a": CURVES["a"]}, 0.5, "the measured sensitivity lacks b"),
         (
             {**CURVES, "b": {"sparsity": [0.1, 0.3], "accuracy": [0.9, 0.9]}},
             0.9,
             "0.9 cannot be reached: .* up to 0.475",
         ),
-        ({**CURVES, "b": {"sparsity": [0.3, 0.1], "accuracy": [0.9, 0.9]}}, 0.5, "sensitivity of b: needs as many"),
-        ({**CURVES, "b": {"sparsity": [0.3]}}, 0.5, "sensitivity of b: needs as many"),
-        ({**CURVES, "b": [0.3]}, 0.5, "sensitivity of b: needs as many"),
-        ({**CURVES, "b": {"sparsity": [0.3], "accuracy": [None]}}, 0.5, "sensitivity of b: needs as many"),
+        ({**CURVES, "b": {"sparsity": [0.3, 0.1], "accuracy": [0.9, 0.9]}}, 0.5, "b: must have one accuracy"),
+        ({**CURVES, "b": {"sparsity": [0.3]}}, 0.5, "sensitivity of b: must have one accuracy"),
+        ({**CURVES, "b": [0.3]}, 0.5, "sensitivity of b: must have one accuracy"),
+        ({**CURVES, "b": {"sparsity": [0.3], "accuracy": [None]}}, 0.5, "sensitivity of b: must have one accuracy"),
     ],
 )
 def test_impossible_curves_are_refused(curves, sparsity, message):
@@ -306,9 +306,9 @@ def test_remaining_weights_are_only_moved_by_the_optimizer():
         ("magnitude(0.5, schedule=square)", "unknown schedule 'square'"),
         ("magnitude(0.5, what='(')", r"what='\(' is not a regular expression"),
         ("magnitude(0.5, structure='rows')", "unknown pruning structure 'rows'"),
-        ("magnitude(0.5, by='all')", "unknown pruning by 'all'"),
+        ("magnitude(0.5, by='all')", "unknown value of by 'all'"),
         ("magnitude(by='a.json', structure='2:4')", "by='a.json': structure 2:4 takes no sparsity"),
-        ("magnitude(0.5, what='none')", "what='none' matches no parameter, e.g. a/kernel"),
+        ("magnitude(0.5, what='none')", "what='none' matches no parameter; one is named a/kernel"),
     ],
 )
 def test_impossible_plans_are_one_line(text, message):
@@ -365,10 +365,10 @@ def test_a_network_without_filters_equals_its_smaller_one_after_any_step():
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
         sizes.append(sum(leaf.size for leaf in jax.tree.leaves(fewer["params"])))
     assert sizes[0] > sizes[1] == sizes[2]
-    kept = {name: int(mask.sum()) for name, mask in units(masks).items()}
+    units_left = {name: int(mask.sum()) for name, mask in units(masks).items()}
     filters = {name: mask.size for name, mask in units(masks).items()}
-    assert filters == dict(zip(sorted(filters), (4, 8, 16), strict=True)) and min(kept.values()) >= 1
-    assert sum(kept.values()) == round(0.4 * 28)
+    assert filters == dict(zip(sorted(filters), (4, 8, 16), strict=True)) and min(units_left.values()) >= 1
+    assert sum(units_left.values()) == round(0.4 * 28)
 
 
 @pytest.mark.parametrize(
@@ -412,7 +412,7 @@ def test_sensitivity_from_a_file_decides_what_goes_where(tmp_path):
         assert whole["sparsity_by_layer"][name] == pytest.approx(expected[name], abs=1 / size)
     assert expected["stage3/block0/conv2/kernel"] < 0.3 < 0.5 < expected["head/kernel"]
     path.write_text(json.dumps({"layers": {"head/kernel": curve}, "whole": 0.9}))
-    with pytest.raises(UserError, match="by='.*': no sensitivity of stage1/block0/conv1/kernel, .* and others"):
+    with pytest.raises(UserError, match="the measured sensitivity lacks stage1/block0/conv1/kernel, .* and others"):
         build_run(tiny.config(optimizer__prune=text))
     path.write_text('{"layers": {}}')
     with pytest.raises(UserError, match="by='.*' is not a file of the hook sensitivity"):

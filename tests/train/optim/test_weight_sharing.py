@@ -72,8 +72,8 @@ def test_the_values_are_trained_as_if_they_were_the_parameters(tx):
         books = optax.apply_updates(books, changes)
     for name, layer in expand(books).items():
         np.testing.assert_allclose(ours[name]["kernel"], layer["kernel"], rtol=2e-4, atol=1e-5)
-        kept = np.asarray(start[name]["kernel"]) != 0
-        np.testing.assert_array_equal(np.asarray(ours[name]["kernel"]) != 0, kept)
+        mask = np.asarray(start[name]["kernel"]) != 0
+        np.testing.assert_array_equal(np.asarray(ours[name]["kernel"]) != 0, mask)
         assert len(values(ours[name]["kernel"])) <= 8
     assert (np.asarray(ours["conv"]["bias"]) != 1).all()  # unshared parameters are trained as usual
 
@@ -107,7 +107,7 @@ def test_a_run_shares_and_goes_on_to_the_bit(tmp_path):
         ({"optimizer__share": "lineal(8)"}, "unknown optimizer.share 'lineal'; did you mean 'linear'"),
         ({"optimizer__share": "linear(conv=0)"}, "conv=0, dense=5: bits must be in .1, 16."),
         ({"optimizer__share": "linear(what='(')"}, r"what='\(' is not a regular expression"),
-        ({"optimizer__share": "linear(what='none')"}, "what='none' matches no parameter, e.g. head/bias"),
+        ({"optimizer__share": "linear(what='none')"}, "what='none' matches no parameter; one is named head/bias"),
         (
             {"optimizer__share": "linear", "optimizer__prune": "magnitude(0.5)"},
             "prune in one run, and share values in a second run that",

@@ -92,9 +92,9 @@ def test_mistakes_are_one_line():
     train = data()
     with pytest.raises(UserError, match="unknown classifier 'svn'; did you mean 'svm'"):
         classifiers.evaluate("svn", train, train, 4)
-    with pytest.raises(UserError, match="label 3 is not one of 3 classes"):
+    with pytest.raises(UserError, match="label 3 is out of range: classes are 0 to 2"):
         classifiers.evaluate("svm", train, train, 3)
-    with pytest.raises(UserError, match="training features have 8 numbers, and test features 7"):
+    with pytest.raises(UserError, match="training features have 8 dimensions, but test features 7"):
         classifiers.evaluate("svm", train, Features(train.x[:, 1:], train.labels), 4)
     with pytest.raises(UserError, match="unknown classifier 'tree'"):
         classifiers.names("svm,tree")

@@ -82,7 +82,7 @@ def _class_count(labels: np.ndarray, source: str, named: int) -> int:
     if count > most or (labels.ndim == 1 and lowest < 0):
         raise UserError(
             f"data.source={source}: its labels are {labels.dtype} {list(labels.shape)} from {lowest} to "
-            f"{highest}; allowed: integers from 0, of {most:,} classes at most"
+            f"{highest}; allowed: integers from 0, at most {most:,} classes"
         )
     return count
 

@@ -32,8 +32,8 @@ def source(split: str, options: Options) -> ArraySource:
     labels = digits.target.astype(np.int32)
 
     def part(indices: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-        kept, held_out = train_test_split(indices, test_size=share, stratify=labels[indices], random_state=_SPLIT_SEED)
-        return np.asarray(kept), np.asarray(held_out)
+        rest, held_out = train_test_split(indices, test_size=share, stratify=labels[indices], random_state=_SPLIT_SEED)
+        return np.asarray(rest), np.asarray(held_out)
 
     train, test = part(np.arange(len(labels)), _TEST_SHARE)
     fit, validation = part(train, _VALIDATION_SHARE)

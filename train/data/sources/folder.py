@@ -151,8 +151,8 @@ def _images(root: str, split: str, classes: list[str], left_out: Counter, is_tra
         name: [listing.images(root, above + folder) for folder in folders]
         for name, folders in _classes(f"{root}/{split}").items()
     }
-    known = set(classes)
-    unknown = [name for name, parts in listed.items() if name not in known and any(files for files, _ in parts)]
+    class_names = set(classes)
+    unknown = [name for name, parts in listed.items() if name not in class_names and any(files for files, _ in parts)]
     if unknown:
         raise UserError(
             f"folder {identity.shown(f'{root}/{split}')} has images of classes that the training folder "
@@ -194,17 +194,17 @@ def _hold_out(root: str, files: list[File], what: str) -> tuple[list[File], list
     by_label: dict[int, list[File]] = {}
     for file in files:
         by_label.setdefault(file[1], []).append(file)
-    kept, held = [], []
+    rest, held_out = [], []
     for own, quota in zip(by_label.values(), _quotas([len(own) for own in by_label.values()]), strict=True):
         first = set(sorted(own, key=lambda file: (_rank(f"{what} {file[0]}"), file))[:quota])
-        held += [file for file in own if file in first]
-        kept += [file for file in own if file not in first]
-    if not held:
+        held_out += [file for file in own if file in first]
+        rest += [file for file in own if file not in first]
+    if not held_out:
         raise UserError(
             f"folder {identity.shown(root)} has only one image of each class, so that none can be held out "
             f"for {'testing' if what == 'test' else 'validation'}: add images, or a folder of that split"
         )
-    return kept, held
+    return rest, held_out
 
 
 def _quotas(counts: Sequence[int]) -> list[int]:

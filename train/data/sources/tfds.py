@@ -156,8 +156,8 @@ class TfdsSource(Source):
         with self._reading():
             record = self._parse(self._data[int(index)], *_NAMES)
         names = [record[key] for key in _NAMES if key in record]
-        known = f" ({names[0].decode() if isinstance(names[0], bytes) else names[0]})" if names else ""
-        return f"{self.title} {self.split} {index}{known}"
+        file_name = f" ({names[0].decode() if isinstance(names[0], bytes) else names[0]})" if names else ""
+        return f"{self.title} {self.split} {index}{file_name}"
 
 
 class NotPrepared(UserError):

@@ -127,8 +127,8 @@ def network(folder: Path, card: Mapping[str, Any]) -> tuple[nn.Module, dict[str,
         return file.load(file.read(path), path)
     if kind not in ("safetensors", "torch"):
         raise UserError(
-            f"{folder} holds a program ({kind}), in which weights have no names; safetensors, torch "
-            "and compressed hold weights"
+            f"{folder} holds a program ({kind}), which does not name its weights; export "
+            "safetensors, torch or compressed"
         )
     model = models.create(card["architecture"], **card["fields"])
     layout = card["torch"]["library"] if kind == "torch" else "ablate"
