@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 600
 
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup train check test test-all fuzz lint bench studies report clean
+.PHONY: help setup train check test test-all fuzz lint docs bench studies report clean
 
 help:
 	@echo "make setup     create .venv and install the project with the tested versions"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-all  all tests, compiled as users compile; CI_FULL=1 .ci/run"
 	@echo "make fuzz      mutates each kind of file that is read, and counts crashes, hangs and silent changes ($(FUZZ_SECONDS) s)"
 	@echo "make lint      ruff and pyright"
+	@echo "make docs      build/docs: the pages and the API as one site (the extra docs); fails on a broken link"
 	@echo "make bench     networks (one by batch), CIFAR, data, start-up beside PyTorch and timm (the extra bench); skipping"
 	@echo "make studies   all studies at the smallest scale, in runs/studies; finished trials are not run again"
 	@echo "make report    report/index.html, report/report.md, and what is generated in README.md and docs/ (minutes)"
@@ -55,6 +56,10 @@ lint: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pyright
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m experiments.report.site --out=build/docs
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

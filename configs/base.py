@@ -64,7 +64,7 @@ def base() -> ConfigDict:
 
     # A network by name; every other key is one of its fields: norm, act, init, conv, dense, dtype, …
     c.model = ConfigDict()
-    # One of models.names().
+    # One of models.list_models().
     c.model.name = "resnet20"
     # Normalization; batch:MOMENTUM sets the momentum, group:GROUPS the number of groups.
     c.model.norm = "batch"

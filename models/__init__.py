@@ -6,6 +6,7 @@ logits = model.apply(variables, images)
 """
 
 import dataclasses
+import fnmatch
 import functools
 import importlib
 import math
@@ -17,10 +18,10 @@ from typing import Any, cast
 
 if (
     sys.argv[:1] == ["-m"]
-    and any(name.startswith("models.") for name in sys.orig_argv)
+    and any(name.split(".")[0] == "models" for name in sys.orig_argv)
     and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 ):
-    # Python is importing the module of `python -m models.*`. Until the command starts (command.py), ctrl-C has nothing
+    # Python is importing the module of `python -m models…`. Until the command starts (command.py), ctrl-C has nothing
     # to clean up, and a KeyboardInterrupt inside an import would print a traceback, crash native code, or get lost.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
@@ -67,9 +68,16 @@ FAMILIES = {
 _FIELD_OF = {"init": "kernel_init"}
 
 
-def names() -> list[str]:
-    """Returns all registered names, sorted."""
-    return sorted({name for module in set(FAMILIES.values()) for name in importlib.import_module(module).VARIANTS})
+def list_models(pattern: str = "*") -> list[str]:
+    """Returns the registered names that match a pattern such as "*resnet*" (as in file names), sorted; all by default.
+
+    An empty list says that none matches.
+    """
+    every = {name for module in set(FAMILIES.values()) for name in importlib.import_module(module).VARIANTS}
+    return sorted(name for name in every if fnmatch.fnmatchcase(name, pattern))
+
+
+names = list_models  # its name in 0.1.0
 
 
 def fields(name: str) -> list[str]:
@@ -92,7 +100,7 @@ def create(name: str, /, **overrides: Any) -> nn.Module:
           logits, tangents = jax.jvp(lambda x: model.apply(variables, x), (images,), (directions,))
 
     Args:
-      name: One of `names()`, or FILE.py:NAME, with NAME in a table VARIANTS of this file (plugins.py).
+      name: One of `list_models()`, or FILE.py:NAME, with NAME in a table VARIANTS of this file (plugins.py).
       **overrides: Values for some of `fields(name)`; `init` is the initialization of kernels.
 
     Raises:
@@ -153,7 +161,7 @@ def _variant(name: str) -> functools.partial:
     families = [start for start in FAMILIES if name.startswith(start)]
     variants = importlib.import_module(FAMILIES[max(families, key=len)]).VARIANTS if families else {}
     if name not in variants:
-        raise choice_error("model", name, names())
+        raise choice_error("model", name, list_models())
     return _partial(name, variants[name])
 
 

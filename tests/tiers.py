@@ -148,6 +148,7 @@ models/layers/test_norm.py
 models/test_alexnet.py
 models/test_families.py
 models/test_lenet.py
+models/test_listing.py
 models/test_mobilenet.py
     - test_mult_adds_of_howard
     - test_shortcuts_are_where_shapes_stay

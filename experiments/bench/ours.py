@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 import models
-from experiments.bench.serve import WARM, Served, after_warm_up, work
+from experiments.bench.serve import WARM, Served, after_warm_up, begin, work
 from models.kernels.tracing import lowering
 
 # Modules that train and read data are imported where they are used. Bare steps need neither grain nor Orbax, which a
@@ -211,6 +211,7 @@ def data(case: dict) -> Served:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     work(
         {
             "about": machine,

@@ -14,12 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.bench.serve import WARM, Served, after_warm_up, begin, work
+
+if __name__ == "__main__":
+    begin(__doc__, "torch")  # before the imports that need it
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from experiments.bench.serve import WARM, Served, after_warm_up, work
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

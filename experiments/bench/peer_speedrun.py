@@ -1,4 +1,4 @@
-"""The recipe of `configs/cifar10.py:speedrun` in PyTorch, on the same images. Imports nothing of this project.
+"""The recipe of `configs/cifar10.py:speedrun` in PyTorch, on the same images. Needs PyTorch.
 
     python -m experiments.bench.peer_speedrun --images=cifar10.npz --epochs=9.9 --width=64
 
@@ -6,6 +6,8 @@ The images are an .npz with train_image, test_image uint8 [N, 32, 32, 3], train_
 --config.data.source=arrays:cifar10.npz. A GPU computes in bfloat16, a CPU in float32. Prints one line of JSON:
 accuracy (averaged over six views), accuracy_one_view, training_seconds, steps, images, device. The time covers the
 steps alone, as in a run's summary.json; the published time includes the whitening.
+
+It imports nothing of this project but `serve`, because it runs in its own environment.
 
 Based on Jordan 2024, arXiv 2404.00498 (airbench94), with the differences that the config names.
 """
@@ -16,6 +18,11 @@ Based on Jordan 2024, arXiv 2404.00498 (airbench94), with the differences that t
 import argparse
 import json
 import time
+
+from experiments.bench.serve import begin
+
+if __name__ == "__main__":
+    begin(__doc__, "torch")  # before the imports that need it
 
 import numpy as np
 import torch

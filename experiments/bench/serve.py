@@ -5,6 +5,7 @@ then for each line "CALL COUNT" of its input COUNT lines {"ms": wall time, "pree
 and when its input closes {"peak_mib": of the process, "device_peak_mib": of an accelerator, where it can be read}.
 """
 
+import importlib.util
 import json
 import os
 import resource
@@ -40,6 +41,16 @@ def after_warm_up(batches: Iterable[object]) -> float:
     for _ in iterator:
         pass
     return time.perf_counter() - began
+
+
+def begin(usage: str | None, library: str = "") -> None:
+    """Prints the usage for --help, and exits with one line if a library is missing; runs before slow imports."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print((usage or "").strip())
+        sys.exit(0)
+    if library and importlib.util.find_spec(library) is None:
+        print(f"error: {library} is missing in {sys.executable}: pip install {library}", file=sys.stderr)
+        sys.exit(2)
 
 
 def work(cases: Mapping[str, Callable[[dict[str, Any]], Served]]) -> None:

@@ -7,9 +7,12 @@ It imports nothing of this project but `serve`, because it runs in its own envir
 
 from pathlib import Path
 
-import tensorflow as tf
+from experiments.bench.serve import WARM, Served, after_warm_up, begin, work
 
-from experiments.bench.serve import WARM, Served, after_warm_up, work
+if __name__ == "__main__":
+    begin(__doc__, "tensorflow")  # before the imports that need it
+
+import tensorflow as tf
 
 
 def data(case: dict) -> Served:

@@ -36,7 +36,9 @@ def main() -> None:
         from experiments.report import errors, reference
 
         write_atomically(docs / "configs.md", reference.configs_page())
-        write_atomically(docs / "models.md", reference.models_page())
+        networks = reference.networks()
+        write_atomically(docs / "models.md", reference.models_page(networks))
+        write_atomically(reference.ROOT / "models" / "networks.csv", reference.networks_csv(networks))
         write_atomically(docs / "errors.md", errors.page())
         pages += sorted(docs.glob("*.md"))
     for path in pages:

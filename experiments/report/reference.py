@@ -1,8 +1,10 @@
-"""Pages of docs/ that are generated from the code: docs/configs.md and docs/models.md."""
+"""Files that are generated from the code: docs/configs.md, docs/models.md and models/networks.csv."""
 
 import ast
+import csv
 import dataclasses
 import inspect
+import io
 import re
 import runpy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -276,25 +278,43 @@ def network(name: str) -> Row:
     )
 
 
+COLUMNS = ("name", "source", "input", "parameters", "mult-adds", "receptive field", "weights of")
+
+
+def networks() -> list[Row]:
+    """Returns the row of every network; takes minutes."""
+    return [network(name) for name in models.list_models()]
+
+
+def networks_csv(rows: Iterable[Row]) -> str:
+    """Returns models/networks.csv, which `python -m models` prints."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([row.name, *row.cells[1:]] for row in rows)
+    return text.getvalue()
+
+
 def families() -> dict[str, list[str]]:
     """Returns {module of a family: its networks}."""
     networks: dict[str, list[str]] = {}
-    for name in models.names():
+    for name in models.list_models():
         start = max((start for start in models.FAMILIES if name.startswith(start)), key=len)
         networks.setdefault(models.FAMILIES[start], []).append(name)
     return dict(sorted(networks.items()))
 
 
-def models_page() -> str:
+def models_page(rows: Iterable[Row]) -> str:
     """Returns docs/models.md: every network with its source, its cost and the libraries whose weights it takes."""
-    columns = ("name", "source", "input", "parameters", "mult-adds", "receptive field", "weights of")
+    cells = {row.name: row.cells for row in rows}
     parts = [
         "# Models",
         NOTICE,
-        "`models.create(NAME)` makes each of these networks, and `--config.model.name=NAME` trains it. Costs are read "
-        "from the traced program for one example of the given input. The receptive field, in pixels, is that of the "
-        "last layer before attention or pooling over the whole image. The last column names the libraries whose "
-        "weights `python -m models.weights import` reads; every network also has a layout of our own (`ablate`).",
+        "`models.create(NAME)` makes each of these networks, and `--config.model.name=NAME` trains it. `python -m "
+        'models "*resnet*"` lists those that match a pattern, as `models.list_models` does. Costs are read from the '
+        "traced program for one example of the given input. The receptive field, in pixels, is that of the last layer "
+        "before attention or pooling over the whole image. The last column names the libraries whose weights `python "
+        "-m models.weights import` reads; every network also has a layout of our own (`ablate`).",
         "Ingredients that networks share: "
         + "; ".join(
             f"`{field}`: {', '.join(f'`{name}`' for name in table)}"
@@ -313,5 +333,5 @@ def models_page() -> str:
         fields = ", ".join(f"`{field}`" for field in models.fields(names[0]))
         parts.append(f"## {module.replace('.', '/')}.py")
         parts.append(f"Fields: {fields}.")
-        parts.append(markdown_table(columns, [network(name).cells for name in names]))
+        parts.append(markdown_table(COLUMNS, [cells[name] for name in names]))
     return "\n\n".join(parts) + "\n"

@@ -28,7 +28,7 @@ def dump(name: str, fields: Mapping[str, Any], variables: Mapping[str, Any], inp
     """Returns the bytes of a file.
 
     Args:
-      name: Name of the network, in models.names().
+      name: Name of the network, in models.list_models().
       fields: Fields for `models.create` that JSON can represent.
       variables: Variables, as from `models.initialize`.
       inputs: Shape [1, H, W, C] of an image; () uses the network's own example.

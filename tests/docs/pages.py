@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import models
 from experiments.bench import commands
-from experiments.report import reference
+from experiments.report import reference, site
 from tests.tiny import ROOT
 
 README = ROOT / "README.md"
@@ -58,7 +58,7 @@ def links(page):
 def anchors(page):
     """Returns the anchors that GitHub and similar sites give to headings."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return set(map(site.anchor, headings))
 
 
 def shell_commands(page):

@@ -1,5 +1,6 @@
 """Pages and blocks that `make report` writes are what the code and the results give."""
 
+import csv
 import re
 
 import pytest
@@ -51,6 +52,12 @@ def test_models_md_has_every_network_with_its_parameters():
     assert set(rows()) == set(models.names())
     for name, row in rows().items():
         assert f" {PARAMETERS[name]:,} " in row, name
+
+
+def test_networks_csv_has_the_rows_of_models_md():
+    with (ROOT / "models" / "networks.csv").open(newline="") as file:
+        listed = {row[0]: f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in list(csv.reader(file))[1:]}
+    assert listed == rows(), "make report"
 
 
 @pytest.mark.parametrize("name", [*CHEAP, *(pytest.param(n, marks=pytest.mark.full) for n in models.names())])

@@ -18,6 +18,13 @@ def test_links_and_anchors_lead_somewhere(page):
         assert not anchor or anchor in pages.anchors(file), f"{page.name}: {target}; {sorted(pages.anchors(file))}"
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=pages.label)
+def test_files_that_the_text_names_exist(page):
+    """Checks paths such as `models/layers/norm.py`; a part in capitals stands for any name."""
+    named = re.findall(r"`((?:models|train|configs|experiments|tests|docs)/[\w/.]+)`", pages.prose(page))
+    assert not [path for path in named if not re.search("[A-Z]{3}", path) and not (ROOT / path).exists()]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=pages.label)
 def test_blocks_say_what_they_are(page):
     assert page.read_text().count("```") == 2 * len(pages.blocks(page))
@@ -52,6 +59,11 @@ def test_commands_name_what_exists(page):
 def test_faults_of_commands_are_found(command, problem):
     fault = next(filter(None, map(pages.fault, pages._split(command))), "")
     assert fault.endswith(problem) and bool(fault) == bool(problem)
+
+
+def test_the_list_of_pages_has_every_page():
+    listed = {target.partition("#")[0] for target in pages.links(ROOT / "docs" / "README.md")}
+    assert listed == {page.name for page in PAGES if page.parent.name == "docs"} - {"README.md"}
 
 
 def test_the_readme_is_one_page_and_names_the_commands_of_ci():

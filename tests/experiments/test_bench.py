@@ -67,6 +67,22 @@ def test_workers_that_fail_leave_the_others_running():
         workers.interleaved(specs[:1], [Call("8")], settings)
 
 
+@pytest.mark.parametrize(
+    ("module", "library"), [("peer", "torch"), ("peer_speedrun", "torch"), ("tf_data", "tensorflow"), ("ours", "")]
+)
+def test_workers_print_help_and_miss_a_library_in_one_line(module, library):
+    def run(*arguments):
+        command = [sys.executable, "-m", f"experiments.bench.{module}", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    done = run("--help")
+    assert done.returncode == 0 and f"python -m experiments.bench.{module}" in done.stdout and not done.stderr
+    if library and importlib.util.find_spec(library) is None:
+        done = run("{}")
+        line = f"error: {library} is missing in {sys.executable}: pip install {library}\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
 def test_the_peak_memory_of_a_process_is_its_own():
     large = np.ones(2**26)  # 512 MiB, which a forked process would count as its own
     small, grown = (workers.watched([sys.executable, "-S", "-c", code]) for code in ("", "b'1' * 2**27"))

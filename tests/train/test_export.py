@@ -321,7 +321,8 @@ def test_names_and_shapes_for_pytorch(tmp_path, monkeypatch):
     if python := os.environ.get("ABLATE_TORCH_PYTHON"):
         card = write.export(run, network, "torch", tmp_path / "real", {}, images=20, python=python)
         assert card["verified"]["by"].startswith("torch ")
-    monkeypatch.setitem(formats.FORMATS, "torch", formats.FORMATS["torch"]._replace(outside=outside))
+    double = formats.FORMATS["torch"]._replace(outside=outside, check=lambda card, python: None)
+    monkeypatch.setitem(formats.FORMATS, "torch", double)
     card = write.export(run, network, "torch", tmp_path / "out", {}, images=20)
     assert (seen["library"], seen["name"], seen["arguments"]) == ("torchvision", "resnet18", {"num_classes": 10})
     assert seen["weights"]["layer2.0.downsample.0.weight"].shape == (128, 64, 1, 1)
@@ -338,8 +339,16 @@ def test_names_and_shapes_for_pytorch(tmp_path, monkeypatch):
         )
     )
     tiny.assert_same(again.state.variables(), network.variables)
-    with pytest.raises(UserError, match="/nowhere/python. cannot be started: No such file"):
-        formats._torch_outside(tmp_path / "out", card, np.zeros((1, 8, 8, 3), np.uint8), "/nowhere/python")
+
+
+def test_a_missing_library_is_noticed_before_anything_is_computed():
+    resnet = export.PortableNetwork("resnet18", {}, (1, 32, 32, 3), {})
+    with pytest.raises(UserError, match="/nowhere/python. does not run: No such file"):
+        write.check_libraries("torch", resnet, "", "/nowhere/python")
+    with pytest.raises(UserError, match="format torch needs .*no_such_library, which .* does not have; choose another"):
+        formats.FORMATS["torch"].check({"torch": {"library": "no_such_library"}}, sys.executable)
+    with pytest.raises(UserError, match="resnet8 has no layout of a PyTorch library"):
+        write.check_libraries("torch", resnet._replace(name="resnet8"), "", sys.executable)
 
 
 def test_other_files_in_the_folder_are_kept(runs, out, tmp_path):

@@ -52,8 +52,9 @@ def main() -> int:
     folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.named_format(FORMAT.value).folds)
     write.check(FORMAT.value, OUT.value, folds)
     run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
-    before = run.evaluate(run.parallel.place(state)) if verify.test_set(run) is not None else {}
     portable = network.network(run, state)
+    write.check_libraries(FORMAT.value, portable, LAYOUT.value, TORCH_PYTHON.value)
+    before = run.evaluate(run.parallel.place(state)) if verify.test_set(run) is not None else {}
     if SHARE.value:
         portable = network.shared(portable, SHARE.value)
     try:

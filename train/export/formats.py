@@ -48,6 +48,7 @@ class Format(NamedTuple):
       exact: True if the logits equal the network's to the bit.
       folds: the `graph.FOLDS` that it supports.
       by: names the software that `open` runs.
+      check: (card, Python to run) -> None, before anything is computed; raises UserError if a library is missing.
       outside: (folder, card, pixels, Python to run) -> the software that ran, and its logits. It runs in another
         process, without this project. None if the format has no such check.
     """
@@ -58,6 +59,7 @@ class Format(NamedTuple):
     exact: bool = False
     folds: tuple[str, ...] = ()
     by: Callable[[], str] = lambda: "this process"
+    check: Callable[[Card, str], None] = lambda card, python: None
     outside: Callable[[Path, Card, np.ndarray, str], tuple[str, np.ndarray]] | None = None
 
 
@@ -77,6 +79,7 @@ def of_variables(model: nn.Module, variables: Mapping[str, Any], card: Mapping[s
     return run
 
 
+_ANOTHER = "choose another Python by --torch_python"
 _OURS = "train.export.loaded.load(FOLDER).run(pixels), or --config.init_from=FOLDER"
 
 # -- weights -------------------------------------------------------------------------------------------------------
@@ -110,6 +113,20 @@ def _write_torch(network: PortableNetwork, card: Card, path: Path) -> Card:
     }
 
 
+def _check_torch(card: Card, python: str) -> None:
+    """Raises UserError unless a Python has PyTorch and the library of the network."""
+    names = ("torch", "safetensors", card["torch"]["library"])
+    code = f"import importlib.util, sys; sys.exit(' '.join(n for n in {names} if not importlib.util.find_spec(n)) or 0)"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserError(f"PyTorch ({python}) does not run: {error.strerror}; {_ANOTHER}") from None
+    if done.returncode:
+        raise UserError(
+            f"format torch needs {', '.join(done.stderr.split())}, which {python} does not have; {_ANOTHER}"
+        )
+
+
 def _torch_outside(folder: Path, card: Card, pixels: np.ndarray, python: str) -> tuple[str, np.ndarray]:
     """Runs the library's network with the file's weights, loaded by load_state_dict(strict=True)."""
     images = np.asarray(graph.normalized(pixels, card["preprocessing"]))
@@ -137,9 +154,12 @@ def _fed(card: Card, call: Callable[[np.ndarray], Iterable[Any]]) -> Opened:
     return lambda pixels: _both(call(np.asarray(graph.normalized(pixels, card["preprocessing"]))), card)
 
 
-def _write_onnx(network: PortableNetwork, card: Card, path: Path) -> Card:
+def _check_onnx(card: Card, python: str) -> None:
     for name in ("jax2onnx", "onnx", "onnxruntime"):  # the last one checks the file
         _needed(name)
+
+
+def _write_onnx(network: PortableNetwork, card: Card, path: Path) -> Card:
     # The process keeps the working folder, since paths of the user's files are relative to it
     path_of_modules = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as folder:
@@ -243,23 +263,18 @@ def _elsewhere(command: list[str], images: np.ndarray, who: str) -> tuple[str, n
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder) / "images.npz", Path(folder) / "logits.npz"
         np.savez(inputs, images=images)
-        try:
-            done = subprocess.run(
-                [*command, str(inputs), str(outputs)],
-                capture_output=True,
-                text=True,
-                check=False,
-                env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            )
-        except OSError as error:
-            raise UserError(
-                f"{who} cannot be started: {error.strerror}; choose another Python by --torch_python"
-            ) from None
+        done = subprocess.run(
+            [*command, str(inputs), str(outputs)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
         if done.returncode == REFUSED:
             raise Failed(done.stderr.strip().splitlines()[-1])
         if done.returncode or not outputs.exists():
             lines = [*done.stderr.strip().splitlines(), f"exit code {done.returncode}"]
-            more = "; choose another Python by --torch_python" if "ModuleNotFoundError" in done.stderr else ""
+            more = f"; {_ANOTHER}" if "ModuleNotFoundError" in done.stderr else ""
             raise UserError(f"{who} cannot run the network: {lines[max(-2, -len(lines))]}{more}")
         with np.load(outputs) as arrays:
             return done.stdout.strip().splitlines()[-1], arrays["logits"]
@@ -271,12 +286,13 @@ def _bytes(network: PortableNetwork) -> int:
 
 FORMATS = {
     "safetensors": Format("model.safetensors", _write_safetensors, _open_weights, exact=True),
-    "torch": Format("model.safetensors", _write_torch, _open_weights, outside=_torch_outside),
+    "torch": Format("model.safetensors", _write_torch, _open_weights, check=_check_torch, outside=_torch_outside),
     "onnx": Format(
         "model.onnx",
         _write_onnx,
         _open_onnx,
         folds=graph.FOLDS,
+        check=_check_onnx,
         by=lambda: f"onnxruntime {importlib.metadata.version('onnxruntime')}",
     ),
     "stablehlo": Format(

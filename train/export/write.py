@@ -106,10 +106,8 @@ def export(
     """
     check(format, out, folds)
     out, how = Path(out), formats.FORMATS[format]
-    card = {"format": format, "file": how.file, **card_of(run, network, metrics, folds, license)}
-    if format == "torch":
-        constructor = torch_names.constructor(network.name, network.create(), layout)
-        card["torch"] = dict(zip(("library", "name", "arguments"), constructor, strict=True))
+    outside = check_libraries(format, network, layout, python)
+    card = {"format": format, "file": how.file, **card_of(run, network, metrics, folds, license), **outside}
     partial = out.absolute().with_name(f".{out.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -123,6 +121,20 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return card
+
+
+def check_libraries(format: str, network: PortableNetwork, layout: str, python: str) -> dict[str, Any]:
+    """Checks that another library has the network and is there, and returns the entries of the card about it.
+
+    Raises:
+      UserError: it has no such network, or it is missing; see `export` for the arguments.
+    """
+    entries = {}
+    if format == "torch":
+        constructor = torch_names.constructor(network.name, network.create(), layout)
+        entries["torch"] = dict(zip(("library", "name", "arguments"), constructor, strict=True))
+    formats.FORMATS[format].check(entries, python)
+    return entries
 
 
 def named_format(format: str) -> formats.Format:
