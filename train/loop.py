@@ -15,6 +15,7 @@ from train.interruption import Interruption
 from train.recording import summary
 from train.recording.recorder import Recorder, check_finite
 from train.run import Run, build_run
+from train.setup import extension
 from train.setup.config import Config, difference, plain
 from train.state import TrainState
 from train.storage import checkpoint
@@ -23,7 +24,11 @@ from train.storage.workdir import Workdir
 
 
 def train(
-    config: Config, workdir: str | Path, console: rich.console.Console | None = None, started: float | None = None
+    config: Config,
+    workdir: str | Path,
+    console: rich.console.Console | None = None,
+    started: float | None = None,
+    extend: bool = False,
 ) -> dict[str, Any]:
     """Trains and evaluates the run that `config` describes, or resumes it where it was interrupted.
 
@@ -34,6 +39,7 @@ def train(
       workdir: the folder of this run.
       console: shows progress; None for silence.
       started: when the process started, by time.time(), for "seconds_to_first_step".
+      extend: whether the run in `workdir` is trained on to a longer `config.duration`, with its optimizer's state.
 
     Returns:
       The summary, as in summary.json; or {"interrupted": signal, "step": …} if SIGTERM or SIGINT ended the run early.
@@ -52,9 +58,15 @@ def train(
             _say(console, note)
         record = _record(run)
         multihost.check_same("data or start of the run", record)
-        (saved, finished), state = multihost.from_primary(lambda: _resume(run, folder, record, console), run.state)
+        (saved, finished), state = multihost.from_primary(
+            lambda: _resume(run, folder, record, console, extend), run.state
+        )
         if finished:
-            _say(console, f"{folder.path} is already finished; its summary is unchanged")
+            _say(
+                console,
+                f"{folder.path} is already finished; its summary is unchanged (--extend with a longer "
+                "--config.duration trains on)",
+            )
             return finished
         return _Training(run, folder, record, console, saved, state).finish(started)
 
@@ -74,7 +86,7 @@ def _record(run: Run) -> dict[str, Any]:
 
 
 def _resume(
-    run: Run, folder: Workdir, record: Mapping[str, Any], console: rich.console.Console
+    run: Run, folder: Workdir, record: Mapping[str, Any], console: rich.console.Console, extend: bool
 ) -> tuple[tuple[dict[str, Any], dict[str, Any] | None], TrainState]:
     """Opens the workdir and reads the newest checkpoint.
 
@@ -84,7 +96,7 @@ def _resume(
     Raises:
       UserError: the checkpoints belong to other data or another network, or all of them are damaged.
     """
-    folder.open(run.config, record, run.keep, run.task.headline)
+    before = folder.open(run.config, record, run.keep, run.task.headline, extend)
     newest = folder.checkpoints.restore_newest(warn=lambda line: _say(console, f"warning: {line}"))
     if not newest:
         return ({"step": 0, "seconds": 0.0, "recorder": None}, None), run.state
@@ -94,6 +106,10 @@ def _resume(
             f"the data or the start of the run in {folder.path} have changed ({'; '.join(changed)}): "
             "choose another --workdir"
         )
+    if before is not None:
+        line = extension.effect(run.config, run.durations, before, saved["step"])
+        folder.extend(run.config["duration"], saved["step"])
+        _say(console, line)
     path = folder.path / "summary.json"
     if saved["step"] == run.total and path.exists():
         try:
@@ -209,5 +225,7 @@ class _Training:
         if self._is_primary:
             for hook in run.hooks:
                 hook.finished(run, host, self._folder.path)
+            if extensions := self._folder.extensions():
+                result["extended"] = extensions
             write_json(self._folder.path / "summary.json", result)
         return result
