@@ -51,7 +51,8 @@ def main() -> int:
 
     console = command.console()
     folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.known(FORMAT.value).folds)
-    write.check(FORMAT.value, OUT.value, folds)
+    for_torch = {flag.name: str(flag.value) for flag in (LAYOUT, TORCH_PYTHON) if flag.present}
+    write.check(FORMAT.value, OUT.value, folds, for_torch)
     run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
     before = run.evaluate(run.parallel.place(state)) if verify.test_set(run) is not None else {}
     network = networks.network(run, state)
