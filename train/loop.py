@@ -38,7 +38,7 @@ def train(
       config: complete; see configs/base.py.
       workdir: the folder of this run.
       console: shows progress; None for silence.
-      started: when the process started, by time.time(), for "seconds_to_first_step".
+      started: when the process started, by time.time(); by default, the call. All seconds of the summary count from it.
       extend: whether the run in `workdir` is trained on to a longer `config.duration`, with its optimizer's state.
 
     Returns:
@@ -68,7 +68,7 @@ def train(
                 "--config.duration trains on)",
             )
             return finished
-        return _Training(run, folder, record, console, saved, state).finish(started)
+        return _Training(run, folder, record, console, saved, state, started).finish()
 
 
 def _say(console: rich.console.Console, line: str) -> None:
@@ -131,6 +131,7 @@ class _Training:
       console: shows progress.
       saved: the JSON of the newest checkpoint.
       state: the state of that checkpoint, as numpy arrays.
+      started: when the process started, by time.time().
     """
 
     def __init__(
@@ -141,12 +142,14 @@ class _Training:
         console: rich.console.Console,
         saved: Mapping[str, Any],
         state: TrainState,
+        started: float,
     ):
         self._run, self._folder, self._record = run, folder, record
         self._is_primary = jax.process_index() == 0  # only the primary process reads and writes the workdir
         self._state, self._done = run.parallel.place(state), saved["step"]
         self._results: dict[str, Any] = {}  # results of the evaluation after step `_done`, if there was one
-        self._began = time.time() - saved["seconds"]  # as if earlier, interrupted processes had been part of this one
+        self._started = started
+        self._began = started - saved["seconds"]  # as if earlier, interrupted processes had been part of this one
         self._recorder = Recorder(
             folder.path if self._is_primary else None,
             console,
@@ -158,7 +161,7 @@ class _Training:
             before=saved["recorder"],
         )
 
-    def finish(self, started: float) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Trains to the end; returns the result of `train`."""
         run, recorder = self._run, self._recorder
         try:
@@ -172,7 +175,7 @@ class _Training:
                         return self._stop(interrupted)
                     if paused:
                         recorder.resume()
-            return self._conclude(started)
+            return self._conclude()
         finally:
             recorder.close()
 
@@ -210,14 +213,16 @@ class _Training:
         self._recorder.say(f"{interrupted}: saved at step {self._done} of {self._run.total}; the same command resumes")
         return {"interrupted": interrupted, "step": self._done}
 
-    def _conclude(self, started: float) -> dict[str, Any]:
+    def _conclude(self) -> dict[str, Any]:
         """Writes the summary and the files of the hooks; returns the summary."""
         run, recorder = self._run, self._recorder
         if self._is_primary:
             self._folder.checkpoints.wait()
         # There are no results yet if an earlier process was killed between the last checkpoint and the summary.
         results = self._results or run.evaluate(self._state, last=True)
-        result = summary.create(run, results, seconds=time.time() - self._began, recorder=recorder, started=started)
+        result = summary.create(
+            run, results, seconds=time.time() - self._began, recorder=recorder, started=self._started
+        )
         if skipped := run.feed.skipped_line():
             recorder.say(f"warning: {skipped}")
         recorder.close()

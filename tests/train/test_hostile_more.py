@@ -217,6 +217,11 @@ def test_the_summary_shows_any_folder(tmp_path):
     written = io.StringIO()
     command.console(file=written, width=200).print(summary.table(result, tmp_path / "[red]"))
     assert f"{tmp_path}/[red]" in written.getvalue() and workdir.read_config(tmp_path / "[red]")
+    assert "test top-5" in written.getvalue()
+    earlier = {**result, "accuracy_by_class": [1.0, 1.0, 1.0], "top5": 1.0}  # a summary of three classes with top5
+    written = io.StringIO()
+    command.console(file=written, width=200).print(summary.table(earlier, tmp_path))
+    assert "test accuracy" in written.getvalue() and "top-5" not in written.getvalue()
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------
