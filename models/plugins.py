@@ -60,11 +60,21 @@ def module(file: str) -> types.ModuleType:
         # A dot would separate packages
         return importlib.import_module(path.as_uri().replace(".", "%2E"))
     except Exception as error:  # the file's code may raise anything
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        if isinstance(error, SyntaxError) and error.filename == str(path):
+        raise fault(file, error) from error
+
+
+def fault(file: str, error: Exception) -> UserError:
+    """Returns the error of one line for an exception in a user's file; it names the file and the line in it."""
+    path = Path(os.path.expanduser(file)).resolve()
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path]
+    text = str(error)
+    if isinstance(error, SyntaxError):
+        text = error.msg
+        if error.filename and Path(error.filename).resolve() == path:
             lines = [error.lineno]
-        at = f", line {lines[-1]}" if lines else ""
-        raise UserError(f"{file}{at}: {type(error).__name__}: {error}") from error
+    at = f", line {lines[-1]}" if lines else ""
+    return UserError(f"{file}{at}: {type(error).__name__}: {text}")
 
 
 def modules() -> Iterator[types.ModuleType]:

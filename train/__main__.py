@@ -10,6 +10,7 @@ USAGE = """Trains and evaluates the network that a config describes, or resumes 
     python -m train --config=configs/digits.py --workdir=runs/digits
     python -m train --config=configs/cifar10.py:resnet20,norm=group --workdir=runs/x --config.optimizer.clip_norm=1
     python -m train --config=configs/cifar10.py:resnet56 --dry_run
+    python -m train --config=configs/digits.py --config.duration="40 epochs" --workdir=runs/digits --extend
 
 configs/base.py documents every key. The same command resumes an interrupted run. On a cluster, run the same command on
 every host with --distributed. Elsewhere, use --coordinator, --processes and --process; only --process differs by host.
@@ -18,6 +19,9 @@ Exit codes: 0 success (or SIGTERM, after saving), 1 internal error, 2 user error
 
 WORKDIR = command.define_path("workdir", None, "Folder of this run: config, metrics, checkpoints, pictures, summary.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the network's table and the resolved config; train nothing.")
+EXTEND = flags.DEFINE_bool(
+    "extend", False, "Train the run in --workdir on to a longer --config.duration; its optimizer's state is kept."
+)
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Train with several processes that JAX finds by Slurm, Open MPI, Kubernetes or TPU pods."
 )
@@ -52,7 +56,7 @@ def main() -> int:
         if DRY_RUN.value:
             describe(config, console)
             return 0
-        result = loop.train(config, WORKDIR.value, console, started)
+        result = loop.train(config, WORKDIR.value, console, started, EXTEND.value)
         if "interrupted" in result:
             return 130 if result["interrupted"] == "SIGINT" else 0
         console.print(summary.table(result, WORKDIR.value))

@@ -8,7 +8,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from models import command
+from models import command, plugins
 from models.errors import UserError
 
 flags.disclaim_key_flags()  # absl assigns flags that are defined here to the calling command, so that --help lists them
@@ -23,19 +23,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags and returns the other arguments.
 
     Raises:
-      UserError: A flag is wrong, or a config file refuses its arguments. A fault inside a config file propagates.
+      UserError: A flag or a config file is wrong.
     """
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        text = str(error)
-        if "Error whilst parsing config file" in text:  # a traceback, whose last line says what is wrong
-            kind, _, text = text.strip().splitlines()[-1].partition(": ")
-            if "get_config" in text or kind == "IsADirectoryError":
-                text = f"{text}: a config file defines get_config(arguments)"
-            elif kind != "ValueError":  # configs refuse their arguments by ValueErrors
-                raise
-        raise UserError(text) from None
+        if isinstance(error.__context__, UserError):  # absl repeats the flag before the text
+            raise error.__context__ from None
+        raise UserError(str(error)) from None
     except KeyError as error:  # config_flags raises it for a section that the config does not have
         raise UserError(f"unknown config key {error.args[0]}") from None
 
@@ -58,9 +53,20 @@ def define_config(name: str = "config") -> Callable[[], ml_collections.ConfigDic
     parse = parser.parse
 
     def parse_python_file(argument: str) -> Any:
-        if os.path.isfile(path := argument.split(":")[0]) and not path.endswith(".py"):  # e.g. the config.json of a run
+        path = argument.split(":")[0]
+        if os.path.isfile(path) and not path.endswith(".py"):  # e.g. the config.json of a run
             raise ValueError("a config is a Python file, e.g. configs/digits.py")
-        return parse(argument)
+        try:
+            return parse(argument)
+        except Exception as error:  # the file's code may raise anything
+            # config_flags wraps TypeErrors and ValueErrors, with a traceback as their text
+            wrapped = error.__context__ if "whilst parsing config file" in str(error) else None
+            cause = wrapped if isinstance(wrapped, Exception) else error
+            if isinstance(cause, ValueError):  # by which configs refuse their arguments
+                raise UserError(str(cause)) from error
+            if "get_config" in str(cause):
+                raise UserError(f"{path}: {cause}: a config file defines get_config(arguments)") from error
+            raise plugins.fault(path, cause) from error
 
     parser.parse = parse_python_file
 

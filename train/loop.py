@@ -15,6 +15,7 @@ from train.interruption import Interruption
 from train.recording import summary
 from train.recording.recorder import Recorder, check_finite
 from train.run import Run, build_run
+from train.setup import extension
 from train.setup.config import Config, difference, plain
 from train.state import TrainState
 from train.storage import checkpoint
@@ -23,7 +24,11 @@ from train.storage.workdir import Workdir
 
 
 def train(
-    config: Config, workdir: str | Path, console: rich.console.Console | None = None, started: float | None = None
+    config: Config,
+    workdir: str | Path,
+    console: rich.console.Console | None = None,
+    started: float | None = None,
+    extend: bool = False,
 ) -> dict[str, Any]:
     """Trains and evaluates the run that `config` describes, or resumes it where it was interrupted.
 
@@ -33,7 +38,8 @@ def train(
       config: complete; see configs/base.py.
       workdir: the folder of this run.
       console: shows progress; None for silence.
-      started: when the process started, by time.time(), for "seconds_to_first_step".
+      started: when the process started, by time.time(); by default, the call. All seconds of the summary count from it.
+      extend: whether the run in `workdir` is trained on to a longer `config.duration`, with its optimizer's state.
 
     Returns:
       The summary, as in summary.json; or {"interrupted": signal, "step": …} if SIGTERM or SIGINT ended the run early.
@@ -52,11 +58,17 @@ def train(
             _say(console, note)
         record = _record(run)
         multihost.check_same("data or start of the run", record)
-        (saved, finished), state = multihost.from_primary(lambda: _resume(run, folder, record, console), run.state)
+        (saved, finished), state = multihost.from_primary(
+            lambda: _resume(run, folder, record, console, extend), run.state
+        )
         if finished:
-            _say(console, f"{folder.path} is already finished; its summary is unchanged")
+            _say(
+                console,
+                f"{folder.path} is already finished; its summary is unchanged (--extend with a longer "
+                "--config.duration trains on)",
+            )
             return finished
-        return _Training(run, folder, record, console, saved, state).finish(started)
+        return _Training(run, folder, record, console, saved, state, started).finish()
 
 
 def _say(console: rich.console.Console, line: str) -> None:
@@ -74,7 +86,7 @@ def _record(run: Run) -> dict[str, Any]:
 
 
 def _resume(
-    run: Run, folder: Workdir, record: Mapping[str, Any], console: rich.console.Console
+    run: Run, folder: Workdir, record: Mapping[str, Any], console: rich.console.Console, extend: bool
 ) -> tuple[tuple[dict[str, Any], dict[str, Any] | None], TrainState]:
     """Opens the workdir and reads the newest checkpoint.
 
@@ -84,7 +96,7 @@ def _resume(
     Raises:
       UserError: the checkpoints belong to other data or another network, or all of them are damaged.
     """
-    folder.open(run.config, record, run.keep, run.task.headline)
+    before = folder.open(run.config, record, run.keep, run.task.headline, extend)
     newest = folder.checkpoints.restore_newest(warn=lambda line: _say(console, f"warning: {line}"))
     if not newest:
         return ({"step": 0, "seconds": 0.0, "recorder": None}, None), run.state
@@ -94,6 +106,10 @@ def _resume(
             f"the data or the start of the run in {folder.path} have changed ({'; '.join(changed)}): "
             "choose another --workdir"
         )
+    if before is not None:
+        line = extension.effect(run.config, run.durations, before, saved["step"])
+        folder.extend(run.config["duration"], saved["step"])
+        _say(console, line)
     path = folder.path / "summary.json"
     if saved["step"] == run.total and path.exists():
         try:
@@ -115,6 +131,7 @@ class _Training:
       console: shows progress.
       saved: the JSON of the newest checkpoint.
       state: the state of that checkpoint, as numpy arrays.
+      started: when the process started, by time.time().
     """
 
     def __init__(
@@ -125,12 +142,14 @@ class _Training:
         console: rich.console.Console,
         saved: Mapping[str, Any],
         state: TrainState,
+        started: float,
     ):
         self._run, self._folder, self._record = run, folder, record
         self._is_primary = jax.process_index() == 0  # only the primary process reads and writes the workdir
         self._state, self._done = run.parallel.place(state), saved["step"]
         self._results: dict[str, Any] = {}  # results of the evaluation after step `_done`, if there was one
-        self._began = time.time() - saved["seconds"]  # as if earlier, interrupted processes had been part of this one
+        self._started = started
+        self._began = started - saved["seconds"]  # as if earlier, interrupted processes had been part of this one
         self._recorder = Recorder(
             folder.path if self._is_primary else None,
             console,
@@ -142,7 +161,7 @@ class _Training:
             before=saved["recorder"],
         )
 
-    def finish(self, started: float) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Trains to the end; returns the result of `train`."""
         run, recorder = self._run, self._recorder
         try:
@@ -156,7 +175,7 @@ class _Training:
                         return self._stop(interrupted)
                     if paused:
                         recorder.resume()
-            return self._conclude(started)
+            return self._conclude()
         finally:
             recorder.close()
 
@@ -194,14 +213,16 @@ class _Training:
         self._recorder.say(f"{interrupted}: saved at step {self._done} of {self._run.total}; the same command resumes")
         return {"interrupted": interrupted, "step": self._done}
 
-    def _conclude(self, started: float) -> dict[str, Any]:
+    def _conclude(self) -> dict[str, Any]:
         """Writes the summary and the files of the hooks; returns the summary."""
         run, recorder = self._run, self._recorder
         if self._is_primary:
             self._folder.checkpoints.wait()
         # There are no results yet if an earlier process was killed between the last checkpoint and the summary.
         results = self._results or run.evaluate(self._state, last=True)
-        result = summary.create(run, results, seconds=time.time() - self._began, recorder=recorder, started=started)
+        result = summary.create(
+            run, results, seconds=time.time() - self._began, recorder=recorder, started=self._started
+        )
         if skipped := run.feed.skipped_line():
             recorder.say(f"warning: {skipped}")
         recorder.close()
@@ -209,5 +230,7 @@ class _Training:
         if self._is_primary:
             for hook in run.hooks:
                 hook.finished(run, host, self._folder.path)
+            if extensions := self._folder.extensions():
+                result["extended"] = extensions
             write_json(self._folder.path / "summary.json", result)
         return result

@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--out={OUT.value}: want a .png file in an existing folder")
     from train.export import loaded  # imports Orbax, which --help does not need
 
-    rows = predict(loaded.load(argv[1], CHECKPOINT.value), named(argv[2:]), TOP.value)
+    rows = predict(loaded.load(argv[1], CHECKPOINT.value if CHECKPOINT.present else None), named(argv[2:]), TOP.value)
     if JSON.value:
         for row in rows:
             print(_json_line(row))

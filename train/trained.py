@@ -110,12 +110,12 @@ class Trained:
         return np.stack([self._opened.pixels(image) for image in images])
 
 
-def load(where: str | Path, which: str = "last") -> Trained:
+def load(where: str | Path, which: str | None = None) -> Trained:
     """Opens the folder of a run or of an exported network.
 
     Args:
       where: the folder.
-      which: the checkpoint of a run, "last" or "best" (on its test set).
+      which: the checkpoint of a run, "last" (also for None) or "best" (on its test set).
 
     Raises:
       UserError: there is no such folder, it is damaged, or a library that the format needs is missing.

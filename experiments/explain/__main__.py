@@ -123,8 +123,11 @@ def main() -> None:
     check_inputs(run.feed)
     feed: Any = run.feed  # batches of images
     variables = jax.device_put(state.evaluation_variables())
+    console, rows, written = command.console(), [], []
     if indices is None:
-        indices = mistakes(run, variables, feed.split(SPLIT.value))
+        indices, remark = mistakes(run, variables, feed.split(SPLIT.value))
+        if remark:
+            console.print(remark, soft_wrap=True, highlight=False)
     subjects = (
         from_files(run, IMAGE.value) if IMAGE.value else from_split(feed.split(SPLIT.value), SPLIT.value, indices)
     )
@@ -135,7 +138,6 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={out}: {error.strerror}: must be a folder") from None
-    console, rows, written = command.console(), [], []
     decisions = [call for call in calls if call.name in catalogue.METHODS]
     if decisions:
         rows = pictures.attributions(job, decisions, pairs)
@@ -167,7 +169,8 @@ if __name__ == "__main__":  # only here: absl has one table of flags for the pro
     INDICES = flags.DEFINE_list(
         "indices",
         [],
-        "Indices of images in the split, or mistakes: the 8 most confident errors of the network; default 0.",
+        "Indices of images in the split, or mistakes: the network's 8 most confident errors, or, without errors, its "
+        "least confident answers; default 0.",
     )
     METHOD = flags.DEFINE_string("method", "grad_cam", "Methods; see above.")
     TARGET = flags.DEFINE_string("target", "top1", "Classes to explain; see above.")

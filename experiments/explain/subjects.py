@@ -72,11 +72,11 @@ def from_split(source: Any, split: str, indices: Sequence[int]) -> list[Subject]
     return subjects
 
 
-def mistakes(run: "Network", variables: Any, source: Any, count: int = 8) -> list[int]:
-    """Returns indices of the network's most confident errors in a split, as in mistakes.png.
+def mistakes(run: "Network", variables: Any, source: Any, count: int = 8) -> tuple[list[int], str]:
+    """Returns indices of the network's most confident errors in a split, as in mistakes.png, and a remark.
 
-    Raises:
-      UserError: The network makes no error.
+    If the network makes no error, the indices are those of its least confident answers, and the remark says so.
+    Otherwise the remark is "".
     """
     from train import evaluate
     from train.plots import figures
@@ -84,10 +84,14 @@ def mistakes(run: "Network", variables: Any, source: Any, count: int = 8) -> lis
     logits, labels, index = evaluate.predictions(
         run.task.predict, variables, run.feed.prepare_evaluation, run.images.batches(source)
     )
-    indices = [int(index[row]) for row, *_ in figures.most_confident_errors(logits, labels, count)]
-    if not indices:
-        raise UserError(f"--indices=mistakes: the network classifies all {len(labels)} images correctly")
-    return indices
+    rows, remark = [row for row, *_ in figures.most_confident_errors(logits, labels, count)], ""
+    if not rows:
+        rows = figures.least_confident(logits, count)
+        remark = (
+            f"--indices=mistakes: the network classifies all {len(labels)} images correctly; these are the {len(rows)} "
+            "that it is least confident about"
+        )
+    return [int(index[row]) for row in rows], remark
 
 
 def targets(text: str, subjects: Sequence[Subject], classes: Sequence[str]) -> list[tuple[int, int]]:

@@ -82,21 +82,32 @@ def test_the_command_refuses_in_one_line(folder):
 def test_mistakes_are_the_most_confident_errors(folder):
     run, state = restore.load(folder)
     variables = state.evaluation_variables()
-    mistakes = subjects.mistakes(run, variables, run.feed.test, count=5)
+    mistakes, remark = subjects.mistakes(run, variables, run.feed.test, count=5)
     examples = subjects.from_split(run.feed.test, "test", range(len(run.feed.test)))
     images = run.feed.prepare_evaluation({"image": np.stack([subject.pixels for subject in examples])})["image"]
     probabilities = np.asarray(jax.nn.softmax(run.task.model.apply(variables, images)))
     wrong = [i for i, subject in enumerate(examples) if probabilities[i].argmax() != subject.label]
     confidence = probabilities.max(1)
-    assert set(mistakes) <= set(wrong) and len(mistakes) == 5
+    assert set(mistakes) <= set(wrong) and len(mistakes) == 5 and not remark
     np.testing.assert_allclose(confidence[mistakes], sorted(confidence[wrong])[-1:-6:-1], rtol=1e-5)
+
+
+def test_without_mistakes_the_least_confident_answers_are_shown():
+    def predict(variables, batch):  # always right; the larger the number, the more confident
+        return jax.nn.one_hot(batch["label"], 10) * batch["number"][:, None]
+
     right = SimpleNamespace(
-        task=SimpleNamespace(predict=lambda variables, batch: jax.nn.one_hot(batch["label"], 10)),
+        task=SimpleNamespace(predict=predict),
         feed=SimpleNamespace(prepare_evaluation=lambda batch: batch),
-        images=run.images,
+        images=SimpleNamespace(
+            batches=lambda source: [
+                {"label": np.arange(6), "number": np.float32([3, 9, 1, 7, 5, 8]), "mask": np.ones(6)}
+            ]
+        ),
     )
-    with pytest.raises(UserError, match="--indices=mistakes: the network classifies all 360 images correctly"):
-        subjects.mistakes(right, {}, run.feed.test)
+    chosen, remark = subjects.mistakes(right, {}, None, count=3)
+    assert chosen == [2, 0, 4]
+    assert "all 6 images correctly; these are the 3 that it is least confident about" in remark
 
 
 def test_rows_equal_the_maps_of_the_methods(job, monkeypatch):

@@ -500,7 +500,16 @@ def test_mistakes(flags, message):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_options_that_a_format_would_ignore_are_refused(tmp_path):
+    write.check("torch", tmp_path / "new", [], {"layout": "timm"})
+    for flag, value in (("layout", "timm"), ("torch_python", "venv/bin/python")):
+        with pytest.raises(UserError, match=f"--{flag}={value} is for --format=torch, not --format=safetensors"):
+            write.check("safetensors", tmp_path / "new", [], {flag: value})
+
+
 def test_mistakes_of_prediction(out, files, tmp_path):
+    with pytest.raises(UserError, match="is an exported network, which has no checkpoints; leave --checkpoint=best"):
+        loaded.load(out / "safetensors", "best")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
     (tmp_path / "card.json").write_text("{}")
     for where, message in (

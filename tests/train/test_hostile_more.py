@@ -1,5 +1,6 @@
 """More unusual files and habits: odd paths, texts on the terminal, folders to predict, full disks."""
 
+import ast
 import io
 import json
 import re
@@ -216,6 +217,11 @@ def test_the_summary_shows_any_folder(tmp_path):
     written = io.StringIO()
     command.console(file=written, width=200).print(summary.table(result, tmp_path / "[red]"))
     assert f"{tmp_path}/[red]" in written.getvalue() and workdir.read_config(tmp_path / "[red]")
+    assert "test top-5" in written.getvalue()
+    earlier = {**result, "accuracy_by_class": [1.0, 1.0, 1.0], "top5": 1.0}  # a summary of three classes with top5
+    written = io.StringIO()
+    command.console(file=written, width=200).print(summary.table(earlier, tmp_path))
+    assert "test accuracy" in written.getvalue() and "top-5" not in written.getvalue()
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------
@@ -311,6 +317,29 @@ def test_a_config_that_is_not_a_python_file_is_refused_in_one_line(name, tmp_pat
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.endswith("a config is a Python file, e.g. configs/digits.py\n") and done.stderr.count("\n") == 1
+
+
+def test_a_fault_in_a_config_file_is_one_line_with_its_place(tmp_path):
+    faults = {
+        "    return ]": "FILE, line 4: SyntaxError: unmatched ']'",
+        "    import nothing_there": "FILE, line 4: ModuleNotFoundError: No module named 'nothing_there'",
+        "    c.model.nme.x = 1": "FILE, line 4: AttributeError: ",
+        "    return c + 1": "FILE, line 4: TypeError: ",
+        "    raise ValueError('no such recipe')": "no such recipe",
+    }
+    for number, line in enumerate(faults):
+        text = f"from configs.base import base\ndef get_config(text=''):\n    c = base()\n{line}\n"
+        (tmp_path / f"{number}.py").write_text(text)
+    script = (
+        "import sys\nfrom train import cli\ncli.define_config()\nfor path in sys.argv[1:]:\n    try:\n"
+        "        cli._parse(['x', f'--config={path}'])\n    except cli.UserError as error:\n"
+        "        print(repr(str(error).replace(path, 'FILE')))"
+    )
+    files = [str(tmp_path / f"{number}.py") for number in range(len(faults))]
+    done = subprocess.run([sys.executable, "-c", script, *files], cwd=tiny.ROOT, text=True, capture_output=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(faults), done.stderr
+    assert all(text in line for text, line in zip(faults.values(), map(ast.literal_eval, lines), strict=True)), lines
 
 
 @pytest.mark.parametrize("kind", ["folder", "full"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -35,7 +36,15 @@ def finished(tmp_path_factory):
     """Returns a whole run, with pictures and recalibrated statistics."""
     folder = tmp_path_factory.mktemp("run")
     config = tiny.config(hooks="recalibrate(2)|figures", ema_decay=0.5, data__augment="crop(1)")
-    return config, folder, loop.train(config, folder)
+    return config, folder, loop.train(config, folder, started=time.time() - 100)
+
+
+def test_all_seconds_count_from_the_start_of_the_process(finished):
+    _, folder, summary = finished
+    assert 100 < summary["seconds_to_first_step"] < summary["seconds"] < 300
+    assert summary["training_seconds"] < summary["seconds"] - summary["seconds_to_first_step"] + 5
+    # The next process goes on from the time at the last checkpoint
+    assert 100 < final(folder)[1]["seconds"] < summary["seconds"]
 
 
 def test_a_run_writes_every_file(finished):

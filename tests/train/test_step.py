@@ -113,6 +113,12 @@ def test_evaluation_is_exact_on_uneven_batches():
     assert results["accuracy_by_class"][:5] == pytest.approx([1 / 2, 1, 1, None, 0])
 
 
+def test_top5_is_left_out_where_it_is_always_right():
+    for classes, measured in ((5, False), (6, True)):
+        batch = {"image": jnp.zeros((1, 1, 1, classes)), "label": jnp.zeros(1, int), "mask": jnp.ones(1)}
+        assert ("top5" in classify(classes=classes).evaluate({"params": {"shift": 0.0}}, {}, batch)) is measured
+
+
 def test_nan_logits_are_never_correct():
     batch = {"image": jnp.full((1, 1, 1, 7), jnp.nan), "label": jnp.zeros(1, int), "mask": jnp.ones(1)}
     metrics = classify().evaluate({"params": {"shift": 0.0}}, {}, batch)

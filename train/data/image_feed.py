@@ -224,7 +224,7 @@ class ImageFeed:
     def _resident_calls(self, step, total):
         rows = shuffle.process_rows(self._batch_size, self._shard)
         while step < total:
-            count = min(self._steps_per_call, total - step)
+            count = min(self._steps_per_call - step % self._steps_per_call, total - step)
             positions = step * self._batch_size, count * self._batch_size
             items = {"index": self._order.indices(*positions).astype(np.int32)}
             if self._mirrors:

@@ -50,7 +50,8 @@ def main() -> int:
 
     console = command.console()
     folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.named_format(FORMAT.value).folds)
-    write.check(FORMAT.value, OUT.value, folds)
+    for_torch = {flag.name: str(flag.value) for flag in (LAYOUT, TORCH_PYTHON) if flag.present}
+    write.check(FORMAT.value, OUT.value, folds, for_torch)
     run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
     portable = network.network(run, state)
     write.check_libraries(FORMAT.value, portable, LAYOUT.value, TORCH_PYTHON.value)

@@ -41,21 +41,24 @@ class Loaded(NamedTuple):
         return of_pixels(decoder, shape, image) if isinstance(image, np.ndarray) else of_file(decoder, shape, image)
 
 
-def load(where: str | Path, which: str = "last") -> Loaded:
+def load(where: str | Path, which: str | None = None) -> Loaded:
     """Opens the folder of an exported network or of a run.
 
     Args:
       where: the folder.
-      which: the checkpoint of a run, "last" or "best".
+      which: the checkpoint of a run, "last" (also for None) or "best"; None for an exported network.
 
     Raises:
-      UserError: the folder holds neither, it is damaged, or a library that the format needs is missing.
+      UserError: the folder holds neither, it is damaged, or a library that the format needs is missing; or `which` is
+        given for an exported network.
     """
     folder = expanded(where)
     if not folder.is_dir():
         raise UserError(f"{where}: there is no such folder; give that of a run or of an exported network")
     if not cards.is_in(folder):
-        return of_run(folder, which)
+        return of_run(folder, which or "last")
+    if which is not None:
+        raise UserError(f"{where} is an exported network, which has no checkpoints; leave --checkpoint={which} out")
     card = cards.read(folder)
     if card["format"] not in formats.FORMATS:
         raise choice_error(f"format in {folder}/{cards.NAME}", card["format"], formats.FORMATS)

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +149,19 @@ def _ours(path: Path) -> bool:
     return path.name == cards.NAME or path.name.removesuffix(".data") in {how.file for how in formats.FORMATS.values()}
 
 
-def check(format: str, out: str | Path, folds: Collection[str]) -> None:
-    """Checks format, folder and folds without the run; raises UserError."""
+def check(format: str, out: str | Path, folds: Collection[str], for_torch: Mapping[str, str] | None = None) -> None:
+    """Checks the options of an export without the run; raises UserError.
+
+    Args:
+      format: name of the format.
+      out: the folder to write.
+      folds: operations to make part of a program.
+      for_torch: the flags that only the format torch has, with their values, where they are set.
+    """
     out, allowed = Path(out), named_format(format).folds
+    if for_torch and format != "torch":
+        flag, value = next(iter(for_torch.items()))
+        raise UserError(f"--{flag}={value} is for --format=torch, not --format={format}; leave it out")
     for fold in folds:
         if fold not in graph.FOLDS:
             raise choice_error("--fold", fold, graph.FOLDS)

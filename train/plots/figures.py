@@ -98,13 +98,22 @@ def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def most_confident_errors(logits: np.ndarray, labels: np.ndarray, count: int) -> list[tuple[int, int, float]]:
     """Returns the row, predicted class and its probability of `count` wrong predictions, the most confident first."""
+    predicted, confidence = _predictions(logits)
+    wrong = np.flatnonzero(predicted != labels)
+    order = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+    return [(int(row), int(predicted[row]), float(confidence[row])) for row in order]
+
+
+def least_confident(logits: np.ndarray, count: int) -> list[int]:
+    """Returns the rows of the `count` predictions with the lowest probability, the lowest first."""
+    return np.argsort(_predictions(logits)[1], kind="stable")[:count].tolist()
+
+
+def _predictions(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the predicted class of each row, and its probability."""
     shifted = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = shifted / shifted.sum(1, keepdims=True)
-    predicted = probabilities.argmax(1)
-    wrong = np.flatnonzero(predicted != labels)
-    confidence = probabilities[wrong, predicted[wrong]]
-    order = wrong[np.argsort(-confidence, kind="stable")][:count]
-    return [(int(row), int(predicted[row]), float(probabilities[row, predicted[row]])) for row in order]
+    return probabilities.argmax(1), probabilities.max(1)
 
 
 def _short(name: str, limit: int = 17) -> str:

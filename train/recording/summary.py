@@ -110,13 +110,15 @@ def create(
 ) -> dict[str, Any]:
     """Returns the content of summary.json.
 
-    "training_seconds" is the duration of all steps at the speed of this process, not counting its first dispatch. It
-    excludes startup, compilation, evaluation and saving.
+    There is one clock, which starts with the process. "seconds" runs until the results are there, and includes imports,
+    compilation, evaluation and saving; earlier processes of the same run count until their last checkpoint.
+    "seconds_to_first_step" is the part of this process before its first dispatch has finished. "training_seconds" is
+    the duration of all steps at the speed of this process, without that first dispatch, evaluation and saving.
 
     Args:
       run: the finished run.
       results: metrics on the test set at the end.
-      seconds: duration of training, over all processes that trained in the workdir, with evaluation and saving.
+      seconds: duration of all processes that trained in the workdir, each from its start.
       recorder: measured the speed.
       started: when the process started, by time.time().
     """
@@ -156,7 +158,8 @@ def table(summary: Mapping[str, Any], folder: Path) -> rich.table.Table:
         "test mAP": _share(summary.get("mean_average_precision")),
         "test mAP, 11 points": _share(summary.get("mean_average_precision_11")),
         "top class is present": _share(summary.get("hit")),
-        "test top-5": f"{summary['top5']:.2%}" if len(summary.get("accuracy_by_class", ())) > 5 else None,
+        # Summaries of earlier versions have it for any number of classes; with five or fewer, it is always 100%
+        "test top-5": _share(summary.get("top5")) if len(summary.get("accuracy_by_class", ())) > 5 else None,
         "test loss": f"{summary['loss']:.4f}",
         "weights pruned": f"{summary['sparsity']:.2%}" if "sparsity" in summary else None,
         "test examples": f"{summary['test_examples']:,}",

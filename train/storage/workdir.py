@@ -25,6 +25,15 @@ LINE = {
 # devices may change as well, e.g. with devices=0 on another machine; it affects only batch norm and dropout.
 OPERATIONAL = ("log_every", "checkpoint_every", "data.workers", "data.dir", "keep_checkpoints", "parallel", "devices")
 
+_EXTENSIONS = "extensions.json"
+EXTENSIONS = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["step", "duration"],
+        "properties": {"step": {"type": "integer", "minimum": 0}, "duration": {"type": "string"}},
+    },
+}
 ABANDONED = 3600  # seconds after which a partially written export counts as abandoned
 
 
@@ -56,7 +65,9 @@ class Workdir(contextlib.ExitStack):
         if self.path.is_dir():
             self._lock.acquire()
 
-    def open(self, config: Mapping[str, Any], record: Mapping[str, Any], keep: int, headline: str) -> None:
+    def open(
+        self, config: Mapping[str, Any], record: Mapping[str, Any], keep: int, headline: str, extend: bool = False
+    ) -> str | None:
         """Claims the folder for a run; see `claim`.
 
         Args:
@@ -64,12 +75,38 @@ class Workdir(contextlib.ExitStack):
           record: the record of its data.
           keep: number of checkpoints to keep.
           headline: the metric that decides which checkpoint is best.
+          extend: whether the duration may differ from that of the run in the folder.
+
+        Returns:
+          The duration of the run in the folder if it differs, else None.
         """
-        claim(self.path, config, record, self._lock)
+        before = claim(self.path, config, record, self._lock, extend)
         self.enter_context(details.redirect(self.path / "details.log"))
         self.checkpoints = self.enter_context(
             contextlib.closing(checkpoint.Checkpoints(self.path / "checkpoints", keep, headline))
         )
+        return before
+
+    def extend(self, duration: str, step: int) -> None:
+        """Gives the run in the folder a longer duration; its summary, which is of the shorter one, is removed.
+
+        Args:
+          duration: the longer duration.
+          step: number of steps done.
+        """
+        path = self.path / "config.json"
+        config = read_config(self.path)
+        extension = {"step": step, "duration": config["duration"]}
+        earlier = [other for other in self.extensions() if other != extension]  # of a process that was killed here
+        write_json(self.path / _EXTENSIONS, [*earlier, extension])
+        # The summary goes first: a summary beside a config with the longer duration would be taken for its own.
+        (self.path / "summary.json").unlink(missing_ok=True)
+        write_json(path, {**config, "duration": duration})
+
+    def extensions(self) -> list[dict[str, Any]]:
+        """Returns {"step", "duration"} for each extension: the steps done then, and the duration before."""
+        path = self.path / _EXTENSIONS
+        return read_json(path, EXTENSIONS) if path.exists() else []
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -89,7 +126,9 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return config
 
 
-def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any], lock: Lock) -> None:
+def claim(
+    workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any], lock: Lock, extend: bool = False
+) -> str | None:
     """Claims a folder for this process and config.
 
     A folder is claimed once it has a checkpoint. Partially written files of killed processes are removed. Writes
@@ -100,6 +139,10 @@ def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any], l
       config: the config of the run.
       record: the record of its data.
       lock: the lock of the folder, which is acquired.
+      extend: whether the duration may differ.
+
+    Returns:
+      With `extend`, the duration of the run in the folder if it differs; otherwise None.
 
     Raises:
       UserError: the folder belongs to a run with another config (the message lists the differences), another process
@@ -117,9 +160,11 @@ def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any], l
             raise UserError(f"{workdir} holds checkpoints but no config.json: choose another --workdir")
         if not has_checkpoints:
             _check_unclaimed(workdir)
+            if extend:
+                raise UserError(f"--extend: {workdir} holds no run with a checkpoint")
             write_json(path, plain(config))
             write_json(workdir / "data.json", record)
-            return
+            return None
     except OSError as error:
         raise UserError(f"cannot use --workdir={workdir}: {error.strerror}") from error
     old = read_config(workdir)
@@ -130,10 +175,18 @@ def claim(workdir: Path, config: Mapping[str, Any], record: Mapping[str, Any], l
             f"{workdir} holds a run of an earlier version, which had no {' and no '.join(added)}: it cannot resume; "
             f"choose another --workdir (--config.init_from={workdir} starts from its weights)"
         )
+    if changed == {"duration"} and extend:
+        return old["duration"]
+    if "duration" in changed and not extend:
+        raise UserError(
+            f"{workdir} belongs to a run with a different config ({'; '.join(lines)}): choose another --workdir; "
+            "if only the duration differs, --extend trains on to a longer one"
+        )
     if lines:
         raise UserError(
             f"{workdir} belongs to a run with a different config ({'; '.join(lines)}): choose another --workdir"
         )
+    return None
 
 
 def _check_unclaimed(workdir: Path) -> None:

@@ -47,7 +47,10 @@ class Classify(ImageTask):
         return optax.softmax_cross_entropy(logits, targets)
 
     def evaluate(self, variables, task_state, batch):
-        """Returns loss, top-1, top-5, and the accuracy of each class [num_classes]; masked rows do not count."""
+        """Returns loss, top-1, top-5 (of more than five classes), and the accuracy of each class [num_classes].
+
+        Masked rows do not count.
+        """
         del task_state
         return self.measured(self.predict(variables, batch), batch)
 
@@ -65,10 +68,11 @@ class Classify(ImageTask):
         by_class = jax.nn.one_hot(labels, self.num_classes) * mask[:, None]  # [B, num_classes]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         rank, weight = ranks(logits, labels), jnp.sum(mask)
+        top5 = {"top5": (jnp.sum((rank < 5) * mask), weight)} if self.num_classes > 5 else {}
         return {
             "loss": (jnp.sum(losses * mask), weight),
             "accuracy": (jnp.sum((rank == 0) * mask), weight),
-            "top5": (jnp.sum((rank < 5) * mask), weight),
+            **top5,
             "accuracy_by_class": ((rank == 0).astype(jnp.float32) @ by_class, jnp.sum(by_class, 0)),
         }
 
