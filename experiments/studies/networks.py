@@ -79,7 +79,7 @@ def more_accurate(kind: str, field: str, tolerance: float, high: str, low: str, 
         text = f"{accuracies(pair, high, low)}, with {field.replace('_', '-')} {apart:.1%} apart"
         if apart > tolerance:
             return missing(f"no comparison: {text}")
-        values = [pair.where(network=name).values("accuracy", diverged=0.0) for name in (high, low)]
-        return Judgement(evidence.more(*values, worth=worth), text)
+        first, second = (pair.where(network=name).values("accuracy", diverged=0.0) for name in (high, low))
+        return Judgement(evidence.more(first, second, worth=worth), text)
 
     return judge

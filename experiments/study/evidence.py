@@ -203,8 +203,9 @@ def above(values: Values, threshold: float, worth: float = 0.0, unit: str = "poi
 
 
 def within(values: Values, low: float, high: float, unit: str = "points") -> Evidence:
-    """Tests whether a mean over seeds is between two thresholds; the effect is the distance to the closer one."""
-    return all_of(above(values, low, unit=unit), above(-finite(values), -high, unit=unit))
+    """Tests whether a mean over seeds is between two thresholds, one of which may be infinite."""
+    sides = [(sign, end) for sign, end in ((1, low), (-1, high)) if math.isfinite(end)]
+    return all_of(*(above(sign * finite(values), sign * end, unit=unit) for sign, end in sides))
 
 
 def no_less(good: Values, reference: Values, margin: float = POINT, unit: str = "points") -> Evidence:

@@ -31,11 +31,11 @@ def cheaper(kind: str, cheap: str, dear: str, share: float, loss: float) -> Judg
     """Returns a judge: `cheap` has at most `share` of the mult-adds and is less than `loss` below in accuracy."""
 
     def judge(outcomes: Outcomes) -> Judgement:
-        pair = [outcomes.where(set=kind, network=name) for name in (cheap, dear)]
-        work = [max(finite(one.values("mult_adds")), default=0) for one in pair]
+        ours, theirs = (outcomes.where(set=kind, network=name) for name in (cheap, dear))
+        work = [max(finite(one.values("mult_adds")), default=0) for one in (ours, theirs)]
         if not all(work):
             return missing("all runs of one network diverged")
-        little = evidence.no_less(*(one.values("accuracy", diverged=0.0) for one in pair), loss)
+        little = evidence.no_less(ours.values("accuracy", 0.0), theirs.values("accuracy", 0.0), loss)
         text = networks.accuracies(outcomes.where(set=kind), cheap, dear)
         known = evidence.all_of(evidence.holds(work[0] <= share * work[1]), little)
         return Judgement(known, f"{text}; {work[0] / work[1]:.0%} of the mult-adds")
@@ -57,11 +57,9 @@ def efficient(outcomes: Outcomes) -> Judgement:
     if not small:
         return missing("no dense network that small")
     parameters, dense = max(small, key=lambda pair: pair[0])
-    values = [group.values("accuracy", diverged=0.0) for group in (dense, residual)]
-    text = (
-        f"dense, {parameters:,} parameters, {spread(values[0])}; residual, {largest:,} parameters, {spread(values[1])}"
-    )
-    return Judgement(evidence.no_less(*values), text)
+    good, reference = (group.values("accuracy", diverged=0.0) for group in (dense, residual))
+    text = f"dense, {parameters:,} parameters, {spread(good)}; residual, {largest:,} parameters, {spread(reference)}"
+    return Judgement(evidence.no_less(good, reference), text)
 
 
 def reused(outcomes: Outcomes) -> Judgement:

@@ -84,14 +84,14 @@ def better(high: str, low: str, name: str) -> Judge:
 def faster(outcomes: Outcomes) -> Judgement:
     """Compares accuracies, and early losses, of shallow networks with and without shortcuts."""
     residual, plain = (_end(outcomes, network, role="shallow") for network in ("residual", "plain"))
-    early = [group.early_losses() for group in (plain, residual)]
     alike = evidence.equivalent(residual.values("accuracy", 0.0), plain.values("accuracy", 0.0), 2 * evidence.POINT)
+    lower = evidence.more(plain.early_losses(), residual.early_losses(), worth=NATS, unit="nats")
     ours = "; ".join(
         f"{name}: accuracy {spread(group.values('accuracy', 0.0))}, training loss over the first third "
         f"{spread(group.early_losses(), False, 2)}"
         for name, group in (("residual", residual), ("plain", plain))
     )
-    return Judgement(evidence.all_of(alike, evidence.more(*early, worth=NATS, unit="nats")), ours)
+    return Judgement(evidence.all_of(alike, lower), ours)
 
 
 def shortcuts(outcomes: Outcomes) -> Judgement:
@@ -155,14 +155,14 @@ def _deleted(outcomes: Outcomes, network: str, role: str, halving: bool = False)
     return medians
 
 
-def left(network: str, role: str, least: float | None = None, most: float | None = None) -> Judge:
-    """Returns a judge: the mean accuracy that remains without a block is at least, or at most, a threshold."""
+def left(network: str, role: str, low: float, high: float) -> Judge:
+    """Returns a judge: the mean accuracy that remains without a block is between two thresholds."""
 
     def judge(outcomes: Outcomes) -> Judgement:
         shares = _deleted(outcomes, network, role)
-        enough = evidence.above(shares, least) if least is not None else evidence.above([-v for v in shares], -most)
         return Judgement(
-            enough, f"{network}, {_depth(outcomes, role)} layers: {spread(shares)} of what is above chance is left"
+            evidence.within(shares, low, high),
+            f"{network}, {_depth(outcomes, role)} layers: {spread(shares)} of what is above chance is left",
         )
 
     return judge

@@ -100,8 +100,8 @@ def earlier(outcomes: Outcomes) -> Judgement:
 
 def shallow(outcomes: Outcomes) -> Judgement:
     """Tests whether MSRA and Xavier are equivalent in the shallowest networks."""
-    pair = (_end(outcomes, "plain", "shallow", init).values("accuracy") for init in PAIR)
-    return Judgement(evidence.equivalent(*pair), _accuracies(outcomes, "shallow"))
+    msra, xavier = (_end(outcomes, "plain", "shallow", init).values("accuracy") for init in PAIR)
+    return Judgement(evidence.equivalent(msra, xavier), _accuracies(outcomes, "shallow"))
 
 
 def cured(network: str) -> Judge:

@@ -147,9 +147,8 @@ def smoother(name: str) -> Judge:
             + ", ".join(spread(_along(outcomes, norm, epochs, name), percent=False, digits=2) for epochs in POINTS)
             for norm in ("BN", "none")
         )
-        varies = [by_seed(outcomes, norm) for norm in ("none", "BN")]
         return Judgement(
-            evidence.more(*varies, worth=DECADES, unit="decades"),
+            evidence.more(by_seed(outcomes, "none"), by_seed(outcomes, "BN"), worth=DECADES, unit="decades"),
             f"{'; '.join(numbers)}, after {', '.join(map(str, POINTS))} epochs",
         )
 

@@ -110,15 +110,15 @@ def _order(outcomes: Outcomes) -> Judgement:
 
 
 def _same(outcomes: Outcomes) -> Judgement:
-    pair = [_values(outcomes, network) for network in (FULL, "learned positions")]
-    return Judgement(evidence.equivalent(*pair, CLOSE, "BLEU"), _bleu(outcomes, FULL, "learned positions"))
+    full, learned = (_values(outcomes, network) for network in (FULL, "learned positions"))
+    return Judgement(evidence.equivalent(full, learned, CLOSE, "BLEU"), _bleu(outcomes, FULL, "learned positions"))
 
 
 def _level(outcomes: Outcomes) -> Judgement:
     if _is_grammar(outcomes):
         return missing(f"{_bleu(outcomes, FULL)} on the grammar, which is another text")
-    ends = (PUBLISHED_MULTI30K - CLOSE, PUBLISHED_MULTI30K + CLOSE)
-    return Judgement(evidence.within(_values(outcomes, FULL), *ends, unit="BLEU"), _bleu(outcomes, FULL))
+    near = evidence.within(_values(outcomes, FULL), PUBLISHED_MULTI30K - CLOSE, PUBLISHED_MULTI30K + CLOSE, unit="BLEU")
+    return Judgement(near, _bleu(outcomes, FULL))
 
 
 # -- tables and pictures -------------------------------------------------------------------------------------------
