@@ -120,29 +120,33 @@ def _permuted(high: np.ndarray, low: np.ndarray) -> float:
 
     All divisions are enumerated if there are at most PERMUTATIONS; otherwise a fixed random sample of as many.
     """
-    everything, size = np.concatenate([high, low]), len(high)
-
-    def t(groups: np.ndarray, others: np.ndarray) -> np.ndarray:
-        parts = [np.maximum(np.var(x, -1, ddof=1), TINY) / x.shape[-1] for x in (groups, others)]
-        return (groups.mean(-1) - others.mean(-1)) / np.sqrt(parts[0] + parts[1])
-
-    chosen = _divisions(len(everything), size)  # [P, N], bool
-    groups = everything[np.nonzero(chosen)[1]].reshape(len(chosen), size)
-    others = everything[np.nonzero(~chosen)[1]].reshape(len(chosen), -1)
-    return float(np.mean(t(groups, others) >= t(high, low) - 1e-9))
+    values = np.concatenate([high, low])
+    values = values - values.mean()  # for the precision of variances
+    chosen = _divisions(len(values), len(high))  # [P, N], 0 or 1
+    sums, squares = chosen @ values, chosen @ values**2
+    parts, means = [], []
+    for count, total, square in (
+        (len(high), sums, squares),
+        (len(low), values.sum() - sums, (values**2).sum() - squares),
+    ):
+        variance = (square - total**2 / count) / (count - 1)
+        parts.append(np.maximum(variance, TINY) / count)
+        means.append(total / count)
+    t = (means[0] - means[1]) / np.sqrt(parts[0] + parts[1])
+    return float(np.mean(t >= t[0] * (1 - 1e-9) - 1e-9))  # the first division is the original
 
 
 @functools.lru_cache(maxsize=64)
 def _divisions(count: int, size: int) -> np.ndarray:
-    """Returns divisions of `count` outcomes into `size` and the rest, bool [P, count]; the first is the original."""
+    """Returns divisions of `count` outcomes into `size` (1) and the rest (0), [P, count]; the first is the original."""
     if math.comb(count, size) <= PERMUTATIONS:
         indices = np.array(list(itertools.combinations(range(count), size)))
     else:
         rng = np.random.default_rng(0)
         random = (rng.permutation(count)[:size] for _ in range(PERMUTATIONS - 1))
         indices = np.array([np.arange(size), *random])
-    chosen = np.zeros((len(indices), count), bool)
-    np.put_along_axis(chosen, indices, True, 1)
+    chosen = np.zeros((len(indices), count))
+    np.put_along_axis(chosen, indices, 1.0, 1)
     return chosen
 
 

@@ -66,6 +66,23 @@ def _claim(rng: np.random.Generator, draws: str, seeds: int, effect: float) -> t
     return draw(rng, seeds) + effect, ratio * draw(rng, seeds)
 
 
+def two_errors(draws: str, seeds: int, rounds: int, rng: np.random.Generator) -> Rates:
+    """Simulates the rule of earlier versions: means differ by more than two standard errors, without correction."""
+
+    def decided(effect: float) -> np.ndarray:
+        pairs = [_claim(rng, draws, seeds, effect) for _ in range(rounds * CLAIMS)]
+        good = [[group[np.isfinite(group)] for group in pair] for pair in pairs]
+        return np.array([min(map(len, pair)) > 1 and abs(_t(*pair)) > 2 for pair in good])
+
+    single = decided(0.0)
+    missed = tuple(1.0 - float(decided(effect).mean()) for effect in EFFECTS)
+    return Rates(draws, "two errors", str(seeds), single.mean(), single.reshape(rounds, CLAIMS).any(1).mean(), missed)
+
+
+def _t(high: np.ndarray, low: np.ndarray) -> float:
+    return (high.mean() - low.mean()) / np.sqrt(high.var(ddof=1) / len(high) + low.var(ddof=1) / len(low))
+
+
 def fixed(draws: str, seeds: int, rounds: int, rng: np.random.Generator, effects: Sequence[float] = EFFECTS) -> Rates:
     """Simulates studies with a fixed number of seeds."""
     single = study = 0
@@ -123,8 +140,12 @@ def row(rates: Rates) -> list[str]:
 def simulate(rounds: int, seed: int = 0) -> list[Rates]:
     """Returns the rates for all kinds of outcomes, fixed and sequential."""
     rng = np.random.default_rng(seed)
-    rates = [fixed(draws, seeds, rounds, rng) for draws in DRAWS for seeds in SEEDS]
-    return rates + [sequential(draws, 20, rounds, rng) for draws in DRAWS]
+    rates = []
+    for draws in DRAWS:
+        rates += [two_errors(draws, seeds, rounds, rng) for seeds in SEEDS[:2]]
+        rates += [fixed(draws, seeds, rounds, rng) for seeds in SEEDS]
+        rates.append(sequential(draws, 20, rounds, rng))
+    return rates
 
 
 def main() -> None:
