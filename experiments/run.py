@@ -38,7 +38,7 @@ first.
 
 
 class Options(NamedTuple):
-    """How the trials of a study run.
+    """Options of the trials of a study.
 
     Attributes:
       workdir: Folder of the trials' folders.

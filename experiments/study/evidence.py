@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import special, stats
 
 ALPHA = 0.05  # probability of any false verdict in a study
 LEVEL = 0.95  # confidence level of intervals
@@ -90,6 +89,8 @@ class _Difference:
         for a few seeds of outcomes with two modes, such as networks that stall or learn. The permutation test
         has no power where Welch's has none.
         """
+        from scipy import special
+
         welch = float(special.stdtr(self._freedom, (margin - self.estimate) / self._error))
         if welch > CLEAR:
             return welch
@@ -103,11 +104,15 @@ class _Difference:
 
     def interval(self) -> tuple[float, float]:
         """Returns Welch's interval at LEVEL."""
+        from scipy import special
+
         half = self._error * float(special.stdtrit(self._freedom, (1 + LEVEL) / 2))
         return self.estimate - half, self.estimate + half
 
     def seeds(self, distance: float) -> int | None:
         """Returns the seeds per group at which such a distance from a margin is decided with a probability of 80%."""
+        from scipy import stats
+
         if not distance:
             return None
         variance = sum(float(np.var(group, ddof=1)) for group in (self._high, self._low) if group is not None)
@@ -237,6 +242,8 @@ def equivalent(first: Values, second: Values, margin: float = POINT, unit: str =
 
 def usual(successes: int, runs: int, share: float = 0.5) -> Evidence:
     """Tests whether more than `share` of all seeds succeed (binomial, exact)."""
+    from scipy import stats
+
     if not runs:
         return NOTHING
     interval = stats.binomtest(successes, runs).proportion_ci(LEVEL, "exact")
@@ -259,6 +266,8 @@ def more_often(first: tuple[int, int], second: tuple[int, int]) -> Evidence:
       first: (successes, runs).
       second: (successes, runs) of the other group.
     """
+    from scipy import stats
+
     if not (first[1] and second[1]):
         return NOTHING
     table = [[first[0], second[0]], [first[1] - first[0], second[1] - second[0]]]
@@ -290,6 +299,8 @@ def trend(groups: Sequence[tuple[float, Values]], worth: float = POINT, unit: st
       worth: Smallest rise that matters: the statement is refuted if the rise is below it.
       unit: Unit of the outcomes.
     """
+    from scipy import special, stats
+
     x = np.concatenate([np.full(len(finite(values)), setting) for setting, values in groups])
     y = np.concatenate([finite(values) for _, values in groups])
     if len({*x}) < 3 or len(y) < len({*x}) + 2:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from statsmodels.stats.multitest import multipletests
 
 from experiments.study import evidence
 from experiments.study.evidence import ALPHA, FIRST, Evidence
@@ -111,6 +110,8 @@ def p_value(one: Evidence) -> float:
 
 def corrected(claims: Sequence[Evidence]) -> list[float]:
     """Returns the p values of a study's claims, corrected for their number (Holm)."""
+    from statsmodels.stats.multitest import multipletests
+
     return np.asarray(multipletests([p_value(one) for one in claims], ALPHA, "holm")[1]).tolist() if claims else []
 
 
