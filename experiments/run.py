@@ -15,7 +15,7 @@ import rich.table
 from absl import flags
 
 from experiments import study
-from experiments.study import forest, ledger, sequential, trials, verdicts
+from experiments.study import ledger, sequential, trials, verdicts
 from experiments.study.evidence import ALPHA, FIRST
 from models import command
 from models.analysis.tables import markdown_table, slug, terminal_table
@@ -201,6 +201,8 @@ def content(
     this: study.Study, spec: str, scale: str, outcomes: study.Outcomes, seen: Sequence[sequential.Seen]
 ) -> dict[str, Any]:
     """Returns the content of results.json: claims with their verdicts, tables, figures."""
+    from experiments.study import forest
+
     claims = sequential.records(seen, outcomes)
     figures = {forest.NAME: forest.CAPTION} if forest.drawable(claims) else {}
     figures |= {picture.name: picture.caption for picture in this.pictures}
@@ -301,6 +303,7 @@ def write(this: study.Study, results: Mapping[str, Any], outcomes: study.Outcome
     """Writes results.json, results.md, one CSV per table and one PNG per picture."""
     from matplotlib.figure import Figure
 
+    from experiments.study import forest
     from models.analysis.chart import save
     from train.storage.files import write_atomically, write_json
 

@@ -147,9 +147,12 @@ def _serve(connection: Any, cores: Sequence[int], cache: str) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import jax
+
     while (work := connection.recv()) is not None:
         try:
             connection.send(("done", run(work)))
+            jax.clear_caches()  # compiled programs of hundreds of trials would fill the memory
         except UserError as error:
             connection.send(("mistake", str(error)))
         except Exception:
