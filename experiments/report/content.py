@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 from experiments import study
 from experiments.report import winners
+from experiments.study import forest, verdicts
+from models.analysis.chart import save
 from models.errors import UserError
 from train.storage.files import read_json
 
@@ -53,7 +55,7 @@ class Page(NamedTuple):
 class Claim(NamedTuple):
     """A claim with its verdict, as in results.json, and its anchor in the report.
 
-    `seeds` is the number of seeds that would decide it, "" where that is unknown.
+    `reason` says why nothing was decided, and how many seeds would decide it; "" where that is unknown.
     """
 
     anchor: str
@@ -65,7 +67,9 @@ class Claim(NamedTuple):
     expected: str
     ours: str
     verdict: str
-    seeds: str
+    reason: str
+    effect: str
+    p: str
 
 
 class Section(NamedTuple):
@@ -115,6 +119,7 @@ def gather(results: Path, pictures: Path) -> Report:
     pictures.mkdir(parents=True, exist_ok=True)
     studies = list(_studies(results / "studies"))
     sections = [
+        *_forest(results / "studies", pictures),
         *studies,
         _winners(pictures),
         _costs(results / "costs"),
@@ -199,7 +204,9 @@ def _scale(result: Mapping[str, Any], folder: Path, would_change: str) -> Sectio
                 result["title"],
                 scale,
                 *(claim[field] for field in fields),
-                study.seeds_text(claim),
+                "; ".join(filter(None, (claim.get("reason"), study.seeds_text(claim)))),
+                verdicts.effect(claim),
+                f"{claim['p']:.2g}" if "p" in claim else "",
             )
         )
         for i, claim in enumerate(result["claims"], 1)
@@ -254,6 +261,25 @@ def duration(seconds: float) -> str:
 
 
 # -- the other sections --------------------------------------------------------------------------------------------
+
+
+def all_claims(folder: Path) -> list[dict[str, Any]]:
+    """Returns the claims of all studies in a folder of results, each with its study and scale in the statement."""
+    return [
+        {**claim, "statement": f"{result['title']}, {result['scale']}: {claim['statement']}"}
+        for path in sorted(folder.glob("*/*/results.json"))
+        for result in [read(path)]
+        for claim in result["claims"]
+    ]
+
+
+def _forest(folder: Path, pictures: Path) -> Iterator[Section]:
+    claims = forest.drawable(all_claims(folder))
+    if claims:
+        file = pictures / "forest-all.png"
+        save(forest.figure_of(claims), file)
+        alt = f"Effects of {len(claims)} claims with their intervals"
+        yield Section("forest", "All claims", [("figure", Figure(file, file.name, alt, forest.CAPTION))])
 
 
 def _winners(pictures: Path) -> Section:

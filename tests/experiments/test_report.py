@@ -24,6 +24,7 @@ CLAIMS = [
         "expected": f"above {i} & rising",
         "ours": f"9{i}.0 ± 0.{i} %",
         "verdict": verdict,
+        **({"estimate": 0.012, "low": 0.002, "high": 0.022, "margin": 0.0, "unit": "points", "p": 0.0312} if i else {}),
         **({"seeds": 17} if verdict == study.TOO_SMALL else {}),
     }
     for i, verdict in enumerate(study.VERDICTS)
@@ -147,7 +148,7 @@ def test_html_says_what_the_results_say(built):
 def test_html_is_complete_in_itself(built):
     page = Page(built[0])
     pictures = page.all("img")
-    assert len(pictures) == 3 and all(attrs["src"].startswith("data:image/png;base64,") for attrs in pictures)
+    assert len(pictures) == 4 and all(attrs["src"].startswith("data:image/png;base64,") for attrs in pictures)
     assert {(attrs["width"], attrs["height"]) for attrs in pictures} >= {("30", "20"), ("40", "10")}
     assert all(attrs["alt"] for attrs in pictures)
     loaded = [
@@ -185,8 +186,9 @@ def test_markdown_says_the_same(built):
     page = Page(parser.render(text).replace(" />", ">"))
     text_of_page = " ".join(page.text.split())
     for claim in CLAIMS:
-        assert all(str(text) in text_of_page for text in claim.values())
+        assert all(text in text_of_page for text in claim.values() if isinstance(text, str) and text != "points")
     for name in (
+        "+1.2 points [+0.2, +2.2], p 0.031",
         COMMAND,
         "What would change it. Larger <toys> & more seeds.",
         "17 seeds would tell",
@@ -198,7 +200,7 @@ def test_markdown_says_the_same(built):
     ):
         assert name in text_of_page, name
     pictures = [attrs["src"] for attrs in page.all("img")]
-    assert len(pictures) == 3 and all((out / name).is_file() for name in pictures)
+    assert len(pictures) == 4 and all((out / name).is_file() for name in pictures)
     assert any(row.startswith("| --- | ---: | ---: |") for row in text.splitlines())
 
 
