@@ -148,12 +148,11 @@ def _config(
 STUDY = Study(
     name="attention",
     title="Convolution or attention",
-    question="Does a stem of convolutions make a Vision Transformer easier to train, and is a convolutional network "
-    "built like one as good as one?",
-    would_change="More data and a longer schedule for ConvNeXt against a ResNet: the published order is that after "
-    "300 epochs of ImageNet with strong augmentation, and neither digits nor cifar10 scale has that. "
-    "More seeds for SGD against AdamW, since ViT with patches spreads widely, and a finer grid, all of "
-    "its settings with several seeds, for how many of them are good.",
+    question="Does a stem of convolutions make a Vision Transformer easier to train? Is a convolutional network "
+    "that is built like a Transformer as good as one?",
+    would_change="More data and a longer schedule for ConvNeXt against a ResNet: the published order holds after 300 "
+    "epochs of ImageNet with strong augmentation, which neither digits nor cifar10 scale has. A finer "
+    "grid, with several seeds for all of its settings, for the number of good settings.",
     cost=COSTS,
     trials=trials,
     claims=(
@@ -233,22 +232,21 @@ STUDY = Study(
     pictures=(
         Picture(
             "grid",
-            "Test error by learning rate and weight decay; the mean over seeds in the middle column, "
-            "one seed elsewhere.",
+            "Test error by learning rate and weight decay: mean over seeds in the middle column, one seed elsewhere.",
             results.draw_grid,
             (13, 4.2),
         ),
         Picture(
             "sensitivity",
-            "Left: how many of the grid's settings have at most an error (one seed); the further up "
-            "and left, the less the setting matters. Right: error by training length.",
+            "Left: share of the settings of the grid with at most this error (one seed). The steeper the line, the less "
+            "the setting matters. Right: error by training length.",
             results.draw_distributions,
             (12, 4.5),
         ),
         Picture(
             "ladder",
-            "Accuracy of the ladder's rows and of families at equal mult-adds, all trained alike; a "
-            "point is a run, a line the mean over seeds.",
+            "Accuracy of the rows of the ladder, and of families at equal mult-adds, all trained alike: one point per "
+            "run, lines are means over seeds.",
             results.draw_ladder,
             (13, 4.5),
         ),

@@ -71,12 +71,12 @@ def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
 STUDY = Study(
     name="cost",
     title="Cost",
-    question="At equal mult-adds and at equal parameters, which block is best, what does dense connection save, and do "
-    "mult-adds tell the time of a step?",
-    would_change="Harder images: on digits most blocks are within three points of all right, so equal costs differ by "
-    "less than seeds do; cifar10 scale has room for a difference. Wider networks for separable "
-    "convolutions: the published loss of a point is that of up to 1,024 channels and 224x224 pixels. A "
-    "longer training for the weights of dense blocks, which have to move further from where they began.",
+    question="Which block is best at equal mult-adds and at equal parameters? What does dense connection save? Do "
+    "mult-adds predict the time of a step?",
+    would_change="Harder images: on digits, most blocks are within three points of 100%, so networks of equal cost "
+    "differ by less than seeds do. Wider networks for separable convolutions: the published loss of one "
+    "point is that of up to 1,024 channels and 224x224 pixels. A longer training for the weights of dense "
+    "blocks, which have to move further from their initial values.",
     cost=COSTS,
     trials=trials,
     claims=(
@@ -163,28 +163,28 @@ STUDY = Study(
     pictures=(
         Picture(
             "equal",
-            "Test accuracy at equal cost; a point is a run, a line the mean over seeds.",
+            "Test accuracy at equal cost; one point per run; lines are means over seeds.",
             results.draw_equal,
             (12, 4.5),
         ),
         Picture(
             "sizes",
-            "Test accuracy against parameters; a point is a run, lines join means over seeds.",
+            "Test accuracy by the number of parameters, one point per run; lines join means over seeds.",
             results.draw_sizes,
             (7, 4.5),
         ),
         Picture(
             "reuse",
-            "Mean absolute weight of each layer's first convolution over the channels that come from each "
-            "earlier layer, divided by the largest of the column, mean over seeds (Huang 2017, fig. 5). All "
-            "equal before training.",
+            "Mean absolute weight of the first convolution of each layer over the channels that come from each earlier "
+            "layer, divided by the largest of the column; mean over seeds (Huang 2017, fig. 5). Before training, all "
+            "are equal.",
             results.draw_reuse,
             (13, 5),
         ),
         Picture(
             "step_time",
-            f"Median of {TIMED} compiled training steps against mult-adds, of every network of the "
-            "study. Trials that run at once share the machine.",
+            f"Median time of {TIMED} compiled training steps by mult-adds, for every network of the study. Trials that "
+            "run at the same time share the machine.",
             results.draw_step_time,
             (9, 5),
         ),

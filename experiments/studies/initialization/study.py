@@ -49,13 +49,11 @@ def trials(scale: str, seeds: Sequence[int]) -> list[Trial]:
 STUDY = Study(
     name="initialization",
     title="Initialization",
-    question="Which scale of the initial weights lets a plain network of 8 to 32 layers train, and do batch "
-    "normalization and residual connections cure a bad one?",
-    would_change="More seeds for very deep plain networks: at the depth that is run, whether one with MSRA starts to "
-    "learn differs from seed to seed, and a few runs do not give a rate. A longer schedule for the "
-    "shallowest, where Xavier is behind because it begins to learn later. For residual connections no "
-    "number of seeds: a longer warm-up, or blocks whose branches begin at zero, would have to make "
-    "normal 0.01 learn.",
+    question="Which scale of the initial weights lets a plain network of 8 to 32 layers train? Do batch "
+    "normalization and residual connections make up for a bad scale?",
+    would_change="More seeds for very deep plain networks, where seeds differ in whether a network begins to learn. A "
+    "longer schedule for the shallowest ones, where Xavier is behind because it begins to learn later. "
+    "For residual connections a longer warm-up, or blocks whose branches begin at zero.",
     cost={
         "digits": "about 9 minutes on 2 cores",
         "cifar10": "46 trials per seed, 30 of them of 60 epochs: four hours of one GPU per seed",
@@ -115,16 +113,16 @@ STUDY = Study(
     pictures=(
         Picture(
             "signal",
-            f"Standard deviation of each layer's output and of the gradient by it, {STEP_0} layers at "
-            "step 0, mean over seeds. Straight lines are exponential decay; steps are where the resolution is "
-            "halved.",
+            f"Standard deviation of the output of each layer, and of the gradient with respect to it, in {STEP_0} "
+            "layers at step 0; mean over seeds. Straight lines are exponential decay. Lines jump where the resolution "
+            "is halved.",
             results.draw_signal,
             (13, 6),
         ),
         Picture(
             "training",
-            "Training loss of plain networks without normalization; a line is a run. Lines at "
-            "ln 10 = 2.3 have not begun to learn.",
+            "Training loss of plain networks without normalization, one line per run. A network at ln 10 = 2.3 has not "
+            "begun to learn.",
             results.draw_training,
             (13, 4),
         ),

@@ -80,11 +80,11 @@ def _smooth(scale: str, norm: str, epochs: int, seed: int) -> Any:
 STUDY = Study(
     name="normalization",
     title="Normalization",
-    question="How do batch, layer, instance, group and no normalization depend on the images a device sees, and does "
-    "batch normalization make the loss smoother?",
-    would_change="More test images for the order of group, layer and instance norm: on 360 of them seeds spread by as "
-    "much as the norms differ. For the smoothness of the loss, a depth and a learning rate at which the plain network "
-    "without normalization learns: where it has hardly begun, its loss is flat.",
+    question="How do batch, layer, instance, group and no normalization depend on the number of images that a "
+    "device sees? Does batch normalization make the loss smoother?",
+    would_change="More test images for the order of group, layer and instance norm: on 360 images, seeds differ by as "
+    "much as norms do. For the smoothness of the loss, a depth and a learning rate at which the plain "
+    "network without normalization learns. Where it has hardly begun to learn, its loss is flat.",
     cost={
         "digits": "about 7 minutes on 2 cores",
         "cifar10": "41 runs per seed, 33 of them 60 epochs of ResNet-20: some 7 hours of one GPU per seed. The small "
@@ -176,9 +176,9 @@ STUDY = Study(
     pictures=(
         Picture(
             "sizes",
-            "Left: test accuracy against the images that are normalized together, learning rate in "
-            "proportion to the batch; dashed: batch norm in smaller parts of the same batch. Right: by number of "
-            "groups. Mean and standard deviation over seeds.",
+            "Left: test accuracy by the number of images that are normalized together; the learning rate is "
+            "proportional to the batch size. Dashed: batch norm of smaller parts of the same batch. Right: by the "
+            "number of groups. Mean and standard deviation over seeds.",
             results.draw_sizes,
             (12, 4.5),
         ),
@@ -191,9 +191,9 @@ STUDY = Study(
         ),
         Picture(
             "smoothness",
-            "Along the gradient, over steps of 1/2 to 4 learning rates, at points of the training of "
-            "plain networks: range of the loss, range of the change of the gradient (a bar is a run), and largest "
-            "change divided by the distance.",
+            "Steps of 1/2 to 4 learning rates along the gradient, at several points of the training of plain networks: "
+            "range of the loss, range of the change of the gradient (one bar per run), and largest change divided by "
+            "the distance.",
             results.draw_smoothness,
             (13, 4.2),
         ),
