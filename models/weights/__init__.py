@@ -27,7 +27,7 @@ from models.weights.layouts import Layout, flatten
 
 __all__ = [
     "Mismatch",
-    "about",
+    "description",
     "flatten",
     "from_arrays",
     "layout",
