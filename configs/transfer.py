@@ -300,11 +300,11 @@ def described(where: str) -> dict[str, Any]:
         return {"model": {"name": metadata["model"], **fields}, "batch_norm": any(n.endswith("/var") for n in header)}
     except OSError as error:
         raise ValueError(
-            f"from={where}: {error.strerror}; want the folder of a run or of an exported network, or a "
+            f"from={where}: {error.strerror}; must be the folder of a run or of an exported network, or a "
             ".safetensors file"
         ) from None
     except Exception:  # parsers of a damaged header raise any error, even RecursionError
         raise ValueError(
-            f"from={where}: it does not say which network it is; want a run's folder or a .safetensors "
+            f"from={where}: it does not say which network it is; name a run's folder or a .safetensors "
             "file of python -m models.weights import"
         ) from None

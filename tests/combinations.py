@@ -210,7 +210,7 @@ REFUSED = (
     Refusal(
         ("attention_rollout",),
         _but("ViT", "ViT_C", *TEXT),
-        "such as ViT; .* has (none|others): use grad_cam",
+        "such as ViT; .* has (no attention|other attention layers): use grad_cam",
         "no attention, or none that sees all tokens: use `grad_cam`",
     ),
 )  # fmt: skip

@@ -85,9 +85,9 @@ def named(paths: Sequence[str]) -> list[str]:
 def main(argv: list[str]) -> int:
     """Predicts, prints and draws what the command line asks for."""
     if len(argv) < 3:
-        raise UserError("want a MODEL (the folder of a run or of an exported network) and image files, see --help")
+        raise UserError("name a MODEL (the folder of a run or of an exported network) and image files; see --help")
     if OUT.value and (Path(OUT.value).suffix != ".png" or not Path(OUT.value).absolute().parent.is_dir()):
-        raise UserError(f"--out={OUT.value}: want a .png file in an existing folder")
+        raise UserError(f"--out={OUT.value}: must be a .png file in an existing folder")
     from train.export import loaded  # imports Orbax, which --help does not need
 
     rows = predict(loaded.load(argv[1], CHECKPOINT.value if CHECKPOINT.present else None), named(argv[2:]), TOP.value)

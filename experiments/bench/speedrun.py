@@ -34,7 +34,7 @@ def images(folder: Path, settings: Settings) -> tuple[Path, str, bool]:
         folders = [(name, tfds_folder(name, settings.data_dir)) for name in SETS]
         title, prepared = next(((name, at) for name, at in folders if at), ("", None))
         if not prepared:
-            raise UserError(f"no images: --images=FILE.npz names some, and none of {', '.join(SETS)} is prepared")
+            raise UserError(f"no images: none of {', '.join(SETS)} is prepared; prepare one, or set --images=FILE.npz")
         path = folder / f"{title}.npz"
         if not path.exists():
             _write(path, title, prepared)

@@ -173,7 +173,7 @@ def test_configs_take_it_as_an_argument_and_other_processes_find_it():
         (
             "",
             lambda: build_run(tiny.config(task__name="my_loss.py:Focal(gama=1.0)")),
-            "task.name my_loss.py:Focal: got an unexpected keyword argument 'gama'; want my_loss.py:Focal("
+            "task.name my_loss.py:Focal: got an unexpected keyword argument 'gama'; usage: my_loss.py:Focal("
             "gamma: float = 2.0",
         ),
         ("", lambda: build_run(tiny.config(data__source="my_data.py:bars(count=few)")), "count must be int, not 'few'"),

@@ -347,7 +347,7 @@ def test_a_run_is_pruned_and_then_shared_by_the_config(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("from=/nowhere", r"from=/nowhere: must be the folder of a run \(config.json: No such file or directory"),
+        ("from=/nowhere", r"from=/nowhere: must be the folder of a run \(config.json: No such file"),
         ("from=/nowhere,stage=cut", "unknown stage 'cut'; allowed: dense, prune, share"),
         ("sparsity=0.5", "must be the folder of a run"),
         ("LeNet-3", "unknown network 'LeNet-3'; allowed: LeNet-300-100, LeNet-5, VGG-11, ResNet-20"),

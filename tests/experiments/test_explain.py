@@ -120,11 +120,11 @@ def test_rows_equal_the_maps_of_the_methods(job, monkeypatch):
     )
     ((columns, rows),) = drawn
     assert [column.split("\n")[0] for column in columns] == ["grad cam", "saliency", "guided grad cam"]
-    want = cam.grad_cam(job.model, job.variables, job.images[1:], 4, endpoint="stage2")
-    whole = np.asarray(jax.image.resize(want.values, (1, 16, 16), "linear"))[0]
+    expected = cam.grad_cam(job.model, job.variables, job.images[1:], 4, endpoint="stage2")
+    whole = np.asarray(jax.image.resize(expected.values, (1, 16, 16), "linear"))[0]
     np.testing.assert_allclose(rows[3].panels[0].values, whole, rtol=1e-4, atol=1e-6)
     assert [panel.over for panel in rows[0].panels] == [True, False, True] and rows[0].panels[2].signed
-    probability = np.asarray(jax.nn.softmax(want.logits))[0]
+    probability = np.asarray(jax.nn.softmax(expected.logits))[0]
     assert notes[3]["target"] == "4" and notes[3]["probability"] == pytest.approx(float(probability[4]), rel=1e-4)
     assert notes[3]["label"] == str(job.subjects[1].label) and notes[3]["top1"] == str(probability.argmax())
 

@@ -221,7 +221,7 @@ def test_the_command(folders, tmp_path, kind, flags, ways):
     keep_first(
         1,
         [
-            (("--workdir=/nowhere", "--budget=much"), "--budget=much: want mult-adds"),
+            (("--workdir=/nowhere", "--budget=much"), "--budget=much: must be mult-adds"),
             ((), "--workdir is missing"),
             (("--workdir=/nowhere",), "/nowhere is not the folder of a run"),
             (("--workdir={gated}", "--budget=1e6"), "--anytime and --validation are for networks with exits"),

@@ -64,7 +64,7 @@ def test_calls():
     assert spec.resolve_one("optimizer", "sgd(nesterov=True)", table, 0.1) == (0.1, 0.9, True)
     with pytest.raises(UserError, match="unknown optimizer 'sgf'; did you mean 'sgd'"):
         spec.resolve_one("optimizer", "sgf", table, 0.1)
-    with pytest.raises(UserError, match=r"optimizer sgd: .*'momentun'; want sgd\(momentum=0.9, nesterov=False\)"):
+    with pytest.raises(UserError, match=r"optimizer sgd: .*'momentun'; usage: sgd\(momentum=0.9, nesterov=False\)"):
         spec.resolve_one("optimizer", "sgd(momentun=0.5)", table, 0.1)
     with pytest.raises(UserError, match="exactly one"):
         spec.resolve_one("optimizer", "sgd|sgd", table, 0.1)

@@ -116,7 +116,7 @@ def test_missing_starts_are_reported(tmp_path):
         ("none", "no such run or file"),
         ("", "is not the folder of a run"),
         ("new", "new: this run has no checkpoint yet"),
-        ("notes.txt", "want the folder of a run or of an exported network"),
+        ("notes.txt", "must be the folder of a run or of an exported network"),
     ):
         with pytest.raises(UserError, match=message):
             pretrained.load(tmp_path / name)

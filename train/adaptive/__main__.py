@@ -89,7 +89,7 @@ def main() -> None:
         raise UserError("--workdir is missing, e.g. --workdir=runs/aig")
     out = Path(OUT.value) if OUT.value else None
     if out and out.exists() and not out.is_dir():
-        raise UserError(f"--out={out} is a file; want a folder")
+        raise UserError(f"--out={out} is a file; it must be a folder")
     budgets = _budgets(BUDGET.value)
     import jax
 
@@ -117,7 +117,7 @@ def _budgets(texts: Sequence[str]) -> list[float]:
         if not all(0 < value < math.inf for value in budgets):
             raise ValueError
     except ValueError:
-        raise UserError(f"--budget={','.join(texts)}: want mult-adds, e.g. 25e6 or 25e6,50e6") from None
+        raise UserError(f"--budget={','.join(texts)}: must be mult-adds, e.g. 25e6 or 25e6,50e6") from None
     return budgets
 
 

@@ -61,7 +61,8 @@ def _tensorflow_datasets() -> ModuleType:
         import tensorflow_datasets
     except ImportError as error:
         raise UserError(
-            f"preparing data sets needs TensorFlow ({_line(error)}): pip install -e '.[prepare]'; training does not"
+            f"preparing data sets needs TensorFlow ({_line(error)}): pip install -e '.[prepare]'; "
+            "training does not need it"
         ) from error
     return tensorflow_datasets
 

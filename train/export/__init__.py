@@ -6,7 +6,7 @@ formats.py       writes each format, and opens it again
 verify.py        compares a written network with the run's network, on real images
 loaded.py        a run, or an exported network of any format, as a function of images
 write.py         writes, verifies and describes an export
-card.py          card.json, the description of an exported network
+cards.py         card.json, the description of an exported network
 onnx_side.py     runs jax2onnx in a process of its own
 torch_side.py    runs in a Python that has PyTorch
 """

@@ -63,7 +63,7 @@ def load(where: str | Path) -> Pretrained:
         return _load_compressed(path)
     if path.suffix.lower() != ".safetensors":
         raise UserError(
-            f"init_from={where}: want the folder of a run or of an exported network, a {file.SUFFIX} or a "
+            f"init_from={where}: must be the folder of a run or of an exported network, a {file.SUFFIX} or a "
             ".safetensors file; convert other files by python -m models.weights import"
         )
     return Pretrained(str(where), weights.description(path).get("model"), weights.read(path))

@@ -92,7 +92,7 @@ def resolve(kind: str, call: Call, table: Mapping[str, Callable | str], *leading
         raise
     except (TypeError, ValueError) as error:
         form = ", ".join(str(parameter) for parameter in list(parameters.values())[len(leading) :])
-        raise UserError(f"{kind} {call.name}: {error}; want {call.name}({form})") from error
+        raise UserError(f"{kind} {call.name}: {error}; usage: {call.name}({form})") from error
 
 
 def resolve_one(kind: str, text: str, table: Mapping[str, Callable], *leading: Any) -> Any:

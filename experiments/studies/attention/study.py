@@ -238,7 +238,8 @@ STUDY = Study(
         ),
         Picture(
             "sensitivity",
-            "Left: share of the settings of the grid with at most this error (one seed). The steeper the line, the less "
+            "Left: share of the settings of the grid with at most this error (one seed). The steeper the line, the "
+            "less "
             "the setting matters. Right: error by training length.",
             results.draw_distributions,
             (12, 4.5),

@@ -73,8 +73,8 @@ STUDY = Study(
         "digits": "about 5 minutes on 2 cores; 110 layers, which take another four, are left to cifar10",
         "cifar10": "14 runs per seed of 60 epochs, 20 to 110 layers, 1e15 mult-adds each on average: four hours of one "
         "GPU per seed",
-        "imagenet": "8 runs per seed of 90 epochs of 18 or 34 layers: 6e17 or 1.2e18 mult-adds and 4 to 8 hours of 8 GPUs "
-        "each",
+        "imagenet": "8 runs per seed of 90 epochs of 18 or 34 layers: 6e17 or 1.2e18 mult-adds and 4 to 8 hours of 8 "
+        "GPUs each",
     },
     trials=trials,
     claims=(

@@ -199,11 +199,11 @@ def test_mixing_requires_an_even_batch():
     "spec, channels, message",
     [
         ("cropp(4)", 3, r"unknown data.augment 'cropp'; did you mean 'crop'\?"),
-        ("crop", 3, r"crop: missing a required argument: 'pad'; want crop\(pad: int, mode: str = 'zero'\)"),
+        ("crop", 3, r"crop: missing a required argument: 'pad'; usage: crop\(pad: int, mode: str = 'zero'\)"),
         ("crop(4,wrap)", 3, "crop: mode 'wrap' is neither"),
         ("crop(2.5)", 3, "crop: pad must be int, not 2.5"),
         ("crop(40,reflect)", 3, "cannot reflect 40 pixels of 32"),
-        ("cutout(0)", 3, r"cutout: size=0 is not positive; want cutout\(size: int\)"),
+        ("cutout(0)", 3, r"cutout: size=0 is not positive; usage: cutout\(size: int\)"),
         ("randaugment(2)", 3, "randaugment: missing a required argument: 'magnitude'"),
         ("randaugment(2,31)", 3, "magnitude=31 is not in 0..30"),
         ("erase(1.5)", 3, "p=1.5 is not a probability"),
