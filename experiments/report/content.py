@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from experiments import study
 from experiments.report import winners
+from models.analysis.tables import duration
 from models.errors import UserError
 from train.storage.files import read_json
 
@@ -235,14 +236,6 @@ def _scale(result: Mapping[str, Any], folder: Path, would_change: str) -> Sectio
 
 def _versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: "41 s", "5 min 12 s", "3 h 20 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 # -- the other sections --------------------------------------------------------------------------------------------
