@@ -68,7 +68,8 @@ def measure(run: Run, mult_adds: int) -> Measured:
     calls = run.feed.calls(0, min(run.total, (1 + timed) * steps_per_call))
     count, items = next(calls)
     shapes = _shapes(items)
-    compiled = run.train_call.lower(state, run.feed.data, items).compile()
+    train_call: Any = run.train_call  # of jit or pmap
+    compiled = train_call.lower(state, run.feed.data, items).compile()
     state, metrics = compiled(state, run.feed.data, items)
     jax.block_until_ready(metrics)
     since = time.perf_counter()
