@@ -18,7 +18,10 @@ Exit codes: 0 success (or SIGTERM, after saving), 1 internal error, 2 user error
 """
 
 WORKDIR = command.define_path("workdir", None, "Folder of this run: config, metrics, checkpoints, pictures, summary.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the network's table and the resolved config; train nothing.")
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print data, steps, cost, memory, time and the resolved config; train nothing."
+)
+LAYERS = flags.DEFINE_bool("layers", False, "With --dry_run: print the table of the network's layers, too.")
 EXTEND = flags.DEFINE_bool(
     "extend", False, "Train the run in --workdir on to a longer --config.duration; its optimizer's state is kept."
 )
@@ -54,7 +57,7 @@ def main() -> int:
 
         console = command.console(quiet=jax.process_index() > 0)
         if DRY_RUN.value:
-            describe(config, console)
+            describe(config, console, LAYERS.value)
             return 0
         result = loop.train(config, WORKDIR.value, console, started, EXTEND.value)
         if "interrupted" in result:

@@ -22,6 +22,7 @@ from experiments import study
 from experiments.report import winners
 from experiments.study import forest, verdicts
 from models.analysis.chart import save
+from models.analysis.tables import duration
 from models.errors import UserError
 from train.storage.files import read_json
 
@@ -250,14 +251,6 @@ def _scale(result: Mapping[str, Any], folder: Path, would_change: str) -> Sectio
 
 def _versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def duration(seconds: float) -> str:
-    """Formats seconds for people: "41 s", "5 min 12 s", "3 h 20 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 # -- the other sections --------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ class Complexity:
 
 def short(number: float) -> str:
     """Formats a number for a unit to follow: 4089184256 becomes "4.089 G", and 0 becomes ""."""
-    for scale, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for scale, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= scale:
             return f"{number / scale:.4g} {prefix}"
     return f"{number:g} " if number else ""

@@ -1,4 +1,4 @@
-"""Tables for the terminal and for Markdown pages, and file names from titles."""
+"""Tables for the terminal and for Markdown pages, file names from titles, and durations for people."""
 
 import re
 from collections.abc import Sequence
@@ -40,3 +40,11 @@ def markdown_table(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str
 def slug(text: str) -> str:
     """Returns a file name for a title: "Top-1, by depth" becomes "top_1_by_depth"."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds for people: "41 s", "5 min 12 s", "3 h 20 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -16,7 +16,9 @@ def test_help():
 def test_dry_run_prints_the_table_and_the_config_and_writes_nothing(tmp_path):
     done = tiny.run(
         "--config=configs/digits.py:resnet8,norm=group",
+        "--config.model.width=4",
         "--dry_run",
+        "--layers",
         f"--workdir={tmp_path / 'run'}",
         "--config.optimizer.learning_rate=0.0625",
         env={"COLUMNS": "200"},
