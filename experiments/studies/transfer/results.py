@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.studies.transfer.measures import ALL
-from experiments.study import Judge, Outcomes, Table, needs
+from experiments.study import Judge, Outcomes, Table, evidence, needs
+from experiments.study.evidence import POINT
 from experiments.study.figures import bars_by, curves, errorbars, finish, heatmap, legend_below, number_ticks, panels_by
-from experiments.study.verdicts import TOO_SMALL, Judgement, all_of, compare, finite, listed, mean, more, spread
+from experiments.study.verdicts import Judgement, finite, mean, missing, more, spread
 from train.plots.palette import BLUE, GRAY, RED, YELLOW
 
 # data set: (non-convolutional method, its result, pretrained + classifier, fine-tuned), accuracy or mAP in %
@@ -23,8 +24,8 @@ PER_CLASS = ("caltech101", "aircraft")  # accuracy is reported as the mean over 
 COLORS = {"scratch": GRAY, "hand-crafted": YELLOW, "classifier": BLUE, "fine-tuned": RED}
 
 
-def _values(outcomes: Outcomes, target: str, how: str, count: Any) -> list[float]:
-    """Returns accuracies (or mean average precisions) by seed; NaN for a run that diverged.
+def _values(outcomes: Outcomes, target: str, how: str, count: Any, diverged: float = math.nan) -> list[float]:
+    """Returns accuracies (or mean average precisions) by seed; `diverged` for a run that diverged.
 
     Fisher vectors represent hand-crafted features, and logistic regression represents classifiers; both were fixed
     before any run.
@@ -33,18 +34,24 @@ def _values(outcomes: Outcomes, target: str, how: str, count: Any) -> list[float
     if how == "hand-crafted":
         return [value for one in own.results("handcrafted") for value in one[HANDCRAFTED].get(str(count), [])]
     if how == "classifier":
+        probes = [outcome.measured.get("probe") for outcome in own]
         return [
-            _score(o.measured["probe"][str(count)][CLASSIFIER], target) if "probe" in o.measured else math.nan
-            for o in own
-            if str(count) in o.measured.get("probe", {str(count): None})
+            _score(probe[str(count)][CLASSIFIER], target) if probe else diverged
+            for probe in probes
+            if not probe or str(count) in probe
         ]
-    return [_score(o.summary, target) if o.summary else math.nan for o in own.where(labels=count)]
+    own = own.where(labels=count)
+    return own.values(_metric(own.first() or {}, target), diverged)
 
 
-def _score(numbers: Any, target: str) -> float:
-    """Returns mean average precision, the mean over classes if the field reports that, or accuracy."""
-    names = ("mean_average_precision", *(("mean_class_accuracy",) if target in PER_CLASS else ()), "accuracy")
-    return next(numbers[name] for name in names if name in numbers)
+def _metric(numbers: Mapping[str, Any], target: str) -> str:
+    """Names the metric: mean average precision, the mean over classes if the field reports that, or accuracy."""
+    names = ("mean_average_precision", *(("mean_class_accuracy",) if target in PER_CLASS else ()))
+    return next((name for name in names if name in numbers), "accuracy")
+
+
+def _score(numbers: Mapping[str, Any], target: str) -> float:
+    return numbers[_metric(numbers, target)]
 
 
 def _targets(outcomes: Outcomes) -> list[str]:
@@ -64,35 +71,40 @@ def better(high: str, low: str) -> Judge:
     def judge(outcomes: Outcomes) -> Judgement:
         parts, texts = [], []
         for target in _targets(outcomes):
-            first, second = (_values(outcomes, target, how, ALL) for how in (high, low))
-            repeated = second * len(first) if len(second) == 1 else second  # a value without seeds is a constant
-            parts.append(compare(first, repeated))
+            first, second = (_values(outcomes, target, how, ALL, 0.0) for how in (high, low))
+            constant = len(second) == 1  # hand-crafted features have no seeds
+            parts.append(evidence.above(first, second[0], POINT) if constant else evidence.more(first, second))
             texts.append(f"{target}: {high} {spread(first)}, {low} {spread(second)}")
-        return Judgement(all_of(parts), "; ".join(texts))
+        return Judgement(evidence.all_of(*parts), "; ".join(texts))
 
     return judge
 
 
 def few_labels(outcomes: Outcomes) -> Judgement:
-    """Compares the gain of fine-tuning over scratch with the fewest labels and with all labels."""
-    target, gains = _targets(outcomes)[0], {}
-    for count in _counts(outcomes, target):
-        tuned, scratch = (_values(outcomes, target, how, count) for how in ("fine-tuned", "scratch"))
-        gains[count] = [a - b for a, b in zip(tuned, scratch, strict=True)]  # differences within the same seed
+    """Tests whether fine-tuning gains over scratch with the fewest labels, and less with more labels."""
+    target = _targets(outcomes)[0]
+    gains = {
+        count: [
+            mean(_values(own, target, "fine-tuned", count, 0.0)) - mean(_values(own, target, "scratch", count, 0.0))
+            for _, own in outcomes.groups("seed")
+        ]
+        for count in _counts(outcomes, target)
+    }
     text = "gain of fine-tuning over scratch: " + ", ".join(
-        f"{spread(gain)} with {count} labels{'' if count == ALL else ' a class'}" for count, gain in gains.items()
+        f"{spread(gain)} with {count} labels{'' if count == ALL else ' per class'}" for count, gain in gains.items()
     )
-    few = min((count for count in gains if count != ALL), default=None)
-    if few is None:
-        return Judgement(TOO_SMALL, f"{text} (only all labels at this scale)")
-    return Judgement(all_of([compare(gains[few], gains[ALL]), compare(gains[few], [0.0] * len(gains[few]))]), text)
+    if len(gains) < 3:
+        return missing(f"{text} (only all labels at this scale)")
+    fewest, *_ = gains.values()
+    falls = evidence.trend([(-rank, gain) for rank, gain in enumerate(gains.values())])
+    return Judgement(evidence.all_of(falls, evidence.above(fewest, 0.0, POINT)), text)
 
 
 def faster(outcomes: Outcomes) -> Judgement:
     """Compares accuracies after the first tenth of the training."""
     own = outcomes.where(part="transfer", target=_targets(outcomes)[0], labels=ALL)
     early = {
-        how: [o.history["test"]["accuracy"][0] for o in own.where(how=how) if o.history.get("test")]
+        how: [(o.history.get("test") or {"accuracy": [0.0]})["accuracy"][0] for o in own.where(how=how)]
         for how in ("fine-tuned", "scratch")
     }
     return more(early, start="after a tenth of the steps: ", separator=", ")
@@ -102,43 +114,42 @@ def _grid(outcomes: Outcomes, width: int, share: float) -> list[float]:
     return outcomes.where(part="grid", width=width, share=share).measured("logistic", "accuracy")
 
 
-def _last_above_first(values: Mapping[str, Sequence[float]], start: str) -> Judgement:
-    """Compares the last group of values with the first; the groups are in ascending order."""
-    series = list(values.values())
-    text = ", ".join(f"{spread(value)} {name}" for name, value in values.items())
-    return Judgement(compare(series[-1], series[0]), start + text)
-
-
 def _axes_of_grid(outcomes: Outcomes) -> tuple[list[int], list[float]]:
     grid = outcomes.where(part="grid")
     return sorted(grid.distinct("width")), sorted(grid.distinct("share"))
 
 
+def _rises(groups: Mapping[float, Sequence[float]], setting: str, start: str) -> Judgement:
+    """Tests whether outcomes rise with the logarithm of a setting, which the template `setting` prints."""
+    text = ", ".join(f"{spread(values)} {setting.format(at)}" for at, values in groups.items())
+    return Judgement(evidence.trend([(math.log(at), values) for at, values in groups.items()]), start + text)
+
+
 @needs(part="grid")
 def more_data(outcomes: Outcomes) -> Judgement:
-    """Compares all of the source with its smallest share, for the widest network."""
-    widths, shares = _axes_of_grid(outcomes)
-    values = {f"from {share:.1%} of the source": _grid(outcomes, widths[-1], share) for share in shares}
-    return _last_above_first(values, f"width {widths[-1]}: ")
+    """Tests whether accuracy rises with the share of the source, for the widest network."""
+    (*_, width), shares = _axes_of_grid(outcomes)
+    accuracies = {share: _grid(outcomes, width, share) for share in shares}
+    return _rises(accuracies, "from {:.1%} of the source", f"width {width}: ")
 
 
 @needs(part="grid")
 def bigger(outcomes: Outcomes) -> Judgement:
-    """Compares the widest network with the narrowest, from all of the source."""
-    widths, shares = _axes_of_grid(outcomes)
-    values = {f"with width {width}": _grid(outcomes, width, shares[-1]) for width in widths}
-    return _last_above_first(values, "from all of the source: ")
+    """Tests whether accuracy rises with width, from all of the source."""
+    widths, (*_, share) = _axes_of_grid(outcomes)
+    accuracies = {width: _grid(outcomes, width, share) for width in widths}
+    return _rises(accuracies, "with width {}", "from all of the source: ")
 
 
 @needs(part="grid")
 def together(outcomes: Outcomes) -> Judgement:
-    """Compares the gains of the widest and the narrowest network from more source data."""
-    widths, shares = _axes_of_grid(outcomes)
-    gains = {}
-    for width in (widths[0], widths[-1]):
-        little, much = (_grid(outcomes, width, share) for share in (shares[0], shares[-1]))
-        gains[f"with width {width}"] = [b - a for a, b in zip(little, much, strict=True)]
-    return _last_above_first(gains, "gain by more source data: ")
+    """Tests whether the gain from more source data rises with width."""
+    widths, (little, *_, whole) = _axes_of_grid(outcomes)
+    gains = {
+        width: [mean(_grid(own, width, whole)) - mean(_grid(own, width, little)) for _, own in outcomes.groups("seed")]
+        for width in widths
+    }
+    return _rises(gains, "with width {}", "gain by more source data: ")
 
 
 def _logistic(outcomes: Outcomes, part: str, source: str, name: str = "accuracy") -> list[float]:
@@ -148,9 +159,7 @@ def _logistic(outcomes: Outcomes, part: str, source: str, name: str = "accuracy"
 @needs(part="relation")
 def related(outcomes: Outcomes) -> Judgement:
     """Compares a near source with a far one."""
-    names = outcomes.where(part="relation").distinct("source")
-    values = {name: _logistic(outcomes, "relation", name) for name in names}
-    return Judgement(compare(values["near"], values["far"]), listed(values, separator=", "))
+    return more({name: _logistic(outcomes, "relation", name) for name in ("near", "far", "any")}, separator=", ")
 
 
 def _lost(outcomes: Outcomes, source: str, how: str) -> list[float]:
@@ -166,7 +175,7 @@ def biased(how: str) -> Judge:
     def judge(outcomes: Outcomes) -> Judgement:
         cued, clean = (_lost(outcomes, source, how) for source in ("cue", "clean"))
         text = f"the cue costs {spread(cued)} where the source had it, {spread(clean)} where it had not"
-        return Judgement(compare(cued, clean), text)
+        return Judgement(evidence.more(cued, clean), text)
 
     return judge
 
@@ -202,7 +211,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
     return [
         Table("Transfer, published", columns, published),
         Table("Transfer, ours", columns, ours),
-        Table("Labels a class", ["data set", "labels a class", *columns[1:5]], by_labels),
+        Table("Labels per class", ["data set", "labels per class", *columns[1:5]], by_labels),
         _methods(outcomes),
         *_table_of_grid(outcomes),
         *_table_of_sources(outcomes),
