@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 USER_ERROR = 2  # exit code of a mistake that the user can correct
 INTERRUPTED = 130  # exit code of ctrl-C
+PREEMPTED = 75  # exit code of saved, unfinished work (EX_TEMPFAIL of sysexits.h): the same command resumes
 flags.disclaim_key_flags()  # absl assigns flags that are defined here to the calling command, so that --help lists them
 
 
@@ -139,7 +140,7 @@ def exit_with(command: Callable[[], int | None]) -> NoReturn:
     """Runs `command` and exits with its exit code.
 
     The exit codes are 0 for success, 2 for a user's mistake (one line on stderr), 1 for a fault (with its traceback),
-    and 130 for ctrl-C.
+    130 for ctrl-C, and 75 for work that was saved unfinished.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -160,7 +161,7 @@ def exit_with(command: Callable[[], int | None]) -> NoReturn:
             raise
         _print_error(error)
         logging.disable()  # later messages of libraries repeat the same error
-        sys.exit(USER_ERROR)
+        sys.exit(error.exit_code if isinstance(error, UserError) else USER_ERROR)
 
 
 class _Interrupt:

@@ -7,7 +7,13 @@ MANY = 30  # maximum number of choices to list in one line
 
 
 class UserError(ValueError):
-    """A mistake that the user can correct; commands print it as one line, without a traceback, and exit with 2."""
+    """A mistake that the user can correct; commands print it as one line, without a traceback.
+
+    Attributes:
+      exit_code: Exit code of the command.
+    """
+
+    exit_code = 2
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:

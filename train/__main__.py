@@ -14,7 +14,8 @@ USAGE = """Trains and evaluates the network that a config describes, or resumes 
 
 configs/base.py documents every key. The same command resumes an interrupted run. On a cluster, run the same command on
 every host with --distributed. Elsewhere, use --coordinator, --processes and --process; only --process differs by host.
-Exit codes: 0 success (or SIGTERM, after saving), 1 internal error, 2 user error, 130 ctrl-C (after saving).
+Exit codes: 0 success, 1 internal error, 2 user error, 130 ctrl-C (after saving), 75 SIGTERM, SIGUSR1 or SIGUSR2 (after
+saving; the run is not finished). Under Slurm with --requeue, such a job is requeued.
 """
 
 WORKDIR = command.define_path("workdir", None, "Folder of this run: config, metrics, checkpoints, pictures, summary.")
@@ -32,6 +33,13 @@ COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 o
 PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: the number of processes.")
 PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: the number of this process, from 0.")
 JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "Seconds that a process waits for the others at the start.")
+EXIT_CODE = flags.DEFINE_integer(
+    "exit_code_interrupted",
+    command.PREEMPTED,
+    "Exit code of a run that a scheduler has interrupted: saved, not finished.",
+    lower_bound=0,
+    upper_bound=255,
+)
 CONFIG = cli.define_config()
 
 
@@ -61,7 +69,13 @@ def main() -> int:
             return 0
         result = loop.train(config, WORKDIR.value, console, started, EXTEND.value)
         if "interrupted" in result:
-            return 130 if result["interrupted"] == "SIGINT" else 0
+            if result["interrupted"] == "SIGINT":
+                return command.INTERRUPTED
+            from train.devices import slurm
+
+            if jax.process_index() == 0 and (line := slurm.requeue()):
+                console.print(line, soft_wrap=True, markup=False, highlight=False)
+            return EXIT_CODE.value
         console.print(summary.table(result, WORKDIR.value))
     return 0
 

@@ -1,4 +1,4 @@
-"""SIGTERM and ctrl-C: a run finishes the current dispatch, saves a checkpoint, and stops."""
+"""SIGTERM, SIGUSR1, SIGUSR2 and ctrl-C: a run finishes the current dispatch, saves a checkpoint, and stops."""
 
 import os
 import signal
@@ -9,11 +9,12 @@ from jax.experimental import multihost_utils
 
 from models import command
 
+PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # schedulers send the last two if they are asked to
 SAME = 1.0  # seconds within which signals count as one: a terminal and a wrapper may both forward the same ctrl-C
 
 
 class Interruption:
-    """A context in which SIGTERM (preemption) and SIGINT (ctrl-C) are recorded, so that the loop can save and stop.
+    """A context in which PREEMPTIONS and SIGINT (ctrl-C) are recorded, so that the loop can save and stop.
 
     A SIGINT more than `SAME` seconds after the first signal goes to the previous handler, which ends the command at
     once. If only one of several processes receives a signal, JAX, which handles SIGTERM, makes all of them stop after
@@ -23,7 +24,9 @@ class Interruption:
     signal: str | None = None
 
     def __enter__(self):
-        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+        numbers = (*PREEMPTIONS, signal.SIGINT)
+        if jax.process_count() > 1:
+            numbers = numbers[1:]
         self._handling = command.handling(numbers, self._note)
         self._before = self._handling.__enter__()
         return self

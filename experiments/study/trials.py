@@ -273,10 +273,13 @@ class Interrupted(UserError):
 
     def __init__(self, name: str):
         super().__init__(f"{name}: finished work is kept; run the same command to resume")
+        self.exit_code = command.INTERRUPTED if name == "SIGINT" else command.PREEMPTED
 
 
 class OutOfTime(UserError):
     """The deadline came before the last trial started."""
+
+    exit_code = command.PREEMPTED
 
     def __init__(self, left: int):
         super().__init__(f"the budget of time ended with {left} trials to run: run the same command to resume")

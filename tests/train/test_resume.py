@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests import tiny
+from tests.tiers import keep_first
 from tests.train.test_hostile_process import assert_each_point_once
 from tests.train.test_loop import final
 from train.storage import workdir
@@ -73,14 +74,16 @@ def test_sigkill_in_the_middle_of_steps_and_of_saves(tmp_path, whole):
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
 
 
-def test_sigterm_saves_and_exits(tmp_path, whole):
+@pytest.mark.parametrize(("name", "code"), keep_first(1, [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGUSR2", 3)]))
+def test_signals_of_schedulers_save_and_exit(tmp_path, whole, name, code):
     folder = tmp_path / "run"
-    process = subprocess.Popen(**tiny.command(*FLAGS, f"--workdir={folder}"))
+    own = [f"--exit_code_interrupted={code}"] if code != 75 else []
+    process = subprocess.Popen(**tiny.command(*FLAGS, f"--workdir={folder}", *own))
     wait_until(process, lambda: steps_logged(folder)[-1:] >= [4])
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert "SIGTERM: saved at step" in out and "Traceback" not in err
+    assert process.returncode == code, err
+    assert f"{name}: saved at step" in out and "Traceback" not in err
     assert not (folder / "summary.json").exists()
     done = tiny.run(*FLAGS, f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
