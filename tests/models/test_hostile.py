@@ -78,7 +78,7 @@ def test_batch_norm_of_one_value_is_refused_by_the_name_of_its_layer(case):
     variables = shapes(model, images(1, size, size, channels))  # initialization does not count as training
     with pytest.raises(
         UserError,
-        match=f"^norm 'batch' at {layer} leaves nothing .* over 1 value there; .*batch_size"
+        match=f"^norm 'batch' at {layer} erases its input: .* over 1 value; .*batch_size"
         ".*accumulate.*larger images.*sync_norm.*group, layer or frozen_batch",
     ):
         trained(model, variables, images(1, size, size, channels))
@@ -107,7 +107,7 @@ def test_values_are_counted_over_devices_where_statistics_are_synchronized(sync_
     if sync_norm:
         assert jax.eval_shape(on_devices, images(4, 1, 28, 28, 1)).shape == (4, 1, 10)
     else:
-        with pytest.raises(UserError, match="hidden1_norm leaves nothing"):
+        with pytest.raises(UserError, match="hidden1_norm erases its input"):
             jax.eval_shape(on_devices, images(4, 1, 28, 28, 1))
 
 
@@ -127,7 +127,7 @@ def dense_run(**changes):
 
 @pytest.mark.parametrize("changes", ONE_EACH)
 def test_a_run_of_one_value_per_channel_is_refused_when_it_is_set_up(changes):
-    with pytest.raises(UserError, match="hidden1_norm leaves nothing"):
+    with pytest.raises(UserError, match="hidden1_norm erases its input"):
         build_run(dense_run(**ONE_EACH[changes]))
 
 
@@ -141,7 +141,7 @@ def test_the_command_reports_it_in_one_line_and_writes_nothing(tmp_path):
         "--config.steps_per_call=1",
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch("error: norm 'batch' at stage3/block0/norm1 leaves nothing[^\n]*\n", done.stderr), done.stderr
+    assert re.fullmatch("error: norm 'batch' at stage3/block0/norm1 erases its input[^\n]*\n", done.stderr), done.stderr
     assert not (tmp_path / "run").exists()
 
 
