@@ -268,7 +268,7 @@ def test_both_together_are_compared_where_a_point_is_lost():
             ]
         )
 
-    assert holds(results.both(found(30))) and "both 30.5" in results.both(found(30)).ours
+    assert holds(results.both(found(30))) and "both 30.4" in results.both(found(30)).ours
     assert holds(results.both(found(3))) is False
 
 
