@@ -287,7 +287,7 @@ def explanation(sign, noise=0.001, after=12):
     only = {"cam": "ResNet", "attention_rollout": "ViT"}
     curves = {"deletion": 0.2, "insertion": 0.8, "deletion_curve": [1, 0.5, 0], "insertion_curve": [0, 0.5, 1]}
     for trial in planned("explanation"):
-        network, n = trial.labels["network"], noise * (trial.labels["seed"] - 1)
+        network, n = trial.labels["network"], noise * NOISE[trial.labels["seed"]]
         methods = [method for method in measures.METHODS if only.get(method, network) == network]
         good = {method: 1 if method in ("cam", "grad_cam", "guided_grad_cam") else -1 for method in methods}
         level = {method: 0.6 + (0.15 * sign + n) * side for method, side in good.items()}
