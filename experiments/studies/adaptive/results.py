@@ -52,6 +52,14 @@ def _blocks(outcomes: Outcomes) -> list[float]:
     return values_of(outcomes, "as decided", "blocks")
 
 
+def _with_blocks(outcomes: Outcomes) -> str:
+    return f"{spread(accuracies(outcomes))} with {spread(_blocks(outcomes), percent=False)} blocks"
+
+
+def _with_savings(outcomes: Outcomes) -> str:
+    return f"{spread(accuracies(outcomes))} with {spread(_saved(outcomes))} saved"
+
+
 def _saved(outcomes: Outcomes) -> list[float]:
     """Returns the saved share of the mult-adds of the network with all of its blocks."""
     pairs = zip(
@@ -69,26 +77,22 @@ def gates_save(outcomes: Outcomes) -> Judgement:
     plain = outcomes.where(method="ResNet", depth=38).values("accuracy")
     target = 0.7 if 0.7 in gated.distinct("target") else max(gated.distinct("target"))
     own = gated.where(target=target)
-    accuracy, saved = accuracies(own, 0.0), _saved(own)
+    cheap = evidence.above(_saved(own), 0.1)
     return Judgement(
-        evidence.all_of(evidence.no_less(accuracy, plain, POINT / 2), evidence.above(saved, 0.1)),
-        f"ConvNet-AIG 38, target {target}: {spread(accuracy)} with {spread(saved)} of its mult-adds saved; "
-        f"ResNet-38 {spread(plain)}",
+        evidence.all_of(evidence.no_less(accuracies(own, 0.0), plain, POINT / 2), cheap),
+        f"ConvNet-AIG 38, target {target}: {_with_savings(own)}; ResNet-38 {spread(plain)}",
     )
 
 
 def all_better(outcomes: Outcomes) -> Judgement:
     """Compares all blocks with those decided on; means by seed over all targets."""
     own = outcomes.where(method="ConvNet-AIG")
-    every, some = (
-        [statistics.mean(values_of(group, way, "accuracy")) for _, group in own.groups("seed")]
+    seeds = [group for _, group in own.groups("seed")]
+    means = {
+        way: [statistics.mean(values_of(group, way, "accuracy")) for group in seeds]
         for way in ("all blocks", "as decided")
-    )
-    return Judgement(
-        evidence.more(every, some),
-        f"all blocks {spread(every, digits=2)}, as decided "
-        f"{spread(some, digits=2)}, means over targets {', '.join(map(str, own.distinct('target')))}",
-    )
+    }
+    return more(means, start=f"means over targets {', '.join(map(str, own.distinct('target')))}: ", digits=2)
 
 
 def targets(outcomes: Outcomes) -> Judgement:
@@ -97,12 +101,8 @@ def targets(outcomes: Outcomes) -> Judgement:
     groups = {target: own.where(target=target) for target in sorted(own.distinct("target"))}
     if len(groups) < 3:
         return missing("not part of this scale")
-    shown = "; ".join(
-        f"t = {target}: {spread(accuracies(group, 0.0))} with {spread(_saved(group))} saved"
-        for target, group in groups.items()
-    )
     rises = evidence.trend([(target, accuracies(group, 0.0)) for target, group in groups.items()])
-    return Judgement(rises, shown)
+    return Judgement(rises, "; ".join(f"t = {target}: {_with_savings(group)}" for target, group in groups.items()))
 
 
 def _joint(outcomes: Outcomes, choose: Callable[[Iterable[float]], float]) -> tuple[Outcomes, float]:
@@ -117,12 +117,10 @@ def policy_saves(outcomes: Outcomes) -> Judgement:
     """Compares a policy with the whole network, and its number of blocks with two thirds."""
     plain = outcomes.where(method="ResNet-32, twice as long").values("accuracy")
     own, penalty = _joint(outcomes, max)
-    accuracy, used = accuracies(own, 0.0), _blocks(own)
-    few = evidence.above([-x for x in used], -10, unit="blocks")
+    few = evidence.above([-x for x in _blocks(own)], -10, unit="blocks")
     return Judgement(
-        evidence.all_of(evidence.no_less(accuracy, plain), few),
-        f"ResNet-32 {spread(plain)}; penalty {penalty:g}: {spread(accuracy)} with "
-        f"{spread(used, percent=False)} of 15 blocks",
+        evidence.all_of(evidence.no_less(accuracies(own, 0.0), plain), few),
+        f"ResNet-32 {spread(plain)} with 15 blocks; penalty {penalty:g}: {_with_blocks(own)}",
     )
 
 
@@ -131,13 +129,9 @@ def joint_better(outcomes: Outcomes) -> Judgement:
     """Compares training policy and network together with the policy alone."""
     alone, (joint, penalty) = outcomes.where(method="policy alone"), _joint(outcomes, min)
     better = evidence.more(accuracies(joint, 0.0), accuracies(alone, 0.0))
-    together, apart = (
-        f"{spread(accuracies(own))} with {spread(_blocks(own), percent=False)}" for own in (joint, alone)
-    )
-    return Judgement(
-        evidence.all_of(better, evidence.no_less(_blocks(alone), _blocks(joint), BLOCK, "blocks")),
-        f"together (penalty {penalty:g}) {together} blocks, policy alone {apart}",
-    )
+    few = evidence.no_less(_blocks(alone), _blocks(joint), BLOCK, "blocks")
+    ours = f"together (penalty {penalty:g}) {_with_blocks(joint)}, policy alone {_with_blocks(alone)}"
+    return Judgement(evidence.all_of(better, few), ours)
 
 
 @needs(method="BlockDrop")
@@ -187,12 +181,8 @@ def _means(outcomes: Outcomes, first: tuple[str, bool], second: tuple[str, bool]
 
 def scales_better(outcomes: Outcomes) -> Judgement:
     """Compares exits that are the same for every image."""
-    msdnet, resnet = _means(outcomes, ("MSDNet", False), ("ResNet with exits", False))
-    return Judgement(
-        evidence.more(msdnet, resnet),
-        f"MSDNet {spread(msdnet, digits=2)}, ResNet with exits "
-        f"{spread(resnet, digits=2)}, means over the mult-adds that both have",
-    )
+    means = dict(zip(WITH_EXITS, _means(outcomes, *((method, False) for method in WITH_EXITS)), strict=True))
+    return more(means, start="means over the mult-adds that both have: ", digits=2)
 
 
 def batch_better(outcomes: Outcomes) -> Judgement:
@@ -229,9 +219,9 @@ def _cost(values: Sequence[float]) -> str:
 
 def name_of(labels: Mapping[str, Any]) -> str:
     """Returns the name of a network in tables and pictures."""
-    more = {"depth": "{}", "target": ", target {}", "penalty": ", penalty {:g}"}
+    forms = {"depth": "{}", "target": ", target {}", "penalty": ", penalty {:g}"}
     text = labels["method"] + ("-" if "depth" in labels else "")
-    return text + "".join(form.format(labels[name]) for name, form in more.items() if name in labels)
+    return text + "".join(form.format(labels[name]) for name, form in forms.items() if name in labels)
 
 
 def tables(outcomes: Outcomes) -> list[Table]:

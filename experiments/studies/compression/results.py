@@ -1,6 +1,7 @@
 """Results of the study of compression: values, judges, tables, pictures."""
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from experiments.studies.compression.measures import CUTS
 from experiments.study import Judge, Outcomes, Table, evidence, needs
 from experiments.study.evidence import Evidence
-from experiments.study.verdicts import Judgement, listed, mean, missing, spread
+from experiments.study.verdicts import Judgement, listed, mean, missing, more, spread
 
 # Han 2016, table 1: (error before and after in percent, ratio)
 PUBLISHED = {
@@ -73,22 +74,16 @@ def _versus(high: tuple[str, str], low: tuple[str, str], cut: bool = False) -> J
 
     def judge(outcomes: Outcomes) -> Judgement:
         sparsities = [s for s in sparsities_of(outcomes) if s in CUTS or not cut]
-
-        def means(decay: str, how: str) -> list[float]:
-            return [
-                sum(mean(curve_at(own, decay, how, s, 0.0)) for s in sparsities) / len(sparsities)
-                for _, own in outcomes.where(part="curves", decay=decay).groups("seed")
-            ]
-
-        first, second = ([curve_at(outcomes, *which, s) for s in sparsities] for which in (high, low))
-        if not sparsities or not all(first) or not all(second):
+        if not sparsities:
             return missing("not part of this scale")
-        shown = "; ".join(
-            f"{sparsity:.0%} gone: {spread(a)} against {spread(b)}"
-            for sparsity, a, b in zip(sparsities, first, second, strict=True)
-        )
-        ours = f"{', '.join(high)} against {', '.join(low)}: {shown}"
-        return Judgement(evidence.more(means(*high), means(*low)), ours)
+        seeds = [own for _, own in outcomes.where(part="curves").groups("seed")]
+        means = {
+            ", ".join(which): [
+                statistics.mean(mean(curve_at(own, *which, s, 0.0)) for s in sparsities) for own in seeds
+            ]
+            for which in (high, low)
+        }
+        return more(means, start=f"mean over {', '.join(f'{s:.0%}' for s in sparsities)} gone: ")
 
     return judge
 

@@ -52,7 +52,7 @@ def _lower(network: str, low: str, high: str) -> Judge:
         own = outcomes.where(network=network)
         judgement = more({NAMES[name]: own.measured("localization", name, "error") for name in (high, low)})
         right = spread(own.measured("localization", "right"))
-        return Judgement(judgement.evidence, f"error of {judgement.ours}; {right} are classified right")
+        return Judgement(judgement.evidence, f"localization error: {judgement.ours}; {right} are classified right")
 
     return judge
 
