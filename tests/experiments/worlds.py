@@ -248,7 +248,7 @@ def of_exits(labels, accuracy, gain):
     return outcome(labels, accuracy, leaving={"rows": rows, "classes": ["0", "1"], "by_class": [30.0, 50.0]})
 
 
-def adaptive(better=0.0, seeds=3):
+def adaptive(better=0.0, seeds=SEEDS):
     """Returns outcomes as in the papers for `better` = 0.03, and the opposite for a negative value."""
     shown = [{"image": png(np.zeros((8, 8), np.uint8)), "label": "1", "says": "3 blocks"}]
     extremes, outcomes = {"easy": shown * 3, "hard": shown}, []
@@ -261,8 +261,8 @@ def adaptive(better=0.0, seeds=3):
         for depth, cost in ((8, 30), (32, 80), (38, 95)):
             outcomes.append(outcome(labels("ResNet", depth=depth), 0.8 + noise, cost))
         outcomes.append(outcome(labels("ResNet-32, twice as long"), 0.8 + noise, 80))
-        for target in (0.3, 0.7):
-            accuracy = 0.8 + better + noise + (0.02 if (target > 0.5) == (better >= 0) else 0)
+        for target in (0.3, 0.5, 0.7):
+            accuracy = 0.8 + better + noise + 0.02 * (target > 0.6 if better >= 0 else target < 0.4)
             blocks, own = (8 if better >= 0 else 14.5) + noise, labels("ConvNet-AIG", target=target)
             outcomes.append(of_blocks(own, accuracy, blocks, accuracy + better, extremes=extremes))
         chosen = dict.fromkeys(("first", "random", "distributed"), 0.7 - better + noise)
@@ -286,7 +286,7 @@ def explanation(sign, noise=0.001, after=12):
     only = {"cam": "ResNet", "attention_rollout": "ViT"}
     curves = {"deletion": 0.2, "insertion": 0.8, "deletion_curve": [1, 0.5, 0], "insertion_curve": [0, 0.5, 1]}
     for trial in planned("explanation"):
-        network, n = trial.labels["network"], noise * (trial.labels["seed"] - 1)
+        network, n = trial.labels["network"], noise * NOISE[trial.labels["seed"]]
         methods = [method for method in measures.METHODS if only.get(method, network) == network]
         good = {method: 1 if method in ("cam", "grad_cam", "guided_grad_cam") else -1 for method in methods}
         level = {method: 0.6 + (0.15 * sign + n) * side for method, side in good.items()}

@@ -6,11 +6,13 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.study import Outcome, Outcomes, Table, needs
-from experiments.study.verdicts import TOO_SMALL, Judgement, Verdict, all_of, compare, finite, mean, spread
+from experiments.study import Outcome, Outcomes, Table, evidence, needs
+from experiments.study.evidence import POINT
+from experiments.study.verdicts import Judgement, finite, mean, missing, more, spread
 from models.analysis.cost import short
 
 WITH_EXITS = ("MSDNet", "ResNet with exits")
+BLOCK = 0.5  # number of blocks: smallest difference that matters, and allowance of the joint training
 PUBLISHED = [  # (network, accuracy in percent, its blocks or mult-adds, source)
     ("ResNet-110, CIFAR-10", "93.39", "0.5 G mult-adds", "Veit 2018, table 1"),
     ("ConvNet-AIG 110, t = 0.7", "94.24", "0.41 G, 82 % of its layers", "Veit 2018, table 1"),
@@ -32,22 +34,30 @@ PUBLISHED = [  # (network, accuracy in percent, its blocks or mult-adds, source)
 ]
 
 
-def values_of(outcomes: Outcomes, way: str, field: str) -> list[float]:
-    """Returns a number of the row "all blocks" or "as decided" of each outcome; NaN if training diverged."""
+def values_of(outcomes: Outcomes, way: str, field: str, diverged: float = math.nan) -> list[float]:
+    """Returns a number of the row "all blocks" or "as decided" of each outcome; `diverged` if training diverged."""
     rows = (
         next((row for row in o.measured.get("decided", {}).get("rows", ()) if row["way"] == way), None)
         for o in outcomes
     )
-    return [row[field] if row else float("nan") for row in rows]
+    return [row[field] if row else diverged for row in rows]
 
 
-def accuracies(outcomes: Outcomes) -> list[float]:
-    """Returns accuracies with the blocks that the network decides on."""
-    return values_of(outcomes, "as decided", "accuracy")
+def accuracies(outcomes: Outcomes, diverged: float = math.nan) -> list[float]:
+    """Returns accuracies with the blocks that the network decides on; `diverged` if training diverged."""
+    return values_of(outcomes, "as decided", "accuracy", diverged)
 
 
 def _blocks(outcomes: Outcomes) -> list[float]:
     return values_of(outcomes, "as decided", "blocks")
+
+
+def _with_blocks(outcomes: Outcomes) -> str:
+    return f"{spread(accuracies(outcomes))} with {spread(_blocks(outcomes), percent=False)} blocks"
+
+
+def _with_savings(outcomes: Outcomes) -> str:
+    return f"{spread(accuracies(outcomes))} with {spread(_saved(outcomes))} saved"
 
 
 def _saved(outcomes: Outcomes) -> list[float]:
@@ -58,51 +68,41 @@ def _saved(outcomes: Outcomes) -> list[float]:
     return [1 - used / whole for used, whole in pairs]
 
 
-def _at_least(values: Sequence[float], least: float) -> Verdict:
-    return compare(values, [least] * len(values))
-
-
 # -- judges --------------------------------------------------------------------------------------------------------
 
 
 def gates_save(outcomes: Outcomes) -> Judgement:
     """Compares gates with a ResNet, and their saved mult-adds with a tenth."""
-    every = outcomes.where(method="ConvNet-AIG")
+    gated = outcomes.where(method="ConvNet-AIG")
     plain = outcomes.where(method="ResNet", depth=38).values("accuracy")
-    target = 0.7 if 0.7 in every.distinct("target") else max(every.distinct("target"))
-    own = every.where(target=target)
+    target = 0.7 if 0.7 in gated.distinct("target") else max(gated.distinct("target"))
+    own = gated.where(target=target)
+    cheap = evidence.above(_saved(own), 0.1)
     return Judgement(
-        all_of([compare(accuracies(own), plain, by=-0.005), _at_least(_saved(own), 0.1)]),
-        f"ConvNet-AIG 38, target {target}: {spread(accuracies(own))} with {spread(_saved(own))} of its mult-adds "
-        f"saved; ResNet-38 {spread(plain)}",
+        evidence.all_of(evidence.no_less(accuracies(own, 0.0), plain, POINT / 2), cheap),
+        f"ConvNet-AIG 38, target {target}: {_with_savings(own)}; ResNet-38 {spread(plain)}",
     )
 
 
 def all_better(outcomes: Outcomes) -> Judgement:
     """Compares all blocks with those decided on; means by seed over all targets."""
     own = outcomes.where(method="ConvNet-AIG")
-    every, some = (
-        [statistics.mean(values_of(group, way, "accuracy")) for _, group in own.groups("seed")]
+    seeds = [group for _, group in own.groups("seed")]
+    means = {
+        way: [statistics.mean(values_of(group, way, "accuracy")) for group in seeds]
         for way in ("all blocks", "as decided")
-    )
-    return Judgement(
-        compare(every, some),
-        f"all blocks {spread(every, digits=2)}, as decided "
-        f"{spread(some, digits=2)}, means over targets {', '.join(map(str, own.distinct('target')))}",
-    )
+    }
+    return more(means, start=f"means over targets {', '.join(map(str, own.distinct('target')))}: ", digits=2)
 
 
 def targets(outcomes: Outcomes) -> Judgement:
-    """Compares the highest target with the lowest."""
+    """Tests whether accuracy rises with the target."""
     own = outcomes.where(method="ConvNet-AIG")
     groups = {target: own.where(target=target) for target in sorted(own.distinct("target"))}
-    if len(groups) < 2:
-        return Judgement(TOO_SMALL, "not part of this scale")
-    shown = "; ".join(
-        f"t = {target}: {spread(accuracies(group))} with {spread(_saved(group))} saved"
-        for target, group in groups.items()
-    )
-    return Judgement(compare(accuracies(groups[max(groups)]), accuracies(groups[min(groups)])), shown)
+    if len(groups) < 3:
+        return missing("not part of this scale")
+    rises = evidence.trend([(target, accuracies(group, 0.0)) for target, group in groups.items()])
+    return Judgement(rises, "; ".join(f"t = {target}: {_with_savings(group)}" for target, group in groups.items()))
 
 
 def _joint(outcomes: Outcomes, choose: Callable[[Iterable[float]], float]) -> tuple[Outcomes, float]:
@@ -117,11 +117,10 @@ def policy_saves(outcomes: Outcomes) -> Judgement:
     """Compares a policy with the whole network, and its number of blocks with two thirds."""
     plain = outcomes.where(method="ResNet-32, twice as long").values("accuracy")
     own, penalty = _joint(outcomes, max)
-    accuracy, used = accuracies(own), _blocks(own)
+    few = evidence.above([-x for x in _blocks(own)], -10, unit="blocks")
     return Judgement(
-        all_of([compare(accuracy, plain, by=-0.01), _at_least([-x for x in used], -10)]),
-        f"ResNet-32 {spread(plain)}; penalty {penalty:g}: {spread(accuracy)} with "
-        f"{spread(used, percent=False)} of 15 blocks",
+        evidence.all_of(evidence.no_less(accuracies(own, 0.0), plain), few),
+        f"ResNet-32 {spread(plain)} with 15 blocks; penalty {penalty:g}: {_with_blocks(own)}",
     )
 
 
@@ -129,27 +128,19 @@ def policy_saves(outcomes: Outcomes) -> Judgement:
 def joint_better(outcomes: Outcomes) -> Judgement:
     """Compares training policy and network together with the policy alone."""
     alone, (joint, penalty) = outcomes.where(method="policy alone"), _joint(outcomes, min)
-    fewer = compare(_blocks(alone), _blocks(joint), by=-0.5)
-    together, apart = (
-        f"{spread(accuracies(own))} with {spread(_blocks(own), percent=False)}" for own in (joint, alone)
-    )
-    return Judgement(
-        all_of([compare(accuracies(joint), accuracies(alone)), fewer]),
-        f"together (penalty {penalty:g}) {together} blocks, policy alone {apart}",
-    )
+    better = evidence.more(accuracies(joint, 0.0), accuracies(alone, 0.0))
+    few = evidence.no_less(_blocks(alone), _blocks(joint), BLOCK, "blocks")
+    ours = f"together (penalty {penalty:g}) {_with_blocks(joint)}, policy alone {_with_blocks(alone)}"
+    return Judgement(evidence.all_of(better, few), ours)
 
 
 @needs(method="BlockDrop")
 def penalties(outcomes: Outcomes) -> Judgement:
-    """Compares the blocks kept under the highest penalty with those under the lowest."""
-    own = outcomes.where(method="BlockDrop")
-    used = {p: _blocks(own.where(penalty=p)) for p in sorted(own.distinct("penalty"))}
+    """Compares the blocks that remain under the highest penalty with those under the lowest."""
+    used = {f"penalty {penalty:g}": _blocks(own) for own, penalty in (_joint(outcomes, f) for f in (max, min))}
     if len(used) < 2:
-        return Judgement(TOO_SMALL, "not part of this scale")
-    return Judgement(
-        compare(used[max(used)], used[min(used)]),
-        "; ".join(f"penalty {p:g}: {spread(values, percent=False)} blocks" for p, values in used.items()),
-    )
+        return missing("not part of this scale")
+    return more(used, 0.0, "blocks with ", percent=False, separator=", ", worth=BLOCK, unit="blocks")
 
 
 # -- curves --------------------------------------------------------------------------------------------------------
@@ -190,40 +181,33 @@ def _means(outcomes: Outcomes, first: tuple[str, bool], second: tuple[str, bool]
 
 def scales_better(outcomes: Outcomes) -> Judgement:
     """Compares exits that are the same for every image."""
-    msdnet, resnet = _means(outcomes, ("MSDNet", False), ("ResNet with exits", False))
-    return Judgement(
-        compare(msdnet, resnet),
-        f"MSDNet {spread(msdnet, digits=2)}, ResNet with exits "
-        f"{spread(resnet, digits=2)}, means over the mult-adds that both have",
-    )
+    means = dict(zip(WITH_EXITS, _means(outcomes, *((method, False) for method in WITH_EXITS)), strict=True))
+    return more(means, start="means over the mult-adds that both have: ", digits=2)
 
 
 def batch_better(outcomes: Outcomes) -> Judgement:
-    """Compares budgets spent per image with the same exit for all images."""
+    """Compares budgets spent per image with the same exit for all images, within each network."""
     parts, shown = [], []
     for method in WITH_EXITS:
         by_image, alike = _means(outcomes, (method, True), (method, False))
-        parts.append(compare(by_image, alike))
+        parts.append(evidence.above([a - b for a, b in zip(by_image, alike, strict=True)], 0.0, POINT))
         shown.append(
             f"{method}: by image {spread(by_image, digits=2)}, the same exit for all {spread(alike, digits=2)}"
         )
-    return Judgement(all_of(parts), "; ".join(shown))
+    return Judgement(evidence.all_of(*parts), "; ".join(shown))
 
 
 def above_resnets(outcomes: Outcomes) -> Judgement:
     """Compares MSDNet with each ResNet within its range, at the cost of the ResNet."""
     parts, shown = [], []
+    curves = [curve_of(outcome, True) for outcome in outcomes.where(method="MSDNet")]
     for (depth,), own in outcomes.where(method="ResNet").groups("depth"):
-        pairs = []
-        for plain in own:
-            curves = [curve_of(one, True) for one in outcomes.where(method="MSDNet", seed=plain.labels["seed"])]
-            if plain.summary and curves and curves[0]:
-                pairs.append((_at(curves[0], plain.get("mult_adds")), plain.get("accuracy")))
-        if pairs and not any(math.isnan(there) for there, _ in pairs):
-            there, plain = [at for at, _ in pairs], [accuracy for _, accuracy in pairs]
-            parts.append(compare(there, plain))
+        plain, cost = own.values("accuracy", 0.0), mean(own.values("mult_adds"))
+        there = [_at(curve, cost) if curve else 0.0 for curve in curves]
+        if not math.isnan(sum(there, cost)):
+            parts.append(evidence.more(there, plain))
             shown.append(f"ResNet-{depth} {spread(plain)}, MSDNet there {spread(there)}")
-    return Judgement(all_of(parts) if parts else TOO_SMALL, "; ".join(shown) or "no ResNet is within its range")
+    return Judgement(evidence.all_of(*parts), "; ".join(shown)) if parts else missing("no ResNet is within its range")
 
 
 # -- tables --------------------------------------------------------------------------------------------------------
@@ -235,9 +219,9 @@ def _cost(values: Sequence[float]) -> str:
 
 def name_of(labels: Mapping[str, Any]) -> str:
     """Returns the name of a network in tables and pictures."""
-    more = {"depth": "{}", "target": ", target {}", "penalty": ", penalty {:g}"}
+    forms = {"depth": "{}", "target": ", target {}", "penalty": ", penalty {:g}"}
     text = labels["method"] + ("-" if "depth" in labels else "")
-    return text + "".join(form.format(labels[name]) for name, form in more.items() if name in labels)
+    return text + "".join(form.format(labels[name]) for name, form in forms.items() if name in labels)
 
 
 def tables(outcomes: Outcomes) -> list[Table]:

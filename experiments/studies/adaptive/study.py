@@ -110,15 +110,17 @@ CLAIMS = [
         "With all of its blocks computed, a network with gates is better still.",
         "5.14 % error against 5.76 %",
         "Veit 2018, table 1",
-        "better, over all targets",
+        "better, mean over all targets",
         results.all_better,
+        0.0062,
     ),
     Claim(
         "A lower target rate costs accuracy.",
         "ImageNet, ConvNet-AIG 50: t = 0.4 24.75 %, 0.7 23.83 % error",
         "Veit 2018, figure 3",
-        "the highest target is better than the lowest",
+        "accuracy rises with the target (a line over all targets)",
         results.targets,
+        0.0092,
     ),
     Claim(
         "A policy drops blocks at hardly any loss of accuracy.",
@@ -132,35 +134,35 @@ CLAIMS = [
         "Training policy and network together recovers what the policy alone loses.",
         "ResNet-32: 88.6 % with 9.4 blocks alone, 91.3 % with 6.9 together",
         "Wu 2018, table 1",
-        "with the lowest penalty, better with at most half a block more",
+        "with the lowest penalty, more accurate with at most half a block more",
         results.joint_better,
     ),
     Claim(
         "Penalties for errors trade blocks for accuracy.",
         "a higher penalty keeps more blocks (figure only)",
         "Wu 2018, section 4.3",
-        "the highest penalty keeps more blocks than the lowest",
+        "the highest penalty keeps more blocks than the lowest; differences below half a block do not matter",
         results.penalties,
     ),
     Claim(
         "Multi-scale features make better early exits.",
         "MSDNet is above ResNets with exits at all budgets (figure only)",
         "Huang 2018, section 5, anytime",
-        "more accurate over the budgets that both have",
+        "more accurate, mean over the mult-adds that both have",
         results.scales_better,
     ),
     Claim(
         "To spend a budget by image is better than the same for every image.",
         "budgeted batch is above anytime at equal cost (figures only)",
         "Huang 2018, section 5",
-        "more accurate over all budgets of a network",
+        "in both kinds of network more accurate, mean over the mult-adds that both ways have",
         results.batch_better,
     ),
     Claim(
         "An MSDNet is better than residual networks of its cost.",
         "above all ResNets of different depth (figure only)",
         "Huang 2018, section 5, budgeted",
-        "at the cost of each ResNet within its range, more accurate",
+        "more accurate than each ResNet whose cost is within its range, at that cost",
         results.above_resnets,
     ),
 ]
@@ -168,14 +170,14 @@ CLAIMS = [
 STUDY = Study(
     name="adaptive",
     title="Adaptive inference",
-    question="What is saved if a network computes of each image only what it needs?",
-    would_change="Images that differ in what they need: on digits the shallowest ResNet is within a point of the "
-    "deepest, so that neither gates nor exits have anything to choose; cifar10 scale, with three seeds, "
-    "may. A longer training of the gates with all blocks computed now and then, and for BlockDrop a "
-    "penalty between the two, at which two thirds of the blocks are kept.",
+    question="How much computation is saved if a network computes only what each image needs, and at what accuracy?",
+    would_change="Images that differ in difficulty. On digits, the shallowest ResNet is within a point of the deepest, "
+    "so gates and exits have nothing to choose; cifar10 scale may differ. Longer training of the gates, "
+    "now and then with all blocks computed. For BlockDrop, a penalty between the two, at which two thirds of the "
+    "blocks remain.",
     cost={
-        "digits": "15 minutes on 2 cores",
-        "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 2 hours on a core; one seed, so no verdicts",
+        "digits": "14 runs per seed: about 8 minutes per seed on 2 cores",
+        "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 6 runs per seed: about 2 hours per seed on a core",
     },
     trials=trials,
     claims=CLAIMS,
@@ -183,22 +185,19 @@ STUDY = Study(
     pictures=[
         Picture(
             "curves",
-            "Accuracy against mult-adds of the average image. Left: networks that skip blocks; right: "
-            "networks with exits, each exit for all images (dotted) and thresholds by budget (solid). Mean over "
-            "seeds.",
+            "Accuracy by average mult-adds per image. Left: networks that skip blocks. Right: networks with exits; "
+            "the same exit for all images (dotted), or thresholds by budget (solid). Mean over seeds.",
             figures.draw_curves,
             (11.0, 4.6),
         ),
         Picture(
             "used",
-            "How many blocks the test images use (left, first seed), and where they leave a network with "
-            "exits, by budget (right, MSDNet).",
+            "Number of blocks that test images use (left), and the exits at which they leave an MSDNet, by budget "
+            "(right); first seed.",
             figures.draw_used,
             (11.0, 4.2),
         ),
-        Picture(
-            "classes", "For how much of a class each block is computed (first seed).", figures.draw_classes, (11.0, 5.0)
-        ),
-        Picture("easy_and_hard", "Images that are easy and hard (first seed).", figures.draw_extremes, (11.0, 7.6)),
+        Picture("classes", "Share of each class that uses a block (first seed).", figures.draw_classes, (11.0, 5.0)),
+        Picture("easy_and_hard", "Easy and hard test images (first seed).", figures.draw_extremes, (11.0, 7.6)),
     ],
 )

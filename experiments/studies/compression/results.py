@@ -1,11 +1,15 @@
 """Results of the study of compression: values, judges, tables, pictures."""
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from experiments.studies.compression.measures import CUTS
-from experiments.study import Judge, Outcomes, Table, needs
-from experiments.study.verdicts import TOO_SMALL, Judgement, all_of, compare, holds, listed, spread
+from experiments.study import Judge, Outcomes, Table, evidence, needs
+from experiments.study.evidence import Evidence
+from experiments.study.verdicts import Judgement, listed, mean, missing, more, spread
 
 # Han 2016, table 1: (error before and after in percent, ratio)
 PUBLISHED = {
@@ -17,6 +21,8 @@ PUBLISHED = {
 # Zhu 2017, CIFAR-10: error in percent with (full precision, ternary weights)
 TERNARY = {20: (8.23, 8.87), 32: (7.67, 7.63), 44: (7.18, 7.02), 56: (6.80, 6.44)}
 STAGES = ("dense", "pruned", "shared")
+LOSS = 0.005  # accuracy that compression may cost
+TIMES = 1.0  # smallest difference that matters between numbers of times smaller
 
 
 def stage_of(outcomes: Outcomes, network: str, stage: str) -> Outcomes:
@@ -24,33 +30,38 @@ def stage_of(outcomes: Outcomes, network: str, stage: str) -> Outcomes:
     return outcomes.where(part="stages", network=network, stage=stage)
 
 
-def _lost(outcomes: Outcomes, network: str) -> list[float]:
-    """Returns by seed the accuracy of the dense network minus that of the file that was read back."""
-    before = stage_of(outcomes, network, "dense").values("accuracy")
-    after = stage_of(outcomes, network, "shared").measured("stored", "accuracy")
-    return [a - b for a, b in zip(before, after, strict=True)]
+def _stored(outcomes: Outcomes) -> list[float]:
+    """Returns accuracies of the files that were read back; 0 for a network that diverged."""
+    return [0.0 if math.isnan(value) else value for value in outcomes.measured("stored", "accuracy")]
 
 
 def smaller(network: str, ratio: float) -> Judge:
-    """Returns a judge: the file is this many times smaller, and loses at most half a point of accuracy."""
+    """Returns a judge: the file is this many times smaller, and loses at most LOSS of the dense network's accuracy."""
 
     @needs(network=network)
     def judge(outcomes: Outcomes) -> Judgement:
-        ratios, lost = stage_of(outcomes, network, "shared").measured("stored", "ratio"), _lost(outcomes, network)
+        ratios = stage_of(outcomes, network, "shared").measured("stored", "ratio")
+        lost = [
+            mean(stage_of(own, network, "dense").values("accuracy")) - mean(_stored(stage_of(own, network, "shared")))
+            for _, own in outcomes.groups("seed")
+        ]
         return Judgement(
-            all_of([compare(ratios, [ratio] * len(ratios)), compare([0.005] * len(lost), lost)]),
+            evidence.all_of(evidence.above(ratios, ratio, unit="times"), evidence.above([-x for x in lost], -LOSS)),
             f"{network}: {spread(ratios, percent=False)} times smaller, {spread(lost, digits=2)} of accuracy lost",
         )
 
     return judge
 
 
-def curve_at(outcomes: Outcomes, decay: str, how: str, sparsity: float) -> list[float]:
-    """Returns accuracies at a sparsity: "cut" without retraining, or with retraining "at once" or "step by step"."""
+def curve_at(outcomes: Outcomes, decay: str, how: str, sparsity: float, diverged: float = math.nan) -> list[float]:
+    """Returns accuracies at a sparsity: "cut" without retraining, or with retraining "at once" or "step by step".
+
+    `diverged` is the accuracy of a network whose retraining diverged.
+    """
     own = outcomes.where(part="curves", decay=decay)
     if how == "cut":
         return own.where(how="whole").measured("cut", CUTS.index(sparsity))
-    return own.where(how=how, sparsity=sparsity).values("accuracy")
+    return own.where(how=how, sparsity=sparsity).values("accuracy", diverged)
 
 
 def sparsities_of(outcomes: Outcomes) -> list[float]:
@@ -59,19 +70,20 @@ def sparsities_of(outcomes: Outcomes) -> list[float]:
 
 
 def _versus(high: tuple[str, str], low: tuple[str, str], cut: bool = False) -> Judge:
-    """Returns a judge: (decay, how) is better than another, over all sparsities together, or those of CUTS."""
+    """Returns a judge: (decay, how) is better than another, mean over all sparsities, or over those of CUTS."""
 
     def judge(outcomes: Outcomes) -> Judgement:
         sparsities = [s for s in sparsities_of(outcomes) if s in CUTS or not cut]
-        first, second = ([curve_at(outcomes, *which, sparsity) for sparsity in sparsities] for which in (high, low))
-        if not sparsities or not all(first) or not all(second):
-            return Judgement(TOO_SMALL, "not part of this scale")
-        means = [[sum(values) / len(sparsities) for values in zip(*series, strict=True)] for series in (first, second)]
-        shown = "; ".join(
-            f"{sparsity:.0%} gone: {spread(a)} against {spread(b)}"
-            for sparsity, a, b in zip(sparsities, first, second, strict=True)
-        )
-        return Judgement(compare(means[0], means[1]), f"{', '.join(high)} against {', '.join(low)}: {shown}")
+        if not sparsities:
+            return missing("not part of this scale")
+        seeds = [own for _, own in outcomes.where(part="curves").groups("seed")]
+        means = {
+            ", ".join(which): [
+                statistics.mean(mean(curve_at(own, *which, s, 0.0)) for s in sparsities) for own in seeds
+            ]
+            for which in (high, low)
+        }
+        return more(means, start=f"mean over {', '.join(f'{s:.0%}' for s in sparsities)} gone: ")
 
     return judge
 
@@ -110,51 +122,52 @@ def both(outcomes: Outcomes) -> Judgement:
         method: [_smallest(seed, least - 0.01) for seed, least in zip(seeds, whole, strict=True)]
         for method, seeds in points.items()
     }
-    return Judgement(
-        all_of([compare(best["both"], best[one]) for one in ("sharing alone", "pruning alone")]),
-        f"times smaller with at most 1 point lost: {listed(best, percent=False, separator=', ')}",
-    )
+    parts = (evidence.more(best["both"], best[f"{one} alone"], 0.0, TIMES, "times") for one in ("sharing", "pruning"))
+    ours = f"times smaller with at most 1 point lost: {listed(best, percent=False, separator=', ')}"
+    return Judgement(evidence.all_of(*parts), ours)
 
 
 def linear(outcomes: Outcomes) -> Judgement:
     """Compares k-means from evenly spaced values with the other initializations; mean over 2, 3 and 4 bits."""
     own = outcomes.where(part="stages", stage="pruned").results("centroids")
-    means = {init: [sum(one[init]) / len(one[init]) for one in own] for init in ("linear", "density", "random")}
-    return Judgement(
-        all_of([compare(means["linear"], means[one]) for one in ("density", "random")]),
-        f"mean accuracy with 2, 3, 4 bits: {listed(means, separator=', ')}",
-    )
+    means = {init: [mean(one[init]) for one in own] for init in ("linear", "density", "random")}
+    parts = (evidence.more(means["linear"], means[other]) for other in ("density", "random"))
+    ours = f"mean accuracy with 2, 3, 4 bits: {listed(means, separator=', ')}"
+    return Judgement(evidence.all_of(*parts), ours)
 
 
-def low_bits(outcomes: Outcomes, depth: int, kind: str) -> list[float]:
-    """Returns accuracies of a depth and a kind of weights."""
-    return outcomes.where(part="low bits", depth=depth, kind=kind).values("accuracy")
+def low_bits(outcomes: Outcomes, depth: int, kind: str, diverged: float = math.nan) -> list[float]:
+    """Returns accuracies of a depth and a kind of weights; `diverged` for a run that diverged."""
+    return outcomes.where(part="low bits", depth=depth, kind=kind).values("accuracy", diverged)
 
 
-def _low_bits(high: str, low: str, by: float) -> Judge:
-    """Returns a judge: at every depth `high` is more than `by` above `low`."""
+def _low_bits(first: str, second: str, test: Callable[..., Evidence], diverged: float = math.nan) -> Judge:
+    """Returns a judge: `test` of two kinds of weights holds at every depth.
+
+    A diverged run of the first kind has accuracy 0, one of the second `diverged`. NaN leaves it out: a reference that
+    diverged does not tell what something costs.
+    """
 
     def judge(outcomes: Outcomes) -> Judgement:
         parts, shown = [], []
         for depth in outcomes.where(part="low bits").distinct("depth"):
-            first, second = low_bits(outcomes, depth, high), low_bits(outcomes, depth, low)
-            if first and second:
-                parts.append(compare(first, second, by=by))
-                shown.append(f"{depth} layers: {high} {spread(first)}, {low} {spread(second)}")
-        return Judgement(all_of(parts) if parts else TOO_SMALL, "; ".join(shown) or "not part of this scale")
+            pair = low_bits(outcomes, depth, first, 0.0), low_bits(outcomes, depth, second, diverged)
+            if all(pair):
+                parts.append(test(*pair))
+                shown.append(f"{depth} layers: {first} {spread(pair[0])}, {second} {spread(pair[1])}")
+        return Judgement(evidence.all_of(*parts), "; ".join(shown)) if parts else missing("not part of this scale")
 
     return judge
 
 
-ternary = _low_bits("ternary", "full", -0.01)
-binary = _low_bits("binary weights", "full", -0.02)
-xnor = _low_bits("binary weights", "XNOR", 0.0)
+ternary = _low_bits("ternary", "full", partial(evidence.no_less, margin=0.01))
+binary = _low_bits("binary weights", "full", partial(evidence.no_less, margin=0.02))
+xnor = _low_bits("binary weights", "XNOR", evidence.more, 0.0)
 
 
 def _filters(outcomes: Outcomes, network: str) -> tuple[Outcomes, Outcomes]:
-    """Returns the whole networks and those without some filters, if they did not diverge."""
-    whole, without = stage_of(outcomes, network, "dense"), outcomes.where(part="filters", network=network)
-    return whole.having("stored"), without.having("stored")
+    """Returns the whole networks, and those without some of their filters."""
+    return stage_of(outcomes, network, "dense"), outcomes.where(part="filters", network=network)
 
 
 def filters(outcomes: Outcomes) -> Judgement:
@@ -162,15 +175,13 @@ def filters(outcomes: Outcomes) -> Judgement:
     parts, shown = [], []
     for network in outcomes.where(part="filters").distinct("network"):
         before, after = _filters(outcomes, network)
-        if not before or not after:
-            return Judgement(TOO_SMALL, f"{network}: diverged")
-        saved = 1 - after[0].measured["stored"]["mult_adds"] / before[0].measured["stored"]["mult_adds"]
-        accuracies = before.values("accuracy"), after.measured("stored", "accuracy")
-        parts += [compare(accuracies[1], accuracies[0], by=-0.005), holds(saved > 0.3)]
-        shown.append(
-            f"{network}: {saved:.0%} fewer mult-adds, {spread(accuracies[0])} before, {spread(accuracies[1])} after"
-        )
-    return Judgement(all_of(parts), "; ".join(shown))
+        cost, reduced = (mean(group.measured("stored", "mult_adds")) for group in (before, after))
+        if math.isnan(cost + reduced):
+            return missing(f"{network}: diverged")
+        whole, left, saved = before.values("accuracy"), _stored(after), 1 - reduced / cost
+        parts += [evidence.no_less(left, whole, LOSS), evidence.holds(saved > 0.3)]
+        shown.append(f"{network}: {saved:.0%} fewer mult-adds, {spread(whole)} before, {spread(left)} after")
+    return Judgement(evidence.all_of(*parts), "; ".join(shown))
 
 
 # -- tables --------------------------------------------------------------------------------------------------------
@@ -198,7 +209,7 @@ def _kilobytes(values: Sequence[float]) -> str:
 def _row_of_network(outcomes: Outcomes, network: str) -> list[Any]:
     stages = {stage: stage_of(outcomes, network, stage) for stage in STAGES}
     files = {stage: own.results("stored") for stage, own in stages.items()}
-    kept = [
+    density = [
         sum(row["kept"] for row in one["layers"] if row["entries"])
         / sum(row["weights"] for row in one["layers"] if row["entries"])
         for one in files["pruned"]
@@ -213,7 +224,7 @@ def _row_of_network(outcomes: Outcomes, network: str) -> list[Any]:
         f"{dense['parameters']:,}" if dense else "diverged",
         *(_error(stages[stage].values("accuracy")) for stage in ("dense", "pruned")),
         _error([one["accuracy"] for one in shared]),
-        spread(kept),
+        spread(density),
         *(_kilobytes([one[key] for one in shared]) for key in ("float32", "bytes")),
         times("pruned"),
         spread([one["float32"] / _unhuffed(one["layers"]) for one in shared], percent=False),
@@ -257,8 +268,8 @@ def _table_of_filters(outcomes: Outcomes) -> Table:
     rows = []
     for network in outcomes.where(part="filters").distinct("network"):
         names = ("whole", "without some of its filters")
-        for name, own in zip(names, _filters(outcomes, network), strict=True):
-            if own:
+        for name, group in zip(names, _filters(outcomes, network), strict=True):
+            if own := group.having("stored"):
                 costs = (f"{own[0].measured['stored'][key]:,}" for key in ("parameters", "mult_adds"))
                 rows.append([f"{network}, {name}", _error(own.measured("stored", "accuracy")), *costs])
     return Table("Filters removed", ("network", "error", "parameters", "mult-adds"), rows)

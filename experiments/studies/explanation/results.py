@@ -9,7 +9,7 @@ from matplotlib import colormaps
 
 from experiments.explain import overlays
 from experiments.studies.measures import from_png
-from experiments.study import Judge, Judgement, Outcome, Outcomes, Table, all_of, compare, finite, mean, more, spread
+from experiments.study import Judge, Judgement, Outcome, Outcomes, Table, evidence, finite, mean, more, spread
 from experiments.study.figures import finish, panels_by
 from experiments.study.tables import accuracy, table_by
 from train.plots.palette import BLUE, RED, YELLOW
@@ -29,6 +29,7 @@ NAMES = {
     "random": "random order",
     "middle": "the middle, always",
 }
+CORRELATION, PIXEL = 0.02, 1.0  # smallest differences that matter: of rank correlations, and of sizes of fields
 PUBLISHED = [  # (quantity, numbers, source)
     ("localization error, ILSVRC val, GoogLeNet-GAP (CAM)", "56.40 % top-1, 43.00 % top-5", "Zhou 2016, table 2"),
     ("the same, VGGnet-GAP (CAM)", "57.20 %, 45.14 %", "Zhou 2016, table 2"),
@@ -49,10 +50,9 @@ def _lower(network: str, low: str, high: str) -> Judge:
 
     def judge(outcomes: Outcomes) -> Judgement:
         own = outcomes.where(network=network)
-        errors = {NAMES[name]: own.measured("localization", name, "error") for name in (high, low)}
-        text = "; ".join(f"{name} {spread(values)}" for name, values in reversed(errors.items()))
+        judgement = more({NAMES[name]: own.measured("localization", name, "error") for name in (high, low)})
         right = spread(own.measured("localization", "right"))
-        return Judgement(more(errors).verdict, f"{text}; {right} are classified right")
+        return Judgement(judgement.evidence, f"localization error: {judgement.ours}; {right} are classified right")
 
     return judge
 
@@ -62,18 +62,19 @@ grad_cam_localizes = _lower("VGG", "grad_cam", "saliency")
 
 
 def tells_classes_apart(outcomes: Outcomes) -> Judgement:
-    """Compares how often guided Grad-CAM and guided backprop point at the requested object."""
-    values = {}
-    for name in ("guided_grad_cam", "guided_backprop"):
-        by_network = [own.measured("two_objects", name) for _, own in outcomes.groups("network")]
-        values[NAMES[name]] = [statistics.mean(column) for column in zip(*by_network, strict=True)]  # one per seed
+    """Compares how often guided Grad-CAM and guided backprop point at the requested object, mean over networks."""
+    values = {
+        NAMES[name]: [statistics.mean(own.measured("two_objects", name)) for _, own in outcomes.groups("seed")]
+        for name in ("guided_grad_cam", "guided_backprop")
+    }
     return more(values, by=0.1)
 
 
 def agrees_with_occlusion(outcomes: Outcomes) -> Judgement:
     """Compares rank correlations with occlusion."""
     own, names = outcomes.where(network="VGG"), ("grad_cam", "guided_backprop")
-    return more({NAMES[n]: own.measured("faithfulness", n, "occlusion") for n in names}, percent=False, digits=3)
+    values = {NAMES[name]: own.measured("faithfulness", name, "occlusion") for name in names}
+    return more(values, percent=False, digits=3, worth=CORRELATION, unit="")
 
 
 def _half_way(outcome: Outcome, name: str) -> float:
@@ -85,7 +86,8 @@ def _half_way(outcome: Outcome, name: str) -> float:
 def insensitive(outcomes: Outcomes) -> Judgement:
     """Compares how much guided backprop and Grad-CAM keep of their maps without the trained upper layers."""
     own, names = outcomes.where(network="VGG"), ("guided_backprop", "grad_cam")
-    return more({NAMES[n]: [_half_way(o, n) for o in own] for n in names}, by=0.2, percent=False, digits=2)
+    values = {NAMES[name]: [_half_way(outcome, name) for outcome in own] for name in names}
+    return more(values, by=0.2, percent=False, digits=2, unit="")
 
 
 def effective_field(outcomes: Outcomes) -> Judgement:
@@ -93,9 +95,10 @@ def effective_field(outcomes: Outcomes) -> Judgement:
     own = outcomes.where(network="ResNet").results("effective")
     before, after = ([one[when]["size"] for one in own] for when in ("before", "after"))
     whole = [statistics.mean(one["theoretical"]) for one in own]
-    limit = [2 / 3 * size for size in whole]
+    below = [2 / 3 * size - effective for size, effective in zip(whole, after, strict=True)]
+    smaller = evidence.above(below, 0.0, unit="pixels")
     return Judgement(
-        all_of([compare(limit, after), compare(after, before)]),
+        evidence.all_of(smaller, evidence.more(after, before, worth=PIXEL, unit="pixels")),
         f"theoretical {spread(whole, percent=False, digits=0)} pixels; effective "
         f"{spread(before, percent=False)} before and {spread(after, percent=False)} after training",
     )
@@ -155,7 +158,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
             },
         ),
         _table(outcomes, "Pointing game, one object", "localization", [("", ("pointing",))], True),
-        _table(outcomes, "Pointing game, the one of two that is asked for", "two_objects", [("", ())], True),
+        _table(outcomes, "Pointing game, the requested one of two objects", "two_objects", [("", ())], True),
         _table(
             outcomes,
             "Top-1 localization error",
@@ -173,7 +176,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
         _table(outcomes, "Rank correlation with occlusion", "faithfulness", [("", ("occlusion",))], False),
         _table(
             half,
-            "Rank correlation with the trained network's map, upper half of the layers drawn anew",
+            "Rank correlation with the trained network's map, upper half of the layers reinitialized",
             "half",
             [("", ())],
             False,
@@ -227,7 +230,7 @@ def draw_localization(outcomes: Outcomes, figure: Any) -> None:
     names = [name for name in _methods(outcomes, "localization") if name != "middle"]
     for axes, title, measure, path in (
         (panels[0], "one object", "localization", ("pointing",)),
-        (panels[1], "two objects: the one that is asked for", "two_objects", ()),
+        (panels[1], "two objects: the requested one", "two_objects", ()),
     ):
         for i, network in enumerate(networks):
             values = [100 * mean(outcomes.where(network=network).measured(measure, name, *path)) for name in names]

@@ -1,4 +1,4 @@
-"""Explanations: do maps over images show where the object is, and which pixels the network uses?
+"""Explanations: whether maps over images show where the object is, and which pixels the network uses.
 
   Zhou et al. 2016         Learning deep features for discriminative localization, arXiv 1512.04150
   Selvaraju et al. 2017    Grad-CAM, arXiv 1610.02391
@@ -12,7 +12,7 @@ for the ViT the tokens that its last block reads.
 
 digits     scikit-learn's digits on canvases of 32x32
 cifar10    cifar10_jpeg, a TFDS set in $TFDS_DATA_DIR that was made elsewhere (for CIFAR-10 itself change SETS), on
-           canvases of 48x48; one seed
+           canvases of 48x48
 """
 
 from collections.abc import Sequence
@@ -68,6 +68,7 @@ CLAIMS = [
         "Zhou 2016, table 2",
         "ResNet: a lower localization error with CAM than with the gradient",
         results.cam_localizes,
+        0.0491,
     ),
     Claim(
         "Grad-CAM localizes the object better than gradients where layers are dense.",
@@ -75,27 +76,29 @@ CLAIMS = [
         "Selvaraju 2017, table 1; Zhou 2016, table 2",
         "VGG: a lower localization error with Grad-CAM than with the gradient",
         results.grad_cam_localizes,
+        0.0461,
     ),
     Claim(
         "Guided backprop shows all objects, guided Grad-CAM that of the class.",
         "cat and dog (figure only)",
         "Selvaraju 2017, figure 1",
-        "two objects: guided Grad-CAM points at the one that is asked for at least 10 "
-        "points more often than guided backprop, mean over the networks",
+        "two objects: guided Grad-CAM points at the requested one at least 10 points more often than guided backprop, "
+        "mean over the networks",
         results.tells_classes_apart,
     ),
     Claim(
         "Grad-CAM agrees with occlusion better than guided backprop.",
         "rank correlation 0.254 against 0.168 (guided Grad-CAM 0.261, CAM 0.208)",
         "Selvaraju 2017, section on faithfulness",
-        "VGG: a higher rank correlation",
+        f"VGG: a higher rank correlation; differences below {results.CORRELATION} do not matter",
         results.agrees_with_occlusion,
+        0.086,
     ),
     Claim(
         "Guided backprop hardly depends on what the upper layers have learned, Grad-CAM does.",
         "rank correlations and pictures (figures only)",
         "Adebayo 2018, section 3.1",
-        "VGG, the upper half of the layers drawn anew: guided backprop keeps a rank correlation at least 0.2 higher",
+        "VGG, the upper half of the layers reinitialized: guided backprop keeps a rank correlation at least 0.2 higher",
         results.insensitive,
     ),
     Claim(
@@ -103,7 +106,8 @@ CLAIMS = [
         "figures only",
         "Luo 2016, section 4",
         "ResNet, the last map that sees no more than a canvas: at most two "
-        "thirds of the pixels across, and larger after training than before",
+        "thirds of the pixels across, and larger after training than before; differences below "
+        f"{results.PIXEL:g} pixel do not matter",
         results.effective_field,
     ),
 ]
@@ -112,12 +116,12 @@ STUDY = Study(
     name="explanation",
     title="Explanations",
     question="Do the maps that explain a decision show what the network bases it on?",
-    would_change="Smaller objects, or photographs with boxes, for CAM against gradients: on canvases both err on few "
-    "images. More seeds for guided Grad-CAM against guided backprop. Training on photographs for the "
-    "effective receptive field, which does not grow here, where digits are small.",
+    would_change="For CAM against gradients, smaller objects, or photographs with boxes: on canvases both methods err "
+    "on few images. For guided Grad-CAM against guided backprop, more seeds. For the effective receptive field, "
+    "training on photographs: here digits are small, and the field does not grow.",
     cost={
-        "digits": "30 minutes on 2 cores",
-        "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; hours on 2 cores; one seed, so no verdicts",
+        "digits": "3 runs per seed: about 10 minutes per seed on 2 cores",
+        "cifar10": "cifar10_jpeg in $TFDS_DATA_DIR; 3 runs per seed: hours per seed on 2 cores",
     },
     trials=trials,
     claims=CLAIMS,
@@ -125,37 +129,37 @@ STUDY = Study(
     pictures=[
         Picture(
             "gallery",
-            "All methods on the same two images by three networks (first seed): one object, and two of "
-            "different classes, explained for the one and for the other (box). Negative evidence counts in "
-            "gradients, not in maps; the deconvnet without max-pooling hardly depends on the image.",
+            "All methods on the same two images by three networks (first seed): one object, and two objects of "
+            "different classes, explained for each class in turn (box). Gradients show negative evidence, maps do "
+            "not. Without max-pooling, the deconvnet hardly depends on the image.",
             results.draw_gallery,
             (13.0, 12.6),
         ),
         Picture(
             "localization",
-            "How often the highest place of the map is on the object (left), and on that of two "
-            "which is asked for (right). Mean over seeds.",
+            "How often the maximum of the map is on the object (left), and on the requested one of two objects "
+            "(right). Mean over seeds.",
             results.draw_localization,
             (11.0, 4.6),
         ),
         Picture(
             "curves",
-            "The probability of the class as the most important pixels are deleted (above) and inserted "
-            "(below). Mean over images and seeds.",
+            "Probability of the class as the most important pixels are deleted (above) or inserted (below). Mean over "
+            "images and seeds.",
             results.draw_curves,
             (13.0, 7.2),
         ),
         Picture(
             "sanity",
-            "How alike the map remains as layers are drawn anew, from the logits down to the image: rank "
-            "correlation, mean over images and seeds.",
+            "Similarity of the map to that of the trained network as layers are reinitialized, from the logits down "
+            "to the image: rank correlation, mean over images and seeds.",
             results.draw_sanity,
             (13.0, 4.2),
         ),
         Picture(
             "effective",
-            "Effective receptive field of the middle unit of the last map that sees no more than a "
-            "canvas, before and after training (first seed); the box is the theoretical one.",
+            "Effective receptive field of the middle unit of the last map that sees no more than a canvas, before and "
+            "after training (first seed). The box is the theoretical receptive field.",
             results.draw_effective,
             (9.0, 6.4),
         ),

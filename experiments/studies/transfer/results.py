@@ -8,7 +8,7 @@ from experiments.studies.transfer.measures import ALL
 from experiments.study import Judge, Outcomes, Table, evidence, needs
 from experiments.study.evidence import POINT
 from experiments.study.figures import bars_by, curves, errorbars, finish, heatmap, legend_below, number_ticks, panels_by
-from experiments.study.verdicts import Judgement, finite, mean, missing, more, spread
+from experiments.study.verdicts import Judgement, finite, listed, mean, missing, more, spread
 from train.plots.palette import BLUE, GRAY, RED, YELLOW
 
 # data set: (non-convolutional method, its result, pretrained + classifier, fine-tuned), accuracy or mAP in %
@@ -90,9 +90,7 @@ def few_labels(outcomes: Outcomes) -> Judgement:
         ]
         for count in _counts(outcomes, target)
     }
-    text = "gain of fine-tuning over scratch: " + ", ".join(
-        f"{spread(gain)} with {count} labels{'' if count == ALL else ' per class'}" for count, gain in gains.items()
-    )
+    text = f"gain of fine-tuning over scratch by labels per class: {listed(gains, separator=', ')}"
     if len(gains) < 3:
         return missing(f"{text} (only all labels at this scale)")
     fewest, *_ = gains.values()
@@ -119,37 +117,33 @@ def _axes_of_grid(outcomes: Outcomes) -> tuple[list[int], list[float]]:
     return sorted(grid.distinct("width")), sorted(grid.distinct("share"))
 
 
-def _rises(groups: Mapping[float, Sequence[float]], setting: str, start: str) -> Judgement:
-    """Tests whether outcomes rise with the logarithm of a setting, which the template `setting` prints."""
-    text = ", ".join(f"{spread(values)} {setting.format(at)}" for at, values in groups.items())
-    return Judgement(evidence.trend([(math.log(at), values) for at, values in groups.items()]), start + text)
+def _rises(groups: Mapping[Any, Sequence[float]], start: str) -> Judgement:
+    """Tests whether outcomes rise with the logarithm of a setting."""
+    rises = evidence.trend([(math.log(setting), values) for setting, values in groups.items()])
+    return Judgement(rises, start + listed(groups, separator=", "))
 
 
 @needs(part="grid")
 def more_data(outcomes: Outcomes) -> Judgement:
     """Tests whether accuracy rises with the share of the source, for the widest network."""
     (*_, width), shares = _axes_of_grid(outcomes)
-    accuracies = {share: _grid(outcomes, width, share) for share in shares}
-    return _rises(accuracies, "from {:.1%} of the source", f"width {width}: ")
+    return _rises({share: _grid(outcomes, width, share) for share in shares}, f"width {width}, by source share: ")
 
 
 @needs(part="grid")
 def bigger(outcomes: Outcomes) -> Judgement:
     """Tests whether accuracy rises with width, from all of the source."""
-    widths, (*_, share) = _axes_of_grid(outcomes)
-    accuracies = {width: _grid(outcomes, width, share) for width in widths}
-    return _rises(accuracies, "with width {}", "from all of the source: ")
+    widths, (*_, whole) = _axes_of_grid(outcomes)
+    return _rises({width: _grid(outcomes, width, whole) for width in widths}, "from all of the source, by width: ")
 
 
 @needs(part="grid")
 def together(outcomes: Outcomes) -> Judgement:
     """Tests whether the gain from more source data rises with width."""
     widths, (little, *_, whole) = _axes_of_grid(outcomes)
-    gains = {
-        width: [mean(_grid(own, width, whole)) - mean(_grid(own, width, little)) for _, own in outcomes.groups("seed")]
-        for width in widths
-    }
-    return _rises(gains, "with width {}", "gain by more source data: ")
+    seeds = [own for _, own in outcomes.groups("seed")]
+    gains = {w: [mean(_grid(own, w, whole)) - mean(_grid(own, w, little)) for own in seeds] for w in widths}
+    return _rises(gains, "gain from more source data, by width: ")
 
 
 def _logistic(outcomes: Outcomes, part: str, source: str, name: str = "accuracy") -> list[float]:
@@ -173,9 +167,9 @@ def biased(how: str) -> Judge:
 
     @needs(part="bias")
     def judge(outcomes: Outcomes) -> Judgement:
-        cued, clean = (_lost(outcomes, source, how) for source in ("cue", "clean"))
-        text = f"the cue costs {spread(cued)} where the source had it, {spread(clean)} where it had not"
-        return Judgement(evidence.more(cued, clean), text)
+        names = {"where the source had it": "cue", "where it had not": "clean"}
+        lost = {name: _lost(outcomes, source, how) for name, source in names.items()}
+        return more(lost, start="the cue costs: ", separator=", ")
 
     return judge
 
