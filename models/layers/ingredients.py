@@ -76,7 +76,7 @@ class Sites:
         """
         layer = plugins.load(spec)
         if not callable(layer) and layer not in known:
-            raise choice_error(field, layer, known)
+            raise choice_error(field, layer, known, own=True)
         chosen = layer if callable(layer) else known[layer]
         low_bit = not callable(layer) and layer in LOW_BIT
         if low_bit:
