@@ -3,6 +3,7 @@
     python -m train --config=configs/transfer.py:from=runs/x,to=cifar10 --workdir=runs/y
     python -m train --config=configs/transfer.py:from=resnet50.safetensors,to=caltech101,rule=bit --workdir=runs/y
     python -m train --config=configs/transfer.py:from=runs/x,to=cifar10,labels=50,freeze=2 --workdir=runs/y
+    python -m train --config=configs/transfer.py:from=runs/x,to=folder:/my/images --workdir=runs/y     your own images
     python -m train --config=configs/transfer.py:model=resnet20,to=cifar10 --workdir=runs/y            from scratch
     python -m train.probe --config=configs/transfer.py:from=runs/x,to=cifar10                 features and classifiers
 
@@ -22,7 +23,9 @@ parts would drift. The three options need a network of stages; `stages` gives th
 
 Targets: digits, cifar10, cifar10_jpeg, cifar100 and those of the published table: caltech101, voc2007 (multi-label),
 cub200, cars, aircraft (a folder of train/VARIANT and test/VARIANT, --config.data.source=folder:PATH). Prepare them by
-`python -m train.data.prepare caltech101`, voc/2007, caltech_birds2011, cars196.
+`python -m train.data.prepare caltech101`, voc/2007, caltech_birds2011, cars196. Any other data source is named as in
+`data.source`: folder:PATH, arrays:FILE.npz, tfds:NAME, FILE.py:NAME. Its classes are read when the run starts, and its
+images are cropped at random to `size`. rule=bit counts the images of a folder; other sources need `examples`.
 Published (ImageNet -> target, in the order non-convolutional, features and classifier, fine-tuned): Caltech-101 84.3,
 87.7, 88.4; VOC 2007 61.7, 79.7, 82.4; CUB-200 18.8, 61.0, 70.4; Aircraft 61.0, 45.0, 74.1; Cars 59.2, 36.5, 79.8.
 Cost: 30 epochs of the target's images; ResNet-50 at 224 costs 4.1e9 mult-adds per image forward: for an accelerator.
@@ -68,6 +71,8 @@ TARGETS = {
     "aircraft": Target("folder:fgvc-aircraft-2013b", "train", "test", 6667, 100, 0),
 }
 SIZES = {**{target.source: target.size for target in TARGETS.values()}, "tfds:tiny_imagenet32": 32}
+# Endings by which the images of a folder are counted, which decides about batch size and the length of rule=bit
+ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # Maps regular expressions of model names to the number of stages, 0 for networks without; the first match counts.
 STAGES = {
     r"(pre)?resnet(8|14|20|32|38|44|56|74|110|164|1001|1202)": 3,
@@ -91,8 +96,8 @@ def get_config(text: str = ""):
     """Takes the arguments from or model (from scratch), to, labels, rule (finetune | bit), lr, and the others below.
 
     labels: number per class, 0: all; epochs: 0 is 30; size: of the images, 0: the size that the network was trained on,
-    or the target's. The others are epochs or steps, batch, freeze, unfreeze, decay, stages (of the network; 0: by its
-    name), seed.
+    or the target's. examples: number of training images of a source that is not in the list, for rule=bit. The others
+    are epochs or steps, batch, freeze, unfreeze, decay, stages (of the network; 0: by its name), seed.
     """
     a = arguments(
         text,
@@ -110,10 +115,11 @@ def get_config(text: str = ""):
         unfreeze="",
         decay=1.0,
         stages=0,
+        examples=0,
         seed=0,
     )
     _check(a)
-    target, c = TARGETS[a.to], base()
+    target, c = target_of(a.to, a.examples), base()
     description = described(a["from"]) if a["from"] else {"model": {"name": a.model}}
     name = description["model"]["name"]
     if a.model and a.model != name:
@@ -124,11 +130,11 @@ def get_config(text: str = ""):
     examples = target.examples
     if a.labels:
         c.data.select = f"per_class({a.labels}, seed={a.seed})"
-        examples = min(examples, a.labels * target.classes)
+        examples = min(examples, a.labels * target.classes) if target.classes else examples
     if target.multi_label:
         c.task.name = "multi_label"
         c.hooks = "figures|average_precision"
-    c.batch_size = a.batch or (64 if examples >= 1000 else 32)
+    c.batch_size = a.batch or (32 if 0 < examples < 1000 else 64)
     c.eval_batch_size = 500 if target.size else 100
     c.log_every, c.evaluate_every, c.checkpoint_every = "50 steps", "10%", "10%"
     c.duration = f"{a.steps} steps" if a.steps else f"{a.epochs or 30} epochs"
@@ -136,7 +142,13 @@ def get_config(text: str = ""):
     c.optimizer.learning_rate = a.lr or (0.01 if a["from"] else 0.1)
     c.optimizer.schedule, c.optimizer.warmup = "cosine", "5%"
     images(c, target, a.size or description.get("size", 0) or target.size or 224, description.get("channels", 3))
+    if a.to not in TARGETS:
+        c.data.channels = description.get("channels", 0)
     if a.rule == "bit":
+        if not examples:
+            raise ValueError(
+                f"rule=bit depends on the number of training images, which to={a.to} does not tell: set examples"
+            )
         bit(c, examples, target.size, a.batch or 512)
         c.optimizer.learning_rate = a.lr or c.optimizer.learning_rate
     c.optimizer.groups = groups(a.freeze, a.unfreeze, a.decay, name, a.stages)
@@ -146,14 +158,52 @@ def get_config(text: str = ""):
 
 
 def _check(a: Any) -> None:
-    for name, allowed in (("to", TARGETS), ("rule", ("finetune", "bit"))):
-        if a[name] not in allowed:
-            raise ValueError(f"unknown {name} '{a[name]}'; allowed: {', '.join(allowed)}")
+    if a.to not in TARGETS and (":" not in a.to or a.to.startswith("text:")):
+        sources = "folder:PATH, arrays:FILE.npz, tfds:NAME, FILE.py:NAME"
+        raise ValueError(f"unknown to '{a.to}'; allowed: {', '.join(TARGETS)}, {sources}")
+    if a.rule not in ("finetune", "bit"):
+        raise ValueError(f"unknown rule '{a.rule}'; allowed: finetune, bit")
     if not a["from"] and not a.model:
         raise ValueError("set from=RUN (or a .safetensors file), or model=NAME to train from scratch")
     for name in ("epochs", "steps", "size") if a.rule == "bit" else ():
         if a[name]:
             raise ValueError(f"{name}={a[name]}: rule=bit sets it; leave it out")
+
+
+def target_of(name: str, examples: int = 0) -> Target:
+    """Returns a target by its name in TARGETS, or by the text of a data source.
+
+    Args:
+      name: e.g. "cifar10" or "folder:/my/images".
+      examples: number of training images, where the target does not tell; 0: unknown.
+
+    Raises:
+      ValueError: The folder does not exist.
+    """
+    for target in TARGETS.values():
+        if name == target.source and not name.startswith("folder:"):
+            return target
+    if name in TARGETS:
+        return TARGETS[name]
+    classes = 0
+    if name.startswith("folder:"):
+        counted, classes = _in_folder(name)
+        examples = examples or counted
+    return Target(name, "train", "test", examples, classes, SIZES.get(name, 0))
+
+
+def _in_folder(source: str) -> tuple[int, int]:
+    """Returns how many images a folder has to train on, and how many classes, by the names of its files."""
+    root = Path(source.removeprefix("folder:")).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"to={source}: there is no such folder")
+    inside = [folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    training = [folder for folder in inside if folder.name.casefold() in ("train", "training")]
+    folders = [folder for folder in training[0].iterdir() if folder.is_dir()] if training else inside
+    count = sum(file.suffix.lower() in ENDINGS for folder in folders for file in folder.rglob("*"))
+    if not count:
+        raise ValueError(f"to={source}: there are no images in its folders; each class needs a folder of images")
+    return count if training else count - round(count / 5), len(folders)  # a fifth is held out for testing
 
 
 def _start(c: Any, start: str, description: Mapping[str, Any]) -> None:

@@ -161,7 +161,7 @@ def _variant(name: str) -> functools.partial:
     families = [start for start in FAMILIES if name.startswith(start)]
     variants = importlib.import_module(FAMILIES[max(families, key=len)]).VARIANTS if families else {}
     if name not in variants:
-        raise choice_error("model", name, list_models())
+        raise choice_error("model", name, list_models(), own=True)
     return _partial(name, variants[name])
 
 

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 MANY = 30  # maximum number of choices to list in one line
+OWN = "FILE.py:NAME"  # in lists of choices: a name in a file of the user, see models/plugins.py
 
 
 class UserError(ValueError):
@@ -22,17 +23,23 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def choice_error(kind: str, value: object, allowed: Iterable[str]) -> UserError:
+def choice_error(kind: str, value: object, allowed: Iterable[str], own: bool = False) -> UserError:
     """Returns an error for a `value` that is not one of `allowed`: "unknown norm 'grop'; did you mean 'group'? ...".
 
     It lists the allowed values, or the nearest few if there are more than MANY.
+
+    Args:
+      kind: names the choice, e.g. "norm".
+      value: the unknown value.
+      allowed: the allowed values.
+      own: whether FILE.py:NAME is allowed, too.
     """
-    allowed = list(allowed)
+    allowed, also = list(allowed), f", {OWN}" * own
     hint = nearest(str(value), allowed) or ";"
     if len(allowed) > MANY:
         close = difflib.get_close_matches(str(value), allowed, n=5, cutoff=0.0)
-        return UserError(f"unknown {kind} '{value}'{hint} the nearest of {len(allowed)}: {', '.join(close)}")
-    return UserError(f"unknown {kind} '{value}'{hint} allowed: {', '.join(allowed)}")
+        return UserError(f"unknown {kind} '{value}'{hint} the nearest of {len(allowed)}: {', '.join(close)}{also}")
+    return UserError(f"unknown {kind} '{value}'{hint} allowed: {', '.join(allowed)}{also}")
 
 
 def has_type(value: object, expected: type) -> bool:

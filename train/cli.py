@@ -1,6 +1,7 @@
 """The flag --config of the commands that train or read configs, and how they run."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, cast
 
@@ -10,8 +11,11 @@ from ml_collections import config_flags
 
 from models import command, plugins
 from models.errors import UserError
+from train.setup import config, names
 
 flags.disclaim_key_flags()  # absl assigns flags that are defined here to the calling command, so that --help lists them
+
+_SECTION = re.compile(r"flag --\w+\.(\S+?)=(.*): Failed to parse .* as a ConfigDict", re.DOTALL)
 
 
 def run(main: Callable[..., int | None], usage: str, positional: bool = False) -> NoReturn:
@@ -28,11 +32,24 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
+        if section := _SECTION.search(str(error)):
+            key, value = section.groups()
+            raise UserError(f"config key '{key}' is a section, not '{value}'{names.hint(key, config.keys())}") from None
         if isinstance(error.__context__, UserError):  # absl repeats the flag before the text
             raise error.__context__ from None
         raise UserError(str(error)) from None
     except KeyError as error:  # config_flags raises it for a section that the config does not have
-        raise UserError(f"unknown config key {error.args[0]}") from None
+        text = str(error.args[0])
+        if "Did you mean" not in text:
+            section = text.strip("'")
+            key = next((key for key in map(_key, argv) if section in key.split(".")[:-1]), section)
+            text = f"'{key}'{names.hint(key, config.keys())}"
+        raise UserError(f"unknown config key {text}") from None
+
+
+def _key(argument: str) -> str:
+    """Returns the config key of an argument --config.KEY=VALUE; "" for other arguments."""
+    return argument.partition("=")[0].partition(".")[2]
 
 
 def define_config(name: str = "config") -> Callable[[], ml_collections.ConfigDict]:

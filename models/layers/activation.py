@@ -37,5 +37,5 @@ def activation(spec: str | Callable) -> Callable[[jax.Array], jax.Array]:
     if callable(spec):
         return spec
     if spec not in ACTIVATIONS:
-        raise choice_error("act", spec, ACTIVATIONS)
+        raise choice_error("act", spec, ACTIVATIONS, own=True)
     return ACTIVATIONS[spec]

@@ -76,7 +76,7 @@ class Sites:
         """
         layer = plugins.load(spec)
         if not callable(layer) and layer not in constructors:
-            raise choice_error(field, layer, constructors)
+            raise choice_error(field, layer, constructors, own=True)
         layer_constructor = layer if callable(layer) else constructors[layer]
         low_bit = not callable(layer) and layer in LOW_BIT
         if low_bit:

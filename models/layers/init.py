@@ -74,7 +74,7 @@ def init(spec: str | Callable) -> Callable[..., jax.Array]:
         return INITS[spec]
     kind, colon, number = str(spec).partition(":")
     if kind not in _WITH_STD:
-        raise choice_error("init", spec, (*INITS, "normal:STD", "truncated_normal:STD"))
+        raise choice_error("init", spec, (*INITS, "normal:STD", "truncated_normal:STD"), own=True)
     make, std = _WITH_STD[kind]
     if colon:
         try:

@@ -86,7 +86,7 @@ def _resolved(spec: str | Callable) -> tuple[Callable, dict[str, Any]]:
         if value is not None:
             return plugins.imported(NORMS[kind]), {field: value}
     if colon or kind not in NORMS:
-        raise choice_error("norm", spec, (*NORMS, "batch:M", "group:G"))
+        raise choice_error("norm", spec, (*NORMS, "batch:M", "group:G"), own=True)
     return plugins.imported(NORMS[kind]), {}
 
 

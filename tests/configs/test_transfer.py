@@ -13,7 +13,7 @@ from configs import transfer as config
 from tests import tfds_sample, tiny
 from tests.tiers import keep_first
 from tests.train.data.test_transfer_sets import caltech101, caltech_birds2011, cars196, picture, thing
-from train import loop
+from train import loop, restore
 from train.run import build_run
 
 
@@ -25,6 +25,19 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def weights_file(tmp_path_factory):
     return tiny.resnet18_file(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of ten images of each of three classes, twice as wide as high."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog", "gnu"):
+        (root / name).mkdir()
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 256, (16, 32, 3), np.uint8)).save(root / name / f"{i}.png")
+    (root / "cat" / "notes.txt").write_text("of cats")
+    return root
 
 
 # -- the config ----------------------------------------------------------------------------------------------------
@@ -66,6 +79,31 @@ def test_a_runs_network_and_normalization_are_taken_over(source):
     assert len(run.feed.train) == 50 and run.config["optimizer"]["learning_rate"] == 0.01
 
 
+def test_a_folder_of_ones_own_is_a_target(source, photos, tmp_path):
+    c = config.get_config(f"from={source},to=folder:{photos}")
+    assert (c.data.source, c.data.channels, c.data.image_size, c.data.crop) == (
+        f"folder:{photos}", 1, 8, "random_resized",
+    )  # fmt: skip
+    assert c.batch_size == 32 and c.data.mean == (0.5,)
+    c.duration, c.devices = "1 steps", 1
+    run = build_run(c)
+    assert run.feed.classes == ("cat", "dog", "gnu") and run.feed.train_count == 24 and run.feed.test_size() == 6
+    assert run.images.image_shape == (8, 8, 1) and run.state.params["head"]["kernel"].shape[1] == 3
+    start = restore.load_network(source)[1].params["stage1"]["block0"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(run.state.params["stage1"]["block0"]["conv1"]["kernel"], start)
+    assert config.target_of(f"folder:{photos}")[3:6] == (24, 3, 0)
+    (tmp_path / "train").symlink_to(photos)
+    (tmp_path / "test").symlink_to(photos)
+    assert config.target_of(f"folder:{tmp_path}")[3:5] == (30, 3)
+
+
+def test_other_sources_are_targets(source):
+    c = config.get_config(f"from={source},to=my.py:Source(x=1),rule=bit,examples=20000")
+    assert c.data.source == "my.py:Source(x=1)" and c.duration == "10000 steps" and c.data.channels == 1
+    assert config.get_config("model=resnet8,to=arrays:x.npz").data.channels == 0
+    assert config.target_of("tfds:cifar10") == config.TARGETS["cifar10"]
+
+
 def test_freezing_decay_and_unfreezing(source):
     c = config.get_config(f"from={source},to=digits,freeze=2")
     assert c.model.norm == "frozen_batch"
@@ -93,6 +131,11 @@ def test_freezing_decay_and_unfreezing(source):
         ("to=digits", "set from=RUN .* or model=NAME to train from scratch"),
         ("from=/nowhere,to=digits", "from=/nowhere: No such file or directory"),
         ("model=resnet8,to=digit", "unknown to 'digit'; allowed: digits, cifar10"),
+        ("model=resnet8,to=digit", "FILE.py:NAME$"),
+        ("model=resnet8,to=folder:/nowhere", "to=folder:/nowhere: there is no such folder"),
+        ("model=resnet8,to=folder:tests/golden", "to=folder:tests/golden: there are no images in its folders"),
+        ("model=resnet8,to=text:x", "unknown to 'text:x'"),
+        ("model=resnet8,to=arrays:x.npz,rule=bit", "which to=arrays:x.npz does not tell: set examples"),
         ("model=resnet8,to=digits,rule=big", "unknown rule 'big'; allowed: finetune, bit"),
         ("model=resnet8,to=digits,freeze=4", "freeze=4 must be 0 to 3, or all"),
         ("model=vit_small_patch16,to=cifar10,freeze=1", "need a network of stages, unlike vit_small_patch16"),

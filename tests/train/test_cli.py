@@ -46,6 +46,14 @@ def test_dry_run_prints_the_table_and_the_config_and_writes_nothing(tmp_path):
                 ("--config=configs/digits.py", "--config.modle.name=x", "--workdir=W"),
                 "unknown config key 'modle' Did you mean \"model\"",
             ),
+            (
+                ("--config=configs/digits.py", "--config.model=resnet20", "--workdir=W"),
+                "config key 'model' is a section, not 'resnet20'; did you mean 'model.name'?",
+            ),
+            (
+                ("--config=configs/digits.py", "--config.optim.lr=1", "--workdir=W"),
+                "unknown config key 'optim.lr'; did you mean 'optimizer.learning_rate'?",
+            ),
             (("--config=configs/digits.py:resnet8,depth=3",), "unknown config argument 'depth=3'; allowed: model="),
             (
                 ("--config=configs/digits.py", "--config.batch_size=63", "--config.devices=2", "--workdir=W"),

@@ -3,9 +3,10 @@
 import pytest
 from ml_collections import ConfigDict
 
+import models
 from configs.base import arguments
-from models.errors import UserError
-from train.setup import config, spec
+from models.errors import UserError, choice_error
+from train.setup import config, names, spec
 
 
 def test_reader_refuses_unknown_and_unread_keys():
@@ -84,3 +85,44 @@ def test_config_arguments():
             arguments(text, model="resnet20")
     with pytest.raises(ValueError, match="must be of type int"):
         arguments("width=wide", width=1)
+
+
+def test_every_alias_means_a_key_and_is_none():
+    keys = config.keys()
+    for alias, meant in names.ALIASES.items():
+        assert meant.partition("=")[0] in keys and alias not in keys, alias
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("optimizer.lr", "'optimizer.learning_rate'"),
+        ("lr", "'optimizer.learning_rate'"),
+        ("wd", "'optimizer.weight_decay'"),
+        ("data.bs", "'batch_size'"),
+        ("batch", "'batch_size'"),
+        ("epochs", "duration='40 epochs'"),
+        ("arch", "'model.name'"),
+        ("learning_rate", "'optimizer.learning_rate'"),  # in the wrong section
+        ("model.image-size", "'data.image_size'"),
+        ("optimizer.learing_rate", "'optimizer.learning_rate'"),
+    ],
+)
+def test_keys_of_other_projects_are_known(key, meant):
+    assert names.hint(key, config.keys()) == f"; did you mean {meant}?"
+    assert names.hint("qqqq", config.keys()) == ""
+
+
+def test_lists_of_choices_name_files_where_they_are_accepted():
+    for make in (
+        lambda: models.create("resnet8", norm="grop"),
+        lambda: models.create("resnet8", act="rellu"),
+        lambda: models.create("resnet8", init="mrsa"),
+        lambda: models.create("resnet8", conv="cnv"),
+        lambda: models.create("resnet5"),
+        lambda: spec.resolve_one("task.name", "clasify", {"classify": None}),
+    ):
+        with pytest.raises(UserError, match=r", FILE\.py:NAME$"):
+            make()
+    with pytest.raises(UserError, match="allowed: cls, mean$"):
+        raise choice_error("pool", "max", ("cls", "mean"))

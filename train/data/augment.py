@@ -119,7 +119,7 @@ def build(
         elif call.name in _OPS or plugins.split(call.name):
             ops.append(spec.resolve("data.augment", call, _OPS, Site(height, width, channels, color)))
         else:
-            raise choice_error("data.augment", call.name, [*_OPS, *_MIXERS])
+            raise choice_error("data.augment", call.name, [*_OPS, *_MIXERS], own=True)
     return Augment(text, num_classes, tuple(ops), mixer)
 
 

@@ -50,4 +50,4 @@ def _load(split: str, options: Options) -> Source:
         name, known_colon, _ = pattern.partition(":")
         if (kind, colon, bool(argument)) == (name, known_colon, bool(known_colon)):
             return plugins.imported(where)(*filter(None, [argument]), split, options)
-    raise choice_error("data.source", options.source, (*KINDS, *TEXT_KINDS))
+    raise choice_error("data.source", options.source, (*KINDS, *TEXT_KINDS), own=True)

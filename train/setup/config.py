@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from models.errors import UserError, choice_error, has_type, nearest
+from models.errors import UserError, choice_error, has_type
+from train.setup import names
 
 Config = Mapping[str, Any] | ml_collections.ConfigDict  # a whole config, or a section of one
 
@@ -165,12 +166,12 @@ class Reader:
           known: keys that need not be read.
 
         Raises:
-          UserError: a key was not read. The message suggests the most similar key that was.
+          UserError: a key was not read. The message suggests the key that may be meant.
         """
         for key in self.unread():
             if key in known:
                 continue
-            raise UserError(f"config key '{key}' is read by nothing{nearest(key, self.known())}")
+            raise UserError(f"config key '{key}' is read by nothing{names.hint(key, self.known())}")
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def resolve(kind: str, call: Call, table: Mapping[str, Callable | str], *leading
     """
     function = plugins.load(call.name) if plugins.split(call.name) else plugins.imported(table.get(call.name))
     if function is None:
-        raise choice_error(kind, call.name, table)
+        raise choice_error(kind, call.name, table, own=True)
     signature = inspect.signature(function)
     parameters = signature.parameters
     try:
