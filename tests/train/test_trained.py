@@ -102,6 +102,22 @@ def test_files_on_the_wrong_background_are_inverted(folders, images, tmp_path):
     assert seen.name == "light.png (inverted)"
 
 
+def test_a_run_has_its_data_and_can_be_exported(folders, tmp_path):
+    folder, run, _ = folders
+    trained = train.load(folder / "run")
+    images, labels = trained.data("test")
+    assert images.shape == (360, 8, 8, 1) and images.dtype == np.uint8 and labels.shape == (360,)
+    np.testing.assert_array_equal(images[5], run.feed.test.example(5)["image"])
+    card = trained.export(tmp_path / "out", "compressed", images=8)
+    assert card["metrics"]["accuracy"] == pytest.approx((trained.predict(images).argmax(-1) == labels).mean())
+    exported = train.load(tmp_path / "out")
+    np.testing.assert_allclose(exported.predict(images[:2]), trained.predict(images[:2]), rtol=1e-5)
+    with pytest.raises(UserError, match="an exported network has no split 'test': open the run that was exported"):
+        exported.data()
+    with pytest.raises(UserError, match="no config.json"):
+        exported.export(tmp_path / "again")
+
+
 def test_mistakes_are_one_line(folders, images, tmp_path):
     trained = train.load(folders[0] / "run")
     for act, message in (
