@@ -166,6 +166,7 @@ models/weights/test_layouts.py
     test_mismatch_names_every_array
 models/weights/test_torch_files.py
 test_architecture.py
+train/data/test_background.py
 train/data/test_composite.py
 train/data/test_folders.py
     test_a_fifth_is_held_out_exactly

@@ -101,7 +101,8 @@ def _resume(
     if not newest:
         return ({"step": 0, "seconds": 0.0, "recorder": None}, None), run.state
     leaves, saved = newest
-    if changed := difference(saved["data"], record):
+    implied = {key: record[key] for key in ("background",) if key in record}  # 0.1.0 did not record it
+    if changed := difference({**implied, **saved["data"]}, record):
         raise UserError(
             f"the data or the start of the run in {folder.path} have changed ({'; '.join(changed)}): "
             "choose another --workdir"

@@ -20,15 +20,17 @@ if TYPE_CHECKING:  # imports Orbax, which --help does not need
 
 USAGE = """Prints the most probable classes of image files, predicted by a run or an exported network of any format.
 
+    python -m train.predict runs/digits experiments/samples/*.png
     python -m train.predict runs/x cat.jpg dog.png
     python -m train.predict runs/x ~/photos
     python -m train.predict exported/x_onnx *.jpg --top=3 --out=predictions.png
     python -m train.predict exported/x_hlo cat.jpg --json
 
 A folder stands for the images in it, at any depth. Files are cropped and resized as in the evaluation of the run; if it
-does not crop, they are resized without keeping their aspect ratio. The network sees one view of each image, even if the
-run's evaluation averages over several. A file that cannot be decoded is reported among the results of the others, and
-the exit code is 2."""
+does not crop, they are resized without keeping their aspect ratio. If the network takes gray images, and was trained on
+light ones on dark, those that are dark on light are inverted, and the reverse; a line names them. The network sees one
+view of each image, even if the run's evaluation averages over several. A file that cannot be decoded is reported among
+the results of the others, and the exit code is 2."""
 
 BATCH = 32
 
@@ -42,8 +44,8 @@ def predict(network: "Loaded", files: Sequence[str], top: int) -> list[dict[str,
       top: number of classes per file.
 
     Returns:
-      One row per file: {"file", "pixels" (as the network sees them), "classes": [(label, probability), …], most
-      probable first}, or {"file", "error"} for a file that cannot be decoded.
+      One row per file: {"file", "pixels" (as the network sees them), "inverted", "classes": [(label, probability), …],
+      most probable first}, or {"file", "error"} for a file that cannot be decoded.
     """
     labels, rows = network.card["labels"], []
     for start in range(0, len(files), BATCH):
@@ -60,7 +62,8 @@ def predict(network: "Loaded", files: Sequence[str], top: int) -> list[dict[str,
 
 def _decoded(network: "Loaded", name: str) -> dict[str, Any]:
     try:
-        return {"file": name, "pixels": network.pixels(name)}
+        pixels, inverted = network.prepared(name)
+        return {"file": name, "pixels": pixels, "inverted": inverted}
     except UserError as error:
         return {"file": name, "error": str(error).removeprefix(f"{name}: ")}
 
@@ -90,12 +93,16 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--out={OUT.value}: must be a .png file in an existing folder")
     from train.export import loaded  # imports Orbax, which --help does not need
 
-    rows = predict(loaded.load(argv[1], CHECKPOINT.value if CHECKPOINT.present else None), named(argv[2:]), TOP.value)
+    network = loaded.load(argv[1], CHECKPOINT.value if CHECKPOINT.present else None)
+    rows = predict(network, named(argv[2:]), TOP.value)
     if JSON.value:
         for row in rows:
             print(_json_line(row))
     else:
         command.console().print(table(rows))
+        if inverted := [row["file"] for row in rows if row.get("inverted")]:
+            background = network.card["preprocessing"]["background"]
+            print(f"inverted, because the training images have a {background} background: {', '.join(inverted)}")
     readable = [row for row in rows if "error" not in row]
     if OUT.value and readable:
         from train.plots import figures
@@ -113,7 +120,8 @@ def _json_line(row: dict[str, Any]) -> str:
     if "error" in row:
         return json.dumps({"file": row["file"], "error": row["error"]})
     classes = [{"label": label, "probability": round(share, 6)} for label, share in row["classes"]]
-    return json.dumps({"file": row["file"], "classes": classes})
+    inverted = {"inverted": True} if row["inverted"] else {}
+    return json.dumps({"file": row["file"], "classes": classes, **inverted})
 
 
 def table(rows: Sequence[dict[str, Any]]) -> rich.table.Table:

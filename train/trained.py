@@ -1,6 +1,7 @@
 """Trained networks in Python: `train.load("runs/digits")`."""
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,16 @@ class Trained:
     """A trained network and the preprocessing that it expects.
 
     Images are given as files (str or Path), as uint8 pixels [H, W, C] of any size, or as uint8 pixels [N, H, W, C] of
-    the network's own size. Everything is float32 on the default device.
+    the network's own size. Files on the wrong background are inverted, with a warning; pixels never are (see
+    `train.data.background`). Everything is float32 on the default device.
 
     Attributes:
       card: the description of the network; see docs/export.md.
       classes: names of the classes, in the order of the outputs.
     """
 
-    def __init__(self, opened: loaded.Loaded):
-        self._opened = opened
+    def __init__(self, opened: loaded.Loaded, where: str | Path, which: str | None):
+        self._opened, self._where, self._which = opened, where, which
         self.card = opened.card
         self.classes: tuple[str, ...] = tuple(opened.card["labels"])
 
@@ -95,6 +97,35 @@ class Trained:
 
         return np.asarray(jax.jit(jax.grad(score))(inputs))
 
+    def data(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
+        """Returns the images and labels of a split of a run's data: uint8 [N, H, W, C] and int32 [N, ...].
+
+        Images have the evaluation crop; all of them are read into memory.
+
+        Raises:
+          UserError: there is no such split, it is not what the run was trained on, or the network is an export.
+        """
+        arrays = self._opened.split(split).arrays()
+        readable = arrays["mask"] > 0
+        return arrays["image"][readable], arrays["label"][readable]
+
+    def export(self, out: str | Path, format: str = "safetensors", **options: Any) -> dict[str, Any]:
+        """Exports the network of a run as `python -m train.export` does, and returns the card of the export.
+
+        Args:
+          out: folder to write.
+          format: safetensors, torch, onnx, stablehlo or compressed.
+          **options: folds, share, images, license, layout and python; see `train.export.write.of_run`.
+
+        Raises:
+          UserError: this is an export already, or see `train.export.write.export`.
+        """
+        from train import restore  # imports the loop, which exported networks do not need
+        from train.export import write
+
+        run, state = restore.load_network(self._where, self._which or "last")
+        return write.of_run(run, state, format, out, **options)
+
     def _capture(self, endpoint: str) -> Callable[..., Any]:
         return jax.jit(lambda variables, x: capture(self.model, variables, x, names=[endpoint], train=False))
 
@@ -107,7 +138,15 @@ class Trained:
             if images.dtype == np.uint8 and images.shape[1:] == shape:
                 return images
             images = images if images.ndim == 4 else images[None]
-        return np.stack([self._opened.pixels(image) for image in images])
+        return np.stack([self._opened.pixels(x) if isinstance(x, np.ndarray) else self._file(x) for x in images])
+
+    def _file(self, file: str | Path) -> np.ndarray:
+        """Returns the pixels of a file, and warns if it was inverted."""
+        pixels, inverted = self._opened.prepared(file)
+        if inverted:
+            background = self.card["preprocessing"]["background"]
+            warnings.warn(f"{file} is inverted: the training images have a {background} background", stacklevel=4)
+        return pixels
 
 
 def load(where: str | Path, which: str | None = None) -> Trained:
@@ -120,4 +159,4 @@ def load(where: str | Path, which: str | None = None) -> Trained:
     Raises:
       UserError: there is no such folder, it is damaged, or a library that the format needs is missing.
     """
-    return Trained(loaded.load(where, which))
+    return Trained(loaded.load(where, which), where, which)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from models.errors import UserError, choice_error
-from train.data import decode
+from train.data import background, decode
 
 if TYPE_CHECKING:  # modules that train are imported only when a measure runs
     from train.run import Network
@@ -54,11 +54,14 @@ class Job(NamedTuple):
 
 
 def from_files(run: "Network", files: Sequence[str]) -> list[Subject]:
-    """Reads images from files; see `train.data.decode.of_file`."""
-    return [
-        Subject(decode.of_file(run.images.decoder, run.images.image_shape, file), Path(file).name, None)
-        for file in files
-    ]
+    """Reads images from files as `train.predict` does; see `train.data.decode.of_file` and `background.matched`."""
+    subjects = []
+    for file in files:
+        pixels, inverted = background.matched(
+            decode.of_file(run.images.decoder, run.images.image_shape, file), run.images.background
+        )
+        subjects.append(Subject(pixels, f"{Path(file).name}{' (inverted)' * inverted}", None))
+    return subjects
 
 
 def from_split(source: Any, split: str, indices: Sequence[int]) -> list[Subject]:

@@ -190,6 +190,3 @@ def seeds_text(claim: Mapping[str, Any]) -> str:
     """Formats how many seeds would decide a claim of results.json that is too small to tell; "" if unknown."""
     seeds = claim.get("seeds")
     return f"{min(seeds, MOST_SEEDS)}{' or more' if seeds > MOST_SEEDS else ''} seeds would tell" if seeds else ""
-
-
-compare = holds = all_of = Verdict = None  # until all judges use evidence

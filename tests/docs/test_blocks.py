@@ -54,8 +54,10 @@ def first_run(tmp_path_factory):
 
 @pytest.fixture
 def start(tmp_path, first_run):
-    """A folder with the configs and that run."""
+    """A folder with the configs, the sample pictures and that run."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "samples").symlink_to(ROOT / "experiments" / "samples")
     shutil.copytree(first_run, tmp_path / "runs" / "digits")
     return tmp_path
 

@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 import train
+from experiments.explain import subjects
 from models.errors import UserError
 from models.layers.endpoint import capture
 from tests import tiny
-from train import loop, restore
-from train.export import network, write
+from train import loop, predict, restore
+from train.export import loaded, network, write
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,40 @@ def test_files_and_pixels_of_any_size_are_cropped_as_in_evaluation(folders, imag
     for images_or_paths in (large, large[..., 0][None, ..., None], [str(tmp_path / "one.png")], [large]):
         np.testing.assert_array_equal(trained.predict(images_or_paths), by_file)
     np.testing.assert_allclose(by_file[0], trained.predict(images[:1])[0], atol=0.2)
+
+
+def test_files_on_the_wrong_background_are_inverted(folders, images, tmp_path):
+    for name, pixels in (("dark.png", images[0]), ("light.png", 255 - images[0])):
+        Image.fromarray(pixels[..., 0]).save(tmp_path / name)
+    for kind in ("run", "safetensors"):
+        trained = train.load(folders[0] / kind)
+        expected = trained.predict(tmp_path / "dark.png")
+        with pytest.warns(UserWarning, match="light.png is inverted: the training images have a dark background"):
+            np.testing.assert_array_equal(trained.predict(tmp_path / "light.png"), expected)
+        assert not np.array_equal(trained.predict(255 - images[:1]), expected)  # pixels are taken as they are
+    dark, light = predict.predict(
+        loaded.load(folders[0] / "run"), [str(tmp_path / "dark.png"), str(tmp_path / "light.png")], 2
+    )
+    assert (dark["inverted"], light["inverted"]) == (False, True) and dark["classes"] == light["classes"]
+    (seen,) = subjects.from_files(folders[1], [str(tmp_path / "light.png")])
+    np.testing.assert_array_equal(seen.pixels, images[0])
+    assert seen.name == "light.png (inverted)"
+
+
+def test_a_run_has_its_data_and_can_be_exported(folders, tmp_path):
+    folder, run, _ = folders
+    trained = train.load(folder / "run")
+    images, labels = trained.data("test")
+    assert images.shape == (360, 8, 8, 1) and images.dtype == np.uint8 and labels.shape == (360,)
+    np.testing.assert_array_equal(images[5], run.feed.test.example(5)["image"])
+    card = trained.export(tmp_path / "out", "compressed", images=8)
+    assert card["metrics"]["accuracy"] == pytest.approx((trained.predict(images).argmax(-1) == labels).mean())
+    exported = train.load(tmp_path / "out")
+    np.testing.assert_allclose(exported.predict(images[:2]), trained.predict(images[:2]), rtol=1e-5)
+    with pytest.raises(UserError, match="an exported network has no split 'test': open the run that was exported"):
+        exported.data()
+    with pytest.raises(UserError, match="no config.json"):
+        exported.export(tmp_path / "again")
 
 
 def test_mistakes_are_one_line(folders, images, tmp_path):

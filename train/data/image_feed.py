@@ -12,7 +12,7 @@ import numpy as np
 
 from models.errors import UserError
 from models.kernels import runtime
-from train.data import augment, decode, load, resident, shuffle, source, splits, stream
+from train.data import augment, background, decode, load, resident, shuffle, source, splits, stream
 from train.data.feed import Changed, Feed
 from train.devices import multihost
 from train.devices.parallel import Parallel
@@ -28,6 +28,7 @@ class ImageFeed:
     Attributes:
       image_shape: (H, W, C) of the network's input.
       decoder: decodes the files of test images.
+      background: of the training images, see `train.data.background`.
       notes: lines to print when the run starts, about images that were skipped and splits that overlap.
     """
 
@@ -38,6 +39,7 @@ class ImageFeed:
     image_shape: tuple[int, int, int]
     label_shape: tuple[int, ...]
     decoder: decode.Decoder
+    background: str
 
     def __init__(
         self,
@@ -106,6 +108,7 @@ class ImageFeed:
             name: tuple(value) if isinstance(value, list) else value for name, value in recorded["decoder"].items()
         }
         self.decoder = decode.Decoder(**options)
+        self.background = recorded.get("background", "")  # runs of 0.1.0 did not record it
 
     def _inspect(self) -> None:
         """Sets the facts of the data by the data set itself, and checks them against each other."""
@@ -116,6 +119,7 @@ class ImageFeed:
         self.classes, self.train_count = train.classes, len(train)
         self.image_shape = cast(tuple[int, int, int], train.image_shape)  # complete, as `load` opens sources
         self.label_shape, self.decoder = train.label_shape, test.decoder
+        self.background = background.of_training(train)
         if self._steps_per_call < 1 or (self._steps_per_call > 1 and not self._is_resident):
             raise UserError(
                 f"steps_per_call={self._steps_per_call}: must be 1 for streamed data, and at least 1 for resident data"
@@ -293,6 +297,7 @@ class ImageFeed:
             "image_shape": list(self.image_shape),
             "label_shape": list(self.label_shape),
             "decoder": plain(dataclasses.asdict(self.decoder)),
+            **({"background": self.background} if self.background else {}),
             "identity": {name: self.split(name).identity() for name in ("train", "test")},
         }
 

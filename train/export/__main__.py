@@ -46,26 +46,21 @@ def main() -> int:
         raise UserError(f"--{'out' if WORKDIR.value else 'workdir'} is missing, e.g. --workdir=runs/x --out=exported/x")
     from models.compress import file
     from train import restore  # imports Orbax, which --help does not need
-    from train.export import network, verify, write
+    from train.export import verify, write
 
     console = command.console()
     folds = list(filter(None, FOLD.value)) if FOLD.present else list(write.named_format(FORMAT.value).folds)
     for_torch = {flag.name: str(flag.value) for flag in (LAYOUT, TORCH_PYTHON) if flag.present}
     write.check(FORMAT.value, OUT.value, folds, for_torch)
     run, state = restore.load_network(WORKDIR.value, CHECKPOINT.value)
-    portable = network.network(run, state)
-    write.check_libraries(FORMAT.value, portable, LAYOUT.value, TORCH_PYTHON.value)
-    before = run.evaluate(run.parallel.place(state)) if verify.test_set(run) is not None else {}
-    if SHARE.value:
-        portable = network.shared(portable, SHARE.value)
     try:
-        card = write.export(
+        card = write.of_run(
             run,
-            portable,
+            state,
             FORMAT.value,
             OUT.value,
-            before,
             folds=folds,
+            share=SHARE.value,
             images=IMAGES.value,
             license=LICENSE.value,
             layout=LAYOUT.value,
@@ -76,8 +71,8 @@ def main() -> int:
         return 1
     if FORMAT.value == "compressed":
         data = file.read(Path(OUT.value) / card["file"])
-        console.print(table(file.rows(file.table(data, portable.variables))))
-    for line in filter(None, lines(card, Path(OUT.value), before, run.task.headline)):
+        console.print(table(file.rows(file.table(data, file.load(data)[1]))))
+    for line in filter(None, lines(card, Path(OUT.value), card["metrics"], run.task.headline)):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     return 0
 

@@ -9,9 +9,15 @@ import flax.linen as nn
 import numpy as np
 
 from models.errors import UserError, choice_error
+from train.data import background
 from train.data.decode import Decoder, of_file, of_pixels
+from train.data.source import Source
 from train.export import cards, formats
 from train.storage.files import expanded
+
+
+def _no_split(name: str) -> Source:
+    raise UserError(f"an exported network has no split '{name}': open the run that was exported")
 
 
 class Loaded(NamedTuple):
@@ -21,18 +27,30 @@ class Loaded(NamedTuple):
       card: its description, see `train.export.cards.read`.
       run: maps pixels, uint8 [N, H, W, C], to probabilities and logits, float32 [N, num_classes].
       network: returns the flax module and its variables; raises UserError where the file holds a program.
+      split: opens a split of the data of a run by its name; raises UserError for an exported network.
     """
 
     card: dict[str, Any]
     run: formats.Opened
     network: Callable[[], tuple[nn.Module, dict[str, Any]]]
+    split: Callable[[str], Source] = _no_split
 
     def pixels(self, image: str | Path | np.ndarray) -> np.ndarray:
-        """Returns a file, or uint8 pixels [H, W, C] of any size, with the evaluation crop: uint8 [H, W, C].
+        """Returns a file, or uint8 pixels [H, W, C] of any size, as `prepared` does; pixels are never inverted."""
+        return self._cropped(image) if isinstance(image, np.ndarray) else self.prepared(image)[0]
+
+    def prepared(self, file: str | Path) -> tuple[np.ndarray, bool]:
+        """Returns a file with the evaluation crop, uint8 [H, W, C], and whether it was inverted.
+
+        A gray image that is dark on light is inverted where the training images are light on dark, and the reverse
+        (`train.data.background`).
 
         Raises:
           UserError: it is not an image.
         """
+        return background.matched(self._cropped(file), self.card["preprocessing"].get("background", ""))
+
+    def _cropped(self, image: str | Path | np.ndarray) -> np.ndarray:
         facts = self.card["preprocessing"]
         decoder = Decoder(
             facts["crop"], facts["size"], facts["channels"], eval_crop=facts["eval_crop"], exif=facts["exif"]
@@ -75,4 +93,5 @@ def of_run(folder: Path, which: str = "last") -> Loaded:
     portable = network.network(run, state)
     card = {"format": "run", "file": "checkpoints", **write.card_of(run, portable, {})}
     model = portable.create()
-    return Loaded(card, formats.of_variables(model, portable.variables, card), lambda: (model, portable.variables))
+    opened = formats.of_variables(model, portable.variables, card)
+    return Loaded(card, opened, lambda: (model, portable.variables), run.images.split)

@@ -12,10 +12,11 @@ import jax
 from models.analysis.cost import analyze
 from models.errors import UserError, choice_error
 from models.weights import torch_names
-from train.export import cards, formats, graph, verify
+from train.export import cards, formats, graph, network, verify
 from train.export.network import PortableNetwork
 from train.recording import summary
 from train.run import Network
+from train.state import TrainState
 
 INGREDIENTS = {"norm": "norm", "act": "act", "init": "kernel_init", "conv": "conv", "dense": "dense"}
 
@@ -33,6 +34,7 @@ def preprocessing(run: Network) -> dict[str, Any]:
         "eval_crop": decoder.eval_crop,
         "exif": decoder.exif,
         "shape": list(run.images.image_shape),
+        "background": run.images.background,
         "mean": list(data["mean"]),
         "std": list(data["std"]),
         "pixels": "uint8, [N, H, W, C]" + ", RGB" * (decoder.channels == 3),
@@ -68,6 +70,43 @@ def card_of(
         "config": run.config,
         "made": {**summary.environment(jax.devices()), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
     }
+
+
+def of_run(
+    run: Network,
+    state: TrainState,
+    format: str,
+    out: str | Path,
+    *,
+    folds: Collection[str] | None = None,
+    share: str = "",
+    **options: Any,
+) -> dict[str, Any]:
+    """Exports the network of a run with its metrics on the test set, where that is still there.
+
+    Args:
+      run: the run, from `train.restore.load_network`.
+      state: its state.
+      format: see `export`.
+      out: see `export`.
+      folds: see `export`; None means all that the format supports.
+      share: codebooks to round the weights to, as in config.optimizer.share.
+      **options: images, license, layout and python; see `export`.
+
+    Returns:
+      The card, as it is in the folder.
+
+    Raises:
+      As `export`.
+    """
+    folds = named_format(format).folds if folds is None else folds
+    check(format, out, folds)
+    portable = network.network(run, state)
+    check_libraries(format, portable, options.get("layout", ""), options.get("python", sys.executable))
+    metrics = run.evaluate(run.parallel.place(state)) if verify.test_set(run) is not None else {}
+    if share:
+        portable = network.shared(portable, share)
+    return export(run, portable, format, out, metrics, folds=folds, **options)
 
 
 def export(

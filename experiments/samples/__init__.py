@@ -1,0 +1,1 @@
+"""Pictures to try a trained network on, drawn by `python -m experiments.samples`."""
