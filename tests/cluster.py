@@ -6,6 +6,7 @@ Debian: apt-get install -y slurm-wlm munge. It needs root, as the daemons do.
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -72,6 +73,14 @@ class Slurm:
             pair.split("=", 1) for pair in self.call("scontrol", "show", "job", "-o", job).split() if "=" in pair
         )
 
+    def release(self, job: str) -> None:
+        """Starts a requeued job at once: Slurm delays it, and first has to end what is left of it."""
+        deadline = time.monotonic() + SECONDS
+        while self.state(job)["Reason"] != "BeginTime":
+            assert time.monotonic() < deadline, self.state(job)
+            time.sleep(0.2)
+        self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+
     def wait(self, job: str, states: tuple[str, ...], seconds: float = 120) -> dict[str, str]:
         """Waits until a job has one of some states, and returns its fields."""
         deadline = time.monotonic() + seconds
@@ -79,6 +88,18 @@ class Slurm:
             assert time.monotonic() < deadline, f"job {job} is {fields['JobState']}, not {states}"
             time.sleep(0.2)
         return fields
+
+
+def _stop(folder: Path) -> None:
+    """Ends the daemons, and waits for their end."""
+    pids = []
+    for file in (*folder.glob("slurmd.*.pid"), folder / "slurmctld.pid"):
+        with contextlib.suppress(OSError, ValueError):
+            pids.append(int(file.read_text()))
+            os.kill(pids[-1], signal.SIGTERM)
+    deadline = time.monotonic() + SECONDS
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -127,6 +148,4 @@ def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[Slurm]:
         yield cluster
     finally:
         subprocess.run(["scancel", "--user=root"], env=cluster.environment, check=False, capture_output=True)
-        for file in (*folder.glob("slurmd.*.pid"), folder / "slurmctld.pid"):
-            with contextlib.suppress(OSError, ValueError):
-                os.kill(int(file.read_text()), 15)
+        _stop(folder)

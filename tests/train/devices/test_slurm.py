@@ -59,7 +59,7 @@ def test_a_preempted_job_is_requeued_and_its_dependents_wait_for_the_same_bits(r
     running.call("scancel", "--signal=TERM", job)  # as --signal=TERM@120 sends it before the time limit
     running.wait(job, ("PENDING", "COMPLETED"), 60)
     assert running.state(after)["JobState"] == "PENDING"
-    running.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm delays a requeued job
+    running.release(job)
     fields = running.wait(job, ("COMPLETED",), 300)
     running.wait(after, ("COMPLETED",), 60)
     assert fields["Restarts"] == "1" and "SIGTERM: saved at step" in log(folder) and "run job" in log(folder)
@@ -77,7 +77,7 @@ def test_a_job_of_higher_priority_preempts_and_the_training_goes_on_after_it(run
     urgent = submit(running, tmp_path / "high", "sleep 1", "--partition=urgent", "--exclusive")
     running.wait(urgent, ("COMPLETED",), 120)
     assert "SIGTERM: saved at step" in log(folder) and running.state(job)["JobState"] in ("PENDING", "RUNNING")
-    running.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+    running.release(job)
     running.wait(job, ("COMPLETED",), 300)
     assert "resuming from step" in log(folder)
 
