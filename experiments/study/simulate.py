@@ -13,7 +13,7 @@ from models.analysis.tables import markdown_table, terminal_table
 USAGE = """Draws outcomes of studies whose truth is known, and counts false and missed verdicts.
 
     python -m experiments.study.simulate
-    python -m experiments.study.simulate --rounds=20000 --markdown
+    python -m experiments.study.simulate --rounds=400 --markdown
 
 "false" is the share of claims (and of studies of CLAIMS claims, after correction) with a verdict without any effect;
 "missed" is the share of claims without a verdict at an effect of 1, 2 or 3 standard deviations.
@@ -158,7 +158,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
-    ROUNDS = flags.DEFINE_integer("rounds", 500, "Number of simulated studies of each kind.", lower_bound=1)
+    ROUNDS = flags.DEFINE_integer("rounds", 100, "Number of simulated studies of each kind.", lower_bound=1)
     SEED = flags.DEFINE_integer("seed", 0, "Seed of the random draws.")
     MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the table as Markdown.")
     command.run(main, USAGE)
