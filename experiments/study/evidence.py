@@ -338,14 +338,17 @@ def all_of(*parts: Evidence) -> Evidence:
     """Combines the parts of a statement, which is true if all of them are.
 
     `p_for` is that of the weakest part (Berger's intersection-union test), `p_against` that of the strongest, with
-    Bonferroni's correction. The estimate is that of the part closest to undecided.
+    Bonferroni's correction. The estimate is that of the part that decides.
     """
-    hardest = max(parts, key=lambda part: min(part.p_for, part.p_against))
+    p_for, p_against = max(part.p_for for part in parts), min(part.p_against for part in parts) * len(parts)
+    decisive = (
+        min(parts, key=lambda part: part.p_against) if p_against < p_for else max(parts, key=lambda part: part.p_for)
+    )
     seeds = [part.seeds for part in parts if part.seeds is not None]
     return dataclasses.replace(
-        hardest,
-        p_for=max(part.p_for for part in parts),
-        p_against=min(1.0, len(parts) * min(part.p_against for part in parts)),
+        decisive,
+        p_for=p_for,
+        p_against=min(1.0, p_against),
         test=" and ".join(dict.fromkeys(part.test for part in parts if part.test)),
         seeds=max(seeds, default=None),
     )

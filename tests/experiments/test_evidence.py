@@ -1,5 +1,6 @@
 """Tests of the evidence for claims, against SciPy, statsmodels and exact counts; error rates are simulated."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -108,6 +109,8 @@ def test_a_statement_of_parts_holds_where_all_do_and_fails_where_one_does():
     assert evidence.all_of(sure, sure).p_for == 0 and evidence.all_of(sure, unclear).p_for == 0.3
     assert evidence.all_of(sure, unclear, wrong).p_against == pytest.approx(0.003)
     assert verdicts.decide([evidence.all_of(sure, unclear, wrong)]) == [False]
+    shown = [dataclasses.replace(part, estimate=i) for i, part in enumerate((sure, unclear, wrong))]
+    assert evidence.all_of(*shown).estimate == 2 and evidence.all_of(*shown[:2]).estimate == 1  # the part that decides
     assert evidence.negated(wrong) == evidence.Evidence(0.001, 0.99)
 
 
