@@ -7,18 +7,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from models.errors import UserError, choice_error
-from train.data import decode
+from train import predict
+from train.data import decode, view
+from train.data.view import View
 
 if TYPE_CHECKING:  # modules that train are imported only when a measure runs
     from train.run import Network
 
 
+MOST = 64  # images of files that are explained at once, one row of a picture each
+
+
 class Subject(NamedTuple):
-    """An image to explain: uint8 [H, W, C], its name, and its class if known."""
+    """An image to explain.
+
+    Attributes:
+      pixels: what the network sees, uint8 [H, W, C].
+      name: its name in pictures and tables.
+      label: its class, None if unknown.
+      view: the whole picture of a file, on which explanations are drawn; None for images of a split.
+    """
 
     pixels: np.ndarray
     name: str
     label: int | None
+    view: View | None = None
 
 
 class Job(NamedTuple):
@@ -53,11 +66,27 @@ class Job(NamedTuple):
         return self.run.images.split(self.split)
 
 
-def from_files(run: "Network", files: Sequence[str]) -> list[Subject]:
-    """Reads images from files; see `train.data.decode.of_file`."""
+def files_of(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns (file, name) for each image that paths stand for; a folder stands for its images at any depth, by path.
+
+    Raises:
+      UserError: A folder holds no images.
+    """
+    files = []
+    for path in paths:
+        names = predict.named([path])
+        is_folder = Path(path).expanduser().is_dir()
+        for file in names:
+            files.append((file, str(Path(file).relative_to(Path(path).expanduser())) if is_folder else Path(file).name))
+    return files
+
+
+def from_files(run: "Network", paths: Sequence[str]) -> list[Subject]:
+    """Reads the first MOST images of files and folders, cropped and resized as in the evaluation of the run."""
+    decoder, shape = run.images.decoder, run.images.image_shape
     return [
-        Subject(decode.of_file(run.images.decoder, run.images.image_shape, file), Path(file).name, None)
-        for file in files
+        Subject(decode.of_file(decoder, shape, file), name, None, view.of_file(decoder, shape, file))
+        for file, name in files_of(paths)[:MOST]
     ]
 
 
