@@ -25,7 +25,7 @@ class Subject(NamedTuple):
       pixels: what the network sees, uint8 [H, W, C].
       name: its name in pictures and tables.
       label: its class, None if unknown.
-      view: the whole picture of a file, on which explanations are drawn; None for images of a split.
+      view: the whole picture, on which explanations are drawn; None where the network sees all that is stored.
     """
 
     pixels: np.ndarray
@@ -85,7 +85,7 @@ def from_files(run: "Network", paths: Sequence[str]) -> list[Subject]:
     """Reads the first MOST images of files and folders, cropped and resized as in the evaluation of the run."""
     decoder, shape = run.images.decoder, run.images.image_shape
     return [
-        Subject(decode.of_file(decoder, shape, file), name, None, view.of_file(decoder, shape, file))
+        Subject(decode.of_file(decoder, shape, file), name, None, view.of_file(decoder, shape, Path(file)))
         for file, name in files_of(paths)[:MOST]
     ]
 
@@ -97,8 +97,18 @@ def from_split(source: Any, split: str, indices: Sequence[int]) -> list[Subject]
         if not 0 <= index < len(source):
             raise UserError(f"--indices={index} is out of range: split '{split}' has images 0 to {len(source) - 1}")
         example = source.example(index, None)
-        subjects.append(Subject(example["image"], f"{split} {index}", int(example["label"])))
+        pixels = example["image"]
+        subjects.append(Subject(pixels, f"{split} {index}", int(example["label"]), _view_in(source, index, pixels)))
     return subjects
+
+
+def _view_in(source: Any, index: int, pixels: np.ndarray) -> View | None:
+    """Returns the view of an example of a split; None unless its pixels are only a crop of a stored picture."""
+    ((stored, _),) = source.fetch([index])
+    if isinstance(stored, np.ndarray) or source.decoder.crop == "none":
+        return None
+    is_crop = np.array_equal(source.decoder(stored), pixels)  # otherwise something was painted on it
+    return view.of_file(source.decoder, pixels.shape, stored) if is_crop else None
 
 
 def mistakes(run: "Network", variables: Any, source: Any, count: int = 8) -> tuple[list[int], str]:

@@ -20,6 +20,8 @@ from tests import tiny
 from train import loop, restore
 from train.data import decode, view
 from train.data.decode import Decoder
+from train.data.options import Options
+from train.data.sources.folder import FolderSource
 from train.setup import spec
 
 
@@ -233,6 +235,19 @@ def test_boxes_and_squares_lie_over_their_place(tmp_path):
     np.testing.assert_allclose(sorted(1 - corners[:, 1]), [12 / 32, 20 / 32], atol=1e-6)
     squeezed = overlays.placed(seen.picture, (0, 0, 1, 1), (16, 16))
     assert squeezed.aspect == 0.5  # a pixel of the network is twice as wide as high
+
+
+def test_photographs_of_a_split_are_drawn_whole(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            wide_photo(tmp_path, 24 + i).rename(tmp_path / name / f"{i}.png")
+    source = FolderSource(
+        str(tmp_path), "test", Options(f"folder:{tmp_path}", image_size=16, crop="resize", eval_crop=1.0)
+    )
+    first, second = subjects.from_split(source, "test", [0, 1])
+    assert first.pixels.shape == (16, 16, 3) and first.view.picture.shape == (32, 64, 3)
+    assert second.view.box == (0.25, 0, 0.75, 1)
 
 
 def test_a_folder_stands_for_its_images_by_path(job, tmp_path):

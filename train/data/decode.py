@@ -235,7 +235,7 @@ def _composited(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image).convert("RGB")
 
 
-def for_users(decoder: Decoder, shape: tuple[int, int, int], name: str) -> Decoder:
+def for_users(decoder: Decoder, shape: tuple[int, ...], name: str) -> Decoder:
     """Returns the evaluation crop of a run, or one that squeezes images to `shape` where evaluation does not crop.
 
     Raises:

@@ -24,15 +24,20 @@ class View(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def of_file(decoder: decode.Decoder, shape: tuple[int, int, int], path: str | Path) -> View:
-    """Returns the view of a file of which `train.data.decode.of_file` returns the pixels, for the same arguments.
+def of_file(decoder: decode.Decoder, shape: tuple[int, ...], stored: bytes | Path) -> View:
+    """Returns the view of a file, or of its bytes, of which `train.data.decode.of_file` returns the pixels.
+
+    Args:
+      decoder: the decoder of the run.
+      shape: (H, W, C) of the network's images.
+      stored: the file, which can be decoded, or its bytes.
 
     Raises:
       UserError: the network's images are not square.
     """
-    whole = dataclasses.replace(decoder, crop="none", channels=3)(Path(path))
+    whole = dataclasses.replace(decoder, crop="none", channels=3)(stored)
     height, width = whole.shape[:2]
-    left, top, right, bottom = decode.for_users(decoder, shape, str(path)).box(width, height)
+    left, top, right, bottom = decode.for_users(decoder, shape, "an image").box(width, height)
     scale = min(1.0, LARGEST / max(height, width))
     if scale < 1:
         size = max(1, round(scale * width)), max(1, round(scale * height))
