@@ -51,6 +51,10 @@ def main() -> int:
 
     started = psutil.Process().create_time()
     config = CONFIG()
+    if LAYERS.value and not DRY_RUN.value:
+        raise UserError("--layers prints a table with --dry_run; add it")
+    if EXTEND.value and DRY_RUN.value:
+        raise UserError("--extend trains, and --dry_run does not: leave one of them out")
     if not WORKDIR.value and not DRY_RUN.value:
         raise UserError("--workdir is missing, e.g. --workdir=runs/digits")
     from train.devices import multihost  # imports JAX, which takes time that errors in flags should not cost

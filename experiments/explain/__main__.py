@@ -10,7 +10,7 @@ from absl import flags
 
 from experiments.explain import pictures
 from experiments.explain.pictures import PICTURES
-from experiments.explain.subjects import Job, from_files, from_split, mistakes, targets
+from experiments.explain.subjects import MOST, Job, files_of, from_files, from_split, mistakes, targets
 from models import command
 from models.analysis.tables import terminal_table
 from models.errors import UserError, choice_error
@@ -21,6 +21,7 @@ USAGE = """Draws pictures of what the network of a finished run sees in images, 
 
     python -m experiments.explain --workdir=runs/x --indices=0,5,9 --method="grad_cam|guided_grad_cam"
     python -m experiments.explain --workdir=runs/x --image=cat.jpg --method="occlusion(size=32, stride=8)"
+    python -m experiments.explain --workdir=runs/x --image=photos
     python -m experiments.explain --workdir=runs/x --image=both.jpg --target=cat,dog --method=grad_cam
     python -m experiments.explain --workdir=runs/x --indices=mistakes --target=top1,label     the most confident errors
 
@@ -128,6 +129,8 @@ def main() -> None:
         indices, remark = mistakes(run, variables, feed.split(SPLIT.value))
         if remark:
             console.print(remark, soft_wrap=True, highlight=False)
+    if (count := len(files_of(IMAGE.value))) > MOST:
+        console.print(f"--image: {count:,} images; the first {MOST} are explained", soft_wrap=True, highlight=False)
     subjects = (
         from_files(run, IMAGE.value) if IMAGE.value else from_split(feed.split(SPLIT.value), SPLIT.value, indices)
     )
@@ -164,7 +167,7 @@ def main() -> None:
 if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
     WORKDIR = command.define_path("workdir", None, "Folder of the run.")
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Checkpoint of the run: last, or best (on its test set).")
-    IMAGE = command.define_paths("image", [], "Image files, separated by commas.")
+    IMAGE = command.define_paths("image", [], "Image files and folders of images, separated by commas.")
     SPLIT = flags.DEFINE_string("split", "test", "Split of the run's data, for --indices and top_patches.")
     INDICES = flags.DEFINE_list(
         "indices",

@@ -19,6 +19,54 @@ ALPHA = 0.55
 BOXES = ("#39ff14", "#ff3df2", "#00e5ff")
 
 
+class Picture(NamedTuple):
+    """A picture beside or below an explanation, in the coordinates of the network's pixels.
+
+    Attributes:
+      pixels: the picture, which may be larger than what the network sees, and of another aspect ratio.
+      extent: (left, right, bottom, top) of the picture, where the network's pixels lie at whole numbers.
+      aspect: height of a pixel of the network, divided by its width, both measured on the picture.
+    """
+
+    pixels: Any
+    extent: tuple[float, float, float, float]
+    aspect: float
+
+
+def placed(pixels: Any, box: Sequence[float], size: Sequence[int]) -> Picture:
+    """Places a picture so that its part `box` lies under the network's pixels.
+
+    Args:
+      pixels: [h, w, C].
+      box: (left, top, right, bottom), as shares of the picture's width and height.
+      size: height and width of the network's input.
+    """
+    left, top, right, bottom = box
+    # pixels of the network per width and height of the picture
+    across, down = size[1] / (right - left), size[0] / (bottom - top)
+    height, width = np.shape(pixels)[:2]
+    extent = (-0.5 - left * across, -0.5 + (1 - left) * across, -0.5 + (1 - top) * down, -0.5 - top * down)
+    return Picture(pixels, extent, (height / down) / (width / across))
+
+
+def _picture(image: Any) -> Picture:
+    """Returns an image of the network's own size as a Picture."""
+    return image if isinstance(image, Picture) else placed(image, (0, 0, 1, 1), np.shape(image)[:2])
+
+
+def draw_image(axes: Any, image: Any, **options: Any) -> None:
+    """Draws an image or a Picture; `options` are those of imshow."""
+    picture = _picture(image)
+    axes.imshow(options.pop("pixels", shown(picture.pixels)), extent=picture.extent, **options)
+    _frame(axes, image)
+
+
+def _frame(axes: Any, image: Any) -> None:
+    """Makes the axes show all of an image or a Picture, in its own aspect ratio."""
+    picture = _picture(image)
+    axes.set(xlim=picture.extent[:2], ylim=picture.extent[2:], aspect=picture.aspect)
+
+
 class Panel(NamedTuple):
     """The result of one method for one image.
 
@@ -74,19 +122,23 @@ def _bare(axes: Any) -> None:
 
 def draw_panel(axes: Any, image: Any, panel: Panel) -> None:
     """Draws the result of one method over one image."""
+    pixels = np.asarray(_picture(image).pixels)
+    if isinstance(image, Picture):
+        axes.set_facecolor("0.5" if panel.signed else "black")  # around what the network sees
     if panel.signed:
         axes.imshow(around_gray(panel.values), interpolation="nearest")
     elif panel.over:
-        gray = shown(image).mean(-1) / (255 if np.asarray(image).dtype == np.uint8 else 1)
-        axes.imshow(gray, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        gray = shown(pixels).mean(-1) / (255 if pixels.dtype == np.uint8 else 1)
+        draw_image(axes, image, pixels=gray, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.imshow(share_of_largest(panel.values), cmap=HEAT, vmin=0, vmax=1, alpha=ALPHA)
     else:
         axes.imshow(share_of_largest(panel.values, 0.995), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    _frame(axes, image)
     axes.set_title(panel.says, fontsize=8, pad=3)
 
 
 class Row(NamedTuple):
-    """An image, the texts at its left and above it, and a Panel (None: empty) for each column."""
+    """An image or a Picture, the texts at its left and above it, and a Panel (None: empty) for each column."""
 
     image: Any
     name: str
@@ -126,7 +178,7 @@ def draw_rows(figure: Any, columns: Sequence[str], rows: Sequence[Row]) -> None:
     for line, row in zip(grid, rows, strict=True):
         for axes in line:
             _bare(axes)
-        line[0].imshow(shown(row.image), interpolation="nearest")
+        draw_image(line[0], row.image, interpolation="nearest")
         line[0].set_title(row.says, fontsize=8, pad=3)
         line[0].set_ylabel(row.name, fontsize=9)
         for box, color in zip(row.boxes, BOXES, strict=False):
@@ -183,7 +235,7 @@ def draw_occlusion(
 
     Args:
       figure: An empty figure.
-      images: Images, one per row.
+      images: Images or Pictures, one per row.
       result: The fields of `models.explain.occlusion.Occlusion` as numpy.
       square: Height and width of the square, in pixels.
       classes: Names of the classes.
@@ -195,11 +247,10 @@ def draw_occlusion(
     _headings(figure, grid[0], ("image, and the square", "strongest feature map", "probability", "most probable class"))
     for i, (line, image) in enumerate(zip(grid, images, strict=True)):
         target, probability = int(result["target"][i]), result["probability"][i]
-        height, width = np.shape(image)[:2]
         for axes in line:
             _bare(axes)
-            axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal")
-        line[0].imshow(shown(image), interpolation="nearest")
+            _frame(axes, image)
+        draw_image(line[0], image, interpolation="nearest")
         hardest = np.unravel_index(probability.argmin(), probability.shape)
         corner = result["columns"][hardest[1]], result["rows"][hardest[0]]
         line[0].add_patch(
@@ -262,7 +313,7 @@ def draw_receptive(
 
     Args:
       figure: An empty figure.
-      images: Up to four images.
+      images: Up to four images or Pictures.
       names: Names of the images.
       box: The theoretical field (top, left, bottom, right), within the image; None if a unit sees all of it.
       effective: Effective field [H, W] of each image.
@@ -275,7 +326,7 @@ def draw_receptive(
         _bare(axes)
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
         left, right = grid[2 * i : 2 * i + 2]
-        left.imshow(shown(image), interpolation="nearest")
+        draw_image(left, image, interpolation="nearest")
         left.set_title(name, fontsize=8, pad=3)
         draw_panel(right, image, Panel(effective[i], "effective, this image"))
     grid[-1].imshow(share_of_largest(mean), cmap="gray", vmin=0, vmax=1)

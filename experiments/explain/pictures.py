@@ -5,9 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from experiments.explain.subjects import Job, batches
+from experiments.explain.subjects import Job, Subject, batches
 from models.errors import UserError
 from train.setup import spec
+
+
+def drawn(subject: Subject) -> Any:
+    """Returns what is drawn below and beside explanations of a subject: its own picture where there is one."""
+    from experiments.explain import overlays
+
+    if subject.view is None:
+        return subject.pixels
+    return overlays.placed(subject.view.picture, subject.view.box, subject.pixels.shape[:2])
 
 
 def attributions(job: Job, calls: Sequence[spec.Call], pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
@@ -46,7 +55,7 @@ def attributions(job: Job, calls: Sequence[spec.Call], pairs: Sequence[tuple[int
         panels = [
             panel_of(call.name, one.values[i], images.shape[1:3]) for call, one in zip(calls, explanations, strict=True)
         ]
-        rows.append(overlays.Row(subject.pixels, subject.name, says.strip(), panels))
+        rows.append(overlays.Row(drawn(subject), subject.name, says.strip(), panels))
         records.append(
             {
                 "image": subject.name,
@@ -106,7 +115,7 @@ def occlusion(
     figure = Figure(figsize=(11.5, 2.5 * len(pairs) + 0.6), layout="constrained", dpi=120)
     overlays.draw_occlusion(
         figure,
-        [job.subjects[n].pixels for n in numbers],
+        [drawn(job.subjects[n]) for n in numbers],
         {k: np.asarray(v) for k, v in occluded._asdict().items()},
         (size, size),
         job.classes,
@@ -156,7 +165,7 @@ def receptive_field(
     figure = Figure(figsize=(max(8.0, 2.0 * (2 * len(numbers) + 1)), 2.8), layout="constrained", dpi=120)
     overlays.draw_receptive(
         figure,
-        [job.subjects[n].pixels for n in numbers],
+        [drawn(job.subjects[n]) for n in numbers],
         [job.subjects[n].name for n in numbers],
         None if field is None else field.clipped(*place, images.shape[1:3]),
         own,

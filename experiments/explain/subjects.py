@@ -7,18 +7,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from models.errors import UserError, choice_error
-from train.data import background, decode
+from train import predict
+from train.data import background, decode, view
+from train.data.view import View
 
 if TYPE_CHECKING:  # modules that train are imported only when a measure runs
     from train.run import Network
 
 
+MOST = 64  # images of files that are explained at once, one row of a picture each
+
+
 class Subject(NamedTuple):
-    """An image to explain: uint8 [H, W, C], its name, and its class if known."""
+    """An image to explain.
+
+    Attributes:
+      pixels: what the network sees, uint8 [H, W, C].
+      name: its name in pictures and tables.
+      label: its class, None if unknown.
+      view: the whole picture, on which explanations are drawn; None where the network sees all that is stored.
+    """
 
     pixels: np.ndarray
     name: str
     label: int | None
+    view: View | None = None
 
 
 class Job(NamedTuple):
@@ -53,14 +66,32 @@ class Job(NamedTuple):
         return self.run.images.split(self.split)
 
 
-def from_files(run: "Network", files: Sequence[str]) -> list[Subject]:
-    """Reads images from files as `train.predict` does; see `train.data.decode.of_file` and `background.matched`."""
-    subjects = []
-    for file in files:
-        pixels, inverted = background.matched(
-            decode.of_file(run.images.decoder, run.images.image_shape, file), run.images.background
+def files_of(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns (file, name) for each image that paths stand for; a folder stands for its images at any depth, by path.
+
+    Raises:
+      UserError: A folder holds no images.
+    """
+    files = []
+    for path in paths:
+        names = predict.named([path])
+        is_folder = Path(path).expanduser().is_dir()
+        for file in names:
+            files.append((file, str(Path(file).relative_to(Path(path).expanduser())) if is_folder else Path(file).name))
+    return files
+
+
+def from_files(run: "Network", paths: Sequence[str]) -> list[Subject]:
+    """Reads the first MOST images of files and folders, cropped and resized as in the evaluation of the run.
+
+    Gray images on the wrong background are inverted, as `train.predict` does; see `train.data.background.matched`.
+    """
+    decoder, shape, subjects = run.images.decoder, run.images.image_shape, []
+    for file, name in files_of(paths)[:MOST]:
+        pixels, inverted = background.matched(decode.of_file(decoder, shape, file), run.images.background)
+        subjects.append(
+            Subject(pixels, f"{name}{' (inverted)' * inverted}", None, view.of_file(decoder, shape, Path(file)))
         )
-        subjects.append(Subject(pixels, f"{Path(file).name}{' (inverted)' * inverted}", None))
     return subjects
 
 
@@ -71,8 +102,18 @@ def from_split(source: Any, split: str, indices: Sequence[int]) -> list[Subject]
         if not 0 <= index < len(source):
             raise UserError(f"--indices={index} is out of range: split '{split}' has images 0 to {len(source) - 1}")
         example = source.example(index, None)
-        subjects.append(Subject(example["image"], f"{split} {index}", int(example["label"])))
+        pixels = example["image"]
+        subjects.append(Subject(pixels, f"{split} {index}", int(example["label"]), _view_in(source, index, pixels)))
     return subjects
+
+
+def _view_in(source: Any, index: int, pixels: np.ndarray) -> View | None:
+    """Returns the view of an example of a split; None unless its pixels are only a crop of a stored picture."""
+    ((stored, _),) = source.fetch([index])
+    if isinstance(stored, np.ndarray) or source.decoder.crop == "none":
+        return None
+    is_crop = np.array_equal(source.decoder(stored), pixels)  # otherwise something was painted on it
+    return view.of_file(source.decoder, pixels.shape, stored) if is_crop else None
 
 
 def mistakes(run: "Network", variables: Any, source: Any, count: int = 8) -> tuple[list[int], str]:

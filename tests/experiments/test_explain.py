@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.explain import overlays, pictures, subjects
@@ -16,6 +18,10 @@ from models.explain import cam, receptive
 from models.layers.endpoint import capture
 from tests import tiny
 from train import loop, restore
+from train.data import decode, view
+from train.data.decode import Decoder
+from train.data.options import Options
+from train.data.sources.folder import FolderSource
 from train.setup import spec
 
 
@@ -170,6 +176,93 @@ def test_files_are_preprocessed_like_the_images_of_the_run(job, tmp_path):
     (subject,) = subjects.from_files(job.run, [str(tmp_path / "half.png")])
     assert subject.pixels.shape == (16, 16, 1) and subject.label is None  # squeezed: nothing is cut off
     assert subject.pixels[:7].min() == 255 and subject.pixels[9:].max() == 0
+
+
+def wide_photo(folder, left):
+    """Writes a black picture, 64 pixels wide and 32 high, with a white square of 8 at `left` and 12 from the top."""
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[12:20, left : left + 8] = 255
+    Image.fromarray(pixels).save(folder / "wide.png")
+    return folder / "wide.png"
+
+
+def center(canvas, axes, mask):
+    """Returns the center of the masked pixels of a drawn figure, as shares of the axes' width and height."""
+    box = axes.get_window_extent()
+    rows, columns = np.nonzero(mask)
+    rows = canvas.shape[0] - 1 - rows
+    inside = (columns > box.x0) & (columns < box.x1) & (rows > box.y0) & (rows < box.y1)
+    assert inside.sum() > 20
+    return (columns[inside].mean() - box.x0) / box.width, (box.y1 - rows[inside].mean()) / box.height
+
+
+@pytest.mark.parametrize(("crop", "left"), [("none", 8), ("none", 44), ("resize", 24), ("resize", 36)])
+def test_heat_lies_over_its_place_in_a_picture_of_any_aspect_ratio(crop, left, tmp_path):
+    decoder = Decoder(crop, 16, 1, eval_crop=1.0)
+    path = wide_photo(tmp_path, left)
+    pixels, seen = decode.of_file(decoder, (16, 16, 1), path), view.of_file(decoder, (16, 16, 1), path)
+    subject = subjects.Subject(pixels, "wide", None, seen)
+    assert seen.picture.shape == (32, 64, 3) and pixels.shape == (16, 16, 1)
+    figure = Figure(figsize=(9, 3), layout="constrained", dpi=100)
+    # The heat is what the network sees, so that it lies over the white square if it is drawn in its place
+    panels = [overlays.Panel(pixels[..., 0] / 255.0), overlays.Panel(pixels[..., 0] / 255.0, over=False)]
+    overlays.draw_rows(figure, ("heat", "alone"), [overlays.Row(pictures.drawn(subject), "wide", "", panels)])
+    agg = FigureCanvasAgg(figure)
+    agg.draw()
+    canvas = np.asarray(agg.buffer_rgba())[..., :3].astype(int)
+    own, heat, alone = figure.axes[:3]
+    for axes in (own, heat, alone):
+        box = axes.get_window_extent()
+        assert box.width / box.height == pytest.approx(2, rel=0.02)
+    place = ((left + 4) / 64, 0.5)
+    white = canvas.min(-1) > 200
+    assert center(canvas, own, white) == pytest.approx(place, abs=0.02)
+    assert center(canvas, alone, white) == pytest.approx(place, abs=0.02)
+    red = canvas[..., 0] - canvas[..., 2] > 60  # the upper end of the colors of heat; their lower end is blue
+    assert center(canvas, heat, red) == pytest.approx(place, abs=0.02)
+
+
+def test_boxes_and_squares_lie_over_their_place(tmp_path):
+    decoder = Decoder("resize", 16, 1, eval_crop=1.0)  # the network sees the central half of the width
+    seen = view.of_file(decoder, (16, 16, 1), wide_photo(tmp_path, 24))
+    assert seen.box == (0.25, 0, 0.75, 1)
+    picture = overlays.placed(seen.picture, seen.box, (16, 16))
+    assert picture.extent == (-8.5, 23.5, 15.5, -0.5) and picture.aspect == 1
+    figure = Figure()
+    axes = figure.subplots()
+    overlays.draw_image(axes, picture)
+    overlays.draw_box(axes, (6, 4, 10, 8))  # of the network's pixels: 24 to 32 of 64, and 12 to 20 of 32
+    corners = axes.transAxes.inverted().transform(axes.transData.transform(axes.patches[0].get_bbox().get_points()))
+    np.testing.assert_allclose(corners[:, 0], [24 / 64, 32 / 64], atol=1e-6)
+    np.testing.assert_allclose(sorted(1 - corners[:, 1]), [12 / 32, 20 / 32], atol=1e-6)
+    squeezed = overlays.placed(seen.picture, (0, 0, 1, 1), (16, 16))
+    assert squeezed.aspect == 0.5  # a pixel of the network is twice as wide as high
+
+
+def test_photographs_of_a_split_are_drawn_whole(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            wide_photo(tmp_path, 24 + i).rename(tmp_path / name / f"{i}.png")
+    source = FolderSource(
+        str(tmp_path), "test", Options(f"folder:{tmp_path}", image_size=16, crop="resize", eval_crop=1.0)
+    )
+    first, second = subjects.from_split(source, "test", [0, 1])
+    assert first.pixels.shape == (16, 16, 3) and first.view.picture.shape == (32, 64, 3)
+    assert second.view.box == (0.25, 0, 0.75, 1)
+
+
+def test_a_folder_stands_for_its_images_by_path(job, tmp_path):
+    for name in ("b/2.png", "a/10.png", "a/2.png", "c.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 16), np.uint8)).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "a" / "notes.txt").write_text("no image")
+    taken = subjects.from_files(job.run, [str(tmp_path / "in"), str(tmp_path / "in" / "b" / "2.png")])
+    assert [subject.name for subject in taken] == ["a/10.png", "a/2.png", "b/2.png", "c.png", "2.png"]
+    assert taken[0].view.picture.shape == (8, 16, 3) and taken[0].view.box == (0, 0, 1, 1)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: there are no images in this folder"):
+        subjects.from_files(job.run, [str(tmp_path / "empty")])
 
 
 @pytest.mark.parametrize(

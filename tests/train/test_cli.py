@@ -60,6 +60,8 @@ def test_dry_run_prints_the_table_and_the_config_and_writes_nothing(tmp_path):
                 "batch_size=63",
             ),
             (("--config=configs/digits.py",), "--workdir is missing"),
+            (("--config=configs/digits.py", "--workdir=W", "--layers"), "--layers prints a table with --dry_run"),
+            (("--config=configs/digits.py", "--extend", "--dry_run"), "leave one of them out"),
             ((), "--config is missing"),
             (("--config=configs/digits.py", "--config.batch_size=many"), "--config.batch_size=many"),
             (

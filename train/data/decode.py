@@ -102,7 +102,7 @@ class Decoder:
         if self.crop != "none":
             rng = None if self.crop == "resize" else rng
             width, height = image.size[::-1] if swaps else image.size
-            box = self._box(width, height, rng)
+            box = self.box(width, height, rng)
             # Evaluation decodes at a scale that leaves at least twice the needed pixels per side. Typical ImageNet
             # images are then decoded in full, as for published results.
             box = _scaled_decoding(image, _stored(box, image.size, turned), 2 * self.size if rng is None else self.size)
@@ -114,7 +114,7 @@ class Decoder:
         pixels = np.asarray(image)
         return pixels[..., None] if self.channels == 1 else pixels
 
-    def _box(self, width: int, height: int, rng: np.random.Generator | None) -> Crop:
+    def box(self, width: int, height: int, rng: np.random.Generator | None = None) -> Crop:
         """Returns the crop of an upright picture, random with `rng`."""
         if self.crop == "whole":
             return (0, 0, width, height) if rng is None else part_of_whole(width, height, rng, self.scale)
@@ -235,7 +235,7 @@ def _composited(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image).convert("RGB")
 
 
-def _for_users(decoder: Decoder, shape: tuple[int, int, int], name: str) -> Decoder:
+def for_users(decoder: Decoder, shape: tuple[int, ...], name: str) -> Decoder:
     """Returns the evaluation crop of a run, or one that squeezes images to `shape` where evaluation does not crop.
 
     Raises:
@@ -266,7 +266,7 @@ def of_pixels(decoder: Decoder, shape: tuple[int, int, int], pixels: np.ndarray)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
         raise UserError(f"an image is {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [H, W], [H, W, 1], [H, W, 3]")
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-    return pixels if pixels.shape == shape else _for_users(decoder, shape, "an image")(pixels)
+    return pixels if pixels.shape == shape else for_users(decoder, shape, "an image")(pixels)
 
 
 def of_file(decoder: Decoder, shape: tuple[int, int, int], path: str | Path) -> np.ndarray:
@@ -283,7 +283,7 @@ def of_file(decoder: Decoder, shape: tuple[int, int, int], path: str | Path) -> 
     Raises:
       UserError: there is no such file, it cannot be decoded, or the network's images are not square.
     """
-    decoder = _for_users(decoder, shape, str(path))
+    decoder = for_users(decoder, shape, str(path))
     if not Path(path).is_file():
         raise UserError(f"{path}: {'this is not a file' if Path(path).exists() else 'there is no such file'}")
     try:
