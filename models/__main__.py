@@ -12,8 +12,8 @@ from models import command
 from models.analysis.tables import terminal_table
 from models.errors import UserError, nearest
 
-USAGE = """Lists the networks that models.create makes: name, paper, input, parameters, mult-adds, and libraries whose
-weights they take.
+USAGE = """Lists the networks that models.create makes: name, paper, libraries whose weights they take, input,
+parameters and mult-adds.
 
     python -m models
     python -m models "*resnet*"
@@ -23,7 +23,7 @@ A pattern is one of file names: * stands for any text, ? for one letter. One net
 --config.model.FIELD=VALUE and models.create(NAME, FIELD=VALUE) set. `python -m models.analysis NAME` has its layers.
 """
 TABLE = Path(__file__).with_name("networks.csv")  # written by `make report`, because counting costs takes minutes
-COLUMNS = ("name", "source", "input", "parameters", "mult-adds", "weights of")
+COLUMNS = ("name", "source", "weights of", "input", "parameters", "mult-adds")
 
 
 def matching(pattern: str) -> list[str]:
@@ -47,7 +47,7 @@ def _act(options: flags.FlagValues, arguments: list[str]) -> None:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     cells = [[rows.get(name, {"name": name}).get(column, "") for column in COLUMNS] for name in names]
     console = command.console(width=None if sys.stdout.isatty() else 160)
-    console.print(terminal_table(COLUMNS, cells, texts=3))
+    console.print(terminal_table(COLUMNS, cells, texts=4))
     console.print(f"fields: {', '.join(models.fields(names[0]))}" if len(names) == 1 else f"{len(names)} networks")
 
 
