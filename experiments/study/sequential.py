@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments.study import Claim, Outcome, Outcomes, Study, Trial, group_of, verdicts
-from experiments.study.evidence import Evidence
+from experiments.study.evidence import POINT, Evidence
 from experiments.study.trials import OutOfTime
 
 Looks = Sequence[tuple[int, float]]  # (seeds per group, level), see `verdicts.looks`
@@ -106,7 +106,8 @@ def records(seen: Sequence[Seen], outcomes: Outcomes) -> list[dict[str, Any]]:
         small = holds is False and not one.evidence.high < one.evidence.margin  # refuted as too small to matter
         if small and not math.isnan(one.evidence.high):
             reason = "no difference that matters"
-        if (holds is None or small) and (full := ceiling(one, outcomes)):
+        tiny = holds is None and one.evidence.unit == "points" and abs(one.evidence.estimate) < POINT
+        if (tiny or small) and (full := ceiling(one, outcomes)):
             verdict, reason = verdicts.TOO_SMALL, full
         rows.append(
             {
