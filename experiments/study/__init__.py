@@ -56,7 +56,7 @@ class Trial(NamedTuple):
 
     Attributes:
       labels: Distinguish it within the study, e.g. {"depth": 20, "init": "msra", "seed": 0}.
-      config: A complete config of `train.loop.train`.
+      config: A complete config of `train.loop.train`; devices=0 means one device here, whatever the host has.
       train: Whether the network is trained; otherwise only the initial state is measured.
       measures: Module-level functions of the run and its last state, or without training its first state. Their results
         are stored under their names.

@@ -86,9 +86,9 @@ def run(job: Job) -> dict[str, Any]:
     from train.storage import workdir
 
     trial, folder, began = job.trial, job.folder, time.time()
-    config = trial.config
+    config = trial.config.copy_and_resolve_references()
+    config.devices = config.devices or 1  # not all of this host's: batch norm would depend on their number
     if trial.start:
-        config = config.copy_and_resolve_references()
         config.init_from = str((folder.parent / address(trial.start)).resolve())
     outcome: dict[str, Any] = {"summary": None, "diverged": None, "history": {}, "measured": {}}
     if trial.train:

@@ -99,6 +99,14 @@ def test_finished_trials_are_in_the_ledger_and_equal_ones_run_once(tmp_path):
     assert again == outcomes and output == "" and len(lines_of(root)) == 3
 
 
+def test_a_trial_takes_one_device_unless_it_asks_for_more(tmp_path):
+    planned = [trial(0), trial(0, devices=0), trial(0, devices=2)]
+    (one, whatever, two), _ = run_all(planned, tmp_path / "runs")
+    assert whatever.summary["loss"] == one.summary["loss"] != two.summary["loss"]
+    devices = [outcome.summary["device"].split(" ")[0] for outcome in (one, whatever, two)]
+    assert devices == ["1", "1", "2"]
+
+
 def test_other_code_runs_again_unless_its_commit_is_accepted(tmp_path, monkeypatch):
     root, planned = tmp_path / "runs", [trial(0)]
     (first,), _ = run_all(planned, root)
