@@ -15,7 +15,7 @@ from models.weights.foreign import reading
 USAGE = """Imports weights of other libraries, and exports weights to them.
 
   python -m models.weights import --from torchvision resnet50.pth --model resnet50 --out resnet50.safetensors
-  python -m models.weights import --from timm model.safetensors --model resnet50 --new head --set num_classes=10 --out …
+  python -m models.weights import --from timm r.bin --model resnet50 --new head --set num_classes=10 --out r.safetensors
   python -m models.weights export --to torchvision resnet50.safetensors --out resnet50.pth
 
 Files are .safetensors, .npz (BiT's), or PyTorch's, which end in .pth, .pt, .bin, .pth.tar, .ckpt, .th or .model.

@@ -10,7 +10,8 @@ from train import cli
 
 USAGE = """Downloads a TFDS set and prepares it for random access, once.
 
-    python -m train.data.prepare cifar10 [--data_dir=DIR]
+    python -m train.data.prepare cifar10
+    python -m train.data.prepare cifar10 --data_dir=/data/tfds
 
 The set is written as array_record; training then reads it without TensorFlow as data.source=tfds:NAME, data.dir=DIR.
 """

@@ -1,0 +1,177 @@
+"""The examples in the help of every command, and how each is checked.
+
+`run` runs the example in a folder with small runs and pictures, after the changes that are listed: "old -> new"
+replaces text, anything else is added. `parse` stops the command where its work would begin: its flags and its config
+are read as always. The reason stands beside it.
+"""
+
+import ast
+import re
+
+from experiments.bench import commands
+from tests.tiny import ROOT
+
+# Workers of benchmarks, which run in environments without this project's commands
+WORKERS = [f"experiments.bench.{name}" for name in ("ours", "peer", "peer_speedrun", "tf_data")]
+MODULES = [*commands.names(), "experiments.study.simulate", *WORKERS]
+
+TABLE = r"""
+python -m experiments.bench
+    parse   minutes; test_bench.py runs the command
+python -m experiments.bench --quick --profile
+    parse   minutes; test_bench.py
+python -m experiments.bench --cases=resnet20,loop --rounds=20
+    parse   minutes; test_bench.py
+python -m experiments.bench --cases=mobilenet_v2 --sizes=224 --peer_python=../venv-torch/bin/python
+    parse   minutes, with PyTorch
+python -m experiments.bench --cases=resnet50 --sweep=batch
+    parse   minutes; test_bench.py
+python -m experiments.bench.costs --out=experiments/results/costs
+    parse   two minutes; test_costs.py
+python -m experiments.bench.skipped
+    parse   ten minutes
+python -m experiments.bench.skipped --workdirs=runs/aig,runs/msdnet
+    parse   minutes
+python -m experiments.bench.smaller
+    parse   minutes
+python -m experiments.bench.smaller --cases=filters --rounds=30
+    parse   minutes
+python -m experiments.bench.together --config=configs/study.py:digits,model=resnet8
+    parse   minutes; test_together.py
+python -m experiments.bench.together --seeds=2,4,8,16 --config=configs/study.py:cifar10,model=resnet20
+    parse   for a GPU, and needs a data set; test_together.py
+python -m experiments.bench.ours '{"case": "steps", "model": "resnet20", "batch": 128, "size": 32}'
+    run     "batch": 128 -> "batch": 2
+python -m experiments.bench.peer '{"case": "steps", "model": "resnet20", "batch": 128, "size": 32}'
+    parse   needs PyTorch
+python -m experiments.bench.peer_speedrun --images=cifar10.npz --epochs=9.9 --width=64
+    parse   needs PyTorch
+python -m experiments.bench.tf_data '{"case": "data", "folder": "photos", "size": 224, "batch": 32, "batches": 30}'
+    parse   needs TensorFlow
+python -m experiments.explain --workdir=runs/x --indices=0,5,9 --method="grad_cam|guided_grad_cam"
+    run
+python -m experiments.explain --workdir=runs/x --image=cat.jpg --method="occlusion(size=32, stride=8)"
+    run     size=32 -> size=4; stride=8 -> stride=2
+python -m experiments.explain --workdir=runs/x --image=both.jpg --target=cat,dog --method=grad_cam
+    run     cat,dog -> 3,8
+python -m experiments.explain --workdir=runs/x --indices=mistakes --target=top1,label
+    run
+python -m experiments.report
+    run
+python -m experiments.report --results=experiments/results --out=report
+    run
+python -m experiments.report --readme=README.md
+    run
+python -m experiments.report --docs=docs
+    parse   minutes, and writes into the project; test_generated.py checks what it writes
+python -m experiments.report.site
+    parse   needs pdoc; test_site.py
+python -m experiments.report.site --out=build/docs --noapi
+    run
+python -m experiments.run --list
+    run
+python -m experiments.run initialization --scale=digits
+    parse   20 minutes; test_studies.py
+python -m experiments.run all --scale=digits
+    parse   hours; test_studies.py
+python -m experiments.run my_study.py
+    parse   test_adding.py runs it
+python -m experiments.samples
+    run     --out=drawn
+python -m experiments.samples --out=samples
+    run
+python -m experiments.seeds --config=configs/digits.py --workdir=runs/seeds --out=experiments/results/digits.json
+    run     --seeds=2; --config.duration="2 steps"
+python -m experiments.study.simulate
+    parse   minutes; test_evidence.py
+python -m experiments.study.simulate --rounds=20000 --markdown
+    parse   hours; test_evidence.py
+python -m models
+    run
+python -m models "*resnet*"
+    run
+python -m models resnet50
+    run
+python -m models.analysis resnet50 --resolution=224 --set norm=group --csv=cost.csv --chart=cost.png
+    run
+python -m models.analysis.textbook
+    run
+python -m models.weights import --from torchvision resnet50.pth --model resnet50 --out resnet50.safetensors
+    run     resnet50.pth -> torchvision.safetensors; --set width=8
+python -m models.weights import --from timm r.bin --model resnet50 --new head --set num_classes=10 --out r.safetensors
+    run     r.bin -> torchvision.safetensors; timm -> torchvision; --set width=8
+python -m models.weights export --to torchvision resnet50.safetensors --out resnet50.pth
+    run     resnet50.pth -> again.safetensors
+python -m train --config=configs/digits.py --workdir=runs/digits
+    run     runs/digits -> runs/again; --config.duration="2 steps"
+python -m train --config=configs/cifar10.py:resnet20,norm=group --workdir=runs/x --config.optimizer.clip_norm=1
+    run     runs/x -> runs/y; --config.data.source=arrays:cifar10.npz; --config.duration="2 steps"
+python -m train --config=configs/cifar10.py:resnet56 --dry_run
+    run     --config.data.source=arrays:cifar10.npz
+python -m train.adaptive --workdir=runs/aig
+    run
+python -m train.adaptive --workdir=runs/msdnet
+    run
+python -m train.adaptive --workdir=runs/msdnet --budget=25e6,50e6
+    run     25e6,50e6 -> 1e6,2e6
+python -m train.adaptive --workdir=runs/msdnet --budget=25e6 --anytime
+    run     25e6 -> 1e6
+python -m train.data.prepare cifar10
+    parse   downloads, with TensorFlow
+python -m train.data.prepare cifar10 --data_dir=/data/tfds
+    parse   downloads, with TensorFlow
+python -m train.export --workdir=runs/x --format=safetensors --out=exported/x
+    run
+python -m train.export --workdir=runs/x --format=onnx --out=exported/x_onnx
+    run
+python -m train.export --workdir=runs/x --format=stablehlo --fold= --out=exported/x_hlo
+    run
+python -m train.export --workdir=runs/x --format=torch --torch_python=venv-torch/bin/python --out=x_torch
+    parse   needs PyTorch; test_export.py
+python -m train.export --workdir=runs/x --format=compressed --share="linear(conv=8, dense=5)" --out=exported/x_small
+    run
+python -m train.predict runs/digits experiments/samples/*.png
+    run
+python -m train.predict runs/x cat.jpg dog.png
+    run
+python -m train.predict runs/x ~/photos
+    run
+python -m train.predict exported/x_onnx *.jpg --top=3 --out=predictions.png
+    run
+python -m train.predict exported/x_hlo cat.jpg --json
+    run
+python -m train.probe --config=configs/transfer.py:from=runs/x,to=cifar10
+    parse   needs a data set
+python -m train.probe --config=configs/transfer.py:from=runs/x,to=digits --endpoint=stage2 --classifiers=logistic
+    run     --cache=cache
+"""
+
+CHECKS = {
+    example: (how, note)
+    for example, how, note in re.findall(r"^(python .*)\n    (run|parse) *(.*)$", TABLE, re.MULTILINE)
+}
+
+
+def usage(module: str) -> str:
+    """Returns the text that --help of a command begins with."""
+    path = ROOT / module.replace(".", "/")
+    tree = ast.parse((path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "USAGE":
+            return ast.literal_eval(node.value)
+    return ast.get_docstring(tree) or ""
+
+
+def in_help() -> list[str]:
+    """Returns the examples in the help of every command and worker."""
+    texts = map(usage, MODULES)
+    return [line for text in texts for line in re.findall(r"^ *(python -m .*?)(?: {3,}.*)?$", text, re.MULTILINE)]
+
+
+def changed(example: str, note: str) -> str:
+    """Returns the command of an example with the changes of its row."""
+    for change in filter(None, note.split("; ")):
+        old, arrow, new = change.partition(" -> ")
+        assert not arrow or old in example, (example, old)
+        example = example.replace(old, new) if arrow else f"{example} {change}"
+    return example
