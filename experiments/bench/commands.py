@@ -28,7 +28,7 @@ def names() -> list[str]:
     """Returns every command, as `python -m` takes it."""
     modules = []
     for path in sorted(path for room in ("models", "train", "experiments") for path in (ROOT / room).rglob("*.py")):
-        if re.search(r"^    (cli\.run\(main|command\.exit_with\()", path.read_text(), re.MULTILINE):
+        if re.search(r"^    ((cli|command)\.run\(main|command\.exit_with\()", path.read_text(), re.MULTILINE):
             modules.append(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"))
     return modules
 

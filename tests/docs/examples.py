@@ -13,7 +13,7 @@ from tests.tiny import ROOT
 
 # Workers of benchmarks, which run in environments without this project's commands
 WORKERS = [f"experiments.bench.{name}" for name in ("ours", "peer", "peer_speedrun", "tf_data")]
-MODULES = [*commands.names(), "experiments.study.simulate", *WORKERS]
+MODULES = [*commands.names(), *WORKERS]
 
 TABLE = r"""
 python -m experiments.bench
@@ -70,8 +70,10 @@ python -m experiments.report.site --out=build/docs --noapi
     run
 python -m experiments.run --list
     run
-python -m experiments.run initialization --scale=digits
+python -m experiments.run initialization --scale=digits --seeds=7
     parse   20 minutes; test_studies.py
+python -m experiments.run depth --until=decided --most_seeds=20 --budget=2h
+    parse   hours; test_sequential.py
 python -m experiments.run all --scale=digits
     parse   hours; test_studies.py
 python -m experiments.run my_study.py
