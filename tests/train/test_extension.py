@@ -19,19 +19,19 @@ from train.setup.config import Durations, plain
 from train.storage import workdir
 
 CHANGES = dict(
-    batch_size=128,
+    batch_size=96,
     ema_decay=0.9,
     data__augment="crop(1)|mixup(0.2)",
     optimizer__schedule="constant",
     optimizer__warmup="0 steps",
-    log_every="11 steps",
-    evaluate_every="11 steps",
+    log_every="15 steps",
+    evaluate_every="15 steps",
     hooks="figures",
 )
 
 
 def config(duration, **changes):
-    """Returns a run of a constant schedule; an epoch is 11.2 steps."""
+    """Returns a run of a constant schedule; an epoch is 15 steps."""
     return tiny.config(**{**CHANGES, "duration": duration, **changes})
 
 
@@ -53,27 +53,27 @@ def short(tmp_path_factory):
 def test_without_the_flag_and_with_other_changes_it_is_refused(short):
     with pytest.raises(UserError, match=r"\(duration: 2 epochs -> 4 epochs\): .* --extend trains on"):
         loop.train(config("4 epochs"), short)
-    with pytest.raises(UserError, match=r"\(batch_size: 128 -> 64; duration: 2 epochs -> 4 epochs\)"):
+    with pytest.raises(UserError, match=r"\(batch_size: 96 -> 64; duration: 2 epochs -> 4 epochs\)"):
         loop.train(config("4 epochs", batch_size=64), short, extend=True)
-    for duration in ("1 epochs", "22 steps"):
-        with pytest.raises(UserError, match=f"duration='{duration}' is .* which must be more than the 22 steps"):
+    for duration in ("1 epochs", "30 steps"):
+        with pytest.raises(UserError, match=f"duration='{duration}' is .* which must be more than the 30 steps"):
             loop.train(config(duration), short, extend=True)
     with pytest.raises(UserError, match="holds no run"):
         loop.train(config("4 epochs"), short.parent / "nothing", extend=True)
     assert json.loads((short / "config.json").read_text())["duration"] == "2 epochs"
-    assert json.loads((short / "summary.json").read_text())["steps"] == 22
+    assert json.loads((short / "summary.json").read_text())["steps"] == 30
 
 
 def test_an_extended_run_equals_a_long_one_to_the_bit(short, tmp_path):
     whole = tmp_path / "whole"
     loop.train(config("4 epochs", hooks=""), whole)
     summary, text = said(config("4 epochs"), short, extend=True)
-    assert "extending the run from 22 to 45 steps: the learning rate stays 0.1\n" in text
-    assert "resuming from step 22 of 45" in text and "step 45/45" in text
+    assert "extending the run from 30 to 60 steps: the learning rate stays 0.1\n" in text
+    assert "resuming from step 30 of 60" in text and "step 60/60" in text
     tiny.assert_same(final(short)[0], final(whole)[0])
     assert logged_metrics(short) == logged_metrics(whole)
     assert summary == json.loads((short / "summary.json").read_text())
-    assert summary["steps"] == 45 and summary["extended"] == [{"step": 22, "duration": "2 epochs"}]
+    assert summary["steps"] == 60 and summary["extended"] == [{"step": 30, "duration": "2 epochs"}]
     long = json.loads((whole / "summary.json").read_text())
     assert summary["loss"] == long["loss"] and "extended" not in long
     assert json.loads((short / "config.json").read_text()) == plain(config("4 epochs"))
