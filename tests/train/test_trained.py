@@ -12,6 +12,7 @@ from models.errors import UserError
 from models.layers.endpoint import capture
 from tests import tiny
 from train import loop, predict, restore
+from train.data import background
 from train.export import loaded, network, write
 
 
@@ -100,6 +101,16 @@ def test_files_on_the_wrong_background_are_inverted(folders, images, tmp_path):
     (seen,) = subjects.from_files(folders[1], [str(tmp_path / "light.png")])
     np.testing.assert_array_equal(seen.pixels, images[0])
     assert seen.name == "light.png (inverted)"
+
+
+def test_a_run_that_recorded_no_background_goes_on(tmp_path, monkeypatch):
+    config = tiny.config(duration="2 steps")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(background, "of_training", lambda source: "")
+        summary = loop.train(config, tmp_path / "run")
+    assert "background" not in (tmp_path / "run" / "data.json").read_text()
+    assert loop.train(config, tmp_path / "run")["loss"] == summary["loss"]  # finished, and nothing has changed
+    assert train.load(tmp_path / "run").card["preprocessing"]["background"] == ""
 
 
 def test_a_run_has_its_data_and_can_be_exported(folders, tmp_path):
