@@ -7,24 +7,26 @@
     python -m train --config=configs/adaptive.py:early_exit,scale=cifar10 --workdir=runs/early_exit
     python -m train.adaptive --workdir=runs/msdnet --budget=25e6
 
-aig               Veit & Belongie 2018, section 4 and the authors' code: 350 epochs of batch 256 on CIFAR, 100 on
-                  ImageNet; set other targets by --config.model.target=0.5, rates of single blocks by
-                  --config.model.rates
-blockdrop         Wu et al. 2018, section 4.1 and the authors' code: trains the policy alone, for a trained network (a
-                  run, or a .safetensors file); the curriculum starts at the last block and reaches all of them after
-                  54 epochs (33 on ImageNet). The policy starts from scratch; on ImageNet theirs starts from a ResNet-18
+aig               Veit & Belongie 2018, section 4 and the authors' code: 350 epochs on CIFAR and 100 on ImageNet, with
+                  batches of 256. --config.model.target=0.5 sets another target rate, and --config.model.rates the rates
+                  of single blocks
+blockdrop         Wu et al. 2018, section 4.1 and the authors' code: trains only the policy, for a network that is
+                  already trained (a run or a .safetensors file). The curriculum begins with the last block and covers
+                  all blocks after 54 epochs (33 on ImageNet). Our policy starts from scratch; the authors' policy for
+                  ImageNet starts from a ResNet-18
 blockdrop_joint   then trains the policy and the network together; a higher penalty keeps more blocks and accuracy
-msdnet            Huang et al. 2018, section 5 and its PyTorch code: 300 epochs of batch 64 on CIFAR, 90 of batch 256 on
-                  ImageNet; images for the thresholds of the budgets are held out (5,000 and 50,000)
-early_exit        the baseline of that paper, a residual network with exits, trained in the same way
+msdnet            Huang et al. 2018, section 5 and its PyTorch code: 300 epochs with batches of 64 on CIFAR, 90 with
+                  batches of 256 on ImageNet. 5,000 or 50,000 images are held out to fit the thresholds of the budgets
+early_exit        the baseline of that paper: a residual network with exits, trained in the same way
 
-digits, scikit-learn's 8x8 images, is for first experiments: narrow networks, minutes on a CPU. To train a network for
-blockdrop on it: --config=configs/study.py:digits,model=resnet20 --config.model.stage_sizes="(2,2,2)".
-Published: AIG-110 5.76% error with 82% of its blocks, ResNet-110 6.61% (Veit 2018, table 1); BlockDrop 93.6% with 16.9
-of the 54 blocks of a ResNet-110 that has 93.2%, 76.4% on ImageNet with 24.8 of 33 (Wu 2018, table 1, and the authors'
-page).
-Cost: 350 epochs of AIG-110 are 1.75e7 images of 253M mult-adds, forward and backward: hours on a GPU. The budgeted
-MSDNet on CIFAR needs 1.35e7 images of 58M; the 5000 epochs of a policy need 2.5e8 images, twice forward.
+scale=digits, scikit-learn's 8x8 images, is for first experiments: narrow networks that train in minutes on a CPU. To
+train a network there for blockdrop: --config=configs/study.py:digits,model=resnet20
+--config.model.stage_sizes="(2,2,2)".
+Published: AIG-110 has an error of 5.76% with 82% of its blocks, ResNet-110 of 6.61% (Veit 2018, table 1). A ResNet-110
+has an accuracy of 93.2% on CIFAR-10; BlockDrop has 93.6% with 16.9 of its 54 blocks. On ImageNet, BlockDrop has 76.4%
+with 24.8 of 33 blocks (Wu 2018, table 1, and the authors' page).
+Cost: 350 epochs of AIG-110 are 1.75e7 images of 253M mult-adds each, forward and backward: hours on a GPU. The budgeted
+MSDNet on CIFAR needs 1.35e7 images of 58M. The 5,000 epochs of a policy need 2.5e8 images, with two forward passes.
 """
 
 from configs.base import CIFAR10, IMAGENET, arguments, base
@@ -37,7 +39,7 @@ NETWORKS = {
     "early_exit": ("early_exit_resnet62", None),
     **dict.fromkeys(METHODS[1:3], ("blockdrop110", "blockdrop101")),
 }
-# Fields and epochs for digits
+# Fields and epochs at scale digits, by method
 SMALL = {
     "aig": ({"width": 8, "stage_sizes": (2, 2, 2)}, 30),
     "blockdrop": ({"width": 8, "stage_sizes": (2, 2, 2), "policy_width": 4}, 30),
@@ -50,31 +52,31 @@ SMALL = {
 def get_config(text: str = ""):
     """Takes the arguments method, scale (digits | cifar10 | cifar100 | imagenet), model, from, data, epochs.
 
-    `model` "" and `epochs` 0 take the paper's values. `data` is a TFDS name; "" is the data set of the scale. `from` is
-    a run's folder, for blockdrop.
+    The defaults of `model` and `epochs` stand for the paper's values. `data` is a TFDS name; "" is the data set of the
+    scale. `from` is the folder of a run, for blockdrop and blockdrop_joint.
     """
     a = arguments(text, method="aig", scale="digits", model="", **{"from": ""}, data="", epochs=0)
     for name, value, allowed in (("method", a.method, METHODS), ("scale", a.scale, SCALES)):
         if value not in allowed:
             raise ValueError(f"unknown {name} '{value}'; allowed: {', '.join(allowed)}")
-    drops = a.method.startswith("blockdrop")
-    if drops != bool(a["from"]):
+    is_blockdrop = a.method.startswith("blockdrop")
+    if is_blockdrop != bool(a["from"]):
         raise ValueError(
-            "blockdrop starts from a trained residual network, blockdrop_joint from a run of blockdrop: set from"
-            if drops
+            "blockdrop starts from a trained residual network and blockdrop_joint from a run of blockdrop; set from=RUN"
+            if is_blockdrop
             else f"from={a['from']} is for blockdrop and blockdrop_joint"
         )
     if a.data and a.scale == "digits":
-        raise ValueError(f"data={a.data} applies to the other scales; digits uses scikit-learn's images")
+        raise ValueError(f"data={a.data} does not apply to scale=digits, which uses scikit-learn's images")
     if a.scale == "imagenet" and a.method == "early_exit" and not a.model:
-        raise ValueError("early_exit has no default network for ImageNet; set model=")
+        raise ValueError("early_exit has no default network for ImageNet; set model=NAME")
     c = base()
     c.model.name = a.model or NETWORKS[a.method][a.scale == "imagenet"]
     _data(c, a)
     {"aig": _aig, "blockdrop": _blockdrop, "blockdrop_joint": _blockdrop_joint, "msdnet": _exits, "early_exit": _exits}[
         a.method
     ](c, a.scale, a.epochs)
-    if drops:
+    if is_blockdrop:
         c.init_from, c.init_new = a["from"], "policy" if a.method == "blockdrop" else ""
     if a.scale == "digits":
         fields, epochs = SMALL[a.method]
@@ -88,23 +90,25 @@ def get_config(text: str = ""):
 
 
 def _data(c, a):
-    images = a.scale == "imagenet"
-    c.data.source = "digits" if a.scale == "digits" else f"tfds:{a.data or ('imagenet2012' if images else a.scale)}"
+    is_imagenet = a.scale == "imagenet"
+    c.data.source = (
+        "digits" if a.scale == "digits" else f"tfds:{a.data or ('imagenet2012' if is_imagenet else a.scale)}"
+    )
     c.data.augment = {"digits": "crop(1)", "imagenet": "flip"}.get(a.scale, "crop(4)|flip")
     if a.scale == "digits":
         c.eval_batch_size = 360
-    elif images:
+    elif is_imagenet:
         c.data.image_size, c.data.crop = 224, "random_resized"
         c.data.update(IMAGENET)
         c.data.test_split, c.data.pipeline, c.data.workers = "validation", "stream", 8
     else:
         c.eval_batch_size = 1000
         c.data.update(CIFAR10)
-    held = {"digits": "train_fit", "imagenet": "train[:1231167]"}.get(a.scale, "train[:45000]")
-    if a.data:  # the data set may have another size
-        held = "train[:90%]"
+    train_split = {"digits": "train_fit", "imagenet": "train[:1231167]"}.get(a.scale, "train[:45000]")
+    if a.data:  # its number of images is unknown
+        train_split = "train[:90%]"
     if a.method in ("msdnet", "early_exit"):
-        c.data.train_split = held
+        c.data.train_split = train_split
 
 
 def _aig(c, scale, epochs):
@@ -119,8 +123,8 @@ def _aig(c, scale, epochs):
 
 def _blockdrop(c, scale, epochs):
     c.optimizer.name, c.optimizer.learning_rate, c.batch_size = "adam", 1e-3, 2048
-    c.optimizer.groups = (("policy/.*", 1.0), (".*", 0.0))  # the network stays fixed
-    blocks = 33 if scale == "imagenet" else 54  # an epoch each
+    c.optimizer.groups = (("policy/.*", 1.0), (".*", 0.0))  # the network is frozen
+    blocks = 33 if scale == "imagenet" else 54  # the curriculum takes one epoch per block
     curriculum = "50%" if scale == "digits" or 0 < epochs < blocks else f"{blocks} epochs"
     c.task.name = f"policy(penalty=1.0, curriculum='{curriculum}')"
     c.duration = "45 epochs" if scale == "imagenet" else "5000 epochs"

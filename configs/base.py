@@ -1,16 +1,16 @@
 """Every key of a classification run, with its default and its meaning. Other configs start here and change a few keys.
 
-Durations are texts: "64000 steps", "90 epochs", "1.28e6 examples", or of the whole training "50%".
-Choices with arguments are texts, too: "sgd(momentum=0.9, nesterov=True)", "crop(4)|flip", "step(0.1, '50%', '75%')".
-Wherever one of several names is chosen, FILE.py:NAME takes it from a file of yours (docs/extend.md). The comment above
-a key is its meaning in docs/configs.md.
+Durations are strings: "64000 steps", "90 epochs", "1.28e6 examples", or "50%" of the whole training.
+Choices with arguments are strings, too: "sgd(momentum=0.9, nesterov=True)", "crop(4)|flip", "step(0.1, '50%', '75%')".
+Wherever a key takes one of several names, FILE.py:NAME takes it from a file of yours (docs/extend.md). The comment
+above a key becomes its meaning in docs/configs.md.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-# Mean and standard deviation per channel of the pixels of each training set, for `data.update`
+# Mean and standard deviation of the pixels of each training set, per channel; keys of the section data
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 
@@ -164,7 +164,7 @@ def base() -> ConfigDict:
 def arguments(text: str, **defaults: Any) -> ConfigDict:
     """Parses the text after the colon of --config=file.py:ARGUMENTS, e.g. "resnet20,norm=group".
 
-    A word without "=" is the value of the first default. Each value is converted to the type of its default.
+    A first word without "=" is the value of the first argument. Each value is converted to the type of its default.
 
     Raises:
       ValueError: An argument is unknown, or its value does not have the type of the default.

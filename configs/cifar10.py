@@ -3,8 +3,9 @@
     python -m train.data.prepare cifar10
     python -m train --config=configs/cifar10.py:resnet20 --workdir=runs/resnet20
 
-64,000 steps of batch 128; learning rate 0.1, divided by 10 at 32k and 48k; 4-pixel padding with a random crop; flip;
-decay 1e-4 on every parameter; shortcut A. The mean of each channel is subtracted (in the paper, of each pixel).
+64,000 steps with batches of 128; learning rate 0.1, divided by 10 at 32k and 48k steps; padding by 4 pixels, then a
+random crop and flip; weight decay 1e-4 on every parameter; shortcut A. We subtract the mean of each channel, the paper
+that of each pixel.
 Published test error (table 6): ResNet-20 8.75%, -32 7.51%, -44 7.17%, -56 6.97%, -110 6.61% (mean of five), -1202
 7.93%.
 Cost: 64k steps of ResNet-20 are 1.0e9 images of 41M mult-adds, forward and backward: hours on a CPU, minutes on a GPU.
@@ -16,32 +17,33 @@ In the paper, ResNet-110 starts with a learning rate of 0.01: --config.optimizer
 
     python -m train --config=configs/cifar10.py:resnet20,recipe=brief --workdir=runs/brief
 
-recipe=brief: 30 epochs of batch 512 in bfloat16, for an accelerator, to bring ResNet-20 to 91% within a minute: the
-learning rate rises and falls once (as in Smith 2018, arXiv 1708.07120), with Nesterov momentum and decay 5e-4 (as in
-Zagoruyko 2016, arXiv 1605.07146). Not measured yet.
+recipe=brief is meant to bring ResNet-20 to 91% within a minute on an accelerator: 30 epochs with batches of 512, in
+bfloat16. The learning rate rises and falls once (as in Smith 2018, arXiv 1708.07120), with Nesterov momentum and weight
+decay 5e-4 (as in Zagoruyko 2016, arXiv 1605.07146). It has not been measured yet.
 
-speedrun: airbench94 (Jordan 2024, arXiv 2404.00498; code KellerJordan/cifar10-airbench, airbench94.py), for seconds on
-one accelerator. Published: 94.01% on average, in 3.83 s of training on an A100 (3.29 s compiled by torch.compile).
-Differences: 9.9 epochs are 483 steps instead of 476, because no remainder of an epoch is dropped; weights are reset to
-their averages every 5 steps, but not once more at the end of each epoch.
+speedrun is airbench94 (Jordan 2024, arXiv 2404.00498; code KellerJordan/cifar10-airbench, airbench94.py), which takes
+seconds on one accelerator. Published: 94.01% on average, in 3.83 s of training on an A100 (3.29 s when compiled by
+torch.compile).
+Differences: 9.9 epochs are 483 steps, not 476, because the incomplete last batch of an epoch is not dropped. Weights
+are reset to their averages every 5 steps, but not once more at the end of each epoch.
 """
 
 from configs.base import CIFAR10, arguments, base
 
 
 def get_config(text: str = ""):
-    """Takes the arguments model (or speedrun), norm, data, recipe (he | brief); speedrun also batch, width, epochs."""
+    """Takes the arguments model (or speedrun), norm, data, recipe (he | brief); for speedrun batch, width, epochs."""
     a = arguments(text, model="resnet20", norm="batch", data="cifar10", recipe="he", batch=1024, width=64, epochs=9.9)
     c = base()
     if a.recipe not in ("he", "brief"):
         raise ValueError(f"unknown recipe '{a.recipe}'; allowed: he, brief")
     if a.model == "speedrun":
         if a.recipe != "he":
-            raise ValueError(f"recipe={a.recipe} does not apply to speedrun, which is a recipe itself")
+            raise ValueError(f"recipe={a.recipe} does not apply to speedrun, which has its own recipe")
         return _speedrun(c, a)
     if (a.batch, a.width, a.epochs) != (1024, 64, 9.9):
         raise ValueError(
-            "batch, width, epochs are arguments of speedrun only; set --config.batch_size, "
+            "batch, width and epochs are arguments of speedrun only; set --config.batch_size, "
             "--config.model.width, --config.duration instead"
         )
     c.model.name = a.model
@@ -82,8 +84,8 @@ def _cifar(c, a):
 
 def _speedrun(c, a):
     momentum, decay = 0.85, 0.0153
-    start = "30.3%"  # start of lookahead, and end of training the stem's bias: 3 of 9.9 epochs
-    rate = 11.5  # for gradients summed over 1024 examples and over the steps that momentum adds up
+    start = "30.3%"  # 3 of 9.9 epochs: lookahead begins, and the stem's bias stops training
+    rate = 11.5  # for gradients that are summed over 1,024 examples and, by momentum, over steps
     c.model.name, c.model.width = "airbench94", a.width
     c.model.norm = "batch:0.6" if a.norm == "batch" else a.norm
     c.model.act, c.model.init, c.data_init = "gelu", "dirac", "whiten"

@@ -2,7 +2,8 @@
 
     python -m train --config=configs/digits.py --workdir=runs/digits
 
-Nothing is downloaded. 1,437 images train, 360 test (fixed stratified split). Expected: see docs/results.md.
+Nothing is downloaded. A fixed stratified split has 1,437 training and 360 test images. docs/results.md has the accuracy
+to expect.
 """
 
 from configs.base import arguments, base

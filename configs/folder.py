@@ -3,10 +3,10 @@
     python -m train --config=configs/folder.py:images=/data/flowers --workdir=runs/flowers
 
 If the folder holds train/ and val/ (or test/), these are the splits. Otherwise a fixed fifth of the images of each
-class is held out for testing. Images of any size are cropped at random to `size` while they are decoded. The default is
-a ResNet-18 from scratch, 30 epochs: a start, to be changed from the command line (`--config.model.name=resnet50
---config.data.on_error=skip`).
-Cost: 1.8e9 mult-adds per image and forward pass at size 224, three times as many to train.
+class is held out for testing. Images of any size are cropped at random to `size` while they are decoded. The default, a
+ResNet-18 trained from scratch for 30 epochs, is a starting point. Change it on the command line, for example by
+`--config.model.name=resnet50 --config.data.on_error=skip`.
+Cost: at size 224, 1.8e9 mult-adds per image for a forward pass, and three times as many for a training step.
 """
 
 from configs.base import IMAGENET, arguments, base

@@ -4,14 +4,14 @@
     python -m train --config=configs/imagenet.py:resnet50 --workdir=runs/resnet50
     python -m train --config=configs/imagenet.py:resnet50,recipe=modern --workdir=runs/resnet50-modern
 
-goyal: learning rate 0.1 x batch / 256 with 5 epochs of warm-up, divided by 10 at epochs 30, 60, 80; decay 1e-4;
-the last batch-norm scale of each block starts at zero (section 5.1). Published: ResNet-50 76.4% top-1 (23.6% error,
-table 1, batch 256; 23.74% at 8192), one center crop at 224.
-modern: AdamW, cosine, label smoothing, RandAugment, mixup and cutmix, random erasing, stochastic depth, averaged
-weights: the ingredients of ConvNeXt's recipe (Liu 2022, appendix A.1, arXiv 2201.03545), there 300 epochs.
-Published for ResNet-50 with it: 78.8 +- 0.07% (table 10).
+goyal: learning rate 0.1 x batch / 256 with 5 epochs of warm-up, divided by 10 at epochs 30, 60 and 80; weight decay
+1e-4; the last batch-norm scale of each block starts at zero (section 5.1). Published: ResNet-50 76.4% top-1 (23.6%
+error, table 1, batch 256; 23.74% at 8192), one center crop at 224.
+modern: the ingredients of ConvNeXt's recipe of 300 epochs (Liu 2022, appendix A.1, arXiv 2201.03545): AdamW, a cosine
+schedule, label smoothing, RandAugment, mixup and cutmix, random erasing, stochastic depth, averaged weights.
+Published for ResNet-50 with that recipe: 78.8 +- 0.07% (table 10).
 
-Cost: 90 epochs of ResNet-50 are 1.15e8 images of 4.1e9 mult-adds, forward and backward: for 8 accelerators.
+Cost: 90 epochs of ResNet-50 are 1.15e8 images of 4.1e9 mult-adds, forward and backward, for 8 accelerators.
 """
 
 from configs.base import IMAGENET, arguments, base
@@ -35,7 +35,7 @@ def get_config(text: str = ""):
     c.data.workers = 8
     c.data.image_size = a.size
     c.data.crop = "random_resized"
-    c.data.exif = "ignore"  # like torchvision's and TensorFlow's pipelines, which gave the published accuracies
+    c.data.exif = "ignore"  # as in the pipelines of the published accuracies, torchvision's and TensorFlow's
     c.data.update(IMAGENET)
     if a.recipe == "goyal":
         c.model.zero_gamma = True
@@ -46,7 +46,7 @@ def get_config(text: str = ""):
         c.optimizer.warmup_from = min(1.0, 0.1 / c.optimizer.learning_rate)
         c.optimizer.name = "sgd(momentum=0.9, nesterov=True)"
         c.optimizer.weight_decay = 1e-4
-        c.optimizer.decay = ".*/kernel"  # not on batch norm's scale and bias (section 5.1)
+        c.optimizer.decay = ".*/kernel"  # none on the scale and bias of batch norm (section 5.1)
         c.data.augment = "flip"
     else:
         c.model.stochastic_depth = 0.1

@@ -3,12 +3,12 @@
     python -m train --config=configs/initialization.py:plain20,init=xavier_normal --workdir=runs/x
     python -m train --config=configs/initialization.py:plain20,init=orthogonal,data_init=lsuv --workdir=runs/y
 
-This is the recipe of the study of initialization (experiments/studies/initialization): SGD with a low learning rate
-if nothing is normalized, and a warm-up of one epoch. The scales are those of configs/study.py. On digits, a deep
-network without normalization needs a thousand steps before it begins to learn, and more channels than other studies
-use.
+This is the recipe of the study of initialization (experiments/studies/initialization): SGD with a warm-up of one
+epoch, and a low learning rate for networks without normalization. The scales are those of configs/study.py. On digits,
+a deep network without normalization needs a thousand steps before it begins to learn. It also needs more channels than
+the networks of other studies have.
 
-Expected: in plain networks of 20 layers MSRA learns and Xavier stalls; batch norm cures a bad scale.
+Expected: plain networks of 20 layers learn with MSRA and stall with Xavier; batch norm makes up for a bad scale.
 Published (He 2015, figures 2 and 3): 22 layers converge with both, 30 layers with MSRA alone.
 Cost: half a minute on one core (digits), minutes on a GPU (cifar10).
 """

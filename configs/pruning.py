@@ -5,22 +5,25 @@
     python -m train --config=configs/pruning.py:LeNet-5,stage=share,from=runs/pruned --workdir=runs/shared
     python -m train.export --workdir=runs/shared --format=compressed --out=exported/lenet5
 
-Or start from any run of yours; its folder supplies the data, the network and the recipe:
+Or start from any run of yours. Its folder determines the data, the network and the recipe:
 
     python -m train --config=configs/pruning.py:from=runs/digits,stage=prune,sparsity=0.9 --workdir=runs/pruned
     python -m train --config=configs/pruning.py:from=runs/pruned,stage=share,conv=8,dense=5 --workdir=runs/shared
 
-stage=dense    trains a network by name, unpruned: LeNet-300-100, LeNet-5 (on digits at 28x28), VGG-11, ResNet-20
-stage=prune    prunes weights during the first half of training, more at first, then retrains (Zhu & Gupta 2018, Han
-               2015), or all at `once` at the beginning; score=magnitude | movement | snip | random; by=std (Han 2015's
-               thresholds) | global | layer | a file of the hook sensitivity; structure=weights | filters | 2:4; what:
-               regular expression of the kernels that may be pruned
-stage=share    2^conv values per convolution and 2^dense per dense layer, by k-means, then trained (Han 2016)
+stage=dense    trains a named network without pruning: LeNet-300-100, LeNet-5 (on digits at 28x28), VGG-11, ResNet-20
+stage=prune    prunes weights during the first half of training, most of them early, and then retrains (Zhu & Gupta
+               2018, Han 2015). once=true prunes all of them at the beginning. score=magnitude | movement | snip |
+               random; by=std (Han 2015's thresholds) | global | layer | a file of the hook sensitivity;
+               structure=weights | filters | 2:4; what=REGEX names the kernels that may be pruned
+stage=share    lets the weights of each layer share 2^conv values (convolutions) or 2^dense values (dense layers), which
+               come from k-means and are then trained (Han 2016)
 
-Networks by name have the recipes of the study of compression (experiments/studies/compression). There, scale=cifar10 is
-cifar10_jpeg, a TFDS set. l1 is the factor of an L1 penalty that replaces weight decay. For a run, `epochs` 0 means the
-run's own duration to prune and a tenth of it to share; `lr` 0 means half or a hundredth of its learning rate.
-Published (Han 2016, table 1): LeNet-300-100 40 times smaller, LeNet-5 39, AlexNet 35, VGG-16 49, without loss.
+Named networks have the recipes of the study of compression (experiments/studies/compression). There, scale=cifar10 is
+cifar10_jpeg, a TFDS set. l1 is the factor of an L1 penalty that replaces weight decay. If you start from a run,
+`epochs` 0 means the run's duration for pruning and a tenth of it for sharing. `lr` 0 means half of the run's learning
+rate for pruning and a hundredth for sharing.
+Published (Han 2016, table 1): files without loss of accuracy that are 40 times smaller (LeNet-300-100), 39 times
+(LeNet-5), 35 times (AlexNet) and 49 times (VGG-16).
 Cost: `epochs` of the data; on digits, each stage of a LeNet takes a minute on a CPU.
 """
 
@@ -42,8 +45,8 @@ class Recipe(NamedTuple):
       fields: Fields of the model, "name" among them.
       size: Height and width of the images; 0: unchanged.
       rate: Learning rate of the dense stage.
-      epochs: Lengths of the stages dense, prune (whose second half only retrains) and share.
-      sparsity: Share of the weights that are pruned.
+      epochs: Lengths of the stages dense, prune and share; the second half of prune only retrains.
+      sparsity: Fraction of the weights that are pruned.
       bits: Bits of the indices of convolutions and of dense layers.
     """
 
@@ -55,7 +58,7 @@ class Recipe(NamedTuple):
     bits: tuple[int, int]
 
 
-# Bits and sparsity of the LeNets as published (sections 4 and 5, tables 2 and 3).
+# The bits and the sparsity of the LeNets are the published ones (sections 4 and 5, tables 2 and 3).
 RECIPES = {
     "digits": {
         "LeNet-300-100": Recipe({"name": "lenet_300_100"}, 28, 0.02, (30, 90, 5), 0.92, (6, 6)),
@@ -75,8 +78,8 @@ KERNELS = ".*/kernel"
 def get_config(text: str = ""):
     """Takes the arguments network, from, stage (dense | prune | share), and options of the stage.
 
-    The options are sparsity, score, by, structure, what, once (prune), conv, dense (share), epochs, lr; for networks by
-    name also l1, scale, seed. 0 stands for the recipe's value.
+    The options are sparsity, score, by, structure, what and once (prune); conv and dense (share); epochs and lr; for
+    named networks also l1, scale and seed. 0 stands for the value of the recipe.
     """
     a = arguments(
         text,
@@ -123,9 +126,9 @@ def _by_name(a):
 
 
 def _of_run(a):
-    """Returns the config of an existing run, changed for the stage that starts from it."""
+    """Returns the config of an existing run, changed for a stage that starts from that run."""
     if a.stage == "dense":
-        raise ValueError("stage=dense needs a network by name: set network=NAME")
+        raise ValueError("stage=dense needs a named network; set network=NAME")
     folder = Path(a["from"]).expanduser()
     try:
         c = ConfigDict(json.loads((folder / "config.json").read_text()))
@@ -135,13 +138,13 @@ def _of_run(a):
         raise ValueError(f"from={a['from']}: must be the folder of a run (config.json: {error.strerror})") from None
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"from={a['from']}: its config.json cannot be read ({error})") from None
-    sharing = a.stage == "share"
+    is_share = a.stage == "share"
     c.init_from, c.init_new, c.data_init = a["from"], "", "none"
-    c.optimizer.learning_rate = a.lr or rate / (100 if sharing else 2)
-    c.duration = f"{a.epochs} epochs" if a.epochs else _tenth(duration) if sharing else duration
+    c.optimizer.learning_rate = a.lr or rate / (100 if is_share else 2)
+    c.duration = f"{a.epochs} epochs" if a.epochs else _tenth(duration) if is_share else duration
     c.optimizer.warmup, c.ema_decay, c.lookahead = "0 steps", 0.0, ""
     c.hooks = "|".join(hook for hook in c.hooks.split("|") if hook and hook != "sparsity")
-    if not sharing:
+    if not is_share:
         c.hooks = "|".join(filter(None, (c.hooks, "sparsity")))
     _set_stage(c, a, 0.9, (8, 5))
     return c

@@ -2,11 +2,12 @@
 
     python -m train --config=configs/study.py:digits,model=plain20,norm=none,init=xavier_normal --workdir=runs/x
 
-digits    scikit-learn's 8x8 images, 1,437 to train and 360 to test; networks at a quarter of their width; seconds
-cifar10   configs/cifar10.py, shorter: a cosine over `epochs`; minutes on a GPU
-imagenet  configs/imagenet.py, the recipe of Goyal 2017
+digits    scikit-learn's 8x8 images, 1,437 for training and 360 for testing; plain and residual networks of width 8;
+          seconds per run on a CPU
+cifar10   configs/cifar10.py, but shorter, with a cosine schedule over `epochs`; minutes per run on a GPU
+imagenet  configs/imagenet.py with the recipe of Goyal 2017; days per run on several GPUs
 
-Expected: each study of experiments/ states it before it runs. Cost: seconds per run, minutes on a GPU, or days on many.
+Each study in experiments/ states what it expects before it runs.
 """
 
 from configs import cifar10, digits, imagenet
@@ -18,7 +19,8 @@ EPOCHS = {"digits": 12, "cifar10": 60, "imagenet": 90}
 def get_config(text: str = ""):
     """Takes the arguments scale (digits | cifar10 | imagenet), model, norm, init, lr, epochs, size, seed.
 
-    lr and epochs: 0 takes the recipe's; size: height and width to which images are resized, 0 keeps the recipe's.
+    `lr` 0 and `epochs` 0 keep the recipe's values. `size` is the height and width to which images are resized; 0 keeps
+    the recipe's.
     """
     a = arguments(text, scale="digits", model="resnet20", norm="batch", init="msra", lr=0.0, epochs=0, size=0, seed=0)
     if a.scale not in EPOCHS:
@@ -38,7 +40,7 @@ def get_config(text: str = ""):
         if a.model.startswith(("plain", "resnet", "preresnet")):
             c.model.width = 8
         else:
-            del c.model.width  # set by configs/digits.py; other families have their own widths, or none
+            del c.model.width  # set by configs/digits.py; other families have widths of their own, or none
         c.evaluate_every = "4 epochs"
     if a.scale == "cifar10":
         c.optimizer.schedule = "cosine"

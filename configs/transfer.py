@@ -7,28 +7,34 @@
     python -m train --config=configs/transfer.py:model=resnet20,to=cifar10 --workdir=runs/y            from scratch
     python -m train.probe --config=configs/transfer.py:from=runs/x,to=cifar10                 features and classifiers
 
-`from` is a run's folder or a file of `python -m models.weights import`; both say which network it is, and a run also
-how its images were normalized. The head is initialized anew for the target's classes.
+`from` is the folder of a run or a file of `python -m models.weights import`. Both record the network; a run also
+records how its images were normalized. The head gets new weights for the classes of the target.
 
-rule=finetune  SGD with a low learning rate, `lr` (0: 0.01; from scratch 0.1), a cosine over `epochs` (or `steps`)
-rule=bit       the BiT hyper-rule (Kolesnikov 2020, section 3.3): SGD 0.003 at batch 512, for 500, 10,000 or 20,000
-               steps depending on the number of examples; resolution by image size; mixup 0.1 from 20,000 examples on
+rule=finetune  SGD with the learning rate `lr` (0 stands for 0.01, or from scratch for 0.1), and a cosine schedule over
+               `epochs` (or `steps`)
+rule=bit       the BiT hyper-rule (Kolesnikov 2020, section 3.3): SGD with a learning rate of 0.003 at batch size 512,
+               for 500, 10,000 or 20,000 steps, depending on the number of examples. The resolution depends on the size
+               of the images. With 20,000 examples or more, mixup 0.1
 
-freeze=N       freezes the stem and the first N stages; freeze=all freezes all but the head
-unfreeze=T     unfreezes gradually: first the head alone, then one more stage from the top after each T, e.g. 2 epochs
-decay=F        gives each stage below the head F times the learning rate of the one above
+freeze=N       freezes the stem and the first N stages; freeze=all freezes everything except the head
+unfreeze=T     unfreezes gradually: at first only the head trains, then one more stage from the top after each T, e.g. 2
+               epochs
+decay=F        gives each stage F times the learning rate of the one above it, beginning below the head
 
-With freeze or unfreeze, batch norm uses the source's statistics everywhere (norm=frozen_batch), because those of frozen
-parts would drift. The three options need a network of stages; `stages` gives their number if the name does not.
+With freeze or unfreeze, batch norm keeps the statistics of the source everywhere (norm=frozen_batch), because
+statistics of frozen parts would drift. The three options need a network of stages; set `stages` if its name does not
+determine their number.
 
 Targets: digits, cifar10, cifar10_jpeg, cifar100 and those of the published table: caltech101, voc2007 (multi-label),
 cub200, cars, aircraft (a folder of train/VARIANT and test/VARIANT, --config.data.source=folder:PATH). Prepare them by
-`python -m train.data.prepare caltech101`, voc/2007, caltech_birds2011, cars196. Any other data source is named as in
-`data.source`: folder:PATH, arrays:FILE.npz, tfds:NAME, FILE.py:NAME. Its classes are read when the run starts, and its
-images are cropped at random to `size`. rule=bit counts the images of a folder; other sources need `examples`.
-Published (ImageNet -> target, in the order non-convolutional, features and classifier, fine-tuned): Caltech-101 84.3,
-87.7, 88.4; VOC 2007 61.7, 79.7, 82.4; CUB-200 18.8, 61.0, 70.4; Aircraft 61.0, 45.0, 74.1; Cars 59.2, 36.5, 79.8.
-Cost: 30 epochs of the target's images; ResNet-50 at 224 costs 4.1e9 mult-adds per image forward: for an accelerator.
+`python -m train.data.prepare NAME` with caltech101, voc/2007, caltech_birds2011 or cars196. `to` also takes any other
+data source, in the form of `data.source`: folder:PATH, arrays:FILE.npz, tfds:NAME, FILE.py:NAME. Its classes are read
+when the run starts, and its images are cropped at random to `size`. rule=bit counts the images of a folder; for other
+sources, set `examples`.
+Published (ImageNet -> target; non-convolutional method, classifier on features, fine-tuned): Caltech-101 84.3, 87.7,
+88.4; VOC 2007 61.7, 79.7, 82.4; CUB-200 18.8, 61.0, 70.4; Aircraft 61.0, 45.0, 74.1; Cars 59.2, 36.5, 79.8.
+Cost: 30 epochs of the target's images. A forward pass of ResNet-50 at size 224 costs 4.1e9 mult-adds per image, so it
+needs an accelerator.
 """
 
 import ast
@@ -47,7 +53,7 @@ class Target(NamedTuple):
 
     Attributes:
       examples: Number of training examples.
-      size: Height and width of the images; 0: photographs of varying size, around 500 pixels.
+      size: Height and width of the images; 0 for photographs of varying size, around 500 pixels.
     """
 
     source: str
@@ -71,9 +77,9 @@ TARGETS = {
     "aircraft": Target("folder:fgvc-aircraft-2013b", "train", "test", 6667, 100, 0),
 }
 SIZES = {**{target.source: target.size for target in TARGETS.values()}, "tfds:tiny_imagenet32": 32}
-# Endings by which the images of a folder are counted, which decides about batch size and the length of rule=bit
+# Endings of files that count as images of a folder; the count determines the batch size and the length of rule=bit
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-# Maps regular expressions of model names to the number of stages, 0 for networks without; the first match counts.
+# Regular expression of model names -> number of stages, 0 for networks without stages; the first match counts
 STAGES = {
     r"(pre)?resnet(8|14|20|32|38|44|56|74|110|164|1001|1202)": 3,
     r"(convnet_aig|blockdrop)(32|38|74|110)": 3,
@@ -95,9 +101,10 @@ NO_BATCH_NORM = r"(alexnet|lenet|vit|swin|convnext|resnetv2|vgg(?!.*(bn|cifar)))
 def get_config(text: str = ""):
     """Takes the arguments from or model (from scratch), to, labels, rule (finetune | bit), lr, and the others below.
 
-    labels: number per class, 0: all; epochs: 0 is 30; size: of the images, 0: the size that the network was trained on,
-    or the target's. examples: number of training images of a source that is not in the list, for rule=bit. The others
-    are epochs or steps, batch, freeze, unfreeze, decay, stages (of the network; 0: by its name), seed.
+    `labels` is the number per class; 0 means all. `size` is that of the images; 0 means the size that the network was
+    trained on, or the target's. `examples` is the number of training images of a source that is not in TARGETS, for
+    rule=bit. `stages` is the number of stages of the network; 0 takes it from its name. The others are epochs (0 means
+    30) or steps, batch, freeze, unfreeze, decay and seed.
     """
     a = arguments(
         text,
@@ -147,7 +154,7 @@ def get_config(text: str = ""):
     if a.rule == "bit":
         if not examples:
             raise ValueError(
-                f"rule=bit depends on the number of training images, which to={a.to} does not tell: set examples"
+                f"rule=bit depends on the number of training images, which to={a.to} does not determine; set examples"
             )
         bit(c, examples, target.size, a.batch or 512)
         c.optimizer.learning_rate = a.lr or c.optimizer.learning_rate
@@ -174,8 +181,8 @@ def target_of(name: str, examples: int = 0) -> Target:
     """Returns a target by its name in TARGETS, or by the text of a data source.
 
     Args:
-      name: e.g. "cifar10" or "folder:/my/images".
-      examples: number of training images, where the target does not tell; 0: unknown.
+      name: Such as "cifar10" or "folder:/my/images".
+      examples: Number of training images, for a source that does not determine it; 0 if unknown.
 
     Raises:
       ValueError: The folder does not exist.
@@ -193,7 +200,7 @@ def target_of(name: str, examples: int = 0) -> Target:
 
 
 def _in_folder(source: str) -> tuple[int, int]:
-    """Returns how many images a folder has to train on, and how many classes, by the names of its files."""
+    """Returns the number of training images in a folder, counted by their file endings, and its number of classes."""
     root = Path(source.removeprefix("folder:")).expanduser()
     if not root.is_dir():
         raise ValueError(f"to={source}: there is no such folder")
@@ -207,9 +214,9 @@ def _in_folder(source: str) -> tuple[int, int]:
 
 
 def _start(c: Any, start: str, description: Mapping[str, Any]) -> None:
-    """Sets the network, its task and its heads, and how its images are normalized."""
+    """Sets the network, its task, its new heads, and the normalization of its images."""
     for name in set(c.model) - set(description["model"]):
-        del c.model[name]  # fields that the network's config does not set, or that it does not have
+        del c.model[name]  # fields that the network does not have, or that its config does not set
     c.model.update(description["model"])
     c.init_from = start
     for name in ("mean", "std"):
@@ -225,7 +232,7 @@ def _start(c: Any, start: str, description: Mapping[str, Any]) -> None:
 
 
 def images(c: Any, target: Target, size: int, channels: int) -> None:
-    """Sets how images get the network's size: photographs are cropped at random, small ones resized if needed."""
+    """Brings images to the size of the network: crops photographs at random, and resizes small images if needed."""
     gray = target.source == "digits"
     c.data.channels = channels if gray and channels == 3 else 0
     if not target.size:
@@ -259,7 +266,8 @@ def bit(c: Any, examples: int, size: int, batch: int = 512) -> None:
     c.optimizer.weight_decay = 0.0
     c.optimizer.warmup = f"{warmup} steps"
     c.optimizer.schedule = f"step(0.1, '{first} steps', '{second} steps', '{third} steps')"
-    # Resized to 160 and cropped to 128 below 96 x 96 pixels; the code's 512 and 480 otherwise (the paper: 448 and 384).
+    # Images below 96 x 96 pixels are resized to 160 and cropped to 128; others to 512 and 480, as in the code (448 and
+    # 384 in the paper).
     before, after = (160, 128) if size and size * size < 96 * 96 else (512, 480)
     c.data.image_size, c.data.crop = after, "whole"
     c.data.crop_scale = ((after / before) ** 2,) * 2
@@ -271,8 +279,9 @@ def bit(c: Any, examples: int, size: int, batch: int = 512) -> None:
 def groups(frozen: str, unfreeze: str, decay: float, model: str, stages: int) -> tuple[tuple[Any, ...], ...]:
     """Returns config.optimizer.groups for frozen stages, gradual unfreezing, and learning rates that decay by stage.
 
-    `frozen` counts stages, and includes the stem; "all" freezes all but the head. A stage is the beginning of a
-    parameter's path: "stem…", "stage1/…" (with "transition1/…"), …; everything else belongs to the head.
+    `frozen` is the number of stages that are frozen together with the stem; "all" freezes everything except the head.
+    The beginning of a parameter's path tells its stage: "stem…", "stage1/…" (with "transition1/…"), …. Everything else
+    belongs to the head.
     """
     if not 0 < decay <= 1:
         raise ValueError(f"decay={decay} must be in (0, 1]")
@@ -290,13 +299,13 @@ def groups(frozen: str, unfreeze: str, decay: float, model: str, stages: int) ->
         )
     if not (frozen.isdecimal() and int(frozen) <= stages):
         raise ValueError(f"freeze={frozen} must be 0 to {stages}, or all")
-    time, unit = (unfreeze[:-1], "%") if unfreeze.endswith("%") else (unfreeze.split() + ["", ""])[:2]
+    interval, unit = (unfreeze[:-1], "%") if unfreeze.endswith("%") else (unfreeze.split() + ["", ""])[:2]
     rows = []
     stem = () if model.startswith("vgg") else ("stem.*",)
     for i, level in enumerate((*stem, *(f"(stage|transition){i}/.*" for i in range(1, stages + 1))), 1 - len(stem)):
         depth = stages + 1 - i  # number of stages from the head down
         try:
-            start = (f"{depth * float(time):g}{'' if unit == '%' else ' '}{unit}",) if unfreeze else ()
+            start = (f"{depth * float(interval):g}{'' if unit == '%' else ' '}{unit}",) if unfreeze else ()
         except ValueError:
             raise ValueError(f"unfreeze={unfreeze}: must be a duration, e.g. '2 epochs' or '10%'") from None
         rows.append((level, 0.0) if frozen != "0" and i <= int(frozen) else (level, decay**depth, *start))
@@ -304,7 +313,7 @@ def groups(frozen: str, unfreeze: str, decay: float, model: str, stages: int) ->
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[int]]:
-    """Returns the config of a run, and the shape [H, W, C] of its images, [] where the run did not record it.
+    """Returns the config of a run and the shape [H, W, C] of its images, or [] if the run did not record it.
 
     Args:
       folder: Folder of the run, or of an exported network (`python -m train.export`). The config of the latter has the
@@ -320,10 +329,11 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[int]]:
 
 
 def described(where: str) -> dict[str, Any]:
-    """Returns what a run or a file records about its network.
+    """Describes the network of a run or of a file, as recorded there.
 
     Returns:
-      {"model": the section of the config, "batch_norm"}; for a run also its images' "mean", "std", "size", "channels".
+      {"model": section of the config, "batch_norm": whether it has any}; for a run also "mean", "std", "size" and
+      "channels" of its images.
 
     Raises:
       ValueError: The file or folder cannot be read.
@@ -335,8 +345,8 @@ def described(where: str) -> dict[str, Any]:
             data, description = config["data"], {"model": config["model"]}
             description |= {name: data[name] for name in ("mean", "std")}
             description["size"] = shape[0] if shape else data["image_size"] or SIZES.get(data["source"], 0)
-            known_by_name = "none" if re.fullmatch(NO_BATCH_NORM, config["model"]["name"]) else "batch"
-            norm = config["model"].get("norm", known_by_name)
+            default_norm = "none" if re.fullmatch(NO_BATCH_NORM, config["model"]["name"]) else "batch"
+            norm = config["model"].get("norm", default_norm)
             description["batch_norm"] = norm == "batch"
             description["channels"] = (
                 shape[2] if shape else data.get("channels") or (1 if data["source"] == "digits" else 3)
@@ -355,6 +365,6 @@ def described(where: str) -> dict[str, Any]:
         ) from None
     except Exception:  # parsers of a damaged header raise any error, even RecursionError
         raise ValueError(
-            f"from={where}: it does not say which network it is; name a run's folder or a .safetensors "
+            f"from={where}: it does not record its network; name the folder of a run or a .safetensors "
             "file of python -m models.weights import"
         ) from None

@@ -44,8 +44,8 @@ class Options(NamedTuple):
       workdir: Folder of the trials' folders.
       out: Folder of the results, which go to out/STUDY/SCALE.
       jobs: Number of trials at once; 0 for the default.
-      seeds: Seeds per group; the most if `decided`.
-      decided: Whether groups of undecided claims get more seeds, at the looks of `verdicts.looks`.
+      seeds: Seeds per group; the maximum if `decided`.
+      decided: Whether the groups of undecided claims get more seeds, in the steps of `verdicts.looks`.
       deadline: Time after which no trial starts, as `time.time`; None for no limit.
       accept: Commits whose finished trials count although the code has changed.
       keep: Keeps the folders of finished trials.
@@ -95,11 +95,12 @@ def seconds(budget: str) -> float:
 
 
 def run_each(specs: Sequence[str], scale: str, options: Options, console: rich.console.Console) -> None:
-    """Runs studies, as `run` does; continues after one that fails.
+    """Runs several studies, and continues after one that fails.
 
     Raises:
-      UserError: Some studies failed. RuntimeError instead if one failed because of a fault of the code.
-      Interrupted: A signal arrived; raised at once.
+      UserError: Some studies failed because of mistakes of the user.
+      RuntimeError: Some studies failed, at least one of them because of a fault in the code.
+      Interrupted: A signal arrived. It is raised at once.
     """
     failed = {}
     for spec in specs:
@@ -122,7 +123,7 @@ def run_each(specs: Sequence[str], scale: str, options: Options, console: rich.c
 
 
 def catalogue() -> rich.table.Table:
-    """Returns the studies with their questions, and their costs by scale."""
+    """Returns a table of the studies, with their questions and their costs by scale."""
     studies = {name: study.module(name).STUDY for name in study.STUDIES}
     return terminal_table(
         ("study", "question", "cost"),
@@ -159,7 +160,7 @@ def run(spec: str, scale: str, options: Options, console: rich.console.Console) 
         console.print(
             f"  expected: {claim.expected} [dim]({claim.source}: {claim.published})[/]", soft_wrap=True, markup=True
         )
-    began, jobs = time.time(), options.jobs or default_jobs()
+    start_time, jobs = time.time(), options.jobs or default_jobs()
     looks = verdicts.looks(options.seeds) if options.decided else [(options.seeds, ALPHA)]
     planned, outcomes, seen = sequential.run_until_decided(
         this,
@@ -178,13 +179,15 @@ def run(spec: str, scale: str, options: Options, console: rich.console.Console) 
         lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False),
     )
     records = [record_of(trial, outcome) for trial, outcome in zip(planned, outcomes.all(), strict=True)]
-    each = {record["folder"]: outcome.seconds for record, outcome in zip(records, outcomes.all(), strict=True)}
+    seconds_by_folder = {
+        record["folder"]: outcome.seconds for record, outcome in zip(records, outcomes.all(), strict=True)
+    }
     results = {
         **content(this, spec, scale, outcomes, seen),
         "looks": [[count, level] for count, level in looks],
         "trials_at_once": jobs,
-        "seconds_of_training": round(sum(each.values()), 1),
-        "seconds_of_this_command": round(time.time() - began, 1),
+        "seconds_of_training": round(sum(seconds_by_folder.values()), 1),
+        "seconds_of_this_command": round(time.time() - start_time, 1),
         "finished": max(
             (o.summary["finished"] for o in outcomes.all() if o.summary),
             default=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -246,7 +249,7 @@ def decision(claim: Mapping[str, Any]) -> list[str]:
 
 
 def writable(folder: Path) -> Path:
-    """Creates the folder if it is missing, so that a failure comes before hours of trials; returns it.
+    """Creates the folder if it is missing, and returns it; a failure here comes before hours of trials.
 
     Raises:
       UserError: The folder cannot be written to.
@@ -269,7 +272,7 @@ def default_jobs() -> int:
 
 
 def environments(outcomes: study.Outcomes) -> list[dict[str, Any]]:
-    """Returns the distinct (commit, device, versions) of the trials; if none trained, those of this process."""
+    """Returns the distinct (commit, device, versions) of the trials, or those of this process if none trained."""
     import jax
 
     from train.recording import summary
@@ -293,10 +296,10 @@ def record_of(trial: study.Trial, outcome: study.Outcome) -> dict[str, Any]:
 
 
 def _test(claim: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the corrected p value, and the test with its margin and number of seeds."""
+    """Returns the corrected p value, and a text with the test, its margin and its number of seeds."""
     margin = verdicts.amount(claim["margin"], claim["unit"]) if claim["margin"] else ""
-    seen = f"{claim['seeds_seen']} seeds" if claim["test"] not in ("", "exact") else ""
-    return f"{claim['p']:.2g}", ", ".join(filter(None, (claim["test"], margin and f"margin {margin}", seen)))
+    seeds = f"{claim['seeds_seen']} seeds" if claim["test"] not in ("", "exact") else ""
+    return f"{claim['p']:.2g}", ", ".join(filter(None, (claim["test"], margin and f"margin {margin}", seeds)))
 
 
 def write(this: study.Study, results: Mapping[str, Any], outcomes: study.Outcomes, folder: Path) -> None:
@@ -354,7 +357,10 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 if __name__ == "__main__":  # only here: absl has one table of flags for the process
     SCALE = flags.DEFINE_enum(
-        "scale", "digits", study.SCALES, "Size of the study: for minutes on a CPU, a GPU, or many GPUs."
+        "scale",
+        "digits",
+        study.SCALES,
+        "Size of the study: digits takes minutes on a CPU, cifar10 needs a GPU, imagenet many GPUs.",
     )
     WORKDIR = command.define_path("workdir", "runs/studies", "Folder of the trials.")
     OUT = command.define_path("out", "experiments/results/studies", "Folder of the results.")
@@ -362,11 +368,15 @@ if __name__ == "__main__":  # only here: absl has one table of flags for the pro
         "jobs", 0, "Trials at once; 0: one per core on a CPU (up to 8), one on an accelerator.", lower_bound=0
     )
     SEEDS = flags.DEFINE_integer("seeds", FIRST, "Seeds per group of trials: 0, 1, …", lower_bound=1)
-    UNTIL = flags.DEFINE_enum("until", None, ["decided"], "Adds seeds to the groups of undecided claims.")
-    MOST_SEEDS = flags.DEFINE_integer("most_seeds", 20, "Most seeds per group with --until=decided.", lower_bound=FIRST)
+    UNTIL = flags.DEFINE_enum("until", None, ["decided"], "Add seeds until claims are decided.")
+    MOST_SEEDS = flags.DEFINE_integer(
+        "most_seeds", 20, "Maximum number of seeds per group with --until=decided.", lower_bound=FIRST
+    )
     BUDGET = flags.DEFINE_string("budget", "", "Time after which no trial starts, such as 90s, 30m, 2.5h.")
     ACCEPT_COMMITS = flags.DEFINE_list(
-        "accept_commits", [], "Commits whose finished trials count although the code has changed; or all."
+        "accept_commits",
+        [],
+        "Commits whose finished trials count although the code has changed; all accepts every commit.",
     )
     KEEP = flags.DEFINE_bool("keep_runs", False, "Keep the folders of finished trials, with their checkpoints.")
     LIST = flags.DEFINE_bool("list", False, "List the studies, and exit.")

@@ -1,4 +1,4 @@
-"""Runs one config with several seeds, and records mean and spread with the device and the commit. See --help."""
+"""Runs one config with several seeds and records the mean and spread of its accuracy. See --help."""
 
 import math
 import statistics
@@ -16,14 +16,14 @@ USAGE = """Runs a config with several seeds in the training loop, and records th
 
     python -m experiments.seeds --config=configs/digits.py --workdir=runs/seeds --out=experiments/results/digits.json
 
-Each seed has its own workdir; finished ones are not run again.
+Each seed has its own folder in --workdir; finished seeds are not run again.
 """
 
-KEPT = ("seed", "accuracy", "loss", "seconds", "images_per_second")
+COLUMNS = ("seed", "accuracy", "loss", "seconds", "images_per_second")
 
 
 def main() -> None:
-    """Runs missing seeds, prints and writes the result."""
+    """Runs the seeds that are missing, and prints and writes the results."""
     for flag in (WORKDIR, OUT):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing")
@@ -40,7 +40,7 @@ def main() -> None:
     if others and len(finished) < len(folders):
         raise UserError(
             f"--workdir={WORKDIR.value}: it holds runs of commit {', '.join(sorted(others))}, but this checkout is "
-            f"{summary.commit()}: choose another folder"
+            f"{summary.commit()}; choose another folder"
         )
     for seed, folder in enumerate(folders):
         config.seed = seed
@@ -50,8 +50,8 @@ def main() -> None:
         runs.append(result)
     accuracies = [run["accuracy"] for run in runs]
     table = terminal_table(
-        [name.replace("_", " ") for name in KEPT],
-        [[run[name] if name == "seed" else f"{run[name] or math.nan:.4g}" for name in KEPT] for run in runs],
+        [name.replace("_", " ") for name in COLUMNS],
+        [[run[name] if name == "seed" else f"{run[name] or math.nan:.4g}" for name in COLUMNS] for run in runs],
         f"{runs[0]['model']} on {runs[0]['data']}",
     )
     mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
@@ -61,7 +61,7 @@ def main() -> None:
     environments = [{name: run[name] for name in ("commit", "device", "versions")} for run in runs]
     if any(environment != environments[0] for environment in environments):
         raise UserError(
-            f"the runs in {WORKDIR.value} are of several commits, devices or versions: choose another folder"
+            f"--workdir={WORKDIR.value}: its runs differ in commit, device or versions; choose another folder"
         )
     out = Path(OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def main() -> None:
             **shared,
             "accuracy_mean": mean,
             "accuracy_std": spread,
-            "runs": [{name: run[name] for name in KEPT} for run in runs],
+            "runs": [{name: run[name] for name in COLUMNS} for run in runs],
             **environments[0],
             "config": workdir.plain(config),
         },

@@ -55,11 +55,11 @@ class Trial(NamedTuple):
     """One run of the training loop, and the measures taken on it.
 
     Attributes:
-      labels: Distinguish it within the study, e.g. {"depth": 20, "init": "msra", "seed": 0}.
+      labels: Identify the trial within the study, e.g. {"depth": 20, "init": "msra", "seed": 0}.
       config: A complete config of `train.loop.train`; devices=0 means one device here, whatever the host has.
       train: Whether the network is trained; otherwise only the initial state is measured.
-      measures: Module-level functions of the run and its last state, or without training its first state. Their results
-        are stored under their names.
+      measures: Module-level functions of the run and its last state, or of its first state if it is not trained. Their
+        results are stored under their names.
       start: The trial whose trained network this one starts from (config.init_from is set to its folder). It runs
         first, even if it is not among the study's trials.
     """
@@ -77,7 +77,7 @@ class Outcome(NamedTuple):
     Attributes:
       labels: Labels of the trial.
       summary: Content of summary.json; None if nothing was trained or training diverged.
-      diverged: How training ended if the loss became infinite or NaN; else None.
+      diverged: A message if the loss became infinite or NaN; otherwise None.
       history: {"train" | "test": {"step": [...], "loss": [...], …}}.
       measured: {name of a measure: its result}.
       seconds: Duration of training and measuring.
@@ -91,7 +91,7 @@ class Outcome(NamedTuple):
     seconds: float = 0.0
 
     def get(self, name: str, diverged: float = math.nan) -> float:
-        """Returns a number of the summary; `diverged` if training diverged."""
+        """Returns a number from the summary, or `diverged` if training diverged."""
         return diverged if self.summary is None else self.summary[name]
 
 
@@ -101,11 +101,11 @@ def group_of(labels: Mapping[str, Any]) -> str:
 
 
 class Outcomes(Sequence[Outcome]):
-    """The outcomes of a study, or some of them.
+    """The outcomes of a study, or a selection of them.
 
     Attributes:
-      used: {group: names of the numbers that were read}, over all parts of the same outcomes. It tells which trials a
-        judge needs.
+      used: {group of trials: names of the numbers that a judge read}. Selections share it with the outcomes that they
+        come from, so it tells which trials a judge needs.
     """
 
     def __init__(self, outcomes: Sequence[Outcome], used: dict[str, set[str]] | None = None):
@@ -135,7 +135,7 @@ class Outcomes(Sequence[Outcome]):
         return Outcomes(outcomes, self.used)
 
     def where(self, **labels: Any) -> "Outcomes":
-        """Returns the outcomes with these labels; a list allows any of its members."""
+        """Returns the outcomes with these labels; a list as a value allows any of its members."""
 
         def fits(outcome: Outcome, name: str, value: Any) -> bool:
             allowed = value if isinstance(value, list) else [value]
@@ -144,11 +144,11 @@ class Outcomes(Sequence[Outcome]):
         return self._part([o for o in self._outcomes if all(fits(o, *pair) for pair in labels.items())])
 
     def all(self) -> list[Outcome]:
-        """Returns the outcomes without a record of their use."""
+        """Returns all outcomes, without recording that they were used."""
         return list(self._outcomes)
 
     def seeds_below(self, count: int) -> "Outcomes":
-        """Returns the outcomes of the seeds 0 to count - 1, with a record of use of their own."""
+        """Returns the outcomes of seeds 0 to count - 1, which record their use separately."""
         return Outcomes([o for o in self._outcomes if o.labels.get("seed", 0) < count])
 
     def distinct(self, name: str) -> list[Any]:
@@ -164,7 +164,7 @@ class Outcomes(Sequence[Outcome]):
             yield key, self.where(**dict(zip(names, key, strict=True)))
 
     def values(self, name: str, diverged: float = math.nan) -> list[float]:
-        """Returns a number of each summary; `diverged` if training diverged."""
+        """Returns a number from each summary, or `diverged` if training diverged."""
         return [outcome.get(name, diverged) for outcome in self._use(self._outcomes, name)]
 
     def first(self) -> Mapping[str, Any] | None:
@@ -172,7 +172,7 @@ class Outcomes(Sequence[Outcome]):
         return next((outcome.summary for outcome in self if outcome.summary), None)
 
     def having(self, measure: str) -> "Outcomes":
-        """Returns the outcomes that have a measure, whose training thus did not diverge."""
+        """Returns the outcomes that have a measure; runs that diverged have none."""
         return self._part([outcome for outcome in self._outcomes if measure in outcome.measured])
 
     def results(self, measure: str) -> list[Any]:
@@ -198,7 +198,7 @@ class Outcomes(Sequence[Outcome]):
         return [run for outcome in self if (run := outcome.history.get("train", {}).get("loss"))]
 
     def early_losses(self) -> list[float]:
-        """Returns the mean loss over the first third of each training; lower if learning starts earlier."""
+        """Returns the mean loss over the first third of each run; it is lower if learning starts earlier."""
         return [statistics.mean(run[: max(1, len(run) // 3)]) for run in self.losses()]
 
     def final_losses(self) -> list[float]:
@@ -210,26 +210,26 @@ Judge = Callable[[Outcomes], Judgement]
 
 
 def needs(**labels: Any) -> Callable[[Judge], Judge]:
-    """Wraps a judge, so that it says so if a scale has no trial with these labels."""
+    """Wraps a judge so that the claim stays undecided, with a reason, if a scale has no trial with these labels."""
 
     def wrap(judge: Judge) -> Judge:
         @functools.wraps(judge)
-        def judge_where_there_is(outcomes: Outcomes) -> Judgement:
+        def judge_if_present(outcomes: Outcomes) -> Judgement:
             return judge(outcomes) if outcomes.where(**labels) else missing("not part of this scale")
 
-        return judge_where_there_is
+        return judge_if_present
 
     return wrap
 
 
 class Claim(NamedTuple):
-    """A published statement, and how our trials decide on it.
+    """A published statement and the test by which our trials decide it.
 
     Attributes:
       statement: The statement, in one sentence.
       published: The published numbers.
       source: The paper and its table.
-      expected: The result that ours should show, with its threshold; stated before anything runs.
+      expected: The result that agrees with the statement, with its threshold; stated before anything runs.
       judge: Function of the outcomes that returns the evidence.
       effect: Published effect as a number in the units of the judge's estimate, for the forest plot.
     """
@@ -251,7 +251,7 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A figure: `draw` gets the outcomes and an empty matplotlib Figure of `size` inches; `caption` describes it."""
+    """A figure: `draw` fills an empty matplotlib Figure of `size` inches from the outcomes; `caption` describes it."""
 
     name: str
     caption: str
@@ -260,13 +260,13 @@ class Picture(NamedTuple):
 
 
 class Study(NamedTuple):
-    """A question with its trials, claims, tables and pictures; see the module.
+    """A question with its trials, claims, tables and pictures.
 
     Attributes:
       name: The name in STUDIES.
       title: A title of a few words.
       question: The question, in one sentence.
-      cost: By scale, the time and data that running it takes.
+      cost: The time and data that the study takes, by scale.
       trials: Function of the scale, for each scale that has a `cost`, and of the seeds.
       claims: Published claims.
       tables: Function of the outcomes that returns the tables.

@@ -1,9 +1,9 @@
 """Evidence for and against a claim: p values of stated tests, an estimate with its interval, and rules to combine them.
 
-Each function tests one statement about groups of seeds. `p_for` is the p value of the null hypothesis that the
-statement is false, `p_against` that of the null hypothesis that it is true. A statement that one mean is above another
-is also refuted if it is above by less than `worth`, the smallest difference that matters. `verdicts.decide`
-turns the evidence for all claims of a study into verdicts.
+Each function tests one statement about groups of seeds. `p_for` is the p value under the null hypothesis that the
+statement is false, and `p_against` the p value under the null hypothesis that it is true. A statement that one mean is
+above another is also refuted if the difference is less than `worth`, the smallest difference that matters.
+`verdicts.decide` turns the evidence for all claims of a study into verdicts.
 
   Welch 1947       the generalization of Student's problem when several different population variances are involved
   Schuirmann 1987  two one-sided tests for equivalence
@@ -21,11 +21,11 @@ import numpy as np
 
 ALPHA = 0.05  # probability of any false verdict in a study
 LEVEL = 0.95  # confidence level of intervals
-CLEAR = 0.2  # with a larger p value of Welch's test nothing is decided, whatever the permutation test says
+CLEAR = 0.2  # a p value of Welch's test above this decides nothing, so the permutation test is skipped
 PERMUTATIONS = 20_000
 POINT = 0.01  # a percentage point of accuracy
-TINY = 1e-24  # least variance of a group
-FIRST = 7  # seeds of the first look: with fewer, no permutation test decides one of ten claims
+TINY = 1e-24  # lower bound on the variance of a group
+FIRST = 7  # seeds at the first look: with fewer, no permutation test can decide one of ten claims
 
 Values = Sequence[float] | np.ndarray  # outcomes, one per seed
 
@@ -35,13 +35,13 @@ class Evidence:
     """The evidence of the outcomes for and against one statement.
 
     Attributes:
-      p_for, p_against: The two p values, see the module; 1 if nothing can be said.
+      p_for, p_against: The two p values (see the module's docstring); 1 if nothing can be said.
       estimate: Estimate of the effect, in the units of the outcomes; NaN if there is no single one.
       low, high: Confidence interval of the effect, at LEVEL.
       margin: The value above which the effect agrees with the statement.
       unit: Unit of the effect; "points" are percentage points, stored as fractions.
       test: Name of the test.
-      seeds: Seeds per group that would decide at spreads and means like these; None if unknown.
+      seeds: Seeds per group that would decide the statement at the same means and spreads; None if unknown.
       note: The reason why nothing can be said, if that does not depend on the outcomes.
     """
 
@@ -85,9 +85,9 @@ class _Difference:
     def above(self, margin: float) -> float:
         """Returns the p value of the null hypothesis that the difference is at most `margin`.
 
-        It is the larger of the p values of Welch's t test and of a permutation test of Welch's t. Welch's is invalid
-        for a few seeds of outcomes with two modes, such as networks that stall or learn. The permutation test
-        has no power where Welch's has none.
+        It is the larger p value of Welch's t test and of a permutation test with Welch's t. Welch's test alone is not
+        valid for a few seeds whose outcomes have two modes, as when a network either stalls or learns. Where Welch's
+        test has no power, the permutation test has none either.
         """
         from scipy import special
 
@@ -110,7 +110,7 @@ class _Difference:
         return self.estimate - half, self.estimate + half
 
     def seeds(self, distance: float) -> int | None:
-        """Returns the seeds per group at which such a distance from a margin is decided with a probability of 80%."""
+        """Returns the seeds per group that decide a distance from the margin with a power of 80%."""
         from scipy import stats
 
         if not distance:
@@ -121,9 +121,10 @@ class _Difference:
 
 
 def _permuted(high: np.ndarray, low: np.ndarray) -> float:
-    """Returns the share of divisions of all outcomes into two such groups whose t is at least that of `high` and `low`.
+    """Returns the share of divisions of all outcomes whose t is at least that of `high` and `low`.
 
-    All divisions are enumerated if there are at most PERMUTATIONS; otherwise a fixed random sample of as many.
+    A division puts the outcomes into two groups of the same sizes. All divisions are enumerated if there are at most
+    PERMUTATIONS. Otherwise, a fixed random sample of that many is used.
     """
     values = np.concatenate([high, low])
     values = values - values.mean()  # for the precision of variances
@@ -143,7 +144,7 @@ def _permuted(high: np.ndarray, low: np.ndarray) -> float:
 
 @functools.lru_cache(maxsize=64)
 def _divisions(count: int, size: int) -> np.ndarray:
-    """Returns divisions of `count` outcomes into `size` (1) and the rest (0), [P, count]; the first is the original."""
+    """Returns divisions [P, count] of outcomes into `size` ones and the rest, zeros; the first is the original."""
     if math.comb(count, size) <= PERMUTATIONS:
         indices = np.array(list(itertools.combinations(range(count), size)))
     else:
@@ -156,7 +157,7 @@ def _divisions(count: int, size: int) -> np.ndarray:
 
 
 def _flipped(values: np.ndarray) -> float:
-    """Returns the share of sign flips of the values whose mean is at least theirs (Fisher 1935)."""
+    """Returns the share of sign flips that give at least the mean of the values (Fisher 1935)."""
     if 2 ** len(values) <= PERMUTATIONS:
         signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
     else:
@@ -172,7 +173,7 @@ def _difference(high: Values, low: Values | None) -> _Difference | None:
 
 
 def _above(difference: _Difference | None, by: float, refuted: float, unit: str, test: str) -> Evidence:
-    """Returns the evidence that a difference is above `by`; it is refuted if it is below `refuted`."""
+    """Returns the evidence that a difference is above `by`; a difference below `refuted` is evidence against it."""
     if difference is None:
         return NOTHING
     distance = max(difference.estimate - by, refuted - difference.estimate)
@@ -223,7 +224,7 @@ def no_less(good: Values, reference: Values, margin: float = POINT, unit: str = 
 
 
 def equivalent(first: Values, second: Values, margin: float = POINT, unit: str = "points") -> Evidence:
-    """Tests whether two means differ by less than `margin` (two one-sided tests); a wide interval is no agreement."""
+    """Tests whether two means differ by less than `margin` (two one-sided tests); wide intervals do not agree."""
     difference = _difference(first, second)
     if difference is None:
         return NOTHING
@@ -289,9 +290,9 @@ def more_often(first: tuple[int, int], second: tuple[int, int]) -> Evidence:
 def trend(groups: Sequence[tuple[float, Values]], worth: float = POINT, unit: str = "points") -> Evidence:
     """Tests whether outcomes rise with a setting, over all of its values (slope of a least-squares line).
 
-    The effect is the rise of the line from the smallest setting to the largest. Each p value is the larger of those of
-    the t test of the slope and of a permutation of the outcomes among the settings. To test whether outcomes fall,
-    negate them.
+    The effect is the rise of the line from the smallest setting to the largest. Each p value is the larger of two: that
+    of the t test of the slope, and that of a permutation of the outcomes among the settings. To test whether outcomes
+    fall, negate them.
 
     Args:
       groups: (setting, outcomes by seed) for at least three settings; pass the logarithm of a setting that grows by
@@ -335,9 +336,9 @@ def _rearranged(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def all_of(*parts: Evidence) -> Evidence:
-    """Combines the parts of a statement, which is true if all of them are.
+    """Combines the evidence for the parts of a statement that is true if every part is.
 
-    `p_for` is that of the weakest part (Berger's intersection-union test), `p_against` that of the strongest, with
+    `p_for` is the largest of the parts' (Berger's intersection-union test). `p_against` is the smallest, with
     Bonferroni's correction. The estimate is that of the part that decides.
     """
     p_for, p_against = max(part.p_for for part in parts), min(part.p_against for part in parts) * len(parts)
@@ -355,7 +356,7 @@ def all_of(*parts: Evidence) -> Evidence:
 
 
 def given(condition: Evidence, statement: Evidence) -> Evidence:
-    """Returns the evidence for a statement that means something only if a condition holds."""
+    """Returns the evidence for a statement that is meaningful only if a condition holds."""
     return dataclasses.replace(
         statement,
         p_for=max(condition.p_for, statement.p_for),

@@ -19,7 +19,7 @@ def finish(
     legend: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> None:
-    """Sets labels, title and scales, removes unneeded lines, and adds a legend with these options, if any."""
+    """Sets labels, title and scales, removes unneeded lines, and adds a legend unless its options are None."""
     axes.set(**settings)
     tidy(axes, grid)
     if legend is not None and axes.get_legend_handles_labels()[0]:
@@ -73,15 +73,15 @@ def bars_by(
     labels: Mapping[str, str] | None = None,
     **style: Any,
 ) -> None:
-    """Draws means with standard deviations as bars at 0, 1, …, one per group, side by side over `width`."""
-    each = width / max(len(groups), 1)
+    """Draws means as bars at 0, 1, …, with standard deviations; the groups stand side by side within `width`."""
+    bar_width = width / max(len(groups), 1)
     for i, (name, runs) in enumerate(groups.items()):
-        good = [(at, [scale * value for value in finite(run)]) for at, run in enumerate(runs) if finite(run)]
+        bars = [(at, [scale * value for value in finite(run)]) for at, run in enumerate(runs) if finite(run)]
         axes.bar(
-            [at + (i - len(groups) / 2 + 0.5) * each for at, _ in good],
-            [statistics.mean(values) for _, values in good],
-            each,
-            yerr=[deviation(values) for _, values in good],
+            [at + (i - len(groups) / 2 + 0.5) * bar_width for at, _ in bars],
+            [statistics.mean(values) for _, values in bars],
+            bar_width,
+            yerr=[deviation(values) for _, values in bars],
             color=colors[name],
             label=(labels or {}).get(name, name),
             **style,
@@ -105,24 +105,24 @@ def heatmap(
     fontsize: float | None = None,
     **style: Any,
 ) -> AxesImage:
-    """Draws numbers over their colors, and returns the image for a colorbar; text is white if `dark(value)`."""
-    drawn = axes.imshow(image, aspect="auto", origin="lower", **style)
+    """Draws a heat map with its numbers, white where `dark(value)`, and returns it for a colorbar."""
+    heat = axes.imshow(image, aspect="auto", origin="lower", **style)
     for y, row in enumerate(image):
         for x, value in enumerate(row):
             color = "white" if dark(value) else "black"
             axes.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=fontsize, color=color)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
-    return drawn
+    return heat
 
 
 def panels_by(figure: Figure | SubFigure, count: int, **options: Any) -> list[Axes]:
-    """Returns the panels of one row, at least one."""
+    """Returns the panels of one row: `count` of them, but at least one."""
     return list(figure.subplots(1, max(count, 1), squeeze=False, **options)[0])
 
 
 def mean_line(outcomes: Outcomes, split: str, metric: str) -> tuple[list[float], list[float]] | None:
-    """Returns the steps and the mean over runs of a metric; None if no run has it."""
+    """Returns the steps and the metric's mean over runs; None if every run diverged."""
     histories = [outcome.history[split] for outcome in outcomes if outcome.summary]
     if not histories:
         return None

@@ -13,7 +13,7 @@ from train.plots.palette import BLACK, GRAY, GREEN, RED
 NAME = "forest"
 CAPTION = (
     "Each claim's effect with its 95% interval (line), and the published effect where it is a number (diamond). Each "
-    "row has its own scale; its numbers stand at the right. The vertical tick is the margin of the claim: an effect to "
+    "row has its own scale; its numbers are at the right. The vertical tick is the margin of the claim: an effect to "
     "the right of it agrees."
 )
 COLORS = {AGREES: GREEN, DISAGREES: RED, TOO_SMALL: GRAY}

@@ -1,7 +1,7 @@
 """The ledger of a study: one line per finished trial, kept with the project.
 
-A line of `trials.jsonl` holds the outcome of a trial and where it ran. So a trial in the ledger is never run again, on
-any machine, and its checkpoints may be deleted. Concatenation merges the ledgers of several machines.
+A line of `trials.jsonl` holds the outcome of a trial and where it ran. A trial in the ledger is never run again on any
+machine, so its checkpoints may be deleted. Concatenation merges the ledgers of several machines.
 """
 
 import ast
@@ -57,11 +57,11 @@ class Ledger:
     def keep(self, line: dict[str, Any]) -> None:
         """Stores a line that is in the file.
 
-        A trial's last line counts, with the measures of its other lines if their code is the same.
+        The last line of a trial counts. It adds the measures of the line before it if the code is the same.
         """
-        before = self._lines.get(line["trial"])
-        if before and before["code"] == line["code"]:
-            measured = {**before["outcome"].get("measured", {}), **line["outcome"].get("measured", {})}
+        previous = self._lines.get(line["trial"])
+        if previous and previous["code"] == line["code"]:
+            measured = {**previous["outcome"].get("measured", {}), **line["outcome"].get("measured", {})}
             line = {**line, "outcome": {**line["outcome"], "measured": measured}}
         self._lines[line["trial"]] = line
 
@@ -85,20 +85,20 @@ class Ledger:
 
 
 def append(path: Path, line: Mapping[str, Any]) -> dict[str, Any]:
-    """Appends a line to a ledger's file, atomically for readers and beside other processes; returns it as read."""
+    """Appends a line to a ledger's file, safely beside other processes, and returns it as readers see it."""
     text = json.dumps(dict(line), allow_nan=False, sort_keys=True)
-    whole = parse_json(text, LINE, "a line for the ledger")
+    parsed = parse_json(text, LINE, "a line for the ledger")
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_name(f".{NAME}.lock")), path.open("ab+") as file:
         file.seek(0, os.SEEK_END)
         if file.tell():
             file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a kill has cut the last line short
+            if file.read(1) != b"\n":  # a killed process left the last line incomplete
                 _drop_last(file)
         file.write(f"{text}\n".encode())
         file.flush()
         os.fsync(file.fileno())
-    return whole
+    return parsed
 
 
 def _drop_last(file: Any) -> None:
@@ -118,7 +118,7 @@ def _read(path: Path) -> Iterable[dict[str, Any]]:
         try:
             yield parse_json(text, LINE, f"{path}, line {number}")
         except UserError:
-            if number == len(lines):  # without a newline at its end
+            if number == len(lines):  # no newline follows: a killed process left it incomplete
                 return
             raise
 
@@ -152,7 +152,7 @@ def _module(name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _digest(file: Path, functions: bool = False) -> tuple[str, tuple[str, ...]]:
-    """Returns the digest of a file, and the modules of this project that it imports, within functions if asked."""
+    """Returns the digest of a file and the project modules that it imports, within functions too if `functions`."""
     tree = ast.parse(file.read_bytes())
     imports: list[str] = []
     top = [node for node in tree.body if functions or not isinstance(node, (ast.FunctionDef, ast.ClassDef))]
@@ -161,7 +161,7 @@ def _digest(file: Path, functions: bool = False) -> tuple[str, tuple[str, ...]]:
             imports += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             imports += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    known = (one for one in imports if one.split(".")[0] in ROOMS and _is_module(one))
+    project_modules = (one for one in imports if one.split(".")[0] in ROOMS and _is_module(one))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
@@ -172,7 +172,7 @@ def _digest(file: Path, functions: bool = False) -> tuple[str, tuple[str, ...]]:
                 and isinstance(first.value.value, str)
             ):
                 node.body = body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], tuple(dict.fromkeys(known))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], tuple(dict.fromkeys(project_modules))
 
 
 def _is_module(name: str) -> bool:

@@ -1,7 +1,7 @@
-"""Seeds until a claim is decided: what each claim has seen, what it needs, and which claim comes next.
+"""Adds seeds until claims are decided: the evidence for each claim, its missing trials, and the claim to continue with.
 
-A claim is judged at fixed numbers of seeds, its looks. A look at n seeds sees the seeds 0 to n - 1 of the groups that
-the judge reads, and no others. So a claim's verdict does not depend on how many seeds other claims have asked for.
+A claim is judged at fixed numbers of seeds, its looks. A look at n seeds uses seeds 0 to n - 1 of the groups that the
+judge reads, and no others. So a claim's verdict does not depend on the seeds that other claims needed.
 """
 
 import collections
@@ -20,7 +20,7 @@ Looks = Sequence[tuple[int, float]]  # (seeds per group, level), see `verdicts.l
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """A claim at the last of its looks.
+    """A claim as judged at its latest look.
 
     Attributes:
       claim: The claim.
@@ -40,7 +40,7 @@ class Seen:
 
 
 class Counts:
-    """Numbers of seeds by group of trials."""
+    """The number of trials in each group, by seed."""
 
     def __init__(self, labels: Sequence[Mapping[str, Any]]):
         self._seeds: dict[str, list[int]] = collections.defaultdict(list)
@@ -54,7 +54,7 @@ class Counts:
 
 def see(claim: Claim, outcomes: Outcomes, planned: Counts, looks: Looks) -> Seen:
     """Judges a claim at each look whose trials have finished."""
-    present, seen = Counts([o.labels for o in outcomes.all()]), []
+    present, evidence_by_look = Counts([o.labels for o in outcomes.all()]), []
     judgement, used, count = None, {}, 0
     for count, level in looks:
         if any(present.below(group, count) < planned.below(group, count) for group in used):
@@ -62,12 +62,12 @@ def see(claim: Claim, outcomes: Outcomes, planned: Counts, looks: Looks) -> Seen
         part = outcomes.seeds_below(count)
         judgement = claim.judge(part)
         used = part.used
-        seen.append((count, judgement.evidence, level))
+        evidence_by_look.append((count, judgement.evidence, level))
     assert judgement is not None
-    last = seen[-1][0]
+    last = evidence_by_look[-1][0]
     return Seen(
         claim,
-        verdicts.sequential([(one, level) for _, one, level in seen]),
+        verdicts.sequential([(one, level) for _, one, level in evidence_by_look]),
         judgement.ours,
         used,
         last,
@@ -76,14 +76,14 @@ def see(claim: Claim, outcomes: Outcomes, planned: Counts, looks: Looks) -> Seen
 
 
 def verdict_of(holds: bool | None) -> str:
-    """Returns the verdict on a claim that holds, does not, or is undecided."""
+    """Returns the verdict on a claim that holds (True), is refuted (False) or is undecided (None)."""
     return verdicts.TOO_SMALL if holds is None else verdicts.AGREES if holds else verdicts.DISAGREES
 
 
 def ceiling(seen: Seen, outcomes: Outcomes) -> str:
-    """Returns the reason if a claim about accuracies cannot be decided, because they leave no room; else "".
+    """Returns a reason if accuracies are too close to 100% to decide a claim about them; otherwise "".
 
-    At the ceiling, the best group is within one test image's worth of 100%.
+    At the ceiling, the best group misclassifies at most one test image on average.
     """
     groups = collections.defaultdict(list)
     for outcome in outcomes.all():
@@ -99,16 +99,16 @@ def ceiling(seen: Seen, outcomes: Outcomes) -> str:
 
 def records(seen: Sequence[Seen], outcomes: Outcomes) -> list[dict[str, Any]]:
     """Returns the claims with their verdicts, as in results.json."""
-    every = [one.evidence for one in seen]
+    evidence = [one.evidence for one in seen]
     rows = []
-    for one, p, holds in zip(seen, verdicts.corrected(every), verdicts.decide(every), strict=True):
+    for one, p, holds in zip(seen, verdicts.corrected(evidence), verdicts.decide(evidence), strict=True):
         claim, verdict, reason = one.claim, verdict_of(holds), one.evidence.note
-        small = holds is False and not one.evidence.high < one.evidence.margin  # refuted as too small to matter
-        if small and not math.isnan(one.evidence.high):
+        negligible = holds is False and not one.evidence.high < one.evidence.margin  # refuted as too small to matter
+        if negligible and not math.isnan(one.evidence.high):
             reason = "no difference that matters"
-        tiny = holds is None and one.evidence.unit == "points" and abs(one.evidence.estimate) < POINT
-        if (tiny or small) and (full := ceiling(one, outcomes)):
-            verdict, reason = verdicts.TOO_SMALL, full
+        near_zero = holds is None and one.evidence.unit == "points" and abs(one.evidence.estimate) < POINT
+        if (near_zero or negligible) and (at_ceiling := ceiling(one, outcomes)):
+            verdict, reason = verdicts.TOO_SMALL, at_ceiling
         rows.append(
             {
                 **{name: getattr(claim, name) for name in ("statement", "published", "source", "expected")},
@@ -138,7 +138,7 @@ class Step:
     Attributes:
       seen: The claim.
       trials: The trials that the look needs.
-      cost: Expected seconds of trials until the claim is decided.
+      cost: Expected seconds of training and measuring until the claim is decided.
       likely: Whether the claim is expected to be decided by its last look.
     """
 
@@ -149,22 +149,22 @@ class Step:
 
 
 def steps(seen: Sequence[Seen], planned: Sequence[Trial], outcomes: Outcomes, most: int) -> list[Step]:
-    """Returns the possible next looks, the most promising first: by the expected cost of a decision."""
+    """Returns the possible next looks, the most promising first: those with the lowest expected cost of a decision."""
     seconds, finished = collections.defaultdict(list), set()
     for outcome in outcomes.all():
         key = _key(outcome.labels)
         seconds[key[0]].append(outcome.seconds)
         finished.add(key)
-    left = [(*key, trial) for trial in planned if (key := _key(trial.labels)) not in finished]
+    unfinished = [(*key, trial) for trial in planned if (key := _key(trial.labels)) not in finished]
     possible = []
     for one, holds in zip(seen, verdicts.decide([one.evidence for one in seen]), strict=True):
-        own = [(group, seed, trial) for group, seed, trial in left if group in one.used]
-        if holds is not None or one.next is None or one.evidence.note or not own:
+        pending = [(group, seed, trial) for group, seed, trial in unfinished if group in one.used]
+        if holds is not None or one.next is None or one.evidence.note or not pending:
             continue
-        need = max(one.evidence.seeds or most, one.next)
-        cost = sum(statistics.mean(seconds[group] or [0.0]) for group, seed, _ in own if seed < need)
-        trials = [trial for _, seed, trial in own if seed < one.next]
-        possible.append(Step(one, trials, cost, need <= most))
+        seeds_needed = max(one.evidence.seeds or most, one.next)
+        cost = sum(statistics.mean(seconds[group] or [0.0]) for group, seed, _ in pending if seed < seeds_needed)
+        trials = [trial for _, seed, trial in pending if seed < one.next]
+        possible.append(Step(one, trials, cost, seeds_needed <= most))
     return sorted(possible, key=lambda step: (not step.likely, step.cost))
 
 
@@ -202,11 +202,11 @@ def run_until_decided(
         ids = set(map(id, (*chosen, *step.trials)))
         say(f"seeds up to {step.seen.next} for: {step.seen.claim.statement} ({len(step.trials)} trials)")
         try:
-            larger = [trial for trial in planned if id(trial) in ids]
-            outcomes, chosen = Outcomes(run(larger)), larger
+            trials_so_far = [trial for trial in planned if id(trial) in ids]
+            outcomes, chosen = Outcomes(run(trials_so_far)), trials_so_far
         except OutOfTime:
             rest = sum(one.cost for one in possible)
-            say(f"the budget ended; the {len(possible)} undecided claims would take about {rest:.0f} s of trials more")
+            say(f"the budget ended; the {len(possible)} undecided claims would need about {rest:.0f} s more of trials")
             return chosen, outcomes, seen
 
 

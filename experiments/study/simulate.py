@@ -10,13 +10,14 @@ from experiments.study import evidence, verdicts
 from models import command
 from models.analysis.tables import markdown_table, terminal_table
 
-USAGE = """Draws outcomes of studies whose truth is known, and counts false and missed verdicts.
+USAGE = """Simulates studies whose true effects are known, and counts false and missed verdicts.
 
     python -m experiments.study.simulate
     python -m experiments.study.simulate --rounds=400 --markdown
 
-"false" is the share of claims (and of studies of CLAIMS claims, after correction) with a verdict without any effect;
-"missed" is the share of claims without a verdict at an effect of 1, 2 or 3 standard deviations.
+"false" is the share of claims that get a verdict although there is no effect, and the share of studies of 10 claims
+with at least one such verdict after correction. "missed" is the share of claims that get no verdict although the
+effect is 1, 2 or 3 standard deviations.
 """
 
 CLAIMS = 10
@@ -40,7 +41,7 @@ def _divergent(rng: np.random.Generator, n: int) -> np.ndarray:
     return values
 
 
-DRAWS: Mapping[str, tuple[Draw, float]] = {  # kinds of outcomes, and the second group's spread relative to the first's
+DRAWS: Mapping[str, tuple[Draw, float]] = {  # kind -> (distribution, the second group's spread relative to the first)
     "normal": (lambda rng, n: rng.standard_normal(n), 1.0),
     "unequal spreads (1 : 10)": (lambda rng, n: rng.standard_normal(n), 10.0),
     "skewed": (_skewed, 1.0),
@@ -51,7 +52,7 @@ DRAWS: Mapping[str, tuple[Draw, float]] = {  # kinds of outcomes, and the second
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Rates of verdicts: of single claims, and of studies with at least one false verdict after correction."""
+    """Shares of claims with a false or a missed verdict, and of studies with a false verdict after correction."""
 
     draws: str
     rule: str
@@ -71,8 +72,8 @@ def two_errors(draws: str, seeds: int, rounds: int, rng: np.random.Generator) ->
 
     def decided(effect: float) -> np.ndarray:
         pairs = [_claim(rng, draws, seeds, effect) for _ in range(rounds * CLAIMS)]
-        good = [[group[np.isfinite(group)] for group in pair] for pair in pairs]
-        return np.array([min(map(len, pair)) > 1 and abs(_t(*pair)) > 2 for pair in good])
+        finite = [[group[np.isfinite(group)] for group in pair] for pair in pairs]
+        return np.array([min(map(len, pair)) > 1 and abs(_t(*pair)) > 2 for pair in finite])
 
     single = decided(0.0)
     missed = tuple(1.0 - float(decided(effect).mean()) for effect in EFFECTS)
@@ -122,7 +123,7 @@ def sequential(
 
 
 def _combined(claim: tuple[np.ndarray, np.ndarray], looks: Sequence[tuple[int, float]]) -> evidence.Evidence:
-    """Returns the evidence after all looks at a claim: the worst case, since a decided claim is not looked at again."""
+    """Returns the evidence after all looks at a claim: the worst case, because studies stop once it is decided."""
     return verdicts.sequential(
         [(evidence.more(claim[0][:count], claim[1][:count], worth=0.0), level) for count, level in looks]
     )

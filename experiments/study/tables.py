@@ -10,12 +10,12 @@ Cell = Callable[[Outcomes], Any]
 
 
 def of_summary(name: str, percent: bool = True, digits: int = 1) -> Cell:
-    """Returns a cell with mean and standard deviation of a number of the summaries."""
+    """Returns a cell that shows the mean and standard deviation of a number from the summaries."""
     return lambda group: spread(group.values(name), percent, digits)
 
 
 def count_of(name: str) -> Cell:
-    """Returns a cell with an integer of the first summary, with commas; "—" if all runs diverged."""
+    """Returns a cell that shows an integer from the first summary, with commas; "—" if all runs diverged."""
     return lambda group: next((f"{o.summary[name]:,}" for o in group if o.summary), "—")
 
 

@@ -1,4 +1,4 @@
-"""Runs trials, each in a folder named by its config; several at once on a CPU with several cores.
+"""Runs trials, each in a folder named after its config; a CPU with several cores runs several at once.
 
 Each finished trial leaves a line in the study's ledger. Its folder, with the checkpoints, is then deleted.
 """
@@ -28,20 +28,20 @@ from experiments.study import ledger
 from models import command, plugins
 from models.errors import UserError
 
-KEPT = {
+LOGGED = {
     "train": ("loss", "accuracy", "gradient_norm"),
     "test": ("loss", "accuracy"),
-}  # metrics of metrics.jsonl to store
+}  # metrics that outcomes keep from metrics.jsonl
 ALL = "all"  # accepts the lines of every commit
 
 
 class Job(NamedTuple):
-    """A trial with what its process needs.
+    """A trial and everything that its process needs.
 
     Attributes:
-      trial: The trial, with the measures of all equal trials.
+      trial: The trial, with the measures of all trials that have the same config.
       folder: Folder of its run.
-      ledger: File of the ledger that gets its line; None if it has one.
+      ledger: Ledger file to append its line to; None if no line is needed.
       code: Digest of its code.
     """
 
@@ -52,7 +52,7 @@ class Job(NamedTuple):
 
 
 def address(trial: study.Trial) -> str:
-    """Returns the name of the trial's folder: the model, and a digest of the config. Equal configs share it."""
+    """Returns the name of the trial's folder: the model and a digest of the config. Equal configs share a folder."""
     from train.storage import workdir
 
     config = workdir.plain(trial.config)
@@ -76,7 +76,7 @@ def run(job: Job) -> dict[str, Any]:
     """Trains and measures in the job's folder, and appends the line to the ledger.
 
     Returns:
-      The line of the ledger; {"interrupted": signal} if SIGTERM or SIGINT ended it early.
+      The line of the ledger, or {"interrupted": signal} if SIGTERM or SIGINT ended training early.
     """
     import jax
 
@@ -134,14 +134,14 @@ def _short(value: Any) -> Any:
 
 def _history(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:
     history = {}
-    for split, names in KEPT.items():
+    for split, names in LOGGED.items():
         rows = [line for line in lines if line["split"] == split]
         history[split] = {name: [row.get(name) for row in rows] for name in ("step", *names)}
     return history
 
 
 def _serve(connection: Any, cores: Sequence[int], cache: str) -> None:
-    """Works in its own process: answers each job with (kind, line or text), until None arrives."""
+    """Runs jobs in a worker process: answers each with (kind, line or text), until None arrives."""
     if cores:
         os.sched_setaffinity(0, cores)  # before JAX reads the number of threads to start
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
@@ -152,7 +152,7 @@ def _serve(connection: Any, cores: Sequence[int], cache: str) -> None:
     while (work := connection.recv()) is not None:
         try:
             connection.send(("done", run(work)))
-            jax.clear_caches()  # compiled programs of hundreds of trials would fill the memory
+            jax.clear_caches()  # otherwise compiled programs of hundreds of trials fill the memory
         except UserError as error:
             connection.send(("mistake", str(error)))
         except Exception:
@@ -169,17 +169,18 @@ def run_all(
     deadline: float | None = None,
     keep: bool = False,
 ) -> list[study.Outcome]:
-    """Runs all trials that the ledger lacks, those with equal configs once.
+    """Runs the trials that the ledger lacks; trials with equal configs run once.
 
     Args:
       trials: Trials of the study.
       lines: The ledger.
       root: Folder of the trials' folders.
-      jobs: Number of trials at once; several run in separate processes, which divide the cores.
+      jobs: Number of trials at once. If it is above 1, they run in separate processes, which divide the cores.
       console: Console for progress: a bar on a terminal, otherwise one line per trial.
       accept: Commits whose lines count although their code differs; ALL for every commit.
       deadline: Time after which no trial starts, as `time.time`.
-      keep: Keeps the folders of finished trials, with their checkpoints. Those that others start from are always kept.
+      keep: Keeps the folders of finished trials, with their checkpoints. Folders that other trials start from always
+        stay.
 
     Returns:
       The outcomes, in the order of the trials.
@@ -188,32 +189,32 @@ def run_all(
       UserError: A trial failed, or the deadline came.
       Interrupted: SIGTERM or SIGINT ended it; the same command resumes.
     """
-    whole: dict[str, study.Trial] = {}
-    for trial in trials:  # equal trials run once, with the measures of all
+    merged: dict[str, study.Trial] = {}
+    for trial in trials:  # trials with equal configs run once, with all of their measures
         name = address(trial)
-        measures = dict.fromkeys((*(whole[name].measures if name in whole else ()), *trial.measures))
-        whole[name] = trial._replace(measures=tuple(measures))
-    codes = {name: code_of(trial) for name, trial in whole.items()}
-    known = {}
-    for name, trial in whole.items():
+        measures = dict.fromkeys((*(merged[name].measures if name in merged else ()), *trial.measures))
+        merged[name] = trial._replace(measures=tuple(measures))
+    codes = {name: code_of(trial) for name, trial in merged.items()}
+    finished = {}
+    for name, trial in merged.items():
         line = lines.get(name, codes[name], accept)
         if line and (line["outcome"]["diverged"] or _names(trial) <= line["outcome"]["measured"].keys()):
-            known[name] = line
+            finished[name] = line
     work: dict[str, Job] = {}
-    for name, trial in whole.items():
-        if name not in known:
+    for name, trial in merged.items():
+        if name not in finished:
             for start in _starts(trial):
-                _add_start(work, address(start), start, root, known)
+                _add_start(work, address(start), start, root, finished)
             work[name] = Job(trial, root / name, lines.path, codes[name])
     starts = {address(start) for job in work.values() for start in _starts(job.trial)}
     if work:
         root.mkdir(parents=True, exist_ok=True)
-    for name, line in _run_with_progress(work, known, root, jobs, console, deadline):
+    for name, line in _run_with_progress(work, finished, root, jobs, console, deadline):
         lines.keep(line)
-        known.setdefault(name, line)
+        finished.setdefault(name, line)
         if not keep and name not in starts:
             shutil.rmtree(root / name, ignore_errors=True)
-    pairs = [(trial.labels, known[address(trial)]) for trial in trials]
+    pairs = [(trial.labels, finished[address(trial)]) for trial in trials]
     return [study.Outcome(labels, **line["outcome"], seconds=line["seconds"]) for labels, line in pairs]
 
 
@@ -222,20 +223,20 @@ def _names(trial: study.Trial) -> set[str]:
 
 
 def _starts(trial: study.Trial) -> list[study.Trial]:
-    """Returns the trials that have to run before this one, in order."""
+    """Returns the trials that must run before this one, in order."""
     return [*_starts(trial.start), trial.start] if trial.start else []
 
 
-def _add_start(work: dict[str, Job], name: str, start: study.Trial, root: Path, known: dict[str, Any]) -> None:
-    """Adds a trial that another one starts from, if its network is neither there nor planned."""
-    diverged = name in known and known[name]["outcome"]["diverged"]
+def _add_start(work: dict[str, Job], name: str, start: study.Trial, root: Path, finished: dict[str, Any]) -> None:
+    """Adds a trial that another one starts from, unless its network exists, is planned or diverged."""
+    diverged = name in finished and finished[name]["outcome"]["diverged"]
     if not (name in work or diverged or (root / name / "summary.json").exists()):
         work[name] = Job(start._replace(measures=()), root / name, None, "")
 
 
 def _run_with_progress(
     work: dict[str, Job],
-    known: dict[str, Any],
+    finished: dict[str, Any],
     root: Path,
     jobs: int,
     console: rich.console.Console,
@@ -254,7 +255,7 @@ def _run_with_progress(
     with bar:
         task = bar.add_task("trials", total=len(work), last="")
         run_each = _here if jobs == 1 else _in_processes
-        for done, (name, line) in enumerate(run_each(work, known, root, jobs, deadline), 1):
+        for done, (name, line) in enumerate(run_each(work, finished, root, jobs, deadline), 1):
             labels = ", ".join(f"{key} {value}" for key, value in work[name].trial.labels.items())
             outcome = line["outcome"]
             result = outcome["diverged"] or (
@@ -269,7 +270,7 @@ def _run_with_progress(
 
 
 class Interrupted(UserError):
-    """An interruption: a signal has ended the trials."""
+    """An interruption of the trials by a signal."""
 
     def __init__(self, name: str):
         super().__init__(f"{name}: finished work is kept; run the same command to resume")
@@ -277,17 +278,17 @@ class Interrupted(UserError):
 
 
 class OutOfTime(UserError):
-    """The deadline came before the last trial started."""
+    """An end of the time budget before the last trial started."""
 
     exit_code = command.PREEMPTED
 
     def __init__(self, left: int):
-        super().__init__(f"the budget of time ended with {left} trials to run: run the same command to resume")
+        super().__init__(f"the time budget ended with {left} trials left to run; run the same command to resume")
 
 
-def _after_divergence(job: Job, known: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the line of a job whose start has diverged, so that it cannot run; else None."""
-    start = known.get(address(job.trial.start)) if job.trial.start else None
+def _after_divergence(job: Job, finished: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the line of a job that cannot run because its start diverged; None if it can run."""
+    start = finished.get(address(job.trial.start)) if job.trial.start else None
     if not (start and start["outcome"]["diverged"]):
         return None
     text = f"{start['trial']}, that it starts from, diverged"
@@ -298,14 +299,14 @@ def _after_divergence(job: Job, known: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _here(
-    work: dict[str, Job], known: dict[str, Any], root: Path, jobs: int, deadline: float | None
+    work: dict[str, Job], finished: dict[str, Any], root: Path, jobs: int, deadline: float | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     del root, jobs
     for i, (name, job) in enumerate(work.items()):
         if deadline and time.time() > deadline:
             raise OutOfTime(len(work) - i)
         try:
-            line = _after_divergence(job, known) or run(job)
+            line = _after_divergence(job, finished) or run(job)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         if "interrupted" in line:
@@ -314,47 +315,47 @@ def _here(
 
 
 def _in_processes(
-    work: dict[str, Job], known: dict[str, Any], root: Path, jobs: int, deadline: float | None
+    work: dict[str, Job], finished: dict[str, Any], root: Path, jobs: int, deadline: float | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Runs `jobs` workers; each gets the next trial when it has answered."""
+    """Runs `jobs` worker processes; each gets its next trial when it finishes one."""
     context = multiprocessing.get_context("spawn")
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     waiting, busy, workers, done = list(work), {}, [], set()
     for i in range(min(jobs, len(work))):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, cores[i::jobs], str(root / "compiled")), daemon=True)
+        parent_end, child_end = context.Pipe()
+        process = context.Process(target=_serve, args=(child_end, cores[i::jobs], str(root / "compiled")), daemon=True)
         process.start()
-        theirs.close()
-        workers.append((process, ours))
+        child_end.close()
+        workers.append((process, parent_end))
 
     def next_job() -> str | None:
-        """Returns the first trial whose start has finished."""
+        """Returns the first waiting trial that starts from nothing, or from a trial that has finished."""
         starts = ((name, work[name].trial.start) for name in waiting)
         return next(
             (n for n, start in starts if not start or address(start) not in work or address(start) in done), None
         )
 
-    def give() -> None:
+    def assign() -> None:
         """Sends every idle worker the next trial."""
         for _, connection in workers:
-            late = deadline and time.time() > deadline
-            if connection not in busy and not late and (name := next_job()):
+            is_late = deadline and time.time() > deadline
+            if connection not in busy and not is_late and (name := next_job()):
                 waiting.remove(name)
                 busy[connection] = name
                 connection.send(work[name])
 
-    def skip() -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields the lines of trials that cannot run."""
+    def skip_diverged() -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields the lines of trials that cannot run because their start diverged."""
         for name in list(waiting):
-            if line := _after_divergence(work[name], known):
+            if line := _after_divergence(work[name], finished):
                 waiting.remove(name)
                 done.add(name)
                 yield name, line
 
     try:
         with _Signals(lambda: [process.terminate() for process, _ in workers]) as signals:
-            yield from skip()
-            give()
+            yield from skip_diverged()
+            assign()
             while busy:
                 ready: list[Any] = multiprocessing.connection.wait(list(busy))
                 for connection in ready:
@@ -377,10 +378,10 @@ def _in_processes(
                         continue
                     yield name, line
                     done.add(name)
-                    yield from skip()
+                    yield from skip_diverged()
                     if not signals.name:
-                        give()
-    finally:  # also after a failed trial: later work then has the cores to itself
+                        assign()
+    finally:  # after a failed trial, too, so that the workers release the cores
         for _, connection in workers:
             with contextlib.suppress(OSError):  # the worker has already ended
                 connection.send(None)
@@ -394,7 +395,7 @@ def _in_processes(
 
 
 class _Signals:
-    """Notes SIGTERM and SIGINT within the context, and passes them on by `act`; running trials save and end."""
+    """A context that notes SIGTERM and SIGINT and calls `act`, so that running trials save and end."""
 
     name: str | None = None
 

@@ -18,13 +18,13 @@ from experiments.study.evidence import ALPHA, FIRST, Evidence
 MOST_SEEDS = 200  # caps the reported number of seeds
 AGREES, DISAGREES, TOO_SMALL = VERDICTS = ("agrees", "disagrees", "too small to tell")
 RULE = (
-    "Verdicts: the probability of any false one among the claims of a study is at most 5%. Each claim has a p value "
-    "for it and one against it; p is the smaller one, two-sided, corrected for the number of claims (Holm) and for the "
+    "Verdicts: the probability of any false verdict in a study is at most 5%. Each claim has one p value for it and "
+    "one against it. The table shows the smaller, two-sided, corrected for the number of claims (Holm) and for the "
     "looks at up to {most} seeds (alpha spending). A claim that one mean is above another is also refuted if the "
     "difference is shown to be too small to matter: less than 1 percentage point, unless the claim says otherwise. "
-    "Intervals are those of one claim at one look."
+    "Intervals are not corrected: each is for one claim at one look."
 )
-UNITS = {"points": (100.0, "points")}  # how a unit is printed: (factor, name); others as they are
+UNITS = {"points": (100.0, "points")}  # unit -> (factor, name) in print; other units are printed unchanged
 
 
 class Judgement(NamedTuple):
@@ -59,8 +59,8 @@ def spread(values: Sequence[float], percent: bool = True, digits: int = 1) -> st
     text = f"{scale * statistics.mean(good):.{digits}f}"
     if len(good) > 1:
         text += f" ± {scale * deviation(good):.{digits}f}"
-    lost = len(values) - len(good)
-    return text + (" %" if percent else "") + (f" ({lost} of {len(values)} diverged)" if lost else "")
+    diverged = len(values) - len(good)
+    return text + (" %" if percent else "") + (f" ({diverged} of {len(values)} diverged)" if diverged else "")
 
 
 def listed(values: Mapping[Any, Sequence[float]], percent: bool = True, digits: int = 1, separator: str = "; ") -> str:
@@ -79,23 +79,23 @@ def more(
 ) -> Judgement:
     """Judges whether the first of some named groups is above the second by more than `by`; lists all groups.
 
-    `test` are further arguments of `evidence.more`.
+    `test` holds further arguments of `evidence.more`.
     """
     high, low, *_ = groups.values()
     return Judgement(evidence.more(high, low, by, **test), start + listed(groups, percent, digits, separator))
 
 
 def missing(note: str) -> Judgement:
-    """Returns the judgement of a claim that the outcomes cannot decide, with the reason."""
+    """Returns the judgement of a claim that the outcomes cannot decide; `note` is the reason."""
     return Judgement(dataclasses.replace(evidence.NOTHING, note=note), note)
 
 
 def sequential(looks: Sequence[tuple[Evidence, float]]) -> Evidence:
     """Combines the evidence of all looks at a claim: (evidence, level of the look), in order.
 
-    At each look a p value is weighed by ALPHA / level, and the smallest one counts. Levels add up to at most ALPHA. So
-    by Bonferroni's inequality it is a valid p value, at which look one stops and whatever the tests are. Estimate and
-    interval are those of the last look.
+    Each look's p value is multiplied by ALPHA / level, and the smallest product counts. The levels add up to at most
+    ALPHA. So by Bonferroni's inequality the product is a valid p value, whatever the tests are and at whichever look
+    one stops. The estimate and its interval are those of the last look.
     """
     p_for, p_against = (
         min(1.0, *(getattr(one, name) * ALPHA / level for one, level in looks)) for name in ("p_for", "p_against")
@@ -104,7 +104,7 @@ def sequential(looks: Sequence[tuple[Evidence, float]]) -> Evidence:
 
 
 def p_value(one: Evidence) -> float:
-    """Returns the two-sided p value of a verdict either way."""
+    """Returns the two-sided p value of a verdict for or against the claim."""
     return min(1.0, 2 * min(one.p_for, one.p_against))
 
 
@@ -116,10 +116,10 @@ def corrected(claims: Sequence[Evidence]) -> list[float]:
 
 
 def decide(claims: Sequence[Evidence]) -> list[bool | None]:
-    """Returns for each claim of a study whether it holds, or None if that is undecided.
+    """Decides each claim of a study: True if it holds, False if it is refuted, None if it is undecided.
 
-    The probability of any false verdict in a study is at most ALPHA. A small difference may both be above the margin
-    and below the one that matters; such a claim holds.
+    The probability of any false verdict in a study is at most ALPHA. If a difference is shown to be above the margin
+    and also to be too small to matter, the claim holds.
     """
     verdicts: list[bool | None] = []
     for one, p in zip(claims, corrected(claims), strict=True):
@@ -129,9 +129,9 @@ def decide(claims: Sequence[Evidence]) -> list[bool | None]:
 
 
 def spent(fraction: float) -> float:
-    """Returns the part of ALPHA that may be spent by the time that a fraction of all seeds has been seen.
+    """Returns the part of ALPHA that may be spent once a fraction of all seeds has been used.
 
-    It is the spending function of Lan & DeMets 1983 that resembles Pocock's boundary: early looks get a large share.
+    This is the spending function of Lan & DeMets 1983 that resembles Pocock's boundary: early looks get a large share.
     """
     return ALPHA * math.log(1 + (math.e - 1) * min(1.0, fraction))
 
@@ -139,7 +139,7 @@ def spent(fraction: float) -> float:
 def looks(most: int, first: int = FIRST, growth: float = 1.4) -> list[tuple[int, float]]:
     """Returns the group-sequential looks: (seeds per group, level of that look).
 
-    Levels add up to ALPHA. So by Bonferroni's inequality the probability of a false verdict at any look is at most
+    The levels add up to ALPHA. So by Bonferroni's inequality the probability of a false verdict at any look is at most
     ALPHA, whatever the tests are.
 
     Args:
@@ -187,6 +187,6 @@ def overall(claims: Sequence[Mapping[str, Any]]) -> str:
 
 
 def seeds_text(claim: Mapping[str, Any]) -> str:
-    """Formats how many seeds would decide a claim of results.json that is too small to tell; "" if unknown."""
+    """Formats the number of seeds that would decide a claim of results.json; "" if it is decided or unknown."""
     seeds = claim.get("seeds")
     return f"{min(seeds, MOST_SEEDS)}{' or more' if seeds > MOST_SEEDS else ''} seeds would tell" if seeds else ""

@@ -135,7 +135,7 @@ def test_freezing_decay_and_unfreezing(source):
         ("model=resnet8,to=folder:/nowhere", "to=folder:/nowhere: there is no such folder"),
         ("model=resnet8,to=folder:tests/golden", "to=folder:tests/golden: there are no images in its folders"),
         ("model=resnet8,to=text:x", "unknown to 'text:x'"),
-        ("model=resnet8,to=arrays:x.npz,rule=bit", "which to=arrays:x.npz does not tell: set examples"),
+        ("model=resnet8,to=arrays:x.npz,rule=bit", "which to=arrays:x.npz does not determine; set examples"),
         ("model=resnet8,to=digits,rule=big", "unknown rule 'big'; allowed: finetune, bit"),
         ("model=resnet8,to=digits,freeze=4", "freeze=4 must be 0 to 3, or all"),
         ("model=vit_small_patch16,to=cifar10,freeze=1", "need a network of stages, unlike vit_small_patch16"),
@@ -154,7 +154,7 @@ def test_a_model_that_differs_from_the_runs_is_refused(source, tmp_path):
     with pytest.raises(ValueError, match=f"from={source} is a resnet8, not model=vgg11"):
         config.get_config(f"from={source},model=vgg11,to=digits")
     (tmp_path / "a.safetensors").write_bytes(b"no header")
-    with pytest.raises(ValueError, match="it does not say which network it is"):
+    with pytest.raises(ValueError, match="it does not record its network"):
         config.get_config(f"from={tmp_path / 'a.safetensors'},to=digits")
 
 

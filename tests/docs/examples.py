@@ -56,6 +56,8 @@ python -m experiments.explain --workdir=runs/x --image=both.jpg --target=cat,dog
     run     cat,dog -> 3,8
 python -m experiments.explain --workdir=runs/x --indices=mistakes --target=top1,label
     run
+python -m experiments.explain --workdir=runs/x --image=photos
+    run
 python -m experiments.report
     run
 python -m experiments.report --results=experiments/results --out=report
@@ -86,8 +88,8 @@ python -m experiments.seeds --config=configs/digits.py --workdir=runs/seeds --ou
     run     --seeds=2; --config.duration="2 steps"
 python -m experiments.study.simulate
     parse   minutes; test_evidence.py
-python -m experiments.study.simulate --rounds=20000 --markdown
-    parse   hours; test_evidence.py
+python -m experiments.study.simulate --rounds=400 --markdown
+    parse   minutes; test_evidence.py
 python -m models
     run
 python -m models "*resnet*"
@@ -110,6 +112,8 @@ python -m train --config=configs/cifar10.py:resnet20,norm=group --workdir=runs/x
     run     runs/x -> runs/y; --config.data.source=arrays:cifar10.npz; --config.duration="2 steps"
 python -m train --config=configs/cifar10.py:resnet56 --dry_run
     run     --config.data.source=arrays:cifar10.npz
+python -m train --config=configs/digits.py --config.duration="40 epochs" --workdir=runs/digits --extend
+    run     40 epochs -> 3 epochs
 python -m train.adaptive --workdir=runs/aig
     run
 python -m train.adaptive --workdir=runs/msdnet

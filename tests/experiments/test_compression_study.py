@@ -364,7 +364,7 @@ def test_a_run_is_pruned_and_then_shared_by_the_config(tmp_path):
         ("sparsity=0.5", "must be the folder of a run"),
         ("LeNet-3", "unknown network 'LeNet-3'; allowed: LeNet-300-100, LeNet-5, VGG-11, ResNet-20"),
         ("LeNet-5,scale=imagenet", "unknown scale 'imagenet'; allowed: digits, cifar10"),
-        ("from=/nowhere,stage=dense", "stage=dense needs a network by name"),
+        ("from=/nowhere,stage=dense", "stage=dense needs a named network"),
     ],
 )
 def test_impossible_configs_are_refused_in_one_line(text, message):

@@ -106,7 +106,7 @@ def test_a_budget_ends_it_and_the_rest_has_a_price():
     runner = Runner({"close": CLOSE, "hard": HARD}, budget=3 * FIRST + 1)
     records = runner.decide(made_study("close", "hard"))
     assert len(runner.runs) == 3 * FIRST + 1 and {one["seeds_seen"] for one in records} == {FIRST}
-    assert "the budget ended; the 2 undecided claims would take about" in runner.said[-1]
+    assert "the budget ended; the 2 undecided claims would need about" in runner.said[-1]
     with pytest.raises(OutOfTime):  # before the first look there is nothing to judge
         Runner({}, budget=3).decide(made_study("close"))
 

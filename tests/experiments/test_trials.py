@@ -119,7 +119,7 @@ def test_other_code_runs_again_unless_its_commit_is_accepted(tmp_path, monkeypat
 
 def test_after_the_deadline_no_trial_starts(tmp_path):
     for jobs in (1, 2):
-        with pytest.raises(trials.OutOfTime, match="the budget of time ended with 2 trials to run"):
+        with pytest.raises(trials.OutOfTime, match="the time budget ended with 2 trials left to run"):
             run_all([trial(0), trial(1)], tmp_path / "runs", jobs, deadline=time.time() - 1)
 
 

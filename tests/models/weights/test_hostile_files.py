@@ -257,7 +257,7 @@ SAFE = {
 @pytest.mark.parametrize("name", SAFE)
 def test_hostile_safetensors_files(tmp_path, name):
     assert refused(tmp_path / "w.safetensors", SAFE[name]).startswith(f"{tmp_path}/w.safetensors: ")
-    with pytest.raises(ValueError, match="it does not say which network it is"):
+    with pytest.raises(ValueError, match="it does not record its network"):
         transfer.described(str(tmp_path / "w.safetensors"))
 
 
