@@ -77,9 +77,6 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in every if fnmatch.fnmatchcase(name, pattern))
 
 
-names = list_models  # its name in 0.1.0
-
-
 def fields(name: str) -> list[str]:
     """Returns the fields of the network `name` that `create` takes; raises UserError for an unknown name."""
     users = {field: user for user, field in _FIELD_OF.items()}

@@ -253,7 +253,7 @@ def smaller(results: Path) -> str:
         )
         for row in result["rows"]
         if row["times_faster"] != 1
-        and row["case"].split(",")[0] in models.names()
+        and row["case"].split(",")[0] in models.list_models()
         and row["program"] != "XNOR by floats"
     ]
     return _placed(("network", "program", "of the mult-adds", "times faster"), rows)

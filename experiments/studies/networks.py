@@ -17,7 +17,7 @@ class Network(NamedTuple):
     """A network as a study trains it.
 
     Attributes:
-      name: One of `models.names()`.
+      name: One of `models.list_models()`.
       fields: Fields of the model that differ from the defaults of its name.
       size: Height and width to which images are resized; 0: unchanged. A network whose stem halves the resolution
         gets images of twice the size when compared with one whose stem does not.

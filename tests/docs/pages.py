@@ -106,7 +106,7 @@ def config_arguments():
 @functools.cache
 def config_keys():
     keys = {key.path for section in reference.sections() for key in section.keys}
-    return keys | {f"model.{field}" for name in models.names() for field in models.fields(name)}
+    return keys | {f"model.{field}" for name in models.list_models() for field in models.fields(name)}
 
 
 def fault(words):

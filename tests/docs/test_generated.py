@@ -49,7 +49,7 @@ def rows():
 
 def test_models_md_has_every_network_with_its_parameters():
     assert list(rows()) == [name for names in reference.families().values() for name in names]
-    assert set(rows()) == set(models.names())
+    assert set(rows()) == set(models.list_models())
     for name, row in rows().items():
         assert f" {PARAMETERS[name]:,} " in row, name
 
@@ -60,6 +60,6 @@ def test_networks_csv_has_the_rows_of_models_md():
     assert listed == rows(), "make report"
 
 
-@pytest.mark.parametrize("name", [*CHEAP, *(pytest.param(n, marks=pytest.mark.full) for n in models.names())])
+@pytest.mark.parametrize("name", [*CHEAP, *(pytest.param(n, marks=pytest.mark.full) for n in models.list_models())])
 def test_rows_of_models_md_are_current(name):
     assert rows()[name] == "| " + " | ".join(reference.network(name).cells) + " |", "make report"

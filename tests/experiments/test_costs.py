@@ -13,7 +13,7 @@ FEW = ("alexnet", "resnet18", "vgg11")
 
 
 def test_published_networks_are_registered_and_drawn():
-    assert set(costs.PUBLISHED) <= set(models.names())
+    assert set(costs.PUBLISHED) <= set(models.list_models())
     assert {entry.family for entry in costs.PUBLISHED.values()} == set(costs.COLORS)
     labels = [(entry.family, entry.label) for entry in costs.PUBLISHED.values()]
     assert len(set(labels)) == len(labels)

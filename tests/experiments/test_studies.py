@@ -36,7 +36,7 @@ def test_trials_are_distinct_and_complete(name, scale, sets):
     every = planned(name, "digits") if scale == "digits" else study.module(name).trials(scale, range(3))
     labels = [tuple(sorted((key, str(value)) for key, value in trial.labels.items())) for trial in every]
     assert every and len(set(labels)) == len(labels)
-    assert {trial.config.model.name for trial in every} <= set(models.names())
+    assert {trial.config.model.name for trial in every} <= set(models.list_models())
     for trial in every:
         assert trial.start is None or trial.start.labels["seed"] == trial.labels["seed"]
 

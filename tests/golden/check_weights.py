@@ -44,7 +44,7 @@ def pairs() -> dict[str, dict[str, str]]:
     import torchvision.models as tv
 
     names: dict[str, dict[str, str]] = {}
-    for name in models.names():
+    for name in models.list_models():
         model = models.create(name)
         for layout, table, library_names in (
             ("torchvision", torch_names.TORCHVISION, tv.list_models(module=tv)),

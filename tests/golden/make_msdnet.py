@@ -125,7 +125,7 @@ if __name__ == "__main__":
         {label: case(*entry) for label, entry in CASES.items()},
         {
             name: ("msdnet_pytorch", lambda name=name: Theirs(models.create(name)))
-            for name in models.names()
+            for name in models.list_models()
             if name.startswith("msdnet")
         },
         counts={label: count(*entry) for label, entry in COUNTED.items()},

@@ -21,7 +21,7 @@ def bit(**fields):
 
 @pytest.mark.full
 def test_normalization_is_by_32_groups_and_kernels_are_standardized():
-    for name in models.names():
+    for name in models.list_models():
         if name.endswith("_bit"):
             model = models.create(name)
             assert (model.norm, model.conv, model.preact) == ("group:32", "standardized", True)

@@ -42,7 +42,7 @@ def ladder(row, **fields):
 
 
 def test_the_ladder_is_complete_and_in_order():
-    names = [name for name in models.names() if name.startswith("convnext_ladder")]
+    names = [name for name in models.list_models() if name.startswith("convnext_ladder")]
     assert names == sorted(f"convnext_ladder{row}" for row in LADDER) and list(LADDER) == sorted(LADDER)
 
 

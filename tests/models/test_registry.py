@@ -42,7 +42,7 @@ def abstract(model, images=IMAGES):
 
 
 def test_the_table_holds_every_registered_name():
-    assert set(models.names()) == set(PARAMETERS)
+    assert set(models.list_models()) == set(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", deep_in_full(PARAMETERS))
