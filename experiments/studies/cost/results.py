@@ -28,7 +28,7 @@ def better(field: str, high: str, low: str) -> Judge:
 
 
 def cheaper(kind: str, cheap: str, dear: str, share: float, loss: float) -> Judge:
-    """Returns a judge: `cheap` has at most `share` of the mult-adds of `dear`, and loses less than `loss` of accuracy."""
+    """Returns a judge: `cheap` has at most `share` of the mult-adds of `dear`, and loses less accuracy than `loss`."""
 
     def judge(outcomes: Outcomes) -> Judgement:
         cheap_runs, dear_runs = (outcomes.where(set=kind, network=name) for name in (cheap, dear))
@@ -94,7 +94,7 @@ def timed(outcomes: Outcomes) -> Judgement:
         for o in outcomes.where(set="step time", of=KINDS["mult_adds"])
     }
     fast, slow = min(times, key=times.__getitem__), max(times, key=times.__getitem__)
-    text = f"{fast} {times[fast]:.1f} ms, {slow} {times[slow]:.1f} ms a step"
+    text = f"{fast} {times[fast]:.1f} ms, {slow} {times[slow]:.1f} ms per step"
     return Judgement(evidence.holds(times[slow] > 1.5 * times[fast]), text)
 
 

@@ -96,7 +96,7 @@ STUDY = Study(
             "Depthwise separable convolutions cost little accuracy.",
             "70.6 %, whole 71.7 %",
             "Howard 2017, table 4",
-            "separable ones are less than 3 points below whole ones in accuracy, with at most a fourth of the mult-adds",
+            "separable ones lose less than 3 points against whole ones, with at most a fourth of the mult-adds",
             results.cheaper("convolution", "separable", "whole", 0.25, 0.03),
             -0.011,
         ),
