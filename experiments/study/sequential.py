@@ -25,7 +25,7 @@ class Seen:
     Attributes:
       claim: The claim.
       evidence: Its evidence, over all of its looks.
-      ours: Its numbers, in one sentence.
+      ours: Our numbers for it, in one sentence.
       used: Names of the numbers that the judge read, by group of trials.
       seeds: Number of seeds at the last look.
       next: Number of seeds at the next look; None after the last.

@@ -186,7 +186,7 @@ def scales_better(outcomes: Outcomes) -> Judgement:
 
 
 def batch_better(outcomes: Outcomes) -> Judgement:
-    """Compares budgets spent per image with the same exit for all images, within each network."""
+    """Compares spending a budget by image with the same exit for all images, within each network."""
     parts, texts = [], []
     for method in WITH_EXITS:
         by_image, by_exit = _means(outcomes, (method, True), (method, False))
@@ -283,7 +283,7 @@ def _table_of_exits(method: str, results: Sequence[dict[str, Any]]) -> Table:
 
 
 def _table_of_classes(outcomes: Outcomes) -> Table:
-    """Returns the mean cost of each class."""
+    """Returns a table of the mean cost of each class, for the networks that decide by image."""
     columns, classes = {}, []
     for outcome in outcomes:
         name = name_of(outcome.labels)

@@ -71,7 +71,10 @@ def sparsities_of(outcomes: Outcomes) -> list[float]:
 
 
 def _versus(high: tuple[str, str], low: tuple[str, str], cut: bool = False) -> Judge:
-    """Returns a judge: one (decay, how) is more accurate than another, mean over sparsities (if `cut`, of CUTS)."""
+    """Returns a judge: one pair (decay, how) is more accurate than another, by the mean over sparsities.
+
+    With `cut`, only the sparsities in CUTS count, because the others are not measured without retraining.
+    """
 
     def judge(outcomes: Outcomes) -> Judgement:
         sparsities = [s for s in sparsities_of(outcomes) if s in CUTS or not cut]

@@ -262,7 +262,7 @@ def draw_gradients(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_deletions(outcomes: Outcomes, figure: Any) -> None:
-    """Draws accuracy without each block."""
+    """Draws the accuracy that is left without each block."""
     panels = figure.subplots(1, len(DELETED), sharey=True, width_ratios=(1, 1, 2))
     for axes, (network, role) in zip(panels, DELETED, strict=True):
         if runs := _end(outcomes, network, role=role).results("deletions"):

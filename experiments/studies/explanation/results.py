@@ -200,7 +200,7 @@ def _color(name: str) -> Any:
 
 
 def draw_gallery(outcomes: Outcomes, figure: Any) -> None:
-    """Draws three rows per network, one column per method."""
+    """Draws the gallery: three rows per network, one column per method."""
     seed = outcomes.distinct("seed")[0]
     explained = outcomes.where(seed=seed).having("gallery")
     if not explained:
@@ -295,7 +295,7 @@ def draw_sanity(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_effective(outcomes: Outcomes, figure: Any) -> None:
-    """Draws one column per network: before and after training."""
+    """Draws effective receptive fields before and after training, one column per network."""
     measured = outcomes.where(seed=outcomes.distinct("seed")[0]).having("effective")
     if not measured:
         return

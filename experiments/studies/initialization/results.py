@@ -82,7 +82,7 @@ def rule(outcomes: Outcomes) -> Judgement:
 
 
 def deepest(outcomes: Outcomes) -> Judgement:
-    """Tests whether the deepest networks mostly converge with MSRA, and mostly do not with Xavier."""
+    """Tests whether most runs of the deepest networks converge with MSRA, and most do not with Xavier."""
     msra, xavier = (_share(outcomes, "plain", "deep", init) for init in PAIR)
     decided = evidence.all_of(evidence.usual(*msra), evidence.negated(evidence.usual(*xavier)))
     text = f"{msra[0]} of {msra[1]} runs converge with MSRA, {xavier[0]} of {xavier[1]} with Xavier"

@@ -197,7 +197,7 @@ def tables(outcomes: Outcomes) -> list[Table]:
 
 
 def draw_sizes(outcomes: Outcomes, figure: Any) -> None:
-    """Draws accuracy against the images that are normalized together, and the number of groups."""
+    """Draws accuracy against the number of images that are normalized together, and against the number of groups."""
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for norm in outcomes.where(part="size").distinct("norm"):
         runs = [_runs(outcomes, norm, n).values("accuracy") for n in SIZES]

@@ -100,7 +100,7 @@ def few_labels(outcomes: Outcomes) -> Judgement:
 
 
 def faster(outcomes: Outcomes) -> Judgement:
-    """Compares accuracies after the first tenth of the training."""
+    """Compares accuracies after the first tenth of the steps."""
     runs = outcomes.where(part="transfer", target=_targets(outcomes)[0], labels=ALL)
     early = {
         how: [(o.history.get("test") or {"accuracy": [0.0]})["accuracy"][0] for o in runs.where(how=how)]
@@ -320,7 +320,7 @@ def draw_sources(outcomes: Outcomes, figure: Any) -> None:
 
 
 def draw_embedding(outcomes: Outcomes, figure: Any) -> None:
-    """Draws features in two dimensions, one panel per way, colored by class."""
+    """Draws features in two dimensions, colored by class, with one panel per way of training."""
     titles = {"classifier": "pretrained, unchanged", "scratch": "trained from scratch", "fine-tuned": "fine-tuned"}
     embedded = outcomes.where(part="transfer").having("embedding")
     ordered = sorted(embedded, key=lambda outcome: list(titles).index(outcome.labels["how"]))
