@@ -118,7 +118,7 @@ CLAIMS = [
         "A lower target rate costs accuracy.",
         "ImageNet, ConvNet-AIG 50: t = 0.4 24.75 %, 0.7 23.83 % error",
         "Veit 2018, figure 3",
-        "accuracy rises with the target (a line over all targets)",
+        "accuracy rises with the target (slope of a line over all targets)",
         results.targets,
         0.0092,
     ),

@@ -99,7 +99,8 @@ FAMILIES: Mapping[str, Mapping[str, Network]] = {  # on digits, images of 16 x 1
 }
 COSTS = {
     "digits": "about 6 minutes on 2 cores",
-    "cifar10": "119 runs, 4e16 mult-adds: half an hour of a GPU at 3e13 per second; small networks reach less: hours",
+    "cifar10": "119 runs, 4e16 mult-adds: half an hour of a GPU at 3e13 per second, but hours at the speed that "
+    "small networks reach",
     "imagenet": "146 runs, 2e20 mult-adds: 1800 GPU hours at 3e13 per second, the speed of ResNet-50 on an A100",
 }
 
@@ -169,7 +170,7 @@ STUDY = Study(
             "With a stem of convolutions more settings of learning rate and weight decay are good.",
             "curves, no numbers printed",
             "Xiao 2021, section 5.3",
-            f"of the grid's settings, the share within {100 * NEAR:.0f} points of the "
+            f"of the grid's settings, the fraction within {100 * NEAR:.0f} points of the "
             "network's best is larger for ViT_C (one seed)",
             results.near,
         ),
@@ -177,7 +178,7 @@ STUDY = Study(
             "With a stem of convolutions training converges in fewer epochs.",
             "error after 50 epochs above that after 400: about 10 points (patches), 6 (convolutions)",
             "Xiao 2021, section 5.1 (1GF)",
-            "error after the short training minus that after the long one is larger for ViT_P",
+            "the error after the short training minus that after the long one is larger for ViT_P than for ViT_C",
             results.lengths,
             0.04,
         ),
@@ -201,7 +202,7 @@ STUDY = Study(
             "Depthwise convolutions lose accuracy, the width they pay for more than returns it.",
             "79.51 +- 0.18 % before, 78.28 +- 0.08 % depthwise, 80.50 +- 0.02 % wide",
             "Liu 2022, table 10",
-            "row 3 is more accurate than row 4, and row 5 than row 3",
+            "row 3 of the ladder is more accurate than row 4, and row 5 is more accurate than row 3",
             results.rows(("3 patchify", "4 depthwise"), ("5 width", "3 patchify")),
         ),
         Claim(

@@ -127,21 +127,21 @@ CLAIMS = [
         "LeNet-300-100 is 40 times smaller with no loss.",
         "40x; error 1.64 before, 1.58 % after",
         "Han 2016, table 1",
-        "at least 35 times, and at most half a point of accuracy lost",
+        "at least 35 times smaller, and at most half a point of accuracy lost",
         results.smaller("LeNet-300-100", 35),
     ),
     Claim(
         "LeNet-5 is 39 times smaller with no loss.",
         "39x; error 0.80 before, 0.74 % after",
         "Han 2016, table 1",
-        "at least 35 times, and at most half a point of accuracy lost",
+        "at least 35 times smaller, and at most half a point of accuracy lost",
         results.smaller("LeNet-5", 35),
     ),
     Claim(
         "A VGG is tens of times smaller with no loss.",
         "VGG-16 49x, AlexNet 35x (most of both are dense layers)",
         "Han 2016, table 1",
-        "a VGG-11 of convolutions alone: at least 20 times, and at most half a point of accuracy lost",
+        "a VGG-11 of convolutions alone is at least 20 times smaller, and at most half a point of accuracy is lost",
         results.smaller("VGG-11", 20),
     ),
     Claim(
@@ -191,7 +191,7 @@ CLAIMS = [
         "Ternary weights cost nearly nothing.",
         "CIFAR-10, ResNet-20 to 56: 0.64 worse, 0.04, 0.16, 0.36 better",
         "Zhu 2017, table of CIFAR-10",
-        "fine-tuned, at most one point worse at every depth",
+        "after fine-tuning, at most one point worse than full precision at every depth",
         results.ternary,
         -0.0064,  # ResNet-20
     ),
@@ -199,7 +199,7 @@ CLAIMS = [
         "Binary weights cost little.",
         "AlexNet: full 56.6, binary weights 56.8 %; ResNet-18 69.3, 60.8 %",
         "Rastegari 2016, tables 1 and 2",
-        "at most two points worse at every depth",
+        "at most two points worse than full precision at every depth",
         results.binary,
         -0.085,  # ResNet-18
     ),
@@ -207,7 +207,7 @@ CLAIMS = [
         "Binary inputs cost more than binary weights.",
         "AlexNet: 56.8 against 44.2 %; ResNet-18 60.8 against 51.2 %",
         "Rastegari 2016, tables 1 and 2",
-        "XNOR is worse at every depth",
+        "XNOR is worse than binary weights at every depth",
         results.xnor,
         0.096,  # ResNet-18
     ),
@@ -215,7 +215,7 @@ CLAIMS = [
         "A third of the work can go with whole filters.",
         "mult-adds of VGG-16 up to 34 %, of ResNet-110 up to 38 % fewer, close to the accuracy",
         "Li 2017, abstract",
-        "at most half a point worse, with over 30 % fewer mult-adds, after as much retraining",
+        "after as much retraining as in pruning, at most half a point worse, with over 30 % fewer mult-adds",
         results.filters,
     ),
 ]

@@ -41,7 +41,8 @@ EPOCHS = {
 
 COSTS = {
     "digits": "about 5 minutes on 2 cores",
-    "cifar10": "60 runs, 5e16 mult-adds: half an hour of a GPU at 3e13 per second; small networks reach less: hours",
+    "cifar10": "60 runs, 5e16 mult-adds: half an hour of a GPU at 3e13 per second, but hours at the speed that "
+    "small networks reach",
     "imagenet": "72 runs, 1.05e20 mult-adds: 1000 GPU hours at 3e13 per second, the speed of ResNet-50 on an A100",
 }
 
@@ -188,7 +189,7 @@ STUDY = Study(
         Picture(
             "step_time",
             f"Median time of {TIMED} compiled training steps by mult-adds, for every network of the study. Trials that "
-            "run at the same time share the machine.",
+            "run at the same time share the machine, so their steps may take longer.",
             results.draw_step_time,
             (9, 5),
         ),

@@ -106,7 +106,8 @@ STUDY = Study(
             "Residual connections make training insensitive to the initial scale.",
             "gradients reach early layers through the identity",
             "He 2016b, eq. 5",
-            "in those networks, more than half do with residual connections and no normalization",
+            "in our deepest networks fewer than half of the plain runs converge with normal 0.01 and with Xavier, and "
+            "more than half do with residual connections and no normalization",
             results.cured("residual, no norm"),
         ),
     ),

@@ -286,8 +286,8 @@ CLAIMS = [
         "Pretraining helps most where labels are few.",
         "“training from random initialization is surprisingly robust”, there even with 10 % of COCO",
         "He 2019, abstract",
-        "fine-tuning gains over scratch with the fewest labels, and gains less the more labels there are (a line over "
-        "their ranks)",
+        "fine-tuning gains over scratch with the fewest labels, and gains less the more labels there are (slope of "
+        "a line over their ranks)",
         results.few_labels,
     ),
     Claim(
@@ -301,21 +301,21 @@ CLAIMS = [
         "More source data, better transfer.",
         "“the performance on vision tasks increases logarithmically based on volume of training data size”",
         "Sun 2017, abstract",
-        "the accuracy of the widest network rises with the share of the source (a line over its logarithm)",
+        "the accuracy of the widest network rises with the fraction of the source (slope of a line over its logarithm)",
         results.more_data,
     ),
     Claim(
         "Larger networks transfer better.",
         "R152x4 above R50x1 (figure only)",
         "Kolesnikov 2020, figure 5",
-        "from all of the source, accuracy rises with the width of the network (a line over its logarithm)",
+        "with all of the source, accuracy rises with the width of the network (slope of a line over its logarithm)",
         results.bigger,
     ),
     Claim(
         "More data and larger networks go together.",
         "small networks gain little from more data (figure only)",
         "Kolesnikov 2020, figure 5",
-        "the gain from more source data rises with the width of the network (a line over its logarithm)",
+        "the gain from more source data rises with the width of the network (slope of a line over its logarithm)",
         results.together,
     ),
     Claim(
@@ -337,7 +337,7 @@ CLAIMS = [
         "A cue that the source taught reaches the target, after fine-tuning.",
         "bias transfers to a target without it (no number quoted)",
         "Salman 2022, abstract",
-        "the same, after fine-tuning on target images without the square",
+        "the same as with fixed features, after fine-tuning on target images without the square",
         results.biased("fine-tuned"),
     ),
     Claim(
