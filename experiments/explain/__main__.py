@@ -168,7 +168,7 @@ def main() -> None:
     console.print(f"written to {out}: {', '.join(written)}, explain.json", soft_wrap=True, highlight=False)
 
 
-if __name__ == "__main__":  # only here: absl has one table of flags for the process, and tests import this module
+if __name__ == "__main__":  # absl has one table of flags per process, and tests import this module
     WORKDIR = command.define_path("workdir", None, "Folder of the run.")
     CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Checkpoint of the run: last, or best (on its test set).")
     IMAGE = command.define_paths("image", [], "Image files and folders of images, separated by commas.")

@@ -11,7 +11,7 @@ from train import predict
 from train.data import background, decode, view
 from train.data.view import View
 
-if TYPE_CHECKING:  # modules that train are imported only when a measure runs
+if TYPE_CHECKING:  # training code is imported only when it is needed
     from train.run import Network
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.studies.measures import png
 
-if TYPE_CHECKING:  # modules that train are imported only when a measure runs
+if TYPE_CHECKING:  # measures import training code only when they run
     from train.run import Run
     from train.state import TrainState
 

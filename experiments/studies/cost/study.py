@@ -37,7 +37,7 @@ EPOCHS = {
     "digits": 6,
     "cifar10": 60,
     "imagenet": 90,
-}  # on digits, half of the recipe's epochs, with which networks reach 99 %
+}  # on digits, half of the recipe's epochs, because with all of them networks reach 99 %
 
 COSTS = {
     "digits": "about 5 minutes on 2 cores",
